@@ -1,0 +1,275 @@
+"""One source image and its recipes -> augmented rows: decode once, one affine per variant, encode.
+
+Only the output window of a variant is resampled, once, from the source padded by reflection; the padded source is
+shared by all of its variants. A picture that a recipe leaves as it is (`Original`) keeps the source's own bytes.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import simplejpeg
+from PIL import Image as PilImage
+from PIL import ImageOps
+
+from kp_ray.config import InputError
+from kp_ray.keypoints import FloatArray, inside, visible_box
+from kp_ray.recipes import Draw, Recipe, apply_affine, draw, variant_seed
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused before they are decoded."""
+
+_EXIF_ORIENTATION = 0x0112
+
+Image = npt.NDArray[np.uint8]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An original image and its labels; `keypoints` is (K, 3) x, y, v with NaN where unlabelled."""
+
+    name: str
+    scene: str
+    camera: str
+    frame: int
+    split: str
+    keypoints: FloatArray
+
+
+def row_schema(num_keypoints: int) -> pa.Schema:
+    """The columns of a store's rows."""
+    return pa.schema(
+        [
+            ("source", pa.string()),
+            ("scene", pa.string()),
+            ("camera", pa.string()),
+            ("frame", pa.int64()),
+            ("split", pa.string()),
+            ("recipe", pa.string()),
+            ("copy", pa.int32()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("image", pa.binary()),
+            ("keypoints", pa.list_(pa.float32(), 3 * num_keypoints)),
+            ("bbox_xyxy", pa.list_(pa.float32(), 4)),
+            ("num_visible", pa.int32()),
+            ("affine", pa.list_(pa.float64(), 6)),
+            ("seed", pa.uint64()),
+        ]
+    )
+
+
+def decode(content: bytes) -> tuple[Image, bool]:
+    """Decode a picture as its viewer shows it.
+
+    Args:
+        content: JPEG, PNG, WEBP, BMP or any other format that Pillow reads.
+
+    Returns:
+        (H, W, 4) BGRX, and whether `content` can stand for the picture as it is: a JPEG in grey or colour that no
+        EXIF tag rotates.
+
+    Raises:
+        InputError: with the reason, if it is no picture, is cut short, or has a depth that 8 bits cannot hold.
+    """
+    if not content:
+        raise InputError("the file is empty")
+    try:
+        with PilImage.open(io.BytesIO(content)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise InputError(f"{picture.width}x{picture.height} px is more than {MAX_PIXELS} pixels")
+            upright = picture.getexif().get(_EXIF_ORIENTATION, 1) == 1
+            if picture.format == "JPEG" and upright and picture.mode in ("L", "RGB"):
+                return simplejpeg.decode_jpeg(content, "BGRX", strict=True), True
+            return _decode_other(picture), False
+    except (OSError, ValueError, SyntaxError, PilImage.DecompressionBombError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot be decoded: {' '.join(str(error).split())[:200]}") from error
+
+
+def _decode_other(picture: PilImage.Image) -> Image:
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        grey = (np.asarray(picture) >> 8).astype(np.uint8)
+        rgb = np.repeat(grey[..., None], 3, axis=2)
+    elif picture.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        rgb = np.asarray(picture.convert("RGB"))
+    else:
+        raise InputError(f"pictures of mode {picture.mode} are not supported; convert it to 8-bit RGB")
+    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA), dtype=np.uint8)
+
+
+class _Padded:
+    """A source, padded by reflection as far as a rotated frame can reach."""
+
+    def __init__(self, image: Image, rotate_deg: float) -> None:
+        self.image = image
+        height, width = image.shape[:2]
+        self.pad_x = self.pad_y = 0
+        if rotate_deg:
+            self.pad_x, self.pad_y = _reach(width, height, rotate_deg), _reach(height, width, rotate_deg)
+        self.padded = (
+            cv2.copyMakeBorder(image, self.pad_y, self.pad_y, self.pad_x, self.pad_x, cv2.BORDER_REFLECT_101)
+            if rotate_deg
+            else image
+        )
+
+    def window(self, drawn: Draw) -> Image:
+        """The variant's picture (height, width, 4)."""
+        offset = drawn.affine[:, 2]
+        if np.array_equal(drawn.affine[:, :2], np.eye(2)) and np.array_equal(offset, np.round(offset)):
+            x, y = (-offset).astype(int)
+            return self.image[y : y + drawn.height, x : x + drawn.width]
+        inverse = np.linalg.inv(np.vstack([drawn.affine, [0, 0, 1]]))[:2]
+        inverse[:, 2] += self.pad_x, self.pad_y
+        return np.asarray(
+            cv2.warpAffine(
+                self.padded, inverse, (drawn.width, drawn.height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            ),
+            dtype=np.uint8,
+        )
+
+
+def _reach(along: int, across: int, rotate_deg: float) -> int:
+    """How far beyond its edge a frame rotated by up to `rotate_deg` samples, on the axis of length `along`."""
+    worst = min(np.deg2rad(rotate_deg), np.arctan2(across, along))
+    return int(np.ceil((along * np.cos(worst) + across * np.sin(worst) - along) / 2)) + 2
+
+
+def augment_source(
+    content: bytes,
+    source: Source,
+    recipes: Sequence[tuple[Recipe, int]],
+    *,
+    seed: int,
+    jpeg_quality: int,
+    scale_with_frame: bool,
+    box_margin_px: float,
+) -> Iterator[Row]:
+    """The rows of one source: every recipe's copies in order.
+
+    Args:
+        content: the source's encoded bytes.
+        recipes: recipes with their number of copies.
+        seed: the store's seed.
+        jpeg_quality: of every picture that is encoded anew (4:2:0).
+        scale_with_frame: scale the recipes' sizes when the frame is not 1920x1080.
+        box_margin_px: added around the labelled points.
+
+    Raises:
+        InputError: the picture cannot be used, with the reason.
+    """
+    image, plain_jpeg = decode(content)
+    height, width = image.shape[:2]
+    padded = _Padded(image, max(recipe.rotate_deg for recipe, _ in recipes))
+    for recipe, copies in recipes:
+        for copy in range(copies):
+            seed_of_variant = variant_seed(seed, source.name, recipe.fingerprint, copy)
+            if recipe.user is not None:
+                picture, keypoints, affine = _run_user(recipe.user, image, source.keypoints, seed_of_variant)
+                encoded = _encode(picture, jpeg_quality)
+                out_h, out_w = picture.shape[:2]
+            else:
+                drawn = draw(recipe, width, height, seed_of_variant, scale_with_frame=scale_with_frame)
+                keypoints = source.keypoints.copy()
+                keypoints[:, :2] = apply_affine(drawn.affine, keypoints[:, :2])
+                affine, out_w, out_h = drawn.affine, drawn.width, drawn.height
+                untouched = (out_w, out_h) == (width, height) and np.array_equal(affine, np.eye(2, 3))
+                if untouched and plain_jpeg and not recipe.brightness_contrast:
+                    encoded = content
+                else:
+                    encoded = _encode(_relight(padded.window(drawn), drawn), jpeg_quality)
+            yield {
+                **_labels(keypoints, out_w, out_h, box_margin_px),
+                "source": source.name,
+                "scene": source.scene,
+                "camera": source.camera,
+                "frame": source.frame,
+                "split": source.split,
+                "recipe": recipe.name,
+                "copy": copy,
+                "width": out_w,
+                "height": out_h,
+                "image": encoded,
+                "affine": affine.ravel(),
+                "seed": seed_of_variant,
+            }
+
+
+def _labels(keypoints: FloatArray, width: int, height: int, box_margin_px: float) -> Row:
+    stored = keypoints.astype(np.float32)  # visibility is decided on the numbers that are stored
+    stored[~inside(stored[:, :2].astype(np.float64), width, height), 2] = 0
+    box = visible_box(stored.astype(np.float64), width, height, box_margin_px)
+    return {
+        "keypoints": stored.ravel(),
+        "bbox_xyxy": box.astype(np.float32),
+        "num_visible": int((stored[:, 2] > 0).sum()),
+    }
+
+
+def _relight(picture: Image, drawn: Draw) -> Image:
+    if drawn.contrast == 1 and drawn.brightness == 0:
+        return picture
+    table = np.arange(256, dtype=np.float32) * np.float32(drawn.contrast) + np.float32(255 * drawn.brightness)
+    return np.asarray(cv2.LUT(picture, np.rint(table.clip(0, 255)).astype(np.uint8)), dtype=np.uint8)
+
+
+def _encode(picture: Image, jpeg_quality: int) -> bytes:
+    return bytes(
+        simplejpeg.encode_jpeg(np.ascontiguousarray(picture), jpeg_quality, colorspace="BGRX", colorsubsampling="420")
+    )
+
+
+@lru_cache(maxsize=64)
+def _user_pipelines(serialised: str) -> tuple[Any, Any]:
+    """A user's pipeline for the picture, and its twin with constant borders for the keypoints.
+
+    A reflect border makes Albumentations return mirrored copies of every keypoint; the twin draws the same numbers
+    and returns each keypoint once.
+    """
+    import albumentations as A  # noqa: N812
+
+    loaded = A.from_dict(json.loads(serialised))
+    steps = list(loaded.transforms) if isinstance(loaded, A.Compose) else [loaded]
+    twin = deepcopy(steps)
+    waiting = list(twin)
+    while waiting:
+        step = waiting.pop()
+        waiting += list(getattr(step, "transforms", []))
+        if hasattr(step, "border_mode"):
+            step.border_mode = cv2.BORDER_CONSTANT
+    points = A.KeypointParams(format="xy", remove_invisible=False)
+    return A.Compose(steps), A.Compose(twin, keypoint_params=points)
+
+
+def _run_user(serialised: str, image: Image, keypoints: FloatArray, seed: int) -> tuple[Image, FloatArray, FloatArray]:
+    """A user's recipe by Albumentations; its affine is NaN if the pipeline is not an affine map."""
+    height, width = image.shape[:2]
+    labelled = np.isfinite(keypoints[:, :2]).all(axis=1)
+    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=float)
+    for_picture, for_points = _user_pipelines(serialised)
+    for_picture.set_random_seed(seed % 2**32)
+    for_points.set_random_seed(seed % 2**32)
+    rgb = cv2.cvtColor(image, cv2.COLOR_BGRA2RGB)
+    picture = for_picture(image=rgb)["image"]
+    moved = for_points(image=rgb, keypoints=np.vstack([corners, keypoints[labelled, :2]]))["keypoints"]
+    if len(moved) != 4 + labelled.sum() or picture.dtype != np.uint8 or picture.ndim != 3:
+        raise InputError("the user recipe must keep every keypoint and give an 8-bit colour picture")
+    result = keypoints.copy()
+    result[labelled, :2] = moved[4:]
+    origin, right, down = np.asarray(moved[:3], dtype=float)
+    affine = np.column_stack([(right - origin) / width, (down - origin) / height, origin])
+    everything = np.vstack([corners, keypoints[labelled, :2]])
+    if not np.allclose(apply_affine(affine, everything), moved, atol=1e-2):
+        affine = np.full((2, 3), np.nan)
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGRA), dtype=np.uint8), result, affine

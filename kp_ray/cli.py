@@ -1,0 +1,433 @@
+"""The command line: one subcommand a verb, no logic; the only `ray.init`."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any
+
+import ray
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kp_ray import __version__
+from kp_ray.config import Config, InputError, exists, load, read_bytes, write_bytes
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Human-keypoint training on a Ray cluster: from labelled frames to a submission.",
+)
+
+ConfigArgument = Annotated[str | None, typer.Argument(metavar="CONFIG.yaml", help="The configuration file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. train.max_iter=500.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="End stdout with the figures as one JSON object.")]
+
+LOG_EVERY_S = 10.0
+"""Seconds between progress lines where there is no terminal."""
+
+console = Console(stderr=True, highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app(args=list(arguments) if arguments is not None else None)
+    except InputError as error:
+        print(f"kp-ray: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def _cluster(config: Config) -> Iterator[float]:
+    """Join the config's cluster or start a local one; gives the seconds it took."""
+    section = config.cluster
+    address = section.address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # its bars come from actors, thousands of lines
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # prints every line twice
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    began = time.monotonic()
+    try:
+        if address == "local":
+            # Ray Train asks the dashboard for the state of its actors.
+            ray.init(
+                address="local",
+                num_cpus=section.num_cpus,
+                num_gpus=section.num_gpus,
+                include_dashboard=True,
+                logging_level="ERROR",
+                log_to_driver=False,
+            )
+        else:
+            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+    except (ConnectionError, ValueError) as error:
+        raise InputError(f"cluster.address {address}: no Ray cluster answers there: {error}") from error
+    try:
+        yield time.monotonic() - began
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _progress(verb: str) -> Iterator[Callable[[str, int, int, str], None]]:
+    """Rows of progress: bars in a terminal, a line every ten seconds elsewhere. Call with (row, done, total, note)."""
+    if console.is_terminal:
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bars:
+            tasks: dict[str, Any] = {}
+
+            def show(row: str, done: int, total: int, note: str = "") -> None:
+                if row not in tasks:
+                    tasks[row] = bars.add_task(f"{verb} {row}".strip(), total=total, note=note)
+                bars.update(tasks[row], completed=done, total=total, note=note)
+
+            yield show
+        return
+    began: dict[str, tuple[float, int]] = {}
+    told: dict[str, float] = {}
+
+    def tell(row: str, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        start, first = began.setdefault(row, (now, done))
+        if now - told.get(row, start - LOG_EVERY_S) < LOG_EVERY_S and done < total:
+            return
+        told[row] = now
+        rate = (done - first) / (now - start) if now > start else 0.0
+        left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
+        console.print(" ".join(f"{verb} {row} {done}/{total}, {rate:.1f}/s{left} {note}".split()))
+
+    yield tell
+
+
+def _finish(result: dict[str, Any], lines: Sequence[str], next_step: str | None, as_json: bool) -> None:
+    for line in lines:
+        console.print(line)
+    if next_step:
+        console.print(f"next: {next_step}")
+    if as_json:
+        print(json.dumps(result))
+
+
+def _load(path: str | None, overrides: list[str] | None) -> Config:
+    if path is None:
+        raise InputError("name the configuration file, e.g. kp-ray VERB config.yaml")
+    config = load(path, overrides or ())
+    write_bytes(config.path("config.yaml"), config.to_yaml().encode())
+    return config
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def sample(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to write the data set.")],
+    images: Annotated[int, typer.Option(help="Labelled images.", min=1)] = 200,
+    test_images: Annotated[int | None, typer.Option(help="Images to predict; default: a fifth.", min=1)] = None,
+    width: Annotated[int, typer.Option(help="Of an image, in pixels.", min=64)] = 1920,
+    height: Annotated[int, typer.Option(help="Of an image, in pixels.", min=64)] = 1080,
+    seed: Annotated[int, typer.Option(help="Another seed, another data set.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Generate a data set of people with exact labels."""
+    from kp_ray.sample import make_sample
+
+    total = images + (test_images if test_images is not None else max(10, images // 5))
+    with _progress("sample") as show:
+        done = 0
+
+        def more(count: int) -> None:
+            nonlocal done
+            done += count
+            show("", done, total, "")
+
+        result = make_sample(
+            folder, num_images=images, num_test=test_images, width=width, height=height, seed=seed, progress=more
+        )
+    lines = [f"{result['num_train']} labelled and {result['num_test']} test images in {folder}"]
+    _finish(result, lines, f"kp-ray check CONFIG.yaml, with data.annotations={result['annotations']}", as_json)
+
+
+@app.command()
+def check(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+    """Look for mistakes in the labels and images; exit code 1 if there are errors."""
+    result = _check(_load(config, sets))
+    _finish(result, result.pop("lines"), f"kp-ray augment {config}", as_json)
+    if result["errors"]:
+        raise typer.Exit(1)
+
+
+def _check(config: Config) -> dict[str, Any]:
+    from kp_ray.annotations import check_images, check_labels, findings_table, load_annotations
+
+    annotations = load_annotations(
+        config.input("annotations"),
+        corrections=config.data.corrections,
+        flip_pairs=config.skeleton.flip_pairs,
+        sigmas=config.skeleton.sigmas,
+    )
+    findings, sizes = [], None
+    if config.data.images is not None:
+        with _progress("check") as show:
+            done = 0
+
+            def more(count: int) -> None:
+                nonlocal done
+                done += count
+                show("", done, len(annotations), "")
+
+            findings, sizes = check_images(annotations, config.data.images, progress=more)
+    findings = [*findings, *check_labels(annotations, sizes)]
+    table = findings_table(findings)
+    target = config.path("check.csv")
+    write_bytes(target, table.to_csv(index=False).encode())
+    lines = [*annotations.corrected, f"{len(annotations)} labelled images, {len(findings)} findings in {target}"]
+    if config.data.images is None:
+        lines.append("data.images is not set: only the labels were checked")
+    for (level, kind), group in table.groupby(["level", "kind"], sort=True):
+        first = group.iloc[0]
+        lines.append(f"  {level} {kind}: {len(group)}, e.g. {first.image}: {first.message}; {first.fix}")
+    counts = table.groupby("kind").size().to_dict() if len(table) else {}
+    errors = sum(finding.level == "error" for finding in findings)
+    kinds = {str(kind): int(count) for kind, count in counts.items()}
+    return {"images": len(annotations), "errors": errors, "findings": kinds, "lines": lines}
+
+
+@app.command()
+def augment(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+    """Write the store: every recipe of every image, as Parquet."""
+    loaded = _load(config, sets)
+    with _cluster(loaded) as start_up_s:
+        result = _augment(loaded, start_up_s)
+    _finish(result, result.pop("lines"), f"kp-ray train {config}", as_json)
+
+
+def _augment(config: Config, start_up_s: float) -> dict[str, Any]:
+    from kp_ray.store import plan, write_store
+
+    with _progress("augment") as show:
+        result = write_store(plan(config), lambda done, total: show("", done, total, ""))
+    result["seconds"] = round(result["seconds"] + start_up_s, 3)
+    result["start_up_s"] = round(result["start_up_s"] + start_up_s, 3)
+    if result["parts_written"] or not exists(config.path("augment.json")):
+        write_bytes(config.path("augment.json"), (json.dumps(result) + "\n").encode())
+    lines = [
+        f"{result['variants']} variants of {result['sources']} sources in {config.path('store')}: "
+        f"{result['parts_written']} parts written, {result['parts_kept']} kept, {result['sources_per_s']:.1f} sources/s"
+    ]
+    if result["quarantined"]:
+        lines.append(f"{result['quarantined']} sources could not be used: {config.path('store', 'quarantine.parquet')}")
+    return {**result, "lines": lines}
+
+
+@app.command()
+def verify(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+    """Re-hash the store's parts and re-make a sample of its rows; exit code 1 if something is wrong."""
+    from kp_ray.store import plan, verify_store
+
+    loaded = _load(config, sets)
+    problems = verify_store(plan(loaded))
+    lines = problems or [f"{loaded.path('store')} is sound"]
+    _finish({"problems": problems}, lines, f"kp-ray augment {config}" if problems else None, as_json)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+    """Train every member of the ensemble; goes on where a stopped run ended."""
+    loaded = _load(config, sets)
+    with _cluster(loaded):
+        result = _train(loaded)
+    _finish(result, _train_lines(loaded, result), f"kp-ray predict {config}", as_json)
+
+
+def _train(config: Config) -> dict[str, Any]:
+    from kp_ray.train import train as run
+
+    with _progress("train") as show:
+        return run(config, lambda member, done, total, loss: show(member, done, total, f"loss {loss:.2f}"))
+
+
+def _train_lines(config: Config, result: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, figures in result.items():
+        told = "finished before" if figures.get("skipped") else f"{figures['iterations']} iterations"
+        rmse = figures.get("rmse")
+        told += f", validation RMSE {rmse:.2f} px, PCK@0.05 {figures['pck_0.05']:.3f}" if rmse is not None else ""
+        lines.append(f"member {name}: {told}, in {config.member_dir(name)}")
+    return lines
+
+
+@app.command()
+def tune(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+    """Search learning rate and step schedule."""
+    loaded = _load(config, sets)
+    with _cluster(loaded):
+        result = _tune(loaded)
+    lines = [f"{result['trials']} trials, best {result['metric']} {result['best']:.4g} with {result['params']}"]
+    _finish(result, lines, f"kp-ray train {result['config']}", as_json)
+
+
+def _tune(config: Config) -> dict[str, Any]:
+    from kp_ray.tune import tune as run
+
+    total = config.tune.max_iter or config.train.max_iter
+    metric = config.tune.metric
+    with _progress("tune") as show:
+        return run(config, lambda trial, done, seen: show(trial, done, total, f"{metric} {seen.get(metric, 0):.4g}"))
+
+
+@app.command()
+def predict(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+    """Predict the test images with every member, fuse, and write the submission."""
+    loaded = _load(config, sets)
+    with _cluster(loaded):
+        result = _predict(loaded)
+    lines = [f"{result['images']} images by {len(result['members'])} members: {result['submission']}"]
+    if result["filled"] or result["unusable"]:
+        details = loaded.path("predict.json")
+        lines.append(f"{result['filled']} filled in, {result['unusable']} unusable images, listed in {details}")
+    _finish(result, lines, f"kp-ray evaluate {config}", as_json)
+
+
+def _predict(config: Config) -> dict[str, Any]:
+    from kp_ray.predict import predict as run
+
+    with _progress("predict") as show:
+        return run(config, lambda done, total: show("", done, total, ""))
+
+
+@app.command()
+def evaluate(
+    config: ConfigArgument = None,
+    sets: SetOption = None,
+    submission: Annotated[str | None, typer.Option(help="Score this CSV instead of the run's predictions.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score the predictions, or any submission, against data.truth."""
+    from kp_ray.predict import evaluate as run
+
+    loaded = _load(config, sets)
+    result = run(loaded, submission)
+    Console(highlight=False).print(_metrics_table({"submission": result} if submission else _rows_of(result)))
+    _finish(result, [], f"kp-ray report {config}", as_json)
+
+
+def _rows_of(evaluation: dict[str, Any]) -> dict[str, Any]:
+    members = {f"member {name}": figures for name, figures in evaluation.get("members", {}).items()}
+    return {**members, "ensemble": evaluation}
+
+
+def _metrics_table(rows: dict[str, Any]) -> Table:
+    table = Table("", "RMSE px", "median px", "PCK@0.05", "PCK@0.1", "OKS-AP", "missing")
+    for name, figures in rows.items():
+        values = [figures["rmse"], figures["median_px"], *figures["pck"].values(), figures["ap"]]
+        told = ["-" if value is None else f"{value:.2f}" if i < 2 else f"{value:.3f}" for i, value in enumerate(values)]
+        table.add_row(name, *told, f"{figures['num_missing']} of {figures['num_images']}")
+    return table
+
+
+@app.command()
+def report(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+    """Write the run's report, one HTML file."""
+    from kp_ray.report import write_report
+
+    target = write_report(_load(config, sets))
+    _finish({"report": target}, [f"report: {target}"], None, as_json)
+
+
+@app.command()
+def export(
+    config: ConfigArgument = None,
+    folder: Annotated[str | None, typer.Option(help="Where to; default: <run_dir>/export.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only train or val.")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="Only this recipe; may be repeated.")] = None,
+    sets: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the store as COCO keypoints JSON, wide CSV and images."""
+    from kp_ray.store import export_store
+
+    loaded = _load(config, sets)
+    result = export_store(loaded, folder or loaded.path("export"), split=split, recipes=recipe or None)
+    _finish(
+        result,
+        [f"{result['images']} images and annotations.json, annotations.csv in {result['folder']}"],
+        None,
+        as_json,
+    )
+
+
+@app.command()
+def doctor(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+    """Check this machine, the cluster and the inputs; exit code 1 if something is wrong."""
+    from kp_ray.doctor import check_cluster, check_machine
+
+    loaded = load(config, sets or ())
+    checks = check_machine(loaded)
+    with _cluster(loaded):
+        checks += check_cluster(loaded)
+    lines = [
+        f"[{'green]ok' if one.ok else 'red]no'}[/] {one.name}: {one.found}" + ("" if one.ok else f" -> {one.fix}")
+        for one in checks
+    ]
+    bad = [one.name for one in checks if not one.ok]
+    _finish({"ok": not bad, "failed": bad}, lines, None, as_json)
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+    """The whole pipeline: check, augment, train, tune, predict, evaluate, report; finished stages are skipped."""
+    from kp_ray.predict import evaluate as run_evaluate
+    from kp_ray.report import write_report
+    from kp_ray.tune import is_finished
+
+    loaded = _load(config, sets)
+    checked = _check(loaded)
+    _finish({}, checked.pop("lines"), None, False)
+    with _cluster(loaded) as start_up_s:
+        stored = _augment(loaded, start_up_s)
+        _finish({}, stored.pop("lines"), None, False)
+        trained = _train(loaded)
+        _finish({}, _train_lines(loaded, trained), None, False)
+        if loaded.tune.num_trials and not is_finished(loaded):
+            tuned = _tune(loaded)
+            _finish({}, [f"tuned: {tuned['metric']} {tuned['best']:.4g} with {tuned['params']}"], None, False)
+        predicted = _predict(loaded)
+    evaluation = run_evaluate(loaded) if loaded.data.truth else None
+    target = write_report(loaded)
+    result = {"augment": stored, "predict": predicted, "report": target, "submission": predicted["submission"]}
+    out = Console(highlight=False)
+    facts = Table("images", "variants", "sources/s", "filled in", "submission")
+    rate = json.loads(read_bytes(loaded.path("augment.json")))["sources_per_s"]
+    facts.add_row(
+        str(stored["sources"]),
+        str(stored["variants"]),
+        f"{rate:.1f}",
+        str(predicted["filled"]),
+        predicted["submission"],
+    )
+    out.print(facts)
+    if evaluation:
+        result["evaluation"] = evaluation
+        out.print(_metrics_table(_rows_of(evaluation)))
+    out.print(f"report: {target}", soft_wrap=True)
+    _finish(result, [], None, as_json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""The augmentation recipes: 27 named ones as data, a user's own, the drawing of their parameters, fingerprints.
+
+Albumentations 2.0.8 defines what a named recipe means: `Recipe.to_albumentations` is that definition, and `draw`
+follows its distributions and rounding. A recipe is rotate, rescale, crop, rescale again, in this order, each step
+optional, so every variant of it is one affine map from source to variant.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from kp_ray.config import InputError
+from kp_ray.keypoints import FloatArray
+
+REFERENCE_HW = (1080, 1920)
+"""The frame, height x width, that the recipes' sizes are written for."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named recipe.
+
+    Attributes:
+        rotate_deg: rotate about the centre by uniform [-rotate_deg, rotate_deg], border reflect-101.
+        scale_range: rescale by a uniform factor of this range.
+        crop_hw: crop to this height and width, given for a 1080x1920 frame.
+        crop: where: at the centre or at random.
+        then_scale: rescale the crop by this factor.
+        brightness_contrast: contrast factor uniform in [0.8, 1.2], brightness uniform in [-0.2, 0.2] of white.
+        user: a serialised Albumentations pipeline instead of all of the above.
+    """
+
+    name: str
+    rotate_deg: float = 0.0
+    scale_range: tuple[float, float] | None = None
+    crop_hw: tuple[int, int] | None = None
+    crop: Literal["random", "center"] = "random"
+    then_scale: float = 1.0
+    brightness_contrast: bool = False
+    user: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of what the recipe does, whatever it is called."""
+        what = {key: value for key, value in asdict(self).items() if key != "name"}
+        return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def crop_size(self, width: int, height: int, *, scale_with_frame: bool) -> tuple[int, int]:
+        """The crop's (width, height) in a frame of this size; the whole frame if the recipe does not crop."""
+        if self.crop_hw is None:
+            return width, height
+        if not scale_with_frame:
+            return self.crop_hw[1], self.crop_hw[0]
+        crop_h = max(1, round(self.crop_hw[0] * height / REFERENCE_HW[0]))
+        crop_w = max(1, round(self.crop_hw[1] * width / REFERENCE_HW[1]))
+        return crop_w, crop_h
+
+    def to_albumentations(self, width: int = REFERENCE_HW[1], height: int = REFERENCE_HW[0]) -> Any:
+        """The recipe as an Albumentations pipeline for frames of this size.
+
+        Keypoints are pixel indices "xy" and none is removed. Rotate makes mirrored copies of the keypoints with its
+        reflect border; the real ones are those of the same draw with a constant border.
+        """
+        import albumentations as A  # noqa: N812  (a second to import; the fused path does not need it)
+        import cv2
+
+        if self.user is not None:
+            return A.from_dict(json.loads(self.user))
+        crop_w, crop_h = self.crop_size(width, height, scale_with_frame=True)
+        steps: list[Any] = []
+        if self.rotate_deg:
+            limit = (-self.rotate_deg, self.rotate_deg)
+            steps.append(A.Rotate(limit=limit, border_mode=cv2.BORDER_REFLECT_101, p=1))
+        if self.scale_range:
+            low, high = self.scale_range
+            steps.append(A.RandomScale(scale_limit=(low - 1, high - 1), p=1))
+        if self.crop_hw:
+            kind = A.RandomCrop if self.crop == "random" else A.CenterCrop
+            steps.append(kind(height=crop_h, width=crop_w, p=1))
+        if self.then_scale != 1:
+            steps.append(A.RandomScale(scale_limit=(self.then_scale - 1, self.then_scale - 1), p=1))
+        if self.brightness_contrast:
+            steps.append(A.RandomBrightnessContrast(p=1))
+        return A.Compose(steps, keypoint_params=A.KeypointParams(format="xy", remove_invisible=False))
+
+
+def _named() -> dict[str, Recipe]:
+    small, medium, wide, large = (540, 720), (720, 960), (720, 1280), (960, 1280)
+    rescale = (0.7, 1.3)
+    recipes = [
+        Recipe("Original", crop_hw=REFERENCE_HW),
+        Recipe("CenterCrop_1", crop_hw=wide, crop="center"),
+        Recipe("CenterCrop_2", crop_hw=(960, 960), crop="center"),
+        Recipe("RandomCrop_1", crop_hw=small),
+        Recipe("RandomCrop_2", crop_hw=medium),
+        Recipe("RandomCrop_3", crop_hw=large),
+        Recipe("RandomCrop_4", crop_hw=wide),
+        *(Recipe(f"RandomSquare_{i}", crop_hw=(side, side)) for i, side in enumerate((960, 720, 540, 420), 1)),
+        Recipe("Rotate45", rotate_deg=45),
+        Recipe("Rotate45_CenterCrop", rotate_deg=45, crop_hw=wide, crop="center"),
+        Recipe("Rotate45_RandomCrop_1", rotate_deg=45, crop_hw=small),
+        Recipe("Rotate45_RandomCrop_2", rotate_deg=45, crop_hw=medium),
+        Recipe("Rotate45_RandomCrop_3", rotate_deg=45, crop_hw=(960, 960)),
+        Recipe("Rotate45_RandomCrop_4", rotate_deg=45, crop_hw=wide),
+        Recipe("Random_ScaleCrop", crop_hw=(960, 960), then_scale=0.35),
+        Recipe("RandomBrightnessContrast", brightness_contrast=True),
+        Recipe("Rescale_RandomCrop_1", scale_range=rescale, crop_hw=medium),
+        Recipe("Rescale_RandomCrop_2", scale_range=rescale, crop_hw=small),
+        Recipe("Rescale_RandomCrop_3", scale_range=rescale, crop_hw=wide),
+        Recipe("Rescale_CenterCrop", scale_range=rescale, crop_hw=wide, crop="center"),
+        Recipe("Rescale_Rotate45_RandomCrop_1", rotate_deg=45, scale_range=rescale, crop_hw=medium),
+        Recipe("Rescale_Rotate45_RandomCrop_2", rotate_deg=45, scale_range=rescale, crop_hw=small),
+        Recipe("Rescale_Rotate45_RandomCrop_3", rotate_deg=45, scale_range=rescale, crop_hw=wide),
+        Recipe("Rescale_Rotate45_CenterCrop", rotate_deg=45, scale_range=rescale, crop_hw=wide, crop="center"),
+    ]
+    return {recipe.name: recipe for recipe in recipes}
+
+
+RECIPES: dict[str, Recipe] = _named()
+"""The named recipes, by name."""
+
+
+def choose(
+    names: Sequence[str], user_recipes: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[tuple[Recipe, int]]:
+    """The recipes of a config's list with how many copies of each, in order of first mention.
+
+    Raises:
+        InputError: a name is neither a named recipe nor a user's, or a user recipe is not a serialised pipeline.
+    """
+    known = dict(RECIPES)
+    for name, pipeline in (user_recipes or {}).items():
+        if name in RECIPES:
+            raise InputError(f"augment.user_recipes.{name}: a named recipe has this name already; choose another")
+        if "transform" not in pipeline:
+            raise InputError(f"augment.user_recipes.{name}: not a pipeline saved by albumentations.to_dict")
+        known[name] = Recipe(name, user=json.dumps(pipeline, sort_keys=True))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(f"augment.recipes: no recipe is called {unknown[0]!r}; there are {', '.join(known)}")
+    if not names:
+        raise InputError("augment.recipes: name at least one recipe")
+    return [(known[name], copies) for name, copies in Counter(names).items()]
+
+
+def variant_seed(seed: int, source: str, fingerprint: str, copy: int) -> int:
+    """The uint64 seed of one variant, the same on every machine and in every order of work."""
+    key = "\0".join([str(seed), source, fingerprint, str(copy)])
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One variant's drawn parameters and what follows from them.
+
+    Attributes:
+        affine: (2, 3) source -> variant, pixel indices.
+        width, height: of the variant, in pixels.
+        angle_deg, scale: drawn rotation (counter-clockwise in the picture) and scale factor.
+        crop_xy: the crop's top-left pixel in the rotated and rescaled frame.
+        contrast, brightness: value * contrast + 255 * brightness.
+    """
+
+    affine: FloatArray
+    width: int
+    height: int
+    angle_deg: float = 0.0
+    scale: float = 1.0
+    crop_xy: tuple[int, int] = (0, 0)
+    contrast: float = 1.0
+    brightness: float = 0.0
+
+
+def draw(recipe: Recipe, width: int, height: int, seed: int, *, scale_with_frame: bool = True) -> Draw:
+    """Draw a named recipe's parameters for a source of this size.
+
+    Distributions, centre of rotation, rounding of sizes and offsets are Albumentations 2.0.8's (Rotate, RandomScale,
+    RandomCrop, CenterCrop, RandomBrightnessContrast).
+
+    Raises:
+        InputError: the crop is larger than the rescaled frame.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    affine = np.eye(3)
+    angle = 0.0
+    if recipe.rotate_deg:
+        angle = rng.uniform(-recipe.rotate_deg, recipe.rotate_deg)
+        cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+        cx, cy = width / 2 - 0.5, height / 2 - 0.5
+        affine = np.array([[cos, sin, cx - cos * cx - sin * cy], [-sin, cos, cy + sin * cx - cos * cy], [0, 0, 1]])
+    scale = rng.uniform(*recipe.scale_range) if recipe.scale_range else 1.0
+    scaled_w, scaled_h = int(width * scale), int(height * scale)
+    crop_w, crop_h = recipe.crop_size(width, height, scale_with_frame=scale_with_frame)
+    if not recipe.crop_hw:
+        crop_w, crop_h = scaled_w, scaled_h
+    if scale_with_frame:  # rounding can leave the crop a pixel larger than a small rescaled frame
+        crop_w, crop_h = min(crop_w, scaled_w), min(crop_h, scaled_h)
+    if crop_w > scaled_w or crop_h > scaled_h:
+        raise InputError(
+            f"recipe {recipe.name} crops {crop_w}x{crop_h} px, larger than the {scaled_w}x{scaled_h} px frame: "
+            "drop the recipe or set augment.oversize: scale"
+        )
+    x = y = 0
+    if recipe.crop_hw and recipe.crop == "random":
+        y, x = int((scaled_h - crop_h + 1) * rng.random()), int((scaled_w - crop_w + 1) * rng.random())
+    elif recipe.crop_hw:
+        y, x = (scaled_h - crop_h) // 2, (scaled_w - crop_w) // 2
+    then = recipe.then_scale
+    affine = (
+        np.diag([then, then, 1]) @ np.array([[1, 0, -x], [0, 1, -y], [0, 0, 1]]) @ np.diag([scale, scale, 1]) @ affine
+    )
+    contrast, brightness = 1.0, 0.0
+    if recipe.brightness_contrast:
+        contrast, brightness = 1 + rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
+    out_w, out_h = max(1, int(crop_w * then)), max(1, int(crop_h * then))
+    return Draw(affine[:2], out_w, out_h, angle, scale, (x, y), contrast, brightness)
+
+
+def apply_affine(affine: FloatArray, xy: FloatArray) -> FloatArray:
+    """Points (N, 2) mapped by an affine (2, 3)."""
+    return np.asarray(xy @ affine[:, :2].T + affine[:, 2])

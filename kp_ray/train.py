@@ -1,0 +1,439 @@
+"""Training on Ray Train: every worker runs Detectron2's model, optimizer, scheduler and event storage on rows that
+Ray Data streams from the store.
+
+Each member of the ensemble is one Ray Train run, named after the member and kept in its folder, so the same command
+goes on where a stopped one ended.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.train
+import torch
+from detectron2.solver import build_lr_scheduler
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage, JSONWriter
+from ray.train.torch import TorchTrainer, get_device
+
+from kp_ray.config import Config, InputError, MemberConfig, build, exists, join, read_bytes, write_bytes
+from kp_ray.detectron import (
+    build_cfg,
+    build_model,
+    build_optimizer,
+    load_weights,
+    predict_rows,
+    save_model,
+    scale_cfg,
+    to_dataset_dict,
+)
+from kp_ray.ensemble import fill_missing
+from kp_ray.keypoints import skeleton_for
+from kp_ray.metrics import evaluate_keypoints
+from kp_ray.store import iter_rows, read_manifest, read_table, select_parts
+
+SHUFFLE_ROWS = 256
+"""Rows of the shuffle buffer of a worker; parts are read in shuffled order besides."""
+FEED_CPUS = 0.5
+"""What a task that reads the store for training asks of Ray."""
+
+_COLUMNS = ["image", "width", "height", "keypoints", "bbox_xyxy", "num_visible"]
+
+
+def train(config: Config, progress: Callable[[str, int, int, float], None] | None = None) -> dict[str, Any]:
+    """Train every member that is not finished, as many at once as the cluster holds.
+
+    Args:
+        config: with a finished store in its run folder; a Ray cluster must be running.
+        progress: called with (member, iteration, iterations in all, latest loss).
+
+    Returns:
+        Per member: `iterations`, `seconds`, `rmse` and `pck_0.05` on the validation scenes (None without any), or
+        `skipped: true`.
+
+    Raises:
+        InputError: no training rows, a cluster too small for one member, or a diverged loss.
+    """
+    summary: dict[str, Any] = {}
+    waiting = []
+    for member in config.train.members:
+        _check_rows(config, member)
+        if exists(join(config.member_dir(member.name), "model_final.pth")):
+            _check_same_settings(config, member)
+            summary[member.name] = {"skipped": True}
+        else:
+            waiting.append(member)
+    at_once, use_gpu = runs_at_once(config)
+    running: dict[Any, tuple[MemberConfig, float]] = {}
+    # Ray Train's `fit` blocks, so each member gets a task that needs no CPU of its own.
+    fit = ray.remote(num_cpus=0, max_retries=0)(_fit_member)
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                member = waiting.pop(0)
+                _note_settings(config, member)
+                running[fit.remote(config.to_dict(), member.name, use_gpu)] = (member, time.time())
+            done, _ = ray.wait(list(running), timeout=1.0)
+            for reference in done:
+                member, began = running.pop(reference)
+                summary[member.name] = {**ray.get(reference), "seconds": round(time.time() - began, 1)}
+            if progress:
+                for member, _ in running.values():
+                    _tell_progress(config, member, progress)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, InputError):
+            raise cause from None
+        raise
+    return {name: summary[name] for name in (member.name for member in config.train.members)}
+
+
+def _check_rows(config: Config, member: MemberConfig) -> None:
+    table = read_table(
+        config.path("store"), split="train", recipes=_recipes(config, member), columns=["num_visible", "bbox_xyxy"]
+    )
+    usable = len(_usable(table, config.augment.min_visible))
+    needed = config.train.ims_per_batch * config.train.num_workers
+    if usable < needed:
+        raise InputError(
+            f"member {member.name}: {usable} training rows have {config.augment.min_visible} visible keypoints or more, "
+            f"a step needs {needed}: add images or recipes, or lower train.ims_per_batch"
+        )
+
+
+def _recipes(config: Config, member: MemberConfig) -> tuple[str, ...] | None:
+    return member.recipes or config.train.recipes
+
+
+def _usable(table: pa.Table, min_visible: int) -> pa.Table:
+    """Rows with enough visible keypoints and a box that has an area."""
+    box = [pc.list_element(table["bbox_xyxy"], i) for i in range(4)]
+    has_area = pc.and_(pc.greater(box[2], box[0]), pc.greater(box[3], box[1]))
+    return table.filter(pc.and_(pc.greater_equal(table["num_visible"], max(1, min_visible)), has_area))
+
+
+def runs_at_once(config: Config) -> tuple[int, bool]:
+    """How many training runs the cluster holds at once, beside what feeds them, and whether they use GPUs.
+
+    Raises:
+        InputError: not even one fits.
+    """
+    have = ray.cluster_resources()
+    train = config.train
+    use_gpu = have.get("GPU", 0) > 0 if train.use_gpu is None else train.use_gpu
+    each = train.num_workers * train.cpus_per_worker + FEED_CPUS
+    fits = int(have.get("CPU", 0) / each + 1e-9)
+    if use_gpu:
+        fits = min(fits, int(have.get("GPU", 0) // train.num_workers))
+    if fits < 1:
+        gpus = f" and {train.num_workers} GPUs" if use_gpu else ""
+        raise InputError(
+            f"the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs; training asks for {each:g} "
+            f"CPUs{gpus}: lower train.num_workers or train.cpus_per_worker"
+        )
+    return fits, use_gpu
+
+
+def _settings(config: Config, member: MemberConfig) -> str:
+    values = config.to_dict()
+    del values["train"]["members"], values["train"]["cpus_per_worker"], values["train"]["threads_per_worker"]
+    decides = [values["model"], values["train"], member.model_dump(mode="json")]
+    decides.append(hashlib.sha256(read_bytes(config.path("store", "manifest.json"))).hexdigest())
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _note_settings(config: Config, member: MemberConfig) -> None:
+    if exists(join(config.member_dir(member.name), "settings.sha256")):
+        _check_same_settings(config, member)
+    write_bytes(join(config.member_dir(member.name), "settings.sha256"), _settings(config, member).encode())
+
+
+def _check_same_settings(config: Config, member: MemberConfig) -> None:
+    folder = config.member_dir(member.name)
+    if read_bytes(join(folder, "settings.sha256")).decode() != _settings(config, member):
+        raise InputError(
+            f"{folder}: was trained with other settings or another store; give the member a new name, choose a new "
+            "run_dir, or delete this folder to train it anew"
+        )
+
+
+def _tell_progress(config: Config, member: MemberConfig, progress: Callable[[str, int, int, float], None]) -> None:
+    path = join(config.member_dir(member.name), "metrics.json")
+    if exists(path):
+        lines = read_bytes(path).splitlines()
+        if lines:
+            latest = json.loads(lines[-1])
+            total = round(config.train.max_iter / config.train.num_workers)
+            progress(member.name, latest["iteration"] + 1, total, latest.get("total_loss", float("nan")))
+
+
+def _fit_member(values: Mapping[str, Any], name: str, use_gpu: bool) -> dict[str, Any]:
+    config = build(values)
+    member = next(one for one in config.train.members if one.name == name)
+    return fit_member(config, member, use_gpu=use_gpu, folder=config.member_dir(name))
+
+
+def fit_member(
+    config: Config,
+    member: MemberConfig,
+    *,
+    use_gpu: bool,
+    folder: str,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> dict[str, Any]:
+    """One Ray Train run, from its last checkpoint if it has one, to a finished member in `folder`.
+
+    Args:
+        callbacks: Ray Train callbacks; Ray Tune listens through one.
+
+    Returns:
+        The last evaluation and `iterations`.
+
+    Raises:
+        InputError: the loss is no longer finite.
+    """
+    # The controller asks for reports every two seconds by default, which would hold back every report.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    train = config.train
+    _, paths = select_parts(config.path("store"), split="train", recipes=_recipes(config, member))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    min_visible = config.augment.min_visible
+    rows = ray.data.read_parquet(
+        paths,
+        columns=_COLUMNS,
+        shuffle=ray.data.FileShuffleConfig(seed=member.seed),
+        ray_remote_args={"num_cpus": FEED_CPUS},
+    ).map_batches(lambda table: _usable(table, min_visible), batch_format="pyarrow", num_cpus=FEED_CPUS)
+    parent, _, name = folder.rstrip("/").rpartition("/")
+    resources = {"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
+    result = TorchTrainer(
+        train_loop_per_worker,
+        train_loop_config={"config": config.to_dict(), "member": member.model_dump(mode="json"), "folder": folder},
+        datasets={"train": rows},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=train.num_workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=parent,
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=list(callbacks),
+        ),
+    ).fit()
+    outcome = dict(result.return_value or {})
+    if "error" in outcome:
+        raise InputError(f"member {member.name}: {outcome['error']}")
+    return outcome
+
+
+def train_loop_per_worker(loop: dict[str, Any]) -> dict[str, Any]:
+    """What each worker runs: Detectron2's training loop over the worker's shard.
+
+    Args:
+        loop: `config` and `member` as plain values, and the member's `folder`.
+
+    Returns:
+        The last evaluation and `iterations`, or `error` if the loss is no longer finite.
+    """
+    worker = _Worker(build(loop["config"]), MemberConfig.model_validate(loop["member"]))
+    cfg, start = worker.cfg, worker.restore(ray.train.get_checkpoint())
+    batches = _batches(ray.train.get_dataset_shard("train"), cfg.SOLVER.IMS_PER_BATCH // worker.world, worker.seed)
+    latest: dict[str, Any] = {}
+    with EventStorage(start) as storage, _Log(loop["folder"], start, write=worker.rank == 0) as log:
+        for iteration in range(start, cfg.SOLVER.MAX_ITER):
+            losses = worker.step(next(batches), iteration)
+            if not np.isfinite(losses["total_loss"]):
+                return {"error": f"the loss is no longer finite at iteration {iteration}: lower train.base_lr"}
+            storage.put_scalars(**losses, lr=worker.optimizer.param_groups[0]["lr"], smoothing_hint=False)
+            worker.scheduler.step()
+            done = iteration + 1
+            evaluate = worker.due(done, cfg.TEST.EVAL_PERIOD)
+            if evaluate:
+                latest = worker.evaluate()
+                storage.put_scalars(**{f"val/{k}": v for k, v in latest.items()}, smoothing_hint=False)
+            if evaluate or done % worker.config.train.log_period == 0:
+                log.write()
+            if evaluate or worker.due(done, cfg.SOLVER.CHECKPOINT_PERIOD):
+                worker.report(done, latest)
+            storage.step()
+    latest = latest or worker.evaluate()
+    worker.publish(loop["folder"])
+    return {"iterations": cfg.SOLVER.MAX_ITER, **latest}
+
+
+class _Worker:
+    """One worker's model and all that a checkpoint holds of it."""
+
+    def __init__(self, config: Config, member: MemberConfig) -> None:
+        context = ray.train.get_context()
+        self.config, self.member, self.seed = config, member, member.seed
+        self.rank, self.world, self.device = context.get_world_rank(), context.get_world_size(), get_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(config.train.threads_per_worker or max(1, round(config.train.cpus_per_worker)))
+        manifest = read_manifest(config.path("store"))
+        self.skeleton = skeleton_for(manifest.skeleton, config.skeleton.flip_pairs, config.skeleton.sigmas)
+        self.cfg = scale_cfg(build_cfg(config, self.skeleton, self.device.type), self.world)
+        seed_all_rng(_seed(self.seed, 0, -1))
+        self.network = build_model(self.cfg)
+        self.model = self.network
+        if self.world > 1:
+            # Detectron2's create_ddp_model needs its own launcher; batch statistics stay each worker's own, as there.
+            ids = [context.get_local_rank()] if self.device.type == "cuda" else None
+            self.model = torch.nn.parallel.DistributedDataParallel(
+                self.network, device_ids=ids, broadcast_buffers=False
+            )
+        self.optimizer = build_optimizer(self.cfg, self.network, config.train)
+        self.scheduler = build_lr_scheduler(self.cfg, self.optimizer)
+
+    def due(self, done: int, period: int) -> bool:
+        """Whether something done every `period` iterations (0: never) or at the end is due."""
+        return done == self.cfg.SOLVER.MAX_ITER or (period > 0 and done % period == 0)
+
+    def restore(self, checkpoint: ray.train.Checkpoint | None) -> int:
+        """Take up a checkpoint, or the starting weights; returns the iteration to go on with."""
+        if checkpoint is None:
+            weights = self.member.weights or self.config.model.weights
+            if weights:
+                load_weights(self.network, self.config, weights)
+            return 0
+        with checkpoint.as_directory() as folder:
+            state = torch.load(Path(folder, "checkpoint.pth"), map_location="cpu", weights_only=True)
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        return int(state["iteration"])
+
+    def step(self, rows: Sequence[Mapping[str, Any]], iteration: int) -> dict[str, float]:
+        """One update; returns the losses, averaged over the workers, with their sum `total_loss`.
+
+        All random numbers of an iteration come from (seed, rank, iteration), so a resumed run draws the same.
+        """
+        seed = _seed(self.seed, self.rank, iteration)
+        seed_all_rng(seed)
+        rng = np.random.default_rng(seed)
+        self.model.train()
+        losses = self.model([to_dataset_dict(row, self.cfg, self.skeleton, rng) for row in rows])
+        names = sorted(losses)
+        values = torch.stack([losses[name].detach() for name in names])
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+            values /= self.world
+        means = dict(zip(names, values.tolist(), strict=True))
+        means["total_loss"] = sum(means.values())
+        if np.isfinite(means["total_loss"]):
+            self.optimizer.zero_grad()
+            sum(losses.values()).backward()
+            self.optimizer.step()
+        return means
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on the validation split, each worker predicting its share; empty without validation rows."""
+        self.network.eval()
+        shard = iter_rows(self.config.path("store"), split="val", shard=(self.rank, self.world))
+        threshold = self.config.predict.score_threshold
+        own = []
+        while rows := list(itertools.islice(shard, 4)):
+            for row, people in zip(rows, predict_rows(self.network, self.cfg, self.skeleton, rows), strict=True):
+                score, _, keypoints = people[0] if people else (0.0, None, np.full((len(self.skeleton), 3), np.nan))
+                truth = np.array(row["keypoints"]).reshape(-1, 3)
+                where = (row["source"], row["scene"], row["camera"], row["frame"])
+                own.append((*where, keypoints, score >= threshold, score, truth))
+        self.network.train()
+        everyone = sorted((one for share in comm.all_gather(own) for one in share), key=lambda one: one[0])
+        if not everyone:
+            return {}
+        _, scenes, cameras, frames, keypoints, found, scores, truth = zip(*everyone, strict=True)
+        predicted, seen = np.stack(keypoints), np.array([np.isfinite(one).all() for one in keypoints])
+        centre = np.zeros((len(self.skeleton), 2))
+        filled, _ = fill_missing(predicted, seen, scenes, cameras, frames, mean_pose=centre)
+        metrics = evaluate_keypoints(
+            filled, np.stack(truth), self.skeleton, found=np.array(found), scores=np.array(scores)
+        )
+        flat = {**metrics, **{f"pck_{share}": value for share, value in metrics["pck"].items()}}
+        return {name: float(value) for name, value in flat.items() if isinstance(value, int | float)}
+
+    def report(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Tell Ray Train of a checkpoint and the latest evaluation."""
+        values = {"iteration": done, **metrics}
+        name = f"checkpoint_{done:07d}"
+        if self.rank != 0:
+            ray.train.report(values, checkpoint_dir_name=name)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            state = {
+                "model": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "iteration": done,
+            }
+            torch.save(state, Path(folder, "checkpoint.pth"))
+            ray.train.report(values, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+
+    def publish(self, folder: str) -> None:
+        """Leave the finished member in its folder; `model_final.pth` comes last."""
+        if self.rank == 0:
+            with tempfile.TemporaryDirectory() as local:
+                save_model(self.network, self.cfg, local)
+                for name in ("config.yaml", "model_final.pth"):
+                    write_bytes(join(folder, name), Path(local, name).read_bytes())
+
+
+class _Log:
+    """`metrics.json` of a member, written by Detectron2's JSONWriter and copied to the member's folder."""
+
+    def __init__(self, folder: str, start: int, *, write: bool) -> None:
+        self.target, self.start, self.active = join(folder, "metrics.json"), start, write
+
+    def __enter__(self) -> "_Log":
+        if self.active:
+            self.work = tempfile.TemporaryDirectory()
+            self.local = Path(self.work.name, "metrics.json")
+            if self.start and exists(self.target):  # what a lost worker logged after its last checkpoint comes again
+                lines = read_bytes(self.target).decode().splitlines()
+                kept = [line for line in lines if json.loads(line)["iteration"] < self.start]
+                self.local.write_text("".join(f"{line}\n" for line in kept))
+            self.writer = JSONWriter(str(self.local))
+        return self
+
+    def write(self) -> None:
+        """Write the latest iteration."""
+        if self.active:
+            self.writer.write()
+            write_bytes(self.target, self.local.read_bytes())
+
+    def __exit__(self, *exception: object) -> None:
+        if self.active:
+            self.writer.close()
+            self.work.cleanup()
+
+
+def _batches(shard: ray.data.DataIterator, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
+    """Endless batches of full size; the buffer is far above twice a batch, below which batches can come short."""
+    for epoch in itertools.count():
+        batches = shard.iter_batches(
+            batch_size=size,
+            batch_format="pyarrow",
+            drop_last=True,
+            local_shuffle_buffer_size=max(SHUFFLE_ROWS, 4 * size),
+            local_shuffle_seed=seed + epoch,
+        )
+        for batch in batches:
+            yield batch.to_pylist()
+
+
+def _seed(seed: int, rank: int, iteration: int) -> int:
+    return int(np.random.SeedSequence([seed, rank, iteration + 1]).generate_state(1)[0])

@@ -1,0 +1,209 @@
+"""Figures against hand-made cases, plain formulas, and pycocotools."""
+
+import contextlib
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kp_ray.config import InputError
+from kp_ray.keypoints import DACON24, Skeleton
+from kp_ray.metrics import average_precision, evaluate_keypoints, oks, pck, point_errors, rmse
+
+K = len(DACON24)
+
+
+def random_case(seed: int, num: int = 60) -> dict[str, Any]:
+    """Errors from exact to hopeless, missing persons, tied scores, unlabelled points and unlabelled persons."""
+    rng = np.random.default_rng(seed)
+    truth = np.full((num, K, 3), 2.0)
+    truth[..., :2] = rng.uniform([400, 100], [1500, 1000], (num, 1, 2)) + rng.normal(0, 120, (num, K, 2))
+    truth[rng.random((num, K)) < 0.2] = np.nan
+    truth[rng.random(num) < 0.05] = np.nan
+    one_point = rng.random(num) < 0.05
+    truth[one_point, 1:] = np.nan
+    predicted = np.ones((num, K, 3))
+    spread = rng.choice([0.0, 3.0, 10.0, 30.0, 100.0], (num, 1, 1))
+    predicted[..., :2] = np.nan_to_num(truth[..., :2], nan=500.0) + spread * rng.normal(size=(num, K, 2))
+    return {
+        "predicted": predicted,
+        "truth": truth,
+        "found": rng.random(num) < rng.choice([0.6, 0.95]),
+        "scores": rng.integers(0, 8, num) / 8,
+        "cameras": [str(camera) for camera in rng.choice(list("ABC"), num)],
+    }
+
+
+def coco_precisions(case: dict[str, Any], skeleton: Skeleton) -> np.ndarray:
+    """The ten average precisions of pycocotools for a case."""
+    coco_module = pytest.importorskip("pycocotools.coco")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    num = len(case["truth"])
+    annotations, results = [], []
+    for i in range(num):
+        xyv = case["truth"][i].copy()
+        labelled = np.isfinite(xyv[:, :2]).all(axis=1)
+        xyv[~labelled] = 0
+        low, high = (f(xyv[labelled, :2], axis=0) if labelled.any() else np.zeros(2) for f in (np.min, np.max))
+        # A person with no labelled point has, in COCO, still a box; detections inside it are ignored.
+        bbox = [*low, *(high - low)] if labelled.any() else [-1e5, -1e5, 2e5, 2e5]
+        annotations.append(
+            {"id": i + 1, "image_id": i, "category_id": 1, "iscrowd": 0, "area": float(np.prod(high - low)),
+             "bbox": bbox, "keypoints": xyv.ravel().tolist(), "num_keypoints": int(labelled.sum())}
+        )  # fmt: skip
+        if case["found"][i]:
+            points = case["predicted"][i].ravel().tolist()
+            results.append({"image_id": i, "category_id": 1, "keypoints": points, "score": float(case["scores"][i])})
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = coco_module.COCO()
+        truth.dataset = {
+            "images": [{"id": i} for i in range(num)],
+            "annotations": annotations,
+            "categories": [{"id": 1, "name": "person"}],
+        }
+        truth.createIndex()
+        evaluation = cocoeval.COCOeval(truth, truth.loadRes(results), "keypoints")
+        evaluation.params.kpt_oks_sigmas = np.array(skeleton.sigmas)
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"][:, :, 0, 0, 0].mean(axis=1)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_ap_equals_pycocotools(seed: int) -> None:
+    case = random_case(seed)
+    expected = coco_precisions(case, DACON24)
+    figures = evaluate_keypoints(skeleton=DACON24, **case)
+    assert figures["ap"] == pytest.approx(expected.mean(), abs=1e-6)
+    assert figures["ap50"] == pytest.approx(expected[0], abs=1e-6)
+    assert figures["ap75"] == pytest.approx(expected[5], abs=1e-6)
+    assert 0.01 < expected.mean() < 0.99, "a case that cannot tell a right AP from a wrong one"
+
+
+def test_rmse_is_the_competitions_over_all_48_numbers() -> None:
+    case = random_case(1)
+    truth = np.nan_to_num(case["truth"], nan=300.0)
+    difference = (case["predicted"] - truth)[..., :2].reshape(len(truth), 48)
+    figures = evaluate_keypoints(case["predicted"], truth, DACON24)
+    assert figures["rmse"] == pytest.approx(np.sqrt((difference**2).mean()))
+
+
+def test_unlabelled_points_change_no_figure() -> None:
+    case = random_case(2)
+    wild = case["predicted"].copy()
+    wild[..., :2][np.isnan(case["truth"][..., :2])] = 1e6
+    case["cameras"] = ["A"] * len(wild)
+    assert evaluate_keypoints(skeleton=DACON24, **case) == evaluate_keypoints(
+        skeleton=DACON24, **{**case, "predicted": wild}
+    )
+
+
+def test_perfect_predictions_score_perfectly() -> None:
+    truth = np.nan_to_num(random_case(3)["truth"], nan=100.0)
+    figures = evaluate_keypoints(truth, truth, DACON24)
+    assert figures["rmse"] == figures["median_px"] == figures["p95_px"] == 0
+    assert figures["pck"] == {"0.05": 1, "0.1": 1}
+    assert [figures[name] for name in ("ap", "ap50", "ap75")] == pytest.approx([1, 1, 1])
+
+
+def test_a_missing_person_counts_in_rmse_and_lowers_ap() -> None:
+    truth = np.nan_to_num(random_case(4, num=10)["truth"], nan=100.0)
+    found = np.arange(10) > 0
+    predicted = truth.copy()
+    predicted[0, :, :2] += 100
+    figures = evaluate_keypoints(predicted, truth, DACON24, found=found)
+    assert figures["num_missing"] == 1
+    assert figures["rmse"] == pytest.approx(np.sqrt(100**2 / 10))
+    assert figures["ap"] == pytest.approx(91 / 101), "recall stops at 0.9: 91 of the 101 points are reached"
+
+
+def test_pck_measures_against_the_longer_side_of_the_box() -> None:
+    truth = np.full((1, K, 3), 2.0)
+    truth[0, :, :2] = np.linspace([100, 200], [200, 600], K)  # a box of 100 x 400
+    predicted = truth.copy()
+    predicted[0, :6, 0] += 19.9  # 0.05 of 400 is 20
+    predicted[0, 6:12, 0] += 20.1
+    predicted[0, 12:, 0] += 41
+    figures = evaluate_keypoints(predicted, truth, DACON24)
+    assert figures["pck"] == {"0.05": 0.25, "0.1": 0.5}
+    assert figures["by_keypoint"]["nose"]["pck_0.05"] == 1
+    instep = {"rmse": pytest.approx(41 / np.sqrt(2)), "median_px": 41, "pck_0.05": 0}
+    assert figures["by_keypoint"]["right_instep"] == instep
+    doubled = evaluate_keypoints(predicted, truth, DACON24, sizes=np.array([[100.0, 822.0]]))
+    assert doubled["pck"] == {"0.05": 1, "0.1": 1}, "given sizes replace those of the labelled points"
+
+
+def test_sigma_decides_how_much_an_error_costs() -> None:
+    truth = np.full((1, 2, 3), 2.0)
+    truth[0, :, :2] = [[0, 0], [100, 100]]
+    predicted = truth.copy()
+    predicted[0, 0, 0] += 10
+    skeleton = Skeleton(names=("a", "b"), flip_pairs=(), sigmas=(0.05, 1.0))
+    expected = (np.exp(-(10**2) / (2 * 10000 * (2 * 0.05) ** 2)) + 1) / 2
+    assert oks(predicted, truth, skeleton, np.array([10000.0])) == pytest.approx([expected])
+
+
+def test_figures_by_camera_are_those_of_its_images() -> None:
+    case = random_case(5)
+    figures = evaluate_keypoints(skeleton=DACON24, **case)
+    rows = np.array(case["cameras"]) == "B"
+    alone = evaluate_keypoints(case["predicted"][rows], case["truth"][rows], DACON24)
+    assert figures["by_camera"]["B"] == {"num_images": int(rows.sum()), "rmse": alone["rmse"]}
+    assert sum(camera["num_images"] for camera in figures["by_camera"].values()) == 60
+
+
+def test_nothing_labelled_gives_none_and_json() -> None:
+    truth = np.full((3, K, 3), np.nan)
+    for num in (0, 3):
+        figures = evaluate_keypoints(np.ones((num, K, 3)), truth[:num], DACON24, cameras=["A"] * num)
+        assert figures["rmse"] is figures["ap"] is figures["median_px"] is figures["pck"]["0.1"] is None
+        assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+
+
+def test_nobody_found_is_ap_zero_not_undefined() -> None:
+    case = random_case(6)
+    figures = evaluate_keypoints(skeleton=DACON24, **{**case, "found": np.zeros(60, dtype=bool)})
+    assert (figures["ap"], figures["num_missing"]) == (0, 60)
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_prediction_that_is_no_number_is_refused(column: int, value: float) -> None:
+    case = random_case(7)
+    case["predicted"][4, 2, column] = value
+    with pytest.raises(InputError, match=r"row 4: .* right_eye") as error:
+        evaluate_keypoints(skeleton=DACON24, **case)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["found", "scores", "cameras"])
+def test_arrays_of_another_length_are_refused(name: str) -> None:
+    case = random_case(8)
+    with pytest.raises(ValueError, match=name):
+        evaluate_keypoints(skeleton=DACON24, **{**case, name: case[name][:-1]})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.tuples(st.floats(-500, 500), st.floats(-500, 500)))
+def test_shifting_both_changes_nothing(seed: int, shift: tuple[float, float]) -> None:
+    case = random_case(seed, num=8)
+    moved = {name: case[name] + np.array([*shift, 0]) for name in ("predicted", "truth")}
+    before, after = point_errors(case["predicted"], case["truth"]), point_errors(moved["predicted"], moved["truth"])
+    np.testing.assert_allclose(after, before, atol=1e-9)
+    assert rmse(after) == pytest.approx(rmse(before))
+    longest = np.full(8, 123.4)
+    assert 0 <= (pck(before, longest, 0.05) or 0) <= (pck(before, longest, 0.1) or 0) <= 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000))
+def test_a_better_ranking_never_lowers_ap(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    similarities, scores, found = rng.random(20), rng.random(20), rng.random(20) < 0.8
+    best = average_precision(similarities, similarities, found)
+    assert (average_precision(similarities, scores, found) <= best + 1e-12).all()
