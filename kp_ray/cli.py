@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import ray
+import ray.data
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -138,6 +139,7 @@ def sample(
     width: Annotated[int, typer.Option(help="Of an image, in pixels.", min=64)] = 1920,
     height: Annotated[int, typer.Option(help="Of an image, in pixels.", min=64)] = 1080,
     seed: Annotated[int, typer.Option(help="Another seed, another data set.")] = 0,
+    run_dir: Annotated[str | None, typer.Option(help="Run folder that its config names; default: DIR/run.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Generate a data set of people with exact labels."""
@@ -145,18 +147,18 @@ def sample(
 
     total = images + (test_images if test_images is not None else max(10, images // 5))
     with _progress("sample") as show:
-        done = 0
-
-        def more(count: int) -> None:
-            nonlocal done
-            done += count
-            show("", done, total, "")
-
         result = make_sample(
-            folder, num_images=images, num_test=test_images, width=width, height=height, seed=seed, progress=more
+            folder,
+            num_images=images,
+            num_test=test_images,
+            width=width,
+            height=height,
+            seed=seed,
+            run_dir=run_dir,
+            progress=lambda done: show("", done, total, ""),
         )
     lines = [f"{result['num_train']} labelled and {result['num_test']} test images in {folder}"]
-    _finish(result, lines, f"kp-ray check CONFIG.yaml, with data.annotations={result['annotations']}", as_json)
+    _finish(result, lines, f"kp-ray run {result['config']}", as_json)
 
 
 @app.command()
@@ -169,7 +171,7 @@ def check(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOp
 
 
 def _check(config: Config) -> dict[str, Any]:
-    from kp_ray.annotations import check_images, check_labels, findings_table, load_annotations
+    from kp_ray.annotations import Finding, check_images, check_labels, findings_table, load_annotations
 
     annotations = load_annotations(
         config.input("annotations"),
@@ -177,7 +179,8 @@ def _check(config: Config) -> dict[str, Any]:
         flip_pairs=config.skeleton.flip_pairs,
         sigmas=config.skeleton.sigmas,
     )
-    findings, sizes = [], None
+    findings: list[Finding] = []
+    sizes = None
     if config.data.images is not None:
         with _progress("check") as show:
             done = 0

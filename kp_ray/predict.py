@@ -5,7 +5,7 @@ evaluating start from that file, so they can be repeated without a model.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from kp_ray.detectron import load_member, predict_rows
 from kp_ray.ensemble import BoolArray, fill_missing, fuse
 from kp_ray.keypoints import FloatArray, Skeleton, skeleton_for
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.store import read_manifest
+from kp_ray.store import ray_data_settings, read_manifest
 from kp_ray.submission import SubmissionForm, read_form, read_submission, write_submission
 
 
@@ -70,32 +70,7 @@ def predict(config: Config, progress: Callable[[int, int], None] | None = None) 
     for name in names:
         if not exists(join(config.member_dir(name), "model_final.pth")):
             raise InputError(f"{config.member_dir(name)}: member {name} is not trained; run train first")
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    smallest, largest = config.predict.actors
-    rows = ray.data.from_items([{"image": image} for image in images]).map_batches(
-        Predictor,
-        fn_constructor_args=(config.to_dict(), names, skeleton.names),
-        batch_size=config.predict.batch_size,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=smallest, max_size=largest),
-        num_cpus=config.predict.cpus_per_actor,
-        num_gpus=config.predict.gpus_per_actor or None,
-    )
-    tables = []
-    done = 0
-    try:
-        for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-            tables.append(batch)
-            done += len(batch) // len(names)
-            if progress:
-                progress(done, len(images))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise error.cause from None
-        raise
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(_ask_members(config, images, names, skeleton, progress))
     rank = {image: i for i, image in enumerate(images)}
     order = sorted(
         range(len(table)), key=lambda i: (rank[table["image"][i].as_py()], names.index(table["member"][i].as_py()))
@@ -104,6 +79,37 @@ def predict(config: Config, progress: Callable[[int, int], None] | None = None) 
     pq.write_table(table.take(order), sink)
     write_bytes(config.path("predictions.parquet"), sink.getvalue().to_pybytes())
     return write_fused(config)
+
+
+def _ask_members(
+    config: Config,
+    images: Sequence[str],
+    names: Sequence[str],
+    skeleton: Skeleton,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[pa.Table]:
+    smallest, largest = config.predict.actors
+    with ray_data_settings():
+        rows = ray.data.from_items([{"image": image} for image in images]).map_batches(
+            Predictor,
+            fn_constructor_args=(config.to_dict(), names, skeleton.names),
+            batch_size=config.predict.batch_size,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=smallest, max_size=largest),
+            num_cpus=config.predict.cpus_per_actor,
+            num_gpus=config.predict.gpus_per_actor or None,
+        )
+    done = 0
+    try:
+        for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield batch
+            done += len(batch) // len(names)
+            if progress:
+                progress(done, len(images))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
 
 
 class Predictor:
@@ -241,7 +247,8 @@ def write_fused(config: Config) -> dict[str, Any]:
     fused, _, _, how = predictions.combine(config.predict, range(len(predictions.members)), _no_pose(skeleton))
     form = form or SubmissionForm(tuple(predictions.images), ("image", *skeleton.columns))
     target = config.path("submission.csv")
-    write_submission(target, form, predictions.images, fused, skeleton)
+    zeros = config.predict.missing == "zeros"
+    write_submission(target, form, predictions.images, fused, skeleton, allow_zeros=zeros)
     filled = [{"image": image, "how": note} for image, note in zip(predictions.images, how, strict=True) if note]
     unusable = [
         {"image": image, "reason": why}
@@ -278,7 +285,7 @@ def evaluate(config: Config, submission: str | None = None) -> dict[str, Any]:
     skeleton = labels.skeleton
     if submission is not None:
         form = _form(config) or SubmissionForm(labels.images, ("image", *skeleton.columns))
-        xy = read_submission(submission, form, skeleton)
+        xy = read_submission(submission, form, skeleton, size=None, allow_zeros=config.predict.missing == "zeros")
         keypoints = np.concatenate([xy, np.ones((*xy.shape[:2], 1))], axis=2)
         return _figures(form.images, keypoints, truth_of, skeleton, None, None)
     predictions = _Predictions(config, skeleton)

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import simplejpeg
+import yaml
 
 from kp_ray.config import InputError, join, write_bytes
 from kp_ray.keypoints import DACON24, FloatArray
@@ -115,13 +116,14 @@ def make_sample(
     seed: int = 0,
     num_processes: int | None = None,
     progress: Callable[[int], None] | None = None,
+    run_dir: str | None = None,
 ) -> dict[str, Any]:
     """Write a competition-like data set into a local folder.
 
-    `train_imgs/*.jpg` with `train_df.csv`, `test_imgs/*.jpg` with `sample_submission.csv` (zeros), and the test labels
-    apart in `truth/test_df.csv`. All 24 points of every person are labelled, also hidden ones and those outside the
-    frame. Test scenes are other people, rooms and cameras than training scenes. Equal arguments give equal bytes,
-    whatever `num_processes` is.
+    `train_imgs/*.jpg` with `train_df.csv`, `test_imgs/*.jpg` with `sample_submission.csv` (zeros), the test labels
+    apart in `truth/test_df.csv`, and a `config.yaml` that every verb of kp-ray takes. All 24 points of every person
+    are labelled, also hidden ones and those outside the frame. Test scenes are other people, rooms and cameras than
+    training scenes. Equal arguments give equal bytes, whatever `num_processes` is.
 
     Args:
         folder: made if needed; it may hold nothing but files of an earlier call with the same numbers of images.
@@ -131,9 +133,10 @@ def make_sample(
         seed: not negative.
         num_processes: None: the number of CPUs. More than one needs the `if __name__ == "__main__":` guard in a script.
         progress: called with the number of images written so far.
+        run_dir: the run folder that `config.yaml` names; None: `run` in the folder.
 
     Returns:
-        `num_train`, `num_test`, `num_scenes` and the paths `annotations`, `images`, `test_images`,
+        `num_train`, `num_test`, `num_scenes`, `config`, and the paths `annotations`, `images`, `test_images`,
         `sample_submission`, `truth` (the names of the config's `data` section).
 
     Raises:
@@ -147,7 +150,7 @@ def make_sample(
         if value < low:
             raise InputError(f"sample: {name} must be at least {low}, got {value}")
     clips = [*_plan("train", num_images, seed), *_plan("test", num_test, seed)]
-    _refuse_other_files(folder, {*_TABLES.values(), *(name for clip in clips for name in clip.files)})
+    _refuse_other_files(folder, {"config.yaml", *_TABLES.values(), *(name for clip in clips for name in clip.files)})
     labels: dict[str, FloatArray] = {}
     for written in _run([(clip, folder, width, height) for clip in clips], num_processes):
         labels.update(written)
@@ -160,7 +163,10 @@ def make_sample(
     _write_csv(paths["sample_submission"], {name: np.zeros_like(xy) for name, xy in test.items()})
     paths |= {"images": join(folder, "train_imgs"), "test_images": join(folder, "test_imgs")}
     num_scenes = len({(clip.split, clip.scene) for clip in clips})
-    return {"num_train": num_images, "num_test": num_test, "num_scenes": num_scenes, **paths}
+    config = join(folder, "config.yaml")
+    settings = {"preset": "demo", "run_dir": run_dir or join(folder, "run"), "data": paths}
+    write_bytes(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
+    return {"num_train": num_images, "num_test": num_test, "num_scenes": num_scenes, "config": config, **paths}
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,7 @@ class _Clip:
 
 def _plan(split: str, count: int, seed: int) -> list[_Clip]:
     """Clips of together `count` frames: more images give first more scenes, then more cameras, then longer clips."""
-    num_cameras, num_frames = min(5, max(2, count // 60)), min(8, max(2, count // 150))
+    num_cameras, num_frames = min(5, max(2, count // 150)), min(8, max(2, count // 200))
     clips: list[_Clip] = []
     scene = 0
     while count > 0:
@@ -554,9 +560,8 @@ class _Stage:
         person = _Person.of(rng, wall)
         # The lamp stands where most cameras stand, so that faces are lit.
         light = np.array([*rng.uniform((0.3, -1), (1, 1)), rng.uniform(1.1, 2)])
-        # Four cameras in front, one anywhere around; which letter stands where changes with the scene.
-        places = rng.permutation([-54.0, -18, 18, 54, 180]) + rng.uniform(-16, 16, 5)
-        places[np.abs(places) > 90] += rng.uniform(-90, 90)
+        # Five cameras on an arc before the person; which letter stands where changes with the scene.
+        places = rng.permutation([-52.0, -26, 0, 26, 52]) + rng.uniform(-12, 12, 5)
         body = np.concatenate([list(_joints(_pose(clip, frame), person)[0].values()) for frame in clip.frames])
         camera = _aim(clip.random(2, clip.camera), body, np.radians(places[clip.camera]), width, height)
         return cls(clip, (width, height), person, wall, room, outdoors, light / np.linalg.norm(light), camera)
@@ -665,7 +670,7 @@ class _Stage:
 
 
 def _aim(rng: np.random.Generator, body: FloatArray, around: float, width: int, height: int) -> Camera:
-    """A camera at azimuth `around` that sees all points `body` (N, 3), 40 to 88 % of the frame high, mostly uncut."""
+    """A camera at azimuth `around` that sees all points `body` (N, 3), 55 to 92 % of the frame high, mostly uncut."""
     eye = np.array([np.cos(around), np.sin(around), 0]) * rng.uniform(3.2, 5.2) + (0, 0, rng.uniform(0.7, 1.9))
     ahead = (body.min(axis=0) + body.max(axis=0)) / 2 - eye
     ahead /= np.linalg.norm(ahead)
@@ -674,10 +679,10 @@ def _aim(rng: np.random.Generator, body: FloatArray, around: float, width: int, 
     rotation = np.stack([right, np.cross(ahead, right), ahead])
     unit = Camera(eye, rotation, 1.0, (0.0, 0.0)).project(body)[0]
     low, high = unit.min(axis=0), unit.max(axis=0)
-    focal = min(rng.uniform(0.4, 0.88) * height / (high - low)[1], 0.9 * width / (high - low)[0])
+    focal = min(rng.uniform(0.55, 0.92) * height / (high - low)[1], 0.9 * width / (high - low)[0])
     spare = np.maximum(np.array([width, height]) - (high - low) * focal, 0) / 2
     shift = rng.uniform(-0.6, 0.6, 2) * spare
-    if rng.random() < 0.08:  # the frame cuts the person
+    if rng.random() < 0.05:  # the frame cuts the person
         shift[1] = np.sign(shift[1]) * (spare[1] + rng.uniform(0.03, 0.12) * (high - low)[1] * focal)
     centre = np.array([width - 1, height - 1]) / 2 + shift - (low + high) / 2 * focal
     return Camera(eye, rotation, float(focal), (float(centre[0]), float(centre[1])))

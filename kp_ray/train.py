@@ -41,7 +41,7 @@ from kp_ray.detectron import (
 from kp_ray.ensemble import fill_missing
 from kp_ray.keypoints import skeleton_for
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.store import iter_rows, read_manifest, read_table, select_parts
+from kp_ray.store import iter_rows, ray_data_settings, read_manifest, read_table, select_parts
 
 SHUFFLE_ROWS = 256
 """Rows of the shuffle buffer of a worker; parts are read in shuffled order besides."""
@@ -107,7 +107,7 @@ def _check_rows(config: Config, member: MemberConfig) -> None:
     needed = config.train.ims_per_batch * config.train.num_workers
     if usable < needed:
         raise InputError(
-            f"member {member.name}: {usable} training rows have {config.augment.min_visible} visible keypoints or more, "
+            f"member {member.name}: {usable} training rows with {config.augment.min_visible} visible keypoints or more; "
             f"a step needs {needed}: add images or recipes, or lower train.ims_per_batch"
         )
 
@@ -207,16 +207,15 @@ def fit_member(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     train = config.train
     _, paths = select_parts(config.path("store"), split="train", recipes=_recipes(config, member))
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     min_visible = config.augment.min_visible
-    rows = ray.data.read_parquet(
-        paths,
-        columns=_COLUMNS,
-        shuffle=ray.data.FileShuffleConfig(seed=member.seed),
-        ray_remote_args={"num_cpus": FEED_CPUS},
-    ).map_batches(lambda table: _usable(table, min_visible), batch_format="pyarrow", num_cpus=FEED_CPUS)
+    with ray_data_settings():
+        rows = ray.data.read_parquet(
+            paths,
+            columns=_COLUMNS,
+            shuffle=ray.data.FileShuffleConfig(seed=member.seed),
+            partitioning=None,
+            num_cpus=FEED_CPUS,
+        ).map_batches(lambda table: _usable(table, min_visible), batch_format="pyarrow", num_cpus=FEED_CPUS)
     parent, _, name = folder.rstrip("/").rpartition("/")
     resources = {"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
     result = TorchTrainer(
@@ -344,25 +343,30 @@ class _Worker:
         """Metrics on the validation split, each worker predicting its share; empty without validation rows."""
         self.network.eval()
         shard = iter_rows(self.config.path("store"), split="val", shard=(self.rank, self.world))
-        threshold = self.config.predict.score_threshold
-        own = []
+        own: list[dict[str, Any]] = []
         while rows := list(itertools.islice(shard, 4)):
             for row, people in zip(rows, predict_rows(self.network, self.cfg, self.skeleton, rows), strict=True):
-                score, _, keypoints = people[0] if people else (0.0, None, np.full((len(self.skeleton), 3), np.nan))
-                truth = np.array(row["keypoints"]).reshape(-1, 3)
-                where = (row["source"], row["scene"], row["camera"], row["frame"])
-                own.append((*where, keypoints, score >= threshold, score, truth))
+                del row["image"]
+                own.append({**row, "best": people[0] if people else None})
         self.network.train()
-        everyone = sorted((one for share in comm.all_gather(own) for one in share), key=lambda one: one[0])
-        if not everyone:
-            return {}
-        _, scenes, cameras, frames, keypoints, found, scores, truth = zip(*everyone, strict=True)
-        predicted, seen = np.stack(keypoints), np.array([np.isfinite(one).all() for one in keypoints])
-        centre = np.zeros((len(self.skeleton), 2))
-        filled, _ = fill_missing(predicted, seen, scenes, cameras, frames, mean_pose=centre)
-        metrics = evaluate_keypoints(
-            filled, np.stack(truth), self.skeleton, found=np.array(found), scores=np.array(scores)
+        everyone = sorted((one for share in comm.all_gather(own) for one in share), key=lambda one: one["source"])
+        return self._metrics(everyone) if everyone else {}
+
+    def _metrics(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        nobody = np.full((len(self.skeleton), 3), np.nan)
+        seen = np.array([row["best"] is not None for row in rows])
+        predicted, _ = fill_missing(
+            np.stack([row["best"][2] if row["best"] else nobody for row in rows]),
+            seen,
+            [row["scene"] for row in rows],
+            [row["camera"] for row in rows],
+            [row["frame"] for row in rows],
+            mean_pose=np.zeros((len(self.skeleton), 2)),
         )
+        scores = np.array([row["best"][0] if row["best"] else 0.0 for row in rows])
+        truth = np.stack([np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3) for row in rows])
+        found = seen & (scores >= self.config.predict.score_threshold)
+        metrics = evaluate_keypoints(predicted, truth, self.skeleton, found=found, scores=scores)
         flat = {**metrics, **{f"pck_{share}": value for share, value in metrics["pck"].items()}}
         return {name: float(value) for name, value in flat.items() if isinstance(value, int | float)}
 

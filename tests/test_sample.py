@@ -31,7 +31,7 @@ def _read(path: str) -> tuple[list[str], np.ndarray]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("sample")
-    return sample.make_sample(str(folder), num_images=40, num_test=8, seed=3, num_processes=1, **SIZE)
+    return sample.make_sample(str(folder), num_images=20, num_test=4, seed=3, num_processes=1, **SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,10 @@ def clips() -> list[Any]:
 def test_one_process_and_two_write_the_same_bytes(tmp_path: Path) -> None:
     for processes in (1, 2):
         sample.make_sample(
-            str(tmp_path / str(processes)), num_images=6, num_test=2, seed=7, num_processes=processes, **SIZE
+            str(tmp_path / str(processes)), num_images=4, num_test=2, seed=7, num_processes=processes, **SIZE
         )
     one = _digests(tmp_path / "1")
-    assert len(one) == 6 + 2 + 3
+    assert len(one) == 4 + 2 + 3
     assert one == _digests(tmp_path / "2")
 
 
@@ -60,7 +60,7 @@ def test_writing_again_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
 
 
 def test_every_row_has_its_image_and_the_header_is_the_competitions(made: dict[str, Any]) -> None:
-    assert (made["num_train"], made["num_test"]) == (40, 8)
+    assert (made["num_train"], made["num_test"]) == (20, 4)
     for table, folder in (("annotations", "images"), ("truth", "test_images")):
         assert list(pd.read_csv(made[table]).columns) == ["image", *DACON24.columns]
         names, points = _read(made[table])
@@ -95,7 +95,7 @@ def test_a_clip_is_a_small_motion(made: dict[str, Any]) -> None:
         for k in range(len(names) - 1)
         if names[k].rsplit("-", 1)[0] == names[k + 1].rsplit("-", 1)[0]
     ]
-    assert len(moves) == 20
+    assert len(moves) == 10
     assert min(moves) > 0.05
     assert np.median(moves) < 30
     assert max(moves) < 90
@@ -147,7 +147,7 @@ def test_labels_in_the_table_lie_on_the_person_in_the_picture(made: dict[str, An
     names, points = _read(made["annotations"])
     table = dict(zip(names, points, strict=True))
     on, off = [], []
-    for clip in sample._plan("train", 40, 3)[:8]:
+    for clip in sample._plan("train", 20, 3)[:6]:
         stage = sample._Stage.of(clip, **SIZE)
         empty = stage._develop(stage.background(), 1).astype(int)
         name = Path(clip.files[0]).name

@@ -1,0 +1,51 @@
+# `make demo` and `make test` do everything on a machine with Python 3.11+, venv and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Changes of what is installed make the set-up run again.
+READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d ' ' -f 1)
+# Detectron2 is not published under its own name. This wheel carries the Python of upstream commit a59f0563; its compiled
+# part is for Python 3.10 and is not used. GPU machines build from source instead: docs/install.md.
+DETECTRON2 := sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561
+
+.PHONY: help setup demo test test-slow lint format bench clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## Make .venv with kp_ray and everything it needs.
+
+$(READY):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	echo '$(DETECTRON2)' > $(VENV)/detectron2.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --only-binary=:all: \
+		--python-version 3.10 --implementation cp --abi none --platform any --require-hashes -r $(VENV)/detectron2.txt \
+		--target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	rm -f $(VENV)/.ready-*
+	touch $@
+
+demo: setup  ## The whole pipeline on generated people, in runs/demo.
+	$(BIN)/kp-ray sample runs/demo/data --images 200 --run-dir runs/demo
+	$(BIN)/kp-ray run runs/demo/data/config.yaml
+
+test: setup  ## The tests.
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup  ## The tests that take minutes or gigabytes.
+	$(BIN)/python -m pytest -m slow
+
+lint: setup  ## ruff and mypy.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## The benchmarks; tables in benchmarks/results.
+	$(BIN)/python benchmarks/augment.py
+
+clean:  ## Remove .venv and caches; runs/ stays.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,8 @@
+"""`ray job submit --working-dir . -- python jobs/augment.py CONFIG.yaml [--set KEY=VALUE ...]`."""
+
+import sys
+
+from kp_ray.cli import main
+
+if __name__ == "__main__":
+    main(["augment", *sys.argv[1:]])

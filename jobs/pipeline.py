@@ -1,0 +1,8 @@
+"""`ray job submit --working-dir . -- python jobs/pipeline.py CONFIG.yaml [--set KEY=VALUE ...]`: every stage in turn."""
+
+import sys
+
+from kp_ray.cli import main
+
+if __name__ == "__main__":
+    main(["run", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""`ray job submit --working-dir . -- python jobs/predict.py CONFIG.yaml [--set KEY=VALUE ...]`."""
+
+import sys
+
+from kp_ray.cli import main
+
+if __name__ == "__main__":
+    main(["predict", *sys.argv[1:]])
