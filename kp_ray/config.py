@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pyarrow.fs as pafs
 import yaml
@@ -20,21 +20,30 @@ class InputError(ValueError):
 
 
 def _absolute(path: str) -> str:
+    if not path or "\0" in path:
+        raise ValueError("a path is expected, or null for none")
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
+def _absolute_weights(weights: str) -> str:
+    return weights if weights == "zoo" else _absolute(weights)
+
+
 def _plain_name(name: str) -> str:
-    if not name or name.startswith(".") or set(name) & set("/\\\0"):
+    if not name or not name.isprintable() or name.startswith(".") or set(name) & set("/\\"):
         raise ValueError(f"{name!r} cannot name a folder")
     return name
 
 
 AnyPath = Annotated[str, AfterValidator(_absolute)]
 """A local path or a URL; local ones are made absolute, because a Ray worker's working folder is not the user's."""
+Weights = Annotated[str, AfterValidator(_absolute_weights)]
 FolderName = Annotated[str, AfterValidator(_plain_name)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy, torch and Optuna all take."""
 
 DEFAULT_RECIPES = (
     "Original", "RandomCrop_1", "RandomCrop_2", "RandomSquare_1", "CenterCrop_1", "Rotate45", "Rotate45_CenterCrop",
@@ -45,7 +54,7 @@ DEFAULT_RECIPES = (
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -78,7 +87,7 @@ class SplitConfig(_Section):
     by: Literal["scene", "clip", "frame"] = "scene"
     fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the sources held out; 0 holds out none."""
-    seed: int | None = None
+    seed: Seed | None = None
     """None: the run's seed."""
 
 
@@ -102,34 +111,25 @@ class ModelConfig(_Section):
     """The network."""
 
     preset: Literal["r18", "r50", "x101"] = "x101"
-    weights: str | None = None
+    weights: Weights | None = None
     """A URL, a file, or `zoo` for Detectron2's published weights of the preset; None starts from scratch."""
     cfg: dict[str, Any] = {}
     """Any Detectron2 option by its dotted name, e.g. {MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE: 128}."""
-
-    @model_validator(mode="after")
-    def _local_weights(self) -> "ModelConfig":
-        if self.weights and self.weights != "zoo" and "://" not in self.weights:
-            object.__setattr__(self, "weights", _absolute(self.weights))
-        return self
 
 
 class MemberConfig(_Section):
     """One model of the ensemble; what is None comes from the sections above it."""
 
     name: FolderName
-    seed: int = 0
+    seed: Seed = 0
     recipes: tuple[str, ...] | None = None
-    weights: str | None = None
+    weights: Weights | None = None
 
 
 class TrainConfig(_Section):
     """How each member trains. LR, steps and batch are those of one worker; Detectron2's rule scales them."""
 
-    members: Annotated[tuple[MemberConfig, ...], Field(min_length=1)] = (
-        MemberConfig(name="a", seed=1),
-        MemberConfig(name="b", seed=2),
-    )
+    members: tuple[MemberConfig, ...] = (MemberConfig(name="a", seed=1), MemberConfig(name="b", seed=2))
     num_workers: Positive = 1
     use_gpu: bool | None = None
     """None: GPUs if the cluster has any."""
@@ -158,6 +158,8 @@ class TrainConfig(_Section):
     @model_validator(mode="after")
     def _members_differ(self) -> "TrainConfig":
         names = [member.name for member in self.members]
+        if not names:
+            raise ValueError("members: name at least one")
         if len(set(names)) != len(names):
             raise ValueError(f"members: two members share a name: {', '.join(names)}")
         return self
@@ -229,8 +231,8 @@ class Config(_Section):
     """The whole configuration; `load` reads one from YAML."""
 
     preset: Literal["demo", "dacon"] | None = None
-    run_dir: AnyPath = "runs/first"
-    seed: int = 42
+    run_dir: Annotated[AnyPath, Field(validate_default=True)] = "runs/first"
+    seed: Seed = 42
     data: DataConfig = DataConfig()
     skeleton: SkeletonConfig = SkeletonConfig()
     split: SplitConfig = SplitConfig()
@@ -354,6 +356,10 @@ def write_bytes(path: str, content: bytes) -> None:
             stream.write(content)
 
 
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What PyYAML raises; a ValueError comes from an impossible date or number, e.g. 2001-99-99."""
+
+
 def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file (None: defaults) with `a.b=value` overrides.
 
@@ -365,51 +371,53 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
     given: dict[str, Any] = {}
     name = path or "config"
     if path is not None:
+        content = read_bytes(path)
         try:
-            given = yaml.safe_load(read_bytes(path).decode("utf-8-sig")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            given = yaml.safe_load(content.decode("utf-8-sig")) or {}
+        except _NOT_YAML as error:
             raise InputError(f"{path}: not valid YAML: {_one_line(str(error))}") from error
         if not isinstance(given, dict):
             raise InputError(f"{path}: a mapping of settings is expected, e.g. `run_dir: runs/first`")
     for override in overrides:
         given = _merge(given, _parse_override(override))
-    preset = given.get("preset")
-    if isinstance(preset, str) and preset in PRESETS:
-        given = _merge(PRESETS[preset], given)
     return build(given, name)
 
 
 def build(values: Mapping[str, Any], name: str = "config") -> Config:
-    """A checked configuration from plain values.
+    """A checked configuration from plain values; their preset, if any, lies below them.
 
     Raises:
         InputError: naming `name`, the first wrong key and the fix.
     """
+    preset = values.get("preset")
+    if isinstance(preset, str) and preset in PRESETS:
+        values = _merge(PRESETS[preset], values)
     try:
         return Config.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = _one_line(".".join(str(part) for part in first["loc"]))
         if first["type"] == "extra_forbidden":
             close = get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"]), n=1)
             message = "unknown key" + (f"; did you mean {close[0]}?" if close else "")
         else:
-            message = f"{first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+            message = f"{first['msg'].removeprefix('Value error, ')} (got {first['input']!r:.100})"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise InputError(f"{name}: {key}: {_one_line(message)}{more}") from error
 
 
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise InputError(f"--set {text}: expected KEY=VALUE, e.g. --set train.max_iter=500")
+    text = _one_line(text)
     try:
         parsed: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise InputError(f"--set {text}: the value is not YAML: {_one_line(str(error))}") from error
     # Detectron2's own options have dots in their names, so `model.cfg.` keeps the rest of the key whole.
     head, dotted_cfg, option = key.strip().partition("model.cfg.")
     parts = ["model", "cfg", option] if dotted_cfg and not head else key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError(f"--set {text}: expected KEY=VALUE, e.g. --set train.max_iter=500")
     for part in reversed(parts):
         parsed = {part: parsed}
     return dict(parsed)
@@ -426,6 +434,9 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 def _keys_beside(location: Sequence[str | int]) -> list[str]:
     section: Any = Config
     for part in location[:-1]:
+        if isinstance(part, int):  # an item of a tuple
+            section = get_args(section)[0]
+            continue
         field = getattr(section, "model_fields", {}).get(part)
         if field is None:
             return []

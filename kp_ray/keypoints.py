@@ -40,8 +40,8 @@ class Skeleton:
             raise ValueError("skeleton: keypoint names must be present and unique")
         if len(self.sigmas) != len(self.names):
             raise ValueError(f"skeleton: {len(self.names)} keypoints need as many sigmas, got {len(self.sigmas)}")
-        if min(self.sigmas) <= 0:
-            raise ValueError("skeleton: sigmas must be positive")
+        if not all(0 < sigma < float("inf") for sigma in self.sigmas):
+            raise ValueError("skeleton: sigmas must be positive numbers")
         paired = [name for pair in self.flip_pairs for name in pair]
         if len(set(paired)) != len(paired):
             raise ValueError("skeleton: a keypoint stands in two flip pairs")

@@ -100,15 +100,14 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
 
 
 def _check_rows(config: Config, member: MemberConfig) -> None:
-    table = read_table(
-        config.path("store"), split="train", recipes=_recipes(config, member), columns=["num_visible", "bbox_xyxy"]
-    )
-    usable = len(_usable(table, config.augment.min_visible))
-    needed = config.train.ims_per_batch * config.train.num_workers
+    columns = ["num_visible", "bbox_xyxy"]
+    table = read_table(config.path("store"), split="train", recipes=_recipes(config, member), columns=columns)
+    least = config.augment.min_visible
+    usable, needed = len(_usable(table, least)), config.train.ims_per_batch * config.train.num_workers
     if usable < needed:
         raise InputError(
-            f"member {member.name}: {usable} training rows with {config.augment.min_visible} visible keypoints or more; "
-            f"a step needs {needed}: add images or recipes, or lower train.ims_per_batch"
+            f"member {member.name}: {usable} training rows have at least {least} visible keypoints, a step needs "
+            f"{needed}: add images or recipes, or lower train.ims_per_batch"
         )
 
 

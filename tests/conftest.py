@@ -1,0 +1,78 @@
+"""One Ray for all tests that need one, and tiny data made once."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # clusters of these tests are on loopback and short-lived
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+
+from kp_ray.config import Config, build
+from kp_ray.sample import make_sample
+
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+
+TINY_NET = {
+    "INPUT.MIN_SIZE_TRAIN": [64],
+    "INPUT.MAX_SIZE_TRAIN": 114,
+    "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.MAX_SIZE_TEST": 114,
+}
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray with 4 logical CPUs, whatever the machine has."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=True, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def sample_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """12 labelled and 10 test frames of 320x180, with the paths of a config's data section."""
+    folder = tmp_path_factory.mktemp("sample")
+    made = make_sample(str(folder), num_images=12, width=320, height=180, seed=3, num_processes=1)
+    keys = ("annotations", "images", "test_images", "sample_submission", "truth")
+    return {key: made[key] for key in keys}
+
+
+@pytest.fixture
+def tiny(sample_data: dict[str, Any], tmp_path: Path) -> Config:
+    """A config over the sample that does every stage within seconds."""
+    return tiny_config(sample_data, tmp_path / "run")
+
+
+def tiny_config(data: dict[str, Any], run_dir: Path, **sections: Any) -> Config:
+    """The tiny config with whole sections replaced or extended."""
+    values: dict[str, Any] = {
+        "run_dir": str(run_dir),
+        "data": data,
+        "split": {"fraction": 0.25},
+        "augment": {"recipes": ["Original", "Rotate45_CenterCrop", "Rotate45_CenterCrop"], "sources_per_part": 4},
+        "model": {"preset": "r18", "cfg": dict(TINY_NET)},
+        "train": {
+            "members": [{"name": "a", "seed": 1}],
+            "max_iter": 4,
+            "steps": [3],
+            "warmup_iters": 1,
+            "ims_per_batch": 4,
+            "eval_period": 2,
+            "checkpoint_period": 2,
+            "log_period": 1,
+            "cpus_per_worker": 0.5,
+            "optimizer": "adamw",
+        },
+        "tune": {"num_trials": 2, "max_iter": 2, "eval_period": 1},
+        "predict": {"actors": [1, 2], "score_threshold": 0.5, "fallback_threshold": 0.0},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+    return build(values)

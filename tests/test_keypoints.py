@@ -1,0 +1,167 @@
+"""The skeleton, and what counts as inside a picture."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from kp_ray.keypoints import DACON24, FloatArray, Skeleton, inside, skeleton_for, visible_box
+
+HAND = {
+    "names": ("left_tip", "right_tip", "palm"),
+    "flip_pairs": (("left_tip", "right_tip"),),
+    "sigmas": (0.1, 0.1, 0.2),
+}
+SIZES = st.integers(1, 4000)
+ANY_NUMBER = st.floats(-1e4, 1e4) | st.just(np.nan)
+
+
+def points(*rows: tuple[float, float]) -> FloatArray:
+    """(K, 3) with v = 2 where there are coordinates."""
+    xy = np.array(rows, dtype=float).reshape(-1, 2)
+    return np.column_stack([xy, np.where(np.isfinite(xy).all(axis=1), 2.0, 0.0)])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"names": ("tip", "tip", "palm")}, "unique"),
+        ({"names": (), "flip_pairs": (), "sigmas": ()}, "present"),
+        ({"sigmas": (0.1, 0.1)}, "3 keypoints need as many sigmas, got 2"),
+        ({"sigmas": (0.1, 0.0, 0.2)}, "positive"),
+        ({"flip_pairs": (("left_tip", "right_tip"), ("palm", "left_tip"))}, "two flip pairs"),
+        ({"flip_pairs": (("palm", "palm"),)}, "two flip pairs"),
+        ({"flip_pairs": (("left_tip", "thumb"),)}, "thumb"),
+        ({"limbs": (("palm", "elbow"),)}, "elbow"),
+    ],
+)
+def test_a_skeleton_that_does_not_fit_together_is_refused(change: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told) as raised:
+        Skeleton(**{**HAND, **change})
+    assert "\n" not in str(raised.value)
+
+
+def test_the_competition_skeleton_has_the_columns_of_its_csv() -> None:
+    assert len(DACON24) == 24
+    columns = DACON24.columns
+    assert len(columns) == 48
+    assert columns[:4] == ["nose_x", "nose_y", "left_eye_x", "left_eye_y"]
+    assert columns[40:] == [
+        "spine2(back)_x", "spine2(back)_y", "spine1(waist)_x", "spine1(waist)_y",
+        "left_instep_x", "left_instep_y", "right_instep_x", "right_instep_y",
+    ]  # fmt: skip
+
+
+def test_the_first_seventeen_sigmas_are_cocos() -> None:
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    published = cocoeval.Params(iouType="keypoints").kpt_oks_sigmas
+    assert len(published) == 17
+    np.testing.assert_allclose(DACON24.sigmas[:17], published, rtol=0, atol=1e-12)
+
+
+def test_a_mirror_exchanges_the_ten_sides_and_leaves_the_middle() -> None:
+    flip = DACON24.flip_indices
+    for index, name in enumerate(DACON24.names):
+        mirrored = DACON24.names[flip[index]]
+        assert mirrored == name.replace("left_", "R_").replace("right_", "left_").replace("R_", "right_")
+    assert [DACON24.names[i] for i in range(24) if flip[i] == i] == ["nose", "neck", "spine2(back)", "spine1(waist)"]
+
+
+@given(st.integers(1, 30), st.data())
+def test_mirroring_twice_is_nothing_for_any_skeleton(num: int, data: st.DataObject) -> None:
+    names = [f"p{i}" for i in range(num)]
+    shuffled = data.draw(st.permutations(names))
+    pairs = tuple(zip(shuffled[0::2], shuffled[1::2], strict=False))[: data.draw(st.integers(0, num // 2))]
+    skeleton = Skeleton(tuple(names), pairs, (0.1,) * num)
+    flip = np.array(skeleton.flip_indices)
+    assert sorted(flip) == list(range(num))
+    assert (flip[flip] == np.arange(num)).all()
+    assert sum(flip != np.arange(num)) == 2 * len(pairs)
+
+
+def test_limbs_are_given_as_indices_of_their_names() -> None:
+    named = [(DACON24.names[a], DACON24.names[b]) for a, b in DACON24.limb_indices]
+    assert named == list(DACON24.limbs)
+    assert {name for limb in named for name in limb} == set(DACON24.names)
+
+
+@given(st.permutations(DACON24.names))
+def test_the_competition_names_in_any_order_give_the_canonical_skeleton(names: list[str]) -> None:
+    assert skeleton_for(names) == DACON24
+
+
+def test_other_names_keep_their_order_and_need_flip_pairs_and_sigmas() -> None:
+    names, pairs, sigmas = list(HAND["names"]), HAND["flip_pairs"], HAND["sigmas"]
+    assert skeleton_for(names, pairs, sigmas) == Skeleton(**HAND)
+    assert skeleton_for(names[::-1], pairs, sigmas).names == tuple(names[::-1])
+    for incomplete in ({}, {"flip_pairs": pairs}, {"sigmas": sigmas}):
+        with pytest.raises(ValueError, match=r"skeleton\.flip_pairs and skeleton\.sigmas"):
+            skeleton_for(names, **incomplete)
+
+
+def test_sigmas_of_the_config_replace_the_competitions() -> None:
+    sigmas = [0.05] * 24
+    skeleton = skeleton_for(DACON24.names, sigmas=sigmas)
+    assert skeleton.sigmas == tuple(sigmas)
+    assert skeleton.flip_pairs == DACON24.flip_pairs
+
+
+def test_a_part_of_the_body_keeps_the_limbs_it_holds() -> None:
+    arm = ("left_shoulder", "left_elbow", "left_wrist")
+    assert skeleton_for(arm, (), (0.1, 0.1, 0.1)).limbs == (arm[:2], arm[1:])
+
+
+def test_inside_is_half_open_at_the_right_and_bottom() -> None:
+    width, height = 640, 480
+    below_w, below_h = np.nextafter(width, 0), np.nextafter(height, 0)
+    xy = np.array(
+        [
+            (0, 0),
+            (below_w, below_h),
+            (width, 5),
+            (5, height),
+            (-1e-9, 5),
+            (5, -1e-9),
+            (np.nan, 5),
+            (5, np.nan),
+            (np.inf, 5),
+        ]
+    )
+    assert inside(xy, width, height).tolist() == [True, True, *[False] * 7]
+
+
+@given(hnp.arrays(float, st.tuples(st.integers(0, 30), st.just(2)), elements=ANY_NUMBER), SIZES, SIZES)
+def test_inside_says_the_same_of_each_point_alone(xy: FloatArray, width: int, height: int) -> None:
+    expected = [0 <= x < width and 0 <= y < height for x, y in xy]
+    assert inside(xy, width, height).tolist() == expected
+    assert inside(xy[:, None], width, height)[:, 0].tolist() == expected
+
+
+def test_the_box_is_clipped_to_the_picture_and_leaves_unlabelled_points_out() -> None:
+    body = points((10.5, 20.25), (-30, 60), (np.nan, 5), (700, np.nan), (90, 500))
+    assert visible_box(body, 640, 480).tolist() == [0, 20.25, 90, 480]
+    assert visible_box(body, 640, 480, margin_px=10).tolist() == [0, 10.25, 100, 480]
+    assert visible_box(points((700, 20), (800, 30)), 640, 480).tolist() == [640, 20, 640, 30]
+
+
+def test_the_box_of_nobody_is_zeros_whatever_the_margin() -> None:
+    nobody = points((np.nan, np.nan), (np.nan, 7))
+    assert visible_box(nobody, 640, 480, margin_px=9).tolist() == [0, 0, 0, 0]
+
+
+@given(
+    hnp.arrays(float, st.tuples(st.integers(1, 24), st.just(2)), elements=ANY_NUMBER),
+    SIZES,
+    SIZES,
+    st.floats(0, 200),
+)
+def test_the_box_stays_in_the_picture_and_holds_every_point_inside(
+    xy: FloatArray, width: int, height: int, margin_px: float
+) -> None:
+    x1, y1, x2, y2 = visible_box(points(*map(tuple, xy)), width, height, margin_px)
+    assert 0 <= x1 <= x2 <= width
+    assert 0 <= y1 <= y2 <= height
+    for x, y in xy[inside(xy, width, height)]:
+        assert x1 <= x <= x2
+        assert y1 <= y <= y2

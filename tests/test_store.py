@@ -1,0 +1,250 @@
+"""The store on a real Ray cluster: what it holds, that a re-run does only what is missing, and what verify finds."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import tiny_config
+
+from kp_ray.annotations import load_annotations
+from kp_ray.config import Config, InputError
+from kp_ray.store import (
+    export_store,
+    iter_rows,
+    plan,
+    read_manifest,
+    read_table,
+    select_parts,
+    verify_store,
+    write_store,
+)
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def digests(config: Config) -> dict[str, str]:
+    return {part.path: part.sha256 for part in read_manifest(config.path("store")).parts}
+
+
+def files(config: Config) -> set[str]:
+    root = Path(config.path("store"))
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} - {".lock"}
+
+
+@pytest.fixture(scope="module")
+def written(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
+    config = tiny_config(sample_data, tmp_path_factory.mktemp("written"))
+    write_store(plan(config))
+    return config
+
+
+def test_rows_are_every_copy_of_every_recipe_and_validation_has_only_originals(written: Config) -> None:
+    table = read_table(written.path("store")).to_pandas()
+    labels = load_annotations(written.input("annotations"))
+    validation = set(table[table.split == "val"].source)
+    assert 0 < len(validation) < len(labels)
+    for image in labels.images:
+        rows = table[table.source == image]
+        variants = sorted(zip(rows.recipe, rows["copy"], strict=True))
+        both = [("Original", 0), ("Rotate45_CenterCrop", 0), ("Rotate45_CenterCrop", 1)]
+        assert variants == (both[:1] if image in validation else both)
+    copies = table[table.recipe == "Rotate45_CenterCrop"].groupby("source").image.nunique()
+    assert (copies == 2).all()  # a recipe listed twice gives two different pictures
+    scenes = table.groupby("scene").split.nunique()
+    assert (scenes == 1).all()
+
+
+def test_stored_keypoints_are_the_affine_applied_to_the_labels(written: Config) -> None:
+    labels = load_annotations(written.input("annotations"))
+    truth = dict(zip(labels.images, labels.keypoints, strict=True))
+    for row in iter_rows(written.path("store"), split="train"):
+        affine = np.array(row["affine"]).reshape(2, 3)
+        expected = truth[row["source"]][:, :2] @ affine[:, :2].T + affine[:, 2]
+        stored = np.array(row["keypoints"]).reshape(-1, 3)
+        np.testing.assert_allclose(stored[:, :2], expected, atol=1e-3)
+        inside = (stored[:, :2] >= 0).all(axis=1) & (stored[:, :2] < [row["width"], row["height"]]).all(axis=1)
+        assert ((stored[:, 2] > 0) == inside).all()
+
+
+def test_the_same_inputs_give_the_same_bytes_and_another_seed_others(written: Config, tmp_path: Path) -> None:
+    again = tiny_config(written.data.model_dump(), tmp_path / "again")
+    write_store(plan(again))
+    assert digests(again) == digests(written)
+    other = tiny_config(written.data.model_dump(), tmp_path / "other", seed=7, split={"fraction": 0.25, "seed": 42})
+    write_store(plan(other))
+    assert not set(digests(other).values()) & set(digests(written).values())
+
+
+def test_a_second_run_writes_nothing(tiny: Config) -> None:
+    first = write_store(plan(tiny))
+    before = {path: os.stat(tiny.path("store", path)).st_mtime_ns for path in files(tiny)}
+    second = write_store(plan(tiny))
+    assert first["parts_written"] > 0
+    assert second["parts_written"] == 0
+    assert {path: os.stat(tiny.path("store", path)).st_mtime_ns for path in files(tiny)} == before
+
+
+def test_an_added_recipe_writes_only_that_recipe_and_a_dropped_one_goes(tiny: Config) -> None:
+    write_store(plan(tiny))
+    before = digests(tiny)
+    more = tiny_config(
+        tiny.data.model_dump(),
+        Path(tiny.run_dir),
+        augment={"recipes": ["Original", "RandomCrop_1"], "sources_per_part": 4},
+    )
+    result = write_store(plan(more))
+    after = digests(more)
+    assert {path.split("/")[0] for path in set(after) - set(before)} == {"recipe=RandomCrop_1"}
+    assert result["parts_kept"] == sum(path.startswith("recipe=Original") for path in before)
+    assert not any("Rotate45" in path for path in files(more))
+
+
+def test_parts_of_a_run_without_a_manifest_are_taken_up(tiny: Config) -> None:
+    write_store(plan(tiny))
+    before = digests(tiny)
+    kept = {path: os.stat(tiny.path("store", path)).st_mtime_ns for path in before}
+    os.remove(tiny.path("store", "manifest.json"))
+    lost = next(path for path in before if "Rotate45" in path)
+    os.truncate(tiny.path("store", lost), 100)
+    write_store(plan(tiny))
+    assert digests(tiny) == before
+    now = {path: os.stat(tiny.path("store", path)).st_mtime_ns for path in before}
+    assert {path for path in before if now[path] != kept[path]} == {lost}
+
+
+def test_verify_finds_a_flipped_byte_and_augment_mends_it(tiny: Config) -> None:
+    write_store(plan(tiny))
+    before = digests(tiny)
+    assert verify_store(plan(tiny)) == []
+    victim = sorted(before)[0]
+    with open(tiny.path("store", victim), "r+b") as part:
+        part.seek(5000)
+        byte = part.read(1)[0]
+        part.seek(5000)
+        part.write(bytes([byte ^ 1]))
+    problems = verify_store(plan(tiny))
+    assert len(problems) == 1
+    assert victim in problems[0]
+    assert write_store(plan(tiny))["parts_written"] == 1
+    assert digests(tiny) == before
+    assert verify_store(plan(tiny)) == []
+
+
+def test_unusable_images_are_quarantined_with_the_reason_and_come_back_when_mended(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    names = load_annotations(sample_data["annotations"]).images
+    for name in names:
+        (images / name).write_bytes(Path(sample_data["images"], name).read_bytes())
+    whole = (images / names[0]).read_bytes()
+    (images / names[0]).write_bytes(whole[: len(whole) // 2])
+    (images / names[1]).write_bytes(b"")
+    (images / names[2]).unlink()
+    config = tiny_config({**sample_data, "images": str(images)}, tmp_path / "run")
+    assert write_store(plan(config))["quarantined"] == 3
+    table = pq.read_table(config.path("store", "quarantine.parquet")).to_pylist()
+    reasons = {row["source"]: row["reason"] for row in table}
+    assert "decoded" in reasons[names[0]]
+    assert reasons[names[1]] == "the file is empty"
+    assert reasons[names[2]] == "there is no such file"
+    assert not set(read_table(config.path("store"), columns=["source"])["source"].to_pylist()) & set(names[:3])
+    for name in names[:3]:
+        (images / name).write_bytes(Path(sample_data["images"], name).read_bytes())
+    assert write_store(plan(config))["quarantined"] == 0
+    assert len(set(read_table(config.path("store"), columns=["source"])["source"].to_pylist())) == len(names)
+
+
+def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tiny: Config) -> None:
+    script = (
+        "import sys, time\nfrom kp_ray.store import _writer_lock\n"
+        f"with _writer_lock({tiny.path('store')!r}):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match="another process is writing"):
+        write_store(plan(tiny))
+    holder.kill()
+    holder.wait()
+    assert write_store(plan(tiny))["parts_written"] > 0
+
+
+def test_a_driver_killed_in_mid_run_leaves_no_readable_store_and_a_rerun_completes_it(
+    written: Config, tmp_path: Path
+) -> None:
+    config = tiny_config(written.data.model_dump(), tmp_path / "killed")
+    config_path = tmp_path / "config.yaml"
+    config_path.write_text(config.to_yaml())
+    script = "from kp_ray.cli import main\nimport sys\nmain(['augment', sys.argv[1], '--set', 'cluster.num_cpus=1'])"
+    driver = subprocess.Popen([sys.executable, "-c", script, str(config_path)], stderr=subprocess.DEVNULL)
+    store = Path(config.path("store"))
+    for _ in range(600):
+        if list(store.rglob("*.parquet")):
+            break
+        time.sleep(0.1)
+    driver.kill()
+    driver.wait()
+    partial = list(store.rglob("recipe=*/*.parquet"))
+    assert partial
+    time.sleep(3)  # the killed driver's cluster goes down with it
+    write_store(plan(config))
+    assert digests(config) == digests(written)
+    assert not list(store.rglob("*.partial"))
+
+
+def test_reading_refuses_what_is_not_there(tiny: Config, written: Config, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no finished store"):
+        read_manifest(tiny.path("store"))
+    with pytest.raises(InputError, match="holds no recipe 'Rotate90'"):
+        select_parts(written.path("store"), recipes=["Rotate90"])
+    damaged = tmp_path / "manifest.json"
+    damaged.write_text('{"schema_version": 1, "kp_ray"')
+    with pytest.raises(InputError, match="damaged"):
+        read_manifest(str(tmp_path))
+    damaged.write_text('{"schema_version": 99}')
+    with pytest.raises(InputError, match="newer kp_ray"):
+        read_manifest(str(tmp_path))
+
+
+def test_a_frame_larger_or_smaller_than_the_recipe_is_refused_on_request(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    strict = tiny_config(sample_data, tmp_path / "run", augment={"oversize": "error"})
+    result = write_store(plan(strict))
+    reasons = {q.reason for q in read_manifest(strict.path("store")).quarantined}
+    assert result["sources"] == 0
+    assert all("1920x1080" in reason and "320x180" in reason for reason in reasons)
+
+
+def test_export_opens_in_pycocotools_and_reads_back_equal(written: Config, tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+
+    result = export_store(written, str(tmp_path / "out"), split="val")
+    coco = COCO(str(tmp_path / "out" / "annotations.json"))
+    assert len(coco.imgs) == result["images"] == read_manifest(written.path("store")).num_rows_by_split["val"]
+    from_json = load_annotations(str(tmp_path / "out" / "annotations.json"))
+    from_csv = load_annotations(str(tmp_path / "out" / "annotations.csv"))
+    assert from_json.images == from_csv.images
+    rows = list(iter_rows(written.path("store"), split="val"))
+    stored = np.stack([np.array(row["keypoints"]).reshape(-1, 3)[:, :2] for row in rows])
+    np.testing.assert_allclose(from_csv.keypoints[:, :, :2], stored, atol=1e-4)
+    for name in from_csv.images:
+        assert (tmp_path / "out" / "images" / name).stat().st_size > 0
+
+
+def test_the_manifest_counts_what_the_parts_hold(written: Config) -> None:
+    manifest = json.loads(Path(written.path("store", "manifest.json")).read_text())
+    rows = {part["path"]: pq.read_metadata(written.path("store", part["path"])).num_rows for part in manifest["parts"]}
+    assert {part["path"]: part["num_rows"] for part in manifest["parts"]} == rows
+    assert manifest["num_variants"] == sum(rows.values()) == sum(manifest["num_rows_by_split"].values())
+    metadata = pq.read_metadata(written.path("store", manifest["parts"][0]["path"])).metadata
+    assert json.loads(metadata[b"kp_ray"])["skeleton"] == manifest["skeleton"]
