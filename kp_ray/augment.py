@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import cv2
@@ -18,16 +18,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import simplejpeg
 from PIL import Image as PilImage
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 
 from kp_ray.config import InputError
 from kp_ray.keypoints import FloatArray, inside, visible_box
-from kp_ray.recipes import Draw, Recipe, apply_affine, draw, variant_seed
+from kp_ray.recipes import RECIPES, Draw, Recipe, apply_affine, draw, variant_seed
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded."""
 
 _EXIF_ORIENTATION = 0x0112
+
+_STEEPEST_DEG = max(recipe.rotate_deg for recipe in RECIPES.values())
 
 Image = npt.NDArray[np.uint8]
 Row = dict[str, Any]
@@ -91,9 +93,11 @@ def decode(content: bytes) -> tuple[Image, bool]:
             if picture.format == "JPEG" and upright and picture.mode in ("L", "RGB"):
                 return simplejpeg.decode_jpeg(content, "BGRX", strict=True), True
             return _decode_other(picture), False
-    except (OSError, ValueError, SyntaxError, PilImage.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except UnidentifiedImageError as error:  # its own text holds a memory address
+        raise InputError("is not a picture in a format that is known here") from error
+    except Exception as error:  # decoders raise whatever they stumble over
         raise InputError(f"cannot be decoded: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -110,19 +114,21 @@ def _decode_other(picture: PilImage.Image) -> Image:
 
 
 class _Padded:
-    """A source, padded by reflection as far as a rotated frame can reach."""
+    """A source, padded by reflection as far as a rotated frame can reach.
 
-    def __init__(self, image: Image, rotate_deg: float) -> None:
+    The padding is the same whatever recipes are asked for: it shifts where sampling rounds, so a variant's bytes would
+    depend on the recipes beside it.
+    """
+
+    def __init__(self, image: Image) -> None:
         self.image = image
         height, width = image.shape[:2]
-        self.pad_x = self.pad_y = 0
-        if rotate_deg:
-            self.pad_x, self.pad_y = _reach(width, height, rotate_deg), _reach(height, width, rotate_deg)
-        self.padded = (
-            cv2.copyMakeBorder(image, self.pad_y, self.pad_y, self.pad_x, self.pad_x, cv2.BORDER_REFLECT_101)
-            if rotate_deg
-            else image
-        )
+        self.pad_x, self.pad_y = _reach(width, height, _STEEPEST_DEG), _reach(height, width, _STEEPEST_DEG)
+
+    @cached_property
+    def padded(self) -> Image:
+        pads = self.pad_y, self.pad_y, self.pad_x, self.pad_x
+        return np.asarray(cv2.copyMakeBorder(self.image, *pads, cv2.BORDER_REFLECT_101), dtype=np.uint8)
 
     def window(self, drawn: Draw) -> Image:
         """The variant's picture (height, width, 4)."""
@@ -171,7 +177,7 @@ def augment_source(
     """
     image, plain_jpeg = decode(content)
     height, width = image.shape[:2]
-    padded = _Padded(image, max(recipe.rotate_deg for recipe, _ in recipes))
+    padded = _Padded(image)
     for recipe, copies in recipes:
         for copy in range(copies):
             seed_of_variant = variant_seed(seed, source.name, recipe.fingerprint, copy)
@@ -240,16 +246,30 @@ def _user_pipelines(serialised: str) -> tuple[Any, Any]:
     import albumentations as A  # noqa: N812
 
     loaded = A.from_dict(json.loads(serialised))
-    steps = list(loaded.transforms) if isinstance(loaded, A.Compose) else [loaded]
+    whole = isinstance(loaded, A.Compose)
+    steps, chance = (list(loaded.transforms), loaded.p) if whole else ([loaded], 1.0)
     twin = deepcopy(steps)
-    waiting = list(twin)
-    while waiting:
-        step = waiting.pop()
-        waiting += list(getattr(step, "transforms", []))
+    for step in _all_steps(twin):
         if hasattr(step, "border_mode"):
             step.border_mode = cv2.BORDER_CONSTANT
     points = A.KeypointParams(format="xy", remove_invisible=False)
-    return A.Compose(steps), A.Compose(twin, keypoint_params=points)
+    return A.Compose(steps, p=chance), A.Compose(twin, p=chance, keypoint_params=points)
+
+
+def _all_steps(steps: Sequence[Any]) -> list[Any]:
+    """The steps and those inside them, outer ones first."""
+    return [inner for step in steps for inner in (step, *_all_steps(getattr(step, "transforms", ())))]
+
+
+def _reseed(pipeline: Any, seed: int) -> None:
+    """Seed a pipeline and each of its steps apart.
+
+    `set_random_seed` gives every step the same numbers, so that a large angle always comes with a large scale.
+    """
+    pipeline.set_random_seed(seed % 2**32)
+    steps = _all_steps(pipeline.transforms)
+    for step, own in zip(steps, np.random.SeedSequence(seed).generate_state(len(steps)), strict=True):
+        step.set_random_seed(int(own))
 
 
 def _run_user(serialised: str, image: Image, keypoints: FloatArray, seed: int) -> tuple[Image, FloatArray, FloatArray]:
@@ -258,8 +278,8 @@ def _run_user(serialised: str, image: Image, keypoints: FloatArray, seed: int) -
     labelled = np.isfinite(keypoints[:, :2]).all(axis=1)
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=float)
     for_picture, for_points = _user_pipelines(serialised)
-    for_picture.set_random_seed(seed % 2**32)
-    for_points.set_random_seed(seed % 2**32)
+    _reseed(for_picture, seed)
+    _reseed(for_points, seed)
     rgb = cv2.cvtColor(image, cv2.COLOR_BGRA2RGB)
     picture = for_picture(image=rgb)["image"]
     moved = for_points(image=rgb, keypoints=np.vstack([corners, keypoints[labelled, :2]]))["keypoints"]

@@ -4,6 +4,8 @@ Every actor holds all members. What each member said of each image is kept in `p
 evaluating start from that file, so they can be repeated without a model.
 """
 
+import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,8 +23,11 @@ from kp_ray.detectron import load_member, predict_rows
 from kp_ray.ensemble import BoolArray, fill_missing, fuse
 from kp_ray.keypoints import FloatArray, Skeleton, skeleton_for
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.store import ray_data_settings, read_manifest
+from kp_ray.store import file_sizes, ray_data_settings, read_manifest
 from kp_ray.submission import SubmissionForm, read_form, read_submission, write_submission
+
+
+_STAMP_KEY = b"kp_ray"
 
 
 def prediction_schema(num_keypoints: int) -> pa.Schema:
@@ -50,6 +55,8 @@ def prediction_schema(num_keypoints: int) -> pa.Schema:
 def predict(config: Config, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Predict the test images with every member, fuse, and write the submission.
 
+    Predictions that are there already, of the same members and images, are only fused anew.
+
     Args:
         config: with finished members in its run folder; a Ray cluster must be running.
         progress: called with (images done, images in all).
@@ -70,15 +77,35 @@ def predict(config: Config, progress: Callable[[int, int], None] | None = None) 
     for name in names:
         if not exists(join(config.member_dir(name), "model_final.pth")):
             raise InputError(f"{config.member_dir(name)}: member {name} is not trained; run train first")
-    table = pa.concat_tables(_ask_members(config, images, names, skeleton, progress))
-    rank = {image: i for i, image in enumerate(images)}
-    order = sorted(
-        range(len(table)), key=lambda i: (rank[table["image"][i].as_py()], names.index(table["member"][i].as_py()))
-    )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.take(order), sink)
-    write_bytes(config.path("predictions.parquet"), sink.getvalue().to_pybytes())
+    stamp = _stamp(config, images, names)
+    if not _is_current(config, stamp):
+        table = pa.concat_tables(_ask_members(config, images, names, skeleton, progress))
+        rank = {(image, name): i for i, (image, name) in enumerate(itertools.product(images, names))}
+        keys = zip(table["image"].to_pylist(), table["member"].to_pylist(), strict=True)
+        order = np.argsort([rank[key] for key in keys])
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.take(order).replace_schema_metadata({_STAMP_KEY: stamp}), sink)
+        write_bytes(config.path("predictions.parquet"), sink.getvalue().to_pybytes())
     return write_fused(config)
+
+
+def _stamp(config: Config, images: Sequence[str], names: Sequence[str]) -> bytes:
+    """A digest of what decides `predictions.parquet`: members, images (by name and size in bytes) and settings."""
+    section = config.predict
+    sizes = file_sizes(config.input("test_images"))
+    decides: list[Any] = [section.tta, section.score_threshold, section.fallback_threshold]
+    decides += [[image, sizes.get(image)] for image in images]
+    for name in names:
+        decides.append([name, hashlib.sha256(read_bytes(join(config.member_dir(name), "model_final.pth"))).hexdigest()])
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest().encode()
+
+
+def _is_current(config: Config, stamp: bytes) -> bool:
+    path = config.path("predictions.parquet")
+    if not exists(path):
+        return False
+    fs, inner = filesystem(path)
+    return bool((pq.read_schema(inner, filesystem=fs).metadata or {}).get(_STAMP_KEY) == stamp)
 
 
 def _ask_members(

@@ -7,6 +7,7 @@ optional, so every variant of it is one affine map from source to variant.
 
 import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -121,6 +122,9 @@ def _named() -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in recipes}
 
 
+_MIRRORS = ("HorizontalFlip", "VerticalFlip", "Transpose", "D4", "SquareSymmetry")
+"""Albumentations' transforms that turn a left hand into a right one."""
+
 RECIPES: dict[str, Recipe] = _named()
 """The named recipes, by name."""
 
@@ -137,15 +141,35 @@ def choose(
     for name, pipeline in (user_recipes or {}).items():
         if name in RECIPES:
             raise InputError(f"augment.user_recipes.{name}: a named recipe has this name already; choose another")
-        if "transform" not in pipeline:
-            raise InputError(f"augment.user_recipes.{name}: not a pipeline saved by albumentations.to_dict")
-        known[name] = Recipe(name, user=json.dumps(pipeline, sort_keys=True))
+        known[name] = _user_recipe(name, pipeline)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise InputError(f"augment.recipes: no recipe is called {unknown[0]!r}; there are {', '.join(known)}")
     if not names:
         raise InputError("augment.recipes: name at least one recipe")
     return [(known[name], copies) for name, copies in Counter(names).items()]
+
+
+def _user_recipe(name: str, pipeline: Mapping[str, Any]) -> Recipe:
+    import albumentations as A  # noqa: N812
+
+    try:
+        serialised = json.dumps(pipeline, sort_keys=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # an argument it does not know is only a warning there
+            A.from_dict(json.loads(serialised))
+    except Exception as error:  # whatever Albumentations stumbles over
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"augment.user_recipes.{name}: not a pipeline saved by albumentations.to_dict: {reason}"
+        ) from error
+    mirror = next((kind for kind in _MIRRORS if f'"__class_fullname__": "{kind}"' in serialised), None)
+    if mirror:
+        raise InputError(
+            f"augment.user_recipes.{name}: {mirror} mirrors the picture and leaves left and right keypoints as they "
+            "are: drop it and set train.flip, which exchanges them"
+        )
+    return Recipe(name, user=serialised)
 
 
 def variant_seed(seed: int, source: str, fingerprint: str, copy: int) -> int:

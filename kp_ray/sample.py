@@ -87,7 +87,6 @@ _SHOE = (  # along from heel to toe, half width, half height
     (0, 0.022, 0.036, 0.04, 0.045, 0.05, 0.043, 0.028, 0),
     (0, 0.03, 0.05, 0.062, 0.045, 0.034, 0.028, 0.02, 0),
 )
-_SHOES = ((235, 235, 232), (40, 38, 40), (44, 64, 96), (60, 50, 170), (150, 80, 40), (120, 120, 124))
 _HAIRS = ((24, 22, 22), (30, 38, 52), (34, 56, 92), (52, 96, 150), (110, 172, 206), (120, 120, 124), (30, 48, 110))
 
 
@@ -274,10 +273,13 @@ class _Person:
     def of(cls, rng: np.random.Generator, wall: FloatArray) -> "_Person":
         """A random person whose clothes stand out from the wall's colour (3,)."""
         shirt, trouser = _apart(rng, wall, 250), _apart(rng, wall, 190)
-        skin, hair, shoe = (np.array(tones[rng.integers(len(tones))]) for tones in (_SKINS, _HAIRS, _SHOES))
+        skin, hair = (np.array(tones[rng.integers(len(tones))]) for tones in (_SKINS, _HAIRS))
         size, girth, legs = rng.uniform((0.9, 0.88, 0.95), (1.1, 1.2, 1.06))
-        colours = {"shirt": shirt, "trouser": trouser, "skin": skin, "hair": hair, "shoe": shoe}
+        colours = {"shirt": shirt, "trouser": trouser, "skin": skin, "hair": hair}
         colours["print"] = _apart(rng, shirt, 250)
+        # Pads, wristbands and shoes are warm on the left and cold on the right: left and right is the slowest thing to
+        # learn for a network that starts from nothing, and the demo has minutes.
+        colours["left"], colours["right"] = _hue(rng, (0, 24)), _hue(rng, (86, 120))
         sleeve, leg = rng.choice([0.62, 0.62, 1.7, 2.1]), rng.choice([0.75, 1.1, 2.1, 2.1])
         return cls(size, girth, legs, sleeve, leg, int(rng.integers(5)), int(rng.integers(3)), colours)
 
@@ -287,9 +289,14 @@ def _colour(rng: np.random.Generator, saturation: tuple[int, int], value: tuple[
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0], dtype=float)
 
 
+def _hue(rng: np.random.Generator, hues: tuple[int, int]) -> FloatArray:
+    hsv = np.array([[[rng.integers(*hues), rng.integers(190, 256), rng.integers(205, 256)]]], dtype=np.uint8)
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0], dtype=float)
+
+
 def _apart(rng: np.random.Generator, other: FloatArray, brightest: int) -> FloatArray:
     """Of three random colours the one furthest from `other`."""
-    options = [_colour(rng, (10, 225), (60, brightest)) for _ in range(3)]
+    options = [_colour(rng, (10, 110), (60, brightest)) for _ in range(3)]
     return max(options, key=lambda option: float(np.abs(option - other).sum()))
 
 
@@ -425,7 +432,11 @@ def _body(at: Joints, turns: Joints, person: _Person) -> list[Surface]:
         heel, toe = (at[f"{side}_{end}"] + foot[:, 2] * 0.032 * s for end in ("heel", "toe"))
         wide, tall = (np.interp(_SHOE_AT, _SHOE[0], row)[:, None] * s for row in _SHOE[1:])
         spine = heel + _SHOE_AT[:, None] * (toe - heel) + (tall - 0.032 * s) * foot[:, 2]
-        parts.append(_loft(spine, wide * foot[:, 1], tall * foot[:, 2], tone["shoe"]))
+        parts.append(_loft(spine, wide * foot[:, 1], tall * foot[:, 2], tone[side]))
+        for joint, size in ((elbow, 0.062), (knee, 0.08)):
+            parts.append(_ball(joint, np.eye(3), (size * g,) * 3, tone[side]))
+        cuff = (palm - wrist) * 0.45
+        parts.append(_tube(wrist - cuff, wrist + cuff * 0.3, (0.044 * g, 0.042 * g), tone[side]))
     return parts
 
 
@@ -574,7 +585,7 @@ class _Stage:
         if "sit" in _MOTIONS[self.clip.motion]:
             seat = at["pelvis"] - 0.05 * self.person.size * turns["pelvis"][:, 0]
             parts.append(
-                _block(seat * (1, 1, 0), 0.24, seat[2] - 0.13 * self.person.size, 0.8, self.person.colours["shoe"])
+                _block(seat * (1, 1, 0), 0.24, seat[2] - 0.13 * self.person.size, 0.8, self.person.colours["print"])
             )
         picture = self._shadow(background, parts)
         if rng.random() < 0.12:  # a pole or a crate between the camera and the person

@@ -152,7 +152,7 @@ def plan_store(
     recipes = tuple(choose(augment.recipes, augment.user_recipes))
     if not len(annotations):
         raise InputError("the annotations name no image: nothing to augment")
-    sizes = _file_sizes(images)
+    sizes = file_sizes(images)
     runs: list[Run] = []
     wanted_by_split: dict[Literal["train", "val"], tuple[tuple[Recipe, int], ...]]
     wanted_by_split = {"train": recipes, "val": tuple(choose(["Original"]))}
@@ -185,12 +185,17 @@ def plan_store(
     return Plan(store, images, annotations.skeleton.names, seed, augment, recipes, tuple(runs), scenes)
 
 
-def _file_sizes(folder: str) -> dict[str, int]:
+def file_sizes(folder: str) -> dict[str, int]:
+    """The files of a folder, by path inside it, with their sizes in bytes.
+
+    Raises:
+        InputError: there is no such folder.
+    """
     fs, inner = filesystem(folder)
     try:
         listing = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
     except OSError as error:
-        raise InputError(f"data.images: {folder}: there is no such folder") from error
+        raise InputError(f"{folder}: there is no such folder") from error
     prefix = len(inner.rstrip("/")) + 1
     return {info.path[prefix:]: info.size for info in listing if info.type == pafs.FileType.File}
 
@@ -275,7 +280,7 @@ def _missing(plan: Plan) -> tuple[_Kept, list[Run]]:
     quarantined: tuple[Quarantined, ...] = ()
     if exists(join(plan.store, "manifest.json")):
         manifest = read_manifest(plan.store)
-        sizes = _file_sizes(plan.store)
+        sizes = file_sizes(plan.store)
         listed = {part.path: part for part in manifest.parts if sizes.get(part.path) == part.num_bytes}
         quarantined = manifest.quarantined
     kept, todo, settled = [], [], set()
@@ -551,7 +556,7 @@ def write_manifest(store: str, manifest: Manifest) -> None:
 def _drop_unlisted(store: str, manifest: Manifest) -> None:
     fs, root = filesystem(store)
     listed = {part.path for part in manifest.parts}
-    for path in _file_sizes(store):
+    for path in file_sizes(store):
         if path.startswith("recipe=") and path not in listed:
             fs.delete_file(f"{root}/{path}")
 

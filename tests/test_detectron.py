@@ -60,8 +60,7 @@ def mapped_by_detectron2(row: dict[str, Any], cfg: Any, picture: np.ndarray[Any,
     import tempfile
 
     import cv2
-    from detectron2.data import DatasetMapper
-    from detectron2.data import transforms
+    from detectron2.data import DatasetMapper, transforms
     from detectron2.structures import BoxMode
 
     moves = [transforms.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, "choice")]
