@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python jobs/pipeline.py CONFIG.yaml [--set KEY=VALUE ...]`: every stage in turn."""
+"""The whole pipeline: `ray job submit --working-dir . -- python jobs/pipeline.py CONFIG.yaml [--set KEY=VALUE ...]`."""
 
 import sys
 

@@ -18,11 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow.fs as pafs
 import simplejpeg
 from PIL import Image
 
-from kp_ray.config import InputError, filesystem, join, read_bytes
+from kp_ray.config import InputError, file_sizes, join, read_bytes
 from kp_ray.keypoints import FloatArray, Skeleton, inside, skeleton_for, visible_box
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -644,7 +643,7 @@ def check_images(
     Raises:
         InputError: the folder is not there.
     """
-    present = _files(images_dir)
+    present = set(file_sizes(images_dir))
     by_lower = {name.lower(): name for name in present}
 
     def look(image: str) -> tuple[Finding | None, tuple[int, int] | None]:
@@ -716,23 +715,11 @@ def list_images(folder: str) -> list[str]:
     Raises:
         InputError: the folder is not there.
     """
-    return sorted(name for name in _files(folder) if _is_picture(name))
+    return sorted(name for name in file_sizes(folder) if _is_picture(name))
 
 
 def _is_picture(name: str) -> bool:
     return name.lower().endswith(PICTURE_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
-
-
-def _files(folder: str) -> set[str]:
-    """The names of the files below a folder."""
-    fs, inner = filesystem(folder)
-    root = inner.rstrip("/") + "/"
-    try:
-        infos = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
-    except OSError as error:
-        reason = "there is no such folder" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
-        raise InputError(f"{folder}: {reason}") from error
-    return {info.path.removeprefix(root) for info in infos if info.type == pafs.FileType.File}
 
 
 def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:

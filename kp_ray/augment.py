@@ -27,6 +27,9 @@ from kp_ray.recipes import RECIPES, Draw, Recipe, apply_affine, draw, variant_se
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""What is decoded; Pillow knows more, some of them by running other programs."""
+
 _EXIF_ORIENTATION = 0x0112
 
 _STEEPEST_DEG = max(recipe.rotate_deg for recipe in RECIPES.values())
@@ -74,7 +77,7 @@ def decode(content: bytes) -> tuple[Image, bool]:
     """Decode a picture as its viewer shows it.
 
     Args:
-        content: JPEG, PNG, WEBP, BMP or any other format that Pillow reads.
+        content: a file of one of FORMATS.
 
     Returns:
         (H, W, 4) BGRX, and whether `content` can stand for the picture as it is: a JPEG in grey or colour that no
@@ -86,7 +89,7 @@ def decode(content: bytes) -> tuple[Image, bool]:
     if not content:
         raise InputError("the file is empty")
     try:
-        with PilImage.open(io.BytesIO(content)) as picture:
+        with PilImage.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise InputError(f"{picture.width}x{picture.height} px is more than {MAX_PIXELS} pixels")
             upright = picture.getexif().get(_EXIF_ORIENTATION, 1) == 1

@@ -7,17 +7,21 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import ray
 import ray.data
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from kp_ray import __version__
 from kp_ray.config import Config, InputError, exists, load, read_bytes, write_bytes
+
+if TYPE_CHECKING:
+    from kp_ray.store import Plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=list(arguments) if arguments is not None else None)
     except InputError as error:
-        print(f"kp-ray: {error}", file=sys.stderr)
+        print("kp-ray:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
 
 
@@ -80,8 +84,13 @@ def _cluster(config: Config) -> Iterator[float]:
 def _progress(verb: str) -> Iterator[Callable[[str, int, int, str], None]]:
     """Rows of progress: bars in a terminal, a line every ten seconds elsewhere. Call with (row, done, total, note)."""
     if console.is_terminal:
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-        with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bars:
+        columns = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        ]
+        with Progress(*columns, TextColumn("{task.fields[note]}", markup=False), console=console) as bars:
             tasks: dict[str, Any] = {}
 
             def show(row: str, done: int, total: int, note: str = "") -> None:
@@ -102,26 +111,39 @@ def _progress(verb: str) -> Iterator[Callable[[str, int, int, str], None]]:
         told[row] = now
         rate = (done - first) / (now - start) if now > start else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-        console.print(" ".join(f"{verb} {row} {done}/{total}, {rate:.1f}/s{left} {note}".split()))
+        _tell(" ".join(f"{verb} {row} {done}/{total}, {rate:.1f}/s{left} {note}".split()))
 
     yield tell
 
 
+def _tell(line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)  # a name may hold brackets, a path is longer than a line
+
+
 def _finish(result: dict[str, Any], lines: Sequence[str], next_step: str | None, as_json: bool) -> None:
     for line in lines:
-        console.print(line)
+        _tell(line)
     if next_step:
-        console.print(f"next: {next_step}")
+        _tell(f"next: {next_step}")
     if as_json:
         print(json.dumps(result))
 
 
-def _load(path: str | None, overrides: list[str] | None) -> Config:
+def _load(path: str | None, overrides: list[str] | None, needs: Sequence[str] = (), uses: Sequence[str] = ()) -> Config:
+    """The configuration; the inputs under `data` that a verb needs, or uses if they are set, must be there."""
     if path is None:
         raise InputError("name the configuration file, e.g. kp-ray VERB config.yaml")
     config = load(path, overrides or ())
-    write_bytes(config.path("config.yaml"), config.to_yaml().encode())
+    for key in (*needs, *uses):
+        given = config.input(key) if key in needs else getattr(config.data, key)
+        if given is not None and not exists(given):
+            raise InputError(f"data.{key}: {given}: there is no such file or folder")
     return config
+
+
+def _keep(config: Config) -> None:
+    """Record in the run folder what a stage runs with, once its inputs are found good."""
+    write_bytes(config.path("config.yaml"), config.to_yaml().encode())
 
 
 @app.callback(invoke_without_command=True)
@@ -164,7 +186,7 @@ def sample(
 @app.command()
 def check(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
     """Look for mistakes in the labels and images; exit code 1 if there are errors."""
-    result = _check(_load(config, sets))
+    result = _check(_load(config, sets, needs=["annotations"], uses=["images", "corrections"]))
     _finish(result, result.pop("lines"), f"kp-ray augment {config}", as_json)
     if result["errors"]:
         raise typer.Exit(1)
@@ -193,6 +215,7 @@ def _check(config: Config) -> dict[str, Any]:
             findings, sizes = check_images(annotations, config.data.images, progress=more)
     findings = [*findings, *check_labels(annotations, sizes)]
     table = findings_table(findings)
+    _keep(config)
     target = config.path("check.csv")
     write_bytes(target, table.to_csv(index=False).encode())
     lines = [*annotations.corrected, f"{len(annotations)} labelled images, {len(findings)} findings in {target}"]
@@ -210,17 +233,21 @@ def _check(config: Config) -> dict[str, Any]:
 @app.command()
 def augment(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
     """Write the store: every recipe of every image, as Parquet."""
-    loaded = _load(config, sets)
+    from kp_ray.store import plan
+
+    loaded = _load(config, sets, needs=["annotations", "images"], uses=["corrections"])
+    planned = plan(loaded)
     with _cluster(loaded) as start_up_s:
-        result = _augment(loaded, start_up_s)
+        result = _augment(loaded, planned, start_up_s)
     _finish(result, result.pop("lines"), f"kp-ray train {config}", as_json)
 
 
-def _augment(config: Config, start_up_s: float) -> dict[str, Any]:
-    from kp_ray.store import plan, write_store
+def _augment(config: Config, planned: "Plan", start_up_s: float) -> dict[str, Any]:
+    from kp_ray.store import write_store
 
+    _keep(config)
     with _progress("augment") as show:
-        result = write_store(plan(config), lambda done, total: show("", done, total, ""))
+        result = write_store(planned, lambda done, total: show("", done, total, ""))
     result["seconds"] = round(result["seconds"] + start_up_s, 3)
     result["start_up_s"] = round(result["start_up_s"] + start_up_s, 3)
     if result["parts_written"] or not exists(config.path("augment.json")):
@@ -239,7 +266,7 @@ def verify(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
     """Re-hash the store's parts and re-make a sample of its rows; exit code 1 if something is wrong."""
     from kp_ray.store import plan, verify_store
 
-    loaded = _load(config, sets)
+    loaded = _load(config, sets, needs=["annotations", "images"], uses=["corrections"])
     problems = verify_store(plan(loaded))
     lines = problems or [f"{loaded.path('store')} is sound"]
     _finish({"problems": problems}, lines, f"kp-ray augment {config}" if problems else None, as_json)
@@ -250,7 +277,10 @@ def verify(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
 @app.command()
 def train(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
     """Train every member of the ensemble; goes on where a stopped run ended."""
+    from kp_ray.store import read_manifest
+
     loaded = _load(config, sets)
+    read_manifest(loaded.path("store"))  # before a cluster starts
     with _cluster(loaded):
         result = _train(loaded)
     _finish(result, _train_lines(loaded, result), f"kp-ray predict {config}", as_json)
@@ -259,6 +289,7 @@ def train(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOp
 def _train(config: Config) -> dict[str, Any]:
     from kp_ray.train import train as run
 
+    _keep(config)
     with _progress("train") as show:
         return run(config, lambda member, done, total, loss: show(member, done, total, f"loss {loss:.2f}"))
 
@@ -276,7 +307,10 @@ def _train_lines(config: Config, result: dict[str, Any]) -> list[str]:
 @app.command()
 def tune(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
     """Search learning rate and step schedule."""
+    from kp_ray.store import read_manifest
+
     loaded = _load(config, sets)
+    read_manifest(loaded.path("store"))  # before a cluster starts
     with _cluster(loaded):
         result = _tune(loaded)
     lines = [f"{result['trials']} trials, best {result['metric']} {result['best']:.4g} with {result['params']}"]
@@ -286,6 +320,7 @@ def tune(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpt
 def _tune(config: Config) -> dict[str, Any]:
     from kp_ray.tune import tune as run
 
+    _keep(config)
     total = config.tune.max_iter or config.train.max_iter
     metric = config.tune.metric
     with _progress("tune") as show:
@@ -295,7 +330,7 @@ def _tune(config: Config) -> dict[str, Any]:
 @app.command()
 def predict(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
     """Predict the test images with every member, fuse, and write the submission."""
-    loaded = _load(config, sets)
+    loaded = _load(config, sets, needs=["test_images"], uses=["sample_submission"])
     with _cluster(loaded):
         result = _predict(loaded)
     lines = [f"{result['images']} images by {len(result['members'])} members: {result['submission']}"]
@@ -308,6 +343,7 @@ def predict(config: ConfigArgument = None, sets: SetOption = None, as_json: Json
 def _predict(config: Config) -> dict[str, Any]:
     from kp_ray.predict import predict as run
 
+    _keep(config)
     with _progress("predict") as show:
         return run(config, lambda done, total: show("", done, total, ""))
 
@@ -320,9 +356,9 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score the predictions, or any submission, against data.truth."""
-    from kp_ray.predict import evaluate as run
-
     loaded = _load(config, sets)
+    from kp_ray.predict import evaluate as run  # brings torch: after the user's mistakes
+
     result = run(loaded, submission)
     Console(highlight=False).print(_metrics_table({"submission": result} if submission else _rows_of(result)))
     _finish(result, [], f"kp-ray report {config}", as_json)
@@ -338,16 +374,17 @@ def _metrics_table(rows: dict[str, Any]) -> Table:
     for name, figures in rows.items():
         values = [figures["rmse"], figures["median_px"], *figures["pck"].values(), figures["ap"]]
         told = ["-" if value is None else f"{value:.2f}" if i < 2 else f"{value:.3f}" for i, value in enumerate(values)]
-        table.add_row(name, *told, f"{figures['num_missing']} of {figures['num_images']}")
+        table.add_row(escape(name), *told, f"{figures['num_missing']} of {figures['num_images']}")
     return table
 
 
 @app.command()
 def report(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
     """Write the run's report, one HTML file."""
+    loaded = _load(config, sets)
     from kp_ray.report import write_report
 
-    target = write_report(_load(config, sets))
+    target = write_report(loaded)
     _finish({"report": target}, [f"report: {target}"], None, as_json)
 
 
@@ -382,12 +419,11 @@ def doctor(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
     checks = check_machine(loaded)
     with _cluster(loaded):
         checks += check_cluster(loaded)
-    lines = [
-        f"[{'green]ok' if one.ok else 'red]no'}[/] {one.name}: {one.found}" + ("" if one.ok else f" -> {one.fix}")
-        for one in checks
-    ]
+    for one in checks:
+        console.print("ok" if one.ok else "no", style="green" if one.ok else "red", end=" ")
+        _tell(f"{one.name}: {one.found}" + ("" if one.ok else f" -> {one.fix}"))
     bad = [one.name for one in checks if not one.ok]
-    _finish({"ok": not bad, "failed": bad}, lines, None, as_json)
+    _finish({"ok": not bad, "failed": bad}, [], None, as_json)
     if bad:
         raise typer.Exit(1)
 
@@ -395,15 +431,19 @@ def doctor(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
 @app.command()
 def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
     """The whole pipeline: check, augment, train, tune, predict, evaluate, report; finished stages are skipped."""
-    from kp_ray.predict import evaluate as run_evaluate
+    from kp_ray.store import plan
+
+    uses = ["corrections", "sample_submission", "truth"]
+    loaded = _load(config, sets, needs=["annotations", "images", "test_images"], uses=uses)
+    planned = plan(loaded)
+    from kp_ray.predict import evaluate as run_evaluate  # brings torch: after the user's mistakes
     from kp_ray.report import write_report
     from kp_ray.tune import is_finished
 
-    loaded = _load(config, sets)
     checked = _check(loaded)
     _finish({}, checked.pop("lines"), None, False)
     with _cluster(loaded) as start_up_s:
-        stored = _augment(loaded, start_up_s)
+        stored = _augment(loaded, planned, start_up_s)
         _finish({}, stored.pop("lines"), None, False)
         trained = _train(loaded)
         _finish({}, _train_lines(loaded, trained), None, False)
@@ -422,13 +462,13 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
         str(stored["variants"]),
         f"{rate:.1f}",
         str(predicted["filled"]),
-        predicted["submission"],
+        escape(predicted["submission"]),
     )
     out.print(facts)
     if evaluation:
         result["evaluation"] = evaluation
         out.print(_metrics_table(_rows_of(evaluation)))
-    out.print(f"report: {target}", soft_wrap=True)
+    out.print(f"report: {target}", markup=False, soft_wrap=True)
     _finish(result, [], None, as_json)
 
 

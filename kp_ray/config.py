@@ -360,6 +360,21 @@ _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """What PyYAML raises; a ValueError comes from an impossible date or number, e.g. 2001-99-99."""
 
 
+def file_sizes(folder: str) -> dict[str, int]:
+    """The files of a folder, by path inside it, with their sizes in bytes.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    fs, inner = filesystem(folder)
+    try:
+        listing = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
+    except OSError as error:
+        raise InputError(f"{folder}: there is no such folder") from error
+    prefix = len(inner.rstrip("/")) + 1
+    return {info.path[prefix:]: info.size for info in listing if info.type == pafs.FileType.File}
+
+
 def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file (None: defaults) with `a.b=value` overrides.
 

@@ -18,14 +18,23 @@ import torch
 
 from kp_ray.annotations import list_images, load_annotations, parse_name
 from kp_ray.augment import decode
-from kp_ray.config import Config, InputError, PredictConfig, exists, filesystem, join, read_bytes, write_bytes
+from kp_ray.config import (
+    Config,
+    InputError,
+    PredictConfig,
+    exists,
+    file_sizes,
+    filesystem,
+    join,
+    read_bytes,
+    write_bytes,
+)
 from kp_ray.detectron import load_member, predict_rows
 from kp_ray.ensemble import BoolArray, fill_missing, fuse
 from kp_ray.keypoints import FloatArray, Skeleton, skeleton_for
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.store import file_sizes, ray_data_settings, read_manifest
+from kp_ray.store import ray_data_settings, read_manifest
 from kp_ray.submission import SubmissionForm, read_form, read_submission, write_submission
-
 
 _STAMP_KEY = b"kp_ray"
 

@@ -433,7 +433,7 @@ def _body(at: Joints, turns: Joints, person: _Person) -> list[Surface]:
         wide, tall = (np.interp(_SHOE_AT, _SHOE[0], row)[:, None] * s for row in _SHOE[1:])
         spine = heel + _SHOE_AT[:, None] * (toe - heel) + (tall - 0.032 * s) * foot[:, 2]
         parts.append(_loft(spine, wide * foot[:, 1], tall * foot[:, 2], tone[side]))
-        for joint, size in ((elbow, 0.062), (knee, 0.08)):
+        for joint, size in ((shoulder, 0.075), (elbow, 0.062), (hip, 0.105), (knee, 0.08)):
             parts.append(_ball(joint, np.eye(3), (size * g,) * 3, tone[side]))
         cuff = (palm - wrist) * 0.45
         parts.append(_tube(wrist - cuff, wrist + cuff * 0.3, (0.044 * g, 0.042 * g), tone[side]))
@@ -572,7 +572,7 @@ class _Stage:
         # The lamp stands where most cameras stand, so that faces are lit.
         light = np.array([*rng.uniform((0.3, -1), (1, 1)), rng.uniform(1.1, 2)])
         # Five cameras on an arc before the person; which letter stands where changes with the scene.
-        places = rng.permutation([-52.0, -26, 0, 26, 52]) + rng.uniform(-12, 12, 5)
+        places = rng.permutation([-40.0, -20, 0, 20, 40]) + rng.uniform(-9, 9, 5)
         body = np.concatenate([list(_joints(_pose(clip, frame), person)[0].values()) for frame in clip.frames])
         camera = _aim(clip.random(2, clip.camera), body, np.radians(places[clip.camera]), width, height)
         return cls(clip, (width, height), person, wall, room, outdoors, light / np.linalg.norm(light), camera)
@@ -592,7 +592,7 @@ class _Stage:
             ahead = self.camera.position * (1, 1, 0) / np.linalg.norm(self.camera.position[:2])
             place = ahead * rng.uniform(1, 1.3) + np.cross((0, 0, 1), ahead) * rng.uniform(-0.5, 0.5)
             half, tall = (rng.uniform(0.03, 0.07), 3.0) if rng.random() < 0.5 else rng.uniform(0.2, 0.6, 2)
-            parts.append(_block(place, half, tall, rng.uniform(0, 1.6), _colour(rng, (10, 160), (60, 220))))
+            parts.append(_block(place, half, tall, rng.uniform(0, 1.6), _colour(rng, (10, 90), (60, 220))))
         _paint(picture, self.camera, parts, self.light)
         labels = self.camera.project(np.stack([at[name] for name in DACON24.names]))[0]
         return self._develop(picture, frame), labels
@@ -646,7 +646,7 @@ class _Stage:
             angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(2.4, 5)
             place = np.array([np.cos(angle), np.sin(angle), 0]) * distance
             half, tall = rng.uniform((0.25, 0.4), (0.6, 1.4))
-            block = _block(place, half, tall, angle, _colour(rng, (10, 150), (70, 210)))
+            block = _block(place, half, tall, angle, _colour(rng, (10, 90), (70, 210)))
             drawn = _plant(rng, place) if rng.random() < 0.5 else [block]
             if place @ self.camera.position < 0:
                 parts += drawn
@@ -681,7 +681,7 @@ class _Stage:
 
 
 def _aim(rng: np.random.Generator, body: FloatArray, around: float, width: int, height: int) -> Camera:
-    """A camera at azimuth `around` that sees all points `body` (N, 3), 55 to 92 % of the frame high, mostly uncut."""
+    """A camera at azimuth `around` that sees all points `body` (N, 3), 60 to 92 % of the frame high, mostly uncut."""
     eye = np.array([np.cos(around), np.sin(around), 0]) * rng.uniform(3.2, 5.2) + (0, 0, rng.uniform(0.7, 1.9))
     ahead = (body.min(axis=0) + body.max(axis=0)) / 2 - eye
     ahead /= np.linalg.norm(ahead)
@@ -690,7 +690,7 @@ def _aim(rng: np.random.Generator, body: FloatArray, around: float, width: int, 
     rotation = np.stack([right, np.cross(ahead, right), ahead])
     unit = Camera(eye, rotation, 1.0, (0.0, 0.0)).project(body)[0]
     low, high = unit.min(axis=0), unit.max(axis=0)
-    focal = min(rng.uniform(0.55, 0.92) * height / (high - low)[1], 0.9 * width / (high - low)[0])
+    focal = min(rng.uniform(0.6, 0.92) * height / (high - low)[1], 0.9 * width / (high - low)[0])
     spare = np.maximum(np.array([width, height]) - (high - low) * focal, 0) / 2
     shift = rng.uniform(-0.6, 0.6, 2) * spare
     if rng.random() < 0.05:  # the frame cuts the person
@@ -780,7 +780,7 @@ def _block(place: FloatArray, half: float, tall: float, angle: float, colour: Fl
 
 def _plant(rng: np.random.Generator, place: FloatArray) -> list[Surface]:
     """A pot with leaves."""
-    parts = [_tube(place, place + np.array([0, 0, 0.4]), (0.13, 0.18), _colour(rng, (40, 160), (80, 200)))]
+    parts = [_tube(place, place + np.array([0, 0, 0.4]), (0.13, 0.18), _colour(rng, (20, 90), (80, 200)))]
     for _ in range(14):
         centre, turn = place + rng.normal((0, 0, 1), (0.17, 0.17, 0.28)), _turn(*rng.uniform(-70, 70, 3))
         tone = rng.uniform((30, 90, 40), (70, 150, 90))

@@ -28,7 +28,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kp_ray import __version__
 from kp_ray.annotations import Annotations, load_annotations, to_coco, to_csv
 from kp_ray.augment import Row, Source, augment_source, row_schema
-from kp_ray.config import AugmentConfig, Config, InputError, exists, filesystem, join, read_bytes, write_bytes
+from kp_ray.config import (
+    AugmentConfig,
+    Config,
+    InputError,
+    exists,
+    file_sizes,
+    filesystem,
+    join,
+    read_bytes,
+    write_bytes,
+)
 from kp_ray.keypoints import skeleton_for
 from kp_ray.recipes import Recipe, choose
 from kp_ray.split import check_lineage, split_sources, units_of
@@ -183,21 +193,6 @@ def plan_store(
         for split in ("train", "val")
     }
     return Plan(store, images, annotations.skeleton.names, seed, augment, recipes, tuple(runs), scenes)
-
-
-def file_sizes(folder: str) -> dict[str, int]:
-    """The files of a folder, by path inside it, with their sizes in bytes.
-
-    Raises:
-        InputError: there is no such folder.
-    """
-    fs, inner = filesystem(folder)
-    try:
-        listing = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
-    except OSError as error:
-        raise InputError(f"{folder}: there is no such folder") from error
-    prefix = len(inner.rstrip("/")) + 1
-    return {info.path[prefix:]: info.size for info in listing if info.type == pafs.FileType.File}
 
 
 def _fingerprint(decides: list[Any], sources: Sequence[Source], sizes: dict[str, int]) -> str:

@@ -19,6 +19,11 @@ from kp_ray.config import InputError
 from kp_ray.keypoints import FloatArray, inside
 from kp_ray.recipes import RECIPES, Recipe, apply_affine, choose, draw
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Got processor for keypoints"),  # of pipelines without geometry
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL"),  # of damaged files
+]
 SIZES = [(480, 270), (333, 500)]
 COPIES = 3
 MARGIN_PX = 6

@@ -16,6 +16,7 @@ from kp_ray.config import DEFAULT_RECIPES, InputError, build
 from kp_ray.keypoints import FloatArray
 from kp_ray.recipes import RECIPES, REFERENCE_HW, Draw, Recipe, apply_affine, choose, draw, variant_seed
 
+pytestmark = pytest.mark.filterwarnings("ignore:Got processor for keypoints")  # of recipes without geometry
 PUBLISHED = [
     "Original", "CenterCrop_1", "CenterCrop_2", "RandomCrop_1", "RandomCrop_2", "RandomCrop_3", "RandomCrop_4",
     "RandomSquare_1", "RandomSquare_2", "RandomSquare_3", "RandomSquare_4", "Rotate45", "Rotate45_CenterCrop",
@@ -45,7 +46,8 @@ def fixed_pipeline(recipe: Recipe, drawn: Draw, width: int, height: int) -> Any:
     if recipe.crop_hw:
         x, y = drawn.crop_xy
         crop_w, crop_h = recipe.crop_size(width, height, scale_with_frame=True)
-        steps.append(A.Crop(x_min=x, y_min=y, x_max=x + crop_w, y_max=y + crop_h, p=1))
+        random = A.Crop(x_min=x, y_min=y, x_max=x + crop_w, y_max=y + crop_h, p=1)
+        steps.append(random if recipe.crop == "random" else A.CenterCrop(height=crop_h, width=crop_w, p=1))
     if recipe.then_scale != 1:
         steps.append(A.RandomScale(scale_limit=(recipe.then_scale - 1, recipe.then_scale - 1), p=1))
     return A.Compose(steps, keypoint_params=A.KeypointParams(format="xy", remove_invisible=False))
