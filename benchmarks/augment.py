@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import albumentations as A
+import albumentations
 import cv2
 import yaml
 
@@ -78,7 +78,7 @@ def main() -> None:
     hardware = (
         f"{os.cpu_count()} CPUs ({platform.processor() or platform.machine()}), Python {platform.python_version()}"
     )
-    hardware += f", OpenCV {cv2.__version__}, Albumentations {A.__version__}"
+    hardware += f", OpenCV {cv2.__version__}, Albumentations {albumentations.__version__}"
     text = (
         f"# Augmentation: published loop against kp_ray\n\n{hardware}. {options.sources} generated 1920x1080 "
         f"sources, 18 variants each, {options.repeats} pairs.\n\n| | sources/s (median) |\n|---|---|\n"

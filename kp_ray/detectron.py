@@ -35,7 +35,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "x101": ("COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x.yaml", {}),
     "r50": ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml", {}),
     # Learns from scratch on CPU cores: narrow layers, trained BatchNorm (frozen statistics diverge from scratch),
-    # frames at 341x192.
+    # frames at 256x144.
     "r18": (
         "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml",
         {
@@ -54,10 +54,10 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
             "MODEL.ROI_BOX_HEAD.FC_DIM": 128,
             "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [64, 64, 64, 64],
-            "INPUT.MIN_SIZE_TRAIN": [192],
-            "INPUT.MAX_SIZE_TRAIN": 341,
-            "INPUT.MIN_SIZE_TEST": 192,
-            "INPUT.MAX_SIZE_TEST": 341,
+            "INPUT.MIN_SIZE_TRAIN": [144],
+            "INPUT.MAX_SIZE_TRAIN": 256,
+            "INPUT.MIN_SIZE_TEST": 144,
+            "INPUT.MAX_SIZE_TEST": 256,
         },
     ),
 }
@@ -127,7 +127,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module, train: TrainConfig) ->
         return build_sgd(cfg, model)
     groups = get_default_optimizer_params(model, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM)
     adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-    return adamw(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+    return adamw(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
 
 
 def to_dataset_dict(

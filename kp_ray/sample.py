@@ -40,7 +40,6 @@ _POSES: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
     "relaxed": ((0, 0, 0, 5, 8, 0, 4, 12), (8, 38, -75, 105, 6, 12, 15, 12), (0, 12, 0, 20, 0, 5, 8, 2)),
     "stride": ((4, 0, 2, 0, 10, 0, 0, 0), (-28, 10, 0, 18, 32, 2, 4, 8), (32, 8, 0, 35, -18, 2, 4, 22)),
     "pass": ((3, 0, 2, 0, 0, 0, 0, 0), (0, 9, 0, 22, 22, 2, 4, 52), (4, 9, 0, 22, 2, 2, 4, 6)),
-    "run": ((10, 6, 8, 0, 16, -6, 0, 0), (-48, 14, 0, 85, 62, 2, 2, 78), (48, 10, 0, 95, -22, 2, 2, 58)),
     "squat": ((28, 0, 12, 0, 0, -16, 0, 0), (88, 12, 0, 8, 108, 18, 18, 98), (88, 12, 0, 8, 108, 18, 18, 98)),
     "sumo": ((14, 0, 6, 0, 0, -6, 0, 0), (30, 40, -40, 100, 70, 40, 40, 78), (30, 40, -40, 100, 70, 40, 40, 78)),
     "lunge": ((4, 0, 4, 0, 0, 0, 0, 0), (6, 42, -80, 100, 78, 4, 4, 84), (6, 42, -80, 100, -18, 4, 4, 52)),
@@ -48,31 +47,16 @@ _POSES: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
     "arms_up": ((0, 0, -6, 0, 0, -10, 0, 0), (4, 160, 0, 14, 0, 8, 8, 2), (4, 160, 0, 14, 0, 8, 8, 2)),
     "cross": ((0, 0, 0, 0, 0, 0, 0, 0), (0, 88, 0, 6, 0, 14, 8, 2), (0, 88, 0, 6, 0, 14, 8, 2)),
     "cactus": ((0, 0, 0, 0, 0, 0, 0, 0), (0, 86, 88, 88, 0, 10, 8, 2), (0, 86, 88, 88, 0, 10, 8, 2)),
-    "forward": ((0, 0, 0, 0, 0, 0, 0, 0), (86, 14, 0, 6, 0, 8, 8, 2), (86, 14, 0, 6, 0, 8, 8, 2)),
-    "bow": ((52, 0, 30, 0, 0, 10, 0, 0), (75, 12, 0, 10, 56, 8, 6, 10), (75, 12, 0, 10, 56, 8, 6, 10)),
     "lean": ((0, 0, 0, 42, 0, 0, 14, 0), (8, 24, 0, 16, 0, 20, 10, 4), (4, 165, 0, 30, 0, 20, 10, 4)),
-    "twist": ((0, 0, 4, 0, 48, 0, 0, 20), (80, 30, 0, 20, 2, 16, 10, 12), (60, 20, -70, 95, 0, 16, 10, 12)),
-    "kick": ((-14, 0, 8, 0, -8, 8, 0, 0), (-10, 55, 0, 40, 88, 6, 4, 12), (48, 40, 0, 60, -10, 6, 10, 12)),
-    "side_kick": ((0, 0, 0, -24, 0, 0, 12, 20), (20, 60, 0, 60, 12, 66, 0, 8), (60, 20, -40, 100, 0, 4, 14, 12)),
-    "knee_up": ((-4, 0, 4, 0, 0, 4, 0, 0), (-18, 20, 0, 80, 98, 6, 0, 100), (62, 14, 0, 96, -4, 6, 6, 8)),
     "star": ((0, 16, 0, 0, 0, -8, 0, 0), (0, 138, 0, 6, 4, 30, 8, 6), (0, 138, 0, 6, 4, 30, 8, 6)),
-    "punch": ((2, 0, 4, 0, -28, 0, 0, 18), (88, 6, 0, 6, 34, 12, 8, 34), (30, 22, -30, 130, -14, 12, 26, 16)),
-    "guard": ((4, 0, 6, 0, 14, 0, 0, -10), (48, 22, -26, 122, 22, 12, 8, 24), (40, 24, -30, 132, -8, 12, 20, 14)),
     "wave": ((0, 0, 0, -4, 0, 0, -6, 8), (4, 112, 84, 66, 0, 8, 8, 2), (4, 10, 0, 16, 0, 6, 8, 6)),
-    "throw": ((-6, 0, -6, -8, -34, 0, 0, 24), (70, 40, 0, 24, 40, 8, 4, 24), (-24, 92, 80, 96, -14, 10, 16, 16)),
     "on_head": ((0, 0, 0, 0, 0, 0, 0, 0), (30, 118, 100, 128, 0, 8, 8, 4), (30, 118, 100, 128, 0, 8, 8, 4)),
-    "sit": ((-6, 0, 10, 0, 0, 0, 0, 0), (32, 12, -14, 52, 84, 12, 10, 86), (32, 12, -14, 52, 84, 12, 10, 86)),
-    "sit_up": ((-4, 0, 2, 0, 14, 0, 0, 10), (6, 118, 40, 54, 84, 16, 10, 92), (34, 12, -14, 52, 84, 16, 10, 78)),
-    "kneel": ((0, 0, 6, 0, 0, 0, 0, 0), (28, 14, -10, 50, 82, 6, 4, 84), (6, 14, 0, 30, -4, 6, 4, 92)),
 }  # fmt: skip
 _TRUNK_MIRROR = np.array([1, 1, 1, -1, -1, 1, -1, -1])
 _MOTIONS = (
-    ("stride", "pass", "mirror stride", "mirror pass"), ("stand", "squat"), ("stand", "arms_up"), ("run", "mirror run"),
-    ("lunge", "relaxed"), ("cross", "cactus", "arms_up"), ("stand", "bow"), ("lean", "arms_up", "mirror lean"),
-    ("stand", "kick"), ("guard", "side_kick"), ("knee_up", "pass", "mirror knee_up"), ("star", "stand"),
-    ("guard", "punch", "guard", "mirror punch"), ("wave", "relaxed"), ("throw", "twist", "mirror twist"),
-    ("on_head", "relaxed", "forward"), ("sit", "sit_up"), ("kneel", "lunge"), ("warrior", "cross", "mirror warrior"),
-    ("sumo", "cactus"), ("forward", "twist", "cross"), ("relaxed", "stand", "wave"),
+    ("stride", "pass", "mirror stride", "mirror pass"), ("stand", "squat"), ("stand", "arms_up"), ("lunge", "relaxed"),
+    ("cross", "cactus", "arms_up"), ("lean", "arms_up", "mirror lean"), ("star", "stand"), ("wave", "relaxed"),
+    ("warrior", "cross", "mirror warrior"), ("sumo", "cactus"), ("on_head", "cross"), ("relaxed", "stand", "wave"),
 )  # fmt: skip
 _SIDE_LOW, _SIDE_HIGH = (-60, 4, -95, 3, -30, 2, -5, 0), (180, 172, 105, 140, 115, 72, 45, 140)
 _POSE_LOW = np.array([-25, 0, -15, -45, -55, -25, -25, -55, *_SIDE_LOW, *_SIDE_LOW], dtype=float)
@@ -582,11 +566,6 @@ class _Stage:
         at, turns = _joints(_pose(self.clip, frame), self.person)
         parts = _body(at, turns, self.person)
         rng = self.clip.random(6, self.clip.camera)
-        if "sit" in _MOTIONS[self.clip.motion]:
-            seat = at["pelvis"] - 0.05 * self.person.size * turns["pelvis"][:, 0]
-            parts.append(
-                _block(seat * (1, 1, 0), 0.24, seat[2] - 0.13 * self.person.size, 0.8, self.person.colours["print"])
-            )
         picture = self._shadow(background, parts)
         if rng.random() < 0.12:  # a pole or a crate between the camera and the person
             ahead = self.camera.position * (1, 1, 0) / np.linalg.norm(self.camera.position[:2])
