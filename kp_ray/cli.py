@@ -57,6 +57,7 @@ def _cluster(config: Config) -> Iterator[float]:
     address = section.address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # its bars come from actors, thousands of lines
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # prints every line twice
+    os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")  # advice about worker processes, to every driver
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     began = time.monotonic()
     try:

@@ -11,9 +11,11 @@ import json
 import os
 import pickle
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 from pydantic import BaseModel, ConfigDict, ValidationError
+from ray.util.annotations import RayDeprecationWarning
 
 from kp_ray import __version__
 from kp_ray.annotations import Annotations, load_annotations, to_coco, to_csv
@@ -44,8 +47,8 @@ from kp_ray.recipes import Recipe, choose
 from kp_ray.split import check_lineage, split_sources, units_of
 
 SCHEMA_VERSION = 1
-ROWS_PER_GROUP = 8
-"""Rows a part holds in memory before they are written."""
+ROWS_PER_GROUP = 1
+"""A row group a row: training reads single rows in random order, and a part is written without being held."""
 
 _METADATA_KEY = b"kp_ray"
 
@@ -295,9 +298,11 @@ def _run_tasks(plan: Plan, todo: Sequence[Run]) -> Iterator[_Finished]:
     shared = replace(plan, runs=())
     with ray_data_settings():
         items = [{"run": pickle.dumps(run)} for run in todo]
-        tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            _write_run, fn_args=(shared,), num_cpus=1, ray_remote_args_fn=_bounded_retries
-        )
+        # No other way to bound the retries of a task is left in Ray 2.60.
+        with warnings.catch_warnings(action="ignore", category=RayDeprecationWarning):
+            tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(
+                _write_run, fn_args=(shared,), num_cpus=1, ray_remote_args_fn=_bounded_retries
+            )
         try:
             for row in tasks.iter_rows():
                 yield pickle.loads(row["finished"])  # noqa: S301  (made by our own task)
@@ -425,7 +430,6 @@ class _PartWriter:
         self.target = f"{root}/{part.path}"
         self.local = isinstance(self.fs, pafs.LocalFileSystem)
         self.partial = f"{self.target}.{os.getpid()}.partial" if self.local else self.target
-        self.rows: list[Row] = []
         self.num_rows = 0
 
     def __enter__(self) -> "_PartWriter":
@@ -442,18 +446,10 @@ class _PartWriter:
         return self
 
     def add(self, row: Row) -> None:
-        self.rows.append(row)
-        if len(self.rows) >= ROWS_PER_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self.rows:
-            self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
-            self.num_rows += len(self.rows)
-            self.rows = []
+        self.writer.write_table(pa.Table.from_pylist([row], schema=self.schema), row_group_size=ROWS_PER_GROUP)
+        self.num_rows += 1
 
     def finish(self, note: dict[str, Any]) -> PartRecord:
-        self._flush()
         self.writer.add_key_value_metadata({_METADATA_KEY: json.dumps(note)})
         self.writer.close()
         self.stream.close()
@@ -672,6 +668,26 @@ def read_table(
     fs, _ = filesystem(store)
     inner = [filesystem(path)[1] for path in paths]
     return pa.concat_tables([pq.ParquetFile(fs.open_input_file(path)).read(columns=columns) for path in inner])
+
+
+class RowReader:
+    """Reads single rows of parts, keeping the parts last used open; not for several threads at once."""
+
+    def __init__(self, columns: Sequence[str], keep_open: int = 256) -> None:
+        self.columns = list(columns)
+        self.open = lru_cache(maxsize=keep_open)(self._open)
+
+    @staticmethod
+    def _open(path: str) -> pq.ParquetFile:
+        fs, inner = filesystem(path)
+        return pq.ParquetFile(fs.open_input_file(inner))
+
+    def read(self, path: str, row: int) -> Row:
+        """Row `row` of the part at `path`."""
+        part = self.open(path)
+        return dict(
+            part.read_row_group(row // ROWS_PER_GROUP, self.columns).slice(row % ROWS_PER_GROUP, 1).to_pylist()[0]
+        )
 
 
 def iter_rows(

@@ -11,13 +11,15 @@ import json
 import os
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 import ray.train
 import torch
@@ -27,7 +29,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage, JSONWriter
 from ray.train.torch import TorchTrainer, get_device
 
-from kp_ray.config import Config, InputError, MemberConfig, build, exists, join, read_bytes, write_bytes
+from kp_ray.config import Config, InputError, MemberConfig, build, exists, filesystem, join, read_bytes, write_bytes
 from kp_ray.detectron import (
     build_cfg,
     build_model,
@@ -41,14 +43,15 @@ from kp_ray.detectron import (
 from kp_ray.ensemble import fill_missing
 from kp_ray.keypoints import skeleton_for
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.store import iter_rows, ray_data_settings, read_manifest, read_table, select_parts
+from kp_ray.store import RowReader, iter_rows, ray_data_settings, read_manifest, select_parts
 
-SHUFFLE_ROWS = 256
-"""Rows of the shuffle buffer of a worker; parts are read in shuffled order besides."""
+WHOLE_SHARD = 10_000_000
+"""Rows of the shuffle buffer: it holds places of rows, not pictures, so the whole shard fits."""
 FEED_CPUS = 0.5
-"""What a task that reads the store for training asks of Ray."""
+"""What a training run leaves free, beside its workers, for Ray Data's tasks."""
+BATCHES_AHEAD = 3
 
-_COLUMNS = ["image", "width", "height", "keypoints", "bbox_xyxy", "num_visible"]
+_COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
 
 
 def train(config: Config, progress: Callable[[str, int, int, float], None] | None = None) -> dict[str, Any]:
@@ -100,26 +103,35 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
 
 
 def _check_rows(config: Config, member: MemberConfig) -> None:
-    columns = ["num_visible", "bbox_xyxy"]
-    table = read_table(config.path("store"), split="train", recipes=_recipes(config, member), columns=columns)
-    least = config.augment.min_visible
-    usable, needed = len(_usable(table, least)), config.train.ims_per_batch * config.train.num_workers
+    usable, needed = len(usable_rows(config, member)), config.train.ims_per_batch * config.train.num_workers
     if usable < needed:
         raise InputError(
-            f"member {member.name}: {usable} training rows have at least {least} visible keypoints, a step needs "
-            f"{needed}: add images or recipes, or lower train.ims_per_batch"
+            f"member {member.name}: {usable} training rows have at least {config.augment.min_visible} visible "
+            f"keypoints, a step needs {needed}: add images or recipes, or lower train.ims_per_batch"
+        )
+
+
+def usable_rows(config: Config, member: MemberConfig) -> pa.Table:
+    """`path` and `row` of the store's rows that a member trains on: enough visible keypoints, a box with an area."""
+    _, paths = select_parts(config.path("store"), split="train", recipes=_recipes(config, member))
+    least = max(1, config.augment.min_visible)
+
+    def look(path: str) -> pa.Table:
+        fs, inner = filesystem(path)
+        table = pq.read_table(inner, filesystem=fs, columns=["num_visible", "bbox_xyxy"], partitioning=None)
+        box = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4)
+        has_area = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
+        rows = np.flatnonzero((table["num_visible"].to_numpy() >= least) & has_area)
+        return pa.table({"path": pa.array([path] * len(rows), pa.string()), "row": pa.array(rows, pa.int64())})
+
+    with ThreadPoolExecutor() as pool:
+        return pa.concat_tables(
+            [pa.table({"path": pa.array([], pa.string()), "row": pa.array([], pa.int64())}), *pool.map(look, paths)]
         )
 
 
 def _recipes(config: Config, member: MemberConfig) -> tuple[str, ...] | None:
     return member.recipes or config.train.recipes
-
-
-def _usable(table: pa.Table, min_visible: int) -> pa.Table:
-    """Rows with enough visible keypoints and a box that has an area."""
-    box = [pc.list_element(table["bbox_xyxy"], i) for i in range(4)]
-    has_area = pc.and_(pc.greater(box[2], box[0]), pc.greater(box[3], box[1]))
-    return table.filter(pc.and_(pc.greater_equal(table["num_visible"], max(1, min_visible)), has_area))
 
 
 def runs_at_once(config: Config) -> tuple[int, bool]:
@@ -205,16 +217,10 @@ def fit_member(
     # The controller asks for reports every two seconds by default, which would hold back every report.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     train = config.train
-    _, paths = select_parts(config.path("store"), split="train", recipes=_recipes(config, member))
-    min_visible = config.augment.min_visible
+    # Ray Data shards and shuffles which rows, not their pictures: a stream of pictures keeps its coordinator busy for
+    # as long as training is the slower side (measured: 40 % of a core a run), and cannot be shuffled as a whole.
     with ray_data_settings():
-        rows = ray.data.read_parquet(
-            paths,
-            columns=_COLUMNS,
-            shuffle=ray.data.FileShuffleConfig(seed=member.seed),
-            partitioning=None,
-            num_cpus=FEED_CPUS,
-        ).map_batches(lambda table: _usable(table, min_visible), batch_format="pyarrow", num_cpus=FEED_CPUS)
+        rows = ray.data.from_arrow(usable_rows(config, member))
     parent, _, name = folder.rstrip("/").rpartition("/")
     resources = {"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
     result = TorchTrainer(
@@ -249,11 +255,11 @@ def train_loop_per_worker(loop: dict[str, Any]) -> dict[str, Any]:
     """
     worker = _Worker(build(loop["config"]), MemberConfig.model_validate(loop["member"]))
     cfg, start = worker.cfg, worker.restore(ray.train.get_checkpoint())
-    batches = _batches(ray.train.get_dataset_shard("train"), cfg.SOLVER.IMS_PER_BATCH // worker.world, worker.seed)
+    inputs = worker.inputs(ray.train.get_dataset_shard("train"), start)
     latest: dict[str, Any] = {}
     with EventStorage(start) as storage, _Log(loop["folder"], start, write=worker.rank == 0) as log:
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
-            losses = worker.step(next(batches), iteration)
+            losses = worker.step(next(inputs), iteration)
             if not np.isfinite(losses["total_loss"]):
                 return {"error": f"the loss is no longer finite at iteration {iteration}: lower train.base_lr"}
             storage.put_scalars(**losses, lr=worker.optimizer.param_groups[0]["lr"], smoothing_hint=False)
@@ -315,16 +321,31 @@ class _Worker:
         self.scheduler.load_state_dict(state["scheduler"])
         return int(state["iteration"])
 
-    def step(self, rows: Sequence[Mapping[str, Any]], iteration: int) -> dict[str, float]:
+    def inputs(self, shard: ray.data.DataIterator, start: int) -> Iterator[list[dict[str, Any]]]:
+        """The model's inputs from iteration `start` on, read and mapped a few iterations ahead in a thread."""
+        reader = RowReader(_COLUMNS)
+
+        def read(places: list[dict[str, Any]], iteration: int) -> list[dict[str, Any]]:
+            rng = np.random.default_rng([self.seed, self.rank, iteration])
+            rows = [reader.read(**place) for place in places]
+            return [to_dataset_dict(row, self.cfg, self.skeleton, rng) for row in rows]
+
+        batches = _batches(shard, self.cfg.SOLVER.IMS_PER_BATCH // self.world, self.seed)
+        numbered = zip(itertools.islice(batches, start, None), itertools.count(start))
+        with ThreadPoolExecutor(1) as thread:
+            ahead = deque(thread.submit(read, *batch) for batch in itertools.islice(numbered, BATCHES_AHEAD))
+            for batch in numbered:
+                yield ahead.popleft().result()
+                ahead.append(thread.submit(read, *batch))
+
+    def step(self, inputs: Sequence[dict[str, Any]], iteration: int) -> dict[str, float]:
         """One update; returns the losses, averaged over the workers, with their sum `total_loss`.
 
         All random numbers of an iteration come from (seed, rank, iteration), so a resumed run draws the same.
         """
-        seed = _seed(self.seed, self.rank, iteration)
-        seed_all_rng(seed)
-        rng = np.random.default_rng(seed)
+        seed_all_rng(_seed(self.seed, self.rank, iteration))
         self.model.train()
-        losses = self.model([to_dataset_dict(row, self.cfg, self.skeleton, rng) for row in rows])
+        losses = self.model(inputs)
         names = sorted(losses)
         values = torch.stack([losses[name].detach() for name in names])
         if self.world > 1:
@@ -425,13 +446,13 @@ class _Log:
 
 
 def _batches(shard: ray.data.DataIterator, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
-    """Endless batches of full size; the buffer is far above twice a batch, below which batches can come short."""
+    """Endless batches of full size, each epoch in another order of the whole shard."""
     for epoch in itertools.count():
         batches = shard.iter_batches(
             batch_size=size,
             batch_format="pyarrow",
             drop_last=True,
-            local_shuffle_buffer_size=max(SHUFFLE_ROWS, 4 * size),
+            local_shuffle_buffer_size=WHOLE_SHARD,
             local_shuffle_seed=seed + epoch,
         )
         for batch in batches:
