@@ -57,6 +57,7 @@ def _cluster(config: Config) -> Iterator[float]:
     address = section.address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # its bars come from actors, thousands of lines
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # prints every line twice
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray Tune's own table; our progress says the same
     os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")  # advice about worker processes, to every driver
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     began = time.monotonic()
@@ -456,20 +457,14 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
     target = write_report(loaded)
     result = {"augment": stored, "predict": predicted, "report": target, "submission": predicted["submission"]}
     out = Console(highlight=False)
-    facts = Table("images", "variants", "sources/s", "filled in", "submission")
+    facts = Table("images", "variants", "sources/s", "filled in")
     rate = json.loads(read_bytes(loaded.path("augment.json")))["sources_per_s"]
-    facts.add_row(
-        str(stored["sources"]),
-        str(stored["variants"]),
-        f"{rate:.1f}",
-        str(predicted["filled"]),
-        escape(predicted["submission"]),
-    )
+    facts.add_row(str(stored["sources"]), str(stored["variants"]), f"{rate:.1f}", str(predicted["filled"]))
     out.print(facts)
     if evaluation:
         result["evaluation"] = evaluation
         out.print(_metrics_table(_rows_of(evaluation)))
-    out.print(f"report: {target}", markup=False, soft_wrap=True)
+    out.print(f"submission: {predicted['submission']}\nreport: {target}", markup=False, soft_wrap=True)
     _finish(result, [], None, as_json)
 
 
