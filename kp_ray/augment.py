@@ -27,7 +27,7 @@ from kp_ray.recipes import RECIPES, Draw, Recipe, apply_affine, draw, variant_se
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """What is decoded; Pillow knows more, some of them by running other programs."""
 
 _EXIF_ORIENTATION = 0x0112

@@ -50,7 +50,7 @@ def check_machine(config: Config) -> list[Check]:
             checks.append(Check(f"data.{key}", exists(path), path, "correct the path in the config"))
     checks.append(_run_dir(config.run_dir))
     fs, inner = filesystem(config.run_dir)
-    if isinstance(fs, pafs.LocalFileSystem):
+    if checks[-1].ok and isinstance(fs, pafs.LocalFileSystem):
         checks.append(_disk(config, inner))
     return checks
 

@@ -125,6 +125,7 @@ def make_sample(
     Raises:
         InputError: a number is out of range, or the folder holds other files.
     """
+    folder = folder if "://" in folder else os.path.abspath(folder)
     num_test = max(10, num_images // 5) if num_test is None else num_test
     for name, value, low in (
         ("num_images", num_images, 1), ("num_test", num_test, 0), ("width", width, 64), ("height", height, 64),

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import tiny_config
+from ray.job_submission import JobSubmissionClient
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -33,10 +34,12 @@ def dashboard() -> Iterator[str]:
     port = free_port()
     head = [
         RAY, "start", "--head", f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+        f"--dashboard-agent-listen-port={free_port()}",  # its fixed default is taken where another Ray runs
         "--num-cpus=4", f"--temp-dir={folder}", "--disable-usage-stats",
     ]  # fmt: skip
     started = subprocess.run(head, capture_output=True, text=True, timeout=120, check=False)
     assert started.returncode == 0, started.stderr
+    _wait_for_agent(f"http://127.0.0.1:{port}")
     yield f"http://127.0.0.1:{port}"
     ours = [p for p in psutil.process_iter(["cmdline"]) if any(folder in part for part in p.info["cmdline"] or [])]
     for process in [*ours, *(child for p in ours if p.is_running() for child in p.children(recursive=True))]:
@@ -46,6 +49,19 @@ def dashboard() -> Iterator[str]:
             continue
     time.sleep(0.5)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_agent(dashboard: str) -> None:
+    """`ray start` returns before the agent that starts jobs is there."""
+    client = JobSubmissionClient(dashboard)
+    for _ in range(60):
+        try:
+            client.submit_job(entrypoint="true")
+        except RuntimeError:
+            time.sleep(1)
+        else:
+            return
+    raise AssertionError("no agent took a job within a minute")
 
 
 def submit(dashboard: str, job: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -87,7 +87,7 @@ def test_broken_and_missing_images_keep_their_row_and_are_listed(trained: Config
     listed = {
         row["image"]: row["reason"] for row in json.loads(Path(config.path("predict.json")).read_text())["unusable"]
     }
-    assert "cannot be decoded" in listed[names[0]]
+    assert "not a picture" in listed[names[0]]
     assert "no such file" in listed[names[1]]
     form = read_form(trained.input("sample_submission"))
     points = read_submission(config.path("submission.csv"), form, DACON24, size=None)  # complete, no zeros

@@ -19,7 +19,7 @@ NAME = re.compile(r"(?P<scene>\d{3}-\d-\d-\d{2}-Z\d+)_(?P<camera>[A-E])-(?P<fram
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "config.yaml")  # has paths
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
