@@ -25,6 +25,8 @@ from kp_ray.config import InputError, file_sizes, join, read_bytes
 from kp_ray.keypoints import FloatArray, Skeleton, inside, skeleton_for, visible_box
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""What is decoded; Pillow knows more, some of them by running other programs."""
 _NAME = re.compile(r"(?P<scene>.+)_(?P<camera>[A-Z])-(?P<frame>[0-9]{1,18})\.\w+")
 _EXIF_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 
@@ -690,7 +692,7 @@ def _look(image: str, path: str) -> tuple[Finding | None, tuple[int, int] | None
     if not content:
         return Finding("error", "empty", image, "the file has no bytes", fix), None
     try:
-        picture = Image.open(io.BytesIO(content))
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
         kind, (width, height) = picture.format or "", picture.size
     except Exception:  # Pillow's readers raise many kinds on foreign bytes
         return Finding("error", "unreadable", image, "the file is not a picture", fix), None

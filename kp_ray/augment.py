@@ -20,15 +20,13 @@ import simplejpeg
 from PIL import Image as PilImage
 from PIL import ImageOps, UnidentifiedImageError
 
+from kp_ray.annotations import FORMATS
 from kp_ray.config import InputError
 from kp_ray.keypoints import FloatArray, inside, visible_box
 from kp_ray.recipes import RECIPES, Draw, Recipe, apply_affine, draw, variant_seed
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""What is decoded; Pillow knows more, some of them by running other programs."""
 
 _EXIF_ORIENTATION = 0x0112
 

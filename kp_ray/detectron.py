@@ -113,7 +113,10 @@ def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
 
 def scale_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
     """Detectron2's reference-world-size rule: LR and batch grow with the workers, iterations and steps shrink."""
-    return DefaultTrainer.auto_scale_workers(cfg, num_workers)
+    scaled = DefaultTrainer.auto_scale_workers(cfg.clone(), num_workers)
+    # Rounding can move a step onto the last iteration or onto another step, which the scheduler refuses.
+    scaled.SOLVER.STEPS = tuple(sorted({step for step in scaled.SOLVER.STEPS if 0 < step < scaled.SOLVER.MAX_ITER}))
+    return scaled
 
 
 def build_model(cfg: CfgNode) -> torch.nn.Module:

@@ -51,6 +51,9 @@ FEED_CPUS = 0.5
 """What a training run leaves free, beside its workers, for Ray Data's tasks."""
 BATCHES_AHEAD = 3
 
+LOSSES = ("loss_box_reg", "loss_cls", "loss_keypoint", "loss_rpn_cls", "loss_rpn_loc")
+"""Of Detectron2's keypoint R-CNN."""
+
 _COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
 
 
@@ -345,17 +348,21 @@ class _Worker:
         """
         seed_all_rng(_seed(self.seed, self.rank, iteration))
         self.model.train()
-        losses = self.model(inputs)
-        names = sorted(losses)
-        values = torch.stack([losses[name].detach() for name in names])
+        losses: dict[str, torch.Tensor] = {}
+        values = torch.full((len(LOSSES),), torch.nan, device=self.device)
+        try:
+            losses = self.model(inputs)
+            values = torch.stack([losses[name].detach() for name in LOSSES])
+        except FloatingPointError:
+            pass  # Detectron2's own word for a diverged model; the other workers must hear it too
         if self.world > 1:
             torch.distributed.all_reduce(values)
             values /= self.world
-        means = dict(zip(names, values.tolist(), strict=True))
+        means = dict(zip(LOSSES, values.tolist(), strict=True))
         means["total_loss"] = sum(means.values())
         if np.isfinite(means["total_loss"]):
             self.optimizer.zero_grad()
-            sum(losses.values()).backward()
+            torch.stack(list(losses.values())).sum().backward()
             self.optimizer.step()
         return means
 

@@ -19,6 +19,8 @@ from ray.job_submission import JobSubmissionClient
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
+# As in an activated environment: a job's `python` is found on the PATH that the cluster was started with.
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def free_port() -> int:
@@ -37,7 +39,7 @@ def dashboard() -> Iterator[str]:
         f"--dashboard-agent-listen-port={free_port()}",  # its fixed default is taken where another Ray runs
         "--num-cpus=4", f"--temp-dir={folder}", "--disable-usage-stats",
     ]  # fmt: skip
-    started = subprocess.run(head, capture_output=True, text=True, timeout=120, check=False)
+    started = subprocess.run(head, capture_output=True, text=True, timeout=120, check=False, env=ENVIRONMENT)
     assert started.returncode == 0, started.stderr
     _wait_for_agent(f"http://127.0.0.1:{port}")
     yield f"http://127.0.0.1:{port}"
@@ -66,14 +68,12 @@ def _wait_for_agent(dashboard: str) -> None:
 
 def submit(dashboard: str, job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Submit as the docs say, wait for the end, and give what was printed."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    environment.pop("RAY_ADDRESS", None)
     excludes = '{"excludes": [".git", ".venv", "runs"]}'
     command = [
         RAY, "job", "submit", f"--address={dashboard}", "--working-dir", str(ROOT), f"--runtime-env-json={excludes}",
         "--", "python", f"jobs/{job}.py", *arguments,
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=ENVIRONMENT, check=False)
 
 
 def test_every_job_succeeds_and_leaves_its_result(dashboard: str, sample_data: dict[str, Any], tmp_path: Path) -> None:

@@ -110,10 +110,12 @@ def test_people_vary_in_size_and_are_mostly_in_the_frame(clips: list[Any]) -> No
     assert inside(points, 1920, 1080).mean() > 0.96
 
 
-def test_three_quarters_of_the_cameras_see_the_front(clips: list[Any]) -> None:
+def test_the_cameras_stand_on_an_arc_before_the_person(clips: list[Any]) -> None:
     places = np.array([stage.camera.position for stage, _ in map(_pose, clips)])
-    frontal = np.abs(np.degrees(np.arctan2(places[:, 1], places[:, 0]))) <= 71
-    assert 0.7 < frontal.mean() < 0.95
+    around = np.degrees(np.arctan2(places[:, 1], places[:, 0]))
+    assert np.abs(around).max() <= 49
+    assert around.min() < -30
+    assert around.max() > 30
 
 
 def _pose(clip: Any) -> tuple[Any, np.ndarray]:
@@ -140,7 +142,7 @@ def test_what_is_drawn_at_a_joint_lies_where_its_label_says(clips: list[Any], si
             sample._paint(canvas, stage.camera, [dot], lamp / np.linalg.norm(lamp))
             moments = cv2.moments(canvas[..., 0])
             centre = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
-            assert np.abs(centre - label).max() < 0.1
+            assert np.abs(centre - label).max() < 0.15  # a ball's picture is not quite centred on its centre's
 
 
 def test_labels_in_the_table_lie_on_the_person_in_the_picture(made: dict[str, Any]) -> None:
