@@ -77,7 +77,7 @@ def submit(dashboard: str, job: str, *arguments: str) -> subprocess.CompletedPro
 
 
 def test_every_job_succeeds_and_leaves_its_result(dashboard: str, sample_data: dict[str, Any], tmp_path: Path) -> None:
-    config = tiny_config(sample_data, tmp_path / "run", predict={"actors": [1, 1]})
+    config = tiny_config(sample_data, tmp_path / "run", predict={"actors": [1, 1]}, tune={"num_trials": 1})
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     run = tmp_path / "run"

@@ -30,7 +30,8 @@ def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 def test_run_makes_everything_and_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Path) -> None:
     members = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}]
-    config = tiny_config(sample_data, tmp_path / "run", train={"members": members}, predict={"actors": [1, 1]})
+    few = {"predict": {"actors": [1, 1]}, "tune": {"num_trials": 1}}
+    config = tiny_config(sample_data, tmp_path / "run", train={"members": members}, **few)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     first = kp_ray("run", "config.yaml", "--json", cwd=tmp_path)
     result = last_json(first)

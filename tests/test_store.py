@@ -187,7 +187,7 @@ def test_a_driver_killed_in_mid_run_leaves_no_readable_store_and_a_rerun_complet
     script = "from kp_ray.cli import main\nimport sys\nmain(['augment', sys.argv[1], '--set', 'cluster.num_cpus=1'])"
     driver = subprocess.Popen([sys.executable, "-c", script, str(config_path)], stderr=subprocess.DEVNULL)
     store = Path(config.path("store"))
-    for _ in range(600):
+    for _ in range(1800):
         if list(store.rglob("*.parquet")):
             break
         time.sleep(0.1)
