@@ -10,6 +10,8 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import ray
+import yaml
 
 import kp_ray
 
@@ -153,3 +155,11 @@ def test_a_machine_that_only_augments_needs_no_torch(tmp_path: Path) -> None:
     base = [module for module in MODULES if module not in WITH_TORCH]
     assert run_python(f"MODULES = {base}\n{WITHOUT_TORCH}", tmp_path) == "False"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["home", "tmp"]
+
+
+def test_cluster_yaml_satisfies_rays_own_schema() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    validate_config(prepare_config(cluster))
+    assert f"ray:{ray.__version__}-" in cluster["docker"]["image"]
