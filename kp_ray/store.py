@@ -96,7 +96,7 @@ class Manifest(_Record):
     num_sources: int
     num_variants: int
     num_rows_by_split: dict[str, int]
-    scenes: dict[str, tuple[str, ...]]
+    units: dict[str, tuple[str, ...]]
     parts: tuple[PartRecord, ...]
     quarantined: tuple[Quarantined, ...]
 
@@ -121,7 +121,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a store will hold, and how its rows are made."""
+    """All that a store will hold, and how its rows are made; `units` is what the split kept whole, by side."""
 
     store: str
     images: str
@@ -130,7 +130,7 @@ class Plan:
     augment: AugmentConfig
     recipes: tuple[tuple[Recipe, int], ...]
     runs: tuple[Run, ...]
-    scenes: dict[str, tuple[str, ...]]
+    units: dict[str, tuple[str, ...]]
 
 
 def plan(config: Config) -> Plan:
@@ -149,11 +149,18 @@ def plan(config: Config) -> Plan:
     by = config.split.by
     splits = split_sources(annotations, by=by, fraction=config.split.fraction, seed=seed)
     check_lineage(units_of(annotations, by), splits, annotations.images)
-    return plan_store(config.path("store"), config.input("images"), annotations, splits, config.augment, config.seed)
+    images = config.input("images")
+    return plan_store(config.path("store"), images, annotations, splits, by, config.augment, config.seed)
 
 
 def plan_store(
-    store: str, images: str, annotations: Annotations, splits: Sequence[str], augment: AugmentConfig, seed: int
+    store: str,
+    images: str,
+    annotations: Annotations,
+    splits: Sequence[str],
+    by: Literal["scene", "clip", "frame"],
+    augment: AugmentConfig,
+    seed: int,
 ) -> Plan:
     """Decide every part of a store, without touching an image's content.
 
@@ -191,11 +198,11 @@ def plan_store(
                 name = f"part-{len(runs):05d}-{_fingerprint(decides, sources, sizes)}.parquet"
                 parts.append(Part(f"recipe={recipe.name}/{name}", recipe, copies, split))
             runs.append(Run(sources, tuple(parts)))
-    scenes = {
-        split: tuple(sorted({scene for scene, of in zip(annotations.scenes, splits, strict=True) if of == split}))
+    units = {
+        split: tuple(sorted({unit for unit, of in zip(units_of(annotations, by), splits, strict=True) if of == split}))
         for split in ("train", "val")
     }
-    return Plan(store, images, annotations.skeleton.names, seed, augment, recipes, tuple(runs), scenes)
+    return Plan(store, images, annotations.skeleton.names, seed, augment, recipes, tuple(runs), units)
 
 
 def _fingerprint(decides: list[Any], sources: Sequence[Source], sizes: dict[str, int]) -> str:
@@ -510,7 +517,7 @@ def _manifest(plan: Plan, records: dict[str, PartRecord], quarantined: Sequence[
         num_rows_by_split={
             split: sum(part.num_rows for part in parts if part.split == split) for split in ("train", "val")
         },
-        scenes=plan.scenes,
+        units=plan.units,
         parts=parts,
         quarantined=ordered,
     )
@@ -637,6 +644,9 @@ def select_parts(
         InputError: a recipe is not in the store, or a scene is on both sides of the split.
     """
     manifest = read_manifest(store)
+    both = sorted(set(manifest.units.get("train", ())) & set(manifest.units.get("val", ())))
+    if both:
+        raise InputError(f"{store}: {both[0]} is both trained on and validated on; augment into a new run_dir")
     stored = {recipe.name for recipe in manifest.recipes}
     for name in recipes or ():
         if name not in stored:

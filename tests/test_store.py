@@ -215,6 +215,17 @@ def test_reading_refuses_what_is_not_there(tiny: Config, written: Config, tmp_pa
         read_manifest(str(tmp_path))
 
 
+def test_a_store_with_a_scene_on_both_sides_is_refused(tiny: Config) -> None:
+    write_store(plan(tiny))
+    path = Path(tiny.path("store", "manifest.json"))
+    manifest = json.loads(path.read_text())
+    leaked = manifest["units"]["val"][0]
+    manifest["units"]["train"].append(leaked)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=f"{leaked} is both trained on and validated on"):
+        select_parts(tiny.path("store"), split="train")
+
+
 def test_a_frame_larger_or_smaller_than_the_recipe_is_refused_on_request(
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
