@@ -103,14 +103,15 @@ def _progress(verb: str) -> Iterator[Callable[[str, int, int, str], None]]:
             yield show
         return
     began: dict[str, tuple[float, int]] = {}
-    told: dict[str, float] = {}
+    told: dict[str, tuple[float, int]] = {}
 
     def tell(row: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         start, first = began.setdefault(row, (now, done))
-        if now - told.get(row, start - LOG_EVERY_S) < LOG_EVERY_S and done < total:
+        last, at = told.get(row, (start - LOG_EVERY_S, -1))
+        if done == at or (now - last < LOG_EVERY_S and done < total):
             return
-        told[row] = now
+        told[row] = now, done
         rate = (done - first) / (now - start) if now > start else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
         _tell(" ".join(f"{verb} {row} {done}/{total}, {rate:.1f}/s{left} {note}".split()))
