@@ -1,5 +1,5 @@
-"""Training on Ray Train: every worker runs Detectron2's model, optimizer, scheduler and event storage on rows that
-Ray Data streams from the store.
+"""Training on Ray Train: every worker runs Detectron2's model, optimizer, scheduler and event storage on the rows of
+the store that Ray Data deals out to it.
 
 Each member of the ensemble is one Ray Train run, named after the member and kept in its folder, so the same command
 goes on where a stopped one ended.
