@@ -44,8 +44,11 @@ format: setup  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## The benchmarks; tables in benchmarks/results.
+bench: setup  ## The benchmarks of the store; tables in benchmarks/results.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/augment.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/read.py
 
 clean:  ## Remove .venv and caches; runs/ stays.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,97 +1,216 @@
-"""Augmentation, paired in one run: the published single-process loop against `kp-ray augment`.
+"""Augmentation: the published loop, the same work in other harnesses, and `kp-ray augment`, taking turns.
 
-    python benchmarks/augment.py --sources 64 --repeats 3
+    python benchmarks/augment.py --sources 128 --repeats 5
 
-A is the published script's way: one process, OpenCV's own threads, an Albumentations pipeline a recipe, cv2.imwrite.
-B is kp_ray end to end on Ray; its start-up is shown apart. Both read the same 1920x1080 JPEGs and take turns. Results
-go to benchmarks/results/augment.{md,json}.
+A  the published script's way: one process, OpenCV's own threads, an Albumentations pipeline a recipe, cv2.imwrite
+B  the same work in a pool of one process a core
+C  the same work by Hugging Face `datasets.map(num_proc=cores)`, pictures kept in its Arrow files
+D  `kp-ray augment` on Ray, its start-up apart
+E  the floor: decoding every source and encoding as many pixels as its variants have, in a pool of one process a core
+
+All read the same generated 1920x1080 JPEGs. Results: benchmarks/results/augment.{md,json}.
 """
 
 import argparse
-import json
+import cProfile
+import multiprocessing
 import os
-import platform
+import pstats
+import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import albumentations
 import cv2
-import yaml
+import datasets
+import ray
+import simplejpeg
+from measure import hardware, kp_ray, make_sources, median_and_range, write_results
 
 from kp_ray.annotations import load_annotations
-from kp_ray.config import DEFAULT_RECIPES
-from kp_ray.recipes import RECIPES
-from kp_ray.sample import make_sample
+from kp_ray.augment import Source, augment_source
+from kp_ray.config import DEFAULT_RECIPES, load
+from kp_ray.recipes import RECIPES, choose, draw
+
+Job = tuple[str, Any]
+CORES = os.cpu_count() or 1
 
 
-def published_loop(images: Path, annotations: str, out: Path) -> float:
-    """Seconds that the single-process loop takes for all variants of all sources."""
-    labels = load_annotations(annotations)
-    pipelines = [(f"{i}-{name}", RECIPES[name].to_albumentations()) for i, name in enumerate(DEFAULT_RECIPES)]
-    out.mkdir()
-    began = time.perf_counter()
-    for image, keypoints in zip(labels.images, labels.keypoints, strict=True):
-        picture = cv2.cvtColor(cv2.imread(str(images / image)), cv2.COLOR_BGR2RGB)
-        for name, pipeline in pipelines:
-            made = pipeline(image=picture, keypoints=keypoints[:, :2])
-            cv2.imwrite(str(out / f"{name}-{image}"), cv2.cvtColor(made["image"], cv2.COLOR_RGB2BGR))
-    return time.perf_counter() - began
+@cache
+def pipelines() -> list[tuple[str, Any]]:
+    """The 18 default recipes as Albumentations pipelines."""
+    return [(f"{i}-{name}", RECIPES[name].to_albumentations()) for i, name in enumerate(DEFAULT_RECIPES)]
 
 
-def kp_ray_augment(config: Path, run_dir: Path) -> dict[str, float]:
-    """The figures of `kp-ray augment --json`."""
-    command = [
-        str(Path(sys.executable).with_name("kp-ray")),
-        "augment",
-        str(config),
-        "--set",
-        f"run_dir={run_dir}",
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+def variants(job: Job) -> list[tuple[str, Any, Any]]:
+    """(file name, RGB picture, keypoints) of every variant of one source."""
+    path, keypoints = job
+    picture = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
+    made = [(name, pipeline(image=picture, keypoints=keypoints)) for name, pipeline in pipelines()]
+    return [(f"{name}-{os.path.basename(path)}", one["image"], one["keypoints"]) for name, one in made]
+
+
+def to_files(job: Job, out: str) -> None:
+    """The published loop's body."""
+    for name, picture, _ in variants(job):
+        cv2.imwrite(os.path.join(out, name), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+
+def published_loop(jobs: list[Job], out: Path) -> None:
+    """A."""
+    for job in jobs:
+        to_files(job, str(out))
+
+
+def prepare_worker() -> None:
+    """One thread a process, and the imports done before the clock starts."""
+    cv2.setNumThreads(1)
+    pipelines()
+
+
+def in_pool(body: Callable[[Job, str], None]) -> Callable[[list[Job], Path], float]:
+    """B and E: seconds that a warm pool takes."""
+
+    def run(jobs: list[Job], out: Path) -> float:
+        with multiprocessing.get_context("spawn").Pool(CORES, prepare_worker) as pool:
+            pool.map(abs, range(CORES * 4), chunksize=1)
+            began = time.perf_counter()
+            pool.starmap(body, [(job, str(out)) for job in jobs], chunksize=4)
+            return time.perf_counter() - began
+
+    return run
+
+
+def with_datasets(jobs: list[Job], out: Path) -> None:
+    """C."""
+
+    def body(row: dict[str, Any]) -> dict[str, list[Any]]:
+        cv2.setNumThreads(1)
+        made = variants((row["path"][0], row["keypoints"][0]))
+        encoded = [cv2.imencode(".jpg", cv2.cvtColor(p, cv2.COLOR_RGB2BGR))[1].tobytes() for _, p, _ in made]
+        return {"name": [n for n, _, _ in made], "image": encoded, "points": [k.tolist() for _, _, k in made]}
+
+    datasets.disable_progress_bars()
+    table = datasets.Dataset.from_dict({"path": [p for p, _ in jobs], "keypoints": [k.tolist() for _, k in jobs]})
+    names = table.column_names
+    made = table.map(
+        body, batched=True, batch_size=1, num_proc=CORES, remove_columns=names, cache_file_name=str(out / "cache.arrow")
+    )
+    assert len(made) == len(DEFAULT_RECIPES) * len(jobs)
+
+
+@cache
+def sizes() -> list[tuple[int, int]]:
+    """(width, height) of the default variants that are encoded anew."""
+    drawn = [draw(RECIPES[name], 1920, 1080, 0) for name in DEFAULT_RECIPES if name != "Original"]
+    return [(one.width, one.height) for one in drawn]
+
+
+def decode_and_encode(job: Job, out: str) -> None:
+    """E's body."""
+    content = Path(job[0]).read_bytes()
+    picture = simplejpeg.decode_jpeg(content, "BGRX")
+    for width, height in sizes():
+        window = picture[:height, :width].copy()
+        simplejpeg.encode_jpeg(window, 95, colorspace="BGRX", colorsubsampling="420")
+
+
+def profile(jobs: list[Job]) -> dict[str, float]:
+    """Milliseconds a source of kp_ray's own code in one process, by what takes them."""
+    cv2.setNumThreads(1)
+    chosen = choose(DEFAULT_RECIPES)
+    kinds = {"decode_jpeg": "decode", "copyMakeBorder": "pad", "warpAffine": "resample", "encode_jpeg": "encode"}
+    profiler = cProfile.Profile()
+    with profiler:
+        for path, keypoints in jobs:
+            source = Source(path, "", "", 0, "train", keypoints)
+            list(
+                augment_source(
+                    Path(path).read_bytes(),
+                    source,
+                    chosen,
+                    seed=0,
+                    jpeg_quality=95,
+                    scale_with_frame=True,
+                    box_margin_px=0,
+                )
+            )
+    stats = pstats.Stats(profiler)
+    taken = dict.fromkeys([*kinds.values(), "everything else"], 0.0)
+    for (_, _, function), (_, _, own, _, _) in stats.stats.items():  # type: ignore[attr-defined]
+        kind = next((kinds[key] for key in kinds if key in function), "everything else")
+        taken[kind] += own * 1e3 / len(jobs)
+    return taken
+
+
+def measure(config: Path, jobs: list[Job], folder: Path) -> dict[str, float]:
+    """One turn of each: sources a second."""
+    rates: dict[str, float] = {}
+    for name, body in {
+        "A": published_loop,
+        "B": in_pool(to_files),
+        "C": with_datasets,
+        "E": in_pool(decode_and_encode),
+    }.items():
+        out = folder / name
+        out.mkdir()
+        began = time.perf_counter()
+        seconds = body(jobs, out) or time.perf_counter() - began
+        rates[name] = len(jobs) / seconds
+        shutil.rmtree(out)
+        print(f"{name} {rates[name]:.2f}", end=" ", flush=True)
+    ours = kp_ray("augment", config, f"run_dir={folder / 'D'}")
+    shutil.rmtree(folder / "D")
+    rates |= {"D": ours["sources_per_s"], "D_start_up_s": ours["start_up_s"]}
+    print(f"D {rates['D']:.2f}, start-up {rates['D_start_up_s']:.1f} s", flush=True)
+    return rates
+
+
+TEXTS = {
+    "A": "published loop, one process, OpenCV's threads",
+    "B": "the same work, a pool of processes",
+    "C": "the same work, Hugging Face datasets.map, its start-up included",
+    "D": "kp_ray on Ray, start-up excluded",
+    "E": "floor: decode and encode alone, a pool of processes",
+}
 
 
 def main() -> None:
-    """Run the pairs and write the table."""
+    """Run the turns and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sources", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sources", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        data = make_sample(f"{folder}/data", num_images=options.sources, num_test=0)
-        values = {"split": {"fraction": 0}, "data": {"annotations": data["annotations"], "images": data["images"]}}
-        config = Path(folder, "config.yaml")
-        config.write_text(yaml.safe_dump(values))
-        for repeat in range(options.repeats):
-            loop_s = published_loop(Path(data["images"]), data["annotations"], Path(folder, f"loop{repeat}"))
-            ours = kp_ray_augment(config, Path(folder, f"run{repeat}"))
-            rows.append({"published_per_s": options.sources / loop_s, **ours})
-    published = statistics.median(row["published_per_s"] for row in rows)
-    ours_rate = statistics.median(row["sources_per_s"] for row in rows)
-    ratios = sorted(row["sources_per_s"] / row["published_per_s"] for row in rows)
-    hardware = (
-        f"{os.cpu_count()} CPUs ({platform.processor() or platform.machine()}), Python {platform.python_version()}"
-    )
-    hardware += f", OpenCV {cv2.__version__}, Albumentations {albumentations.__version__}"
+    warnings.filterwarnings("ignore", message="Got processor for keypoints")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = make_sources(folder, options.sources)
+        data = load(str(config)).data
+        labels = load_annotations(str(data.annotations))
+        jobs = [(f"{data.images}/{i}", k[:, :2]) for i, k in zip(labels.images, labels.keypoints, strict=True)]
+        turns = [measure(config, jobs, folder) for _ in range(options.repeats)]
+        taken = profile(jobs[:24])
+    machine = hardware(cv2, albumentations, datasets, ray)
     text = (
-        f"# Augmentation: published loop against kp_ray\n\n{hardware}. {options.sources} generated 1920x1080 "
-        f"sources, 18 variants each, {options.repeats} pairs.\n\n| | sources/s (median) |\n|---|---|\n"
-        f"| A published loop, one process | {published:.2f} |\n"
-        f"| B kp_ray on Ray, start-up excluded | {ours_rate:.2f} |\n\n"
-        f"B/A: median {statistics.median(ratios):.2f}, from {ratios[0]:.2f} to {ratios[-1]:.2f}. "
-        f"kp_ray's start-up: {statistics.median(row['start_up_s'] for row in rows):.1f} s.\n"
+        f"# Augmentation\n\n{machine}. {options.sources} generated 1920x1080 sources, 18 variants each, "
+        f"{options.repeats} turns; median (range).\n\n| | what | sources/s |\n|---|---|---|\n"
     )
-    results = Path(__file__).with_name("results")
-    results.mkdir(exist_ok=True)
-    (results / "augment.md").write_text(text)
-    (results / "augment.json").write_text(json.dumps({"hardware": hardware, "pairs": rows}, indent=1) + "\n")
-    print(text)
+    text += "".join(f"| {k} | {what} | {median_and_range([t[k] for t in turns])} |\n" for k, what in TEXTS.items())
+    text += "\n| ratio within a turn | |\n|---|---|\n"
+    for other in "ABCE":
+        text += f"| D/{other} | {median_and_range([t['D'] / t[other] for t in turns])} |\n"
+    text += (
+        f"\nkp_ray's start-up (Ray, imports): {statistics.median(t['D_start_up_s'] for t in turns):.1f} s. Where its "
+        "time goes, ms a source in one process (profiler on): "
+        f"{', '.join(f'{what} {ms:.0f}' for what, ms in taken.items())}.\n"
+    )
+    write_results("augment", text, {"hardware": machine, "turns": turns, "profile_ms": taken})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -45,7 +46,7 @@ class Recipe:
     brightness_contrast: bool = False
     user: str | None = None
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of what the recipe does, whatever it is called."""
         what = {key: value for key, value in asdict(self).items() if key != "name"}

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -49,6 +50,8 @@ from kp_ray.split import check_lineage, split_sources, units_of
 SCHEMA_VERSION = 1
 ROWS_PER_GROUP = 1
 """A row group a row: training reads single rows in random order, and a part is written without being held."""
+WRITE_BYTES = 1 << 20
+"""What a part's writer gathers before it hashes and writes."""
 
 _METADATA_KEY = b"kp_ray"
 
@@ -229,7 +232,7 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
     """Write what is missing of a store, then its manifest.
 
     Args:
-        plan: from `plan_store`; a Ray cluster must be running.
+        plan: from `plan_store`; a Ray cluster must be running, unless `is_finished(plan)`.
         progress: called with (sources done, sources in all).
 
     Returns:
@@ -237,7 +240,7 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
         `parts_kept`, `quarantined`.
 
     Raises:
-        InputError: another process writes this store, or the disk is full.
+        InputError: another process writes this store, the disk is full, or no source could be used.
     """
     began = time.time()
     with _writer_lock(plan.store):
@@ -259,6 +262,9 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
         if finished or not exists(join(plan.store, "manifest.json")) or read_manifest(plan.store) != manifest:
             write_manifest(plan.store, manifest)
             _drop_unlisted(plan.store, manifest)
+    if not manifest.num_sources:
+        first = manifest.quarantined[0]
+        raise InputError(f"{plan.store}: none of the {total} sources could be used, e.g. {first.source}: {first.reason}")
     seconds, start_up = time.time() - began, max(0.0, first_start - began)
     made = sum(one.num_sources for one in finished)
     return {
@@ -271,6 +277,15 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
         "parts_kept": len(kept.parts),
         "quarantined": len(manifest.quarantined),
     }
+
+
+def is_finished(plan: Plan) -> bool:
+    """Whether the store holds all that is planned, so that `write_store` would need no cluster.
+
+    Raises:
+        InputError: the manifest is damaged or of a newer kp_ray.
+    """
+    return exists(join(plan.store, "manifest.json")) and not _missing(plan)[1]
 
 
 @dataclass(frozen=True)
@@ -436,15 +451,18 @@ class _PartWriter:
         self.fs, root = filesystem(store)
         self.target = f"{root}/{part.path}"
         self.local = isinstance(self.fs, pafs.LocalFileSystem)
-        self.partial = f"{self.target}.{os.getpid()}.partial" if self.local else self.target
+        # Of two nodes with one folder, the second may repeat a part that the first, cut off, still writes.
+        self.partial = f"{self.target}.{uuid4().hex}.partial" if self.local else self.target
         self.num_rows = 0
 
     def __enter__(self) -> "_PartWriter":
         if self.local:
             Path(self.partial).parent.mkdir(parents=True, exist_ok=True)
         self.stream = _HashingStream(self.fs.open_output_stream(self.partial))
+        # Parquet writes in tiny pieces.
+        self.sink = pa.BufferedOutputStream(pa.PythonFile(self.stream, mode="w"), WRITE_BYTES)
         self.writer = pq.ParquetWriter(
-            pa.PythonFile(self.stream, mode="w"),
+            self.sink,
             self.schema,
             compression="none",  # nearly all bytes are JPEG already
             use_dictionary=False,
@@ -459,7 +477,7 @@ class _PartWriter:
     def finish(self, note: dict[str, Any]) -> PartRecord:
         self.writer.add_key_value_metadata({_METADATA_KEY: json.dumps(note)})
         self.writer.close()
-        self.stream.close()
+        self.sink.close()
         if self.local:
             Path(self.partial).replace(self.target)
         return PartRecord(

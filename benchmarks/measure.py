@@ -1,0 +1,68 @@
+"""What the benchmarks share: the machine's description, medians of pairs, and the two files of a result."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kp_ray.sample import make_sample
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def hardware(*packages: Any) -> str:
+    """The machine and the versions that decide its speed, in one line."""
+    with open("/proc/cpuinfo") as info:
+        model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), "unknown CPU")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = [f"Python {platform.python_version()}", *(f"{p.__name__} {p.__version__}" for p in packages)]
+    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, no GPU; {', '.join(versions)}"
+
+
+def median_and_range(values: Sequence[float], digits: int = 2) -> str:
+    """`median (smallest-largest)`."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def write_results(name: str, text: str, data: dict[str, Any]) -> None:
+    """Write `results/<name>.md` and `.json` and print the text."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
+    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    print(text)
+
+
+def make_sources(folder: Path, num_sources: int, num_distinct: int = 400) -> Path:
+    """A config over generated 1920x1080 sources; beyond `num_distinct`, hard links to them under other names."""
+    made = make_sample(str(folder / "data"), num_images=min(num_sources, num_distinct), num_test=0)
+    images, labels = Path(made["images"]), Path(made["annotations"])
+    header, *rows = labels.read_text().splitlines()
+    for number in range(len(rows), num_sources):
+        name, values = rows[number % num_distinct].split(",", 1)
+        copied = f"9{number:05d}-{name}"
+        os.link(images / name, images / copied)
+        rows.append(f"{copied},{values}")
+    labels.write_text("\n".join([header, *rows[:num_sources]]) + "\n")
+    config = folder / "config.yaml"
+    data = {"annotations": str(labels), "images": str(images)}
+    config.write_text(yaml.safe_dump({"split": {"fraction": 0}, "data": data}))
+    return config
+
+
+def kp_ray_command(verb: str, config: Path, *sets: str) -> list[str]:
+    """`kp-ray VERB CONFIG --json` with overrides."""
+    command = [str(Path(sys.executable).with_name("kp-ray")), verb, str(config), "--json"]
+    return [*command, *(part for one in sets for part in ("--set", one))]
+
+
+def kp_ray(verb: str, config: Path, *sets: str) -> dict[str, Any]:
+    """The figures of `kp-ray VERB --json`."""
+    done = subprocess.run(kp_ray_command(verb, config, *sets), capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -1,0 +1,80 @@
+"""Reading rows in random order for training: the Parquet store against a folder of picture files.
+
+    python benchmarks/read.py --sources 48 --repeats 5
+
+Both read the same JPEGs, one process and one thread, files in the page cache, every row once in a new random order a
+turn: the store row by row (keypoints come with it), and the files by cv2.imread. The store's pictures are
+decoded by simplejpeg, as training does, and by cv2.imdecode. Results: benchmarks/results/read.{md,json}.
+"""
+
+import argparse
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow
+import pyarrow.parquet as pq
+import simplejpeg
+from measure import hardware, kp_ray, make_sources, median_and_range, write_results
+
+from kp_ray.store import RowReader, select_parts
+
+COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
+
+
+def rate(places: list[tuple[str, int]], read: Callable[[str, int], object]) -> float:
+    """Rows a second over all places in random order."""
+    random.shuffle(places)
+    began = time.perf_counter()
+    for path, row in places:
+        read(path, row)
+    return len(places) / (time.perf_counter() - began)
+
+
+def main() -> None:
+    """Run the turns and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sources", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    random.seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = make_sources(folder, options.sources)
+        kp_ray("augment", config, f"run_dir={folder / 'run'}")
+        _, paths = select_parts(str(folder / "run" / "store"))
+        places = [(path, row) for path in paths for row in range(pq.read_metadata(path).num_rows)]
+        reader = RowReader(COLUMNS)
+        (folder / "files").mkdir()
+        files = {}
+        for number, (path, row) in enumerate(places):
+            files[path, row] = str(folder / "files" / f"{number:06d}.jpg")
+            Path(files[path, row]).write_bytes(reader.read(path, row)["image"])
+        ways: dict[str, Callable[[str, int], object]] = {
+            "files, cv2.imread": lambda path, row: cv2.imread(files[path, row]),
+            "store, simplejpeg": lambda path, row: simplejpeg.decode_jpeg(reader.read(path, row)["image"], "BGR"),
+            "store, cv2.imdecode": lambda path, row: cv2.imdecode(
+                np.frombuffer(reader.read(path, row)["image"], np.uint8), cv2.IMREAD_COLOR
+            ),
+            "files, bytes only": lambda path, row: Path(files[path, row]).read_bytes(),
+            "store, bytes only": reader.read,
+        }
+        turns = [{what: rate(places, read) for what, read in ways.items()} for _ in range(options.repeats)]
+    machine = hardware(cv2, pyarrow)
+    text = (
+        f"# Reading the store\n\n{machine}. {len(places)} variants of {options.sources} generated 1920x1080 sources, "
+        f"{options.repeats} turns; median (range).\n\n| | rows/s |\n|---|---|\n"
+    )
+    text += "".join(f"| {what} | {median_and_range([turn[what] for turn in turns], 0)} |\n" for what in ways)
+    ratios = [turn["store, simplejpeg"] / turn["files, cv2.imread"] for turn in turns]
+    text += f"\nStore by simplejpeg against files by cv2.imread: {median_and_range(ratios)}.\n"
+    write_results("read", text, {"hardware": machine, "turns": turns})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""`kp-ray augment` at growing sizes and on one CPU and all: time, memory, object store.
+
+    python benchmarks/scaling.py --sources 400 800 1600 3250
+
+The largest run is the real size of the competition's data: 3250 sources, 18 variants each. Memory is sampled from
+outside ten times a second: resident set sizes of the driver and of each Ray worker (shared libraries counted in every
+one), and the growth of /dev/shm, where Ray's object store lies. Results: benchmarks/results/scaling.{md,json}.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import psutil
+import ray
+from measure import hardware, kp_ray_command, make_sources, write_results
+
+from kp_ray.config import load
+
+SAMPLE_EVERY_S = 0.1
+MIB = 2**20
+
+
+def augment_watched(config: Path, folder: Path, *sets: str) -> dict[str, Any]:
+    """The figures of one run and the peaks of its memory in MiB; the store is deleted."""
+    run_dir = folder / "run"
+    shm = shutil.disk_usage("/dev/shm").used
+    peaks = {"driver_mib": 0.0, "worker_mib": 0.0, "object_store_mib": 0.0}
+    began = time.monotonic()
+    with open(folder / "out", "w") as out:
+        driver = psutil.Popen(
+            kp_ray_command("augment", config, f"run_dir={run_dir}", *sets), stdout=out, stderr=subprocess.DEVNULL
+        )
+        while driver.poll() is None:
+            for kind, value in _memory(driver).items():
+                peaks[kind] = max(peaks[kind], value)
+            peaks["object_store_mib"] = max(peaks["object_store_mib"], (shutil.disk_usage("/dev/shm").used - shm) / MIB)
+            time.sleep(SAMPLE_EVERY_S)
+    wall_s = time.monotonic() - began
+    if driver.returncode:
+        raise SystemExit(f"kp-ray augment ended with {driver.returncode}")
+    figures = json.loads((folder / "out").read_text().splitlines()[-1])
+    stored = sum(path.stat().st_size for path in run_dir.rglob("*.parquet"))
+    shutil.rmtree(run_dir)
+    return {**figures, **peaks, "wall_s": wall_s, "store_gb": stored / 1e9}
+
+
+def _memory(driver: psutil.Popen) -> dict[str, float]:
+    """Resident MiB of the driver and of its largest task worker."""
+    worker = 0
+    driver_bytes = 0
+    try:
+        driver_bytes = driver.memory_info().rss
+        for process in driver.children(recursive=True):
+            if process.name().startswith("ray::"):
+                worker = max(worker, process.memory_info().rss)
+    except psutil.Error:  # one that has just ended
+        pass
+    return {"driver_mib": driver_bytes / MIB, "worker_mib": worker / MIB}
+
+
+def main() -> None:
+    """Run the sizes and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sources", type=int, nargs="+", default=[400, 800, 1600, 3250])
+    options = parser.parse_args()
+    smallest, largest = min(options.sources), max(options.sources)
+    runs = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = make_sources(folder, largest)
+        every_label = Path(str(load(str(config)).data.annotations)).read_text().splitlines()
+        for number in sorted(options.sources):
+            labels = folder / f"{number}.csv"
+            labels.write_text("\n".join(every_label[: number + 1]) + "\n")
+            for cpus in [1, os.cpu_count()] if number == smallest else [os.cpu_count()]:
+                sets = [f"data.annotations={labels}", f"cluster.num_cpus={cpus}"]
+                runs.append({"cpus": cpus, **augment_watched(config, folder, *sets)})
+                print(runs[-1], flush=True)
+    machine = hardware(cv2, ray)
+    text = (
+        f"# Augmentation at size\n\n{machine}. Generated 1920x1080 sources (400 distinct pictures, repeated under "
+        "other names beyond that), 18 variants each; one run each.\n\n| sources | CPUs | seconds, start-up included | "
+        "start-up s | sources/s without | store GB | driver MiB | largest worker MiB | object store MiB |\n"
+        "|---|---|---|---|---|---|---|---|---|\n"
+    )
+    for run in runs:
+        text += (
+            f"| {run['sources']} | {run['cpus']} | {run['wall_s']:.0f} | {run['start_up_s']:.1f} | "
+            f"{run['sources_per_s']:.2f} | {run['store_gb']:.2f} | {run['driver_mib']:.0f} | {run['worker_mib']:.0f} | "
+            f"{run['object_store_mib']:.0f} |\n"
+        )
+    rate = {(run["sources"], run["cpus"]): run["sources_per_s"] for run in runs}
+    every = os.cpu_count()
+    text += (
+        f"\n{every} CPUs against 1 at {smallest} sources: {rate[smallest, every] / rate[smallest, 1]:.2f} times. "
+        f"Rate at {largest} against {smallest} sources: {rate[largest, every] / rate[smallest, every]:.2f}.\n"
+    )
+    write_results("scaling", text, {"hardware": machine, "runs": runs})
+
+
+if __name__ == "__main__":
+    main()
