@@ -7,6 +7,7 @@ optional, so every variant of it is one affine map from source to variant.
 
 import hashlib
 import json
+import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -211,13 +212,9 @@ def draw(recipe: Recipe, width: int, height: int, seed: int, *, scale_with_frame
         InputError: the crop is larger than the rescaled frame.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
-    affine = np.eye(3)
-    angle = 0.0
-    if recipe.rotate_deg:
-        angle = rng.uniform(-recipe.rotate_deg, recipe.rotate_deg)
-        cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
-        cx, cy = width / 2 - 0.5, height / 2 - 0.5
-        affine = np.array([[cos, sin, cx - cos * cx - sin * cy], [-sin, cos, cy + sin * cx - cos * cy], [0, 0, 1]])
+    angle = rng.uniform(-recipe.rotate_deg, recipe.rotate_deg) if recipe.rotate_deg else 0.0
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    cx, cy = width / 2 - 0.5, height / 2 - 0.5
     scale = rng.uniform(*recipe.scale_range) if recipe.scale_range else 1.0
     scaled_w, scaled_h = int(width * scale), int(height * scale)
     crop_w, crop_h = recipe.crop_size(width, height, scale_with_frame=scale_with_frame)
@@ -236,14 +233,16 @@ def draw(recipe: Recipe, width: int, height: int, seed: int, *, scale_with_frame
     elif recipe.crop_hw:
         y, x = (scaled_h - crop_h) // 2, (scaled_w - crop_w) // 2
     then = recipe.then_scale
-    affine = (
-        np.diag([then, then, 1]) @ np.array([[1, 0, -x], [0, 1, -y], [0, 0, 1]]) @ np.diag([scale, scale, 1]) @ affine
-    )
+    # About the centre by the angle, times scale, less the crop's corner, times then.
+    shift_x = then * (scale * (cx - cos * cx - sin * cy) - x)
+    shift_y = then * (scale * (cy + sin * cx - cos * cy) - y)
+    both = then * scale
+    affine = np.array([[both * cos, both * sin, shift_x], [0.0 - both * sin, both * cos, shift_y]])
     contrast, brightness = 1.0, 0.0
     if recipe.brightness_contrast:
         contrast, brightness = 1 + rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
     out_w, out_h = max(1, int(crop_w * then)), max(1, int(crop_h * then))
-    return Draw(affine[:2], out_w, out_h, angle, scale, (x, y), contrast, brightness)
+    return Draw(affine, out_w, out_h, angle, scale, (x, y), contrast, brightness)
 
 
 def apply_affine(affine: FloatArray, xy: FloatArray) -> FloatArray:

@@ -264,7 +264,9 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
             _drop_unlisted(plan.store, manifest)
     if not manifest.num_sources:
         first = manifest.quarantined[0]
-        raise InputError(f"{plan.store}: none of the {total} sources could be used, e.g. {first.source}: {first.reason}")
+        raise InputError(
+            f"{plan.store}: none of the {total} sources could be used, e.g. {first.source}: {first.reason}"
+        )
     seconds, start_up = time.time() - began, max(0.0, first_start - began)
     made = sum(one.num_sources for one in finished)
     return {
@@ -466,7 +468,7 @@ class _PartWriter:
             self.schema,
             compression="none",  # nearly all bytes are JPEG already
             use_dictionary=False,
-            write_statistics=["source", "num_visible"],
+            write_statistics=False,  # of a single row they say nothing
         )
         return self
 

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -176,29 +175,6 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tiny: Config
     holder.kill()
     holder.wait()
     assert write_store(plan(tiny))["parts_written"] > 0
-
-
-def test_a_driver_killed_in_mid_run_leaves_no_readable_store_and_a_rerun_completes_it(
-    written: Config, tmp_path: Path
-) -> None:
-    config = tiny_config(written.data.model_dump(), tmp_path / "killed")
-    config_path = tmp_path / "config.yaml"
-    config_path.write_text(config.to_yaml())
-    script = "from kp_ray.cli import main\nimport sys\nmain(['augment', sys.argv[1], '--set', 'cluster.num_cpus=1'])"
-    driver = subprocess.Popen([sys.executable, "-c", script, str(config_path)], stderr=subprocess.DEVNULL)
-    store = Path(config.path("store"))
-    for _ in range(1800):
-        if list(store.rglob("*.parquet")):
-            break
-        time.sleep(0.1)
-    driver.kill()
-    driver.wait()
-    partial = list(store.rglob("recipe=*/*.parquet"))
-    assert partial
-    time.sleep(3)  # the killed driver's cluster goes down with it
-    write_store(plan(config))
-    assert digests(config) == digests(written)
-    assert not list(store.rglob("*.partial"))
 
 
 def test_reading_refuses_what_is_not_there(tiny: Config, written: Config, tmp_path: Path) -> None:
