@@ -21,7 +21,7 @@ import pandas as pd
 import simplejpeg
 from PIL import Image
 
-from kp_ray.config import InputError, file_sizes, join, read_bytes
+from kp_ray.config import InputError, file_sizes, join, read_bytes, write_bytes
 from kp_ray.keypoints import FloatArray, Skeleton, inside, skeleton_for, visible_box
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -89,8 +89,7 @@ def parse_name(image: str) -> tuple[str, str, int]:
     match = _NAME.fullmatch(image)
     if match:
         return match["scene"], match["camera"], int(match["frame"])
-    head, dot, tail = image.rpartition(".")
-    return (head if dot and head and "/" not in tail else image), "", -1
+    return _stem(image), "", -1
 
 
 def load_annotations(
@@ -187,6 +186,45 @@ def to_coco(annotations: Annotations, sizes: Sequence[tuple[int, int]]) -> dict[
     return {"images": images, "annotations": people, "categories": [person]}
 
 
+def to_yolo(coco: Mapping[str, Any]) -> dict[str, str]:
+    """YOLO-pose label texts of a COCO keypoints dict, by image name with its suffix replaced by `.txt`.
+
+    A line a person: class 0, then the box's centre and size and every keypoint's x, y, all as shares of the picture's
+    width and height, each keypoint followed by its v. As Ultralytics' own converter has it: coordinates are divided by
+    the size as they are, and an image without people has an empty file.
+    """
+    images = {entry["id"]: entry for entry in coco["images"]}
+    lines: dict[Any, list[str]] = {number: [] for number in images}
+    for person in coco["annotations"]:
+        size = np.array([images[person["image_id"]][side] for side in ("width", "height")], dtype=float)
+        corner, extent = np.array(person["bbox"], dtype=float).reshape(2, 2)
+        points = np.array(person["keypoints"], dtype=float).reshape(-1, 3) / [*size, 1]
+        box = np.concatenate([(corner + extent / 2) / size, extent / size])
+        cells = [*(f"{value:.6f}" for value in box), *(f"{x:.6f} {y:.6f} {v:.0f}" for x, y, v in points)]
+        lines[person["image_id"]].append(" ".join(["0", *cells]))
+    return {
+        f"{_stem(str(images[number]['file_name']))}.txt": "".join(f"{x}\n" for x in of) for number, of in lines.items()
+    }
+
+
+def write_yolo(folder: str) -> int:
+    """Write `labels/<name>.txt` beside an export's `images/<name>.jpg`, from its `annotations.json`; returns how many.
+
+    Raises:
+        InputError: `folder` holds no `annotations.json`.
+    """
+    texts = to_yolo(json.loads(read_bytes(join(folder, "annotations.json"))))
+    for name, text in texts.items():
+        write_bytes(join(folder, "labels", name), text.encode())
+    return len(texts)
+
+
+def _stem(image: str) -> str:
+    """An image's name without its suffix."""
+    head, dot, tail = image.rpartition(".")
+    return head if dot and head and "/" not in tail else image
+
+
 _Table = tuple[list[str], list[str], FloatArray, list[str]]
 """K names, N images, (N, K, 3) keypoints, N groups ("" for none)."""
 
@@ -242,7 +280,7 @@ def _read_csv(path: str) -> _Table:
             raise InputError(
                 f"{path}: row {line}: {len(cells)} cells where the header has {len(header)}: make them equal"
             )
-        images.append(_checked_name(cells[where["image"]], f"{path}: row {line}"))
+        images.append(checked_name(cells[where["image"]], f"{path}: row {line}"))
         groups.append(cells[where["group"]] if "group" in where else "")
         values.append([_number(cells[where[column]], f"{path}: row {line}: {column}") for column in expected])
         if np.isnan(values[-1][0::2]).tolist() != np.isnan(values[-1][1::2]).tolist():
@@ -278,7 +316,7 @@ def _read_coco(path: str) -> _Table:
                     f"{path}: {image}: two people are annotated: one person an image is expected, drop one"
                 )
             people[person["image_id"]] = person["keypoints"]
-        images = [_checked_name(str(entry["file_name"]), path) for entry in content["images"]]
+        images = [checked_name(str(entry["file_name"]), path) for entry in content["images"]]
         groups = [str(entry.get("group", "")) for entry in content["images"]]
         empty = [0] * (3 * len(names))
         points = [_coco_points(people.get(i, empty), len(names), f"{path}: {listed[i]}") for i in listed]
@@ -314,8 +352,12 @@ def _number(text: str, where: str) -> float:
     return value
 
 
-def _checked_name(image: str, where: str) -> str:
-    """The name, if it cannot lead out of the image folder."""
+def checked_name(image: str, where: str) -> str:
+    """An image's name as it is, if it cannot lead out of the image folder.
+
+    Raises:
+        InputError: it can; the line begins with `where`.
+    """
     parts = image.split("/")
     if "\\" in image or not image.isprintable() or {"", ".", ".."} & set(parts) or re.match("[A-Za-z]:", image):
         raise InputError(

@@ -13,12 +13,13 @@ import ray
 import ray.data
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from kp_ray import __version__
-from kp_ray.config import Config, InputError, exists, load, read_bytes, write_bytes
+from kp_ray.config import Config, InputError, exists, join, load, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from kp_ray.store import Plan
@@ -30,10 +31,14 @@ app = typer.Typer(
 )
 
 ConfigArgument = Annotated[str | None, typer.Argument(metavar="CONFIG.yaml", help="The configuration file.")]
+RunArgument = Annotated[
+    str | None, typer.Argument(metavar="RUN", help="The run folder, or the configuration file that names it.")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. train.max_iter=500.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="End stdout with the figures as one JSON object.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan; start and write nothing.")]
 
 LOG_EVERY_S = 10.0
 """Seconds between progress lines where there is no terminal."""
@@ -42,33 +47,36 @@ console = Console(stderr=True, highlight=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    """Run the command line; a user's mistake, or a disk's, is one line on stderr and exit code 2."""
     try:
         app(args=list(arguments) if arguments is not None else None)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print("kp-ray:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
 
 
 @contextlib.contextmanager
-def _cluster(config: Config) -> Iterator[float]:
-    """Join the config's cluster or start a local one; gives the seconds it took."""
+def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
+    """Join the config's cluster or start a local one; gives the seconds it took.
+
+    Args:
+        dashboard: Ray Train asks a local cluster's for the state of its actors; other stages start faster without.
+    """
     section = config.cluster
     address = section.address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # its bars come from actors, thousands of lines
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # prints every line twice
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray Tune's own table; our progress says the same
     os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")  # advice about worker processes, to every driver
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a run is told in our own line
     began = time.monotonic()
     try:
         if address == "local":
-            # Ray Train asks the dashboard for the state of its actors.
             ray.init(
                 address="local",
                 num_cpus=section.num_cpus,
                 num_gpus=section.num_gpus,
-                include_dashboard=True,
+                include_dashboard=dashboard,
                 logging_level="ERROR",
                 log_to_driver=False,
             )
@@ -142,6 +150,13 @@ def _load(path: str | None, overrides: list[str] | None, needs: Sequence[str] = 
         if given is not None and not exists(given):
             raise InputError(f"data.{key}: {given}: there is no such file or folder")
     return config
+
+
+def _load_run(path: str | None, overrides: list[str] | None) -> Config:
+    """The configuration of a finished run: of its folder, wherever that lies now, or of a file."""
+    if path is not None and exists(join(path, "config.yaml")):
+        return load(join(path, "config.yaml"), [f"run_dir={json.dumps(path)}", *(overrides or ())])
+    return _load(path, overrides)
 
 
 def _keep(config: Config) -> None:
@@ -234,19 +249,31 @@ def _check(config: Config) -> dict[str, Any]:
 
 
 @app.command()
-def augment(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+def augment(
+    config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
+) -> None:
     """Write the store: every recipe of every image, as Parquet."""
-    from kp_ray.store import plan
+    from kp_ray.store import is_finished, plan
 
     loaded = _load(config, sets, needs=["annotations", "images"], uses=["corrections"])
+    if dry_run:
+        _foresee("augment", loaded, as_json)
+        return
     planned = plan(loaded)
-    with _cluster(loaded) as start_up_s:
+    with contextlib.nullcontext(0.0) if is_finished(planned) else _cluster(loaded, dashboard=False) as start_up_s:
         result = _augment(loaded, planned, start_up_s)
     _finish(result, result.pop("lines"), f"kp-ray train {config}", as_json)
 
 
+def _foresee(verb: str, config: Config, as_json: bool) -> None:
+    from kp_ray.doctor import forecast
+
+    result = forecast(verb, config)
+    _finish(result, result.pop("lines"), None, as_json)
+
+
 def _augment(config: Config, planned: "Plan", start_up_s: float) -> dict[str, Any]:
-    from kp_ray.store import write_store
+    from kp_ray.store import read_manifest, write_store
 
     _keep(config)
     with _progress("augment") as show:
@@ -260,7 +287,11 @@ def _augment(config: Config, planned: "Plan", start_up_s: float) -> dict[str, An
         f"{result['parts_written']} parts written, {result['parts_kept']} kept, {result['sources_per_s']:.1f} sources/s"
     ]
     if result["quarantined"]:
-        lines.append(f"{result['quarantined']} sources could not be used: {config.path('store', 'quarantine.parquet')}")
+        first = read_manifest(config.path("store")).quarantined[0]
+        lines.append(
+            f"{result['quarantined']} sources could not be used, e.g. {first.source}: {first.reason}; all of them in "
+            f"{config.path('store', 'quarantine.parquet')}"
+        )
     return {**result, "lines": lines}
 
 
@@ -278,12 +309,17 @@ def verify(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
 
 
 @app.command()
-def train(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+def train(
+    config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
+) -> None:
     """Train every member of the ensemble; goes on where a stopped run ended."""
     from kp_ray.store import read_manifest
 
     loaded = _load(config, sets)
     read_manifest(loaded.path("store"))  # before a cluster starts
+    if dry_run:
+        _foresee("train", loaded, as_json)
+        return
     with _cluster(loaded):
         result = _train(loaded)
     _finish(result, _train_lines(loaded, result), f"kp-ray predict {config}", as_json)
@@ -301,6 +337,8 @@ def _train_lines(config: Config, result: dict[str, Any]) -> list[str]:
     lines = []
     for name, figures in result.items():
         told = "finished before" if figures.get("skipped") else f"{figures['iterations']} iterations"
+        told += f" (from the checkpoint at {figures['resumed_from']})" if figures.get("resumed_from") else ""
+        told += f", {len(figures['not_in_weights'])} tensors from scratch" if figures.get("not_in_weights") else ""
         rmse = figures.get("rmse")
         told += f", validation RMSE {rmse:.2f} px, PCK@0.05 {figures['pck_0.05']:.3f}" if rmse is not None else ""
         lines.append(f"member {name}: {told}, in {config.member_dir(name)}")
@@ -308,39 +346,84 @@ def _train_lines(config: Config, result: dict[str, Any]) -> list[str]:
 
 
 @app.command()
-def tune(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
-    """Search learning rate and step schedule."""
+def tune(
+    config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
+) -> None:
+    """Search learning rate, schedule and recipes; goes on where a stopped search ended."""
     from kp_ray.store import read_manifest
 
     loaded = _load(config, sets)
     read_manifest(loaded.path("store"))  # before a cluster starts
-    with _cluster(loaded):
+    if dry_run:
+        _foresee("tune", loaded, as_json)
+        return
+    from kp_ray.tune import is_finished
+
+    with contextlib.nullcontext() if is_finished(loaded) else _cluster(loaded):
         result = _tune(loaded)
-    lines = [f"{result['trials']} trials, best {result['metric']} {result['best']:.4g} with {result['params']}"]
-    _finish(result, lines, f"kp-ray train {result['config']}", as_json)
+    _finish(result, _tune_lines(result), f"kp-ray train {result['config']}", as_json)
 
 
 def _tune(config: Config) -> dict[str, Any]:
     from kp_ray.tune import tune as run
 
     _keep(config)
-    total = config.tune.max_iter or config.train.max_iter
-    metric = config.tune.metric
-    with _progress("tune") as show:
-        return run(config, lambda trial, done, seen: show(trial, done, total, f"{metric} {seen.get(metric, 0):.4g}"))
+    metric, total = config.tune.metric, config.tune.num_trials
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            return run(config, lambda _, rows: live.update(_trials_table(rows, metric, total), refresh=True))
+
+    def tell(trial: str, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["trial"] == trial:
+                _tell("tune " + " ".join(f"{name} {cell}" for name, cell in _trial_cells(row, metric).items() if cell))
+
+    return run(config, tell)
+
+
+def _trial_cells(row: dict[str, Any], metric: str) -> dict[str, str]:
+    value, seconds = row[metric], row["seconds"]
+    return {
+        "trial": row["trial"],
+        "status": row["status"],
+        "iteration": f"{row['iterations']}/{row['max_iter']}",
+        metric: "" if value is None else f"{value:.4g}",
+        "base_lr": f"{row['base_lr']:.3g}",
+        "schedule": row["schedule"] + (f" x{row['gamma']:.2g} at {row['steps']}" if row["gamma"] else ""),
+        "flip": "yes" if row["flip"] else "no",
+        "recipes": row["recipes"],
+        "seconds": "" if seconds is None else f"{seconds:.0f}",
+        "reason": row["reason"],
+    }
+
+
+def _trials_table(rows: list[dict[str, Any]], metric: str, total: int) -> Table:
+    cells = [_trial_cells(row, metric) for row in rows]
+    table = Table(*(cells[0] if cells else ()), title=f"{len(rows)} of {total} trials")
+    for one in cells:
+        table.add_row(*(escape(cell) for cell in one.values()))
+    return table
+
+
+def _tune_lines(result: dict[str, Any]) -> list[str]:
+    spent, whole = result["iterations"], result["iterations_without_stops"]
+    told = ", ".join(f"{name} {value}" for name, value in result["params"].items() if value is not None)
+    failed = f", {result['failed']} failed" if result["failed"] else ""
+    return [
+        f"{result['trials']} trials{failed}, {spent} iterations of {whole} without stops",
+        f"best {result['metric']} {result['best']:.4g} by trial {result['trial']}: {told}",
+    ]
 
 
 @app.command()
 def predict(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
-    """Predict the test images with every member, fuse, and write the submission."""
-    loaded = _load(config, sets, needs=["test_images"], uses=["sample_submission"])
-    with _cluster(loaded):
+    """Predict images with every member, fuse, and write the submission; goes on where a stopped run ended."""
+    loaded = _load(config, sets, uses=["test_images", "sample_submission"])
+    from kp_ray.predict import is_finished  # brings torch: after the user's mistakes
+
+    with contextlib.nullcontext() if is_finished(loaded) else _cluster(loaded):
         result = _predict(loaded)
-    lines = [f"{result['images']} images by {len(result['members'])} members: {result['submission']}"]
-    if result["filled"] or result["unusable"]:
-        details = loaded.path("predict.json")
-        lines.append(f"{result['filled']} filled in, {result['unusable']} unusable images, listed in {details}")
-    _finish(result, lines, f"kp-ray evaluate {config}", as_json)
+    _finish(result, result.pop("lines"), f"kp-ray evaluate {config}", as_json)
 
 
 def _predict(config: Config) -> dict[str, Any]:
@@ -348,7 +431,19 @@ def _predict(config: Config) -> dict[str, Any]:
 
     _keep(config)
     with _progress("predict") as show:
-        return run(config, lambda done, total: show("", done, total, ""))
+        result = run(config, lambda done, total: show("", done, total, ""))
+    lines = [f"{result['images']} images by {len(result['members'])} members: {result['submission']}"]
+    if result["filled"] or result["unusable"]:
+        told = ", ".join(f"{count} by {how}" for how, count in result["fallbacks"].items()) or "none"
+        details = config.path("predict.json")
+        lines.append(f"filled in: {told}; {result['unusable']} unusable images; listed in {details}")
+    people = result["people"]
+    if people["several"]:
+        lines.append(
+            f"several people in {people['several']} answers; person: {people['rule']} took another than the best score "
+            f"in {people['other_than_best_score']}"
+        )
+    return {**result, "lines": lines}
 
 
 @app.command()
@@ -364,7 +459,10 @@ def evaluate(
 
     result = run(loaded, submission)
     Console(highlight=False).print(_metrics_table({"submission": result} if submission else _rows_of(result)))
-    _finish(result, [], f"kp-ray report {config}", as_json)
+    lines = []
+    if interval := result["rmse_interval"]:
+        lines.append(f"RMSE in 95 % of bootstrap samples of the scenes: {interval[0]:.2f} to {interval[1]:.2f} px")
+    _finish(result, lines, f"kp-ray report {config}", as_json)
 
 
 def _rows_of(evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -382,9 +480,9 @@ def _metrics_table(rows: dict[str, Any]) -> Table:
 
 
 @app.command()
-def report(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+def report(run: RunArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
     """Write the run's report, one HTML file."""
-    loaded = _load(config, sets)
+    loaded = _load_run(run, sets)
     from kp_ray.report import write_report
 
     target = write_report(loaded)
@@ -392,25 +490,42 @@ def report(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
 
 
 @app.command()
+def show(
+    path: Annotated[str, typer.Argument(metavar="STORE|PREDICTIONS", help="RUN/store or RUN/predictions.parquet.")],
+    recipe: Annotated[str | None, typer.Option(help="Only variants of this recipe.")] = None,
+    image: Annotated[str | None, typer.Option(help="Only this image.")] = None,
+    num: Annotated[int, typer.Option(help="At most so many pictures, drawn at random.", min=1)] = 12,
+    seed: Annotated[int, typer.Option(help="Another seed, other pictures.", min=0)] = 0,
+    out: Annotated[str | None, typer.Option(help="Where to; default: RUN/show.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write pictures with skeletons over them, to look at, and a sheet of all of them."""
+    from kp_ray.report import show as run
+
+    result = run(path, out, recipe=recipe, image=image, num=num, seed=seed)
+    _finish(result, [f"{result['pictures']} pictures and sheet.jpg in {result['folder']}"], None, as_json)
+
+
+@app.command()
 def export(
-    config: ConfigArgument = None,
+    run: RunArgument = None,
     folder: Annotated[str | None, typer.Option(help="Where to; default: <run_dir>/export.")] = None,
     split: Annotated[str | None, typer.Option(help="Only train or val.")] = None,
     recipe: Annotated[list[str] | None, typer.Option(help="Only this recipe; may be repeated.")] = None,
+    yolo: Annotated[bool, typer.Option("--yolo", help="Also labels/, a text an image, for YOLO-pose.")] = False,
     sets: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the store as COCO keypoints JSON, wide CSV and images."""
+    from kp_ray.annotations import write_yolo
     from kp_ray.store import export_store
 
-    loaded = _load(config, sets)
+    loaded = _load_run(run, sets)
     result = export_store(loaded, folder or loaded.path("export"), split=split, recipes=recipe or None)
-    _finish(
-        result,
-        [f"{result['images']} images and annotations.json, annotations.csv in {result['folder']}"],
-        None,
-        as_json,
-    )
+    if yolo:
+        write_yolo(result["folder"])
+    lines = [f"{result['images']} images and annotations.json, annotations.csv in {result['folder']}"]
+    _finish(result, lines, None, as_json)
 
 
 @app.command()
@@ -451,9 +566,9 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
         trained = _train(loaded)
         _finish({}, _train_lines(loaded, trained), None, False)
         if loaded.tune.num_trials and not is_finished(loaded):
-            tuned = _tune(loaded)
-            _finish({}, [f"tuned: {tuned['metric']} {tuned['best']:.4g} with {tuned['params']}"], None, False)
+            _finish({}, _tune_lines(_tune(loaded)), None, False)
         predicted = _predict(loaded)
+        _finish({}, predicted.pop("lines"), None, False)
     evaluation = run_evaluate(loaded) if loaded.data.truth else None
     target = write_report(loaded)
     result = {"augment": stored, "predict": predicted, "report": target, "submission": predicted["submission"]}

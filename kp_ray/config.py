@@ -5,8 +5,10 @@ exits with code 2; nothing else is caught there.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -19,9 +21,15 @@ class InputError(ValueError):
     """A mistake in what the user gave (config, file, option); its text is one line with the fix."""
 
 
+_SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
+"""The `user:password@` of a URL."""
+
+
 def _absolute(path: str) -> str:
     if not path or "\0" in path:
         raise ValueError("a path is expected, or null for none")
+    if _SECRET.search(path):
+        raise ValueError("credentials belong in the environment (AWS_ACCESS_KEY_ID, ...), not in a path")
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
@@ -35,9 +43,14 @@ def _plain_name(name: str) -> str:
     return name
 
 
+def _absolute_images(images: str) -> str:
+    return images if images in ("store:train", "store:val") else _absolute(images)
+
+
 AnyPath = Annotated[str, AfterValidator(_absolute)]
 """A local path or a URL; local ones are made absolute, because a Ray worker's working folder is not the user's."""
 Weights = Annotated[str, AfterValidator(_absolute_weights)]
+PredictImages = Annotated[str, AfterValidator(_absolute_images)]
 FolderName = Annotated[str, AfterValidator(_plain_name)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -150,6 +163,12 @@ class TrainConfig(_Section):
     flip: bool = True
     eval_period: NotNegative = 5000
     """Iterations between evaluations; 0: only at the end."""
+    best_metric: Literal["rmse", "median_px", "p95_px", "ap", "ap50", "ap75", "pck_0.05", "pck_0.1"] = "rmse"
+    """Which evaluation `model_best.pth` is the best of."""
+    keep_best: Positive = 1
+    """How many of the best checkpoints to keep beside the latest."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Evaluate and save an exponential moving average of the weights, e.g. 0.999; None: the weights themselves."""
     checkpoint_period: Positive = 1000
     log_period: Positive = 20
     max_failures: int = 3
@@ -166,45 +185,90 @@ class TrainConfig(_Section):
 
 
 class TuneConfig(_Section):
-    """The search. Ranges are of the base LR and the schedule; each trial is a real training run."""
+    """The search: what a trial draws, how, and when it is stopped. Each trial is a real training run.
+
+    A range is [lowest, highest]; equal ends fix the parameter. Shares are of a trial's iterations, so that what a short
+    trial found holds for a long run.
+    """
 
     num_trials: NotNegative = 16
     """0: `run` does not tune."""
     max_iter: Positive | None = None
     """Iterations of a full trial; None: train.max_iter."""
     eval_period: Positive | None = None
-    """Iterations between a trial's reports; None: a quarter of max_iter."""
-    base_lr: tuple[float, float] = (1e-4, 1e-2)
-    gamma: tuple[float, float] = (0.1, 0.9)
-    num_steps: tuple[NotNegative, NotNegative] = (1, 6)
-    schedules: tuple[Literal["multistep", "cosine"], ...] = ("multistep", "cosine")
-    metric: str = "rmse"
-    mode: Literal["min", "max"] = "min"
+    """Iterations between a trial's evaluations, and before the first stop; None: an eighth of max_iter."""
+    metric: Literal["rmse", "median_px", "p95_px", "ap", "ap50", "ap75", "pck_0.05", "pck_0.1"] = "rmse"
+    """Which evaluation decides; `ap` and `pck` are made large, the others small."""
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """`grid`: the ends and the middle of each range, every choice."""
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    """What stops trials early."""
     max_concurrent: Positive | None = None
-    """None: as many trials as the cluster holds."""
+    """None: as many trials as the cluster holds, and more when it grows."""
+    points: tuple[dict[str, bool | int | float | str], ...] = ()
+    """Points to try first, after the config's own setting and the published schedule, e.g. {base_lr: 0.002}."""
+    base_lr: tuple[float, float] = (1e-4, 1e-2)
+    """Drawn by its logarithm, as weight_decay."""
+    weight_decay: tuple[float, float] = (1e-5, 1e-2)
+    warmup: tuple[Fraction, Fraction] = (0.0, 0.2)
+    """Share of the iterations."""
+    schedules: tuple[Literal["multistep", "cosine"], ...] = ("multistep", "cosine")
+    num_steps: tuple[NotNegative, NotNegative] = (1, 6)
+    first_step: tuple[Fraction, Fraction] = (0.2, 0.6)
+    """Where a multi-step schedule's first step lies, and how far apart they lie: shares of the iterations."""
+    step_spacing: tuple[Fraction, Fraction] = (0.05, 0.2)
+    gamma: tuple[float, float] = (0.1, 0.9)
+    flips: tuple[bool, ...] = (True, False)
+    recipes: dict[str, tuple[str, ...]] | None = None
+    """Named sets of stored recipes to train on, tried beside `own`, the config's. None: `upright`, those of its own
+    that do not rotate; {}: none."""
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Whether the metric is made small or large."""
+        return "max" if self.metric.startswith(("ap", "pck")) else "min"
 
     @model_validator(mode="after")
     def _ranges(self) -> "TuneConfig":
-        for name in ("base_lr", "gamma", "num_steps"):
+        for name in ("base_lr", "weight_decay", "gamma", "warmup", "num_steps", "first_step", "step_spacing"):
             low, high = getattr(self, name)
-            if low > high or (name != "num_steps" and low <= 0):
-                raise ValueError(f"{name}: a range is [low, high] with 0 < low <= high, got [{low}, {high}]")
+            least = "0 < " if name in ("base_lr", "weight_decay", "gamma") else ""
+            if low > high or (least and low <= 0):
+                raise ValueError(f"{name}: a range is [low, high] with {least}low <= high, got [{low}, {high}]")
+        if self.gamma[1] > 1:
+            raise ValueError(f"gamma: at most 1, got {self.gamma[1]}")
+        for name in ("schedules", "flips"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: name at least one")
+        if "own" in (self.recipes or {}):
+            raise ValueError("recipes: `own` is the config's own set; give this one another name")
         return self
 
 
 class PredictConfig(_Section):
     """Ensemble inference."""
 
+    images: PredictImages | None = None
+    """What to predict. None: the form's images in data.test_images, or without a form every picture there; a folder; a
+    .txt or .csv list of names in data.test_images, of paths or of URLs; `store:val` or `store:train`."""
     actors: tuple[Positive, Positive] = (1, 4)
     """Smallest and largest size of the actor pool."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
     batch_size: Positive = 8
-    tta: tuple[Literal["flip"], ...] = ()
-    """Test-time augmentation: also predict the mirrored picture."""
+    """Images a model sees at once; so many are lost at most by an actor that dies."""
+    tta: tuple[Literal["flip"] | Annotated[float, Field(gt=0, le=4)], ...] = ()
+    """Test-time augmentation: `flip` also predicts mirrored pictures, a number also at so many times the test size."""
+    person: Literal["score", "largest", "track"] = "track"
+    """Which of several people: best score, largest box, or best score times closeness to the clip's track."""
     fusion: Literal["mean", "median", "score"] = "mean"
+    weights: Literal["equal", "fitted"] | dict[str, float | dict[str, float]] = "equal"
+    """Of the members: equal, fitted on the store's validation scenes, or {member: weight or {keypoint: weight}}; what
+    is not named weighs 1."""
     reject_sigmas: Annotated[float, Field(gt=0)] | None = 3.0
     """Drop a member's point farther than this many robust sigmas from the members' median; None: keep all."""
+    smooth_frames: Annotated[float, Field(gt=0)] | None = None
+    """Smooth each clip's points over so many frames (a Gaussian's sigma); None: do not."""
     score_threshold: Fraction = 0.7
     fallback_threshold: Fraction = 0.05
     """Score that counts when no member finds anyone above score_threshold."""
@@ -212,9 +276,12 @@ class PredictConfig(_Section):
     """Nobody found at all: fill from the nearest frame of the clip, then the mean pose; or write zeros."""
 
     @model_validator(mode="after")
-    def _pool(self) -> "PredictConfig":
+    def _pool_and_weights(self) -> "PredictConfig":
         if self.actors[0] > self.actors[1]:
             raise ValueError(f"actors: [smallest, largest] expected, got {list(self.actors)}")
+        for member, value in ({} if isinstance(self.weights, str) else self.weights).items():
+            if min(value.values() if isinstance(value, dict) else [value], default=0) < 0:
+                raise ValueError(f"weights: {member}: a weight is 0 or more, got {value}")
         return self
 
 
@@ -224,7 +291,9 @@ class ClusterConfig(_Section):
     address: str | None = None
     """None: RAY_ADDRESS if it is set, else a local cluster."""
     num_cpus: Positive | None = None
+    """Of a local cluster; of one that is joined and grows by itself, what it may grow to. None: what is there."""
     num_gpus: NotNegative | None = None
+    """As num_cpus; train and tune plan with it."""
 
 
 class Config(_Section):
@@ -293,7 +362,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "warmup_iters": 20, "ims_per_batch": 4, "eval_period": 170, "checkpoint_period": 85,
             "cpus_per_worker": 0.5, "threads_per_worker": 1,
         },
-        "tune": {"num_trials": 2, "max_iter": 20, "eval_period": 10, "num_steps": [1, 2]},
+        "tune": {"num_trials": 2, "max_iter": 20, "eval_period": 10},
         "predict": {"actors": [1, 2], "score_threshold": 0.5},
     },
 }  # fmt: skip
@@ -307,22 +376,41 @@ def join(base: str, *parts: str) -> str:
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a local path or URL, and the path inside it.
 
+    What follows a URL's host or bucket is taken as it is: names with blanks, `#` or `%` are names like others.
+    Credentials, region and endpoint of `s3://` come from the environment alone (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL).
+
     Raises:
         InputError: the URL's scheme is not known here.
     """
-    if "://" not in path:
+    scheme, mark, rest = path.partition("://")
+    if not mark:
         return pafs.LocalFileSystem(), _absolute(path)
+    host, slash, inside = rest.partition("/")
     try:
-        fs, inner = pafs.FileSystem.from_uri(path)
+        fs, root = _remote(f"{scheme}://{host}{slash}")
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be reached: {_one_line(str(error))}") from error
-    return fs, inner
+    return fs, f"{root.rstrip('/')}{slash}{inside}"
+
+
+@lru_cache(maxsize=16)
+def _remote(root: str) -> tuple[pafs.FileSystem, str]:
+    """Made once: a client takes 60 ms, and each has connections of its own."""
+    fs, inner = pafs.FileSystem.from_uri(root)
+    return fs, str(inner)
 
 
 def exists(path: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder is there.
+
+    Raises:
+        InputError: the storage does not answer, or refuses.
+    """
     fs, inner = filesystem(path)
-    return bool(fs.get_file_info(inner).type != pafs.FileType.NotFound)
+    try:
+        return bool(fs.get_file_info(inner).type != pafs.FileType.NotFound)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be reached: {_one_line(str(error))}") from error
 
 
 def read_bytes(path: str) -> bytes:
@@ -341,7 +429,11 @@ def read_bytes(path: str) -> bytes:
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """Write a local or remote file so that a reader sees all of it or nothing."""
+    """Write a local or remote file so that a reader sees all of it or nothing.
+
+    Raises:
+        InputError: the remote storage does not answer, or refuses.
+    """
     fs, inner = filesystem(path)
     if isinstance(fs, pafs.LocalFileSystem):
         target = Path(inner)
@@ -352,9 +444,13 @@ def write_bytes(path: str, content: bytes) -> None:
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
-    else:  # an object appears when its upload is complete
+        return
+    try:
+        # An object appears when its stream is closed, also when an exception closes it: so all of it in one write.
         with fs.open_output_stream(inner) as stream:
             stream.write(content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {_one_line(str(error))}") from error
 
 
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -371,7 +467,8 @@ def file_sizes(folder: str) -> dict[str, int]:
     try:
         listing = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
     except OSError as error:
-        raise InputError(f"{folder}: there is no such folder") from error
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        raise InputError(f"{folder}: {'there is no such folder' if missing else _one_line(str(error))}") from error
     prefix = len(inner.rstrip("/")) + 1
     return {info.path[prefix:]: info.size for info in listing if info.type == pafs.FileType.File}
 
@@ -417,7 +514,8 @@ def build(values: Mapping[str, Any], name: str = "config") -> Config:
             close = get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"]), n=1)
             message = "unknown key" + (f"; did you mean {close[0]}?" if close else "")
         else:
-            message = f"{first['msg'].removeprefix('Value error, ')} (got {first['input']!r:.100})"
+            got = _SECRET.sub("***@", repr(first["input"]))
+            message = f"{first['msg'].removeprefix('Value error, ')} (got {got:.100})"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise InputError(f"{name}: {key}: {_one_line(message)}{more}") from error
 

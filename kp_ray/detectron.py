@@ -4,13 +4,16 @@
 `to_dataset_dict`, and back (-0.5) once, in `read_instances`.
 """
 
+import math
 import pickle
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import simplejpeg
 import torch
 
@@ -28,7 +31,7 @@ with warnings.catch_warnings():  # Detectron2 imports pkg_resources and torch.ji
     from detectron2.utils.file_io import PathManager
 
 from kp_ray.augment import Image
-from kp_ray.config import Config, InputError, TrainConfig, filesystem
+from kp_ray.config import Config, InputError, TrainConfig, filesystem, read_bytes
 from kp_ray.keypoints import CONTINUOUS_OFFSET, FloatArray, Skeleton
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -114,7 +117,11 @@ def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
 def scale_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
     """Detectron2's reference-world-size rule: LR and batch grow with the workers, iterations and steps shrink."""
     scaled = DefaultTrainer.auto_scale_workers(cfg.clone(), num_workers)
-    # Rounding can move a step onto the last iteration or onto another step, which the scheduler refuses.
+    # Rounding can end in no iteration, or in a period of 0, which means never.
+    scaled.SOLVER.MAX_ITER = max(1, scaled.SOLVER.MAX_ITER)
+    scaled.SOLVER.CHECKPOINT_PERIOD = max(1, scaled.SOLVER.CHECKPOINT_PERIOD)
+    scaled.TEST.EVAL_PERIOD = max(min(1, cfg.TEST.EVAL_PERIOD), scaled.TEST.EVAL_PERIOD)
+    # It can also move a step onto the last iteration or onto another step, which the scheduler refuses.
     scaled.SOLVER.STEPS = tuple(sorted({step for step in scaled.SOLVER.STEPS if 0 < step < scaled.SOLVER.MAX_ITER}))
     return scaled
 
@@ -153,11 +160,7 @@ def to_dataset_dict(
     longest = cfg.INPUT.MAX_SIZE_TRAIN if is_train else cfg.INPUT.MAX_SIZE_TEST
     shortest = sizes[int(rng.integers(len(sizes)))] if rng is not None else sizes[0]
     new_h, new_w = T.ResizeShortestEdge.get_output_shape(height, width, shortest, longest)
-    picture = row["image"]
-    if isinstance(picture, bytes):
-        picture = _decode_at_least(picture, new_w, new_h)
-    resize = T.ResizeTransform(picture.shape[0], picture.shape[1], new_h, new_w)
-    picture = resize.apply_image(picture)
+    picture = _resized(row["image"], (width, height), (new_w, new_h))
     moves = T.TransformList([T.ResizeTransform(height, width, new_h, new_w)])
     flip = rng is not None and cfg.INPUT.RANDOM_FLIP == "horizontal" and rng.random() < 0.5
     if flip:
@@ -173,9 +176,21 @@ def to_dataset_dict(
     return record
 
 
-def _decode_at_least(content: bytes, width: int, height: int) -> Image:
-    """Decode a JPEG to BGR at the smallest of JPEG's own scales (1/8 steps) that is at least this large."""
-    return np.asarray(simplejpeg.decode_jpeg(content, "BGR", min_width=width, min_height=height), dtype=np.uint8)
+def _resized(picture: bytes | Image, size: tuple[int, int], new_size: tuple[int, int]) -> Image:
+    """A JPEG or (H, W, 3) picture of `size` (width, height) at `new_size`, as Detectron2's ResizeTransform makes it.
+
+    A JPEG is decoded at 1/8, 1/4 or 1/2 where that is still large enough (its other scales are no faster than 1).
+    """
+    scale = 1.0
+    if isinstance(picture, bytes):
+        fits = [part for part in (1 / 8, 1 / 4, 1 / 2) if all(size[i] * part >= new_size[i] for i in (0, 1))]
+        scale = fits[0] if fits else 1.0
+        width, height = (math.ceil(side * scale) for side in size)
+        picture = simplejpeg.decode_jpeg(picture, "BGR", min_width=width, min_height=height)
+    # A scaled picture's last column and row may reach past the frame, hence a box that ends within them.
+    box = (0, 0, size[0] * scale, size[1] * scale)
+    bilinear = PIL.Image.Resampling.BILINEAR
+    return np.asarray(PIL.Image.fromarray(np.asarray(picture)).resize(new_size, bilinear, box))
 
 
 def _instances(row: Mapping[str, Any], moves: Any, shape: tuple[int, int], skeleton: Skeleton) -> Instances:
@@ -216,13 +231,31 @@ def predict_rows(
     return [read_instances(output["instances"]) for output in outputs]
 
 
-def save_model(model: torch.nn.Module, cfg: CfgNode, folder: str) -> None:
-    """Write `model_final.pth` and `config.yaml` into a local folder, as plain Detectron2 opens them."""
+def follow(average: torch.nn.Module, model: torch.nn.Module, decay: float, step: int) -> None:
+    """Move an exponential moving average of a model's weights and statistics on by one step (from 0).
+
+    The decay starts lower, min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten
+    (`tf.train.ExponentialMovingAverage`).
+    """
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, share)
+            else:
+                mean.copy_(value)
+
+
+def save_model(model: torch.nn.Module, cfg: CfgNode, folder: str, skeleton: Skeleton) -> None:
+    """Write `model_final.pth` and `config.yaml` into a local folder, as plain Detectron2 opens them.
+
+    The weights carry the keypoints' names, `keypoints`; Detectron2 passes over them.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     saved = cfg.clone()
     saved.defrost()
     saved.MODEL.WEIGHTS = "model_final.pth"
-    torch.save({"model": model.state_dict()}, f"{folder}/model_final.pth")
+    torch.save({"model": model.state_dict(), "keypoints": list(skeleton.names)}, f"{folder}/model_final.pth")
     Path(folder, "config.yaml").write_text(saved.dump())
 
 
@@ -253,24 +286,29 @@ def load_member(folder: str, device: str) -> tuple[torch.nn.Module, CfgNode]:
     return model.eval(), full
 
 
-def load_weights(model: torch.nn.Module, config: Config, weights: str) -> list[str]:
-    """Start a model from weights: `zoo`, a URL, or a file (.pth, or a model zoo .pkl).
+def load_weights(model: torch.nn.Module, config: Config, weights: str, skeleton: Skeleton) -> list[str]:
+    """Start a model from weights: `zoo`, a URL, or a file (.pth, also another run's, or a model zoo .pkl).
 
     Returns:
         Names of the model's tensors that the weights do not have in the same shape and that stay random.
 
     Raises:
-        InputError: the weights cannot be reached or read, or none of them fits.
+        InputError: the weights cannot be reached or read, none of them fits, or they are of another skeleton.
     """
     url = model_zoo.get_checkpoint_url(PRESETS[config.model.preset][0]) if weights == "zoo" else weights
     try:
-        local = PathManager.get_local_path(url)
-        state = _read_state(local)
+        state, names = _read_state(url)
     except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"model.weights: {url}: cannot be read ({reason}); give a file or a URL that is reachable"
         ) from error
+    if names is not None and tuple(names) != skeleton.names:
+        count = f"{len(names)} keypoints" if len(names) != len(skeleton) else "other keypoints"
+        raise InputError(
+            f"model.weights: {url}: a model of {count} ({names[0]}, ..., {names[-1]}) than the labels' "
+            f"{len(skeleton)} ({skeleton.names[0]}, ..., {skeleton.names[-1]}): give weights of the same skeleton"
+        )
     own = model.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if not fitting:
@@ -292,14 +330,22 @@ class _ArraysOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
 
 
-def _read_state(path: str) -> dict[str, torch.Tensor]:
-    if path.endswith(".pkl"):
-        with open(path, "rb") as stream:
-            loaded = _ArraysOnly(stream, encoding="latin1").load()
-    else:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+def _read_state(url: str) -> tuple[dict[str, torch.Tensor], list[str] | None]:
+    """The tensors of a weights file, and the names of its keypoints if it is a kp_ray member's."""
+    with tempfile.TemporaryDirectory() as folder:
+        if url.startswith(("s3://", "gs://")):  # Detectron2 reaches files and the web only
+            path = str(Path(folder, Path(url).name))
+            Path(path).write_bytes(read_bytes(url))
+        else:
+            path = PathManager.get_local_path(url)
+        if path.endswith(".pkl"):
+            with open(path, "rb") as stream:
+                loaded = _ArraysOnly(stream, encoding="latin1").load()
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     state = loaded.get("model", loaded)
-    return {
+    tensors = {
         name: torch.as_tensor(np.asarray(value)) if isinstance(value, np.ndarray) else value
         for name, value in state.items()
     }
+    return tensors, loaded.get("keypoints")

@@ -31,6 +31,7 @@ def evaluate_keypoints(
     scores: FloatArray | None = None,
     sizes: FloatArray | None = None,
     cameras: Sequence[str] | None = None,
+    scenes: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """All figures of a set of predictions, fit for JSON.
 
@@ -44,13 +45,15 @@ def evaluate_keypoints(
         scores: (N,) of the persons, ranking them for OKS-AP. None: the mean score of a person's keypoints.
         sizes: (N, 2) width and height in pixels of the persons' boxes. None: of the box of the labelled truth points.
         cameras: (N,) names for `by_camera`. None: it stays empty.
+        scenes: (N,) names for `rmse_interval`. None: it is None.
 
     Returns:
         `num_images`, `num_missing`; `rmse`: root of the mean squared error of all labelled x and y, in pixels (the
-        competition's metric); `median_px`, `p95_px` of the points' Euclidean errors; `pck`: per share a of "0.05" and
-        "0.1", how many of the labelled points lie within a * max(width, height) of the person's box; `ap`, `ap50`,
-        `ap75`: OKS-AP as COCO has it, with width * height of the box as the area; `by_keypoint`: name -> `rmse`,
-        `median_px`, `pck_0.05`; `by_camera`: camera -> `num_images`, `rmse`. A figure of nothing is None.
+        competition's metric); `rmse_interval`: see `rmse_interval`; `median_px`, `p95_px` of the points' Euclidean
+        errors; `pck`: per share a of "0.05" and "0.1", how many of the labelled points lie within a * max(width,
+        height) of the person's box; `ap`, `ap50`, `ap75`: OKS-AP as COCO has it, with width * height of the box as the
+        area; `by_keypoint`: name -> `rmse`, `median_px`, `pck_0.05`; `by_camera`: camera -> `num_images`, `rmse`. A
+        figure of nothing is None.
 
     Raises:
         InputError: a predicted number is not finite, or a truth coordinate is infinite.
@@ -58,31 +61,25 @@ def evaluate_keypoints(
     """
     predicted, truth = np.asarray(predicted, dtype=float), np.asarray(truth, dtype=float)
     found = np.ones(len(predicted), dtype=bool) if found is None else np.asarray(found, dtype=bool)
-    _check(predicted, truth, skeleton, {"found": found, "scores": scores, "sizes": sizes, "cameras": cameras})
+    per_row = {"found": found, "scores": scores, "sizes": sizes, "cameras": cameras, "scenes": scenes}
+    _check(predicted, truth, skeleton, per_row)
     scores = predicted[..., 2].mean(axis=1) if scores is None else scores
     sizes = _box_sizes(truth) if sizes is None else sizes
 
-    errors = point_errors(predicted, truth)
-    longest = sizes.max(axis=1)
+    errors, longest = point_errors(predicted, truth), sizes.max(axis=1)
     precisions = average_precision(oks(predicted, truth, skeleton, sizes.prod(axis=1)), scores, found)
     return {
         "num_images": len(predicted),
         "num_missing": int((~found).sum()),
         "rmse": rmse(errors),
+        "rmse_interval": rmse_interval(errors, scenes) if scenes is not None else None,
         "median_px": _percentile(errors, 50),
         "p95_px": _percentile(errors, 95),
         "pck": {str(share): pck(errors, longest, share) for share in PCK_SHARES},
         "ap": _plain(precisions.mean()),
         "ap50": _plain(precisions[0]),
         "ap75": _plain(precisions[5]),
-        "by_keypoint": {
-            name: {
-                "rmse": rmse(errors[:, k]),
-                "median_px": _percentile(errors[:, k], 50),
-                "pck_0.05": pck(errors[:, k : k + 1], longest, 0.05),
-            }
-            for k, name in enumerate(skeleton.names)
-        },
+        "by_keypoint": {name: _of_keypoint(errors[:, [k]], longest) for k, name in enumerate(skeleton.names)},
         "by_camera": _by_camera(errors, cameras or ()),
     }
 
@@ -99,6 +96,33 @@ def rmse(errors: FloatArray) -> float | None:
     """
     known = errors[np.isfinite(errors)]
     return float(np.sqrt(np.mean(known**2) / 2)) if known.size else None
+
+
+def rmse_interval(
+    errors: FloatArray, scenes: Sequence[str], *, share: float = 0.95, num_samples: int = 2000, seed: int = 0
+) -> list[float] | None:
+    """Between which RMSE the middle `share` of bootstrap samples lies: [low, high] in pixels.
+
+    Whole scenes are drawn, because the frames of one are nearly the same picture (Efron and Tibshirani, 1993, the
+    percentile interval).
+
+    Args:
+        errors: (N, K) point errors in pixels, NaN where unlabelled.
+        scenes: (N,).
+
+    Returns:
+        None with fewer than two scenes that have a labelled point.
+    """
+    known = np.isfinite(errors)
+    names, scene_of = np.unique(np.array(list(scenes), dtype=str), return_inverse=True)
+    squares = np.bincount(scene_of, np.where(known, errors**2, 0.0).sum(axis=1), minlength=len(names))
+    counts = np.bincount(scene_of, known.sum(axis=1), minlength=len(names))
+    squares, counts = squares[counts > 0], counts[counts > 0]
+    if len(counts) < 2:
+        return None
+    drawn = np.random.default_rng(seed).integers(len(counts), size=(num_samples, len(counts)))
+    samples = np.sqrt(squares[drawn].sum(axis=1) / counts[drawn].sum(axis=1) / 2)
+    return [float(bound) for bound in np.quantile(samples, [(1 - share) / 2, (1 + share) / 2])]
 
 
 def pck(errors: FloatArray, longest: FloatArray, share: float) -> float | None:
@@ -170,6 +194,10 @@ def _box_sizes(truth: FloatArray) -> FloatArray:
     high = np.max(truth[..., :2], axis=1, where=labelled, initial=-np.inf)
     low = np.min(truth[..., :2], axis=1, where=labelled, initial=np.inf)
     return np.asarray(np.where(labelled.any(axis=1), high - low, 0.0))
+
+
+def _of_keypoint(errors: FloatArray, longest: FloatArray) -> dict[str, Any]:
+    return {"rmse": rmse(errors), "median_px": _percentile(errors, 50), "pck_0.05": pck(errors, longest, 0.05)}
 
 
 def _by_camera(errors: FloatArray, cameras: Sequence[str]) -> dict[str, dict[str, Any]]:

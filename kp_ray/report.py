@@ -1,4 +1,4 @@
-"""A run folder as one self-contained HTML page.
+"""A run folder as one self-contained HTML page, and pictures of a store's or the predictions' skeletons.
 
 Each section is made from files the stages leave in the run folder and is None when its files are not there, so a run
 that only augmented, or only trained, has a report too. `report.html.jinja` lays the sections out; names from data
@@ -11,29 +11,36 @@ import io
 import json
 import math
 import platform
+import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 
 from kp_ray import __version__, draw
-from kp_ray.annotations import Annotations, load_annotations
-from kp_ray.config import Config, InputError, exists, filesystem, join, read_bytes, write_bytes
-from kp_ray.keypoints import Skeleton, skeleton_for, visible_box
+from kp_ray.annotations import Annotations, checked_name, load_annotations
+from kp_ray.config import Config, InputError, exists, filesystem, join, load, read_bytes, write_bytes
+from kp_ray.keypoints import DACON24, FloatArray, Skeleton, skeleton_for, visible_box
+from kp_ray.metrics import oks, pck, point_errors
 
 NUM_PICTURES = 12
-"""How many worst and how many filled images are shown."""
+"""How many worst, how many disputed and how many filled images are shown."""
 NUM_ROWS = 100
 """The longest a list in the page gets; the files hold the rest."""
+NUM_PARTS = 8
+"""Parts of a recipe that its poses are counted from, spread over all of them."""
+_NUM_POSES = 400
 _CURVE_POINTS = 1000
 
 _METRICS = (  # key, label, format, whether more is better
@@ -61,6 +68,8 @@ def write_report(config: Config) -> str:
         raise InputError(f"{config.run_dir}: there is no such run folder: set run_dir, or run a stage first")
     evaluation = _read_json(config.path("evaluation.json")) or {}
     manifest = _read_json(config.path("store", "manifest.json"))
+    variants = _read_variants(config, manifest)
+    answers = _read_answers(config)
     source = resources.files("kp_ray").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters["number"] = _number
@@ -70,12 +79,14 @@ def write_report(config: Config) -> str:
         version=__version__,
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         result=_result(evaluation),
-        errors=_errors(evaluation),
-        data=_data(config, manifest),
-        store=_store(config, manifest),
+        errors=[*_errors(evaluation), *_success_curves(answers)],
+        data=_data(config, manifest, variants),
+        store=_store(config, manifest, variants),
+        poses=_poses(config, variants, answers),
         training=_training(config),
         tune=_tune(config),
-        predictions=_predictions(config, evaluation),
+        predictions=_predictions(config, evaluation, answers),
+        speeds=_speeds(config),
         config_yaml=_without_secrets(_read_text(config.path("config.yaml")) or config.to_yaml()),
         versions=_versions(),
         num_rows=NUM_ROWS,
@@ -85,7 +96,10 @@ def write_report(config: Config) -> str:
 
 
 def _result(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The table of the ensemble and its members; the best of a column is marked where the rows differ."""
+    """The table of the ensemble and its members; the best of a column is marked where the rows differ.
+
+    A cell is its text, whether it is the best, and the interval it lies in with 95 % confidence, if that is known.
+    """
     scored = {"ensemble": evaluation, **(evaluation.get("members") or {})}
     table = {
         key: {name: value for name, row in scored.items() if (value := _dig(row, key)) is not None}
@@ -94,14 +108,21 @@ def _result(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     columns = [column for column in _METRICS if table[column[0]]]
     if not columns:
         return None
-    rows: dict[str, list[tuple[str, bool]]] = {name: [] for name in scored}
+    rows: dict[str, list[tuple[str, bool, str]]] = {name: [] for name in scored}
     for key, _, form, more in columns:
         texts = {name: format(value, form) for name, value in table[key].items()}
         best = texts[(max if more else min)(table[key], key=table[key].__getitem__)]
         marked = len(set(texts.values())) > 1
         for name, cells in rows.items():
-            cells.append((texts.get(name, "-"), marked and texts.get(name) == best))
-    return {"labels": [label for _, label, *_ in columns], "rows": rows, "num_images": evaluation.get("num_images")}
+            between = _interval(scored[name], key)
+            range_text = f"{between[0]:{form}} to {between[1]:{form}}" if between else ""
+            cells.append((texts.get(name, "-"), marked and texts.get(name) == best, range_text))
+    return {
+        "labels": [label for _, label, *_ in columns],
+        "rows": rows,
+        "num_images": evaluation.get("num_images"),
+        "has_intervals": any(between for cells in rows.values() for *_, between in cells),
+    }
 
 
 def _errors(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -112,12 +133,158 @@ def _errors(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
         if rows:
             labels = [name if key == "by_keypoint" else f"camera {name or 'unknown'}" for name in rows]
             values = [_dig(row, "rmse") for row in rows.values()]
-            svg = draw.plot_bars(labels, values, "RMSE (px)", f"Error by {what}")
+            intervals = [_interval(row, "rmse") for row in rows.values()]
+            svg = draw.plot_bars(labels, values, "RMSE (px)", f"Error by {what}", intervals)
             figures.append(_figure(svg, f"RMSE of each {what}, in pixels"))
     return figures
 
 
-def _data(config: Config, manifest: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _interval(row: Mapping[str, Any] | None, key: str) -> tuple[float, float] | None:
+    """The (low, high) of a figure, if the evaluation has one."""
+    pair = (row or {}).get(f"{key}_interval") or ()
+    numbers = [value for value in pair if isinstance(value, int | float) and math.isfinite(value)]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
+
+
+def _success_curves(answers: "_Answers") -> list[dict[str, str]]:
+    """How many points and people are right, over how strictly one asks: of each member and of the submission."""
+    truth = answers.truth
+    if truth is None:
+        return []
+    place = {image: row for row, image in enumerate(truth.images)}
+    given: dict[str, tuple[Sequence[str], FloatArray]] = {}
+    given |= {name: (answers.images, points) for name, points in zip(answers.members, answers.keypoints, strict=True)}
+    if answers.fused is not None and answers.fused.skeleton.names == truth.skeleton.names:
+        given["ensemble"] = (answers.fused.images, answers.fused.keypoints)
+    shares, limits = np.linspace(0, 0.2, 41), np.linspace(0.5, 1, 51)
+    by_pck, by_oks = {}, {}
+    for name, (images, keypoints) in given.items():
+        known = [row for row, image in enumerate(images) if image in place]
+        labels = truth.keypoints[[place[images[row]] for row in known]]
+        people = np.asarray(np.isfinite(labels[..., 0]).any(axis=1))
+        if keypoints.shape[1] != labels.shape[1] or not people.any():
+            continue
+        labels = labels[people]
+        # Who was not found is wrong everywhere.
+        predicted = np.nan_to_num(keypoints[known][people], nan=-1e6)
+        sizes = np.nanmax(labels[..., :2], axis=1) - np.nanmin(labels[..., :2], axis=1)
+        errors = point_errors(predicted, labels)
+        similar = oks(predicted, labels, truth.skeleton, sizes.prod(axis=1))
+        by_pck[name] = shares.tolist(), [pck(errors, sizes.max(axis=1), share) or 0.0 for share in shares.tolist()]
+        by_oks[name] = limits.tolist(), [float((similar >= limit).mean()) for limit in limits]
+    if not by_pck:
+        return []
+    points = draw.plot_curves(by_pck, "distance, as a share of the box's longer side", "share of points", "PCK")
+    persons = draw.plot_curves(by_oks, "OKS at least", "share of images", "OKS")
+    return [
+        _figure(points, "Share of keypoints within a distance of the truth"),
+        _figure(persons, "Share of images whose OKS is at least a value"),
+    ]
+
+
+@dataclass
+class _Variants:
+    """Some of a recipe's variants: n rows, K keypoints.
+
+    Attributes:
+        keypoints: (n, K, 3) x, y, v in the variant's pixels.
+        boxes: (n, 4) x1, y1, x2, y2.
+        sizes: (n, 2) width and height.
+        splits, cameras: n names.
+        picture: of one of them, small, with its skeleton; None when no part could be read.
+        unread: parts that could not be read.
+    """
+
+    keypoints: FloatArray
+    boxes: FloatArray
+    sizes: FloatArray
+    splits: npt.NDArray[np.str_]
+    cameras: tuple[str, ...]
+    picture: draw.Image | None
+    unread: tuple[str, ...]
+
+    @property
+    def visible(self) -> npt.NDArray[np.bool_]:
+        """(n, K)."""
+        return np.asarray(self.keypoints[..., 2] > 0)
+
+
+def _store_skeleton(path: str, config: Config, manifest: Mapping[str, Any]) -> Skeleton:
+    try:
+        return skeleton_for(manifest.get("skeleton") or [], config.skeleton.flip_pairs, config.skeleton.sigmas)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _read_variants(config: Config, manifest: Mapping[str, Any] | None) -> dict[str, _Variants]:
+    """By recipe, the rows of a few parts spread over the store."""
+    if not manifest or not manifest.get("skeleton"):
+        return {}
+    skeleton = _store_skeleton(config.path("store", "manifest.json"), config, manifest)
+    found = {}
+    for recipe in manifest.get("recipes") or []:
+        parts = [part["path"] for part in manifest.get("parts") or [] if part["recipe"] == recipe["name"]]
+        chosen = [parts[i] for i in np.unique(np.linspace(0, len(parts) - 1, NUM_PARTS).astype(int))] if parts else []
+        found[recipe["name"]] = _read_parts(config.path("store"), chosen, skeleton)
+    return found
+
+
+def _read_parts(store: str, paths: Sequence[str], skeleton: Skeleton) -> _Variants:
+    rows: list[dict[str, Any]] = []
+    unread, picture = [], None
+    for path in paths:
+        try:
+            with _open_part(join(store, path)) as part:
+                columns = ["keypoints", "bbox_xyxy", "width", "height", "split", "camera", "source"]
+                found = part.read(columns=columns).to_pylist()
+                if any(len(row["keypoints"]) != 3 * len(skeleton) for row in found):
+                    raise pa.ArrowInvalid("another skeleton's keypoints")
+                if picture is None and found:
+                    picture = _sample_variant(part, found, skeleton)
+        except (OSError, pa.ArrowException):
+            unread.append(path)
+            continue
+        rows += found
+    return _Variants(
+        keypoints=np.array([row["keypoints"] for row in rows], dtype=float).reshape(-1, len(skeleton), 3),
+        boxes=np.array([row["bbox_xyxy"] for row in rows], dtype=float).reshape(-1, 4),
+        sizes=np.array([[row["width"], row["height"]] for row in rows], dtype=float).reshape(-1, 2),
+        splits=np.array([row["split"] for row in rows], dtype=str),
+        cameras=tuple(sorted({row["camera"] for row in rows})),
+        picture=picture,
+        unread=tuple(unread),
+    )
+
+
+def _open_part(path: str) -> pq.ParquetFile:
+    fs, inner = filesystem(path)
+    return pq.ParquetFile(fs.open_input_file(inner))
+
+
+def _read_row(part: pq.ParquetFile, index: int, columns: Sequence[str]) -> dict[str, Any]:
+    """One row of a part, without reading the other row groups' pictures."""
+    for group in range(part.num_row_groups):
+        num_rows = part.metadata.row_group(group).num_rows
+        if index < num_rows:
+            return dict(part.read_row_group(group, columns=list(columns)).slice(index, 1).to_pylist()[0])
+        index -= num_rows
+    raise IndexError(index)
+
+
+def _sample_variant(part: pq.ParquetFile, rows: Sequence[Mapping[str, Any]], skeleton: Skeleton) -> draw.Image | None:
+    """The part's first variant that has a visible point, with its skeleton."""
+    points = [np.array(row["keypoints"], dtype=float).reshape(-1, 3) for row in rows]
+    index = next((index for index, keypoints in enumerate(points) if (keypoints[:, 2] > 0).any()), 0)
+    image = draw.decode(_read_row(part, index, ["image"])["image"])
+    if image is None:
+        return None
+    small, affine = draw.crop_resize(image, None, 360)
+    return draw.draw_skeleton(small, draw.transform(points[index], affine), skeleton)
+
+
+def _data(
+    config: Config, manifest: Mapping[str, Any] | None, variants: Mapping[str, _Variants]
+) -> dict[str, Any] | None:
     """What `check` found, counted by kind, and the sources that the store and the split took."""
     findings = _read_table(config.path("check.csv"))
     if findings is None and manifest is None:
@@ -129,78 +296,120 @@ def _data(config: Config, manifest: Mapping[str, Any] | None) -> dict[str, Any] 
         {"level": level, "kind": kind, "count": len(rows), "examples": rows[:3]}
         for (level, kind), rows in sorted(by_kind.items(), key=lambda item: (item[0][0] != "error", -len(item[1])))
     ]
+    seen = [one for one in variants.values() if len(one.sizes)]
+    original = variants.get("Original")
+    frames = sorted({(int(w), int(h)) for w, h in original.sizes}) if original else []
     return {
         "checked": findings is not None,
         "num_findings": sum(kind["count"] for kind in kinds),
         "kinds": kinds,
         "num_sources": (manifest or {}).get("num_sources"),
+        "units": {side: len(units) for side, units in ((manifest or {}).get("units") or {}).items()},
         "split_rows": (manifest or {}).get("num_rows_by_split") or {},
+        "cameras": sorted({camera for one in seen for camera in one.cameras if camera}),
+        "frames": [f"{w}x{h}" for w, h in frames[:3]] + (["..."] if len(frames) > 3 else []),
+        "num_keypoints": len((manifest or {}).get("skeleton") or []),
         "split": config.split,
     }
 
 
-def _store(config: Config, manifest: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The variants by recipe, how fast they were made, a sheet with one of each, and what was put aside."""
+def _store(
+    config: Config, manifest: Mapping[str, Any] | None, variants: Mapping[str, _Variants]
+) -> dict[str, Any] | None:
+    """The variants by recipe, how fast they were made, one of each with its skeleton, and what was put aside."""
     if manifest is None:
         return None
     parts = manifest.get("parts") or []
     recipes = []
-    images, titles, unread = [], [], []
-    names = manifest.get("skeleton") or []
-    try:
-        skeleton = skeleton_for(names, config.skeleton.flip_pairs, config.skeleton.sigmas) if names else None
-    except ValueError as error:
-        raise InputError(f"{config.path('store', 'manifest.json')}: {error}") from error
     for recipe in manifest.get("recipes") or []:
         of_recipe = [part for part in parts if part["recipe"] == recipe["name"]]
         sums = {key: sum(part.get(key) or 0 for part in of_recipe) for key in ("num_rows", "num_bytes")}
-        recipes.append({**recipe, **sums, "num_parts": len(of_recipe)})
-        if of_recipe and skeleton:
-            picture = _sample_variant(config.path("store", of_recipe[0]["path"]), skeleton)
-            if picture is None:
-                unread.append(of_recipe[0]["path"])
-            else:
-                images.append(picture)
-                titles.append(recipe["name"])
-    sheet = draw.contact_sheet(images, titles, columns=4, tile_width=300) if images else None
+        found = variants.get(recipe["name"])
+        count = found.visible.sum(axis=1) if found and len(found.visible) else None
+        visible = None if count is None else float(count.mean())
+        few = None if count is None else float((count < config.augment.min_visible).mean())
+        picture = _jpeg_uri(found.picture) if found and found.picture is not None else None
+        told = {"num_parts": len(of_recipe), "visible": visible, "few": few, "picture": picture}
+        recipes.append({**recipe, **sums, **told})
     return {
         "manifest": manifest,
         "recipes": recipes,
         "num_bytes": sum(recipe["num_bytes"] for recipe in recipes),
-        "timing": _read_json(config.path("augment.json")) or {},
-        "sheet": _jpeg_uri(sheet) if sheet is not None else None,
-        "unread": unread,
+        "pictures": [recipe for recipe in recipes if recipe["picture"]],
+        "min_visible": config.augment.min_visible,
+        "unread": [path for one in variants.values() for path in one.unread],
     }
 
 
-def _sample_variant(path: str, skeleton: Skeleton) -> draw.Image | None:
-    """The first variant of a part that has a visible point, with its skeleton; None when the part cannot be read."""
-    try:
-        fs, inner = filesystem(path)
-        with fs.open_input_file(inner) as stream:
-            rows = pq.ParquetFile(stream).read_row_group(0, columns=["image", "keypoints"]).to_pylist()
-    except (OSError, pa.ArrowException):
+def _poses(config: Config, variants: Mapping[str, _Variants], answers: "_Answers") -> dict[str, Any] | None:
+    """Which poses there are, and what each recipe makes of them: points in the picture, tilt and size."""
+    shown = {name: one for name, one in variants.items() if len(one.keypoints)}
+    if not shown:
         return None
-    points = [np.array(row["keypoints"], dtype=float).reshape(-1, 3) for row in rows]
-    if not points or points[0].shape[0] != len(skeleton):
-        return None
-    index = next((index for index, keypoints in enumerate(points) if (keypoints[:, 2] > 0).any()), 0)
-    image = draw.decode(rows[index]["image"])
-    if image is None:
-        return None
-    small, affine = draw.crop_resize(image, None, 320)
-    return draw.draw_skeleton(small, draw.transform(points[index], affine), skeleton)
+    manifest = _read_json(config.path("store", "manifest.json")) or {}
+    skeleton = _store_skeleton(config.path("store", "manifest.json"), config, manifest)
+    names = list(shown)
+    shares = np.array([one.visible.mean(axis=0) for one in shown.values()])
+    grid = draw.plot_shares(names, skeleton.names, shares, "Points inside the picture, in percent")
+    figures = []
+    tilts = [_tilt_deg(one.keypoints, skeleton) for one in shown.values()]
+    if any(np.isfinite(tilt).any() for tilt in tilts):
+        svg = draw.plot_ranges(names, tilts, "degrees from upright, to the right positive", "Tilt of the torso")
+        figures.append(_figure(svg, "How far the torso tilts, by recipe"))
+    heights = [100 * (one.boxes[:, 3] - one.boxes[:, 1]) / one.sizes[:, 1] for one in shown.values()]
+    svg = draw.plot_ranges(names, heights, "box height, percent of the picture's", "Size of the person")
+    figures.append(_figure(svg, "How large the person is, by recipe"))
+    groups = {}
+    if "Original" in shown:
+        original = shown["Original"]
+        sides = {"train": "trained on", "val": "validated on"}
+        groups = {told: original.keypoints[original.splits == side] for side, told in sides.items()}
+    if answers.fused is not None and answers.fused.skeleton.names == skeleton.names:
+        groups["predicted"] = answers.fused.keypoints
+    groups = {told: _normalised(points[:_NUM_POSES]) for told, points in groups.items() if len(points)}
+    if groups:
+        svg = draw.plot_poses(groups, skeleton, "Poses of the originals, one over the other")
+        figures.insert(0, _figure(svg, "Skeletons laid over each other, by split"))
+    return {
+        "grid": _figure(grid, "Share of variants in which a keypoint is inside the picture, by recipe"),
+        "figures": figures,
+        "num": max(len(one.keypoints) for one in shown.values()),
+    }
+
+
+def _tilt_deg(keypoints: FloatArray, skeleton: Skeleton) -> FloatArray:
+    """(n,) angle of hips to neck (or shoulders) from upright, clockwise positive; NaN without those points."""
+    tops = ["neck"] if "neck" in skeleton.names else ["left_shoulder", "right_shoulder"]
+    ends = [tops, ["left_hip", "right_hip"]]
+    if not {name for end in ends for name in end} <= set(skeleton.names):
+        return np.full(len(keypoints), np.nan)
+    top, hips = (keypoints[:, [skeleton.names.index(name) for name in end], :2].mean(axis=1) for end in ends)
+    x, y = (top - hips).T
+    return np.asarray(np.degrees(np.arctan2(x, -y)))
+
+
+def _normalised(keypoints: FloatArray) -> FloatArray:
+    """(n, K, 2) about each pose's mean point, in units of its points' root mean square distance from it."""
+    labelled = keypoints[..., 2:] > 0
+    xy = np.where(labelled, keypoints[..., :2], np.nan)
+    count = np.maximum(labelled.sum(axis=1, keepdims=True), 1)
+    xy = xy - np.nansum(xy, axis=1, keepdims=True) / count
+    spread = np.sqrt(np.nansum(xy**2, axis=(1, 2), keepdims=True) / count)
+    return np.asarray(xy / np.maximum(spread, 1e-9))
 
 
 def _training(config: Config) -> dict[str, Any] | None:
     """Curves of every member, over each other, from Detectron2's metrics.json."""
-    logs = {name: log for name in _folders(config.path("members")) if (log := _read_log(config.member_dir(name)))}
+    ours = [member.name for member in config.train.members]
+    folders = sorted(_folders(config.path("members")), key=lambda name: (name not in ours, name))
+    logs = {name: log for name in folders if (log := _read_log(config.member_dir(name)))}
     if not logs:
         return None
     wanted = (
         ("total_loss", "total loss", "Training loss", True),
         ("lr", "learning rate", "Learning rate", False),
         ("val/rmse", "RMSE (px)", "Validation RMSE", False),
+        ("val/pck_0.05", "PCK@0.05", "Validation PCK@0.05", False),
     )
     figures = []
     for key, ylabel, title, log_y in wanted:
@@ -236,56 +445,145 @@ def _curve(log: Mapping[int, Mapping[str, Any]], key: str) -> tuple[list[float],
 
 
 def _tune(config: Config) -> dict[str, Any] | None:
-    """The trials, best first, and the learning rate against the metric."""
+    """The trials, the best of those that went farthest first, and the plots that lie beside them."""
     table = _read_table(config.path("tune", "trials.csv"))
     best_yaml = _read_text(config.path("tune", "best.yaml"))
     if table is None and best_yaml is None:
         return None
     columns, rows = table or ([], [])
-    metric = _column(columns, config.tune.metric)
+    metric = config.tune.metric if config.tune.metric in columns else None
     sign = 1 if config.tune.mode == "min" else -1
 
-    def score(row: Mapping[str, str]) -> float:
+    def rank(row: Mapping[str, str]) -> tuple[bool, float, float]:
         value = _float(row.get(metric or ""))
-        return math.inf if value is None else sign * value
+        return value is None, -(_float(row.get("iterations")) or 0), sign * (value or 0)
 
-    rows = sorted(rows, key=score)
-    figures = []
-    lr = _column(columns, "base_lr")
-    if metric and lr:
-        pairs = [(x, y) for row in rows if (x := _float(row[lr])) and (y := _float(row[metric])) is not None]
-        if pairs:
-            svg = draw.plot_points(
-                [x for x, _ in pairs], [y for _, y in pairs], "base learning rate", metric,
-                "Learning rate and result by trial, the best circled", log_x=True, best=0,
-            )  # fmt: skip
-            figures.append(_figure(svg, "The metric of each trial over its base learning rate"))
+    plots = {
+        "learning_rate": "The metric of each trial over its base learning rate",
+        "curves": "The metric of each trial over its iterations",
+        "parallel": "Every trial's parameters and result",
+        "importance": "How much each parameter explains",
+    }
+    files = {alt: config.path("tune", f"{name}.svg") for name, alt in plots.items()}
     return {
-        "columns": columns, "rows": rows[:NUM_ROWS], "num_trials": len(rows), "metric": metric, "figures": figures,
+        "columns": columns, "rows": sorted(rows, key=rank)[:NUM_ROWS], "num_trials": len(rows), "metric": metric,
+        "figures": [_figure(read_bytes(path), alt) for alt, path in files.items() if exists(path)],
         "best_yaml": best_yaml and _without_secrets(best_yaml),
     }  # fmt: skip
 
 
-def _predictions(config: Config, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The images predicted worst, and those in which nobody was found (`filled` None: not known)."""
-    submission = config.path("submission.csv")
+@dataclass
+class _Answers:
+    """What was predicted of the test images, and their truth.
+
+    Attributes:
+        members, images: M and N names.
+        keypoints: (M, N, K, 3) x, y, score; NaN where a member found nobody.
+        fused: the submission.
+        truth: labels of the test images.
+    """
+
+    members: list[str]
+    images: list[str]
+    keypoints: FloatArray
+    fused: Annotations | None
+    truth: Annotations | None
+
+
+def _read_answers(config: Config) -> _Answers:
+    members, images, keypoints = _read_predictions(config.path("predictions.parquet"))
+    fused, truth = (_read_labels(config, path) for path in (config.path("submission.csv"), config.data.truth))
+    return _Answers(members, images, keypoints, fused, truth)
+
+
+def _read_predictions(path: str) -> tuple[list[str], list[str], FloatArray]:
+    """Members, images and keypoints (M, N, K, 3) of `predictions.parquet`; nothing if it is not there."""
+    if not exists(path):
+        return [], [], np.zeros((0, 0, 0, 3))
+    fs, inner = filesystem(path)
+    try:
+        rows = pq.read_table(inner, filesystem=fs, columns=["image", "member", "keypoints"]).to_pylist()
+        members, images = (list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("member", "image"))
+        width = max((len(row["keypoints"] or ()) for row in rows), default=0)
+        keypoints = np.full((len(members), len(images), width // 3, 3), np.nan)
+        of_member, of_image = ({name: i for i, name in enumerate(names)} for names in (members, images))
+        for row in rows:
+            if row["keypoints"] is not None:
+                points = np.array(row["keypoints"], dtype=float).reshape(-1, 3)
+                keypoints[of_member[row["member"]], of_image[row["image"]]] = points
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}): run predict again") from error
+    return members, images, keypoints
+
+
+def _predictions(config: Config, evaluation: Mapping[str, Any], answers: _Answers) -> dict[str, Any] | None:
+    """The images predicted worst, disputed most, and without anybody found (`filled` None: not known)."""
     worst = evaluation.get("worst") or []
     filled = evaluation.get("filled")
     if filled is None:
         filled = (_read_json(config.path("predict.json")) or {}).get("filled")
-    if not worst and filled is None and not exists(submission):
+    if not worst and filled is None and answers.fused is None and not answers.images:
         return None
     how = [re.sub(r"^frame \d+$", "a near frame", row.get("how") or "unknown") for row in filled or []]
-    labels = [_read_labels(config, path) for path in (config.data.truth, submission)]
+    disputed = _disputed(answers)
+    labels = ((answers.truth, draw.TRUTH), (answers.fused, None))
 
     def tiles(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        pictures = [{**row, "uri": _overlay(config, row["image"], labels)} for row in rows[:NUM_PICTURES]]
+        pictures = []
+        for row in rows[:NUM_PICTURES]:
+            image = row["image"]
+            people = [
+                (one.keypoints[one.images.index(image)], one.skeleton, paint)
+                for one, paint in labels
+                if one is not None and image in one.images
+            ]
+            pictures.append({**row, "uri": _overlay(config, image, people), "point": _worst_point(image, answers)})
         return [picture for picture in pictures if picture["uri"]]
 
+    skeleton = next((one.skeleton for one, _ in labels if one is not None), None)
+    disputes = []
+    for row, spread in disputed[:NUM_PICTURES]:
+        if skeleton is None or answers.keypoints.shape[2] != len(skeleton):
+            break
+        people = [(answers.keypoints[m, row], skeleton, draw.series_color(m)) for m in range(len(answers.members))]
+        uri = _overlay(config, answers.images[row], people)
+        disputes += [{"image": answers.images[row], "spread": spread, "uri": uri}] if uri else []
     return {
         "worst": worst, "filled": filled, "worst_tiles": tiles(worst), "filled_tiles": tiles(filled or []),
-        "has_truth": labels[0] is not None, "how": Counter(how),
+        "has_truth": answers.truth is not None, "how": Counter(how), "disputes": disputes,
+        "median_spread": float(np.median([spread for _, spread in disputed])) if disputed else None,
+        "members": [(name, draw.SERIES[m % len(draw.SERIES)]) for m, name in enumerate(answers.members)],
+        "num_images": len(answers.images),
+        "lost": {
+            name: int(np.isnan(points).all(axis=(1, 2)).sum())
+            for name, points in zip(answers.members, answers.keypoints, strict=True)
+        },
     }  # fmt: skip
+
+
+def _disputed(answers: _Answers) -> list[tuple[int, float]]:
+    """(image, how far its members' points lie from their mean, RMS in pixels), the most disputed first."""
+    found = np.asarray(np.isfinite(answers.keypoints[..., :2]).all(axis=(2, 3)))  # (M, N)
+    disputed = []
+    for row in np.flatnonzero(found.sum(axis=0) > 1):
+        points = answers.keypoints[found[:, row], row, :, :2]
+        squared = ((points - points.mean(axis=0)) ** 2).sum(axis=2)
+        disputed.append((int(row), float(np.sqrt(squared.mean()))))
+    return sorted(disputed, key=lambda pair: -pair[1])
+
+
+def _worst_point(image: str, answers: _Answers) -> str | None:
+    """The keypoint of an image's prediction that lies farthest from the truth, and how far."""
+    truth, fused = answers.truth, answers.fused
+    if truth is None or fused is None or truth.skeleton.names != fused.skeleton.names:
+        return None
+    if image not in truth.images or image not in fused.images:
+        return None
+    errors = point_errors(fused.keypoints[fused.images.index(image)], truth.keypoints[truth.images.index(image)])
+    if not np.isfinite(errors).any():
+        return None
+    farthest = int(np.nanargmax(errors))
+    return f"{truth.skeleton.names[farthest]} by {errors[farthest]:,.0f} px"
 
 
 def _read_labels(config: Config, path: str | None) -> Annotations | None:
@@ -294,28 +592,175 @@ def _read_labels(config: Config, path: str | None) -> Annotations | None:
     return load_annotations(path, flip_pairs=config.skeleton.flip_pairs, sigmas=config.skeleton.sigmas)
 
 
-def _overlay(config: Config, image: str, labels: Sequence[Annotations | None]) -> str | None:
-    """The part of a test image around its person, truth below and prediction above; None when it cannot be shown."""
-    # Only names that stand in the labels are opened: `load_annotations` has refused those that leave the folder.
-    people = [
-        (found.keypoints[found.images.index(image)], found.skeleton, paint)
-        for found, paint in zip(labels, (draw.TRUTH, None), strict=True)
-        if found and image in found.images
-    ]
-    path = join(config.data.test_images or "", image)
-    if not people or config.data.test_images is None or not exists(path):
-        return None
-    picture = draw.decode(read_bytes(path))
+_Person = tuple[FloatArray, Skeleton, draw.Color | None]
+"""Keypoints (K, 3), their skeleton and colour (None: by side)."""
+
+
+def _overlay(config: Config, image: str, people: Sequence[_Person]) -> str | None:
+    """The part of a test image around its person with skeletons over it; None when it cannot be shown."""
+    points = np.concatenate([keypoints for keypoints, *_ in people]) if people else np.zeros((0, 3))
+    picture = _find_picture(config, image) if np.isfinite(points[:, :2]).any() else None
     if picture is None:
         return None
     height, width = picture.shape[:2]
-    points = np.concatenate([keypoints for keypoints, *_ in people])
     box = visible_box(points, width, height)
     box = visible_box(points, width, height, margin_px=0.2 * float((box[2:] - box[:2]).max()))
     picture, affine = draw.crop_resize(picture, box, 440)
     for keypoints, skeleton, paint in people:
         picture = draw.draw_skeleton(picture, draw.transform(keypoints, affine), skeleton, color=paint)
     return _jpeg_uri(picture)
+
+
+def _find_picture(config: Config, image: str) -> draw.Image | None:
+    """The predicted image of this name, from wherever the config takes images; None if it is not there."""
+    try:
+        checked_name(image, "")
+    except InputError:
+        return None  # it could lead out of the folder, to what must not stand in a page that is passed on
+    for folder in (config.predict.images, config.data.test_images, config.data.images):
+        path = join(folder or "", image)
+        if folder is not None and exists(path):
+            return draw.decode(read_bytes(path))
+    return None
+
+
+def _speeds(config: Config) -> list[tuple[str, str]]:
+    """(stage, what it took), of the stages that recorded it."""
+    told = []
+    augment = _read_json(config.path("augment.json")) or {}
+    seconds, start_up = _dig(augment, "seconds"), _dig(augment, "start_up_s") or 0.0
+    if seconds is not None and (augment.get("parts_written") or "parts_written" not in augment):
+        rate = _dig(augment, "sources_per_s")
+        text = f"{_number(seconds)} s, {_number(start_up)} s of it start-up: {_number(rate)} sources/s"
+        told.append(("augment", text))
+    for name in _folders(config.path("members")):
+        log = _read_log(config.member_dir(name))
+        pace = [value for row in log.values() if (value := _dig(row, "time")) is not None]
+        if pace:
+            middle = float(np.median(pace))
+            told.append((f"train {name}", f"{_number(middle)} s an iteration, {_number(middle * (max(log) + 1))} s"))
+    _, rows = _read_table(config.path("tune", "trials.csv")) or ([], [])
+    spent = [value for row in rows if (value := _float(row.get("seconds"))) is not None]
+    steps = sum(_float(row.get("iterations")) or 0 for row in rows)
+    if spent and sum(spent):
+        told.append(("tune", f"{_number(sum(spent))} s over {len(rows)} trials, {_number(int(steps))} iterations"))
+    predicted = _read_json(config.path("predict.json")) or {}
+    seconds = _dig(predicted, "seconds")
+    if seconds:
+        rate = (_dig(predicted, "images") or 0) / seconds
+        told.append(("predict", f"{_number(seconds)} s: {_number(rate)} images/s"))
+    return told
+
+
+def show(
+    path: str,
+    folder: str | None = None,
+    *,
+    recipe: str | None = None,
+    image: str | None = None,
+    num: int = 12,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write pictures with skeletons over them: of a store's variants, or of predictions, and a sheet of all of them.
+
+    Args:
+        path: a store, or a `predictions.parquet`; the run's config.yaml beside it says where predicted images are.
+        folder: gets the pictures and `sheet.jpg`; None: `show` beside `path`.
+        recipe: only variants of this one.
+        image: only variants of this source, or predictions of this image.
+        num: at most so many, drawn at random.
+        seed: another seed, other pictures.
+
+    Returns:
+        `pictures`, how many, and `folder`.
+
+    Raises:
+        InputError: `path` is neither, or holds nothing of this selection.
+    """
+    target = folder or join(posixpath.dirname(path.rstrip("/")) or ".", "show")
+    manifest = _read_json(join(path, "manifest.json")) if exists(path) and not path.endswith(".parquet") else None
+    rng = np.random.default_rng(seed)
+    if manifest is not None:
+        try:
+            pictures = list(_show_variants(path, manifest, recipe, image, num, rng))
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path}: a part cannot be read ({error}): run kp-ray verify") from error
+    elif path.endswith(".parquet") and exists(path):
+        if recipe is not None:
+            raise InputError(f"{path}: predictions have no recipe: leave --recipe out, or name a store")
+        pictures = list(_show_predictions(path, image, num, rng))
+    else:
+        raise InputError(f"{path}: neither a store nor predictions: name RUN/store or RUN/predictions.parquet")
+    if not pictures:
+        raise InputError(f"{path}: holds nothing of this selection: check --recipe and --image")
+    for name, picture in pictures:
+        write_bytes(join(target, f"{name.replace('/', '_')}.jpg"), draw.encode_jpeg(picture, 90))
+    names, images = [name for name, _ in pictures], [picture for _, picture in pictures]
+    write_bytes(join(target, "sheet.jpg"), draw.encode_jpeg(draw.contact_sheet(images, names, 4, 260)))
+    return {"pictures": len(pictures), "folder": target}
+
+
+def _config_beside(path: str) -> Config:
+    beside = join(posixpath.dirname(path.rstrip("/")) or ".", "config.yaml")
+    return load(beside) if exists(beside) else Config()
+
+
+def _show_variants(
+    store: str, manifest: Mapping[str, Any], recipe: str | None, image: str | None, num: int, rng: np.random.Generator
+) -> Iterator[tuple[str, draw.Image]]:
+    skeleton = _store_skeleton(join(store, "manifest.json"), _config_beside(store), manifest)
+    known = [one["name"] for one in manifest.get("recipes") or []]
+    if recipe is not None and recipe not in known:
+        raise InputError(f"{store}: holds no recipe {recipe!r}: it has {', '.join(known)}")
+    paths = [part["path"] for part in manifest["parts"] if recipe in (None, part["recipe"])]
+    lengths = [part["num_rows"] for part in manifest["parts"] if recipe in (None, part["recipe"])]
+    if image is None:
+        ends = np.cumsum(lengths)
+        drawn = np.sort(rng.choice(int(sum(lengths)), min(num, int(sum(lengths))), replace=False))
+        parts = np.searchsorted(ends, drawn, side="right")
+        wanted = [(paths[part], int(row - ends[part] + lengths[part])) for part, row in zip(parts, drawn, strict=True)]
+    else:
+        rows = ((path, _open_part(join(store, path)).read(columns=["source"])["source"].to_pylist()) for path in paths)
+        matching = [(path, row) for path, sources in rows for row, source in enumerate(sources) if source == image]
+        wanted = [matching[i] for i in np.sort(rng.permutation(len(matching))[:num])]
+    for path, index in wanted:
+        row = _read_row(_open_part(join(store, path)), index, _SHOWN)
+        picture = draw.decode(row["image"])
+        if picture is not None:
+            points = np.array(row["keypoints"], dtype=float).reshape(-1, 3)
+            box = np.array(row["bbox_xyxy"], dtype=float)
+            name = f"{row['recipe']}-{row['copy']}-{posixpath.splitext(row['source'])[0]}"
+            yield name, draw.draw_skeleton(picture, points, skeleton, bbox_xyxy=box)
+
+
+_SHOWN = ("image", "keypoints", "bbox_xyxy", "recipe", "copy", "source")
+
+
+def _show_predictions(
+    path: str, image: str | None, num: int, rng: np.random.Generator
+) -> Iterator[tuple[str, draw.Image]]:
+    config = _config_beside(path)
+    members, images, keypoints = _read_predictions(path)
+    truth = _read_labels(config, config.data.truth)
+    form = truth or _read_labels(config, join(posixpath.dirname(path) or ".", "submission.csv"))
+    skeleton = form.skeleton if form else DACON24
+    if keypoints.shape[2] != len(skeleton):
+        raise InputError(f"{path}: {keypoints.shape[2]} keypoints where {len(skeleton)} are expected")
+    rows = [row for row, name in enumerate(images) if image in (None, name)]
+    for row in np.sort(rng.permutation(rows)[:num]):
+        picture = _find_picture(config, images[row])
+        if picture is None:
+            raise InputError(
+                f"{path}: {images[row]}: no such picture in data.test_images of the config.yaml beside it: correct it"
+            )
+        if truth is not None and images[row] in truth.images:
+            points = truth.keypoints[truth.images.index(images[row])]
+            picture = draw.draw_skeleton(picture, points, skeleton, color=draw.TRUTH)
+        for member, points in enumerate(keypoints[:, row]):
+            picture = draw.draw_skeleton(picture, points, skeleton, color=draw.series_color(member))
+        names = [(name, draw.series_color(member)) for member, name in enumerate(members)]
+        picture = draw.draw_legend(picture, [*names, *([("truth", draw.TRUTH)] if truth else [])])
+        yield posixpath.splitext(images[row])[0], picture
 
 
 def _versions() -> list[tuple[str, str]]:
@@ -360,16 +805,11 @@ def _folders(path: str) -> list[str]:
     return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
 
-def _column(columns: Iterable[str], name: str) -> str | None:
-    """The column of that name, with or without a prefix such as `config/` or `val/`."""
-    return next((column for column in columns if re.split(r"[/.]", column)[-1] == name), None)
-
-
 def _dig(row: Mapping[str, Any] | None, key: str, nan: bool = False) -> float | None:
     """A number under a key, or under its two halves as in `pck.0.05`; None when it is absent or not finite."""
     outer, _, inner = key.partition(".")
-    value = (row or {}).get(outer)
-    value = (value or {}).get(inner) if inner else value
+    nested = (row or {}).get(outer)
+    value = nested.get(inner) if isinstance(nested, Mapping) else (row or {}).get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if nan or math.isfinite(value) else None

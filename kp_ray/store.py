@@ -10,6 +10,9 @@ import hashlib
 import json
 import os
 import pickle
+import re
+import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -330,11 +333,12 @@ def _run_tasks(plan: Plan, todo: Sequence[Run]) -> Iterator[_Finished]:
         try:
             for row in tasks.iter_rows():
                 yield pickle.loads(row["finished"])  # noqa: S301  (made by our own task)
-        except ray.exceptions.RayTaskError as error:
-            cause = getattr(error, "cause", error)
+        except ray.exceptions.RayError as error:
+            # A task's own traceback stands in the text, below Ray's around it.
+            told = re.findall(r"^(?!ray\.)[\w.]*(?:Error|Exception): (.+)$", str(error), re.MULTILINE)
+            reason = told[-1] if told else " ".join(str(error).split())[-300:]
             raise InputError(
-                f"{plan.store}: writing stopped: {' '.join(str(cause).split())[:300]}; finished parts are kept, "
-                "run augment again to go on"
+                f"{plan.store}: writing stopped: {reason}; finished parts are kept, run augment again to go on"
             ) from error
 
 
@@ -453,14 +457,16 @@ class _PartWriter:
         self.fs, root = filesystem(store)
         self.target = f"{root}/{part.path}"
         self.local = isinstance(self.fs, pafs.LocalFileSystem)
-        # Of two nodes with one folder, the second may repeat a part that the first, cut off, still writes.
-        self.partial = f"{self.target}.{uuid4().hex}.partial" if self.local else self.target
+        # Of two nodes with one folder, the second may repeat a part that the first, cut off, still writes. What goes to
+        # object storage is gathered on the node's disk: a stream there cannot be broken off without leaving its half.
+        folder = self.target if self.local else f"{tempfile.gettempdir()}/kp_ray"
+        self.partial = f"{folder}.{uuid4().hex}.partial"
         self.num_rows = 0
 
     def __enter__(self) -> "_PartWriter":
         if self.local:
             Path(self.partial).parent.mkdir(parents=True, exist_ok=True)
-        self.stream = _HashingStream(self.fs.open_output_stream(self.partial))
+        self.stream = _HashingStream(pafs.LocalFileSystem().open_output_stream(self.partial))
         # Parquet writes in tiny pieces.
         self.sink = pa.BufferedOutputStream(pa.PythonFile(self.stream, mode="w"), WRITE_BYTES)
         self.writer = pq.ParquetWriter(
@@ -482,6 +488,9 @@ class _PartWriter:
         self.sink.close()
         if self.local:
             Path(self.partial).replace(self.target)
+        else:
+            with open(self.partial, "rb") as whole, self.fs.open_output_stream(self.target) as remote:
+                shutil.copyfileobj(whole, remote, WRITE_BYTES)
         return PartRecord(
             path=self.part.path,
             recipe=self.part.recipe.name,
@@ -492,8 +501,7 @@ class _PartWriter:
         )
 
     def __exit__(self, *exception: object) -> None:
-        if self.local:
-            Path(self.partial).unlink(missing_ok=True)
+        Path(self.partial).unlink(missing_ok=True)
 
 
 def _describe(store: str, part: Part) -> tuple[PartRecord, list[Quarantined]] | None:

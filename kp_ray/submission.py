@@ -5,7 +5,7 @@ Coordinates are OpenCV pixel indices. Rows are numbered as an editor shows them:
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -70,7 +70,7 @@ def write_submission(
     keypoints: FloatArray,
     skeleton: Skeleton,
     *,
-    size: tuple[int, int] | None = None,
+    size: Mapping[str, tuple[int, int]] | tuple[int, int] | None = None,
     margin_px: float = MARGIN_PX,
     allow_zeros: bool = False,
 ) -> None:
@@ -90,7 +90,8 @@ def write_submission(
     """
     if keypoints.shape[:2] != (len(images), len(skeleton)) or keypoints.ndim != 3 or keypoints.shape[2] < 2:
         raise ValueError(f"keypoints {keypoints.shape} must be ({len(images)}, {len(skeleton)}, 2 or more)")
-    columns = [skeleton.names.index(name) for name in _form_names(form, skeleton)]
+    check_form(form, skeleton)
+    columns = [skeleton.names.index(name) for name in form.names]
     values = np.asarray(keypoints[:, columns, :2], dtype=float).reshape(len(images), -1)
     position = {image: row for row, image in enumerate(images)}
     if len(position) == len(images) and set(position) == set(form.images):
@@ -107,7 +108,7 @@ def read_submission(
     form: SubmissionForm,
     skeleton: Skeleton,
     *,
-    size: tuple[int, int] | None = (1920, 1080),
+    size: Mapping[str, tuple[int, int]] | tuple[int, int] | None = (1920, 1080),
     margin_px: float = MARGIN_PX,
     allow_zeros: bool = False,
 ) -> FloatArray:
@@ -120,12 +121,12 @@ def read_submission(
         InputError: the file is missing or no CSV, its header is not the form's, see `validate_submission`; or the form
             and the skeleton differ in their keypoints.
     """
-    names = _form_names(form, skeleton)
+    check_form(form, skeleton)
     columns, rows = _read_table(path)
     if problems := _header_problems(columns, form.columns):
         _refuse(path, problems)
     xy = validate_submission(path, form, rows, size=size, margin_px=margin_px, allow_zeros=allow_zeros)
-    return xy[:, [names.index(name) for name in skeleton.names]]
+    return xy[:, [form.names.index(name) for name in skeleton.names]]
 
 
 def validate_submission(
@@ -133,7 +134,7 @@ def validate_submission(
     form: SubmissionForm,
     rows: Sequence[tuple[int, Sequence[str]]],
     *,
-    size: tuple[int, int] | None,
+    size: Mapping[str, tuple[int, int]] | tuple[int, int] | None,
     margin_px: float = MARGIN_PX,
     allow_zeros: bool = False,
 ) -> FloatArray:
@@ -142,7 +143,8 @@ def validate_submission(
     Args:
         path: named in the message.
         rows: (row number in the file, cells: image and 2K numbers as text).
-        size: width and height of the frames in pixels; None: do not look where the points lie.
+        size: width and height in pixels of the frames, or of each image; where there is none, or (0, 0), the points may
+            lie anywhere.
         margin_px: how far outside the frame a point may lie.
         allow_zeros: let rows pass that are all zero. They stand for "nobody found" and ruin the error: one in 1600 at
             a typical pose lifts an RMSE of 7 px to 21.
@@ -166,7 +168,8 @@ def validate_submission(
             problems.append(f"{where}: {len(cells)} cells, expected {len(form.columns)}")
             continue
         values[i] = [_number(cell) for cell in cells[1:]]
-        problems += _row_problems(where, cells, values[i], form, size, margin_px, allow_zeros)
+        frame = size.get(image) if isinstance(size, Mapping) else size
+        problems += _row_problems(where, cells, values[i], form, frame, margin_px, allow_zeros)
     problems += [
         f"image {image} of the form is missing: add its row" for image in form.images if image not in first_row
     ]
@@ -196,7 +199,7 @@ def _row_problems(
         return [f"{where}: {form.columns[j + 1]} is {cells[j + 1]!r}, expected a finite number" for j in wrong.tolist()]
     if not values.any():
         return [] if allow_zeros else [f"{where}: all coordinates are zero: fill in a person, e.g. of a near frame"]
-    if size is None:
+    if size is None or not all(size):
         return []
     xy = values.reshape(-1, 2)
     limit = np.array(size) - 1
@@ -250,14 +253,18 @@ def _pairs(columns: Sequence[str]) -> list[str]:
     return expected
 
 
-def _form_names(form: SubmissionForm, skeleton: Skeleton) -> tuple[str, ...]:
+def check_form(form: SubmissionForm, skeleton: Skeleton) -> None:
+    """Refuse a form of other keypoints than the skeleton's; their order may differ.
+
+    Raises:
+        InputError: naming the first keypoint that only one of them has.
+    """
     different = sorted(set(form.names) ^ set(skeleton.names))
     if different:
         raise InputError(
             f"the submission form and the labels differ in {len(different)} keypoints, first {different[0]!r}: "
             "use the form of the same data set"
         )
-    return form.names
 
 
 def _refuse(path: str, problems: Sequence[str]) -> NoReturn:

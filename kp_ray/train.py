@@ -5,9 +5,11 @@ Each member of the ensemble is one Ray Train run, named after the member and kep
 goes on where a stopped one ended.
 """
 
+import copy
 import hashlib
 import itertools
 import json
+import math
 import os
 import tempfile
 import time
@@ -15,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +25,12 @@ import pyarrow.parquet as pq
 import ray
 import ray.train
 import torch
+from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import EventStorage, JSONWriter
+from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
+from ray.train import CheckpointConsistencyMode
 from ray.train.torch import TorchTrainer, get_device
 
 from kp_ray.config import Config, InputError, MemberConfig, build, exists, filesystem, join, read_bytes, write_bytes
@@ -34,6 +38,7 @@ from kp_ray.detectron import (
     build_cfg,
     build_model,
     build_optimizer,
+    follow,
     load_weights,
     predict_rows,
     save_model,
@@ -41,7 +46,7 @@ from kp_ray.detectron import (
     to_dataset_dict,
 )
 from kp_ray.ensemble import fill_missing
-from kp_ray.keypoints import skeleton_for
+from kp_ray.keypoints import Skeleton, skeleton_for
 from kp_ray.metrics import evaluate_keypoints
 from kp_ray.store import RowReader, iter_rows, ray_data_settings, read_manifest, select_parts
 
@@ -50,6 +55,9 @@ WHOLE_SHARD = 10_000_000
 FEED_CPUS = 0.5
 """What a training run leaves free, beside its workers, for Ray Data's tasks."""
 BATCHES_AHEAD = 3
+
+SCORE = "score"
+"""What a checkpoint reports of `train.best_metric`; NaN if it was not evaluated."""
 
 LOSSES = ("loss_box_reg", "loss_cls", "loss_keypoint", "loss_rpn_cls", "loss_rpn_loc")
 """Of Detectron2's keypoint R-CNN."""
@@ -65,8 +73,7 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
         progress: called with (member, iteration, iterations in all, latest loss).
 
     Returns:
-        Per member: `iterations`, `seconds`, `rmse` and `pck_0.05` on the validation scenes (None without any), or
-        `skipped: true`.
+        Per member: what `fit_member` returns and `seconds`, or `skipped: true`.
 
     Raises:
         InputError: no training rows, a cluster too small for one member, or a diverged loss.
@@ -212,24 +219,28 @@ def fit_member(
         callbacks: Ray Train callbacks; Ray Tune listens through one.
 
     Returns:
-        The last evaluation and `iterations`.
+        The last evaluation, `iterations`, `resumed_from` (the iteration of the checkpoint gone on from, 0: none) and
+        `not_in_weights` (names of tensors that the starting weights do not have).
 
     Raises:
-        InputError: the loss is no longer finite.
+        InputError: the loss is no longer finite, or the starting weights cannot be used.
     """
     # The controller asks for reports every two seconds by default, which would hold back every report.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     train = config.train
     # Ray Data shards and shuffles which rows, not their pictures: a stream of pictures keeps its coordinator busy for
     # as long as training is the slower side (measured: 40 % of a core a run), and cannot be shuffled as a whole.
+    rows = usable_rows(config, member)
+    # Each worker's shard is a run of these rows for the whole training; in the store they are sorted by recipe.
+    mixed = rows.take(np.random.default_rng(member.seed).permutation(len(rows)))
     with ray_data_settings():
-        rows = ray.data.from_arrow(usable_rows(config, member))
+        dataset = ray.data.from_arrow(mixed)
     parent, _, name = folder.rstrip("/").rpartition("/")
     resources = {"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
     result = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"config": config.to_dict(), "member": member.model_dump(mode="json"), "folder": folder},
-        datasets={"train": rows},
+        datasets={"train": dataset},
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.num_workers, use_gpu=use_gpu, resources_per_worker=resources
         ),
@@ -237,7 +248,12 @@ def fit_member(
             name=name,
             storage_path=parent,
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            # Ray keeps the latest beside these.
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=train.keep_best,
+                checkpoint_score_attribute=SCORE,
+                checkpoint_score_order=_order(train.best_metric),
+            ),
             callbacks=list(callbacks),
         ),
     ).fit()
@@ -247,6 +263,10 @@ def fit_member(
     return outcome
 
 
+def _order(metric: str) -> Literal["min", "max"]:
+    return "max" if metric.startswith(("ap", "pck")) else "min"
+
+
 def train_loop_per_worker(loop: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs: Detectron2's training loop over the worker's shard.
 
@@ -254,18 +274,26 @@ def train_loop_per_worker(loop: dict[str, Any]) -> dict[str, Any]:
         loop: `config` and `member` as plain values, and the member's `folder`.
 
     Returns:
-        The last evaluation and `iterations`, or `error` if the loss is no longer finite.
+        What `fit_member` does, or `error`, one line, if training cannot start or go on.
     """
     worker = _Worker(build(loop["config"]), MemberConfig.model_validate(loop["member"]))
-    cfg, start = worker.cfg, worker.restore(ray.train.get_checkpoint())
-    inputs = worker.inputs(ray.train.get_dataset_shard("train"), start)
-    latest: dict[str, Any] = {}
+    try:
+        start, not_in_weights = worker.restore(ray.train.get_checkpoint())
+    except InputError as error:
+        return {"error": str(error)}
+    cfg, inputs = worker.cfg, worker.inputs(ray.train.get_dataset_shard("train"), start)
+    latest: dict[str, float] = {}
     with EventStorage(start) as storage, _Log(loop["folder"], start, write=worker.rank == 0) as log:
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
-            losses = worker.step(next(inputs), iteration)
+            began = time.perf_counter()
+            batch = next(inputs)
+            fed = time.perf_counter()
+            losses = worker.step(batch, iteration)
             if not np.isfinite(losses["total_loss"]):
                 return {"error": f"the loss is no longer finite at iteration {iteration}: lower train.base_lr"}
-            storage.put_scalars(**losses, lr=worker.optimizer.param_groups[0]["lr"], smoothing_hint=False)
+            times = {"data_time": fed - began, "time": time.perf_counter() - began}
+            rate = worker.optimizer.param_groups[0]["lr"]
+            storage.put_scalars(**losses, **times, lr=rate, smoothing_hint=False)
             worker.scheduler.step()
             done = iteration + 1
             evaluate = worker.due(done, cfg.TEST.EVAL_PERIOD)
@@ -275,11 +303,16 @@ def train_loop_per_worker(loop: dict[str, Any]) -> dict[str, Any]:
             if evaluate or done % worker.config.train.log_period == 0:
                 log.write()
             if evaluate or worker.due(done, cfg.SOLVER.CHECKPOINT_PERIOD):
-                worker.report(done, latest)
+                worker.report(done, latest, evaluated=evaluate)
             storage.step()
     latest = latest or worker.evaluate()
     worker.publish(loop["folder"])
-    return {"iterations": cfg.SOLVER.MAX_ITER, **latest}
+    return {
+        "iterations": cfg.SOLVER.MAX_ITER,
+        "resumed_from": start,
+        "not_in_weights": not_in_weights,
+        **latest,
+    }
 
 
 class _Worker:
@@ -305,41 +338,48 @@ class _Worker:
             )
         self.optimizer = build_optimizer(self.cfg, self.network, config.train)
         self.scheduler = build_lr_scheduler(self.cfg, self.optimizer)
+        on_gpu = self.device.type == "cuda"
+        self.precision = torch.float16 if on_gpu else torch.bfloat16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=on_gpu and self.cfg.SOLVER.AMP.ENABLED)
+        self.average: torch.nn.Module | None = None
 
     def due(self, done: int, period: int) -> bool:
         """Whether something done every `period` iterations (0: never) or at the end is due."""
         return done == self.cfg.SOLVER.MAX_ITER or (period > 0 and done % period == 0)
 
-    def restore(self, checkpoint: ray.train.Checkpoint | None) -> int:
-        """Take up a checkpoint, or the starting weights; returns the iteration to go on with."""
+    @property
+    def result(self) -> torch.nn.Module:
+        """What is evaluated and published: the moving average of the weights, if one is kept."""
+        return self.average or self.network
+
+    def restore(self, checkpoint: ray.train.Checkpoint | None) -> tuple[int, list[str]]:
+        """Take up a checkpoint, or the starting weights.
+
+        Returns:
+            The iteration to go on with, and the names of tensors that the starting weights do not have.
+        """
+        weights = self.member.weights or self.config.model.weights
+        missing: list[str] = []
+        if checkpoint is None and weights:
+            missing = load_weights(self.network, self.config, weights, self.skeleton)
+        if self.config.train.ema_decay is not None:
+            self.average = copy.deepcopy(self.network).eval()
         if checkpoint is None:
-            weights = self.member.weights or self.config.model.weights
-            if weights:
-                load_weights(self.network, self.config, weights)
-            return 0
+            return 0, missing
         with checkpoint.as_directory() as folder:
             state = torch.load(Path(folder, "checkpoint.pth"), map_location="cpu", weights_only=True)
         self.network.load_state_dict(state["model"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        return int(state["iteration"])
+        self.scaler.load_state_dict(state["scaler"])
+        return int(state["iteration"]), missing
 
     def inputs(self, shard: ray.data.DataIterator, start: int) -> Iterator[list[dict[str, Any]]]:
-        """The model's inputs from iteration `start` on, read and mapped a few iterations ahead in a thread."""
-        reader = RowReader(_COLUMNS)
-
-        def read(places: list[dict[str, Any]], iteration: int) -> list[dict[str, Any]]:
-            rng = np.random.default_rng([self.seed, self.rank, iteration])
-            rows = [reader.read(**place) for place in places]
-            return [to_dataset_dict(row, self.cfg, self.skeleton, rng) for row in rows]
-
-        batches = _batches(shard, self.cfg.SOLVER.IMS_PER_BATCH // self.world, self.seed)
-        numbered = zip(itertools.islice(batches, start, None), itertools.count(start))
-        with ThreadPoolExecutor(1) as thread:
-            ahead = deque(thread.submit(read, *batch) for batch in itertools.islice(numbered, BATCHES_AHEAD))
-            for batch in numbered:
-                yield ahead.popleft().result()
-                ahead.append(thread.submit(read, *batch))
+        """The model's inputs from iteration `start` on."""
+        size = self.cfg.SOLVER.IMS_PER_BATCH // self.world
+        return feed(shard, self.cfg, self.skeleton, size=size, seed=self.seed, rank=self.rank, start=start)
 
     def step(self, inputs: Sequence[dict[str, Any]], iteration: int) -> dict[str, float]:
         """One update; returns the losses, averaged over the workers, with their sum `total_loss`.
@@ -351,8 +391,9 @@ class _Worker:
         losses: dict[str, torch.Tensor] = {}
         values = torch.full((len(LOSSES),), torch.nan, device=self.device)
         try:
-            losses = self.model(inputs)
-            values = torch.stack([losses[name].detach() for name in LOSSES])
+            with torch.autocast(self.device.type, self.precision, enabled=self.cfg.SOLVER.AMP.ENABLED):
+                losses = self.model(inputs)
+            values = torch.stack([losses[name].detach().float() for name in LOSSES])
         except FloatingPointError:
             pass  # Detectron2's own word for a diverged model; the other workers must hear it too
         if self.world > 1:
@@ -362,20 +403,29 @@ class _Worker:
         means["total_loss"] = sum(means.values())
         if np.isfinite(means["total_loss"]):
             self.optimizer.zero_grad()
-            torch.stack(list(losses.values())).sum().backward()
-            self.optimizer.step()
+            self.scaler.scale(torch.stack([loss.float() for loss in losses.values()]).sum()).backward()
+            self.scaler.unscale_(self.optimizer)  # before Detectron2's optimizer clips
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self.average:
+                follow(self.average, self.network, self.config.train.ema_decay or 0.0, iteration)
         return means
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics on the validation split, each worker predicting its share; empty without validation rows."""
-        self.network.eval()
+        """Metrics on the validation split, each worker predicting its share; empty without validation rows.
+
+        All predict with the first worker's batch statistics: those that are saved.
+        """
+        if self.world > 1:
+            for statistic in self.result.buffers():
+                torch.distributed.broadcast(statistic, src=0)
+        self.result.eval()
         shard = iter_rows(self.config.path("store"), split="val", shard=(self.rank, self.world))
         own: list[dict[str, Any]] = []
         while rows := list(itertools.islice(shard, 4)):
-            for row, people in zip(rows, predict_rows(self.network, self.cfg, self.skeleton, rows), strict=True):
+            for row, people in zip(rows, predict_rows(self.result, self.cfg, self.skeleton, rows), strict=True):
                 del row["image"]
                 own.append({**row, "best": people[0] if people else None})
-        self.network.train()
         everyone = sorted((one for share in comm.all_gather(own) for one in share), key=lambda one: one["source"])
         return self._metrics(everyone) if everyone else {}
 
@@ -397,9 +447,10 @@ class _Worker:
         flat = {**metrics, **{f"pck_{share}": value for share, value in metrics["pck"].items()}}
         return {name: float(value) for name, value in flat.items() if isinstance(value, int | float)}
 
-    def report(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Tell Ray Train of a checkpoint and the latest evaluation."""
-        values = {"iteration": done, **metrics}
+    def report(self, done: int, metrics: Mapping[str, float], *, evaluated: bool) -> None:
+        """Tell Ray Train of a checkpoint and the latest evaluation, and wait until it has taken note of them."""
+        score = metrics.get(self.config.train.best_metric, math.nan) if evaluated else math.nan
+        values = {"iteration": done, SCORE: score, **metrics}
         name = f"checkpoint_{done:07d}"
         if self.rank != 0:
             ray.train.report(values, checkpoint_dir_name=name)
@@ -407,49 +458,110 @@ class _Worker:
         with tempfile.TemporaryDirectory() as folder:
             state = {
                 "model": self.network.state_dict(),
+                "average": self.average.state_dict() if self.average else None,
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
+                "scaler": self.scaler.state_dict(),
                 "iteration": done,
             }
             torch.save(state, Path(folder, "checkpoint.pth"))
             ray.train.report(values, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+        # Ray Train looks for reports now and then; a worker that dies before it looked would lose this one.
+        _checkpoints()
 
     def publish(self, folder: str) -> None:
         """Leave the finished member in its folder; `model_final.pth` comes last."""
-        if self.rank == 0:
-            with tempfile.TemporaryDirectory() as local:
-                save_model(self.network, self.cfg, local)
-                for name in ("config.yaml", "model_final.pth"):
-                    write_bytes(join(folder, name), Path(local, name).read_bytes())
+        if self.rank != 0:
+            return
+        with tempfile.TemporaryDirectory() as local:
+            save_model(self.result, self.cfg, local, self.skeleton)
+            scored = [one for one in _checkpoints() if np.isfinite(one.metrics[SCORE])]
+            if scored:
+                sign = -1 if _order(self.config.train.best_metric) == "max" else 1
+                best = min(scored, key=lambda one: sign * one.metrics[SCORE])
+                with best.checkpoint.as_directory() as saved:
+                    state = torch.load(Path(saved, "checkpoint.pth"), map_location="cpu", weights_only=True)
+                content = {"model": state["average"] or state["model"], "keypoints": list(self.skeleton.names)}
+                torch.save({**content, "iteration": state["iteration"]}, Path(local, "model_best.pth"))
+            for path in sorted(Path(local).iterdir(), key=lambda path: path.name == "model_final.pth"):
+                write_bytes(join(folder, path.name), path.read_bytes())
+
+
+def _checkpoints() -> list[ray.train.ReportedCheckpoint]:
+    """The checkpoints that Ray Train keeps, once it has taken note of all that were reported."""
+    return ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
 
 
 class _Log:
-    """`metrics.json` of a member, written by Detectron2's JSONWriter and copied to the member's folder."""
+    """`metrics.json` and `tensorboard/` of a member, written by Detectron2's writers and copied to its folder."""
 
     def __init__(self, folder: str, start: int, *, write: bool) -> None:
-        self.target, self.start, self.active = join(folder, "metrics.json"), start, write
+        self.folder, self.start, self.active = folder, start, write
 
     def __enter__(self) -> "_Log":
         if self.active:
             self.work = tempfile.TemporaryDirectory()
-            self.local = Path(self.work.name, "metrics.json")
-            if self.start and exists(self.target):  # what a lost worker logged after its last checkpoint comes again
-                lines = read_bytes(self.target).decode().splitlines()
+            local, earlier = Path(self.work.name, "metrics.json"), join(self.folder, "metrics.json")
+            if self.start and exists(earlier):  # what a lost worker logged after its last checkpoint comes again
+                lines = read_bytes(earlier).decode().splitlines()
                 kept = [line for line in lines if json.loads(line)["iteration"] < self.start]
-                self.local.write_text("".join(f"{line}\n" for line in kept))
-            self.writer = JSONWriter(str(self.local))
+                local.write_text("".join(f"{line}\n" for line in kept))
+            # Windows of 1: a window of the last values would be lost with the worker.
+            board = TensorboardXWriter(f"{self.work.name}/tensorboard", window_size=1, purge_step=self.start)
+            self.writers = [JSONWriter(str(local), window_size=1), board]
         return self
 
     def write(self) -> None:
         """Write the latest iteration."""
         if self.active:
-            self.writer.write()
-            write_bytes(self.target, self.local.read_bytes())
+            for writer in self.writers:
+                writer.write()
+            self._copy()
+
+    def _copy(self) -> None:
+        for path in Path(self.work.name).rglob("*"):
+            if path.is_file():
+                write_bytes(join(self.folder, path.relative_to(self.work.name).as_posix()), path.read_bytes())
 
     def __exit__(self, *exception: object) -> None:
         if self.active:
-            self.writer.close()
+            for writer in self.writers:
+                writer.close()
+            self._copy()
             self.work.cleanup()
+
+
+def feed(
+    shard: ray.data.DataIterator,
+    cfg: CfgNode,
+    skeleton: Skeleton,
+    *,
+    size: int,
+    seed: int,
+    rank: int,
+    start: int = 0,
+) -> Iterator[list[dict[str, Any]]]:
+    """Endless batches of a model's inputs, read from the store and mapped a few iterations ahead in a thread.
+
+    Args:
+        shard: a worker's share of the places (`path`, `row`) of the training rows.
+        size: rows a batch.
+        seed, rank: with the iteration they decide a batch's rows, sizes and flips, so a resumed run goes on with those
+            that come next.
+        start: the first iteration.
+    """
+    reader = RowReader(_COLUMNS)
+
+    def read(places: list[dict[str, Any]], iteration: int) -> list[dict[str, Any]]:
+        rng = np.random.default_rng([seed, rank, iteration])
+        return [to_dataset_dict(reader.read(**place), cfg, skeleton, rng) for place in places]
+
+    numbered = zip(itertools.islice(_batches(shard, size, seed), start, None), itertools.count(start))
+    with ThreadPoolExecutor(1) as thread:
+        ahead = deque(thread.submit(read, *batch) for batch in itertools.islice(numbered, BATCHES_AHEAD))
+        for batch in numbered:
+            yield ahead.popleft().result()
+            ahead.append(thread.submit(read, *batch))
 
 
 def _batches(shard: ray.data.DataIterator, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:

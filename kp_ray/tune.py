@@ -1,209 +1,740 @@
-"""The search over learning rate and step schedule on Ray Tune: every trial is a real training run of `train.py`.
+"""The search over learning rate, schedule and recipes on Ray Tune: every trial is a real training run of `train.py`.
 
-A trial's Ray Train run takes its own resources, so the trial itself asks for next to none and the number of trials at
-once is what the cluster can train at once.
+A trial only waits for its training run, which takes its own resources; so the number of trials at once is what the
+cluster can train at once, now. What a trial did lies in its own folder, `tune/trials/<trial>`, and the tables are read
+from there: they are right whatever was killed on the way.
 """
 
+import contextlib
+import hashlib
+import io
+import itertools
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, get_args
 
+import numpy as np
+import optuna
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.tune
-import yaml
-from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
-from kp_ray.config import Config, InputError, build, exists, join, write_bytes
+from kp_ray import draw
+from kp_ray.config import (
+    Config,
+    InputError,
+    TrainConfig,
+    TuneConfig,
+    build,
+    exists,
+    file_sizes,
+    filesystem,
+    join,
+    read_bytes,
+    write_bytes,
+)
+from kp_ray.detectron import build_cfg, scale_cfg
+from kp_ray.keypoints import Skeleton, skeleton_for
+from kp_ray.recipes import RECIPES
 from kp_ray.store import read_manifest
-from kp_ray.train import fit_member, runs_at_once
+from kp_ray.train import fit_member, runs_at_once, usable_rows
 
-TRIAL_CPUS = 0.01
-"""A trial only waits for its training run."""
+METRICS: tuple[str, ...] = get_args(TuneConfig.model_fields["metric"].annotation)
+"""What an evaluation reports of a model, by its name."""
 
-FIRST_STEP, LAST_STEP = 0.3, 0.8
-"""Where a schedule's first and last step lie, as a share of the iterations: the published 3000 and 8000 of 10000."""
+APPLIED = ("base_lr", "warmup_iters", "schedule", "num_steps", "steps", "gamma", "weight_decay", "flip", "recipes")
+"""The columns of a trial's parameters, as Detectron2's solver had them."""
+
+LOGARITHMIC = ("base_lr", "weight_decay")
+GRID_VALUES = 3
+"""How many values a grid takes of a range."""
+POLL_S = 0.5
+"""How often a trial looks for a new evaluation."""
+STOP_S = 60.0
+"""How long a trial that is stopped waits for its training run to end."""
+REDUCTION = 2
+"""Of the trials that get to one of ASHA's rungs, about one in so many goes on."""
+
+Progress = Callable[[str, list[dict[str, Any]]], None]
+"""Called with the trial that has news, and all trials as `read_trials` gives them."""
+
+_told: ContextVar[Progress | None] = ContextVar("told", default=None)
+"""Who listens. Ray Tune pickles its callbacks, and a terminal cannot be pickled."""
 
 
-def tune(config: Config, progress: Callable[[str, int, Mapping[str, Any]], None] | None = None) -> dict[str, Any]:
+def tune(config: Config, progress: Progress | None = None) -> dict[str, Any]:
     """Search; go on with a search of this run folder that was stopped.
+
+    Leaves in `<run_dir>/tune`: `trials.parquet` and `trials.csv` (`write_tables`), `best.yaml`, `log.jsonl` (a line a
+    report), `*.svg` (`write_plots`), `trials/<trial>/` (a training run each; checkpoints go when the search is over).
 
     Args:
         config: with a finished store that has validation rows; a Ray cluster must be running.
-        progress: called with (trial, iteration, metrics) at each report.
+        progress: called at each report and when a trial ends.
 
     Returns:
-        `trials`, `errors`, `metric`, `best` (value), `params`, `config` (path of `best.yaml`).
+        `trials`, `failed`, `metric`, `best` (its value), `trial`, `params` (as applied), `iterations` (spent),
+        `iterations_without_stops` (of as many full trials), `config` (path of `best.yaml`).
 
     Raises:
-        InputError: no validation rows, a cluster too small for one trial, or every trial failed.
+        InputError: no validation rows, a recipe set the store cannot serve, a point outside its range, a grid larger
+            than num_trials, settings other than those the search began with, a cluster too small for one trial, or
+            every trial failed.
     """
+    if not is_finished(config):
+        _search(config, progress)
+    rows = read_trials(config)
+    write_tables(config, rows)
+    best = choose_best(rows, config.tune)
+    if best is None:
+        reason = next((row["reason"] for row in rows if row["reason"]), "none was evaluated")
+        raise InputError(f"{config.path('tune')}: no trial reported {config.tune.metric}, the first because: {reason}")
+    write_plots(config, rows)
+    target = config.path("tune", "best.yaml")
+    if not exists(target):
+        write_bytes(target, best_config(config, best).to_yaml().encode())
+    _delete_checkpoints(config, rows)
+    full = max(row["max_iter"] for row in rows)
+    return {
+        "trials": len(rows),
+        "failed": sum(row["status"] == "failed" for row in rows),
+        "metric": config.tune.metric,
+        "best": best[config.tune.metric],
+        "trial": best["trial"],
+        "params": {name: best[name] for name in APPLIED},
+        "iterations": sum(row["iterations"] for row in rows),
+        "iterations_without_stops": full * len(rows),
+        "config": target,
+    }
+
+
+def is_finished(config: Config) -> bool:
+    """Whether this run folder holds a finished search.
+
+    Raises:
+        InputError: it holds a search with other settings.
+    """
+    _check_settings(config)
+    return exists(config.path("tune", "best.yaml"))
+
+
+def _search(config: Config, progress: Progress | None) -> None:
     if not read_manifest(config.path("store")).num_rows_by_split["val"]:
         raise InputError("tune compares trials on validation scenes, the store has none: set split.fraction above 0")
-    at_once, use_gpu = runs_at_once(config)
+    if not config.tune.num_trials:
+        raise InputError("tune.num_trials is 0: how many trials?")
+    _, use_gpu = runs_at_once(config)
+    sets = recipe_sets(config)
+    _check_sets(config, sets)
+    points = first_points(config, sets)
     folder = config.path("tune")
-    values = config.to_dict()
-
-    def trial(params: dict[str, Any]) -> None:
-        trial_id = ray.tune.get_context().get_trial_id()
-        chosen = apply_params(build(values), params)
-        fit_member(
-            chosen,
-            chosen.train.members[0],
-            use_gpu=use_gpu,
-            folder=join(folder, "trials", trial_id),
-            callbacks=[TuneReportCallback()],
-        )
-
-    trainable = ray.tune.with_resources(trial, {"CPU": TRIAL_CPUS})
+    trial = type("Trial", (_Trial,), {"values": config.to_dict(), "use_gpu": use_gpu})
+    # Ray Tune wants some resource; any share of a CPU would be missing when the training runs take all of them.
+    trainable = ray.tune.with_resources(trial, {"memory": 1})
     state = join(folder, "search")
-    if ray.tune.Tuner.can_restore(state):
+    # Ctrl-C ends the driver, as a kill does, instead of making a search look finished.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # what a killed driver forgets, in seconds
+    # Ray Tune also takes a folder for restorable that a driver killed at its start has left without any trials.
+    begun = exists(state) and any(name.startswith("experiment_state") for name in file_sizes(state))
+    if begun and ray.tune.Tuner.can_restore(state):
         tuner = ray.tune.Tuner.restore(state, trainable=trainable, resume_unfinished=True, restart_errored=False)
     else:
-        tuner = _new_tuner(config, trainable, min(at_once, config.tune.max_concurrent or at_once), progress)
-    results = tuner.fit()
-    return _write_results(config, results)
+        tuner = _new_tuner(config, trainable, space(config, sets), points)
+    write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    token = _told.set(progress)
+    try:
+        tuner.fit()
+    finally:
+        _told.reset(token)
 
 
 def _new_tuner(
-    config: Config,
-    trainable: Any,
-    at_once: int,
-    progress: Callable[[str, int, Mapping[str, Any]], None] | None,
+    config: Config, trainable: Any, distributions: Mapping[str, Any], points: Sequence[dict[str, Any]]
 ) -> ray.tune.Tuner:
     section = config.tune
-    total = section.max_iter or config.train.max_iter
+    if section.sampler == "tpe":  # its default, ten random trials first, would leave a short search random
+        sampler = optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=max(4, section.num_trials // 4))
+    else:
+        sampler = optuna.samplers.RandomSampler(seed=config.seed)
+    searcher = OptunaSearch(
+        dict(distributions), metric=section.metric, mode=section.mode, sampler=sampler, points_to_evaluate=list(points)
+    )
     return ray.tune.Tuner(
         trainable,
-        param_space=search_space(config),
         tune_config=ray.tune.TuneConfig(
             metric=section.metric,
             mode=section.mode,
-            num_samples=section.num_trials,
-            max_concurrent_trials=at_once,
-            search_alg=OptunaSearch(seed=config.seed, points_to_evaluate=[published_point(config)]),
-            scheduler=ASHAScheduler(
-                time_attr="iteration", max_t=total, grace_period=min(total, _eval_period(config)), reduction_factor=2
-            ),
+            num_samples=len(points) if section.sampler == "grid" else section.num_trials,
+            search_alg=_AsManyAsFit(searcher, config),
+            scheduler=_scheduler(config),
         ),
         run_config=ray.tune.RunConfig(
             name="search",
             storage_path=config.path("tune"),
             verbose=0,
-            callbacks=[_Listener(progress)] if progress else [],
+            failure_config=ray.tune.FailureConfig(max_failures=config.train.max_failures),
+            callbacks=[_Listener(config)],
         ),
     )
 
 
-class _Listener(ray.tune.Callback):
-    def __init__(self, progress: Callable[[str, int, Mapping[str, Any]], None]) -> None:
-        self.progress = progress
-
-    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        self.progress(trial.trial_id, int(result.get("iteration", 0)), result)
-
-
-def _eval_period(config: Config) -> int:
-    total = config.tune.max_iter or config.train.max_iter
-    return config.tune.eval_period or max(1, total // 4)
+def _scheduler(config: Config) -> TrialScheduler:
+    trial = apply_params(config, point_of(config.train, config), recipe_sets(config))
+    solver = _applied_cfg(trial)
+    total, grace = solver.SOLVER.MAX_ITER, max(1, min(solver.SOLVER.MAX_ITER, solver.TEST.EVAL_PERIOD))
+    if config.tune.scheduler == "asha":
+        return ASHAScheduler(time_attr="iteration", max_t=total, grace_period=grace, reduction_factor=REDUCTION)
+    if config.tune.scheduler == "median":  # it would also pause trials for each other, which costs new workers
+        return MedianStoppingRule(time_attr="iteration", grace_period=grace, min_time_slice=math.inf)
+    return FIFOScheduler()
 
 
-def search_space(config: Config) -> dict[str, Any]:
-    """The search space as Ray Tune's domains."""
+class _AsManyAsFit(ConcurrencyLimiter):
+    """As many trials at once as the cluster can train now: it may grow and shrink."""
+
+    def __init__(self, searcher: OptunaSearch, config: Config) -> None:
+        self.config = config
+        super().__init__(searcher, max_concurrent=1)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        try:
+            fits = runs_at_once(self.config)[0]
+        except InputError:  # a node left: wait for one
+            fits = 0
+        self.max_concurrent = min(fits, self.config.tune.max_concurrent or fits)
+        return super().suggest(trial_id)
+
+
+# The search space: shares of the iterations, so that it serves a trial and a full run.
+
+
+def recipe_sets(config: Config) -> dict[str, tuple[str, ...] | None]:
+    """The named sets of recipes to choose from; `own` is the config's, None: all of the store."""
+    own = config.train.recipes
+    if config.tune.recipes is not None:
+        return {"own": own, **config.tune.recipes}
+    stored = [recipe.name for recipe in read_manifest(config.path("store")).recipes]
+    known = [name for name in stored if own is None or name in own]
+    upright = tuple(name for name in known if name not in RECIPES or not RECIPES[name].rotate_deg)
+    return {"own": own, "upright": upright} if 0 < len(upright) < len(known) else {"own": own}
+
+
+def _check_sets(config: Config, sets: Mapping[str, Any]) -> None:
+    needed = config.train.ims_per_batch * config.train.num_workers
+    for name in sets:
+        chosen = _with_recipes(config, name, sets)
+        found = len(usable_rows(chosen, chosen.train.members[0]))
+        if found < needed:
+            raise InputError(f"tune.recipes.{name}: {found} training rows, a step needs {needed}: name more recipes")
+
+
+def space(config: Config, sets: Mapping[str, Any]) -> dict[str, optuna.distributions.BaseDistribution]:
+    """Each parameter's distribution, by its name."""
+    section, of = config.tune, optuna.distributions
+    return {
+        "base_lr": of.FloatDistribution(*section.base_lr, log=True),
+        "weight_decay": of.FloatDistribution(*section.weight_decay, log=True),
+        "warmup": of.FloatDistribution(*section.warmup),
+        "schedule": of.CategoricalDistribution(section.schedules),
+        "num_steps": of.IntDistribution(*section.num_steps),
+        "first_step": of.FloatDistribution(*section.first_step),
+        "step_spacing": of.FloatDistribution(*section.step_spacing),
+        "gamma": of.FloatDistribution(*section.gamma),
+        "flip": of.CategoricalDistribution(section.flips),
+        "recipes": of.CategoricalDistribution(list(sets)),
+    }
+
+
+def point_of(train: TrainConfig, config: Config) -> dict[str, Any]:
+    """A training section's setting as a point of the config's search space, moved into its ranges.
+
+    Steps are taken as evenly spaced between their first and last.
+    """
     section = config.tune
-    return {
-        "base_lr": ray.tune.loguniform(*section.base_lr),
-        "gamma": ray.tune.uniform(*section.gamma),
-        "num_steps": ray.tune.randint(section.num_steps[0], section.num_steps[1] + 1),
-        "schedule": ray.tune.choice(list(section.schedules)),
+    steps = [step / train.max_iter for step in train.steps if step < train.max_iter]
+    wanted = {
+        "base_lr": train.base_lr,
+        "weight_decay": train.weight_decay,
+        "warmup": train.warmup_iters / train.max_iter,
+        "num_steps": len(steps),
+        "first_step": steps[0] if steps else 0.0,
+        "step_spacing": (steps[-1] - steps[0]) / (len(steps) - 1) if len(steps) > 1 else 0.0,
+        "gamma": train.gamma,
     }
-
-
-def published_point(config: Config) -> dict[str, Any]:
-    """The config's own setting, moved into the search space: the first trial."""
-    train, section = config.train, config.tune
+    ends = {name: getattr(section, name) for name in wanted}
     return {
-        "base_lr": min(max(train.base_lr, section.base_lr[0]), section.base_lr[1]),
-        "gamma": min(max(train.gamma, section.gamma[0]), section.gamma[1]),
-        "num_steps": min(max(len(train.steps), section.num_steps[0]), section.num_steps[1]),
+        **{name: min(max(value, ends[name][0]), ends[name][1]) for name, value in wanted.items()},
         "schedule": train.schedule if train.schedule in section.schedules else section.schedules[0],
+        "flip": config.train.flip if config.train.flip in section.flips else section.flips[0],
+        "recipes": "own",
     }
 
 
-def steps_of(num_steps: int, max_iter: int) -> list[int]:
-    """`num_steps` iterations spread evenly from FIRST_STEP to LAST_STEP of `max_iter`."""
-    width = (LAST_STEP - FIRST_STEP) / max(1, num_steps - 1)
-    return sorted({max(1, round(max_iter * (FIRST_STEP + i * width))) for i in range(num_steps)})
+def first_points(config: Config, sets: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is tried before anything is drawn: the config's own setting, the published schedule, `tune.points`; with
+    `sampler: grid` then the whole grid.
+
+    Raises:
+        InputError: a point names what is not searched or lies outside its range, or the grid is larger than num_trials.
+    """
+    distributions = space(config, sets)
+    own, published = point_of(config.train, config), point_of(TrainConfig(), config)
+    points = [own, published]
+    for number, given in enumerate(config.tune.points):
+        for name, value in given.items():
+            if name not in distributions:
+                known = ", ".join(distributions)
+                raise InputError(f"tune.points.{number}: {name} is not searched; what is: {known}")
+            if not _contains(distributions[name], value):
+                raise InputError(f"tune.points.{number}: {name} {value} is not in its range: {distributions[name]}")
+        points.append({**own, **given})
+    if config.tune.sampler == "grid":
+        points += _grid(distributions)
+    by_effect: dict[str, dict[str, Any]] = {}
+    for point in points:
+        by_effect.setdefault(json.dumps(_effective(point), sort_keys=True), point)
+    different = list(by_effect.values())
+    if config.tune.sampler == "grid" and len(different) > config.tune.num_trials:
+        raise InputError(
+            f"the grid has {len(different)} points, tune.num_trials is {config.tune.num_trials}: fix parameters, e.g. "
+            "tune.base_lr=[0.001, 0.001], or raise tune.num_trials"
+        )
+    return different
 
 
-def apply_params(config: Config, params: Mapping[str, Any], max_iter: int | None = None) -> Config:
+def _contains(distribution: optuna.distributions.BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return value in distribution.choices
+    whole = isinstance(distribution, optuna.distributions.FloatDistribution) or isinstance(value, int)
+    return whole and not isinstance(value, bool | str) and bool(distribution.low <= value <= distribution.high)
+
+
+def _grid(distributions: Mapping[str, Any]) -> list[dict[str, Any]]:
+    axes = {}
+    for name, one in distributions.items():
+        if isinstance(one, optuna.distributions.CategoricalDistribution):
+            axes[name] = list(one.choices)
+        else:
+            spread = np.geomspace if name in LOGARITHMIC else np.linspace
+            between = spread(one.low, one.high, GRID_VALUES)[1:-1].tolist()
+            if isinstance(one, optuna.distributions.IntDistribution):
+                between = [round(value) for value in between]
+            axes[name] = list(dict.fromkeys([one.low, *between, one.high]))
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _effective(point: Mapping[str, Any]) -> dict[str, Any]:
+    """The point without what its schedule does not use."""
+    unused = {"num_steps", "first_step", "step_spacing", "gamma"} if point["schedule"] == "cosine" else set()
+    return {name: value for name, value in point.items() if name not in unused}
+
+
+def steps_of(params: Mapping[str, Any], max_iter: int) -> list[int]:
+    """The iterations at which a multi-step schedule of a run of `max_iter` steps; none is at or past its end."""
+    places = (params["first_step"] + index * params["step_spacing"] for index in range(params["num_steps"]))
+    return sorted({step for place in places if 0 < (step := round(place * max_iter)) < max_iter})
+
+
+def apply_params(
+    config: Config, params: Mapping[str, Any], sets: Mapping[str, Any], max_iter: int | None = None
+) -> Config:
     """The config of a trial, or with `max_iter` of a full run with the trial's setting."""
     total = max_iter or config.tune.max_iter or config.train.max_iter
-    values = config.to_dict()
+    values = _with_recipes(config, params["recipes"], sets).to_dict()
     values["train"] |= {
         "base_lr": params["base_lr"],
-        "gamma": params["gamma"],
+        "weight_decay": params["weight_decay"],
         "schedule": params["schedule"],
-        "steps": steps_of(params["num_steps"], total),
+        "steps": steps_of(params, total),
+        "gamma": params["gamma"],
+        "flip": params["flip"],
         "max_iter": total,
-        "warmup_iters": round(config.train.warmup_iters * total / config.train.max_iter),
+        "warmup_iters": round(params["warmup"] * total),
     }
     if max_iter is None:
-        values["train"]["eval_period"] = _eval_period(config)
+        values["train"]["eval_period"] = config.tune.eval_period or max(1, total // 8)
     return build(values)
 
 
-def _write_results(config: Config, results: ray.tune.ResultGrid) -> dict[str, Any]:
-    section = config.tune
-    rows = []
-    for result in results:
-        metrics = result.metrics or {}
-        params = result.config or {}
-        status = "failed" if result.error else ("stopped" if _stopped_early(config, metrics) else "finished")
-        rows.append(
-            {
-                "trial": metrics.get("trial_id", ""),
-                "status": status,
-                "iterations": metrics.get("iteration", 0),
-                section.metric: metrics.get(section.metric),
-                **{name: params.get(name) for name in search_space(config)},
-                "steps": json.dumps(steps_of(params["num_steps"], section.max_iter or config.train.max_iter)),
-                "seconds": metrics.get("time_total_s"),
-                "reason": " ".join(str(result.error).split())[-300:] if result.error else "",
-            }
-        )
-    table = pd.DataFrame(rows)
-    write_bytes(config.path("tune", "trials.csv"), table.to_csv(index=False).encode())
-    write_bytes(config.path("tune", "trials.parquet"), table.to_parquet(index=False))
-    try:
-        best = results.get_best_result(filter_nan_and_inf=True)
-    except RuntimeError as error:
-        raise InputError(
-            f"{config.path('tune')}: no trial reported {section.metric}; see tune/trials.csv for why"
-        ) from error
-    winner = apply_params(config, best.config, max_iter=config.train.max_iter).to_dict()
-    for member in winner["train"]["members"]:  # beside the members that were trained before the search
+def _with_recipes(config: Config, name: str, sets: Mapping[str, Any]) -> Config:
+    """`own` leaves all as it is; another set is that of every member."""
+    values = config.to_dict()
+    if name != "own":
+        values["train"]["recipes"] = list(sets[name])
+        for member in values["train"]["members"]:
+            member["recipes"] = None
+    return build(values)
+
+
+def best_config(config: Config, best: Mapping[str, Any]) -> Config:
+    """The config that trains the best trial's setting in full, its members named beside those trained before."""
+    sets = recipe_sets(config)
+    values = apply_params(config, json.loads(best["params"]), sets, max_iter=config.train.max_iter).to_dict()
+    for member in values["train"]["members"]:
         member["name"] = f"{member['name']}-tuned"
-    target = config.path("tune", "best.yaml")
-    write_bytes(target, yaml.safe_dump(winner, sort_keys=False, allow_unicode=True).encode())
+    return build(values)
+
+
+# A trial: what runs in it, and what it leaves.
+
+
+def _skeleton(config: Config) -> Skeleton:
+    manifest = read_manifest(config.path("store"))
+    return skeleton_for(manifest.skeleton, config.skeleton.flip_pairs, config.skeleton.sigmas)
+
+
+def _applied_cfg(config: Config) -> Any:
+    return scale_cfg(build_cfg(config, _skeleton(config), "cpu"), config.train.num_workers)
+
+
+def applied(config: Config, recipes: str) -> dict[str, Any]:
+    """A training run's parameters as Detectron2's solver has them: after scaling by the number of workers.
+
+    Returns:
+        `APPLIED` and `max_iter`. `steps` is a JSON list; `gamma` is None and there are no steps in a cosine schedule.
+    """
+    cfg = _applied_cfg(config)
+    solver = cfg.SOLVER
+    multistep = config.train.schedule == "multistep"
+    steps = list(solver.STEPS) if multistep else []
     return {
-        "trials": len(rows),
-        "errors": results.num_errors,
-        "metric": section.metric,
-        "best": best.metrics[section.metric],
-        "params": dict(best.config),
-        "config": target,
+        "base_lr": float(solver.BASE_LR),
+        "warmup_iters": int(solver.WARMUP_ITERS),
+        "schedule": config.train.schedule,
+        "num_steps": len(steps),
+        "steps": json.dumps(steps),
+        "gamma": float(solver.GAMMA) if multistep else None,
+        "weight_decay": float(solver.WEIGHT_DECAY),
+        "flip": cfg.INPUT.RANDOM_FLIP != "none",
+        "recipes": recipes,
+        "max_iter": int(solver.MAX_ITER),
     }
 
 
-def _stopped_early(config: Config, metrics: Mapping[str, Any]) -> bool:
-    return (
-        int(metrics.get("iteration", 0)) < (config.tune.max_iter or config.train.max_iter) // config.train.num_workers
+class _Trial(ray.tune.Trainable):
+    """What Ray Tune runs: it trains, and reports every evaluation, also those from before a restart, in order.
+
+    The last evaluation is reported when training has ended, so that no scheduler stops a run while it writes its
+    weights. A trial that cannot go on (a diverged loss, workers lost too often) is told to the sampler as the worst
+    result.
+    """
+
+    values: Mapping[str, Any]
+    use_gpu: bool
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.base = build(self.values)
+        chosen = apply_params(self.base, config, recipe_sets(self.base))
+        self.home = self.base.path("tune", "trials", self.trial_id)
+        self.began, self.told = time.time(), 0
+        facts = {"began": self.began, "params": config, **applied(chosen, config["recipes"])}
+        if not exists(join(self.home, "trial.json")):
+            write_bytes(join(self.home, "trial.json"), json.dumps(facts).encode())
+        self.total: int = facts["max_iter"]
+        own = [line["seconds"] for line in _read_log(self.base) if line["trial"] == self.trial_id]
+        self.seconds = max(own, default=0.0)
+        before = _evaluations(self.home)
+        ended = exists(join(self.home, "failed.json")) or (before and before[-1]["iteration"] == self.total)
+        # A task, so that the run can be ended in order, as by Ctrl-C. To clean up after a run whose driver is killed,
+        # Ray Train asks for the cluster's state, and asks another cluster if there are several on a machine.
+        fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
+        self.training = None if ended else fit.remote(chosen.to_dict(), self.home, self.use_gpu)
+
+    def step(self) -> dict[str, Any]:
+        while True:
+            ended = self.training is None or bool(ray.wait([self.training], timeout=POLL_S)[0])
+            for one in _evaluations(self.home):
+                known = math.isfinite(one.get(self.base.tune.metric, math.nan))
+                if self.told < one["iteration"] and known and (ended or one["iteration"] < self.total):
+                    self.told = one["iteration"]
+                    return self._report(one, done=self.told == self.total)
+            if ended:
+                _note_failure(self.home, self._why() or f"its last evaluation has no {self.base.tune.metric}")
+                worst = math.inf if self.base.tune.mode == "min" else -math.inf
+                return self._report({self.base.tune.metric: worst, "iteration": 0}, done=True)
+
+    def _report(self, values: Mapping[str, float], *, done: bool) -> dict[str, Any]:
+        return {**values, "seconds": round(self.seconds + time.time() - self.began, 1), "done": done}
+
+    def _why(self) -> str:
+        """Why training failed; what is not the setting's fault is raised, and Ray Tune tries again."""
+        try:
+            if self.training is not None:
+                ray.get(self.training)
+        except ray.exceptions.RayTaskError as error:
+            if not isinstance(error.cause, InputError | ray.train.TrainingFailedError):
+                raise
+            return str(error.cause)
+        return ""
+
+    def cleanup(self) -> None:
+        if self.training is not None and not ray.wait([self.training], timeout=0)[0]:
+            ray.cancel(self.training)
+            ray.wait([self.training], timeout=STOP_S)
+
+
+def _fit(values: Mapping[str, Any], home: str, use_gpu: bool) -> None:
+    config = build(values)
+    fit_member(config, config.train.members[0], use_gpu=use_gpu, folder=home)
+
+
+def _note_failure(home: str, reason: str) -> None:
+    if not exists(join(home, "failed.json")):
+        write_bytes(join(home, "failed.json"), json.dumps({"reason": " ".join(reason.split())[-300:]}).encode())
+
+
+class _Listener(ray.tune.Callback):
+    """Writes the log, notes why trials died, and tells whoever listens."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.live: set[str] = set()
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.live.add(trial.trial_id)
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        metric = self.config.tune.metric
+        known = {(line["trial"], line["iteration"]) for line in _read_log(self.config)}
+        if (trial.trial_id, result["iteration"]) not in known:
+            line = {"time": round(time.time(), 1), "trial": trial.trial_id, "iteration": result["iteration"]}
+            line |= {"seconds": result["seconds"], metric: result[metric] if math.isfinite(result[metric]) else None}
+            path = self.config.path("tune", "log.jsonl")
+            write_bytes(path, (read_bytes(path) if exists(path) else b"") + (json.dumps(line) + "\n").encode())
+            self._tell(trial.trial_id)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.live.discard(trial.trial_id)
+        self._tell(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        _note_failure(self.config.path("tune", "trials", trial.trial_id), str(trial.get_error()))
+        self.on_trial_complete(iteration, trials, trial)
+
+    def _tell(self, trial_id: str) -> None:
+        rows = read_trials(self.config, self.live)
+        write_tables(self.config, rows)
+        progress = _told.get()
+        if progress:
+            progress(trial_id, rows)
+
+
+def _read_log(config: Config) -> list[dict[str, Any]]:
+    return _json_lines(config.path("tune", "log.jsonl"))
+
+
+def _json_lines(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in read_bytes(path).splitlines()] if exists(path) else []
+
+
+def _evaluations(home: str) -> list[dict[str, Any]]:
+    """What a trial's own log says of its evaluations: `iteration` (counted from 1) and each metric, in order."""
+    rows = []
+    for line in _json_lines(join(home, "metrics.json")):
+        found = {key.removeprefix("val/"): value for key, value in line.items() if key.startswith("val/")}
+        if found:
+            rows.append({"iteration": line["iteration"] + 1, **found})
+    return rows
+
+
+def read_trials(config: Config, live: Sequence[str] | set[str] = ()) -> list[dict[str, Any]]:
+    """Every trial of the run folder's search, in the order they began, from the trials' own folders.
+
+    Args:
+        live: the trials that are running now.
+
+    Returns:
+        The columns of `write_tables`, each trial a dict; one that never came to an evaluation or a failure, and is not
+        running, is left out.
+    """
+    folder = config.path("tune", "trials")
+    names = {path.split("/")[0] for path in file_sizes(folder) if path.count("/") == 1} if exists(folder) else set()
+    seconds: dict[str, float] = {}
+    for line in _read_log(config):
+        seconds[line["trial"]] = max(line["seconds"], seconds.get(line["trial"], 0.0))
+    rows = []
+    for name in names:
+        home = join(folder, name)
+        if not exists(join(home, "trial.json")):
+            continue
+        facts = json.loads(read_bytes(join(home, "trial.json")))
+        failed = json.loads(read_bytes(join(home, "failed.json"))) if exists(join(home, "failed.json")) else {}
+        evaluations = _evaluations(home)
+        done = evaluations[-1]["iteration"] if evaluations else 0
+        status = "failed" if failed else "finished" if done == facts["max_iter"] else "stopped"
+        if name in live and status == "stopped":
+            status = "running"
+        if evaluations or failed or name in live:
+            last = {} if failed or not evaluations else evaluations[-1]
+            rows.append(
+                {
+                    "trial": name,
+                    "status": status,
+                    "iterations": done,
+                    "max_iter": facts["max_iter"],
+                    config.tune.metric: last.get(config.tune.metric),
+                    **{key: facts[key] for key in APPLIED},
+                    "seconds": seconds.get(name),
+                    "reason": failed.get("reason", ""),
+                    "began": facts["began"],
+                    "params": json.dumps(facts["params"]),
+                    "evaluations": evaluations,
+                }
+            )
+    return sorted(rows, key=lambda row: row["began"])
+
+
+def choose_best(rows: Sequence[Mapping[str, Any]], section: TuneConfig) -> Mapping[str, Any] | None:
+    """The best of the trials that went farthest: others were not measured at the same iteration. None: none was."""
+    known = [row for row in rows if row[section.metric] is not None and math.isfinite(row[section.metric])]
+    farthest = max((row["iterations"] for row in known), default=0)
+    sign = 1 if section.mode == "min" else -1
+    level = [row for row in known if row["iterations"] == farthest]
+    return min(level, key=lambda row: sign * row[section.metric], default=None)
+
+
+def write_tables(config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `tune/trials.parquet` and `tune/trials.csv`, a row a trial.
+
+    Columns: `trial`; `status` (finished, stopped, failed, running); `iterations` done of `max_iter`; the tuned metric
+    by its name, at the last evaluation (empty for a failed trial); as applied by Detectron2's solver, after scaling by
+    the workers: `base_lr`, `warmup_iters`, `schedule`, `num_steps`, `steps` (a JSON list), `gamma` (empty for cosine),
+    `weight_decay`, `flip`, `recipes` (the name of the set); `seconds` of the trial; `reason` of a failure.
+    Parquet alone: `began` (Unix time), `params` (JSON: what was drawn), `evaluations` (list of {iteration, METRICS}).
+    """
+    evaluation = pa.struct([("iteration", pa.int64()), *((name, pa.float64()) for name in METRICS)])
+    number, text = pa.float64(), pa.string()
+    schema = pa.schema(
+        [
+            ("trial", text), ("status", text), ("iterations", pa.int64()), ("max_iter", pa.int64()),
+            (config.tune.metric, number), ("base_lr", number), ("warmup_iters", pa.int64()), ("schedule", text),
+            ("num_steps", pa.int64()), ("steps", text), ("gamma", number), ("weight_decay", number),
+            ("flip", pa.bool_()), ("recipes", text), ("seconds", number), ("reason", text), ("began", number),
+            ("params", text), ("evaluations", pa.list_(evaluation)),
+        ]
+    )  # fmt: skip
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    stream = io.BytesIO()
+    pq.write_table(table, stream)
+    write_bytes(config.path("tune", "trials.parquet"), stream.getvalue())
+    plain = table.drop_columns(["began", "params", "evaluations"]).to_pandas()
+    write_bytes(config.path("tune", "trials.csv"), plain.to_csv(index=False).encode())
+
+
+def importance(params: Sequence[Mapping[str, Any]], values: Sequence[float]) -> dict[str, float]:
+    """How much of the ranks of n results each parameter explains alone, in [0, 1]; one that did not vary is left out.
+
+    A number's share is the adjusted R^2 of a parabola through it (logarithm for `LOGARITHMIC`), a choice's that of its
+    group means. Below five results all is 0: nothing can be said.
+    """
+    ranks = pd.Series(list(values), dtype=float).rank().to_numpy()
+    shares = {}
+    for name in params[0] if params else ():
+        column = [point[name] for point in params]
+        if len(set(column)) < 2:
+            continue
+        if isinstance(column[0], str | bool):
+            fit = np.stack([np.array([value == other for value in column], float) for other in sorted(set(column))], 1)
+        else:
+            x = np.log(column) if name in LOGARITHMIC else np.array(column, dtype=float)
+            x = (x - x.mean()) / x.std()
+            fit = np.stack([np.ones_like(x), x, x**2], axis=1)
+        free = len(ranks) - int(np.linalg.matrix_rank(fit))
+        left = ranks - fit @ np.linalg.lstsq(fit, ranks, rcond=None)[0]
+        whole = ranks.var() / (len(ranks) - 1) if len(ranks) > 1 else 0.0
+        enough = len(ranks) >= 5 and free > 0 and whole > 0
+        shares[name] = float(np.clip(1 - (left.var() / free) / whole, 0, 1)) if enough else 0.0
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def write_plots(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write `tune/{learning_rate,curves,parallel,importance}.svg`; returns their paths."""
+    metric = config.tune.metric
+    done = [row for row in rows if row[metric] is not None]
+    points, values = [json.loads(row["params"]) for row in done], [row[metric] for row in done]
+    best = choose_best(rows, config.tune)
+    curves = {}
+    for row in rows:
+        known = [(one["iteration"], one[metric]) for one in row["evaluations"] if one.get(metric) is not None]
+        curves[row["trial"]] = ([iteration for iteration, _ in known], [value for _, value in known])
+    cut = {row["trial"] for row in rows if row["status"] != "finished"}
+    shares = importance(points, values)
+    varied = {name: [_text(point[name]) for point in points] for name in shares}
+    plots = {
+        "learning_rate": draw.plot_points(
+            [row["base_lr"] for row in done], values, "base learning rate", metric,
+            "Learning rate and result by trial, the best circled", log_x=True,
+            best=next((index for index, row in enumerate(done) if row is best), None),
+        ),
+        "curves": draw.plot_curves(curves, "iteration", metric, "Trials, a cross where one was stopped", stopped=cut),
+        "parallel": draw.plot_parallel(
+            varied, values, metric, "A line a trial, green to red", more_is_better=config.tune.mode == "max"
+        ),
+        "importance": draw.plot_bars(
+            list(shares), list(shares.values()), f"share of the order by {metric}", "What each parameter alone explains"
+        ),
+    }  # fmt: skip
+    for name, content in plots.items():
+        write_bytes(config.path("tune", f"{name}.svg"), content)
+    return [config.path("tune", f"{name}.svg") for name in plots]
+
+
+def _text(value: Any) -> float | str:
+    return str(value) if isinstance(value, bool | str) else float(value)
+
+
+# The settings of a search, and its end.
+
+_NOT_DECIDING = {"members", "cpus_per_worker", "threads_per_worker", "use_gpu", "keep_best", "max_failures"}
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What decides the search's results, as plain values."""
+    values = config.to_dict()
+    return {
+        **{part: values[part] for part in ("seed", "model", "skeleton", "tune")},
+        "train": {key: value for key, value in values["train"].items() if key not in _NOT_DECIDING},
+        "train.members.0": {key: value for key, value in values["train"]["members"][0].items() if key != "name"},
+        "store": hashlib.sha256(read_bytes(config.path("store", "manifest.json"))).hexdigest(),
+    }
+
+
+def _check_settings(config: Config) -> None:
+    path = config.path("tune", "settings.json")
+    if not exists(path):
+        return
+    before, now = json.loads(read_bytes(path)), json.loads(json.dumps(_settings(config)))
+    for part in now:
+        for key in now[part] if isinstance(now[part], dict) else ():
+            if before.get(part, {}).get(key) != now[part][key]:
+                _refuse(config, f"{part}.{key}", before.get(part, {}).get(key), now[part][key])
+        if before.get(part) != now[part]:
+            _refuse(config, part, before.get(part), now[part])
+
+
+def _refuse(config: Config, key: str, before: Any, now: Any) -> None:
+    raise InputError(
+        f"{config.path('tune')}: holds a search with {key} {before}, now {now}: put it back, choose a new run_dir, or "
+        "delete this folder to search anew"
     )
 
 
-def is_finished(config: Config) -> bool:
-    """Whether this run folder holds a finished search."""
-    return exists(config.path("tune", "best.yaml"))
+def _delete_checkpoints(config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Gigabytes for a large model, and a search that is over is not gone on with."""
+    for row in rows:
+        fs, inner = filesystem(config.path("tune", "trials", row["trial"]))
+        for name in {path.split("/")[0] for path in file_sizes(config.path("tune", "trials", row["trial"]))}:
+            if name.startswith("checkpoint_0"):
+                with contextlib.suppress(FileNotFoundError):
+                    fs.delete_dir(f"{inner}/{name}")

@@ -130,6 +130,155 @@ def test_every_keypoint_lies_on_what_it_marks(name: str, width: int, height: int
     assert max(errors) < 0.3
 
 
+DOT_SIGMA_PX = 2.5
+SHOWS = 14
+"""How much, of 255, a dot changes a pixel that counts as its own; a JPEG's loss changes others by less."""
+
+
+@cache
+def random_scene(width: int, height: int, seed: int) -> tuple[FloatArray, BGR, BGR]:
+    """24 keypoints anywhere, the picture with a dot at those inside it, and the picture without.
+
+    The keypoints are apart from each other; some lie at an edge, some outside, about a quarter are unlabelled.
+    """
+    rng = np.random.default_rng(seed)
+    across, down = np.meshgrid(np.arange(-0.5, width / 30 + 1), np.arange(-0.5, height / 30 + 1))
+    cells = rng.permutation(np.stack([across.ravel(), down.ravel()], axis=1))[:18]
+    xy = np.full((24, 2), np.nan)
+    xy[rng.permutation(24)[: len(cells)]] = cells * 30 + rng.uniform(-3, 3, cells.shape)
+    grain = rng.uniform(108, 148, (height // 16 + 2, width // 16 + 2, 3)).astype(np.float32)
+    plain = np.asarray(cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float64)
+    ys, xs = np.mgrid[:height, :width]
+    dotted = plain.copy()
+    for x, y in xy[inside(xy, width, height)]:
+        dot = np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / (2 * DOT_SIGMA_PX**2))
+        dotted += rng.choice([-70, 70]) * dot[..., None]
+    keypoints = np.column_stack([xy, np.where(np.isnan(xy[:, 0]), 0, rng.integers(1, 3, 24))])
+    return keypoints, *(np.rint(made.clip(0, 255)).astype(np.uint8) for made in (dotted, plain))  # type: ignore[return-value]
+
+
+def folded(xy: FloatArray, width: int, height: int) -> FloatArray:
+    """Points (N, 2) outside a frame brought into it as reflect-101 does."""
+    last = np.array([width - 1, height - 1])
+    return np.asarray(last - np.abs(np.mod(xy, 2 * last) - last))
+
+
+def strays(row: dict[str, Any], without: dict[str, Any], dots: FloatArray, width: int, height: int) -> int:
+    """How many changed pixels show neither a dot of the source nor, beyond the source's edge, a dot's mirror image."""
+    changed = np.abs(bgr_of(row).astype(float).mean(axis=2) - bgr_of(without).astype(float).mean(axis=2)) > SHOWS
+    home = np.linalg.inv(np.vstack([row["affine"].reshape(2, 3), [0, 0, 1]]))[:2]
+    pixels = folded(apply_affine(home, np.argwhere(changed)[:, ::-1].astype(float)), width, height)
+    scale = np.sqrt(abs(np.linalg.det(row["affine"].reshape(2, 3)[:, :2])))
+    reach = 2.2 * DOT_SIGMA_PX + 1.5 / scale  # as far as a dot shows, and a pixel of the variant for its resampling
+    gaps = np.linalg.norm(pixels[:, None] - dots[None], axis=2)
+    return int((gaps.min(axis=1, initial=np.inf) > reach).sum())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@given(st.integers(96, 480), st.integers(96, 480), st.integers(0, 2**32 - 1))
+@settings(max_examples=10, derandomize=True, database=None, deadline=None)
+def test_markers_show_at_the_stored_keypoints_and_nowhere_else(name: str, width: int, height: int, seed: int) -> None:
+    keypoints, dotted, plain = random_scene(width, height, seed)
+    (row, again), (without, _) = (
+        rows_of(as_jpeg(made), keypoints, [(RECIPES[name], 2)], seed=seed, jpeg_quality=98) for made in (dotted, plain)
+    )
+    assert again["seed"] != row["seed"]
+    affine, stored = row["affine"].reshape(2, 3), keypoints_of(row)
+    home = np.linalg.inv(np.vstack([affine, [0, 0, 1]]))[:2]
+    np.testing.assert_allclose(apply_affine(home, stored[:, :2]), keypoints[:, :2], atol=1e-3, rtol=0)
+    seen = inside(stored[:, :2], row["width"], row["height"])
+    assert stored[:, 2].tolist() == np.where(seen, keypoints[:, 2], 0).tolist()
+    has_dot = inside(keypoints[:, :2], width, height)
+    assert strays(row, without, keypoints[has_dot, :2], width, height) == 0
+    # A dot at the source's edge runs into its mirror image: its centre is not its keypoint.
+    whole = inside(keypoints[:, :2] - 10, width - 20, height - 20)
+    errors = dot_errors(row, without, whole, np.sqrt(abs(np.linalg.det(affine[:, :2]))))
+    assert max(errors, default=0) < 0.5
+
+
+def test_a_stray_marker_and_a_shifted_one_would_be_noticed() -> None:
+    width, height = 300, 200
+    keypoints, dotted, plain = random_scene(width, height, 1)
+    row, without = (rows_of(as_jpeg(made), keypoints, [(RECIPES["Rotate45"], 1)])[0] for made in (dotted, plain))
+    dots = keypoints[inside(keypoints[:, :2], width, height), :2]
+    assert strays(row, without, dots, width, height) == 0
+    assert strays(row, without, dots[1:], width, height) > 0
+    assert strays(row, without, dots + 6, width, height) > 0
+    moved = {**row, "keypoints": row["keypoints"] + np.tile([0.7, 0, 0], 24).astype(np.float32)}
+    assert max(dot_errors(moved, without, inside(keypoints[:, :2] - 10, width - 20, height - 20), 1.0)) > 0.5
+
+
+EDGES = [
+    (-1e-3, False), (-1e-50, True), (-0.0, True), (0.0, True), (1e-3, True), (-1.0, False), (-0.5, False),
+    ("last", True), ("half", True), ("just", False), ("end", False), ("beyond", False),
+]  # fmt: skip
+"""A coordinate, or where it is from the frame's end, and whether the keypoint is in the picture."""
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_keypoint_at_the_border_is_visible_by_its_stored_number(width: int, height: int, axis: int) -> None:
+    end = float((width, height)[axis])
+    # "just" is below the end as a double and on it as the float that is stored.
+    ends = {"last": end - 1, "half": end - 0.5, "just": np.nextafter(end, 0), "end": end, "beyond": end + 1e-3}
+    keypoints = np.full((24, 3), 2.0)
+    keypoints[:, :2] = 30.0
+    keypoints[: len(EDGES), axis] = [ends.get(where, where) for where, _ in EDGES]  # type: ignore[call-overload]
+    keypoints[len(EDGES) :] = np.nan
+    keypoints[len(EDGES) :, 2] = 0
+    row = rows_of(as_jpeg(picture(width, height)), keypoints, [(RECIPES["Original"], 1)])[0]
+    assert row["keypoints"].dtype == np.float32
+    visible = keypoints_of(row)[:, 2]
+    assert visible[: len(EDGES)].tolist() == [2.0 if shown else 0.0 for _, shown in EDGES]
+    assert row["num_visible"] == sum(shown for _, shown in EDGES)
+    assert row["bbox_xyxy"][[axis, axis + 2]].tolist() == [0, end]
+    assert row["bbox_xyxy"][[1 - axis, 3 - axis]].tolist() == [30, 30]
+
+
+@pytest.mark.parametrize("name", ["CenterCrop_1", "RandomCrop_1", "RandomSquare_2"])
+def test_a_keypoint_at_the_border_of_a_crop_is_visible_in_it(name: str) -> None:
+    width, height = SIZES[0]
+    first = rows_of(as_jpeg(picture(width, height)), np.full((24, 3), np.nan), [(RECIPES[name], 1)])[0]
+    left, top = -first["affine"].reshape(2, 3)[:, 2]
+    right, bottom = left + first["width"], top + first["height"]
+    shown = {
+        (left, top): True, (right - 1, bottom - 1): True, (right - 0.5, bottom - 0.5): True, (right, top): False,
+        (left, bottom): False, (left - 0.001, top): False, (left, top - 0.001): False, (right - 0.001, top): True,
+    }  # fmt: skip
+    keypoints = np.full((24, 3), np.nan)
+    keypoints[:, 2] = 0
+    keypoints[: len(shown)] = [(x, y, 1) for x, y in shown]
+    row = rows_of(as_jpeg(picture(width, height)), keypoints, [(RECIPES[name], 1)])[0]
+    assert keypoints_of(row)[: len(shown), 2].tolist() == [float(is_shown) for is_shown in shown.values()]
+    assert row["bbox_xyxy"].tolist() == [0, 0, row["width"], row["height"]]
+
+
+def test_a_box_of_points_outside_is_clipped_to_the_picture() -> None:
+    keypoints = np.full((24, 3), np.nan)
+    keypoints[:2] = (-50, -20, 2), (-10, 40, 2)
+    row = rows_of(as_jpeg(picture(*SIZES[0])), keypoints, [(RECIPES["Original"], 1)])[0]
+    assert row["bbox_xyxy"].tolist() == [0, 0, 0, 40]
+    assert row["num_visible"] == 0
+
+
+def test_a_recipe_listed_twice_gives_two_pictures_each_with_its_own_labels() -> None:
+    chosen = choose(["Rotate45_CenterCrop", "Original", "Rotate45_CenterCrop"])
+    content, keypoints = as_jpeg(picture(*SIZES[0])), labels(*SIZES[0])
+    with_dots, bare = (rows_of(as_jpeg(picture(*SIZES[0], dots)), keypoints, chosen) for dots in (True, False))
+    assert [(row["recipe"], row["copy"]) for row in with_dots] == [
+        ("Rotate45_CenterCrop", 0), ("Rotate45_CenterCrop", 1), ("Original", 0),
+    ]  # fmt: skip
+    one, two = with_dots[:2]
+    assert not np.array_equal(one["affine"], two["affine"])
+    assert one["image"] != two["image"]
+    for row, without in zip(with_dots, bare, strict=True):
+        assert max(dot_errors(row, without, planted(*SIZES[0]), 1.0)) < 0.3
+    swapped = {**one, "keypoints": two["keypoints"]}
+    with pytest.raises(AssertionError):
+        assert max(dot_errors(swapped, bare[0], planted(*SIZES[0]), 1.0)) < 5
+    assert with_dots[2]["image"] == content
+
+
 @pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("name", RECIPES)
 def test_visibility_count_box_and_size_follow_from_the_stored_keypoints(name: str, width: int, height: int) -> None:
@@ -235,8 +384,9 @@ def test_original_keeps_the_bytes_of_a_jpeg() -> None:
 
 
 def test_a_recipe_too_large_for_the_frame_is_refused_when_sizes_are_fixed() -> None:
-    with pytest.raises(InputError, match="1280x720 px, larger than the 480x270 px"):
+    with pytest.raises(InputError, match="1280x720 px, larger than the 480x270 px") as raised:
         rows_of(as_jpeg(picture(*SIZES[0])), labels(*SIZES[0]), [(RECIPES["CenterCrop_1"], 1)], scale_with_frame=False)
+    assert str(raised.value).startswith("recipe CenterCrop_1 ")  # the store puts the image's name before it
 
 
 def test_brightness_and_contrast_are_albumentations() -> None:
@@ -460,6 +610,21 @@ def test_damaged_bytes_are_decoded_or_refused(kind: str, data: st.DataObject) ->
         return
     assert bgrx.dtype == np.uint8
     assert bgrx.shape[2] == 4
+
+
+@pytest.mark.parametrize(("width", "height"), [(213, 120), (120, 213), (119, 213)])
+def test_a_picture_of_odd_size_is_encoded_from_its_own_pixels_alone(width: int, height: int) -> None:
+    edged = np.full((height, width, 3), 255, np.uint8)
+    edged[:, 0] = edged[0] = 0  # what lies behind the end of a row, or of the picture, if one reads on
+    recipes = [(RECIPES["Original"], 1), (RECIPES["RandomBrightnessContrast"], 1)]
+    nobody = np.full((24, 3), np.nan)
+    first = rows_of(as_png(edged), nobody, recipes, jpeg_quality=30)
+    assert bgr_of(first[0])[height // 2 :, width // 2 :].min() >= 254
+    for filling in range(0, 256, 32):
+        behind = [np.full(edged.size // 3, filling, np.uint8) for _ in range(8)]
+        del behind  # memory that the next pictures are made in
+        again = rows_of(as_png(edged), nobody, recipes, jpeg_quality=30)
+        assert [row["image"] for row in again] == [row["image"] for row in first]
 
 
 def test_the_source_itself_is_left_alone() -> None:

@@ -6,7 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kp_ray.config import InputError
-from kp_ray.ensemble import SCALE_FLOOR_PX, fill_missing, fuse, inliers
+from kp_ray.ensemble import (
+    SCALE_FLOOR_PX,
+    SHRINKAGES,
+    _simplex_weights,
+    choose_people,
+    fill_missing,
+    fit_weights,
+    fuse,
+    fuse_clips,
+    inliers,
+    smooth_clips,
+)
 
 METHODS = ["mean", "median", "score"]
 K = 5
@@ -273,3 +284,202 @@ def test_nothing_missing_changes_nothing() -> None:
     filled, notes = fill_missing(keypoints, found, ["s"] * 2, ["A"] * 2, [1, 2])
     np.testing.assert_array_equal(filled, keypoints)
     assert notes == ["", ""]
+
+
+def four_frames() -> tuple[np.ndarray, np.ndarray]:
+    """Three members on four frames of one clip: all sure, one sure, one unsure, nobody."""
+    keypoints = np.full((3, 4, K, 3), 0.5)
+    keypoints[..., :2] = np.array([100.0, 101.0, 102.0])[:, None, None, None] + 10 * np.arange(4)[:, None, None]
+    scores = np.array([[0.9, 0.9, 0.0, 0.0], [0.9, 0.1, 0.2, 0.0], [0.9, 0.0, 0.0, 0.0]])
+    keypoints[scores == 0] = np.nan
+    return keypoints, scores
+
+
+def test_every_fallback_is_taken_in_its_turn_and_told() -> None:
+    keypoints, scores = four_frames()
+    fusion = fuse_clips(keypoints, scores, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], thresholds=(0.5, 0.05))
+    assert fusion.how == ["", "", "low score", "frame 3"]
+    assert fusion.found.tolist() == [True, True, False, False]
+    assert fusion.keypoints[:, 0, 0].tolist() == [101, 110, 121, 121]
+    zeros = fuse_clips(keypoints, scores, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], thresholds=(0.5, 0.05), missing="zeros")
+    assert zeros.how == ["", "", "low score", "zeros"]
+    assert not zeros.keypoints[3].any()
+    high = fuse_clips(keypoints, scores, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], thresholds=(0.5, 0.3))
+    assert high.how == ["", "", "frame 2", "frame 2"], "nobody reaches the lower threshold in frame 3"
+
+
+def test_dropped_points_are_counted_by_member() -> None:
+    keypoints, scores = four_frames()
+    keypoints[1, 0, :2, 0] += 300
+    fusion = fuse_clips(keypoints, scores, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], thresholds=(0.5, 0.05))
+    assert fusion.rejected == [0, 2, 0]
+    kept = fuse_clips(keypoints, scores, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], thresholds=(0.5, 0.05), reject_sigmas=None)
+    assert kept.rejected == [0, 0, 0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), order=st.permutations(range(4)))
+def test_the_order_of_the_members_changes_no_bit_of_the_whole_fusion(seed: int, order: list[int]) -> None:
+    keypoints, found = members(seed)
+    scores = np.where(found, np.random.default_rng(seed).random(found.shape), 0.0)
+    place = (["s"] * 6, ["A"] * 6, [1, 2, 3, 5, 8, 13])
+    some = {"thresholds": (0.5, 0.05), "smooth_frames": 2.0, "mean_pose": np.zeros((K, 2))}
+    once = fuse_clips(keypoints, scores, *place, **some)
+    again = fuse_clips(keypoints[order], scores[order], *place, **some)
+    np.testing.assert_array_equal(once.keypoints, again.keypoints)
+    assert once.how == again.how
+    assert [once.rejected[i] for i in order] == again.rejected
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), sigma=st.floats(0.3, 20))
+def test_smoothing_leaves_a_straight_motion_as_it_is(seed: int, sigma: float) -> None:
+    rng = np.random.default_rng(seed)
+    frames = np.sort(rng.choice(100, 12, replace=False))
+    keypoints = rng.uniform(0, 900, (1, K, 3)) + frames[:, None, None] * rng.normal(0, 5, (1, K, 3))
+    order = rng.permutation(12)
+    smoothed = smooth_clips(
+        keypoints[order], np.ones(12, dtype=bool), ["s"] * 12, ["A"] * 12, frames[order].tolist(), sigma
+    )
+    np.testing.assert_allclose(smoothed, keypoints[order], atol=1e-6)
+
+
+def test_smoothing_takes_noise_away_within_a_clip_only() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.linspace(0, 300, 40)[:, None, None], 3, axis=2) * np.ones((1, K, 1))
+    noisy = truth + rng.normal(0, 4, truth.shape)
+    noisy[20:] += 500  # another camera
+    place = (["s"] * 40, ["A"] * 20 + ["B"] * 20, [*range(20), *range(20)])
+    smoothed = smooth_clips(noisy, np.ones(40, dtype=bool), *place, 2.0)
+    residual = smoothed - truth
+    residual[20:] -= 500
+    assert residual[..., :2].std() < 0.7 * 4
+    np.testing.assert_array_equal(smoothed[..., 2], noisy[..., 2])
+
+
+def test_smoothing_passes_over_frames_in_which_nobody_was_found() -> None:
+    keypoints, found = clip([10.0, 500.0, 30.0, 40.0])
+    found[1] = False
+    smoothed = smooth_clips(keypoints, found, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], 3.0)
+    np.testing.assert_allclose(smoothed, keypoints, atol=1e-9)
+
+
+def people(*answers: list[tuple[float, float, float]]) -> dict[str, list[int] | np.ndarray]:
+    """People (x, side, score) of one member in the frames 1, 2, ... of a clip."""
+    rows = [row for row, answer in enumerate(answers) for _ in answer]
+    boxes = np.array([[x, 0, x + side, 2 * side] for answer in answers for x, side, _ in answer])
+    return {"rows": rows, "asked": rows, "boxes": boxes, "scores": np.array([p[2] for a in answers for p in a])}
+
+
+CROWD = [[(100, 50, 0.9)], [(700, 80, 0.95), (104, 50, 0.9)], [(108, 50, 0.9), (100, 10, 0.1)]]
+
+
+@pytest.mark.parametrize(("rule", "chosen"), [("score", [0, 1, 3]), ("largest", [0, 1, 3]), ("track", [0, 2, 3])])
+def test_of_several_people_the_rule_decides(rule: str, chosen: list[int]) -> None:
+    place = {"scenes": ["s"] * 3, "cameras": ["A"] * 3, "frames": [1, 2, 3]}
+    found = choose_people(**people(*CROWD), **place, rule=rule, threshold=0.5)
+    assert found == (chosen, 1, int(rule == "track")), "the last frame's second person is below the threshold"
+
+
+def test_the_largest_is_not_always_the_surest() -> None:
+    crowd = people([(100, 50, 0.9), (500, 90, 0.6)])
+    place = {"scenes": ["s"], "cameras": ["A"], "frames": [1]}
+    assert choose_people(**crowd, **place, rule="largest", threshold=0.5) == ([1], 1, 1)
+    assert choose_people(**crowd, **place, rule="largest", threshold=0.7) == ([0], 0, 0)
+    assert choose_people(**crowd, **place, rule="track", threshold=0.5) == ([0], 1, 0), "no other frame, no track"
+
+
+def test_people_of_another_camera_are_no_track() -> None:
+    place = {"scenes": ["s"] * 3, "cameras": ["A", "B", "A"], "frames": [1, 2, 3]}
+    assert choose_people(**people(*CROWD), **place, rule="track", threshold=0.5) == ([0, 1, 3], 1, 0)
+
+
+def test_when_all_are_below_the_threshold_all_are_looked_at() -> None:
+    place = {"scenes": ["s"] * 3, "cameras": ["A"] * 3, "frames": [1, 2, 3]}
+    chosen, several, changed = choose_people(**people(*CROWD), **place, rule="track", threshold=1.0)
+    assert (chosen, several, changed) == ([0, 2, 3], 2, 1)
+
+
+def known_members(seed: int, spreads: list[float], num_scenes: int = 6) -> tuple[np.ndarray, ...]:
+    """Members whose errors have these spreads in pixels, on 8 images a scene."""
+    rng = np.random.default_rng(seed)
+    truth = rng.uniform(100, 900, (8 * num_scenes, K, 2))
+    keypoints = np.ones((len(spreads), *truth.shape[:2], 3))
+    keypoints[..., :2] = truth + rng.normal(size=keypoints[..., :2].shape) * np.array(spreads)[:, None, None, None]
+    scenes = np.repeat([f"s{i}" for i in range(num_scenes)], 8)
+    return keypoints, np.ones(keypoints.shape[:2], dtype=bool), truth, scenes
+
+
+def test_fitted_weights_trust_the_better_member_and_help_on_other_scenes() -> None:
+    keypoints, found, truth, scenes = known_members(0, [2.0, 4.0, 8.0])
+    fitted = fit_weights(keypoints, found, truth, scenes, reject_sigmas=None)
+    np.testing.assert_allclose(fitted.weights.sum(axis=0), 1)
+    # Independent errors: the best weights go with 1 / variance, here 16 : 4 : 1.
+    np.testing.assert_allclose(fitted.weights.mean(axis=1), np.array([16, 4, 1]) / 21, atol=0.05)
+    assert fitted.rmse_fitted < 0.7 * fitted.rmse_equal
+    assert (fitted.num_scenes, fitted.num_images) == (6, 48)
+    fresh = known_members(1, [2.0, 4.0, 8.0])
+    errors = [
+        fuse(*fresh[:2], weights=weights, reject_sigmas=None)[0][..., :2] - fresh[2]
+        for weights in (None, fitted.weights)
+    ]
+    assert np.square(errors[1]).mean() < 0.6 * np.square(errors[0]).mean()
+
+
+def test_weights_differ_by_keypoint_where_the_members_strengths_do() -> None:
+    keypoints, found, truth, scenes = known_members(0, [3.0, 3.0])
+    keypoints[0, :, 0, :2] = truth[:, 0] + 9 * (keypoints[0, :, 0, :2] - truth[:, 0])
+    fitted = fit_weights(keypoints, found, truth, scenes)
+    assert fitted.chosen.startswith("per keypoint")
+    assert fitted.weights[0, 0] < 0.1
+    assert np.abs(fitted.weights[0, 1:] - 0.5).max() < 0.2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_members_keep_equal_weights(seed: int) -> None:
+    fitted = fit_weights(*known_members(seed, [4.0] * 4))
+    assert np.abs(fitted.weights - 0.25).max() < 0.1
+    assert fitted.rmse_fitted <= fitted.rmse_equal
+
+
+def test_a_gain_in_one_scene_only_is_not_believed() -> None:
+    keypoints, found, truth, scenes = known_members(0, [4.0, 4.0])
+    one = scenes == "s0"
+    keypoints[1, one, :, :2] = truth[one] + 60  # one scene in which the second member is far off
+    fitted = fit_weights(keypoints, found, truth, scenes)
+    assert fitted.chosen == "equal"
+    assert fitted.rmse_fitted == fitted.rmse_equal
+    np.testing.assert_array_equal(fitted.weights, np.full((2, K), 0.5))
+
+
+def test_fitting_bears_misses_unlabelled_points_and_another_order() -> None:
+    keypoints, found, truth, scenes = known_members(2, [2.0, 4.0, 8.0])
+    rng = np.random.default_rng(0)
+    found = rng.random(found.shape) < 0.9
+    keypoints[~found] = np.nan
+    truth[rng.random(truth.shape[:2]) < 0.1] = np.nan
+    fitted = fit_weights(keypoints, found, truth, scenes)
+    assert (np.diff(fitted.weights.mean(axis=1)) < 0).all(), "the better, the heavier"
+    again = fit_weights(keypoints[::-1], found[::-1], truth, scenes)
+    np.testing.assert_allclose(again.weights, fitted.weights[::-1], atol=1e-9)
+
+
+def test_one_scene_is_too_little_to_fit_on() -> None:
+    keypoints, found, truth, scenes = known_members(0, [4.0, 4.0])
+    with pytest.raises(InputError, match=r"2 validation scenes or more, there are 1: raise split\.fraction"):
+        fit_weights(keypoints, found, truth, ["s"] * len(scenes))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), num=st.integers(1, 6), shrinkage=st.sampled_from(SHRINKAGES))
+def test_no_other_weights_of_sum_one_do_better(seed: int, num: int, shrinkage: float) -> None:
+    rng = np.random.default_rng(seed)
+    errors = rng.normal(size=(num, 30)) * rng.uniform(1, 10, (num, 1)) + rng.normal(0, 5, 30)
+    gram = errors @ errors.T
+    weights = _simplex_weights(gram[None], shrinkage)[0]
+    assert (weights >= 0).all()
+    assert weights.sum() == pytest.approx(1)
+    matrix = gram + shrinkage * np.trace(gram) / num * np.eye(num)
+    others = rng.dirichlet(np.full(num, 0.3), 500)
+    others = np.concatenate([others, 0.99 * weights + 0.01 * others])
+    assert weights @ matrix @ weights <= np.einsum("im,ml,il->i", others, matrix, others).min() * (1 + 1e-9)

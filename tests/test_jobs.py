@@ -1,6 +1,8 @@
-"""Every job by `ray job submit` on a real cluster of its own, and what it leaves."""
+"""Every job by `ray job submit` on a real cluster that asks for tokens, what it leaves, and who is refused."""
 
+import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -8,19 +10,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_config
 from ray.job_submission import JobSubmissionClient
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
+KP_RAY = str(Path(sys.executable).with_name("kp-ray"))
 # As in an activated environment: a job's `python` is found on the PATH that the cluster was started with.
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+TOKEN = secrets.token_hex(32)
 
 
 def free_port() -> int:
@@ -29,20 +35,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def dashboard() -> Iterator[str]:
-    """`ray start --head` with the dashboard on loopback; ends only the processes it started."""
-    folder = tempfile.mkdtemp(prefix="kpj", dir="/tmp")  # short: sockets live in it
-    port = free_port()
-    head = [
-        RAY, "start", "--head", f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
-        f"--dashboard-agent-listen-port={free_port()}",  # its fixed default is taken where another Ray runs
-        "--num-cpus=4", f"--temp-dir={folder}", "--disable-usage-stats",
-    ]  # fmt: skip
-    started = subprocess.run(head, capture_output=True, text=True, timeout=120, check=False, env=ENVIRONMENT)
-    assert started.returncode == 0, started.stderr
-    _wait_for_agent(f"http://127.0.0.1:{port}")
-    yield f"http://127.0.0.1:{port}"
+@dataclass(frozen=True)
+class Cluster:
+    """A head that asks for tokens; `environment` has one."""
+
+    dashboard: str
+    address: str
+    environment: dict[str, str]
+
+    def run(self, *command: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=500, env=environment or self.environment, check=False
+        )
+
+    def client(self) -> JobSubmissionClient:
+        return JobSubmissionClient(self.dashboard, headers={"Authorization": f"Bearer {TOKEN}"})
+
+
+def end_all(folder: str) -> None:
+    """End the processes of the Ray whose files are in `folder`, and their children."""
     ours = [p for p in psutil.process_iter(["cmdline"]) if any(folder in part for part in p.info["cmdline"] or [])]
     for process in [*ours, *(child for p in ours if p.is_running() for child in p.children(recursive=True))]:
         try:
@@ -53,9 +65,32 @@ def dashboard() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for_agent(dashboard: str) -> None:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """`ray start --head` as the docs say, its dashboard on loopback; ends only the processes it started."""
+    folder = tempfile.mkdtemp(prefix="kpj", dir="/tmp")  # short: sockets live in it
+    token = Path(folder, "token")
+    token.write_text(TOKEN)
+    port, gcs = free_port(), free_port()
+    head = [
+        RAY, "start", "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+        f"--dashboard-agent-listen-port={free_port()}",  # its fixed default is taken where another Ray runs
+        "--num-cpus=4", f"--temp-dir={folder}", "--disable-usage-stats",
+    ]  # fmt: skip
+    environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    made = Cluster(f"http://127.0.0.1:{port}", f"127.0.0.1:{gcs}", environment)
+    try:
+        started = made.run(*head)
+        assert started.returncode == 0, started.stderr
+        _wait_for_agent(made)
+        yield made
+    finally:
+        end_all(folder)
+
+
+def _wait_for_agent(cluster: Cluster) -> None:
     """`ray start` returns before the agent that starts jobs is there."""
-    client = JobSubmissionClient(dashboard)
+    client = cluster.client()
     for _ in range(60):
         try:
             client.submit_job(entrypoint="true")
@@ -66,17 +101,18 @@ def _wait_for_agent(dashboard: str) -> None:
     raise AssertionError("no agent took a job within a minute")
 
 
-def submit(dashboard: str, job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Submit as the docs say, wait for the end, and give what was printed."""
+def submit_command(dashboard: str, job: str, *arguments: str, options: Sequence[str] = ()) -> list[str]:
+    """As the docs say."""
     excludes = '{"excludes": [".git", ".venv", "runs"]}'
-    command = [
+    return [
         RAY, "job", "submit", f"--address={dashboard}", "--working-dir", str(ROOT), f"--runtime-env-json={excludes}",
-        "--", "python", f"jobs/{job}.py", *arguments,
+        *options, "--", "python", f"jobs/{job}.py", *arguments,
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=ENVIRONMENT, check=False)
 
 
-def test_every_job_succeeds_and_leaves_its_result(dashboard: str, sample_data: dict[str, Any], tmp_path: Path) -> None:
+def test_every_job_succeeds_and_leaves_its_result(
+    cluster: Cluster, sample_data: dict[str, Any], tmp_path: Path
+) -> None:
     config = tiny_config(sample_data, tmp_path / "run", predict={"actors": [1, 1]}, tune={"num_trials": 1})
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
@@ -88,15 +124,96 @@ def test_every_job_succeeds_and_leaves_its_result(dashboard: str, sample_data: d
         ("predict", "submission.csv"),
         ("pipeline", "report.html"),
     ):
-        done = submit(dashboard, job, str(path))
+        done = cluster.run(*submit_command(cluster.dashboard, job, str(path)))
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
         assert "SUCCEEDED" in done.stdout.upper() or "succeeded" in done.stdout
         assert (run / result).stat().st_size > 0
 
 
-def test_a_users_mistake_fails_the_job_with_its_one_line(dashboard: str, tmp_path: Path) -> None:
+def test_a_users_mistake_fails_the_job_with_its_one_line(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run_dir: x\ntrian: {}\n")
-    done = submit(dashboard, "augment", str(tmp_path / "config.yaml"))
+    done = cluster.run(*submit_command(cluster.dashboard, "augment", str(tmp_path / "config.yaml")))
     assert done.returncode == 1
     assert "trian: unknown key; did you mean train?" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_a_client_without_the_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    wrong = tmp_path / "token"
+    wrong.write_text(secrets.token_hex(32))
+    strangers = [
+        {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"},
+        {**ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(wrong)},
+    ]
+    for stranger in strangers:
+        done = cluster.run(RAY, "job", "list", f"--address={cluster.dashboard}", environment=stranger)
+        assert done.returncode != 0
+        assert "token" in done.stdout + done.stderr
+    join = f"import ray; ray.init(address={cluster.address!r}, log_to_driver=False); print('joined')"
+    done = cluster.run(sys.executable, "-c", join, environment=strangers[0])
+    assert done.returncode != 0
+    assert "joined" not in done.stdout
+    assert "joined" in cluster.run(sys.executable, "-c", join).stdout
+
+
+def test_doctor_sees_that_tokens_are_asked_for_and_shows_none(
+    cluster: Cluster, sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(tiny_config(sample_data, tmp_path / "run").to_yaml())
+    address = f"cluster.address={cluster.address}"
+    done = cluster.run(KP_RAY, "doctor", str(tmp_path / "config.yaml"), "--set", address, "--json")
+    assert json.loads(done.stdout.splitlines()[-1]) == {"ok": True, "failed": []}, done.stderr
+    assert "ok tokens: asked for" in done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def _wait_for(path: Path, pattern: str, client: JobSubmissionClient, job: str) -> None:
+    for _ in range(2400):
+        if list(path.glob(pattern)):
+            return
+        assert client.get_job_status(job) in ("PENDING", "RUNNING"), client.get_job_logs(job)[-3000:]
+        time.sleep(0.05)
+    raise AssertionError(f"no {pattern} in {path}: {client.get_job_logs(job)[-3000:]}")
+
+
+def _submit_and_stop(cluster: Cluster, job: str, config: Path, pattern: str) -> None:
+    """Submit without waiting, stop the job when `pattern` is in the run folder, wait for its end."""
+    name = f"{job}-{secrets.token_hex(4)}"
+    options = ["--no-wait", f"--submission-id={name}"]
+    done = cluster.run(*submit_command(cluster.dashboard, job, str(config), options=options))
+    assert done.returncode == 0, done.stderr
+    client = cluster.client()
+    _wait_for(config.parent / "run", pattern, client, name)
+    stopped = cluster.run(RAY, "job", "stop", f"--address={cluster.dashboard}", name)
+    assert stopped.returncode == 0, stopped.stderr
+    assert client.get_job_status(name) == "STOPPED"
+    assert cluster.run(RAY, "job", "logs", f"--address={cluster.dashboard}", name).returncode == 0
+
+
+@pytest.mark.slow
+def test_stopped_jobs_leave_what_the_same_command_goes_on_from(
+    cluster: Cluster, sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    recipes = ["Original", *["Rotate45"] * 300]
+    few = {"max_iter": 60, "steps": [50], "eval_period": 0, "checkpoint_period": 5, "recipes": ["Original"]}
+    config = tiny_config(sample_data, tmp_path / "run", augment={"recipes": recipes, "sources_per_part": 1}, train=few)
+    path, store = tmp_path / "config.yaml", tmp_path / "run" / "store"
+    path.write_text(config.to_yaml())
+
+    _submit_and_stop(cluster, "augment", path, "store/recipe=*/*.parquet")
+    left = {part: part.stat().st_mtime_ns for part in store.glob("recipe=*/*.parquet")}
+    assert left
+    assert not (store / "manifest.json").exists()
+    assert all(pq.read_metadata(part).metadata[b"kp_ray"] for part in left)
+    done = cluster.run(*submit_command(cluster.dashboard, "augment", str(path)))
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert {part: part.stat().st_mtime_ns for part in left} == left
+    assert not list(store.glob("**/*.partial"))
+    assert cluster.run(KP_RAY, "verify", str(path)).returncode == 0
+
+    _submit_and_stop(cluster, "train", path, "members/a/checkpoint_*")
+    assert not (tmp_path / "run/members/a/model_final.pth").exists()
+    done = cluster.run(*submit_command(cluster.dashboard, "train", str(path)))
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "from the checkpoint at" in done.stdout
+    assert (tmp_path / "run/members/a/model_final.pth").exists()

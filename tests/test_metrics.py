@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kp_ray.config import InputError
 from kp_ray.keypoints import DACON24, Skeleton
-from kp_ray.metrics import average_precision, evaluate_keypoints, oks, pck, point_errors, rmse
+from kp_ray.metrics import average_precision, evaluate_keypoints, oks, pck, point_errors, rmse, rmse_interval
 
 K = len(DACON24)
 
@@ -157,6 +157,40 @@ def test_figures_by_camera_are_those_of_its_images() -> None:
     assert sum(camera["num_images"] for camera in figures["by_camera"].values()) == 60
 
 
+def test_the_interval_is_of_whole_scenes_and_repeats_itself() -> None:
+    rng = np.random.default_rng(0)
+    level = rng.uniform(2, 20, 10)
+    errors = np.abs(rng.normal(size=(200, K))) * np.repeat(level, 20)[:, None]
+    scenes = [f"s{i // 20}" for i in range(200)]
+    low, high = rmse_interval(errors, scenes) or [0, 0]
+    assert low < (rmse(errors) or 0) < high
+    assert rmse_interval(errors, scenes) == [low, high]
+    frames_low, frames_high = rmse_interval(errors, [str(i) for i in range(200)]) or [0, 0]
+    assert high - low > 2 * (frames_high - frames_low), "frames of a scene are no independent samples"
+    order = rng.permutation(200)
+    assert rmse_interval(errors[order], [scenes[i] for i in order]) == pytest.approx([low, high])
+
+
+def test_the_interval_holds_the_true_error_about_as_often_as_it_says() -> None:
+    held = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        scale = rng.uniform(1, 3, 30).repeat(4)[:, None]
+        low, high = rmse_interval(np.sqrt(2) * scale * np.ones((120, 3)), [f"{i // 4}" for i in range(120)]) or [0, 0]
+        held += low <= np.sqrt(13 / 3) <= high  # the root of E[u^2] for u uniform in [1, 3]
+    assert 85 <= held <= 99
+
+
+def test_one_scene_has_no_interval() -> None:
+    case = random_case(9)
+    del case["cameras"]
+    figures = evaluate_keypoints(skeleton=DACON24, **case, scenes=["s"] * 60)
+    assert figures["rmse_interval"] is None
+    several = evaluate_keypoints(skeleton=DACON24, **case, scenes=["s", "t"] * 30)
+    assert several["rmse_interval"][0] <= several["rmse"] <= several["rmse_interval"][1]
+    assert evaluate_keypoints(skeleton=DACON24, **case)["rmse_interval"] is None
+
+
 def test_nothing_labelled_gives_none_and_json() -> None:
     truth = np.full((3, K, 3), np.nan)
     for num in (0, 3):
@@ -181,11 +215,11 @@ def test_a_prediction_that_is_no_number_is_refused(column: int, value: float) ->
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["found", "scores", "cameras"])
+@pytest.mark.parametrize("name", ["found", "scores", "cameras", "scenes"])
 def test_arrays_of_another_length_are_refused(name: str) -> None:
     case = random_case(8)
     with pytest.raises(ValueError, match=name):
-        evaluate_keypoints(skeleton=DACON24, **{**case, name: case[name][:-1]})
+        evaluate_keypoints(skeleton=DACON24, **{**case, name: case.get(name, ["s"] * 60)[:-1]})
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,35 +1,93 @@
 """Batch inference over an actor pool, the fused submission, and its evaluation, on members trained for a moment."""
 
+import io
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pyarrow.parquet as pq
 import pytest
+import ray
 import simplejpeg
 from conftest import tiny_config
+from ray.util.state import list_actors
 
 from kp_ray.annotations import load_annotations
 from kp_ray.config import Config, InputError
 from kp_ray.keypoints import DACON24
-from kp_ray.predict import Predictor, evaluate, predict
+from kp_ray.predict import (
+    Asked,
+    Predictor,
+    _Picture,
+    _Task,
+    evaluate,
+    is_finished,
+    join_views,
+    list_asked,
+    mirror,
+    predict,
+)
 from kp_ray.store import plan, write_store
-from kp_ray.submission import read_form, read_submission
+from kp_ray.submission import SubmissionForm, read_form, read_submission
 from kp_ray.train import train
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+MEMBERS = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}]
+NUM_COPIES = 2
+K = len(DACON24)
 
 
 @pytest.fixture(scope="module")
 def trained(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
-    members = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}]
-    train_section = {"members": members, "max_iter": 2, "steps": [1], "eval_period": 0}
-    config = tiny_config(sample_data, tmp_path_factory.mktemp("trained"), train=train_section)
+    """Two members of two iterations, and a store of which two scenes validate."""
+    train_section = {"members": MEMBERS, "max_iter": 2, "steps": [1], "eval_period": 0}
+    config = tiny_config(sample_data, tmp_path_factory.mktemp("trained"), train=train_section, split={"fraction": 0.6})
     write_store(plan(config))
     train(config)
     return config
+
+
+def in_folder(trained: Config, run_dir: Path, data: dict[str, Any] | None = None, **section: Any) -> Config:
+    """The config of another run folder with the same members and store."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for name in ("members", "store"):
+        (run_dir / name).symlink_to(trained.path(name))
+    changed = {**trained.data.model_dump(), **(data or {})}
+    return tiny_config(changed, run_dir, train={"members": MEMBERS}, split={"fraction": 0.6}, predict=section)
+
+
+@pytest.fixture(scope="module")
+def many(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The test frames several times over, under other names, without a form."""
+    folder = tmp_path_factory.mktemp("many")
+    for copy in range(NUM_COPIES):
+        for path in Path(sample_data["test_images"]).iterdir():
+            (folder / f"{copy}{path.name}").symlink_to(path)
+    return {"test_images": str(folder), "sample_submission": None, "truth": None}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trained: Config, many: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """`predictions.parquet` of the many images, predicted in one go."""
+    config = in_folder(trained, tmp_path_factory.mktemp("undisturbed"), many, batch_size=1)
+    predict(config)
+    return Path(config.path("predictions.parquet")).read_bytes()
+
+
+def parts_of(config: Config) -> list[Path]:
+    return sorted(Path(config.path("predictions")).rglob("*.parquet"))
+
+
+def predictor_of(config: Config, members: Sequence[str] = ("a",)) -> Predictor:
+    return Predictor(config.to_dict(), members, DACON24.names, config.path("predictions", "test"))
 
 
 def test_every_image_has_a_row_of_every_member_and_the_submission_is_valid(trained: Config) -> None:
@@ -37,9 +95,116 @@ def test_every_image_has_a_row_of_every_member_and_the_submission_is_valid(train
     form = read_form(trained.input("sample_submission"))
     table = pq.read_table(trained.path("predictions.parquet")).to_pandas()
     assert table[["image", "member"]].to_numpy().tolist() == [[i, m] for i in form.images for m in ("a", "b")]
+    assert (table["found"] == (table["score"] >= trained.predict.score_threshold)).all()
+    assert (table["num_people"] > 0).tolist() == (table["score"] > 0).tolist()
     points = read_submission(trained.path("submission.csv"), form, DACON24, size=None)
     assert np.isfinite(points).all()
     assert result["images"] == len(form.images)
+    details = json.loads(Path(trained.path("predict.json")).read_text())
+    assert len(details["filled"]) == sum(details["fallbacks"].values()) == result["filled"]
+    assert details["people"]["rule"] == "track"
+
+
+def test_predicting_again_asks_only_about_what_is_missing_or_changed(trained: Config, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in Path(trained.input("test_images")).iterdir():
+        (images / path.name).write_bytes(path.read_bytes())
+    config = in_folder(trained, tmp_path / "run", {"test_images": str(images)}, batch_size=2)
+    assert predict(config)["predicted"] == 10
+    whole = Path(config.path("predictions.parquet")).read_bytes()
+    assert is_finished(config)
+    parts_of(config)[2].unlink()
+    assert not is_finished(config)
+    assert predict(config)["predicted"] == 2
+    assert Path(config.path("predictions.parquet")).read_bytes() == whole
+    part = parts_of(config)[0]
+    part.with_name(f"copy-{part.name}").write_bytes(part.read_bytes())
+    assert predict(config)["predicted"] == 0
+    assert Path(config.path("predictions.parquet")).read_bytes() == whole, "a part found twice doubles no row"
+    first, last = read_form(config.input("sample_submission")).images[::9]
+    (images / first).write_bytes((images / last).read_bytes())
+    assert [one.image for one in _Task(config).missing()] == [first]
+    doubled = tiny_config(
+        config.data.model_dump(), tmp_path / "run", train={"members": MEMBERS}, predict={"tta": ["flip"]}
+    )
+    assert len(_Task(doubled).missing()) == 10, "another setting is another prediction"
+
+
+DRIVER = """
+import os, sys
+import ray
+from kp_ray.config import load
+from kp_ray.predict import predict
+
+def progress(done, total):
+    if done >= 3:
+        os.kill(os.getpid(), 9)
+
+ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+predict(load(sys.argv[2]), progress)
+"""
+
+
+def test_after_a_killed_driver_only_the_rest_is_predicted_and_a_killed_actor_costs_no_row(
+    trained: Config, many: dict[str, Any], undisturbed: bytes, tmp_path: Path
+) -> None:
+    config = in_folder(trained, tmp_path / "run", many, batch_size=1)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-c", DRIVER, address, str(tmp_path / "config.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert not Path(config.path("predictions.parquet")).exists()
+    finished = len(parts_of(config))
+    assert 3 <= finished < 10 * NUM_COPIES
+    killed: list[int] = []
+
+    def kill_one(done: int, total: int) -> None:
+        if not killed and done >= 2:
+            actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True)
+            killed.extend(actor.pid for actor in actors if "Predictor" in actor.class_name)
+            os.kill(killed[0], signal.SIGKILL)
+
+    assert predict(config, kill_one)["predicted"] <= 10 * NUM_COPIES - finished
+    assert killed
+    assert Path(config.path("predictions.parquet")).read_bytes() == undisturbed
+
+
+NODES = """
+import sys
+import ray
+from ray.cluster_utils import Cluster
+from kp_ray.config import load
+from kp_ray.predict import predict
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+second = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+
+def progress(done, total):
+    global second
+    if second and len([one for one in ray.nodes() if one["Alive"]]) == 2 and done >= 4:
+        cluster.remove_node(second, allow_graceful=False)
+        second = None
+
+result = predict(load(sys.argv[1]), progress)
+print("lost a node:", second is None, "images:", result["images"])
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_lost_node_costs_no_row_and_doubles_none(
+    trained: Config, many: dict[str, Any], undisturbed: bytes, tmp_path: Path
+) -> None:
+    config = in_folder(trained, tmp_path / "run", many, batch_size=1, actors=[2, 2])
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    command = [sys.executable, "-c", NODES, str(tmp_path / "config.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert f"lost a node: True images: {10 * NUM_COPIES}" in done.stdout, done.stderr[-3000:]
+    assert Path(config.path("predictions.parquet")).read_bytes() == undisturbed
 
 
 def test_evaluation_scores_the_ensemble_and_each_member(trained: Config) -> None:
@@ -52,6 +217,8 @@ def test_evaluation_scores_the_ensemble_and_each_member(trained: Config) -> None
     truth = load_annotations(trained.input("truth"))
     wanted = truth.keypoints[[truth.images.index(image) for image in form.images], :, :2]
     assert evaluation["rmse"] == pytest.approx(float(np.sqrt(np.mean((points - wanted) ** 2))))
+    low, high = evaluation["rmse_interval"]
+    assert low <= evaluation["rmse"] <= high
     alone = evaluate(trained, submission=trained.path("submission.csv"))
     assert alone["rmse"] == pytest.approx(evaluation["rmse"])
 
@@ -65,48 +232,208 @@ def test_a_perfect_submission_scores_zero_and_a_shifted_one_its_shift(trained: C
     table[DACON24.columns] += 3
     table.to_csv(tmp_path / "shifted.csv", index=False)
     assert evaluate(trained, submission=str(tmp_path / "shifted.csv"))["rmse"] == pytest.approx(3)
+    table[DACON24.columns] += 400
+    table.to_csv(tmp_path / "far.csv", index=False)
+    with pytest.raises(InputError, match="lies more than 100 px outside the 320x180 frame"):
+        evaluate(trained, submission=str(tmp_path / "far.csv"))
 
 
-def test_broken_and_missing_images_keep_their_row_and_are_listed(trained: Config, tmp_path: Path) -> None:
+def test_broken_and_missing_images_keep_their_row_are_listed_and_tried_again(trained: Config, tmp_path: Path) -> None:
     images = tmp_path / "test_imgs"
     images.mkdir()
-    names = read_form(trained.input("sample_submission")).images
+    form = read_form(trained.input("sample_submission"))
+    names = form.images
     for name in names[2:]:
         (images / name).write_bytes(Path(trained.input("test_images"), name).read_bytes())
     (images / names[0]).write_bytes(b"no picture")
-    for member in ("a", "b"):
-        target = tmp_path / "run" / "members" / member
-        target.mkdir(parents=True)
-        for file in ("model_final.pth", "config.yaml"):
-            (target / file).write_bytes(Path(trained.member_dir(member), file).read_bytes())
-    data = {**trained.data.model_dump(), "test_images": str(images)}
-    members = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}]
-    config = tiny_config(data, tmp_path / "run", train={"members": members})
-    result = predict(config)
-    assert result["unusable"] == 2
+    config = in_folder(trained, tmp_path / "run", {"test_images": str(images)})
+    assert predict(config)["unusable"] == 2
     listed = {
         row["image"]: row["reason"] for row in json.loads(Path(config.path("predict.json")).read_text())["unusable"]
     }
     assert "not a picture" in listed[names[0]]
     assert "no such file" in listed[names[1]]
-    form = read_form(trained.input("sample_submission"))
     points = read_submission(config.path("submission.csv"), form, DACON24, size=None)  # complete, no zeros
     assert len(points) == len(names)
+    (images / names[1]).write_bytes(Path(trained.input("test_images"), names[1]).read_bytes())
+    assert [one.image for one in _Task(config).missing()] == [names[1], names[0]], "new ones first"
 
 
-def test_flip_tta_on_a_mirrored_picture_gives_the_mirrored_answer(trained: Config) -> None:
-    with_flip = tiny_config(
-        trained.data.model_dump(), Path(trained.run_dir), predict={"tta": ["flip"], "fallback_threshold": 0.0}
-    )
-    predictor = Predictor(with_flip.to_dict(), ["a"], DACON24.names)
+def test_weights_are_fitted_on_the_validation_scenes(trained: Config, tmp_path: Path) -> None:
+    config = in_folder(trained, tmp_path / "run", weights="fitted", images="store:val", score_threshold=0.0)
+    result = predict(config)
+    told = json.loads(Path(config.path("predict.json")).read_text())["weights"]
+    assert told["val_images"] == result["images"] == 8
+    assert told["val_scenes"] == 2
+    assert told["val_rmse_fitted"] <= told["val_rmse_equal"]
+    for point in ("nose", "neck"):
+        assert sum(told["weights"][member][point] for member in ("a", "b")) == pytest.approx(1)
+    own = evaluate(
+        tiny_config(
+            {**config.data.model_dump(), "truth": None}, tmp_path / "run", train={"members": MEMBERS},
+            predict={"images": "store:val"},
+        )
+    )  # fmt: skip
+    assert own["num_images"] == 8, "a store's split has its own labels"
+    given = {"weights": {"a": 1, "b": 0}, "images": "store:val"}
+    only_a = tiny_config(config.data.model_dump(), tmp_path / "run", train={"members": MEMBERS}, predict=given)
+    predict(only_a)
+    first = pq.read_table(only_a.path("predictions.parquet"), filters=[("member", "=", "a")]).to_pylist()
+    written = pd.read_csv(only_a.path("submission.csv")).to_numpy()
+    found = [i for i, row in enumerate(first) if row["score"] > 0]
+    for i in found:
+        np.testing.assert_allclose(
+            written[i, 1:].astype(float).reshape(-1, 2), np.reshape(first[i]["keypoints"], (-1, 3))[:, :2], atol=1e-9
+        )
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"c": 1}, "predict.weights: c: is no member; train.members has a, b"),
+        ({"a": {"tail": 1}}, "predict.weights: a: tail: is no keypoint"),
+        ({"a": 0, "b": {"nose": 0}}, "every member has weight 0 for nose"),
+        ({"a": {"nose": -1}}, "predict: weights: a: a weight is 0 or more"),
+    ],
+)
+def test_weights_of_nothing_known_are_refused(
+    trained: Config, tmp_path: Path, weights: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        predict(in_folder(trained, tmp_path / "run", weights=weights))
+
+
+@pytest.mark.slow
+def test_actors_that_never_start_are_one_line(trained: Config, tmp_path: Path) -> None:
+    config = in_folder(trained, tmp_path / "run")
+    (tmp_path / "run" / "members").unlink()
+    shutil.copytree(trained.path("members"), tmp_path / "run" / "members")
+    model = Path(config.member_dir("b"), "model_final.pth")
+    model.write_bytes(model.read_bytes()[:100_000])
+    with pytest.raises(InputError, match=r"predicting stopped with 10 images left, .* what is finished is kept"):
+        predict(config)
+
+
+def test_members_that_do_not_fit_are_refused_before_any_work(trained: Config, tmp_path: Path) -> None:
+    for member in ("a", "b"):
+        folder = tmp_path / "members" / member
+        folder.mkdir(parents=True)
+        for name in ("model_final.pth", "config.yaml"):
+            (folder / name).write_bytes(Path(trained.member_dir(member), name).read_bytes())
+    cfg = folder / "config.yaml"
+    written = cfg.read_text()
+    flip = tiny_config(trained.data.model_dump(), tmp_path, train={"members": MEMBERS}, predict={"tta": ["flip"]})
+    assert len(_Task(flip).missing()) == 10
+    cfg.write_text(written.replace("RANDOM_FLIP: horizontal", "RANDOM_FLIP: none"))
+    with pytest.raises(InputError, match=r"predict\.tta: flip: member b was trained without flips"):
+        predict(flip)
+    cfg.write_text(written.replace("NUM_KEYPOINTS: 24", "NUM_KEYPOINTS: 17"))
+    with pytest.raises(InputError, match="member b predicts 17 keypoints, 24 are asked for"):
+        predict(flip)
+
+
+def test_images_come_from_a_folder_a_list_a_csv_the_form_or_the_store(trained: Config, tmp_path: Path) -> None:
+    folder = Path(trained.input("test_images"))
+    names = sorted(path.name for path in folder.iterdir())
+    form = SubmissionForm((names[3], names[1]), ("image", *DACON24.columns))
+
+    def asked(images: str | None, form: SubmissionForm | None = None) -> list[Asked]:
+        data = trained.data.model_dump()
+        values = {"images": images}
+        return list_asked(tiny_config(data, Path(trained.run_dir), predict=values), form)
+
+    assert [one.image for one in asked(None)] == names
+    assert [one.image for one in asked(None, form)] == [names[3], names[1]]
+    assert [one.image for one in asked(str(folder), form)] == names
+    (tmp_path / "list.txt").write_text(f"{names[2]}\n\n{folder / names[0]}\n")
+    by_list = asked(str(tmp_path / "list.txt"))
+    assert [(one.image, one.path) for one in by_list] == [
+        (names[2], str(folder / names[2])), (str(folder / names[0]), str(folder / names[0])),
+    ]  # fmt: skip
+    assert by_list[1].version == str((folder / names[0]).stat().st_size)
+    (tmp_path / "list.csv").write_text(f"camera,image\nA,{names[4]}\n")
+    assert [one.image for one in asked(str(tmp_path / "list.csv"))] == [names[4]]
+    stored = asked("store:train")
+    assert len(stored) == 4
+    assert all(one.row is not None for one in stored)
+    for content, message in [
+        ("", "names no picture"), ("a.jpg\na.jpg\n", "a.jpg stands in it 2 times"), ("../a.jpg\n", "leaves the image"),
+    ]:  # fmt: skip
+        (tmp_path / "wrong.txt").write_text(content)
+        with pytest.raises(InputError, match=message):
+            asked(str(tmp_path / "wrong.txt"))
+    (tmp_path / "wrong.csv").write_text("picture\na.jpg\n")
+    with pytest.raises(InputError, match="there is no column `image`"):
+        asked(str(tmp_path / "wrong.csv"))
+
+
+def test_pictures_of_every_kind_are_predicted_upright_or_told(trained: Config, tmp_path: Path) -> None:
     name = read_form(trained.input("sample_submission")).images[0]
-    picture = simplejpeg.decode_jpeg(Path(trained.input("test_images"), name).read_bytes(), "BGR")
-    height, width = picture.shape[:2]
-    plain = predictor._person("a", picture, width, height)["keypoints"].reshape(-1, 3)
-    mirrored = predictor._person("a", np.ascontiguousarray(picture[:, ::-1]), width, height)["keypoints"].reshape(-1, 3)
-    back = mirrored[DACON24.flip_indices]
-    back[:, 0] = width - 1 - back[:, 0]
-    np.testing.assert_allclose(plain, back, atol=1e-3)
+    content = Path(trained.input("test_images"), name).read_bytes()
+    picture = PIL.Image.open(io.BytesIO(content))
+    turned = picture.transpose(PIL.Image.Transpose.ROTATE_90)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    picture.save(tmp_path / "plain.png")
+    turned.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    picture.convert("L").save(tmp_path / "grey.jpg", quality=95)
+    (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
+    (tmp_path / "whole.jpg").write_bytes(content)
+    names = ["whole.jpg", "plain.png", "turned.jpg", "grey.jpg", "cut.jpg"]
+    predictor = predictor_of(trained)
+    rows = list(predictor.rows([Asked(one, str(tmp_path / one), None, "") for one in names]))
+    best = {row["image"]: row for row in reversed(rows)}
+    assert [(best[one]["width"], best[one]["height"]) for one in names[:4]] == [(320, 180)] * 4
+    assert not any(best[one]["reason"] for one in names[:4])
+    _, cfg = predictor.members["a"]
+    seen = [_Picture((tmp_path / one).read_bytes()).record(cfg, 1.0, False, DACON24)["image"] for one in names[:4]]
+    for one in seen[1:3]:
+        assert (one.float() - seen[0].float()).abs().mean() < 4, "another kind of file, the same upright picture"
+    assert "cut" in best["cut.jpg"]["reason"] or "decoded" in best["cut.jpg"]["reason"]
+    assert best["cut.jpg"]["score"] == 0
+
+
+@pytest.mark.parametrize("tta", [["flip"], ["flip", 0.75, 1.5]])
+def test_tta_on_a_mirrored_picture_gives_the_mirrored_answer(trained: Config, tta: list[Any], tmp_path: Path) -> None:
+    predictor = predictor_of(in_folder(trained, tmp_path / "run", tta=tta, fallback_threshold=0.0))
+    name = read_form(trained.input("sample_submission")).images[0]
+    pixels = simplejpeg.decode_jpeg(Path(trained.input("test_images"), name).read_bytes(), "RGB")
+    pictures = []
+    for view in (pixels, pixels[:, ::-1]):
+        png = io.BytesIO()
+        PIL.Image.fromarray(view).save(png, format="PNG")
+        pictures.append(_Picture(png.getvalue()))
+    plain, mirrored = predictor.people("a", pictures)
+    assert plain
+    assert len(plain) == len(mirrored)
+    score, box, keypoints = mirror(mirrored[0], 320, DACON24)
+    assert score == pytest.approx(plain[0][0], abs=1e-5)
+    np.testing.assert_allclose(box, plain[0][1], atol=1e-2)
+    np.testing.assert_allclose(keypoints, plain[0][2], atol=1e-2)
+    without = predictor_of(in_folder(trained, tmp_path / "other", fallback_threshold=0.0)).people("a", pictures[:1])
+    assert np.abs(without[0][0][2] - plain[0][2]).max() > 0.1, "the other views count"
+
+
+def person(x: float, score: float, side: float = 50) -> tuple[float, np.ndarray, np.ndarray]:
+    keypoints = np.column_stack([np.linspace(x, x + side, K), np.linspace(10, 90, K), np.full(K, score)])
+    return score, np.array([x, 10, x + side, 90.0]), keypoints
+
+
+def test_mirroring_twice_changes_nothing() -> None:
+    once = mirror(person(100, 0.9), 320, DACON24)
+    assert once[1].tolist() == [169, 10, 219, 90]
+    _, box, keypoints = mirror(once, 320, DACON24)
+    np.testing.assert_allclose(box, person(100, 0.9)[1])
+    np.testing.assert_allclose(keypoints, person(100, 0.9)[2])
+    assert once[2][1, 0] == 319 - person(100, 0.9)[2][2, 0], "the left eye is the right one's image"
+
+
+def test_views_join_the_same_person_and_keep_others_apart() -> None:
+    joined = join_views([[person(100, 0.9), person(300, 0.5)], [person(304, 0.7), person(102, 0.7)], []])
+    assert [round(score, 6) for score, *_ in joined] == [0.8, 0.6]
+    assert [box[0] for _, box, _ in joined] == [101, 302]
+    alone = join_views([[person(100, 0.9)], [person(300, 0.8)]])
+    assert [(score, box[0]) for score, box, _ in alone] == [(0.9, 100), (0.8, 300)]
 
 
 def test_what_is_missing_is_one_line(tiny: Config) -> None:
@@ -116,21 +443,31 @@ def test_what_is_missing_is_one_line(tiny: Config) -> None:
         evaluate(tiny)
 
 
-def test_actors_take_the_gpu_share_that_the_config_asks_for(trained: Config) -> None:
-    """Fake GPUs in a cluster of its own: two actors share one GPU; the CPU does the work."""
-    import subprocess
-    import sys
-
-    script = f"""
+PLACES = """
+import sys
 import ray
+from ray.util.state import list_actors
 from kp_ray.config import load
 from kp_ray.predict import predict
-ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-config = load({trained.path("gpu.yaml")!r})
-print(predict(config)["images"])
+
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=True, logging_level="ERROR", log_to_driver=False)
+seen = []
+
+def look(done, total):
+    address = ray.get_runtime_context().gcs_address
+    alive = [one for one in list_actors(address=address, detail=True) if one.state == "ALIVE"]
+    seen.append(sorted(one.required_resources["GPU"] for one in alive if "GPU" in one.required_resources))
+
+print(predict(load(sys.argv[1]), look)["images"], max(seen, key=len))
 """
-    values = trained.to_dict()
-    values["predict"] |= {"gpus_per_actor": 0.5, "actors": [2, 2]}
-    Path(trained.path("gpu.yaml")).write_text(__import__("yaml").safe_dump(values))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip().splitlines()[-1:] == ["10"], done.stderr[-2000:]
+
+
+def test_actors_take_the_gpu_share_that_the_config_asks_for(
+    trained: Config, many: dict[str, Any], tmp_path: Path
+) -> None:
+    """Fake GPUs in a cluster of its own: two actors share one GPU; the CPU does the work."""
+    config = in_folder(trained, tmp_path / "run", many, gpus_per_actor=0.5, actors=[2, 3], batch_size=2)
+    (tmp_path / "gpu.yaml").write_text(config.to_yaml())
+    command = [sys.executable, "-c", PLACES, str(tmp_path / "gpu.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip().splitlines()[-1:] == [f"{10 * NUM_COPIES} [0.5, 0.5]"], done.stderr[-2000:]

@@ -1,60 +1,464 @@
-"""A real search on the tiny sample: trials are training runs, what is left behind, and going on after a stop."""
+"""The search: its space and tables without a cluster; real searches on the tiny sample, disturbed and undisturbed."""
 
+import contextlib
+import json
+import math
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import psutil
+import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kp_ray.config import InputError, build, load
+from kp_ray.config import Config, InputError, TrainConfig, build, load
 from kp_ray.store import plan, write_store
-from kp_ray.tune import FIRST_STEP, LAST_STEP, apply_params, published_point, steps_of, tune
+from kp_ray.tune import (
+    APPLIED,
+    METRICS,
+    apply_params,
+    choose_best,
+    first_points,
+    importance,
+    is_finished,
+    point_of,
+    read_trials,
+    space,
+    steps_of,
+    tune,
+    write_plots,
+    write_tables,
+)
+
+DACON = build({"preset": "dacon"})
+OWN: dict[str, Any] = {"own": None}
+SETS = {"own": None, "crops": ("RandomCrop_1",)}
+
+shares = st.floats(0, 1)
+drawn = st.fixed_dictionaries(
+    {
+        "base_lr": st.floats(1e-5, 1), "weight_decay": st.floats(1e-6, 1), "warmup": shares,
+        "schedule": st.sampled_from(["multistep", "cosine"]), "num_steps": st.integers(0, 8), "first_step": shares,
+        "step_spacing": shares, "gamma": st.floats(0.01, 1), "flip": st.booleans(),
+        "recipes": st.sampled_from(list(SETS)),
+    }
+)  # fmt: skip
 
 
-@given(num_steps=st.integers(0, 8), max_iter=st.integers(20, 20000))
-def test_steps_are_spread_between_the_published_first_and_last(num_steps: int, max_iter: int) -> None:
-    steps = steps_of(num_steps, max_iter)
-    assert len(steps) == num_steps
-    assert steps == sorted(set(steps))
-    if num_steps > 1:
-        assert (steps[0], steps[-1]) == (round(FIRST_STEP * max_iter), round(LAST_STEP * max_iter))
+def test_the_published_schedule_is_tried_first_and_comes_back_unchanged() -> None:
+    point = first_points(DACON, OWN)[0]
+    assert apply_params(DACON, point, OWN, max_iter=10000).train == DACON.train
+    demo = build({"preset": "demo"})
+    own, published = first_points(demo, OWN)
+    assert (own["schedule"], own["base_lr"]) == ("cosine", 0.0015)
+    assert steps_of(published, 10000) == [3000, 4000, 5000, 6000, 7000, 8000]
+    assert {**published, "flip": True} == {**point, "flip": True}
 
 
-def test_the_published_schedule_is_the_first_trial_and_comes_back_unchanged() -> None:
-    config = build({"preset": "dacon"})
-    point = published_point(config)
-    assert point == {"base_lr": 0.001, "gamma": 0.8, "num_steps": 6, "schedule": "multistep"}
-    assert apply_params(config, point, max_iter=10000).train == config.train
+@given(params=drawn, max_iter=st.integers(1, 20000))
+def test_any_draw_is_a_run_whose_steps_lie_inside_it(params: dict[str, Any], max_iter: int) -> None:
+    chosen = apply_params(DACON, params, SETS, max_iter=max_iter)
+    steps = chosen.train.steps
+    assert list(steps) == sorted(set(steps))
+    assert all(0 < step < max_iter for step in steps)
+    assert len(steps) <= params["num_steps"]
+    assert chosen.train.warmup_iters <= max_iter
+    assert chosen.train.recipes == (SETS[params["recipes"]] or DACON.train.recipes)
+    assert (chosen.train.members, chosen.model) == (DACON.train.members, DACON.model)
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_search_leaves_its_trials_and_a_config_that_train_takes(sample_data: dict[str, Any], tmp_path: Path) -> None:
-    config = tiny_config(sample_data, tmp_path / "run")
+@given(params=drawn)
+def test_a_setting_moves_into_the_space_and_back(params: dict[str, Any]) -> None:
+    config = build({"tune": {"base_lr": [1e-5, 1], "weight_decay": [1e-6, 1], "gamma": [0.01, 1], "num_steps": [0, 8]}})
+    distributions = space(config, OWN)
+    for train in (apply_params(config, {**params, "recipes": "own"}, OWN).train, TrainConfig()):
+        point = point_of(train, config)
+        assert set(point) == set(distributions)
+        for name, value in point.items():
+            assert distributions[name]._contains(distributions[name].to_internal_repr(value)), name
+        assert point["base_lr"] == train.base_lr
+
+
+def test_a_set_of_recipes_is_that_of_every_member() -> None:
+    members = [{"name": "a", "recipes": ["Original"]}, {"name": "b"}]
+    config = build({"preset": "dacon", "train": {"members": members}})
+    point = point_of(config.train, config)
+    assert apply_params(config, point, SETS).train.members == config.train.members
+    crops = apply_params(config, {**point, "recipes": "crops"}, SETS).train
+    assert (crops.recipes, [member.recipes for member in crops.members]) == (("RandomCrop_1",), [None, None])
+
+
+def test_points_to_try_first_follow_in_order_and_only_once() -> None:
+    config = build({"preset": "dacon", "tune": {"points": [{"base_lr": 0.002}, {"gamma": 0.8}, {"flip": False}]}})
+    points = first_points(config, OWN)
+    assert [(point["base_lr"], point["flip"]) for point in points] == [(0.001, True), (0.002, True), (0.001, False)]
+
+
+FIXED = {
+    "weight_decay": [1e-4, 1e-4], "warmup": [0.1, 0.1], "num_steps": [6, 6], "first_step": [0.3, 0.3],
+    "step_spacing": [0.1, 0.1], "flips": [True], "recipes": {},
+}  # fmt: skip
+
+
+def test_a_grid_has_every_combination_once() -> None:
+    values = {"preset": "dacon", "tune": {"sampler": "grid", **FIXED, "base_lr": [1e-4, 1e-2], "gamma": [0.5, 0.8]}}
+    points = first_points(build(values), OWN)
+    assert len(points) == 3 + 9  # gamma does not matter to a cosine schedule
+    assert points[0]["gamma"] == 0.8
+    lrs = sorted({round(point["base_lr"], 6) for point in points})
+    assert lrs == [1e-4, 1e-3, 1e-2]
+    assert len({json.dumps(point) for point in points}) == 12
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"points": [{"bse_lr": 1}]}, r"tune\.points\.0: bse_lr is not searched; what is: base_lr, "),
+        ({"points": [{}, {"base_lr": 1}]}, r"tune\.points\.1: base_lr 1 is not in its range: .*0\.0001"),
+        ({"points": [{"base_lr": "x"}]}, r"tune\.points\.0: base_lr x is not in its range"),
+        ({"points": [{"num_steps": 2.5}]}, r"num_steps 2\.5 is not in its range"),
+        ({"points": [{"recipes": "all"}]}, r"recipes all is not in its range"),
+        ({"sampler": "grid"}, r"the grid has \d+ points, tune\.num_trials is 16: fix parameters"),
+        ({"flips": []}, "flips: name at least one"),
+        ({"gamma": [0.5, 1.5]}, "gamma: at most 1"),
+        ({"weight_decay": [0, 1]}, r"weight_decay: a range is \[low, high\] with 0 < low"),
+        ({"metric": "rsme"}, r"tune\.metric: Input should be 'rmse', "),
+        ({"recipes": {"own": ["Original"]}}, "recipes: `own` is the config's own set"),
+    ],
+)
+def test_a_wrong_search_is_one_line(section: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        first_points(build({"tune": section}), OWN)
+    assert "\n" not in str(caught.value)
+
+
+def test_importance_finds_what_matters() -> None:
+    rng = np.random.default_rng(0)
+    points = [
+        {"base_lr": 10 ** rng.uniform(-4, -2), "warmup": rng.uniform(0, 0.2), "schedule": rng.choice(["a", "b"]).item(),
+         "flip": bool(rng.integers(2)), "recipes": "own"}
+        for _ in range(40)
+    ]  # fmt: skip
+    values = [(math.log10(point["base_lr"]) + 3) ** 2 + 0.5 * point["flip"] for point in points]
+    found = importance(points, values)
+    assert list(found)[:2] == ["base_lr", "flip"]
+    assert found["base_lr"] > found["flip"] > 0.1 > found["schedule"]
+    assert "recipes" not in found  # it did not vary
+    assert set(importance(points[:4], values[:4]).values()) <= {0.0}
+    assert set(importance(points, [1.0] * 40).values()) == {0.0}
+    assert importance([], []) == {}
+
+
+def row(trial: str, iterations: int, value: float | None) -> dict[str, Any]:
+    return {"trial": trial, "iterations": iterations, "rmse": value, "pck_0.1": value}
+
+
+def test_the_best_is_chosen_among_those_that_went_farthest() -> None:
+    rows = [row("a", 8, 30.0), row("b", 8, 20.0), row("c", 4, 10.0), row("d", 8, None)]
+    assert choose_best(rows, DACON.tune) is rows[1]
+    assert choose_best(rows, build({"tune": {"metric": "pck_0.1"}}).tune) is rows[0]
+    assert choose_best([row("d", 8, None)], DACON.tune) is None
+
+
+def leave_trial(config: Config, name: str, began: float, evaluations: dict[int, float], **failed: str) -> None:
+    """What a trial leaves in its folder."""
+    home = Path(config.run_dir, "tune", "trials", name)
+    home.mkdir(parents=True)
+    facts = dict.fromkeys(APPLIED) | {
+        "base_lr": began / 1000, "warmup_iters": 1, "schedule": "multistep", "num_steps": 1, "steps": "[6]",
+        "gamma": 0.5, "weight_decay": 0.1, "flip": True, "recipes": "own", "max_iter": 8, "began": began,
+        "params": {**point_of(config.train, config), "base_lr": began / 1000},
+    }  # fmt: skip
+    (home / "trial.json").write_text(json.dumps(facts))
+    lines = [{"iteration": at - 1, "total_loss": 1.0, "val/rmse": value} for at, value in evaluations.items()]
+    (home / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in [{"iteration": 0}, *lines]))
+    if failed:
+        (home / "failed.json").write_text(json.dumps(failed))
+
+
+def test_the_tables_say_what_every_trial_left(tmp_path: Path) -> None:
+    config = build({"run_dir": str(tmp_path)})
+    leave_trial(config, "late", 3.0, {2: 50.0, 4: 40.0})
+    leave_trial(config, "early", 1.0, {2: 60.0, 4: 45.0, 8: 30.0})
+    leave_trial(config, "broken", 2.0, {2: 90.0}, reason="the loss is no longer finite")
+    leave_trial(config, "nothing", 4.0, {})
+    log = [{"trial": "late", "iteration": 2, "seconds": 5.0}, {"trial": "late", "iteration": 4, "seconds": 9.5}]
+    (tmp_path / "tune" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    rows = read_trials(config)
+    assert [(one["trial"], one["status"], one["iterations"], one["rmse"]) for one in rows] == [
+        ("early", "finished", 8, 30.0), ("broken", "failed", 2, None), ("late", "stopped", 4, 40.0),
+    ]  # fmt: skip
+    assert [one["status"] for one in read_trials(config, live={"late", "nothing"})][2:] == ["running", "running"]
+    write_tables(config, rows)
+    table = pd.read_csv(tmp_path / "tune" / "trials.csv")
+    assert list(table.seconds.dropna()) == [9.5]
+    assert table.reason[1] == "the loss is no longer finite"
+    parquet = pq.read_table(tmp_path / "tune" / "trials.parquet")
+    assert list(table) == parquet.column_names[: len(table.columns)]
+    assert parquet.column_names[len(table.columns) :] == ["began", "params", "evaluations"]
+    assert [one["rmse"] for one in parquet["evaluations"][0].as_py()] == [60.0, 45.0, 30.0]
+    assert set(parquet["evaluations"][0].as_py()[0]) == {"iteration", *METRICS}
+    for path in write_plots(config, rows):
+        assert Path(path).read_bytes().lstrip().startswith(b"<?xml")
+
+
+Make = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def store(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """One store for all searches of this file."""
+    config = tiny_config(sample_data, tmp_path_factory.mktemp("stored"))
     write_store(plan(config))
-    seen: list[tuple[str, int]] = []
-    result = tune(config, lambda trial, iteration, metrics: seen.append((trial, iteration)))
+    return Path(config.path("store"))
+
+
+@pytest.fixture(scope="module")
+def make(sample_data: dict[str, Any], store: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Makes a config with a run folder of its own over the store."""
+
+    def made(**sections: Any) -> Config:
+        run_dir = tmp_path_factory.mktemp("run")
+        (run_dir / "store").symlink_to(store)
+        return tiny_config(sample_data, run_dir, **sections)
+
+    return made
+
+
+SEARCH = {
+    "num_trials": 4, "max_iter": 4, "eval_period": 2, "metric": "pck_0.1", "base_lr": [1e-4, 1e12],
+    "points": [{"base_lr": 1e12, "warmup": 0}],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def searched(make: Make) -> tuple[Config, dict[str, Any], list[list[dict[str, Any]]]]:
+    """A search of four trials, one of which diverges; what `tune` said at the end and on the way."""
+    config = make(tune=SEARCH, train={"optimizer": "sgd", "checkpoint_period": 3})
+    told: list[list[dict[str, Any]]] = []
+    return config, tune(config, lambda _, rows: told.append(rows)), told
+
+
+def lines_of(config: Config, *names: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(config.path("tune", *names)).read_text().splitlines()]
+
+
+Searched = tuple[Config, dict[str, Any], list[list[dict[str, Any]]]]
+
+
+def test_a_search_leaves_its_trials_as_detectron2_ran_them(searched: Searched) -> None:
+    config, result, told = searched
+    table = pd.read_parquet(config.path("tune", "trials.parquet"))
+    assert len(table) == result["trials"] == 4
+    assert set(table.status) <= {"finished", "stopped", "failed"}
+    for one in table[table.status != "failed"].itertuples():
+        log = lines_of(config, "trials", one.trial, "metrics.json")
+        assert len(log) == one.iterations
+        assert [evaluation["iteration"] for evaluation in one.evaluations] == list(range(2, one.iterations + 1, 2))
+        assert max(line["lr"] for line in log) <= one.base_lr * (1 + 1e-9)
+    assert [len(rows) for rows in told] == sorted(len(rows) for rows in told)
+    assert any(row["status"] == "running" for rows in told for row in rows)
+    log = lines_of(config, "log.jsonl")
+    told = sorted((line["trial"], line["iteration"]) for line in log if line["iteration"])
+    wanted = [(one.trial, at["iteration"]) for one in table.itertuples() for at in one.evaluations]
+    assert told == sorted(wanted)  # each evaluation once
+    assert result["iterations"] == table.iterations.sum() <= result["iterations_without_stops"] == 16
+    assert not list(Path(config.path("tune", "trials")).glob("*/checkpoint_0*"))
+
+
+def test_a_trial_that_diverges_is_recorded_with_its_reason_and_the_search_goes_on(searched: Searched) -> None:
+    config, result, _ = searched
     table = pd.read_csv(config.path("tune", "trials.csv"))
-    assert len(table) == result["trials"] == 2
-    assert set(table.status) <= {"finished", "stopped"}
-    assert len({trial for trial, _ in seen}) == 2
-    assert table.rmse.min() == pytest.approx(result["best"])
-    parquet = pd.read_parquet(config.path("tune", "trials.parquet"))
-    pd.testing.assert_frame_equal(parquet.drop(columns="reason"), table.drop(columns="reason"), check_dtype=False)
+    failed = table[table.status == "failed"]
+    assert 1e12 in set(failed.base_lr)
+    assert all("no longer finite" in reason for reason in failed.reason)
+    assert result["failed"] == len(failed) < 4
+
+
+def test_the_best_trial_is_a_config_that_train_takes(searched: Searched) -> None:
+    config, result, _ = searched
+    table = pd.read_csv(config.path("tune", "trials.csv"))
+    assert result["best"] == pytest.approx(table[table.iterations == 4]["pck_0.1"].max())
     best = load(result["config"])
     assert best.train.base_lr == pytest.approx(result["params"]["base_lr"])
-    assert best.train.max_iter == config.train.max_iter
+    assert (best.train.max_iter, best.train.eval_period) == (config.train.max_iter, config.train.eval_period)
     assert [member.name for member in best.train.members] == ["a-tuned"]
-    again = tune(config)  # a finished search is not repeated
-    assert again["best"] == pytest.approx(result["best"])
-    assert len(pd.read_csv(config.path("tune", "trials.csv"))) == 2
+
+
+def test_a_finished_search_is_not_repeated_and_one_with_other_settings_is_refused(searched: Searched) -> None:
+    config, result, _ = searched
+    files = {path: path.stat().st_mtime_ns for path in Path(config.path("tune", "trials")).rglob("*")}
+    assert tune(config) == result
+    assert {path: path.stat().st_mtime_ns for path in Path(config.path("tune", "trials")).rglob("*")} == files
+    values = config.to_dict()
+    values["tune"]["base_lr"] = [0.001, 0.01]
+    with pytest.raises(InputError, match=r"holds a search with tune\.base_lr \[0.0001, 1000000000000.0\], now") as said:
+        tune(build(values))
+    assert "\n" not in str(said.value)
+    values = config.to_dict()
+    values["train"]["cpus_per_worker"] = 1
+    assert is_finished(build(values))  # where it runs does not matter
+
+
+def test_nothing_of_a_trial_stays_in_the_cluster(searched: Searched) -> None:
+    assert_nothing_left()
+
+
+def assert_nothing_left() -> None:
+    import ray
+    from ray.util.state import list_actors, list_placement_groups
+
+    address = ray.get_runtime_context().gcs_address  # there may be other clusters on the machine
+    deadline = time.monotonic() + 60
+    while True:
+        actors = [one.class_name for one in list_actors(address, [("state", "!=", "DEAD")])]
+        groups = [one.state for one in list_placement_groups(address, [("state", "!=", "REMOVED")])]
+        if not groups and set(actors) <= {"_StatsActor", "_AutoscalingCoordinatorActor"}:  # Ray Data's, one a cluster
+            return
+        assert time.monotonic() < deadline, f"left behind: {actors}, placement groups {groups}"
+        time.sleep(0.5)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_search_without_validation_rows_is_refused(sample_data: dict[str, Any], tmp_path: Path) -> None:
+def test_a_search_that_cannot_be_is_refused_before_it_starts(
+    make: Make, sample_data: dict[str, Any], tmp_path: Path
+) -> None:
     config = tiny_config(sample_data, tmp_path / "run", split={"fraction": 0})
     write_store(plan(config))
     with pytest.raises(InputError, match=r"set split\.fraction above 0"):
         tune(config)
+    with pytest.raises(InputError, match=r"the cluster has 4 CPUs .* lower train\.num_workers"):
+        tune(make(train={"num_workers": 50}))
+    with pytest.raises(InputError, match=r"holds no recipe 'Rotate46'"):
+        tune(make(tune={"recipes": {"odd": ["Rotate46"]}}))
+    with pytest.raises(InputError, match=r"tune\.recipes\.own: \d+ training rows, a step needs 400"):
+        tune(make(train={"ims_per_batch": 400}))
+
+
+# Searches that are disturbed, and clusters that are small, grow and shrink.
+
+KP_RAY = str(Path(sys.executable).with_name("kp-ray"))
+EVEN = {"num_trials": 3, "max_iter": 6, "eval_period": 2, "scheduler": "none"}
+"""Every trial to its end."""
+
+
+def start(config: Config, *sets: str) -> subprocess.Popen[str]:
+    """`kp-ray tune` of the config in a process of its own."""
+    path = Path(config.run_dir, "c.yaml")
+    path.write_text(config.to_yaml())
+    command = [KP_RAY, "tune", str(path), "--json", *(part for one in sets for part in ("--set", one))]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The figures it printed."""
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    return dict(json.loads(out.splitlines()[-1]))
+
+
+def wait_for(config: Config, told: Callable[[pd.DataFrame], bool]) -> pd.DataFrame:
+    """Wait until the table of trials says so."""
+    path = Path(config.path("tune", "trials.csv"))
+    deadline = time.monotonic() + 400
+    while True:
+        table = pd.read_csv(path) if path.exists() else None
+        if table is not None and told(table):
+            return table
+        assert time.monotonic() < deadline, f"it does not come to that: {table}"
+        time.sleep(0.1)
+
+
+def assert_whole(config: Config, num_trials: int, iterations: int) -> pd.DataFrame:
+    """Every trial ran to its end, and no iteration of it twice."""
+    table = pd.read_csv(config.path("tune", "trials.csv"))
+    assert list(table.status) == ["finished"] * num_trials
+    assert set(table.max_iter) == {iterations}
+    for name in table.trial:
+        log = lines_of(config, "trials", name, "metrics.json")
+        assert [line["iteration"] for line in log] == list(range(iterations))
+    return table
+
+
+@pytest.mark.slow
+def test_a_killed_driver_is_taken_up_by_the_same_command(make: Make) -> None:
+    config = make(tune={**EVEN, "max_concurrent": 1})
+    first = start(config)
+    table = wait_for(config, lambda seen: len(seen) > 1 and seen.status[0] == "finished" and seen.iterations[1] >= 2)
+    first.kill()
+    first.wait()
+    before = Path(config.path("tune", "trials", table.trial[0]))
+    files = {path: path.stat().st_mtime_ns for path in before.rglob("*") if path.is_file()}
+    result = finish(start(config))
+    assert result["trials"] == 3
+    after = assert_whole(config, 3, 6)
+    assert list(after.trial[:2]) == list(table.trial[:2])
+    assert all(path.stat().st_mtime_ns == at for path, at in files.items() if path.exists())
+    assert {path for path in files if not path.exists()} == {path for path in files if "checkpoint_0" in str(path)}
+    log = lines_of(config, "log.jsonl")
+    assert len({(line["trial"], line["iteration"]) for line in log}) == len(log) == 9
+
+
+@pytest.mark.slow
+def test_a_killed_worker_and_a_killed_trial_are_taken_up(make: Make) -> None:
+    config = make(tune={**EVEN, "num_trials": 1, "max_iter": 12})
+    outcome: dict[str, Any] = {}
+    thread = threading.Thread(target=lambda: outcome.update(tune(config)))
+    thread.start()
+    for iterations, kind in ((2, "RayTrainWorker"), (6, r"ray::(Trial|ResourceTrainable)")):
+        wait_for(config, lambda seen, least=iterations: bool(len(seen)) and seen.iterations[0] >= least)
+        kill_one(kind)
+    thread.join()
+    assert outcome["trials"] == 1
+    assert_whole(config, 1, 12)
+    assert_nothing_left()
+
+
+def kill_one(kind: str) -> None:
+    victims = []
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if re.search(kind, " ".join([one.name(), *one.cmdline()])):
+                victims.append(one)
+    assert len(victims) == 1, victims
+    victims[0].kill()
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers_that_need_every_cpu_run_one_after_the_other(make: Make) -> None:
+    workers = {"num_workers": 2, "cpus_per_worker": 0.75, "ims_per_batch": 2}
+    config = make(tune={**EVEN, "num_trials": 2, "max_iter": 12}, train=workers, cluster={"num_cpus": 2})
+    result = finish(start(config))
+    table = assert_whole(config, 2, 6)  # Detectron2's rule: twice the batch, half the iterations, twice the LR
+    assert table.base_lr[0] == pytest.approx(2 * config.train.base_lr)
+    assert load(result["config"]).train.base_lr in [pytest.approx(one / 2) for one in table.base_lr]
+
+
+@pytest.mark.slow
+def test_more_trials_run_when_a_node_joins_and_all_end_when_it_leaves(make: Make) -> None:
+    from ray.cluster_utils import Cluster
+
+    config = make(tune={**EVEN, "num_trials": 4, "max_iter": 12})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+    try:
+        search = start(config, f"cluster.address={cluster.address}")
+        table = wait_for(config, lambda seen: bool(len(seen)) and seen.iterations[0] >= 2)
+        assert list(table.status) == ["running"]
+        node = cluster.add_node(num_cpus=1)
+        wait_for(config, lambda seen: sum(seen.status == "running") == 2)
+        wait_for(config, lambda seen: sum((seen.status == "running") & (seen.iterations >= 2)) == 2)
+        cluster.remove_node(node, allow_graceful=False)
+        assert finish(search)["trials"] == 4
+    finally:
+        cluster.shutdown()
+    assert_whole(config, 4, 12)

@@ -1,0 +1,166 @@
+"""Feeding training: kp_ray's feed from the store against Detectron2's loader over picture files, taking turns.
+
+    python benchmarks/ingest.py --sources 64 --repeats 5
+
+A  Detectron2's own way: `build_detection_train_loader` with its DatasetMapper in N torch DataLoader processes, over
+   JPEG files
+B  kp_ray's: N Ray Train workers, each reading its shard of the store in its prefetch thread
+
+Both give the same pictures at the same training sizes, half of them flipped, in random order, batches of 4 in all, and
+no model takes them; files are in the page cache; start-up and the first batches are not counted. Sizes: those of the
+`demo` preset (256x144) and the published ones (shortest side 640-800, longest at most 1333). Results:
+benchmarks/results/ingest.{md,json}.
+"""
+
+import argparse
+import itertools
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import numpy as np
+import PIL
+import ray
+import ray.train
+import simplejpeg
+import torch
+from detectron2.data import DatasetMapper, build_detection_train_loader, detection_utils
+from detectron2.data.samplers import TrainingSampler
+from detectron2.structures import BoxMode
+from measure import hardware, kp_ray, make_sources, median_and_range, write_results
+from ray.train.torch import TorchTrainer
+
+from kp_ray.config import MemberConfig, load
+from kp_ray.detectron import build_cfg
+from kp_ray.keypoints import CONTINUOUS_OFFSET, DACON24
+from kp_ray.store import RowReader
+from kp_ray.train import feed, usable_rows
+
+BATCH = 4
+WARM_UP = 12
+SIZES = {"demo, 256x144": "demo", "published, 640-800": "dacon"}
+
+
+def write_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """The rows' pictures as JPEG files, and Detectron2's dataset dicts of them."""
+    folder.mkdir()
+    reader = RowReader(("image", "width", "height", "keypoints", "bbox_xyxy"))
+    dicts = []
+    for number, place in enumerate(rows):
+        row = reader.read(**place)
+        path = folder / f"{number:06d}.jpg"
+        path.write_bytes(row["image"])
+        keypoints = np.array(row["keypoints"], dtype=float).reshape(-1, 3)
+        keypoints[:, :2] += CONTINUOUS_OFFSET
+        keypoints[~np.isfinite(keypoints).all(axis=1)] = 0
+        annotation = {
+            "bbox": (np.array(row["bbox_xyxy"]) + CONTINUOUS_OFFSET).tolist(), "bbox_mode": BoxMode.XYXY_ABS,
+            "keypoints": keypoints.ravel().tolist(), "category_id": 0, "iscrowd": 0,
+        }  # fmt: skip
+        dicts.append({"file_name": str(path), "width": row["width"], "height": row["height"], "image_id": number})
+        dicts[-1]["annotations"] = [annotation]
+    return dicts
+
+
+def timed(batches: Any, number: int) -> float:
+    """Seconds that so many batches take, after the first ones."""
+    for _ in itertools.islice(batches, WARM_UP):
+        pass
+    began = time.perf_counter()
+    for _ in itertools.islice(batches, number):
+        pass
+    return time.perf_counter() - began
+
+
+def detectron2_rate(cfg: Any, dicts: list[dict[str, Any]], processes: int, batches: int) -> float:
+    """A: samples a second."""
+    mapper = DatasetMapper(
+        is_train=True,
+        augmentations=detection_utils.build_augmentation(cfg, is_train=True),
+        image_format="BGR",
+        use_keypoint=True,
+        keypoint_hflip_indices=np.array(DACON24.flip_indices),
+    )
+    loader = build_detection_train_loader(
+        dicts,
+        mapper=mapper,
+        sampler=TrainingSampler(len(dicts), seed=0),
+        total_batch_size=BATCH,
+        aspect_ratio_grouping=False,
+        num_workers=processes,
+    )
+    return BATCH * batches / timed(iter(loader), batches)
+
+
+def worker(loop: dict[str, Any]) -> float:
+    """What each worker of B runs."""
+    context = ray.train.get_context()
+    torch.set_num_threads(1)
+    size = BATCH // context.get_world_size()
+    shard = ray.train.get_dataset_shard("train")
+    return timed(feed(shard, loop["cfg"], DACON24, size=size, seed=0, rank=context.get_world_rank()), loop["batches"])
+
+
+def kp_ray_rate(cfg: Any, rows: Any, processes: int, batches: int, storage: str) -> float:
+    """B: samples a second."""
+    result = TorchTrainer(
+        worker,
+        train_loop_config={"cfg": cfg, "batches": batches},
+        datasets={"train": ray.data.from_arrow(rows)},
+        scaling_config=ray.train.ScalingConfig(num_workers=processes, resources_per_worker={"CPU": 0.5}),
+        run_config=ray.train.RunConfig(name=f"feed{time.time_ns()}", storage_path=storage),
+    ).fit()
+    return BATCH * batches / float(result.return_value)
+
+
+def prepare(path: Path, run_dir: Path, preset: str) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """The cfg of a preset, the places of all rows of the store, and Detectron2's dicts of the same as files."""
+    overrides = [f"run_dir={run_dir}", f"preset={preset}", "train.recipes=null", "augment.min_visible=1"]
+    config = load(str(path), [*overrides, "train.flip=true"])
+    rows = usable_rows(config, MemberConfig(name="a"))
+    rows = rows.take(np.random.default_rng(0).permutation(len(rows)))
+    return build_cfg(config, DACON24, "cpu"), rows, write_files(rows.to_pylist(), run_dir / preset)
+
+
+def main() -> None:
+    """Run the pairs and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sources", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=60)
+    options = parser.parse_args()
+    processes = os.cpu_count() or 1
+    pairs: dict[str, list[dict[str, float]]] = {name: [] for name in SIZES}
+    with tempfile.TemporaryDirectory() as name:
+        path, run_dir = make_sources(Path(name), options.sources), Path(name, "run")
+        kp_ray("augment", path, f"run_dir={run_dir}")
+        ready = {size: prepare(path, run_dir, preset) for size, preset in SIZES.items()}
+        ray.init(address="local", include_dashboard=True, logging_level="ERROR", log_to_driver=False)
+        for repeat, (size, (cfg, rows, dicts)) in itertools.product(range(options.repeats), ready.items()):
+            pair = {}
+            for way in ("detectron2", "kp_ray") if repeat % 2 == 0 else ("kp_ray", "detectron2"):
+                if way == "detectron2":
+                    pair[way] = detectron2_rate(cfg, dicts, processes, options.batches)
+                else:
+                    pair[way] = kp_ray_rate(cfg, rows, processes, options.batches, f"{name}/ray")
+            pairs[size].append(pair)
+        ray.shutdown()
+    table = "| training size | A Detectron2, files | B kp_ray, store | B/A |\n|---|---|---|---|\n"
+    for size, rates in pairs.items():
+        a, b = ([pair[way] for pair in rates] for way in ("detectron2", "kp_ray"))
+        ratios = [pair["kp_ray"] / pair["detectron2"] for pair in rates]
+        table += f"| {size} | {median_and_range(a, 1)} | {median_and_range(b, 1)} | {median_and_range(ratios)} |\n"
+    machine = hardware(torch, detectron2, ray, PIL, simplejpeg)
+    text = (
+        f"# Feeding training: samples/s\n\n{machine}. {options.sources} generated 1920x1080 sources x 18 recipes, "
+        f"{processes} feeding processes, {options.batches} batches of {BATCH} a turn, {options.repeats} pairs in turn; "
+        f"median (smallest-largest).\n\n{table}"
+    )
+    write_results("ingest", text, {"hardware": machine, "pairs": pairs})
+
+
+if __name__ == "__main__":
+    main()

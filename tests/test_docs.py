@@ -1,0 +1,147 @@
+"""README and docs name only what exists: verbs and their options, make targets, files, settings, Python that runs."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+
+from kp_ray.cli import app
+from kp_ray.config import Config, load
+from kp_ray.keypoints import DACON24
+from kp_ray.recipes import RECIPES
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+VERBS: dict[str, click.Command] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def blocks_of(text: str) -> Iterator[tuple[str, str]]:
+    """(language, content) of the code blocks of a page, fenced or indented."""
+    yield from re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    plain = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    for block in re.findall(r"(?:^ {4}.*\n)+", plain, re.MULTILINE):
+        yield "", re.sub(r"^ {4}", "", block, flags=re.MULTILINE)
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The words of every command of a page, in blocks and in running text, without comments."""
+    lines = [line for _, block in blocks_of(text) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", text)
+    starts = ("kp-ray ", "make ", "python ", "python3 ", "ray ", "RAY_AUTH_MODE=token ray ")
+    return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if line.startswith(starts)]
+
+
+COMMANDS = [
+    pytest.param(words, id=f"{page.stem}-{' '.join(words)[:60]}")
+    for page in PAGES
+    for words in commands_of(page.read_text(encoding="utf-8"))
+]
+
+
+def parse(words: list[str]) -> click.Context:
+    """Parse `kp-ray VERB ...` as the command line would, without running it."""
+    verb = VERBS.get(words[1])
+    assert verb is not None, f"no such verb: {words[1]}"
+    return verb.make_context(words[1], list(words[2:]))
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_command_names_what_exists(words: list[str]) -> None:
+    words = [word for word in words if not re.fullmatch(r"RAY_\w+=\S+", word)]
+    if words[0] == "kp-ray":
+        if words[1] in ("--help", "--version", "--install-completion", "--show-completion", "VERB"):
+            return
+        context = parse(words)
+        for setting in context.params.get("sets") or ():
+            if not any(mark in setting for mark in ("$(", "KEY=")):
+                load(None, [setting])
+    elif words[0] == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(words[1:2]) <= set(targets)
+    elif words[0].startswith("python"):
+        scripts = [word for word in words if word.endswith(".py")]
+        assert all((ROOT / script).is_file() for script in scripts)
+    else:
+        scripts = [word for word in words if word.endswith(".py")]
+        assert all((ROOT / script).is_file() for script in scripts)
+        from ray.scripts.scripts import cli as ray_cli
+
+        assert words[1].split()[0] in ray_cli.commands
+
+
+@pytest.mark.parametrize("line", ["kp-ray show x --recipes R", "kp-ray trian x", "kp-ray show", "make tests"])
+def test_a_command_that_is_not_there_is_found_out(line: str) -> None:
+    with pytest.raises((click.UsageError, AssertionError)):
+        test_every_command_names_what_exists(commands_of(f"    {line}\n")[0])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_and_file_that_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#\s]+)", text)
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+    named = re.findall(r"`((?:kp_ray|jobs|tests|benchmarks|docs|\.ci)/[\w./{},<>*-]+|[A-Z]\w+file|\w+\.toml)`", text)
+    plain = [name.rstrip("/") for name in named if not set(name) & set("{}<>*")]
+    assert [name for name in plain if not (ROOT / name).exists()] == []
+
+
+def settings_of(section: type[Any], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+            yield from settings_of(field.annotation, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_setting_that_a_page_names_is_one(page: Path) -> None:
+    known = set(settings_of(Config))
+    sections = "|".join(
+        name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")
+    )
+    named = re.findall(rf"`((?:{sections})\.\w+)(?=[`:.= ])", page.read_text(encoding="utf-8"))
+    files = ("train.py", "tune.py", "augment.py", "predict.py", "predict.json", "augment.json", "cluster.yaml")
+    assert [name for name in named if name not in known and name not in files] == []
+
+
+PYTHON = [
+    pytest.param(code, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, code in enumerate(
+        block for kind, block in blocks_of(page.read_text(encoding="utf-8")) if kind in ("python", "py")
+    )
+]
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_in_the_docs_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with a small store where the pages say one lies."""
+    from test_report import write_store
+
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    write_store(tmp_path / "runs" / "demo")
+    monkeypatch.chdir(tmp_path)
+    for name in re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE):
+        pytest.importorskip(name)
+    exec(compile(code, "docs", "exec"), {})
+
+
+def test_the_flip_indices_of_the_docs_are_the_skeletons() -> None:
+    text = (ROOT / "docs" / "data.md").read_text()
+    found = re.search(r"flip_idx: \[([\d, ]+)\]", text)
+    assert found
+    assert [int(number) for number in found[1].split(",")] == DACON24.flip_indices
+
+
+def test_every_recipe_stands_on_its_page() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    named = set()
+    for row in re.findall(r"^\| (`[A-Z].*?) \|", text, re.MULTILINE):
+        first, *more = re.findall(r"`(\w+)`", row)
+        named |= {first, *(first.rsplit("_", 1)[0] + suffix for suffix in more)}
+    assert named == set(RECIPES)
+    assert (ROOT / "docs" / "recipes.jpg").stat().st_size < 300_000
