@@ -310,7 +310,7 @@ def plot_bars(
     for place, number, interval in zip(places, numbers, intervals or [None] * len(labels), strict=True):
         low, high = interval or (number, number)
         if interval:
-            axes.plot([low, high], [place, place], color=_GREY, linewidth=1.6, marker="|", markersize=5)
+            axes.plot([low, high], [place, place], color=SERIES[1], linewidth=1.6, marker="|", markersize=6)
         text = f"{number:#.3g}".rstrip(".") if np.isfinite(number) else "-"
         end = float(np.nan_to_num(max(number, high)))
         axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", color=_GREY, fontsize=7.5)
@@ -381,7 +381,7 @@ def plot_parallel(
     heights = np.full((len(columns), len(done)), 0.5)
     for place, column in enumerate(columns.values()):
         heights[place], low, high = _heights([column[i] for i in done])
-        axes.axvline(place, color=_GREY, linewidth=0.8, alpha=0.6)
+        axes.plot([place, place], [0, 1], color=_GREY, linewidth=0.8, alpha=0.6)
         for at, text, align in ((-0.03, low, "top"), (1.03, high, "bottom")):
             axes.text(place, at, _plain(text), ha="center", va=align, fontsize=7.5, color=_GREY)
     order = np.argsort([values[i] or 0.0 for i in done])[:: -1 if more_is_better else 1]

@@ -555,7 +555,7 @@ def _predictions(config: Config, evaluation: Mapping[str, Any], answers: _Answer
         "members": [(name, draw.SERIES[m % len(draw.SERIES)]) for m, name in enumerate(answers.members)],
         "num_images": len(answers.images),
         "lost": {
-            name: int(np.isnan(points).all(axis=(1, 2)).sum())
+            name: int(np.isnan(points[..., 0]).all(axis=1).sum())
             for name, points in zip(answers.members, answers.keypoints, strict=True)
         },
     }  # fmt: skip
@@ -728,7 +728,7 @@ def _show_variants(
         picture = draw.decode(row["image"])
         if picture is not None:
             points = np.array(row["keypoints"], dtype=float).reshape(-1, 3)
-            box = np.array(row["bbox_xyxy"], dtype=float)
+            box = np.array(row["bbox_xyxy"], dtype=float) if (points[:, 2] > 0).any() else None
             name = f"{row['recipe']}-{row['copy']}-{posixpath.splitext(row['source'])[0]}"
             yield name, draw.draw_skeleton(picture, points, skeleton, bbox_xyxy=box)
 

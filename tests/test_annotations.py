@@ -23,6 +23,7 @@ from kp_ray.annotations import (
     parse_name,
     to_coco,
     to_csv,
+    write_yolo,
 )
 from kp_ray.config import InputError
 from kp_ray.keypoints import DACON24, FloatArray
@@ -489,3 +490,17 @@ def test_real_coco_json_equals_its_csv_and_its_pictures_read():
     found, sizes = check_images(by_csv, str(SHARED / "lsp" / "images"))
     assert found == []
     assert len(sizes) == len(set(by_csv.scenes)) == 400
+
+
+def test_yolo_has_a_line_a_person_and_every_point_as_a_share_of_the_picture(tmp_path):
+    xy = np.full((2, 24, 2), np.nan)
+    xy[0, 0], xy[0, 1] = (480, 270), (960, 810)
+    made = to_coco(labels_of(["Original-0/a.jpg", "b.png"], xy), [(1920, 1080)] * 2)
+    (tmp_path / "annotations.json").write_text(json.dumps(made))
+    assert write_yolo(str(tmp_path)) == 2
+    (line,) = (tmp_path / "labels" / "Original-0" / "a.txt").read_text().splitlines()
+    numbers = [float(cell) for cell in line.split()]
+    assert len(numbers) == 5 + 3 * 24
+    assert numbers[:11] == [0, 0.375, 0.5, 0.25, 0.5, 0.25, 0.25, 2, 0.5, 0.75, 2]
+    assert set(numbers[11:]) == {0}
+    assert (tmp_path / "labels" / "b.txt").read_text() == ""

@@ -25,6 +25,7 @@ VERBS = [
     "predict",
     "evaluate",
     "report",
+    "show",
     "export",
     "doctor",
     "run",

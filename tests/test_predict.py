@@ -146,6 +146,7 @@ predict(load(sys.argv[2]), progress)
 """
 
 
+@pytest.mark.slow
 def test_after_a_killed_driver_only_the_rest_is_predicted_and_a_killed_actor_costs_no_row(
     trained: Config, many: dict[str, Any], undisturbed: bytes, tmp_path: Path
 ) -> None:
@@ -462,6 +463,7 @@ print(predict(load(sys.argv[1]), look)["images"], max(seen, key=len))
 """
 
 
+@pytest.mark.slow
 def test_actors_take_the_gpu_share_that_the_config_asks_for(
     trained: Config, many: dict[str, Any], tmp_path: Path
 ) -> None:

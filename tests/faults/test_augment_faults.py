@@ -280,6 +280,7 @@ def test_workers_that_die_each_time_end_the_run_in_one_line(
     assert contents(config)["manifest"]["num_sources"] == 12 * NUM_COPIES
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_and_takes_over_from_a_killed_driver(
     many_data: dict[str, Any], expected: dict[str, Any], augment: Command, two_nodes: Cluster, tmp_path: Path
 ) -> None:
