@@ -11,7 +11,6 @@ import json
 import os
 import pickle
 import re
-import shutil
 import tempfile
 import time
 import warnings
@@ -453,7 +452,7 @@ class _PartWriter:
     """Streams rows into a part that appears only when it is finished."""
 
     def __init__(self, store: str, part: Part, schema: pa.Schema) -> None:
-        self.part, self.schema = part, schema
+        self.store, self.part, self.schema = store, part, schema
         self.fs, root = filesystem(store)
         self.target = f"{root}/{part.path}"
         self.local = isinstance(self.fs, pafs.LocalFileSystem)
@@ -489,8 +488,7 @@ class _PartWriter:
         if self.local:
             Path(self.partial).replace(self.target)
         else:
-            with open(self.partial, "rb") as whole, self.fs.open_output_stream(self.target) as remote:
-                shutil.copyfileobj(whole, remote, WRITE_BYTES)
+            write_bytes(join(self.store, self.part.path), Path(self.partial).read_bytes())
         return PartRecord(
             path=self.part.path,
             recipe=self.part.recipe.name,

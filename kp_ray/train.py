@@ -150,7 +150,8 @@ def runs_at_once(config: Config) -> tuple[int, bool]:
     Raises:
         InputError: not even one fits.
     """
-    have = ray.cluster_resources()
+    now, later = ray.cluster_resources(), config.cluster  # a cluster that grows may have no node yet
+    have = {"CPU": max(now.get("CPU", 0), later.num_cpus or 0), "GPU": max(now.get("GPU", 0), later.num_gpus or 0)}
     train = config.train
     use_gpu = have.get("GPU", 0) > 0 if train.use_gpu is None else train.use_gpu
     each = train.num_workers * train.cpus_per_worker + FEED_CPUS

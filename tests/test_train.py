@@ -302,7 +302,9 @@ def test_two_workers_make_the_update_of_one_with_their_batches_together_and_stay
     first = made["first"]
     for name, value in model.state_dict().items():
         wanted = value - before[name]
-        torch.testing.assert_close(first[name] - before[name], wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+        # A bias that a softmax takes out has a gradient of rounding errors alone.
+        tolerance = max(1e-9, 1e-3 * float(wanted.abs().max()))
+        torch.testing.assert_close(first[name] - before[name], wanted, rtol=1e-3, atol=tolerance)
     assert max(float((first[name] - value).abs().max()) for name, value in before.items()) > 1e-5
     one, other = made["everyone"]
     assert all(torch.equal(one[name], other[name]) for name in one)

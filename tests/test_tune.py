@@ -256,6 +256,7 @@ def lines_of(config: Config, *names: str) -> list[dict[str, Any]]:
 Searched = tuple[Config, dict[str, Any], list[list[dict[str, Any]]]]
 
 
+@pytest.mark.slow
 def test_a_search_leaves_its_trials_as_detectron2_ran_them(searched: Searched) -> None:
     config, result, told = searched
     table = pd.read_parquet(config.path("tune", "trials.parquet"))
@@ -276,6 +277,7 @@ def test_a_search_leaves_its_trials_as_detectron2_ran_them(searched: Searched) -
     assert not list(Path(config.path("tune", "trials")).glob("*/checkpoint_0*"))
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_recorded_with_its_reason_and_the_search_goes_on(searched: Searched) -> None:
     config, result, _ = searched
     table = pd.read_csv(config.path("tune", "trials.csv"))
@@ -285,6 +287,7 @@ def test_a_trial_that_diverges_is_recorded_with_its_reason_and_the_search_goes_o
     assert result["failed"] == len(failed) < 4
 
 
+@pytest.mark.slow
 def test_the_best_trial_is_a_config_that_train_takes(searched: Searched) -> None:
     config, result, _ = searched
     table = pd.read_csv(config.path("tune", "trials.csv"))
@@ -295,6 +298,7 @@ def test_the_best_trial_is_a_config_that_train_takes(searched: Searched) -> None
     assert [member.name for member in best.train.members] == ["a-tuned"]
 
 
+@pytest.mark.slow
 def test_a_finished_search_is_not_repeated_and_one_with_other_settings_is_refused(searched: Searched) -> None:
     config, result, _ = searched
     files = {path: path.stat().st_mtime_ns for path in Path(config.path("tune", "trials")).rglob("*")}
@@ -310,6 +314,7 @@ def test_a_finished_search_is_not_repeated_and_one_with_other_settings_is_refuse
     assert is_finished(build(values))  # where it runs does not matter
 
 
+@pytest.mark.slow
 def test_nothing_of_a_trial_stays_in_the_cluster(searched: Searched) -> None:
     assert_nothing_left()
 
