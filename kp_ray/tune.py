@@ -184,6 +184,7 @@ def _new_tuner(
             storage_path=config.path("tune"),
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=config.train.max_failures),
+            checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's state is in its folder
             callbacks=[_Listener(config)],
         ),
     )
