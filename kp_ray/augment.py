@@ -36,7 +36,7 @@ Image = npt.NDArray[np.uint8]
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """An original image and its labels; `keypoints` is (K, 3) x, y, v with NaN where unlabelled."""
 

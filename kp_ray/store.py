@@ -106,7 +106,7 @@ class Manifest(_Record):
     quarantined: tuple[Quarantined, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """A part to be written: the recipe over one run of sources."""
 
@@ -116,7 +116,7 @@ class Part:
     split: Literal["train", "val"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Run:
     """One task's share: a run of sources and its parts."""
 
@@ -196,12 +196,14 @@ def plan_store(
                 )
                 for i in rows
             )
+            of_sources = _digest(sources, sizes)
             parts = []
             for recipe, copies in wanted:
                 decides = [SCHEMA_VERSION, recipe.fingerprint, copies, seed, augment.jpeg_quality, augment.oversize]
-                decides += [augment.box_margin_px, annotations.skeleton.names]
-                name = f"part-{len(runs):05d}-{_fingerprint(decides, sources, sizes)}.parquet"
-                parts.append(Part(f"recipe={recipe.name}/{name}", recipe, copies, split))
+                decides += [augment.box_margin_px, annotations.skeleton.names, of_sources]
+                fingerprint = hashlib.blake2b(json.dumps(decides).encode(), digest_size=6).hexdigest()
+                path = f"recipe={recipe.name}/part-{len(runs):05d}-{fingerprint}.parquet"
+                parts.append(Part(path, recipe, copies, split))
             runs.append(Run(sources, tuple(parts)))
     units = {
         split: tuple(sorted({unit for unit, of in zip(units_of(annotations, by), splits, strict=True) if of == split}))
@@ -210,9 +212,9 @@ def plan_store(
     return Plan(store, images, annotations.skeleton.names, seed, augment, recipes, tuple(runs), units)
 
 
-def _fingerprint(decides: list[Any], sources: Sequence[Source], sizes: dict[str, int]) -> str:
-    """12 hex digits of all that decides a part's rows; an image counts by its name and size in bytes."""
-    digest = hashlib.blake2b(json.dumps(decides).encode(), digest_size=6)
+def _digest(sources: Sequence[Source], sizes: dict[str, int]) -> str:
+    """A digest of all that sources bring to their rows; an image counts by its name and size in bytes."""
+    digest = hashlib.blake2b(digest_size=16)
     for source in sources:
         key = [source.name, source.scene, source.camera, source.frame, source.split, sizes.get(source.name)]
         digest.update(json.dumps(key).encode())
@@ -558,13 +560,20 @@ def read_manifest(store: str) -> Manifest:
     path = join(store, "manifest.json")
     if not exists(path):
         raise InputError(f"{store}: no finished store here; run augment first")
+    content = read_bytes(path)
     try:
-        values = json.loads(read_bytes(path))
-        if isinstance(values, dict) and values.get("schema_version", 0) > SCHEMA_VERSION:
-            raise InputError(f"{path}: written by a newer kp_ray (schema {values['schema_version']}); update kp_ray")
-        return Manifest.model_validate(values)
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise InputError(f"{path}: damaged; delete this file and run augment again, finished parts are kept") from error
+        manifest = Manifest.model_validate_json(content)
+        version = manifest.schema_version
+    except ValidationError as error:
+        newer = re.search(rb'^{\s*"schema_version": *(\d+)', content)
+        version = int(newer[1]) if newer else 0
+        if version <= SCHEMA_VERSION:
+            raise InputError(
+                f"{path}: damaged; delete this file and run augment again, finished parts are kept"
+            ) from error
+    if version > SCHEMA_VERSION:
+        raise InputError(f"{path}: written by a newer kp_ray (schema {version}); update kp_ray")
+    return manifest
 
 
 def write_manifest(store: str, manifest: Manifest) -> None:
