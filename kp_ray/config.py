@@ -139,11 +139,25 @@ class MemberConfig(_Section):
     weights: Weights | None = None
 
 
+class WorkerRange(_Section):
+    """How few workers a run starts and goes on with, and how many it takes when the cluster has them."""
+
+    min: Positive
+    max: Positive
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "WorkerRange":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+
 class TrainConfig(_Section):
     """How each member trains. LR, steps and batch are those of one worker; Detectron2's rule scales them."""
 
     members: tuple[MemberConfig, ...] = (MemberConfig(name="a", seed=1), MemberConfig(name="b", seed=2))
-    num_workers: Positive = 1
+    num_workers: Positive | WorkerRange = 1
+    """A number, or {min, max}: a run then goes on with fewer workers when nodes leave and with more when they join."""
     use_gpu: bool | None = None
     """None: GPUs if the cluster has any."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
@@ -173,6 +187,12 @@ class TrainConfig(_Section):
     log_period: Positive = 20
     max_failures: int = 3
     """How many times a member restarts after lost workers."""
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers of a run."""
+        given = self.num_workers
+        return (given.min, given.max) if isinstance(given, WorkerRange) else (given, given)
 
     @model_validator(mode="after")
     def _members_differ(self) -> "TrainConfig":

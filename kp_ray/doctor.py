@@ -82,7 +82,7 @@ def check_cluster(config: Config) -> list[Check]:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     have = {name: sum(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     grows = {"CPU": config.cluster.num_cpus or 0, "GPU": config.cluster.num_gpus or 0}
-    needed = config.train.num_workers
+    needed, _ = config.train.worker_range
     few = f"train.num_workers asks for {needed} GPUs: lower it, add GPU nodes, or set cluster.num_gpus if it grows"
     none = "a cluster without CPUs can run nothing: add nodes, or set cluster.num_cpus if it grows"
     enough = not config.train.use_gpu or max(have["GPU"], grows["GPU"]) >= needed
@@ -122,10 +122,12 @@ def forecast(verb: str, config: Config) -> dict[str, Any]:
         line = f"{section.num_trials} trials of up to {total} iterations, {rows['val']} validation rows"
         lines = [f"{line}, compared by {section.metric}"]
         return {"trials": section.num_trials, "iterations": total, **rows, "lines": lines}
-    iterations = round(train.max_iter / train.num_workers)
+    least, most = train.worker_range
+    iterations = round(train.max_iter / most)
+    workers = str(most) if least == most else f"{least} to {most}"
     finished = [one.name for one in train.members if exists(config.path("members", one.name, "model_final.pth"))]
     lines = [
-        f"{len(train.members)} members ({len(finished)} finished) of {iterations} iterations on {train.num_workers} "
+        f"{len(train.members)} members ({len(finished)} finished) of {iterations} iterations on {workers} "
         f"workers, {train.ims_per_batch} images a worker and iteration, {rows['train']} stored rows of all recipes, "
         f"{rows['val']} validation rows"
     ]

@@ -33,7 +33,19 @@ from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 from ray.train import CheckpointConsistencyMode
 from ray.train.torch import TorchTrainer, get_device
 
-from kp_ray.config import Config, InputError, MemberConfig, build, exists, filesystem, join, read_bytes, write_bytes
+from kp_ray.config import (
+    Config,
+    InputError,
+    MemberConfig,
+    TrainConfig,
+    WorkerRange,
+    build,
+    exists,
+    filesystem,
+    join,
+    read_bytes,
+    write_bytes,
+)
 from kp_ray.detectron import (
     build_cfg,
     build_model,
@@ -113,7 +125,7 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
 
 
 def _check_rows(config: Config, member: MemberConfig) -> None:
-    usable, needed = len(usable_rows(config, member)), config.train.ims_per_batch * config.train.num_workers
+    usable, needed = len(usable_rows(config, member)), config.train.ims_per_batch * config.train.worker_range[1]
     if usable < needed:
         raise InputError(
             f"member {member.name}: {usable} training rows have at least {config.augment.min_visible} visible "
@@ -153,18 +165,23 @@ def runs_at_once(config: Config) -> tuple[int, bool]:
     now, later = ray.cluster_resources(), config.cluster  # a cluster that grows may have no node yet
     have = {"CPU": max(now.get("CPU", 0), later.num_cpus or 0), "GPU": max(now.get("GPU", 0), later.num_gpus or 0)}
     train = config.train
-    use_gpu = have.get("GPU", 0) > 0 if train.use_gpu is None else train.use_gpu
-    each = train.num_workers * train.cpus_per_worker + FEED_CPUS
-    fits = int(have.get("CPU", 0) / each + 1e-9)
-    if use_gpu:
-        fits = min(fits, int(have.get("GPU", 0) // train.num_workers))
-    if fits < 1:
-        gpus = f" and {train.num_workers} GPUs" if use_gpu else ""
+    use_gpu = have["GPU"] > 0 if train.use_gpu is None else train.use_gpu
+    fewest, most = (_fitting(have, train, workers, use_gpu) for workers in train.worker_range)
+    if fewest < 1:
+        least, _ = train.worker_range
+        gpus = f" and {least} GPUs" if use_gpu else ""
         raise InputError(
-            f"the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs; training asks for {each:g} "
-            f"CPUs{gpus}: lower train.num_workers or train.cpus_per_worker"
+            f"the cluster has {have['CPU']:g} CPUs and {have['GPU']:g} GPUs; training asks for "
+            f"{least * train.cpus_per_worker + FEED_CPUS:g} CPUs{gpus}: lower train.num_workers or "
+            "train.cpus_per_worker"
         )
-    return fits, use_gpu
+    return max(1, most), use_gpu
+
+
+def _fitting(have: Mapping[str, float], train: TrainConfig, workers: int, use_gpu: bool) -> int:
+    """How many runs of so many workers these resources hold."""
+    fits = int(have["CPU"] / (workers * train.cpus_per_worker + FEED_CPUS) + 1e-9)
+    return min(fits, int(have["GPU"] // workers)) if use_gpu else fits
 
 
 def _settings(config: Config, member: MemberConfig) -> str:
@@ -196,7 +213,7 @@ def _tell_progress(config: Config, member: MemberConfig, progress: Callable[[str
         lines = read_bytes(path).splitlines()
         if lines:
             latest = json.loads(lines[-1])
-            total = round(config.train.max_iter / config.train.num_workers)
+            total = round(config.train.max_iter / latest["workers"])
             progress(member.name, latest["iteration"] + 1, total, latest.get("total_loss", float("nan")))
 
 
@@ -243,7 +260,9 @@ def fit_member(
         train_loop_config={"config": config.to_dict(), "member": member.model_dump(mode="json"), "folder": folder},
         datasets={"train": dataset},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=train.num_workers, use_gpu=use_gpu, resources_per_worker=resources
+            num_workers=train.worker_range if isinstance(train.num_workers, WorkerRange) else train.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -284,7 +303,7 @@ def train_loop_per_worker(loop: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
     cfg, inputs = worker.cfg, worker.inputs(ray.train.get_dataset_shard("train"), start)
     latest: dict[str, float] = {}
-    with EventStorage(start) as storage, _Log(loop["folder"], start, write=worker.rank == 0) as log:
+    with EventStorage(start) as storage, _Log(loop["folder"], start, worker) as log:
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
             began = time.perf_counter()
             batch = next(inputs)
@@ -294,7 +313,7 @@ def train_loop_per_worker(loop: dict[str, Any]) -> dict[str, Any]:
                 return {"error": f"the loss is no longer finite at iteration {iteration}: lower train.base_lr"}
             times = {"data_time": fed - began, "time": time.perf_counter() - began}
             rate = worker.optimizer.param_groups[0]["lr"]
-            storage.put_scalars(**losses, **times, lr=rate, smoothing_hint=False)
+            storage.put_scalars(**losses, **times, lr=rate, workers=worker.world, smoothing_hint=False)
             worker.scheduler.step()
             done = iteration + 1
             evaluate = worker.due(done, cfg.TEST.EVAL_PERIOD)
@@ -373,9 +392,14 @@ class _Worker:
         if self.average:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        return int(state["iteration"]), missing
+        # With another number of workers than before, the same images have been seen after fewer or more iterations. The
+        # schedule is a function of the iteration alone.
+        iteration = min(round(state["iteration"] * state["workers"] / self.world), self.cfg.SOLVER.MAX_ITER)
+        self.scheduler.last_epoch = iteration
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
+        return iteration, missing
 
     def inputs(self, shard: ray.data.DataIterator, start: int) -> Iterator[list[dict[str, Any]]]:
         """The model's inputs from iteration `start` on."""
@@ -452,7 +476,7 @@ class _Worker:
         """Tell Ray Train of a checkpoint and the latest evaluation, and wait until it has taken note of them."""
         score = metrics.get(self.config.train.best_metric, math.nan) if evaluated else math.nan
         values = {"iteration": done, SCORE: score, **metrics}
-        name = f"checkpoint_{done:07d}"
+        name = f"checkpoint_{done * self.world:07d}"  # iterations of one worker: grows when the workers become fewer
         if self.rank != 0:
             ray.train.report(values, checkpoint_dir_name=name)
             return
@@ -461,9 +485,9 @@ class _Worker:
                 "model": self.network.state_dict(),
                 "average": self.average.state_dict() if self.average else None,
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "iteration": done,
+                "workers": self.world,
             }
             torch.save(state, Path(folder, "checkpoint.pth"))
             ray.train.report(values, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
@@ -496,17 +520,20 @@ def _checkpoints() -> list[ray.train.ReportedCheckpoint]:
 class _Log:
     """`metrics.json` and `tensorboard/` of a member, written by Detectron2's writers and copied to its folder."""
 
-    def __init__(self, folder: str, start: int, *, write: bool) -> None:
-        self.folder, self.start, self.active = folder, start, write
+    def __init__(self, folder: str, start: int, worker: _Worker) -> None:
+        self.folder, self.start, self.active, self.workers = folder, start, worker.rank == 0, worker.world
 
     def __enter__(self) -> "_Log":
         if self.active:
             self.work = tempfile.TemporaryDirectory()
             local, earlier = Path(self.work.name, "metrics.json"), join(self.folder, "metrics.json")
             if self.start and exists(earlier):  # what a lost worker logged after its last checkpoint comes again
-                lines = read_bytes(earlier).decode().splitlines()
-                kept = [line for line in lines if json.loads(line)["iteration"] < self.start]
-                local.write_text("".join(f"{line}\n" for line in kept))
+                lines = [json.loads(line) for line in read_bytes(earlier).splitlines()]
+                for line in lines:  # as iterations of this number of workers
+                    line["iteration"] = int(line["iteration"] * line["workers"] // self.workers)
+                    line["workers"] = self.workers
+                kept = [line for line in lines if line["iteration"] < self.start]
+                local.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
             # Windows of 1: a window of the last values would be lost with the worker.
             board = TensorboardXWriter(f"{self.work.name}/tensorboard", window_size=1, purge_step=self.start)
             self.writers = [JSONWriter(str(local), window_size=1), board]

@@ -232,7 +232,7 @@ def recipe_sets(config: Config) -> dict[str, tuple[str, ...] | None]:
 
 
 def _check_sets(config: Config, sets: Mapping[str, Any]) -> None:
-    needed = config.train.ims_per_batch * config.train.num_workers
+    needed = config.train.ims_per_batch * config.train.worker_range[1]
     for name in sets:
         chosen = _with_recipes(config, name, sets)
         found = len(usable_rows(chosen, chosen.train.members[0]))
@@ -396,7 +396,7 @@ def _skeleton(config: Config) -> Skeleton:
 
 
 def _applied_cfg(config: Config) -> Any:
-    return scale_cfg(build_cfg(config, _skeleton(config), "cpu"), config.train.num_workers)
+    return scale_cfg(build_cfg(config, _skeleton(config), "cpu"), config.train.worker_range[1])
 
 
 def applied(config: Config, recipes: str) -> dict[str, Any]:

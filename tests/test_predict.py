@@ -97,6 +97,8 @@ def test_every_image_has_a_row_of_every_member_and_the_submission_is_valid(train
     assert table[["image", "member"]].to_numpy().tolist() == [[i, m] for i in form.images for m in ("a", "b")]
     assert (table["found"] == (table["score"] >= trained.predict.score_threshold)).all()
     assert (table["num_people"] > 0).tolist() == (table["score"] > 0).tolist()
+    a, b = (table[table["member"] == member]["score"].to_numpy() for member in ("a", "b"))
+    assert not np.array_equal(a, b), "members of other seeds are other models"
     points = read_submission(trained.path("submission.csv"), form, DACON24, size=None)
     assert np.isfinite(points).all()
     assert result["images"] == len(form.images)
