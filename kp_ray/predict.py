@@ -15,7 +15,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +119,7 @@ def predict(config: Config, progress: Callable[[int, int], None] | None = None) 
     figures = {"predicted": len(missing), "seconds": time.time() - first_began, "start_up_s": first_began - began}
     for target, asked in task.targets.items():
         _merge(task, asked, config.path(target))
-    return {**write_fused(config), **figures}
+    return {**write_fused(config, figures), **figures}
 
 
 def is_finished(config: Config) -> bool:
@@ -639,8 +639,11 @@ def _store_truth(config: Config, split: str, skeleton: Skeleton) -> dict[str, Fl
     return dict(zip(table["source"].to_pylist(), points, strict=True))
 
 
-def write_fused(config: Config) -> dict[str, Any]:
+def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
     """Fuse `predictions.parquet` into `submission.csv`; `predict.json` tells every fallback.
+
+    Args:
+        figures: what predicting took; kept in `predict.json` until images are predicted again.
 
     Raises:
         InputError: there are no predictions, or nobody was found in any image.
@@ -676,7 +679,11 @@ def write_fused(config: Config) -> dict[str, Any]:
         **summary, "by_member": by_member, "people": predictions.people, "weights": told, "fallbacks": dict(fallbacks),
         "filled": filled, "unusable": unusable,
     }  # fmt: skip
-    write_bytes(config.path("predict.json"), (json.dumps(details, indent=1, ensure_ascii=False) + "\n").encode())
+    path = config.path("predict.json")
+    if not figures["predicted"] and exists(path):
+        figures = json.loads(read_bytes(path)).get("took", figures)
+    details["took"] = dict(figures)
+    write_bytes(path, (json.dumps(details, indent=1, ensure_ascii=False) + "\n").encode())
     return {
         **summary, "fallbacks": dict(fallbacks), "filled": len(filled), "unusable": len(unusable),
         "people": predictions.people, "weights": told["chosen"], "submission": target,

@@ -645,9 +645,9 @@ def _speeds(config: Config) -> list[tuple[str, str]]:
     if spent and sum(spent):
         told.append(("tune", f"{_number(sum(spent))} s over {len(rows)} trials, {_number(int(steps))} iterations"))
     predicted = _read_json(config.path("predict.json")) or {}
-    seconds = _dig(predicted, "seconds")
+    seconds = _dig(predicted, "took.seconds")
     if seconds:
-        rate = (_dig(predicted, "images") or 0) / seconds
+        rate = (_dig(predicted, "took.predicted") or 0) / seconds
         told.append(("predict", f"{_number(seconds)} s: {_number(rate)} images/s"))
     return told
 

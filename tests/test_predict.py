@@ -105,6 +105,10 @@ def test_every_image_has_a_row_of_every_member_and_the_submission_is_valid(train
     details = json.loads(Path(trained.path("predict.json")).read_text())
     assert len(details["filled"]) == sum(details["fallbacks"].values()) == result["filled"]
     assert details["people"]["rule"] == "track"
+    assert details["took"]["predicted"] == len(form.images)
+    assert details["took"]["seconds"] > 0
+    assert predict(trained)["predicted"] == 0
+    assert json.loads(Path(trained.path("predict.json")).read_text())["took"] == details["took"]
 
 
 def test_predicting_again_asks_only_about_what_is_missing_or_changed(trained: Config, tmp_path: Path) -> None:
