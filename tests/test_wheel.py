@@ -1,0 +1,33 @@
+"""What a user installs: the wheel, alone in a fresh environment."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command: str, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_augments_in_an_empty_environment_without_torch(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT), cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    run(sys.executable, "-m", "venv", "empty", cwd=tmp_path)
+    python, command = tmp_path / "empty" / "bin" / "python", str(tmp_path / "empty" / "bin" / "kp-ray")
+    run(str(python), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel), cwd=tmp_path)
+    assert "augment" in run(command, "--help", cwd=tmp_path)
+    assert run(str(python), "-c", "import importlib.util as u; print(u.find_spec('torch'))", cwd=tmp_path) == "None\n"
+    sample = run(
+        command, "sample", "data", "--images", "4", "--width", "320", "--height", "180", "--json", cwd=tmp_path
+    )
+    config = json.loads(sample.splitlines()[-1])["config"]
+    made = json.loads(run(command, "augment", config, "--json", cwd=tmp_path).splitlines()[-1])
+    assert made["variants"] > made["sources"] > 0
