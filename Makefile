@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | ck
 # part is for Python 3.10 and is not used. GPU machines build from source instead: docs/install.md.
 DETECTRON2 := sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561
 
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow test-faults lint format bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ test: setup  ## The tests.
 
 test-slow: setup  ## The tests that take minutes or gigabytes.
 	$(BIN)/python -m pytest -m slow
+
+test-faults: setup  ## All that is killed, filled, cut short or malformed, with how it ends.
+	$(BIN)/python -m pytest tests/faults
 
 lint: setup  ## ruff and mypy.
 	$(BIN)/ruff check .

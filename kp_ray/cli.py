@@ -68,24 +68,22 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # prints every line twice
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray Tune's own table; our progress says the same
     os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")  # advice about worker processes, to every driver
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a run is told in our own line
+    verbose = logging.getLogger().isEnabledFor(logging.INFO)
+    if not verbose:
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a run is told in our own line
+    told: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
+    if address == "local":
+        told |= {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus, "include_dashboard": dashboard}
     began = time.monotonic()
     try:
-        if address == "local":
-            ray.init(
-                address="local",
-                num_cpus=section.num_cpus,
-                num_gpus=section.num_gpus,
-                include_dashboard=dashboard,
-                logging_level="ERROR",
-                log_to_driver=False,
-            )
-        else:
-            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        ray.init(address=address, **told)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"cluster.address {address}: no Ray cluster answers there: {error}") from error
     try:
         yield time.monotonic() - began
+    except KeyboardInterrupt:
+        _tell("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
     finally:
         ray.shutdown()
 
@@ -165,10 +163,16 @@ def _keep(config: Config) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own log too.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no summary.")] = False,
+) -> None:
     if version:
         print(__version__)
         raise typer.Exit
+    console.quiet = quiet
+    logging.getLogger().setLevel(logging.INFO if verbose else logging.WARNING)
 
 
 @app.command()
@@ -416,9 +420,14 @@ def _tune_lines(result: dict[str, Any]) -> list[str]:
 
 
 @app.command()
-def predict(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+def predict(
+    config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
+) -> None:
     """Predict images with every member, fuse, and write the submission; goes on where a stopped run ended."""
     loaded = _load(config, sets, uses=["test_images", "sample_submission"])
+    if dry_run:
+        _foresee("predict", loaded, as_json)
+        return
     from kp_ray.predict import is_finished  # brings torch: after the user's mistakes
 
     with contextlib.nullcontext() if is_finished(loaded) else _cluster(loaded):

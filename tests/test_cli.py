@@ -255,3 +255,17 @@ def test_sample_makes_a_data_set_that_check_accepts(folder: Folder) -> None:
     config = json.loads(said.out)["config"]
     assert f"next: kp-ray run {config}" in said.err
     assert folder.run("check", config).code == 0
+
+
+def test_quiet_leaves_only_the_figures_and_the_mistakes(folder: Folder) -> None:
+    loud, quiet = folder.run("check", "config.yaml", "--json"), folder.run("--quiet", "check", "config.yaml", "--json")
+    assert "next: kp-ray augment config.yaml" in loud.err
+    assert quiet == Said(loud.code, loud.out, "")
+    assert folder.run("-q", "check", "none.yaml").err.startswith("kp-ray: none.yaml")
+    assert folder.run("check", "config.yaml").err  # the next run speaks again
+
+
+def test_predicting_can_be_planned_only_with_trained_members(folder: Folder) -> None:
+    said = folder.run("predict", "config.yaml", "--dry-run", "--set", "data.test_images=frames")
+    assert said.code == 2
+    assert "member" in said.err

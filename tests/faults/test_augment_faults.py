@@ -66,7 +66,7 @@ def augment() -> Iterator[Command]:
         for setting in sets:
             command += ["--set", setting]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, text=True, **pipes))
+        started.append(subprocess.Popen(command, text=True, start_new_session=True, **pipes))
         return started[-1]
 
     yield start
@@ -78,7 +78,7 @@ def augment() -> Iterator[Command]:
 
 def figures(process: subprocess.Popen[str]) -> dict[str, Any]:
     """What a run that ends well says of itself."""
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     assert "Traceback" not in err
     return dict(json.loads(out.splitlines()[-1]))
@@ -86,7 +86,7 @@ def figures(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def refusal(process: subprocess.Popen[str]) -> str:
     """The one line of a run that must end with a user's mistake."""
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 2, err
     assert "Traceback" not in err
     told = [line for line in err.splitlines() if not line.startswith("augment ")]  # progress
@@ -262,6 +262,24 @@ def test_a_killed_worker_costs_only_its_own_part(
         os.kill(victim, signal.SIGKILL)
     assert not (store_of(config) / "manifest.json").exists()
     figures(run)
+    assert contents(config) == expected
+
+
+def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(
+    many_data: dict[str, Any], expected: dict[str, Any], augment: Command, tmp_path: Path
+) -> None:
+    config = configure(many_data, tmp_path)
+    run = augment(config, "cluster.num_cpus=2")
+    wait_for_parts(run, config)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    _, err = run.communicate(timeout=400)
+    assert run.returncode == 130, err
+    assert [line for line in err.splitlines() if not line.startswith("augment ")] == [
+        "stopped; the same command goes on from here"
+    ]
+    assert not (store_of(config) / "manifest.json").exists()
+    done = figures(augment(config, "cluster.num_cpus=2"))
+    assert done["parts_written"] + done["parts_kept"] == len(expected["digests"])
     assert contents(config) == expected
 
 
