@@ -26,6 +26,19 @@ def hardware(*packages: Any) -> str:
     return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, no GPU; {', '.join(versions)}"
 
 
+def cpu_time() -> tuple[int, int]:
+    """Ticks so far of all CPUs, and of these those that the hypervisor gave to other machines."""
+    with open("/proc/stat") as stat:
+        ticks = [int(one) for one in stat.readline().split()[1:9]]
+    return sum(ticks), ticks[7]
+
+
+def stolen_since(begin: tuple[int, int]) -> float:
+    """The share of CPU time that the hypervisor took since `cpu_time` said `begin`."""
+    total, stolen = (now - then for now, then in zip(cpu_time(), begin, strict=True))
+    return stolen / max(total, 1)
+
+
 def median_and_range(values: Sequence[float], digits: int = 2) -> str:
     """`median (smallest-largest)`."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"

@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import psutil
 import ray
-from measure import hardware, kp_ray_command, make_sources, write_results
+from measure import cpu_time, hardware, kp_ray_command, make_sources, stolen_since, write_results
 
 from kp_ray.config import load
 
@@ -33,7 +33,7 @@ def augment_watched(config: Path, folder: Path, *sets: str) -> dict[str, Any]:
     run_dir = folder / "run"
     shm = shutil.disk_usage("/dev/shm").used
     peaks = {"driver_mib": 0.0, "worker_mib": 0.0, "object_store_mib": 0.0}
-    began = time.monotonic()
+    began, ticks = time.monotonic(), cpu_time()
     with open(folder / "out", "w") as out:
         driver = psutil.Popen(
             kp_ray_command("augment", config, f"run_dir={run_dir}", *sets), stdout=out, stderr=subprocess.DEVNULL
@@ -49,7 +49,7 @@ def augment_watched(config: Path, folder: Path, *sets: str) -> dict[str, Any]:
     figures = json.loads((folder / "out").read_text().splitlines()[-1])
     stored = sum(path.stat().st_size for path in run_dir.rglob("*.parquet"))
     shutil.rmtree(run_dir)
-    return {**figures, **peaks, "wall_s": wall_s, "store_gb": stored / 1e9}
+    return {**figures, **peaks, "wall_s": wall_s, "stolen": stolen_since(ticks), "store_gb": stored / 1e9}
 
 
 def _memory(driver: psutil.Popen) -> dict[str, float]:
@@ -88,13 +88,13 @@ def main() -> None:
     text = (
         f"# Augmentation at size\n\n{machine}. Generated 1920x1080 sources (400 distinct pictures, repeated under "
         "other names beyond that), 18 variants each; one run each.\n\n| sources | CPUs | seconds, start-up included | "
-        "start-up s | sources/s without | store GB | driver MiB | largest worker MiB | object store MiB |\n"
-        "|---|---|---|---|---|---|---|---|---|\n"
+        "start-up s | sources/s without | stolen CPU | store GB | driver MiB | largest worker MiB | object store MiB |\n"
+        "|---|---|---|---|---|---|---|---|---|---|\n"
     )
     for run in runs:
         text += (
             f"| {run['sources']} | {run['cpus']} | {run['wall_s']:.0f} | {run['start_up_s']:.1f} | "
-            f"{run['sources_per_s']:.2f} | {run['store_gb']:.2f} | {run['driver_mib']:.0f} | {run['worker_mib']:.0f} | "
+            f"{run['sources_per_s']:.2f} | {run['stolen']:.0%} | {run['store_gb']:.2f} | {run['driver_mib']:.0f} | {run['worker_mib']:.0f} | "
             f"{run['object_store_mib']:.0f} |\n"
         )
     rate = {(run["sources"], run["cpus"]): run["sources_per_s"] for run in runs}
