@@ -213,7 +213,8 @@ def main() -> None:
     machine = hardware(cv2, albumentations, datasets, ray)
     text = (
         f"# Augmentation\n\n{machine}. {options.sources} generated 1920x1080 sources, 18 variants each, "
-        f"{options.repeats} turns; median (range). The hypervisor gave {stolen:.0%} of the CPU time to others.\n\n| | what | sources/s |\n|---|---|---|\n"
+        f"{options.repeats} turns; median (range). The hypervisor gave {stolen:.0%} of the CPU time to others.\n\n"
+        "| | what | sources/s |\n|---|---|---|\n"
     )
     text += "".join(f"| {k} | {what} | {median_and_range([t[k] for t in turns])} |\n" for k, what in TEXTS.items())
     text += "\n| ratio within a turn | |\n|---|---|\n"

@@ -88,13 +88,14 @@ def main() -> None:
     text = (
         f"# Augmentation at size\n\n{machine}. Generated 1920x1080 sources (400 distinct pictures, repeated under "
         "other names beyond that), 18 variants each; one run each.\n\n| sources | CPUs | seconds, start-up included | "
-        "start-up s | sources/s without | stolen CPU | store GB | driver MiB | largest worker MiB | object store MiB |\n"
+        "start-up s | sources/s without | stolen | store GB | driver MiB | largest worker MiB | object store MiB |\n"
         "|---|---|---|---|---|---|---|---|---|---|\n"
     )
     for run in runs:
         text += (
             f"| {run['sources']} | {run['cpus']} | {run['wall_s']:.0f} | {run['start_up_s']:.1f} | "
-            f"{run['sources_per_s']:.2f} | {run['stolen']:.0%} | {run['store_gb']:.2f} | {run['driver_mib']:.0f} | {run['worker_mib']:.0f} | "
+            f"{run['sources_per_s']:.2f} | {run['stolen']:.0%} | {run['store_gb']:.2f} | "
+            f"{run['driver_mib']:.0f} | {run['worker_mib']:.0f} | "
             f"{run['object_store_mib']:.0f} |\n"
         )
     rate = {(run["sources"], run["cpus"]): run["sources_per_s"] for run in runs}
