@@ -185,6 +185,8 @@ class TrainConfig(_Section):
     """Evaluate and save an exponential moving average of the weights, e.g. 0.999; None: the weights themselves."""
     checkpoint_period: Positive = 1000
     log_period: Positive = 20
+    mlflow: str | None = None
+    """Log to MLflow too: a tracking server's URI, or `local` for a SQLite file in the member's folder."""
     max_failures: int = 3
     """How many times a member restarts after lost workers."""
 

@@ -5,8 +5,10 @@ Each member of the ensemble is one Ray Train run, named after the member and kep
 goes on where a stopped one ended.
 """
 
+import contextlib
 import copy
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
@@ -29,7 +31,8 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+from pyarrow.fs import LocalFileSystem
 from ray.train import CheckpointConsistencyMode
 from ray.train.torch import TorchTrainer, get_device
 
@@ -90,6 +93,10 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
     Raises:
         InputError: no training rows, a cluster too small for one member, or a diverged loss.
     """
+    if config.train.mlflow and importlib.util.find_spec("mlflow") is None:
+        raise InputError("train.mlflow: MLflow is not installed: pip install 'kp_ray[mlflow]'")
+    if config.train.mlflow == "local" and not isinstance(filesystem(config.run_dir)[0], LocalFileSystem):
+        raise InputError("train.mlflow: `local` needs a local run_dir: name a tracking server's URI")
     summary: dict[str, Any] = {}
     waiting = []
     for member in config.train.members:
@@ -186,7 +193,8 @@ def _fitting(have: Mapping[str, float], train: TrainConfig, workers: int, use_gp
 
 def _settings(config: Config, member: MemberConfig) -> str:
     values = config.to_dict()
-    del values["train"]["members"], values["train"]["cpus_per_worker"], values["train"]["threads_per_worker"]
+    for name in ("members", "cpus_per_worker", "threads_per_worker", "mlflow"):
+        del values["train"][name]
     decides = [values["model"], values["train"], member.model_dump(mode="json")]
     decides.append(hashlib.sha256(read_bytes(config.path("store", "manifest.json"))).hexdigest())
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
@@ -517,11 +525,39 @@ def _checkpoints() -> list[ray.train.ReportedCheckpoint]:
     return ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
 
 
+class _MlflowWriter(EventWriter):
+    """Logs to a run of an MLflow tracking server; a member's folder remembers which."""
+
+    def __init__(self, uri: str, folder: str) -> None:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        self.client = MlflowClient(f"sqlite:///{folder}/mlflow.db" if uri == "local" else uri)
+        noted = join(folder, "mlflow_run.txt")
+        if not exists(noted):
+            with contextlib.suppress(MlflowException):  # it is there, perhaps since a moment ago
+                self.client.create_experiment("kp_ray")
+            experiment = self.client.get_experiment_by_name("kp_ray")
+            run = self.client.create_run(experiment.experiment_id, run_name=folder.rstrip("/").rpartition("/")[2])
+            write_bytes(noted, run.info.run_id.encode())
+        self.run = read_bytes(noted).decode()
+
+    def write(self) -> None:
+        storage, now = get_event_storage(), int(time.time() * 1000)
+        for name, (value, iteration) in storage.latest().items():
+            if iteration == storage.iter:
+                self.client.log_metric(self.run, name, value, now, iteration)
+
+    def close(self) -> None:
+        self.client.set_terminated(self.run)
+
+
 class _Log:
     """`metrics.json` and `tensorboard/` of a member, written by Detectron2's writers and copied to its folder."""
 
     def __init__(self, folder: str, start: int, worker: _Worker) -> None:
         self.folder, self.start, self.active, self.workers = folder, start, worker.rank == 0, worker.world
+        self.mlflow = worker.config.train.mlflow
 
     def __enter__(self) -> "_Log":
         if self.active:
@@ -536,7 +572,9 @@ class _Log:
                 local.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
             # Windows of 1: a window of the last values would be lost with the worker.
             board = TensorboardXWriter(f"{self.work.name}/tensorboard", window_size=1, purge_step=self.start)
-            self.writers = [JSONWriter(str(local), window_size=1), board]
+            self.writers: list[EventWriter] = [JSONWriter(str(local), window_size=1), board]
+            if self.mlflow:
+                self.writers.append(_MlflowWriter(self.mlflow, self.folder))
         return self
 
     def write(self) -> None:

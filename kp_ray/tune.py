@@ -697,7 +697,7 @@ def _text(value: Any) -> float | str:
 
 # The settings of a search, and its end.
 
-_NOT_DECIDING = {"members", "cpus_per_worker", "threads_per_worker", "use_gpu", "keep_best", "max_failures"}
+_NOT_DECIDING = {"members", "cpus_per_worker", "threads_per_worker", "use_gpu", "keep_best", "max_failures", "mlflow"}
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -374,6 +374,22 @@ def test_options_of_detectron2_and_the_moving_average_take_effect(make: Make, tr
 
 
 @pytest.mark.slow
+def test_mlflow_holds_what_the_log_holds_in_one_run_also_after_a_restart(make: Make) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    config = make(train={"mlflow": "local"})
+    folder = Path(config.member_dir("a"))
+    for _ in range(2):
+        (folder / "model_final.pth").unlink(missing_ok=True)
+        train(config)
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("kp_ray").experiment_id])
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "a")
+    for name in ("total_loss", "lr", "val/rmse"):
+        told = [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, name)]
+        assert told == [(line["iteration"], pytest.approx(line[name])) for line in log_of(config, "a") if name in line]
+
+
+@pytest.mark.slow
 def test_mixed_precision_takes_effect(make: Make) -> None:
     logs = []
     for enabled in (False, True):
