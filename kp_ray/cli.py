@@ -22,6 +22,7 @@ from kp_ray import __version__
 from kp_ray.config import Config, InputError, exists, join, load, read_bytes, write_bytes
 
 if TYPE_CHECKING:
+    from kp_ray.doctor import Check
     from kp_ray.store import Plan
 
 app = typer.Typer(
@@ -77,8 +78,9 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
     began = time.monotonic()
     try:
         ray.init(address=address, **told)
-    except (ConnectionError, ValueError) as error:
-        raise InputError(f"cluster.address {address}: no Ray cluster answers there: {error}") from error
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        named = "cluster.address" if section.address or address == "local" else "RAY_ADDRESS"
+        raise InputError(f"{named} {address}: no Ray cluster of this version answers there: {error}") from error
     try:
         yield time.monotonic() - began
     except KeyboardInterrupt:
@@ -432,7 +434,8 @@ def predict(
 
     with contextlib.nullcontext() if is_finished(loaded) else _cluster(loaded):
         result = _predict(loaded)
-    _finish(result, result.pop("lines"), f"kp-ray evaluate {config}", as_json)
+    next_step = "evaluate" if loaded.data.truth else "report"
+    _finish(result, result.pop("lines"), f"kp-ray {next_step} {config}", as_json)
 
 
 def _predict(config: Config) -> dict[str, Any]:
@@ -543,13 +546,17 @@ def doctor(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
     from kp_ray.doctor import check_cluster, check_machine
 
     loaded = load(config, sets or ())
-    checks = check_machine(loaded)
+    bad = []
+
+    def tell(checks: Sequence["Check"]) -> None:
+        for one in checks:
+            console.print("ok" if one.ok else "no", style="green" if one.ok else "red", end=" ")
+            _tell(f"{one.name}: {one.found}" + ("" if one.ok else f" -> {one.fix}"))
+            bad.extend([] if one.ok else [one.name])
+
+    tell(check_machine(loaded))
     with _cluster(loaded):
-        checks += check_cluster(loaded)
-    for one in checks:
-        console.print("ok" if one.ok else "no", style="green" if one.ok else "red", end=" ")
-        _tell(f"{one.name}: {one.found}" + ("" if one.ok else f" -> {one.fix}"))
-    bad = [one.name for one in checks if not one.ok]
+        tell(check_cluster(loaded))
     _finish({"ok": not bad, "failed": bad}, [], None, as_json)
     if bad:
         raise typer.Exit(1)
@@ -560,8 +567,10 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
     """The whole pipeline: check, augment, train, tune, predict, evaluate, report; finished stages are skipped."""
     from kp_ray.store import plan
 
-    uses = ["corrections", "sample_submission", "truth"]
-    loaded = _load(config, sets, needs=["annotations", "images", "test_images"], uses=uses)
+    uses = ["corrections", "sample_submission", "truth", "test_images"]
+    loaded = _load(config, sets, needs=["annotations", "images"], uses=uses)
+    if loaded.predict.images is None:
+        loaded.input("test_images")
     planned = plan(loaded)
     from kp_ray.predict import evaluate as run_evaluate  # brings torch: after the user's mistakes
     from kp_ray.report import write_report
@@ -574,7 +583,7 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
         _finish({}, stored.pop("lines"), None, False)
         trained = _train(loaded)
         _finish({}, _train_lines(loaded, trained), None, False)
-        if loaded.tune.num_trials and not is_finished(loaded):
+        if loaded.tune.num_trials and planned.units["val"] and not is_finished(loaded):
             _finish({}, _tune_lines(_tune(loaded)), None, False)
         predicted = _predict(loaded)
         _finish({}, predicted.pop("lines"), None, False)

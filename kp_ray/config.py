@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import pyarrow.fs as pafs
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 
 class InputError(ValueError):
@@ -156,13 +156,16 @@ class TrainConfig(_Section):
     """How each member trains. LR, steps and batch are those of one worker; Detectron2's rule scales them."""
 
     members: tuple[MemberConfig, ...] = (MemberConfig(name="a", seed=1), MemberConfig(name="b", seed=2))
-    num_workers: Positive | WorkerRange = 1
+    num_workers: Annotated[
+        Annotated[Positive, Tag("number")] | Annotated[WorkerRange, Tag("range")],
+        Discriminator(lambda given: "range" if isinstance(given, dict | WorkerRange) else "number"),
+    ] = 1
     """A number, or {min, max}: a run then goes on with fewer workers when nodes leave and with more when they join."""
     use_gpu: bool | None = None
     """None: GPUs if the cluster has any."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     threads_per_worker: Positive | None = None
-    """Torch threads of a CPU worker; None: its CPUs, rounded up."""
+    """Torch threads of a CPU worker; None: its CPUs, rounded, at least one."""
     recipes: tuple[str, ...] | None = None
     """The stored recipes to train on; None: all."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -372,6 +375,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "base_lr": 0.001, "max_iter": 10000, "steps": [3000, 4000, 5000, 6000, 7000, 8000], "gamma": 0.8,
             "ims_per_batch": 2, "eval_period": 5000,
         },
+        "tune": {"num_trials": 0},  # a search of this size is not what `run` should start unasked
         "predict": {"score_threshold": 0.7},
     },
     # A small network that learns on two CPU cores within minutes, from the recipes that keep most of a person upright.

@@ -80,7 +80,6 @@ def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
     cfg = model_zoo.get_config(base)
     train = config.train
     ours: dict[str, Any] = {
-        **changes,
         "MODEL.DEVICE": device,
         "MODEL.WEIGHTS": "",
         "MODEL.KEYPOINT_ON": True,
@@ -104,13 +103,14 @@ def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
         "SOLVER.CHECKPOINT_PERIOD": train.checkpoint_period,
         "TEST.EVAL_PERIOD": train.eval_period,
     }
-    for key, value in {**ours, **config.model.cfg}.items():
+    for key in config.model.cfg:
+        if key in ours:
+            raise InputError(f"model.cfg.{key}: follows from kp_ray's own settings: set it under train or predict")
+    for key, value in {**changes, **ours, **config.model.cfg}.items():
         try:
             cfg.merge_from_list([key, value])
         except (AssertionError, KeyError, ValueError) as error:
             raise InputError(f"model.cfg.{key}: {' '.join(str(error).split())} (Detectron2 option)") from error
-    if len(skeleton) != cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS:
-        raise InputError(f"model.cfg: NUM_KEYPOINTS must be {len(skeleton)}, the skeleton of the labels")
     return cfg
 
 

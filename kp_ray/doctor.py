@@ -93,12 +93,21 @@ def check_cluster(config: Config) -> list[Check]:
     ]
     checks += _dashboard(nodes)
     note = join(config.run_dir, f".doctor-{uuid4().hex}")
-    write_bytes(note, b"seen")
+    try:
+        write_bytes(note, b"seen")
+    except (InputError, OSError) as error:
+        told = " ".join(str(error).split())
+        return [*checks, Check("nodes' storage", False, told, "make run_dir writable; the nodes were not asked")]
     paths = [path for path in (config.data.images, config.data.test_images) if path is not None]
     waiting = {_on_node(_look_from_node, node["NodeID"], note, paths, node["Resources"]): node for node in nodes}
     done, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=ANSWER_S)
     for reference in done:
-        checks += _of_node(ray.get(reference), waiting[reference], config, several=len(nodes) > 1)
+        node = waiting[reference]
+        try:
+            checks += _of_node(ray.get(reference), node, config, several=len(nodes) > 1)
+        except ray.exceptions.RayError as error:
+            told = " ".join(str(error).split())[-200:]
+            checks.append(Check(f"node {node['NodeManagerHostname']}", False, told, "install the same kp_ray on it"))
     names = [waiting[reference]["NodeManagerHostname"] for reference in late]
     checks += [Check(f"node {name}", False, "does not answer", "see `ray status` and its logs") for name in names]
     _remove(note)

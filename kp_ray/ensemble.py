@@ -207,6 +207,13 @@ def inliers(points: FloatArray, reject_sigmas: float) -> BoolArray:
     return np.asarray(present & ((distances <= limit) | (present.sum(axis=0) < 3)))
 
 
+def _numbers(frames: Sequence[int | None]) -> FloatArray:
+    """Frame numbers, NaN for an image without one."""
+    numbers = np.array(frames, dtype=float)
+    numbers[numbers < 0] = np.nan
+    return numbers
+
+
 def fill_missing(
     keypoints: FloatArray,
     found: BoolArray,
@@ -224,7 +231,7 @@ def fill_missing(
     Args:
         keypoints: (N, K, 3) x, y, score in pixels; anything where `found` is False.
         found: (N,).
-        scenes, cameras, frames: (N,) of the images; a frame None has no neighbours.
+        scenes, cameras, frames: (N,) of the images; a frame None or -1 has no neighbours.
         mean_pose: (K, 2) in pixels.
 
     Returns:
@@ -241,7 +248,7 @@ def fill_missing(
     filled, notes = np.array(keypoints, dtype=float), [""] * len(found)
     if not np.isfinite(filled[found]).all():
         raise InputError("predictions: a person that was found has a number that is not finite: predict again")
-    numbers = np.array(frames, dtype=float)  # None becomes NaN
+    numbers = _numbers(frames)
     # By frame number, so that of two equally near rows argmin takes the earlier.
     candidates = _rows_by_clip(scenes, cameras, numbers, found)
     pose = None if found.all() else _mean_pose(filled[found], mean_pose)
@@ -282,7 +289,7 @@ def smooth_clips(
     if not sigma_frames > 0:
         raise ValueError(f"sigma_frames must be positive, got {sigma_frames}")
     smoothed = np.array(keypoints, dtype=float)
-    numbers = np.array(frames, dtype=float)
+    numbers = _numbers(frames)
     for rows in _rows_by_clip(scenes, cameras, numbers, found).values():
         for row in rows.tolist():
             near = rows[np.abs(numbers[rows] - numbers[row]) <= _REACH_SIGMAS * sigma_frames]
@@ -330,7 +337,7 @@ def choose_people(
     for person, answer in enumerate(asked):
         answers.setdefault(answer, []).append(person)
     best = {answer: max(people, key=lambda one: (scores[one], -one)) for answer, people in answers.items()}
-    numbers = np.array(frames, dtype=float)
+    numbers = _numbers(frames)
     boxes_of: dict[int, list[FloatArray]] = {}
     for person in best.values():
         boxes_of.setdefault(rows[person], []).append(boxes[person])

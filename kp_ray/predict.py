@@ -38,6 +38,7 @@ from kp_ray.keypoints import FloatArray, Skeleton, skeleton_for
 from kp_ray.metrics import evaluate_keypoints
 from kp_ray.store import RowReader, ray_data_settings, read_manifest, read_table, select_parts
 from kp_ray.submission import SubmissionForm, check_form, read_form, read_submission, write_submission
+from kp_ray.train import fits_a_node
 
 PEOPLE_KEPT = 5
 """Of a member and image, by score: what `predict.person` chooses from."""
@@ -116,7 +117,11 @@ def predict(config: Config, progress: Callable[[int, int], None] | None = None) 
         done = min(done + finished["images"], len(missing))
         if progress:
             progress(done, len(missing))
-    figures = {"predicted": len(missing), "seconds": time.time() - first_began, "start_up_s": first_began - began}
+    figures = {
+        "predicted": len(missing),
+        "seconds": time.time() - first_began,
+        "start_up_s": max(0.0, first_began - began),
+    }
     for target, asked in task.targets.items():
         _merge(task, asked, config.path(target))
     return {**write_fused(config, figures), **figures}
@@ -234,7 +239,7 @@ def _read_list(path: str) -> list[str]:
     rows = csv.DictReader(io.StringIO(text, newline=""))
     if "image" not in (rows.fieldnames or ()):
         raise InputError(f"{path}: row 1: there is no column `image`")
-    return [row["image"] for row in rows]
+    return [row["image"].strip() for row in rows if row["image"]]
 
 
 def _list_store(config: Config, split: str) -> list[Asked]:
@@ -270,6 +275,12 @@ def _ask_until_done(task: _Task, missing: Sequence[Asked]) -> Iterator[dict[str,
     A node that is lost can end a whole Ray Data run: calls to its actors fail several times a second, and their retries
     cannot be without bound, because an image that kills its actor would hang the run.
     """
+    section = task.config.predict
+    if missing and not fits_a_node(task.config, section.cpus_per_actor, section.gpus_per_actor):
+        raise InputError(
+            f"no node has {section.cpus_per_actor:g} CPUs and {section.gpus_per_actor:g} GPUs for an actor: lower "
+            "predict.cpus_per_actor or predict.gpus_per_actor, or set cluster.num_cpus and num_gpus if it grows"
+        )
     while missing:
         try:
             yield from _ask_members(task, missing)
@@ -611,6 +622,8 @@ def _weights(config: Config, members: Sequence[str], skeleton: Skeleton) -> tupl
             "chosen": "given" if isinstance(config.predict.weights, dict) else "equal"
         }
     known = _Predictions(config, skeleton, "val_predictions.parquet")
+    if known.members != list(members):
+        raise InputError("predict.weights: the validation scenes were predicted by other members: run predict again")
     truth_of = _store_truth(config, "val", skeleton)
     section = config.predict
     fitted = fit_weights(
@@ -680,7 +693,7 @@ def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
         "filled": filled, "unusable": unusable,
     }  # fmt: skip
     path = config.path("predict.json")
-    if not figures["predicted"] and exists(path):
+    if figures["predicted"] <= len(unusable) and exists(path):  # those alone were tried again
         figures = json.loads(read_bytes(path)).get("took", figures)
     details["took"] = dict(figures)
     write_bytes(path, (json.dumps(details, indent=1, ensure_ascii=False) + "\n").encode())

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import logging
 import math
 import os
 import tempfile
@@ -93,10 +94,7 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
     Raises:
         InputError: no training rows, a cluster too small for one member, or a diverged loss.
     """
-    if config.train.mlflow and importlib.util.find_spec("mlflow") is None:
-        raise InputError("train.mlflow: MLflow is not installed: pip install 'kp_ray[mlflow]'")
-    if config.train.mlflow == "local" and not isinstance(filesystem(config.run_dir)[0], LocalFileSystem):
-        raise InputError("train.mlflow: `local` needs a local run_dir: name a tracking server's URI")
+    check_options(config)
     summary: dict[str, Any] = {}
     waiting = []
     for member in config.train.members:
@@ -129,6 +127,20 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
             raise cause from None
         raise
     return {name: summary[name] for name in (member.name for member in config.train.members)}
+
+
+def check_options(config: Config) -> None:
+    """Refuse before anything starts what every worker would refuse.
+
+    Raises:
+        InputError: a wrong option of Detectron2, or MLflow is not there.
+    """
+    manifest = read_manifest(config.path("store"))
+    build_cfg(config, skeleton_for(manifest.skeleton, config.skeleton.flip_pairs, config.skeleton.sigmas), "cpu")
+    if config.train.mlflow and importlib.util.find_spec("mlflow") is None:
+        raise InputError("train.mlflow: MLflow is not installed: pip install 'kp_ray[mlflow]'")
+    if config.train.mlflow == "local" and not isinstance(filesystem(config.run_dir)[0], LocalFileSystem):
+        raise InputError("train.mlflow: `local` needs a local run_dir: name a tracking server's URI")
 
 
 def _check_rows(config: Config, member: MemberConfig) -> None:
@@ -182,7 +194,21 @@ def runs_at_once(config: Config) -> tuple[int, bool]:
             f"{least * train.cpus_per_worker + FEED_CPUS:g} CPUs{gpus}: lower train.num_workers or "
             "train.cpus_per_worker"
         )
-    return max(1, most), use_gpu
+    if not fits_a_node(config, train.cpus_per_worker, 1 if use_gpu else 0):
+        raise InputError(
+            f"no node has {train.cpus_per_worker:g} CPUs{' and a GPU' if use_gpu else ''} for a worker: lower "
+            "train.cpus_per_worker, or train.num_workers' share of each node"
+        )
+    # Ray counts the whole cluster for each elastic run.
+    return 1 if isinstance(train.num_workers, WorkerRange) else most, use_gpu
+
+
+def fits_a_node(config: Config, cpus: float, gpus: float) -> bool:
+    """Whether some node holds this at once; of a cluster that grows, the largest node may still come."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    later = {"CPU": config.cluster.num_cpus, "GPU": config.cluster.num_gpus}
+    grown = {name: later[name] or max(node.get(name, 0) for node in nodes) for name in later}
+    return any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in [*nodes, grown])
 
 
 def _fitting(have: Mapping[str, float], train: TrainConfig, workers: int, use_gpu: bool) -> int:
@@ -191,28 +217,39 @@ def _fitting(have: Mapping[str, float], train: TrainConfig, workers: int, use_gp
     return min(fits, int(have["GPU"] // workers)) if use_gpu else fits
 
 
-def _settings(config: Config, member: MemberConfig) -> str:
+NOT_DECIDING = {
+    "members", "cpus_per_worker", "threads_per_worker", "use_gpu", "keep_best", "log_period", "max_failures", "mlflow",
+}  # fmt: skip
+"""Of the training section, what may change when a run goes on."""
+
+
+def _settings(config: Config, member: MemberConfig) -> dict[str, Any]:
+    """What decides a member's weights, as plain values."""
     values = config.to_dict()
-    for name in ("members", "cpus_per_worker", "threads_per_worker", "mlflow"):
-        del values["train"][name]
-    decides = [values["model"], values["train"], member.model_dump(mode="json")]
-    decides.append(hashlib.sha256(read_bytes(config.path("store", "manifest.json"))).hexdigest())
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    decides = {f"model.{name}": value for name, value in values["model"].items()}
+    decides |= {f"train.{name}": value for name, value in values["train"].items() if name not in NOT_DECIDING}
+    decides |= {f"member.{name}": value for name, value in member.model_dump(mode="json").items() if name != "name"}
+    decides["the store"] = hashlib.sha256(read_bytes(config.path("store", "manifest.json"))).hexdigest()
+    return dict(json.loads(json.dumps(decides)))
 
 
 def _note_settings(config: Config, member: MemberConfig) -> None:
-    if exists(join(config.member_dir(member.name), "settings.sha256")):
+    path = join(config.member_dir(member.name), "settings.json")
+    if exists(path):
         _check_same_settings(config, member)
-    write_bytes(join(config.member_dir(member.name), "settings.sha256"), _settings(config, member).encode())
+    write_bytes(path, json.dumps(_settings(config, member), indent=1).encode())
 
 
 def _check_same_settings(config: Config, member: MemberConfig) -> None:
     folder = config.member_dir(member.name)
-    if read_bytes(join(folder, "settings.sha256")).decode() != _settings(config, member):
-        raise InputError(
-            f"{folder}: was trained with other settings or another store; give the member a new name, choose a new "
-            "run_dir, or delete this folder to train it anew"
-        )
+    before, now = json.loads(read_bytes(join(folder, "settings.json"))), _settings(config, member)
+    for name in now:
+        if before.get(name) != now[name]:
+            told = "another store" if name == "the store" else f"{name} {before.get(name)!r:.80}, now {now[name]!r:.80}"
+            raise InputError(
+                f"{folder}: was trained with other settings: {told}; give the member a new name, choose a new run_dir, "
+                "or delete this folder to train it anew"
+            )
 
 
 def _tell_progress(config: Config, member: MemberConfig, progress: Callable[[str, int, int, float], None]) -> None:
@@ -305,10 +342,14 @@ def train_loop_per_worker(loop: dict[str, Any]) -> dict[str, Any]:
         What `fit_member` does, or `error`, one line, if training cannot start or go on.
     """
     worker = _Worker(build(loop["config"]), MemberConfig.model_validate(loop["member"]))
+    start, not_in_weights, wrong = 0, list[str](), ""
     try:
         start, not_in_weights = worker.restore(ray.train.get_checkpoint())
     except InputError as error:
-        return {"error": str(error)}
+        wrong = str(error)
+    for told in comm.all_gather(wrong):  # a file may be missing on one node alone; the others would wait for it
+        if told:
+            return {"error": told}
     cfg, inputs = worker.cfg, worker.inputs(ray.train.get_dataset_shard("train"), start)
     latest: dict[str, float] = {}
     with EventStorage(start) as storage, _Log(loop["folder"], start, worker) as log:
@@ -546,10 +587,19 @@ class _MlflowWriter(EventWriter):
         storage, now = get_event_storage(), int(time.time() * 1000)
         for name, (value, iteration) in storage.latest().items():
             if iteration == storage.iter:
-                self.client.log_metric(self.run, name, value, now, iteration)
+                self._try(self.client.log_metric, self.run, name, value, now, iteration)
 
     def close(self) -> None:
-        self.client.set_terminated(self.run)
+        self._try(self.client.set_terminated, self.run)
+
+    def _try(self, call: Callable[..., None], *values: Any) -> None:
+        """A tracking server that does not answer must not end training."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            call(*values)
+        except MlflowException as error:
+            logging.getLogger(__name__).warning("train.mlflow: %s", " ".join(str(error).split())[:200])
 
 
 class _Log:
@@ -564,12 +614,13 @@ class _Log:
             self.work = tempfile.TemporaryDirectory()
             local, earlier = Path(self.work.name, "metrics.json"), join(self.folder, "metrics.json")
             if self.start and exists(earlier):  # what a lost worker logged after its last checkpoint comes again
-                lines = [json.loads(line) for line in read_bytes(earlier).splitlines()]
-                for line in lines:  # as iterations of this number of workers
-                    line["iteration"] = int(line["iteration"] * line["workers"] // self.workers)
-                    line["workers"] = self.workers
-                kept = [line for line in lines if line["iteration"] < self.start]
-                local.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+                kept = []
+                for line in map(json.loads, read_bytes(earlier).splitlines()):
+                    done = int((line["iteration"] + 1) * line["workers"])  # as iterations of one worker
+                    if done <= self.start * self.workers:
+                        line |= {"iteration": max(0, done // self.workers - 1), "workers": self.workers}
+                        kept.append(f"{json.dumps(line)}\n")
+                local.write_text("".join(kept))
             # Windows of 1: a window of the last values would be lost with the worker.
             board = TensorboardXWriter(f"{self.work.name}/tensorboard", window_size=1, purge_step=self.start)
             self.writers: list[EventWriter] = [JSONWriter(str(local), window_size=1), board]
@@ -591,10 +642,10 @@ class _Log:
 
     def __exit__(self, *exception: object) -> None:
         if self.active:
-            for writer in self.writers:
-                writer.close()
-            self._copy()
-            self.work.cleanup()
+            with self.work:
+                for writer in self.writers:
+                    writer.close()
+                self._copy()
 
 
 def feed(

@@ -34,6 +34,7 @@ from kp_ray.config import (
     InputError,
     TrainConfig,
     TuneConfig,
+    WorkerRange,
     build,
     exists,
     file_sizes,
@@ -46,7 +47,7 @@ from kp_ray.detectron import build_cfg, scale_cfg
 from kp_ray.keypoints import Skeleton, skeleton_for
 from kp_ray.recipes import RECIPES
 from kp_ray.store import read_manifest
-from kp_ray.train import fit_member, runs_at_once, usable_rows
+from kp_ray.train import NOT_DECIDING, check_options, fit_member, runs_at_once, usable_rows
 
 METRICS: tuple[str, ...] = get_args(TuneConfig.model_fields["metric"].annotation)
 """What an evaluation reports of a model, by its name."""
@@ -131,7 +132,10 @@ def _search(config: Config, progress: Progress | None) -> None:
     if not read_manifest(config.path("store")).num_rows_by_split["val"]:
         raise InputError("tune compares trials on validation scenes, the store has none: set split.fraction above 0")
     if not config.tune.num_trials:
-        raise InputError("tune.num_trials is 0: how many trials?")
+        raise InputError("tune.num_trials is 0: how many trials? E.g. --set tune.num_trials=16")
+    if isinstance(config.train.num_workers, WorkerRange):
+        raise InputError("tune compares runs of one size: give train.num_workers a number, not min and max")
+    check_options(config)
     _, use_gpu = runs_at_once(config)
     sets = recipe_sets(config)
     _check_sets(config, sets)
@@ -384,6 +388,7 @@ def best_config(config: Config, best: Mapping[str, Any]) -> Config:
     values = apply_params(config, json.loads(best["params"]), sets, max_iter=config.train.max_iter).to_dict()
     for member in values["train"]["members"]:
         member["name"] = f"{member['name']}-tuned"
+    values["tune"]["num_trials"] = 0  # `run` takes it as it is
     return build(values)
 
 
@@ -697,15 +702,13 @@ def _text(value: Any) -> float | str:
 
 # The settings of a search, and its end.
 
-_NOT_DECIDING = {"members", "cpus_per_worker", "threads_per_worker", "use_gpu", "keep_best", "max_failures", "mlflow"}
-
 
 def _settings(config: Config) -> dict[str, Any]:
     """What decides the search's results, as plain values."""
     values = config.to_dict()
     return {
         **{part: values[part] for part in ("seed", "model", "skeleton", "tune")},
-        "train": {key: value for key, value in values["train"].items() if key not in _NOT_DECIDING},
+        "train": {key: value for key, value in values["train"].items() if key not in NOT_DECIDING},
         "train.members.0": {key: value for key, value in values["train"]["members"][0].items() if key != "name"},
         "store": hashlib.sha256(read_bytes(config.path("store", "manifest.json"))).hexdigest(),
     }

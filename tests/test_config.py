@@ -71,6 +71,17 @@ def test_what_is_written_as_yaml_reads_back_the_same(tmp_path: Path) -> None:
     assert again.to_yaml() == config.to_yaml()
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"min": 4, "max": 1}, "min 4 is more than max 1"), ({"min": 1}, "max: Field required"), (0, "greater than or")],
+)
+def test_a_wrong_number_of_workers_is_told_in_its_own_words(given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"train.num_workers.*{message}"):
+        build({"train": {"num_workers": given}})
+    assert build({"train": {"num_workers": {"min": 1, "max": 3}}}).train.worker_range == (1, 3)
+    assert build({"train": {"num_workers": 3}}).train.worker_range == (3, 3)
+
+
 def test_a_worker_rebuilds_the_config_from_plain_values() -> None:
     config = load(None, ["preset=demo", "train.members=[{name: x, recipes: [Original]}]"])
     values = config.to_dict()

@@ -231,8 +231,9 @@ def test_more_workers_than_iterations_still_train_and_evaluate(eval_period: int,
     ("options", "message"),
     [
         ({"MODEL.RPN.NO_SUCH_THING": 1}, "NO_SUCH_THING"),
-        ({"SOLVER.BASE_LR": "fast"}, "SOLVER.BASE_LR"),
-        ({"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": 17}, "must be 24"),
+        ({"SOLVER.MOMENTUM": "fast"}, "SOLVER.MOMENTUM"),
+        ({"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": 17}, "follows from kp_ray's own settings"),
+        ({"SOLVER.IMS_PER_BATCH": 64}, "set it under train or predict"),
     ],
 )
 def test_a_wrong_detectron2_option_is_one_line(options: dict[str, Any], message: str) -> None:

@@ -263,7 +263,7 @@ def test_a_clip_without_anyone_takes_the_mean_pose_of_the_rest() -> None:
 
 def test_images_without_a_frame_number_have_no_neighbours() -> None:
     keypoints, found = clip([10.0, 50.0, None])
-    _, notes = fill_missing(keypoints, found, [""] * 3, [""] * 3, [None] * 3)
+    _, notes = fill_missing(keypoints, found, [""] * 3, [""] * 3, [None, -1, -1])
     assert notes[2] == "mean pose"
 
 

@@ -321,6 +321,12 @@ def test_actors_that_never_start_are_one_line(trained: Config, tmp_path: Path) -
         predict(config)
 
 
+def test_an_actor_that_fits_no_node_is_refused_at_once(trained: Config, tmp_path: Path) -> None:
+    for section in ({"gpus_per_actor": 1}, {"cpus_per_actor": 64}):
+        with pytest.raises(InputError, match=r"no node has .* for an actor: lower predict\.cpus_per_actor"):
+            predict(in_folder(trained, tmp_path / next(iter(section)), **section))
+
+
 def test_members_that_do_not_fit_are_refused_before_any_work(trained: Config, tmp_path: Path) -> None:
     for member in ("a", "b"):
         folder = tmp_path / "members" / member

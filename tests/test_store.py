@@ -136,6 +136,16 @@ def test_verify_finds_a_flipped_byte_and_augment_mends_it(tiny: Config) -> None:
     assert verify_store(plan(tiny)) == []
 
 
+def test_a_store_with_unlabelled_points_verifies(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    header, *rows = Path(sample_data["annotations"]).read_text().splitlines()
+    blanked = [",".join([*row.split(",")[:5], "", "", *row.split(",")[7:]]) for row in rows]
+    (tmp_path / "labels.csv").write_text("\n".join([header, *blanked]) + "\n")
+    config = tiny_config({**sample_data, "annotations": str(tmp_path / "labels.csv")}, tmp_path / "run")
+    write_store(plan(config))
+    assert np.isnan(read_table(config.path("store"), columns=["keypoints"])["keypoints"].to_pylist()).any()
+    assert verify_store(plan(config)) == []
+
+
 def test_unusable_images_are_quarantined_with_the_reason_and_come_back_when_mended(
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -226,6 +236,9 @@ def test_export_opens_in_pycocotools_and_reads_back_equal(written: Config, tmp_p
     np.testing.assert_allclose(from_csv.keypoints[:, :, :2], stored, atol=1e-4)
     for name in from_csv.images:
         assert (tmp_path / "out" / "images" / name).stat().st_size > 0
+    every = read_table(written.path("store"), columns=["recipe"])["recipe"].to_pylist()
+    one = export_store(written, str(tmp_path / "one"), recipes=["Rotate45_CenterCrop"])
+    assert one["images"] == every.count("Rotate45_CenterCrop") < len(every)
 
 
 def test_the_manifest_counts_what_the_parts_hold(written: Config) -> None:

@@ -445,3 +445,6 @@ def test_too_few_rows_and_too_small_a_cluster_are_refused_before_anything_starts
     with pytest.raises(InputError, match=r"the cluster has 4 CPUs .* lower train.num_workers"):
         runs_at_once(large)
     assert runs_at_once(make())[0] == 4
+    assert runs_at_once(make(train={"num_workers": {"min": 1, "max": 8}}))[0] == 1
+    with pytest.raises(InputError, match=r"model\.cfg\.SOLVER\.NO_SUCH"):
+        train(make(model={"preset": "r18", "cfg": {"SOLVER.NO_SUCH": 1}}))

@@ -346,6 +346,8 @@ def test_a_search_that_cannot_be_is_refused_before_it_starts(
         tune(make(train={"num_workers": 50}))
     with pytest.raises(InputError, match=r"holds no recipe 'Rotate46'"):
         tune(make(tune={"recipes": {"odd": ["Rotate46"]}}))
+    with pytest.raises(InputError, match=r"give train\.num_workers a number"):
+        tune(make(train={"num_workers": {"min": 1, "max": 2}}))
     with pytest.raises(InputError, match=r"tune\.recipes\.own: \d+ training rows, a step needs 400"):
         tune(make(train={"ims_per_batch": 400}))
 
