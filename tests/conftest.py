@@ -72,7 +72,7 @@ def tiny_config(data: dict[str, Any], run_dir: Path, **sections: Any) -> Config:
             "optimizer": "adamw",
         },
         "tune": {"num_trials": 2, "max_iter": 2, "eval_period": 1},
-        "predict": {"actors": [1, 2], "score_threshold": 0.5, "fallback_threshold": 0.0},
+        "predict": {"actors": [1, 1], "score_threshold": 0.5, "fallback_threshold": 0.0},
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section

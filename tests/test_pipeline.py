@@ -28,33 +28,20 @@ def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_run_makes_everything_and_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Path) -> None:
-    members = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}]
-    few = {"predict": {"actors": [1, 1]}, "tune": {"num_trials": 1}}
-    config = tiny_config(sample_data, tmp_path / "run", train={"members": members}, **few)
+@pytest.mark.slow
+def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config(sample_data, tmp_path / "run", tune={"num_trials": 1})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     first = kp_ray("run", "config.yaml", "--json", cwd=tmp_path)
-    result = last_json(first)
     run = tmp_path / "run"
-    for made in (
-        "config.yaml", "check.csv", "store/manifest.json", "store/quarantine.parquet", "members/a/model_final.pth",
-        "members/b/config.yaml", "members/b/metrics.json", "tune/trials.csv", "tune/trials.parquet", "tune/best.yaml",
-        "predictions.parquet", "submission.csv", "evaluation.json", "report.html",
-    ):  # fmt: skip
-        assert (run / made).stat().st_size > 0, made
-    evaluation = json.loads((run / "evaluation.json").read_text())
-    assert set(evaluation["members"]) == {"a", "b"}
-    assert {"rmse", "pck", "ap", "num_missing"} <= set(evaluation)
-    assert len(pd.read_csv(run / "submission.csv")) == 10
-    assert result["report"] == str(run / "report.html")
+    assert last_json(first)["report"] == str(run / "report.html")
     assert "ensemble" in first.stdout
     assert "Traceback" not in first.stderr
-    before = {path: path.stat().st_mtime_ns for path in run.glob("members/*/model_final.pth")}
-    store = (run / "store" / "manifest.json").stat().st_mtime_ns
+    kept = [*run.glob("members/*/model_final.pth"), *run.glob("tune/trials/*/*"), run / "store" / "manifest.json"]
+    before = {path: path.stat().st_mtime_ns for path in kept}
     second = last_json(kp_ray("run", "config.yaml", "--json", cwd=tmp_path))
-    assert second["augment"]["parts_written"] == 0
-    assert {path: path.stat().st_mtime_ns for path in run.glob("members/*/model_final.pth")} == before
-    assert (run / "store" / "manifest.json").stat().st_mtime_ns == store
+    assert second["augment"]["parts_written"] == second["predict"]["predicted"] == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
 
 
 def test_every_verb_says_what_it_did_and_what_comes_next(sample_data: dict[str, Any], tmp_path: Path) -> None:

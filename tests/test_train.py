@@ -293,6 +293,7 @@ def twenty_steps(loop: dict[str, Any]) -> None:
         torch.save({"first": first, "everyone": everyone}, loop["out"])
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_update_of_one_with_their_batches_together_and_stay_equal(
     make: Make, tmp_path: Path
 ) -> None:
