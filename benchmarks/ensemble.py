@@ -105,8 +105,8 @@ def score(
     return {
         **single,
         "plain average with zeros": of(plain_average(test.keypoints, scores, thresholds(config)[0])),
-        "mean without rejection": fused(everyone, reject_sigmas=None),
         "mean": fused(everyone),
+        "mean, points beyond 3 robust sigmas rejected": fused(everyone, reject_sigmas=3.0),
         "median": fused(everyone, method="median"),
         "score": fused(everyone, method="score"),
         "mean, fitted weights": fused(everyone, weights=weights),

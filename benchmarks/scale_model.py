@@ -114,7 +114,7 @@ def measure_task() -> dict[str, float]:
     ray.init(num_cpus=os.cpu_count(), include_dashboard=False, logging_level="error")
     with ray_data_settings():
         tasks = ray.data.from_items([{"run": bytes(100_000)}] * NUM_TASKS, override_num_blocks=NUM_TASKS)
-        rows = tasks.map(nothing, num_cpus=1).iter_rows()
+        rows = iter(tasks.map(nothing, num_cpus=1).iter_rows())
         next(rows)  # the workers are up
         began, cpu = time.monotonic(), time.process_time()
         left = sum(1 for _ in rows)

@@ -290,7 +290,7 @@ class PredictConfig(_Section):
     weights: Literal["equal", "fitted"] | dict[str, float | dict[str, float]] = "equal"
     """Of the members: equal, fitted on the store's validation scenes, or {member: weight or {keypoint: weight}}; what
     is not named weighs 1."""
-    reject_sigmas: Annotated[float, Field(gt=0)] | None = 3.0
+    reject_sigmas: Annotated[float, Field(gt=0)] | None = None
     """Drop a member's point farther than this many robust sigmas from the members' median; None: keep all."""
     smooth_frames: Annotated[float, Field(gt=0)] | None = None
     """Smooth each clip's points over so many frames (a Gaussian's sigma); None: do not."""

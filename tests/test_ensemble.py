@@ -311,7 +311,8 @@ def test_every_fallback_is_taken_in_its_turn_and_told() -> None:
 def test_dropped_points_are_counted_by_member() -> None:
     keypoints, scores = four_frames()
     keypoints[1, 0, :2, 0] += 300
-    fusion = fuse_clips(keypoints, scores, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], thresholds=(0.5, 0.05))
+    clip = ["s"] * 4, ["A"] * 4, [1, 2, 3, 4]
+    fusion = fuse_clips(keypoints, scores, *clip, thresholds=(0.5, 0.05), reject_sigmas=3.0)
     assert fusion.rejected == [0, 2, 0]
     kept = fuse_clips(keypoints, scores, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], thresholds=(0.5, 0.05), reject_sigmas=None)
     assert kept.rejected == [0, 0, 0]
