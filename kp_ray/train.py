@@ -72,8 +72,9 @@ FEED_CPUS = 0.5
 """What a training run leaves free, beside its workers, for Ray Data's tasks."""
 BATCHES_AHEAD = 3
 
-SCORE = "score"
-"""What a checkpoint reports of `train.best_metric`; NaN if it was not evaluated."""
+SCORE, WORST = "score", 1e30
+"""What a checkpoint reports of `train.best_metric`, `WORST` (with the sign that makes it so) if it was not evaluated:
+what Ray Train writes of a NaN it cannot read again."""
 
 LOSSES = ("loss_box_reg", "loss_cls", "loss_keypoint", "loss_rpn_cls", "loss_rpn_loc")
 """Of Detectron2's keypoint R-CNN."""
@@ -523,8 +524,11 @@ class _Worker:
 
     def report(self, done: int, metrics: Mapping[str, float], *, evaluated: bool) -> None:
         """Tell Ray Train of a checkpoint and the latest evaluation, and wait until it has taken note of them."""
-        score = metrics.get(self.config.train.best_metric, math.nan) if evaluated else math.nan
-        values = {"iteration": done, SCORE: score, **metrics}
+        metric = self.config.train.best_metric
+        score = metrics.get(metric, math.nan) if evaluated else math.nan
+        worst = -WORST if _order(metric) == "max" else WORST
+        values = {"iteration": done, SCORE: score if math.isfinite(score) else worst}
+        values |= {name: value for name, value in metrics.items() if math.isfinite(value)}
         name = f"checkpoint_{done * self.world:07d}"  # iterations of one worker: grows when the workers become fewer
         if self.rank != 0:
             ray.train.report(values, checkpoint_dir_name=name)
@@ -549,7 +553,7 @@ class _Worker:
             return
         with tempfile.TemporaryDirectory() as local:
             save_model(self.result, self.cfg, local, self.skeleton)
-            scored = [one for one in _checkpoints() if np.isfinite(one.metrics[SCORE])]
+            scored = [one for one in _checkpoints() if abs(one.metrics[SCORE]) < WORST]
             if scored:
                 sign = -1 if _order(self.config.train.best_metric) == "max" else 1
                 best = min(scored, key=lambda one: sign * one.metrics[SCORE])
