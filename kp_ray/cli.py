@@ -81,6 +81,10 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         named = "cluster.address" if section.address or address == "local" else "RAY_ADDRESS"
         raise InputError(f"{named} {address}: no Ray cluster of this version answers there: {error}") from error
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        raise InputError("Ray did not start within half a minute: the machine is too busy; try again") from error
     try:
         yield time.monotonic() - began
     except KeyboardInterrupt:

@@ -111,7 +111,8 @@ FIXED = {
 
 
 def test_a_grid_has_every_combination_once() -> None:
-    values = {"preset": "dacon", "tune": {"sampler": "grid", **FIXED, "base_lr": [1e-4, 1e-2], "gamma": [0.5, 0.8]}}
+    section = {"num_trials": 16, "sampler": "grid", **FIXED, "base_lr": [1e-4, 1e-2], "gamma": [0.5, 0.8]}
+    values = {"preset": "dacon", "tune": section}
     points = first_points(build(values), OWN)
     assert len(points) == 3 + 9  # gamma does not matter to a cosine schedule
     assert points[0]["gamma"] == 0.8

@@ -266,10 +266,10 @@ def test_a_killed_worker_costs_only_its_own_part(
 
 
 def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(
-    many_data: dict[str, Any], expected: dict[str, Any], augment: Command, tmp_path: Path
+    many_data: dict[str, Any], expected: dict[str, Any], augment: Command, two_nodes: Cluster, tmp_path: Path
 ) -> None:
     config = configure(many_data, tmp_path)
-    run = augment(config, "cluster.num_cpus=2")
+    run = augment(config, on(two_nodes))
     wait_for_parts(run, config)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
     _, err = run.communicate(timeout=400)
@@ -278,7 +278,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(
         "stopped; the same command goes on from here"
     ]
     assert not (store_of(config) / "manifest.json").exists()
-    done = figures(augment(config, "cluster.num_cpus=2"))
+    done = figures(augment(config, on(two_nodes)))
     assert done["parts_written"] + done["parts_kept"] == len(expected["digests"])
     assert contents(config) == expected
 
