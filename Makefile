@@ -30,7 +30,7 @@ demo: setup  ## The whole pipeline on generated people, in runs/demo.
 	$(BIN)/kp-ray run runs/demo/data/config.yaml
 
 test: setup  ## The tests.
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## The tests that take minutes or gigabytes.
 	$(BIN)/python -m pytest -m slow

@@ -77,6 +77,7 @@ def test_the_competitions_labels_load_and_their_mistakes_are_reported(tmp_path: 
     assert found["findings"]["jump"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "lsp").is_dir(), reason="the photographs are not beside the project")
 def test_real_photographs_of_many_sizes_go_the_whole_way(tmp_path: Path) -> None:
     """Frames of other sizes, empty cells, every image its own scene; 40 for training, 10 of the others to predict."""

@@ -424,6 +424,7 @@ def test_a_finished_member_says_the_same_in_plain_detectron2(trained: Config, st
             np.testing.assert_allclose(keypoints, points, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_longer_finite_is_one_line(make: Make) -> None:
     config = make(train={"optimizer": "sgd", "base_lr": 1e12, "warmup_iters": 0, "max_iter": 6})
     with pytest.raises(InputError, match=r"no longer finite at iteration .*: lower train.base_lr"):
