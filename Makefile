@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Changes of what is installed make the set-up run again.
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d ' ' -f 1)
+# What is imported is compiled then (--no-compile): of what is installed that is little.
 # Detectron2 is not published under its own name. This wheel carries the Python of upstream commit a59f0563; its compiled
 # part is for Python 3.10 and is not used. GPU machines build from source instead: docs/install.md.
 DETECTRON2 := sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561
@@ -17,7 +18,7 @@ setup: $(READY)  ## Make .venv with kp_ray and everything it needs.
 
 $(READY):
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[train,dev]'
 	echo '$(DETECTRON2)' > $(VENV)/detectron2.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --only-binary=:all: \
 		--python-version 3.10 --implementation cp --abi none --platform any --require-hashes -r $(VENV)/detectron2.txt \
@@ -48,7 +49,7 @@ format: setup  ## Format the code.
 	$(BIN)/ruff format .
 
 bench: setup  ## The benchmarks of the store; tables in benchmarks/results.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/read.py
