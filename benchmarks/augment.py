@@ -137,7 +137,7 @@ def profile(jobs: list[Job]) -> dict[str, float]:
     """Milliseconds a source of kp_ray's own code in one process, by what takes them."""
     cv2.setNumThreads(1)
     chosen = choose(DEFAULT_RECIPES)
-    kinds = {"decode": "decode", "<copyMakeBorder>": "pad", "<warpAffine>": "resample", "_encode": "encode"}
+    kinds = {"decode": "decode", "<copyMakeBorder>": "pad", "_resample": "resample", "_encode": "encode"}
     profiler = cProfile.Profile()
     with profiler:
         for path, keypoints in jobs:
@@ -154,10 +154,12 @@ def profile(jobs: list[Job]) -> dict[str, float]:
                 )
             )
     stats = pstats.Stats(profiler)
-    taken = dict.fromkeys([*kinds.values(), "everything else"], 0.0)
-    for (_, _, function), (_, _, own, _, _) in stats.stats.items():  # type: ignore[attr-defined]
-        taken[kinds.get(function, "everything else")] += own * 1e3 / len(jobs)
-    return taken
+    taken = dict.fromkeys(kinds.values(), 0.0)
+    for (_, _, function), (_, _, _, with_callees, _) in stats.stats.items():  # type: ignore[attr-defined]
+        if function in kinds:
+            taken[kinds[function]] += with_callees * 1e3 / len(jobs)
+    total = stats.total_tt * 1e3 / len(jobs)  # type: ignore[attr-defined]
+    return {**taken, "everything else": total - sum(taken.values())}
 
 
 def measure(config: Path, jobs: list[Job], folder: Path) -> dict[str, float]:

@@ -187,9 +187,7 @@ def _resample(image: Image, inverse: FloatArray, width: int, height: int) -> Ima
             piece = _SCRATCH.picture("piece", y1 - y0, x1 - x0)
             np.copyto(piece, image[y0:y1, x0:x1])
             from_tile = np.array([[a, b, x - x0], [d, e, y - y0]])
-            cv2.warpAffine(
-                piece, from_tile, (tile_w, tile_h), dst=tile, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-            )
+            cv2.warpAffine(piece, from_tile, (tile_w, tile_h), dst=tile, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     return window
 
 

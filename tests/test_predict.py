@@ -1,4 +1,4 @@
-"""Batch inference over an actor pool, the fused submission, and its evaluation, on members trained for a moment."""
+"""Batch inference over an actor pool, the fused submission, and its evaluation, on members that know nothing."""
 
 import io
 import json
@@ -18,11 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import simplejpeg
+import torch
 from conftest import tiny_config
 from ray.util.state import list_actors
 
 from kp_ray.annotations import load_annotations
 from kp_ray.config import Config, InputError
+from kp_ray.detectron import build_cfg, build_model, save_model
 from kp_ray.keypoints import DACON24
 from kp_ray.predict import (
     Asked,
@@ -38,7 +40,6 @@ from kp_ray.predict import (
 )
 from kp_ray.store import plan, write_store
 from kp_ray.submission import SubmissionForm, read_form, read_submission
-from kp_ray.train import train
 
 MEMBERS = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}]
 NUM_COPIES = 2
@@ -47,11 +48,14 @@ K = len(DACON24)
 
 @pytest.fixture(scope="module")
 def trained(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
-    """Two members of two iterations, and a store of which two scenes validate."""
-    train_section = {"members": MEMBERS, "max_iter": 2, "steps": [1], "eval_period": 0}
-    config = tiny_config(sample_data, tmp_path_factory.mktemp("trained"), train=train_section, split={"fraction": 0.6})
+    """Two members as training begins with them, and a store of which two scenes validate."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = tiny_config(sample_data, folder, train={"members": MEMBERS}, split={"fraction": 0.6})
     write_store(plan(config))
-    train(config)
+    cfg = build_cfg(config, DACON24, "cpu")
+    for member in config.train.members:
+        torch.manual_seed(member.seed)
+        save_model(build_model(cfg), cfg, config.member_dir(member.name), DACON24)
     return config
 
 
@@ -417,12 +421,14 @@ def test_tta_on_a_mirrored_picture_gives_the_mirrored_answer(trained: Config, tt
     plain, mirrored = predictor.people("a", pictures)
     assert plain
     assert len(plain) == len(mirrored)
-    score, box, keypoints = mirror(mirrored[0], 320, DACON24)
+    back = [mirror(person, 320, DACON24) for person in mirrored]  # in any order where scores are equal
+    score, box, keypoints = min(back, key=lambda person: float(np.abs(person[1] - plain[0][1]).max()))
     assert score == pytest.approx(plain[0][0], abs=1e-5)
     np.testing.assert_allclose(box, plain[0][1], atol=1e-2)
     np.testing.assert_allclose(keypoints, plain[0][2], atol=1e-2)
     without = predictor_of(in_folder(trained, tmp_path / "other", fallback_threshold=0.0)).people("a", pictures[:1])
-    assert np.abs(without[0][0][2] - plain[0][2]).max() > 0.1, "the other views count"
+    nearest = min(np.abs(person[2] - plain[0][2]).max() for person in without[0])
+    assert nearest > 0.1, "the other views count"
 
 
 def person(x: float, score: float, side: float = 50) -> tuple[float, np.ndarray, np.ndarray]:
