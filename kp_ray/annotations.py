@@ -140,6 +140,25 @@ def load_annotations(
     return _correct(labels, corrections) if corrections else labels
 
 
+def in_order_of(labels: Annotations, skeleton: Skeleton, path: str) -> Annotations:
+    """The labels with their keypoints in this skeleton's order.
+
+    Args:
+        path: of the labels, named in the message.
+
+    Raises:
+        InputError: they are of other keypoints.
+    """
+    different = sorted(set(labels.skeleton.names) ^ set(skeleton.names))
+    if different:
+        raise InputError(
+            f"{path}: {different[0]!r} and {len(different) - 1} more are keypoints of one side only: use the "
+            "labels of the same data set"
+        )
+    order = [labels.skeleton.names.index(name) for name in skeleton.names]
+    return replace(labels, skeleton=skeleton, keypoints=labels.keypoints[:, order])
+
+
 def to_csv(annotations: Annotations) -> bytes:
     """The native wide CSV, UTF-8; a float's text reads back as the same float, an unlabelled cell is empty.
 
@@ -729,7 +748,8 @@ def check_images(
             if size != most:
                 message = f"is {size[0]}x{size[1]}; most are {most[0]}x{most[1]}"
                 found.append(_warning("size", image, message, "see whether it belongs here; recipes scale with it"))
-    extra = sorted(name for name in present if _is_picture(name) and name not in set(annotations.images))
+    labelled = set(annotations.images)
+    extra = sorted(name for name in present if _is_picture(name) and name not in labelled)
     if extra:
         message = f"{len(extra)} pictures in {images_dir} have no labels: {_listed(extra, 3)}"
         found.append(_warning("unlabelled_files", "", message, "label them, or leave them: they are not used"))

@@ -121,7 +121,8 @@ def _decode_other(picture: PilImage.Image) -> Image:
 class _Scratch(threading.local):
     """Memory for pictures that is used again, since fresh pages cost time.
 
-    Never less than 4 MiB at once: from there on NumPy asks for huge pages, which rotated sampling needs.
+    Never less than 4 MiB at once: from there on NumPy asks for huge pages, which rotated sampling needs. More than
+    64 MiB is not kept: one giant picture would hold it to the worker's end.
     """
 
     def __init__(self) -> None:
@@ -130,6 +131,8 @@ class _Scratch(threading.local):
     def picture(self, use: str, height: int, width: int) -> Image:
         """An (height, width, 4) picture of any content, which the next one for this `use` overwrites."""
         size = height * width * 4
+        if size > 64 << 20:
+            return np.empty((height, width, 4), dtype=np.uint8)
         if use not in self.blocks or self.blocks[use].size < size:
             self.blocks[use] = np.empty(max(size, 4 << 20), dtype=np.uint8)
         return self.blocks[use][:size].reshape(height, width, 4)
@@ -332,8 +335,12 @@ def _run_user(serialised: str, image: Image, keypoints: FloatArray, seed: int) -
     _reseed(for_picture, seed)
     _reseed(for_points, seed)
     rgb = cv2.cvtColor(image, cv2.COLOR_BGRA2RGB)
-    picture = for_picture(image=rgb)["image"]
-    moved = for_points(image=rgb, keypoints=np.vstack([corners, keypoints[labelled, :2]]))["keypoints"]
+    try:
+        picture = for_picture(image=rgb)["image"]
+        moved = for_points(image=rgb, keypoints=np.vstack([corners, keypoints[labelled, :2]]))["keypoints"]
+    except Exception as error:  # whatever a transform stumbles over, a crop larger than the picture, say
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"the user recipe fails on it: {reason}") from error
     if len(moved) != 4 + labelled.sum() or picture.dtype != np.uint8 or picture.ndim != 3:
         raise InputError("the user recipe must keep every keypoint and give an 8-bit colour picture")
     result = keypoints.copy()

@@ -259,28 +259,39 @@ def save_model(model: torch.nn.Module, cfg: CfgNode, folder: str, skeleton: Skel
     Path(folder, "config.yaml").write_text(saved.dump())
 
 
-def load_member(folder: str, device: str) -> tuple[torch.nn.Module, CfgNode]:
+def load_member(
+    folder: str, device: str, keypoint_names: Sequence[str] | None = None
+) -> tuple[torch.nn.Module, CfgNode]:
     """A finished member's model, in evaluation mode, and its cfg.
 
+    Args:
+        keypoint_names: the keypoints that are expected of it, in their order; None: any.
+
     Raises:
-        InputError: the folder holds no finished member.
+        InputError: the folder holds no finished member, or one of other keypoints.
     """
     fs, inner = filesystem(folder)
     try:
         with fs.open_input_file(f"{inner}/config.yaml") as stream:
             cfg = CfgNode.load_cfg(stream.readall().decode())
         with fs.open_input_file(f"{inner}/model_final.pth") as stream:
-            state = torch.load(stream, map_location="cpu", weights_only=True)["model"]
+            content = torch.load(stream, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(
             f"{folder}: no finished member here (model_final.pth, config.yaml); run train first"
         ) from error
+    its_names = content.get("keypoints")
+    if keypoint_names is not None and its_names is not None and list(keypoint_names) != list(its_names):
+        raise InputError(
+            f"{folder}: predicts other keypoints than are asked for, or in another order ({', '.join(its_names[:3])}, "
+            "...): use the labels and the form that it was trained with"
+        )
     full = model_zoo.get_config(PRESETS["r50"][0])
     full.merge_from_other_cfg(cfg)
     full.MODEL.DEVICE = device
     model = build_model(full)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(content["model"])
     except RuntimeError as error:
         raise InputError(f"{folder}: model_final.pth does not fit its config.yaml") from error
     return model.eval(), full

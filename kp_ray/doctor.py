@@ -144,8 +144,13 @@ def forecast(verb: str, config: Config) -> dict[str, Any]:
     return {**members, "iterations": iterations, **rows, "lines": lines}
 
 
+def _num_cpus() -> int:
+    # Not everywhere can a process ask which CPUs it may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _forecast_augment(planned: Plan, config: Config) -> dict[str, Any]:
-    result = estimate(planned, config.cluster.num_cpus or len(os.sched_getaffinity(0)))
+    result = estimate(planned, config.cluster.num_cpus or _num_cpus())
     there: set[str] = set()
     if exists(join(planned.store, "manifest.json")):
         there = {part.path for part in read_manifest(planned.store).parts}
@@ -229,14 +234,15 @@ def _store(config: Config) -> list[Check]:
         planned = _forecast_augment(plan(config), config)
     except InputError as error:
         return [Check("store", False, str(error), "correct the data or the config; `kp-ray check` says more")]
-    needs = f"the store of {planned['sources']} images takes about {_size(planned['bytes'])}"
+    todo = planned["bytes"] * (1 - planned["parts_kept"] / max(planned["parts"], 1))
+    needs = f"what is missing of the store of {planned['sources']} images takes about {_size(todo)}"
     times = Check("store", True, " ".join(planned["lines"]))
     fs, inner = filesystem(config.run_dir)
     if not isinstance(fs, pafs.LocalFileSystem):
         return [times]
     free = shutil.disk_usage(inner).free
     fix = "free some space or choose another run_dir"
-    return [times, Check("disk", free > planned["bytes"], f"{_size(free)} free, {needs}", fix)]
+    return [times, Check("disk", free > todo, f"{_size(free)} free, {needs}", fix)]
 
 
 def _upload(config: Config) -> Check:

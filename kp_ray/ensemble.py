@@ -1,4 +1,4 @@
-"""Several models' predictions -> one: choose the person, mask who found nobody, reject outliers, combine, fill, smooth.
+"""Several models' predictions -> one: choose the person, mask who found nobody, combine, fill, smooth.
 
 Coordinates are OpenCV pixel indices. Fusing does not depend on the order of the members, to the last bit.
 """

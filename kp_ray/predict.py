@@ -17,7 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ import torch
 import yaml
 from ray.util.annotations import RayDeprecationWarning
 
-from kp_ray.annotations import list_images, load_annotations, parse_name
+from kp_ray.annotations import in_order_of, list_images, load_annotations, parse_name
 from kp_ray.augment import decode
 from kp_ray.config import Config, InputError, exists, file_sizes, filesystem, join, read_bytes, write_bytes
 from kp_ray.detectron import load_member, read_instances, to_dataset_dict
@@ -187,6 +187,11 @@ def _check_member(config: Config, name: str, skeleton: Skeleton) -> None:
         raise InputError(f"predict.tta: flip: member {name} was trained without flips; take flip out, or train with it")
 
 
+def _is_found(scores: FloatArray, config: Config) -> BoolArray:
+    """Who a member is sure of; a score of 0 is nobody's, whatever the threshold."""
+    return np.asarray((scores > 0) & (scores >= config.predict.score_threshold))
+
+
 def _lower_threshold(config: Config) -> float:
     return min(config.predict.score_threshold, config.predict.fallback_threshold)
 
@@ -334,7 +339,7 @@ class Predictor:
         device = "cuda" if section.gpus_per_actor and torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(max(1, round(section.cpus_per_actor)))
-        self.members = {name: load_member(self.config.member_dir(name), device) for name in names}
+        self.members = {name: load_member(self.config.member_dir(name), device, keypoint_names) for name in names}
         self.store_rows = RowReader(["image"])
         for model, _ in self.members.values():
             heads: Any = model.roi_heads
@@ -525,10 +530,11 @@ def _merge(task: _Task, asked: Sequence[Asked], target: str) -> None:
     order = [chosen[answer] for answer in range(len(chosen))]
     counts = np.bincount(answers[people], minlength=len(chosen)).astype(np.int32)
     picked = table.take(order).drop_columns(["version"])
-    picked = picked.append_column("found", pa.array(scores[order] >= section.score_threshold))
+    picked = picked.append_column("found", pa.array(_is_found(scores[order], task.config)))
     picked = picked.append_column("num_people", pa.array(counts))
     schema = prediction_schema(len(task.skeleton))
-    note = json.dumps({"rule": section.person, "several": several, "other_than_best_score": changed})
+    people_note = {"rule": section.person, "several": several, "other_than_best_score": changed}
+    note = json.dumps({"people": people_note, "keypoints": task.skeleton.names})
     sink = pa.BufferOutputStream()
     pq.write_table(picked.select(schema.names).cast(schema).replace_schema_metadata({_NOTE_KEY: note}), sink)
     write_bytes(target, sink.getvalue().to_pybytes())
@@ -581,18 +587,25 @@ class _Predictions:
         self.scores = table["score"].to_numpy().reshape(shape).T
         self.reasons = table["reason"].to_pylist()[::every]
         self.sizes = list(zip(*(table[name].to_pylist()[::every] for name in ("width", "height")), strict=True))
-        self.people = json.loads(table.schema.metadata[_NOTE_KEY])
+        note = json.loads(table.schema.metadata[_NOTE_KEY])
+        if tuple(note.get("keypoints", ())) != skeleton.names:
+            raise InputError(f"{path}: holds other keypoints, or the same in another order: run predict again")
+        self.people = note["people"]
         self.scenes, self.cameras, self.frames = zip(*map(parse_name, self.images), strict=True)
 
     def fuse(self, config: Config, members: Sequence[int], weights: FloatArray | None) -> Fusion:
-        """One answer an image of some members."""
+        """One answer an image of some members, kept inside its frame: filling and smoothing may lead out of it."""
         section = config.predict
-        return fuse_clips(
+        fusion = fuse_clips(
             self.keypoints[list(members)], self.scores[list(members)], self.scenes, self.cameras, self.frames,
             thresholds=(section.score_threshold, section.fallback_threshold), method=section.fusion, weights=weights,
             reject_sigmas=section.reject_sigmas, missing=section.missing, smooth_frames=section.smooth_frames,
             mean_pose=np.zeros((self.keypoints.shape[2], 2)),
         )  # fmt: skip
+        limits = np.array([(w - 1, h - 1) if w and h else (np.inf, np.inf) for w, h in self.sizes])[:, None]
+        xy = fusion.keypoints[..., :2]
+        inside = np.where(np.isfinite(limits), np.clip(xy, 0, limits), xy)
+        return replace(fusion, keypoints=np.concatenate([inside, fusion.keypoints[..., 2:]], axis=2))
 
 
 def _given_weights(config: Config, members: Sequence[str], skeleton: Skeleton) -> FloatArray | None:
@@ -625,6 +638,8 @@ def _weights(config: Config, members: Sequence[str], skeleton: Skeleton) -> tupl
     if known.members != list(members):
         raise InputError("predict.weights: the validation scenes were predicted by other members: run predict again")
     truth_of = _store_truth(config, "val", skeleton)
+    if not truth_of.keys() >= set(known.images):
+        raise InputError("predict.weights: the store holds other validation scenes now: run predict again")
     section = config.predict
     fitted = fit_weights(
         known.keypoints, trusted(known.scores, (section.score_threshold, section.fallback_threshold))[0],
@@ -643,12 +658,11 @@ def _weights(config: Config, members: Sequence[str], skeleton: Skeleton) -> tupl
 
 
 def _store_truth(config: Config, split: str, skeleton: Skeleton) -> dict[str, FloatArray]:
-    """Source -> keypoints (K, 3) of the unaugmented pictures; NaN x, y where unlabelled."""
+    """Source -> keypoints (K, 3) of the unaugmented pictures; NaN x, y where unlabelled, v 0 also where outside."""
     columns = ["source", "keypoints"]
     recipes = None if split == "val" else ["Original"]  # a validation split holds nothing else
     table = read_table(config.path("store"), split=split, recipes=recipes, columns=columns)
     points = np.array(table["keypoints"].to_pylist(), dtype=np.float64).reshape(len(table), len(skeleton), 3)
-    points[points[..., 2] == 0] = np.nan
     return dict(zip(table["source"].to_pylist(), points, strict=True))
 
 
@@ -671,6 +685,9 @@ def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
     columns = form.columns if form else ("image", *skeleton.columns)
     if form is None or config.predict.images is not None:
         form = SubmissionForm(tuple(predictions.images), columns)
+    fs, inner = filesystem(config.path("evaluation.json"))
+    if figures["predicted"] and exists(config.path("evaluation.json")):  # it is of what was predicted before
+        fs.delete_file(inner)
     target = config.path("submission.csv")
     sizes = dict(zip(predictions.images, predictions.sizes, strict=True))
     zeros = config.predict.missing == "zeros"
@@ -682,7 +699,7 @@ def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
         if why
     ]
     summary = {"images": len(predictions.images), "members": predictions.members}
-    found = predictions.scores >= config.predict.score_threshold
+    found = _is_found(predictions.scores, config)
     by_member = {
         name: {"found": int(found[i].sum()), "rejected_points": fusion.rejected[i]}
         for i, name in enumerate(predictions.members)
@@ -746,8 +763,10 @@ def _truth(config: Config) -> tuple[dict[str, FloatArray], Skeleton]:
     if source.startswith("store:"):
         skeleton = _skeleton(config, None)
         return _store_truth(config, source.removeprefix("store:"), skeleton), skeleton
-    section = config.skeleton
-    labels = load_annotations(config.input("truth"), flip_pairs=section.flip_pairs, sigmas=section.sigmas)
+    section, form, path = config.skeleton, _form(config), config.input("truth")
+    labels = load_annotations(path, flip_pairs=section.flip_pairs, sigmas=section.sigmas)
+    if form is not None or exists(config.path("store", "manifest.json")):
+        labels = in_order_of(labels, _skeleton(config, form), path)
     return dict(zip(labels.images, labels.keypoints, strict=True)), labels.skeleton
 
 
@@ -791,8 +810,9 @@ def _figures(
         cameras=cameras,
         scenes=scenes,
     )
-    with np.errstate(invalid="ignore"):
-        per_image = np.sqrt(np.nanmean((predicted[:, :, :2] - truth[:, :, :2]) ** 2, axis=(1, 2)))
-    worst = np.argsort(-per_image, kind="stable")[:12]
+    squares = (predicted[:, :, :2] - truth[:, :, :2]) ** 2
+    labelled = np.isfinite(squares)
+    per_image = np.sqrt(np.where(labelled, squares, 0).sum(axis=(1, 2)) / np.maximum(labelled.sum(axis=(1, 2)), 1))
+    worst = [i for i in np.argsort(-per_image, kind="stable").tolist() if labelled[i].any()][:12]
     figures["worst"] = [{"image": images[known[i]], "rmse": float(per_image[i])} for i in worst]
     return figures

@@ -158,8 +158,9 @@ def _user_recipe(name: str, pipeline: Mapping[str, Any]) -> Recipe:
     try:
         serialised = json.dumps(pipeline, sort_keys=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # an argument it does not know is only a warning there
-            A.from_dict(json.loads(serialised))
+            warnings.simplefilter("ignore", UserWarning)  # also for what it saved itself
+            loaded = A.to_dict(A.from_dict(json.loads(serialised)))
+        _check_arguments(json.loads(serialised), loaded)
     except Exception as error:  # whatever Albumentations stumbles over
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(
@@ -172,6 +173,22 @@ def _user_recipe(name: str, pipeline: Mapping[str, Any]) -> Recipe:
             "are: drop it and set train.flip, which exchanges them"
         )
     return Recipe(name, user=serialised)
+
+
+def _check_arguments(given: Any, taken: Any) -> None:
+    """Albumentations passes over an argument that it does not know with no more than a warning.
+
+    Raises:
+        ValueError: naming the first that is lost when the pipeline is loaded.
+    """
+    if isinstance(given, dict) and isinstance(taken, dict):
+        for key, value in given.items():
+            if key not in taken:
+                raise ValueError(f"Argument(s) '{key}' are not valid")
+            _check_arguments(value, taken[key])
+    elif isinstance(given, list) and isinstance(taken, list | tuple):
+        for one, other in zip(given, taken, strict=False):
+            _check_arguments(one, other)
 
 
 def variant_seed(seed: int, source: str, fingerprint: str, copy: int) -> int:

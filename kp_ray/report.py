@@ -29,10 +29,11 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 
 from kp_ray import __version__, draw
-from kp_ray.annotations import Annotations, checked_name, load_annotations
+from kp_ray.annotations import Annotations, checked_name, in_order_of, load_annotations, parse_name
 from kp_ray.config import Config, InputError, exists, filesystem, join, load, read_bytes, write_bytes
 from kp_ray.keypoints import DACON24, FloatArray, Skeleton, skeleton_for, visible_box
 from kp_ray.metrics import oks, pck, point_errors
+from kp_ray.submission import read_form, read_submission
 
 NUM_PICTURES = 12
 """How many worst, how many disputed and how many filled images are shown."""
@@ -491,18 +492,21 @@ class _Answers:
 
 
 def _read_answers(config: Config) -> _Answers:
-    members, images, keypoints = _read_predictions(config.path("predictions.parquet"))
-    fused, truth = (_read_labels(config, path) for path in (config.path("submission.csv"), config.data.truth))
-    return _Answers(members, images, keypoints, fused, truth)
+    members, images, keypoints, skeleton = _read_predictions(config, config.path("predictions.parquet"))
+    fused = _read_fused(config, config.path("submission.csv"), skeleton)
+    return _Answers(members, images, keypoints, fused, _read_truth(config, skeleton))
 
 
-def _read_predictions(path: str) -> tuple[list[str], list[str], FloatArray]:
-    """Members, images and keypoints (M, N, K, 3) of `predictions.parquet`; nothing if it is not there."""
+def _read_predictions(config: Config, path: str) -> tuple[list[str], list[str], FloatArray, Skeleton | None]:
+    """Members, images, keypoints (M, N, K, 3) and skeleton of `predictions.parquet`; nothing if it is not there."""
     if not exists(path):
-        return [], [], np.zeros((0, 0, 0, 3))
+        return [], [], np.zeros((0, 0, 0, 3)), None
     fs, inner = filesystem(path)
     try:
-        rows = pq.read_table(inner, filesystem=fs, columns=["image", "member", "keypoints"]).to_pylist()
+        table = pq.read_table(inner, filesystem=fs, columns=["image", "member", "keypoints"])
+        names = json.loads(table.schema.metadata[b"kp_ray"])["keypoints"]
+        skeleton = skeleton_for(names, config.skeleton.flip_pairs, config.skeleton.sigmas)
+        rows = table.to_pylist()
         members, images = (list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("member", "image"))
         width = max((len(row["keypoints"] or ()) for row in rows), default=0)
         keypoints = np.full((len(members), len(images), width // 3, 3), np.nan)
@@ -513,7 +517,7 @@ def _read_predictions(path: str) -> tuple[list[str], list[str], FloatArray]:
                 keypoints[of_member[row["member"]], of_image[row["image"]]] = points
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}): run predict again") from error
-    return members, images, keypoints
+    return members, images, keypoints, skeleton
 
 
 def _predictions(config: Config, evaluation: Mapping[str, Any], answers: _Answers) -> dict[str, Any] | None:
@@ -586,10 +590,24 @@ def _worst_point(image: str, answers: _Answers) -> str | None:
     return f"{truth.skeleton.names[farthest]} by {errors[farthest]:,.0f} px"
 
 
-def _read_labels(config: Config, path: str | None) -> Annotations | None:
+def _read_truth(config: Config, skeleton: Skeleton | None) -> Annotations | None:
+    """The truth with its keypoints in the skeleton's order (None: its own)."""
+    path = config.data.truth
     if path is None or not exists(path):
         return None
-    return load_annotations(path, flip_pairs=config.skeleton.flip_pairs, sigmas=config.skeleton.sigmas)
+    labels = load_annotations(path, flip_pairs=config.skeleton.flip_pairs, sigmas=config.skeleton.sigmas)
+    return labels if skeleton is None else in_order_of(labels, skeleton, path)
+
+
+def _read_fused(config: Config, path: str, skeleton: Skeleton | None) -> Annotations | None:
+    """The submission as labels; its images may be whole paths."""
+    if not exists(path):
+        return None
+    form = read_form(path)
+    skeleton = skeleton or skeleton_for(form.names, config.skeleton.flip_pairs, config.skeleton.sigmas)
+    xy = read_submission(path, form, skeleton, size=None, allow_zeros=True)
+    scenes, cameras, frames = zip(*map(parse_name, form.images), strict=True)
+    return Annotations(skeleton, form.images, np.dstack([xy, np.full(xy.shape[:2], 2.0)]), scenes, cameras, frames)
 
 
 _Person = tuple[FloatArray, Skeleton, draw.Color | None]
@@ -740,12 +758,9 @@ def _show_predictions(
     path: str, image: str | None, num: int, rng: np.random.Generator
 ) -> Iterator[tuple[str, draw.Image]]:
     config = _config_beside(path)
-    members, images, keypoints = _read_predictions(path)
-    truth = _read_labels(config, config.data.truth)
-    form = truth or _read_labels(config, join(posixpath.dirname(path) or ".", "submission.csv"))
-    skeleton = form.skeleton if form else DACON24
-    if keypoints.shape[2] != len(skeleton):
-        raise InputError(f"{path}: {keypoints.shape[2]} keypoints where {len(skeleton)} are expected")
+    members, images, keypoints, skeleton = _read_predictions(config, path)
+    skeleton = skeleton or DACON24
+    truth = _read_truth(config, skeleton)
     rows = [row for row, name in enumerate(images) if image in (None, name)]
     for row in np.sort(rng.permutation(rows)[:num]):
         picture = _find_picture(config, images[row])

@@ -265,7 +265,8 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
         manifest = _manifest(plan, records, [*kept.quarantined, *(q for one in finished for q in one.quarantined)])
         if finished or not exists(join(plan.store, "manifest.json")) or read_manifest(plan.store) != manifest:
             write_manifest(plan.store, manifest)
-            _drop_unlisted(plan.store, manifest)
+            if manifest.num_sources:  # otherwise the images are elsewhere, say, and the parts would be missed
+                _drop_unlisted(plan.store, manifest)
     if not manifest.num_sources:
         first = manifest.quarantined[0]
         raise InputError(
@@ -773,9 +774,17 @@ def export_store(
     store = config.path("store")
     manifest = read_manifest(store)
     skeleton = skeleton_for(manifest.skeleton, config.skeleton.flip_pairs, config.skeleton.sigmas)
+    seen: dict[str, str] = {}
     names, keypoints, sizes, scenes, cameras, frames = [], [], [], [], [], []
+    if exists(join(folder, "images")):
+        raise InputError(
+            f"{folder}: holds an export already, which would mix with this one: delete it, or name a new folder"
+        )
     for row in iter_rows(store, split=split, recipes=recipes):
         name = f"{row['recipe']}-{row['copy']}/{os.path.splitext(row['source'])[0]}.jpg"
+        if name in seen:
+            raise InputError(f"{store}: {row['source']} and {seen[name]} would both be {name}: rename one of them")
+        seen[name] = row["source"]
         write_bytes(join(folder, "images", name), row["image"])
         names.append(name)
         keypoints.append(np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3))

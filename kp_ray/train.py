@@ -275,12 +275,8 @@ def fit_member(
     *,
     use_gpu: bool,
     folder: str,
-    callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> dict[str, Any]:
     """One Ray Train run, from its last checkpoint if it has one, to a finished member in `folder`.
-
-    Args:
-        callbacks: Ray Train callbacks; Ray Tune listens through one.
 
     Returns:
         The last evaluation, `iterations`, `resumed_from` (the iteration of the checkpoint gone on from, 0: none) and
@@ -320,7 +316,6 @@ def fit_member(
                 checkpoint_score_attribute=SCORE,
                 checkpoint_score_order=_order(train.best_metric),
             ),
-            callbacks=list(callbacks),
         ),
     ).fit()
     outcome = dict(result.return_value or {})

@@ -485,6 +485,11 @@ def test_a_users_pipeline_that_gives_no_picture_or_loses_keypoints_is_refused(st
 # --- kinds of source
 
 
+def test_a_user_recipe_that_fails_on_a_picture_says_why() -> None:
+    with pytest.raises(InputError, match="the user recipe fails on it: CropSizeError"):
+        rows_of(as_jpeg(picture(320, 180)), labels(320, 180), user_recipe(A.RandomCrop(540, 540)))
+
+
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)

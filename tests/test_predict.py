@@ -24,7 +24,7 @@ from ray.util.state import list_actors
 
 from kp_ray.annotations import load_annotations
 from kp_ray.config import Config, InputError
-from kp_ray.detectron import build_cfg, build_model, save_model
+from kp_ray.detectron import build_cfg, build_model, load_member, save_model
 from kp_ray.keypoints import DACON24
 from kp_ray.predict import (
     Asked,
@@ -232,6 +232,30 @@ def test_evaluation_scores_the_ensemble_and_each_member(trained: Config) -> None
     assert alone["rmse"] == pytest.approx(evaluation["rmse"])
 
 
+def test_a_truth_in_another_order_of_columns_scores_the_same(trained: Config, tmp_path: Path) -> None:
+    """The 24 names are put in order whatever the header; of other names the order is the header's."""
+    renamed = {name: f"p{i:02d}" for i, name in enumerate(DACON24.names)}
+    skeleton = {"flip_pairs": [["p00", "p01"]], "sigmas": [0.05] * K}
+    columns = {f"{name}_{axis}": f"{new}_{axis}" for name, new in renamed.items() for axis in "xy"}
+    form = pd.read_csv(trained.input("sample_submission")).rename(columns=columns)
+    truth = pd.read_csv(trained.input("truth")).rename(columns=columns)
+    form.to_csv(tmp_path / "form.csv", index=False)
+    scores = []
+    pairs_of = [list(truth.columns[i : i + 2]) for i in range(1, len(truth.columns), 2)]
+    for number, ordered in enumerate((pairs_of, pairs_of[::-1])):
+        order = ["image", *(column for pair in ordered for column in pair)]
+        truth[order].to_csv(tmp_path / f"truth{number}.csv", index=False)
+        shifted = form.assign(
+            **{c: truth.set_index("image").loc[form["image"], c].to_numpy() for c in form.columns[1:]}
+        )
+        shifted[[c for c in form.columns if c.startswith("p03")]] += 24
+        shifted.to_csv(tmp_path / "submission.csv", index=False)
+        data = {"sample_submission": str(tmp_path / "form.csv"), "truth": str(tmp_path / f"truth{number}.csv")}
+        config = tiny_config({**trained.data.model_dump(), **data}, tmp_path / "run", skeleton=skeleton)
+        scores.append(evaluate(config, submission=str(tmp_path / "submission.csv"))["by_keypoint"]["p03"]["rmse"])
+    assert scores == pytest.approx([24, 24])
+
+
 def test_a_perfect_submission_scores_zero_and_a_shifted_one_its_shift(trained: Config, tmp_path: Path) -> None:
     table = pd.read_csv(trained.input("truth"))
     order = list(read_form(trained.input("sample_submission")).images)
@@ -345,6 +369,13 @@ def test_members_that_do_not_fit_are_refused_before_any_work(trained: Config, tm
     cfg.write_text(written.replace("NUM_KEYPOINTS: 24", "NUM_KEYPOINTS: 17"))
     with pytest.raises(InputError, match="member b predicts 17 keypoints, 24 are asked for"):
         predict(flip)
+
+
+def test_members_of_the_same_keypoints_in_another_order_are_refused(trained: Config) -> None:
+    swapped = (*DACON24.names[1::-1], *DACON24.names[2:])
+    with pytest.raises(InputError, match="predicts other keypoints than are asked for, or in another order"):
+        load_member(trained.member_dir("a"), "cpu", swapped)
+    load_member(trained.member_dir("a"), "cpu", DACON24.names)
 
 
 def test_images_come_from_a_folder_a_list_a_csv_the_form_or_the_store(trained: Config, tmp_path: Path) -> None:

@@ -311,6 +311,13 @@ def test_a_users_pipeline_becomes_a_recipe() -> None:
     assert choose(from_config.recipes, from_config.user_recipes) == [(soft, 1)]
 
 
+@pytest.mark.parametrize("step", [A.PadIfNeeded(p=1), A.SafeRotate(p=1), A.ShiftScaleRotate(p=1), A.Blur(p=1)])
+def test_what_albumentations_saves_is_taken_whatever_it_warns_of(step: Any) -> None:
+    points = A.KeypointParams(format="xy", remove_invisible=False)
+    saved = A.to_dict(A.Compose([step], keypoint_params=points))
+    assert choose(["mine"], {"mine": saved})[0][0].user
+
+
 @pytest.mark.parametrize(
     ("names", "user", "told"),
     [

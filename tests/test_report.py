@@ -132,7 +132,10 @@ def write_predictions(run: Path, members: tuple[str, ...] = ("a", "b")) -> None:
             flat = np.column_stack([xy, np.full(24, 0.5)]).ravel().tolist()
             rows.append({"image": image, "member": member, "keypoints": flat})
     schema = pa.schema([("image", pa.string()), ("member", pa.string()), ("keypoints", pa.list_(pa.float64(), 72))])
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), run / "predictions.parquet")
+    table = pa.Table.from_pylist(
+        rows, schema=schema.with_metadata({"kp_ray": json.dumps({"keypoints": DACON24.names})})
+    )
+    pq.write_table(table, run / "predictions.parquet")
 
 
 def write_members(run: Path, names: tuple[str, ...] = ("a", "_b$")) -> None:

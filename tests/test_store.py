@@ -172,6 +172,21 @@ def test_unusable_images_are_quarantined_with_the_reason_and_come_back_when_mend
     assert len(set(read_table(config.path("store"), columns=["source"])["source"].to_pylist())) == len(names)
 
 
+def test_images_that_are_not_where_the_config_says_cost_no_part(
+    sample_data: dict[str, Any], tiny: Config, tmp_path: Path
+) -> None:
+    write_store(plan(tiny))
+    made = {path: path.stat().st_mtime_ns for path in Path(tiny.path("store")).rglob("*.parquet")}
+    (tmp_path / "empty").mkdir()
+    elsewhere = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, Path(tiny.run_dir))
+    with pytest.raises(InputError, match="none of the 12 sources could be used"):
+        write_store(plan(elsewhere))
+    done = write_store(plan(tiny))
+    assert done["sources"] == 12
+    parts = {path: at for path, at in made.items() if path.name != "quarantine.parquet"}
+    assert {path: path.stat().st_mtime_ns for path in parts} == parts
+
+
 def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tiny: Config) -> None:
     script = (
         "import sys, time\nfrom kp_ray.store import _writer_lock\n"
@@ -239,6 +254,8 @@ def test_export_opens_in_pycocotools_and_reads_back_equal(written: Config, tmp_p
     every = read_table(written.path("store"), columns=["recipe"])["recipe"].to_pylist()
     one = export_store(written, str(tmp_path / "one"), recipes=["Rotate45_CenterCrop"])
     assert one["images"] == every.count("Rotate45_CenterCrop") < len(every)
+    with pytest.raises(InputError, match="holds an export already"):
+        export_store(written, str(tmp_path / "one"))
 
 
 def test_the_manifest_counts_what_the_parts_hold(written: Config) -> None:
