@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import PIL.Image
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -37,6 +38,7 @@ from kp_ray.predict import (
     list_asked,
     mirror,
     predict,
+    write_fused,
 )
 from kp_ray.store import plan, write_store
 from kp_ray.submission import SubmissionForm, read_form, read_submission
@@ -214,6 +216,18 @@ def test_a_lost_node_costs_no_row_and_doubles_none(
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert f"lost a node: True images: {10 * NUM_COPIES}" in done.stdout, done.stderr[-3000:]
     assert Path(config.path("predictions.parquet")).read_bytes() == undisturbed
+
+
+def test_points_that_lead_out_of_their_frame_are_kept_inside(trained: Config, tmp_path: Path) -> None:
+    predict(trained)
+    config = in_folder(trained, tmp_path / "run")
+    table = pq.read_table(trained.path("predictions.parquet"))
+    far = pa.array((np.array(table["keypoints"].to_pylist()) + 1000).tolist(), table.schema.field("keypoints").type)
+    column = table.schema.get_field_index("keypoints")
+    pq.write_table(table.set_column(column, "keypoints", far), config.path("predictions.parquet"))
+    write_fused(config, {"predicted": 0})
+    points = read_submission(config.path("submission.csv"), read_form(config.input("sample_submission")), DACON24)
+    assert (points == [319, 179]).all()
 
 
 def test_evaluation_scores_the_ensemble_and_each_member(trained: Config) -> None:
