@@ -46,7 +46,7 @@ class Cluster:
     def run(self, *command: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=500, env=environment or self.environment, check=False
+            command, capture_output=True, text=True, timeout=1000, env=environment or self.environment, check=False
         )
 
     def client(self) -> JobSubmissionClient:

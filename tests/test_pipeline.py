@@ -19,7 +19,7 @@ def kp_ray(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the installed command as a user does."""
     environment = {**os.environ, "COLUMNS": "200"}
     return subprocess.run(
-        [KP_RAY, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=560, check=False
+        [KP_RAY, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=1000, check=False
     )
 
 
