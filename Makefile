@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Changes of what is installed make the set-up run again.
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d ' ' -f 1)
-# What is imported is compiled then (--no-compile): of what is installed that is little.
 # Detectron2 is not published under its own name. This wheel carries the Python of upstream commit a59f0563; its compiled
 # part is for Python 3.10 and is not used. GPU machines build from source instead: docs/install.md.
 DETECTRON2 := sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561
@@ -16,6 +15,7 @@ help:  ## List the targets.
 
 setup: $(READY)  ## Make .venv with kp_ray and everything it needs.
 
+# Little of what is installed is ever imported: Python compiles that then, pip nothing ahead.
 $(READY):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[train,dev]'

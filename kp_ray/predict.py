@@ -578,6 +578,9 @@ class _Predictions:
             raise InputError(f"{path}: there are no predictions; run predict first")
         fs, inner = filesystem(path)
         table = pq.ParquetFile(fs.open_input_file(inner)).read().combine_chunks()
+        note = json.loads(table.schema.metadata[_NOTE_KEY])
+        if tuple(note.get("keypoints", ())) != skeleton.names:
+            raise InputError(f"{path}: holds other keypoints, or the same in another order: run predict again")
         self.members = list(dict.fromkeys(table["member"].to_pylist()))
         every = len(self.members)
         self.images = table["image"].to_pylist()[::every]
@@ -587,9 +590,6 @@ class _Predictions:
         self.scores = table["score"].to_numpy().reshape(shape).T
         self.reasons = table["reason"].to_pylist()[::every]
         self.sizes = list(zip(*(table[name].to_pylist()[::every] for name in ("width", "height")), strict=True))
-        note = json.loads(table.schema.metadata[_NOTE_KEY])
-        if tuple(note.get("keypoints", ())) != skeleton.names:
-            raise InputError(f"{path}: holds other keypoints, or the same in another order: run predict again")
         self.people = note["people"]
         self.scenes, self.cameras, self.frames = zip(*map(parse_name, self.images), strict=True)
 
@@ -669,6 +669,8 @@ def _store_truth(config: Config, split: str, skeleton: Skeleton) -> dict[str, Fl
 def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
     """Fuse `predictions.parquet` into `submission.csv`; `predict.json` tells every fallback.
 
+    An `evaluation.json` of earlier predictions is deleted.
+
     Args:
         figures: what predicting took; kept in `predict.json` until images are predicted again.
 
@@ -685,8 +687,9 @@ def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
     columns = form.columns if form else ("image", *skeleton.columns)
     if form is None or config.predict.images is not None:
         form = SubmissionForm(tuple(predictions.images), columns)
-    fs, inner = filesystem(config.path("evaluation.json"))
-    if figures["predicted"] and exists(config.path("evaluation.json")):  # it is of what was predicted before
+    stale = config.path("evaluation.json")  # of what was predicted before
+    if figures["predicted"] and exists(stale):
+        fs, inner = filesystem(stale)
         fs.delete_file(inner)
     target = config.path("submission.csv")
     sizes = dict(zip(predictions.images, predictions.sizes, strict=True))

@@ -756,6 +756,10 @@ def iter_rows(
                     number += 1
 
 
+def _export_name(row: Row) -> str:
+    return f"{row['recipe']}-{row['copy']}/{os.path.splitext(row['source'])[0]}.jpg"
+
+
 def export_store(
     config: Config, folder: str, *, split: str | None = None, recipes: Sequence[str] | None = None
 ) -> dict[str, Any]:
@@ -769,22 +773,26 @@ def export_store(
         `images` and `folder`.
 
     Raises:
-        InputError: no finished store, or a recipe it does not hold.
+        InputError: no finished store, or a recipe it does not hold; an export is in `folder` already, or two sources
+            differ in their suffix alone.
     """
     store = config.path("store")
     manifest = read_manifest(store)
     skeleton = skeleton_for(manifest.skeleton, config.skeleton.flip_pairs, config.skeleton.sigmas)
-    seen: dict[str, str] = {}
     names, keypoints, sizes, scenes, cameras, frames = [], [], [], [], [], []
     if exists(join(folder, "images")):
         raise InputError(
             f"{folder}: holds an export already, which would mix with this one: delete it, or name a new folder"
         )
+    source_of: dict[str, str] = {}
+    planned = read_table(store, split=split, recipes=recipes, columns=["source", "recipe", "copy"])
+    for row in planned.to_pylist():  # before anything is written
+        name = _export_name(row)
+        if name in source_of:
+            raise InputError(f"{store}: {row['source']} and {source_of[name]} would both be {name}: rename one of them")
+        source_of[name] = row["source"]
     for row in iter_rows(store, split=split, recipes=recipes):
-        name = f"{row['recipe']}-{row['copy']}/{os.path.splitext(row['source'])[0]}.jpg"
-        if name in seen:
-            raise InputError(f"{store}: {row['source']} and {seen[name]} would both be {name}: rename one of them")
-        seen[name] = row["source"]
+        name = _export_name(row)
         write_bytes(join(folder, "images", name), row["image"])
         names.append(name)
         keypoints.append(np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3))

@@ -482,12 +482,12 @@ def test_a_users_pipeline_that_gives_no_picture_or_loses_keypoints_is_refused(st
         rows_of(as_jpeg(picture(*SIZES[0])), labels(*SIZES[0]), user_recipe(step))
 
 
-# --- kinds of source
-
-
 def test_a_user_recipe_that_fails_on_a_picture_says_why() -> None:
     with pytest.raises(InputError, match="the user recipe fails on it: CropSizeError"):
         rows_of(as_jpeg(picture(320, 180)), labels(320, 180), user_recipe(A.RandomCrop(540, 540)))
+
+
+# --- kinds of source
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:

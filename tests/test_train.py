@@ -222,7 +222,6 @@ def is_train_worker(process: psutil.Process) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_a_killed_driver_is_taken_up_by_the_same_command(make: Make) -> None:
     # Long enough that the workers, which outlive the driver by seconds, do not finish.
     settings = {"max_iter": 60, "eval_period": 20, "checkpoint_period": 4}
