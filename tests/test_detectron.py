@@ -1,8 +1,11 @@
 """Detectron2's side: what a row becomes, parity with its DatasetMapper, weights in and out."""
 
 import copy
+import functools
+import http.server
 import io
 import pickle
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -265,6 +268,19 @@ class TestWeights:
                 value.zero_()
             assert load_weights(model, config, str(tmp_path / name), DACON24) == []
             assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+    def test_weights_come_from_a_url(
+        self, model: torch.nn.Module, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+        state = {name: value + 1 for name, value in model.state_dict().items()}
+        torch.save({"model": state}, tmp_path / "w.pth")
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            assert load_weights(model, config, f"http://127.0.0.1:{server.server_port}/w.pth", DACON24) == []
+            server.shutdown()
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
     def test_tensors_of_another_shape_stay_as_they_are_and_are_named(
         self, model: torch.nn.Module, config: Config, tmp_path: Path
