@@ -37,7 +37,7 @@ test-slow: setup  ## The tests that take minutes or gigabytes.
 	$(BIN)/python -m pytest -m slow
 
 test-faults: setup  ## All that is killed, filled, cut short or malformed, with how it ends.
-	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest tests/faults --hypothesis-profile siege
 
 lint: setup  ## ruff and mypy.
 	$(BIN)/ruff check .

@@ -142,16 +142,14 @@ def profile(jobs: list[Job]) -> dict[str, float]:
     with profiler:
         for path, keypoints in jobs:
             source = Source(path, "", "", 0, "train", keypoints)
-            list(
-                augment_source(
-                    Path(path).read_bytes(),
-                    source,
-                    chosen,
-                    seed=0,
-                    jpeg_quality=95,
-                    scale_with_frame=True,
-                    box_margin_px=0,
-                )
+            augment_source(
+                Path(path).read_bytes(),
+                source,
+                chosen,
+                seed=0,
+                jpeg_quality=95,
+                scale_with_frame=True,
+                box_margin_px=0,
             )
     stats = pstats.Stats(profiler)
     taken = dict.fromkeys(kinds.values(), 0.0)

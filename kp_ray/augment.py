@@ -215,8 +215,10 @@ def augment_source(
     jpeg_quality: int,
     scale_with_frame: bool,
     box_margin_px: float,
-) -> Iterator[Row]:
-    """The rows of one source: every recipe's copies in order.
+) -> tuple[list[Row], dict[str, str]]:
+    """The rows of one source, every recipe's copies in order, and the reasons of recipes that cannot be applied to it.
+
+    A recipe gives all of its copies or none, whatever other recipes do.
 
     Args:
         content: the source's encoded bytes.
@@ -232,7 +234,8 @@ def augment_source(
     image, plain_jpeg = decode(content)
     height, width = image.shape[:2]
     padded = _Padded(image)
-    for recipe, copies in recipes:
+
+    def rows_of(recipe: Recipe, copies: int) -> Iterator[Row]:
         for copy in range(copies):
             seed_of_variant = variant_seed(seed, source.name, recipe.fingerprint, copy)
             if recipe.user is not None:
@@ -264,6 +267,15 @@ def augment_source(
                 "affine": affine.ravel(),
                 "seed": seed_of_variant,
             }
+
+    rows: list[Row] = []
+    refused: dict[str, str] = {}
+    for recipe, copies in recipes:
+        try:
+            rows += list(rows_of(recipe, copies))
+        except InputError as error:
+            refused[recipe.name] = str(error)
+    return rows, refused
 
 
 def _labels(keypoints: FloatArray, width: int, height: int, box_margin_px: float) -> Row:

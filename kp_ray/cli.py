@@ -299,7 +299,8 @@ def _augment(config: Config, planned: "Plan", start_up_s: float) -> dict[str, An
     if result["quarantined"]:
         first = read_manifest(config.path("store")).quarantined[0]
         lines.append(
-            f"{result['quarantined']} sources could not be used, e.g. {first.source}: {first.reason}; all of them in "
+            f"{result['quarantined']} sources could not be used by some or all recipes, e.g. {first.source}: "
+            f"{first.reason}; all of them in "
             f"{config.path('store', 'quarantine.parquet')}"
         )
     return {**result, "lines": lines}

@@ -198,13 +198,11 @@ def estimate(planned: Plan, num_cpus: float) -> dict[str, Any]:
         for index in np.unique(np.linspace(0, len(runs) - 1, PROBES, dtype=int)) if runs else ():
             run = runs[index]
             recipes = [(part.recipe, part.copies) for part in run.parts]
-            try:
-                if not warm:  # the first picture pays for what is loaded once
-                    make_rows(planned, run.sources[0], recipes)
-                    warm = True
-                began = time.process_time()
-                rows = make_rows(planned, run.sources[0], recipes)
-            except InputError:  # goes to quarantine
+            if not warm:  # the first picture pays for what is loaded once
+                warm = bool(make_rows(planned, run.sources[0], recipes)[0])
+            began = time.process_time()
+            rows, _ = make_rows(planned, run.sources[0], recipes)
+            if not rows:  # goes to quarantine
                 continue
             seconds += time.process_time() - began
             size += sum(len(row["image"]) + ROW_BYTES for row in rows)

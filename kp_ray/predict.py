@@ -36,7 +36,7 @@ from kp_ray.detectron import load_member, read_instances, to_dataset_dict
 from kp_ray.ensemble import BoolArray, Fusion, choose_people, fit_weights, fuse_clips, trusted
 from kp_ray.keypoints import FloatArray, Skeleton, skeleton_for
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.store import RowReader, ray_data_settings, read_manifest, read_table, select_parts
+from kp_ray.store import RowReader, ray_data_settings, read_manifest, read_parquet, read_table, select_parts
 from kp_ray.submission import SubmissionForm, check_form, read_form, read_submission, write_submission
 from kp_ray.train import fits_a_node
 
@@ -252,9 +252,7 @@ def _list_store(config: Config, split: str) -> list[Asked]:
     _, parts = select_parts(config.path("store"), split=split, recipes=None if split == "val" else ["Original"])
     asked: dict[str, Asked] = {}
     for part in parts:
-        fs, inner = filesystem(part)
-        sources = pq.ParquetFile(fs.open_input_file(inner)).read(columns=["source"])["source"].to_pylist()
-        for row, source in enumerate(sources):
+        for row, source in enumerate(read_parquet(part, ["source"])["source"].to_pylist()):
             # A part's name holds a digest of what it was made of; a second copy of a source is passed over.
             asked.setdefault(source, Asked(source, part, row, f"{part.rpartition('/')[2]}:{row}"))
     if not asked:
@@ -266,12 +264,10 @@ def _read_parts(folder: str, columns: Sequence[str] | None = None) -> Iterator[p
     """The tables of the finished parts, in the order of their names."""
     if not exists(folder):
         return
-    fs, inner = filesystem(folder)
     names = [name for name in sorted(file_sizes(folder)) if name.endswith(".parquet") and not name.startswith(".")]
     with ThreadPoolExecutor() as pool:
-        yield from pool.map(
-            lambda name: pq.ParquetFile(fs.open_input_file(f"{inner}/{name}")).read(columns=columns), names
-        )
+        mend = "delete it and run predict again"
+        yield from pool.map(lambda name: read_parquet(join(folder, name), columns, mend), names)
 
 
 def _ask_until_done(task: _Task, missing: Sequence[Asked]) -> Iterator[dict[str, Any]]:
@@ -576,8 +572,7 @@ class _Predictions:
         path = config.path(file)
         if not exists(path):
             raise InputError(f"{path}: there are no predictions; run predict first")
-        fs, inner = filesystem(path)
-        table = pq.ParquetFile(fs.open_input_file(inner)).read().combine_chunks()
+        table = read_parquet(path, mend="delete it and run predict again").combine_chunks()
         note = json.loads(table.schema.metadata[_NOTE_KEY])
         if tuple(note.get("keypoints", ())) != skeleton.names:
             raise InputError(f"{path}: holds other keypoints, or the same in another order: run predict again")

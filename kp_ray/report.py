@@ -23,9 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 
 from kp_ray import __version__, draw
@@ -33,6 +31,7 @@ from kp_ray.annotations import Annotations, checked_name, in_order_of, load_anno
 from kp_ray.config import Config, InputError, exists, filesystem, join, load, read_bytes, write_bytes
 from kp_ray.keypoints import DACON24, FloatArray, Skeleton, skeleton_for, visible_box
 from kp_ray.metrics import oks, pck, point_errors
+from kp_ray.store import RowReader, read_parquet
 from kp_ray.submission import read_form, read_submission
 
 NUM_PICTURES = 12
@@ -235,14 +234,13 @@ def _read_parts(store: str, paths: Sequence[str], skeleton: Skeleton) -> _Varian
     unread, picture = [], None
     for path in paths:
         try:
-            with _open_part(join(store, path)) as part:
-                columns = ["keypoints", "bbox_xyxy", "width", "height", "split", "camera", "source"]
-                found = part.read(columns=columns).to_pylist()
-                if any(len(row["keypoints"]) != 3 * len(skeleton) for row in found):
-                    raise pa.ArrowInvalid("another skeleton's keypoints")
-                if picture is None and found:
-                    picture = _sample_variant(part, found, skeleton)
-        except (OSError, pa.ArrowException):
+            columns = ["keypoints", "bbox_xyxy", "width", "height", "split", "camera", "source"]
+            found = read_parquet(join(store, path), columns).to_pylist()
+            if any(len(row["keypoints"]) != 3 * len(skeleton) for row in found):
+                raise InputError(f"{path}: another skeleton's keypoints")
+            if picture is None and found:
+                picture = _sample_variant(join(store, path), found, skeleton)
+        except InputError:
             unread.append(path)
             continue
         rows += found
@@ -257,26 +255,11 @@ def _read_parts(store: str, paths: Sequence[str], skeleton: Skeleton) -> _Varian
     )
 
 
-def _open_part(path: str) -> pq.ParquetFile:
-    fs, inner = filesystem(path)
-    return pq.ParquetFile(fs.open_input_file(inner))
-
-
-def _read_row(part: pq.ParquetFile, index: int, columns: Sequence[str]) -> dict[str, Any]:
-    """One row of a part, without reading the other row groups' pictures."""
-    for group in range(part.num_row_groups):
-        num_rows = part.metadata.row_group(group).num_rows
-        if index < num_rows:
-            return dict(part.read_row_group(group, columns=list(columns)).slice(index, 1).to_pylist()[0])
-        index -= num_rows
-    raise IndexError(index)
-
-
-def _sample_variant(part: pq.ParquetFile, rows: Sequence[Mapping[str, Any]], skeleton: Skeleton) -> draw.Image | None:
+def _sample_variant(path: str, rows: Sequence[Mapping[str, Any]], skeleton: Skeleton) -> draw.Image | None:
     """The part's first variant that has a visible point, with its skeleton."""
     points = [np.array(row["keypoints"], dtype=float).reshape(-1, 3) for row in rows]
     index = next((index for index, keypoints in enumerate(points) if (keypoints[:, 2] > 0).any()), 0)
-    image = draw.decode(_read_row(part, index, ["image"])["image"])
+    image = draw.decode(RowReader(["image"]).read(path, index)["image"])
     if image is None:
         return None
     small, affine = draw.crop_resize(image, None, 360)
@@ -501,9 +484,8 @@ def _read_predictions(config: Config, path: str) -> tuple[list[str], list[str], 
     """Members, images, keypoints (M, N, K, 3) and skeleton of `predictions.parquet`; nothing if it is not there."""
     if not exists(path):
         return [], [], np.zeros((0, 0, 0, 3)), None
-    fs, inner = filesystem(path)
+    table = read_parquet(path, ["image", "member", "keypoints"], mend="delete it and run predict again")
     try:
-        table = pq.read_table(inner, filesystem=fs, columns=["image", "member", "keypoints"])
         names = json.loads(table.schema.metadata[b"kp_ray"])["keypoints"]
         skeleton = skeleton_for(names, config.skeleton.flip_pairs, config.skeleton.sigmas)
         rows = table.to_pylist()
@@ -515,7 +497,7 @@ def _read_predictions(config: Config, path: str) -> tuple[list[str], list[str], 
             if row["keypoints"] is not None:
                 points = np.array(row["keypoints"], dtype=float).reshape(-1, 3)
                 keypoints[of_member[row["member"]], of_image[row["image"]]] = points
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}): run predict again") from error
     return members, images, keypoints, skeleton
 
@@ -699,10 +681,7 @@ def show(
     manifest = _read_json(join(path, "manifest.json")) if exists(path) and not path.endswith(".parquet") else None
     rng = np.random.default_rng(seed)
     if manifest is not None:
-        try:
-            pictures = list(_show_variants(path, manifest, recipe, image, num, rng))
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path}: a part cannot be read ({error}): run kp-ray verify") from error
+        pictures = list(_show_variants(path, manifest, recipe, image, num, rng))
     elif path.endswith(".parquet") and exists(path):
         if recipe is not None:
             raise InputError(f"{path}: predictions have no recipe: leave --recipe out, or name a store")
@@ -738,11 +717,12 @@ def _show_variants(
         parts = np.searchsorted(ends, drawn, side="right")
         wanted = [(paths[part], int(row - ends[part] + lengths[part])) for part, row in zip(parts, drawn, strict=True)]
     else:
-        rows = ((path, _open_part(join(store, path)).read(columns=["source"])["source"].to_pylist()) for path in paths)
+        rows = ((path, read_parquet(join(store, path), ["source"])["source"].to_pylist()) for path in paths)
         matching = [(path, row) for path, sources in rows for row, source in enumerate(sources) if source == image]
         wanted = [matching[i] for i in np.sort(rng.permutation(len(matching))[:num])]
+    reader = RowReader(_SHOWN)
     for path, index in wanted:
-        row = _read_row(_open_part(join(store, path)), index, _SHOWN)
+        row = reader.read(join(store, path), index)
         picture = draw.decode(row["image"])
         if picture is not None:
             points = np.array(row["keypoints"], dtype=float).reshape(-1, 3)

@@ -70,8 +70,17 @@ class RecipeRecord(_Record):
     fingerprint: str
 
 
+READ = "read"
+"""The stage at which a picture itself is refused."""
+
+
+def _stage(recipe: str) -> str:
+    """The stage at which a recipe refuses a picture."""
+    return f"recipe={recipe}"
+
+
 class Quarantined(_Record):
-    """A source that could not be used."""
+    """A source that a recipe, or at the stage `read` every recipe, could not use."""
 
     source: str
     stage: str
@@ -282,7 +291,7 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
         "sources_per_s": round(made / max(seconds - start_up, 1e-9), 3),
         "parts_written": sum(len(one.parts) for one in finished),
         "parts_kept": len(kept.parts),
-        "quarantined": len(manifest.quarantined),
+        "quarantined": len({q.source for q in manifest.quarantined}),
     }
 
 
@@ -310,15 +319,17 @@ def _missing(plan: Plan) -> tuple[_Kept, list[Run]]:
         sizes = file_sizes(plan.store)
         listed = {part.path: part for part in manifest.parts if sizes.get(part.path) == part.num_bytes}
         quarantined = manifest.quarantined
-    kept, todo, settled = [], [], set()
+    kept, todo = [], []
+    settled: set[tuple[str, str]] = set()
     for run in plan.runs:
-        kept += [listed[part.path] for part in run.parts if part.path in listed]
+        there = [listed[part.path] for part in run.parts if part.path in listed]
+        kept += there
+        stages = [READ, *(_stage(part.recipe) for part in there)] if there else []
+        settled |= {(source.name, stage) for source in run.sources for stage in stages}
         parts = tuple(part for part in run.parts if part.path not in listed)
         if parts:
             todo.append(replace(run, parts=parts))
-        else:
-            settled |= {source.name for source in run.sources}
-    return _Kept(tuple(kept), tuple(q for q in quarantined if q.source in settled)), todo
+    return _Kept(tuple(kept), tuple(q for q in quarantined if (q.source, q.stage) in settled)), todo
 
 
 def _run_tasks(plan: Plan, todo: Sequence[Run]) -> Iterator[_Finished]:
@@ -375,8 +386,7 @@ def _write_run(item: dict[str, Any], plan: Plan) -> dict[str, bytes]:
         made, bad = _make_parts(plan, run.sources, missing)
         records += made
         quarantined += bad
-    unique = tuple({q.source: q for q in quarantined}.values())
-    done = _Finished(tuple(records), unique, len(run.sources), started)
+    done = _Finished(tuple(records), tuple(quarantined), len(run.sources), started)
     return {"finished": pickle.dumps(done)}
 
 
@@ -388,28 +398,32 @@ def _make_parts(
     with contextlib.ExitStack() as stack:
         writers = {part.recipe.name: stack.enter_context(_PartWriter(plan.store, part, schema)) for part in parts}
         for source in sources:
-            try:
-                rows = make_rows(plan, source, [(part.recipe, part.copies) for part in parts])
-            except InputError as error:
-                quarantined.append(Quarantined(source=source.name, stage="augment", reason=str(error)))
-                continue
+            rows, bad = make_rows(plan, source, [(part.recipe, part.copies) for part in parts])
+            quarantined += bad
             for row in rows:
                 writers[row["recipe"]].add(row)
-        note = {
-            "kp_ray": __version__,
-            "skeleton": list(plan.skeleton),
-            "quarantined": [q.model_dump() for q in quarantined],
-        }
-        records = [writers[part.recipe.name].finish(note) for part in parts]
+        records = []
+        for part in parts:
+            stages = (READ, _stage(part.recipe.name))
+            note = {
+                "kp_ray": __version__,
+                "skeleton": list(plan.skeleton),
+                "quarantined": [q.model_dump() for q in quarantined if q.stage in stages],
+            }
+            records.append(writers[part.recipe.name].finish(note))
     return records, quarantined
 
 
-def make_rows(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]]) -> list[Row]:
-    """All rows of one source, read from the plan's image folder.
+def make_rows(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]]) -> tuple[list[Row], list[Quarantined]]:
+    """All rows of one source, read from the plan's image folder, and why some recipes or all give none."""
+    try:
+        rows, refused = _augmented(plan, source, recipes)
+    except InputError as error:
+        return [], [Quarantined(source=source.name, stage=READ, reason=str(error))]
+    return rows, [Quarantined(source=source.name, stage=_stage(name), reason=why) for name, why in refused.items()]
 
-    Raises:
-        InputError: the image is missing or cannot be used.
-    """
+
+def _augmented(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]]) -> tuple[list[Row], dict[str, str]]:
     augment = plan.augment
     fs, inner = filesystem(join(plan.images, source.name))
     try:
@@ -417,16 +431,14 @@ def make_rows(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]])
             content = bytes(stream.readall())
     except OSError as error:
         raise InputError("there is no such file" if isinstance(error, FileNotFoundError) else str(error)) from error
-    return list(
-        augment_source(
-            content,
-            source,
-            recipes,
-            seed=plan.seed,
-            jpeg_quality=augment.jpeg_quality,
-            scale_with_frame=augment.oversize == "scale",
-            box_margin_px=augment.box_margin_px,
-        )
+    return augment_source(
+        content,
+        source,
+        recipes,
+        seed=plan.seed,
+        jpeg_quality=augment.jpeg_quality,
+        scale_with_frame=augment.oversize == "scale",
+        box_margin_px=augment.box_margin_px,
     )
 
 
@@ -515,7 +527,7 @@ def _describe(store: str, part: Part) -> tuple[PartRecord, list[Quarantined]] | 
         metadata = pq.read_metadata(pa.BufferReader(content))
         note = json.loads(metadata.metadata[_METADATA_KEY])
         quarantined = [Quarantined(**q) for q in note["quarantined"]]
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return None
     record = PartRecord(
         path=part.path,
@@ -530,8 +542,17 @@ def _describe(store: str, part: Part) -> tuple[PartRecord, list[Quarantined]] | 
 
 def _manifest(plan: Plan, records: dict[str, PartRecord], quarantined: Sequence[Quarantined]) -> Manifest:
     parts = tuple(records[part.path] for run in plan.runs for part in run.parts)
-    bad = {q.source: q for q in quarantined}
-    ordered = tuple(bad[s.name] for run in plan.runs for s in run.sources if s.name in bad)
+    bad: dict[str, dict[str, Quarantined]] = {}
+    for q in quarantined:
+        bad.setdefault(q.source, {})[q.stage] = q
+    ordered: list[Quarantined] = []
+    num_sources = 0
+    for run in plan.runs:
+        stages = [_stage(part.recipe.name) for part in run.parts]
+        for source in run.sources:
+            of = bad.get(source.name, {})
+            ordered += [of[stage] for stage in (READ, *stages) if stage in of]
+            num_sources += READ not in of and not all(stage in of for stage in stages)
     return Manifest(
         kp_ray=__version__,
         seed=plan.seed,
@@ -541,14 +562,14 @@ def _manifest(plan: Plan, records: dict[str, PartRecord], quarantined: Sequence[
             RecipeRecord(name=recipe.name, copies=copies, fingerprint=recipe.fingerprint)
             for recipe, copies in plan.recipes
         ),
-        num_sources=sum(len(run.sources) for run in plan.runs) - len(ordered),
+        num_sources=num_sources,
         num_variants=sum(part.num_rows for part in parts),
         num_rows_by_split={
             split: sum(part.num_rows for part in parts if part.split == split) for split in ("train", "val")
         },
         units=plan.units,
         parts=parts,
-        quarantined=ordered,
+        quarantined=tuple(ordered),
     )
 
 
@@ -663,7 +684,8 @@ def _compare_rows(plan: Plan, run: Run, quarantined: set[str]) -> list[str]:
         stored = pq.read_table(pa.BufferReader(read_bytes(join(plan.store, part.path)))).filter(
             pa.compute.equal(pa.compute.field("source"), source.name)
         )
-        made = pa.Table.from_pylist(make_rows(plan, source, [(part.recipe, part.copies)]), schema=stored.schema)
+        rows, _ = make_rows(plan, source, [(part.recipe, part.copies)])
+        made = pa.Table.from_pylist(rows, schema=stored.schema)
         if str(stored.to_pylist()) != str(made.to_pylist()):  # NaN, an unlabelled point, equals nothing
             problems.append(
                 f"{part.path}: rows of {source.name} are not what the sources give; run augment on a new store"
@@ -703,15 +725,40 @@ def read_table(
     """Rows of a store as one Arrow table; without the `image` column even a large store fits in memory.
 
     Raises:
-        InputError: no finished store, or a recipe it does not hold.
+        InputError: no finished store, a recipe it does not hold, or a damaged part.
     """
     manifest, paths = select_parts(store, split=split, recipes=recipes)
     if not paths:
         schema = row_schema(len(manifest.skeleton))
         return (schema if columns is None else pa.schema([schema.field(c) for c in columns])).empty_table()
-    fs, _ = filesystem(store)
-    inner = [filesystem(path)[1] for path in paths]
-    return pa.concat_tables([pq.ParquetFile(fs.open_input_file(path)).read(columns=columns) for path in inner])
+    return pa.concat_tables([read_parquet(path, columns) for path in paths])
+
+
+@contextlib.contextmanager
+def _reading(path: str, mend: str = "run verify, then augment") -> Iterator[None]:
+    """What goes wrong in reading a Parquet file, as one line that says how to `mend` it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "there is no such file" if missing else f"damaged: {' '.join(str(error).split())[:200]}"
+        raise InputError(f"{path}: {reason}; {mend}") from error
+
+
+def read_parquet(path: str, columns: Sequence[str] | None = None, mend: str = "run verify, then augment") -> pa.Table:
+    """The table of one local or remote Parquet file.
+
+    Args:
+        path: a part of a store, or another file that kp_ray wrote.
+        columns: None: all.
+        mend: what the message tells to do about a damaged file.
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    fs, inner = filesystem(path)
+    with _reading(path, mend), fs.open_input_file(inner) as stream:
+        return pq.ParquetFile(stream).read(columns=columns)
 
 
 class RowReader:
@@ -727,11 +774,14 @@ class RowReader:
         return pq.ParquetFile(fs.open_input_file(inner))
 
     def read(self, path: str, row: int) -> Row:
-        """Row `row` of the part at `path`."""
-        part = self.open(path)
-        return dict(
-            part.read_row_group(row // ROWS_PER_GROUP, self.columns).slice(row % ROWS_PER_GROUP, 1).to_pylist()[0]
-        )
+        """Row `row` of the part at `path`.
+
+        Raises:
+            InputError: the part is not there, or damaged.
+        """
+        with _reading(path):
+            group = self.open(path).read_row_group(row // ROWS_PER_GROUP, self.columns)
+            return dict(group.slice(row % ROWS_PER_GROUP, 1).to_pylist()[0])
 
 
 def iter_rows(
@@ -742,13 +792,16 @@ def iter_rows(
     Args:
         shard: (i, n) gives every n-th row from the i-th.
         recipes: None gives all.
+
+    Raises:
+        InputError: no finished store, a recipe it does not hold, or a damaged part.
     """
     _, paths = select_parts(store, split=split, recipes=recipes)
     index, of = shard
     number = 0
     for path in paths:
         fs, inner = filesystem(path)
-        with fs.open_input_file(inner) as stream:
+        with _reading(path), fs.open_input_file(inner) as stream:
             for batch in pq.ParquetFile(stream).iter_batches(ROWS_PER_GROUP):
                 for row in batch.to_pylist():
                     if number % of == index:

@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.train
 import torch
@@ -64,7 +63,7 @@ from kp_ray.detectron import (
 from kp_ray.ensemble import fill_missing
 from kp_ray.keypoints import Skeleton, skeleton_for
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.store import RowReader, iter_rows, ray_data_settings, read_manifest, select_parts
+from kp_ray.store import RowReader, iter_rows, ray_data_settings, read_manifest, read_parquet, select_parts
 
 WHOLE_SHARD = 10_000_000
 """Rows of the shuffle buffer: it holds places of rows, not pictures, so the whole shard fits."""
@@ -159,8 +158,7 @@ def usable_rows(config: Config, member: MemberConfig) -> pa.Table:
     least = max(1, config.augment.min_visible)
 
     def look(path: str) -> pa.Table:
-        fs, inner = filesystem(path)
-        table = pq.read_table(inner, filesystem=fs, columns=["num_visible", "bbox_xyxy"], partitioning=None)
+        table = read_parquet(path, ["num_visible", "bbox_xyxy"])
         box = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4)
         has_area = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
         rows = np.flatnonzero((table["num_visible"].to_numpy() >= least) & has_area)

@@ -68,8 +68,9 @@ REDUCTION = 2
 Progress = Callable[[str, list[dict[str, Any]]], None]
 """Called with the trial that has news, and all trials as `read_trials` gives them."""
 
-_told: ContextVar[Progress | None] = ContextVar("told", default=None)
-"""Who listens. Ray Tune pickles its callbacks, and a terminal cannot be pickled."""
+_running: ContextVar[tuple[Config, Progress | None]] = ContextVar("running")
+"""The config of this run and who listens. Ray Tune pickles its searcher and callbacks and takes them up again after a
+killed driver: they would hold the config of the first run, and a terminal cannot be pickled."""
 
 
 def tune(config: Config, progress: Progress | None = None) -> dict[str, Any]:
@@ -156,11 +157,11 @@ def _search(config: Config, progress: Progress | None) -> None:
         tuner = _new_tuner(config, trainable, space(config, sets), points)
     write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    token = _told.set(progress)
+    token = _running.set((config, progress))
     try:
         tuner.fit()
     finally:
-        _told.reset(token)
+        _running.reset(token)
 
 
 def _new_tuner(
@@ -180,7 +181,7 @@ def _new_tuner(
             metric=section.metric,
             mode=section.mode,
             num_samples=len(points) if section.sampler == "grid" else section.num_trials,
-            search_alg=_AsManyAsFit(searcher, config),
+            search_alg=_AsManyAsFit(searcher, max_concurrent=1),
             scheduler=_scheduler(config),
         ),
         run_config=ray.tune.RunConfig(
@@ -208,16 +209,13 @@ def _scheduler(config: Config) -> TrialScheduler:
 class _AsManyAsFit(ConcurrencyLimiter):
     """As many trials at once as the cluster can train now: it may grow and shrink."""
 
-    def __init__(self, searcher: OptunaSearch, config: Config) -> None:
-        self.config = config
-        super().__init__(searcher, max_concurrent=1)
-
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        config, _ = _running.get()
         try:
-            fits = runs_at_once(self.config)[0]
+            fits = runs_at_once(config)[0]
         except InputError:  # a node left: wait for one
             fits = 0
-        self.max_concurrent = min(fits, self.config.tune.max_concurrent or fits)
+        self.max_concurrent = min(fits, config.tune.max_concurrent or fits)
         return super().suggest(trial_id)
 
 
@@ -531,7 +529,7 @@ class _Listener(ray.tune.Callback):
     def _tell(self, trial_id: str) -> None:
         rows = read_trials(self.config, self.live)
         write_tables(self.config, rows)
-        progress = _told.get()
+        _, progress = _running.get()
         if progress:
             progress(trial_id, rows)
 
@@ -707,7 +705,8 @@ def _settings(config: Config) -> dict[str, Any]:
     """What decides the search's results, as plain values."""
     values = config.to_dict()
     return {
-        **{part: values[part] for part in ("seed", "model", "skeleton", "tune")},
+        **{part: values[part] for part in ("seed", "model", "skeleton")},
+        "tune": {key: value for key, value in values["tune"].items() if key != "max_concurrent"},
         "train": {key: value for key, value in values["train"].items() if key not in NOT_DECIDING},
         "train.members.0": {key: value for key, value in values["train"]["members"][0].items() if key != "name"},
         "store": hashlib.sha256(read_bytes(config.path("store", "manifest.json"))).hexdigest(),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # clusters of these tests are on loopback and short-lived
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -15,6 +16,8 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
 from kp_ray.config import Config, build
 from kp_ray.sample import make_sample
+
+settings.register_profile("siege", max_examples=5000)  # of `make test-faults`
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 

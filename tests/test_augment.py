@@ -78,7 +78,10 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     source = Source("a/001_B-0000007.jpg", "001", "B", 7, "train", keypoints)
     usual = {"seed": 5, "jpeg_quality": 95, "scale_with_frame": True, "box_margin_px": 0.0}
-    return list(augment_source(content, source, recipes, **{**usual, **options}))
+    rows, refused = augment_source(content, source, recipes, **{**usual, **options})
+    if refused:
+        raise InputError(next(iter(refused.values())))
+    return rows
 
 
 @cache

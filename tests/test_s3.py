@@ -149,7 +149,7 @@ def test_a_part_that_an_error_cuts_off_is_not_in_the_bucket(sample_data: dict[st
     planned = plan(config.model_copy(update={"run_dir": url("cut")}))
     run = planned.runs[0]
     part, target = run.parts[0], f"{planned.store}/{run.parts[0].path}"
-    rows = make_rows(planned, run.sources[0], [(part.recipe, part.copies)])
+    rows, _ = make_rows(planned, run.sources[0], [(part.recipe, part.copies)])
     schema = row_schema(len(planned.skeleton))
 
     def cut_off() -> None:

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import albumentations
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_config
+from PIL import Image
 
 from kp_ray.annotations import load_annotations
 from kp_ray.config import Config, InputError
@@ -170,6 +172,41 @@ def test_unusable_images_are_quarantined_with_the_reason_and_come_back_when_mend
         (images / name).write_bytes(Path(sample_data["images"], name).read_bytes())
     assert write_store(plan(config))["quarantined"] == 0
     assert len(set(read_table(config.path("store"), columns=["source"])["source"].to_pylist())) == len(names)
+
+
+def test_a_recipe_that_some_sources_refuse_leaves_their_other_rows_whenever_it_is_added(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    names = load_annotations(sample_data["annotations"]).images
+    for name in names:
+        (images / name).write_bytes(Path(sample_data["images"], name).read_bytes())
+    small = names[0]
+    Image.new("RGB", (96, 54)).save(images / small)  # smaller than the crop
+    (images / names[1]).write_bytes(b"")
+    crop = json.dumps(albumentations.to_dict(albumentations.CenterCrop(height=100, width=100)))
+    data = {**sample_data, "images": str(images)}
+
+    def store(folder: str, recipes: list[str]) -> Config:
+        augment = {"recipes": recipes, "user_recipes": {"crop": json.loads(crop)}}
+        config = tiny_config(data, tmp_path / folder, augment=augment, split={"fraction": 0})
+        done = write_store(plan(config))
+        assert (done["sources"], done["quarantined"]) == (11, 2 if "crop" in recipes else 1)
+        return config
+
+    store("grown", ["Original"])
+    grown, at_once = store("grown", ["Original", "crop"]), store("at_once", ["Original", "crop"])
+    assert digests(grown) == digests(at_once)
+    assert read_manifest(grown.path("store")) == read_manifest(at_once.path("store"))
+    rows = read_table(grown.path("store"), columns=["source", "recipe"]).to_pylist()
+    assert [row["recipe"] for row in rows if row["source"] == small] == ["Original"]
+    assert len(rows) == 11 + 10
+    quarantined = {(q.source, q.stage) for q in read_manifest(grown.path("store")).quarantined}
+    assert quarantined == {(small, "recipe=crop"), (names[1], "read")}
+    assert verify_store(plan(grown)) == []
+    assert store("grown", ["Original"]).path("store") == grown.path("store")
+    assert {q.source for q in read_manifest(grown.path("store")).quarantined} == {names[1]}
 
 
 def test_images_that_are_not_where_the_config_says_cost_no_part(

@@ -407,7 +407,7 @@ def test_a_killed_driver_is_taken_up_by_the_same_command(make: Make) -> None:
     first.wait()
     before = Path(config.path("tune", "trials", table.trial[0]))
     files = {path: path.stat().st_mtime_ns for path in before.rglob("*") if path.is_file()}
-    result = finish(start(config))
+    result = finish(start(config, "tune.max_concurrent=2"))  # how many at once may change, what decides may not
     assert result["trials"] == 3
     after = assert_whole(config, 3, 6)
     assert list(after.trial[:2]) == list(table.trial[:2])

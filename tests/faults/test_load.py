@@ -1,0 +1,186 @@
+"""Many small sources, many jobs at once, and half an hour of work and kills on one cluster."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from ray.cluster_utils import Cluster
+from test_augment_faults import Command, augment, configure, contents, figures, parts_of, store_of
+
+from kp_ray.annotations import load_annotations
+from kp_ray.config import AugmentConfig, load
+from kp_ray.keypoints import DACON24
+from kp_ray.store import plan, plan_store, verify_store
+
+pytestmark = pytest.mark.slow
+
+SOAK_S = 60 * float(os.environ.get("SOAK_MINUTES", "30"))
+KP_RAY = str(Path(sys.executable).with_name("kp-ray"))
+
+__all__ = ["augment"]
+
+
+def label(folder: Path, num: int) -> dict[str, Any]:
+    """The data section of `num` frames of 64x36, ten pictures under many names."""
+    images = folder / "images"
+    images.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for picture in range(10):
+        Image.fromarray(rng.integers(0, 255, (36, 64, 3), dtype=np.uint8)).save(folder / f"{picture}.jpg")
+    lines = [",".join(["image", *DACON24.columns])]
+    for number in range(num):
+        name = f"{number // 100:04d}_A-{number:07d}.jpg"
+        (images / name).symlink_to(folder / f"{number % 10}.jpg")
+        lines.append(",".join([name, *(f"{value:.1f}" for value in rng.uniform(2, 34, 48))]))
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return {"annotations": str(folder / "labels.csv"), "images": str(images)}
+
+
+@pytest.fixture
+def one_node() -> Iterator[str]:
+    """The address of a cluster that outlives its jobs."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def test_ten_thousand_small_sources(augment: Command, one_node: str, tmp_path: Path) -> None:
+    config = configure(label(tmp_path / "data", 10_000), tmp_path, recipes=["Original", "Rotate45"])
+    run = augment(config, f"cluster.address={one_node}")
+    driver, most = psutil.Process(run.pid), 0
+    while run.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            most = max(most, driver.memory_info().rss)
+        time.sleep(0.2)
+    done = figures(run)
+    assert (done["sources"], done["quarantined"]) == (10_000, 0)
+    assert done["variants"] == sum(part["num_rows"] for part in contents(config)["manifest"]["parts"])
+    assert most < 500 << 20, "the driver holds no pixels"
+    began = time.monotonic()
+    assert figures(augment(config))["parts_written"] == 0
+    assert time.monotonic() - began < 30
+    assert verify_store(plan(load(str(config)))) == []
+
+
+def test_a_hundred_thousand_planned_sources_fit_in_little_memory(tmp_path: Path) -> None:
+    data = label(tmp_path / "data", 100)
+    one = load_annotations(data["annotations"])
+    many = one.select(np.arange(100_000) % 100)
+    names = [f"{number // 100:05d}_A-{number:07d}.jpg" for number in range(100_000)]
+    many = replace(many, images=tuple(names), scenes=tuple(name[:5] for name in names))
+    tracemalloc.start()
+    planned = plan_store(
+        str(tmp_path / "store"), data["images"], many, ["train"] * 100_000, "scene", AugmentConfig(), 0
+    )
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(len(run.sources) for run in planned.runs) == 100_000
+    assert len({part.path for run in planned.runs for part in run.parts}) == sum(len(run.parts) for run in planned.runs)
+    assert most < 1 << 30
+
+
+def test_eight_jobs_at_once_write_eight_equal_stores(
+    sample_data: dict[str, Any], augment: Command, one_node: str, tmp_path: Path
+) -> None:
+    configs = []
+    for job in range(8):
+        (tmp_path / str(job)).mkdir()
+        configs.append(configure(sample_data, tmp_path / str(job)))
+    runs = [augment(config, f"cluster.address={one_node}") for config in configs]
+    for run in runs:
+        figures(run)
+    first, *others = [contents(config) for config in configs]
+    assert all(other == first for other in others)
+
+
+# --- half an hour
+
+
+def leftovers(folder: Path, nodes: list[psutil.Process]) -> dict[str, int]:
+    """What must not grow: processes, open files of the cluster's own, shared memory and temporary files."""
+    commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    workers = [p for node in nodes for p in node.children(recursive=True) if p.name().startswith("ray::")]
+    return {
+        "workers": len(workers),
+        "files of the cluster": sum(node.num_fds() for node in nodes),
+        "shared memory MiB": sum(f.stat().st_size for f in Path("/dev/shm").rglob("*") if f.is_file()) >> 20,
+        "temporary files": len(list(Path(tempfile.gettempdir()).glob("kp_ray*"))),
+        "half-written files": len(list(folder.rglob("*.partial"))),
+        "kp-ray processes": sum("bin/kp-ray augment" in command for command in commands),
+    }
+
+
+def test_half_an_hour_of_kills_leaves_nothing_behind(
+    sample_data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        nodes = [psutil.Process(info.process.pid) for kind in ("gcs_server", "raylet")
+                 for info in cluster.head_node.all_processes[kind]]  # fmt: skip
+        config = configure(sample_data, tmp_path, sources_per_part=1)
+        command = [KP_RAY, "augment", str(config), "--json", "--set", f"cluster.address={cluster.address}"]
+
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+
+        began, rounds, killed = time.monotonic(), 0, {"driver": 0, "worker": 0}
+        wanted: Any = None
+        early: dict[str, int] = {}
+        while time.monotonic() - began < SOAK_S:
+            run = start()
+            if wanted is not None:
+                kind = "driver" if rng.uniform() < 0.4 else "worker"
+                time.sleep(rng.uniform(3, 12))
+                victims = [p for node in nodes for p in node.children(recursive=True) if "_write_run" in p.name()]
+                if kind == "driver" and run.poll() is None:
+                    run.kill()
+                    killed[kind] += 1
+                elif kind == "worker" and victims:
+                    victims[int(rng.integers(len(victims)))].kill()
+                    killed[kind] += 1
+            _, err = run.communicate(timeout=600)
+            if run.returncode != 0:
+                run = start()
+                _, err = run.communicate(timeout=600)
+            assert run.returncode == 0, err
+            wanted = wanted or contents(config)
+            assert contents(config) == wanted
+            assert verify_store(plan(load(str(config)))) == []
+            parts = parts_of(store_of(config))
+            for index in rng.choice(len(parts), len(parts) // 2, replace=False):
+                parts[index].unlink()
+            rounds += 1
+            if rounds == 4:
+                early = leftovers(tmp_path, nodes)
+        for _ in range(60):
+            late = leftovers(tmp_path, nodes)
+            if late["kp-ray processes"] == 0 and late["workers"] <= early["workers"]:
+                break
+            time.sleep(1)
+        with capsys.disabled():
+            print(f"\n{rounds} rounds, killed {killed}, after round 4 {early}, at the end {late}")
+        assert rounds >= 4
+        assert late["half-written files"] == late["kp-ray processes"] == 0
+        assert late["workers"] <= early["workers"] + 1
+        assert late["files of the cluster"] <= early["files of the cluster"] + 40
+        assert late["shared memory MiB"] <= early["shared memory MiB"] + 16
+        assert late["temporary files"] <= early["temporary files"]
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(tmp_path, ignore_errors=True)
