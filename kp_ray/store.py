@@ -844,15 +844,21 @@ def export_store(
         if name in source_of:
             raise InputError(f"{store}: {row['source']} and {source_of[name]} would both be {name}: rename one of them")
         source_of[name] = row["source"]
-    for row in iter_rows(store, split=split, recipes=recipes):
-        name = _export_name(row)
-        write_bytes(join(folder, "images", name), row["image"])
-        names.append(name)
-        keypoints.append(np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3))
-        sizes.append((row["width"], row["height"]))
-        scenes.append(row["scene"])
-        cameras.append(row["camera"])
-        frames.append(row["frame"])
+    try:
+        for row in iter_rows(store, split=split, recipes=recipes):
+            name = _export_name(row)
+            write_bytes(join(folder, "images", name), row["image"])
+            names.append(name)
+            keypoints.append(np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3))
+            sizes.append((row["width"], row["height"]))
+            scenes.append(row["scene"])
+            cameras.append(row["camera"])
+            frames.append(row["frame"])
+    except (InputError, OSError):  # half an export would pass for a whole one
+        if exists(join(folder, "images")):
+            fs, inner = filesystem(join(folder, "images"))
+            fs.delete_dir(inner)
+        raise
     if not names:
         raise InputError(f"{store}: holds no rows of this selection: nothing to export")
     rows = Annotations(skeleton, tuple(names), np.stack(keypoints), tuple(scenes), tuple(cameras), tuple(frames))

@@ -62,7 +62,6 @@ def test_every_verb_says_what_it_did_and_what_comes_next(sample_data: dict[str, 
     assert kp_ray("verify", "c.yaml", *options, cwd=tmp_path).returncode == 0
     exported = last_json(kp_ray("export", "c.yaml", *options, "--recipe", "Rotate45", "--json", cwd=tmp_path))
     assert exported["images"] > 0
-    assert last_json(kp_ray("doctor", "c.yaml", *options, "--json", cwd=tmp_path)) == {"ok": True, "failed": []}
 
 
 @pytest.mark.skipif(not (SHARED / "dacon").is_dir(), reason="the competition's labels are not beside the project")

@@ -52,7 +52,9 @@ K = len(DACON24)
 def trained(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
     """Two members as training begins with them, and a store of which two scenes validate."""
     folder = tmp_path_factory.mktemp("trained")
-    config = tiny_config(sample_data, folder, train={"members": MEMBERS}, split={"fraction": 0.6})
+    config = tiny_config(
+        sample_data, folder, train={"members": MEMBERS}, split={"fraction": 0.6}, predict={"batch_size": 2}
+    )
     write_store(plan(config))
     cfg = build_cfg(config, DACON24, "cpu")
     for member in config.train.members:
@@ -117,28 +119,49 @@ def test_every_image_has_a_row_of_every_member_and_the_submission_is_valid(train
     assert json.loads(Path(trained.path("predict.json")).read_text())["took"] == details["took"]
 
 
-def test_predicting_again_asks_only_about_what_is_missing_or_changed(trained: Config, tmp_path: Path) -> None:
+def test_predicting_again_asks_only_about_what_is_missing_or_changed_and_lists_what_is_broken(
+    trained: Config, tmp_path: Path
+) -> None:
+    predict(trained)
     images = tmp_path / "images"
-    images.mkdir()
-    for path in Path(trained.input("test_images")).iterdir():
-        (images / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(trained.input("test_images"), images)
     config = in_folder(trained, tmp_path / "run", {"test_images": str(images)}, batch_size=2)
-    assert predict(config)["predicted"] == 10
-    whole = Path(config.path("predictions.parquet")).read_bytes()
+    shutil.copytree(trained.path("predictions"), config.path("predictions"))
+    shutil.copy(trained.path("predictions.parquet"), config.run_dir)
     assert is_finished(config)
-    parts_of(config)[2].unlink()
+    lost, doubled, *_ = parts_of(config)
+    asked_again = set(pq.read_table(lost)["image"].to_pylist())
+    lost.unlink()
     assert not is_finished(config)
-    part = parts_of(config)[0]
-    part.with_name(f"copy-{part.name}").write_bytes(part.read_bytes())
-    assert predict(config)["predicted"] == 2
-    assert Path(config.path("predictions.parquet")).read_bytes() == whole, "a part found twice doubles no row"
-    first, last = read_form(config.input("sample_submission")).images[::9]
-    (images / first).write_bytes((images / last).read_bytes())
-    assert [one.image for one in _Task(config).missing()] == [first]
-    doubled = tiny_config(
+    doubled.with_name(f"copy-{doubled.name}").write_bytes(doubled.read_bytes())
+    form = read_form(config.input("sample_submission"))
+    broken, gone = [name for name in form.images if name not in asked_again][:2]
+    (images / broken).write_bytes(b"no picture")
+    (images / gone).unlink()
+    result = predict(config)
+    assert result["predicted"] == len(asked_again) + 2
+    assert result["unusable"] == 2
+    whole = pq.read_table(trained.path("predictions.parquet")).to_pylist()
+    again = pq.read_table(config.path("predictions.parquet")).to_pylist()
+    same = [row for row in again if row["image"] not in (broken, gone)]
+    wanted = [row for row in whole if row["image"] not in (broken, gone)]
+    assert str(same) == str(wanted), "a part found twice doubles no row"  # NaN, nobody found, equals nothing
+    listed = {
+        row["image"]: row["reason"] for row in json.loads(Path(config.path("predict.json")).read_text())["unusable"]
+    }
+    assert "not a picture" in listed[broken]
+    assert "no such file" in listed[gone]
+    points = read_submission(config.path("submission.csv"), form, DACON24, size=None)  # complete, no zeros
+    assert len(points) == len(form.images)
+    shutil.copy(Path(trained.input("test_images"), gone), images)
+    changed = next(name for name in reversed(form.images) if name not in (broken, gone))
+    (images / changed).write_bytes((images / gone).read_bytes())
+    missing = [one.image for one in _Task(config).missing()]
+    assert missing == [changed, broken], "new ones first; what came back as it was is known"
+    other = tiny_config(
         config.data.model_dump(), tmp_path / "run", train={"members": MEMBERS}, predict={"tta": ["flip"]}
     )
-    assert len(_Task(doubled).missing()) == 10, "another setting is another prediction"
+    assert len(_Task(other).missing()) == 10, "another setting is another prediction"
 
 
 DRIVER = """
@@ -283,27 +306,6 @@ def test_a_perfect_submission_scores_zero_and_a_shifted_one_its_shift(trained: C
     table.to_csv(tmp_path / "far.csv", index=False)
     with pytest.raises(InputError, match="lies more than 100 px outside the 320x180 frame"):
         evaluate(trained, submission=str(tmp_path / "far.csv"))
-
-
-def test_broken_and_missing_images_keep_their_row_are_listed_and_tried_again(trained: Config, tmp_path: Path) -> None:
-    images = tmp_path / "test_imgs"
-    images.mkdir()
-    form = read_form(trained.input("sample_submission"))
-    names = form.images
-    for name in names[2:]:
-        (images / name).write_bytes(Path(trained.input("test_images"), name).read_bytes())
-    (images / names[0]).write_bytes(b"no picture")
-    config = in_folder(trained, tmp_path / "run", {"test_images": str(images)})
-    assert predict(config)["unusable"] == 2
-    listed = {
-        row["image"]: row["reason"] for row in json.loads(Path(config.path("predict.json")).read_text())["unusable"]
-    }
-    assert "not a picture" in listed[names[0]]
-    assert "no such file" in listed[names[1]]
-    points = read_submission(config.path("submission.csv"), form, DACON24, size=None)  # complete, no zeros
-    assert len(points) == len(names)
-    (images / names[1]).write_bytes(Path(trained.input("test_images"), names[1]).read_bytes())
-    assert [one.image for one in _Task(config).missing()] == [names[1], names[0]], "new ones first"
 
 
 def test_weights_are_fitted_on_the_validation_scenes(trained: Config, tmp_path: Path) -> None:

@@ -271,7 +271,8 @@ def test_a_frame_larger_or_smaller_than_the_recipe_is_refused_on_request(
     with pytest.raises(InputError, match=r"none of the 12 sources could be used, e\.g\. .*jpg: recipe Original crops"):
         write_store(plan(strict))
     reasons = {q.reason for q in read_manifest(strict.path("store")).quarantined}
-    assert all("1920x1080" in reason and "320x180" in reason for reason in reasons)
+    assert all("320x180" in reason for reason in reasons)
+    assert any("1920x1080" in reason for reason in reasons)
 
 
 def test_export_opens_in_pycocotools_and_reads_back_equal(written: Config, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from kp_ray.train import _Worker, runs_at_once, train, usable_rows
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 PAIR = {"num_workers": 2, "ims_per_batch": 2, "max_iter": 16, "steps": [12], "eval_period": 8, "checkpoint_period": 4,
-        "ema_decay": 0.9}  # fmt: skip
+        "ema_decay": 0.9, "base_lr": 1e-4}  # fmt: skip
 """Two workers: by Detectron2's rule 8 iterations, a checkpoint every 2, an evaluation every 4."""
 LOSSES = ("total_loss", "loss_cls", "loss_box_reg", "loss_keypoint", "loss_rpn_cls", "loss_rpn_loc")
 
@@ -63,18 +63,16 @@ def make(sample_data: dict[str, Any], store: Path, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def trained(make: Make) -> Config:
-    """One member, 4 iterations on 1 worker."""
-    config = make()
-    train(config)
-    return config
-
-
-@pytest.fixture(scope="module")
 def pair(make: Make) -> tuple[Config, dict[str, Any]]:
     """One member trained by two workers without disturbance, and what `train` said."""
     config = make(train=PAIR)
     return config, train(config)["a"]
+
+
+@pytest.fixture(scope="module")
+def trained(pair: tuple[Config, dict[str, Any]]) -> Config:
+    """The config of that run, for what does not depend on how many workers there were."""
+    return pair[0]
 
 
 def log_of(config: Config, member: str) -> list[dict[str, Any]]:
@@ -106,33 +104,15 @@ def test_a_member_is_a_folder_with_weights_config_and_log(trained: Config) -> No
     assert {"model_final.pth", "config.yaml", "metrics.json"} <= {path.name for path in folder.iterdir()}
 
 
-def test_the_log_has_every_iteration_with_the_lr_of_the_schedule_and_the_evaluations(trained: Config) -> None:
-    log = log_of(trained, "a")
-    assert [line["iteration"] for line in log] == [0, 1, 2, 3]
-    rates = [line["lr"] for line in log]
-    assert rates[3] == pytest.approx(rates[2] * trained.train.gamma)  # the step at 3
-    assert all(np.isfinite(line["total_loss"]) for line in log)
-    assert [line["iteration"] for line in log if "val/rmse" in line] == [1, 3]
-
-
 def test_a_finished_member_is_skipped_and_other_settings_are_refused(trained: Config) -> None:
     assert train(trained) == {"a": {"skipped": True}}
     other = tiny_config(
         trained.data.model_dump(),
         Path(trained.run_dir),
-        train={"members": [{"name": "a", "seed": 1}], "base_lr": 0.5},
+        train={**PAIR, "base_lr": 0.5},
     )
     with pytest.raises(InputError, match="other settings"):
         train(other)
-
-
-def test_a_stopped_run_goes_on_from_its_checkpoint_by_name(trained: Config) -> None:
-    weights = Path(trained.member_dir("a"), "model_final.pth")
-    before = weights_of(trained)
-    weights.unlink()
-    assert train(trained)["a"]["iterations"] == 4
-    assert [line["iteration"] for line in log_of(trained, "a")] == [0, 1, 2, 3]  # nothing ran twice
-    assert all(torch.equal(value, before[name]) for name, value in weights_of(trained).items())
 
 
 def test_two_workers_train_one_model_with_scaled_steps(pair: tuple[Config, dict[str, Any]]) -> None:
@@ -141,6 +121,7 @@ def test_two_workers_train_one_model_with_scaled_steps(pair: tuple[Config, dict[
     assert result["resumed_from"] == 0
     log = log_of(config, "a")
     assert [line["iteration"] for line in log] == list(range(8))
+    assert all(np.isfinite(line["total_loss"]) for line in log)
     assert log[3]["lr"] == pytest.approx(2 * config.train.base_lr)
     assert [line["lr"] / log[3]["lr"] for line in log[5:]] == pytest.approx([1, config.train.gamma, config.train.gamma])
     assert [line["iteration"] for line in log if "val/rmse" in line] == [3, 7]
@@ -183,6 +164,15 @@ def test_tensorboard_shows_the_run(pair: tuple[Config, dict[str, Any]]) -> None:
     assert [event.step for event in board.Scalars("total_loss")] == list(range(8))
     logged = [line["val/rmse"] for line in log_of(config, "a") if "val/rmse" in line]
     assert [event.value for event in board.Scalars("val/rmse")] == pytest.approx(logged)
+
+
+def test_a_stopped_run_goes_on_from_its_checkpoint_by_name(trained: Config) -> None:
+    weights = Path(trained.member_dir("a"), "model_final.pth")
+    before = weights_of(trained)
+    weights.unlink()
+    assert train(trained)["a"]["iterations"] == 8
+    assert [line["iteration"] for line in log_of(trained, "a")] == list(range(8))  # nothing ran twice
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(trained).items())
 
 
 @pytest.mark.slow
@@ -418,8 +408,10 @@ def test_a_finished_member_says_the_same_in_plain_detectron2(trained: Config, st
     cfg = get_cfg()
     cfg.merge_from_file(f"{folder}/config.yaml")
     cfg.MODEL.WEIGHTS = f"{folder}/model_final.pth"
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # a few iterations make nobody sure
     plain = DefaultPredictor(cfg)
     model, ours = load_member(folder, "cpu")
+    model.roi_heads.box_predictor.test_score_thresh = 0.0
     for row in iter_rows(str(store), split="val"):
         picture = simplejpeg.decode_jpeg(row["image"], "BGR")
         wanted = plain(picture)["instances"]

@@ -222,6 +222,7 @@ def test_a_finished_store_is_left_alone_and_needs_no_cluster(
     assert contents(config) == expected
 
 
+@pytest.mark.slow
 def test_two_nodes_write_what_one_machine_writes(
     many_data: dict[str, Any], expected: dict[str, Any], augment: Command, two_nodes: Cluster, tmp_path: Path
 ) -> None:
@@ -359,7 +360,8 @@ def test_a_full_disk_is_one_line_and_with_space_the_run_goes_on(
     assert contents(config) == expected
 
 
-@pytest.mark.parametrize("room_bytes", [0, pytest.param(32 << 10, marks=pytest.mark.slow)], ids=["config", "manifest"])
+@pytest.mark.slow
+@pytest.mark.parametrize("room_bytes", [0, 32 << 10], ids=["config", "manifest"])
 def test_a_disk_without_room_for_what_is_beside_the_parts_is_one_line(
     room_bytes: int, sample_data: dict[str, Any], augment: Command, two_nodes: Cluster, disk: Disk
 ) -> None:

@@ -87,7 +87,8 @@ def test_a_part_cut_short_is_told_by_every_reader_and_made_anew(
             reader()
         assert str(part) in str(told.value)
         assert "\n" not in str(told.value)
-    assert str(part) in said(capsys, "export", made.path("config.yaml"), str(tmp_path / "out"))
+    assert str(part) in said(capsys, "export", made.path("config.yaml"), "--folder", str(tmp_path / "out"))
+    assert not list(tmp_path.rglob("*.jpg")), "no half of an export"
     problems = verify_store(plan(made))
     assert [problem.split(":")[0] for problem in problems] == [str(part.relative_to(made.path("store")))]
     assert write_store(plan(made))["parts_written"] == 1
