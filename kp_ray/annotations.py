@@ -23,7 +23,7 @@ import pandas as pd
 import simplejpeg
 from PIL import Image
 
-from kp_ray.config import InputError, file_sizes, join, read_bytes, write_bytes
+from kp_ray.config import InputError, file_sizes, join, one_line, read_bytes, write_bytes
 from kp_ray.keypoints import FloatArray, Skeleton, inside, skeleton_for, visible_box
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -329,7 +329,7 @@ def _read_coco(path: str) -> _Table:
     try:
         content = json.loads(read_bytes(path).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path}: not valid JSON: {one_line(error)}") from error
     try:
         kinds = [kind for kind in content["categories"] if kind.get("keypoints")]
         if len(kinds) != 1:
@@ -778,7 +778,7 @@ def _look(image: str, path: str) -> tuple[Finding | None, tuple[int, int] | None
             picture.load()
         turned = picture.getexif().get(_EXIF_ORIENTATION) in _TURNED
     except Exception as error:
-        message = f"the picture is truncated or damaged: {' '.join(str(error).split())}"
+        message = f"the picture is truncated or damaged: {one_line(error)}"
         return Finding("error", "truncated", image, message, fix), None
     size = (height, width) if turned else (width, height)
     if image.lower().endswith((".jpg", ".jpeg")) and kind not in ("JPEG", "MPO"):

@@ -22,7 +22,7 @@ from PIL import Image as PilImage
 from PIL import ImageOps, UnidentifiedImageError
 
 from kp_ray.annotations import FORMATS
-from kp_ray.config import InputError
+from kp_ray.config import InputError, one_line
 from kp_ray.keypoints import FloatArray, inside, visible_box
 from kp_ray.recipes import RECIPES, Draw, Recipe, apply_affine, draw, variant_seed
 
@@ -103,7 +103,7 @@ def decode(content: bytes) -> tuple[Image, bool]:
     except UnidentifiedImageError as error:  # its own text holds a memory address
         raise InputError("is not a picture in a format that is known here") from error
     except Exception as error:  # decoders raise whatever they stumble over
-        raise InputError(f"cannot be decoded: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"cannot be decoded: {one_line(error)[:200]}") from error
 
 
 def _decode_other(picture: PilImage.Image) -> Image:
@@ -352,7 +352,7 @@ def _run_user(serialised: str, image: Image, keypoints: FloatArray, seed: int) -
         picture = for_picture(image=rgb)["image"]
         moved = for_points(image=rgb, keypoints=everything)["keypoints"]
     except Exception as error:  # whatever a transform stumbles over, a crop larger than the picture, say
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(f"{type(error).__name__}: {error}")[:200]
         raise InputError(f"the user recipe fails on it: {reason}") from error
     if len(moved) != 4 + labelled.sum() or picture.dtype != np.uint8 or picture.ndim != 3:
         raise InputError("the user recipe must keep every keypoint and give an 8-bit colour picture")

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kp_ray import __version__
-from kp_ray.config import Config, InputError, exists, join, load, read_bytes, write_bytes
+from kp_ray.config import Config, InputError, exists, join, load, one_line, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from kp_ray.doctor import Check
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=list(arguments) if arguments is not None else None)
     except (InputError, OSError) as error:
-        print("kp-ray:", " ".join(str(error).split()), file=sys.stderr)
+        print("kp-ray:", one_line(error), file=sys.stderr)
         sys.exit(2)
 
 
@@ -69,6 +69,7 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # prints every line twice
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray Tune's own table; our progress says the same
     os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")  # advice about worker processes, to every driver
+    os.environ.setdefault("RAY_task_oom_retries", "3")  # Ray repeats a task that lacks memory without end
     verbose = logging.getLogger().isEnabledFor(logging.INFO)
     if not verbose:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a run is told in our own line
@@ -126,7 +127,7 @@ def _progress(verb: str) -> Iterator[Callable[[str, int, int, str], None]]:
         told[row] = now, done
         rate = (done - first) / (now - start) if now > start else 0.0
         left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-        _tell(" ".join(f"{verb} {row} {done}/{total}, {rate:.1f}/s{left} {note}".split()))
+        _tell(one_line(f"{verb} {row} {done}/{total}, {rate:.1f}/s{left} {note}"))
 
     yield tell
 

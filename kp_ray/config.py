@@ -415,7 +415,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     try:
         fs, root = _remote(f"{scheme}://{host}{slash}")
     except (ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be reached: {_one_line(str(error))}") from error
+        raise InputError(f"{path}: cannot be reached: {one_line(error)}") from error
     return fs, f"{root.rstrip('/')}{slash}{inside}"
 
 
@@ -436,7 +436,7 @@ def exists(path: str) -> bool:
     try:
         return bool(fs.get_file_info(inner).type != pafs.FileType.NotFound)
     except OSError as error:
-        raise InputError(f"{path}: cannot be reached: {_one_line(str(error))}") from error
+        raise InputError(f"{path}: cannot be reached: {one_line(error)}") from error
 
 
 def read_bytes(path: str) -> bytes:
@@ -450,7 +450,7 @@ def read_bytes(path: str) -> bytes:
         with fs.open_input_file(inner) as stream:
             return bytes(stream.readall())
     except OSError as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else _one_line(str(error))
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else one_line(error)
         raise InputError(f"{path}: {reason}") from error
 
 
@@ -476,7 +476,7 @@ def write_bytes(path: str, content: bytes) -> None:
         with fs.open_output_stream(inner) as stream:
             stream.write(content)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {_one_line(str(error))}") from error
+        raise InputError(f"{path}: cannot be written: {one_line(error)}") from error
 
 
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -494,7 +494,7 @@ def file_sizes(folder: str) -> dict[str, int]:
         listing = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        raise InputError(f"{folder}: {'there is no such folder' if missing else _one_line(str(error))}") from error
+        raise InputError(f"{folder}: {'there is no such folder' if missing else one_line(error)}") from error
     prefix = len(inner.rstrip("/")) + 1
     return {info.path[prefix:]: info.size for info in listing if info.type == pafs.FileType.File}
 
@@ -514,7 +514,7 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
         try:
             given = yaml.safe_load(content.decode("utf-8-sig")) or {}
         except _NOT_YAML as error:
-            raise InputError(f"{path}: not valid YAML: {_one_line(str(error))}") from error
+            raise InputError(f"{path}: not valid YAML: {one_line(error)}") from error
         if not isinstance(given, dict):
             raise InputError(f"{path}: a mapping of settings is expected, e.g. `run_dir: runs/first`")
     for override in overrides:
@@ -535,7 +535,7 @@ def build(values: Mapping[str, Any], name: str = "config") -> Config:
         return Config.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        key = _one_line(".".join(str(part) for part in first["loc"]))
+        key = one_line(".".join(str(part) for part in first["loc"]))
         if first["type"] == "extra_forbidden":
             close = get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"]), n=1)
             message = "unknown key" + (f"; did you mean {close[0]}?" if close else "")
@@ -543,16 +543,16 @@ def build(values: Mapping[str, Any], name: str = "config") -> Config:
             got = _SECRET.sub("***@", repr(first["input"]))
             message = f"{first['msg'].removeprefix('Value error, ')} (got {got:.100})"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise InputError(f"{name}: {key}: {_one_line(message)}{more}") from error
+        raise InputError(f"{name}: {key}: {one_line(message)}{more}") from error
 
 
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
-    text = _one_line(text)
+    text = one_line(text)
     try:
         parsed: Any = yaml.safe_load(value)
     except _NOT_YAML as error:
-        raise InputError(f"--set {text}: the value is not YAML: {_one_line(str(error))}") from error
+        raise InputError(f"--set {text}: the value is not YAML: {one_line(error)}") from error
     # Detectron2's own options have dots in their names, so `model.cfg.` keeps the rest of the key whole.
     head, dotted_cfg, option = key.strip().partition("model.cfg.")
     parts = ["model", "cfg", option] if dotted_cfg and not head else key.strip().split(".")
@@ -584,5 +584,6 @@ def _keys_beside(location: Sequence[str | int]) -> list[str]:
     return list(getattr(section, "model_fields", {}))
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def one_line(told: object) -> str:
+    """The text of an error, say, on one line."""
+    return " ".join(str(told).split())

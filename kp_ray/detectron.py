@@ -31,7 +31,7 @@ with warnings.catch_warnings():  # Detectron2 imports pkg_resources and torch.ji
     from detectron2.utils.file_io import PathManager
 
 from kp_ray.augment import Image
-from kp_ray.config import Config, InputError, TrainConfig, filesystem, read_bytes
+from kp_ray.config import Config, InputError, TrainConfig, filesystem, one_line, read_bytes
 from kp_ray.keypoints import CONTINUOUS_OFFSET, FloatArray, Skeleton
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -110,7 +110,7 @@ def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
         try:
             cfg.merge_from_list([key, value])
         except (AssertionError, KeyError, ValueError) as error:
-            raise InputError(f"model.cfg.{key}: {' '.join(str(error).split())} (Detectron2 option)") from error
+            raise InputError(f"model.cfg.{key}: {one_line(error)} (Detectron2 option)") from error
     return cfg
 
 
@@ -310,7 +310,7 @@ def load_weights(model: torch.nn.Module, config: Config, weights: str, skeleton:
     try:
         state, names = _read_state(url)
     except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise InputError(
             f"model.weights: {url}: cannot be read ({reason}); give a file or a URL that is reachable"
         ) from error

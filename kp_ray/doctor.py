@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kp_ray.config import Config, InputError, exists, filesystem, join, read_bytes, write_bytes
+from kp_ray.config import Config, InputError, exists, filesystem, join, one_line, read_bytes, write_bytes
 from kp_ray.store import Plan, make_rows, plan, read_manifest
 from kp_ray.submission import read_form
 
@@ -96,7 +96,7 @@ def check_cluster(config: Config) -> list[Check]:
     try:
         write_bytes(note, b"seen")
     except (InputError, OSError) as error:
-        told = " ".join(str(error).split())
+        told = one_line(error)
         return [*checks, Check("nodes' storage", False, told, "make run_dir writable; the nodes were not asked")]
     paths = [path for path in (config.data.images, config.data.test_images) if path is not None]
     waiting = {_on_node(_look_from_node, node["NodeID"], note, paths, node["Resources"]): node for node in nodes}
@@ -106,7 +106,7 @@ def check_cluster(config: Config) -> list[Check]:
         try:
             checks += _of_node(ray.get(reference), node, config, several=len(nodes) > 1)
         except ray.exceptions.RayError as error:
-            told = " ".join(str(error).split())[-200:]
+            told = one_line(error)[-200:]
             checks.append(Check(f"node {node['NodeManagerHostname']}", False, told, "install the same kp_ray on it"))
     names = [waiting[reference]["NodeManagerHostname"] for reference in late]
     checks += [Check(f"node {name}", False, "does not answer", "see `ray status` and its logs") for name in names]
@@ -304,7 +304,7 @@ def _look_from_node(note: str, paths: list[str], resources: Mapping[str, float])
         write_bytes(own, b"seen")
         _remove(own)
     except (OSError, InputError) as error:
-        said["shared"], said["why"] = False, " ".join(str(error).split())
+        said["shared"], said["why"] = False, one_line(error)
     said["unseen"] = [path for path in paths if not _answers(path)]
     if resources.get("GPU"):
         # Ray hides the GPUs from a task that asks for none; another process may see them.
@@ -366,7 +366,7 @@ def _run_dir(run_dir: str) -> Check:
         write_bytes(note, b"seen")
         _remove(note)
     except (OSError, InputError) as error:
-        return Check("run_dir", False, f"{run_dir}: {' '.join(str(error).split())}", "choose a run_dir you can write")
+        return Check("run_dir", False, f"{run_dir}: {one_line(error)}", "choose a run_dir you can write")
     return Check("run_dir", True, run_dir)
 
 

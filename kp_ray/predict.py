@@ -31,7 +31,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from kp_ray.annotations import in_order_of, list_images, load_annotations, parse_name
 from kp_ray.augment import decode
-from kp_ray.config import Config, InputError, exists, file_sizes, filesystem, join, read_bytes, write_bytes
+from kp_ray.config import Config, InputError, exists, file_sizes, filesystem, join, one_line, read_bytes, write_bytes
 from kp_ray.detectron import load_member, read_instances, to_dataset_dict
 from kp_ray.ensemble import BoolArray, Fusion, choose_people, fit_weights, fuse_clips, trusted
 from kp_ray.keypoints import FloatArray, Skeleton, skeleton_for
@@ -290,7 +290,7 @@ def _ask_until_done(task: _Task, missing: Sequence[Asked]) -> Iterator[dict[str,
             left = task.missing()
             told = re.search(r"InputError: (.+)", str(error))
             if left and (told or len(left) >= len(missing)):
-                reason = told[1] if told else " ".join(str(error).split())[-300:]
+                reason = told[1] if told else one_line(error)[-300:]
                 raise InputError(
                     f"{task.folder}: predicting stopped with {len(left)} images left, first {left[0].image}: {reason}; "
                     "what is finished is kept, run predict again to go on"

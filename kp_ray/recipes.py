@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kp_ray.config import InputError
+from kp_ray.config import InputError, one_line
 from kp_ray.keypoints import FloatArray
 
 REFERENCE_HW = (1080, 1920)
@@ -162,7 +162,7 @@ def _user_recipe(name: str, pipeline: Mapping[str, Any]) -> Recipe:
             loaded = A.to_dict(A.from_dict(json.loads(serialised)))
         _check_arguments(json.loads(serialised), loaded)
     except Exception as error:  # whatever Albumentations stumbles over
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(f"{type(error).__name__}: {error}")[:200]
         raise InputError(
             f"augment.user_recipes.{name}: not a pipeline saved by albumentations.to_dict: {reason}"
         ) from error

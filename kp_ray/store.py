@@ -42,6 +42,7 @@ from kp_ray.config import (
     file_sizes,
     filesystem,
     join,
+    one_line,
     read_bytes,
     write_bytes,
 )
@@ -349,7 +350,9 @@ def _run_tasks(plan: Plan, todo: Sequence[Run]) -> Iterator[_Finished]:
         except ray.exceptions.RayError as error:
             # A task's own traceback stands in the text, below Ray's around it.
             told = re.findall(r"^(?!ray\.)[\w.]*(?:Error|Exception): (.+)$", str(error), re.MULTILINE)
-            reason = told[-1] if told else " ".join(str(error).split())[-300:]
+            reason = told[-1] if told else one_line(error)[-300:]
+            if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in str(error):
+                reason = "the nodes lack memory; lower cluster.num_cpus or start Ray with fewer CPUs a node"
             raise InputError(
                 f"{plan.store}: writing stopped: {reason}; finished parts are kept, run augment again to go on"
             ) from error
@@ -741,7 +744,7 @@ def _reading(path: str, mend: str = "run verify, then augment") -> Iterator[None
         yield
     except (pa.ArrowException, OSError) as error:
         missing = isinstance(error, FileNotFoundError)
-        reason = "there is no such file" if missing else f"damaged: {' '.join(str(error).split())[:200]}"
+        reason = "there is no such file" if missing else f"damaged: {one_line(error)[:200]}"
         raise InputError(f"{path}: {reason}; {mend}") from error
 
 

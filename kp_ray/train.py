@@ -46,6 +46,7 @@ from kp_ray.config import (
     exists,
     filesystem,
     join,
+    one_line,
     read_bytes,
     write_bytes,
 )
@@ -596,7 +597,7 @@ class _MlflowWriter(EventWriter):
         try:
             call(*values)
         except MlflowException as error:
-            logging.getLogger(__name__).warning("train.mlflow: %s", " ".join(str(error).split())[:200])
+            logging.getLogger(__name__).warning("train.mlflow: %s", one_line(error)[:200])
 
 
 class _Log:

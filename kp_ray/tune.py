@@ -40,6 +40,7 @@ from kp_ray.config import (
     file_sizes,
     filesystem,
     join,
+    one_line,
     read_bytes,
     write_bytes,
 )
@@ -495,7 +496,7 @@ def _fit(values: Mapping[str, Any], home: str, use_gpu: bool) -> None:
 
 def _note_failure(home: str, reason: str) -> None:
     if not exists(join(home, "failed.json")):
-        write_bytes(join(home, "failed.json"), json.dumps({"reason": " ".join(reason.split())[-300:]}).encode())
+        write_bytes(join(home, "failed.json"), json.dumps({"reason": one_line(reason)[-300:]}).encode())
 
 
 class _Listener(ray.tune.Callback):

@@ -300,6 +300,19 @@ def test_workers_that_die_each_time_end_the_run_in_one_line(
 
 
 @pytest.mark.slow
+def test_a_node_without_memory_ends_the_run_with_advice(
+    many_data: dict[str, Any], expected: dict[str, Any], augment: Command, tmp_path: Path
+) -> None:
+    config = configure(many_data, tmp_path)
+    with pytest.MonkeyPatch.context() as low:
+        low.setenv("RAY_memory_usage_threshold", "0.01")  # Ray kills every task
+        low.setenv("RAY_memory_monitor_refresh_ms", "50")
+        assert "lower cluster.num_cpus" in refusal(augment(config, "cluster.num_cpus=2"))
+    figures(augment(config, "cluster.num_cpus=2"))
+    assert contents(config) == expected
+
+
+@pytest.mark.slow
 def test_a_second_writer_is_refused_and_takes_over_from_a_killed_driver(
     many_data: dict[str, Any], expected: dict[str, Any], augment: Command, two_nodes: Cluster, tmp_path: Path
 ) -> None:
