@@ -16,6 +16,8 @@ import pyarrow.fs as pafs
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from kp_ray.keypoints import Skeleton, skeleton_for
+
 
 class InputError(ValueError):
     """A mistake in what the user gave (config, file, option); its text is one line with the fix."""
@@ -355,6 +357,17 @@ class Config(_Section):
         if value is None:
             raise InputError(f"data.{key} is not set: add it to the config, or --set data.{key}=PATH")
         return value
+
+    def skeleton_of(self, names: Sequence[str]) -> Skeleton:
+        """The skeleton of these keypoints, with the config's flip pairs and sigmas.
+
+        Raises:
+            InputError: there are none and the keypoints are not the competition's, or they do not fit.
+        """
+        try:
+            return skeleton_for(names, self.skeleton.flip_pairs, self.skeleton.sigmas)
+        except ValueError as error:
+            raise InputError(f"skeleton: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for YAML and for a Ray worker."""

@@ -309,8 +309,17 @@ def load_weights(model: torch.nn.Module, config: Config, weights: str, skeleton:
     url = model_zoo.get_checkpoint_url(PRESETS[config.model.preset][0]) if weights == "zoo" else weights
     try:
         state, names = _read_state(url)
-    except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = one_line(error)[:200]
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        pickle.PickleError,
+    ) as error:
+        reason = one_line(error)[:200] or type(error).__name__
         raise InputError(
             f"model.weights: {url}: cannot be read ({reason}); give a file or a URL that is reachable"
         ) from error

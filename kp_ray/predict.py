@@ -31,12 +31,20 @@ from ray.util.annotations import RayDeprecationWarning
 
 from kp_ray.annotations import in_order_of, list_images, load_annotations, parse_name
 from kp_ray.augment import decode
-from kp_ray.config import Config, InputError, exists, file_sizes, filesystem, join, one_line, read_bytes, write_bytes
+from kp_ray.config import Config, InputError, exists, file_sizes, filesystem, join, read_bytes, write_bytes
 from kp_ray.detectron import load_member, read_instances, to_dataset_dict
 from kp_ray.ensemble import BoolArray, Fusion, choose_people, fit_weights, fuse_clips, trusted
 from kp_ray.keypoints import FloatArray, Skeleton, skeleton_for
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.store import RowReader, ray_data_settings, read_manifest, read_parquet, read_table, select_parts
+from kp_ray.store import (
+    RowReader,
+    ray_data_settings,
+    read_manifest,
+    read_parquet,
+    read_table,
+    reason_of,
+    select_parts,
+)
 from kp_ray.submission import SubmissionForm, check_form, read_form, read_submission, write_submission
 from kp_ray.train import fits_a_node
 
@@ -288,12 +296,10 @@ def _ask_until_done(task: _Task, missing: Sequence[Asked]) -> Iterator[dict[str,
             return
         except ray.exceptions.RayError as error:
             left = task.missing()
-            told = re.search(r"InputError: (.+)", str(error))
-            if left and (told or len(left) >= len(missing)):
-                reason = told[1] if told else one_line(error)[-300:]
+            if left and ("InputError: " in str(error) or len(left) >= len(missing)):
                 raise InputError(
-                    f"{task.folder}: predicting stopped with {len(left)} images left, first {left[0].image}: {reason}; "
-                    "what is finished is kept, run predict again to go on"
+                    f"{task.folder}: predicting stopped with {len(left)} images left, first {left[0].image}: "
+                    f"{reason_of(error)}; what is finished is kept, run predict again to go on"
                 ) from error
             missing = left
 
@@ -559,7 +565,7 @@ def _skeleton(config: Config, form: SubmissionForm | None) -> Skeleton:
     """The members' skeleton: the store's, if it is there; otherwise the form's."""
     store = config.path("store")
     names = read_manifest(store).skeleton if form is None or exists(join(store, "manifest.json")) else form.names
-    skeleton = skeleton_for(names, config.skeleton.flip_pairs, config.skeleton.sigmas)
+    skeleton = config.skeleton_of(names)
     if form is not None:
         check_form(form, skeleton)
     return skeleton

@@ -29,7 +29,7 @@ from jinja2 import Environment, StrictUndefined
 from kp_ray import __version__, draw
 from kp_ray.annotations import Annotations, checked_name, in_order_of, load_annotations, parse_name
 from kp_ray.config import Config, InputError, exists, filesystem, join, load, read_bytes, write_bytes
-from kp_ray.keypoints import DACON24, FloatArray, Skeleton, skeleton_for, visible_box
+from kp_ray.keypoints import DACON24, FloatArray, Skeleton, visible_box
 from kp_ray.metrics import oks, pck, point_errors
 from kp_ray.store import RowReader, read_parquet
 from kp_ray.submission import read_form, read_submission
@@ -211,8 +211,8 @@ class _Variants:
 
 def _store_skeleton(path: str, config: Config, manifest: Mapping[str, Any]) -> Skeleton:
     try:
-        return skeleton_for(manifest.get("skeleton") or [], config.skeleton.flip_pairs, config.skeleton.sigmas)
-    except ValueError as error:
+        return config.skeleton_of(manifest.get("skeleton") or [])
+    except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
@@ -487,7 +487,7 @@ def _read_predictions(config: Config, path: str) -> tuple[list[str], list[str], 
     table = read_parquet(path, ["image", "member", "keypoints"], mend="delete it and run predict again")
     try:
         names = json.loads(table.schema.metadata[b"kp_ray"])["keypoints"]
-        skeleton = skeleton_for(names, config.skeleton.flip_pairs, config.skeleton.sigmas)
+        skeleton = config.skeleton_of(names)
         rows = table.to_pylist()
         members, images = (list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("member", "image"))
         width = max((len(row["keypoints"] or ()) for row in rows), default=0)
@@ -586,7 +586,7 @@ def _read_fused(config: Config, path: str, skeleton: Skeleton | None) -> Annotat
     if not exists(path):
         return None
     form = read_form(path)
-    skeleton = skeleton or skeleton_for(form.names, config.skeleton.flip_pairs, config.skeleton.sigmas)
+    skeleton = skeleton or config.skeleton_of(form.names)
     xy = read_submission(path, form, skeleton, size=None, allow_zeros=True)
     scenes, cameras, frames = zip(*map(parse_name, form.images), strict=True)
     return Annotations(skeleton, form.images, np.dstack([xy, np.full(xy.shape[:2], 2.0)]), scenes, cameras, frames)
@@ -746,7 +746,8 @@ def _show_predictions(
         picture = _find_picture(config, images[row])
         if picture is None:
             raise InputError(
-                f"{path}: {images[row]}: no such picture in data.test_images of the config.yaml beside it: correct it"
+                f"{path}: {images[row]}: no such picture in data.test_images of the config.yaml beside it: correct it "
+                "(what was predicted by its whole path cannot be shown)"
             )
         if truth is not None and images[row] in truth.images:
             points = truth.keypoints[truth.images.index(images[row])]

@@ -46,7 +46,6 @@ from kp_ray.config import (
     read_bytes,
     write_bytes,
 )
-from kp_ray.keypoints import skeleton_for
 from kp_ray.recipes import Recipe, choose
 from kp_ray.split import check_lineage, split_sources, units_of
 
@@ -348,14 +347,22 @@ def _run_tasks(plan: Plan, todo: Sequence[Run]) -> Iterator[_Finished]:
             for row in tasks.iter_rows():
                 yield pickle.loads(row["finished"])  # noqa: S301  (made by our own task)
         except ray.exceptions.RayError as error:
-            # A task's own traceback stands in the text, below Ray's around it.
-            told = re.findall(r"^(?!ray\.)[\w.]*(?:Error|Exception): (.+)$", str(error), re.MULTILINE)
-            reason = told[-1] if told else one_line(error)[-300:]
-            if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in str(error):
-                reason = "the nodes lack memory; lower cluster.num_cpus or start Ray with fewer CPUs a node"
+            reason = reason_of(error)
             raise InputError(
                 f"{plan.store}: writing stopped: {reason}; finished parts are kept, run augment again to go on"
             ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """What ended a Ray task, on one line, from the text of its error: the task's own traceback stands in it, below
+    Ray's around it."""
+    if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in str(error):
+        return "the nodes lack memory; lower cluster.num_cpus or start Ray with fewer CPUs a node"
+    told = re.findall(r"^(?!ray\.)[\w.]*?(\w*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
+    if not told:
+        return one_line(error)[-300:]
+    kind, text = told[-1]
+    return str(text) if kind == InputError.__name__ else f"{kind}: {text}"
 
 
 @contextlib.contextmanager
@@ -718,6 +725,17 @@ def select_parts(
     return manifest, [join(store, part.path) for part in wanted]
 
 
+def store_digest(store: str) -> str:
+    """A digest of all rows of a store and their order, whichever kp_ray wrote its manifest.
+
+    Raises:
+        InputError: no finished store.
+    """
+    manifest = read_manifest(store)
+    parts = [[part.path, part.sha256, part.split] for part in manifest.parts]
+    return hashlib.sha256(json.dumps([manifest.seed, manifest.skeleton, parts]).encode()).hexdigest()
+
+
 def read_table(
     store: str,
     *,
@@ -834,7 +852,7 @@ def export_store(
     """
     store = config.path("store")
     manifest = read_manifest(store)
-    skeleton = skeleton_for(manifest.skeleton, config.skeleton.flip_pairs, config.skeleton.sigmas)
+    skeleton = config.skeleton_of(manifest.skeleton)
     names, keypoints, sizes, scenes, cameras, frames = [], [], [], [], [], []
     if exists(join(folder, "images")):
         raise InputError(

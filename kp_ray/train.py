@@ -7,7 +7,6 @@ goes on where a stopped one ended.
 
 import contextlib
 import copy
-import hashlib
 import importlib.util
 import itertools
 import json
@@ -62,9 +61,18 @@ from kp_ray.detectron import (
     to_dataset_dict,
 )
 from kp_ray.ensemble import fill_missing
-from kp_ray.keypoints import Skeleton, skeleton_for
+from kp_ray.keypoints import Skeleton
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.store import RowReader, iter_rows, ray_data_settings, read_manifest, read_parquet, select_parts
+from kp_ray.store import (
+    RowReader,
+    iter_rows,
+    ray_data_settings,
+    read_manifest,
+    read_parquet,
+    reason_of,
+    select_parts,
+    store_digest,
+)
 
 WHOLE_SHARD = 10_000_000
 """Rows of the shuffle buffer: it holds places of rows, not pictures, so the whole shard fits."""
@@ -93,7 +101,7 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
         Per member: what `fit_member` returns and `seconds`, or `skipped: true`.
 
     Raises:
-        InputError: no training rows, a cluster too small for one member, or a diverged loss.
+        InputError: no training rows, a cluster too small for one member, a diverged loss, or workers lost too often.
     """
     check_options(config)
     summary: dict[str, Any] = {}
@@ -122,11 +130,11 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
             if progress:
                 for member, _ in running.values():
                     _tell_progress(config, member, progress)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
         if isinstance(cause, InputError):
             raise cause from None
-        raise
+        raise InputError(f"training stopped: {reason_of(error)}; run train again to go on") from error
     return {name: summary[name] for name in (member.name for member in config.train.members)}
 
 
@@ -137,7 +145,7 @@ def check_options(config: Config) -> None:
         InputError: a wrong option of Detectron2, or MLflow is not there.
     """
     manifest = read_manifest(config.path("store"))
-    build_cfg(config, skeleton_for(manifest.skeleton, config.skeleton.flip_pairs, config.skeleton.sigmas), "cpu")
+    build_cfg(config, config.skeleton_of(manifest.skeleton), "cpu")
     if config.train.mlflow and importlib.util.find_spec("mlflow") is None:
         raise InputError("train.mlflow: MLflow is not installed: pip install 'kp_ray[mlflow]'")
     if config.train.mlflow == "local" and not isinstance(filesystem(config.run_dir)[0], LocalFileSystem):
@@ -229,7 +237,8 @@ def _settings(config: Config, member: MemberConfig) -> dict[str, Any]:
     decides = {f"model.{name}": value for name, value in values["model"].items()}
     decides |= {f"train.{name}": value for name, value in values["train"].items() if name not in NOT_DECIDING}
     decides |= {f"member.{name}": value for name, value in member.model_dump(mode="json").items() if name != "name"}
-    decides["the store"] = hashlib.sha256(read_bytes(config.path("store", "manifest.json"))).hexdigest()
+    decides |= {"augment.min_visible": config.augment.min_visible, "skeleton": values["skeleton"]}
+    decides["the store"] = store_digest(config.path("store"))
     return dict(json.loads(json.dumps(decides)))
 
 
@@ -282,7 +291,8 @@ def fit_member(
         `not_in_weights` (names of tensors that the starting weights do not have).
 
     Raises:
-        InputError: the loss is no longer finite, or the starting weights cannot be used.
+        InputError: the loss is no longer finite, the starting weights cannot be used, or workers were lost or failed
+            more than `train.max_failures` times.
     """
     # The controller asks for reports every two seconds by default, which would hold back every report.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -296,7 +306,7 @@ def fit_member(
         dataset = ray.data.from_arrow(mixed)
     parent, _, name = folder.rstrip("/").rpartition("/")
     resources = {"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"config": config.to_dict(), "member": member.model_dump(mode="json"), "folder": folder},
         datasets={"train": dataset},
@@ -316,7 +326,13 @@ def fit_member(
                 checkpoint_score_order=_order(train.best_metric),
             ),
         ),
-    ).fit()
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise InputError(
+            f"member {member.name}: training stopped: {reason_of(error)}; run the same command to go on"
+        ) from error
     outcome = dict(result.return_value or {})
     if "error" in outcome:
         raise InputError(f"member {member.name}: {outcome['error']}")
@@ -389,7 +405,7 @@ class _Worker:
         if self.device.type == "cpu":
             torch.set_num_threads(config.train.threads_per_worker or max(1, round(config.train.cpus_per_worker)))
         manifest = read_manifest(config.path("store"))
-        self.skeleton = skeleton_for(manifest.skeleton, config.skeleton.flip_pairs, config.skeleton.sigmas)
+        self.skeleton = config.skeleton_of(manifest.skeleton)
         self.cfg = scale_cfg(build_cfg(config, self.skeleton, self.device.type), self.world)
         seed_all_rng(_seed(self.seed, 0, -1))
         self.network = build_model(self.cfg)
@@ -436,7 +452,8 @@ class _Worker:
         if self.average:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # a CPU's has none
+            self.scaler.load_state_dict(state["scaler"])
         # With another number of workers than before, the same images have been seen after fewer or more iterations. The
         # schedule is a function of the iteration alone.
         iteration = min(round(state["iteration"] * state["workers"] / self.world), self.cfg.SOLVER.MAX_ITER)
@@ -585,19 +602,23 @@ class _MlflowWriter(EventWriter):
         storage, now = get_event_storage(), int(time.time() * 1000)
         for name, (value, iteration) in storage.latest().items():
             if iteration == storage.iter:
-                self._try(self.client.log_metric, self.run, name, value, now, iteration)
+                with _not_ending_training():
+                    self.client.log_metric(self.run, name, value, now, iteration)
 
     def close(self) -> None:
-        self._try(self.client.set_terminated, self.run)
+        with _not_ending_training():
+            self.client.set_terminated(self.run)
 
-    def _try(self, call: Callable[..., None], *values: Any) -> None:
-        """A tracking server that does not answer must not end training."""
-        from mlflow.exceptions import MlflowException
 
-        try:
-            call(*values)
-        except MlflowException as error:
-            logging.getLogger(__name__).warning("train.mlflow: %s", one_line(error)[:200])
+@contextlib.contextmanager
+def _not_ending_training() -> Iterator[None]:
+    """A tracking server that does not answer is no reason to stop."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        logging.getLogger(__name__).warning("train.mlflow: %s", one_line(error)[:200])
 
 
 class _Log:
@@ -623,7 +644,8 @@ class _Log:
             board = TensorboardXWriter(f"{self.work.name}/tensorboard", window_size=1, purge_step=self.start)
             self.writers: list[EventWriter] = [JSONWriter(str(local), window_size=1), board]
             if self.mlflow:
-                self.writers.append(_MlflowWriter(self.mlflow, self.folder))
+                with _not_ending_training():
+                    self.writers.append(_MlflowWriter(self.mlflow, self.folder))
         return self
 
     def write(self) -> None:

@@ -6,7 +6,6 @@ from there: they are right whatever was killed on the way.
 """
 
 import contextlib
-import hashlib
 import io
 import itertools
 import json
@@ -45,9 +44,9 @@ from kp_ray.config import (
     write_bytes,
 )
 from kp_ray.detectron import build_cfg, scale_cfg
-from kp_ray.keypoints import Skeleton, skeleton_for
+from kp_ray.keypoints import Skeleton
 from kp_ray.recipes import RECIPES
-from kp_ray.store import read_manifest
+from kp_ray.store import read_manifest, store_digest
 from kp_ray.train import NOT_DECIDING, check_options, fit_member, runs_at_once, usable_rows
 
 METRICS: tuple[str, ...] = get_args(TuneConfig.model_fields["metric"].annotation)
@@ -143,6 +142,7 @@ def _search(config: Config, progress: Progress | None) -> None:
     _check_sets(config, sets)
     points = first_points(config, sets)
     folder = config.path("tune")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     trial = type("Trial", (_Trial,), {"values": config.to_dict(), "use_gpu": use_gpu})
     # Ray Tune wants some resource; any share of a CPU would be missing when the training runs take all of them.
     trainable = ray.tune.with_resources(trial, {"memory": 1})
@@ -157,7 +157,6 @@ def _search(config: Config, progress: Progress | None) -> None:
     else:
         tuner = _new_tuner(config, trainable, space(config, sets), points)
     write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     token = _running.set((config, progress))
     try:
         tuner.fit()
@@ -191,7 +190,7 @@ def _new_tuner(
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's state is in its folder
-            callbacks=[_Listener(config)],
+            callbacks=[_Listener()],
         ),
     )
 
@@ -396,7 +395,7 @@ def best_config(config: Config, best: Mapping[str, Any]) -> Config:
 
 def _skeleton(config: Config) -> Skeleton:
     manifest = read_manifest(config.path("store"))
-    return skeleton_for(manifest.skeleton, config.skeleton.flip_pairs, config.skeleton.sigmas)
+    return config.skeleton_of(manifest.skeleton)
 
 
 def _applied_cfg(config: Config) -> Any:
@@ -478,7 +477,7 @@ class _Trial(ray.tune.Trainable):
             if self.training is not None:
                 ray.get(self.training)
         except ray.exceptions.RayTaskError as error:
-            if not isinstance(error.cause, InputError | ray.train.TrainingFailedError):
+            if not isinstance(error.cause, InputError):
                 raise
             return str(error.cause)
         return ""
@@ -502,20 +501,20 @@ def _note_failure(home: str, reason: str) -> None:
 class _Listener(ray.tune.Callback):
     """Writes the log, notes why trials died, and tells whoever listens."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self) -> None:
         self.live: set[str] = set()
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.live.add(trial.trial_id)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        metric = self.config.tune.metric
-        known = {(line["trial"], line["iteration"]) for line in _read_log(self.config)}
+        config, _ = _running.get()
+        metric = config.tune.metric
+        known = {(line["trial"], line["iteration"]) for line in _read_log(config)}
         if (trial.trial_id, result["iteration"]) not in known:
             line = {"time": round(time.time(), 1), "trial": trial.trial_id, "iteration": result["iteration"]}
             line |= {"seconds": result["seconds"], metric: result[metric] if math.isfinite(result[metric]) else None}
-            path = self.config.path("tune", "log.jsonl")
+            path = config.path("tune", "log.jsonl")
             write_bytes(path, (read_bytes(path) if exists(path) else b"") + (json.dumps(line) + "\n").encode())
             self._tell(trial.trial_id)
 
@@ -524,13 +523,14 @@ class _Listener(ray.tune.Callback):
         self._tell(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        _note_failure(self.config.path("tune", "trials", trial.trial_id), str(trial.get_error()))
+        config, _ = _running.get()
+        _note_failure(config.path("tune", "trials", trial.trial_id), str(trial.get_error()))
         self.on_trial_complete(iteration, trials, trial)
 
     def _tell(self, trial_id: str) -> None:
-        rows = read_trials(self.config, self.live)
-        write_tables(self.config, rows)
-        _, progress = _running.get()
+        config, progress = _running.get()
+        rows = read_trials(config, self.live)
+        write_tables(config, rows)
         if progress:
             progress(trial_id, rows)
 
@@ -707,10 +707,11 @@ def _settings(config: Config) -> dict[str, Any]:
     values = config.to_dict()
     return {
         **{part: values[part] for part in ("seed", "model", "skeleton")},
+        "augment": {"min_visible": config.augment.min_visible},
         "tune": {key: value for key, value in values["tune"].items() if key != "max_concurrent"},
         "train": {key: value for key, value in values["train"].items() if key not in NOT_DECIDING},
         "train.members.0": {key: value for key, value in values["train"]["members"][0].items() if key != "name"},
-        "store": hashlib.sha256(read_bytes(config.path("store", "manifest.json"))).hexdigest(),
+        "store": store_digest(config.path("store")),
     }
 
 
