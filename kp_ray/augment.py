@@ -98,7 +98,7 @@ def decode(content: bytes) -> tuple[Image, bool]:
             if picture.format == "JPEG" and upright and picture.mode in ("L", "RGB"):
                 return simplejpeg.decode_jpeg(content, "BGRX", strict=True), True
             return _decode_other(picture), False
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its own text holds a memory address
         raise InputError("is not a picture in a format that is known here") from error

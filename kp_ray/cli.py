@@ -51,6 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake, or a disk's, is one line on stderr and exit code 2."""
     try:
         app(args=list(arguments) if arguments is not None else None)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "kp_ray":
+            raise
+        print(
+            f"kp-ray: {error.name} is not installed: pip install 'kp_ray[train]', see docs/install.md", file=sys.stderr
+        )
+        sys.exit(2)
     except (InputError, OSError) as error:
         print("kp-ray:", one_line(error), file=sys.stderr)
         sys.exit(2)
@@ -164,11 +171,6 @@ def _load_run(path: str | None, overrides: list[str] | None) -> Config:
     return _load(path, overrides)
 
 
-def _keep(config: Config) -> None:
-    """Record in the run folder what a stage runs with, once its inputs are found good."""
-    write_bytes(config.path("config.yaml"), config.to_yaml().encode())
-
-
 @app.callback(invoke_without_command=True)
 def _common(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -244,7 +246,7 @@ def _check(config: Config) -> dict[str, Any]:
             findings, sizes = check_images(annotations, config.data.images, progress=more)
     findings = [*findings, *check_labels(annotations, sizes)]
     table = findings_table(findings)
-    _keep(config)
+    config.keep()
     target = config.path("check.csv")
     write_bytes(target, table.to_csv(index=False).encode())
     lines = [*annotations.corrected, f"{len(annotations)} labelled images, {len(findings)} findings in {target}"]
@@ -286,9 +288,19 @@ def _foresee(verb: str, config: Config, as_json: bool) -> None:
 def _augment(config: Config, planned: "Plan", start_up_s: float) -> dict[str, Any]:
     from kp_ray.store import read_manifest, write_store
 
-    _keep(config)
+    kept = False
     with _progress("augment") as show:
-        result = write_store(planned, lambda done, total: show("", done, total, ""))
+
+        def tell(done: int, total: int) -> None:
+            nonlocal kept
+            if not kept:  # nobody else writes this store
+                config.keep()
+            kept = True
+            show("", done, total, "")
+
+        result = write_store(planned, tell)
+    if not kept:
+        config.keep()
     result["seconds"] = round(result["seconds"] + start_up_s, 3)
     result["start_up_s"] = round(result["start_up_s"] + start_up_s, 3)
     if result["parts_written"] or not exists(config.path("augment.json")):
@@ -340,7 +352,6 @@ def train(
 def _train(config: Config) -> dict[str, Any]:
     from kp_ray.train import train as run
 
-    _keep(config)
     with _progress("train") as show:
         return run(config, lambda member, done, total, loss: show(member, done, total, f"loss {loss:.2f}"))
 
@@ -379,7 +390,6 @@ def tune(
 def _tune(config: Config) -> dict[str, Any]:
     from kp_ray.tune import tune as run
 
-    _keep(config)
     metric, total = config.tune.metric, config.tune.num_trials
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
@@ -447,7 +457,6 @@ def predict(
 def _predict(config: Config) -> dict[str, Any]:
     from kp_ray.predict import predict as run
 
-    _keep(config)
     with _progress("predict") as show:
         result = run(config, lambda done, total: show("", done, total, ""))
     lines = [f"{result['images']} images by {len(result['members'])} members: {result['submission']}"]
@@ -593,7 +602,8 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
             _finish({}, _tune_lines(_tune(loaded)), None, False)
         predicted = _predict(loaded)
         _finish({}, predicted.pop("lines"), None, False)
-    evaluation = run_evaluate(loaded) if loaded.data.truth else None
+    labelled = loaded.data.truth or (loaded.predict.images or "").startswith("store:")
+    evaluation = run_evaluate(loaded) if labelled else None
     target = write_report(loaded)
     result = {"augment": stored, "predict": predicted, "report": target, "submission": predicted["submission"]}
     out = Console(highlight=False)

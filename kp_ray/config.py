@@ -373,6 +373,10 @@ class Config(_Section):
         """Plain values, fit for YAML and for a Ray worker."""
         return self.model_dump(mode="json")
 
+    def keep(self) -> None:
+        """Record in the run folder what a stage runs with, once its inputs are found good."""
+        write_bytes(self.path("config.yaml"), self.to_yaml().encode())
+
     def to_yaml(self) -> str:
         """The resolved configuration as YAML."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
@@ -502,6 +506,15 @@ def file_sizes(folder: str) -> dict[str, int]:
     Raises:
         InputError: there is no such folder.
     """
+    return {name: info.size for name, info in file_infos(folder).items()}
+
+
+def file_infos(folder: str) -> dict[str, pafs.FileInfo]:
+    """The files of a folder, by path inside it, with their sizes and times.
+
+    Raises:
+        InputError: there is no such folder.
+    """
     fs, inner = filesystem(folder)
     try:
         listing = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
@@ -509,7 +522,7 @@ def file_sizes(folder: str) -> dict[str, int]:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         raise InputError(f"{folder}: {'there is no such folder' if missing else one_line(error)}") from error
     prefix = len(inner.rstrip("/")) + 1
-    return {info.path[prefix:]: info.size for info in listing if info.type == pafs.FileType.File}
+    return {info.path[prefix:]: info for info in listing if info.type == pafs.FileType.File}
 
 
 def load(path: str | None, overrides: Sequence[str] = ()) -> Config:

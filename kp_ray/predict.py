@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 import torch
@@ -31,7 +32,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from kp_ray.annotations import in_order_of, list_images, load_annotations, parse_name
 from kp_ray.augment import decode
-from kp_ray.config import Config, InputError, exists, file_sizes, filesystem, join, read_bytes, write_bytes
+from kp_ray.config import Config, InputError, exists, file_infos, file_sizes, filesystem, join, read_bytes, write_bytes
 from kp_ray.detectron import load_member, read_instances, to_dataset_dict
 from kp_ray.ensemble import BoolArray, Fusion, choose_people, fit_weights, fuse_clips, trusted
 from kp_ray.keypoints import FloatArray, Skeleton, skeleton_for
@@ -118,6 +119,7 @@ def predict(config: Config, progress: Callable[[int, int], None] | None = None) 
         InputError: a member is not trained, there is no image to predict, or nobody was found anywhere.
     """
     task = _Task(config)
+    config.keep()
     began = time.time()
     first_began, done, missing = time.time(), 0, task.missing()
     for finished in _ask_until_done(task, missing):
@@ -230,16 +232,20 @@ def list_asked(config: Config, form: SubmissionForm | None) -> list[Asked]:
     if climbing:
         raise InputError(f"{source or 'the form'}: {climbing[0]}: leaves the image folder")
     paths = {name: name if name in whole else join(str(folder), name) for name in names}
-    sizes: dict[str, int | None] = dict(file_sizes(folder)) if folder and len(whole) < len(names) else {}
+    infos = file_infos(folder) if folder and len(whole) < len(names) else {}
     with ThreadPoolExecutor() as pool:
-        sizes |= dict(zip(whole, pool.map(_file_size, whole), strict=True))
-    return [Asked(name, path, None, str(sizes.get(name))) for name, path in paths.items()]
+        infos |= dict(zip(whole, pool.map(_file_info, whole), strict=True))
+    return [Asked(name, path, None, _version(infos.get(name))) for name, path in paths.items()]
 
 
-def _file_size(path: str) -> int | None:
+def _file_info(path: str) -> pafs.FileInfo:
     fs, inner = filesystem(path)
-    size: int | None = fs.get_file_info(inner).size
-    return size
+    return fs.get_file_info(inner)
+
+
+def _version(info: pafs.FileInfo | None) -> str:
+    """What tells a file from another of the same name: its size and time."""
+    return f"{info.size}:{info.mtime_ns}" if info and info.type == pafs.FileType.File else "missing"
 
 
 def _read_list(path: str) -> list[str]:
@@ -579,6 +585,8 @@ class _Predictions:
         if not exists(path):
             raise InputError(f"{path}: there are no predictions; run predict first")
         table = read_parquet(path, mend="delete it and run predict again").combine_chunks()
+        if _NOTE_KEY not in (table.schema.metadata or {}):
+            raise InputError(f"{path}: another program wrote it; delete it and run predict again")
         note = json.loads(table.schema.metadata[_NOTE_KEY])
         if tuple(note.get("keypoints", ())) != skeleton.names:
             raise InputError(f"{path}: holds other keypoints, or the same in another order: run predict again")
@@ -670,7 +678,7 @@ def _store_truth(config: Config, split: str, skeleton: Skeleton) -> dict[str, Fl
 def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
     """Fuse `predictions.parquet` into `submission.csv`; `predict.json` tells every fallback.
 
-    An `evaluation.json` of earlier predictions is deleted.
+    An `evaluation.json` of another submission is deleted.
 
     Args:
         figures: what predicting took; kept in `predict.json` until images are predicted again.
@@ -688,14 +696,14 @@ def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
     columns = form.columns if form else ("image", *skeleton.columns)
     if form is None or config.predict.images is not None:
         form = SubmissionForm(tuple(predictions.images), columns)
-    stale = config.path("evaluation.json")  # of what was predicted before
-    if figures["predicted"] and exists(stale):
-        fs, inner = filesystem(stale)
-        fs.delete_file(inner)
-    target = config.path("submission.csv")
+    target, stale = config.path("submission.csv"), config.path("evaluation.json")
+    before = read_bytes(target) if exists(target) else b""
     sizes = dict(zip(predictions.images, predictions.sizes, strict=True))
     zeros = config.predict.missing == "zeros"
     write_submission(target, form, predictions.images, fusion.keypoints, skeleton, size=sizes, allow_zeros=zeros)
+    if exists(stale) and (figures["predicted"] or read_bytes(target) != before):
+        fs, inner = filesystem(stale)
+        fs.delete_file(inner)
     filled = [{"image": image, "how": note} for image, note in zip(predictions.images, fusion.how, strict=True) if note]
     unusable = [
         {"image": image, "reason": why}
@@ -741,7 +749,12 @@ def evaluate(config: Config, submission: str | None = None) -> dict[str, Any]:
     """
     truth_of, skeleton = _truth(config)
     if submission is not None:
-        form = _form(config) or SubmissionForm(tuple(truth_of), ("image", *skeleton.columns))
+        # The run's own has the form's rows only if that decided what was predicted.
+        whole = _form(config) if config.predict.images is None else None
+        form = whole or read_form(submission)
+        lacking = [] if whole or config.predict.images is not None else sorted(set(truth_of) - set(form.images))
+        if lacking:
+            raise InputError(f"{submission}: {lacking[0]} of data.truth is missing, {len(lacking)} in all: add its row")
         zeros = config.predict.missing == "zeros"
         xy = read_submission(submission, form, skeleton, size=_frame_sizes(config, form.images), allow_zeros=zeros)
         keypoints = np.concatenate([xy, np.ones((*xy.shape[:2], 1))], axis=2)

@@ -49,7 +49,7 @@ from kp_ray.config import (
 from kp_ray.recipes import Recipe, choose
 from kp_ray.split import check_lineage, split_sources, units_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ROWS_PER_GROUP = 1
 """A row group a row: training reads single rows in random order, and a part is written without being held."""
 WRITE_BYTES = 1 << 20
@@ -70,8 +70,8 @@ class RecipeRecord(_Record):
     fingerprint: str
 
 
-READ = "read"
-"""The stage at which a picture itself is refused."""
+READ, OPEN = "read", "open"
+"""The stages at which a picture itself is refused, and at which storage gives none; the latter may pass."""
 
 
 def _stage(recipe: str) -> str:
@@ -80,7 +80,7 @@ def _stage(recipe: str) -> str:
 
 
 class Quarantined(_Record):
-    """A source that a recipe, or at the stage `read` every recipe, could not use."""
+    """A source that a recipe, or at the stages `read` and `open` every recipe, could not use."""
 
     source: str
     stage: str
@@ -246,7 +246,7 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
 
     Args:
         plan: from `plan_store`; a Ray cluster must be running, unless `is_finished(plan)`.
-        progress: called with (sources done, sources in all).
+        progress: called with (sources done, sources in all), first when writing begins.
 
     Returns:
         `sources`, `variants`, `seconds`, `start_up_s`, `sources_per_s` (without the start-up), `parts_written`,
@@ -262,6 +262,8 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
         done = total - sum(len(run.sources) for run in todo)
         finished: list[_Finished] = []
         first_start = time.time()
+        if progress and todo:
+            progress(done, total)
         for result in _run_tasks(plan, todo):
             if not finished:
                 first_start = result.started
@@ -311,7 +313,10 @@ class _Kept:
 
 
 def _missing(plan: Plan) -> tuple[_Kept, list[Run]]:
-    """What the manifest vouches for and is still there, and the runs with the parts that are not."""
+    """What the manifest vouches for and is still there, and the runs with the parts that are not.
+
+    Parts that lack a source which could not be opened are not kept: each run tries it again.
+    """
     listed: dict[str, PartRecord] = {}
     quarantined: tuple[Quarantined, ...] = ()
     if exists(join(plan.store, "manifest.json")):
@@ -321,7 +326,11 @@ def _missing(plan: Plan) -> tuple[_Kept, list[Run]]:
         quarantined = manifest.quarantined
     kept, todo = [], []
     settled: set[tuple[str, str]] = set()
+    passing = {q.source for q in quarantined if q.stage == OPEN}
     for run in plan.runs:
+        if passing and any(source.name in passing for source in run.sources):
+            todo.append(run)
+            continue
         there = [listed[part.path] for part in run.parts if part.path in listed]
         kept += there
         stages = [READ, *(_stage(part.recipe) for part in there)] if there else []
@@ -414,7 +423,7 @@ def _make_parts(
                 writers[row["recipe"]].add(row)
         records = []
         for part in parts:
-            stages = (READ, _stage(part.recipe.name))
+            stages = (READ, OPEN, _stage(part.recipe.name))
             note = {
                 "kp_ray": __version__,
                 "skeleton": list(plan.skeleton),
@@ -426,30 +435,29 @@ def _make_parts(
 
 def make_rows(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]]) -> tuple[list[Row], list[Quarantined]]:
     """All rows of one source, read from the plan's image folder, and why some recipes or all give none."""
-    try:
-        rows, refused = _augmented(plan, source, recipes)
-    except InputError as error:
-        return [], [Quarantined(source=source.name, stage=READ, reason=str(error))]
-    return rows, [Quarantined(source=source.name, stage=_stage(name), reason=why) for name, why in refused.items()]
-
-
-def _augmented(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]]) -> tuple[list[Row], dict[str, str]]:
-    augment = plan.augment
     fs, inner = filesystem(join(plan.images, source.name))
+    stage = READ
     try:
         with fs.open_input_file(inner) as stream:
             content = bytes(stream.readall())
+        rows, refused = augment_source(
+            content,
+            source,
+            recipes,
+            seed=plan.seed,
+            jpeg_quality=plan.augment.jpeg_quality,
+            scale_with_frame=plan.augment.oversize == "scale",
+            box_margin_px=plan.augment.box_margin_px,
+        )
+    except FileNotFoundError:
+        reason = "there is no such file"
     except OSError as error:
-        raise InputError("there is no such file" if isinstance(error, FileNotFoundError) else str(error)) from error
-    return augment_source(
-        content,
-        source,
-        recipes,
-        seed=plan.seed,
-        jpeg_quality=augment.jpeg_quality,
-        scale_with_frame=augment.oversize == "scale",
-        box_margin_px=augment.box_margin_px,
-    )
+        stage, reason = OPEN, f"cannot be opened: {one_line(error)}"
+    except InputError as error:
+        reason = str(error)
+    else:
+        return rows, [Quarantined(source=source.name, stage=_stage(name), reason=why) for name, why in refused.items()]
+    return [], [Quarantined(source=source.name, stage=stage, reason=reason)]
 
 
 class _HashingStream:
@@ -499,6 +507,7 @@ class _PartWriter:
             compression="none",  # nearly all bytes are JPEG already
             use_dictionary=False,
             write_statistics=False,  # of a single row they say nothing
+            write_page_checksum=True,
         )
         return self
 
@@ -534,16 +543,19 @@ def _describe(store: str, part: Part) -> tuple[PartRecord, list[Quarantined]] | 
         return None
     content = read_bytes(path)
     try:
-        metadata = pq.read_metadata(pa.BufferReader(content))
-        note = json.loads(metadata.metadata[_METADATA_KEY])
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        num_rows = file.read().num_rows
+        note = json.loads(file.metadata.metadata[_METADATA_KEY])
         quarantined = [Quarantined(**q) for q in note["quarantined"]]
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return None
+    if any(q.stage == OPEN for q in quarantined):
         return None
     record = PartRecord(
         path=part.path,
         recipe=part.recipe.name,
         split=part.split,
-        num_rows=metadata.num_rows,
+        num_rows=num_rows,
         num_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
@@ -561,8 +573,8 @@ def _manifest(plan: Plan, records: dict[str, PartRecord], quarantined: Sequence[
         stages = [_stage(part.recipe.name) for part in run.parts]
         for source in run.sources:
             of = bad.get(source.name, {})
-            ordered += [of[stage] for stage in (READ, *stages) if stage in of]
-            num_sources += READ not in of and not all(stage in of for stage in stages)
+            ordered += [of[stage] for stage in (READ, OPEN, *stages) if stage in of]
+            num_sources += not {READ, OPEN} & set(of) and not all(stage in of for stage in stages)
     return Manifest(
         kp_ray=__version__,
         seed=plan.seed,
@@ -671,7 +683,7 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
     planned = {part.path for run in plan.runs for part in run.parts}
     if listed != planned:
         return [f"{plan.store}: {len(listed ^ planned)} parts differ from what the config asks for; run augment"]
-    bad = {q.source for q in manifest.quarantined}
+    bad = {q.source for q in manifest.quarantined if q.stage in (READ, OPEN)}
     for index in np.linspace(0, len(plan.runs) - 1, min(num_samples, len(plan.runs)), dtype=int):
         problems += _compare_rows(plan, plan.runs[index], bad)
     return problems
@@ -761,9 +773,11 @@ def _reading(path: str, mend: str = "run verify, then augment") -> Iterator[None
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = "there is no such file" if missing else f"damaged: {one_line(error)[:200]}"
-        raise InputError(f"{path}: {reason}; {mend}") from error
+        if isinstance(error, FileNotFoundError):
+            raise InputError(f"{path}: there is no such file; {mend}") from error
+        if isinstance(error, OSError) and error.errno:  # the storage's, not the content's
+            raise InputError(f"{path}: cannot be read: {one_line(error)}") from error
+        raise InputError(f"{path}: damaged: {one_line(error)[:200]}; {mend}") from error
 
 
 def read_parquet(path: str, columns: Sequence[str] | None = None, mend: str = "run verify, then augment") -> pa.Table:
@@ -779,7 +793,7 @@ def read_parquet(path: str, columns: Sequence[str] | None = None, mend: str = "r
     """
     fs, inner = filesystem(path)
     with _reading(path, mend), fs.open_input_file(inner) as stream:
-        return pq.ParquetFile(stream).read(columns=columns)
+        return pq.ParquetFile(stream, page_checksum_verification=True).read(columns=columns)
 
 
 class RowReader:
@@ -792,7 +806,7 @@ class RowReader:
     @staticmethod
     def _open(path: str) -> pq.ParquetFile:
         fs, inner = filesystem(path)
-        return pq.ParquetFile(fs.open_input_file(inner))
+        return pq.ParquetFile(fs.open_input_file(inner), page_checksum_verification=True)
 
     def read(self, path: str, row: int) -> Row:
         """Row `row` of the part at `path`.
@@ -823,7 +837,7 @@ def iter_rows(
     for path in paths:
         fs, inner = filesystem(path)
         with _reading(path), fs.open_input_file(inner) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(ROWS_PER_GROUP):
+            for batch in pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(ROWS_PER_GROUP):
                 for row in batch.to_pylist():
                     if number % of == index:
                         yield row
@@ -856,7 +870,7 @@ def export_store(
     names, keypoints, sizes, scenes, cameras, frames = [], [], [], [], [], []
     if exists(join(folder, "images")):
         raise InputError(
-            f"{folder}: holds an export already, which would mix with this one: delete it, or name a new folder"
+            f"{folder}: holds an export already, or what is left of one: delete its images/, or name a new folder"
         )
     source_of: dict[str, str] = {}
     planned = read_table(store, split=split, recipes=recipes, columns=["source", "recipe", "copy"])
@@ -875,15 +889,15 @@ def export_store(
             scenes.append(row["scene"])
             cameras.append(row["camera"])
             frames.append(row["frame"])
-    except (InputError, OSError):  # half an export would pass for a whole one
+        if not names:
+            raise InputError(f"{store}: holds no rows of this selection: nothing to export")
+        rows = Annotations(skeleton, tuple(names), np.stack(keypoints), tuple(scenes), tuple(cameras), tuple(frames))
+        coco = json.dumps(to_coco(rows, sizes), ensure_ascii=False)
+        write_bytes(join(folder, "annotations.json"), coco.encode())
+        write_bytes(join(folder, "annotations.csv"), to_csv(rows))
+    except BaseException:  # also Ctrl-C: half an export would pass for a whole one
         if exists(join(folder, "images")):
             fs, inner = filesystem(join(folder, "images"))
             fs.delete_dir(inner)
         raise
-    if not names:
-        raise InputError(f"{store}: holds no rows of this selection: nothing to export")
-    rows = Annotations(skeleton, tuple(names), np.stack(keypoints), tuple(scenes), tuple(cameras), tuple(frames))
-    coco = json.dumps(to_coco(rows, sizes), ensure_ascii=False)
-    write_bytes(join(folder, "annotations.json"), coco.encode())
-    write_bytes(join(folder, "annotations.csv"), to_csv(rows))
     return {"images": len(names), "folder": folder}

@@ -114,6 +114,7 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
         else:
             waiting.append(member)
     at_once, use_gpu = runs_at_once(config)
+    config.keep()
     running: dict[Any, tuple[MemberConfig, float]] = {}
     # Ray Train's `fit` blocks, so each member gets a task that needs no CPU of its own.
     fit = ray.remote(num_cpus=0, max_retries=0)(_fit_member)

@@ -141,6 +141,7 @@ def _search(config: Config, progress: Progress | None) -> None:
     sets = recipe_sets(config)
     _check_sets(config, sets)
     points = first_points(config, sets)
+    config.keep()
     folder = config.path("tune")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trial = type("Trial", (_Trial,), {"values": config.to_dict(), "use_gpu": use_gpu})

@@ -1,6 +1,7 @@
 """The command line, without a cluster: help, mistakes, `check`, and what goes to stdout and stderr."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -269,3 +270,12 @@ def test_predicting_can_be_planned_before_members_are_trained(folder: Folder) ->
     said = folder.run("predict", "config.yaml", "--dry-run", "--set", "data.test_images=frames")
     assert said.code == 0
     assert "4 images by 2 members (0 trained)" in said.err
+
+
+def test_what_needs_torch_says_so_where_there_is_none(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for module in ("train", "predict", "detectron"):
+        monkeypatch.delitem(sys.modules, f"kp_ray.{module}", raising=False)
+    said = folder.run("evaluate", "config.yaml")
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert "pip install 'kp_ray[train]'" in said.err

@@ -153,7 +153,7 @@ def test_predicting_again_asks_only_about_what_is_missing_or_changed_and_lists_w
     assert "no such file" in listed[gone]
     points = read_submission(config.path("submission.csv"), form, DACON24, size=None)  # complete, no zeros
     assert len(points) == len(form.images)
-    shutil.copy(Path(trained.input("test_images"), gone), images)
+    shutil.copy2(Path(trained.input("test_images"), gone), images)
     changed = next(name for name in reversed(form.images) if name not in (broken, gone))
     (images / changed).write_bytes((images / gone).read_bytes())
     missing = [one.image for one in _Task(config).missing()]
@@ -306,6 +306,25 @@ def test_a_perfect_submission_scores_zero_and_a_shifted_one_its_shift(trained: C
     table.to_csv(tmp_path / "far.csv", index=False)
     with pytest.raises(InputError, match="lies more than 100 px outside the 320x180 frame"):
         evaluate(trained, submission=str(tmp_path / "far.csv"))
+
+
+def test_another_way_to_fuse_leaves_no_scores_of_the_one_before(trained: Config, tmp_path: Path) -> None:
+    predict(trained)
+    config = in_folder(trained, tmp_path / "run", {"sample_submission": None})
+    for name in ("predictions", "predictions.parquet"):
+        (tmp_path / "run" / name).symlink_to(trained.path(name))
+    write_fused(config, {"predicted": 0})
+    own = evaluate(config, submission=config.path("submission.csv"))
+    assert own["rmse"] == pytest.approx(evaluate(config)["rmse"]), "the rows are the folder's, not the truth's"
+    write_fused(config, {"predicted": 0})
+    assert Path(config.path("evaluation.json")).exists()
+    one = config.model_copy(update={"predict": config.predict.model_copy(update={"weights": {"a": 1, "b": 0}})})
+    write_fused(one, {"predicted": 0})
+    assert not Path(config.path("evaluation.json")).exists()
+    short = tmp_path / "short.csv"
+    short.write_text("".join(Path(config.path("submission.csv")).read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(InputError, match=r"of data\.truth is missing, 1 in all: add its row"):
+        evaluate(config, submission=str(short))
 
 
 def test_weights_are_fitted_on_the_validation_scenes(trained: Config, tmp_path: Path) -> None:

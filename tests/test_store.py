@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from conftest import tiny_config
 from PIL import Image
 
+from kp_ray import store
 from kp_ray.annotations import load_annotations
 from kp_ray.config import Config, InputError
 from kp_ray.store import (
@@ -188,15 +190,15 @@ def test_a_recipe_that_some_sources_refuse_leaves_their_other_rows_whenever_it_i
     crop = json.dumps(albumentations.to_dict(albumentations.CenterCrop(height=100, width=100)))
     data = {**sample_data, "images": str(images)}
 
-    def store(folder: str, recipes: list[str]) -> Config:
+    def made(folder: str, recipes: list[str]) -> Config:
         augment = {"recipes": recipes, "user_recipes": {"crop": json.loads(crop)}}
         config = tiny_config(data, tmp_path / folder, augment=augment, split={"fraction": 0})
         done = write_store(plan(config))
         assert (done["sources"], done["quarantined"]) == (11, 2 if "crop" in recipes else 1)
         return config
 
-    store("grown", ["Original"])
-    grown, at_once = store("grown", ["Original", "crop"]), store("at_once", ["Original", "crop"])
+    made("grown", ["Original"])
+    grown, at_once = made("grown", ["Original", "crop"]), made("at_once", ["Original", "crop"])
     assert digests(grown) == digests(at_once)
     assert read_manifest(grown.path("store")) == read_manifest(at_once.path("store"))
     rows = read_table(grown.path("store"), columns=["source", "recipe"]).to_pylist()
@@ -205,8 +207,31 @@ def test_a_recipe_that_some_sources_refuse_leaves_their_other_rows_whenever_it_i
     quarantined = {(q.source, q.stage) for q in read_manifest(grown.path("store")).quarantined}
     assert quarantined == {(small, "recipe=crop"), (names[1], "read")}
     assert verify_store(plan(grown)) == []
-    assert store("grown", ["Original"]).path("store") == grown.path("store")
+    made("grown", ["Original"])
     assert {q.source for q in read_manifest(grown.path("store")).quarantined} == {names[1]}
+
+
+def test_what_storage_would_not_give_for_a_moment_is_tried_again(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = plan(tiny)
+    run, real = planned.runs[0], store.filesystem
+    lost = run.sources[0].name
+
+    class Refusing:
+        def open_input_file(self, path: str) -> None:
+            raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(store, "filesystem", lambda path: (Refusing(), path) if path.endswith(lost) else real(path))
+    records, quarantined = store._make_parts(planned, run.sources, run.parts)
+    assert [(q.source, q.stage) for q in quarantined] == [(lost, "open")]
+    monkeypatch.undo()
+    unfinished = store._manifest(
+        replace(planned, runs=(run,)), {record.path: record for record in records}, quarantined
+    )
+    store.write_manifest(planned.store, unfinished)
+    assert not store.is_finished(replace(planned, runs=(run,)))
+    done = write_store(planned)
+    assert (done["sources"], done["quarantined"], done["parts_kept"]) == (12, 0, 0)
+    assert verify_store(planned) == []
 
 
 def test_images_that_are_not_where_the_config_says_cost_no_part(

@@ -111,8 +111,15 @@ def test_a_finished_member_is_skipped_and_other_settings_are_refused(trained: Co
         Path(trained.run_dir),
         train={**PAIR, "base_lr": 0.5},
     )
+    kept = Path(trained.path("config.yaml")).read_text()
     with pytest.raises(InputError, match="other settings"):
         train(other)
+    assert Path(trained.path("config.yaml")).read_text() == kept == trained.to_yaml()
+    for section in ({"augment": {"min_visible": 20}}, {"skeleton": {"sigmas": [0.05] * 24}}):
+        with pytest.raises(InputError, match="other settings"):
+            train(tiny_config(trained.data.model_dump(), Path(trained.run_dir), train=PAIR, **section))
+    with pytest.raises(InputError, match="skeleton: "):
+        train(tiny_config(trained.data.model_dump(), Path(trained.run_dir), train=PAIR, skeleton={"sigmas": [0.1]}))
 
 
 def test_two_workers_train_one_model_with_scaled_steps(pair: tuple[Config, dict[str, Any]]) -> None:
