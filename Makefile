@@ -15,8 +15,8 @@ help:  ## List the targets.
 
 setup: $(READY)  ## Make .venv with kp_ray and everything it needs.
 
-# Little of what is installed is ever imported: pip compiles nothing ahead, and one import here what is, before the many
-# processes of a cluster would each do so at once.
+# Little of what is installed is ever imported: pip compiles nothing ahead, and what is imported is compiled once here,
+# before many processes of a cluster would each do so at once, or forever where the environment forbids caches.
 $(READY):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[train,dev]'
@@ -24,7 +24,8 @@ $(READY):
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --only-binary=:all: \
 		--python-version 3.10 --implementation cp --abi none --platform any --require-hashes -r $(VENV)/detectron2.txt \
 		--target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	$(BIN)/python -c 'import kp_ray.cli, kp_ray.doctor, kp_ray.report, kp_ray.tune, kp_ray.predict'
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import kp_ray.cli, kp_ray.doctor, kp_ray.report, kp_ray.tune, kp_ray.predict'
+	$(BIN)/python -m compileall -qq -j 0 "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ray"
 	rm -f $(VENV)/.ready-*
 	touch $@
 
