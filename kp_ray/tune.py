@@ -46,7 +46,7 @@ from kp_ray.config import (
 from kp_ray.detectron import build_cfg, scale_cfg
 from kp_ray.keypoints import Skeleton
 from kp_ray.recipes import RECIPES
-from kp_ray.store import read_manifest, store_digest
+from kp_ray.store import read_manifest, reason_of, store_digest
 from kp_ray.train import NOT_DECIDING, check_options, fit_member, runs_at_once, usable_rows
 
 METRICS: tuple[str, ...] = get_args(TuneConfig.model_fields["metric"].annotation)
@@ -161,6 +161,8 @@ def _search(config: Config, progress: Progress | None) -> None:
     token = _running.set((config, progress))
     try:
         tuner.fit()
+    except (ray.exceptions.RayError, ray.tune.TuneError) as error:
+        raise InputError(f"{folder}: the search stopped: {reason_of(error)}; run the same command to go on") from error
     finally:
         _running.reset(token)
 

@@ -223,17 +223,19 @@ def test_coco_keeps_hidden_points_groups_and_images_without_people(write):
 
 
 def broken_coco() -> list[tuple[object, str]]:
-    twice, short, text, lost, seen = coco(), coco(), coco(), coco(), coco()
+    twice, short, text, lost, seen, huge = (coco() for _ in range(6))
     twice["annotations"][1]["image_id"] = 1
     short["annotations"][1]["keypoints"].pop()
     text["annotations"][1]["keypoints"][0] = "12"
     lost["annotations"][1]["image_id"] = 7
     seen["annotations"][1]["keypoints"][2] = 3
+    huge["annotations"][1]["keypoints"][0] = 10**400
     return [
         (twice, "walk_A-1.jpg: two people"),
         (short, "b/c.jpg: 71 keypoint numbers"),
         (text, "b/c.jpg: a keypoint is not a finite number"),
         (lost, "no image has its id 7"),
+        (huge, "b/c.jpg: a keypoint is not a finite number"),
         (seen, "b/c.jpg: a keypoint's v"),
         (coco(categories=[]), "0 categories have keypoints"),
         ({"images": []}, "not COCO keypoints JSON"),
