@@ -4,7 +4,9 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +47,14 @@ LOG_EVERY_S = 10.0
 """Seconds between progress lines where there is no terminal."""
 
 console = Console(stderr=True, highlight=False)
+
+_interrupted = threading.Event()
+"""Ctrl-C was pressed. What it raises is lost when it meets one of Ray's callbacks, so progress raises it again."""
+
+
+def _interrupt(*_: object) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,13 +103,21 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
         if "timed out during startup" not in str(error):
             raise
         raise InputError("Ray did not start within half a minute: the machine is too busy; try again") from error
+    handler = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield time.monotonic() - began
     except KeyboardInterrupt:
         _tell("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
     finally:
+        signal.signal(signal.SIGINT, handler)
+        _interrupted.clear()
         ray.shutdown()
+
+
+def _heed_interrupt() -> None:
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -116,6 +134,7 @@ def _progress(verb: str) -> Iterator[Callable[[str, int, int, str], None]]:
             tasks: dict[str, Any] = {}
 
             def show(row: str, done: int, total: int, note: str = "") -> None:
+                _heed_interrupt()
                 if row not in tasks:
                     tasks[row] = bars.add_task(f"{verb} {row}".strip(), total=total, note=note)
                 bars.update(tasks[row], completed=done, total=total, note=note)
@@ -126,6 +145,7 @@ def _progress(verb: str) -> Iterator[Callable[[str, int, int, str], None]]:
     told: dict[str, tuple[float, int]] = {}
 
     def tell(row: str, done: int, total: int, note: str = "") -> None:
+        _heed_interrupt()
         now = time.monotonic()
         start, first = began.setdefault(row, (now, done))
         last, at = told.get(row, (start - LOG_EVERY_S, -1))

@@ -431,7 +431,8 @@ def test_images_come_from_a_folder_a_list_a_csv_the_form_or_the_store(trained: C
     assert [(one.image, one.path) for one in by_list] == [
         (names[2], str(folder / names[2])), (str(folder / names[0]), str(folder / names[0])),
     ]  # fmt: skip
-    assert by_list[1].version == str((folder / names[0]).stat().st_size)
+    found = (folder / names[0]).stat()
+    assert by_list[1].version == f"{found.st_size}:{found.st_mtime_ns}"
     (tmp_path / "list.csv").write_text(f"camera,image\nA,{names[4]}\n")
     assert [one.image for one in asked(str(tmp_path / "list.csv"))] == [names[4]]
     stored = asked("store:train")

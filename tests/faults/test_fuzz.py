@@ -22,7 +22,7 @@ from kp_ray.annotations import checked_name, load_annotations, to_coco, to_csv
 from kp_ray.config import Config, InputError, build, load
 from kp_ray.keypoints import DACON24
 from kp_ray.predict import _Predictions, prediction_schema
-from kp_ray.store import Manifest, PartRecord, Quarantined, RecipeRecord, read_manifest, write_manifest
+from kp_ray.store import SCHEMA_VERSION, Manifest, PartRecord, Quarantined, RecipeRecord, read_manifest, write_manifest
 from kp_ray.submission import read_form, read_submission
 
 TOKENS = [
@@ -102,7 +102,7 @@ def sound_config(path: str) -> None:
 
 def sound_manifest(path: str) -> None:
     manifest = read_manifest(str(Path(path).parent))
-    assert manifest.schema_version <= 1
+    assert manifest.schema_version <= SCHEMA_VERSION
     for part in manifest.parts:
         assert ".." not in part.path.split("/")
         assert not part.path.startswith("/")
