@@ -55,6 +55,7 @@ bench: setup  ## The benchmarks of the store; tables in benchmarks/results.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/cpus.py
 	$(BIN)/python benchmarks/read.py
 
 clean:  ## Remove .venv and caches; runs/ stays.

@@ -1,4 +1,4 @@
-"""`kp-ray augment` at growing sizes and on one CPU and all: time, memory, object store.
+"""`kp-ray augment` at growing sizes: time, memory, object store.
 
     python benchmarks/scaling.py --sources 400 800 1600 3250
 
@@ -9,7 +9,6 @@ one), and the growth of /dev/shm, where Ray's object store lies. Results: benchm
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -85,33 +84,29 @@ def main() -> None:
         for number in sorted(options.sources):
             labels = folder / f"{number}.csv"
             labels.write_text("\n".join(every_label[: number + 1]) + "\n")
-            for cpus in [1, os.cpu_count()] if number == smallest else [os.cpu_count()]:
-                sets = [f"data.annotations={labels}", f"cluster.num_cpus={cpus}"]
-                runs.append({"cpus": cpus, **augment_watched(config, folder, *sets)})
-                print(runs[-1], flush=True)
+            runs.append(augment_watched(config, folder, f"data.annotations={labels}"))
+            print(runs[-1], flush=True)
     machine = hardware(cv2, ray)
     text = (
         f"# Augmentation at size\n\n{machine}. Generated 1920x1080 sources (400 distinct pictures, repeated under "
-        "other names beyond that), 18 variants each; one run each.\n\n| sources | CPUs | seconds, start-up included | "
+        "other names beyond that), 18 variants each; one run each.\n\n| sources | seconds, start-up included | "
         "start-up s | sources/s without | stolen | a second run, s | store GB | driver MiB | largest worker MiB | "
         "object store MiB |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|\n"
+        "|---|---|---|---|---|---|---|---|---|---|\n"
     )
     for run in runs:
         text += (
-            f"| {run['sources']} | {run['cpus']} | {run['wall_s']:.0f} | {run['start_up_s']:.1f} | "
+            f"| {run['sources']} | {run['wall_s']:.0f} | {run['start_up_s']:.1f} | "
             f"{run['sources_per_s']:.2f} | {run['stolen']:.0%} | {run['again_s']:.1f} | {run['store_gb']:.2f} | "
             f"{run['driver_mib']:.0f} | {run['worker_mib']:.0f} | "
             f"{run['object_store_mib']:.0f} |\n"
         )
-    rate = {(run["sources"], run["cpus"]): run["sources_per_s"] for run in runs}
-    every = os.cpu_count()
-    seconds = {number: number / rate[number, every] for number in options.sources}
+    rate = {run["sources"]: run["sources_per_s"] for run in runs}
+    seconds = {number: number / rate[number] for number in options.sources}
     a_source = sum(seconds.values()) / sum(seconds)
     off = ", ".join(f"{seconds[number] / (number * a_source) - 1:+.0%}" for number in sorted(seconds))
     text += (
-        f"\n{every} CPUs against 1 at {smallest} sources: {rate[smallest, every] / rate[smallest, 1]:.2f} times. "
-        f"Rate at {largest} against {smallest} sources: {rate[largest, every] / rate[smallest, every]:.2f}. "
+        f"\nRate at {largest} against {smallest} sources: {rate[largest] / rate[smallest]:.2f}. "
         f"From a line through the origin, {1 / a_source:.2f} sources/s, the sizes are {off} off in time.\n"
     )
     write_results("scaling", text, {"hardware": machine, "runs": runs})
