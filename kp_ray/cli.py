@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-import ray
-import ray.data
 import typer
 from rich.console import Console
 from rich.live import Live
@@ -26,6 +24,16 @@ from kp_ray.config import Config, InputError, exists, join, load, one_line, read
 if TYPE_CHECKING:
     from kp_ray.doctor import Check
     from kp_ray.store import Plan
+
+RAY_SETTINGS = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # its bars come from actors, thousands of lines
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line twice
+    "RAY_AIR_NEW_OUTPUT": "0",  # Ray Tune's own table; our progress says the same
+    "RAY_SCHEDULER_EVENTS": "0",  # advice about worker processes, to every driver
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",  # more than a laptop's CPUs: always so
+    "RAY_task_oom_retries": "3",  # Ray repeats a task that lacks memory without end
+}
+"""What Ray reads from the environment, some of it when it is imported; the user's own settings stay."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -80,13 +88,11 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
     Args:
         dashboard: Ray Train asks a local cluster's for the state of its actors; other stages start faster without.
     """
+    import ray  # here, so that help and shell completion need not wait for it
+    import ray.data  # sets its log's level, so before we do
+
     section = config.cluster
     address = section.address or os.environ.get("RAY_ADDRESS") or "local"
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # its bars come from actors, thousands of lines
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # prints every line twice
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray Tune's own table; our progress says the same
-    os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")  # advice about worker processes, to every driver
-    os.environ.setdefault("RAY_task_oom_retries", "3")  # Ray repeats a task that lacks memory without end
     verbose = logging.getLogger().isEnabledFor(logging.INFO)
     if not verbose:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a run is told in our own line
@@ -200,6 +206,8 @@ def _common(
     if version:
         print(__version__)
         raise typer.Exit
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
     console.quiet = quiet
     logging.getLogger().setLevel(logging.INFO if verbose else logging.WARNING)
 

@@ -157,6 +157,10 @@ def test_a_machine_that_only_augments_needs_no_torch(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["home", "tmp"]
 
 
+def test_help_waits_for_neither_ray_nor_torch(tmp_path: Path) -> None:
+    assert run_python("import sys, kp_ray.cli; print({'ray', 'torch', 'cv2'} & {*sys.modules})", tmp_path) == "set()"
+
+
 def test_cluster_yaml_satisfies_rays_own_schema() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
