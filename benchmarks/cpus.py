@@ -85,9 +85,8 @@ def main() -> None:
         one, all_of_them = (median_and_range([turn[way][cpus] for turn in turns]) for cpus in (1, every))
         text += f"| {way} | {one} | {all_of_them} | {median_and_range(faster[way])} |\n"
     share = [ours / bare for ours, bare in zip(faster["kp_ray"], faster["control"], strict=True)]
-    text += (
-        f"\nOf what the machine gave, kp_ray took {statistics.median(share):.0%} ({min(share):.0%}-{max(share):.0%}).\n"
-    )
+    taken = f"{statistics.median(share):.0%} ({min(share):.0%}-{max(share):.0%})"
+    text += f"\nThe gain is {taken} of the control's within a turn.\n"
     write_results("cpus", text, {"hardware": hardware(cv2, ray), "turns": turns})
 
 
