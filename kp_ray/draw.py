@@ -280,12 +280,16 @@ def plot_points(
     log_x: bool = False,
     best: int | None = None,
 ) -> bytes:
-    """A scatter of y over x, as SVG; the point with index `best` is circled."""
+    """A scatter of y over x, as SVG; the point with index `best` is circled.
+
+    Args:
+        log_x: numbers over more than a decade get a log scale.
+    """
     figure, axes = _axes(_WIDTH_IN, 2.9, title, xlabel, ylabel)
     axes.scatter(np.asarray(x, dtype=float), np.asarray(y, dtype=float), s=22, color=SERIES[0], alpha=0.8, linewidths=0)
     if best is not None:
         axes.scatter([x[best]], [y[best]], s=110, facecolors="none", edgecolors=SERIES[1], linewidths=2)
-    if log_x and min(x, default=0) > 0:
+    if log_x and min(x, default=0) > 0 and max(x) > 10 * min(x):
         axes.set_xscale("log")
     axes.grid(color=_GREY, alpha=0.22, linewidth=0.6)
     return _svg(figure)
@@ -316,6 +320,7 @@ def plot_bars(
         axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", color=_GREY, fontsize=7.5)
     _list_down(axes, labels)
     axes.margins(x=0.12)
+    axes.set_xlim(left=0)
     return _svg(figure)
 
 

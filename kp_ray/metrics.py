@@ -45,15 +45,15 @@ def evaluate_keypoints(
         scores: (N,) of the persons, ranking them for OKS-AP. None: the mean score of a person's keypoints.
         sizes: (N, 2) width and height in pixels of the persons' boxes. None: of the box of the labelled truth points.
         cameras: (N,) names for `by_camera`. None: it stays empty.
-        scenes: (N,) names for `rmse_interval`. None: it is None.
+        scenes: (N,) names for each `rmse_interval`. None: they are None.
 
     Returns:
         `num_images`, `num_missing`; `rmse`: root of the mean squared error of all labelled x and y, in pixels (the
         competition's metric); `rmse_interval`: see `rmse_interval`; `median_px`, `p95_px` of the points' Euclidean
         errors; `pck`: per share a of "0.05" and "0.1", how many of the labelled points lie within a * max(width,
         height) of the person's box; `ap`, `ap50`, `ap75`: OKS-AP as COCO has it, with width * height of the box as the
-        area; `by_keypoint`: name -> `rmse`, `median_px`, `pck_0.05`; `by_camera`: camera -> `num_images`, `rmse`. A
-        figure of nothing is None.
+        area; `by_keypoint`: name -> `rmse`, `rmse_interval`, `median_px`, `pck_0.05`; `by_camera`: camera ->
+        `num_images`, `rmse`, `rmse_interval`. A figure of nothing is None.
 
     Raises:
         InputError: a predicted number is not finite, or a truth coordinate is infinite.
@@ -71,16 +71,15 @@ def evaluate_keypoints(
     return {
         "num_images": len(predicted),
         "num_missing": int((~found).sum()),
-        "rmse": rmse(errors),
-        "rmse_interval": rmse_interval(errors, scenes) if scenes is not None else None,
+        **_rmse_and_interval(errors, scenes),
         "median_px": _percentile(errors, 50),
         "p95_px": _percentile(errors, 95),
         "pck": {str(share): pck(errors, longest, share) for share in PCK_SHARES},
         "ap": _plain(precisions.mean()),
         "ap50": _plain(precisions[0]),
         "ap75": _plain(precisions[5]),
-        "by_keypoint": {name: _of_keypoint(errors[:, [k]], longest) for k, name in enumerate(skeleton.names)},
-        "by_camera": _by_camera(errors, cameras or ()),
+        "by_keypoint": {name: _of_keypoint(errors[:, [k]], longest, scenes) for k, name in enumerate(skeleton.names)},
+        "by_camera": _by_camera(errors, cameras or (), scenes),
     }
 
 
@@ -196,16 +195,22 @@ def _box_sizes(truth: FloatArray) -> FloatArray:
     return np.asarray(np.where(labelled.any(axis=1), high - low, 0.0))
 
 
-def _of_keypoint(errors: FloatArray, longest: FloatArray) -> dict[str, Any]:
-    return {"rmse": rmse(errors), "median_px": _percentile(errors, 50), "pck_0.05": pck(errors, longest, 0.05)}
+def _rmse_and_interval(errors: FloatArray, scenes: Sequence[str] | None) -> dict[str, Any]:
+    return {"rmse": rmse(errors), "rmse_interval": rmse_interval(errors, scenes) if scenes is not None else None}
 
 
-def _by_camera(errors: FloatArray, cameras: Sequence[str]) -> dict[str, dict[str, Any]]:
-    names = np.array(list(cameras), dtype=str)
-    return {
-        str(name): {"num_images": int((names == name).sum()), "rmse": rmse(errors[names == name])}
-        for name in np.unique(names)
-    }
+def _of_keypoint(errors: FloatArray, longest: FloatArray, scenes: Sequence[str] | None) -> dict[str, Any]:
+    middle, share = _percentile(errors, 50), pck(errors, longest, 0.05)
+    return {**_rmse_and_interval(errors, scenes), "median_px": middle, "pck_0.05": share}
+
+
+def _by_camera(errors: FloatArray, cameras: Sequence[str], scenes: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    figures = {}
+    for name in sorted(set(cameras)):
+        rows = [row for row, camera in enumerate(cameras) if camera == name]
+        here = [scenes[row] for row in rows] if scenes is not None else None
+        figures[name] = {"num_images": len(rows), **_rmse_and_interval(errors[rows], here)}
+    return figures
 
 
 def _percentile(errors: FloatArray, percent: float) -> float | None:

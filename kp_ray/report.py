@@ -338,10 +338,10 @@ def _poses(config: Config, variants: Mapping[str, _Variants], answers: "_Answers
     figures = []
     tilts = [_tilt_deg(one.keypoints, skeleton) for one in shown.values()]
     if any(np.isfinite(tilt).any() for tilt in tilts):
-        svg = draw.plot_ranges(names, tilts, "degrees from upright, to the right positive", "Tilt of the torso")
+        svg = draw.plot_ranges(names, tilts, "degrees from upright (right: +)", "Tilt of the torso")
         figures.append(_figure(svg, "How far the torso tilts, by recipe"))
     heights = [100 * (one.boxes[:, 3] - one.boxes[:, 1]) / one.sizes[:, 1] for one in shown.values()]
-    svg = draw.plot_ranges(names, heights, "box height, percent of the picture's", "Size of the person")
+    svg = draw.plot_ranges(names, heights, "box height, % of the picture's", "Size of the person")
     figures.append(_figure(svg, "How large the person is, by recipe"))
     groups = {}
     if "Original" in shown:
@@ -448,10 +448,11 @@ def _tune(config: Config) -> dict[str, Any] | None:
         "parallel": "Every trial's parameters and result",
         "importance": "How much each parameter explains",
     }
-    files = {alt: config.path("tune", f"{name}.svg") for name, alt in plots.items()}
+    files = {name: config.path("tune", f"{name}.svg") for name in plots}
+    figures = {name: _figure(read_bytes(path), plots[name]) for name, path in files.items() if exists(path)}
     return {
         "columns": columns, "rows": sorted(rows, key=rank)[:NUM_ROWS], "num_trials": len(rows), "metric": metric,
-        "figures": [_figure(read_bytes(path), alt) for alt, path in files.items() if exists(path)],
+        "parallel": figures.pop("parallel", None), "figures": [*figures.values()],
         "best_yaml": best_yaml and _without_secrets(best_yaml),
     }  # fmt: skip
 

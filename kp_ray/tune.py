@@ -682,15 +682,16 @@ def write_plots(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     plots = {
         "learning_rate": draw.plot_points(
             [row["base_lr"] for row in done], values, "base learning rate", metric,
-            "Learning rate and result by trial, the best circled", log_x=True,
+            "Learning rate, the best trial circled", log_x=True,
             best=next((index for index, row in enumerate(done) if row is best), None),
         ),
         "curves": draw.plot_curves(curves, "iteration", metric, "Trials, a cross where one was stopped", stopped=cut),
         "parallel": draw.plot_parallel(
-            varied, values, metric, "A line a trial, green to red", more_is_better=config.tune.mode == "max"
+            varied, values, metric, "A line a trial, the best green", more_is_better=config.tune.mode == "max"
         ),
         "importance": draw.plot_bars(
-            list(shares), list(shares.values()), f"share of the order by {metric}", "What each parameter alone explains"
+            list(shares), list(shares.values()), f"share of the order by {metric}",
+            "What each parameter alone explains" if any(shares.values()) else "Too few trials to explain",
         ),
     }  # fmt: skip
     for name, content in plots.items():

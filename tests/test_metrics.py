@@ -132,7 +132,7 @@ def test_pck_measures_against_the_longer_side_of_the_box() -> None:
     figures = evaluate_keypoints(predicted, truth, DACON24)
     assert figures["pck"] == {"0.05": 0.25, "0.1": 0.5}
     assert figures["by_keypoint"]["nose"]["pck_0.05"] == 1
-    instep = {"rmse": pytest.approx(41 / np.sqrt(2)), "median_px": 41, "pck_0.05": 0}
+    instep = {"rmse": pytest.approx(41 / np.sqrt(2)), "rmse_interval": None, "median_px": 41, "pck_0.05": 0}
     assert figures["by_keypoint"]["right_instep"] == instep
     doubled = evaluate_keypoints(predicted, truth, DACON24, sizes=np.array([[100.0, 822.0]]))
     assert doubled["pck"] == {"0.05": 1, "0.1": 1}, "given sizes replace those of the labelled points"
@@ -150,10 +150,14 @@ def test_sigma_decides_how_much_an_error_costs() -> None:
 
 def test_figures_by_camera_are_those_of_its_images() -> None:
     case = random_case(5)
-    figures = evaluate_keypoints(skeleton=DACON24, **case)
+    scenes = [str(row % 12) for row in range(60)]
     rows = np.array(case["cameras"]) == "B"
-    alone = evaluate_keypoints(case["predicted"][rows], case["truth"][rows], DACON24)
-    assert figures["by_camera"]["B"] == {"num_images": int(rows.sum()), "rmse": alone["rmse"]}
+    figures = evaluate_keypoints(skeleton=DACON24, scenes=scenes, **case)
+    there = [scene for scene, here in zip(scenes, rows, strict=True) if here]
+    alone = evaluate_keypoints(case["predicted"][rows], case["truth"][rows], DACON24, scenes=there)
+    same = {key: alone[key] for key in ("num_images", "rmse", "rmse_interval")}
+    assert figures["by_camera"]["B"] == same
+    assert same["rmse_interval"][0] < same["rmse"] < same["rmse_interval"][1]
     assert sum(camera["num_images"] for camera in figures["by_camera"].values()) == 60
 
 
