@@ -54,6 +54,9 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan; s
 LOG_EVERY_S = 10.0
 """Seconds between progress lines where there is no terminal."""
 
+STARTS = 3
+"""How often a local cluster is started that a busy machine does not let come up: Ray waits half a minute, no longer."""
+
 console = Console(stderr=True, highlight=False)
 
 _interrupted = threading.Event()
@@ -100,15 +103,21 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
     if address == "local":
         told |= {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus, "include_dashboard": dashboard}
     began = time.monotonic()
-    try:
-        ray.init(address=address, **told)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        named = "cluster.address" if section.address or address == "local" else "RAY_ADDRESS"
-        raise InputError(f"{named} {address}: no Ray cluster of this version answers there: {error}") from error
-    except Exception as error:
-        if "timed out during startup" not in str(error):
-            raise
-        raise InputError("Ray did not start within half a minute: the machine is too busy; try again") from error
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(address=address, **told)
+            break
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            named = "cluster.address" if section.address or address == "local" else "RAY_ADDRESS"
+            raise InputError(f"{named} {address}: no Ray cluster of this version answers there: {error}") from error
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            if not left:
+                raise InputError(
+                    f"Ray did not start in {STARTS} times half a minute: the machine is too busy"
+                ) from error
+            _tell("Ray did not start within half a minute, once more")
     handler = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield time.monotonic() - began

@@ -313,6 +313,24 @@ def test_a_node_without_memory_ends_the_run_with_advice(
 
 
 @pytest.mark.slow
+def test_a_cluster_that_does_not_come_up_is_started_once_more(
+    many_data: dict[str, Any], expected: dict[str, Any], augment: Command, tmp_path: Path
+) -> None:
+    config = configure(many_data, tmp_path)
+    run = augment(config, "cluster.num_cpus=2")
+    raylets: list[psutil.Process] = []
+    while not raylets:
+        assert run.poll() is None
+        raylets = [one for one in psutil.Process(run.pid).children(recursive=True) if one.name() == "raylet"]
+    raylets[0].suspend()
+    _, err = run.communicate(timeout=600)
+    assert run.returncode == 0, err
+    assert "did not start within half a minute, once more" in err
+    assert contents(config) == expected
+    assert not raylets[0].is_running() or raylets[0].status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.slow
 def test_a_second_writer_is_refused_and_takes_over_from_a_killed_driver(
     many_data: dict[str, Any], expected: dict[str, Any], augment: Command, two_nodes: Cluster, tmp_path: Path
 ) -> None:
