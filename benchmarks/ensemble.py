@@ -69,9 +69,7 @@ def fit(config: Config, val: Answers) -> FittedWeights:
     truth = np.stack([np.reshape(points[image], (-1, 3)) for image in val.images]).astype(float)
     truth[truth[..., 2] == 0] = np.nan
     found, _ = trusted(val.scores, thresholds(config))
-    return fit_weights(
-        val.keypoints, found, truth, val.place[0], person_scores=val.scores, reject_sigmas=config.predict.reject_sigmas
-    )
+    return fit_weights(val.keypoints, found, truth, val.place[0], person_scores=val.scores)
 
 
 def thresholds(config: Config) -> tuple[float, float]:
@@ -94,9 +92,8 @@ def score(
         return float(rmse(point_errors(points, truth)) or 0.0)
 
     def fused(members: list[int], **some: Any) -> float:
-        given: dict[str, Any] = {"reject_sigmas": config.predict.reject_sigmas, **some}
         answer = fuse_clips(
-            test.keypoints[members], scores[members], *test.place, thresholds=thresholds(config), **given
+            test.keypoints[members], scores[members], *test.place, thresholds=thresholds(config), **some
         )
         return of(answer.keypoints)
 
@@ -110,7 +107,6 @@ def score(
         "median": fused(everyone, method="median"),
         "score": fused(everyone, method="score"),
         "mean, fitted weights": fused(everyone, weights=weights),
-        "mean, smoothed over 1 frame": fused(everyone, smooth_frames=1.0),
     }
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import simplejpeg
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kp_ray.config import InputError, file_sizes, join, one_line, read_bytes, write_bytes
 from kp_ray.keypoints import FloatArray, Skeleton, inside, skeleton_for, visible_box
@@ -30,7 +30,7 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """What is decoded; Pillow knows more, some of them by running other programs."""
 _NAME = re.compile(r"(?P<scene>.+)_(?P<camera>[A-Z])-(?P<frame>[0-9]{1,18})\.\w+")
-_EXIF_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+_TURNED = (5, 6, 7, 8)
 
 # A jump, in body sizes. Set on 4195 real labels (265 clips of 16 coarse frames, 5 cameras): leg raises and jumping
 # jacks move a point by a whole body size from frame to frame and back, so other cameras decide where there are any.
@@ -776,7 +776,7 @@ def _look(image: str, path: str) -> tuple[Finding | None, tuple[int, int] | None
             simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, strict=True)  # at an eighth of the size
         else:
             picture.load()
-        turned = picture.getexif().get(_EXIF_ORIENTATION) in _TURNED
+        turned = picture.getexif().get(ExifTags.Base.Orientation) in _TURNED
     except Exception as error:
         message = f"the picture is truncated or damaged: {one_line(error)}"
         return Finding("error", "truncated", image, message, fix), None

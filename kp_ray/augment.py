@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import simplejpeg
+from PIL import ExifTags, ImageOps, UnidentifiedImageError
 from PIL import Image as PilImage
-from PIL import ImageOps, UnidentifiedImageError
 
 from kp_ray.annotations import FORMATS
 from kp_ray.config import InputError, one_line
@@ -28,9 +28,6 @@ from kp_ray.recipes import RECIPES, Draw, Recipe, apply_affine, draw, variant_se
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded."""
-
-_EXIF_ORIENTATION = 0x0112
-
 _TILE = 256
 """Side of the squares, in pixels, in which a window is resampled."""
 
@@ -94,7 +91,7 @@ def decode(content: bytes) -> tuple[Image, bool]:
         with PilImage.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise InputError(f"{picture.width}x{picture.height} px is more than {MAX_PIXELS} pixels")
-            upright = picture.getexif().get(_EXIF_ORIENTATION, 1) == 1
+            upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
             if picture.format == "JPEG" and upright and picture.mode in ("L", "RGB"):
                 return simplejpeg.decode_jpeg(content, "BGRX", strict=True), True
             return _decode_other(picture), False

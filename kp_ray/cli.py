@@ -626,13 +626,21 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
     planned = plan(loaded)
     from kp_ray.predict import evaluate as run_evaluate  # brings torch: after the user's mistakes
     from kp_ray.report import write_report
+    from kp_ray.store import is_finished as is_stored
+    from kp_ray.train import check_settings
     from kp_ray.tune import is_finished
 
-    checked = _check(loaded)
-    _finish({}, checked.pop("lines"), None, False)
+    stored = is_stored(planned)
+    if stored:  # what was trained or searched with other settings is refused now, not hours later
+        check_settings(loaded)
+        if loaded.tune.num_trials:
+            is_finished(loaded)
+    if not (stored and exists(loaded.path("check.csv"))):
+        checked = _check(loaded)
+        _finish({}, checked.pop("lines"), None, False)
     with _cluster(loaded) as start_up_s:
-        stored = _augment(loaded, planned, start_up_s)
-        _finish({}, stored.pop("lines"), None, False)
+        made = _augment(loaded, planned, start_up_s)
+        _finish({}, made.pop("lines"), None, False)
         trained = _train(loaded)
         _finish({}, _train_lines(loaded, trained), None, False)
         if loaded.tune.num_trials and planned.units["val"] and not is_finished(loaded):
@@ -642,11 +650,11 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
     labelled = loaded.data.truth or (loaded.predict.images or "").startswith("store:")
     evaluation = run_evaluate(loaded) if labelled else None
     target = write_report(loaded)
-    result = {"augment": stored, "predict": predicted, "report": target, "submission": predicted["submission"]}
+    result = {"augment": made, "predict": predicted, "report": target, "submission": predicted["submission"]}
     out = Console(highlight=False)
     facts = Table("images", "variants", "sources/s", "filled in")
     rate = json.loads(read_bytes(loaded.path("augment.json")))["sources_per_s"]
-    facts.add_row(str(stored["sources"]), str(stored["variants"]), f"{rate:.1f}", str(predicted["filled"]))
+    facts.add_row(str(made["sources"]), str(made["variants"]), f"{rate:.1f}", str(predicted["filled"]))
     out.print(facts)
     if evaluation:
         result["evaluation"] = evaluation

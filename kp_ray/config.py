@@ -18,9 +18,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 
 from kp_ray.keypoints import Skeleton, skeleton_for
 
+LONGEST = 1000
+"""Characters of a message to a user; what it quotes may be a file of one long line."""
+
 
 class InputError(ValueError):
     """A mistake in what the user gave (config, file, option); its text is one line with the fix."""
+
+    def __init__(self, told: str) -> None:
+        line = one_line(told)
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 300]} ... {line[-300:]}")
 
 
 _SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
@@ -57,8 +64,16 @@ FolderName = Annotated[str, AfterValidator(_plain_name)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Metric = Literal["rmse", "median_px", "p95_px", "ap", "ap50", "ap75", "pck_0.05", "pck_0.1"]
+"""Of an evaluation; `ap` and `pck` are made large, the others small."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy, torch and Optuna all take."""
+
+
+def order_of(metric: Metric) -> Literal["min", "max"]:
+    """Whether a metric is made small or large."""
+    return "max" if metric.startswith(("ap", "pck")) else "min"
+
 
 DEFAULT_RECIPES = (
     "Original", "RandomCrop_1", "RandomCrop_2", "RandomSquare_1", "CenterCrop_1", "Rotate45", "Rotate45_CenterCrop",
@@ -182,7 +197,7 @@ class TrainConfig(_Section):
     flip: bool = True
     eval_period: NotNegative = 5000
     """Iterations between evaluations; 0: only at the end."""
-    best_metric: Literal["rmse", "median_px", "p95_px", "ap", "ap50", "ap75", "pck_0.05", "pck_0.1"] = "rmse"
+    best_metric: Metric = "rmse"
     """Which evaluation `model_best.pth` is the best of."""
     keep_best: Positive = 1
     """How many of the best checkpoints to keep beside the latest."""
@@ -208,6 +223,8 @@ class TrainConfig(_Section):
             raise ValueError("members: name at least one")
         if len(set(names)) != len(names):
             raise ValueError(f"members: two members share a name: {', '.join(names)}")
+        if "ensemble" in names:
+            raise ValueError("members: `ensemble` is what they make together: choose another name")
         return self
 
 
@@ -224,8 +241,8 @@ class TuneConfig(_Section):
     """Iterations of a full trial; None: train.max_iter."""
     eval_period: Positive | None = None
     """Iterations between a trial's evaluations, and before the first stop; None: an eighth of max_iter."""
-    metric: Literal["rmse", "median_px", "p95_px", "ap", "ap50", "ap75", "pck_0.05", "pck_0.1"] = "rmse"
-    """Which evaluation decides; `ap` and `pck` are made large, the others small."""
+    metric: Metric = "rmse"
+    """Which evaluation decides."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """`grid`: the ends and the middle of each range, every choice."""
     scheduler: Literal["asha", "median", "none"] = "asha"
@@ -253,7 +270,7 @@ class TuneConfig(_Section):
     @property
     def mode(self) -> Literal["min", "max"]:
         """Whether the metric is made small or large."""
-        return "max" if self.metric.startswith(("ap", "pck")) else "min"
+        return order_of(self.metric)
 
     @model_validator(mode="after")
     def _ranges(self) -> "TuneConfig":
@@ -423,11 +440,14 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     Credentials, region and endpoint of `s3://` come from the environment alone (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL).
 
     Raises:
-        InputError: the URL's scheme is not known here.
+        InputError: the URL's scheme is not known here, or the path is empty.
     """
     scheme, mark, rest = path.partition("://")
     if not mark:
-        return pafs.LocalFileSystem(), _absolute(path)
+        try:
+            return pafs.LocalFileSystem(), _absolute(path)
+        except ValueError as error:
+            raise InputError(f"{path!r}: {error}") from error
     host, slash, inside = rest.partition("/")
     try:
         fs, root = _remote(f"{scheme}://{host}{slash}")

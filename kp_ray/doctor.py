@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -118,7 +119,8 @@ def forecast(verb: str, config: Config) -> dict[str, Any]:
     """What `augment`, `train`, `tune` or `predict` would do, and `lines` that say so; starts and writes nothing.
 
     Raises:
-        InputError: what the verb itself would refuse before it starts a cluster.
+        InputError: the inputs, the store or the form are not there or malformed. What was trained or searched with
+            other settings is refused by the verb itself alone.
     """
     if verb == "augment":
         return _forecast_augment(plan(config), config)
@@ -264,7 +266,10 @@ def _dashboard(nodes: list[dict[str, Any]]) -> list[Check]:
     head = next((node for node in nodes if "node:__internal_head__" in node["Resources"]), None)
     if not url or head is None:
         return [Check("dashboard", True, "none")]
-    status = ray.get(_on_node(_ask_without_token, head["NodeID"], url), timeout=ANSWER_S)
+    try:
+        status = ray.get(_on_node(_ask_without_token, head["NodeID"], url), timeout=ANSWER_S)
+    except ray.exceptions.RayError as error:
+        return [Check("dashboard", False, one_line(error)[-200:], "install the same kp_ray on the head")]
     asks, inside = status in (401, 403), url.startswith(_LOOPBACK)
     reach = "this machine only" if inside else "open to the network"
     keep = "start the head with --dashboard-host=127.0.0.1, or with tokens"
@@ -362,9 +367,14 @@ def _answers(path: str) -> bool:
 
 def _run_dir(run_dir: str) -> Check:
     note = join(run_dir, f".doctor-{uuid4().hex}")
+    fs, inner = filesystem(run_dir)
+    folders = (Path(inner), *Path(inner).parents) if isinstance(fs, pafs.LocalFileSystem) else ()
+    made = [folder for folder in folders if not folder.exists()]
     try:
         write_bytes(note, b"seen")
         _remove(note)
+        for folder in made:
+            folder.rmdir()
     except (OSError, InputError) as error:
         return Check("run_dir", False, f"{run_dir}: {one_line(error)}", "choose a run_dir you can write")
     return Check("run_dir", True, run_dir)

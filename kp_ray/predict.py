@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -54,7 +55,6 @@ PEOPLE_KEPT = 5
 SAME_PERSON_IOU = 0.5
 """Overlap from which boxes of two views of a picture are one person's."""
 _NOTE_KEY = b"kp_ray"
-_EXIF_ORIENTATION = 0x0112
 
 Person = tuple[float, FloatArray, FloatArray]
 """Score, bbox_xyxy (4,) and keypoints (K, 3: x, y, score), in pixel indices."""
@@ -162,6 +162,11 @@ class _Task:
             _check_member(config, name, self.skeleton)
         _given_weights(config, self.names, self.skeleton)  # refuses a wrong name now
         if config.predict.weights == "fitted":
+            if config.predict.images == "store:val":
+                raise InputError(
+                    "predict.weights: fitted weights are fitted on store:val, so scores there would flatter them: "
+                    "predict other images, or give weights"
+                )
             self.targets["val_predictions.parquet"] = _list_store(config, "val")
         self.folder = config.path("predictions", self._digest())
 
@@ -433,7 +438,7 @@ class _Picture:
         try:
             with PIL.Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
                 self.width, self.height = picture.size
-                return picture.mode in ("L", "RGB") and picture.getexif().get(_EXIF_ORIENTATION, 1) == 1
+                return picture.mode in ("L", "RGB") and picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1
         except Exception:  # whatever is wrong, `decode` says it
             return False
 
@@ -585,11 +590,15 @@ class _Predictions:
         if not exists(path):
             raise InputError(f"{path}: there are no predictions; run predict first")
         table = read_parquet(path, mend="delete it and run predict again").combine_chunks()
-        if _NOTE_KEY not in (table.schema.metadata or {}):
-            raise InputError(f"{path}: another program wrote it; delete it and run predict again")
-        note = json.loads(table.schema.metadata[_NOTE_KEY])
-        if tuple(note.get("keypoints", ())) != skeleton.names:
+        try:
+            note = json.loads((table.schema.metadata or {})[_NOTE_KEY])
+            keypoints, self.people = tuple(note["keypoints"]), note["people"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: another program wrote it; delete it and run predict again") from error
+        if keypoints != skeleton.names:
             raise InputError(f"{path}: holds other keypoints, or the same in another order: run predict again")
+        if not table.schema.equals(prediction_schema(len(skeleton))):
+            raise InputError(f"{path}: its columns are not those of predictions; delete it and run predict again")
         self.members = list(dict.fromkeys(table["member"].to_pylist()))
         every = len(self.members)
         self.images = table["image"].to_pylist()[::every]
@@ -599,7 +608,6 @@ class _Predictions:
         self.scores = table["score"].to_numpy().reshape(shape).T
         self.reasons = table["reason"].to_pylist()[::every]
         self.sizes = list(zip(*(table[name].to_pylist()[::every] for name in ("width", "height")), strict=True))
-        self.people = note["people"]
         self.scenes, self.cameras, self.frames = zip(*map(parse_name, self.images), strict=True)
 
     def fuse(self, config: Config, members: Sequence[int], weights: FloatArray | None) -> Fusion:

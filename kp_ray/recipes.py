@@ -10,7 +10,7 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -96,7 +96,7 @@ def _named() -> dict[str, Recipe]:
     small, medium, wide, large = (540, 720), (720, 960), (720, 1280), (960, 1280)
     rescale = (0.7, 1.3)
     recipes = [
-        Recipe("Original", crop_hw=REFERENCE_HW),
+        Recipe("Original"),
         Recipe("CenterCrop_1", crop_hw=wide, crop="center"),
         Recipe("CenterCrop_2", crop_hw=(960, 960), crop="center"),
         Recipe("RandomCrop_1", crop_hw=small),
@@ -123,9 +123,6 @@ def _named() -> dict[str, Recipe]:
     ]
     return {recipe.name: recipe for recipe in recipes}
 
-
-_MIRRORS = ("HorizontalFlip", "VerticalFlip", "Transpose", "D4", "SquareSymmetry")
-"""Albumentations' transforms that turn a left hand into a right one."""
 
 RECIPES: dict[str, Recipe] = _named()
 """The named recipes, by name."""
@@ -155,24 +152,32 @@ def choose(
 def _user_recipe(name: str, pipeline: Mapping[str, Any]) -> Recipe:
     import albumentations as A  # noqa: N812
 
+    mirrors = (A.HorizontalFlip, A.VerticalFlip, A.Transpose, A.D4)  # a left hand becomes a right one
     try:
         serialised = json.dumps(pipeline, sort_keys=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # also for what it saved itself
-            loaded = A.to_dict(A.from_dict(json.loads(serialised)))
-        _check_arguments(json.loads(serialised), loaded)
+            loaded = A.from_dict(json.loads(serialised))
+            _check_arguments(json.loads(serialised), A.to_dict(loaded))
     except Exception as error:  # whatever Albumentations stumbles over
         reason = one_line(f"{type(error).__name__}: {error}")[:200]
         raise InputError(
             f"augment.user_recipes.{name}: not a pipeline saved by albumentations.to_dict: {reason}"
         ) from error
-    mirror = next((kind for kind in _MIRRORS if f'"__class_fullname__": "{kind}"' in serialised), None)
-    if mirror:
+    mirror = next((step for step in _steps(loaded) if isinstance(step, mirrors)), None)
+    if mirror is not None:
         raise InputError(
-            f"augment.user_recipes.{name}: {mirror} mirrors the picture and leaves left and right keypoints as they "
-            "are: drop it and set train.flip, which exchanges them"
+            f"augment.user_recipes.{name}: {type(mirror).__name__} mirrors the picture and leaves left and right "
+            "keypoints as they are: drop it and set train.flip, which exchanges them"
         )
     return Recipe(name, user=serialised)
+
+
+def _steps(pipeline: Any) -> Iterator[Any]:
+    """A pipeline's transforms and those of the pipelines in it."""
+    yield pipeline
+    for step in getattr(pipeline, "transforms", ()):
+        yield from _steps(step)
 
 
 def _check_arguments(given: Any, taken: Any) -> None:

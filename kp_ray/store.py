@@ -52,8 +52,8 @@ from kp_ray.split import check_lineage, split_sources, units_of
 SCHEMA_VERSION = 2
 ROWS_PER_GROUP = 1
 """A row group a row: training reads single rows in random order, and a part is written without being held."""
-WRITE_BYTES = 1 << 20
-"""What a part's writer gathers before it hashes and writes."""
+PIECE_BYTES = 1 << 20
+"""What a part's writer gathers before it hashes and writes, and a reader reads at once."""
 
 _METADATA_KEY = b"kp_ray"
 
@@ -233,9 +233,10 @@ def _digest(sources: Sequence[Source], sizes: dict[str, int]) -> str:
 
 @dataclass(frozen=True)
 class _Finished:
-    """What a task says of its run."""
+    """What a task says of its run; `num_found` of its parts an earlier run had left whole."""
 
     parts: tuple[PartRecord, ...]
+    num_found: int
     quarantined: tuple[Quarantined, ...]
     num_sources: int
     started: float
@@ -256,7 +257,7 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
         InputError: another process writes this store, the disk is full, or no source could be used.
     """
     began = time.time()
-    with _writer_lock(plan.store):
+    with writer_lock(plan.store):
         kept, todo = _missing(plan)
         total = sum(len(run.sources) for run in plan.runs)
         done = total - sum(len(run.sources) for run in todo)
@@ -284,15 +285,16 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
             f"{plan.store}: none of the {total} sources could be used, e.g. {first.source}: {first.reason}"
         )
     seconds, start_up = time.time() - began, max(0.0, first_start - began)
-    made = sum(one.num_sources for one in finished)
+    made = sum(one.num_sources for one in finished if len(one.parts) > one.num_found)
+    found = sum(one.num_found for one in finished)
     return {
         "sources": manifest.num_sources,
         "variants": manifest.num_variants,
         "seconds": round(seconds, 3),
         "start_up_s": round(start_up, 3),
         "sources_per_s": round(made / max(seconds - start_up, 1e-9), 3),
-        "parts_written": sum(len(one.parts) for one in finished),
-        "parts_kept": len(kept.parts),
+        "parts_written": sum(len(one.parts) for one in finished) - found,
+        "parts_kept": len(kept.parts) + found,
         "quarantined": len({q.source for q in manifest.quarantined}),
     }
 
@@ -401,11 +403,12 @@ def _write_run(item: dict[str, Any], plan: Plan) -> dict[str, bytes]:
     records = [found[0] for found in described.values() if found]
     quarantined = [q for found in described.values() if found for q in found[1]]
     missing = [part for part in run.parts if not described[part.path]]
+    num_found = len(records)
     if missing:
         made, bad = _make_parts(plan, run.sources, missing)
         records += made
         quarantined += bad
-    done = _Finished(tuple(records), tuple(quarantined), len(run.sources), started)
+    done = _Finished(tuple(records), num_found, tuple(quarantined), len(run.sources), started)
     return {"finished": pickle.dumps(done)}
 
 
@@ -500,7 +503,7 @@ class _PartWriter:
             Path(self.partial).parent.mkdir(parents=True, exist_ok=True)
         self.stream = _HashingStream(pafs.LocalFileSystem().open_output_stream(self.partial))
         # Parquet writes in tiny pieces.
-        self.sink = pa.BufferedOutputStream(pa.PythonFile(self.stream, mode="w"), WRITE_BYTES)
+        self.sink = pa.BufferedOutputStream(pa.PythonFile(self.stream, mode="w"), PIECE_BYTES)
         self.writer = pq.ParquetWriter(
             self.sink,
             self.schema,
@@ -541,25 +544,38 @@ def _describe(store: str, part: Part) -> tuple[PartRecord, list[Quarantined]] | 
     path = join(store, part.path)
     if not exists(path):
         return None
-    content = read_bytes(path)
+    fs, inner = filesystem(path)
     try:
-        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        num_rows = file.read().num_rows
-        note = json.loads(file.metadata.metadata[_METADATA_KEY])
+        with fs.open_input_file(inner) as stream:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            num_rows = sum(file.read_row_group(group).num_rows for group in range(file.num_row_groups))
+            note = json.loads(file.metadata.metadata[_METADATA_KEY])
         quarantined = [Quarantined(**q) for q in note["quarantined"]]
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return None
     if any(q.stage == OPEN for q in quarantined):
         return None
+    num_bytes, sha256 = _hash(path)
     record = PartRecord(
         path=part.path,
         recipe=part.recipe.name,
         split=part.split,
         num_rows=num_rows,
-        num_bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
+        num_bytes=num_bytes,
+        sha256=sha256,
     )
     return record, quarantined
+
+
+def _hash(path: str) -> tuple[int, str]:
+    """A file's size and the hex digits of its SHA-256, read a piece at a time."""
+    fs, inner = filesystem(path)
+    num_bytes, sha256 = 0, hashlib.sha256()
+    with fs.open_input_stream(inner) as stream:
+        while piece := stream.read(PIECE_BYTES):
+            num_bytes += len(piece)
+            sha256.update(piece)
+    return num_bytes, sha256.hexdigest()
 
 
 def _manifest(plan: Plan, records: dict[str, PartRecord], quarantined: Sequence[Quarantined]) -> Manifest:
@@ -639,11 +655,15 @@ def _drop_unlisted(store: str, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def _writer_lock(store: str) -> Iterator[None]:
-    """Refuse a second writer of a local store; the lock goes with its process, however that ends."""
-    fs, root = filesystem(store)
+def writer_lock(folder: str) -> Iterator[None]:
+    """Refuse a second writer of a local folder; the lock goes with its process, however that ends.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    fs, root = filesystem(folder)
     if not isinstance(fs, pafs.LocalFileSystem):
-        yield  # parts are deterministic and appear whole, so two writers of a bucket waste work but cannot mix
+        yield  # of a store, parts are deterministic and appear whole: two writers waste work but cannot mix
         return
     import fcntl
 
@@ -652,7 +672,7 @@ def _writer_lock(store: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"{store}: another process is writing this store; wait for it or stop it") from error
+            raise InputError(f"{folder}: another process is writing here; wait for it or stop it") from error
         yield
 
 
@@ -692,8 +712,7 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
 def _damage(store: str, part: PartRecord) -> str | None:
     if not exists(join(store, part.path)):
         return "missing"
-    content = read_bytes(join(store, part.path))
-    return None if hashlib.sha256(content).hexdigest() == part.sha256 else "its bytes have changed"
+    return None if _hash(join(store, part.path))[1] == part.sha256 else "its bytes have changed"
 
 
 def _compare_rows(plan: Plan, run: Run, quarantined: set[str]) -> list[str]:

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +46,7 @@ from kp_ray.config import (
     filesystem,
     join,
     one_line,
+    order_of,
     read_bytes,
     write_bytes,
 )
@@ -72,6 +73,7 @@ from kp_ray.store import (
     reason_of,
     select_parts,
     store_digest,
+    writer_lock,
 )
 
 WHOLE_SHARD = 10_000_000
@@ -101,15 +103,22 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
         Per member: what `fit_member` returns and `seconds`, or `skipped: true`.
 
     Raises:
-        InputError: no training rows, a cluster too small for one member, a diverged loss, or workers lost too often.
+        InputError: another process trains in this run folder, no training rows, a cluster too small for one member, a
+            diverged loss, or workers lost too often. The other members are trained first.
     """
     check_options(config)
+    check_settings(config)
+    with writer_lock(config.path("members")):
+        return _train(config, progress)
+
+
+def _train(config: Config, progress: Callable[[str, int, int, float], None] | None) -> dict[str, Any]:
     summary: dict[str, Any] = {}
+    failed: list[InputError] = []
     waiting = []
     for member in config.train.members:
         _check_rows(config, member)
         if exists(join(config.member_dir(member.name), "model_final.pth")):
-            _check_same_settings(config, member)
             summary[member.name] = {"skipped": True}
         else:
             waiting.append(member)
@@ -127,15 +136,19 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
             done, _ = ray.wait(list(running), timeout=1.0)
             for reference in done:
                 member, began = running.pop(reference)
-                summary[member.name] = {**ray.get(reference), "seconds": round(time.time() - began, 1)}
+                try:
+                    summary[member.name] = {**ray.get(reference), "seconds": round(time.time() - began, 1)}
+                except ray.exceptions.RayTaskError as error:
+                    if not isinstance(error.cause, InputError):
+                        raise
+                    failed.append(error.cause)  # of this member alone
             if progress:
                 for member, _ in running.values():
                     _tell_progress(config, member, progress)
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, InputError):
-            raise cause from None
         raise InputError(f"training stopped: {reason_of(error)}; run train again to go on") from error
+    if failed:
+        raise InputError("; ".join(str(one) for one in failed))
     return {name: summary[name] for name in (member.name for member in config.train.members)}
 
 
@@ -243,10 +256,19 @@ def _settings(config: Config, member: MemberConfig) -> dict[str, Any]:
     return dict(json.loads(json.dumps(decides)))
 
 
+def check_settings(config: Config) -> None:
+    """Refuse settings other than those that the members of this run folder began with.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    for member in config.train.members:
+        if exists(join(config.member_dir(member.name), "settings.json")):
+            _check_same_settings(config, member)
+
+
 def _note_settings(config: Config, member: MemberConfig) -> None:
     path = join(config.member_dir(member.name), "settings.json")
-    if exists(path):
-        _check_same_settings(config, member)
     write_bytes(path, json.dumps(_settings(config, member), indent=1).encode())
 
 
@@ -324,7 +346,7 @@ def fit_member(
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=train.keep_best,
                 checkpoint_score_attribute=SCORE,
-                checkpoint_score_order=_order(train.best_metric),
+                checkpoint_score_order=order_of(train.best_metric),
             ),
         ),
     )
@@ -338,10 +360,6 @@ def fit_member(
     if "error" in outcome:
         raise InputError(f"member {member.name}: {outcome['error']}")
     return outcome
-
-
-def _order(metric: str) -> Literal["min", "max"]:
-    return "max" if metric.startswith(("ap", "pck")) else "min"
 
 
 def train_loop_per_worker(loop: dict[str, Any]) -> dict[str, Any]:
@@ -538,7 +556,7 @@ class _Worker:
         """Tell Ray Train of a checkpoint and the latest evaluation, and wait until it has taken note of them."""
         metric = self.config.train.best_metric
         score = metrics.get(metric, math.nan) if evaluated else math.nan
-        worst = -WORST if _order(metric) == "max" else WORST
+        worst = -WORST if order_of(metric) == "max" else WORST
         values = {"iteration": done, SCORE: score if math.isfinite(score) else worst}
         values |= {name: value for name, value in metrics.items() if math.isfinite(value)}
         name = f"checkpoint_{done * self.world:07d}"  # iterations of one worker: grows when the workers become fewer
@@ -567,7 +585,7 @@ class _Worker:
             save_model(self.result, self.cfg, local, self.skeleton)
             scored = [one for one in _checkpoints() if abs(one.metrics[SCORE]) < WORST]
             if scored:
-                sign = -1 if _order(self.config.train.best_metric) == "max" else 1
+                sign = -1 if order_of(self.config.train.best_metric) == "max" else 1
                 best = min(scored, key=lambda one: sign * one.metrics[SCORE])
                 with best.checkpoint.as_directory() as saved:
                     state = torch.load(Path(saved, "checkpoint.pth"), map_location="cpu", weights_only=True)
@@ -589,6 +607,9 @@ class _MlflowWriter(EventWriter):
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
+        # By default each call to a server that is gone takes minutes, and all workers wait.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self.client = MlflowClient(f"sqlite:///{folder}/mlflow.db" if uri == "local" else uri)
         noted = join(folder, "mlflow_run.txt")
         if not exists(noted):
@@ -600,11 +621,13 @@ class _MlflowWriter(EventWriter):
         self.run = read_bytes(noted).decode()
 
     def write(self) -> None:
+        from mlflow.entities import Metric
+
         storage, now = get_event_storage(), int(time.time() * 1000)
-        for name, (value, iteration) in storage.latest().items():
-            if iteration == storage.iter:
-                with _not_ending_training():
-                    self.client.log_metric(self.run, name, value, now, iteration)
+        latest = storage.latest().items()
+        metrics = [Metric(name, value, now, step) for name, (value, step) in latest if step == storage.iter]
+        with _not_ending_training():
+            self.client.log_batch(self.run, metrics)
 
     def close(self) -> None:
         with _not_ending_training():

@@ -46,7 +46,7 @@ from kp_ray.config import (
 from kp_ray.detectron import build_cfg, scale_cfg
 from kp_ray.keypoints import Skeleton
 from kp_ray.recipes import RECIPES
-from kp_ray.store import read_manifest, reason_of, store_digest
+from kp_ray.store import read_manifest, reason_of, store_digest, writer_lock
 from kp_ray.train import NOT_DECIDING, check_options, fit_member, runs_at_once, usable_rows
 
 METRICS: tuple[str, ...] = get_args(TuneConfig.model_fields["metric"].annotation)
@@ -89,9 +89,14 @@ def tune(config: Config, progress: Progress | None = None) -> dict[str, Any]:
 
     Raises:
         InputError: no validation rows, a recipe set the store cannot serve, a point outside its range, a grid larger
-            than num_trials, settings other than those the search began with, a cluster too small for one trial, or
-            every trial failed.
+            than num_trials, settings other than those the search began with, a cluster too small for one trial, every
+            trial failed, or another process searches here.
     """
+    with writer_lock(config.path("tune")):
+        return _tune(config, progress)
+
+
+def _tune(config: Config, progress: Progress | None) -> dict[str, Any]:
     if not is_finished(config):
         _search(config, progress)
     rows = read_trials(config)
@@ -145,8 +150,11 @@ def _search(config: Config, progress: Progress | None) -> None:
     folder = config.path("tune")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trial = type("Trial", (_Trial,), {"values": config.to_dict(), "use_gpu": use_gpu})
-    # Ray Tune wants some resource; any share of a CPU would be missing when the training runs take all of them.
-    trainable = ray.tune.with_resources(trial, {"memory": 1})
+    # Ray Tune wants some resource; any share of a CPU would be missing when the training runs take all of them. A trial
+    # itself only waits for its training run: it stays on the driver's node, where everything is installed.
+    own = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    here = next(name for name in own["Resources"] if name.startswith("node:") and name != "node:__internal_head__")
+    trainable = ray.tune.with_resources(trial, {"memory": 1, here: 0.001})
     state = join(folder, "search")
     # Ctrl-C ends the driver, as a kill does, instead of making a search look finished.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -389,6 +397,8 @@ def best_config(config: Config, best: Mapping[str, Any]) -> Config:
     values = apply_params(config, json.loads(best["params"]), sets, max_iter=config.train.max_iter).to_dict()
     for member in values["train"]["members"]:
         member["name"] = f"{member['name']}-tuned"
+    if isinstance(values["predict"]["weights"], dict):
+        values["predict"]["weights"] = {f"{name}-tuned": one for name, one in values["predict"]["weights"].items()}
     values["tune"]["num_trials"] = 0  # `run` takes it as it is
     return build(values)
 

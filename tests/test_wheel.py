@@ -26,7 +26,7 @@ def test_the_wheel_augments_in_an_empty_environment_without_torch(tmp_path: Path
     assert "augment" in run(command, "--help", cwd=tmp_path)
     assert run(str(python), "-c", "import importlib.util as u; print(u.find_spec('torch'))", cwd=tmp_path) == "None\n"
     sample = run(
-        command, "sample", "data", "--images", "4", "--width", "320", "--height", "180", "--json", cwd=tmp_path
+        command, "sample", "data", "--images", "8", "--width", "320", "--height", "180", "--json", cwd=tmp_path
     )
     config = json.loads(sample.splitlines()[-1])["config"]
     made = json.loads(run(command, "augment", config, "--json", cwd=tmp_path).splitlines()[-1])
