@@ -1,5 +1,6 @@
 """Preflight and forecasts: what a machine or cluster has against what a config needs, and what a verb would do."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -12,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def check_cluster(config: Config) -> list[Check]:
         Check("gpus", enough, _now_and_later("GPU", have, grows), few),
     ]
     checks += _dashboard(nodes)
-    note = join(config.run_dir, f".doctor-{uuid4().hex}")
+    note, made = join(config.run_dir, f".doctor-{uuid4().hex}"), _missing_folders(config.run_dir)
     try:
         write_bytes(note, b"seen")
     except (InputError, OSError) as error:
@@ -111,7 +112,7 @@ def check_cluster(config: Config) -> list[Check]:
             checks.append(Check(f"node {node['NodeManagerHostname']}", False, told, "install the same kp_ray on it"))
     names = [waiting[reference]["NodeManagerHostname"] for reference in late]
     checks += [Check(f"node {name}", False, "does not answer", "see `ray status` and its logs") for name in names]
-    _remove(note)
+    _remove(note, made)
     return checks
 
 
@@ -240,7 +241,7 @@ def _store(config: Config) -> list[Check]:
     fs, inner = filesystem(config.run_dir)
     if not isinstance(fs, pafs.LocalFileSystem):
         return [times]
-    free = shutil.disk_usage(inner).free
+    free = shutil.disk_usage(next(folder for folder in _upwards(inner) if folder.exists())).free
     fix = "free some space or choose another run_dir"
     return [times, Check("disk", free > todo, f"{_size(free)} free, {needs}", fix)]
 
@@ -366,23 +367,33 @@ def _answers(path: str) -> bool:
 
 
 def _run_dir(run_dir: str) -> Check:
-    note = join(run_dir, f".doctor-{uuid4().hex}")
-    fs, inner = filesystem(run_dir)
-    folders = (Path(inner), *Path(inner).parents) if isinstance(fs, pafs.LocalFileSystem) else ()
-    made = [folder for folder in folders if not folder.exists()]
+    note, made = join(run_dir, f".doctor-{uuid4().hex}"), _missing_folders(run_dir)
     try:
         write_bytes(note, b"seen")
-        _remove(note)
-        for folder in made:
-            folder.rmdir()
+        _remove(note, made)
     except (OSError, InputError) as error:
         return Check("run_dir", False, f"{run_dir}: {one_line(error)}", "choose a run_dir you can write")
     return Check("run_dir", True, run_dir)
 
 
-def _remove(path: str) -> None:
+def _upwards(folder: str) -> tuple[Path, ...]:
+    return (Path(folder), *Path(folder).parents)
+
+
+def _missing_folders(path: str) -> list[Path]:
+    """The local folders, innermost first, that writing below a path would make."""
+    fs, inner = filesystem(path)
+    folders = _upwards(inner) if isinstance(fs, pafs.LocalFileSystem) else ()
+    return [folder for folder in folders if not folder.exists()]
+
+
+def _remove(path: str, made: Sequence[Path] = ()) -> None:
+    """Delete a file and the folders that were made for it."""
     fs, inner = filesystem(path)
     fs.delete_file(inner)
+    with contextlib.suppress(OSError):  # somebody else may use them by now
+        for folder in made:
+            folder.rmdir()
 
 
 def _now_and_later(name: str, have: Mapping[str, float], grows: Mapping[str, float]) -> str:

@@ -24,6 +24,19 @@ from kp_ray.config import (
     write_bytes,
 )
 
+
+def test_a_message_is_one_line_of_bounded_length_whatever_it_quotes() -> None:
+    assert str(InputError("a\n b")) == "a b"
+    long = str(InputError("file.csv: " + "x" * 10**6 + " fix"))
+    assert len(long) < 1100
+    assert (long[:10], long[-4:]) == ("file.csv: ", " fix")
+
+
+def test_an_empty_path_is_refused() -> None:
+    with pytest.raises(InputError, match="a path is expected"):
+        filesystem("")
+
+
 in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
@@ -158,6 +171,7 @@ def test_every_preset_is_a_config(preset: str) -> None:
         ("predict: {actors: [4, 1]}", "predict: actors: [smallest, largest] expected, got [4, 1]"),
         ("train: {members: []}", "members: name at least one"),
         ("train: {members: [{name: a}, {name: b}, {name: a}]}", "two members share a name: a, b, a"),
+        ("train: {members: [{name: ensemble}]}", "members: `ensemble` is what they make together"),
         ("run_dir: ''", "run_dir: a path is expected"),
         ("data: {images: ''}", "data.images: a path is expected, or null for none"),
         ('run_dir: "a\\0b"', "run_dir: a path is expected"),

@@ -328,10 +328,12 @@ def test_another_way_to_fuse_leaves_no_scores_of_the_one_before(trained: Config,
 
 
 def test_weights_are_fitted_on_the_validation_scenes(trained: Config, tmp_path: Path) -> None:
-    config = in_folder(trained, tmp_path / "run", weights="fitted", images="store:val", score_threshold=0.0)
+    config = in_folder(trained, tmp_path / "run", weights="fitted", images="store:train", score_threshold=0.0)
+    with pytest.raises(InputError, match="fitted on store:val"):
+        predict(config.model_copy(update={"predict": config.predict.model_copy(update={"images": "store:val"})}))
     result = predict(config)
     told = json.loads(Path(config.path("predict.json")).read_text())["weights"]
-    assert told["val_images"] == result["images"] == 8
+    assert told["val_images"] == 8
     assert told["val_scenes"] == 2
     assert told["val_rmse_fitted"] <= told["val_rmse_equal"]
     for point in ("nose", "neck"):
@@ -339,10 +341,10 @@ def test_weights_are_fitted_on_the_validation_scenes(trained: Config, tmp_path: 
     own = evaluate(
         tiny_config(
             {**config.data.model_dump(), "truth": None}, tmp_path / "run", train={"members": MEMBERS},
-            predict={"images": "store:val"},
+            predict={"images": "store:train"},
         )
     )  # fmt: skip
-    assert own["num_images"] == 8, "a store's split has its own labels"
+    assert own["num_images"] == result["images"] > 8, "a store's split has its own labels"
     given = {"weights": {"a": 1, "b": 0}, "images": "store:val"}
     only_a = tiny_config(config.data.model_dump(), tmp_path / "run", train={"members": MEMBERS}, predict=given)
     predict(only_a)

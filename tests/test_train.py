@@ -28,7 +28,7 @@ from kp_ray.detectron import build_cfg, build_model, build_optimizer, load_membe
 from kp_ray.ensemble import fill_missing
 from kp_ray.keypoints import CONTINUOUS_OFFSET, DACON24
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.store import RowReader, iter_rows, plan, write_store
+from kp_ray.store import RowReader, iter_rows, plan, write_store, writer_lock
 from kp_ray.train import _Worker, runs_at_once, train, usable_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -439,14 +439,24 @@ def test_a_loss_that_is_no_longer_finite_is_one_line(make: Make) -> None:
 
 
 @pytest.mark.slow
-def test_weights_of_another_skeleton_are_one_line(make: Make, trained: Config, tmp_path: Path) -> None:
+def test_weights_of_another_skeleton_are_one_line_and_the_other_members_finish(
+    make: Make, trained: Config, tmp_path: Path
+) -> None:
     content = torch.load(Path(trained.member_dir("a"), "model_final.pth"), weights_only=True)
     content["keypoints"] = content["keypoints"][::-1]
     torch.save(content, tmp_path / "other.pth")
-    config = make(model={"cfg": trained.model.cfg, "weights": str(tmp_path / "other.pth")})
+    members = [{"name": "a", "weights": str(tmp_path / "other.pth")}, {"name": "b"}]
+    config = make(model={"cfg": trained.model.cfg}, train={"max_iter": 2, "members": members})
     with pytest.raises(InputError, match=r"member a: model.weights: .*other.pth: a model of other keypoints") as caught:
         train(config)
     assert "\n" not in str(caught.value)
+    assert Path(config.member_dir("b"), "model_final.pth").exists()
+
+
+def test_a_second_driver_of_a_run_folder_is_refused(make: Make) -> None:
+    config = make()
+    with writer_lock(config.path("members")), pytest.raises(InputError, match="another process is writing here"):
+        train(config)
 
 
 def test_too_few_rows_and_too_small_a_cluster_are_refused_before_anything_starts(make: Make) -> None:

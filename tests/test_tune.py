@@ -27,6 +27,7 @@ from kp_ray.tune import (
     APPLIED,
     METRICS,
     apply_params,
+    best_config,
     choose_best,
     first_points,
     importance,
@@ -87,6 +88,16 @@ def test_a_setting_moves_into_the_space_and_back(params: dict[str, Any]) -> None
         for name, value in point.items():
             assert distributions[name]._contains(distributions[name].to_internal_repr(value)), name
         assert point["base_lr"] == train.base_lr
+
+
+def test_given_weights_follow_the_members_to_their_new_names() -> None:
+    members, weights = [{"name": "a"}, {"name": "b"}], {"a": 2, "b": {"nose": 0.5}}
+    config = build(
+        {"preset": "dacon", "train": {"members": members}, "predict": {"weights": weights}, "tune": {"recipes": {}}}
+    )
+    best = best_config(config, {"params": json.dumps(point_of(config.train, config))})
+    assert best.predict.weights == {"a-tuned": 2, "b-tuned": {"nose": 0.5}}
+    assert [member.name for member in best.train.members] == ["a-tuned", "b-tuned"]
 
 
 def test_a_set_of_recipes_is_that_of_every_member() -> None:

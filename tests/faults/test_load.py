@@ -125,6 +125,7 @@ def leftovers(folder: Path, nodes: list[psutil.Process]) -> dict[str, int]:
     }
 
 
+@pytest.mark.timeout(2 * SOAK_S + 1200)
 def test_half_an_hour_of_kills_leaves_nothing_behind(
     sample_data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
