@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -120,7 +121,8 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
             _tell("Ray did not start within half a minute, once more")
     handler = signal.signal(signal.SIGINT, _interrupt)
     try:
-        yield time.monotonic() - began
+        with _last_words():
+            yield time.monotonic() - began
     except KeyboardInterrupt:
         _tell("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
@@ -128,6 +130,20 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
         signal.signal(signal.SIGINT, handler)
         _interrupted.clear()
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _last_words() -> Iterator[None]:
+    """Ray ends this process when its raylet dies, so that nothing in it can say so: a shell that waits for it does."""
+    told = (
+        "kp-ray: Ray (its raylet or head is gone) or somebody else ended this run; the same command goes on from here"
+    )
+    wait = ["sh", "-c", f"trap '' INT; read -r _ || echo '{told}' >&2"]
+    with subprocess.Popen(wait, stdin=subprocess.PIPE, start_new_session=True) as shell:  # noqa: S603  (a fixed text)
+        try:
+            yield
+        finally:
+            shell.communicate(b"\n")
 
 
 def _heed_interrupt() -> None:

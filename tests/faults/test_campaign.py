@@ -134,7 +134,7 @@ def test_after_a_kill_the_same_command_ends_as_if_nothing_had_happened(
         moment /= 1.5
     assert killed, f"no {kind} could be killed"
     _, err = process.communicate(timeout=GONE_S)
-    if process.returncode != 0 and kind != "driver":
+    if process.returncode != 0:
         assert "Traceback" not in err
         assert sum(line.startswith("kp-ray: ") for line in err.splitlines()) == 1, err
     end_all(processes, process)
