@@ -134,7 +134,7 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
 
 @contextlib.contextmanager
 def _last_words() -> Iterator[None]:
-    """Ray ends this process when its raylet dies, so that nothing in it can say so: a shell that waits for it does."""
+    """Ray ends this process when its raylet dies, so nothing in it can say so: a shell that waits for it does."""
     told = (
         "kp-ray: Ray (its raylet or head is gone) or somebody else ended this run; the same command goes on from here"
     )
