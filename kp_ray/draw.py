@@ -53,14 +53,13 @@ def draw_skeleton(
     *,
     bbox_xyxy: FloatArray | None = None,
     color: Color | None = None,
-    min_score: float = 0.0,
 ) -> Image:
     """A copy of the picture with one person drawn over it.
 
     Args:
         image: (H, W, 3).
-        keypoints: (K, 3) x, y in pixels and visibility or score. A point with a coordinate that is not a number, with
-            v = 0, or with a score below `min_score` is left out, and so is every limb that ends in it.
+        keypoints: (K, 3) x, y in pixels and visibility or score. A point with a coordinate that is not a number or with
+            v = 0 is left out, and so is every limb that ends in it.
         skeleton: gives the limbs and the sides.
         bbox_xyxy: (4,) also drawn, if given.
         color: one colour for everything; None: left, right and middle differ.
@@ -71,7 +70,7 @@ def draw_skeleton(
     edge = thickness + max(2, 2 * round(unit))
     colors = [color or side for side in _sides(skeleton)]
     xy = _fixed(keypoints[:, :2])
-    shown = _drawable(keypoints, min_score)
+    shown = _drawable(keypoints)
     if bbox_xyxy is not None and np.isfinite(bbox_xyxy).all() and np.abs(bbox_xyxy).max() < _FAR_PX:
         corners = [_pair(corner) for corner in _fixed(np.asarray(bbox_xyxy).reshape(2, 2))]
         for width, paint in ((edge, _EDGE), (thickness, color or MIDDLE)):
@@ -123,10 +122,10 @@ def _sides(skeleton: Skeleton) -> list[Color]:
     return [side.get(name, MIDDLE) for name in skeleton.names]
 
 
-def _drawable(keypoints: FloatArray, min_score: float) -> npt.NDArray[np.bool_]:
+def _drawable(keypoints: FloatArray) -> npt.NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
         near = (np.abs(keypoints[:, :2]) < _FAR_PX).all(axis=1)
-        return np.asarray(near & (keypoints[:, 2] > 0) & (keypoints[:, 2] >= min_score))
+        return np.asarray(near & (keypoints[:, 2] > 0))
 
 
 def _fixed(xy: FloatArray) -> npt.NDArray[np.int64]:
@@ -221,20 +220,11 @@ def decode(content: bytes) -> Image | None:
     return None if image is None else np.asarray(image, dtype=np.uint8)
 
 
-def encode_png(image: Image) -> bytes:
-    """A picture (H, W, 3) as PNG."""
-    return _encode(".png", image, [])
-
-
 def encode_jpeg(image: Image, quality: int = 82) -> bytes:
     """A picture (H, W, 3) as JPEG."""
-    return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-
-
-def _encode(kind: str, image: Image, options: list[int]) -> bytes:
-    done, content = cv2.imencode(kind, image, options)
+    done, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise ValueError(f"a picture of shape {image.shape} cannot be encoded as {kind}")
+        raise ValueError(f"a picture of shape {image.shape} cannot be encoded")
     return bytes(content.tobytes())
 
 

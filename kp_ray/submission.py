@@ -71,7 +71,6 @@ def write_submission(
     skeleton: Skeleton,
     *,
     size: Mapping[str, tuple[int, int]] | tuple[int, int] | None = None,
-    margin_px: float = MARGIN_PX,
     allow_zeros: bool = False,
 ) -> None:
     """Check the predictions, then write them whole, rows and columns in the form's order.
@@ -82,7 +81,7 @@ def write_submission(
         path: local or remote; it does not exist, or stays as it was, until everything is in order.
         images: (N,) names, each of the form's once, in any order.
         keypoints: (N, K, 2+) x, y in pixels, in the skeleton's order.
-        size, margin_px, allow_zeros: as in `validate_submission`.
+        size, allow_zeros: as in `validate_submission`.
 
     Raises:
         InputError: see `validate_submission`; or the form and the skeleton differ in their keypoints.
@@ -97,7 +96,7 @@ def write_submission(
     if len(position) == len(images) and set(position) == set(form.images):
         values, images = values[[position[image] for image in form.images]], form.images
     rows = [[image, *map(repr, row)] for image, row in zip(images, values.tolist(), strict=True)]
-    validate_submission(path, form, list(enumerate(rows, 2)), size=size, margin_px=margin_px, allow_zeros=allow_zeros)
+    validate_submission(path, form, list(enumerate(rows, 2)), size=size, allow_zeros=allow_zeros)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([form.columns, *rows])
     write_bytes(path, text.getvalue().encode())
@@ -109,13 +108,12 @@ def read_submission(
     skeleton: Skeleton,
     *,
     size: Mapping[str, tuple[int, int]] | tuple[int, int] | None = (1920, 1080),
-    margin_px: float = MARGIN_PX,
     allow_zeros: bool = False,
 ) -> FloatArray:
     """The points (N, K, 2) of a submission in pixels, rows in the form's order, keypoints in the skeleton's.
 
     Args:
-        size, margin_px, allow_zeros: as in `validate_submission`.
+        size, allow_zeros: as in `validate_submission`.
 
     Raises:
         InputError: the file is missing or no CSV, its header is not the form's, see `validate_submission`; or the form
@@ -125,7 +123,7 @@ def read_submission(
     columns, rows = _read_table(path)
     if problems := _header_problems(columns, form.columns):
         _refuse(path, problems)
-    xy = validate_submission(path, form, rows, size=size, margin_px=margin_px, allow_zeros=allow_zeros)
+    xy = validate_submission(path, form, rows, size=size, allow_zeros=allow_zeros)
     return xy[:, [form.names.index(name) for name in skeleton.names]]
 
 
@@ -135,7 +133,6 @@ def validate_submission(
     rows: Sequence[tuple[int, Sequence[str]]],
     *,
     size: Mapping[str, tuple[int, int]] | tuple[int, int] | None,
-    margin_px: float = MARGIN_PX,
     allow_zeros: bool = False,
 ) -> FloatArray:
     """The points (N, K, 2) of a submission's rows, in the form's order of columns, if all of it is in order.
@@ -145,7 +142,6 @@ def validate_submission(
         rows: (row number in the file, cells: image and 2K numbers as text).
         size: width and height in pixels of the frames, or of each image; where there is none, or (0, 0), the points may
             lie anywhere.
-        margin_px: how far outside the frame a point may lie.
         allow_zeros: let rows pass that are all zero. They stand for "nobody found" and ruin the error: one in 1600 at
             a typical pose lifts an RMSE of 7 px to 21.
 
@@ -169,7 +165,7 @@ def validate_submission(
             continue
         values[i] = [_number(cell) for cell in cells[1:]]
         frame = size.get(image) if isinstance(size, Mapping) else size
-        problems += _row_problems(where, cells, values[i], form, frame, margin_px, allow_zeros)
+        problems += _row_problems(where, cells, values[i], form, frame, allow_zeros)
     problems += [
         f"image {image} of the form is missing: add its row" for image in form.images if image not in first_row
     ]
@@ -191,7 +187,6 @@ def _row_problems(
     values: FloatArray,
     form: SubmissionForm,
     size: tuple[int, int] | None,
-    margin_px: float,
     allow_zeros: bool,
 ) -> list[str]:
     wrong = np.flatnonzero(~np.isfinite(values))
@@ -203,9 +198,9 @@ def _row_problems(
         return []
     xy = values.reshape(-1, 2)
     limit = np.array(size) - 1
-    outside = ((xy < -margin_px) | (xy > limit + margin_px)).any(axis=1)
+    outside = ((xy < -MARGIN_PX) | (xy > limit + MARGIN_PX)).any(axis=1)
     return [
-        f"{where}: {form.names[k]} at ({xy[k, 0]:g}, {xy[k, 1]:g}) lies more than {margin_px:g} px outside the "
+        f"{where}: {form.names[k]} at ({xy[k, 0]:g}, {xy[k, 1]:g}) lies more than {MARGIN_PX:g} px outside the "
         f"{size[0]}x{size[1]} frame"
         for k in np.flatnonzero(outside).tolist()
     ]

@@ -55,11 +55,6 @@ def test_a_point_that_is_not_there_is_left_out_with_its_limbs(point: tuple[float
     assert np.array_equal(alone, joined)
 
 
-def test_a_score_below_the_least_is_left_out() -> None:
-    points = np.array([[20.0, 20.0, 0.4], [60.0, 40.0, 0.6]])
-    assert centroid(draw.draw_skeleton(black(80, 60), points, LIMB, min_score=0.5)) == pytest.approx((60, 40), abs=0.1)
-
-
 def test_left_right_and_middle_have_their_colours() -> None:
     names = DACON24.names
     points = np.full((24, 3), np.nan)
@@ -131,11 +126,12 @@ def test_a_contact_sheet_without_pictures_or_titles_is_refused() -> None:
 
 
 def test_pictures_are_encoded_as_they_say() -> None:
-    image = np.random.default_rng(1).integers(0, 255, (20, 30, 3), dtype=np.uint8)
-    decoded = draw.decode(draw.encode_png(image))
+    image = np.full((20, 30, 3), (40, 90, 200), dtype=np.uint8)
+    content = draw.encode_jpeg(image)
+    assert content.startswith(b"\xff\xd8\xff")
+    decoded = draw.decode(content)
     assert decoded is not None
-    assert np.array_equal(decoded, image)
-    assert draw.encode_jpeg(image).startswith(b"\xff\xd8\xff")
+    np.testing.assert_allclose(decoded, image, atol=4)
     assert draw.decode(b"") is None
     assert draw.decode(b"not a picture") is None
 

@@ -100,8 +100,6 @@ def test_a_point_on_the_margin_passes_and_without_a_size_any_does(tmp_path: Path
     assert read_submission(path, FORM, AB)[2].tolist() == [[2019, 1], [-100, 1179]]
     with pytest.raises(InputError, match="outside the 640x360 frame"):
         read_submission(path, FORM, AB, size=(640, 360))
-    with pytest.raises(InputError, match="more than 10 px"):
-        read_submission(path, FORM, AB, margin_px=10)
     far = write_lines(tmp_path / "far.csv", [*GOOD[:3], "3.jpg,5000,1,1,1"])
     assert read_submission(far, FORM, AB, size=None)[2, 1, 0] == 5000
 
