@@ -251,8 +251,8 @@ def test_images_that_are_not_where_the_config_says_cost_no_part(
 
 def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tiny: Config) -> None:
     script = (
-        "import sys, time\nfrom kp_ray.store import _writer_lock\n"
-        f"with _writer_lock({tiny.path('store')!r}):\n    print('held', flush=True)\n    time.sleep(60)\n"
+        "import sys, time\nfrom kp_ray.store import writer_lock\n"
+        f"with writer_lock({tiny.path('store')!r}):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
@@ -289,15 +289,15 @@ def test_a_store_with_a_scene_on_both_sides_is_refused(tiny: Config) -> None:
         select_parts(tiny.path("store"), split="train")
 
 
-def test_a_frame_larger_or_smaller_than_the_recipe_is_refused_on_request(
-    sample_data: dict[str, Any], tmp_path: Path
-) -> None:
-    strict = tiny_config(sample_data, tmp_path / "run", augment={"oversize": "error"})
-    with pytest.raises(InputError, match=r"none of the 12 sources could be used, e\.g\. .*jpg: recipe Original crops"):
-        write_store(plan(strict))
-    reasons = {q.reason for q in read_manifest(strict.path("store")).quarantined}
-    assert all("320x180" in reason for reason in reasons)
-    assert any("1920x1080" in reason for reason in reasons)
+def test_a_recipe_larger_than_the_frame_is_refused_on_request(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    recipes = ["Original", "CenterCrop_1"]
+    strict = tiny_config(sample_data, tmp_path / "run", augment={"oversize": "error", "recipes": recipes})
+    write_store(plan(strict))
+    manifest = read_manifest(strict.path("store"))
+    assert manifest.num_variants == manifest.num_sources == 12, "the whole frames are there"
+    refused = [q for q in manifest.quarantined if q.stage == "recipe=CenterCrop_1"]
+    assert len(refused) == len(manifest.quarantined) == manifest.num_rows_by_split["train"]
+    assert all("crops 1280x720 px, larger than the 320x180 px frame" in q.reason for q in refused)
 
 
 def test_export_opens_in_pycocotools_and_reads_back_equal(written: Config, tmp_path: Path) -> None:
