@@ -327,6 +327,7 @@ def _missing(plan: Plan) -> tuple[_Kept, list[Run]]:
         listed = {part.path: part for part in manifest.parts if sizes.get(part.path) == part.num_bytes}
         quarantined = manifest.quarantined
     kept, todo = [], []
+    bad = {q.source for q in quarantined}
     settled: set[tuple[str, str]] = set()
     passing = {q.source for q in quarantined if q.stage == OPEN}
     for run in plan.runs:
@@ -336,7 +337,7 @@ def _missing(plan: Plan) -> tuple[_Kept, list[Run]]:
         there = [listed[part.path] for part in run.parts if part.path in listed]
         kept += there
         stages = [READ, *(_stage(part.recipe) for part in there)] if there else []
-        settled |= {(source.name, stage) for source in run.sources for stage in stages}
+        settled |= {(source.name, stage) for source in run.sources if source.name in bad for stage in stages}
         parts = tuple(part for part in run.parts if part.path not in listed)
         if parts:
             todo.append(replace(run, parts=parts))
