@@ -34,12 +34,11 @@ import datasets
 import numpy as np
 import ray
 import simplejpeg
-from measure import cpu_time, hardware, kp_ray, make_sources, median_and_range, stolen_since, write_results
+from measure import cpu_time, hardware, kp_ray, make_rows, make_sources, median_and_range, stolen_since, write_results
 
 from kp_ray.annotations import load_annotations
-from kp_ray.augment import Source, augment_source
 from kp_ray.config import DEFAULT_RECIPES, load
-from kp_ray.recipes import RECIPES, choose, draw
+from kp_ray.recipes import RECIPES, draw
 
 Job = tuple[str, Any]
 CORES = os.cpu_count() or 1
@@ -136,21 +135,11 @@ def decode_and_encode(job: Job, out: str) -> None:
 def profile(jobs: list[Job]) -> dict[str, float]:
     """Milliseconds a source of kp_ray's own code in one process, by what takes them."""
     cv2.setNumThreads(1)
-    chosen = choose(DEFAULT_RECIPES)
     kinds = {"decode": "decode", "<copyMakeBorder>": "pad", "_resample": "resample", "_encode": "encode"}
     profiler = cProfile.Profile()
     with profiler:
         for path, keypoints in jobs:
-            source = Source(path, "", "", 0, "train", keypoints)
-            augment_source(
-                Path(path).read_bytes(),
-                source,
-                chosen,
-                seed=0,
-                jpeg_quality=95,
-                scale_with_frame=True,
-                box_margin_px=0,
-            )
+            make_rows(path, keypoints)
     stats = pstats.Stats(profiler)
     taken = dict.fromkeys(kinds.values(), 0.0)
     for (_, _, function), (_, _, _, with_callees, _) in stats.stats.items():  # type: ignore[attr-defined]

@@ -17,30 +17,13 @@ import time
 from pathlib import Path
 
 import cv2
-import numpy as np
 import ray
-from measure import cpu_time, hardware, kp_ray, make_sources, median_and_range, stolen_since, write_results
+from measure import cpu_time, hardware, kp_ray, make_rows, make_sources, median_and_range, stolen_since, write_results
 
 from kp_ray.annotations import load_annotations
-from kp_ray.augment import Source, augment_source
-from kp_ray.config import DEFAULT_RECIPES, load
-from kp_ray.recipes import choose
+from kp_ray.config import load
 
 WAYS = ("kp_ray", "control")
-
-
-def make_rows(path: str, keypoints: np.ndarray) -> None:
-    """All variants of one source, which go nowhere."""
-    source = Source(path, "", "", 0, "train", keypoints)
-    augment_source(
-        Path(path).read_bytes(),
-        source,
-        choose(DEFAULT_RECIPES),
-        seed=0,
-        jpeg_quality=95,
-        scale_with_frame=True,
-        box_margin_px=0,
-    )
 
 
 def control(config: Path, processes: int) -> float:

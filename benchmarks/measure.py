@@ -12,6 +12,10 @@ from typing import Any
 
 import yaml
 
+from kp_ray.augment import Source, augment_source
+from kp_ray.config import DEFAULT_RECIPES
+from kp_ray.keypoints import FloatArray
+from kp_ray.recipes import choose
 from kp_ray.sample import make_sample
 
 RESULTS = Path(__file__).with_name("results")
@@ -79,3 +83,17 @@ def kp_ray(verb: str, config: Path, *sets: str) -> dict[str, Any]:
     """The figures of `kp-ray VERB --json`."""
     done = subprocess.run(kp_ray_command(verb, config, *sets), capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def make_rows(path: str, keypoints: FloatArray) -> None:
+    """All variants of one source, which go nowhere."""
+    source = Source(path, "", "", 0, "train", keypoints)
+    augment_source(
+        Path(path).read_bytes(),
+        source,
+        choose(DEFAULT_RECIPES),
+        seed=0,
+        jpeg_quality=95,
+        scale_with_frame=True,
+        box_margin_px=0,
+    )
