@@ -96,7 +96,7 @@ def main() -> None:
     """Search, train both settings with every seed, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--iterations", type=int, default=160)
+    parser.add_argument("--iterations", type=int, default=80)
     parser.add_argument("--images", type=int, default=160)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
