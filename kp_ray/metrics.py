@@ -29,7 +29,6 @@ def evaluate_keypoints(
     *,
     found: BoolArray | None = None,
     scores: FloatArray | None = None,
-    sizes: FloatArray | None = None,
     cameras: Sequence[str] | None = None,
     scenes: Sequence[str] | None = None,
 ) -> dict[str, Any]:
@@ -43,7 +42,6 @@ def evaluate_keypoints(
         found: (N,) whether a person was found. The others count in every error figure and in `num_missing`; for OKS-AP
             they are not detections. None: all found.
         scores: (N,) of the persons, ranking them for OKS-AP. None: the mean score of a person's keypoints.
-        sizes: (N, 2) width and height in pixels of the persons' boxes. None: of the box of the labelled truth points.
         cameras: (N,) names for `by_camera`. None: it stays empty.
         scenes: (N,) names for each `rmse_interval`. None: they are None.
 
@@ -51,9 +49,10 @@ def evaluate_keypoints(
         `num_images`, `num_missing`; `rmse`: root of the mean squared error of all labelled x and y, in pixels (the
         competition's metric); `rmse_interval`: see `rmse_interval`; `median_px`, `p95_px` of the points' Euclidean
         errors; `pck`: per share a of "0.05" and "0.1", how many of the labelled points lie within a * max(width,
-        height) of the person's box; `ap`, `ap50`, `ap75`: OKS-AP as COCO has it, with width * height of the box as the
-        area; `by_keypoint`: name -> `rmse`, `rmse_interval`, `median_px`, `pck_0.05`; `by_camera`: camera ->
-        `num_images`, `rmse`, `rmse_interval`. A figure of nothing is None.
+        height) of the person's box, which is that of the labelled truth points; `ap`, `ap50`, `ap75`: OKS-AP as COCO
+        has it, with width * height of the box as the area; `by_keypoint`: name -> `rmse`, `rmse_interval`,
+        `median_px`, `pck_0.05`; `by_camera`: camera -> `num_images`, `rmse`, `rmse_interval`. A figure of nothing is
+        None.
 
     Raises:
         InputError: a predicted number is not finite, or a truth coordinate is infinite.
@@ -61,11 +60,10 @@ def evaluate_keypoints(
     """
     predicted, truth = np.asarray(predicted, dtype=float), np.asarray(truth, dtype=float)
     found = np.ones(len(predicted), dtype=bool) if found is None else np.asarray(found, dtype=bool)
-    per_row = {"found": found, "scores": scores, "sizes": sizes, "cameras": cameras, "scenes": scenes}
+    per_row = {"found": found, "scores": scores, "cameras": cameras, "scenes": scenes}
     _check(predicted, truth, skeleton, per_row)
     scores = predicted[..., 2].mean(axis=1) if scores is None else scores
-    sizes = _box_sizes(truth) if sizes is None else sizes
-
+    sizes = _box_sizes(truth)
     errors, longest = point_errors(predicted, truth), sizes.max(axis=1)
     precisions = average_precision(oks(predicted, truth, skeleton, sizes.prod(axis=1)), scores, found)
     return {
@@ -227,12 +225,10 @@ def _check(predicted: FloatArray, truth: FloatArray, skeleton: Skeleton, per_row
     if predicted.shape != expected or truth.shape != expected:
         raise ValueError(f"predicted {predicted.shape} and truth {truth.shape} must both be (N, {len(skeleton)}, 3)")
     for name, values in per_row.items():
-        wanted = (len(predicted), 2) if name == "sizes" else (len(predicted),)
-        if values is not None and np.shape(values) != wanted:
-            raise ValueError(f"{name} {np.shape(values)} must be {wanted}")
-    for name in ("scores", "sizes"):
-        if per_row[name] is not None and not np.isfinite(per_row[name]).all():
-            raise InputError(f"{name}: every value must be finite")
+        if values is not None and np.shape(values) != (len(predicted),):
+            raise ValueError(f"{name} {np.shape(values)} must be {(len(predicted),)}")
+    if per_row["scores"] is not None and not np.isfinite(per_row["scores"]).all():
+        raise InputError("scores: every value must be finite")
     wrong = np.argwhere(~np.isfinite(predicted))
     if len(wrong):
         row, k, column = wrong[0]

@@ -134,8 +134,6 @@ def test_pck_measures_against_the_longer_side_of_the_box() -> None:
     assert figures["by_keypoint"]["nose"]["pck_0.05"] == 1
     instep = {"rmse": pytest.approx(41 / np.sqrt(2)), "rmse_interval": None, "median_px": 41, "pck_0.05": 0}
     assert figures["by_keypoint"]["right_instep"] == instep
-    doubled = evaluate_keypoints(predicted, truth, DACON24, sizes=np.array([[100.0, 822.0]]))
-    assert doubled["pck"] == {"0.05": 1, "0.1": 1}, "given sizes replace those of the labelled points"
 
 
 def test_sigma_decides_how_much_an_error_costs() -> None:
