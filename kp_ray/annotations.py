@@ -57,6 +57,7 @@ class Annotations:
         cameras: N; "" when the name has none.
         frames: N frame numbers; -1 when the name has none.
         corrected: what a corrections file changed, one line each.
+        rows: N places among the images of the file, those counted that a selection left out; empty stands for 0 to N-1.
     """
 
     skeleton: Skeleton
@@ -66,6 +67,7 @@ class Annotations:
     cameras: tuple[str, ...]
     frames: tuple[int, ...]
     corrected: tuple[str, ...] = ()
+    rows: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,6 +82,7 @@ class Annotations:
             scenes=tuple(self.scenes[row] for row in rows),
             cameras=tuple(self.cameras[row] for row in rows),
             frames=tuple(self.frames[row] for row in rows),
+            rows=tuple(self.rows[row] for row in rows) if self.rows else tuple(rows),
         )
 
 

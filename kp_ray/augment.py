@@ -24,10 +24,12 @@ from PIL import Image as PilImage
 from kp_ray.annotations import FORMATS
 from kp_ray.config import InputError, one_line
 from kp_ray.keypoints import FloatArray, inside, visible_box
-from kp_ray.recipes import RECIPES, Draw, Recipe, apply_affine, draw, variant_seed
+from kp_ray.recipes import RECIPES, Draw, Recipe, albumentations, apply_affine, draw, variant_seed
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded."""
+MAX_SIDE = 65500
+"""Pixels a side of a JPEG that libjpeg writes (JPEG_MAX_DIMENSION in its jmorecfg.h)."""
 _TILE = 256
 """Side of the squares, in pixels, in which a window is resampled."""
 
@@ -294,6 +296,8 @@ def _relight(picture: Image, drawn: Draw) -> Image:
 
 
 def _encode(picture: Image, jpeg_quality: int) -> bytes:
+    if max(picture.shape[:2]) > MAX_SIDE:
+        raise InputError(f"{picture.shape[1]}x{picture.shape[0]} px is more than a JPEG's {MAX_SIDE} on a side")
     return bytes(
         simplejpeg.encode_jpeg(np.ascontiguousarray(picture), jpeg_quality, colorspace="BGRX", colorsubsampling="420")
     )
@@ -306,8 +310,7 @@ def _user_pipelines(serialised: str) -> tuple[Any, Any]:
     A reflect border makes Albumentations return mirrored copies of every keypoint; the twin draws the same numbers
     and returns each keypoint once.
     """
-    import albumentations as A  # noqa: N812
-
+    A = albumentations()  # noqa: N806
     loaded = A.from_dict(json.loads(serialised))
     whole = isinstance(loaded, A.Compose)
     steps, chance = (list(loaded.transforms), loaded.p) if whole else ([loaded], 1.0)
@@ -359,4 +362,6 @@ def _run_user(serialised: str, image: Image, keypoints: FloatArray, seed: int) -
     affine = np.column_stack([(right - origin) / width, (down - origin) / height, origin])
     if not np.allclose(apply_affine(affine, everything), moved, atol=1e-2):
         affine = np.full((2, 3), np.nan)
+    elif np.linalg.det(affine[:, :2]) < 0:
+        raise InputError("the user recipe mirrors it and leaves left and right keypoints as they are")
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGRA), dtype=np.uint8), result, affine

@@ -433,9 +433,12 @@ def tune(
     if dry_run:
         _foresee("tune", loaded, as_json)
         return
-    from kp_ray.tune import is_finished
+    from kp_ray.tune import check_search, is_finished
 
-    with contextlib.nullcontext() if is_finished(loaded) else _cluster(loaded):
+    finished = is_finished(loaded)
+    if not finished:
+        check_search(loaded)
+    with contextlib.nullcontext() if finished else _cluster(loaded):
         result = _tune(loaded)
     _finish(result, _tune_lines(result), f"kp-ray train {result['config']}", as_json)
 
@@ -446,9 +449,15 @@ def _tune(config: Config) -> dict[str, Any]:
     metric, total = config.tune.metric, config.tune.num_trials
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            return run(config, lambda _, rows: live.update(_trials_table(rows, metric, total), refresh=True))
+
+            def show(_: str, rows: list[dict[str, Any]]) -> None:
+                _heed_interrupt()
+                live.update(_trials_table(rows, metric, total), refresh=True)
+
+            return run(config, show)
 
     def tell(trial: str, rows: list[dict[str, Any]]) -> None:
+        _heed_interrupt()
         for row in rows:
             if row["trial"] == trial:
                 _tell("tune " + " ".join(f"{name} {cell}" for name, cell in _trial_cells(row, metric).items() if cell))
@@ -644,7 +653,7 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
     from kp_ray.report import write_report
     from kp_ray.store import is_finished as is_stored
     from kp_ray.train import check_settings
-    from kp_ray.tune import is_finished
+    from kp_ray.tune import check_search, is_finished
 
     stored = is_stored(planned)
     if stored:  # what was trained or searched with other settings is refused now, not hours later
@@ -657,9 +666,12 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
     with _cluster(loaded) as start_up_s:
         made = _augment(loaded, planned, start_up_s)
         _finish({}, made.pop("lines"), None, False)
+        search = loaded.tune.num_trials and planned.units["val"] and not is_finished(loaded)
+        if search:  # what it cannot do is said before hours of training
+            check_search(loaded)
         trained = _train(loaded)
         _finish({}, _train_lines(loaded, trained), None, False)
-        if loaded.tune.num_trials and planned.units["val"] and not is_finished(loaded):
+        if search:
             _finish({}, _tune_lines(_tune(loaded)), None, False)
         predicted = _predict(loaded)
         _finish({}, predicted.pop("lines"), None, False)

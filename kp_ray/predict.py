@@ -33,7 +33,18 @@ from ray.util.annotations import RayDeprecationWarning
 
 from kp_ray.annotations import in_order_of, list_images, load_annotations, parse_name
 from kp_ray.augment import decode
-from kp_ray.config import Config, InputError, exists, file_infos, file_sizes, filesystem, join, read_bytes, write_bytes
+from kp_ray.config import (
+    Config,
+    InputError,
+    exists,
+    file_infos,
+    file_sizes,
+    filesystem,
+    join,
+    one_line,
+    read_bytes,
+    write_bytes,
+)
 from kp_ray.detectron import load_member, read_instances, to_dataset_dict
 from kp_ray.ensemble import BoolArray, Fusion, choose_people, fit_weights, fuse_clips, trusted
 from kp_ray.keypoints import FloatArray, Skeleton, skeleton_for
@@ -261,9 +272,12 @@ def _read_list(path: str) -> list[str]:
     if not path.lower().endswith(".csv"):
         return [line.strip() for line in text.splitlines() if line.strip()]
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    if "image" not in (rows.fieldnames or ()):
-        raise InputError(f"{path}: row 1: there is no column `image`")
-    return [row["image"].strip() for row in rows if row["image"]]
+    try:
+        if "image" not in (rows.fieldnames or ()):
+            raise InputError(f"{path}: row 1: there is no column `image`")
+        return [row["image"].strip() for row in rows if row["image"]]
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as CSV: {one_line(error)}; is a quote left open?") from error
 
 
 def _list_store(config: Config, split: str) -> list[Asked]:

@@ -8,6 +8,7 @@ optional, so every variant of it is one affine map from source to variant.
 import hashlib
 import json
 import math
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,9 +70,9 @@ class Recipe:
         Keypoints are pixel indices "xy" and none is removed. Rotate makes mirrored copies of the keypoints with its
         reflect border; the real ones are those of the same draw with a constant border.
         """
-        import albumentations as A  # noqa: N812  (a second to import; the fused path does not need it)
         import cv2
 
+        A = albumentations()  # noqa: N806
         if self.user is not None:
             return A.from_dict(json.loads(self.user))
         crop_w, crop_h = self.crop_size(width, height, scale_with_frame=True)
@@ -149,9 +150,16 @@ def choose(
     return [(known[name], copies) for name, copies in Counter(names).items()]
 
 
-def _user_recipe(name: str, pipeline: Mapping[str, Any]) -> Recipe:
-    import albumentations as A  # noqa: N812
+def albumentations() -> Any:
+    """The library, imported when it is first needed: that takes a second, and the fused path does without."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it asks the network for a newer version
+    import albumentations
 
+    return albumentations
+
+
+def _user_recipe(name: str, pipeline: Mapping[str, Any]) -> Recipe:
+    A = albumentations()  # noqa: N806
     mirrors = (A.HorizontalFlip, A.VerticalFlip, A.Transpose, A.D4)  # a left hand becomes a right one
     try:
         serialised = json.dumps(pipeline, sort_keys=True)

@@ -1,8 +1,8 @@
 """The Parquet store: plan -> parts -> manifest; resume, verify, read.
 
-A part is one recipe over a fixed run of sources of one split. A task takes one run and writes its part of every
-recipe still missing. Part names carry a fingerprint of everything that decides their rows, parts appear whole, and
-the manifest, written last, is all that a reader looks at.
+A part is one recipe over one run of sources: those of one split among so many rows of the labels' file. A task takes
+one run and writes its part of every recipe still missing. Part names carry a fingerprint of everything that decides
+their rows, parts appear whole, and the manifest, written last, is all that a reader looks at.
 """
 
 import contextlib
@@ -14,10 +14,11 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -135,7 +136,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a store will hold, and how its rows are made; `units` is what the split kept whole, by side."""
+    """All that a store will hold, and how its rows are made.
+
+    `absent` are sources without a file, `units` is what the split kept whole, by side.
+    """
 
     store: str
     images: str
@@ -145,6 +149,7 @@ class Plan:
     recipes: tuple[tuple[Recipe, int], ...]
     runs: tuple[Run, ...]
     units: dict[str, tuple[str, ...]]
+    absent: frozenset[str]
 
 
 def plan(config: Config) -> Plan:
@@ -190,10 +195,11 @@ def plan_store(
     runs: list[Run] = []
     wanted_by_split: dict[Literal["train", "val"], tuple[tuple[Recipe, int], ...]]
     wanted_by_split = {"train": recipes, "val": tuple(choose(["Original"]))}
+    places = annotations.rows or range(len(annotations))
     for split, wanted in wanted_by_split.items():
         chosen = [i for i, of in enumerate(splits) if of == split]
-        for first in range(0, len(chosen), augment.sources_per_part):
-            rows = chosen[first : first + augment.sources_per_part]
+        # By place in the file, so that a dropped or re-split source changes its own run alone.
+        for number, rows in groupby(chosen, key=lambda i: places[i] // augment.sources_per_part):
             sources = tuple(
                 Source(
                     annotations.images[i],
@@ -211,14 +217,15 @@ def plan_store(
                 decides = [SCHEMA_VERSION, recipe.fingerprint, copies, seed, augment.jpeg_quality, augment.oversize]
                 decides += [augment.box_margin_px, annotations.skeleton.names, of_sources]
                 fingerprint = hashlib.blake2b(json.dumps(decides).encode(), digest_size=6).hexdigest()
-                path = f"recipe={recipe.name}/part-{len(runs):05d}-{fingerprint}.parquet"
+                path = f"recipe={recipe.name}/part-{number:05d}-{fingerprint}.parquet"
                 parts.append(Part(path, recipe, copies, split))
             runs.append(Run(sources, tuple(parts)))
     units = {
         split: tuple(sorted({unit for unit, of in zip(units_of(annotations, by), splits, strict=True) if of == split}))
         for split in ("train", "val")
     }
-    return Plan(store, images, annotations.skeleton.names, seed, augment, recipes, tuple(runs), units)
+    absent = frozenset(name for name in annotations.images if name not in sizes)
+    return Plan(store, images, annotations.skeleton.names, seed, augment, recipes, tuple(runs), units, absent)
 
 
 def _digest(sources: Sequence[Source], sizes: dict[str, int]) -> str:
@@ -254,7 +261,8 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
         `parts_kept`, `quarantined`.
 
     Raises:
-        InputError: another process writes this store, the disk is full, or no source could be used.
+        InputError: another process writes this store, the disk is full, no source could be used, a source that the
+            store holds has lost its image, or workers wrote where this machine does not see it.
     """
     began = time.time()
     with writer_lock(plan.store):
@@ -275,15 +283,21 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
                 progress(done, total)
         records = {part.path: part for part in (*kept.parts, *(part for one in finished for part in one.parts))}
         manifest = _manifest(plan, records, [*kept.quarantined, *(q for one in finished for q in one.quarantined)])
+        if not manifest.num_sources:  # the images are elsewhere, say: what an earlier run left stays as it is
+            first = manifest.quarantined[0]
+            raise InputError(
+                f"{plan.store}: none of the {total} sources could be used, e.g. {first.source}: {first.reason}"
+            )
+        there = file_sizes(plan.store)
+        unseen = [part.path for part in manifest.parts if there.get(part.path) != part.num_bytes]
+        if unseen:
+            raise InputError(
+                f"{join(plan.store, unseen[0])}: written by a worker, but not to be seen here, like {len(unseen)} of "
+                f"{len(manifest.parts)} parts: run_dir must be a folder that all nodes share, or an s3:// path"
+            )
         if finished or not exists(join(plan.store, "manifest.json")) or read_manifest(plan.store) != manifest:
             write_manifest(plan.store, manifest)
-            if manifest.num_sources:  # otherwise the images are elsewhere, say, and the parts would be missed
-                _drop_unlisted(plan.store, manifest)
-    if not manifest.num_sources:
-        first = manifest.quarantined[0]
-        raise InputError(
-            f"{plan.store}: none of the {total} sources could be used, e.g. {first.source}: {first.reason}"
-        )
+        _drop_unlisted(plan.store, there, manifest)
     seconds, start_up = time.time() - began, max(0.0, first_start - began)
     made = sum(one.num_sources for one in finished if len(one.parts) > one.num_found)
     found = sum(one.num_found for one in finished)
@@ -303,7 +317,7 @@ def is_finished(plan: Plan) -> bool:
     """Whether the store holds all that is planned, so that `write_store` would need no cluster.
 
     Raises:
-        InputError: the manifest is damaged or of a newer kp_ray.
+        InputError: the manifest is damaged or of a newer kp_ray, or a source that the store holds has lost its image.
     """
     return exists(join(plan.store, "manifest.json")) and not _missing(plan)[1]
 
@@ -326,6 +340,7 @@ def _missing(plan: Plan) -> tuple[_Kept, list[Run]]:
         sizes = file_sizes(plan.store)
         listed = {part.path: part for part in manifest.parts if sizes.get(part.path) == part.num_bytes}
         quarantined = manifest.quarantined
+        _refuse_lost_images(plan, listed, quarantined)
     kept, todo = [], []
     bad = {q.source for q in quarantined}
     settled: set[tuple[str, str]] = set()
@@ -342,6 +357,26 @@ def _missing(plan: Plan) -> tuple[_Kept, list[Run]]:
         if parts:
             todo.append(replace(run, parts=parts))
     return _Kept(tuple(kept), tuple(q for q in quarantined if (q.source, q.stage) in settled)), todo
+
+
+def _refuse_lost_images(plan: Plan, listed: Iterable[str], quarantined: Sequence[Quarantined]) -> None:
+    """Parts made anew without an image that has gone would replace the finished ones that hold its variants."""
+    lost = plan.absent - {q.source for q in quarantined if q.stage in (READ, OPEN)}
+    if not lost:
+        return
+    planned = {part.path for run in plan.runs for part in run.parts}
+    for path in listed:
+        if path in planned:
+            continue
+        try:
+            held = set(read_parquet(join(plan.store, path), ["source"]).column(0).to_pylist())
+        except InputError:
+            continue  # damaged: nothing to lose
+        if lost & held:
+            raise InputError(
+                f"{join(plan.images, min(lost & held))}: not there any more, and the store holds its variants: put it "
+                f"back, or take its row out of the labels ({len(lost)} labelled images are missing in all)"
+            )
 
 
 def _run_tasks(plan: Plan, todo: Sequence[Run]) -> Iterator[_Finished]:
@@ -455,6 +490,8 @@ def make_rows(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]])
         )
     except FileNotFoundError:
         reason = "there is no such file"
+        if source.name not in plan.absent:  # so the plan's machine sees it
+            stage, reason = OPEN, f"{reason} on the worker's node: the images must be where all nodes see them"
     except OSError as error:
         stage, reason = OPEN, f"cannot be opened: {one_line(error)}"
     except InputError as error:
@@ -628,6 +665,10 @@ def read_manifest(store: str) -> Manifest:
     except ValidationError as error:
         newer = re.search(rb'^{\s*"schema_version": *(\d+)', content)
         version = int(newer[1]) if newer else 0
+        if 0 < version < SCHEMA_VERSION:
+            raise InputError(
+                f"{path}: of an older kp_ray (schema {version}); delete this file and run augment, which makes all anew"
+            ) from error
         if version <= SCHEMA_VERSION:
             raise InputError(
                 f"{path}: damaged; delete this file and run augment again, finished parts are kept"
@@ -647,10 +688,10 @@ def write_manifest(store: str, manifest: Manifest) -> None:
     write_bytes(join(store, "manifest.json"), (manifest.model_dump_json(indent=1) + "\n").encode())
 
 
-def _drop_unlisted(store: str, manifest: Manifest) -> None:
+def _drop_unlisted(store: str, there: Iterable[str], manifest: Manifest) -> None:
     fs, root = filesystem(store)
     listed = {part.path for part in manifest.parts}
-    for path in file_sizes(store):
+    for path in there:
         if path.startswith("recipe=") and path not in listed:
             fs.delete_file(f"{root}/{path}")
 
@@ -660,11 +701,11 @@ def writer_lock(folder: str) -> Iterator[None]:
     """Refuse a second writer of a local folder; the lock goes with its process, however that ends.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or the file system has no locks.
     """
     fs, root = filesystem(folder)
     if not isinstance(fs, pafs.LocalFileSystem):
-        yield  # of a store, parts are deterministic and appear whole: two writers waste work but cannot mix
+        yield  # no locks there: see docs/store.md
         return
     import fcntl
 
@@ -672,8 +713,10 @@ def writer_lock(folder: str) -> Iterator[None]:
     with open(Path(root) / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(f"{folder}: another process is writing here; wait for it or stop it") from error
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be locked: {one_line(error)}; choose a run_dir that can be") from error
         yield
 
 
@@ -690,14 +733,11 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
     manifest = read_manifest(plan.store)
     problems = []
     with ThreadPoolExecutor() as pool:
-        for part, problem in zip(
-            manifest.parts, pool.map(lambda p: _damage(plan.store, p), manifest.parts), strict=True
-        ):
-            if problem:
-                problems.append(f"{part.path}: {problem}; removed, run augment to make it anew")
-                fs, root = filesystem(plan.store)
-                if problem != "missing":
-                    fs.delete_file(f"{root}/{part.path}")
+        found = list(pool.map(lambda part: _damage(plan.store, part), manifest.parts))
+    damaged = [part for part, problem in zip(manifest.parts, found, strict=True) if problem]
+    if damaged:
+        with writer_lock(plan.store):  # of a part that is being made anew, the new one would be removed
+            problems = [f"{part.path}: {told}" for part in damaged if (told := _remove_damaged(plan.store, part))]
     if problems:
         return problems
     listed = {part.path for part in manifest.parts}
@@ -714,6 +754,15 @@ def _damage(store: str, part: PartRecord) -> str | None:
     if not exists(join(store, part.path)):
         return "missing"
     return None if _hash(join(store, part.path))[1] == part.sha256 else "its bytes have changed"
+
+
+def _remove_damaged(store: str, part: PartRecord) -> str | None:
+    problem = _damage(store, part)
+    if problem and problem != "missing":
+        fs, root = filesystem(store)
+        fs.delete_file(f"{root}/{part.path}")
+        problem += "; removed"
+    return f"{problem}, run augment to make it anew" if problem else None
 
 
 def _compare_rows(plan: Plan, run: Run, quarantined: set[str]) -> list[str]:
@@ -747,7 +796,7 @@ def select_parts(
     both = sorted(set(manifest.units.get("train", ())) & set(manifest.units.get("val", ())))
     if both:
         raise InputError(f"{store}: {both[0]} is both trained on and validated on; augment into a new run_dir")
-    stored = {recipe.name for recipe in manifest.recipes}
+    stored = {part.recipe for part in manifest.parts}  # validation has Original even where no one asked for it
     for name in recipes or ():
         if name not in stored:
             raise InputError(f"{store}: holds no recipe {name!r}; it has {', '.join(sorted(stored))}")
@@ -758,7 +807,7 @@ def select_parts(
 
 
 def store_digest(store: str) -> str:
-    """A digest of all rows of a store and their order, whichever kp_ray wrote its manifest.
+    """A digest of all bytes of a store's parts and their order.
 
     Raises:
         InputError: no finished store.
@@ -888,10 +937,9 @@ def export_store(
     manifest = read_manifest(store)
     skeleton = config.skeleton_of(manifest.skeleton)
     names, keypoints, sizes, scenes, cameras, frames = [], [], [], [], [], []
-    if exists(join(folder, "images")):
-        raise InputError(
-            f"{folder}: holds an export already, or what is left of one: delete its images/, or name a new folder"
-        )
+    for name in ("images", "annotations.json", "annotations.csv"):
+        if exists(join(folder, name)):
+            raise InputError(f"{folder}: holds {name} already, of an export or your own: name a new folder")
     source_of: dict[str, str] = {}
     planned = read_table(store, split=split, recipes=recipes, columns=["source", "recipe", "copy"])
     for row in planned.to_pylist():  # before anything is written

@@ -39,6 +39,7 @@ from kp_ray.config import (
     Config,
     InputError,
     MemberConfig,
+    StoppedError,
     TrainConfig,
     WorkerRange,
     build,
@@ -221,13 +222,33 @@ def runs_at_once(config: Config) -> tuple[int, bool]:
             f"no node has {train.cpus_per_worker:g} CPUs{' and a GPU' if use_gpu else ''} for a worker: lower "
             "train.cpus_per_worker, or train.num_workers' share of each node"
         )
+    if not (later.num_cpus or later.num_gpus):  # of nodes that are still to come, nothing is known
+        places = sum(_places(node, train.cpus_per_worker, use_gpu) for node in _nodes())
+        least, wanted = train.worker_range
+        if places < least:  # Ray would wait for them without end
+            raise InputError(
+                f"the nodes have room for {places} workers of {train.cpus_per_worker:g} CPUs"
+                f"{' and a GPU' if use_gpu else ''} each, training asks for {least}: lower train.num_workers or "
+                "train.cpus_per_worker"
+            )
+        most = min(most, places // wanted)
     # Ray counts the whole cluster for each elastic run.
     return 1 if isinstance(train.num_workers, WorkerRange) else most, use_gpu
 
 
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _places(node: Mapping[str, float], cpus: float, use_gpu: bool) -> int:
+    """How many workers of so many CPUs, and a GPU, a node holds."""
+    places = int(node.get("CPU", 0) / cpus + 1e-9)
+    return min(places, int(node.get("GPU", 0))) if use_gpu else places
+
+
 def fits_a_node(config: Config, cpus: float, gpus: float) -> bool:
     """Whether some node holds this at once; of a cluster that grows, the largest node may still come."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes()
     later = {"CPU": config.cluster.num_cpus, "GPU": config.cluster.num_gpus}
     grown = {name: later[name] or max(node.get(name, 0) for node in nodes) for name in later}
     return any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in [*nodes, grown])
@@ -314,8 +335,8 @@ def fit_member(
         `not_in_weights` (names of tensors that the starting weights do not have).
 
     Raises:
-        InputError: the loss is no longer finite, the starting weights cannot be used, or workers were lost or failed
-            more than `train.max_failures` times.
+        InputError: the loss is no longer finite, or the starting weights cannot be used.
+        StoppedError: workers were lost or failed more than `train.max_failures` times.
     """
     # The controller asks for reports every two seconds by default, which would hold back every report.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -353,7 +374,7 @@ def fit_member(
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise InputError(
+        raise StoppedError(
             f"member {member.name}: training stopped: {reason_of(error)}; run the same command to go on"
         ) from error
     outcome = dict(result.return_value or {})

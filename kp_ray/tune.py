@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -31,6 +32,7 @@ from kp_ray import draw
 from kp_ray.config import (
     Config,
     InputError,
+    StoppedError,
     TrainConfig,
     TuneConfig,
     WorkerRange,
@@ -134,17 +136,30 @@ def is_finished(config: Config) -> bool:
     return exists(config.path("tune", "best.yaml"))
 
 
-def _search(config: Config, progress: Progress | None) -> None:
+def check_search(config: Config) -> None:
+    """Refuse a search that could not begin, before a cluster starts.
+
+    Raises:
+        InputError: no finished store or no validation rows in it, or settings that do not do.
+    """
     if not read_manifest(config.path("store")).num_rows_by_split["val"]:
         raise InputError("tune compares trials on validation scenes, the store has none: set split.fraction above 0")
     if not config.tune.num_trials:
         raise InputError("tune.num_trials is 0: how many trials? E.g. --set tune.num_trials=16")
     if isinstance(config.train.num_workers, WorkerRange):
-        raise InputError("tune compares runs of one size: give train.num_workers a number, not min and max")
+        raise InputError(
+            "tune compares runs of one size: give train.num_workers a number, not min and max, or set tune.num_trials=0"
+        )
     check_options(config)
-    _, use_gpu = runs_at_once(config)
     sets = recipe_sets(config)
     _check_sets(config, sets)
+    first_points(config, sets)
+
+
+def _search(config: Config, progress: Progress | None) -> None:
+    check_search(config)
+    _, use_gpu = runs_at_once(config)
+    sets = recipe_sets(config)
     points = first_points(config, sets)
     config.keep()
     folder = config.path("tune")
@@ -161,14 +176,19 @@ def _search(config: Config, progress: Progress | None) -> None:
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # what a killed driver forgets, in seconds
     # Ray Tune also takes a folder for restorable that a driver killed at its start has left without any trials.
     begun = exists(state) and any(name.startswith("experiment_state") for name in file_sizes(state))
-    if begun and ray.tune.Tuner.can_restore(state):
-        tuner = ray.tune.Tuner.restore(state, trainable=trainable, resume_unfinished=True, restart_errored=False)
-    else:
-        tuner = _new_tuner(config, trainable, space(config, sets), points)
-    write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
     token = _running.set((config, progress))
     try:
+        if begun and ray.tune.Tuner.can_restore(state):
+            tuner = ray.tune.Tuner.restore(state, trainable=trainable, resume_errored=True)
+        else:
+            tuner = _new_tuner(config, trainable, space(config, sets), points)
+        write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
         tuner.fit()
+    except (EOFError, pickle.UnpicklingError, json.JSONDecodeError) as error:  # cut short by a full disk, say
+        raise InputError(
+            f"{state}: the search's state is damaged ({one_line(error)}): delete this folder and run the same command; "
+            "its trials stay in the tables and the sampler begins anew"
+        ) from error
     except (ray.exceptions.RayError, ray.tune.TuneError) as error:
         raise InputError(f"{folder}: the search stopped: {reason_of(error)}; run the same command to go on") from error
     finally:
@@ -211,10 +231,22 @@ def _scheduler(config: Config) -> TrialScheduler:
     solver = _applied_cfg(trial)
     total, grace = solver.SOLVER.MAX_ITER, max(1, min(solver.SOLVER.MAX_ITER, solver.TEST.EVAL_PERIOD))
     if config.tune.scheduler == "asha":
-        return ASHAScheduler(time_attr="iteration", max_t=total, grace_period=grace, reduction_factor=REDUCTION)
+        return _Asha(time_attr="iteration", max_t=total, grace_period=grace, reduction_factor=REDUCTION)
     if config.tune.scheduler == "median":  # it would also pause trials for each other, which costs new workers
         return MedianStoppingRule(time_attr="iteration", grace_period=grace, min_time_slice=math.inf)
     return FIFOScheduler()
+
+
+class _Asha(ASHAScheduler):
+    """Ray does not keep a scheduler's state: when a search goes on, it is told again what ended trials had reached."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        if trial.status == trial.TERMINATED:
+            config, _ = _running.get()
+            for one in _evaluations(config.path("tune", "trials", trial.trial_id)):
+                if config.tune.metric in one:
+                    self.on_trial_result(tune_controller, trial, one)
 
 
 class _AsManyAsFit(ConcurrencyLimiter):
@@ -461,8 +493,11 @@ class _Trial(ray.tune.Trainable):
         self.total: int = facts["max_iter"]
         own = [line["seconds"] for line in _read_log(self.base) if line["trial"] == self.trial_id]
         self.seconds = max(own, default=0.0)
-        before = _evaluations(self.home)
-        ended = exists(join(self.home, "failed.json")) or (before and before[-1]["iteration"] == self.total)
+        before, failed = _evaluations(self.home), _failure(self.home)
+        ended = failed.get("lasting") or (before and before[-1]["iteration"] == self.total)
+        if failed and not ended:
+            fs, path = filesystem(join(self.home, "failed.json"))
+            fs.delete_file(path)
         # A task, so that the run can be ended in order, as by Ctrl-C. To clean up after a run whose driver is killed,
         # Ray Train asks for the cluster's state, and asks another cluster if there are several on a machine.
         fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
@@ -477,7 +512,8 @@ class _Trial(ray.tune.Trainable):
                     self.told = one["iteration"]
                     return self._report(one, done=self.told == self.total)
             if ended:
-                _note_failure(self.home, self._why() or f"its last evaluation has no {self.base.tune.metric}")
+                why = self._why() or f"its last evaluation has no {self.base.tune.metric}"
+                _note_failure(self.home, why, lasting=True)
                 worst = math.inf if self.base.tune.mode == "min" else -math.inf
                 return self._report({self.base.tune.metric: worst, "iteration": 0}, done=True)
 
@@ -490,7 +526,7 @@ class _Trial(ray.tune.Trainable):
             if self.training is not None:
                 ray.get(self.training)
         except ray.exceptions.RayTaskError as error:
-            if not isinstance(error.cause, InputError):
+            if not isinstance(error.cause, InputError) or isinstance(error.cause, StoppedError):
                 raise
             return str(error.cause)
         return ""
@@ -506,9 +542,16 @@ def _fit(values: Mapping[str, Any], home: str, use_gpu: bool) -> None:
     fit_member(config, config.train.members[0], use_gpu=use_gpu, folder=home)
 
 
-def _note_failure(home: str, reason: str) -> None:
+def _note_failure(home: str, reason: str, *, lasting: bool) -> None:
+    """Say why a trial ended; `lasting` is a setting's fault, anything else is tried again with the search."""
     if not exists(join(home, "failed.json")):
-        write_bytes(join(home, "failed.json"), json.dumps({"reason": one_line(reason)[-300:]}).encode())
+        told = {"reason": one_line(reason)[-300:], "lasting": lasting}
+        write_bytes(join(home, "failed.json"), json.dumps(told).encode())
+
+
+def _failure(home: str) -> dict[str, Any]:
+    path = join(home, "failed.json")
+    return dict(json.loads(read_bytes(path))) if exists(path) else {}
 
 
 class _Listener(ray.tune.Callback):
@@ -537,7 +580,7 @@ class _Listener(ray.tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         config, _ = _running.get()
-        _note_failure(config.path("tune", "trials", trial.trial_id), str(trial.get_error()))
+        _note_failure(config.path("tune", "trials", trial.trial_id), str(trial.get_error()), lasting=False)
         self.on_trial_complete(iteration, trials, trial)
 
     def _tell(self, trial_id: str) -> None:
@@ -587,8 +630,7 @@ def read_trials(config: Config, live: Sequence[str] | set[str] = ()) -> list[dic
         if not exists(join(home, "trial.json")):
             continue
         facts = json.loads(read_bytes(join(home, "trial.json")))
-        failed = json.loads(read_bytes(join(home, "failed.json"))) if exists(join(home, "failed.json")) else {}
-        evaluations = _evaluations(home)
+        failed, evaluations = _failure(home), _evaluations(home)
         done = evaluations[-1]["iteration"] if evaluations else 0
         status = "failed" if failed else "finished" if done == facts["max_iter"] else "stopped"
         if name in live and status == "stopped":

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from kp_ray.augment import MAX_PIXELS, Source, _relight, augment_source, decode, row_schema
+from kp_ray.augment import MAX_PIXELS, MAX_SIDE, Source, _relight, augment_source, decode, row_schema
 from kp_ray.config import InputError
 from kp_ray.keypoints import FloatArray, inside
 from kp_ray.recipes import RECIPES, Recipe, apply_affine, choose, draw
@@ -488,6 +488,19 @@ def test_a_users_pipeline_that_gives_no_picture_or_loses_keypoints_is_refused(st
 def test_a_user_recipe_that_fails_on_a_picture_says_why() -> None:
     with pytest.raises(InputError, match="the user recipe fails on it: CropSizeError"):
         rows_of(as_jpeg(picture(320, 180)), labels(320, 180), user_recipe(A.RandomCrop(540, 540)))
+
+
+def test_a_user_recipe_that_mirrors_by_its_numbers_is_refused() -> None:
+    mirror = A.Affine(scale={"x": (-1, -1), "y": (1, 1)}, p=1)
+    with pytest.raises(InputError, match="the user recipe mirrors it"):
+        rows_of(as_jpeg(picture(*SIZES[0])), labels(*SIZES[0]), user_recipe(mirror))
+
+
+def test_a_picture_longer_than_a_jpeg_can_be_is_refused_by_the_recipes_that_keep_its_length() -> None:
+    long, points = as_png(np.zeros((8, MAX_SIDE + 1, 3), np.uint8)), np.full((24, 3), 5.0)
+    with pytest.raises(InputError, match=f"{MAX_SIDE + 1}x8 px is more than a JPEG's {MAX_SIDE} on a side"):
+        rows_of(long, points, [(RECIPES["Original"], 1)])
+    assert len(rows_of(long, points, [(RECIPES["CenterCrop_1"], 1)])) == 1
 
 
 # --- kinds of source

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -241,12 +242,119 @@ def test_images_that_are_not_where_the_config_says_cost_no_part(
     made = {path: path.stat().st_mtime_ns for path in Path(tiny.path("store")).rglob("*.parquet")}
     (tmp_path / "empty").mkdir()
     elsewhere = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, Path(tiny.run_dir))
+    with pytest.raises(InputError, match="not there any more, and the store holds its variants"):
+        write_store(plan(elsewhere))
+    Path(tiny.path("store", "manifest.json")).unlink()
     with pytest.raises(InputError, match="none of the 12 sources could be used"):
         write_store(plan(elsewhere))
     done = write_store(plan(tiny))
     assert done["sources"] == 12
     parts = {path: at for path, at in made.items() if path.name != "quarantine.parquet"}
     assert {path: path.stat().st_mtime_ns for path in parts} == parts
+
+
+def test_an_image_that_has_gone_takes_nothing_from_the_store(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(sample_data["images"], images)
+    config = tiny_config({**sample_data, "images": str(images)}, tmp_path / "run")
+    write_store(plan(config))
+    before = {path: (tmp_path / "run" / "store" / path).read_bytes() for path in files(config)}
+    gone = load_annotations(sample_data["annotations"]).images[5]
+    (images / gone).rename(tmp_path / "aside.jpg")
+    with pytest.raises(InputError, match=f"{gone}: not there any more.*1 labelled images are missing in all"):
+        write_store(plan(config))
+    assert {path: (tmp_path / "run" / "store" / path).read_bytes() for path in files(config)} == before
+    (tmp_path / "fixes.csv").write_text(f"image,action\n{gone},drop\n")
+    dropped = tiny_config(
+        {**sample_data, "images": str(images), "corrections": str(tmp_path / "fixes.csv")}, tmp_path / "run"
+    )
+    done = write_store(plan(dropped))
+    assert (done["sources"], done["quarantined"]) == (11, 0)
+    (tmp_path / "aside.jpg").rename(images / gone)
+    write_store(plan(config))
+    assert {path: (tmp_path / "run" / "store" / path).read_bytes() for path in files(config)} == before
+
+
+def test_corrections_reach_the_rows_and_remake_their_own_parts_alone(tiny: Config, tmp_path: Path) -> None:
+    write_store(plan(tiny))
+    before = digests(tiny)
+    labels = load_annotations(tiny.input("annotations"))
+    validating = set(read_table(tiny.path("store"), split="val", columns=["source"])["source"].to_pylist())
+    drop, move = [image for image in labels.images if image not in validating][:2]
+    fixes = tmp_path / "fixes.csv"
+    fixes.write_text(f"image,action,keypoint,x,y\n{drop},drop,,,\n{move},point,nose,12.5,34.25\n")
+    fixed = tiny_config({**tiny.data.model_dump(), "corrections": str(fixes)}, Path(tiny.run_dir))
+    write_store(plan(fixed))
+    rows = [row for row in iter_rows(fixed.path("store"), split="train") if row["recipe"] == "Original"]
+    assert drop not in {row["source"] for row in rows}
+    (moved,) = [row for row in rows if row["source"] == move]
+    assert moved["keypoints"][:2] == [12.5, 34.25]
+    per_part = tiny.augment.sources_per_part
+    touched = {f"part-{labels.images.index(image) // per_part:05d}" for image in (drop, move)}
+    changed = set(before) ^ set(digests(fixed))
+    assert changed
+    assert {path.split("/")[1][:10] for path in changed} == touched
+    assert verify_store(plan(fixed)) == []
+
+
+def test_an_edited_user_recipe_writes_only_that_recipe(tiny: Config) -> None:
+    def made(limit: float) -> dict[str, str]:
+        step = albumentations.to_dict(albumentations.Rotate(limit=(limit, limit), p=1))
+        augment = {"recipes": ["Original", "mine"], "user_recipes": {"mine": step}, "sources_per_part": 4}
+        config = tiny_config(tiny.data.model_dump(), Path(tiny.run_dir), augment=augment)
+        write_store(plan(config))
+        assert files(config) == {*digests(config), "manifest.json", "quarantine.parquet"}
+        return digests(config)
+
+    before, after = made(10), made(20)
+    assert {path.split("/")[0] for path in set(before) ^ set(after)} == {"recipe=mine"}
+    assert not {before[path] for path in set(before) - set(after)} & set(after.values())
+
+
+def test_an_image_that_the_workers_node_does_not_see_is_tried_again(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(sample_data["images"], images)
+    config = tiny_config({**sample_data, "images": str(images)}, tmp_path / "run")
+    planned = plan(config)
+    lost = planned.runs[0].sources[0].name
+    (images / lost).rename(tmp_path / "aside.jpg")
+    assert write_store(planned)["quarantined"] == 1
+    (row,) = pq.read_table(config.path("store", "quarantine.parquet")).to_pylist()
+    assert (row["source"], row["stage"]) == (lost, "open")
+    assert "the images must be where all nodes see them" in row["reason"]
+    (tmp_path / "aside.jpg").rename(images / lost)
+    assert write_store(plan(config))["quarantined"] == 0
+
+
+def test_parts_written_where_this_machine_does_not_see_them_are_no_finished_store(tiny: Config) -> None:
+    def lose_the_last(done: int, total: int) -> None:
+        if done == total:
+            next(iter(Path(tiny.path("store")).rglob("part-*.parquet"))).unlink()
+
+    with pytest.raises(InputError, match="run_dir must be a folder that all nodes share"):
+        write_store(plan(tiny), lose_the_last)
+    assert not store.is_finished(plan(tiny))
+    assert write_store(plan(tiny))["parts_written"] == 1
+
+
+def test_names_in_any_script_and_case_keep_apart(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    header, *rows = Path(sample_data["annotations"]).read_text().splitlines()
+    names = ["A B/001_A-1.jpg", "A B/001_a-1.jpg", "사람 하나_A-2.jpg", "ab_A-3.JPG", "ab_A-3.jpg", "ü#%?_B-4.jpg"]
+    lines = [header]
+    for name, row in zip(names, rows, strict=False):
+        image, labels = row.split(",", 1)
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(sample_data["images"], image), tmp_path / "images" / name)
+        lines.append(f"{name},{labels}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = {**sample_data, "annotations": str(tmp_path / "labels.csv"), "images": str(tmp_path / "images")}
+    config = tiny_config(data, tmp_path / "run", split={"fraction": 0}, augment={"recipes": ["Original"]})
+    assert write_store(plan(config))["quarantined"] == 0
+    stored = {row["source"]: row["image"] for row in iter_rows(config.path("store"), split="train")}
+    assert stored == {name: (tmp_path / "images" / name).read_bytes() for name in names}
+    assert verify_store(plan(config)) == []
 
 
 def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tiny: Config) -> None:
@@ -270,8 +378,11 @@ def test_reading_refuses_what_is_not_there(tiny: Config, written: Config, tmp_pa
     with pytest.raises(InputError, match="holds no recipe 'Rotate90'"):
         select_parts(written.path("store"), recipes=["Rotate90"])
     damaged = tmp_path / "manifest.json"
-    damaged.write_text('{"schema_version": 1, "kp_ray"')
+    damaged.write_text('{"schema_version": 2, "kp_ray"')
     with pytest.raises(InputError, match="damaged"):
+        read_manifest(str(tmp_path))
+    damaged.write_text('{"schema_version": 1, "kp_ray"')
+    with pytest.raises(InputError, match="older kp_ray"):
         read_manifest(str(tmp_path))
     damaged.write_text('{"schema_version": 99}')
     with pytest.raises(InputError, match="newer kp_ray"):
@@ -317,8 +428,28 @@ def test_export_opens_in_pycocotools_and_reads_back_equal(written: Config, tmp_p
     every = read_table(written.path("store"), columns=["recipe"])["recipe"].to_pylist()
     one = export_store(written, str(tmp_path / "one"), recipes=["Rotate45_CenterCrop"])
     assert one["images"] == every.count("Rotate45_CenterCrop") < len(every)
-    with pytest.raises(InputError, match="holds an export already"):
+    with pytest.raises(InputError, match="holds images already"):
         export_store(written, str(tmp_path / "one"))
+
+
+def test_export_leaves_labels_of_ones_own_alone(written: Config, tmp_path: Path) -> None:
+    for name in ("annotations.csv", "annotations.json"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(InputError, match=f"holds {name} already"):
+            export_store(written, str(folder))
+        assert [(one.name, one.read_text()) for one in folder.iterdir()] == [(name, "mine")]
+
+
+def test_validation_rows_can_be_chosen_where_no_one_asked_for_originals(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tiny_config(sample_data, tmp_path, augment={"recipes": ["RandomCrop_1"]})
+    write_store(plan(config))
+    (path,) = {os.path.dirname(path) for path in select_parts(config.path("store"), split="val")[1]}
+    assert path.endswith("recipe=Original")
+    assert select_parts(config.path("store"), split="val", recipes=["Original"])[1]
 
 
 def test_the_manifest_counts_what_the_parts_hold(written: Config) -> None:
