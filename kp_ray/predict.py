@@ -238,6 +238,9 @@ def list_asked(config: Config, form: SubmissionForm | None) -> list[Asked]:
         names = list(form.images) if form and source is None else list_images(folder)
     if not names:
         raise InputError(f"{source or 'data.test_images: ' + str(folder)}: names no picture")
+    odd = [name for name in names if "\0" in name]
+    if odd:
+        raise InputError(f"{source or 'the form'}: {odd[0]!r:.80} holds a NUL, which no file's name does")
     double = [name for name, count in Counter(names).items() if count > 1]
     if double:
         raise InputError(f"{source}: {double[0]} stands in it {names.count(double[0])} times: name it once")

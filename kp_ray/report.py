@@ -642,7 +642,7 @@ def _speeds(config: Config) -> list[tuple[str, str]]:
             told.append((f"train {name}", f"{_number(middle)} s an iteration, {_number(middle * (max(log) + 1))} s"))
     _, rows = _read_table(config.path("tune", "trials.csv")) or ([], [])
     spent = [value for row in rows if (value := _float(row.get("seconds"))) is not None]
-    steps = sum(_float(row.get("iterations")) or 0 for row in rows)
+    steps = sum(_float(row.get("trained")) or 0 for row in rows)
     if spent and sum(spent):
         told.append(("tune", f"{_number(sum(spent))} s over {len(rows)} trials, {_number(int(steps))} iterations"))
     predicted = _read_json(config.path("predict.json")) or {}

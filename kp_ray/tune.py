@@ -120,7 +120,7 @@ def _tune(config: Config, progress: Progress | None) -> dict[str, Any]:
         "best": best[config.tune.metric],
         "trial": best["trial"],
         "params": {name: best[name] for name in APPLIED},
-        "iterations": sum(row["iterations"] for row in rows),
+        "iterations": sum(row["trained"] for row in rows),
         "iterations_without_stops": full * len(rows),
         "config": target,
     }
@@ -630,7 +630,7 @@ def read_trials(config: Config, live: Sequence[str] | set[str] = ()) -> list[dic
         if not exists(join(home, "trial.json")):
             continue
         facts = json.loads(read_bytes(join(home, "trial.json")))
-        failed, evaluations = _failure(home), _evaluations(home)
+        failed, evaluations, log = _failure(home), _evaluations(home), _json_lines(join(home, "metrics.json"))
         done = evaluations[-1]["iteration"] if evaluations else 0
         status = "failed" if failed else "finished" if done == facts["max_iter"] else "stopped"
         if name in live and status == "stopped":
@@ -642,6 +642,7 @@ def read_trials(config: Config, live: Sequence[str] | set[str] = ()) -> list[dic
                     "trial": name,
                     "status": status,
                     "iterations": done,
+                    "trained": log[-1]["iteration"] + 1 if log else 0,
                     "max_iter": facts["max_iter"],
                     config.tune.metric: last.get(config.tune.metric),
                     **{key: facts[key] for key in APPLIED},
@@ -667,21 +668,22 @@ def choose_best(rows: Sequence[Mapping[str, Any]], section: TuneConfig) -> Mappi
 def write_tables(config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `tune/trials.parquet` and `tune/trials.csv`, a row a trial.
 
-    Columns: `trial`; `status` (finished, stopped, failed, running); `iterations` done of `max_iter`; the tuned metric
-    by its name, at the last evaluation (empty for a failed trial); as applied by Detectron2's solver, after scaling by
-    the workers: `base_lr`, `warmup_iters`, `schedule`, `num_steps`, `steps` (a JSON list), `gamma` (empty for cosine),
-    `weight_decay`, `flip`, `recipes` (the name of the set); `seconds` of the trial; `reason` of a failure.
+    Columns: `trial`; `status` (finished, stopped, failed, running); `iterations` at the last evaluation, and those
+    `trained` as the log has them, of `max_iter`; the tuned metric by its name, at the last evaluation (empty for a
+    failed trial); as applied by Detectron2's solver, after scaling by the workers: `base_lr`, `warmup_iters`,
+    `schedule`, `num_steps`, `steps` (a JSON list), `gamma` (empty for cosine), `weight_decay`, `flip`, `recipes` (the
+    name of the set); `seconds` of the trial; `reason` of a failure.
     Parquet alone: `began` (Unix time), `params` (JSON: what was drawn), `evaluations` (list of {iteration, METRICS}).
     """
     evaluation = pa.struct([("iteration", pa.int64()), *((name, pa.float64()) for name in METRICS)])
     number, text = pa.float64(), pa.string()
     schema = pa.schema(
         [
-            ("trial", text), ("status", text), ("iterations", pa.int64()), ("max_iter", pa.int64()),
-            (config.tune.metric, number), ("base_lr", number), ("warmup_iters", pa.int64()), ("schedule", text),
-            ("num_steps", pa.int64()), ("steps", text), ("gamma", number), ("weight_decay", number),
-            ("flip", pa.bool_()), ("recipes", text), ("seconds", number), ("reason", text), ("began", number),
-            ("params", text), ("evaluations", pa.list_(evaluation)),
+            ("trial", text), ("status", text), ("iterations", pa.int64()), ("trained", pa.int64()),
+            ("max_iter", pa.int64()), (config.tune.metric, number), ("base_lr", number), ("warmup_iters", pa.int64()),
+            ("schedule", text), ("num_steps", pa.int64()), ("steps", text), ("gamma", number),
+            ("weight_decay", number), ("flip", pa.bool_()), ("recipes", text), ("seconds", number), ("reason", text),
+            ("began", number), ("params", text), ("evaluations", pa.list_(evaluation)),
         ]
     )  # fmt: skip
     table = pa.Table.from_pylist(list(rows), schema=schema)

@@ -20,12 +20,16 @@ import pytest
 from conftest import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from kp_ray.config import Config, InputError, TrainConfig, build, load
-from kp_ray.store import plan, write_store
+from kp_ray.store import plan, write_store, writer_lock
 from kp_ray.tune import (
     APPLIED,
     METRICS,
+    _Asha,
+    _running,
     apply_params,
     best_config,
     choose_best,
@@ -276,16 +280,18 @@ def test_a_search_leaves_its_trials_as_detectron2_ran_them(searched: Searched) -
     assert set(table.status) <= {"finished", "stopped", "failed"}
     for one in table[table.status != "failed"].itertuples():
         log = lines_of(config, "trials", one.trial, "metrics.json")
-        assert len(log) == one.iterations
+        assert len(log) == one.trained
+        assert one.trained == one.iterations or one.status == "stopped"  # it trains on until its end reaches it
         assert [evaluation["iteration"] for evaluation in one.evaluations] == list(range(2, one.iterations + 1, 2))
         assert max(line["lr"] for line in log) <= one.base_lr * (1 + 1e-9)
     assert [len(rows) for rows in told] == sorted(len(rows) for rows in told)
     assert any(row["status"] == "running" for rows in told for row in rows)
     log = lines_of(config, "log.jsonl")
-    told = sorted((line["trial"], line["iteration"]) for line in log if line["iteration"])
-    wanted = [(one.trial, at["iteration"]) for one in table.itertuples() for at in one.evaluations]
-    assert told == sorted(wanted)  # each evaluation once
-    assert result["iterations"] == table.iterations.sum() <= result["iterations_without_stops"] == 16
+    told = [(line["trial"], line["iteration"]) for line in log if line["iteration"]]
+    seen = {(one.trial, at["iteration"]): one.status for one in table.itertuples() for at in one.evaluations}
+    assert len(set(told)) == len(told)
+    assert {at for at, status in seen.items() if status != "stopped"} <= set(told) <= set(seen)
+    assert result["iterations"] == table.trained.sum() <= result["iterations_without_stops"] == 16
     assert not list(Path(config.path("tune", "trials")).glob("*/checkpoint_0*"))
 
 
@@ -344,6 +350,95 @@ def assert_nothing_left() -> None:
             return
         assert time.monotonic() < deadline, f"left behind: {actors}, placement groups {groups}"
         time.sleep(0.5)
+
+
+ONE_AXIS = {
+    "num_trials": 4, "max_iter": 4, "eval_period": 2, **FIXED, "schedules": ["cosine"], "gamma": [0.5, 0.5],
+    "base_lr": [1e-4, 1e-2],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "section",
+    [{"sampler": "random", "scheduler": "median"}, {"sampler": "grid", "scheduler": "none"}, {"scheduler": "asha"}],
+    ids=lambda section: section["scheduler"],
+)
+def test_every_sampler_and_scheduler_brings_a_search_to_its_end(section: dict[str, str], make: Make) -> None:
+    config = make(tune={**ONE_AXIS, **section})
+    result = tune(config)
+    table = pd.read_csv(config.path("tune", "trials.csv"))
+    assert result["trials"] == len(table) == 4
+    assert set(table.status) <= {"finished", "stopped"}
+    assert len(set(table.base_lr.round(9))) == 4
+    if section["scheduler"] == "none":
+        assert sorted(table.base_lr.round(9))[:1] + sorted(table.base_lr.round(9))[-1:] == [1e-4, 1e-2]
+        assert list(table.status) == ["finished"] * 4
+    load(result["config"])
+
+
+@pytest.mark.slow
+def test_trials_that_the_machines_ended_are_tried_again_and_their_own_faults_are_not(make: Make) -> None:
+    train = {"max_failures": 0}
+    config = make(tune={**EVEN, "num_trials": 2, "max_iter": 12, "max_concurrent": 1}, train=train)
+    search = start(config)
+    for number in range(2):
+        wait_for(config, lambda seen, least=number: len(seen) > least and seen.iterations[least] >= 2)
+        kill_one("RayTrainWorker", search.pid)
+    _, err = search.communicate(timeout=500)
+    assert search.returncode == 2
+    assert "no trial reported rmse, the first because: " in err
+    table = pd.read_csv(config.path("tune", "trials.csv"))
+    assert list(table.status) == ["failed"] * 2
+    assert all(table.reason.str.contains("training stopped"))
+    finish(start(config))
+    again = assert_whole(config, 2, 12)
+    assert list(again.trial) == list(table.trial)
+
+
+def test_a_scheduler_is_told_again_what_ended_trials_had_reached(tmp_path: Path) -> None:
+    config = build({"run_dir": str(tmp_path), "tune": {"max_iter": 8, "eval_period": 2}})
+    for number in range(4):
+        leave_trial(config, f"good{number}", float(number), {2: 10.0 + number, 4: 5.0, 8: 1.0})
+    leave_trial(config, "bad", 5.0, {2: 90.0})
+    told = _Asha(metric="rmse", mode="min", time_attr="iteration", max_t=8, grace_period=2, reduction_factor=2)
+    fresh = ASHAScheduler(metric="rmse", mode="min", time_attr="iteration", max_t=8, grace_period=2, reduction_factor=2)
+    token = _running.set((config, None))
+    try:
+        for number in range(4):
+            for scheduler in (told, fresh):
+                scheduler.on_trial_add(None, restored(f"good{number}", Trial.TERMINATED))
+        late = restored("bad", Trial.RUNNING)
+        decisions = []
+        for scheduler in (told, fresh):
+            scheduler.on_trial_add(None, late)
+            decisions.append(scheduler.on_trial_result(None, late, {"iteration": 2, "rmse": 90.0}))
+    finally:
+        _running.reset(token)
+    assert decisions == [TrialScheduler.STOP, TrialScheduler.CONTINUE]
+
+
+def restored(trial_id: str, status: str) -> Trial:
+    trial = Trial("restored", trial_id=trial_id, stub=True)
+    trial.status = status
+    return trial
+
+
+def test_a_damaged_state_of_the_search_is_one_line(make: Make) -> None:
+    config = make(tune=EVEN)
+    state = Path(config.path("tune", "search"))
+    state.mkdir(parents=True)
+    (state / "tuner.pkl").write_bytes(b"")
+    (state / "experiment_state-2026-01-01_00-00-00.json").write_text('{"cut')
+    with pytest.raises(InputError, match=r"the search's state is damaged .* delete this folder") as said:
+        tune(config)
+    assert "\n" not in str(said.value)
+
+
+def test_a_second_search_of_a_run_folder_is_refused(make: Make) -> None:
+    config = make(tune=EVEN)
+    with writer_lock(config.path("tune")), pytest.raises(InputError, match="another process is writing here"):
+        tune(config)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -443,9 +538,10 @@ def test_a_killed_worker_and_a_killed_trial_are_taken_up(make: Make) -> None:
     assert_nothing_left()
 
 
-def kill_one(kind: str) -> None:
+def kill_one(kind: str, under: int | None = None) -> None:
+    """Kill the one process of its kind below another, by default below this one."""
     victims = []
-    for one in psutil.Process().children(recursive=True):
+    for one in psutil.Process(under).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if re.search(kind, " ".join([one.name(), *one.cmdline()])):
                 victims.append(one)
@@ -481,3 +577,20 @@ def test_more_trials_run_when_a_node_joins_and_all_end_when_it_leaves(make: Make
     finally:
         cluster.shutdown()
     assert_whole(config, 4, 12)
+
+
+@pytest.mark.slow
+def test_workers_that_fit_the_cluster_but_not_its_nodes_are_refused(make: Make) -> None:
+    from ray.cluster_utils import Cluster
+
+    config = make(tune=EVEN, train={"num_workers": 4, "cpus_per_worker": 2, "ims_per_batch": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=3)
+        search = start(config, f"cluster.address={cluster.address}")
+        _, err = search.communicate(timeout=300)
+    finally:
+        cluster.shutdown()
+    assert search.returncode == 2
+    assert "the nodes have room for 3 workers of 2 CPUs each, training asks for 4" in err

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,13 +20,19 @@ import psutil
 import pytest
 import torch
 from conftest import tiny_config
+from test_augment_faults import Disk, disk
 
 from kp_ray.config import Config
+from kp_ray.tune import read_trials
 
 ROUNDS = [(verb, seed) for verb, rounds in (("augment", 12), ("train", 6), ("tune", 4), ("predict", 8))
           for seed in range(rounds)]  # fmt: skip
-KINDS = ("driver", "worker", "raylet", "gcs")
+KINDS = ("driver", "worker", "raylet", "gcs_server")
+WORKERS = {"augment": "ray::", "train": "ray::RayTrainWorker", "tune": "ray::(Trial|ResourceTrainable)",
+           "predict": "ray::MapWorker"}  # fmt: skip
+"""What a verb's `worker` is called: a task's, or Ray's own beside it; a training worker; a trial; an actor."""
 NEEDS = {"augment": (), "train": ("store",), "tune": ("store",), "predict": ("store", "members")}
+__all__ = ["disk"]
 GONE_S = 300
 """A driver whose cluster died must have noticed by then."""
 
@@ -40,7 +47,7 @@ def configure(data: dict[str, Any], run_dir: Path, done: Path | None = None, nee
     long = {"max_iter": 24, "steps": [20], "eval_period": 12, "checkpoint_period": 4}
     config = tiny_config(
         data, run_dir, train=long, augment={"sources_per_part": 1}, predict={"batch_size": 1},
-        tune={"num_trials": 1, "max_iter": 12, "eval_period": 4},
+        tune={"num_trials": 2, "max_iter": 12, "eval_period": 4, "scheduler": "none"},
     )  # fmt: skip
     (run_dir / "c.yaml").write_text(config.to_yaml())
     return config
@@ -63,7 +70,19 @@ def outcome(verb: str, config: Config) -> Any:
         return [(str(part.relative_to(run)), hashlib.sha256(part.read_bytes()).hexdigest()) for part in parts]
     if verb == "predict":
         return [(run / name).read_bytes() for name in ("predictions.parquet", "submission.csv")]
-    folder = run / "members" / "a" if verb == "train" else next((run / "tune" / "trials").iterdir())
+    if verb == "train":
+        return trained(run / "members" / "a")
+    rows = [row for row in read_trials(config) if row["status"] == "finished"]
+    assert len(rows) == config.tune.num_trials
+    return tuple(
+        one
+        for row in sorted(rows, key=lambda row: row["params"])
+        for one in trained(run / "tune" / "trials" / row["trial"])
+    )
+
+
+def trained(folder: Path) -> tuple[list[int], list[float], float]:
+    """A training run's iterations and losses, and a sum over its weights."""
     log = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     weights = torch.load(folder / "model_final.pth", weights_only=True)["model"]
     total = float(sum(value.double().abs().sum() for value in weights.values()))
@@ -78,7 +97,7 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return []
 
 
-def victim(kind: str, processes: list[psutil.Process], rng: np.random.Generator) -> psutil.Process | None:
+def victim(verb: str, kind: str, processes: list[psutil.Process], rng: np.random.Generator) -> psutil.Process | None:
     """One of a kind, None if there is none yet."""
     found = []
     for number, one in enumerate(processes):
@@ -86,8 +105,8 @@ def victim(kind: str, processes: list[psutil.Process], rng: np.random.Generator)
             name = one.name()
             if (
                 (kind == "driver" and number == 0)
-                or (kind == "worker" and name.startswith("ray::"))
-                or (kind == name.removesuffix("_server"))
+                or (kind == "worker" and re.match(WORKERS[verb], name))
+                or kind == name
             ):
                 found.append(one)
     return found[int(rng.integers(len(found)))] if found else None
@@ -122,7 +141,7 @@ def test_after_a_kill_the_same_command_ends_as_if_nothing_had_happened(
             process.wait(moment * usual_s)
         while killed is None and process.poll() is None:  # there is none of its kind at times
             processes = family(process)
-            killed = victim(kind, processes, rng)
+            killed = victim(verb, kind, processes, rng)
             try:
                 if killed:
                     killed.kill()
@@ -145,6 +164,26 @@ def test_after_a_kill_the_same_command_ends_as_if_nothing_had_happened(
         _, err = process.communicate(timeout=600)
         runs += 1
     print(f"{verb} {seed}: {kind} killed at {moment:.0%}, {runs} runs")
+    same(outcome(verb, config), wanted)
+
+
+@pytest.mark.parametrize("verb", ["train", "tune", "predict"])
+def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(
+    verb: str, undisturbed: dict[str, Any], sample_data: dict[str, Any], disk: Disk
+) -> None:
+    wanted, _ = undisturbed[verb]
+    disk.change(f"size={128 << 10}")
+    config = configure(sample_data, disk.folder / "run", undisturbed["folder"], NEEDS[verb])
+    process = start(verb, config)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 2, err
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("kp-ray: ")]
+    assert "No space left on device" in line
+    disk.change(f"size={1 << 30}")
+    process = start(verb, config)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
     same(outcome(verb, config), wanted)
 
 

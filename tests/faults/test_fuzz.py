@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from kp_ray.annotations import checked_name, load_annotations, to_coco, to_csv
 from kp_ray.config import Config, InputError, build, load
 from kp_ray.keypoints import DACON24
-from kp_ray.predict import _Predictions, prediction_schema
+from kp_ray.predict import _Predictions, list_asked, prediction_schema
 from kp_ray.store import SCHEMA_VERSION, Manifest, PartRecord, Quarantined, RecipeRecord, read_manifest, write_manifest
 from kp_ray.submission import read_form, read_submission
 
@@ -128,6 +128,14 @@ def sound_predictions(path: str) -> None:
     assert len(predictions.sizes) == len(predictions.reasons) == 3
 
 
+def sound_list(path: str) -> None:
+    folder = str(Path(path).parent)
+    asked = list_asked(build({"data": {"test_images": folder}, "predict": {"images": path}}), None)
+    names = [one.image for one in asked]
+    assert len(set(names)) == len(names) > 0
+    assert all(name.strip() and ".." not in name.split("/") for name in names)
+
+
 def manifest_json(folder: Path) -> bytes:
     part = PartRecord(path="recipe=Original/part-0.parquet", recipe="Original", split="train", num_rows=3, num_bytes=9,
                       sha256="0" * 64)  # fmt: skip
@@ -160,6 +168,8 @@ def whole(kind: str, folder: Path) -> bytes:
         return json.dumps(to_coco(labels_of(labels_csv(), folder), [(64, 64)] * 3)).encode()
     if kind == "corrections.csv":
         return b"image,action,keypoint,x,y\ns1_A-1.jpg,drop,,,\ns0_A-0.jpg,point,nose,7.5,8\n"
+    if kind == "list.csv":
+        return b"camera,image\nA,s0_A-0.jpg\nB,s1_B-1.jpg\n"
     if kind == "config.yaml":
         return Config().to_yaml().encode()
     if kind == "manifest.json":
@@ -175,6 +185,7 @@ SOUND: dict[str, Callable[[str], None]] = {
     "manifest.json": sound_manifest,
     "form.csv": sound_form,
     "submission.csv": sound_submission,
+    "list.csv": sound_list,
     "predictions.parquet": sound_predictions,
 }
 
@@ -196,6 +207,19 @@ def test_a_wounded_file_is_read_soundly_or_refused_in_one_line(kind: str, folder
         assert "\n" not in told
         assert len(told) < 2000
         assert str(path.parent) in told
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SOUND if kind.endswith(".csv")])
+def test_an_open_quote_before_much_text_is_one_line(kind: str, folder: Path) -> None:
+    path = folder / "quoted" / kind
+    path.parent.mkdir(exist_ok=True)
+    (path.parent / "whole.csv").write_bytes(labels_csv())
+    header, rest = whole(kind, folder).split(b"\n", 1)
+    path.write_bytes(header + b'\n"' + rest + b"x" * 140_000)
+    with pytest.raises(InputError) as said:
+        SOUND[kind](str(path))
+    assert str(path) in str(said.value)
+    assert "\n" not in str(said.value)
 
 
 def test_whole_files_are_read(folder: Path) -> None:
