@@ -450,7 +450,7 @@ def test_a_search_that_cannot_be_is_refused_before_it_starts(
     with pytest.raises(InputError, match=r"set split\.fraction above 0"):
         tune(config)
     with pytest.raises(InputError, match=r"the cluster has 4 CPUs .* lower train\.num_workers"):
-        tune(make(train={"num_workers": 6, "cpus_per_worker": 1}))
+        tune(make(train={"num_workers": 6, "cpus_per_worker": 1}, tune={"recipes": {}}))
     with pytest.raises(InputError, match=r"holds no recipe 'Rotate46'"):
         tune(make(tune={"recipes": {"odd": ["Rotate46"]}}))
     with pytest.raises(InputError, match=r"give train\.num_workers a number"):
