@@ -46,7 +46,7 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
             "eval_period": total,
             "checkpoint_period": total,
         },
-        "tune": {"num_trials": options.trials, "max_iter": total, "eval_period": max(1, total // 8)},
+        "tune": {"num_trials": options.trials, "max_iter": total, "eval_period": max(1, round(total / 8))},
     }
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(values))
@@ -96,7 +96,7 @@ def main() -> None:
     """Search, train both settings with every seed, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--iterations", type=int, default=80)
+    parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--images", type=int, default=160)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
