@@ -422,8 +422,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"preset": "r18"},
         "train": {
             "recipes": ["Original", "CenterCrop_1", "Rescale_CenterCrop", "Rescale_RandomCrop_3"], "flip": False,
-            "optimizer": "adamw", "base_lr": 0.0015, "weight_decay": 0.01, "schedule": "cosine", "max_iter": 300,
-            "warmup_iters": 20, "ims_per_batch": 4, "eval_period": 150, "checkpoint_period": 75,
+            "optimizer": "adamw", "base_lr": 0.0015, "weight_decay": 0.01, "schedule": "cosine", "max_iter": 340,
+            "warmup_iters": 20, "ims_per_batch": 4, "eval_period": 170, "checkpoint_period": 85,
             "cpus_per_worker": 0.5, "threads_per_worker": 1,
         },
         "tune": {"num_trials": 2, "max_iter": 20, "eval_period": 10},
