@@ -93,6 +93,24 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
         dashboard: Ray Train asks a local cluster's for the state of its actors; other stages start faster without.
     """
     import ray  # here, so that help and shell completion need not wait for it
+
+    began = time.monotonic()
+    with _last_words():
+        _join_ray(config, dashboard)
+        handler = signal.signal(signal.SIGINT, _interrupt)
+        try:
+            yield time.monotonic() - began
+        except KeyboardInterrupt:
+            _tell("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            _interrupted.clear()
+            ray.shutdown()
+
+
+def _join_ray(config: Config, dashboard: bool) -> None:
+    import ray
     import ray.data  # sets its log's level, so before we do
 
     section = config.cluster
@@ -103,11 +121,10 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
     told: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     if address == "local":
         told |= {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus, "include_dashboard": dashboard}
-    began = time.monotonic()
     for left in reversed(range(STARTS)):
         try:
             ray.init(address=address, **told)
-            break
+            return
         except (ConnectionError, ValueError, RuntimeError) as error:
             named = "cluster.address" if section.address or address == "local" else "RAY_ADDRESS"
             raise InputError(f"{named} {address}: no Ray cluster of this version answers there: {error}") from error
@@ -119,17 +136,6 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
                     f"Ray did not start in {STARTS} times half a minute: the machine is too busy"
                 ) from error
             _tell("Ray did not start within half a minute, once more")
-    handler = signal.signal(signal.SIGINT, _interrupt)
-    try:
-        with _last_words():
-            yield time.monotonic() - began
-    except KeyboardInterrupt:
-        _tell("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        _interrupted.clear()
-        ray.shutdown()
 
 
 @contextlib.contextmanager

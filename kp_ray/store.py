@@ -39,6 +39,7 @@ from kp_ray.config import (
     AugmentConfig,
     Config,
     InputError,
+    StoppedError,
     exists,
     file_sizes,
     filesystem,
@@ -267,6 +268,8 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
     began = time.time()
     with writer_lock(plan.store):
         kept, todo = _missing(plan)
+        if todo:
+            _drop_half_written(plan.store)
         total = sum(len(run.sources) for run in plan.runs)
         done = total - sum(len(run.sources) for run in todo)
         finished: list[_Finished] = []
@@ -406,10 +409,12 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in str(error):
         return "the nodes lack memory; lower cluster.num_cpus or start Ray with fewer CPUs a node"
     told = re.findall(r"^(?!ray\.)[\w.]*?(\w*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
-    if not told:
-        return one_line(error)[-300:]
-    kind, text = told[-1]
-    return str(text) if kind == InputError.__name__ else f"{kind}: {text}"
+    if told:
+        kind, text = told[-1]
+        return str(text) if kind in (InputError.__name__, StoppedError.__name__) else f"{kind}: {text}"
+    if re.search(r"(actor|worker|worker process|node) (has )?died", str(error)):
+        return "a process or a node of Ray died: killed, out of memory or crashed, its log may tell"
+    return one_line(error)[-300:]
 
 
 @contextlib.contextmanager
@@ -686,6 +691,14 @@ def write_manifest(store: str, manifest: Manifest) -> None:
     pq.write_table(table, sink)
     write_bytes(join(store, "quarantine.parquet"), sink.getvalue().to_pybytes())
     write_bytes(join(store, "manifest.json"), (manifest.model_dump_json(indent=1) + "\n").encode())
+
+
+def _drop_half_written(store: str) -> None:
+    """Remove what killed writers left, before it fills a disk; who holds the lock knows that they are gone."""
+    fs, root = filesystem(store)
+    if isinstance(fs, pafs.LocalFileSystem):
+        for path in Path(root).rglob("*.partial"):
+            path.unlink(missing_ok=True)
 
 
 def _drop_unlisted(store: str, there: Iterable[str], manifest: Manifest) -> None:

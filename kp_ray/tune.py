@@ -15,6 +15,7 @@ import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -580,7 +581,9 @@ class _Listener(ray.tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         config, _ = _running.get()
-        _note_failure(config.path("tune", "trials", trial.trial_id), str(trial.get_error()), lasting=False)
+        told = Path(trial.error_file).read_text()  # Ray's own get_error finds it only when it has been copied
+        reason = reason_of(RuntimeError(told))
+        _note_failure(config.path("tune", "trials", trial.trial_id), reason, lasting=False)
         self.on_trial_complete(iteration, trials, trial)
 
     def _tell(self, trial_id: str) -> None:

@@ -18,6 +18,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_config
+from test_jobs import free_port
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.experiment import Trial
@@ -368,12 +369,12 @@ def test_every_sampler_and_scheduler_brings_a_search_to_its_end(section: dict[st
     config = make(tune={**ONE_AXIS, **section})
     result = tune(config)
     table = pd.read_csv(config.path("tune", "trials.csv"))
-    assert result["trials"] == len(table) == 4
+    grid = section.get("sampler") == "grid"  # its three values; the config's own is the middle one
+    assert result["trials"] == len(table) == len(set(table.base_lr.round(9))) == (3 if grid else 4)
     assert set(table.status) <= {"finished", "stopped"}
-    assert len(set(table.base_lr.round(9))) == 4
-    if section["scheduler"] == "none":
-        assert sorted(table.base_lr.round(9))[:1] + sorted(table.base_lr.round(9))[-1:] == [1e-4, 1e-2]
-        assert list(table.status) == ["finished"] * 4
+    if grid:
+        assert sorted(table.base_lr.round(9)) == [1e-4, 1e-3, 1e-2]
+        assert list(table.status) == ["finished"] * 3
     load(result["config"])
 
 
@@ -390,7 +391,7 @@ def test_trials_that_the_machines_ended_are_tried_again_and_their_own_faults_are
     assert "no trial reported rmse, the first because: " in err
     table = pd.read_csv(config.path("tune", "trials.csv"))
     assert list(table.status) == ["failed"] * 2
-    assert all(table.reason.str.contains("training stopped"))
+    assert all(table.reason.str.contains("training stopped: a process or a node of Ray died"))
     finish(start(config))
     again = assert_whole(config, 2, 12)
     assert list(again.trial) == list(table.trial)
@@ -564,7 +565,8 @@ def test_more_trials_run_when_a_node_joins_and_all_end_when_it_leaves(make: Make
     from ray.cluster_utils import Cluster
 
     config = make(tune={**EVEN, "num_trials": 4, "max_iter": 12})
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True})
+    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()}  # its default has one here already
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         search = start(config, f"cluster.address={cluster.address}")
         table = wait_for(config, lambda seen: bool(len(seen)) and seen.iterations[0] >= 2)

@@ -379,16 +379,20 @@ def test_a_full_disk_is_one_line_and_with_space_the_run_goes_on(
     many_data: dict[str, Any], expected: dict[str, Any], augment: Command, two_nodes: Cluster, disk: Disk
 ) -> None:
     config = configure(many_data, disk.folder.parent, disk.folder / "run")
+    left = store_of(config) / "recipe=Rotate45" / "part-00000-0.parquet.0.partial"  # by a writer that was killed
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(1 << 20))
     told = refusal(augment(config, on(two_nodes)))
+    assert not left.exists()
     assert "No space left on device" in told
     assert "finished parts are kept, run augment again" in told
     made = parts_of(store_of(config))
     assert 0 < len(made) < len(expected["digests"])
     assert not (store_of(config) / "manifest.json").exists()
-    assert not list(store_of(config).rglob("*.partial"))
     disk.change(f"size={1 << 30}")
     assert figures(augment(config, on(two_nodes)))["parts_written"] > 0
     assert contents(config) == expected
+    assert not list(store_of(config).rglob("*.partial"))
 
 
 @pytest.mark.slow
