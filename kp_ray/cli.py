@@ -58,6 +58,9 @@ LOG_EVERY_S = 10.0
 STARTS = 3
 """How often a local cluster is started that a busy machine does not let come up: Ray waits half a minute, no longer."""
 
+WATCH_S = 5.0
+"""How often it is asked whether this node still belongs to the cluster."""
+
 console = Console(stderr=True, highlight=False)
 
 _interrupted = threading.Event()
@@ -99,7 +102,8 @@ def _cluster(config: Config, *, dashboard: bool = True) -> Iterator[float]:
         _join_ray(config, dashboard)
         handler = signal.signal(signal.SIGINT, _interrupt)
         try:
-            yield time.monotonic() - began
+            with _watch():
+                yield time.monotonic() - began
         except KeyboardInterrupt:
             _tell("stopped; the same command goes on from here")
             raise typer.Exit(130) from None
@@ -117,7 +121,8 @@ def _join_ray(config: Config, dashboard: bool) -> None:
     address = section.address or os.environ.get("RAY_ADDRESS") or "local"
     verbose = logging.getLogger().isEnabledFor(logging.INFO)
     if not verbose:
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what ends a run is told in our own line
+        for part in ("ray.data", "ray.tune"):  # what ends a run or a trial is told in our own words
+            logging.getLogger(part).setLevel(logging.CRITICAL)
     told: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     if address == "local":
         told |= {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus, "include_dashboard": dashboard}
@@ -136,6 +141,28 @@ def _join_ray(config: Config, dashboard: bool) -> None:
                     f"Ray did not start in {STARTS} times half a minute: the machine is too busy"
                 ) from error
             _tell("Ray did not start within half a minute, once more")
+
+
+@contextlib.contextmanager
+def _watch() -> Iterator[None]:
+    """End this process when Ray has given up its node: Ray Tune would wait for resources for ever."""
+    import ray
+
+    own, done = ray.get_runtime_context().get_node_id(), threading.Event()
+
+    def look() -> None:
+        while not done.wait(WATCH_S):
+            with contextlib.suppress(Exception):  # the head is gone: Ray then ends this process itself
+                if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == own):
+                    os._exit(2)  # with the last words below
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 @contextlib.contextmanager

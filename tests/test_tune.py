@@ -18,11 +18,11 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_config
-from test_jobs import free_port
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from test_jobs import free_port
 
 from kp_ray.config import Config, InputError, TrainConfig, build, load
 from kp_ray.store import plan, write_store, writer_lock

@@ -155,7 +155,8 @@ def test_after_a_kill_the_same_command_ends_as_if_nothing_had_happened(
     _, err = process.communicate(timeout=GONE_S)
     if process.returncode != 0:
         assert "Traceback" not in err
-        assert sum(line.startswith("kp-ray: ") for line in err.splitlines()) == 1, err
+        told = sum(line.startswith("kp-ray: ") for line in err.splitlines())
+        assert told == 1 or (told == 0 and kind == "driver"), err  # that one may have died before it could start Ray
     end_all(processes, process)
     runs = 1
     while process.returncode != 0:
@@ -167,12 +168,12 @@ def test_after_a_kill_the_same_command_ends_as_if_nothing_had_happened(
     same(outcome(verb, config), wanted)
 
 
-@pytest.mark.parametrize("verb", ["train", "tune", "predict"])
+@pytest.mark.parametrize(("verb", "room_kib"), [("train", 128), ("tune", 128), ("predict", 48)])
 def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(
-    verb: str, undisturbed: dict[str, Any], sample_data: dict[str, Any], disk: Disk
+    verb: str, room_kib: int, undisturbed: dict[str, Any], sample_data: dict[str, Any], disk: Disk
 ) -> None:
     wanted, _ = undisturbed[verb]
-    disk.change(f"size={128 << 10}")
+    disk.change(f"size={room_kib << 10}")
     config = configure(sample_data, disk.folder / "run", undisturbed["folder"], NEEDS[verb])
     process = start(verb, config)
     _, err = process.communicate(timeout=600)
