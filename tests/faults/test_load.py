@@ -147,12 +147,15 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
         began, rounds, killed = time.monotonic(), 0, {"driver": 0, "worker": 0}
         wanted: Any = None
         early: dict[str, int] = {}
+        files: list[int] = []
         while time.monotonic() - began < SOAK_S:
             run = start()
             if wanted is not None:
                 kind = "driver" if rng.uniform() < 0.4 else "worker"
-                time.sleep(rng.uniform(3, 12))
-                victims = [p for node in nodes for p in node.children(recursive=True) if "_write_run" in p.name()]
+                time.sleep(rng.uniform(3, 12) if kind == "driver" else 3)
+                victims: list[psutil.Process] = []
+                while kind == "worker" and not victims and run.poll() is None:
+                    victims = [p for node in nodes for p in node.children(recursive=True) if "_write_run" in p.name()]
                 if kind == "driver" and run.poll() is None:
                     run.kill()
                     killed[kind] += 1
@@ -171,6 +174,7 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
             for index in rng.choice(len(parts), len(parts) // 2, replace=False):
                 parts[index].unlink()
             rounds += 1
+            files.append(leftovers(tmp_path, temporary, nodes)["files of the cluster"])
             if rounds == 4:
                 early = leftovers(tmp_path, temporary, nodes)
         for _ in range(60):
@@ -180,11 +184,13 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
             time.sleep(1)
         with capsys.disabled():
             print(f"\n{rounds} rounds, killed {killed}, after round 4 {early}, at the end {late}")
-        assert rounds >= 4
+            print(f"files of the cluster by round: {files}")
+        assert rounds >= 6
         assert min(killed.values()) > 0
         assert late["half-written files"] == late["kp-ray processes"] == 0
         assert late["workers"] <= early["workers"] + 1
-        assert late["files of the cluster"] <= early["files of the cluster"] + 40
+        # Ray's GCS keeps three sockets of a job that has ended for some minutes: their number must level off.
+        assert max(files[-(rounds // 3) :]) <= max(files[: -(rounds // 3)]) + 20
         assert late["shared memory MiB"] <= early["shared memory MiB"] + 16
         assert late["temporary files"] <= early["temporary files"]
     finally:
