@@ -154,6 +154,7 @@ def _watch() -> Iterator[None]:
         while not done.wait(WATCH_S):
             with contextlib.suppress(Exception):  # the head is gone: Ray then ends this process itself
                 if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == own):
+                    console.show_cursor()
                     os._exit(2)  # with the last words below
 
     watcher = threading.Thread(target=look, daemon=True)
