@@ -113,12 +113,21 @@ def test_eight_jobs_at_once_write_eight_equal_stores(
 # --- half an hour
 
 
+def below(nodes: list[psutil.Process], name: str) -> list[psutil.Process]:
+    """The processes below those of the cluster that are called so now."""
+    found = []
+    for one in [child for node in nodes for child in node.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name in one.name():
+                found.append(one)
+    return found
+
+
 def leftovers(folder: Path, temporary: Path, nodes: list[psutil.Process]) -> dict[str, int]:
     """What must not grow: processes, open files of the cluster's own, shared memory and temporary files."""
     commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
-    workers = [p for node in nodes for p in node.children(recursive=True) if p.name().startswith("ray::")]
     return {
-        "workers": len(workers),
+        "workers": len(below(nodes, "ray::")),
         "files of the cluster": sum(node.num_fds() for node in nodes),
         "shared memory MiB": sum(f.stat().st_size for f in Path("/dev/shm").rglob("*") if f.is_file()) >> 20,
         "temporary files": len([one for one in temporary.iterdir() if one.name != "ray"]),
@@ -155,13 +164,15 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
                 time.sleep(rng.uniform(3, 12) if kind == "driver" else 3)
                 victims: list[psutil.Process] = []
                 while kind == "worker" and not victims and run.poll() is None:
-                    victims = [p for node in nodes for p in node.children(recursive=True) if "_write_run" in p.name()]
+                    victims = below(nodes, "_write_run")
+                    time.sleep(0.05)
                 if kind == "driver" and run.poll() is None:
                     run.kill()
                     killed[kind] += 1
                 elif kind == "worker" and victims:
-                    victims[int(rng.integers(len(victims)))].kill()
-                    killed[kind] += 1
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        victims[int(rng.integers(len(victims)))].kill()
+                        killed[kind] += 1
             _, err = run.communicate(timeout=600)
             if run.returncode != 0:
                 run = start()
