@@ -130,17 +130,17 @@ def _join_ray(config: Config, dashboard: bool) -> None:
         try:
             ray.init(address=address, **told)
             return
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            named = "cluster.address" if section.address or address == "local" else "RAY_ADDRESS"
-            raise InputError(f"{named} {address}: no Ray cluster of this version answers there: {error}") from error
-        except Exception as error:
-            if "timed out during startup" not in str(error):
-                raise
-            if not left:
+        except Exception as error:  # Ray has a type of its own for each thing that may go wrong
+            reason = one_line(error)[-300:]
+            if address != "local":
+                named = "cluster.address" if section.address else "RAY_ADDRESS"
                 raise InputError(
-                    f"Ray did not start in {STARTS} times half a minute: the machine is too busy"
+                    f"{named} {address}: no Ray cluster of this version answers there: {reason}"
                 ) from error
-            _tell("Ray did not start within half a minute, once more")
+            if isinstance(error, ValueError) or not left:
+                raise InputError(f"Ray does not start here, tried {STARTS - left} times: {reason}") from error
+            ray.shutdown()
+            _tell(f"Ray did not start, once more: {reason}")
 
 
 @contextlib.contextmanager
