@@ -22,6 +22,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 import ray.tune
@@ -175,29 +176,44 @@ def _search(config: Config, progress: Progress | None) -> None:
     # Ctrl-C ends the driver, as a kill does, instead of making a search look finished.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # what a killed driver forgets, in seconds
-    # Ray Tune also takes a folder for restorable that a driver killed at its start has left without any trials.
-    begun = exists(state) and any(name.startswith("experiment_state") for name in file_sizes(state))
+    write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
     token = _running.set((config, progress))
     try:
-        if begun and ray.tune.Tuner.can_restore(state):
-            tuner = ray.tune.Tuner.restore(state, trainable=trainable, resume_errored=True)
-        else:
-            tuner = _new_tuner(config, trainable, space(config, sets), points)
-        write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
-        tuner.fit()
-    except (EOFError, pickle.UnpicklingError, json.JSONDecodeError) as error:  # cut short by a full disk, say
-        raise InputError(
-            f"{state}: the search's state is damaged ({one_line(error)}): delete this folder and run the same command; "
-            "its trials stay in the tables and the sampler begins anew"
-        ) from error
+        num_samples = len(points) if config.tune.sampler == "grid" else config.tune.num_trials
+        if not _go_on(state, trainable, num_samples):
+            if exists(state):
+                fs, inner = filesystem(state)
+                fs.delete_dir(inner)
+            _new_tuner(config, trainable, space(config, sets), points, num_samples).fit()
     except (ray.exceptions.RayError, ray.tune.TuneError) as error:
         raise InputError(f"{folder}: the search stopped: {reason_of(error)}; run the same command to go on") from error
     finally:
         _running.reset(token)
 
 
+def _go_on(state: str, trainable: Any, num_samples: int) -> bool:
+    """Take a search up where Ray Tune noted it; False if it must begin anew, with the trials' folders as they are.
+
+    A full disk leaves notes that are cut short, or of different moments: without some of the trials.
+    """
+    # Ray Tune also takes a folder for restorable that a driver killed at its start has left without any trials.
+    if not exists(state) or not any(name.startswith("experiment_state") for name in file_sizes(state)):
+        return False
+    if not ray.tune.Tuner.can_restore(state):
+        return False
+    try:
+        results = ray.tune.Tuner.restore(state, trainable=trainable, resume_errored=True).fit()
+    except (EOFError, pickle.UnpicklingError, json.JSONDecodeError):
+        return False
+    return len(results) == num_samples
+
+
 def _new_tuner(
-    config: Config, trainable: Any, distributions: Mapping[str, Any], points: Sequence[dict[str, Any]]
+    config: Config,
+    trainable: Any,
+    distributions: Mapping[str, Any],
+    points: Sequence[dict[str, Any]],
+    num_samples: int,
 ) -> ray.tune.Tuner:
     section = config.tune
     if section.sampler == "tpe":  # its default, ten random trials first, would leave a short search random
@@ -212,8 +228,8 @@ def _new_tuner(
         tune_config=ray.tune.TuneConfig(
             metric=section.metric,
             mode=section.mode,
-            num_samples=len(points) if section.sampler == "grid" else section.num_trials,
-            search_alg=_AsManyAsFit(searcher, max_concurrent=1),
+            num_samples=num_samples,
+            search_alg=_AsManyAsFit(searcher, _by_params(config)),
             scheduler=_scheduler(config),
         ),
         run_config=ray.tune.RunConfig(
@@ -251,7 +267,14 @@ class _Asha(ASHAScheduler):
 
 
 class _AsManyAsFit(ConcurrencyLimiter):
-    """As many trials at once as the cluster can train now: it may grow and shrink."""
+    """As many trials at once as the cluster can train now: it may grow and shrink.
+
+    A trial takes over what one of the same parameters has left whose search began anew.
+    """
+
+    def __init__(self, searcher: OptunaSearch, left: Mapping[str, str]) -> None:
+        super().__init__(searcher, max_concurrent=1)
+        self.left = left
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         config, _ = _running.get()
@@ -260,7 +283,22 @@ class _AsManyAsFit(ConcurrencyLimiter):
         except InputError:  # a node left: wait for one
             fits = 0
         self.max_concurrent = min(fits, config.tune.max_concurrent or fits)
-        return super().suggest(trial_id)
+        params: Any = super().suggest(trial_id)
+        home = self.left.get(json.dumps(params, sort_keys=True)) if isinstance(params, dict) else None
+        if home and exists(home):
+            Path(home).rename(Path(home).with_name(trial_id))
+        return params
+
+
+def _by_params(config: Config) -> dict[str, str]:
+    """The trials' folders by their parameters (JSON); none on object storage, where a folder cannot be renamed."""
+    folder = config.path("tune", "trials")
+    if not exists(folder) or not isinstance(filesystem(folder)[0], pafs.LocalFileSystem):
+        return {}
+    found = {}
+    for path in sorted(Path(folder).glob("*/trial.json")):
+        found[json.dumps(json.loads(path.read_bytes())["params"], sort_keys=True)] = str(path.parent)
+    return found
 
 
 # The search space: shares of the iterations, so that it serves a trial and a full run.
