@@ -72,8 +72,8 @@ REDUCTION = 2
 Progress = Callable[[str, list[dict[str, Any]]], None]
 """Called with the trial that has news, and all trials as `read_trials` gives them."""
 
-_running: ContextVar[tuple[Config, Progress | None]] = ContextVar("running")
-"""The config of this run and who listens. Ray Tune pickles its searcher and callbacks and takes them up again after a
+_running: ContextVar[tuple[Config, Progress | None, set[str]]] = ContextVar("running")
+"""The config of this run, who listens, and the names of Tune's trials. Ray Tune pickles its searcher and callbacks and takes them up again after a
 killed driver: they would hold the config of the first run, and a terminal cannot be pickled."""
 
 
@@ -177,7 +177,7 @@ def _search(config: Config, progress: Progress | None) -> None:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # what a killed driver forgets, in seconds
     write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
-    token = _running.set((config, progress))
+    token = _running.set((config, progress, set()))
     try:
         num_samples = len(points) if config.tune.sampler == "grid" else config.tune.num_trials
         if not _go_on(state, trainable, num_samples):
@@ -229,7 +229,7 @@ def _new_tuner(
             metric=section.metric,
             mode=section.mode,
             num_samples=num_samples,
-            search_alg=_AsManyAsFit(searcher, _by_params(config)),
+            search_alg=_AsManyAsFit(searcher, max_concurrent=1),
             scheduler=_scheduler(config),
         ),
         run_config=ray.tune.RunConfig(
@@ -260,7 +260,7 @@ class _Asha(ASHAScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
         if trial.status == trial.TERMINATED:
-            config, _ = _running.get()
+            config, _, _ = _running.get()
             for one in _evaluations(config.path("tune", "trials", trial.trial_id)):
                 if config.tune.metric in one:
                     self.on_trial_result(tune_controller, trial, one)
@@ -272,33 +272,31 @@ class _AsManyAsFit(ConcurrencyLimiter):
     A trial takes over what one of the same parameters has left whose search began anew.
     """
 
-    def __init__(self, searcher: OptunaSearch, left: Mapping[str, str]) -> None:
-        super().__init__(searcher, max_concurrent=1)
-        self.left = left
-
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        config, _ = _running.get()
+        config, _, present = _running.get()
         try:
             fits = runs_at_once(config)[0]
         except InputError:  # a node left: wait for one
             fits = 0
         self.max_concurrent = min(fits, config.tune.max_concurrent or fits)
         params: Any = super().suggest(trial_id)
-        home = self.left.get(json.dumps(params, sort_keys=True)) if isinstance(params, dict) else None
-        if home and exists(home):
-            Path(home).rename(Path(home).with_name(trial_id))
+        if isinstance(params, dict):
+            _take_over(config, trial_id, params, present)
+            present.add(trial_id)
         return params
 
 
-def _by_params(config: Config) -> dict[str, str]:
-    """The trials' folders by their parameters (JSON); none on object storage, where a folder cannot be renamed."""
+def _take_over(config: Config, trial_id: str, params: Mapping[str, Any], present: set[str]) -> None:
+    """Give a trial the folder of one of the same parameters that Ray Tune does not know any more.
+
+    None on object storage, where a folder cannot be renamed.
+    """
     folder = config.path("tune", "trials")
-    if not exists(folder) or not isinstance(filesystem(folder)[0], pafs.LocalFileSystem):
-        return {}
-    found = {}
-    for path in sorted(Path(folder).glob("*/trial.json")):
-        found[json.dumps(json.loads(path.read_bytes())["params"], sort_keys=True)] = str(path.parent)
-    return found
+    if isinstance(filesystem(folder)[0], pafs.LocalFileSystem):
+        for path in Path(folder).glob("*/trial.json"):
+            if path.parent.name not in present and json.loads(path.read_bytes())["params"] == params:
+                path.parent.rename(path.parent.with_name(trial_id))
+                return
 
 
 # The search space: shares of the iterations, so that it serves a trial and a full run.
@@ -599,11 +597,15 @@ class _Listener(ray.tune.Callback):
     def __init__(self) -> None:
         self.live: set[str] = set()
 
+    def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
+        _, _, present = _running.get()
+        present.update(one.trial_id for one in trials)
+
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.live.add(trial.trial_id)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        config, _ = _running.get()
+        config, _, _ = _running.get()
         metric = config.tune.metric
         known = {(line["trial"], line["iteration"]) for line in _read_log(config)}
         if (trial.trial_id, result["iteration"]) not in known:
@@ -618,14 +620,14 @@ class _Listener(ray.tune.Callback):
         self._tell(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        config, _ = _running.get()
+        config, _, _ = _running.get()
         told = Path(trial.error_file).read_text()  # Ray's own get_error finds it only when it has been copied
         reason = reason_of(RuntimeError(told))
         _note_failure(config.path("tune", "trials", trial.trial_id), reason, lasting=False)
         self.on_trial_complete(iteration, trials, trial)
 
     def _tell(self, trial_id: str) -> None:
-        config, progress = _running.get()
+        config, progress, _ = _running.get()
         rows = read_trials(config, self.live)
         write_tables(config, rows)
         if progress:

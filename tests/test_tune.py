@@ -404,7 +404,7 @@ def test_a_scheduler_is_told_again_what_ended_trials_had_reached(tmp_path: Path)
     leave_trial(config, "bad", 5.0, {2: 90.0})
     told = _Asha(metric="rmse", mode="min", time_attr="iteration", max_t=8, grace_period=2, reduction_factor=2)
     fresh = ASHAScheduler(metric="rmse", mode="min", time_attr="iteration", max_t=8, grace_period=2, reduction_factor=2)
-    token = _running.set((config, None))
+    token = _running.set((config, None, set()))
     try:
         for number in range(4):
             for scheduler in (told, fresh):
