@@ -73,7 +73,7 @@ Progress = Callable[[str, list[dict[str, Any]]], None]
 """Called with the trial that has news, and all trials as `read_trials` gives them."""
 
 _running: ContextVar[tuple[Config, Progress | None, set[str]]] = ContextVar("running")
-"""The config of this run, who listens, and the names of Ray Tune's trials. Ray Tune pickles its searcher and callbacks and
+"""The config of this run, who listens, and the names of Tune's trials. Ray Tune pickles its searcher and callbacks and
 takes them up again after a killed driver: they would hold the config of the first run, and a terminal cannot be
 pickled."""
 
