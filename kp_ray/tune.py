@@ -22,7 +22,6 @@ import numpy as np
 import optuna
 import pandas as pd
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 import ray.tune
@@ -72,10 +71,9 @@ REDUCTION = 2
 Progress = Callable[[str, list[dict[str, Any]]], None]
 """Called with the trial that has news, and all trials as `read_trials` gives them."""
 
-_running: ContextVar[tuple[Config, Progress | None, set[str]]] = ContextVar("running")
-"""The config of this run, who listens, and the names of Tune's trials. Ray Tune pickles its searcher and callbacks and
-takes them up again after a killed driver: they would hold the config of the first run, and a terminal cannot be
-pickled."""
+_running: ContextVar[tuple[Config, Progress | None]] = ContextVar("running")
+"""The config of this run and who listens. Ray Tune pickles its searcher and callbacks and takes them up again after a
+killed driver: they would hold the config of the first run, and a terminal cannot be pickled."""
 
 
 def tune(config: Config, progress: Progress | None = None) -> dict[str, Any]:
@@ -177,44 +175,29 @@ def _search(config: Config, progress: Progress | None) -> None:
     # Ctrl-C ends the driver, as a kill does, instead of making a search look finished.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # what a killed driver forgets, in seconds
-    write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
-    token = _running.set((config, progress, set()))
+    # Ray Tune also takes a folder for restorable that a driver killed at its start has left without any trials.
+    begun = exists(state) and any(name.startswith("experiment_state") for name in file_sizes(state))
+    token = _running.set((config, progress))
     try:
-        num_samples = len(points) if config.tune.sampler == "grid" else config.tune.num_trials
-        if not _go_on(state, trainable, num_samples):
-            if exists(state):
-                fs, inner = filesystem(state)
-                fs.delete_dir(inner)
-            _new_tuner(config, trainable, space(config, sets), points, num_samples).fit()
+        if begun and ray.tune.Tuner.can_restore(state):
+            tuner = ray.tune.Tuner.restore(state, trainable=trainable, resume_errored=True)
+        else:
+            tuner = _new_tuner(config, trainable, space(config, sets), points)
+        write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
+        tuner.fit()
+    except (EOFError, pickle.UnpicklingError, json.JSONDecodeError) as error:  # cut short by a full disk, say
+        raise InputError(
+            f"{state}: the search's state is damaged ({one_line(error)}): delete this folder and run the same command; "
+            "its trials stay in the tables and the sampler begins anew"
+        ) from error
     except (ray.exceptions.RayError, ray.tune.TuneError) as error:
         raise InputError(f"{folder}: the search stopped: {reason_of(error)}; run the same command to go on") from error
     finally:
         _running.reset(token)
 
 
-def _go_on(state: str, trainable: Any, num_samples: int) -> bool:
-    """Take a search up where Ray Tune noted it; False if it must begin anew, with the trials' folders as they are.
-
-    A full disk leaves notes that are cut short, or of different moments: without some of the trials.
-    """
-    # Ray Tune also takes a folder for restorable that a driver killed at its start has left without any trials.
-    if not exists(state) or not any(name.startswith("experiment_state") for name in file_sizes(state)):
-        return False
-    if not ray.tune.Tuner.can_restore(state):
-        return False
-    try:
-        results = ray.tune.Tuner.restore(state, trainable=trainable, resume_errored=True).fit()
-    except (EOFError, pickle.UnpicklingError, json.JSONDecodeError):
-        return False
-    return len(results) == num_samples
-
-
 def _new_tuner(
-    config: Config,
-    trainable: Any,
-    distributions: Mapping[str, Any],
-    points: Sequence[dict[str, Any]],
-    num_samples: int,
+    config: Config, trainable: Any, distributions: Mapping[str, Any], points: Sequence[dict[str, Any]]
 ) -> ray.tune.Tuner:
     section = config.tune
     if section.sampler == "tpe":  # its default, ten random trials first, would leave a short search random
@@ -229,7 +212,7 @@ def _new_tuner(
         tune_config=ray.tune.TuneConfig(
             metric=section.metric,
             mode=section.mode,
-            num_samples=num_samples,
+            num_samples=len(points) if section.sampler == "grid" else section.num_trials,
             search_alg=_AsManyAsFit(searcher, max_concurrent=1),
             scheduler=_scheduler(config),
         ),
@@ -261,43 +244,23 @@ class _Asha(ASHAScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
         if trial.status == trial.TERMINATED:
-            config, _, _ = _running.get()
+            config, _ = _running.get()
             for one in _evaluations(config.path("tune", "trials", trial.trial_id)):
                 if config.tune.metric in one:
                     self.on_trial_result(tune_controller, trial, one)
 
 
 class _AsManyAsFit(ConcurrencyLimiter):
-    """As many trials at once as the cluster can train now: it may grow and shrink.
-
-    A trial takes over what one of the same parameters has left whose search began anew.
-    """
+    """As many trials at once as the cluster can train now: it may grow and shrink."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        config, _, present = _running.get()
+        config, _ = _running.get()
         try:
             fits = runs_at_once(config)[0]
         except InputError:  # a node left: wait for one
             fits = 0
         self.max_concurrent = min(fits, config.tune.max_concurrent or fits)
-        params: Any = super().suggest(trial_id)
-        if isinstance(params, dict):
-            _take_over(config, trial_id, params, present)
-            present.add(trial_id)
-        return params
-
-
-def _take_over(config: Config, trial_id: str, params: Mapping[str, Any], present: set[str]) -> None:
-    """Give a trial the folder of one of the same parameters that Ray Tune does not know any more.
-
-    None on object storage, where a folder cannot be renamed.
-    """
-    folder = config.path("tune", "trials")
-    if isinstance(filesystem(folder)[0], pafs.LocalFileSystem):
-        for path in Path(folder).glob("*/trial.json"):
-            if path.parent.name not in present and json.loads(path.read_bytes())["params"] == params:
-                path.parent.rename(path.parent.with_name(trial_id))
-                return
+        return super().suggest(trial_id)
 
 
 # The search space: shares of the iterations, so that it serves a trial and a full run.
@@ -598,15 +561,11 @@ class _Listener(ray.tune.Callback):
     def __init__(self) -> None:
         self.live: set[str] = set()
 
-    def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
-        _, _, present = _running.get()
-        present.update(one.trial_id for one in trials)
-
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.live.add(trial.trial_id)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        config, _, _ = _running.get()
+        config, _ = _running.get()
         metric = config.tune.metric
         known = {(line["trial"], line["iteration"]) for line in _read_log(config)}
         if (trial.trial_id, result["iteration"]) not in known:
@@ -621,14 +580,14 @@ class _Listener(ray.tune.Callback):
         self._tell(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        config, _, _ = _running.get()
+        config, _ = _running.get()
         told = Path(trial.error_file).read_text()  # Ray's own get_error finds it only when it has been copied
         reason = reason_of(RuntimeError(told))
         _note_failure(config.path("tune", "trials", trial.trial_id), reason, lasting=False)
         self.on_trial_complete(iteration, trials, trial)
 
     def _tell(self, trial_id: str) -> None:
-        config, progress, _ = _running.get()
+        config, progress = _running.get()
         rows = read_trials(config, self.live)
         write_tables(config, rows)
         if progress:
