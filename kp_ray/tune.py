@@ -1,8 +1,8 @@
 """The search over learning rate, schedule and recipes on Ray Tune: every trial is a real training run of `train.py`.
 
 A trial only waits for its training run, which takes its own resources; so the number of trials at once is what the
-cluster can train at once, now. What a trial did lies in its own folder, `tune/trials/<trial>`, and the tables are read
-from there: they are right whatever was killed on the way.
+cluster can train at once, now. What a trial did lies in its own folder, `tune/trials/<trial>`. From these alone the
+tables are written and a search goes on, whatever was killed on the way: Ray Tune's own notes are not kept.
 """
 
 import contextlib
@@ -11,10 +11,9 @@ import itertools
 import json
 import math
 import os
-import pickle
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
-from ray.tune.search import ConcurrencyLimiter
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
 from kp_ray import draw
 from kp_ray.config import (
@@ -70,10 +69,6 @@ REDUCTION = 2
 
 Progress = Callable[[str, list[dict[str, Any]]], None]
 """Called with the trial that has news, and all trials as `read_trials` gives them."""
-
-_running: ContextVar[tuple[Config, Progress | None]] = ContextVar("running")
-"""The config of this run and who listens. Ray Tune pickles its searcher and callbacks and takes them up again after a
-killed driver: they would hold the config of the first run, and a terminal cannot be pickled."""
 
 
 def tune(config: Config, progress: Progress | None = None) -> dict[str, Any]:
@@ -160,107 +155,147 @@ def check_search(config: Config) -> None:
 def _search(config: Config, progress: Progress | None) -> None:
     check_search(config)
     _, use_gpu = runs_at_once(config)
-    sets = recipe_sets(config)
-    points = first_points(config, sets)
     config.keep()
     folder = config.path("tune")
+    write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    searcher = _Searcher(config)
+    if not searcher.left:
+        return
     trial = type("Trial", (_Trial,), {"values": config.to_dict(), "use_gpu": use_gpu})
     # Ray Tune wants some resource; any share of a CPU would be missing when the training runs take all of them. A trial
     # itself only waits for its training run: it stays on the driver's node, where everything is installed.
     own = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
     here = next(name for name in own["Resources"] if name.startswith("node:") and name != "node:__internal_head__")
-    trainable = ray.tune.with_resources(trial, {"memory": 1, here: 0.001})
-    state = join(folder, "search")
     # Ctrl-C ends the driver, as a kill does, instead of making a search look finished.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # what a killed driver forgets, in seconds
-    # Ray Tune also takes a folder for restorable that a driver killed at its start has left without any trials.
-    begun = exists(state) and any(name.startswith("experiment_state") for name in file_sizes(state))
-    token = _running.set((config, progress))
-    try:
-        if begun and ray.tune.Tuner.can_restore(state):
-            tuner = ray.tune.Tuner.restore(state, trainable=trainable, resume_errored=True)
-        else:
-            tuner = _new_tuner(config, trainable, space(config, sets), points)
-        write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
-        tuner.fit()
-    except (EOFError, pickle.UnpicklingError, json.JSONDecodeError) as error:  # cut short by a full disk, say
-        raise InputError(
-            f"{state}: the search's state is damaged ({one_line(error)}): delete this folder and run the same command; "
-            "its trials stay in the tables and the sampler begins anew"
-        ) from error
-    except (ray.exceptions.RayError, ray.tune.TuneError) as error:
-        raise InputError(f"{folder}: the search stopped: {reason_of(error)}; run the same command to go on") from error
-    finally:
-        _running.reset(token)
-
-
-def _new_tuner(
-    config: Config, trainable: Any, distributions: Mapping[str, Any], points: Sequence[dict[str, Any]]
-) -> ray.tune.Tuner:
-    section = config.tune
-    if section.sampler == "tpe":  # its default, ten random trials first, would leave a short search random
-        sampler = optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=max(4, section.num_trials // 4))
-    else:
-        sampler = optuna.samplers.RandomSampler(seed=config.seed)
-    searcher = OptunaSearch(
-        dict(distributions), metric=section.metric, mode=section.mode, sampler=sampler, points_to_evaluate=list(points)
-    )
-    return ray.tune.Tuner(
-        trainable,
-        tune_config=ray.tune.TuneConfig(
-            metric=section.metric,
-            mode=section.mode,
-            num_samples=len(points) if section.sampler == "grid" else section.num_trials,
-            search_alg=_AsManyAsFit(searcher, max_concurrent=1),
-            scheduler=_scheduler(config),
-        ),
-        run_config=ray.tune.RunConfig(
-            name="search",
-            storage_path=config.path("tune"),
-            verbose=0,
-            failure_config=ray.tune.FailureConfig(max_failures=config.train.max_failures),
-            checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's state is in its folder
-            callbacks=[_Listener()],
-        ),
-    )
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    with tempfile.TemporaryDirectory(prefix="kp_ray-tune-") as notes:
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(trial, {"memory": 1, here: 0.001}),
+            tune_config=ray.tune.TuneConfig(
+                num_samples=len(searcher.left), search_alg=searcher, scheduler=_scheduler(config)
+            ),
+            run_config=ray.tune.RunConfig(
+                name="search",
+                storage_path=notes,
+                verbose=0,
+                failure_config=ray.tune.FailureConfig(max_failures=config.train.max_failures),
+                checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's state: its folder
+                callbacks=[_Listener(config, progress)],
+            ),
+        )
+        try:
+            tuner.fit()
+        except (ray.exceptions.RayError, ray.tune.TuneError) as error:
+            raise InputError(
+                f"{folder}: the search stopped: {reason_of(error)}; run the same command to go on"
+            ) from error
 
 
 def _scheduler(config: Config) -> TrialScheduler:
+    """The scheduler, told what the trials that have ended had reached."""
+    section = config.tune
     trial = apply_params(config, point_of(config.train, config), recipe_sets(config))
     solver = _applied_cfg(trial)
     total, grace = solver.SOLVER.MAX_ITER, max(1, min(solver.SOLVER.MAX_ITER, solver.TEST.EVAL_PERIOD))
-    if config.tune.scheduler == "asha":
-        return _Asha(time_attr="iteration", max_t=total, grace_period=grace, reduction_factor=REDUCTION)
-    if config.tune.scheduler == "median":  # it would also pause trials for each other, which costs new workers
-        return MedianStoppingRule(time_attr="iteration", grace_period=grace, min_time_slice=math.inf)
-    return FIFOScheduler()
+    told: dict[str, Any] = {"metric": section.metric, "mode": section.mode, "time_attr": "iteration"}
+    if section.scheduler == "none":
+        return FIFOScheduler()
+    if section.scheduler == "asha":
+        scheduler = ASHAScheduler(**told, max_t=total, grace_period=grace, reduction_factor=REDUCTION)
+        tell = scheduler.on_trial_result
+    else:  # by default it would also pause trials for each other, which costs new workers
+        scheduler = MedianStoppingRule(**told, grace_period=grace, min_time_slice=math.inf)
+        tell = scheduler.on_trial_complete  # without a decision: it takes no result after one to stop
+    for number in range(section.num_trials):
+        home = _home(config, number)
+        if _end(home).get("lasting"):
+            ended = Trial("ended", trial_id=_name(number), stub=True)
+            scheduler.on_trial_add(None, ended)
+            for one in _evaluations(home):
+                if section.metric in one:
+                    tell(None, ended, one)
+    return scheduler
 
 
-class _Asha(ASHAScheduler):
-    """Ray does not keep a scheduler's state: when a search goes on, it is told again what ended trials had reached."""
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, trial)
-        if trial.status == trial.TERMINATED:
-            config, _ = _running.get()
-            for one in _evaluations(config.path("tune", "trials", trial.trial_id)):
-                if config.tune.metric in one:
-                    self.on_trial_result(tune_controller, trial, one)
+def _worst(section: TuneConfig) -> float:
+    return math.inf if section.mode == "min" else -math.inf
 
 
-class _AsManyAsFit(ConcurrencyLimiter):
-    """As many trials at once as the cluster can train now: it may grow and shrink."""
+def _name(number: int) -> str:
+    return f"trial-{number:03d}"
+
+
+def _home(config: Config, number: int) -> str:
+    return config.path("tune", "trials", _name(number))
+
+
+class _Searcher(Searcher):
+    """What each trial tries, by its number: one that was begun goes on with its parameters; the first ones take the
+    points to try first, the others what the sampler draws from the results so far. As many at once as the cluster can
+    train now: it may grow and shrink.
+
+    Every draw has a seed of its own, so that after a restart none comes a second time.
+    """
+
+    def __init__(self, config: Config) -> None:
+        section = config.tune
+        super().__init__(metric=section.metric, mode=section.mode)
+        sets = recipe_sets(config)
+        points = first_points(config, sets)
+        self.config, self.distributions = config, space(config, sets)
+        self.study = optuna.create_study(direction="minimize" if section.mode == "min" else "maximize")
+        self.left: list[tuple[int, dict[str, Any] | None]] = []
+        """The trials that have not ended: their numbers and parameters, None if they are to be drawn."""
+        self.asked: dict[str, optuna.trial.Trial] = {}
+        """Those that run, by Ray Tune's own names."""
+        for number in range(len(points) if section.sampler == "grid" else section.num_trials):
+            home = _home(config, number)
+            begun = _read_json(home, "trial.json")
+            if begun and (end := _end(home)).get("lasting"):
+                values = [one.get(section.metric, math.nan) for one in _evaluations(home)]
+                value = next(filter(math.isfinite, reversed([] if end["reason"] else values)), _worst(section))
+                self.study.add_trial(
+                    optuna.trial.create_trial(params=begun["params"], distributions=self.distributions, value=value)
+                )
+            else:
+                first = points[number] if number < len(points) else None
+                self.left.append((number, begun["params"] if begun else first))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        config, _ = _running.get()
         try:
-            fits = runs_at_once(config)[0]
+            fits = runs_at_once(self.config)[0]
         except InputError:  # a node left: wait for one
             fits = 0
-        self.max_concurrent = min(fits, config.tune.max_concurrent or fits)
-        return super().suggest(trial_id)
+        if len(self.asked) >= min(fits, self.config.tune.max_concurrent or fits):
+            return None
+        number, params = self.left.pop(0)
+        self.study.sampler = self._sampler(number)
+        if params:
+            self.study.enqueue_trial(params)
+        self.asked[trial_id] = self.study.ask(self.distributions)
+        return {"number": number, "params": self.asked[trial_id].params}
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        section = self.config.tune
+        seed = int(np.random.SeedSequence([self.config.seed, number]).generate_state(1)[0])
+        if section.sampler == "tpe":  # its default, ten random trials first, would leave a short search random
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, section.num_trials // 4))
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self.asked.pop(trial_id, None)
+        if trial and result and not error:
+            self.study.tell(trial, result[self.metric])
+        elif trial:
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the trials' folders hold all."""
+
+    def __getstate__(self) -> dict[str, Any]:  # Ray Tune keeps a copy that nobody reads
+        return {}
 
 
 # The search space: shares of the iterations, so that it serves a trial and a full run.
@@ -485,19 +520,19 @@ class _Trial(ray.tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self.base = build(self.values)
-        chosen = apply_params(self.base, config, recipe_sets(self.base))
-        self.home = self.base.path("tune", "trials", self.trial_id)
+        chosen = apply_params(self.base, config["params"], recipe_sets(self.base))
+        self.home = _home(self.base, config["number"])
         self.began, self.told = time.time(), 0
-        facts = {"began": self.began, "params": config, **applied(chosen, config["recipes"])}
+        facts = {"began": self.began, "params": config["params"], **applied(chosen, config["params"]["recipes"])}
         if not exists(join(self.home, "trial.json")):
             write_bytes(join(self.home, "trial.json"), json.dumps(facts).encode())
         self.total: int = facts["max_iter"]
-        own = [line["seconds"] for line in _read_log(self.base) if line["trial"] == self.trial_id]
+        own = [line["seconds"] for line in _read_log(self.base) if line["trial"] == _name(config["number"])]
         self.seconds = max(own, default=0.0)
-        before, failed = _evaluations(self.home), _failure(self.home)
-        ended = failed.get("lasting") or (before and before[-1]["iteration"] == self.total)
-        if failed and not ended:
-            fs, path = filesystem(join(self.home, "failed.json"))
+        end = _end(self.home)
+        ended = end.get("lasting") or exists(join(self.home, "model_final.pth"))
+        if end and not ended:
+            fs, path = filesystem(join(self.home, "end.json"))
             fs.delete_file(path)
         # A task, so that the run can be ended in order, as by Ctrl-C. To clean up after a run whose driver is killed,
         # Ray Train asks for the cluster's state, and asks another cluster if there are several on a machine.
@@ -514,9 +549,8 @@ class _Trial(ray.tune.Trainable):
                     return self._report(one, done=self.told == self.total)
             if ended:
                 why = self._why() or f"its last evaluation has no {self.base.tune.metric}"
-                _note_failure(self.home, why, lasting=True)
-                worst = math.inf if self.base.tune.mode == "min" else -math.inf
-                return self._report({self.base.tune.metric: worst, "iteration": 0}, done=True)
+                _note_end(self.home, why)
+                return self._report({self.base.tune.metric: _worst(self.base.tune), "iteration": 0}, done=True)
 
     def _report(self, values: Mapping[str, float], *, done: bool) -> dict[str, Any]:
         return {**values, "seconds": round(self.seconds + time.time() - self.began, 1), "done": done}
@@ -543,63 +577,81 @@ def _fit(values: Mapping[str, Any], home: str, use_gpu: bool) -> None:
     fit_member(config, config.train.members[0], use_gpu=use_gpu, folder=home)
 
 
-def _note_failure(home: str, reason: str, *, lasting: bool) -> None:
-    """Say why a trial ended; `lasting` is a setting's fault, anything else is tried again with the search."""
-    if not exists(join(home, "failed.json")):
+def _note_end(home: str, reason: str = "", *, lasting: bool = True) -> None:
+    """Say that a trial ended, and why if it failed; one whose end is not `lasting` is tried again with the search."""
+    if not exists(join(home, "end.json")):
         told = {"reason": one_line(reason)[-300:], "lasting": lasting}
-        write_bytes(join(home, "failed.json"), json.dumps(told).encode())
+        write_bytes(join(home, "end.json"), json.dumps(told).encode())
 
 
-def _failure(home: str) -> dict[str, Any]:
-    path = join(home, "failed.json")
-    return dict(json.loads(read_bytes(path))) if exists(path) else {}
+def _end(home: str) -> dict[str, Any]:
+    return _read_json(home, "end.json")
 
 
 class _Listener(ray.tune.Callback):
     """Writes the log, notes why trials died, and tells whoever listens."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config, progress: Progress | None) -> None:
+        self.config, self.progress = config, progress
         self.live: set[str] = set()
 
+    def __getstate__(self) -> dict[str, Any]:  # Ray Tune keeps a copy that nobody reads
+        return {}
+
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.live.add(trial.trial_id)
+        self.live.add(_name(trial.config["number"]))
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        config, _ = _running.get()
-        metric = config.tune.metric
-        known = {(line["trial"], line["iteration"]) for line in _read_log(config)}
-        if (trial.trial_id, result["iteration"]) not in known:
-            line = {"time": round(time.time(), 1), "trial": trial.trial_id, "iteration": result["iteration"]}
+        name, metric = _name(trial.config["number"]), self.config.tune.metric
+        known = {(line["trial"], line["iteration"]) for line in _read_log(self.config)}
+        if (name, result["iteration"]) not in known:
+            line = {"time": round(time.time(), 1), "trial": name, "iteration": result["iteration"]}
             line |= {"seconds": result["seconds"], metric: result[metric] if math.isfinite(result[metric]) else None}
-            path = config.path("tune", "log.jsonl")
+            path = self.config.path("tune", "log.jsonl")
             write_bytes(path, (read_bytes(path) if exists(path) else b"") + (json.dumps(line) + "\n").encode())
-            self._tell(trial.trial_id)
+            self._tell(name)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.live.discard(trial.trial_id)
-        self._tell(trial.trial_id)
+        _note_end(_home(self.config, trial.config["number"]))
+        self._ended(trial)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        config, _ = _running.get()
         told = Path(trial.error_file).read_text()  # Ray's own get_error finds it only when it has been copied
-        reason = reason_of(RuntimeError(told))
-        _note_failure(config.path("tune", "trials", trial.trial_id), reason, lasting=False)
-        self.on_trial_complete(iteration, trials, trial)
+        _note_end(_home(self.config, trial.config["number"]), reason_of(RuntimeError(told)), lasting=False)
+        self._ended(trial)
 
-    def _tell(self, trial_id: str) -> None:
-        config, progress = _running.get()
-        rows = read_trials(config, self.live)
-        write_tables(config, rows)
-        if progress:
-            progress(trial_id, rows)
+    def _ended(self, trial: Any) -> None:
+        name = _name(trial.config["number"])
+        self.live.discard(name)
+        self._tell(name)
+
+    def _tell(self, name: str) -> None:
+        rows = read_trials(self.config, self.live)
+        write_tables(self.config, rows)
+        if self.progress:
+            self.progress(name, rows)
 
 
 def _read_log(config: Config) -> list[dict[str, Any]]:
     return _json_lines(config.path("tune", "log.jsonl"))
 
 
+def _read_json(home: str, name: str) -> dict[str, Any]:
+    """A file of one JSON line in a trial's folder; empty if there is none."""
+    return next(iter(_json_lines(join(home, name))), {})
+
+
 def _json_lines(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in read_bytes(path).splitlines()] if exists(path) else []
+    """The lines of a JSON lines file; none if there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return [json.loads(line) for line in read_bytes(path).splitlines()] if exists(path) else []
+    except ValueError as error:
+        folder = path.rpartition("/")[0]
+        raise InputError(f"{path}: damaged ({one_line(error)}): delete {folder} and run the same command") from error
 
 
 def _evaluations(home: str) -> list[dict[str, Any]]:
@@ -630,10 +682,11 @@ def read_trials(config: Config, live: Sequence[str] | set[str] = ()) -> list[dic
     rows = []
     for name in names:
         home = join(folder, name)
-        if not exists(join(home, "trial.json")):
+        facts = _read_json(home, "trial.json")
+        if not facts:
             continue
-        facts = json.loads(read_bytes(join(home, "trial.json")))
-        failed, evaluations, log = _failure(home), _evaluations(home), _json_lines(join(home, "metrics.json"))
+        evaluations, log = _evaluations(home), _json_lines(join(home, "metrics.json"))
+        failed = _end(home).get("reason", "")
         done = evaluations[-1]["iteration"] if evaluations else 0
         status = "failed" if failed else "finished" if done == facts["max_iter"] else "stopped"
         if name in live and status == "stopped":
@@ -650,7 +703,7 @@ def read_trials(config: Config, live: Sequence[str] | set[str] = ()) -> list[dic
                     config.tune.metric: last.get(config.tune.metric),
                     **{key: facts[key] for key in APPLIED},
                     "seconds": seconds.get(name),
-                    "reason": failed.get("reason", ""),
+                    "reason": failed,
                     "began": facts["began"],
                     "params": json.dumps(facts["params"]),
                     "evaluations": evaluations,

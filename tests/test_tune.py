@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from conftest import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 from test_jobs import free_port
 
 from kp_ray.config import Config, InputError, TrainConfig, build, load
@@ -29,8 +30,8 @@ from kp_ray.store import plan, write_store, writer_lock
 from kp_ray.tune import (
     APPLIED,
     METRICS,
-    _Asha,
-    _running,
+    _scheduler,
+    _Searcher,
     apply_params,
     best_config,
     choose_best,
@@ -187,20 +188,20 @@ def test_the_best_is_chosen_among_those_that_went_farthest() -> None:
     assert choose_best([row("d", 8, None)], DACON.tune) is None
 
 
-def leave_trial(config: Config, name: str, began: float, evaluations: dict[int, float], **failed: str) -> None:
-    """What a trial leaves in its folder."""
+def leave_trial(config: Config, name: str, began: float, evaluations: dict[int, float], **end: Any) -> None:
+    """What a trial leaves in its folder; `params` may be given, the rest is of its end."""
     home = Path(config.run_dir, "tune", "trials", name)
     home.mkdir(parents=True)
     facts = dict.fromkeys(APPLIED) | {
         "base_lr": began / 1000, "warmup_iters": 1, "schedule": "multistep", "num_steps": 1, "steps": "[6]",
         "gamma": 0.5, "weight_decay": 0.1, "flip": True, "recipes": "own", "max_iter": 8, "began": began,
-        "params": {**point_of(config.train, config), "base_lr": began / 1000},
+        "params": end.pop("params", {**point_of(config.train, config), "base_lr": began / 1000}),
     }  # fmt: skip
     (home / "trial.json").write_text(json.dumps(facts))
     lines = [{"iteration": at - 1, "total_loss": 1.0, "val/rmse": value} for at, value in evaluations.items()]
     (home / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in [{"iteration": 0}, *lines]))
-    if failed:
-        (home / "failed.json").write_text(json.dumps(failed))
+    if end:
+        (home / "end.json").write_text(json.dumps({"reason": "", "lasting": True} | end))
 
 
 def test_the_tables_say_what_every_trial_left(tmp_path: Path) -> None:
@@ -397,43 +398,61 @@ def test_trials_that_the_machines_ended_are_tried_again_and_their_own_faults_are
     assert list(again.trial) == list(table.trial)
 
 
-def test_a_scheduler_is_told_again_what_ended_trials_had_reached(tmp_path: Path) -> None:
-    config = build({"run_dir": str(tmp_path), "tune": {"max_iter": 8, "eval_period": 2}})
-    for number in range(4):
-        leave_trial(config, f"good{number}", float(number), {2: 10.0 + number, 4: 5.0, 8: 1.0})
-    leave_trial(config, "bad", 5.0, {2: 90.0})
-    told = _Asha(metric="rmse", mode="min", time_attr="iteration", max_t=8, grace_period=2, reduction_factor=2)
-    fresh = ASHAScheduler(metric="rmse", mode="min", time_attr="iteration", max_t=8, grace_period=2, reduction_factor=2)
-    token = _running.set((config, None))
-    try:
-        for number in range(4):
-            for scheduler in (told, fresh):
-                scheduler.on_trial_add(None, restored(f"good{number}", Trial.TERMINATED))
-        late = restored("bad", Trial.RUNNING)
-        decisions = []
-        for scheduler in (told, fresh):
-            scheduler.on_trial_add(None, late)
-            decisions.append(scheduler.on_trial_result(None, late, {"iteration": 2, "rmse": 90.0}))
-    finally:
-        _running.reset(token)
-    assert decisions == [TrialScheduler.STOP, TrialScheduler.CONTINUE]
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_scheduler_is_told_again_what_ended_trials_had_reached(name: str, make: Make) -> None:
+    config = make(tune={"num_trials": 6, "max_iter": 8, "eval_period": 2, "scheduler": name, "metric": "rmse"})
+    late = Trial("late", trial_id="late", stub=True)
+    decisions = []
+    for ended in (0, 4):
+        for number in range(ended):
+            leave_trial(config, f"trial-{number:03d}", 1.0, {2: 10.0 + number, 4: 5.0, 8: 1.0}, lasting=True)
+        leave_trial(config, f"trial-00{ended}", 1.0, {2: 1000.0})  # it is not over: it reports by itself
+        scheduler = _scheduler(config)
+        scheduler.on_trial_add(None, late)
+        decisions.append(scheduler.on_trial_result(None, late, {"iteration": 2, "rmse": 90.0}))
+        shutil.rmtree(config.path("tune"))
+    assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
 
 
-def restored(trial_id: str, status: str) -> Trial:
-    trial = Trial("restored", trial_id=trial_id, stub=True)
-    trial.status = status
-    return trial
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_search_that_is_taken_up_draws_what_it_would_have_drawn(sampler: str, make: Make) -> None:
+    section = {"num_trials": 9, "max_iter": 8, "metric": "rmse", "sampler": sampler}
+    config, drawn = make(tune=section), []
+
+    def go(searcher: _Searcher, ends: dict[str, Any] | None) -> None:
+        """Run the next trial, as far as this end."""
+        suggested = searcher.suggest("next")
+        assert suggested
+        number, params = suggested["number"], suggested["params"]
+        drawn.append(json.dumps([number, params]))
+        rmse = 50 + 10 * abs(math.log10(params["base_lr"]) + 3) + number
+        shutil.rmtree(config.path("tune", "trials", f"trial-{number:03d}"), ignore_errors=True)
+        leave_trial(config, f"trial-{number:03d}", number, {8: rmse}, params=params, **ends or {})
+        searcher.on_trial_complete("next", {"rmse": math.inf if ends and ends.get("reason") else rmse})
+
+    whole = _Searcher(config)
+    for number in range(9):
+        go(whole, {"lasting": True, "reason": "the loss" if number == 3 else ""})
+    undisturbed, drawn = drawn, []
+    assert len(set(undisturbed)) == 9
+    assert not _Searcher(config).left
+    shutil.rmtree(config.path("tune"))
+    for number in range(9):
+        go(_Searcher(config), {"lasting": False, "reason": "a node died"} if number % 2 else None)
+        go(_Searcher(config), {"lasting": True, "reason": "the loss" if number == 3 else ""})
+    assert drawn[::2] == drawn[1::2] == undisturbed
 
 
-def test_a_damaged_state_of_the_search_is_one_line(make: Make) -> None:
+def test_a_damaged_file_of_a_trial_is_one_line(make: Make) -> None:
     config = make(tune=EVEN)
-    state = Path(config.path("tune", "search"))
-    state.mkdir(parents=True)
-    (state / "tuner.pkl").write_bytes(b"")
-    (state / "experiment_state-2026-01-01_00-00-00.json").write_text('{"cut')
-    with pytest.raises(InputError, match=r"the search's state is damaged .* delete this folder") as said:
-        tune(config)
-    assert "\n" not in str(said.value)
+    for name in ("trial.json", "metrics.json", "end.json"):
+        leave_trial(config, "trial-001", 1.0, {2: 1.0}, lasting=True)
+        path = Path(config.path("tune", "trials", "trial-001", name))
+        path.write_text('{"cut')
+        with pytest.raises(InputError, match=rf"{name}: damaged .* delete {path.parent} and run the same") as said:
+            tune(config)
+        assert "\n" not in str(said.value)
+        shutil.rmtree(path.parent)
 
 
 def test_a_second_search_of_a_run_folder_is_refused(make: Make) -> None:
