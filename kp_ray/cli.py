@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kp_ray import __version__
-from kp_ray.config import Config, InputError, exists, join, load, one_line, read_bytes, write_bytes
+from kp_ray.config import Config, InputError, exists, join, load, one_line, read_json, write_bytes
 
 if TYPE_CHECKING:
     from kp_ray.doctor import Check
@@ -715,7 +715,7 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
     result = {"augment": made, "predict": predicted, "report": target, "submission": predicted["submission"]}
     out = Console(highlight=False)
     facts = Table("images", "variants", "sources/s", "filled in")
-    rate = json.loads(read_bytes(loaded.path("augment.json")))["sources_per_s"]
+    rate = read_json(loaded.path("augment.json"), "delete it and run the same command")["sources_per_s"]
     facts.add_row(str(made["sources"]), str(made["variants"]), f"{rate:.1f}", str(predicted["filled"]))
     out.print(facts)
     if evaluation:

@@ -4,6 +4,7 @@ A user's mistake is an `InputError`: one line that names the file or key and the
 exits with code 2; nothing else is caught there.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -493,6 +494,22 @@ def read_bytes(path: str) -> bytes:
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else one_line(error)
         raise InputError(f"{path}: {reason}") from error
+
+
+def read_json(path: str, fix: str) -> dict[str, Any]:
+    """The JSON object that a local or remote file holds.
+
+    Raises:
+        InputError: it is not there, cannot be read, or is damaged: `fix` tells what to do then.
+    """
+    content = read_bytes(path)
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({one_line(error)}): {fix}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: damaged (not a JSON object): {fix}")
+    return values
 
 
 def write_bytes(path: str, content: bytes) -> None:

@@ -43,6 +43,7 @@ from kp_ray.config import (
     join,
     one_line,
     read_bytes,
+    read_json,
     write_bytes,
 )
 from kp_ray.detectron import load_member, read_instances, to_dataset_dict
@@ -748,7 +749,7 @@ def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
     }  # fmt: skip
     path = config.path("predict.json")
     if figures["predicted"] <= len(unusable) and exists(path):  # those alone were tried again
-        figures = json.loads(read_bytes(path)).get("took", figures)
+        figures = read_json(path, "delete this file").get("took", figures)
     details["took"] = dict(figures)
     write_bytes(path, (json.dumps(details, indent=1, ensure_ascii=False) + "\n").encode())
     return {

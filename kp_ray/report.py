@@ -28,7 +28,7 @@ from jinja2 import Environment, StrictUndefined
 
 from kp_ray import __version__, draw
 from kp_ray.annotations import Annotations, checked_name, in_order_of, load_annotations, parse_name
-from kp_ray.config import Config, InputError, exists, filesystem, join, load, read_bytes, write_bytes
+from kp_ray.config import Config, InputError, exists, filesystem, join, load, read_bytes, read_json, write_bytes
 from kp_ray.keypoints import DACON24, FloatArray, Skeleton, visible_box
 from kp_ray.metrics import oks, pck, point_errors
 from kp_ray.store import RowReader, read_parquet
@@ -775,16 +775,7 @@ def _read_text(path: str) -> str | None:
 
 
 def _read_json(path: str) -> dict[str, Any] | None:
-    text = _read_text(path)
-    if text is None:
-        return None
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}): run the stage that writes it again") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: a JSON object is expected: run the stage that writes it again")
-    return values
+    return read_json(path, "run the stage that writes it again") if exists(path) else None
 
 
 def _read_table(path: str) -> tuple[list[str], list[dict[str, str]]] | None:

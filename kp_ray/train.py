@@ -49,6 +49,7 @@ from kp_ray.config import (
     one_line,
     order_of,
     read_bytes,
+    read_json,
     write_bytes,
 )
 from kp_ray.detectron import (
@@ -295,7 +296,8 @@ def _note_settings(config: Config, member: MemberConfig) -> None:
 
 def _check_same_settings(config: Config, member: MemberConfig) -> None:
     folder = config.member_dir(member.name)
-    before, now = json.loads(read_bytes(join(folder, "settings.json"))), _settings(config, member)
+    path, now = join(folder, "settings.json"), _settings(config, member)
+    before = read_json(path, "delete this file and go on with the settings that the member began with")
     for name in now:
         if before.get(name) != now[name]:
             told = "another store" if name == "the store" else f"{name} {before.get(name)!r:.80}, now {now[name]!r:.80}"

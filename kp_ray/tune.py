@@ -43,6 +43,7 @@ from kp_ray.config import (
     join,
     one_line,
     read_bytes,
+    read_json,
     write_bytes,
 )
 from kp_ray.detectron import build_cfg, scale_cfg
@@ -647,8 +648,9 @@ def _json_lines(path: str) -> list[dict[str, Any]]:
     Raises:
         InputError: it is damaged.
     """
+    lines = read_bytes(path).splitlines() if exists(path) else []
     try:
-        return [json.loads(line) for line in read_bytes(path).splitlines()] if exists(path) else []
+        return [json.loads(line) for line in lines]
     except ValueError as error:
         folder = path.rpartition("/")[0]
         raise InputError(f"{path}: damaged ({one_line(error)}): delete {folder} and run the same command") from error
@@ -833,7 +835,8 @@ def _check_settings(config: Config) -> None:
     path = config.path("tune", "settings.json")
     if not exists(path):
         return
-    before, now = json.loads(read_bytes(path)), json.loads(json.dumps(_settings(config)))
+    before = read_json(path, "delete this file and go on with the settings that the search began with")
+    now = json.loads(json.dumps(_settings(config)))
     for part in now:
         for key in now[part] if isinstance(now[part], dict) else ():
             if before.get(part, {}).get(key) != now[part][key]:

@@ -120,6 +120,12 @@ def test_a_finished_member_is_skipped_and_other_settings_are_refused(trained: Co
             train(tiny_config(trained.data.model_dump(), Path(trained.run_dir), train=PAIR, **section))
     with pytest.raises(InputError, match="skeleton: "):
         train(tiny_config(trained.data.model_dump(), Path(trained.run_dir), train=PAIR, skeleton={"sigmas": [0.1]}))
+    noted = Path(trained.member_dir("a"), "settings.json")
+    whole = noted.read_bytes()
+    noted.write_bytes(whole[:40])
+    with pytest.raises(InputError, match=r"settings\.json: damaged .*: delete this file and go on"):
+        train(trained)
+    noted.write_bytes(whole)
 
 
 def test_two_workers_train_one_model_with_scaled_steps(pair: tuple[Config, dict[str, Any]]) -> None:

@@ -443,8 +443,14 @@ def test_a_search_that_is_taken_up_draws_what_it_would_have_drawn(sampler: str, 
     assert drawn[::2] == drawn[1::2] == undisturbed
 
 
-def test_a_damaged_file_of_a_trial_is_one_line(make: Make) -> None:
+def test_a_damaged_file_of_a_search_is_one_line(make: Make) -> None:
     config = make(tune=EVEN)
+    settings = Path(config.path("tune", "settings.json"))
+    settings.parent.mkdir()
+    settings.write_text('{"cut')
+    with pytest.raises(InputError, match=r"settings\.json: damaged .*: delete this file and go on"):
+        tune(config)
+    settings.unlink()
     for name in ("trial.json", "metrics.json", "end.json"):
         leave_trial(config, "trial-001", 1.0, {2: 1.0}, lasting=True)
         path = Path(config.path("tune", "trials", "trial-001", name))
