@@ -35,6 +35,10 @@ class StoppedError(InputError):
     """What was given is right, but the machines ended the work: the same command goes on."""
 
 
+class DivergedError(InputError):
+    """A training run's loss is no longer finite: the same settings would end so again."""
+
+
 _SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
 """The `user:password@` of a URL."""
 

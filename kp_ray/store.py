@@ -38,6 +38,7 @@ from kp_ray.augment import Row, Source, augment_source, row_schema
 from kp_ray.config import (
     AugmentConfig,
     Config,
+    DivergedError,
     InputError,
     StoppedError,
     exists,
@@ -411,7 +412,8 @@ def reason_of(error: Exception) -> str:
     told = re.findall(r"^(?!ray\.)[\w.]*?(\w*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
     if told:
         kind, text = told[-1]
-        return str(text) if kind in (InputError.__name__, StoppedError.__name__) else f"{kind}: {text}"
+        ours = {one.__name__ for one in (InputError, StoppedError, DivergedError)}
+        return str(text) if kind in ours else f"{kind}: {text}"
     if re.search(r"(actor|worker|worker process|node) (has )?died", str(error)):
         return "a process or a node of Ray died: killed, out of memory or crashed, its log may tell"
     return one_line(error)[-300:]

@@ -37,6 +37,7 @@ from ray.train.torch import TorchTrainer, get_device
 
 from kp_ray.config import (
     Config,
+    DivergedError,
     InputError,
     MemberConfig,
     StoppedError,
@@ -337,7 +338,8 @@ def fit_member(
         `not_in_weights` (names of tensors that the starting weights do not have).
 
     Raises:
-        InputError: the loss is no longer finite, or the starting weights cannot be used.
+        DivergedError: the loss is no longer finite.
+        InputError: the starting weights or a part of the store cannot be used.
         StoppedError: workers were lost or failed more than `train.max_failures` times.
     """
     # The controller asks for reports every two seconds by default, which would hold back every report.
@@ -380,6 +382,8 @@ def fit_member(
             f"member {member.name}: training stopped: {reason_of(error)}; run the same command to go on"
         ) from error
     outcome = dict(result.return_value or {})
+    if "diverged" in outcome:
+        raise DivergedError(f"member {member.name}: {outcome['diverged']}")
     if "error" in outcome:
         raise InputError(f"member {member.name}: {outcome['error']}")
     return outcome
@@ -392,7 +396,7 @@ def train_loop_per_worker(loop: dict[str, Any]) -> dict[str, Any]:
         loop: `config` and `member` as plain values, and the member's `folder`.
 
     Returns:
-        What `fit_member` does, or `error`, one line, if training cannot start or go on.
+        What `fit_member` does, or one line: `error` if training cannot start, `diverged` if it cannot go on.
     """
     worker = _Worker(build(loop["config"]), MemberConfig.model_validate(loop["member"]))
     start, not_in_weights, wrong = 0, list[str](), ""
@@ -412,7 +416,7 @@ def train_loop_per_worker(loop: dict[str, Any]) -> dict[str, Any]:
             fed = time.perf_counter()
             losses = worker.step(batch, iteration)
             if not np.isfinite(losses["total_loss"]):
-                return {"error": f"the loss is no longer finite at iteration {iteration}: lower train.base_lr"}
+                return {"diverged": f"the loss is no longer finite at iteration {iteration}: lower train.base_lr"}
             times = {"data_time": fed - began, "time": time.perf_counter() - began}
             rate = worker.optimizer.param_groups[0]["lr"]
             storage.put_scalars(**losses, **times, lr=rate, workers=worker.world, smoothing_hint=False)

@@ -31,6 +31,7 @@ from ray.tune.search import Searcher
 from kp_ray import draw
 from kp_ray.config import (
     Config,
+    DivergedError,
     InputError,
     StoppedError,
     TrainConfig,
@@ -155,6 +156,7 @@ def check_search(config: Config) -> None:
 
 def _search(config: Config, progress: Progress | None) -> None:
     check_search(config)
+    read_trials(config)  # a damaged file is told of before anything is trained
     _, use_gpu = runs_at_once(config)
     config.keep()
     folder = config.path("tune")
@@ -171,11 +173,12 @@ def _search(config: Config, progress: Progress | None) -> None:
     # Ctrl-C ends the driver, as a kill does, instead of making a search look finished.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    with tempfile.TemporaryDirectory(prefix="kp_ray-tune-") as notes:
+    numbers = [number for number, _ in searcher.left]
+    with tempfile.TemporaryDirectory(prefix="kp_ray-tune-", ignore_cleanup_errors=True) as notes:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(trial, {"memory": 1, here: 0.001}),
             tune_config=ray.tune.TuneConfig(
-                num_samples=len(searcher.left), search_alg=searcher, scheduler=_scheduler(config)
+                num_samples=len(numbers), search_alg=searcher, scheduler=_scheduler(config)
             ),
             run_config=ray.tune.RunConfig(
                 name="search",
@@ -192,10 +195,12 @@ def _search(config: Config, progress: Progress | None) -> None:
             raise InputError(
                 f"{folder}: the search stopped: {reason_of(error)}; run the same command to go on"
             ) from error
+    if not all(_end(_home(config, number)) for number in numbers):  # Ray Tune ends so on some signals
+        raise StoppedError(f"{folder}: the search was stopped; run the same command to go on")
 
 
 def _scheduler(config: Config) -> TrialScheduler:
-    """The scheduler, told what the trials that have ended had reached."""
+    """The scheduler; of trials that have ended it knows what they had reported."""
     section = config.tune
     trial = apply_params(config, point_of(config.train, config), recipe_sets(config))
     solver = _applied_cfg(trial)
@@ -204,20 +209,51 @@ def _scheduler(config: Config) -> TrialScheduler:
     if section.scheduler == "none":
         return FIFOScheduler()
     if section.scheduler == "asha":
-        scheduler = ASHAScheduler(**told, max_t=total, grace_period=grace, reduction_factor=REDUCTION)
-        tell = scheduler.on_trial_result
+        scheduler = _Asha(**told, max_t=total, grace_period=grace, reduction_factor=REDUCTION)
     else:  # by default it would also pause trials for each other, which costs new workers
-        scheduler = MedianStoppingRule(**told, grace_period=grace, min_time_slice=math.inf)
-        tell = scheduler.on_trial_complete  # without a decision: it takes no result after one to stop
+        scheduler = _Median(**told, grace_period=grace, min_time_slice=math.inf)
+    scheduler.reports = _reports(config)
     for number in range(section.num_trials):
-        home = _home(config, number)
-        if _end(home).get("lasting"):
-            ended = Trial("ended", trial_id=_name(number), stub=True)
-            scheduler.on_trial_add(None, ended)
-            for one in _evaluations(home):
-                if section.metric in one:
-                    tell(None, ended, one)
+        if _end(_home(config, number)).get("lasting"):
+            scheduler.on_trial_add(None, Trial("ended", config={"number": number}, trial_id=_name(number), stub=True))
     return scheduler
+
+
+class _Asha(ASHAScheduler):
+    """Knows what a trial had reported before a restart; it was decided on then."""
+
+    reports: Mapping[str, Sequence[dict[str, Any]]]
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for one in self.reports.get(_name(trial.config["number"]), ()):
+            self.on_trial_result(tune_controller, trial, one)
+
+
+class _Median(MedianStoppingRule):
+    """The same; its `on_trial_complete` takes a result without a decision."""
+
+    reports: Mapping[str, Sequence[dict[str, Any]]]
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for one in self.reports.get(_name(trial.config["number"]), ()):
+            self.on_trial_complete(tune_controller, trial, one)
+
+
+def _reports(config: Config) -> dict[str, list[dict[str, Any]]]:
+    """What each trial has reported so far, in order: `iteration` and the tuned metric, of a failure the worst. Of a
+    trial that has ended and is not in the log, somebody having deleted that, what it evaluated."""
+    metric, told = config.tune.metric, dict[str, list[dict[str, Any]]]()
+    for line in _read_log(config):
+        value = _worst(config.tune) if line[metric] is None else line[metric]
+        told.setdefault(line["trial"], []).append({"iteration": line["iteration"], metric: value})
+    for number in range(config.tune.num_trials):
+        home = _home(config, number)
+        if _name(number) not in told and _end(home).get("lasting"):
+            known = [one for one in _evaluations(home) if math.isfinite(one.get(metric, math.nan))]
+            told[_name(number)] = [{"iteration": one["iteration"], metric: one[metric]} for one in known]
+    return told
 
 
 def _worst(section: TuneConfig) -> float:
@@ -251,12 +287,13 @@ class _Searcher(Searcher):
         """The trials that have not ended: their numbers and parameters, None if they are to be drawn."""
         self.asked: dict[str, optuna.trial.Trial] = {}
         """Those that run, by Ray Tune's own names."""
+        reports = _reports(config)
         for number in range(len(points) if section.sampler == "grid" else section.num_trials):
             home = _home(config, number)
-            begun = _read_json(home, "trial.json")
+            begun = _facts(home)
             if begun and (end := _end(home)).get("lasting"):
-                values = [one.get(section.metric, math.nan) for one in _evaluations(home)]
-                value = next(filter(math.isfinite, reversed([] if end["reason"] else values)), _worst(section))
+                told = [] if end["reason"] else [one[section.metric] for one in reports.get(_name(number), ())]
+                value = told[-1] if told else _worst(section)
                 self.study.add_trial(
                     optuna.trial.create_trial(params=begun["params"], distributions=self.distributions, value=value)
                 )
@@ -509,7 +546,7 @@ def applied(config: Config, recipes: str) -> dict[str, Any]:
 
 
 class _Trial(ray.tune.Trainable):
-    """What Ray Tune runs: it trains, and reports every evaluation, also those from before a restart, in order.
+    """What Ray Tune runs: it trains, and reports every evaluation once, in order, the last one again after a restart.
 
     The last evaluation is reported when training has ended, so that no scheduler stops a run while it writes its
     weights. A trial that cannot go on (a diverged loss, workers lost too often) is told to the sampler as the worst
@@ -523,16 +560,17 @@ class _Trial(ray.tune.Trainable):
         self.base = build(self.values)
         chosen = apply_params(self.base, config["params"], recipe_sets(self.base))
         self.home = _home(self.base, config["number"])
-        self.began, self.told = time.time(), 0
+        self.began = time.time()
         facts = {"began": self.began, "params": config["params"], **applied(chosen, config["params"]["recipes"])}
         if not exists(join(self.home, "trial.json")):
             write_bytes(join(self.home, "trial.json"), json.dumps(facts).encode())
         self.total: int = facts["max_iter"]
-        own = [line["seconds"] for line in _read_log(self.base) if line["trial"] == _name(config["number"])]
-        self.seconds = max(own, default=0.0)
+        own = [line for line in _read_log(self.base) if line["trial"] == _name(config["number"])]
+        self.seconds = max((line["seconds"] for line in own), default=0.0)
+        self.told = min(max((line["iteration"] for line in own), default=0), self.total - 1)
         end = _end(self.home)
         ended = end.get("lasting") or exists(join(self.home, "model_final.pth"))
-        if end and not ended:
+        if end and not end["lasting"]:
             fs, path = filesystem(join(self.home, "end.json"))
             fs.delete_file(path)
         # A task, so that the run can be ended in order, as by Ctrl-C. To clean up after a run whose driver is killed,
@@ -549,23 +587,25 @@ class _Trial(ray.tune.Trainable):
                     self.told = one["iteration"]
                     return self._report(one, done=self.told == self.total)
             if ended:
-                why = self._why() or f"its last evaluation has no {self.base.tune.metric}"
-                _note_end(self.home, why)
+                why, lasting = self._why()
+                _note_end(self.home, why, lasting=lasting)
                 return self._report({self.base.tune.metric: _worst(self.base.tune), "iteration": 0}, done=True)
 
     def _report(self, values: Mapping[str, float], *, done: bool) -> dict[str, Any]:
         return {**values, "seconds": round(self.seconds + time.time() - self.began, 1), "done": done}
 
-    def _why(self) -> str:
-        """Why training failed; what is not the setting's fault is raised, and Ray Tune tries again."""
+    def _why(self) -> tuple[str, bool]:
+        """Why training failed, and whether the setting is at fault. What the machines did is raised, and Ray Tune tries
+        again.
+        """
         try:
             if self.training is not None:
                 ray.get(self.training)
         except ray.exceptions.RayTaskError as error:
             if not isinstance(error.cause, InputError) or isinstance(error.cause, StoppedError):
                 raise
-            return str(error.cause)
-        return ""
+            return str(error.cause), isinstance(error.cause, DivergedError)
+        return f"its last evaluation has no {self.base.tune.metric}", True
 
     def cleanup(self) -> None:
         if self.training is not None and not ray.wait([self.training], timeout=0)[0]:
@@ -586,7 +626,25 @@ def _note_end(home: str, reason: str = "", *, lasting: bool = True) -> None:
 
 
 def _end(home: str) -> dict[str, Any]:
-    return _read_json(home, "end.json")
+    return _read_note(home, "end.json", ("reason", "lasting"))
+
+
+def _facts(home: str) -> dict[str, Any]:
+    return _read_note(home, "trial.json", ("began", "params", "max_iter", *APPLIED))
+
+
+def _read_note(home: str, name: str, keys: Sequence[str]) -> dict[str, Any]:
+    """A note in a trial's folder; empty if there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = join(home, name)
+    return _with_keys(read_json(path, _anew(home)), path, keys, _anew(home)) if exists(path) else {}
+
+
+def _anew(home: str) -> str:
+    return f"delete {home}, and tune/best.yaml if it is there, and run the same command"
 
 
 class _Listener(ray.tune.Callback):
@@ -634,32 +692,39 @@ class _Listener(ray.tune.Callback):
 
 
 def _read_log(config: Config) -> list[dict[str, Any]]:
-    return _json_lines(config.path("tune", "log.jsonl"))
+    keys = ("trial", "iteration", "seconds", config.tune.metric)
+    return _json_lines(config.path("tune", "log.jsonl"), keys, "delete this file and run the same command")
 
 
-def _read_json(home: str, name: str) -> dict[str, Any]:
-    """A file of one JSON line in a trial's folder; empty if there is none."""
-    return next(iter(_json_lines(join(home, name))), {})
-
-
-def _json_lines(path: str) -> list[dict[str, Any]]:
-    """The lines of a JSON lines file; none if there is none.
+def _json_lines(path: str, keys: Sequence[str], fix: str) -> list[dict[str, Any]]:
+    """The lines of a JSON lines file, each with these keys; none if there is no file.
 
     Raises:
         InputError: it is damaged.
     """
     lines = read_bytes(path).splitlines() if exists(path) else []
     try:
-        return [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
     except ValueError as error:
-        folder = path.rpartition("/")[0]
-        raise InputError(f"{path}: damaged ({one_line(error)}): delete {folder} and run the same command") from error
+        raise InputError(f"{path}: damaged ({one_line(error)}): {fix}") from error
+    return [_with_keys(row, path, keys, fix) for row in rows]
+
+
+def _with_keys(row: Any, path: str, keys: Sequence[str], fix: str) -> dict[str, Any]:
+    missing = [key for key in keys if key not in row] if isinstance(row, dict) else ["JSON object"]
+    if missing:
+        raise InputError(f"{path}: damaged (no {missing[0]}): {fix}")
+    return dict(row)
+
+
+def _metrics(home: str) -> list[dict[str, Any]]:
+    return _json_lines(join(home, "metrics.json"), ("iteration",), _anew(home))
 
 
 def _evaluations(home: str) -> list[dict[str, Any]]:
     """What a trial's own log says of its evaluations: `iteration` (counted from 1) and each metric, in order."""
     rows = []
-    for line in _json_lines(join(home, "metrics.json")):
+    for line in _metrics(home):
         found = {key.removeprefix("val/"): value for key, value in line.items() if key.startswith("val/")}
         if found:
             rows.append({"iteration": line["iteration"] + 1, **found})
@@ -684,10 +749,10 @@ def read_trials(config: Config, live: Sequence[str] | set[str] = ()) -> list[dic
     rows = []
     for name in names:
         home = join(folder, name)
-        facts = _read_json(home, "trial.json")
+        facts = _facts(home)
         if not facts:
             continue
-        evaluations, log = _evaluations(home), _json_lines(join(home, "metrics.json"))
+        evaluations, log = _evaluations(home), _metrics(home)
         failed = _end(home).get("reason", "")
         done = evaluations[-1]["iteration"] if evaluations else 0
         status = "failed" if failed else "finished" if done == facts["max_iter"] else "stopped"

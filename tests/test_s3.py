@@ -196,7 +196,9 @@ def test_the_whole_pipeline_runs_on_a_bucket_and_keeps_no_secret(
         files = [one for one in Path(path).rglob("*") if one.is_file()] if Path(path).is_dir() else [Path(path)]
         for file in files:
             write_bytes(url("data", key, file.name) if Path(path).is_dir() else data[key], file.read_bytes())
-    values = tiny_config(sample_data, tmp_path / "run", tune={"num_trials": 0}, predict={"actors": [1, 1]}).to_dict()
+    values = tiny_config(
+        sample_data, tmp_path / "run", tune={"num_trials": 1, "max_iter": 4}, predict={"actors": [1, 1]}
+    ).to_dict()
     values |= {"run_dir": url("run"), "data": {**values["data"], **data}}
     write_bytes(url("config.yaml"), json.dumps(values).encode())
     with tempfile.TemporaryDirectory(prefix="kps", dir="/tmp") as ray_files:  # short: sockets live in it
@@ -207,7 +209,7 @@ def test_the_whole_pipeline_runs_on_a_bucket_and_keeps_no_secret(
         logs = b"".join(path.read_bytes() for path in Path(ray_files).rglob("*.*") if path.is_file())
     assert done.returncode == 0, done.stderr[-3000:]
     made = file_sizes(url("run"))
-    for name in ("store/manifest.json", "members/a/model_final.pth", "predictions.parquet", "submission.csv",
+    for name in ("store/manifest.json", "members/a/model_final.pth", "tune/trials/trial-000/end.json", "tune/best.yaml", "predictions.parquet", "submission.csv",
                  "evaluation.json", "report.html"):  # fmt: skip
         assert made[name] > 0, name
     assert json.loads(done.stdout.splitlines()[-1])["evaluation"]["num_images"] == 10

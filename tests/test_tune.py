@@ -204,14 +204,20 @@ def leave_trial(config: Config, name: str, began: float, evaluations: dict[int, 
         (home / "end.json").write_text(json.dumps({"reason": "", "lasting": True} | end))
 
 
+def leave_log(config: Config, *reports: tuple[str, int, float | None], seconds: float = 1.0) -> None:
+    """What a search notes of the reports of its trials."""
+    lines = [{"trial": name, "iteration": at, config.tune.metric: value, "seconds": seconds}
+             for name, at, value in reports]  # fmt: skip
+    Path(config.path("tune", "log.jsonl")).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def test_the_tables_say_what_every_trial_left(tmp_path: Path) -> None:
     config = build({"run_dir": str(tmp_path)})
     leave_trial(config, "late", 3.0, {2: 50.0, 4: 40.0})
     leave_trial(config, "early", 1.0, {2: 60.0, 4: 45.0, 8: 30.0})
     leave_trial(config, "broken", 2.0, {2: 90.0}, reason="the loss is no longer finite")
     leave_trial(config, "nothing", 4.0, {})
-    log = [{"trial": "late", "iteration": 2, "seconds": 5.0}, {"trial": "late", "iteration": 4, "seconds": 9.5}]
-    (tmp_path / "tune" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    leave_log(config, ("late", 2, 50.0), ("late", 4, 40.0), seconds=9.5)
     rows = read_trials(config)
     assert [(one["trial"], one["status"], one["iterations"], one["rmse"]) for one in rows] == [
         ("early", "finished", 8, 30.0), ("broken", "failed", 2, None), ("late", "stopped", 4, 40.0),
@@ -399,19 +405,43 @@ def test_trials_that_the_machines_ended_are_tried_again_and_their_own_faults_are
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
-def test_a_scheduler_is_told_again_what_ended_trials_had_reached(name: str, make: Make) -> None:
+@pytest.mark.parametrize("with_log", [True, False], ids=["log", "no_log"])
+def test_a_scheduler_is_told_again_what_ended_trials_had_reached(name: str, with_log: bool, make: Make) -> None:
     config = make(tune={"num_trials": 6, "max_iter": 8, "eval_period": 2, "scheduler": name, "metric": "rmse"})
-    late = Trial("late", trial_id="late", stub=True)
     decisions = []
     for ended in (0, 4):
         for number in range(ended):
             leave_trial(config, f"trial-{number:03d}", 1.0, {2: 10.0 + number, 4: 5.0, 8: 1.0}, lasting=True)
-        leave_trial(config, f"trial-00{ended}", 1.0, {2: 1000.0})  # it is not over: it reports by itself
+        if ended and with_log:
+            leave_log(config, *((f"trial-{number:03d}", 2, 10.0 + number) for number in range(ended)))
         scheduler = _scheduler(config)
+        late = trial_of(5)
         scheduler.on_trial_add(None, late)
         decisions.append(scheduler.on_trial_result(None, late, {"iteration": 2, "rmse": 90.0}))
-        shutil.rmtree(config.path("tune"))
     assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
+
+
+def trial_of(number: int) -> Trial:
+    """As Ray Tune gives a trial to a scheduler."""
+    return Trial("running", config={"number": number}, trial_id=f"of-ray-{number}", stub=True)
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_trial_that_goes_on_is_not_judged_again_by_those_that_came_later(name: str, make: Make) -> None:
+    config = make(tune={"num_trials": 6, "max_iter": 8, "eval_period": 2, "scheduler": name, "metric": "rmse"})
+    leave_trial(config, "trial-000", 1.0, {2: 50.0, 4: 20.0})
+    later = [f"trial-{number:03d}" for number in range(1, 5)]
+    for trial in later:
+        leave_trial(config, trial, 2.0, {2: 20.0, 4: 10.0, 6: 1.0}, lasting=True)  # it trained on while it was stopped
+    leave_log(config, ("trial-000", 2, 50.0), ("trial-000", 4, 15.0), *((trial, 2, 40.0) for trial in later))
+    scheduler = _scheduler(config)
+    best, new = trial_of(0), trial_of(5)
+    for trial in (best, new):
+        scheduler.on_trial_add(None, trial)
+    if name == "asha":
+        assert {at: len(told) for at, told in scheduler._brackets[0]._rungs} == {8: 0, 4: 1, 2: 5}
+    assert scheduler.on_trial_result(None, best, {"iteration": 6, "rmse": 8.0}) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(None, new, {"iteration": 2, "rmse": 60.0}) == TrialScheduler.STOP
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -443,22 +473,25 @@ def test_a_search_that_is_taken_up_draws_what_it_would_have_drawn(sampler: str, 
     assert drawn[::2] == drawn[1::2] == undisturbed
 
 
-def test_a_damaged_file_of_a_search_is_one_line(make: Make) -> None:
+DAMAGED = [
+    *((f"trials/trial-001/{name}", content) for name in ("trial.json", "end.json") for content in ("", "5", "{}")),
+    *(("trials/trial-001/metrics.json", content) for content in ('{"cut', "5", "{}")),
+    *(("log.jsonl", content) for content in ('{"cut', "5", "{}")),
+    *(("settings.json", content) for content in ("", '{"cut', "5")),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGED)
+def test_a_damaged_file_of_a_search_is_one_line(name: str, content: str, make: Make) -> None:
     config = make(tune=EVEN)
-    settings = Path(config.path("tune", "settings.json"))
-    settings.parent.mkdir()
-    settings.write_text('{"cut')
-    with pytest.raises(InputError, match=r"settings\.json: damaged .*: delete this file and go on"):
+    leave_trial(config, "trial-001", 1.0, {2: 1.0}, lasting=True)
+    leave_log(config, ("trial-001", 2, 1.0))
+    path = Path(config.path("tune", name))
+    path.write_text(content)
+    fix = f"delete {path.parent}, and " if "trials" in name else "delete this file and "
+    with pytest.raises(InputError, match=rf"{path}: damaged \(.*\): {fix}") as said:
         tune(config)
-    settings.unlink()
-    for name in ("trial.json", "metrics.json", "end.json"):
-        leave_trial(config, "trial-001", 1.0, {2: 1.0}, lasting=True)
-        path = Path(config.path("tune", "trials", "trial-001", name))
-        path.write_text('{"cut')
-        with pytest.raises(InputError, match=rf"{name}: damaged .* delete {path.parent} and run the same") as said:
-            tune(config)
-        assert "\n" not in str(said.value)
-        shutil.rmtree(path.parent)
+    assert "\n" not in str(said.value)
 
 
 def test_a_second_search_of_a_run_folder_is_refused(make: Make) -> None:

@@ -47,7 +47,7 @@ def configure(data: dict[str, Any], run_dir: Path, done: Path | None = None, nee
     long = {"max_iter": 24, "steps": [20], "eval_period": 12, "checkpoint_period": 4}
     config = tiny_config(
         data, run_dir, train=long, augment={"sources_per_part": 1}, predict={"batch_size": 1},
-        tune={"num_trials": 2, "max_iter": 12, "eval_period": 4, "scheduler": "none"},
+        tune={"num_trials": 3, "max_iter": 8, "eval_period": 4, "scheduler": "none"},
     )  # fmt: skip
     (run_dir / "c.yaml").write_text(config.to_yaml())
     return config
@@ -72,13 +72,9 @@ def outcome(verb: str, config: Config) -> Any:
         return [(run / name).read_bytes() for name in ("predictions.parquet", "submission.csv")]
     if verb == "train":
         return trained(run / "members" / "a")
-    rows = [row for row in read_trials(config) if row["status"] == "finished"]
-    assert len(rows) == config.tune.num_trials
-    return tuple(
-        one
-        for row in sorted(rows, key=lambda row: row["params"])
-        for one in trained(run / "tune" / "trials" / row["trial"])
-    )
+    rows = sorted(read_trials(config), key=lambda row: row["trial"])
+    assert [row["status"] for row in rows] == ["finished"] * config.tune.num_trials
+    return tuple(one for row in rows for one in trained(run / "tune" / "trials" / row["trial"]))
 
 
 def trained(folder: Path) -> tuple[list[int], list[float], float]:
@@ -186,6 +182,21 @@ def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(
     _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     same(outcome(verb, config), wanted)
+
+
+@pytest.mark.parametrize("verb", ["train", "tune", "predict"])
+def test_a_folder_that_cannot_be_written_to_is_one_line(
+    verb: str, undisturbed: dict[str, Any], sample_data: dict[str, Any], disk: Disk
+) -> None:
+    config = configure(sample_data, disk.folder / "run", undisturbed["folder"], NEEDS[verb])
+    disk.change("ro")
+    process = start(verb, config)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2, err
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("kp-ray: ")]
+    assert str(disk.folder) in line
+    assert "Read-only file system" in line
 
 
 def end_all(processes: list[psutil.Process], process: subprocess.Popen[str]) -> None:
