@@ -209,8 +209,8 @@ def test_the_whole_pipeline_runs_on_a_bucket_and_keeps_no_secret(
         logs = b"".join(path.read_bytes() for path in Path(ray_files).rglob("*.*") if path.is_file())
     assert done.returncode == 0, done.stderr[-3000:]
     made = file_sizes(url("run"))
-    for name in ("store/manifest.json", "members/a/model_final.pth", "tune/trials/trial-000/end.json",
-                 "tune/best.yaml", "predictions.parquet", "submission.csv", "evaluation.json", "report.html"):  # fmt: skip
+    for name in ("store/manifest.json", "members/a/model_final.pth", "tune/trials/trial-000/end.json", "tune/best.yaml",
+                 "predictions.parquet", "submission.csv", "evaluation.json", "report.html"):  # fmt: skip
         assert made[name] > 0, name
     assert json.loads(done.stdout.splitlines()[-1])["evaluation"]["num_images"] == 10
     assert not list(tmp_path.iterdir())

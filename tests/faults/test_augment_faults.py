@@ -330,7 +330,6 @@ def test_a_cluster_that_does_not_come_up_is_started_once_more(
     assert not raylets[0].is_running() or raylets[0].status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.slow
 def test_a_second_writer_is_refused_and_takes_over_from_a_killed_driver(
     many_data: dict[str, Any], expected: dict[str, Any], augment: Command, two_nodes: Cluster, tmp_path: Path
 ) -> None:

@@ -190,8 +190,12 @@ SOUND: dict[str, Callable[[str], None]] = {
 }
 
 
+HANG_MS = 60_000
+"""A file of some kilobytes that takes so long is a hang, on the busiest machine."""
+
+
 @pytest.mark.parametrize("kind", SOUND)
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(deadline=HANG_MS, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_wounded_file_is_read_soundly_or_refused_in_one_line(kind: str, folder: Path, data: st.DataObject) -> None:
     if not (folder / "store").exists():
