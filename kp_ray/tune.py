@@ -219,26 +219,24 @@ def _scheduler(config: Config) -> TrialScheduler:
     return scheduler
 
 
-class _Asha(ASHAScheduler):
+class _Recalling(TrialScheduler):
     """Knows what a trial had reported before a restart; it was decided on then."""
 
     reports: Mapping[str, Sequence[dict[str, Any]]]
+    recall: Callable[..., Any]
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
         for one in self.reports.get(_name(trial.config["number"]), ()):
-            self.on_trial_result(tune_controller, trial, one)
+            self.recall(tune_controller, trial, one)
 
 
-class _Median(MedianStoppingRule):
-    """The same; its `on_trial_complete` takes a result without a decision."""
+class _Asha(_Recalling, ASHAScheduler):
+    recall = ASHAScheduler.on_trial_result
 
-    reports: Mapping[str, Sequence[dict[str, Any]]]
 
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, trial)
-        for one in self.reports.get(_name(trial.config["number"]), ()):
-            self.on_trial_complete(tune_controller, trial, one)
+class _Median(_Recalling, MedianStoppingRule):
+    recall = MedianStoppingRule.on_trial_complete  # its on_trial_result takes none after it has decided to stop
 
 
 def _reports(config: Config) -> dict[str, list[dict[str, Any]]]:
