@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.tune
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
@@ -170,6 +171,8 @@ def _search(config: Config, progress: Progress | None) -> None:
     # itself only waits for its training run: it stays on the driver's node, where everything is installed.
     own = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
     here = next(name for name in own["Resources"] if name.startswith("node:") and name != "node:__internal_head__")
+    # Nodes have credentials of their own; handed on by Ray Tune, the driver's would stand in Ray's logs.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in os.environ if name.startswith("AWS_")])
     # Ctrl-C ends the driver, as a kill does, instead of making a search look finished.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
