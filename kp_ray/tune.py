@@ -325,7 +325,7 @@ class _Searcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self.asked.pop(trial_id, None)
-        if trial and result and not error:
+        if trial and result and not error and result.get("lasting", True):
             self.study.tell(trial, result[self.metric])
         elif trial:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -550,8 +550,8 @@ class _Trial(ray.tune.Trainable):
     """What Ray Tune runs: it trains, and reports every evaluation once, in order, the last one again after a restart.
 
     The last evaluation is reported when training has ended, so that no scheduler stops a run while it writes its
-    weights. A trial that cannot go on (a diverged loss, workers lost too often) is told to the sampler as the worst
-    result.
+    weights. A trial that diverges is told to the sampler as the worst result; of one that something else ended, workers
+    lost too often, say, the sampler learns nothing.
     """
 
     values: Mapping[str, Any]
@@ -590,20 +590,21 @@ class _Trial(ray.tune.Trainable):
             if ended:
                 why, lasting = self._why()
                 _note_end(self.home, why, lasting=lasting)
-                return self._report({self.base.tune.metric: _worst(self.base.tune), "iteration": 0}, done=True)
+                worst = {self.base.tune.metric: _worst(self.base.tune), "iteration": 0, "lasting": lasting}
+                return self._report(worst, done=True)
 
     def _report(self, values: Mapping[str, float], *, done: bool) -> dict[str, Any]:
         return {**values, "seconds": round(self.seconds + time.time() - self.began, 1), "done": done}
 
     def _why(self) -> tuple[str, bool]:
-        """Why training failed, and whether the setting is at fault. What the machines did is raised, and Ray Tune tries
-        again.
+        """Why training failed, and whether the setting is at fault. That its task died is raised, and Ray Tune tries
+        again; lost workers Ray Train has replaced, as often as it may.
         """
         try:
             if self.training is not None:
                 ray.get(self.training)
         except ray.exceptions.RayTaskError as error:
-            if not isinstance(error.cause, InputError) or isinstance(error.cause, StoppedError):
+            if not isinstance(error.cause, InputError):
                 raise
             return str(error.cause), isinstance(error.cause, DivergedError)
         return f"its last evaluation has no {self.base.tune.metric}", True

@@ -473,6 +473,25 @@ def test_a_search_that_is_taken_up_draws_what_it_would_have_drawn(sampler: str, 
     assert drawn[::2] == drawn[1::2] == undisturbed
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_search_over_damaged_parts_goes_on_when_they_are_mended(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config(sample_data, tmp_path / "run", tune={**EVEN, "num_trials": 1})
+    write_store(plan(config))
+    whole = {part: part.read_bytes() for part in Path(config.path("store")).rglob("*.parquet")}
+    for part, content in whole.items():
+        middle = len(content) // 2  # in the images
+        part.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(InputError, match=r"no trial reported rmse, the first because: .*\.parquet: damaged") as said:
+        tune(config)
+    assert "\n" not in str(said.value)
+    for part, content in whole.items():
+        part.write_bytes(content)
+    result = tune(config)
+    assert (result["trials"], result["failed"]) == (1, 0)
+    assert_whole(config, 1, 6)
+
+
 DAMAGED = [
     *((f"trials/trial-001/{name}", content) for name in ("trial.json", "end.json") for content in ("", "5", "{}")),
     *(("trials/trial-001/metrics.json", content) for content in ('{"cut', "5", "{}")),
