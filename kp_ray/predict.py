@@ -25,7 +25,6 @@ import PIL.ExifTags
 import PIL.Image
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 import ray
 import torch
 import yaml
@@ -58,6 +57,7 @@ from kp_ray.store import (
     read_table,
     reason_of,
     select_parts,
+    write_parquet,
 )
 from kp_ray.submission import SubmissionForm, check_form, read_form, read_submission, write_submission
 from kp_ray.train import fits_a_node
@@ -381,10 +381,8 @@ class Predictor:
         began = time.time()
         batch: list[Asked] = pickle.loads(item["batch"])  # noqa: S301  (made by our own driver)
         table = pa.Table.from_pylist(list(self.rows(batch)), schema=_part_schema(len(self.skeleton)))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
         name = hashlib.sha256(json.dumps([[one.image, one.version] for one in batch]).encode()).hexdigest()[:16]
-        write_bytes(join(self.folder, f"{name}.parquet"), sink.getvalue().to_pybytes())
+        write_parquet(join(self.folder, f"{name}.parquet"), table)
         return {"images": len(batch), "began": began}
 
     def rows(self, batch: Sequence[Asked]) -> Iterator[dict[str, Any]]:
@@ -566,9 +564,7 @@ def _merge(task: _Task, asked: Sequence[Asked], target: str) -> None:
     schema = prediction_schema(len(task.skeleton))
     people_note = {"rule": section.person, "several": several, "other_than_best_score": changed}
     note = json.dumps({"people": people_note, "keypoints": task.skeleton.names})
-    sink = pa.BufferOutputStream()
-    pq.write_table(picked.select(schema.names).cast(schema).replace_schema_metadata({_NOTE_KEY: note}), sink)
-    write_bytes(target, sink.getvalue().to_pybytes())
+    write_parquet(target, picked.select(schema.names).cast(schema).replace_schema_metadata({_NOTE_KEY: note}))
 
 
 def _rows_asked(folder: str, asked: Sequence[Asked]) -> pa.Table:

@@ -689,9 +689,7 @@ def write_manifest(store: str, manifest: Manifest) -> None:
     """Write the manifest and `quarantine.parquet` beside it."""
     schema = pa.schema([("source", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
     table = pa.Table.from_pylist([q.model_dump() for q in manifest.quarantined], schema=schema)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_bytes(join(store, "quarantine.parquet"), sink.getvalue().to_pybytes())
+    write_parquet(join(store, "quarantine.parquet"), table)
     write_bytes(join(store, "manifest.json"), (manifest.model_dump_json(indent=1) + "\n").encode())
 
 
@@ -877,7 +875,16 @@ def read_parquet(path: str, columns: Sequence[str] | None = None, mend: str = "r
     """
     fs, inner = filesystem(path)
     with _reading(path, mend), fs.open_input_file(inner) as stream:
-        return pq.ParquetFile(stream, page_checksum_verification=True).read(columns=columns)
+        table = pq.ParquetFile(stream, page_checksum_verification=True).read(columns=columns)
+        table.validate(full=True)
+        return table
+
+
+def write_parquet(path: str, table: pa.Table) -> None:
+    """Write a local or remote Parquet file, whole or not at all, whose pages carry checksums."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True)
+    write_bytes(path, sink.getvalue().to_pybytes())
 
 
 class RowReader:

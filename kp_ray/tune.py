@@ -6,7 +6,6 @@ tables are written and a search goes on, whatever was killed on the way: Ray Tun
 """
 
 import contextlib
-import io
 import itertools
 import json
 import math
@@ -21,7 +20,6 @@ import numpy as np
 import optuna
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.tune
 from ray.tune.execution import class_cache
@@ -51,7 +49,7 @@ from kp_ray.config import (
 from kp_ray.detectron import build_cfg, scale_cfg
 from kp_ray.keypoints import Skeleton
 from kp_ray.recipes import RECIPES
-from kp_ray.store import read_manifest, reason_of, store_digest, writer_lock
+from kp_ray.store import read_manifest, reason_of, store_digest, write_parquet, writer_lock
 from kp_ray.train import NOT_DECIDING, check_options, fit_member, runs_at_once, usable_rows
 
 METRICS: tuple[str, ...] = get_args(TuneConfig.model_fields["metric"].annotation)
@@ -812,9 +810,7 @@ def write_tables(config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
         ]
     )  # fmt: skip
     table = pa.Table.from_pylist(list(rows), schema=schema)
-    stream = io.BytesIO()
-    pq.write_table(table, stream)
-    write_bytes(config.path("tune", "trials.parquet"), stream.getvalue())
+    write_parquet(config.path("tune", "trials.parquet"), table)
     plain = table.drop_columns(["began", "params", "evaluations"]).to_pandas()
     write_bytes(config.path("tune", "trials.csv"), plain.to_csv(index=False).encode())
 

@@ -17,7 +17,7 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 from kp_ray.config import Config, build
 from kp_ray.sample import make_sample
 
-settings.register_profile("siege", max_examples=5000)  # of `make test-faults`
+settings.register_profile("siege", max_examples=12_000)  # of `make test-faults`
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import albumentations
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_config
@@ -24,6 +25,7 @@ from kp_ray.store import (
     iter_rows,
     plan,
     read_manifest,
+    read_parquet,
     read_table,
     select_parts,
     verify_store,
@@ -459,3 +461,12 @@ def test_the_manifest_counts_what_the_parts_hold(written: Config) -> None:
     assert manifest["num_variants"] == sum(rows.values()) == sum(manifest["num_rows_by_split"].values())
     metadata = pq.read_metadata(written.path("store", manifest["parts"][0]["path"])).metadata
     assert json.loads(metadata[b"kp_ray"])["skeleton"] == manifest["skeleton"]
+
+
+def test_text_that_is_none_is_damage_also_in_a_file_without_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.parquet"
+    pq.write_table(pa.table({"image": ["s0_A-0.jpg"]}), path, compression="none", use_dictionary=False)
+    path.write_bytes(path.read_bytes().replace(b"s0_A-0.jpg", b"\xf30_A-0.jpg"))
+    with pytest.raises(InputError, match=r"predictions\.parquet: damaged: .*; delete it") as said:
+        read_parquet(str(path), mend="delete it")
+    assert "\n" not in str(said.value)

@@ -156,7 +156,7 @@ def predictions_parquet() -> bytes:
     note = json.dumps({"people": {"rule": "score"}, "keypoints": DACON24.names})
     table = pa.Table.from_pylist(rows, schema=prediction_schema(24)).replace_schema_metadata({"kp_ray": note})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+    pq.write_table(table, sink, write_page_checksum=True)
     return sink.getvalue().to_pybytes()
 
 
