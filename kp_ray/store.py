@@ -854,7 +854,7 @@ def _reading(path: str, mend: str = "run verify, then augment") -> Iterator[None
     """What goes wrong in reading a Parquet file, as one line that says how to `mend` it."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError):
             raise InputError(f"{path}: there is no such file; {mend}") from error
         if isinstance(error, OSError) and error.errno:  # the storage's, not the content's

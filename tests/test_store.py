@@ -463,10 +463,13 @@ def test_the_manifest_counts_what_the_parts_hold(written: Config) -> None:
     assert json.loads(metadata[b"kp_ray"])["skeleton"] == manifest["skeleton"]
 
 
-def test_text_that_is_none_is_damage_also_in_a_file_without_checksums(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [b"s0_A-0.jpg", b"image"], ids=["value", "column"])
+def test_text_that_is_none_is_damage_also_in_a_file_without_checksums(text: bytes, tmp_path: Path) -> None:
     path = tmp_path / "predictions.parquet"
-    pq.write_table(pa.table({"image": ["s0_A-0.jpg"]}), path, compression="none", use_dictionary=False)
-    path.write_bytes(path.read_bytes().replace(b"s0_A-0.jpg", b"\xf30_A-0.jpg"))
+    pq.write_table(
+        pa.table({"image": ["s0_A-0.jpg"]}), path, compression="none", use_dictionary=False, store_schema=False
+    )
+    path.write_bytes(path.read_bytes().replace(text, b"\xed" + text[1:]))
     with pytest.raises(InputError, match=r"predictions\.parquet: damaged: .*; delete it") as said:
         read_parquet(str(path), mend="delete it")
     assert "\n" not in str(said.value)
