@@ -38,9 +38,7 @@ from kp_ray.augment import Row, Source, augment_source, row_schema
 from kp_ray.config import (
     AugmentConfig,
     Config,
-    DivergedError,
     InputError,
-    StoppedError,
     exists,
     file_sizes,
     filesystem,
@@ -412,7 +410,7 @@ def reason_of(error: Exception) -> str:
     told = re.findall(r"^(?!ray\.)[\w.]*?(\w*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
     if told:
         kind, text = told[-1]
-        ours = {one.__name__ for one in (InputError, StoppedError, DivergedError)}
+        ours = {InputError.__name__, *(one.__name__ for one in InputError.__subclasses__())}
         return str(text) if kind in ours else f"{kind}: {text}"
     if re.search(r"(actor|worker|worker process|node) (has )?died", str(error)):
         return "a process or a node of Ray died: killed, out of memory or crashed, its log may tell"

@@ -250,7 +250,7 @@ def _reports(config: Config) -> dict[str, list[dict[str, Any]]]:
     for number in range(config.tune.num_trials):
         home = _home(config, number)
         if _name(number) not in told and _end(home).get("lasting"):
-            known = [one for one in _evaluations(home) if math.isfinite(one.get(metric, math.nan))]
+            known = [one for one in _evaluations(_metrics(home)) if math.isfinite(one.get(metric, math.nan))]
             told[_name(number)] = [{"iteration": one["iteration"], metric: one[metric]} for one in known]
     return told
 
@@ -580,7 +580,7 @@ class _Trial(ray.tune.Trainable):
     def step(self) -> dict[str, Any]:
         while True:
             ended = self.training is None or bool(ray.wait([self.training], timeout=POLL_S)[0])
-            for one in _evaluations(self.home):
+            for one in _evaluations(_metrics(self.home)):
                 known = math.isfinite(one.get(self.base.tune.metric, math.nan))
                 if self.told < one["iteration"] and known and (ended or one["iteration"] < self.total):
                     self.told = one["iteration"]
@@ -721,10 +721,10 @@ def _metrics(home: str) -> list[dict[str, Any]]:
     return _json_lines(join(home, "metrics.json"), ("iteration",), _anew(home))
 
 
-def _evaluations(home: str) -> list[dict[str, Any]]:
+def _evaluations(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What a trial's own log says of its evaluations: `iteration` (counted from 1) and each metric, in order."""
     rows = []
-    for line in _metrics(home):
+    for line in log:
         found = {key.removeprefix("val/"): value for key, value in line.items() if key.startswith("val/")}
         if found:
             rows.append({"iteration": line["iteration"] + 1, **found})
@@ -752,8 +752,8 @@ def read_trials(config: Config, live: Sequence[str] | set[str] = ()) -> list[dic
         facts = _facts(home)
         if not facts:
             continue
-        evaluations, log = _evaluations(home), _metrics(home)
-        failed = _end(home).get("reason", "")
+        log, failed = _metrics(home), _end(home).get("reason", "")
+        evaluations = _evaluations(log)
         done = evaluations[-1]["iteration"] if evaluations else 0
         status = "failed" if failed else "finished" if done == facts["max_iter"] else "stopped"
         if name in live and status == "stopped":

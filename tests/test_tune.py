@@ -204,9 +204,9 @@ def leave_trial(config: Config, name: str, began: float, evaluations: dict[int, 
         (home / "end.json").write_text(json.dumps({"reason": "", "lasting": True} | end))
 
 
-def leave_log(config: Config, *reports: tuple[str, int, float | None], seconds: float = 1.0) -> None:
+def leave_log(config: Config, *reports: tuple[str, int, float | None]) -> None:
     """What a search notes of the reports of its trials."""
-    lines = [{"trial": name, "iteration": at, config.tune.metric: value, "seconds": seconds}
+    lines = [{"trial": name, "iteration": at, config.tune.metric: value, "seconds": 1.0}
              for name, at, value in reports]  # fmt: skip
     Path(config.path("tune", "log.jsonl")).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -217,7 +217,11 @@ def test_the_tables_say_what_every_trial_left(tmp_path: Path) -> None:
     leave_trial(config, "early", 1.0, {2: 60.0, 4: 45.0, 8: 30.0})
     leave_trial(config, "broken", 2.0, {2: 90.0}, reason="the loss is no longer finite")
     leave_trial(config, "nothing", 4.0, {})
-    leave_log(config, ("late", 2, 50.0), ("late", 4, 40.0), seconds=9.5)
+    log = [
+        {"trial": "late", "iteration": 2, "seconds": 5.0, "rmse": 50.0},
+        {"trial": "late", "iteration": 4, "seconds": 9.5, "rmse": 40.0},
+    ]
+    (tmp_path / "tune" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     rows = read_trials(config)
     assert [(one["trial"], one["status"], one["iterations"], one["rmse"]) for one in rows] == [
         ("early", "finished", 8, 30.0), ("broken", "failed", 2, None), ("late", "stopped", 4, 40.0),
