@@ -24,7 +24,7 @@ $(READY):
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --only-binary=:all: \
 		--python-version 3.10 --implementation cp --abi none --platform any --require-hashes -r $(VENV)/detectron2.txt \
 		--target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import kp_ray.cli, kp_ray.doctor, kp_ray.report, kp_ray.tune, kp_ray.predict'
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import kp_ray.cli.main, kp_ray.doctor, kp_ray.reporting.page, kp_ray.tuning.search, kp_ray.prediction.run'
 	$(BIN)/python -m compileall -qq -j 0 "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ray"
 	rm -f $(VENV)/.ready-*
 	touch $@

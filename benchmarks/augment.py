@@ -36,9 +36,11 @@ import ray
 import simplejpeg
 from measure import cpu_time, hardware, kp_ray, make_rows, make_sources, median_and_range, stolen_since, write_results
 
-from kp_ray.annotations import load_annotations
-from kp_ray.config import DEFAULT_RECIPES, load
-from kp_ray.recipes import RECIPES, draw
+from kp_ray.augmentation.recipes import RECIPES
+from kp_ray.augmentation.sampling import sample_parameters
+from kp_ray.config.load import load
+from kp_ray.config.presets import DEFAULT_RECIPES
+from kp_ray.data.load import load_annotations
 
 Job = tuple[str, Any]
 CORES = os.cpu_count() or 1
@@ -119,7 +121,7 @@ def _with_datasets(jobs: list[Job], out: Path) -> float:
 @cache
 def sizes() -> list[tuple[int, int]]:
     """(width, height) of the default variants that are encoded anew."""
-    drawn = [draw(RECIPES[name], 1920, 1080, 0) for name in DEFAULT_RECIPES if name != "Original"]
+    drawn = [sample_parameters(RECIPES[name], 1920, 1080, 0) for name in DEFAULT_RECIPES if name != "Original"]
     return [(one.width, one.height) for one in drawn]
 
 

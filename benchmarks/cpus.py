@@ -20,8 +20,8 @@ import cv2
 import ray
 from measure import cpu_time, hardware, kp_ray, make_rows, make_sources, median_and_range, stolen_since, write_results
 
-from kp_ray.annotations import load_annotations
-from kp_ray.config import load
+from kp_ray.config.load import load
+from kp_ray.data.load import load_annotations
 
 WAYS = ("kp_ray", "control")
 

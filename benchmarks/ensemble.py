@@ -19,13 +19,16 @@ import pandas as pd
 import pyarrow.parquet as pq
 from measure import hardware, kp_ray_command, median_and_range, write_results
 
-from kp_ray.annotations import load_annotations, parse_name
-from kp_ray.config import Config, load
-from kp_ray.ensemble import FittedWeights, fit_weights, fuse_clips, trusted
+from kp_ray.config.load import load
+from kp_ray.config.schema import Config
+from kp_ray.data.annotations import parse_name
+from kp_ray.data.load import load_annotations
+from kp_ray.ensemble.fitted import FittedWeights, fit_weights
+from kp_ray.ensemble.fusion import fuse_clips, select_detections
 from kp_ray.keypoints import DACON24, FloatArray
 from kp_ray.metrics import point_errors, rmse
-from kp_ray.sample import make_sample
-from kp_ray.store import read_table
+from kp_ray.store.read import read_table
+from kp_ray.synthetic.dataset import make_sample
 
 MISSING = 0.05
 
@@ -68,7 +71,7 @@ def fit(config: Config, val: Answers) -> FittedWeights:
     points = dict(zip(table["source"], table["keypoints"], strict=True))
     truth = np.stack([np.reshape(points[image], (-1, 3)) for image in val.images]).astype(float)
     truth[truth[..., 2] == 0] = np.nan
-    found, _ = trusted(val.scores, thresholds(config))
+    found, _ = select_detections(val.scores, thresholds(config))
     return fit_weights(val.keypoints, found, truth, val.place[0], person_scores=val.scores)
 
 

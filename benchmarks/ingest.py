@@ -33,11 +33,12 @@ from detectron2.structures import BoxMode
 from measure import hardware, kp_ray, make_sources, median_and_range, write_results
 from ray.train.torch import TorchTrainer
 
-from kp_ray.config import MemberConfig, load
-from kp_ray.detectron import build_cfg
+from kp_ray.config.load import load
+from kp_ray.config.schema import MemberConfig
 from kp_ray.keypoints import CONTINUOUS_OFFSET, DACON24
-from kp_ray.store import RowReader
-from kp_ray.train import feed, usable_rows
+from kp_ray.models.presets import build_cfg
+from kp_ray.store.read import RowReader
+from kp_ray.training.dataloader import iter_batches, usable_rows
 
 BATCH = 4
 WARM_UP = 12
@@ -101,7 +102,9 @@ def worker(loop: dict[str, Any]) -> float:
     torch.set_num_threads(1)
     size = BATCH // context.get_world_size()
     shard = ray.train.get_dataset_shard("train")
-    return timed(feed(shard, loop["cfg"], DACON24, size=size, seed=0, rank=context.get_world_rank()), loop["batches"])
+    return timed(
+        iter_batches(shard, loop["cfg"], DACON24, size=size, seed=0, rank=context.get_world_rank()), loop["batches"]
+    )
 
 
 def kp_ray_rate(cfg: Any, rows: Any, processes: int, batches: int, storage: str) -> float:

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from kp_ray.augment import Source, augment_source
-from kp_ray.config import DEFAULT_RECIPES
+from kp_ray.augmentation.recipes import resolve_recipes
+from kp_ray.augmentation.variants import Source, augment_source
+from kp_ray.config.presets import DEFAULT_RECIPES
 from kp_ray.keypoints import FloatArray
-from kp_ray.recipes import choose
-from kp_ray.sample import make_sample
+from kp_ray.synthetic.dataset import make_sample
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -91,7 +91,7 @@ def make_rows(path: str, keypoints: FloatArray) -> None:
     augment_source(
         Path(path).read_bytes(),
         source,
-        choose(DEFAULT_RECIPES),
+        resolve_recipes(DEFAULT_RECIPES),
         seed=0,
         jpeg_quality=95,
         scale_with_frame=True,

@@ -29,7 +29,8 @@ import ray
 import torch
 from measure import hardware, kp_ray_command, median_and_range, write_results
 
-from kp_ray.config import Config, load
+from kp_ray.config.load import load
+from kp_ray.config.schema import Config
 
 CORES = os.cpu_count() or 1
 

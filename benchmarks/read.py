@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import simplejpeg
 from measure import hardware, kp_ray, make_sources, median_and_range, write_results
 
-from kp_ray.store import RowReader, select_parts
+from kp_ray.store.read import RowReader, select_parts
 
 COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
 

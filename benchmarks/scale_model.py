@@ -23,8 +23,12 @@ from typing import Any
 import ray
 from measure import RESULTS, hardware, write_results
 
-from kp_ray.config import Config, build
-from kp_ray.store import PartRecord, _manifest, is_finished, plan, ray_data_settings, write_manifest
+from kp_ray.cluster.tasks import ray_data_settings
+from kp_ray.config.load import build
+from kp_ray.config.schema import Config
+from kp_ray.store.manifest import PartRecord, write_manifest
+from kp_ray.store.plan import plan
+from kp_ray.store.write import build_manifest, is_finished
 
 MEASURED = (10_000, 100_000, 1_000_000)
 WANTED = (10_000, 1_000_000, 100_000_000)
@@ -77,7 +81,7 @@ def plan_and_resume(config: Config, *, resume: bool) -> dict[str, float]:
             (store / f"recipe={recipe.name}").mkdir(parents=True)
         for part in parts:
             os.close(os.open(store / part.path, os.O_CREAT))
-        write_manifest(planned.store, _manifest(planned, records, []))
+        write_manifest(planned.store, build_manifest(planned, records, []))
         return {}
     assert is_finished(planned)
     return {

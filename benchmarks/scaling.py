@@ -21,7 +21,7 @@ import psutil
 import ray
 from measure import cpu_time, hardware, kp_ray, kp_ray_command, make_sources, stolen_since, write_results
 
-from kp_ray.config import load
+from kp_ray.config.load import load
 
 SAMPLE_EVERY_S = 0.1
 MIB = 2**20

@@ -20,7 +20,7 @@ import torch
 import yaml
 from measure import hardware, kp_ray, median_and_range, write_results
 
-from kp_ray.sample import make_sample
+from kp_ray.synthetic.dataset import make_sample
 
 RECIPES = ["Original", "CenterCrop_1", "Rescale_CenterCrop", "Rescale_RandomCrop_3", "Rotate45_CenterCrop"]
 POOR = {"base_lr": 1.5e-4, "schedule": "multistep", "gamma": 0.1, "recipes": RECIPES}

@@ -2,7 +2,7 @@
 
 import sys
 
-from kp_ray.cli import main
+from kp_ray.cli.main import main
 
 if __name__ == "__main__":
     main(["predict", *sys.argv[1:]])

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -19,21 +18,18 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 import pyarrow.fs as pafs
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from kp_ray.config import Config, InputError, exists, filesystem, join, one_line, read_bytes, write_bytes
-from kp_ray.store import Plan, make_rows, plan, read_manifest
-from kp_ray.submission import read_form
+from kp_ray.config.schema import Config
+from kp_ray.data.submission import read_form
+from kp_ray.errors import InputError, one_line
+from kp_ray.storage import exists, filesystem, join, read_bytes, write_bytes
+from kp_ray.store.estimate import forecast_augment, format_size
+from kp_ray.store.manifest import read_manifest
+from kp_ray.store.plan import plan
 
-PROBES = 3
-"""Sources of each split that a forecast makes the rows of."""
-ROW_BYTES = 3000
-"""What a row takes in a part beside its picture: measured on stores of 320x180 and 1920x1080 frames."""
-START_UP_S = 9
-"""Of a local cluster and its workers' imports, measured on two cores."""
 UPLOAD_LIMIT = 500 * 1024**2
 """Bytes of a working directory; Ray refuses more."""
 SHM, LEAST_SHM = "/dev/shm", 1e9  # noqa: S108  (not a file of ours)
@@ -124,7 +120,7 @@ def forecast(verb: str, config: Config) -> dict[str, Any]:
             other settings is refused by the verb itself alone.
     """
     if verb == "augment":
-        return _forecast_augment(plan(config), config)
+        return forecast_augment(plan(config), config)
     if verb == "predict":
         return _forecast_predict(config)
     rows = read_manifest(config.path("store")).num_rows_by_split
@@ -147,31 +143,11 @@ def forecast(verb: str, config: Config) -> dict[str, Any]:
     return {**members, "iterations": iterations, **rows, "lines": lines}
 
 
-def _num_cpus() -> int:
-    # Not everywhere can a process ask which CPUs it may use.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _forecast_augment(planned: Plan, config: Config) -> dict[str, Any]:
-    result = estimate(planned, config.cluster.num_cpus or _num_cpus())
-    there: set[str] = set()
-    if exists(join(planned.store, "manifest.json")):
-        there = {part.path for part in read_manifest(planned.store).parts}
-    result["parts_kept"] = sum(part.path in there for run in planned.runs for part in run.parts)
-    lines = [
-        f"{result['sources']} sources, {result['variants']} variants of {len(planned.recipes)} recipes, "
-        f"{result['parts']} parts ({result['parts_kept']} there already) in {planned.store}",
-        f"about {_size(result['bytes'])} and {_time(result['seconds'])} on {result['cpus']:g} CPUs for all of it "
-        f"({result['cpu_s_per_source']:.2f} CPU seconds a source, from {result['probed']} probed)",
-    ]
-    return {**result, "lines": lines}
-
-
 def _forecast_predict(config: Config) -> dict[str, Any]:
-    from kp_ray.predict import list_asked  # brings torch
+    from kp_ray.prediction.images import list_image_refs
 
     form = config.data.sample_submission
-    images = list_asked(config, read_form(form) if form else None)
+    images = list_image_refs(config, read_form(form) if form else None)
     names = [member.name for member in config.train.members]
     trained = [name for name in names if exists(config.path("members", name, "model_final.pth"))]
     smallest, largest = config.predict.actors
@@ -184,66 +160,23 @@ def _forecast_predict(config: Config) -> dict[str, Any]:
     return {**result, "lines": lines}
 
 
-def estimate(planned: Plan, num_cpus: float) -> dict[str, Any]:
-    """A store's size and time, from making the rows of a few of its sources here and now.
-
-    Returns:
-        `sources`, `variants`, `parts`, `bytes`, `seconds` on `num_cpus` with the start-up, `cpus`,
-        `cpu_s_per_source`, `probed`.
-    """
-    sources = {"train": 0, "val": 0}
-    total = {"variants": 0, "bytes": 0.0, "seconds": 0.0}
-    probed = 0
-    for split in sources:
-        runs = [run for run in planned.runs if run.sources[0].split == split]
-        sources[split] = sum(len(run.sources) for run in runs)
-        size, seconds, usable, warm = 0, 0.0, 0, False
-        for index in np.unique(np.linspace(0, len(runs) - 1, PROBES, dtype=int)) if runs else ():
-            run = runs[index]
-            recipes = [(part.recipe, part.copies) for part in run.parts]
-            if not warm:  # the first picture pays for what is loaded once
-                warm = bool(make_rows(planned, run.sources[0], recipes)[0])
-            began = time.process_time()
-            rows, _ = make_rows(planned, run.sources[0], recipes)
-            if not rows:  # goes to quarantine
-                continue
-            seconds += time.process_time() - began
-            size += sum(len(row["image"]) + ROW_BYTES for row in rows)
-            usable += 1
-        probed += usable
-        total["variants"] += sum(len(run.sources) * sum(part.copies for part in run.parts) for run in runs)
-        total["bytes"] += size / max(usable, 1) * sources[split]
-        total["seconds"] += seconds / max(usable, 1) * sources[split]
-    count = sum(sources.values())
-    return {
-        "sources": count,
-        "variants": total["variants"],
-        "parts": sum(len(run.parts) for run in planned.runs),
-        "bytes": round(total["bytes"]),
-        "seconds": round(total["seconds"] / num_cpus + START_UP_S, 3),
-        "cpus": num_cpus,
-        "cpu_s_per_source": round(total["seconds"] / max(count, 1), 4),
-        "probed": probed,
-    }
-
-
 def _store(config: Config) -> list[Check]:
     """The store's forecast against the disk; nothing without labels and images."""
     if config.data.annotations is None or config.data.images is None:
         return []
     try:
-        planned = _forecast_augment(plan(config), config)
+        planned = forecast_augment(plan(config), config)
     except InputError as error:
         return [Check("store", False, str(error), "correct the data or the config; `kp-ray check` says more")]
     todo = planned["bytes"] * (1 - planned["parts_kept"] / max(planned["parts"], 1))
-    needs = f"what is missing of the store of {planned['sources']} images takes about {_size(todo)}"
+    needs = f"what is missing of the store of {planned['sources']} images takes about {format_size(todo)}"
     times = Check("store", True, " ".join(planned["lines"]))
     fs, inner = filesystem(config.run_dir)
     if not isinstance(fs, pafs.LocalFileSystem):
         return [times]
     free = shutil.disk_usage(next(folder for folder in _upwards(inner) if folder.exists())).free
     fix = "free some space or choose another run_dir"
-    return [times, Check("disk", free > todo, f"{_size(free)} free, {needs}", fix)]
+    return [times, Check("disk", free > todo, f"{format_size(free)} free, {needs}", fix)]
 
 
 def _upload(config: Config) -> Check:
@@ -256,7 +189,7 @@ def _upload(config: Config) -> Check:
             break
     joins = config.cluster.address or os.environ.get("RAY_ADDRESS")
     over = "over " if size > UPLOAD_LIMIT else ""
-    found = f"{os.getcwd()}: {over}{_size(size)} without {' '.join(sorted(NOT_UPLOADED))}"
+    found = f"{os.getcwd()}: {over}{format_size(size)} without {' '.join(sorted(NOT_UPLOADED))}"
     fix = "submit from the project's folder, or add to the excludes of --runtime-env-json"
     return Check("upload", size <= UPLOAD_LIMIT or not joins, found, fix)
 
@@ -323,9 +256,13 @@ def _look_from_node(note: str, paths: list[str], resources: Mapping[str, float])
 
 def _of_node(said: dict[str, Any], node: dict[str, Any], config: Config, *, several: bool) -> list[Check]:
     host, has = said["host"], node["Resources"]
-    parts = [f"{has.get('CPU', 0):g} CPUs", f"{has.get('GPU', 0):g} GPUs", f"{_size(has.get('memory', 0))} memory"]
-    found = f"{', '.join(parts)}, {_size(said['shm'])} shm, {_size(said['disk'])} disk free"
-    fix = f"give the container at least {_size(LEAST_SHM)}, e.g. docker run --shm-size=4g"
+    parts = [
+        f"{has.get('CPU', 0):g} CPUs",
+        f"{has.get('GPU', 0):g} GPUs",
+        f"{format_size(has.get('memory', 0))} memory",
+    ]
+    found = f"{', '.join(parts)}, {format_size(said['shm'])} shm, {format_size(said['disk'])} disk free"
+    fix = f"give the container at least {format_size(LEAST_SHM)}, e.g. docker run --shm-size=4g"
     same = said["ray"] == ray.__version__
     checks = [
         Check(f"node {host}", said["shm"] >= LEAST_SHM, found, fix),
@@ -398,15 +335,3 @@ def _remove(path: str, made: Sequence[Path] = ()) -> None:
 
 def _now_and_later(name: str, have: Mapping[str, float], grows: Mapping[str, float]) -> str:
     return f"{have[name]:g}" + (f", grows to {grows[name]:g}" if grows[name] > have[name] else "")
-
-
-def _size(num_bytes: float) -> str:
-    power = min(int(np.log10(max(num_bytes, 1)) // 3), 4)
-    return f"{num_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-def _time(seconds: float) -> str:
-    minutes = seconds / 60
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

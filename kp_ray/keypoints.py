@@ -17,6 +17,7 @@ import numpy.typing as npt
 CONTINUOUS_OFFSET = 0.5
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -152,3 +153,8 @@ def visible_box(keypoints: FloatArray, width: int, height: int, margin_px: float
     low, high = xy.min(axis=0) - margin_px, xy.max(axis=0) + margin_px
     limit = np.array([width, height], dtype=float)
     return np.concatenate([np.clip(low, 0, limit), np.clip(high, 0, limit)])
+
+
+def apply_affine(affine: FloatArray, xy: FloatArray) -> FloatArray:
+    """Points (N, 2) mapped by an affine (2, 3)."""
+    return np.asarray(xy @ affine[:, :2].T + affine[:, 2])

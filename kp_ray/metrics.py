@@ -10,12 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from kp_ray.config import InputError
-from kp_ray.keypoints import FloatArray, Skeleton
-
-BoolArray = npt.NDArray[np.bool_]
+from kp_ray.errors import InputError
+from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 
 PCK_SHARES = (0.05, 0.1)
 OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)

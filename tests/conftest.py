@@ -14,19 +14,11 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # two te
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
-from kp_ray.config import Config, build
-from kp_ray.sample import make_sample
+from kp_ray.config.schema import Config
+from kp_ray.synthetic.dataset import make_sample
+from tests.helpers.data import tiny_config
 
 settings.register_profile("siege", max_examples=12_000)  # of `make test-faults`
-
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"
-
-TINY_NET = {
-    "INPUT.MIN_SIZE_TRAIN": [64],
-    "INPUT.MAX_SIZE_TRAIN": 114,
-    "INPUT.MIN_SIZE_TEST": 64,
-    "INPUT.MAX_SIZE_TEST": 114,
-}
 
 
 LONGEST_FIRST = ("test_jobs.py", "test_augment_faults.py", "test_train.py", "test_predict.py", "test_pipeline.py")
@@ -61,31 +53,3 @@ def sample_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def tiny(sample_data: dict[str, Any], tmp_path: Path) -> Config:
     """A config over the sample that does every stage within seconds."""
     return tiny_config(sample_data, tmp_path / "run")
-
-
-def tiny_config(data: dict[str, Any], run_dir: Path, **sections: Any) -> Config:
-    """The tiny config with whole sections replaced or extended."""
-    values: dict[str, Any] = {
-        "run_dir": str(run_dir),
-        "data": data,
-        "split": {"fraction": 0.25},
-        "augment": {"recipes": ["Original", "Rotate45_CenterCrop", "Rotate45_CenterCrop"], "sources_per_part": 4},
-        "model": {"preset": "r18", "cfg": dict(TINY_NET)},
-        "train": {
-            "members": [{"name": "a", "seed": 1}],
-            "max_iter": 4,
-            "steps": [3],
-            "warmup_iters": 1,
-            "ims_per_batch": 4,
-            "eval_period": 2,
-            "checkpoint_period": 2,
-            "log_period": 1,
-            "cpus_per_worker": 0.5,
-            "optimizer": "adamw",
-        },
-        "tune": {"num_trials": 2, "max_iter": 2, "eval_period": 1},
-        "predict": {"actors": [1, 1], "score_threshold": 0.5, "fallback_threshold": 0.0},
-    }
-    for name, section in sections.items():
-        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
-    return build(values)

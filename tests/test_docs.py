@@ -10,12 +10,13 @@ import click
 import pytest
 import typer
 
-from kp_ray.cli import app
-from kp_ray.config import Config, load
+from kp_ray.augmentation.recipes import RECIPES
+from kp_ray.cli.main import app
+from kp_ray.config.load import load
+from kp_ray.config.schema import Config
 from kp_ray.keypoints import DACON24
-from kp_ray.recipes import RECIPES
+from tests.helpers.data import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 VERBS: dict[str, click.Command] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -124,7 +125,7 @@ PYTHON = [
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_in_the_docs_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder with a small store where the pages say one lies."""
-    from test_report import write_store
+    from tests.reporting.test_page import write_store
 
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     write_store(tmp_path / "runs" / "demo")

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_config
 
 from kp_ray import doctor
-from kp_ray.config import Config, InputError
-from kp_ray.doctor import check_cluster, check_machine, estimate, forecast
-from kp_ray.store import plan, read_manifest, write_store
+from kp_ray.config.schema import Config
+from kp_ray.doctor import check_cluster, check_machine, forecast
+from kp_ray.errors import InputError
+from kp_ray.store.estimate import estimate
+from kp_ray.store.manifest import read_manifest
+from kp_ray.store.plan import plan
+from kp_ray.store.write import write_store
+from tests.helpers.data import tiny_config
 
 
 def test_a_sound_machine_passes_and_the_disk_is_compared_with_the_store(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kp_ray.config import InputError
+from kp_ray.errors import InputError
 from kp_ray.keypoints import DACON24, Skeleton
 from kp_ray.metrics import average_precision, evaluate_keypoints, oks, pck, point_errors, rmse, rmse_interval
 

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from conftest import SHARED, TINY_NET, tiny_config
+
+from tests.helpers.data import SHARED, TINY_NET, tiny_config
 
 KP_RAY = str(Path(sys.executable).with_name("kp-ray"))
 

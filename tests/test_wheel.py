@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers.data import ROOT
 
 
 def run(*command: str, cwd: Path) -> str:

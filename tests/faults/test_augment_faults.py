@@ -18,10 +18,10 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import tiny_config
 from ray.cluster_utils import Cluster
 
-from kp_ray.config import DEFAULT_RECIPES
+from kp_ray.config.presets import DEFAULT_RECIPES
+from tests.helpers.data import tiny_config
 
 NUM_COPIES = 12
 BROKEN = "broken-001_A-0000001.jpg"

@@ -19,11 +19,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import tiny_config
-from test_augment_faults import Disk, disk
 
-from kp_ray.config import Config
-from kp_ray.tune import read_trials
+from kp_ray.config.schema import Config
+from kp_ray.tuning.trials import read_trials
+from tests.faults.test_augment_faults import Disk, disk
+from tests.helpers.data import tiny_config
 
 ROUNDS = [(verb, seed) for verb, rounds in (("augment", 12), ("train", 6), ("tune", 4), ("predict", 8))
           for seed in range(rounds)]  # fmt: skip

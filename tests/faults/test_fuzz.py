@@ -18,12 +18,27 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kp_ray.annotations import checked_name, load_annotations, to_coco, to_csv
-from kp_ray.config import Config, InputError, build, load
+from kp_ray.config.load import build, load
+from kp_ray.config.schema import Config
+from kp_ray.data.annotations import checked_name
+from kp_ray.data.coco_format import to_coco
+from kp_ray.data.csv_format import to_csv
+from kp_ray.data.load import load_annotations
+from kp_ray.data.submission import read_form, read_submission
+from kp_ray.errors import InputError
 from kp_ray.keypoints import DACON24
-from kp_ray.predict import _Predictions, list_asked, prediction_schema
-from kp_ray.store import SCHEMA_VERSION, Manifest, PartRecord, Quarantined, RecipeRecord, read_manifest, write_manifest
-from kp_ray.submission import read_form, read_submission
+from kp_ray.prediction.fuse import Predictions
+from kp_ray.prediction.images import list_image_refs
+from kp_ray.prediction.parts import prediction_schema
+from kp_ray.store.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    PartRecord,
+    Quarantined,
+    RecipeRecord,
+    read_manifest,
+    write_manifest,
+)
 
 TOKENS = [
     *(b"", b",", b"\n", b"\r", b"\r\n", b'"', b"'", b"\t", b"\0", b"\xff", b"\xef\xbb\xbf"),
@@ -123,14 +138,14 @@ def sound_submission(path: str) -> None:
 
 
 def sound_predictions(path: str) -> None:
-    predictions = _Predictions(build({"run_dir": str(Path(path).parent)}), DACON24)
+    predictions = Predictions(build({"run_dir": str(Path(path).parent)}), DACON24)
     assert predictions.keypoints.shape == (2, 3, 24, 3)
     assert len(predictions.sizes) == len(predictions.reasons) == 3
 
 
 def sound_list(path: str) -> None:
     folder = str(Path(path).parent)
-    asked = list_asked(build({"data": {"test_images": folder}, "predict": {"images": path}}), None)
+    asked = list_image_refs(build({"data": {"test_images": folder}, "predict": {"images": path}}), None)
     names = [one.image for one in asked]
     assert len(set(names)) == len(names) > 0
     assert all(name.strip() and ".." not in name.split("/") for name in names)

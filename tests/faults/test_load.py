@@ -18,12 +18,14 @@ import psutil
 import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
-from test_augment_faults import Command, augment, configure, contents, figures, parts_of, store_of
 
-from kp_ray.annotations import load_annotations
-from kp_ray.config import AugmentConfig, load
+from kp_ray.config.load import load
+from kp_ray.config.schema import AugmentConfig
+from kp_ray.data.load import load_annotations
 from kp_ray.keypoints import DACON24
-from kp_ray.store import plan, plan_store, verify_store
+from kp_ray.store.plan import plan, plan_store
+from kp_ray.store.verify import verify_store
+from tests.faults.test_augment_faults import Command, augment, configure, contents, figures, parts_of, store_of
 
 pytestmark = pytest.mark.slow
 

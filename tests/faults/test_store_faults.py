@@ -9,21 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import tiny_config
 
-from kp_ray.cli import main
-from kp_ray.config import Config, InputError
-from kp_ray.store import (
-    SCHEMA_VERSION,
-    RowReader,
-    iter_rows,
-    plan,
-    read_manifest,
-    read_table,
-    verify_store,
-    write_store,
-)
-from kp_ray.train import usable_rows
+from kp_ray.cli.main import main
+from kp_ray.config.schema import Config
+from kp_ray.errors import InputError
+from kp_ray.store.manifest import SCHEMA_VERSION, read_manifest
+from kp_ray.store.plan import plan
+from kp_ray.store.read import RowReader, iter_rows, read_table
+from kp_ray.store.verify import verify_store
+from kp_ray.store.write import write_store
+from kp_ray.training.dataloader import usable_rows
+from tests.helpers.data import tiny_config
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

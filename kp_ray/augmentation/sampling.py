@@ -1,0 +1,82 @@
+"""Sample a variant's parameters from its seed, and the affine map that follows from them."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from kp_ray.augmentation.recipes import Recipe
+from kp_ray.errors import InputError
+from kp_ray.keypoints import FloatArray
+
+
+def variant_seed(seed: int, source: str, fingerprint: str, copy: int) -> int:
+    """The uint64 seed of one variant, the same on every machine and in every order of work."""
+    key = "\0".join([str(seed), source, fingerprint, str(copy)])
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One variant's drawn parameters and what follows from them.
+
+    Attributes:
+        affine: (2, 3) source -> variant, pixel indices.
+        width, height: of the variant, in pixels.
+        angle_deg, scale: drawn rotation (counter-clockwise in the picture) and scale factor.
+        crop_xy: the crop's top-left pixel in the rotated and rescaled frame.
+        contrast, brightness: value * contrast + 255 * brightness.
+    """
+
+    affine: FloatArray
+    width: int
+    height: int
+    angle_deg: float = 0.0
+    scale: float = 1.0
+    crop_xy: tuple[int, int] = (0, 0)
+    contrast: float = 1.0
+    brightness: float = 0.0
+
+
+def sample_parameters(recipe: Recipe, width: int, height: int, seed: int, *, scale_with_frame: bool = True) -> Draw:
+    """Draw a named recipe's parameters for a source of this size.
+
+    Distributions, centre of rotation, rounding of sizes and offsets are Albumentations 2.0.8's (Rotate, RandomScale,
+    RandomCrop, CenterCrop, RandomBrightnessContrast).
+
+    Raises:
+        InputError: the crop is larger than the rescaled frame.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    angle = rng.uniform(-recipe.rotate_deg, recipe.rotate_deg) if recipe.rotate_deg else 0.0
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    cx, cy = width / 2 - 0.5, height / 2 - 0.5
+    scale = rng.uniform(*recipe.scale_range) if recipe.scale_range else 1.0
+    scaled_w, scaled_h = int(width * scale), int(height * scale)
+    crop_w, crop_h = recipe.crop_size(width, height, scale_with_frame=scale_with_frame)
+    if not recipe.crop_hw:
+        crop_w, crop_h = scaled_w, scaled_h
+    if scale_with_frame:  # rounding can leave the crop a pixel larger than a small rescaled frame
+        crop_w, crop_h = min(crop_w, scaled_w), min(crop_h, scaled_h)
+    if crop_w > scaled_w or crop_h > scaled_h:
+        raise InputError(
+            f"recipe {recipe.name} crops {crop_w}x{crop_h} px, larger than the {scaled_w}x{scaled_h} px frame: "
+            "drop the recipe or set augment.oversize: scale"
+        )
+    x = y = 0
+    if recipe.crop_hw and recipe.crop == "random":
+        y, x = int((scaled_h - crop_h + 1) * rng.random()), int((scaled_w - crop_w + 1) * rng.random())
+    elif recipe.crop_hw:
+        y, x = (scaled_h - crop_h) // 2, (scaled_w - crop_w) // 2
+    then = recipe.then_scale
+    # About the centre by the angle, times scale, less the crop's corner, times then.
+    shift_x = then * (scale * (cx - cos * cx - sin * cy) - x)
+    shift_y = then * (scale * (cy + sin * cx - cos * cy) - y)
+    both = then * scale
+    affine = np.array([[both * cos, both * sin, shift_x], [0.0 - both * sin, both * cos, shift_y]])
+    contrast, brightness = 1.0, 0.0
+    if recipe.brightness_contrast:
+        contrast, brightness = 1 + rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
+    out_w, out_h = max(1, int(crop_w * then)), max(1, int(crop_h * then))
+    return Draw(affine, out_w, out_h, angle, scale, (x, y), contrast, brightness)

@@ -1,0 +1,130 @@
+"""Fill and smooth the frames of a clip from its other frames."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kp_ray.errors import InputError
+from kp_ray.keypoints import BoolArray, FloatArray
+
+_REACH_SIGMAS = 3.0  # beyond it a Gaussian's weight is below 0.012
+
+
+def frame_numbers(frames: Sequence[int | None]) -> FloatArray:
+    """Frame numbers, NaN for an image without one."""
+    numbers = np.array(frames, dtype=float)
+    numbers[numbers < 0] = np.nan
+    return numbers
+
+
+def fill_missing(
+    keypoints: FloatArray,
+    found: BoolArray,
+    scenes: Sequence[str],
+    cameras: Sequence[str],
+    frames: Sequence[int | None],
+    *,
+    mean_pose: FloatArray | None = None,
+) -> tuple[FloatArray, list[str]]:
+    """Give every image in which nobody was found the most plausible keypoints, with score 0.
+
+    From the nearest found frame of the same clip (scene and camera; of two equally near, the earlier); if the clip has
+    none, the mean of all found people; if there are none at all, `mean_pose`.
+
+    Args:
+        keypoints: (N, K, 3) x, y, score in pixels; anything where `found` is False.
+        found: (N,).
+        scenes, cameras, frames: (N,) of the images; a frame None or -1 has no neighbours.
+        mean_pose: (K, 2) in pixels.
+
+    Returns:
+        keypoints (N, K, 3), a copy; and for each row where its points came from: "" (found), "frame <number>",
+        "mean pose".
+
+    Raises:
+        InputError: nobody was found in any image and there is no `mean_pose`, or what to fill from is not finite.
+        ValueError: lengths differ.
+    """
+    found = np.asarray(found, dtype=bool)
+    if not len(keypoints) == len(found) == len(scenes) == len(cameras) == len(frames):
+        raise ValueError("keypoints, found, scenes, cameras and frames must be equally long")
+    filled, notes = np.array(keypoints, dtype=float), [""] * len(found)
+    if not np.isfinite(filled[found]).all():
+        raise InputError("predictions: a person that was found has a number that is not finite: predict again")
+    numbers = frame_numbers(frames)
+    # By frame number, so that of two equally near rows argmin takes the earlier.
+    candidates = rows_by_clip(scenes, cameras, numbers, found)
+    pose = None if found.all() else _mean_pose(filled[found], mean_pose)
+    for row in np.flatnonzero(~found).tolist():
+        neighbours = candidates.get((scenes[row], cameras[row]))
+        if neighbours is not None and np.isfinite(numbers[row]):
+            nearest = neighbours[np.abs(numbers[neighbours] - numbers[row]).argmin()]
+            filled[row], notes[row] = filled[nearest], f"frame {int(numbers[nearest])}"
+        else:
+            filled[row, :, :2], notes[row] = pose, "mean pose"
+        filled[row, :, 2] = 0
+    return filled, notes
+
+
+def smooth_clips(
+    keypoints: FloatArray,
+    found: BoolArray,
+    scenes: Sequence[str],
+    cameras: Sequence[str],
+    frames: Sequence[int | None],
+    sigma_frames: float,
+) -> FloatArray:
+    """Every found person's points moved to a line through those of the clip's near frames.
+
+    Each coordinate is fitted by local linear regression over the frame number, weighted by a Gaussian: a straight
+    motion stays as it is, also at a clip's ends, where a plain average would drag behind. Frames where nobody was found
+    take no part and stay as they are; so do images without a frame number.
+
+    Args:
+        keypoints: (N, K, 3) x, y, score in pixels, finite; the scores are not smoothed.
+        found: (N,).
+        scenes, cameras, frames: (N,) of the images.
+        sigma_frames: of the Gaussian, in frame numbers; three sigmas away its reach ends.
+
+    Returns:
+        (N, K, 3), a copy.
+    """
+    if not sigma_frames > 0:
+        raise ValueError(f"sigma_frames must be positive, got {sigma_frames}")
+    smoothed = np.array(keypoints, dtype=float)
+    numbers = frame_numbers(frames)
+    for rows in rows_by_clip(scenes, cameras, numbers, found).values():
+        for row in rows.tolist():
+            near = rows[np.abs(numbers[rows] - numbers[row]) <= _REACH_SIGMAS * sigma_frames]
+            offsets = numbers[near] - numbers[row]
+            shares = np.exp(-0.5 * (offsets / sigma_frames) ** 2)
+            centre = (shares * offsets).sum() / shares.sum()
+            spread = (shares * (offsets - centre) ** 2).sum()
+            # The line's value at this frame, as weights of the near frames.
+            tilt = -centre * (offsets - centre) / spread if spread > 0 else np.zeros(len(near))
+            smoothed[row, :, :2] = np.tensordot(shares * (1 / shares.sum() + tilt), keypoints[near, :, :2], axes=1)
+    return smoothed
+
+
+def rows_by_clip(
+    scenes: Sequence[str], cameras: Sequence[str], numbers: FloatArray, found: BoolArray
+) -> dict[tuple[str, str], npt.NDArray[np.intp]]:
+    """The rows of each clip in which someone was found, by rising frame number; images without one have no clip."""
+    rows_of_clip: dict[tuple[str, str], list[int]] = {}
+    for row in np.argsort(numbers, kind="stable").tolist():
+        if found[row] and np.isfinite(numbers[row]):
+            rows_of_clip.setdefault((scenes[row], cameras[row]), []).append(row)
+    return {clip: np.array(rows) for clip, rows in rows_of_clip.items()}
+
+
+def _mean_pose(people: FloatArray, otherwise: FloatArray | None) -> FloatArray:
+    if len(people):
+        return np.asarray(people[..., :2].mean(axis=0))
+    if otherwise is None:
+        raise InputError(
+            "nobody found in any image: lower predict.score_threshold and predict.fallback_threshold, or train longer"
+        )
+    if not np.isfinite(otherwise).all():
+        raise InputError("mean pose: a keypoint has no place: give a pose with every keypoint")
+    return otherwise

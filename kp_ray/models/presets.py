@@ -1,0 +1,109 @@
+"""Detectron2's config of a run, from a model preset and kp_ray's settings."""
+
+from typing import Any
+
+import torch
+from detectron2 import model_zoo
+from detectron2.config import CfgNode
+from detectron2.engine.defaults import DefaultTrainer
+from detectron2.modeling import build_model as build_detectron2_model
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import InputError, one_line
+from kp_ray.keypoints import Skeleton
+
+MODEL_PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "x101": ("COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x.yaml", {}),
+    "r50": ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml", {}),
+    # Learns from scratch on CPU cores: narrow layers, trained BatchNorm (frozen statistics diverge from scratch),
+    # frames at 256x144.
+    "r18": (
+        "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml",
+        {
+            "MODEL.RESNETS.DEPTH": 18,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+            "MODEL.RESNETS.NORM": "BN",
+            "MODEL.BACKBONE.FREEZE_AT": 0,
+            "MODEL.FPN.OUT_CHANNELS": 64,
+            "MODEL.FPN.NORM": "BN",
+            "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 64,
+            "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 300,
+            "MODEL.RPN.PRE_NMS_TOPK_TEST": 200,
+            "MODEL.RPN.POST_NMS_TOPK_TRAIN": 200,
+            "MODEL.RPN.POST_NMS_TOPK_TEST": 50,
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
+            "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+            "MODEL.ROI_BOX_HEAD.FC_DIM": 128,
+            "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": [64, 64, 64, 64],
+            "INPUT.MIN_SIZE_TRAIN": [144],
+            "INPUT.MAX_SIZE_TRAIN": 256,
+            "INPUT.MIN_SIZE_TEST": 144,
+            "INPUT.MAX_SIZE_TEST": 256,
+        },
+    ),
+}
+"""Model preset -> the model zoo's config file and the options changed in it."""
+
+
+def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
+    """The Detectron2 config of a run, for one worker.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Raises:
+        InputError: `model.cfg` names an option that Detectron2 does not have, or gives it a value of another type.
+    """
+    base, changes = MODEL_PRESETS[config.model.preset]
+    cfg = model_zoo.get_config(base)
+    train = config.train
+    ours: dict[str, Any] = {
+        "MODEL.DEVICE": device,
+        "MODEL.WEIGHTS": "",
+        "MODEL.KEYPOINT_ON": True,
+        "MODEL.ROI_HEADS.NUM_CLASSES": 1,
+        "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": len(skeleton),
+        "TEST.KEYPOINT_OKS_SIGMAS": list(skeleton.sigmas),
+        # The lower of the two thresholds; `score_threshold` is applied to what comes back.
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": min(config.predict.score_threshold, config.predict.fallback_threshold),
+        "DATASETS.TRAIN": ("kp_ray_train",),
+        "DATASETS.TEST": ("kp_ray_val",),
+        "INPUT.RANDOM_FLIP": "horizontal" if train.flip else "none",
+        "SOLVER.REFERENCE_WORLD_SIZE": 1,
+        "SOLVER.BASE_LR": train.base_lr,
+        "SOLVER.WEIGHT_DECAY": train.weight_decay,
+        "SOLVER.MAX_ITER": train.max_iter,
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR" if train.schedule == "cosine" else "WarmupMultiStepLR",
+        "SOLVER.STEPS": tuple(step for step in train.steps if step < train.max_iter),
+        "SOLVER.GAMMA": train.gamma,
+        "SOLVER.WARMUP_ITERS": train.warmup_iters,
+        "SOLVER.IMS_PER_BATCH": train.ims_per_batch,
+        "SOLVER.CHECKPOINT_PERIOD": train.checkpoint_period,
+        "TEST.EVAL_PERIOD": train.eval_period,
+    }
+    for key in config.model.cfg:
+        if key in ours:
+            raise InputError(f"model.cfg.{key}: follows from kp_ray's own settings: set it under train or predict")
+    for key, value in {**changes, **ours, **config.model.cfg}.items():
+        try:
+            cfg.merge_from_list([key, value])
+        except (AssertionError, KeyError, ValueError) as error:
+            raise InputError(f"model.cfg.{key}: {one_line(error)} (Detectron2 option)") from error
+    return cfg
+
+
+def scale_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
+    """Detectron2's reference-world-size rule: LR and batch grow with the workers, iterations and steps shrink."""
+    scaled = DefaultTrainer.auto_scale_workers(cfg.clone(), num_workers)
+    # Rounding can end in no iteration, or in a period of 0, which means never.
+    scaled.SOLVER.MAX_ITER = max(1, scaled.SOLVER.MAX_ITER)
+    scaled.SOLVER.CHECKPOINT_PERIOD = max(1, scaled.SOLVER.CHECKPOINT_PERIOD)
+    scaled.TEST.EVAL_PERIOD = max(min(1, cfg.TEST.EVAL_PERIOD), scaled.TEST.EVAL_PERIOD)
+    # It can also move a step onto the last iteration or onto another step, which the scheduler refuses.
+    scaled.SOLVER.STEPS = tuple(sorted({step for step in scaled.SOLVER.STEPS if 0 < step < scaled.SOLVER.MAX_ITER}))
+    return scaled
+
+
+def build_model(cfg: CfgNode) -> torch.nn.Module:
+    """The network of a cfg, with random weights, on its device."""
+    return build_detectron2_model(cfg)

@@ -1,0 +1,81 @@
+"""Poses and motions of a clip, as joint angles."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kp_ray.keypoints import FloatArray
+
+# A pose is 24 numbers in degrees (lift in cm): trunk (pitch, lift, bend, lean, twist, nod, tilt, turn), then for the
+# left and the right side: arm (forward, sideways, turn), elbow, leg (forward, sideways, turn), knee.
+_POSES: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]] = {
+    "stand": ((0, 0, 2, 0, 0, 2, 0, 0), (4, 10, 0, 14, 0, 5, 8, 3), (4, 10, 0, 14, 0, 5, 8, 3)),
+    "relaxed": ((0, 0, 0, 5, 8, 0, 4, 12), (8, 38, -75, 105, 6, 12, 15, 12), (0, 12, 0, 20, 0, 5, 8, 2)),
+    "stride": ((4, 0, 2, 0, 10, 0, 0, 0), (-28, 10, 0, 18, 32, 2, 4, 8), (32, 8, 0, 35, -18, 2, 4, 22)),
+    "pass": ((3, 0, 2, 0, 0, 0, 0, 0), (0, 9, 0, 22, 22, 2, 4, 52), (4, 9, 0, 22, 2, 2, 4, 6)),
+    "squat": ((28, 0, 12, 0, 0, -16, 0, 0), (88, 12, 0, 8, 108, 18, 18, 98), (88, 12, 0, 8, 108, 18, 18, 98)),
+    "sumo": ((14, 0, 6, 0, 0, -6, 0, 0), (30, 40, -40, 100, 70, 40, 40, 78), (30, 40, -40, 100, 70, 40, 40, 78)),
+    "lunge": ((4, 0, 4, 0, 0, 0, 0, 0), (6, 42, -80, 100, 78, 4, 4, 84), (6, 42, -80, 100, -18, 4, 4, 52)),
+    "warrior": ((2, 0, 0, 0, 0, 0, 0, 20), (0, 88, 0, 4, 58, 28, 24, 66), (0, 88, 0, 4, -14, 30, 20, 8)),
+    "arms_up": ((0, 0, -6, 0, 0, -10, 0, 0), (4, 160, 0, 14, 0, 8, 8, 2), (4, 160, 0, 14, 0, 8, 8, 2)),
+    "cross": ((0, 0, 0, 0, 0, 0, 0, 0), (0, 88, 0, 6, 0, 14, 8, 2), (0, 88, 0, 6, 0, 14, 8, 2)),
+    "cactus": ((0, 0, 0, 0, 0, 0, 0, 0), (0, 86, 88, 88, 0, 10, 8, 2), (0, 86, 88, 88, 0, 10, 8, 2)),
+    "lean": ((0, 0, 0, 42, 0, 0, 14, 0), (8, 24, 0, 16, 0, 20, 10, 4), (4, 165, 0, 30, 0, 20, 10, 4)),
+    "star": ((0, 16, 0, 0, 0, -8, 0, 0), (0, 138, 0, 6, 4, 30, 8, 6), (0, 138, 0, 6, 4, 30, 8, 6)),
+    "wave": ((0, 0, 0, -4, 0, 0, -6, 8), (4, 112, 84, 66, 0, 8, 8, 2), (4, 10, 0, 16, 0, 6, 8, 6)),
+    "on_head": ((0, 0, 0, 0, 0, 0, 0, 0), (30, 118, 100, 128, 0, 8, 8, 4), (30, 118, 100, 128, 0, 8, 8, 4)),
+}  # fmt: skip
+_TRUNK_MIRROR = np.array([1, 1, 1, -1, -1, 1, -1, -1])
+MOTIONS = (
+    ("stride", "pass", "mirror stride", "mirror pass"), ("stand", "squat"), ("stand", "arms_up"), ("lunge", "relaxed"),
+    ("cross", "cactus", "arms_up"), ("lean", "arms_up", "mirror lean"), ("star", "stand"), ("wave", "relaxed"),
+    ("warrior", "cross", "mirror warrior"), ("sumo", "cactus"), ("on_head", "cross"), ("relaxed", "stand", "wave"),
+)  # fmt: skip
+_SIDE_LOW, _SIDE_HIGH = (-60, 4, -95, 3, -30, 2, -5, 0), (180, 172, 105, 140, 115, 72, 45, 140)
+_POSE_LOW = np.array([-25, 0, -15, -45, -55, -25, -25, -55, *_SIDE_LOW, *_SIDE_LOW], dtype=float)
+_POSE_HIGH = np.array([65, 30, 45, 45, 55, 30, 25, 55, *_SIDE_HIGH, *_SIDE_HIGH], dtype=float)
+
+
+@dataclass(frozen=True)
+class SyntheticClip:
+    """What one task draws."""
+
+    split: str
+    seed: int
+    scene: int
+    camera: int
+    frames: tuple[int, ...]
+
+    @property
+    def files(self) -> list[str]:
+        """Paths inside the data set, named like the competition's."""
+        number, group = (self.scene + 1, 1) if self.split == "train" else (self.scene + 601, 2)
+        place = self.scene * 7 % 150 + 1
+        stem = f"{number:03d}-{group}-1-{self.motion + 1:02d}-Z{place}_{'ABCDE'[self.camera]}"
+        return [f"{self.split}_imgs/{stem}-{frame:07d}.jpg" for frame in self.frames]
+
+    @property
+    def motion(self) -> int:
+        """Index in `MOTIONS`; the factor 5 walks through all of them."""
+        return (5 * self.scene + self.seed + 11 * (self.split == "test")) % len(MOTIONS)
+
+    def random(self, *made: int) -> np.random.Generator:
+        """A generator of its own for whatever is made."""
+        return np.random.default_rng([self.seed, self.split == "test", self.scene, *made])
+
+
+def pose_at(clip: SyntheticClip, frame: int) -> FloatArray:
+    """The joint angles (24,) of a scene's person at a frame: between two key poses of the motion."""
+    rng = clip.random(1)
+    keys = []
+    for name in MOTIONS[clip.motion]:
+        trunk, left, right = (np.array(part, dtype=float) for part in _POSES[name.removeprefix("mirror ")])
+        if name.startswith("mirror "):
+            trunk, left, right = trunk * _TRUNK_MIRROR, right, left
+        keys.append(np.concatenate([trunk, left, right]) + rng.normal(0, 5, 24) * (np.arange(24) != 1))
+    if rng.random() < 0.5:
+        keys = [np.concatenate([key[:8] * _TRUNK_MIRROR, key[16:], key[8:16]]) for key in keys]
+    phase = rng.uniform(0, len(keys)) + frame * rng.uniform(0.03, 0.06)
+    ease = 0.5 - 0.5 * np.cos(np.pi * (phase % 1))
+    now, after = keys[int(phase) % len(keys)], keys[(int(phase) + 1) % len(keys)]
+    return np.asarray(np.clip((1 - ease) * now + ease * after, _POSE_LOW, _POSE_HIGH))

@@ -1,0 +1,93 @@
+"""Splitting sources and the lineage guard."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kp_ray.data.annotations import Annotations, parse_name
+from kp_ray.data.split import check_lineage, split_sources, units_of
+from kp_ray.errors import InputError
+from kp_ray.keypoints import DACON24
+
+BY = ["scene", "clip", "frame"]
+
+
+def sources(counts: list[int], cameras: str = "AB") -> Annotations:
+    """Scenes s0, s1, ... with so many frames for each camera."""
+    names = [
+        f"s{n}_{camera}-{frame}.jpg" for n, count in enumerate(counts) for camera in cameras for frame in range(count)
+    ]
+    scenes, views, frames = zip(*map(parse_name, names), strict=True)
+    return Annotations(DACON24, tuple(names), np.full((len(names), 24, 3), 2.0), scenes, views, frames)
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=2, max_size=8),
+    st.sampled_from(BY),
+    st.floats(0.01, 0.99),
+    st.integers(0, 2**63),
+    st.randoms(use_true_random=False),
+)
+def test_units_stay_whole_both_sides_have_some_and_row_order_does_not_matter(counts, by, fraction, seed, random):
+    labels = sources(counts)
+    splits = split_sources(labels, by=by, fraction=fraction, seed=seed)
+    assert set(splits) == {"train", "val"}
+    check_lineage(units_of(labels, by), splits, labels.images)
+    order = list(range(len(labels)))
+    random.shuffle(order)
+    shuffled = split_sources(labels.select(order), by=by, fraction=fraction, seed=seed)
+    assert shuffled == [splits[row] for row in order]
+
+
+@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
+def test_the_share_held_out_is_the_nearest_that_whole_units_allow(by, fraction):
+    labels = sources([3] * 20)
+    held = Counter(split_sources(labels, by=by, fraction=fraction, seed=1))["val"]
+    unit = {"scene": 6, "clip": 3, "frame": 1}[by]
+    assert abs(held - fraction * len(labels)) <= unit / 2
+
+
+def test_the_choice_is_fixed_by_the_seed_for_all_time():
+    labels = sources([1] * 8, cameras="A")
+    chosen = [
+        scene
+        for scene, side in zip(labels.scenes, split_sources(labels, by="scene", fraction=0.25, seed=42), strict=True)
+        if side == "val"
+    ]
+    assert chosen == ["s0", "s7"]
+    others = {tuple(split_sources(labels, by="scene", fraction=0.25, seed=seed)) for seed in range(20)}
+    assert len(others) > 5
+
+
+def test_one_huge_unit_never_takes_everything():
+    splits = Counter(split_sources(sources([50, 1]), by="scene", fraction=0.9, seed=0))
+    assert splits["train"] > 0
+    assert splits["val"] > 0
+
+
+def test_fraction_zero_holds_out_none_even_of_one_unit():
+    assert split_sources(sources([3]), by="scene", fraction=0, seed=0) == ["train"] * 6
+
+
+def test_a_single_unit_cannot_be_split_and_the_fix_is_named():
+    with pytest.raises(InputError, match=r"one scene: set split\.by=frame, or set split\.fraction=0"):
+        split_sources(sources([3]), by="scene", fraction=0.1, seed=0)
+    with pytest.raises(InputError, match=r"one frame: set split\.fraction=0"):
+        split_sources(sources([1], cameras="A"), by="frame", fraction=0.1, seed=0)
+
+
+def test_lineage_names_the_unit_on_both_sides():
+    with pytest.raises(InputError, match=r"the unit attic is in train and in val \(and 1 more\)"):
+        check_lineage(["kitchen", "kitchen", "attic", "attic"], ["train", "val", "val", "train"], ["a", "b", "c", "d"])
+    with pytest.raises(InputError, match="the image a is in train and in val"):
+        check_lineage(["x", "y"], ["train", "val"], ["a", "a"])
+    with pytest.raises(InputError, match="'test' is not a split"):
+        check_lineage(["x"], ["test"], ["a"])
+
+
+def test_lineage_passes_variants_of_one_source_on_one_side():
+    check_lineage(["x", "x", "y"], ["train", "train", "val"], ["a", "a", "b"])

@@ -1,0 +1,210 @@
+"""The form, the writer and the strict validator, against good files and broken ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kp_ray.data.submission import SubmissionForm, read_form, read_submission, write_submission
+from kp_ray.errors import InputError
+from kp_ray.keypoints import DACON24, Skeleton
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "dacon"
+AB = Skeleton(names=("a", "b"), flip_pairs=(), sigmas=(0.05, 0.05))
+# The form's columns stand in another order than the skeleton's keypoints.
+FORM = SubmissionForm(images=("1.jpg", "2.jpg", "3.jpg"), columns=("image", "b_x", "b_y", "a_x", "a_y"))
+POINTS = np.array([[[10, 20], [30, 40]], [[11, 21], [31, 41]], [[12, 22], [32, 42.5]]], dtype=float)
+GOOD = ["image,b_x,b_y,a_x,a_y", "1.jpg,30.0,40.0,10.0,20.0", "2.jpg,31.0,41.0,11.0,21.0", "3.jpg,32.0,42.5,12.0,22.0"]
+
+
+def write_lines(path: Path, lines: list[str]) -> str:
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+def test_a_submission_has_the_forms_rows_and_columns_in_its_order(tmp_path: Path) -> None:
+    path = str(tmp_path / "new" / "submission.csv")
+    order = [2, 0, 1]
+    write_submission(path, FORM, [FORM.images[i] for i in order], POINTS[order], AB)
+    assert Path(path).read_text().splitlines() == GOOD
+    np.testing.assert_array_equal(read_submission(path, FORM, AB), POINTS)
+
+
+def test_only_x_and_y_are_written_of_wider_arrays(tmp_path: Path) -> None:
+    path = str(tmp_path / "submission.csv")
+    scored = np.concatenate([POINTS, np.full((3, 2, 1), np.nan)], axis=2)
+    write_submission(path, FORM, FORM.images, scored, AB)
+    assert Path(path).read_text().splitlines() == GOOD
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-50, 1000), min_size=12, max_size=12).filter(lambda values: all(map(abs, values))))
+def test_reading_gives_the_same_numbers_to_the_last_bit(
+    tmp_path_factory: pytest.TempPathFactory, values: list[float]
+) -> None:
+    path = str(tmp_path_factory.mktemp("exact") / "submission.csv")
+    points = np.array(values).reshape(3, 2, 2)
+    write_submission(path, FORM, FORM.images, points, AB, size=(1920, 1080))
+    np.testing.assert_array_equal(read_submission(path, FORM, AB), points)
+
+
+BROKEN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
+    "missing row": (lambda rows: rows[:2] + rows[3:], r"image 2\.jpg of the form is missing"),
+    "extra row": (lambda rows: [*rows, "4.jpg,1,1,1,1"], r"row 5 \(4\.jpg\): is not an image of the form"),
+    "duplicate row": (lambda rows: [*rows[:3], rows[2], rows[3]], r"row 4 \(2\.jpg\): stands already in row 3"),
+    "unordered rows": (lambda rows: [rows[0], *rows[:0:-1]], r"row 2 \(3\.jpg\): expected 1\.jpg here"),
+    "swapped columns": (lambda rows: ["image,a_x,a_y,b_x,b_y", *rows[1:]], r"row 1: column 2 is 'a_x', expected 'b_x'"),
+    "lost column": (lambda rows: [row.rpartition(",")[0] for row in rows], r"row 1: 4 columns, expected 5"),
+    "short row": (lambda rows: [*rows[:3], "3.jpg,1,1,1"], r"row 4 \(3\.jpg\): 4 cells, expected 5"),
+    "text": (
+        lambda rows: [*rows[:3], "3.jpg,1,left,1,1"],
+        r"row 4 \(3\.jpg\): b_y is 'left', expected a finite",
+    ),
+    "empty cell": (lambda rows: [*rows[:3], "3.jpg,1,1,,1"], r"row 4 \(3\.jpg\): a_x is ''"),
+    "NaN": (lambda rows: [*rows[:3], "3.jpg,1,1,1,nan"], r"row 4 \(3\.jpg\): a_y is 'nan'"),
+    "infinity": (lambda rows: [*rows[:3], "3.jpg,-inf,1,1,1"], r"row 4 \(3\.jpg\): b_x is '-inf'"),
+    "underscore": (lambda rows: [*rows[:3], "3.jpg,1_0,1,1,1"], r"row 4 \(3\.jpg\): b_x is '1_0'"),
+    "all zeros": (lambda rows: [*rows[:3], "3.jpg,0,0,0,0.0"], r"row 4 \(3\.jpg\): all coordinates are zero"),
+    "far left": (
+        lambda rows: [*rows[:3], "3.jpg,1,1,-101,1"],
+        r"row 4 \(3\.jpg\): a at \(-101, 1\) lies more than",
+    ),
+    "far below": (lambda rows: [*rows[:3], "3.jpg,1,1180,1,1"], r"row 4 \(3\.jpg\): b at \(1, 1180\)"),
+    "no rows": (lambda rows: rows[:1], r"image 1\.jpg of the form is missing: add its row \(and 2 more\)"),
+    "empty file": (lambda rows: [], r"the file is empty"),
+    "open quote": (lambda rows: [*rows[:3], '"3.jpg,1,1,1,1'], r"row \d: not valid CSV"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_submission_is_refused_by_file_row_and_image(tmp_path: Path, fault: str) -> None:
+    breaks, message = BROKEN[fault]
+    path = write_lines(tmp_path / "submission.csv", breaks(GOOD))
+    with pytest.raises(InputError, match=message) as error:
+        read_submission(path, FORM, AB)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_several_problems_name_the_first_and_count_the_rest(tmp_path: Path) -> None:
+    lines = [GOOD[0], "1.jpg,x,y,1,1", "2.jpg,0,0,0,0", "4.jpg,1,1,1,1"]
+    with pytest.raises(InputError, match=r"row 2 \(1\.jpg\): b_x is 'x'.*\(and 4 more\)$"):
+        read_submission(write_lines(tmp_path / "submission.csv", lines), FORM, AB)
+
+
+def test_a_point_on_the_margin_passes_and_without_a_size_any_does(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "edge.csv", [*GOOD[:3], "3.jpg,-100,1179,2019,1"])
+    assert read_submission(path, FORM, AB)[2].tolist() == [[2019, 1], [-100, 1179]]
+    with pytest.raises(InputError, match="outside the 640x360 frame"):
+        read_submission(path, FORM, AB, size=(640, 360))
+    far = write_lines(tmp_path / "far.csv", [*GOOD[:3], "3.jpg,5000,1,1,1"])
+    assert read_submission(far, FORM, AB, size=None)[2, 1, 0] == 5000
+
+
+def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "submission.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*GOOD, "", ""]).encode())
+    np.testing.assert_array_equal(read_submission(str(path), FORM, AB), POINTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda points: np.where(points == 21, np.nan, points), r"2\.jpg\): a_y is 'nan'"),
+        (lambda points: points * [[[1]], [[0]], [[1]]], r"2\.jpg\): all coordinates are zero"),
+        (lambda points: points * [[[1]], [[1]], [[900]]], r"3\.jpg\): b at"),
+    ],
+)
+def test_wrong_predictions_are_not_written_and_an_older_file_stays(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], message: str
+) -> None:
+    path = tmp_path / "submission.csv"
+    path.write_text("older")
+    with pytest.raises(InputError, match=message):
+        write_submission(str(path), FORM, FORM.images, change(POINTS), AB, size=(1920, 1080))
+    assert path.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_images_must_be_the_forms(tmp_path: Path) -> None:
+    path = str(tmp_path / "submission.csv")
+    with pytest.raises(InputError, match=r"image 3\.jpg of the form is missing"):
+        write_submission(path, FORM, FORM.images[:2], POINTS[:2], AB)
+    with pytest.raises(InputError, match=r"2\.jpg\): stands already"):
+        write_submission(path, FORM, ["1.jpg", "2.jpg", "2.jpg"], POINTS, AB)
+    with pytest.raises(ValueError, match="keypoints"):
+        write_submission(path, FORM, FORM.images, POINTS[:2], AB)
+    assert not Path(path).exists()
+
+
+def test_zeros_are_written_only_when_asked_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "submission.csv")
+    points = POINTS.copy()
+    points[1] = 0
+    write_submission(path, FORM, FORM.images, points, AB, allow_zeros=True)
+    np.testing.assert_array_equal(read_submission(path, FORM, AB, allow_zeros=True), points)
+    with pytest.raises(InputError, match="all coordinates are zero"):
+        read_submission(path, FORM, AB)
+
+
+def test_a_form_of_other_keypoints_is_refused(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "submission.csv", GOOD)
+    with pytest.raises(InputError, match="differ in 26 keypoints"):
+        read_submission(path, FORM, DACON24)
+    with pytest.raises(InputError, match="differ in 26 keypoints"):
+        write_submission(path, FORM, FORM.images, np.ones((3, 24, 2)), DACON24)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["name,a_x,a_y", "1.jpg,0,0"], r"row 1: column 1 is 'name', expected 'image'"),
+        (["image,a_x,b_y", "1.jpg,0,0"], r"row 1: column 3 is 'b_y', expected 'a_y'"),
+        (["image,a_y,a_x", "1.jpg,0,0"], r"row 1: column 2 is 'a_y', expected 'a_x'"),
+        (["image,a_x,a_y,b_x", "1.jpg,0,0,0"], r"row 1: 4 columns, expected 5"),
+        (["image", "1.jpg"], r"row 1: 1 columns, expected 3"),
+        (["image;a_x;a_y", "1.jpg;0;0"], r"row 1: column 1 is 'image;a_x;a_y'"),
+        (["image,a_x,a_y,a_x,a_y", "1.jpg,0,0,0,0"], r"row 1: column 'a_x' stands twice \(and 1 more\)"),
+        (["image,_x,_y", "1.jpg,0,0"], r"row 1: column 2 is '_x', expected '<name>_x'"),
+        (["image,a_x,a_y"], r"there are no images in it"),
+        (["image,a_x,a_y", "1.jpg,0,0", "1.jpg,0,0"], r"row 3 \(1\.jpg\): stands already in row 2"),
+        (["image,a_x,a_y", ",0,0"], r"row 2: the image name is empty"),
+        ([], r"the file is empty"),
+    ],
+)
+def test_a_wrong_form_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = write_lines(tmp_path / "form.csv", lines)
+    with pytest.raises(InputError, match=message) as error:
+        read_form(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_form_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_form(str(tmp_path / "absent.csv"))
+    (tmp_path / "form.csv").write_bytes(b"image,a_x,a_y\n\xff\xfe,0,0\n")
+    with pytest.raises(InputError, match="UTF-8"):
+        read_form(str(tmp_path / "form.csv"))
+
+
+def test_a_form_keeps_the_files_order(tmp_path: Path) -> None:
+    form = read_form(write_lines(tmp_path / "form.csv", [GOOD[0], "9.jpg,0,0,0,0", "1.jpg,0,0,0,0"]))
+    assert form == SubmissionForm(images=("9.jpg", "1.jpg"), columns=FORM.columns)
+    assert form.names == ("b", "a")
+
+
+def test_the_competitions_form_is_read_and_as_it_stands_no_submission(tmp_path: Path) -> None:
+    if not SHARED.exists():
+        pytest.skip(f"{SHARED} is absent")
+    path = str(SHARED / "sample_submission.csv")
+    form = read_form(path)
+    assert len(form.images) == 1600
+    assert form.names == DACON24.names
+    with pytest.raises(InputError, match=r"row 2 \(.*\): all coordinates are zero.* \(and 1599 more\)$"):
+        read_submission(path, form, DACON24)
+    points = np.random.default_rng(0).uniform([485, 160], [1440, 969], (1600, 24, 2))
+    write_submission(str(tmp_path / "s.csv"), form, form.images, points, DACON24, size=(1920, 1080))
+    np.testing.assert_array_equal(read_submission(str(tmp_path / "s.csv"), form, DACON24), points)

@@ -1,0 +1,213 @@
+"""Everything on object storage: a real S3 server on loopback holds data, store, run folder and predictions."""
+
+import gc
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow.fs as pafs
+import pytest
+
+from kp_ray.config.load import load
+from kp_ray.errors import InputError
+from kp_ray.storage import exists, file_sizes, read_bytes, write_bytes
+from kp_ray.store.manifest import row_schema
+from kp_ray.store.parts import PartWriter, make_rows
+from kp_ray.store.plan import plan
+from tests.helpers.clusters import KP_RAY, free_ports
+from tests.helpers.data import tiny_config
+
+WEED = str(Path(sys.executable).with_name("weed"))
+KEY, SECRET = "an-access-key-of-the-tests", "a-secret-key-of-the-tests"
+BUCKET = "kp-ray-tests"
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A SeaweedFS server that checks signatures, and the environment that reaches it."""
+    folder = tmp_path_factory.mktemp("seaweed")
+    ports = free_ports(8)
+    names = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
+             "filer.port", "filer.port.grpc")  # fmt: skip
+    keys = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    command = [
+        WEED, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-s3.iam=false",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64", "-volume.max=30",
+        *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
+    ]  # fmt: skip
+    environment = {
+        **keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+    with open(folder / "log", "w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **keys})
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        try:
+            _make_bucket(server, folder / "log")
+            yield environment
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _make_bucket(server: "subprocess.Popen[bytes]", log: Path) -> None:
+    for _ in range(60):
+        try:
+            fs, _ = pafs.FileSystem.from_uri(f"s3://{BUCKET}?allow_bucket_creation=true")
+            fs.create_dir(BUCKET)
+        except OSError:
+            assert server.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.5)
+        else:
+            return
+    raise AssertionError(log.read_text()[-2000:])
+
+
+def url(*parts: str) -> str:
+    return "/".join([f"s3://{BUCKET}", *parts])
+
+
+@pytest.mark.usefixtures("s3")
+def test_any_name_is_written_found_listed_and_read() -> None:
+    names = ["plain.jpg", "a blank.jpg", "가-0001.jpg", "x#y.jpg", "p%20q.jpg", "a+b=c.jpg", "deep/er/z.jpg"]
+    for name in names:
+        write_bytes(url("names", name), name.encode())
+    assert {name: read_bytes(url("names", name)).decode() for name in names} == {name: name for name in names}
+    assert file_sizes(url("names")) == {name: len(name.encode()) for name in names}
+    assert exists(url("names"))
+    assert exists(url("names", "deep"))
+    assert not exists(url("names", "none.jpg"))
+    for reads in (read_bytes, file_sizes):
+        with pytest.raises(InputError, match="there is no such f"):
+            reads(url("names", "none"))
+
+
+class Wire:
+    """A TCP proxy before the server that calls `at_limit` once `limit` bytes have gone up."""
+
+    def __init__(self, target: str, limit: int) -> None:
+        self.target, self.limit, self.seen = urlsplit(target), limit, 0
+        self.reached = threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self.listener.accept()
+            server = socket.create_connection((self.target.hostname or "", self.target.port or 0))
+            for source, sink, up in ((client, server, True), (server, client, False)):
+                threading.Thread(target=self._copy, args=(source, sink, up), daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                self.seen += len(data) if up else 0
+                if self.seen > self.limit:
+                    self.reached.set()
+                    time.sleep(60)  # the wire stands still until the writer is gone
+                sink.sendall(data)
+        except OSError:
+            pass
+
+
+def test_a_writer_killed_in_mid_upload_leaves_nothing_to_read(s3: dict[str, str]) -> None:
+    wire = Wire(s3["AWS_ENDPOINT_URL"], limit=25_000_000)
+    code = f"from kp_ray.config import write_bytes; write_bytes({url('killed.bin')!r}, bytes(64_000_000))"
+    writer = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "AWS_ENDPOINT_URL": wire.url})
+    assert wire.reached.wait(120)
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert not exists(url("killed.bin"))
+    write_bytes(url("killed.bin"), bytes(64_000_000))  # the same, whole
+    assert file_sizes(url())["killed.bin"] == 64_000_000
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_part_that_an_error_cuts_off_is_not_in_the_bucket(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config(sample_data, tmp_path, augment={"sources_per_part": 1})
+    planned = plan(config.model_copy(update={"run_dir": url("cut")}))
+    run = planned.runs[0]
+    part, target = run.parts[0], f"{planned.store}/{run.parts[0].path}"
+    rows, _ = make_rows(planned, run.sources[0], [(part.recipe, part.copies)])
+    schema = row_schema(len(planned.skeleton))
+
+    def cut_off() -> None:
+        with PartWriter(planned.store, part, schema) as writer:
+            writer.add(rows[0])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cut_off()
+    gc.collect()
+    assert not exists(target)
+    with PartWriter(planned.store, part, schema) as writer:
+        writer.add(rows[0])
+        record = writer.finish({"quarantined": []})
+    assert hashlib.sha256(read_bytes(target)).hexdigest() == record.sha256
+
+
+def test_a_refused_key_is_one_line_without_the_secret(s3: dict[str, str]) -> None:
+    code = f"from kp_ray.cli import main; main(['check', {url('config.yaml')!r}])"
+    environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": "another-secret"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"kp-ray: {url('config.yaml')}: ")
+    assert done.stderr.count("\n") == 1
+    assert "ACCESS_DENIED" in done.stderr
+    assert "another-secret" not in done.stderr
+
+
+def test_credentials_in_a_path_are_refused_and_not_repeated() -> None:
+    for path in (f"s3://{KEY}:{SECRET}@bucket/run", f"s3://{KEY}:{SECRET}@{'b' * 200}/run"):
+        with pytest.raises(InputError, match="credentials belong in the environment") as refused:
+            load(None, [f"run_dir={path}"])
+        assert SECRET not in str(refused.value)
+        assert KEY not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_runs_on_a_bucket_and_keeps_no_secret(
+    s3: dict[str, str], sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    data = {}
+    for key, path in sample_data.items():  # folders and files, as they are
+        data[key] = url("data", key) if Path(path).is_dir() else url("data", Path(path).name)
+        files = [one for one in Path(path).rglob("*") if one.is_file()] if Path(path).is_dir() else [Path(path)]
+        for file in files:
+            write_bytes(url("data", key, file.name) if Path(path).is_dir() else data[key], file.read_bytes())
+    values = tiny_config(
+        sample_data, tmp_path / "run", tune={"num_trials": 1, "max_iter": 4}, predict={"actors": [1, 1]}
+    ).to_dict()
+    values |= {"run_dir": url("run"), "data": {**values["data"], **data}}
+    write_bytes(url("config.yaml"), json.dumps(values).encode())
+    with tempfile.TemporaryDirectory(prefix="kps", dir="/tmp") as ray_files:  # short: sockets live in it
+        done = subprocess.run(
+            [KP_RAY, "run", url("config.yaml"), "--json"], capture_output=True, text=True, cwd=tmp_path,
+            env={**os.environ, **s3, "RAY_TMPDIR": ray_files}, timeout=500, check=False,
+        )  # fmt: skip
+        logs = b"".join(path.read_bytes() for path in Path(ray_files).rglob("*.*") if path.is_file())
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = file_sizes(url("run"))
+    for name in ("store/manifest.json", "members/a/model_final.pth", "tune/trials/trial-000/end.json", "tune/best.yaml",
+                 "predictions.parquet", "submission.csv", "evaluation.json", "report.html"):  # fmt: skip
+        assert made[name] > 0, name
+    assert json.loads(done.stdout.splitlines()[-1])["evaluation"]["num_images"] == 10
+    assert not list(tmp_path.iterdir())
+    assert b"ray" in logs
+    kept = b"".join(read_bytes(url("run", name)) for name in made)
+    for secret in (KEY.encode(), SECRET.encode()):
+        assert secret not in logs + kept + done.stdout.encode() + done.stderr.encode()
