@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kp_ray.config.schema import Config
 from kp_ray.data.submission import read_form
-from kp_ray.errors import InputError, one_line
+from kp_ray.errors import KpRayError, one_line
 from kp_ray.storage import exists, filesystem, join, read_bytes, write_bytes
 from kp_ray.store.estimate import forecast_augment, format_size
 from kp_ray.store.manifest import read_manifest
@@ -93,7 +93,7 @@ def check_cluster(config: Config) -> list[Check]:
     note, made = join(config.run_dir, f".doctor-{uuid4().hex}"), _missing_folders(config.run_dir)
     try:
         write_bytes(note, b"seen")
-    except (InputError, OSError) as error:
+    except (KpRayError, OSError) as error:
         told = one_line(error)
         return [*checks, Check("nodes' storage", False, told, "make run_dir writable; the nodes were not asked")]
     paths = [path for path in (config.data.images, config.data.test_images) if path is not None]
@@ -116,7 +116,7 @@ def forecast(verb: str, config: Config) -> dict[str, Any]:
     """What `augment`, `train`, `tune` or `predict` would do, and `lines` that say so; starts and writes nothing.
 
     Raises:
-        InputError: the inputs, the store or the form are not there or malformed. What was trained or searched with
+        DataError: the inputs, the store or the form are not there or malformed. What was trained or searched with
             other settings is refused by the verb itself alone.
     """
     if verb == "augment":
@@ -166,7 +166,7 @@ def _store(config: Config) -> list[Check]:
         return []
     try:
         planned = forecast_augment(plan(config), config)
-    except InputError as error:
+    except KpRayError as error:
         return [Check("store", False, str(error), "correct the data or the config; `kp-ray check` says more")]
     todo = planned["bytes"] * (1 - planned["parts_kept"] / max(planned["parts"], 1))
     needs = f"what is missing of the store of {planned['sources']} images takes about {format_size(todo)}"
@@ -242,7 +242,7 @@ def _look_from_node(note: str, paths: list[str], resources: Mapping[str, float])
         said["shared"] = exists(note) and read_bytes(note) == b"seen"
         write_bytes(own, b"seen")
         _remove(own)
-    except (OSError, InputError) as error:
+    except (OSError, KpRayError) as error:
         said["shared"], said["why"] = False, one_line(error)
     said["unseen"] = [path for path in paths if not _answers(path)]
     if resources.get("GPU"):
@@ -299,7 +299,7 @@ def _package(name: str, fix: str) -> Check:
 def _answers(path: str) -> bool:
     try:
         return exists(path)
-    except InputError:
+    except KpRayError:
         return False
 
 
@@ -308,7 +308,7 @@ def _run_dir(run_dir: str) -> Check:
     try:
         write_bytes(note, b"seen")
         _remove(note, made)
-    except (OSError, InputError) as error:
+    except (OSError, KpRayError) as error:
         return Check("run_dir", False, f"{run_dir}: {one_line(error)}", "choose a run_dir you can write")
     return Check("run_dir", True, run_dir)
 

@@ -11,7 +11,7 @@ import simplejpeg
 from PIL import ExifTags, ImageOps, UnidentifiedImageError
 from PIL import Image as PilImage
 
-from kp_ray.errors import InputError, one_line
+from kp_ray.errors import DataError, KpRayError, one_line
 from kp_ray.storage import file_sizes
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -23,7 +23,7 @@ def list_images(folder: str) -> list[str]:
     """The sorted names of the picture files in a local folder or URL, "a/b.jpg" for one in a sub-folder.
 
     Raises:
-        InputError: the folder is not there.
+        DataError: the folder is not there.
     """
     return sorted(name for name in file_sizes(folder) if is_picture(name))
 
@@ -50,24 +50,24 @@ def decode(content: bytes) -> tuple[Image, bool]:
         EXIF tag rotates.
 
     Raises:
-        InputError: with the reason, if it is no picture, is cut short, or has a depth that 8 bits cannot hold.
+        DataError: with the reason, if it is no picture, is cut short, or has a depth that 8 bits cannot hold.
     """
     if not content:
-        raise InputError("the file is empty")
+        raise DataError("the file is empty")
     try:
         with PilImage.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise InputError(f"{picture.width}x{picture.height} px is more than {MAX_PIXELS} pixels")
+                raise DataError(f"{picture.width}x{picture.height} px is more than {MAX_PIXELS} pixels")
             upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
             if picture.format == "JPEG" and upright and picture.mode in ("L", "RGB"):
                 return simplejpeg.decode_jpeg(content, "BGRX", strict=True), True
             return _decode_other(picture), False
-    except (InputError, MemoryError):
+    except (KpRayError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its own text holds a memory address
-        raise InputError("is not a picture in a format that is known here") from error
+        raise DataError("is not a picture in a format that is known here") from error
     except Exception as error:  # decoders raise whatever they stumble over
-        raise InputError(f"cannot be decoded: {one_line(error)[:200]}") from error
+        raise DataError(f"cannot be decoded: {one_line(error)[:200]}") from error
 
 
 def _decode_other(picture: PilImage.Image) -> Image:
@@ -78,13 +78,13 @@ def _decode_other(picture: PilImage.Image) -> Image:
     elif picture.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
         rgb = np.asarray(picture.convert("RGB"))
     else:
-        raise InputError(f"pictures of mode {picture.mode} are not supported; convert it to 8-bit RGB")
+        raise DataError(f"pictures of mode {picture.mode} are not supported; convert it to 8-bit RGB")
     return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA), dtype=np.uint8)
 
 
 def encode(picture: Image, jpeg_quality: int) -> bytes:
     if max(picture.shape[:2]) > MAX_SIDE:
-        raise InputError(f"{picture.shape[1]}x{picture.shape[0]} px is more than a JPEG's {MAX_SIDE} on a side")
+        raise DataError(f"{picture.shape[1]}x{picture.shape[0]} px is more than a JPEG's {MAX_SIDE} on a side")
     return bytes(
         simplejpeg.encode_jpeg(np.ascontiguousarray(picture), jpeg_quality, colorspace="BGRX", colorsubsampling="420")
     )

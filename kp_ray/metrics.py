@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kp_ray.errors import InputError
+from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 
 PCK_SHARES = (0.05, 0.1)
@@ -52,7 +52,7 @@ def evaluate_keypoints(
         None.
 
     Raises:
-        InputError: a predicted number is not finite, or a truth coordinate is infinite.
+        DataError: a predicted number is not finite, or a truth coordinate is infinite.
         ValueError: array shapes do not fit each other or the skeleton.
     """
     predicted, truth = np.asarray(predicted, dtype=float), np.asarray(truth, dtype=float)
@@ -225,15 +225,15 @@ def _check(predicted: FloatArray, truth: FloatArray, skeleton: Skeleton, per_row
         if values is not None and np.shape(values) != (len(predicted),):
             raise ValueError(f"{name} {np.shape(values)} must be {(len(predicted),)}")
     if per_row["scores"] is not None and not np.isfinite(per_row["scores"]).all():
-        raise InputError("scores: every value must be finite")
+        raise DataError("scores: every value must be finite")
     wrong = np.argwhere(~np.isfinite(predicted))
     if len(wrong):
         row, k, column = wrong[0]
-        raise InputError(
+        raise DataError(
             f"predictions: row {row}: {('x', 'y', 'score')[column]} of {skeleton.names[k]} is "
             f"{predicted[row, k, column]} ({len(wrong)} such numbers): fill the images where nobody was found first"
         )
     infinite = np.argwhere(np.isinf(truth[..., :2]))
     if len(infinite):
         row, k, _ = infinite[0]
-        raise InputError(f"truth: row {row}: {skeleton.names[k]} is infinite: leave an unlabelled point empty")
+        raise DataError(f"truth: row {row}: {skeleton.names[k]} is infinite: leave an unlabelled point empty")

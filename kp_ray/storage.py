@@ -1,10 +1,14 @@
-"""Local paths and URLs: bytes, JSON, JSON lines, Parquet, whole-or-nothing writes, the writer's lock."""
+"""Files at local paths and URLs: bytes, JSON, JSON lines, Parquet; atomic writes; the writer's lock.
+
+Every other module reads and writes through these functions. Local paths and object storage behave alike: a write
+appears whole or not at all, and what goes wrong is a `StorageError`.
+"""
 
 import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,13 +17,18 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from kp_ray.errors import InputError, one_line
+from kp_ray.errors import RunStateError, StorageError, one_line
 
 SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
 """The `user:password@` of a URL."""
 
 
 def absolute_path(path: str) -> str:
+    """Make a local path absolute; a URL stays as it is.
+
+    Raises:
+        ValueError: the path is empty, or holds credentials.
+    """
     if not path or "\0" in path:
         raise ValueError("a path is expected, or null for none")
     if SECRET.search(path):
@@ -39,19 +48,19 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     Credentials, region and endpoint of `s3://` come from the environment alone (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL).
 
     Raises:
-        InputError: the URL's scheme is not known here, or the path is empty.
+        StorageError: the URL's scheme is not known here, or the path is empty.
     """
     scheme, mark, rest = path.partition("://")
     if not mark:
         try:
             return pafs.LocalFileSystem(), absolute_path(path)
         except ValueError as error:
-            raise InputError(f"{path!r}: {error}") from error
+            raise StorageError(f"{path!r}: {error}") from error
     host, slash, inside = rest.partition("/")
     try:
         fs, root = _remote(f"{scheme}://{host}{slash}")
     except (ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be reached: {one_line(error)}") from error
+        raise StorageError(f"{path}: cannot be reached: {one_line(error)}") from error
     return fs, f"{root.rstrip('/')}{slash}{inside}"
 
 
@@ -66,20 +75,20 @@ def exists(path: str) -> bool:
     """Whether a file or folder is there.
 
     Raises:
-        InputError: the storage does not answer, or refuses.
+        StorageError: the storage does not answer, or refuses.
     """
     fs, inner = filesystem(path)
     try:
         return bool(fs.get_file_info(inner).type != pafs.FileType.NotFound)
     except OSError as error:
-        raise InputError(f"{path}: cannot be reached: {one_line(error)}") from error
+        raise StorageError(f"{path}: cannot be reached: {one_line(error)}") from error
 
 
 def read_bytes(path: str) -> bytes:
     """The bytes of a local or remote file.
 
     Raises:
-        InputError: it is not there or cannot be read.
+        StorageError: it is not there or cannot be read.
     """
     fs, inner = filesystem(path)
     try:
@@ -87,22 +96,22 @@ def read_bytes(path: str) -> bytes:
             return bytes(stream.readall())
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else one_line(error)
-        raise InputError(f"{path}: {reason}") from error
+        raise StorageError(f"{path}: {reason}") from error
 
 
 def read_json(path: str, fix: str) -> dict[str, Any]:
     """The JSON object that a local or remote file holds.
 
     Raises:
-        InputError: it is not there, cannot be read, or is damaged: `fix` tells what to do then.
+        StorageError: it is not there, cannot be read, or is damaged: `fix` tells what to do then.
     """
     content = read_bytes(path)
     try:
         values = json.loads(content)
     except ValueError as error:
-        raise InputError(f"{path}: damaged ({one_line(error)}): {fix}") from error
+        raise StorageError(f"{path}: damaged ({one_line(error)}): {fix}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: damaged (not a JSON object): {fix}")
+        raise StorageError(f"{path}: damaged (not a JSON object): {fix}")
     return values
 
 
@@ -110,32 +119,87 @@ def write_bytes(path: str, content: bytes) -> None:
     """Write a local or remote file so that a reader sees all of it or nothing.
 
     Raises:
-        InputError: the remote storage does not answer, or refuses.
+        StorageError: the storage is full, does not answer, or refuses.
     """
     fs, inner = filesystem(path)
-    if isinstance(fs, pafs.LocalFileSystem):
-        target = Path(inner)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(content)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return
     try:
-        # An object appears when its stream is closed, also when an exception closes it: so all of it in one write.
-        with fs.open_output_stream(inner) as stream:
-            stream.write(content)
+        if isinstance(fs, pafs.LocalFileSystem):
+            _replace_file(Path(inner), content)
+        else:
+            # An object appears when its stream is closed, even by an exception: write all of it at once.
+            with fs.open_output_stream(inner) as stream:
+                stream.write(content)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {one_line(error)}") from error
+        raise StorageError(f"{path}: cannot be written: {one_line(error)}") from error
+
+
+def _replace_file(target: Path, content: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Raises:
+        StorageError: as `write_bytes`.
+    """
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def append_json_line(path: str, value: Mapping[str, Any]) -> None:
+    """Add a line to a JSON lines file; a reader sees the file with the whole line or without it.
+
+    Raises:
+        StorageError: as `write_bytes`.
+    """
+    earlier = read_bytes(path) if exists(path) else b""
+    write_bytes(path, earlier + (json.dumps(value) + "\n").encode())
+
+
+def delete_file(path: str) -> None:
+    """Delete a local or remote file.
+
+    Raises:
+        StorageError: it is not there, or the storage refuses.
+    """
+    fs, inner = filesystem(path)
+    try:
+        fs.delete_file(inner)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be deleted: {one_line(error)}") from error
+
+
+def delete_folder(path: str) -> None:
+    """Delete a folder and all it holds; do nothing if there is none.
+
+    Raises:
+        StorageError: the storage refuses.
+    """
+    fs, inner = filesystem(path)
+    try:
+        fs.delete_dir(inner)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be deleted: {one_line(error)}") from error
+
+
+def is_local(path: str) -> bool:
+    """Return whether a path is on a local or mounted file system, not on object storage."""
+    return isinstance(filesystem(path)[0], pafs.LocalFileSystem)
 
 
 def file_sizes(folder: str) -> dict[str, int]:
     """The files of a folder, by path inside it, with their sizes in bytes.
 
     Raises:
-        InputError: there is no such folder.
+        StorageError: there is no such folder.
     """
     return {name: info.size for name, info in file_infos(folder).items()}
 
@@ -144,14 +208,14 @@ def file_infos(folder: str) -> dict[str, pafs.FileInfo]:
     """The files of a folder, by path inside it, with their sizes and times.
 
     Raises:
-        InputError: there is no such folder.
+        StorageError: there is no such folder.
     """
     fs, inner = filesystem(folder)
     try:
         listing = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        raise InputError(f"{folder}: {'there is no such folder' if missing else one_line(error)}") from error
+        raise StorageError(f"{folder}: {'there is no such folder' if missing else one_line(error)}") from error
     prefix = len(inner.rstrip("/")) + 1
     return {info.path[prefix:]: info for info in listing if info.type == pafs.FileType.File}
 
@@ -161,7 +225,8 @@ def writer_lock(folder: str) -> Iterator[None]:
     """Refuse a second writer of a local folder; the lock goes with its process, however that ends.
 
     Raises:
-        InputError: another process holds it, or the file system has no locks.
+        RunStateError: another process holds it.
+        StorageError: the file system has no locks.
     """
     fs, root = filesystem(folder)
     if not isinstance(fs, pafs.LocalFileSystem):
@@ -174,38 +239,40 @@ def writer_lock(folder: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"{folder}: another process is writing here; wait for it or stop it") from error
+            raise RunStateError(f"{folder}: another process is writing here: wait for it or stop it") from error
         except OSError as error:
-            raise InputError(f"{folder}: cannot be locked: {one_line(error)}; choose a run_dir that can be") from error
+            raise StorageError(
+                f"{folder}: cannot be locked: {one_line(error)}; choose a run_dir that can be"
+            ) from error
         yield
 
 
 @contextlib.contextmanager
-def _reading(path: str, mend: str = "run verify, then augment") -> Iterator[None]:
-    """What goes wrong in reading a Parquet file, as one line that says how to `mend` it."""
+def parquet_errors(path: str, fix: str) -> Iterator[None]:
+    """Turn what goes wrong in reading a Parquet file into a `StorageError` that ends with `fix`."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError):
-            raise InputError(f"{path}: there is no such file; {mend}") from error
+            raise StorageError(f"{path}: there is no such file; {fix}") from error
         if isinstance(error, OSError) and error.errno:  # the storage's, not the content's
-            raise InputError(f"{path}: cannot be read: {one_line(error)}") from error
-        raise InputError(f"{path}: damaged: {one_line(error)[:200]}; {mend}") from error
+            raise StorageError(f"{path}: cannot be read: {one_line(error)}") from error
+        raise StorageError(f"{path}: damaged: {one_line(error)[:200]}; {fix}") from error
 
 
-def read_parquet(path: str, columns: Sequence[str] | None = None, mend: str = "run verify, then augment") -> pa.Table:
+def read_parquet(path: str, fix: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The table of one local or remote Parquet file.
 
     Args:
-        path: a part of a store, or another file that kp_ray wrote.
-        columns: None: all.
-        mend: what the message tells to do about a damaged file.
+        path: any file that kp_ray wrote.
+        fix: what to do about a missing or damaged file, e.g. "run verify, then augment".
+        columns: names of those to read; None reads all.
 
     Raises:
-        InputError: it is not there, or damaged.
+        StorageError: it is not there, or damaged.
     """
     fs, inner = filesystem(path)
-    with _reading(path, mend), fs.open_input_file(inner) as stream:
+    with parquet_errors(path, fix), fs.open_input_file(inner) as stream:
         table = pq.ParquetFile(stream, page_checksum_verification=True).read(columns=columns)
         table.validate(full=True)
         return table
@@ -222,28 +289,35 @@ def read_json_lines(path: str, keys: Sequence[str], fix: str) -> list[dict[str, 
     """The lines of a JSON lines file, each with these keys; none if there is no file.
 
     Raises:
-        InputError: it is damaged.
+        StorageError: it is damaged.
     """
     lines = read_bytes(path).splitlines() if exists(path) else []
     try:
         rows = [json.loads(line) for line in lines]
     except ValueError as error:
-        raise InputError(f"{path}: damaged ({one_line(error)}): {fix}") from error
+        raise StorageError(f"{path}: damaged ({one_line(error)}): {fix}") from error
     return [require_keys(row, path, keys, fix) for row in rows]
 
 
 def require_keys(row: Any, path: str, keys: Sequence[str], fix: str) -> dict[str, Any]:
+    """Return a JSON object that has all `keys`.
+
+    Raises:
+        StorageError: it is no object, or lacks one.
+    """
     missing = [key for key in keys if key not in row] if isinstance(row, dict) else ["JSON object"]
     if missing:
-        raise InputError(f"{path}: damaged (no {missing[0]}): {fix}")
+        raise StorageError(f"{path}: damaged (no {missing[0]}): {fix}")
     return dict(row)
 
 
 def read_text(path: str) -> str | None:
+    """Read a text file; None if there is none. Bytes that are not UTF-8 are replaced."""
     return read_bytes(path).decode("utf-8-sig", errors="replace") if exists(path) else None
 
 
 def list_folders(path: str) -> list[str]:
+    """List the names of the folders directly in a folder, sorted; none if it is not there."""
     fs, inner = filesystem(path)
     found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
     return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)

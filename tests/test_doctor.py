@@ -12,7 +12,7 @@ import pytest
 from kp_ray import doctor
 from kp_ray.config.schema import Config
 from kp_ray.doctor import check_cluster, check_machine, forecast
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.store.estimate import estimate
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.plan import plan
@@ -98,7 +98,7 @@ def test_forecasts_of_the_other_stages_count_what_they_would_do(
 ) -> None:
     config = tiny_config(sample_data, tmp_path / "run")
     for verb in ("train", "tune"):
-        with pytest.raises(InputError, match="run augment first"):
+        with pytest.raises(KpRayError, match="run augment first"):
             forecast(verb, config)
     write_store(plan(config))
     assert forecast("train", config)["iterations"] == 4

@@ -26,6 +26,21 @@ MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 
+def run_python(code: str, cwd: Path) -> str:
+    """What a fresh interpreter prints whose home and temporary folder are under `cwd`."""
+    environment = {
+        "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(cwd / "home"),
+        "TMPDIR": str(cwd / "tmp"), "MPLCONFIGDIR": matplotlib.get_cachedir(),
+    }  # fmt: skip
+    for name in ("home", "tmp"):
+        (cwd / name).mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_and_functions_stay_short(module: str) -> None:
     path = ROOT / module.replace(".", "/")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24, Skeleton
 from kp_ray.metrics import average_precision, evaluate_keypoints, oks, pck, point_errors, rmse, rmse_interval
 
@@ -212,7 +212,7 @@ def test_nobody_found_is_ap_zero_not_undefined() -> None:
 def test_a_prediction_that_is_no_number_is_refused(column: int, value: float) -> None:
     case = random_case(7)
     case["predicted"][4, 2, column] = value
-    with pytest.raises(InputError, match=r"row 4: .* right_eye") as error:
+    with pytest.raises(KpRayError, match=r"row 4: .* right_eye") as error:
         evaluate_keypoints(skeleton=DACON24, **case)
     assert "\n" not in str(error.value)
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from kp_ray.augmentation.user_pipeline import albumentations
-from kp_ray.errors import InputError, one_line
+from kp_ray.errors import ConfigError, one_line
 
 REFERENCE_HW = (1080, 1920)
 """The frame, height x width, that the recipes' sizes are written for."""
@@ -131,18 +131,18 @@ def resolve_recipes(
     """The recipes of a config's list with how many copies of each, in order of first mention.
 
     Raises:
-        InputError: a name is neither a named recipe nor a user's, or a user recipe is not a serialised pipeline.
+        ConfigError: a name is neither a named recipe nor a user's, or a user recipe is not a serialised pipeline.
     """
     known = dict(RECIPES)
     for name, pipeline in (user_recipes or {}).items():
         if name in RECIPES:
-            raise InputError(f"augment.user_recipes.{name}: a named recipe has this name already; choose another")
+            raise ConfigError(f"augment.user_recipes.{name}: a named recipe has this name already; choose another")
         known[name] = _user_recipe(name, pipeline)
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise InputError(f"augment.recipes: no recipe is called {unknown[0]!r}; there are {', '.join(known)}")
+        raise ConfigError(f"augment.recipes: no recipe is called {unknown[0]!r}; there are {', '.join(known)}")
     if not names:
-        raise InputError("augment.recipes: name at least one recipe")
+        raise ConfigError("augment.recipes: name at least one recipe")
     return [(known[name], copies) for name, copies in Counter(names).items()]
 
 
@@ -157,12 +157,12 @@ def _user_recipe(name: str, pipeline: Mapping[str, Any]) -> Recipe:
             _check_arguments(json.loads(serialised), A.to_dict(loaded))
     except Exception as error:  # whatever Albumentations stumbles over
         reason = one_line(f"{type(error).__name__}: {error}")[:200]
-        raise InputError(
+        raise ConfigError(
             f"augment.user_recipes.{name}: not a pipeline saved by albumentations.to_dict: {reason}"
         ) from error
     mirror = next((step for step in _steps(loaded) if isinstance(step, mirrors)), None)
     if mirror is not None:
-        raise InputError(
+        raise ConfigError(
             f"augment.user_recipes.{name}: {type(mirror).__name__} mirrors the picture and leaves left and right "
             "keypoints as they are: drop it and set train.flip, which exchanges them"
         )

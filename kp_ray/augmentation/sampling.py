@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kp_ray.augmentation.recipes import Recipe
-from kp_ray.errors import InputError
+from kp_ray.errors import DataError
 from kp_ray.keypoints import FloatArray
 
 
@@ -46,7 +46,7 @@ def sample_parameters(recipe: Recipe, width: int, height: int, seed: int, *, sca
     RandomCrop, CenterCrop, RandomBrightnessContrast).
 
     Raises:
-        InputError: the crop is larger than the rescaled frame.
+        DataError: the crop is larger than the rescaled frame.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     angle = rng.uniform(-recipe.rotate_deg, recipe.rotate_deg) if recipe.rotate_deg else 0.0
@@ -60,7 +60,7 @@ def sample_parameters(recipe: Recipe, width: int, height: int, seed: int, *, sca
     if scale_with_frame:  # rounding can leave the crop a pixel larger than a small rescaled frame
         crop_w, crop_h = min(crop_w, scaled_w), min(crop_h, scaled_h)
     if crop_w > scaled_w or crop_h > scaled_h:
-        raise InputError(
+        raise DataError(
             f"recipe {recipe.name} crops {crop_w}x{crop_h} px, larger than the {scaled_w}x{scaled_h} px frame: "
             "drop the recipe or set augment.oversize: scale"
         )

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from kp_ray.errors import InputError, one_line
+from kp_ray.errors import DataError, one_line
 from kp_ray.images import Image
 from kp_ray.keypoints import FloatArray, apply_affine
 
@@ -75,9 +75,9 @@ def run_user_pipeline(
         moved = for_points(image=rgb, keypoints=everything)["keypoints"]
     except Exception as error:  # whatever a transform stumbles over, a crop larger than the picture, say
         reason = one_line(f"{type(error).__name__}: {error}")[:200]
-        raise InputError(f"the user recipe fails on it: {reason}") from error
+        raise DataError(f"the user recipe fails on it: {reason}") from error
     if len(moved) != 4 + labelled.sum() or picture.dtype != np.uint8 or picture.ndim != 3:
-        raise InputError("the user recipe must keep every keypoint and give an 8-bit colour picture")
+        raise DataError("the user recipe must keep every keypoint and give an 8-bit colour picture")
     result = keypoints.copy()
     result[labelled, :2] = moved[4:]
     origin, right, down = np.asarray(moved[:3], dtype=float)
@@ -85,5 +85,5 @@ def run_user_pipeline(
     if not np.allclose(apply_affine(affine, everything), moved, atol=1e-2):
         affine = np.full((2, 3), np.nan)
     elif np.linalg.det(affine[:, :2]) < 0:
-        raise InputError("the user recipe mirrors it and leaves left and right keypoints as they are")
+        raise DataError("the user recipe mirrors it and leaves left and right keypoints as they are")
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGRA), dtype=np.uint8), result, affine

@@ -14,7 +14,7 @@ from kp_ray.augmentation.recipes import Recipe
 from kp_ray.augmentation.sampling import sample_parameters, variant_seed
 from kp_ray.augmentation.user_pipeline import run_user_pipeline
 from kp_ray.augmentation.warp import PaddedSource, relight
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.images import decode, encode
 from kp_ray.keypoints import FloatArray, apply_affine, inside, visible_box
 
@@ -56,7 +56,7 @@ def augment_source(
         box_margin_px: added around the labelled points.
 
     Raises:
-        InputError: the picture cannot be used, with the reason.
+        DataError: the picture cannot be used, with the reason.
     """
     image, plain_jpeg = decode(content)
     height, width = image.shape[:2]
@@ -100,7 +100,7 @@ def augment_source(
     for recipe, copies in recipes:
         try:
             rows += list(rows_of(recipe, copies))
-        except InputError as error:
+        except KpRayError as error:
             refused[recipe.name] = str(error)
     return rows, refused
 

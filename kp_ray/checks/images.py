@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 from kp_ray.checks.findings import Finding, list_names, warning
 from kp_ray.data.annotations import Annotations
-from kp_ray.errors import InputError, one_line
+from kp_ray.errors import KpRayError, one_line
 from kp_ray.images import FORMATS, is_picture
 from kp_ray.storage import file_sizes, join, read_bytes
 
@@ -37,7 +37,7 @@ def check_images(
         num_threads: pictures read at once.
 
     Raises:
-        InputError: the folder is not there.
+        DataError: the folder is not there.
     """
     present = set(file_sizes(images_dir))
     by_lower = {name.lower(): name for name in present}
@@ -82,7 +82,7 @@ def _inspect_image(image: str, path: str) -> tuple[Finding | None, tuple[int, in
     fix = "replace the file, or drop the row"
     try:
         content = read_bytes(path)
-    except InputError as error:
+    except KpRayError as error:
         return Finding("error", "unreadable", image, str(error), fix), None
     if not content:
         return Finding("error", "empty", image, "the file has no bytes", fix), None

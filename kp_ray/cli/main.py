@@ -23,7 +23,7 @@ from kp_ray import __version__
 from kp_ray.config.load import load
 from kp_ray.config.schema import Config
 from kp_ray.doctor import Check
-from kp_ray.errors import InputError, one_line
+from kp_ray.errors import ConfigError, KpRayError, one_line
 from kp_ray.storage import exists, join, read_json, write_bytes
 from kp_ray.store.plan import Plan
 
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"kp-ray: {error.name} is not installed: pip install 'kp_ray[train]', see docs/install.md", file=sys.stderr
         )
         sys.exit(2)
-    except (InputError, OSError) as error:
+    except (KpRayError, OSError) as error:
         print("kp-ray:", one_line(error), file=sys.stderr)
         sys.exit(2)
 
@@ -128,11 +128,11 @@ def _join_ray(config: Config, dashboard: bool) -> None:
             reason = one_line(error)[-300:]
             if address != "local":
                 named = "cluster.address" if section.address else "RAY_ADDRESS"
-                raise InputError(
+                raise ConfigError(
                     f"{named} {address}: no Ray cluster of this version answers there: {reason}"
                 ) from error
             if isinstance(error, ValueError) or not left:
-                raise InputError(f"Ray does not start here, tried {STARTS - left} times: {reason}") from error
+                raise ConfigError(f"Ray does not start here, tried {STARTS - left} times: {reason}") from error
             ray.shutdown()
             _tell(f"Ray did not start, once more: {reason}")
 
@@ -234,12 +234,12 @@ def _finish(result: dict[str, Any], lines: Sequence[str], next_step: str | None,
 def _load(path: str | None, overrides: list[str] | None, needs: Sequence[str] = (), uses: Sequence[str] = ()) -> Config:
     """The configuration; the inputs under `data` that a verb needs, or uses if they are set, must be there."""
     if path is None:
-        raise InputError("name the configuration file, e.g. kp-ray VERB config.yaml")
+        raise ConfigError("name the configuration file, e.g. kp-ray VERB config.yaml")
     config = load(path, overrides or ())
     for key in (*needs, *uses):
         given = config.input(key) if key in needs else getattr(config.data, key)
         if given is not None and not exists(given):
-            raise InputError(f"data.{key}: {given}: there is no such file or folder")
+            raise ConfigError(f"data.{key}: {given}: there is no such file or folder")
     return config
 
 

@@ -4,7 +4,8 @@ import re
 
 import ray
 
-from kp_ray.errors import InputError, one_line
+from kp_ray import errors
+from kp_ray.errors import KpRayError, one_line
 
 
 def describe_ray_error(error: Exception) -> str:
@@ -15,7 +16,7 @@ def describe_ray_error(error: Exception) -> str:
     told = re.findall(r"^(?!ray\.)[\w.]*?(\w*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
     if told:
         kind, text = told[-1]
-        ours = {InputError.__name__, *(one.__name__ for one in InputError.__subclasses__())}
+        ours = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, KpRayError)}
         return str(text) if kind in ours else f"{kind}: {text}"
     if re.search(r"(actor|worker|worker process|node) (has )?died", str(error)):
         return "a process or a node of Ray died: killed, out of memory or crashed, its log may tell"

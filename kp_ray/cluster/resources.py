@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import ray
 
 from kp_ray.config.schema import Config, TrainConfig, WorkerRange
-from kp_ray.errors import InputError
+from kp_ray.errors import ClusterError
 
 FEED_CPUS = 0.5
 """What a training run leaves free, beside its workers, for Ray Data's tasks."""
@@ -15,7 +15,7 @@ def runs_at_once(config: Config) -> tuple[int, bool]:
     """How many training runs the cluster holds at once, beside what feeds them, and whether they use GPUs.
 
     Raises:
-        InputError: not even one fits.
+        ClusterError: not even one fits.
     """
     now, later = ray.cluster_resources(), config.cluster  # a cluster that grows may have no node yet
     have = {"CPU": max(now.get("CPU", 0), later.num_cpus or 0), "GPU": max(now.get("GPU", 0), later.num_gpus or 0)}
@@ -25,13 +25,13 @@ def runs_at_once(config: Config) -> tuple[int, bool]:
     if fewest < 1:
         least, _ = train.worker_range
         gpus = f" and {least} GPUs" if use_gpu else ""
-        raise InputError(
+        raise ClusterError(
             f"the cluster has {have['CPU']:g} CPUs and {have['GPU']:g} GPUs; training asks for "
             f"{least * train.cpus_per_worker + FEED_CPUS:g} CPUs{gpus}: lower train.num_workers or "
             "train.cpus_per_worker"
         )
     if not fits_a_node(config, train.cpus_per_worker, 1 if use_gpu else 0):
-        raise InputError(
+        raise ClusterError(
             f"no node has {train.cpus_per_worker:g} CPUs{' and a GPU' if use_gpu else ''} for a worker: lower "
             "train.cpus_per_worker, or train.num_workers' share of each node"
         )
@@ -39,7 +39,7 @@ def runs_at_once(config: Config) -> tuple[int, bool]:
         places = sum(_places(node, train.cpus_per_worker, use_gpu) for node in _nodes())
         least, wanted = train.worker_range
         if places < least:  # Ray would wait for them without end
-            raise InputError(
+            raise ClusterError(
                 f"the nodes have room for {places} workers of {train.cpus_per_worker:g} CPUs"
                 f"{' and a GPU' if use_gpu else ''} each, training asks for {least}: lower train.num_workers or "
                 "train.cpus_per_worker"

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from kp_ray.config.presets import PRESETS
 from kp_ray.config.schema import Config
-from kp_ray.errors import InputError, one_line
+from kp_ray.errors import ConfigError, one_line
 from kp_ray.storage import SECRET, read_bytes
 
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -22,7 +22,7 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
     The preset, if any, lies below the file, the overrides above it.
 
     Raises:
-        InputError: the file is missing or not YAML, or a key or value is not allowed.
+        ConfigError: the file is missing or not YAML, or a key or value is not allowed.
     """
     given: dict[str, Any] = {}
     name = path or "config"
@@ -31,9 +31,9 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
         try:
             given = yaml.safe_load(content.decode("utf-8-sig")) or {}
         except _NOT_YAML as error:
-            raise InputError(f"{path}: not valid YAML: {one_line(error)}") from error
+            raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from error
         if not isinstance(given, dict):
-            raise InputError(f"{path}: a mapping of settings is expected, e.g. `run_dir: runs/first`")
+            raise ConfigError(f"{path}: a mapping of settings is expected, e.g. `run_dir: runs/first`")
     for override in overrides:
         given = _merge(given, _parse_override(override))
     return build(given, name)
@@ -43,7 +43,7 @@ def build(values: Mapping[str, Any], name: str = "config") -> Config:
     """A checked configuration from plain values; their preset, if any, lies below them.
 
     Raises:
-        InputError: naming `name`, the first wrong key and the fix.
+        ConfigError: naming `name`, the first wrong key and the fix.
     """
     preset = values.get("preset")
     if isinstance(preset, str) and preset in PRESETS:
@@ -60,7 +60,7 @@ def build(values: Mapping[str, Any], name: str = "config") -> Config:
             got = SECRET.sub("***@", repr(first["input"]))
             message = f"{first['msg'].removeprefix('Value error, ')} (got {got:.100})"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise InputError(f"{name}: {key}: {one_line(message)}{more}") from error
+        raise ConfigError(f"{name}: {key}: {one_line(message)}{more}") from error
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -69,12 +69,12 @@ def _parse_override(text: str) -> dict[str, Any]:
     try:
         parsed: Any = yaml.safe_load(value)
     except _NOT_YAML as error:
-        raise InputError(f"--set {text}: the value is not YAML: {one_line(error)}") from error
+        raise ConfigError(f"--set {text}: the value is not YAML: {one_line(error)}") from error
     # Detectron2's own options have dots in their names, so `model.cfg.` keeps the rest of the key whole.
     head, dotted_cfg, option = key.strip().partition("model.cfg.")
     parts = ["model", "cfg", option] if dotted_cfg and not head else key.strip().split(".")
     if not equals or not all(parts):
-        raise InputError(f"--set {text}: expected KEY=VALUE, e.g. --set train.max_iter=500")
+        raise ConfigError(f"--set {text}: expected KEY=VALUE, e.g. --set train.max_iter=500")
     for part in reversed(parts):
         parsed = {part: parsed}
     return dict(parsed)

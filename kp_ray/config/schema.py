@@ -7,7 +7,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from kp_ray.config.presets import DEFAULT_RECIPES
-from kp_ray.errors import InputError
+from kp_ray.errors import ConfigError
 from kp_ray.keypoints import Skeleton, skeleton_for
 from kp_ray.storage import absolute_path, join, write_bytes
 
@@ -330,23 +330,23 @@ class Config(_Section):
         """The path under `data.<key>`.
 
         Raises:
-            InputError: it is not set.
+            ConfigError: it is not set.
         """
         value: str | None = getattr(self.data, key)
         if value is None:
-            raise InputError(f"data.{key} is not set: add it to the config, or --set data.{key}=PATH")
+            raise ConfigError(f"data.{key} is not set: add it to the config, or --set data.{key}=PATH")
         return value
 
     def skeleton_of(self, names: Sequence[str]) -> Skeleton:
         """The skeleton of these keypoints, with the config's flip pairs and sigmas.
 
         Raises:
-            InputError: there are none and the keypoints are not the competition's, or they do not fit.
+            ConfigError: there are none and the keypoints are not the competition's, or they do not fit.
         """
         try:
             return skeleton_for(names, self.skeleton.flip_pairs, self.skeleton.sigmas)
         except ValueError as error:
-            raise InputError(f"skeleton: {error}") from error
+            raise ConfigError(f"skeleton: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for YAML and for a Ray worker."""

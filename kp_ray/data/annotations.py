@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kp_ray.errors import InputError
+from kp_ray.errors import DataError
 from kp_ray.keypoints import FloatArray, Skeleton
 
 _NAME = re.compile(r"(?P<scene>.+)_(?P<camera>[A-Z])-(?P<frame>[0-9]{1,18})\.\w+")
@@ -73,11 +73,11 @@ def in_order_of(labels: Annotations, skeleton: Skeleton, path: str) -> Annotatio
         path: of the labels, named in the message.
 
     Raises:
-        InputError: they are of other keypoints.
+        DataError: they are of other keypoints.
     """
     different = sorted(set(labels.skeleton.names) ^ set(skeleton.names))
     if different:
-        raise InputError(
+        raise DataError(
             f"{path}: {different[0]!r} and {len(different) - 1} more are keypoints of one side only: use the "
             "labels of the same data set"
         )
@@ -99,11 +99,11 @@ def checked_name(image: str, where: str) -> str:
     """An image's name as it is, if it cannot lead out of the image folder.
 
     Raises:
-        InputError: it can; the line begins with `where`.
+        DataError: it can; the line begins with `where`.
     """
     parts = image.split("/")
     if "\\" in image or not image.isprintable() or {"", ".", ".."} & set(parts) or re.match("[A-Za-z]:", image):
-        raise InputError(
+        raise DataError(
             f"{where}: image {image[:80]!r} is not a plain name inside the image folder: write e.g. a/b.jpg"
         )
     return image

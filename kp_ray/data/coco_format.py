@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kp_ray.data.annotations import Annotations, Table, checked_name, parse_name
-from kp_ray.errors import InputError, one_line
+from kp_ray.errors import DataError, one_line
 from kp_ray.keypoints import FloatArray, visible_box
 from kp_ray.storage import read_bytes
 
@@ -49,11 +49,11 @@ def read_coco(path: str) -> Table:
     try:
         content = json.loads(read_bytes(path).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {one_line(error)}") from error
+        raise DataError(f"{path}: not valid JSON: {one_line(error)}") from error
     try:
         kinds = [kind for kind in content["categories"] if kind.get("keypoints")]
         if len(kinds) != 1:
-            raise InputError(f"{path}: {len(kinds)} categories have keypoints: keep exactly one, e.g. person")
+            raise DataError(f"{path}: {len(kinds)} categories have keypoints: keep exactly one, e.g. person")
         names = [str(name) for name in kinds[0]["keypoints"]]
         people: dict[Any, list[Any]] = {}
         listed = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
@@ -62,30 +62,28 @@ def read_coco(path: str) -> Table:
                 continue
             image = listed.get(person["image_id"])
             if image is None:
-                raise InputError(f"{path}: annotation {person.get('id')}: no image has its id {person['image_id']}")
+                raise DataError(f"{path}: annotation {person.get('id')}: no image has its id {person['image_id']}")
             if person["image_id"] in people:
-                raise InputError(
-                    f"{path}: {image}: two people are annotated: one person an image is expected, drop one"
-                )
+                raise DataError(f"{path}: {image}: two people are annotated: one person an image is expected, drop one")
             people[person["image_id"]] = person["keypoints"]
         images = [checked_name(str(entry["file_name"]), path) for entry in content["images"]]
         groups = [str(entry.get("group", "")) for entry in content["images"]]
         empty = [0] * (3 * len(names))
         points = [_coco_points(people.get(i, empty), len(names), f"{path}: {listed[i]}") for i in listed]
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not COCO keypoints JSON: {type(error).__name__}: {error}") from error
+        raise DataError(f"{path}: not COCO keypoints JSON: {type(error).__name__}: {error}") from error
     if len(images) != len(points):
-        raise InputError(f"{path}: two images share an id: give each its own")
+        raise DataError(f"{path}: two images share an id: give each its own")
     return names, images, np.array(points, dtype=np.float64).reshape(-1, len(names), 3), groups
 
 
 def _coco_points(flat: Sequence[Any], num_keypoints: int, where: str) -> FloatArray:
     if len(flat) != 3 * num_keypoints:
-        raise InputError(f"{where}: {len(flat)} keypoint numbers where {3 * num_keypoints} are expected")
+        raise DataError(f"{where}: {len(flat)} keypoint numbers where {3 * num_keypoints} are expected")
     if not all(isinstance(value, int | float) and abs(value) < 1e9 for value in flat):
-        raise InputError(f"{where}: a keypoint is not a finite number: write numbers, and v 0 for an unlabelled point")
+        raise DataError(f"{where}: a keypoint is not a finite number: write numbers, and v 0 for an unlabelled point")
     points = np.array(flat, dtype=np.float64).reshape(-1, 3)
     if not np.isin(points[:, 2], (0, 1, 2)).all():
-        raise InputError(f"{where}: a keypoint's v is not 0, 1 or 2")
+        raise DataError(f"{where}: a keypoint's v is not 0, 1 or 2")
     points[points[:, 2] == 0, :2] = np.nan
     return points

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kp_ray.data.annotations import Annotations, Table, checked_name, parse_name
-from kp_ray.errors import InputError
+from kp_ray.errors import DataError
 from kp_ray.storage import read_bytes
 
 
@@ -42,20 +42,20 @@ def read_rows(path: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
                 if any(stripped):
                     yield reader.line_num, stripped
         except csv.Error as error:
-            raise InputError(f"{path}: row {reader.line_num}: not CSV: {error}") from error
+            raise DataError(f"{path}: row {reader.line_num}: not CSV: {error}") from error
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: is not UTF-8 text: save it as CSV UTF-8") from error
+            raise DataError(f"{path}: is not UTF-8 text: save it as CSV UTF-8") from error
 
     rows = parse()
     _, header = next(rows, (0, []))
     if not header:
-        raise InputError(f"{path}: is empty: a header row and a row per image are expected")
+        raise DataError(f"{path}: is empty: a header row and a row per image are expected")
     if "image" not in header:
         hint = "separate the columns by commas" if len(header) == 1 else "name the column of file names `image`"
-        raise InputError(f"{path}: the header has no `image` column: {hint}")
+        raise DataError(f"{path}: the header has no `image` column: {hint}")
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
-        raise InputError(f"{path}: the header has the column {twice[0]!r} twice: keep one")
+        raise DataError(f"{path}: the header has the column {twice[0]!r} twice: keep one")
     return header, rows
 
 
@@ -64,7 +64,7 @@ def read_csv(path: str) -> Table:
     columns = [name for name in header if name not in ("image", "group")]
     names = list(dict.fromkeys(name[:-2] for name in columns if name.endswith(("_x", "_y")) and len(name) > 2))
     if not names:
-        raise InputError(f"{path}: the header has no keypoint columns: <name>_x and <name>_y are expected")
+        raise DataError(f"{path}: the header has no keypoint columns: <name>_x and <name>_y are expected")
     expected = [f"{name}_{axis}" for name in names for axis in "xy"]
     for column in sorted(set(columns) ^ set(expected)):
         problem = (
@@ -72,13 +72,13 @@ def read_csv(path: str) -> Table:
             if column in expected
             else "is not known: image, group, <name>_x, <name>_y are; drop it"
         )
-        raise InputError(f"{path}: the column {column!r} {problem}")
+        raise DataError(f"{path}: the column {column!r} {problem}")
     where = {name: header.index(name) for name in header}
     numbers_of = operator.itemgetter(*(where[column] for column in expected))
     images, groups, values = [], [], array("d")
     for line, cells in rows:
         if len(cells) != len(header):
-            raise InputError(
+            raise DataError(
                 f"{path}: row {line}: {len(cells)} cells where the header has {len(header)}: make them equal"
             )
         images.append(checked_name(cells[where["image"]], f"{path}: row {line}"))
@@ -101,7 +101,7 @@ def _numbers(cells: Sequence[str], columns: Sequence[str], where: str) -> list[f
     numbers = [parse_number(cell, f"{where}: {column}") for cell, column in zip(cells, columns, strict=True)]
     for column, x, y in zip(columns[::2], cells[::2], cells[1::2], strict=True):
         if (not x) != (not y):
-            raise InputError(f"{where}: {column[:-2]} has only one of x and y: give both, or neither")
+            raise DataError(f"{where}: {column[:-2]} has only one of x and y: give both, or neither")
     return numbers
 
 
@@ -114,5 +114,5 @@ def parse_number(text: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{where}: {text[:40]!r} is not a number: write one, or leave the cell empty if unlabelled")
+        raise DataError(f"{where}: {text[:40]!r} is not a number: write one, or leave the cell empty if unlabelled")
     return value

@@ -7,7 +7,7 @@ from kp_ray.data.annotations import Annotations, parse_name
 from kp_ray.data.coco_format import read_coco
 from kp_ray.data.corrections import apply_corrections
 from kp_ray.data.csv_format import read_csv
-from kp_ray.errors import InputError
+from kp_ray.errors import DataError
 from kp_ray.keypoints import skeleton_for
 
 
@@ -30,21 +30,21 @@ def load_annotations(
         flip_pairs, sigmas: of a skeleton other than the competition's 24 points.
 
     Raises:
-        InputError: one line with the file, the row (its line in the file, the header being 1) or image, and the fix.
+        DataError: one line with the file, the row (its line in the file, the header being 1) or image, and the fix.
     """
     read = read_coco if path.lower().endswith(".json") else read_csv
     names, images, keypoints, groups = read(path)
     repeated = [image for image, count in Counter(images).items() if count > 1]
     if repeated:
-        raise InputError(
+        raise DataError(
             f"{path}: the image name {repeated[0]} stands there {Counter(images)[repeated[0]]} times: keep one"
         )
     if not images:
-        raise InputError(f"{path}: holds no labelled image: a header alone is not enough")
+        raise DataError(f"{path}: holds no labelled image: a header alone is not enough")
     try:
         skeleton = skeleton_for(names, flip_pairs, sigmas)
     except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise DataError(f"{path}: {error}") from error
     parsed = [parse_name(image) for image in images]
     labels = Annotations(
         skeleton=skeleton,

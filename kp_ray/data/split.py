@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from kp_ray.data.annotations import Annotations
-from kp_ray.errors import InputError
+from kp_ray.errors import DataError
 
 By = Literal["scene", "clip", "frame"]
 
@@ -28,7 +28,7 @@ def split_sources(annotations: Annotations, *, by: By, fraction: float, seed: in
         seed: another seed, another choice.
 
     Raises:
-        InputError: there is only one unit, so nothing can be held out.
+        DataError: there is only one unit, so nothing can be held out.
     """
     if fraction <= 0:
         return ["train"] * len(annotations)
@@ -38,7 +38,7 @@ def split_sources(annotations: Annotations, *, by: By, fraction: float, seed: in
         sizes[unit] = sizes.get(unit, 0) + 1
     if len(sizes) < 2:
         finer = "set split.by=frame, or " if by != "frame" and len(units) > 1 else ""
-        raise InputError(f"split: all {len(units)} sources are one {by}: {finer}set split.fraction=0 to train on all")
+        raise DataError(f"split: all {len(units)} sources are one {by}: {finer}set split.fraction=0 to train on all")
     ordered = sorted(sizes, key=lambda unit: hashlib.blake2b(f"{seed}\0{unit}".encode(), digest_size=16).digest())
     held, best, best_gap = 0, 0, float("inf")
     for count, unit in enumerate(ordered[:-1], start=1):
@@ -68,17 +68,17 @@ def check_lineage(units: Sequence[str], splits: Sequence[str], images: Sequence[
         images: N source names; a store's variants of one source repeat it.
 
     Raises:
-        InputError: naming the first unit or image on both sides, or a split of another name.
+        DataError: naming the first unit or image on both sides, or a split of another name.
     """
     unknown = set(splits) - {"train", "val"}
     if unknown:
-        raise InputError(f"split: {min(unknown)!r} is not a split: each row is train or val")
+        raise DataError(f"split: {min(unknown)!r} is not a split: each row is train or val")
     for kind, names in (("image", images), ("unit", units)):
         both = _sides(names, splits, "train") & _sides(names, splits, "val")
         if both:
             more = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
             name = min(both).replace("\0", " camera ")
-            raise InputError(f"split: the {kind} {name} is in train and in val{more}: split again by a whole {kind}")
+            raise DataError(f"split: the {kind} {name} is in train and in val{more}: split again by a whole {kind}")
 
 
 def _sides(names: Iterable[str], splits: Iterable[str], side: str) -> set[str]:

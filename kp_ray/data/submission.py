@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from kp_ray.errors import InputError
+from kp_ray.errors import DataError
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.storage import read_bytes, write_bytes
 
@@ -42,7 +42,7 @@ def read_form(path: str) -> SubmissionForm:
     """The form of a sample submission; its coordinates are not looked at.
 
     Raises:
-        InputError: the file is missing or no CSV, has no rows, its header is not `image` and pairs of `<name>_x`,
+        DataError: the file is missing or no CSV, has no rows, its header is not `image` and pairs of `<name>_x`,
             `<name>_y`, or a column or an image stands in it twice.
     """
     columns, rows = _read_table(path)
@@ -84,7 +84,7 @@ def write_submission(
         size, allow_zeros: as in `validate_submission`.
 
     Raises:
-        InputError: see `validate_submission`; or the form and the skeleton differ in their keypoints.
+        DataError: see `validate_submission`; or the form and the skeleton differ in their keypoints.
         ValueError: `keypoints` has another shape.
     """
     if keypoints.shape[:2] != (len(images), len(skeleton)) or keypoints.ndim != 3 or keypoints.shape[2] < 2:
@@ -116,7 +116,7 @@ def read_submission(
         size, allow_zeros: as in `validate_submission`.
 
     Raises:
-        InputError: the file is missing or no CSV, its header is not the form's, see `validate_submission`; or the form
+        DataError: the file is missing or no CSV, its header is not the form's, see `validate_submission`; or the form
             and the skeleton differ in their keypoints.
     """
     check_form(form, skeleton)
@@ -146,7 +146,7 @@ def validate_submission(
             a typical pose lifts an RMSE of 7 px to 21.
 
     Raises:
-        InputError: a row is missing, superfluous, double or out of order, has too few or too many cells, a cell that
+        DataError: a row is missing, superfluous, double or out of order, has too few or too many cells, a cell that
             is no finite number, only zeros, or a point too far outside the frame. The line names the file and the
             first problem's row and image, and counts the others.
     """
@@ -220,11 +220,11 @@ def _read_table(path: str) -> tuple[list[str], Rows]:
         reader = csv.reader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""), strict=True)
         rows = [(reader.line_num, cells) for cells in reader if cells]
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: save it as CSV (UTF-8)") from error
+        raise DataError(f"{path}: not UTF-8 text: save it as CSV (UTF-8)") from error
     except csv.Error as error:
-        raise InputError(f"{path}: row {reader.line_num}: not valid CSV: {error}") from error
+        raise DataError(f"{path}: row {reader.line_num}: not valid CSV: {error}") from error
     if not rows:
-        raise InputError(f"{path}: the file is empty: a header and one row an image are expected")
+        raise DataError(f"{path}: the file is empty: a header and one row an image are expected")
     return rows[0][1], rows[1:]
 
 
@@ -252,11 +252,11 @@ def check_form(form: SubmissionForm, skeleton: Skeleton) -> None:
     """Refuse a form of other keypoints than the skeleton's; their order may differ.
 
     Raises:
-        InputError: naming the first keypoint that only one of them has.
+        DataError: naming the first keypoint that only one of them has.
     """
     different = sorted(set(form.names) ^ set(skeleton.names))
     if different:
-        raise InputError(
+        raise DataError(
             f"the submission form and the labels differ in {len(different)} keypoints, first {different[0]!r}: "
             "use the form of the same data set"
         )
@@ -264,4 +264,4 @@ def check_form(form: SubmissionForm, skeleton: Skeleton) -> None:
 
 def _refuse(path: str, problems: Sequence[str]) -> NoReturn:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    raise InputError(f"{path}: {problems[0]}{more}")
+    raise DataError(f"{path}: {problems[0]}{more}")

@@ -35,7 +35,7 @@ def write_yolo(folder: str) -> int:
     """Write `labels/<name>.txt` beside an export's `images/<name>.jpg`, from its `annotations.json`; returns how many.
 
     Raises:
-        InputError: `folder` holds no `annotations.json`.
+        DataError: `folder` holds no `annotations.json`.
     """
     texts = to_yolo(json.loads(read_bytes(join(folder, "annotations.json"))))
     for name, text in texts.items():

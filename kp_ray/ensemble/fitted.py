@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 
 from kp_ray.ensemble.fusion import Method, fuse, participants
-from kp_ray.errors import InputError
+from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray
 
 SHRINKAGES = (0.01, 0.1, 1.0)
@@ -64,7 +64,7 @@ def fit_weights(
         scenes: (N,); a scene is never fitted on and scored at once.
 
     Raises:
-        InputError: fewer than two scenes have a found person with a labelled point.
+        DataError: fewer than two scenes have a found person with a labelled point.
     """
 
     def fused(weights: FloatArray | None, rows: BoolArray) -> FloatArray:
@@ -78,7 +78,7 @@ def fit_weights(
     usable = np.asarray(found.any(axis=0) & labelled.any(axis=-1))
     names = np.unique(np.array(scenes, dtype=str)[usable]).tolist()
     if len(names) < 2:
-        raise InputError(
+        raise DataError(
             f"predict.weights: fitted needs found people of 2 validation scenes or more, there are {len(names)}: "
             "raise split.fraction, or set predict.weights=equal"
         )

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from kp_ray.ensemble.temporal import fill_missing, smooth_clips
-from kp_ray.errors import InputError
+from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray
 
 SCALE_FLOOR_PX = 2.0
@@ -67,7 +67,7 @@ def fuse_clips(
         smooth_frames: None does not smooth.
 
     Raises:
-        InputError: as `fuse` and `fill_missing`.
+        DataError: as `fuse` and `fill_missing`.
     """
     found, sure = select_detections(scores, thresholds)
     points, seen = fuse(
@@ -129,7 +129,7 @@ def fuse(
         its answer unchanged.
 
     Raises:
-        InputError: a found person has a number that is not finite, or a score or weight is negative or not finite.
+        DataError: a found person has a number that is not finite, or a score or weight is negative or not finite.
         ValueError: shapes do not fit, or the method is unknown.
     """
     if method not in ("mean", "median", "score"):
@@ -184,12 +184,12 @@ def _check_members(keypoints: FloatArray, found: BoolArray) -> None:
     wrong = np.argwhere(found & ~np.isfinite(keypoints).all(axis=(2, 3)))
     if len(wrong):
         member, row = wrong[0]
-        raise InputError(f"member {member}: row {row}: a number of the person found is not finite: predict it again")
+        raise DataError(f"member {member}: row {row}: a number of the person found is not finite: predict it again")
 
 
 def _check_weights(name: str, values: FloatArray) -> None:
     if not (np.isfinite(values).all() and (values >= 0).all()):
-        raise InputError(f"{name}: every value must be finite and not negative")
+        raise DataError(f"{name}: every value must be finite and not negative")
 
 
 def _member_weights(weights: FloatArray | None, keypoints: FloatArray) -> FloatArray:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from kp_ray.errors import InputError
+from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray
 
 _REACH_SIGMAS = 3.0  # beyond it a Gaussian's weight is below 0.012
@@ -43,7 +43,7 @@ def fill_missing(
         "mean pose".
 
     Raises:
-        InputError: nobody was found in any image and there is no `mean_pose`, or what to fill from is not finite.
+        DataError: nobody was found in any image and there is no `mean_pose`, or what to fill from is not finite.
         ValueError: lengths differ.
     """
     found = np.asarray(found, dtype=bool)
@@ -51,7 +51,7 @@ def fill_missing(
         raise ValueError("keypoints, found, scenes, cameras and frames must be equally long")
     filled, notes = np.array(keypoints, dtype=float), [""] * len(found)
     if not np.isfinite(filled[found]).all():
-        raise InputError("predictions: a person that was found has a number that is not finite: predict again")
+        raise DataError("predictions: a person that was found has a number that is not finite: predict again")
     numbers = frame_numbers(frames)
     # By frame number, so that of two equally near rows argmin takes the earlier.
     candidates = rows_by_clip(scenes, cameras, numbers, found)
@@ -122,9 +122,9 @@ def _mean_pose(people: FloatArray, otherwise: FloatArray | None) -> FloatArray:
     if len(people):
         return np.asarray(people[..., :2].mean(axis=0))
     if otherwise is None:
-        raise InputError(
+        raise DataError(
             "nobody found in any image: lower predict.score_threshold and predict.fallback_threshold, or train longer"
         )
     if not np.isfinite(otherwise).all():
-        raise InputError("mean pose: a keypoint has no place: give a pose with every keypoint")
+        raise DataError("mean pose: a keypoint has no place: give a pose with every keypoint")
     return otherwise

@@ -9,7 +9,7 @@ from detectron2.engine.defaults import DefaultTrainer
 from detectron2.modeling import build_model as build_detectron2_model
 
 from kp_ray.config.schema import Config
-from kp_ray.errors import InputError, one_line
+from kp_ray.errors import ConfigError, one_line
 from kp_ray.keypoints import Skeleton
 
 MODEL_PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -52,7 +52,7 @@ def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
         device: "cpu" or "cuda".
 
     Raises:
-        InputError: `model.cfg` names an option that Detectron2 does not have, or gives it a value of another type.
+        ConfigError: `model.cfg` names an option that Detectron2 does not have, or gives it a value of another type.
     """
     base, changes = MODEL_PRESETS[config.model.preset]
     cfg = model_zoo.get_config(base)
@@ -83,12 +83,12 @@ def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
     }
     for key in config.model.cfg:
         if key in ours:
-            raise InputError(f"model.cfg.{key}: follows from kp_ray's own settings: set it under train or predict")
+            raise ConfigError(f"model.cfg.{key}: follows from kp_ray's own settings: set it under train or predict")
     for key, value in {**changes, **ours, **config.model.cfg}.items():
         try:
             cfg.merge_from_list([key, value])
         except (AssertionError, KeyError, ValueError) as error:
-            raise InputError(f"model.cfg.{key}: {one_line(error)} (Detectron2 option)") from error
+            raise ConfigError(f"model.cfg.{key}: {one_line(error)} (Detectron2 option)") from error
     return cfg
 
 

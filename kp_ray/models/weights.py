@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
 from kp_ray.config.schema import Config
-from kp_ray.errors import InputError, one_line
+from kp_ray.errors import ModelError, one_line
 from kp_ray.keypoints import Skeleton
 from kp_ray.models.presets import MODEL_PRESETS, build_model
 from kp_ray.storage import filesystem, read_bytes
@@ -41,7 +41,7 @@ def load_member(
         keypoint_names: the keypoints that are expected of it, in their order; None: any.
 
     Raises:
-        InputError: the folder holds no finished member, or one of other keypoints.
+        ModelError: the folder holds no finished member, or one of other keypoints.
     """
     fs, inner = filesystem(folder)
     try:
@@ -50,12 +50,12 @@ def load_member(
         with fs.open_input_file(f"{inner}/model_final.pth") as stream:
             content = torch.load(stream, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise InputError(
+        raise ModelError(
             f"{folder}: no finished member here (model_final.pth, config.yaml); run train first"
         ) from error
     its_names = content.get("keypoints")
     if keypoint_names is not None and its_names is not None and list(keypoint_names) != list(its_names):
-        raise InputError(
+        raise ModelError(
             f"{folder}: predicts other keypoints than are asked for, or in another order ({', '.join(its_names[:3])}, "
             "...): use the labels and the form that it was trained with"
         )
@@ -66,7 +66,7 @@ def load_member(
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
-        raise InputError(f"{folder}: model_final.pth does not fit its config.yaml") from error
+        raise ModelError(f"{folder}: model_final.pth does not fit its config.yaml") from error
     return model.eval(), full
 
 
@@ -77,7 +77,7 @@ def load_weights(model: torch.nn.Module, config: Config, weights: str, skeleton:
         Names of the model's tensors that the weights do not have in the same shape and that stay random.
 
     Raises:
-        InputError: the weights cannot be reached or read, none of them fits, or they are of another skeleton.
+        ModelError: the weights cannot be reached or read, none of them fits, or they are of another skeleton.
     """
     url = model_zoo.get_checkpoint_url(MODEL_PRESETS[config.model.preset][0]) if weights == "zoo" else weights
     try:
@@ -93,19 +93,19 @@ def load_weights(model: torch.nn.Module, config: Config, weights: str, skeleton:
         pickle.PickleError,
     ) as error:
         reason = one_line(error)[:200] or type(error).__name__
-        raise InputError(
+        raise ModelError(
             f"model.weights: {url}: cannot be read ({reason}); give a file or a URL that is reachable"
         ) from error
     if names is not None and tuple(names) != skeleton.names:
         count = f"{len(names)} keypoints" if len(names) != len(skeleton) else "other keypoints"
-        raise InputError(
+        raise ModelError(
             f"model.weights: {url}: a model of {count} ({names[0]}, ..., {names[-1]}) than the labels' "
             f"{len(skeleton)} ({skeleton.names[0]}, ..., {skeleton.names[-1]}): give weights of the same skeleton"
         )
     own = model.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     if not fitting:
-        raise InputError(f"model.weights: {url}: no tensor fits model.preset {config.model.preset}")
+        raise ModelError(f"model.weights: {url}: no tensor fits model.preset {config.model.preset}")
     model.load_state_dict(fitting, strict=False)
     return sorted(set(own) - set(fitting))
 

@@ -11,7 +11,7 @@ from kp_ray.config.schema import Config
 from kp_ray.data.annotations import in_order_of, parse_name
 from kp_ray.data.load import load_annotations
 from kp_ray.data.submission import read_form, read_submission
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError, RunStateError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 from kp_ray.metrics import evaluate_keypoints
 from kp_ray.prediction.fuse import Predictions, form_of, skeleton_of_run, store_truth, weights_of
@@ -32,7 +32,7 @@ def evaluate(config: Config, submission: str | None = None) -> dict[str, Any]:
         `members` with the same figures for each.
 
     Raises:
-        InputError: no truth, no predictions, or an invalid submission.
+        RunStateError: no truth, no predictions, or an invalid submission.
     """
     truth_of, skeleton = _truth(config)
     if submission is not None:
@@ -41,7 +41,9 @@ def evaluate(config: Config, submission: str | None = None) -> dict[str, Any]:
         form = whole or read_form(submission)
         lacking = [] if whole or config.predict.images is not None else sorted(set(truth_of) - set(form.images))
         if lacking:
-            raise InputError(f"{submission}: {lacking[0]} of data.truth is missing, {len(lacking)} in all: add its row")
+            raise RunStateError(
+                f"{submission}: {lacking[0]} of data.truth is missing, {len(lacking)} in all: add its row"
+            )
         zeros = config.predict.missing == "zeros"
         xy = read_submission(submission, form, skeleton, size=_frame_sizes(config, form.images), allow_zeros=zeros)
         keypoints = np.concatenate([xy, np.ones((*xy.shape[:2], 1))], axis=2)
@@ -83,7 +85,7 @@ def _frame_sizes(config: Config, images: Sequence[str]) -> dict[str, tuple[int, 
     def look(image: str) -> tuple[int, int]:
         try:
             picture = _Picture(read_bytes(join(folder, image)))
-        except InputError:
+        except KpRayError:
             return 0, 0
         return picture.width, picture.height
 
@@ -101,7 +103,7 @@ def _figures(
 ) -> dict[str, Any]:
     known = [i for i, image in enumerate(images) if image in truth_of]
     if not known:
-        raise InputError("data.truth: names none of the predicted images")
+        raise RunStateError("data.truth: names none of the predicted images")
     truth = np.stack([truth_of[images[i]] for i in known])
     scenes, cameras, _ = zip(*(parse_name(images[i]) for i in known), strict=True)
     predicted = keypoints[known]

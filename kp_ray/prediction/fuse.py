@@ -14,7 +14,7 @@ from kp_ray.data.annotations import parse_name
 from kp_ray.data.submission import SubmissionForm, check_form, read_form, write_submission
 from kp_ray.ensemble.fitted import fit_weights
 from kp_ray.ensemble.fusion import Fusion, fuse_clips, select_detections
-from kp_ray.errors import InputError
+from kp_ray.errors import RunStateError
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.prediction.parts import NOTE_KEY, is_found, prediction_schema
 from kp_ray.storage import exists, filesystem, join, read_bytes, read_json, read_parquet, write_bytes
@@ -42,17 +42,17 @@ class Predictions:
     def __init__(self, config: Config, skeleton: Skeleton, file: str = "predictions.parquet") -> None:
         path = config.path(file)
         if not exists(path):
-            raise InputError(f"{path}: there are no predictions; run predict first")
-        table = read_parquet(path, mend="delete it and run predict again").combine_chunks()
+            raise RunStateError(f"{path}: there are no predictions; run predict first")
+        table = read_parquet(path, "delete it and run predict again").combine_chunks()
         try:
             note = json.loads((table.schema.metadata or {})[NOTE_KEY])
             keypoints, self.people = tuple(note["keypoints"]), note["people"]
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: another program wrote it; delete it and run predict again") from error
+            raise RunStateError(f"{path}: another program wrote it; delete it and run predict again") from error
         if keypoints != skeleton.names:
-            raise InputError(f"{path}: holds other keypoints, or the same in another order: run predict again")
+            raise RunStateError(f"{path}: holds other keypoints, or the same in another order: run predict again")
         if not table.schema.equals(prediction_schema(len(skeleton))):
-            raise InputError(f"{path}: its columns are not those of predictions; delete it and run predict again")
+            raise RunStateError(f"{path}: its columns are not those of predictions; delete it and run predict again")
         self.members = list(dict.fromkeys(table["member"].to_pylist()))
         every = len(self.members)
         self.images = table["image"].to_pylist()[::every]
@@ -87,15 +87,15 @@ def given_weights(config: Config, members: Sequence[str], skeleton: Skeleton) ->
     weights = np.ones((len(members), len(skeleton)))
     for member, value in given.items():
         if member not in members:
-            raise InputError(f"predict.weights: {member}: is no member; train.members has {', '.join(members)}")
+            raise RunStateError(f"predict.weights: {member}: is no member; train.members has {', '.join(members)}")
         of_keypoints = value if isinstance(value, dict) else dict.fromkeys(skeleton.names, value)
         for name, weight in of_keypoints.items():
             if name not in skeleton.names:
-                raise InputError(f"predict.weights: {member}: {name}: is no keypoint of the labels")
+                raise RunStateError(f"predict.weights: {member}: {name}: is no keypoint of the labels")
             weights[members.index(member), skeleton.names.index(name)] = weight
     if not weights.any(axis=0).all():
         nobody = skeleton.names[int(weights.any(axis=0).argmin())]
-        raise InputError(f"predict.weights: every member has weight 0 for {nobody}: give one of them some")
+        raise RunStateError(f"predict.weights: every member has weight 0 for {nobody}: give one of them some")
     return weights
 
 
@@ -107,10 +107,10 @@ def weights_of(config: Config, members: Sequence[str], skeleton: Skeleton) -> tu
         }
     known = Predictions(config, skeleton, "val_predictions.parquet")
     if known.members != list(members):
-        raise InputError("predict.weights: the validation scenes were predicted by other members: run predict again")
+        raise RunStateError("predict.weights: the validation scenes were predicted by other members: run predict again")
     truth_of = store_truth(config, "val", skeleton)
     if not truth_of.keys() >= set(known.images):
-        raise InputError("predict.weights: the store holds other validation scenes now: run predict again")
+        raise RunStateError("predict.weights: the store holds other validation scenes now: run predict again")
     section = config.predict
     fitted = fit_weights(
         known.keypoints, select_detections(known.scores, (section.score_threshold, section.fallback_threshold))[0],
@@ -146,13 +146,13 @@ def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
         figures: what predicting took; kept in `predict.json` until images are predicted again.
 
     Raises:
-        InputError: there are no predictions, or nobody was found in any image.
+        RunStateError: there are no predictions, or nobody was found in any image.
     """
     form = form_of(config)
     skeleton = skeleton_of_run(config, form)
     predictions = Predictions(config, skeleton)
     if not (predictions.scores > 0).any():
-        raise InputError("nobody was found in any image: train longer or lower predict.fallback_threshold")
+        raise RunStateError("nobody was found in any image: train longer or lower predict.fallback_threshold")
     weights, told = weights_of(config, predictions.members, skeleton)
     fusion = predictions.fuse(config, range(len(predictions.members)), weights)
     columns = form.columns if form else ("image", *skeleton.columns)

@@ -10,10 +10,10 @@ import pyarrow.fs as pafs
 
 from kp_ray.config.schema import Config
 from kp_ray.data.submission import SubmissionForm
-from kp_ray.errors import InputError, one_line
+from kp_ray.errors import RunStateError, one_line
 from kp_ray.images import list_images
-from kp_ray.storage import file_infos, filesystem, join, read_bytes, read_parquet
-from kp_ray.store.read import select_parts
+from kp_ray.storage import file_infos, filesystem, join, read_bytes
+from kp_ray.store.read import read_part, select_parts
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def list_image_refs(config: Config, form: SubmissionForm | None) -> list[ImageRe
     """The images that `predict.images` names, in the form's order if that decides.
 
     Raises:
-        InputError: nothing is named, a list is no list, or a name stands in it twice or leaves the folder.
+        RunStateError: nothing is named, a list is no list, or a name stands in it twice or leaves the folder.
     """
     source = config.predict.images
     if source in ("store:train", "store:val"):
@@ -44,19 +44,19 @@ def list_image_refs(config: Config, form: SubmissionForm | None) -> list[ImageRe
         folder = source or config.input("test_images")
         names = list(form.images) if form and source is None else list_images(folder)
     if not names:
-        raise InputError(f"{source or 'data.test_images: ' + str(folder)}: names no picture")
+        raise RunStateError(f"{source or 'data.test_images: ' + str(folder)}: names no picture")
     odd = [name for name in names if "\0" in name]
     if odd:
-        raise InputError(f"{source or 'the form'}: {odd[0]!r:.80} holds a NUL, which no file's name does")
+        raise RunStateError(f"{source or 'the form'}: {odd[0]!r:.80} holds a NUL, which no file's name does")
     double = [name for name, count in Counter(names).items() if count > 1]
     if double:
-        raise InputError(f"{source}: {double[0]} stands in it {names.count(double[0])} times: name it once")
+        raise RunStateError(f"{source}: {double[0]} stands in it {names.count(double[0])} times: name it once")
     whole = {name for name in names if name.startswith("/") or "://" in name}
     if folder is None and len(whole) < len(names):
-        raise InputError(f"{source}: names files of a folder: set data.test_images, or list whole paths")
+        raise RunStateError(f"{source}: names files of a folder: set data.test_images, or list whole paths")
     climbing = [name for name in names if ".." in name.split("/")]
     if climbing:
-        raise InputError(f"{source or 'the form'}: {climbing[0]}: leaves the image folder")
+        raise RunStateError(f"{source or 'the form'}: {climbing[0]}: leaves the image folder")
     paths = {name: name if name in whole else join(str(folder), name) for name in names}
     infos = file_infos(folder) if folder and len(whole) < len(names) else {}
     with ThreadPoolExecutor() as pool:
@@ -78,16 +78,16 @@ def _read_list(path: str) -> list[str]:
     try:
         text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: a list of image names is expected") from error
+        raise RunStateError(f"{path}: not UTF-8 text: a list of image names is expected") from error
     if not path.lower().endswith(".csv"):
         return [line.strip() for line in text.splitlines() if line.strip()]
     rows = csv.DictReader(io.StringIO(text, newline=""))
     try:
         if "image" not in (rows.fieldnames or ()):
-            raise InputError(f"{path}: row 1: there is no column `image`")
+            raise RunStateError(f"{path}: row 1: there is no column `image`")
         return [row["image"].strip() for row in rows if row["image"]]
     except csv.Error as error:
-        raise InputError(f"{path}: cannot be read as CSV: {one_line(error)}; is a quote left open?") from error
+        raise RunStateError(f"{path}: cannot be read as CSV: {one_line(error)}; is a quote left open?") from error
 
 
 def list_store(config: Config, split: str) -> list[ImageRef]:
@@ -95,9 +95,11 @@ def list_store(config: Config, split: str) -> list[ImageRef]:
     _, parts = select_parts(config.path("store"), split=split, recipes=None if split == "val" else ["Original"])
     asked: dict[str, ImageRef] = {}
     for part in parts:
-        for row, source in enumerate(read_parquet(part, ["source"])["source"].to_pylist()):
+        for row, source in enumerate(read_part(part, ["source"])["source"].to_pylist()):
             # A part's name holds a digest of what it was made of; a second copy of a source is passed over.
             asked.setdefault(source, ImageRef(source, part, row, f"{part.rpartition('/')[2]}:{row}"))
     if not asked:
-        raise InputError(f"{config.path('store')}: its split {split} is empty: raise split.fraction and augment again")
+        raise RunStateError(
+            f"{config.path('store')}: its split {split} is empty: raise split.fraction and augment again"
+        )
     return list(asked.values())

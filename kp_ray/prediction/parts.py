@@ -10,7 +10,7 @@ import pyarrow as pa
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import parse_name
 from kp_ray.ensemble.people import choose_people
-from kp_ray.errors import InputError
+from kp_ray.errors import RunStateError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 from kp_ray.prediction.images import ImageRef
 from kp_ray.storage import exists, file_sizes, join, read_parquet, write_parquet
@@ -62,8 +62,8 @@ def read_parts(folder: str, columns: Sequence[str] | None = None) -> Iterator[pa
         return
     names = [name for name in sorted(file_sizes(folder)) if name.endswith(".parquet") and not name.startswith(".")]
     with ThreadPoolExecutor() as pool:
-        mend = "delete it and run predict again"
-        yield from pool.map(lambda name: read_parquet(join(folder, name), columns, mend), names)
+        fix = "delete it and run predict again"
+        yield from pool.map(lambda name: read_parquet(join(folder, name), fix, columns), names)
 
 
 def merge_parts(
@@ -87,7 +87,7 @@ def merge_parts(
     )  # fmt: skip
     chosen |= {int(answers[row]): row for row in people[best].tolist()}
     if len(chosen) != len(asked) * len(names):
-        raise InputError(f"{folder}: parts are missing: run predict again")
+        raise RunStateError(f"{folder}: parts are missing: run predict again")
     order = [chosen[answer] for answer in range(len(chosen))]
     counts = np.bincount(answers[people], minlength=len(chosen)).astype(np.int32)
     picked = table.take(order).drop_columns(["version"])

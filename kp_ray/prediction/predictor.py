@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from kp_ray.config.schema import Config
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.images import decode
 from kp_ray.keypoints import Skeleton, skeleton_for
 from kp_ray.models.decoding import Detection, join_views, mirror, read_instances
@@ -65,7 +65,7 @@ class Predictor:
         for asked in batch:
             try:
                 pictures[asked] = self._open(asked)
-            except InputError as error:
+            except KpRayError as error:
                 reasons[asked] = str(error)
         people = {
             name: dict(zip(pictures, self.people(name, list(pictures.values())), strict=True)) for name in self.members
@@ -140,7 +140,7 @@ class _Picture:
         """The model's input at `scale` times the cfg's test size.
 
         Raises:
-            InputError: the picture cannot be decoded.
+            RunStateError: the picture cannot be decoded.
         """
         size = round(cfg.INPUT.MIN_SIZE_TEST * scale), round(cfg.INPUT.MAX_SIZE_TEST * scale)
         if size not in self.records:

@@ -22,7 +22,7 @@ from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.cluster.resources import fits_a_node
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.schema import Config
-from kp_ray.errors import InputError
+from kp_ray.errors import RunStateError
 from kp_ray.keypoints import Skeleton
 from kp_ray.prediction.fuse import form_of, given_weights, skeleton_of_run, write_fused
 from kp_ray.prediction.images import ImageRef, list_image_refs, list_store
@@ -45,7 +45,7 @@ def predict(config: Config, progress: Callable[[int, int], None] | None = None) 
         `seconds` it took and `start_up_s` before the first of them was begun.
 
     Raises:
-        InputError: a member is not trained, there is no image to predict, or nobody was found anywhere.
+        RunStateError: a member is not trained, there is no image to predict, or nobody was found anywhere.
     """
     task = PredictionTask(config)
     config.keep()
@@ -70,7 +70,7 @@ def is_finished(config: Config) -> bool:
     """Whether `predict` would ask no member about any image, so that it needs no cluster.
 
     Raises:
-        InputError: as `predict`.
+        RunStateError: as `predict`.
     """
     return not PredictionTask(config).missing()
 
@@ -85,14 +85,14 @@ class PredictionTask:
         self.names = [member.name for member in config.train.members]
         for name in self.names:
             if not exists(join(config.member_dir(name), "model_final.pth")):
-                raise InputError(f"{config.member_dir(name)}: member {name} is not trained; run train first")
+                raise RunStateError(f"{config.member_dir(name)}: member {name} is not trained; run train first")
         self.skeleton = skeleton_of_run(config, self.form)
         for name in self.names:
             _check_member(config, name, self.skeleton)
         given_weights(config, self.names, self.skeleton)  # refuses a wrong name now
         if config.predict.weights == "fitted":
             if config.predict.images == "store:val":
-                raise InputError(
+                raise RunStateError(
                     "predict.weights: fitted weights are fitted on store:val, so scores there would flatter them: "
                     "predict other images, or give weights"
                 )
@@ -125,10 +125,12 @@ def _check_member(config: Config, name: str, skeleton: Skeleton) -> None:
     cfg = yaml.safe_load(read_bytes(path))
     count = cfg.get("MODEL", {}).get("ROI_KEYPOINT_HEAD", {}).get("NUM_KEYPOINTS", len(skeleton))
     if count != len(skeleton):
-        raise InputError(f"{path}: member {name} predicts {count} keypoints, {len(skeleton)} are asked for")
+        raise RunStateError(f"{path}: member {name} predicts {count} keypoints, {len(skeleton)} are asked for")
     if "flip" in config.predict.tta and cfg.get("INPUT", {}).get("RANDOM_FLIP") == "none":
         # On the demo's members it doubled the error: mirrored pictures are strange to them.
-        raise InputError(f"predict.tta: flip: member {name} was trained without flips; take flip out, or train with it")
+        raise RunStateError(
+            f"predict.tta: flip: member {name} was trained without flips; take flip out, or train with it"
+        )
 
 
 def _ask_until_done(task: PredictionTask, missing: Sequence[ImageRef]) -> Iterator[dict[str, Any]]:
@@ -139,7 +141,7 @@ def _ask_until_done(task: PredictionTask, missing: Sequence[ImageRef]) -> Iterat
     """
     section = task.config.predict
     if missing and not fits_a_node(task.config, section.cpus_per_actor, section.gpus_per_actor):
-        raise InputError(
+        raise RunStateError(
             f"no node has {section.cpus_per_actor:g} CPUs and {section.gpus_per_actor:g} GPUs for an actor: lower "
             "predict.cpus_per_actor or predict.gpus_per_actor, or set cluster.num_cpus and num_gpus if it grows"
         )
@@ -149,8 +151,8 @@ def _ask_until_done(task: PredictionTask, missing: Sequence[ImageRef]) -> Iterat
             return
         except ray.exceptions.RayError as error:
             left = task.missing()
-            if left and ("InputError: " in str(error) or len(left) >= len(missing)):
-                raise InputError(
+            if left and ("RunStateError: " in str(error) or len(left) >= len(missing)):
+                raise RunStateError(
                     f"{task.folder}: predicting stopped with {len(left)} images left, first {left[0].image}: "
                     f"{describe_ray_error(error)}; what is finished is kept, run predict again to go on"
                 ) from error

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from kp_ray import __version__
 from kp_ray.config.schema import Config
-from kp_ray.errors import InputError
+from kp_ray.errors import RunStateError
 from kp_ray.reporting.formatting import NUM_ROWS, format_number, read_optional_json, without_secrets
 from kp_ray.reporting.predictions import predictions_section, read_answers
 from kp_ray.reporting.result import error_figures, result_section, success_curves
@@ -32,10 +32,10 @@ def write_report(config: Config) -> str:
     """Write `<run_dir>/report.html` from what is in the run folder, and return its path.
 
     Raises:
-        InputError: the run folder is not there, or one of its files cannot be read.
+        RunStateError: the run folder is not there, or one of its files cannot be read.
     """
     if not exists(config.run_dir):
-        raise InputError(f"{config.run_dir}: there is no such run folder: set run_dir, or run a stage first")
+        raise RunStateError(f"{config.run_dir}: there is no such run folder: set run_dir, or run a stage first")
     evaluation = read_optional_json(config.path("evaluation.json")) or {}
     manifest = read_optional_json(config.path("store", "manifest.json"))
     variants = read_variants(config, manifest)

@@ -13,7 +13,7 @@ from kp_ray.config.schema import Config
 from kp_ray.data.annotations import Annotations, checked_name, in_order_of, parse_name
 from kp_ray.data.load import load_annotations
 from kp_ray.data.submission import read_form, read_submission
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError, RunStateError
 from kp_ray.images import Image, decode_bgr
 from kp_ray.keypoints import FloatArray, Skeleton, visible_box
 from kp_ray.metrics import point_errors
@@ -54,7 +54,7 @@ def read_predictions(config: Config, path: str) -> tuple[list[str], list[str], F
     """Members, images, keypoints (M, N, K, 3) and skeleton of `predictions.parquet`; nothing if it is not there."""
     if not exists(path):
         return [], [], np.zeros((0, 0, 0, 3)), None
-    table = read_parquet(path, ["image", "member", "keypoints"], mend="delete it and run predict again")
+    table = read_parquet(path, "delete it and run predict again", ["image", "member", "keypoints"])
     try:
         names = json.loads(table.schema.metadata[b"kp_ray"])["keypoints"]
         skeleton = config.skeleton_of(names)
@@ -68,7 +68,7 @@ def read_predictions(config: Config, path: str) -> tuple[list[str], list[str], F
                 points = np.array(row["keypoints"], dtype=float).reshape(-1, 3)
                 keypoints[of_member[row["member"]], of_image[row["image"]]] = points
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}): run predict again") from error
+        raise RunStateError(f"{path}: cannot be read ({error}): run predict again") from error
     return members, images, keypoints, skeleton
 
 
@@ -185,7 +185,7 @@ def find_picture(config: Config, image: str) -> Image | None:
     """The predicted image of this name, from wherever the config takes images; None if it is not there."""
     try:
         checked_name(image, "")
-    except InputError:
+    except KpRayError:
         return None  # it could lead out of the folder, to what must not stand in a page that is passed on
     for folder in (config.predict.images, config.data.test_images, config.data.images):
         path = join(folder or "", image)

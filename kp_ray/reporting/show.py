@@ -8,14 +8,14 @@ import numpy as np
 
 from kp_ray.config.load import load
 from kp_ray.config.schema import Config
-from kp_ray.errors import InputError
+from kp_ray.errors import RunStateError
 from kp_ray.images import Image, decode_bgr, encode_bgr
 from kp_ray.keypoints import DACON24
 from kp_ray.reporting.formatting import read_optional_json
 from kp_ray.reporting.predictions import find_picture, read_predictions, read_truth
 from kp_ray.reporting.store import store_skeleton
-from kp_ray.storage import exists, join, read_parquet, write_bytes
-from kp_ray.store.read import RowReader
+from kp_ray.storage import exists, join, write_bytes
+from kp_ray.store.read import RowReader, read_part
 from kp_ray.visualization.colors import TRUTH, series_color
 from kp_ray.visualization.skeletons import contact_sheet, draw_legend, draw_skeleton
 
@@ -43,7 +43,7 @@ def show(
         `pictures`, how many, and `folder`.
 
     Raises:
-        InputError: `path` is neither, or holds nothing of this selection.
+        RunStateError: `path` is neither, or holds nothing of this selection.
     """
     target = folder or join(posixpath.dirname(path.rstrip("/")) or ".", "show")
     manifest = (
@@ -54,12 +54,12 @@ def show(
         pictures = list(_show_variants(path, manifest, recipe, image, num, rng))
     elif path.endswith(".parquet") and exists(path):
         if recipe is not None:
-            raise InputError(f"{path}: predictions have no recipe: leave --recipe out, or name a store")
+            raise RunStateError(f"{path}: predictions have no recipe: leave --recipe out, or name a store")
         pictures = list(_show_predictions(path, image, num, rng))
     else:
-        raise InputError(f"{path}: neither a store nor predictions: name RUN/store or RUN/predictions.parquet")
+        raise RunStateError(f"{path}: neither a store nor predictions: name RUN/store or RUN/predictions.parquet")
     if not pictures:
-        raise InputError(f"{path}: holds nothing of this selection: check --recipe and --image")
+        raise RunStateError(f"{path}: holds nothing of this selection: check --recipe and --image")
     for name, picture in pictures:
         write_bytes(join(target, f"{name.replace('/', '_')}.jpg"), encode_bgr(picture, 90))
     names, images = [name for name, _ in pictures], [picture for _, picture in pictures]
@@ -78,7 +78,7 @@ def _show_variants(
     skeleton = store_skeleton(join(store, "manifest.json"), _config_beside(store), manifest)
     known = [one["name"] for one in manifest.get("recipes") or []]
     if recipe is not None and recipe not in known:
-        raise InputError(f"{store}: holds no recipe {recipe!r}: it has {', '.join(known)}")
+        raise RunStateError(f"{store}: holds no recipe {recipe!r}: it has {', '.join(known)}")
     paths = [part["path"] for part in manifest["parts"] if recipe in (None, part["recipe"])]
     lengths = [part["num_rows"] for part in manifest["parts"] if recipe in (None, part["recipe"])]
     if image is None:
@@ -87,7 +87,7 @@ def _show_variants(
         parts = np.searchsorted(ends, drawn, side="right")
         wanted = [(paths[part], int(row - ends[part] + lengths[part])) for part, row in zip(parts, drawn, strict=True)]
     else:
-        rows = ((path, read_parquet(join(store, path), ["source"])["source"].to_pylist()) for path in paths)
+        rows = ((path, read_part(join(store, path), ["source"])["source"].to_pylist()) for path in paths)
         matching = [(path, row) for path, sources in rows for row, source in enumerate(sources) if source == image]
         wanted = [matching[i] for i in np.sort(rng.permutation(len(matching))[:num])]
     reader = RowReader(_SHOWN)
@@ -113,7 +113,7 @@ def _show_predictions(path: str, image: str | None, num: int, rng: np.random.Gen
     for row in np.sort(rng.permutation(rows)[:num]):
         picture = find_picture(config, images[row])
         if picture is None:
-            raise InputError(
+            raise RunStateError(
                 f"{path}: {images[row]}: no such picture in data.test_images of the config.yaml beside it: correct it "
                 "(what was predicted by its whole path cannot be shown)"
             )

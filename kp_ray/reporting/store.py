@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kp_ray.config.schema import Config
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError, RunStateError
 from kp_ray.images import Image, decode_bgr
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.reporting.formatting import figure, jpeg_uri, read_csv_table, read_optional_json
 from kp_ray.reporting.predictions import Answers
-from kp_ray.storage import join, read_parquet
-from kp_ray.store.read import RowReader
+from kp_ray.storage import join
+from kp_ray.store.read import RowReader, read_part
 from kp_ray.visualization.plots import plot_poses, plot_ranges, plot_shares
 from kp_ray.visualization.skeletons import crop_resize, draw_skeleton, transform
 
@@ -54,8 +54,8 @@ class VariantSample:
 def store_skeleton(path: str, config: Config, manifest: Mapping[str, Any]) -> Skeleton:
     try:
         return config.skeleton_of(manifest.get("skeleton") or [])
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    except KpRayError as error:
+        raise RunStateError(f"{path}: {error}") from error
 
 
 def read_variants(config: Config, manifest: Mapping[str, Any] | None) -> dict[str, VariantSample]:
@@ -77,12 +77,12 @@ def _read_parts(store: str, paths: Sequence[str], skeleton: Skeleton) -> Variant
     for path in paths:
         try:
             columns = ["keypoints", "bbox_xyxy", "width", "height", "split", "camera", "source"]
-            found = read_parquet(join(store, path), columns).to_pylist()
+            found = read_part(join(store, path), columns).to_pylist()
             if any(len(row["keypoints"]) != 3 * len(skeleton) for row in found):
-                raise InputError(f"{path}: another skeleton's keypoints")
+                raise RunStateError(f"{path}: another skeleton's keypoints")
             if picture is None and found:
                 picture = _sample_variant(join(store, path), found, skeleton)
-        except InputError:
+        except KpRayError:
             unread.append(path)
             continue
         rows += found

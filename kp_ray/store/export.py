@@ -12,7 +12,7 @@ from kp_ray.config.schema import Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.coco_format import to_coco
 from kp_ray.data.csv_format import to_csv
-from kp_ray.errors import InputError
+from kp_ray.errors import StoreError
 from kp_ray.storage import exists, filesystem, join, write_bytes
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.read import iter_rows, read_table
@@ -35,7 +35,7 @@ def export_store(
         `images` and `folder`.
 
     Raises:
-        InputError: no finished store, or a recipe it does not hold; an export is in `folder` already, or two sources
+        StoreError: no finished store, or a recipe it does not hold; an export is in `folder` already, or two sources
             differ in their suffix alone.
     """
     store = config.path("store")
@@ -44,13 +44,13 @@ def export_store(
     names, keypoints, sizes, scenes, cameras, frames = [], [], [], [], [], []
     for name in ("images", "annotations.json", "annotations.csv"):
         if exists(join(folder, name)):
-            raise InputError(f"{folder}: holds {name} already, of an export or your own: name a new folder")
+            raise StoreError(f"{folder}: holds {name} already, of an export or your own: name a new folder")
     source_of: dict[str, str] = {}
     planned = read_table(store, split=split, recipes=recipes, columns=["source", "recipe", "copy"])
     for row in planned.to_pylist():  # before anything is written
         name = _export_name(row)
         if name in source_of:
-            raise InputError(f"{store}: {row['source']} and {source_of[name]} would both be {name}: rename one of them")
+            raise StoreError(f"{store}: {row['source']} and {source_of[name]} would both be {name}: rename one of them")
         source_of[name] = row["source"]
     try:
         for row in iter_rows(store, split=split, recipes=recipes):
@@ -63,7 +63,7 @@ def export_store(
             cameras.append(row["camera"])
             frames.append(row["frame"])
         if not names:
-            raise InputError(f"{store}: holds no rows of this selection: nothing to export")
+            raise StoreError(f"{store}: holds no rows of this selection: nothing to export")
         rows = Annotations(skeleton, tuple(names), np.stack(keypoints), tuple(scenes), tuple(cameras), tuple(frames))
         coco = json.dumps(to_coco(rows, sizes), ensure_ascii=False)
         write_bytes(join(folder, "annotations.json"), coco.encode())

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kp_ray.errors import InputError
+from kp_ray.errors import StoreError
 from kp_ray.storage import exists, join, read_bytes, write_bytes, write_parquet
 
 SCHEMA_VERSION = 2
@@ -76,11 +76,11 @@ def read_manifest(store: str) -> Manifest:
     """The manifest of a finished store.
 
     Raises:
-        InputError: there is none, it is damaged, or a newer kp_ray wrote it.
+        StoreError: there is none, it is damaged, or a newer kp_ray wrote it.
     """
     path = join(store, "manifest.json")
     if not exists(path):
-        raise InputError(f"{store}: no finished store here; run augment first")
+        raise StoreError(f"{store}: no finished store here; run augment first")
     content = read_bytes(path)
     try:
         manifest = Manifest.model_validate_json(content)
@@ -89,15 +89,15 @@ def read_manifest(store: str) -> Manifest:
         newer = re.search(rb'^{\s*"schema_version": *(\d+)', content)
         version = int(newer[1]) if newer else 0
         if 0 < version < SCHEMA_VERSION:
-            raise InputError(
+            raise StoreError(
                 f"{path}: of an older kp_ray (schema {version}); delete this file and run augment, which makes all anew"
             ) from error
         if version <= SCHEMA_VERSION:
-            raise InputError(
+            raise StoreError(
                 f"{path}: damaged; delete this file and run augment again, finished parts are kept"
             ) from error
     if version > SCHEMA_VERSION:
-        raise InputError(f"{path}: written by a newer kp_ray (schema {version}); update kp_ray")
+        raise StoreError(f"{path}: written by a newer kp_ray (schema {version}); update kp_ray")
     return manifest
 
 
@@ -113,7 +113,7 @@ def store_digest(store: str) -> str:
     """A digest of all bytes of a store's parts and their order.
 
     Raises:
-        InputError: no finished store.
+        StoreError: no finished store.
     """
     manifest = read_manifest(store)
     parts = [[part.path, part.sha256, part.split] for part in manifest.parts]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from kp_ray.augmentation.recipes import Recipe
 from kp_ray.augmentation.variants import Row, Source, augment_source
-from kp_ray.errors import InputError, one_line
+from kp_ray.errors import KpRayError, one_line
 from kp_ray.storage import exists, filesystem, join, write_bytes
 from kp_ray.store.manifest import METADATA_KEY, OPEN, READ, PartRecord, Quarantined, stage_of
 from kp_ray.store.plan import Part, Plan
@@ -47,7 +47,7 @@ def make_rows(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]])
             stage, reason = OPEN, f"{reason} on the worker's node: the images must be where all nodes see them"
     except OSError as error:
         stage, reason = OPEN, f"cannot be opened: {one_line(error)}"
-    except InputError as error:
+    except KpRayError as error:
         reason = str(error)
     else:
         return rows, [

@@ -15,7 +15,7 @@ from kp_ray.config.schema import AugmentConfig, Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_annotations
 from kp_ray.data.split import check_lineage, split_sources, units_of
-from kp_ray.errors import InputError
+from kp_ray.errors import StoreError
 from kp_ray.storage import file_sizes
 from kp_ray.store.manifest import SCHEMA_VERSION
 
@@ -60,7 +60,7 @@ def plan(config: Config) -> Plan:
     """The plan of a config's store: labels read and corrected, split, and every part decided.
 
     Raises:
-        InputError: labels, images, split or recipes do not do.
+        StoreError: labels, images, split or recipes do not do.
     """
     annotations = load_annotations(
         config.input("annotations"),
@@ -90,11 +90,11 @@ def plan_store(
     Sources in the validation split get only `Original`.
 
     Raises:
-        InputError: a recipe is unknown, the image folder is missing, or nothing is labelled.
+        StoreError: a recipe is unknown, the image folder is missing, or nothing is labelled.
     """
     recipes = tuple(resolve_recipes(augment.recipes, augment.user_recipes))
     if not len(annotations):
-        raise InputError("the annotations name no image: nothing to augment")
+        raise StoreError("the annotations name no image: nothing to augment")
     sizes = file_sizes(images)
     runs: list[Run] = []
     wanted_by_split: dict[Literal["train", "val"], tuple[tuple[Recipe, int], ...]]

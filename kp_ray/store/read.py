@@ -7,10 +7,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kp_ray.augmentation.variants import Row
-from kp_ray.errors import InputError
-from kp_ray.storage import _reading, filesystem, join, read_parquet
+from kp_ray.errors import StoreError
+from kp_ray.storage import filesystem, join, parquet_errors, read_parquet
 from kp_ray.store.manifest import Manifest, read_manifest, row_schema
 from kp_ray.store.parts import ROWS_PER_GROUP
+
+REBUILD = "run verify, then augment"
+"""What to do about a damaged or missing part."""
+
+
+def read_part(path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one part of a store; `columns` None reads all.
+
+    Raises:
+        StorageError: it is not there, or damaged.
+    """
+    return read_parquet(path, REBUILD, columns)
 
 
 def select_parts(
@@ -19,16 +31,16 @@ def select_parts(
     """The manifest and the full paths of the parts of a split and some recipes (None: all).
 
     Raises:
-        InputError: a recipe is not in the store, or a scene is on both sides of the split.
+        StoreError: a recipe is not in the store, or a scene is on both sides of the split.
     """
     manifest = read_manifest(store)
     both = sorted(set(manifest.units.get("train", ())) & set(manifest.units.get("val", ())))
     if both:
-        raise InputError(f"{store}: {both[0]} is both trained on and validated on; augment into a new run_dir")
+        raise StoreError(f"{store}: {both[0]} is both trained on and validated on; augment into a new run_dir")
     stored = {part.recipe for part in manifest.parts}  # validation has Original even where no one asked for it
     for name in recipes or ():
         if name not in stored:
-            raise InputError(f"{store}: holds no recipe {name!r}; it has {', '.join(sorted(stored))}")
+            raise StoreError(f"{store}: holds no recipe {name!r}; it has {', '.join(sorted(stored))}")
     wanted = [
         part for part in manifest.parts if split in (None, part.split) and (recipes is None or part.recipe in recipes)
     ]
@@ -45,13 +57,13 @@ def read_table(
     """Rows of a store as one Arrow table; without the `image` column even a large store fits in memory.
 
     Raises:
-        InputError: no finished store, a recipe it does not hold, or a damaged part.
+        StoreError: no finished store, a recipe it does not hold, or a damaged part.
     """
     manifest, paths = select_parts(store, split=split, recipes=recipes)
     if not paths:
         schema = row_schema(len(manifest.skeleton))
         return (schema if columns is None else pa.schema([schema.field(c) for c in columns])).empty_table()
-    return pa.concat_tables([read_parquet(path, columns) for path in paths])
+    return pa.concat_tables([read_part(path, columns) for path in paths])
 
 
 class RowReader:
@@ -70,9 +82,9 @@ class RowReader:
         """Row `row` of the part at `path`.
 
         Raises:
-            InputError: the part is not there, or damaged.
+            StoreError: the part is not there, or damaged.
         """
-        with _reading(path):
+        with parquet_errors(path, REBUILD):
             group = self.open(path).read_row_group(row // ROWS_PER_GROUP, self.columns)
             return dict(group.slice(row % ROWS_PER_GROUP, 1).to_pylist()[0])
 
@@ -87,14 +99,14 @@ def iter_rows(
         recipes: None gives all.
 
     Raises:
-        InputError: no finished store, a recipe it does not hold, or a damaged part.
+        StoreError: no finished store, a recipe it does not hold, or a damaged part.
     """
     _, paths = select_parts(store, split=split, recipes=recipes)
     index, of = shard
     number = 0
     for path in paths:
         fs, inner = filesystem(path)
-        with _reading(path), fs.open_input_file(inner) as stream:
+        with parquet_errors(path, REBUILD), fs.open_input_file(inner) as stream:
             for batch in pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(ROWS_PER_GROUP):
                 for row in batch.to_pylist():
                     if number % of == index:

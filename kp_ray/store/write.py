@@ -23,8 +23,8 @@ from kp_ray import __version__
 from kp_ray.augmentation.variants import Source
 from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.cluster.tasks import bounded_retries, ray_data_settings
-from kp_ray.errors import InputError
-from kp_ray.storage import exists, file_sizes, filesystem, join, read_parquet, writer_lock
+from kp_ray.errors import KpRayError, StoreError
+from kp_ray.storage import exists, file_sizes, filesystem, join, writer_lock
 from kp_ray.store.manifest import (
     OPEN,
     READ,
@@ -39,6 +39,7 @@ from kp_ray.store.manifest import (
 )
 from kp_ray.store.parts import PartWriter, describe_part, make_rows
 from kp_ray.store.plan import Part, Plan, Run
+from kp_ray.store.read import read_part
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
         `parts_kept`, `quarantined`.
 
     Raises:
-        InputError: another process writes this store, the disk is full, no source could be used, a source that the
+        StoreError: another process writes this store, the disk is full, no source could be used, a source that the
             store holds has lost its image, or workers wrote where this machine does not see it.
     """
     began = time.time()
@@ -90,13 +91,13 @@ def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) 
         manifest = build_manifest(plan, records, [*kept.quarantined, *(q for one in finished for q in one.quarantined)])
         if not manifest.num_sources:  # the images are elsewhere, say: what an earlier run left stays as it is
             first = manifest.quarantined[0]
-            raise InputError(
+            raise StoreError(
                 f"{plan.store}: none of the {total} sources could be used, e.g. {first.source}: {first.reason}"
             )
         there = file_sizes(plan.store)
         unseen = [part.path for part in manifest.parts if there.get(part.path) != part.num_bytes]
         if unseen:
-            raise InputError(
+            raise StoreError(
                 f"{join(plan.store, unseen[0])}: written by a worker, but not to be seen here, like {len(unseen)} of "
                 f"{len(manifest.parts)} parts: run_dir must be a folder that all nodes share, or an s3:// path"
             )
@@ -122,7 +123,7 @@ def is_finished(plan: Plan) -> bool:
     """Whether the store holds all that is planned, so that `write_store` would need no cluster.
 
     Raises:
-        InputError: the manifest is damaged or of a newer kp_ray, or a source that the store holds has lost its image.
+        StoreError: the manifest is damaged or of a newer kp_ray, or a source that the store holds has lost its image.
     """
     return exists(join(plan.store, "manifest.json")) and not _missing(plan)[1]
 
@@ -174,11 +175,11 @@ def _refuse_lost_images(plan: Plan, listed: Iterable[str], quarantined: Sequence
         if path in planned:
             continue
         try:
-            held = set(read_parquet(join(plan.store, path), ["source"]).column(0).to_pylist())
-        except InputError:
+            held = set(read_part(join(plan.store, path), ["source"]).column(0).to_pylist())
+        except KpRayError:
             continue  # damaged: nothing to lose
         if lost & held:
-            raise InputError(
+            raise StoreError(
                 f"{join(plan.images, min(lost & held))}: not there any more, and the store holds its variants: put it "
                 f"back, or take its row out of the labels ({len(lost)} labelled images are missing in all)"
             )
@@ -200,7 +201,7 @@ def _run_tasks(plan: Plan, todo: Sequence[Run]) -> Iterator[_Finished]:
                 yield pickle.loads(row["finished"])  # noqa: S301  (made by our own task)
         except ray.exceptions.RayError as error:
             reason = describe_ray_error(error)
-            raise InputError(
+            raise StoreError(
                 f"{plan.store}: writing stopped: {reason}; finished parts are kept, run augment again to go on"
             ) from error
 

@@ -13,7 +13,7 @@ import pandas as pd
 import simplejpeg
 import yaml
 
-from kp_ray.errors import InputError
+from kp_ray.errors import DataError
 from kp_ray.keypoints import DACON24, FloatArray
 from kp_ray.storage import join, write_bytes
 from kp_ray.synthetic.motion import SyntheticClip
@@ -58,7 +58,7 @@ def make_sample(
         `sample_submission`, `truth` (the names of the config's `data` section).
 
     Raises:
-        InputError: a number is out of range, or the folder holds other files.
+        DataError: a number is out of range, or the folder holds other files.
     """
     folder = folder if "://" in folder else os.path.abspath(folder)
     num_test = max(10, num_images // 5) if num_test is None else num_test
@@ -67,7 +67,7 @@ def make_sample(
         ("seed", seed, 0), ("num_processes", 1 if num_processes is None else num_processes, 1),
     ):  # fmt: skip
         if value < low:
-            raise InputError(f"sample: {name} must be at least {low}, got {value}")
+            raise DataError(f"sample: {name} must be at least {low}, got {value}")
     clips = [*_plan("train", num_images, seed), *_plan("test", num_test, seed)]
     _refuse_other_files(folder, {"config.yaml", *_TABLES.values(), *(name for clip in clips for name in clip.files)})
     labels: dict[str, FloatArray] = {}
@@ -105,13 +105,13 @@ def _plan(split: str, count: int, seed: int) -> list[SyntheticClip]:
 
 def _refuse_other_files(folder: str, planned: set[str]) -> None:
     if "://" in folder:
-        raise InputError(f"{folder}: the sample is written to a local folder; give a path without ://")
+        raise DataError(f"{folder}: the sample is written to a local folder; give a path without ://")
     if os.path.exists(folder) and not os.path.isdir(folder):
-        raise InputError(f"{folder}: is a file; give the name of a new folder")
+        raise DataError(f"{folder}: is a file; give the name of a new folder")
     for parent, _, names in os.walk(folder):
         for path in (os.path.join(parent, name) for name in sorted(names)):
             if os.path.relpath(path, folder).replace(os.sep, "/") not in planned:
-                raise InputError(f"{path}: not a file of this sample; give a new or empty folder")
+                raise DataError(f"{path}: not a file of this sample; give a new or empty folder")
 
 
 def _write_csv(path: str, labels: dict[str, FloatArray]) -> None:
@@ -133,7 +133,7 @@ def _run(
         with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
             yield from pool.map(_draw_clip, jobs)
     except BrokenProcessPool as error:
-        raise InputError(
+        raise DataError(
             'sample: a drawing process died; guard the script with if __name__ == "__main__": or use num_processes=1'
         ) from error
 

@@ -14,8 +14,7 @@ from detectron2.config import CfgNode
 from kp_ray.config.schema import Config, MemberConfig
 from kp_ray.keypoints import Skeleton
 from kp_ray.models.inputs import to_dataset_dict
-from kp_ray.storage import read_parquet
-from kp_ray.store.read import RowReader, select_parts
+from kp_ray.store.read import RowReader, read_part, select_parts
 
 WHOLE_SHARD = 10_000_000
 """Rows of the shuffle buffer: it holds places of rows, not pictures, so the whole shard fits."""
@@ -29,7 +28,7 @@ def usable_rows(config: Config, member: MemberConfig) -> pa.Table:
     least = max(1, config.augment.min_visible)
 
     def look(path: str) -> pa.Table:
-        table = read_parquet(path, ["num_visible", "bbox_xyxy"])
+        table = read_part(path, ["num_visible", "bbox_xyxy"])
         box = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4)
         has_area = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
         rows = np.flatnonzero((table["num_visible"].to_numpy() >= least) & has_area)

@@ -27,7 +27,7 @@ from ray.train.torch import get_device
 from kp_ray.config.load import build
 from kp_ray.config.schema import Config, MemberConfig, order_of
 from kp_ray.ensemble.temporal import fill_missing
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.metrics import evaluate_keypoints
 from kp_ray.models.decoding import predict_rows
 from kp_ray.models.presets import build_cfg, build_model, scale_cfg
@@ -57,7 +57,7 @@ def train_loop_per_worker(loop: dict[str, Any]) -> dict[str, Any]:
     start, not_in_weights, wrong = 0, list[str](), ""
     try:
         start, not_in_weights = worker.restore(ray.train.get_checkpoint())
-    except InputError as error:
+    except KpRayError as error:
         wrong = str(error)
     for told in comm.all_gather(wrong):  # a file may be missing on one node alone; the others would wait for it
         if told:

@@ -18,7 +18,7 @@ from kp_ray.cluster.resources import runs_at_once
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.load import build
 from kp_ray.config.schema import Config, MemberConfig, WorkerRange, order_of
-from kp_ray.errors import DivergedError, InputError, StoppedError
+from kp_ray.errors import DivergedError, KpRayError, RunStateError, StoppedError
 from kp_ray.models.presets import build_cfg
 from kp_ray.storage import exists, filesystem, join, read_bytes, read_json, write_bytes, writer_lock
 from kp_ray.store.manifest import read_manifest, store_digest
@@ -38,8 +38,8 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
         Per member: what `fit_member` returns and `seconds`, or `skipped: true`.
 
     Raises:
-        InputError: another process trains in this run folder, no training rows, a cluster too small for one member, a
-            diverged loss, or workers lost too often. The other members are trained first.
+        RunStateError: another process trains in this run folder, no training rows, a cluster too small for a member,
+            a diverged loss, or workers lost too often. The other members are trained first.
     """
     check_options(config)
     check_settings(config)
@@ -49,7 +49,7 @@ def train(config: Config, progress: Callable[[str, int, int, float], None] | Non
 
 def _train(config: Config, progress: Callable[[str, int, int, float], None] | None) -> dict[str, Any]:
     summary: dict[str, Any] = {}
-    failed: list[InputError] = []
+    failed: list[KpRayError] = []
     waiting = []
     for member in config.train.members:
         _check_rows(config, member)
@@ -74,16 +74,16 @@ def _train(config: Config, progress: Callable[[str, int, int, float], None] | No
                 try:
                     summary[member.name] = {**ray.get(reference), "seconds": round(time.time() - began, 1)}
                 except ray.exceptions.RayTaskError as error:
-                    if not isinstance(error.cause, InputError):
+                    if not isinstance(error.cause, KpRayError):
                         raise
                     failed.append(error.cause)  # of this member alone
             if progress:
                 for member, _ in running.values():
                     _tell_progress(config, member, progress)
     except ray.exceptions.RayError as error:
-        raise InputError(f"training stopped: {describe_ray_error(error)}; run train again to go on") from error
+        raise RunStateError(f"training stopped: {describe_ray_error(error)}; run train again to go on") from error
     if failed:
-        raise InputError("; ".join(str(one) for one in failed))
+        raise RunStateError("; ".join(str(one) for one in failed))
     return {name: summary[name] for name in (member.name for member in config.train.members)}
 
 
@@ -91,20 +91,20 @@ def check_options(config: Config) -> None:
     """Refuse before anything starts what every worker would refuse.
 
     Raises:
-        InputError: a wrong option of Detectron2, or MLflow is not there.
+        RunStateError: a wrong option of Detectron2, or MLflow is not there.
     """
     manifest = read_manifest(config.path("store"))
     build_cfg(config, config.skeleton_of(manifest.skeleton), "cpu")
     if config.train.mlflow and importlib.util.find_spec("mlflow") is None:
-        raise InputError("train.mlflow: MLflow is not installed: pip install 'kp_ray[mlflow]'")
+        raise RunStateError("train.mlflow: MLflow is not installed: pip install 'kp_ray[mlflow]'")
     if config.train.mlflow == "local" and not isinstance(filesystem(config.run_dir)[0], LocalFileSystem):
-        raise InputError("train.mlflow: `local` needs a local run_dir: name a tracking server's URI")
+        raise RunStateError("train.mlflow: `local` needs a local run_dir: name a tracking server's URI")
 
 
 def _check_rows(config: Config, member: MemberConfig) -> None:
     usable, needed = len(usable_rows(config, member)), config.train.ims_per_batch * config.train.worker_range[1]
     if usable < needed:
-        raise InputError(
+        raise RunStateError(
             f"member {member.name}: {usable} training rows have at least {config.augment.min_visible} visible "
             f"keypoints, a step needs {needed}: add images or recipes, or lower train.ims_per_batch"
         )
@@ -131,7 +131,7 @@ def check_settings(config: Config) -> None:
     """Refuse settings other than those that the members of this run folder began with.
 
     Raises:
-        InputError: naming the setting.
+        RunStateError: naming the setting.
     """
     for member in config.train.members:
         if exists(join(config.member_dir(member.name), "settings.json")):
@@ -150,7 +150,7 @@ def _check_same_settings(config: Config, member: MemberConfig) -> None:
     for name in now:
         if before.get(name) != now[name]:
             told = "another store" if name == "the store" else f"{name} {before.get(name)!r:.80}, now {now[name]!r:.80}"
-            raise InputError(
+            raise RunStateError(
                 f"{folder}: was trained with other settings: {told}; give the member a new name, choose a new run_dir, "
                 "or delete this folder to train it anew"
             )
@@ -187,7 +187,7 @@ def fit_member(
 
     Raises:
         DivergedError: the loss is no longer finite.
-        InputError: the starting weights or a part of the store cannot be used.
+        RunStateError: the starting weights or a part of the store cannot be used.
         StoppedError: workers were lost or failed more than `train.max_failures` times.
     """
     # The controller asks for reports every two seconds by default, which would hold back every report.
@@ -233,5 +233,5 @@ def fit_member(
     if "diverged" in outcome:
         raise DivergedError(f"member {member.name}: {outcome['diverged']}")
     if "error" in outcome:
-        raise InputError(f"member {member.name}: {outcome['error']}")
+        raise RunStateError(f"member {member.name}: {outcome['error']}")
     return outcome

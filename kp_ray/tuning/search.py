@@ -23,7 +23,7 @@ from ray.tune.execution import class_cache
 from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.cluster.resources import runs_at_once
 from kp_ray.config.schema import Config, WorkerRange
-from kp_ray.errors import InputError, StoppedError
+from kp_ray.errors import RunStateError, StoppedError
 from kp_ray.storage import exists, file_sizes, filesystem, join, read_bytes, read_json, write_bytes, writer_lock
 from kp_ray.store.manifest import read_manifest, store_digest
 from kp_ray.training.run import NOT_DECIDING, check_options
@@ -53,7 +53,7 @@ def tune(config: Config, progress: Progress | None = None) -> dict[str, Any]:
         `iterations_without_stops` (of as many full trials), `config` (path of `best.yaml`).
 
     Raises:
-        InputError: no validation rows, a recipe set the store cannot serve, a point outside its range, a grid larger
+        RunStateError: no validation rows, a recipe set the store cannot serve, a point outside its range, a grid larger
             than num_trials, settings other than those the search began with, a cluster too small for one trial, every
             trial failed, or another process searches here.
     """
@@ -69,7 +69,9 @@ def _tune(config: Config, progress: Progress | None) -> dict[str, Any]:
     best = choose_best(rows, config.tune)
     if best is None:
         reason = next((row["reason"] for row in rows if row["reason"]), "none was evaluated")
-        raise InputError(f"{config.path('tune')}: no trial reported {config.tune.metric}, the first because: {reason}")
+        raise RunStateError(
+            f"{config.path('tune')}: no trial reported {config.tune.metric}, the first because: {reason}"
+        )
     write_plots(config, rows)
     target = config.path("tune", "best.yaml")
     if not exists(target):
@@ -93,7 +95,7 @@ def is_finished(config: Config) -> bool:
     """Whether this run folder holds a finished search.
 
     Raises:
-        InputError: it holds a search with other settings.
+        RunStateError: it holds a search with other settings.
     """
     _check_settings(config)
     return exists(config.path("tune", "best.yaml"))
@@ -103,14 +105,14 @@ def check_search(config: Config) -> None:
     """Refuse a search that could not begin, before a cluster starts.
 
     Raises:
-        InputError: no finished store or no validation rows in it, or settings that do not do.
+        RunStateError: no finished store or no validation rows in it, or settings that do not do.
     """
     if not read_manifest(config.path("store")).num_rows_by_split["val"]:
-        raise InputError("tune compares trials on validation scenes, the store has none: set split.fraction above 0")
+        raise RunStateError("tune compares trials on validation scenes, the store has none: set split.fraction above 0")
     if not config.tune.num_trials:
-        raise InputError("tune.num_trials is 0: how many trials? E.g. --set tune.num_trials=16")
+        raise RunStateError("tune.num_trials is 0: how many trials? E.g. --set tune.num_trials=16")
     if isinstance(config.train.num_workers, WorkerRange):
-        raise InputError(
+        raise RunStateError(
             "tune compares runs of one size: give train.num_workers a number, not min and max, or set tune.num_trials=0"
         )
     check_options(config)
@@ -159,7 +161,7 @@ def _search(config: Config, progress: Progress | None) -> None:
         try:
             tuner.fit()
         except (ray.exceptions.RayError, ray.tune.TuneError) as error:
-            raise InputError(
+            raise RunStateError(
                 f"{folder}: the search stopped: {describe_ray_error(error)}; run the same command to go on"
             ) from error
     if not all(read_end(trial_dir(config, number)) for number in numbers):  # Ray Tune ends so on some signals
@@ -241,7 +243,7 @@ def _check_settings(config: Config) -> None:
 
 
 def _refuse(config: Config, key: str, before: Any, now: Any) -> None:
-    raise InputError(
+    raise RunStateError(
         f"{config.path('tune')}: holds a search with {key} {before}, now {now}: put it back, choose a new run_dir, or "
         "delete this folder to search anew"
     )

@@ -8,7 +8,7 @@ from ray.tune.search import Searcher
 
 from kp_ray.cluster.resources import runs_at_once
 from kp_ray.config.schema import Config
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.tuning.schedulers import read_reports
 from kp_ray.tuning.space import first_points, recipe_sets, space
 from kp_ray.tuning.trial import read_end, read_facts, trial_dir, trial_name, worst_value
@@ -50,7 +50,7 @@ class TrialSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         try:
             fits = runs_at_once(self.config)[0]
-        except InputError:  # a node left: wait for one
+        except KpRayError:  # a node left: wait for one
             fits = 0
         if len(self.asked) >= min(fits, self.config.tune.max_concurrent or fits):
             return None

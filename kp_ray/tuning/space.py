@@ -11,7 +11,7 @@ import optuna
 from kp_ray.augmentation.recipes import RECIPES
 from kp_ray.config.load import build
 from kp_ray.config.schema import Config, TrainConfig, TuneConfig
-from kp_ray.errors import InputError
+from kp_ray.errors import RunStateError
 from kp_ray.keypoints import Skeleton
 from kp_ray.models.presets import build_cfg, scale_cfg
 from kp_ray.store.manifest import read_manifest
@@ -46,7 +46,7 @@ def check_sets(config: Config, sets: Mapping[str, Any]) -> None:
         chosen = _with_recipes(config, name, sets)
         found = len(usable_rows(chosen, chosen.train.members[0]))
         if found < needed:
-            raise InputError(f"tune.recipes.{name}: {found} training rows, a step needs {needed}: name more recipes")
+            raise RunStateError(f"tune.recipes.{name}: {found} training rows, a step needs {needed}: name more recipes")
 
 
 def space(config: Config, sets: Mapping[str, Any]) -> dict[str, optuna.distributions.BaseDistribution]:
@@ -96,7 +96,8 @@ def first_points(config: Config, sets: Mapping[str, Any]) -> list[dict[str, Any]
     `sampler: grid` then the whole grid.
 
     Raises:
-        InputError: a point names what is not searched or lies outside its range, or the grid is larger than num_trials.
+        RunStateError: a point names what is not searched or lies outside its range, or the grid is larger than
+            num_trials.
     """
     distributions = space(config, sets)
     own, published = point_of(config.train, config), point_of(TrainConfig(), config)
@@ -105,9 +106,9 @@ def first_points(config: Config, sets: Mapping[str, Any]) -> list[dict[str, Any]
         for name, value in given.items():
             if name not in distributions:
                 known = ", ".join(distributions)
-                raise InputError(f"tune.points.{number}: {name} is not searched; what is: {known}")
+                raise RunStateError(f"tune.points.{number}: {name} is not searched; what is: {known}")
             if not _contains(distributions[name], value):
-                raise InputError(f"tune.points.{number}: {name} {value} is not in its range: {distributions[name]}")
+                raise RunStateError(f"tune.points.{number}: {name} {value} is not in its range: {distributions[name]}")
         points.append({**own, **given})
     if config.tune.sampler == "grid":
         points += _grid(distributions)
@@ -116,7 +117,7 @@ def first_points(config: Config, sets: Mapping[str, Any]) -> list[dict[str, Any]
         by_effect.setdefault(json.dumps(_effective(point), sort_keys=True), point)
     different = list(by_effect.values())
     if config.tune.sampler == "grid" and len(different) > config.tune.num_trials:
-        raise InputError(
+        raise RunStateError(
             f"the grid has {len(different)} points, tune.num_trials is {config.tune.num_trials}: fix parameters, e.g. "
             "tune.base_lr=[0.001, 0.001], or raise tune.num_trials"
         )

@@ -11,7 +11,7 @@ import ray.tune
 
 from kp_ray.config.load import build
 from kp_ray.config.schema import Config, TuneConfig
-from kp_ray.errors import DivergedError, InputError, one_line
+from kp_ray.errors import DivergedError, KpRayError, one_line
 from kp_ray.storage import exists, filesystem, join, read_json, read_json_lines, require_keys, write_bytes
 from kp_ray.training.run import fit_member
 from kp_ray.tuning.space import APPLIED, applied, apply_params, recipe_sets
@@ -92,7 +92,7 @@ class Trial(ray.tune.Trainable):
             if self.training is not None:
                 ray.get(self.training)
         except ray.exceptions.RayTaskError as error:
-            if not isinstance(error.cause, InputError):
+            if not isinstance(error.cause, KpRayError):
                 raise
             return str(error.cause), isinstance(error.cause, DivergedError)
         return f"its last evaluation has no {self.base.tune.metric}", True
@@ -127,7 +127,7 @@ def _read_note(home: str, name: str, keys: Sequence[str]) -> dict[str, Any]:
     """A note in a trial's folder; empty if there is none.
 
     Raises:
-        InputError: it is damaged.
+        RunStateError: it is damaged.
     """
     path = join(home, name)
     return require_keys(read_json(path, _anew(home)), path, keys, _anew(home)) if exists(path) else {}

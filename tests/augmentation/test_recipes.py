@@ -16,7 +16,7 @@ from kp_ray.augmentation.recipes import RECIPES, Recipe, resolve_recipes
 from kp_ray.augmentation.sampling import Draw, sample_parameters, variant_seed
 from kp_ray.config.load import build
 from kp_ray.config.presets import DEFAULT_RECIPES
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.keypoints import FloatArray, apply_affine
 
 pytestmark = pytest.mark.filterwarnings("ignore:Got processor for keypoints")  # of recipes without geometry
@@ -279,7 +279,7 @@ def test_the_seed_of_a_variant_is_its_own_and_the_same_on_every_machine() -> Non
 
 
 def test_a_crop_larger_than_the_frame_is_refused_with_both_sizes() -> None:
-    with pytest.raises(InputError, match="CenterCrop_1 crops 1280x720 px, larger than the 640x480 px frame") as raised:
+    with pytest.raises(KpRayError, match="CenterCrop_1 crops 1280x720 px, larger than the 640x480 px frame") as raised:
         sample_parameters(RECIPES["CenterCrop_1"], 640, 480, 0, scale_with_frame=False)
     assert "augment.oversize: scale" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
@@ -349,7 +349,7 @@ def test_what_albumentations_saves_is_taken_whatever_it_warns_of(step: Any) -> N
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused_in_one_line(names: list[str], user: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(KpRayError) as raised:
         resolve_recipes(names, user)
     assert told in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1

@@ -18,7 +18,7 @@ from kp_ray.augmentation.recipes import RECIPES, Recipe, resolve_recipes
 from kp_ray.augmentation.sampling import sample_parameters
 from kp_ray.augmentation.variants import Source, augment_source
 from kp_ray.augmentation.warp import relight
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.images import MAX_PIXELS, MAX_SIDE, decode
 from kp_ray.keypoints import FloatArray, apply_affine, inside
 from kp_ray.store.manifest import row_schema
@@ -84,7 +84,7 @@ def rows_of(
     usual = {"seed": 5, "jpeg_quality": 95, "scale_with_frame": True, "box_margin_px": 0.0}
     rows, refused = augment_source(content, source, recipes, **{**usual, **options})
     if refused:
-        raise InputError(next(iter(refused.values())))
+        raise KpRayError(next(iter(refused.values())))
     return rows
 
 
@@ -391,7 +391,7 @@ def test_original_keeps_the_bytes_of_a_jpeg() -> None:
 
 
 def test_a_recipe_too_large_for_the_frame_is_refused_when_sizes_are_fixed() -> None:
-    with pytest.raises(InputError, match="1280x720 px, larger than the 480x270 px") as raised:
+    with pytest.raises(KpRayError, match="1280x720 px, larger than the 480x270 px") as raised:
         rows_of(as_jpeg(picture(*SIZES[0])), labels(*SIZES[0]), [(RECIPES["CenterCrop_1"], 1)], scale_with_frame=False)
     assert str(raised.value).startswith("recipe CenterCrop_1 ")  # the store puts the image's name before it
 
@@ -485,24 +485,24 @@ def test_a_users_pixel_step_leaves_the_keypoints_and_a_bent_one_has_no_affine() 
 
 @pytest.mark.parametrize("step", [A.ToFloat(p=1), A.GridDistortion(distort_limit=(0.2, 0.3), p=1)])
 def test_a_users_pipeline_that_gives_no_picture_or_loses_keypoints_is_refused(step: Any) -> None:
-    with pytest.raises(InputError, match="must keep every keypoint and give an 8-bit colour picture"):
+    with pytest.raises(KpRayError, match="must keep every keypoint and give an 8-bit colour picture"):
         rows_of(as_jpeg(picture(*SIZES[0])), labels(*SIZES[0]), user_recipe(step))
 
 
 def test_a_user_recipe_that_fails_on_a_picture_says_why() -> None:
-    with pytest.raises(InputError, match="the user recipe fails on it: CropSizeError"):
+    with pytest.raises(KpRayError, match="the user recipe fails on it: CropSizeError"):
         rows_of(as_jpeg(picture(320, 180)), labels(320, 180), user_recipe(A.RandomCrop(540, 540)))
 
 
 def test_a_user_recipe_that_mirrors_by_its_numbers_is_refused() -> None:
     mirror = A.Affine(scale={"x": (-1, -1), "y": (1, 1)}, p=1)
-    with pytest.raises(InputError, match="the user recipe mirrors it"):
+    with pytest.raises(KpRayError, match="the user recipe mirrors it"):
         rows_of(as_jpeg(picture(*SIZES[0])), labels(*SIZES[0]), user_recipe(mirror))
 
 
 def test_a_picture_longer_than_a_jpeg_can_be_is_refused_by_the_recipes_that_keep_its_length() -> None:
     long, points = as_png(np.zeros((8, MAX_SIDE + 1, 3), np.uint8)), np.full((24, 3), 5.0)
-    with pytest.raises(InputError, match=f"{MAX_SIDE + 1}x8 px is more than a JPEG's {MAX_SIDE} on a side"):
+    with pytest.raises(KpRayError, match=f"{MAX_SIDE + 1}x8 px is more than a JPEG's {MAX_SIDE} on a side"):
         rows_of(long, points, [(RECIPES["Original"], 1)])
     assert len(rows_of(long, points, [(RECIPES["CenterCrop_1"], 1)])) == 1
 
@@ -615,7 +615,7 @@ def png_header_claiming(width: int, height: int) -> bytes:
 )
 def test_what_cannot_be_used_is_refused_in_one_line(content: bytes, told: str) -> None:
     for use in (decode, lambda given: rows_of(given, np.full((24, 3), 5.0), [(RECIPES["Original"], 1)])):
-        with pytest.raises(InputError) as raised:
+        with pytest.raises(KpRayError) as raised:
             use(content)
         assert told in str(raised.value)
         assert len(str(raised.value).splitlines()) == 1
@@ -631,7 +631,7 @@ def test_damaged_bytes_are_decoded_or_refused(kind: str, data: st.DataObject) ->
     content = content[: data.draw(st.integers(1, len(content)))]
     try:
         bgrx, _ = decode(bytes(content))
-    except InputError:
+    except KpRayError:
         return
     assert bgrx.dtype == np.uint8
     assert bgrx.shape[2] == 4

@@ -13,19 +13,19 @@ from pydantic import ValidationError
 from kp_ray.config.load import build, load
 from kp_ray.config.presets import DEFAULT_RECIPES, PRESETS
 from kp_ray.config.schema import Config
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.storage import exists, filesystem, join, read_bytes, write_bytes
 
 
 def test_a_message_is_one_line_of_bounded_length_whatever_it_quotes() -> None:
-    assert str(InputError("a\n b")) == "a b"
-    long = str(InputError("file.csv: " + "x" * 10**6 + " fix"))
+    assert str(KpRayError("a\n b")) == "a b"
+    long = str(KpRayError("file.csv: " + "x" * 10**6 + " fix"))
     assert len(long) < 1100
     assert (long[:10], long[-4:]) == ("file.csv: ", " fix")
 
 
 def test_an_empty_path_is_refused() -> None:
-    with pytest.raises(InputError, match="a path is expected"):
+    with pytest.raises(KpRayError, match="a path is expected"):
         filesystem("")
 
 
@@ -40,7 +40,7 @@ def written(folder: Path, text: str | bytes) -> str:
 
 def refused(path: str | None, *overrides: str) -> str:
     """The one line with which `load` refuses."""
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(KpRayError) as raised:
         load(path, overrides)
     line = str(raised.value)
     assert len(line.splitlines()) == 1
@@ -51,7 +51,7 @@ def complaint(path: str | None, *overrides: str) -> str | None:
     """What `load` says when it refuses; None when it takes them."""
     try:
         assert isinstance(load(path, overrides), Config)
-    except InputError as error:
+    except KpRayError as error:
         return str(error)
     return None
 
@@ -81,7 +81,7 @@ def test_what_is_written_as_yaml_reads_back_the_same(tmp_path: Path) -> None:
     [({"min": 4, "max": 1}, "min 4 is more than max 1"), ({"min": 1}, "max: Field required"), (0, "greater than or")],
 )
 def test_a_wrong_number_of_workers_is_told_in_its_own_words(given: Any, message: str) -> None:
-    with pytest.raises(InputError, match=f"train.num_workers.*{message}"):
+    with pytest.raises(KpRayError, match=f"train.num_workers.*{message}"):
         build({"train": {"num_workers": given}})
     assert build({"train": {"num_workers": {"min": 1, "max": 3}}}).train.worker_range == (1, 3)
     assert build({"train": {"num_workers": 3}}).train.worker_range == (3, 3)
@@ -225,9 +225,9 @@ def test_an_empty_file_and_a_byte_order_mark_are_fine(tmp_path: Path, text: str)
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "/root", "a\\b", ".hidden", "a\0b", "a\nb"])
 def test_a_name_that_becomes_a_folder_cannot_climb_out(name: str) -> None:
-    with pytest.raises(InputError, match="cannot name a folder"):
+    with pytest.raises(KpRayError, match="cannot name a folder"):
         build({"train": {"members": [{"name": name}]}})
-    with pytest.raises(InputError, match="cannot name a folder"):
+    with pytest.raises(KpRayError, match="cannot name a folder"):
         build({"augment": {"user_recipes": {name: {"transform": {}}}}})
 
 
@@ -266,7 +266,7 @@ def test_local_paths_are_made_absolute_and_urls_are_kept(monkeypatch: pytest.Mon
 
 
 def test_an_input_that_is_not_set_names_its_key() -> None:
-    with pytest.raises(InputError, match=r"data\.images is not set: add it to the config, or --set data\.images=PATH"):
+    with pytest.raises(KpRayError, match=r"data\.images is not set: add it to the config, or --set data\.images=PATH"):
         Config().input("images")
     assert build({"data": {"images": "/frames"}}).input("images") == "/frames"
 
@@ -353,6 +353,6 @@ def test_a_url_and_a_local_path_name_the_same_file(tmp_path: Path) -> None:
 
 
 def test_a_url_of_an_unknown_kind_is_one_line() -> None:
-    with pytest.raises(InputError, match="foo://x: cannot be reached") as raised:
+    with pytest.raises(KpRayError, match="foo://x: cannot be reached") as raised:
         filesystem("foo://x")
     assert len(str(raised.value).splitlines()) == 1

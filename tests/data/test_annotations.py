@@ -20,7 +20,7 @@ from kp_ray.data.coco_format import to_coco
 from kp_ray.data.csv_format import to_csv
 from kp_ray.data.load import load_annotations
 from kp_ray.data.yolo_format import write_yolo
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.images import list_images
 from kp_ray.keypoints import DACON24, FloatArray
 
@@ -137,7 +137,7 @@ def test_a_group_column_replaces_the_scene_and_is_written_back(write):
 
 def test_another_skeleton_needs_its_flip_pairs_and_sigmas(write):
     path = write("image,paw_l_x,paw_l_y,paw_r_x,paw_r_y\ncat.png,1,2,3,4\n")
-    with pytest.raises(InputError, match=r"labels.csv: .*flip_pairs"):
+    with pytest.raises(KpRayError, match=r"labels.csv: .*flip_pairs"):
         load_annotations(path)
     labels = load_annotations(path, flip_pairs=[("paw_l", "paw_r")], sigmas=[0.1, 0.1])
     assert labels.skeleton.names == ("paw_l", "paw_r")
@@ -172,7 +172,7 @@ def test_another_skeleton_needs_its_flip_pairs_and_sigmas(write):
 )
 def test_a_wrong_csv_is_one_line_with_file_and_place(write, text, message):
     path = write(text)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(KpRayError) as caught:
         load_annotations(path)
     told = str(caught.value)
     assert told.startswith(path)
@@ -181,7 +181,7 @@ def test_a_wrong_csv_is_one_line_with_file_and_place(write, text, message):
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(InputError, match=r"/nowhere/x\.csv: there is no such file"):
+    with pytest.raises(KpRayError, match=r"/nowhere/x\.csv: there is no such file"):
         load_annotations("/nowhere/x.csv")
 
 
@@ -242,7 +242,7 @@ def broken_coco() -> list[tuple[object, str]]:
 @pytest.mark.parametrize(("content", "message"), broken_coco())
 def test_a_wrong_coco_json_is_one_line_naming_the_image(write, content, message):
     path = write(json.dumps(content), "labels.json")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(KpRayError) as caught:
         load_annotations(path)
     assert str(caught.value).startswith(path)
     assert message in str(caught.value)
@@ -250,7 +250,7 @@ def test_a_wrong_coco_json_is_one_line_naming_the_image(write, content, message)
 
 
 def test_text_that_is_not_json_is_refused(write):
-    with pytest.raises(InputError, match="not valid JSON"):
+    with pytest.raises(KpRayError, match="not valid JSON"):
         load_annotations(write("{", "labels.json"))
 
 
@@ -284,7 +284,7 @@ def test_corrections_drop_rows_move_points_and_are_recorded(write):
 )
 def test_a_wrong_correction_names_its_row(write, row, message):
     labels, fixes = write(f"{HEADER}\na.jpg,{CELLS}\n"), write(f"image,action,keypoint,x,y\n{row}\n", "fixes.csv")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(KpRayError) as caught:
         load_annotations(labels, corrections=fixes)
     assert str(caught.value).startswith(fixes)
     assert message in str(caught.value)
@@ -438,7 +438,7 @@ def test_mixed_sizes_are_not_findings(tmp_path):
 
 
 def test_a_missing_folder_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="there is no such folder"):
+    with pytest.raises(KpRayError, match="there is no such folder"):
         check_images(clips(), str(tmp_path / "none"))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kp_ray.data.annotations import Annotations, parse_name
 from kp_ray.data.split import check_lineage, split_sources, units_of
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24
 
 BY = ["scene", "clip", "frame"]
@@ -74,18 +74,18 @@ def test_fraction_zero_holds_out_none_even_of_one_unit():
 
 
 def test_a_single_unit_cannot_be_split_and_the_fix_is_named():
-    with pytest.raises(InputError, match=r"one scene: set split\.by=frame, or set split\.fraction=0"):
+    with pytest.raises(KpRayError, match=r"one scene: set split\.by=frame, or set split\.fraction=0"):
         split_sources(sources([3]), by="scene", fraction=0.1, seed=0)
-    with pytest.raises(InputError, match=r"one frame: set split\.fraction=0"):
+    with pytest.raises(KpRayError, match=r"one frame: set split\.fraction=0"):
         split_sources(sources([1], cameras="A"), by="frame", fraction=0.1, seed=0)
 
 
 def test_lineage_names_the_unit_on_both_sides():
-    with pytest.raises(InputError, match=r"the unit attic is in train and in val \(and 1 more\)"):
+    with pytest.raises(KpRayError, match=r"the unit attic is in train and in val \(and 1 more\)"):
         check_lineage(["kitchen", "kitchen", "attic", "attic"], ["train", "val", "val", "train"], ["a", "b", "c", "d"])
-    with pytest.raises(InputError, match="the image a is in train and in val"):
+    with pytest.raises(KpRayError, match="the image a is in train and in val"):
         check_lineage(["x", "y"], ["train", "val"], ["a", "a"])
-    with pytest.raises(InputError, match="'test' is not a split"):
+    with pytest.raises(KpRayError, match="'test' is not a split"):
         check_lineage(["x"], ["test"], ["a"])
 
 

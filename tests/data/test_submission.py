@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kp_ray.data.submission import SubmissionForm, read_form, read_submission, write_submission
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24, Skeleton
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "dacon"
@@ -83,7 +83,7 @@ BROKEN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
 def test_a_broken_submission_is_refused_by_file_row_and_image(tmp_path: Path, fault: str) -> None:
     breaks, message = BROKEN[fault]
     path = write_lines(tmp_path / "submission.csv", breaks(GOOD))
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(KpRayError, match=message) as error:
         read_submission(path, FORM, AB)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
@@ -91,14 +91,14 @@ def test_a_broken_submission_is_refused_by_file_row_and_image(tmp_path: Path, fa
 
 def test_several_problems_name_the_first_and_count_the_rest(tmp_path: Path) -> None:
     lines = [GOOD[0], "1.jpg,x,y,1,1", "2.jpg,0,0,0,0", "4.jpg,1,1,1,1"]
-    with pytest.raises(InputError, match=r"row 2 \(1\.jpg\): b_x is 'x'.*\(and 4 more\)$"):
+    with pytest.raises(KpRayError, match=r"row 2 \(1\.jpg\): b_x is 'x'.*\(and 4 more\)$"):
         read_submission(write_lines(tmp_path / "submission.csv", lines), FORM, AB)
 
 
 def test_a_point_on_the_margin_passes_and_without_a_size_any_does(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "edge.csv", [*GOOD[:3], "3.jpg,-100,1179,2019,1"])
     assert read_submission(path, FORM, AB)[2].tolist() == [[2019, 1], [-100, 1179]]
-    with pytest.raises(InputError, match="outside the 640x360 frame"):
+    with pytest.raises(KpRayError, match="outside the 640x360 frame"):
         read_submission(path, FORM, AB, size=(640, 360))
     far = write_lines(tmp_path / "far.csv", [*GOOD[:3], "3.jpg,5000,1,1,1"])
     assert read_submission(far, FORM, AB, size=None)[2, 1, 0] == 5000
@@ -123,7 +123,7 @@ def test_wrong_predictions_are_not_written_and_an_older_file_stays(
 ) -> None:
     path = tmp_path / "submission.csv"
     path.write_text("older")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(KpRayError, match=message):
         write_submission(str(path), FORM, FORM.images, change(POINTS), AB, size=(1920, 1080))
     assert path.read_text() == "older"
     assert list(tmp_path.iterdir()) == [path]
@@ -131,9 +131,9 @@ def test_wrong_predictions_are_not_written_and_an_older_file_stays(
 
 def test_images_must_be_the_forms(tmp_path: Path) -> None:
     path = str(tmp_path / "submission.csv")
-    with pytest.raises(InputError, match=r"image 3\.jpg of the form is missing"):
+    with pytest.raises(KpRayError, match=r"image 3\.jpg of the form is missing"):
         write_submission(path, FORM, FORM.images[:2], POINTS[:2], AB)
-    with pytest.raises(InputError, match=r"2\.jpg\): stands already"):
+    with pytest.raises(KpRayError, match=r"2\.jpg\): stands already"):
         write_submission(path, FORM, ["1.jpg", "2.jpg", "2.jpg"], POINTS, AB)
     with pytest.raises(ValueError, match="keypoints"):
         write_submission(path, FORM, FORM.images, POINTS[:2], AB)
@@ -146,15 +146,15 @@ def test_zeros_are_written_only_when_asked_for(tmp_path: Path) -> None:
     points[1] = 0
     write_submission(path, FORM, FORM.images, points, AB, allow_zeros=True)
     np.testing.assert_array_equal(read_submission(path, FORM, AB, allow_zeros=True), points)
-    with pytest.raises(InputError, match="all coordinates are zero"):
+    with pytest.raises(KpRayError, match="all coordinates are zero"):
         read_submission(path, FORM, AB)
 
 
 def test_a_form_of_other_keypoints_is_refused(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "submission.csv", GOOD)
-    with pytest.raises(InputError, match="differ in 26 keypoints"):
+    with pytest.raises(KpRayError, match="differ in 26 keypoints"):
         read_submission(path, FORM, DACON24)
-    with pytest.raises(InputError, match="differ in 26 keypoints"):
+    with pytest.raises(KpRayError, match="differ in 26 keypoints"):
         write_submission(path, FORM, FORM.images, np.ones((3, 24, 2)), DACON24)
 
 
@@ -177,16 +177,16 @@ def test_a_form_of_other_keypoints_is_refused(tmp_path: Path) -> None:
 )
 def test_a_wrong_form_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
     path = write_lines(tmp_path / "form.csv", lines)
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(KpRayError, match=message) as error:
         read_form(path)
     assert str(error.value).startswith(f"{path}: ")
 
 
 def test_a_form_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(KpRayError, match="no such file"):
         read_form(str(tmp_path / "absent.csv"))
     (tmp_path / "form.csv").write_bytes(b"image,a_x,a_y\n\xff\xfe,0,0\n")
-    with pytest.raises(InputError, match="UTF-8"):
+    with pytest.raises(KpRayError, match="UTF-8"):
         read_form(str(tmp_path / "form.csv"))
 
 
@@ -203,7 +203,7 @@ def test_the_competitions_form_is_read_and_as_it_stands_no_submission(tmp_path: 
     form = read_form(path)
     assert len(form.images) == 1600
     assert form.names == DACON24.names
-    with pytest.raises(InputError, match=r"row 2 \(.*\): all coordinates are zero.* \(and 1599 more\)$"):
+    with pytest.raises(KpRayError, match=r"row 2 \(.*\): all coordinates are zero.* \(and 1599 more\)$"):
         read_submission(path, form, DACON24)
     points = np.random.default_rng(0).uniform([485, 160], [1440, 969], (1600, 24, 2))
     write_submission(str(tmp_path / "s.csv"), form, form.images, points, DACON24, size=(1920, 1080))

@@ -9,7 +9,7 @@ from kp_ray.ensemble.fitted import SHRINKAGES, _simplex_weights, fit_weights
 from kp_ray.ensemble.fusion import SCALE_FLOOR_PX, fuse, fuse_clips, inliers
 from kp_ray.ensemble.people import choose_people
 from kp_ray.ensemble.temporal import fill_missing, smooth_clips
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 
 METHODS = ["mean", "median", "score"]
 K = 5
@@ -208,11 +208,11 @@ def test_what_cannot_be_combined_is_refused() -> None:
     keypoints, found = stack(1.0, 2.0)
     broken = keypoints.copy()
     broken[1, 0, 0, 0] = np.nan
-    with pytest.raises(InputError, match="member 1: row 0"):
+    with pytest.raises(KpRayError, match="member 1: row 0"):
         fuse(broken, found, method="mean", reject_sigmas=None)
-    with pytest.raises(InputError, match="weights"):
+    with pytest.raises(KpRayError, match="weights"):
         fuse(keypoints, found, method="mean", weights=np.array([1.0, -1.0]), reject_sigmas=None)
-    with pytest.raises(InputError, match="scores"):
+    with pytest.raises(KpRayError, match="scores"):
         fuse(-keypoints, found, method="score", reject_sigmas=None)
     with pytest.raises(ValueError, match="weights"):
         fuse(keypoints, found, method="mean", weights=np.ones(3), reject_sigmas=None)
@@ -265,9 +265,9 @@ def test_nobody_anywhere_takes_the_given_pose_or_is_an_error() -> None:
     filled, notes = fill_missing(keypoints, found, *place, mean_pose=np.full((1, 2), 99.0))
     assert filled.tolist() == [[[99, 99, 0]]] * 2
     assert notes == ["mean pose"] * 2
-    with pytest.raises(InputError, match="nobody found in any image"):
+    with pytest.raises(KpRayError, match="nobody found in any image"):
         fill_missing(keypoints, found, *place)
-    with pytest.raises(InputError, match="mean pose"):
+    with pytest.raises(KpRayError, match="mean pose"):
         fill_missing(keypoints, found, *place, mean_pose=np.full((1, 2), np.nan))
 
 
@@ -459,7 +459,7 @@ def test_fitting_bears_misses_unlabelled_points_and_another_order() -> None:
 
 def test_one_scene_is_too_little_to_fit_on() -> None:
     keypoints, found, truth, scenes = known_members(0, [4.0, 4.0])
-    with pytest.raises(InputError, match=r"2 validation scenes or more, there are 1: raise split\.fraction"):
+    with pytest.raises(KpRayError, match=r"2 validation scenes or more, there are 1: raise split\.fraction"):
         fit_weights(keypoints, found, truth, ["s"] * len(scenes))
 
 

@@ -25,7 +25,7 @@ from kp_ray.data.coco_format import to_coco
 from kp_ray.data.csv_format import to_csv
 from kp_ray.data.load import load_annotations
 from kp_ray.data.submission import read_form, read_submission
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24
 from kp_ray.prediction.fuse import Predictions
 from kp_ray.prediction.images import list_image_refs
@@ -221,7 +221,7 @@ def test_a_wounded_file_is_read_soundly_or_refused_in_one_line(kind: str, folder
     path.write_bytes(data.draw(wounds(whole(kind, folder))))
     try:
         SOUND[kind](str(path))
-    except InputError as error:
+    except KpRayError as error:
         told = str(error)
         assert "\n" not in told
         assert len(told) < 2000
@@ -235,7 +235,7 @@ def test_an_open_quote_before_much_text_is_one_line(kind: str, folder: Path) -> 
     (path.parent / "whole.csv").write_bytes(labels_csv())
     header, rest = whole(kind, folder).split(b"\n", 1)
     path.write_bytes(header + b'\n"' + rest + b"x" * 140_000)
-    with pytest.raises(InputError) as said:
+    with pytest.raises(KpRayError) as said:
         SOUND[kind](str(path))
     assert str(path) in str(said.value)
     assert "\n" not in str(said.value)

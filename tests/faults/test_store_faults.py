@@ -12,7 +12,7 @@ import pytest
 
 from kp_ray.cli.main import main
 from kp_ray.config.schema import Config
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.store.manifest import SCHEMA_VERSION, read_manifest
 from kp_ray.store.plan import plan
 from kp_ray.store.read import RowReader, iter_rows, read_table
@@ -80,7 +80,7 @@ def test_a_part_cut_short_is_told_by_every_reader_and_made_anew(
         lambda: usable_rows(made, made.train.members[0]),
     ]
     for reader in readers:
-        with pytest.raises(InputError, match=r"damaged.*run verify, then augment") as told:
+        with pytest.raises(KpRayError, match=r"damaged.*run verify, then augment") as told:
             reader()
         assert str(part) in str(told.value)
         assert "\n" not in str(told.value)
@@ -109,7 +109,7 @@ def test_a_flipped_bit_anywhere_is_found(share: float, made: Config) -> None:
     told, rows = "", []
     try:
         rows = list(iter_rows(made.path("store"), split="train"))
-    except InputError as error:
+    except KpRayError as error:
         told = str(error)
     assert str(part) in told or str(rows) == str(whole), "a reader refuses it, unless no row depends on it"
     assert len(verify_store(plan(made))) == 1

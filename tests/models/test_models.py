@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from kp_ray.config.load import build
 from kp_ray.config.schema import Config
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24, Skeleton
 from kp_ray.models.decoding import predict_rows, read_instances
 from kp_ray.models.inputs import to_dataset_dict
@@ -235,7 +235,7 @@ def test_more_workers_than_iterations_still_train_and_evaluate(eval_period: int,
     ],
 )
 def test_a_wrong_detectron2_option_is_one_line(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(KpRayError, match=message) as caught:
         build_cfg(build({"model": {"preset": "r18", "cfg": options}}), DACON24, "cpu")
     assert "\n" not in str(caught.value)
 
@@ -292,7 +292,7 @@ class TestWeights:
         save_model(model, cfg, str(tmp_path), DACON24)
         assert load_weights(model, config, str(tmp_path / "model_final.pth"), DACON24) == []
         other = Skeleton(names=DACON24.names[:17], flip_pairs=(), sigmas=DACON24.sigmas[:17])
-        with pytest.raises(InputError, match=r"a model of 24 keypoints .* than the labels' 17") as caught:
+        with pytest.raises(KpRayError, match=r"a model of 24 keypoints .* than the labels' 17") as caught:
             load_weights(model, config, str(tmp_path / "model_final.pth"), other)
         assert "\n" not in str(caught.value)
 
@@ -308,7 +308,7 @@ class TestWeights:
             str(tmp_path / "other.pth"),
             unreachable,
         ):
-            with pytest.raises(InputError) as caught:
+            with pytest.raises(KpRayError) as caught:
                 load_weights(model, config, weights, DACON24)
             assert "\n" not in str(caught.value)
             assert weights in str(caught.value)
@@ -328,7 +328,7 @@ class TestWeights:
             stream = io.BytesIO()
             pickle.dump({"model": Evil()}, stream)
             path.write_bytes(stream.getvalue())
-        with pytest.raises(InputError):
+        with pytest.raises(KpRayError):
             load_weights(model, config, str(path), DACON24)
         assert not marker.exists()
 

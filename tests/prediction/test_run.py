@@ -25,7 +25,7 @@ from ray.util.state import list_actors
 from kp_ray.config.schema import Config
 from kp_ray.data.load import load_annotations
 from kp_ray.data.submission import SubmissionForm, read_form, read_submission
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24
 from kp_ray.models.decoding import join_views, mirror
 from kp_ray.models.presets import build_cfg, build_model
@@ -300,7 +300,7 @@ def test_a_perfect_submission_scores_zero_and_a_shifted_one_its_shift(trained: C
     assert evaluate(trained, submission=str(tmp_path / "shifted.csv"))["rmse"] == pytest.approx(3)
     table[DACON24.columns] += 400
     table.to_csv(tmp_path / "far.csv", index=False)
-    with pytest.raises(InputError, match="lies more than 100 px outside the 320x180 frame"):
+    with pytest.raises(KpRayError, match="lies more than 100 px outside the 320x180 frame"):
         evaluate(trained, submission=str(tmp_path / "far.csv"))
 
 
@@ -319,13 +319,13 @@ def test_another_way_to_fuse_leaves_no_scores_of_the_one_before(trained: Config,
     assert not Path(config.path("evaluation.json")).exists()
     short = tmp_path / "short.csv"
     short.write_text("".join(Path(config.path("submission.csv")).read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(InputError, match=r"of data\.truth is missing, 1 in all: add its row"):
+    with pytest.raises(KpRayError, match=r"of data\.truth is missing, 1 in all: add its row"):
         evaluate(config, submission=str(short))
 
 
 def test_weights_are_fitted_on_the_validation_scenes(trained: Config, tmp_path: Path) -> None:
     config = in_folder(trained, tmp_path / "run", weights="fitted", images="store:train", score_threshold=0.0)
-    with pytest.raises(InputError, match="fitted on store:val"):
+    with pytest.raises(KpRayError, match="fitted on store:val"):
         predict(config.model_copy(update={"predict": config.predict.model_copy(update={"images": "store:val"})}))
     result = predict(config)
     told = json.loads(Path(config.path("predict.json")).read_text())["weights"]
@@ -365,7 +365,7 @@ def test_weights_are_fitted_on_the_validation_scenes(trained: Config, tmp_path: 
 def test_weights_of_nothing_known_are_refused(
     trained: Config, tmp_path: Path, weights: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(KpRayError, match=message):
         predict(in_folder(trained, tmp_path / "run", weights=weights))
 
 
@@ -376,13 +376,13 @@ def test_actors_that_never_start_are_one_line(trained: Config, tmp_path: Path) -
     shutil.copytree(trained.path("members"), tmp_path / "run" / "members")
     model = Path(config.member_dir("b"), "model_final.pth")
     model.write_bytes(model.read_bytes()[:100_000])
-    with pytest.raises(InputError, match=r"predicting stopped with 10 images left, .* what is finished is kept"):
+    with pytest.raises(KpRayError, match=r"predicting stopped with 10 images left, .* what is finished is kept"):
         predict(config)
 
 
 def test_an_actor_that_fits_no_node_is_refused_at_once(trained: Config, tmp_path: Path) -> None:
     for section in ({"gpus_per_actor": 1}, {"cpus_per_actor": 64}):
-        with pytest.raises(InputError, match=r"no node has .* for an actor: lower predict\.cpus_per_actor"):
+        with pytest.raises(KpRayError, match=r"no node has .* for an actor: lower predict\.cpus_per_actor"):
             predict(in_folder(trained, tmp_path / next(iter(section)), **section))
 
 
@@ -397,16 +397,16 @@ def test_members_that_do_not_fit_are_refused_before_any_work(trained: Config, tm
     flip = tiny_config(trained.data.model_dump(), tmp_path, train={"members": MEMBERS}, predict={"tta": ["flip"]})
     assert len(PredictionTask(flip).missing()) == 10
     cfg.write_text(written.replace("RANDOM_FLIP: horizontal", "RANDOM_FLIP: none"))
-    with pytest.raises(InputError, match=r"predict\.tta: flip: member b was trained without flips"):
+    with pytest.raises(KpRayError, match=r"predict\.tta: flip: member b was trained without flips"):
         predict(flip)
     cfg.write_text(written.replace("NUM_KEYPOINTS: 24", "NUM_KEYPOINTS: 17"))
-    with pytest.raises(InputError, match="member b predicts 17 keypoints, 24 are asked for"):
+    with pytest.raises(KpRayError, match="member b predicts 17 keypoints, 24 are asked for"):
         predict(flip)
 
 
 def test_members_of_the_same_keypoints_in_another_order_are_refused(trained: Config) -> None:
     swapped = (*DACON24.names[1::-1], *DACON24.names[2:])
-    with pytest.raises(InputError, match="predicts other keypoints than are asked for, or in another order"):
+    with pytest.raises(KpRayError, match="predicts other keypoints than are asked for, or in another order"):
         load_member(trained.member_dir("a"), "cpu", swapped)
     load_member(trained.member_dir("a"), "cpu", DACON24.names)
 
@@ -440,10 +440,10 @@ def test_images_come_from_a_folder_a_list_a_csv_the_form_or_the_store(trained: C
         ("", "names no picture"), ("a.jpg\na.jpg\n", "a.jpg stands in it 2 times"), ("../a.jpg\n", "leaves the image"),
     ]:  # fmt: skip
         (tmp_path / "wrong.txt").write_text(content)
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(KpRayError, match=message):
             asked(str(tmp_path / "wrong.txt"))
     (tmp_path / "wrong.csv").write_text("picture\na.jpg\n")
-    with pytest.raises(InputError, match="there is no column `image`"):
+    with pytest.raises(KpRayError, match="there is no column `image`"):
         asked(str(tmp_path / "wrong.csv"))
 
 
@@ -519,9 +519,9 @@ def test_views_join_the_same_person_and_keep_others_apart() -> None:
 
 
 def test_what_is_missing_is_one_line(tiny: Config) -> None:
-    with pytest.raises(InputError, match="member a is not trained; run train first"):
+    with pytest.raises(KpRayError, match="member a is not trained; run train first"):
         predict(tiny)
-    with pytest.raises(InputError, match="there are no predictions; run predict first"):
+    with pytest.raises(KpRayError, match="there are no predictions; run predict first"):
         evaluate(tiny)
 
 

@@ -18,7 +18,7 @@ import pytest
 from kp_ray.cli.main import main
 from kp_ray.config.load import build
 from kp_ray.config.schema import Config
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.images import decode_bgr
 from kp_ray.keypoints import DACON24
 from kp_ray.reporting.page import write_report
@@ -337,13 +337,13 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path: Path, name: str, cont
     config = config_of(tmp_path)
     write_store(tmp_path / "run")
     (tmp_path / "run" / name).write_text(content)
-    with pytest.raises(InputError, match=re.escape(name)) as caught:
+    with pytest.raises(KpRayError, match=re.escape(name)) as caught:
         write_report(config)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_run_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such run folder"):
+    with pytest.raises(KpRayError, match="no such run folder"):
         write_report(build({"run_dir": str(tmp_path / "nowhere")}))
 
 
@@ -454,7 +454,7 @@ def test_show_lies_beside_what_it_shows_unless_told_otherwise(whole_run: Config)
 def test_what_cannot_be_shown_is_one_line(
     whole_run: Config, tmp_path: Path, path: str, selection: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=re.escape(message)) as caught:
+    with pytest.raises(KpRayError, match=re.escape(message)) as caught:
         show(str(Path(whole_run.run_dir, path)), str(tmp_path / "out"), **selection)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

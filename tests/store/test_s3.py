@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from kp_ray.config.load import load
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.storage import exists, file_sizes, read_bytes, write_bytes
 from kp_ray.store.manifest import row_schema
 from kp_ray.store.parts import PartWriter, make_rows
@@ -91,7 +91,7 @@ def test_any_name_is_written_found_listed_and_read() -> None:
     assert exists(url("names", "deep"))
     assert not exists(url("names", "none.jpg"))
     for reads in (read_bytes, file_sizes):
-        with pytest.raises(InputError, match="there is no such f"):
+        with pytest.raises(KpRayError, match="there is no such f"):
             reads(url("names", "none"))
 
 
@@ -173,7 +173,7 @@ def test_a_refused_key_is_one_line_without_the_secret(s3: dict[str, str]) -> Non
 
 def test_credentials_in_a_path_are_refused_and_not_repeated() -> None:
     for path in (f"s3://{KEY}:{SECRET}@bucket/run", f"s3://{KEY}:{SECRET}@{'b' * 200}/run"):
-        with pytest.raises(InputError, match="credentials belong in the environment") as refused:
+        with pytest.raises(KpRayError, match="credentials belong in the environment") as refused:
             load(None, [f"run_dir={path}"])
         assert SECRET not in str(refused.value)
         assert KEY not in str(refused.value)

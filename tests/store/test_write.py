@@ -18,7 +18,7 @@ from PIL import Image
 
 from kp_ray.config.schema import Config
 from kp_ray.data.load import load_annotations
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.storage import read_parquet
 from kp_ray.store import parts, write
 from kp_ray.store.export import export_store
@@ -241,10 +241,10 @@ def test_images_that_are_not_where_the_config_says_cost_no_part(
     made = {path: path.stat().st_mtime_ns for path in Path(tiny.path("store")).rglob("*.parquet")}
     (tmp_path / "empty").mkdir()
     elsewhere = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, Path(tiny.run_dir))
-    with pytest.raises(InputError, match="not there any more, and the store holds its variants"):
+    with pytest.raises(KpRayError, match="not there any more, and the store holds its variants"):
         write_store(plan(elsewhere))
     Path(tiny.path("store", "manifest.json")).unlink()
-    with pytest.raises(InputError, match="none of the 12 sources could be used"):
+    with pytest.raises(KpRayError, match="none of the 12 sources could be used"):
         write_store(plan(elsewhere))
     done = write_store(plan(tiny))
     assert done["sources"] == 12
@@ -260,7 +260,7 @@ def test_an_image_that_has_gone_takes_nothing_from_the_store(sample_data: dict[s
     before = {path: (tmp_path / "run" / "store" / path).read_bytes() for path in files(config)}
     gone = load_annotations(sample_data["annotations"]).images[5]
     (images / gone).rename(tmp_path / "aside.jpg")
-    with pytest.raises(InputError, match=f"{gone}: not there any more.*1 labelled images are missing in all"):
+    with pytest.raises(KpRayError, match=f"{gone}: not there any more.*1 labelled images are missing in all"):
         write_store(plan(config))
     assert {path: (tmp_path / "run" / "store" / path).read_bytes() for path in files(config)} == before
     (tmp_path / "fixes.csv").write_text(f"image,action\n{gone},drop\n")
@@ -332,7 +332,7 @@ def test_parts_written_where_this_machine_does_not_see_them_are_no_finished_stor
         if done == total:
             next(iter(Path(tiny.path("store")).rglob("part-*.parquet"))).unlink()
 
-    with pytest.raises(InputError, match="run_dir must be a folder that all nodes share"):
+    with pytest.raises(KpRayError, match="run_dir must be a folder that all nodes share"):
         write_store(plan(tiny), lose_the_last)
     assert not write.is_finished(plan(tiny))
     assert write_store(plan(tiny))["parts_written"] == 1
@@ -364,7 +364,7 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tiny: Config
     holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(InputError, match="another process is writing"):
+    with pytest.raises(KpRayError, match="another process is writing"):
         write_store(plan(tiny))
     holder.kill()
     holder.wait()
@@ -372,19 +372,19 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tiny: Config
 
 
 def test_reading_refuses_what_is_not_there(tiny: Config, written: Config, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no finished store"):
+    with pytest.raises(KpRayError, match="no finished store"):
         read_manifest(tiny.path("store"))
-    with pytest.raises(InputError, match="holds no recipe 'Rotate90'"):
+    with pytest.raises(KpRayError, match="holds no recipe 'Rotate90'"):
         select_parts(written.path("store"), recipes=["Rotate90"])
     damaged = tmp_path / "manifest.json"
     damaged.write_text('{"schema_version": 2, "kp_ray"')
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(KpRayError, match="damaged"):
         read_manifest(str(tmp_path))
     damaged.write_text('{"schema_version": 1, "kp_ray"')
-    with pytest.raises(InputError, match="older kp_ray"):
+    with pytest.raises(KpRayError, match="older kp_ray"):
         read_manifest(str(tmp_path))
     damaged.write_text('{"schema_version": 99}')
-    with pytest.raises(InputError, match="newer kp_ray"):
+    with pytest.raises(KpRayError, match="newer kp_ray"):
         read_manifest(str(tmp_path))
 
 
@@ -395,7 +395,7 @@ def test_a_store_with_a_scene_on_both_sides_is_refused(tiny: Config) -> None:
     leaked = manifest["units"]["val"][0]
     manifest["units"]["train"].append(leaked)
     path.write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=f"{leaked} is both trained on and validated on"):
+    with pytest.raises(KpRayError, match=f"{leaked} is both trained on and validated on"):
         select_parts(tiny.path("store"), split="train")
 
 
@@ -427,7 +427,7 @@ def test_export_opens_in_pycocotools_and_reads_back_equal(written: Config, tmp_p
     every = read_table(written.path("store"), columns=["recipe"])["recipe"].to_pylist()
     one = export_store(written, str(tmp_path / "one"), recipes=["Rotate45_CenterCrop"])
     assert one["images"] == every.count("Rotate45_CenterCrop") < len(every)
-    with pytest.raises(InputError, match="holds images already"):
+    with pytest.raises(KpRayError, match="holds images already"):
         export_store(written, str(tmp_path / "one"))
 
 
@@ -436,7 +436,7 @@ def test_export_leaves_labels_of_ones_own_alone(written: Config, tmp_path: Path)
         folder = tmp_path / name
         folder.mkdir()
         (folder / name).write_text("mine")
-        with pytest.raises(InputError, match=f"holds {name} already"):
+        with pytest.raises(KpRayError, match=f"holds {name} already"):
             export_store(written, str(folder))
         assert [(one.name, one.read_text()) for one in folder.iterdir()] == [(name, "mine")]
 
@@ -467,6 +467,6 @@ def test_text_that_is_none_is_damage_also_in_a_file_without_checksums(text: byte
         pa.table({"image": ["s0_A-0.jpg"]}), path, compression="none", use_dictionary=False, store_schema=False
     )
     path.write_bytes(path.read_bytes().replace(text, b"\xed" + text[1:]))
-    with pytest.raises(InputError, match=r"predictions\.parquet: damaged: .*; delete it") as said:
-        read_parquet(str(path), mend="delete it")
+    with pytest.raises(KpRayError, match=r"predictions\.parquet: damaged: .*; delete it") as said:
+        read_parquet(str(path), "delete it")
     assert "\n" not in str(said.value)

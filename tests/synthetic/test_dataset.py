@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24, inside
 from kp_ray.synthetic.body import joints_of
 from kp_ray.synthetic.dataset import _plan, make_sample
@@ -187,18 +187,18 @@ def test_left_and_right_are_the_persons_own(clips: list[Any]) -> None:
     ],
 )
 def test_a_number_out_of_range_is_named(tmp_path: Path, options: dict[str, int], named: str) -> None:
-    with pytest.raises(InputError, match=rf"^sample: {named} must be at least \d+, got -?\d+$"):
+    with pytest.raises(KpRayError, match=rf"^sample: {named} must be at least \d+, got -?\d+$"):
         make_sample(str(tmp_path), **options)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(InputError, match=r"thesis\.txt: not a file of this sample"):
+    with pytest.raises(KpRayError, match=r"thesis\.txt: not a file of this sample"):
         make_sample(str(tmp_path), num_images=1, **SIZE)
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(KpRayError, match="is a file"):
         make_sample(str(tmp_path / "thesis.txt"), num_images=1, **SIZE)
-    with pytest.raises(InputError, match="local folder"):
+    with pytest.raises(KpRayError, match="local folder"):
         make_sample("s3://bucket/sample", num_images=1, **SIZE)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

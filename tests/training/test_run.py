@@ -26,7 +26,7 @@ from kp_ray.cluster.resources import runs_at_once
 from kp_ray.config.load import build
 from kp_ray.config.schema import Config, MemberConfig
 from kp_ray.ensemble.temporal import fill_missing
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.keypoints import CONTINUOUS_OFFSET, DACON24
 from kp_ray.metrics import evaluate_keypoints
 from kp_ray.models.decoding import predict_rows
@@ -124,18 +124,18 @@ def test_a_finished_member_is_skipped_and_other_settings_are_refused(trained: Co
         train={**PAIR, "base_lr": 0.5},
     )
     kept = Path(trained.path("config.yaml")).read_text()
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(KpRayError, match="other settings"):
         train(other)
     assert Path(trained.path("config.yaml")).read_text() == kept == trained.to_yaml()
     for section in ({"augment": {"min_visible": 20}}, {"skeleton": {"sigmas": [0.05] * 24}}):
-        with pytest.raises(InputError, match="other settings"):
+        with pytest.raises(KpRayError, match="other settings"):
             train(tiny_config(trained.data.model_dump(), Path(trained.run_dir), train=PAIR, **section))
-    with pytest.raises(InputError, match="skeleton: "):
+    with pytest.raises(KpRayError, match="skeleton: "):
         train(tiny_config(trained.data.model_dump(), Path(trained.run_dir), train=PAIR, skeleton={"sigmas": [0.1]}))
     noted = Path(trained.member_dir("a"), "settings.json")
     whole = noted.read_bytes()
     noted.write_bytes(whole[:40])
-    with pytest.raises(InputError, match=r"settings\.json: damaged .*: delete this file and go on"):
+    with pytest.raises(KpRayError, match=r"settings\.json: damaged .*: delete this file and go on"):
         train(trained)
     noted.write_bytes(whole)
 
@@ -451,7 +451,7 @@ def test_a_finished_member_says_the_same_in_plain_detectron2(trained: Config, st
 @pytest.mark.slow
 def test_a_loss_that_is_no_longer_finite_is_one_line(make: Make) -> None:
     config = make(train={"optimizer": "sgd", "base_lr": 1e12, "warmup_iters": 0, "max_iter": 6})
-    with pytest.raises(InputError, match=r"no longer finite at iteration .*: lower train.base_lr"):
+    with pytest.raises(KpRayError, match=r"no longer finite at iteration .*: lower train.base_lr"):
         train(config)
     assert not Path(config.member_dir("a"), "model_final.pth").exists()
 
@@ -465,7 +465,7 @@ def test_weights_of_another_skeleton_are_one_line_and_the_other_members_finish(
     torch.save(content, tmp_path / "other.pth")
     members = [{"name": "a", "weights": str(tmp_path / "other.pth")}, {"name": "b"}]
     config = make(model={"cfg": trained.model.cfg}, train={"max_iter": 2, "members": members})
-    with pytest.raises(InputError, match=r"member a: model.weights: .*other.pth: a model of other keypoints") as caught:
+    with pytest.raises(KpRayError, match=r"member a: model.weights: .*other.pth: a model of other keypoints") as caught:
         train(config)
     assert "\n" not in str(caught.value)
     assert Path(config.member_dir("b"), "model_final.pth").exists()
@@ -473,18 +473,18 @@ def test_weights_of_another_skeleton_are_one_line_and_the_other_members_finish(
 
 def test_a_second_driver_of_a_run_folder_is_refused(make: Make) -> None:
     config = make()
-    with writer_lock(config.path("members")), pytest.raises(InputError, match="another process is writing here"):
+    with writer_lock(config.path("members")), pytest.raises(KpRayError, match="another process is writing here"):
         train(config)
 
 
 def test_too_few_rows_and_too_small_a_cluster_are_refused_before_anything_starts(make: Make) -> None:
     config = make(augment={"min_visible": 24}, train={"ims_per_batch": 64})
-    with pytest.raises(InputError, match="training rows have at least 24"):
+    with pytest.raises(KpRayError, match="training rows have at least 24"):
         train(config)
     large = make(train={"num_workers": 50})
-    with pytest.raises(InputError, match=r"the cluster has 4 CPUs .* lower train.num_workers"):
+    with pytest.raises(KpRayError, match=r"the cluster has 4 CPUs .* lower train.num_workers"):
         runs_at_once(large)
     assert runs_at_once(make())[0] == 4
     assert runs_at_once(make(train={"num_workers": {"min": 1, "max": 8}}))[0] == 1
-    with pytest.raises(InputError, match=r"model\.cfg\.SOLVER\.NO_SUCH"):
+    with pytest.raises(KpRayError, match=r"model\.cfg\.SOLVER\.NO_SUCH"):
         train(make(model={"preset": "r18", "cfg": {"SOLVER.NO_SUCH": 1}}))

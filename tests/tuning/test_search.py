@@ -25,7 +25,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from kp_ray.config.load import build, load
 from kp_ray.config.schema import Config, TrainConfig
-from kp_ray.errors import InputError
+from kp_ray.errors import KpRayError
 from kp_ray.storage import writer_lock
 from kp_ray.store.plan import plan
 from kp_ray.store.write import write_store
@@ -146,7 +146,7 @@ def test_a_grid_has_every_combination_once() -> None:
     ],
 )
 def test_a_wrong_search_is_one_line(section: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(KpRayError, match=said) as caught:
         first_points(build({"tune": section}), OWN)
     assert "\n" not in str(caught.value)
 
@@ -327,7 +327,7 @@ def test_a_finished_search_is_not_repeated_and_one_with_other_settings_is_refuse
     assert {path: path.stat().st_mtime_ns for path in Path(config.path("tune", "trials")).rglob("*")} == files
     values = config.to_dict()
     values["tune"]["base_lr"] = [0.001, 0.01]
-    with pytest.raises(InputError, match=r"holds a search with tune\.base_lr \[0.0001, 1000000000000.0\], now") as said:
+    with pytest.raises(KpRayError, match=r"holds a search with tune\.base_lr \[0.0001, 1000000000000.0\], now") as said:
         tune(build(values))
     assert "\n" not in str(said.value)
     values = config.to_dict()
@@ -477,7 +477,7 @@ def test_a_search_over_damaged_parts_goes_on_when_they_are_mended(sample_data: d
     for part, content in whole.items():
         middle = len(content) // 2  # in the images
         part.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    with pytest.raises(InputError, match=r"no trial reported rmse, the first because: .*\.parquet: damaged") as said:
+    with pytest.raises(KpRayError, match=r"no trial reported rmse, the first because: .*\.parquet: damaged") as said:
         tune(config)
     assert "\n" not in str(said.value)
     for part, content in whole.items():
@@ -503,14 +503,14 @@ def test_a_damaged_file_of_a_search_is_one_line(name: str, content: str, make: M
     path = Path(config.path("tune", name))
     path.write_text(content)
     fix = f"delete {path.parent}, and " if "trials" in name else "delete this file and "
-    with pytest.raises(InputError, match=rf"{path}: damaged \(.*\): {fix}") as said:
+    with pytest.raises(KpRayError, match=rf"{path}: damaged \(.*\): {fix}") as said:
         tune(config)
     assert "\n" not in str(said.value)
 
 
 def test_a_second_search_of_a_run_folder_is_refused(make: Make) -> None:
     config = make(tune=EVEN)
-    with writer_lock(config.path("tune")), pytest.raises(InputError, match="another process is writing here"):
+    with writer_lock(config.path("tune")), pytest.raises(KpRayError, match="another process is writing here"):
         tune(config)
 
 
@@ -520,15 +520,15 @@ def test_a_search_that_cannot_be_is_refused_before_it_starts(
 ) -> None:
     config = tiny_config(sample_data, tmp_path / "run", split={"fraction": 0})
     write_store(plan(config))
-    with pytest.raises(InputError, match=r"set split\.fraction above 0"):
+    with pytest.raises(KpRayError, match=r"set split\.fraction above 0"):
         tune(config)
-    with pytest.raises(InputError, match=r"the cluster has 4 CPUs .* lower train\.num_workers"):
+    with pytest.raises(KpRayError, match=r"the cluster has 4 CPUs .* lower train\.num_workers"):
         tune(make(train={"num_workers": 6, "cpus_per_worker": 1}, tune={"recipes": {}}))
-    with pytest.raises(InputError, match=r"holds no recipe 'Rotate46'"):
+    with pytest.raises(KpRayError, match=r"holds no recipe 'Rotate46'"):
         tune(make(tune={"recipes": {"odd": ["Rotate46"]}}))
-    with pytest.raises(InputError, match=r"give train\.num_workers a number"):
+    with pytest.raises(KpRayError, match=r"give train\.num_workers a number"):
         tune(make(train={"num_workers": {"min": 1, "max": 2}}))
-    with pytest.raises(InputError, match=r"tune\.recipes\.own: \d+ training rows, a step needs 400"):
+    with pytest.raises(KpRayError, match=r"tune\.recipes\.own: \d+ training rows, a step needs 400"):
         tune(make(train={"ims_per_batch": 400}))
 
 
