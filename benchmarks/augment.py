@@ -38,7 +38,7 @@ from measure import cpu_time, hardware, kp_ray, make_rows, make_sources, median_
 
 from kp_ray.augmentation.recipes import RECIPES
 from kp_ray.augmentation.sampling import sample_parameters
-from kp_ray.config.load import load
+from kp_ray.config.load import load_config
 from kp_ray.config.presets import DEFAULT_RECIPES
 from kp_ray.data.load import load_annotations
 
@@ -194,7 +194,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = make_sources(folder, options.sources)
-        data = load(str(config)).data
+        data = load_config(str(config)).data
         labels = load_annotations(str(data.annotations))
         jobs = [(f"{data.images}/{i}", k) for i, k in zip(labels.images, labels.keypoints, strict=True)]
         before = cpu_time()

@@ -20,7 +20,7 @@ import cv2
 import ray
 from measure import cpu_time, hardware, kp_ray, make_rows, make_sources, median_and_range, stolen_since, write_results
 
-from kp_ray.config.load import load
+from kp_ray.config.load import load_config
 from kp_ray.data.load import load_annotations
 
 WAYS = ("kp_ray", "control")
@@ -28,7 +28,7 @@ WAYS = ("kp_ray", "control")
 
 def control(config: Path, processes: int) -> float:
     """Sources a second of bare processes."""
-    data = load(str(config)).data
+    data = load_config(str(config)).data
     labels = load_annotations(str(data.annotations))
     jobs = [(f"{data.images}/{image}", k) for image, k in zip(labels.images, labels.keypoints, strict=True)]
     with multiprocessing.get_context("spawn").Pool(processes, cv2.setNumThreads, (1,)) as pool:

@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from measure import hardware, kp_ray_command, median_and_range, write_results
 
-from kp_ray.config.load import load
+from kp_ray.config.load import load_config
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import parse_name
 from kp_ray.data.load import load_annotations
@@ -58,7 +58,7 @@ def predict(run_dir: Path, folder: Path, num_images: int) -> tuple[Config, Answe
         f"data.sample_submission={made['sample_submission']}", "predict.weights=fitted",
     ]  # fmt: skip
     subprocess.run(kp_ray_command("predict", run_dir / "config.yaml", *sets), check=True, stdout=subprocess.DEVNULL)
-    config = load(str(run_dir / "config.yaml"), sets)
+    config = load_config(str(run_dir / "config.yaml"), sets)
     test, val = (Answers(config.path(f"{name}predictions.parquet")) for name in ("", "val_"))
     truth = load_annotations(config.input("truth"))
     rows = [truth.images.index(image) for image in test.images]

@@ -33,7 +33,7 @@ from detectron2.structures import BoxMode
 from measure import hardware, kp_ray, make_sources, median_and_range, write_results
 from ray.train.torch import TorchTrainer
 
-from kp_ray.config.load import load
+from kp_ray.config.load import load_config
 from kp_ray.config.schema import MemberConfig
 from kp_ray.keypoints import CONTINUOUS_OFFSET, DACON24
 from kp_ray.models.presets import build_cfg
@@ -122,7 +122,7 @@ def kp_ray_rate(cfg: Any, rows: Any, processes: int, batches: int, storage: str)
 def prepare(path: Path, run_dir: Path, preset: str) -> tuple[Any, Any, list[dict[str, Any]]]:
     """The cfg of a preset, the places of all rows of the store, and Detectron2's dicts of the same as files."""
     overrides = [f"run_dir={run_dir}", f"preset={preset}", "train.recipes=null", "augment.min_visible=1"]
-    config = load(str(path), [*overrides, "train.flip=true"])
+    config = load_config(str(path), [*overrides, "train.flip=true"])
     rows = usable_rows(config, MemberConfig(name="a"))
     rows = rows.take(np.random.default_rng(0).permutation(len(rows)))
     return build_cfg(config, DACON24, "cpu"), rows, write_files(rows.to_pylist(), run_dir / preset)

@@ -29,7 +29,7 @@ import ray
 import torch
 from measure import hardware, kp_ray_command, median_and_range, write_results
 
-from kp_ray.config.load import load
+from kp_ray.config.load import load_config
 from kp_ray.config.schema import Config
 
 CORES = os.cpu_count() or 1
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    config = load(str(options.run_dir / "config.yaml"), [f"run_dir={options.run_dir}"])
+    config = load_config(str(options.run_dir / "config.yaml"), [f"run_dir={options.run_dir}"])
     members = [config.member_dir(member.name) for member in config.train.members]
     pairs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:

@@ -24,7 +24,7 @@ import ray
 from measure import RESULTS, hardware, write_results
 
 from kp_ray.cluster.tasks import ray_data_settings
-from kp_ray.config.load import build
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.store.manifest import PartRecord, write_manifest
 from kp_ray.store.plan import plan
@@ -52,7 +52,7 @@ def prepare(folder: Path, num_sources: int) -> Config:
             name = f"{scene:07d}-1-1-01-Z17_{'ABCDE'[frame // 16]}-{frame % 16:07d}.jpg"
             labels.write(f"{name},{cells}\n")
             os.close(os.open(images / name, os.O_CREAT))
-    return build(
+    return build_config(
         {
             "run_dir": str(folder / "run"),
             "data": {"annotations": str(folder / "labels.csv"), "images": str(images)},
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if given := options.make or options.resume:
-        figures = plan_and_resume(build(json.loads(given.read_text())), resume=bool(options.resume))
+        figures = plan_and_resume(build_config(json.loads(given.read_text())), resume=bool(options.resume))
         print(json.dumps(figures))
         return
     runs = json.loads((RESULTS / "scaling.json").read_text())["runs"]

@@ -21,7 +21,7 @@ import psutil
 import ray
 from measure import cpu_time, hardware, kp_ray, kp_ray_command, make_sources, stolen_since, write_results
 
-from kp_ray.config.load import load
+from kp_ray.config.load import load_config
 
 SAMPLE_EVERY_S = 0.1
 MIB = 2**20
@@ -80,7 +80,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = make_sources(folder, largest)
-        every_label = Path(str(load(str(config)).data.annotations)).read_text().splitlines()
+        every_label = Path(str(load_config(str(config)).data.annotations)).read_text().splitlines()
         for number in sorted(options.sources):
             labels = folder / f"{number}.csv"
             labels.write_text("\n".join(every_label[: number + 1]) + "\n")

@@ -12,7 +12,7 @@ import typer
 
 from kp_ray.augmentation.recipes import RECIPES
 from kp_ray.cli.main import app
-from kp_ray.config.load import load
+from kp_ray.config.load import load_config
 from kp_ray.config.schema import Config
 from kp_ray.keypoints import DACON24
 from tests.helpers.data import ROOT
@@ -64,7 +64,7 @@ def test_every_command_names_what_exists(words: list[str]) -> None:
         context = parse(words)
         for setting in context.params.get("sets") or ():
             if not any(mark in setting for mark in ("$(", "KEY=")):
-                load(None, [setting])
+                load_config(None, [setting])
     elif words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:2]) <= set(targets)

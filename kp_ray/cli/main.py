@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kp_ray import __version__
-from kp_ray.config.load import load
+from kp_ray.config.load import load_config
 from kp_ray.config.schema import Config
 from kp_ray.doctor import Check
 from kp_ray.errors import ConfigError, KpRayError, one_line
@@ -235,7 +235,7 @@ def _load(path: str | None, overrides: list[str] | None, needs: Sequence[str] = 
     """The configuration; the inputs under `data` that a verb needs, or uses if they are set, must be there."""
     if path is None:
         raise ConfigError("name the configuration file, e.g. kp-ray VERB config.yaml")
-    config = load(path, overrides or ())
+    config = load_config(path, overrides or ())
     for key in (*needs, *uses):
         given = config.input(key) if key in needs else getattr(config.data, key)
         if given is not None and not exists(given):
@@ -246,7 +246,7 @@ def _load(path: str | None, overrides: list[str] | None, needs: Sequence[str] = 
 def _load_run(path: str | None, overrides: list[str] | None) -> Config:
     """The configuration of a finished run: of its folder, wherever that lies now, or of a file."""
     if path is not None and exists(join(path, "config.yaml")):
-        return load(join(path, "config.yaml"), [f"run_dir={json.dumps(path)}", *(overrides or ())])
+        return load_config(join(path, "config.yaml"), [f"run_dir={json.dumps(path)}", *(overrides or ())])
     return _load(path, overrides)
 
 
@@ -330,7 +330,7 @@ def _check(config: Config) -> dict[str, Any]:
             findings, sizes = check_images(annotations, config.data.images, progress=more)
     findings = [*findings, *check_labels(annotations, sizes)]
     table = findings_table(findings)
-    config.keep()
+    config.save()
     target = config.path("check.csv")
     write_bytes(target, table.to_csv(index=False).encode())
     lines = [*annotations.corrected, f"{len(annotations)} labelled images, {len(findings)} findings in {target}"]
@@ -380,13 +380,13 @@ def _augment(config: Config, planned: "Plan", start_up_s: float) -> dict[str, An
         def tell(done: int, total: int) -> None:
             nonlocal kept
             if not kept:  # nobody else writes this store
-                config.keep()
+                config.save()
             kept = True
             show("", done, total, "")
 
         result = write_store(planned, tell)
     if not kept:
-        config.keep()
+        config.save()
     result["seconds"] = round(result["seconds"] + start_up_s, 3)
     result["start_up_s"] = round(result["start_up_s"] + start_up_s, 3)
     if result["parts_written"] or not exists(config.path("augment.json")):
@@ -656,7 +656,7 @@ def doctor(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
     """Check this machine, the cluster and the inputs; exit code 1 if something is wrong."""
     from kp_ray.doctor import check_cluster, check_machine
 
-    loaded = load(config, sets or ())
+    loaded = load_config(config, sets or ())
     bad = []
 
     def tell(checks: Sequence["Check"]) -> None:

@@ -16,7 +16,7 @@ _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """What PyYAML raises; a ValueError comes from an impossible date or number, e.g. 2001-99-99."""
 
 
-def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file (None: defaults) with `a.b=value` overrides.
 
     The preset, if any, lies below the file, the overrides above it.
@@ -36,10 +36,10 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"{path}: a mapping of settings is expected, e.g. `run_dir: runs/first`")
     for override in overrides:
         given = _merge(given, _parse_override(override))
-    return build(given, name)
+    return build_config(given, name)
 
 
-def build(values: Mapping[str, Any], name: str = "config") -> Config:
+def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
     """A checked configuration from plain values; their preset, if any, lies below them.
 
     Raises:

@@ -352,7 +352,7 @@ class Config(_Section):
         """Plain values, fit for YAML and for a Ray worker."""
         return self.model_dump(mode="json")
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Record in the run folder what a stage runs with, once its inputs are found good."""
         write_bytes(self.path("config.yaml"), self.to_yaml().encode())
 

@@ -48,7 +48,7 @@ def predict(config: Config, progress: Callable[[int, int], None] | None = None) 
         RunStateError: a member is not trained, there is no image to predict, or nobody was found anywhere.
     """
     task = PredictionTask(config)
-    config.keep()
+    config.save()
     began = time.time()
     first_began, done, missing = time.time(), 0, task.missing()
     for finished in _ask_until_done(task, missing):

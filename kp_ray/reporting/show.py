@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kp_ray.config.load import load
+from kp_ray.config.load import load_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import RunStateError
 from kp_ray.images import Image, decode_bgr, encode_bgr
@@ -69,7 +69,7 @@ def show(
 
 def _config_beside(path: str) -> Config:
     beside = join(posixpath.dirname(path.rstrip("/")) or ".", "config.yaml")
-    return load(beside) if exists(beside) else Config()
+    return load_config(beside) if exists(beside) else Config()
 
 
 def _show_variants(

@@ -24,7 +24,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from ray.train.torch import get_device
 
-from kp_ray.config.load import build
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config, MemberConfig, order_of
 from kp_ray.ensemble.temporal import fill_missing
 from kp_ray.errors import KpRayError
@@ -53,7 +53,7 @@ def train_loop_per_worker(loop: dict[str, Any]) -> dict[str, Any]:
     Returns:
         What `fit_member` does, or one line: `error` if training cannot start, `diverged` if it cannot go on.
     """
-    worker = Worker(build(loop["config"]), MemberConfig.model_validate(loop["member"]))
+    worker = Worker(build_config(loop["config"]), MemberConfig.model_validate(loop["member"]))
     start, not_in_weights, wrong = 0, list[str](), ""
     try:
         start, not_in_weights = worker.restore(ray.train.get_checkpoint())

@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.cluster.resources import runs_at_once
 from kp_ray.cluster.tasks import ray_data_settings
-from kp_ray.config.load import build
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config, MemberConfig, WorkerRange, order_of
 from kp_ray.errors import DivergedError, KpRayError, RunStateError, StoppedError
 from kp_ray.models.presets import build_cfg
@@ -58,7 +58,7 @@ def _train(config: Config, progress: Callable[[str, int, int, float], None] | No
         else:
             waiting.append(member)
     at_once, use_gpu = runs_at_once(config)
-    config.keep()
+    config.save()
     running: dict[Any, tuple[MemberConfig, float]] = {}
     # Ray Train's `fit` blocks, so each member gets a task that needs no CPU of its own.
     fit = ray.remote(num_cpus=0, max_retries=0)(_fit_member)
@@ -167,7 +167,7 @@ def _tell_progress(config: Config, member: MemberConfig, progress: Callable[[str
 
 
 def _fit_member(values: Mapping[str, Any], name: str, use_gpu: bool) -> dict[str, Any]:
-    config = build(values)
+    config = build_config(values)
     member = next(one for one in config.train.members if one.name == name)
     return fit_member(config, member, use_gpu=use_gpu, folder=config.member_dir(name))
 

@@ -125,7 +125,7 @@ def _search(config: Config, progress: Progress | None) -> None:
     check_search(config)
     read_trials(config)  # a damaged file is told of before anything is trained
     _, use_gpu = runs_at_once(config)
-    config.keep()
+    config.save()
     folder = config.path("tune")
     write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 
 from kp_ray.augmentation.recipes import RECIPES
-from kp_ray.config.load import build
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config, TrainConfig, TuneConfig
 from kp_ray.errors import RunStateError
 from kp_ray.keypoints import Skeleton
@@ -175,7 +175,7 @@ def apply_params(
     }
     if max_iter is None:
         values["train"]["eval_period"] = config.tune.eval_period or max(1, total // 8)
-    return build(values)
+    return build_config(values)
 
 
 def _with_recipes(config: Config, name: str, sets: Mapping[str, Any]) -> Config:
@@ -185,7 +185,7 @@ def _with_recipes(config: Config, name: str, sets: Mapping[str, Any]) -> Config:
         values["train"]["recipes"] = list(sets[name])
         for member in values["train"]["members"]:
             member["recipes"] = None
-    return build(values)
+    return build_config(values)
 
 
 def best_config(config: Config, best: Mapping[str, Any]) -> Config:
@@ -197,7 +197,7 @@ def best_config(config: Config, best: Mapping[str, Any]) -> Config:
     if isinstance(values["predict"]["weights"], dict):
         values["predict"]["weights"] = {f"{name}-tuned": one for name, one in values["predict"]["weights"].items()}
     values["tune"]["num_trials"] = 0  # `run` takes it as it is
-    return build(values)
+    return build_config(values)
 
 
 # A trial: what runs in it, and what it leaves.

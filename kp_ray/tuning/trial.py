@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import ray.tune
 
-from kp_ray.config.load import build
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config, TuneConfig
 from kp_ray.errors import DivergedError, KpRayError, one_line
 from kp_ray.storage import exists, filesystem, join, read_json, read_json_lines, require_keys, write_bytes
@@ -46,7 +46,7 @@ class Trial(ray.tune.Trainable):
     use_gpu: bool
 
     def setup(self, config: dict[str, Any]) -> None:
-        self.base = build(self.values)
+        self.base = build_config(self.values)
         chosen = apply_params(self.base, config["params"], recipe_sets(self.base))
         self.home = trial_dir(self.base, config["number"])
         self.began = time.time()
@@ -104,7 +104,7 @@ class Trial(ray.tune.Trainable):
 
 
 def _fit(values: Mapping[str, Any], home: str, use_gpu: bool) -> None:
-    config = build(values)
+    config = build_config(values)
     fit_member(config, config.train.members[0], use_gpu=use_gpu, folder=home)
 
 

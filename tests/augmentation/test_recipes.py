@@ -14,7 +14,7 @@ from scipy.stats import ks_2samp
 
 from kp_ray.augmentation.recipes import RECIPES, Recipe, resolve_recipes
 from kp_ray.augmentation.sampling import Draw, sample_parameters, variant_seed
-from kp_ray.config.load import build
+from kp_ray.config.load import build_config
 from kp_ray.config.presets import DEFAULT_RECIPES
 from kp_ray.errors import KpRayError
 from kp_ray.keypoints import FloatArray, apply_affine
@@ -316,7 +316,7 @@ def test_a_users_pipeline_becomes_a_recipe() -> None:
     sharp = resolve_recipes(["Soft"], {"Soft": A.to_dict(A.Compose([A.Sharpen(p=1)]))})[0][0]
     assert soft.fingerprint != sharp.fingerprint
     # A config from YAML brings the same recipe as the pipeline itself.
-    from_config = build({"augment": {"recipes": ["Soft"], "user_recipes": {"Soft": BLUR}}}).augment
+    from_config = build_config({"augment": {"recipes": ["Soft"], "user_recipes": {"Soft": BLUR}}}).augment
     assert resolve_recipes(from_config.recipes, from_config.user_recipes) == [(soft, 1)]
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kp_ray import __version__
 from kp_ray.cli.main import main
-from kp_ray.config.load import load
+from kp_ray.config.load import load_config
 from kp_ray.keypoints import DACON24
 
 VERBS = [
@@ -195,7 +195,7 @@ def test_check_writes_its_findings_and_the_resolved_config(folder: Folder) -> No
     assert "4 labelled images, " in said.err
     assert "next: kp-ray augment config.yaml" in said.err
     assert set(folder.files()) >= {"run/check.csv", "run/config.yaml"}
-    assert load(str(folder.root / "run" / "config.yaml")) == load("config.yaml", ["seed=7"])
+    assert load_config(str(folder.root / "run" / "config.yaml")) == load_config("config.yaml", ["seed=7"])
 
 
 def test_a_mistake_leaves_the_config_of_an_earlier_run(folder: Folder) -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from kp_ray.config.load import build, load
+from kp_ray.config.load import build_config, load_config
 from kp_ray.config.presets import DEFAULT_RECIPES, PRESETS
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
@@ -41,7 +41,7 @@ def written(folder: Path, text: str | bytes) -> str:
 def refused(path: str | None, *overrides: str) -> str:
     """The one line with which `load` refuses."""
     with pytest.raises(KpRayError) as raised:
-        load(path, overrides)
+        load_config(path, overrides)
     line = str(raised.value)
     assert len(line.splitlines()) == 1
     return line
@@ -50,14 +50,14 @@ def refused(path: str | None, *overrides: str) -> str:
 def complaint(path: str | None, *overrides: str) -> str | None:
     """What `load` says when it refuses; None when it takes them."""
     try:
-        assert isinstance(load(path, overrides), Config)
+        assert isinstance(load_config(path, overrides), Config)
     except KpRayError as error:
         return str(error)
     return None
 
 
 def test_no_file_gives_the_defaults_with_absolute_paths() -> None:
-    config = load(None)
+    config = load_config(None)
     assert config == Config()
     assert config.run_dir == os.path.abspath("runs/first")
     assert config.path("store", "manifest.json") == f"{config.run_dir}/store/manifest.json"
@@ -65,13 +65,13 @@ def test_no_file_gives_the_defaults_with_absolute_paths() -> None:
 
 
 def test_what_is_written_as_yaml_reads_back_the_same(tmp_path: Path) -> None:
-    config = load(
+    config = load_config(
         written(
             tmp_path, "preset: dacon\nrun_dir: läufe/eins\ndata: {annotations: a.csv}\ntrain: {members: [{name: ä}]}\n"
         ),
         ["model.cfg.MODEL.RPN.NMS_THRESH=0.5", "predict.tta=[flip]"],
     )
-    again = load(written(tmp_path, config.to_yaml()))
+    again = load_config(written(tmp_path, config.to_yaml()))
     assert again == config
     assert again.to_yaml() == config.to_yaml()
 
@@ -82,15 +82,15 @@ def test_what_is_written_as_yaml_reads_back_the_same(tmp_path: Path) -> None:
 )
 def test_a_wrong_number_of_workers_is_told_in_its_own_words(given: Any, message: str) -> None:
     with pytest.raises(KpRayError, match=f"train.num_workers.*{message}"):
-        build({"train": {"num_workers": given}})
-    assert build({"train": {"num_workers": {"min": 1, "max": 3}}}).train.worker_range == (1, 3)
-    assert build({"train": {"num_workers": 3}}).train.worker_range == (3, 3)
+        build_config({"train": {"num_workers": given}})
+    assert build_config({"train": {"num_workers": {"min": 1, "max": 3}}}).train.worker_range == (1, 3)
+    assert build_config({"train": {"num_workers": 3}}).train.worker_range == (3, 3)
 
 
 def test_a_worker_rebuilds_the_config_from_plain_values() -> None:
-    config = load(None, ["preset=demo", "train.members=[{name: x, recipes: [Original]}]"])
+    config = load_config(None, ["preset=demo", "train.members=[{name: x, recipes: [Original]}]"])
     values = config.to_dict()
-    assert build(values) == config
+    assert build_config(values) == config
     assert yaml.safe_load(yaml.safe_dump(values)) == values
 
 
@@ -109,21 +109,21 @@ def test_any_config_survives_the_file(
         "seed": seed, "preset": preset, "split": {"fraction": fraction}, "augment": {"recipes": recipes},
         "train": {"members": [{"name": name} for name in sorted(names)]},
     }  # fmt: skip
-    config = build(values)
-    assert load(written(tmp_path, config.to_yaml())) == config
+    config = build_config(values)
+    assert load_config(written(tmp_path, config.to_yaml())) == config
 
 
 def test_the_file_lies_above_the_preset_and_overrides_above_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, "preset: dacon\ntrain: {base_lr: 0.5, gamma: 0.25}\nmodel: {cfg: {MODEL.RPN.X: 1}}\n")
-    config = load(path, ["train.gamma=0.75", "train.gamma=0.125"])
+    config = load_config(path, ["train.gamma=0.75", "train.gamma=0.125"])
     assert config.train.max_iter == PRESETS["dacon"]["train"]["max_iter"]
     assert (config.train.base_lr, config.train.gamma) == (0.5, 0.125)
     assert config.model.cfg == {"MODEL.RPN.X": 1, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256}
-    assert load(None, ["train.max_iter=7", "preset=dacon"]).train.max_iter == 7
+    assert load_config(None, ["train.max_iter=7", "preset=dacon"]).train.max_iter == 7
 
 
 def test_dacon_is_the_published_recipe() -> None:
-    config = load(None, ["preset=dacon"])
+    config = load_config(None, ["preset=dacon"])
     assert (config.seed, config.split.seed) == (423, 42)
     assert (config.model.preset, config.model.weights) == ("x101", "zoo")
     assert config.model.cfg["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] == 256
@@ -137,7 +137,7 @@ def test_dacon_is_the_published_recipe() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_a_config(preset: str) -> None:
-    assert load(None, [f"preset={preset}"]).preset == preset
+    assert load_config(None, [f"preset={preset}"]).preset == preset
 
 
 @pytest.mark.parametrize(
@@ -220,25 +220,27 @@ def test_a_missing_file_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "# only a remark\n", "{}", "\ufeffseed: 42"])
 def test_an_empty_file_and_a_byte_order_mark_are_fine(tmp_path: Path, text: str) -> None:
-    assert load(written(tmp_path, text)) == Config()
+    assert load_config(written(tmp_path, text)) == Config()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "/root", "a\\b", ".hidden", "a\0b", "a\nb"])
 def test_a_name_that_becomes_a_folder_cannot_climb_out(name: str) -> None:
     with pytest.raises(KpRayError, match="cannot name a folder"):
-        build({"train": {"members": [{"name": name}]}})
+        build_config({"train": {"members": [{"name": name}]}})
     with pytest.raises(KpRayError, match="cannot name a folder"):
-        build({"augment": {"user_recipes": {name: {"transform": {}}}}})
+        build_config({"augment": {"user_recipes": {name: {"transform": {}}}}})
 
 
 def test_a_detectron2_option_keeps_its_dots() -> None:
-    config = load(None, ["model.cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE=64", "model.cfg.INPUT.MIN_SIZE_TRAIN=[640, 800]"])
+    config = load_config(
+        None, ["model.cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE=64", "model.cfg.INPUT.MIN_SIZE_TRAIN=[640, 800]"]
+    )
     assert config.model.cfg == {"MODEL.RPN.BATCH_SIZE_PER_IMAGE": 64, "INPUT.MIN_SIZE_TRAIN": [640, 800]}
 
 
 def test_overrides_are_yaml_values() -> None:
     sets = ["train.base_lr=1e-3", "augment.recipes=[Original]", "data.images=null", "train.flip=false", " seed = 3 "]
-    config = load(None, sets)
+    config = load_config(None, sets)
     assert config.train.base_lr == 0.001
     assert config.augment.recipes == ("Original",)
     assert config.data.images is None
@@ -249,7 +251,7 @@ def test_overrides_are_yaml_values() -> None:
 def test_local_paths_are_made_absolute_and_urls_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/somebody")
-    config = build(
+    config = build_config(
         {
             "run_dir": "s3://bucket/run", "data": {"annotations": "a/../b.csv", "images": "~/frames"},
             "model": {"weights": "start.pth"},
@@ -262,13 +264,13 @@ def test_local_paths_are_made_absolute_and_urls_are_kept(monkeypatch: pytest.Mon
     assert config.data.images == "/home/somebody/frames"
     assert config.model.weights == f"{tmp_path}/start.pth"
     assert [member.weights for member in config.train.members] == [f"{tmp_path}/own.pth", "zoo"]
-    assert build({"model": {"weights": "zoo"}}).model.weights == "zoo"
+    assert build_config({"model": {"weights": "zoo"}}).model.weights == "zoo"
 
 
 def test_an_input_that_is_not_set_names_its_key() -> None:
     with pytest.raises(KpRayError, match=r"data\.images is not set: add it to the config, or --set data\.images=PATH"):
         Config().input("images")
-    assert build({"data": {"images": "/frames"}}).input("images") == "/frames"
+    assert build_config({"data": {"images": "/frames"}}).input("images") == "/frames"
 
 
 def test_nothing_can_be_changed_afterwards() -> None:

@@ -18,7 +18,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kp_ray.config.load import build, load
+from kp_ray.config.load import build_config, load_config
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import checked_name
 from kp_ray.data.coco_format import to_coco
@@ -111,8 +111,8 @@ def sound_corrections(path: str) -> None:
 
 
 def sound_config(path: str) -> None:
-    config = load(path)
-    assert build(yaml.safe_load(config.to_yaml())) == config
+    config = load_config(path)
+    assert build_config(yaml.safe_load(config.to_yaml())) == config
 
 
 def sound_manifest(path: str) -> None:
@@ -138,14 +138,14 @@ def sound_submission(path: str) -> None:
 
 
 def sound_predictions(path: str) -> None:
-    predictions = Predictions(build({"run_dir": str(Path(path).parent)}), DACON24)
+    predictions = Predictions(build_config({"run_dir": str(Path(path).parent)}), DACON24)
     assert predictions.keypoints.shape == (2, 3, 24, 3)
     assert len(predictions.sizes) == len(predictions.reasons) == 3
 
 
 def sound_list(path: str) -> None:
     folder = str(Path(path).parent)
-    asked = list_image_refs(build({"data": {"test_images": folder}, "predict": {"images": path}}), None)
+    asked = list_image_refs(build_config({"data": {"test_images": folder}, "predict": {"images": path}}), None)
     names = [one.image for one in asked]
     assert len(set(names)) == len(names) > 0
     assert all(name.strip() and ".." not in name.split("/") for name in names)

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from kp_ray.config.load import load
+from kp_ray.config.load import load_config
 from kp_ray.config.schema import AugmentConfig
 from kp_ray.data.load import load_annotations
 from kp_ray.keypoints import DACON24
@@ -78,7 +78,7 @@ def test_ten_thousand_small_sources(augment: Command, one_node: str, tmp_path: P
     began = time.monotonic()
     assert figures(augment(config))["parts_written"] == 0
     assert time.monotonic() - began < 30
-    assert verify_store(plan(load(str(config)))) == []
+    assert verify_store(plan(load_config(str(config)))) == []
 
 
 def test_a_hundred_thousand_planned_sources_fit_in_little_memory(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
             assert run.returncode == 0, err
             wanted = wanted or contents(config)
             assert contents(config) == wanted
-            assert verify_store(plan(load(str(config)))) == []
+            assert verify_store(plan(load_config(str(config)))) == []
             parts = parts_of(store_of(config))
             for index in rng.choice(len(parts), len(parts) // 2, replace=False):
                 parts[index].unlink()

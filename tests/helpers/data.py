@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from kp_ray.config.load import build
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
@@ -42,4 +42,4 @@ def tiny_config(data: dict[str, Any], run_dir: Path, **sections: Any) -> Config:
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
-    return build(values)
+    return build_config(values)

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kp_ray.config.load import build
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24, Skeleton
@@ -51,7 +51,7 @@ def a_row(width: int = 320, height: int = 180, seed: int = 0) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def cfg() -> Any:
-    return build_cfg(build({"model": {"preset": "r18", "cfg": TINY_NET}}), DACON24, "cpu")
+    return build_cfg(build_config({"model": {"preset": "r18", "cfg": TINY_NET}}), DACON24, "cpu")
 
 
 def mapped_by_detectron2(row: dict[str, Any], cfg: Any, picture: np.ndarray[Any, Any], *, flip: bool) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def test_predictions_come_best_first_in_pixels_of_the_stored_picture(cfg: Any) -
 
 
 def test_workers_scale_lr_steps_and_iterations_by_detectron2s_rule() -> None:
-    config = build({"preset": "dacon"})
+    config = build_config({"preset": "dacon"})
     one = build_cfg(config, DACON24, "cpu")
     four = scale_cfg(one, 4)
     assert (one.SOLVER.BASE_LR, one.SOLVER.IMS_PER_BATCH, one.SOLVER.MAX_ITER) == (0.001, 2, 10000)
@@ -220,7 +220,7 @@ def test_workers_scale_lr_steps_and_iterations_by_detectron2s_rule() -> None:
 @pytest.mark.parametrize(("eval_period", "scaled_period"), [(0, 0), (1, 1), (40, 1)])
 def test_more_workers_than_iterations_still_train_and_evaluate(eval_period: int, scaled_period: int) -> None:
     train = {"max_iter": 20, "checkpoint_period": 1, "steps": [10, 15], "eval_period": eval_period}
-    cfg = scale_cfg(build_cfg(build({"model": {"preset": "r18"}, "train": train}), DACON24, "cpu"), 64)
+    cfg = scale_cfg(build_cfg(build_config({"model": {"preset": "r18"}, "train": train}), DACON24, "cpu"), 64)
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.STEPS) == (1, 1, ())
     assert scaled_period == cfg.TEST.EVAL_PERIOD
 
@@ -236,7 +236,7 @@ def test_more_workers_than_iterations_still_train_and_evaluate(eval_period: int,
 )
 def test_a_wrong_detectron2_option_is_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(KpRayError, match=message) as caught:
-        build_cfg(build({"model": {"preset": "r18", "cfg": options}}), DACON24, "cpu")
+        build_cfg(build_config({"model": {"preset": "r18", "cfg": options}}), DACON24, "cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -341,7 +341,7 @@ def test_the_published_model_trains_a_step_and_predicts_at_full_size() -> None:
 
     from detectron2.utils.events import EventStorage
 
-    config = build({"preset": "dacon"})
+    config = build_config({"preset": "dacon"})
     cfg = build_cfg(config, DACON24, "cpu")
     model = build_model(cfg)
     optimizer = torch.optim.SGD(model.parameters(), lr=cfg.SOLVER.BASE_LR)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kp_ray.cli.main import main
-from kp_ray.config.load import build
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
 from kp_ray.images import decode_bgr
@@ -68,7 +68,7 @@ def page_of(config: Config) -> Page:
 
 def config_of(folder: Path, **sections: Any) -> Config:
     (folder / "run").mkdir(exist_ok=True)
-    return build({"run_dir": str(folder / "run"), **sections})
+    return build_config({"run_dir": str(folder / "run"), **sections})
 
 
 def picture(seed: int, width: int = 320, height: int = 240) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -344,7 +344,7 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path: Path, name: str, cont
 
 def test_a_missing_run_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(KpRayError, match="no such run folder"):
-        write_report(build({"run_dir": str(tmp_path / "nowhere")}))
+        write_report(build_config({"run_dir": str(tmp_path / "nowhere")}))
 
 
 @pytest.fixture(scope="module")

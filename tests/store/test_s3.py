@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pyarrow.fs as pafs
 import pytest
 
-from kp_ray.config.load import load
+from kp_ray.config.load import load_config
 from kp_ray.errors import KpRayError
 from kp_ray.storage import exists, file_sizes, read_bytes, write_bytes
 from kp_ray.store.manifest import row_schema
@@ -174,7 +174,7 @@ def test_a_refused_key_is_one_line_without_the_secret(s3: dict[str, str]) -> Non
 def test_credentials_in_a_path_are_refused_and_not_repeated() -> None:
     for path in (f"s3://{KEY}:{SECRET}@bucket/run", f"s3://{KEY}:{SECRET}@{'b' * 200}/run"):
         with pytest.raises(KpRayError, match="credentials belong in the environment") as refused:
-            load(None, [f"run_dir={path}"])
+            load_config(None, [f"run_dir={path}"])
         assert SECRET not in str(refused.value)
         assert KEY not in str(refused.value)
 

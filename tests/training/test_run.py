@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from kp_ray.cluster.resources import runs_at_once
-from kp_ray.config.load import build
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config, MemberConfig
 from kp_ray.ensemble.temporal import fill_missing
 from kp_ray.errors import KpRayError
@@ -305,7 +305,7 @@ ALL_COUNT = {
 
 def twenty_steps(loop: dict[str, Any]) -> None:
     """What each worker runs: 20 of the loop's steps. `out` gets the weights after 1, and every rank's at last."""
-    worker = Worker(build(loop["config"]), MemberConfig.model_validate(loop["member"]))
+    worker = Worker(build_config(loop["config"]), MemberConfig.model_validate(loop["member"]))
     worker.restore(None)
     inputs = worker.inputs(ray.train.get_dataset_shard("train"), 0)
     with EventStorage(0):
@@ -326,7 +326,7 @@ def test_two_workers_make_the_update_of_one_with_their_batches_together_and_stay
     plain = make(train={**settings, "flip": False, "max_iter": 100, "steps": []})
     values = plain.to_dict()
     values["model"] |= {"cfg": {**plain.model.cfg, **ALL_COUNT}, "weights": str(tmp_path / "start.pth")}
-    config, member = build(values), plain.train.members[0]
+    config, member = build_config(values), plain.train.members[0]
     cfg = build_cfg(config, DACON24, "cpu")
     torch.manual_seed(0)
     model = build_model(cfg)

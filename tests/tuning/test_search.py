@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from kp_ray.config.load import build, load
+from kp_ray.config.load import build_config, load_config
 from kp_ray.config.schema import Config, TrainConfig
 from kp_ray.errors import KpRayError
 from kp_ray.storage import writer_lock
@@ -38,7 +38,7 @@ from kp_ray.tuning.trials import choose_best, read_trials, write_tables
 from tests.helpers.clusters import free_port
 from tests.helpers.data import tiny_config
 
-DACON = build({"preset": "dacon"})
+DACON = build_config({"preset": "dacon"})
 OWN: dict[str, Any] = {"own": None}
 SETS = {"own": None, "crops": ("RandomCrop_1",)}
 
@@ -56,7 +56,7 @@ drawn = st.fixed_dictionaries(
 def test_the_published_schedule_is_tried_first_and_comes_back_unchanged() -> None:
     point = first_points(DACON, OWN)[0]
     assert apply_params(DACON, point, OWN, max_iter=10000).train == DACON.train
-    demo = build({"preset": "demo"})
+    demo = build_config({"preset": "demo"})
     own, published = first_points(demo, OWN)
     assert (own["schedule"], own["base_lr"]) == ("cosine", 0.0015)
     assert steps_of(published, 10000) == [3000, 4000, 5000, 6000, 7000, 8000]
@@ -77,7 +77,9 @@ def test_any_draw_is_a_run_whose_steps_lie_inside_it(params: dict[str, Any], max
 
 @given(params=drawn)
 def test_a_setting_moves_into_the_space_and_back(params: dict[str, Any]) -> None:
-    config = build({"tune": {"base_lr": [1e-5, 1], "weight_decay": [1e-6, 1], "gamma": [0.01, 1], "num_steps": [0, 8]}})
+    config = build_config(
+        {"tune": {"base_lr": [1e-5, 1], "weight_decay": [1e-6, 1], "gamma": [0.01, 1], "num_steps": [0, 8]}}
+    )
     distributions = space(config, OWN)
     for train in (apply_params(config, {**params, "recipes": "own"}, OWN).train, TrainConfig()):
         point = point_of(train, config)
@@ -89,7 +91,7 @@ def test_a_setting_moves_into_the_space_and_back(params: dict[str, Any]) -> None
 
 def test_given_weights_follow_the_members_to_their_new_names() -> None:
     members, weights = [{"name": "a"}, {"name": "b"}], {"a": 2, "b": {"nose": 0.5}}
-    config = build(
+    config = build_config(
         {"preset": "dacon", "train": {"members": members}, "predict": {"weights": weights}, "tune": {"recipes": {}}}
     )
     best = best_config(config, {"params": json.dumps(point_of(config.train, config))})
@@ -99,7 +101,7 @@ def test_given_weights_follow_the_members_to_their_new_names() -> None:
 
 def test_a_set_of_recipes_is_that_of_every_member() -> None:
     members = [{"name": "a", "recipes": ["Original"]}, {"name": "b"}]
-    config = build({"preset": "dacon", "train": {"members": members}})
+    config = build_config({"preset": "dacon", "train": {"members": members}})
     point = point_of(config.train, config)
     assert apply_params(config, point, SETS).train.members == config.train.members
     crops = apply_params(config, {**point, "recipes": "crops"}, SETS).train
@@ -107,7 +109,9 @@ def test_a_set_of_recipes_is_that_of_every_member() -> None:
 
 
 def test_points_to_try_first_follow_in_order_and_only_once() -> None:
-    config = build({"preset": "dacon", "tune": {"points": [{"base_lr": 0.002}, {"gamma": 0.8}, {"flip": False}]}})
+    config = build_config(
+        {"preset": "dacon", "tune": {"points": [{"base_lr": 0.002}, {"gamma": 0.8}, {"flip": False}]}}
+    )
     points = first_points(config, OWN)
     assert [(point["base_lr"], point["flip"]) for point in points] == [(0.001, True), (0.002, True), (0.001, False)]
 
@@ -121,7 +125,7 @@ FIXED = {
 def test_a_grid_has_every_combination_once() -> None:
     section = {"num_trials": 16, "sampler": "grid", **FIXED, "base_lr": [1e-4, 1e-2], "gamma": [0.5, 0.8]}
     values = {"preset": "dacon", "tune": section}
-    points = first_points(build(values), OWN)
+    points = first_points(build_config(values), OWN)
     assert len(points) == 3 + 9  # gamma does not matter to a cosine schedule
     assert points[0]["gamma"] == 0.8
     lrs = sorted({round(point["base_lr"], 6) for point in points})
@@ -147,7 +151,7 @@ def test_a_grid_has_every_combination_once() -> None:
 )
 def test_a_wrong_search_is_one_line(section: dict[str, Any], said: str) -> None:
     with pytest.raises(KpRayError, match=said) as caught:
-        first_points(build({"tune": section}), OWN)
+        first_points(build_config({"tune": section}), OWN)
     assert "\n" not in str(caught.value)
 
 
@@ -175,7 +179,7 @@ def row(trial: str, iterations: int, value: float | None) -> dict[str, Any]:
 def test_the_best_is_chosen_among_those_that_went_farthest() -> None:
     rows = [row("a", 8, 30.0), row("b", 8, 20.0), row("c", 4, 10.0), row("d", 8, None)]
     assert choose_best(rows, DACON.tune) is rows[1]
-    assert choose_best(rows, build({"tune": {"metric": "pck_0.1"}}).tune) is rows[0]
+    assert choose_best(rows, build_config({"tune": {"metric": "pck_0.1"}}).tune) is rows[0]
     assert choose_best([row("d", 8, None)], DACON.tune) is None
 
 
@@ -203,7 +207,7 @@ def leave_log(config: Config, *reports: tuple[str, int, float | None]) -> None:
 
 
 def test_the_tables_say_what_every_trial_left(tmp_path: Path) -> None:
-    config = build({"run_dir": str(tmp_path)})
+    config = build_config({"run_dir": str(tmp_path)})
     leave_trial(config, "late", 3.0, {2: 50.0, 4: 40.0})
     leave_trial(config, "early", 1.0, {2: 60.0, 4: 45.0, 8: 30.0})
     leave_trial(config, "broken", 2.0, {2: 90.0}, reason="the loss is no longer finite")
@@ -313,7 +317,7 @@ def test_the_best_trial_is_a_config_that_train_takes(searched: Searched) -> None
     config, result, _ = searched
     table = pd.read_csv(config.path("tune", "trials.csv"))
     assert result["best"] == pytest.approx(table[table.iterations == 4]["pck_0.1"].max())
-    best = load(result["config"])
+    best = load_config(result["config"])
     assert best.train.base_lr == pytest.approx(result["params"]["base_lr"])
     assert (best.train.max_iter, best.train.eval_period) == (config.train.max_iter, config.train.eval_period)
     assert [member.name for member in best.train.members] == ["a-tuned"]
@@ -328,11 +332,11 @@ def test_a_finished_search_is_not_repeated_and_one_with_other_settings_is_refuse
     values = config.to_dict()
     values["tune"]["base_lr"] = [0.001, 0.01]
     with pytest.raises(KpRayError, match=r"holds a search with tune\.base_lr \[0.0001, 1000000000000.0\], now") as said:
-        tune(build(values))
+        tune(build_config(values))
     assert "\n" not in str(said.value)
     values = config.to_dict()
     values["train"]["cpus_per_worker"] = 1
-    assert is_finished(build(values))  # where it runs does not matter
+    assert is_finished(build_config(values))  # where it runs does not matter
 
 
 @pytest.mark.slow
@@ -377,7 +381,7 @@ def test_every_sampler_and_scheduler_brings_a_search_to_its_end(section: dict[st
     if grid:
         assert sorted(table.base_lr.round(9)) == [1e-4, 1e-3, 1e-2]
         assert list(table.status) == ["finished"] * 3
-    load(result["config"])
+    load_config(result["config"])
 
 
 @pytest.mark.slow
@@ -629,7 +633,7 @@ def test_trials_of_two_workers_that_need_every_cpu_run_one_after_the_other(make:
     result = finish(start(config))
     table = assert_whole(config, 2, 6)  # Detectron2's rule: twice the batch, half the iterations, twice the LR
     assert table.base_lr[0] == pytest.approx(2 * config.train.base_lr)
-    assert load(result["config"]).train.base_lr in [pytest.approx(one / 2) for one in table.base_lr]
+    assert load_config(result["config"]).train.base_lr in [pytest.approx(one / 2) for one in table.base_lr]
 
 
 @pytest.mark.slow
