@@ -1,8 +1,11 @@
 """The contract of a stage: what a verb of the command line calls, and what `run` calls in order."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError
+from kp_ray.storage import exists
 
 
 class Progress(Protocol):
@@ -68,3 +71,20 @@ class Stage(Protocol):
 
 def no_progress(name: str, done: int, total: int, note: str = "") -> None:
     """Ignore progress."""
+
+
+def check_inputs(config: Config, required: Sequence[str] = (), optional: Sequence[str] = ()) -> None:
+    """Refuse paths under `data` that are not there; every `Stage.check` names its own.
+
+    Args:
+        config: the run's configuration.
+        required: keys of `data` that must be set.
+        optional: keys of `data` that may be null.
+
+    Raises:
+        ConfigError: a required key is null, or a path does not exist.
+    """
+    for key in (*required, *optional):
+        path = config.input(key) if key in required else getattr(config.data, key)
+        if path is not None and not exists(path):
+            raise ConfigError(f"data.{key}: {path}: there is no such file or folder")
