@@ -14,7 +14,14 @@ from kp_ray.data.submission import read_form, read_submission
 from kp_ray.errors import KpRayError, RunStateError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.prediction.fuse import Predictions, form_of, skeleton_of_run, store_truth, weights_of
+from kp_ray.prediction.fuse import (
+    form_of,
+    fuse_predictions,
+    read_run_predictions,
+    skeleton_of_run,
+    store_truth,
+    weights_of,
+)
 from kp_ray.prediction.predictor import _Picture
 from kp_ray.storage import exists, join, read_bytes, write_bytes
 
@@ -48,12 +55,12 @@ def evaluate(config: Config, submission: str | None = None) -> dict[str, Any]:
         xy = read_submission(submission, form, skeleton, size=_frame_sizes(config, form.images), allow_zeros=zeros)
         keypoints = np.concatenate([xy, np.ones((*xy.shape[:2], 1))], axis=2)
         return _figures(form.images, keypoints, truth_of, skeleton, None, None)
-    predictions = Predictions(config, skeleton)
+    predictions = read_run_predictions(config, skeleton)
     weights, _ = weights_of(config, predictions.members, skeleton)
     results = {}
     everyone = list(range(len(predictions.members)))
     for name, members in [("", everyone), *((name, [i]) for i, name in enumerate(predictions.members))]:
-        fusion = predictions.fuse(config, members, weights if members == everyone else None)
+        fusion = fuse_predictions(config, predictions, members, weights if members == everyone else None)
         scores = predictions.scores[members].max(axis=0)
         results[name] = _figures(predictions.images, fusion.keypoints, truth_of, skeleton, fusion.found, scores)
         results[name]["filled"] = [

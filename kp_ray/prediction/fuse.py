@@ -4,20 +4,20 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from kp_ray.config.schema import Config
-from kp_ray.data.annotations import parse_name
 from kp_ray.data.submission import SubmissionForm, check_form, read_form, write_submission
 from kp_ray.ensemble.fitted import fit_weights
 from kp_ray.ensemble.fusion import Fusion, fuse_clips, select_detections
 from kp_ray.errors import RunStateError
 from kp_ray.keypoints import FloatArray, Skeleton
-from kp_ray.prediction.parts import NOTE_KEY, is_found, prediction_schema
-from kp_ray.storage import exists, filesystem, join, read_bytes, read_json, read_parquet, write_bytes
+from kp_ray.prediction.parts import is_found
+from kp_ray.prediction.predictions import Predictions, check_keypoint_names, read_predictions
+from kp_ray.storage import exists, filesystem, join, read_bytes, read_json, write_bytes
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.read import read_table
 
@@ -36,47 +36,30 @@ def skeleton_of_run(config: Config, form: SubmissionForm | None) -> Skeleton:
     return skeleton
 
 
-class Predictions:
-    """A merged file of predictions as arrays: M members, N images, K keypoints."""
+def read_run_predictions(config: Config, skeleton: Skeleton, file: str = "predictions.parquet") -> Predictions:
+    """Read the run's predictions and refuse those of another skeleton."""
+    path = config.path(file)
+    predictions = read_predictions(path)
+    check_keypoint_names(predictions, skeleton, path)
+    return predictions
 
-    def __init__(self, config: Config, skeleton: Skeleton, file: str = "predictions.parquet") -> None:
-        path = config.path(file)
-        if not exists(path):
-            raise RunStateError(f"{path}: there are no predictions; run predict first")
-        table = read_parquet(path, "delete it and run predict again").combine_chunks()
-        try:
-            note = json.loads((table.schema.metadata or {})[NOTE_KEY])
-            keypoints, self.people = tuple(note["keypoints"]), note["people"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunStateError(f"{path}: another program wrote it; delete it and run predict again") from error
-        if keypoints != skeleton.names:
-            raise RunStateError(f"{path}: holds other keypoints, or the same in another order: run predict again")
-        if not table.schema.equals(prediction_schema(len(skeleton))):
-            raise RunStateError(f"{path}: its columns are not those of predictions; delete it and run predict again")
-        self.members = list(dict.fromkeys(table["member"].to_pylist()))
-        every = len(self.members)
-        self.images = table["image"].to_pylist()[::every]
-        shape = (len(self.images), every)
-        flat = np.asarray(table["keypoints"].combine_chunks().flatten())
-        self.keypoints = flat.reshape(*shape, len(skeleton), 3).swapaxes(0, 1)
-        self.scores = table["score"].to_numpy().reshape(shape).T
-        self.reasons = table["reason"].to_pylist()[::every]
-        self.sizes = list(zip(*(table[name].to_pylist()[::every] for name in ("width", "height")), strict=True))
-        self.scenes, self.cameras, self.frames = zip(*map(parse_name, self.images), strict=True)
 
-    def fuse(self, config: Config, members: Sequence[int], weights: FloatArray | None) -> Fusion:
-        """One answer an image of some members, kept inside its frame: filling and smoothing may lead out of it."""
-        section = config.predict
-        fusion = fuse_clips(
-            self.keypoints[list(members)], self.scores[list(members)], self.scenes, self.cameras, self.frames,
-            thresholds=(section.score_threshold, section.fallback_threshold), method=section.fusion, weights=weights,
-            reject_sigmas=section.reject_sigmas, missing=section.missing, smooth_frames=section.smooth_frames,
-            mean_pose=np.zeros((self.keypoints.shape[2], 2)),
-        )  # fmt: skip
-        limits = np.array([(w - 1, h - 1) if w and h else (np.inf, np.inf) for w, h in self.sizes])[:, None]
-        xy = fusion.keypoints[..., :2]
-        inside = np.where(np.isfinite(limits), np.clip(xy, 0, limits), xy)
-        return replace(fusion, keypoints=np.concatenate([inside, fusion.keypoints[..., 2:]], axis=2))
+def fuse_predictions(
+    config: Config, predictions: Predictions, members: Sequence[int], weights: FloatArray | None
+) -> Fusion:
+    """One answer an image of some members, kept inside its frame: filling and smoothing may lead out of it."""
+    section = config.predict
+    keypoints, scores = predictions.keypoints[list(members)], predictions.scores[list(members)]
+    fusion = fuse_clips(
+        keypoints, scores, *predictions.places,
+        thresholds=(section.score_threshold, section.fallback_threshold), method=section.fusion, weights=weights,
+        reject_sigmas=section.reject_sigmas, missing=section.missing, smooth_frames=section.smooth_frames,
+        mean_pose=np.zeros((keypoints.shape[2], 2)),
+    )  # fmt: skip
+    limits = np.array([(w - 1, h - 1) if w and h else (np.inf, np.inf) for w, h in predictions.sizes])[:, None]
+    xy = fusion.keypoints[..., :2]
+    inside = np.where(np.isfinite(limits), np.clip(xy, 0, limits), xy)
+    return replace(fusion, keypoints=np.concatenate([inside, fusion.keypoints[..., 2:]], axis=2))
 
 
 def given_weights(config: Config, members: Sequence[str], skeleton: Skeleton) -> FloatArray | None:
@@ -105,8 +88,8 @@ def weights_of(config: Config, members: Sequence[str], skeleton: Skeleton) -> tu
         return given_weights(config, members, skeleton), {
             "chosen": "given" if isinstance(config.predict.weights, dict) else "equal"
         }
-    known = Predictions(config, skeleton, "val_predictions.parquet")
-    if known.members != list(members):
+    known = read_run_predictions(config, skeleton, "val_predictions.parquet")
+    if known.members != tuple(members):
         raise RunStateError("predict.weights: the validation scenes were predicted by other members: run predict again")
     truth_of = store_truth(config, "val", skeleton)
     if not truth_of.keys() >= set(known.images):
@@ -114,7 +97,7 @@ def weights_of(config: Config, members: Sequence[str], skeleton: Skeleton) -> tu
     section = config.predict
     fitted = fit_weights(
         known.keypoints, select_detections(known.scores, (section.score_threshold, section.fallback_threshold))[0],
-        np.stack([truth_of[image] for image in known.images]), known.scenes,
+        np.stack([truth_of[image] for image in known.images]), known.places[0],
         method=section.fusion, person_scores=known.scores, reject_sigmas=section.reject_sigmas,
     )  # fmt: skip
     by_member = {
@@ -150,14 +133,14 @@ def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
     """
     form = form_of(config)
     skeleton = skeleton_of_run(config, form)
-    predictions = Predictions(config, skeleton)
+    predictions = read_run_predictions(config, skeleton)
     if not (predictions.scores > 0).any():
         raise RunStateError("nobody was found in any image: train longer or lower predict.fallback_threshold")
     weights, told = weights_of(config, predictions.members, skeleton)
-    fusion = predictions.fuse(config, range(len(predictions.members)), weights)
+    fusion = fuse_predictions(config, predictions, range(len(predictions.members)), weights)
     columns = form.columns if form else ("image", *skeleton.columns)
     if form is None or config.predict.images is not None:
-        form = SubmissionForm(tuple(predictions.images), columns)
+        form = SubmissionForm(predictions.images, columns)
     target, stale = config.path("submission.csv"), config.path("evaluation.json")
     before = read_bytes(target) if exists(target) else b""
     sizes = dict(zip(predictions.images, predictions.sizes, strict=True))
@@ -172,15 +155,15 @@ def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
         for image, why in zip(predictions.images, predictions.reasons, strict=True)
         if why
     ]
-    summary = {"images": len(predictions.images), "members": predictions.members}
-    found = is_found(predictions.scores, config)
+    summary = {"images": len(predictions.images), "members": list(predictions.members)}
+    found, people = is_found(predictions.scores, config), asdict(predictions.person_choices)
     by_member = {
         name: {"found": int(found[i].sum()), "rejected_points": fusion.rejected[i]}
         for i, name in enumerate(predictions.members)
     }
     fallbacks = Counter(re.sub(r"^frame \d+$", "near frame", row["how"]) for row in filled)
     details = {
-        **summary, "by_member": by_member, "people": predictions.people, "weights": told, "fallbacks": dict(fallbacks),
+        **summary, "by_member": by_member, "people": people, "weights": told, "fallbacks": dict(fallbacks),
         "filled": filled, "unusable": unusable,
     }  # fmt: skip
     path = config.path("predict.json")
@@ -190,5 +173,5 @@ def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
     write_bytes(path, (json.dumps(details, indent=1, ensure_ascii=False) + "\n").encode())
     return {
         **summary, "fallbacks": dict(fallbacks), "filled": len(filled), "unusable": len(unusable),
-        "people": predictions.people, "weights": told["chosen"], "submission": target,
+        "people": people, "weights": told["chosen"], "submission": target,
     }  # fmt: skip

@@ -1,6 +1,5 @@
 """What members said, in parts and merged: `predictions.parquet`."""
 
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,32 +12,8 @@ from kp_ray.ensemble.people import choose_people
 from kp_ray.errors import RunStateError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 from kp_ray.prediction.images import ImageRef
-from kp_ray.storage import exists, file_sizes, join, read_parquet, write_parquet
-
-NOTE_KEY = b"kp_ray"
-
-
-def prediction_schema(num_keypoints: int) -> pa.Schema:
-    """The columns of `predictions.parquet`: one row an image and member.
-
-    `score`, `bbox_xyxy` and `keypoints` (x, y, score) are those of the person chosen of `num_people`, 0 and NaN if
-    there is none above the fallback threshold; `found` says whether the score reaches `score_threshold`; `reason` why
-    an image could not be used.
-    """
-    return pa.schema(
-        [
-            ("image", pa.string()),
-            ("member", pa.string()),
-            ("found", pa.bool_()),
-            ("score", pa.float64()),
-            ("num_people", pa.int32()),
-            ("bbox_xyxy", pa.list_(pa.float64(), 4)),
-            ("keypoints", pa.list_(pa.float64(), 3 * num_keypoints)),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("reason", pa.string()),
-        ]
-    )
+from kp_ray.prediction.predictions import PersonChoices, prediction_schema, write_predictions
+from kp_ray.storage import exists, file_sizes, join, read_parquet
 
 
 def part_schema(num_keypoints: int) -> pa.Schema:
@@ -93,10 +68,8 @@ def merge_parts(
     picked = table.take(order).drop_columns(["version"])
     picked = picked.append_column("found", pa.array(is_found(scores[order], config)))
     picked = picked.append_column("num_people", pa.array(counts))
-    schema = prediction_schema(len(skeleton))
-    people_note = {"rule": section.person, "several": several, "other_than_best_score": changed}
-    note = json.dumps({"people": people_note, "keypoints": skeleton.names})
-    write_parquet(target, picked.select(schema.names).cast(schema).replace_schema_metadata({NOTE_KEY: note}))
+    choices = PersonChoices(section.person, several, changed)
+    write_predictions(target, picked, skeleton.names, choices)
 
 
 def _rows_asked(folder: str, asked: Sequence[ImageRef]) -> pa.Table:

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -27,9 +25,8 @@ from kp_ray.data.load import load_annotations
 from kp_ray.data.submission import read_form, read_submission
 from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24
-from kp_ray.prediction.fuse import Predictions
 from kp_ray.prediction.images import list_image_refs
-from kp_ray.prediction.parts import prediction_schema
+from kp_ray.prediction.predictions import read_predictions
 from kp_ray.store.manifest import (
     SCHEMA_VERSION,
     Manifest,
@@ -39,6 +36,7 @@ from kp_ray.store.manifest import (
     read_manifest,
     write_manifest,
 )
+from tests.helpers.predictions import write_prediction_arrays
 
 TOKENS = [
     *(b"", b",", b"\n", b"\r", b"\r\n", b'"', b"'", b"\t", b"\0", b"\xff", b"\xef\xbb\xbf"),
@@ -138,7 +136,7 @@ def sound_submission(path: str) -> None:
 
 
 def sound_predictions(path: str) -> None:
-    predictions = Predictions(build_config({"run_dir": str(Path(path).parent)}), DACON24)
+    predictions = read_predictions(path)
     assert predictions.keypoints.shape == (2, 3, 24, 3)
     assert len(predictions.sizes) == len(predictions.reasons) == 3
 
@@ -164,15 +162,11 @@ def manifest_json(folder: Path) -> bytes:
     return (folder / "store" / "manifest.json").read_bytes()
 
 
-def predictions_parquet() -> bytes:
-    row = {"found": True, "score": 0.9, "num_people": 1, "bbox_xyxy": [1.0, 2.0, 30.0, 40.0], "keypoints": [5.0] * 72,
-           "width": 64, "height": 64, "reason": ""}  # fmt: skip
-    rows = [{**row, "image": f"s{i}_A-{i}.jpg", "member": member} for i in range(3) for member in "ab"]
-    note = json.dumps({"people": {"rule": "score"}, "keypoints": DACON24.names})
-    table = pa.Table.from_pylist(rows, schema=prediction_schema(24)).replace_schema_metadata({"kp_ray": note})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, write_page_checksum=True)
-    return sink.getvalue().to_pybytes()
+def predictions_parquet(folder: Path) -> bytes:
+    path = folder / "whole.parquet"
+    images = [f"s{i}_A-{i}.jpg" for i in range(3)]
+    write_prediction_arrays(str(path), ["a", "b"], images, np.full((2, 3, 24, 3), 5.0), DACON24.names)
+    return path.read_bytes()
 
 
 def whole(kind: str, folder: Path) -> bytes:
@@ -189,7 +183,7 @@ def whole(kind: str, folder: Path) -> bytes:
         return Config().to_yaml().encode()
     if kind == "manifest.json":
         return manifest_json(folder)
-    return predictions_parquet()
+    return predictions_parquet(folder)
 
 
 SOUND: dict[str, Callable[[str], None]] = {

@@ -163,15 +163,15 @@ def test_predicting_again_asks_only_about_what_is_missing_or_changed_and_lists_w
 DRIVER = """
 import os, sys
 import ray
-from kp_ray.config import load
-from kp_ray.predict import predict
+from kp_ray.config.load import load_config
+from kp_ray.prediction.run import predict
 
 def progress(done, total):
     if done >= 3:
         os.kill(os.getpid(), 9)
 
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
-predict(load(sys.argv[2]), progress)
+predict(load_config(sys.argv[2]), progress)
 """
 
 
@@ -205,8 +205,8 @@ NODES = """
 import sys
 import ray
 from ray.cluster_utils import Cluster
-from kp_ray.config import load
-from kp_ray.predict import predict
+from kp_ray.config.load import load_config
+from kp_ray.prediction.run import predict
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 second = cluster.add_node(num_cpus=1)
@@ -218,7 +218,7 @@ def progress(done, total):
         cluster.remove_node(second, allow_graceful=False)
         second = None
 
-result = predict(load(sys.argv[1]), progress)
+result = predict(load_config(sys.argv[1]), progress)
 print("lost a node:", second is None, "images:", result["images"])
 ray.shutdown()
 cluster.shutdown()
@@ -521,7 +521,7 @@ def test_views_join_the_same_person_and_keep_others_apart() -> None:
 def test_what_is_missing_is_one_line(tiny: Config) -> None:
     with pytest.raises(KpRayError, match="member a is not trained; run train first"):
         predict(tiny)
-    with pytest.raises(KpRayError, match="there are no predictions; run predict first"):
+    with pytest.raises(KpRayError, match="there are no predictions: run predict first"):
         evaluate(tiny)
 
 
@@ -529,8 +529,8 @@ PLACES = """
 import sys
 import ray
 from ray.util.state import list_actors
-from kp_ray.config import load
-from kp_ray.predict import predict
+from kp_ray.config.load import load_config
+from kp_ray.prediction.run import predict
 
 ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=True, logging_level="ERROR", log_to_driver=False)
 seen = []
@@ -540,7 +540,7 @@ def look(done, total):
     alive = [one for one in list_actors(address=address, detail=True) if one.state == "ALIVE"]
     seen.append(sorted(one.required_resources["GPU"] for one in alive if "GPU" in one.required_resources))
 
-print(predict(load(sys.argv[1]), look)["images"], max(seen, key=len))
+print(predict(load_config(sys.argv[1]), look)["images"], max(seen, key=len))
 """
 
 
