@@ -2,13 +2,53 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
+from kp_ray.config.schema import Config, SkeletonConfig
 from kp_ray.data.annotations import Annotations, parse_name
 from kp_ray.data.coco_format import read_coco
 from kp_ray.data.corrections import apply_corrections
 from kp_ray.data.csv_format import read_csv
-from kp_ray.errors import DataError
+from kp_ray.errors import DataError, StorageError, one_line
 from kp_ray.keypoints import skeleton_for
+from kp_ray.storage import filesystem
+
+FileVersion = tuple[int | None, int | None]
+"""Size in bytes and modification time in ns of a file; None where the storage knows none."""
+
+
+def load_labels(config: Config) -> Annotations:
+    """Read the labels that a config names: annotations, corrections, skeleton.
+
+    The last result is kept and returned again while settings and files stay the same (by size and modification time),
+    so that the stages of one run read a large file once. It is shared: its arrays are read-only.
+
+    Raises:
+        ConfigError: data.annotations is not set.
+        DataError, StorageError: as `load_annotations`.
+    """
+    path, corrections = config.input("annotations"), config.data.corrections
+    versions = tuple(_file_version(name) for name in (path, corrections) if name)
+    return _load_labels(path, corrections, config.skeleton, versions)
+
+
+@lru_cache(maxsize=1)
+def _load_labels(
+    path: str, corrections: str | None, skeleton: SkeletonConfig, versions: tuple[FileVersion, ...]
+) -> Annotations:
+    """Read labels; `versions` is only part of the cache's key."""
+    labels = load_annotations(path, corrections=corrections, flip_pairs=skeleton.flip_pairs, sigmas=skeleton.sigmas)
+    labels.keypoints.setflags(write=False)
+    return labels
+
+
+def _file_version(path: str) -> FileVersion:
+    fs, inner = filesystem(path)
+    try:
+        info = fs.get_file_info(inner)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be reached: {one_line(error)}") from error
+    return info.size, info.mtime_ns
 
 
 def load_annotations(

@@ -13,7 +13,7 @@ from kp_ray.augmentation.recipes import Recipe, resolve_recipes
 from kp_ray.augmentation.variants import Source
 from kp_ray.config.schema import AugmentConfig, Config
 from kp_ray.data.annotations import Annotations
-from kp_ray.data.load import load_annotations
+from kp_ray.data.load import load_labels
 from kp_ray.data.split import check_lineage, split_sources, units_of
 from kp_ray.errors import StoreError
 from kp_ray.storage import file_sizes
@@ -62,12 +62,7 @@ def plan(config: Config) -> Plan:
     Raises:
         StoreError: labels, images, split or recipes do not do.
     """
-    annotations = load_annotations(
-        config.input("annotations"),
-        corrections=config.data.corrections,
-        flip_pairs=config.skeleton.flip_pairs,
-        sigmas=config.skeleton.sigmas,
-    )
+    annotations = load_labels(config)
     seed = config.seed if config.split.seed is None else config.split.seed
     by = config.split.by
     splits = split_sources(annotations, by=by, fraction=config.split.fraction, seed=seed)

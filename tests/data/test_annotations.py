@@ -15,10 +15,11 @@ from PIL import Image
 from kp_ray.checks.findings import Finding, findings_table
 from kp_ray.checks.images import check_images
 from kp_ray.checks.labels import check_labels
+from kp_ray.config.load import build_config
 from kp_ray.data.annotations import Annotations, parse_name
 from kp_ray.data.coco_format import to_coco
 from kp_ray.data.csv_format import to_csv
-from kp_ray.data.load import load_annotations
+from kp_ray.data.load import load_annotations, load_labels
 from kp_ray.data.yolo_format import write_yolo
 from kp_ray.errors import KpRayError
 from kp_ray.images import list_images
@@ -502,3 +503,18 @@ def test_yolo_has_a_line_a_person_and_every_point_as_a_share_of_the_picture(tmp_
     assert numbers[:11] == [0, 0.375, 0.5, 0.25, 0.5, 0.25, 0.25, 2, 0.5, 0.75, 2]
     assert set(numbers[11:]) == {0}
     assert (tmp_path / "labels" / "b.txt").read_text() == ""
+
+
+def test_labels_are_read_again_only_if_a_file_or_the_skeleton_changed(write):
+    path, fixes = write(f"{HEADER}\na.jpg,{CELLS}\n"), write("image,action,keypoint,x,y\n", "fixes.csv")
+    config = build_config({"data": {"annotations": path, "corrections": fixes}})
+    labels = load_labels(config)
+    assert load_labels(config) is labels
+    with pytest.raises(ValueError, match="read-only"):
+        labels.keypoints[0, 0, 0] = 1
+    write("image,action,keypoint,x,y\na.jpg,point,nose,7,8\n", "fixes.csv")
+    np.testing.assert_array_equal(load_labels(config).keypoints[0, 0], [7, 8, 2])
+    write(f"{HEADER}\nb.jpg,{CELLS}\na.jpg,{CELLS}\n")
+    assert load_labels(config).images == ("b.jpg", "a.jpg")
+    other = build_config({"data": {"annotations": path}, "skeleton": {"sigmas": [0.5] * K}})
+    assert load_labels(other).skeleton.sigmas == (0.5,) * K
