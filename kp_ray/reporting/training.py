@@ -1,7 +1,7 @@
 """The report's sections on training, tuning and speed."""
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from kp_ray.reporting.formatting import (
     read_optional_json,
     without_secrets,
 )
-from kp_ray.storage import exists, join, list_folders, read_bytes, read_text
+from kp_ray.storage import exists, list_folders, read_bytes, read_text
+from kp_ray.training.logs import LogEntry, read_training_log
 from kp_ray.visualization.plots import plot_curves
 
 _CURVE_POINTS = 1000
@@ -27,7 +28,7 @@ def training_section(config: Config) -> dict[str, Any] | None:
     """Curves of every member, over each other, from Detectron2's metrics.json."""
     ours = [member.name for member in config.train.members]
     folders = sorted(list_folders(config.path("members")), key=lambda name: (name not in ours, name))
-    logs = {name: log for name in folders if (log := _read_log(config.member_dir(name)))}
+    logs = {name: log for name in folders if (log := read_training_log(config.member_dir(name)))}
     if not logs:
         return None
     wanted = (
@@ -44,27 +45,15 @@ def training_section(config: Config) -> dict[str, Any] | None:
             figures.append(figure(svg, f"{title} over the iterations, by member"))
     members = []
     for name, log in logs.items():
-        losses = [loss for row in log.values() if (loss := dig(row, "total_loss", nan=True)) is not None]
-        scores = [(rmse, at + 1) for at, row in log.items() if (rmse := dig(row, "val/rmse")) is not None]
-        best, at = min(scores, default=(None, None))
-        members.append((name, max(log) + 1, losses[-1] if losses else None, best, at))
+        losses = [entry.values["total_loss"] for entry in log if "total_loss" in entry.values]
+        evaluated = [(entry.evaluation.get("rmse", math.nan), entry.iteration + 1) for entry in log]
+        best, at = min((pair for pair in evaluated if math.isfinite(pair[0])), default=(None, None))
+        members.append((name, log[-1].iteration + 1, losses[-1] if losses else None, best, at))
     return {"figures": figures, "members": members}
 
 
-def _read_log(folder: str) -> dict[int, dict[str, Any]]:
-    """Iteration -> its metrics. A resumed run repeats iterations, the later count; a killed one cuts its last line."""
-    log: dict[int, dict[str, Any]] = {}
-    for line in (read_text(join(folder, "metrics.json")) or "").splitlines():
-        try:
-            row = json.loads(line)
-            log[int(row["iteration"])] = {**log.get(int(row["iteration"]), {}), **row}
-        except (ValueError, KeyError, TypeError):
-            continue
-    return dict(sorted(log.items()))
-
-
-def _curve(log: Mapping[int, Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    points = [(iteration, value) for iteration, row in log.items() if (value := dig(row, key, nan=True)) is not None]
+def _curve(log: Sequence[LogEntry], key: str) -> tuple[list[float], list[float]]:
+    points = [(entry.iteration, entry.values[key]) for entry in log if key in entry.values]
     points = points[:: -(-len(points) // _CURVE_POINTS)] + points[-1:] if len(points) > _CURVE_POINTS else points
     return [float(x) for x, _ in points], [y for _, y in points]
 
@@ -110,13 +99,12 @@ def speeds_section(config: Config) -> list[tuple[str, str]]:
         )
         told.append(("augment", text))
     for name in list_folders(config.path("members")):
-        log = _read_log(config.member_dir(name))
-        pace = [value for row in log.values() if (value := dig(row, "time")) is not None]
+        log = read_training_log(config.member_dir(name))
+        pace = [entry.values["time"] for entry in log if math.isfinite(entry.values.get("time", math.nan))]
         if pace:
             middle = float(np.median(pace))
-            told.append(
-                (f"train {name}", f"{format_number(middle)} s an iteration, {format_number(middle * (max(log) + 1))} s")
-            )
+            total = middle * (log[-1].iteration + 1)
+            told.append((f"train {name}", f"{format_number(middle)} s an iteration, {format_number(total)} s"))
     _, rows = read_csv_table(config.path("tune", "trials.csv")) or ([], [])
     spent = [value for row in rows if (value := parse_float(row.get("seconds"))) is not None]
     steps = sum(parse_float(row.get("trained")) or 0 for row in rows)

@@ -1,107 +1,86 @@
-"""The log of a member: metrics.json, TensorBoard, MLflow."""
+"""A member's log, `metrics.json`: its entries and its only reader. Imports no torch, so that the report can use it."""
 
-import contextlib
 import json
-import logging
-import os
-import tempfile
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+from kp_ray.errors import StorageError
+from kp_ray.storage import join, read_text
 
-from kp_ray.errors import one_line
-from kp_ray.storage import exists, join, read_bytes, write_bytes
-
-
-class _MlflowWriter(EventWriter):
-    """Logs to a run of an MLflow tracking server; a member's folder remembers which."""
-
-    def __init__(self, uri: str, folder: str) -> None:
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-
-        # By default each call to a server that is gone takes minutes, and all workers wait.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        self.client = MlflowClient(f"sqlite:///{folder}/mlflow.db" if uri == "local" else uri)
-        noted = join(folder, "mlflow_run.txt")
-        if not exists(noted):
-            with contextlib.suppress(MlflowException):  # it is there, perhaps since a moment ago
-                self.client.create_experiment("kp_ray")
-            experiment = self.client.get_experiment_by_name("kp_ray")
-            run = self.client.create_run(experiment.experiment_id, run_name=folder.rstrip("/").rpartition("/")[2])
-            write_bytes(noted, run.info.run_id.encode())
-        self.run = read_bytes(noted).decode()
-
-    def write(self) -> None:
-        from mlflow.entities import Metric
-
-        storage, now = get_event_storage(), int(time.time() * 1000)
-        latest = storage.latest().items()
-        metrics = [Metric(name, value, now, step) for name, (value, step) in latest if step == storage.iter]
-        with _not_ending_training():
-            self.client.log_batch(self.run, metrics)
-
-    def close(self) -> None:
-        with _not_ending_training():
-            self.client.set_terminated(self.run)
+LOG_NAME = "metrics.json"
+"""Name of the log in a member's or trial's folder; `log_writers.py` writes it."""
+EVALUATION_PREFIX = "val/"
+"""Prefix of the values that come from an evaluation on the validation rows."""
 
 
-@contextlib.contextmanager
-def _not_ending_training() -> Iterator[None]:
-    """A tracking server that does not answer is no reason to stop."""
-    from mlflow.exceptions import MlflowException
+@dataclass(frozen=True)
+class LogEntry:
+    """The logged values of one iteration.
 
+    Attributes:
+        iteration: counted from 0.
+        values: numbers by name, possibly NaN: `total_loss`, the single losses, `lr`, `time` and `data_time` (seconds
+            per iteration), `workers`, and `val/<metric>` where the iteration ended with an evaluation.
+    """
+
+    iteration: int
+    values: Mapping[str, float]
+
+    @property
+    def evaluation(self) -> dict[str, float]:
+        """The metrics of the evaluation after this iteration; empty if there was none."""
+        prefix = EVALUATION_PREFIX
+        return {name.removeprefix(prefix): value for name, value in self.values.items() if name.startswith(prefix)}
+
+    def to_line(self) -> str:
+        """Encode the entry as Detectron2's `JSONWriter` does."""
+        return json.dumps({"iteration": self.iteration, **self.values}, sort_keys=True) + "\n"
+
+
+def read_training_log(folder: str, fix: str | None = None) -> list[LogEntry]:
+    """Read the log of a member or trial, one entry per iteration, in order; empty if there is none.
+
+    If several lines are of one iteration, as after a resume, their values are merged; a later line overrides.
+
+    Args:
+        folder: of the member or trial, local or a URL.
+        fix: what to do about a damaged log; None skips damaged lines.
+
+    Raises:
+        StorageError: a line is damaged and `fix` is given.
+    """
+    path = join(folder, LOG_NAME)
+    entries: dict[int, LogEntry] = {}
+    for line in _read_lines(path):
+        entry = _parse_line(line)
+        if entry is not None:
+            earlier = entries.get(entry.iteration, entry)
+            entries[entry.iteration] = LogEntry(entry.iteration, {**earlier.values, **entry.values})
+        elif fix is not None:
+            raise StorageError(f"{path}: damaged (a line is no JSON object with an iteration: {line[:80]!r}): {fix}")
+    return [entries[iteration] for iteration in sorted(entries)]
+
+
+def read_latest_entry(folder: str) -> LogEntry | None:
+    """Read the last entry of a log without parsing the others; None if there is none."""
+    lines = reversed(_read_lines(join(folder, LOG_NAME)))
+    return next((entry for line in lines if (entry := _parse_line(line)) is not None), None)
+
+
+def _read_lines(path: str) -> list[str]:
+    return (read_text(path) or "").splitlines()
+
+
+def _parse_line(line: str) -> LogEntry | None:
+    """Return the entry of a line; None if the line is damaged."""
     try:
-        yield
-    except MlflowException as error:
-        logging.getLogger(__name__).warning("train.mlflow: %s", one_line(error)[:200])
+        record: dict[str, Any] = json.loads(line)
+        iteration = int(record.pop("iteration"))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return LogEntry(iteration, {name: value for name, value in record.items() if _is_number(value)})
 
 
-class TrainingLog:
-    """`metrics.json` and `tensorboard/` of a member, written by Detectron2's writers and copied to its folder."""
-
-    def __init__(self, folder: str, start: int, *, rank: int, num_workers: int, mlflow: str | None) -> None:
-        self.folder, self.start, self.active, self.workers = folder, start, rank == 0, num_workers
-        self.mlflow = mlflow
-
-    def __enter__(self) -> "TrainingLog":
-        if self.active:
-            self.work = tempfile.TemporaryDirectory()
-            local, earlier = Path(self.work.name, "metrics.json"), join(self.folder, "metrics.json")
-            if self.start and exists(earlier):  # what a lost worker logged after its last checkpoint comes again
-                kept = []
-                for line in map(json.loads, read_bytes(earlier).splitlines()):
-                    done = int((line["iteration"] + 1) * line["workers"])  # as iterations of one worker
-                    if done <= self.start * self.workers:
-                        line |= {"iteration": max(0, done // self.workers - 1), "workers": self.workers}
-                        kept.append(f"{json.dumps(line)}\n")
-                local.write_text("".join(kept))
-            # Windows of 1: a window of the last values would be lost with the worker.
-            board = TensorboardXWriter(f"{self.work.name}/tensorboard", window_size=1, purge_step=self.start)
-            self.writers: list[EventWriter] = [JSONWriter(str(local), window_size=1), board]
-            if self.mlflow:
-                with _not_ending_training():
-                    self.writers.append(_MlflowWriter(self.mlflow, self.folder))
-        return self
-
-    def write(self) -> None:
-        """Write the latest iteration."""
-        if self.active:
-            for writer in self.writers:
-                writer.write()
-            self._copy()
-
-    def _copy(self) -> None:
-        for path in Path(self.work.name).rglob("*"):
-            if path.is_file():
-                write_bytes(join(self.folder, path.relative_to(self.work.name).as_posix()), path.read_bytes())
-
-    def __exit__(self, *exception: object) -> None:
-        if self.active:
-            with self.work:
-                for writer in self.writers:
-                    writer.close()
-                self._copy()
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -37,7 +37,7 @@ from kp_ray.store.manifest import read_manifest
 from kp_ray.store.read import iter_rows
 from kp_ray.training.checkpoint import SCORE, WORST, reported_checkpoints
 from kp_ray.training.dataloader import iter_batches
-from kp_ray.training.logs import TrainingLog
+from kp_ray.training.log_writers import TrainingLog
 from kp_ray.training.optimizer import build_optimizer, update_ema
 
 LOSSES = ("loss_box_reg", "loss_cls", "loss_keypoint", "loss_rpn_cls", "loss_rpn_loc")

@@ -20,10 +20,11 @@ from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config, MemberConfig, WorkerRange, order_of
 from kp_ray.errors import DivergedError, KpRayError, RunStateError, StoppedError
 from kp_ray.models.presets import build_cfg
-from kp_ray.storage import exists, filesystem, join, read_bytes, read_json, write_bytes, writer_lock
+from kp_ray.storage import exists, filesystem, join, read_json, write_bytes, writer_lock
 from kp_ray.store.manifest import read_manifest, store_digest
 from kp_ray.training.checkpoint import SCORE
 from kp_ray.training.dataloader import usable_rows
+from kp_ray.training.logs import read_latest_entry
 from kp_ray.training.loop import train_loop_per_worker
 
 
@@ -157,13 +158,10 @@ def _check_same_settings(config: Config, member: MemberConfig) -> None:
 
 
 def _tell_progress(config: Config, member: MemberConfig, progress: Callable[[str, int, int, float], None]) -> None:
-    path = join(config.member_dir(member.name), "metrics.json")
-    if exists(path):
-        lines = read_bytes(path).splitlines()
-        if lines:
-            latest = json.loads(lines[-1])
-            total = round(config.train.max_iter / latest["workers"])
-            progress(member.name, latest["iteration"] + 1, total, latest.get("total_loss", float("nan")))
+    latest = read_latest_entry(config.member_dir(member.name))
+    if latest is not None:
+        total = round(config.train.max_iter / latest.values["workers"])
+        progress(member.name, latest.iteration + 1, total, latest.values.get("total_loss", float("nan")))
 
 
 def _fit_member(values: Mapping[str, Any], name: str, use_gpu: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 from kp_ray.config.schema import Config
 from kp_ray.tuning.space import applied_cfg, apply_params, point_of, recipe_sets
-from kp_ray.tuning.trial import evaluations_of, read_end, read_log, read_metrics, trial_dir, trial_name, worst_value
+from kp_ray.tuning.trial import evaluations_of, read_end, read_log, read_trial_log, trial_dir, trial_name, worst_value
 
 REDUCTION = 2
 """Of the trials that get to one of ASHA's rungs, about one in so many goes on."""
@@ -67,6 +67,6 @@ def read_reports(config: Config) -> dict[str, list[dict[str, Any]]]:
     for number in range(config.tune.num_trials):
         home = trial_dir(config, number)
         if trial_name(number) not in told and read_end(home).get("lasting"):
-            known = [one for one in evaluations_of(read_metrics(home)) if math.isfinite(one.get(metric, math.nan))]
+            known = [one for one in evaluations_of(read_trial_log(home)) if math.isfinite(one.get(metric, math.nan))]
             told[trial_name(number)] = [{"iteration": one["iteration"], metric: one[metric]} for one in known]
     return told

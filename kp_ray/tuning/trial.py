@@ -13,6 +13,7 @@ from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config, TuneConfig
 from kp_ray.errors import DivergedError, KpRayError, one_line
 from kp_ray.storage import exists, filesystem, join, read_json, read_json_lines, require_keys, write_bytes
+from kp_ray.training.logs import LogEntry, read_training_log
 from kp_ray.training.run import fit_member
 from kp_ray.tuning.space import APPLIED, applied, apply_params, recipe_sets
 
@@ -70,7 +71,7 @@ class Trial(ray.tune.Trainable):
     def step(self) -> dict[str, Any]:
         while True:
             ended = self.training is None or bool(ray.wait([self.training], timeout=POLL_S)[0])
-            for one in evaluations_of(read_metrics(self.home)):
+            for one in evaluations_of(read_trial_log(self.home)):
                 known = math.isfinite(one.get(self.base.tune.metric, math.nan))
                 if self.told < one["iteration"] and known and (ended or one["iteration"] < self.total):
                     self.told = one["iteration"]
@@ -142,15 +143,15 @@ def read_log(config: Config) -> list[dict[str, Any]]:
     return read_json_lines(config.path("tune", "log.jsonl"), keys, "delete this file and run the same command")
 
 
-def read_metrics(home: str) -> list[dict[str, Any]]:
-    return read_json_lines(join(home, "metrics.json"), ("iteration",), _anew(home))
+def read_trial_log(home: str) -> list[LogEntry]:
+    """Read the training log of a trial.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    return read_training_log(home, fix=_anew(home))
 
 
-def evaluations_of(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def evaluations_of(log: Sequence[LogEntry]) -> list[dict[str, Any]]:
     """What a trial's own log says of its evaluations: `iteration` (counted from 1) and each metric, in order."""
-    rows = []
-    for line in log:
-        found = {key.removeprefix("val/"): value for key, value in line.items() if key.startswith("val/")}
-        if found:
-            rows.append({"iteration": line["iteration"] + 1, **found})
-    return rows
+    return [{"iteration": entry.iteration + 1, **entry.evaluation} for entry in log if entry.evaluation]

@@ -10,7 +10,7 @@ import pyarrow as pa
 from kp_ray.config.schema import Config, TuneConfig
 from kp_ray.storage import exists, file_sizes, join, write_bytes, write_parquet
 from kp_ray.tuning.space import APPLIED, METRICS
-from kp_ray.tuning.trial import evaluations_of, read_end, read_facts, read_log, read_metrics
+from kp_ray.tuning.trial import evaluations_of, read_end, read_facts, read_log, read_trial_log
 
 
 def read_trials(config: Config, live: Sequence[str] | set[str] = ()) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def read_trials(config: Config, live: Sequence[str] | set[str] = ()) -> list[dic
         facts = read_facts(home)
         if not facts:
             continue
-        log, failed = read_metrics(home), read_end(home).get("reason", "")
+        log, failed = read_trial_log(home), read_end(home).get("reason", "")
         evaluations = evaluations_of(log)
         done = evaluations[-1]["iteration"] if evaluations else 0
         status = "failed" if failed else "finished" if done == facts["max_iter"] else "stopped"
@@ -47,7 +47,7 @@ def read_trials(config: Config, live: Sequence[str] | set[str] = ()) -> list[dic
                     "trial": name,
                     "status": status,
                     "iterations": done,
-                    "trained": log[-1]["iteration"] + 1 if log else 0,
+                    "trained": log[-1].iteration + 1 if log else 0,
                     "max_iter": facts["max_iter"],
                     config.tune.metric: last.get(config.tune.metric),
                     **{key: facts[key] for key in APPLIED},
