@@ -60,7 +60,7 @@ def predict(run_dir: Path, folder: Path, num_images: int) -> tuple[Config, Answe
     subprocess.run(kp_ray_command("predict", run_dir / "config.yaml", *sets), check=True, stdout=subprocess.DEVNULL)
     config = load_config(str(run_dir / "config.yaml"), sets)
     test, val = (Answers(config.path(f"{name}predictions.parquet")) for name in ("", "val_"))
-    truth = load_annotations(config.input("truth"))
+    truth = load_annotations(config.require_input("truth"))
     rows = [truth.images.index(image) for image in test.images]
     return config, test, val, truth.keypoints[rows]
 

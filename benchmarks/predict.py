@@ -127,7 +127,7 @@ def main() -> None:
     pairs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        few = copy_images(Path(config.input("test_images")), folder / "few", options.images)
+        few = copy_images(Path(config.require_input("test_images")), folder / "few", options.images)
         for _ in range(options.repeats):
             first = published(few, members)
             pairs.append({"published": first, "pool": pool(config, folder, few)})

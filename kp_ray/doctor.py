@@ -23,7 +23,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kp_ray.config.schema import Config
-from kp_ray.data.submission import read_form
+from kp_ray.data.submission import read_sample_submission
 from kp_ray.errors import KpRayError, one_line
 from kp_ray.storage import exists, filesystem, join, read_bytes, write_bytes
 from kp_ray.store.estimate import forecast_augment, format_size
@@ -147,7 +147,7 @@ def _forecast_predict(config: Config) -> dict[str, Any]:
     from kp_ray.prediction.images import list_image_refs
 
     form = config.data.sample_submission
-    images = list_image_refs(config, read_form(form) if form else None)
+    images = list_image_refs(config, read_sample_submission(form) if form else None)
     names = [member.name for member in config.train.members]
     trained = [name for name in names if exists(config.path("members", name, "model_final.pth"))]
     smallest, largest = config.predict.actors

@@ -85,6 +85,6 @@ def check_inputs(config: Config, required: Sequence[str] = (), optional: Sequenc
         ConfigError: a required key is null, or a path does not exist.
     """
     for key in (*required, *optional):
-        path = config.input(key) if key in required else getattr(config.data, key)
+        path = config.require_input(key) if key in required else getattr(config.data, key)
         if path is not None and not exists(path):
             raise ConfigError(f"data.{key}: {path}: there is no such file or folder")

@@ -237,7 +237,7 @@ def _load(path: str | None, overrides: list[str] | None, needs: Sequence[str] = 
         raise ConfigError("name the configuration file, e.g. kp-ray VERB config.yaml")
     config = load_config(path, overrides or ())
     for key in (*needs, *uses):
-        given = config.input(key) if key in needs else getattr(config.data, key)
+        given = config.require_input(key) if key in needs else getattr(config.data, key)
         if given is not None and not exists(given):
             raise ConfigError(f"data.{key}: {given}: there is no such file or folder")
     return config
@@ -311,7 +311,7 @@ def _check(config: Config) -> dict[str, Any]:
     from kp_ray.data.load import load_annotations
 
     annotations = load_annotations(
-        config.input("annotations"),
+        config.require_input("annotations"),
         corrections=config.data.corrections,
         flip_pairs=config.skeleton.flip_pairs,
         sigmas=config.skeleton.sigmas,
@@ -681,7 +681,7 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
     uses = ["corrections", "sample_submission", "truth", "test_images"]
     loaded = _load(config, sets, needs=["annotations", "images"], uses=uses)
     if loaded.predict.images is None:
-        loaded.input("test_images")
+        loaded.require_input("test_images")
     planned = plan(loaded)
     from kp_ray.prediction.evaluate import evaluate as run_evaluate
     from kp_ray.reporting.page import write_report

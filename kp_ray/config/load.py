@@ -7,7 +7,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from kp_ray.config.presets import PRESETS
+from kp_ray.config.presets import CONFIG_PRESETS
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, one_line
 from kp_ray.storage import SECRET, read_bytes
@@ -46,8 +46,8 @@ def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
         ConfigError: naming `name`, the first wrong key and the fix.
     """
     preset = values.get("preset")
-    if isinstance(preset, str) and preset in PRESETS:
-        values = _merge(PRESETS[preset], values)
+    if isinstance(preset, str) and preset in CONFIG_PRESETS:
+        values = _merge(CONFIG_PRESETS[preset], values)
     try:
         return Config.model_validate(dict(values))
     except ValidationError as error:

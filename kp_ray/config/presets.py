@@ -8,7 +8,7 @@ DEFAULT_RECIPES = (
     "Rescale_RandomCrop_2", "Rescale_RandomCrop_3", "Rescale_CenterCrop", "Rescale_Rotate45_RandomCrop_1",
     "Rescale_Rotate45_RandomCrop_2", "Rescale_Rotate45_RandomCrop_3", "Rescale_Rotate45_CenterCrop",
 )  # fmt: skip
-PRESETS: dict[str, dict[str, Any]] = {
+CONFIG_PRESETS: dict[str, dict[str, Any]] = {
     # The published recipe of the competition that kp_ray scales out (redleaf-kim, dacon-motion-keypoints).
     "dacon": {
         "seed": 423,

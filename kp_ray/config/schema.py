@@ -40,7 +40,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy, torch and Optuna all take."""
 
 
-def order_of(metric: Metric) -> Literal["min", "max"]:
+def metric_mode(metric: Metric) -> Literal["min", "max"]:
     """Whether a metric is made small or large."""
     return "max" if metric.startswith(("ap", "pck")) else "min"
 
@@ -232,7 +232,7 @@ class TuneConfig(_Section):
     @property
     def mode(self) -> Literal["min", "max"]:
         """Whether the metric is made small or large."""
-        return order_of(self.metric)
+        return metric_mode(self.metric)
 
     @model_validator(mode="after")
     def _ranges(self) -> "TuneConfig":
@@ -326,7 +326,7 @@ class Config(_Section):
         """Where a finished member lies."""
         return self.path("members", name)
 
-    def input(self, key: str) -> str:
+    def require_input(self, key: str) -> str:
         """The path under `data.<key>`.
 
         Raises:
@@ -337,7 +337,7 @@ class Config(_Section):
             raise ConfigError(f"data.{key} is not set: add it to the config, or --set data.{key}=PATH")
         return value
 
-    def skeleton_of(self, names: Sequence[str]) -> Skeleton:
+    def build_skeleton(self, names: Sequence[str]) -> Skeleton:
         """The skeleton of these keypoints, with the config's flip pairs and sigmas.
 
         Raises:

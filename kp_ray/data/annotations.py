@@ -66,7 +66,7 @@ def parse_name(image: str) -> tuple[str, str, int]:
     return stem(image), "", -1
 
 
-def in_order_of(labels: Annotations, skeleton: Skeleton, path: str) -> Annotations:
+def reorder_keypoints(labels: Annotations, skeleton: Skeleton, path: str) -> Annotations:
     """The labels with their keypoints in this skeleton's order.
 
     Args:
@@ -95,7 +95,7 @@ Table = tuple[list[str], list[str], FloatArray, list[str]]
 """K names, N images, (N, K, 3) keypoints, N groups ("" for none)."""
 
 
-def checked_name(image: str, where: str) -> str:
+def check_image_name(image: str, where: str) -> str:
     """An image's name as it is, if it cannot lead out of the image folder.
 
     Raises:

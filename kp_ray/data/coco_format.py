@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kp_ray.data.annotations import Annotations, Table, checked_name, parse_name
+from kp_ray.data.annotations import Annotations, Table, check_image_name, parse_name
 from kp_ray.errors import DataError, one_line
 from kp_ray.keypoints import FloatArray, visible_box
 from kp_ray.storage import read_bytes
@@ -66,7 +66,7 @@ def read_coco(path: str) -> Table:
             if person["image_id"] in people:
                 raise DataError(f"{path}: {image}: two people are annotated: one person an image is expected, drop one")
             people[person["image_id"]] = person["keypoints"]
-        images = [checked_name(str(entry["file_name"]), path) for entry in content["images"]]
+        images = [check_image_name(str(entry["file_name"]), path) for entry in content["images"]]
         groups = [str(entry.get("group", "")) for entry in content["images"]]
         empty = [0] * (3 * len(names))
         points = [_coco_points(people.get(i, empty), len(names), f"{path}: {listed[i]}") for i in listed]

@@ -4,13 +4,13 @@ import math
 from dataclasses import replace
 
 from kp_ray.data.annotations import Annotations
-from kp_ray.data.csv_format import parse_number, read_rows
+from kp_ray.data.csv_format import parse_number, read_csv_rows
 from kp_ray.errors import DataError
 
 
 def apply_corrections(labels: Annotations, path: str) -> Annotations:
     """The labels with a corrections file applied."""
-    header, rows = read_rows(path)
+    header, rows = read_csv_rows(path)
     if "action" not in header or set(header) - {"image", "action", "keypoint", "x", "y"}:
         raise DataError(f"{path}: the header is {','.join(header)[:80]}: it should be image,action,keypoint,x,y")
     row_of = {image: row for row, image in enumerate(labels.images)}

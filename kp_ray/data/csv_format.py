@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kp_ray.data.annotations import Annotations, Table, checked_name, parse_name
+from kp_ray.data.annotations import Annotations, Table, check_image_name, parse_name
 from kp_ray.errors import DataError
 from kp_ray.storage import read_bytes
 
@@ -30,7 +30,7 @@ def to_csv(annotations: Annotations) -> bytes:
     return out.getvalue().encode()
 
 
-def read_rows(path: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+def read_csv_rows(path: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """The header of a CSV and its (line number, stripped cells)."""
     # Decoded as it is read: a million rows are half a gigabyte.
     reader = csv.reader(io.TextIOWrapper(io.BytesIO(read_bytes(path)), "utf-8-sig", newline=""))
@@ -60,7 +60,7 @@ def read_rows(path: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
 
 
 def read_csv(path: str) -> Table:
-    header, rows = read_rows(path)
+    header, rows = read_csv_rows(path)
     columns = [name for name in header if name not in ("image", "group")]
     names = list(dict.fromkeys(name[:-2] for name in columns if name.endswith(("_x", "_y")) and len(name) > 2))
     if not names:
@@ -81,7 +81,7 @@ def read_csv(path: str) -> Table:
             raise DataError(
                 f"{path}: row {line}: {len(cells)} cells where the header has {len(header)}: make them equal"
             )
-        images.append(checked_name(cells[where["image"]], f"{path}: row {line}"))
+        images.append(check_image_name(cells[where["image"]], f"{path}: row {line}"))
         groups.append(cells[where["group"]] if "group" in where else "")
         values.extend(_numbers(numbers_of(cells), expected, f"{path}: row {line}"))
     keypoints = np.empty((len(images), len(names), 3))

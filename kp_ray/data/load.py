@@ -27,7 +27,7 @@ def load_labels(config: Config) -> Annotations:
         ConfigError: data.annotations is not set.
         DataError, StorageError: as `load_annotations`.
     """
-    path, corrections = config.input("annotations"), config.data.corrections
+    path, corrections = config.require_input("annotations"), config.data.corrections
     versions = tuple(_file_version(name) for name in (path, corrections) if name)
     return _load_labels(path, corrections, config.skeleton, versions)
 

@@ -32,7 +32,7 @@ def split_sources(annotations: Annotations, *, by: By, fraction: float, seed: in
     """
     if fraction <= 0:
         return ["train"] * len(annotations)
-    units = units_of(annotations, by)
+    units = split_units(annotations, by)
     sizes: dict[str, int] = {}
     for unit in units:
         sizes[unit] = sizes.get(unit, 0) + 1
@@ -50,7 +50,7 @@ def split_sources(annotations: Annotations, *, by: By, fraction: float, seed: in
     return ["val" if unit in validating else "train" for unit in units]
 
 
-def units_of(annotations: Annotations, by: By) -> list[str]:
+def split_units(annotations: Annotations, by: By) -> list[str]:
     """The unit of each of N sources: its scene, its scene and camera, or its image name."""
     if by == "scene":
         return list(annotations.scenes)
@@ -63,7 +63,7 @@ def check_lineage(units: Sequence[str], splits: Sequence[str], images: Sequence[
     """Refuse rows of which one unit, or one image, is both trained on and validated on.
 
     Args:
-        units: N names of what must stay whole, e.g. scenes (`units_of`).
+        units: N names of what must stay whole, e.g. scenes (`split_units`).
         splits: N of "train" or "val".
         images: N source names; a store's variants of one source repeat it.
 

@@ -21,7 +21,7 @@ Rows = list[tuple[int, list[str]]]
 
 
 @dataclass(frozen=True)
-class SubmissionForm:
+class SampleSubmission:
     """What a submission must look like, from `sample_submission.csv`.
 
     Attributes:
@@ -38,7 +38,7 @@ class SubmissionForm:
         return tuple(column.removesuffix("_x") for column in self.columns[1::2])
 
 
-def read_form(path: str) -> SubmissionForm:
+def read_sample_submission(path: str) -> SampleSubmission:
     """The form of a sample submission; its coordinates are not looked at.
 
     Raises:
@@ -60,12 +60,12 @@ def read_form(path: str) -> SubmissionForm:
         seen.setdefault(image, number)
     if problems:
         _refuse(path, problems)
-    return SubmissionForm(images=tuple(seen), columns=tuple(columns))
+    return SampleSubmission(images=tuple(seen), columns=tuple(columns))
 
 
 def write_submission(
     path: str,
-    form: SubmissionForm,
+    form: SampleSubmission,
     images: Sequence[str],
     keypoints: FloatArray,
     skeleton: Skeleton,
@@ -89,7 +89,7 @@ def write_submission(
     """
     if keypoints.shape[:2] != (len(images), len(skeleton)) or keypoints.ndim != 3 or keypoints.shape[2] < 2:
         raise ValueError(f"keypoints {keypoints.shape} must be ({len(images)}, {len(skeleton)}, 2 or more)")
-    check_form(form, skeleton)
+    check_same_keypoints(form, skeleton)
     columns = [skeleton.names.index(name) for name in form.names]
     values = np.asarray(keypoints[:, columns, :2], dtype=float).reshape(len(images), -1)
     position = {image: row for row, image in enumerate(images)}
@@ -104,7 +104,7 @@ def write_submission(
 
 def read_submission(
     path: str,
-    form: SubmissionForm,
+    form: SampleSubmission,
     skeleton: Skeleton,
     *,
     size: Mapping[str, tuple[int, int]] | tuple[int, int] | None = (1920, 1080),
@@ -119,7 +119,7 @@ def read_submission(
         DataError: the file is missing or no CSV, its header is not the form's, see `validate_submission`; or the form
             and the skeleton differ in their keypoints.
     """
-    check_form(form, skeleton)
+    check_same_keypoints(form, skeleton)
     columns, rows = _read_table(path)
     if problems := _header_problems(columns, form.columns):
         _refuse(path, problems)
@@ -129,7 +129,7 @@ def read_submission(
 
 def validate_submission(
     path: str,
-    form: SubmissionForm,
+    form: SampleSubmission,
     rows: Sequence[tuple[int, Sequence[str]]],
     *,
     size: Mapping[str, tuple[int, int]] | tuple[int, int] | None,
@@ -185,7 +185,7 @@ def _row_problems(
     where: str,
     cells: Sequence[str],
     values: FloatArray,
-    form: SubmissionForm,
+    form: SampleSubmission,
     size: tuple[int, int] | None,
     allow_zeros: bool,
 ) -> list[str]:
@@ -248,7 +248,7 @@ def _pairs(columns: Sequence[str]) -> list[str]:
     return expected
 
 
-def check_form(form: SubmissionForm, skeleton: Skeleton) -> None:
+def check_same_keypoints(form: SampleSubmission, skeleton: Skeleton) -> None:
     """Refuse a form of other keypoints than the skeleton's; their order may differ.
 
     Raises:

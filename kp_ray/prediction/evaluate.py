@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from kp_ray.config.schema import Config
-from kp_ray.data.annotations import in_order_of, parse_name
+from kp_ray.data.annotations import parse_name, reorder_keypoints
 from kp_ray.data.load import load_annotations
-from kp_ray.data.submission import read_form, read_submission
+from kp_ray.data.submission import read_sample_submission, read_submission
 from kp_ray.errors import KpRayError, RunStateError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 from kp_ray.metrics import evaluate_keypoints
@@ -45,7 +45,7 @@ def evaluate(config: Config, submission: str | None = None) -> dict[str, Any]:
     if submission is not None:
         # The run's own has the form's rows only if that decided what was predicted.
         whole = form_of(config) if config.predict.images is None else None
-        form = whole or read_form(submission)
+        form = whole or read_sample_submission(submission)
         lacking = [] if whole or config.predict.images is not None else sorted(set(truth_of) - set(form.images))
         if lacking:
             raise RunStateError(
@@ -76,10 +76,10 @@ def _truth(config: Config) -> tuple[dict[str, FloatArray], Skeleton]:
     if source.startswith("store:"):
         skeleton = skeleton_of_run(config, None)
         return store_truth(config, source.removeprefix("store:"), skeleton), skeleton
-    section, form, path = config.skeleton, form_of(config), config.input("truth")
+    section, form, path = config.skeleton, form_of(config), config.require_input("truth")
     labels = load_annotations(path, flip_pairs=section.flip_pairs, sigmas=section.sigmas)
     if form is not None or exists(config.path("store", "manifest.json")):
-        labels = in_order_of(labels, skeleton_of_run(config, form), path)
+        labels = reorder_keypoints(labels, skeleton_of_run(config, form), path)
     return dict(zip(labels.images, labels.keypoints, strict=True)), labels.skeleton
 
 

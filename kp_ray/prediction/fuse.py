@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kp_ray.config.schema import Config
-from kp_ray.data.submission import SubmissionForm, check_form, read_form, write_submission
+from kp_ray.data.submission import SampleSubmission, check_same_keypoints, read_sample_submission, write_submission
 from kp_ray.ensemble.fitted import fit_weights
 from kp_ray.ensemble.fusion import Fusion, fuse_clips, select_detections
 from kp_ray.errors import RunStateError
@@ -22,17 +22,17 @@ from kp_ray.store.manifest import read_manifest
 from kp_ray.store.read import read_table
 
 
-def form_of(config: Config) -> SubmissionForm | None:
-    return read_form(config.data.sample_submission) if config.data.sample_submission else None
+def form_of(config: Config) -> SampleSubmission | None:
+    return read_sample_submission(config.data.sample_submission) if config.data.sample_submission else None
 
 
-def skeleton_of_run(config: Config, form: SubmissionForm | None) -> Skeleton:
+def skeleton_of_run(config: Config, form: SampleSubmission | None) -> Skeleton:
     """The members' skeleton: the store's, if it is there; otherwise the form's."""
     store = config.path("store")
     names = read_manifest(store).skeleton if form is None or exists(join(store, "manifest.json")) else form.names
-    skeleton = config.skeleton_of(names)
+    skeleton = config.build_skeleton(names)
     if form is not None:
-        check_form(form, skeleton)
+        check_same_keypoints(form, skeleton)
     return skeleton
 
 
@@ -140,7 +140,7 @@ def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
     fusion = fuse_predictions(config, predictions, range(len(predictions.members)), weights)
     columns = form.columns if form else ("image", *skeleton.columns)
     if form is None or config.predict.images is not None:
-        form = SubmissionForm(predictions.images, columns)
+        form = SampleSubmission(predictions.images, columns)
     target, stale = config.path("submission.csv"), config.path("evaluation.json")
     before = read_bytes(target) if exists(target) else b""
     sizes = dict(zip(predictions.images, predictions.sizes, strict=True))

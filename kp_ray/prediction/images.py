@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow.fs as pafs
 
 from kp_ray.config.schema import Config
-from kp_ray.data.submission import SubmissionForm
+from kp_ray.data.submission import SampleSubmission
 from kp_ray.errors import RunStateError, one_line
 from kp_ray.images import list_images
 from kp_ray.storage import file_infos, filesystem, join, read_bytes
@@ -29,7 +29,7 @@ class ImageRef:
     version: str
 
 
-def list_image_refs(config: Config, form: SubmissionForm | None) -> list[ImageRef]:
+def list_image_refs(config: Config, form: SampleSubmission | None) -> list[ImageRef]:
     """The images that `predict.images` names, in the form's order if that decides.
 
     Raises:
@@ -41,7 +41,7 @@ def list_image_refs(config: Config, form: SubmissionForm | None) -> list[ImageRe
     if source is not None and source.lower().endswith((".txt", ".csv")):
         names, folder = _read_list(source), config.data.test_images
     else:
-        folder = source or config.input("test_images")
+        folder = source or config.require_input("test_images")
         names = list(form.images) if form and source is None else list_images(folder)
     if not names:
         raise RunStateError(f"{source or 'data.test_images: ' + str(folder)}: names no picture")

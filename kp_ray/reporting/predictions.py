@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from kp_ray.config.schema import Config
-from kp_ray.data.annotations import Annotations, checked_name, in_order_of, parse_name
+from kp_ray.data.annotations import Annotations, check_image_name, parse_name, reorder_keypoints
 from kp_ray.data.load import load_annotations
-from kp_ray.data.submission import read_form, read_submission
+from kp_ray.data.submission import read_sample_submission, read_submission
 from kp_ray.errors import KpRayError, RunStateError
 from kp_ray.images import Image, decode_bgr
 from kp_ray.keypoints import FloatArray, Skeleton, visible_box
@@ -57,7 +57,7 @@ def read_predictions(config: Config, path: str) -> tuple[list[str], list[str], F
     table = read_parquet(path, "delete it and run predict again", ["image", "member", "keypoints"])
     try:
         names = json.loads(table.schema.metadata[b"kp_ray"])["keypoints"]
-        skeleton = config.skeleton_of(names)
+        skeleton = config.build_skeleton(names)
         rows = table.to_pylist()
         members, images = (list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("member", "image"))
         width = max((len(row["keypoints"] or ()) for row in rows), default=0)
@@ -148,15 +148,15 @@ def read_truth(config: Config, skeleton: Skeleton | None) -> Annotations | None:
     if path is None or not exists(path):
         return None
     labels = load_annotations(path, flip_pairs=config.skeleton.flip_pairs, sigmas=config.skeleton.sigmas)
-    return labels if skeleton is None else in_order_of(labels, skeleton, path)
+    return labels if skeleton is None else reorder_keypoints(labels, skeleton, path)
 
 
 def _read_fused(config: Config, path: str, skeleton: Skeleton | None) -> Annotations | None:
     """The submission as labels; its images may be whole paths."""
     if not exists(path):
         return None
-    form = read_form(path)
-    skeleton = skeleton or config.skeleton_of(form.names)
+    form = read_sample_submission(path)
+    skeleton = skeleton or config.build_skeleton(form.names)
     xy = read_submission(path, form, skeleton, size=None, allow_zeros=True)
     scenes, cameras, frames = zip(*map(parse_name, form.images), strict=True)
     return Annotations(skeleton, form.images, np.dstack([xy, np.full(xy.shape[:2], 2.0)]), scenes, cameras, frames)
@@ -184,7 +184,7 @@ def _overlay(config: Config, image: str, people: Sequence[_Overlay]) -> str | No
 def find_picture(config: Config, image: str) -> Image | None:
     """The predicted image of this name, from wherever the config takes images; None if it is not there."""
     try:
-        checked_name(image, "")
+        check_image_name(image, "")
     except KpRayError:
         return None  # it could lead out of the folder, to what must not stand in a page that is passed on
     for folder in (config.predict.images, config.data.test_images, config.data.images):

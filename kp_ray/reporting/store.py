@@ -53,7 +53,7 @@ class VariantSample:
 
 def store_skeleton(path: str, config: Config, manifest: Mapping[str, Any]) -> Skeleton:
     try:
-        return config.skeleton_of(manifest.get("skeleton") or [])
+        return config.build_skeleton(manifest.get("skeleton") or [])
     except KpRayError as error:
         raise RunStateError(f"{path}: {error}") from error
 

@@ -40,7 +40,7 @@ def export_store(
     """
     store = config.path("store")
     manifest = read_manifest(store)
-    skeleton = config.skeleton_of(manifest.skeleton)
+    skeleton = config.build_skeleton(manifest.skeleton)
     names, keypoints, sizes, scenes, cameras, frames = [], [], [], [], [], []
     for name in ("images", "annotations.json", "annotations.csv"):
         if exists(join(folder, name)):

@@ -14,7 +14,7 @@ from kp_ray.augmentation.variants import Source
 from kp_ray.config.schema import AugmentConfig, Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_labels
-from kp_ray.data.split import check_lineage, split_sources, units_of
+from kp_ray.data.split import check_lineage, split_sources, split_units
 from kp_ray.errors import StoreError
 from kp_ray.storage import file_sizes
 from kp_ray.store.manifest import SCHEMA_VERSION
@@ -66,8 +66,8 @@ def plan(config: Config) -> Plan:
     seed = config.seed if config.split.seed is None else config.split.seed
     by = config.split.by
     splits = split_sources(annotations, by=by, fraction=config.split.fraction, seed=seed)
-    check_lineage(units_of(annotations, by), splits, annotations.images)
-    images = config.input("images")
+    check_lineage(split_units(annotations, by), splits, annotations.images)
+    images = config.require_input("images")
     return plan_store(config.path("store"), images, annotations, splits, by, config.augment, config.seed)
 
 
@@ -120,7 +120,9 @@ def plan_store(
                 parts.append(Part(path, recipe, copies, split))
             runs.append(Run(sources, tuple(parts)))
     units = {
-        split: tuple(sorted({unit for unit, of in zip(units_of(annotations, by), splits, strict=True) if of == split}))
+        split: tuple(
+            sorted({unit for unit, of in zip(split_units(annotations, by), splits, strict=True) if of == split})
+        )
         for split in ("train", "val")
     }
     absent = frozenset(name for name in annotations.images if name not in sizes)

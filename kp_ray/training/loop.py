@@ -25,7 +25,7 @@ from detectron2.utils.events import EventStorage
 from ray.train.torch import get_device
 
 from kp_ray.config.load import build_config
-from kp_ray.config.schema import Config, MemberConfig, order_of
+from kp_ray.config.schema import Config, MemberConfig, metric_mode
 from kp_ray.ensemble.temporal import fill_missing
 from kp_ray.errors import KpRayError
 from kp_ray.metrics import evaluate_keypoints
@@ -107,7 +107,7 @@ class Worker:
         if self.device.type == "cpu":
             torch.set_num_threads(config.train.threads_per_worker or max(1, round(config.train.cpus_per_worker)))
         manifest = read_manifest(config.path("store"))
-        self.skeleton = config.skeleton_of(manifest.skeleton)
+        self.skeleton = config.build_skeleton(manifest.skeleton)
         self.cfg = scale_cfg(build_cfg(config, self.skeleton, self.device.type), self.world)
         seed_all_rng(_seed(self.seed, 0, -1))
         self.network = build_model(self.cfg)
@@ -239,7 +239,7 @@ class Worker:
         """Tell Ray Train of a checkpoint and the latest evaluation, and wait until it has taken note of them."""
         metric = self.config.train.best_metric
         score = metrics.get(metric, math.nan) if evaluated else math.nan
-        worst = -WORST if order_of(metric) == "max" else WORST
+        worst = -WORST if metric_mode(metric) == "max" else WORST
         values = {"iteration": done, SCORE: score if math.isfinite(score) else worst}
         values |= {name: value for name, value in metrics.items() if math.isfinite(value)}
         name = f"checkpoint_{done * self.world:07d}"  # iterations of one worker: grows when the workers become fewer
@@ -268,7 +268,7 @@ class Worker:
             save_model(self.result, self.cfg, local, self.skeleton)
             scored = [one for one in reported_checkpoints() if abs(one.metrics[SCORE]) < WORST]
             if scored:
-                sign = -1 if order_of(self.config.train.best_metric) == "max" else 1
+                sign = -1 if metric_mode(self.config.train.best_metric) == "max" else 1
                 best = min(scored, key=lambda one: sign * one.metrics[SCORE])
                 with best.checkpoint.as_directory() as saved:
                     state = torch.load(Path(saved, "checkpoint.pth"), map_location="cpu", weights_only=True)

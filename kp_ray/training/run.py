@@ -17,7 +17,7 @@ from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.cluster.resources import runs_at_once
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.load import build_config
-from kp_ray.config.schema import Config, MemberConfig, WorkerRange, order_of
+from kp_ray.config.schema import Config, MemberConfig, WorkerRange, metric_mode
 from kp_ray.errors import DivergedError, KpRayError, RunStateError, StoppedError
 from kp_ray.models.presets import build_cfg
 from kp_ray.storage import exists, filesystem, join, read_json, write_bytes, writer_lock
@@ -95,7 +95,7 @@ def check_options(config: Config) -> None:
         RunStateError: a wrong option of Detectron2, or MLflow is not there.
     """
     manifest = read_manifest(config.path("store"))
-    build_cfg(config, config.skeleton_of(manifest.skeleton), "cpu")
+    build_cfg(config, config.build_skeleton(manifest.skeleton), "cpu")
     if config.train.mlflow and importlib.util.find_spec("mlflow") is None:
         raise RunStateError("train.mlflow: MLflow is not installed: pip install 'kp_ray[mlflow]'")
     if config.train.mlflow == "local" and not isinstance(filesystem(config.run_dir)[0], LocalFileSystem):
@@ -217,7 +217,7 @@ def fit_member(
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=train.keep_best,
                 checkpoint_score_attribute=SCORE,
-                checkpoint_score_order=order_of(train.best_metric),
+                checkpoint_score_order=metric_mode(train.best_metric),
             ),
         ),
     )

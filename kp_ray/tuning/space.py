@@ -205,7 +205,7 @@ def best_config(config: Config, best: Mapping[str, Any]) -> Config:
 
 def _skeleton(config: Config) -> Skeleton:
     manifest = read_manifest(config.path("store"))
-    return config.skeleton_of(manifest.skeleton)
+    return config.build_skeleton(manifest.skeleton)
 
 
 def applied_cfg(config: Config) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from kp_ray.config.load import build_config, load_config
-from kp_ray.config.presets import DEFAULT_RECIPES, PRESETS
+from kp_ray.config.presets import CONFIG_PRESETS, DEFAULT_RECIPES
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
 from kp_ray.storage import exists, filesystem, join, read_bytes, write_bytes
@@ -99,7 +99,7 @@ def test_a_worker_rebuilds_the_config_from_plain_values() -> None:
     st.lists(st.sampled_from(DEFAULT_RECIPES), max_size=5),
     st.floats(0, 0.99),
     st.sets(st.text("abcdefg-_ é", min_size=1, max_size=5), min_size=1, max_size=4),
-    st.sampled_from([None, *PRESETS]),
+    st.sampled_from([None, *CONFIG_PRESETS]),
 )
 @in_one_folder
 def test_any_config_survives_the_file(
@@ -116,7 +116,7 @@ def test_any_config_survives_the_file(
 def test_the_file_lies_above_the_preset_and_overrides_above_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, "preset: dacon\ntrain: {base_lr: 0.5, gamma: 0.25}\nmodel: {cfg: {MODEL.RPN.X: 1}}\n")
     config = load_config(path, ["train.gamma=0.75", "train.gamma=0.125"])
-    assert config.train.max_iter == PRESETS["dacon"]["train"]["max_iter"]
+    assert config.train.max_iter == CONFIG_PRESETS["dacon"]["train"]["max_iter"]
     assert (config.train.base_lr, config.train.gamma) == (0.5, 0.125)
     assert config.model.cfg == {"MODEL.RPN.X": 1, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256}
     assert load_config(None, ["train.max_iter=7", "preset=dacon"]).train.max_iter == 7
@@ -135,7 +135,7 @@ def test_dacon_is_the_published_recipe() -> None:
     assert len(config.augment.recipes) == 18
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", CONFIG_PRESETS)
 def test_every_preset_is_a_config(preset: str) -> None:
     assert load_config(None, [f"preset={preset}"]).preset == preset
 
@@ -269,8 +269,8 @@ def test_local_paths_are_made_absolute_and_urls_are_kept(monkeypatch: pytest.Mon
 
 def test_an_input_that_is_not_set_names_its_key() -> None:
     with pytest.raises(KpRayError, match=r"data\.images is not set: add it to the config, or --set data\.images=PATH"):
-        Config().input("images")
-    assert build_config({"data": {"images": "/frames"}}).input("images") == "/frames"
+        Config().require_input("images")
+    assert build_config({"data": {"images": "/frames"}}).require_input("images") == "/frames"
 
 
 def test_nothing_can_be_changed_afterwards() -> None:

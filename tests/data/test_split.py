@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kp_ray.data.annotations import Annotations, parse_name
-from kp_ray.data.split import check_lineage, split_sources, units_of
+from kp_ray.data.split import check_lineage, split_sources, split_units
 from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24
 
@@ -35,7 +35,7 @@ def test_units_stay_whole_both_sides_have_some_and_row_order_does_not_matter(cou
     labels = sources(counts)
     splits = split_sources(labels, by=by, fraction=fraction, seed=seed)
     assert set(splits) == {"train", "val"}
-    check_lineage(units_of(labels, by), splits, labels.images)
+    check_lineage(split_units(labels, by), splits, labels.images)
     order = list(range(len(labels)))
     random.shuffle(order)
     shuffled = split_sources(labels.select(order), by=by, fraction=fraction, seed=seed)

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kp_ray.data.submission import SubmissionForm, read_form, read_submission, write_submission
+from kp_ray.data.submission import SampleSubmission, read_sample_submission, read_submission, write_submission
 from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24, Skeleton
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "dacon"
 AB = Skeleton(names=("a", "b"), flip_pairs=(), sigmas=(0.05, 0.05))
 # The form's columns stand in another order than the skeleton's keypoints.
-FORM = SubmissionForm(images=("1.jpg", "2.jpg", "3.jpg"), columns=("image", "b_x", "b_y", "a_x", "a_y"))
+FORM = SampleSubmission(images=("1.jpg", "2.jpg", "3.jpg"), columns=("image", "b_x", "b_y", "a_x", "a_y"))
 POINTS = np.array([[[10, 20], [30, 40]], [[11, 21], [31, 41]], [[12, 22], [32, 42.5]]], dtype=float)
 GOOD = ["image,b_x,b_y,a_x,a_y", "1.jpg,30.0,40.0,10.0,20.0", "2.jpg,31.0,41.0,11.0,21.0", "3.jpg,32.0,42.5,12.0,22.0"]
 
@@ -178,21 +178,21 @@ def test_a_form_of_other_keypoints_is_refused(tmp_path: Path) -> None:
 def test_a_wrong_form_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
     path = write_lines(tmp_path / "form.csv", lines)
     with pytest.raises(KpRayError, match=message) as error:
-        read_form(path)
+        read_sample_submission(path)
     assert str(error.value).startswith(f"{path}: ")
 
 
 def test_a_form_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KpRayError, match="no such file"):
-        read_form(str(tmp_path / "absent.csv"))
+        read_sample_submission(str(tmp_path / "absent.csv"))
     (tmp_path / "form.csv").write_bytes(b"image,a_x,a_y\n\xff\xfe,0,0\n")
     with pytest.raises(KpRayError, match="UTF-8"):
-        read_form(str(tmp_path / "form.csv"))
+        read_sample_submission(str(tmp_path / "form.csv"))
 
 
 def test_a_form_keeps_the_files_order(tmp_path: Path) -> None:
-    form = read_form(write_lines(tmp_path / "form.csv", [GOOD[0], "9.jpg,0,0,0,0", "1.jpg,0,0,0,0"]))
-    assert form == SubmissionForm(images=("9.jpg", "1.jpg"), columns=FORM.columns)
+    form = read_sample_submission(write_lines(tmp_path / "form.csv", [GOOD[0], "9.jpg,0,0,0,0", "1.jpg,0,0,0,0"]))
+    assert form == SampleSubmission(images=("9.jpg", "1.jpg"), columns=FORM.columns)
     assert form.names == ("b", "a")
 
 
@@ -200,7 +200,7 @@ def test_the_competitions_form_is_read_and_as_it_stands_no_submission(tmp_path: 
     if not SHARED.exists():
         pytest.skip(f"{SHARED} is absent")
     path = str(SHARED / "sample_submission.csv")
-    form = read_form(path)
+    form = read_sample_submission(path)
     assert len(form.images) == 1600
     assert form.names == DACON24.names
     with pytest.raises(KpRayError, match=r"row 2 \(.*\): all coordinates are zero.* \(and 1599 more\)$"):

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from kp_ray.config.load import build_config, load_config
 from kp_ray.config.schema import Config
-from kp_ray.data.annotations import checked_name
+from kp_ray.data.annotations import check_image_name
 from kp_ray.data.coco_format import to_coco
 from kp_ray.data.csv_format import to_csv
 from kp_ray.data.load import load_annotations
-from kp_ray.data.submission import read_form, read_submission
+from kp_ray.data.submission import read_sample_submission, read_submission
 from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24
 from kp_ray.prediction.images import list_image_refs
@@ -92,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sound_labels(path: str) -> None:
     labels = load_annotations(path)
     assert len(set(labels.images)) == len(labels.images) == len(labels.keypoints) > 0
-    assert [checked_name(image, path) for image in labels.images] == list(labels.images)
+    assert [check_image_name(image, path) for image in labels.images] == list(labels.images)
     xy, v = labels.keypoints[..., :2], labels.keypoints[..., 2]
     assert not np.isinf(xy).any()
     assert (np.isfinite(xy).all(axis=2) == (v > 0)).all()
@@ -122,13 +122,13 @@ def sound_manifest(path: str) -> None:
 
 
 def sound_form(path: str) -> None:
-    form = read_form(path)
+    form = read_sample_submission(path)
     assert len(set(form.images)) == len(form.images) > 0
     assert len(form.columns) == 2 * len(form.names) + 1
 
 
 def sound_submission(path: str) -> None:
-    form = read_form(str(Path(path).with_name("whole.csv")))
+    form = read_sample_submission(str(Path(path).with_name("whole.csv")))
     points = read_submission(path, form, DACON24, size=(64, 64))
     assert points.shape == (3, 24, 2)
     assert math.isfinite(points.sum())

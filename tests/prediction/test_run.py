@@ -24,7 +24,7 @@ from ray.util.state import list_actors
 
 from kp_ray.config.schema import Config
 from kp_ray.data.load import load_annotations
-from kp_ray.data.submission import SubmissionForm, read_form, read_submission
+from kp_ray.data.submission import SampleSubmission, read_sample_submission, read_submission
 from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24
 from kp_ray.models.decoding import join_views, mirror
@@ -96,7 +96,7 @@ def predictor_of(config: Config, members: Sequence[str] = ("a",)) -> Predictor:
 
 def test_every_image_has_a_row_of_every_member_and_the_submission_is_valid(trained: Config) -> None:
     result = predict(trained)
-    form = read_form(trained.input("sample_submission"))
+    form = read_sample_submission(trained.require_input("sample_submission"))
     table = pq.read_table(trained.path("predictions.parquet")).to_pandas()
     assert table[["image", "member"]].to_numpy().tolist() == [[i, m] for i in form.images for m in ("a", "b")]
     assert (table["found"] == (table["score"] >= trained.predict.score_threshold)).all()
@@ -120,7 +120,7 @@ def test_predicting_again_asks_only_about_what_is_missing_or_changed_and_lists_w
 ) -> None:
     predict(trained)
     images = tmp_path / "images"
-    shutil.copytree(trained.input("test_images"), images)
+    shutil.copytree(trained.require_input("test_images"), images)
     config = in_folder(trained, tmp_path / "run", {"test_images": str(images)}, batch_size=2)
     shutil.copytree(trained.path("predictions"), config.path("predictions"))
     shutil.copy(trained.path("predictions.parquet"), config.run_dir)
@@ -130,7 +130,7 @@ def test_predicting_again_asks_only_about_what_is_missing_or_changed_and_lists_w
     lost.unlink()
     assert not is_finished(config)
     doubled.with_name(f"copy-{doubled.name}").write_bytes(doubled.read_bytes())
-    form = read_form(config.input("sample_submission"))
+    form = read_sample_submission(config.require_input("sample_submission"))
     broken, gone = [name for name in form.images if name not in asked_again][:2]
     (images / broken).write_bytes(b"no picture")
     (images / gone).unlink()
@@ -149,7 +149,7 @@ def test_predicting_again_asks_only_about_what_is_missing_or_changed_and_lists_w
     assert "no such file" in listed[gone]
     points = read_submission(config.path("submission.csv"), form, DACON24, size=None)  # complete, no zeros
     assert len(points) == len(form.images)
-    shutil.copy2(Path(trained.input("test_images"), gone), images)
+    shutil.copy2(Path(trained.require_input("test_images"), gone), images)
     changed = next(name for name in reversed(form.images) if name not in (broken, gone))
     (images / changed).write_bytes((images / gone).read_bytes())
     missing = [one.image for one in PredictionTask(config).missing()]
@@ -245,7 +245,9 @@ def test_points_that_lead_out_of_their_frame_are_kept_inside(trained: Config, tm
     column = table.schema.get_field_index("keypoints")
     pq.write_table(table.set_column(column, "keypoints", far), config.path("predictions.parquet"))
     write_fused(config, {"predicted": 0})
-    points = read_submission(config.path("submission.csv"), read_form(config.input("sample_submission")), DACON24)
+    points = read_submission(
+        config.path("submission.csv"), read_sample_submission(config.require_input("sample_submission")), DACON24
+    )
     assert (points == [319, 179]).all()
 
 
@@ -254,9 +256,9 @@ def test_evaluation_scores_the_ensemble_and_each_member(trained: Config) -> None
     evaluation = evaluate(trained)
     assert json.loads(Path(trained.path("evaluation.json")).read_text()) == json.loads(json.dumps(evaluation))
     assert set(evaluation["members"]) == {"a", "b"}
-    form = read_form(trained.input("sample_submission"))
+    form = read_sample_submission(trained.require_input("sample_submission"))
     points = read_submission(trained.path("submission.csv"), form, DACON24, size=None)
-    truth = load_annotations(trained.input("truth"))
+    truth = load_annotations(trained.require_input("truth"))
     wanted = truth.keypoints[[truth.images.index(image) for image in form.images], :, :2]
     assert evaluation["rmse"] == pytest.approx(float(np.sqrt(np.mean((points - wanted) ** 2))))
     low, high = evaluation["rmse_interval"]
@@ -270,8 +272,8 @@ def test_a_truth_in_another_order_of_columns_scores_the_same(trained: Config, tm
     renamed = {name: f"p{i:02d}" for i, name in enumerate(DACON24.names)}
     skeleton = {"flip_pairs": [["p00", "p01"]], "sigmas": [0.05] * K}
     columns = {f"{name}_{axis}": f"{new}_{axis}" for name, new in renamed.items() for axis in "xy"}
-    form = pd.read_csv(trained.input("sample_submission")).rename(columns=columns)
-    truth = pd.read_csv(trained.input("truth")).rename(columns=columns)
+    form = pd.read_csv(trained.require_input("sample_submission")).rename(columns=columns)
+    truth = pd.read_csv(trained.require_input("truth")).rename(columns=columns)
     form.to_csv(tmp_path / "form.csv", index=False)
     scores = []
     pairs_of = [list(truth.columns[i : i + 2]) for i in range(1, len(truth.columns), 2)]
@@ -290,8 +292,8 @@ def test_a_truth_in_another_order_of_columns_scores_the_same(trained: Config, tm
 
 
 def test_a_perfect_submission_scores_zero_and_a_shifted_one_its_shift(trained: Config, tmp_path: Path) -> None:
-    table = pd.read_csv(trained.input("truth"))
-    order = list(read_form(trained.input("sample_submission")).images)
+    table = pd.read_csv(trained.require_input("truth"))
+    order = list(read_sample_submission(trained.require_input("sample_submission")).images)
     table = table.set_index("image").loc[order].reset_index()
     table.to_csv(tmp_path / "perfect.csv", index=False)
     assert evaluate(trained, submission=str(tmp_path / "perfect.csv"))["rmse"] == pytest.approx(0)
@@ -412,11 +414,11 @@ def test_members_of_the_same_keypoints_in_another_order_are_refused(trained: Con
 
 
 def test_images_come_from_a_folder_a_list_a_csv_the_form_or_the_store(trained: Config, tmp_path: Path) -> None:
-    folder = Path(trained.input("test_images"))
+    folder = Path(trained.require_input("test_images"))
     names = sorted(path.name for path in folder.iterdir())
-    form = SubmissionForm((names[3], names[1]), ("image", *DACON24.columns))
+    form = SampleSubmission((names[3], names[1]), ("image", *DACON24.columns))
 
-    def asked(images: str | None, form: SubmissionForm | None = None) -> list[ImageRef]:
+    def asked(images: str | None, form: SampleSubmission | None = None) -> list[ImageRef]:
         data = trained.data.model_dump()
         values = {"images": images}
         return list_image_refs(tiny_config(data, Path(trained.run_dir), predict=values), form)
@@ -448,8 +450,8 @@ def test_images_come_from_a_folder_a_list_a_csv_the_form_or_the_store(trained: C
 
 
 def test_pictures_of_every_kind_are_predicted_upright_or_told(trained: Config, tmp_path: Path) -> None:
-    name = read_form(trained.input("sample_submission")).images[0]
-    content = Path(trained.input("test_images"), name).read_bytes()
+    name = read_sample_submission(trained.require_input("sample_submission")).images[0]
+    content = Path(trained.require_input("test_images"), name).read_bytes()
     picture = PIL.Image.open(io.BytesIO(content))
     turned = picture.transpose(PIL.Image.Transpose.ROTATE_90)
     exif = PIL.Image.Exif()
@@ -476,8 +478,8 @@ def test_pictures_of_every_kind_are_predicted_upright_or_told(trained: Config, t
 @pytest.mark.parametrize("tta", [["flip"], ["flip", 0.75, 1.5]])
 def test_tta_on_a_mirrored_picture_gives_the_mirrored_answer(trained: Config, tta: list[Any], tmp_path: Path) -> None:
     predictor = predictor_of(in_folder(trained, tmp_path / "run", tta=tta, fallback_threshold=0.0))
-    name = read_form(trained.input("sample_submission")).images[0]
-    pixels = simplejpeg.decode_jpeg(Path(trained.input("test_images"), name).read_bytes(), "RGB")
+    name = read_sample_submission(trained.require_input("sample_submission")).images[0]
+    pixels = simplejpeg.decode_jpeg(Path(trained.require_input("test_images"), name).read_bytes(), "RGB")
     pictures = []
     for view in (pixels, pixels[:, ::-1]):
         png = io.BytesIO()

@@ -50,7 +50,7 @@ def written(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 
 def test_rows_are_every_copy_of_every_recipe_and_validation_has_only_originals(written: Config) -> None:
     table = read_table(written.path("store")).to_pandas()
-    labels = load_annotations(written.input("annotations"))
+    labels = load_annotations(written.require_input("annotations"))
     validation = set(table[table.split == "val"].source)
     assert 0 < len(validation) < len(labels)
     for image in labels.images:
@@ -65,7 +65,7 @@ def test_rows_are_every_copy_of_every_recipe_and_validation_has_only_originals(w
 
 
 def test_stored_keypoints_are_the_affine_applied_to_the_labels(written: Config) -> None:
-    labels = load_annotations(written.input("annotations"))
+    labels = load_annotations(written.require_input("annotations"))
     truth = dict(zip(labels.images, labels.keypoints, strict=True))
     for row in iter_rows(written.path("store"), split="train"):
         affine = np.array(row["affine"]).reshape(2, 3)
@@ -277,7 +277,7 @@ def test_an_image_that_has_gone_takes_nothing_from_the_store(sample_data: dict[s
 def test_corrections_reach_the_rows_and_remake_their_own_parts_alone(tiny: Config, tmp_path: Path) -> None:
     write_store(plan(tiny))
     before = digests(tiny)
-    labels = load_annotations(tiny.input("annotations"))
+    labels = load_annotations(tiny.require_input("annotations"))
     validating = set(read_table(tiny.path("store"), split="val", columns=["source"])["source"].to_pylist())
     drop, move = [image for image in labels.images if image not in validating][:2]
     fixes = tmp_path / "fixes.csv"
