@@ -18,7 +18,7 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
 from kp_ray.images import decode
 from kp_ray.keypoints import Skeleton, skeleton_for
-from kp_ray.models.decoding import Detection, join_views, mirror, read_instances
+from kp_ray.models.decoding import Detection, merge_views, mirror_detection, read_instances
 from kp_ray.models.inputs import to_dataset_dict
 from kp_ray.models.weights import load_member
 from kp_ray.prediction.images import ImageRef
@@ -70,7 +70,7 @@ class Predictor:
         people = {
             name: dict(zip(pictures, self.people(name, list(pictures.values())), strict=True)) for name in self.members
         }
-        nobody = (0.0, np.full(4, np.nan), np.full(3 * len(self.skeleton), np.nan))
+        nobody = Detection(0.0, np.full(4, np.nan), np.full(3 * len(self.skeleton), np.nan))
         for asked in batch:
             told = {"image": asked.image, "version": asked.version, "width": 0, "height": 0}
             told["reason"] = reasons.get(asked, "")
@@ -98,12 +98,12 @@ class Predictor:
                 )
         least = lower_threshold(self.config)
         return [
-            [person for person in join_views(of_picture)[:PEOPLE_KEPT] if person[0] >= least]
+            [person for person in merge_views(of_picture)[:PEOPLE_KEPT] if person.score >= least]
             for of_picture in zip(*views, strict=True)
         ]
 
     def _restored(self, people: list[Detection], record: dict[str, Any], mirrored: bool) -> list[Detection]:
-        return [mirror(person, record["width"], self.skeleton) for person in people] if mirrored else people
+        return [mirror_detection(person, record["width"], self.skeleton) for person in people] if mirrored else people
 
     def _open(self, asked: ImageRef) -> "_Picture":
         row = asked.row

@@ -29,7 +29,7 @@ from kp_ray.config.schema import Config, MemberConfig, metric_mode
 from kp_ray.ensemble.temporal import fill_missing
 from kp_ray.errors import KpRayError
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.models.decoding import predict_rows
+from kp_ray.models.decoding import detect_people
 from kp_ray.models.presets import build_cfg, build_model, scale_cfg
 from kp_ray.models.weights import load_weights, save_model
 from kp_ray.storage import join, write_bytes
@@ -211,7 +211,7 @@ class Worker:
         shard = iter_rows(self.config.path("store"), split="val", shard=(self.rank, self.world))
         own: list[dict[str, Any]] = []
         while rows := list(itertools.islice(shard, 4)):
-            for row, people in zip(rows, predict_rows(self.result, self.cfg, self.skeleton, rows), strict=True):
+            for row, people in zip(rows, detect_people(self.result, self.cfg, self.skeleton, rows), strict=True):
                 del row["image"]
                 own.append({**row, "best": people[0] if people else None})
         everyone = sorted((one for share in comm.all_gather(own) for one in share), key=lambda one: one["source"])
@@ -221,14 +221,14 @@ class Worker:
         nobody = np.full((len(self.skeleton), 3), np.nan)
         seen = np.array([row["best"] is not None for row in rows])
         predicted, _ = fill_missing(
-            np.stack([row["best"][2] if row["best"] else nobody for row in rows]),
+            np.stack([row["best"].keypoints if row["best"] else nobody for row in rows]),
             seen,
             [row["scene"] for row in rows],
             [row["camera"] for row in rows],
             [row["frame"] for row in rows],
             mean_pose=np.zeros((len(self.skeleton), 2)),
         )
-        scores = np.array([row["best"][0] if row["best"] else 0.0 for row in rows])
+        scores = np.array([row["best"].score if row["best"] else 0.0 for row in rows])
         truth = np.stack([np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3) for row in rows])
         found = seen & (scores >= self.config.predict.score_threshold)
         metrics = evaluate_keypoints(predicted, truth, self.skeleton, found=found, scores=scores)

@@ -21,7 +21,7 @@ from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24, Skeleton
-from kp_ray.models.decoding import predict_rows, read_instances
+from kp_ray.models.decoding import detect_people, read_instances
 from kp_ray.models.inputs import to_dataset_dict
 from kp_ray.models.presets import build_cfg, build_model, scale_cfg
 from kp_ray.models.weights import load_member, load_weights, save_model
@@ -192,7 +192,7 @@ def test_predictions_come_best_first_in_pixels_of_the_stored_picture(cfg: Any) -
     torch.manual_seed(0)
     low = cfg.clone()
     low.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
-    people = predict_rows(build_model(low).eval(), low, DACON24, [a_row(), a_row(200, 300, 1)])
+    people = detect_people(build_model(low).eval(), low, DACON24, [a_row(), a_row(200, 300, 1)])
     assert len(people) == 2
     for row_people, (width, height) in zip(people, [(320, 180), (200, 300)], strict=True):
         scores = [score for score, _, _ in row_people]
@@ -358,7 +358,7 @@ def test_the_published_model_trains_a_step_and_predicts_at_full_size() -> None:
     assert all(torch.isfinite(value) for value in losses.values())
     assert not torch.equal(before, model.roi_heads.keypoint_head.score_lowres.weight)
     began = time.monotonic()
-    people = predict_rows(model.eval(), cfg, DACON24, rows[:1])
+    people = detect_people(model.eval(), cfg, DACON24, rows[:1])
     assert len(people) == 1
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     parameters = sum(value.numel() for value in model.parameters()) / 1e6

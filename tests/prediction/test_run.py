@@ -27,7 +27,7 @@ from kp_ray.data.load import load_annotations
 from kp_ray.data.submission import SampleSubmission, read_sample_submission, read_submission
 from kp_ray.errors import KpRayError
 from kp_ray.keypoints import DACON24
-from kp_ray.models.decoding import join_views, mirror
+from kp_ray.models.decoding import mirror_detection
 from kp_ray.models.presets import build_cfg, build_model
 from kp_ray.models.weights import load_member, save_model
 from kp_ray.prediction.evaluate import evaluate
@@ -488,7 +488,7 @@ def test_tta_on_a_mirrored_picture_gives_the_mirrored_answer(trained: Config, tt
     plain, mirrored = predictor.people("a", pictures)
     assert plain
     assert len(plain) == len(mirrored)
-    back = [mirror(person, 320, DACON24) for person in mirrored]  # in any order where scores are equal
+    back = [mirror_detection(person, 320, DACON24) for person in mirrored]  # in any order where scores are equal
     score, box, keypoints = min(back, key=lambda person: float(np.abs(person[1] - plain[0][1]).max()))
     assert score == pytest.approx(plain[0][0], abs=1e-5)
     np.testing.assert_allclose(box, plain[0][1], atol=1e-2)
@@ -496,28 +496,6 @@ def test_tta_on_a_mirrored_picture_gives_the_mirrored_answer(trained: Config, tt
     without = predictor_of(in_folder(trained, tmp_path / "other", fallback_threshold=0.0)).people("a", pictures[:1])
     nearest = min(np.abs(person[2] - plain[0][2]).max() for person in without[0])
     assert nearest > 0.1, "the other views count"
-
-
-def person(x: float, score: float, side: float = 50) -> tuple[float, np.ndarray, np.ndarray]:
-    keypoints = np.column_stack([np.linspace(x, x + side, K), np.linspace(10, 90, K), np.full(K, score)])
-    return score, np.array([x, 10, x + side, 90.0]), keypoints
-
-
-def test_mirroring_twice_changes_nothing() -> None:
-    once = mirror(person(100, 0.9), 320, DACON24)
-    assert once[1].tolist() == [169, 10, 219, 90]
-    _, box, keypoints = mirror(once, 320, DACON24)
-    np.testing.assert_allclose(box, person(100, 0.9)[1])
-    np.testing.assert_allclose(keypoints, person(100, 0.9)[2])
-    assert once[2][1, 0] == 319 - person(100, 0.9)[2][2, 0], "the left eye is the right one's image"
-
-
-def test_views_join_the_same_person_and_keep_others_apart() -> None:
-    joined = join_views([[person(100, 0.9), person(300, 0.5)], [person(304, 0.7), person(102, 0.7)], []])
-    assert [round(score, 6) for score, *_ in joined] == [0.8, 0.6]
-    assert [box[0] for _, box, _ in joined] == [101, 302]
-    alone = join_views([[person(100, 0.9)], [person(300, 0.8)]])
-    assert [(score, box[0]) for score, box, _ in alone] == [(0.9, 100), (0.8, 300)]
 
 
 def test_what_is_missing_is_one_line(tiny: Config) -> None:

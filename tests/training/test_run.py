@@ -29,7 +29,7 @@ from kp_ray.ensemble.temporal import fill_missing
 from kp_ray.errors import KpRayError
 from kp_ray.keypoints import CONTINUOUS_OFFSET, DACON24
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.models.decoding import predict_rows
+from kp_ray.models.decoding import detect_people
 from kp_ray.models.inputs import to_dataset_dict
 from kp_ray.models.presets import build_cfg, build_model
 from kp_ray.models.weights import load_member
@@ -159,8 +159,8 @@ def test_an_evaluation_by_two_workers_is_that_of_the_saved_model_on_all_rows(
     model, cfg = load_member(config.member_dir("a"), "cpu")
     rows = list(iter_rows(config.path("store"), split="val"))
     assert result["num_images"] == len(rows) > 2
-    people = [predict_rows(model, cfg, DACON24, [row])[0][:1] for row in rows]
-    best = np.stack([one[0][2] if one else np.full((len(DACON24), 3), np.nan) for one in people])
+    people = [detect_people(model, cfg, DACON24, [row])[0][:1] for row in rows]
+    best = np.stack([one[0].keypoints if one else np.full((len(DACON24), 3), np.nan) for one in people])
     places = ([row[key] for row in rows] for key in ("scene", "camera", "frame"))
     filled, _ = fill_missing(
         best, np.array([bool(one) for one in people]), *places, mean_pose=np.zeros((len(DACON24), 2))
@@ -440,7 +440,7 @@ def test_a_finished_member_says_the_same_in_plain_detectron2(trained: Config, st
     for row in iter_rows(str(store), split="val"):
         picture = simplejpeg.decode_jpeg(row["image"], "BGR")
         wanted = plain(picture)["instances"]
-        people = predict_rows(model, ours, DACON24, [{**row, "image": picture}])[0]
+        people = detect_people(model, ours, DACON24, [{**row, "image": picture}])[0]
         assert len(people) == len(wanted) > 0
         for i, (score, _, keypoints) in enumerate(people):
             assert score == pytest.approx(float(wanted.scores[i]), abs=1e-6)
