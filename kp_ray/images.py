@@ -1,7 +1,14 @@
-"""Pictures: the one place where they are opened, decoded, encoded and listed."""
+"""Pictures: the only module that lists, probes, decodes and encodes them.
 
+Arrays are (H, W, channels) uint8 in OpenCV's order: BGR, or BGRX with an unused fourth channel, which is faster to
+resample and to encode.
+"""
+
+import contextlib
 import io
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -9,68 +16,199 @@ import numpy.typing as npt
 import PIL.Image
 import simplejpeg
 from PIL import ExifTags, ImageOps, UnidentifiedImageError
-from PIL import Image as PilImage
 
-from kp_ray.errors import DataError, KpRayError, one_line
+from kp_ray.errors import DataError, one_line
 from kp_ray.storage import file_sizes
 
+Image = npt.NDArray[np.uint8]
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""What is decoded; Pillow knows more, some of them by running other programs."""
+"""Formats that are decoded. Pillow knows more, but runs other programs for some of them."""
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused before they are decoded."""
+MAX_SIDE = 65500
+"""Largest width and height, in pixels, of a JPEG that libjpeg writes (JPEG_MAX_DIMENSION in its jmorecfg.h)."""
+_TRANSPOSED = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureInfo:
+    """Properties of a picture that its header gives.
+
+    Attributes:
+        format: Pillow's name of the file format, e.g. "JPEG"; "MPO" is a JPEG file with several pictures.
+        width, height: in pixels, of the upright picture: after its EXIF orientation is applied.
+        is_upright_jpeg: the data are a grey or colour JPEG without an EXIF orientation, as `decode_resized` needs them.
+    """
+
+    format: str
+    width: int
+    height: int
+    is_upright_jpeg: bool
 
 
 def list_images(folder: str) -> list[str]:
-    """The sorted names of the picture files in a local folder or URL, "a/b.jpg" for one in a sub-folder.
+    """List the picture files in a local folder or URL and its sub-folders, sorted, as paths inside it ("a/b.jpg").
 
     Raises:
-        DataError: the folder is not there.
+        StorageError: the folder does not exist.
     """
     return sorted(name for name in file_sizes(folder) if is_picture(name))
 
 
 def is_picture(name: str) -> bool:
+    """Return whether a file's name has a picture's suffix and is not hidden."""
     return name.lower().endswith(PICTURE_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
-MAX_PIXELS = 100_000_000
-"""Larger pictures are refused before they are decoded."""
-MAX_SIDE = 65500
-"""Pixels a side of a JPEG that libjpeg writes (JPEG_MAX_DIMENSION in its jmorecfg.h)."""
-Image = npt.NDArray[np.uint8]
+def probe(content: bytes) -> PictureInfo:
+    """Read a picture's header; pixels that are damaged or cut off are not noticed.
+
+    Raises:
+        DataError: the bytes are not a picture in one of FORMATS.
+    """
+    with _open(content) as picture:
+        orientation: object = None
+        with contextlib.suppress(Exception):  # `decode` and `require_whole` report a damaged tag
+            orientation = _orientation(picture)
+        width, height = picture.size
+        if orientation in _TRANSPOSED:
+            width, height = height, width
+        return PictureInfo(picture.format or "", width, height, _is_jpeg(picture) and orientation == 1)
+
+
+def require_whole(content: bytes) -> None:
+    """Decode a picture only to see whether it can be decoded; a JPEG at an eighth of its size, which is faster.
+
+    Raises:
+        DataError: the picture is cut short or damaged.
+    """
+    with _open(content) as picture:
+        if picture.format == "JPEG" and _is_jpeg(picture):
+            simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, strict=True)
+        else:
+            picture.load()
+        _orientation(picture)
 
 
 def decode(content: bytes) -> tuple[Image, bool]:
-    """Decode a picture as its viewer shows it.
+    """Decode a picture as a viewer shows it: upright, in colour.
 
     Args:
-        content: a file of one of FORMATS.
+        content: a file in one of FORMATS.
 
     Returns:
-        (H, W, 4) BGRX, and whether `content` can stand for the picture as it is: a JPEG in grey or colour that no
-        EXIF tag rotates.
+        The picture (H, W, 4) BGRX, and whether `content` can be stored for it unchanged: a JPEG in grey or colour that
+        needs no EXIF orientation.
 
     Raises:
-        DataError: with the reason, if it is no picture, is cut short, or has a depth that 8 bits cannot hold.
+        DataError: the bytes are not a picture, are cut short, or have a depth that 8 bits cannot hold.
     """
+    with _open(content) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise DataError(f"{picture.width}x{picture.height} px is more than {MAX_PIXELS} pixels")
+        if _orientation(picture) == 1 and picture.format == "JPEG" and _is_jpeg(picture):
+            return simplejpeg.decode_jpeg(content, "BGRX", strict=True), True
+        return _decode_with_pillow(picture), False
+
+
+def decode_bgr(content: bytes) -> Image | None:
+    """Decode a picture for a preview (H, W, 3) BGR; None if it cannot be decoded.
+
+    A damaged picture is decoded as far as it goes.
+    """
+    if not content:
+        return None
+    image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR)
+    return None if image is None else np.asarray(image, dtype=np.uint8)
+
+
+def decode_resized(picture: bytes | Image, size: tuple[int, int], new_size: tuple[int, int]) -> Image:
+    """Decode a JPEG and resize it as Detectron2's ResizeTransform does.
+
+    The JPEG is decoded at 1/8, 1/4 or 1/2 of its size where that is still large enough: libjpeg's other scales are no
+    faster than the full size.
+
+    Args:
+        picture: bytes of a JPEG that is upright (`PictureInfo.is_upright_jpeg`), or a decoded (H, W, 3) picture.
+        size: (width, height) of the picture in pixels.
+        new_size: (width, height) of the result.
+
+    Returns:
+        (new height, new width, 3), BGR for a JPEG.
+
+    Raises:
+        DataError: the JPEG cannot be decoded.
+    """
+    scale = 1.0
+    if isinstance(picture, bytes):
+        scales = [part for part in (1 / 8, 1 / 4, 1 / 2) if all(size[i] * part >= new_size[i] for i in (0, 1))]
+        scale = scales[0] if scales else 1.0
+        width, height = (math.ceil(side * scale) for side in size)
+        try:
+            picture = simplejpeg.decode_jpeg(picture, "BGR", min_width=width, min_height=height)
+        except ValueError as error:
+            raise DataError(f"cannot be decoded: {one_line(error)}") from error
+    # The last column and row of a scaled picture may reach past the frame: the box leaves that part out.
+    box = (0, 0, size[0] * scale, size[1] * scale)
+    bilinear = PIL.Image.Resampling.BILINEAR
+    return np.asarray(PIL.Image.fromarray(np.asarray(picture)).resize(new_size, bilinear, box))
+
+
+def encode(picture: Image, jpeg_quality: int) -> bytes:
+    """Encode a picture (H, W, 3) BGR or (H, W, 4) BGRX as JPEG with 4:2:0 chroma subsampling.
+
+    Raises:
+        DataError: a side is longer than a JPEG's can be.
+    """
+    height, width, num_channels = picture.shape
+    if max(height, width) > MAX_SIDE:
+        raise DataError(f"{width}x{height} px is more than a JPEG's {MAX_SIDE} on a side")
+    colorspace = "BGRX" if num_channels == 4 else "BGR"
+    return bytes(
+        simplejpeg.encode_jpeg(
+            np.ascontiguousarray(picture), jpeg_quality, colorspace=colorspace, colorsubsampling="420"
+        )
+    )
+
+
+def encode_bgr(image: Image, quality: int = 82) -> bytes:
+    """Encode a preview (H, W, 3) BGR as JPEG."""
+    is_encoded, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not is_encoded:
+        raise ValueError(f"a picture of shape {image.shape} cannot be encoded")
+    return bytes(content.tobytes())
+
+
+@contextlib.contextmanager
+def _open(content: bytes) -> Iterator[PIL.Image.Image]:
+    """Open a picture with Pillow; an error of a decoder inside the block becomes a `DataError`."""
     if not content:
         raise DataError("the file is empty")
     try:
-        with PilImage.open(io.BytesIO(content), formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(f"{picture.width}x{picture.height} px is more than {MAX_PIXELS} pixels")
-            upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            if picture.format == "JPEG" and upright and picture.mode in ("L", "RGB"):
-                return simplejpeg.decode_jpeg(content, "BGRX", strict=True), True
-            return _decode_other(picture), False
-    except (KpRayError, MemoryError):
+        with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            yield picture
+    except (DataError, MemoryError):
         raise
-    except UnidentifiedImageError as error:  # its own text holds a memory address
+    except UnidentifiedImageError as error:  # its text holds a memory address
         raise DataError("is not a picture in a format that is known here") from error
-    except Exception as error:  # decoders raise whatever they stumble over
-        raise DataError(f"cannot be decoded: {one_line(error)[:200]}") from error
+    except Exception as error:  # Pillow's decoders raise many classes on damaged bytes
+        raise DataError(f"cannot be decoded: {one_line(error)}") from error
 
 
-def _decode_other(picture: PilImage.Image) -> Image:
+def _is_jpeg(picture: PIL.Image.Image) -> bool:
+    """Return whether a picture's data are a JPEG in grey or colour, which simplejpeg decodes as Pillow does."""
+    return picture.format in ("JPEG", "MPO") and picture.mode in ("L", "RGB")
+
+
+def _orientation(picture: PIL.Image.Image) -> object:
+    """Return the EXIF orientation, 1 (upright) to 8; 1 without a tag; a damaged tag can hold any value."""
+    return picture.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _decode_with_pillow(picture: PIL.Image.Image) -> Image:
+    """Decode an open picture of any supported mode as (H, W, 4) BGRX, upright."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
         grey = (np.asarray(picture) >> 8).astype(np.uint8)
@@ -80,44 +218,3 @@ def _decode_other(picture: PilImage.Image) -> Image:
     else:
         raise DataError(f"pictures of mode {picture.mode} are not supported; convert it to 8-bit RGB")
     return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA), dtype=np.uint8)
-
-
-def encode(picture: Image, jpeg_quality: int) -> bytes:
-    if max(picture.shape[:2]) > MAX_SIDE:
-        raise DataError(f"{picture.shape[1]}x{picture.shape[0]} px is more than a JPEG's {MAX_SIDE} on a side")
-    return bytes(
-        simplejpeg.encode_jpeg(np.ascontiguousarray(picture), jpeg_quality, colorspace="BGRX", colorsubsampling="420")
-    )
-
-
-def decode_bgr(content: bytes) -> Image | None:
-    """The picture (H, W, 3) of a JPEG or PNG file's bytes; None when they are not a picture."""
-    if not content:
-        return None
-    image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR)
-    return None if image is None else np.asarray(image, dtype=np.uint8)
-
-
-def encode_bgr(image: Image, quality: int = 82) -> bytes:
-    """A picture (H, W, 3) as JPEG."""
-    done, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise ValueError(f"a picture of shape {image.shape} cannot be encoded")
-    return bytes(content.tobytes())
-
-
-def decode_resized(picture: bytes | Image, size: tuple[int, int], new_size: tuple[int, int]) -> Image:
-    """A JPEG or (H, W, 3) picture of `size` (width, height) at `new_size`, as Detectron2's ResizeTransform makes it.
-
-    A JPEG is decoded at 1/8, 1/4 or 1/2 where that is still large enough (its other scales are no faster than 1).
-    """
-    scale = 1.0
-    if isinstance(picture, bytes):
-        fits = [part for part in (1 / 8, 1 / 4, 1 / 2) if all(size[i] * part >= new_size[i] for i in (0, 1))]
-        scale = fits[0] if fits else 1.0
-        width, height = (math.ceil(side * scale) for side in size)
-        picture = simplejpeg.decode_jpeg(picture, "BGR", min_width=width, min_height=height)
-    # A scaled picture's last column and row may reach past the frame, hence a box that ends within them.
-    box = (0, 0, size[0] * scale, size[1] * scale)
-    bilinear = PIL.Image.Resampling.BILINEAR
-    return np.asarray(PIL.Image.fromarray(np.asarray(picture)).resize(new_size, bilinear, box))

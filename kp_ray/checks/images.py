@@ -1,20 +1,14 @@
 """Look for mistakes in the picture files."""
 
-import io
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import simplejpeg
-from PIL import ExifTags, Image
-
 from kp_ray.checks.findings import Finding, list_names, warning
 from kp_ray.data.annotations import Annotations
-from kp_ray.errors import KpRayError, one_line
-from kp_ray.images import FORMATS, is_picture
+from kp_ray.errors import DataError, KpRayError
+from kp_ray.images import is_picture, probe, require_whole
 from kp_ray.storage import file_sizes, join, read_bytes
-
-_TURNED = (5, 6, 7, 8)
 
 
 def check_images(
@@ -87,20 +81,14 @@ def _inspect_image(image: str, path: str) -> tuple[Finding | None, tuple[int, in
     if not content:
         return Finding("error", "empty", image, "the file has no bytes", fix), None
     try:
-        picture = Image.open(io.BytesIO(content), formats=FORMATS)
-        kind, (width, height) = picture.format or "", picture.size
-    except Exception:  # Pillow's readers raise many kinds on foreign bytes
+        info = probe(content)
+    except DataError:
         return Finding("error", "unreadable", image, "the file is not a picture", fix), None
     try:
-        if kind == "JPEG" and picture.mode in ("RGB", "L"):
-            simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, strict=True)  # at an eighth of the size
-        else:
-            picture.load()
-        turned = picture.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    except Exception as error:
-        message = f"the picture is truncated or damaged: {one_line(error)}"
-        return Finding("error", "truncated", image, message, fix), None
-    size = (height, width) if turned else (width, height)
-    if image.lower().endswith((".jpg", ".jpeg")) and kind not in ("JPEG", "MPO"):
-        return warning("not_jpeg", image, f"the file is a {kind} picture, not a JPEG", "save it as JPEG"), size
+        require_whole(content)
+    except (DataError, MemoryError) as error:  # a damaged header can ask for any amount of memory
+        return Finding("error", "truncated", image, f"the picture is truncated or damaged: {error}", fix), None
+    size = info.width, info.height
+    if image.lower().endswith((".jpg", ".jpeg")) and info.format not in ("JPEG", "MPO"):
+        return warning("not_jpeg", image, f"the file is a {info.format} picture, not a JPEG", "save it as JPEG"), size
     return None, size

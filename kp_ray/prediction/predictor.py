@@ -1,7 +1,6 @@
 """The actor that holds all members and predicts batches of images."""
 
 import hashlib
-import io
 import json
 import pickle
 import time
@@ -9,14 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import PIL.ExifTags
-import PIL.Image
 import pyarrow as pa
 import torch
 
 from kp_ray.config.schema import Config
-from kp_ray.errors import KpRayError
-from kp_ray.images import decode
+from kp_ray.errors import DataError, KpRayError
+from kp_ray.images import decode, probe
 from kp_ray.keypoints import Skeleton, skeleton_for
 from kp_ray.models.decoding import Detection, merge_views, mirror_detection, read_instances
 from kp_ray.models.inputs import to_dataset_dict
@@ -119,17 +116,10 @@ class _Picture:
     def __init__(self, content: bytes) -> None:
         self.content: Any = content
         self.records: dict[tuple[int, int], dict[str, Any]] = {}
-        if not self._is_plain_jpeg(content):
+        info = probe(content)
+        self.width, self.height = info.width, info.height
+        if not info.is_upright_jpeg:
             self._decode(content)
-
-    def _is_plain_jpeg(self, content: bytes) -> bool:
-        """Whether the bytes can be decoded at a smaller scale; that they are whole shows when they are."""
-        try:
-            with PIL.Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
-                self.width, self.height = picture.size
-                return picture.mode in ("L", "RGB") and picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1
-        except Exception:  # whatever is wrong, `decode` says it
-            return False
 
     def _decode(self, content: bytes) -> None:
         picture = decode(content)[0]
@@ -140,7 +130,7 @@ class _Picture:
         """The model's input at `scale` times the cfg's test size.
 
         Raises:
-            RunStateError: the picture cannot be decoded.
+            DataError: the picture cannot be decoded.
         """
         size = round(cfg.INPUT.MIN_SIZE_TEST * scale), round(cfg.INPUT.MAX_SIZE_TEST * scale)
         if size not in self.records:
@@ -148,7 +138,7 @@ class _Picture:
             scaled.INPUT.MIN_SIZE_TEST, scaled.INPUT.MAX_SIZE_TEST = size
             try:
                 self.records[size] = to_dataset_dict(self._row(), scaled, skeleton, rng=None)
-            except ValueError:  # of the JPEG decoder
+            except DataError:  # `decode` tells what a damaged JPEG lacks, or decodes it
                 self._decode(self.content)
                 self.records[size] = to_dataset_dict(self._row(), scaled, skeleton, rng=None)
         record = self.records[size]

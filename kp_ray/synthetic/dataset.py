@@ -10,10 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-import simplejpeg
 import yaml
 
 from kp_ray.errors import DataError
+from kp_ray.images import encode
 from kp_ray.keypoints import DACON24, FloatArray
 from kp_ray.storage import join, write_bytes
 from kp_ray.synthetic.motion import SyntheticClip
@@ -146,5 +146,5 @@ def _draw_clip(job: tuple[SyntheticClip, str, int, int]) -> dict[str, FloatArray
     labels = {}
     for name, frame in zip(clip.files, clip.frames, strict=True):
         picture, labels[name] = stage.draw(frame, background)
-        write_bytes(join(folder, name), simplejpeg.encode_jpeg(picture, 90, "BGR", "420"))
+        write_bytes(join(folder, name), encode(picture, 90))
     return labels
