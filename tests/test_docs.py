@@ -1,4 +1,4 @@
-"""README and docs name only what exists: verbs and their options, make targets, files, settings, Python that runs."""
+"""README and docs: every command, make target, file, link and setting they name exists, and their Python runs."""
 
 import re
 import shlex
@@ -16,25 +16,24 @@ from kp_ray.config.load import load_config
 from kp_ray.config.schema import Config
 from kp_ray.keypoints import DACON24
 from tests.helpers.data import ROOT
+from tests.helpers.stores import write_small_store
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 VERBS: dict[str, click.Command] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-
-
 UsageError = typer.BadParameter.__mro__[1]  # Typer carries its own copy of Click
 
 
-def blocks_of(text: str) -> Iterator[tuple[str, str]]:
-    """(language, content) of the code blocks of a page, fenced or indented."""
+def code_blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Find the code blocks of a page, fenced or indented, as (language, content)."""
     yield from re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     plain = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     for block in re.findall(r"(?:^ {4}.*\n)+", plain, re.MULTILINE):
         yield "", re.sub(r"^ {4}", "", block, flags=re.MULTILINE)
 
 
-def commands_of(text: str) -> list[list[str]]:
-    """The words of every command of a page, in blocks and in running text, without comments."""
-    lines = [line for _, block in blocks_of(text) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+def find_commands(text: str) -> list[list[str]]:
+    """Find every command of a page, in code blocks and in running text, split into words, without comments."""
+    lines = [line for _, block in code_blocks(text) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     lines += re.findall(r"`([^`\n]+)`", text)
     starts = ("kp-ray ", "make ", "python ", "python3 ", "ray ", "RAY_AUTH_MODE=token ray ")
     return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if line.startswith(starts)]
@@ -43,7 +42,7 @@ def commands_of(text: str) -> list[list[str]]:
 COMMANDS = [
     pytest.param(words, id=f"{page.stem}-{' '.join(words)[:60]}")
     for page in PAGES
-    for words in commands_of(page.read_text(encoding="utf-8"))
+    for words in find_commands(page.read_text(encoding="utf-8"))
 ]
 
 
@@ -55,7 +54,12 @@ def parse(words: list[str]) -> click.Context:
 
 
 @pytest.mark.parametrize("words", COMMANDS)
-def test_every_command_names_what_exists(words: list[str]) -> None:
+def test_every_command_exists(words: list[str]) -> None:
+    check_command(words)
+
+
+def check_command(words: list[str]) -> None:
+    """Fail if a verb, option, setting, make target, script or command of Ray does not exist."""
     words = [word for word in words if not re.fullmatch(r"RAY_\w+=\S+", word)]
     if words[0] == "kp-ray":
         words = [words[0], *(word for word in words[1:] if word not in ("-q", "-v"))]
@@ -80,13 +84,13 @@ def test_every_command_names_what_exists(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("line", ["kp-ray show x --recipes R", "kp-ray trian x", "kp-ray show", "make tests"])
-def test_a_command_that_is_not_there_is_found_out(line: str) -> None:
+def test_a_command_that_does_not_exist_is_detected(line: str) -> None:
     with pytest.raises((UsageError, AssertionError)):
-        test_every_command_names_what_exists(commands_of(f"    {line}\n")[0])
+        check_command(find_commands(f"    {line}\n")[0])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_and_file_that_a_page_names_is_there(page: Path) -> None:
+def test_links_and_files_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#\s]+)", text)
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
@@ -95,16 +99,17 @@ def test_every_link_and_file_that_a_page_names_is_there(page: Path) -> None:
     assert [name for name in plain if not (ROOT / name).exists()] == []
 
 
-def settings_of(section: type[Any], prefix: str = "") -> Iterator[str]:
+def setting_names(section: type[Any], prefix: str = "") -> Iterator[str]:
+    """List the dotted names of a section's settings."""
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}"
         if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
-            yield from settings_of(field.annotation, f"{prefix}{name}.")
+            yield from setting_names(field.annotation, f"{prefix}{name}.")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_setting_that_a_page_names_is_one(page: Path) -> None:
-    known = set(settings_of(Config))
+def test_settings_that_a_page_names_exist(page: Path) -> None:
+    known = set(setting_names(Config))
     sections = "|".join(
         name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")
     )
@@ -117,32 +122,29 @@ PYTHON = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in PAGES
     for number, code in enumerate(
-        block for kind, block in blocks_of(page.read_text(encoding="utf-8")) if kind in ("python", "py")
+        block for kind, block in code_blocks(page.read_text(encoding="utf-8")) if kind in ("python", "py")
     )
 ]
 
 
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_in_the_docs_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder with a small store where the pages say one lies."""
-    from tests.reporting.test_page import write_store
-
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    write_store(tmp_path / "runs" / "demo")
+    """The folder holds a small store at the path that the pages use."""
+    write_small_store(tmp_path / "runs" / "demo" / "store")
     monkeypatch.chdir(tmp_path)
     for name in re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE):
         pytest.importorskip(name)
     exec(compile(code, "docs", "exec"), {})
 
 
-def test_the_flip_indices_of_the_docs_are_the_skeletons() -> None:
+def test_the_flip_indices_of_the_docs_are_those_of_the_skeleton() -> None:
     text = (ROOT / "docs" / "data.md").read_text()
     found = re.search(r"flip_idx: \[([\d, ]+)\]", text)
     assert found
     assert [int(number) for number in found[1].split(",")] == DACON24.flip_indices
 
 
-def test_every_recipe_stands_on_its_page() -> None:
+def test_the_recipes_page_lists_every_recipe() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text()
     named = set()
     for row in re.findall(r"^\| (`[A-Z].*?) \|", text, re.MULTILINE):

@@ -1,17 +1,17 @@
-"""What a user installs: the wheel, alone in a fresh environment."""
+"""The built wheel, installed in a fresh environment."""
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.data import ROOT
+from tests.helpers.processes import last_json, run_command
 
 
 def run(*command: str, cwd: Path) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, check=False)
+    """Run a command that must succeed and return its output."""
+    done = run_command(*command, cwd=cwd, timeout_s=900)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -28,6 +28,5 @@ def test_the_wheel_augments_in_an_empty_environment_without_torch(tmp_path: Path
     sample = run(
         command, "sample", "data", "--images", "8", "--width", "320", "--height", "180", "--json", cwd=tmp_path
     )
-    config = json.loads(sample.splitlines()[-1])["config"]
-    made = json.loads(run(command, "augment", config, "--json", cwd=tmp_path).splitlines()[-1])
-    assert made["variants"] > made["sources"] > 0
+    augmented = last_json(run(command, "augment", last_json(sample)["config"], "--json", cwd=tmp_path))
+    assert augmented["variants"] > augmented["sources"] > 0

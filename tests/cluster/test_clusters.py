@@ -1,12 +1,16 @@
-"""cluster.yaml: what Ray's validator says of it, and a cluster of fake nodes that grows as its groups do."""
+"""The cluster files of the repository, autoscaling with fake nodes, and nodes that are lost during a run.
+
+`cluster.yaml` and `docs/kuberay/` are checked as files; Ray's fake node provider scales the groups of `cluster.yaml` on
+this machine.
+"""
 
 import json
 import shutil
 import subprocess
 import tempfile
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +21,20 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from tests.helpers.clusters import ENVIRONMENT, KP_RAY, RAY, end_all, free_port
+from tests.helpers.clusters import ENVIRONMENT, free_port, kill_ray
 from tests.helpers.data import ROOT, tiny_config
+from tests.helpers.processes import RAY, run_command, run_kp_ray, set_options, start_kp_ray, wait_until
 
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 GROUPS: dict[str, Any] = CLUSTER["available_node_types"]
 KUBERAY = yaml.safe_load((ROOT / "docs" / "kuberay" / "raycluster.yaml").read_text())["spec"]
 KUBERAY_JOB = yaml.safe_load((ROOT / "docs" / "kuberay" / "rayjob.yaml").read_text())
 HEAD_ID, FAKE_HEAD = "f" * 51 + "00000", "ray.head.default"
-"""What the fake provider calls the head and its group."""
+"""The node id of the head and the name of its group, as the fake node provider requires them."""
 
 
 def fake_cluster(gcs: str) -> dict[str, Any]:
-    """cluster.yaml with its groups as fake nodes of this machine, no larger than two of a resource each."""
+    """Return an autoscaler config with the groups of cluster.yaml as fake nodes of at most 2 CPUs and 2 GPUs."""
     head = CLUSTER["head_node_type"]
     types = {
         FAKE_HEAD if name == head else name: {
@@ -56,43 +61,55 @@ def fake_cluster(gcs: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class Growing:
-    """A head without CPUs and the autoscaler of its fake nodes."""
+def query_dashboard(port: int, resource: str) -> list[dict[str, Any]]:
+    """List the `nodes` or `actors` of a cluster, those that ended too, from the dashboard on this port."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v0/{resource}?detail=1", timeout=30) as response:
+        return list(json.load(response)["data"]["result"]["result"])
+
+
+def start_ray(*options: str, **variables: str) -> None:
+    """Run `ray start` with additional environment variables."""
+    started = run_command(
+        RAY, "start", "--disable-usage-stats", *options, env={**ENVIRONMENT, **variables}, timeout_s=120
+    )
+    assert started.returncode == 0, started.stderr
+
+
+class AutoscalingCluster:
+    """A head without CPUs and an autoscaler that adds fake nodes."""
 
     def __init__(self, folder: str) -> None:
-        self.folder, port, self.dashboard = folder, free_port(), free_port()
+        port, self.dashboard = free_port(), free_port()
         self.address = f"127.0.0.1:{port}"
         config = Path(folder, "fake.yaml")
         config.write_text(yaml.safe_dump(fake_cluster(self.address)))
-        command = [
-            RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=0",
+        start_ray(
+            "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=0",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
             f"--dashboard-agent-listen-port={free_port()}", f"--autoscaling-config={config}", f"--temp-dir={folder}",
-            "--disable-usage-stats",
-        ]  # fmt: skip
-        environment = {
-            **ENVIRONMENT, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-            "RAY_enable_autoscaler_v2": "0", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
-        }  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
-        assert done.returncode == 0, done.stderr
+            RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1", RAY_enable_autoscaler_v2="0",
+            RAY_OVERRIDE_NODE_ID_FOR_TESTING=HEAD_ID,
+        )  # fmt: skip
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Every node there has been, with its `state` and `resources_total`."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.dashboard}/api/v0/nodes?detail=1", timeout=30) as answer:
-            return list(json.load(answer)["data"]["result"]["result"])
+        """List every node of the cluster's life, with its `state` and `resources_total`."""
+        return query_dashboard(self.dashboard, "nodes")
+
+    def alive(self, resource: str) -> list[dict[str, Any]]:
+        """List the living nodes that have a resource, e.g. "GPU"."""
+        return [node for node in self.nodes() if node["state"] == "ALIVE" and resource in node["resources_total"]]
 
 
 @pytest.fixture(scope="module")
-def growing() -> Iterator[Growing]:
-    folder = tempfile.mkdtemp(prefix="kpc", dir="/tmp")  # short: sockets live in it
+def autoscaling() -> Iterator[AutoscalingCluster]:
+    folder = tempfile.mkdtemp(prefix="kpc", dir="/tmp")  # short: the path of a Unix socket has at most 107 characters
     try:
-        yield Growing(folder)
+        yield AutoscalingCluster(folder)
     finally:
-        end_all(folder)
+        kill_ray(folder)
 
 
-def test_every_node_asks_for_tokens_and_the_dashboard_stays_on_the_head() -> None:
+def test_every_node_requires_tokens_and_the_dashboard_is_local_to_the_head() -> None:
     for node in ("head", "worker"):
         *_, start = CLUSTER[f"{node}_start_ray_commands"]
         assert start.startswith("export RAY_AUTH_MODE=token; ray start")
@@ -102,9 +119,9 @@ def test_every_node_asks_for_tokens_and_the_dashboard_stays_on_the_head() -> Non
         assert manifest["authOptions"] == {"mode": "token"}
 
 
-def test_images_are_of_this_ray_and_every_node_gets_its_parts() -> None:
-    of_groups = [group["docker"]["worker_image"] for group in GROUPS.values() if "docker" in group]
-    images = [CLUSTER["docker"]["image"], *of_groups]
+def test_images_have_the_installed_ray_version_and_nodes_install_their_extras() -> None:
+    group_images = [group["docker"]["worker_image"] for group in GROUPS.values() if "docker" in group]
+    images = [CLUSTER["docker"]["image"], *group_images]
     assert all(image.startswith(f"rayproject/ray:{ray.__version__}-") for image in images)
     assert KUBERAY["rayVersion"] == ray.__version__
     filled = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
@@ -114,7 +131,7 @@ def test_images_are_of_this_ray_and_every_node_gets_its_parts() -> None:
     assert "[train" not in " ".join(GROUPS["cpu"]["worker_setup_commands"])
 
 
-def test_the_head_runs_no_work_and_both_groups_start_empty() -> None:
+def test_the_head_has_no_cpus_and_both_groups_start_without_nodes() -> None:
     assert GROUPS[CLUSTER["head_node_type"]]["resources"] == {"CPU": 0}
     assert "--num-cpus=0" in CLUSTER["head_start_ray_commands"][-1]
     workers = {name: group for name, group in GROUPS.items() if name != CLUSTER["head_node_type"]}
@@ -122,161 +139,171 @@ def test_the_head_runs_no_work_and_both_groups_start_empty() -> None:
     assert workers["cpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
 
 
-def test_kubernetes_has_the_same_groups() -> None:
+def test_kuberay_has_the_groups_of_cluster_yaml() -> None:
     assert KUBERAY_JOB["spec"]["rayClusterSpec"] == KUBERAY
     assert KUBERAY["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     for group in KUBERAY["workerGroupSpecs"]:
-        twin, asked = GROUPS[group["groupName"]], group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        assert (group["minReplicas"], group["maxReplicas"]) == (twin["min_workers"], twin["max_workers"])
-        resources = {"CPU": int(asked["cpu"]), "GPU": int(asked.get("nvidia.com/gpu", 0))}
-        assert resources == {"GPU": 0, **twin["resources"]}
+        expected, limits = GROUPS[group["groupName"]], group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        assert (group["minReplicas"], group["maxReplicas"]) == (expected["min_workers"], expected["max_workers"])
+        resources = {"CPU": int(limits["cpu"]), "GPU": int(limits.get("nvidia.com/gpu", 0))}
+        assert resources == {"GPU": 0, **expected["resources"]}
+
+
+@dataclass(frozen=True)
+class AugmentedRun:
+    """A finished `kp-ray augment` on a cluster that began without workers.
+
+    Attributes:
+        arguments: of a verb that uses the same config and cluster.
+        process: the finished command.
+        nodes: all nodes at its end.
+    """
+
+    arguments: list[str]
+    process: subprocess.CompletedProcess[str]
+    nodes: list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def augmented(
-    growing: Growing, sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[str], subprocess.CompletedProcess[str], list[dict[str, Any]]]:
-    """What names the config to a verb, the finished augment job on an empty cluster, and the nodes it left."""
-    folder = tmp_path_factory.mktemp("grown")
+    autoscaling: AutoscalingCluster, sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> AugmentedRun:
+    folder = tmp_path_factory.mktemp("autoscaled")
     (folder / "config.yaml").write_text(tiny_config(sample_data, folder / "run").to_yaml())
-    cluster = [f"cluster.address={growing.address}", "cluster.num_cpus=4", "cluster.num_gpus=2"]
-    config = [str(folder / "config.yaml"), *(part for setting in cluster for part in ("--set", setting))]
-    assert [node["resources_total"].get("CPU", 0) for node in growing.nodes()] == [0]
-    command = [KP_RAY, "augment", *config]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    return config, done, growing.nodes()
+    cluster = set_options(f"cluster.address={autoscaling.address}", "cluster.num_cpus=4", "cluster.num_gpus=2")
+    arguments = [str(folder / "config.yaml"), *cluster]
+    assert [node["resources_total"].get("CPU", 0) for node in autoscaling.nodes()] == [0]
+    process = run_kp_ray("augment", *arguments, timeout_s=300)
+    return AugmentedRun(arguments, process, autoscaling.nodes())
 
 
 @pytest.mark.slow
-def test_an_augment_job_grows_cpu_nodes_from_none_that_go_when_idle(growing: Growing, augmented: Any) -> None:
-    _, done, nodes = augmented
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "parts written, 0 kept" in done.stderr
-    grown = [node for node in nodes if not node["is_head_node"]]
-    assert any(node["resources_total"].get("CPU") == 2 for node in grown)
-    assert not any("GPU" in node["resources_total"] for node in grown)
-    _wait(lambda: not _alive(growing, "CPU"), lambda: True)
-    assert not _alive(growing, "CPU")
+def test_an_augment_job_adds_cpu_nodes_that_go_when_idle(
+    autoscaling: AutoscalingCluster, augmented: AugmentedRun
+) -> None:
+    assert augmented.process.returncode == 0, augmented.process.stderr[-3000:]
+    assert "parts written, 0 kept" in augmented.process.stderr
+    workers = [node for node in augmented.nodes if not node["is_head_node"]]
+    assert any(node["resources_total"].get("CPU") == 2 for node in workers)
+    assert not any("GPU" in node["resources_total"] for node in workers)
+    wait_until(lambda: not autoscaling.alive("CPU"), timeout_s=150, poll_s=1)
 
 
 @pytest.mark.slow
-def test_a_train_job_asks_for_gpu_nodes(growing: Growing, augmented: Any) -> None:
-    config, _, _ = augmented
-    command = [KP_RAY, "train", *config, "--set", "train.use_gpu=true"]
-    training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def test_a_train_job_adds_gpu_nodes(autoscaling: AutoscalingCluster, augmented: AugmentedRun) -> None:
+    training = start_kp_ray("train", *augmented.arguments, "--set", "train.use_gpu=true")
     try:
-        _wait(lambda: _alive(growing, "GPU"), lambda: training.poll() is None)
+        wait_until(lambda: autoscaling.alive("GPU"), training, timeout_s=150, poll_s=1)
     finally:
-        training.kill()  # there is no GPU behind the node, so training itself cannot begin
-        _, said = training.communicate()
-    assert _alive(growing, "GPU"), said[-3000:]
-
-
-def _alive(growing: Growing, resource: str) -> list[dict[str, Any]]:
-    return [node for node in growing.nodes() if node["state"] == "ALIVE" and resource in node["resources_total"]]
-
-
-def _wait(until: Callable[[], Any], going_on: Callable[[], bool], every: float = 1.0) -> None:
-    end = time.monotonic() + 150
-    while time.monotonic() < end and going_on() and not until():
-        time.sleep(every)
+        training.kill()  # the node has no real GPU, so training itself cannot begin
+        training.communicate()
 
 
 class TwoNodes:
-    """A head without CPUs and two raylets that can be ended one by one."""
+    """A head without CPUs and two worker nodes whose raylets can be killed one by one."""
 
     def __init__(self, folder: str) -> None:
         port, self.dashboard = free_port(), free_port()
-        # All nodes have this machine's address; a driver joins the head where there are several.
-        self.address, self.number = f"{ray.util.get_node_ip_address()}:{port}", 0
-        self.start(
+        # All nodes share this machine's address; a driver joins the head if several match.
+        self.address, self.num_started = f"{ray.util.get_node_ip_address()}:{port}", 0
+        self.start_node(
             "--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={folder}",
-            "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}", "--disable-usage-stats",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
             f"--dashboard-agent-listen-port={free_port()}",
         )  # fmt: skip
 
-    def start(self, *options: str) -> None:
-        """`ray start`, as a node whose id is known."""
-        self.number += 1
-        name = f"{self.number:056x}"
-        environment = {**ENVIRONMENT, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": name}
-        command = [RAY, "start", *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
-        assert done.returncode == 0, done.stderr
+    def start_node(self, *options: str) -> None:
+        """Start a node with a known id: its number."""
+        self.num_started += 1
+        start_ray(*options, RAY_OVERRIDE_NODE_ID_FOR_TESTING=f"{self.num_started:056x}")
 
-    def ask(self, what: str) -> list[dict[str, Any]]:
-        """The dashboard's `nodes` or `actors`."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.dashboard}/api/v0/{what}?detail=1", timeout=30) as answer:
-            return list(json.load(answer)["data"]["result"]["result"])
+    def start_missing(self) -> None:
+        """Start worker nodes until two of two CPUs are alive."""
+        nodes = query_dashboard(self.dashboard, "nodes")
+        alive = [node for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"]]
+        for _ in range(2 - len(alive)):
+            self.start_node(f"--address={self.address}", "--num-cpus=2")
 
-    def fill(self) -> None:
-        """Two living nodes of two CPUs."""
-        living = [node for node in self.ask("nodes") if node["state"] == "ALIVE" and not node["is_head_node"]]
-        for _ in range(2 - len(living)):
-            self.start(f"--address={self.address}", "--num-cpus=2")
-
-    def kill_node_of(self, actor: str) -> None:
-        """End the raylet of a node where a living actor of this class is, as a lost machine would."""
-        nodes = [one["node_id"] for one in self.ask("actors") if actor in one["class_name"] and one["state"] == "ALIVE"]
-        assert nodes, f"no {actor} is alive"
-        mark = "RAY_OVERRIDE_NODE_ID_FOR_TESTING"
-        for process in [one for one in psutil.process_iter(["name"]) if one.info["name"] == "raylet"]:
-            if process.environ().get(mark) == nodes[0]:
+    def kill_node_of(self, actor_class: str) -> None:
+        """Kill the raylet of a node on which an actor of this class is alive, as if its machine were lost."""
+        actors = query_dashboard(self.dashboard, "actors")
+        nodes = [a["node_id"] for a in actors if actor_class in a["class_name"] and a["state"] == "ALIVE"]
+        assert nodes, f"no {actor_class} is alive"
+        for process in psutil.process_iter(["name"]):
+            if process.info["name"] == "raylet" and (
+                process.environ().get("RAY_OVERRIDE_NODE_ID_FOR_TESTING") == nodes[0]
+            ):
                 process.kill()
                 return
-        raise AssertionError(f"no raylet {nodes[0]}")
+        raise AssertionError(f"no raylet has the node id {nodes[0]}")
 
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[TwoNodes]:
-    folder = tempfile.mkdtemp(prefix="kp2", dir="/tmp")  # short: sockets live in it
+    folder = tempfile.mkdtemp(prefix="kp2", dir="/tmp")  # short: the path of a Unix socket has at most 107 characters
     try:
         yield TwoNodes(folder)
     finally:
-        end_all(folder)
+        kill_ray(folder)
+
+
+@dataclass(frozen=True)
+class UndisturbedRun:
+    """A run of augment, train and predict on both nodes.
+
+    Attributes:
+        folder: of the config and of the run folders.
+        address: of the cluster.
+    """
+
+    folder: Path
+    address: str
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "undisturbed"
+
+    def arguments(self, run_dir: Path) -> list[str]:
+        """Return the arguments of a verb that repeats this run in another run folder."""
+        settings = (f"cluster.address={self.address}", f"run_dir={run_dir}")
+        return [str(self.folder / "config.yaml"), *set_options(*settings)]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(
     two_nodes: TwoNodes, sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], list[str]]:
-    """A finished run on both nodes; gives the arguments of the same with another run folder."""
-    folder = tmp_path_factory.mktemp("two")
+) -> UndisturbedRun:
+    run = UndisturbedRun(tmp_path_factory.mktemp("two"), two_nodes.address)
     sections: dict[str, Any] = {
         "augment": {"recipes": ["Original"]},
         "train": {"max_iter": 40, "steps": [30], "eval_period": 0, "checkpoint_period": 5, "max_failures": 3},
         "predict": {"actors": [2, 2], "batch_size": 1, "tta": ["flip", 4, 3.5, 3, 2.5]},
     }
-    (folder / "config.yaml").write_text(tiny_config(sample_data, folder / "whole", **sections).to_yaml())
-
-    def arguments(run: str) -> list[str]:
-        settings = [f"cluster.address={two_nodes.address}", f"run_dir={folder / run}"]
-        return [str(folder / "config.yaml"), *(part for one in settings for part in ("--set", one))]
-
-    two_nodes.fill()
+    (run.folder / "config.yaml").write_text(tiny_config(sample_data, run.run_dir, **sections).to_yaml())
+    two_nodes.start_missing()
     for verb in ("augment", "train", "predict"):
-        done = subprocess.run([KP_RAY, verb, *arguments("whole")], capture_output=True, text=True, check=False)
+        done = run_kp_ray(verb, *run.arguments(run.run_dir))
         assert done.returncode == 0, done.stderr[-3000:]
-    return arguments
+    return run
 
 
-def _disturbed(two_nodes: TwoNodes, command: list[str], begun: Callable[[], Any], actor: str) -> str:
-    """Run a verb, end the node of one of its actors once it has `begun`, and give what it said."""
-    two_nodes.fill()
-    going = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    _wait(begun, lambda: going.poll() is None, every=0.1)
-    assert going.poll() is None, going.communicate()[1][-3000:]
-    two_nodes.kill_node_of(actor)
-    _, said = going.communicate(timeout=400)
-    assert going.returncode == 0, said[-3000:]
-    return said
+def run_with_lost_node(two_nodes: TwoNodes, arguments: list[str], begun: Callable[[], Any], actor_class: str) -> str:
+    """Run a verb, kill the node of one of its actors once `begun` returns true, and return its stderr."""
+    two_nodes.start_missing()
+    process = start_kp_ray(*arguments)
+    wait_until(begun, process, timeout_s=150, poll_s=0.1)
+    two_nodes.kill_node_of(actor_class)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err[-3000:]
+    return err
 
 
 @pytest.mark.slow
-def test_doctor_asks_every_node_and_wants_tokens_on_more_than_one(two_nodes: TwoNodes, undisturbed: Any) -> None:
-    two_nodes.fill()
-    command = [KP_RAY, "doctor", *undisturbed("whole"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_doctor_checks_every_node_and_requires_tokens_on_several(
+    two_nodes: TwoNodes, undisturbed: UndisturbedRun
+) -> None:
+    two_nodes.start_missing()
+    done = run_kp_ray("doctor", *undisturbed.arguments(undisturbed.run_dir), "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout.splitlines()[-1])["failed"] == ["tokens"], done.stderr
     assert "ok nodes: 3" in done.stderr
@@ -285,26 +312,32 @@ def test_doctor_asks_every_node_and_wants_tokens_on_more_than_one(two_nodes: Two
 
 
 @pytest.mark.slow
-def test_training_on_a_node_that_dies_ends_with_the_same_weights(two_nodes: TwoNodes, undisturbed: Any) -> None:
+def test_training_that_loses_a_node_ends_with_the_same_weights(
+    two_nodes: TwoNodes, undisturbed: UndisturbedRun
+) -> None:
     torch = pytest.importorskip("torch")
-    whole = Path(undisturbed("whole")[0]).parent / "whole"
-    run = whole.with_name("lost-train")
-    shutil.copytree(whole / "store", run / "store")
-    command = [KP_RAY, "train", *undisturbed(run.name)]
-    said = _disturbed(two_nodes, command, lambda: list(run.glob("members/a/checkpoint_*")), "RayTrainWorker")
-    assert "from the checkpoint at" in said
-    one, other = (torch.load(each / "members/a/model_final.pth", weights_only=True)["model"] for each in (whole, run))
-    assert one.keys() == other.keys()
-    assert all(torch.allclose(one[name].float(), other[name].float(), atol=1e-5) for name in one)
+    run = undisturbed.folder / "lost-train"
+    shutil.copytree(undisturbed.run_dir / "store", run / "store")
+    arguments = ["train", *undisturbed.arguments(run)]
+    err = run_with_lost_node(two_nodes, arguments, lambda: list(run.glob("members/a/checkpoint_*")), "RayTrainWorker")
+    assert "from the checkpoint at" in err
+    expected, resumed = (
+        torch.load(folder / "members/a/model_final.pth", weights_only=True)["model"]
+        for folder in (undisturbed.run_dir, run)
+    )
+    assert expected.keys() == resumed.keys()
+    assert all(torch.allclose(expected[name].float(), resumed[name].float(), atol=1e-5) for name in expected)
 
 
 @pytest.mark.slow
-def test_predicting_on_a_node_that_dies_gives_the_same_predictions(two_nodes: TwoNodes, undisturbed: Any) -> None:
-    whole = Path(undisturbed("whole")[0]).parent / "whole"
-    run = whole.with_name("lost-predict")
-    for part in ("store", "members"):
-        shutil.copytree(whole / part, run / part)
-    command = [KP_RAY, "predict", *undisturbed(run.name)]
-    _disturbed(two_nodes, command, lambda: list(run.glob("predictions/**/*.parquet")), "Predictor")
-    assert pq.read_table(run / "predictions.parquet").equals(pq.read_table(whole / "predictions.parquet"))
-    assert (run / "submission.csv").read_bytes() == (whole / "submission.csv").read_bytes()
+def test_predicting_that_loses_a_node_gives_the_same_predictions(
+    two_nodes: TwoNodes, undisturbed: UndisturbedRun
+) -> None:
+    run = undisturbed.folder / "lost-predict"
+    for name in ("store", "members"):
+        shutil.copytree(undisturbed.run_dir / name, run / name)
+    arguments = ["predict", *undisturbed.arguments(run)]
+    run_with_lost_node(two_nodes, arguments, lambda: list(run.glob("predictions/**/*.parquet")), "Predictor")
+    expected = undisturbed.run_dir
+    assert pq.read_table(run / "predictions.parquet").equals(pq.read_table(expected / "predictions.parquet"))
+    assert (run / "submission.csv").read_bytes() == (expected / "submission.csv").read_bytes()

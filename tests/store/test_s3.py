@@ -25,8 +25,9 @@ from kp_ray.storage import exists, file_sizes, read_bytes, write_bytes
 from kp_ray.store.manifest import row_schema
 from kp_ray.store.parts import PartWriter, make_rows
 from kp_ray.store.plan import plan
-from tests.helpers.clusters import KP_RAY, free_ports
+from tests.helpers.clusters import free_ports
 from tests.helpers.data import tiny_config
+from tests.helpers.processes import KP_RAY
 
 WEED = str(Path(sys.executable).with_name("weed"))
 KEY, SECRET = "an-access-key-of-the-tests", "a-secret-key-of-the-tests"

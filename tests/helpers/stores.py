@@ -1,0 +1,72 @@
+"""Write a small finished store without a cluster."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kp_ray.images import encode_bgr
+from kp_ray.keypoints import DACON24
+from kp_ray.store.manifest import Manifest, PartRecord, Quarantined, RecipeRecord, row_schema, write_manifest
+
+STORE_IMAGES = tuple(f"001-1-1-01-Z17_A-000000{number}.jpg" for number in range(6))
+"""Names of a clip's frames; the first three are in the store of `write_small_store`."""
+WIDTH, HEIGHT = 320, 240
+
+
+def make_image(seed: int) -> npt.NDArray[np.uint8]:
+    """Make a smooth colour image (HEIGHT, WIDTH, 3), BGR."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+
+
+def make_points(seed: int) -> npt.NDArray[np.float64]:
+    """Make the 24 points (24, 2) of one person, x and y in pixels, all inside the image of `make_image`."""
+    return np.random.default_rng(seed).uniform([80, 40], [240, 200], (len(DACON24), 2))
+
+
+def make_row(recipe: str, number: int, split: str) -> dict[str, Any]:
+    """Make the row of a store of frame `number`, not transformed whatever the recipe."""
+    xy = make_points(number)
+    return {
+        "source": STORE_IMAGES[number], "scene": "001-1-1-01-Z17", "camera": "A", "frame": number, "split": split,
+        "recipe": recipe, "copy": 0, "width": WIDTH, "height": HEIGHT, "num_visible": len(DACON24),
+        "affine": [1, 0, 0, 0, 1, 0], "image": encode_bgr(make_image(number)), "seed": number,
+        "keypoints": np.column_stack([xy, np.full(len(xy), 2)]).ravel().tolist(),
+        "bbox_xyxy": [*xy.min(axis=0), *xy.max(axis=0)],
+    }  # fmt: skip
+
+
+def write_small_store(store: Path, quarantined: tuple[Quarantined, ...] = ()) -> Manifest:
+    """Write three parts of three rows: `Original` for training and validation, `Rotate45_CenterCrop` for training."""
+    parts = []
+    for recipe, splits in (("Original", ("train", "val")), ("Rotate45_CenterCrop", ("train",))):
+        for number, split in enumerate(splits):
+            path = f"recipe={recipe}/part-{number:05d}-ab12.parquet"
+            (store / path).parent.mkdir(parents=True, exist_ok=True)
+            rows = [make_row(recipe, frame, split) for frame in range(3)]
+            pq.write_table(pa.Table.from_pylist(rows, schema=row_schema(len(DACON24))), store / path, row_group_size=1)
+            content = (store / path).read_bytes()
+            sha256 = hashlib.sha256(content).hexdigest()
+            parts.append(
+                PartRecord(
+                    path=path, recipe=recipe, split=split, num_rows=len(rows), num_bytes=len(content), sha256=sha256
+                )
+            )
+    manifest = Manifest(
+        kp_ray="0.1.0", seed=42, skeleton=DACON24.names, settings={},
+        recipes=(
+            RecipeRecord(name="Original", copies=1, fingerprint="ab12"),
+            RecipeRecord(name="Rotate45_CenterCrop", copies=2, fingerprint="ab12"),
+        ),
+        num_sources=1234, num_variants=9, num_rows_by_split={"train": 6, "val": 3},
+        units={"train": ("001-1-1-01-Z17", "002-1-1-01-Z17"), "val": ("003-1-1-01-Z17",)},
+        parts=tuple(parts), quarantined=quarantined,
+    )  # fmt: skip
+    write_manifest(str(store), manifest)
+    return manifest
