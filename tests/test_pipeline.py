@@ -76,7 +76,7 @@ def test_the_competitions_labels_are_read_and_their_errors_reported(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "lsp").is_dir(), reason="the photographs are not in shared/data")
 def test_photographs_of_many_sizes_pass_the_whole_pipeline(tmp_path: Path) -> None:
-    """40 images are trained on, 10 predicted; they differ in size, some points are unlabelled, each is its own scene."""
+    """40 images to train on, 10 to predict; they differ in size, some points are unlabelled, each has its own scene."""
     table = pd.read_csv(SHARED / "lsp" / "train_df.csv", dtype=str, keep_default_na=False)
     table.iloc[:40].to_csv(tmp_path / "train.csv", index=False)
     table.iloc[40:50].to_csv(tmp_path / "truth.csv", index=False)
