@@ -1,4 +1,4 @@
-"""Detectron2's models: configs, inputs, weights, decoded answers."""
+"""Detectron2 models: presets, inputs, weights and detections."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""A store's row as Detectron2's dataset dict."""
+"""A store's row as the input of a Detectron2 model: a dataset dict, as Detectron2's DatasetMapper makes it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,40 +17,53 @@ from kp_ray.keypoints import CONTINUOUS_OFFSET, Skeleton
 def to_dataset_dict(
     row: Mapping[str, Any], cfg: CfgNode, skeleton: Skeleton, rng: np.random.Generator | None
 ) -> dict[str, Any]:
-    """A store's row as the model's input, as Detectron2's DatasetMapper makes it.
+    """Convert a store's row to a dataset dict.
 
     Args:
-        row: with `image` (JPEG bytes, or a decoded (H, W, 3) BGR picture), `width`, `height`, and for training
-            `keypoints` and `bbox_xyxy`.
-        rng: draws the training size and the flip; None maps for testing, without labels.
+        row: with `image` (JPEG bytes, or a decoded (H, W, 3) BGR array), `width`, `height`, and for training also
+            `keypoints` (3K: x, y, v) and `bbox_xyxy` in pixel indices.
+        cfg: gives the sizes and whether to flip.
+        rng: chooses the training size and the flip; None maps for inference, without labels.
 
     Returns:
-        `image` (3, H, W) uint8 BGR tensor; `height`, `width` of the stored picture; for training also `instances`
-        with `gt_boxes`, `gt_classes`, `gt_keypoints` in continuous coordinates of the resized picture.
+        `image` (3, H, W) uint8 BGR tensor; `height`, `width` of the stored image; for training also `instances` with
+        `gt_boxes`, `gt_classes`, `gt_keypoints` in continuous coordinates of the resized image.
+
+    Raises:
+        ValueError: the JPEG cannot be decoded.
     """
     width, height = row["width"], row["height"]
-    is_train = rng is not None
-    sizes = cfg.INPUT.MIN_SIZE_TRAIN if is_train else [cfg.INPUT.MIN_SIZE_TEST]
-    longest = cfg.INPUT.MAX_SIZE_TRAIN if is_train else cfg.INPUT.MAX_SIZE_TEST
-    shortest = sizes[int(rng.integers(len(sizes)))] if rng is not None else sizes[0]
-    new_h, new_w = T.ResizeShortestEdge.get_output_shape(height, width, shortest, longest)
-    picture = decode_resized(row["image"], (width, height), (new_w, new_h))
-    moves = T.TransformList([T.ResizeTransform(height, width, new_h, new_w)])
-    flip = rng is not None and cfg.INPUT.RANDOM_FLIP == "horizontal" and rng.random() < 0.5
-    if flip:
-        moves = moves + T.TransformList([T.HFlipTransform(new_w)])
-        picture = picture[:, ::-1]
-    record: dict[str, Any] = {
-        "image": torch.as_tensor(np.ascontiguousarray(picture.transpose(2, 0, 1))),
+    new_height, new_width = _sample_size(height, width, cfg, rng)
+    image = decode_resized(row["image"], (width, height), (new_width, new_height))
+    transforms = T.TransformList([T.ResizeTransform(height, width, new_height, new_width)])
+    if rng is not None and cfg.INPUT.RANDOM_FLIP == "horizontal" and rng.random() < 0.5:
+        transforms = transforms + T.TransformList([T.HFlipTransform(new_width)])
+        image = image[:, ::-1]
+    dataset_dict: dict[str, Any] = {
+        "image": torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1))),
         "height": height,
         "width": width,
     }
-    if is_train:
-        record["instances"] = _instances(row, moves, (new_h, new_w), skeleton)
-    return record
+    if rng is not None:
+        dataset_dict["instances"] = _build_instances(row, transforms, (new_height, new_width), skeleton)
+    return dataset_dict
 
 
-def _instances(row: Mapping[str, Any], moves: Any, shape: tuple[int, int], skeleton: Skeleton) -> Instances:
+def _sample_size(height: int, width: int, cfg: CfgNode, rng: np.random.Generator | None) -> tuple[int, int]:
+    """Return the (height, width) that the image is resized to; without `rng` the test size."""
+    if rng is None:
+        shortest, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    else:
+        sizes = cfg.INPUT.MIN_SIZE_TRAIN
+        shortest, longest = sizes[int(rng.integers(len(sizes)))], cfg.INPUT.MAX_SIZE_TRAIN
+    new_height, new_width = T.ResizeShortestEdge.get_output_shape(height, width, shortest, longest)
+    return new_height, new_width
+
+
+def _build_instances(
+    row: Mapping[str, Any], transforms: T.TransformList, image_size: tuple[int, int], skeleton: Skeleton
+) -> Instances:
+    """Build the ground truth of the transformed image, of `image_size` (height, width)."""
     keypoints = np.asarray(row["keypoints"], dtype=np.float64).reshape(len(skeleton), 3).copy()
     keypoints[:, :2] += CONTINUOUS_OFFSET
     keypoints[~np.isfinite(keypoints).all(axis=1) | (keypoints[:, 2] == 0)] = 0
@@ -60,7 +73,7 @@ def _instances(row: Mapping[str, Any], moves: Any, shape: tuple[int, int], skele
         "keypoints": keypoints.ravel().tolist(),
         "category_id": 0,
     }
-    moved = detection_utils.transform_instance_annotations(
-        annotation, moves, shape, keypoint_hflip_indices=np.array(skeleton.flip_indices)
+    transformed = detection_utils.transform_instance_annotations(
+        annotation, transforms, image_size, keypoint_hflip_indices=np.array(skeleton.flip_indices)
     )
-    return detection_utils.annotations_to_instances([moved], shape)
+    return detection_utils.annotations_to_instances([transformed], image_size)

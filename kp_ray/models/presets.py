@@ -1,4 +1,4 @@
-"""Detectron2's config of a run, from a model preset and kp_ray's settings."""
+"""Model presets, and the Detectron2 config of a run: the preset's options and those that kp_ray's settings decide."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from kp_ray.keypoints import Skeleton
 MODEL_PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "x101": ("COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x.yaml", {}),
     "r50": ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml", {}),
-    # Learns from scratch on CPU cores: narrow layers, trained BatchNorm (frozen statistics diverge from scratch),
-    # frames at 256x144.
+    # Learns from scratch on CPUs: narrow layers, images at 256x144, and BatchNorm that is trained, because frozen
+    # statistics diverge from scratch.
     "r18": (
         "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml",
         {
@@ -42,30 +42,49 @@ MODEL_PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""Model preset -> the model zoo's config file and the options changed in it."""
+"""Name of a preset -> the model zoo's config file and the options that are changed in it."""
 
 
 def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
-    """The Detectron2 config of a run, for one worker.
+    """Build the Detectron2 config of a run, for a single worker.
 
     Args:
+        config: gives the preset, the solver's settings and `model.cfg`, which overrides the preset's options.
+        skeleton: gives the number of keypoints and their sigmas.
         device: "cpu" or "cuda".
 
     Raises:
-        ConfigError: `model.cfg` names an option that Detectron2 does not have, or gives it a value of another type.
+        ConfigError: `model.cfg` names an option that Detectron2 does not have or that follows from kp_ray's settings,
+            or gives it a value of another type.
     """
-    base, changes = MODEL_PRESETS[config.model.preset]
-    cfg = model_zoo.get_config(base)
-    train = config.train
-    ours: dict[str, Any] = {
+    base_file, preset_options = MODEL_PRESETS[config.model.preset]
+    cfg = model_zoo.get_config(base_file)
+    derived_options = _derive_options(config, skeleton, device)
+    for key in config.model.cfg:
+        if key in derived_options:
+            raise ConfigError(
+                f"model.cfg.{key}: this option follows from kp_ray's settings: set it under train or predict"
+            )
+    for key, value in {**preset_options, **derived_options, **config.model.cfg}.items():
+        try:
+            cfg.merge_from_list([key, value])
+        except (AssertionError, KeyError, ValueError) as error:
+            raise ConfigError(f"model.cfg.{key}: {one_line(error)} (Detectron2 option)") from error
+    return cfg
+
+
+def _derive_options(config: Config, skeleton: Skeleton, device: str) -> dict[str, Any]:
+    """Return the Detectron2 options that kp_ray's settings decide."""
+    train, predict = config.train, config.predict
+    return {
         "MODEL.DEVICE": device,
         "MODEL.WEIGHTS": "",
         "MODEL.KEYPOINT_ON": True,
         "MODEL.ROI_HEADS.NUM_CLASSES": 1,
         "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": len(skeleton),
         "TEST.KEYPOINT_OKS_SIGMAS": list(skeleton.sigmas),
-        # The lower of the two thresholds; `score_threshold` is applied to what comes back.
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": min(config.predict.score_threshold, config.predict.fallback_threshold),
+        # The lower of the two thresholds: `predict.score_threshold` is applied to the detections later.
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": min(predict.score_threshold, predict.fallback_threshold),
         "DATASETS.TRAIN": ("kp_ray_train",),
         "DATASETS.TEST": ("kp_ray_val",),
         "INPUT.RANDOM_FLIP": "horizontal" if train.flip else "none",
@@ -81,29 +100,20 @@ def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
         "SOLVER.CHECKPOINT_PERIOD": train.checkpoint_period,
         "TEST.EVAL_PERIOD": train.eval_period,
     }
-    for key in config.model.cfg:
-        if key in ours:
-            raise ConfigError(f"model.cfg.{key}: follows from kp_ray's own settings: set it under train or predict")
-    for key, value in {**changes, **ours, **config.model.cfg}.items():
-        try:
-            cfg.merge_from_list([key, value])
-        except (AssertionError, KeyError, ValueError) as error:
-            raise ConfigError(f"model.cfg.{key}: {one_line(error)} (Detectron2 option)") from error
-    return cfg
 
 
 def scale_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
-    """Detectron2's reference-world-size rule: LR and batch grow with the workers, iterations and steps shrink."""
+    """Scale a config to a number of workers by Detectron2's rule: LR and batch grow, iterations and steps shrink."""
     scaled = DefaultTrainer.auto_scale_workers(cfg.clone(), num_workers)
-    # Rounding can end in no iteration, or in a period of 0, which means never.
+    # Rounding can give no iteration at all, or a period of 0, which means never.
     scaled.SOLVER.MAX_ITER = max(1, scaled.SOLVER.MAX_ITER)
     scaled.SOLVER.CHECKPOINT_PERIOD = max(1, scaled.SOLVER.CHECKPOINT_PERIOD)
     scaled.TEST.EVAL_PERIOD = max(min(1, cfg.TEST.EVAL_PERIOD), scaled.TEST.EVAL_PERIOD)
-    # It can also move a step onto the last iteration or onto another step, which the scheduler refuses.
+    # Rounding can also move a step onto the last iteration or onto another step, which the scheduler refuses.
     scaled.SOLVER.STEPS = tuple(sorted({step for step in scaled.SOLVER.STEPS if 0 < step < scaled.SOLVER.MAX_ITER}))
     return scaled
 
 
 def build_model(cfg: CfgNode) -> torch.nn.Module:
-    """The network of a cfg, with random weights, on its device."""
+    """Build the network of a config, with random weights, on its device."""
     return build_detectron2_model(cfg)

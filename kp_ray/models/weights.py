@@ -1,117 +1,190 @@
-"""Weights in and out: members, starting weights, the model zoo's files."""
+"""Weights: save and load a finished member, and start a model from weights of a file, a URL or the model zoo."""
 
+import io
 import pickle
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
-from kp_ray.config.schema import Config
-from kp_ray.errors import ModelError, one_line
+from kp_ray.errors import KpRayError, ModelError, one_line
 from kp_ray.keypoints import Skeleton
 from kp_ray.models.presets import MODEL_PRESETS, build_model
-from kp_ray.storage import filesystem, read_bytes
+from kp_ray.storage import exists, join, read_bytes, write_bytes
+
+FINAL_WEIGHTS = "model_final.pth"
+"""File of a member's weights; a member that has it is finished."""
+CFG_NAME = "config.yaml"
+"""File of a member's Detectron2 config."""
+_LOAD_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.PickleError)
+"""Errors that torch and pickle raise for files that are damaged or no weights."""
+
+
+def is_trained(folder: str) -> bool:
+    """Return whether a folder holds a finished member.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+    return exists(join(folder, FINAL_WEIGHTS))
 
 
 def save_model(model: torch.nn.Module, cfg: CfgNode, folder: str, skeleton: Skeleton) -> None:
-    """Write `model_final.pth` and `config.yaml` into a local folder, as plain Detectron2 opens them.
+    """Write a finished member, `config.yaml` and last `model_final.pth`, as plain Detectron2 opens them.
 
-    The weights carry the keypoints' names, `keypoints`; Detectron2 passes over them.
+    The weights' file also holds the keypoints' names under `keypoints`, which Detectron2 ignores.
+
+    Args:
+        folder: local or a URL.
+
+    Raises:
+        StorageError: the folder cannot be written.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
     saved = cfg.clone()
     saved.defrost()
-    saved.MODEL.WEIGHTS = "model_final.pth"
-    torch.save({"model": model.state_dict(), "keypoints": list(skeleton.names)}, f"{folder}/model_final.pth")
-    Path(folder, "config.yaml").write_text(saved.dump())
+    saved.MODEL.WEIGHTS = FINAL_WEIGHTS
+    write_bytes(join(folder, CFG_NAME), saved.dump().encode())
+    save_torch_file(join(folder, FINAL_WEIGHTS), {"model": model.state_dict(), "keypoints": list(skeleton.names)})
+
+
+def save_torch_file(path: str, content: dict[str, Any]) -> None:
+    """Write a file of tensors, whole or not at all, to a local path or URL.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_member(
     folder: str, device: str, keypoint_names: Sequence[str] | None = None
 ) -> tuple[torch.nn.Module, CfgNode]:
-    """A finished member's model, in evaluation mode, and its cfg.
+    """Load a finished member.
 
     Args:
-        keypoint_names: the keypoints that are expected of it, in their order; None: any.
+        folder: local or a URL.
+        device: "cpu" or "cuda".
+        keypoint_names: the keypoints that the member must predict, in order; None accepts any.
+
+    Returns:
+        Its model in evaluation mode, and its config.
 
     Raises:
-        ModelError: the folder holds no finished member, or one of other keypoints.
+        ModelError: the folder holds no finished member, its files are damaged, or it predicts other keypoints.
+        StorageError: the folder cannot be read.
     """
-    fs, inner = filesystem(folder)
+    cfg_path, weights_path = join(folder, CFG_NAME), join(folder, FINAL_WEIGHTS)
+    for path in (cfg_path, weights_path):
+        if not exists(path):
+            raise ModelError(f"{path}: there is no such file, so the member is not finished: run train first")
+    cfg = model_zoo.get_config(MODEL_PRESETS["r50"][0])
     try:
-        with fs.open_input_file(f"{inner}/config.yaml") as stream:
-            cfg = CfgNode.load_cfg(stream.readall().decode())
-        with fs.open_input_file(f"{inner}/model_final.pth") as stream:
-            content = torch.load(stream, map_location="cpu", weights_only=True)
-    except OSError as error:
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(read_bytes(cfg_path).decode()))
+    except (AssertionError, yaml.YAMLError, *_LOAD_ERRORS) as error:
+        raise ModelError(f"{cfg_path}: damaged ({one_line(error)}): delete {weights_path} and run train") from error
+    cfg.MODEL.DEVICE = device
+    try:
+        content = torch.load(io.BytesIO(read_bytes(weights_path)), map_location="cpu", weights_only=True)
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"{weights_path}: damaged ({one_line(error)}): delete it and run train") from error
+    names = content.get("keypoints")
+    if keypoint_names is not None and names is not None and list(keypoint_names) != list(names):
         raise ModelError(
-            f"{folder}: no finished member here (model_final.pth, config.yaml); run train first"
-        ) from error
-    its_names = content.get("keypoints")
-    if keypoint_names is not None and its_names is not None and list(keypoint_names) != list(its_names):
-        raise ModelError(
-            f"{folder}: predicts other keypoints than are asked for, or in another order ({', '.join(its_names[:3])}, "
-            "...): use the labels and the form that it was trained with"
+            f"{folder}: predicts other keypoints than are asked for, or in another order ({', '.join(names[:3])}, ...): "
+            "use the labels and the sample submission that it was trained with"
         )
-    full = model_zoo.get_config(MODEL_PRESETS["r50"][0])
-    full.merge_from_other_cfg(cfg)
-    full.MODEL.DEVICE = device
-    model = build_model(full)
+    model = build_model(cfg)
     try:
         model.load_state_dict(content["model"])
     except RuntimeError as error:
-        raise ModelError(f"{folder}: model_final.pth does not fit its config.yaml") from error
-    return model.eval(), full
+        raise ModelError(f"{weights_path}: does not fit the {CFG_NAME} beside it: restore both, or retrain") from error
+    return model.eval(), cfg
 
 
-def load_weights(model: torch.nn.Module, config: Config, weights: str, skeleton: Skeleton) -> list[str]:
-    """Start a model from weights: `zoo`, a URL, or a file (.pth, also another run's, or a model zoo .pkl).
+def load_weights(
+    model: torch.nn.Module, weights: str, *, preset: str, skeleton: Skeleton, setting: str = "model.weights"
+) -> list[str]:
+    """Start a model from weights.
+
+    Args:
+        model: any tensors of the same name and shape are replaced.
+        weights: `zoo` for the preset's published weights, a URL, or a file (.pth, also another run's, or a model zoo
+            .pkl).
+        preset: `model.preset`.
+        skeleton: the keypoints of the model.
+        setting: the config key that named the weights, for messages.
 
     Returns:
-        Names of the model's tensors that the weights do not have in the same shape and that stay random.
+        Sorted names of the model's tensors that keep their random values because the weights do not have them in the
+        same shape.
 
     Raises:
         ModelError: the weights cannot be reached or read, none of them fits, or they are of another skeleton.
     """
-    url = model_zoo.get_checkpoint_url(MODEL_PRESETS[config.model.preset][0]) if weights == "zoo" else weights
+    url = model_zoo.get_checkpoint_url(MODEL_PRESETS[preset][0]) if weights == "zoo" else weights
     try:
-        state, names = _read_state(url)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        pickle.PickleError,
-    ) as error:
-        reason = one_line(error)[:200] or type(error).__name__
+        loaded = _read_weights(url)
+    except (OSError, KpRayError, *_LOAD_ERRORS) as error:
+        reason = one_line(error) or type(error).__name__
         raise ModelError(
-            f"model.weights: {url}: cannot be read ({reason}); give a file or a URL that is reachable"
+            f"{setting}: {url}: cannot be read ({reason}): give a file or URL that is reachable"
         ) from error
+    names = loaded.keypoints
     if names is not None and tuple(names) != skeleton.names:
         count = f"{len(names)} keypoints" if len(names) != len(skeleton) else "other keypoints"
         raise ModelError(
-            f"model.weights: {url}: a model of {count} ({names[0]}, ..., {names[-1]}) than the labels' "
+            f"{setting}: {url}: a model of {count} ({names[0]}, ..., {names[-1]}) than the labels' "
             f"{len(skeleton)} ({skeleton.names[0]}, ..., {skeleton.names[-1]}): give weights of the same skeleton"
         )
-    own = model.state_dict()
-    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    state = model.state_dict()
+    fitting = {
+        name: value for name, value in loaded.tensors.items() if name in state and state[name].shape == value.shape
+    }
     if not fitting:
-        raise ModelError(f"model.weights: {url}: no tensor fits model.preset {config.model.preset}")
+        raise ModelError(f"{setting}: {url}: no tensor fits model.preset {preset}: give weights of this preset")
     model.load_state_dict(fitting, strict=False)
-    return sorted(set(own) - set(fitting))
+    return sorted(set(state) - set(fitting))
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Reads the model zoo's pickles of NumPy arrays and nothing else, so that a file cannot run code."""
+@dataclass(frozen=True)
+class _Weights:
+    """The content of a weights file; `keypoints` are the names that kp_ray's members carry, else None."""
+
+    tensors: dict[str, torch.Tensor]
+    keypoints: list[str] | None
+
+
+def _read_weights(url: str) -> _Weights:
+    with tempfile.TemporaryDirectory() as folder:
+        if url.startswith(("s3://", "gs://")):  # Detectron2 opens local files and web addresses only
+            path = str(Path(folder, Path(url).name))
+            Path(path).write_bytes(read_bytes(url))
+        else:
+            path = PathManager.get_local_path(url)
+        if path.endswith(".pkl"):
+            with open(path, "rb") as stream:
+                content = _ArrayUnpickler(stream, encoding="latin1").load()
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = {
+        name: torch.as_tensor(np.asarray(value)) if isinstance(value, np.ndarray) else value
+        for name, value in content.get("model", content).items()
+    }
+    return _Weights(tensors, content.get("keypoints"))
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Read the model zoo's pickles of NumPy arrays and refuse anything else, so that a file cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {"_reconstruct": np._core.multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}  # type: ignore[attr-defined]
@@ -120,25 +193,4 @@ class _ArraysOnly(pickle.Unpickler):
             return allowed[name]
         if (module, name) == ("_codecs", "encode"):
             return str.encode
-        raise pickle.UnpicklingError(f"it wants to load {module}.{name}")
-
-
-def _read_state(url: str) -> tuple[dict[str, torch.Tensor], list[str] | None]:
-    """The tensors of a weights file, and the names of its keypoints if it is a kp_ray member's."""
-    with tempfile.TemporaryDirectory() as folder:
-        if url.startswith(("s3://", "gs://")):  # Detectron2 reaches files and the web only
-            path = str(Path(folder, Path(url).name))
-            Path(path).write_bytes(read_bytes(url))
-        else:
-            path = PathManager.get_local_path(url)
-        if path.endswith(".pkl"):
-            with open(path, "rb") as stream:
-                loaded = _ArraysOnly(stream, encoding="latin1").load()
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    state = loaded.get("model", loaded)
-    tensors = {
-        name: torch.as_tensor(np.asarray(value)) if isinstance(value, np.ndarray) else value
-        for name, value in state.items()
-    }
-    return tensors, loaded.get("keypoints")
+        raise pickle.UnpicklingError(f"the file wants to load {module}.{name}")

@@ -143,7 +143,7 @@ class Worker:
         weights = self.member.weights or self.config.model.weights
         missing: list[str] = []
         if checkpoint is None and weights:
-            missing = load_weights(self.network, self.config, weights, self.skeleton)
+            missing = load_weights(self.network, weights, preset=self.config.model.preset, skeleton=self.skeleton)
         if self.config.train.ema_decay is not None:
             self.average = copy.deepcopy(self.network).eval()
         if checkpoint is None:

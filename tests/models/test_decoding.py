@@ -1,0 +1,64 @@
+"""Detections: their order and coordinates, mirroring, and merging over the views of an image."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from kp_ray.keypoints import DACON24
+from kp_ray.models.decoding import Detection, detect_people, merge_views, mirror_detection
+from kp_ray.models.presets import build_model
+from tests.helpers.rows import random_row
+
+K = len(DACON24)
+
+
+def make_detection(x: float, score: float, side: float = 50) -> Detection:
+    """Make a detection whose box is `side` pixels wide from `x` on."""
+    keypoints = np.column_stack([np.linspace(x, x + side, K), np.linspace(10, 90, K), np.full(K, score)])
+    return Detection(score, np.array([x, 10, x + side, 90.0]), keypoints)
+
+
+def test_detections_come_best_first_in_pixels_of_the_stored_image(cfg: Any) -> None:
+    torch.manual_seed(0)
+    low = cfg.clone()
+    low.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    sizes = [(320, 180), (200, 300)]
+    rows = [random_row(*size, seed) for seed, size in enumerate(sizes)]
+    detections_by_row = detect_people(build_model(low).eval(), low, DACON24, rows)
+    assert len(detections_by_row) == 2
+    for detections, size in zip(detections_by_row, sizes, strict=True):
+        scores = [detection.score for detection in detections]
+        assert scores
+        assert scores == sorted(scores, reverse=True)
+        for detection in detections:
+            assert (detection.bbox_xyxy >= -0.5).all()
+            assert (detection.bbox_xyxy[2:] <= size).all()
+            assert detection.keypoints.shape == (24, 3)
+
+
+def test_mirroring_twice_changes_nothing() -> None:
+    original = make_detection(100, 0.9)
+    once = mirror_detection(original, 320, DACON24)
+    assert once.bbox_xyxy.tolist() == [169, 10, 219, 90]
+    assert once.keypoints[1, 0] == 319 - original.keypoints[2, 0], "the left eye is where the right one was"
+    twice = mirror_detection(once, 320, DACON24)
+    assert twice.score == original.score
+    np.testing.assert_allclose(twice.bbox_xyxy, original.bbox_xyxy)
+    np.testing.assert_allclose(twice.keypoints, original.keypoints)
+
+
+def test_views_merge_the_same_person_and_keep_others_apart() -> None:
+    first = [make_detection(100, 0.9), make_detection(300, 0.5)]
+    second = [make_detection(304, 0.7), make_detection(102, 0.7)]
+    merged = merge_views([first, second, []])
+    assert [round(detection.score, 6) for detection in merged] == [0.8, 0.6]
+    assert [detection.bbox_xyxy[0] for detection in merged] == [101, 302]
+    apart = merge_views([[make_detection(100, 0.9)], [make_detection(300, 0.8)]])
+    assert [(detection.score, detection.bbox_xyxy[0]) for detection in apart] == [(0.9, 100), (0.8, 300)]
+
+
+def test_a_detection_without_an_area_is_merged_with_its_equal_only() -> None:
+    flat = make_detection(100, 0.9, side=0)
+    merged = merge_views([[flat], [flat, make_detection(100, 0.5)]])
+    assert [detection.score for detection in merged] == [0.9, 0.5]

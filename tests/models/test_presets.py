@@ -1,0 +1,83 @@
+"""Detectron2's config of a run: its options, and the scaling with the number of workers."""
+
+import resource
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from kp_ray.config.load import build_config
+from kp_ray.errors import ConfigError
+from kp_ray.keypoints import DACON24
+from kp_ray.models.decoding import detect_people
+from kp_ray.models.inputs import to_dataset_dict
+from kp_ray.models.presets import build_cfg, build_model, scale_cfg
+from tests.helpers.rows import random_row
+
+
+def test_workers_scale_lr_steps_and_iterations_by_detectron2s_rule() -> None:
+    config = build_config({"preset": "dacon"})
+    single = build_cfg(config, DACON24, "cpu")
+    four = scale_cfg(single, 4)
+    assert (single.SOLVER.BASE_LR, single.SOLVER.IMS_PER_BATCH, single.SOLVER.MAX_ITER) == (0.001, 2, 10000)
+    assert (four.SOLVER.BASE_LR, four.SOLVER.IMS_PER_BATCH, four.SOLVER.MAX_ITER) == (0.004, 8, 2500)
+    assert four.SOLVER.STEPS == (750, 1000, 1250, 1500, 1750, 2000)
+    assert [four.SOLVER.WARMUP_ITERS, four.SOLVER.CHECKPOINT_PERIOD, four.TEST.EVAL_PERIOD] == [250, 250, 1250]
+    assert single.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == 256
+    assert single.MODEL.RESNETS.NUM_GROUPS == 32
+    assert single.MODEL.RESNETS.WIDTH_PER_GROUP == 8
+
+
+@pytest.mark.parametrize(("eval_period", "scaled_period"), [(0, 0), (1, 1), (40, 1)])
+def test_more_workers_than_iterations_still_train_and_evaluate(eval_period: int, scaled_period: int) -> None:
+    train = {"max_iter": 20, "checkpoint_period": 1, "steps": [10, 15], "eval_period": eval_period}
+    cfg = scale_cfg(build_cfg(build_config({"model": {"preset": "r18"}, "train": train}), DACON24, "cpu"), 64)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.STEPS) == (1, 1, ())
+    assert scaled_period == cfg.TEST.EVAL_PERIOD
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"MODEL.RPN.NO_SUCH_THING": 1},
+        {"SOLVER.MOMENTUM": "fast"},
+        {"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": 17},  # follows from the skeleton
+        {"SOLVER.IMS_PER_BATCH": 64},  # is train.ims_per_batch
+    ],
+)
+def test_a_wrong_detectron2_option_is_refused_by_name(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ConfigError, match=rf"^model\.cfg\.{name}: "):
+        build_cfg(build_config({"model": {"preset": "r18", "cfg": options}}), DACON24, "cpu")
+
+
+@pytest.mark.slow
+def test_the_published_model_trains_a_step_and_predicts_at_full_size() -> None:
+    """X-101-32x8d-FPN with 24 keypoints on the CPU: one update on two images, one prediction."""
+    config = build_config({"preset": "dacon"})
+    cfg = build_cfg(config, DACON24, "cpu")
+    model = build_model(cfg)
+    optimizer = torch.optim.SGD(model.parameters(), lr=cfg.SOLVER.BASE_LR)
+    before = model.roi_heads.keypoint_head.score_lowres.weight.detach().clone()
+    began = time.monotonic()
+    rng = np.random.default_rng(0)
+    rows = [random_row(1920, 1080, seed) for seed in (0, 1)]
+    model.train()
+    with EventStorage(0):
+        losses = model([to_dataset_dict(row, cfg, DACON24, rng) for row in rows])
+        sum(losses.values()).backward()
+        optimizer.step()
+    step_s = time.monotonic() - began
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert not torch.equal(before, model.roi_heads.keypoint_head.score_lowres.weight)
+    began = time.monotonic()
+    assert len(detect_people(model.eval(), cfg, DACON24, rows[:1])) == 1
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    parameters = sum(value.numel() for value in model.parameters()) / 1e6
+    print(
+        f"\nX-101: {parameters:.0f} M parameters, step {step_s:.0f} s, prediction {time.monotonic() - began:.0f} s, "
+        f"peak {peak_gib:.1f} GiB"
+    )
