@@ -100,8 +100,8 @@ def load_member(
     names = content.get("keypoints")
     if keypoint_names is not None and names is not None and list(keypoint_names) != list(names):
         raise ModelError(
-            f"{folder}: predicts other keypoints than are asked for, or in another order ({', '.join(names[:3])}, ...): "
-            "use the labels and the sample submission that it was trained with"
+            f"{folder}: predicts other keypoints than are asked for, or in another order ({', '.join(names[:3])}, "
+            "...): use the labels and the sample submission that it was trained with"
         )
     model = build_model(cfg)
     try:
