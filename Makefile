@@ -1,11 +1,11 @@
-# `make demo` and `make test` do everything on a machine with Python 3.11+, venv and make.
+# `make demo` and `make test` need only Python 3.11+, venv and make; they install the rest into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Changes of what is installed make the set-up run again.
+# The name changes with these files, so that a change of what is installed runs the set-up again.
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d ' ' -f 1)
-# Detectron2 is not published under its own name. This wheel carries the Python of upstream commit a59f0563; its compiled
-# part is for Python 3.10 and is not used. GPU machines build from source instead: docs/install.md.
+# Detectron2 is not on PyPI under its own name. This wheel has the Python code of upstream commit a59f0563; its compiled
+# part is for Python 3.10 and is not used. GPU machines build Detectron2 from source instead: docs/install.md.
 DETECTRON2 := sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561
 
 .PHONY: help setup demo test test-slow test-faults lint format bench clean
@@ -13,10 +13,10 @@ DETECTRON2 := sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a9
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(READY)  ## Make .venv with kp_ray and everything it needs.
+setup: $(READY)  ## Create .venv with kp_ray and everything it needs.
 
-# Little of what is installed is ever imported: pip compiles nothing ahead, and what is imported is compiled once here,
-# before many processes of a cluster would each do so at once, or forever where the environment forbids caches.
+# pip compiles nothing, because few of the installed modules are ever imported. Those that are get compiled once here:
+# otherwise many processes of a cluster would do so at the same time, or at each start where caches are forbidden.
 $(READY):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[train,dev]'
@@ -29,17 +29,17 @@ $(READY):
 	rm -f $(VENV)/.ready-*
 	touch $@
 
-demo: setup  ## The whole pipeline on generated people, in runs/demo.
+demo: setup  ## Run the whole pipeline on generated people, in runs/demo.
 	$(BIN)/kp-ray sample runs/demo/data --images 200 --run-dir runs/demo
 	$(BIN)/kp-ray run runs/demo/data/config.yaml
 
-test: setup  ## The tests.
+test: setup  ## Run the tests.
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: setup  ## The tests that take minutes or gigabytes.
+test-slow: setup  ## Run the tests that take minutes or gigabytes.
 	$(BIN)/python -m pytest -m slow
 
-test-faults: setup  ## All that is killed, filled, cut short or malformed, with how it ends.
+test-faults: setup  ## Run all tests of kills, full disks, damaged and malformed files; takes hours.
 	$(BIN)/python -m pytest tests/faults --hypothesis-profile siege
 
 lint: setup  ## ruff and mypy.
@@ -51,7 +51,7 @@ format: setup  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## The benchmarks of the store; tables in benchmarks/results.
+bench: setup  ## Run the benchmarks of the store; tables in benchmarks/results.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/scaling.py
