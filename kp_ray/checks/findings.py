@@ -1,15 +1,29 @@
-"""One thing that `check` found, and the table of all of them."""
+"""The findings of `check`, and the CSV that holds them."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
-import pandas as pd
+from kp_ray.errors import StorageError, one_line
+from kp_ray.storage import read_bytes, write_bytes
+
+Sizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
+"""(width, height) in pixels by image name, or one for all images; None, or a missing name, if it is not known."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing `check` found: an error cannot be used, a warning should be looked at."""
+    """One problem in the labels or images.
+
+    Attributes:
+        level: "error" if the image cannot be used, "warning" if a person should look at it.
+        kind: short name of the problem, e.g. "truncated"; findings are counted by it.
+        image: name of the image; "" for a finding about the whole folder.
+        message: what is wrong, on one line.
+        fix: what to do about it.
+    """
 
     level: Literal["error", "warning"]
     kind: str
@@ -18,20 +32,50 @@ class Finding:
     fix: str
 
 
-Sizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
-"""(width, height) of each image by name, or of all of them; None or a missing name: not known."""
+_COLUMNS = [field.name for field in fields(Finding)]
+
+
+def error(kind: str, image: str, message: str, fix: str) -> Finding:
+    """Make a finding of level "error"."""
+    return Finding("error", kind, image, message, fix)
 
 
 def warning(kind: str, image: str, message: str, fix: str) -> Finding:
+    """Make a finding of level "warning"."""
     return Finding("warning", kind, image, message, fix)
 
 
-def list_names(names: Sequence[str], most: int = 4) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+def list_names(names: Sequence[str], max_names: int = 4) -> str:
+    """Join names by commas; those after the first `max_names` are only counted."""
+    more = len(names) - max_names
+    return ", ".join(names[:max_names]) + (f" and {more} more" if more > 0 else "")
 
 
-def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:
-    """One row per finding: level, kind, image, message, fix."""
-    columns = [field.name for field in fields(Finding)]
-    return pd.DataFrame([[getattr(finding, name) for name in columns] for finding in findings], columns=columns)
+def write_findings(path: str, findings: Sequence[Finding]) -> None:
+    """Write findings as a CSV with the columns level, kind, image, message, fix.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    text = io.StringIO()
+    rows = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(asdict(finding) for finding in findings)
+    write_bytes(path, text.getvalue().encode())
+
+
+def read_findings(path: str) -> list[Finding]:
+    """Read a CSV that `write_findings` wrote.
+
+    Raises:
+        StorageError: the file is not there, cannot be read or is damaged.
+    """
+    fix = "run check again"
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_bytes(path).decode(), newline=""), strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise StorageError(f"{path}: damaged ({one_line(error)}): {fix}") from error
+    for row in rows:
+        if row.get("level") not in ("error", "warning") or set(row) != set(_COLUMNS) or None in row.values():
+            raise StorageError(f"{path}: damaged (a row is not {','.join(_COLUMNS)}): {fix}")
+    return [Finding(**row) for row in rows]

@@ -1,4 +1,4 @@
-"""Look for mistakes in the labels themselves."""
+"""Find mistakes in the labels: per image here, per clip in `kp_ray.checks.motion`."""
 
 import math
 from collections import defaultdict
@@ -13,62 +13,73 @@ from kp_ray.keypoints import FloatArray, Skeleton, inside
 
 
 def check_labels(annotations: Annotations, sizes: Sizes = None) -> list[Finding]:
-    """What looks wrong in the labels themselves, in file order; all of it warnings.
+    """Find what looks wrong in the labels; all findings are warnings, in the order of the annotations.
 
-    Kinds: unlabelled (no point at all), repeated (the same labels as an earlier image), outside (points out of the
-    frame; needs `sizes`), coincident (two points at one place), left_right (a body half or pair mirrored), jump (the
-    person, or one point, is elsewhere in one frame of a clip). Clips are (scene, camera), ordered by frame number.
+    Kinds: unlabelled (no point at all), repeated (same coordinates as an earlier image), outside (points outside the
+    frame; needs `sizes`), coincident (two points at one place), left_right (a half of the body, or a pair, is
+    mirrored), jump (the person, or one point, is elsewhere in one frame of a clip).
+
+    Args:
+        annotations: N images; a clip is the images of one scene and camera, ordered by frame number.
+        sizes: sizes of the upright images in pixels.
     """
-    found = [*_row_findings(annotations, sizes), *motion_findings(annotations)]
-    place = {image: row for row, image in enumerate(annotations.images)}
-    return sorted(found, key=lambda finding: place[finding.image])
+    findings = [*_image_findings(annotations, sizes), *motion_findings(annotations)]
+    position = {image: row for row, image in enumerate(annotations.images)}
+    return sorted(findings, key=lambda finding: position[finding.image])
 
 
-def _row_findings(annotations: Annotations, sizes: Sizes) -> Iterator[Finding]:
-    """What one row shows, or two rows that are equal."""
-    names = np.array(annotations.skeleton.names)
-    first: dict[bytes, str] = {}
+def _image_findings(annotations: Annotations, sizes: Sizes) -> Iterator[Finding]:
+    """Find what a single image shows, and images with equal coordinates."""
+    first_image: dict[bytes, str] = {}
     for image, points in zip(annotations.images, annotations.keypoints, strict=True):
         xy = points[:, :2]
         if not np.isfinite(xy).any():
             yield warning("unlabelled", image, "no point is labelled", "label it, or drop the row")
             continue
-        twin = first.setdefault(xy.tobytes(), image)
-        if twin != image:
-            yield warning(
-                "repeated", image, f"its labels repeat those of {twin}", "drop the row whose picture they do not fit"
-            )
+        earlier = first_image.setdefault(xy.tobytes(), image)
+        if earlier != image:
+            message = f"its labels repeat those of {earlier}"
+            yield warning("repeated", image, message, "drop the row whose image they do not fit")
         size = sizes.get(image) if isinstance(sizes, Mapping) else sizes
-        if size is not None:
-            out = names[np.isfinite(xy).all(axis=1) & ~inside(xy, *size)]
-            if len(out):
-                fix = "correct the points, or leave them empty; they count as not visible"
-                yield warning("outside", image, f"outside the {size[0]}x{size[1]} frame: {list_names(list(out))}", fix)
-        places: dict[tuple[float, float], list[str]] = defaultdict(list)
-        for name, (x, y) in zip(annotations.skeleton.names, xy.tolist(), strict=True):
-            if math.isfinite(x):
-                places[x, y].append(name)
-        same = [" = ".join(together) for together in places.values() if len(together) > 1]
-        if same:
-            yield warning(
-                "coincident", image, f"at the same place: {list_names(same)}", "correct one of each, or leave it empty"
-            )
-        if _is_crossed(annotations.skeleton, xy):
-            fix = "unless the body is twisted, exchange the left and right points of the wrong half"
-            yield warning("left_right", image, "shoulders and hips point opposite ways", fix)
+        yield from _pose_findings(annotations.skeleton, image, xy, size)
+
+
+def _pose_findings(
+    skeleton: Skeleton, image: str, xy: FloatArray, size: tuple[int, int] | None
+) -> Iterator[Finding]:
+    """Find what the points (K, 2) of one image show; `size` is its (width, height) in pixels, if known."""
+    if size is not None:
+        outside = np.isfinite(xy).all(axis=1) & ~inside(xy, *size)
+        if outside.any():
+            names = [skeleton.names[k] for k in np.flatnonzero(outside)]
+            message = f"outside the {size[0]}x{size[1]} frame: {list_names(names)}"
+            fix = "correct the points, or leave them empty; they count as not visible"
+            yield warning("outside", image, message, fix)
+    names_at: dict[tuple[float, float], list[str]] = defaultdict(list)
+    for name, (x, y) in zip(skeleton.names, xy.tolist(), strict=True):
+        if math.isfinite(x):
+            names_at[x, y].append(name)
+    equal = [" = ".join(names) for names in names_at.values() if len(names) > 1]
+    if equal:
+        message = f"at the same place: {list_names(equal)}"
+        yield warning("coincident", image, message, "correct all but one of them, or leave them empty")
+    if _is_crossed(skeleton, xy):
+        fix = "unless the body is twisted, exchange the left and right points of the wrong half"
+        yield warning("left_right", image, "shoulders and hips point in opposite directions", fix)
 
 
 def _is_crossed(skeleton: Skeleton, xy: FloatArray) -> bool:
-    """Whether left-to-right runs one way in the shoulders and the other way in the hips, both seen wide.
+    """Return whether left-to-right points one way in the shoulders and the opposite way in the hips.
 
-    A body can twist, but hardly by half a turn: both must be wider than 0.15 of the torso and more than 143 degrees
-    apart. Eight of 400 photographs of athletes are: some clearly mislabelled, some a twisted leap, so look first.
+    A body can twist, but hardly by half a turn: both lines must be longer than 0.15 of the torso and more than 143
+    degrees apart. Eight of 400 photographs of athletes qualify: some clearly mislabelled, some in a twisted leap, so
+    this is a warning.
     """
-    needed = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
-    if not set(needed) <= set(skeleton.names):
+    required = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
+    if not set(required) <= set(skeleton.names):
         return False
-    shoulder_l, shoulder_r, hip_l, hip_r = (xy[skeleton.names.index(name)] for name in needed)
-    shoulders, hips = shoulder_l - shoulder_r, hip_l - hip_r
-    wide = 0.15 * np.linalg.norm((shoulder_l + shoulder_r - hip_l - hip_r) / 2)
+    left_shoulder, right_shoulder, left_hip, right_hip = (xy[skeleton.names.index(name)] for name in required)
+    shoulders, hips = left_shoulder - right_shoulder, left_hip - right_hip
+    torso = np.linalg.norm((left_shoulder + right_shoulder - left_hip - right_hip) / 2)
     lengths = np.linalg.norm(shoulders), np.linalg.norm(hips)
-    return bool(min(lengths) > wide and shoulders @ hips < -0.8 * lengths[0] * lengths[1])
+    return bool(min(lengths) > 0.15 * torso and shoulders @ hips < -0.8 * lengths[0] * lengths[1])

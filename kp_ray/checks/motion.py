@@ -1,4 +1,8 @@
-"""Look for labels that jump or exchange sides within a clip."""
+"""Find labels that jump, or exchange left and right, in one frame of a clip.
+
+Lengths are in body sizes: square roots of the area of the box around the labelled points, so that thresholds hold
+for every distance from the camera.
+"""
 
 import math
 from collections import defaultdict
@@ -6,195 +10,268 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from kp_ray.checks.findings import Finding, list_names, warning
 from kp_ray.data.annotations import Annotations
-from kp_ray.keypoints import FloatArray, Skeleton
+from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 
-# A jump, in body sizes. Set on 4195 real labels (265 clips of 16 coarse frames, 5 cameras): leg raises and jumping
-# jacks move a point by a whole body size from frame to frame and back, so other cameras decide where there are any.
+# The thresholds were chosen on 4195 real labels: 265 clips of 16 coarse frames, seen by 5 cameras. Leg raises and
+# jumping jacks move a point by a whole body size and back within a frame, so the scene's other cameras decide if there
+# are at least two.
 _JUMP_FLOOR = 0.2
-_JUMP_RATIO = 3.0  # of the frame's distance to that between its neighbours; also to the other cameras', or the body's
-_ALONE_RATIO = 6.0  # without other cameras: to what is usual in the clip
-_NOISE = 0.02  # a labeller's hand
+"""A jump deviates by more than this, in body sizes,"""
+_JUMP_RATIO = 3.0
+"""by so many times the distance between the neighbour frames, and not by less of it in most other cameras."""
+_JUMP_RATIO_ALONE = 6.0
+"""Without other cameras a jump deviates by so many times the clip's median."""
+_NOISE = 0.02
+"""Inaccuracy of hand-made labels in body sizes; added to distances that may be 0."""
 _SWAP_FLOOR = 0.25
+"""Left and right are compared only if the two points together deviate by more than this, in body sizes."""
 _SWAP_RATIO = 0.35
-_FOREIGN_FLOOR = 0.1
-_FOREIGN_RATIO = 3.0
+"""They are exchanged if exchanging them leaves less than this share of the deviation."""
+_MISMATCH_FLOOR = 0.1
+"""Points belong to another frame if they differ by more than this, in body sizes, from what other cameras saw,"""
+_MISMATCH_RATIO = 3.0
+"""and by so many times the difference from the best matching frame."""
 _MAX_REFERENCES = 64
+"""Maximum number of frames that every frame of a scene is compared with; it bounds time and memory."""
 
 
 @dataclass(frozen=True)
 class ClipMotion:
-    """T >= 3 frames of one camera, in body sizes; what the ends of a clip cannot tell is NaN.
+    """Motion of the person in a clip of T >= 3 frames, in body sizes.
+
+    Column 0 of `deviation` and `neighbor_distance` is the person, column 1 + k is point k. Values are NaN where points
+    are not labelled, and for points in the first and the last frame.
 
     Attributes:
-        rows, frames: T places in the table, and frame numbers.
+        rows: T row numbers in the annotations.
+        frames: T frame numbers, ascending.
         xy: (T, K, 2) points.
-        body_px: the median over the clip of the square root of the labels' box area.
-        away: (T, 1 + K) how far the frame lies from its neighbours: the whole person (median point, nearer neighbour),
-            then each point from the line between them.
-        usual: (T, 1 + K) how far the neighbours lie from each other.
-        exchange: (T, P) for each flip pair, how much nearer that line left and right come when exchanged: 0 is all
-            the way, 1 not at all.
+        body_px: the body size in pixels, the median over the clip.
+        deviation: (T, 1 + K). The person's: median over the points of the distance to the nearer neighbour frame. A
+            point's: distance to its position interpolated between the two neighbour frames.
+        neighbor_distance: (T, 1 + K) distances between the two neighbour frames.
+        swap_ratio: (T, P) per flip pair, the two points' deviation after exchanging them divided by that before; 1 where
+            the deviation is too small to compare.
     """
 
     rows: list[int]
     frames: list[int]
     xy: FloatArray
     body_px: float
-    away: FloatArray
-    usual: FloatArray
-    exchange: FloatArray
+    deviation: FloatArray
+    neighbor_distance: FloatArray
+    swap_ratio: FloatArray
 
 
-def _clips(annotations: Annotations) -> dict[tuple[str, str], ClipMotion]:
-    members: dict[tuple[str, str], list[int]] = defaultdict(list)
+ClipKey = tuple[str, str]
+"""Scene and camera."""
+
+
+def motion_findings(annotations: Annotations) -> Iterator[Finding]:
+    """Find jumps and exchanged sides in single frames.
+
+    What the scene's other cameras also saw at the same frame is motion of the person, not a finding.
+    """
+    clips = _measure_clips(annotations)
+    misplaced = _misplaced_rows(clips)
+    views: dict[tuple[str, int], list[tuple[str, ClipMotion, int]]] = defaultdict(list)
+    for (scene, camera), clip in clips.items():
+        for t, frame in enumerate(clip.frames):
+            views[scene, frame].append((camera, clip, t))
+    for (scene, camera), clip in clips.items():
+        typical = _median(clip.deviation, axis=0)
+        for t, frame in enumerate(clip.frames):
+            others = [(other, s) for name, other, s in views[scene, frame] if name != camera]
+            jumps, swaps = _suspects(clip, t, others, typical)
+            row = clip.rows[t]
+            deviation_px = clip.deviation[t] * clip.body_px
+            yield from _frame_findings(
+                annotations.skeleton, annotations.images[row], deviation_px, jumps, swaps, misplaced.get(row)
+            )
+
+
+def _measure_clips(annotations: Annotations) -> dict[ClipKey, ClipMotion]:
+    """Measure every clip that has at least three frames of different numbers and a labelled person."""
+    rows_by_clip: dict[ClipKey, list[int]] = defaultdict(list)
     keys = zip(annotations.scenes, annotations.cameras, strict=True)
     for row, (key, frame) in enumerate(zip(keys, annotations.frames, strict=True)):
         if frame >= 0:
-            members[key].append(row)
+            rows_by_clip[key].append(row)
     clips = {}
-    for key, rows in members.items():
+    for key, rows in rows_by_clip.items():
         rows.sort(key=lambda row: annotations.frames[row])
         frames = [annotations.frames[row] for row in rows]
         xy = annotations.keypoints[rows, :, :2]
         sides = [np.ptp(points[np.isfinite(points[:, 0])], axis=0) for points in xy if np.isfinite(points).any()]
         body_px = float(np.median([math.sqrt(width * height) for width, height in sides])) if sides else 0.0
         if len(rows) >= 3 and body_px > 0 and len(set(frames)) == len(frames):
-            clips[key] = _clip(annotations.skeleton, rows, frames, body_px, xy / body_px)
+            clips[key] = _measure_clip(annotations.skeleton, rows, frames, body_px, xy / body_px)
     return clips
 
 
-def _clip(skeleton: Skeleton, rows: list[int], frames: list[int], body_px: float, xy: FloatArray) -> ClipMotion:
-    """A clip from its points (T, K, 2) in body sizes."""
-    before, here, after = xy[:-2], xy[1:-1], xy[2:]
-    numbers = np.array(frames, dtype=np.float64)
-    share = ((numbers[1:-1] - numbers[:-2]) / (numbers[2:] - numbers[:-2]))[:, None, None]
-    line = before * (1 - share) + after * share
-    off, apart = np.linalg.norm(here - line, axis=2), np.linalg.norm(after - before, axis=2)
+def _measure_clip(
+    skeleton: Skeleton, rows: list[int], frames: list[int], body_px: float, xy: FloatArray
+) -> ClipMotion:
+    """Measure one clip; `xy` is (T, K, 2) in body sizes."""
+    before, middle, after = xy[:-2], xy[1:-1], xy[2:]
+    times = np.array(frames, dtype=np.float64)
+    share = ((times[1:-1] - times[:-2]) / (times[2:] - times[:-2]))[:, None, None]
+    interpolated = before * (1 - share) + after * share
+    point_deviation = np.linalg.norm(middle - interpolated, axis=2)
+    point_distance = np.linalg.norm(after - before, axis=2)
     step = _median(np.linalg.norm(np.diff(xy, axis=0), axis=2), axis=1)
-    whole = np.concatenate([step[:1], np.minimum(step[:-1], step[1:]), step[-1:]])
-    whole_usual = np.concatenate([step[1:2], _median(apart, axis=1), step[-2:-1]])
-    ends = ((1, 1), (0, 0))
+    # The first and the last frame have one neighbour: the step beside it stands for the distance between two.
+    person_deviation = np.concatenate([step[:1], np.minimum(step[:-1], step[1:]), step[-1:]])
+    person_distance = np.concatenate([step[1:2], _median(point_distance, axis=1), step[-2:-1]])
     flip = skeleton.flip_indices
-    left = [a for a, b in enumerate(flip) if a < b]
-    crossed = np.linalg.norm(here[:, flip] - line, axis=2)
-    keep, swap = off + off[:, flip], crossed + crossed[:, flip]
+    swapped_deviation = np.linalg.norm(middle[:, flip] - interpolated, axis=2)
+    pair_deviation = point_deviation + point_deviation[:, flip]
+    swapped_pair_deviation = swapped_deviation + swapped_deviation[:, flip]
     with np.errstate(invalid="ignore", divide="ignore"):
-        exchange = np.where(keep > _SWAP_FLOOR, swap / keep, 1.0)[:, left]
+        swap_ratio = np.where(pair_deviation > _SWAP_FLOOR, swapped_pair_deviation / pair_deviation, 1.0)
+    first_of_pair = [a for a, b in enumerate(flip) if a < b]
     return ClipMotion(
-        rows, frames, xy, body_px,
-        away=np.column_stack([whole, np.pad(off, ends, constant_values=np.nan)]),
-        usual=np.column_stack([whole_usual, np.pad(apart, ends, constant_values=np.nan)]),
-        exchange=np.pad(exchange, ends, constant_values=np.nan),
-    )  # fmt: skip
+        rows,
+        frames,
+        xy,
+        body_px,
+        deviation=np.column_stack([person_deviation, _pad_ends(point_deviation)]),
+        neighbor_distance=np.column_stack([person_distance, _pad_ends(point_distance)]),
+        swap_ratio=_pad_ends(swap_ratio[:, first_of_pair]),
+    )
+
+
+def _pad_ends(values: FloatArray) -> FloatArray:
+    """Add a row of NaN before the first and after the last row of (T - 2, ...) values."""
+    return np.pad(values, ((1, 1), (0, 0)), constant_values=np.nan)
 
 
 def _median(values: FloatArray, axis: int) -> FloatArray:
-    """The median of the numbers that are not NaN; NaN where there is none."""
+    """Compute the median of the values that are not NaN along an axis; NaN if there are none.
+
+    np.nanmedian warns about slices without numbers.
+    """
     ordered = np.sort(values, axis=axis)  # NaN last
     count = np.isfinite(ordered).sum(axis=axis, keepdims=True)
     low, high = (
-        np.take_along_axis(ordered, place, axis)
-        for place in (np.maximum(count - 1, 0) // 2, count // 2 % values.shape[axis])
+        np.take_along_axis(ordered, index, axis)
+        for index in (np.maximum(count - 1, 0) // 2, count // 2 % values.shape[axis])
     )
     return np.asarray(np.squeeze((low + high) / 2, axis=axis))
 
 
-def _foreign_rows(clips: Mapping[tuple[str, str], ClipMotion]) -> dict[int, int]:
-    """The rows whose points belong to another frame, and that frame, by the scene's other cameras.
+def _misplaced_rows(clips: Mapping[ClipKey, ClipMotion]) -> dict[int, int]:
+    """Find rows that hold the points of another frame, by the scene's other cameras.
 
-    How far a pose is from the poses of the other frames looks alike from every side, up to a factor a camera. A row
-    whose distances are far from the other cameras' median at its frame, and close to it at another one, was filled
-    with that one's points. Needs three cameras and six frames.
+    The distances between a frame's pose and the poses of other frames are the same for every camera, up to a factor per
+    camera. If a row's distances differ from the other cameras' median at its own frame, and match it at another frame,
+    the row holds that frame's points. Scenes with fewer than three cameras or six frames are left out.
+
+    Returns:
+        The matching frame number by row number.
     """
-    scenes: dict[str, list[ClipMotion]] = defaultdict(list)
+    clips_by_scene: dict[str, list[ClipMotion]] = defaultdict(list)
     for (scene, _), clip in clips.items():
-        scenes[scene].append(clip)
-    foreign: dict[int, int] = {}
-    for views in scenes.values():
-        frames = sorted({frame for clip in views for frame in clip.frames})
-        if len(views) < 3 or len(frames) < 6:
+        clips_by_scene[scene].append(clip)
+    misplaced: dict[int, int] = {}
+    for scene_clips in clips_by_scene.values():
+        frames = sorted({frame for clip in scene_clips for frame in clip.frames})
+        if len(scene_clips) < 3 or len(frames) < 6:
             continue
         references = frames[:: -(-len(frames) // _MAX_REFERENCES)]
-        far = np.stack([_distances(clip, frames, references) for clip in views])
-        at = [frames.index(frame) for frame in references]
-        for view, clip in enumerate(views):
-            expected = _median(np.delete(far, view, axis=0), axis=0)
-            moved = (expected > 0.05) & (far[view] > 0)
-            mine = far[view] / (float(np.median(far[view][moved] / expected[moved])) if moved.any() else 1.0)
-            here = _median(np.abs(mine - expected), axis=1)
-            there = _median(np.abs(mine[:, None] - expected[at][None]), axis=2)
-            there = np.where(np.isnan(there), np.inf, there)
-            bar = np.maximum(there.min(axis=1), _median(here, axis=0)) + _NOISE / 2
+        reference_indices = [frames.index(frame) for frame in references]
+        distances = np.stack([_distances(clip, frames, references) for clip in scene_clips])  # (cameras, T, R)
+        for camera, clip in enumerate(scene_clips):
+            expected = _median(np.delete(distances, camera, axis=0), axis=0)
+            used = (expected > 0.05) & (distances[camera] > 0)
+            scale = float(np.median(distances[camera][used] / expected[used])) if used.any() else 1.0
+            scaled = distances[camera] / scale
+            own_mismatch = _median(np.abs(scaled - expected), axis=1)
+            mismatch = _median(np.abs(scaled[:, None] - expected[reference_indices][None]), axis=2)
+            mismatch = np.where(np.isnan(mismatch), np.inf, mismatch)
+            limit = np.maximum(mismatch.min(axis=1), _median(own_mismatch, axis=0)) + _NOISE / 2
             for row, t in zip(clip.rows, map(frames.index, clip.frames), strict=True):
-                if here[t] > _FOREIGN_FLOOR and here[t] > _FOREIGN_RATIO * bar[t]:
-                    foreign[row] = references[int(there[t].argmin())]
-    return foreign
+                if own_mismatch[t] > _MISMATCH_FLOOR and own_mismatch[t] > _MISMATCH_RATIO * limit[t]:
+                    misplaced[row] = references[int(mismatch[t].argmin())]
+    return misplaced
 
 
 def _distances(clip: ClipMotion, frames: Sequence[int], references: Sequence[int]) -> FloatArray:
-    """The median point's distance (T, R) between the clip's `frames` and `references`; NaN for one it lacks."""
-    place = {frame: t for t, frame in enumerate(clip.frames)}
-    nothing = np.full_like(clip.xy[0], np.nan)
-    stack = np.stack([clip.xy[place[frame]] if frame in place else nothing for frame in frames])
-    against = [stack[frames.index(frame)] for frame in references]
-    return np.stack([_median(np.linalg.norm(stack - reference, axis=2), axis=1) for reference in against], axis=1)
+    """Compute distances (T, R) between the clip's poses at `frames` and at `references`, the median over the points.
+
+    They are NaN for a frame that the clip lacks.
+    """
+    index = {frame: t for t, frame in enumerate(clip.frames)}
+    absent = np.full_like(clip.xy[0], np.nan)
+    poses = np.stack([clip.xy[index[frame]] if frame in index else absent for frame in frames])
+    reference_poses = [poses[frames.index(frame)] for frame in references]
+    return np.stack([_median(np.linalg.norm(poses - pose, axis=2), axis=1) for pose in reference_poses], axis=1)
 
 
-def motion_findings(annotations: Annotations) -> Iterator[Finding]:
-    """One-frame jumps and exchanges, unless the scene's other cameras saw the same at that frame: then it is motion."""
-    clips = _clips(annotations)
-    foreign = _foreign_rows(clips)
-    seen: dict[tuple[str, int], list[tuple[str, ClipMotion, int]]] = defaultdict(list)
-    for (scene, camera), clip in clips.items():
-        for t, frame in enumerate(clip.frames):
-            seen[scene, frame].append((camera, clip, t))
-    for (scene, camera), clip in clips.items():
-        typical = _median(clip.away, axis=0)
-        for t, frame in enumerate(clip.frames):
-            others = [(other, s) for name, other, s in seen[scene, frame] if name != camera]
-            away, image = clip.away[t], annotations.images[clip.rows[t]]
-            with np.errstate(invalid="ignore"):
-                jumps = (away > _JUMP_FLOOR) & (away > _JUMP_RATIO * (clip.usual[t] + _NOISE))
-                swaps = clip.exchange[t] < _SWAP_RATIO
-                if len(others) >= 2:
-                    jumps &= ~(np.median([other.away[s] for other, s in others], axis=0) > away / _JUMP_RATIO)
-                    swaps &= ~(np.median([other.exchange[s] for other, s in others], axis=0) < 2 * _SWAP_RATIO)
-                else:
-                    jumps &= away > _ALONE_RATIO * (typical + _NOISE)
-                jumps[1:] &= away[1:] > _JUMP_RATIO * (away[0] + _NOISE)
-            like = foreign.get(clip.rows[t])
-            yield from _frame_findings(annotations.skeleton, image, away * clip.body_px, jumps, swaps, like)
+def _suspects(
+    clip: ClipMotion, t: int, others: Sequence[tuple[ClipMotion, int]], typical: FloatArray
+) -> tuple[BoolArray, BoolArray]:
+    """Decide what jumps and which pairs are exchanged in frame `t` of a clip.
+
+    Args:
+        clip: the clip.
+        t: index of the frame in the clip.
+        others: other cameras' clips of the scene, with the index of the same frame.
+        typical: (1 + K) medians of the clip's deviations.
+
+    Returns:
+        (1 + K) jumps, the person first, and (P) exchanged flip pairs.
+    """
+    deviation = clip.deviation[t]
+    with np.errstate(invalid="ignore"):
+        jumps = (deviation > _JUMP_FLOOR) & (deviation > _JUMP_RATIO * (clip.neighbor_distance[t] + _NOISE))
+        swaps = clip.swap_ratio[t] < _SWAP_RATIO
+        if len(others) >= 2:
+            jumps &= ~(np.median([other.deviation[s] for other, s in others], axis=0) > deviation / _JUMP_RATIO)
+            swaps &= ~(np.median([other.swap_ratio[s] for other, s in others], axis=0) < 2 * _SWAP_RATIO)
+        else:
+            jumps &= deviation > _JUMP_RATIO_ALONE * (typical + _NOISE)
+        jumps[1:] &= deviation[1:] > _JUMP_RATIO * (deviation[0] + _NOISE)  # else the whole person moved
+    return jumps, swaps
 
 
 def _frame_findings(
     skeleton: Skeleton,
     image: str,
-    away_px: FloatArray,
-    jumps: npt.NDArray[np.bool_],
-    swaps: npt.NDArray[np.bool_],
-    like: int | None,
+    deviation_px: FloatArray,
+    jumps: BoolArray,
+    swaps: BoolArray,
+    matching_frame: int | None,
 ) -> Iterator[Finding]:
-    """The findings of one frame: the whole person (as in frame `like`), else exchanged pairs and single points."""
-    left = [a for a, b in enumerate(skeleton.flip_indices) if a < b]
-    mirrored = len(left) > 0 and swaps.mean() >= 0.5
-    if not mirrored and (like is not None or jumps[0]):
-        message = f"the person is {away_px[0]:.0f} px from where the frames before and after have it"
-        if like is not None:
-            message = f"by the scene's other cameras its points belong to another frame, like frame {like}"
-        yield warning("jump", image, message, "compare picture and labels; drop the row, or correct its points")
+    """Report one frame: the whole person, or else exchanged pairs and single points.
+
+    Args:
+        skeleton: K keypoints in P flip pairs.
+        image: name of the frame's image.
+        deviation_px: (1 + K) deviations in pixels, the person's first.
+        jumps: (1 + K) results of `_suspects`.
+        swaps: (P) results of `_suspects`.
+        matching_frame: number of the frame whose points the row holds, if it is another one.
+    """
+    first_of_pair = [a for a, b in enumerate(skeleton.flip_indices) if a < b]
+    mirrored = len(first_of_pair) > 0 and swaps.mean() >= 0.5
+    if not mirrored and (matching_frame is not None or jumps[0]):
+        message = f"the person is {deviation_px[0]:.0f} px away from the frames before and after"
+        if matching_frame is not None:
+            message = f"by the scene's other cameras its points belong to another frame, like frame {matching_frame}"
+        yield warning("jump", image, message, "compare image and labels; drop the row, or correct its points")
         return
-    pairs = [(a, skeleton.flip_indices[a]) for a, swapped in zip(left, swaps, strict=True) if swapped]
+    pairs = [(a, skeleton.flip_indices[a]) for a, swapped in zip(first_of_pair, swaps, strict=True) if swapped]
     if pairs:
-        message = "left and right are exchanged: " + list_names(
-            [f"{skeleton.names[a]}/{skeleton.names[b]}" for a, b in pairs]
-        )
-        yield warning("left_right", image, f"{message}, by the frames before and after", "exchange the two points")
-    told = {index for pair in pairs for index in pair}
-    points = [k for k in range(len(skeleton)) if jumps[1 + k] and k not in told]
+        names = [f"{skeleton.names[a]}/{skeleton.names[b]}" for a, b in pairs]
+        message = f"left and right are exchanged: {list_names(names)}, by the frames before and after"
+        yield warning("left_right", image, message, "exchange the two points")
+    exchanged = {index for pair in pairs for index in pair}
+    points = [k for k in range(len(skeleton)) if jumps[1 + k] and k not in exchanged]
     if points:
-        message = list_names([f"{skeleton.names[k]} by {away_px[1 + k]:.0f} px" for k in points])
-        yield warning("jump", image, f"out of line with the frames before and after: {message}", "correct the points")
+        names = [f"{skeleton.names[k]} by {deviation_px[1 + k]:.0f} px" for k in points]
+        message = f"out of line with the frames before and after: {list_names(names)}"
+        yield warning("jump", image, message, "correct the points")

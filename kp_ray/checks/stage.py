@@ -1,0 +1,119 @@
+"""`check`: look for mistakes in the labels and images before hours are spent on them."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from kp_ray.checks.findings import Finding, Sizes, write_findings
+from kp_ray.checks.images import check_images
+from kp_ray.checks.labels import check_labels
+from kp_ray.config.schema import Config
+from kp_ray.data.load import load_labels
+from kp_ray.errors import ConfigError
+from kp_ray.stage import Progress, Summary, check_inputs
+from kp_ray.storage import exists
+
+
+@dataclass(frozen=True)
+class CheckSummary:
+    """Result of `check`.
+
+    Attributes:
+        num_images: number of labelled images.
+        findings: all findings, those about images first.
+        corrected: changes made by the corrections file, one line per change.
+        path: CSV file that holds the findings.
+        images_checked: whether data.images is set; if not, only the labels were checked.
+    """
+
+    num_images: int
+    findings: tuple[Finding, ...]
+    corrected: tuple[str, ...]
+    path: str
+    images_checked: bool
+
+    @property
+    def num_errors(self) -> int:
+        """Number of findings whose image cannot be used."""
+        return sum(finding.level == "error" for finding in self.findings)
+
+    @property
+    def ok(self) -> bool:
+        """Return whether there are no errors; warnings are allowed."""
+        return self.num_errors == 0
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal: corrections, the total, and one line per kind with its first example."""
+        lines = [*self.corrected, f"{self.num_images} labelled images, {len(self.findings)} findings in {self.path}"]
+        if not self.images_checked:
+            lines.append("data.images is not set: only the labels were checked")
+        by_kind: dict[tuple[str, str], list[Finding]] = {}
+        for finding in self.findings:
+            by_kind.setdefault((finding.level, finding.kind), []).append(finding)
+        for (level, kind), group in sorted(by_kind.items()):
+            first = group[0]
+            lines.append(f"  {level} {kind}: {len(group)}, e.g. {first.image}: {first.message}; {first.fix}")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`; `findings` counts them by kind."""
+        kinds = Counter(finding.kind for finding in self.findings)
+        return {"images": self.num_images, "errors": self.num_errors, "findings": dict(sorted(kinds.items()))}
+
+
+class CheckStage:
+    """The stage `check`."""
+
+    name = "check"
+    needs_cluster = False
+    needs_dashboard = False
+
+    def applies(self, config: Config) -> bool:
+        """Return True: every run checks its inputs."""
+        return True
+
+    def check(self, config: Config) -> None:
+        """Refuse inputs that are not there.
+
+        Raises:
+            ConfigError: data.annotations is not set, or a path under `data` does not exist.
+        """
+        check_inputs(config, ["annotations"], ["images", "corrections"])
+
+    def is_done(self, config: Config) -> bool:
+        """Return whether the run folder holds the findings of an earlier check."""
+        return exists(_findings_path(config))
+
+    def run(self, config: Config, progress: Progress) -> CheckSummary:
+        """Check labels and images, and write the findings and the config to the run folder.
+
+        Raises:
+            DataError: the labels or corrections cannot be used.
+            StorageError: a file cannot be read or written.
+        """
+        annotations = load_labels(config)
+        findings: list[Finding] = []
+        sizes: Sizes = None
+        if config.data.images is not None:
+            findings, sizes = check_images(
+                annotations, config.data.images, progress=lambda done: progress("", done, len(annotations))
+            )
+        findings += check_labels(annotations, sizes)
+        config.save()
+        path = _findings_path(config)
+        write_findings(path, findings)
+        return CheckSummary(
+            len(annotations), tuple(findings), annotations.corrected, path, config.data.images is not None
+        )
+
+    def forecast(self, config: Config) -> Summary:
+        """Refuse: `check` writes two small files, so there is nothing to forecast.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("check: has no dry run: run it without --dry-run")
+
+
+def _findings_path(config: Config) -> str:
+    return config.path("check.csv")
