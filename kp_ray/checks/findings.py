@@ -11,6 +11,7 @@ from kp_ray.storage import read_bytes, write_bytes
 
 Sizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
 """(width, height) in pixels by image name, or one for all images; None, or a missing name, if it is not known."""
+Level = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Finding:
         fix: what to do about it.
     """
 
-    level: Literal["error", "warning"]
+    level: Level
     kind: str
     image: str
     message: str
@@ -70,12 +71,12 @@ def read_findings(path: str) -> list[Finding]:
     Raises:
         StorageError: the file is not there, cannot be read or is damaged.
     """
-    fix = "run check again"
+    levels: dict[str, Level] = {"error": "error", "warning": "warning"}
     try:
-        rows = list(csv.DictReader(io.StringIO(read_bytes(path).decode(), newline=""), strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise StorageError(f"{path}: damaged ({one_line(error)}): {fix}") from error
-    for row in rows:
-        if row.get("level") not in ("error", "warning") or set(row) != set(_COLUMNS) or None in row.values():
-            raise StorageError(f"{path}: damaged (a row is not {','.join(_COLUMNS)}): {fix}")
-    return [Finding(**row) for row in rows]
+        rows = list(csv.reader(io.StringIO(read_bytes(path).decode(), newline=""), strict=True))
+        header, *cells = rows or [[]]
+        if header != _COLUMNS:
+            raise ValueError(f"its header is not {','.join(_COLUMNS)}")
+        return [Finding(levels[level], *texts) for level, *texts in cells]
+    except (csv.Error, ValueError, KeyError, TypeError) as failure:
+        raise StorageError(f"{path}: damaged ({one_line(failure)}): run check again") from failure

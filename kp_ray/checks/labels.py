@@ -44,9 +44,7 @@ def _image_findings(annotations: Annotations, sizes: Sizes) -> Iterator[Finding]
         yield from _pose_findings(annotations.skeleton, image, xy, size)
 
 
-def _pose_findings(
-    skeleton: Skeleton, image: str, xy: FloatArray, size: tuple[int, int] | None
-) -> Iterator[Finding]:
+def _pose_findings(skeleton: Skeleton, image: str, xy: FloatArray, size: tuple[int, int] | None) -> Iterator[Finding]:
     """Find what the points (K, 2) of one image show; `size` is its (width, height) in pixels, if known."""
     if size is not None:
         outside = np.isfinite(xy).all(axis=1) & ~inside(xy, *size)

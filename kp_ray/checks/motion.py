@@ -53,8 +53,8 @@ class ClipMotion:
         deviation: (T, 1 + K). The person's: median over the points of the distance to the nearer neighbour frame. A
             point's: distance to its position interpolated between the two neighbour frames.
         neighbor_distance: (T, 1 + K) distances between the two neighbour frames.
-        swap_ratio: (T, P) per flip pair, the two points' deviation after exchanging them divided by that before; 1 where
-            the deviation is too small to compare.
+        swap_ratio: (T, P) per flip pair, the deviation of its two points after they are exchanged, divided by that
+            before; 1 where the deviation is too small to compare.
     """
 
     rows: list[int]
@@ -112,9 +112,7 @@ def _measure_clips(annotations: Annotations) -> dict[ClipKey, ClipMotion]:
     return clips
 
 
-def _measure_clip(
-    skeleton: Skeleton, rows: list[int], frames: list[int], body_px: float, xy: FloatArray
-) -> ClipMotion:
+def _measure_clip(skeleton: Skeleton, rows: list[int], frames: list[int], body_px: float, xy: FloatArray) -> ClipMotion:
     """Measure one clip; `xy` is (T, K, 2) in body sizes."""
     before, middle, after = xy[:-2], xy[1:-1], xy[2:]
     times = np.array(frames, dtype=np.float64)

@@ -305,44 +305,11 @@ def check(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOp
 
 
 def _check(config: Config) -> dict[str, Any]:
-    from kp_ray.checks.findings import Finding, findings_table
-    from kp_ray.checks.images import check_images
-    from kp_ray.checks.labels import check_labels
-    from kp_ray.data.load import load_annotations
+    from kp_ray.checks.stage import CheckStage
 
-    annotations = load_annotations(
-        config.require_input("annotations"),
-        corrections=config.data.corrections,
-        flip_pairs=config.skeleton.flip_pairs,
-        sigmas=config.skeleton.sigmas,
-    )
-    findings: list[Finding] = []
-    sizes = None
-    if config.data.images is not None:
-        with _progress("check") as show:
-            done = 0
-
-            def more(count: int) -> None:
-                nonlocal done
-                done += count
-                show("", done, len(annotations), "")
-
-            findings, sizes = check_images(annotations, config.data.images, progress=more)
-    findings = [*findings, *check_labels(annotations, sizes)]
-    table = findings_table(findings)
-    config.save()
-    target = config.path("check.csv")
-    write_bytes(target, table.to_csv(index=False).encode())
-    lines = [*annotations.corrected, f"{len(annotations)} labelled images, {len(findings)} findings in {target}"]
-    if config.data.images is None:
-        lines.append("data.images is not set: only the labels were checked")
-    for (level, kind), group in table.groupby(["level", "kind"], sort=True):
-        first = group.iloc[0]
-        lines.append(f"  {level} {kind}: {len(group)}, e.g. {first.image}: {first.message}; {first.fix}")
-    counts = table.groupby("kind").size().to_dict() if len(table) else {}
-    errors = sum(finding.level == "error" for finding in findings)
-    kinds = {str(kind): int(count) for kind, count in counts.items()}
-    return {"images": len(annotations), "errors": errors, "findings": kinds, "lines": lines}
+    with _progress("check") as show:
+        summary = CheckStage().run(config, lambda name, done, total, note="": show(name, done, total, note))
+    return {**summary.to_json(), "lines": summary.lines()}
 
 
 @app.command()

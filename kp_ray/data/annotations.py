@@ -1,4 +1,4 @@
-"""Labelled images: the table in memory, and what an image's name tells."""
+"""The table of labelled images that every label format is read into, and the rules of image names."""
 
 import re
 from collections.abc import Sequence
@@ -16,17 +16,19 @@ _NAME = re.compile(r"(?P<scene>.+)_(?P<camera>[A-Z])-(?P<frame>[0-9]{1,18})\.\w+
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """N labelled images of one person each, in file order.
+    """N labelled images with one person each, in the order of the labels' file.
 
     Attributes:
         skeleton: K keypoints.
-        images: N unique names inside the image folder, "a/b.jpg" for one in a sub-folder.
-        keypoints: (N, K, 3) x, y, v in pixels; an unlabelled point is NaN, NaN, 0; a CSV's labelled points have v 2.
-        scenes: N; images of one scene must not stand on both sides of a split.
-        cameras: N; "" when the name has none.
-        frames: N frame numbers; -1 when the name has none.
-        corrected: what a corrections file changed, one line each.
-        rows: N places among the images of the file, those counted that a selection left out; empty stands for 0 to N-1.
+        images: N unique names inside the image folder, e.g. "a/b.jpg" for an image in a sub-folder.
+        keypoints: (N, K, 3) x, y, v. Coordinates are pixel indices: an integer is a pixel's centre. An unlabelled point
+            is NaN, NaN, 0; a labelled point has v 2, or v 1 if a COCO file marks it as hidden.
+        scenes: N scene names; images of one scene are on the same side of a split.
+        cameras: N camera names; "" if the image name has none.
+        frames: N frame numbers; -1 if the image name has none.
+        corrected: changes made by the corrections file, one line per change.
+        rows: N positions of the images in the labels' file, counted from 0; empty for 0, 1, ..., N - 1. A store's parts
+            are cut by position, so that dropping one image changes one part.
     """
 
     skeleton: Skeleton
@@ -42,64 +44,63 @@ class Annotations:
         return len(self.images)
 
     def select(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> "Annotations":
-        """The rows at `indices`, in that order."""
-        rows = [int(index) for index in indices]
+        """Return the images at `indices`, in that order, with copies of their keypoints."""
+        selected = [int(index) for index in indices]
         return replace(
             self,
-            images=tuple(self.images[row] for row in rows),
-            keypoints=self.keypoints[rows],
-            scenes=tuple(self.scenes[row] for row in rows),
-            cameras=tuple(self.cameras[row] for row in rows),
-            frames=tuple(self.frames[row] for row in rows),
-            rows=tuple(self.rows[row] for row in rows) if self.rows else tuple(rows),
+            images=tuple(self.images[index] for index in selected),
+            keypoints=self.keypoints[selected],
+            scenes=tuple(self.scenes[index] for index in selected),
+            cameras=tuple(self.cameras[index] for index in selected),
+            frames=tuple(self.frames[index] for index in selected),
+            rows=tuple(self.rows[index] for index in selected) if self.rows else tuple(selected),
         )
 
 
-def parse_name(image: str) -> tuple[str, str, int]:
-    """Scene, camera and frame of `001-1-1-01-Z17_A-0000001.jpg`: ("001-1-1-01-Z17", "A", 1).
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """Content of a labels' file as its format's reader returns it.
 
-    A sub-folder belongs to the scene. A name of another form is a scene of its own: its stem, "" and -1.
+    Attributes:
+        names: K keypoint names, in the order of the file.
+        images: N image names.
+        keypoints: (N, K, 3), as in `Annotations`.
+        groups: N names that replace the scene; "" for none.
+    """
+
+    names: list[str]
+    images: list[str]
+    keypoints: FloatArray
+    groups: list[str]
+
+
+def parse_name(image: str) -> tuple[str, str, int]:
+    """Split an image name into scene, camera and frame number.
+
+    `001-1-1-01-Z17_A-0000001.jpg` gives ("001-1-1-01-Z17", "A", 1). A sub-folder is part of the scene. An image whose
+    name has another form is a scene of its own: the name without its suffix, "" and -1.
     """
     match = _NAME.fullmatch(image)
     if match:
         return match["scene"], match["camera"], int(match["frame"])
-    return stem(image), "", -1
+    return remove_suffix(image), "", -1
 
 
-def reorder_keypoints(labels: Annotations, skeleton: Skeleton, path: str) -> Annotations:
-    """The labels with their keypoints in this skeleton's order.
-
-    Args:
-        path: of the labels, named in the message.
-
-    Raises:
-        DataError: they are of other keypoints.
-    """
-    different = sorted(set(labels.skeleton.names) ^ set(skeleton.names))
-    if different:
-        raise DataError(
-            f"{path}: {different[0]!r} and {len(different) - 1} more are keypoints of one side only: use the "
-            "labels of the same data set"
-        )
-    order = [labels.skeleton.names.index(name) for name in skeleton.names]
-    return replace(labels, skeleton=skeleton, keypoints=labels.keypoints[:, order])
-
-
-def stem(image: str) -> str:
-    """An image's name without its suffix."""
+def remove_suffix(image: str) -> str:
+    """Return an image name without the suffix of its file format; folders stay."""
     head, dot, tail = image.rpartition(".")
     return head if dot and head and "/" not in tail else image
 
 
-Table = tuple[list[str], list[str], FloatArray, list[str]]
-"""K names, N images, (N, K, 3) keypoints, N groups ("" for none)."""
-
-
 def check_image_name(image: str, where: str) -> str:
-    """An image's name as it is, if it cannot lead out of the image folder.
+    """Return an image name if it cannot lead out of the image folder.
+
+    Args:
+        image: a name, e.g. "a/b.jpg".
+        where: file and row, with which the message begins.
 
     Raises:
-        DataError: it can; the line begins with `where`.
+        DataError: the name is empty or absolute, or holds "..", a backslash, a drive letter or control characters.
     """
     parts = image.split("/")
     if "\\" in image or not image.isprintable() or {"", ".", ".."} & set(parts) or re.match("[A-Za-z]:", image):
@@ -107,3 +108,24 @@ def check_image_name(image: str, where: str) -> str:
             f"{where}: image {image[:80]!r} is not a plain name inside the image folder: write e.g. a/b.jpg"
         )
     return image
+
+
+def reorder_keypoints(labels: Annotations, skeleton: Skeleton, path: str) -> Annotations:
+    """Return labels with their keypoints in the order of a skeleton.
+
+    Args:
+        labels: annotations whose skeleton has the same names in any order.
+        skeleton: K keypoints.
+        path: file of the labels, for the message.
+
+    Raises:
+        DataError: the names differ.
+    """
+    different = sorted(set(labels.skeleton.names) ^ set(skeleton.names))
+    if different:
+        raise DataError(
+            f"{path}: its keypoints are not those of the run (differences: {len(different)}, first "
+            f"{different[0]!r}): use the labels of the same data set"
+        )
+    order = [labels.skeleton.names.index(name) for name in skeleton.names]
+    return replace(labels, skeleton=skeleton, keypoints=labels.keypoints[:, order])

@@ -1,46 +1,66 @@
-"""A corrections file applied to labels."""
+"""Apply a corrections file to labels."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from kp_ray.data.annotations import Annotations
-from kp_ray.data.csv_format import parse_number, read_csv_rows
+from kp_ray.data.csv_format import check_num_cells, parse_number, read_csv_rows
 from kp_ray.errors import DataError
+from kp_ray.keypoints import FloatArray
 
 
 def apply_corrections(labels: Annotations, path: str) -> Annotations:
-    """The labels with a corrections file applied."""
+    """Return labels with the corrections of a CSV applied in the order of its rows.
+
+    Its columns are image, action, keypoint, x, y. The action `drop` removes the image. The action `point` moves one
+    keypoint to x, y in pixels, or removes its label if both are empty. `Annotations.corrected` lists the changes.
+
+    Args:
+        labels: annotations; they are not changed.
+        path: a local path or URL of the CSV.
+
+    Raises:
+        DataError: a row cannot be applied, or no image is left; the message names the file and the row.
+        StorageError: the file cannot be read.
+    """
     header, rows = read_csv_rows(path)
     if "action" not in header or set(header) - {"image", "action", "keypoint", "x", "y"}:
         raise DataError(f"{path}: the header is {','.join(header)[:80]}: it should be image,action,keypoint,x,y")
-    row_of = {image: row for row, image in enumerate(labels.images)}
-    keypoints, dropped, done = labels.keypoints.copy(), set(), []
+    index_of = {image: index for index, image in enumerate(labels.images)}
+    keypoints, dropped, changes = labels.keypoints.copy(), set(), []
     for line, cells in rows:
         where = f"{path}: row {line}"
-        if len(cells) != len(header):
-            raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}: make them equal")
-        cell = {"keypoint": "", "x": "", "y": "", **dict(zip(header, cells, strict=True))}
-        image, name = cell["image"], cell["keypoint"]
-        if image not in row_of:
+        check_num_cells(cells, header, where)
+        row = {"keypoint": "", "x": "", "y": "", **dict(zip(header, cells, strict=True))}
+        image = row["image"]
+        if image not in index_of:
             raise DataError(f"{where}: no labelled image is named {image[:80]!r}")
-        if cell["action"] == "drop":
-            if name or cell["x"] or cell["y"]:
+        if row["action"] == "drop":
+            if row["keypoint"] or row["x"] or row["y"]:
                 raise DataError(
-                    f"{where}: drop takes a whole image: leave keypoint, x and y empty, or use action point"
+                    f"{where}: drop removes a whole image: leave keypoint, x and y empty, or use the action point"
                 )
-            dropped.add(row_of[image])
-            done.append(f"{image}: dropped")
-        elif cell["action"] == "point":
-            if name not in labels.skeleton.names:
-                raise DataError(f"{where}: no keypoint is named {name[:80]!r}")
-            x, y = (parse_number(cell[axis], f"{where}: {axis}") for axis in "xy")
-            if math.isnan(x) != math.isnan(y):
-                raise DataError(f"{where}: only one of x and y: give both, or neither to remove the label")
-            keypoints[row_of[image], labels.skeleton.names.index(name)] = (x, y, 0 if math.isnan(x) else 2)
-            done.append(f"{image}: {name} " + ("unlabelled" if math.isnan(x) else f"moved to {x:g}, {y:g}"))
+            dropped.add(index_of[image])
+            changes.append(f"{image}: dropped")
+        elif row["action"] == "point":
+            changes.append(_move_point(labels, keypoints[index_of[image]], row, where))
         else:
-            raise DataError(f"{where}: the action {cell['action'][:40]!r} is not known: use drop or point")
-    kept = [row for row in range(len(labels)) if row not in dropped]
+            raise DataError(f"{where}: the action {row['action'][:40]!r} is not known: use drop or point")
+    kept = [index for index in range(len(labels)) if index not in dropped]
     if not kept:
         raise DataError(f"{path}: drops every image: keep some")
-    return replace(labels, keypoints=keypoints, corrected=tuple(done)).select(kept)
+    return replace(labels, keypoints=keypoints, corrected=tuple(changes)).select(kept)
+
+
+def _move_point(labels: Annotations, keypoints: FloatArray, row: Mapping[str, str], where: str) -> str:
+    """Change one point of an image's keypoints (K, 3) in place and describe the change."""
+    name = row["keypoint"]
+    if name not in labels.skeleton.names:
+        raise DataError(f"{where}: no keypoint is named {name[:80]!r}")
+    x, y = (parse_number(row[axis], f"{where}: {axis}") for axis in "xy")
+    if math.isnan(x) != math.isnan(y):
+        raise DataError(f"{where}: only one of x and y: give both, or neither to remove the label")
+    removed = math.isnan(x)
+    keypoints[labels.skeleton.names.index(name)] = (x, y, 0 if removed else 2)
+    return f"{row['image']}: {name} " + ("unlabelled" if removed else f"moved to {x:g}, {y:g}")

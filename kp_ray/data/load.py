@@ -1,4 +1,4 @@
-"""Read labels from a CSV or a COCO JSON, with corrections applied."""
+"""Read labels of any format, with corrections applied."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,23 +9,23 @@ from kp_ray.data.annotations import Annotations, parse_name
 from kp_ray.data.coco_format import read_coco
 from kp_ray.data.corrections import apply_corrections
 from kp_ray.data.csv_format import read_csv
-from kp_ray.errors import DataError, StorageError, one_line
+from kp_ray.errors import ConfigError, DataError, StorageError, one_line
 from kp_ray.keypoints import skeleton_for
 from kp_ray.storage import filesystem
 
 FileVersion = tuple[int | None, int | None]
-"""Size in bytes and modification time in ns of a file; None where the storage knows none."""
+"""Size in bytes and modification time in ns of a file; None if the storage does not know it."""
 
 
 def load_labels(config: Config) -> Annotations:
-    """Read the labels that a config names: annotations, corrections, skeleton.
+    """Read the labels that a config names, with its corrections and skeleton.
 
-    The last result is kept and returned again while settings and files stay the same (by size and modification time),
-    so that the stages of one run read a large file once. It is shared: its arrays are read-only.
+    The last result is kept and returned again until a setting, or a file's size or modification time, differs, so that
+    the stages of a run read a large file once. The result is shared: its keypoints are read-only.
 
     Raises:
         ConfigError: data.annotations is not set.
-        DataError, StorageError: as `load_annotations`.
+        ConfigError, DataError, StorageError: as `load_annotations`.
     """
     path, corrections = config.require_input("annotations"), config.data.corrections
     versions = tuple(_file_version(name) for name in (path, corrections) if name)
@@ -36,7 +36,7 @@ def load_labels(config: Config) -> Annotations:
 def _load_labels(
     path: str, corrections: str | None, skeleton: SkeletonConfig, versions: tuple[FileVersion, ...]
 ) -> Annotations:
-    """Read labels; `versions` is only part of the cache's key."""
+    """Read labels; `versions` is used as a part of the cache's key only."""
     labels = load_annotations(path, corrections=corrections, flip_pairs=skeleton.flip_pairs, sigmas=skeleton.sigmas)
     labels.keypoints.setflags(write=False)
     return labels
@@ -58,39 +58,41 @@ def load_annotations(
     flip_pairs: Sequence[tuple[str, str]] | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> Annotations:
-    """The labels of a COCO keypoints JSON (`.json`) or of a native wide CSV (anything else).
+    """Read labels from a COCO keypoints JSON (`.json`) or a native CSV (any other name).
 
-    The CSV has `image`, `<name>_x`, `<name>_y` per keypoint in any order, and may have `group`, which replaces the
-    scene. The JSON may have `group` in an entry of `images`. An image without an annotation in the JSON is a row
-    without labels.
+    The CSV has the columns `image` and, per keypoint, `<name>_x` and `<name>_y`, in any order. A column `group`, or in
+    the JSON a key `group` of an entry of `images`, replaces the scene that the image name gives. An image that has no
+    annotation in the JSON is an image without labelled points.
 
     Args:
         path: a local path or URL.
-        corrections: CSV of image, action (drop | point), keypoint, x, y; empty x and y remove the label.
-        flip_pairs, sigmas: of a skeleton other than the competition's 24 points.
+        corrections: a CSV for `apply_corrections`; None for none.
+        flip_pairs, sigmas: settings of a skeleton other than the competition's 24 keypoints.
 
     Raises:
-        DataError: one line with the file, the row (its line in the file, the header being 1) or image, and the fix.
+        ConfigError: the skeleton's settings are missing or do not fit the file's keypoints.
+        DataError: the labels or corrections cannot be used; the message has the file, the row (its line in the file, as
+            an editor counts) or the image, and what to do.
+        StorageError: a file cannot be read.
     """
-    read = read_coco if path.lower().endswith(".json") else read_csv
-    names, images, keypoints, groups = read(path)
-    repeated = [image for image, count in Counter(images).items() if count > 1]
-    if repeated:
-        raise DataError(
-            f"{path}: the image name {repeated[0]} stands there {Counter(images)[repeated[0]]} times: keep one"
-        )
-    if not images:
+    table = (read_coco if path.lower().endswith(".json") else read_csv)(path)
+    image, count = max(Counter(table.images).items(), key=lambda item: item[1], default=("", 0))
+    if not count:
         raise DataError(f"{path}: holds no labelled image: a header alone is not enough")
+    if count > 1:
+        raise DataError(f"{path}: the image {image} is listed {count} times: keep one")
     try:
-        skeleton = skeleton_for(names, flip_pairs, sigmas)
+        skeleton = skeleton_for(table.names, flip_pairs, sigmas)
     except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
-    parsed = [parse_name(image) for image in images]
+        raise ConfigError(f"{path}: {error}") from error
+    order = [table.names.index(name) for name in skeleton.names]
+    in_order = order == list(range(len(order)))  # a million rows are half a gigabyte: do not copy them for nothing
+    parsed = [parse_name(image) for image in table.images]
     labels = Annotations(
         skeleton=skeleton,
-        images=tuple(images),
-        keypoints=keypoints if names == [*skeleton.names] else keypoints[:, [*map(names.index, skeleton.names)]],
-        scenes=tuple(group or scene for group, (scene, _, _) in zip(groups, parsed, strict=True)),
+        images=tuple(table.images),
+        keypoints=table.keypoints if in_order else table.keypoints[:, order],
+        scenes=tuple(group or scene for group, (scene, _, _) in zip(table.groups, parsed, strict=True)),
         cameras=tuple(camera for _, camera, _ in parsed),
         frames=tuple(frame for _, _, frame in parsed),
     )

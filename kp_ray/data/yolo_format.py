@@ -1,24 +1,25 @@
-"""YOLO-pose label files out of a COCO export."""
+"""Write YOLO-pose label files beside an exported COCO keypoints JSON."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from kp_ray.data.annotations import stem
-from kp_ray.storage import join, read_bytes, write_bytes
+from kp_ray.data.annotations import remove_suffix
+from kp_ray.storage import join, read_json, write_bytes
 
 
 def to_yolo(coco: Mapping[str, Any]) -> dict[str, str]:
-    """YOLO-pose label texts of a COCO keypoints dict, by image name with its suffix replaced by `.txt`.
+    """Make the text of each image's label file, by image name with the suffix `.txt`.
 
-    A line a person: class 0, then the box's centre and size and every keypoint's x, y, all as shares of the picture's
-    width and height, each keypoint followed by its v. As Ultralytics' own converter has it: coordinates are divided by
-    the size as they are, and an image without people has an empty file.
+    A line per person holds class 0, the box's centre and size, and x, y, v per keypoint. Coordinates are divided by the
+    image's width and height as they are, and an image without a person has an empty file, as in Ultralytics' converter.
+
+    Args:
+        coco: COCO keypoints JSON as plain values, as from `to_coco`.
     """
     images = {entry["id"]: entry for entry in coco["images"]}
-    lines: dict[Any, list[str]] = {number: [] for number in images}
+    lines: dict[Any, list[str]] = {image_id: [] for image_id in images}
     for person in coco["annotations"]:
         size = np.array([images[person["image_id"]][side] for side in ("width", "height")], dtype=float)
         corner, extent = np.array(person["bbox"], dtype=float).reshape(2, 2)
@@ -27,17 +28,18 @@ def to_yolo(coco: Mapping[str, Any]) -> dict[str, str]:
         cells = [*(f"{value:.6f}" for value in box), *(f"{x:.6f} {y:.6f} {v:.0f}" for x, y, v in points)]
         lines[person["image_id"]].append(" ".join(["0", *cells]))
     return {
-        f"{stem(str(images[number]['file_name']))}.txt": "".join(f"{x}\n" for x in of) for number, of in lines.items()
+        f"{remove_suffix(str(images[image_id]['file_name']))}.txt": "".join(f"{line}\n" for line in person_lines)
+        for image_id, person_lines in lines.items()
     }
 
 
 def write_yolo(folder: str) -> int:
-    """Write `labels/<name>.txt` beside an export's `images/<name>.jpg`, from its `annotations.json`; returns how many.
+    """Write `labels/<name>.txt` for every image in the `annotations.json` of an export; return their number.
 
     Raises:
-        DataError: `folder` holds no `annotations.json`.
+        StorageError: the folder holds no `annotations.json`, or a file cannot be written.
     """
-    texts = to_yolo(json.loads(read_bytes(join(folder, "annotations.json"))))
+    texts = to_yolo(read_json(join(folder, "annotations.json"), "run export again"))
     for name, text in texts.items():
         write_bytes(join(folder, "labels", name), text.encode())
     return len(texts)

@@ -1,0 +1,101 @@
+"""Findings about image files."""
+
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from kp_ray.checks.images import check_images
+from kp_ray.data.load import load_annotations
+from kp_ray.errors import StorageError
+from kp_ray.keypoints import FloatArray
+from tests.helpers.data import SHARED
+from tests.helpers.labels import NUM_KEYPOINTS, make_clips, make_labels
+
+
+def make_picture(width: int = 64, height: int = 48) -> FloatArray:
+    return np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+def encode_png(width: int = 64, height: int = 48) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(make_picture(width, height)).save(out, "PNG")
+    return out.getvalue()
+
+
+def encode_rotated_jpeg() -> bytes:
+    """Encode a picture of 48x64 px whose EXIF orientation makes it 64x48."""
+    exif, out = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(make_picture(48, 64)).save(out, "JPEG", exif=exif)
+    return out.getvalue()
+
+
+def labels_of_files(names: list[str]):
+    return make_labels(names, np.ones((len(names), NUM_KEYPOINTS, 2)))
+
+
+def test_every_kind_of_bad_file_is_found(tmp_path):
+    good = simplejpeg.encode_jpeg(make_picture())
+    files = {
+        "cut.jpg": good[: len(good) // 2],
+        "tail.jpg": good[:-2],
+        "empty.jpg": b"",
+        "text.jpg": b"<html>not found",
+        "png.jpg": encode_png(),
+        "Upper.JPG": good,
+        "cut.png": encode_png()[:-500],
+        "a/fine.png": encode_png(),
+        "rotated.jpg": encode_rotated_jpeg(),
+        "big.jpg": simplejpeg.encode_jpeg(make_picture(128, 96)),
+        "extra.jpg": good,
+        "notes.txt": b"x",
+    }
+    files |= {f"good{number:02d}.jpg": good for number in range(30)}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    names = [*sorted(set(files) - {"Upper.JPG", "extra.jpg", "notes.txt"}), "upper.jpg", "gone.jpg"]
+    done: list[int] = []
+    findings, sizes = check_images(labels_of_files(names), str(tmp_path), progress=done.append)
+    assert {(finding.image, finding.kind, finding.level) for finding in findings} == {
+        ("cut.jpg", "truncated", "error"),
+        ("tail.jpg", "truncated", "error"),
+        ("empty.jpg", "empty", "error"),
+        ("text.jpg", "unreadable", "error"),
+        ("png.jpg", "not_jpeg", "warning"),
+        ("cut.png", "truncated", "error"),
+        ("upper.jpg", "misnamed", "error"),
+        ("gone.jpg", "missing", "error"),
+        ("big.jpg", "size", "warning"),
+        ("", "unlabelled_files", "warning"),
+    }
+    assert sizes["a/fine.png"] == sizes["rotated.jpg"] == sizes["good00.jpg"] == (64, 48)
+    assert sizes["big.jpg"] == (128, 96)
+    assert "cut.jpg" not in sizes
+    assert done == list(range(1, len(names) + 1))
+    assert all("\n" not in finding.message + finding.fix for finding in findings)
+
+
+def test_images_of_many_sizes_are_not_findings(tmp_path):
+    names = [f"{number}.jpg" for number in range(4)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(simplejpeg.encode_jpeg(make_picture(32 + 8 * number, 32)))
+    findings, sizes = check_images(labels_of_files(names), str(tmp_path))
+    assert findings == []
+    assert sizes["3.jpg"] == (56, 32)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(StorageError, match="none: there is no such folder"):
+        check_images(make_clips(), str(tmp_path / "none"))
+
+
+@pytest.mark.skipif(not (SHARED / "lsp").is_dir(), reason=f"the images of LSP are not in {SHARED}")
+def test_the_images_of_a_real_data_set_have_no_findings():
+    labels = load_annotations(str(SHARED / "lsp" / "train_df.csv"))
+    findings, sizes = check_images(labels, str(SHARED / "lsp" / "images"))
+    assert findings == []
+    assert len(sizes) == len(set(labels.scenes)) == 400

@@ -1,0 +1,63 @@
+"""The stage `check`."""
+
+from pathlib import Path
+
+import pytest
+
+from kp_ray.checks.findings import Finding, read_findings
+from kp_ray.checks.stage import CheckStage, CheckSummary
+from kp_ray.config.load import build_config, load_config
+from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError
+from kp_ray.stage import no_progress
+
+
+def test_findings_and_config_are_written_and_progress_is_reported(tiny: Config) -> None:
+    stage, reports = CheckStage(), []
+    assert not stage.is_done(tiny)
+    stage.check(tiny)
+    summary = stage.run(tiny, lambda name, done, total, note="": reports.append((name, done, total)))
+    assert stage.is_done(tiny)
+    assert summary.ok
+    assert summary.images_checked
+    assert read_findings(tiny.path("check.csv")) == list(summary.findings)
+    assert load_config(tiny.path("config.yaml")) == tiny
+    assert reports == [("", done, 12) for done in range(1, 13)]
+
+
+def test_a_missing_image_is_an_error_that_the_summary_counts(tiny: Config, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    config = build_config({**tiny.to_dict(), "data": {**tiny.to_dict()["data"], "images": str(tmp_path / "images")}})
+    summary = CheckStage().run(config, no_progress)
+    assert not summary.ok
+    assert summary.to_json()["errors"] == summary.to_json()["findings"]["missing"] == 12
+
+
+def test_without_images_only_the_labels_are_checked(tiny: Config) -> None:
+    config = build_config({**tiny.to_dict(), "data": {"annotations": tiny.data.annotations}})
+    summary = CheckStage().run(config, no_progress)
+    assert not summary.images_checked
+    assert any("data.images is not set" in line for line in summary.lines())
+
+
+def test_the_summary_has_one_line_per_kind_with_an_example_and_counts_as_json() -> None:
+    findings = (
+        Finding("warning", "size", "b.jpg", "is small", "look"),
+        Finding("error", "empty", "a.jpg", "no bytes", "drop it"),
+        Finding("warning", "size", "c.jpg", "is large", "look"),
+    )
+    summary = CheckSummary(9, findings, ("d.jpg: dropped",), "run/check.csv", images_checked=True)
+    assert summary.lines() == [
+        "d.jpg: dropped",
+        "9 labelled images, 3 findings in run/check.csv",
+        "  error empty: 1, e.g. a.jpg: no bytes; drop it",
+        "  warning size: 2, e.g. b.jpg: is small; look",
+    ]
+    assert summary.to_json() == {"images": 9, "errors": 1, "findings": {"empty": 1, "size": 2}}
+
+
+@pytest.mark.parametrize("key", ["annotations", "images", "corrections"])
+def test_an_input_that_is_not_there_is_refused_by_its_key(tiny: Config, key: str) -> None:
+    config = build_config({**tiny.to_dict(), "data": {**tiny.to_dict()["data"], key: "/nowhere"}})
+    with pytest.raises(ConfigError, match=rf"data\.{key}: /nowhere"):
+        CheckStage().check(config)

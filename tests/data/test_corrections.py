@@ -1,0 +1,50 @@
+"""Corrections applied to labels."""
+
+import numpy as np
+import pytest
+
+from kp_ray.data.load import load_annotations
+from kp_ray.errors import DataError
+from tests.helpers.labels import CELLS, HEADER
+
+CORRECTIONS_HEADER = "image,action,keypoint,x,y\n"
+
+
+def test_images_are_dropped_points_moved_or_unlabelled_and_the_changes_listed(write):
+    labels = write(f"{HEADER}\na.jpg,{CELLS}\nb.jpg,{CELLS}\nc.jpg,{CELLS}\n")
+    rows = "b.jpg,drop,,,\na.jpg,point,nose,7.5,8\nc.jpg,point,neck,,\n"
+    corrected = load_annotations(labels, corrections=write(CORRECTIONS_HEADER + rows, "corrections.csv"))
+    assert corrected.images == ("a.jpg", "c.jpg")
+    assert corrected.rows == (0, 2)
+    np.testing.assert_array_equal(corrected.keypoints[0, 0], [7.5, 8, 2])
+    np.testing.assert_array_equal(corrected.keypoints[1, 17], [np.nan, np.nan, 0])
+    np.testing.assert_array_equal(corrected.keypoints[0, 1:], load_annotations(labels).keypoints[0, 1:])
+    assert corrected.corrected == ("b.jpg: dropped", "a.jpg: nose moved to 7.5, 8", "c.jpg: neck unlabelled")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("z.jpg,drop,,,", "row 2: no labelled image is named 'z.jpg'"),
+        ("a.jpg,delete,,,", "row 2: the action 'delete'"),
+        ("a.jpg,point,tail,1,2", "row 2: no keypoint is named 'tail'"),
+        ("a.jpg,point,nose,1,", "row 2: only one of x and y"),
+        ("a.jpg,point,nose,1,up", "row 2: y: 'up' is not a number"),
+        ("a.jpg,drop,nose,,", "row 2: drop"),
+        ("a.jpg,drop,,", "row 2: 4 cells"),
+        ("a.jpg,drop,,,", "drops every image"),
+    ],
+)
+def test_a_wrong_row_is_refused_by_its_number(write, row, message):
+    labels = write(f"{HEADER}\na.jpg,{CELLS}\n")
+    path = write(f"{CORRECTIONS_HEADER}{row}\n", "corrections.csv")
+    with pytest.raises(DataError) as caught:
+        load_annotations(labels, corrections=path)
+    assert str(caught.value).startswith(path)
+    assert message in str(caught.value)
+
+
+def test_a_wrong_header_is_refused(write):
+    labels, path = write(f"{HEADER}\na.jpg,{CELLS}\n"), write("image,verb\na.jpg,drop\n", "corrections.csv")
+    with pytest.raises(DataError, match=r"corrections\.csv: the header is image,verb"):
+        load_annotations(labels, corrections=path)
