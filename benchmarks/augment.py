@@ -1,14 +1,16 @@
-"""Augmentation: the published loop, the same work in other harnesses, and `kp-ray augment`, taking turns.
+"""Compare `kp-ray augment` with the published loop and with the same work in other harnesses, in turns.
 
     python benchmarks/augment.py --sources 512 --repeats 5
 
-A  the published script's way: one process, OpenCV's own threads, an Albumentations pipeline a recipe, cv2.imwrite
-B  the same work in a pool of one process a core
-C  the same work by Hugging Face `datasets.map(num_proc=cores)`, pictures kept in its Arrow files
-D  `kp-ray augment` on Ray, its start-up apart
-E  the floor: decoding every source and encoding as many pixels as its variants have, in a pool of one process a core
+A  the published loop: one process, OpenCV's own threads, one Albumentations pipeline per recipe, cv2.imwrite
+B  the same work in a pool of one process per core
+C  the same work by Hugging Face `datasets.map(num_proc=cores)`, images kept in its Arrow files
+D  `kp-ray augment` on Ray, without its start-up
+E  the floor: decode every source and encode as many pixels as its variants have, in a pool of one process per core
 
-All read the same generated 1920x1080 JPEGs; A, B and C, whose rates do not depend on how many, an eighth of them.
+All read the same generated 1920x1080 JPEGs. A, B and C read an eighth of them and E a half, because their rates do not
+depend on the number. A, B and C run the recipes on Albumentations 2.0.8, whose Rotate carries nine reflected copies of
+each keypoint, and convert colours per variant; the pipelines as published in 2021 are 10 to 20 % faster.
 Results: benchmarks/results/augment.{md,json}.
 """
 
@@ -53,33 +55,33 @@ def pipelines() -> list[tuple[str, Any]]:
 
 
 def variants(job: Job) -> list[tuple[str, Any, Any]]:
-    """(file name, RGB picture, keypoints) of every variant of one source."""
+    """Make every variant of one source: (file name, RGB image, keypoints)."""
     path, keypoints = job
-    picture = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
-    made = [(name, pipeline(image=picture, keypoints=keypoints[:, :2])) for name, pipeline in pipelines()]
-    return [(f"{name}-{os.path.basename(path)}", one["image"], one["keypoints"]) for name, one in made]
+    image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
+    results = [(name, pipeline(image=image, keypoints=keypoints[:, :2])) for name, pipeline in pipelines()]
+    return [(f"{name}-{os.path.basename(path)}", result["image"], result["keypoints"]) for name, result in results]
 
 
-def to_files(job: Job, out: str) -> None:
-    """The published loop's body."""
-    for name, picture, _ in variants(job):
-        cv2.imwrite(os.path.join(out, name), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+def write_variants(job: Job, out: str) -> None:
+    """Write every variant of one source as a file: the body of the published loop."""
+    for name, image, _ in variants(job):
+        cv2.imwrite(os.path.join(out, name), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
 
 def published_loop(jobs: list[Job], out: Path) -> None:
-    """A."""
+    """Run A."""
     for job in jobs:
-        to_files(job, str(out))
+        write_variants(job, str(out))
 
 
 def prepare_worker() -> None:
-    """One thread a process, and the imports done before the clock starts."""
+    """Use one thread per process, and import everything before the clock starts."""
     cv2.setNumThreads(1)
     pipelines()
 
 
 def in_pool(body: Callable[[Job, str], None]) -> Callable[[list[Job], Path], float]:
-    """B and E: seconds that a warm pool takes."""
+    """Return a function that runs `body` per job in a pool (B and E) and returns the seconds without its start-up."""
 
     def run(jobs: list[Job], out: Path) -> float:
         with multiprocessing.get_context("spawn").Pool(CORES, prepare_worker) as pool:
@@ -92,9 +94,9 @@ def in_pool(body: Callable[[Job, str], None]) -> Callable[[list[Job], Path], flo
 
 
 def with_datasets(jobs: list[Job], out: Path) -> float:
-    """C, in a process of its own: it forks, which a process whose OpenCV has started threads does not survive."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-        return alone.submit(_with_datasets, jobs, out).result()
+    """Run C in a process of its own: `datasets` forks, and a process with OpenCV threads does not survive that."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(_with_datasets, jobs, out).result()
 
 
 def _with_datasets(jobs: list[Job], out: Path) -> float:
@@ -102,40 +104,44 @@ def _with_datasets(jobs: list[Job], out: Path) -> float:
 
     def body(row: dict[str, Any]) -> dict[str, list[Any]]:
         cv2.setNumThreads(1)
-        made = variants((row["path"][0], np.array(row["keypoints"][0])))
-        encoded = [cv2.imencode(".jpg", cv2.cvtColor(p, cv2.COLOR_RGB2BGR))[1].tobytes() for _, p, _ in made]
-        return {"name": [n for n, _, _ in made], "image": encoded, "points": [k.tolist() for _, _, k in made]}
+        names, images, points = zip(*variants((row["path"][0], np.array(row["keypoints"][0]))), strict=True)
+        encoded = [cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes() for image in images]
+        return {"name": list(names), "image": encoded, "points": [xy.tolist() for xy in points]}
 
     datasets.disable_progress_bars()
     table = datasets.Dataset.from_dict({"path": [p for p, _ in jobs], "keypoints": [k.tolist() for _, k in jobs]})
-    names = table.column_names
     began = time.perf_counter()
-    made = table.map(
-        body, batched=True, batch_size=1, num_proc=CORES, remove_columns=names, cache_file_name=str(out / "cache.arrow")
+    augmented = table.map(
+        body,
+        batched=True,
+        batch_size=1,
+        num_proc=CORES,
+        remove_columns=table.column_names,
+        cache_file_name=str(out / "cache.arrow"),
     )
     seconds = time.perf_counter() - began
-    assert len(made) == len(DEFAULT_RECIPES) * len(jobs)
+    assert len(augmented) == len(DEFAULT_RECIPES) * len(jobs)
     return seconds
 
 
 @cache
-def sizes() -> list[tuple[int, int]]:
-    """(width, height) of the default variants that are encoded anew."""
-    drawn = [sample_parameters(RECIPES[name], 1920, 1080, 0) for name in DEFAULT_RECIPES if name != "Original"]
-    return [(one.width, one.height) for one in drawn]
+def variant_sizes() -> list[tuple[int, int]]:
+    """Return the (width, height) of the default variants that are encoded; `Original` keeps the source's bytes."""
+    samples = [sample_parameters(RECIPES[name], 1920, 1080, 0) for name in DEFAULT_RECIPES if name != "Original"]
+    return [(sample.width, sample.height) for sample in samples]
 
 
 def decode_and_encode(job: Job, out: str) -> None:
-    """E's body."""
+    """Decode one source and encode windows of its variants' sizes: the body of E."""
     content = Path(job[0]).read_bytes()
-    picture = simplejpeg.decode_jpeg(content, "BGRX")
-    for width, height in sizes():
-        window = picture[:height, :width].copy()
+    image = simplejpeg.decode_jpeg(content, "BGRX")
+    for width, height in variant_sizes():
+        window = image[:height, :width].copy()
         simplejpeg.encode_jpeg(window, 95, colorspace="BGRX", colorsubsampling="420")
 
 
 def profile(jobs: list[Job]) -> dict[str, float]:
-    """Milliseconds a source of kp_ray's own code in one process, by what takes them."""
+    """Profile kp_ray's own code in one process: milliseconds per source, by kind of work."""
     cv2.setNumThreads(1)
     kinds = {"decode": "decode", "<copyMakeBorder>": "pad", "_resample": "resample", "_encode": "encode"}
     profiler = cProfile.Profile()
@@ -152,40 +158,40 @@ def profile(jobs: list[Job]) -> dict[str, float]:
 
 
 def measure(config: Path, jobs: list[Job], folder: Path) -> dict[str, float]:
-    """One turn of each: sources a second."""
+    """Run one turn of each way and return its sources/s."""
     rates: dict[str, float] = {}
     for name, body in {
         "A": published_loop,
-        "B": in_pool(to_files),
+        "B": in_pool(write_variants),
         "C": with_datasets,
         "E": in_pool(decode_and_encode),
     }.items():
         out = folder / name
         out.mkdir()
-        some = jobs[: len(jobs) // (2 if name == "E" else 8)]
+        own_jobs = jobs[: len(jobs) // (2 if name == "E" else 8)]
         began = time.perf_counter()
-        seconds = body(some, out) or time.perf_counter() - began
-        rates[name] = len(some) / seconds
+        seconds = body(own_jobs, out) or time.perf_counter() - began
+        rates[name] = len(own_jobs) / seconds
         shutil.rmtree(out)
         print(f"{name} {rates[name]:.2f}", end=" ", flush=True)
-    ours = kp_ray("augment", config, f"run_dir={folder / 'D'}")
+    figures = kp_ray("augment", config, f"run_dir={folder / 'D'}")
     shutil.rmtree(folder / "D")
-    rates |= {"D": ours["sources_per_s"], "D_start_up_s": ours["start_up_s"]}
+    rates |= {"D": figures["sources_per_s"], "D_start_up_s": figures["start_up_s"]}
     print(f"D {rates['D']:.2f}, start-up {rates['D_start_up_s']:.1f} s", flush=True)
     return rates
 
 
-TEXTS = {
+WAYS = {
     "A": "published loop, one process, OpenCV's threads",
     "B": "the same work, a pool of processes",
-    "C": "the same work, Hugging Face datasets.map, its start-up included",
-    "D": "kp_ray on Ray, start-up excluded",
-    "E": "floor: decode and encode alone, a pool of processes",
+    "C": "the same work, Hugging Face datasets.map, start-up included",
+    "D": "kp_ray on Ray, without start-up",
+    "E": "floor: only decode and encode, a pool of processes",
 }
 
 
 def main() -> None:
-    """Run the turns and write the table."""
+    """Run the turns and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sources", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
@@ -196,27 +202,29 @@ def main() -> None:
         config = make_sources(folder, options.sources)
         data = load_config(str(config)).data
         labels = load_annotations(str(data.annotations))
-        jobs = [(f"{data.images}/{i}", k) for i, k in zip(labels.images, labels.keypoints, strict=True)]
+        jobs = [(f"{data.images}/{image}", xyv) for image, xyv in zip(labels.images, labels.keypoints, strict=True)]
         before = cpu_time()
         turns = [measure(config, jobs, folder) for _ in range(options.repeats)]
         stolen = stolen_since(before)
-        taken = profile(jobs[:24])
+        profile_ms = profile(jobs[:24])
     machine = hardware(cv2, albumentations, datasets, ray)
     text = (
         f"# Augmentation\n\n{machine}. {options.sources} generated 1920x1080 sources, 18 variants each, "
-        f"{options.repeats} turns; median (range). The hypervisor gave {stolen:.0%} of the CPU time to others.\n\n"
-        "| | what | sources/s |\n|---|---|---|\n"
+        f"{options.repeats} turns; median (range). Other machines took {stolen:.0%} of the CPU time.\n\n"
+        "| | way | sources/s |\n|---|---|---|\n"
     )
-    text += "".join(f"| {k} | {what} | {median_and_range([t[k] for t in turns])} |\n" for k, what in TEXTS.items())
+    text += "".join(
+        f"| {key} | {way} | {median_and_range([turn[key] for turn in turns])} |\n" for key, way in WAYS.items()
+    )
     text += "\n| ratio within a turn | |\n|---|---|\n"
-    for other in "ABCE":
-        text += f"| D/{other} | {median_and_range([t['D'] / t[other] for t in turns])} |\n"
+    for key in "ABCE":
+        text += f"| D/{key} | {median_and_range([turn['D'] / turn[key] for turn in turns])} |\n"
     text += (
-        f"\nkp_ray's start-up (Ray, imports): {statistics.median(t['D_start_up_s'] for t in turns):.1f} s. Where its "
-        "time goes, ms a source in one process (profiler on): "
-        f"{', '.join(f'{what} {ms:.0f}' for what, ms in taken.items())}.\n"
+        f"\nStart-up of D (Ray, imports): {statistics.median(turn['D_start_up_s'] for turn in turns):.1f} s. "
+        "Milliseconds per source in one process, with the profiler on: "
+        f"{', '.join(f'{kind} {ms:.0f}' for kind, ms in profile_ms.items())}.\n"
     )
-    write_results("augment", text, {"hardware": machine, "stolen": stolen, "turns": turns, "profile_ms": taken})
+    write_results("augment", text, {"hardware": machine, "stolen": stolen, "turns": turns, "profile_ms": profile_ms})
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Feeding training: kp_ray's feed from the store against Detectron2's loader over picture files, taking turns.
+"""Compare kp_ray's training input from the store with Detectron2's loader over image files, in turns.
 
     python benchmarks/ingest.py --sources 64 --repeats 5
 
-A  Detectron2's own way: `build_detection_train_loader` with its DatasetMapper in N torch DataLoader processes, over
-   JPEG files
-B  kp_ray's: N Ray Train workers, each reading its shard of the store in its prefetch thread
+A  Detectron2's `build_detection_train_loader` with its DatasetMapper in N torch DataLoader processes, over JPEG files
+B  N Ray Train workers of kp_ray, each reading its shard of the store in its prefetch thread
 
-Both give the same pictures at the same training sizes, half of them flipped, in random order, batches of 4 in all, and
-no model takes them; files are in the page cache; start-up and the first batches are not counted. Sizes: those of the
-`demo` preset (256x144) and the published ones (shortest side 640-800, longest at most 1333). Results:
-benchmarks/results/ingest.{md,json}.
+Both deliver the same images at the same training sizes in random order, half of them flipped, in batches of 4 over all
+workers, to no model. Files are in the page cache; start-up and the first batches are not counted. Sizes: those of the
+`demo` preset (256x144) and the published ones (shortest side 640-800, longest at most 1333).
+Results: benchmarks/results/ingest.{md,json}.
 """
 
 import argparse
@@ -46,12 +45,12 @@ SIZES = {"demo, 256x144": "demo", "published, 640-800": "dacon"}
 
 
 def write_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """The rows' pictures as JPEG files, and Detectron2's dataset dicts of them."""
+    """Write the rows' images as JPEG files and return Detectron2's dataset dicts for them."""
     folder.mkdir()
     reader = RowReader(("image", "width", "height", "keypoints", "bbox_xyxy"))
     dicts = []
-    for number, place in enumerate(rows):
-        row = reader.read(**place)
+    for number, location in enumerate(rows):
+        row = reader.read(**location)
         path = folder / f"{number:06d}.jpg"
         path.write_bytes(row["image"])
         keypoints = np.array(row["keypoints"], dtype=float).reshape(-1, 3)
@@ -67,7 +66,7 @@ def write_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]
 
 
 def timed(batches: Any, number: int) -> float:
-    """Seconds that so many batches take, after the first ones."""
+    """Return the seconds that `number` batches take after the first `WARM_UP` ones."""
     for _ in itertools.islice(batches, WARM_UP):
         pass
     began = time.perf_counter()
@@ -77,7 +76,7 @@ def timed(batches: Any, number: int) -> float:
 
 
 def detectron2_rate(cfg: Any, dicts: list[dict[str, Any]], processes: int, batches: int) -> float:
-    """A: samples a second."""
+    """Return the samples/s of A."""
     mapper = DatasetMapper(
         is_train=True,
         augmentations=detection_utils.build_augmentation(cfg, is_train=True),
@@ -97,7 +96,7 @@ def detectron2_rate(cfg: Any, dicts: list[dict[str, Any]], processes: int, batch
 
 
 def worker(loop: dict[str, Any]) -> float:
-    """What each worker of B runs."""
+    """Run B's share of one worker and return its seconds."""
     context = ray.train.get_context()
     torch.set_num_threads(1)
     size = BATCH // context.get_world_size()
@@ -108,19 +107,19 @@ def worker(loop: dict[str, Any]) -> float:
 
 
 def kp_ray_rate(cfg: Any, rows: Any, processes: int, batches: int, storage: str) -> float:
-    """B: samples a second."""
+    """Return the samples/s of B."""
     result = TorchTrainer(
         worker,
         train_loop_config={"cfg": cfg, "batches": batches},
         datasets={"train": ray.data.from_arrow(rows)},
         scaling_config=ray.train.ScalingConfig(num_workers=processes, resources_per_worker={"CPU": 0.5}),
-        run_config=ray.train.RunConfig(name=f"feed{time.time_ns()}", storage_path=storage),
+        run_config=ray.train.RunConfig(name=f"ingest{time.time_ns()}", storage_path=storage),
     ).fit()
     return BATCH * batches / float(result.return_value)
 
 
 def prepare(path: Path, run_dir: Path, preset: str) -> tuple[Any, Any, list[dict[str, Any]]]:
-    """The cfg of a preset, the places of all rows of the store, and Detectron2's dicts of the same as files."""
+    """Return a preset's cfg, the locations of all rows of the store, and dataset dicts of the same rows as files."""
     overrides = [f"run_dir={run_dir}", f"preset={preset}", "train.recipes=null", "augment.min_visible=1"]
     config = load_config(str(path), [*overrides, "train.flip=true"])
     rows = usable_rows(config, MemberConfig(name="a"))
@@ -158,9 +157,9 @@ def main() -> None:
         table += f"| {size} | {median_and_range(a, 1)} | {median_and_range(b, 1)} | {median_and_range(ratios)} |\n"
     machine = hardware(torch, detectron2, ray, PIL, simplejpeg)
     text = (
-        f"# Feeding training: samples/s\n\n{machine}. {options.sources} generated 1920x1080 sources x 18 recipes, "
-        f"{processes} feeding processes, {options.batches} batches of {BATCH} a turn, {options.repeats} pairs in turn; "
-        f"median (smallest-largest).\n\n{table}"
+        f"# Training input\n\n{machine}. {options.sources} generated 1920x1080 sources x 18 recipes, "
+        f"{processes} reading processes, {options.batches} batches of {BATCH} per turn, {options.repeats} pairs. "
+        f"Samples/s, median (smallest-largest).\n\n{table}"
     )
     write_results("ingest", text, {"hardware": machine, "pairs": pairs})
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's description, medians of pairs, and the two files of a result."""
+"""Shared by the benchmarks: a description of the machine, medians with ranges, inputs, and the files of a result."""
 
 import json
 import os
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def hardware(*packages: Any) -> str:
-    """The machine and the versions that decide its speed, in one line."""
+    """Describe the machine and the versions of these packages in one line."""
     with open("/proc/cpuinfo") as info:
         model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), "unknown CPU")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -31,25 +31,25 @@ def hardware(*packages: Any) -> str:
 
 
 def cpu_time() -> tuple[int, int]:
-    """Ticks so far of all CPUs, and of these those that the hypervisor gave to other machines."""
+    """Return the clock ticks of all CPUs since boot, and how many of them the hypervisor gave to other machines."""
     with open("/proc/stat") as stat:
-        ticks = [int(one) for one in stat.readline().split()[1:9]]
+        ticks = [int(field) for field in stat.readline().split()[1:9]]
     return sum(ticks), ticks[7]
 
 
 def stolen_since(begin: tuple[int, int]) -> float:
-    """The share of CPU time that the hypervisor took since `cpu_time` said `begin`."""
+    """Return the share of CPU time that the hypervisor gave to other machines since `cpu_time` returned `begin`."""
     total, stolen = (now - then for now, then in zip(cpu_time(), begin, strict=True))
     return stolen / max(total, 1)
 
 
 def median_and_range(values: Sequence[float], digits: int = 2) -> str:
-    """`median (smallest-largest)`."""
+    """Format values as `median (smallest-largest)`."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def write_results(name: str, text: str, data: dict[str, Any]) -> None:
-    """Write `results/<name>.md` and `.json` and print the text."""
+    """Write `results/<name>.md` and `results/<name>.json`, and print the text."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
@@ -57,7 +57,10 @@ def write_results(name: str, text: str, data: dict[str, Any]) -> None:
 
 
 def make_sources(folder: Path, num_sources: int, num_distinct: int = 400) -> Path:
-    """A config over generated 1920x1080 sources; beyond `num_distinct`, hard links to them under other names."""
+    """Generate 1920x1080 sources and return the path of a config for them.
+
+    Sources beyond `num_distinct` are hard links to the first ones under other names.
+    """
     made = make_sample(str(folder / "data"), num_images=min(num_sources, num_distinct), num_test=0)
     images, labels = Path(made["images"]), Path(made["annotations"])
     header, *rows = labels.read_text().splitlines()
@@ -74,13 +77,13 @@ def make_sources(folder: Path, num_sources: int, num_distinct: int = 400) -> Pat
 
 
 def kp_ray_command(verb: str, config: Path, *sets: str) -> list[str]:
-    """`kp-ray VERB CONFIG --json` with overrides."""
+    """Return the command `kp-ray VERB CONFIG --json` with overrides such as "train.max_iter=500"."""
     command = [str(Path(sys.executable).with_name("kp-ray")), verb, str(config), "--json"]
-    return [*command, *(part for one in sets for part in ("--set", one))]
+    return [*command, *(part for setting in sets for part in ("--set", setting))]
 
 
 def kp_ray(verb: str, config: Path, *sets: str) -> dict[str, Any]:
-    """The figures of `kp-ray VERB --json`."""
+    """Run `kp-ray VERB CONFIG --json` and return its figures."""
     done = subprocess.run(kp_ray_command(verb, config, *sets), capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

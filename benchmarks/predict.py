@@ -1,13 +1,13 @@
-"""Prediction: the published way and `kp-ray predict`, taking turns on the same images with the same members.
+"""Compare `kp-ray predict` with the published way of predicting, in turns, on the same images with the same members.
 
     python benchmarks/predict.py RUN_DIR --images 100 --repeats 5
 
-A  the published way: one process, one Detectron2 DefaultPredictor a member, one image at a time, torch on all cores
-B  `kp-ray predict`: a pool of one actor a core, one torch thread each
+A  the published way: one process, one Detectron2 DefaultPredictor per member, one image at a time, torch on all cores
+B  `kp-ray predict`: a pool of one actor per core with one torch thread each
 
-RUN_DIR holds trained members and a config.yaml whose data.test_images are repeated to as many as asked for. Start-up
-(loading members; for B also Ray) is apart. Then B alone on `--many` images, for the images/s and the memory of many.
-Results: benchmarks/results/predict.{md,json}.
+RUN_DIR holds trained members and a config.yaml; the images of its data.test_images are repeated up to `--images`.
+Start-up (loading members; for B also Ray) is counted separately. Then B alone predicts `--many` images, to show its
+rate and memory. Results: benchmarks/results/predict.{md,json}.
 """
 
 import argparse
@@ -60,14 +60,14 @@ print(json.dumps({"start_up_s": loaded - began, "seconds": time.perf_counter() -
 
 
 def published(images: Path, members: list[str]) -> dict[str, float]:
-    """Seconds of the published way, start-up apart."""
+    """Predict in the published way and return its seconds, start-up counted separately."""
     command = [sys.executable, "-W", "ignore", "-c", PUBLISHED, str(CORES), str(images), *members]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def pool(config: Config, folder: Path, images: Path) -> dict[str, Any]:
-    """The figures of `kp-ray predict --json`, with `process_s` and the peak MiB of the driver and of an actor."""
+    """Run `kp-ray predict` and return its figures, `process_s`, and the peak MiB of the driver and of an actor."""
     run_dir = Path(tempfile.mkdtemp(dir=folder))
     (run_dir / "members").symlink_to(config.path("members"))
     (run_dir / "store").symlink_to(config.path("store"))
@@ -92,30 +92,30 @@ def pool(config: Config, folder: Path, images: Path) -> dict[str, Any]:
 
 
 def watch(process: subprocess.Popen[str], peaks: dict[str, float]) -> None:
-    """Note the largest resident memory of the driver and of any actor, twice a second."""
+    """Record the largest resident memory of the driver and of any actor, twice per second, until the process ends."""
     parent = psutil.Process(process.pid)
     while process.poll() is None:
         try:
-            for one in [parent, *parent.children(recursive=True)]:
-                kind = "driver" if one.pid == parent.pid else "actor" if "Predictor" in "".join(one.cmdline()) else None
-                if kind:
-                    peaks[kind] = max(peaks[kind], one.memory_info().rss / 2**20)
+            peaks["driver"] = max(peaks["driver"], parent.memory_info().rss / 2**20)
+            for child in parent.children(recursive=True):
+                if "Predictor" in "".join(child.cmdline()):
+                    peaks["actor"] = max(peaks["actor"], child.memory_info().rss / 2**20)
         except psutil.NoSuchProcess:
             pass
         time.sleep(0.5)
 
 
 def copy_images(source: Path, target: Path, count: int) -> Path:
-    """A folder of `count` pictures: those of `source`, over and over."""
+    """Fill a new folder with `count` images: those of `source`, repeated."""
     target.mkdir()
-    pictures = sorted(source.iterdir())
+    images = sorted(source.iterdir())
     for number in range(count):
-        (target / f"{number:05d}{pictures[0].suffix}").write_bytes(pictures[number % len(pictures)].read_bytes())
+        (target / f"{number:05d}{images[0].suffix}").write_bytes(images[number % len(images)].read_bytes())
     return target
 
 
 def main() -> None:
-    """Take turns and write the table."""
+    """Run the turns and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--images", type=int, default=100)
@@ -124,31 +124,30 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(str(options.run_dir / "config.yaml"), [f"run_dir={options.run_dir}"])
     members = [config.member_dir(member.name) for member in config.train.members]
-    pairs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         few = copy_images(Path(config.require_input("test_images")), folder / "few", options.images)
-        for _ in range(options.repeats):
-            first = published(few, members)
-            pairs.append({"published": first, "pool": pool(config, folder, few)})
+        pairs: list[dict[str, Any]] = [
+            {"published": published(few, members), "pool": pool(config, folder, few)} for _ in range(options.repeats)
+        ]
         many = pool(config, folder, copy_images(few, folder / "many", options.many))
     rates = {way: [options.images / pair[way]["seconds"] for pair in pairs] for way in ("published", "pool")}
     ratios = [pair["published"]["seconds"] / pair["pool"]["seconds"] for pair in pairs]
     starts = [pair["published"]["start_up_s"] for pair in pairs]
-    whole = [pair["pool"]["process_s"] - pair["pool"]["seconds"] for pair in pairs]
+    pool_starts = [pair["pool"]["process_s"] - pair["pool"]["seconds"] for pair in pairs]
     actor = statistics.median(pair["pool"]["peak_mib"]["actor"] for pair in pairs)
     driver = statistics.median(pair["pool"]["peak_mib"]["driver"] for pair in pairs)
     machine = hardware(torch, detectron2, ray, cv2)
     text = (
-        f"# Prediction: the published way against kp_ray\n\n{machine}. {len(members)} members ({config.model.preset}), "
+        f"# Prediction: the published way and kp_ray\n\n{machine}. {len(members)} members ({config.model.preset}), "
         f"{options.images} images of 1920x1080, {options.repeats} pairs; medians (smallest-largest).\n\n"
         "| | images/s, all members | start-up s |\n|---|---|---|\n"
-        f"| A DefaultPredictor a member, one image at a time, {CORES} threads | "
+        f"| A one DefaultPredictor per member, one image at a time, {CORES} threads | "
         f"{median_and_range(rates['published'])} | {median_and_range(starts, 1)} |\n"
         f"| B `kp-ray predict`, {CORES} actors of one thread | {median_and_range(rates['pool'])} | "
-        f"{median_and_range(whole, 1)} |\n\n"
+        f"{median_and_range(pool_starts, 1)} |\n\n"
         f"B/A: {median_and_range(ratios)}.\n\n"
-        f"| B on | images/s | peak MiB of an actor | of the driver |\n|---|---|---|---|\n"
+        f"| B on | images/s | peak MiB of an actor | peak MiB of the driver |\n|---|---|---|---|\n"
         f"| {options.images} images | {statistics.median(rates['pool']):.2f} | {actor:.0f} | {driver:.0f} |\n"
         f"| {options.many} images | {options.many / many['seconds']:.2f} | {many['peak_mib']['actor']:.0f} | "
         f"{many['peak_mib']['driver']:.0f} |\n"

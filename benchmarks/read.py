@@ -1,10 +1,10 @@
-"""Reading rows in random order for training: the Parquet store against a folder of picture files.
+"""Compare reading rows of the Parquet store in random order, as training does, with reading image files.
 
     python benchmarks/read.py --sources 48 --repeats 5
 
-Both read the same JPEGs, one process and one thread, files in the page cache, every row once in a new random order a
-turn: the store row by row (keypoints come with it), and the files by cv2.imread. The store's pictures are
-decoded by simplejpeg, as training does, and by cv2.imdecode. Results: benchmarks/results/read.{md,json}.
+Both read the same JPEGs in one process and one thread, files in the page cache, every row once per turn in a new random
+order: the store row by row (the keypoints come with it) and the files by cv2.imread. The store's images are decoded by
+simplejpeg, as training does, and by cv2.imdecode. Results: benchmarks/results/read.{md,json}.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from kp_ray.store.read import RowReader, select_parts
 COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
 
 
-def rate(places: list[tuple[str, int]], read: Callable[[str, int], object]) -> float:
-    """Rows a second over all places in random order."""
-    random.shuffle(places)
+def rate(locations: list[tuple[str, int]], read: Callable[[str, int], object]) -> float:
+    """Read all (part, row) locations in random order and return the rows/s."""
+    random.shuffle(locations)
     began = time.perf_counter()
-    for path, row in places:
+    for path, row in locations:
         read(path, row)
-    return len(places) / (time.perf_counter() - began)
+    return len(locations) / (time.perf_counter() - began)
 
 
 def main() -> None:
@@ -48,11 +48,11 @@ def main() -> None:
         config = make_sources(folder, options.sources)
         kp_ray("augment", config, f"run_dir={folder / 'run'}")
         _, paths = select_parts(str(folder / "run" / "store"))
-        places = [(path, row) for path in paths for row in range(pq.read_metadata(path).num_rows)]
+        locations = [(path, row) for path in paths for row in range(pq.read_metadata(path).num_rows)]
         reader = RowReader(COLUMNS)
         (folder / "files").mkdir()
         files = {}
-        for number, (path, row) in enumerate(places):
+        for number, (path, row) in enumerate(locations):
             files[path, row] = str(folder / "files" / f"{number:06d}.jpg")
             Path(files[path, row]).write_bytes(reader.read(path, row)["image"])
         ways: dict[str, Callable[[str, int], object]] = {
@@ -64,15 +64,15 @@ def main() -> None:
             "files, bytes only": lambda path, row: Path(files[path, row]).read_bytes(),
             "store, bytes only": reader.read,
         }
-        turns = [{what: rate(places, read) for what, read in ways.items()} for _ in range(options.repeats)]
+        turns = [{way: rate(locations, read) for way, read in ways.items()} for _ in range(options.repeats)]
     machine = hardware(cv2, pyarrow)
     text = (
-        f"# Reading the store\n\n{machine}. {len(places)} variants of {options.sources} generated 1920x1080 sources, "
-        f"{options.repeats} turns; median (range).\n\n| | rows/s |\n|---|---|\n"
+        f"# Reading the store\n\n{machine}. {len(locations)} variants of {options.sources} generated 1920x1080 "
+        f"sources, {options.repeats} turns; median (range).\n\n| | rows/s |\n|---|---|\n"
     )
-    text += "".join(f"| {what} | {median_and_range([turn[what] for turn in turns], 0)} |\n" for what in ways)
+    text += "".join(f"| {way} | {median_and_range([turn[way] for turn in turns], 0)} |\n" for way in ways)
     ratios = [turn["store, simplejpeg"] / turn["files, cv2.imread"] for turn in turns]
-    text += f"\nStore by simplejpeg against files by cv2.imread: {median_and_range(ratios)}.\n"
+    text += f"\nRatio of the store by simplejpeg to files by cv2.imread: {median_and_range(ratios)}.\n"
     write_results("read", text, {"hardware": machine, "turns": turns})
 
 

@@ -1,11 +1,11 @@
-"""What stores of 10^4, 10^6 and 10^8 sources need, from costs measured on this machine.
+"""Model what stores of 10^4, 10^6 and 10^8 sources need, from costs measured on this machine.
 
     python benchmarks/scale_model.py            # after benchmarks/scaling.py, whose rates it takes
 
-Measured here: planning, and resuming a finished store, at 10^4, 10^5 and 10^6 sources (the pictures and parts are empty
-files: planning looks at names and sizes alone), each in a process of its own; and what one task costs the driver.
-Modelled from that: a driver that hands out tasks one after another to cores that take as long as they were measured to.
-10^8 is extrapolated, not run. Results: benchmarks/results/scale_model.{md,json}.
+Measured: planning, and resuming a finished store, at 10^4, 10^5 and 10^6 sources, each in a process of its own (images
+and parts are empty files, because planning looks only at names and sizes); and the driver's cost per task.
+Modelled: a driver that hands out tasks one after another to cores that work at the measured rate. 10^8 sources are
+extrapolated, not run. Results: benchmarks/results/scale_model.{md,json}.
 """
 
 import argparse
@@ -34,13 +34,13 @@ MEASURED = (10_000, 100_000, 1_000_000)
 WANTED = (10_000, 1_000_000, 100_000_000)
 CORES = (2, 64, 1024)
 SOURCES_PER_PART = 256
-"""For stores beyond 10^5 sources; the default, 32, makes more tasks and files than they need."""
+"""Chosen for stores beyond 10^5 sources: the default, 32, makes more tasks and files than they need."""
 NUM_TASKS = 2000
 MIB = 2**20
 
 
 def prepare(folder: Path, num_sources: int) -> Config:
-    """A config over labels of `num_sources` images, which are empty files; scenes of 16 frames and 5 cameras."""
+    """Write labels of `num_sources` empty image files, in scenes of 16 frames and 5 cameras; return a config."""
     images = folder / "images"
     images.mkdir()
     points = [f"p{number}" for number in range(24)]
@@ -63,7 +63,7 @@ def prepare(folder: Path, num_sources: int) -> Config:
 
 
 def plan_and_resume(config: Config, *, resume: bool) -> dict[str, float]:
-    """Seconds and peak MiB of planning; with `resume`, also of seeing that nothing is missing."""
+    """Plan a store and write its empty parts and manifest; with `resume`, measure planning and resuming it instead."""
     began = time.monotonic()
     planned = plan(config)
     seconds = time.monotonic() - began
@@ -95,26 +95,26 @@ def plan_and_resume(config: Config, *, resume: bool) -> dict[str, float]:
 
 
 def measure_plan(num_sources: int) -> dict[str, float]:
-    """`plan_and_resume` in a process of its own, over a store that another has made."""
+    """Measure planning and resuming in a fresh process, over a store that another process has made."""
     with tempfile.TemporaryDirectory() as name:
         config = Path(name, "config.json")
         config.write_text(prepare(Path(name), num_sources).model_dump_json())
         for mode in ("--make", "--resume"):
-            told = subprocess.run(
+            stdout = subprocess.run(
                 [sys.executable, __file__, mode, str(config)], check=True, stdout=subprocess.PIPE, text=True
             ).stdout
-    figures: dict[str, float] = json.loads(told)
+    figures: dict[str, float] = json.loads(stdout)
     print(num_sources, figures, flush=True)
     return figures
 
 
 def nothing(row: dict[str, Any]) -> dict[str, Any]:
-    """A task that does nothing."""
+    """Do nothing: the task whose overhead is measured."""
     return row
 
 
 def measure_task() -> dict[str, float]:
-    """What a task costs beside its work, through the same dataset as a store's: seconds, and the driver's CPU."""
+    """Measure a task's overhead in a Ray dataset like that of `augment`: seconds, and the driver's CPU seconds."""
     ray.init(num_cpus=os.cpu_count(), include_dashboard=False, logging_level="error")
     with ray_data_settings():
         tasks = ray.data.from_items([{"run": bytes(100_000)}] * NUM_TASKS, override_num_blocks=NUM_TASKS)
@@ -131,8 +131,8 @@ def measure_task() -> dict[str, float]:
 
 
 def simulate(num_tasks: int, cores: int, task_s: float, dispatch_s: float) -> float:
-    """Seconds until `cores` cores have done `num_tasks` tasks that a driver hands out every `dispatch_s` at best."""
-    if num_tasks > 400_000:  # a steady state long before
+    """Return the seconds until `cores` cores have done `num_tasks` tasks, handed out at most every `dispatch_s`."""
+    if num_tasks > 400_000:  # the steady state is reached long before
         return simulate(200_000, cores, task_s, dispatch_s) * num_tasks / 200_000
     free = [0.0] * cores
     driver = last = 0.0
@@ -145,13 +145,13 @@ def simulate(num_tasks: int, cores: int, task_s: float, dispatch_s: float) -> fl
 
 
 def main() -> None:
-    """Measure, model, write the tables."""
+    """Measure, model, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if given := options.make or options.resume:
-        figures = plan_and_resume(build_config(json.loads(given.read_text())), resume=bool(options.resume))
+    if config_path := options.make or options.resume:
+        figures = plan_and_resume(build_config(json.loads(config_path.read_text())), resume=bool(options.resume))
         print(json.dumps(figures))
         return
     runs = json.loads((RESULTS / "scaling.json").read_text())["runs"]
@@ -163,35 +163,35 @@ def main() -> None:
     full = planned[MEASURED[-1]]
     machine = hardware(ray)
     text = (
-        f"# What a store's size needs\n\n{machine}.\n\n## Measured\n\nPlanning a store of 18 recipes, "
-        f"{SOURCES_PER_PART} sources a part, and seeing that a finished one needs nothing (`resume`, planning "
-        "included), each in a fresh process.\n\n"
+        f"# Cost of a store by its size\n\n{machine}.\n\n## Measured\n\nPlanning a store of 18 recipes with "
+        f"{SOURCES_PER_PART} sources per part, and checking that a finished one is complete (`resume`, which includes "
+        "planning), each in a fresh process.\n\n"
         "| sources | parts | plan s | resume s | peak MiB | manifest MiB |\n|---|---|---|---|---|---|\n"
     )
-    for number, one in planned.items():
+    for number, figures in planned.items():
         text += (
-            f"| {number} | {one['parts']} | {one['plan_s']:.1f} | {one['resume_s']:.1f} | {one['peak_mib']:.0f} | "
-            f"{one['manifest_mib']:.1f} |\n"
+            f"| {number} | {figures['parts']} | {figures['plan_s']:.1f} | {figures['resume_s']:.1f} | "
+            f"{figures['peak_mib']:.0f} | {figures['manifest_mib']:.1f} |\n"
         )
     text += (
         f"\nA source costs {core_s * 1000:.0f} ms of one core and {gb * 1000:.1f} MB (benchmarks/results/scaling.md). "
-        f"A task that does nothing, over a payload of 100 kB, takes {task['task_s'] * 1000:.1f} ms on these "
-        f"{os.cpu_count()} cores, {dispatch_s * 1000:.1f} ms of it the driver's; a task of {SOURCES_PER_PART} sources "
-        f"takes {task_s:.0f} s, so one driver keeps {task_s / dispatch_s:.0f} cores busy.\n\n## Modelled\n\n"
-        "The last row's planning is extrapolated in proportion from 10^6.\n\n"
+        f"An empty task with a payload of 100 kB takes {task['task_s'] * 1000:.1f} ms on these {os.cpu_count()} cores, "
+        f"{dispatch_s * 1000:.1f} ms of them in the driver. A task of {SOURCES_PER_PART} sources takes {task_s:.0f} s, "
+        f"so one driver keeps {task_s / dispatch_s:.0f} cores busy.\n\n## Modelled\n\n"
+        "The planning of the last row is extrapolated in proportion from 10^6 sources.\n\n"
         f"| sources | core hours | cores for an hour | {' | '.join(f'hours on {cores} cores' for cores in CORES)} | "
         "store TB | parts | manifest MiB | plan s | driver MiB |\n" + "|---" * (8 + len(CORES)) + "|\n"
     )
     rows = []
     for number in WANTED:
-        one = planned.get(number) or {key: value * number / MEASURED[-1] for key, value in full.items()}
-        tasks = round(one["tasks"])
+        figures = planned.get(number) or {key: value * number / MEASURED[-1] for key, value in full.items()}
+        tasks = round(figures["tasks"])
         hours = [simulate(tasks, cores, task_s, dispatch_s) / 3600 for cores in CORES]
-        rows.append({"sources": number, **one, "core_hours": number * core_s / 3600, "hours": hours})
+        rows.append({"sources": number, **figures, "core_hours": number * core_s / 3600, "hours": hours})
         text += (
             f"| {number:.0e} | {number * core_s / 3600:.1f} | {number * core_s / 3600:.0f} | "
-            f"{' | '.join(f'{one:.1f}' for one in hours)} | {number * gb / 1000:.3g} | {one['parts']:.0f} | "
-            f"{one['manifest_mib']:.0f} | {one['plan_s']:.0f} | {one['peak_mib']:.0f} |\n"
+            f"{' | '.join(f'{value:.1f}' for value in hours)} | {number * gb / 1000:.3g} | {figures['parts']:.0f} | "
+            f"{figures['manifest_mib']:.0f} | {figures['plan_s']:.0f} | {figures['peak_mib']:.0f} |\n"
         )
     write_results("scale_model", text, {"hardware": machine, "planned": planned, "task": task, "modelled": rows})
 

@@ -1,10 +1,10 @@
-"""`kp-ray augment` at growing sizes: time, memory, object store.
+"""Run `kp-ray augment` at growing numbers of sources: time, memory, object store.
 
     python benchmarks/scaling.py --sources 400 800 1600 3250
 
-The largest run is the real size of the competition's data: 3250 sources, 18 variants each. Memory is sampled from
-outside ten times a second: resident set sizes of the driver and of each Ray worker (shared libraries counted in every
-one), and the growth of /dev/shm, where Ray's object store lies. Results: benchmarks/results/scaling.{md,json}.
+The competition has 4195 labelled frames; the largest run has 3250, 18 variants each. Memory is sampled from outside ten
+times per second: resident set sizes of the driver and of each Ray worker (shared libraries count in each), and the
+growth of /dev/shm, which holds Ray's object store. Results: benchmarks/results/scaling.{md,json}.
 """
 
 import argparse
@@ -28,7 +28,10 @@ MIB = 2**20
 
 
 def augment_watched(config: Path, folder: Path, *sets: str) -> dict[str, Any]:
-    """The figures of one run, the peaks of its memory in MiB, and the seconds of a second run; the store is deleted."""
+    """Augment twice and return the first run's figures and memory peaks and the second run's seconds.
+
+    The store is deleted afterwards.
+    """
     run_dir = folder / "run"
     shm = shutil.disk_usage("/dev/shm").used
     peaks = {"driver_mib": 0.0, "worker_mib": 0.0, "object_store_mib": 0.0}
@@ -57,7 +60,7 @@ def augment_watched(config: Path, folder: Path, *sets: str) -> dict[str, Any]:
 
 
 def _memory(driver: psutil.Popen) -> dict[str, float]:
-    """Resident MiB of the driver and of its largest task worker."""
+    """Return the resident MiB of the driver and of its largest task worker."""
     worker = 0
     driver_bytes = 0
     try:
@@ -65,7 +68,7 @@ def _memory(driver: psutil.Popen) -> dict[str, float]:
         for process in driver.children(recursive=True):
             if process.name().startswith("ray::"):
                 worker = max(worker, process.memory_info().rss)
-    except psutil.Error:  # one that has just ended
+    except psutil.Error:  # a process has just ended
         pass
     return {"driver_mib": driver_bytes / MIB, "worker_mib": worker / MIB}
 
@@ -80,18 +83,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = make_sources(folder, largest)
-        every_label = Path(str(load_config(str(config)).data.annotations)).read_text().splitlines()
+        label_lines = Path(str(load_config(str(config)).data.annotations)).read_text().splitlines()
         for number in sorted(options.sources):
             labels = folder / f"{number}.csv"
-            labels.write_text("\n".join(every_label[: number + 1]) + "\n")
+            labels.write_text("\n".join(label_lines[: number + 1]) + "\n")
             runs.append(augment_watched(config, folder, f"data.annotations={labels}"))
             print(runs[-1], flush=True)
     machine = hardware(cv2, ray)
     text = (
-        f"# Augmentation at size\n\n{machine}. Generated 1920x1080 sources (400 distinct pictures, repeated under "
-        "other names beyond that), 18 variants each; one run each.\n\n| sources | seconds, start-up included | "
-        "start-up s | sources/s without | stolen | a second run, s | store GB | driver MiB | largest worker MiB | "
-        "object store MiB |\n"
+        f"# Augmentation at growing sizes\n\n{machine}. Generated 1920x1080 sources (400 distinct images, repeated "
+        "under other names beyond that), 18 variants each; one run each.\n\n| sources | seconds, start-up included | "
+        "start-up s | sources/s without start-up | stolen | second run s | store GB | driver MiB | "
+        "largest worker MiB | object store MiB |\n"
         "|---|---|---|---|---|---|---|---|---|---|\n"
     )
     for run in runs:
@@ -103,11 +106,12 @@ def main() -> None:
         )
     rate = {run["sources"]: run["sources_per_s"] for run in runs}
     seconds = {number: number / rate[number] for number in options.sources}
-    a_source = sum(seconds.values()) / sum(seconds)
-    off = ", ".join(f"{seconds[number] / (number * a_source) - 1:+.0%}" for number in sorted(seconds))
+    seconds_per_source = sum(seconds.values()) / sum(seconds)
+    deviations = ", ".join(f"{seconds[number] / (number * seconds_per_source) - 1:+.0%}" for number in sorted(seconds))
     text += (
-        f"\nRate at {largest} against {smallest} sources: {rate[largest] / rate[smallest]:.2f}. "
-        f"From a line through the origin, {1 / a_source:.2f} sources/s, the sizes are {off} off in time.\n"
+        f"\nRatio of the rates at {largest} and {smallest} sources: {rate[largest] / rate[smallest]:.2f}. "
+        f"From a straight line through the origin ({1 / seconds_per_source:.2f} sources/s) the times deviate by "
+        f"{deviations}.\n"
     )
     write_results("scaling", text, {"hardware": machine, "runs": runs})
 

@@ -1,10 +1,10 @@
-"""A search that starts from a poor setting, on generated people: what it finds, and what ASHA saves.
+"""Search from a poor setting on generated people: how much better the result is, and how much ASHA saves.
 
     python benchmarks/tune.py
 
-`kp-ray tune` searches from a learning rate ten times too small that falls too early; then `kp-ray train` trains the
-poor setting and `best.yaml` in full with each of the seeds. The search trains with the first seed, so the others say
-whether what it found holds. Results: benchmarks/results/tune.{md,json}.
+`kp-ray tune` searches from a learning rate that is ten times too small and falls too early. Then `kp-ray train` trains
+the poor setting and `best.yaml` in full with each seed. The search trains with the first seed, so the other seeds show
+whether its result holds. Results: benchmarks/results/tune.{md,json}.
 """
 
 import argparse
@@ -24,11 +24,12 @@ from kp_ray.synthetic.dataset import make_sample
 
 RECIPES = ["Original", "CenterCrop_1", "Rescale_CenterCrop", "Rescale_RandomCrop_3", "Rotate45_CenterCrop"]
 POOR = {"base_lr": 1.5e-4, "schedule": "multistep", "gamma": 0.1, "recipes": RECIPES}
-STEPS_AT = (0.2, 0.4)
+STEP_SHARES = (0.2, 0.4)
+"""Where the poor setting's LR falls, as shares of the iterations."""
 
 
 def write_config(folder: Path, options: argparse.Namespace) -> Path:
-    """A config over new generated people, its setting the poor one."""
+    """Generate people and write a config for them with the poor setting."""
     made = make_sample(str(folder / "data"), num_images=options.images, num_test=10, width=960, height=540)
     total = options.iterations
     values = {
@@ -40,7 +41,7 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
         "train": {
             **POOR,
             "members": [{"name": f"seed{seed}", "seed": seed} for seed in range(1, options.seeds + 1)],
-            "steps": [round(total * share) for share in STEPS_AT],
+            "steps": [round(total * share) for share in STEP_SHARES],
             "warmup_iters": total // 10,
             "max_iter": total,
             "eval_period": total,
@@ -54,7 +55,7 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
 
 
 def timed(verb: str, config: Path) -> tuple[dict[str, Any], float]:
-    """The figures of a verb, and the seconds it took with starting a cluster."""
+    """Run a verb and return its figures and its seconds, start of the cluster included."""
     began = time.monotonic()
     figures = kp_ray(verb, config)
     print(verb, figures, flush=True)
@@ -62,32 +63,32 @@ def timed(verb: str, config: Path) -> tuple[dict[str, Any], float]:
 
 
 def describe(trials: pd.DataFrame, runs: dict[str, list[float]], figures: dict[str, Any]) -> str:
-    """The page: the verdict first, then every trial."""
-    found = figures["search"]
+    """Compose the result page: the outcome first, then every trial."""
+    search = figures["search"]
     first_seed = runs["best.yaml"][0]
     text = (
-        f"# A search from a poor setting\n\n{figures['hardware']}. {figures['options']}. R-18 from scratch, 960x540 "
-        f"frames of generated people; RMSE in their pixels on scenes held out.\n\n"
-        "| setting, trained in full with each seed | RMSE px, median (range) | of each seed |\n|---|---|---|\n"
+        f"# Search from a poor setting\n\n{figures['hardware']}. {figures['options']}. R-18 from scratch, 960x540 "
+        f"frames of generated people; RMSE in pixels of these frames, on held-out scenes.\n\n"
+        "| setting, trained in full with each seed | RMSE px, median (range) | RMSE px per seed |\n|---|---|---|\n"
     )
     for name, values in runs.items():
         text += f"| {name} | {median_and_range(values, 1)} | {', '.join(f'{value:.1f}' for value in values)} |\n"
-    share = found["iterations"] / found["iterations_without_stops"]
+    share = search["iterations"] / search["iterations_without_stops"]
     text += (
-        f"\nThe search spent {found['iterations']} iterations of {found['iterations_without_stops']} without stops: "
-        f"{share:.0%}. Its best trial had RMSE {found['best']:.1f} px; retrained from best.yaml with the same seed "
-        f"{first_seed:.1f} px. Seconds: search {figures['seconds']['tune']:.0f}, all "
+        f"\nThe search spent {search['iterations']} of the {search['iterations_without_stops']} iterations that it "
+        f"takes without early stopping: {share:.0%}. Its best trial had RMSE {search['best']:.1f} px; retrained from "
+        f"best.yaml with the same seed {first_seed:.1f} px. Seconds: search {figures['seconds']['tune']:.0f}, all "
         f"{sum(figures['seconds'].values()):.0f}.\n\n"
         "| trial | status | iterations | RMSE px | base LR | schedule | warm-up | decay | flip | recipes | s |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
-    for number, one in enumerate(trials.itertuples(), 1):
-        schedule = "cosine" if one.schedule == "cosine" else f"x{one.gamma:.2f} at {one.steps}"
-        rmse = "-" if pd.isna(one.rmse) else f"{one.rmse:.1f}"
+    for number, trial in enumerate(trials.itertuples(), 1):
+        schedule = "cosine" if trial.schedule == "cosine" else f"x{trial.gamma:.2f} at {trial.steps}"
+        rmse = "-" if pd.isna(trial.rmse) else f"{trial.rmse:.1f}"
         text += (
-            f"| {number} | {one.status} | {one.iterations} | {rmse} | {one.base_lr:.2g} | {schedule} | "
-            f"{one.warmup_iters} | {one.weight_decay:.1g} | {'yes' if one.flip else 'no'} | {one.recipes} | "
-            f"{one.seconds:.0f} |\n"
+            f"| {number} | {trial.status} | {trial.iterations} | {rmse} | {trial.base_lr:.2g} | {schedule} | "
+            f"{trial.warmup_iters} | {trial.weight_decay:.1g} | {'yes' if trial.flip else 'no'} | {trial.recipes} | "
+            f"{trial.seconds:.0f} |\n"
         )
     return text + "\nThe first trial is the poor setting, the second the published schedule.\n"
 
