@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -447,47 +446,8 @@ def tune(
 def _tune(config: Config) -> dict[str, Any]:
     from kp_ray.tuning.search import tune as run
 
-    metric, total = config.tune.metric, config.tune.num_trials
-    if console.is_terminal:
-        with Live(console=console, auto_refresh=False) as live:
-
-            def show(_: str, rows: list[dict[str, Any]]) -> None:
-                _heed_interrupt()
-                live.update(_trials_table(rows, metric, total), refresh=True)
-
-            return run(config, show)
-
-    def tell(trial: str, rows: list[dict[str, Any]]) -> None:
-        _heed_interrupt()
-        for row in rows:
-            if row["trial"] == trial:
-                _tell("tune " + " ".join(f"{name} {cell}" for name, cell in _trial_cells(row, metric).items() if cell))
-
-    return run(config, tell)
-
-
-def _trial_cells(row: dict[str, Any], metric: str) -> dict[str, str]:
-    value, seconds = row[metric], row["seconds"]
-    return {
-        "trial": row["trial"],
-        "status": row["status"],
-        "iteration": f"{row['iterations']}/{row['max_iter']}",
-        metric: "" if value is None else f"{value:.4g}",
-        "base_lr": f"{row['base_lr']:.3g}",
-        "schedule": row["schedule"] + (f" x{row['gamma']:.2g} at {row['steps']}" if row["gamma"] else ""),
-        "flip": "yes" if row["flip"] else "no",
-        "recipes": row["recipes"],
-        "seconds": "" if seconds is None else f"{seconds:.0f}",
-        "reason": row["reason"],
-    }
-
-
-def _trials_table(rows: list[dict[str, Any]], metric: str, total: int) -> Table:
-    cells = [_trial_cells(row, metric) for row in rows]
-    table = Table(*(cells[0] if cells else ()), title=f"{len(rows)} of {total} trials")
-    for one in cells:
-        table.add_row(*(escape(cell) for cell in one.values()))
-    return table
+    with _progress("tune") as show:
+        return run(config, lambda name, done, total, note="": show(name, done, total, note)).to_json()
 
 
 def _tune_lines(result: dict[str, Any]) -> list[str]:

@@ -1,71 +1,81 @@
 """Plots of a search."""
 
-import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import pandas as pd
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from kp_ray.config.schema import Config
 from kp_ray.storage import write_bytes
-from kp_ray.tuning.space import LOGARITHMIC
-from kp_ray.tuning.trials import choose_best
+from kp_ray.tuning.space import PARAMETERS, Point, add_result, build_space, build_study, recipe_sets
+from kp_ray.tuning.trials import Trial, choose_best
 from kp_ray.visualization.plots import plot_bars, plot_curves, plot_parallel, plot_points
 
+MIN_RESULTS = 5
+"""Number of results below which nothing is said about a parameter's importance."""
+GOOD_SHARE = 0.5
+"""Share of the trials that count as good; Optuna's default of 0.1 would leave one or two trials of a usual search."""
 
-def importance(params: Sequence[Mapping[str, Any]], values: Sequence[float]) -> dict[str, float]:
-    """How much of the ranks of n results each parameter explains alone, in [0, 1]; one that did not vary is left out.
 
-    A number's share is the adjusted R^2 of a parabola through it (logarithm for `LOGARITHMIC`), a choice's that of its
-    group means. Below five results all is 0: nothing can be said.
+def varied_parameters(points: Sequence[Point]) -> list[str]:
+    """Return the names of the parameters that differ between points, in the order of the search space."""
+    return [name for name in PARAMETERS if len({getattr(point, name) for point in points}) > 1]
+
+
+def importance(config: Config, points: Sequence[Point], values: Sequence[float]) -> dict[str, float]:
+    """Estimate how much each varied parameter decides whether a trial is among the better half, with PED-ANOVA.
+
+    Args:
+        config: of the search.
+        points: n points.
+        values: their n results, by the tuned metric.
+
+    Returns:
+        Shares that sum to 1, the largest first; empty if there are fewer than `MIN_RESULTS` results or they do not
+        differ.
     """
-    ranks = pd.Series(list(values), dtype=float).rank().to_numpy()
-    shares = {}
-    for name in params[0] if params else ():
-        column = [point[name] for point in params]
-        if len(set(column)) < 2:
-            continue
-        if isinstance(column[0], str | bool):
-            fit = np.stack([np.array([value == other for value in column], float) for other in sorted(set(column))], 1)
-        else:
-            x = np.log(column) if name in LOGARITHMIC else np.array(column, dtype=float)
-            x = (x - x.mean()) / x.std()
-            fit = np.stack([np.ones_like(x), x, x**2], axis=1)
-        free = len(ranks) - int(np.linalg.matrix_rank(fit))
-        left = ranks - fit @ np.linalg.lstsq(fit, ranks, rcond=None)[0]
-        whole = ranks.var() / (len(ranks) - 1) if len(ranks) > 1 else 0.0
-        enough = len(ranks) >= 5 and free > 0 and whole > 0
-        shares[name] = float(np.clip(1 - (left.var() / free) / whole, 0, 1)) if enough else 0.0
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+    names = varied_parameters(points)
+    if len(values) < MIN_RESULTS or len(set(values)) < 2 or not names:
+        return {}
+    study = build_study(config.tune.mode)
+    space = build_space(config, recipe_sets(config))
+    for point, value in zip(points, values, strict=True):
+        add_result(study, space, point, value)
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=GOOD_SHARE)
+    with warnings.catch_warnings():  # of equal results, which end in shares of 0
+        warnings.simplefilter("ignore")
+        shares = get_param_importances(study, evaluator=evaluator, params=names, normalize=False)
+    total = sum(shares.values())
+    return {name: share / total for name, share in shares.items()} if total > 0 else {}
 
 
-def write_plots(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Write `tune/{learning_rate,curves,parallel,importance}.svg`; returns their paths."""
+def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
+    """Write `tune/{learning_rate,curves,parallel,importance}.svg`; return their paths."""
     metric = config.tune.metric
-    done = [row for row in rows if row[metric] is not None]
-    points, values = [json.loads(row["params"]) for row in done], [row[metric] for row in done]
-    best = choose_best(rows, config.tune)
-    curves = {}
-    for row in rows:
-        known = [(one["iteration"], one[metric]) for one in row["evaluations"] if one.get(metric) is not None]
-        curves[row["trial"]] = ([iteration for iteration, _ in known], [value for _, value in known])
-    cut = {row["trial"] for row in rows if row["status"] != "finished"}
-    shares = importance(points, values)
-    varied = {name: [_text(point[name]) for point in points] for name in shares}
+    measured = [(trial, trial.value) for trial in trials if trial.value is not None]
+    points, values = [trial.start.params for trial, _ in measured], [value for _, value in measured]
+    best = choose_best(trials, config.tune)
+    shares = importance(config, points, values)
+    axes = list(shares) or varied_parameters(points)
     plots = {
         "learning_rate": plot_points(
-            [row["base_lr"] for row in done], values, "base learning rate", metric,
+            [trial.start.solver.base_lr for trial, _ in measured], values, "base learning rate", metric,
             "Learning rate, the best trial circled", log_x=True,
-            best=next((index for index, row in enumerate(done) if row is best), None),
+            best=next((index for index, (trial, _) in enumerate(measured) if trial is best), None),
         ),
-        "curves": plot_curves(curves, "iteration", metric, "Trials, a cross where one was stopped", stopped=cut),
+        "curves": plot_curves(
+            {trial.name: _curve(trial, metric) for trial in trials}, "iteration", metric,
+            "Trials, a cross where one was stopped",
+            stopped={trial.name for trial in trials if trial.status != "finished"},
+        ),
         "parallel": plot_parallel(
-            varied, values, metric, "A line a trial, the best green", more_is_better=config.tune.mode == "max"
+            {name: [_to_axis(getattr(point, name)) for point in points] for name in axes}, values, metric,
+            "One line per trial, the best green", more_is_better=config.tune.mode == "max",
         ),
         "importance": plot_bars(
-            list(shares), list(shares.values()), f"share of the order by {metric}",
-            "What each parameter alone explains" if any(shares.values()) else "Too few trials to explain",
+            list(shares), list(shares.values()), f"share in what is decisive for {metric}",
+            "Importance of each parameter" if shares else "Too few trials to explain",
         ),
     }  # fmt: skip
     for name, content in plots.items():
@@ -73,5 +83,11 @@ def write_plots(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [config.path("tune", f"{name}.svg") for name in plots]
 
 
-def _text(value: Any) -> float | str:
+def _curve(trial: Trial, metric: str) -> tuple[list[float], list[float]]:
+    known = [(float(one.iteration), value) for one in trial.evaluations if (value := one.value(metric)) is not None]
+    return [iteration for iteration, _ in known], [value for _, value in known]
+
+
+def _to_axis(value: Any) -> float | str:
+    """Return a number as it is, a choice as text."""
     return str(value) if isinstance(value, bool | str) else float(value)

@@ -1,72 +1,71 @@
-"""What stops trials early, over restarts of a search."""
+"""The schedulers that stop trials early, rebuilt from the trials' folders when a search resumes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ray.tune.experiment import Trial
+from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from kp_ray.config.schema import Config
-from kp_ray.tuning.space import applied_cfg, apply_params, point_of, recipe_sets
-from kp_ray.tuning.trial import evaluations_of, read_end, read_log, read_trial_log, trial_dir, trial_name, worst_value
+from kp_ray.tuning.apply import scaled_cfg, trial_config
+from kp_ray.tuning.records import Report, has_lasting_end, read_reports, trial_dir, trial_name, worst_value
+from kp_ray.tuning.space import recipe_sets, to_point
 
-REDUCTION = 2
-"""Of the trials that get to one of ASHA's rungs, about one in so many goes on."""
+REDUCTION_FACTOR = 2
+"""About one in so many of the trials that reach one of ASHA's rungs continues past it."""
 
 
 def build_scheduler(config: Config) -> TrialScheduler:
-    """The scheduler; of trials that have ended it knows what they had reported."""
+    """Return the scheduler of a search; it knows the reports of the trials that are over.
+
+    Raises:
+        StorageError: a trial's file or the log is damaged.
+    """
     section = config.tune
-    trial = apply_params(config, point_of(config.train, config), recipe_sets(config))
-    solver = applied_cfg(trial)
-    total, grace = solver.SOLVER.MAX_ITER, max(1, min(solver.SOLVER.MAX_ITER, solver.TEST.EVAL_PERIOD))
-    told: dict[str, Any] = {"metric": section.metric, "mode": section.mode, "time_attr": "iteration"}
     if section.scheduler == "none":
         return FIFOScheduler()
+    cfg = scaled_cfg(trial_config(config, to_point(config.train, config), recipe_sets(config)))
+    max_iter = cfg.SOLVER.MAX_ITER
+    grace_period = max(1, min(max_iter, cfg.TEST.EVAL_PERIOD))
+    goal: dict[str, Any] = {"metric": section.metric, "mode": section.mode, "time_attr": "iteration"}
     if section.scheduler == "asha":
-        scheduler = _Asha(**told, max_t=total, grace_period=grace, reduction_factor=REDUCTION)
-    else:  # by default it would also pause trials for each other, which costs new workers
-        scheduler = _Median(**told, grace_period=grace, min_time_slice=math.inf)
-    scheduler.reports = read_reports(config)
+        scheduler = _Asha(**goal, max_t=max_iter, grace_period=grace_period, reduction_factor=REDUCTION_FACTOR)
+    else:  # a finite time slice would also pause trials in favour of each other, and each pause costs new workers
+        scheduler = _Median(**goal, grace_period=grace_period, min_time_slice=math.inf)
+    scheduler.results = {
+        name: [_to_result(report, config) for report in reports] for name, reports in read_reports(config).items()
+    }
     for number in range(section.num_trials):
-        if read_end(trial_dir(config, number)).get("lasting"):
-            scheduler.on_trial_add(
-                None, Trial("ended", config={"number": number}, trial_id=trial_name(number), stub=True)
-            )
+        name = trial_name(number)
+        if has_lasting_end(trial_dir(config, name)):
+            scheduler.on_trial_add(None, RayTrial("ended", config={"number": number}, trial_id=name, stub=True))
     return scheduler
 
 
-class _Recalling(TrialScheduler):
-    """Knows what a trial had reported before a restart; it was decided on then."""
+def _to_result(report: Report, config: Config) -> dict[str, Any]:
+    value = worst_value(config.tune) if report.value is None else report.value
+    return {"iteration": report.iteration, config.tune.metric: value}
 
-    reports: Mapping[str, Sequence[dict[str, Any]]]
-    recall: Callable[..., Any]
+
+class _ReplayingScheduler(TrialScheduler):
+    """Learn a trial's earlier reports when it is added, without deciding about them again.
+
+    Ray Tune's schedulers resume only from its own snapshot, which a killed driver leaves behind.
+    """
+
+    results: Mapping[str, Sequence[dict[str, Any]]]
+    replay: Callable[..., Any]
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
-        for one in self.reports.get(trial_name(trial.config["number"]), ()):
-            self.recall(tune_controller, trial, one)
+        for result in self.results.get(trial_name(trial.config["number"]), ()):
+            self.replay(tune_controller, trial, result)
 
 
-class _Asha(_Recalling, ASHAScheduler):
-    recall = ASHAScheduler.on_trial_result
+class _Asha(_ReplayingScheduler, ASHAScheduler):
+    replay = ASHAScheduler.on_trial_result
 
 
-class _Median(_Recalling, MedianStoppingRule):
-    recall = MedianStoppingRule.on_trial_complete  # its on_trial_result takes none after it has decided to stop
-
-
-def read_reports(config: Config) -> dict[str, list[dict[str, Any]]]:
-    """What each trial has reported so far, in order: `iteration` and the tuned metric, of a failure the worst. Of a
-    trial that has ended and is not in the log, somebody having deleted that, what it evaluated."""
-    metric, told = config.tune.metric, dict[str, list[dict[str, Any]]]()
-    for line in read_log(config):
-        value = worst_value(config.tune) if line[metric] is None else line[metric]
-        told.setdefault(line["trial"], []).append({"iteration": line["iteration"], metric: value})
-    for number in range(config.tune.num_trials):
-        home = trial_dir(config, number)
-        if trial_name(number) not in told and read_end(home).get("lasting"):
-            known = [one for one in evaluations_of(read_trial_log(home)) if math.isfinite(one.get(metric, math.nan))]
-            told[trial_name(number)] = [{"iteration": one["iteration"], metric: one[metric]} for one in known]
-    return told
+class _Median(_ReplayingScheduler, MedianStoppingRule):
+    replay = MedianStoppingRule.on_trial_complete  # its on_trial_result ignores a trial that it decided to stop

@@ -1,98 +1,116 @@
-"""The search over learning rate, schedule and recipes on Ray Tune: every trial is a real training run of `train.py`.
+"""Search learning rate, schedule and recipes: every trial is a real training run of the first member.
 
-A trial only waits for its training run, which takes its own resources; so the number of trials at once is what the
-cluster can train at once, now. What a trial did lies in its own folder, `tune/trials/<trial>`. From these alone the
-tables are written and a search goes on, whatever was killed on the way: Ray Tune's own notes are not kept.
+The number of trials at once is the number of training runs that the cluster holds now. What a trial did is recorded in
+its own folder, `tune/trials/<trial>`; from these folders alone the tables are written and a search resumes.
 """
 
-import contextlib
-import json
-import math
-import os
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
-import ray
-import ray.tune
-from ray.tune.execution import class_cache
 
-from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.cluster.resources import runs_at_once
 from kp_ray.config.schema import Config, WorkerRange
-from kp_ray.errors import RunStateError, StoppedError
-from kp_ray.storage import exists, file_sizes, filesystem, join, read_bytes, read_json, write_bytes, writer_lock
+from kp_ray.errors import ConfigError, DivergedError, KpRayError, StoppedError, StoreError
+from kp_ray.fingerprint import encode_fields, refuse_difference
+from kp_ray.stage import Progress, no_progress
+from kp_ray.storage import delete_folder, exists, join, list_folders, read_json, write_bytes, writer_lock
 from kp_ray.store.manifest import read_manifest, store_digest
 from kp_ray.training.run import NOT_DECIDING, check_options
+from kp_ray.tuning.apply import SolverParams, best_config, check_sets
 from kp_ray.tuning.plots import write_plots
-from kp_ray.tuning.schedulers import build_scheduler
+from kp_ray.tuning.ray_tune import run_trials
+from kp_ray.tuning.records import has_lasting_end, read_end, trial_dir, trial_name
 from kp_ray.tuning.searcher import TrialSearcher
-from kp_ray.tuning.space import APPLIED, best_config, check_sets, first_points, recipe_sets
-from kp_ray.tuning.trial import Trial, note_end, read_end, read_log, trial_dir, trial_name
-from kp_ray.tuning.trials import choose_best, read_trials, write_tables
-
-Progress = Callable[[str, list[dict[str, Any]]], None]
-"""Called with the trial that has news, and all trials as `read_trials` gives them."""
+from kp_ray.tuning.space import first_points, recipe_sets
+from kp_ray.tuning.trials import Trial, choose_best, read_trials, write_tables
 
 
-def tune(config: Config, progress: Progress | None = None) -> dict[str, Any]:
-    """Search; go on with a search of this run folder that was stopped.
+@dataclass(frozen=True)
+class TuneSummary:
+    """The result of a search.
 
-    Leaves in `<run_dir>/tune`: `trials.parquet` and `trials.csv` (`write_tables`), `best.yaml`, `log.jsonl` (a line a
-    report), `*.svg` (`write_plots`), `trials/<trial>/` (a training run each; checkpoints go when the search is over).
+    Attributes:
+        trials, failed: numbers of trials.
+        best: value of `metric` of the trial named `trial`.
+        params: of that trial.
+        iterations: that all trials have trained.
+        iterations_without_stops: of as many whole trials.
+        config: path of `best.yaml`.
+    """
+
+    trials: int
+    failed: int
+    metric: str
+    best: float
+    trial: str
+    params: SolverParams
+    iterations: int
+    iterations_without_stops: int
+    config: str
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal."""
+        params = ", ".join(f"{name} {value}" for name, value in asdict(self.params).items() if value is not None)
+        failed = f", {self.failed} failed" if self.failed else ""
+        return [
+            f"{self.trials} trials{failed}, {self.iterations} iterations of {self.iterations_without_stops} "
+            "without stops",
+            f"best {self.metric} {self.best:.4g} by trial {self.trial}: {params}",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return asdict(self)
+
+
+def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
+    """Search, or resume the search of this run folder that was stopped.
+
+    Leaves in `<run_dir>/tune`: `trials.parquet` and `trials.csv` (`write_tables`), `best.yaml`, `log.jsonl`, `*.svg`
+    (`write_plots`) and `trials/<trial>/`, one training run each, whose checkpoints are deleted after the search.
 
     Args:
         config: with a finished store that has validation rows; a Ray cluster must be running.
-        progress: called at each report and when a trial ends.
-
-    Returns:
-        `trials`, `failed`, `metric`, `best` (its value), `trial`, `params` (as applied), `iterations` (spent),
-        `iterations_without_stops` (of as many full trials), `config` (path of `best.yaml`).
+        progress: called with the row of a trial when it reports and when it ends.
 
     Raises:
-        RunStateError: no validation rows, a recipe set the store cannot serve, a point outside its range, a grid larger
-            than num_trials, settings other than those the search began with, a cluster too small for one trial, every
-            trial failed, or another process searches here.
+        ClusterError: the cluster cannot hold one trial.
+        ConfigError, StoreError: as `check_search`.
+        DivergedError: every trial failed for good.
+        RunStateError: the search began with other settings, or another process searches in this folder.
+        StoppedError: Ray Tune stopped, or no trial has a result yet; the same command resumes the search.
+        StorageError: a file of the search is damaged.
     """
     with writer_lock(config.path("tune")):
-        return _tune(config, progress)
-
-
-def _tune(config: Config, progress: Progress | None) -> dict[str, Any]:
-    if not is_finished(config):
-        _search(config, progress)
-    rows = read_trials(config)
-    write_tables(config, rows)
-    best = choose_best(rows, config.tune)
-    if best is None:
-        reason = next((row["reason"] for row in rows if row["reason"]), "none was evaluated")
-        raise RunStateError(
-            f"{config.path('tune')}: no trial reported {config.tune.metric}, the first because: {reason}"
+        if not is_finished(config):
+            _search(config, progress)
+        trials = read_trials(config)
+        write_tables(config, trials)
+        best = choose_best(trials, config.tune)
+        if best is None or best.value is None:
+            raise _no_result(config, trials)
+        write_plots(config, trials)
+        target = config.path("tune", "best.yaml")
+        if not exists(target):
+            write_bytes(target, best_config(config, best.start.params).to_yaml().encode())
+        _delete_checkpoints(config)
+        return TuneSummary(
+            trials=len(trials),
+            failed=sum(trial.status == "failed" for trial in trials),
+            metric=config.tune.metric,
+            best=best.value,
+            trial=best.name,
+            params=best.start.solver,
+            iterations=sum(trial.trained for trial in trials),
+            iterations_without_stops=len(trials) * max(trial.start.max_iter for trial in trials),
+            config=target,
         )
-    write_plots(config, rows)
-    target = config.path("tune", "best.yaml")
-    if not exists(target):
-        write_bytes(target, best_config(config, best).to_yaml().encode())
-    _delete_checkpoints(config, rows)
-    full = max(row["max_iter"] for row in rows)
-    return {
-        "trials": len(rows),
-        "failed": sum(row["status"] == "failed" for row in rows),
-        "metric": config.tune.metric,
-        "best": best[config.tune.metric],
-        "trial": best["trial"],
-        "params": {name: best[name] for name in APPLIED},
-        "iterations": sum(row["trained"] for row in rows),
-        "iterations_without_stops": full * len(rows),
-        "config": target,
-    }
 
 
 def is_finished(config: Config) -> bool:
-    """Whether this run folder holds a finished search.
+    """Return whether this run folder holds a finished search.
 
     Raises:
         RunStateError: it holds a search with other settings.
@@ -105,15 +123,19 @@ def check_search(config: Config) -> None:
     """Refuse a search that could not begin, before a cluster starts.
 
     Raises:
-        RunStateError: no finished store or no validation rows in it, or settings that do not do.
+        ConfigError: settings of `tune` or `train` do not fit each other or the store.
+        StoreError: there is no finished store, or it has no validation rows.
     """
     if not read_manifest(config.path("store")).num_rows_by_split["val"]:
-        raise RunStateError("tune compares trials on validation scenes, the store has none: set split.fraction above 0")
+        raise StoreError(
+            f"{config.path('store')}: has no validation rows, on which trials are compared: set split.fraction above 0"
+        )
     if not config.tune.num_trials:
-        raise RunStateError("tune.num_trials is 0: how many trials? E.g. --set tune.num_trials=16")
+        raise ConfigError("tune.num_trials: is 0: say how many trials, e.g. --set tune.num_trials=16")
     if isinstance(config.train.num_workers, WorkerRange):
-        raise RunStateError(
-            "tune compares runs of one size: give train.num_workers a number, not min and max, or set tune.num_trials=0"
+        raise ConfigError(
+            "train.num_workers: is a range, but trials must be of one size to be compared: give a number instead of "
+            "min and max, or set tune.num_trials=0"
         )
     check_options(config)
     sets = recipe_sets(config)
@@ -121,102 +143,24 @@ def check_search(config: Config) -> None:
     first_points(config, sets)
 
 
-def _search(config: Config, progress: Progress | None) -> None:
+def _search(config: Config, progress: Progress) -> None:
     check_search(config)
-    read_trials(config)  # a damaged file is told of before anything is trained
+    read_trials(config)  # refuses a damaged file before anything is trained
     _, use_gpu = runs_at_once(config)
     config.save()
-    folder = config.path("tune")
-    write_bytes(join(folder, "settings.json"), json.dumps(_settings(config), indent=1).encode())
+    write_bytes(config.path("tune", "settings.json"), encode_fields(_settings(config)))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     searcher = TrialSearcher(config)
-    if not searcher.left:
+    numbers = [number for number, _ in searcher.waiting]
+    if not numbers:
         return
-    trial = type("Trial", (Trial,), {"values": config.to_dict(), "use_gpu": use_gpu})
-    # Ray Tune wants some resource; any share of a CPU would be missing when the training runs take all of them. A trial
-    # itself only waits for its training run: it stays on the driver's node, where everything is installed.
-    own = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
-    here = next(name for name in own["Resources"] if name.startswith("node:") and name != "node:__internal_head__")
-    # Nodes have credentials of their own; handed on by Ray Tune, the driver's would stand in Ray's logs.
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in os.environ if name.startswith("AWS_")])
-    # Ctrl-C ends the driver, as a kill does, instead of making a search look finished.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    numbers = [number for number, _ in searcher.left]
-    with tempfile.TemporaryDirectory(prefix="kp_ray-tune-", ignore_cleanup_errors=True) as notes:
-        tuner = ray.tune.Tuner(
-            ray.tune.with_resources(trial, {"memory": 1, here: 0.001}),
-            tune_config=ray.tune.TuneConfig(
-                num_samples=len(numbers), search_alg=searcher, scheduler=build_scheduler(config)
-            ),
-            run_config=ray.tune.RunConfig(
-                name="search",
-                storage_path=notes,
-                verbose=0,
-                failure_config=ray.tune.FailureConfig(max_failures=config.train.max_failures),
-                checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's state: its folder
-                callbacks=[_Listener(config, progress)],
-            ),
-        )
-        try:
-            tuner.fit()
-        except (ray.exceptions.RayError, ray.tune.TuneError) as error:
-            raise RunStateError(
-                f"{folder}: the search stopped: {describe_ray_error(error)}; run the same command to go on"
-            ) from error
-    if not all(read_end(trial_dir(config, number)) for number in numbers):  # Ray Tune ends so on some signals
-        raise StoppedError(f"{folder}: the search was stopped; run the same command to go on")
-
-
-class _Listener(ray.tune.Callback):
-    """Writes the log, notes why trials died, and tells whoever listens."""
-
-    def __init__(self, config: Config, progress: Progress | None) -> None:
-        self.config, self.progress = config, progress
-        self.live: set[str] = set()
-
-    def __getstate__(self) -> dict[str, Any]:  # Ray Tune keeps a copy that nobody reads
-        return {}
-
-    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.live.add(trial_name(trial.config["number"]))
-
-    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        name, metric = trial_name(trial.config["number"]), self.config.tune.metric
-        known = {(line["trial"], line["iteration"]) for line in read_log(self.config)}
-        if (name, result["iteration"]) not in known:
-            line = {"time": round(time.time(), 1), "trial": name, "iteration": result["iteration"]}
-            line |= {"seconds": result["seconds"], metric: result[metric] if math.isfinite(result[metric]) else None}
-            path = self.config.path("tune", "log.jsonl")
-            write_bytes(path, (read_bytes(path) if exists(path) else b"") + (json.dumps(line) + "\n").encode())
-            self._tell(name)
-
-    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        note_end(trial_dir(self.config, trial.config["number"]))
-        self._ended(trial)
-
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        told = Path(trial.error_file).read_text()  # Ray's own get_error finds it only when it has been copied
-        note_end(trial_dir(self.config, trial.config["number"]), describe_ray_error(RuntimeError(told)), lasting=False)
-        self._ended(trial)
-
-    def _ended(self, trial: Any) -> None:
-        name = trial_name(trial.config["number"])
-        self.live.discard(name)
-        self._tell(name)
-
-    def _tell(self, name: str) -> None:
-        rows = read_trials(self.config, self.live)
-        write_tables(self.config, rows)
-        if self.progress:
-            self.progress(name, rows)
-
-
-# The settings of a search, and its end.
+    run_trials(config, searcher, progress, use_gpu=use_gpu)
+    if not all(read_end(trial_dir(config, trial_name(number))) for number in numbers):  # some signals end Ray Tune so
+        raise StoppedError(f"{config.path('tune')}: the search was stopped: run the same command to resume it")
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What decides the search's results, as plain values."""
+    """Return what decides the search's results, as plain values."""
     values = config.to_dict()
     return {
         **{part: values[part] for part in ("seed", "model", "skeleton")},
@@ -230,30 +174,25 @@ def _settings(config: Config) -> dict[str, Any]:
 
 def _check_settings(config: Config) -> None:
     path = config.path("tune", "settings.json")
-    if not exists(path):
-        return
-    before = read_json(path, "delete this file and go on with the settings that the search began with")
-    now = json.loads(json.dumps(_settings(config)))
-    for part in now:
-        for key in now[part] if isinstance(now[part], dict) else ():
-            if before.get(part, {}).get(key) != now[part][key]:
-                _refuse(config, f"{part}.{key}", before.get(part, {}).get(key), now[part][key])
-        if before.get(part) != now[part]:
-            _refuse(config, part, before.get(part), now[part])
+    if exists(path):
+        recorded = read_json(path, "delete this file and continue with the settings that the search began with")
+        advice = "put it back, choose a new run_dir, or delete this folder to search again"
+        refuse_difference(recorded, _settings(config), config.path("tune"), advice)
 
 
-def _refuse(config: Config, key: str, before: Any, now: Any) -> None:
-    raise RunStateError(
-        f"{config.path('tune')}: holds a search with {key} {before}, now {now}: put it back, choose a new run_dir, or "
-        "delete this folder to search anew"
-    )
+def _no_result(config: Config, trials: Sequence[Trial]) -> KpRayError:
+    """Return the error for a search in which no trial reported the tuned metric."""
+    reason = next((trial.reason for trial in trials if trial.reason), "none was evaluated")
+    message = f"{config.path('tune')}: no trial reported {config.tune.metric}, the first because: {reason}"
+    if trials and all(has_lasting_end(trial_dir(config, trial.name)) for trial in trials):
+        return DivergedError(f"{message}: search other ranges, e.g. lower tune.base_lr, in a new run_dir")
+    return StoppedError(f"{message}: correct the cause and run the same command")
 
 
-def _delete_checkpoints(config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Gigabytes for a large model, and a search that is over is not gone on with."""
-    for row in rows:
-        fs, inner = filesystem(config.path("tune", "trials", row["trial"]))
-        for name in {path.split("/")[0] for path in file_sizes(config.path("tune", "trials", row["trial"]))}:
+def _delete_checkpoints(config: Config) -> None:
+    """Delete the trials' checkpoints, gigabytes for a large model: a finished search is not resumed."""
+    folder = config.path("tune", "trials")
+    for trial in list_folders(folder):
+        for name in list_folders(join(folder, trial)):
             if name.startswith("checkpoint_0"):
-                with contextlib.suppress(FileNotFoundError):
-                    fs.delete_dir(f"{inner}/{name}")
+                delete_folder(join(folder, trial, name))

@@ -1,5 +1,6 @@
-"""What each trial tries."""
+"""The search algorithm that Ray Tune asks for trials: Optuna's samplers, resumable from the trials' folders."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,20 @@ from ray.tune.search import Searcher
 
 from kp_ray.cluster.resources import runs_at_once
 from kp_ray.config.schema import Config
-from kp_ray.errors import KpRayError
-from kp_ray.tuning.schedulers import read_reports
-from kp_ray.tuning.space import first_points, recipe_sets, space
-from kp_ray.tuning.trial import read_end, read_facts, trial_dir, trial_name, worst_value
+from kp_ray.errors import ClusterError
+from kp_ray.tuning.records import read_end, read_reports, read_start, trial_dir, trial_name, worst_value
+from kp_ray.tuning.space import Point, add_result, build_space, build_study, first_points, recipe_sets
 
 
 class TrialSearcher(Searcher):
-    """What each trial tries, by its number: one that was begun goes on with its parameters; the first ones take the
-    points to try first, the others what the sampler draws from the results so far. As many at once as the cluster can
-    train now: it may grow and shrink.
+    """Decide what each trial tries, and when it starts.
 
-    Every draw has a seed of its own, so that after a restart none comes a second time.
+    A trial that has begun keeps its point. The first trials take `first_points`, the others what the sampler draws
+    given the results so far. As many trials run at once as the cluster can train now; it may grow and shrink.
+
+    Ray's `OptunaSearch` is not used because it resumes only from Ray Tune's own snapshot: after a killed driver it
+    would draw other points. Here each trial number has a seed of its own, so that a resumed search draws the points
+    that an undisturbed one would have drawn from the same results.
     """
 
     def __init__(self, config: Config) -> None:
@@ -27,56 +30,56 @@ class TrialSearcher(Searcher):
         super().__init__(metric=section.metric, mode=section.mode)
         sets = recipe_sets(config)
         points = first_points(config, sets)
-        self.config, self.distributions = config, space(config, sets)
-        self.study = optuna.create_study(direction="minimize" if section.mode == "min" else "maximize")
-        self.left: list[tuple[int, dict[str, Any] | None]] = []
-        """The trials that have not ended: their numbers and parameters, None if they are to be drawn."""
-        self.asked: dict[str, optuna.trial.Trial] = {}
-        """Those that run, by Ray Tune's own names."""
+        self.config, self.space, self.study = config, build_space(config, sets), build_study(section.mode)
+        self.waiting: list[tuple[int, Point | None]] = []
+        """Numbers and points of the trials that are not over; the point is None until it is drawn."""
+        self.running: dict[str, optuna.trial.Trial] = {}
+        """Optuna's trials by Ray Tune's trial id."""
         reports = read_reports(config)
         for number in range(len(points) if section.sampler == "grid" else section.num_trials):
-            home = trial_dir(config, number)
-            begun = read_facts(home)
-            if begun and (end := read_end(home)).get("lasting"):
-                told = [] if end["reason"] else [one[section.metric] for one in reports.get(trial_name(number), ())]
-                value = told[-1] if told else worst_value(section)
-                self.study.add_trial(
-                    optuna.trial.create_trial(params=begun["params"], distributions=self.distributions, value=value)
-                )
+            name = trial_name(number)
+            start, end = read_start(trial_dir(config, name)), read_end(trial_dir(config, name))
+            if start and end and end.lasting:
+                values = [] if end.reason else [report.value for report in reports.get(name, ())]
+                last = values[-1] if values else None
+                add_result(self.study, self.space, start.params, worst_value(section) if last is None else last)
             else:
                 first = points[number] if number < len(points) else None
-                self.left.append((number, begun["params"] if begun else first))
+                self.waiting.append((number, start.params if start else first))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the `number` of the next trial and its `params`, a point as plain values; None: ask again later."""
         try:
-            fits = runs_at_once(self.config)[0]
-        except KpRayError:  # a node left: wait for one
-            fits = 0
-        if len(self.asked) >= min(fits, self.config.tune.max_concurrent or fits):
+            capacity, _ = runs_at_once(self.config)
+        except ClusterError:  # a node left: wait for another
+            capacity = 0
+        if len(self.running) >= min(capacity, self.config.tune.max_concurrent or capacity):
             return None
-        number, params = self.left.pop(0)
+        number, point = self.waiting.pop(0)
         self.study.sampler = self._sampler(number)
-        if params:
-            self.study.enqueue_trial(params)
-        self.asked[trial_id] = self.study.ask(self.distributions)
-        return {"number": number, "params": self.asked[trial_id].params}
+        if point:
+            self.study.enqueue_trial(asdict(point))
+        self.running[trial_id] = self.study.ask(self.space)
+        return {"number": number, "params": self.running[trial_id].params}
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         section = self.config.tune
         seed = int(np.random.SeedSequence([self.config.seed, number]).generate_state(1)[0])
-        if section.sampler == "tpe":  # its default, ten random trials first, would leave a short search random
+        if section.sampler == "tpe":  # Optuna's default of ten random trials would leave a short search random
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, section.num_trials // 4))
         return optuna.samplers.RandomSampler(seed=seed)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self.asked.pop(trial_id, None)
+        """Tell the study a trial's last report; a trial that the machines ended counts for nothing."""
+        trial = self.running.pop(trial_id, None)
         if trial and result and not error and result.get("lasting", True):
             self.study.tell(trial, result[self.metric])
         elif trial:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the trials' folders hold all."""
+        """Save nothing: a search resumes from its trials' folders."""
 
-    def __getstate__(self) -> dict[str, Any]:  # Ray Tune keeps a copy that nobody reads
+    def __getstate__(self) -> dict[str, Any]:
+        """Give Ray Tune's snapshot, which nobody reads, nothing to copy."""
         return {}

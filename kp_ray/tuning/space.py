@@ -1,36 +1,69 @@
-"""The search space: distributions, first points, and a point applied to a config."""
+"""The search space: its parameters, their distributions, and the points that are tried before anything is sampled.
+
+Schedules are searched as shares of the iterations, so that one point serves a short trial and a full run.
+"""
 
 import itertools
-import json
 from collections.abc import Mapping
-from typing import Any, get_args
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from kp_ray.augmentation.recipes import RECIPES
-from kp_ray.config.load import build_config
-from kp_ray.config.schema import Config, TrainConfig, TuneConfig
-from kp_ray.errors import RunStateError
-from kp_ray.keypoints import Skeleton
-from kp_ray.models.presets import build_cfg, scale_cfg
+from kp_ray.config.schema import Config, TrainConfig
+from kp_ray.errors import ConfigError
 from kp_ray.store.manifest import read_manifest
-from kp_ray.training.dataloader import usable_rows
 
-METRICS: tuple[str, ...] = get_args(TuneConfig.model_fields["metric"].annotation)
-"""What an evaluation reports of a model, by its name."""
-APPLIED = ("base_lr", "warmup_iters", "schedule", "num_steps", "steps", "gamma", "weight_decay", "flip", "recipes")
-"""The columns of a trial's parameters, as Detectron2's solver had them."""
 LOGARITHMIC = ("base_lr", "weight_decay")
+"""Parameters that are sampled by their logarithm."""
 GRID_VALUES = 3
-"""How many values a grid takes of a range."""
+"""Number of values that a grid takes from a range."""
+
+RecipeSets = Mapping[str, tuple[str, ...] | None]
+"""Named sets of recipes to train on; None stands for every recipe of the store."""
 
 
-# The search space: shares of the iterations, so that it serves a trial and a full run.
+@dataclass(frozen=True)
+class Point:
+    """A point of the search space.
+
+    Attributes:
+        base_lr, weight_decay: for one worker, before Detectron2 scales them by the number of workers.
+        warmup: share of the iterations.
+        schedule: "multistep" or "cosine"; the next four parameters belong to "multistep".
+        num_steps: number of learning rate steps.
+        first_step: share of the iterations before the first step.
+        step_spacing: share of the iterations between two steps.
+        gamma: factor of each step.
+        flip: whether images are mirrored at random.
+        recipes: name of a set of `RecipeSets`.
+    """
+
+    base_lr: float
+    weight_decay: float
+    warmup: float
+    schedule: Literal["multistep", "cosine"]
+    num_steps: int
+    first_step: float
+    step_spacing: float
+    gamma: float
+    flip: bool
+    recipes: str
+
+
+PARAMETERS = tuple(field.name for field in fields(Point))
+"""Names of the parameters, in the order in which the sampler draws them."""
 
 
 def recipe_sets(config: Config) -> dict[str, tuple[str, ...] | None]:
-    """The named sets of recipes to choose from; `own` is the config's, None: all of the store."""
+    """Return the sets of recipes to choose from; `own` is the config's.
+
+    Raises:
+        StoreError: `tune.recipes` is null and there is no finished store.
+    """
     own = config.train.recipes
     if config.tune.recipes is not None:
         return {"own": own, **config.tune.recipes}
@@ -40,197 +73,125 @@ def recipe_sets(config: Config) -> dict[str, tuple[str, ...] | None]:
     return {"own": own, "upright": upright} if 0 < len(upright) < len(known) else {"own": own}
 
 
-def check_sets(config: Config, sets: Mapping[str, Any]) -> None:
-    needed = config.train.ims_per_batch * config.train.worker_range[1]
-    for name in sets:
-        chosen = _with_recipes(config, name, sets)
-        found = len(usable_rows(chosen, chosen.train.members[0]))
-        if found < needed:
-            raise RunStateError(f"tune.recipes.{name}: {found} training rows, a step needs {needed}: name more recipes")
-
-
-def space(config: Config, sets: Mapping[str, Any]) -> dict[str, optuna.distributions.BaseDistribution]:
-    """Each parameter's distribution, by its name."""
-    section, of = config.tune, optuna.distributions
+def build_space(config: Config, sets: RecipeSets) -> dict[str, BaseDistribution]:
+    """Return the distribution of each parameter, by name, in the order of `PARAMETERS`."""
+    section = config.tune
     return {
-        "base_lr": of.FloatDistribution(*section.base_lr, log=True),
-        "weight_decay": of.FloatDistribution(*section.weight_decay, log=True),
-        "warmup": of.FloatDistribution(*section.warmup),
-        "schedule": of.CategoricalDistribution(section.schedules),
-        "num_steps": of.IntDistribution(*section.num_steps),
-        "first_step": of.FloatDistribution(*section.first_step),
-        "step_spacing": of.FloatDistribution(*section.step_spacing),
-        "gamma": of.FloatDistribution(*section.gamma),
-        "flip": of.CategoricalDistribution(section.flips),
-        "recipes": of.CategoricalDistribution(list(sets)),
+        "base_lr": FloatDistribution(*section.base_lr, log=True),
+        "weight_decay": FloatDistribution(*section.weight_decay, log=True),
+        "warmup": FloatDistribution(*section.warmup),
+        "schedule": CategoricalDistribution(section.schedules),
+        "num_steps": IntDistribution(*section.num_steps),
+        "first_step": FloatDistribution(*section.first_step),
+        "step_spacing": FloatDistribution(*section.step_spacing),
+        "gamma": FloatDistribution(*section.gamma),
+        "flip": CategoricalDistribution(section.flips),
+        "recipes": CategoricalDistribution(list(sets)),
     }
 
 
-def point_of(train: TrainConfig, config: Config) -> dict[str, Any]:
-    """A training section's setting as a point of the config's search space, moved into its ranges.
+def to_point(train: TrainConfig, config: Config) -> Point:
+    """Express the settings of a training section as a point, moved into the ranges of the config's search space.
 
-    Steps are taken as evenly spaced between their first and last.
+    Steps are taken as evenly spaced between the first and the last; `flip` and `recipes` are the config's.
     """
     section = config.tune
+
+    def clip(name: str, value: float) -> Any:
+        low, high = getattr(section, name)
+        return min(max(value, low), high)
+
     steps = [step / train.max_iter for step in train.steps if step < train.max_iter]
-    wanted = {
-        "base_lr": train.base_lr,
-        "weight_decay": train.weight_decay,
-        "warmup": train.warmup_iters / train.max_iter,
-        "num_steps": len(steps),
-        "first_step": steps[0] if steps else 0.0,
-        "step_spacing": (steps[-1] - steps[0]) / (len(steps) - 1) if len(steps) > 1 else 0.0,
-        "gamma": train.gamma,
-    }
-    ends = {name: getattr(section, name) for name in wanted}
-    return {
-        **{name: min(max(value, ends[name][0]), ends[name][1]) for name, value in wanted.items()},
-        "schedule": train.schedule if train.schedule in section.schedules else section.schedules[0],
-        "flip": config.train.flip if config.train.flip in section.flips else section.flips[0],
-        "recipes": "own",
-    }
+    return Point(
+        base_lr=clip("base_lr", train.base_lr),
+        weight_decay=clip("weight_decay", train.weight_decay),
+        warmup=clip("warmup", train.warmup_iters / train.max_iter),
+        schedule=train.schedule if train.schedule in section.schedules else section.schedules[0],
+        num_steps=clip("num_steps", len(steps)),
+        first_step=clip("first_step", steps[0] if steps else 0.0),
+        step_spacing=clip("step_spacing", (steps[-1] - steps[0]) / (len(steps) - 1) if len(steps) > 1 else 0.0),
+        gamma=clip("gamma", train.gamma),
+        flip=config.train.flip if config.train.flip in section.flips else section.flips[0],
+        recipes="own",
+    )
 
 
-def first_points(config: Config, sets: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is tried before anything is drawn: the config's own setting, the published schedule, `tune.points`; with
-    `sampler: grid` then the whole grid.
+def first_points(config: Config, sets: RecipeSets) -> list[Point]:
+    """Return the points that are tried before anything is sampled, each of another effect.
+
+    They are the config's own settings, the published schedule, `tune.points` and, with `sampler: grid`, the whole grid.
 
     Raises:
-        RunStateError: a point names what is not searched or lies outside its range, or the grid is larger than
-            num_trials.
+        ConfigError: a point of `tune.points` names an unknown parameter or lies outside its range, or the grid has more
+            points than `tune.num_trials`.
     """
-    distributions = space(config, sets)
-    own, published = point_of(config.train, config), point_of(TrainConfig(), config)
+    space = build_space(config, sets)
+    own, published = to_point(config.train, config), to_point(TrainConfig(), config)
     points = [own, published]
-    for number, given in enumerate(config.tune.points):
-        for name, value in given.items():
-            if name not in distributions:
-                known = ", ".join(distributions)
-                raise RunStateError(f"tune.points.{number}: {name} is not searched; what is: {known}")
-            if not _contains(distributions[name], value):
-                raise RunStateError(f"tune.points.{number}: {name} {value} is not in its range: {distributions[name]}")
-        points.append({**own, **given})
+    for number, values in enumerate(config.tune.points):
+        for name, value in values.items():
+            if name not in space:
+                known = ", ".join(space)
+                raise ConfigError(f"tune.points.{number}: {name} is not searched: choose from {known}")
+            if not _contains(space[name], value):
+                raise ConfigError(f"tune.points.{number}: {name} {value} is not in its range: {space[name]}")
+        points.append(replace(own, **values))  # type: ignore[arg-type]  # the ranges imply the types
     if config.tune.sampler == "grid":
-        points += _grid(distributions)
-    by_effect: dict[str, dict[str, Any]] = {}
+        points += _grid(space)
+    by_effect: dict[Point, Point] = {}
     for point in points:
-        by_effect.setdefault(json.dumps(_effective(point), sort_keys=True), point)
-    different = list(by_effect.values())
-    if config.tune.sampler == "grid" and len(different) > config.tune.num_trials:
-        raise RunStateError(
-            f"the grid has {len(different)} points, tune.num_trials is {config.tune.num_trials}: fix parameters, e.g. "
-            "tune.base_lr=[0.001, 0.001], or raise tune.num_trials"
+        by_effect.setdefault(_effective(point), point)
+    distinct = list(by_effect.values())
+    if config.tune.sampler == "grid" and len(distinct) > config.tune.num_trials:
+        raise ConfigError(
+            f"tune.sampler: the grid has {len(distinct)} points, tune.num_trials is {config.tune.num_trials}: fix "
+            "parameters, e.g. tune.base_lr=[0.001, 0.001], or raise tune.num_trials"
         )
-    return different
+    return distinct
 
 
-def _contains(distribution: optuna.distributions.BaseDistribution, value: Any) -> bool:
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
-    whole = isinstance(distribution, optuna.distributions.FloatDistribution) or isinstance(value, int)
-    return whole and not isinstance(value, bool | str) and bool(distribution.low <= value <= distribution.high)
+    fits_type = isinstance(distribution, FloatDistribution) or isinstance(value, int)
+    return fits_type and not isinstance(value, bool | str) and bool(distribution.low <= value <= distribution.high)
 
 
-def _grid(distributions: Mapping[str, Any]) -> list[dict[str, Any]]:
-    axes = {}
-    for name, one in distributions.items():
-        if isinstance(one, optuna.distributions.CategoricalDistribution):
-            axes[name] = list(one.choices)
+def _grid(space: Mapping[str, BaseDistribution]) -> list[Point]:
+    """Return every combination of the choices, and of the ends and the middle of each range."""
+    axes: list[list[Any]] = []
+    for name in PARAMETERS:
+        distribution = space[name]
+        if isinstance(distribution, CategoricalDistribution):
+            axes.append(list(distribution.choices))
         else:
             spread = np.geomspace if name in LOGARITHMIC else np.linspace
-            between = spread(one.low, one.high, GRID_VALUES)[1:-1].tolist()
-            if isinstance(one, optuna.distributions.IntDistribution):
+            between = spread(distribution.low, distribution.high, GRID_VALUES)[1:-1].tolist()
+            if isinstance(distribution, IntDistribution):
                 between = [round(value) for value in between]
-            axes[name] = list(dict.fromkeys([one.low, *between, one.high]))
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+            axes.append(list(dict.fromkeys([distribution.low, *between, distribution.high])))
+    return [Point(*values) for values in itertools.product(*axes)]
 
 
-def _effective(point: Mapping[str, Any]) -> dict[str, Any]:
-    """The point without what its schedule does not use."""
-    unused = {"num_steps", "first_step", "step_spacing", "gamma"} if point["schedule"] == "cosine" else set()
-    return {name: value for name, value in point.items() if name not in unused}
+def _effective(point: Point) -> Point:
+    """Return the point with the parameters that its schedule does not use at fixed values."""
+    if point.schedule == "multistep":
+        return point
+    return replace(point, num_steps=0, first_step=0.0, step_spacing=0.0, gamma=1.0)
 
 
-def steps_of(params: Mapping[str, Any], max_iter: int) -> list[int]:
-    """The iterations at which a multi-step schedule of a run of `max_iter` steps; none is at or past its end."""
-    places = (params["first_step"] + index * params["step_spacing"] for index in range(params["num_steps"]))
-    return sorted({step for place in places if 0 < (step := round(place * max_iter)) < max_iter})
+def build_study(mode: Literal["min", "max"]) -> optuna.Study:
+    """Return an empty Optuna study in memory."""
+    return optuna.create_study(direction="minimize" if mode == "min" else "maximize")
 
 
-def apply_params(
-    config: Config, params: Mapping[str, Any], sets: Mapping[str, Any], max_iter: int | None = None
-) -> Config:
-    """The config of a trial, or with `max_iter` of a full run with the trial's setting."""
-    total = max_iter or config.tune.max_iter or config.train.max_iter
-    values = _with_recipes(config, params["recipes"], sets).to_dict()
-    values["train"] |= {
-        "base_lr": params["base_lr"],
-        "weight_decay": params["weight_decay"],
-        "schedule": params["schedule"],
-        "steps": steps_of(params, total),
-        "gamma": params["gamma"],
-        "flip": params["flip"],
-        "max_iter": total,
-        "warmup_iters": round(params["warmup"] * total),
-    }
-    if max_iter is None:
-        values["train"]["eval_period"] = config.tune.eval_period or max(1, total // 8)
-    return build_config(values)
+def add_result(study: optuna.Study, space: Mapping[str, BaseDistribution], point: Point, value: float) -> None:
+    """Add a completed trial to a study.
 
-
-def _with_recipes(config: Config, name: str, sets: Mapping[str, Any]) -> Config:
-    """`own` leaves all as it is; another set is that of every member."""
-    values = config.to_dict()
-    if name != "own":
-        values["train"]["recipes"] = list(sets[name])
-        for member in values["train"]["members"]:
-            member["recipes"] = None
-    return build_config(values)
-
-
-def best_config(config: Config, best: Mapping[str, Any]) -> Config:
-    """The config that trains the best trial's setting in full, its members named beside those trained before."""
-    sets = recipe_sets(config)
-    values = apply_params(config, json.loads(best["params"]), sets, max_iter=config.train.max_iter).to_dict()
-    for member in values["train"]["members"]:
-        member["name"] = f"{member['name']}-tuned"
-    if isinstance(values["predict"]["weights"], dict):
-        values["predict"]["weights"] = {f"{name}-tuned": one for name, one in values["predict"]["weights"].items()}
-    values["tune"]["num_trials"] = 0  # `run` takes it as it is
-    return build_config(values)
-
-
-# A trial: what runs in it, and what it leaves.
-
-
-def _skeleton(config: Config) -> Skeleton:
-    manifest = read_manifest(config.path("store"))
-    return config.build_skeleton(manifest.skeleton)
-
-
-def applied_cfg(config: Config) -> Any:
-    return scale_cfg(build_cfg(config, _skeleton(config), "cpu"), config.train.worker_range[1])
-
-
-def applied(config: Config, recipes: str) -> dict[str, Any]:
-    """A training run's parameters as Detectron2's solver has them: after scaling by the number of workers.
-
-    Returns:
-        `APPLIED` and `max_iter`. `steps` is a JSON list; `gamma` is None and there are no steps in a cosine schedule.
+    Args:
+        study: of `build_study`.
+        space: of `build_space`.
+        point: inside the space.
+        value: the tuned metric.
     """
-    cfg = applied_cfg(config)
-    solver = cfg.SOLVER
-    multistep = config.train.schedule == "multistep"
-    steps = list(solver.STEPS) if multistep else []
-    return {
-        "base_lr": float(solver.BASE_LR),
-        "warmup_iters": int(solver.WARMUP_ITERS),
-        "schedule": config.train.schedule,
-        "num_steps": len(steps),
-        "steps": json.dumps(steps),
-        "gamma": float(solver.GAMMA) if multistep else None,
-        "weight_decay": float(solver.WEIGHT_DECAY),
-        "flip": cfg.INPUT.RANDOM_FLIP != "none",
-        "recipes": recipes,
-        "max_iter": int(solver.MAX_ITER),
-    }
+    study.add_trial(optuna.trial.create_trial(params=asdict(point), distributions=dict(space), value=value))

@@ -1,84 +1,144 @@
-"""All trials of a search, as a table."""
+"""The trials of a search as a table, and the best of them."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
 from kp_ray.config.schema import Config, TuneConfig
-from kp_ray.storage import exists, file_sizes, join, write_bytes, write_parquet
-from kp_ray.tuning.space import APPLIED, METRICS
-from kp_ray.tuning.trial import evaluations_of, read_end, read_facts, read_log, read_trial_log
+from kp_ray.storage import list_folders, write_bytes, write_parquet
+from kp_ray.tuning.records import (
+    Evaluation,
+    TrialStart,
+    read_end,
+    read_log,
+    read_start,
+    read_trial_log,
+    to_evaluations,
+    trial_dir,
+)
+
+METRICS: tuple[str, ...] = get_args(TuneConfig.model_fields["metric"].annotation)
+"""Names of the metrics of an evaluation, in the order of the table."""
 
 
-def read_trials(config: Config, live: Sequence[str] | set[str] = ()) -> list[dict[str, Any]]:
-    """Every trial of the run folder's search, in the order they began, from the trials' own folders.
+@dataclass(frozen=True)
+class Trial:
+    """A trial as its folder describes it; one row of the tables.
+
+    Attributes:
+        name: e.g. "trial-003".
+        status: "stopped" is a trial that the scheduler, or the end of a search, stopped early.
+        iterations: at the last evaluation.
+        trained: iterations in the training log.
+        value: the tuned metric at the last evaluation; None for a failed trial, or if it is not finite.
+        seconds: that the trial has taken; None if the log has no report of it.
+        reason: of a failure, else empty.
+    """
+
+    name: str
+    status: Literal["finished", "stopped", "failed", "running"]
+    iterations: int
+    trained: int
+    value: float | None
+    seconds: float | None
+    reason: str
+    start: TrialStart
+    evaluations: tuple[Evaluation, ...]
+
+    def to_row(self, metric: str) -> dict[str, Any]:
+        """Return the columns of `write_tables`."""
+        return {
+            "trial": self.name,
+            "status": self.status,
+            "iterations": self.iterations,
+            "trained": self.trained,
+            "max_iter": self.start.max_iter,
+            metric: self.value,
+            **asdict(self.start.solver),
+            "seconds": self.seconds,
+            "reason": self.reason,
+            "began": self.start.began,
+            "params": json.dumps(asdict(self.start.params)),
+            "evaluations": [{"iteration": one.iteration, **one.metrics} for one in self.evaluations],
+        }
+
+
+def read_trials(config: Config, running: Collection[str] = ()) -> list[Trial]:
+    """Read the trials of the run folder's search, in the order in which they began.
+
+    A trial without an evaluation or a failure that is not running is left out.
 
     Args:
-        live: the trials that are running now.
+        config: of the search.
+        running: names of the trials that are running now.
 
-    Returns:
-        The columns of `write_tables`, each trial a dict; one that never came to an evaluation or a failure, and is not
-        running, is left out.
+    Raises:
+        StorageError: a file is damaged.
     """
-    folder = config.path("tune", "trials")
-    names = {path.split("/")[0] for path in file_sizes(folder) if path.count("/") == 1} if exists(folder) else set()
     seconds: dict[str, float] = {}
-    for line in read_log(config):
-        seconds[line["trial"]] = max(line["seconds"], seconds.get(line["trial"], 0.0))
-    rows = []
-    for name in names:
-        home = join(folder, name)
-        facts = read_facts(home)
-        if not facts:
-            continue
-        log, failed = read_trial_log(home), read_end(home).get("reason", "")
-        evaluations = evaluations_of(log)
-        done = evaluations[-1]["iteration"] if evaluations else 0
-        status = "failed" if failed else "finished" if done == facts["max_iter"] else "stopped"
-        if name in live and status == "stopped":
-            status = "running"
-        if evaluations or failed or name in live:
-            last = {} if failed or not evaluations else evaluations[-1]
-            rows.append(
-                {
-                    "trial": name,
-                    "status": status,
-                    "iterations": done,
-                    "trained": log[-1].iteration + 1 if log else 0,
-                    "max_iter": facts["max_iter"],
-                    config.tune.metric: last.get(config.tune.metric),
-                    **{key: facts[key] for key in APPLIED},
-                    "seconds": seconds.get(name),
-                    "reason": failed,
-                    "began": facts["began"],
-                    "params": json.dumps(facts["params"]),
-                    "evaluations": evaluations,
-                }
-            )
-    return sorted(rows, key=lambda row: row["began"])
+    for report in read_log(config):
+        seconds[report.trial] = max(report.seconds, seconds.get(report.trial, 0.0))
+    trials = []
+    for name in list_folders(config.path("tune", "trials")):
+        trial = _read_trial(config, name, seconds.get(name), is_running=name in running)
+        if trial is not None:
+            trials.append(trial)
+    return sorted(trials, key=lambda trial: trial.start.began)
 
 
-def choose_best(rows: Sequence[Mapping[str, Any]], section: TuneConfig) -> Mapping[str, Any] | None:
-    """The best of the trials that went farthest: others were not measured at the same iteration. None: none was."""
-    known = [row for row in rows if row[section.metric] is not None and math.isfinite(row[section.metric])]
-    farthest = max((row["iterations"] for row in known), default=0)
+def _read_trial(config: Config, name: str, seconds: float | None, *, is_running: bool) -> Trial | None:
+    folder = trial_dir(config, name)
+    start, end = read_start(folder), read_end(folder)
+    if start is None:
+        return None
+    log = read_trial_log(folder)
+    evaluations = to_evaluations(log)
+    iterations = evaluations[-1].iteration if evaluations else 0
+    # Ray Tune retries a trial whose end is not lasting, unless it has said that the trial is over.
+    reason = end.reason if end and (end.lasting or not is_running) else ""
+    if not (evaluations or reason or is_running):
+        return None
+    if reason:
+        status: Literal["finished", "stopped", "failed", "running"] = "failed"
+    elif iterations == start.max_iter:
+        status = "finished"
+    else:
+        status = "running" if is_running else "stopped"
+    return Trial(
+        name=name,
+        status=status,
+        iterations=iterations,
+        trained=log[-1].iteration + 1 if log else 0,
+        value=evaluations[-1].value(config.tune.metric) if evaluations and not reason else None,
+        seconds=seconds,
+        reason=reason,
+        start=start,
+        evaluations=evaluations,
+    )
+
+
+def choose_best(trials: Sequence[Trial], section: TuneConfig) -> Trial | None:
+    """Return the best of the trials that got farthest; None if no trial has a value.
+
+    Values at different iterations cannot be compared.
+    """
+    measured = [(trial, trial.value) for trial in trials if trial.value is not None]
+    farthest = max((trial.iterations for trial, _ in measured), default=0)
     sign = 1 if section.mode == "min" else -1
-    level = [row for row in known if row["iterations"] == farthest]
-    return min(level, key=lambda row: sign * row[section.metric], default=None)
+    candidates = [(sign * value, trial) for trial, value in measured if trial.iterations == farthest]
+    return min(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
 
 
-def write_tables(config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `tune/trials.parquet` and `tune/trials.csv`, a row a trial.
+def write_tables(config: Config, trials: Sequence[Trial]) -> None:
+    """Write `tune/trials.parquet` and `tune/trials.csv`, one row per trial.
 
-    Columns: `trial`; `status` (finished, stopped, failed, running); `iterations` at the last evaluation, and those
-    `trained` as the log has them, of `max_iter`; the tuned metric by its name, at the last evaluation (empty for a
-    failed trial); as applied by Detectron2's solver, after scaling by the workers: `base_lr`, `warmup_iters`,
-    `schedule`, `num_steps`, `steps` (a JSON list), `gamma` (empty for cosine), `weight_decay`, `flip`, `recipes` (the
-    name of the set); `seconds` of the trial; `reason` of a failure.
-    Parquet alone: `began` (Unix time), `params` (JSON: what was drawn), `evaluations` (list of {iteration, METRICS}).
+    Columns: `trial`; `status` (finished, stopped, failed, running); `iterations` at the last evaluation, `trained`
+    iterations in the log, and `max_iter`; the tuned metric under its name at the last evaluation (empty for a failed
+    trial); the fields of `SolverParams`; `seconds` of the trial; `reason` of a failure.
+    Only in Parquet: `began` (Unix time), `params` (the point, as JSON), `evaluations` (list of {iteration, METRICS}).
     """
     evaluation = pa.struct([("iteration", pa.int64()), *((name, pa.float64()) for name in METRICS)])
     number, text = pa.float64(), pa.string()
@@ -91,7 +151,7 @@ def write_tables(config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
             ("began", number), ("params", text), ("evaluations", pa.list_(evaluation)),
         ]
     )  # fmt: skip
-    table = pa.Table.from_pylist(list(rows), schema=schema)
+    table = pa.Table.from_pylist([trial.to_row(config.tune.metric) for trial in trials], schema=schema)
     write_parquet(config.path("tune", "trials.parquet"), table)
     plain = table.drop_columns(["began", "params", "evaluations"]).to_pandas()
     write_bytes(config.path("tune", "trials.csv"), plain.to_csv(index=False).encode())

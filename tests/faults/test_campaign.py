@@ -1,17 +1,16 @@
-"""Every verb, every kind of process, killed at a random moment: the same command then ends as if nothing had happened.
+"""Kill processes of every verb at random moments: the same command then leaves what an undisturbed run leaves.
 
-`make test-faults` runs all rounds; each draws its verb's moment and victim from its seed and prints what came of it.
+`make test-faults` runs all rounds; each takes its moment and its victim from its seed, and prints what happened.
 """
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +20,34 @@ import pytest
 import torch
 
 from kp_ray.config.schema import Config
+from kp_ray.training.logs import read_training_log
 from kp_ray.tuning.trials import read_trials
-from tests.faults.test_augment_faults import Disk, disk
 from tests.helpers.data import tiny_config
+from tests.helpers.disks import Disk, mounted_disk
+from tests.helpers.processes import finish, finish_with_error, start_kp_ray
 
 ROUNDS = [(verb, seed) for verb, rounds in (("augment", 12), ("train", 6), ("tune", 4), ("predict", 8))
           for seed in range(rounds)]  # fmt: skip
 KINDS = ("driver", "worker", "raylet", "gcs_server")
 WORKERS = {"augment": "ray::", "train": "ray::RayTrainWorker", "tune": "ray::(Trial|ResourceTrainable)",
            "predict": "ray::MapWorker"}  # fmt: skip
-"""What a verb's `worker` is called: a task's, or Ray's own beside it; a training worker; a trial; an actor."""
+"""Pattern of the name of a verb's worker process: any task of Ray, a training worker, a trial, an actor."""
 NEEDS = {"augment": (), "train": ("store",), "tune": ("store",), "predict": ("store", "members")}
-__all__ = ["disk"]
+"""Folders of the run folder that a verb needs."""
 GONE_S = 300
-"""A driver whose cluster died must have noticed by then."""
+"""Seconds within which a driver must notice that its cluster died."""
 
 pytestmark = pytest.mark.slow
 
 
 def configure(data: dict[str, Any], run_dir: Path, done: Path | None = None, needs: tuple[str, ...] = ()) -> Config:
-    """A config with a run folder of its own; what its verb needs is another run's."""
+    """Make a config with a run folder of its own; folders in `needs` are links to those of the run folder `done`."""
     run_dir.mkdir(parents=True)
     for name in needs:
         (run_dir / name).symlink_to(done / name if done else name)
-    long = {"max_iter": 24, "steps": [20], "eval_period": 12, "checkpoint_period": 4}
+    train = {"max_iter": 24, "steps": [20], "eval_period": 12, "checkpoint_period": 4}
     config = tiny_config(
-        data, run_dir, train=long, augment={"sources_per_part": 1}, predict={"batch_size": 1},
+        data, run_dir, train=train, augment={"sources_per_part": 1}, predict={"batch_size": 1},
         tune={"num_trials": 3, "max_iter": 8, "eval_period": 4, "scheduler": "none"},
     )  # fmt: skip
     (run_dir / "c.yaml").write_text(config.to_yaml())
@@ -54,15 +55,12 @@ def configure(data: dict[str, Any], run_dir: Path, done: Path | None = None, nee
 
 
 def start(verb: str, config: Config) -> subprocess.Popen[str]:
-    """`kp-ray VERB` with a cluster of its own, in a session of its own."""
-    command = [str(Path(sys.executable).with_name("kp-ray")), verb, "c.yaml", "--json"]
-    return subprocess.Popen(
-        command, cwd=config.run_dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    """Start `kp-ray VERB` with a cluster of its own."""
+    return start_kp_ray(verb, "c.yaml", "--json", cwd=config.run_dir)
 
 
 def outcome(verb: str, config: Config) -> Any:
-    """What a verb leaves that must not depend on what died."""
+    """Return what a verb leaves that must not depend on which process died."""
     run = Path(config.run_dir)
     if verb == "augment":
         parts = sorted((run / "store").glob("recipe=*/*.parquet"))
@@ -71,73 +69,78 @@ def outcome(verb: str, config: Config) -> Any:
     if verb == "predict":
         return [(run / name).read_bytes() for name in ("predictions.parquet", "submission.csv")]
     if verb == "train":
-        return trained(run / "members" / "a")
-    rows = sorted(read_trials(config), key=lambda row: row["trial"])
-    assert [row["status"] for row in rows] == ["finished"] * config.tune.num_trials
-    return tuple(one for row in rows for one in trained(run / "tune" / "trials" / row["trial"]))
+        return training_outcome(run / "members" / "a")
+    trials = sorted(read_trials(config), key=lambda trial: trial.name)
+    assert [trial.status for trial in trials] == ["finished"] * config.tune.num_trials
+    return tuple(part for trial in trials for part in training_outcome(run / "tune" / "trials" / trial.name))
 
 
-def trained(folder: Path) -> tuple[list[int], list[float], float]:
-    """A training run's iterations and losses, and a sum over its weights."""
-    log = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+def training_outcome(folder: Path) -> tuple[list[int], list[float], float]:
+    """Return a training run's iterations and losses, and the sum of its weights' absolute values."""
+    log = read_training_log(str(folder), fix="it must not be damaged")
+    assert len((folder / "metrics.json").read_text().splitlines()) == len(log)  # no iteration is logged twice
     weights = torch.load(folder / "model_final.pth", weights_only=True)["model"]
     total = float(sum(value.double().abs().sum() for value in weights.values()))
-    return [line["iteration"] for line in log], [line["total_loss"] for line in log], total
+    return [entry.iteration for entry in log], [entry.values["total_loss"] for entry in log], total
 
 
-def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The driver and all processes it has started."""
+def list_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return a driver and all processes that it has started, the driver first; empty if it has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         driver = psutil.Process(process.pid)
         return [driver, *driver.children(recursive=True)]
     return []
 
 
-def victim(verb: str, kind: str, processes: list[psutil.Process], rng: np.random.Generator) -> psutil.Process | None:
-    """One of a kind, None if there is none yet."""
+def choose_victim(
+    verb: str, kind: str, processes: list[psutil.Process], rng: np.random.Generator
+) -> psutil.Process | None:
+    """Return a random process of a kind; None if there is none yet."""
     found = []
-    for number, one in enumerate(processes):
+    for number, process in enumerate(processes):
         with contextlib.suppress(psutil.Error):
-            name = one.name()
-            if (
-                (kind == "driver" and number == 0)
-                or (kind == "worker" and re.match(WORKERS[verb], name))
-                or kind == name
-            ):
-                found.append(one)
+            name = process.name()
+            is_worker = kind == "worker" and re.match(WORKERS[verb], name)
+            if (kind == "driver" and number == 0) or is_worker or kind == name:
+                found.append(process)
     return found[int(rng.integers(len(found)))] if found else None
 
 
 @pytest.fixture(scope="module")
 def undisturbed(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of a run of all verbs in which nothing dies: its folder, and by verb what it left and how long it took."""
+    """A run of all verbs in which nothing dies: its `folder`, and per verb its outcome and its seconds."""
     config = configure(sample_data, tmp_path_factory.mktemp("undisturbed") / "run")
-    told: dict[str, Any] = {"folder": Path(config.run_dir)}
+    results: dict[str, Any] = {"folder": Path(config.run_dir)}
     for verb in NEEDS:
         began = time.monotonic()
-        process = start(verb, config)
-        _, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err
-        told[verb] = outcome(verb, config), time.monotonic() - began
-    return told
+        finish(start(verb, config))
+        results[verb] = outcome(verb, config), time.monotonic() - began
+    return results
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A file system of 1 GiB."""
+    with mounted_disk(tmp_path / "disk", 1 << 30) as mounted:
+        yield mounted
 
 
 @pytest.mark.parametrize(("verb", "seed"), ROUNDS, ids=[f"{verb}-{seed}" for verb, seed in ROUNDS])
-def test_after_a_kill_the_same_command_ends_as_if_nothing_had_happened(
+def test_after_a_kill_the_same_command_leaves_what_an_undisturbed_run_leaves(
     verb: str, seed: int, undisturbed: dict[str, Any], sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng([seed, len(verb)])
-    wanted, usual_s = undisturbed[verb]
+    expected, usual_s = undisturbed[verb]
     kind, moment = KINDS[seed % len(KINDS)], float(rng.uniform(0.2, 0.9))
     killed = None
-    for attempt in range(8):  # it may end before it is killed, where the undisturbed run met a busier machine
+    for attempt in range(8):  # a run may finish before the kill, if the undisturbed run met a busier machine
         config = configure(sample_data, tmp_path / str(attempt), undisturbed["folder"], NEEDS[verb])
         process = start(verb, config)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(moment * usual_s)
-        while killed is None and process.poll() is None:  # there is none of its kind at times
-            processes = family(process)
-            killed = victim(verb, kind, processes, rng)
+        while killed is None and process.poll() is None:  # at times there is no process of the kind
+            processes = list_processes(process)
+            killed = choose_victim(verb, kind, processes, rng)
             try:
                 if killed:
                     killed.kill()
@@ -151,9 +154,10 @@ def test_after_a_kill_the_same_command_ends_as_if_nothing_had_happened(
     _, err = process.communicate(timeout=GONE_S)
     if process.returncode != 0:
         assert "Traceback" not in err
-        told = sum(line.startswith("kp-ray: ") for line in err.splitlines())
-        assert told == 1 or (told == 0 and kind == "driver"), err  # that one may have died before it could start Ray
-    end_all(processes, process)
+        num_messages = sum(line.startswith("kp-ray: ") for line in err.splitlines())
+        # A driver that was killed before it started Ray prints nothing.
+        assert num_messages == 1 or (num_messages == 0 and kind == "driver"), err
+    kill_all(processes, process)
     runs = 1
     while process.returncode != 0:
         assert runs < 3, err
@@ -161,57 +165,46 @@ def test_after_a_kill_the_same_command_ends_as_if_nothing_had_happened(
         _, err = process.communicate(timeout=600)
         runs += 1
     print(f"{verb} {seed}: {kind} killed at {moment:.0%}, {runs} runs")
-    same(outcome(verb, config), wanted)
+    assert_same(outcome(verb, config), expected)
 
 
 @pytest.mark.parametrize(("verb", "room_kib"), [("train", 128), ("tune", 128), ("predict", 48)])
-def test_a_full_disk_is_one_line_and_with_room_the_same_command_goes_on(
+def test_a_full_disk_is_one_line_and_with_room_the_same_command_finishes(
     verb: str, room_kib: int, undisturbed: dict[str, Any], sample_data: dict[str, Any], disk: Disk
 ) -> None:
-    wanted, _ = undisturbed[verb]
-    disk.change(f"size={room_kib << 10}")
+    expected, _ = undisturbed[verb]
+    disk.remount(f"size={room_kib << 10}")
     config = configure(sample_data, disk.folder / "run", undisturbed["folder"], NEEDS[verb])
-    process = start(verb, config)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 2, err
-    assert "Traceback" not in err
-    (line,) = [line for line in err.splitlines() if line.startswith("kp-ray: ")]
-    assert "No space left on device" in line
-    disk.change(f"size={1 << 30}")
-    process = start(verb, config)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    same(outcome(verb, config), wanted)
+    assert "No space left on device" in finish_with_error(start(verb, config))
+    disk.remount(f"size={1 << 30}")
+    finish(start(verb, config))
+    assert_same(outcome(verb, config), expected)
 
 
 @pytest.mark.parametrize("verb", ["train", "tune", "predict"])
-def test_a_folder_that_cannot_be_written_to_is_one_line(
+def test_a_run_folder_that_cannot_be_written_to_is_one_line(
     verb: str, undisturbed: dict[str, Any], sample_data: dict[str, Any], disk: Disk
 ) -> None:
     config = configure(sample_data, disk.folder / "run", undisturbed["folder"], NEEDS[verb])
-    disk.change("ro")
-    process = start(verb, config)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 2, err
-    assert "Traceback" not in err
-    (line,) = [line for line in err.splitlines() if line.startswith("kp-ray: ")]
-    assert str(disk.folder) in line
-    assert "Read-only file system" in line
+    disk.remount("ro")
+    message = finish_with_error(start(verb, config))
+    assert str(disk.folder) in message
+    assert "Read-only file system" in message
 
 
-def end_all(processes: list[psutil.Process], process: subprocess.Popen[str]) -> None:
-    """What a killed driver leaves would take the next run's CPUs; it goes by itself, but not at once."""
-    for one in processes:
+def kill_all(processes: list[psutil.Process], process: subprocess.Popen[str]) -> None:
+    """Kill what a killed driver leaves: it ends by itself, but not at once, and would take the next run's CPUs."""
+    for left in processes:
         with contextlib.suppress(psutil.Error):
-            one.kill()
+            left.kill()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def same(left: Any, right: Any) -> None:
-    """Equal, numbers to 1e-5."""
+def assert_same(left: Any, right: Any) -> None:
+    """Assert that outcomes are equal; numbers of training runs to a relative 1e-5."""
     if isinstance(left, tuple):
-        for one, other in zip(left, right, strict=True):
-            assert one == pytest.approx(other, rel=1e-5)
+        for ours, theirs in zip(left, right, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5)
     else:
         assert left == right

@@ -1,0 +1,136 @@
+"""A point of the search space applied to a config: a trial's config, the best trial's config, the solver's settings."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from detectron2.config import CfgNode
+
+from kp_ray.config.load import build_config
+from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError
+from kp_ray.models.presets import build_cfg, scale_cfg
+from kp_ray.store.manifest import read_manifest
+from kp_ray.training.dataloader import usable_rows
+from kp_ray.tuning.space import Point, RecipeSets, recipe_sets
+
+
+@dataclass(frozen=True)
+class SolverParams:
+    """The settings of a trial as Detectron2's solver has them, after scaling by the number of workers.
+
+    Attributes:
+        steps: iterations of the learning rate steps, as a JSON list; empty for a cosine schedule.
+        gamma: None for a cosine schedule.
+        recipes: name of the set of recipes.
+    """
+
+    base_lr: float
+    warmup_iters: int
+    schedule: Literal["multistep", "cosine"]
+    num_steps: int
+    steps: str
+    gamma: float | None
+    weight_decay: float
+    flip: bool
+    recipes: str
+
+
+def steps_of(point: Point, max_iter: int) -> list[int]:
+    """Return the iterations of a multi-step schedule's steps, sorted; all lie between 0 and `max_iter`, exclusive."""
+    shares = (point.first_step + index * point.step_spacing for index in range(point.num_steps))
+    return sorted({step for share in shares if 0 < (step := round(share * max_iter)) < max_iter})
+
+
+def apply_point(config: Config, point: Point, sets: RecipeSets, max_iter: int) -> Config:
+    """Return the config of a run of `max_iter` iterations with the settings of a point."""
+    values = _with_recipes(config, point.recipes, sets).to_dict()
+    values["train"] |= {
+        "base_lr": point.base_lr,
+        "weight_decay": point.weight_decay,
+        "schedule": point.schedule,
+        "steps": steps_of(point, max_iter),
+        "gamma": point.gamma,
+        "flip": point.flip,
+        "max_iter": max_iter,
+        "warmup_iters": round(point.warmup * max_iter),
+    }
+    return build_config(values)
+
+
+def trial_config(config: Config, point: Point, sets: RecipeSets) -> Config:
+    """Return the config of a trial: as long as `tune.max_iter`, evaluated every `tune.eval_period` iterations."""
+    max_iter = config.tune.max_iter or config.train.max_iter
+    values = apply_point(config, point, sets, max_iter).to_dict()
+    values["train"]["eval_period"] = config.tune.eval_period or max(1, max_iter // 8)
+    return build_config(values)
+
+
+def best_config(config: Config, best: Point) -> Config:
+    """Return the config that trains the best trial's settings in full, under new names of the members."""
+    values = apply_point(config, best, recipe_sets(config), config.train.max_iter).to_dict()
+    for member in values["train"]["members"]:
+        member["name"] = f"{member['name']}-tuned"
+    weights = values["predict"]["weights"]
+    if isinstance(weights, dict):
+        values["predict"]["weights"] = {f"{name}-tuned": weight for name, weight in weights.items()}
+    values["tune"]["num_trials"] = 0  # `run` on this config does not search again
+    return build_config(values)
+
+
+def _with_recipes(config: Config, name: str, sets: RecipeSets) -> Config:
+    """Return the config with a set of recipes for every member; `own` changes nothing."""
+    if name == "own":
+        return config
+    values = config.to_dict()
+    values["train"]["recipes"] = list(sets[name] or ())
+    for member in values["train"]["members"]:
+        member["recipes"] = None
+    return build_config(values)
+
+
+def check_sets(config: Config, sets: RecipeSets) -> None:
+    """Refuse a set of recipes that gives the first member fewer training rows than one step needs.
+
+    Raises:
+        ConfigError: a set gives too few rows.
+        StoreError: the store lacks a recipe.
+    """
+    needed = config.train.ims_per_batch * config.train.worker_range[1]
+    for name in sets:
+        with_set = _with_recipes(config, name, sets)
+        num_rows = len(usable_rows(with_set, with_set.train.members[0]))
+        if num_rows < needed:
+            raise ConfigError(
+                f"tune.recipes.{name}: {num_rows} training rows, a step needs {needed}: name more recipes"
+            )
+
+
+def scaled_cfg(config: Config) -> CfgNode:
+    """Return the Detectron2 config of a training run, scaled to its largest number of workers."""
+    skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton)
+    return scale_cfg(build_cfg(config, skeleton, "cpu"), config.train.worker_range[1])
+
+
+def solver_params(config: Config, cfg: CfgNode, recipes: str) -> SolverParams:
+    """Read a training run's parameters from its Detectron2 config.
+
+    Args:
+        config: of the run.
+        cfg: `scaled_cfg(config)`.
+        recipes: name of the set of recipes.
+    """
+    solver: Any = cfg.SOLVER
+    is_multistep = config.train.schedule == "multistep"
+    steps = list(solver.STEPS) if is_multistep else []
+    return SolverParams(
+        base_lr=float(solver.BASE_LR),
+        warmup_iters=int(solver.WARMUP_ITERS),
+        schedule=config.train.schedule,
+        num_steps=len(steps),
+        steps=json.dumps(steps),
+        gamma=float(solver.GAMMA) if is_multistep else None,
+        weight_decay=float(solver.WEIGHT_DECAY),
+        flip=cfg.INPUT.RANDOM_FLIP != "none",
+        recipes=recipes,
+    )

@@ -1,0 +1,230 @@
+"""The files that a search resumes from, and their only readers and writers.
+
+`tune/trials/<trial>/trial.json` records how a trial began, `end.json` how it ended; its training run writes
+`metrics.json` beside them. `tune/log.jsonl` has one line per report to Ray Tune. Ray Tune's own snapshots are not kept.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from kp_ray.config.schema import Config, TuneConfig
+from kp_ray.errors import StorageError, one_line, shorten
+from kp_ray.storage import append_json_line, delete_file, exists, join, read_json, read_json_lines, write_json
+from kp_ray.training.logs import LogEntry, read_training_log
+from kp_ray.tuning.apply import SolverParams
+from kp_ray.tuning.space import Point
+
+_T = TypeVar("_T")
+MAX_REASON_CHARS = 300
+"""Maximum length of a recorded reason; a longer one is cut in the middle."""
+
+
+@dataclass(frozen=True)
+class TrialStart:
+    """The contents of a trial's `trial.json`.
+
+    Attributes:
+        began: Unix time.
+        params: what the trial tries.
+        max_iter: iterations of a whole trial, after scaling by the number of workers.
+        solver: `params` as Detectron2's solver has them.
+    """
+
+    began: float
+    params: Point
+    max_iter: int
+    solver: SolverParams
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """The contents of a trial's `end.json`.
+
+    Attributes:
+        reason: of a failure; empty if the trial finished or was stopped early.
+        lasting: whether the trial is over; if not, the same command tries it again.
+    """
+
+    reason: str = ""
+    lasting: bool = True
+
+
+@dataclass(frozen=True)
+class Report:
+    """A line of `log.jsonl`: what a trial reported to Ray Tune.
+
+    Attributes:
+        trial: its name.
+        iteration: of the evaluation, counted from 1; 0 for a failure.
+        seconds: that the trial has taken so far.
+        value: the tuned metric; None for a failure.
+    """
+
+    trial: str
+    iteration: int
+    seconds: float
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of a trial on the validation rows.
+
+    Attributes:
+        iteration: counted from 1.
+        metrics: value by metric, possibly NaN.
+    """
+
+    iteration: int
+    metrics: Mapping[str, float]
+
+    def value(self, metric: str) -> float | None:
+        """Return a metric's value; None if it is missing or not finite."""
+        value = self.metrics.get(metric, math.nan)
+        return value if math.isfinite(value) else None
+
+
+def trial_name(number: int) -> str:
+    """Return the name of a trial by its number, counted from 0."""
+    return f"trial-{number:03d}"
+
+
+def trial_dir(config: Config, name: str) -> str:
+    """Return the folder of a trial."""
+    return config.path("tune", "trials", name)
+
+
+def worst_value(section: TuneConfig) -> float:
+    """Return the value that stands for a failure: infinitely bad."""
+    return math.inf if section.mode == "min" else -math.inf
+
+
+def read_start(folder: str) -> TrialStart | None:
+    """Read how a trial began; None if it did not begin.
+
+    Raises:
+        StorageError: `trial.json` is damaged.
+    """
+    path = join(folder, "trial.json")
+    if not exists(path):
+        return None
+    record = read_json(path, _restart_advice(folder))
+    parts = {**{name: record.get(name) for name in ("began", "params", "max_iter")}, "solver": record}
+    return _parse(TypeAdapter(TrialStart), parts, path, _restart_advice(folder))
+
+
+def write_start(folder: str, start: TrialStart) -> None:
+    """Record how a trial begins, unless it is recorded already."""
+    path = join(folder, "trial.json")
+    if not exists(path):
+        record = asdict(start)
+        solver = record.pop("solver")
+        write_json(path, {**record, **solver})
+
+
+def read_end(folder: str) -> TrialEnd | None:
+    """Read how a trial ended; None if it did not end.
+
+    Raises:
+        StorageError: `end.json` is damaged.
+    """
+    path = join(folder, "end.json")
+    if not exists(path):
+        return None
+    record = read_json(path, _restart_advice(folder))
+    parts = {name: record.get(name) for name in ("reason", "lasting")}
+    return _parse(TypeAdapter(TrialEnd), parts, path, _restart_advice(folder))
+
+
+def has_lasting_end(folder: str) -> bool:
+    """Return whether a trial is over for good.
+
+    Raises:
+        StorageError: `end.json` is damaged.
+    """
+    end = read_end(folder)
+    return end is not None and end.lasting
+
+
+def write_end(folder: str, end: TrialEnd) -> None:
+    """Record how a trial ended, unless it is recorded already."""
+    path = join(folder, "end.json")
+    if not exists(path):
+        write_json(path, {"reason": shorten(end.reason, MAX_REASON_CHARS), "lasting": end.lasting})
+
+
+def delete_end(folder: str) -> None:
+    """Delete the record of how a trial ended, if there is one."""
+    path = join(folder, "end.json")
+    if exists(path):
+        delete_file(path)
+
+
+def read_trial_log(folder: str) -> list[LogEntry]:
+    """Read the training log of a trial.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    return read_training_log(folder, fix=_restart_advice(folder))
+
+
+def to_evaluations(log: Sequence[LogEntry]) -> tuple[Evaluation, ...]:
+    """Return the evaluations of a training log, in order."""
+    return tuple(Evaluation(entry.iteration + 1, entry.evaluation) for entry in log if entry.evaluation)
+
+
+def read_log(config: Config) -> list[Report]:
+    """Read the search's log, in order; empty if there is none.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    path, fix = config.path("tune", "log.jsonl"), "delete this file and run the same command"
+    records = read_json_lines(path, ("trial", "iteration", "seconds", config.tune.metric), fix)
+    adapter = TypeAdapter(Report)
+    return [_parse(adapter, {**record, "value": record[config.tune.metric]}, path, fix) for record in records]
+
+
+def append_report(config: Config, report: Report) -> None:
+    """Add a report to the search's log, with the time."""
+    line = {"time": round(time.time(), 1), "trial": report.trial, "iteration": report.iteration}
+    path = config.path("tune", "log.jsonl")
+    append_json_line(path, {**line, "seconds": report.seconds, config.tune.metric: report.value})
+
+
+def read_reports(config: Config) -> dict[str, list[Report]]:
+    """Read what each trial has reported, by its name and in order.
+
+    For a trial that is over but missing in the log, because a user deleted that, its evaluations stand in.
+
+    Raises:
+        StorageError: a file is damaged.
+    """
+    reports: dict[str, list[Report]] = {}
+    for report in read_log(config):
+        reports.setdefault(report.trial, []).append(report)
+    for name in map(trial_name, range(config.tune.num_trials)):
+        folder = trial_dir(config, name)
+        if name not in reports and has_lasting_end(folder):
+            values = ((one.iteration, one.value(config.tune.metric)) for one in to_evaluations(read_trial_log(folder)))
+            reports[name] = [Report(name, at, 0.0, value) for at, value in values if value is not None]
+    return reports
+
+
+def _parse(adapter: TypeAdapter[_T], record: Mapping[str, Any], path: str, fix: str) -> _T:
+    try:
+        return adapter.validate_python(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise StorageError(f"{path}: damaged ({key}: {one_line(first['msg'])}): {fix}") from error
+
+
+def _restart_advice(folder: str) -> str:
+    return f"delete {folder}, and tune/best.yaml if it is there, and run the same command"

@@ -1,0 +1,88 @@
+"""The stage `tune`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kp_ray.config.schema import Config
+from kp_ray.stage import Progress
+from kp_ray.storage import exists
+from kp_ray.store.manifest import read_manifest
+from kp_ray.tuning.search import TuneSummary, check_search, is_finished, tune
+
+
+@dataclass(frozen=True)
+class TuneForecast:
+    """What `tune` would do.
+
+    Attributes:
+        iterations: of a trial that is not stopped early, for one worker.
+        num_rows_by_split: rows of the store.
+    """
+
+    trials: int
+    iterations: int
+    metric: str
+    num_rows_by_split: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal."""
+        return [
+            f"{self.trials} trials of up to {self.iterations} iterations, {self.num_rows_by_split['val']} validation "
+            f"rows, compared by {self.metric}"
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return {"trials": self.trials, "iterations": self.iterations, **self.num_rows_by_split}
+
+
+class TuneStage:
+    """Search learning rate, schedule and recipes (`kp_ray.stage.Stage`)."""
+
+    name = "tune"
+    needs_cluster = True
+    needs_dashboard = True
+
+    def applies(self, config: Config) -> bool:
+        """Return whether trials are asked for, and the store, if it is there, has rows to compare them on."""
+        if not config.tune.num_trials:
+            return False
+        return not _has_store(config) or read_manifest(config.path("store")).num_rows_by_split["val"] > 0
+
+    def check(self, config: Config) -> None:
+        """Refuse a search that could not begin, if the store is there.
+
+        Raises:
+            ConfigError, StoreError: as `check_search`.
+            RunStateError: the run folder holds a search with other settings.
+        """
+        if _has_store(config) and not is_finished(config):
+            check_search(config)
+
+    def is_done(self, config: Config) -> bool:
+        """Return whether the run folder holds a finished search.
+
+        Raises:
+            RunStateError: it holds a search with other settings.
+            StoreError: there is no finished store.
+        """
+        read_manifest(config.path("store"))
+        return is_finished(config)
+
+    def run(self, config: Config, progress: Progress) -> TuneSummary:
+        """Search, or resume a search that was stopped; each trial is a row of progress."""
+        return tune(config, progress)
+
+    def forecast(self, config: Config) -> TuneForecast:
+        """Describe the search.
+
+        Raises:
+            StoreError: there is no finished store.
+        """
+        num_rows = read_manifest(config.path("store")).num_rows_by_split
+        iterations = config.tune.max_iter or config.train.max_iter
+        return TuneForecast(config.tune.num_trials, iterations, config.tune.metric, dict(num_rows))
+
+
+def _has_store(config: Config) -> bool:
+    return exists(config.path("store", "manifest.json"))

@@ -1,0 +1,105 @@
+"""Searches for tests: their settings, the files they leave, and `kp-ray tune` as a process."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ray.tune.experiment import Trial as RayTrial
+
+from kp_ray.config.schema import Config
+from kp_ray.tuning.space import Point, to_point
+from tests.helpers.processes import set_options, start_kp_ray, wait_until
+
+OWN_SET: dict[str, tuple[str, ...] | None] = {"own": None}
+FIXED_RANGES = {
+    "weight_decay": [1e-4, 1e-4], "warmup": [0.1, 0.1], "num_steps": [6, 6], "first_step": [0.3, 0.3],
+    "step_spacing": [0.1, 0.1], "flips": [True], "recipes": {},
+}  # fmt: skip
+"""A `tune` section that fixes all but the base learning rate, the schedule and gamma."""
+FULL_TRIALS = {"num_trials": 3, "max_iter": 6, "eval_period": 2, "scheduler": "none"}
+"""A `tune` section in which every trial runs to its end."""
+
+
+def leave_trial(
+    config: Config,
+    name: str,
+    began: float,
+    evaluations: dict[int, float],
+    *,
+    params: Point | None = None,
+    end: dict[str, Any] | None = None,
+) -> None:
+    """Write the files of a trial of 8 iterations.
+
+    Args:
+        config: of the search.
+        name: of the trial.
+        began: Unix time; the base learning rate is a thousandth of it.
+        evaluations: RMSE by iteration.
+        params: what the trial tries; None: the config's own settings with that learning rate.
+        end: changes to the record of how it ended, by default lasting and without a reason; None: it did not end.
+    """
+    folder = Path(config.run_dir, "tune", "trials", name)
+    folder.mkdir(parents=True)
+    params = params or replace(to_point(config.train, config), base_lr=began / 1000)
+    start = {
+        "base_lr": began / 1000, "warmup_iters": 1, "schedule": "multistep", "num_steps": 1, "steps": "[6]",
+        "gamma": 0.5, "weight_decay": 0.1, "flip": True, "recipes": "own", "max_iter": 8, "began": began,
+        "params": asdict(params),
+    }  # fmt: skip
+    (folder / "trial.json").write_text(json.dumps(start))
+    lines = [{"iteration": at - 1, "total_loss": 1.0, "val/rmse": value} for at, value in evaluations.items()]
+    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in [{"iteration": 0}, *lines]))
+    if end is not None:
+        (folder / "end.json").write_text(json.dumps({"reason": "", "lasting": True} | end))
+
+
+def leave_log(config: Config, *reports: tuple[str, int, float | None]) -> None:
+    """Write the search's log: trial, iteration and value of each report."""
+    lines = [{"trial": name, "iteration": at, config.tune.metric: value, "seconds": 1.0} for name, at, value in reports]
+    Path(config.path("tune", "log.jsonl")).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def ray_trial(number: int) -> RayTrial:
+    """Return a trial as Ray Tune gives it to a scheduler."""
+    return RayTrial("running", config={"number": number}, trial_id=f"ray-{number}", stub=True)
+
+
+def read_lines(config: Config, *names: str) -> list[dict[str, Any]]:
+    """Read a JSON lines file below `tune`."""
+    return [json.loads(line) for line in Path(config.path("tune", *names)).read_text().splitlines()]
+
+
+def start_search(config: Config, *settings: str) -> subprocess.Popen[str]:
+    """Start `kp-ray tune --json` in a process of its own, some settings replaced."""
+    path = Path(config.run_dir, "c.yaml")
+    path.write_text(config.to_yaml())
+    return start_kp_ray("tune", str(path), "--json", *set_options(*settings))
+
+
+def wait_for_table(
+    config: Config, condition: Callable[[pd.DataFrame], bool], process: subprocess.Popen[str] | None = None
+) -> pd.DataFrame:
+    """Wait until the table of trials fulfils a condition; return the table. The process must not end before."""
+    path = Path(config.path("tune", "trials.csv"))
+
+    def matching_table() -> list[pd.DataFrame]:
+        table = pd.read_csv(path) if path.exists() else None
+        return [table] if table is not None and condition(table) else []
+
+    return wait_until(matching_table, process, timeout_s=400, poll_s=0.1)[0]
+
+
+def assert_all_finished(config: Config, num_trials: int, iterations: int) -> pd.DataFrame:
+    """Assert that every trial ran to its end and repeated no iteration; return the table of trials."""
+    table = pd.read_csv(config.path("tune", "trials.csv"))
+    assert list(table.status) == ["finished"] * num_trials
+    assert set(table.max_iter) == {iterations}
+    for name in table.trial:
+        log = read_lines(config, "trials", name, "metrics.json")
+        assert [line["iteration"] for line in log] == list(range(iterations))
+    return table

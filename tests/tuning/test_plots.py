@@ -1,0 +1,60 @@
+"""Plots of a search, and the importance of its parameters."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from kp_ray.config.load import build_config
+from kp_ray.tuning.plots import importance, write_plots
+from kp_ray.tuning.space import Point, to_point
+from kp_ray.tuning.trials import read_trials
+from tests.helpers.searches import leave_trial
+
+CONFIG = build_config({"tune": {"recipes": {}}})
+
+
+def random_points(count: int) -> tuple[list[Point], list[float]]:
+    """Return points and results that depend on the learning rate most and on flips a little."""
+    rng = np.random.default_rng(0)
+    own = to_point(CONFIG.train, CONFIG)
+    points = [
+        replace(
+            own, base_lr=10 ** rng.uniform(-4, -2), warmup=rng.uniform(0, 0.2), flip=bool(rng.integers(2)),
+            schedule=("multistep", "cosine")[rng.integers(2)],
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+    return points, [(math.log10(point.base_lr) + 3) ** 2 + 0.5 * point.flip for point in points]
+
+
+def test_importance_ranks_parameters_by_their_effect() -> None:
+    points, values = random_points(100)
+    shares = importance(CONFIG, points, values)
+    assert list(shares)[:2] == ["base_lr", "flip"]
+    assert set(shares) == {"base_lr", "flip", "warmup", "schedule"}  # the others did not vary
+    assert sum(shares.values()) > 1 - 1e-9
+    assert shares["base_lr"] > 0.5 > 0.1 > shares["schedule"]
+    assert importance(CONFIG, points, values) == shares
+
+
+def test_importance_is_empty_when_results_say_nothing() -> None:
+    points, values = random_points(8)
+    assert importance(CONFIG, points[:4], values[:4]) == {}
+    assert importance(CONFIG, points, [1.0] * 8) == {}
+    assert importance(CONFIG, points, [1.0] + [2.0] * 7) == {}  # the better half cannot be told from the rest
+    assert importance(CONFIG, [points[0]] * 8, values) == {}
+    assert importance(CONFIG, [], []) == {}
+
+
+def test_plots_of_few_and_of_many_trials_are_written(tmp_path: Path) -> None:
+    for count in (1, 6):
+        config = build_config({"run_dir": str(tmp_path / str(count)), "tune": {"recipes": {}}})
+        for number, (point, value) in enumerate(zip(*random_points(count), strict=True)):
+            leave_trial(config, f"trial-{number:03d}", float(number), {2: value + 1, 8: value}, params=point)
+        paths = write_plots(config, read_trials(config))
+        assert [Path(path).stem for path in paths] == ["learning_rate", "curves", "parallel", "importance"]
+        for path in paths:
+            assert Path(path).read_bytes().lstrip().startswith(b"<?xml")
+        assert ("Too few trials" in Path(paths[-1]).read_text()) == (count == 1)

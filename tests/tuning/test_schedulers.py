@@ -1,0 +1,62 @@
+"""Schedulers of a resumed search."""
+
+from collections.abc import Callable
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from kp_ray.config.schema import Config
+from kp_ray.tuning.schedulers import build_scheduler
+from tests.helpers.searches import leave_log, leave_trial, ray_trial
+
+SECTION = {"num_trials": 6, "max_iter": 8, "eval_period": 2, "metric": "rmse"}
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+@pytest.mark.parametrize("with_log", [True, False], ids=["log", "no_log"])
+def test_a_scheduler_knows_what_trials_that_are_over_reported(
+    name: str, with_log: bool, make_config: Callable[..., Config]
+) -> None:
+    config = make_config(tune={**SECTION, "scheduler": name})
+    decisions = []
+    for num_ended in (0, 4):
+        for number in range(num_ended):
+            leave_trial(config, f"trial-{number:03d}", 1.0, {2: 10.0 + number, 4: 5.0, 8: 1.0}, end={})
+        if num_ended and with_log:
+            leave_log(config, *((f"trial-{number:03d}", 2, 10.0 + number) for number in range(num_ended)))
+        scheduler = build_scheduler(config)
+        late = ray_trial(5)
+        scheduler.on_trial_add(None, late)
+        decisions.append(scheduler.on_trial_result(None, late, {"iteration": 2, "rmse": 90.0}))
+    assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_resumed_trial_is_not_judged_again_by_trials_that_came_later(
+    name: str, make_config: Callable[..., Config]
+) -> None:
+    config = make_config(tune={**SECTION, "scheduler": name})
+    leave_trial(config, "trial-000", 1.0, {2: 50.0, 4: 20.0})
+    later = [f"trial-{number:03d}" for number in range(1, 5)]
+    for trial in later:  # stopped at 2, but trained on until its end reached it
+        leave_trial(config, trial, 2.0, {2: 20.0, 4: 10.0, 6: 1.0}, end={})
+    leave_log(config, ("trial-000", 2, 50.0), ("trial-000", 4, 15.0), *((trial, 2, 40.0) for trial in later))
+    scheduler = build_scheduler(config)
+    best, new = ray_trial(0), ray_trial(5)
+    for trial in (best, new):
+        scheduler.on_trial_add(None, trial)
+    assert scheduler.on_trial_result(None, best, {"iteration": 6, "rmse": 8.0}) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(None, new, {"iteration": 2, "rmse": 60.0}) == TrialScheduler.STOP
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_failed_trial_counts_as_the_worst(name: str, make_config: Callable[..., Config]) -> None:
+    config = make_config(tune={**SECTION, "scheduler": name})
+    failed = [f"trial-{number:03d}" for number in range(4)]
+    for trial in failed:
+        leave_trial(config, trial, 1.0, {}, end={"reason": "the loss is no longer finite"})
+    leave_log(config, *((trial, 0, None) for trial in failed))
+    scheduler = build_scheduler(config)
+    late = ray_trial(5)
+    scheduler.on_trial_add(None, late)
+    assert scheduler.on_trial_result(None, late, {"iteration": 2, "rmse": 90.0}) == TrialScheduler.CONTINUE

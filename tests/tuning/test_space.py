@@ -1,0 +1,86 @@
+"""The search space: its points and their order."""
+
+from dataclasses import astuple, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kp_ray.config.load import build_config
+from kp_ray.config.schema import TrainConfig
+from kp_ray.errors import ConfigError
+from kp_ray.tuning.apply import apply_point, steps_of
+from kp_ray.tuning.space import PARAMETERS, Point, build_space, first_points, to_point
+from tests.helpers.searches import FIXED_RANGES, OWN_SET
+
+DACON = build_config({"preset": "dacon"})
+
+
+def test_the_published_schedule_is_tried_first_and_comes_back_unchanged() -> None:
+    point = first_points(DACON, OWN_SET)[0]
+    assert apply_point(DACON, point, OWN_SET, max_iter=10000).train == DACON.train
+    demo = build_config({"preset": "demo"})
+    own, published = first_points(demo, OWN_SET)
+    assert (own.schedule, own.base_lr) == ("cosine", 0.0015)
+    assert steps_of(published, 10000) == [3000, 4000, 5000, 6000, 7000, 8000]
+    assert replace(published, flip=True) == replace(point, flip=True)
+
+
+shares = st.floats(0, 1)
+
+
+@given(
+    st.builds(
+        Point, base_lr=st.floats(1e-5, 1), weight_decay=st.floats(1e-6, 1), warmup=shares, num_steps=st.integers(0, 8),
+        first_step=shares, step_spacing=shares, gamma=st.floats(0.01, 1), recipes=st.just("own"),
+    )
+)  # fmt: skip
+def test_settings_become_a_point_inside_the_space(point: Point) -> None:
+    config = build_config(
+        {"tune": {"base_lr": [1e-5, 1], "weight_decay": [1e-6, 1], "gamma": [0.01, 1], "num_steps": [0, 8]}}
+    )
+    space = build_space(config, OWN_SET)
+    assert tuple(space) == PARAMETERS
+    for train in (apply_point(config, point, OWN_SET, config.train.max_iter).train, TrainConfig()):
+        back = to_point(train, config)
+        for name, value in zip(PARAMETERS, astuple(back), strict=True):
+            assert space[name]._contains(space[name].to_internal_repr(value)), name
+        assert back.base_lr == train.base_lr
+
+
+def test_points_of_the_config_follow_in_order_and_only_once() -> None:
+    config = build_config(
+        {"preset": "dacon", "tune": {"points": [{"base_lr": 0.002}, {"gamma": 0.8}, {"flip": False}]}}
+    )
+    points = first_points(config, OWN_SET)
+    assert [(point.base_lr, point.flip) for point in points] == [(0.001, True), (0.002, True), (0.001, False)]
+
+
+def test_a_grid_has_every_combination_once() -> None:
+    section = {"num_trials": 16, "sampler": "grid", **FIXED_RANGES, "base_lr": [1e-4, 1e-2], "gamma": [0.5, 0.8]}
+    points = first_points(build_config({"preset": "dacon", "tune": section}), OWN_SET)
+    assert len(points) == len(set(points)) == 3 + 9  # gamma does not matter to a cosine schedule
+    assert points[0].gamma == 0.8
+    assert sorted({round(point.base_lr, 6) for point in points}) == [1e-4, 1e-3, 1e-2]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"points": [{"bse_lr": 1}]}, r"tune\.points\.0: bse_lr is not searched: choose from base_lr, "),
+        ({"points": [{}, {"base_lr": 1}]}, r"tune\.points\.1: base_lr 1 is not in its range: .*0\.0001"),
+        ({"points": [{"base_lr": "x"}]}, r"tune\.points\.0: base_lr x is not in its range"),
+        ({"points": [{"num_steps": 2.5}]}, r"num_steps 2\.5 is not in its range"),
+        ({"points": [{"recipes": "all"}]}, r"recipes all is not in its range"),
+        ({"sampler": "grid"}, r"tune\.sampler: the grid has \d+ points, tune\.num_trials is 16: fix parameters"),
+        ({"flips": []}, "flips: name at least one"),
+        ({"gamma": [0.5, 1.5]}, "gamma: at most 1"),
+        ({"weight_decay": [0, 1]}, r"weight_decay: a range is \[low, high\] with 0 < low"),
+        ({"metric": "rsme"}, r"tune\.metric: Input should be 'rmse', "),
+        ({"recipes": {"own": ["Original"]}}, "recipes: `own` is the config's own set"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        first_points(build_config({"tune": section}), OWN_SET)

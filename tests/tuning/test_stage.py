@@ -1,0 +1,86 @@
+"""The stage `tune`, without a search."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError, RunStateError, StoreError
+from kp_ray.tuning.apply import SolverParams
+from kp_ray.tuning.ray_tune import describe_trial
+from kp_ray.tuning.search import TuneSummary
+from kp_ray.tuning.stage import TuneStage
+from kp_ray.tuning.trials import read_trials
+from tests.helpers.data import tiny_config
+from tests.helpers.searches import leave_trial
+
+
+def test_before_the_store_is_there_nothing_is_refused_but_running(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config(sample_data, tmp_path / "run", train={"num_workers": {"min": 1, "max": 2}})
+    stage = TuneStage()
+    assert stage.applies(config)
+    assert not stage.applies(tiny_config(sample_data, tmp_path / "run", tune={"num_trials": 0}))
+    stage.check(config)
+    for act in (stage.is_done, stage.forecast):
+        with pytest.raises(StoreError, match="run augment first"):
+            act(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_with_a_store_a_search_that_cannot_begin_is_refused(make_config: Callable[..., Config]) -> None:
+    stage = TuneStage()
+    config = make_config()
+    stage.check(config)
+    assert not stage.is_done(config)
+    with pytest.raises(ConfigError, match=r"train\.num_workers: .* give a number"):
+        stage.check(make_config(train={"num_workers": {"min": 1, "max": 2}}))
+    with pytest.raises(ConfigError, match=r"tune\.recipes\.own: \d+ training rows, a step needs 400"):
+        stage.check(make_config(train={"ims_per_batch": 400}))
+    with pytest.raises(ConfigError, match=r"tune\.num_trials"):
+        stage.check(make_config(tune={"num_trials": 0}))
+
+
+def test_a_search_with_other_settings_is_refused_by_the_setting(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    settings = Path(config.path("tune", "settings.json"))
+    settings.parent.mkdir()
+    settings.write_text(json.dumps({"seed": config.seed + 1}))
+    for act in (TuneStage().check, TuneStage().is_done):
+        with pytest.raises(RunStateError, match=rf"{settings.parent}: was made with seed {config.seed + 1}, now "):
+            act(config)
+
+
+def test_a_forecast_counts_trials_iterations_and_rows(make_config: Callable[..., Config]) -> None:
+    forecast = TuneStage().forecast(make_config(tune={"num_trials": 5, "max_iter": 30}))
+    figures = forecast.to_json()
+    assert (figures["trials"], figures["iterations"]) == (5, 30)
+    assert figures["train"] > figures["val"] > 0
+    assert forecast.lines() == [f"5 trials of up to 30 iterations, {figures['val']} validation rows, compared by rmse"]
+
+
+def test_a_summary_names_the_best_trial_and_what_the_search_took() -> None:
+    params = SolverParams(0.001, 10, "cosine", 0, "[]", None, 0.1, True, "own")
+    summary = TuneSummary(4, 1, "rmse", 43.21234, "trial-002", params, 20, 32, "run/tune/best.yaml")
+    first, second = summary.lines()
+    assert first == "4 trials, 1 failed, 20 iterations of 32 without stops"
+    assert second.startswith("best rmse 43.21 by trial trial-002: base_lr 0.001, warmup_iters 10, schedule cosine, ")
+    assert "gamma" not in second
+    figures = json.loads(json.dumps(summary.to_json()))
+    assert list(figures) == [
+        "trials", "failed", "metric", "best", "trial", "params", "iterations", "iterations_without_stops", "config",
+    ]  # fmt: skip
+    assert figures["params"]["gamma"] is None
+
+
+def test_a_trials_note_says_its_state_and_its_settings(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    leave_trial(config, "trial-000", 1.0, {2: 50.0}, end={})
+    leave_trial(config, "trial-001", 2.0, {}, end={"reason": "the loss is no longer finite"})
+    settings = "schedule multistep x0.5 at [6] flip yes recipes own"
+    assert [describe_trial(trial, config) for trial in read_trials(config)] == [
+        f"stopped rmse 50 base_lr 0.001 {settings}",
+        f"failed base_lr 0.002 {settings} reason the loss is no longer finite",
+    ]

@@ -1,0 +1,50 @@
+"""A trial as Ray Tune runs it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import StorageError
+from kp_ray.tuning.records import TrialEnd, read_end, read_start, trial_dir
+from kp_ray.tuning.space import to_point
+from kp_ray.tuning.trainable import build_trainable
+from tests.helpers.searches import leave_log, leave_trial
+
+
+def test_a_trial_records_its_point_and_the_solvers_settings(make_config: Callable[..., Config]) -> None:
+    config = make_config(tune={"num_trials": 1}, train={"num_workers": 2, "ims_per_batch": 2})
+    folder, point = Path(trial_dir(config, "trial-000")), to_point(config.train, config)
+    folder.mkdir(parents=True)
+    (folder / "model_final.pth").touch()  # nothing is left to train
+    build_trainable(config, use_gpu=False)(config={"number": 0, "params": asdict(point)})
+    start = read_start(str(folder))
+    assert start
+    # Detectron2's rule for two workers: half the iterations, twice the learning rate.
+    assert (start.params, start.max_iter, start.solver.base_lr) == (point, 1, 2 * config.train.base_lr)
+
+
+def test_a_trial_that_fails_records_its_reason_and_may_be_tried_again(make_config: Callable[..., Config]) -> None:
+    config = make_config(tune={"num_trials": 1})
+    log = Path(config.path("tune", "log.jsonl"))
+    point = to_point(config.train, config)
+    leave_trial(config, "trial-000", 1.0, {}, params=point, end={"reason": "a node died", "lasting": False})
+    log.write_text('{"cut')
+    with pytest.raises(StorageError, match="damaged") as caught:
+        build_trainable(config, use_gpu=False)(config={"number": 0, "params": asdict(point)})
+    folder = trial_dir(config, "trial-000")
+    assert read_end(folder) == TrialEnd(str(caught.value), lasting=False)
+
+
+def test_a_trial_that_is_over_reports_its_last_evaluation_again(make_config: Callable[..., Config]) -> None:
+    config = make_config(tune={"num_trials": 1, "max_iter": 8})
+    leave_trial(config, "trial-000", 1.0, {2: 50.0, 8: 30.0}, end={})
+    leave_log(config, ("trial-000", 2, 50.0), ("trial-000", 8, 30.0))
+    params = json.loads(Path(trial_dir(config, "trial-000"), "trial.json").read_text())["params"]
+    trial = build_trainable(config, use_gpu=False)(config={"number": 0, "params": params})
+    report = trial.step()
+    assert (report["iteration"], report["rmse"], report["done"]) == (8, 30.0, True)
+    assert report["seconds"] >= 1.0  # what the log has, and since

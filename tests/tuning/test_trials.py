@@ -1,0 +1,67 @@
+"""The tables of trials, and the choice of the best."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from kp_ray.config.load import build_config
+from kp_ray.config.schema import Config
+from kp_ray.tuning.trials import METRICS, choose_best, read_trials, write_tables
+from tests.helpers.searches import leave_log, leave_trial
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """The config of a search whose trials are written by hand."""
+    return build_config({"run_dir": str(tmp_path)})
+
+
+def test_the_best_is_chosen_among_the_trials_that_got_farthest(config: Config) -> None:
+    for began, (name, evaluations) in enumerate({"a": {8: 30.0}, "b": {8: 20.0}, "c": {4: 10.0}}.items()):
+        leave_trial(config, name, began, evaluations)
+    leave_trial(config, "d", 4.0, {8: 1.0}, end={"reason": "the loss is no longer finite"})
+    trials = read_trials(config)
+    best = choose_best(trials, config.tune)
+    assert best
+    assert best.name == "b"
+    largest = choose_best(trials, build_config({"tune": {"metric": "pck_0.1"}}).tune)
+    assert largest
+    assert largest.name == "a"
+    assert choose_best(trials[3:], config.tune) is None
+    assert choose_best([replace(trials[0], value=None)], config.tune) is None
+
+
+def test_the_tables_hold_what_every_trial_left(config: Config, tmp_path: Path) -> None:
+    leave_trial(config, "late", 3.0, {2: 50.0, 4: 40.0})
+    leave_trial(config, "early", 1.0, {2: 60.0, 4: 45.0, 8: 30.0})
+    leave_trial(config, "broken", 2.0, {2: 90.0}, end={"reason": "the loss is no longer finite"})
+    leave_trial(config, "nothing", 4.0, {})
+    leave_log(config, ("late", 2, 50.0), ("late", 4, 40.0))
+    trials = read_trials(config)
+    assert [(trial.name, trial.status, trial.iterations, trial.value) for trial in trials] == [
+        ("early", "finished", 8, 30.0), ("broken", "failed", 2, None), ("late", "stopped", 4, 40.0),
+    ]  # fmt: skip
+    write_tables(config, trials)
+    table = pd.read_csv(tmp_path / "tune" / "trials.csv")
+    assert list(table.seconds.dropna()) == [1.0]
+    assert table.reason[1] == "the loss is no longer finite"
+    parquet = pq.read_table(tmp_path / "tune" / "trials.parquet")
+    assert list(table) == parquet.column_names[: len(table.columns)]
+    assert parquet.column_names[len(table.columns) :] == ["began", "params", "evaluations"]
+    assert json.loads(parquet["params"][0].as_py())["base_lr"] == 0.001
+    assert [evaluation["rmse"] for evaluation in parquet["evaluations"][0].as_py()] == [60.0, 45.0, 30.0]
+    assert set(parquet["evaluations"][0].as_py()[0]) == {"iteration", *METRICS}
+
+
+def test_a_running_trial_is_no_failure_while_it_may_be_retried(config: Config) -> None:
+    leave_trial(config, "trial-000", 1.0, {2: 50.0})
+    leave_trial(config, "trial-001", 2.0, {2: 50.0}, end={"reason": "a node died", "lasting": False})
+    leave_trial(config, "trial-002", 3.0, {})
+    leave_trial(config, "trial-003", 4.0, {2: 9.0}, end={"reason": "the loss"})
+    names = [f"trial-{number:03d}" for number in range(4)]
+    assert [trial.status for trial in read_trials(config, running=names)] == ["running"] * 3 + ["failed"]
+    assert [trial.status for trial in read_trials(config)] == ["stopped", "failed", "failed"]
