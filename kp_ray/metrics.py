@@ -1,15 +1,16 @@
-"""How good predicted keypoints are: RMSE, PCK and OKS-AP, overall, per keypoint and per camera.
+"""Metrics of predicted keypoints: RMSE, PCK and OKS-AP, overall, per keypoint and per camera.
 
-One person an image. Coordinates are OpenCV pixel indices; every figure depends on differences of coordinates only, so
-the +0.5 of continuous coordinates changes none of them. A truth point is labelled when its x and y are finite; what is
-not labelled is left out of every figure. The visibility value itself is not looked at: a labelled point that lies
-outside the picture counts, as it does in the competition.
+One person per image. Coordinates are OpenCV pixel indices; every metric depends on differences of coordinates only, so
+the +0.5 of continuous coordinates changes none of them. A truth point is labelled when its x and y are finite;
+unlabelled points are left out of every metric. The visibility value is ignored: a labelled point outside the picture
+counts, as it does in the competition.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
@@ -17,6 +18,80 @@ from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 PCK_SHARES = (0.05, 0.1)
 OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0.0, 1.0, 101)
+
+Interval = tuple[float, float]
+"""Low and high end of a 95 % confidence interval."""
+
+
+class _Metrics(BaseModel):
+    """Values in pixels or in [0, 1]; None where there is nothing to measure."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, in the order of the fields."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Check and convert what `to_json` gave.
+
+        Raises:
+            ValueError: a value is missing or of another type.
+        """
+        return cls.model_validate(values)
+
+
+class KeypointMetrics(_Metrics):
+    """Metrics of one keypoint in all images.
+
+    Attributes:
+        rmse, rmse_interval, median_px: as in `Evaluation`.
+        pck_005: PCK at 0.05 of the box's longer side; "pck_0.05" in JSON.
+    """
+
+    rmse: float | None
+    rmse_interval: Interval | None
+    median_px: float | None
+    pck_005: float | None = Field(alias="pck_0.05")
+
+
+class CameraMetrics(_Metrics):
+    """Metrics of the images of one camera."""
+
+    num_images: int
+    rmse: float | None
+    rmse_interval: Interval | None
+
+
+class Evaluation(_Metrics):
+    """Metrics of a set of predictions.
+
+    Attributes:
+        num_images: number of images.
+        num_missing: images in which nobody was found.
+        rmse: root of the mean squared error of all labelled x and y, in pixels (the competition's metric).
+        rmse_interval: see `rmse_interval`; None without names of scenes.
+        median_px, p95_px: percentiles of the points' Euclidean errors.
+        pck: for each share a, "0.05" and "0.1": share of the labelled points that lie within a * max(width, height) of
+            the box of the person's labelled truth points.
+        ap, ap50, ap75: OKS-AP as COCO defines it, with width * height of that box as the area.
+        by_keypoint: metrics per keypoint name.
+        by_camera: metrics per camera.
+    """
+
+    num_images: int
+    num_missing: int
+    rmse: float | None
+    rmse_interval: Interval | None
+    median_px: float | None
+    p95_px: float | None
+    pck: dict[str, float | None]
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    by_keypoint: dict[str, KeypointMetrics]
+    by_camera: dict[str, CameraMetrics]
 
 
 def evaluate_keypoints(
@@ -28,28 +103,19 @@ def evaluate_keypoints(
     scores: FloatArray | None = None,
     cameras: Sequence[str] | None = None,
     scenes: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """All figures of a set of predictions, fit for JSON.
+) -> Evaluation:
+    """Compute all metrics of a set of predictions.
 
     Args:
         predicted: (N, K, 3) x, y, score in pixels; every number finite, also where nobody was found (there it is what
             some fallback filled in).
         truth: (N, K, 3) x, y, v in pixels, NaN x and y where unlabelled.
         skeleton: names and sigmas of the K keypoints.
-        found: (N,) whether a person was found. The others count in every error figure and in `num_missing`; for OKS-AP
+        found: (N,) whether a person was found. The others count in every error metric and in `num_missing`; for OKS-AP
             they are not detections. None: all found.
         scores: (N,) of the persons, ranking them for OKS-AP. None: the mean score of a person's keypoints.
         cameras: (N,) names for `by_camera`. None: it stays empty.
         scenes: (N,) names for each `rmse_interval`. None: they are None.
-
-    Returns:
-        `num_images`, `num_missing`; `rmse`: root of the mean squared error of all labelled x and y, in pixels (the
-        competition's metric); `rmse_interval`: see `rmse_interval`; `median_px`, `p95_px` of the points' Euclidean
-        errors; `pck`: per share a of "0.05" and "0.1", how many of the labelled points lie within a * max(width,
-        height) of the person's box, which is that of the labelled truth points; `ap`, `ap50`, `ap75`: OKS-AP as COCO
-        has it, with width * height of the box as the area; `by_keypoint`: name -> `rmse`, `rmse_interval`,
-        `median_px`, `pck_0.05`; `by_camera`: camera -> `num_images`, `rmse`, `rmse_interval`. A figure of nothing is
-        None.
 
     Raises:
         DataError: a predicted number is not finite, or a truth coordinate is infinite.
@@ -63,28 +129,29 @@ def evaluate_keypoints(
     sizes = _box_sizes(truth)
     errors, longest = point_errors(predicted, truth), sizes.max(axis=1)
     precisions = average_precision(oks(predicted, truth, skeleton, sizes.prod(axis=1)), scores, found)
-    return {
-        "num_images": len(predicted),
-        "num_missing": int((~found).sum()),
-        **_rmse_and_interval(errors, scenes),
-        "median_px": _percentile(errors, 50),
-        "p95_px": _percentile(errors, 95),
-        "pck": {str(share): pck(errors, longest, share) for share in PCK_SHARES},
-        "ap": _plain(precisions.mean()),
-        "ap50": _plain(precisions[0]),
-        "ap75": _plain(precisions[5]),
-        "by_keypoint": {name: _of_keypoint(errors[:, [k]], longest, scenes) for k, name in enumerate(skeleton.names)},
-        "by_camera": _by_camera(errors, cameras or (), scenes),
-    }
+    return Evaluation(
+        num_images=len(predicted),
+        num_missing=int((~found).sum()),
+        rmse=rmse(errors),
+        rmse_interval=_interval(errors, scenes),
+        median_px=_percentile(errors, 50),
+        p95_px=_percentile(errors, 95),
+        pck={str(share): pck(errors, longest, share) for share in PCK_SHARES},
+        ap=_none_if_nan(precisions.mean()),
+        ap50=_none_if_nan(precisions[0]),
+        ap75=_none_if_nan(precisions[5]),
+        by_keypoint={name: _keypoint_metrics(errors[:, [k]], longest, scenes) for k, name in enumerate(skeleton.names)},
+        by_camera=_camera_metrics(errors, cameras or (), scenes),
+    )
 
 
 def point_errors(predicted: FloatArray, truth: FloatArray) -> FloatArray:
-    """Euclidean distances (..., K) in pixels between points (..., K, 2+); NaN where the truth is unlabelled."""
+    """Return the Euclidean distances (..., K) in pixels between points (..., K, 2+); NaN where unlabelled."""
     return np.asarray(np.linalg.norm(predicted[..., :2] - truth[..., :2], axis=-1))
 
 
 def rmse(errors: FloatArray) -> float | None:
-    """Root mean square of the *coordinate* errors in pixels, from point errors of any shape (NaN: left out).
+    """Return the root mean square of the *coordinate* errors in pixels, from point errors of any shape (NaN: left out).
 
     A point error d has d^2 = dx^2 + dy^2, so the mean over the 2K coordinates is half the mean of d^2.
     """
@@ -94,15 +161,17 @@ def rmse(errors: FloatArray) -> float | None:
 
 def rmse_interval(
     errors: FloatArray, scenes: Sequence[str], *, share: float = 0.95, num_samples: int = 2000, seed: int = 0
-) -> list[float] | None:
-    """Between which RMSE the middle `share` of bootstrap samples lies: [low, high] in pixels.
+) -> Interval | None:
+    """Compute the bootstrap percentile interval of the RMSE, (low, high) in pixels (Efron and Tibshirani, 1993).
 
-    Whole scenes are drawn, because the frames of one are nearly the same picture (Efron and Tibshirani, 1993, the
-    percentile interval).
+    Whole scenes are resampled, because the frames of a scene are nearly the same picture.
 
     Args:
         errors: (N, K) point errors in pixels, NaN where unlabelled.
-        scenes: (N,).
+        scenes: (N,) names.
+        share: confidence level, the share of the samples inside the interval.
+        num_samples: number of bootstrap samples.
+        seed: seed of the resampling.
 
     Returns:
         None with fewer than two scenes that have a labelled point.
@@ -116,17 +185,18 @@ def rmse_interval(
         return None
     drawn = np.random.default_rng(seed).integers(len(counts), size=(num_samples, len(counts)))
     samples = np.sqrt(squares[drawn].sum(axis=1) / counts[drawn].sum(axis=1) / 2)
-    return [float(bound) for bound in np.quantile(samples, [(1 - share) / 2, (1 + share) / 2])]
+    low, high = np.quantile(samples, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
 
 
 def pck(errors: FloatArray, longest: FloatArray, share: float) -> float | None:
-    """Percentage of correct keypoints, as a share in [0, 1].
+    """Compute the percentage of correct keypoints, as a share in [0, 1].
 
     Args:
         errors: (N, K) point errors in pixels, NaN where unlabelled.
         longest: (N,) the longer side of each person's box in pixels: PCK "of box size" (Yang and Ramanan, 2013). The
             box of a person with one labelled point has size 0, so only an exact hit is correct there.
-        share: of the longer side within which a point is correct.
+        share: share of the longer side within which a point is correct.
     """
     labelled = np.isfinite(errors)
     # NaN compares as not correct.
@@ -134,9 +204,9 @@ def pck(errors: FloatArray, longest: FloatArray, share: float) -> float | None:
 
 
 def oks(predicted: FloatArray, truth: FloatArray, skeleton: Skeleton, areas: FloatArray) -> FloatArray:
-    """Object keypoint similarity (N,) in [0, 1]; NaN for a person with no labelled point.
+    """Compute the object keypoint similarity (N,) in [0, 1]; NaN for a person with no labelled point.
 
-    The mean over the labelled points of exp(-d^2 / (2 area (2 sigma)^2)), as cocodataset.org defines it.
+    It is the mean over the labelled points of exp(-d^2 / (2 area (2 sigma)^2)), as cocodataset.org defines it.
 
     Args:
         predicted, truth: (N, K, 2+) in pixels; truth NaN where unlabelled.
@@ -153,10 +223,10 @@ def oks(predicted: FloatArray, truth: FloatArray, skeleton: Skeleton, areas: Flo
 
 
 def average_precision(similarities: FloatArray, scores: FloatArray, found: BoolArray) -> FloatArray:
-    """Average precision (10,) at each of `OKS_THRESHOLDS`, one person an image, COCO's 101-point interpolation.
+    """Compute the average precision (10,) at each of `OKS_THRESHOLDS` by COCO's 101-point interpolation.
 
-    Equal scores keep the order of the rows, as in pycocotools. A person with no labelled point is neither to be found
-    nor a false alarm, like COCO's ignored annotations.
+    One person per image. Equal scores keep the order of the rows, as in pycocotools. A person with no labelled point is
+    neither a miss nor a false positive, like COCO's ignored annotations.
 
     Args:
         similarities: (N,) OKS, NaN for a person with no labelled point.
@@ -190,22 +260,30 @@ def _box_sizes(truth: FloatArray) -> FloatArray:
     return np.asarray(np.where(labelled.any(axis=1), high - low, 0.0))
 
 
-def _rmse_and_interval(errors: FloatArray, scenes: Sequence[str] | None) -> dict[str, Any]:
-    return {"rmse": rmse(errors), "rmse_interval": rmse_interval(errors, scenes) if scenes is not None else None}
+def _interval(errors: FloatArray, scenes: Sequence[str] | None) -> Interval | None:
+    return rmse_interval(errors, scenes) if scenes is not None else None
 
 
-def _of_keypoint(errors: FloatArray, longest: FloatArray, scenes: Sequence[str] | None) -> dict[str, Any]:
-    middle, share = _percentile(errors, 50), pck(errors, longest, 0.05)
-    return {**_rmse_and_interval(errors, scenes), "median_px": middle, "pck_0.05": share}
+def _keypoint_metrics(errors: FloatArray, longest: FloatArray, scenes: Sequence[str] | None) -> KeypointMetrics:
+    return KeypointMetrics(
+        rmse=rmse(errors),
+        rmse_interval=_interval(errors, scenes),
+        median_px=_percentile(errors, 50),
+        pck_005=pck(errors, longest, 0.05),
+    )
 
 
-def _by_camera(errors: FloatArray, cameras: Sequence[str], scenes: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-    figures = {}
+def _camera_metrics(
+    errors: FloatArray, cameras: Sequence[str], scenes: Sequence[str] | None
+) -> dict[str, CameraMetrics]:
+    metrics = {}
     for name in sorted(set(cameras)):
         rows = [row for row, camera in enumerate(cameras) if camera == name]
-        here = [scenes[row] for row in rows] if scenes is not None else None
-        figures[name] = {"num_images": len(rows), **_rmse_and_interval(errors[rows], here)}
-    return figures
+        camera_scenes = [scenes[row] for row in rows] if scenes is not None else None
+        metrics[name] = CameraMetrics(
+            num_images=len(rows), rmse=rmse(errors[rows]), rmse_interval=_interval(errors[rows], camera_scenes)
+        )
+    return metrics
 
 
 def _percentile(errors: FloatArray, percent: float) -> float | None:
@@ -213,7 +291,7 @@ def _percentile(errors: FloatArray, percent: float) -> float | None:
     return float(np.percentile(known, percent)) if known.size else None
 
 
-def _plain(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""Figures against hand-made cases, plain formulas, and pycocotools."""
+"""Metrics against hand-made cases, plain formulas, and pycocotools."""
 
 import contextlib
 import io
@@ -10,9 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kp_ray.errors import KpRayError
+from kp_ray.errors import DataError
 from kp_ray.keypoints import DACON24, Skeleton
-from kp_ray.metrics import average_precision, evaluate_keypoints, oks, pck, point_errors, rmse, rmse_interval
+from kp_ray.metrics import (
+    Evaluation,
+    average_precision,
+    evaluate_keypoints,
+    oks,
+    pck,
+    point_errors,
+    rmse,
+    rmse_interval,
+)
 
 K = len(DACON24)
 
@@ -78,10 +87,10 @@ def coco_precisions(case: dict[str, Any], skeleton: Skeleton) -> np.ndarray:
 def test_ap_equals_pycocotools(seed: int) -> None:
     case = random_case(seed)
     expected = coco_precisions(case, DACON24)
-    figures = evaluate_keypoints(skeleton=DACON24, **case)
-    assert figures["ap"] == pytest.approx(expected.mean(), abs=1e-6)
-    assert figures["ap50"] == pytest.approx(expected[0], abs=1e-6)
-    assert figures["ap75"] == pytest.approx(expected[5], abs=1e-6)
+    metrics = evaluate_keypoints(skeleton=DACON24, **case)
+    assert metrics.ap == pytest.approx(expected.mean(), abs=1e-6)
+    assert metrics.ap50 == pytest.approx(expected[0], abs=1e-6)
+    assert metrics.ap75 == pytest.approx(expected[5], abs=1e-6)
     assert 0.01 < expected.mean() < 0.99, "a case that cannot tell a right AP from a wrong one"
 
 
@@ -89,11 +98,11 @@ def test_rmse_is_the_competitions_over_all_48_numbers() -> None:
     case = random_case(1)
     truth = np.nan_to_num(case["truth"], nan=300.0)
     difference = (case["predicted"] - truth)[..., :2].reshape(len(truth), 48)
-    figures = evaluate_keypoints(case["predicted"], truth, DACON24)
-    assert figures["rmse"] == pytest.approx(np.sqrt((difference**2).mean()))
+    metrics = evaluate_keypoints(case["predicted"], truth, DACON24)
+    assert metrics.rmse == pytest.approx(np.sqrt((difference**2).mean()))
 
 
-def test_unlabelled_points_change_no_figure() -> None:
+def test_unlabelled_points_change_no_metric() -> None:
     case = random_case(2)
     wild = case["predicted"].copy()
     wild[..., :2][np.isnan(case["truth"][..., :2])] = 1e6
@@ -105,10 +114,10 @@ def test_unlabelled_points_change_no_figure() -> None:
 
 def test_perfect_predictions_score_perfectly() -> None:
     truth = np.nan_to_num(random_case(3)["truth"], nan=100.0)
-    figures = evaluate_keypoints(truth, truth, DACON24)
-    assert figures["rmse"] == figures["median_px"] == figures["p95_px"] == 0
-    assert figures["pck"] == {"0.05": 1, "0.1": 1}
-    assert [figures[name] for name in ("ap", "ap50", "ap75")] == pytest.approx([1, 1, 1])
+    metrics = evaluate_keypoints(truth, truth, DACON24)
+    assert metrics.rmse == metrics.median_px == metrics.p95_px == 0
+    assert metrics.pck == {"0.05": 1, "0.1": 1}
+    assert [metrics.ap, metrics.ap50, metrics.ap75] == pytest.approx([1, 1, 1])
 
 
 def test_a_missing_person_counts_in_rmse_and_lowers_ap() -> None:
@@ -116,10 +125,10 @@ def test_a_missing_person_counts_in_rmse_and_lowers_ap() -> None:
     found = np.arange(10) > 0
     predicted = truth.copy()
     predicted[0, :, :2] += 100
-    figures = evaluate_keypoints(predicted, truth, DACON24, found=found)
-    assert figures["num_missing"] == 1
-    assert figures["rmse"] == pytest.approx(np.sqrt(100**2 / 10))
-    assert figures["ap"] == pytest.approx(91 / 101), "recall stops at 0.9: 91 of the 101 points are reached"
+    metrics = evaluate_keypoints(predicted, truth, DACON24, found=found)
+    assert metrics.num_missing == 1
+    assert metrics.rmse == pytest.approx(np.sqrt(100**2 / 10))
+    assert metrics.ap == pytest.approx(91 / 101), "recall stops at 0.9: 91 of the 101 points are reached"
 
 
 def test_pck_measures_against_the_longer_side_of_the_box() -> None:
@@ -129,11 +138,12 @@ def test_pck_measures_against_the_longer_side_of_the_box() -> None:
     predicted[0, :6, 0] += 19.9  # 0.05 of 400 is 20
     predicted[0, 6:12, 0] += 20.1
     predicted[0, 12:, 0] += 41
-    figures = evaluate_keypoints(predicted, truth, DACON24)
-    assert figures["pck"] == {"0.05": 0.25, "0.1": 0.5}
-    assert figures["by_keypoint"]["nose"]["pck_0.05"] == 1
-    instep = {"rmse": pytest.approx(41 / np.sqrt(2)), "rmse_interval": None, "median_px": 41, "pck_0.05": 0}
-    assert figures["by_keypoint"]["right_instep"] == instep
+    metrics = evaluate_keypoints(predicted, truth, DACON24)
+    assert metrics.pck == {"0.05": 0.25, "0.1": 0.5}
+    assert metrics.by_keypoint["nose"].pck_005 == 1
+    instep = metrics.by_keypoint["right_instep"]
+    assert instep.rmse == pytest.approx(41 / np.sqrt(2))
+    assert (instep.rmse_interval, instep.median_px, instep.pck_005) == (None, 41, 0)
 
 
 def test_sigma_decides_how_much_an_error_costs() -> None:
@@ -146,17 +156,19 @@ def test_sigma_decides_how_much_an_error_costs() -> None:
     assert oks(predicted, truth, skeleton, np.array([10000.0])) == pytest.approx([expected])
 
 
-def test_figures_by_camera_are_those_of_its_images() -> None:
+def test_metrics_by_camera_are_those_of_its_images() -> None:
     case = random_case(5)
     scenes = [str(row % 12) for row in range(60)]
     rows = np.array(case["cameras"]) == "B"
-    figures = evaluate_keypoints(skeleton=DACON24, scenes=scenes, **case)
-    there = [scene for scene, here in zip(scenes, rows, strict=True) if here]
-    alone = evaluate_keypoints(case["predicted"][rows], case["truth"][rows], DACON24, scenes=there)
-    same = {key: alone[key] for key in ("num_images", "rmse", "rmse_interval")}
-    assert figures["by_camera"]["B"] == same
-    assert same["rmse_interval"][0] < same["rmse"] < same["rmse_interval"][1]
-    assert sum(camera["num_images"] for camera in figures["by_camera"].values()) == 60
+    metrics = evaluate_keypoints(skeleton=DACON24, scenes=scenes, **case)
+    scenes_of_b = [scene for scene, is_b in zip(scenes, rows, strict=True) if is_b]
+    alone = evaluate_keypoints(case["predicted"][rows], case["truth"][rows], DACON24, scenes=scenes_of_b)
+    camera = metrics.by_camera["B"]
+    assert (camera.num_images, camera.rmse, camera.rmse_interval) == (
+        alone.num_images, alone.rmse, alone.rmse_interval,
+    )  # fmt: skip
+    assert camera.rmse_interval[0] < camera.rmse < camera.rmse_interval[1]
+    assert sum(camera.num_images for camera in metrics.by_camera.values()) == 60
 
 
 def test_the_interval_is_of_whole_scenes_and_repeats_itself() -> None:
@@ -164,21 +176,21 @@ def test_the_interval_is_of_whole_scenes_and_repeats_itself() -> None:
     level = rng.uniform(2, 20, 10)
     errors = np.abs(rng.normal(size=(200, K))) * np.repeat(level, 20)[:, None]
     scenes = [f"s{i // 20}" for i in range(200)]
-    low, high = rmse_interval(errors, scenes) or [0, 0]
+    low, high = rmse_interval(errors, scenes) or (0, 0)
     assert low < (rmse(errors) or 0) < high
-    assert rmse_interval(errors, scenes) == [low, high]
-    frames_low, frames_high = rmse_interval(errors, [str(i) for i in range(200)]) or [0, 0]
+    assert rmse_interval(errors, scenes) == (low, high)
+    frames_low, frames_high = rmse_interval(errors, [str(i) for i in range(200)]) or (0, 0)
     assert high - low > 2 * (frames_high - frames_low), "frames of a scene are no independent samples"
     order = rng.permutation(200)
-    assert rmse_interval(errors[order], [scenes[i] for i in order]) == pytest.approx([low, high])
+    assert rmse_interval(errors[order], [scenes[i] for i in order]) == pytest.approx((low, high))
 
 
-def test_the_interval_holds_the_true_error_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_error_about_as_often_as_it_claims() -> None:
     held = 0
     for seed in range(100):
         rng = np.random.default_rng(seed)
         scale = rng.uniform(1, 3, 30).repeat(4)[:, None]
-        low, high = rmse_interval(np.sqrt(2) * scale * np.ones((120, 3)), [f"{i // 4}" for i in range(120)]) or [0, 0]
+        low, high = rmse_interval(np.sqrt(2) * scale * np.ones((120, 3)), [f"{i // 4}" for i in range(120)]) or (0, 0)
         held += low <= np.sqrt(13 / 3) <= high  # the root of E[u^2] for u uniform in [1, 3]
     assert 85 <= held <= 99
 
@@ -186,25 +198,53 @@ def test_the_interval_holds_the_true_error_about_as_often_as_it_says() -> None:
 def test_one_scene_has_no_interval() -> None:
     case = random_case(9)
     del case["cameras"]
-    figures = evaluate_keypoints(skeleton=DACON24, **case, scenes=["s"] * 60)
-    assert figures["rmse_interval"] is None
+    metrics = evaluate_keypoints(skeleton=DACON24, **case, scenes=["s"] * 60)
+    assert metrics.rmse_interval is None
     several = evaluate_keypoints(skeleton=DACON24, **case, scenes=["s", "t"] * 30)
-    assert several["rmse_interval"][0] <= several["rmse"] <= several["rmse_interval"][1]
-    assert evaluate_keypoints(skeleton=DACON24, **case)["rmse_interval"] is None
+    assert several.rmse_interval[0] <= several.rmse <= several.rmse_interval[1]
+    assert evaluate_keypoints(skeleton=DACON24, **case).rmse_interval is None
 
 
-def test_nothing_labelled_gives_none_and_json() -> None:
+def test_metrics_of_nothing_labelled_are_none() -> None:
     truth = np.full((3, K, 3), np.nan)
     for num in (0, 3):
-        figures = evaluate_keypoints(np.ones((num, K, 3)), truth[:num], DACON24, cameras=["A"] * num)
-        assert figures["rmse"] is figures["ap"] is figures["median_px"] is figures["pck"]["0.1"] is None
-        assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+        metrics = evaluate_keypoints(np.ones((num, K, 3)), truth[:num], DACON24, cameras=["A"] * num)
+        assert metrics.rmse is metrics.ap is metrics.median_px is metrics.pck["0.1"] is None
+
+
+@pytest.mark.parametrize("num", [0, 60])
+def test_an_evaluation_survives_json(num: int) -> None:
+    case = random_case(10, num=60)
+    case = {name: values[:num] for name, values in case.items()}
+    metrics = evaluate_keypoints(skeleton=DACON24, scenes=[str(row % 12) for row in range(num)], **case)
+    text = json.dumps(metrics.to_json(), allow_nan=False)
+    assert Evaluation.from_json(json.loads(text)) == metrics
+
+
+def test_the_json_of_an_evaluation_has_its_documented_keys() -> None:
+    metrics = evaluate_keypoints(skeleton=DACON24, scenes=["s", "t"] * 30, **random_case(11)).to_json()
+    assert list(metrics) == [
+        "num_images", "num_missing", "rmse", "rmse_interval", "median_px", "p95_px", "pck", "ap", "ap50", "ap75",
+        "by_keypoint", "by_camera",
+    ]  # fmt: skip
+    assert list(metrics["pck"]) == ["0.05", "0.1"]
+    assert list(metrics["by_keypoint"]) == list(DACON24.names)
+    assert list(metrics["by_keypoint"]["nose"]) == ["rmse", "rmse_interval", "median_px", "pck_0.05"]
+    assert list(metrics["by_camera"]["A"]) == ["num_images", "rmse", "rmse_interval"]
+    assert isinstance(metrics["rmse_interval"], list)
+
+
+@pytest.mark.parametrize("wrong", [{"rmse": "large"}, {"pck": None}])
+def test_an_evaluation_of_wrong_types_is_refused(wrong: dict[str, Any]) -> None:
+    values = evaluate_keypoints(skeleton=DACON24, **random_case(12)).to_json()
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Evaluation.from_json(values | wrong)
 
 
 def test_nobody_found_is_ap_zero_not_undefined() -> None:
     case = random_case(6)
-    figures = evaluate_keypoints(skeleton=DACON24, **{**case, "found": np.zeros(60, dtype=bool)})
-    assert (figures["ap"], figures["num_missing"]) == (0, 60)
+    metrics = evaluate_keypoints(skeleton=DACON24, **{**case, "found": np.zeros(60, dtype=bool)})
+    assert (metrics.ap, metrics.num_missing) == (0, 60)
 
 
 @pytest.mark.parametrize("column", [0, 1, 2])
@@ -212,7 +252,7 @@ def test_nobody_found_is_ap_zero_not_undefined() -> None:
 def test_a_prediction_that_is_no_number_is_refused(column: int, value: float) -> None:
     case = random_case(7)
     case["predicted"][4, 2, column] = value
-    with pytest.raises(KpRayError, match=r"row 4: .* right_eye") as error:
+    with pytest.raises(DataError, match=r"row 4: .* right_eye") as error:
         evaluate_keypoints(skeleton=DACON24, **case)
     assert "\n" not in str(error.value)
 

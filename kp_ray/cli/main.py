@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -179,7 +179,7 @@ def _heed_interrupt() -> None:
 
 
 @contextlib.contextmanager
-def _progress(verb: str) -> Iterator[Callable[[str, int, int, str], None]]:
+def _progress(verb: str) -> Iterator[Any]:
     """Rows of progress: bars in a terminal, a line every ten seconds elsewhere. Call with (row, done, total, note)."""
     if console.is_terminal:
         columns = [
@@ -469,31 +469,20 @@ def predict(
     if dry_run:
         _foresee("predict", loaded, as_json)
         return
-    from kp_ray.prediction.run import is_finished
+    from kp_ray.prediction.stage import PredictStage
 
-    with contextlib.nullcontext() if is_finished(loaded) else _cluster(loaded):
+    with contextlib.nullcontext() if PredictStage().is_done(loaded) else _cluster(loaded):
         result = _predict(loaded)
     next_step = "evaluate" if loaded.data.truth else "report"
     _finish(result, result.pop("lines"), f"kp-ray {next_step} {config}", as_json)
 
 
 def _predict(config: Config) -> dict[str, Any]:
-    from kp_ray.prediction.run import predict as run
+    from kp_ray.prediction.stage import PredictStage
 
     with _progress("predict") as show:
-        result = run(config, lambda done, total: show("", done, total, ""))
-    lines = [f"{result['images']} images by {len(result['members'])} members: {result['submission']}"]
-    if result["filled"] or result["unusable"]:
-        told = ", ".join(f"{count} by {how}" for how, count in result["fallbacks"].items()) or "none"
-        details = config.path("predict.json")
-        lines.append(f"filled in: {told}; {result['unusable']} unusable images; listed in {details}")
-    people = result["people"]
-    if people["several"]:
-        lines.append(
-            f"several people in {people['several']} answers; person: {people['rule']} took another than the best score "
-            f"in {people['other_than_best_score']}"
-        )
-    return {**result, "lines": lines}
+        summary = PredictStage().run(config, show)
+    return {**summary.to_json(), "lines": summary.lines()}
 
 
 @app.command()
@@ -505,9 +494,10 @@ def evaluate(
 ) -> None:
     """Score the predictions, or any submission, against data.truth."""
     loaded = _load(config, sets)
-    from kp_ray.prediction.evaluate import evaluate as run
+    from kp_ray.prediction.stage import EvaluateStage
+    from kp_ray.stage import no_progress
 
-    result = run(loaded, submission)
+    result = EvaluateStage(submission).run(loaded, no_progress).to_json()
     Console(highlight=False).print(_metrics_table({"submission": result} if submission else _rows_of(result)))
     lines = []
     if interval := result["rmse_interval"]:
@@ -610,7 +600,7 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
     if loaded.predict.images is None:
         loaded.require_input("test_images")
     planned = plan(loaded)
-    from kp_ray.prediction.evaluate import evaluate as run_evaluate
+    from kp_ray.prediction.evaluate import evaluate_run
     from kp_ray.reporting.page import write_report
     from kp_ray.store.write import is_finished as is_stored
     from kp_ray.training.run import check_settings
@@ -637,7 +627,7 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
         predicted = _predict(loaded)
         _finish({}, predicted.pop("lines"), None, False)
     labelled = loaded.data.truth or (loaded.predict.images or "").startswith("store:")
-    evaluation = run_evaluate(loaded) if labelled else None
+    evaluation = evaluate_run(loaded).to_json() if labelled else None
     target = write_report(loaded)
     result = {"augment": made, "predict": predicted, "report": target, "submission": predicted["submission"]}
     out = Console(highlight=False)

@@ -268,9 +268,8 @@ class PredictConfig(_Section):
     person: Literal["score", "largest", "track"] = "track"
     """Which of several people: best score, largest box, or best score times closeness to the clip's track."""
     fusion: Literal["mean", "median", "score"] = "mean"
-    weights: Literal["equal", "fitted"] | dict[str, float | dict[str, float]] = "equal"
-    """Of the members: equal, fitted on the store's validation scenes, or {member: weight or {keypoint: weight}}; what
-    is not named weighs 1."""
+    weights: Literal["equal"] | dict[str, float | dict[str, float]] = "equal"
+    """Weights of the members: equal, or {member: weight or {keypoint: weight}}; what is not named weighs 1."""
     reject_sigmas: Annotated[float, Field(gt=0)] | None = None
     """Drop a member's point farther than this many robust sigmas from the members' median; None: keep all."""
     smooth_frames: Annotated[float, Field(gt=0)] | None = None

@@ -1,6 +1,7 @@
-"""Several models' predictions -> one: choose the person, mask who found nobody, combine, fill, smooth.
+"""Fuse several members' predictions of the same images into one per image.
 
-Coordinates are OpenCV pixel indices. Fusing does not depend on the order of the members, to the last bit.
+Members that found nobody are left out, outliers are rejected, the rest is averaged; missing images are filled and clips
+smoothed. Coordinates are OpenCV pixel indices. The result is bit-identical for any order of the members.
 """
 
 from collections.abc import Sequence
@@ -14,21 +15,22 @@ from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray
 
 SCALE_FLOOR_PX = 2.0
-"""Smallest robust sigma: members that differ by a few pixels agree, however closely the others coincide."""
-_MAD_TO_SIGMA = 1.4826  # of a normal distribution
+"""Smallest robust sigma in pixels: a member a few pixels off is no outlier, however closely the others agree."""
+_MAD_TO_SIGMA = 1.4826
+"""Standard deviation of a normal distribution over its median absolute deviation."""
 Method = Literal["mean", "median", "score"]
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """What `fuse_clips` made of N images.
+    """The fused predictions of N images.
 
     Attributes:
         keypoints: (N, K, 3) x, y, score in pixels; finite everywhere.
-        found: (N,) whether some member was sure of a person.
-        how: where the points of each row came from: "" (members that were sure), "low score" (members that were not),
-            "frame <number>" and "mean pose" (see `fill_missing`), or "zeros".
-        rejected: (M,) how many points of each member were dropped as outliers.
+        found: (N,) whether a member found a person above the upper threshold.
+        how: N texts that name the source of each image's points: "" (members above the upper threshold), "low score"
+            (members between the thresholds), "frame <number>" or "mean pose" (see `fill_missing`), or "zeros".
+        rejected: (M,) number of points of each member that were dropped as outliers.
     """
 
     keypoints: FloatArray
@@ -52,52 +54,55 @@ def fuse_clips(
     mean_pose: FloatArray | None = None,
     smooth_frames: float | None = None,
 ) -> Fusion:
-    """One prediction an image of M members' for N images, whatever it takes: the fallbacks are told in `how`.
+    """Fuse M members' predictions into one per image; fallbacks are reported in `how`.
 
-    Members sure of a person are fused; where none is, those that are not; where nobody found anyone, `missing` decides
-    between `fill_missing` and zeros. Then `smooth_clips`.
+    Members whose person scores above the upper threshold are fused; where there are none, those above the lower one;
+    where there are none either, `missing` decides between `fill_missing` and zeros. Then clips are smoothed.
 
     Args:
-        keypoints: (M, N, K, 3) x, y, score in pixels; anything where the person's score is 0.
+        keypoints: (M, N, K, 3) x, y, score in pixels; any values where the person's score is 0.
         scores: (M, N) of the persons, 0 where a member found nobody.
         scenes, cameras, frames: (N,) of the images.
-        thresholds: of the person's score: sure, and unsure.
-        method, weights, reject_sigmas: as in `fuse`; the persons' scores go into method "score".
+        thresholds: upper and lower threshold of the person's score.
+        method, weights, reject_sigmas: as in `fuse`; method "score" uses the persons' scores.
+        missing: "fill" or "zeros".
         mean_pose: (K, 2), as in `fill_missing`.
-        smooth_frames: None does not smooth.
+        smooth_frames: `sigma_frames` of `smooth_clips`; None does not smooth.
 
     Raises:
         DataError: as `fuse` and `fill_missing`.
     """
-    found, sure = select_detections(scores, thresholds)
-    points, seen = fuse(
-        keypoints, found, method=method, person_scores=scores, weights=weights, reject_sigmas=reject_sigmas
+    selected, has_high_score = select_detections(scores, thresholds)
+    points, found = fuse(
+        keypoints, selected, method=method, person_scores=scores, weights=weights, reject_sigmas=reject_sigmas
     )
-    before, after = (participants(keypoints, found, weights, sigmas) for sigmas in (None, reject_sigmas))
+    before, after = (participants(keypoints, selected, weights, sigmas) for sigmas in (None, reject_sigmas))
     rejected = (before & ~after).sum(axis=(1, 2))
     if missing == "zeros":
-        points, how = np.where(seen[:, None, None], points, 0.0), ["" if one else "zeros" for one in seen.tolist()]
+        points = np.where(found[:, None, None], points, 0.0)
+        how = ["" if was_found else "zeros" for was_found in found.tolist()]
     else:
-        points, how = fill_missing(points, seen, scenes, cameras, frames, mean_pose=mean_pose)
+        points, how = fill_missing(points, found, scenes, cameras, frames, mean_pose=mean_pose)
     if smooth_frames is not None:
-        points = smooth_clips(points, seen, scenes, cameras, frames, smooth_frames)
-    how = ["low score" if low else note for low, note in zip((seen & ~sure).tolist(), how, strict=True)]
-    return Fusion(points, sure, how, rejected.tolist())
+        points = smooth_clips(points, found, scenes, cameras, frames, smooth_frames)
+    is_low = (found & ~has_high_score).tolist()
+    how = ["low score" if low else source for low, source in zip(is_low, how, strict=True)]
+    return Fusion(points, has_high_score, how, rejected.tolist())
 
 
 def select_detections(scores: FloatArray, thresholds: tuple[float, float]) -> tuple[BoolArray, BoolArray]:
-    """Whose person counts (M, N): of the members that are sure, or, where none is, of those that are not.
+    """Select the persons to fuse: those above the upper threshold; in an image without any, those above the lower.
 
     Args:
         scores: (M, N) of the persons, 0 where a member found nobody.
-        thresholds: of the score: sure, and unsure.
+        thresholds: upper and lower threshold of the score.
 
     Returns:
-        That, and in which images (N,) some member is sure.
+        The selection (M, N), and in which images (N,) a score reaches the upper threshold.
     """
-    sure, unsure = ((scores >= threshold) & (scores > 0) for threshold in thresholds)
-    some_sure = np.asarray(sure.any(axis=0))
-    return np.where(some_sure, sure, sure | unsure), some_sure
+    high, low = ((scores >= threshold) & (scores > 0) for threshold in thresholds)
+    any_high = np.asarray(high.any(axis=0))
+    return np.where(any_high, high, high | low), any_high
 
 
 def fuse(
@@ -109,24 +114,23 @@ def fuse(
     weights: FloatArray | None = None,
     reject_sigmas: float | None = None,
 ) -> tuple[FloatArray, BoolArray]:
-    """One prediction an image out of those of M members.
+    """Fuse M members' predictions into one per image, NaN where no member found anyone.
 
-    A member that found nobody in an image takes no part in it. Of the others, those farther from the members' median
-    than `reject_sigmas` robust sigmas are dropped, point by point (see `inliers`). The rest is combined column by
-    column, the scores like the coordinates.
+    A member that found nobody in an image is left out there. Points farther from the members' median than
+    `reject_sigmas` robust sigmas are dropped (see `inliers`). The rest is combined column by column, the scores like
+    the coordinates.
 
     Args:
-        keypoints: (M, N, K, 3) x, y, score in pixels; anything, also NaN, where `found` is False.
+        keypoints: (M, N, K, 3) x, y, score in pixels; any values, also NaN, where `found` is False.
         found: (M, N) whether a member found a person in an image.
-        method: weighted mean, weighted median, or mean weighted by keypoint score * person score as well.
+        method: "mean", weighted; "median", weighted; "score", mean weighted by keypoint score * person score as well.
         person_scores: (M, N) not negative, for method "score"; None: 1.
-        weights: (M,) or (M, K), not negative; None: equal. A member with weight 0 counts only where none with
+        weights: (M,) or (M, K), not negative; None: equal. A member with weight 0 counts only where no member with
             weight found someone.
         reject_sigmas: None keeps every point.
 
     Returns:
-        keypoints (N, K, 3), NaN where no member found anyone, and found (N,). Where one member alone found someone,
-        its answer unchanged.
+        keypoints (N, K, 3), and found (N,). Where a single member found someone, its keypoints unchanged.
 
     Raises:
         DataError: a found person has a number that is not finite, or a score or weight is negative or not finite.
@@ -137,35 +141,35 @@ def fuse(
     keypoints, found = np.asarray(keypoints, dtype=float), np.asarray(found, dtype=bool)
     _check_members(keypoints, found)
     shares = np.broadcast_to(_member_weights(weights, keypoints), keypoints.shape[:3])
-    taking_part = participants(keypoints, found, weights, reject_sigmas)
+    is_used = participants(keypoints, found, weights, reject_sigmas)
     if method == "score":
         persons = np.ones(found.shape) if person_scores is None else np.asarray(person_scores, dtype=float)
         scores = np.where(found[..., None], persons[..., None] * keypoints[..., 2], 0.0)
         _check_weights("scores", scores)
         shares = shares * scores
-    shares = np.where(taking_part, shares, 0.0)
-    # Members whose weights are all zero count equally.
-    shares = np.where(shares.any(axis=0), shares, taking_part)
+    shares = np.where(is_used, shares, 0.0)
+    # Where all weights are zero, members count equally.
+    shares = np.where(shares.any(axis=0), shares, is_used)
 
     combine = _weighted_median if method == "median" else _weighted_mean
     found_by_any = np.asarray(found.any(axis=0))
     fused = np.full(keypoints.shape[1:], np.nan)
     fused[found_by_any] = combine(
-        np.where(taking_part[..., None], keypoints, np.inf)[:, found_by_any], shares[:, found_by_any, :, None]
+        np.where(is_used[..., None], keypoints, np.inf)[:, found_by_any], shares[:, found_by_any, :, None]
     )
     return fused, found_by_any
 
 
 def inliers(points: FloatArray, reject_sigmas: float) -> BoolArray:
-    """Which members' points (M, N, K) stand near enough to the others'.
+    """Find the members' points (M, N, K) that are no outliers.
 
     The distance of each point from the members' per-coordinate median is compared with a robust sigma: 1.4826 times
     the median of those distances (the MAD of a normal distribution), at least `SCALE_FLOOR_PX`. The nearer half is
     always kept. With fewer than three members there is no majority, so nothing is rejected.
 
     Args:
-        points: (M, N, K, 2+) x, y in pixels; NaN takes no part and is no inlier.
-        reject_sigmas: positive.
+        points: (M, N, K, 2+) x, y in pixels; NaN is ignored and is no inlier.
+        reject_sigmas: number of robust sigmas beyond which a point is an outlier; positive.
     """
     if not reject_sigmas > 0:
         raise ValueError(f"reject_sigmas must be positive, got {reject_sigmas}")
@@ -184,7 +188,7 @@ def _check_members(keypoints: FloatArray, found: BoolArray) -> None:
     wrong = np.argwhere(found & ~np.isfinite(keypoints).all(axis=(2, 3)))
     if len(wrong):
         member, row = wrong[0]
-        raise DataError(f"member {member}: row {row}: a number of the person found is not finite: predict it again")
+        raise DataError(f"member {member}: row {row}: a number of a person that was found is not finite: predict again")
 
 
 def _check_weights(name: str, values: FloatArray) -> None:
@@ -204,21 +208,21 @@ def _member_weights(weights: FloatArray | None, keypoints: FloatArray) -> FloatA
 def participants(
     keypoints: FloatArray, found: BoolArray, weights: FloatArray | None, reject_sigmas: float | None
 ) -> BoolArray:
-    """Which points (M, N, K) are combined: of members that found someone, have weight and are not rejected."""
+    """Find the points (M, N, K) to combine: of members that found someone, have weight and are not rejected."""
     shares = np.broadcast_to(_member_weights(weights, keypoints), keypoints.shape[:3])
     present = np.broadcast_to(found[:, :, None], shares.shape)
-    taking_part = _unless_none_left(present & (shares > 0), present)
+    weighted = present & (shares > 0)
+    is_used = np.asarray(np.where(weighted.any(axis=0), weighted, present))
     if reject_sigmas is None:
-        return taking_part
-    return inliers(np.where(taking_part[..., None], keypoints, np.nan), reject_sigmas)
-
-
-def _unless_none_left(chosen: BoolArray, otherwise: BoolArray) -> BoolArray:
-    return np.asarray(np.where(chosen.any(axis=0), chosen, otherwise))
+        return is_used
+    return inliers(np.where(is_used[..., None], keypoints, np.nan), reject_sigmas)
 
 
 def _sorted_by_value(values: FloatArray, weights: FloatArray | BoolArray) -> tuple[FloatArray, FloatArray]:
-    """Values (M, ...) in rising order, infinite ones last, with their weights: the members' order leaves no trace."""
+    """Sort values (M, ...) over the members, infinite ones last, with their weights.
+
+    Sums over sorted values round alike for any order of the members.
+    """
     shares = np.broadcast_to(np.asarray(weights, dtype=float), values.shape)
     order = np.lexsort((shares, values), axis=0)
     return np.take_along_axis(values, order, axis=0), np.take_along_axis(shares, order, axis=0)
@@ -226,13 +230,13 @@ def _sorted_by_value(values: FloatArray, weights: FloatArray | BoolArray) -> tup
 
 def _weighted_mean(values: FloatArray, weights: FloatArray) -> FloatArray:
     values, weights = _sorted_by_value(values, weights)
-    # Measured from the smallest value, so that equal values, or a single one, come out unchanged.
+    # Offsets from the smallest value: equal values, or a single one, come out unchanged.
     offsets = np.where(np.isfinite(values), values - values[0], 0.0)
     return np.asarray(values[0] + (weights * offsets).sum(axis=0) / weights.sum(axis=0))
 
 
 def _weighted_median(values: FloatArray, weights: FloatArray | BoolArray) -> FloatArray:
-    """Where half the weight lies on either side, the middle of two values if the halves are equal; no weight: inf."""
+    """Return the value with half the weight on either side; of two such values the middle; without weight, inf."""
     values, weights = _sorted_by_value(values, weights)
     reached = np.cumsum(weights, axis=0)
     half = reached[-1] / 2

@@ -1,6 +1,7 @@
-"""Choose one person of several that were found."""
+"""Choose one person where a member found several in an image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -10,68 +11,75 @@ from kp_ray.ensemble.temporal import frame_numbers, rows_by_clip
 from kp_ray.keypoints import FloatArray
 
 TRACK_FRAMES = 8
-"""How many of a clip's nearest frames say where its person is."""
+"""Number of a clip's nearest other frames that locate its person."""
+PersonRule = Literal["score", "largest", "track"]
+
+
+@dataclass(frozen=True)
+class ChosenPeople:
+    """The chosen persons.
+
+    Attributes:
+        people: their indices in rising order, one per group.
+        several: number of groups with several people to choose from.
+        other_than_best_score: number of those in which another than the best-scoring person was chosen.
+    """
+
+    people: list[int]
+    several: int
+    other_than_best_score: int
 
 
 def choose_people(
-    rows: Sequence[int],
+    images: Sequence[int],
+    groups: Sequence[int],
     boxes: FloatArray,
     scores: FloatArray,
     scenes: Sequence[str],
     cameras: Sequence[str],
     frames: Sequence[int | None],
     *,
-    asked: Sequence[int],
-    rule: Literal["score", "largest", "track"],
+    rule: PersonRule,
     threshold: float,
-) -> tuple[list[int], int, int]:
-    """The one person of each answer, an answer being what one member said of one image.
+) -> ChosenPeople:
+    """Choose one of P people per group, a group being the people that one member found in one image.
 
-    People below `threshold` are looked at only in an answer that has none above it. A clip's track at an image is the
+    People below `threshold` are candidates only in a group that has none above it. A clip's track at an image is the
     median of the best-scoring boxes, of all members, in its `TRACK_FRAMES` nearest other frames. Closeness is
     exp(-d / s): d the mean distance of the box's two corners from the track's, s the longer side of the track's box.
 
     Args:
-        rows: (P,) image of each person, an index into `scenes`.
+        images: (P,) image of each person, an index into `scenes`.
+        groups: (P,) group of each person, any numbers.
         boxes: (P, 4) x1, y1, x2, y2 in pixels.
         scores: (P,).
         scenes, cameras, frames: (N,) of the images.
-        asked: (P,) the answer each person belongs to, any numbers.
-        rule: best score; largest box; or best score times closeness (best score where a clip has no other frame).
-
-    Returns:
-        The chosen persons in rising order, one an answer; in how many answers there were several to choose from; and
-        in how many of those the choice was another than the best score.
+        rule: "score" chooses the best score; "largest" the largest box; "track" the best score times closeness, or the
+            best score where a clip has no other frame.
+        threshold: of the score.
     """
-    answers: dict[int, list[int]] = {}
-    for person, answer in enumerate(asked):
-        answers.setdefault(answer, []).append(person)
-    best = {answer: max(people, key=lambda one: (scores[one], -one)) for answer, people in answers.items()}
-    numbers = frame_numbers(frames)
-    boxes_of: dict[int, list[FloatArray]] = {}
-    for person in best.values():
-        boxes_of.setdefault(rows[person], []).append(boxes[person])
-    seen = np.zeros(len(scenes), dtype=bool)
-    seen[list(boxes_of)] = True
-    clips = rows_by_clip(scenes, cameras, numbers, seen)
+    people_by_group: dict[int, list[int]] = {}
+    for person, group in enumerate(groups):
+        people_by_group.setdefault(group, []).append(person)
+    best = {group: max(people, key=lambda i: (scores[i], -i)) for group, people in people_by_group.items()}
+    tracks = _Tracks([images[person] for person in best.values()], boxes[list(best.values())], scenes, cameras, frames)
     chosen, several, changed = [], 0, 0
-    for answer, people in answers.items():
-        choice = best[answer]
-        sure = [one for one in people if scores[one] >= threshold] or people
-        if len(sure) > 1:
+    for group, people in people_by_group.items():
+        choice = best[group]
+        candidates = [person for person in people if scores[person] >= threshold] or people
+        if len(candidates) > 1:
             several += 1
-            image = rows[choice]
-            track = None
-            if rule == "track":
-                track = _track(clips.get((scenes[image], cameras[image])), image, numbers, boxes_of)
-            worth = _worth(boxes[sure], scores[sure], rule, track)
-            choice = sure[int(worth.argmax())] if worth.max() > worth[sure.index(choice)] else choice
-            changed += choice != best[answer]
+            track = tracks.find(images[choice]) if rule == "track" else None
+            values = _rate(boxes[candidates], scores[candidates], rule, track)
+            if values.max() > values[candidates.index(choice)]:  # the best score wins a tie
+                choice = candidates[int(values.argmax())]
+            changed += choice != best[group]
         chosen.append(choice)
-    return sorted(chosen), several, changed
+    return ChosenPeople(sorted(chosen), several, changed)
 
 
-def _worth(boxes: FloatArray, scores: FloatArray, rule: str, track: FloatArray | None) -> FloatArray:
+def _rate(boxes: FloatArray, scores: FloatArray, rule: PersonRule, track: FloatArray | None) -> FloatArray:
+    """Rate candidates (C,): the highest is chosen."""
     if rule == "largest":
         return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     if track is None:
@@ -80,11 +88,33 @@ def _worth(boxes: FloatArray, scores: FloatArray, rule: str, track: FloatArray |
     return np.asarray(scores * np.exp(-distance / max(*(track[2:] - track[:2]), 1.0)))
 
 
-def _track(
-    clip: npt.NDArray[np.intp] | None, image: int, numbers: FloatArray, boxes_of: dict[int, list[FloatArray]]
-) -> FloatArray | None:
-    others = clip[clip != image] if clip is not None else np.empty(0, dtype=np.intp)
-    if not len(others):
-        return None
-    near = others[np.argsort(np.abs(numbers[others] - numbers[image]), kind="stable")[:TRACK_FRAMES]]
-    return np.asarray(np.median([box for row in near.tolist() for box in boxes_of[row]], axis=0))
+class _Tracks:
+    """The box that a clip's near frames suggest for an image."""
+
+    def __init__(
+        self,
+        images: Sequence[int],
+        boxes: FloatArray,
+        scenes: Sequence[str],
+        cameras: Sequence[str],
+        frames: Sequence[int | None],
+    ) -> None:
+        self.scenes, self.cameras, self.numbers = scenes, cameras, frame_numbers(frames)
+        self.boxes: dict[int, list[FloatArray]] = {}
+        for image, box in zip(images, boxes, strict=True):
+            self.boxes.setdefault(image, []).append(box)
+        has_person = np.zeros(len(scenes), dtype=bool)
+        has_person[list(self.boxes)] = True
+        self.clips: Mapping[tuple[str, str], npt.NDArray[np.intp]] = rows_by_clip(
+            scenes, cameras, self.numbers, has_person
+        )
+
+    def find(self, image: int) -> FloatArray | None:
+        """Return the median box (4,) of the nearest other frames; None if the image's clip has none."""
+        clip = self.clips.get((self.scenes[image], self.cameras[image]), np.empty(0, dtype=np.intp))
+        others = clip[clip != image]
+        if not len(others):
+            return None
+        distances = np.abs(self.numbers[others] - self.numbers[image])
+        near = others[np.argsort(distances, kind="stable")[:TRACK_FRAMES]]
+        return np.asarray(np.median([box for row in near.tolist() for box in self.boxes[row]], axis=0))

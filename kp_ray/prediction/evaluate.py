@@ -1,9 +1,7 @@
-"""Score predictions or a submission against the truth."""
+"""Score the run's predictions, or a submission, against the truth."""
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
@@ -11,121 +9,178 @@ from kp_ray.config.schema import Config
 from kp_ray.data.annotations import parse_name, reorder_keypoints
 from kp_ray.data.load import load_annotations
 from kp_ray.data.submission import read_sample_submission, read_submission
-from kp_ray.errors import KpRayError, RunStateError
+from kp_ray.errors import DataError, KpRayError
+from kp_ray.images import probe
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.prediction.fuse import (
-    form_of,
-    fuse_predictions,
-    read_run_predictions,
-    skeleton_of_run,
-    store_truth,
-    weights_of,
+from kp_ray.prediction.fuse import fuse_predictions, list_filled, read_run_predictions
+from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
+from kp_ray.prediction.predictions import Predictions
+from kp_ray.prediction.records import (
+    FusionEvaluation,
+    ImageError,
+    RunEvaluation,
+    SubmissionEvaluation,
+    write_evaluation,
 )
-from kp_ray.prediction.predictor import _Picture
-from kp_ray.storage import exists, join, read_bytes, write_bytes
+from kp_ray.storage import exists, join, read_bytes
+from kp_ray.store.read import read_table
+
+NUM_WORST = 12
+"""Number of images listed as the worst."""
+Truth = dict[str, FloatArray]
+"""Image -> keypoints (K, 3) x, y, v in pixels; x and y are NaN where unlabelled."""
 
 
-def evaluate(config: Config, submission: str | None = None) -> dict[str, Any]:
-    """Score the submission, and each member alone, against the truth; writes `evaluation.json`.
+def evaluate_run(config: Config) -> RunEvaluation:
+    """Score the ensemble and each member alone, and write `evaluation.json`.
 
     The truth is `data.truth`, or the store's labels when `predict.images` is one of its splits.
 
-    Args:
-        submission: another submission CSV to score instead of the run's predictions; nothing is written then.
-
-    Returns:
-        The content of `evaluation.json`: the figures of `evaluate_keypoints` for the ensemble, `worst`, `filled`, and
-        `members` with the same figures for each.
-
     Raises:
-        RunStateError: no truth, no predictions, or an invalid submission.
+        ConfigError: there is no truth.
+        StorageError: there are no predictions.
+        DataError: the truth is invalid, or names none of the predicted images.
     """
-    truth_of, skeleton = _truth(config)
-    if submission is not None:
-        # The run's own has the form's rows only if that decided what was predicted.
-        whole = form_of(config) if config.predict.images is None else None
-        form = whole or read_sample_submission(submission)
-        lacking = [] if whole or config.predict.images is not None else sorted(set(truth_of) - set(form.images))
-        if lacking:
-            raise RunStateError(
-                f"{submission}: {lacking[0]} of data.truth is missing, {len(lacking)} in all: add its row"
-            )
-        zeros = config.predict.missing == "zeros"
-        xy = read_submission(submission, form, skeleton, size=_frame_sizes(config, form.images), allow_zeros=zeros)
-        keypoints = np.concatenate([xy, np.ones((*xy.shape[:2], 1))], axis=2)
-        return _figures(form.images, keypoints, truth_of, skeleton, None, None)
+    truth, skeleton = read_truth(config)
     predictions = read_run_predictions(config, skeleton)
-    weights, _ = weights_of(config, predictions.members, skeleton)
-    results = {}
-    everyone = list(range(len(predictions.members)))
-    for name, members in [("", everyone), *((name, [i]) for i, name in enumerate(predictions.members))]:
-        fusion = fuse_predictions(config, predictions, members, weights if members == everyone else None)
-        scores = predictions.scores[members].max(axis=0)
-        results[name] = _figures(predictions.images, fusion.keypoints, truth_of, skeleton, fusion.found, scores)
-        results[name]["filled"] = [
-            {"image": image, "how": note} for image, note in zip(predictions.images, fusion.how, strict=True) if note
-        ]
-    evaluation = {**results.pop(""), "members": results}
-    write_bytes(config.path("evaluation.json"), (json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n").encode())
+    weights = resolve_weights(config, predictions.members, skeleton)
+    everyone = range(len(predictions.members))
+    ensemble = _evaluate_members(config, predictions, everyone, weights, truth, skeleton)
+    members = {
+        name: _evaluate_members(config, predictions, [i], None if len(everyone) > 1 else weights, truth, skeleton)
+        for i, name in enumerate(predictions.members)
+    }
+    evaluation = RunEvaluation(**dict(ensemble), members=members)
+    write_evaluation(config.path("evaluation.json"), evaluation)
     return evaluation
 
 
-def _truth(config: Config) -> tuple[dict[str, FloatArray], Skeleton]:
-    source = config.predict.images or ""
-    if source.startswith("store:"):
-        skeleton = skeleton_of_run(config, None)
-        return store_truth(config, source.removeprefix("store:"), skeleton), skeleton
-    section, form, path = config.skeleton, form_of(config), config.require_input("truth")
+def evaluate_submission(config: Config, path: str) -> SubmissionEvaluation:
+    """Score a submission CSV; write nothing.
+
+    Args:
+        config: says which images the submission must hold, and where their truth is.
+        path: the CSV, local or remote.
+
+    Raises:
+        ConfigError: there is no truth.
+        DataError: the submission or the truth is invalid, or they have no image in common.
+    """
+    truth, skeleton = read_truth(config)
+    # The sample submission decides the rows only if it decided what was predicted.
+    sample = read_run_sample(config) if config.predict.images is None else None
+    if sample is None:
+        sample = read_sample_submission(path)
+        missing = sorted(set(truth) - set(sample.images)) if config.predict.images is None else []
+        if missing:
+            raise DataError(f"{path}: {missing[0]} of data.truth is missing, {len(missing)} in all: add its row")
+    zeros = config.predict.missing == "zeros"
+    sizes = _read_sizes(config, sample.images)
+    xy = read_submission(path, sample, skeleton, size=sizes, allow_zeros=zeros)
+    keypoints = np.concatenate([xy, np.ones((*xy.shape[:2], 1))], axis=2)
+    return _evaluate(sample.images, keypoints, truth, skeleton, None, None)
+
+
+def read_truth(config: Config) -> tuple[Truth, Skeleton]:
+    """Read the truth of the predicted images, its keypoints in the order of the run's skeleton.
+
+    Raises:
+        ConfigError: `data.truth` is not set, and `predict.images` is no split of the store.
+        DataError: the labels are invalid, or are of other keypoints.
+        StoreError: the store is not there, or is damaged.
+    """
+    images = config.predict.images or ""
+    if images.startswith("store:"):
+        skeleton = resolve_skeleton(config, None)
+        return _read_store_truth(config, images.removeprefix("store:"), skeleton), skeleton
+    section, sample, path = config.skeleton, read_run_sample(config), config.require_input("truth")
     labels = load_annotations(path, flip_pairs=section.flip_pairs, sigmas=section.sigmas)
-    if form is not None or exists(config.path("store", "manifest.json")):
-        labels = reorder_keypoints(labels, skeleton_of_run(config, form), path)
+    if sample is not None or exists(config.path("store", "manifest.json")):
+        labels = reorder_keypoints(labels, resolve_skeleton(config, sample), path)
     return dict(zip(labels.images, labels.keypoints, strict=True)), labels.skeleton
 
 
-def _frame_sizes(config: Config, images: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Width and height of the images that can be opened."""
+def _read_store_truth(config: Config, split: str, skeleton: Skeleton) -> Truth:
+    columns = ["source", "keypoints"]
+    recipes = None if split == "val" else ["Original"]  # a validation split holds nothing else
+    table = read_table(config.path("store"), split=split, recipes=recipes, columns=columns)
+    points = np.array(table["keypoints"].to_pylist(), dtype=np.float64).reshape(len(table), len(skeleton), 3)
+    return dict(zip(table["source"].to_pylist(), points, strict=True))
+
+
+def _read_sizes(config: Config, images: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Read width and height of the images in pixels; (0, 0) for one that cannot be opened."""
     folder = config.data.test_images
     if folder is None:
         return {}
 
-    def look(image: str) -> tuple[int, int]:
+    def read_size(image: str) -> tuple[int, int]:
         try:
-            picture = _Picture(read_bytes(join(folder, image)))
+            info = probe(read_bytes(join(folder, image)))
         except KpRayError:
             return 0, 0
-        return picture.width, picture.height
+        return info.width, info.height
 
     with ThreadPoolExecutor() as pool:
-        return dict(zip(images, pool.map(look, images), strict=True))
+        return dict(zip(images, pool.map(read_size, images), strict=True))
 
 
-def _figures(
+def _evaluate_members(
+    config: Config,
+    predictions: Predictions,
+    members: Sequence[int],
+    weights: FloatArray | None,
+    truth: Truth,
+    skeleton: Skeleton,
+) -> FusionEvaluation:
+    fusion = fuse_predictions(config, predictions, members, weights)
+    scores = predictions.scores[list(members)].max(axis=0)
+    evaluation = _evaluate(predictions.images, fusion.keypoints, truth, skeleton, fusion.found, scores)
+    return FusionEvaluation(**dict(evaluation), filled=list_filled(predictions, fusion))
+
+
+def _evaluate(
     images: Sequence[str],
     keypoints: FloatArray,
-    truth_of: dict[str, FloatArray],
+    truth: Truth,
     skeleton: Skeleton,
     found: BoolArray | None,
     scores: FloatArray | None,
-) -> dict[str, Any]:
-    known = [i for i, image in enumerate(images) if image in truth_of]
+) -> SubmissionEvaluation:
+    """Score the images that have a truth.
+
+    Args:
+        images: N names.
+        keypoints: (N, K, 3) x, y, score in pixels.
+        truth: of any images.
+        skeleton: K keypoints.
+        found, scores: (N,), as in `evaluate_keypoints`.
+
+    Raises:
+        DataError: no image has a truth.
+    """
+    known = [i for i, image in enumerate(images) if image in truth]
     if not known:
-        raise RunStateError("data.truth: names none of the predicted images")
-    truth = np.stack([truth_of[images[i]] for i in known])
+        raise DataError("data.truth: names none of the predicted images")
+    labels = np.stack([truth[images[i]] for i in known])
     scenes, cameras, _ = zip(*(parse_name(images[i]) for i in known), strict=True)
-    predicted = keypoints[known]
-    figures = evaluate_keypoints(
-        predicted,
-        truth,
+    evaluation = evaluate_keypoints(
+        keypoints[known],
+        labels,
         skeleton,
         found=None if found is None else found[known],
         scores=None if scores is None else scores[known],
         cameras=cameras,
         scenes=scenes,
     )
-    squares = (predicted[:, :, :2] - truth[:, :, :2]) ** 2
+    worst = _find_worst([images[i] for i in known], keypoints[known], labels)
+    return SubmissionEvaluation(**dict(evaluation), worst=worst)
+
+
+def _find_worst(images: Sequence[str], predicted: FloatArray, labels: FloatArray) -> tuple[ImageError, ...]:
+    squares = (predicted[:, :, :2] - labels[:, :, :2]) ** 2
     labelled = np.isfinite(squares)
-    per_image = np.sqrt(np.where(labelled, squares, 0).sum(axis=(1, 2)) / np.maximum(labelled.sum(axis=(1, 2)), 1))
-    worst = [i for i in np.argsort(-per_image, kind="stable").tolist() if labelled[i].any()][:12]
-    figures["worst"] = [{"image": images[known[i]], "rmse": float(per_image[i])} for i in worst]
-    return figures
+    rmse = np.sqrt(np.where(labelled, squares, 0).sum(axis=(1, 2)) / np.maximum(labelled.sum(axis=(1, 2)), 1))
+    rows = [i for i in np.argsort(-rmse, kind="stable").tolist() if labelled[i].any()][:NUM_WORST]
+    return tuple(ImageError(image=images[i], rmse=float(rmse[i])) for i in rows)

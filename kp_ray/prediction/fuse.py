@@ -1,177 +1,156 @@
 """Fuse the members' predictions into a submission."""
 
-import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from kp_ray.config.schema import Config
-from kp_ray.data.submission import SampleSubmission, check_same_keypoints, read_sample_submission, write_submission
-from kp_ray.ensemble.fitted import fit_weights
-from kp_ray.ensemble.fusion import Fusion, fuse_clips, select_detections
-from kp_ray.errors import RunStateError
+from kp_ray.data.submission import SampleSubmission, write_submission
+from kp_ray.ensemble.fusion import Fusion, fuse_clips
+from kp_ray.errors import ModelError, RunStateError
 from kp_ray.keypoints import FloatArray, Skeleton
+from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.parts import is_found
-from kp_ray.prediction.predictions import Predictions, check_keypoint_names, read_predictions
-from kp_ray.storage import exists, filesystem, join, read_bytes, read_json, write_bytes
-from kp_ray.store.manifest import read_manifest
-from kp_ray.store.read import read_table
+from kp_ray.prediction.predictions import Predictions, read_predictions
+from kp_ray.prediction.records import (
+    FilledImage,
+    MemberCounts,
+    PredictionDetails,
+    PredictionTime,
+    UnusableImage,
+    WeightsSource,
+    read_details,
+    write_details,
+)
+from kp_ray.storage import delete_file, exists, read_bytes
 
 
-def form_of(config: Config) -> SampleSubmission | None:
-    return read_sample_submission(config.data.sample_submission) if config.data.sample_submission else None
+def read_run_predictions(config: Config, skeleton: Skeleton) -> Predictions:
+    """Read the run's `predictions.parquet`.
 
-
-def skeleton_of_run(config: Config, form: SampleSubmission | None) -> Skeleton:
-    """The members' skeleton: the store's, if it is there; otherwise the form's."""
-    store = config.path("store")
-    names = read_manifest(store).skeleton if form is None or exists(join(store, "manifest.json")) else form.names
-    skeleton = config.build_skeleton(names)
-    if form is not None:
-        check_same_keypoints(form, skeleton)
-    return skeleton
-
-
-def read_run_predictions(config: Config, skeleton: Skeleton, file: str = "predictions.parquet") -> Predictions:
-    """Read the run's predictions and refuse those of another skeleton."""
-    path = config.path(file)
+    Raises:
+        StorageError: it is not there, or is damaged.
+        RunStateError: it holds other keypoints than the skeleton.
+    """
+    path = config.path("predictions.parquet")
     predictions = read_predictions(path)
-    check_keypoint_names(predictions, skeleton, path)
+    if predictions.keypoint_names != skeleton.names:
+        raise RunStateError(f"{path}: holds other keypoints, or the same in another order: run predict again")
     return predictions
 
 
 def fuse_predictions(
     config: Config, predictions: Predictions, members: Sequence[int], weights: FloatArray | None
 ) -> Fusion:
-    """One answer an image of some members, kept inside its frame: filling and smoothing may lead out of it."""
+    """Fuse some members' predictions as `predict` in the config says.
+
+    Points are clipped to the frame of their image, because filling and smoothing may lead out of it.
+
+    Args:
+        config: the run's configuration.
+        predictions: of all members.
+        members: indices of those to fuse.
+        weights: (len(members), K); None: equal.
+    """
     section = config.predict
     keypoints, scores = predictions.keypoints[list(members)], predictions.scores[list(members)]
     fusion = fuse_clips(
-        keypoints, scores, *predictions.places,
-        thresholds=(section.score_threshold, section.fallback_threshold), method=section.fusion, weights=weights,
-        reject_sigmas=section.reject_sigmas, missing=section.missing, smooth_frames=section.smooth_frames,
+        keypoints,
+        scores,
+        *predictions.places,
+        thresholds=(section.score_threshold, section.fallback_threshold),
+        method=section.fusion,
+        weights=weights,
+        reject_sigmas=section.reject_sigmas,
+        missing=section.missing,
+        smooth_frames=section.smooth_frames,
         mean_pose=np.zeros((keypoints.shape[2], 2)),
-    )  # fmt: skip
+    )
     limits = np.array([(w - 1, h - 1) if w and h else (np.inf, np.inf) for w, h in predictions.sizes])[:, None]
     xy = fusion.keypoints[..., :2]
     inside = np.where(np.isfinite(limits), np.clip(xy, 0, limits), xy)
     return replace(fusion, keypoints=np.concatenate([inside, fusion.keypoints[..., 2:]], axis=2))
 
 
-def given_weights(config: Config, members: Sequence[str], skeleton: Skeleton) -> FloatArray | None:
-    """The config's weights (M, K); None if it gives none."""
-    given = config.predict.weights
-    if isinstance(given, str):
-        return None
-    weights = np.ones((len(members), len(skeleton)))
-    for member, value in given.items():
-        if member not in members:
-            raise RunStateError(f"predict.weights: {member}: is no member; train.members has {', '.join(members)}")
-        of_keypoints = value if isinstance(value, dict) else dict.fromkeys(skeleton.names, value)
-        for name, weight in of_keypoints.items():
-            if name not in skeleton.names:
-                raise RunStateError(f"predict.weights: {member}: {name}: is no keypoint of the labels")
-            weights[members.index(member), skeleton.names.index(name)] = weight
-    if not weights.any(axis=0).all():
-        nobody = skeleton.names[int(weights.any(axis=0).argmin())]
-        raise RunStateError(f"predict.weights: every member has weight 0 for {nobody}: give one of them some")
-    return weights
-
-
-def weights_of(config: Config, members: Sequence[str], skeleton: Skeleton) -> tuple[FloatArray | None, dict[str, Any]]:
-    """The weights (M, K) to fuse with, None for equal ones, and what to tell of them."""
-    if config.predict.weights != "fitted":
-        return given_weights(config, members, skeleton), {
-            "chosen": "given" if isinstance(config.predict.weights, dict) else "equal"
-        }
-    known = read_run_predictions(config, skeleton, "val_predictions.parquet")
-    if known.members != tuple(members):
-        raise RunStateError("predict.weights: the validation scenes were predicted by other members: run predict again")
-    truth_of = store_truth(config, "val", skeleton)
-    if not truth_of.keys() >= set(known.images):
-        raise RunStateError("predict.weights: the store holds other validation scenes now: run predict again")
-    section = config.predict
-    fitted = fit_weights(
-        known.keypoints, select_detections(known.scores, (section.score_threshold, section.fallback_threshold))[0],
-        np.stack([truth_of[image] for image in known.images]), known.places[0],
-        method=section.fusion, person_scores=known.scores, reject_sigmas=section.reject_sigmas,
-    )  # fmt: skip
-    by_member = {
-        name: dict(zip(skeleton.names, row, strict=True))
-        for name, row in zip(members, fitted.weights.tolist(), strict=True)
-    }
-    told = {
-        "chosen": fitted.chosen, "val_rmse_equal": fitted.rmse_equal, "val_rmse_fitted": fitted.rmse_fitted,
-        "val_scenes": fitted.num_scenes, "val_images": fitted.num_images, "weights": by_member,
-    }  # fmt: skip
-    return fitted.weights, told
-
-
-def store_truth(config: Config, split: str, skeleton: Skeleton) -> dict[str, FloatArray]:
-    """Source -> keypoints (K, 3) of the unaugmented pictures; NaN x, y where unlabelled, v 0 also where outside."""
-    columns = ["source", "keypoints"]
-    recipes = None if split == "val" else ["Original"]  # a validation split holds nothing else
-    table = read_table(config.path("store"), split=split, recipes=recipes, columns=columns)
-    points = np.array(table["keypoints"].to_pylist(), dtype=np.float64).reshape(len(table), len(skeleton), 3)
-    return dict(zip(table["source"].to_pylist(), points, strict=True))
-
-
-def write_fused(config: Config, figures: Mapping[str, float]) -> dict[str, Any]:
-    """Fuse `predictions.parquet` into `submission.csv`; `predict.json` tells every fallback.
+def write_fused(config: Config, took: PredictionTime) -> PredictionDetails:
+    """Fuse `predictions.parquet` into `submission.csv` and list every fallback in `predict.json`.
 
     An `evaluation.json` of another submission is deleted.
 
     Args:
-        figures: what predicting took; kept in `predict.json` until images are predicted again.
+        config: the run's configuration.
+        took: cost of predicting; kept in `predict.json` until images are predicted again.
+
+    Returns:
+        The content of `predict.json`.
 
     Raises:
-        RunStateError: there are no predictions, or nobody was found in any image.
+        ModelError: nobody was found in any image.
+        KpRayError: the predictions, the sample submission or the weights do not fit the run.
     """
-    form = form_of(config)
-    skeleton = skeleton_of_run(config, form)
+    sample = read_run_sample(config)
+    skeleton = resolve_skeleton(config, sample)
     predictions = read_run_predictions(config, skeleton)
     if not (predictions.scores > 0).any():
-        raise RunStateError("nobody was found in any image: train longer or lower predict.fallback_threshold")
-    weights, told = weights_of(config, predictions.members, skeleton)
+        raise ModelError("nobody was found in any image: train longer or lower predict.fallback_threshold")
+    weights = resolve_weights(config, predictions.members, skeleton)
     fusion = fuse_predictions(config, predictions, range(len(predictions.members)), weights)
-    columns = form.columns if form else ("image", *skeleton.columns)
-    if form is None or config.predict.images is not None:
-        form = SampleSubmission(predictions.images, columns)
-    target, stale = config.path("submission.csv"), config.path("evaluation.json")
+    has_changed = _write_submission(config, sample, predictions, fusion, skeleton)
+    stale = config.path("evaluation.json")
+    if (took.predicted or has_changed) and exists(stale):
+        delete_file(stale)
+    path = config.path("predict.json")
+    details = _describe(config, predictions, fusion, took)
+    # A run that only tried the unusable images once more keeps the figures of the one that predicted the rest.
+    if took.predicted <= len(details.unusable) and exists(path):
+        details = details.model_copy(update={"took": read_details(path).took})
+    write_details(path, details)
+    return details
+
+
+def _write_submission(
+    config: Config, sample: SampleSubmission | None, predictions: Predictions, fusion: Fusion, skeleton: Skeleton
+) -> bool:
+    """Write `submission.csv`; return whether its content changed."""
+    if sample is None or config.predict.images is not None:  # the sample's rows are not those that were predicted
+        columns = sample.columns if sample else ("image", *skeleton.columns)
+        sample = SampleSubmission(predictions.images, columns)
+    target = config.path("submission.csv")
     before = read_bytes(target) if exists(target) else b""
     sizes = dict(zip(predictions.images, predictions.sizes, strict=True))
     zeros = config.predict.missing == "zeros"
-    write_submission(target, form, predictions.images, fusion.keypoints, skeleton, size=sizes, allow_zeros=zeros)
-    if exists(stale) and (figures["predicted"] or read_bytes(target) != before):
-        fs, inner = filesystem(stale)
-        fs.delete_file(inner)
-    filled = [{"image": image, "how": note} for image, note in zip(predictions.images, fusion.how, strict=True) if note]
-    unusable = [
-        {"image": image, "reason": why}
-        for image, why in zip(predictions.images, predictions.reasons, strict=True)
-        if why
-    ]
-    summary = {"images": len(predictions.images), "members": list(predictions.members)}
-    found, people = is_found(predictions.scores, config), asdict(predictions.person_choices)
-    by_member = {
-        name: {"found": int(found[i].sum()), "rejected_points": fusion.rejected[i]}
-        for i, name in enumerate(predictions.members)
-    }
-    fallbacks = Counter(re.sub(r"^frame \d+$", "near frame", row["how"]) for row in filled)
-    details = {
-        **summary, "by_member": by_member, "people": people, "weights": told, "fallbacks": dict(fallbacks),
-        "filled": filled, "unusable": unusable,
-    }  # fmt: skip
-    path = config.path("predict.json")
-    if figures["predicted"] <= len(unusable) and exists(path):  # those alone were tried again
-        figures = read_json(path, "delete this file").get("took", figures)
-    details["took"] = dict(figures)
-    write_bytes(path, (json.dumps(details, indent=1, ensure_ascii=False) + "\n").encode())
-    return {
-        **summary, "fallbacks": dict(fallbacks), "filled": len(filled), "unusable": len(unusable),
-        "people": people, "weights": told["chosen"], "submission": target,
-    }  # fmt: skip
+    write_submission(target, sample, predictions.images, fusion.keypoints, skeleton, size=sizes, allow_zeros=zeros)
+    return read_bytes(target) != before
+
+
+def list_filled(predictions: Predictions, fusion: Fusion) -> tuple[FilledImage, ...]:
+    """List the images whose keypoints come from a fallback."""
+    return tuple(
+        FilledImage(image=image, how=how) for image, how in zip(predictions.images, fusion.how, strict=True) if how
+    )
+
+
+def _describe(config: Config, predictions: Predictions, fusion: Fusion, took: PredictionTime) -> PredictionDetails:
+    found = is_found(predictions.scores, config).sum(axis=1)
+    filled = list_filled(predictions, fusion)
+    return PredictionDetails(
+        images=len(predictions.images),
+        members=predictions.members,
+        by_member={
+            name: MemberCounts(found=int(found[i]), rejected_points=fusion.rejected[i])
+            for i, name in enumerate(predictions.members)
+        },
+        people=predictions.person_choices,
+        weights=WeightsSource(chosen="equal" if isinstance(config.predict.weights, str) else "given"),
+        fallbacks=dict(Counter(re.sub(r"^frame \d+$", "near frame", row.how) for row in filled)),
+        filled=filled,
+        unusable=tuple(
+            UnusableImage(image=image, reason=reason)
+            for image, reason in zip(predictions.images, predictions.reasons, strict=True)
+            if reason
+        ),
+        took=took,
+    )

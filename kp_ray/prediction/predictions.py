@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from kp_ray.data.annotations import parse_name
-from kp_ray.errors import RunStateError, StorageError
-from kp_ray.keypoints import FloatArray, Skeleton
+from kp_ray.errors import StorageError
+from kp_ray.keypoints import FloatArray
 from kp_ray.storage import exists, read_parquet, write_parquet
 
 NOTE_KEY = b"kp_ray"
@@ -134,18 +134,3 @@ def read_predictions(path: str) -> Predictions:
         sizes=tuple(zip(widths, heights, strict=True)),
         person_choices=choices,
     )
-
-
-def check_keypoint_names(predictions: Predictions, skeleton: Skeleton, path: str) -> None:
-    """Refuse predictions of another skeleton.
-
-    Args:
-        predictions: read from `path`.
-        skeleton: the run's.
-        path: named in the message.
-
-    Raises:
-        RunStateError: the keypoints differ, or their order does.
-    """
-    if predictions.keypoint_names != skeleton.names:
-        raise RunStateError(f"{path}: holds other keypoints, or the same in another order: run predict again")

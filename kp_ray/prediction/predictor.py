@@ -1,161 +1,238 @@
-"""The actor that holds all members and predicts batches of images."""
+"""The Ray actor that holds all members and predicts batches of images."""
 
-import hashlib
 import json
-import pickle
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from detectron2.config import CfgNode
 
+from kp_ray import errors
 from kp_ray.config.schema import Config
 from kp_ray.errors import DataError, KpRayError
+from kp_ray.fingerprint import digest
 from kp_ray.images import decode, probe
 from kp_ray.keypoints import Skeleton, skeleton_for
 from kp_ray.models.decoding import Detection, merge_views, mirror_detection, read_instances
 from kp_ray.models.inputs import to_dataset_dict
 from kp_ray.models.weights import load_member
 from kp_ray.prediction.images import ImageRef
-from kp_ray.prediction.parts import lower_threshold, part_schema
+from kp_ray.prediction.parts import lowest_threshold, part_schema
 from kp_ray.storage import join, read_bytes, write_parquet
 from kp_ray.store.read import RowReader
 
-PEOPLE_KEPT = 5
-"""Of a member and image, by score: what `predict.person` chooses from."""
+MAX_PEOPLE = 5
+"""Maximum number of people kept per member and image, by score; `predict.person` chooses among them."""
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """Result of a batch, as a row of Ray Data.
+
+    An error is returned as data: Ray carries an exception of an actor as text alone.
+
+    Attributes:
+        num_images: number of images whose part is written.
+        began: time at which the batch was begun, in seconds since the epoch.
+        error_class, error_message: of the `KpRayError` that stopped the batch; "" for none.
+    """
+
+    num_images: int
+    began: float
+    error_class: str = ""
+    error_message: str = ""
+
+    def raise_error(self) -> None:
+        """Raise the error that stopped the batch, if there is one."""
+        if self.error_class:
+            raise getattr(errors, self.error_class)(self.error_message)
+
+
+def encode_batch(refs: Sequence[ImageRef]) -> str:
+    """Convert a batch to text for a row of Ray Data."""
+    return json.dumps([asdict(ref) for ref in refs])
 
 
 class Predictor:
-    """Actor: all members, loaded once; writes what they say of a batch of images as a part."""
+    """Actor: loads all members once; writes the people that they find in a batch of images as a part."""
 
     def __init__(
         self, values: dict[str, Any], names: Sequence[str], keypoint_names: Sequence[str], folder: str
     ) -> None:
+        """Load the members; an error in doing so is the result of every batch.
+
+        Args:
+            values: `Config.to_dict()`.
+            names: M members.
+            keypoint_names: K names, in order.
+            folder: for the parts.
+        """
         self.config = Config.model_validate(values)
         self.folder = folder
         section, skeleton = self.config.predict, self.config.skeleton
         self.skeleton = skeleton_for(keypoint_names, skeleton.flip_pairs, skeleton.sigmas)
+        self.store_rows = RowReader(["image"])
+        self.members: dict[str, tuple[torch.nn.Module, CfgNode]] = {}
+        self.load_error: KpRayError | None = None
         device = "cuda" if section.gpus_per_actor and torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(max(1, round(section.cpus_per_actor)))
-        self.members = {name: load_member(self.config.member_dir(name), device, keypoint_names) for name in names}
-        self.store_rows = RowReader(["image"])
+        try:
+            for name in names:
+                self.members[name] = load_member(self.config.member_dir(name), device, keypoint_names)
+        except KpRayError as error:
+            self.load_error = error
         for model, _ in self.members.values():
             heads: Any = model.roi_heads
-            heads.box_predictor.test_score_thresh = lower_threshold(self.config)
+            heads.box_predictor.test_score_thresh = lowest_threshold(self.config)
 
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Write the part of a batch; its name says what is in it, so a repeated batch replaces itself."""
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write the part of a batch.
+
+        Args:
+            row: `batch` from `encode_batch`.
+
+        Returns:
+            The fields of a `BatchResult`.
+        """
         began = time.time()
-        batch: list[ImageRef] = pickle.loads(item["batch"])  # noqa: S301  (made by our own driver)
-        table = pa.Table.from_pylist(list(self.rows(batch)), schema=part_schema(len(self.skeleton)))
-        name = hashlib.sha256(json.dumps([[one.image, one.version] for one in batch]).encode()).hexdigest()[:16]
+        refs = [ImageRef(**values) for values in json.loads(row["batch"])]
+        try:
+            if self.load_error is not None:
+                raise self.load_error
+            self.write_part(refs)
+        except KpRayError as error:
+            return asdict(BatchResult(0, began, type(error).__name__, str(error)))
+        return asdict(BatchResult(len(refs), began))
+
+    def write_part(self, refs: Sequence[ImageRef]) -> None:
+        """Predict a batch and write its part; the file's name is a digest of the images, so a retry replaces it."""
+        table = pa.Table.from_pylist(list(self.rows(refs)), schema=part_schema(len(self.skeleton)))
+        name = digest([[ref.image, ref.version] for ref in refs])
         write_parquet(join(self.folder, f"{name}.parquet"), table)
-        return {"images": len(batch), "began": began}
 
-    def rows(self, batch: Sequence[ImageRef]) -> Iterator[dict[str, Any]]:
-        """Rows of `part_schema` for each image and member."""
-        pictures: dict[ImageRef, _Picture] = {}
+    def rows(self, refs: Sequence[ImageRef]) -> Iterator[dict[str, Any]]:
+        """Make the rows of `part_schema` for every image and member."""
+        images: dict[ImageRef, InputImage] = {}
         reasons: dict[ImageRef, str] = {}
-        for asked in batch:
+        for ref in refs:
             try:
-                pictures[asked] = self._open(asked)
+                images[ref] = self._open(ref)
             except KpRayError as error:
-                reasons[asked] = str(error)
+                reasons[ref] = str(error)
         people = {
-            name: dict(zip(pictures, self.people(name, list(pictures.values())), strict=True)) for name in self.members
+            name: dict(zip(images, self.find_people(name, list(images.values())), strict=True)) for name in self.members
         }
-        nobody = Detection(0.0, np.full(4, np.nan), np.full(3 * len(self.skeleton), np.nan))
-        for asked in batch:
-            told = {"image": asked.image, "version": asked.version, "width": 0, "height": 0}
-            told["reason"] = reasons.get(asked, "")
-            if asked in pictures:
-                told |= {"width": pictures[asked].width, "height": pictures[asked].height}
+        nobody = Detection(0.0, np.full(4, np.nan), np.full((len(self.skeleton), 3), np.nan))
+        for ref in refs:
+            image = images.get(ref)
+            shared = {
+                "image": ref.image,
+                "version": ref.version,
+                "width": image.width if image else 0,
+                "height": image.height if image else 0,
+                "reason": reasons.get(ref, ""),
+            }
             for name in self.members:
-                for score, box, keypoints in people[name].get(asked) or [nobody]:
+                for person in people[name].get(ref) or [nobody]:
                     yield {
-                        **told, "member": name, "score": score, "bbox_xyxy": box, "keypoints": keypoints.ravel(),
-                    }  # fmt: skip
+                        **shared,
+                        "member": name,
+                        "score": person.score,
+                        "bbox_xyxy": person.bbox_xyxy,
+                        "keypoints": person.keypoints.ravel(),
+                    }
 
-    def people(self, member: str, pictures: Sequence["_Picture"]) -> list[list[Detection]]:
-        """Whom a member finds in each picture, best first, joined over the views that `predict.tta` asks for."""
+    def find_people(self, member: str, images: Sequence["InputImage"]) -> list[list[Detection]]:
+        """Find the people in each image, best first, merged over the views that `predict.tta` asks for."""
         section = self.config.predict
         model, cfg = self.members[member]
+        scales = [1.0, *(view for view in section.tta if not isinstance(view, str))]
         views = []
-        for scale in (1.0, *(one for one in section.tta if not isinstance(one, str))):
-            for mirrored in (False, True) if "flip" in section.tta else (False,):
-                records = [picture.record(cfg, scale, mirrored, self.skeleton) for picture in pictures]
-                views.append(
-                    [
-                        self._restored(people, record, mirrored)
-                        for people, record in zip(_ask(model, records), records, strict=True)
+        for scale in scales:
+            for is_mirrored in (False, True) if "flip" in section.tta else (False,):
+                inputs = [image.model_input(cfg, scale, is_mirrored, self.skeleton) for image in images]
+                people = _run_model(model, inputs)
+                if is_mirrored:
+                    people = [
+                        [mirror_detection(person, image.width, self.skeleton) for person in found]
+                        for found, image in zip(people, images, strict=True)
                     ]
-                )
-        least = lower_threshold(self.config)
+                views.append(people)
+        least = lowest_threshold(self.config)
         return [
-            [person for person in merge_views(of_picture)[:PEOPLE_KEPT] if person.score >= least]
-            for of_picture in zip(*views, strict=True)
+            [person for person in merge_views(views_of_image)[:MAX_PEOPLE] if person.score >= least]
+            for views_of_image in zip(*views, strict=True)
         ]
 
-    def _restored(self, people: list[Detection], record: dict[str, Any], mirrored: bool) -> list[Detection]:
-        return [mirror_detection(person, record["width"], self.skeleton) for person in people] if mirrored else people
-
-    def _open(self, asked: ImageRef) -> "_Picture":
-        row = asked.row
-        picture = _Picture(read_bytes(asked.path) if row is None else self.store_rows.read(asked.path, row)["image"])
+    def _open(self, ref: ImageRef) -> "InputImage":
+        content = read_bytes(ref.path) if ref.row is None else self.store_rows.read(ref.path, ref.row)["image"]
+        image = InputImage(content)
         _, cfg = next(iter(self.members.values()))
-        picture.record(cfg, 1.0, False, self.skeleton)  # now, so that what cannot be decoded is told here
-        return picture
+        image.model_input(cfg, 1.0, False, self.skeleton)  # a picture that cannot be decoded fails here
+        return image
 
 
-class _Picture:
-    """An image's content, as the models want it; each size is made once and shared by the members."""
+class InputImage:
+    """An image as the members' input: each size is decoded once and shared by the members.
+
+    Attributes:
+        width, height: in pixels, of the upright image.
+    """
 
     def __init__(self, content: bytes) -> None:
-        self.content: Any = content
-        self.records: dict[tuple[int, int], dict[str, Any]] = {}
+        """Read the header of an image file.
+
+        Raises:
+            DataError: it is no picture.
+        """
+        self._picture: Any = content
+        self._inputs: dict[tuple[int, int], dict[str, Any]] = {}
         info = probe(content)
         self.width, self.height = info.width, info.height
         if not info.is_upright_jpeg:
             self._decode(content)
 
-    def _decode(self, content: bytes) -> None:
-        picture = decode(content)[0]
-        self.content = np.ascontiguousarray(picture[..., :3])
-        self.height, self.width = picture.shape[:2]
-
-    def record(self, cfg: Any, scale: float, mirrored: bool, skeleton: Skeleton) -> dict[str, Any]:
-        """The model's input at `scale` times the cfg's test size.
+    def model_input(self, cfg: CfgNode, scale: float, is_mirrored: bool, skeleton: Skeleton) -> dict[str, Any]:
+        """Return the dataset dict of the image at `scale` times the test size of `cfg`.
 
         Raises:
             DataError: the picture cannot be decoded.
         """
         size = round(cfg.INPUT.MIN_SIZE_TEST * scale), round(cfg.INPUT.MAX_SIZE_TEST * scale)
-        if size not in self.records:
+        if size not in self._inputs:
             scaled = cfg.clone()
             scaled.INPUT.MIN_SIZE_TEST, scaled.INPUT.MAX_SIZE_TEST = size
             try:
-                self.records[size] = to_dataset_dict(self._row(), scaled, skeleton, rng=None)
-            except DataError:  # `decode` tells what a damaged JPEG lacks, or decodes it
-                self._decode(self.content)
-                self.records[size] = to_dataset_dict(self._row(), scaled, skeleton, rng=None)
-        record = self.records[size]
-        return {**record, "image": record["image"].flip(2)} if mirrored else record
+                self._inputs[size] = self._resize(scaled, skeleton)
+            except DataError:  # `decode` explains what is wrong with a damaged JPEG, or decodes it
+                self._decode(self._picture)
+                self._inputs[size] = self._resize(scaled, skeleton)
+        model_input = self._inputs[size]
+        return {**model_input, "image": model_input["image"].flip(2)} if is_mirrored else model_input
 
-    def _row(self) -> dict[str, Any]:
-        return {"image": self.content, "width": self.width, "height": self.height}
+    def _resize(self, cfg: CfgNode, skeleton: Skeleton) -> dict[str, Any]:
+        row = {"image": self._picture, "width": self.width, "height": self.height}
+        return to_dataset_dict(row, cfg, skeleton, rng=None)
+
+    def _decode(self, content: bytes) -> None:
+        picture, _ = decode(content)
+        self._picture = np.ascontiguousarray(picture[..., :3])
+        self.height, self.width = picture.shape[:2]
 
 
-def _ask(model: torch.nn.Module, records: Sequence[dict[str, Any]]) -> list[list[Detection]]:
-    """The people in each record. Only pictures of one size go in together: none is padded for another's sake."""
+def _run_model(model: torch.nn.Module, inputs: Sequence[dict[str, Any]]) -> list[list[Detection]]:
+    """Find the people in each input; only inputs of equal size share a batch, so that none is padded."""
     by_shape: dict[tuple[int, ...], list[int]] = {}
-    for i, record in enumerate(records):
-        by_shape.setdefault(tuple(record["image"].shape), []).append(i)
+    for i, model_input in enumerate(inputs):
+        by_shape.setdefault(tuple(model_input["image"].shape), []).append(i)
     people: dict[int, list[Detection]] = {}
-    for numbers in by_shape.values():
+    for indices in by_shape.values():
         with torch.inference_mode():
-            outputs = model([records[i] for i in numbers])
-        people |= {i: read_instances(output["instances"]) for i, output in zip(numbers, outputs, strict=True)}
-    return [people[i] for i in range(len(records))]
+            outputs = model([inputs[i] for i in indices])
+        people |= {i: read_instances(output["instances"]) for i, output in zip(indices, outputs, strict=True)}
+    return [people[i] for i in range(len(inputs))]

@@ -231,7 +231,7 @@ class Worker:
         scores = np.array([row["best"].score if row["best"] else 0.0 for row in rows])
         truth = np.stack([np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3) for row in rows])
         found = seen & (scores >= self.config.predict.score_threshold)
-        metrics = evaluate_keypoints(predicted, truth, self.skeleton, found=found, scores=scores)
+        metrics = evaluate_keypoints(predicted, truth, self.skeleton, found=found, scores=scores).to_json()
         flat = {**metrics, **{f"pck_{share}": value for share, value in metrics["pck"].items()}}
         return {name: float(value) for name, value in flat.items() if isinstance(value, int | float)}
 

@@ -166,7 +166,7 @@ def test_an_evaluation_by_two_workers_is_that_of_the_saved_model_on_all_rows(
         best, np.array([bool(one) for one in people]), *places, mean_pose=np.zeros((len(DACON24), 2))
     )
     truth = np.stack([np.array(row["keypoints"], dtype=float).reshape(-1, 3) for row in rows])
-    alone = evaluate_keypoints(filled, truth, DACON24)
+    alone = evaluate_keypoints(filled, truth, DACON24).to_json()
     for name in ("rmse", "median_px", "p95_px"):
         assert result[name] == pytest.approx(alone[name], rel=1e-4)
 

@@ -1,0 +1,255 @@
+"""The stages `predict` and `evaluate`.
+
+What imports torch is imported where it is used, because evaluating needs none of it.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import StorageError
+from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
+from kp_ray.prediction.images import STORE_PREFIX, list_image_refs
+from kp_ray.prediction.inputs import check_weighted_members, read_run_sample
+from kp_ray.prediction.records import PredictionDetails, PredictionTime, RunEvaluation, SubmissionEvaluation
+from kp_ray.stage import Progress, check_inputs
+from kp_ray.storage import exists
+
+
+@dataclass(frozen=True)
+class PredictSummary:
+    """The result of `predict`.
+
+    Attributes:
+        details: content of `predict.json`.
+        took: cost of this run.
+        submission: path of `submission.csv`.
+        details_path: path of `predict.json`.
+    """
+
+    details: PredictionDetails
+    took: PredictionTime
+    submission: str
+    details_path: str
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal."""
+        details = self.details
+        lines = [f"{details.images} images by {len(details.members)} members: {self.submission}"]
+        if details.filled or details.unusable:
+            fallbacks = ", ".join(f"{count} by {how}" for how, count in details.fallbacks.items()) or "none"
+            lines.append(
+                f"filled in: {fallbacks}; {len(details.unusable)} unusable images; listed in {self.details_path}"
+            )
+        people = details.people
+        if people.several:
+            lines.append(
+                f"several people in {people.several} answers; person: {people.rule} took another than the best score "
+                f"in {people.other_than_best_score}"
+            )
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        details = self.details
+        return {
+            "images": details.images,
+            "members": list(details.members),
+            "fallbacks": details.fallbacks,
+            "filled": len(details.filled),
+            "unusable": len(details.unusable),
+            "people": asdict(details.people),
+            "weights": details.weights.chosen,
+            "submission": self.submission,
+            **self.took.model_dump(),
+        }
+
+
+@dataclass(frozen=True)
+class PredictForecast:
+    """What `predict` would do.
+
+    Attributes:
+        images: number of images to predict.
+        members: number of members.
+        trained: number of those that are finished.
+        actors: smallest and largest size of the actor pool.
+        cpus_per_actor, gpus_per_actor: resources of each actor.
+    """
+
+    images: int
+    members: int
+    trained: int
+    actors: tuple[int, int]
+    cpus_per_actor: float
+    gpus_per_actor: float
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal."""
+        smallest, largest = self.actors
+        return [
+            f"{self.images} images by {self.members} members ({self.trained} trained), {smallest} to {largest} actors "
+            f"of {self.cpus_per_actor:g} CPUs and {self.gpus_per_actor:g} GPUs each"
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return {"images": self.images, "members": self.members, "trained": self.trained}
+
+
+class PredictStage:
+    """Predict images with every member, fuse them, and write the submission."""
+
+    name = "predict"
+    needs_cluster = True
+    needs_dashboard = True
+
+    def applies(self, config: Config) -> bool:
+        """Return True: `run` always predicts."""
+        return True
+
+    def check(self, config: Config) -> None:
+        """Refuse wrong images, a wrong sample submission, and weights of unknown members.
+
+        Raises:
+            ConfigError: an input is not set or not there, or `predict.weights` names no member.
+            DataError: the sample submission or the list of images is invalid.
+        """
+        check_inputs(config, optional=["test_images", "sample_submission"])
+        check_weighted_members(config, [member.name for member in config.train.members])
+        sample = read_run_sample(config)
+        if not _is_store_split(config):  # `augment` may not have written the store yet
+            list_image_refs(config, sample)
+
+    def is_done(self, config: Config) -> bool:
+        """Return whether every image is predicted, so that no cluster is needed.
+
+        Raises:
+            KpRayError: as `PredictionTask`, e.g. a member is not trained.
+        """
+        from kp_ray.prediction.task import PredictionTask
+
+        return not PredictionTask(config).find_missing()
+
+    def run(self, config: Config, progress: Progress) -> PredictSummary:
+        """Predict what is missing, then fuse.
+
+        Raises:
+            KpRayError: as `predict`.
+        """
+        from kp_ray.prediction.run import predict
+
+        details, took = predict(config, progress)
+        return PredictSummary(details, took, config.path("submission.csv"), config.path("predict.json"))
+
+    def forecast(self, config: Config) -> PredictForecast:
+        """Describe what `run` would do.
+
+        Raises:
+            KpRayError: the images or the sample submission cannot be used.
+        """
+        from kp_ray.models.weights import is_trained
+
+        images = list_image_refs(config, read_run_sample(config))
+        members = [member.name for member in config.train.members]
+        section = config.predict
+        return PredictForecast(
+            images=len(images),
+            members=len(members),
+            trained=sum(is_trained(config.member_dir(name)) for name in members),
+            actors=section.actors,
+            cpus_per_actor=section.cpus_per_actor,
+            gpus_per_actor=section.gpus_per_actor,
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateSummary:
+    """The result of `evaluate`: metrics of the run's predictions, or of a submission."""
+
+    evaluation: RunEvaluation | SubmissionEvaluation
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal; the command line prints the metrics themselves as a table."""
+        interval = self.evaluation.rmse_interval
+        if interval is None:
+            return []
+        return [f"RMSE in 95 % of bootstrap samples of the scenes: {interval[0]:.2f} to {interval[1]:.2f} px"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return self.evaluation.to_json()
+
+
+@dataclass(frozen=True)
+class EvaluateForecast:
+    """What `evaluate` would do: score the file `scored` against `truth`."""
+
+    scored: str
+    truth: str
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal."""
+        return [f"{self.scored} scored against {self.truth}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return asdict(self)
+
+
+class EvaluateStage:
+    """Score the run's predictions, or a submission, against the truth."""
+
+    name = "evaluate"
+    needs_cluster = False
+    needs_dashboard = False
+
+    def __init__(self, submission: str | None = None) -> None:
+        """Choose what to score.
+
+        Args:
+            submission: path of a CSV to score instead of the run's predictions.
+        """
+        self.submission = submission
+
+    def applies(self, config: Config) -> bool:
+        """Return whether there is a truth: `data.truth`, or the labels of the store's split that is predicted."""
+        return config.data.truth is not None or _is_store_split(config)
+
+    def check(self, config: Config) -> None:
+        """Refuse a run without a truth.
+
+        Raises:
+            ConfigError: `data.truth` is not set and no split of the store is predicted, or it does not exist.
+        """
+        check_inputs(config, required=[] if _is_store_split(config) else ["truth"])
+
+    def is_done(self, config: Config) -> bool:
+        """Return whether `evaluation.json` is there.
+
+        Raises:
+            StorageError: there are no predictions.
+        """
+        path = config.path("predictions.parquet")
+        if not exists(path):
+            raise StorageError(f"{path}: there are no predictions: run predict first")
+        return exists(config.path("evaluation.json"))
+
+    def run(self, config: Config, progress: Progress) -> EvaluateSummary:
+        """Score; write `evaluation.json` for the run's predictions, nothing for a submission.
+
+        Raises:
+            KpRayError: as `evaluate_run` and `evaluate_submission`.
+        """
+        if self.submission is not None:
+            return EvaluateSummary(evaluate_submission(config, self.submission))
+        return EvaluateSummary(evaluate_run(config))
+
+    def forecast(self, config: Config) -> EvaluateForecast:
+        """Describe what `run` would do."""
+        truth = config.predict.images if _is_store_split(config) else config.data.truth
+        return EvaluateForecast(self.submission or config.path("predictions.parquet"), str(truth))
+
+
+def _is_store_split(config: Config) -> bool:
+    return (config.predict.images or "").startswith(STORE_PREFIX)

@@ -1,0 +1,32 @@
+"""Run folders that share the members and the store of another one."""
+
+from pathlib import Path
+from typing import Any
+
+from kp_ray.config.schema import Config
+from tests.helpers.data import tiny_config
+
+MEMBERS = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}]
+NUM_COPIES = 2
+"""Number of names under which the fixture `many` links each test frame."""
+
+
+def link_run(source: Config, run_dir: Path, data: dict[str, Any] | None = None, **section: Any) -> Config:
+    """Link the members and the store of `source` into a run folder.
+
+    Args:
+        source: config of the other run folder.
+        run_dir: made if it is not there.
+        data: changes of the `data` section.
+        section: the `predict` section.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for name in ("members", "store"):
+        (run_dir / name).symlink_to(source.path(name))
+    return configure_run(source, run_dir, data, **section)
+
+
+def configure_run(source: Config, run_dir: Path, data: dict[str, Any] | None = None, **section: Any) -> Config:
+    """Build the config of a run folder with the members of `source`; arguments as for `link_run`."""
+    changed = {**source.data.model_dump(), **(data or {})}
+    return tiny_config(changed, run_dir, train={"members": MEMBERS}, split={"fraction": 0.6}, predict=section)

@@ -1,0 +1,57 @@
+"""A run folder with two members that have random weights, and a store."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kp_ray.config.schema import Config
+from kp_ray.keypoints import DACON24
+from kp_ray.models.presets import build_cfg, build_model
+from kp_ray.models.weights import save_model
+from kp_ray.prediction.run import predict
+from kp_ray.store.plan import plan
+from kp_ray.store.write import write_store
+from tests.helpers.data import tiny_config
+from tests.helpers.members import MEMBERS, NUM_COPIES, link_run
+
+
+@pytest.fixture(scope="session")
+def trained(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
+    """Save two members with the weights that training starts from, and a store with two validation scenes."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = tiny_config(
+        sample_data, folder, train={"members": MEMBERS}, split={"fraction": 0.6}, predict={"batch_size": 2}
+    )
+    write_store(plan(config))
+    cfg = build_cfg(config, DACON24, "cpu")
+    for member in config.train.members:
+        torch.manual_seed(member.seed)
+        save_model(build_model(cfg), cfg, config.member_dir(member.name), DACON24)
+    return config
+
+
+@pytest.fixture(scope="session")
+def predicted(trained: Config) -> Config:
+    """Predict the test frames in the folder of `trained`."""
+    predict(trained)
+    return trained
+
+
+@pytest.fixture(scope="session")
+def many(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Link every test frame under several names; returns changes of the `data` section."""
+    folder = tmp_path_factory.mktemp("many")
+    for copy in range(NUM_COPIES):
+        for path in Path(sample_data["test_images"]).iterdir():
+            (folder / f"{copy}{path.name}").symlink_to(path)
+    return {"test_images": str(folder), "sample_submission": None, "truth": None}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(trained: Config, many: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Predict the many images without interruption; returns `predictions.parquet`."""
+    config = link_run(trained, tmp_path_factory.mktemp("undisturbed"), many, batch_size=1)
+    predict(config)
+    return Path(config.path("predictions.parquet")).read_bytes()

@@ -1,0 +1,122 @@
+"""Scores of the run's predictions and of submissions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.data.load import load_annotations
+from kp_ray.data.submission import read_sample_submission, read_submission
+from kp_ray.errors import ConfigError, DataError
+from kp_ray.keypoints import DACON24
+from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
+from kp_ray.prediction.fuse import write_fused
+from kp_ray.prediction.records import PredictionTime, read_evaluation
+from kp_ray.prediction.run import predict
+from tests.helpers.data import tiny_config
+from tests.helpers.members import configure_run, link_run
+
+K = len(DACON24)
+
+
+def test_the_ensemble_and_each_member_are_scored(predicted: Config) -> None:
+    evaluation = evaluate_run(predicted)
+    path = predicted.path("evaluation.json")
+    assert json.loads(Path(path).read_text()) == evaluation.to_json()
+    assert read_evaluation(path) == evaluation
+    assert set(evaluation.members) == {"a", "b"}
+    sample = read_sample_submission(predicted.require_input("sample_submission"))
+    points = read_submission(predicted.path("submission.csv"), sample, DACON24, size=None)
+    truth = load_annotations(predicted.require_input("truth"))
+    labels = truth.keypoints[[truth.images.index(image) for image in sample.images], :, :2]
+    assert evaluation.rmse == pytest.approx(float(np.sqrt(np.mean((points - labels) ** 2))))
+    assert evaluation.rmse_interval is not None
+    low, high = evaluation.rmse_interval
+    assert low <= evaluation.rmse <= high
+    assert evaluate_submission(predicted, predicted.path("submission.csv")).rmse == pytest.approx(evaluation.rmse)
+
+
+def test_the_json_has_its_documented_keys(predicted: Config) -> None:
+    values = evaluate_run(predicted).to_json()
+    assert list(values)[-3:] == ["worst", "filled", "members"]
+    assert list(values["members"]["a"])[-2:] == ["worst", "filled"]
+    errors = [row["rmse"] for row in values["worst"]]
+    assert errors == sorted(errors, reverse=True)
+    assert list(evaluate_submission(predicted, predicted.path("submission.csv")).to_json())[-1] == "worst"
+
+
+def test_a_split_of_the_store_has_its_own_labels(trained: Config, tmp_path: Path) -> None:
+    config = link_run(trained, tmp_path / "run", {"truth": None}, images="store:train", score_threshold=0.0)
+    details, _ = predict(config)
+    assert evaluate_run(config).num_images == details.images == 4
+
+
+def test_a_truth_with_another_order_of_columns_scores_the_same(predicted: Config, tmp_path: Path) -> None:
+    """The competition's 24 names have one order whatever the header; other names keep the header's order."""
+    renamed = {name: f"p{i:02d}" for i, name in enumerate(DACON24.names)}
+    skeleton = {"flip_pairs": [["p00", "p01"]], "sigmas": [0.05] * K}
+    columns = {f"{name}_{axis}": f"{new}_{axis}" for name, new in renamed.items() for axis in "xy"}
+    sample = pd.read_csv(predicted.require_input("sample_submission")).rename(columns=columns)
+    truth = pd.read_csv(predicted.require_input("truth")).rename(columns=columns)
+    sample.to_csv(tmp_path / "sample.csv", index=False)
+    labels = truth.set_index("image").loc[sample["image"]]
+    shifted = sample.assign(**{column: labels[column].to_numpy() for column in sample.columns[1:]})
+    shifted[[column for column in sample.columns if column.startswith("p03")]] += 24
+    shifted.to_csv(tmp_path / "submission.csv", index=False)
+    pairs = [list(truth.columns[i : i + 2]) for i in range(1, len(truth.columns), 2)]
+    scores = []
+    for number, ordered in enumerate((pairs, pairs[::-1])):
+        order = ["image", *(column for pair in ordered for column in pair)]
+        truth[order].to_csv(tmp_path / f"truth{number}.csv", index=False)
+        data = {"sample_submission": str(tmp_path / "sample.csv"), "truth": str(tmp_path / f"truth{number}.csv")}
+        config = tiny_config({**predicted.data.model_dump(), **data}, tmp_path / "run", skeleton=skeleton)
+        scores.append(evaluate_submission(config, str(tmp_path / "submission.csv")).by_keypoint["p03"].rmse)
+    assert scores == pytest.approx([24, 24])
+
+
+def test_a_perfect_submission_scores_zero_and_a_shifted_one_its_shift(predicted: Config, tmp_path: Path) -> None:
+    table = pd.read_csv(predicted.require_input("truth"))
+    order = list(read_sample_submission(predicted.require_input("sample_submission")).images)
+    table = table.set_index("image").loc[order].reset_index()
+    path = str(tmp_path / "submission.csv")
+    table.to_csv(path, index=False)
+    assert evaluate_submission(predicted, path).rmse == pytest.approx(0)
+    table[DACON24.columns] += 3
+    table.to_csv(path, index=False)
+    assert evaluate_submission(predicted, path).rmse == pytest.approx(3)
+    table[DACON24.columns] += 400
+    table.to_csv(path, index=False)
+    with pytest.raises(DataError, match="lies more than 100 px outside the 320x180 frame"):
+        evaluate_submission(predicted, path)
+
+
+def test_without_a_sample_submission_a_submission_must_hold_every_image_of_the_truth(
+    predicted: Config, tmp_path: Path
+) -> None:
+    config = link_run(predicted, tmp_path / "run", {"sample_submission": None})
+    (tmp_path / "run" / "predictions.parquet").symlink_to(predicted.path("predictions.parquet"))
+    write_fused(config, PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0))
+    submission = Path(config.path("submission.csv"))
+    whole = evaluate_submission(config, str(submission))
+    assert whole.rmse == pytest.approx(evaluate_run(config).rmse)
+    short = tmp_path / "short.csv"
+    short.write_text("".join(submission.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match=r"short\.csv: .* of data\.truth is missing, 1 in all: add its row"):
+        evaluate_submission(config, str(short))
+
+
+def test_a_truth_of_other_images_is_refused(predicted: Config, tmp_path: Path) -> None:
+    truth = pd.read_csv(predicted.require_input("truth"))
+    truth["image"] = "other_" + truth["image"]
+    truth.to_csv(tmp_path / "truth.csv", index=False)
+    config = configure_run(predicted, Path(predicted.run_dir), {"truth": str(tmp_path / "truth.csv")})
+    with pytest.raises(DataError, match=r"data\.truth: names none of the predicted images"):
+        evaluate_run(config)
+
+
+def test_no_truth_is_an_error_of_the_config(predicted: Config) -> None:
+    with pytest.raises(ConfigError, match=r"data\.truth is not set"):
+        evaluate_run(configure_run(predicted, Path(predicted.run_dir), {"truth": None}))

@@ -1,0 +1,103 @@
+"""From the members' predictions to the submission."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.data.submission import read_sample_submission, read_submission
+from kp_ray.errors import ModelError, RunStateError, StorageError
+from kp_ray.keypoints import DACON24, skeleton_for
+from kp_ray.prediction.evaluate import evaluate_run
+from kp_ray.prediction.fuse import read_run_predictions, write_fused
+from kp_ray.prediction.records import PredictionTime
+from tests.helpers.members import configure_run, link_run
+from tests.helpers.predictions import write_prediction_arrays
+
+NOTHING = PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0)
+
+
+@pytest.fixture
+def fused(predicted: Config, tmp_path: Path) -> Config:
+    """Link members, store and predictions into a run folder without a submission; the folder decides the rows."""
+    config = link_run(predicted, tmp_path / "run", {"sample_submission": None})
+    (tmp_path / "run" / "predictions.parquet").symlink_to(predicted.path("predictions.parquet"))
+    return config
+
+
+def test_points_outside_their_frame_are_clipped_to_it(predicted: Config, tmp_path: Path) -> None:
+    config = link_run(predicted, tmp_path / "run")
+    table = pq.read_table(predicted.path("predictions.parquet"))
+    far = pa.array((np.array(table["keypoints"].to_pylist()) + 1000).tolist(), table.schema.field("keypoints").type)
+    column = table.schema.get_field_index("keypoints")
+    pq.write_table(table.set_column(column, "keypoints", far), config.path("predictions.parquet"))
+    write_fused(config, NOTHING)
+    sample = read_sample_submission(config.require_input("sample_submission"))
+    points = read_submission(config.path("submission.csv"), sample, DACON24)
+    assert (points == [319, 179]).all()
+
+
+def test_another_submission_deletes_the_evaluation_of_the_one_before(fused: Config) -> None:
+    write_fused(fused, NOTHING)
+    evaluate_run(fused)
+    write_fused(fused, NOTHING)
+    assert Path(fused.path("evaluation.json")).exists()
+    section = fused.predict.model_copy(update={"weights": {"a": 1, "b": 0}})
+    write_fused(fused.model_copy(update={"predict": section}), NOTHING)
+    assert not Path(fused.path("evaluation.json")).exists()
+
+
+def test_with_all_weight_on_one_member_the_submission_is_its_prediction(predicted: Config, tmp_path: Path) -> None:
+    config = link_run(predicted, tmp_path / "run", {"sample_submission": None}, weights={"a": 1, "b": 0})
+    shutil.copy(predicted.path("predictions.parquet"), config.run_dir)
+    assert write_fused(config, NOTHING).weights.chosen == "given"
+    rows = pq.read_table(config.path("predictions.parquet"), filters=[("member", "=", "a")]).to_pylist()
+    written = pd.read_csv(config.path("submission.csv")).to_numpy()
+    found = [i for i, row in enumerate(rows) if row["score"] >= config.predict.score_threshold]
+    assert found
+    for i in found:
+        expected = np.clip(np.reshape(rows[i]["keypoints"], (-1, 3))[:, :2], 0, [319, 179])
+        np.testing.assert_allclose(written[i, 1:].astype(float).reshape(-1, 2), expected, atol=1e-9)
+
+
+def test_details_count_fallbacks_by_kind_and_found_people_by_member(predicted: Config, tmp_path: Path) -> None:
+    config = configure_run(predicted, tmp_path, {"sample_submission": None}, score_threshold=0.5)
+    (tmp_path / "store").symlink_to(predicted.path("store"))
+    images = [f"s_A-{frame}.jpg" for frame in range(3)]
+    keypoints = np.full((2, 3, 24, 3), 10.0)
+    keypoints[0, 2] = keypoints[1, 1:] = np.nan
+    write_prediction_arrays(config.path("predictions.parquet"), ["a", "b"], images, keypoints, DACON24.names)
+    details = write_fused(config, NOTHING)
+    assert {name: counts.found for name, counts in details.by_member.items()} == {"a": 2, "b": 1}
+    assert [(row.image, row.how) for row in details.filled] == [(images[2], "frame 1")]
+    assert details.fallbacks == {"near frame": 1}
+    values = json.loads(Path(config.path("predict.json")).read_text())
+    assert list(values) == [
+        "images", "members", "by_member", "people", "weights", "fallbacks", "filled", "unusable", "took",
+    ]  # fmt: skip
+
+
+def test_nobody_found_anywhere_is_an_error_of_the_members(predicted: Config, tmp_path: Path) -> None:
+    config = link_run(predicted, tmp_path / "run", {"sample_submission": None})
+    nobody = np.full((2, 1, 24, 3), np.nan)
+    write_prediction_arrays(config.path("predictions.parquet"), ["a", "b"], ["x.jpg"], nobody, DACON24.names)
+    with pytest.raises(ModelError, match="nobody was found in any image"):
+        write_fused(config, NOTHING)
+
+
+def test_predictions_of_another_order_of_keypoints_are_refused(fused: Config) -> None:
+    names = tuple(f"p{i}" for i in range(24))
+    other = skeleton_for(names, flip_pairs=[], sigmas=[0.05] * 24)
+    with pytest.raises(RunStateError, match="holds other keypoints"):
+        read_run_predictions(fused, other)
+
+
+def test_missing_predictions_are_refused_with_the_verb_to_run(tiny: Config) -> None:
+    with pytest.raises(StorageError, match="there are no predictions: run predict first"):
+        read_run_predictions(tiny, DACON24)

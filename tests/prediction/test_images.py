@@ -1,0 +1,83 @@
+"""The list of images to predict."""
+
+from pathlib import Path
+
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.data.submission import SampleSubmission
+from kp_ray.errors import ConfigError, DataError, StoreError
+from kp_ray.keypoints import DACON24
+from kp_ray.prediction.images import ImageRef, list_image_refs
+from tests.helpers.data import tiny_config
+
+
+def list_refs(config: Config, images: str | None, sample: SampleSubmission | None = None) -> list[ImageRef]:
+    data = config.data.model_dump()
+    return list_image_refs(tiny_config(data, Path(config.run_dir), predict={"images": images}), sample)
+
+
+def names_of(refs: list[ImageRef]) -> list[str]:
+    return [ref.image for ref in refs]
+
+
+def test_without_a_setting_the_sample_submission_decides_or_else_the_folder(tiny: Config) -> None:
+    folder = Path(tiny.require_input("test_images"))
+    names = sorted(path.name for path in folder.iterdir())
+    sample = SampleSubmission((names[3], names[1]), ("image", *DACON24.columns))
+    assert names_of(list_refs(tiny, None)) == names
+    assert names_of(list_refs(tiny, None, sample)) == [names[3], names[1]]
+    assert names_of(list_refs(tiny, str(folder), sample)) == names
+
+
+def test_a_text_list_names_files_of_the_folder_and_whole_paths(tiny: Config, tmp_path: Path) -> None:
+    folder = Path(tiny.require_input("test_images"))
+    names = sorted(path.name for path in folder.iterdir())
+    (tmp_path / "list.txt").write_text(f"{names[2]}\n\n{folder / names[0]}\n")
+    refs = list_refs(tiny, str(tmp_path / "list.txt"))
+    assert [(ref.image, ref.path) for ref in refs] == [
+        (names[2], str(folder / names[2])), (str(folder / names[0]), str(folder / names[0])),
+    ]  # fmt: skip
+    status = (folder / names[0]).stat()
+    assert refs[1].version == f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def test_a_csv_list_has_a_column_of_images(tiny: Config, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("camera,image\nA,x.jpg\n")
+    assert names_of(list_refs(tiny, str(tmp_path / "list.csv"))) == ["x.jpg"]
+    (tmp_path / "wrong.csv").write_text("picture\na.jpg\n")
+    with pytest.raises(DataError, match=r"wrong\.csv: row 1: there is no column `image`"):
+        list_refs(tiny, str(tmp_path / "wrong.csv"))
+
+
+def test_images_of_the_store_are_its_unaugmented_rows(trained: Config) -> None:
+    refs = list_refs(trained, "store:train")
+    assert len(refs) == 4
+    assert all(ref.row is not None for ref in refs)
+
+
+def test_a_store_that_is_not_there_is_refused(tiny: Config) -> None:
+    with pytest.raises(StoreError, match="run augment first"):
+        list_refs(tiny, "store:val")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "names no picture"),
+        ("a.jpg\na.jpg\n", "a.jpg stands in it 2 times"),
+        ("../a.jpg\n", "leaves the image folder"),
+        ("a\0.jpg\n", "holds a NUL"),
+    ],
+)
+def test_a_wrong_list_is_refused(tiny: Config, tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "wrong.txt").write_text(content)
+    with pytest.raises(DataError, match=rf"wrong\.txt: .*{message}"):
+        list_refs(tiny, str(tmp_path / "wrong.txt"))
+
+
+def test_names_of_a_folder_need_the_folder(tiny: Config, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.jpg\n")
+    config = tiny_config({}, tmp_path / "run", predict={"images": str(tmp_path / "list.txt")})
+    with pytest.raises(ConfigError, match=r"set data\.test_images"):
+        list_image_refs(config, None)

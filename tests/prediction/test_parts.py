@@ -1,0 +1,96 @@
+"""Parts: finding what is missing, and merging."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from kp_ray.config.load import build_config
+from kp_ray.config.schema import Config
+from kp_ray.errors import RunStateError, StorageError
+from kp_ray.keypoints import DACON24
+from kp_ray.prediction.images import ImageRef
+from kp_ray.prediction.parts import find_missing, is_found, lowest_threshold, merge_parts, part_schema
+from kp_ray.prediction.predictions import read_predictions
+from kp_ray.storage import write_parquet
+
+MEMBERS = ["a", "b"]
+REFS = [ImageRef(f"s_A-{frame}.jpg", f"/{frame}.jpg", None, "v1") for frame in (2, 1)]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return build_config({"run_dir": str(tmp_path), "predict": {"person": "score", "score_threshold": 0.5}})
+
+
+def make_row(image: str, member: str, score: float, **changes: Any) -> dict[str, Any]:
+    keypoints = np.full(3 * len(DACON24), score if score else np.nan)
+    row = {"image": image, "version": "v1", "member": member, "score": score, "bbox_xyxy": [0.0, 0.0, 9.0, 9.0],
+           "keypoints": keypoints, "width": 64, "height": 48, "reason": ""}  # fmt: skip
+    return row | changes
+
+
+def write_part(config: Config, name: str, *rows: dict[str, Any]) -> None:
+    table = pa.Table.from_pylist(list(rows), schema=part_schema(len(DACON24)))
+    write_parquet(config.path("parts", f"{name}.parquet"), table)
+
+
+def merge(config: Config) -> None:
+    merge_parts(config, config.path("parts"), REFS, MEMBERS, DACON24, config.path("predictions.parquet"))
+
+
+def test_merged_rows_have_the_order_of_the_images_and_members_and_the_best_person(config: Config) -> None:
+    first, second = REFS[0].image, REFS[1].image
+    write_part(config, "1", make_row(second, "b", 0.0), make_row(second, "a", 0.4))
+    write_part(config, "2", make_row(first, "a", 0.6), make_row(first, "a", 0.9), make_row(first, "b", 0.7))
+    merge(config)
+    predictions = read_predictions(config.path("predictions.parquet"))
+    assert (predictions.images, predictions.members) == ((first, second), ("a", "b"))
+    assert predictions.scores.tolist() == [[0.9, 0.4], [0.7, 0.0]]
+    assert predictions.keypoints[:, :, 0, 0].tolist()[0] == [0.9, 0.4]
+    assert np.isnan(predictions.keypoints[1, 1]).all()
+    assert predictions.sizes == ((64, 48), (64, 48))
+    choices = predictions.person_choices
+    assert (choices.rule, choices.several, choices.other_than_best_score) == ("score", 1, 0)
+
+
+def test_of_two_parts_the_one_that_could_use_the_image_counts(config: Config) -> None:
+    first, second = REFS[0].image, REFS[1].image
+    refused = {"reason": "cut short", "width": 0, "height": 0}
+    write_part(config, "1", *(make_row(first, member, 0.0, **refused) for member in MEMBERS))
+    write_part(config, "2", *(make_row(first, member, 0.8) for member in MEMBERS))
+    write_part(config, "3", *(make_row(second, member, 0.0, **refused) for member in MEMBERS))
+    merge(config)
+    predictions = read_predictions(config.path("predictions.parquet"))
+    assert predictions.reasons == ("", "cut short")
+    assert predictions.scores[:, 0].tolist() == [0.8, 0.8]
+    assert find_missing(config.path("parts"), REFS) == [REFS[1]], "an image that could not be used is tried again"
+
+
+def test_a_part_of_another_version_does_not_count(config: Config) -> None:
+    write_part(config, "1", *(make_row(REFS[0].image, member, 0.8, version="v0") for member in MEMBERS))
+    assert find_missing(config.path("parts"), REFS) == REFS
+    write_part(config, "2", *(make_row(REFS[1].image, member, 0.8) for member in MEMBERS))
+    with pytest.raises(RunStateError, match="parts are missing"):
+        merge(config)
+
+
+def test_without_a_folder_everything_is_missing(config: Config) -> None:
+    assert find_missing(config.path("parts"), REFS) == REFS
+
+
+def test_a_damaged_part_is_refused_by_its_name(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "1.parquet").write_bytes(b"cut")
+    with pytest.raises(StorageError, match=r"1\.parquet"):
+        find_missing(config.path("parts"), REFS)
+
+
+def test_a_score_of_zero_is_nobody_whatever_the_threshold(config: Config) -> None:
+    lenient = build_config({"predict": {"score_threshold": 0.0}})
+    assert is_found(np.array([0.0, 0.4, 0.5]), config).tolist() == [False, False, True]
+    assert is_found(np.array([0.0, 0.4]), lenient).tolist() == [False, True]
+    assert lowest_threshold(config) == config.predict.fallback_threshold
+    assert lowest_threshold(lenient) == 0

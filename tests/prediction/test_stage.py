@@ -1,0 +1,118 @@
+"""The stages `predict` and `evaluate`: what they check, forecast and print."""
+
+from pathlib import Path
+
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError, DataError, ModelError, StorageError
+from kp_ray.metrics import Evaluation
+from kp_ray.prediction.predictions import PersonChoices
+from kp_ray.prediction.records import (
+    FilledImage,
+    MemberCounts,
+    PredictionDetails,
+    PredictionTime,
+    SubmissionEvaluation,
+    UnusableImage,
+    WeightsSource,
+)
+from kp_ray.prediction.stage import EvaluateStage, EvaluateSummary, PredictStage, PredictSummary
+from kp_ray.stage import no_progress
+from tests.helpers.data import tiny_config
+from tests.helpers.members import configure_run
+
+
+def make_summary(several: int = 0, filled: tuple[FilledImage, ...] = ()) -> PredictSummary:
+    details = PredictionDetails(
+        images=3,
+        members=("a", "b"),
+        by_member={name: MemberCounts(found=1, rejected_points=0) for name in "ab"},
+        people=PersonChoices(rule="track", several=several, other_than_best_score=1),
+        weights=WeightsSource(chosen="equal"),
+        fallbacks={"near frame": 1} if filled else {},
+        filled=filled,
+        unusable=tuple(UnusableImage(image=row.image, reason="cut") for row in filled),
+        took=PredictionTime(predicted=3, seconds=1.5, start_up_s=0.1),
+    )
+    took = PredictionTime(predicted=1, seconds=0.5, start_up_s=0.25)
+    return PredictSummary(details, took, "/run/submission.csv", "/run/predict.json")
+
+
+def test_the_summary_of_predict_names_fallbacks_and_choices() -> None:
+    assert make_summary().lines() == ["3 images by 2 members: /run/submission.csv"]
+    lines = make_summary(several=2, filled=(FilledImage(image="x.jpg", how="frame 3"),)).lines()
+    assert lines[1:] == [
+        "filled in: 1 by near frame; 1 unusable images; listed in /run/predict.json",
+        "several people in 2 answers; person: track took another than the best score in 1",
+    ]
+
+
+def test_the_json_of_predict_has_its_documented_keys() -> None:
+    assert make_summary(several=2, filled=(FilledImage(image="x.jpg", how="frame 3"),)).to_json() == {
+        "images": 3, "members": ["a", "b"], "fallbacks": {"near frame": 1}, "filled": 1, "unusable": 1,
+        "people": {"rule": "track", "several": 2, "other_than_best_score": 1}, "weights": "equal",
+        "submission": "/run/submission.csv", "predicted": 1, "seconds": 0.5, "start_up_s": 0.25,
+    }  # fmt: skip
+
+
+def test_predict_is_done_when_no_image_is_missing(predicted: Config) -> None:
+    stage = PredictStage()
+    stage.check(predicted)
+    assert stage.is_done(predicted)
+    assert stage.run(predicted, no_progress).to_json()["predicted"] == 0
+    assert not stage.is_done(configure_run(predicted, Path(predicted.run_dir), tta=["flip"]))
+
+
+def test_predict_checks_inputs_that_an_earlier_stage_does_not_make(tiny: Config, tmp_path: Path) -> None:
+    stage = PredictStage()
+    stage.check(tiny)  # neither a store nor members
+    with pytest.raises(ModelError, match="is not trained"):
+        stage.is_done(tiny)
+    stage.check(tiny_config({}, tmp_path, predict={"images": "store:val"}))
+    with pytest.raises(ConfigError, match=r"data\.test_images is not set"):
+        stage.check(tiny_config({}, tmp_path))
+    with pytest.raises(ConfigError, match=r"data\.test_images: .*nowhere"):
+        stage.check(tiny_config({"test_images": str(tmp_path / "nowhere")}, tmp_path))
+    with pytest.raises(ConfigError, match=r"predict\.weights: x: is no member"):
+        stage.check(configure_run(tiny, tmp_path, weights={"x": 1}))
+    (tmp_path / "list.txt").write_text("")
+    with pytest.raises(DataError, match=r"list\.txt: names no picture"):
+        stage.check(configure_run(tiny, tmp_path, images=str(tmp_path / "list.txt")))
+
+
+def test_the_forecast_of_predict_counts_images_and_trained_members(tiny: Config) -> None:
+    forecast = PredictStage().forecast(tiny)
+    assert forecast.to_json() == {"images": 10, "members": 1, "trained": 0}
+    assert forecast.lines() == ["10 images by 1 members (0 trained), 1 to 1 actors of 1 CPUs and 0 GPUs each"]
+    assert not Path(tiny.run_dir).exists()
+
+
+def test_evaluate_applies_where_there_is_a_truth(tiny: Config, tmp_path: Path) -> None:
+    stage = EvaluateStage()
+    without = configure_run(tiny, tmp_path, {"truth": None})
+    assert stage.applies(tiny)
+    assert not stage.applies(without)
+    assert stage.applies(configure_run(tiny, tmp_path, {"truth": None}, images="store:val"))
+    stage.check(tiny)
+    with pytest.raises(ConfigError, match=r"data\.truth"):
+        stage.check(without)
+    with pytest.raises(StorageError, match="run predict first"):
+        stage.is_done(tiny)
+
+
+def test_evaluate_scores_the_run_or_a_submission(predicted: Config) -> None:
+    summary = EvaluateStage().run(predicted, no_progress)
+    assert set(summary.to_json()["members"]) == {"a", "b"}
+    assert EvaluateStage().is_done(predicted)
+    alone = EvaluateStage(predicted.path("submission.csv")).run(predicted, no_progress)
+    assert alone.to_json()["rmse"] == pytest.approx(summary.to_json()["rmse"])
+    assert summary.lines()[0].startswith("RMSE in 95 % of bootstrap samples of the scenes: ")
+
+
+def test_without_an_interval_evaluate_prints_no_line() -> None:
+    values = dict.fromkeys(Evaluation.model_fields) | {
+        "num_images": 0, "num_missing": 0, "pck": {}, "by_keypoint": {}, "by_camera": {}, "worst": (),
+    }  # fmt: skip
+    evaluation = SubmissionEvaluation.model_validate(values)
+    assert EvaluateSummary(evaluation).lines() == []

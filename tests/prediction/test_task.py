@@ -1,0 +1,80 @@
+"""What is fixed and refused before the first image is predicted."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError, ModelError
+from kp_ray.prediction.task import PredictionTask
+from tests.helpers.members import configure_run, link_run
+
+
+@pytest.fixture
+def copied(trained: Config, tmp_path: Path) -> Config:
+    """Copy the members, so that a test can change them; the store is not there."""
+    shutil.copytree(trained.path("members"), tmp_path / "run" / "members")
+    return configure_run(trained, tmp_path / "run", tta=["flip"])
+
+
+def test_an_untrained_member_is_refused(tiny: Config) -> None:
+    with pytest.raises(ModelError, match="member a is not trained: run train first"):
+        PredictionTask(tiny)
+
+
+def test_flips_need_a_member_that_was_trained_with_flips(copied: Config) -> None:
+    assert len(PredictionTask(copied).find_missing()) == 10
+    cfg = Path(copied.member_dir("b"), "config.yaml")
+    cfg.write_text(cfg.read_text().replace("RANDOM_FLIP: horizontal", "RANDOM_FLIP: none"))
+    with pytest.raises(ConfigError, match=r"predict\.tta: flip: member b was trained without flips"):
+        PredictionTask(copied)
+
+
+def test_a_member_of_another_number_of_keypoints_is_refused(copied: Config) -> None:
+    cfg = Path(copied.member_dir("b"), "config.yaml")
+    cfg.write_text(cfg.read_text().replace("NUM_KEYPOINTS: 24", "NUM_KEYPOINTS: 17"))
+    with pytest.raises(ModelError, match="member b predicts 17 keypoints, 24 are asked for"):
+        PredictionTask(copied)
+
+
+@pytest.mark.parametrize("content", ["", "[", "text"])
+def test_a_damaged_config_of_a_member_is_refused_by_its_path(copied: Config, content: str) -> None:
+    cfg = Path(copied.member_dir("b"), "config.yaml")
+    cfg.write_text(content)
+    with pytest.raises(ModelError, match=f"{cfg}: damaged"):
+        PredictionTask(copied)
+
+
+def test_the_folder_of_the_parts_depends_on_members_and_settings(copied: Config) -> None:
+    folder = PredictionTask(copied).folder
+    assert PredictionTask(copied).folder == folder
+
+    def folder_with(**changes: Any) -> str:
+        section = copied.predict.model_copy(update=changes)
+        return PredictionTask(copied.model_copy(update={"predict": section})).folder
+
+    assert folder_with(batch_size=7, fusion="median") == folder, "neither decides what a member finds"
+    assert folder_with(tta=()) != folder
+    assert folder_with(fallback_threshold=0.01) != folder
+    weights = Path(copied.member_dir("a"), "model_final.pth")
+    weights.write_bytes(weights.read_bytes() + b"0")
+    assert PredictionTask(copied).folder != folder
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"c": 1}, "predict.weights: c: is no member; train.members has a, b"),
+        ({"a": {"tail": 1}}, "predict.weights: a: tail: is no keypoint"),
+        ({"a": 0, "b": {"nose": 0}}, "every member has weight 0 for nose"),
+        ({"a": {"nose": -1}}, "predict: weights: a: a weight is 0 or more"),
+        ("fitted", "weights"),
+    ],
+)
+def test_weights_of_unknown_members_or_keypoints_are_refused(
+    trained: Config, tmp_path: Path, weights: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PredictionTask(link_run(trained, tmp_path / "run", weights=weights))
