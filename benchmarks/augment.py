@@ -143,16 +143,23 @@ def decode_and_encode(job: Job, out: str) -> None:
 def profile(jobs: list[Job]) -> dict[str, float]:
     """Profile kp_ray's own code in one process: milliseconds per source, by kind of work."""
     cv2.setNumThreads(1)
-    kinds = {"decode": "decode", "<copyMakeBorder>": "pad", "_resample": "resample", "_encode": "encode"}
+    kinds = {
+        ("images.py", "decode"): "decode",
+        ("~", "<copyMakeBorder>"): "pad",  # "~": compiled code
+        ("warp.py", "_resample"): "resample",
+        ("images.py", "encode"): "encode",
+    }
     profiler = cProfile.Profile()
     with profiler:
         for path, keypoints in jobs:
             make_rows(path, keypoints)
     stats = pstats.Stats(profiler)
     taken = dict.fromkeys(kinds.values(), 0.0)
-    for (_, _, function), (_, _, _, with_callees, _) in stats.stats.items():  # type: ignore[attr-defined]
-        if function in kinds:
-            taken[kinds[function]] += with_callees * 1e3 / len(jobs)
+    for (path, _, function), (_, _, _, with_callees, _) in stats.stats.items():  # type: ignore[attr-defined]
+        kind = kinds.get((os.path.basename(path), function))
+        if kind:
+            taken[kind] += with_callees * 1e3 / len(jobs)
+    assert all(taken.values()), f"a profiled function was renamed: {taken}"
     total = stats.total_tt * 1e3 / len(jobs)  # type: ignore[attr-defined]
     return {**taken, "everything else": total - sum(taken.values())}
 
