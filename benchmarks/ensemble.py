@@ -1,11 +1,11 @@
-"""Fusion: the gain of the ensemble on unseen scenes when one member misses 5 % of the images.
+"""Measure what fusion gains on unseen scenes, also when one member misses 5 % of the images.
 
     python benchmarks/ensemble.py RUN_DIR --images 200
 
-RUN_DIR holds three trained members or more, a store with validation scenes and a config.yaml. New people, rooms and
-cameras are generated, predicted by `kp-ray predict`, and scored: each member alone (its misses filled), the published
-plain average, in which a member that found nobody counts as zeros, and the fusion methods of kp_ray. Each member in
-turn loses 5 % of its images, drawn by a seed. Results: benchmarks/results/ensemble.{md,json}.
+RUN_DIR holds at least three trained members, a store and a config.yaml. New people, rooms and cameras are generated,
+predicted by `kp-ray predict`, and scored: each member alone (its misses filled in), a plain average that counts zeros
+for a member that found nobody, and the fusion methods of kp_ray. Then each member in turn loses 5 % of its images, drawn
+by a seed. Results: benchmarks/results/ensemble.{md,json}.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from kp_ray.metrics import point_errors, rmse
 from kp_ray.prediction.predictions import Predictions, read_predictions
 from kp_ray.synthetic.dataset import make_sample
 
-MISSING = 0.05
+MISSED_SHARE = 0.05
 
 
 def predict(run_dir: Path, folder: Path, num_images: int) -> tuple[Config, Predictions, FloatArray]:
@@ -54,13 +54,18 @@ def thresholds(config: Config) -> tuple[float, float]:
 
 
 def plain_average(keypoints: FloatArray, scores: FloatArray, threshold: float) -> FloatArray:
-    """Average as published: the mean over all members, with zeros for a member that found nobody."""
+    """Average all members, with zeros for a member that found nobody."""
     found = scores >= threshold
     return np.asarray(np.where(found[..., None, None], keypoints, 0.0).mean(axis=0))
 
 
 def score(config: Config, predictions: Predictions, scores: FloatArray, truth: FloatArray) -> dict[str, float]:
-    """Compute the RMSE of each member, of the plain average and of each fusion method."""
+    """Compute the RMSE in pixels of each member, of the plain average and of each fusion method.
+
+    Args:
+        scores: (M, N), the predictions' scores with the misses that are tried set to 0.
+        truth: (N, K, 3).
+    """
     keypoints = predictions.keypoints
 
     def rmse_of(points: FloatArray) -> float:
@@ -85,42 +90,46 @@ def score(config: Config, predictions: Predictions, scores: FloatArray, truth: F
 
 
 def main() -> None:
-    """Predict, drop images of one member at a time, score, and write the table."""
+    """Predict, remove detections of one member at a time, score, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        config, test, truth = predict(options.run_dir, Path(name), options.images)
-    assert len(test.members) >= 3, "three members or more are compared"
+        config, predictions, truth = predict(options.run_dir, Path(name), options.images)
+    assert len(predictions.members) >= 3, "three members or more are compared"
     assert truth.shape[1] == len(DACON24)
-    whole = score(config, test, test.scores, truth)
-    trials = []
-    for member in range(len(test.members)):
+    num_images = len(predictions.images)
+    unchanged = score(config, predictions, predictions.scores, truth)
+    draws = []
+    for member in range(len(predictions.members)):
         for seed in range(options.seeds):
             rng = np.random.default_rng([member, seed])
-            scores = test.scores.copy()
-            scores[member, rng.choice(len(test.images), round(MISSING * len(test.images)), replace=False)] = 0
-            trials.append(score(config, test, scores, truth))
-    lost = {way: [trial[way] for trial in trials] for way in whole}
-    best = [min(trial[f"member {one}"] for one in test.members) for trial in trials]
-    held = {
-        "fused below the best single member": sum(t["mean"] < b for t, b in zip(trials, best, strict=True)),
-        "fused below the plain average": sum(t["mean"] < t["plain average with zeros"] for t in trials),
+            scores = predictions.scores.copy()
+            scores[member, rng.choice(num_images, round(MISSED_SHARE * num_images), replace=False)] = 0
+            draws.append(score(config, predictions, scores, truth))
+    best = [min(draw[f"member {name}"] for name in predictions.members) for draw in draws]
+    wins = {
+        "fused below the best single member": sum(
+            draw["mean"] < lowest for draw, lowest in zip(draws, best, strict=True)
+        ),
+        "fused below the plain average": sum(draw["mean"] < draw["plain average with zeros"] for draw in draws),
     }
-    rows = "".join(f"| {way} | {whole[way]:.2f} | {median_and_range(lost[way])} |\n" for way in whole)
-    machine = hardware(np)
-    scenes = len(set(test.places[0]))
-    text = (
-        f"# Fusion on unseen scenes\n\n{machine}. {len(test.members)} members ({config.model.preset}, "
-        f"{config.train.max_iter} iterations), {len(test.images)} images of {scenes} scenes that no member saw; "
-        f"RMSE in px. In the last column one member misses {MISSING:.0%} of the images: median (smallest-largest) of "
-        f"{len(trials)} draws, {options.seeds} a member.\n\n"
-        f"| | all found as they were | {MISSING:.0%} missed |\n|---|---|---|\n{rows}\n"
-        + "".join(f"- {claim}: in {count} of {len(trials)} draws\n" for claim, count in held.items())
+    rows = "".join(
+        f"| {way} | {unchanged[way]:.2f} | {median_and_range([draw[way] for draw in draws])} |\n" for way in unchanged
     )
-    data = {"whole": whole, "trials": trials, "held": held}
+    machine = hardware(np)
+    scenes = len(set(predictions.places[0]))
+    text = (
+        f"# Fusion on unseen scenes\n\n{machine}. {len(predictions.members)} members ({config.model.preset}, "
+        f"{config.train.max_iter} iterations), {num_images} images of {scenes} scenes that no member saw; "
+        f"RMSE in px. In the last column one member misses {MISSED_SHARE:.0%} of the images: median (smallest-largest) of "
+        f"{len(draws)} draws, {options.seeds} per member.\n\n"
+        f"| | as found | {MISSED_SHARE:.0%} missed |\n|---|---|---|\n{rows}\n"
+        + "".join(f"- {claim}: in {count} of {len(draws)} draws\n" for claim, count in wins.items())
+    )
+    data = {"whole": unchanged, "trials": draws, "held": wins}
     write_results("ensemble", text, {"hardware": machine, **data})
 
 
