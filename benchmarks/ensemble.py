@@ -4,8 +4,8 @@
 
 RUN_DIR holds at least three trained members, a store and a config.yaml. New people, rooms and cameras are generated,
 predicted by `kp-ray predict`, and scored: each member alone (its misses filled in), a plain average that counts zeros
-for a member that found nobody, and the fusion methods of kp_ray. Then each member in turn loses 5 % of its images, drawn
-by a seed. Results: benchmarks/results/ensemble.{md,json}.
+for a member that found nobody, and the fusion methods of kp_ray. Then each member in turn loses 5 % of its images,
+drawn by a seed. Results: benchmarks/results/ensemble.{md,json}.
 """
 
 import argparse
@@ -124,8 +124,8 @@ def main() -> None:
     text = (
         f"# Fusion on unseen scenes\n\n{machine}. {len(predictions.members)} members ({config.model.preset}, "
         f"{config.train.max_iter} iterations), {num_images} images of {scenes} scenes that no member saw; "
-        f"RMSE in px. In the last column one member misses {MISSED_SHARE:.0%} of the images: median (smallest-largest) of "
-        f"{len(draws)} draws, {options.seeds} per member.\n\n"
+        f"RMSE in px. In the last column one member misses {MISSED_SHARE:.0%} of the images: median "
+        f"(smallest-largest) of {len(draws)} draws, {options.seeds} per member.\n\n"
         f"| | as found | {MISSED_SHARE:.0%} missed |\n|---|---|---|\n{rows}\n"
         + "".join(f"- {claim}: in {count} of {len(draws)} draws\n" for claim, count in wins.items())
     )
