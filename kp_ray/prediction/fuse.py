@@ -104,7 +104,7 @@ def write_fused(config: Config, took: PredictionTime) -> PredictionDetails:
         delete_file(stale)
     path = config.path("predict.json")
     details = _describe(config, predictions, fusion, took)
-    # A run that only tried the unusable images once more keeps the figures of the one that predicted the rest.
+    # A run that only retried unusable images keeps the cost of the run that predicted the others.
     if took.predicted <= len(details.unusable) and exists(path):
         details = details.model_copy(update={"took": read_details(path).took})
     write_details(path, details)

@@ -41,7 +41,7 @@ def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[Ima
     """List the images that `predict.images` names, in the sample submission's order if it names none.
 
     Raises:
-        ConfigError: no folder is set for names inside one.
+        ConfigError: names are relative, but `data.test_images` is not set.
         DataError: a list is invalid or empty, or a name stands in it twice or leads out of the folder.
         StoreError: the store is not there, or its split is empty.
         StorageError: the folder cannot be read.

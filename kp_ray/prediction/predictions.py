@@ -25,7 +25,7 @@ class PersonChoices:
     Attributes:
         rule: `predict.person`.
         several: number of (image, member) pairs with several people to choose from.
-        other_than_best_score: number of those in which the rule chose another person than the best-scoring one.
+        other_than_best_score: number of those in which the rule chose another person than the best-scoring.
     """
 
     rule: str

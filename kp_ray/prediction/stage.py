@@ -102,7 +102,7 @@ class PredictStage:
 
     name = "predict"
     needs_cluster = True
-    needs_dashboard = True
+    needs_dashboard = False
 
     def applies(self, config: Config) -> bool:
         """Return True: `run` always predicts."""
