@@ -42,9 +42,10 @@ test-slow: setup  ## Run the tests that take minutes or gigabytes.
 test-faults: setup  ## Run all tests of kills, full disks, damaged and malformed files; takes hours.
 	$(BIN)/python -m pytest tests/faults --hypothesis-profile siege
 
-lint: setup  ## ruff and mypy.
+lint: setup  ## ruff, mypy, and the contracts of who may import whom.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: setup  ## Format the code.

@@ -1,3 +1,52 @@
-"""kp_ray: human-keypoint training on a Ray cluster, from labelled frames to a submission."""
+"""kp_ray: human-keypoint training on a Ray cluster, from labelled frames to a submission.
+
+A notebook calls the stages in this order::
+
+    import kp_ray
+
+    config = kp_ray.load_config("config.yaml", ["train.max_iter=500"])
+    with kp_ray.session(config):
+        kp_ray.augment(config)
+        kp_ray.train(config)
+        kp_ray.tune(config)  # optional; writes tune/best.yaml, a config to train
+        kp_ray.predict(config)
+    evaluation = kp_ray.evaluate(config)
+    rows = kp_ray.read_store(config.path("store"), columns=["source", "recipe", "keypoints"])
+
+Each name is imported when it is first used, so `import kp_ray` loads neither Ray nor torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kp_ray.api import augment, evaluate, predict, train, tune
+    from kp_ray.cluster.session import session
+    from kp_ray.config.load import load_config
+    from kp_ray.store.read import read_table as read_store
 
 __version__ = "0.1.0"
+
+__all__ = ["augment", "evaluate", "load_config", "predict", "read_store", "session", "train", "tune"]
+
+_LOCATIONS = {
+    "augment": "kp_ray.api:augment",
+    "evaluate": "kp_ray.api:evaluate",
+    "load_config": "kp_ray.config.load:load_config",
+    "predict": "kp_ray.api:predict",
+    "read_store": "kp_ray.store.read:read_table",
+    "session": "kp_ray.cluster.session:session",
+    "train": "kp_ray.api:train",
+    "tune": "kp_ray.api:tune",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOCATIONS:
+        raise AttributeError(f"module 'kp_ray' has no attribute {name!r}")
+    module, _, attribute = _LOCATIONS[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

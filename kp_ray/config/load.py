@@ -1,5 +1,6 @@
 """Read a configuration from YAML, with dotted overrides and presets."""
 
+import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from kp_ray.config.presets import CONFIG_PRESETS
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, one_line
-from kp_ray.storage import SECRET, read_bytes
+from kp_ray.storage import SECRET, exists, join, read_bytes
 
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """What PyYAML raises; a ValueError comes from an impossible date or number, e.g. 2001-99-99."""
@@ -37,6 +38,18 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         given = _merge(given, _parse_override(override))
     return build_config(given, name)
+
+
+def load_run_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Read the configuration of a finished run: of its folder, wherever that lies now, or of a YAML file.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    inside = join(path, "config.yaml")
+    if exists(inside):
+        return load_config(inside, [f"run_dir={json.dumps(path)}", *overrides])
+    return load_config(path, overrides)
 
 
 def build_config(values: Mapping[str, Any], name: str = "config") -> Config:

@@ -1,0 +1,101 @@
+"""The stages as functions for a notebook or script; `kp_ray` exposes them by name.
+
+Each checks its inputs, does its work inside the `kp_ray.session` that is open, resumes what a stopped call left, and
+returns the summary that the command line prints.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from kp_ray.config.schema import Config
+from kp_ray.stage import Progress, Stage, no_progress
+
+if TYPE_CHECKING:
+    from kp_ray.prediction.stage import EvaluateSummary, PredictSummary
+    from kp_ray.store.stage import AugmentSummary
+    from kp_ray.training.stage import TrainSummary
+    from kp_ray.tuning.stage import TuneSummary
+
+
+def augment(config: Config, progress: Progress = no_progress) -> "AugmentSummary":
+    """Write every recipe of every labelled image into the Parquet store `<run_dir>/store`.
+
+    Args:
+        config: from `kp_ray.load_config`.
+        progress: called as progress("", sources done, sources in all).
+
+    Raises:
+        KpRayError: labels, images or settings cannot be used, or the work stopped.
+    """
+    from kp_ray.store.stage import AugmentStage
+
+    summary: AugmentSummary = _run(AugmentStage(), config, progress)
+    return summary
+
+
+def train(config: Config, progress: Progress = no_progress) -> "TrainSummary":
+    """Train every member of the ensemble that is not finished, from the store, into `<run_dir>/members`.
+
+    Args:
+        config: from `kp_ray.load_config`.
+        progress: called as progress(member, iterations done, iterations in all, latest loss as text).
+
+    Raises:
+        KpRayError: there is no store, the cluster is too small, a loss diverged, or the work stopped.
+    """
+    from kp_ray.training.stage import TrainStage
+
+    summary: TrainSummary = _run(TrainStage(), config, progress)
+    return summary
+
+
+def tune(config: Config, progress: Progress = no_progress) -> "TuneSummary":
+    """Search learning rate, schedule and recipes; leaves `<run_dir>/tune/best.yaml`, a config to train.
+
+    Args:
+        config: from `kp_ray.load_config`.
+        progress: called as progress(trial, iterations done, iterations in all, its settings as text).
+
+    Raises:
+        KpRayError: there is no store or no validation scene, every trial failed, or the work stopped.
+    """
+    from kp_ray.tuning.stage import TuneStage
+
+    summary: TuneSummary = _run(TuneStage(), config, progress)
+    return summary
+
+
+def predict(config: Config, progress: Progress = no_progress) -> "PredictSummary":
+    """Predict the test images with every member, fuse them, and write `<run_dir>/submission.csv`.
+
+    Args:
+        config: from `kp_ray.load_config`.
+        progress: called as progress("", images done, images in all).
+
+    Raises:
+        KpRayError: a member is not trained, no image can be used, or the work stopped.
+    """
+    from kp_ray.prediction.stage import PredictStage
+
+    summary: PredictSummary = _run(PredictStage(), config, progress)
+    return summary
+
+
+def evaluate(config: Config, submission: str | None = None) -> "EvaluateSummary":
+    """Score the run's predictions, or another submission CSV, against `data.truth`; needs no session.
+
+    Args:
+        config: from `kp_ray.load_config`.
+        submission: path of a CSV to score instead of the run's predictions.
+
+    Raises:
+        KpRayError: there is no truth or no prediction, or the submission is invalid.
+    """
+    from kp_ray.prediction.stage import EvaluateStage
+
+    summary: EvaluateSummary = _run(EvaluateStage(submission), config, no_progress)
+    return summary
+
+
+def _run(stage: Stage, config: Config, progress: Progress) -> Any:
+    stage.check(config)
+    return stage.run(config, progress)

@@ -1,0 +1,72 @@
+"""What the command line prints: lines, and progress as bars in a terminal or as lines in a log."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from kp_ray.cluster.session import raise_if_interrupted
+from kp_ray.errors import one_line
+from kp_ray.stage import Progress
+
+LOG_PERIOD_S = 10.0
+"""Seconds between progress lines of a row where there is no terminal."""
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(line: str) -> None:
+    """Print one line to stderr, unbroken and without markup: a name may hold brackets, a path is longer than a line."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def show_progress(verb: str) -> Iterator[Progress]:
+    """Give a `Progress` that draws bars in a terminal and prints lines elsewhere."""
+    if console.is_terminal:
+        with _bars() as bars:
+            yield _BarProgress(verb, bars)
+    else:
+        yield _LineProgress(verb)
+
+
+def _bars() -> Bars:
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    return Bars(*columns, TextColumn("{task.fields[note]}", markup=False), console=console)
+
+
+class _BarProgress:
+    def __init__(self, verb: str, bars: Bars) -> None:
+        self.verb, self.bars = verb, bars
+        self.tasks: dict[str, Any] = {}
+
+    def __call__(self, name: str, done: int, total: int, note: str = "") -> None:
+        raise_if_interrupted()
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(f"{self.verb} {name}".strip(), total=total, note=note)
+        self.bars.update(self.tasks[name], completed=done, total=total, note=note)
+
+
+class _LineProgress:
+    """Prints a row's first and last line, and one every `LOG_PERIOD_S` between them."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.started: dict[str, tuple[float, int]] = {}
+        self.printed: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, name: str, done: int, total: int, note: str = "") -> None:
+        raise_if_interrupted()
+        now = time.monotonic()
+        started_at, first_done = self.started.setdefault(name, (now, done))
+        printed_at, printed_done = self.printed.get(name, (now - LOG_PERIOD_S, -1))
+        if done == printed_done or (now - printed_at < LOG_PERIOD_S and done < total):
+            return
+        self.printed[name] = now, done
+        rate = (done - first_done) / (now - started_at) if now > started_at else 0.0
+        time_left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
+        say(one_line(f"{self.verb} {name} {done}/{total}, {rate:.1f}/s{time_left} {note}"))

@@ -1,0 +1,43 @@
+"""Tables of figures, printed to stdout."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from kp_ray.metrics import Evaluation
+    from kp_ray.pipeline import RunSummary
+
+_out = Console(highlight=False)
+
+
+def print_evaluation(rows: "Mapping[str, Evaluation]") -> None:
+    """Print the figures of the ensemble and its members, or of a submission, by row name."""
+    table = Table("", "RMSE px", "median px", "PCK@0.05", "PCK@0.1", "OKS-AP", "missing")
+    for name, figures in rows.items():
+        pixels, shares = [figures.rmse, figures.median_px], [*figures.pck.values(), figures.ap]
+        cells = [*(_cell(value, 2) for value in pixels), *(_cell(value, 3) for value in shares)]
+        table.add_row(escape(name), *cells, f"{figures.num_missing} of {figures.num_images}")
+    _out.print(table)
+
+
+def print_run(summary: "RunSummary") -> None:
+    """Print the figures of a whole run, and where its results are."""
+    table = Table("images", "variants", "sources/s", "filled in")
+    store, predictions = summary.augment, summary.predict
+    table.add_row(
+        str(store.sources), str(store.variants), f"{summary.sources_per_s:.1f}", str(predictions.filled)
+    )
+    _out.print(table)
+    if summary.evaluate:
+        print_evaluation(summary.evaluate.rows())
+    _out.print(
+        f"submission: {predictions.submission}\nreport: {summary.report.report}", markup=False, soft_wrap=True
+    )
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
