@@ -1,57 +1,70 @@
 """The stages in their order, one stage alone, and `run`: all of them, skipping what is done."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
 from kp_ray.cluster.session import session
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
 from kp_ray.stage import Progress, Stage, Summary
 
+if TYPE_CHECKING:
+    from kp_ray.prediction.stage import EvaluateSummary, PredictSummary
+    from kp_ray.reporting.stage import ReportSummary
+    from kp_ray.store.stage import AugmentSummary
+
+STAGES = {
+    "check": "kp_ray.checks.stage:CheckStage",
+    "augment": "kp_ray.store.stage:AugmentStage",
+    "train": "kp_ray.training.stage:TrainStage",
+    "tune": "kp_ray.tuning.stage:TuneStage",
+    "predict": "kp_ray.prediction.stage:PredictStage",
+    "evaluate": "kp_ray.prediction.stage:EvaluateStage",
+    "report": "kp_ray.reporting.stage:ReportStage",
+}
+"""The stages of `run` in their order, imported when they are needed: `augment` runs on machines without torch."""
+
 ShowProgress = Callable[[str], contextlib.AbstractContextManager[Progress]]
 """Opens the progress display of a verb."""
+Say = Callable[[str], None]
+"""Prints one line."""
 
-ORDER = ("check", "augment", "train", "tune", "predict", "evaluate", "report")
-"""The stages of `run`, by verb."""
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The results of a whole run."""
+
+    augment: "AugmentSummary"
+    predict: "PredictSummary"
+    evaluate: "EvaluateSummary | None"
+    report: "ReportSummary"
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal; each stage has printed its own when it ended."""
+        return [f"submission: {self.predict.submission}", f"report: {self.report.report}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        values = {
+            "augment": self.augment.to_json(),
+            "predict": self.predict.to_json(),
+            "report": self.report.report,
+            "submission": self.predict.submission,
+        }
+        return values | ({"evaluation": self.evaluate.to_json()} if self.evaluate else {})
 
 
 def make_stage(verb: str) -> Stage:
-    """Create the stage of a verb; torch is imported only for those that need it.
+    """Create the stage of a verb.
 
     Raises:
         ModuleNotFoundError: what the stage needs is not installed.
     """
-    # Imports are here so that `augment` runs on machines without torch.
-    if verb == "check":
-        from kp_ray.checks.stage import CheckStage
-
-        return CheckStage()
-    if verb == "augment":
-        from kp_ray.store.stage import AugmentStage
-
-        return AugmentStage()
-    if verb == "train":
-        from kp_ray.training.stage import TrainStage
-
-        return TrainStage()
-    if verb == "tune":
-        from kp_ray.tuning.stage import TuneStage
-
-        return TuneStage()
-    if verb == "predict":
-        from kp_ray.prediction.stage import PredictStage
-
-        return PredictStage()
-    if verb == "evaluate":
-        from kp_ray.prediction.stage import EvaluateStage
-
-        return EvaluateStage()
-    if verb == "report":
-        from kp_ray.reporting.stage import ReportStage
-
-        return ReportStage()
-    raise ValueError(f"{verb!r} is no stage: {', '.join(ORDER)} are")
+    module, _, name = STAGES[verb].partition(":")
+    return cast(Stage, getattr(import_module(module), name)())
 
 
 class Runner:
@@ -60,7 +73,7 @@ class Runner:
     Use as a context manager; leaving it ends the session.
     """
 
-    def __init__(self, config: Config, show_progress: ShowProgress, say: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, show_progress: ShowProgress, say: Say) -> None:
         self.config, self.show_progress, self.say = config, show_progress, say
         self.resources = contextlib.ExitStack()
         self.has_session = False
@@ -71,29 +84,26 @@ class Runner:
     def __exit__(self, *exception: Any) -> None:
         self.resources.__exit__(*exception)
 
-    def run(self, stage: Stage, *, dashboard: bool | None = None) -> Summary:
+    def run(self, stage: Stage, *, dashboard: bool) -> Summary:
         """Run a stage that has been checked.
 
         Args:
             stage: the stage.
-            dashboard: whether a session that starts now has Ray's dashboard; None: if this stage needs it.
+            dashboard: whether a session that starts now has Ray's dashboard.
 
         Raises:
             KpRayError: as the stage.
         """
-        from kp_ray.store.stage import AugmentStage
-
         if stage.needs_cluster and not stage.is_done(self.config) and not self.has_session:
-            needs_dashboard = stage.needs_dashboard if dashboard is None else dashboard
-            start_up_s = self.resources.enter_context(session(self.config, dashboard=needs_dashboard, say=self.say))
+            start_up_s = self.resources.enter_context(session(self.config, dashboard=dashboard, say=self.say))
             self.has_session = True
-            if isinstance(stage, AugmentStage):
+            if hasattr(stage, "session_start_up_s"):
                 stage.session_start_up_s = start_up_s
         with self.show_progress(stage.name) as progress:
             return stage.run(self.config, progress)
 
 
-def run_stage(verb: str, config: Config, show_progress: ShowProgress, say: Callable[[str], None]) -> Summary:
+def run_stage(verb: str, config: Config, show_progress: ShowProgress, say: Say) -> Summary:
     """Check and run one stage.
 
     Raises:
@@ -102,7 +112,7 @@ def run_stage(verb: str, config: Config, show_progress: ShowProgress, say: Calla
     stage = make_stage(verb)
     stage.check(config)
     with Runner(config, show_progress, say) as runner:
-        return runner.run(stage)
+        return runner.run(stage, dashboard=stage.needs_dashboard)
 
 
 def forecast_stage(verb: str, config: Config) -> Summary:
@@ -117,24 +127,37 @@ def forecast_stage(verb: str, config: Config) -> Summary:
 
 
 def run_pipeline(
-    config: Config, show_progress: ShowProgress, say: Callable[[str], None]
-) -> Iterator[tuple[str, Summary]]:
-    """Run every stage that applies, in order; give the verb and the summary of each as it ends.
+    config: Config, show_progress: ShowProgress, say: Say, on_end: Callable[[str, Summary], None]
+) -> RunSummary:
+    """Run every stage that applies, in order.
 
     Before each stage, all those still to come are checked: what a later one would refuse is refused now, not after
     hours of training.
 
+    Args:
+        config: the run's configuration.
+        show_progress, say: displays.
+        on_end: called with the verb and the summary of each stage as it ends.
+
     Raises:
         KpRayError: as the stages.
     """
-    stages = [stage for stage in map(make_stage, ORDER) if stage.applies(config)]
+    stages = [make_stage(verb) for verb in STAGES]
     dashboard = any(stage.needs_dashboard for stage in stages)
+    summaries: dict[str, Any] = {}
     with Runner(config, show_progress, say) as runner:
         for index, stage in enumerate(stages):
             for later in stages[index:]:
-                later.check(config)
-            if stage.applies(config):  # what an earlier stage left may have changed that
-                yield stage.name, runner.run(stage, dashboard=dashboard)
+                if later.applies(config):
+                    later.check(config)
+            if stage.applies(config):
+                summaries[stage.name] = runner.run(stage, dashboard=dashboard)
+                on_end(stage.name, summaries[stage.name])
+    return _summarize(summaries)
+
+
+def _summarize(summaries: Mapping[str, Any]) -> RunSummary:
+    return RunSummary(summaries["augment"], summaries["predict"], summaries.get("evaluate"), summaries["report"])
 
 
 def next_verb(verb: str, config: Config) -> str | None:
@@ -142,7 +165,8 @@ def next_verb(verb: str, config: Config) -> str | None:
 
     `tune` is never named: whether to search is the user's decision.
     """
-    for candidate in ORDER[ORDER.index(verb) + 1 :]:
+    verbs = list(STAGES)
+    for candidate in verbs[verbs.index(verb) + 1 :]:
         with contextlib.suppress(KpRayError, ModuleNotFoundError):
             stage = make_stage(candidate)
             if candidate != "tune" and stage.applies(config):

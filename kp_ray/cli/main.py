@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -223,7 +223,7 @@ def evaluate(
     stage.check(loaded)
     with show_progress("evaluate") as progress:
         summary = stage.run(loaded, progress)
-    print_evaluation(summary)
+    print_evaluation(summary.rows())
     _print_summary(summary, as_json, f"report {config}")
 
 
@@ -302,15 +302,16 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
 
     loaded = load_config(_require(config), sets or ())
     check_inputs(loaded, required=["annotations", "images"], optional=["sample_submission", "truth", "test_images"])
-    summaries: dict[str, Any] = {}
     with _interruptible():
-        for verb, summary in run_pipeline(loaded, show_progress, say):
-            summaries[verb] = summary
-            if verb not in ("evaluate", "report"):  # printed below
-                _print_summary(summary, as_json=False)
-    print_run(summaries)
+        summary = run_pipeline(loaded, show_progress, say, _print_stage)
+    print_run(summary)
     if as_json:
-        print(json.dumps({verb: summary.to_json() for verb, summary in summaries.items()}))
+        print(json.dumps(summary.to_json()))
+
+
+def _print_stage(verb: str, summary: Summary) -> None:
+    if verb not in ("evaluate", "report"):  # in the tables at the end
+        _print_summary(summary, as_json=False)
 
 
 if __name__ == "__main__":

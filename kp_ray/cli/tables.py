@@ -28,15 +28,11 @@ def print_run(summary: "RunSummary") -> None:
     """Print the figures of a whole run, and where its results are."""
     table = Table("images", "variants", "sources/s", "filled in")
     store, predictions = summary.augment, summary.predict
-    table.add_row(
-        str(store.sources), str(store.variants), f"{summary.sources_per_s:.1f}", str(predictions.filled)
-    )
+    table.add_row(str(store.sources), str(store.variants), f"{summary.sources_per_s:.1f}", str(predictions.filled))
     _out.print(table)
     if summary.evaluate:
         print_evaluation(summary.evaluate.rows())
-    _out.print(
-        f"submission: {predictions.submission}\nreport: {summary.report.report}", markup=False, soft_wrap=True
-    )
+    _out.print(f"submission: {predictions.submission}\nreport: {summary.report.report}", markup=False, soft_wrap=True)
 
 
 def _cell(value: float | None, digits: int) -> str:
