@@ -1,4 +1,4 @@
-"""The command line, without a cluster: help, mistakes, `check`, and what goes to stdout and stderr."""
+"""The command line without a cluster: help, user errors, `check`, and what goes to stdout and to stderr."""
 
 import json
 import sys
@@ -34,14 +34,16 @@ VERBS = [
 NAMES = [f"s{scene}_A-{frame:07d}.jpg" for scene in (1, 2) for frame in (1, 2)]
 
 
-class Said(NamedTuple):
+class Result(NamedTuple):
+    """Exit code and output of a command."""
+
     code: int
     out: str
     err: str
 
 
 class Folder:
-    """Four labelled pictures, a test folder and a config; `kp_ray` runs in it."""
+    """A working directory with four labelled pictures, a test folder and a config."""
 
     def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.root, self.capsys = root, capsys
@@ -53,7 +55,7 @@ class Folder:
         self.configure()
 
     def label(self, names: list[str] = NAMES, cell: str | None = None) -> None:
-        """A standing person in every picture; `cell` replaces one number."""
+        """Write labels of a standing person for every picture; `cell` replaces one number."""
         rows = [",".join(["image", *DACON24.columns])]
         for number, name in enumerate(names):
             numbers = []
@@ -71,12 +73,12 @@ class Folder:
         (self.root / "config.yaml").write_text(yaml.safe_dump(values))
         return "config.yaml"
 
-    def run(self, *arguments: str) -> Said:
+    def run(self, *arguments: str) -> Result:
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         out, err = self.capsys.readouterr()
-        return Said(int(ended.value.code or 0), out, err)
+        return Result(int(ended.value.code or 0), out, err)
 
     def files(self) -> dict[str, bytes]:
         return {str(path.relative_to(self.root)): path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
@@ -94,33 +96,33 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_the_version_is_printed(folder: Folder) -> None:
-    assert folder.run("--version") == Said(0, f"{__version__}\n", "")
+    assert folder.run("--version") == Result(0, f"{__version__}\n", "")
 
 
 def test_help_lists_every_verb(folder: Folder) -> None:
-    said = folder.run("--help")
-    assert said.code == 0
-    listed = [line.strip("│ ").split()[0] for line in said.out.splitlines() if line.strip("│ ")]
+    result = folder.run("--help")
+    assert result.code == 0
+    listed = [line.strip("│ ").split()[0] for line in result.out.splitlines() if line.strip("│ ")]
     assert [verb for verb in listed if verb in VERBS] == VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(folder: Folder, verb: str) -> None:
-    said = folder.run(verb, "--help")
-    assert said.code == 0
-    assert f"{verb} [OPTIONS]" in said.out
-    assert "--json" in said.out
-    assert said.err == ""
+    result = folder.run(verb, "--help")
+    assert result.code == 0
+    assert f"{verb} [OPTIONS]" in result.out
+    assert "--json" in result.out
+    assert result.err == ""
 
 
-def assert_one_line(folder: Folder, told: str, *arguments: str) -> None:
-    """A mistake is one line and exit code 2, before a cluster starts and before anything is written."""
+def assert_refused(folder: Folder, message: str, *arguments: str) -> None:
+    """Assert that a command ends with one line and exit code 2, starts no cluster and writes nothing."""
     before = folder.files()
-    said = folder.run(*arguments)
-    assert said.err.startswith("kp-ray: ")
-    assert len(said.err.splitlines()) == 1
-    assert told in said.err
-    assert (said.code, said.out) == (2, "")
+    result = folder.run(*arguments)
+    assert result.err.startswith("kp-ray: ")
+    assert len(result.err.splitlines()) == 1
+    assert message in result.err
+    assert (result.code, result.out) == (2, "")
     assert folder.files() == before
     assert not (folder.root / "run").exists()
 
@@ -129,76 +131,74 @@ WITH_CONFIG = [verb for verb in VERBS if verb not in ("sample", "show", "doctor"
 
 
 @pytest.mark.parametrize("verb", WITH_CONFIG)
-def test_a_config_that_is_missing_or_wrong_is_one_line(folder: Folder, verb: str) -> None:
-    assert_one_line(folder, "name the configuration file", verb)
-    assert_one_line(folder, "nowhere.yaml: there is no such file", verb, "nowhere.yaml")
-    assert_one_line(
+def test_a_missing_or_invalid_config_is_refused(folder: Folder, verb: str) -> None:
+    assert_refused(folder, "name the configuration file", verb)
+    assert_refused(folder, "nowhere.yaml: there is no such file", verb, "nowhere.yaml")
+    assert_refused(
         folder, "train.max_iters: unknown key; did you mean max_iter?", verb, folder.configure(train={"max_iters": 3})
     )
     path = folder.configure()
-    assert_one_line(
-        folder, "train.max_iter: Input should be a valid integer", verb, path, "--set", "train.max_iter=few"
-    )
-    assert_one_line(folder, "a b: unknown key", verb, path, "--set", "a\nb=1")
-    assert_one_line(folder, "--set nothing: expected KEY=VALUE", verb, path, "--set", "nothing")
+    assert_refused(folder, "train.max_iter: Input should be a valid integer", verb, path, "--set", "train.max_iter=few")
+    assert_refused(folder, "a b: unknown key", verb, path, "--set", "a\nb=1")
+    assert_refused(folder, "--set nothing: expected KEY=VALUE", verb, path, "--set", "nothing")
 
 
 @pytest.mark.parametrize("verb", ["check", "augment", "verify", "run"])
-def test_labels_that_cannot_be_read_are_one_line(folder: Folder, verb: str) -> None:
-    assert_one_line(folder, "data.annotations is not set", verb, "config.yaml", "--set", "data.annotations=null")
+def test_unreadable_labels_are_refused(folder: Folder, verb: str) -> None:
+    assert_refused(folder, "data.annotations is not set", verb, "config.yaml", "--set", "data.annotations=null")
     missing = f"data.annotations: {folder.root}/gone.csv: there is no such file or folder"
-    assert_one_line(folder, missing, verb, "config.yaml", "--set", "data.annotations=gone.csv")
+    assert_refused(folder, missing, verb, "config.yaml", "--set", "data.annotations=gone.csv")
     missing = f"data.corrections: {folder.root}/gone.csv: there is no such file or folder"
-    assert_one_line(folder, missing, verb, "config.yaml", "--set", "data.corrections=gone.csv")
+    assert_refused(folder, missing, verb, "config.yaml", "--set", "data.corrections=gone.csv")
     folder.label(cell="abc")
-    assert_one_line(folder, "labels.csv: row 3: right_elbow_y: 'abc' is not a number", verb, "config.yaml")
+    assert_refused(folder, "labels.csv: row 3: right_elbow_y: 'abc' is not a number", verb, "config.yaml")
     folder.label(names=[*NAMES, "../up.jpg"])
-    assert_one_line(folder, "row 6: image '../up.jpg' is not a plain name", verb, "config.yaml")
+    assert_refused(folder, "row 6: image '../up.jpg' is not a plain name", verb, "config.yaml")
 
 
 @pytest.mark.parametrize("verb", ["augment", "verify", "run"])
-def test_recipes_and_images_are_looked_at_before_a_cluster_starts(folder: Folder, verb: str) -> None:
+def test_unknown_recipes_and_missing_images_are_refused_before_a_cluster_starts(folder: Folder, verb: str) -> None:
     wrong = ["--set", "augment.recipes=[Rotate46]"]
-    assert_one_line(folder, "augment.recipes: no recipe is called 'Rotate46'", verb, "config.yaml", *wrong)
+    assert_refused(folder, "augment.recipes: no recipe is called 'Rotate46'", verb, "config.yaml", *wrong)
     wrong = ["--set", "augment.user_recipes={mine: {transform: {}}}"]
-    assert_one_line(folder, "augment.user_recipes.mine: not a pipeline", verb, "config.yaml", *wrong)
+    assert_refused(folder, "augment.user_recipes.mine: not a pipeline", verb, "config.yaml", *wrong)
     missing = f"data.images: {folder.root}/gone: there is no such file or folder"
-    assert_one_line(folder, missing, verb, "config.yaml", "--set", "data.images=gone")
+    assert_refused(folder, missing, verb, "config.yaml", "--set", "data.images=gone")
 
 
 @pytest.mark.parametrize("key", ["test_images", "sample_submission", "truth"])
-def test_run_looks_for_the_last_stages_inputs_first(folder: Folder, key: str) -> None:
+def test_run_refuses_missing_inputs_of_its_last_stages_at_once(folder: Folder, key: str) -> None:
     missing = f"data.{key}: {folder.root}/gone: there is no such file or folder"
-    assert_one_line(folder, missing, "run", "config.yaml", "--set", f"data.{key}=gone")
+    assert_refused(folder, missing, "run", "config.yaml", "--set", f"data.{key}=gone")
 
 
 def test_run_and_predict_need_test_images(folder: Folder) -> None:
     for verb in ("run", "predict"):
-        assert_one_line(folder, "data.test_images is not set", verb, "config.yaml", "--set", "data.test_images=null")
+        assert_refused(folder, "data.test_images is not set", verb, "config.yaml", "--set", "data.test_images=null")
 
 
 @pytest.mark.parametrize("verb", ["train", "tune"])
-def test_training_without_a_store_says_what_to_run(folder: Folder, verb: str) -> None:
-    assert_one_line(folder, "no finished store here; run augment first", verb, "config.yaml")
+def test_training_without_a_store_names_the_verb_to_run(folder: Folder, verb: str) -> None:
+    assert_refused(folder, "no finished store here; run augment first", verb, "config.yaml")
 
 
 def test_an_unknown_option_is_refused(folder: Folder) -> None:
-    said = folder.run("check", "config.yaml", "--nope")
-    assert said.code == 2
-    assert "No such option: --nope" in said.err
-    assert "Traceback" not in said.err
+    result = folder.run("check", "config.yaml", "--nope")
+    assert result.code == 2
+    assert "No such option: --nope" in result.err
+    assert "Traceback" not in result.err
 
 
 def test_check_writes_its_findings_and_the_resolved_config(folder: Folder) -> None:
-    said = folder.run("check", "config.yaml", "--set", "seed=7")
-    assert (said.code, said.out) == (0, "")
-    assert "4 labelled images, " in said.err
-    assert "next: kp-ray augment config.yaml" in said.err
+    result = folder.run("check", "config.yaml", "--set", "seed=7")
+    assert (result.code, result.out) == (0, "")
+    assert "4 labelled images, " in result.err
+    assert "next: kp-ray augment config.yaml" in result.err
     assert set(folder.files()) >= {"run/check.csv", "run/config.yaml"}
     assert load_config(str(folder.root / "run" / "config.yaml")) == load_config("config.yaml", ["seed=7"])
 
 
-def test_a_mistake_leaves_the_config_of_an_earlier_run(folder: Folder) -> None:
+def test_a_refused_command_keeps_the_config_of_the_earlier_run(folder: Folder) -> None:
     folder.run("check", "config.yaml", "--set", "seed=7")
     before = folder.files()
     for verb in ("check", "augment", "run"):
@@ -209,73 +209,73 @@ def test_a_mistake_leaves_the_config_of_an_earlier_run(folder: Folder) -> None:
 
 
 def test_check_works_without_images(folder: Folder) -> None:
-    said = folder.run("check", "config.yaml", "--set", "data.images=null")
-    assert said.code == 0
-    assert "data.images is not set: only the labels were checked" in said.err
+    result = folder.run("check", "config.yaml", "--set", "data.images=null")
+    assert result.code == 0
+    assert "data.images is not set: only the labels were checked" in result.err
 
 
 def test_check_ends_with_one_when_images_are_missing(folder: Folder) -> None:
     folder.label(names=[*NAMES, "gone.jpg", "[/red]left.jpg"])
-    said = folder.run("check", "config.yaml")
-    assert said.code == 1
-    assert "error missing: 2" in said.err
+    result = folder.run("check", "config.yaml")
+    assert result.code == 1
+    assert "error missing: 2" in result.err
     # Brackets are text, not markup.
     folder.label(names=[*NAMES, "[/red]left.jpg"])
     assert "e.g. [/red]left.jpg: no such file" in folder.run("check", "config.yaml").err
-    assert "Traceback" not in said.err
+    assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize("missing", [0, 1])
-def test_json_is_one_object_and_all_of_stdout(folder: Folder, missing: int) -> None:
+def test_json_is_one_object_and_the_whole_of_stdout(folder: Folder, missing: int) -> None:
     folder.label(names=[*NAMES, "gone.jpg"][: 4 + missing])
-    said = folder.run("check", "config.yaml", "--json")
-    assert len(said.out.splitlines()) == 1
-    figures = json.loads(said.out.splitlines()[-1])
+    result = folder.run("check", "config.yaml", "--json")
+    assert len(result.out.splitlines()) == 1
+    figures = json.loads(result.out.splitlines()[-1])
     assert figures["images"] == 4 + missing
     assert figures["errors"] == missing
     assert figures["findings"].get("missing", 0) == missing
-    assert said.code == missing
+    assert result.code == missing
 
 
-def test_progress_without_a_terminal_is_whole_plain_lines(folder: Folder) -> None:
-    said = folder.run("check", "config.yaml")
-    progress = [line for line in said.err.splitlines() if line.startswith("check ")]
+def test_progress_without_a_terminal_is_unbroken_plain_lines(folder: Folder) -> None:
+    result = folder.run("check", "config.yaml")
+    progress = [line for line in result.err.splitlines() if line.startswith("check ")]
     assert progress
-    assert len(progress) <= 2  # the first and the last: there is one in ten seconds
+    assert len(progress) <= 2  # the first and the last; between them one every ten seconds
     assert "4/4" in progress[-1]
-    assert "\x1b" not in said.err
-    assert "\r" not in said.err
-    # A path is not broken over two lines, however narrow the log.
-    assert f"findings in {folder.root}/run/check.csv" in said.err
+    assert "\x1b" not in result.err
+    assert "\r" not in result.err
+    # However narrow the log, a path stays on one line.
+    assert f"findings in {folder.root}/run/check.csv" in result.err
 
 
-def test_sample_makes_a_data_set_that_check_accepts(folder: Folder) -> None:
+def test_sample_writes_a_data_set_that_check_accepts(folder: Folder) -> None:
     sizes = ["--images", "4", "--test-images", "2", "--width", "192", "--height", "108"]
-    said = folder.run("sample", "people", *sizes, "--json")
-    assert said.code == 0
-    config = json.loads(said.out)["config"]
-    assert f"next: kp-ray run {config}" in said.err
+    result = folder.run("sample", "people", *sizes, "--json")
+    assert result.code == 0
+    config = json.loads(result.out)["config"]
+    assert f"next: kp-ray run {config}" in result.err
     assert folder.run("check", config).code == 0
 
 
-def test_quiet_leaves_only_the_figures_and_the_mistakes(folder: Folder) -> None:
+def test_quiet_prints_only_figures_and_errors(folder: Folder) -> None:
     loud, quiet = folder.run("check", "config.yaml", "--json"), folder.run("--quiet", "check", "config.yaml", "--json")
     assert "next: kp-ray augment config.yaml" in loud.err
-    assert quiet == Said(loud.code, loud.out, "")
+    assert quiet == Result(loud.code, loud.out, "")
     assert folder.run("-q", "check", "none.yaml").err.startswith("kp-ray: none.yaml")
-    assert folder.run("check", "config.yaml").err  # the next run speaks again
+    assert folder.run("check", "config.yaml").err  # the next command prints again
 
 
-def test_predicting_can_be_planned_before_members_are_trained(folder: Folder) -> None:
-    said = folder.run("predict", "config.yaml", "--dry-run", "--set", "data.test_images=frames")
-    assert said.code == 0
-    assert "4 images by 2 members (0 trained)" in said.err
+def test_predict_can_be_forecast_before_members_are_trained(folder: Folder) -> None:
+    result = folder.run("predict", "config.yaml", "--dry-run", "--set", "data.test_images=frames")
+    assert result.code == 0
+    assert "4 images by 2 members (0 trained)" in result.err
 
 
-def test_what_needs_torch_says_so_where_there_is_none(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verb_that_needs_torch_names_the_missing_package(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     for module in [name for name in sys.modules if name.startswith(("kp_ray.prediction", "kp_ray.models"))]:
         monkeypatch.delitem(sys.modules, module)
-    said = folder.run("predict", "config.yaml", "--set", "data.test_images=frames")
-    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
-    assert "pip install 'kp_ray[train]'" in said.err
+    result = folder.run("predict", "config.yaml", "--set", "data.test_images=frames")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert "pip install 'kp_ray[train]'" in result.err
