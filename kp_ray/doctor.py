@@ -120,7 +120,8 @@ def forecast(verb: str, config: Config) -> dict[str, Any]:
             other settings is refused by the verb itself alone.
     """
     if verb == "augment":
-        return forecast_augment(plan(config), config)
+        summary = forecast_augment(plan(config), config)
+        return {**summary.to_json(), "lines": summary.lines()}
     if verb == "predict":
         return _forecast_predict(config)
     rows = read_manifest(config.path("store")).num_rows_by_split
@@ -168,9 +169,9 @@ def _store(config: Config) -> list[Check]:
         planned = forecast_augment(plan(config), config)
     except KpRayError as error:
         return [Check("store", False, str(error), "correct the data or the config; `kp-ray check` says more")]
-    todo = planned["bytes"] * (1 - planned["parts_kept"] / max(planned["parts"], 1))
-    needs = f"what is missing of the store of {planned['sources']} images takes about {format_size(todo)}"
-    times = Check("store", True, " ".join(planned["lines"]))
+    todo = planned.bytes * (1 - planned.parts_kept / max(planned.parts, 1))
+    needs = f"what is missing of the store of {planned.sources} images takes about {format_size(todo)}"
+    times = Check("store", True, " ".join(planned.lines()))
     fs, inner = filesystem(config.run_dir)
     if not isinstance(fs, pafs.LocalFileSystem):
         return [times]

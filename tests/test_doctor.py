@@ -13,7 +13,7 @@ from kp_ray import doctor
 from kp_ray.config.schema import Config
 from kp_ray.doctor import check_cluster, check_machine, forecast
 from kp_ray.errors import KpRayError
-from kp_ray.store.estimate import estimate
+from kp_ray.store.estimate import estimate_store
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.plan import plan
 from kp_ray.store.write import write_store
@@ -27,7 +27,7 @@ def test_a_sound_machine_passes_and_the_disk_is_compared_with_the_store(
     checks = {check.name: check for check in check_machine(config)}
     assert all(check.ok for check in checks.values()), checks
     assert "12 images" in checks["disk"].found
-    assert f"{sum(len(run.parts) for run in plan(config).runs)} parts" in checks["store"].found
+    assert f"{len(list(plan(config).parts()))} parts" in checks["store"].found
     assert checks["data.annotations"].found == sample_data["annotations"]
     assert not (tmp_path / "run").exists()
 
@@ -90,7 +90,7 @@ def test_a_forecast_is_what_the_store_becomes(ray_cluster: None, sample_data: di
     assert foreseen["parts_kept"] == 0
     assert foreseen["bytes"] == pytest.approx(sum(part.num_bytes for part in manifest.parts), rel=0.2)
     assert forecast("augment", config)["parts_kept"] == len(manifest.parts)
-    assert estimate(planned, 2)["seconds"] > estimate(planned, 1e9)["seconds"]
+    assert estimate_store(planned, 2).seconds > estimate_store(planned, 1e9).seconds
 
 
 def test_forecasts_of_the_other_stages_count_what_they_would_do(

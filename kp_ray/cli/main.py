@@ -25,7 +25,6 @@ from kp_ray.config.schema import Config
 from kp_ray.doctor import Check
 from kp_ray.errors import ConfigError, KpRayError, one_line
 from kp_ray.storage import exists, join, read_json, write_bytes
-from kp_ray.store.plan import Plan
 
 RAY_SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # its bars come from actors, thousands of lines
@@ -317,16 +316,15 @@ def augment(
     config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
 ) -> None:
     """Write the store: every recipe of every image, as Parquet."""
-    from kp_ray.store.plan import plan
-    from kp_ray.store.write import is_finished
+    from kp_ray.store.stage import AugmentStage
 
-    loaded = _load(config, sets, needs=["annotations", "images"], uses=["corrections"])
+    stage, loaded = AugmentStage(), _load(config, sets)
+    stage.check(loaded)
     if dry_run:
         _foresee("augment", loaded, as_json)
         return
-    planned = plan(loaded)
-    with contextlib.nullcontext(0.0) if is_finished(planned) else _cluster(loaded, dashboard=False) as start_up_s:
-        result = _augment(loaded, planned, start_up_s)
+    with contextlib.nullcontext(0.0) if stage.is_done(loaded) else _cluster(loaded, dashboard=False) as start_up_s:
+        result = _augment(loaded, stage, start_up_s)
     _finish(result, result.pop("lines"), f"kp-ray train {config}", as_json)
 
 
@@ -337,52 +335,25 @@ def _foresee(verb: str, config: Config, as_json: bool) -> None:
     _finish(result, result.pop("lines"), None, as_json)
 
 
-def _augment(config: Config, planned: "Plan", start_up_s: float) -> dict[str, Any]:
-    from kp_ray.store.manifest import read_manifest
-    from kp_ray.store.write import write_store
-
-    kept = False
+def _augment(config: Config, stage: Any, start_up_s: float) -> dict[str, Any]:
+    stage.session_start_up_s = start_up_s
     with _progress("augment") as show:
 
-        def tell(done: int, total: int) -> None:
-            nonlocal kept
-            if not kept:  # nobody else writes this store
-                config.save()
-            kept = True
-            show("", done, total, "")
+        def tell(name: str, done: int, total: int, note: str = "") -> None:
+            show(name, done, total, note)
 
-        result = write_store(planned, tell)
-    if not kept:
-        config.save()
-    result["seconds"] = round(result["seconds"] + start_up_s, 3)
-    result["start_up_s"] = round(result["start_up_s"] + start_up_s, 3)
-    if result["parts_written"] or not exists(config.path("augment.json")):
-        write_bytes(config.path("augment.json"), (json.dumps(result) + "\n").encode())
-    lines = [
-        f"{result['variants']} variants of {result['sources']} sources in {config.path('store')}: "
-        f"{result['parts_written']} parts written, {result['parts_kept']} kept, {result['sources_per_s']:.1f} sources/s"
-    ]
-    if result["quarantined"]:
-        first = read_manifest(config.path("store")).quarantined[0]
-        lines.append(
-            f"{result['quarantined']} sources could not be used by some or all recipes, e.g. {first.source}: "
-            f"{first.reason}; all of them in "
-            f"{config.path('store', 'quarantine.parquet')}"
-        )
-    return {**result, "lines": lines}
+        summary = stage.run(config, tell)
+    return {**summary.to_json(), "lines": summary.lines()}
 
 
 @app.command()
 def verify(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
     """Re-hash the store's parts and re-make a sample of its rows; exit code 1 if something is wrong."""
-    from kp_ray.store.plan import plan
-    from kp_ray.store.verify import verify_store
+    from kp_ray.store.stage import verify as verify_config
 
-    loaded = _load(config, sets, needs=["annotations", "images"], uses=["corrections"])
-    problems = verify_store(plan(loaded))
-    lines = problems or [f"{loaded.path('store')} is sound"]
-    _finish({"problems": problems}, lines, f"kp-ray augment {config}" if problems else None, as_json)
-    if problems:
+    summary = verify_config(_load(config, sets))
+    _finish(summary.to_json(), summary.lines(), None if summary.ok else f"kp-ray augment {config}", as_json)
+    if not summary.ok:
         raise typer.Exit(1)
 
 
@@ -607,15 +578,12 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write the store as COCO keypoints JSON, wide CSV and images."""
-    from kp_ray.data.yolo_format import write_yolo
     from kp_ray.store.export import export_store
 
     loaded = _load_run(run, sets)
-    result = export_store(loaded, folder or loaded.path("export"), split=split, recipes=recipe or None)
-    if yolo:
-        write_yolo(result["folder"])
-    lines = [f"{result['images']} images and annotations.json, annotations.csv in {result['folder']}"]
-    _finish(result, lines, None, as_json)
+    target = folder or loaded.path("export")
+    summary = export_store(loaded, target, split=split, recipes=recipe or None, yolo=yolo)
+    _finish(summary.to_json(), summary.lines(), None, as_json)
 
 
 @app.command()
@@ -643,20 +611,21 @@ def doctor(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
 @app.command()
 def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
     """The whole pipeline: check, augment, train, tune, predict, evaluate, report; finished stages are skipped."""
-    from kp_ray.store.plan import plan
+    from kp_ray.store.stage import AugmentStage
 
     uses = ["corrections", "sample_submission", "truth", "test_images"]
     loaded = _load(config, sets, needs=["annotations", "images"], uses=uses)
     if loaded.predict.images is None:
         loaded.require_input("test_images")
-    planned = plan(loaded)
+    stage = AugmentStage()
+    stage.check(loaded)
     from kp_ray.prediction.evaluate import evaluate as run_evaluate
     from kp_ray.reporting.page import write_report
-    from kp_ray.store.write import is_finished as is_stored
+    from kp_ray.store.manifest import read_manifest
     from kp_ray.training.run import check_settings
     from kp_ray.tuning.search import check_search, is_finished
 
-    stored = is_stored(planned)
+    stored = stage.is_done(loaded)
     if stored:  # what was trained or searched with other settings is refused now, not hours later
         check_settings(loaded)
         if loaded.tune.num_trials:
@@ -665,9 +634,9 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
         checked = _check(loaded)
         _finish({}, checked.pop("lines"), None, False)
     with _cluster(loaded) as start_up_s:
-        made = _augment(loaded, planned, start_up_s)
+        made = _augment(loaded, stage, start_up_s)
         _finish({}, made.pop("lines"), None, False)
-        search = loaded.tune.num_trials and planned.units["val"] and not is_finished(loaded)
+        search = loaded.tune.num_trials and read_manifest(loaded.path("store")).units["val"] and not is_finished(loaded)
         if search:  # what it cannot do is said before hours of training
             check_search(loaded)
         trained = _train(loaded)
