@@ -67,7 +67,7 @@ def plan_and_resume(config: Config, *, resume: bool) -> dict[str, float]:
     began = time.monotonic()
     planned = plan(config)
     seconds = time.monotonic() - began
-    parts = [part for run in planned.runs for part in run.parts]
+    parts = list(planned.parts())
     if not resume:
         records = {
             part.path: PartRecord(
@@ -89,7 +89,7 @@ def plan_and_resume(config: Config, *, resume: bool) -> dict[str, float]:
         "resume_s": time.monotonic() - began,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "parts": len(parts),
-        "tasks": len(planned.runs),
+        "tasks": len(planned.chunks),
         "manifest_mib": (Path(planned.store) / "manifest.json").stat().st_size / MIB,
     }
 

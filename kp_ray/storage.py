@@ -5,6 +5,7 @@ appears whole or not at all, and what goes wrong is a `StorageError`.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -21,6 +22,8 @@ from kp_ray.errors import RunStateError, StorageError, one_line
 
 SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
 """The `user:password@` of a URL."""
+PIECE_BYTES = 1 << 20
+"""Bytes that are read or written at once where a file is too large to be held in memory."""
 
 
 def absolute_path(path: str) -> str:
@@ -97,6 +100,36 @@ def read_bytes(path: str) -> bytes:
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else one_line(error)
         raise StorageError(f"{path}: {reason}") from error
+
+
+@contextlib.contextmanager
+def open_input(path: str) -> Iterator[pa.NativeFile]:
+    """Open a local or remote file for reading at any position.
+
+    Raises:
+        OSError: it is not there or cannot be read; `parquet_errors` turns this into a `StorageError`.
+    """
+    fs, inner = filesystem(path)
+    with fs.open_input_file(inner) as stream:
+        yield stream
+
+
+def hash_file(path: str) -> tuple[int, str]:
+    """Return a file's size in bytes and its SHA-256 in hexadecimal digits, without holding the file in memory.
+
+    Raises:
+        StorageError: it is not there or cannot be read.
+    """
+    fs, inner = filesystem(path)
+    num_bytes, sha256 = 0, hashlib.sha256()
+    try:
+        with fs.open_input_stream(inner) as stream:
+            while piece := stream.read(PIECE_BYTES):
+                num_bytes += len(piece)
+                sha256.update(piece)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {one_line(error)}") from error
+    return num_bytes, sha256.hexdigest()
 
 
 def read_json(path: str, fix: str) -> dict[str, Any]:

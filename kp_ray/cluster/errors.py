@@ -1,23 +1,80 @@
-"""What ended a Ray task, in one line."""
+"""Causes of what Ray raises: the error that ended a task, an actor or a training worker, as one line of text."""
 
-import re
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 
 from kp_ray import errors
-from kp_ray.errors import KpRayError, one_line
+from kp_ray.errors import KpRayError, shorten
+
+OUT_OF_MEMORY = "the nodes lack memory: lower cluster.num_cpus or start Ray with fewer CPUs per node"
+PROCESS_DIED = "a process or a node of Ray died: it was killed, ran out of memory or crashed; its log may tell"
+
+_DEATHS = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.RayActorError,
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+)
 
 
-def describe_ray_error(error: Exception) -> str:
-    """What ended a Ray task, on one line, from the text of its error: the task's own traceback stands in it, below
-    Ray's around it."""
-    if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in str(error):
-        return "the nodes lack memory; lower cluster.num_cpus or start Ray with fewer CPUs a node"
-    told = re.findall(r"^(?!ray\.)[\w.]*?(\w*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
-    if told:
-        kind, text = told[-1]
-        ours = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, KpRayError)}
-        return str(text) if kind in ours else f"{kind}: {text}"
-    if re.search(r"(actor|worker|worker process|node) (has )?died", str(error)):
-        return "a process or a node of Ray died: killed, out of memory or crashed, its log may tell"
-    return one_line(error)[-300:]
+def describe_ray_error(error: BaseException) -> str:
+    """Describe the cause of an error from Ray on one line.
+
+    The message of a KpRayError is returned as it is; any other error is named by its class.
+    """
+    cause = root_cause(error)
+    if isinstance(cause, KpRayError):
+        return str(cause)
+    if isinstance(cause, ray.exceptions.OutOfMemoryError):
+        return OUT_OF_MEMORY
+    if isinstance(cause, _DEATHS):
+        return PROCESS_DIED
+    return shorten(f"{type(cause).__name__}: {cause}", 300)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error that Ray's own errors wrap, however deep; the error itself if it wraps none."""
+    wrapped = _wrapped_error(error)
+    return root_cause(wrapped) if wrapped is not None and wrapped is not error else error
+
+
+def _wrapped_error(error: BaseException) -> BaseException | None:
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return error.cause
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        # Ray 2.60 keeps the error of an actor's constructor only as the argument that it was made with.
+        first = error.args[0] if error.args else None
+        return first if isinstance(first, ray.exceptions.RayTaskError) else None
+    # Ray Train's errors, by their attributes: a machine that only augments may lack Ray Train.
+    if failures := getattr(error, "worker_failures", None):
+        # When one worker dies, the others fail with it ("Connection closed by peer"): name the most specific cause.
+        return min((root_cause(failure) for failure in failures.values()), key=_rank_cause)
+    inner = getattr(error, "controller_failure", None) or getattr(error, "health_check_failure", None)
+    return inner if isinstance(inner, BaseException) else None
+
+
+def _rank_cause(cause: BaseException) -> int:
+    kinds = (KpRayError, ray.exceptions.OutOfMemoryError, _DEATHS)
+    return next((rank for rank, kind in enumerate(kinds) if isinstance(cause, kind)), len(kinds))
+
+
+def error_row(error: KpRayError) -> dict[str, str]:
+    """Encode an error as an output row of a Ray Data task; `raise_error_row` raises it in the driver.
+
+    Ray Data 2.60 replaces what a task raises by a UserCodeException without cause, or adds text to its message.
+    """
+    return {"error_class": type(error).__name__, "error_message": str(error)}
+
+
+def raise_error_row(row: Mapping[str, Any]) -> None:
+    """Raise the error that a row of `error_row` encodes; do nothing for any other row.
+
+    Raises:
+        KpRayError: of the class that the task raised.
+    """
+    name = row.get("error_class")
+    if name:
+        raise getattr(errors, name)(row["error_message"])

@@ -1,7 +1,9 @@
-"""Forecast a store's size and time from a few of its sources."""
+"""Estimate a store's size and duration from a few of its sources."""
 
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -10,85 +12,149 @@ from kp_ray.config.schema import Config
 from kp_ray.storage import exists, join
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.parts import make_rows
-from kp_ray.store.plan import Plan
+from kp_ray.store.plan import Chunk, Plan
 
 PROBES = 3
-"""Sources of each split that a forecast makes the rows of."""
+"""Number of sources of each split whose rows an estimate makes."""
 ROW_BYTES = 3000
-"""What a row takes in a part beside its picture: measured on stores of 320x180 and 1920x1080 frames."""
+"""Bytes of a row in a part without its image: measured on stores of 320x180 and 1920x1080 frames."""
 START_UP_S = 9
-"""Of a local cluster and its workers' imports, measured on two cores."""
+"""Seconds that a local cluster and its workers' imports take: measured on two cores."""
+
+
+@dataclass(frozen=True)
+class StoreEstimate:
+    """The estimated contents and cost of a whole store.
+
+    Attributes:
+        sources, variants, parts: numbers of them.
+        bytes: size of the parts.
+        seconds: duration on `cpus`, with the start-up.
+        cpus: number of CPUs.
+        cpu_s_per_source: CPU seconds per source.
+        probed: number of sources whose rows were made.
+    """
+
+    sources: int
+    variants: int
+    parts: int
+    bytes: int
+    seconds: float
+    cpus: float
+    cpu_s_per_source: float
+    probed: int
+
+
+@dataclass(frozen=True)
+class AugmentForecast(StoreEstimate):
+    """What `augment` would write.
+
+    Attributes:
+        parts_kept: number of parts that exist already.
+        recipes: number of recipes.
+        store: local path or URL.
+    """
+
+    parts_kept: int
+    recipes: int
+    store: str
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal."""
+        return [
+            f"{self.sources} sources, {self.variants} variants of {self.recipes} recipes, "
+            f"{self.parts} parts ({self.parts_kept} there already) in {self.store}",
+            f"about {format_size(self.bytes)} and {format_time(self.seconds)} on {self.cpus:g} CPUs for all "
+            f"of it ({self.cpu_s_per_source:.2f} CPU seconds a source, from {self.probed} probed)",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        names = [*(field.name for field in fields(StoreEstimate)), "parts_kept"]
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """The figures of one source's rows."""
+
+    num_bytes: int
+    cpu_s: float
+
+
+def forecast_augment(plan: Plan, config: Config) -> AugmentForecast:
+    """Estimate what `augment` would write, on `cluster.num_cpus` CPUs or those of this machine.
+
+    Raises:
+        StoreError: the manifest is damaged or of another version of kp_ray.
+    """
+    estimate = estimate_store(plan, config.cluster.num_cpus or _num_cpus())
+    existing_parts: set[str] = set()
+    if exists(join(plan.store, "manifest.json")):
+        existing_parts = {part.path for part in read_manifest(plan.store).parts}
+    return AugmentForecast(
+        **vars(estimate),
+        parts_kept=sum(part.path in existing_parts for part in plan.parts()),
+        recipes=len(plan.recipes),
+        store=plan.store,
+    )
 
 
 def _num_cpus() -> int:
-    # Not everywhere can a process ask which CPUs it may use.
+    # Not every operating system tells which CPUs a process may use.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def forecast_augment(planned: Plan, config: Config) -> dict[str, Any]:
-    result = estimate(planned, config.cluster.num_cpus or _num_cpus())
-    there: set[str] = set()
-    if exists(join(planned.store, "manifest.json")):
-        there = {part.path for part in read_manifest(planned.store).parts}
-    result["parts_kept"] = sum(part.path in there for run in planned.runs for part in run.parts)
-    lines = [
-        f"{result['sources']} sources, {result['variants']} variants of {len(planned.recipes)} recipes, "
-        f"{result['parts']} parts ({result['parts_kept']} there already) in {planned.store}",
-        f"about {format_size(result['bytes'])} and {format_time(result['seconds'])} on {result['cpus']:g} CPUs for all "
-        f"of it ({result['cpu_s_per_source']:.2f} CPU seconds a source, from {result['probed']} probed)",
-    ]
-    return {**result, "lines": lines}
+def estimate_store(plan: Plan, num_cpus: float) -> StoreEstimate:
+    """Estimate a store's size and duration by making the rows of a few sources of each split on this machine."""
+    num_sources = num_variants = num_probed = 0
+    num_bytes = cpu_s = 0.0
+    for split in ("train", "val"):
+        chunks = [chunk for chunk in plan.chunks if chunk.sources[0].split == split]
+        num_split_sources = sum(len(chunk.sources) for chunk in chunks)
+        probes = _probe_chunks(plan, chunks)
+        num_sources += num_split_sources
+        num_variants += sum(len(chunk.sources) * sum(part.copies for part in chunk.parts) for chunk in chunks)
+        num_probed += len(probes)
+        num_bytes += sum(probe.num_bytes for probe in probes) / max(len(probes), 1) * num_split_sources
+        cpu_s += sum(probe.cpu_s for probe in probes) / max(len(probes), 1) * num_split_sources
+    return StoreEstimate(
+        sources=num_sources,
+        variants=num_variants,
+        parts=sum(1 for _ in plan.parts()),
+        bytes=round(num_bytes),
+        seconds=round(cpu_s / num_cpus + START_UP_S, 3),
+        cpus=num_cpus,
+        cpu_s_per_source=round(cpu_s / max(num_sources, 1), 4),
+        probed=num_probed,
+    )
 
 
-def estimate(planned: Plan, num_cpus: float) -> dict[str, Any]:
-    """A store's size and time, from making the rows of a few of its sources here and now.
-
-    Returns:
-        `sources`, `variants`, `parts`, `bytes`, `seconds` on `num_cpus` with the start-up, `cpus`,
-        `cpu_s_per_source`, `probed`.
-    """
-    sources = {"train": 0, "val": 0}
-    total = {"variants": 0, "bytes": 0.0, "seconds": 0.0}
-    probed = 0
-    for split in sources:
-        runs = [run for run in planned.runs if run.sources[0].split == split]
-        sources[split] = sum(len(run.sources) for run in runs)
-        size, seconds, usable, warm = 0, 0.0, 0, False
-        for index in np.unique(np.linspace(0, len(runs) - 1, PROBES, dtype=int)) if runs else ():
-            run = runs[index]
-            recipes = [(part.recipe, part.copies) for part in run.parts]
-            if not warm:  # the first picture pays for what is loaded once
-                warm = bool(make_rows(planned, run.sources[0], recipes)[0])
-            began = time.process_time()
-            rows, _ = make_rows(planned, run.sources[0], recipes)
-            if not rows:  # goes to quarantine
-                continue
-            seconds += time.process_time() - began
-            size += sum(len(row["image"]) + ROW_BYTES for row in rows)
-            usable += 1
-        probed += usable
-        total["variants"] += sum(len(run.sources) * sum(part.copies for part in run.parts) for run in runs)
-        total["bytes"] += size / max(usable, 1) * sources[split]
-        total["seconds"] += seconds / max(usable, 1) * sources[split]
-    count = sum(sources.values())
-    return {
-        "sources": count,
-        "variants": total["variants"],
-        "parts": sum(len(run.parts) for run in planned.runs),
-        "bytes": round(total["bytes"]),
-        "seconds": round(total["seconds"] / num_cpus + START_UP_S, 3),
-        "cpus": num_cpus,
-        "cpu_s_per_source": round(total["seconds"] / max(count, 1), 4),
-        "probed": probed,
-    }
+def _probe_chunks(plan: Plan, chunks: Sequence[Chunk]) -> list[_Probe]:
+    """Make the rows of the first source of PROBES chunks, spread evenly; unusable sources give no probe."""
+    probes: list[_Probe] = []
+    is_warm = False
+    for index in np.unique(np.linspace(0, len(chunks) - 1, PROBES, dtype=int)) if chunks else ():
+        chunk = chunks[index]
+        recipes = [(part.recipe, part.copies) for part in chunk.parts]
+        if not is_warm:  # the first image takes longer: libraries are loaded once
+            is_warm = bool(make_rows(plan, chunk.sources[0], recipes)[0])
+        began = time.process_time()
+        rows, _ = make_rows(plan, chunk.sources[0], recipes)
+        if rows:
+            cpu_s = time.process_time() - began
+            probes.append(_Probe(sum(len(row["image"]) + ROW_BYTES for row in rows), cpu_s))
+    return probes
 
 
 def format_size(num_bytes: float) -> str:
+    """Format a number of bytes with three digits and a decimal unit, e.g. "12.3 MB"."""
     power = min(int(np.log10(max(num_bytes, 1)) // 3), 4)
     return f"{num_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def format_time(seconds: float) -> str:
+    """Format seconds as "90 s", "12 min" or "3.4 h"."""
     minutes = seconds / 60
     if minutes < 2:
         return f"{seconds:.0f} s"

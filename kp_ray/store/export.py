@@ -1,76 +1,115 @@
-"""Export a store as pictures, COCO JSON and CSV."""
+"""Export a store as images with COCO JSON, wide CSV and YOLO-pose labels."""
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from kp_ray.augmentation.variants import Row
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.coco_format import to_coco
 from kp_ray.data.csv_format import to_csv
+from kp_ray.data.yolo_format import write_yolo
 from kp_ray.errors import StoreError
-from kp_ray.storage import exists, filesystem, join, write_bytes
-from kp_ray.store.manifest import read_manifest
+from kp_ray.keypoints import Skeleton
+from kp_ray.storage import delete_folder, exists, join, write_bytes
+from kp_ray.store.manifest import StoredRow, read_manifest
 from kp_ray.store.read import iter_rows, read_table
 
 
-def _export_name(row: Row) -> str:
-    return f"{row['recipe']}-{row['copy']}/{os.path.splitext(row['source'])[0]}.jpg"
+@dataclass(frozen=True)
+class ExportSummary:
+    """The result of an export.
+
+    Attributes:
+        images: number of images written.
+        folder: where to.
+    """
+
+    images: int
+    folder: str
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal."""
+        return [f"{self.images} images and annotations.json, annotations.csv in {self.folder}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return asdict(self)
 
 
 def export_store(
-    config: Config, folder: str, *, split: str | None = None, recipes: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """Write a store, or a part of it, as pictures with a COCO keypoints JSON and the wide CSV.
+    config: Config,
+    folder: str,
+    *,
+    split: str | None = None,
+    recipes: Sequence[str] | None = None,
+    yolo: bool = False,
+) -> ExportSummary:
+    """Write rows of a store as images with a COCO keypoints JSON and the wide CSV.
 
     Args:
+        config: names the store.
         folder: gets `images/<recipe>-<copy>/<source>.jpg`, `annotations.json` and `annotations.csv`.
-        split, recipes: which rows; None: all.
-
-    Returns:
-        `images` and `folder`.
+        split: "train" or "val"; None exports both.
+        recipes: names; None exports all.
+        yolo: also write `labels/`, one text file per image, for YOLO-pose.
 
     Raises:
-        StoreError: no finished store, or a recipe it does not hold; an export is in `folder` already, or two sources
-            differ in their suffix alone.
+        StoreError: no finished store, or a recipe that it does not hold; `folder` holds an export already, or two
+            images would have the same name.
+        StorageError: a part is damaged, or the folder cannot be written.
     """
     store = config.path("store")
-    manifest = read_manifest(store)
-    skeleton = config.build_skeleton(manifest.skeleton)
-    names, keypoints, sizes, scenes, cameras, frames = [], [], [], [], [], []
+    skeleton = config.build_skeleton(read_manifest(store).skeleton)
     for name in ("images", "annotations.json", "annotations.csv"):
         if exists(join(folder, name)):
             raise StoreError(f"{folder}: holds {name} already, of an export or your own: name a new folder")
+    _refuse_equal_names(store, split, recipes)
+    try:
+        num_images = _write_images(skeleton, iter_rows(store, split=split, recipes=recipes), folder)
+        if not num_images:
+            raise StoreError(f"{store}: holds no rows of this selection: nothing to export")
+    except BaseException:  # also Ctrl-C: an unfinished export would look like a whole one
+        delete_folder(join(folder, "images"))
+        raise
+    if yolo:
+        write_yolo(folder)
+    return ExportSummary(num_images, folder)
+
+
+def _image_name(row: StoredRow) -> str:
+    return f"{row['recipe']}-{row['copy']}/{os.path.splitext(row['source'])[0]}.jpg"
+
+
+def _refuse_equal_names(store: str, split: str | None, recipes: Sequence[str] | None) -> None:
+    """Refuse sources that differ in their suffix alone, before anything is written."""
     source_of: dict[str, str] = {}
-    planned = read_table(store, split=split, recipes=recipes, columns=["source", "recipe", "copy"])
-    for row in planned.to_pylist():  # before anything is written
-        name = _export_name(row)
+    for row in read_table(store, split=split, recipes=recipes, columns=["source", "recipe", "copy"]).to_pylist():
+        name = _image_name(row)
         if name in source_of:
             raise StoreError(f"{store}: {row['source']} and {source_of[name]} would both be {name}: rename one of them")
         source_of[name] = row["source"]
-    try:
-        for row in iter_rows(store, split=split, recipes=recipes):
-            name = _export_name(row)
-            write_bytes(join(folder, "images", name), row["image"])
-            names.append(name)
-            keypoints.append(np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3))
-            sizes.append((row["width"], row["height"]))
-            scenes.append(row["scene"])
-            cameras.append(row["camera"])
-            frames.append(row["frame"])
-        if not names:
-            raise StoreError(f"{store}: holds no rows of this selection: nothing to export")
-        rows = Annotations(skeleton, tuple(names), np.stack(keypoints), tuple(scenes), tuple(cameras), tuple(frames))
-        coco = json.dumps(to_coco(rows, sizes), ensure_ascii=False)
+
+
+def _write_images(skeleton: Skeleton, rows: Iterator[StoredRow], folder: str) -> int:
+    """Write the images and their annotations; return how many; without rows, write nothing."""
+    names, keypoints, sizes, scenes, cameras, frames = [], [], [], [], [], []
+    for row in rows:
+        name = _image_name(row)
+        write_bytes(join(folder, "images", name), row["image"])
+        names.append(name)
+        keypoints.append(np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3))
+        sizes.append((row["width"], row["height"]))
+        scenes.append(row["scene"])
+        cameras.append(row["camera"])
+        frames.append(row["frame"])
+    if names:
+        labels = Annotations(skeleton, tuple(names), np.stack(keypoints), tuple(scenes), tuple(cameras), tuple(frames))
+        coco = json.dumps(to_coco(labels, sizes), ensure_ascii=False)
         write_bytes(join(folder, "annotations.json"), coco.encode())
-        write_bytes(join(folder, "annotations.csv"), to_csv(rows))
-    except BaseException:  # also Ctrl-C: half an export would pass for a whole one
-        if exists(join(folder, "images")):
-            fs, inner = filesystem(join(folder, "images"))
-            fs.delete_dir(inner)
-        raise
-    return {"images": len(names), "folder": folder}
+        write_bytes(join(folder, "annotations.csv"), to_csv(labels))
+    return len(names)

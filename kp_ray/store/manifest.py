@@ -1,9 +1,9 @@
-"""What a finished store holds: schema, manifest, parts, quarantine."""
+"""The contents of a finished store: columns of its rows, manifest, quarantine."""
 
 import hashlib
 import json
 import re
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,7 +12,19 @@ from kp_ray.errors import StoreError
 from kp_ray.storage import exists, join, read_bytes, write_bytes, write_parquet
 
 SCHEMA_VERSION = 2
+"""Version of the rows' columns, the parts' names and the manifest."""
 METADATA_KEY = b"kp_ray"
+"""Key of a part's Parquet metadata under which its quarantined sources stand as JSON."""
+
+Split = Literal["train", "val"]
+
+UNREADABLE, UNAVAILABLE = "read", "open"
+"""UNREADABLE: the image is invalid (permanent). UNAVAILABLE: storage failed (retried on the next run)."""
+
+
+def recipe_stage(recipe: str) -> str:
+    """Return the stage of a quarantined source that this recipe alone refused."""
+    return f"recipe={recipe}"
 
 
 class _Record(BaseModel):
@@ -27,17 +39,8 @@ class RecipeRecord(_Record):
     fingerprint: str
 
 
-READ, OPEN = "read", "open"
-"""The stages at which a picture itself is refused, and at which storage gives none; the latter may pass."""
-
-
-def stage_of(recipe: str) -> str:
-    """The stage at which a recipe refuses a picture."""
-    return f"recipe={recipe}"
-
-
 class Quarantined(_Record):
-    """A source that a recipe, or at the stages `read` and `open` every recipe, could not use."""
+    """A source without rows: of one recipe (`stage` is its `recipe_stage`) or of all (UNREADABLE, UNAVAILABLE)."""
 
     source: str
     stage: str
@@ -45,24 +48,39 @@ class Quarantined(_Record):
 
 
 class PartRecord(_Record):
-    """A finished Parquet file; `path` is relative to the store."""
+    """A finished part; `path` is relative to the store, `sha256` is that of the file in hexadecimal digits."""
 
     path: str
     recipe: str
-    split: Literal["train", "val"]
+    split: Split
     num_rows: int
     num_bytes: int
     sha256: str
 
 
 class Manifest(_Record):
-    """What a finished store holds."""
+    """The contents of a finished store.
+
+    Attributes:
+        schema_version: SCHEMA_VERSION of the writer.
+        kp_ray: version of the writer.
+        seed: `seed` of the config.
+        skeleton: names of the K keypoints, in order.
+        recipes: with the number of copies of each.
+        num_sources: those that have rows.
+        num_variants: rows.
+        num_rows_by_split: rows under "train" and "val".
+        units: scenes, clips or frames (`split.by`) under "train" and "val".
+        parts: in the order in which they are read.
+        quarantined: sources that some or all recipes lack.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # stores written before 0.2 also have `settings`
 
     schema_version: int = SCHEMA_VERSION
     kp_ray: str
     seed: int
     skeleton: tuple[str, ...]
-    settings: dict[str, Any]
     recipes: tuple[RecipeRecord, ...]
     num_sources: int
     num_variants: int
@@ -72,45 +90,86 @@ class Manifest(_Record):
     quarantined: tuple[Quarantined, ...]
 
 
+class StoredRow(TypedDict, total=False):
+    """A row of a store: one variant. A reader that selects columns returns rows with those columns alone.
+
+    Attributes:
+        source: image name.
+        scene, camera, frame: of the source.
+        split: "train" or "val".
+        recipe, copy: the recipe's name and which of its copies, from 0.
+        width, height: of the variant, in pixels.
+        image: the encoded variant.
+        keypoints: 3K numbers: x, y, v per keypoint in pixel indices of the variant; v in {0, 1, 2}, NaN x and y where
+            unlabelled.
+        bbox_xyxy: 4 numbers: the visible keypoints' box with its margin, clipped, in pixel indices of the variant.
+        num_visible: keypoints with v > 0.
+        affine: 6 numbers: (2, 3) row by row, from the source's pixel indices to the variant's.
+        seed: of the variant's random numbers.
+    """
+
+    source: str
+    scene: str
+    camera: str
+    frame: int
+    split: str
+    recipe: str
+    copy: int
+    width: int
+    height: int
+    image: bytes
+    keypoints: list[float]
+    bbox_xyxy: list[float]
+    num_visible: int
+    affine: list[float]
+    seed: int
+
+
 def read_manifest(store: str) -> Manifest:
-    """The manifest of a finished store.
+    """Read the manifest of a finished store.
 
     Raises:
-        StoreError: there is none, it is damaged, or a newer kp_ray wrote it.
+        StoreError: there is none, it is damaged, or another version of kp_ray wrote it.
+        StorageError: it cannot be read.
     """
     path = join(store, "manifest.json")
     if not exists(path):
-        raise StoreError(f"{store}: no finished store here; run augment first")
+        raise StoreError(f"{store}: no finished store here: run augment first")
     content = read_bytes(path)
     try:
         manifest = Manifest.model_validate_json(content)
         version = manifest.schema_version
     except ValidationError as error:
-        newer = re.search(rb'^{\s*"schema_version": *(\d+)', content)
-        version = int(newer[1]) if newer else 0
+        first_key = re.search(rb'^{\s*"schema_version": *(\d+)', content)  # the rest may be of another version
+        version = int(first_key[1]) if first_key else 0
         if 0 < version < SCHEMA_VERSION:
             raise StoreError(
-                f"{path}: of an older kp_ray (schema {version}); delete this file and run augment, which makes all anew"
+                f"{path}: written by an older kp_ray (schema {version}): delete this file and run augment, which "
+                "rebuilds all parts"
             ) from error
         if version <= SCHEMA_VERSION:
             raise StoreError(
-                f"{path}: damaged; delete this file and run augment again, finished parts are kept"
+                f"{path}: damaged: delete this file and run augment again, finished parts are kept"
             ) from error
     if version > SCHEMA_VERSION:
-        raise StoreError(f"{path}: written by a newer kp_ray (schema {version}); update kp_ray")
+        raise StoreError(f"{path}: written by a newer kp_ray (schema {version}): update kp_ray")
     return manifest
 
 
 def write_manifest(store: str, manifest: Manifest) -> None:
-    """Write the manifest and `quarantine.parquet` beside it."""
+    """Write `quarantine.parquet`, then `manifest.json`, with which the store is finished.
+
+    Raises:
+        StorageError: the storage is full, does not answer, or refuses.
+    """
     schema = pa.schema([("source", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
-    table = pa.Table.from_pylist([q.model_dump() for q in manifest.quarantined], schema=schema)
+    table = pa.Table.from_pylist([item.model_dump() for item in manifest.quarantined], schema=schema)
     write_parquet(join(store, "quarantine.parquet"), table)
     write_bytes(join(store, "manifest.json"), (manifest.model_dump_json(indent=1) + "\n").encode())
 
 
 def store_digest(store: str) -> str:
-    """A digest of all bytes of a store's parts and their order.
+    """Return the SHA-256 of the digests and order of a store's parts: it changes with any byte of any row.
 
     Raises:
         StoreError: no finished store.
@@ -121,7 +180,7 @@ def store_digest(store: str) -> str:
 
 
 def row_schema(num_keypoints: int) -> pa.Schema:
-    """The columns of a store's rows."""
+    """Return the Parquet columns of `StoredRow` for K keypoints."""
     return pa.schema(
         [
             ("source", pa.string()),

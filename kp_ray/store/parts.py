@@ -1,9 +1,10 @@
-"""Write one part whole, describe one that is there, make the rows of one source."""
+"""Make the rows of a source, write a part, describe a part that exists."""
 
+import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,25 +15,52 @@ import pyarrow.parquet as pq
 
 from kp_ray.augmentation.recipes import Recipe
 from kp_ray.augmentation.variants import Row, Source, augment_source
-from kp_ray.errors import KpRayError, one_line
-from kp_ray.storage import exists, filesystem, join, write_bytes
-from kp_ray.store.manifest import METADATA_KEY, OPEN, READ, PartRecord, Quarantined, stage_of
+from kp_ray.errors import KpRayError, StorageError, one_line
+from kp_ray.storage import (
+    PIECE_BYTES,
+    exists,
+    filesystem,
+    hash_file,
+    is_local,
+    join,
+    open_input,
+    read_bytes,
+    write_bytes,
+)
+from kp_ray.store.manifest import METADATA_KEY, UNAVAILABLE, UNREADABLE, PartRecord, Quarantined, recipe_stage
 from kp_ray.store.plan import Part, Plan
 
 ROWS_PER_GROUP = 1
-"""A row group a row: training reads single rows in random order, and a part is written without being held."""
-PIECE_BYTES = 1 << 20
-"""What a part's writer gathers before it hashes and writes, and a reader reads at once."""
+"""Rows per Parquet row group: training reads single rows at random, and a writer holds one row at a time."""
 
 
 def make_rows(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]]) -> tuple[list[Row], list[Quarantined]]:
-    """All rows of one source, read from the plan's image folder, and why some recipes or all give none."""
-    fs, inner = filesystem(join(plan.images, source.name))
-    stage = READ
+    """Make all rows of one source.
+
+    Args:
+        plan: says where the images are, and how variants are made.
+        source: one of the plan's.
+        recipes: with their numbers of copies.
+
+    Returns:
+        The rows, recipe by recipe, and why some or all recipes have none.
+    """
+
+    def quarantine(stage: str, reason: str) -> Quarantined:
+        return Quarantined(source=source.name, stage=stage, reason=reason)
+
     try:
-        with fs.open_input_file(inner) as stream:
-            content = bytes(stream.readall())
-        rows, refused = augment_source(
+        content = read_bytes(join(plan.images, source.name))
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            return [], [quarantine(UNAVAILABLE, f"cannot be opened: {one_line(error.__cause__)}")]
+        reason = "there is no such file"
+        if source.name in plan.absent:
+            return [], [quarantine(UNREADABLE, reason)]
+        hint = "on the worker's node: the images must be where all nodes see them"  # the planning machine saw the file
+        return [], [quarantine(UNAVAILABLE, f"{reason} {hint}")]
+    try:
+        rows, refusals = augment_source(
             content,
             source,
             recipes,
@@ -41,19 +69,9 @@ def make_rows(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]])
             scale_with_frame=plan.augment.oversize == "scale",
             box_margin_px=plan.augment.box_margin_px,
         )
-    except FileNotFoundError:
-        reason = "there is no such file"
-        if source.name not in plan.absent:  # so the plan's machine sees it
-            stage, reason = OPEN, f"{reason} on the worker's node: the images must be where all nodes see them"
-    except OSError as error:
-        stage, reason = OPEN, f"cannot be opened: {one_line(error)}"
     except KpRayError as error:
-        reason = str(error)
-    else:
-        return rows, [
-            Quarantined(source=source.name, stage=stage_of(name), reason=why) for name, why in refused.items()
-        ]
-    return [], [Quarantined(source=source.name, stage=stage, reason=reason)]
+        return [], [quarantine(UNREADABLE, str(error))]
+    return rows, [quarantine(recipe_stage(name), reason) for name, reason in refusals.items()]
 
 
 class _HashingStream:
@@ -78,78 +96,76 @@ class _HashingStream:
 
 
 class PartWriter:
-    """Streams rows into a part that appears only when it is finished."""
+    """Streams rows into a part that appears only when it is finished.
+
+    Use as a context manager: `add` every row, then `finish`; leaving without `finish` discards the part.
+
+    Raises:
+        StorageError: the disk is full, or the storage does not answer or refuses.
+    """
 
     def __init__(self, store: str, part: Part, schema: pa.Schema) -> None:
-        self.store, self.part, self.schema = store, part, schema
-        self.fs, root = filesystem(store)
-        self.target = f"{root}/{part.path}"
-        self.local = isinstance(self.fs, pafs.LocalFileSystem)
-        # Of two nodes with one folder, the second may repeat a part that the first, cut off, still writes. What goes to
-        # object storage is gathered on the node's disk: a stream there cannot be broken off without leaving its half.
-        folder = self.target if self.local else f"{tempfile.gettempdir()}/kp_ray"
-        self.partial = f"{folder}.{uuid4().hex}.partial"
+        self.part, self.schema = part, schema
+        self.path = join(store, part.path)
+        # Use a unique temporary name: a retried task may run while the original still writes. For object storage, the
+        # part is collected on the node's disk: an upload that ends early would leave its half as a whole object.
+        self.is_local = is_local(store)
+        self.target = Path(filesystem(self.path)[1])
+        folder = self.target.parent if self.is_local else Path(tempfile.gettempdir())
+        self.partial = folder / f"{self.target.name if self.is_local else 'kp_ray'}.{uuid4().hex}.partial"
         self.num_rows = 0
 
     def __enter__(self) -> "PartWriter":
-        if self.local:
-            Path(self.partial).parent.mkdir(parents=True, exist_ok=True)
-        self.stream = _HashingStream(pafs.LocalFileSystem().open_output_stream(self.partial))
-        # Parquet writes in tiny pieces.
-        self.sink = pa.BufferedOutputStream(pa.PythonFile(self.stream, mode="w"), PIECE_BYTES)
-        self.writer = pq.ParquetWriter(
-            self.sink,
-            self.schema,
-            compression="none",  # nearly all bytes are JPEG already
-            use_dictionary=False,
-            write_statistics=False,  # of a single row they say nothing
-            write_page_checksum=True,
-        )
+        with self._storage_errors():
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            self.stream = _HashingStream(pafs.LocalFileSystem().open_output_stream(str(self.partial)))
+            # Parquet writes in tiny pieces.
+            self.sink = pa.BufferedOutputStream(pa.PythonFile(self.stream, mode="w"), PIECE_BYTES)
+            self.writer = pq.ParquetWriter(
+                self.sink,
+                self.schema,
+                compression="none",  # nearly all bytes are JPEG already
+                use_dictionary=False,
+                write_statistics=False,  # they say nothing about single rows
+                write_page_checksum=True,
+            )
         return self
 
     def add(self, row: Row) -> None:
-        self.writer.write_table(pa.Table.from_pylist([row], schema=self.schema), row_group_size=ROWS_PER_GROUP)
+        """Append a row."""
+        with self._storage_errors():
+            self.writer.write_table(pa.Table.from_pylist([row], schema=self.schema), row_group_size=ROWS_PER_GROUP)
         self.num_rows += 1
 
     def finish(self, note: dict[str, Any]) -> PartRecord:
-        self.writer.add_key_value_metadata({METADATA_KEY: json.dumps(note)})
-        self.writer.close()
-        self.sink.close()
-        if self.local:
-            Path(self.partial).replace(self.target)
-        else:
-            write_bytes(join(self.store, self.part.path), Path(self.partial).read_bytes())
-        return PartRecord(
-            path=self.part.path,
-            recipe=self.part.recipe.name,
-            split=self.part.split,
-            num_rows=self.num_rows,
-            num_bytes=self.stream.num_bytes,
-            sha256=self.stream.sha256.hexdigest(),
-        )
+        """Make the part appear.
+
+        Args:
+            note: stored as JSON in the part's metadata under METADATA_KEY.
+        """
+        with self._storage_errors():
+            self.writer.add_key_value_metadata({METADATA_KEY: json.dumps(note)})
+            self.writer.close()
+            self.sink.close()
+            if self.is_local:
+                self.partial.replace(self.target)
+            else:
+                write_bytes(self.path, self.partial.read_bytes())
+        return _record(self.part, self.num_rows, self.stream.num_bytes, self.stream.sha256.hexdigest())
 
     def __exit__(self, *exception: object) -> None:
-        Path(self.partial).unlink(missing_ok=True)
+        self.partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written: {one_line(error)}") from error
 
 
-def describe_part(store: str, part: Part) -> tuple[PartRecord, list[Quarantined]] | None:
-    """The record of a part that an earlier, unfinished run left whole; None if there is none."""
-    path = join(store, part.path)
-    if not exists(path):
-        return None
-    fs, inner = filesystem(path)
-    try:
-        with fs.open_input_file(inner) as stream:
-            file = pq.ParquetFile(stream, page_checksum_verification=True)
-            num_rows = sum(file.read_row_group(group).num_rows for group in range(file.num_row_groups))
-            note = json.loads(file.metadata.metadata[METADATA_KEY])
-        quarantined = [Quarantined(**q) for q in note["quarantined"]]
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-        return None
-    if any(q.stage == OPEN for q in quarantined):
-        return None
-    num_bytes, sha256 = hash_file(path)
-    record = PartRecord(
+def _record(part: Part, num_rows: int, num_bytes: int, sha256: str) -> PartRecord:
+    return PartRecord(
         path=part.path,
         recipe=part.recipe.name,
         split=part.split,
@@ -157,15 +173,25 @@ def describe_part(store: str, part: Part) -> tuple[PartRecord, list[Quarantined]
         num_bytes=num_bytes,
         sha256=sha256,
     )
-    return record, quarantined
 
 
-def hash_file(path: str) -> tuple[int, str]:
-    """A file's size and the hex digits of its SHA-256, read a piece at a time."""
-    fs, inner = filesystem(path)
-    num_bytes, sha256 = 0, hashlib.sha256()
-    with fs.open_input_stream(inner) as stream:
-        while piece := stream.read(PIECE_BYTES):
-            num_bytes += len(piece)
-            sha256.update(piece)
-    return num_bytes, sha256.hexdigest()
+def describe_part(store: str, part: Part) -> tuple[PartRecord, list[Quarantined]] | None:
+    """Read the record and the quarantined sources of a part that an earlier, unfinished run left.
+
+    Returns:
+        None if there is no such part, it is damaged, or it lacks a source that was UNAVAILABLE: make it again.
+    """
+    path = join(store, part.path)
+    if not exists(path):
+        return None
+    try:
+        with open_input(path) as stream:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            num_rows = sum(file.read_row_group(group).num_rows for group in range(file.num_row_groups))
+            note = json.loads(file.metadata.metadata[METADATA_KEY])
+        quarantined = [Quarantined(**item) for item in note["quarantined"]]
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return None
+    if any(item.stage == UNAVAILABLE for item in quarantined):
+        return None
+    return _record(part, num_rows, *hash_file(path)), quarantined

@@ -1,8 +1,12 @@
-"""Decide every part of a store, before anything is written."""
+"""Decide every part of a store before anything is written.
+
+A part holds one recipe applied to one chunk of consecutive sources. Its name carries a fingerprint of everything that
+decides its rows, so a part that exists is never out of date.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -15,24 +19,28 @@ from kp_ray.config.schema import AugmentConfig, Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_labels
 from kp_ray.data.split import check_lineage, split_sources, split_units
-from kp_ray.errors import StoreError
+from kp_ray.errors import DataError
+from kp_ray.fingerprint import digest
 from kp_ray.storage import file_sizes
-from kp_ray.store.manifest import SCHEMA_VERSION
+from kp_ray.store.manifest import SCHEMA_VERSION, Split
+
+Recipes = tuple[tuple[Recipe, int], ...]
+"""Recipes with their numbers of copies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part to be written: the recipe over one run of sources."""
+    """A part to be written: `copies` of one recipe for each source of one chunk; `path` is relative to the store."""
 
     path: str
     recipe: Recipe
     copies: int
-    split: Literal["train", "val"]
+    split: Split
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One task's share: a run of sources and its parts."""
+class Chunk:
+    """The consecutive sources of one split that one task works on, and their parts, one per recipe."""
 
     sources: tuple[Source, ...]
     parts: tuple[Part, ...]
@@ -40,9 +48,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a store will hold, and how its rows are made.
+    """The contents that a store will have, and how its rows are made.
 
-    `absent` are sources without a file, `units` is what the split kept whole, by side.
+    Attributes:
+        store: local path or URL.
+        images: folder of the sources.
+        skeleton: names of the K keypoints.
+        seed: of the store.
+        augment: the config's section.
+        recipes: of training sources.
+        chunks: in the order of the manifest.
+        units: scenes, clips or frames that the split kept whole, under "train" and "val".
+        absent: sources without a file.
     """
 
     store: str
@@ -50,17 +67,23 @@ class Plan:
     skeleton: tuple[str, ...]
     seed: int
     augment: AugmentConfig
-    recipes: tuple[tuple[Recipe, int], ...]
-    runs: tuple[Run, ...]
+    recipes: Recipes
+    chunks: tuple[Chunk, ...]
     units: dict[str, tuple[str, ...]]
     absent: frozenset[str]
 
+    def parts(self) -> Iterator[Part]:
+        """Iterate over the parts of all chunks, in the order of the manifest."""
+        return (part for chunk in self.chunks for part in chunk.parts)
+
 
 def plan(config: Config) -> Plan:
-    """The plan of a config's store: labels read and corrected, split, and every part decided.
+    """Read the labels, split the sources and decide every part of a config's store.
 
     Raises:
-        StoreError: labels, images, split or recipes do not do.
+        ConfigError: data.annotations, data.images or a recipe.
+        DataError: the labels, corrections or split cannot be used.
+        StorageError: a file or folder cannot be read.
     """
     annotations = load_labels(config)
     seed = config.seed if config.split.seed is None else config.split.seed
@@ -80,60 +103,81 @@ def plan_store(
     augment: AugmentConfig,
     seed: int,
 ) -> Plan:
-    """Decide every part of a store, without touching an image's content.
+    """Decide every part of a store; of the images only names and sizes are read.
 
-    Sources in the validation split get only `Original`.
+    Args:
+        store: local path or URL to write to.
+        images: folder of the sources.
+        annotations: N sources.
+        splits: "train" or "val" for each source; a validation source gets only `Original`.
+        by: the units that `splits` keeps whole.
+        augment: the config's section.
+        seed: of the store.
 
     Raises:
-        StoreError: a recipe is unknown, the image folder is missing, or nothing is labelled.
+        ConfigError: a recipe is unknown.
+        DataError: nothing is labelled.
+        StorageError: the image folder is missing.
     """
     recipes = tuple(resolve_recipes(augment.recipes, augment.user_recipes))
     if not len(annotations):
-        raise StoreError("the annotations name no image: nothing to augment")
+        raise DataError("the annotations name no image: nothing to augment")
     sizes = file_sizes(images)
-    runs: list[Run] = []
-    wanted_by_split: dict[Literal["train", "val"], tuple[tuple[Recipe, int], ...]]
-    wanted_by_split = {"train": recipes, "val": tuple(resolve_recipes(["Original"]))}
-    places = annotations.rows or range(len(annotations))
-    for split, wanted in wanted_by_split.items():
-        chosen = [i for i, of in enumerate(splits) if of == split]
-        # By place in the file, so that a dropped or re-split source changes its own run alone.
-        for number, rows in groupby(chosen, key=lambda i: places[i] // augment.sources_per_part):
-            sources = tuple(
-                Source(
-                    annotations.images[i],
-                    annotations.scenes[i],
-                    annotations.cameras[i],
-                    annotations.frames[i],
-                    split,
-                    annotations.keypoints[i],
-                )
-                for i in rows
-            )
-            of_sources = _digest(sources, sizes)
+    chunks: list[Chunk] = []
+    recipes_by_split: dict[Split, Recipes] = {"train": recipes, "val": tuple(resolve_recipes(["Original"]))}
+    for split, split_recipes in recipes_by_split.items():
+        for number, sources in _cut_chunks(annotations, splits, split, augment.sources_per_part):
+            sources_digest = _digest_sources(sources, sizes)
             parts = []
-            for recipe, copies in wanted:
-                decides = [SCHEMA_VERSION, recipe.fingerprint, copies, seed, augment.jpeg_quality, augment.oversize]
-                decides += [augment.box_margin_px, annotations.skeleton.names, of_sources]
-                fingerprint = hashlib.blake2b(json.dumps(decides).encode(), digest_size=6).hexdigest()
-                path = f"recipe={recipe.name}/part-{number:05d}-{fingerprint}.parquet"
-                parts.append(Part(path, recipe, copies, split))
-            runs.append(Run(sources, tuple(parts)))
-    units = {
-        split: tuple(
-            sorted({unit for unit, of in zip(split_units(annotations, by), splits, strict=True) if of == split})
-        )
-        for split in ("train", "val")
-    }
+            for recipe, copies in split_recipes:
+                fingerprint_fields = [
+                    SCHEMA_VERSION, recipe.fingerprint, copies, seed, augment.jpeg_quality, augment.oversize,
+                    augment.box_margin_px, annotations.skeleton.names, sources_digest,
+                ]  # fmt: skip
+                name = f"part-{number:05d}-{digest(fingerprint_fields, 6)}.parquet"
+                parts.append(Part(f"recipe={recipe.name}/{name}", recipe, copies, split))
+            chunks.append(Chunk(sources, tuple(parts)))
+    sides = list(zip(split_units(annotations, by), splits, strict=True))
+    units = {name: tuple(sorted({unit for unit, side in sides if side == name})) for name in ("train", "val")}
     absent = frozenset(name for name in annotations.images if name not in sizes)
-    return Plan(store, images, annotations.skeleton.names, seed, augment, recipes, tuple(runs), units, absent)
+    return Plan(store, images, annotations.skeleton.names, seed, augment, recipes, tuple(chunks), units, absent)
 
 
-def _digest(sources: Sequence[Source], sizes: dict[str, int]) -> str:
-    """A digest of all that sources bring to their rows; an image counts by its name and size in bytes."""
-    digest = hashlib.blake2b(digest_size=16)
+def _cut_chunks(
+    annotations: Annotations, splits: Sequence[str], split: Split, size: int
+) -> Iterator[tuple[int, tuple[Source, ...]]]:
+    """Iterate over the chunks of a split, with the number that their parts' names carry.
+
+    Chunks are cut by row of the labels' file, `size` rows each, so that a source that is dropped or moves to the other
+    split changes the parts of its own chunk alone.
+    """
+    rows = annotations.rows or range(len(annotations))
+    indices = [index for index, side in enumerate(splits) if side == split]
+    for number, group in groupby(indices, key=lambda index: rows[index] // size):
+        yield (
+            number,
+            tuple(
+                Source(
+                    annotations.images[index],
+                    annotations.scenes[index],
+                    annotations.cameras[index],
+                    annotations.frames[index],
+                    split,
+                    annotations.keypoints[index],
+                )
+                for index in group
+            ),
+        )
+
+
+def _digest_sources(sources: Sequence[Source], sizes: dict[str, int]) -> str:
+    """Digest all that sources contribute to their rows; an image counts by its name and size in bytes.
+
+    The keypoints are hashed as bytes, which is much faster than as JSON (`fingerprint.digest`).
+    """
+    blake2b = hashlib.blake2b(digest_size=16)
     for source in sources:
-        key = [source.name, source.scene, source.camera, source.frame, source.split, sizes.get(source.name)]
-        digest.update(json.dumps(key).encode())
-        digest.update(np.ascontiguousarray(source.keypoints, dtype="<f8").tobytes())
-    return digest.hexdigest()
+        fields = [source.name, source.scene, source.camera, source.frame, source.split, sizes.get(source.name)]
+        blake2b.update(json.dumps(fields).encode())
+        blake2b.update(np.ascontiguousarray(source.keypoints, dtype="<f8").tobytes())
+    return blake2b.hexdigest()

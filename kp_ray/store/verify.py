@@ -1,76 +1,85 @@
-"""Re-hash a store's parts and re-make a sample of its rows."""
+"""Verify a store: hash its parts again and make a sample of its rows again."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from kp_ray.storage import exists, filesystem, join, read_bytes, writer_lock
-from kp_ray.store.manifest import OPEN, READ, PartRecord, read_manifest
-from kp_ray.store.parts import hash_file, make_rows
-from kp_ray.store.plan import Plan, Run
+from kp_ray.storage import delete_file, exists, hash_file, join, writer_lock
+from kp_ray.store.manifest import UNAVAILABLE, UNREADABLE, PartRecord, read_manifest
+from kp_ray.store.parts import make_rows
+from kp_ray.store.plan import Chunk, Plan
+from kp_ray.store.read import read_part
 
 
 def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
-    """Re-hash every part and re-make a sample of rows; damaged parts are removed, so that augment makes them anew.
+    """Compare every part with its digest and a sample of rows with what the sources give.
+
+    Damaged parts are deleted, so that augment makes them again.
 
     Args:
-        plan: what the store should hold.
-        num_samples: sources, spread over the runs, whose rows are made again and compared byte for byte.
+        plan: the contents that the store should have.
+        num_samples: number of chunks, spread evenly, of which the rows of one source are compared byte for byte.
 
     Returns:
-        One line a problem; empty if the store is sound.
+        One line per problem; empty if the store is sound.
+
+    Raises:
+        StoreError: no finished store.
+        RunStateError: a part is damaged, and another process writes the store.
+        StorageError: a part cannot be read.
     """
     manifest = read_manifest(plan.store)
     problems = []
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda part: _damage(plan.store, part), manifest.parts))
-    damaged = [part for part, problem in zip(manifest.parts, found, strict=True) if problem]
+        damages = list(pool.map(lambda part: _find_damage(plan.store, part), manifest.parts))
+    damaged = [part for part, damage in zip(manifest.parts, damages, strict=True) if damage]
     if damaged:
-        with writer_lock(plan.store):  # of a part that is being made anew, the new one would be removed
-            problems = [f"{part.path}: {told}" for part in damaged if (told := _remove_damaged(plan.store, part))]
+        with writer_lock(plan.store):  # without it, a part that is being made again could be deleted
+            found = ((part.path, _delete_if_damaged(plan.store, part)) for part in damaged)
+            problems = [f"{path}: {damage}" for path, damage in found if damage]
     if problems:
         return problems
     listed = {part.path for part in manifest.parts}
-    planned = {part.path for run in plan.runs for part in run.parts}
+    planned = {part.path for part in plan.parts()}
     if listed != planned:
-        return [f"{plan.store}: {len(listed ^ planned)} parts differ from what the config asks for; run augment"]
-    bad = {q.source for q in manifest.quarantined if q.stage in (READ, OPEN)}
-    for index in np.linspace(0, len(plan.runs) - 1, min(num_samples, len(plan.runs)), dtype=int):
-        problems += _compare_rows(plan, plan.runs[index], bad)
+        return [f"{plan.store}: {len(listed ^ planned)} parts differ from what the config asks for: run augment"]
+    unusable = {item.source for item in manifest.quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
+    for index in np.linspace(0, len(plan.chunks) - 1, min(num_samples, len(plan.chunks)), dtype=int):
+        problems += _compare_rows(plan, plan.chunks[index], unusable)
     return problems
 
 
-def _damage(store: str, part: PartRecord) -> str | None:
-    if not exists(join(store, part.path)):
+def _find_damage(store: str, part: PartRecord) -> str | None:
+    path = join(store, part.path)
+    if not exists(path):
         return "missing"
-    return None if hash_file(join(store, part.path))[1] == part.sha256 else "its bytes have changed"
+    return None if hash_file(path)[1] == part.sha256 else "its bytes have changed"
 
 
-def _remove_damaged(store: str, part: PartRecord) -> str | None:
-    problem = _damage(store, part)
-    if problem and problem != "missing":
-        fs, root = filesystem(store)
-        fs.delete_file(f"{root}/{part.path}")
-        problem += "; removed"
-    return f"{problem}, run augment to make it anew" if problem else None
+def _delete_if_damaged(store: str, part: PartRecord) -> str | None:
+    """Delete a damaged part; return the problem and what to do, None if it has been made again meanwhile."""
+    damage = _find_damage(store, part)
+    if damage and damage != "missing":
+        delete_file(join(store, part.path))
+        damage += "; removed"
+    return f"{damage}, run augment to make it again" if damage else None
 
 
-def _compare_rows(plan: Plan, run: Run, quarantined: set[str]) -> list[str]:
-    usable = [source for source in run.sources if source.name not in quarantined]
+def _compare_rows(plan: Plan, chunk: Chunk, unusable: set[str]) -> list[str]:
+    """Make the rows of a chunk's middle usable source again and compare them with the stored ones."""
+    usable = [source for source in chunk.sources if source.name not in unusable]
     if not usable:
         return []
     source = usable[len(usable) // 2]
     problems = []
-    for part in run.parts:
-        stored = pq.read_table(pa.BufferReader(read_bytes(join(plan.store, part.path)))).filter(
-            pa.compute.equal(pa.compute.field("source"), source.name)
-        )
+    for part in chunk.parts:
+        stored = read_part(join(plan.store, part.path)).filter(pc.equal(pc.field("source"), source.name))
         rows, _ = make_rows(plan, source, [(part.recipe, part.copies)])
         made = pa.Table.from_pylist(rows, schema=stored.schema)
-        if str(stored.to_pylist()) != str(made.to_pylist()):  # NaN, an unlabelled point, equals nothing
+        if str(stored.to_pylist()) != str(made.to_pylist()):  # as text: NaN, of an unlabelled point, equals nothing
             problems.append(
-                f"{part.path}: rows of {source.name} are not what the sources give; run augment on a new store"
+                f"{part.path}: rows of {source.name} are not what the sources give: run augment into a new run_dir"
             )
     return problems

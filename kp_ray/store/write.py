@@ -1,50 +1,70 @@
-"""The Parquet store: plan -> parts -> manifest; resume, verify, read.
+"""Write what is missing of a store on the Ray cluster: plan -> parts -> manifest.
 
-A part is one recipe over one run of sources: those of one split among so many rows of the labels' file. A task takes
-one run and writes its part of every recipe still missing. Part names carry a fingerprint of everything that decides
-their rows, parts appear whole, and the manifest, written last, is all that a reader looks at.
+A task works on one chunk and writes its part of every recipe that is missing. Parts appear whole; the manifest, written
+last, is all that readers look at.
 """
 
 import contextlib
 import pickle
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
-import pyarrow.fs as pafs
 import ray
-from ray.util.annotations import RayDeprecationWarning
 
 from kp_ray import __version__
 from kp_ray.augmentation.variants import Source
-from kp_ray.cluster.errors import describe_ray_error
+from kp_ray.cluster.errors import describe_ray_error, error_row, raise_error_row
 from kp_ray.cluster.tasks import bounded_retries, ray_data_settings
-from kp_ray.errors import KpRayError, StoreError
-from kp_ray.storage import exists, file_sizes, filesystem, join, writer_lock
+from kp_ray.errors import KpRayError, StoppedError, StorageError, StoreError
+from kp_ray.storage import delete_file, exists, file_sizes, filesystem, is_local, join, writer_lock
 from kp_ray.store.manifest import (
-    OPEN,
-    READ,
+    UNAVAILABLE,
+    UNREADABLE,
     Manifest,
     PartRecord,
     Quarantined,
     RecipeRecord,
     read_manifest,
+    recipe_stage,
     row_schema,
-    stage_of,
     write_manifest,
 )
 from kp_ray.store.parts import PartWriter, describe_part, make_rows
-from kp_ray.store.plan import Part, Plan, Run
+from kp_ray.store.plan import Chunk, Part, Plan
 from kp_ray.store.read import read_part
 
 
 @dataclass(frozen=True)
+class StoreFigures:
+    """The figures of an `augment` that ended well; the names are the keys of `augment.json`.
+
+    Attributes:
+        sources: number of sources that have rows.
+        variants: number of rows.
+        seconds: duration.
+        start_up_s: those of `seconds` before the first task began.
+        sources_per_s: sources whose parts were written, per second without the start-up.
+        parts_written, parts_kept: numbers of parts.
+        quarantined: number of sources that some or all recipes could not use.
+    """
+
+    sources: int
+    variants: int
+    seconds: float
+    start_up_s: float
+    sources_per_s: float
+    parts_written: int
+    parts_kept: int
+    quarantined: int
+
+
+@dataclass(frozen=True)
 class _Finished:
-    """What a task says of its run; `num_found` of its parts an earlier run had left whole."""
+    """The result of a task; the first `num_found` parts were left whole by an earlier run."""
 
     parts: tuple[PartRecord, ...]
     num_found: int
@@ -53,91 +73,72 @@ class _Finished:
     started: float
 
 
-def write_store(plan: Plan, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Kept:
+    """Parts that the manifest lists and that exist, and the quarantined sources that they settle."""
+
+    parts: tuple[PartRecord, ...]
+    quarantined: tuple[Quarantined, ...]
+
+
+def write_store(
+    plan: Plan,
+    progress: Callable[[int, int], None] | None = None,
+    on_locked: Callable[[], None] | None = None,
+) -> StoreFigures:
     """Write what is missing of a store, then its manifest.
 
     Args:
         plan: from `plan_store`; a Ray cluster must be running, unless `is_finished(plan)`.
         progress: called with (sources done, sources in all), first when writing begins.
-
-    Returns:
-        `sources`, `variants`, `seconds`, `start_up_s`, `sources_per_s` (without the start-up), `parts_written`,
-        `parts_kept`, `quarantined`.
+        on_locked: called once no other process can write this store, before anything is written.
 
     Raises:
-        StoreError: another process writes this store, the disk is full, no source could be used, a source that the
-            store holds has lost its image, or workers wrote where this machine does not see it.
+        RunStateError: another process writes this store.
+        StorageError: the disk is full, or workers wrote where this machine does not see it.
+        StoreError: no source could be used, or a source that the store holds has lost its image.
+        StoppedError: processes or nodes of Ray died.
     """
     began = time.time()
     with writer_lock(plan.store):
-        kept, todo = _missing(plan)
+        kept, todo = _find_missing(plan)
         if todo:
-            _drop_half_written(plan.store)
-        total = sum(len(run.sources) for run in plan.runs)
-        done = total - sum(len(run.sources) for run in todo)
-        finished: list[_Finished] = []
-        first_start = time.time()
-        if progress and todo:
-            progress(done, total)
-        for result in _run_tasks(plan, todo):
-            if not finished:
-                first_start = result.started
-            first_start = min(first_start, result.started)
-            finished.append(result)
-            done += result.num_sources
-            if progress:
-                progress(done, total)
-        records = {part.path: part for part in (*kept.parts, *(part for one in finished for part in one.parts))}
-        manifest = build_manifest(plan, records, [*kept.quarantined, *(q for one in finished for q in one.quarantined)])
-        if not manifest.num_sources:  # the images are elsewhere, say: what an earlier run left stays as it is
-            first = manifest.quarantined[0]
-            raise StoreError(
-                f"{plan.store}: none of the {total} sources could be used, e.g. {first.source}: {first.reason}"
-            )
-        there = file_sizes(plan.store)
-        unseen = [part.path for part in manifest.parts if there.get(part.path) != part.num_bytes]
-        if unseen:
-            raise StoreError(
-                f"{join(plan.store, unseen[0])}: written by a worker, but not to be seen here, like {len(unseen)} of "
-                f"{len(manifest.parts)} parts: run_dir must be a folder that all nodes share, or an s3:// path"
-            )
-        if finished or not exists(join(plan.store, "manifest.json")) or read_manifest(plan.store) != manifest:
-            write_manifest(plan.store, manifest)
-        _drop_unlisted(plan.store, there, manifest)
-    seconds, start_up = time.time() - began, max(0.0, first_start - began)
-    made = sum(one.num_sources for one in finished if len(one.parts) > one.num_found)
-    found = sum(one.num_found for one in finished)
-    return {
-        "sources": manifest.num_sources,
-        "variants": manifest.num_variants,
-        "seconds": round(seconds, 3),
-        "start_up_s": round(start_up, 3),
-        "sources_per_s": round(made / max(seconds - start_up, 1e-9), 3),
-        "parts_written": sum(len(one.parts) for one in finished) - found,
-        "parts_kept": len(kept.parts) + found,
-        "quarantined": len({q.source for q in manifest.quarantined}),
-    }
+            _delete_partial_files(plan.store)
+        if on_locked:
+            on_locked()
+        ready = time.time()
+        finished = _write_chunks(plan, todo, progress)
+        manifest = _finish_manifest(plan, kept, finished)
+    seconds = time.time() - began
+    start_up_s = max(0.0, min((item.started for item in finished), default=ready) - began)
+    num_made = sum(item.num_sources for item in finished if len(item.parts) > item.num_found)
+    num_found = sum(item.num_found for item in finished)
+    return StoreFigures(
+        sources=manifest.num_sources,
+        variants=manifest.num_variants,
+        seconds=round(seconds, 3),
+        start_up_s=round(start_up_s, 3),
+        sources_per_s=round(num_made / max(seconds - start_up_s, 1e-9), 3),
+        parts_written=sum(len(item.parts) for item in finished) - num_found,
+        parts_kept=len(kept.parts) + num_found,
+        quarantined=len({item.source for item in manifest.quarantined}),
+    )
 
 
 def is_finished(plan: Plan) -> bool:
-    """Whether the store holds all that is planned, so that `write_store` would need no cluster.
+    """Return whether the store holds everything planned, so that `write_store` needs no cluster.
 
     Raises:
-        StoreError: the manifest is damaged or of a newer kp_ray, or a source that the store holds has lost its image.
+        StoreError: the manifest is damaged or of another version of kp_ray, or a source that the store holds has lost
+            its image.
     """
-    return exists(join(plan.store, "manifest.json")) and not _missing(plan)[1]
+    return exists(join(plan.store, "manifest.json")) and not _find_missing(plan)[1]
 
 
-@dataclass(frozen=True)
-class _Kept:
-    parts: tuple[PartRecord, ...]
-    quarantined: tuple[Quarantined, ...]
+def _find_missing(plan: Plan) -> tuple[_Kept, list[Chunk]]:
+    """Find the parts that the manifest lists and that exist, and the chunks with the parts that are missing.
 
-
-def _missing(plan: Plan) -> tuple[_Kept, list[Run]]:
-    """What the manifest vouches for and is still there, and the runs with the parts that are not.
-
-    Parts that lack a source which could not be opened are not kept: each run tries it again.
+    All parts of a chunk with an UNAVAILABLE source are missing: each run tries it again.
     """
     listed: dict[str, PartRecord] = {}
     quarantined: tuple[Quarantined, ...] = ()
@@ -147,125 +148,184 @@ def _missing(plan: Plan) -> tuple[_Kept, list[Run]]:
         listed = {part.path: part for part in manifest.parts if sizes.get(part.path) == part.num_bytes}
         quarantined = manifest.quarantined
         _refuse_lost_images(plan, listed, quarantined)
-    kept, todo = [], []
-    bad = {q.source for q in quarantined}
+    kept: list[PartRecord] = []
+    todo: list[Chunk] = []
+    bad = {item.source for item in quarantined}
+    unavailable = {item.source for item in quarantined if item.stage == UNAVAILABLE}
     settled: set[tuple[str, str]] = set()
-    passing = {q.source for q in quarantined if q.stage == OPEN}
-    for run in plan.runs:
-        if passing and any(source.name in passing for source in run.sources):
-            todo.append(run)
+    for chunk in plan.chunks:
+        if unavailable and any(source.name in unavailable for source in chunk.sources):
+            todo.append(chunk)
             continue
-        there = [listed[part.path] for part in run.parts if part.path in listed]
-        kept += there
-        stages = [READ, *(stage_of(part.recipe) for part in there)] if there else []
-        settled |= {(source.name, stage) for source in run.sources if source.name in bad for stage in stages}
-        parts = tuple(part for part in run.parts if part.path not in listed)
-        if parts:
-            todo.append(replace(run, parts=parts))
-    return _Kept(tuple(kept), tuple(q for q in quarantined if (q.source, q.stage) in settled)), todo
+        existing_parts = [listed[part.path] for part in chunk.parts if part.path in listed]
+        kept += existing_parts
+        stages = [UNREADABLE, *(recipe_stage(part.recipe) for part in existing_parts)] if existing_parts else []
+        settled |= {(source.name, stage) for source in chunk.sources if source.name in bad for stage in stages}
+        missing = tuple(part for part in chunk.parts if part.path not in listed)
+        if missing:
+            todo.append(replace(chunk, parts=missing))
+    return _Kept(tuple(kept), tuple(item for item in quarantined if (item.source, item.stage) in settled)), todo
 
 
 def _refuse_lost_images(plan: Plan, listed: Iterable[str], quarantined: Sequence[Quarantined]) -> None:
-    """Parts made anew without an image that has gone would replace the finished ones that hold its variants."""
-    lost = plan.absent - {q.source for q in quarantined if q.stage in (READ, OPEN)}
+    """Refuse to replace finished parts that hold variants of a source whose image is gone.
+
+    Raises:
+        StoreError: naming the image.
+    """
+    lost = plan.absent - {item.source for item in quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
     if not lost:
         return
-    planned = {part.path for run in plan.runs for part in run.parts}
+    planned = {part.path for part in plan.parts()}
     for path in listed:
         if path in planned:
             continue
         try:
-            held = set(read_part(join(plan.store, path), ["source"]).column(0).to_pylist())
-        except KpRayError:
+            stored = set(read_part(join(plan.store, path), ["source"]).column(0).to_pylist())
+        except StorageError:
             continue  # damaged: nothing to lose
-        if lost & held:
+        if lost & stored:
             raise StoreError(
-                f"{join(plan.images, min(lost & held))}: not there any more, and the store holds its variants: put it "
-                f"back, or take its row out of the labels ({len(lost)} labelled images are missing in all)"
+                f"{join(plan.images, min(lost & stored))}: not there any more, and the store holds its variants: put "
+                f"it back, or take its row out of the labels ({len(lost)} labelled images are missing in all)"
             )
 
 
-def _run_tasks(plan: Plan, todo: Sequence[Run]) -> Iterator[_Finished]:
+def _write_chunks(plan: Plan, todo: Sequence[Chunk], progress: Callable[[int, int], None] | None) -> list[_Finished]:
+    """Write the missing parts of chunks and report progress, in sources."""
     if not todo:
-        return
-    shared = replace(plan, runs=())
+        return []
+    total = sum(len(chunk.sources) for chunk in plan.chunks)
+    done = total - sum(len(chunk.sources) for chunk in todo)
+    if progress:
+        progress(done, total)
+    finished = []
+    for result in _run_tasks(plan, todo):
+        finished.append(result)
+        done += result.num_sources
+        if progress:
+            progress(done, total)
+    return finished
+
+
+def _run_tasks(plan: Plan, todo: Sequence[Chunk]) -> Iterator[_Finished]:
+    advice = "finished parts are kept, run augment again to resume"
     with ray_data_settings():
-        items = [{"run": pickle.dumps(run)} for run in todo]
-        # No other way to bound the retries of a task is left in Ray 2.60.
-        with warnings.catch_warnings(action="ignore", category=RayDeprecationWarning):
-            tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(
-                _write_run, fn_args=(shared,), num_cpus=1, ray_remote_args_fn=bounded_retries
-            )
-        try:
-            for row in tasks.iter_rows():
-                yield pickle.loads(row["finished"])  # noqa: S301  (made by our own task)
-        except ray.exceptions.RayError as error:
-            reason = describe_ray_error(error)
-            raise StoreError(
-                f"{plan.store}: writing stopped: {reason}; finished parts are kept, run augment again to go on"
-            ) from error
+        items = [{"chunk": pickle.dumps(chunk)} for chunk in todo]
+        tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            _write_chunk, fn_args=(replace(plan, chunks=()),), num_cpus=1, ray_remote_args_fn=bounded_retries
+        )
+    try:
+        for row in tasks.iter_rows():
+            raise_error_row(row)
+            yield pickle.loads(row["finished"])  # noqa: S301  (made by our own task)
+    except ray.exceptions.RayError as error:
+        raise StoppedError(f"{plan.store}: writing stopped: {describe_ray_error(error)}; {advice}") from error
+    except KpRayError as error:
+        raise type(error)(f"{plan.store}: writing stopped: {error}; {advice}") from error
 
 
-def _write_run(item: dict[str, Any], plan: Plan) -> dict[str, bytes]:
-    """A Ray task: write one run's missing parts; each source is read and decoded once."""
+def _write_chunk(item: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Write one chunk's missing parts; runs in a Ray task. Each source is read and decoded once."""
     started = time.time()
-    cv2.setNumThreads(1)  # Ray gives the cores
-    run: Run = pickle.loads(item["run"])  # noqa: S301  (made by `_run_tasks`)
-    described = {part.path: describe_part(plan.store, part) for part in run.parts}
-    records = [found[0] for found in described.values() if found]
-    quarantined = [q for found in described.values() if found for q in found[1]]
-    missing = [part for part in run.parts if not described[part.path]]
-    num_found = len(records)
-    if missing:
-        made, bad = _make_parts(plan, run.sources, missing)
-        records += made
-        quarantined += bad
-    done = _Finished(tuple(records), num_found, tuple(quarantined), len(run.sources), started)
-    return {"finished": pickle.dumps(done)}
+    cv2.setNumThreads(1)  # Ray assigns the CPUs
+    chunk: Chunk = pickle.loads(item["chunk"])  # noqa: S301  (made by `_run_tasks`)
+    try:
+        found = {part.path: describe_part(plan.store, part) for part in chunk.parts}
+        records = [description[0] for description in found.values() if description]
+        quarantined = [item for description in found.values() if description for item in description[1]]
+        num_found = len(records)
+        if missing := [part for part in chunk.parts if not found[part.path]]:
+            made_records, made_quarantined = make_parts(plan, chunk.sources, missing)
+            records += made_records
+            quarantined += made_quarantined
+    except KpRayError as error:
+        return error_row(error)
+    finished = _Finished(tuple(records), num_found, tuple(quarantined), len(chunk.sources), started)
+    return {"finished": pickle.dumps(finished)}
 
 
-def _make_parts(
+def make_parts(
     plan: Plan, sources: Sequence[Source], parts: Sequence[Part]
 ) -> tuple[list[PartRecord], list[Quarantined]]:
+    """Write parts of one chunk, source by source.
+
+    Raises:
+        StorageError: the disk is full, or the storage does not answer or refuses.
+    """
     schema = row_schema(len(plan.skeleton))
     quarantined: list[Quarantined] = []
     with contextlib.ExitStack() as stack:
         writers = {part.recipe.name: stack.enter_context(PartWriter(plan.store, part, schema)) for part in parts}
         for source in sources:
-            rows, bad = make_rows(plan, source, [(part.recipe, part.copies) for part in parts])
-            quarantined += bad
+            rows, refusals = make_rows(plan, source, [(part.recipe, part.copies) for part in parts])
+            quarantined += refusals
             for row in rows:
                 writers[row["recipe"]].add(row)
         records = []
         for part in parts:
-            stages = (READ, OPEN, stage_of(part.recipe.name))
+            stages = (UNREADABLE, UNAVAILABLE, recipe_stage(part.recipe.name))
             note = {
                 "kp_ray": __version__,
                 "skeleton": list(plan.skeleton),
-                "quarantined": [q.model_dump() for q in quarantined if q.stage in stages],
+                "quarantined": [item.model_dump() for item in quarantined if item.stage in stages],
             }
             records.append(writers[part.recipe.name].finish(note))
     return records, quarantined
 
 
-def build_manifest(plan: Plan, records: dict[str, PartRecord], quarantined: Sequence[Quarantined]) -> Manifest:
-    parts = tuple(records[part.path] for run in plan.runs for part in run.parts)
-    bad: dict[str, dict[str, Quarantined]] = {}
-    for q in quarantined:
-        bad.setdefault(q.source, {})[q.stage] = q
+def _finish_manifest(plan: Plan, kept: _Kept, finished: Sequence[_Finished]) -> Manifest:
+    """Write the manifest unless it is the same already, then delete parts that it does not list."""
+    records = {part.path: part for part in (*kept.parts, *(part for item in finished for part in item.parts))}
+    quarantined = [*kept.quarantined, *(source for item in finished for source in item.quarantined)]
+    manifest = build_manifest(plan, records, quarantined)
+    if not manifest.num_sources:  # the image folder may be the wrong one: leave an earlier run's parts as they are
+        first = manifest.quarantined[0]
+        total = sum(len(chunk.sources) for chunk in plan.chunks)
+        raise StoreError(
+            f"{plan.store}: none of the {total} sources could be used, e.g. {first.source}: {first.reason}"
+        )
+    sizes = file_sizes(plan.store)
+    unseen = [part.path for part in manifest.parts if sizes.get(part.path) != part.num_bytes]
+    if unseen:
+        raise StorageError(
+            f"{join(plan.store, unseen[0])}: written by a worker, but not seen by this machine, like {len(unseen)} of "
+            f"{len(manifest.parts)} parts: run_dir must be a folder that all nodes share, or an s3:// path"
+        )
+    if finished or not exists(join(plan.store, "manifest.json")) or read_manifest(plan.store) != manifest:
+        write_manifest(plan.store, manifest)
+    listed = {part.path for part in manifest.parts}
+    for path in sizes:
+        if path.startswith("recipe=") and path not in listed:
+            delete_file(join(plan.store, path))
+    return manifest
+
+
+def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: Sequence[Quarantined]) -> Manifest:
+    """Build the manifest of a plan whose parts are written.
+
+    Args:
+        plan: decides the order.
+        records: every part of the plan, by path.
+        quarantined: in any order; repeated entries count once.
+    """
+    parts = tuple(records[part.path] for part in plan.parts())
+    reasons: dict[str, dict[str, Quarantined]] = {}
+    for item in quarantined:
+        reasons.setdefault(item.source, {})[item.stage] = item
     ordered: list[Quarantined] = []
     num_sources = 0
-    for run in plan.runs:
-        stages = [stage_of(part.recipe.name) for part in run.parts]
-        for source in run.sources:
-            of = bad.get(source.name, {})
-            ordered += [of[stage] for stage in (READ, OPEN, *stages) if stage in of]
-            num_sources += not {READ, OPEN} & set(of) and not all(stage in of for stage in stages)
+    for chunk in plan.chunks:
+        stages = [recipe_stage(part.recipe.name) for part in chunk.parts]
+        for source in chunk.sources:
+            by_stage = reasons.get(source.name, {})
+            ordered += [by_stage[stage] for stage in (UNREADABLE, UNAVAILABLE, *stages) if stage in by_stage]
+            unusable = {UNREADABLE, UNAVAILABLE} & set(by_stage) or all(stage in by_stage for stage in stages)
+            num_sources += not unusable
     return Manifest(
         kp_ray=__version__,
         seed=plan.seed,
         skeleton=plan.skeleton,
-        settings=plan.augment.model_dump(mode="json", exclude={"recipes", "user_recipes"}),
         recipes=tuple(
             RecipeRecord(name=recipe.name, copies=copies, fingerprint=recipe.fingerprint)
             for recipe, copies in plan.recipes
@@ -281,17 +341,8 @@ def build_manifest(plan: Plan, records: dict[str, PartRecord], quarantined: Sequ
     )
 
 
-def _drop_half_written(store: str) -> None:
-    """Remove what killed writers left, before it fills a disk; who holds the lock knows that they are gone."""
-    fs, root = filesystem(store)
-    if isinstance(fs, pafs.LocalFileSystem):
-        for path in Path(root).rglob("*.partial"):
+def _delete_partial_files(store: str) -> None:
+    """Delete what killed writers left, before it fills a disk; the lock's holder knows that they are gone."""
+    if is_local(store):
+        for path in Path(filesystem(store)[1]).rglob("*.partial"):
             path.unlink(missing_ok=True)
-
-
-def _drop_unlisted(store: str, there: Iterable[str], manifest: Manifest) -> None:
-    fs, root = filesystem(store)
-    listed = {part.path for part in manifest.parts}
-    for path in there:
-        if path.startswith("recipe=") and path not in listed:
-            fs.delete_file(f"{root}/{path}")

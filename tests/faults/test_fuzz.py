@@ -153,7 +153,7 @@ def manifest_json(folder: Path) -> bytes:
     part = PartRecord(path="recipe=Original/part-0.parquet", recipe="Original", split="train", num_rows=3, num_bytes=9,
                       sha256="0" * 64)  # fmt: skip
     manifest = Manifest(
-        kp_ray="0.1.0", seed=0, skeleton=DACON24.names, settings={"jpeg_quality": 95},
+        kp_ray="0.1.0", seed=0, skeleton=DACON24.names,
         recipes=(RecipeRecord(name="Original", copies=1, fingerprint="x"),), num_sources=3, num_variants=3,
         num_rows_by_split={"train": 3, "val": 0}, units={"train": ("s0",), "val": ("s1",)}, parts=(part,),
         quarantined=(Quarantined(source="b.jpg", stage="read", reason="cut"),),

@@ -59,7 +59,7 @@ def write_small_store(store: Path, quarantined: tuple[Quarantined, ...] = ()) ->
                 )
             )
     manifest = Manifest(
-        kp_ray="0.1.0", seed=42, skeleton=DACON24.names, settings={},
+        kp_ray="0.1.0", seed=42, skeleton=DACON24.names,
         recipes=(
             RecipeRecord(name="Original", copies=1, fingerprint="ab12"),
             RecipeRecord(name="Rotate45_CenterCrop", copies=2, fingerprint="ab12"),

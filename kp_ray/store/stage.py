@@ -1,0 +1,167 @@
+"""The verbs of the store: `augment` as a stage of the pipeline, and `verify`."""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import StorageError
+from kp_ray.stage import Progress, check_inputs
+from kp_ray.storage import exists, join, read_json, require_keys, write_bytes
+from kp_ray.store.estimate import AugmentForecast, forecast_augment
+from kp_ray.store.manifest import Quarantined, read_manifest
+from kp_ray.store.plan import Plan, plan
+from kp_ray.store.verify import verify_store
+from kp_ray.store.write import StoreFigures, is_finished, write_store
+
+
+@dataclass(frozen=True)
+class AugmentSummary(StoreFigures):
+    """The result of `augment`.
+
+    Attributes:
+        store: local path or URL.
+        first_quarantined: an example of the quarantined sources; None if there are none.
+    """
+
+    store: str
+    first_quarantined: Quarantined | None
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal."""
+        lines = [
+            f"{self.variants} variants of {self.sources} sources in {self.store}: "
+            f"{self.parts_written} parts written, {self.parts_kept} kept, {self.sources_per_s:.1f} sources/s"
+        ]
+        if self.first_quarantined:
+            lines.append(
+                f"{self.quarantined} sources could not be used by some or all recipes, e.g. "
+                f"{self.first_quarantined.source}: {self.first_quarantined.reason}; all of them in "
+                f"{join(self.store, 'quarantine.parquet')}"
+            )
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return {field.name: getattr(self, field.name) for field in fields(StoreFigures)}
+
+
+class AugmentStage:
+    """Writes the store: every recipe of every source, as Parquet.
+
+    Attributes:
+        session_start_up_s: seconds that the Ray session took to start for this stage; counted in its figures.
+    """
+
+    name = "augment"
+    needs_cluster = True
+    needs_dashboard = False
+
+    def __init__(self) -> None:
+        self.session_start_up_s = 0.0
+        self._planned: tuple[Config, Plan] | None = None
+
+    def applies(self, config: Config) -> bool:
+        """Return True: every run of the pipeline needs a store."""
+        return True
+
+    def check(self, config: Config) -> None:
+        """Refuse inputs that are not there, and labels, splits or recipes that cannot be used."""
+        check_inputs(config, required=("annotations", "images"), optional=("corrections",))
+        self._plan(config)
+
+    def is_done(self, config: Config) -> bool:
+        """Return whether the store holds everything planned.
+
+        Raises:
+            StoreError: the manifest is damaged or of another version of kp_ray, or a source that the store holds has
+                lost its image.
+        """
+        return is_finished(self._plan(config))
+
+    def run(self, config: Config, progress: Progress) -> AugmentSummary:
+        """Write what is missing of the store, and `augment.json` if parts were written.
+
+        The config is recorded once no other process can write the store.
+
+        Raises:
+            KpRayError: as `write_store`.
+        """
+        figures = write_store(self._plan(config), lambda done, total: progress("", done, total), config.save)
+        figures = replace(
+            figures,
+            seconds=round(figures.seconds + self.session_start_up_s, 3),
+            start_up_s=round(figures.start_up_s + self.session_start_up_s, 3),
+        )
+        path = config.path("augment.json")
+        if figures.parts_written or not exists(path):
+            write_bytes(path, (json.dumps(asdict(figures)) + "\n").encode())
+        store = config.path("store")
+        first = read_manifest(store).quarantined[0] if figures.quarantined else None
+        return AugmentSummary(**asdict(figures), store=store, first_quarantined=first)
+
+    def forecast(self, config: Config) -> AugmentForecast:
+        """Estimate the store's size and duration from a few of its sources.
+
+        Raises:
+            KpRayError: the inputs cannot be used.
+        """
+        return forecast_augment(self._plan(config), config)
+
+    def _plan(self, config: Config) -> Plan:
+        """Plan once per config: the labels' file and the listing of images can take seconds."""
+        if self._planned is None or self._planned[0] != config:
+            self._planned = config, plan(config)
+        return self._planned[1]
+
+
+def read_store_figures(config: Config) -> StoreFigures | None:
+    """Read the figures of the last `augment` that wrote parts (`augment.json`); None if there are none.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+    path, fix = config.path("augment.json"), "delete it and run the same command"
+    if not exists(path):
+        return None
+    names = [field.name for field in fields(StoreFigures)]
+    values = require_keys(read_json(path, fix), path, names, fix)
+    if not all(isinstance(values[name], int | float) for name in names):
+        raise StorageError(f"{path}: damaged (not numbers): {fix}")
+    return StoreFigures(**{name: values[name] for name in names})
+
+
+@dataclass(frozen=True)
+class VerifySummary:
+    """The result of `verify`.
+
+    Attributes:
+        store: local path or URL.
+        problems: one line each.
+    """
+
+    store: str
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the store is sound."""
+        return not self.problems
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal."""
+        return [*self.problems] or [f"{self.store} is sound"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return {"problems": [*self.problems]}
+
+
+def verify(config: Config) -> VerifySummary:
+    """Hash a store's parts again and make a sample of its rows again; delete damaged parts.
+
+    Raises:
+        KpRayError: the inputs cannot be used, or there is no finished store.
+    """
+    check_inputs(config, required=("annotations", "images"), optional=("corrections",))
+    return VerifySummary(config.path("store"), tuple(verify_store(plan(config))))
