@@ -407,7 +407,7 @@ def _train(config: Config) -> dict[str, Any]:
     from kp_ray.training.run import train as run
 
     with _progress("train") as show:
-        return run(config, lambda member, done, total, loss: show(member, done, total, f"loss {loss:.2f}"))
+        return run(config, lambda name, done, total, note="": show(name, done, total, note)).to_json()
 
 
 def _train_lines(config: Config, result: dict[str, Any]) -> list[str]:
@@ -653,7 +653,7 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
     from kp_ray.prediction.evaluate import evaluate as run_evaluate
     from kp_ray.reporting.page import write_report
     from kp_ray.store.write import is_finished as is_stored
-    from kp_ray.training.run import check_settings
+    from kp_ray.training.settings import check_settings
     from kp_ray.tuning.search import check_search, is_finished
 
     stored = is_stored(planned)

@@ -26,7 +26,7 @@ from kp_ray.config.schema import Config, WorkerRange
 from kp_ray.errors import RunStateError, StoppedError
 from kp_ray.storage import exists, file_sizes, filesystem, join, read_bytes, read_json, write_bytes, writer_lock
 from kp_ray.store.manifest import read_manifest, store_digest
-from kp_ray.training.run import NOT_DECIDING, check_options
+from kp_ray.training.settings import check_options, deciding_train_fields
 from kp_ray.tuning.plots import write_plots
 from kp_ray.tuning.schedulers import build_scheduler
 from kp_ray.tuning.searcher import TrialSearcher
@@ -222,7 +222,7 @@ def _settings(config: Config) -> dict[str, Any]:
         **{part: values[part] for part in ("seed", "model", "skeleton")},
         "augment": {"min_visible": config.augment.min_visible},
         "tune": {key: value for key, value in values["tune"].items() if key != "max_concurrent"},
-        "train": {key: value for key, value in values["train"].items() if key not in NOT_DECIDING},
+        "train": deciding_train_fields(config),
         "train.members.0": {key: value for key, value in values["train"]["members"][0].items() if key != "name"},
         "store": store_digest(config.path("store")),
     }
