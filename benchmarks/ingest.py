@@ -102,7 +102,8 @@ def worker(loop: dict[str, Any]) -> float:
     size = BATCH // context.get_world_size()
     shard = ray.train.get_dataset_shard("train")
     return timed(
-        iter_batches(shard, loop["cfg"], DACON24, size=size, seed=0, rank=context.get_world_rank()), loop["batches"]
+        iter_batches(shard, loop["cfg"], DACON24, batch_size=size, seed=0, rank=context.get_world_rank()),
+        loop["batches"],
     )
 
 

@@ -1,14 +1,199 @@
-"""The checkpoints that Ray Train keeps of a run, and their scores."""
+"""Checkpoints: what they hold, how they are restored and reported to Ray Train, and the member that is published."""
 
-import ray
+import copy
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import ray.train
+import torch
+from detectron2.solver import build_lr_scheduler
+from detectron2.utils.env import seed_all_rng
 from ray.train import CheckpointConsistencyMode
 
-SCORE, WORST = "score", 1e30
-"""What a checkpoint reports of `train.best_metric`, `WORST` (with the sign that makes it so) if it was not evaluated:
-what Ray Train writes of a NaN it cannot read again."""
+from kp_ray.config.schema import metric_mode
+from kp_ray.models.presets import build_model
+from kp_ray.models.weights import load_weights, save_model, save_torch_file
+from kp_ray.storage import join
+from kp_ray.training.optimizer import build_optimizer
+from kp_ray.training.worker import Worker
+
+CHECKPOINT_NAME = "checkpoint.pth"
+SCORE = "score"
+"""Key of a checkpoint's value of `train.best_metric` among its reported metrics."""
+WORST_SCORE = 1e30
+"""Score of a checkpoint without a finite evaluation, signed so that it ranks last: Ray Train (2.60) cannot reload a NaN
+from its snapshot."""
 
 
-def reported_checkpoints() -> list[ray.train.ReportedCheckpoint]:
-    """The checkpoints that Ray Train keeps, once it has taken note of all that were reported."""
+@dataclass
+class TrainState:
+    """What training changes; all of it is in a checkpoint.
+
+    Attributes:
+        model: the network.
+        replica: what computes the losses: the network itself, or its DistributedDataParallel with several workers.
+        optimizer: over the network's parameters.
+        scheduler: of the learning rate; a function of the iteration alone.
+        scaler: of the loss for float16 on GPUs; disabled elsewhere.
+        ema: the network with the moving average of the weights; None if `train.ema_decay` is null.
+    """
+
+    model: torch.nn.Module
+    replica: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    ema: torch.nn.Module | None = None
+
+    @property
+    def final_model(self) -> torch.nn.Module:
+        """The network that is evaluated and published: the EMA if there is one."""
+        return self.ema or self.model
+
+    def to_checkpoint(self, iteration: int, num_workers: int) -> dict[str, Any]:
+        """Return the content of a checkpoint after `iteration` iterations of `num_workers` workers."""
+        return {
+            "model": self.model.state_dict(),
+            "average": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "iteration": iteration,
+            "workers": num_workers,
+        }
+
+    def load_checkpoint(self, content: Mapping[str, Any], num_workers: int, max_iter: int) -> int:
+        """Take over the content of a checkpoint.
+
+        With another number of workers than before, the same number of images has been seen after fewer or more
+        iterations.
+
+        Args:
+            content: as `to_checkpoint` returned it.
+            num_workers: of this run.
+            max_iter: iterations of this run.
+
+        Returns:
+            The number of iterations that are done, as iterations of `num_workers` workers.
+        """
+        self.model.load_state_dict(content["model"])
+        if self.ema:
+            self.ema.load_state_dict(content["average"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if content["scaler"]:  # empty if a CPU wrote it
+            self.scaler.load_state_dict(content["scaler"])
+        num_done = min(round(content["iteration"] * content["workers"] / num_workers), max_iter)
+        self.scheduler.last_epoch = num_done
+        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = lr
+        return num_done
+
+
+def create_state(worker: Worker) -> TrainState:
+    """Create the state of a run that begins, with random weights that are the same on every worker."""
+    seed_all_rng(worker.model_seed)
+    model = build_model(worker.cfg)
+    replica = model
+    if worker.world_size > 1:
+        # Detectron2's create_ddp_model needs its own launcher; as there, batch statistics differ between the workers.
+        device_ids = [worker.local_rank] if worker.device.type == "cuda" else None
+        replica = torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+    optimizer = build_optimizer(worker.cfg, model, worker.config.train)
+    use_scaler = worker.device.type == "cuda" and worker.cfg.SOLVER.AMP.ENABLED
+    return TrainState(
+        model=model,
+        replica=replica,
+        optimizer=optimizer,
+        scheduler=build_lr_scheduler(worker.cfg, optimizer),
+        scaler=torch.amp.GradScaler(worker.device.type, enabled=use_scaler),
+    )
+
+
+def restore_state(
+    state: TrainState, worker: Worker, checkpoint: ray.train.Checkpoint | None
+) -> tuple[int, tuple[str, ...]]:
+    """Restore a checkpoint, or load the starting weights if there is none.
+
+    Returns:
+        The number of iterations that are done, and the names of the tensors that the starting weights do not have.
+
+    Raises:
+        ModelError: the starting weights cannot be used.
+    """
+    missing: list[str] = []
+    weights = worker.member.weights or worker.config.model.weights
+    if checkpoint is None and weights:
+        setting = f"train.members[{worker.member.name}].weights" if worker.member.weights else "model.weights"
+        preset = worker.config.model.preset
+        missing = load_weights(state.model, weights, preset=preset, skeleton=worker.skeleton, setting=setting)
+    if worker.config.train.ema_decay is not None:
+        state.ema = copy.deepcopy(state.model).eval()
+    if checkpoint is None:
+        return 0, tuple(missing)
+    content = _read_checkpoint(checkpoint)
+    return state.load_checkpoint(content, worker.world_size, worker.cfg.SOLVER.MAX_ITER), ()
+
+
+def report_checkpoint(
+    state: TrainState, worker: Worker, iteration: int, metrics: Mapping[str, float], *, evaluated: bool
+) -> None:
+    """Report a checkpoint to Ray Train, and wait until Ray Train has recorded it.
+
+    Every worker must call this; the first one saves the state.
+
+    Args:
+        state: after `iteration` iterations.
+        worker: this worker.
+        iteration: number of iterations that are done.
+        metrics: the latest evaluation.
+        evaluated: whether `metrics` are of this state, so that it can be the best.
+    """
+    metric = worker.config.train.best_metric
+    score = metrics.get(metric, math.nan) if evaluated else math.nan
+    worst = -WORST_SCORE if metric_mode(metric) == "max" else WORST_SCORE
+    values = {"iteration": iteration, SCORE: score if math.isfinite(score) else worst}
+    values |= {name: value for name, value in metrics.items() if math.isfinite(value)}
+    # The number counts iterations of one worker: it grows also when a run resumes with fewer workers.
+    name = f"checkpoint_{iteration * worker.world_size:07d}"
+    if not worker.is_first:
+        ray.train.report(values, checkpoint_dir_name=name)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(state.to_checkpoint(iteration, worker.world_size), Path(folder, CHECKPOINT_NAME))
+        ray.train.report(values, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+    # Ray Train polls for reports; the report of a worker that dies before it is polled would be lost.
+    _recorded_checkpoints()
+
+
+def publish_member(state: TrainState, worker: Worker) -> None:
+    """Write the finished member to its folder: `model_best.pth`, `config.yaml`, and last `model_final.pth`.
+
+    Only the first worker writes. `model_best.pth` has the weights of the checkpoint with the best evaluation; it is
+    left out if Ray Train keeps none that was evaluated.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    if not worker.is_first:
+        return
+    evaluated = [recorded for recorded in _recorded_checkpoints() if abs(recorded.metrics[SCORE]) < WORST_SCORE]
+    if evaluated:
+        sign = -1 if metric_mode(worker.config.train.best_metric) == "max" else 1
+        best = min(evaluated, key=lambda recorded: sign * recorded.metrics[SCORE])
+        content = _read_checkpoint(best.checkpoint)
+        weights = {"model": content["average"] or content["model"], "keypoints": list(worker.skeleton.names)}
+        save_torch_file(join(worker.folder, "model_best.pth"), {**weights, "iteration": content["iteration"]})
+    save_model(state.final_model, worker.cfg, worker.folder, worker.skeleton)
+
+
+def _read_checkpoint(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
+    with checkpoint.as_directory() as folder:
+        return dict(torch.load(Path(folder, CHECKPOINT_NAME), map_location="cpu", weights_only=True))
+
+
+def _recorded_checkpoints() -> list[ray.train.ReportedCheckpoint]:
+    """Return the checkpoints that Ray Train keeps, once it has recorded all that were reported."""
     return ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)

@@ -1,4 +1,4 @@
-"""Which rows a member trains on, and batches of them as the model's inputs."""
+"""The rows that a member trains on, and batches of them as the model's inputs."""
 
 import itertools
 from collections import deque
@@ -16,32 +16,37 @@ from kp_ray.keypoints import Skeleton
 from kp_ray.models.inputs import to_dataset_dict
 from kp_ray.store.read import RowReader, read_part, select_parts
 
-WHOLE_SHARD = 10_000_000
-"""Rows of the shuffle buffer: it holds places of rows, not pictures, so the whole shard fits."""
-BATCHES_AHEAD = 3
+SHUFFLE_BUFFER_ROWS = 10_000_000
+"""Size of Ray Data's shuffle buffer: larger than any shard, which holds references to rows and no images."""
+PREFETCH_BATCHES = 3
+_REFERENCES = pa.schema([("path", pa.string()), ("row", pa.int64())])
 _COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
 
 
 def usable_rows(config: Config, member: MemberConfig) -> pa.Table:
-    """`path` and `row` of the store's rows that a member trains on: enough visible keypoints, a box with an area."""
-    _, paths = select_parts(config.path("store"), split="train", recipes=_recipes(config, member))
-    least = max(1, config.augment.min_visible)
+    """List the store's rows that a member trains on: those with enough visible keypoints and a box with an area.
 
-    def look(path: str) -> pa.Table:
-        table = read_part(path, ["num_visible", "bbox_xyxy"])
-        box = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4)
-        has_area = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
-        rows = np.flatnonzero((table["num_visible"].to_numpy() >= least) & has_area)
-        return pa.table({"path": pa.array([path] * len(rows), pa.string()), "row": pa.array(rows, pa.int64())})
+    Returns:
+        References to rows: `path` of the part and `row` in it.
 
+    Raises:
+        StoreError: there is no finished store, or it does not hold a recipe of the member.
+        StorageError: a part is not there, or damaged.
+    """
+    recipes = member.recipes or config.train.recipes
+    _, paths = select_parts(config.path("store"), split="train", recipes=recipes)
+    min_visible = max(1, config.augment.min_visible)
     with ThreadPoolExecutor() as pool:
-        return pa.concat_tables(
-            [pa.table({"path": pa.array([], pa.string()), "row": pa.array([], pa.int64())}), *pool.map(look, paths)]
-        )
+        tables = list(pool.map(lambda path: _usable_rows_of_part(path, min_visible), paths))
+    return pa.concat_tables([_REFERENCES.empty_table(), *tables])
 
 
-def _recipes(config: Config, member: MemberConfig) -> tuple[str, ...] | None:
-    return member.recipes or config.train.recipes
+def _usable_rows_of_part(path: str, min_visible: int) -> pa.Table:
+    table = read_part(path, ["num_visible", "bbox_xyxy"])
+    x1, y1, x2, y2 = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4).T
+    usable = (table["num_visible"].to_numpy() >= min_visible) & (x2 > x1) & (y2 > y1)
+    rows = np.flatnonzero(usable)
+    return pa.table({"path": [path] * len(rows), "row": rows}, schema=_REFERENCES)
 
 
 def iter_batches(
@@ -49,42 +54,48 @@ def iter_batches(
     cfg: CfgNode,
     skeleton: Skeleton,
     *,
-    size: int,
+    batch_size: int,
     seed: int,
     rank: int,
     start: int = 0,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Endless batches of a model's inputs, read from the store and mapped a few iterations ahead in a thread.
+    """Iterate over endless batches of dataset dicts, read and decoded a few iterations ahead in a thread.
 
     Args:
-        shard: a worker's share of the places (`path`, `row`) of the training rows.
-        size: rows a batch.
-        seed, rank: with the iteration they decide a batch's rows, sizes and flips, so a resumed run goes on with those
-            that come next.
+        shard: this worker's references to rows, as `usable_rows` lists them.
+        cfg: gives the training sizes and the flip.
+        skeleton: the store's keypoints.
+        batch_size: rows per batch.
+        seed, rank: with the iteration they decide a batch's rows, sizes and flips, so that a resumed run continues with
+            the batches that the stopped run would have had.
         start: the first iteration.
+
+    Raises:
+        StorageError: a part is not there, or damaged.
     """
     reader = RowReader(_COLUMNS)
 
-    def read(places: list[dict[str, Any]], iteration: int) -> list[dict[str, Any]]:
+    def load(references: list[dict[str, Any]], iteration: int) -> list[dict[str, Any]]:
         rng = np.random.default_rng([seed, rank, iteration])
-        return [to_dataset_dict(reader.read(**place), cfg, skeleton, rng) for place in places]
+        return [to_dataset_dict(reader.read(**reference), cfg, skeleton, rng) for reference in references]
 
-    numbered = zip(itertools.islice(_batches(shard, size, seed), start, None), itertools.count(start))
+    batches = itertools.islice(_iter_reference_batches(shard, batch_size, seed), start, None)
+    numbered = zip(batches, itertools.count(start))
     with ThreadPoolExecutor(1) as thread:
-        ahead = deque(thread.submit(read, *batch) for batch in itertools.islice(numbered, BATCHES_AHEAD))
+        pending = deque(thread.submit(load, *batch) for batch in itertools.islice(numbered, PREFETCH_BATCHES))
         for batch in numbered:
-            yield ahead.popleft().result()
-            ahead.append(thread.submit(read, *batch))
+            yield pending.popleft().result()
+            pending.append(thread.submit(load, *batch))
 
 
-def _batches(shard: ray.data.DataIterator, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
-    """Endless batches of full size, each epoch in another order of the whole shard."""
+def _iter_reference_batches(shard: ray.data.DataIterator, batch_size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
+    """Iterate over endless batches of full size, each epoch in another order of the whole shard."""
     for epoch in itertools.count():
         batches = shard.iter_batches(
-            batch_size=size,
+            batch_size=batch_size,
             batch_format="pyarrow",
             drop_last=True,
-            local_shuffle_buffer_size=WHOLE_SHARD,
+            local_shuffle_buffer_size=SHUFFLE_BUFFER_ROWS,
             local_shuffle_seed=seed + epoch,
         )
         for batch in batches:

@@ -1,4 +1,4 @@
-"""Writers of a member's log: metrics.json, TensorBoard, MLflow."""
+"""Writers of a member's log: metrics.json and TensorBoard by Detectron2, and MLflow."""
 
 import contextlib
 import logging
@@ -10,98 +10,117 @@ from pathlib import Path
 
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 
-from kp_ray.errors import one_line
+from kp_ray.errors import shorten
 from kp_ray.storage import exists, join, read_bytes, write_bytes
 from kp_ray.training.logs import LOG_NAME, LogEntry, read_training_log
+from kp_ray.training.worker import Worker
+
+MLFLOW_EXPERIMENT = "kp_ray"
+
+
+class TrainingLog:
+    """The log of a member: `metrics.json` and `tensorboard/` in its folder, and MLflow if `train.mlflow` is set.
+
+    A context manager. The writers write to a temporary local folder, which is copied to the member's folder, so that
+    the member may lie on object storage. Only the first worker logs.
+    """
+
+    def __init__(self, worker: Worker, start: int) -> None:
+        """Prepare the log of a run that begins or resumes.
+
+        Args:
+            worker: this worker.
+            start: the first iteration; entries of later ones, which a lost worker logged, are removed.
+        """
+        self.worker, self.start = worker, start
+
+    def __enter__(self) -> "TrainingLog":
+        if self.worker.is_first:
+            self.local = tempfile.TemporaryDirectory()
+            log = Path(self.local.name, LOG_NAME)
+            log.write_text("".join(entry.to_line() for entry in self._earlier_entries()))
+            # A window of 1 writes each value as it is; the values of a longer one would be lost with the worker.
+            self.writers: list[EventWriter] = [
+                JSONWriter(str(log), window_size=1),
+                TensorboardXWriter(f"{self.local.name}/tensorboard", window_size=1, purge_step=self.start),
+            ]
+            if uri := self.worker.config.train.mlflow:
+                with _warn_of_mlflow_errors():
+                    self.writers.append(_MlflowWriter(uri, self.worker.folder))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.worker.is_first:
+            with self.local:
+                for writer in self.writers:
+                    writer.close()
+                self._copy()
+
+    def write(self) -> None:
+        """Write the values of the latest iteration."""
+        if self.worker.is_first:
+            for writer in self.writers:
+                writer.write()
+            self._copy()
+
+    def _earlier_entries(self) -> Iterator[LogEntry]:
+        """Iterate over the entries before `start`, with iterations counted for the present number of workers."""
+        num_workers = self.worker.world_size
+        for entry in read_training_log(self.worker.folder) if self.start else ():
+            images_seen = int((entry.iteration + 1) * entry.values.get("workers", 1))  # in batches of one worker
+            if images_seen <= self.start * num_workers:
+                iteration = max(0, images_seen // num_workers - 1)
+                yield LogEntry(iteration, {**entry.values, "workers": num_workers})
+
+    def _copy(self) -> None:
+        for path in Path(self.local.name).rglob("*"):
+            if path.is_file():
+                name = path.relative_to(self.local.name).as_posix()
+                write_bytes(join(self.worker.folder, name), path.read_bytes())
 
 
 class _MlflowWriter(EventWriter):
-    """Logs to a run of an MLflow tracking server; a member's folder remembers which."""
+    """Writes to a run on an MLflow tracking server; `mlflow_run.txt` in the member's folder holds the run's id."""
 
     def __init__(self, uri: str, folder: str) -> None:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        # By default each call to a server that is gone takes minutes, and all workers wait.
+        # By default a call to a server that does not answer takes minutes, and all workers wait.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self.client = MlflowClient(f"sqlite:///{folder}/mlflow.db" if uri == "local" else uri)
-        noted = join(folder, "mlflow_run.txt")
-        if not exists(noted):
-            with contextlib.suppress(MlflowException):  # it is there, perhaps since a moment ago
-                self.client.create_experiment("kp_ray")
-            experiment = self.client.get_experiment_by_name("kp_ray")
+        id_path = join(folder, "mlflow_run.txt")
+        if not exists(id_path):
+            with contextlib.suppress(MlflowException):  # another member may have created it
+                self.client.create_experiment(MLFLOW_EXPERIMENT)
+            experiment = self.client.get_experiment_by_name(MLFLOW_EXPERIMENT)
             run = self.client.create_run(experiment.experiment_id, run_name=folder.rstrip("/").rpartition("/")[2])
-            write_bytes(noted, run.info.run_id.encode())
-        self.run = read_bytes(noted).decode()
+            write_bytes(id_path, run.info.run_id.encode())
+        self.run_id = read_bytes(id_path).decode()
 
     def write(self) -> None:
+        """Log the values of the latest iteration."""
         from mlflow.entities import Metric
 
-        storage, now = get_event_storage(), int(time.time() * 1000)
+        storage, now_ms = get_event_storage(), int(time.time() * 1000)
         latest = storage.latest().items()
-        metrics = [Metric(name, value, now, step) for name, (value, step) in latest if step == storage.iter]
-        with _not_ending_training():
-            self.client.log_batch(self.run, metrics)
+        metrics = [Metric(name, value, now_ms, step) for name, (value, step) in latest if step == storage.iter]
+        with _warn_of_mlflow_errors():
+            self.client.log_batch(self.run_id, metrics)
 
     def close(self) -> None:
-        with _not_ending_training():
-            self.client.set_terminated(self.run)
+        """Mark the run as finished."""
+        with _warn_of_mlflow_errors():
+            self.client.set_terminated(self.run_id)
 
 
 @contextlib.contextmanager
-def _not_ending_training() -> Iterator[None]:
-    """A tracking server that does not answer is no reason to stop."""
+def _warn_of_mlflow_errors() -> Iterator[None]:
+    """Turn MLflow's errors into warnings: a tracking server that does not answer must not stop training."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
-        logging.getLogger(__name__).warning("train.mlflow: %s", one_line(error)[:200])
-
-
-class TrainingLog:
-    """`metrics.json` and `tensorboard/` of a member, written by Detectron2's writers and copied to its folder."""
-
-    def __init__(self, folder: str, start: int, *, rank: int, num_workers: int, mlflow: str | None) -> None:
-        self.folder, self.start, self.active, self.workers = folder, start, rank == 0, num_workers
-        self.mlflow = mlflow
-
-    def __enter__(self) -> "TrainingLog":
-        if self.active:
-            self.work = tempfile.TemporaryDirectory()
-            local = Path(self.work.name, LOG_NAME)
-            if self.start:  # what a lost worker logged after its last checkpoint comes again
-                kept = []
-                for entry in read_training_log(self.folder):
-                    done = int((entry.iteration + 1) * entry.values["workers"])  # as iterations of one worker
-                    if done <= self.start * self.workers:
-                        iteration = max(0, done // self.workers - 1)
-                        kept.append(LogEntry(iteration, {**entry.values, "workers": self.workers}).to_line())
-                local.write_text("".join(kept))
-            # Windows of 1: a window of the last values would be lost with the worker.
-            board = TensorboardXWriter(f"{self.work.name}/tensorboard", window_size=1, purge_step=self.start)
-            self.writers: list[EventWriter] = [JSONWriter(str(local), window_size=1), board]
-            if self.mlflow:
-                with _not_ending_training():
-                    self.writers.append(_MlflowWriter(self.mlflow, self.folder))
-        return self
-
-    def write(self) -> None:
-        """Write the latest iteration."""
-        if self.active:
-            for writer in self.writers:
-                writer.write()
-            self._copy()
-
-    def _copy(self) -> None:
-        for path in Path(self.work.name).rglob("*"):
-            if path.is_file():
-                write_bytes(join(self.folder, path.relative_to(self.work.name).as_posix()), path.read_bytes())
-
-    def __exit__(self, *exception: object) -> None:
-        if self.active:
-            with self.work:
-                for writer in self.writers:
-                    writer.close()
-                self._copy()
+        logging.getLogger(__name__).warning("train.mlflow: %s", shorten(error, 200))

@@ -1,4 +1,4 @@
-"""The optimizer, and the moving average of weights."""
+"""The optimizer, and the exponential moving average (EMA) of the weights."""
 
 import torch
 from detectron2.config import CfgNode
@@ -9,7 +9,13 @@ from kp_ray.config.schema import TrainConfig
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
-    """SGD as Detectron2 builds it, or AdamW over the same parameter groups."""
+    """Build SGD as Detectron2 does, or AdamW over the same parameter groups, with the config's gradient clipping.
+
+    Args:
+        cfg: Detectron2's config, scaled to the number of workers.
+        model: its parameters are optimized.
+        train: chooses the optimizer.
+    """
     if train.optimizer == "sgd":
         return build_sgd(cfg, model)
     groups = get_default_optimizer_params(model, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM)
@@ -17,16 +23,22 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module, train: TrainConfig) ->
     return adamw(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
 
 
-def update_ema(average: torch.nn.Module, model: torch.nn.Module, decay: float, step: int) -> None:
-    """Move an exponential moving average of a model's weights and statistics on by one step (from 0).
+def update_ema(ema: torch.nn.Module, model: torch.nn.Module, decay: float, iteration: int) -> None:
+    """Move the EMA of a model's weights and statistics towards the model by one update.
 
-    The decay starts lower, min(decay, (1 + step) / (10 + step)), so that the random start is soon forgotten
+    The decay is min(decay, (1 + iteration) / (10 + iteration)), so that the random start is soon forgotten
     (`tf.train.ExponentialMovingAverage`).
+
+    Args:
+        ema: changed in place.
+        model: after the update of `iteration`.
+        decay: `train.ema_decay`.
+        iteration: counted from 0.
     """
-    share = 1 - min(decay, (1 + step) / (10 + step))
+    weight = 1 - min(decay, (1 + iteration) / (10 + iteration))
     with torch.no_grad():
-        for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, share)
+        for average, value in zip(ema.state_dict().values(), model.state_dict().values(), strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, weight)
             else:
-                mean.copy_(value)
+                average.copy_(value)

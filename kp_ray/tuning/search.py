@@ -17,7 +17,7 @@ from kp_ray.fingerprint import encode_fields, refuse_difference
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import delete_folder, exists, join, list_folders, read_json, write_bytes, writer_lock
 from kp_ray.store.manifest import read_manifest, store_digest
-from kp_ray.training.run import NOT_DECIDING, check_options
+from kp_ray.training.settings import check_options, deciding_train_fields
 from kp_ray.tuning.apply import SolverParams, best_config, check_sets
 from kp_ray.tuning.plots import write_plots
 from kp_ray.tuning.ray_tune import run_trials
@@ -166,7 +166,7 @@ def _settings(config: Config) -> dict[str, Any]:
         **{part: values[part] for part in ("seed", "model", "skeleton")},
         "augment": {"min_visible": config.augment.min_visible},
         "tune": {key: value for key, value in values["tune"].items() if key != "max_concurrent"},
-        "train": {key: value for key, value in values["train"].items() if key not in NOT_DECIDING},
+        "train": deciding_train_fields(config),
         "train.members.0": {key: value for key, value in values["train"]["members"][0].items() if key != "name"},
         "store": store_digest(config.path("store")),
     }

@@ -1,0 +1,88 @@
+"""Evaluation during training: metrics on the store's validation rows, which the workers share."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.utils import comm
+
+from kp_ray.ensemble.temporal import fill_missing
+from kp_ray.keypoints import FloatArray, Skeleton
+from kp_ray.metrics import evaluate_keypoints
+from kp_ray.models.decoding import Detection, detect_people
+from kp_ray.store.read import iter_rows
+from kp_ray.training.worker import Worker
+
+BATCH_SIZE = 4
+"""Images per forward pass."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The best detection in a validation row's image, beside the row's labels.
+
+    Attributes:
+        truth: (K, 3) x, y, v in pixel indices.
+        best: None if nobody was found.
+    """
+
+    source: str
+    scene: str
+    camera: str
+    frame: int | None
+    truth: FloatArray
+    best: Detection | None
+
+
+def evaluate(model: torch.nn.Module, worker: Worker) -> dict[str, float]:
+    """Compute the metrics of a model on the validation rows; every worker must call this and gets all metrics.
+
+    Each worker detects people in its share of the rows. All use the first worker's batch statistics, which are the
+    saved ones.
+
+    Returns:
+        Metrics by name, without those of single keypoints and cameras; PCK as `pck_<share>`. Empty without validation
+        rows.
+    """
+    if worker.world_size > 1:
+        for statistic in model.buffers():
+            torch.distributed.broadcast(statistic, src=0)
+    model.eval()
+    shares = comm.all_gather(_detect_share(model, worker))
+    answers = sorted(itertools.chain(*shares), key=lambda answer: answer.source)
+    return _compute_metrics(answers, worker.skeleton, worker.config.predict.score_threshold) if answers else {}
+
+
+def _detect_share(model: torch.nn.Module, worker: Worker) -> list[_Answer]:
+    """Detect people in this worker's share of the validation rows."""
+    shard = (worker.rank, worker.world_size)
+    rows = iter_rows(worker.config.path("store"), split="val", shard=shard)
+    answers = []
+    while batch := list(itertools.islice(rows, BATCH_SIZE)):
+        for row, detections in zip(batch, detect_people(model, worker.cfg, worker.skeleton, batch), strict=True):
+            truth = np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3)
+            best = detections[0] if detections else None
+            answers.append(_Answer(row["source"], row["scene"], row["camera"], row["frame"], truth, best))
+    return answers
+
+
+def _compute_metrics(answers: Sequence[_Answer], skeleton: Skeleton, score_threshold: float) -> dict[str, float]:
+    nobody = Detection(0.0, np.full(4, np.nan), np.full((len(skeleton), 3), np.nan))
+    best = [answer.best or nobody for answer in answers]
+    seen = np.array([answer.best is not None for answer in answers])
+    predicted, _ = fill_missing(
+        np.stack([detection.keypoints for detection in best]),
+        seen,
+        [answer.scene for answer in answers],
+        [answer.camera for answer in answers],
+        [answer.frame for answer in answers],
+        mean_pose=np.zeros((len(skeleton), 2)),
+    )
+    scores = np.array([detection.score for detection in best])
+    truth = np.stack([answer.truth for answer in answers])
+    found = seen & (scores >= score_threshold)
+    metrics = evaluate_keypoints(predicted, truth, skeleton, found=found, scores=scores).to_json()
+    flat = {**metrics, **{f"pck_{share}": value for share, value in metrics["pck"].items()}}
+    return {name: float(value) for name, value in flat.items() if isinstance(value, int | float)}

@@ -1,0 +1,101 @@
+"""Settings of a member: those that decide its weights are recorded beside it, and other ones are refused."""
+
+import importlib.util
+from typing import Any
+
+from kp_ray.config.schema import Config, MemberConfig
+from kp_ray.errors import ConfigError
+from kp_ray.fingerprint import encode_fields, refuse_difference
+from kp_ray.keypoints import DACON24
+from kp_ray.models.presets import build_cfg
+from kp_ray.storage import exists, is_local, join, read_json, write_bytes
+from kp_ray.store.manifest import read_manifest, store_digest
+
+SETTINGS_NAME = "settings.json"
+"""File in a member's folder with the settings that it began with."""
+NON_DECIDING_FIELDS = frozenset(
+    [
+        "members", "cpus_per_worker", "threads_per_worker", "use_gpu", "keep_best", "log_period", "max_failures",
+        "mlflow",
+    ]
+)  # fmt: skip
+"""Fields of the config's `train` section that do not decide the weights: they may change when a run resumes."""
+
+
+def deciding_train_fields(config: Config) -> dict[str, Any]:
+    """Return the fields of the `train` section that decide the weights of every member, as JSON values."""
+    fields = config.to_dict()["train"]
+    return {name: value for name, value in fields.items() if name not in NON_DECIDING_FIELDS}
+
+
+def member_fields(config: Config, member: MemberConfig) -> dict[str, Any]:
+    """Return everything that decides a member's weights, by dotted name, as JSON values.
+
+    Raises:
+        StoreError: there is no finished store.
+    """
+    values = config.to_dict()
+    own = {name: value for name, value in member.model_dump(mode="json").items() if name != "name"}
+    return {
+        **{f"model.{name}": value for name, value in values["model"].items()},
+        **{f"train.{name}": value for name, value in deciding_train_fields(config).items()},
+        **{f"member.{name}": value for name, value in own.items()},
+        "augment.min_visible": config.augment.min_visible,
+        "skeleton": values["skeleton"],
+        "the store": store_digest(config.path("store")),
+    }
+
+
+def record_settings(config: Config, member: MemberConfig) -> None:
+    """Record the settings that a member begins with.
+
+    Raises:
+        StorageError: the member's folder cannot be written.
+    """
+    path = join(config.member_dir(member.name), SETTINGS_NAME)
+    write_bytes(path, encode_fields(member_fields(config, member)))
+
+
+def check_settings(config: Config) -> None:
+    """Refuse settings other than those that the members of this run folder began with.
+
+    Raises:
+        RunStateError: a setting differs; the message names it.
+        StorageError: recorded settings are damaged.
+        StoreError: there is no finished store.
+    """
+    for member in config.train.members:
+        folder = config.member_dir(member.name)
+        path = join(folder, SETTINGS_NAME)
+        if not exists(path):
+            continue
+        recorded = read_json(path, "delete this file and run with the settings that the member began with")
+        current = member_fields(config, member)
+        # A Detectron2 option that was removed from the config differs too: compare it as null.
+        current["model.cfg"] = {**dict.fromkeys(recorded.get("model.cfg") or {}), **current["model.cfg"]}
+        refuse_difference(
+            recorded,
+            current,
+            folder,
+            "give the member another name, choose another run_dir, or delete this folder to train it again",
+        )
+
+
+def check_options(config: Config) -> None:
+    """Refuse training options that every worker would refuse.
+
+    Before there is a store, Detectron2's options are checked with the competition's keypoints.
+
+    Raises:
+        ConfigError: a wrong option of Detectron2, a skeleton that does not fit the store's keypoints, or MLflow is not
+            installed or cannot write to the run folder.
+    """
+    has_store = exists(config.path("store", "manifest.json"))
+    skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton) if has_store else DACON24
+    build_cfg(config, skeleton, "cpu")
+    if config.train.mlflow and importlib.util.find_spec("mlflow") is None:
+        raise ConfigError("train.mlflow: MLflow is not installed: pip install 'kp_ray[mlflow]'")
+    if config.train.mlflow == "local" and not is_local(config.run_dir):
+        raise ConfigError(
+            f"train.mlflow: `local` needs a local run_dir (got {config.run_dir}): name a tracking server's URI"
+        )

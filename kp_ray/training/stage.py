@@ -1,0 +1,101 @@
+"""The stage `train`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kp_ray.config.schema import Config
+from kp_ray.models.weights import is_trained
+from kp_ray.stage import Progress
+from kp_ray.storage import exists
+from kp_ray.store.manifest import read_manifest
+from kp_ray.training.run import TrainSummary, train
+from kp_ray.training.settings import check_options, check_settings
+
+
+@dataclass(frozen=True)
+class TrainForecast:
+    """What `train` would do.
+
+    Attributes:
+        members, finished: number of members, and of those that are trained already.
+        iterations: of each member, with the most workers.
+        worker_range: smallest and largest number of workers of each member.
+        ims_per_batch: images per worker and iteration.
+        num_rows_by_split: rows of the store under "train" and "val".
+    """
+
+    members: int
+    finished: int
+    iterations: int
+    worker_range: tuple[int, int]
+    ims_per_batch: int
+    num_rows_by_split: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal."""
+        fewest, most = self.worker_range
+        workers = str(most) if fewest == most else f"{fewest} to {most}"
+        return [
+            f"{self.members} members ({self.finished} finished) of {self.iterations} iterations on {workers} workers, "
+            f"{self.ims_per_batch} images a worker and iteration, {self.num_rows_by_split['train']} stored rows of all "
+            f"recipes, {self.num_rows_by_split['val']} validation rows"
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        counts = {"members": self.members, "finished": self.finished, "iterations": self.iterations}
+        return {**counts, **self.num_rows_by_split}
+
+
+class TrainStage:
+    """Trains every member of the ensemble; finished members are skipped, stopped ones resume."""
+
+    name = "train"
+    needs_cluster = True
+    needs_dashboard = True
+
+    def applies(self, config: Config) -> bool:
+        """Return True: every run trains."""
+        return True
+
+    def check(self, config: Config) -> None:
+        """Refuse wrong options, and settings other than those that existing members began with.
+
+        Raises:
+            ConfigError: see `check_options`.
+            RunStateError: a member of this run folder began with other settings.
+        """
+        check_options(config)
+        if exists(config.path("store", "manifest.json")):
+            check_settings(config)
+
+    def is_done(self, config: Config) -> bool:
+        """Return whether every member is finished.
+
+        Raises:
+            StoreError: there is no finished store.
+            RunStateError: a member of this run folder began with other settings.
+        """
+        read_manifest(config.path("store"))
+        check_settings(config)
+        return all(is_trained(config.member_dir(member.name)) for member in config.train.members)
+
+    def run(self, config: Config, progress: Progress) -> TrainSummary:
+        """Train the members that are not finished; see `train`."""
+        return train(config, progress)
+
+    def forecast(self, config: Config) -> TrainForecast:
+        """Count the members, iterations and rows.
+
+        Raises:
+            StoreError: there is no finished store.
+        """
+        manifest, section = read_manifest(config.path("store")), config.train
+        return TrainForecast(
+            members=len(section.members),
+            finished=sum(is_trained(config.member_dir(member.name)) for member in section.members),
+            iterations=round(section.max_iter / section.worker_range[1]),
+            worker_range=section.worker_range,
+            ims_per_batch=section.ims_per_batch,
+            num_rows_by_split=manifest.num_rows_by_split,
+        )

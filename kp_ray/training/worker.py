@@ -1,0 +1,88 @@
+"""A worker of a training run: its place among the others, its device, and what it trains."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import ray.train
+import torch
+from detectron2.config import CfgNode
+from ray.train.torch import get_device
+
+from kp_ray.config.schema import Config, MemberConfig
+from kp_ray.keypoints import Skeleton
+from kp_ray.models.presets import build_cfg, scale_cfg
+from kp_ray.store.manifest import read_manifest
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A Ray Train worker and the settings that it trains with.
+
+    Attributes:
+        config: the run's configuration.
+        member: the member that is trained.
+        folder: where the member is published, local or a URL.
+        skeleton: the store's keypoints.
+        cfg: Detectron2's config, scaled to `world_size` workers.
+        rank: number of this worker, from 0.
+        world_size: number of workers.
+        local_rank: number of this worker on its node, from 0.
+        device: the worker's CPU or GPU.
+    """
+
+    config: Config
+    member: MemberConfig
+    folder: str
+    skeleton: Skeleton
+    cfg: CfgNode
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker writes for all: log, checkpoints and the finished member."""
+        return self.rank == 0
+
+    def seed(self, iteration: int) -> int:
+        """Return the seed of an iteration's random numbers on this worker, so that a resumed run draws the same."""
+        return _derive_seed(self.member.seed, self.rank, iteration)
+
+    @property
+    def model_seed(self) -> int:
+        """Seed of the initial weights, which are the same on every worker."""
+        return _derive_seed(self.member.seed, 0, -1)
+
+    def is_due(self, num_done: int, period: int) -> bool:
+        """Return whether something is due after `num_done` iterations: every `period` (0: never), and at the end."""
+        return num_done == self.cfg.SOLVER.MAX_ITER or (period > 0 and num_done % period == 0)
+
+
+def create_worker(config: Config, member: MemberConfig, folder: str) -> Worker:
+    """Describe the worker that runs in this process, and give torch its CPUs.
+
+    Raises:
+        ConfigError: an option of Detectron2 is wrong.
+        StoreError: there is no finished store.
+    """
+    context, device = ray.train.get_context(), get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(config.train.threads_per_worker or max(1, round(config.train.cpus_per_worker)))
+    skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton)
+    world_size = context.get_world_size()
+    return Worker(
+        config=config,
+        member=member,
+        folder=folder,
+        skeleton=skeleton,
+        cfg=scale_cfg(build_cfg(config, skeleton, device.type), world_size),
+        rank=context.get_world_rank(),
+        world_size=world_size,
+        local_rank=context.get_local_rank(),
+        device=device,
+    )
+
+
+def _derive_seed(seed: int, rank: int, iteration: int) -> int:
+    return int(np.random.SeedSequence([seed, rank, iteration + 1]).generate_state(1)[0])

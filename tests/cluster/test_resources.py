@@ -1,0 +1,70 @@
+"""The number of training runs that a cluster holds."""
+
+from typing import Any
+
+import pytest
+import ray
+
+from kp_ray.cluster.resources import Capacity, fits_a_node, runs_at_once
+from kp_ray.config.load import build_config
+from kp_ray.config.schema import Config
+from kp_ray.errors import ClusterError
+
+
+def make_config(cluster: dict[str, Any] | None = None, **train: Any) -> Config:
+    return build_config({"train": {"cpus_per_worker": 0.5, **train}, "cluster": cluster or {}})
+
+
+@pytest.fixture
+def set_nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that replaces the nodes that Ray reports."""
+
+    def apply(*nodes: dict[str, float]) -> None:
+        total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+        monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+
+    return apply
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_running_cluster_of_four_cpus_holds_four_runs_of_one_small_worker() -> None:
+    assert runs_at_once(make_config()) == Capacity(num_runs=4, use_gpu=False)
+    with pytest.raises(ClusterError, match=r"^the cluster has 4 CPUs .*: lower train\.num_workers"):
+        runs_at_once(make_config(num_workers=50))
+
+
+def test_an_elastic_run_has_the_cluster_for_itself(set_nodes: Any) -> None:
+    set_nodes({"CPU": 16})
+    assert runs_at_once(make_config(num_workers={"min": 1, "max": 4})).num_runs == 1
+
+
+def test_gpus_are_used_if_there_are_any_and_limit_the_runs(set_nodes: Any) -> None:
+    set_nodes({"CPU": 16, "GPU": 2})
+    assert runs_at_once(make_config()) == Capacity(num_runs=2, use_gpu=True)
+    assert runs_at_once(make_config(num_workers=2)) == Capacity(num_runs=1, use_gpu=True)
+    assert runs_at_once(make_config(use_gpu=False)) == Capacity(num_runs=16, use_gpu=False)
+    with pytest.raises(ClusterError, match=r"and 3 GPUs: lower train\.num_workers"):
+        runs_at_once(make_config(num_workers=3))
+
+
+def test_a_worker_must_fit_a_single_node(set_nodes: Any) -> None:
+    set_nodes({"CPU": 2}, {"CPU": 2})
+    with pytest.raises(ClusterError, match=r"^no node has 3 CPUs for a worker: lower train\.cpus_per_worker"):
+        runs_at_once(make_config(cpus_per_worker=3))
+
+
+def test_workers_are_counted_per_node(set_nodes: Any) -> None:
+    set_nodes({"CPU": 3}, {"CPU": 3})
+    assert runs_at_once(make_config(cpus_per_worker=2)).num_runs == 2
+    set_nodes({"CPU": 3}, {"CPU": 3}, {"CPU": 1})
+    with pytest.raises(ClusterError, match=r"room for 2 workers of 2 CPUs each, training asks for 3"):
+        runs_at_once(make_config(cpus_per_worker=2, num_workers=3))
+
+
+def test_a_cluster_that_grows_is_counted_at_its_full_size(set_nodes: Any) -> None:
+    set_nodes({"CPU": 0})
+    grown = make_config({"num_cpus": 8, "num_gpus": 2}, num_workers=2, cpus_per_worker=2)
+    assert runs_at_once(grown) == Capacity(num_runs=1, use_gpu=True)
+    assert fits_a_node(grown, 8, 2)
+    assert not fits_a_node(grown, 9, 0)
