@@ -43,7 +43,7 @@ def importance(config: Config, points: Sequence[Point], values: Sequence[float])
     for point, value in zip(points, values, strict=True):
         add_result(study, space, point, value)
     evaluator = PedAnovaImportanceEvaluator(target_quantile=GOOD_SHARE)
-    with warnings.catch_warnings():  # of equal results, which end in shares of 0
+    with warnings.catch_warnings():  # Optuna warns about equal results; they end in shares of 0
         warnings.simplefilter("ignore")
         shares = get_param_importances(study, evaluator=evaluator, params=names, normalize=False)
     total = sum(shares.values())
@@ -74,7 +74,7 @@ def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
             "One line per trial, the best green", more_is_better=config.tune.mode == "max",
         ),
         "importance": plot_bars(
-            list(shares), list(shares.values()), f"share in what is decisive for {metric}",
+            list(shares), list(shares.values()), f"share of the importance for {metric}",
             "Importance of each parameter" if shares else "Too few trials to explain",
         ),
     }  # fmt: skip
@@ -84,7 +84,9 @@ def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
 
 
 def _curve(trial: Trial, metric: str) -> tuple[list[float], list[float]]:
-    known = [(float(one.iteration), value) for one in trial.evaluations if (value := one.value(metric)) is not None]
+    """Return the iterations and the values of a trial's evaluations."""
+    measured = [(evaluation.iteration, evaluation.value(metric)) for evaluation in trial.evaluations]
+    known = [(float(iteration), value) for iteration, value in measured if value is not None]
     return [iteration for iteration, _ in known], [value for _, value in known]
 
 

@@ -1,8 +1,8 @@
 """Run a search's trials with Ray Tune, and note in the run folder what happens to them.
 
-Where this departs from Ray's documented use, the reason stands beside it. The largest departure: a search resumes from
-its trials' folders, not from Ray Tune's snapshot, which a driver that is killed leaves behind (`searcher.py`,
-`schedulers.py`); and a trial waits for a training run with resources of its own (`trainable.py`).
+Where this departs from Ray's documented use, the reason stands beside it. The largest: a search resumes from
+its trials' folders, not from Ray Tune's snapshot, which may lag behind them when a driver is killed (`searcher.py`,
+`schedulers.py`). A trial only waits for a training run, which has resources of its own (`trainable.py`).
 """
 
 import math

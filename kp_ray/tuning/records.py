@@ -201,7 +201,7 @@ def append_report(config: Config, report: Report) -> None:
 def read_reports(config: Config) -> dict[str, list[Report]]:
     """Read what each trial has reported, by its name and in order.
 
-    For a trial that is over but missing in the log, because a user deleted that, its evaluations stand in.
+    The evaluations of a trial that is over stand in for its reports if a user deleted the log.
 
     Raises:
         StorageError: a file is damaged.
@@ -212,8 +212,9 @@ def read_reports(config: Config) -> dict[str, list[Report]]:
     for name in map(trial_name, range(config.tune.num_trials)):
         folder = trial_dir(config, name)
         if name not in reports and has_lasting_end(folder):
-            values = ((one.iteration, one.value(config.tune.metric)) for one in to_evaluations(read_trial_log(folder)))
-            reports[name] = [Report(name, at, 0.0, value) for at, value in values if value is not None]
+            evaluations = to_evaluations(read_trial_log(folder))
+            measured = [(evaluation.iteration, evaluation.value(config.tune.metric)) for evaluation in evaluations]
+            reports[name] = [Report(name, iteration, 0.0, value) for iteration, value in measured if value is not None]
     return reports
 
 

@@ -51,7 +51,7 @@ def _to_result(report: Report, config: Config) -> dict[str, Any]:
 class _ReplayingScheduler(TrialScheduler):
     """Learn a trial's earlier reports when it is added, without deciding about them again.
 
-    Ray Tune's schedulers resume only from its own snapshot, which a killed driver leaves behind.
+    Ray Tune's schedulers resume only from its own snapshot, which is not kept (`ray_tune.py`).
     """
 
     results: Mapping[str, Sequence[dict[str, Any]]]

@@ -62,7 +62,7 @@ class Trial:
             "reason": self.reason,
             "began": self.start.began,
             "params": json.dumps(asdict(self.start.params)),
-            "evaluations": [{"iteration": one.iteration, **one.metrics} for one in self.evaluations],
+            "evaluations": [{"iteration": item.iteration, **item.metrics} for item in self.evaluations],
         }
 
 
@@ -97,7 +97,7 @@ def _read_trial(config: Config, name: str, seconds: float | None, *, is_running:
     log = read_trial_log(folder)
     evaluations = to_evaluations(log)
     iterations = evaluations[-1].iteration if evaluations else 0
-    # Ray Tune retries a trial whose end is not lasting, unless it has said that the trial is over.
+    # Ray Tune may still retry a running trial whose end is not lasting.
     reason = end.reason if end and (end.lasting or not is_running) else ""
     if not (evaluations or reason or is_running):
         return None

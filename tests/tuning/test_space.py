@@ -1,6 +1,6 @@
 """The search space: its points and their order."""
 
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from kp_ray.config.load import build_config
 from kp_ray.config.schema import TrainConfig
 from kp_ray.errors import ConfigError
 from kp_ray.tuning.apply import apply_point, steps_of
-from kp_ray.tuning.space import PARAMETERS, Point, build_space, first_points, to_point
+from kp_ray.tuning.space import PARAMETERS, Point, add_result, build_space, build_study, first_points, to_point
 from tests.helpers.searches import FIXED_RANGES, OWN_SET
 
 DACON = build_config({"preset": "dacon"})
@@ -44,8 +44,7 @@ def test_settings_become_a_point_inside_the_space(point: Point) -> None:
     assert tuple(space) == PARAMETERS
     for train in (apply_point(config, point, OWN_SET, config.train.max_iter).train, TrainConfig()):
         back = to_point(train, config)
-        for name, value in zip(PARAMETERS, astuple(back), strict=True):
-            assert space[name]._contains(space[name].to_internal_repr(value)), name
+        add_result(build_study("min"), space, back, 0.0)  # Optuna refuses a value outside its range
         assert back.base_lr == train.base_lr
 
 

@@ -1,0 +1,70 @@
+"""The files that a search resumes from."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from kp_ray.config.load import build_config
+from kp_ray.tuning.apply import SolverParams
+from kp_ray.tuning.records import (
+    MAX_REASON_CHARS,
+    Report,
+    TrialEnd,
+    TrialStart,
+    append_report,
+    read_end,
+    read_log,
+    read_reports,
+    read_start,
+    write_end,
+    write_start,
+)
+from kp_ray.tuning.space import to_point
+from tests.helpers.searches import leave_log, leave_trial
+
+CONFIG = build_config({})
+SOLVER = SolverParams(0.001, 10, "multistep", 2, "[30, 40]", 0.5, 0.1, True, "own")
+START = TrialStart(12.5, to_point(CONFIG.train, CONFIG), 60, SOLVER)
+
+
+def test_a_trials_start_is_one_flat_object_and_is_written_once(tmp_path: Path) -> None:
+    assert read_start(str(tmp_path)) is None
+    write_start(str(tmp_path), START)
+    record = json.loads((tmp_path / "trial.json").read_text())
+    assert record == {"began": 12.5, "params": asdict(START.params), "max_iter": 60, **asdict(SOLVER)}
+    write_start(str(tmp_path), TrialStart(99.0, START.params, 60, SOLVER))
+    assert read_start(str(tmp_path)) == START
+
+
+def test_the_first_end_of_a_trial_counts_and_long_reasons_are_cut(tmp_path: Path) -> None:
+    assert read_end(str(tmp_path)) is None
+    write_end(str(tmp_path), TrialEnd("cause " + "x" * 1000, lasting=False))
+    write_end(str(tmp_path), TrialEnd())
+    end = read_end(str(tmp_path))
+    assert end
+    assert end.reason.startswith("cause x")
+    assert len(end.reason) <= MAX_REASON_CHARS + len(" ... ")
+    assert not end.lasting
+
+
+def test_the_log_returns_what_was_reported(tmp_path: Path) -> None:
+    config = build_config({"run_dir": str(tmp_path), "tune": {"metric": "pck_0.1"}})
+    assert read_log(config) == []
+    reports = [Report("trial-000", 2, 10.0, 0.5), Report("trial-001", 0, 3.0, None)]
+    for report in reports:
+        append_report(config, report)
+    assert read_log(config) == reports
+    lines = [json.loads(line) for line in Path(config.path("tune", "log.jsonl")).read_text().splitlines()]
+    assert [list(line) for line in lines] == [["time", "trial", "iteration", "seconds", "pck_0.1"]] * 2
+
+
+def test_evaluations_stand_in_for_a_deleted_log(tmp_path: Path) -> None:
+    config = build_config({"run_dir": str(tmp_path)})
+    leave_trial(config, "trial-000", 1.0, {2: 50.0, 4: float("nan"), 8: 30.0}, end={})
+    leave_trial(config, "trial-001", 2.0, {2: 50.0}, end={})
+    leave_trial(config, "trial-002", 3.0, {2: 50.0})  # not over: it reports again
+    leave_log(config, ("trial-001", 2, 49.0))
+    values = {
+        name: [(report.iteration, report.value) for report in found] for name, found in read_reports(config).items()
+    }
+    assert values == {"trial-000": [(2, 50.0), (8, 30.0)], "trial-001": [(2, 49.0)]}
