@@ -37,6 +37,7 @@ import simplejpeg
 from measure import cpu_time, hardware, kp_ray, make_rows, make_sources, median_and_range, stolen_since, write_results
 
 from kp_ray.augmentation.recipes import RECIPES
+from kp_ray.augmentation.reference import to_albumentations
 from kp_ray.augmentation.sampling import sample_parameters
 from kp_ray.config.load import load_config
 from kp_ray.config.presets import DEFAULT_RECIPES
@@ -49,7 +50,7 @@ CORES = os.cpu_count() or 1
 @cache
 def pipelines() -> list[tuple[str, Any]]:
     """The 18 default recipes as Albumentations pipelines."""
-    return [(f"{i}-{name}", RECIPES[name].to_albumentations()) for i, name in enumerate(DEFAULT_RECIPES)]
+    return [(f"{i}-{name}", to_albumentations(RECIPES[name])) for i, name in enumerate(DEFAULT_RECIPES)]
 
 
 def variants(job: Job) -> list[tuple[str, Any, Any]]:

@@ -64,7 +64,7 @@ def estimate(planned: Plan, num_cpus: float) -> dict[str, Any]:
             if not rows:  # goes to quarantine
                 continue
             seconds += time.process_time() - began
-            size += sum(len(row["image"]) + ROW_BYTES for row in rows)
+            size += sum(len(row.image) + ROW_BYTES for row in rows)
             usable += 1
         probed += usable
         total["variants"] += sum(len(run.sources) * sum(part.copies for part in run.parts) for run in runs)

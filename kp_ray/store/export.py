@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from kp_ray.augmentation.variants import Row
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.coco_format import to_coco
@@ -15,7 +14,7 @@ from kp_ray.data.csv_format import to_csv
 from kp_ray.errors import StoreError
 from kp_ray.storage import exists, filesystem, join, write_bytes
 from kp_ray.store.manifest import read_manifest
-from kp_ray.store.read import iter_rows, read_table
+from kp_ray.store.read import Row, iter_rows, read_table
 
 
 def _export_name(row: Row) -> str:

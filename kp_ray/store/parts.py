@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kp_ray.augmentation.recipes import Recipe
-from kp_ray.augmentation.variants import Row, Source, augment_source
+from kp_ray.augmentation.variants import Source, Variant, VariantSettings, augment_source
 from kp_ray.errors import KpRayError, one_line
 from kp_ray.storage import exists, filesystem, join, write_bytes
 from kp_ray.store.manifest import METADATA_KEY, OPEN, READ, PartRecord, Quarantined, stage_of
@@ -25,22 +25,22 @@ PIECE_BYTES = 1 << 20
 """What a part's writer gathers before it hashes and writes, and a reader reads at once."""
 
 
-def make_rows(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]]) -> tuple[list[Row], list[Quarantined]]:
+def make_rows(
+    plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]]
+) -> tuple[list[Variant], list[Quarantined]]:
     """All rows of one source, read from the plan's image folder, and why some recipes or all give none."""
     fs, inner = filesystem(join(plan.images, source.name))
     stage = READ
     try:
         with fs.open_input_file(inner) as stream:
             content = bytes(stream.readall())
-        rows, refused = augment_source(
-            content,
-            source,
-            recipes,
+        settings = VariantSettings(
             seed=plan.seed,
             jpeg_quality=plan.augment.jpeg_quality,
             scale_with_frame=plan.augment.oversize == "scale",
             box_margin_px=plan.augment.box_margin_px,
         )
+        rows, refused = augment_source(content, source, recipes, settings)
     except FileNotFoundError:
         reason = "there is no such file"
         if source.name not in plan.absent:  # so the plan's machine sees it
@@ -107,8 +107,9 @@ class PartWriter:
         )
         return self
 
-    def add(self, row: Row) -> None:
-        self.writer.write_table(pa.Table.from_pylist([row], schema=self.schema), row_group_size=ROWS_PER_GROUP)
+    def add(self, variant: Variant) -> None:
+        table = pa.Table.from_pylist([variant.to_row()], schema=self.schema)
+        self.writer.write_table(table, row_group_size=ROWS_PER_GROUP)
         self.num_rows += 1
 
     def finish(self, note: dict[str, Any]) -> PartRecord:

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kp_ray.augmentation.variants import Row
 from kp_ray.errors import StoreError
 from kp_ray.storage import filesystem, join, parquet_errors, read_parquet
 from kp_ray.store.manifest import Manifest, read_manifest, row_schema
 from kp_ray.store.parts import ROWS_PER_GROUP
 
+Row = dict[str, Any]
+"""A row of a part; its keys and types are those of `row_schema`."""
 REBUILD = "run verify, then augment"
 """What to do about a damaged or missing part."""
 

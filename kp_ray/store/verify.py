@@ -68,7 +68,7 @@ def _compare_rows(plan: Plan, run: Run, quarantined: set[str]) -> list[str]:
             pa.compute.equal(pa.compute.field("source"), source.name)
         )
         rows, _ = make_rows(plan, source, [(part.recipe, part.copies)])
-        made = pa.Table.from_pylist(rows, schema=stored.schema)
+        made = pa.Table.from_pylist([row.to_row() for row in rows], schema=stored.schema)
         if str(stored.to_pylist()) != str(made.to_pylist()):  # NaN, an unlabelled point, equals nothing
             problems.append(
                 f"{part.path}: rows of {source.name} are not what the sources give; run augment on a new store"

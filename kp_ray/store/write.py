@@ -232,10 +232,10 @@ def _make_parts(
     with contextlib.ExitStack() as stack:
         writers = {part.recipe.name: stack.enter_context(PartWriter(plan.store, part, schema)) for part in parts}
         for source in sources:
-            rows, bad = make_rows(plan, source, [(part.recipe, part.copies) for part in parts])
+            variants, bad = make_rows(plan, source, [(part.recipe, part.copies) for part in parts])
             quarantined += bad
-            for row in rows:
-                writers[row["recipe"]].add(row)
+            for variant in variants:
+                writers[variant.recipe].add(variant)
         records = []
         for part in parts:
             stages = (READ, OPEN, stage_of(part.recipe.name))
