@@ -36,9 +36,10 @@ import datasets
 import numpy as np
 import ray
 import simplejpeg
-from measure import cpu_time, hardware, kp_ray, make_rows, make_sources, median_and_range, stolen_since, write_results
+from measure import cpu_time, hardware, kp_ray, make_variants, make_sources, median_and_range, stolen_since, write_results
 
 from kp_ray.augmentation.recipes import RECIPES
+from kp_ray.augmentation.reference import to_albumentations
 from kp_ray.augmentation.sampling import sample_parameters
 from kp_ray.config.load import load_config
 from kp_ray.config.presets import DEFAULT_RECIPES
@@ -51,7 +52,7 @@ CORES = os.cpu_count() or 1
 @cache
 def pipelines() -> list[tuple[str, Any]]:
     """The 18 default recipes as Albumentations pipelines."""
-    return [(f"{i}-{name}", RECIPES[name].to_albumentations()) for i, name in enumerate(DEFAULT_RECIPES)]
+    return [(f"{i}-{name}", to_albumentations(RECIPES[name])) for i, name in enumerate(DEFAULT_RECIPES)]
 
 
 def variants(job: Job) -> list[tuple[str, Any, Any]]:
@@ -152,7 +153,7 @@ def profile(jobs: list[Job]) -> dict[str, float]:
     profiler = cProfile.Profile()
     with profiler:
         for path, keypoints in jobs:
-            make_rows(path, keypoints)
+            make_variants(path, keypoints)
     stats = pstats.Stats(profiler)
     taken = dict.fromkeys(kinds.values(), 0.0)
     for (path, _, function), (_, _, _, with_callees, _) in stats.stats.items():  # type: ignore[attr-defined]

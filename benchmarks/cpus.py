@@ -18,7 +18,7 @@ from pathlib import Path
 
 import cv2
 import ray
-from measure import cpu_time, hardware, kp_ray, make_rows, make_sources, median_and_range, stolen_since, write_results
+from measure import cpu_time, hardware, kp_ray, make_variants, make_sources, median_and_range, stolen_since, write_results
 
 from kp_ray.config.load import load_config
 from kp_ray.data.load import load_annotations
@@ -32,9 +32,9 @@ def control(config: Path, processes: int) -> float:
     labels = load_annotations(str(data.annotations))
     jobs = [(f"{data.images}/{image}", xyv) for image, xyv in zip(labels.images, labels.keypoints, strict=True)]
     with multiprocessing.get_context("spawn").Pool(processes, cv2.setNumThreads, (1,)) as pool:
-        pool.starmap(make_rows, jobs[: 2 * processes], chunksize=1)
+        pool.starmap(make_variants, jobs[: 2 * processes], chunksize=1)
         began = time.perf_counter()
-        pool.starmap(make_rows, jobs[: len(jobs) // 2], chunksize=1)
+        pool.starmap(make_variants, jobs[: len(jobs) // 2], chunksize=1)
         return len(jobs) // 2 / (time.perf_counter() - began)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from kp_ray.augmentation.recipes import resolve_recipes
-from kp_ray.augmentation.variants import Source, augment_source
+from kp_ray.augmentation.variants import Source, VariantSettings, augment_source
 from kp_ray.config.presets import DEFAULT_RECIPES
 from kp_ray.keypoints import FloatArray
 from kp_ray.synthetic.dataset import make_sample
@@ -88,15 +88,8 @@ def kp_ray(verb: str, config: Path, *sets: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def make_rows(path: str, keypoints: FloatArray) -> None:
+def make_variants(path: str, keypoints: FloatArray) -> None:
     """All variants of one source, which go nowhere."""
     source = Source(path, "", "", 0, "train", keypoints)
-    augment_source(
-        Path(path).read_bytes(),
-        source,
-        resolve_recipes(DEFAULT_RECIPES),
-        seed=0,
-        jpeg_quality=95,
-        scale_with_frame=True,
-        box_margin_px=0,
-    )
+    settings = VariantSettings(seed=0, jpeg_quality=95, scale_with_frame=True, box_margin_px=0)
+    augment_source(Path(path).read_bytes(), source, resolve_recipes(DEFAULT_RECIPES), settings)

@@ -114,10 +114,7 @@ def decode(content: bytes) -> tuple[Image, bool]:
 
 
 def decode_bgr(content: bytes) -> Image | None:
-    """Decode a picture for a preview (H, W, 3) BGR; None if it cannot be decoded.
-
-    A damaged picture is decoded as far as it goes.
-    """
+    """Decode a picture for a preview as (H, W, 3) BGR, upright; None if it cannot be decoded."""
     if not content:
         return None
     image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR)

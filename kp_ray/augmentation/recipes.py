@@ -1,38 +1,38 @@
-"""The augmentation recipes: 27 named ones as data, a user's own, the drawing of their parameters, fingerprints.
+"""The augmentation recipes: the 27 named ones as data, and a config's list of them with the user's own.
 
-Albumentations 2.0.8 defines what a named recipe means: `Recipe.to_albumentations` is that definition, and `draw`
-follows its distributions and rounding. A recipe is rotate, rescale, crop, rescale again, in this order, each step
-optional, so every variant of it is one affine map from source to variant.
+A named recipe means what it means in the published solution: see docs/recipes.md. It rotates, rescales, crops and
+rescales again, in this order, each step optional, so each of its variants is one affine map of the source.
 """
 
-import hashlib
-import json
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from kp_ray.augmentation.user_pipeline import albumentations
-from kp_ray.errors import ConfigError, one_line
+from kp_ray.augmentation.user_pipeline import validate_pipeline
+from kp_ray.errors import ConfigError
+from kp_ray.fingerprint import digest
 
 REFERENCE_HW = (1080, 1920)
-"""The frame, height x width, that the recipes' sizes are written for."""
+"""Height and width of the frame that the recipes' sizes are given for, in pixels."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named recipe.
+    """What is done to a source to make a variant of it.
 
     Attributes:
-        rotate_deg: rotate about the centre by uniform [-rotate_deg, rotate_deg], border reflect-101.
-        scale_range: rescale by a uniform factor of this range.
-        crop_hw: crop to this height and width, given for a 1080x1920 frame.
-        crop: where: at the centre or at random.
-        then_scale: rescale the crop by this factor.
-        brightness_contrast: contrast factor uniform in [0.8, 1.2], brightness uniform in [-0.2, 0.2] of white.
-        user: a serialised Albumentations pipeline instead of all of the above.
+        name: as in `augment.recipes`.
+        rotate_deg: largest rotation about the centre, uniform in [-rotate_deg, rotate_deg]; the border is reflected
+            without repeating the edge pixel.
+        scale_range: smallest and largest factor of the rescaling, which is uniform between them.
+        crop_hw: height and width of the crop, for a frame of REFERENCE_HW.
+        crop: place of the crop.
+        then_scale: factor by which the crop is rescaled.
+        brightness_contrast: multiply by a contrast uniform in [0.8, 1.2] and add a brightness uniform in [-0.2, 0.2] of
+            white.
+        user: a serialised Albumentations pipeline, which replaces all of the above.
     """
 
     name: str
@@ -46,12 +46,11 @@ class Recipe:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of what the recipe does, whatever it is called."""
-        what = {key: value for key, value in asdict(self).items() if key != "name"}
-        return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
+        """16 hexadecimal digits that depend on what the recipe does, not on its name."""
+        return digest({key: value for key, value in asdict(self).items() if key != "name"})
 
     def crop_size(self, width: int, height: int, *, scale_with_frame: bool) -> tuple[int, int]:
-        """The crop's (width, height) in a frame of this size; the whole frame if the recipe does not crop."""
+        """Return the crop's (width, height) in a frame of this size; the frame's if the recipe does not crop."""
         if self.crop_hw is None:
             return width, height
         if not scale_with_frame:
@@ -60,36 +59,8 @@ class Recipe:
         crop_w = max(1, round(self.crop_hw[1] * width / REFERENCE_HW[1]))
         return crop_w, crop_h
 
-    def to_albumentations(self, width: int = REFERENCE_HW[1], height: int = REFERENCE_HW[0]) -> Any:
-        """The recipe as an Albumentations pipeline for frames of this size.
 
-        Keypoints are pixel indices "xy" and none is removed. Rotate makes mirrored copies of the keypoints with its
-        reflect border; the real ones are those of the same draw with a constant border.
-        """
-        import cv2
-
-        A = albumentations()  # noqa: N806
-        if self.user is not None:
-            return A.from_dict(json.loads(self.user))
-        crop_w, crop_h = self.crop_size(width, height, scale_with_frame=True)
-        steps: list[Any] = []
-        if self.rotate_deg:
-            limit = (-self.rotate_deg, self.rotate_deg)
-            steps.append(A.Rotate(limit=limit, border_mode=cv2.BORDER_REFLECT_101, p=1))
-        if self.scale_range:
-            low, high = self.scale_range
-            steps.append(A.RandomScale(scale_limit=(low - 1, high - 1), p=1))
-        if self.crop_hw:
-            kind = A.RandomCrop if self.crop == "random" else A.CenterCrop
-            steps.append(kind(height=crop_h, width=crop_w, p=1))
-        if self.then_scale != 1:
-            steps.append(A.RandomScale(scale_limit=(self.then_scale - 1, self.then_scale - 1), p=1))
-        if self.brightness_contrast:
-            steps.append(A.RandomBrightnessContrast(p=1))
-        return A.Compose(steps, keypoint_params=A.KeypointParams(format="xy", remove_invisible=False))
-
-
-def _named() -> dict[str, Recipe]:
+def _named_recipes() -> dict[str, Recipe]:
     small, medium, wide, large = (540, 720), (720, 960), (720, 1280), (960, 1280)
     rescale = (0.7, 1.3)
     recipes = [
@@ -121,72 +92,33 @@ def _named() -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in recipes}
 
 
-RECIPES: dict[str, Recipe] = _named()
+RECIPES: dict[str, Recipe] = _named_recipes()
 """The named recipes, by name."""
 
 
 def resolve_recipes(
     names: Sequence[str], user_recipes: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[tuple[Recipe, int]]:
-    """The recipes of a config's list with how many copies of each, in order of first mention.
+    """Look up the recipes that a config lists.
+
+    Args:
+        names: `augment.recipes`; a name that is listed twice gives two copies.
+        user_recipes: `augment.user_recipes`: name -> pipeline as `albumentations.to_dict` saved it.
+
+    Returns:
+        Each recipe with its number of copies, in order of first mention.
 
     Raises:
-        ConfigError: a name is neither a named recipe nor a user's, or a user recipe is not a serialised pipeline.
+        ConfigError: no name is given, a name is neither a named recipe nor a user's, or a user's pipeline is not valid.
     """
     known = dict(RECIPES)
     for name, pipeline in (user_recipes or {}).items():
         if name in RECIPES:
             raise ConfigError(f"augment.user_recipes.{name}: a named recipe has this name already; choose another")
-        known[name] = _user_recipe(name, pipeline)
+        known[name] = Recipe(name, user=validate_pipeline(name, pipeline))
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f"augment.recipes: no recipe is called {unknown[0]!r}; there are {', '.join(known)}")
     if not names:
         raise ConfigError("augment.recipes: name at least one recipe")
     return [(known[name], copies) for name, copies in Counter(names).items()]
-
-
-def _user_recipe(name: str, pipeline: Mapping[str, Any]) -> Recipe:
-    A = albumentations()  # noqa: N806
-    mirrors = (A.HorizontalFlip, A.VerticalFlip, A.Transpose, A.D4)  # a left hand becomes a right one
-    try:
-        serialised = json.dumps(pipeline, sort_keys=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # also for what it saved itself
-            loaded = A.from_dict(json.loads(serialised))
-            _check_arguments(json.loads(serialised), A.to_dict(loaded))
-    except Exception as error:  # whatever Albumentations stumbles over
-        reason = one_line(f"{type(error).__name__}: {error}")[:200]
-        raise ConfigError(
-            f"augment.user_recipes.{name}: not a pipeline saved by albumentations.to_dict: {reason}"
-        ) from error
-    mirror = next((step for step in _steps(loaded) if isinstance(step, mirrors)), None)
-    if mirror is not None:
-        raise ConfigError(
-            f"augment.user_recipes.{name}: {type(mirror).__name__} mirrors the picture and leaves left and right "
-            "keypoints as they are: drop it and set train.flip, which exchanges them"
-        )
-    return Recipe(name, user=serialised)
-
-
-def _steps(pipeline: Any) -> Iterator[Any]:
-    """A pipeline's transforms and those of the pipelines in it."""
-    yield pipeline
-    for step in getattr(pipeline, "transforms", ()):
-        yield from _steps(step)
-
-
-def _check_arguments(given: Any, taken: Any) -> None:
-    """Albumentations passes over an argument that it does not know with no more than a warning.
-
-    Raises:
-        ValueError: naming the first that is lost when the pipeline is loaded.
-    """
-    if isinstance(given, dict) and isinstance(taken, dict):
-        for key, value in given.items():
-            if key not in taken:
-                raise ValueError(f"Argument(s) '{key}' are not valid")
-            _check_arguments(value, taken[key])
-    elif isinstance(given, list) and isinstance(taken, list | tuple):
-        for one, other in zip(given, taken, strict=False):
-            _check_arguments(one, other)

@@ -1,4 +1,4 @@
-"""Sample a variant's parameters from its seed, and the affine map that follows from them."""
+"""Sample a variant's parameters from its seed, and compute the affine map that follows from them."""
 
 import hashlib
 import math
@@ -12,21 +12,29 @@ from kp_ray.keypoints import FloatArray
 
 
 def variant_seed(seed: int, source: str, fingerprint: str, copy: int) -> int:
-    """The uint64 seed of one variant, the same on every machine and in every order of work."""
+    """Compute the uint64 seed of a variant; it depends on nothing but the arguments.
+
+    Args:
+        seed: the store's.
+        source: name of the source.
+        fingerprint: the recipe's.
+        copy: number of the variant among those of the same source and recipe.
+    """
     key = "\0".join([str(seed), source, fingerprint, str(copy)])
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True)
-class Draw:
-    """One variant's drawn parameters and what follows from them.
+class VariantParameters:
+    """The parameters of one variant of a named recipe.
 
     Attributes:
-        affine: (2, 3) source -> variant, pixel indices.
+        affine: (2, 3) from source to variant, in pixel indices.
         width, height: of the variant, in pixels.
-        angle_deg, scale: drawn rotation (counter-clockwise in the picture) and scale factor.
-        crop_xy: the crop's top-left pixel in the rotated and rescaled frame.
-        contrast, brightness: value * contrast + 255 * brightness.
+        angle_deg: rotation, counter-clockwise in the picture.
+        scale: factor of the rescaling before the crop.
+        crop_xy: top-left pixel of the crop in the rotated and rescaled frame.
+        contrast, brightness: a pixel's value becomes value * contrast + 255 * brightness.
     """
 
     affine: FloatArray
@@ -39,11 +47,18 @@ class Draw:
     brightness: float = 0.0
 
 
-def sample_parameters(recipe: Recipe, width: int, height: int, seed: int, *, scale_with_frame: bool = True) -> Draw:
-    """Draw a named recipe's parameters for a source of this size.
+def sample_parameters(
+    recipe: Recipe, width: int, height: int, seed: int, *, scale_with_frame: bool = True
+) -> VariantParameters:
+    """Sample the parameters of a named recipe for a source of this size.
 
-    Distributions, centre of rotation, rounding of sizes and offsets are Albumentations 2.0.8's (Rotate, RandomScale,
-    RandomCrop, CenterCrop, RandomBrightnessContrast).
+    Distributions, centre of rotation, and rounding of sizes and offsets are those of Albumentations 2.0.8 (Rotate,
+    RandomScale, RandomCrop, CenterCrop, RandomBrightnessContrast).
+
+    Args:
+        width, height: of the source, in pixels.
+        seed: the variant's, by `variant_seed`.
+        scale_with_frame: scale the recipe's sizes with the frame; otherwise they are pixels in any frame.
 
     Raises:
         DataError: the crop is larger than the rescaled frame.
@@ -57,7 +72,7 @@ def sample_parameters(recipe: Recipe, width: int, height: int, seed: int, *, sca
     crop_w, crop_h = recipe.crop_size(width, height, scale_with_frame=scale_with_frame)
     if not recipe.crop_hw:
         crop_w, crop_h = scaled_w, scaled_h
-    if scale_with_frame:  # rounding can leave the crop a pixel larger than a small rescaled frame
+    if scale_with_frame:  # rounding can make the crop a pixel larger than a small rescaled frame
         crop_w, crop_h = min(crop_w, scaled_w), min(crop_h, scaled_h)
     if crop_w > scaled_w or crop_h > scaled_h:
         raise DataError(
@@ -69,14 +84,19 @@ def sample_parameters(recipe: Recipe, width: int, height: int, seed: int, *, sca
         y, x = int((scaled_h - crop_h + 1) * rng.random()), int((scaled_w - crop_w + 1) * rng.random())
     elif recipe.crop_hw:
         y, x = (scaled_h - crop_h) // 2, (scaled_w - crop_w) // 2
-    then = recipe.then_scale
-    # About the centre by the angle, times scale, less the crop's corner, times then.
-    shift_x = then * (scale * (cx - cos * cx - sin * cy) - x)
-    shift_y = then * (scale * (cy + sin * cx - cos * cy) - y)
-    both = then * scale
-    affine = np.array([[both * cos, both * sin, shift_x], [0.0 - both * sin, both * cos, shift_y]])
+    then_scale = recipe.then_scale
+    # Rotate about the centre, multiply by scale, subtract the crop's corner, multiply by then_scale.
+    shift_x = then_scale * (scale * (cx - cos * cx - sin * cy) - x)
+    shift_y = then_scale * (scale * (cy + sin * cx - cos * cy) - y)
+    total_scale = then_scale * scale
+    affine = np.array(
+        [
+            [total_scale * cos, total_scale * sin, shift_x],
+            [0.0 - total_scale * sin, total_scale * cos, shift_y],  # 0.0 - x is never -0.0
+        ]
+    )
     contrast, brightness = 1.0, 0.0
     if recipe.brightness_contrast:
         contrast, brightness = 1 + rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
-    out_w, out_h = max(1, int(crop_w * then)), max(1, int(crop_h * then))
-    return Draw(affine, out_w, out_h, angle, scale, (x, y), contrast, brightness)
+    out_w, out_h = max(1, int(crop_w * then_scale)), max(1, int(crop_h * then_scale))
+    return VariantParameters(affine, out_w, out_h, angle, scale, (x, y), contrast, brightness)

@@ -1,4 +1,4 @@
-"""Resample one window of a source by an affine map."""
+"""Resample one window of a source by an affine map, and change its brightness and contrast."""
 
 import threading
 from functools import cached_property
@@ -8,74 +8,81 @@ import numpy as np
 import numpy.typing as npt
 
 from kp_ray.augmentation.recipes import RECIPES
-from kp_ray.augmentation.sampling import Draw
+from kp_ray.augmentation.sampling import VariantParameters
 from kp_ray.images import Image
 from kp_ray.keypoints import FloatArray
 
 _TILE = 256
-"""Side of the squares, in pixels, in which a window is resampled."""
-_STEEPEST_DEG = max(recipe.rotate_deg for recipe in RECIPES.values())
+"""Side, in pixels, of the squares that a window is resampled in."""
+_MAX_ROTATE_DEG = max(recipe.rotate_deg for recipe in RECIPES.values())
 
 
 class _Scratch(threading.local):
-    """Memory for pictures that is used again, since fresh pages cost time.
+    """Each thread's reused memory for pictures: the first write to a fresh page costs time."""
 
-    Never less than 4 MiB at once: from there on NumPy asks for huge pages, which rotated sampling needs. More than
-    64 MiB is not kept: one giant picture would hold it to the worker's end.
-    """
+    MIN_BYTES = 4 << 20
+    """Smallest block: from this size on NumPy asks for huge pages, which make the sampling of rotated rows faster."""
+    MAX_BYTES = 64 << 20
+    """Largest block that is kept: a worker would hold the memory of one giant picture until it ends."""
 
     def __init__(self) -> None:
         self.blocks: dict[str, npt.NDArray[np.uint8]] = {}
 
-    def picture(self, use: str, height: int, width: int) -> Image:
-        """An (height, width, 4) picture of any content, which the next one for this `use` overwrites."""
-        size = height * width * 4
-        if size > 64 << 20:
+    def picture(self, purpose: str, height: int, width: int) -> Image:
+        """Return an uninitialised picture (height, width, 4); the next one for the same purpose overwrites it."""
+        num_bytes = height * width * 4
+        if num_bytes > self.MAX_BYTES:
             return np.empty((height, width, 4), dtype=np.uint8)
-        if use not in self.blocks or self.blocks[use].size < size:
-            self.blocks[use] = np.empty(max(size, 4 << 20), dtype=np.uint8)
-        return self.blocks[use][:size].reshape(height, width, 4)
+        if purpose not in self.blocks or self.blocks[purpose].size < num_bytes:
+            self.blocks[purpose] = np.empty(max(num_bytes, self.MIN_BYTES), dtype=np.uint8)
+        return self.blocks[purpose][:num_bytes].reshape(height, width, 4)
 
 
 _SCRATCH = _Scratch()
 
 
 class PaddedSource:
-    """A source, padded by reflection as far as a rotated frame can reach.
+    """A source (H, W, 4), padded by reflection as far as a rotated frame can reach.
 
-    Only a thread's latest one is valid, and of its windows the latest. The padding is the same whatever recipes are
-    asked for: it shifts where sampling rounds, so a variant's bytes would depend on the recipes beside it.
+    Memory is reused: a source is valid until its thread pads the next one, and a window until the next window. The
+    padding does not depend on which recipes are asked for: it decides how sampling positions are rounded, and the bytes
+    of a variant must not depend on the recipes beside it.
     """
 
     def __init__(self, image: Image) -> None:
         self.image = image
         height, width = image.shape[:2]
-        self.pad_x, self.pad_y = _reach(width, height, _STEEPEST_DEG), _reach(height, width, _STEEPEST_DEG)
+        self.pad_x, self.pad_y = _reach(width, height, _MAX_ROTATE_DEG), _reach(height, width, _MAX_ROTATE_DEG)
 
     @cached_property
     def padded(self) -> Image:
+        """The padded picture, made when the first variant needs it."""
         pads = self.pad_y, self.pad_y, self.pad_x, self.pad_x
         height, width = self.image.shape[:2]
         whole = _SCRATCH.picture("padded", height + 2 * self.pad_y, width + 2 * self.pad_x)
         cv2.copyMakeBorder(self.image, *pads, cv2.BORDER_REFLECT_101, dst=whole)
         return whole
 
-    def window(self, drawn: Draw) -> Image:
-        """The variant's picture (height, width, 4)."""
-        offset = drawn.affine[:, 2]
-        if np.array_equal(drawn.affine[:, :2], np.eye(2)) and np.array_equal(offset, np.round(offset)):
+    def window(self, parameters: VariantParameters) -> Image:
+        """Return a variant's picture (height, width, 4), before `relight`."""
+        offset = parameters.affine[:, 2]
+        if np.array_equal(parameters.affine[:, :2], np.eye(2)) and np.array_equal(offset, np.round(offset)):
             x, y = (-offset).astype(int)
-            return self.image[y : y + drawn.height, x : x + drawn.width]
-        inverse = np.linalg.inv(np.vstack([drawn.affine, [0, 0, 1]]))[:2]
+            return self.image[y : y + parameters.height, x : x + parameters.width]
+        inverse = np.linalg.inv(np.vstack([parameters.affine, [0, 0, 1]]))[:2]
         inverse[:, 2] += self.pad_x, self.pad_y
-        return _resample(self.padded, inverse, drawn.width, drawn.height)
+        return _resample(self.padded, inverse, parameters.width, parameters.height)
 
 
 def _resample(image: Image, inverse: FloatArray, width: int, height: int) -> Image:
-    """Sample a window linearly; `inverse` (2, 3) leads from its pixels to those of `image`.
+    """Sample a window of `width` x `height` pixels linearly.
 
-    Tile by tile, each from a copy of the piece of `image` that it needs: a rotated row crosses the whole picture, and
-    sampling that in place waits for memory at every pixel (1080p: 10 ns a pixel against 4 to 8 in tiles).
+    The window is made in tiles, each from a copy of the piece of `image` that it needs: a rotated row crosses the whole
+    picture, and sampling it in place waits for memory at every pixel (1080p: 10 ns per pixel, 4 to 8 ns in tiles).
+
+    Args:
+        image: (H, W, 4).
+        inverse: affine (2, 3) from the window's pixels to the image's.
     """
     window = _SCRATCH.picture("window", height, width)
     (a, b, c), (d, e, f) = inverse.tolist()
@@ -94,19 +101,30 @@ def _resample(image: Image, inverse: FloatArray, width: int, height: int) -> Ima
 
 
 def _span(start: float, across: float, down: float) -> tuple[int, int]:
-    """The pixels of an axis that a tile samples which starts at `start` and is so long in its two directions."""
+    """Return the first pixel and the end of the range that a tile samples on one axis of the image.
+
+    Args:
+        start: position of the tile's first pixel.
+        across, down: how far the position moves along the tile's first row and first column.
+    """
     low, high = start + min(across, 0) + min(down, 0), start + max(across, 0) + max(down, 0)
     return int(low), int(high) + 2
 
 
 def _reach(along: int, across: int, rotate_deg: float) -> int:
-    """How far beyond its edge a frame rotated by up to `rotate_deg` samples, on the axis of length `along`."""
+    """Return how many pixels beyond its edge a frame rotated by up to `rotate_deg` samples.
+
+    Args:
+        along: length of the frame on the axis in question.
+        across: length on the other axis.
+    """
     worst = min(np.deg2rad(rotate_deg), np.arctan2(across, along))
     return int(np.ceil((along * np.cos(worst) + across * np.sin(worst) - along) / 2)) + 2
 
 
-def relight(picture: Image, drawn: Draw) -> Image:
-    if drawn.contrast == 1 and drawn.brightness == 0:
+def relight(picture: Image, parameters: VariantParameters) -> Image:
+    """Apply a variant's contrast and brightness to its picture (H, W, 4)."""
+    if parameters.contrast == 1 and parameters.brightness == 0:
         return picture
-    table = np.arange(256, dtype=np.float32) * np.float32(drawn.contrast) + np.float32(255 * drawn.brightness)
+    table = np.arange(256, dtype=np.float32) * np.float32(parameters.contrast) + np.float32(255 * parameters.brightness)
     return np.asarray(cv2.LUT(picture, np.rint(table.clip(0, 255)).astype(np.uint8)), dtype=np.uint8)

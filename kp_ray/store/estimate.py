@@ -11,7 +11,7 @@ import numpy as np
 from kp_ray.config.schema import Config
 from kp_ray.storage import exists, join
 from kp_ray.store.manifest import read_manifest
-from kp_ray.store.parts import make_rows
+from kp_ray.store.parts import make_variants
 from kp_ray.store.plan import Chunk, Plan
 
 PROBES = 3
@@ -138,12 +138,12 @@ def _probe_chunks(plan: Plan, chunks: Sequence[Chunk]) -> list[_Probe]:
         chunk = chunks[index]
         recipes = [(part.recipe, part.copies) for part in chunk.parts]
         if not is_warm:  # the first image takes longer: libraries are loaded once
-            is_warm = bool(make_rows(plan, chunk.sources[0], recipes)[0])
+            is_warm = bool(make_variants(plan, chunk.sources[0], recipes)[0])
         began = time.process_time()
-        rows, _ = make_rows(plan, chunk.sources[0], recipes)
-        if rows:
+        variants, _ = make_variants(plan, chunk.sources[0], recipes)
+        if variants:
             cpu_s = time.process_time() - began
-            probes.append(_Probe(sum(len(row["image"]) + ROW_BYTES for row in rows), cpu_s))
+            probes.append(_Probe(sum(len(variant.image) + ROW_BYTES for variant in variants), cpu_s))
     return probes
 
 

@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kp_ray.augmentation.recipes import Recipe
-from kp_ray.augmentation.variants import Row, Source, augment_source
+from kp_ray.augmentation.variants import Source, Variant, VariantSettings, augment_source
 from kp_ray.errors import KpRayError, StorageError, one_line
 from kp_ray.storage import (
     PIECE_BYTES,
@@ -34,8 +34,10 @@ ROWS_PER_GROUP = 1
 """Rows per Parquet row group: training reads single rows at random, and a writer holds one row at a time."""
 
 
-def make_rows(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]]) -> tuple[list[Row], list[Quarantined]]:
-    """Make all rows of one source.
+def make_variants(
+    plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]]
+) -> tuple[list[Variant], list[Quarantined]]:
+    """Make all variants of one source.
 
     Args:
         plan: says where the images are, and how variants are made.
@@ -43,7 +45,7 @@ def make_rows(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]])
         recipes: with their numbers of copies.
 
     Returns:
-        The rows, recipe by recipe, and why some or all recipes have none.
+        The variants, recipe by recipe, and why some or all recipes have none.
     """
 
     def quarantine(stage: str, reason: str) -> Quarantined:
@@ -59,19 +61,17 @@ def make_rows(plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]])
             return [], [quarantine(UNREADABLE, reason)]
         hint = "on the worker's node: the images must be where all nodes see them"  # the planning machine saw the file
         return [], [quarantine(UNAVAILABLE, f"{reason} {hint}")]
+    settings = VariantSettings(
+        seed=plan.seed,
+        jpeg_quality=plan.augment.jpeg_quality,
+        scale_with_frame=plan.augment.oversize == "scale",
+        box_margin_px=plan.augment.box_margin_px,
+    )
     try:
-        rows, refusals = augment_source(
-            content,
-            source,
-            recipes,
-            seed=plan.seed,
-            jpeg_quality=plan.augment.jpeg_quality,
-            scale_with_frame=plan.augment.oversize == "scale",
-            box_margin_px=plan.augment.box_margin_px,
-        )
+        variants, refusals = augment_source(content, source, recipes, settings)
     except KpRayError as error:
         return [], [quarantine(UNREADABLE, str(error))]
-    return rows, [quarantine(recipe_stage(name), reason) for name, reason in refusals.items()]
+    return variants, [quarantine(recipe_stage(name), reason) for name, reason in refusals.items()]
 
 
 class _HashingStream:
@@ -131,10 +131,11 @@ class PartWriter:
             )
         return self
 
-    def add(self, row: Row) -> None:
-        """Append a row."""
+    def add(self, variant: Variant) -> None:
+        """Append a variant as a row."""
         with self._storage_errors():
-            self.writer.write_table(pa.Table.from_pylist([row], schema=self.schema), row_group_size=ROWS_PER_GROUP)
+            table = pa.Table.from_pylist([variant.to_row()], schema=self.schema)
+            self.writer.write_table(table, row_group_size=ROWS_PER_GROUP)
         self.num_rows += 1
 
     def finish(self, note: dict[str, Any]) -> PartRecord:

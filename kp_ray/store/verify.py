@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from kp_ray.storage import delete_file, exists, hash_file, join, writer_lock
 from kp_ray.store.manifest import UNAVAILABLE, UNREADABLE, PartRecord, read_manifest
-from kp_ray.store.parts import make_rows
+from kp_ray.store.parts import make_variants
 from kp_ray.store.plan import Chunk, Plan
 from kp_ray.store.read import read_part
 
@@ -76,8 +76,8 @@ def _compare_rows(plan: Plan, chunk: Chunk, unusable: set[str]) -> list[str]:
     problems = []
     for part in chunk.parts:
         stored = read_part(join(plan.store, part.path)).filter(pc.equal(pc.field("source"), source.name))
-        rows, _ = make_rows(plan, source, [(part.recipe, part.copies)])
-        made = pa.Table.from_pylist(rows, schema=stored.schema)
+        variants, _ = make_variants(plan, source, [(part.recipe, part.copies)])
+        made = pa.Table.from_pylist([variant.to_row() for variant in variants], schema=stored.schema)
         if str(stored.to_pylist()) != str(made.to_pylist()):  # as text: NaN, of an unlabelled point, equals nothing
             problems.append(
                 f"{part.path}: rows of {source.name} are not what the sources give: run augment into a new run_dir"

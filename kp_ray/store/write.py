@@ -33,7 +33,7 @@ from kp_ray.store.manifest import (
     row_schema,
     write_manifest,
 )
-from kp_ray.store.parts import PartWriter, describe_part, make_rows
+from kp_ray.store.parts import PartWriter, describe_part, make_variants
 from kp_ray.store.plan import Chunk, Part, Plan
 from kp_ray.store.read import read_part
 
@@ -258,10 +258,10 @@ def make_parts(
     with contextlib.ExitStack() as stack:
         writers = {part.recipe.name: stack.enter_context(PartWriter(plan.store, part, schema)) for part in parts}
         for source in sources:
-            rows, refusals = make_rows(plan, source, [(part.recipe, part.copies) for part in parts])
+            variants, refusals = make_variants(plan, source, [(part.recipe, part.copies) for part in parts])
             quarantined += refusals
-            for row in rows:
-                writers[row["recipe"]].add(row)
+            for variant in variants:
+                writers[variant.recipe].add(variant)
         records = []
         for part in parts:
             stages = (UNREADABLE, UNAVAILABLE, recipe_stage(part.recipe.name))

@@ -23,7 +23,7 @@ from kp_ray.config.load import load_config
 from kp_ray.errors import KpRayError
 from kp_ray.storage import exists, file_sizes, read_bytes, write_bytes
 from kp_ray.store.manifest import row_schema
-from kp_ray.store.parts import PartWriter, make_rows
+from kp_ray.store.parts import PartWriter, make_variants
 from kp_ray.store.plan import plan
 from tests.helpers.clusters import free_ports
 from tests.helpers.data import tiny_config
@@ -143,7 +143,7 @@ def test_a_part_that_an_error_cuts_off_is_not_in_the_bucket(sample_data: dict[st
     planned = plan(config.model_copy(update={"run_dir": url("cut")}))
     run = planned.runs[0]
     part, target = run.parts[0], f"{planned.store}/{run.parts[0].path}"
-    rows, _ = make_rows(planned, run.sources[0], [(part.recipe, part.copies)])
+    rows, _ = make_variants(planned, run.sources[0], [(part.recipe, part.copies)])
     schema = row_schema(len(planned.skeleton))
 
     def cut_off() -> None:

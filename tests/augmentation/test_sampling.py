@@ -1,0 +1,261 @@
+"""The parameters of variants have the distributions, the rounding and the geometry of Albumentations."""
+
+from dataclasses import replace
+from typing import Any
+
+import albumentations as A  # noqa: N812
+import cv2
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.stats import ks_2samp
+
+from kp_ray.augmentation.recipes import RECIPES, Recipe
+from kp_ray.augmentation.reference import to_albumentations
+from kp_ray.augmentation.sampling import VariantParameters, sample_parameters, variant_seed
+from kp_ray.errors import DataError
+from kp_ray.keypoints import FloatArray, apply_affine
+
+pytestmark = pytest.mark.filterwarnings("ignore:Got processor for keypoints")  # of recipes without geometry
+FRAMES = [(1920, 1080), (640, 480), (333, 500), (101, 57)]
+NUM_DRAWS = 2000
+MIN_P_VALUE = 1e-4
+"""Over a hundred distributions are compared; with 2000 draws, a distance of 0.07 gives a smaller p-value."""
+
+
+def random_points(width: int, height: int, seed: int = 0) -> FloatArray:
+    """Make 24 points, some of them outside the frame."""
+    rng = np.random.default_rng(seed)
+    return rng.uniform((-0.1 * width, -0.1 * height), (1.1 * width, 1.1 * height), (24, 2))
+
+
+def build_fixed_pipeline(recipe: Recipe, parameters: VariantParameters, width: int, height: int) -> Any:
+    """Build the recipe of Albumentations' transforms with fixed parameters."""
+    steps: list[Any] = []
+    if recipe.rotate_deg:
+        steps.append(A.Rotate(limit=(parameters.angle_deg, parameters.angle_deg), border_mode=cv2.BORDER_CONSTANT, p=1))
+    if recipe.scale_range:
+        steps.append(A.RandomScale(scale_limit=(parameters.scale - 1, parameters.scale - 1), p=1))
+    if recipe.crop_hw:
+        x, y = parameters.crop_xy
+        crop_w, crop_h = recipe.crop_size(width, height, scale_with_frame=True)
+        random = A.Crop(x_min=x, y_min=y, x_max=x + crop_w, y_max=y + crop_h, p=1)
+        steps.append(random if recipe.crop == "random" else A.CenterCrop(height=crop_h, width=crop_w, p=1))
+    if recipe.then_scale != 1:
+        steps.append(A.RandomScale(scale_limit=(recipe.then_scale - 1, recipe.then_scale - 1), p=1))
+    return A.Compose(steps, keypoint_params=A.KeypointParams(format="xy", remove_invisible=False))
+
+
+def sample_with_albumentations(recipe: Recipe, width: int, height: int) -> list[dict[str, dict[str, Any]]]:
+    """Sample NUM_DRAWS times with Albumentations; returns the parameters by name of the transform.
+
+    Each transform is seeded separately: `Compose.set_random_seed` gives all of them the same random numbers, so that a
+    large scale always comes with a low crop.
+    """
+    pipeline = A.Compose(to_albumentations(recipe, width, height).transforms, save_applied_params=True)
+    picture = np.zeros((height, width), np.uint8)
+    draws = []
+    for seed in range(NUM_DRAWS):
+        for number, step in enumerate(pipeline.transforms):
+            step.set_random_seed(seed + number * NUM_DRAWS)
+        draws.append(dict(pipeline(image=picture)["applied_transforms"]))
+    return draws
+
+
+@pytest.mark.parametrize(("width", "height"), FRAMES)
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_equal_parameters_move_keypoints_as_albumentations_does(name: str, width: int, height: int) -> None:
+    recipe = RECIPES[name]
+    points = random_points(width, height)
+    picture = np.zeros((height, width), np.uint8)
+    for seed in range(1 if width > 1000 else 4):
+        parameters = sample_parameters(recipe, width, height, seed)
+        expected = build_fixed_pipeline(recipe, parameters, width, height)(image=picture, keypoints=points)
+        assert expected["image"].shape == (parameters.height, parameters.width)
+        np.testing.assert_allclose(apply_affine(parameters.affine, points), expected["keypoints"], atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+@given(st.integers(48, 700), st.integers(48, 700), st.integers(0, 2**64 - 1))
+@settings(max_examples=6, derandomize=True, database=None, deadline=None)
+def test_equal_parameters_move_keypoints_as_albumentations_does_in_any_frame(
+    name: str, width: int, height: int, seed: int
+) -> None:
+    recipe, points = RECIPES[name], random_points(width, height)
+    parameters = sample_parameters(recipe, width, height, seed)
+    crop = recipe.crop_size(width, height, scale_with_frame=True)
+    assume(
+        crop[0] <= int(width * parameters.scale) and crop[1] <= int(height * parameters.scale)
+    )  # else Albumentations refuses
+    pipeline = build_fixed_pipeline(recipe, parameters, width, height)
+    expected = pipeline(image=np.zeros((height, width), np.uint8), keypoints=points)
+    assert expected["image"].shape == (parameters.height, parameters.width)
+    np.testing.assert_allclose(apply_affine(parameters.affine, points), expected["keypoints"], atol=0.01, rtol=0)
+
+
+def recipes_with_random_geometry() -> list[str]:
+    """List the recipes with a random place, angle or scale."""
+    names = []
+    for name in list(RECIPES):
+        recipe = RECIPES[name]
+        moves = recipe.crop_hw is not None and recipe.crop == "random"
+        if recipe.rotate_deg or recipe.scale_range or moves:
+            names.append(name)
+    return names
+
+
+def test_all_but_four_recipes_have_random_geometry() -> None:
+    fixed = set(list(RECIPES)) - set(recipes_with_random_geometry())
+    assert fixed == {"Original", "CenterCrop_1", "CenterCrop_2", "RandomBrightnessContrast"}
+
+
+@pytest.mark.parametrize("name", recipes_with_random_geometry())
+def test_geometry_has_the_distributions_of_albumentations(name: str) -> None:
+    recipe, width, height = RECIPES[name], 96, 54
+    references = sample_with_albumentations(recipe, width, height)
+    samples = [
+        sample_parameters(recipe, width, height, variant_seed(0, str(i), recipe.fingerprint, 0))
+        for i in range(NUM_DRAWS)
+    ]
+    pairs: dict[str, tuple[list[float], list[float]]] = {}
+    if recipe.rotate_deg:
+        angles = [
+            np.rad2deg(np.arctan2(matrix[0, 1], matrix[0, 0]))
+            for matrix in (draw["Rotate"]["matrix"] for draw in references)
+        ]
+        pairs["angle"] = [parameters.angle_deg for parameters in samples], angles
+        assert all(-45 <= parameters.angle_deg <= 45 for parameters in samples)
+    if recipe.scale_range:
+        pairs["scale"] = (
+            [parameters.scale for parameters in samples],
+            [draw["RandomScale"]["scale"] for draw in references],
+        )
+        assert all(0.7 <= parameters.scale <= 1.3 for parameters in samples)
+    if recipe.crop_hw and (recipe.crop == "random" or recipe.scale_range):
+        kind = "RandomCrop" if recipe.crop == "random" else "CenterCrop"
+        corners = [draw[kind]["crop_coords"][:2] for draw in references]
+        for axis in (0, 1):
+            pairs[f"crop {'xy'[axis]}"] = (
+                [parameters.crop_xy[axis] for parameters in samples],
+                [corner[axis] for corner in corners],
+            )
+    assert pairs
+    for name, (sampled, reference) in pairs.items():
+        assert np.ptp(sampled) > 0, name
+        assert ks_2samp(sampled, reference).pvalue > MIN_P_VALUE, name
+
+
+@pytest.mark.parametrize("name", recipes_with_random_geometry())
+def test_the_parameters_of_a_recipe_are_independent(name: str) -> None:
+    recipe, width, height = RECIPES[name], 1920, 1080
+    seeds = [variant_seed(0, str(i), recipe.fingerprint, 0) for i in range(NUM_DRAWS)]
+    samples = [sample_parameters(recipe, width, height, seed) for seed in seeds]
+    values = {"angle": [sample.angle_deg for sample in samples], "scale": [sample.scale for sample in samples]}
+    for axis, frame in enumerate((width, height)):
+        size = recipe.crop_size(width, height, scale_with_frame=True)[axis]
+        num_places = [int(frame * sample.scale) - size + 1 for sample in samples]
+        places = [(sample.crop_xy[axis] + 0.5) / num for sample, num in zip(samples, num_places, strict=True)]
+        if recipe.crop == "random" and max(num_places) > 1:
+            values["crop " + "xy"[axis]] = places
+    varied = np.array([sampled for sampled in values.values() if np.ptp(sampled) > 0])
+    assert len(varied)
+    assert np.abs(np.corrcoef(varied) - np.eye(len(varied))).max() < 0.1
+
+
+def test_the_comparison_of_distributions_notices_a_small_difference() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.uniform(0.7, 1.3, NUM_DRAWS)
+    assert ks_2samp(right, rng.uniform(0.7, 1.3, NUM_DRAWS)).pvalue > MIN_P_VALUE
+    assert ks_2samp(right, rng.uniform(0.64, 1.3, NUM_DRAWS)).pvalue < MIN_P_VALUE
+    assert ks_2samp(right, rng.uniform(0.75, 1.25, NUM_DRAWS)).pvalue < MIN_P_VALUE
+
+
+def test_every_crop_position_of_albumentations_is_reached() -> None:
+    recipe = RECIPES["RandomCrop_1"]
+    sampled = {sample_parameters(recipe, 16, 10, seed).crop_xy for seed in range(NUM_DRAWS)}
+    reference = {draw["RandomCrop"]["crop_coords"][:2] for draw in sample_with_albumentations(recipe, 16, 10)}
+    assert sampled == reference == {(x, y) for x in range(11) for y in range(6)}
+
+
+def test_brightness_and_contrast_have_the_distributions_of_albumentations() -> None:
+    recipe = RECIPES["RandomBrightnessContrast"]
+    references = [draw["RandomBrightnessContrast"] for draw in sample_with_albumentations(recipe, 8, 8)]
+    samples = [sample_parameters(recipe, 8, 8, seed) for seed in range(NUM_DRAWS)]
+    assert (
+        ks_2samp([sample.contrast for sample in samples], [draw["alpha"] for draw in references]).pvalue > MIN_P_VALUE
+    )
+    assert (
+        ks_2samp([255 * sample.brightness for sample in samples], [draw["beta"] for draw in references]).pvalue
+        > MIN_P_VALUE
+    )
+    assert abs(np.corrcoef([(sample.contrast, sample.brightness) for sample in samples], rowvar=False)[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("name", ["Rescale_Rotate45_RandomCrop_1", "Random_ScaleCrop", "Original"])
+def test_the_reference_pipeline_gives_pictures_of_the_same_size(name: str) -> None:
+    pipeline = to_albumentations(RECIPES[name], 320, 180)
+    for seed in range(5):
+        pipeline.set_random_seed(seed)
+        shape = pipeline(image=np.zeros((180, 320, 3), np.uint8), keypoints=np.zeros((0, 2)))["image"].shape
+        parameters = sample_parameters(RECIPES[name], 320, 180, seed)
+        assert shape == (parameters.height, parameters.width, 3)
+
+
+@given(st.sampled_from(list(RECIPES)), st.integers(16, 4000), st.integers(16, 4000), st.integers(0, 2**64 - 1))
+@settings(deadline=None)
+def test_every_recipe_applies_to_any_frame_and_its_affine_is_invertible(
+    name: str, width: int, height: int, seed: int
+) -> None:
+    recipe = RECIPES[name]
+    parameters = sample_parameters(recipe, width, height, seed)
+    assert parameters.width >= 1
+    assert parameters.height >= 1
+    inverse = np.linalg.inv(np.vstack([parameters.affine, [0, 0, 1]]))[:2]
+    points = random_points(width, height)
+    np.testing.assert_allclose(
+        apply_affine(inverse, apply_affine(parameters.affine, points)), points, atol=1e-3, rtol=0
+    )
+    scaled = int(width * parameters.scale), int(height * parameters.scale)
+    for offset, size, frame in zip(parameters.crop_xy, (parameters.width, parameters.height), scaled, strict=True):
+        assert 0 <= offset <= frame - int(size / recipe.then_scale)
+
+
+@given(st.sampled_from(list(RECIPES)), st.integers(0, 2**64 - 1))
+@settings(deadline=None)
+def test_equal_seeds_give_equal_parameters(name: str, seed: int) -> None:
+    first, second = (sample_parameters(RECIPES[name], 640, 360, seed) for _ in range(2))
+    assert np.array_equal(first.affine, second.affine)
+    assert replace(first, affine=second.affine) == second
+
+
+def test_different_seeds_give_different_parameters() -> None:
+    for name in list(RECIPES):
+        recipe = RECIPES[name]
+        several = {
+            (d.affine.tobytes(), d.contrast) for d in (sample_parameters(recipe, 640, 360, seed) for seed in range(8))
+        }
+        fixed = not (recipe.rotate_deg or recipe.scale_range or recipe.brightness_contrast) and (
+            recipe.crop == "center" or recipe.crop_hw is None
+        )
+        assert len(several) == (1 if fixed else 8), name
+
+
+def test_variants_have_different_seeds_that_are_the_same_on_every_machine() -> None:
+    assert variant_seed(42, "a.jpg", "0123456789abcdef", 0) == 15856658516226839463
+    keys = [(s, i, f, c) for s in (0, 1) for i in ("a.jpg", "b.jpg") for f in ("x", "y") for c in (0, 1)]
+    seeds = {variant_seed(*key) for key in keys}
+    assert len(seeds) == len(keys)
+    assert all(0 <= seed < 2**64 for seed in seeds)
+
+
+def test_a_crop_larger_than_the_frame_is_refused_with_both_sizes() -> None:
+    with pytest.raises(DataError, match="CenterCrop_1 crops 1280x720 px, larger than the 640x480 px frame") as raised:
+        sample_parameters(RECIPES["CenterCrop_1"], 640, 480, 0, scale_with_frame=False)
+    assert "augment.oversize: scale" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+    for size in ((1280, 720), (3840, 2160)):
+        whole = sample_parameters(RECIPES["Original"], *size, 0, scale_with_frame=False)
+        assert ((whole.width, whole.height), whole.crop_xy) == (size, (0, 0)), (
+            "a recipe without a crop fits every frame"
+        )

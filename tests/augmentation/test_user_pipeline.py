@@ -1,0 +1,146 @@
+"""Users' pipelines are validated when the config is read, and move keypoints with the picture."""
+
+import json
+from typing import Any
+
+import albumentations as A  # noqa: N812
+import cv2
+import numpy as np
+import pytest
+
+from kp_ray.augmentation.recipes import Recipe, resolve_recipes
+from kp_ray.errors import DataError
+from kp_ray.keypoints import apply_affine, inside
+from tests.helpers.pictures import to_jpeg, to_png
+from tests.helpers.variants import (
+    SIZES,
+    decode_variant,
+    has_dots,
+    make_keypoints,
+    make_picture,
+    make_variants,
+    measure_dot_errors,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Got processor for keypoints")  # of pipelines without geometry
+
+
+@pytest.mark.parametrize("step", [A.PadIfNeeded(p=1), A.SafeRotate(p=1), A.ShiftScaleRotate(p=1), A.Blur(p=1)])
+def test_saved_pipelines_are_valid_although_albumentations_warns_of_them(step: Any) -> None:
+    keypoint_params = A.KeypointParams(format="xy", remove_invisible=False)
+    saved = A.to_dict(A.Compose([step], keypoint_params=keypoint_params))
+    assert json.loads(validate_pipeline("mine", saved)) == json.loads(json.dumps(saved))
+
+
+def transform(class_name: str, **arguments: Any) -> dict[str, Any]:
+    """Write a pipeline of one transform as `albumentations.to_dict` does."""
+    return {"transform": {"__class_fullname__": class_name, "p": 1, **arguments}}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "message"),
+    [
+        ({}, "not a pipeline saved by albumentations.to_dict"),
+        ({"transform": 3}, "not a pipeline"),
+        (transform("Nope"), "Nope"),
+        (transform("Rotate", limit="wide"), "limit"),
+        (transform("Rotate", limt=3), "'limt'"),
+        (A.to_dict(A.Compose([A.OneOf([A.HorizontalFlip(), A.Blur()])])), "HorizontalFlip mirrors"),
+        (A.to_dict(A.Compose([A.TimeReverse()])), "TimeReverse mirrors"),
+        (transform("albumentations.VerticalFlip"), "VerticalFlip mirrors"),
+    ],
+)
+def test_an_invalid_pipeline_is_refused_in_one_line(pipeline: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        validate_pipeline("mine", pipeline)
+    assert str(raised.value).startswith("augment.user_recipes.mine: ")
+    assert message in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def make_user_recipe(*steps: Any, **options: Any) -> list[tuple[Recipe, int]]:
+    """Make a recipe of Albumentations' transforms, with 4 copies."""
+    return [(resolve_recipes(["mine"], {"mine": A.to_dict(A.Compose(list(steps), **options))})[0][0], 4)]
+
+
+def test_a_users_pipeline_with_a_reflect_border_keeps_each_keypoint_once() -> None:
+    width, height = SIZES[0]
+    recipes = make_user_recipe(
+        A.OneOf(
+            [
+                A.Rotate(limit=(15, 40), border_mode=cv2.BORDER_REFLECT_101, p=1),
+                A.Affine(rotate=(-40, -15), border_mode=cv2.BORDER_REFLECT_101, p=1),
+            ],
+            p=1,
+        ),
+        A.RandomScale(scale_limit=(-0.2, 0.3), p=1),
+        A.RandomCrop(height=180, width=320, p=1),
+        A.RandomBrightnessContrast(p=0.5),
+    )
+    variants, without = (
+        make_variants(to_jpeg(make_picture(width, height, dots)), make_keypoints(width, height), recipes)
+        for dots in (True, False)
+    )
+    errors: list[float] = []
+    for variant, bare in zip(variants, without, strict=True):
+        affine, points = variant.affine, variant.keypoints
+        scale = np.sqrt(np.linalg.det(affine[:, :2]))
+        assert 0.79 < scale < 1.31
+        source = make_keypoints(width, height)
+        np.testing.assert_allclose(apply_affine(affine, source[:, :2]), points[:, :2], atol=0.05, rtol=0)
+        is_inside = inside(points[:, :2], variant.width, variant.height)
+        assert points[:, 2].tolist() == np.where(is_inside, source[:, 2], 0).tolist()
+        assert (variant.width, variant.height) == (320, 180)
+        errors += measure_dot_errors(variant, bare, has_dots(width, height), scale)
+    assert len(errors) >= 20
+    # Albumentations resizes pictures and keypoints by conventions that differ by up to 0.3 px.
+    assert max(errors) < 1.0
+
+
+def test_a_users_steps_draw_independently_and_the_same_each_time() -> None:
+    recipe, _ = make_user_recipe(A.Rotate(limit=(-30, 30), p=1), A.RandomScale(scale_limit=(-0.3, 0.3), p=1))[0]
+    content, no_keypoints = to_png(np.zeros((24, 32, 3), np.uint8)), np.full((24, 3), np.nan)
+    variants = make_variants(content, no_keypoints, [(recipe, 150)])
+    affines = np.array([variant.affine[:, :2] for variant in variants])
+    angles, scales = np.arctan2(affines[:, 0, 1], affines[:, 0, 0]), np.linalg.det(affines)
+    assert np.ptp(angles) > np.deg2rad(50)
+    assert np.ptp(scales) > 1
+    assert abs(np.corrcoef(angles, scales)[0, 1]) < 0.25
+    again = make_variants(content, no_keypoints, [(recipe, 150)])
+    assert [variant.image for variant in again] == [variant.image for variant in variants]
+
+
+def test_a_users_pipeline_runs_as_often_as_it_says() -> None:
+    recipe, _ = make_user_recipe(A.InvertImg(p=1), p=0.5)[0]
+    variants = make_variants(to_png(np.zeros((16, 16, 3), np.uint8)), np.full((24, 3), np.nan), [(recipe, 60)])
+    assert 15 < sum(decode_variant(variant).mean() > 128 for variant in variants) < 45
+
+
+def test_a_users_pixel_step_leaves_the_keypoints_and_a_bent_one_has_no_affine() -> None:
+    content, source = to_jpeg(make_picture(*SIZES[0])), make_keypoints(*SIZES[0])
+    blurred = make_variants(content, source, make_user_recipe(A.GaussianBlur(sigma_limit=(2, 3), p=1)))[0]
+    np.testing.assert_allclose(blurred.affine, np.eye(2, 3), atol=1e-6)
+    np.testing.assert_allclose(blurred.keypoints[:, :2], source[:, :2], rtol=1e-6)
+    assert blurred.image != content
+    bent = make_variants(content, source, make_user_recipe(A.Perspective(scale=(0.1, 0.2), p=1)))[0]
+    assert np.isnan(bent.affine).all()
+    assert np.isnan(bent.keypoints[:, 0]).tolist() == np.isnan(source[:, 0]).tolist()
+
+
+@pytest.mark.parametrize("step", [A.ToFloat(p=1), A.GridDistortion(distort_limit=(0.2, 0.3), p=1)])
+def test_a_users_pipeline_that_gives_no_picture_or_loses_keypoints_is_refused(step: Any) -> None:
+    with pytest.raises(DataError, match="must keep every keypoint and give an 8-bit colour picture"):
+        make_variants(to_jpeg(make_picture(*SIZES[0])), make_keypoints(*SIZES[0]), make_user_recipe(step))
+
+
+def test_a_user_recipe_that_fails_on_a_picture_says_why() -> None:
+    with pytest.raises(DataError, match="the user recipe fails on it: CropSizeError"):
+        make_variants(
+            to_jpeg(make_picture(320, 180)), make_keypoints(320, 180), make_user_recipe(A.RandomCrop(540, 540))
+        )
+
+
+def test_a_user_recipe_that_mirrors_by_its_numbers_is_refused() -> None:
+    mirror = A.Affine(scale={"x": (-1, -1), "y": (1, 1)}, p=1)
+    with pytest.raises(DataError, match="the user recipe mirrors it"):
+        make_variants(to_jpeg(make_picture(*SIZES[0])), make_keypoints(*SIZES[0]), make_user_recipe(mirror))

@@ -1,0 +1,151 @@
+"""Pictures of every kind are probed, decoded and encoded, or refused."""
+
+from pathlib import Path
+from struct import pack
+from zlib import crc32
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kp_ray.errors import DataError, StorageError
+from kp_ray.images import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    decode,
+    decode_bgr,
+    decode_resized,
+    encode,
+    encode_bgr,
+    list_images,
+    probe,
+    require_whole,
+)
+from tests.helpers.pictures import PICTURE_FILES, UNCHANGED_KINDS, decode_upright_rgb, encode_with_pillow
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL"),  # of damaged files
+]
+
+
+@pytest.mark.parametrize("kind", PICTURE_FILES)
+def test_decode_gives_the_upright_picture_and_tells_which_bytes_can_be_stored(kind: str) -> None:
+    shown = decode_upright_rgb(PICTURE_FILES[kind])
+    bgrx, is_storable = decode(PICTURE_FILES[kind])
+    assert bgrx.shape == (*shown.shape[:2], 4)
+    np.testing.assert_allclose(bgrx[..., 2::-1].astype(int), shown, atol=2)
+    assert is_storable is (kind in UNCHANGED_KINDS)
+
+
+def test_decode_keeps_the_upper_eight_of_sixteen_grey_bits() -> None:
+    levels = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
+    bgrx, is_storable = decode(encode_with_pillow(Image.fromarray(levels), "PNG"))
+    assert not is_storable
+    np.testing.assert_array_equal(bgrx[..., :3], np.repeat((levels >> 8)[..., None], 3, axis=2))
+
+
+def png_with_false_size(width: int, height: int) -> bytes:
+    """Return a small PNG whose header claims another size."""
+    header = b"IHDR" + pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + pack(">I", 13) + header + pack(">I", crc32(header)) + PICTURE_FILES["PNG"][33:]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"image,nose_x,nose_y\n", "is not a picture"),
+        (b"\xff\xd8\xff", "is not a picture"),
+        (PICTURE_FILES["JPEG"][: len(PICTURE_FILES["JPEG"]) // 2], "cannot be decoded: "),
+        (PICTURE_FILES["JPEG"][:-40], "cannot be decoded: "),
+        (PICTURE_FILES["CMYK JPEG"][: len(PICTURE_FILES["CMYK JPEG"]) // 2], "cannot be decoded: "),
+        (PICTURE_FILES["PNG"][: len(PICTURE_FILES["PNG"]) // 2], "cannot be decoded: "),
+        (PICTURE_FILES["WEBP"][: len(PICTURE_FILES["WEBP"]) // 2], "cannot be decoded: "),
+        (png_with_false_size(MAX_PIXELS // 10000 + 1, 10000), f"10001x10000 px is more than {MAX_PIXELS} pixels"),
+        (png_with_false_size(100_000, 100_000), "cannot be decoded: "),
+        (encode_with_pillow(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), "mode F are not supported"),
+    ],
+)
+def test_decode_refuses_unusable_bytes_in_one_line(content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message) as raised:
+        decode(content)
+    assert len(str(raised.value).splitlines()) == 1
+    assert " at 0x" not in str(raised.value)
+
+
+@given(st.sampled_from(sorted(PICTURE_FILES)), st.data())
+@settings(max_examples=150, deadline=None)
+def test_damaged_bytes_are_decoded_or_refused_by_a_data_error(kind: str, data: st.DataObject) -> None:
+    content = bytearray(PICTURE_FILES[kind])
+    for _ in range(data.draw(st.integers(0, 6))):
+        content[data.draw(st.integers(0, min(len(content) - 1, 400)))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(1, len(content)))]
+    try:
+        bgrx, _ = decode(bytes(content))
+    except DataError:
+        return
+    assert bgrx.dtype == np.uint8
+    assert bgrx.shape[2] == 4
+
+
+@pytest.mark.parametrize("kind", PICTURE_FILES)
+def test_probe_gives_the_upright_size_and_which_bytes_can_be_decoded_at_a_smaller_scale(kind: str) -> None:
+    info = probe(PICTURE_FILES[kind])
+    height, width = decode_upright_rgb(PICTURE_FILES[kind]).shape[:2]
+    assert (info.width, info.height) == (width, height)
+    assert info.format in kind
+    assert info.is_upright_jpeg is (kind in UNCHANGED_KINDS)
+    require_whole(PICTURE_FILES[kind])
+
+
+def test_probe_reads_a_header_only_and_require_whole_the_pixels() -> None:
+    for kind in ("JPEG", "CMYK JPEG", "PNG"):
+        half = PICTURE_FILES[kind][: len(PICTURE_FILES[kind]) // 2]
+        assert (probe(half).width, probe(half).height) == (96, 64)
+        with pytest.raises(DataError, match="cannot be decoded"):
+            require_whole(half)
+    for content in (b"", b"<html>"):
+        with pytest.raises(DataError):
+            probe(content)
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 64), (48, 32), (25, 17), (12, 8), (5, 3), (120, 80)])
+def test_decode_resized_of_bytes_is_close_to_resizing_the_whole_picture(width: int, height: int) -> None:
+    content = PICTURE_FILES["JPEG"]
+    whole = decode(content)[0][..., :3]
+    resized = decode_resized(content, (96, 64), (width, height))
+    assert resized.shape == (height, width, 3)
+    assert np.abs(resized.astype(int) - decode_resized(whole, (96, 64), (width, height))).mean() < 3
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode_resized(content[: len(content) // 2], (96, 64), (width, height))
+
+
+@pytest.mark.parametrize("num_channels", [3, 4])
+def test_encode_takes_bgr_and_bgrx(num_channels: int) -> None:
+    image = np.full((20, 30, num_channels), (40, 90, 200, 7)[:num_channels], dtype=np.uint8)
+    decoded, is_storable = decode(encode(image, 95))
+    assert is_storable
+    np.testing.assert_allclose(decoded[..., :3], image[..., :3], atol=4)
+    with pytest.raises(DataError, match=f"{MAX_SIDE + 1}x1 px is more than a JPEG's {MAX_SIDE}"):
+        encode(np.zeros((1, MAX_SIDE + 1, num_channels), np.uint8), 95)
+
+
+def test_previews_are_encoded_and_decoded_and_other_bytes_give_none() -> None:
+    image = np.full((20, 30, 3), (40, 90, 200), dtype=np.uint8)
+    decoded = decode_bgr(encode_bgr(image))
+    assert decoded is not None
+    np.testing.assert_allclose(decoded, image, atol=4)
+    assert decode_bgr(b"") is None
+    assert decode_bgr(b"not a picture") is None
+
+
+def test_images_are_listed_sorted_with_sub_folders_by_path_and_by_url(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a/x.jpg", "c.txt", ".hidden.jpg", "a.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert list_images(str(tmp_path)) == list_images(f"file://{tmp_path}") == ["a.webp", "a/x.jpg", "b.PNG"]
+    with pytest.raises(StorageError, match="none"):
+        list_images(str(tmp_path / "none"))
