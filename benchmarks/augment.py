@@ -36,7 +36,16 @@ import datasets
 import numpy as np
 import ray
 import simplejpeg
-from measure import cpu_time, hardware, kp_ray, make_variants, make_sources, median_and_range, stolen_since, write_results
+from measure import (
+    cpu_time,
+    hardware,
+    kp_ray,
+    make_sources,
+    make_variants,
+    median_and_range,
+    stolen_since,
+    write_results,
+)
 
 from kp_ray.augmentation.recipes import RECIPES
 from kp_ray.augmentation.reference import to_albumentations

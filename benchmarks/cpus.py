@@ -18,7 +18,16 @@ from pathlib import Path
 
 import cv2
 import ray
-from measure import cpu_time, hardware, kp_ray, make_variants, make_sources, median_and_range, stolen_since, write_results
+from measure import (
+    cpu_time,
+    hardware,
+    kp_ray,
+    make_sources,
+    make_variants,
+    median_and_range,
+    stolen_since,
+    write_results,
+)
 
 from kp_ray.config.load import load_config
 from kp_ray.data.load import load_annotations

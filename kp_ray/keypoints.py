@@ -1,11 +1,11 @@
-"""The skeleton: names, column order, flip pairs, limbs and OKS sigmas, and the pixel convention.
+"""Skeletons, the pixel convention, and geometry of points and boxes.
 
-Coordinates everywhere in kp_ray are OpenCV pixel indices: the centre of the top-left pixel is (0, 0), so an
-integer is a pixel's centre and a picture of width w spans [-0.5, w - 0.5). Detectron2 and COCO use continuous
-coordinates, where that same centre is (0.5, 0.5). `CONTINUOUS_OFFSET` is added exactly once when a dataset dict
-is made and taken off exactly once when a prediction is read.
+Coordinates everywhere in kp_ray are OpenCV pixel indices: the centre of the top-left pixel is (0, 0), so an integer is
+a pixel's centre and a picture of width w spans [-0.5, w - 0.5). Detectron2 and COCO use continuous coordinates, where
+the same centre is (0.5, 0.5). `CONTINUOUS_OFFSET` is added exactly once, when a dataset dict is made, and subtracted
+exactly once, when a prediction is read.
 
-Visibility follows COCO: 0 unlabelled or outside the picture, 1 labelled but hidden, 2 labelled and visible.
+Visibility v follows COCO: 0 unlabelled or outside the picture, 1 labelled but hidden, 2 labelled and visible.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 CONTINUOUS_OFFSET = 0.5
+"""Difference in pixels between a continuous coordinate and a pixel index."""
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -22,13 +23,16 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A set of keypoints in a fixed order.
+    """K keypoints in a fixed order.
 
     Attributes:
-        names: K unique keypoint names, in the order of every array and CSV.
+        names: K unique names, in the order of every array and CSV.
         flip_pairs: (left, right) names that a horizontal mirror exchanges.
-        sigmas: K per-keypoint OKS standard deviations, relative to the square root of the person's area.
-        limbs: pairs of names to draw a line between.
+        sigmas: K OKS standard deviations, relative to the square root of the person's area.
+        limbs: pairs of names that are connected by a line in drawings.
+
+    Raises:
+        ValueError: names, pairs, sigmas and limbs do not fit together.
     """
 
     names: tuple[str, ...]
@@ -44,8 +48,9 @@ class Skeleton:
         if not all(0 < sigma < float("inf") for sigma in self.sigmas):
             raise ValueError("skeleton: sigmas must be positive numbers")
         paired = [name for pair in self.flip_pairs for name in pair]
-        if len(set(paired)) != len(paired):
-            raise ValueError("skeleton: a keypoint stands in two flip pairs")
+        repeated = sorted({name for name in paired if paired.count(name) > 1})
+        if repeated:
+            raise ValueError(f"skeleton: {repeated[0]!r} is in flip pairs twice: name it once")
         unknown = (set(paired) | {name for limb in self.limbs for name in limb}) - set(self.names)
         if unknown:
             raise ValueError(f"skeleton: not a keypoint of this skeleton: {', '.join(sorted(unknown))}")
@@ -66,15 +71,15 @@ class Skeleton:
 
     @property
     def limb_indices(self) -> list[tuple[int, int]]:
-        """The limbs as index pairs."""
+        """The limbs as pairs of indices."""
         return [(self.names.index(a), self.names.index(b)) for a, b in self.limbs]
 
 
-_SIDED = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "palm", "instep")
+_SIDED_PARTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "palm", "instep")
 
-# The first 17 sigmas are COCO's (cocodataset.org, keypoint evaluation). The rest take the sigma of the COCO joint
-# that is as hard to place: neck and upper spine a shoulder's, waist a hip's, palms a wrist's; insteps 0.079, the
-# mean of COCO-WholeBody's foot points (Jin et al., ECCV 2020).
+# The first 17 sigmas are COCO's (cocodataset.org, keypoint evaluation). The others are those of the COCO joint that is
+# as hard to place: a shoulder's for neck and upper spine, a hip's for the waist, a wrist's for the palms. The insteps'
+# 0.079 is close to 0.080, the mean of COCO-WholeBody's foot points (Jin et al., ECCV 2020).
 DACON24 = Skeleton(
     names=(
         "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
@@ -82,7 +87,7 @@ DACON24 = Skeleton(
         "right_knee", "left_ankle", "right_ankle", "neck", "left_palm", "right_palm", "spine2(back)",
         "spine1(waist)", "left_instep", "right_instep",
     ),
-    flip_pairs=tuple((f"left_{part}", f"right_{part}") for part in _SIDED),
+    flip_pairs=tuple((f"left_{part}", f"right_{part}") for part in _SIDED_PARTS),
     sigmas=(
         0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087,
         0.087, 0.089, 0.089, 0.079, 0.062, 0.062, 0.079, 0.107, 0.079, 0.079,
@@ -98,6 +103,7 @@ DACON24 = Skeleton(
         ("right_hip", "right_knee"), ("right_knee", "right_ankle"), ("right_ankle", "right_instep"),
     ),
 )  # fmt: skip
+"""Skeleton of the competition's labels."""
 
 
 def skeleton_for(
@@ -105,16 +111,19 @@ def skeleton_for(
     flip_pairs: Sequence[tuple[str, str]] | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> Skeleton:
-    """The skeleton of a CSV header.
+    """Build the skeleton of a labels' file.
 
-    The 24 competition names give `DACON24`. Any other set keeps the header's order and needs flip pairs and
-    sigmas from the config.
+    The names of the competition, in any order, give `DACON24`. Other names keep their order and need flip pairs and
+    sigmas.
+
+    Args:
+        names: keypoint names in the order of the file.
+        flip_pairs, sigmas: replace those of `DACON24`; None for none.
 
     Raises:
-        ValueError: the names are new and `flip_pairs` or `sigmas` are not given, or they do not fit the names.
+        ValueError: the names are others and `flip_pairs` or `sigmas` is None, or they do not fit the names.
     """
-    known = set(names) == set(DACON24.names)
-    base = DACON24 if known else None
+    base = DACON24 if set(names) == set(DACON24.names) else None
     if base is None and (flip_pairs is None or sigmas is None):
         raise ValueError(
             f"the header names {len(names)} keypoints that are not the competition's 24: set skeleton.flip_pairs "
@@ -129,23 +138,23 @@ def skeleton_for(
     )
 
 
-def inside(xy: FloatArray, width: int, height: int) -> npt.NDArray[np.bool_]:
-    """Which points (..., 2) lie in [0, width) x [0, height); NaN does not."""
+def inside(xy: FloatArray, width: int, height: int) -> BoolArray:
+    """Return which points (..., 2) are in [0, width) x [0, height) pixels; NaN is not."""
     limit = np.array([width, height])
     with np.errstate(invalid="ignore"):
         return np.asarray(((xy >= 0) & (xy < limit)).all(axis=-1))
 
 
 def visible_box(keypoints: FloatArray, width: int, height: int, margin_px: float = 0.0) -> FloatArray:
-    """The box (4,) x1, y1, x2, y2 of the labelled points of one person, clipped to the picture.
+    """Compute the box (4,) x1, y1, x2, y2 around the labelled points of one person, clipped to the picture.
 
     Args:
-        keypoints: (K, 3) x, y, v in pixels; a point counts as labelled when its coordinates are finite.
-        width, height: of the picture, in pixels.
-        margin_px: added on every side before clipping.
+        keypoints: (K, 3) x, y, v in pixels; a point is labelled if its coordinates are finite.
+        width, height: size of the picture in pixels.
+        margin_px: distance added on every side before clipping.
 
     Returns:
-        Zeros when no point is labelled.
+        The box in pixel indices; zeros if no point is labelled.
     """
     xy = keypoints[np.isfinite(keypoints[:, :2]).all(axis=1), :2]
     if not len(xy):
@@ -156,5 +165,5 @@ def visible_box(keypoints: FloatArray, width: int, height: int, margin_px: float
 
 
 def apply_affine(affine: FloatArray, xy: FloatArray) -> FloatArray:
-    """Points (N, 2) mapped by an affine (2, 3)."""
+    """Map points (N, 2) by an affine (2, 3)."""
     return np.asarray(xy @ affine[:, :2].T + affine[:, 2])

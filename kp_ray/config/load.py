@@ -14,30 +14,35 @@ from kp_ray.errors import ConfigError, one_line
 from kp_ray.storage import SECRET, exists, join, read_bytes
 
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-"""What PyYAML raises; a ValueError comes from an impossible date or number, e.g. 2001-99-99."""
+"""Exceptions that PyYAML raises; ValueError comes from an impossible date or number, e.g. 2001-99-99."""
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file (None: defaults) with `a.b=value` overrides.
+    """Read a configuration from a YAML file.
 
-    The preset, if any, lies below the file, the overrides above it.
+    Overrides win over the file, the file wins over its preset, and the preset over the defaults.
+
+    Args:
+        path: a local path or URL; None for a configuration of defaults.
+        overrides: texts of the form `a.b=value`, whose value is YAML.
 
     Raises:
-        ConfigError: the file is missing or not YAML, or a key or value is not allowed.
+        ConfigError: the file or an override is not YAML, or a key or value is not allowed.
+        StorageError: the file cannot be read.
     """
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     name = path or "config"
     if path is not None:
         content = read_bytes(path)
         try:
-            given = yaml.safe_load(content.decode("utf-8-sig")) or {}
+            values = yaml.safe_load(content.decode("utf-8-sig")) or {}
         except _NOT_YAML as error:
             raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from error
-        if not isinstance(given, dict):
+        if not isinstance(values, dict):
             raise ConfigError(f"{path}: a mapping of settings is expected, e.g. `run_dir: runs/first`")
     for override in overrides:
-        given = _merge(given, _parse_override(override))
-    return build_config(given, name)
+        values = _merge(values, _parse_override(override))
+    return build_config(values, name)
 
 
 def load_run_config(path: str, overrides: Sequence[str] = ()) -> Config:
@@ -53,10 +58,14 @@ def load_run_config(path: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
-    """A checked configuration from plain values; their preset, if any, lies below them.
+    """Build and check a configuration from plain values; they win over their preset.
+
+    Args:
+        values: sections and fields, as in a configuration file.
+        name: origin of the values, named first in the message.
 
     Raises:
-        ConfigError: naming `name`, the first wrong key and the fix.
+        ConfigError: a key or value is not allowed; the message has the first such key and what to do.
     """
     preset = values.get("preset")
     if isinstance(preset, str) and preset in CONFIG_PRESETS:
@@ -67,7 +76,7 @@ def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
         first = error.errors()[0]
         key = one_line(".".join(str(part) for part in first["loc"]))
         if first["type"] == "extra_forbidden":
-            close = get_close_matches(str(first["loc"][-1]), _keys_beside(first["loc"]), n=1)
+            close = get_close_matches(str(first["loc"][-1]), _sibling_keys(first["loc"]), n=1)
             message = "unknown key" + (f"; did you mean {close[0]}?" if close else "")
         else:
             got = SECRET.sub("***@", repr(first["input"]))
@@ -77,13 +86,14 @@ def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
 
 
 def _parse_override(text: str) -> dict[str, Any]:
+    """Parse `a.b=value` into {a: {b: value}}."""
     key, equals, value = text.partition("=")
     text = one_line(text)
     try:
         parsed: Any = yaml.safe_load(value)
     except _NOT_YAML as error:
         raise ConfigError(f"--set {text}: the value is not YAML: {one_line(error)}") from error
-    # Detectron2's own options have dots in their names, so `model.cfg.` keeps the rest of the key whole.
+    # Detectron2's own options have dots in their names, so the key after `model.cfg.` is not split.
     head, dotted_cfg, option = key.strip().partition("model.cfg.")
     parts = ["model", "cfg", option] if dotted_cfg and not head else key.strip().split(".")
     if not equals or not all(parts):
@@ -93,18 +103,20 @@ def _parse_override(text: str) -> dict[str, Any]:
     return dict(parsed)
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        merged[key] = _merge(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
+def _merge(base: Mapping[str, Any], overriding: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested mappings; values of `overriding` win."""
+    merged = dict(base)
+    for key, value in overriding.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 
-def _keys_beside(location: Sequence[str | int]) -> list[str]:
+def _sibling_keys(location: Sequence[str | int]) -> list[str]:
+    """List the keys that are allowed in the section where pydantic found an unknown one."""
     section: Any = Config
     for part in location[:-1]:
-        if isinstance(part, int):  # an item of a tuple
+        if isinstance(part, int):  # index of an item of a tuple
             section = get_args(section)[0]
             continue
         field = getattr(section, "model_fields", {}).get(part)

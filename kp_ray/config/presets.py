@@ -1,4 +1,4 @@
-"""The named presets, and the default recipes."""
+"""Presets of the configuration, and the default recipes."""
 
 from typing import Any
 
@@ -8,8 +8,9 @@ DEFAULT_RECIPES = (
     "Rescale_RandomCrop_2", "Rescale_RandomCrop_3", "Rescale_CenterCrop", "Rescale_Rotate45_RandomCrop_1",
     "Rescale_Rotate45_RandomCrop_2", "Rescale_Rotate45_RandomCrop_3", "Rescale_Rotate45_CenterCrop",
 )  # fmt: skip
+"""The 18 recipes of the published solution, which lists `Rotate45_CenterCrop` twice as well."""
 CONFIG_PRESETS: dict[str, dict[str, Any]] = {
-    # The published recipe of the competition that kp_ray scales out (redleaf-kim, dacon-motion-keypoints).
+    # The published solution that kp_ray scales out: hangjoo/dacon_key_point_detection.
     "dacon": {
         "seed": 423,
         "split": {"seed": 42},
@@ -18,10 +19,10 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "base_lr": 0.001, "max_iter": 10000, "steps": [3000, 4000, 5000, 6000, 7000, 8000], "gamma": 0.8,
             "ims_per_batch": 2, "eval_period": 5000,
         },
-        "tune": {"num_trials": 0},  # a search of this size is not what `run` should start unasked
+        "tune": {"num_trials": 0},  # `run` should not start a search of this size unless it is asked to
         "predict": {"score_threshold": 0.7},
     },
-    # A small network that learns on two CPU cores within minutes, from the recipes that keep most of a person upright.
+    # A small network that learns on two CPU cores in minutes, from the recipes that keep people upright.
     "demo": {
         "augment": {"box_margin_px": 20, "min_visible": 14},
         "model": {"preset": "r18"},
@@ -35,3 +36,4 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
         "predict": {"actors": [1, 2], "score_threshold": 0.5},
     },
 }  # fmt: skip
+"""Settings by name of the preset, in the structure of a configuration file, which overrides them."""

@@ -1,7 +1,7 @@
-"""Which sources train and which validate, and the guard that no unit stands on both sides.
+"""Choose the sources to validate on, by whole scenes, clips or frames.
 
-Frames of one clip are nearly the same picture: copying the next frame's label is within 6-29 px. So whole scenes are
-held out by default, and a score on frames of a training clip measures nothing.
+Frames of one clip are nearly the same picture: repeating the label of the next frame is wrong by only 6 to 29 px. A
+score on frames of a clip that was trained on measures nothing, so whole scenes are held out by default.
 """
 
 import hashlib
@@ -9,49 +9,50 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from kp_ray.data.annotations import Annotations
-from kp_ray.errors import DataError
+from kp_ray.errors import ConfigError, DataError
 
-By = Literal["scene", "clip", "frame"]
+SplitBy = Literal["scene", "clip", "frame"]
+"""Unit that stays on one side: a scene, a clip (scene and camera), or a single image."""
 
 
-def split_sources(annotations: Annotations, *, by: By, fraction: float, seed: int) -> list[str]:
-    """The side, train or val, of each of N sources.
+def split_sources(annotations: Annotations, *, by: SplitBy, fraction: float, seed: int) -> list[str]:
+    """Assign each of N sources to "train" or "val".
 
-    Units (scenes; clips, which are scene and camera; or single images) are ordered by a hash of the seed and their
-    name, and the first ones validate: as many as bring the share of sources closest to `fraction`, at least one and
-    never all. The result does not depend on the order of the rows, and one more unit moves few of the others.
+    Units are ordered by a hash of the seed and their name, and the first ones become "val": as many as bring the share
+    of their sources closest to `fraction`, at least one and never all. The result does not depend on the order of the
+    sources, and adding a unit moves few of the others.
 
     Args:
         annotations: N sources.
-        by: what stays whole.
+        by: unit that stays on one side.
         fraction: share of the sources to hold out, in [0, 1); 0 holds out none.
-        seed: another seed, another choice.
+        seed: other seeds choose other units.
 
     Raises:
-        DataError: there is only one unit, so nothing can be held out.
+        ConfigError: all sources are one unit, so that none can be held out.
     """
     if fraction <= 0:
         return ["train"] * len(annotations)
     units = split_units(annotations, by)
-    sizes: dict[str, int] = {}
+    num_sources: dict[str, int] = {}
     for unit in units:
-        sizes[unit] = sizes.get(unit, 0) + 1
-    if len(sizes) < 2:
+        num_sources[unit] = num_sources.get(unit, 0) + 1
+    if len(num_sources) < 2:
         finer = "set split.by=frame, or " if by != "frame" and len(units) > 1 else ""
-        raise DataError(f"split: all {len(units)} sources are one {by}: {finer}set split.fraction=0 to train on all")
-    ordered = sorted(sizes, key=lambda unit: hashlib.blake2b(f"{seed}\0{unit}".encode(), digest_size=16).digest())
-    held, best, best_gap = 0, 0, float("inf")
+        raise ConfigError(f"split: all {len(units)} sources are one {by}: {finer}set split.fraction=0 to train on all")
+    ordered = sorted(num_sources, key=lambda unit: hashlib.blake2b(f"{seed}\0{unit}".encode(), digest_size=16).digest())
+    held_out, best_count, best_gap = 0, 0, float("inf")
     for count, unit in enumerate(ordered[:-1], start=1):
-        held += sizes[unit]
-        gap = abs(held - fraction * len(units))
+        held_out += num_sources[unit]
+        gap = abs(held_out - fraction * len(units))
         if gap < best_gap:
-            best, best_gap = count, gap
-    validating = set(ordered[:best])
-    return ["val" if unit in validating else "train" for unit in units]
+            best_count, best_gap = count, gap
+    val_units = set(ordered[:best_count])
+    return ["val" if unit in val_units else "train" for unit in units]
 
 
-def split_units(annotations: Annotations, by: By) -> list[str]:
-    """The unit of each of N sources: its scene, its scene and camera, or its image name."""
+def split_units(annotations: Annotations, by: SplitBy) -> list[str]:
+    """Return the name of the unit of each of N sources: its scene, its scene and camera, or its image."""
     if by == "scene":
         return list(annotations.scenes)
     if by == "clip":
@@ -60,26 +61,26 @@ def split_units(annotations: Annotations, by: By) -> list[str]:
 
 
 def check_lineage(units: Sequence[str], splits: Sequence[str], images: Sequence[str]) -> None:
-    """Refuse rows of which one unit, or one image, is both trained on and validated on.
+    """Refuse rows of which a unit, or an image, is both trained on and validated on.
 
     Args:
-        units: N names of what must stay whole, e.g. scenes (`split_units`).
-        splits: N of "train" or "val".
-        images: N source names; a store's variants of one source repeat it.
+        units: N names of units, from `split_units`.
+        splits: N sides, "train" or "val".
+        images: N names of sources; variants of one source have the same.
 
     Raises:
-        DataError: naming the first unit or image on both sides, or a split of another name.
+        DataError: a unit or an image is on both sides, or a side has another name; the message names the first.
     """
     unknown = set(splits) - {"train", "val"}
     if unknown:
         raise DataError(f"split: {min(unknown)!r} is not a split: each row is train or val")
     for kind, names in (("image", images), ("unit", units)):
-        both = _sides(names, splits, "train") & _sides(names, splits, "val")
+        both = _names_on(names, splits, "train") & _names_on(names, splits, "val")
         if both:
             more = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
             name = min(both).replace("\0", " camera ")
             raise DataError(f"split: the {kind} {name} is in train and in val{more}: split again by a whole {kind}")
 
 
-def _sides(names: Iterable[str], splits: Iterable[str], side: str) -> set[str]:
+def _names_on(names: Iterable[str], splits: Iterable[str], side: str) -> set[str]:
     return {name for name, split in zip(names, splits, strict=True) if split == side}

@@ -106,7 +106,7 @@ def recipes_with_random_geometry() -> list[str]:
 
 
 def test_all_but_four_recipes_have_random_geometry() -> None:
-    fixed = set(list(RECIPES)) - set(recipes_with_random_geometry())
+    fixed = set(RECIPES) - set(recipes_with_random_geometry())
     assert fixed == {"Original", "CenterCrop_1", "CenterCrop_2", "RandomBrightnessContrast"}
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from kp_ray.augmentation.recipes import Recipe, resolve_recipes
-from kp_ray.errors import DataError
+from kp_ray.augmentation.user_pipeline import validate_pipeline
+from kp_ray.errors import ConfigError, DataError
 from kp_ray.keypoints import apply_affine, inside
 from tests.helpers.pictures import to_jpeg, to_png
 from tests.helpers.variants import (

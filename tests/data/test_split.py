@@ -1,4 +1,4 @@
-"""Splitting sources and the lineage guard."""
+"""The choice of the sources to validate on, and the check that no unit is on both sides."""
 
 from collections import Counter
 
@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from kp_ray.data.annotations import Annotations, parse_name
 from kp_ray.data.split import check_lineage, split_sources, split_units
-from kp_ray.errors import KpRayError
+from kp_ray.errors import ConfigError, DataError
 from kp_ray.keypoints import DACON24
 
 BY = ["scene", "clip", "frame"]
 
 
-def sources(counts: list[int], cameras: str = "AB") -> Annotations:
-    """Scenes s0, s1, ... with so many frames for each camera."""
+def make_sources(counts: list[int], cameras: str = "AB") -> Annotations:
+    """Make scenes s0, s1, ... with `counts` frames per camera."""
     names = [
         f"s{n}_{camera}-{frame}.jpg" for n, count in enumerate(counts) for camera in cameras for frame in range(count)
     ]
@@ -31,8 +31,8 @@ def sources(counts: list[int], cameras: str = "AB") -> Annotations:
     st.integers(0, 2**63),
     st.randoms(use_true_random=False),
 )
-def test_units_stay_whole_both_sides_have_some_and_row_order_does_not_matter(counts, by, fraction, seed, random):
-    labels = sources(counts)
+def test_units_stay_whole_no_side_is_empty_and_the_order_of_rows_does_not_matter(counts, by, fraction, seed, random):
+    labels = make_sources(counts)
     splits = split_sources(labels, by=by, fraction=fraction, seed=seed)
     assert set(splits) == {"train", "val"}
     check_lineage(split_units(labels, by), splits, labels.images)
@@ -44,15 +44,15 @@ def test_units_stay_whole_both_sides_have_some_and_row_order_does_not_matter(cou
 
 @pytest.mark.parametrize("by", BY)
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
-def test_the_share_held_out_is_the_nearest_that_whole_units_allow(by, fraction):
-    labels = sources([3] * 20)
+def test_the_share_held_out_is_the_closest_that_whole_units_allow(by, fraction):
+    labels = make_sources([3] * 20)
     held = Counter(split_sources(labels, by=by, fraction=fraction, seed=1))["val"]
     unit = {"scene": 6, "clip": 3, "frame": 1}[by]
     assert abs(held - fraction * len(labels)) <= unit / 2
 
 
-def test_the_choice_is_fixed_by_the_seed_for_all_time():
-    labels = sources([1] * 8, cameras="A")
+def test_the_same_seed_always_chooses_the_same_units():
+    labels = make_sources([1] * 8, cameras="A")
     chosen = [
         scene
         for scene, side in zip(labels.scenes, split_sources(labels, by="scene", fraction=0.25, seed=42), strict=True)
@@ -63,31 +63,31 @@ def test_the_choice_is_fixed_by_the_seed_for_all_time():
     assert len(others) > 5
 
 
-def test_one_huge_unit_never_takes_everything():
-    splits = Counter(split_sources(sources([50, 1]), by="scene", fraction=0.9, seed=0))
+def test_a_unit_larger_than_the_fraction_leaves_sources_on_both_sides():
+    splits = Counter(split_sources(make_sources([50, 1]), by="scene", fraction=0.9, seed=0))
     assert splits["train"] > 0
     assert splits["val"] > 0
 
 
-def test_fraction_zero_holds_out_none_even_of_one_unit():
-    assert split_sources(sources([3]), by="scene", fraction=0, seed=0) == ["train"] * 6
+def test_fraction_zero_holds_out_nothing_even_from_a_single_unit():
+    assert split_sources(make_sources([3]), by="scene", fraction=0, seed=0) == ["train"] * 6
 
 
-def test_a_single_unit_cannot_be_split_and_the_fix_is_named():
-    with pytest.raises(KpRayError, match=r"one scene: set split\.by=frame, or set split\.fraction=0"):
-        split_sources(sources([3]), by="scene", fraction=0.1, seed=0)
-    with pytest.raises(KpRayError, match=r"one frame: set split\.fraction=0"):
-        split_sources(sources([1], cameras="A"), by="frame", fraction=0.1, seed=0)
+def test_a_single_unit_cannot_be_split_and_the_message_names_the_setting():
+    with pytest.raises(ConfigError, match=r"one scene: set split\.by=frame, or set split\.fraction=0"):
+        split_sources(make_sources([3]), by="scene", fraction=0.1, seed=0)
+    with pytest.raises(ConfigError, match=r"one frame: set split\.fraction=0"):
+        split_sources(make_sources([1], cameras="A"), by="frame", fraction=0.1, seed=0)
 
 
-def test_lineage_names_the_unit_on_both_sides():
-    with pytest.raises(KpRayError, match=r"the unit attic is in train and in val \(and 1 more\)"):
+def test_a_unit_or_image_on_both_sides_is_refused_by_its_name():
+    with pytest.raises(DataError, match=r"the unit attic is in train and in val \(and 1 more\)"):
         check_lineage(["kitchen", "kitchen", "attic", "attic"], ["train", "val", "val", "train"], ["a", "b", "c", "d"])
-    with pytest.raises(KpRayError, match="the image a is in train and in val"):
+    with pytest.raises(DataError, match="the image a is in train and in val"):
         check_lineage(["x", "y"], ["train", "val"], ["a", "a"])
-    with pytest.raises(KpRayError, match="'test' is not a split"):
+    with pytest.raises(DataError, match="'test' is not a split"):
         check_lineage(["x"], ["test"], ["a"])
 
 
-def test_lineage_passes_variants_of_one_source_on_one_side():
+def test_variants_of_one_source_on_one_side_are_accepted():
     check_lineage(["x", "x", "y"], ["train", "train", "val"], ["a", "a", "b"])

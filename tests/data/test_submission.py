@@ -1,4 +1,4 @@
-"""The form, the writer and the strict validator, against good files and broken ones."""
+"""The reader of sample submissions, the writer and the validator of submissions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kp_ray.data.submission import SampleSubmission, read_sample_submission, read_submission, write_submission
-from kp_ray.errors import KpRayError
+from kp_ray.errors import DataError, StorageError
 from kp_ray.keypoints import DACON24, Skeleton
+from tests.helpers.data import SHARED
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "dacon"
 AB = Skeleton(names=("a", "b"), flip_pairs=(), sigmas=(0.05, 0.05))
-# The form's columns stand in another order than the skeleton's keypoints.
-FORM = SampleSubmission(images=("1.jpg", "2.jpg", "3.jpg"), columns=("image", "b_x", "b_y", "a_x", "a_y"))
+# Its columns are in another order than the skeleton's keypoints.
+SAMPLE = SampleSubmission(images=("1.jpg", "2.jpg", "3.jpg"), columns=("image", "b_x", "b_y", "a_x", "a_y"))
 POINTS = np.array([[[10, 20], [30, 40]], [[11, 21], [31, 41]], [[12, 22], [32, 42.5]]], dtype=float)
 GOOD = ["image,b_x,b_y,a_x,a_y", "1.jpg,30.0,40.0,10.0,20.0", "2.jpg,31.0,41.0,11.0,21.0", "3.jpg,32.0,42.5,12.0,22.0"]
 
@@ -25,36 +25,34 @@ def write_lines(path: Path, lines: list[str]) -> str:
     return str(path)
 
 
-def test_a_submission_has_the_forms_rows_and_columns_in_its_order(tmp_path: Path) -> None:
+def test_a_submission_has_the_rows_and_columns_of_the_sample_in_its_order(tmp_path: Path) -> None:
     path = str(tmp_path / "new" / "submission.csv")
     order = [2, 0, 1]
-    write_submission(path, FORM, [FORM.images[i] for i in order], POINTS[order], AB)
+    write_submission(path, SAMPLE, [SAMPLE.images[i] for i in order], POINTS[order], AB)
     assert Path(path).read_text().splitlines() == GOOD
-    np.testing.assert_array_equal(read_submission(path, FORM, AB), POINTS)
+    np.testing.assert_array_equal(read_submission(path, SAMPLE, AB), POINTS)
 
 
-def test_only_x_and_y_are_written_of_wider_arrays(tmp_path: Path) -> None:
+def test_only_x_and_y_of_a_wider_array_are_written(tmp_path: Path) -> None:
     path = str(tmp_path / "submission.csv")
     scored = np.concatenate([POINTS, np.full((3, 2, 1), np.nan)], axis=2)
-    write_submission(path, FORM, FORM.images, scored, AB)
+    write_submission(path, SAMPLE, SAMPLE.images, scored, AB)
     assert Path(path).read_text().splitlines() == GOOD
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-50, 1000), min_size=12, max_size=12).filter(lambda values: all(map(abs, values))))
-def test_reading_gives_the_same_numbers_to_the_last_bit(
-    tmp_path_factory: pytest.TempPathFactory, values: list[float]
-) -> None:
+def test_numbers_read_back_exactly_as_written(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
     path = str(tmp_path_factory.mktemp("exact") / "submission.csv")
     points = np.array(values).reshape(3, 2, 2)
-    write_submission(path, FORM, FORM.images, points, AB, size=(1920, 1080))
-    np.testing.assert_array_equal(read_submission(path, FORM, AB), points)
+    write_submission(path, SAMPLE, SAMPLE.images, points, AB, size=(1920, 1080))
+    np.testing.assert_array_equal(read_submission(path, SAMPLE, AB), points)
 
 
 BROKEN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
-    "missing row": (lambda rows: rows[:2] + rows[3:], r"image 2\.jpg of the form is missing"),
-    "extra row": (lambda rows: [*rows, "4.jpg,1,1,1,1"], r"row 5 \(4\.jpg\): is not an image of the form"),
-    "duplicate row": (lambda rows: [*rows[:3], rows[2], rows[3]], r"row 4 \(2\.jpg\): stands already in row 3"),
+    "missing row": (lambda rows: rows[:2] + rows[3:], r"image 2\.jpg of the sample submission is missing"),
+    "extra row": (lambda rows: [*rows, "4.jpg,1,1,1,1"], r"row 5 \(4\.jpg\): is not an image of the sample"),
+    "duplicate row": (lambda rows: [*rows[:3], rows[2], rows[3]], r"row 4 \(2\.jpg\): is already in row 3"),
     "unordered rows": (lambda rows: [rows[0], *rows[:0:-1]], r"row 2 \(3\.jpg\): expected 1\.jpg here"),
     "swapped columns": (lambda rows: ["image,a_x,a_y,b_x,b_y", *rows[1:]], r"row 1: column 2 is 'a_x', expected 'b_x'"),
     "lost column": (lambda rows: [row.rpartition(",")[0] for row in rows], r"row 1: 4 columns, expected 5"),
@@ -70,44 +68,44 @@ BROKEN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "all zeros": (lambda rows: [*rows[:3], "3.jpg,0,0,0,0.0"], r"row 4 \(3\.jpg\): all coordinates are zero"),
     "far left": (
         lambda rows: [*rows[:3], "3.jpg,1,1,-101,1"],
-        r"row 4 \(3\.jpg\): a at \(-101, 1\) lies more than",
+        r"row 4 \(3\.jpg\): a at \(-101, 1\) is more than",
     ),
     "far below": (lambda rows: [*rows[:3], "3.jpg,1,1180,1,1"], r"row 4 \(3\.jpg\): b at \(1, 1180\)"),
-    "no rows": (lambda rows: rows[:1], r"image 1\.jpg of the form is missing: add its row \(and 2 more\)"),
+    "no rows": (lambda rows: rows[:1], r"image 1\.jpg of the sample submission is missing: add its row \(and 2 more\)"),
     "empty file": (lambda rows: [], r"the file is empty"),
     "open quote": (lambda rows: [*rows[:3], '"3.jpg,1,1,1,1'], r"row \d: not valid CSV"),
 }
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_submission_is_refused_by_file_row_and_image(tmp_path: Path, fault: str) -> None:
+def test_a_broken_submission_is_refused_with_file_row_and_image(tmp_path: Path, fault: str) -> None:
     breaks, message = BROKEN[fault]
     path = write_lines(tmp_path / "submission.csv", breaks(GOOD))
-    with pytest.raises(KpRayError, match=message) as error:
-        read_submission(path, FORM, AB)
+    with pytest.raises(DataError, match=message) as error:
+        read_submission(path, SAMPLE, AB)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
 
 
-def test_several_problems_name_the_first_and_count_the_rest(tmp_path: Path) -> None:
+def test_of_several_problems_the_first_is_named_and_the_others_counted(tmp_path: Path) -> None:
     lines = [GOOD[0], "1.jpg,x,y,1,1", "2.jpg,0,0,0,0", "4.jpg,1,1,1,1"]
-    with pytest.raises(KpRayError, match=r"row 2 \(1\.jpg\): b_x is 'x'.*\(and 4 more\)$"):
-        read_submission(write_lines(tmp_path / "submission.csv", lines), FORM, AB)
+    with pytest.raises(DataError, match=r"row 2 \(1\.jpg\): b_x is 'x'.*\(and 4 more\)$"):
+        read_submission(write_lines(tmp_path / "submission.csv", lines), SAMPLE, AB)
 
 
-def test_a_point_on_the_margin_passes_and_without_a_size_any_does(tmp_path: Path) -> None:
+def test_points_may_be_as_far_outside_the_frame_as_the_margin_or_anywhere_without_a_size(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "edge.csv", [*GOOD[:3], "3.jpg,-100,1179,2019,1"])
-    assert read_submission(path, FORM, AB)[2].tolist() == [[2019, 1], [-100, 1179]]
-    with pytest.raises(KpRayError, match="outside the 640x360 frame"):
-        read_submission(path, FORM, AB, size=(640, 360))
+    assert read_submission(path, SAMPLE, AB)[2].tolist() == [[2019, 1], [-100, 1179]]
+    with pytest.raises(DataError, match="outside the 640x360 frame"):
+        read_submission(path, SAMPLE, AB, size=(640, 360))
     far = write_lines(tmp_path / "far.csv", [*GOOD[:3], "3.jpg,5000,1,1,1"])
-    assert read_submission(far, FORM, AB, size=None)[2, 1, 0] == 5000
+    assert read_submission(far, SAMPLE, AB, size=None)[2, 1, 0] == 5000
 
 
-def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_harmless(tmp_path: Path) -> None:
+def test_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "submission.csv"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*GOOD, "", ""]).encode())
-    np.testing.assert_array_equal(read_submission(str(path), FORM, AB), POINTS)
+    np.testing.assert_array_equal(read_submission(str(path), SAMPLE, AB), POINTS)
 
 
 @pytest.mark.parametrize(
@@ -118,44 +116,44 @@ def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_harmless(tmp_pa
         (lambda points: points * [[[1]], [[1]], [[900]]], r"3\.jpg\): b at"),
     ],
 )
-def test_wrong_predictions_are_not_written_and_an_older_file_stays(
+def test_invalid_predictions_are_not_written_and_an_earlier_file_stays(
     tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], message: str
 ) -> None:
     path = tmp_path / "submission.csv"
-    path.write_text("older")
-    with pytest.raises(KpRayError, match=message):
-        write_submission(str(path), FORM, FORM.images, change(POINTS), AB, size=(1920, 1080))
-    assert path.read_text() == "older"
+    path.write_text("earlier")
+    with pytest.raises(DataError, match=message):
+        write_submission(str(path), SAMPLE, SAMPLE.images, change(POINTS), AB, size=(1920, 1080))
+    assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_images_must_be_the_forms(tmp_path: Path) -> None:
+def test_images_must_be_those_of_the_sample(tmp_path: Path) -> None:
     path = str(tmp_path / "submission.csv")
-    with pytest.raises(KpRayError, match=r"image 3\.jpg of the form is missing"):
-        write_submission(path, FORM, FORM.images[:2], POINTS[:2], AB)
-    with pytest.raises(KpRayError, match=r"2\.jpg\): stands already"):
-        write_submission(path, FORM, ["1.jpg", "2.jpg", "2.jpg"], POINTS, AB)
+    with pytest.raises(DataError, match=r"image 3\.jpg of the sample submission is missing"):
+        write_submission(path, SAMPLE, SAMPLE.images[:2], POINTS[:2], AB)
+    with pytest.raises(DataError, match=r"2\.jpg\): is already in row"):
+        write_submission(path, SAMPLE, ["1.jpg", "2.jpg", "2.jpg"], POINTS, AB)
     with pytest.raises(ValueError, match="keypoints"):
-        write_submission(path, FORM, FORM.images, POINTS[:2], AB)
+        write_submission(path, SAMPLE, SAMPLE.images, POINTS[:2], AB)
     assert not Path(path).exists()
 
 
-def test_zeros_are_written_only_when_asked_for(tmp_path: Path) -> None:
+def test_rows_of_zeros_are_written_only_if_allowed(tmp_path: Path) -> None:
     path = str(tmp_path / "submission.csv")
     points = POINTS.copy()
     points[1] = 0
-    write_submission(path, FORM, FORM.images, points, AB, allow_zeros=True)
-    np.testing.assert_array_equal(read_submission(path, FORM, AB, allow_zeros=True), points)
-    with pytest.raises(KpRayError, match="all coordinates are zero"):
-        read_submission(path, FORM, AB)
+    write_submission(path, SAMPLE, SAMPLE.images, points, AB, allow_zeros=True)
+    np.testing.assert_array_equal(read_submission(path, SAMPLE, AB, allow_zeros=True), points)
+    with pytest.raises(DataError, match="all coordinates are zero"):
+        read_submission(path, SAMPLE, AB)
 
 
-def test_a_form_of_other_keypoints_is_refused(tmp_path: Path) -> None:
+def test_a_sample_of_other_keypoints_is_refused(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "submission.csv", GOOD)
-    with pytest.raises(KpRayError, match="differ in 26 keypoints"):
-        read_submission(path, FORM, DACON24)
-    with pytest.raises(KpRayError, match="differ in 26 keypoints"):
-        write_submission(path, FORM, FORM.images, np.ones((3, 24, 2)), DACON24)
+    with pytest.raises(DataError, match="differ in 26 keypoints"):
+        read_submission(path, SAMPLE, DACON24)
+    with pytest.raises(DataError, match="differ in 26 keypoints"):
+        write_submission(path, SAMPLE, SAMPLE.images, np.ones((3, 24, 2)), DACON24)
 
 
 @pytest.mark.parametrize(
@@ -167,44 +165,43 @@ def test_a_form_of_other_keypoints_is_refused(tmp_path: Path) -> None:
         (["image,a_x,a_y,b_x", "1.jpg,0,0,0"], r"row 1: 4 columns, expected 5"),
         (["image", "1.jpg"], r"row 1: 1 columns, expected 3"),
         (["image;a_x;a_y", "1.jpg;0;0"], r"row 1: column 1 is 'image;a_x;a_y'"),
-        (["image,a_x,a_y,a_x,a_y", "1.jpg,0,0,0,0"], r"row 1: column 'a_x' stands twice \(and 1 more\)"),
+        (["image,a_x,a_y,a_x,a_y", "1.jpg,0,0,0,0"], r"row 1: column 'a_x' is listed twice \(and 1 more\)"),
         (["image,_x,_y", "1.jpg,0,0"], r"row 1: column 2 is '_x', expected '<name>_x'"),
         (["image,a_x,a_y"], r"there are no images in it"),
-        (["image,a_x,a_y", "1.jpg,0,0", "1.jpg,0,0"], r"row 3 \(1\.jpg\): stands already in row 2"),
+        (["image,a_x,a_y", "1.jpg,0,0", "1.jpg,0,0"], r"row 3 \(1\.jpg\): is already in row 2"),
         (["image,a_x,a_y", ",0,0"], r"row 2: the image name is empty"),
         ([], r"the file is empty"),
     ],
 )
-def test_a_wrong_form_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
-    path = write_lines(tmp_path / "form.csv", lines)
-    with pytest.raises(KpRayError, match=message) as error:
+def test_a_wrong_sample_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = write_lines(tmp_path / "sample.csv", lines)
+    with pytest.raises(DataError, match=message) as error:
         read_sample_submission(path)
     assert str(error.value).startswith(f"{path}: ")
 
 
-def test_a_form_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(KpRayError, match="no such file"):
+def test_a_sample_that_does_not_exist_or_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no such file"):
         read_sample_submission(str(tmp_path / "absent.csv"))
-    (tmp_path / "form.csv").write_bytes(b"image,a_x,a_y\n\xff\xfe,0,0\n")
-    with pytest.raises(KpRayError, match="UTF-8"):
-        read_sample_submission(str(tmp_path / "form.csv"))
+    (tmp_path / "sample.csv").write_bytes(b"image,a_x,a_y\n\xff\xfe,0,0\n")
+    with pytest.raises(DataError, match="UTF-8"):
+        read_sample_submission(str(tmp_path / "sample.csv"))
 
 
-def test_a_form_keeps_the_files_order(tmp_path: Path) -> None:
-    form = read_sample_submission(write_lines(tmp_path / "form.csv", [GOOD[0], "9.jpg,0,0,0,0", "1.jpg,0,0,0,0"]))
-    assert form == SampleSubmission(images=("9.jpg", "1.jpg"), columns=FORM.columns)
-    assert form.names == ("b", "a")
+def test_a_sample_keeps_the_order_of_the_file(tmp_path: Path) -> None:
+    sample = read_sample_submission(write_lines(tmp_path / "sample.csv", [GOOD[0], "9.jpg,0,0,0,0", "1.jpg,0,0,0,0"]))
+    assert sample == SampleSubmission(images=("9.jpg", "1.jpg"), columns=SAMPLE.columns)
+    assert sample.names == ("b", "a")
 
 
-def test_the_competitions_form_is_read_and_as_it_stands_no_submission(tmp_path: Path) -> None:
-    if not SHARED.exists():
-        pytest.skip(f"{SHARED} is absent")
-    path = str(SHARED / "sample_submission.csv")
-    form = read_sample_submission(path)
-    assert len(form.images) == 1600
-    assert form.names == DACON24.names
-    with pytest.raises(KpRayError, match=r"row 2 \(.*\): all coordinates are zero.* \(and 1599 more\)$"):
-        read_submission(path, form, DACON24)
+@pytest.mark.skipif(not (SHARED / "dacon").is_dir(), reason=f"the files of the competition are not in {SHARED}")
+def test_the_competition_sample_is_read_but_is_no_submission_because_it_is_all_zero(tmp_path: Path) -> None:
+    path = str(SHARED / "dacon" / "sample_submission.csv")
+    sample = read_sample_submission(path)
+    assert len(sample.images) == 1600
+    assert sample.names == DACON24.names
+    with pytest.raises(DataError, match=r"row 2 \(.*\): all coordinates are zero.* \(and 1599 more\)$"):
+        read_submission(path, sample, DACON24)
     points = np.random.default_rng(0).uniform([485, 160], [1440, 969], (1600, 24, 2))
-    write_submission(str(tmp_path / "s.csv"), form, form.images, points, DACON24, size=(1920, 1080))
-    np.testing.assert_array_equal(read_submission(str(tmp_path / "s.csv"), form, DACON24), points)
+    write_submission(str(tmp_path / "s.csv"), sample, sample.images, points, DACON24, size=(1920, 1080))
+    np.testing.assert_array_equal(read_submission(str(tmp_path / "s.csv"), sample, DACON24), points)

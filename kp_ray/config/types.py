@@ -1,0 +1,33 @@
+"""Types of configuration values: paths, names and numbers with a range."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from kp_ray.storage import absolute_path
+
+
+def _check_folder_name(name: str) -> str:
+    if not name or not name.isprintable() or name.startswith(".") or set(name) & set("/\\"):
+        raise ValueError(f"{name!r} cannot name a folder")
+    return name
+
+
+def _absolute_unless(*words: str) -> AfterValidator:
+    """Make a path absolute unless it is one of `words`."""
+    return AfterValidator(lambda value: value if value in words else absolute_path(value))
+
+
+AnyPath = Annotated[str, AfterValidator(absolute_path)]
+"""A local path or a URL. Local paths are made absolute, because Ray workers have another working directory."""
+Weights = Annotated[str, _absolute_unless("zoo")]
+"""A path of model weights, or `zoo`."""
+PredictImages = Annotated[str, _absolute_unless("store:train", "store:val")]
+"""A path of images, or a split of the store."""
+FolderName = Annotated[str, AfterValidator(_check_folder_name)]
+"""A name that becomes a folder inside the run folder."""
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A seed in the range that NumPy, torch and Optuna all accept."""
