@@ -37,8 +37,8 @@ def predict(run_dir: Path, folder: Path, num_images: int) -> tuple[Config, Predi
     for name in ("members", "store"):
         (work / name).symlink_to((run_dir / name).resolve())
     sets = [
-        f"run_dir={work}", f"data.test_images={made['test_images']}", f"data.truth={made['truth']}",
-        f"data.sample_submission={made['sample_submission']}", "predict.weights=equal",
+        f"run_dir={work}", f"data.test_images={made.test_images}", f"data.truth={made.truth}",
+        f"data.sample_submission={made.sample_submission}", "predict.weights=equal",
     ]  # fmt: skip
     subprocess.run(kp_ray_command("predict", run_dir / "config.yaml", *sets), check=True, stdout=subprocess.DEVNULL)
     config = load_config(str(run_dir / "config.yaml"), sets)

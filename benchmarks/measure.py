@@ -62,7 +62,7 @@ def make_sources(folder: Path, num_sources: int, num_distinct: int = 400) -> Pat
     Sources beyond `num_distinct` are hard links to the first ones under other names.
     """
     made = make_sample(str(folder / "data"), num_images=min(num_sources, num_distinct), num_test=0)
-    images, labels = Path(made["images"]), Path(made["annotations"])
+    images, labels = Path(made.images), Path(made.annotations)
     header, *rows = labels.read_text().splitlines()
     for number in range(len(rows), num_sources):
         name, values = rows[number % num_distinct].split(",", 1)

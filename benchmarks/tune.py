@@ -35,7 +35,7 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
     values = {
         "preset": "demo",
         "run_dir": str(folder / "run"),
-        "data": {"annotations": made["annotations"], "images": made["images"]},
+        "data": {"annotations": made.annotations, "images": made.images},
         "split": {"fraction": 0.15},
         "augment": {"recipes": RECIPES},
         "train": {

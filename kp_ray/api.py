@@ -12,8 +12,8 @@ from kp_ray.stage import Progress, Stage, no_progress
 if TYPE_CHECKING:
     from kp_ray.prediction.stage import EvaluateSummary, PredictSummary
     from kp_ray.store.stage import AugmentSummary
-    from kp_ray.training.stage import TrainSummary
-    from kp_ray.tuning.stage import TuneSummary
+    from kp_ray.training.run import TrainSummary
+    from kp_ray.tuning.search import TuneSummary
 
 
 def augment(config: Config, progress: Progress = no_progress) -> "AugmentSummary":

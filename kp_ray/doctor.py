@@ -188,7 +188,7 @@ def _check_store(config: Config) -> list[Check]:
         forecast = AugmentStage().forecast(config)
     except KpRayError as error:
         return [Check("store", False, str(error), "correct the data or the config; `kp-ray check` says more")]
-    missing_bytes = forecast.num_bytes * (1 - forecast.parts_kept / max(forecast.parts, 1))
+    missing_bytes = forecast.bytes * (1 - forecast.parts_kept / max(forecast.parts, 1))
     needs = f"what is missing of the store of {forecast.sources} images takes about {format_size(missing_bytes)}"
     checks = [Check("store", True, " ".join(forecast.lines()))]
     if is_local(config.run_dir):

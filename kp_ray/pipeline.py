@@ -35,9 +35,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The results of a whole run."""
+    """The results of a whole run.
+
+    Attributes:
+        sources_per_s: rate of the last `augment` that wrote parts.
+    """
 
     augment: "AugmentSummary"
+    sources_per_s: float
     predict: "PredictSummary"
     evaluate: "EvaluateSummary | None"
     report: "ReportSummary"
@@ -153,11 +158,20 @@ def run_pipeline(
             if stage.applies(config):
                 summaries[stage.name] = runner.run(stage, dashboard=dashboard)
                 on_end(stage.name, summaries[stage.name])
-    return _summarize(summaries)
+    return _summarize(config, summaries)
 
 
-def _summarize(summaries: Mapping[str, Any]) -> RunSummary:
-    return RunSummary(summaries["augment"], summaries["predict"], summaries.get("evaluate"), summaries["report"])
+def _summarize(config: Config, summaries: Mapping[str, Any]) -> RunSummary:
+    from kp_ray.store.stage import read_store_figures
+
+    figures = read_store_figures(config)
+    return RunSummary(
+        augment=summaries["augment"],
+        sources_per_s=figures.sources_per_s if figures else summaries["augment"].sources_per_s,
+        predict=summaries["predict"],
+        evaluate=summaries.get("evaluate"),
+        report=summaries["report"],
+    )
 
 
 def next_verb(verb: str, config: Config) -> str | None:

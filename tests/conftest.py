@@ -45,9 +45,7 @@ def ray_cluster() -> Iterator[None]:
 def sample_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Generate 12 labelled and 10 test frames of 320x180 pixels; returns the `data` section of a config."""
     folder = tmp_path_factory.mktemp("sample")
-    paths = make_sample(str(folder), num_images=12, width=320, height=180, seed=3, num_processes=1)
-    keys = ("annotations", "images", "test_images", "sample_submission", "truth")
-    return {key: paths[key] for key in keys}
+    return make_sample(str(folder), num_images=12, width=320, height=180, seed=3, num_processes=1).data
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ def print_run(summary: "RunSummary") -> None:
     """Print the figures of a whole run, and where its results are."""
     table = Table("images", "variants", "sources/s", "filled in")
     store, predictions = summary.augment, summary.predict
-    table.add_row(str(store.sources), str(store.variants), f"{summary.sources_per_s:.1f}", str(predictions.filled))
+    details = predictions.details
+    table.add_row(str(store.sources), str(store.variants), f"{summary.sources_per_s:.1f}", str(len(details.filled)))
     _out.print(table)
     if summary.evaluate:
         print_evaluation(summary.evaluate.rows())

@@ -8,6 +8,7 @@ from typing import Any
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import StorageError
+from kp_ray.metrics import Evaluation
 from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
 from kp_ray.prediction.images import STORE_PREFIX, list_image_refs
 from kp_ray.prediction.inputs import check_weighted_members, read_run_sample
@@ -168,6 +169,13 @@ class EvaluateSummary:
     """The result of `evaluate`: metrics of the run's predictions, or of a submission."""
 
     evaluation: RunEvaluation | SubmissionEvaluation
+
+    def rows(self) -> dict[str, Evaluation]:
+        """Return the evaluations by row name: each member and the ensemble, or the submission."""
+        if not isinstance(self.evaluation, RunEvaluation):
+            return {"submission": self.evaluation}
+        members = {f"member {name}": evaluation for name, evaluation in self.evaluation.members.items()}
+        return {**members, "ensemble": self.evaluation}
 
     def lines(self) -> list[str]:
         """Lines of text for the terminal; the command line prints the metrics themselves as a table."""

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import cv2
@@ -24,6 +25,43 @@ _TABLES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class SampleSummary:
+    """A generated data set.
+
+    Attributes:
+        num_train, num_test: numbers of images.
+        num_scenes: of both.
+        config: path of a configuration that every verb takes.
+        annotations, images, test_images, sample_submission, truth: paths, as in the config's `data` section.
+    """
+
+    num_train: int
+    num_test: int
+    num_scenes: int
+    config: str
+    annotations: str
+    images: str
+    test_images: str
+    sample_submission: str
+    truth: str
+
+    @property
+    def data(self) -> dict[str, str]:
+        """The config's `data` section."""
+        names = ("annotations", "images", "test_images", "sample_submission", "truth")
+        return {name: getattr(self, name) for name in names}
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal."""
+        folder = os.path.dirname(self.config)
+        return [f"{self.num_train} labelled and {self.num_test} test images in {folder}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return asdict(self)
+
+
 def make_sample(
     folder: str,
     *,
@@ -35,57 +73,57 @@ def make_sample(
     num_processes: int | None = None,
     progress: Callable[[int], None] | None = None,
     run_dir: str | None = None,
-) -> dict[str, Any]:
+) -> SampleSummary:
     """Write a competition-like data set into a local folder.
 
-    `train_imgs/*.jpg` with `train_df.csv`, `test_imgs/*.jpg` with `sample_submission.csv` (zeros), the test labels
-    apart in `truth/test_df.csv`, and a `config.yaml` that every verb of kp-ray takes. All 24 points of every person
-    are labelled, also hidden ones and those outside the frame. Test scenes are other people, rooms and cameras than
-    training scenes. Equal arguments give equal bytes, whatever `num_processes` is.
+    `train_imgs/*.jpg` with `train_df.csv`, `test_imgs/*.jpg` with `sample_submission.csv` (zeros), the test labels in
+    `truth/test_df.csv`, and a `config.yaml`. All 24 points of every person are labelled, including hidden ones and
+    those outside the frame. Test scenes show other people, rooms and cameras than training scenes. Equal arguments give
+    equal bytes for any `num_processes`.
 
     Args:
-        folder: made if needed; it may hold nothing but files of an earlier call with the same numbers of images.
+        folder: created if needed; it may hold only files of an earlier call with the same numbers of images.
         num_images: of the training set.
         num_test: of the test set; None: a fifth of `num_images`, at least 10.
         width, height: of the frames, in pixels.
         seed: not negative.
-        num_processes: None: the number of CPUs. More than one needs the `if __name__ == "__main__":` guard in a script.
+        num_processes: None: the number of CPUs. A script needs the `if __name__ == "__main__":` guard for several.
         progress: called with the number of images written so far.
         run_dir: the run folder that `config.yaml` names; None: `run` in the folder.
-
-    Returns:
-        `num_train`, `num_test`, `num_scenes`, `config`, and the paths `annotations`, `images`, `test_images`,
-        `sample_submission`, `truth` (the names of the config's `data` section).
 
     Raises:
         DataError: a number is out of range, or the folder holds other files.
     """
     folder = folder if "://" in folder else os.path.abspath(folder)
     num_test = max(10, num_images // 5) if num_test is None else num_test
-    for name, value, low in (
-        ("num_images", num_images, 1), ("num_test", num_test, 0), ("width", width, 64), ("height", height, 64),
-        ("seed", seed, 0), ("num_processes", 1 if num_processes is None else num_processes, 1),
-    ):  # fmt: skip
+    lower_bounds = {"num_images": (num_images, 1), "num_test": (num_test, 0), "width": (width, 64)}
+    lower_bounds |= {"height": (height, 64), "seed": (seed, 0), "num_processes": (num_processes or 1, 1)}
+    for name, (value, low) in lower_bounds.items():
         if value < low:
             raise DataError(f"sample: {name} must be at least {low}, got {value}")
     clips = [*_plan("train", num_images, seed), *_plan("test", num_test, seed)]
     _refuse_other_files(folder, {"config.yaml", *_TABLES.values(), *(name for clip in clips for name in clip.files)})
     labels: dict[str, FloatArray] = {}
-    for written in _run([(clip, folder, width, height) for clip in clips], num_processes):
-        labels.update(written)
+    for labels_of_clip in _run([(clip, folder, width, height) for clip in clips], num_processes):
+        labels |= labels_of_clip
         if progress is not None:
             progress(len(labels))
+    paths = _write_tables(folder, labels)
+    config = join(folder, "config.yaml")
+    settings = {"preset": "demo", "run_dir": run_dir or join(folder, "run"), "data": paths}
+    write_bytes(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
+    num_scenes = len({(clip.split, clip.scene) for clip in clips})
+    return SampleSummary(num_images, num_test, num_scenes, config, **paths)
+
+
+def _write_tables(folder: str, labels: dict[str, FloatArray]) -> dict[str, str]:
+    """Write labels, truth and sample submission; return the config's `data` section."""
     train, test = ({k: v for k, v in labels.items() if k.startswith(split)} for split in ("train", "test"))
     paths = {key: join(folder, name) for key, name in _TABLES.items()}
     _write_csv(paths["annotations"], train)
     _write_csv(paths["truth"], test)
     _write_csv(paths["sample_submission"], {name: np.zeros_like(xy) for name, xy in test.items()})
-    paths |= {"images": join(folder, "train_imgs"), "test_images": join(folder, "test_imgs")}
-    num_scenes = len({(clip.split, clip.scene) for clip in clips})
-    config = join(folder, "config.yaml")
-    settings = {"preset": "demo", "run_dir": run_dir or join(folder, "run"), "data": paths}
-    write_bytes(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
-    return {"num_train": num_images, "num_test": num_test, "num_scenes": num_scenes, "config": config, **paths}
+    return paths | {"images": join(folder, "train_imgs"), "test_images": join(folder, "test_imgs")}
 
 
 def _plan(split: str, count: int, seed: int) -> list[SyntheticClip]:

@@ -35,7 +35,7 @@ def _read(path: str) -> tuple[list[str], np.ndarray]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("sample")
-    return make_sample(str(folder), num_images=20, num_test=4, seed=3, num_processes=1, **SIZE)
+    return make_sample(str(folder), num_images=20, num_test=4, seed=3, num_processes=1, **SIZE).to_json()
 
 
 @pytest.fixture(scope="module")
