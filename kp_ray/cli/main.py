@@ -543,7 +543,7 @@ def show(
     from kp_ray.reporting.show import show as run
 
     result = run(path, out, recipe=recipe, image=image, num=num, seed=seed)
-    _finish(result, [f"{result['pictures']} pictures and sheet.jpg in {result['folder']}"], None, as_json)
+    _finish(result.to_json(), result.lines(), None, as_json)
 
 
 @app.command()

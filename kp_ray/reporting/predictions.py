@@ -1,194 +1,206 @@
-"""The report's section on predicted images."""
+"""Section "Predictions": the worst, the filled and the most disputed images."""
 
-import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from kp_ray.config.schema import Config
-from kp_ray.data.annotations import Annotations, check_image_name, parse_name, reorder_keypoints
-from kp_ray.data.load import load_annotations
-from kp_ray.data.submission import read_sample_submission, read_submission
-from kp_ray.errors import KpRayError, RunStateError
-from kp_ray.images import Image, decode_bgr
-from kp_ray.keypoints import FloatArray, Skeleton, visible_box
+from kp_ray.data.annotations import Annotations
+from kp_ray.keypoints import Skeleton
 from kp_ray.metrics import point_errors
-from kp_ray.reporting.formatting import jpeg_uri, read_optional_json
-from kp_ray.storage import exists, join, read_bytes, read_parquet
-from kp_ray.visualization.colors import SERIES, TRUTH, Color, series_color
-from kp_ray.visualization.skeletons import crop_resize, draw_skeleton, transform
+from kp_ray.prediction.predictions import Predictions
+from kp_ray.prediction.records import FilledImage, ImageError
+from kp_ray.reporting.formatting import format_number
+from kp_ray.reporting.pictures import Overlay, overlay_uri
+from kp_ray.reporting.run_files import RunFiles
+from kp_ray.visualization.colors import SERIES, TRUTH, series_color
 
-NUM_PICTURES = 12
-"""How many worst, how many disputed and how many filled images are shown."""
+MAX_PICTURES = 12
+"""Maximum number of pictures of worst, of disputed and of filled images."""
 
 
-@dataclass
-class Answers:
-    """What was predicted of the test images, and their truth.
+@dataclass(frozen=True)
+class Tile:
+    """A picture with a caption.
 
     Attributes:
-        members, images: M and N names.
-        keypoints: (M, N, K, 3) x, y, score; NaN where a member found nobody.
-        fused: the submission.
-        truth: labels of the test images.
+        image: name of the image.
+        uri: `data:` URI of the picture.
+        value: first word of the caption, e.g. the error.
+        note: rest of the caption.
     """
 
-    members: list[str]
-    images: list[str]
-    keypoints: FloatArray
-    fused: Annotations | None
-    truth: Annotations | None
+    image: str
+    uri: str
+    value: str
+    note: str = ""
 
 
-def read_answers(config: Config) -> Answers:
-    members, images, keypoints, skeleton = read_predictions(config, config.path("predictions.parquet"))
-    fused = _read_fused(config, config.path("submission.csv"), skeleton)
-    return Answers(members, images, keypoints, fused, read_truth(config, skeleton))
+@dataclass(frozen=True)
+class ImageList:
+    """A list of images with a value each.
+
+    Attributes:
+        heading: title of the list.
+        column: title of the values.
+        rows: image and value.
+    """
+
+    heading: str
+    column: str
+    rows: tuple[tuple[str, str], ...]
 
 
-def read_predictions(config: Config, path: str) -> tuple[list[str], list[str], FloatArray, Skeleton | None]:
-    """Members, images, keypoints (M, N, K, 3) and skeleton of `predictions.parquet`; nothing if it is not there."""
-    if not exists(path):
-        return [], [], np.zeros((0, 0, 0, 3)), None
-    table = read_parquet(path, "delete it and run predict again", ["image", "member", "keypoints"])
-    try:
-        names = json.loads(table.schema.metadata[b"kp_ray"])["keypoints"]
-        skeleton = config.build_skeleton(names)
-        rows = table.to_pylist()
-        members, images = (list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("member", "image"))
-        width = max((len(row["keypoints"] or ()) for row in rows), default=0)
-        keypoints = np.full((len(members), len(images), width // 3, 3), np.nan)
-        of_member, of_image = ({name: i for i, name in enumerate(names)} for names in (members, images))
-        for row in rows:
-            if row["keypoints"] is not None:
-                points = np.array(row["keypoints"], dtype=float).reshape(-1, 3)
-                keypoints[of_member[row["member"]], of_image[row["image"]]] = points
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunStateError(f"{path}: cannot be read ({error}): run predict again") from error
-    return members, images, keypoints, skeleton
+@dataclass(frozen=True)
+class PredictionSection:
+    """Pictures and lists of predicted images.
+
+    Attributes:
+        num_images: number of images in predictions.parquet.
+        has_truth: whether the pictures show the truth.
+        num_filled: images in which no member found a person at the usual score; None if it is not known.
+        fallbacks: number of filled images by fallback.
+        worst: pictures of the images with the largest RMSE.
+        filled: pictures of the filled images.
+        disputed: pictures of the images in which the members differ most.
+        median_spread_px: RMS distance of the members' points from their mean, in the median image.
+        members: name and colour ("#rrggbb") of each member.
+        num_lost: by member, number of images in which it found nobody, if there are any.
+        lists: all worst and all filled images.
+    """
+
+    num_images: int
+    has_truth: bool
+    num_filled: int | None
+    fallbacks: Mapping[str, int]
+    worst: tuple[Tile, ...]
+    filled: tuple[Tile, ...]
+    disputed: tuple[Tile, ...]
+    median_spread_px: float | None
+    members: tuple[tuple[str, str], ...]
+    num_lost: Mapping[str, int]
+    lists: tuple[ImageList, ...]
 
 
-def predictions_section(config: Config, evaluation: Mapping[str, Any], answers: Answers) -> dict[str, Any] | None:
-    """The images predicted worst, disputed most, and without anybody found (`filled` None: not known)."""
-    worst = evaluation.get("worst") or []
-    filled = evaluation.get("filled")
-    if filled is None:
-        filled = (read_optional_json(config.path("predict.json")) or {}).get("filled")
-    if not worst and filled is None and answers.fused is None and not answers.images:
+def prediction_section(config: Config, files: RunFiles) -> PredictionSection | None:
+    """Build the section; None without predictions, a submission and an evaluation."""
+    worst: tuple[ImageError, ...] = files.evaluation.worst if files.evaluation else ()
+    filled = _filled_images(files)
+    if not worst and filled is None and files.submission is None and files.predictions is None:
         return None
-    how = [re.sub(r"^frame \d+$", "a near frame", row.get("how") or "unknown") for row in filled or []]
-    disputed = _disputed(answers)
-    labels = ((answers.truth, TRUTH), (answers.fused, None))
-
-    def tiles(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        pictures = []
-        for row in rows[:NUM_PICTURES]:
-            image = row["image"]
-            people = [
-                (one.keypoints[one.images.index(image)], one.skeleton, paint)
-                for one, paint in labels
-                if one is not None and image in one.images
-            ]
-            pictures.append({**row, "uri": _overlay(config, image, people), "point": _worst_point(image, answers)})
-        return [picture for picture in pictures if picture["uri"]]
-
-    skeleton = next((one.skeleton for one, _ in labels if one is not None), None)
-    disputes = []
-    for row, spread in disputed[:NUM_PICTURES]:
-        if skeleton is None or answers.keypoints.shape[2] != len(skeleton):
-            break
-        people = [(answers.keypoints[m, row], skeleton, series_color(m)) for m in range(len(answers.members))]
-        uri = _overlay(config, answers.images[row], people)
-        disputes += [{"image": answers.images[row], "spread": spread, "uri": uri}] if uri else []
-    return {
-        "worst": worst, "filled": filled, "worst_tiles": tiles(worst), "filled_tiles": tiles(filled or []),
-        "has_truth": answers.truth is not None, "how": Counter(how), "disputes": disputes,
-        "median_spread": float(np.median([spread for _, spread in disputed])) if disputed else None,
-        "members": [(name, SERIES[m % len(SERIES)]) for m, name in enumerate(answers.members)],
-        "num_images": len(answers.images),
-        "lost": {
-            name: int(np.isnan(points[..., 0]).all(axis=1).sum())
-            for name, points in zip(answers.members, answers.keypoints, strict=True)
-        },
-    }  # fmt: skip
+    predictions = files.predictions
+    spreads = _spreads(predictions) if predictions else {}
+    return PredictionSection(
+        num_images=len(predictions.images) if predictions else 0,
+        has_truth=files.truth is not None,
+        num_filled=None if filled is None else len(filled),
+        fallbacks=Counter(re.sub(r"^frame \d+$", "a near frame", row.how) for row in filled or ()),
+        worst=_tiles(config, files, {row.image: format_number(row.rmse) for row in worst}, " px"),
+        filled=_tiles(config, files, {row.image: row.how for row in filled or ()}, ""),
+        disputed=_disputed_tiles(config, files, predictions, spreads) if predictions else (),
+        median_spread_px=float(np.median([*spreads.values()])) if spreads else None,
+        members=tuple(
+            (name, SERIES[number % len(SERIES)])
+            for number, name in enumerate(predictions.members if predictions else ())
+        ),
+        num_lost=_count_lost(predictions) if predictions else {},
+        lists=_lists(worst, filled or ()),
+    )
 
 
-def _disputed(answers: Answers) -> list[tuple[int, float]]:
-    """(image, how far its members' points lie from their mean, RMS in pixels), the most disputed first."""
-    found = np.asarray(np.isfinite(answers.keypoints[..., :2]).all(axis=(2, 3)))  # (M, N)
-    disputed = []
-    for row in np.flatnonzero(found.sum(axis=0) > 1):
-        points = answers.keypoints[found[:, row], row, :, :2]
-        squared = ((points - points.mean(axis=0)) ** 2).sum(axis=2)
-        disputed.append((int(row), float(np.sqrt(squared.mean()))))
-    return sorted(disputed, key=lambda pair: -pair[1])
+def _filled_images(files: RunFiles) -> tuple[FilledImage, ...] | None:
+    if files.evaluation is not None:
+        return files.evaluation.filled
+    return files.details.filled if files.details is not None else None
 
 
-def _worst_point(image: str, answers: Answers) -> str | None:
-    """The keypoint of an image's prediction that lies farthest from the truth, and how far."""
-    truth, fused = answers.truth, answers.fused
-    if truth is None or fused is None or truth.skeleton.names != fused.skeleton.names:
-        return None
-    if image not in truth.images or image not in fused.images:
-        return None
-    errors = point_errors(fused.keypoints[fused.images.index(image)], truth.keypoints[truth.images.index(image)])
+def _lists(worst: tuple[ImageError, ...], filled: tuple[FilledImage, ...]) -> tuple[ImageList, ...]:
+    lists = (
+        ImageList("Worst images as a list", "RMSE (px)", tuple((row.image, format_number(row.rmse)) for row in worst)),
+        ImageList("Images where nobody was found", "instead", tuple((row.image, row.how) for row in filled)),
+    )
+    return tuple(one for one in lists if one.rows)
+
+
+def _tiles(config: Config, files: RunFiles, values: Mapping[str, str], unit: str) -> tuple[Tile, ...]:
+    """Draw truth and submission over the first images of `values`; images that cannot be shown are left out.
+
+    Args:
+        config: names the image folders.
+        files: of the run.
+        values: value by image, shown in the caption.
+        unit: after the value; with it comes the keypoint with the largest error, if it is known.
+    """
+    tiles = []
+    for image, value in list(values.items())[:MAX_PICTURES]:
+        overlays: list[Overlay] = [
+            (labels.keypoints[labels.images.index(image)], labels.skeleton, color)
+            for labels, color in ((files.truth, TRUTH), (files.submission, None))
+            if labels is not None and image in labels.images
+        ]
+        uri = overlay_uri(config, image, overlays)
+        if uri:
+            tiles.append(Tile(image, uri, value, f"{unit}{_worst_point(image, files)}" if unit else ""))
+    return tuple(tiles)
+
+
+def _worst_point(image: str, files: RunFiles) -> str:
+    """Describe the predicted keypoint of an image that is farthest from the truth; "" if it is not known."""
+    truth, submission = files.truth, files.submission
+    if truth is None or submission is None or truth.skeleton.names != submission.skeleton.names:
+        return ""
+    if image not in truth.images or image not in submission.images:
+        return ""
+    predicted, labels = (one.keypoints[one.images.index(image)] for one in (submission, truth))
+    errors = point_errors(predicted, labels)
     if not np.isfinite(errors).any():
-        return None
+        return ""
     farthest = int(np.nanargmax(errors))
-    return f"{truth.skeleton.names[farthest]} by {errors[farthest]:,.0f} px"
+    return f", {truth.skeleton.names[farthest]} by {errors[farthest]:,.0f} px"
 
 
-def read_truth(config: Config, skeleton: Skeleton | None) -> Annotations | None:
-    """The truth with its keypoints in the skeleton's order (None: its own)."""
-    path = config.data.truth
-    if path is None or not exists(path):
-        return None
-    labels = load_annotations(path, flip_pairs=config.skeleton.flip_pairs, sigmas=config.skeleton.sigmas)
-    return labels if skeleton is None else reorder_keypoints(labels, skeleton, path)
+def _disputed_tiles(
+    config: Config, files: RunFiles, predictions: Predictions, spreads: Mapping[int, float]
+) -> tuple[Tile, ...]:
+    """Draw every member's prediction over the images with the largest spread."""
+    skeleton = _skeleton(files.truth, files.submission)
+    if skeleton is None or predictions.keypoints.shape[2] != len(skeleton):
+        return ()
+    tiles = []
+    for row, spread_px in list(spreads.items())[:MAX_PICTURES]:
+        overlays: list[Overlay] = [
+            (keypoints, skeleton, series_color(member))
+            for member, keypoints in enumerate(predictions.keypoints[:, row])
+        ]
+        uri = overlay_uri(config, predictions.images[row], overlays)
+        if uri:
+            tiles.append(Tile(predictions.images[row], uri, format_number(spread_px), " px apart"))
+    return tuple(tiles)
 
 
-def _read_fused(config: Config, path: str, skeleton: Skeleton | None) -> Annotations | None:
-    """The submission as labels; its images may be whole paths."""
-    if not exists(path):
-        return None
-    form = read_sample_submission(path)
-    skeleton = skeleton or config.build_skeleton(form.names)
-    xy = read_submission(path, form, skeleton, size=None, allow_zeros=True)
-    scenes, cameras, frames = zip(*map(parse_name, form.images), strict=True)
-    return Annotations(skeleton, form.images, np.dstack([xy, np.full(xy.shape[:2], 2.0)]), scenes, cameras, frames)
+def _skeleton(*candidates: Annotations | None) -> Skeleton | None:
+    return next((labels.skeleton for labels in candidates if labels is not None), None)
 
 
-_Overlay = tuple[FloatArray, Skeleton, Color | None]
-"""Keypoints (K, 3), their skeleton and colour (None: by side)."""
+def _spreads(predictions: Predictions) -> dict[int, float]:
+    """Compute the RMS distance in pixels of the members' points from their mean, per image.
+
+    Returns:
+        Row of the image -> distance, largest first; images in which fewer than two members found a person are left out.
+    """
+    found = np.asarray(np.isfinite(predictions.keypoints[..., :2]).all(axis=(2, 3)))  # (M, N)
+    spreads = {}
+    for row in np.flatnonzero(found.sum(axis=0) > 1).tolist():
+        points = predictions.keypoints[found[:, row], row, :, :2]
+        squared = ((points - points.mean(axis=0)) ** 2).sum(axis=2)
+        spreads[row] = float(np.sqrt(squared.mean()))
+    return dict(sorted(spreads.items(), key=lambda item: -item[1]))
 
 
-def _overlay(config: Config, image: str, people: Sequence[_Overlay]) -> str | None:
-    """The part of a test image around its person with skeletons over it; None when it cannot be shown."""
-    points = np.concatenate([keypoints for keypoints, *_ in people]) if people else np.zeros((0, 3))
-    picture = find_picture(config, image) if np.isfinite(points[:, :2]).any() else None
-    if picture is None:
-        return None
-    height, width = picture.shape[:2]
-    box = visible_box(points, width, height)
-    box = visible_box(points, width, height, margin_px=0.2 * float((box[2:] - box[:2]).max()))
-    picture, affine = crop_resize(picture, box, 440)
-    for keypoints, skeleton, paint in people:
-        picture = draw_skeleton(picture, transform(keypoints, affine), skeleton, color=paint)
-    return jpeg_uri(picture)
-
-
-def find_picture(config: Config, image: str) -> Image | None:
-    """The predicted image of this name, from wherever the config takes images; None if it is not there."""
-    try:
-        check_image_name(image, "")
-    except KpRayError:
-        return None  # it could lead out of the folder, to what must not stand in a page that is passed on
-    for folder in (config.predict.images, config.data.test_images, config.data.images):
-        path = join(folder or "", image)
-        if folder is not None and exists(path):
-            return decode_bgr(read_bytes(path))
-    return None
+def _count_lost(predictions: Predictions) -> dict[str, int]:
+    """Count the images in which a member found nobody, for each member with such images."""
+    lost = np.isnan(predictions.keypoints[..., 0]).all(axis=2).sum(axis=1).tolist()
+    return {name: count for name, count in zip(predictions.members, lost, strict=True) if count}

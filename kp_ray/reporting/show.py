@@ -1,23 +1,60 @@
-"""Pictures of a store's variants or of predictions, with skeletons over them."""
+"""Write pictures of a store's variants or of predictions, with skeletons over them."""
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from kp_ray.config.load import load_config
 from kp_ray.config.schema import Config
-from kp_ray.errors import RunStateError
+from kp_ray.errors import ConfigError, DataError, StoreError
 from kp_ray.images import Image, decode_bgr, encode_bgr
-from kp_ray.keypoints import DACON24
-from kp_ray.reporting.formatting import read_optional_json
-from kp_ray.reporting.predictions import find_picture, read_predictions, read_truth
-from kp_ray.reporting.store import store_skeleton
+from kp_ray.prediction.predictions import read_predictions
+from kp_ray.reporting.pictures import read_test_image
+from kp_ray.reporting.run_files import read_truth
 from kp_ray.storage import exists, join, write_bytes
+from kp_ray.store.manifest import Manifest, read_manifest
 from kp_ray.store.read import RowReader, read_part
 from kp_ray.visualization.colors import TRUTH, series_color
 from kp_ray.visualization.skeletons import contact_sheet, draw_legend, draw_skeleton
+
+_COLUMNS = ("image", "keypoints", "bbox_xyxy", "recipe", "copy", "source")
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """The keyword arguments of `show`."""
+
+    recipe: str | None
+    image: str | None
+    num: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class ShowSummary:
+    """What `show` wrote.
+
+    Attributes:
+        pictures: number of pictures, without `sheet.jpg`.
+        folder: of the pictures.
+    """
+
+    pictures: int
+    folder: str
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal."""
+        return [f"{self.pictures} pictures and sheet.jpg in {self.folder}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return asdict(self)
+
+
+NamedImage = tuple[str, Image]
 
 
 def show(
@@ -28,70 +65,60 @@ def show(
     image: str | None = None,
     num: int = 12,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Write pictures with skeletons over them: of a store's variants, or of predictions, and a sheet of all of them.
+) -> ShowSummary:
+    """Write pictures of a store's variants or of predictions, and `sheet.jpg` with all of them.
 
     Args:
-        path: a store, or a `predictions.parquet`; the run's config.yaml beside it says where predicted images are.
-        folder: gets the pictures and `sheet.jpg`; None: `show` beside `path`.
-        recipe: only variants of this one.
-        image: only variants of this source, or predictions of this image.
-        num: at most so many, drawn at random.
-        seed: another seed, other pictures.
-
-    Returns:
-        `pictures`, how many, and `folder`.
+        path: a store, or a `predictions.parquet`; `config.yaml` beside it names the folders of the predicted images.
+        folder: for the pictures; None: `show` beside `path`.
+        recipe: only variants of this recipe; None: of all.
+        image: only variants of this source, or predictions of this image; None: of all.
+        num: maximum number of pictures, drawn at random.
+        seed: of the random draw.
 
     Raises:
-        RunStateError: `path` is neither, or holds nothing of this selection.
+        ConfigError: a recipe is selected of predictions, or `path` is neither a store nor predictions.
+        StoreError: the store does not hold the recipe.
+        DataError: nothing is selected, or a predicted image is not there.
+        StorageError: a file is damaged.
     """
-    target = folder or join(posixpath.dirname(path.rstrip("/")) or ".", "show")
-    manifest = (
-        read_optional_json(join(path, "manifest.json")) if exists(path) and not path.endswith(".parquet") else None
-    )
-    rng = np.random.default_rng(seed)
-    if manifest is not None:
-        pictures = list(_show_variants(path, manifest, recipe, image, num, rng))
-    elif path.endswith(".parquet") and exists(path):
+    selection = _Selection(recipe, image, num, seed)
+    target = folder or join(_parent(path), "show")
+    if path.endswith(".parquet") and exists(path):
         if recipe is not None:
-            raise RunStateError(f"{path}: predictions have no recipe: leave --recipe out, or name a store")
-        pictures = list(_show_predictions(path, image, num, rng))
+            raise ConfigError(f"{path}: predictions have no recipe: leave --recipe out, or name a store")
+        pictures = list(_draw_predictions(path, selection))
+    elif exists(join(path, "manifest.json")):
+        pictures = list(_draw_variants(path, selection))
     else:
-        raise RunStateError(f"{path}: neither a store nor predictions: name RUN/store or RUN/predictions.parquet")
+        raise ConfigError(f"{path}: neither a store nor predictions: name RUN/store or RUN/predictions.parquet")
     if not pictures:
-        raise RunStateError(f"{path}: holds nothing of this selection: check --recipe and --image")
+        raise DataError(f"{path}: holds nothing of this selection: check --recipe and --image")
     for name, picture in pictures:
         write_bytes(join(target, f"{name.replace('/', '_')}.jpg"), encode_bgr(picture, 90))
     names, images = [name for name, _ in pictures], [picture for _, picture in pictures]
     write_bytes(join(target, "sheet.jpg"), encode_bgr(contact_sheet(images, names, 4, 260)))
-    return {"pictures": len(pictures), "folder": target}
+    return ShowSummary(len(pictures), target)
 
 
-def _config_beside(path: str) -> Config:
-    beside = join(posixpath.dirname(path.rstrip("/")) or ".", "config.yaml")
-    return load_config(beside) if exists(beside) else Config()
+def _parent(path: str) -> str:
+    return posixpath.dirname(path.rstrip("/")) or "."
 
 
-def _show_variants(
-    store: str, manifest: Mapping[str, Any], recipe: str | None, image: str | None, num: int, rng: np.random.Generator
-) -> Iterator[tuple[str, Image]]:
-    skeleton = store_skeleton(join(store, "manifest.json"), _config_beside(store), manifest)
-    known = [one["name"] for one in manifest.get("recipes") or []]
-    if recipe is not None and recipe not in known:
-        raise RunStateError(f"{store}: holds no recipe {recipe!r}: it has {', '.join(known)}")
-    paths = [part["path"] for part in manifest["parts"] if recipe in (None, part["recipe"])]
-    lengths = [part["num_rows"] for part in manifest["parts"] if recipe in (None, part["recipe"])]
-    if image is None:
-        ends = np.cumsum(lengths)
-        drawn = np.sort(rng.choice(int(sum(lengths)), min(num, int(sum(lengths))), replace=False))
-        parts = np.searchsorted(ends, drawn, side="right")
-        wanted = [(paths[part], int(row - ends[part] + lengths[part])) for part, row in zip(parts, drawn, strict=True)]
-    else:
-        rows = ((path, read_part(join(store, path), ["source"])["source"].to_pylist()) for path in paths)
-        matching = [(path, row) for path, sources in rows for row, source in enumerate(sources) if source == image]
-        wanted = [matching[i] for i in np.sort(rng.permutation(len(matching))[:num])]
-    reader = RowReader(_SHOWN)
-    for path, index in wanted:
+def _load_config_beside(path: str) -> Config:
+    """Load the config.yaml beside a path; defaults if there is none."""
+    config = join(_parent(path), "config.yaml")
+    return load_config(config) if exists(config) else Config()
+
+
+def _draw_variants(store: str, selection: _Selection) -> Iterator[NamedImage]:
+    manifest = read_manifest(store)
+    skeleton = _load_config_beside(store).build_skeleton(manifest.skeleton)
+    recipes = [recipe.name for recipe in manifest.recipes]
+    if selection.recipe is not None and selection.recipe not in recipes:
+        raise StoreError(f"{store}: holds no recipe {selection.recipe!r}: it has {', '.join(recipes)}")
+    reader = RowReader(_COLUMNS)
+    for path, index in _select_variants(store, manifest, selection):
         row = reader.read(join(store, path), index)
         picture = decode_bgr(row["image"])
         if picture is not None:
@@ -101,27 +128,40 @@ def _show_variants(
             yield name, draw_skeleton(picture, points, skeleton, bbox_xyxy=box)
 
 
-_SHOWN = ("image", "keypoints", "bbox_xyxy", "recipe", "copy", "source")
+def _select_variants(store: str, manifest: Manifest, selection: _Selection) -> list[tuple[str, int]]:
+    """Return part and row of the selected variants, in the store's order."""
+    rng = np.random.default_rng(selection.seed)
+    parts = [part for part in manifest.parts if selection.recipe in (None, part.recipe)]
+    if selection.image is None:
+        ends = np.cumsum([part.num_rows for part in parts])
+        num_rows = int(ends[-1]) if len(ends) else 0
+        drawn = np.sort(rng.choice(num_rows, min(selection.num, num_rows), replace=False))
+        indices = np.searchsorted(ends, drawn, side="right").tolist()
+        return [(parts[i].path, int(row - ends[i] + parts[i].num_rows)) for i, row in zip(indices, drawn, strict=True)]
+    sources = ((part.path, read_part(join(store, part.path), ["source"])["source"].to_pylist()) for part in parts)
+    matching = [(path, row) for path, names in sources for row, name in enumerate(names) if name == selection.image]
+    return [matching[index] for index in np.sort(rng.permutation(len(matching))[: selection.num])]
 
 
-def _show_predictions(path: str, image: str | None, num: int, rng: np.random.Generator) -> Iterator[tuple[str, Image]]:
-    config = _config_beside(path)
-    members, images, keypoints, skeleton = read_predictions(config, path)
-    skeleton = skeleton or DACON24
+def _draw_predictions(path: str, selection: _Selection) -> Iterator[NamedImage]:
+    config, predictions = _load_config_beside(path), read_predictions(path)
+    skeleton = config.build_skeleton(predictions.keypoint_names)
     truth = read_truth(config, skeleton)
-    rows = [row for row, name in enumerate(images) if image in (None, name)]
-    for row in np.sort(rng.permutation(rows)[:num]):
-        picture = find_picture(config, images[row])
+    legend = [(name, series_color(member)) for member, name in enumerate(predictions.members)]
+    legend += [("truth", TRUTH)] if truth else []
+    rows = [row for row, name in enumerate(predictions.images) if selection.image in (None, name)]
+    rng = np.random.default_rng(selection.seed)
+    for row in np.sort(rng.permutation(rows)[: selection.num]):
+        image = predictions.images[row]
+        picture = read_test_image(config, image)
         if picture is None:
-            raise RunStateError(
-                f"{path}: {images[row]}: no such picture in data.test_images of the config.yaml beside it: correct it "
+            raise DataError(
+                f"{path}: {image}: no such picture in data.test_images of the config.yaml beside it: correct it "
                 "(what was predicted by its whole path cannot be shown)"
             )
-        if truth is not None and images[row] in truth.images:
-            points = truth.keypoints[truth.images.index(images[row])]
+        if truth is not None and image in truth.images:
+            points = truth.keypoints[truth.images.index(image)]
             picture = draw_skeleton(picture, points, skeleton, color=TRUTH)
-        for member, points in enumerate(keypoints[:, row]):
+        for member, points in enumerate(predictions.keypoints[:, row]):
             picture = draw_skeleton(picture, points, skeleton, color=series_color(member))
-        names = [(name, series_color(member)) for member, name in enumerate(members)]
-        picture = draw_legend(picture, [*names, *([("truth", TRUTH)] if truth else [])])
-        yield posixpath.splitext(images[row])[0], picture
+        yield posixpath.splitext(image)[0], draw_legend(picture, legend)

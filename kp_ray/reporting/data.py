@@ -1,0 +1,105 @@
+"""Section "Data": the findings of `check`, the sources and the split."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kp_ray.checks.findings import Finding, read_findings
+from kp_ray.config.schema import Config, SplitConfig
+from kp_ray.reporting.run_files import RunFiles
+from kp_ray.storage import exists
+
+NUM_EXAMPLES = 3
+"""Number of findings shown per kind, and of frame sizes."""
+
+
+@dataclass(frozen=True)
+class FindingKind:
+    """The findings of one kind.
+
+    Attributes:
+        level: "error" or "warning".
+        kind: as in check.csv.
+        count: number of findings.
+        examples: the first of them.
+    """
+
+    level: str
+    kind: str
+    count: int
+    examples: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class SplitSide:
+    """One side of the split.
+
+    Attributes:
+        name: "train" or "val".
+        num_variants: number of variants in the store.
+        num_units: number of units (e.g. scenes) that are split; 0 if it is not known.
+    """
+
+    name: str
+    num_variants: int
+    num_units: int
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """The labelled data.
+
+    Attributes:
+        num_findings: number of findings of `check`; None if it did not run.
+        kinds: findings by kind, errors first, the most frequent first.
+        num_sources: number of sources in the store; None without a store.
+        num_keypoints: number of keypoints of the skeleton; 0 without a store.
+        sides: the sides of the split.
+        cameras: names.
+        frame_sizes: "WIDTHxHEIGHT" of the sources, "..." at the end if there are more.
+        split: the config's section.
+    """
+
+    num_findings: int | None
+    kinds: tuple[FindingKind, ...]
+    num_sources: int | None
+    num_keypoints: int
+    sides: tuple[SplitSide, ...]
+    cameras: tuple[str, ...]
+    frame_sizes: tuple[str, ...]
+    split: SplitConfig
+
+
+def data_section(config: Config, files: RunFiles) -> DataSection | None:
+    """Build the section; None without a store and without check.csv."""
+    path, manifest = config.path("check.csv"), files.manifest
+    findings = read_findings(path) if exists(path) else None
+    if findings is None and manifest is None:
+        return None
+    rows_by_side: Mapping[str, int] = manifest.num_rows_by_split if manifest else {}
+    units: Mapping[str, tuple[str, ...]] = manifest.units if manifest else {}
+    return DataSection(
+        num_findings=None if findings is None else len(findings),
+        kinds=_group_findings(findings or []),
+        num_sources=manifest.num_sources if manifest else None,
+        num_keypoints=len(manifest.skeleton) if manifest else 0,
+        sides=tuple(SplitSide(name, count, len(units.get(name, ()))) for name, count in rows_by_side.items()),
+        cameras=tuple(sorted({camera for sample in files.samples.values() for camera in sample.cameras if camera})),
+        frame_sizes=_frame_sizes(files),
+        split=config.split,
+    )
+
+
+def _group_findings(findings: list[Finding]) -> tuple[FindingKind, ...]:
+    groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
+    for finding in findings:
+        groups[finding.level, finding.kind].append(finding)
+    kinds = [FindingKind(*key, len(group), tuple(group[:NUM_EXAMPLES])) for key, group in groups.items()]
+    return tuple(sorted(kinds, key=lambda kind: (kind.level != "error", -kind.count)))
+
+
+def _frame_sizes(files: RunFiles) -> tuple[str, ...]:
+    original = files.samples.get("Original")
+    sizes = sorted({(int(width), int(height)) for width, height in original.sizes}) if original else []
+    more = ("...",) if len(sizes) > NUM_EXAMPLES else ()
+    return (*(f"{width}x{height}" for width, height in sizes[:NUM_EXAMPLES]), *more)

@@ -1,0 +1,131 @@
+"""Read the files that the stages leave in a run folder, each through its owner's reader."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from kp_ray.config.schema import Config
+from kp_ray.data.annotations import Annotations, parse_name, reorder_keypoints
+from kp_ray.data.load import load_annotations
+from kp_ray.data.submission import read_sample_submission, read_submission
+from kp_ray.keypoints import Skeleton
+from kp_ray.prediction.predictions import Predictions, read_predictions
+from kp_ray.prediction.records import PredictionDetails, RunEvaluation, read_details, read_evaluation
+from kp_ray.reporting.samples import VariantSample, read_samples
+from kp_ray.storage import exists, list_folders, read_json, read_parquet, require_keys
+from kp_ray.store.manifest import Manifest, read_manifest
+from kp_ray.training.logs import LogEntry, read_training_log
+
+
+@dataclass(frozen=True)
+class AugmentTime:
+    """Time of an `augment`: seconds in all and of the start-up, and speed without the start-up."""
+
+    seconds: float
+    start_up_s: float
+    sources_per_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class RunFiles:
+    """What several sections of the report read from a run folder; None or empty where the file is not there.
+
+    Attributes:
+        manifest: of the store.
+        store_skeleton: the store's K keypoints.
+        samples: variants of the store by recipe.
+        augmented: time of the last `augment` that wrote parts.
+        logs: training log by member, the config's members first.
+        trials: the columns of tune/trials.csv, one row per trial.
+        predictions: of every member for every test image.
+        submission: the fused predictions as labels; its images may be absolute paths.
+        truth: labels of the test images, in the order of the predictions' keypoints.
+        details: predict.json.
+        evaluation: evaluation.json.
+    """
+
+    manifest: Manifest | None
+    store_skeleton: Skeleton | None
+    samples: dict[str, VariantSample]
+    augmented: AugmentTime | None
+    logs: dict[str, list[LogEntry]]
+    trials: pa.Table | None
+    predictions: Predictions | None
+    submission: Annotations | None
+    truth: Annotations | None
+    details: PredictionDetails | None
+    evaluation: RunEvaluation | None
+
+
+def read_run_files(config: Config) -> RunFiles:
+    """Read the files of a run folder.
+
+    Raises:
+        KpRayError: a file is damaged. Damaged parts of the store and damaged lines of a training log are skipped.
+    """
+    store, details, evaluation = (config.path(name) for name in ("store", "predict.json", "evaluation.json"))
+    manifest = read_manifest(store) if exists(f"{store}/manifest.json") else None
+    store_skeleton = config.build_skeleton(manifest.skeleton) if manifest else None
+    path = config.path("predictions.parquet")
+    predictions = read_predictions(path) if exists(path) else None
+    skeleton = config.build_skeleton(predictions.keypoint_names) if predictions else None
+    return RunFiles(
+        manifest=manifest,
+        store_skeleton=store_skeleton,
+        samples=read_samples(store, manifest, store_skeleton) if manifest and store_skeleton else {},
+        augmented=_read_augment_time(config),
+        logs=_read_logs(config),
+        trials=_read_trials(config),
+        predictions=predictions,
+        submission=_read_submission(config, skeleton),
+        truth=read_truth(config, skeleton),
+        details=read_details(details) if exists(details) else None,
+        evaluation=read_evaluation(evaluation) if exists(evaluation) else None,
+    )
+
+
+def read_truth(config: Config, skeleton: Skeleton | None) -> Annotations | None:
+    """Read `data.truth` with its keypoints in the skeleton's order (None: the file's); None if it is not there.
+
+    Raises:
+        DataError: the file is no valid labels, or has other keypoints than the skeleton.
+    """
+    path = config.data.truth
+    if path is None or not exists(path):
+        return None
+    labels = load_annotations(path, flip_pairs=config.skeleton.flip_pairs, sigmas=config.skeleton.sigmas)
+    return labels if skeleton is None else reorder_keypoints(labels, skeleton, path)
+
+
+def _read_logs(config: Config) -> dict[str, list[LogEntry]]:
+    members = [member.name for member in config.train.members]
+    folders = sorted(list_folders(config.path("members")), key=lambda name: (name not in members, name))
+    return {name: log for name in folders if (log := read_training_log(config.member_dir(name)))}
+
+
+def _read_augment_time(config: Config) -> AugmentTime | None:
+    path, fix = config.path("augment.json"), "delete it"
+    if not exists(path):
+        return None
+    keys = ("parts_written", "seconds", "start_up_s", "sources_per_s")
+    parts_written, *times = (require_keys(read_json(path, fix), path, keys, fix)[key] for key in keys)
+    return AugmentTime(*times) if parts_written else None
+
+
+def _read_trials(config: Config) -> pa.Table | None:
+    path = config.path("tune", "trials.parquet")
+    if not exists(path):
+        return None
+    return read_parquet(path, "run tune again").drop_columns(["began", "params", "evaluations"])
+
+
+def _read_submission(config: Config, skeleton: Skeleton | None) -> Annotations | None:
+    path = config.path("submission.csv")
+    if not exists(path):
+        return None
+    form = read_sample_submission(path)
+    skeleton = skeleton or config.build_skeleton(form.names)
+    xy = read_submission(path, form, skeleton, size=None, allow_zeros=True)
+    scenes, cameras, frames = zip(*map(parse_name, form.images), strict=True)
+    return Annotations(skeleton, form.images, np.dstack([xy, np.full(xy.shape[:2], 2.0)]), scenes, cameras, frames)

@@ -1,0 +1,62 @@
+"""Section "Speed": the time that each stage took."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+
+from kp_ray.reporting.formatting import format_number
+from kp_ray.reporting.run_files import RunFiles
+
+
+@dataclass(frozen=True)
+class SpeedSection:
+    """Stage and time, as text, of each stage that recorded its time."""
+
+    rows: tuple[tuple[str, str], ...]
+
+
+def speed_section(files: RunFiles) -> SpeedSection | None:
+    """Build the section; None if no stage recorded its time."""
+    rows = [*_augment_rows(files), *_train_rows(files), *_tune_rows(files), *_predict_rows(files)]
+    return SpeedSection(tuple(rows)) if rows else None
+
+
+def _augment_rows(files: RunFiles) -> list[tuple[str, str]]:
+    if files.augmented is None:
+        return []
+    took = files.augmented
+    seconds, start_up, rate = map(format_number, (took.seconds, took.start_up_s, took.sources_per_s))
+    return [("augment", f"{seconds} s, {start_up} s of it start-up: {rate} sources/s")]
+
+
+def _train_rows(files: RunFiles) -> list[tuple[str, str]]:
+    rows = []
+    for name, log in sorted(files.logs.items()):
+        times = [entry.values["time"] for entry in log if np.isfinite(entry.values.get("time", np.nan))]
+        if times:
+            median = float(np.median(times))
+            total = format_number(median * (log[-1].iteration + 1))
+            rows.append((f"train {name}", f"{format_number(median)} s per iteration, {total} s"))
+    return rows
+
+
+def _tune_rows(files: RunFiles) -> list[tuple[str, str]]:
+    if files.trials is None:
+        return []
+    seconds, iterations = (pc.sum(files.trials[name]).as_py() for name in ("seconds", "trained"))
+    if not seconds:
+        return []
+    return [
+        (
+            "tune",
+            f"{format_number(seconds)} s over {len(files.trials)} trials, {format_number(iterations or 0)} iterations",
+        )
+    ]
+
+
+def _predict_rows(files: RunFiles) -> list[tuple[str, str]]:
+    if files.details is None or not files.details.took.seconds:
+        return []
+    took = files.details.took
+    return [("predict", f"{format_number(took.seconds)} s: {format_number(took.predicted / took.seconds)} images/s")]

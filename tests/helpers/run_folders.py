@@ -1,0 +1,174 @@
+"""Fill a run folder with what the stages leave, without running them."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from kp_ray.checks.findings import Finding, write_findings
+from kp_ray.config.load import build_config
+from kp_ray.config.schema import Config
+from kp_ray.keypoints import DACON24
+from kp_ray.metrics import CameraMetrics, KeypointMetrics
+from kp_ray.prediction.predictions import PersonChoices
+from kp_ray.prediction.records import (
+    FilledImage,
+    FusionEvaluation,
+    ImageError,
+    PredictionDetails,
+    PredictionTime,
+    RunEvaluation,
+    WeightsSource,
+    write_details,
+    write_evaluation,
+)
+from kp_ray.store.manifest import Quarantined
+from kp_ray.tuning.trials import read_trials, write_tables
+from kp_ray.visualization.plots import plot_points
+from tests.helpers.predictions import write_prediction_arrays
+from tests.helpers.searches import leave_trial
+from tests.helpers.stores import STORE_IMAGES, make_image, make_points, write_small_store
+
+HOSTILE = "<script>alert('1')</script>&\"$x_1$.jpg"
+"""A name with HTML and TeX in it."""
+OUTSIDE = "../secret.jpg"
+"""Name of an image outside the folder of the test images."""
+SPREAD_PX = 60
+"""Distance in x and in y of the two members' points in the fifth image."""
+
+
+def make_config(folder: Path, **sections: object) -> Config:
+    """Make an empty run folder `folder/run` and its config."""
+    (folder / "run").mkdir(parents=True, exist_ok=True)
+    return build_config({"run_dir": str(folder / "run"), **sections})
+
+
+def write_test_images(folder: Path) -> None:
+    """Write the images `STORE_IMAGES` to a new folder, and one beside it."""
+    folder.mkdir()
+    for number, image in enumerate(STORE_IMAGES):
+        cv2.imwrite(str(folder / image), make_image(number))
+    cv2.imwrite(str(folder / OUTSIDE), make_image(99))
+
+
+def write_labels(path: Path, seed: int) -> None:
+    """Write a CSV of labels, or a submission, of the images `STORE_IMAGES`."""
+    lines = [",".join(["image", *DACON24.columns])]
+    lines += [",".join([image, *map(str, make_points(seed + i).ravel())]) for i, image in enumerate(STORE_IMAGES)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def write_augmented(config: Config, *, parts_written: int = 3) -> None:
+    """Write the store and augment.json."""
+    quarantined = (Quarantined(source=HOSTILE, stage="decode", reason="truncated"),)
+    write_small_store(Path(config.path("store")), quarantined)
+    summary = {
+        "sources": 2, "variants": 9, "seconds": 2.5, "sources_per_s": 17.5, "start_up_s": 1.0,
+        "parts_written": parts_written, "parts_kept": 0, "quarantined": 1,
+    }  # fmt: skip
+    Path(config.path("augment.json")).write_text(json.dumps(summary))
+
+
+def write_checked(config: Config) -> None:
+    """Write check.csv: one error and one warning per image of `STORE_IMAGES`."""
+    findings = [Finding("warning", "swap", image, "left is right", "exchange the sides") for image in STORE_IMAGES]
+    findings.append(Finding("error", "truncated", "<b>x.jpg", "ends early", "copy it again"))
+    write_findings(config.path("check.csv"), findings)
+
+
+def write_training_logs(config: Config, members: tuple[str, ...] = ("a", "_b$")) -> None:
+    """Write metrics.json of each member: 5 losses, an evaluation at iteration 100, and a line that is cut off."""
+    for name in members:
+        lines = [
+            json.dumps({"iteration": i, "total_loss": 3 / (i + 1), "lr": 0.001, "time": 0.5}) for i in range(0, 100, 20)
+        ]
+        lines += [json.dumps({"iteration": 99, "val/rmse": 12.25}), '{"iteration": 1']
+        folder = Path(config.member_dir(name))
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text("\n".join(lines))
+
+
+def write_search(config: Config) -> None:
+    """Write the tables of a finished, a failed and two stopped trials, two plots and the best config."""
+    leave_trial(config, "trial-000", 1, {8: 12.5}, end={})
+    leave_trial(config, "trial-001", 2, {}, end={"reason": "diverged"})
+    leave_trial(config, "trial-002", 3, {4: 9.5}, end={})
+    leave_trial(config, "trial-003", 4, {4: 10.5}, end={})
+    write_tables(config, read_trials(config))
+    for name in ("learning_rate", "curves"):
+        path = Path(config.path("tune", f"{name}.svg"))
+        path.write_bytes(plot_points([1e-4, 1e-3], [9, 12], "lr", "rmse", name))
+    Path(config.path("tune", "best.yaml")).write_text("train:\n  base_lr: 0.002\n")
+
+
+def write_run_predictions(config: Config) -> None:
+    """Write predictions.parquet of the members a and b.
+
+    They agree but in the fifth image, where their points are SPREAD_PX apart; b finds nobody in the sixth image.
+    """
+    images = [*STORE_IMAGES, OUTSIDE]
+    keypoints = np.full((2, len(images), len(DACON24), 3), 0.5)
+    for number in range(len(images)):
+        keypoints[:, number, :, :2] = make_points(50 + number)
+        keypoints[1, number, :, :2] += SPREAD_PX if number == 4 else 1
+    keypoints[1, 5] = np.nan
+    write_prediction_arrays(config.path("predictions.parquet"), ["a", "b"], images, keypoints, DACON24.names)
+
+
+def write_prediction_details(config: Config, filled: tuple[FilledImage, ...] = ()) -> None:
+    """Write predict.json: 7 images in 2 s."""
+    details = PredictionDetails(
+        images=7, members=("a",), by_member={}, people=PersonChoices("score", several=0, other_than_best_score=0),
+        weights=WeightsSource(chosen="equal"), fallbacks={}, filled=filled, unusable=(),
+        took=PredictionTime(predicted=7, seconds=2.0, start_up_s=1.0),
+    )  # fmt: skip
+    write_details(config.path("predict.json"), details)
+
+
+def make_evaluation(**changes: object) -> FusionEvaluation:
+    """Make the evaluation of one member, some metrics replaced."""
+    values = {
+        "num_images": 6, "num_missing": 1, "rmse": 7.5, "rmse_interval": (6.125, 9.5), "median_px": 4.0, "p95_px": 20.0,
+        "pck": {"0.05": 0.9, "0.1": 0.95}, "ap": None, "ap50": None, "ap75": None,
+        "by_keypoint": {
+            name: KeypointMetrics(
+                rmse=None if name == "nose" else 5.0, rmse_interval=None, median_px=4.0, **{"pck_0.05": 0.9}
+            )
+            for name in DACON24.names
+        },
+        "by_camera": {
+            "A": CameraMetrics(num_images=6, rmse=7.5, rmse_interval=(6.0, 9.0)),
+            HOSTILE: CameraMetrics(num_images=0, rmse=None, rmse_interval=None),
+        },
+        "worst": (ImageError(image=STORE_IMAGES[0], rmse=31.25), ImageError(image=HOSTILE, rmse=3.0)),
+        "filled": (
+            FilledImage(image=STORE_IMAGES[1], how="frame 12"), FilledImage(image=OUTSIDE, how="mean pose"),
+        ),
+    }  # fmt: skip
+    return FusionEvaluation(**{**values, **changes})
+
+
+def write_run_evaluation(config: Config) -> None:
+    """Write evaluation.json of the ensemble and the members a and b."""
+    members = {
+        "a": make_evaluation(rmse=7.25, num_missing=3),
+        "b": make_evaluation(rmse=9.0, num_missing=2, pck={"0.05": None, "0.1": None}, rmse_interval=None),
+    }
+    write_evaluation(config.path("evaluation.json"), RunEvaluation(**dict(make_evaluation()), members=members))
+
+
+def write_run_folder(folder: Path) -> Config:
+    """Fill a run folder with what every stage leaves; returns its config."""
+    config = make_config(folder, data={"test_images": str(folder / "test"), "truth": str(folder / "truth.csv")})
+    write_test_images(folder / "test")
+    write_labels(folder / "truth.csv", 0)
+    write_labels(Path(config.path("submission.csv")), 50)
+    write_checked(config)
+    write_augmented(config)
+    write_search(config)
+    write_training_logs(config)
+    write_run_predictions(config)
+    write_run_evaluation(config)
+    Path(config.path("config.yaml")).write_text(config.to_yaml() + "# s3://KEY:SECRET@bucket/x\n")
+    return config

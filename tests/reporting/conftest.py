@@ -1,0 +1,19 @@
+"""A run folder in which every stage has run, and its report."""
+
+import pytest
+
+from kp_ray.config.schema import Config
+from tests.helpers.pages import Page, write_page
+from tests.helpers.run_folders import write_run_folder
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Fill a run folder that tests only read."""
+    return write_run_folder(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="session")
+def whole_page(whole_run: Config) -> Page:
+    """Write the report of the whole run."""
+    return write_page(whole_run)

@@ -1,0 +1,28 @@
+"""Pictures of test images."""
+
+from pathlib import Path
+
+import numpy as np
+
+from kp_ray.config.schema import Config
+from kp_ray.keypoints import DACON24
+from kp_ray.reporting.pictures import overlay_uri, read_test_image
+from tests.helpers.run_folders import OUTSIDE
+from tests.helpers.stores import HEIGHT, STORE_IMAGES, WIDTH, make_points
+
+
+def test_images_are_read_from_the_folders_of_the_config_only(whole_run: Config) -> None:
+    image = read_test_image(whole_run, STORE_IMAGES[0])
+    assert image is not None
+    assert image.shape == (HEIGHT, WIDTH, 3)
+    assert Path(whole_run.require_input("test_images"), OUTSIDE).exists()
+    assert read_test_image(whole_run, OUTSIDE) is None
+    assert read_test_image(whole_run, "nowhere.jpg") is None
+
+
+def test_nothing_is_drawn_of_a_person_without_points(whole_run: Config) -> None:
+    missing = np.full((len(DACON24), 3), np.nan)
+    assert overlay_uri(whole_run, STORE_IMAGES[0], [(missing, DACON24, None)]) is None
+    assert overlay_uri(whole_run, STORE_IMAGES[0], []) is None
+    points = np.column_stack([make_points(0), np.ones(len(DACON24))])
+    assert overlay_uri(whole_run, STORE_IMAGES[0], [(points, DACON24, None)])

@@ -1,0 +1,106 @@
+"""Pictures of variants and of predictions."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError, DataError, KpRayError, StoreError
+from kp_ray.images import decode_bgr
+from kp_ray.keypoints import DACON24
+from kp_ray.reporting.show import ShowSummary, show
+from kp_ray.visualization.colors import LEFT, MIDDLE, RIGHT, TRUTH, Color, series_color
+from tests.helpers.predictions import write_prediction_arrays
+from tests.helpers.run_folders import OUTSIDE, make_config
+from tests.helpers.stores import STORE_IMAGES, make_image, make_points
+
+JPEG_ERROR = 60
+"""Maximum difference of a colour channel at the centre of a disc; sharp edges near it leave traces in the JPEG."""
+
+
+def assert_colors(picture: np.ndarray, points: np.ndarray, *colors: Color) -> None:
+    """Assert that the pixel at each point (n, 2) has one of these colours."""
+    for x, y in np.rint(points).astype(int):
+        differences = [np.abs(picture[y, x].astype(int) - color).max() for color in colors]
+        assert min(differences) <= JPEG_ERROR, (x, y, picture[y, x].tolist())
+
+
+def test_variants_are_chosen_by_seed_recipe_and_image(whole_run: Config, tmp_path: Path) -> None:
+    store = str(Path(whole_run.run_dir, "store"))
+
+    def write_pictures(**selection: Any) -> dict[str, bytes]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        assert show(store, str(folder), **selection).pictures == len(list(folder.glob("*.jpg"))) - 1
+        return {path.name: path.read_bytes() for path in folder.glob("*.jpg")}
+
+    two = write_pictures(num=2, seed=1)
+    assert two == write_pictures(num=2, seed=1)
+    assert any(two != write_pictures(num=2, seed=seed) for seed in (2, 3, 4))
+    assert all(decode_bgr(content) is not None for content in two.values())
+    stem = STORE_IMAGES[1].removesuffix(".jpg")
+    assert write_pictures(recipe="Rotate45_CenterCrop", image=STORE_IMAGES[1]).keys() == {
+        f"Rotate45_CenterCrop-0-{stem}.jpg", "sheet.jpg"
+    }  # fmt: skip
+
+
+def test_the_skeleton_of_a_variant_is_drawn_at_its_keypoints(whole_run: Config, tmp_path: Path) -> None:
+    show(str(Path(whole_run.run_dir, "store")), str(tmp_path), recipe="Rotate45_CenterCrop", image=STORE_IMAGES[0])
+    stem = STORE_IMAGES[0].removesuffix(".jpg")
+    picture = decode_bgr((tmp_path / f"Rotate45_CenterCrop-0-{stem}.jpg").read_bytes())
+    assert picture is not None
+    points = make_points(0)
+    gaps = np.linalg.norm(points[:, None] - points, axis=2) + 1000 * np.eye(len(points))
+    apart = gaps.min(axis=1) > 12  # the disc of a nearer point may lie over it
+    assert apart.sum() > 8
+    assert_colors(picture, points[apart], LEFT, RIGHT, MIDDLE)
+
+
+def test_predictions_and_truth_are_drawn_at_their_keypoints(tmp_path: Path) -> None:
+    """Truth and members lie side by side, so that no skeleton covers another."""
+    image = STORE_IMAGES[0]
+    config = make_config(tmp_path, data={"test_images": str(tmp_path), "truth": str(tmp_path / "truth.csv")})
+    cv2.imwrite(str(tmp_path / image), make_image(0))
+    x, y = np.meshgrid(np.arange(4) * 25, np.arange(6) * 25)
+    truth, first, second = (np.column_stack([x.ravel() + left, y.ravel() + 80]) for left in (15, 120, 225))
+    header = ",".join(["image", *DACON24.columns])
+    (tmp_path / "truth.csv").write_text(f"{header}\n{image},{','.join(map(str, truth.ravel()))}\n")
+    keypoints = np.dstack([np.stack([first, second]), np.ones((2, 24))])[:, None]
+    write_prediction_arrays(config.path("predictions.parquet"), ["a", "b"], [image], keypoints, DACON24.names)
+    config.save()
+    show(config.path("predictions.parquet"), str(tmp_path / "out"))
+    picture = decode_bgr((tmp_path / "out" / image).read_bytes())
+    assert picture is not None
+    assert_colors(picture, truth, TRUTH)
+    assert_colors(picture, first, series_color(0))
+    assert_colors(picture, second, series_color(1))
+
+
+def test_pictures_are_written_beside_what_they_show_by_default(whole_run: Config) -> None:
+    folder = str(Path(whole_run.run_dir, "show"))
+    summary = show(str(Path(whole_run.run_dir, "store")), num=1)
+    assert summary == ShowSummary(pictures=1, folder=folder)
+    assert summary.lines() == [f"1 pictures and sheet.jpg in {folder}"]
+    assert summary.to_json() == {"pictures": 1, "folder": folder}
+
+
+@pytest.mark.parametrize(
+    ("path", "selection", "error", "message"),
+    [
+        ("nowhere", {}, ConfigError, "name RUN/store or RUN/predictions.parquet"),
+        ("", {}, ConfigError, "neither a store nor predictions"),
+        ("store", {"recipe": "Rotate46"}, StoreError, "'Rotate46': it has Original, Rotate45_CenterCrop"),
+        ("store", {"image": "x.jpg"}, DataError, "holds nothing of this selection"),
+        ("predictions.parquet", {"recipe": "Original"}, ConfigError, "predictions have no recipe"),
+        ("predictions.parquet", {"image": OUTSIDE}, DataError, f"{OUTSIDE}: no such picture"),
+    ],
+)
+def test_a_selection_that_cannot_be_shown_is_refused(
+    whole_run: Config, tmp_path: Path, path: str, selection: dict[str, Any], error: type[KpRayError], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        show(str(Path(whole_run.run_dir, path)), str(tmp_path / "out"), **selection)
+    assert not (tmp_path / "out").exists()

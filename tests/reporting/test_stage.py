@@ -1,0 +1,22 @@
+"""The stage `report`."""
+
+from pathlib import Path
+
+from kp_ray.reporting.stage import ReportStage
+from kp_ray.stage import Stage, no_progress
+from tests.helpers.run_folders import make_config
+
+
+def test_report_is_a_stage_that_needs_no_cluster_and_is_never_done(tmp_path: Path) -> None:
+    stage: Stage = ReportStage()
+    config = make_config(tmp_path)
+    path = config.path("report.html")
+    stage.check(config)
+    assert stage.applies(config)
+    assert (stage.name, stage.needs_cluster, stage.needs_dashboard) == ("report", False, False)
+    assert stage.forecast(config).to_json() == {"report": path}
+    assert not Path(path).exists()
+    summary = stage.run(config, no_progress)
+    assert (summary.lines(), summary.to_json()) == ([f"report: {path}"], {"report": path})
+    assert Path(path).exists()
+    assert not stage.is_done(config)

@@ -1,0 +1,37 @@
+"""Section "Training"."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kp_ray.reporting import training
+from kp_ray.reporting.run_files import read_run_files
+from kp_ray.reporting.training import MemberProgress, training_section
+from tests.helpers.run_folders import make_config, write_training_logs
+
+
+def test_members_of_the_config_come_first_each_with_its_last_and_best_values(tmp_path: Path) -> None:
+    config = make_config(tmp_path, train={"members": [{"name": "b", "seed": 1}]})
+    write_training_logs(config, ("a", "b"))
+    section = training_section(read_run_files(config))
+    assert section is not None
+    expected = {"iterations": 100, "last_loss": 3 / 81, "best_rmse": 12.25, "best_iteration": 100}
+    assert section.members == (MemberProgress("b", **expected), MemberProgress("a", **expected))
+
+
+def test_long_curves_are_thinned_and_keep_their_last_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = {}
+    monkeypatch.setattr(training, "plot_curves", lambda series, *labels: curves.update({labels[1]: series}) or b"")
+    config = make_config(tmp_path)
+    folder = Path(config.member_dir("a"))
+    folder.mkdir(parents=True)
+    lines = [json.dumps({"iteration": i, "total_loss": float(i)}) for i in range(2500)]
+    (folder / "metrics.json").write_text("\n".join(lines))
+    assert training_section(read_run_files(config)) is not None
+    iterations, losses = curves["total loss"]["a"]
+    assert iterations == losses == [*map(float, range(0, 2500, 3)), 2499.0]
+
+
+def test_a_run_without_logs_has_no_section(tmp_path: Path) -> None:
+    assert training_section(read_run_files(make_config(tmp_path))) is None
