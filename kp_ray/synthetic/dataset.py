@@ -97,7 +97,11 @@ def make_sample(
     folder = folder if "://" in folder else os.path.abspath(folder)
     num_test = max(10, num_images // 5) if num_test is None else num_test
     lower_bounds = {"num_images": (num_images, 1), "num_test": (num_test, 0), "width": (width, 64)}
-    lower_bounds |= {"height": (height, 64), "seed": (seed, 0), "num_processes": (num_processes or 1, 1)}
+    lower_bounds |= {
+        "height": (height, 64),
+        "seed": (seed, 0),
+        "num_processes": (1 if num_processes is None else num_processes, 1),
+    }
     for name, (value, low) in lower_bounds.items():
         if value < low:
             raise DataError(f"sample: {name} must be at least {low}, got {value}")

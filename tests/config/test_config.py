@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from kp_ray.config.load import build_config, load_config
 from kp_ray.config.presets import CONFIG_PRESETS, DEFAULT_RECIPES
 from kp_ray.config.schema import Config
-from kp_ray.errors import KpRayError
+from kp_ray.errors import KpRayError, StorageError, shorten
 from kp_ray.storage import exists, filesystem, join, read_bytes, write_bytes
 
 
-def test_a_message_is_one_line_of_bounded_length_whatever_it_quotes() -> None:
+def test_a_printed_message_is_one_line_of_bounded_length_whatever_it_quotes() -> None:
     assert str(KpRayError("a\n b")) == "a b"
-    long = str(KpRayError("file.csv: " + "x" * 10**6 + " fix"))
+    long = shorten(KpRayError("file.csv: " + "x" * 10**6 + " fix"))
     assert len(long) < 1100
     assert (long[:10], long[-4:]) == ("file.csv: ", " fix")
 
@@ -163,7 +163,7 @@ def test_every_preset_is_a_config(preset: str) -> None:
         ("predict: {actors: [4, 1]}", "predict: actors: [smallest, largest] expected, got [4, 1]"),
         ("train: {members: []}", "members: name at least one"),
         ("train: {members: [{name: a}, {name: b}, {name: a}]}", "two members share a name: a, b, a"),
-        ("train: {members: [{name: ensemble}]}", "members: `ensemble` is what they make together"),
+        ("train: {members: [{name: ensemble}]}", "members: `ensemble` names the fused result"),
         ("run_dir: ''", "run_dir: a path is expected"),
         ("data: {images: ''}", "data.images: a path is expected, or null for none"),
         ('run_dir: "a\\0b"', "run_dir: a path is expected"),
@@ -331,7 +331,7 @@ def test_a_write_that_fails_keeps_the_old_file_and_no_partial(tmp_path: Path) ->
     with pytest.raises(TypeError):
         write_bytes(str(path), "not bytes")  # type: ignore[arg-type]
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder"):
+    with pytest.raises(StorageError, match="folder"):
         write_bytes(str(tmp_path / "folder"), b"new")
     assert path.read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file.txt", "folder"]
