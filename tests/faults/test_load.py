@@ -160,7 +160,7 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
                 time.sleep(rng.uniform(3, 12) if kind == "driver" else 3)
                 victims: list[psutil.Process] = []
                 while kind == "worker" and not victims and run.poll() is None:
-                    victims = list_descendants(nodes, "_write_run")
+                    victims = list_descendants(nodes, "_write_")
                     time.sleep(0.05)
                 if kind == "driver" and run.poll() is None:
                     run.kill()
