@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -25,18 +24,17 @@ from kp_ray.data.load import load_annotations
 from kp_ray.keypoints import DACON24
 from kp_ray.store.plan import plan, plan_store
 from kp_ray.store.verify import verify_store
-from tests.faults.test_augment_faults import Command, augment, configure, contents, figures, parts_of, store_of
+from tests.helpers.augment_runs import StartAugment, list_parts, read_contents, write_augment_config
+from tests.helpers.processes import finish, start_kp_ray
 
 pytestmark = pytest.mark.slow
 
 SOAK_S = 60 * float(os.environ.get("SOAK_MINUTES", "30"))
-KP_RAY = str(Path(sys.executable).with_name("kp-ray"))
-
-__all__ = ["augment"]
+"""Duration of the soak test in seconds."""
 
 
 def label(folder: Path, num: int) -> dict[str, Any]:
-    """The data section of `num` frames of 160x90, ten pictures under many names."""
+    """Label `num` frames of 160x90 pixels, links to ten images; return the config's data section."""
     images = folder / "images"
     images.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -53,7 +51,7 @@ def label(folder: Path, num: int) -> dict[str, Any]:
 
 @pytest.fixture
 def one_node() -> Iterator[str]:
-    """The address of a cluster that outlives its jobs."""
+    """Start a cluster that outlives its jobs; returns its address."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         yield cluster.address
@@ -61,22 +59,22 @@ def one_node() -> Iterator[str]:
         cluster.shutdown()
 
 
-def test_ten_thousand_small_sources(augment: Command, one_node: str, tmp_path: Path) -> None:
-    config = configure(label(tmp_path / "data", 10_000), tmp_path, recipes=["Original", "Rotate45"])
-    run = augment(config, f"cluster.address={one_node}")
+def test_ten_thousand_small_sources(start_augment: StartAugment, one_node: str, tmp_path: Path) -> None:
+    config = write_augment_config(label(tmp_path / "data", 10_000), tmp_path, recipes=["Original", "Rotate45"])
+    run = start_augment(config, f"cluster.address={one_node}")
     driver, most = psutil.Process(run.pid), 0
     while run.poll() is None:
         with contextlib.suppress(psutil.Error):
             most = max(most, driver.memory_info().rss)
         time.sleep(0.2)
-    done = figures(run)
+    done = finish(run)
     assert (done["sources"], done["quarantined"]) == (10_000, 0)
-    parts = contents(config)["manifest"]["parts"]
+    parts = read_contents(config)["manifest"]["parts"]
     assert done["variants"] == sum(part["num_rows"] for part in parts)
     assert sum(part["num_bytes"] for part in parts) > 300 << 20
-    assert most < 450 << 20, "the driver, of 280 MiB without any work, holds no pixels"
+    assert most < 450 << 20, "the driver has 280 MiB without any work and must hold no pixels"
     began = time.monotonic()
-    assert figures(augment(config))["parts_written"] == 0
+    assert finish(start_augment(config))["parts_written"] == 0
     assert time.monotonic() - began < 30
     assert verify_store(plan(load_config(str(config)))) == []
 
@@ -99,40 +97,37 @@ def test_a_hundred_thousand_planned_sources_fit_in_little_memory(tmp_path: Path)
 
 
 def test_eight_jobs_at_once_write_eight_equal_stores(
-    sample_data: dict[str, Any], augment: Command, one_node: str, tmp_path: Path
+    sample_data: dict[str, Any], start_augment: StartAugment, one_node: str, tmp_path: Path
 ) -> None:
     configs = []
     for job in range(8):
         (tmp_path / str(job)).mkdir()
-        configs.append(configure(sample_data, tmp_path / str(job)))
-    runs = [augment(config, f"cluster.address={one_node}") for config in configs]
+        configs.append(write_augment_config(sample_data, tmp_path / str(job)))
+    runs = [start_augment(config, f"cluster.address={one_node}") for config in configs]
     for run in runs:
-        figures(run)
-    first, *others = [contents(config) for config in configs]
+        finish(run)
+    first, *others = [read_contents(config) for config in configs]
     assert all(other == first for other in others)
 
 
-# --- half an hour
-
-
-def below(nodes: list[psutil.Process], name: str) -> list[psutil.Process]:
-    """The processes below those of the cluster that are called so now."""
+def list_descendants(nodes: list[psutil.Process], name: str) -> list[psutil.Process]:
+    """List the descendants of the cluster's processes whose name contains `name`."""
     found = []
-    for one in [child for node in nodes for child in node.children(recursive=True)]:
+    for process in [child for node in nodes for child in node.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            if name in one.name():
-                found.append(one)
+            if name in process.name():
+                found.append(process)
     return found
 
 
 def leftovers(folder: Path, temporary: Path, nodes: list[psutil.Process]) -> dict[str, int]:
-    """What must not grow: processes, open files of the cluster's own, shared memory and temporary files."""
+    """Count what must not grow: processes, open files of the cluster, shared memory and temporary files."""
     commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
     return {
-        "workers": len(below(nodes, "ray::")),
+        "workers": len(list_descendants(nodes, "ray::")),
         "files of the cluster": sum(node.num_fds() for node in nodes),
         "shared memory MiB": sum(f.stat().st_size for f in Path("/dev/shm").rglob("*") if f.is_file()) >> 20,
-        "temporary files": len([one for one in temporary.iterdir() if one.name != "ray"]),
+        "temporary files": len([path for path in temporary.iterdir() if path.name != "ray"]),
         "half-written files": len(list(folder.rglob("*.partial"))),
         "kp-ray processes": sum("bin/kp-ray augment" in command for command in commands),
     }
@@ -149,24 +144,23 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
     try:
         nodes = [psutil.Process(info.process.pid) for kind in ("gcs_server", "raylet")
                  for info in cluster.head_node.all_processes[kind]]  # fmt: skip
-        config = configure(sample_data, tmp_path, sources_per_part=1)
-        command = [KP_RAY, "augment", str(config), "--json", "--set", f"cluster.address={cluster.address}"]
+        config = write_augment_config(sample_data, tmp_path, sources_per_part=1)
 
-        def start() -> subprocess.Popen[bytes]:
-            return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+        def start() -> subprocess.Popen[str]:
+            return start_kp_ray("augment", str(config), "--json", "--set", f"cluster.address={cluster.address}")
 
         began, rounds, killed = time.monotonic(), 0, {"driver": 0, "worker": 0}
-        wanted: Any = None
+        expected: Any = None
         early: dict[str, int] = {}
         files: list[int] = []
         while time.monotonic() - began < SOAK_S:
             run = start()
-            if wanted is not None:
+            if expected is not None:
                 kind = "driver" if rng.uniform() < 0.4 else "worker"
                 time.sleep(rng.uniform(3, 12) if kind == "driver" else 3)
                 victims: list[psutil.Process] = []
                 while kind == "worker" and not victims and run.poll() is None:
-                    victims = below(nodes, "_write_run")
+                    victims = list_descendants(nodes, "_write_")
                     time.sleep(0.05)
                 if kind == "driver" and run.poll() is None:
                     run.kill()
@@ -180,10 +174,10 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
                 run = start()
                 _, err = run.communicate(timeout=600)
             assert run.returncode == 0, err
-            wanted = wanted or contents(config)
-            assert contents(config) == wanted
+            expected = expected or read_contents(config)
+            assert read_contents(config) == expected
             assert verify_store(plan(load_config(str(config)))) == []
-            parts = parts_of(store_of(config))
+            parts = list_parts(config)
             for index in rng.choice(len(parts), len(parts) // 2, replace=False):
                 parts[index].unlink()
             rounds += 1

@@ -1,0 +1,98 @@
+"""Start `kp-ray augment` on clusters and look at the store it writes.
+
+The tests compare the store of a disturbed run with that of an undisturbed one.
+"""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import yaml
+
+from kp_ray.config.presets import DEFAULT_RECIPES
+from tests.helpers.data import tiny_config
+from tests.helpers.processes import wait_until
+
+StartAugment = Callable[..., subprocess.Popen[str]]
+"""Starts `kp-ray augment CONFIG --json` with settings `a.b=value`: (config, *settings) -> process."""
+
+
+def write_augment_config(data: dict[str, Any], folder: Path, run_dir: Path | None = None, **augment: Any) -> Path:
+    """Write a config with all default recipes and 4 sources per part; return its path.
+
+    Args:
+        data: section of the config.
+        folder: of the config file.
+        run_dir: None: `run` in the folder.
+        augment: settings that replace those of the section.
+    """
+    section = {"recipes": list(DEFAULT_RECIPES), "sources_per_part": 4, **augment}
+    config = tiny_config(data, run_dir or folder / "run", split={"fraction": 0.1}, augment=section)
+    path = folder / "config.yaml"
+    path.write_text(config.to_yaml())
+    return path
+
+
+def store_dir(config: Path) -> Path:
+    """Return the store of a config file's run folder."""
+    return Path(yaml.safe_load(config.read_text())["run_dir"]) / "store"
+
+
+def list_parts(config: Path) -> list[Path]:
+    """List the finished parts of a store."""
+    return sorted(store_dir(config).glob("recipe=*/*.parquet"))
+
+
+def read_contents(config: Path) -> dict[str, Any]:
+    """Read what a finished store holds and check that the manifest agrees with its files.
+
+    Returns:
+        `digests` (SHA-256 by path), `manifest` and the rows of `quarantine`.
+    """
+    store = store_dir(config)
+    digests = {str(p.relative_to(store)): hashlib.sha256(p.read_bytes()).hexdigest() for p in list_parts(config)}
+    manifest = json.loads((store / "manifest.json").read_text())
+    assert {part["path"]: part["sha256"] for part in manifest["parts"]} == digests
+    files = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()}
+    assert files == {*digests, "manifest.json", "quarantine.parquet", ".lock"}
+    quarantine = pq.read_table(store / "quarantine.parquet").to_pylist()
+    return {"digests": digests, "manifest": manifest, "quarantine": quarantine}
+
+
+def find_writers(config: Path) -> dict[int, int]:
+    """Find the processes that have an unfinished part open: pid -> parent's pid, the raylet of their node."""
+    found, folder = {}, f"{store_dir(config)}/recipe="
+    for process in psutil.process_iter():
+        try:
+            if not process.name().startswith("ray::"):
+                continue
+            if any(file.path.startswith(folder) for file in process.open_files()):
+                found[process.pid] = process.ppid()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def wait_for_writers(process: subprocess.Popen[str], config: Path, raylet: int | None = None) -> dict[int, int]:
+    """Wait until a part is being written, on the node of a raylet's pid if it is given; return the writers."""
+
+    def writers() -> dict[int, int]:
+        return {pid: parent for pid, parent in find_writers(config).items() if raylet in (None, parent)}
+
+    return wait_until(writers, process, poll_s=0.01)
+
+
+def finish_with_one_line(process: subprocess.Popen[str], timeout_s: float = 400) -> str:
+    """Wait for a run that must end with a user's error; return its message, the only line besides the progress."""
+    out, err = process.communicate(timeout=timeout_s)
+    assert process.returncode == 2, err
+    lines = [line for line in err.splitlines() if not line.startswith("augment ")]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("kp-ray: ")
+    assert not any(line.startswith("{") for line in out.splitlines())  # no result; Ray prints there that workers died
+    return lines[0]
