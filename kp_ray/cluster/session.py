@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -25,6 +26,9 @@ RAY_ENVIRONMENT = {
 
 START_ATTEMPTS = 3
 """Attempts to start a local cluster: Ray gives up after 30 s, which a busy machine can need."""
+
+ADDRESS_TIMEOUT_S = 20.0
+"""Seconds that a named head has to accept a connection; `ray.init` itself tries for 823 s and logs every attempt."""
 
 NODE_CHECK_S = 5.0
 """Seconds between checks that this node still belongs to the cluster."""
@@ -79,6 +83,27 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
             ray.shutdown()
 
 
+def check_address(address: str, key: str) -> None:
+    """Refuse an address where nothing accepts connections, before Ray tries for minutes.
+
+    Args:
+        address: "host:port" or "ray://host:port"; anything else, e.g. "auto", is left to Ray, which answers at once.
+        key: setting that holds the address, named in the message.
+
+    Raises:
+        ClusterError: nothing listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ADDRESS_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"{key}: no Ray cluster answers (got {address}): {one_line(error)}: start its head, or correct the address"
+        ) from error
+
+
 def _interrupt(*_: object) -> None:
     _interrupted.set()
     raise KeyboardInterrupt
@@ -94,6 +119,9 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
     if not verbose:
         for name in ("ray.data", "ray.tune"):  # kp_ray prints one line of its own when a run or trial ends
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    key = "cluster.address" if section.address else "RAY_ADDRESS"
+    if address != "local":
+        check_address(address, key)
     init_kwargs: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     if address == "local":
         init_kwargs |= {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus, "include_dashboard": dashboard}
@@ -104,7 +132,6 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
         except Exception as error:  # Ray raises a different type for each cause
             reason = one_line(error)[-300:]
             if address != "local":
-                key = "cluster.address" if section.address else "RAY_ADDRESS"
                 raise ClusterError(
                     f"{key}: no Ray cluster of this version answers (got {address}): check `ray status` there: {reason}"
                 ) from error
