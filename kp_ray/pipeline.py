@@ -162,7 +162,7 @@ def run_pipeline(
 
 
 def _summarize(config: Config, summaries: Mapping[str, Any]) -> RunSummary:
-    from kp_ray.store.stage import read_store_figures
+    from kp_ray.store.figures import read_store_figures
 
     figures = read_store_figures(config)
     return RunSummary(

@@ -13,18 +13,10 @@ from kp_ray.keypoints import Skeleton
 from kp_ray.prediction.predictions import Predictions, read_predictions
 from kp_ray.prediction.records import PredictionDetails, RunEvaluation, read_details, read_evaluation
 from kp_ray.reporting.samples import VariantSample, read_samples
-from kp_ray.storage import exists, list_folders, read_json, read_parquet, require_keys
+from kp_ray.storage import exists, list_folders, read_parquet
+from kp_ray.store.figures import StoreFigures, read_store_figures
 from kp_ray.store.manifest import Manifest, read_manifest
 from kp_ray.training.logs import LogEntry, read_training_log
-
-
-@dataclass(frozen=True)
-class AugmentTime:
-    """Time of an `augment`: seconds in all and of the start-up, and speed without the start-up."""
-
-    seconds: float
-    start_up_s: float
-    sources_per_s: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +27,7 @@ class RunFiles:
         manifest: of the store.
         store_skeleton: the store's K keypoints.
         samples: variants of the store by recipe.
-        augmented: time of the last `augment` that wrote parts.
+        store_figures: of the last `augment` that wrote parts.
         logs: training log by member, the config's members first.
         trials: the columns of tune/trials.csv, one row per trial.
         predictions: of every member for every test image.
@@ -48,7 +40,7 @@ class RunFiles:
     manifest: Manifest | None
     store_skeleton: Skeleton | None
     samples: dict[str, VariantSample]
-    augmented: AugmentTime | None
+    store_figures: StoreFigures | None
     logs: dict[str, list[LogEntry]]
     trials: pa.Table | None
     predictions: Predictions | None
@@ -74,7 +66,7 @@ def read_run_files(config: Config) -> RunFiles:
         manifest=manifest,
         store_skeleton=store_skeleton,
         samples=read_samples(store, manifest, store_skeleton) if manifest and store_skeleton else {},
-        augmented=_read_augment_time(config),
+        store_figures=read_store_figures(config),
         logs=_read_logs(config),
         trials=_read_trials(config),
         predictions=predictions,
@@ -102,15 +94,6 @@ def _read_logs(config: Config) -> dict[str, list[LogEntry]]:
     members = [member.name for member in config.train.members]
     folders = sorted(list_folders(config.path("members")), key=lambda name: (name not in members, name))
     return {name: log for name in folders if (log := read_training_log(config.member_dir(name)))}
-
-
-def _read_augment_time(config: Config) -> AugmentTime | None:
-    path, fix = config.path("augment.json"), "delete it"
-    if not exists(path):
-        return None
-    keys = ("parts_written", "seconds", "start_up_s", "sources_per_s")
-    parts_written, *times = (require_keys(read_json(path, fix), path, keys, fix)[key] for key in keys)
-    return AugmentTime(*times) if parts_written else None
 
 
 def _read_trials(config: Config) -> pa.Table | None:

@@ -23,10 +23,10 @@ def speed_section(files: RunFiles) -> SpeedSection | None:
 
 
 def _augment_rows(files: RunFiles) -> list[tuple[str, str]]:
-    if files.augmented is None:
+    figures = files.store_figures
+    if figures is None or not figures.parts_written:
         return []
-    took = files.augmented
-    seconds, start_up, rate = map(format_number, (took.seconds, took.start_up_s, took.sources_per_s))
+    seconds, start_up, rate = map(format_number, (figures.seconds, figures.start_up_s, figures.sources_per_s))
     return [("augment", f"{seconds} s, {start_up} s of it start-up: {rate} sources/s")]
 
 

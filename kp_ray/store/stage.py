@@ -1,18 +1,17 @@
 """The verbs of the store: `augment` as a stage of the pipeline, and `verify`."""
 
-import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from kp_ray.config.schema import Config
-from kp_ray.errors import StorageError
 from kp_ray.stage import Progress, check_inputs
-from kp_ray.storage import exists, join, read_json, require_keys, write_bytes
+from kp_ray.storage import exists, join
 from kp_ray.store.estimate import AugmentForecast, forecast_augment
+from kp_ray.store.figures import FIGURES_NAME, StoreFigures, write_store_figures
 from kp_ray.store.manifest import Quarantined, read_manifest
 from kp_ray.store.plan import Plan, plan
 from kp_ray.store.verify import verify_store
-from kp_ray.store.write import StoreFigures, is_finished, write_store
+from kp_ray.store.write import is_finished, write_store
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,8 @@ class AugmentStage:
             seconds=round(figures.seconds + self.session_start_up_s, 3),
             start_up_s=round(figures.start_up_s + self.session_start_up_s, 3),
         )
-        path = config.path("augment.json")
-        if figures.parts_written or not exists(path):
-            write_bytes(path, (json.dumps(asdict(figures)) + "\n").encode())
+        if figures.parts_written or not exists(config.path(FIGURES_NAME)):
+            write_store_figures(config, figures)
         store = config.path("store")
         first = read_manifest(store).quarantined[0] if figures.quarantined else None
         return AugmentSummary(**asdict(figures), store=store, first_quarantined=first)
@@ -113,22 +111,6 @@ class AugmentStage:
         if self._planned is None or self._planned[0] != config:
             self._planned = config, plan(config)
         return self._planned[1]
-
-
-def read_store_figures(config: Config) -> StoreFigures | None:
-    """Read the figures of the last `augment` that wrote parts (`augment.json`); None if there are none.
-
-    Raises:
-        StorageError: the file is damaged.
-    """
-    path, fix = config.path("augment.json"), "delete it and run the same command"
-    if not exists(path):
-        return None
-    names = [field.name for field in fields(StoreFigures)]
-    values = require_keys(read_json(path, fix), path, names, fix)
-    if not all(isinstance(values[name], int | float) for name in names):
-        raise StorageError(f"{path}: damaged (not numbers): {fix}")
-    return StoreFigures(**{name: values[name] for name in names})
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from kp_ray.cluster.errors import describe_ray_error, error_row, raise_error_row
 from kp_ray.cluster.tasks import bounded_retries, ray_data_settings
 from kp_ray.errors import KpRayError, StoppedError, StorageError, StoreError
 from kp_ray.storage import delete_file, exists, file_sizes, filesystem, is_local, join, writer_lock
+from kp_ray.store.figures import StoreFigures
 from kp_ray.store.manifest import (
     UNAVAILABLE,
     UNREADABLE,
@@ -36,30 +37,6 @@ from kp_ray.store.manifest import (
 from kp_ray.store.parts import PartWriter, describe_part, make_variants
 from kp_ray.store.plan import Chunk, Part, Plan
 from kp_ray.store.read import read_part
-
-
-@dataclass(frozen=True)
-class StoreFigures:
-    """The figures of an `augment` that ended well; the names are the keys of `augment.json`.
-
-    Attributes:
-        sources: number of sources that have rows.
-        variants: number of rows.
-        seconds: duration.
-        start_up_s: those of `seconds` before the first task began.
-        sources_per_s: sources whose parts were written, per second without the start-up.
-        parts_written, parts_kept: numbers of parts.
-        quarantined: number of sources that some or all recipes could not use.
-    """
-
-    sources: int
-    variants: int
-    seconds: float
-    start_up_s: float
-    sources_per_s: float
-    parts_written: int
-    parts_kept: int
-    quarantined: int
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from kp_ray.prediction.records import (
     write_details,
     write_evaluation,
 )
+from kp_ray.store.figures import StoreFigures, write_store_figures
 from kp_ray.store.manifest import Quarantined
 from kp_ray.tuning.trials import read_trials, write_tables
 from kp_ray.visualization.plots import plot_points
@@ -63,11 +64,11 @@ def write_augmented(config: Config, *, parts_written: int = 3) -> None:
     """Write the store and augment.json."""
     quarantined = (Quarantined(source=HOSTILE, stage="decode", reason="truncated"),)
     write_small_store(Path(config.path("store")), quarantined)
-    summary = {
-        "sources": 2, "variants": 9, "seconds": 2.5, "sources_per_s": 17.5, "start_up_s": 1.0,
-        "parts_written": parts_written, "parts_kept": 0, "quarantined": 1,
-    }  # fmt: skip
-    Path(config.path("augment.json")).write_text(json.dumps(summary))
+    figures = StoreFigures(
+        sources=2, variants=9, seconds=2.5, start_up_s=1.0, sources_per_s=17.5, parts_written=parts_written,
+        parts_kept=0, quarantined=1,
+    )  # fmt: skip
+    write_store_figures(config, figures)
 
 
 def write_checked(config: Config) -> None:

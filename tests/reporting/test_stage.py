@@ -1,9 +1,11 @@
 """The stage `report`."""
 
+import sys
 from pathlib import Path
 
 from kp_ray.reporting.stage import ReportStage
 from kp_ray.stage import Stage, no_progress
+from tests.helpers.processes import run_command
 from tests.helpers.run_folders import make_config
 
 
@@ -20,3 +22,9 @@ def test_report_is_a_stage_that_needs_no_cluster_and_is_never_done(tmp_path: Pat
     assert (summary.lines(), summary.to_json()) == ([f"report: {path}"], {"report": path})
     assert Path(path).exists()
     assert not stage.is_done(config)
+
+
+def test_report_waits_for_neither_ray_nor_torch() -> None:
+    code = "import sys, kp_ray.reporting.stage, kp_ray.reporting.show; print({'ray', 'torch'} & {*sys.modules})"
+    done = run_command(sys.executable, "-c", code)
+    assert done.stdout.strip() == "set()", done.stderr

@@ -1,0 +1,56 @@
+"""The figures of an `augment`, `augment.json`: their writer and their only reader. Imports no Ray, for the report."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import StorageError
+from kp_ray.storage import exists, read_json, require_keys, write_bytes
+
+FIGURES_NAME = "augment.json"
+"""Name of the file in the run folder."""
+
+
+@dataclass(frozen=True)
+class StoreFigures:
+    """The figures of an `augment` that ended well; the names are the keys of `augment.json`.
+
+    Attributes:
+        sources: number of sources that have rows.
+        variants: number of rows.
+        seconds: duration.
+        start_up_s: those of `seconds` before the first task began.
+        sources_per_s: sources whose parts were written, per second without the start-up.
+        parts_written, parts_kept: numbers of parts.
+        quarantined: number of sources that some or all recipes could not use.
+    """
+
+    sources: int
+    variants: int
+    seconds: float
+    start_up_s: float
+    sources_per_s: float
+    parts_written: int
+    parts_kept: int
+    quarantined: int
+
+
+def write_store_figures(config: Config, figures: StoreFigures) -> None:
+    """Write `augment.json`, whole or not at all."""
+    write_bytes(config.path(FIGURES_NAME), (json.dumps(asdict(figures)) + "\n").encode())
+
+
+def read_store_figures(config: Config) -> StoreFigures | None:
+    """Read the figures of the last `augment` that wrote parts (`augment.json`); None if there are none.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+    path, fix = config.path(FIGURES_NAME), "delete it and run the same command"
+    if not exists(path):
+        return None
+    names = [field.name for field in fields(StoreFigures)]
+    values = require_keys(read_json(path, fix), path, names, fix)
+    if not all(isinstance(values[name], int | float) for name in names):
+        raise StorageError(f"{path}: damaged (not numbers): {fix}")
+    return StoreFigures(**{name: values[name] for name in names})
