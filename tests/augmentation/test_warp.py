@@ -50,8 +50,8 @@ def test_relight_changes_pixels_as_albumentations_does() -> None:
     bgrx = np.repeat(levels[..., None], 4, axis=2)
     for seed in range(200):
         parameters = sample_parameters(RECIPES["RandomBrightnessContrast"], 16, 16, seed)
-        theirs = A.RandomBrightnessContrast(p=1).apply(
+        expected = A.RandomBrightnessContrast(p=1).apply(
             levels, alpha=parameters.contrast, beta=255 * parameters.brightness
         )
-        ours = relight(bgrx, parameters)
-        assert np.abs(ours[..., :3].astype(int) - theirs[..., None]).max() <= 1
+        relit = relight(bgrx, parameters)
+        assert np.abs(relit[..., :3].astype(int) - expected[..., None]).max() <= 1
