@@ -24,7 +24,7 @@ def points(*rows: tuple[float, float]) -> FloatArray:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"names": ("tip", "tip", "palm")}, "unique"),
         ({"names": (), "flip_pairs": (), "sigmas": ()}, "present"),
@@ -36,8 +36,8 @@ def points(*rows: tuple[float, float]) -> FloatArray:
         ({"limbs": (("palm", "elbow"),)}, "elbow"),
     ],
 )
-def test_a_skeleton_that_does_not_fit_together_is_refused(change: dict, told: str) -> None:
-    with pytest.raises(ValueError, match=told) as raised:
+def test_a_skeleton_that_does_not_fit_together_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
         Skeleton(**{**HAND, **change})
     assert "\n" not in str(raised.value)
 

@@ -122,7 +122,7 @@ def _lists(worst: tuple[ImageError, ...], filled: tuple[FilledImage, ...]) -> tu
         ImageList("Worst images as a list", "RMSE (px)", tuple((row.image, format_number(row.rmse)) for row in worst)),
         ImageList("Images where nobody was found", "instead", tuple((row.image, row.how) for row in filled)),
     )
-    return tuple(one for one in lists if one.rows)
+    return tuple(images for images in lists if images.rows)
 
 
 def _tiles(config: Config, files: RunFiles, values: Mapping[str, str], unit: str) -> tuple[Tile, ...]:
@@ -154,7 +154,7 @@ def _worst_point(image: str, files: RunFiles) -> str:
         return ""
     if image not in truth.images or image not in submission.images:
         return ""
-    predicted, labels = (one.keypoints[one.images.index(image)] for one in (submission, truth))
+    predicted, labels = (people.keypoints[people.images.index(image)] for people in (submission, truth))
     errors = point_errors(predicted, labels)
     if not np.isfinite(errors).any():
         return ""
