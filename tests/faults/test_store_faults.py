@@ -1,4 +1,4 @@
-"""A finished store that something has damaged: found, told in one line, and made whole without touching the rest."""
+"""Damage to a finished store: it is found, named in one line, and repaired without touching the other parts."""
 
 import hashlib
 import json
@@ -35,9 +35,9 @@ CUTS: dict[str, Callable[[int], int]] = {
 
 
 @pytest.fixture(scope="module")
-def made(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A store that every test damages and makes whole again."""
-    config = tiny_config(sample_data, tmp_path_factory.mktemp("made") / "run")
+def stored(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Write a store that every test damages and repairs."""
+    config = tiny_config(sample_data, tmp_path_factory.mktemp("stored") / "run")
     Path(config.run_dir).mkdir(parents=True)
     write_store(plan(config))
     Path(config.path("config.yaml")).write_text(config.to_yaml())
@@ -49,14 +49,14 @@ def digests(config: Config) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*.*")}
 
 
-def victim(config: Config) -> Path:
-    """A part that is trained on."""
+def training_part(config: Config) -> Path:
+    """Return a part of the training split."""
     part = next(p for p in read_manifest(config.path("store")).parts if p.recipe == "Original" and p.split == "train")
     return Path(config.path("store", part.path))
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line a verb ends with."""
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return the one line with which a verb refuses."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -68,77 +68,76 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_a_part_cut_short_is_told_by_every_reader_and_made_anew(
-    cut: str, made: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_every_reader_names_a_truncated_part_and_augment_writes_it_again(
+    cut: str, stored: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, part = digests(made), victim(made)
+    before, part = digests(stored), training_part(stored)
     os.truncate(part, CUTS[cut](part.stat().st_size))
     readers: list[Callable[[], Any]] = [
-        lambda: read_table(made.path("store")),
-        lambda: list(iter_rows(made.path("store"), split="train")),
+        lambda: read_table(stored.path("store")),
+        lambda: list(iter_rows(stored.path("store"), split="train")),
         lambda: RowReader(["image"]).read(str(part), 0),
-        lambda: usable_rows(made, made.train.members[0]),
+        lambda: usable_rows(stored, stored.train.members[0]),
     ]
     for reader in readers:
-        with pytest.raises(KpRayError, match=r"damaged.*run verify, then augment") as told:
+        with pytest.raises(KpRayError, match=r"damaged.*run verify, then augment") as raised:
             reader()
-        assert str(part) in str(told.value)
-        assert "\n" not in str(told.value)
-    assert str(part) in said(capsys, "export", made.path("config.yaml"), "--folder", str(tmp_path / "out"))
+        assert str(part) in str(raised.value)
+    assert str(part) in refusal(capsys, "export", stored.path("config.yaml"), "--folder", str(tmp_path / "out"))
     assert not list(tmp_path.rglob("*.jpg")), "no half of an export"
-    problems = verify_store(plan(made))
-    assert [problem.split(":")[0] for problem in problems] == [str(part.relative_to(made.path("store")))]
-    assert write_store(plan(made))["parts_written"] == 1
-    assert digests(made) == before
+    problems = verify_store(plan(stored))
+    assert [problem.split(":")[0] for problem in problems] == [str(part.relative_to(stored.path("store")))]
+    assert write_store(plan(stored)).parts_written == 1
+    assert digests(stored) == before
 
 
-def test_a_part_cut_short_is_made_anew_without_verify(made: Config) -> None:
-    before, part = digests(made), victim(made)
+def test_augment_writes_a_truncated_part_again_without_verify(stored: Config) -> None:
+    before, part = digests(stored), training_part(stored)
     os.truncate(part, part.stat().st_size // 2)
-    assert write_store(plan(made))["parts_written"] == 1
-    assert digests(made) == before
+    assert write_store(plan(stored)).parts_written == 1
+    assert digests(stored) == before
 
 
 @pytest.mark.parametrize("share", np.linspace(0, 1, 12).round(2).tolist())
-def test_a_flipped_bit_anywhere_is_found(share: float, made: Config) -> None:
-    before, part = digests(made), victim(made)
-    whole = list(iter_rows(made.path("store"), split="train"))
+def test_a_flipped_bit_anywhere_is_found(share: float, stored: Config) -> None:
+    before, part = digests(stored), training_part(stored)
+    whole = list(iter_rows(stored.path("store"), split="train"))
     content = bytearray(part.read_bytes())
     content[int(share * (len(content) - 1))] ^= 4
     part.write_bytes(content)
-    told, rows = "", []
+    message, rows = "", []
     try:
-        rows = list(iter_rows(made.path("store"), split="train"))
+        rows = list(iter_rows(stored.path("store"), split="train"))
     except KpRayError as error:
-        told = str(error)
-    assert str(part) in told or str(rows) == str(whole), "a reader refuses it, unless no row depends on it"
-    assert len(verify_store(plan(made))) == 1
-    assert write_store(plan(made))["parts_written"] == 1
-    assert digests(made) == before
+        message = str(error)
+    assert str(part) in message or str(rows) == str(whole), "no reader refused the part"
+    assert len(verify_store(plan(stored))) == 1
+    assert write_store(plan(stored)).parts_written == 1
+    assert digests(stored) == before
 
 
 @pytest.mark.parametrize("share", [0, 0.02, 0.5, 0.99])
-def test_a_manifest_cut_short_is_told_and_costs_no_part(
-    share: float, made: Config, capsys: pytest.CaptureFixture[str]
+def test_a_truncated_manifest_is_refused_and_costs_no_part(
+    share: float, stored: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, manifest = digests(made), Path(made.path("store", "manifest.json"))
-    written = {path: path.stat().st_mtime_ns for path in Path(made.path("store")).rglob("part-*")}
+    before, manifest = digests(stored), Path(stored.path("store", "manifest.json"))
+    written = {path: path.stat().st_mtime_ns for path in Path(stored.path("store")).rglob("part-*")}
     os.truncate(manifest, int(share * manifest.stat().st_size))
     for verb in ("verify", "augment", "train"):
-        assert "damaged; delete this file and run augment again" in said(capsys, verb, made.path("config.yaml"))
+        assert "damaged: delete this file and run augment again" in refusal(capsys, verb, stored.path("config.yaml"))
     manifest.unlink()
-    write_store(plan(made))
-    assert digests(made) == before
+    write_store(plan(stored))
+    assert digests(stored) == before
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
-def test_a_store_of_a_newer_schema_is_left_alone(made: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest = Path(made.path("store", "manifest.json"))
+def test_a_store_of_a_newer_schema_is_left_alone(stored: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = Path(stored.path("store", "manifest.json"))
     ours = manifest.read_text()
     values = json.loads(ours)
-    manifest.write_text(json.dumps({**values, "schema_version": SCHEMA_VERSION + 1, "unheard_of": [1]}))
-    theirs = digests(made)
+    manifest.write_text(json.dumps({**values, "schema_version": SCHEMA_VERSION + 1, "unknown": [1]}))
+    theirs = digests(stored)
     for verb in ("verify", "augment", "train"):
-        assert "update kp_ray" in said(capsys, verb, made.path("config.yaml"))
-    assert digests(made) == theirs
+        assert "update kp_ray" in refusal(capsys, verb, stored.path("config.yaml"))
+    assert digests(stored) == theirs
     manifest.write_text(ours)
