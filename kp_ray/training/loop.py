@@ -3,7 +3,7 @@ store's rows."""
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,15 +92,7 @@ def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, 
     """
     cfg, train = worker.cfg, worker.config.train
     metrics: dict[str, float] = {}
-    batches = iter_batches(
-        ray.train.get_dataset_shard("train"),
-        cfg,
-        worker.skeleton,
-        batch_size=cfg.SOLVER.IMS_PER_BATCH // worker.world_size,
-        seed=worker.member.seed,
-        rank=worker.rank,
-        start=start,
-    )
+    batches = iter_worker_batches(worker, start)
     with EventStorage(start) as storage, TrainingLog(worker, start) as log:
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
             began = time.perf_counter()
@@ -126,6 +118,19 @@ def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, 
             storage.step()
     # A run that resumed from its last checkpoint has not evaluated.
     return metrics or evaluate(state.final_model, worker)
+
+
+def iter_worker_batches(worker: Worker, start: int) -> Iterator[list[dict[str, Any]]]:
+    """Iterate over endless batches of dataset dicts of this worker's shard, from iteration `start` on."""
+    return iter_batches(
+        ray.train.get_dataset_shard("train"),
+        worker.cfg,
+        worker.skeleton,
+        batch_size=worker.cfg.SOLVER.IMS_PER_BATCH // worker.world_size,
+        seed=worker.member.seed,
+        rank=worker.rank,
+        start=start,
+    )
 
 
 def train_step(worker: Worker, state: TrainState, batch: Sequence[dict[str, Any]], iteration: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from kp_ray.cluster.errors import describe_ray_error
+from kp_ray.cluster.errors import describe_ray_error, root_cause
 from kp_ray.cluster.resources import runs_at_once
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.load import build_config
@@ -182,6 +182,7 @@ def fit_member(config: Config, member: MemberConfig, *, use_gpu: bool, folder: s
     Raises:
         DivergedError: the loss is no longer finite.
         ModelError: the starting weights cannot be used.
+        StorageError: a part of the store is missing or damaged.
         StoppedError: workers were lost or failed more than `train.max_failures` times.
     """
     # By default Ray Train's controller polls for reports every two seconds, and each report waits for it.
@@ -190,6 +191,9 @@ def fit_member(config: Config, member: MemberConfig, *, use_gpu: bool, folder: s
     try:
         outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
+        cause = root_cause(error)
+        if isinstance(cause, KpRayError):
+            raise type(cause)(f"member {member.name}: {cause}") from error
         raise StoppedError(
             f"member {member.name}: training stopped: {describe_ray_error(error)}: run the same command to resume"
         ) from error

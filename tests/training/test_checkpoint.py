@@ -1,0 +1,125 @@
+"""Checkpoints: the best one is kept, and a stopped run resumes from the last one as if it had not stopped."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+
+from kp_ray.config.schema import Config
+from kp_ray.training.run import TrainSummary, train
+from tests.helpers.processes import finish, last_json, run_kp_ray, set_options, start_kp_ray, wait_until
+from tests.helpers.training import (
+    TWO_WORKERS,
+    TrainedMember,
+    assert_same_training,
+    count_log_lines,
+    find_train_workers,
+    read_log_lines,
+    read_weights,
+)
+
+MakeConfig = Callable[..., Config]
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(trained: TrainedMember) -> None:
+    evaluated = {
+        line["iteration"] + 1: line["val/rmse"] for line in read_log_lines(trained.config) if "val/rmse" in line
+    }
+    folder = Path(trained.config.member_dir("a"))
+    best = torch.load(folder / "model_best.pth", weights_only=True)
+    assert evaluated[best["iteration"]] == min(evaluated.values())
+    kept = {int(path.name.removeprefix("checkpoint_")) for path in folder.glob("checkpoint_0*")}
+    assert kept == {2 * best["iteration"], 16}  # their names count the iterations of one worker
+
+
+def test_a_run_without_its_final_weights_resumes_from_the_last_checkpoint(trained: TrainedMember) -> None:
+    config = trained.config
+    before = read_weights(config)
+    Path(config.member_dir("a"), "model_final.pth").unlink()
+    (member,) = train(config).members
+    assert member.result is not None
+    assert member.result.resumed_from == member.result.iterations == 8
+    assert "8 iterations (from the checkpoint at 8), validation RMSE " in member.line()
+    assert [line["iteration"] for line in read_log_lines(config)] == list(range(8))  # no iteration ran twice
+    assert all(torch.equal(value, before[name]) for name, value in read_weights(config).items())
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_at_most_a_checkpoint_period_and_changes_nothing(
+    make_config: MakeConfig, trained: TrainedMember
+) -> None:
+    config = make_config(train=TWO_WORKERS)
+    summaries: list[TrainSummary] = []
+    thread = threading.Thread(target=lambda: summaries.append(train(config)))
+    thread.start()
+    wait_until(lambda: count_log_lines(config) >= 5)
+    num_logged = count_log_lines(config)
+    workers = find_train_workers(psutil.Process())
+    assert len(workers) == 2
+    workers[1].kill()
+    thread.join()
+    result = summaries[0].members[0].result
+    assert result is not None
+    assert result.iterations == 8
+    assert 0 < result.resumed_from < 8
+    assert result.resumed_from >= num_logged - 2
+    assert_same_training(config, trained.config)
+
+
+@pytest.mark.slow
+def test_after_a_killed_driver_the_same_command_resumes(make_config: MakeConfig) -> None:
+    # Long enough that the workers, which outlive the driver by seconds, do not finish.
+    settings = {"max_iter": 60, "eval_period": 20, "checkpoint_period": 4}
+    undisturbed, killed = make_config(train=settings), make_config(train=settings)
+    for config in (undisturbed, killed):
+        Path(config.run_dir, "c.yaml").write_text(config.to_yaml())
+    command = ("train", "c.yaml", "--json")
+    finish(start_kp_ray(*command, cwd=undisturbed.run_dir))
+    process = start_kp_ray(*command, cwd=killed.run_dir)
+    wait_until(lambda: count_log_lines(killed) >= 5, process)
+    num_logged = count_log_lines(killed)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = run_kp_ray(*command, cwd=killed.run_dir)
+    assert resumed.returncode == 0, resumed.stderr
+    result = last_json(resumed.stdout)["a"]
+    assert result["iterations"] == 60
+    assert num_logged - 4 <= result["resumed_from"] < 60
+    assert f"from the checkpoint at {result['resumed_from']}" in resumed.stderr
+    assert_same_training(killed, undisturbed)
+
+
+@pytest.mark.slow
+def test_an_elastic_run_resumes_with_fewer_workers_when_a_node_is_lost(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Right after the loss Ray still counts the node and starts two workers once more; nodes inherit this time limit.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+    settings = {"max_iter": 48, "steps": [36], "eval_period": 0, "checkpoint_period": 4, "ims_per_batch": 1}
+    config = make_config(train={**settings, "num_workers": {"min": 1, "max": 2}, "cpus_per_worker": 1.5})
+    Path(config.run_dir, "c.yaml").write_text(config.to_yaml())
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=2)  # a node holds one worker
+        address = set_options(f"cluster.address={cluster.address}")
+        process = start_kp_ray("train", "c.yaml", "--json", *address, cwd=config.run_dir)
+        wait_until(lambda: count_log_lines(config) >= 5, process)
+        assert {line["workers"] for line in read_log_lines(config)} == {2}
+        cluster.remove_node(node, allow_graceful=False)
+        result = finish(process)["a"]
+    finally:
+        cluster.shutdown()
+    assert result["iterations"] == 48  # of one worker; of two they would be 24
+    assert 0 < result["resumed_from"] < 48
+    lines = read_log_lines(config)
+    assert {line["workers"] for line in lines} == {1}
+    iterations = [line["iteration"] for line in lines]
+    assert iterations == sorted(iterations)
+    assert iterations[-1] == 47
+    assert lines[-1]["lr"] == pytest.approx(config.train.base_lr * config.train.gamma)  # as after the step at 36

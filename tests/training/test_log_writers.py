@@ -1,0 +1,35 @@
+"""The log that a training run writes: metrics.json, TensorBoard, MLflow."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from kp_ray.config.schema import Config
+from kp_ray.training.run import train
+from tests.helpers.training import TrainedMember, read_log_lines
+
+
+def test_tensorboard_has_the_values_of_the_log(trained: TrainedMember) -> None:
+    board = EventAccumulator(str(Path(trained.config.member_dir("a"), "tensorboard"))).Reload()
+    assert [event.step for event in board.Scalars("total_loss")] == list(range(8))
+    logged = [line["val/rmse"] for line in read_log_lines(trained.config) if "val/rmse" in line]
+    assert [event.value for event in board.Scalars("val/rmse")] == pytest.approx(logged)
+
+
+@pytest.mark.slow
+def test_mlflow_has_the_values_of_the_log_in_one_run_also_after_a_restart(make_config: Callable[..., Config]) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    config = make_config(train={"mlflow": "local"})
+    folder = Path(config.member_dir("a"))
+    for _ in range(2):
+        (folder / "model_final.pth").unlink(missing_ok=True)
+        train(config)
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("kp_ray").experiment_id])
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "a")
+    for name in ("total_loss", "lr", "val/rmse"):
+        history = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+        lines = [line for line in read_log_lines(config) if name in line]
+        assert history == [(line["iteration"], pytest.approx(line[name])) for line in lines]

@@ -1,0 +1,176 @@
+"""What training computes: scaled steps, one update, the options of Detectron2, the moving average, a diverged loss."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import ray.train.torch
+import torch
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from kp_ray.config.load import build_config
+from kp_ray.config.schema import Config, MemberConfig
+from kp_ray.errors import DivergedError
+from kp_ray.keypoints import DACON24
+from kp_ray.models.inputs import to_dataset_dict
+from kp_ray.models.presets import build_cfg, build_model
+from kp_ray.store.read import RowReader
+from kp_ray.training.checkpoint import create_state, restore_state
+from kp_ray.training.dataloader import usable_rows
+from kp_ray.training.loop import iter_worker_batches, train_step
+from kp_ray.training.optimizer import build_optimizer
+from kp_ray.training.run import train
+from kp_ray.training.worker import create_worker
+from tests.helpers.training import TrainedMember, read_log_lines, read_weights
+
+MakeConfig = Callable[..., Config]
+
+DETERMINISTIC_NET = {
+    "MODEL.RESNETS.NORM": "FrozenBN", "MODEL.FPN.NORM": "", "MODEL.RPN.NMS_THRESH": 1.0,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 5000, "MODEL.RPN.POSITIVE_FRACTION": 1.0, "MODEL.RPN.POST_NMS_TOPK_TRAIN": 40,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64, "MODEL.ROI_HEADS.POSITIVE_FRACTION": 1.0,
+    "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": False,
+}  # fmt: skip
+"""Options with which all proposals and anchors count, so that the batch does not change a random choice among them;
+every image gives the same number of proposals, and there are no batch statistics."""
+
+
+def test_two_workers_train_one_model_with_scaled_steps(trained: TrainedMember) -> None:
+    train_section = trained.config.train
+    assert trained.result.iterations == 8  # Detectron2's rule: twice the batch, half the iterations, twice the LR
+    assert trained.result.resumed_from == 0
+    lines = read_log_lines(trained.config)
+    assert [line["iteration"] for line in lines] == list(range(8))
+    assert all(np.isfinite(line["total_loss"]) for line in lines)
+    assert lines[3]["lr"] == pytest.approx(2 * train_section.base_lr)
+    relative_lr = [line["lr"] / lines[3]["lr"] for line in lines[5:]]
+    assert relative_lr == pytest.approx([1, train_section.gamma, train_section.gamma])
+    assert [line["iteration"] for line in lines if "val/rmse" in line] == [3, 7]
+
+
+def train_twenty_steps(loop_config: Mapping[str, Any]) -> None:
+    """Run 20 steps on a worker, and save the weights after the first one and every rank's at the end."""
+    member = MemberConfig.model_validate(loop_config["member"])
+    worker = create_worker(build_config(loop_config["config"]), member, folder="")
+    state = create_state(worker)
+    restore_state(state, worker, None)
+    batches = iter_worker_batches(worker, 0)
+    first: dict[str, torch.Tensor] = {}
+    with EventStorage(0):
+        for iteration in range(20):
+            train_step(worker, state, next(batches), iteration)
+            first = first or {name: value.clone() for name, value in state.model.state_dict().items()}
+    last = comm.all_gather({name: value.detach().clone() for name, value in state.model.named_parameters()})
+    if worker.is_first:
+        torch.save({"first": first, "last": last}, loop_config["out"])
+
+
+@pytest.mark.slow
+def test_two_workers_update_as_one_with_their_batches_joined_and_stay_equal(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    settings = {"num_workers": 2, "ims_per_batch": 2, "optimizer": "sgd", "base_lr": 1e-3, "warmup_iters": 0}
+    plain = make_config(train={**settings, "flip": False, "max_iter": 100, "steps": []})
+    values = plain.to_dict()
+    values["model"] |= {"cfg": {**plain.model.cfg, **DETERMINISTIC_NET}, "weights": str(tmp_path / "start.pth")}
+    config, member = build_config(values), plain.train.members[0]
+    cfg = build_cfg(config, DACON24, "cpu")
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save({"model": before}, tmp_path / "start.pth")
+    rows = usable_rows(config, member).slice(0, 4)  # a step takes them all
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+    out = tmp_path / "weights.pth"
+    ray.train.torch.TorchTrainer(
+        train_twenty_steps,
+        train_loop_config={"config": values, "member": member.model_dump(mode="json"), "out": str(out)},
+        datasets={"train": ray.data.from_arrow(rows)},
+        scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+        run_config=ray.train.RunConfig(name="steps", storage_path=str(tmp_path)),
+    ).fit()
+
+    cfg.SOLVER.BASE_LR *= 2
+    reader = RowReader(["image", "width", "height", "keypoints", "bbox_xyxy"])
+    rng = np.random.default_rng(0)
+    batch = [to_dataset_dict(reader.read(**reference), cfg, DACON24, rng) for reference in rows.to_pylist()]
+    optimizer = build_optimizer(cfg, model, config.train)
+    with EventStorage(0):
+        sum(model.train()(batch).values()).backward()
+    optimizer.step()
+    saved = torch.load(out, weights_only=True)
+    first = saved["first"]
+    for name, value in model.state_dict().items():
+        expected = value - before[name]
+        # The gradient of a bias before a softmax is rounding errors alone.
+        tolerance = max(1e-9, 1e-3 * float(expected.abs().max()))
+        torch.testing.assert_close(first[name] - before[name], expected, rtol=1e-3, atol=tolerance)
+    assert max(float((first[name] - value).abs().max()) for name, value in before.items()) > 1e-5
+    rank_0, rank_1 = saved["last"]
+    assert all(torch.equal(rank_0[name], rank_1[name]) for name in rank_0)
+    assert any(not torch.equal(rank_0[name], first[name]) for name in rank_0)
+
+
+@pytest.mark.slow
+def test_options_of_detectron2_and_the_moving_average_take_effect(
+    make_config: MakeConfig, trained: TrainedMember
+) -> None:
+    start = Path(trained.config.member_dir("a"), "model_final.pth")
+    model_cfg, clip_norm = trained.config.model.cfg, 1e-4
+    options = {
+        "SOLVER.CLIP_GRADIENTS.ENABLED": True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": clip_norm, "MODEL.BACKBONE.FREEZE_AT": 2,
+    }  # fmt: skip
+    solver = {"optimizer": "sgd", "base_lr": 0.1, "weight_decay": 0, "warmup_iters": 0, "max_iter": 2, "steps": []}
+    config = make_config(
+        model={"cfg": {**model_cfg, **options}, "weights": str(start)},
+        train={**solver, "ema_decay": 0.5, "best_metric": "pck_0.1"},
+    )
+    (member,) = train(config).members
+    assert member.result is not None
+    assert member.result.not_in_weights == ()
+    before, after = torch.load(start, weights_only=True)["model"], read_weights(config)
+    last = torch.load(Path(config.member_dir("a"), "checkpoint_0000002", "checkpoint.pth"), weights_only=True)
+    moved = {
+        name: float((value - before[name]).norm()) if value.is_floating_point() else 0.0
+        for name, value in last["model"].items()
+    }
+    frozen = [name for name in moved if name.startswith(("backbone.bottom_up.stem", "backbone.bottom_up.res2"))]
+    assert frozen
+    assert all(moved[name] == 0 for name in frozen)
+    for name in moved:
+        if name.endswith("weight") and "norm" not in name and name not in frozen:
+            assert 0 < moved[name] <= 0.1 * clip_norm * (1 + 1.9) * 1.01, name  # two steps, momentum 0.9
+    for name, value in after.items():
+        assert torch.equal(value, last["average"][name])
+    # After step 0 the average is 0.1 before + 0.9 first; after step 1 2/11 of that + 9/11 of the last weights.
+    name = "roi_heads.keypoint_head.score_lowres.weight"
+    assert not torch.equal(after[name], last["model"][name])
+    assert float((after[name] - last["model"][name]).norm()) < moved[name]
+    assert Path(config.member_dir("a"), "model_best.pth").exists()
+
+
+@pytest.mark.slow
+def test_mixed_precision_takes_effect(make_config: MakeConfig) -> None:
+    losses = []
+    for enabled in (False, True):
+        config = make_config(train={"max_iter": 2}, model={"preset": "r18", "cfg": {"SOLVER.AMP.ENABLED": enabled}})
+        train(config)
+        losses.append(read_log_lines(config)[0]["total_loss"])
+    full, mixed = losses
+    assert mixed != full
+    assert mixed == pytest.approx(full, rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_longer_finite_ends_the_member(make_config: MakeConfig) -> None:
+    config = make_config(train={"optimizer": "sgd", "base_lr": 1e12, "warmup_iters": 0, "max_iter": 6})
+    with pytest.raises(DivergedError, match=r"^member a: .* at iteration \d+: lower train\.base_lr"):
+        train(config)
+    assert not Path(config.member_dir("a"), "model_final.pth").exists()

@@ -1,0 +1,80 @@
+"""Settings that decide a member's weights: recorded, and refused when they differ."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError, RunStateError, StorageError
+from kp_ray.training.settings import check_options, check_settings, record_settings
+from tests.helpers.data import TINY_NET, tiny_config
+from tests.helpers.stores import write_small_store
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Config:
+    """Record the settings of a member that has begun."""
+    config = tiny_config({}, tmp_path)
+    write_small_store(tmp_path / "store")
+    record_settings(config, config.train.members[0])
+    return config
+
+
+def change(config: Config, **sections: Any) -> Config:
+    return tiny_config({}, Path(config.run_dir), **sections)
+
+
+@pytest.mark.parametrize(
+    ("sections", "field"),
+    [
+        ({"train": {"base_lr": 0.5}}, "train.base_lr 0.001, now 0.5"),
+        ({"train": {"members": [{"name": "a", "seed": 7}]}}, "member.seed 1, now 7"),
+        ({"augment": {"min_visible": 20}}, "augment.min_visible 1, now 20"),
+        ({"skeleton": {"sigmas": [0.05] * 24}}, "skeleton.sigmas None, now"),
+        ({"model": {"cfg": {**TINY_NET, "SOLVER.MOMENTUM": 0.8}}}, "model.cfg.SOLVER.MOMENTUM None, now 0.8"),
+        ({"model": {"cfg": {}}}, "model.cfg.INPUT.MIN_SIZE_TRAIN [64], now None"),
+    ],
+)  # fmt: skip
+def test_another_deciding_setting_is_refused_by_name(recorded: Config, sections: dict[str, Any], field: str) -> None:
+    check_settings(recorded)
+    with pytest.raises(RunStateError) as caught:
+        check_settings(change(recorded, **sections))
+    assert f"{recorded.member_dir('a')}: was made with {field}" in str(caught.value)
+
+
+def test_settings_that_decide_nothing_may_change(recorded: Config) -> None:
+    check_settings(change(recorded, train={"keep_best": 3, "cpus_per_worker": 1, "log_period": 7, "max_failures": 0}))
+
+
+def test_another_store_is_refused(recorded: Config) -> None:
+    path = Path(recorded.path("store", "manifest.json"))
+    path.write_text(path.read_text().replace('"seed": ', '"seed": 1'))
+    with pytest.raises(RunStateError, match="was made with the store"):
+        check_settings(recorded)
+
+
+def test_damaged_settings_are_refused_by_their_file(recorded: Config) -> None:
+    path = Path(recorded.member_dir("a"), "settings.json")
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(StorageError, match=rf"^{path}: damaged .*: delete this file"):
+        check_settings(recorded)
+
+
+def test_a_wrong_detectron2_option_is_refused_with_and_without_a_store(recorded: Config, tmp_path: Path) -> None:
+    wrong = {"model": {"preset": "r18", "cfg": {"SOLVER.NO_SUCH": 1}}}
+    for config in (change(recorded, **wrong), tiny_config({}, tmp_path / "empty", **wrong)):
+        with pytest.raises(ConfigError, match=r"^model\.cfg\.SOLVER\.NO_SUCH: "):
+            check_options(config)
+
+
+def test_a_skeleton_that_does_not_fit_the_store_is_refused(recorded: Config) -> None:
+    with pytest.raises(ConfigError, match=r"^skeleton: "):
+        check_options(change(recorded, skeleton={"sigmas": [0.1]}))
+
+
+def test_a_local_mlflow_file_needs_a_local_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config({}, tmp_path, train={"mlflow": "local"})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^train\.mlflow: MLflow is not installed"):
+        check_options(config)
