@@ -179,7 +179,7 @@ def test_run_and_predict_need_test_images(folder: Folder) -> None:
 
 @pytest.mark.parametrize("verb", ["train", "tune"])
 def test_training_without_a_store_names_the_verb_to_run(folder: Folder, verb: str) -> None:
-    assert_refused(folder, "no finished store here; run augment first", verb, "config.yaml")
+    assert_refused(folder, "no finished store here: run augment first", verb, "config.yaml")
 
 
 def test_an_unknown_option_is_refused(folder: Folder) -> None:
