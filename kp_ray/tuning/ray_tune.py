@@ -18,7 +18,7 @@ from ray.tune.execution import class_cache
 
 from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.config.schema import Config
-from kp_ray.errors import StoppedError
+from kp_ray.errors import KpRayError, StoppedError
 from kp_ray.stage import Progress
 from kp_ray.tuning.records import Report, TrialEnd, append_report, read_log, trial_dir, trial_name, write_end
 from kp_ray.tuning.schedulers import build_scheduler
@@ -58,10 +58,17 @@ def run_trials(config: Config, searcher: TrialSearcher, progress: Progress, *, u
         try:
             tuner.fit()
         except (ray.exceptions.RayError, ray.tune.TuneError) as error:
+            reason = describe_ray_error(_find_own_error(error) or error)
             raise StoppedError(
-                f"{config.path('tune')}: the search stopped: {describe_ray_error(error)}: run the same command to "
-                "resume it"
+                f"{config.path('tune')}: the search stopped: {reason}: run the same command to resume it"
             ) from error
+
+
+def _find_own_error(error: BaseException | None) -> KpRayError | None:
+    """Return the error that one of our callbacks raised; Ray Tune replaces it by a TuneError, during its handling."""
+    while error is not None and not isinstance(error, KpRayError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _prepare_environment() -> None:
@@ -107,6 +114,8 @@ class _Listener(ray.tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         name, value = _name(trial), result[self.config.tune.metric]
+        if result["iteration"] == 0:  # the trial's disk may have been full
+            write_end(trial_dir(self.config, name), TrialEnd(result["reason"], lasting=result["lasting"]))
         known = {(report.trial, report.iteration) for report in read_log(self.config)}
         if (name, result["iteration"]) not in known:
             finite = value if math.isfinite(value) else None

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -41,8 +42,9 @@ class TrialTrainable(ray.tune.Trainable):
     """Train the first member with a trial's settings and report every evaluation once, in order.
 
     The last evaluation is reported when training has ended, so that no scheduler stops a run that is writing its
-    weights. After a restart the last evaluation is reported again. A trial that diverges reports the worst value; the
-    sampler learns nothing from a trial that something else ended, such as lost workers (`lasting` is False).
+    weights. After a restart the last evaluation is reported again. A trial that fails reports the worst value at
+    iteration 0, with the fields of its `TrialEnd`; the sampler learns nothing from it unless the end is lasting, as it
+    is when the loss diverges.
 
     Training is a task of its own, not part of this actor, so that it can be ended in order, as by Ctrl-C: Ray Train's
     own clean-up after a killed driver queries the cluster's state, and the wrong cluster if a machine runs several.
@@ -98,11 +100,12 @@ class TrialTrainable(ray.tune.Trainable):
                         return self._report({**evaluation.metrics, "iteration": self.reported}, done=is_last)
                 if ended:
                     end = self._failure()
-                    write_end(self.folder, end)
-                    worst = {self.metric: worst_value(self.base.tune), "iteration": 0, "lasting": end.lasting}
-                    return self._report(worst, done=True)
+                    with contextlib.suppress(StorageError):  # on a full disk: the driver gets the end too, and stops
+                        write_end(self.folder, end)
+                    worst = {self.metric: worst_value(self.base.tune), "iteration": 0}
+                    return self._report({**worst, **asdict(end)}, done=True)
 
-    def _report(self, values: Mapping[str, float], *, done: bool) -> dict[str, Any]:
+    def _report(self, values: Mapping[str, Any], *, done: bool) -> dict[str, Any]:
         return {**values, "seconds": round(self.earlier_s + time.time() - self.began, 1), "done": done}
 
     def _failure(self) -> TrialEnd:
@@ -144,7 +147,6 @@ def _record_failure(folder: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error) if isinstance(error, KpRayError) else describe_ray_error(error)
         with contextlib.suppress(StorageError):  # on a full disk the error itself says so
-            write_end(folder, TrialEnd(reason, lasting=False))
+            write_end(folder, TrialEnd(describe_ray_error(error), lasting=False))
         raise

@@ -1,0 +1,59 @@
+"""Searches by Ray Tune whose trials are trained already, so that they take seconds."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import DivergedError, StoppedError, StorageError
+from kp_ray.tuning.records import read_log
+from kp_ray.tuning.search import tune
+from kp_ray.tuning.space import first_points, recipe_sets
+from kp_ray.tuning.trials import read_trials
+from tests.helpers.searches import leave_trial
+
+
+def leave_trained(config: Config, final_values: list[float]) -> None:
+    """Write the files of trials that have been trained but not reported."""
+    points = first_points(config, recipe_sets(config))
+    for number, value in enumerate(final_values):
+        leave_trial(config, f"trial-{number:03d}", number + 1.0, {2: 90.0, 8: value}, params=points[number % 2])
+        Path(config.path("tune", "trials", f"trial-{number:03d}", "model_final.pth")).touch()
+
+
+def test_trials_report_in_order_and_a_failure_is_recorded(make_config: Callable[..., Config]) -> None:
+    config = make_config(tune={"num_trials": 3, "max_iter": 8, "scheduler": "none", "max_concurrent": 1})
+    leave_trained(config, [40.0, math.nan, 30.0])
+    calls: list[tuple[str, int, int, str]] = []
+    summary = tune(config, lambda name, done, total, note="": calls.append((name, done, total, note)))
+    assert (summary.trials, summary.failed, summary.best, summary.trial) == (3, 1, 30.0, "trial-002")
+    reports = [(report.trial, report.iteration, report.value) for report in read_log(config)]
+    assert reports == [
+        ("trial-000", 2, 90.0), ("trial-000", 8, 40.0), ("trial-001", 2, 90.0), ("trial-001", 0, None),
+        ("trial-002", 2, 90.0), ("trial-002", 8, 30.0),
+    ]  # fmt: skip
+    assert [trial.reason for trial in read_trials(config)] == ["", "its last evaluation has no rmse", ""]
+    assert [(name, done, total, note.split()[0]) for name, done, total, note in calls][-1] == (
+        "trial-002", 8, 8, "finished",
+    )  # fmt: skip
+
+
+def test_an_error_while_reporting_is_carried_and_the_search_resumes(make_config: Callable[..., Config]) -> None:
+    config = make_config(tune={"num_trials": 1, "max_iter": 8, "scheduler": "none"})
+    leave_trained(config, [40.0])
+
+    def refuse(name: str, done: int, total: int, note: str = "") -> None:
+        raise StorageError("/full: cannot be written: No space left on device")
+
+    with pytest.raises(StoppedError, match=r"the search stopped: /full: cannot be written: No space left on device: "):
+        tune(config, refuse)
+    assert tune(config).best == 40.0
+
+
+def test_a_search_in_which_every_trial_fails_for_good_says_so(make_config: Callable[..., Config]) -> None:
+    config = make_config(tune={"num_trials": 1, "max_iter": 8, "scheduler": "none"})
+    leave_trained(config, [math.nan])
+    with pytest.raises(DivergedError, match="no trial reported rmse, the first because: its last evaluation"):
+        tune(config)
