@@ -18,7 +18,7 @@ def test_a_notebook_calls_the_stages_in_order(ray_cluster: None, sample_data: di
     assert kp_ray.augment(config).sources == 12
     rows = kp_ray.read_store(config.path("store"), columns=["source", "recipe", "keypoints"])
     assert set(rows["recipe"].to_pylist()) == {"Original", "Rotate45_CenterCrop"}
-    assert list(kp_ray.train(config).members) == ["a"]
+    assert [member.name for member in kp_ray.train(config).members] == ["a"]
     assert kp_ray.tune(config).trials == 2
     assert kp_ray.predict(config).images == 10
     evaluation = kp_ray.evaluate(config)

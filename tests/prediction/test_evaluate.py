@@ -89,7 +89,7 @@ def test_a_perfect_submission_scores_zero_and_a_shifted_one_its_shift(predicted:
     assert evaluate_submission(predicted, path).rmse == pytest.approx(3)
     table[DACON24.columns] += 400
     table.to_csv(path, index=False)
-    with pytest.raises(DataError, match="lies more than 100 px outside the 320x180 frame"):
+    with pytest.raises(DataError, match="more than 100 px outside the 320x180 frame"):
         evaluate_submission(predicted, path)
 
 
