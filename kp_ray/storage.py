@@ -40,12 +40,12 @@ def absolute_path(path: str) -> str:
 
 
 def join(base: str, *parts: str) -> str:
-    """`base/part/...` for a local path or a URL."""
+    """Join a local path or URL and parts of a path inside it."""
     return "/".join([base.rstrip("/"), *parts])
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a local path or URL, and the path inside it.
+    """Return the file system of a local path or URL, and the path inside it.
 
     What follows a URL's host or bucket is taken as it is: names with blanks, `#` or `%` are names like others.
     Credentials, region and endpoint of `s3://` come from the environment alone (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL).
@@ -69,13 +69,13 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 @lru_cache(maxsize=16)
 def _remote(root: str) -> tuple[pafs.FileSystem, str]:
-    """Made once: a client takes 60 ms, and each has connections of its own."""
+    """Create the client of a bucket once: it takes 60 ms, and each has its own connections."""
     fs, inner = pafs.FileSystem.from_uri(root)
     return fs, str(inner)
 
 
 def exists(path: str) -> bool:
-    """Whether a file or folder is there.
+    """Return whether a file or folder exists.
 
     Raises:
         StorageError: the storage does not answer, or refuses.
@@ -88,7 +88,7 @@ def exists(path: str) -> bool:
 
 
 def read_bytes(path: str) -> bytes:
-    """The bytes of a local or remote file.
+    """Read a local or remote file.
 
     Raises:
         StorageError: it is not there or cannot be read.
@@ -133,10 +133,10 @@ def hash_file(path: str) -> tuple[int, str]:
 
 
 def read_json(path: str, fix: str) -> dict[str, Any]:
-    """The JSON object that a local or remote file holds.
+    """Read the JSON object in a local or remote file.
 
     Raises:
-        StorageError: it is not there, cannot be read, or is damaged: `fix` tells what to do then.
+        StorageError: it is not there, cannot be read, or is damaged; the message ends with `fix`.
     """
     content = read_bytes(path)
     try:
@@ -229,7 +229,7 @@ def is_local(path: str) -> bool:
 
 
 def file_sizes(folder: str) -> dict[str, int]:
-    """The files of a folder, by path inside it, with their sizes in bytes.
+    """List the files in a folder and its sub-folders: size in bytes by path inside the folder.
 
     Raises:
         StorageError: there is no such folder.
@@ -238,7 +238,7 @@ def file_sizes(folder: str) -> dict[str, int]:
 
 
 def file_infos(folder: str) -> dict[str, pafs.FileInfo]:
-    """The files of a folder, by path inside it, with their sizes and times.
+    """List the files in a folder and its sub-folders: size and time by path inside the folder.
 
     Raises:
         StorageError: there is no such folder.
@@ -255,7 +255,9 @@ def file_infos(folder: str) -> dict[str, pafs.FileInfo]:
 
 @contextlib.contextmanager
 def writer_lock(folder: str) -> Iterator[None]:
-    """Refuse a second writer of a local folder; the lock goes with its process, however that ends.
+    """Hold the lock of a local folder's writer; it ends with the process, however that ends.
+
+    Object storage has no locks: there, nothing is refused (docs/store.md).
 
     Raises:
         RunStateError: another process holds it.
@@ -263,7 +265,7 @@ def writer_lock(folder: str) -> Iterator[None]:
     """
     fs, root = filesystem(folder)
     if not isinstance(fs, pafs.LocalFileSystem):
-        yield  # no locks there: see docs/store.md
+        yield
         return
     import fcntl
 
@@ -282,7 +284,7 @@ def writer_lock(folder: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def parquet_errors(path: str, fix: str) -> Iterator[None]:
-    """Turn what goes wrong in reading a Parquet file into a `StorageError` that ends with `fix`."""
+    """Raise errors of reading a Parquet file as a `StorageError` whose message ends with `fix`."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -294,7 +296,7 @@ def parquet_errors(path: str, fix: str) -> Iterator[None]:
 
 
 def read_parquet(path: str, fix: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of one local or remote Parquet file.
+    """Read one local or remote Parquet file.
 
     Args:
         path: any file that kp_ray wrote.
@@ -319,7 +321,7 @@ def write_parquet(path: str, table: pa.Table) -> None:
 
 
 def read_json_lines(path: str, keys: Sequence[str], fix: str) -> list[dict[str, Any]]:
-    """The lines of a JSON lines file, each with these keys; none if there is no file.
+    """Read a JSON lines file whose lines have these keys; no lines if there is no file.
 
     Raises:
         StorageError: it is damaged.
@@ -350,7 +352,14 @@ def read_text(path: str) -> str | None:
 
 
 def list_folders(path: str) -> list[str]:
-    """List the names of the folders directly in a folder, sorted; none if it is not there."""
+    """List the names of the folders directly in a folder, sorted; none if it is not there.
+
+    Raises:
+        StorageError: the storage does not answer, or refuses.
+    """
     fs, inner = filesystem(path)
-    found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    try:
+        found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be reached: {one_line(error)}") from error
     return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)

@@ -81,8 +81,8 @@ def test_ten_thousand_small_sources(start_augment: StartAugment, one_node: str, 
 
 def test_a_hundred_thousand_planned_sources_fit_in_little_memory(tmp_path: Path) -> None:
     data = label(tmp_path / "data", 100)
-    one = load_annotations(data["annotations"])
-    many = one.select(np.arange(100_000) % 100)
+    hundred = load_annotations(data["annotations"])
+    many = hundred.select(np.arange(100_000) % 100)
     names = [f"{number // 100:05d}_A-{number:07d}.jpg" for number in range(100_000)]
     many = replace(many, images=tuple(names), scenes=tuple(name[:5] for name in names), rows=())
     tracemalloc.start()
@@ -91,8 +91,9 @@ def test_a_hundred_thousand_planned_sources_fit_in_little_memory(tmp_path: Path)
     )
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert sum(len(run.sources) for run in planned.runs) == 100_000
-    assert len({part.path for run in planned.runs for part in run.parts}) == sum(len(run.parts) for run in planned.runs)
+    assert sum(len(chunk.sources) for chunk in planned.chunks) == 100_000
+    paths = [part.path for part in planned.parts()]
+    assert len(set(paths)) == len(paths)
     assert most < 1 << 30
 
 

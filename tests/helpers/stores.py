@@ -1,6 +1,7 @@
-"""Write a small finished store without a cluster."""
+"""Write a small finished store without a cluster, and look at the files of a store."""
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kp_ray.config.schema import Config
 from kp_ray.images import encode_bgr
 from kp_ray.keypoints import DACON24
-from kp_ray.store.manifest import Manifest, PartRecord, Quarantined, RecipeRecord, row_schema, write_manifest
+from kp_ray.store.manifest import (
+    Manifest,
+    PartRecord,
+    Quarantined,
+    RecipeRecord,
+    read_manifest,
+    row_schema,
+    write_manifest,
+)
 
 STORE_IMAGES = tuple(f"001-1-1-01-Z17_A-000000{number}.jpg" for number in range(6))
 """Names of a clip's frames; the first three are in the store of `write_small_store`."""
@@ -70,3 +80,28 @@ def write_small_store(store: Path, quarantined: tuple[Quarantined, ...] = ()) ->
     )  # fmt: skip
     write_manifest(str(store), manifest)
     return manifest
+
+
+def part_digests(config: Config) -> dict[str, str]:
+    """Return the SHA-256 of every part that the manifest of a config's store lists, by path."""
+    return {part.path: part.sha256 for part in read_manifest(config.path("store")).parts}
+
+
+def store_files(config: Config) -> dict[str, bytes]:
+    """Return the contents of all files of a config's store, by path, without the lock."""
+    root = Path(config.path("store"))
+    paths = [path for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
+
+
+def training_part(config: Config) -> Path:
+    """Return the path of a part of `Original` for training."""
+    parts = read_manifest(config.path("store")).parts
+    path = next(part.path for part in parts if part.recipe == "Original" and part.split == "train")
+    return Path(config.path("store", path))
+
+
+def copy_images(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Copy the images of a `data` section to `folder`, to be changed there; return the section for the copies."""
+    shutil.copytree(data["images"], folder)
+    return {**data, "images": str(folder)}

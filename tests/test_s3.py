@@ -1,4 +1,4 @@
-"""Everything on object storage: a real S3 server on loopback holds data, store, run folder and predictions."""
+"""Object storage: data, store, run folder and predictions on a real S3 server on loopback."""
 
 import gc
 import hashlib
@@ -20,8 +20,8 @@ import pyarrow.fs as pafs
 import pytest
 
 from kp_ray.config.load import load_config
-from kp_ray.errors import KpRayError
-from kp_ray.storage import exists, file_sizes, read_bytes, write_bytes
+from kp_ray.errors import ConfigError, StorageError
+from kp_ray.storage import exists, file_sizes, read_bytes, write_bytes, writer_lock
 from kp_ray.store.manifest import row_schema
 from kp_ray.store.parts import PartWriter, make_variants
 from kp_ray.store.plan import plan
@@ -36,7 +36,7 @@ BUCKET = "kp-ray-tests"
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A SeaweedFS server that checks signatures, and the environment that reaches it."""
+    """Start a SeaweedFS server that checks signatures; returns the environment that reaches it."""
     folder = tmp_path_factory.mktemp("seaweed")
     ports = free_ports(8)
     names = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
@@ -57,14 +57,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         for name, value in environment.items():
             patch.setenv(name, value)
         try:
-            _make_bucket(server, folder / "log")
+            create_bucket(server, folder / "log")
             yield environment
         finally:
             server.kill()
             server.wait()
 
 
-def _make_bucket(server: "subprocess.Popen[bytes]", log: Path) -> None:
+def create_bucket(server: "subprocess.Popen[bytes]", log: Path) -> None:
     for _ in range(60):
         try:
             fs, _ = pafs.FileSystem.from_uri(f"s3://{BUCKET}?allow_bucket_creation=true")
@@ -78,11 +78,12 @@ def _make_bucket(server: "subprocess.Popen[bytes]", log: Path) -> None:
 
 
 def url(*parts: str) -> str:
+    """Return the URL of an object in the test bucket."""
     return "/".join([f"s3://{BUCKET}", *parts])
 
 
 @pytest.mark.usefixtures("s3")
-def test_any_name_is_written_found_listed_and_read() -> None:
+def test_objects_of_any_name_are_written_found_listed_and_read() -> None:
     names = ["plain.jpg", "a blank.jpg", "가-0001.jpg", "x#y.jpg", "p%20q.jpg", "a+b=c.jpg", "deep/er/z.jpg"]
     for name in names:
         write_bytes(url("names", name), name.encode())
@@ -92,15 +93,18 @@ def test_any_name_is_written_found_listed_and_read() -> None:
     assert exists(url("names", "deep"))
     assert not exists(url("names", "none.jpg"))
     for reads in (read_bytes, file_sizes):
-        with pytest.raises(KpRayError, match="there is no such f"):
+        with pytest.raises(StorageError, match="there is no such f"):
             reads(url("names", "none"))
 
 
-class Wire:
-    """A TCP proxy before the server that calls `at_limit` once `limit` bytes have gone up."""
+class StallingProxy:
+    """A TCP proxy in front of the server.
+
+    Once more than `limit` bytes have been sent to the server, it sets `reached` and forwards no more for a minute.
+    """
 
     def __init__(self, target: str, limit: int) -> None:
-        self.target, self.limit, self.seen = urlsplit(target), limit, 0
+        self.target, self.limit, self.num_sent = urlsplit(target), limit, 0
         self.reached = threading.Event()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
@@ -110,49 +114,49 @@ class Wire:
         while True:
             client, _ = self.listener.accept()
             server = socket.create_connection((self.target.hostname or "", self.target.port or 0))
-            for source, sink, up in ((client, server, True), (server, client, False)):
-                threading.Thread(target=self._copy, args=(source, sink, up), daemon=True).start()
+            for source, sink, is_upload in ((client, server, True), (server, client, False)):
+                threading.Thread(target=self._forward, args=(source, sink, is_upload), daemon=True).start()
 
-    def _copy(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, is_upload: bool) -> None:
         try:
             while data := source.recv(1 << 16):
-                self.seen += len(data) if up else 0
-                if self.seen > self.limit:
+                self.num_sent += len(data) if is_upload else 0
+                if self.num_sent > self.limit:
                     self.reached.set()
-                    time.sleep(60)  # the wire stands still until the writer is gone
+                    time.sleep(60)  # until the writer is killed
                 sink.sendall(data)
         except OSError:
             pass
 
 
-def test_a_writer_killed_in_mid_upload_leaves_nothing_to_read(s3: dict[str, str]) -> None:
-    wire = Wire(s3["AWS_ENDPOINT_URL"], limit=25_000_000)
-    code = f"from kp_ray.config import write_bytes; write_bytes({url('killed.bin')!r}, bytes(64_000_000))"
-    writer = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "AWS_ENDPOINT_URL": wire.url})
-    assert wire.reached.wait(120)
+def test_a_writer_that_is_killed_during_an_upload_leaves_no_object(s3: dict[str, str]) -> None:
+    proxy = StallingProxy(s3["AWS_ENDPOINT_URL"], limit=25_000_000)
+    code = f"from kp_ray.storage import write_bytes; write_bytes({url('killed.bin')!r}, bytes(64_000_000))"
+    writer = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "AWS_ENDPOINT_URL": proxy.url})
+    assert proxy.reached.wait(120)
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     assert not exists(url("killed.bin"))
-    write_bytes(url("killed.bin"), bytes(64_000_000))  # the same, whole
+    write_bytes(url("killed.bin"), bytes(64_000_000))
     assert file_sizes(url())["killed.bin"] == 64_000_000
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_part_that_an_error_cuts_off_is_not_in_the_bucket(sample_data: dict[str, Any], tmp_path: Path) -> None:
+def test_a_part_that_an_error_ends_is_no_object(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(sample_data, tmp_path, augment={"sources_per_part": 1})
     planned = plan(config.model_copy(update={"run_dir": url("cut")}))
-    run = planned.runs[0]
-    part, target = run.parts[0], f"{planned.store}/{run.parts[0].path}"
-    rows, _ = make_variants(planned, run.sources[0], [(part.recipe, part.copies)])
+    chunk = planned.chunks[0]
+    part, target = chunk.parts[0], f"{planned.store}/{chunk.parts[0].path}"
+    rows, _ = make_variants(planned, chunk.sources[0], [(part.recipe, part.copies)])
     schema = row_schema(len(planned.skeleton))
 
-    def cut_off() -> None:
+    def write_half() -> None:
         with PartWriter(planned.store, part, schema) as writer:
             writer.add(rows[0])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        cut_off()
+        write_half()
     gc.collect()
     assert not exists(target)
     with PartWriter(planned.store, part, schema) as writer:
@@ -161,8 +165,8 @@ def test_a_part_that_an_error_cuts_off_is_not_in_the_bucket(sample_data: dict[st
     assert hashlib.sha256(read_bytes(target)).hexdigest() == record.sha256
 
 
-def test_a_refused_key_is_one_line_without_the_secret(s3: dict[str, str]) -> None:
-    code = f"from kp_ray.cli import main; main(['check', {url('config.yaml')!r}])"
+def test_a_refused_key_is_reported_on_one_line_without_the_secret(s3: dict[str, str]) -> None:
+    code = f"from kp_ray.cli.main import main; main(['check', {url('config.yaml')!r}])"
     environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": "another-secret"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -172,22 +176,28 @@ def test_a_refused_key_is_one_line_without_the_secret(s3: dict[str, str]) -> Non
     assert "another-secret" not in done.stderr
 
 
-def test_credentials_in_a_path_are_refused_and_not_repeated() -> None:
+def test_credentials_in_a_setting_are_refused_and_not_repeated() -> None:
     for path in (f"s3://{KEY}:{SECRET}@bucket/run", f"s3://{KEY}:{SECRET}@{'b' * 200}/run"):
-        with pytest.raises(KpRayError, match="credentials belong in the environment") as refused:
+        with pytest.raises(ConfigError, match="credentials belong in the environment") as refused:
             load_config(None, [f"run_dir={path}"])
         assert SECRET not in str(refused.value)
         assert KEY not in str(refused.value)
 
 
+@pytest.mark.usefixtures("s3")
+def test_writers_of_a_bucket_are_not_locked() -> None:
+    with writer_lock(url("run")), writer_lock(url("run")):
+        assert not exists(url("run", ".lock"))
+
+
 @pytest.mark.slow
-def test_the_whole_pipeline_runs_on_a_bucket_and_keeps_no_secret(
+def test_the_whole_pipeline_runs_on_a_bucket_and_writes_no_secret(
     s3: dict[str, str], sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     data = {}
-    for key, path in sample_data.items():  # folders and files, as they are
+    for key, path in sample_data.items():
         data[key] = url("data", key) if Path(path).is_dir() else url("data", Path(path).name)
-        files = [one for one in Path(path).rglob("*") if one.is_file()] if Path(path).is_dir() else [Path(path)]
+        files = [item for item in Path(path).rglob("*") if item.is_file()] if Path(path).is_dir() else [Path(path)]
         for file in files:
             write_bytes(url("data", key, file.name) if Path(path).is_dir() else data[key], file.read_bytes())
     values = tiny_config(

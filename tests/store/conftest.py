@@ -1,0 +1,18 @@
+"""Fixtures of the store's tests."""
+
+from typing import Any
+
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.store.plan import plan
+from kp_ray.store.write import write_store
+from tests.helpers.data import tiny_config
+
+
+@pytest.fixture(scope="session")
+def written(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
+    """Write the store of the tiny config; tests leave it as it is."""
+    config = tiny_config(sample_data, tmp_path_factory.mktemp("written"))
+    write_store(plan(config))
+    return config

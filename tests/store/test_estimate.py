@@ -1,0 +1,50 @@
+"""The forecast of `augment`: its figures are those of the store that it becomes."""
+
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.store.estimate import estimate_store, forecast_augment, format_size, format_time
+from kp_ray.store.manifest import read_manifest
+from kp_ray.store.plan import plan
+from tests.helpers.data import tiny_config
+
+
+def test_the_forecast_is_what_the_store_becomes(written: Config, tiny: Config) -> None:
+    manifest = read_manifest(written.path("store"))
+    forecast = forecast_augment(plan(tiny), tiny)
+    assert (forecast.sources, forecast.variants) == (manifest.num_sources, manifest.num_variants)
+    assert (forecast.parts, forecast.parts_kept) == (len(manifest.parts), 0)
+    assert forecast.bytes == pytest.approx(sum(part.num_bytes for part in manifest.parts), rel=0.2)
+    assert forecast.probed > 0
+    assert forecast_augment(plan(written), written).parts_kept == len(manifest.parts)
+
+
+def test_the_forecast_prints_and_records_its_figures(tiny: Config) -> None:
+    forecast = forecast_augment(plan(tiny), tiny)
+    first, second = forecast.lines()
+    assert first == (
+        f"12 sources, {forecast.variants} variants of 2 recipes, {forecast.parts} parts (0 there already) in "
+        f"{tiny.path('store')}"
+    )
+    assert second.startswith(f"about {format_size(forecast.bytes)} and {format_time(forecast.seconds)} on ")
+    assert list(forecast.to_json()) == [
+        "sources", "variants", "parts", "bytes", "seconds", "cpus", "cpu_s_per_source", "probed", "parts_kept",
+    ]  # fmt: skip
+
+
+def test_the_number_of_cpus_comes_from_the_config_and_divides_the_time(tiny: Config) -> None:
+    config = tiny_config(tiny.data.model_dump(), tiny.run_dir, cluster={"num_cpus": 7})
+    assert forecast_augment(plan(config), config).cpus == 7
+    assert estimate_store(plan(tiny), 2).seconds > estimate_store(plan(tiny), 1e9).seconds
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (12_345, "12.3 kB"), (5e9, "5 GB"), (2e16, "2e+04 TB")]
+)
+def test_sizes_have_three_digits_and_a_unit(num_bytes: float, text: str) -> None:
+    assert format_size(num_bytes) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(119, "119 s"), (600, "10 min"), (3 * 3600, "3.0 h")])
+def test_times_have_a_unit(seconds: float, text: str) -> None:
+    assert format_time(seconds) == text

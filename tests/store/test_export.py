@@ -1,0 +1,77 @@
+"""Exporting a store as images with labels that other programs read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.data.load import load_annotations
+from kp_ray.errors import StorageError, StoreError
+from kp_ray.store.export import ExportSummary, export_store
+from kp_ray.store.manifest import read_manifest
+from kp_ray.store.read import iter_rows, read_table
+from tests.helpers.data import tiny_config
+from tests.helpers.stores import training_part, write_small_store
+
+
+def test_an_export_opens_in_pycocotools_and_reads_back_equal(written: Config, tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    folder = tmp_path / "out"
+    summary = export_store(written, str(folder), split="val")
+    assert summary.lines() == [f"{summary.images} images and annotations.json, annotations.csv in {folder}"]
+    num_rows = read_manifest(written.path("store")).num_rows_by_split["val"]
+    assert summary.to_json() == {"images": num_rows, "folder": str(folder)}
+    assert len(coco.COCO(str(folder / "annotations.json")).imgs) == num_rows
+    from_json = load_annotations(str(folder / "annotations.json"))
+    from_csv = load_annotations(str(folder / "annotations.csv"))
+    assert from_json.images == from_csv.images
+    rows = list(iter_rows(written.path("store"), split="val"))
+    stored = np.stack([np.array(row["keypoints"]).reshape(-1, 3)[:, :2] for row in rows])
+    np.testing.assert_allclose(from_csv.keypoints[:, :, :2], stored, atol=1e-4)
+    for name in from_csv.images:
+        assert (folder / "images" / name).stat().st_size > 0
+
+
+def test_one_recipe_can_be_exported_and_a_second_export_needs_a_new_folder(written: Config, tmp_path: Path) -> None:
+    recipes = read_table(written.path("store"), columns=["recipe"])["recipe"].to_pylist()
+    summary = export_store(written, str(tmp_path / "one"), recipes=["Rotate45_CenterCrop"])
+    assert summary.images == recipes.count("Rotate45_CenterCrop") < len(recipes)
+    with pytest.raises(StoreError, match="holds images already"):
+        export_store(written, str(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("name", ["annotations.csv", "annotations.json"])
+def test_a_folder_with_labels_of_the_user_is_left_alone(name: str, written: Config, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(StoreError, match=f"holds {name} already"):
+        export_store(written, str(tmp_path))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_a_selection_without_rows_writes_nothing(tmp_path: Path) -> None:
+    write_small_store(tmp_path / "run" / "store")
+    config = tiny_config({}, tmp_path / "run")
+    with pytest.raises(StoreError, match="nothing to export"):
+        export_store(config, str(tmp_path / "out"), split="val", recipes=["Rotate45_CenterCrop"])
+    assert not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_a_damaged_part_leaves_no_half_of_an_export(tmp_path: Path) -> None:
+    write_small_store(tmp_path / "run" / "store")
+    config = tiny_config({}, tmp_path / "run")
+    part = training_part(config)
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 255
+    content[-20] ^= 255
+    part.write_bytes(content)
+    with pytest.raises(StorageError, match="damaged"):
+        export_store(config, str(tmp_path / "out"))
+    assert not list(tmp_path.rglob("*.jpg"))
+
+
+def test_labels_for_yolo_are_written_on_request(tmp_path: Path) -> None:
+    write_small_store(tmp_path / "run" / "store")
+    summary = export_store(tiny_config({}, tmp_path / "run"), str(tmp_path / "out"), split="val", yolo=True)
+    assert summary == ExportSummary(3, str(tmp_path / "out"))
+    assert len(list((tmp_path / "out" / "labels").rglob("*.txt"))) == 3

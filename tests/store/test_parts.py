@@ -1,0 +1,89 @@
+"""Parts: written whole or not at all, and described for a later run."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import StorageError
+from kp_ray.storage import hash_file
+from kp_ray.store.manifest import UNAVAILABLE, UNREADABLE, PartRecord, row_schema
+from kp_ray.store.parts import PartWriter, describe_part, make_variants
+from kp_ray.store.plan import Plan, plan
+from kp_ray.store.read import read_part
+
+
+@pytest.fixture
+def planned(tiny: Config) -> Plan:
+    """Plan the store of the tiny config."""
+    return plan(tiny)
+
+
+def write_first_part(planned: Plan, quarantined: tuple[dict[str, Any], ...] = ()) -> PartRecord:
+    """Write the plan's first part."""
+    chunk = planned.chunks[0]
+    part = chunk.parts[0]
+    with PartWriter(planned.store, part, row_schema(len(planned.skeleton))) as writer:
+        for source in chunk.sources:
+            for variant in make_variants(planned, source, [(part.recipe, part.copies)])[0]:
+                writer.add(variant)
+        return writer.finish({"quarantined": list(quarantined)})
+
+
+def test_a_finished_part_is_what_its_record_says(planned: Plan) -> None:
+    record = write_first_part(planned)
+    path = os.path.join(planned.store, record.path)
+    table = read_part(path)
+    assert table["source"].to_pylist() == [source.name for source in planned.chunks[0].sources]
+    assert table.schema.remove_metadata() == row_schema(len(planned.skeleton))
+    assert (record.num_bytes, record.sha256) == hash_file(path)
+    assert record.num_rows == len(table)
+    assert (record.recipe, record.split) == ("Original", "train")
+
+
+def test_a_part_that_an_error_ends_leaves_no_file(planned: Plan) -> None:
+    part = planned.chunks[0].parts[0]
+    with pytest.raises(ZeroDivisionError), PartWriter(planned.store, part, row_schema(len(planned.skeleton))):
+        raise ZeroDivisionError
+    assert [path for path in Path(planned.store).rglob("*") if path.is_file()] == []
+
+
+def test_a_part_that_cannot_be_written_is_named(planned: Plan) -> None:
+    Path(planned.store).parent.mkdir(parents=True)
+    Path(planned.store).write_text("a file where the store must be")
+    with pytest.raises(StorageError, match=r"recipe=Original/part-.*cannot be written"):
+        write_first_part(planned)
+
+
+def test_a_whole_part_is_described_as_it_was_recorded(planned: Plan) -> None:
+    part = planned.chunks[0].parts[0]
+    assert describe_part(planned.store, part) is None
+    refusal = {"source": "b.jpg", "stage": UNREADABLE, "reason": "the file is empty"}
+    record = write_first_part(planned, (refusal,))
+    description = describe_part(planned.store, part)
+    assert description is not None
+    assert description[0] == record
+    assert [item.model_dump() for item in description[1]] == [refusal]
+
+
+def test_a_part_that_lacks_an_unavailable_source_must_be_made_again(planned: Plan) -> None:
+    write_first_part(planned, ({"source": "b.jpg", "stage": UNAVAILABLE, "reason": "Permission denied"},))
+    assert describe_part(planned.store, planned.chunks[0].parts[0]) is None
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.99])
+def test_a_truncated_part_must_be_made_again(planned: Plan, share: float) -> None:
+    record = write_first_part(planned)
+    os.truncate(os.path.join(planned.store, record.path), int(share * record.num_bytes))
+    assert describe_part(planned.store, planned.chunks[0].parts[0]) is None
+
+
+def test_a_part_with_a_flipped_bit_must_be_made_again(planned: Plan) -> None:
+    record = write_first_part(planned)
+    path = Path(planned.store, record.path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    assert describe_part(planned.store, planned.chunks[0].parts[0]) is None

@@ -1,0 +1,141 @@
+"""The plan of a store: chunks, recipes by split, and names of parts that change with what decides their rows."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kp_ray.config.schema import AugmentConfig, Config
+from kp_ray.data.annotations import Annotations
+from kp_ray.errors import ConfigError, DataError, StorageError
+from kp_ray.keypoints import DACON24
+from kp_ray.store.plan import Plan, plan, plan_store
+from tests.helpers.data import tiny_config
+from tests.helpers.labels import make_labels
+
+IMAGES = tuple(f"s{number // 2}_A-{number}.jpg" for number in range(6))
+SPLITS = ("train", "train", "val", "train", "train", "train")
+AUGMENT = AugmentConfig(recipes=("Original", "Rotate45", "Rotate45"), sources_per_part=2)
+
+NAMES_0_1 = [
+    "recipe=Original/part-00000-aa58d362f27f.parquet",
+    "recipe=Rotate45/part-00000-b8d68ba13a43.parquet",
+    "recipe=Original/part-00001-001060c5833d.parquet",
+    "recipe=Rotate45/part-00001-393b246b32e6.parquet",
+    "recipe=Original/part-00002-220c0fe12b05.parquet",
+    "recipe=Rotate45/part-00002-9461a12b5db1.parquet",
+    "recipe=Original/part-00001-20f7db182a7e.parquet",
+]
+"""Names of the parts of `make_plan` in version 0.1: with other names, existing stores would be written again."""
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Write files of 1, 2, ... bytes under the names of six images; a plan reads only names and sizes."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, name in enumerate(IMAGES):
+        (folder / name).write_bytes(bytes(number + 1))
+    return folder
+
+
+@pytest.fixture
+def labels() -> Annotations:
+    """Label the six images with the coordinates 0, 1, 2, ..."""
+    xy = np.arange(6 * 24 * 2, dtype=float).reshape(6, 24, 2)
+    return make_labels(IMAGES, xy)
+
+
+def make_plan(labels: Annotations, images: Path, augment: AugmentConfig = AUGMENT, **fields: Any) -> Plan:
+    """Plan a store of frames; `fields` replaces `splits` or `seed`."""
+    return plan_store(
+        "store", str(images), labels, fields.get("splits", SPLITS), "frame", augment, fields.get("seed", 7)
+    )
+
+
+def part_names(planned: Plan) -> set[str]:
+    return {part.path for part in planned.parts()}
+
+
+def test_chunks_are_consecutive_rows_of_one_split(labels: Annotations, images: Path) -> None:
+    chunks = make_plan(labels, images).chunks
+    assert [[IMAGES.index(source.name) for source in chunk.sources] for chunk in chunks] == [[0, 1], [3], [4, 5], [2]]
+    assert [{source.split for source in chunk.sources} for chunk in chunks] == [{"train"}] * 3 + [{"val"}]
+
+
+def test_training_sources_get_every_recipe_and_validation_sources_originals(labels: Annotations, images: Path) -> None:
+    *training, validation = make_plan(labels, images).chunks
+    for chunk in training:
+        assert [(part.recipe.name, part.copies) for part in chunk.parts] == [("Original", 1), ("Rotate45", 2)]
+    assert [(part.recipe.name, part.copies) for part in validation.parts] == [("Original", 1)]
+
+
+def test_units_are_listed_by_split_and_images_without_a_file_are_absent(labels: Annotations, images: Path) -> None:
+    (images / IMAGES[4]).unlink()
+    planned = make_plan(labels, images)
+    assert planned.units == {"train": tuple(IMAGES[i] for i in (0, 1, 3, 4, 5)), "val": (IMAGES[2],)}
+    assert planned.absent == {IMAGES[4]}
+
+
+def test_names_of_parts_are_those_of_version_0_1(labels: Annotations, images: Path) -> None:
+    assert [part.path for part in make_plan(labels, images).parts()] == NAMES_0_1
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [{"jpeg_quality": 50}, {"oversize": "error"}, {"box_margin_px": 3.0}],
+    ids=lambda augment: next(iter(augment)),
+)
+def test_a_setting_that_decides_rows_renames_every_part(
+    augment: dict[str, Any], labels: Annotations, images: Path
+) -> None:
+    changed = make_plan(labels, images, AUGMENT.model_copy(update=augment))
+    assert not part_names(changed) & part_names(make_plan(labels, images))
+
+
+def test_another_seed_renames_every_part(labels: Annotations, images: Path) -> None:
+    assert not part_names(make_plan(labels, images, seed=8)) & part_names(make_plan(labels, images))
+
+
+def test_a_changed_label_or_image_renames_the_parts_of_its_chunk_alone(labels: Annotations, images: Path) -> None:
+    before = make_plan(labels, images)
+    moved = labels.keypoints.copy()
+    moved[5, 0, 0] += 1
+    after = make_plan(replace(labels, keypoints=moved), images)
+    assert part_names(before) - part_names(after) == {part.path for part in before.chunks[2].parts}
+    (images / IMAGES[0]).write_bytes(bytes(100))
+    assert part_names(before) - part_names(make_plan(labels, images)) == {part.path for part in before.chunks[0].parts}
+
+
+def test_a_dropped_source_renames_the_parts_of_its_chunk_alone(labels: Annotations, images: Path) -> None:
+    before, rest = make_plan(labels, images), np.array([0, 2, 3, 4, 5])
+    after = make_plan(labels.select(rest), images, splits=[SPLITS[index] for index in rest])
+    assert part_names(before) - part_names(after) == {part.path for part in before.chunks[0].parts}
+
+
+def test_labels_without_images_are_refused(labels: Annotations, images: Path) -> None:
+    with pytest.raises(DataError, match="nothing to augment"):
+        make_plan(labels.select(np.array([], dtype=int)), images, splits=[])
+
+
+def test_an_unknown_recipe_and_a_missing_folder_are_refused(labels: Annotations, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"augment\.recipes"):
+        make_plan(labels, images, AUGMENT.model_copy(update={"recipes": ("Rotate90",)}))
+    with pytest.raises(StorageError, match="no such folder"):
+        make_plan(labels, tmp_path / "none")
+
+
+def test_the_plan_of_a_config_splits_the_sources_and_names_the_keypoints(tiny: Config) -> None:
+    planned = plan(tiny)
+    assert planned.skeleton == DACON24.names
+    assert planned.store == tiny.path("store")
+    assert sum(len(chunk.sources) for chunk in planned.chunks) == 12
+    assert not set(planned.units["train"]) & set(planned.units["val"])
+    assert planned.units["val"]
+
+
+def test_a_config_without_images_is_refused(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.images"):
+        plan(tiny_config({**sample_data, "images": None}, tmp_path))

@@ -1,0 +1,91 @@
+"""Reading rows of a store: parts, tables, single rows, shards."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kp_ray.errors import StorageError, StoreError
+from kp_ray.store.plan import plan
+from kp_ray.store.read import RowReader, iter_rows, read_part, read_table, select_parts
+from kp_ray.store.write import write_store
+from tests.helpers.data import tiny_config
+from tests.helpers.stores import STORE_IMAGES, write_small_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """Write a store of nine rows in three parts."""
+    write_small_store(tmp_path)
+    return str(tmp_path)
+
+
+def test_parts_are_selected_by_split_and_recipe(store: str) -> None:
+    assert len(select_parts(store)[1]) == 3
+    assert [path.startswith(f"{store}/recipe=Original/") for path in select_parts(store, split="val")[1]] == [True]
+    (part,) = select_parts(store, recipes=["Rotate45_CenterCrop"])[1]
+    assert part.startswith(f"{store}/recipe=Rotate45_CenterCrop/")
+    assert select_parts(store, split="val", recipes=["Rotate45_CenterCrop"])[1] == []
+
+
+def test_a_recipe_that_the_store_does_not_hold_is_refused(store: str) -> None:
+    with pytest.raises(StoreError, match="holds no recipe 'Rotate90': it has Original, Rotate45_CenterCrop"):
+        select_parts(store, recipes=["Rotate90"])
+
+
+def test_a_scene_on_both_sides_of_the_split_is_refused(store: str) -> None:
+    path = Path(store, "manifest.json")
+    manifest = json.loads(path.read_text())
+    leaked = manifest["units"]["val"][0]
+    manifest["units"]["train"].append(leaked)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match=f"{leaked} is both trained on and validated on"):
+        select_parts(store, split="train")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_validation_originals_can_be_selected_when_the_config_does_not_list_original(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tiny_config(sample_data, tmp_path, augment={"recipes": ["RandomCrop_1"]})
+    write_store(plan(config))
+    (folder,) = {os.path.dirname(path) for path in select_parts(config.path("store"), split="val")[1]}
+    assert folder.endswith("recipe=Original")
+    assert select_parts(config.path("store"), split="val", recipes=["Original"])[1]
+
+
+def test_a_table_has_the_selected_columns_of_the_selected_rows(store: str) -> None:
+    table = read_table(store, split="val", columns=["source", "split"])
+    assert table.to_pylist() == [{"source": name, "split": "val"} for name in STORE_IMAGES[:3]]
+    assert len(read_table(store)) == 9
+    empty = read_table(store, split="val", recipes=["Rotate45_CenterCrop"], columns=["source"])
+    assert (len(empty), empty.column_names) == (0, ["source"])
+
+
+def test_shards_share_out_the_rows(store: str) -> None:
+    def keys(shard: tuple[int, int]) -> list[tuple[str, str]]:
+        return [(row["recipe"], row["source"]) for row in iter_rows(store, split="train", shard=shard)]
+
+    rows = keys((0, 1))
+    assert len(rows) == len(set(rows)) == 6
+    assert [keys((index, 4)) for index in range(4)] == [rows[index::4] for index in range(4)]
+
+
+def test_single_rows_are_those_of_the_table(store: str) -> None:
+    reader = RowReader(["source", "width"], keep_open=1)
+    for path in select_parts(store)[1]:
+        expected = read_part(path, ["source", "width"]).to_pylist()
+        assert [reader.read(path, number) for number in range(len(expected))] == expected
+
+
+def test_a_missing_part_is_refused_by_its_path_with_what_to_do(store: str) -> None:
+    path = select_parts(store, split="val")[1][0]
+    os.remove(path)
+    for read in (lambda: read_table(store), lambda: list(iter_rows(store, split="val")), lambda: read_part(path)):
+        with pytest.raises(StorageError, match="run verify, then augment") as error:
+            read()
+        assert path in str(error.value)
+    with pytest.raises(StorageError, match="run verify, then augment"):
+        RowReader(["source"]).read(path, 0)

@@ -1,0 +1,97 @@
+"""The verbs `augment` and `verify`: what they check, record and print."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError, DataError, RunStateError
+from kp_ray.stage import no_progress
+from kp_ray.storage import writer_lock
+from kp_ray.store import stage as module
+from kp_ray.store.manifest import Quarantined
+from kp_ray.store.stage import AugmentStage, AugmentSummary, verify
+from tests.helpers.data import tiny_config
+from tests.helpers.processes import file_times
+
+KEYS = ["sources", "variants", "seconds", "start_up_s", "sources_per_s", "parts_written", "parts_kept", "quarantined"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_augment_writes_the_store_and_records_its_config_and_figures(tiny: Config) -> None:
+    stage = AugmentStage()
+    stage.check(tiny)
+    assert not stage.is_done(tiny)
+    stage.session_start_up_s = 1000.0
+    summary = stage.run(tiny, no_progress)
+    assert stage.is_done(tiny)
+    assert list(summary.to_json()) == KEYS
+    assert summary.seconds > summary.start_up_s > 1000
+    assert json.loads(Path(tiny.path("augment.json")).read_text()) == summary.to_json()
+    assert Path(tiny.path("config.yaml")).exists()
+    assert verify(tiny).lines() == [f"{tiny.path('store')} is sound"]
+    recorded = file_times(Path(tiny.path("augment.json")))
+    again = AugmentStage().run(tiny, no_progress)
+    assert (again.parts_written, again.parts_kept) == (0, summary.parts_written)
+    assert file_times(*recorded) == recorded, "the figures of the run that wrote the parts stay"
+
+
+def test_the_config_is_not_recorded_while_another_process_writes_the_store(tiny: Config) -> None:
+    with writer_lock(tiny.path("store")), pytest.raises(RunStateError, match="another process"):
+        AugmentStage().run(tiny, no_progress)
+    assert not Path(tiny.path("config.yaml")).exists()
+
+
+def test_progress_is_reported_in_sources(tiny: Config, ray_cluster: None) -> None:
+    reports: list[tuple[str, int, int]] = []
+    AugmentStage().run(tiny, lambda name, done, total, note="": reports.append((name, done, total)))
+    assert reports[0] == ("", 0, 12)
+    assert reports[-1] == ("", 12, 12)
+
+
+def test_a_summary_names_an_example_of_the_quarantined_sources() -> None:
+    figures: dict[str, Any] = dict.fromkeys(KEYS, 2)
+    item = Quarantined(source="b.jpg", stage="read", reason="the file is empty")
+    lines = AugmentSummary(**figures, store="run/store", first_quarantined=item).lines()
+    assert lines == [
+        "2 variants of 2 sources in run/store: 2 parts written, 2 kept, 2.0 sources/s",
+        "2 sources could not be used by some or all recipes, e.g. b.jpg: the file is empty; all of them in "
+        "run/store/quarantine.parquet",
+    ]
+    assert len(AugmentSummary(**figures, store="run/store", first_quarantined=None).lines()) == 1
+    assert [field.name for field in fields(AugmentSummary)][: len(KEYS)] == KEYS
+
+
+def test_inputs_and_labels_that_cannot_be_used_are_refused_before_a_cluster_starts(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"data\.images"):
+        AugmentStage().check(tiny_config({**sample_data, "images": str(tmp_path / "none")}, tmp_path / "run"))
+    (tmp_path / "labels.csv").write_text("image,nose_x\na.jpg,1\n")
+    with pytest.raises(DataError, match=r"labels\.csv"):
+        AugmentStage().check(
+            tiny_config({**sample_data, "annotations": str(tmp_path / "labels.csv")}, tmp_path / "run")
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_is_made_once_per_config(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Config] = []
+    plan = module.plan
+    monkeypatch.setattr(module, "plan", lambda config: planned.append(config) or plan(config))
+    stage, other = AugmentStage(), tiny_config(tiny.data.model_dump(), tmp_path / "other")
+    stage.check(tiny)
+    assert not stage.is_done(tiny)
+    stage.forecast(tiny)
+    stage.check(other)
+    assert planned == [tiny, other]
+
+
+def test_verify_gives_the_problems_as_lines_and_values() -> None:
+    summary = module.VerifySummary("run/store", ("a: missing",))
+    assert not summary.ok
+    assert summary.lines() == ["a: missing"]
+    assert summary.to_json() == {"problems": ["a: missing"]}

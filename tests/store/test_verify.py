@@ -1,0 +1,62 @@
+"""Verifying a store: changed bytes, other rows than the sources give, parts of another config."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kp_ray.config.schema import Config
+from kp_ray.store.plan import plan
+from kp_ray.store.read import read_table
+from kp_ray.store.verify import verify_store
+from kp_ray.store.write import write_store
+from tests.helpers.data import tiny_config
+from tests.helpers.stores import copy_images, part_digests, training_part
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def test_a_flipped_bit_is_found_its_part_deleted_and_written_again(tiny: Config) -> None:
+    write_store(plan(tiny))
+    before, part = part_digests(tiny), training_part(tiny)
+    assert verify_store(plan(tiny)) == []
+    content = bytearray(part.read_bytes())
+    content[5000] ^= 1
+    part.write_bytes(content)
+    (problem,) = verify_store(plan(tiny))
+    assert str(part).endswith(problem.split(":")[0])
+    assert not part.exists()
+    (problem,) = verify_store(plan(tiny))
+    assert "missing" in problem
+    assert write_store(plan(tiny)).parts_written == 1
+    assert part_digests(tiny) == before
+    assert verify_store(plan(tiny)) == []
+
+
+def test_a_store_with_unlabelled_points_is_sound(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    header, *rows = Path(sample_data["annotations"]).read_text().splitlines()
+    blanked = [",".join([*row.split(",")[:5], "", "", *row.split(",")[7:]]) for row in rows]
+    (tmp_path / "labels.csv").write_text("\n".join([header, *blanked]) + "\n")
+    config = tiny_config({**sample_data, "annotations": str(tmp_path / "labels.csv")}, tmp_path / "run")
+    write_store(plan(config))
+    assert np.isnan(read_table(config.path("store"), columns=["keypoints"])["keypoints"].to_pylist()).any()
+    assert verify_store(plan(config)) == []
+
+
+def test_parts_of_another_config_are_reported(written: Config, tmp_path: Path) -> None:
+    other = plan(tiny_config(written.data.model_dump(), Path(written.run_dir), seed=7))
+    (problem,) = verify_store(other)
+    assert "differ from what the config asks for: run augment" in problem
+
+
+def test_rows_that_differ_from_the_source_are_reported(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    data = copy_images(sample_data, tmp_path / "images")
+    config = tiny_config(data, tmp_path / "run", split={"fraction": 0}, augment={"recipes": ["Original"]})
+    write_store(plan(config))
+    for path in (tmp_path / "images").iterdir():  # another image of the same size in bytes: the plan does not see it
+        content = path.read_bytes()
+        path.write_bytes(content[:-20] + bytes(18) + content[-2:])
+    problems = verify_store(plan(config))
+    assert problems
+    assert all("are not what the sources give" in problem for problem in problems)

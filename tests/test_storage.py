@@ -1,0 +1,232 @@
+"""Files at local paths: whole writes, readers that name a damaged file, the writer's lock. URLs: tests/test_s3.py."""
+
+import hashlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kp_ray.errors import RunStateError, StorageError
+from kp_ray.storage import (
+    PIECE_BYTES,
+    absolute_path,
+    append_json_line,
+    delete_file,
+    delete_folder,
+    exists,
+    file_infos,
+    file_sizes,
+    filesystem,
+    hash_file,
+    is_local,
+    join,
+    list_folders,
+    read_bytes,
+    read_json,
+    read_json_lines,
+    read_parquet,
+    read_text,
+    write_bytes,
+    write_json,
+    write_parquet,
+    writer_lock,
+)
+
+FIX = "delete it and run predict again"
+
+
+# Paths.
+
+
+def test_local_paths_become_absolute_and_urls_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert absolute_path("a/../b") == str(tmp_path / "b")
+    assert absolute_path("~/run") == "/home/me/run"
+    assert absolute_path("s3://bucket/a b#c") == "s3://bucket/a b#c"
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_an_empty_path_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="a path is expected"):
+        absolute_path(path)
+
+
+@pytest.mark.parametrize("bucket", ["bucket", "b" * 200])
+def test_credentials_in_a_path_are_refused_and_not_repeated(bucket: str) -> None:
+    with pytest.raises(ValueError, match="credentials belong in the environment") as error:
+        absolute_path(f"s3://a-key:a-secret@{bucket}/run")
+    assert "a-key" not in str(error.value)
+    assert "a-secret" not in str(error.value)
+
+
+def test_parts_of_a_path_are_joined_with_one_slash() -> None:
+    assert join("s3://bucket/run/", "store", "a.parquet") == "s3://bucket/run/store/a.parquet"
+    assert join("/run", "store") == "/run/store"
+
+
+def test_an_unknown_scheme_is_refused_by_its_url() -> None:
+    with pytest.raises(StorageError, match="ftp://host/file: cannot be reached"):
+        read_bytes("ftp://host/file")
+    assert is_local("/tmp")
+    assert filesystem("/tmp/a b")[1] == "/tmp/a b"
+
+
+# Bytes and folders.
+
+
+def test_written_bytes_are_read_back_and_no_other_file_stays(tmp_path: Path) -> None:
+    path = str(tmp_path / "deep" / "er" / "file #1.bin")
+    assert not exists(path)
+    write_bytes(path, b"first")
+    write_bytes(path, b"second")
+    assert exists(path)
+    assert read_bytes(path) == b"second"
+    assert file_sizes(str(tmp_path)) == {"deep/er/file #1.bin": 6}
+
+
+def test_a_write_that_fails_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_bytes(str(path), b"earlier")
+
+    def fill_disk(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", fill_disk)
+    with pytest.raises(StorageError, match=f"{re.escape(str(path))}: cannot be written: .*No space left"):
+        write_bytes(str(path), b"later")
+    assert [(item.name, item.read_bytes()) for item in tmp_path.iterdir()] == [("file", b"earlier")]
+
+
+@pytest.mark.parametrize("operation", [read_bytes, file_sizes, file_infos, hash_file, delete_file])
+def test_what_is_not_there_is_refused_by_its_path(operation: Callable[[str], object], tmp_path: Path) -> None:
+    path = str(tmp_path / "none")
+    with pytest.raises(StorageError, match=re.escape(path)) as error:
+        operation(path)
+    assert isinstance(error.value.__cause__, FileNotFoundError)
+
+
+def test_files_and_folders_are_listed_and_deleted(tmp_path: Path) -> None:
+    for name in ("b/1.txt", "a/2.txt", "3.txt"):
+        write_bytes(str(tmp_path / name), b"x")
+    assert list_folders(str(tmp_path)) == ["a", "b"]
+    assert list_folders(str(tmp_path / "none")) == []
+    assert set(file_infos(str(tmp_path))) == {"b/1.txt", "a/2.txt", "3.txt"}
+    delete_file(str(tmp_path / "3.txt"))
+    delete_folder(str(tmp_path / "b"))
+    delete_folder(str(tmp_path / "b"))  # there is none any more
+    assert set(file_sizes(str(tmp_path))) == {"a/2.txt"}
+
+
+@pytest.mark.parametrize("size", [0, 5, PIECE_BYTES + 1])
+def test_a_file_is_hashed_piece_by_piece(size: int, tmp_path: Path) -> None:
+    content = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    (tmp_path / "file").write_bytes(content)
+    assert hash_file(str(tmp_path / "file")) == (size, hashlib.sha256(content).hexdigest())
+
+
+# JSON and text.
+
+
+def test_json_is_written_and_read_back(tmp_path: Path) -> None:
+    path = str(tmp_path / "values.json")
+    write_json(path, {"name": "사람", "value": [1, None]})
+    assert read_json(path, FIX) == {"name": "사람", "value": [1, None]}
+    assert "사람" in Path(path).read_text()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
+def test_damaged_json_is_refused_by_its_path_with_what_to_do(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "values.json"
+    path.write_bytes(content)
+    with pytest.raises(StorageError, match=rf"values\.json: damaged \(.*\): {FIX}"):
+        read_json(str(path), FIX)
+
+
+def test_lines_are_appended_and_read_back(tmp_path: Path) -> None:
+    path = str(tmp_path / "log.jsonl")
+    assert read_json_lines(path, ["a"], FIX) == []
+    append_json_line(path, {"a": 1})
+    append_json_line(path, {"a": 2, "b": None})
+    assert read_json_lines(path, ["a"], FIX) == [{"a": 1}, {"a": 2, "b": None}]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"b": 1}'], ids=["no JSON", "no object", "no key"])
+def test_a_damaged_line_is_refused_by_its_path_with_what_to_do(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(f'{{"a": 1}}\n{line}\n')
+    with pytest.raises(StorageError, match=rf"log\.jsonl: damaged \(.*\): {FIX}"):
+        read_json_lines(str(path), ["a"], FIX)
+
+
+def test_text_is_read_without_its_mark_and_with_bytes_that_are_not_utf_8_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    assert read_text(str(path)) is None
+    path.write_bytes(b"\xef\xbb\xbfa\xffb")
+    assert read_text(str(path)) == "a\ufffdb"
+
+
+# Parquet.
+
+
+def test_a_table_is_written_and_read_back_by_column(tmp_path: Path) -> None:
+    path, table = str(tmp_path / "table.parquet"), pa.table({"a": [1, 2], "b": ["x", None]})
+    write_parquet(path, table)
+    assert read_parquet(path, FIX).equals(table)
+    assert read_parquet(path, FIX, ["b"]).equals(table.select(["b"]))
+
+
+def test_a_missing_table_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=rf"none\.parquet: there is no such file; {FIX}"):
+        read_parquet(str(tmp_path / "none.parquet"), FIX)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_changed_bit_or_a_missing_end_of_a_table_is_damage(share: float, tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    write_parquet(str(path), pa.table({"a": pa.array(range(1000), pa.int64())}))
+    whole = path.read_bytes()
+    at = int(share * len(whole))
+    for content in (whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :], whole[:at]):
+        path.write_bytes(content)
+        with pytest.raises(StorageError, match=rf"table\.parquet: damaged: .*; {FIX}"):
+            read_parquet(str(path), FIX)
+
+
+@pytest.mark.parametrize("text", [b"s0_A-0.jpg", b"image"], ids=["value", "column name"])
+def test_text_that_is_not_utf_8_is_damage_even_in_a_file_without_checksums(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.parquet"
+    table = pa.table({"image": ["s0_A-0.jpg"]})
+    pq.write_table(table, path, compression="none", use_dictionary=False, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(text, b"\xed" + text[1:]))
+    with pytest.raises(StorageError, match=rf"predictions\.parquet: damaged: .*; {FIX}") as error:
+        read_parquet(str(path), FIX)
+    assert "\n" not in str(error.value)
+
+
+# The lock.
+
+
+def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    code = f"from kp_ray.storage import writer_lock\nwith writer_lock({str(tmp_path / 'run')!r}): print('held')"
+
+    def write_in_another_process() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    with writer_lock(str(tmp_path / "run")):
+        done = write_in_another_process()
+        assert "RunStateError" in done.stderr
+        assert "another process is writing here" in done.stderr
+    assert write_in_another_process().stdout == "held\n"
+
+
+def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), writer_lock(str(tmp_path)):
+        raise ZeroDivisionError
+    with writer_lock(str(tmp_path)), pytest.raises(RunStateError), writer_lock(str(tmp_path)):
+        pass
