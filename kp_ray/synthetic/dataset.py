@@ -13,16 +13,18 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from kp_ray.errors import DataError
+from kp_ray.errors import ConfigError, StorageError
 from kp_ray.images import encode
 from kp_ray.keypoints import DACON24, FloatArray
 from kp_ray.storage import join, write_bytes
 from kp_ray.synthetic.motion import SyntheticClip
-from kp_ray.synthetic.scene import Stage
+from kp_ray.synthetic.scene import SceneRenderer
 
+JPEG_QUALITY = 90
 _TABLES = {
     "annotations": "train_df.csv", "sample_submission": "sample_submission.csv", "truth": "truth/test_df.csv",
 }  # fmt: skip
+_MIN_NUMBERS = {"num_images": 1, "num_test": 0, "width": 64, "height": 64, "seed": 0, "num_processes": 1}
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class SampleSummary:
 
     Attributes:
         num_train, num_test: numbers of images.
-        num_scenes: of both.
+        num_scenes: number of scenes of both.
         config: path of a configuration that every verb takes.
         annotations, images, test_images, sample_submission, truth: paths, as in the config's `data` section.
     """
@@ -92,24 +94,18 @@ def make_sample(
         run_dir: the run folder that `config.yaml` names; None: `run` in the folder.
 
     Raises:
-        DataError: a number is out of range, or the folder holds other files.
+        ConfigError: a number is out of range, or drawing processes cannot be started.
+        StorageError: the folder is not local, holds other files, or cannot be written.
     """
     folder = folder if "://" in folder else os.path.abspath(folder)
     num_test = max(10, num_images // 5) if num_test is None else num_test
-    lower_bounds = {"num_images": (num_images, 1), "num_test": (num_test, 0), "width": (width, 64)}
-    lower_bounds |= {
-        "height": (height, 64),
-        "seed": (seed, 0),
-        "num_processes": (1 if num_processes is None else num_processes, 1),
-    }
-    for name, (value, low) in lower_bounds.items():
-        if value < low:
-            raise DataError(f"sample: {name} must be at least {low}, got {value}")
-    clips = [*_plan("train", num_images, seed), *_plan("test", num_test, seed)]
+    numbers = {"num_images": num_images, "num_test": num_test, "width": width, "height": height, "seed": seed}
+    _check_numbers(numbers if num_processes is None else {**numbers, "num_processes": num_processes})
+    clips = [*plan_clips("train", num_images, seed), *plan_clips("test", num_test, seed)]
     _refuse_other_files(folder, {"config.yaml", *_TABLES.values(), *(name for clip in clips for name in clip.files)})
     labels: dict[str, FloatArray] = {}
-    for labels_of_clip in _run([(clip, folder, width, height) for clip in clips], num_processes):
-        labels |= labels_of_clip
+    for clip_labels in _draw_clips(clips, _ClipWriter(folder, width, height), num_processes):
+        labels |= clip_labels
         if progress is not None:
             progress(len(labels))
     paths = _write_tables(folder, labels)
@@ -118,6 +114,12 @@ def make_sample(
     write_bytes(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
     num_scenes = len({(clip.split, clip.scene) for clip in clips})
     return SampleSummary(num_images, num_test, num_scenes, config, **paths)
+
+
+def _check_numbers(numbers: dict[str, int]) -> None:
+    for name, value in numbers.items():
+        if value < _MIN_NUMBERS[name]:
+            raise ConfigError(f"sample: {name} must be at least {_MIN_NUMBERS[name]}, got {value}")
 
 
 def _write_tables(folder: str, labels: dict[str, FloatArray]) -> dict[str, str]:
@@ -130,8 +132,8 @@ def _write_tables(folder: str, labels: dict[str, FloatArray]) -> dict[str, str]:
     return paths | {"images": join(folder, "train_imgs"), "test_images": join(folder, "test_imgs")}
 
 
-def _plan(split: str, count: int, seed: int) -> list[SyntheticClip]:
-    """Clips of together `count` frames: more images give first more scenes, then more cameras, then longer clips."""
+def plan_clips(split: str, count: int, seed: int) -> list[SyntheticClip]:
+    """Plan clips of `count` frames in total: larger data sets have more scenes, more cameras and longer clips."""
     num_cameras, num_frames = min(5, max(2, count // 150)), min(8, max(2, count // 200))
     clips: list[SyntheticClip] = []
     scene = 0
@@ -146,47 +148,61 @@ def _plan(split: str, count: int, seed: int) -> list[SyntheticClip]:
 
 
 def _refuse_other_files(folder: str, planned: set[str]) -> None:
+    """Refuse a folder that is not local or holds files other than the planned ones, given by path inside it."""
     if "://" in folder:
-        raise DataError(f"{folder}: the sample is written to a local folder; give a path without ://")
+        raise StorageError(f"{folder}: the sample is written to a local folder; give a path without ://")
     if os.path.exists(folder) and not os.path.isdir(folder):
-        raise DataError(f"{folder}: is a file; give the name of a new folder")
+        raise StorageError(f"{folder}: is a file; give the name of a new folder")
     for parent, _, names in os.walk(folder):
         for path in (os.path.join(parent, name) for name in sorted(names)):
             if os.path.relpath(path, folder).replace(os.sep, "/") not in planned:
-                raise DataError(f"{path}: not a file of this sample; give a new or empty folder")
+                raise StorageError(f"{path}: not a file of this sample; give a new or empty folder")
 
 
 def _write_csv(path: str, labels: dict[str, FloatArray]) -> None:
+    """Write keypoints (24, 2) by image as a table of the competition."""
     table = pd.DataFrame([xy.ravel() for xy in labels.values()], columns=DACON24.columns)
     table.insert(0, "image", [os.path.basename(name) for name in labels])
     write_bytes(path, table.to_csv(index=False, float_format="%.4f").encode())
 
 
-def _run(
-    jobs: Sequence[tuple[SyntheticClip, str, int, int]], num_processes: int | None
+@dataclass(frozen=True)
+class _ClipWriter:
+    """Draws clips into a data set's folder; a call can run in another process."""
+
+    folder: str
+    width: int
+    height: int
+
+    def __call__(self, clip: SyntheticClip) -> dict[str, FloatArray]:
+        """Draw and write the frames of a clip; returns keypoints (24, 2) by path inside the data set."""
+        renderer = SceneRenderer.from_clip(clip, self.width, self.height)
+        background = renderer.render_background()
+        labels = {}
+        for name, frame in zip(clip.files, clip.frames, strict=True):
+            picture, labels[name] = renderer.render_frame(frame, background)
+            write_bytes(join(self.folder, name), encode(picture, JPEG_QUALITY))
+        return labels
+
+
+def _draw_clips(
+    clips: Sequence[SyntheticClip], write_clip: _ClipWriter, num_processes: int | None
 ) -> Iterator[dict[str, FloatArray]]:
-    """The labels of each job, in order. A new process takes a second to start, so a few clips are drawn in this one."""
-    workers = min(num_processes or os.cpu_count() or 1, -(-len(jobs) // 4) if num_processes is None else len(jobs))
-    if workers == 1:
-        yield from map(_draw_clip, jobs)
+    """Draw all clips; yields the labels of each, in order.
+
+    A process takes a second to start: without `num_processes`, each one gets at least four clips.
+    """
+    max_workers = -(-len(clips) // 4) if num_processes is None else len(clips)
+    num_workers = min(num_processes or os.cpu_count() or 1, max_workers)
+    if num_workers == 1:
+        yield from map(write_clip, clips)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the caller's threads' locks
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of the caller hold
     try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            yield from pool.map(_draw_clip, jobs)
+        with ProcessPoolExecutor(num_workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+            yield from pool.map(write_clip, clips)
     except BrokenProcessPool as error:
-        raise DataError(
-            'sample: a drawing process died; guard the script with if __name__ == "__main__": or use num_processes=1'
+        raise ConfigError(
+            "sample: num_processes: a drawing process ended early: "
+            'guard the script with if __name__ == "__main__": or use num_processes=1'
         ) from error
-
-
-def _draw_clip(job: tuple[SyntheticClip, str, int, int]) -> dict[str, FloatArray]:
-    """Draw and write one clip; its labels (24, 2) by path inside the data set."""
-    clip, folder, width, height = job
-    stage = Stage.of(clip, width, height)
-    background = stage.background()
-    labels = {}
-    for name, frame in zip(clip.files, clip.frames, strict=True):
-        picture, labels[name] = stage.draw(frame, background)
-        write_bytes(join(folder, name), encode(picture, 90))
-    return labels
