@@ -12,7 +12,7 @@ from kp_ray.keypoints import FloatArray, Skeleton, visible_box
 from kp_ray.reporting.formatting import jpeg_uri
 from kp_ray.storage import exists, join, read_bytes
 from kp_ray.visualization.colors import Color
-from kp_ray.visualization.skeletons import crop_resize, draw_skeleton, transform
+from kp_ray.visualization.skeletons import crop_and_resize, draw_skeleton, transform_keypoints
 
 PICTURE_PX = 440
 """Longer side of a picture."""
@@ -45,7 +45,7 @@ def overlay_uri(config: Config, image: str, overlays: Sequence[Overlay]) -> str 
     height, width = picture.shape[:2]
     box = visible_box(points, width, height)
     box = visible_box(points, width, height, margin_px=MARGIN_SHARE * float((box[2:] - box[:2]).max()))
-    picture, affine = crop_resize(picture, box, PICTURE_PX)
+    picture, affine = crop_and_resize(picture, box, PICTURE_PX)
     for keypoints, skeleton, color in overlays:
-        picture = draw_skeleton(picture, transform(keypoints, affine), skeleton, color=color)
+        picture = draw_skeleton(picture, transform_keypoints(keypoints, affine), skeleton, color=color)
     return jpeg_uri(picture)

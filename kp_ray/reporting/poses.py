@@ -9,7 +9,7 @@ from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.reporting.formatting import Figure, svg_figure
 from kp_ray.reporting.run_files import RunFiles
 from kp_ray.reporting.samples import VariantSample
-from kp_ray.visualization.plots import plot_poses, plot_ranges, plot_shares
+from kp_ray.visualization.plots import plot_distributions, plot_percentages, plot_poses
 
 MAX_POSES = 400
 """Maximum number of poses drawn over each other."""
@@ -37,7 +37,7 @@ def pose_section(files: RunFiles) -> PoseSection | None:
     if not samples or skeleton is None:
         return None
     shares = np.array([sample.visible.mean(axis=0) for sample in samples.values()])
-    grid = plot_shares([*samples], skeleton.names, shares, "Points inside the picture, in percent")
+    grid = plot_percentages([*samples], skeleton.names, shares, "Points inside the picture, in percent")
     figures = [_overlaid_poses(files, samples, skeleton), _tilts(samples, skeleton), _sizes(samples)]
     return PoseSection(
         grid=svg_figure(grid, "Share of variants in which a keypoint is inside the picture, by recipe"),
@@ -66,13 +66,13 @@ def _tilts(samples: Mapping[str, VariantSample], skeleton: Skeleton) -> Figure |
     tilts = [_tilt_deg(sample.keypoints, skeleton) for sample in samples.values()]
     if not any(np.isfinite(tilt).any() for tilt in tilts):
         return None
-    svg = plot_ranges([*samples], tilts, "degrees from upright (right: +)", "Tilt of the torso")
+    svg = plot_distributions([*samples], tilts, "degrees from upright (right: +)", "Tilt of the torso")
     return svg_figure(svg, "How far the torso tilts, by recipe")
 
 
 def _sizes(samples: Mapping[str, VariantSample]) -> Figure:
     heights = [100 * (sample.boxes[:, 3] - sample.boxes[:, 1]) / sample.sizes[:, 1] for sample in samples.values()]
-    svg = plot_ranges([*samples], heights, "box height, % of the picture's", "Size of the person")
+    svg = plot_distributions([*samples], heights, "box height, % of the picture's", "Size of the person")
     return svg_figure(svg, "How large the person is, by recipe")
 
 

@@ -13,7 +13,7 @@ from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.storage import join
 from kp_ray.store.manifest import Manifest
 from kp_ray.store.read import RowReader, read_part
-from kp_ray.visualization.skeletons import crop_resize, draw_skeleton, transform
+from kp_ray.visualization.skeletons import crop_and_resize, draw_skeleton, transform_keypoints
 
 MAX_PARTS = 8
 """Maximum number of parts read per recipe; they are spread evenly over its parts."""
@@ -93,5 +93,5 @@ def _draw_variant(path: str, rows: Sequence[dict[str, Any]], skeleton: Skeleton)
     image = decode_bgr(RowReader(["image"]).read(path, index)["image"])
     if image is None:
         return None
-    small, affine = crop_resize(image, None, PICTURE_PX)
-    return draw_skeleton(small, transform(points[index], affine), skeleton)
+    small, affine = crop_and_resize(image, None, PICTURE_PX)
+    return draw_skeleton(small, transform_keypoints(points[index], affine), skeleton)

@@ -18,7 +18,7 @@ from kp_ray.storage import exists, join, write_bytes
 from kp_ray.store.manifest import Manifest, read_manifest
 from kp_ray.store.read import RowReader, read_part
 from kp_ray.visualization.colors import TRUTH, series_color
-from kp_ray.visualization.skeletons import contact_sheet, draw_legend, draw_skeleton
+from kp_ray.visualization.skeletons import draw_contact_sheet, draw_legend, draw_skeleton
 
 _COLUMNS = ("image", "keypoints", "bbox_xyxy", "recipe", "copy", "source")
 
@@ -97,7 +97,7 @@ def show(
     for name, picture in pictures:
         write_bytes(join(target, f"{name.replace('/', '_')}.jpg"), encode_bgr(picture, 90))
     names, images = [name for name, _ in pictures], [picture for _, picture in pictures]
-    write_bytes(join(target, "sheet.jpg"), encode_bgr(contact_sheet(images, names, 4, 260)))
+    write_bytes(join(target, "sheet.jpg"), encode_bgr(draw_contact_sheet(images, names, 4, 260)))
     return ShowSummary(len(pictures), target)
 
 

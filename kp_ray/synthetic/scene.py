@@ -69,7 +69,7 @@ class SceneRenderer:
             surfaces.append(box(place, half_diagonal, height, *colour_and_angle))
         paint(picture, self.camera, surfaces, self.light)
         labels = self.camera.project(np.stack([positions[name] for name in DACON24.names]))[0]
-        return self._apply_camera_effects(picture, frame), labels
+        return self.apply_camera_effects(picture, frame), labels
 
     def render_background(self) -> Image:
         """Render the scene without the person (H, W, 3), at half size: lens blur hides the difference."""
@@ -145,7 +145,7 @@ class SceneRenderer:
         shade = cv2.resize(cv2.bitwise_not(cv2.GaussianBlur(mask, (0, 0), max(0.8, width / 800))), self.size)
         return np.asarray(cv2.multiply(background, cv2.merge([shade] * 3), scale=1 / 255))
 
-    def _apply_camera_effects(self, picture: Image, frame: int) -> Image:
+    def apply_camera_effects(self, picture: Image, frame: int) -> Image:
         """Apply the effects of lens, sensor and camera settings: vignette, gain, tint, blur, noise."""
         width, height = self.size
         rng = self.clip.generator(Purpose.EXPOSURE, self.clip.camera)

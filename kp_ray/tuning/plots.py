@@ -10,7 +10,7 @@ from kp_ray.config.schema import Config
 from kp_ray.storage import write_bytes
 from kp_ray.tuning.space import PARAMETERS, Point, add_result, build_space, build_study, recipe_sets
 from kp_ray.tuning.trials import Trial, choose_best
-from kp_ray.visualization.plots import plot_bars, plot_curves, plot_parallel, plot_points
+from kp_ray.visualization.plots import plot_bars, plot_curves, plot_parallel_coordinates, plot_scatter
 
 MIN_RESULTS = 5
 """Number of results below which nothing is said about a parameter's importance."""
@@ -59,7 +59,7 @@ def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
     shares = importance(config, points, values)
     axes = list(shares) or varied_parameters(points)
     plots = {
-        "learning_rate": plot_points(
+        "learning_rate": plot_scatter(
             [trial.start.solver.base_lr for trial, _ in measured], values, "base learning rate", metric,
             "Learning rate, the best trial circled", log_x=True,
             best=next((index for index, (trial, _) in enumerate(measured) if trial is best), None),
@@ -69,7 +69,7 @@ def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
             "Trials, a cross where one was stopped",
             stopped={trial.name for trial in trials if trial.status != "finished"},
         ),
-        "parallel": plot_parallel(
+        "parallel": plot_parallel_coordinates(
             {name: [_to_axis(getattr(point, name)) for point in points] for name in axes}, values, metric,
             "One line per trial, the best green", more_is_better=config.tune.mode == "max",
         ),

@@ -1,4 +1,4 @@
-"""Skeletons over pictures, crops of them, contact sheets."""
+"""Draw skeletons over pictures (H, W, 3) BGR, crop pictures, and lay them out as contact sheets."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ import numpy.typing as npt
 
 from kp_ray.images import Image
 from kp_ray.keypoints import FloatArray, Skeleton
-from kp_ray.visualization.colors import LEFT, MIDDLE, RIGHT, Color
+from kp_ray.visualization.colors import MIDDLE, Color, side_colors
 
 _EDGE: Color = (0, 0, 0)
 _SHEET: Color = (34, 31, 29)
-_SHIFT = 5  # fractional bits of the coordinates OpenCV draws at
-_FAR_PX = 1e6  # beyond this a point cannot be drawn in OpenCV's 32-bit coordinates
+_SHIFT = 5  # fractional bits of OpenCV's fixed-point coordinates
+_FAR_PX = 1e6  # larger coordinates do not fit OpenCV's 32-bit ones
 
 
 def draw_skeleton(
@@ -24,75 +24,74 @@ def draw_skeleton(
     bbox_xyxy: FloatArray | None = None,
     color: Color | None = None,
 ) -> Image:
-    """A copy of the picture with one person drawn over it.
+    """Draw a person over a copy of the picture.
 
     Args:
         image: (H, W, 3).
-        keypoints: (K, 3) x, y in pixels and visibility or score. A point with a coordinate that is not a number or with
-            v = 0 is left out, and so is every limb that ends in it.
+        keypoints: (K, 3) x, y in pixel indices and visibility or score. Points with v = 0 or a coordinate that is not
+            finite are left out, and so are their limbs.
         skeleton: gives the limbs and the sides.
-        bbox_xyxy: (4,) also drawn, if given.
-        color: one colour for everything; None: left, right and middle differ.
+        bbox_xyxy: (4,) a box to draw.
+        color: of everything; None: left, right and middle differ.
     """
     canvas: Image = np.array(image, dtype=np.uint8, order="C")
     unit = float(np.hypot(*canvas.shape[:2])) / 560  # 1 for a 448x336 picture
     thickness = max(1, round(2 * unit))
     edge = thickness + max(2, 2 * round(unit))
-    colors = [color or side for side in _sides(skeleton)]
-    xy = _fixed(keypoints[:, :2])
+    colors = [color or side for side in side_colors(skeleton)]
+    xy = _to_fixed_point(keypoints[:, :2])
     shown = _drawable(keypoints)
     if bbox_xyxy is not None and np.isfinite(bbox_xyxy).all() and np.abs(bbox_xyxy).max() < _FAR_PX:
-        corners = [_pair(corner) for corner in _fixed(np.asarray(bbox_xyxy).reshape(2, 2))]
-        for width, paint in ((edge, _EDGE), (thickness, color or MIDDLE)):
-            cv2.rectangle(canvas, corners[0], corners[1], paint, width, cv2.LINE_AA, _SHIFT)
+        corners = [_pair(corner) for corner in _to_fixed_point(np.asarray(bbox_xyxy).reshape(2, 2))]
+        for width, box_color in ((edge, _EDGE), (thickness, color or MIDDLE)):
+            cv2.rectangle(canvas, corners[0], corners[1], box_color, width, cv2.LINE_AA, _SHIFT)
     limbs = [(a, b) for a, b in skeleton.limb_indices if shown[a] and shown[b]]
     for a, b in limbs:
         cv2.line(canvas, _pair(xy[a]), _pair(xy[b]), _EDGE, edge, cv2.LINE_AA, _SHIFT)
-    for a, b in limbs:  # a limb from the middle to a side takes the side's colour
-        paint = colors[a] if colors[a] != MIDDLE else colors[b]
-        cv2.line(canvas, _pair(xy[a]), _pair(xy[b]), paint, thickness, cv2.LINE_AA, _SHIFT)
+    for a, b in limbs:  # a limb from the middle to a side takes the side's color
+        limb_color = colors[a] if colors[a] != MIDDLE else colors[b]
+        cv2.line(canvas, _pair(xy[a]), _pair(xy[b]), limb_color, thickness, cv2.LINE_AA, _SHIFT)
     radius_px = max(1.5, 2.8 * unit)
     for index in np.flatnonzero(shown):
-        for radius, paint in ((radius_px + max(1.0, unit), _EDGE), (radius_px, colors[index])):
-            _fill_disc(canvas, keypoints[index, :2], radius, paint)
+        for radius, disc_color in ((radius_px + max(1.0, unit), _EDGE), (radius_px, colors[index])):
+            _fill_disc(canvas, keypoints[index, :2], radius, disc_color)
     return canvas
 
 
 def draw_legend(image: Image, names: Sequence[tuple[str, Color]]) -> Image:
-    """A copy of the picture with names in their colours down its top left corner."""
+    """Write names in their colors, one per line, in the top left corner of a copy of the picture."""
     canvas: Image = np.array(image, dtype=np.uint8, order="C")
     size = max(0.4, canvas.shape[0] / 1100)
-    for row, (name, paint) in enumerate(names):
-        text = name.encode("ascii", "replace").decode()  # OpenCV's fonts have no more
+    for row, (name, color) in enumerate(names):
+        text = name.encode("ascii", "replace").decode()  # OpenCV's fonts have ASCII only
         place = (round(14 * size), round((row + 1) * 34 * size))
-        for color, width in ((_EDGE, 5), (paint, 2)):
-            cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, color, round(width * size), cv2.LINE_AA)
+        for text_color, width in ((_EDGE, 5), (color, 2)):
+            cv2.putText(
+                canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, text_color, round(width * size), cv2.LINE_AA
+            )
     return canvas
 
 
-def _fill_disc(canvas: Image, center: FloatArray, radius_px: float, paint: Color) -> None:
-    """A disc blended by how much of each pixel it covers; OpenCV's small circles lie about 0.1 px off their centre."""
+def _fill_disc(canvas: Image, center: FloatArray, radius_px: float, color: Color) -> None:
+    """Fill a disc, blended by how much of each pixel it covers: OpenCV's small circles are about 0.1 px off centre."""
     height, width = canvas.shape[:2]
     x1, y1 = np.clip(np.floor(center - radius_px), 0, [width, height]).astype(int)
     x2, y2 = np.clip(np.ceil(center + radius_px) + 1, 0, [width, height]).astype(int)
     y, x = np.ogrid[y1:y2, x1:x2]
     cover = np.clip(radius_px + 0.5 - np.hypot(x - center[0], y - center[1]), 0, 1)[..., None]
     window = canvas[y1:y2, x1:x2]
-    window[:] = np.rint(window * (1 - cover) + np.array(paint) * cover)
-
-
-def _sides(skeleton: Skeleton) -> list[Color]:
-    side = {name: paint for pair in skeleton.flip_pairs for name, paint in zip(pair, (LEFT, RIGHT), strict=True)}
-    return [side.get(name, MIDDLE) for name in skeleton.names]
+    window[:] = np.rint(window * (1 - cover) + np.array(color) * cover)
 
 
 def _drawable(keypoints: FloatArray) -> npt.NDArray[np.bool_]:
+    """Return (K,): whether a keypoint has finite, not too large coordinates and v > 0."""
     with np.errstate(invalid="ignore"):
         near = (np.abs(keypoints[:, :2]) < _FAR_PX).all(axis=1)
         return np.asarray(near & (keypoints[:, 2] > 0))
 
 
-def _fixed(xy: FloatArray) -> npt.NDArray[np.int64]:
+def _to_fixed_point(xy: FloatArray) -> npt.NDArray[np.int64]:
+    """Convert coordinates to OpenCV's fixed-point numbers."""
     bounded = np.nan_to_num(np.asarray(xy, dtype=np.float64)).clip(-_FAR_PX, _FAR_PX)
     return np.asarray(np.rint(bounded * 2**_SHIFT), dtype=np.int64)
 
@@ -101,15 +100,15 @@ def _pair(point: npt.NDArray[np.int64]) -> tuple[int, int]:
     return int(point[0]), int(point[1])
 
 
-def crop_resize(image: Image, bbox_xyxy: FloatArray | None, max_side_px: int) -> tuple[Image, FloatArray]:
-    """The part of a picture inside a box, made to fit `max_side_px` (never enlarged more than twice).
+def crop_and_resize(image: Image, bbox_xyxy: FloatArray | None, max_side_px: int) -> tuple[Image, FloatArray]:
+    """Crop a picture to a box and resize it so that its longer side has `max_side_px`; enlarge at most twofold.
 
     Args:
         image: (H, W, 3).
-        bbox_xyxy: (4,) pixels; clipped to the picture. None, or a box with nothing of the picture in it: the whole.
+        bbox_xyxy: (4,) in pixels, clipped to the picture. None, or a box outside the picture, takes the whole picture.
 
     Returns:
-        The new picture, and the affine (2, 3) that takes a point of `image` to its place there.
+        The new picture, and the affine (2, 3) from pixel indices of `image` to those of the new picture.
     """
     height, width = image.shape[:2]
     box = np.zeros(4) if bbox_xyxy is None else np.nan_to_num(bbox_xyxy)
@@ -124,27 +123,27 @@ def crop_resize(image: Image, bbox_xyxy: FloatArray | None, max_side_px: int) ->
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     resized = cv2.resize(image[y1:y2, x1:x2], (new_width, new_height), interpolation=method)
     factors = np.array([new_width, new_height]) / size
-    # Resizing scales about the picture's corner, which lies at -0.5.
+    # Resizing scales about the picture's corner, which has pixel index -0.5.
     offset = (0.5 - low) * factors - 0.5
     return np.asarray(resized, dtype=np.uint8), np.column_stack([np.diag(factors), offset])
 
 
-def transform(keypoints: FloatArray, affine: FloatArray) -> FloatArray:
-    """Keypoints (K, 3) moved by an affine (2, 3); visibility or score stays."""
+def transform_keypoints(keypoints: FloatArray, affine: FloatArray) -> FloatArray:
+    """Move keypoints (K, 3) by an affine (2, 3); visibility or score stays."""
     return np.column_stack([keypoints[:, :2] @ affine[:, :2].T + affine[:, 2], keypoints[:, 2]])
 
 
-def contact_sheet(images: Sequence[Image], titles: Sequence[str], columns: int, tile_width: int) -> Image:
-    """Pictures in a grid, each fitted into a 4:3 tile on a dark ground with its title below.
+def draw_contact_sheet(images: Sequence[Image], titles: Sequence[str], columns: int, tile_width: int) -> Image:
+    """Lay pictures out in a grid of 4:3 tiles on a dark background, each with its title below.
 
     Args:
         images: (H, W, 3) each, of any size.
-        titles: one for each picture; cut where they are wider than the tile.
-        columns: tiles in a row.
+        titles: one per picture; cut to the width of the tile.
+        columns: tiles per row.
         tile_width: in pixels.
 
     Raises:
-        ValueError: no pictures, or not as many titles as pictures.
+        ValueError: there are no pictures, or not as many titles as pictures.
     """
     if not images or len(images) != len(titles) or columns < 1:
         raise ValueError(f"contact sheet: {len(images)} images, {len(titles)} titles, {columns} columns")
@@ -166,8 +165,9 @@ def contact_sheet(images: Sequence[Image], titles: Sequence[str], columns: int, 
 
 
 def _write_title(band: Image, title: str) -> None:
+    """Write a title centred into a part of a picture, in place."""
     font, size = cv2.FONT_HERSHEY_SIMPLEX, band.shape[0] / 50
-    text = title.encode("ascii", "replace").decode()  # OpenCV's fonts have no more
+    text = title.encode("ascii", "replace").decode()  # OpenCV's fonts have ASCII only
     while len(text) > 4 and cv2.getTextSize(text, font, size, 1)[0][0] > band.shape[1]:
         text = text.removesuffix("...")[:-1] + "..."
     (width, height), _ = cv2.getTextSize(text, font, size, 1)

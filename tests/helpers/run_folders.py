@@ -26,7 +26,7 @@ from kp_ray.prediction.records import (
 from kp_ray.store.figures import StoreFigures, write_store_figures
 from kp_ray.store.manifest import Quarantined
 from kp_ray.tuning.trials import read_trials, write_tables
-from kp_ray.visualization.plots import plot_points
+from kp_ray.visualization.plots import plot_scatter
 from tests.helpers.predictions import write_prediction_arrays
 from tests.helpers.searches import leave_trial
 from tests.helpers.stores import STORE_IMAGES, make_image, make_points, write_small_store
@@ -99,7 +99,7 @@ def write_search(config: Config) -> None:
     write_tables(config, read_trials(config))
     for name in ("learning_rate", "curves"):
         path = Path(config.path("tune", f"{name}.svg"))
-        path.write_bytes(plot_points([1e-4, 1e-3], [9, 12], "lr", "rmse", name))
+        path.write_bytes(plot_scatter([1e-4, 1e-3], [9, 12], "lr", "rmse", name))
     Path(config.path("tune", "best.yaml")).write_text("train:\n  base_lr: 0.002\n")
 
 

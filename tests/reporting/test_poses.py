@@ -34,7 +34,9 @@ def test_poses_are_compared_by_split_and_with_the_predictions(files: RunFiles, m
 
 def test_the_tilt_of_the_torso_is_clockwise_from_upright(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     ranges = {}
-    monkeypatch.setattr(poses, "plot_ranges", lambda names, values, *labels: ranges.update({labels[1]: values}) or b"")
+    monkeypatch.setattr(
+        poses, "plot_distributions", lambda names, values, *labels: ranges.update({labels[1]: values}) or b""
+    )
     sample = files.samples["Original"]
     keypoints = sample.keypoints.copy()
     keypoints[:, [DACON24.names.index(name) for name in ("left_hip", "right_hip")], :2] = [100, 100]
