@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from detectron2.config import CfgNode
 
-from kp_ray import errors
+from kp_ray.cluster.errors import error_row, raise_error_row
 from kp_ray.config.schema import Config
 from kp_ray.errors import DataError, KpRayError
 from kp_ray.fingerprint import digest
@@ -48,8 +48,7 @@ class BatchResult:
 
     def raise_error(self) -> None:
         """Raise the error that stopped the batch, if there is one."""
-        if self.error_class:
-            raise getattr(errors, self.error_class)(self.error_message)
+        raise_error_row(asdict(self))
 
 
 def encode_batch(refs: Sequence[ImageRef]) -> str:
@@ -106,7 +105,7 @@ class Predictor:
                 raise self.load_error
             self.write_part(refs)
         except KpRayError as error:
-            return asdict(BatchResult(0, began, type(error).__name__, str(error)))
+            return asdict(BatchResult(0, began, **error_row(error)))
         return asdict(BatchResult(len(refs), began))
 
     def write_part(self, refs: Sequence[ImageRef]) -> None:

@@ -6,11 +6,9 @@ evaluating start from that file and need no model.
 """
 
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 
 import ray
-from ray.util.annotations import RayDeprecationWarning
 
 from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.cluster.resources import fits_a_node
@@ -106,7 +104,7 @@ def _predict_with_pool(task: PredictionTask, missing: Sequence[ImageRef]) -> Ite
     # Batches are slices of the images' order, so a resumed run makes the same ones.
     batches = [missing[i : i + section.batch_size] for i in range(0, len(missing), section.batch_size)]
     smallest, largest = section.actors
-    with ray_data_settings(), warnings.catch_warnings(action="ignore", category=RayDeprecationWarning):
+    with ray_data_settings():
         rows = ray.data.from_items(
             [{"batch": encode_batch(batch)} for batch in batches], override_num_blocks=len(batches)
         ).map(

@@ -127,7 +127,7 @@ def _find_missing(plan: Plan) -> tuple[_Kept, list[Chunk]]:
         _refuse_lost_images(plan, listed, quarantined)
     kept: list[PartRecord] = []
     todo: list[Chunk] = []
-    bad = {item.source for item in quarantined}
+    affected = {item.source for item in quarantined}
     unavailable = {item.source for item in quarantined if item.stage == UNAVAILABLE}
     settled: set[tuple[str, str]] = set()
     for chunk in plan.chunks:
@@ -137,7 +137,7 @@ def _find_missing(plan: Plan) -> tuple[_Kept, list[Chunk]]:
         existing_parts = [listed[part.path] for part in chunk.parts if part.path in listed]
         kept += existing_parts
         stages = [UNREADABLE, *(recipe_stage(part.recipe) for part in existing_parts)] if existing_parts else []
-        settled |= {(source.name, stage) for source in chunk.sources if source.name in bad for stage in stages}
+        settled |= {(source.name, stage) for source in chunk.sources if source.name in affected for stage in stages}
         missing = tuple(part for part in chunk.parts if part.path not in listed)
         if missing:
             todo.append(replace(chunk, parts=missing))
