@@ -67,9 +67,9 @@ class TrainingLog:
         """Iterate over the entries before `start`, with iterations counted for the present number of workers."""
         num_workers = self.worker.world_size
         for entry in read_training_log(self.worker.folder) if self.start else ():
-            images_seen = int((entry.iteration + 1) * entry.values.get("workers", 1))  # in batches of one worker
-            if images_seen <= self.start * num_workers:
-                iteration = max(0, images_seen // num_workers - 1)
+            num_batches = int((entry.iteration + 1) * entry.values.get("workers", 1))  # of all workers together
+            if num_batches <= self.start * num_workers:
+                iteration = max(0, num_batches // num_workers - 1)
                 yield LogEntry(iteration, {**entry.values, "workers": num_workers})
 
     def _copy(self) -> None:

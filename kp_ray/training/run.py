@@ -159,7 +159,7 @@ def _fit_members(
 def _report_progress(config: Config, member: MemberConfig, progress: Progress) -> None:
     latest = read_latest_entry(config.member_dir(member.name))
     if latest is not None:
-        total = round(config.train.max_iter / latest.values["workers"])
+        total = round(config.train.max_iter / latest.values.get("workers", 1))
         loss = latest.values.get("total_loss", math.nan)
         progress(member.name, latest.iteration + 1, total, f"loss {loss:.2f}")
 
