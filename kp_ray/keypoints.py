@@ -42,18 +42,21 @@ class Skeleton:
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names) or not self.names:
-            raise ValueError("skeleton: keypoint names must be present and unique")
+            raise ValueError("keypoint names must be present and unique")
         if len(self.sigmas) != len(self.names):
-            raise ValueError(f"skeleton: {len(self.names)} keypoints need as many sigmas, got {len(self.sigmas)}")
+            raise ValueError(
+                f"sigmas: {len(self.names)} keypoints need as many sigmas, got {len(self.sigmas)}"
+            )
         if not all(0 < sigma < float("inf") for sigma in self.sigmas):
-            raise ValueError("skeleton: sigmas must be positive numbers")
+            raise ValueError("sigmas: each must be a positive number")
         paired = [name for pair in self.flip_pairs for name in pair]
         repeated = sorted({name for name in paired if paired.count(name) > 1})
         if repeated:
-            raise ValueError(f"skeleton: {repeated[0]!r} is in flip pairs twice: name it once")
-        unknown = (set(paired) | {name for limb in self.limbs for name in limb}) - set(self.names)
-        if unknown:
-            raise ValueError(f"skeleton: not a keypoint of this skeleton: {', '.join(sorted(unknown))}")
+            raise ValueError(f"flip_pairs: {repeated[0]!r} is listed twice: name it once")
+        for field, pairs in (("flip_pairs", self.flip_pairs), ("limbs", self.limbs)):
+            unknown = sorted({name for pair in pairs for name in pair} - set(self.names))
+            if unknown:
+                raise ValueError(f"{field}: not a keypoint of the labels: {', '.join(unknown)}")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -1,8 +1,8 @@
-"""The skeleton, and what counts as inside a picture."""
+"""Skeletons, points inside a picture, and boxes."""
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -17,8 +17,8 @@ SIZES = st.integers(1, 4000)
 ANY_NUMBER = st.floats(-1e4, 1e4) | st.just(np.nan)
 
 
-def points(*rows: tuple[float, float]) -> FloatArray:
-    """(K, 3) with v = 2 where there are coordinates."""
+def make_points(*rows: tuple[float, float]) -> FloatArray:
+    """Make keypoints (K, 3) from x, y; v is 2 where both are numbers."""
     xy = np.array(rows, dtype=float).reshape(-1, 2)
     return np.column_stack([xy, np.where(np.isfinite(xy).all(axis=1), 2.0, 0.0)])
 
@@ -29,17 +29,16 @@ def points(*rows: tuple[float, float]) -> FloatArray:
         ({"names": ("tip", "tip", "palm")}, "unique"),
         ({"names": (), "flip_pairs": (), "sigmas": ()}, "present"),
         ({"sigmas": (0.1, 0.1)}, "3 keypoints need as many sigmas, got 2"),
-        ({"sigmas": (0.1, 0.0, 0.2)}, "positive"),
-        ({"flip_pairs": (("left_tip", "right_tip"), ("palm", "left_tip"))}, "flip pairs twice"),
-        ({"flip_pairs": (("palm", "palm"),)}, "flip pairs twice"),
-        ({"flip_pairs": (("left_tip", "thumb"),)}, "thumb"),
-        ({"limbs": (("palm", "elbow"),)}, "elbow"),
+        ({"sigmas": (0.1, 0.0, 0.2)}, "sigmas: .*positive"),
+        ({"flip_pairs": (("left_tip", "right_tip"), ("palm", "left_tip"))}, "'left_tip' is listed twice"),
+        ({"flip_pairs": (("palm", "palm"),)}, "'palm' is listed twice"),
+        ({"flip_pairs": (("left_tip", "thumb"),)}, "flip_pairs: .*thumb"),
+        ({"limbs": (("palm", "elbow"),)}, "limbs: .*elbow"),
     ],
 )
-def test_a_skeleton_that_does_not_fit_together_is_refused(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as raised:
+def test_a_skeleton_whose_fields_do_not_fit_together_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Skeleton(**{**HAND, **change})
-    assert "\n" not in str(raised.value)
 
 
 def test_the_competition_skeleton_has_the_columns_of_its_csv() -> None:
@@ -53,14 +52,14 @@ def test_the_competition_skeleton_has_the_columns_of_its_csv() -> None:
     ]  # fmt: skip
 
 
-def test_the_first_seventeen_sigmas_are_cocos() -> None:
+def test_the_first_17_sigmas_are_those_of_coco() -> None:
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
     published = cocoeval.Params(iouType="keypoints").kpt_oks_sigmas
     assert len(published) == 17
     np.testing.assert_allclose(DACON24.sigmas[:17], published, rtol=0, atol=1e-12)
 
 
-def test_a_mirror_exchanges_the_ten_sides_and_leaves_the_middle() -> None:
+def test_a_mirror_exchanges_ten_pairs_and_keeps_the_points_in_the_middle() -> None:
     flip = DACON24.flip_indices
     for index, name in enumerate(DACON24.names):
         mirrored = DACON24.names[flip[index]]
@@ -68,8 +67,9 @@ def test_a_mirror_exchanges_the_ten_sides_and_leaves_the_middle() -> None:
     assert [DACON24.names[i] for i in range(24) if flip[i] == i] == ["nose", "neck", "spine2(back)", "spine1(waist)"]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.data())
-def test_mirroring_twice_is_nothing_for_any_skeleton(num: int, data: st.DataObject) -> None:
+def test_mirroring_any_skeleton_twice_restores_it(num: int, data: st.DataObject) -> None:
     names = [f"p{i}" for i in range(num)]
     shuffled = data.draw(st.permutations(names))
     pairs = tuple(zip(shuffled[0::2], shuffled[1::2], strict=False))[: data.draw(st.integers(0, num // 2))]
@@ -80,12 +80,13 @@ def test_mirroring_twice_is_nothing_for_any_skeleton(num: int, data: st.DataObje
     assert sum(flip != np.arange(num)) == 2 * len(pairs)
 
 
-def test_limbs_are_given_as_indices_of_their_names() -> None:
+def test_limb_indices_are_those_of_the_names_and_reach_every_keypoint() -> None:
     named = [(DACON24.names[a], DACON24.names[b]) for a, b in DACON24.limb_indices]
     assert named == list(DACON24.limbs)
     assert {name for limb in named for name in limb} == set(DACON24.names)
 
 
+@settings(deadline=None)
 @given(st.permutations(DACON24.names))
 def test_the_competition_names_in_any_order_give_the_canonical_skeleton(names: list[str]) -> None:
     assert skeleton_for(names) == DACON24
@@ -100,19 +101,19 @@ def test_other_names_keep_their_order_and_need_flip_pairs_and_sigmas() -> None:
             skeleton_for(names, **incomplete)
 
 
-def test_sigmas_of_the_config_replace_the_competitions() -> None:
+def test_given_sigmas_replace_those_of_the_competition() -> None:
     sigmas = [0.05] * 24
     skeleton = skeleton_for(DACON24.names, sigmas=sigmas)
     assert skeleton.sigmas == tuple(sigmas)
     assert skeleton.flip_pairs == DACON24.flip_pairs
 
 
-def test_a_part_of_the_body_keeps_the_limbs_it_holds() -> None:
+def test_a_part_of_the_body_keeps_the_limbs_between_its_keypoints() -> None:
     arm = ("left_shoulder", "left_elbow", "left_wrist")
     assert skeleton_for(arm, (), (0.1, 0.1, 0.1)).limbs == (arm[:2], arm[1:])
 
 
-def test_inside_is_half_open_at_the_right_and_bottom() -> None:
+def test_the_right_and_bottom_edges_are_outside() -> None:
     width, height = 640, 480
     below_w, below_h = np.nextafter(width, 0), np.nextafter(height, 0)
     xy = np.array(
@@ -131,35 +132,37 @@ def test_inside_is_half_open_at_the_right_and_bottom() -> None:
     assert inside(xy, width, height).tolist() == [True, True, *[False] * 7]
 
 
+@settings(deadline=None)
 @given(hnp.arrays(float, st.tuples(st.integers(0, 30), st.just(2)), elements=ANY_NUMBER), SIZES, SIZES)
-def test_inside_says_the_same_of_each_point_alone(xy: FloatArray, width: int, height: int) -> None:
+def test_inside_agrees_with_a_comparison_point_by_point(xy: FloatArray, width: int, height: int) -> None:
     expected = [0 <= x < width and 0 <= y < height for x, y in xy]
     assert inside(xy, width, height).tolist() == expected
     assert inside(xy[:, None], width, height)[:, 0].tolist() == expected
 
 
 def test_the_box_is_clipped_to_the_picture_and_leaves_unlabelled_points_out() -> None:
-    body = points((10.5, 20.25), (-30, 60), (np.nan, 5), (700, np.nan), (90, 500))
+    body = make_points((10.5, 20.25), (-30, 60), (np.nan, 5), (700, np.nan), (90, 500))
     assert visible_box(body, 640, 480).tolist() == [0, 20.25, 90, 480]
     assert visible_box(body, 640, 480, margin_px=10).tolist() == [0, 10.25, 100, 480]
-    assert visible_box(points((700, 20), (800, 30)), 640, 480).tolist() == [640, 20, 640, 30]
+    assert visible_box(make_points((700, 20), (800, 30)), 640, 480).tolist() == [640, 20, 640, 30]
 
 
-def test_the_box_of_nobody_is_zeros_whatever_the_margin() -> None:
-    nobody = points((np.nan, np.nan), (np.nan, 7))
+def test_the_box_without_labelled_points_is_zeros_with_any_margin() -> None:
+    nobody = make_points((np.nan, np.nan), (np.nan, 7))
     assert visible_box(nobody, 640, 480, margin_px=9).tolist() == [0, 0, 0, 0]
 
 
+@settings(deadline=None)
 @given(
     hnp.arrays(float, st.tuples(st.integers(1, 24), st.just(2)), elements=ANY_NUMBER),
     SIZES,
     SIZES,
     st.floats(0, 200),
 )
-def test_the_box_stays_in_the_picture_and_holds_every_point_inside(
+def test_the_box_is_inside_the_picture_and_holds_every_point_inside_it(
     xy: FloatArray, width: int, height: int, margin_px: float
 ) -> None:
-    x1, y1, x2, y2 = visible_box(points(*map(tuple, xy)), width, height, margin_px)
+    x1, y1, x2, y2 = visible_box(make_points(*map(tuple, xy)), width, height, margin_px)
     assert 0 <= x1 <= x2 <= width
     assert 0 <= y1 <= y2 <= height
     for x, y in xy[inside(xy, width, height)]:
