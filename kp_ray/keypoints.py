@@ -44,9 +44,7 @@ class Skeleton:
         if len(set(self.names)) != len(self.names) or not self.names:
             raise ValueError("keypoint names must be present and unique")
         if len(self.sigmas) != len(self.names):
-            raise ValueError(
-                f"sigmas: {len(self.names)} keypoints need as many sigmas, got {len(self.sigmas)}"
-            )
+            raise ValueError(f"sigmas: {len(self.names)} keypoints need as many sigmas, got {len(self.sigmas)}")
         if not all(0 < sigma < float("inf") for sigma in self.sigmas):
             raise ValueError("sigmas: each must be a positive number")
         paired = [name for pair in self.flip_pairs for name in pair]
