@@ -20,7 +20,7 @@ from tests.helpers.data import tiny_config
 
 settings.register_profile("siege", max_examples=12_000)  # used by `make test-faults`
 
-LONGEST_FIRST = ("test_jobs.py", "faults", "training", "prediction", "test_pipeline.py")
+LONGEST_FIRST = ("test_jobs.py", "faults", "training", "tuning", "prediction", "test_pipeline.py", "test_api.py")
 """Files and folders of `tests/` that take minutes."""
 
 
