@@ -73,8 +73,15 @@ def test_a_skeleton_that_does_not_fit_the_store_is_refused(recorded: Config) -> 
         check_options(change(recorded, skeleton={"sigmas": [0.1]}))
 
 
-def test_a_local_mlflow_file_needs_a_local_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_must_be_installed_and_a_local_file_needs_a_local_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config({}, tmp_path, train={"mlflow": "local"})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^train\.mlflow: MLflow is not installed"):
+        check_options(config)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    check_options(config)
+    monkeypatch.setattr("kp_ray.training.settings.is_local", lambda path: False)
+    with pytest.raises(ConfigError, match=r"^train\.mlflow: `local` needs a local run_dir"):
         check_options(config)

@@ -1,6 +1,7 @@
 """A trial as Ray Tune runs it."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -48,3 +49,18 @@ def test_a_trial_that_is_over_reports_its_last_evaluation_again(make_config: Cal
     report = trial.step()
     assert (report["iteration"], report["rmse"], report["done"]) == (8, 30.0, True)
     assert report["seconds"] >= 1.0  # what the log has, and since
+
+
+def test_a_trial_without_a_last_value_reports_the_worst_and_its_end(make_config: Callable[..., Config]) -> None:
+    config = make_config(tune={"num_trials": 1, "max_iter": 8})
+    point = to_point(config.train, config)
+    leave_trial(config, "trial-000", 1.0, {2: 90.0, 8: math.nan}, params=point)
+    folder = trial_dir(config, "trial-000")
+    Path(folder, "model_final.pth").touch()
+    trial = build_trainable(config, use_gpu=False)(config={"number": 0, "params": asdict(point)})
+    first, last = trial.step(), trial.step()
+    assert (first["iteration"], first["rmse"], first["done"]) == (2, 90.0, False)
+    assert (last["iteration"], last["rmse"], last["done"]) == (0, math.inf, True)
+    end = read_end(folder)
+    assert end == TrialEnd(last["reason"], lasting=last["lasting"])
+    assert end == TrialEnd("its last evaluation has no rmse", lasting=True)
