@@ -20,7 +20,7 @@ def test_a_notebook_calls_the_stages_in_order(ray_cluster: None, sample_data: di
     assert set(rows["recipe"].to_pylist()) == {"Original", "Rotate45_CenterCrop"}
     assert [member.name for member in kp_ray.train(config).members] == ["a"]
     assert kp_ray.tune(config).trials == 2
-    assert kp_ray.predict(config).images == 10
+    assert kp_ray.predict(config).details.images == 10
     evaluation = kp_ray.evaluate(config)
     assert evaluation.to_json()["num_images"] == 10
     assert Path(config.path("submission.csv")).stat().st_size > 0
