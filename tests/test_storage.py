@@ -55,6 +55,8 @@ def test_local_paths_become_absolute_and_urls_stay(monkeypatch: pytest.MonkeyPat
 def test_an_empty_path_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="a path is expected"):
         absolute_path(path)
+    with pytest.raises(StorageError, match="a path is expected"):
+        filesystem(path)
 
 
 @pytest.mark.parametrize("bucket", ["bucket", "b" * 200])
@@ -88,6 +90,20 @@ def test_written_bytes_are_read_back_and_no_other_file_stays(tmp_path: Path) -> 
     assert exists(path)
     assert read_bytes(path) == b"second"
     assert file_sizes(str(tmp_path)) == {"deep/er/file #1.bin": 6}
+
+
+def test_a_reader_that_opened_a_file_before_it_is_replaced_reads_the_earlier_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_bytes(str(path), b"earlier" * 1000)
+    with path.open("rb") as stream:
+        write_bytes(str(path), b"later" * 500)
+        assert stream.read() == b"earlier" * 1000
+
+
+def test_a_url_and_a_local_path_name_the_same_file(tmp_path: Path) -> None:
+    write_bytes(f"file://{tmp_path}/a/b.txt", b"content")
+    assert read_bytes(str(tmp_path / "a" / "b.txt")) == b"content"
+    assert exists(f"file://{tmp_path}/a/b.txt")
 
 
 def test_a_write_that_fails_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

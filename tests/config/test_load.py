@@ -1,0 +1,233 @@
+"""Configurations from YAML files, overrides and presets: what is accepted, and how a mistake is reported."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from kp_ray.config.load import build_config, load_config
+from kp_ray.config.presets import CONFIG_PRESETS, DEFAULT_RECIPES
+from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError, KpRayError, StorageError
+
+one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+"""Examples of one test overwrite each other's file."""
+
+
+def write_config(folder: Path, content: str | bytes) -> str:
+    """Write `config.yaml` and return its path."""
+    path = folder / "config.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def load_message(path: str | None, *overrides: str) -> str | None:
+    """Load a configuration and return the message of the error; None if there is none."""
+    try:
+        assert isinstance(load_config(path, overrides), Config)
+    except KpRayError as error:
+        return str(error)
+    return None
+
+
+def refused_message(path: str | None, *overrides: str) -> str:
+    """Return the message with which a configuration is refused; it is one line."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_a_config_reads_back_from_its_yaml(tmp_path: Path) -> None:
+    text = "preset: dacon\nrun_dir: läufe/eins\ndata: {annotations: a.csv}\ntrain: {members: [{name: ä}]}\n"
+    config = load_config(write_config(tmp_path, text), ["model.cfg.MODEL.RPN.NMS_THRESH=0.5", "predict.tta=[flip]"])
+    read = load_config(write_config(tmp_path, config.to_yaml()))
+    assert read == config
+    assert read.to_yaml() == config.to_yaml()
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.sampled_from(DEFAULT_RECIPES), max_size=5),
+    st.floats(0, 0.99),
+    st.sets(st.text("abcdefg-_ é", min_size=1, max_size=5), min_size=1, max_size=4),
+    st.sampled_from([None, *CONFIG_PRESETS]),
+)
+@one_folder
+def test_any_config_reads_back_from_its_yaml(
+    tmp_path: Path, seed: int, recipes: list[str], fraction: float, names: set[str], preset: str | None
+) -> None:
+    values = {
+        "seed": seed,
+        "preset": preset,
+        "split": {"fraction": fraction},
+        "augment": {"recipes": recipes},
+        "train": {"members": [{"name": name} for name in sorted(names)]},
+    }
+    config = build_config(values)
+    assert load_config(write_config(tmp_path, config.to_yaml())) == config
+
+
+def test_overrides_win_over_the_file_and_the_file_over_its_preset(tmp_path: Path) -> None:
+    text = "preset: dacon\ntrain: {base_lr: 0.5, gamma: 0.25}\nmodel: {cfg: {MODEL.RPN.X: 1}}\n"
+    config = load_config(write_config(tmp_path, text), ["train.gamma=0.75", "train.gamma=0.125"])
+    assert config.train.max_iter == CONFIG_PRESETS["dacon"]["train"]["max_iter"]
+    assert (config.train.base_lr, config.train.gamma) == (0.5, 0.125)
+    assert config.model.cfg == {"MODEL.RPN.X": 1, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256}
+    assert load_config(None, ["train.max_iter=7", "preset=dacon"]).train.max_iter == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("truin: {}", "truin: unknown key; did you mean train?"),
+        ("train: {max_iters: 3}", "train.max_iters: unknown key; did you mean max_iter?"),
+        ("train: {members: [{name: a, sead: 1}]}", "train.members.0.sead: unknown key; did you mean seed?"),
+        ("zzz: 1", "zzz: unknown key"),
+        ('"two\\nlines": 1', "two lines: unknown key"),
+        ("1: 2", "1: Keys should be strings"),
+        ("seed: first", "seed: Input should be a valid integer, unable to parse string as an integer (got 'first')"),
+        ("seed: -1", "(got -1)"),
+        ("seed: 4294967296", "(got 4294967296)"),
+        ("train: {base_lr: fast}", "train.base_lr: "),
+        ("train: {base_lr: .inf}", "train.base_lr: Input should be a finite number (got inf)"),
+        ("skeleton: {sigmas: [.nan]}", "skeleton.sigmas.0: Input should be a finite number (got nan)"),
+        ("split: {by: scnee}", "split.by: Input should be 'scene', 'clip' or 'frame' (got 'scnee')"),
+        ("split: null", "split: "),
+        ("preset: dakon", "preset: Input should be 'demo' or 'dacon' (got 'dakon')"),
+        ("train: {recipes: Original}", "train.recipes: Input should be a valid tuple (got 'Original')"),
+        ("tune: {gamma: [0.9, 0.1]}", "tune: gamma: a range is [low, high]"),
+        ("predict: {actors: [4, 1]}", "predict: actors: [smallest, largest] expected, got [4, 1]"),
+        ("train: {members: []}", "members: name at least one"),
+        ("train: {members: [{name: a}, {name: b}, {name: a}]}", "two members share a name: a, b, a"),
+        ("train: {members: [{name: ensemble}]}", "members: `ensemble` names the fused result"),
+        ("run_dir: ''", "run_dir: a path is expected"),
+        ("data: {images: ''}", "data.images: a path is expected, or null for none"),
+        ('run_dir: "a\\0b"', "run_dir: a path is expected"),
+        (f"seed: {'x' * 5000}", "seed: "),
+        ("- a\n- b", "a mapping of settings is expected"),
+        ("just text", "a mapping of settings is expected"),
+        ("a: [1", "not valid YAML"),
+        ("seed: 1\n---\nseed: 2", "not valid YAML"),
+        ("seed: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("run_dir: 2001-99-99", "not valid YAML: month must be in 1..12"),
+        ("seed: 0x_", "not valid YAML"),
+        (b"seed: \xff", "not valid YAML"),
+        ("a: " + "[" * 1100, "not valid YAML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_reported_in_one_line_with_file_key_and_value(
+    tmp_path: Path, text: str | bytes, message: str
+) -> None:
+    path = write_config(tmp_path, text)
+    line = refused_message(path)
+    assert line.startswith(f"{path}: ")
+    assert message in line
+    assert len(line) < len(path) + 300
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "--set seed: expected KEY=VALUE"),
+        ("=1", "--set =1: expected KEY=VALUE"),
+        ("train..gamma=1", "--set train..gamma=1: expected KEY=VALUE"),
+        ("model.cfg.=1", "expected KEY=VALUE"),
+        ("seed=[", "--set seed=[: the value is not YAML"),
+        ("run_dir=2001-99-99", "the value is not YAML: month must be in 1..12"),
+        ("train.max_iter=few", "train.max_iter: Input should be a valid integer"),
+        ("train.maxiter=1", "train.maxiter: unknown key; did you mean max_iter?"),
+        ("seed.x=1", "seed: Input should be a valid integer (got {'x': 1})"),
+        ("a\nb=1", "a b: unknown key"),
+    ],
+)
+def test_a_mistake_in_an_override_is_reported_with_its_key(override: str, message: str) -> None:
+    assert message in refused_message(None, override)
+
+
+def test_of_several_mistakes_the_first_is_reported_and_the_others_are_counted(tmp_path: Path) -> None:
+    assert refused_message(write_config(tmp_path, "seed: x\nsplit: {by: y}\nzzz: 1")).endswith("(and 2 more)")
+
+
+def test_credentials_in_a_path_are_not_repeated_in_the_message() -> None:
+    message = refused_message(None, "run_dir=s3://KEY:SECRET@bucket/run")
+    assert message.startswith("config: run_dir: ")
+    assert "SECRET" not in message
+
+
+def test_a_missing_file_or_a_folder_is_refused_by_its_path(tmp_path: Path) -> None:
+    for path in (str(tmp_path / "nowhere" / "config.yaml"), str(tmp_path)):
+        with pytest.raises(StorageError) as caught:
+            load_config(path)
+        assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "{}", "\ufeffseed: 42"])
+def test_an_empty_file_and_a_byte_order_mark_are_accepted(tmp_path: Path, text: str) -> None:
+    assert load_config(write_config(tmp_path, text)) == Config()
+
+
+def test_a_detectron2_option_keeps_the_dots_in_its_name() -> None:
+    config = load_config(
+        None, ["model.cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE=64", "model.cfg.INPUT.MIN_SIZE_TRAIN=[640, 800]"]
+    )
+    assert config.model.cfg == {"MODEL.RPN.BATCH_SIZE_PER_IMAGE": 64, "INPUT.MIN_SIZE_TRAIN": [640, 800]}
+
+
+def test_values_of_overrides_are_yaml() -> None:
+    overrides = [
+        "train.base_lr=1e-3",
+        "augment.recipes=[Original]",
+        "data.images=null",
+        "train.flip=false",
+        " seed = 3 ",
+    ]
+    config = load_config(None, overrides)
+    assert config.train.base_lr == 0.001
+    assert config.augment.recipes == ("Original",)
+    assert config.data.images is None
+    assert config.train.flip is False
+    assert config.seed == 3
+
+
+# Any input is accepted or refused in one line.
+
+KEYS = st.sampled_from(
+    [*Config.model_fields, "annotations", "members", "name", "base_lr", "cfg", "user_recipes", "steps"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates() | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=4) | st.integers(), inner),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+@settings(one_folder, max_examples=150)
+def test_any_settings_are_accepted_or_refused_in_one_line(tmp_path: Path, values: dict[str, Any]) -> None:
+    path = write_config(tmp_path, yaml.safe_dump(values))
+    message = load_message(path)
+    assert message is None or (message.startswith(f"{path}: ") and len(message.splitlines()) == 1)
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode(errors="surrogatepass")))
+@example(b"&a [*a]")
+@example(b"data: &a {annotations: *a}")
+@example(b'"\\ud800": 1')
+@settings(one_folder, max_examples=300)
+def test_any_bytes_are_accepted_or_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = write_config(tmp_path, content)
+    message = load_message(path)
+    assert message is None or (message.startswith(f"{path}: ") and len(message.splitlines()) == 1)
+
+
+@given(st.text(max_size=12), st.text("[]{}:,-&*!|>'\"%@` 0x_ab\n", max_size=12))
+@settings(deadline=None, max_examples=200)
+def test_any_override_is_accepted_or_refused_in_one_line(key: str, value: str) -> None:
+    for override in (f"{key}={value}", f"seed={value}", key):
+        message = load_message(None, override)
+        assert message is None or len(message.splitlines()) == 1

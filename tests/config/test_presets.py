@@ -1,0 +1,24 @@
+"""The presets of the configuration."""
+
+import pytest
+
+from kp_ray.config.load import load_config
+from kp_ray.config.presets import CONFIG_PRESETS
+
+
+def test_dacon_has_the_settings_of_the_published_solution() -> None:
+    config = load_config(None, ["preset=dacon"])
+    assert (config.seed, config.split.seed) == (423, 42)
+    assert (config.model.preset, config.model.weights) == ("x101", "zoo")
+    assert config.model.cfg["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] == 256
+    train = config.train
+    assert (train.base_lr, train.max_iter, train.gamma, train.ims_per_batch) == (0.001, 10000, 0.8, 2)
+    assert train.steps == (3000, 4000, 5000, 6000, 7000, 8000)
+    assert (train.schedule, train.optimizer, train.eval_period) == ("multistep", "sgd", 5000)
+    assert config.predict.score_threshold == 0.7
+    assert len(config.augment.recipes) == 18
+
+
+@pytest.mark.parametrize("preset", CONFIG_PRESETS)
+def test_every_preset_is_a_valid_config(preset: str) -> None:
+    assert load_config(None, [f"preset={preset}"]).preset == preset
