@@ -1,14 +1,13 @@
-"""Whatever a file holds, its reader gives a sound result or one clear line.
+"""Readers of damaged files return a valid result or refuse the file in one line.
 
-Every example is a valid file with a few wounds: bytes flipped, cut, doubled, or tokens put in that files trip over.
-`make test` tries a few of each; `make test-faults` tries thousands.
+Each example is a valid file with one to six changes: bits flipped, bytes removed, repeated or moved, and tokens
+inserted that parsers often get wrong. `make test` tries a hundred of each kind, `make test-faults` thousands.
 """
 
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 
 from kp_ray.config.load import build_config, load_config
 from kp_ray.config.schema import Config
-from kp_ray.data.annotations import check_image_name
+from kp_ray.data.annotations import Annotations, check_image_name
 from kp_ray.data.coco_format import to_coco
 from kp_ray.data.csv_format import to_csv
 from kp_ray.data.load import load_annotations
@@ -38,6 +37,7 @@ from kp_ray.store.manifest import (
 )
 from tests.helpers.predictions import write_prediction_arrays
 
+# Texts that parsers of CSV, numbers, paths, JSON and YAML often get wrong.
 TOKENS = [
     *(b"", b",", b"\n", b"\r", b"\r\n", b'"', b"'", b"\t", b"\0", b"\xff", b"\xef\xbb\xbf"),
     *(b"nan", b"NaN", b"inf", b"-inf", b"1e999", b"-0", b"1_0", b"0x10", b"1e-320", b"9" * 400, b"2001-99-99", b"1:2"),
@@ -48,35 +48,37 @@ TOKENS = [
 
 
 @st.composite
-def wounds(draw: st.DrawFn, content: bytes) -> bytes:
-    """`content` after one to six wounds."""
+def damaged(draw: st.DrawFn, content: bytes) -> bytes:
+    """Change `content` in one to six places."""
     for _ in range(draw(st.integers(1, 6))):
         first, last = sorted(draw(st.tuples(st.integers(0, len(content)), st.integers(0, len(content)))))
         last = min(last, first + draw(st.sampled_from([1, 8, 100, len(content)])))
-        kind = draw(st.sampled_from(["flip", "cut", "double", "token", "end", "swap"]))
-        if kind == "flip" and first < len(content):
+        change = draw(st.sampled_from(["flip", "remove", "repeat", "insert", "truncate", "move"]))
+        if change == "flip" and first < len(content):
             content = content[:first] + bytes([content[first] ^ (1 << draw(st.integers(0, 7)))]) + content[first + 1 :]
-        elif kind == "cut":
+        elif change == "remove":
             content = content[:first] + content[last:]
-        elif kind == "double":
+        elif change == "repeat":
             content = content[:last] + content[first:]
-        elif kind == "token":
+        elif change == "insert":
             content = content[:first] + draw(st.sampled_from(TOKENS)) + content[first:]
-        elif kind == "end":
+        elif change == "truncate":
             content = content[:first]
-        elif kind == "swap":
+        elif change == "move":
             content = content[:first] + content[last:] + content[first:last]
     return content
 
 
-def labels_csv() -> bytes:
+def make_labels_csv() -> bytes:
+    """Make a native CSV of three images, which is a sample submission and a submission as well."""
     points = np.random.default_rng(0).uniform(5, 60, (3, len(DACON24), 2)).round(1)
     rows = [",".join(["image", *DACON24.columns])]
-    rows += [f"s{i}_A-{i}.jpg," + ",".join(map(str, one.ravel())) for i, one in enumerate(points)]
+    rows += [f"s{i}_A-{i}.jpg," + ",".join(map(str, pose.ravel())) for i, pose in enumerate(points)]
     return ("\n".join(rows) + "\n").encode()
 
 
-def labels_of(content: bytes, folder: Path) -> Any:
+def load_content(content: bytes, folder: Path) -> Annotations:
+    """Load labels from the bytes of a CSV."""
     path = folder / "labels.csv"
     path.write_bytes(content)
     return load_annotations(str(path))
@@ -84,12 +86,12 @@ def labels_of(content: bytes, folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("fuzz")
-    (made / "whole.csv").write_bytes(labels_csv())
-    return made
+    path = tmp_path_factory.mktemp("fuzz")
+    (path / "valid.csv").write_bytes(make_labels_csv())
+    return path
 
 
-def sound_labels(path: str) -> None:
+def check_labels(path: str) -> None:
     labels = load_annotations(path)
     assert len(set(labels.images)) == len(labels.images) == len(labels.keypoints) > 0
     assert [check_image_name(image, path) for image in labels.images] == list(labels.images)
@@ -97,23 +99,23 @@ def sound_labels(path: str) -> None:
     assert not np.isinf(xy).any()
     assert (np.isfinite(xy).all(axis=2) == (v > 0)).all()
     assert (np.isnan(xy[..., 0]) == np.isnan(xy[..., 1])).all()
-    again = Path(path).with_suffix(".again.csv")
-    again.write_bytes(to_csv(labels))
+    written = Path(path).with_suffix(".written.csv")
+    written.write_bytes(to_csv(labels))
     if labels.skeleton == DACON24:
-        np.testing.assert_array_equal(load_annotations(str(again)).keypoints[..., :2], xy)
+        np.testing.assert_array_equal(load_annotations(str(written)).keypoints[..., :2], xy)
 
 
-def sound_corrections(path: str) -> None:
-    labels = load_annotations(str(Path(path).with_name("whole.csv")), corrections=path)
+def check_corrections(path: str) -> None:
+    labels = load_annotations(str(Path(path).with_name("valid.csv")), corrections=path)
     assert set(labels.images) <= {"s0_A-0.jpg", "s1_A-1.jpg", "s2_A-2.jpg"}
 
 
-def sound_config(path: str) -> None:
+def check_config(path: str) -> None:
     config = load_config(path)
     assert build_config(yaml.safe_load(config.to_yaml())) == config
 
 
-def sound_manifest(path: str) -> None:
+def check_manifest(path: str) -> None:
     manifest = read_manifest(str(Path(path).parent))
     assert manifest.schema_version <= SCHEMA_VERSION
     for part in manifest.parts:
@@ -121,35 +123,35 @@ def sound_manifest(path: str) -> None:
         assert not part.path.startswith("/")
 
 
-def sound_form(path: str) -> None:
-    form = read_sample_submission(path)
-    assert len(set(form.images)) == len(form.images) > 0
-    assert len(form.columns) == 2 * len(form.names) + 1
+def check_sample_submission(path: str) -> None:
+    sample = read_sample_submission(path)
+    assert len(set(sample.images)) == len(sample.images) > 0
+    assert len(sample.columns) == 2 * len(sample.names) + 1
 
 
-def sound_submission(path: str) -> None:
-    form = read_sample_submission(str(Path(path).with_name("whole.csv")))
-    points = read_submission(path, form, DACON24, size=(64, 64))
+def check_submission(path: str) -> None:
+    sample = read_sample_submission(str(Path(path).with_name("valid.csv")))
+    points = read_submission(path, sample, DACON24, size=(64, 64))
     assert points.shape == (3, 24, 2)
     assert math.isfinite(points.sum())
     assert np.abs(points).max() < 64 + 100
 
 
-def sound_predictions(path: str) -> None:
+def check_predictions(path: str) -> None:
     predictions = read_predictions(path)
     assert predictions.keypoints.shape == (2, 3, 24, 3)
     assert len(predictions.sizes) == len(predictions.reasons) == 3
 
 
-def sound_list(path: str) -> None:
+def check_image_list(path: str) -> None:
     folder = str(Path(path).parent)
-    asked = list_image_refs(build_config({"data": {"test_images": folder}, "predict": {"images": path}}), None)
-    names = [one.image for one in asked]
+    refs = list_image_refs(build_config({"data": {"test_images": folder}, "predict": {"images": path}}), None)
+    names = [ref.image for ref in refs]
     assert len(set(names)) == len(names) > 0
     assert all(name.strip() and ".." not in name.split("/") for name in names)
 
 
-def manifest_json(folder: Path) -> bytes:
+def make_manifest_json(folder: Path) -> bytes:
     part = PartRecord(path="recipe=Original/part-0.parquet", recipe="Original", split="train", num_rows=3, num_bytes=9,
                       sha256="0" * 64)  # fmt: skip
     manifest = Manifest(
@@ -162,19 +164,19 @@ def manifest_json(folder: Path) -> bytes:
     return (folder / "store" / "manifest.json").read_bytes()
 
 
-def predictions_parquet(folder: Path) -> bytes:
-    path = folder / "whole.parquet"
+def make_predictions_parquet(folder: Path) -> bytes:
+    path = folder / "valid.parquet"
     images = [f"s{i}_A-{i}.jpg" for i in range(3)]
     write_prediction_arrays(str(path), ["a", "b"], images, np.full((2, 3, 24, 3), 5.0), DACON24.names)
     return path.read_bytes()
 
 
-def whole(kind: str, folder: Path) -> bytes:
-    """A valid file of a kind."""
-    if kind in ("labels.csv", "form.csv", "submission.csv"):
-        return labels_csv()
+def valid_content(kind: str, folder: Path) -> bytes:
+    """Make the content of a valid file of a kind."""
+    if kind in ("labels.csv", "sample_submission.csv", "submission.csv"):
+        return make_labels_csv()
     if kind == "labels.json":
-        return json.dumps(to_coco(labels_of(labels_csv(), folder), [(64, 64)] * 3)).encode()
+        return json.dumps(to_coco(load_content(make_labels_csv(), folder), [(64, 64)] * 3)).encode()
     if kind == "corrections.csv":
         return b"image,action,keypoint,x,y\ns1_A-1.jpg,drop,,,\ns0_A-0.jpg,point,nose,7.5,8\n"
     if kind == "list.csv":
@@ -182,64 +184,66 @@ def whole(kind: str, folder: Path) -> bytes:
     if kind == "config.yaml":
         return Config().to_yaml().encode()
     if kind == "manifest.json":
-        return manifest_json(folder)
-    return predictions_parquet(folder)
+        return make_manifest_json(folder)
+    return make_predictions_parquet(folder)
 
 
-SOUND: dict[str, Callable[[str], None]] = {
-    "labels.csv": sound_labels,
-    "labels.json": sound_labels,
-    "corrections.csv": sound_corrections,
-    "config.yaml": sound_config,
-    "manifest.json": sound_manifest,
-    "form.csv": sound_form,
-    "submission.csv": sound_submission,
-    "list.csv": sound_list,
-    "predictions.parquet": sound_predictions,
+CHECKS: dict[str, Callable[[str], None]] = {
+    "labels.csv": check_labels,
+    "labels.json": check_labels,
+    "corrections.csv": check_corrections,
+    "config.yaml": check_config,
+    "manifest.json": check_manifest,
+    "sample_submission.csv": check_sample_submission,
+    "submission.csv": check_submission,
+    "list.csv": check_image_list,
+    "predictions.parquet": check_predictions,
 }
 
 
 HANG_MS = 60_000
-"""A file of some kilobytes that takes so long is a hang, on the busiest machine."""
+"""Reading a few kilobytes takes this long only if the reader hangs, even on a busy machine."""
 
 
-@pytest.mark.parametrize("kind", SOUND)
+@pytest.mark.parametrize("kind", CHECKS)
 @settings(deadline=HANG_MS, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
-def test_a_wounded_file_is_read_soundly_or_refused_in_one_line(kind: str, folder: Path, data: st.DataObject) -> None:
+def test_a_damaged_file_gives_a_valid_result_or_is_refused_in_one_line(
+    kind: str, folder: Path, data: st.DataObject
+) -> None:
     if not (folder / "store").exists():
-        manifest_json(folder)
-    path = folder / "wounded" / kind
+        make_manifest_json(folder)
+    path = folder / "damaged" / kind
     path.parent.mkdir(exist_ok=True)
-    (path.parent / "whole.csv").write_bytes(labels_csv())
-    path.write_bytes(data.draw(wounds(whole(kind, folder))))
+    (path.parent / "valid.csv").write_bytes(make_labels_csv())
+    path.write_bytes(data.draw(damaged(valid_content(kind, folder))))
     try:
-        SOUND[kind](str(path))
+        CHECKS[kind](str(path))
     except KpRayError as error:
-        told = str(error)
-        assert "\n" not in told
-        assert len(told) < 2000
-        assert str(path.parent) in told
+        message = str(error)
+        assert "\n" not in message
+        assert len(message) < 2000
+        assert str(path.parent) in message
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SOUND if kind.endswith(".csv")])
-def test_an_open_quote_before_much_text_is_one_line(kind: str, folder: Path) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in CHECKS if kind.endswith(".csv")])
+def test_an_unclosed_quote_before_a_long_text_is_refused_in_one_line(kind: str, folder: Path) -> None:
     path = folder / "quoted" / kind
     path.parent.mkdir(exist_ok=True)
-    (path.parent / "whole.csv").write_bytes(labels_csv())
-    header, rest = whole(kind, folder).split(b"\n", 1)
+    (path.parent / "valid.csv").write_bytes(make_labels_csv())
+    header, rest = valid_content(kind, folder).split(b"\n", 1)
     path.write_bytes(header + b'\n"' + rest + b"x" * 140_000)
-    with pytest.raises(KpRayError) as said:
-        SOUND[kind](str(path))
-    assert str(path) in str(said.value)
-    assert "\n" not in str(said.value)
+    with pytest.raises(KpRayError) as caught:
+        CHECKS[kind](str(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_whole_files_are_read(folder: Path) -> None:
-    manifest_json(folder)
-    for kind, sound in SOUND.items():
-        path = folder / "whole" / kind
+def test_undamaged_files_are_valid(folder: Path) -> None:
+    make_manifest_json(folder)
+    for kind, check in CHECKS.items():
+        path = folder / "valid" / kind
         path.parent.mkdir(exist_ok=True)
-        (path.parent / "whole.csv").write_bytes(labels_csv())
-        path.write_bytes(whole(kind, folder))
-        sound(str(path))
+        (path.parent / "valid.csv").write_bytes(make_labels_csv())
+        path.write_bytes(valid_content(kind, folder))
+        check(str(path))
