@@ -1,16 +1,39 @@
-"""Messages of errors."""
+"""Errors for the user: one line each, short when printed, and unchanged by a trip between processes."""
 
-from kp_ray.errors import MAX_MESSAGE_CHARS, ConfigError, shorten
+import pickle
+
+import pytest
+
+from kp_ray import errors
+from kp_ray.errors import MAX_MESSAGE_CHARS, KpRayError, one_line, shorten
+
+CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, KpRayError)]
 
 
-def test_a_message_is_one_line_and_whole() -> None:
-    assert str(ConfigError("a\n b")) == "a b"
-    assert len(str(ConfigError("x" * 10**4))) == 10**4
+@pytest.mark.parametrize("error_class", CLASSES, ids=lambda error_class: error_class.__name__)
+def test_an_error_is_one_line_and_keeps_its_class_when_pickled(error_class: type[KpRayError]) -> None:
+    error = error_class("labels.csv: row 3:\n  not a number\t(got 'x')")
+    assert str(error) == "labels.csv: row 3: not a number (got 'x')"
+    received = pickle.loads(pickle.dumps(error))
+    assert type(received) is error_class
+    assert str(received) == str(error)
 
 
-def test_a_shortened_message_keeps_its_beginning_and_its_end() -> None:
-    short = shorten(ConfigError("file.csv: " + "x" * 10**6 + " fix"))
-    assert len(short) <= MAX_MESSAGE_CHARS + len(" ... ")
-    assert short.startswith("file.csv: ")
-    assert short.endswith(" fix")
-    assert shorten("a\nb") == "a b"
+def test_runs_of_white_space_become_one_blank() -> None:
+    assert one_line(" a\r\n\tb  c ") == "a b c"
+    assert one_line(ValueError("a\nb")) == "a b"
+
+
+def test_a_short_message_is_printed_as_it_is() -> None:
+    message = "x" * MAX_MESSAGE_CHARS
+    assert shorten(KpRayError(message)) == message
+
+
+def test_a_long_message_is_cut_in_the_middle_when_printed() -> None:
+    error = KpRayError("file.csv: " + "x" * 10**6 + ": delete it")
+    assert len(str(error)) > 10**6, "the error itself keeps its text"
+    printed = shorten(error)
+    assert len(printed) == MAX_MESSAGE_CHARS + len(" ... ")
+    assert printed.startswith("file.csv: x")
+    assert printed.endswith("x: delete it")
+    assert len(shorten("a" * 50, max_chars=20)) == 20 + len(" ... ")

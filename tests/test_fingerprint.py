@@ -24,6 +24,11 @@ def test_recorded_fields_are_read_back_equal() -> None:
     assert find_difference(json.loads(encode_fields(fields)), fields) is None
 
 
+def test_a_tuple_equals_the_list_that_was_recorded() -> None:
+    assert find_difference({"sizes": [1, 2]}, {"sizes": (1, 2)}) is None
+    assert find_difference({"sizes": [1, 2]}, {"sizes": (1, 3)}) == ("sizes", [1, 2], [1, 3])
+
+
 @pytest.mark.parametrize(
     ("current", "difference"),
     [
@@ -45,3 +50,5 @@ def test_a_difference_is_refused_by_its_place_and_field() -> None:
     refuse_difference({"seed": 1}, {"seed": 1}, "members/a", "choose a new run_dir")
     with pytest.raises(RunStateError, match="members/a: was made with seed 1, now 2: choose a new run_dir"):
         refuse_difference({"seed": 1}, {"seed": 2}, "members/a", "choose a new run_dir")
+    with pytest.raises(RunStateError, match=r"was made with model\.preset 'r18', now 'r50': undo it"):
+        refuse_difference({"model": {"preset": "r18"}}, {"model": {"preset": "r50"}}, "members/a", "undo it")

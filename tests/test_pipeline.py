@@ -1,4 +1,4 @@
-"""The whole pipeline from labels to a submission by the command line, on generated and on real data."""
+"""Forecasts of the stages, and the whole pipeline from labels to a submission by the command line."""
 
 import json
 import os
@@ -10,8 +10,11 @@ import pandas as pd
 import pytest
 import yaml
 
+from kp_ray.errors import ConfigError, StoreError
+from kp_ray.pipeline import forecast_stage
 from tests.helpers.data import SHARED, TINY_NET, tiny_config
 from tests.helpers.processes import file_times, last_json, run_kp_ray
+from tests.helpers.stores import write_small_store
 
 
 def kp_ray(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -23,6 +26,42 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """Return the JSON object of a command that must have succeeded."""
     assert done.returncode == 0, done.stderr[-3000:]
     return last_json(done.stdout)
+
+
+def test_forecasts_count_the_work_of_each_stage_and_write_nothing(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config(sample_data, tmp_path / "run", train={"ims_per_batch": 2})
+    augment = forecast_stage("augment", config)
+    assert (augment.to_json()["sources"], augment.to_json()["parts_kept"]) == (12, 0)
+    assert forecast_stage("predict", config).to_json() == {"images": 10, "members": 1, "trained": 0}
+    for verb in ("train", "tune"):
+        with pytest.raises(StoreError, match="run augment first"):
+            forecast_stage(verb, config)
+    assert not Path(config.run_dir).exists()
+    write_small_store(tmp_path / "run" / "store")
+    before = file_times(*tmp_path.rglob("*"))
+    train, tune = forecast_stage("train", config).to_json(), forecast_stage("tune", config).to_json()
+    assert (train["iterations"], train["finished"], train["train"], train["val"]) == (4, 0, 6, 3)
+    assert (tune["trials"], tune["train"], tune["val"]) == (2, 6, 3)
+    assert all(forecast_stage(verb, config).lines() for verb in ("augment", "train", "tune", "predict"))
+    assert file_times(*tmp_path.rglob("*")) == before
+
+
+def test_a_forecast_refuses_what_the_stage_would_refuse(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config({**sample_data, "images": str(tmp_path / "none")}, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"data\.images"):
+        forecast_stage("augment", config)
+
+
+def test_a_dry_run_prints_the_forecast_and_neither_joins_a_cluster_nor_writes(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(tiny_config(sample_data, tmp_path / "run").to_yaml())
+    no_cluster = {**os.environ, "COLUMNS": "200", "RAY_ADDRESS": "127.0.0.1:1"}  # joining it would fail
+    done = run_kp_ray("augment", "config.yaml", "--dry-run", "--json", cwd=tmp_path, env=no_cluster)
+    figures = result_of(done)
+    assert {"sources", "variants", "parts", "bytes", "seconds"} <= set(figures)
+    assert f"{figures['sources']} sources, {figures['variants']} variants of 2 recipes" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.slow

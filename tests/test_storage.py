@@ -75,8 +75,16 @@ def test_parts_of_a_path_are_joined_with_one_slash() -> None:
 def test_an_unknown_scheme_is_refused_by_its_url() -> None:
     with pytest.raises(StorageError, match="ftp://host/file: cannot be reached"):
         read_bytes("ftp://host/file")
-    assert is_local("/tmp")
-    assert filesystem("/tmp/a b")[1] == "/tmp/a b"
+
+
+def test_a_local_path_and_its_file_url_name_the_same_file(tmp_path: Path) -> None:
+    write_bytes(f"file://{tmp_path}/a b/c.txt", b"content")
+    path = str(tmp_path / "a b" / "c.txt")
+    assert read_bytes(path) == b"content"
+    assert exists(f"file://{path}")
+    assert is_local(path)
+    assert is_local(f"file://{path}")
+    assert filesystem(path)[1] == path
 
 
 # Bytes and folders.
@@ -92,20 +100,6 @@ def test_written_bytes_are_read_back_and_no_other_file_stays(tmp_path: Path) -> 
     assert file_sizes(str(tmp_path)) == {"deep/er/file #1.bin": 6}
 
 
-def test_a_reader_that_opened_a_file_before_it_is_replaced_reads_the_earlier_content(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_bytes(str(path), b"earlier" * 1000)
-    with path.open("rb") as stream:
-        write_bytes(str(path), b"later" * 500)
-        assert stream.read() == b"earlier" * 1000
-
-
-def test_a_url_and_a_local_path_name_the_same_file(tmp_path: Path) -> None:
-    write_bytes(f"file://{tmp_path}/a/b.txt", b"content")
-    assert read_bytes(str(tmp_path / "a" / "b.txt")) == b"content"
-    assert exists(f"file://{tmp_path}/a/b.txt")
-
-
 def test_a_write_that_fails_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_bytes(str(path), b"earlier")
@@ -117,6 +111,22 @@ def test_a_write_that_fails_leaves_the_earlier_file(tmp_path: Path, monkeypatch:
     with pytest.raises(StorageError, match=f"{re.escape(str(path))}: cannot be written: .*No space left"):
         write_bytes(str(path), b"later")
     assert [(item.name, item.read_bytes()) for item in tmp_path.iterdir()] == [("file", b"earlier")]
+
+
+def test_a_target_that_is_a_folder_leaves_no_partial_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match="folder: cannot be written"):
+        write_bytes(str(tmp_path / "folder"), b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_open_reader_keeps_the_content_that_it_opened(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_bytes(str(path), b"old" * 1000)
+    with path.open("rb") as reader:
+        write_bytes(str(path), b"new" * 500)
+        assert reader.read() == b"old" * 1000
+    assert path.read_bytes() == b"new" * 500
 
 
 @pytest.mark.parametrize("operation", [read_bytes, file_sizes, file_infos, hash_file, delete_file])

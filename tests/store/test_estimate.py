@@ -1,5 +1,7 @@
 """The forecast of `augment`: its figures are those of the store that it becomes."""
 
+from pathlib import Path
+
 import pytest
 
 from kp_ray.config.schema import Config
@@ -12,6 +14,7 @@ from tests.helpers.data import tiny_config
 def test_the_forecast_is_what_the_store_becomes(written: Config, tiny: Config) -> None:
     manifest = read_manifest(written.path("store"))
     forecast = forecast_augment(plan(tiny), tiny)
+    assert not Path(tiny.run_dir).exists()
     assert (forecast.sources, forecast.variants) == (manifest.num_sources, manifest.num_variants)
     assert (forecast.parts, forecast.parts_kept) == (len(manifest.parts), 0)
     assert forecast.bytes == pytest.approx(sum(part.num_bytes for part in manifest.parts), rel=0.2)
