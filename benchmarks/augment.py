@@ -60,7 +60,7 @@ CORES = os.cpu_count() or 1
 
 @cache
 def pipelines() -> list[tuple[str, Any]]:
-    """The 18 default recipes as Albumentations pipelines."""
+    """Return the 18 default recipes as (name, Albumentations pipeline)."""
     return [(f"{i}-{name}", to_albumentations(RECIPES[name])) for i, name in enumerate(DEFAULT_RECIPES)]
 
 

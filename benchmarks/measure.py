@@ -89,7 +89,7 @@ def kp_ray(verb: str, config: Path, *sets: str) -> dict[str, Any]:
 
 
 def make_variants(path: str, keypoints: FloatArray) -> None:
-    """All variants of one source, which go nowhere."""
+    """Make all variants of one source in memory and drop them."""
     source = Source(path, "", "", 0, "train", keypoints)
     settings = VariantSettings(seed=0, jpeg_quality=95, scale_with_frame=True, box_margin_px=0)
     augment_source(Path(path).read_bytes(), source, resolve_recipes(DEFAULT_RECIPES), settings)
