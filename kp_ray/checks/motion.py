@@ -19,22 +19,22 @@ from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 # jumping jacks move a point by a whole body size and back within a frame, so the scene's other cameras decide if there
 # are at least two.
 _JUMP_FLOOR = 0.2
-"""Smallest deviation of a jump, in body sizes."""
+"""Deviation that a jump exceeds, in body sizes."""
 _JUMP_RATIO = 3.0
-"""Smallest ratio of a jump's deviation to the distance between the neighbour frames, to the person's deviation, and to
-the median deviation in the other cameras."""
+"""Ratio that a jump exceeds: of its deviation to the distance between the neighbour frames, to the person's
+deviation, and to the median deviation in the other cameras."""
 _JUMP_RATIO_ALONE = 6.0
-"""Smallest ratio of a jump's deviation to the clip's median, where fewer than two other cameras see the frame."""
+"""Ratio of deviation to the clip's median that a jump exceeds where fewer than two other cameras see the frame."""
 _NOISE = 0.02
 """Inaccuracy of hand-made labels in body sizes; added to distances that may be 0."""
 _SWAP_FLOOR = 0.25
-"""Smallest sum of the deviations of a left and a right point, in body sizes, for which a swap is considered."""
+"""Sum of a left and a right point's deviations, in body sizes, above which a swap is considered."""
 _SWAP_RATIO = 0.35
-"""Largest share of that sum that remains after the two points are swapped back, for a swap."""
+"""A pair is swapped if swapping it back leaves less than this share of that sum."""
 _MISMATCH_FLOOR = 0.1
-"""Smallest mismatch with the other cameras, in body sizes, of points that belong to another frame."""
+"""Mismatch with the other cameras, in body sizes, that points of another frame exceed."""
 _MISMATCH_RATIO = 3.0
-"""Smallest ratio of that mismatch to `max(best, median) + _NOISE / 2`: the mismatch of the best matching frame, or the
+"""Ratio that they exceed, of that mismatch to `max(best, median) + _NOISE / 2`: the mismatch of the best matching frame, or the
 median of the clip's mismatches at its own frames if that is larger."""
 _MAX_REFERENCES = 64
 """Maximum number of frames that every frame of a scene is compared with; it bounds time and memory."""

@@ -280,7 +280,8 @@ def _finish_manifest(plan: Plan, reused: _ReusedParts, finished: Sequence[_Chunk
     if invisible_parts:
         raise StorageError(
             f"{join(plan.store, invisible_parts[0])}: written by a worker, but not seen by this machine, like "
-            f"{len(invisible_parts)} of {len(manifest.parts)} parts: run_dir must be a folder that all nodes share, or an s3:// path"
+            f"{len(invisible_parts)} of {len(manifest.parts)} parts: run_dir must be a folder that all nodes "
+            "share, or an s3:// path"
         )
     if finished or not exists(join(plan.store, "manifest.json")) or read_manifest(plan.store) != manifest:
         write_manifest(plan.store, manifest)
