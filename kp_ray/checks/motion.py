@@ -34,8 +34,8 @@ _SWAP_RATIO = 0.35
 _MISMATCH_FLOOR = 0.1
 """Mismatch with the other cameras, in body sizes, that points of another frame exceed."""
 _MISMATCH_RATIO = 3.0
-"""Ratio that they exceed, of that mismatch to `max(best, median) + _NOISE / 2`: the mismatch of the best matching frame, or the
-median of the clip's mismatches at its own frames if that is larger."""
+"""Ratio that they exceed: of that mismatch to `max(best, median) + _NOISE / 2`, where best is the mismatch with the best
+matching frame, and median that of the clip's frames with their own frame."""
 _MAX_REFERENCES = 64
 """Maximum number of frames that every frame of a scene is compared with; it bounds time and memory."""
 
