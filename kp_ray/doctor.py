@@ -55,7 +55,7 @@ class Check:
 
 @dataclass(frozen=True)
 class NodeProbe:
-    """What a task found on one node.
+    """Findings of a task on one node.
 
     Attributes:
         host: its name.

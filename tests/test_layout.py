@@ -27,7 +27,7 @@ MAX_FUNCTION_LINES = 60
 
 
 def run_python(code: str, cwd: Path) -> str:
-    """What a fresh interpreter prints whose home and temporary folder are under `cwd`."""
+    """Return the output of a fresh interpreter whose home and temporary folder are under `cwd`."""
     environment = {
         "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(cwd / "home"),
         "TMPDIR": str(cwd / "tmp"), "MPLCONFIGDIR": matplotlib.get_cachedir(),

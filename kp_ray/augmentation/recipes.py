@@ -20,7 +20,7 @@ REFERENCE_HW = (1080, 1920)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to a source to make a variant of it.
+    """Steps that make a variant of a source.
 
     Attributes:
         name: as in `augment.recipes`.

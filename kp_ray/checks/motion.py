@@ -1,4 +1,4 @@
-"""Find labels that jump, or exchange left and right, in one frame of a clip.
+"""Find labels that jump, or swap left and right, in one frame of a clip.
 
 Lengths are in body sizes: square roots of the area of the box around the labelled points, so that thresholds hold
 for every distance from the camera.
@@ -19,21 +19,23 @@ from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 # jumping jacks move a point by a whole body size and back within a frame, so the scene's other cameras decide if there
 # are at least two.
 _JUMP_FLOOR = 0.2
-"""A jump deviates by more than this, in body sizes,"""
+"""Deviation that a jump exceeds, in body sizes."""
 _JUMP_RATIO = 3.0
-"""by so many times the distance between the neighbour frames, and not by less of it in most other cameras."""
+"""Ratio that a jump exceeds: of its deviation to the distance between the neighbour frames, to the person's
+deviation, and to the median deviation in the other cameras."""
 _JUMP_RATIO_ALONE = 6.0
-"""Without other cameras a jump deviates by so many times the clip's median."""
+"""Ratio of deviation to the clip's median that a jump exceeds where fewer than two other cameras see the frame."""
 _NOISE = 0.02
 """Inaccuracy of hand-made labels in body sizes; added to distances that may be 0."""
 _SWAP_FLOOR = 0.25
-"""Left and right are compared only if the two points together deviate by more than this, in body sizes."""
+"""Sum of a left and a right point's deviations, in body sizes, above which a swap is considered."""
 _SWAP_RATIO = 0.35
-"""They are exchanged if exchanging them leaves less than this share of the deviation."""
+"""A pair is swapped if swapping it back leaves less than this share of that sum."""
 _MISMATCH_FLOOR = 0.1
-"""Points belong to another frame if they differ by more than this, in body sizes, from what other cameras saw,"""
+"""Mismatch with the other cameras, in body sizes, that points of another frame exceed."""
 _MISMATCH_RATIO = 3.0
-"""and by so many times the difference from the best matching frame."""
+"""Ratio that they exceed: of that mismatch to `max(best, median) + _NOISE / 2`, where best is the mismatch with the best
+matching frame, and median that of the clip's frames with their own frame."""
 _MAX_REFERENCES = 64
 """Maximum number of frames that every frame of a scene is compared with; it bounds time and memory."""
 
@@ -53,8 +55,8 @@ class ClipMotion:
         deviation: (T, 1 + K). The person's: median over the points of the distance to the nearer neighbour frame. A
             point's: distance to its position interpolated between the two neighbour frames.
         neighbor_distance: (T, 1 + K) distances between the two neighbour frames.
-        swap_ratio: (T, P) per flip pair, the deviation of its two points after they are exchanged, divided by that
-            before; 1 where the deviation is too small to compare.
+        swap_ratio: (T, P) per flip pair, the deviation of its two points after they are swapped, divided by the
+            deviation before; 1 where the deviation is too small to compare.
     """
 
     rows: list[int]
@@ -71,9 +73,9 @@ ClipKey = tuple[str, str]
 
 
 def motion_findings(annotations: Annotations) -> Iterator[Finding]:
-    """Find jumps and exchanged sides in single frames.
+    """Find jumps and swaps of left and right in single frames.
 
-    What the scene's other cameras also saw at the same frame is motion of the person, not a finding.
+    A deviation that the scene's other cameras show at the same frame is motion of the person, not a finding.
     """
     clips = _measure_clips(annotations)
     misplaced = _misplaced_rows(clips)
@@ -84,8 +86,8 @@ def motion_findings(annotations: Annotations) -> Iterator[Finding]:
     for (scene, camera), clip in clips.items():
         typical = _median(clip.deviation, axis=0)
         for t, frame in enumerate(clip.frames):
-            others = [(other, s) for name, other, s in views[scene, frame] if name != camera]
-            jumps, swaps = _suspects(clip, t, others, typical)
+            other_views = [(view, index) for name, view, index in views[scene, frame] if name != camera]
+            jumps, swaps = _find_suspects(clip, t, other_views, typical)
             row = clip.rows[t]
             deviation_px = clip.deviation[t] * clip.body_px
             yield from _frame_findings(
@@ -184,12 +186,14 @@ def _misplaced_rows(clips: Mapping[ClipKey, ClipMotion]) -> dict[int, int]:
         distances = np.stack([_distances(clip, frames, references) for clip in scene_clips])  # (cameras, T, R)
         for camera, clip in enumerate(scene_clips):
             expected = _median(np.delete(distances, camera, axis=0), axis=0)
+            # Between poses less than 0.05 body sizes apart, label noise would decide the ratio of the two distances.
             used = (expected > 0.05) & (distances[camera] > 0)
             scale = float(np.median(distances[camera][used] / expected[used])) if used.any() else 1.0
             scaled = distances[camera] / scale
             own_mismatch = _median(np.abs(scaled - expected), axis=1)
             mismatch = _median(np.abs(scaled[:, None] - expected[reference_indices][None]), axis=2)
             mismatch = np.where(np.isnan(mismatch), np.inf, mismatch)
+            # The noise keeps the limit above 0 where a frame matches exactly.
             limit = np.maximum(mismatch.min(axis=1), _median(own_mismatch, axis=0)) + _NOISE / 2
             for row, t in zip(clip.rows, map(frames.index, clip.frames), strict=True):
                 if own_mismatch[t] > _MISMATCH_FLOOR and own_mismatch[t] > _MISMATCH_RATIO * limit[t]:
@@ -203,33 +207,36 @@ def _distances(clip: ClipMotion, frames: Sequence[int], references: Sequence[int
     They are NaN for a frame that the clip lacks.
     """
     index = {frame: t for t, frame in enumerate(clip.frames)}
-    absent = np.full_like(clip.xy[0], np.nan)
-    poses = np.stack([clip.xy[index[frame]] if frame in index else absent for frame in frames])
+    no_pose = np.full_like(clip.xy[0], np.nan)
+    poses = np.stack([clip.xy[index[frame]] if frame in index else no_pose for frame in frames])
     reference_poses = [poses[frames.index(frame)] for frame in references]
     return np.stack([_median(np.linalg.norm(poses - pose, axis=2), axis=1) for pose in reference_poses], axis=1)
 
 
-def _suspects(
-    clip: ClipMotion, t: int, others: Sequence[tuple[ClipMotion, int]], typical: FloatArray
+def _find_suspects(
+    clip: ClipMotion, t: int, other_views: Sequence[tuple[ClipMotion, int]], typical: FloatArray
 ) -> tuple[BoolArray, BoolArray]:
-    """Decide what jumps and which pairs are exchanged in frame `t` of a clip.
+    """Find the points that jump and the pairs that are swapped in frame `t` of a clip.
 
     Args:
         clip: the clip.
         t: index of the frame in the clip.
-        others: other cameras' clips of the scene, with the index of the same frame.
+        other_views: other cameras' clips of the scene, each with its index of the same frame.
         typical: (1 + K) medians of the clip's deviations.
 
     Returns:
-        (1 + K) jumps, the person first, and (P) exchanged flip pairs.
+        (1 + K) jumps, the person first, and (P) swapped flip pairs.
     """
     deviation = clip.deviation[t]
     with np.errstate(invalid="ignore"):
         jumps = (deviation > _JUMP_FLOOR) & (deviation > _JUMP_RATIO * (clip.neighbor_distance[t] + _NOISE))
         swaps = clip.swap_ratio[t] < _SWAP_RATIO
-        if len(others) >= 2:
-            jumps &= ~(np.median([other.deviation[s] for other, s in others], axis=0) > deviation / _JUMP_RATIO)
-            swaps &= ~(np.median([other.swap_ratio[s] for other, s in others], axis=0) < 2 * _SWAP_RATIO)
+        if len(other_views) >= 2:
+            jumps &= ~(
+                np.median([view.deviation[index] for view, index in other_views], axis=0) > deviation / _JUMP_RATIO
+            )
+            # Twice the ratio: other cameras count as showing the same swap already when they nearly do.
+            swaps &= ~(np.median([view.swap_ratio[index] for view, index in other_views], axis=0) < 2 * _SWAP_RATIO)
         else:
             jumps &= deviation > _JUMP_RATIO_ALONE * (typical + _NOISE)
         jumps[1:] &= deviation[1:] > _JUMP_RATIO * (deviation[0] + _NOISE)  # else the whole person moved
@@ -244,19 +251,19 @@ def _frame_findings(
     swaps: BoolArray,
     matching_frame: int | None,
 ) -> Iterator[Finding]:
-    """Report one frame: the whole person, or else exchanged pairs and single points.
+    """Report one frame: the whole person, or else swapped pairs and single points.
 
     Args:
         skeleton: K keypoints in P flip pairs.
         image: name of the frame's image.
         deviation_px: (1 + K) deviations in pixels, the person's first.
-        jumps: (1 + K) results of `_suspects`.
-        swaps: (P) results of `_suspects`.
+        jumps: (1 + K) results of `_find_suspects`.
+        swaps: (P) results of `_find_suspects`.
         matching_frame: number of the frame whose points the row holds, if it is another one.
     """
     first_of_pair = [a for a, b in enumerate(skeleton.flip_indices) if a < b]
-    mirrored = len(first_of_pair) > 0 and swaps.mean() >= 0.5
-    if not mirrored and (matching_frame is not None or jumps[0]):
+    mostly_swapped = len(first_of_pair) > 0 and swaps.mean() >= 0.5
+    if not mostly_swapped and (matching_frame is not None or jumps[0]):
         message = f"the person is {deviation_px[0]:.0f} px away from the frames before and after"
         if matching_frame is not None:
             message = f"by the scene's other cameras its points belong to another frame, like frame {matching_frame}"
@@ -267,8 +274,8 @@ def _frame_findings(
         names = [f"{skeleton.names[a]}/{skeleton.names[b]}" for a, b in pairs]
         message = f"left and right are exchanged: {list_names(names)}, by the frames before and after"
         yield warning("left_right", image, message, "exchange the two points")
-    exchanged = {index for pair in pairs for index in pair}
-    points = [k for k in range(len(skeleton)) if jumps[1 + k] and k not in exchanged]
+    swapped_points = {index for pair in pairs for index in pair}
+    points = [k for k in range(len(skeleton)) if jumps[1 + k] and k not in swapped_points]
     if points:
         names = [f"{skeleton.names[k]} by {deviation_px[1 + k]:.0f} px" for k in points]
         message = f"out of line with the frames before and after: {list_names(names)}"

@@ -1,4 +1,4 @@
-"""What the command line prints: lines, and progress as bars in a terminal or as lines in a log."""
+"""Print lines and progress for the command line: bars in a terminal, lines in a log."""
 
 import contextlib
 import time

@@ -230,9 +230,9 @@ class TuneConfig(_Section):
     metric: Metric = "rmse"
     """Metric of the validation scenes that the search improves."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
-    """How points are chosen: `tpe` learns from earlier trials; `grid` takes the ends and the middle of each range."""
+    """Choice of points: `tpe` learns from earlier trials; `grid` takes the ends and the middle of each range."""
     scheduler: Literal["asha", "median", "none"] = "asha"
-    """How trials are stopped early: the worse half at each rung, those below the median, or none."""
+    """Early stopping of trials: the worse half at each rung, those below the median, or none."""
     max_concurrent: Positive | None = None
     """Trials at the same time; null: as many as the cluster holds. The sampler learns more from fewer at a time."""
     points: tuple[dict[str, bool | int | float | str], ...] = ()
@@ -300,7 +300,7 @@ class PredictConfig(_Section):
     person: Literal["score", "largest", "track"] = "track"
     """Choice among several people: best score, largest box, or best score times closeness to the clip's track."""
     fusion: Literal["mean", "median", "score"] = "mean"
-    """How the members' points are combined; `score` weights them by the scores of person and keypoint."""
+    """Method of combining the members' points; `score` weights them by the scores of person and keypoint."""
     weights: Literal["equal"] | dict[str, float | dict[str, float]] = "equal"
     """Weights of the members: equal, or {member: weight or {keypoint: weight}}; what is not named weighs 1."""
     reject_sigmas: Annotated[float, Field(gt=0)] | None = None

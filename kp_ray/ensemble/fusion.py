@@ -17,7 +17,7 @@ from kp_ray.keypoints import BoolArray, FloatArray
 SCALE_FLOOR_PX = 2.0
 """Smallest robust sigma in pixels: a member a few pixels off is no outlier, however closely the others agree."""
 _MAD_TO_SIGMA = 1.4826
-"""Standard deviation of a normal distribution over its median absolute deviation."""
+"""Ratio of standard deviation to MAD for a normal distribution."""
 Method = Literal["mean", "median", "score"]
 
 
@@ -27,9 +27,10 @@ class Fusion:
 
     Attributes:
         keypoints: (N, K, 3) x, y, score in pixels; finite everywhere.
-        found: (N,) whether a member found a person above the upper threshold.
-        how: N texts that name the source of each image's points: "" (members above the upper threshold), "low score"
-            (members between the thresholds), "frame <number>" or "mean pose" (see `fill_missing`), or "zeros".
+        found: (N,) True where a member found a person that scores at least the upper threshold.
+        how: N texts that name the source of each image's points: "" (members that score at least the upper
+            threshold), "low score" (members between the thresholds), "frame <number>" or "mean pose" (see
+            `fill_missing`), or "zeros".
         rejected: (M,) number of points of each member that were dropped as outliers.
     """
 
@@ -56,8 +57,11 @@ def fuse_clips(
 ) -> Fusion:
     """Fuse M members' predictions into one per image; fallbacks are reported in `how`.
 
-    Members whose person scores above the upper threshold are fused; where there are none, those above the lower one;
-    where there are none either, `missing` decides between `fill_missing` and zeros. Then clips are smoothed.
+    An image's points come from the first of these sources that has any; then clips are smoothed:
+
+    1. members whose person scores at least the upper threshold,
+    2. members whose person scores at least the lower threshold,
+    3. `fill_missing`, or zeros, as `missing` says.
 
     Args:
         keypoints: (M, N, K, 3) x, y, score in pixels; any values where the person's score is 0.
@@ -76,8 +80,10 @@ def fuse_clips(
     points, found = fuse(
         keypoints, selected, method=method, person_scores=scores, weights=weights, reject_sigmas=reject_sigmas
     )
-    before, after = (participants(keypoints, selected, weights, sigmas) for sigmas in (None, reject_sigmas))
-    rejected = (before & ~after).sum(axis=(1, 2))
+    points_before_rejection, points_kept = (
+        participants(keypoints, selected, weights, sigmas) for sigmas in (None, reject_sigmas)
+    )
+    rejected = (points_before_rejection & ~points_kept).sum(axis=(1, 2))
     if missing == "zeros":
         points = np.where(found[:, None, None], points, 0.0)
         how = ["" if was_found else "zeros" for was_found in found.tolist()]
@@ -91,14 +97,14 @@ def fuse_clips(
 
 
 def select_detections(scores: FloatArray, thresholds: tuple[float, float]) -> tuple[BoolArray, BoolArray]:
-    """Select the persons to fuse: those above the upper threshold; in an image without any, those above the lower.
+    """Select the persons to fuse: scores of at least the upper threshold or, in an image without any, the lower.
 
     Args:
         scores: (M, N) of the persons, 0 where a member found nobody.
         thresholds: upper and lower threshold of the score.
 
     Returns:
-        The selection (M, N), and in which images (N,) a score reaches the upper threshold.
+        The selection (M, N), and the images (N,) in which a score reaches the upper threshold.
     """
     high, low = ((scores >= threshold) & (scores > 0) for threshold in thresholds)
     any_high = np.asarray(high.any(axis=0))
@@ -122,7 +128,7 @@ def fuse(
 
     Args:
         keypoints: (M, N, K, 3) x, y, score in pixels; any values, also NaN, where `found` is False.
-        found: (M, N) whether a member found a person in an image.
+        found: (M, N) True where a member found a person in an image.
         method: "mean", weighted; "median", weighted; "score", mean weighted by keypoint score * person score as well.
         person_scores: (M, N) not negative, for method "score"; None: 1.
         weights: (M,) or (M, K), not negative; None: equal. A member with weight 0 counts only where no member with
@@ -140,22 +146,22 @@ def fuse(
         raise ValueError(f"method {method!r} is not one of mean, median, score")
     keypoints, found = np.asarray(keypoints, dtype=float), np.asarray(found, dtype=bool)
     _check_members(keypoints, found)
-    shares = np.broadcast_to(_member_weights(weights, keypoints), keypoints.shape[:3])
+    point_weights = np.broadcast_to(_member_weights(weights, keypoints), keypoints.shape[:3])
     is_used = participants(keypoints, found, weights, reject_sigmas)
     if method == "score":
         persons = np.ones(found.shape) if person_scores is None else np.asarray(person_scores, dtype=float)
         scores = np.where(found[..., None], persons[..., None] * keypoints[..., 2], 0.0)
         _check_weights("scores", scores)
-        shares = shares * scores
-    shares = np.where(is_used, shares, 0.0)
+        point_weights = point_weights * scores
+    point_weights = np.where(is_used, point_weights, 0.0)
     # Where all weights are zero, members count equally.
-    shares = np.where(shares.any(axis=0), shares, is_used)
+    point_weights = np.where(point_weights.any(axis=0), point_weights, is_used)
 
     combine = _weighted_median if method == "median" else _weighted_mean
     found_by_any = np.asarray(found.any(axis=0))
     fused = np.full(keypoints.shape[1:], np.nan)
     fused[found_by_any] = combine(
-        np.where(is_used[..., None], keypoints, np.inf)[:, found_by_any], shares[:, found_by_any, :, None]
+        np.where(is_used[..., None], keypoints, np.inf)[:, found_by_any], point_weights[:, found_by_any, :, None]
     )
     return fused, found_by_any
 
@@ -163,9 +169,10 @@ def fuse(
 def inliers(points: FloatArray, reject_sigmas: float) -> BoolArray:
     """Find the members' points (M, N, K) that are no outliers.
 
-    The distance of each point from the members' per-coordinate median is compared with a robust sigma: 1.4826 times
-    the median of those distances (the MAD of a normal distribution), at least `SCALE_FLOOR_PX`. The nearer half is
-    always kept. With fewer than three members there is no majority, so nothing is rejected.
+    The distance of each point from the members' per-coordinate median is compared with a robust sigma of at least
+    `SCALE_FLOOR_PX`: 1.4826 * MAD, where the MAD is the median of those distances; this estimates the sigma of a normal
+    distribution. The nearer half is always kept. With fewer than three members there is no majority, so nothing is
+    rejected.
 
     Args:
         points: (M, N, K, 2+) x, y in pixels; NaN is ignored and is no inlier.
@@ -209,9 +216,9 @@ def participants(
     keypoints: FloatArray, found: BoolArray, weights: FloatArray | None, reject_sigmas: float | None
 ) -> BoolArray:
     """Find the points (M, N, K) to combine: of members that found someone, have weight and are not rejected."""
-    shares = np.broadcast_to(_member_weights(weights, keypoints), keypoints.shape[:3])
-    present = np.broadcast_to(found[:, :, None], shares.shape)
-    weighted = present & (shares > 0)
+    point_weights = np.broadcast_to(_member_weights(weights, keypoints), keypoints.shape[:3])
+    present = np.broadcast_to(found[:, :, None], point_weights.shape)
+    weighted = present & (point_weights > 0)
     is_used = np.asarray(np.where(weighted.any(axis=0), weighted, present))
     if reject_sigmas is None:
         return is_used
@@ -223,9 +230,9 @@ def _sorted_by_value(values: FloatArray, weights: FloatArray | BoolArray) -> tup
 
     Sums over sorted values round alike for any order of the members.
     """
-    shares = np.broadcast_to(np.asarray(weights, dtype=float), values.shape)
-    order = np.lexsort((shares, values), axis=0)
-    return np.take_along_axis(values, order, axis=0), np.take_along_axis(shares, order, axis=0)
+    full_weights = np.broadcast_to(np.asarray(weights, dtype=float), values.shape)
+    order = np.lexsort((full_weights, values), axis=0)
+    return np.take_along_axis(values, order, axis=0), np.take_along_axis(full_weights, order, axis=0)
 
 
 def _weighted_mean(values: FloatArray, weights: FloatArray) -> FloatArray:

@@ -20,7 +20,7 @@ PREDICT_AGAIN = "delete it and run predict again"
 
 @dataclass(frozen=True)
 class PersonChoices:
-    """How one person was chosen where members found several.
+    """Counts of the images in which members found several people, and the rule that chose one.
 
     Attributes:
         rule: `predict.person`.

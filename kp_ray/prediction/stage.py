@@ -68,7 +68,7 @@ class PredictSummary:
 
 @dataclass(frozen=True)
 class PredictForecast:
-    """What `predict` would do.
+    """Forecast of what `predict` does.
 
     Attributes:
         images: number of images to predict.
@@ -191,7 +191,7 @@ class EvaluateSummary:
 
 @dataclass(frozen=True)
 class EvaluateForecast:
-    """What `evaluate` would do: score the file `scored` against `truth`."""
+    """Forecast of what `evaluate` does: score the file `scored` against `truth`."""
 
     scored: str
     truth: str

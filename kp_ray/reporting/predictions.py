@@ -1,4 +1,4 @@
-"""Section "Predictions": the worst, the filled and the most disputed images."""
+"""Build the section "Predictions": the worst, the filled and the most disputed images."""
 
 import re
 from collections import Counter
@@ -60,8 +60,8 @@ class PredictionSection:
 
     Attributes:
         num_images: number of images in predictions.parquet.
-        has_truth: whether the pictures show the truth.
-        num_filled: images in which no member found a person at the usual score; None if it is not known.
+        has_truth: True if the pictures show the truth.
+        num_filled: number of images in which no member found a person at the usual score; None if it is not known.
         fallbacks: number of filled images by fallback.
         worst: pictures of the images with the largest RMSE.
         filled: pictures of the filled images.
@@ -103,11 +103,11 @@ def prediction_section(config: Config, files: RunFiles) -> PredictionSection | N
         disputed=_disputed_tiles(config, files, predictions, spreads) if predictions else (),
         median_spread_px=float(np.median([*spreads.values()])) if spreads else None,
         members=tuple(
-            (name, SERIES[number % len(SERIES)])
-            for number, name in enumerate(predictions.members if predictions else ())
+            (name, SERIES[member_index % len(SERIES)])
+            for member_index, name in enumerate(predictions.members if predictions else ())
         ),
         num_lost=_count_lost(predictions) if predictions else {},
-        lists=_lists(worst, filled or ()),
+        lists=_build_lists(worst, filled or ()),
     )
 
 
@@ -117,10 +117,10 @@ def _filled_images(files: RunFiles) -> tuple[FilledImage, ...] | None:
     return files.details.filled if files.details is not None else None
 
 
-def _lists(worst: tuple[ImageError, ...], filled: tuple[FilledImage, ...]) -> tuple[ImageList, ...]:
+def _build_lists(worst: tuple[ImageError, ...], filled: tuple[FilledImage, ...]) -> tuple[ImageList, ...]:
     lists = (
         ImageList("Worst images as a list", "RMSE (px)", tuple((row.image, format_number(row.rmse)) for row in worst)),
-        ImageList("Images where nobody was found", "instead", tuple((row.image, row.how) for row in filled)),
+        ImageList("Images filled by a fallback", "fallback", tuple((row.image, row.how) for row in filled)),
     )
     return tuple(images for images in lists if images.rows)
 

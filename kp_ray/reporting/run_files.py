@@ -21,7 +21,7 @@ from kp_ray.training.logs import LogEntry, read_training_log
 
 @dataclass(frozen=True, eq=False)
 class RunFiles:
-    """What several sections of the report read from a run folder; None or empty where the file is not there.
+    """Files of a run folder that several sections of the report read; None or empty where a file is missing.
 
     Attributes:
         manifest: of the store.

@@ -35,7 +35,7 @@ class _Selection:
 
 @dataclass(frozen=True)
 class ShowSummary:
-    """What `show` wrote.
+    """Result of `show`.
 
     Attributes:
         pictures: number of pictures, without `sheet.jpg`.

@@ -47,7 +47,7 @@ class StoreEstimate:
 
 @dataclass(frozen=True)
 class AugmentForecast(StoreEstimate):
-    """What `augment` would write.
+    """Forecast of what `augment` writes.
 
     Attributes:
         parts_kept: number of parts that exist already.

@@ -59,7 +59,7 @@ class Plan:
         recipes: of training sources.
         chunks: in the order of the manifest.
         units: scenes, clips or frames that the split kept whole, under "train" and "val".
-        absent: sources without a file.
+        absent: sources whose image file is missing.
     """
 
     store: str
@@ -87,11 +87,11 @@ def plan(config: Config) -> Plan:
     """
     annotations = load_labels(config)
     seed = config.seed if config.split.seed is None else config.split.seed
-    by = config.split.by
-    splits = split_sources(annotations, by=by, fraction=config.split.fraction, seed=seed)
-    check_lineage(split_units(annotations, by), splits, annotations.images)
+    split_by = config.split.by
+    splits = split_sources(annotations, by=split_by, fraction=config.split.fraction, seed=seed)
+    check_lineage(split_units(annotations, split_by), splits, annotations.images)
     images = config.require_input("images")
-    return plan_store(config.path("store"), images, annotations, splits, by, config.augment, config.seed)
+    return plan_store(config.path("store"), images, annotations, splits, split_by, config.augment, config.seed)
 
 
 def plan_store(
@@ -99,18 +99,18 @@ def plan_store(
     images: str,
     annotations: Annotations,
     splits: Sequence[str],
-    by: Literal["scene", "clip", "frame"],
+    split_by: Literal["scene", "clip", "frame"],
     augment: AugmentConfig,
     seed: int,
 ) -> Plan:
-    """Decide every part of a store; of the images only names and sizes are read.
+    """Decide every part of a store, reading only the names and sizes of the images.
 
     Args:
         store: local path or URL to write to.
         images: folder of the sources.
         annotations: N sources.
         splits: "train" or "val" for each source; a validation source gets only `Original`.
-        by: the units that `splits` keeps whole.
+        split_by: unit that `splits` keeps whole: all of a scene's, a clip's or a frame's images are in one split.
         augment: the config's section.
         seed: of the store.
 
@@ -137,7 +137,7 @@ def plan_store(
                 name = f"part-{number:05d}-{digest(fingerprint_fields, 6)}.parquet"
                 parts.append(Part(f"recipe={recipe.name}/{name}", recipe, copies, split))
             chunks.append(Chunk(sources, tuple(parts)))
-    sides = list(zip(split_units(annotations, by), splits, strict=True))
+    sides = list(zip(split_units(annotations, split_by), splits, strict=True))
     units = {name: tuple(sorted({unit for unit, side in sides if side == name})) for name in ("train", "val")}
     absent = frozenset(name for name in annotations.images if name not in sizes)
     return Plan(store, images, annotations.skeleton.names, seed, augment, recipes, tuple(chunks), units, absent)

@@ -13,7 +13,7 @@ from kp_ray.store.manifest import Manifest, StoredRow, read_manifest, row_schema
 from kp_ray.store.parts import ROWS_PER_GROUP
 
 REBUILD = "run verify, then augment"
-"""What to do about a damaged or missing part."""
+"""Advice for a damaged or missing part."""
 
 
 def read_part(path: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -127,7 +127,7 @@ class VerifySummary:
 
     @property
     def ok(self) -> bool:
-        """Whether the store is sound."""
+        """True if the store is sound."""
         return not self.problems
 
     def lines(self) -> list[str]:

@@ -1,7 +1,7 @@
-"""Write what is missing of a store on the Ray cluster: plan -> parts -> manifest.
+"""Write a store's missing parts on the Ray cluster, then its manifest.
 
-A task works on one chunk and writes its part of every recipe that is missing. Parts appear whole; the manifest, written
-last, is all that readers look at.
+A task works on one chunk and writes its missing parts, one per recipe. A part appears only when it is complete. Readers
+use only the parts that the manifest lists, which is written last.
 """
 
 import contextlib
@@ -40,8 +40,16 @@ from kp_ray.store.read import read_part
 
 
 @dataclass(frozen=True)
-class _Finished:
-    """The result of a task; the first `num_found` parts were left whole by an earlier run."""
+class _ChunkResult:
+    """The result of a task.
+
+    Attributes:
+        parts: records of the chunk's parts; `parts[:num_found]` already existed, written by an interrupted run.
+        num_found: number of those.
+        quarantined: refused sources of the chunk.
+        num_sources: number of sources of the chunk.
+        started: Unix time in seconds.
+    """
 
     parts: tuple[PartRecord, ...]
     num_found: int
@@ -51,8 +59,8 @@ class _Finished:
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """Parts that the manifest lists and that exist, and the quarantined sources that they settle."""
+class _ReusedParts:
+    """Parts that the manifest lists and that exist, and the quarantined sources that belong to them."""
 
     parts: tuple[PartRecord, ...]
     quarantined: tuple[Quarantined, ...]
@@ -63,29 +71,30 @@ def write_store(
     progress: Callable[[int, int], None] | None = None,
     on_locked: Callable[[], None] | None = None,
 ) -> StoreFigures:
-    """Write what is missing of a store, then its manifest.
+    """Write a store's missing parts, then its manifest.
 
     Args:
         plan: from `plan_store`; a Ray cluster must be running, unless `is_finished(plan)`.
         progress: called with (sources done, sources in all), first when writing begins.
-        on_locked: called once no other process can write this store, before anything is written.
+        on_locked: called when the writer lock is held, before anything is written.
 
     Raises:
         RunStateError: another process writes this store.
-        StorageError: the disk is full, or workers wrote where this machine does not see it.
-        StoreError: no source could be used, or a source that the store holds has lost its image.
+        StorageError: the disk is full, or the store's folder is not shared between the nodes.
+        StoreError: the manifest is damaged or of another version of kp_ray, no source could be used, or the image file
+            of a stored source is missing.
         StoppedError: processes or nodes of Ray died.
     """
     began = time.time()
     with writer_lock(plan.store):
-        kept, todo = _find_missing(plan)
-        if todo:
+        reused, incomplete_chunks = _find_incomplete(plan)
+        if incomplete_chunks:
             _delete_partial_files(plan.store)
         if on_locked:
             on_locked()
         ready = time.time()
-        finished = _write_chunks(plan, todo, progress)
-        manifest = _finish_manifest(plan, kept, finished)
+        finished = _write_chunks(plan, incomplete_chunks, progress)
+        manifest = _finish_manifest(plan, reused, finished)
     seconds = time.time() - began
     start_up_s = max(0.0, min((item.started for item in finished), default=ready) - began)
     num_made = sum(item.num_sources for item in finished if len(item.parts) > item.num_found)
@@ -97,7 +106,7 @@ def write_store(
         start_up_s=round(start_up_s, 3),
         sources_per_s=round(num_made / max(seconds - start_up_s, 1e-9), 3),
         parts_written=sum(len(item.parts) for item in finished) - num_found,
-        parts_kept=len(kept.parts) + num_found,
+        parts_kept=len(reused.parts) + num_found,
         quarantined=len({item.source for item in manifest.quarantined}),
     )
 
@@ -106,78 +115,82 @@ def is_finished(plan: Plan) -> bool:
     """Return whether the store holds everything planned, so that `write_store` needs no cluster.
 
     Raises:
-        StoreError: the manifest is damaged or of another version of kp_ray, or a source that the store holds has lost
-            its image.
+        StoreError: the manifest is damaged or of another version of kp_ray, or the image file of a stored source is
+            missing.
     """
-    return exists(join(plan.store, "manifest.json")) and not _find_missing(plan)[1]
+    return exists(join(plan.store, "manifest.json")) and not _find_incomplete(plan)[1]
 
 
-def _find_missing(plan: Plan) -> tuple[_Kept, list[Chunk]]:
-    """Find the parts that the manifest lists and that exist, and the chunks with the parts that are missing.
+def _find_incomplete(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
+    """Find the parts to reuse, and the incomplete chunks with their missing parts.
 
-    All parts of a chunk with an UNAVAILABLE source are missing: each run tries it again.
+    A chunk with an UNAVAILABLE source is rewritten on every run, to retry that source.
     """
-    listed: dict[str, PartRecord] = {}
+    existing_records: dict[str, PartRecord] = {}
     quarantined: tuple[Quarantined, ...] = ()
     if exists(join(plan.store, "manifest.json")):
         manifest = read_manifest(plan.store)
         sizes = file_sizes(plan.store)
-        listed = {part.path: part for part in manifest.parts if sizes.get(part.path) == part.num_bytes}
+        existing_records = {part.path: part for part in manifest.parts if sizes.get(part.path) == part.num_bytes}
         quarantined = manifest.quarantined
-        _refuse_lost_images(plan, listed, quarantined)
-    kept: list[PartRecord] = []
-    todo: list[Chunk] = []
+        _refuse_missing_images(plan, existing_records, quarantined)
+    reused: list[PartRecord] = []
+    incomplete_chunks: list[Chunk] = []
     affected = {item.source for item in quarantined}
     unavailable = {item.source for item in quarantined if item.stage == UNAVAILABLE}
-    settled: set[tuple[str, str]] = set()
+    covered: set[tuple[str, str]] = set()
     for chunk in plan.chunks:
         if unavailable and any(source.name in unavailable for source in chunk.sources):
-            todo.append(chunk)
+            incomplete_chunks.append(chunk)
             continue
-        existing_parts = [listed[part.path] for part in chunk.parts if part.path in listed]
-        kept += existing_parts
+        existing_parts = [existing_records[part.path] for part in chunk.parts if part.path in existing_records]
+        reused += existing_parts
         stages = [UNREADABLE, *(recipe_stage(part.recipe) for part in existing_parts)] if existing_parts else []
-        settled |= {(source.name, stage) for source in chunk.sources if source.name in affected for stage in stages}
-        missing = tuple(part for part in chunk.parts if part.path not in listed)
+        covered |= {(source.name, stage) for source in chunk.sources if source.name in affected for stage in stages}
+        missing = tuple(part for part in chunk.parts if part.path not in existing_records)
         if missing:
-            todo.append(replace(chunk, parts=missing))
-    return _Kept(tuple(kept), tuple(item for item in quarantined if (item.source, item.stage) in settled)), todo
+            incomplete_chunks.append(replace(chunk, parts=missing))
+    reused_quarantined = tuple(item for item in quarantined if (item.source, item.stage) in covered)
+    return _ReusedParts(tuple(reused), reused_quarantined), incomplete_chunks
 
 
-def _refuse_lost_images(plan: Plan, listed: Iterable[str], quarantined: Sequence[Quarantined]) -> None:
-    """Refuse to replace finished parts that hold variants of a source whose image is gone.
+def _refuse_missing_images(plan: Plan, existing_paths: Iterable[str], quarantined: Sequence[Quarantined]) -> None:
+    """Refuse to replace finished parts that hold variants of a source whose image file is missing.
 
     Raises:
         StoreError: naming the image.
     """
-    lost = plan.absent - {item.source for item in quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
-    if not lost:
+    missing_sources = plan.absent - {item.source for item in quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
+    if not missing_sources:
         return
     planned = {part.path for part in plan.parts()}
-    for path in listed:
+    for path in existing_paths:
         if path in planned:
             continue
         try:
             stored = set(read_part(join(plan.store, path), ["source"]).column(0).to_pylist())
         except StorageError:
             continue  # damaged: nothing to lose
-        if lost & stored:
+        if missing_sources & stored:
             raise StoreError(
-                f"{join(plan.images, min(lost & stored))}: not there any more, and the store holds its variants: put "
-                f"it back, or take its row out of the labels ({len(lost)} labelled images are missing in all)"
+                f"{join(plan.images, min(missing_sources & stored))}: not there any more, and the store holds its "
+                f"variants: put it back, or take its row out of the labels ({len(missing_sources)} labelled images are "
+                "missing in all)"
             )
 
 
-def _write_chunks(plan: Plan, todo: Sequence[Chunk], progress: Callable[[int, int], None] | None) -> list[_Finished]:
-    """Write the missing parts of chunks and report progress, in sources."""
-    if not todo:
+def _write_chunks(
+    plan: Plan, incomplete_chunks: Sequence[Chunk], progress: Callable[[int, int], None] | None
+) -> list[_ChunkResult]:
+    """Write the missing parts of incomplete chunks, and report progress in sources."""
+    if not incomplete_chunks:
         return []
     total = sum(len(chunk.sources) for chunk in plan.chunks)
-    done = total - sum(len(chunk.sources) for chunk in todo)
+    done = total - sum(len(chunk.sources) for chunk in incomplete_chunks)
     if progress:
         progress(done, total)
     finished = []
-    for result in _run_tasks(plan, todo):
+    for result in _run_tasks(plan, incomplete_chunks):
         finished.append(result)
         done += result.num_sources
         if progress:
@@ -185,10 +198,10 @@ def _write_chunks(plan: Plan, todo: Sequence[Chunk], progress: Callable[[int, in
     return finished
 
 
-def _run_tasks(plan: Plan, todo: Sequence[Chunk]) -> Iterator[_Finished]:
+def _run_tasks(plan: Plan, incomplete_chunks: Sequence[Chunk]) -> Iterator[_ChunkResult]:
     advice = "finished parts are kept, run augment again to resume"
     with ray_data_settings():
-        items = [{"chunk": pickle.dumps(chunk)} for chunk in todo]
+        items = [{"chunk": pickle.dumps(chunk)} for chunk in incomplete_chunks]
         tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(
             _write_chunk, fn_args=(replace(plan, chunks=()),), num_cpus=1, ray_remote_args_fn=bounded_retries
         )
@@ -218,7 +231,7 @@ def _write_chunk(item: dict[str, Any], plan: Plan) -> dict[str, Any]:
             quarantined += made_quarantined
     except KpRayError as error:
         return error_row(error)
-    finished = _Finished(tuple(records), num_found, tuple(quarantined), len(chunk.sources), started)
+    finished = _ChunkResult(tuple(records), num_found, tuple(quarantined), len(chunk.sources), started)
     return {"finished": pickle.dumps(finished)}
 
 
@@ -251,10 +264,10 @@ def make_parts(
     return records, quarantined
 
 
-def _finish_manifest(plan: Plan, kept: _Kept, finished: Sequence[_Finished]) -> Manifest:
+def _finish_manifest(plan: Plan, reused: _ReusedParts, finished: Sequence[_ChunkResult]) -> Manifest:
     """Write the manifest unless it is the same already, then delete parts that it does not list."""
-    records = {part.path: part for part in (*kept.parts, *(part for item in finished for part in item.parts))}
-    quarantined = [*kept.quarantined, *(source for item in finished for source in item.quarantined)]
+    records = {part.path: part for part in (*reused.parts, *(part for item in finished for part in item.parts))}
+    quarantined = [*reused.quarantined, *(source for item in finished for source in item.quarantined)]
     manifest = build_manifest(plan, records, quarantined)
     if not manifest.num_sources:  # the image folder may be the wrong one: leave an earlier run's parts as they are
         first = manifest.quarantined[0]
@@ -263,17 +276,18 @@ def _finish_manifest(plan: Plan, kept: _Kept, finished: Sequence[_Finished]) -> 
             f"{plan.store}: none of the {total} sources could be used, e.g. {first.source}: {first.reason}"
         )
     sizes = file_sizes(plan.store)
-    unseen = [part.path for part in manifest.parts if sizes.get(part.path) != part.num_bytes]
-    if unseen:
+    invisible_parts = [part.path for part in manifest.parts if sizes.get(part.path) != part.num_bytes]
+    if invisible_parts:
         raise StorageError(
-            f"{join(plan.store, unseen[0])}: written by a worker, but not seen by this machine, like {len(unseen)} of "
-            f"{len(manifest.parts)} parts: run_dir must be a folder that all nodes share, or an s3:// path"
+            f"{join(plan.store, invisible_parts[0])}: written by a worker, but not seen by this machine, like "
+            f"{len(invisible_parts)} of {len(manifest.parts)} parts: run_dir must be a folder that all nodes "
+            "share, or an s3:// path"
         )
     if finished or not exists(join(plan.store, "manifest.json")) or read_manifest(plan.store) != manifest:
         write_manifest(plan.store, manifest)
-    listed = {part.path for part in manifest.parts}
+    manifest_paths = {part.path for part in manifest.parts}
     for path in sizes:
-        if path.startswith("recipe=") and path not in listed:
+        if path.startswith("recipe=") and path not in manifest_paths:
             delete_file(join(plan.store, path))
     return manifest
 
@@ -282,7 +296,7 @@ def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: S
     """Build the manifest of a plan whose parts are written.
 
     Args:
-        plan: decides the order.
+        plan: gives the order of the parts.
         records: every part of the plan, by path.
         quarantined: in any order; repeated entries count once.
     """
@@ -319,7 +333,7 @@ def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: S
 
 
 def _delete_partial_files(store: str) -> None:
-    """Delete what killed writers left, before it fills a disk; the lock's holder knows that they are gone."""
+    """Delete *.partial files of killed writers. Safe under the writer lock: no other writer runs."""
     if is_local(store):
         for path in Path(filesystem(store)[1]).rglob("*.partial"):
             path.unlink(missing_ok=True)

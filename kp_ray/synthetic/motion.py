@@ -39,7 +39,7 @@ _POSE_HIGH = np.array([65, 30, 45, 45, 55, 30, 25, 55, *_SIDE_HIGH, *_SIDE_HIGH]
 
 
 class Purpose(IntEnum):
-    """What a random generator is for; each purpose has a stream of its own."""
+    """Purpose of a random generator; each purpose has its own stream."""
 
     SCENE = 0
     MOTION = 1

@@ -41,18 +41,20 @@ class SceneRenderer:
         """Set up the scene of a clip for frames of `width` x `height` pixels."""
         rng = clip.generator(Purpose.SCENE)
         outdoors = bool(rng.random() < 0.35)
+        # Distances of the four walls from the person, and the height of the walls, in metres.
         reach = rng.uniform(11, 16, 4) if outdoors else rng.uniform(5.6, 8, 4)
         room = np.array([[*-reach[:2], 0], [*reach[2:], 9 if outdoors else rng.uniform(2.7, 3.6)]])
         wall = np.array([110.0, 130, 120]) if outdoors else random_colour(rng, (5, 90), (110, 235))
         person = BodyShape.sample(rng, wall)
         # The lamp stands on the side of the cameras, so that faces are lit.
         light = np.array([*rng.uniform((0.3, -1), (1, 1)), rng.uniform(1.1, 2)])
-        # Five cameras stand on an arc before the person, in an order that changes with the scene.
-        places = rng.permutation([-40.0, -20, 0, 20, 40]) + rng.uniform(-9, 9, 5)
+        # Five cameras stand 20 degrees apart on an arc before the person, each up to 9 degrees off; their order changes
+        # with the scene.
+        azimuths_deg = rng.permutation([-40.0, -20, 0, 20, 40]) + rng.uniform(-9, 9, 5)
         joints = [forward_kinematics(pose_at(clip, frame), person)[0] for frame in clip.frames]
         body = np.concatenate([list(positions.values()) for positions in joints])
         camera_rng = clip.generator(Purpose.CAMERA, clip.camera)
-        camera = _aim_camera(camera_rng, body, np.radians(places[clip.camera]), width, height)
+        camera = _aim_camera(camera_rng, body, np.radians(azimuths_deg[clip.camera]), width, height)
         return cls(clip, (width, height), person, wall, room, outdoors, light / np.linalg.norm(light), camera)
 
     def render_frame(self, frame: int, background: Image) -> tuple[Image, FloatArray]:
@@ -61,12 +63,13 @@ class SceneRenderer:
         surfaces = body_surfaces(positions, orientations, self.person)
         rng = self.clip.generator(Purpose.OBSTACLE, self.clip.camera)
         picture = self._draw_shadow(background, surfaces)
-        if rng.random() < 0.12:  # a pole or a crate between the camera and the person
+        # In 12 % of the clips a pole (3 m high) or a crate stands 1 to 1.3 m before the person, towards the camera.
+        if rng.random() < 0.12:
             ahead = self.camera.position * (1, 1, 0) / np.linalg.norm(self.camera.position[:2])
             place = ahead * rng.uniform(1, 1.3) + np.cross((0, 0, 1), ahead) * rng.uniform(-0.5, 0.5)
             half_diagonal, height = (rng.uniform(0.03, 0.07), 3.0) if rng.random() < 0.5 else rng.uniform(0.2, 0.6, 2)
-            colour_and_angle = rng.uniform(0, 1.6), random_colour(rng, (10, 90), (60, 220))
-            surfaces.append(box(place, half_diagonal, height, *colour_and_angle))
+            angle, colour = rng.uniform(0, 1.6), random_colour(rng, (10, 90), (60, 220))
+            surfaces.append(box(place, half_diagonal, height, angle, colour))
         paint(picture, self.camera, surfaces, self.light)
         labels = self.camera.project(np.stack([positions[name] for name in DACON24.names]))[0]
         return self.apply_camera_effects(picture, frame), labels
@@ -120,7 +123,7 @@ class SceneRenderer:
         return draw_wall(rng, width, height, self.wall), PIXELS_PER_M
 
     def _make_furniture(self) -> list[Surface]:
-        """Make boxes and plants; those between this camera and the person are left out."""
+        """Make boxes and plants 2.4 to 5 m from the person; omit all on the camera's side of the person."""
         rng = self.clip.generator(Purpose.FURNITURE)
         surfaces: list[Surface] = []
         for _ in range(8):
@@ -138,6 +141,7 @@ class SceneRenderer:
         width, height = self.size
         mask = np.zeros((-(-height // 4), -(-width // 4)), dtype=np.uint8)
         for quads, _ in surfaces:
+            # Quads are projected to the floor along the light; corners are fixed-point, in 1/16 pixel (shift=4).
             xy, depth = self.camera.project(quads[:, 0] - self.light * (quads[:, 0, 2:] / self.light[2]))
             if depth.min() > 0.3:
                 hull = cv2.convexHull((((xy + 0.5) / 4 - 0.5) * 16).clip(-(2**20), 2**20).astype(np.int32))
@@ -155,6 +159,7 @@ class SceneRenderer:
         vignette = 1 - np.float32(edge / 2) * (x * x + y * y)
         exposure = cv2.merge([cv2.convertScaleAbs(vignette, alpha=float(255 * tone)) for tone in gain])
         exposed = cv2.GaussianBlur(cv2.multiply(picture, exposure, scale=1.1 / 255), (0, 0), blur)
+        # Noise has mean 8, so that it fits unsigned bytes; the last line subtracts the mean again.
         quantiles = [NormalDist(8, noise).inv_cdf((k + 0.5) / 256) for k in range(256)]
         noise_rng = self.clip.generator(Purpose.NOISE, self.clip.camera, frame)
         levels = noise_rng.integers(0, 256, (height, width), dtype=np.uint8)
@@ -179,6 +184,7 @@ def _aim_camera(rng: np.random.Generator, body: FloatArray, azimuth: float, widt
     unit = Camera(eye, rotation, 1.0, (0.0, 0.0)).project(body)[0]
     low, high = unit.min(axis=0), unit.max(axis=0)
     focal = min(rng.uniform(0.6, 0.92) * height / (high - low)[1], 0.9 * width / (high - low)[0])
+    # `spare` is the free margin on each side of the person; a shift beyond it cuts the person.
     spare = np.maximum(np.array([width, height]) - (high - low) * focal, 0) / 2
     shift = rng.uniform(-0.6, 0.6, 2) * spare
     if rng.random() < 0.05:

@@ -1,4 +1,4 @@
-"""Checkpoints: what they hold, how they are restored and reported to Ray Train, and the member that is published."""
+"""Restore checkpoints, report them to Ray Train, and publish the finished member."""
 
 import copy
 import math
@@ -31,11 +31,11 @@ from its snapshot."""
 
 @dataclass
 class TrainState:
-    """What training changes; all of it is in a checkpoint.
+    """Hold a run's model, optimizer, scheduler, loss scaler and EMA; the scheduler is recomputed on restore.
 
     Attributes:
         model: the network.
-        replica: what computes the losses: the network itself, or its DistributedDataParallel with several workers.
+        replica: computes the losses: the network itself, or its DistributedDataParallel with several workers.
         optimizer: over the network's parameters.
         scheduler: of the learning rate; a function of the iteration alone.
         scaler: of the loss for float16 on GPUs; disabled elsewhere.
@@ -66,10 +66,9 @@ class TrainState:
         }
 
     def load_checkpoint(self, content: Mapping[str, Any], num_workers: int, max_iter: int) -> int:
-        """Take over the content of a checkpoint.
+        """Load a checkpoint's content.
 
-        With another number of workers than before, the same number of images has been seen after fewer or more
-        iterations.
+        If the world size changed, convert the iteration so that the number of images seen stays the same.
 
         Args:
             content: as `to_checkpoint` returned it.
@@ -98,7 +97,8 @@ def create_state(worker: Worker) -> TrainState:
     model = build_model(worker.cfg)
     replica = model
     if worker.world_size > 1:
-        # Detectron2's create_ddp_model needs its own launcher; as there, batch statistics differ between the workers.
+        # Detectron2's create_ddp_model needs Detectron2's launcher. broadcast_buffers=False follows its DefaultTrainer:
+        # batch statistics differ between the workers.
         device_ids = [worker.local_rank] if worker.device.type == "cuda" else None
         replica = torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
     optimizer = build_optimizer(worker.cfg, model, worker.config.train)
@@ -142,14 +142,14 @@ def report_checkpoint(
 ) -> None:
     """Report a checkpoint to Ray Train, and wait until Ray Train has recorded it.
 
-    Every worker must call this; the first one saves the state.
+    Every worker must call this; rank 0 saves the state.
 
     Args:
         state: after `iteration` iterations.
         worker: this worker.
         iteration: number of iterations that are done.
         metrics: the latest evaluation.
-        evaluated: whether `metrics` are of this state, so that it can be the best.
+        evaluated: True if `metrics` are of this state, so that it can be the best checkpoint.
     """
     metric = worker.config.train.best_metric
     score = metrics.get(metric, math.nan) if evaluated else math.nan
@@ -169,10 +169,10 @@ def report_checkpoint(
 
 
 def publish_member(state: TrainState, worker: Worker) -> None:
-    """Write the finished member to its folder: `model_best.pth`, `config.yaml`, and last `model_final.pth`.
+    """Write the member to its folder, model_final.pth last: it marks the member as finished.
 
-    Only the first worker writes. `model_best.pth` has the weights of the checkpoint with the best evaluation; it is
-    left out if Ray Train keeps none that was evaluated.
+    Only rank 0 writes: `model_best.pth`, `config.yaml`, `model_final.pth`. `model_best.pth` has the weights of the
+    checkpoint with the best evaluation; it is left out if Ray Train keeps none that was evaluated.
 
     Raises:
         StorageError: the folder cannot be written.

@@ -33,7 +33,7 @@ PROGRESS_PERIOD_S = 1.0
 
 @dataclass(frozen=True)
 class MemberSummary:
-    """What `train` did for a member.
+    """Result of `train` for one member.
 
     Attributes:
         name: of the member.
@@ -66,7 +66,7 @@ class MemberSummary:
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What `train` did, by member in the config's order."""
+    """Result of `train`, by member in the config's order."""
 
     members: tuple[MemberSummary, ...]
 

@@ -14,7 +14,7 @@ from kp_ray.training.settings import check_options, check_settings
 
 @dataclass(frozen=True)
 class TrainForecast:
-    """What `train` would do.
+    """Forecast of what `train` does.
 
     Attributes:
         members, finished: number of members, and of those that are trained already.

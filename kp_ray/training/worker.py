@@ -42,7 +42,7 @@ class Worker:
 
     @property
     def is_first(self) -> bool:
-        """Whether this worker writes for all: log, checkpoints and the finished member."""
+        """True on rank 0, which writes the log, the checkpoints and the finished member."""
         return self.rank == 0
 
     def seed(self, iteration: int) -> int:

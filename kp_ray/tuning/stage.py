@@ -12,7 +12,7 @@ from kp_ray.tuning.search import TuneSummary, check_search, is_finished, tune
 
 @dataclass(frozen=True)
 class TuneForecast:
-    """What `tune` would do.
+    """Forecast of what `tune` does.
 
     Attributes:
         iterations: of a trial that is not stopped early, for one worker.

@@ -1,4 +1,4 @@
-"""What trained members leave in their folders, and training runs in other processes."""
+"""Read the files of trained members, and watch training runs in other processes."""
 
 import json
 from dataclasses import dataclass

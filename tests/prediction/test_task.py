@@ -1,4 +1,4 @@
-"""What is fixed and refused before the first image is predicted."""
+"""Test the settings that are fixed or refused before the first image is predicted."""
 
 import shutil
 from pathlib import Path

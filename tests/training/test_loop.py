@@ -1,4 +1,4 @@
-"""What training computes: scaled steps, one update, the options of Detectron2, the moving average, a diverged loss."""
+"""Test the training steps: scaled steps, one update, the options of Detectron2, the moving average, a diverged loss."""
 
 import sys
 from collections.abc import Callable, Mapping
