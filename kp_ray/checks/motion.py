@@ -32,10 +32,10 @@ _SWAP_FLOOR = 0.25
 _SWAP_RATIO = 0.35
 """A pair is swapped if swapping it back leaves less than this share of that sum."""
 _MISMATCH_FLOOR = 0.1
-"""Mismatch with the other cameras, in body sizes, that points of another frame exceed."""
+"""Minimum mismatch of a frame with the other cameras, in body sizes, to hold another frame's points."""
 _MISMATCH_RATIO = 3.0
-"""Ratio that they exceed: of that mismatch to `max(best, median) + _NOISE / 2`, where best is the mismatch with the best
-matching frame, and median that of the clip's frames with their own frame."""
+"""Minimum ratio of that mismatch to max(mismatch with the best matching frame, the clip's median mismatch) +
+`_NOISE / 2`."""
 _MAX_REFERENCES = 64
 """Maximum number of frames that every frame of a scene is compared with; it bounds time and memory."""
 
