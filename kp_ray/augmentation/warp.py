@@ -18,12 +18,12 @@ _MAX_ROTATE_DEG = max(recipe.rotate_deg for recipe in RECIPES.values())
 
 
 class _Scratch(threading.local):
-    """Each thread's reused memory for pictures: the first write to a fresh page costs time."""
+    """Reuse image buffers per thread: the first write to a fresh page costs time."""
 
     MIN_BYTES = 4 << 20
     """Smallest block: from this size on NumPy asks for huge pages, which make the sampling of rotated rows faster."""
     MAX_BYTES = 64 << 20
-    """Largest block that is kept: a worker would hold the memory of one giant picture until it ends."""
+    """Largest block that is kept: otherwise one huge image's memory stays with the worker."""
 
     def __init__(self) -> None:
         self.blocks: dict[str, npt.NDArray[np.uint8]] = {}
@@ -44,9 +44,9 @@ _SCRATCH = _Scratch()
 class PaddedSource:
     """A source (H, W, 4), padded by reflection as far as a rotated frame can reach.
 
-    Memory is reused: a source is valid until its thread pads the next one, and a window until the next window. The
-    padding does not depend on which recipes are asked for: it decides how sampling positions are rounded, and the bytes
-    of a variant must not depend on the recipes beside it.
+    Buffers are reused per thread: `padded` is invalid after the next source is padded, a window after the next call of
+    `window`. The padding is the same for all recipes, because it affects rounding, and a variant's bytes must not
+    depend on the other recipes.
     """
 
     def __init__(self, image: Image) -> None:
@@ -112,12 +112,13 @@ def _span(start: float, across: float, down: float) -> tuple[int, int]:
 
 
 def _reach(along: int, across: int, rotate_deg: float) -> int:
-    """Return how many pixels beyond its edge a frame rotated by up to `rotate_deg` samples.
+    """Return the padding in pixels that rotations up to `rotate_deg` need on one axis.
 
     Args:
         along: length of the frame on the axis in question.
         across: length on the other axis.
     """
+    # The extent peaks at atan(across / along).
     worst = min(np.deg2rad(rotate_deg), np.arctan2(across, along))
     return int(np.ceil((along * np.cos(worst) + across * np.sin(worst) - along) / 2)) + 2
 

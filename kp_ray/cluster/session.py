@@ -15,12 +15,12 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError, one_line
 
 RAY_ENVIRONMENT = {
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # its bars come from actors: thousands of lines
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # progress bars printed by actors fill the log
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the patch prints every line twice
     "RAY_AIR_NEW_OUTPUT": "0",  # Ray Tune's own table; our progress shows the same
     "RAY_SCHEDULER_EVENTS": "0",  # advice about worker processes, sent to every driver
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",  # always so on a laptop
-    "RAY_task_oom_retries": "3",  # by default Ray retries a task that lacks memory without end
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",  # always so with few CPUs
+    "RAY_task_oom_retries": "3",  # by default Ray retries out-of-memory tasks forever
 }
 """Variables that Ray reads, some of them when it is imported. Values that the user has set stay."""
 
@@ -36,7 +36,7 @@ NODE_CHECK_S = 5.0
 _LAST_WORDS = "kp-ray: Ray or another process ended this run (the raylet or the head is gone); the same command resumes"
 
 _interrupted = threading.Event()
-"""Set by Ctrl-C: a KeyboardInterrupt raised inside one of Ray's callbacks is lost, so progress raises it again."""
+"""Set by Ctrl-C: Ray loses a KeyboardInterrupt raised in its callbacks, so `raise_if_interrupted` raises it again."""
 
 
 def set_ray_environment() -> None:
@@ -59,7 +59,7 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
         config: `cluster.address` names the cluster; null: RAY_ADDRESS if it is set, else a local one.
         dashboard: start a local cluster's dashboard; Ray Train and Ray Tune query it, the other stages start 1 s
             faster without.
-        say: receives a line when the start has to be repeated.
+        say: called with a line when starting is retried.
 
     Yields:
         Seconds that joining or starting took.
@@ -111,7 +111,7 @@ def _interrupt(*_: object) -> None:
 
 def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> None:
     import ray
-    import ray.data  # sets the level of its log, so before we do
+    import ray.data  # importing it sets its log level, so import it before changing that
 
     section = config.cluster
     address = section.address or os.environ.get("RAY_ADDRESS") or "local"
@@ -144,14 +144,14 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
 
 @contextlib.contextmanager
 def _exit_with_node() -> Iterator[None]:
-    """End this process when Ray has given up its node: Ray Tune would wait for resources without end."""
+    """Exit if Ray marks this node dead: Ray Tune would otherwise wait forever."""
     import ray
 
     node_id, done = ray.get_runtime_context().get_node_id(), threading.Event()
 
     def watch() -> None:
         while not done.wait(NODE_CHECK_S):
-            with contextlib.suppress(Exception):  # without a head, Ray ends this process itself
+            with contextlib.suppress(Exception):  # if the head is unreachable, Ray ends the driver itself
                 if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
                     os._exit(2)  # `_announce_sudden_end` prints the line
 
@@ -166,7 +166,7 @@ def _exit_with_node() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _announce_sudden_end() -> Iterator[None]:
-    """Print a line even if Ray ends this process, as it does when its raylet dies: a waiting shell outlives us."""
+    """Print a line even if Ray kills this process: a shell waits on a pipe and prints when it closes."""
     wait = ["sh", "-c", f"trap '' INT; read -r _ || echo '{_LAST_WORDS}' >&2"]
     with subprocess.Popen(wait, stdin=subprocess.PIPE, start_new_session=True) as shell:  # noqa: S603  (a fixed text)
         try:

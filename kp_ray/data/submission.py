@@ -16,12 +16,12 @@ from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.storage import read_bytes, write_bytes
 
 MARGIN_PX = 100.0
-"""Distance from the frame up to which a point is accepted: limbs leave the picture a little, mistakes by more."""
+"""Distance from the frame up to which a point is accepted: limbs may lie slightly outside, mistakes farther."""
 
 NumberedRow = tuple[int, list[str]]
 """Number of a row in the file, and its cells."""
 FrameSizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
-"""(width, height) of the frames in pixels: by image, or one for all; None, a missing image or (0, 0): not known."""
+"""(width, height) of the frames in pixels, per image or shared; unknown if None, (0, 0), or the image is missing."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def write_submission(
     Args:
         path: a local path or URL; a file there is replaced only if everything is valid.
         sample: the sample submission.
-        images: (N,) names, each of the sample's once, in any order.
+        images: (N,) names: the sample's, without duplicates, in any order.
         keypoints: (N, K, 2 or more) x, y in pixels, in the skeleton's order.
         skeleton: K keypoints, the sample's in any order.
         size, allow_zeros: as in `validate_submission`.
@@ -157,8 +157,8 @@ def validate_submission(
         sample: the sample submission.
         rows: row numbers and cells: the image, and 2K numbers as text.
         size: sizes of the frames; where it is not known, points may be anywhere.
-        allow_zeros: accept rows that are all zero. They mean "nobody found" and ruin the error: one in 1600 at a
-            typical pose raises an RMSE of 7 px to 21.
+        allow_zeros: accept rows that are all zero. They mean "nobody found". One such row in 1600 raises a
+            typical RMSE from 7 px to 21 px.
 
     Returns:
         (N, K, 2) points in pixels, rows and keypoints in the sample's order.
@@ -242,7 +242,7 @@ def _row_problems(
 def _parse_number(cell: str) -> float:
     """Parse the number in a cell; NaN if there is none."""
     try:
-        return float(cell) if "_" not in cell else np.nan  # Python alone reads 1_000 as a number
+        return float(cell) if "_" not in cell else np.nan  # float() accepts 1_000, other CSV readers do not
     except ValueError:
         return np.nan
 

@@ -33,12 +33,12 @@ MAX_PEOPLE = 5
 class BatchResult:
     """Result of a batch, as a row of Ray Data.
 
-    An error is returned as data: Ray carries an exception of an actor as text alone.
+    Errors are returned as fields because Ray keeps only the text of an actor's exception.
 
     Attributes:
         num_images: number of images whose part is written.
         began: time at which the batch was begun, in seconds since the epoch.
-        error_class, error_message: of the `KpRayError` that stopped the batch; "" for none.
+        error_class, error_message: of the `KpRayError` that stopped the batch, or "" if there is none.
     """
 
     num_images: int
@@ -57,18 +57,18 @@ def encode_batch(refs: Sequence[ImageRef]) -> str:
 
 
 class Predictor:
-    """Actor: loads all members once; writes the people that they find in a batch of images as a part."""
+    """Load all members once and write one part per batch of images; an actor of Ray Data."""
 
     def __init__(
         self, values: dict[str, Any], names: Sequence[str], keypoint_names: Sequence[str], folder: str
     ) -> None:
-        """Load the members; an error in doing so is the result of every batch.
+        """Load the members; a loading error is stored and returned as the result of every batch.
 
         Args:
             values: `Config.to_dict()`.
-            names: M members.
+            names: names of the M members.
             keypoint_names: K names, in order.
-            folder: for the parts.
+            folder: folder to which the parts are written.
         """
         self.config = Config.model_validate(values)
         self.folder = folder
@@ -172,7 +172,7 @@ class Predictor:
         content = read_bytes(ref.path) if ref.row is None else self.store_rows.read(ref.path, ref.row)["image"]
         image = InputImage(content)
         _, cfg = next(iter(self.members.values()))
-        image.model_input(cfg, 1.0, False, self.skeleton)  # a picture that cannot be decoded fails here
+        image.model_input(cfg, 1.0, False, self.skeleton)  # an image that cannot be decoded fails here
         return image
 
 
@@ -187,7 +187,7 @@ class InputImage:
         """Read the header of an image file.
 
         Raises:
-            DataError: it is no picture.
+            DataError: `content` is not an image file.
         """
         self._picture: Any = content
         self._inputs: dict[tuple[int, int], dict[str, Any]] = {}
@@ -208,7 +208,7 @@ class InputImage:
             scaled.INPUT.MIN_SIZE_TEST, scaled.INPUT.MAX_SIZE_TEST = size
             try:
                 self._inputs[size] = self._resize(scaled, skeleton)
-            except DataError:  # `decode` explains what is wrong with a damaged JPEG, or decodes it
+            except DataError:  # `decode` either decodes the JPEG or raises a more precise error
                 self._decode(self._picture)
                 self._inputs[size] = self._resize(scaled, skeleton)
         model_input = self._inputs[size]

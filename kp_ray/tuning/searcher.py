@@ -17,12 +17,12 @@ from kp_ray.tuning.space import Point, add_result, build_space, build_study, fir
 class TrialSearcher(Searcher):
     """Decide what each trial tries, and when it starts.
 
-    A trial that has begun keeps its point. The first trials take `first_points`, the others what the sampler draws
-    given the results so far. As many trials run at once as the cluster can train now; it may grow and shrink.
+    A resumed trial reuses its recorded point. New trials use `first_points` first, then points that the sampler draws
+    from the results so far. The number of concurrent trials follows the capacity of the cluster, which may change.
 
     Ray's `OptunaSearch` is not used because it resumes only from Ray Tune's own snapshot: after a killed driver it
-    would draw other points. Here each trial number has a seed of its own, so that a resumed search draws the points
-    that an undisturbed one would have drawn from the same results.
+    would draw other points. Here the sampler is seeded per trial number, so a resumed search draws the same points as
+    an uninterrupted search with the same results.
     """
 
     def __init__(self, config: Config) -> None:
@@ -32,7 +32,7 @@ class TrialSearcher(Searcher):
         points = first_points(config, sets)
         self.config, self.space, self.study = config, build_space(config, sets), build_study(section.mode)
         self.waiting: list[tuple[int, Point | None]] = []
-        """Numbers and points of the trials that are not over; the point is None until it is drawn."""
+        """(number, point) of each trial still to start or resume; the point is None until it is drawn."""
         self.running: dict[str, optuna.trial.Trial] = {}
         """Optuna's trials by Ray Tune's trial id."""
         reports = read_reports(config)
@@ -48,10 +48,10 @@ class TrialSearcher(Searcher):
                 self.waiting.append((number, start.params if start else first))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Return the `number` of the next trial and its `params`, a point as plain values; None: ask again later."""
+        """Return the next trial's `number` and `params` (its point as a dict), or None if no trial can start now."""
         try:
             capacity, _ = runs_at_once(self.config)
-        except ClusterError:  # a node left: wait for another
+        except ClusterError:  # a node was lost: wait for a replacement
             capacity = 0
         if len(self.running) >= min(capacity, self.config.tune.max_concurrent or capacity):
             return None
@@ -70,7 +70,7 @@ class TrialSearcher(Searcher):
         return optuna.samplers.RandomSampler(seed=seed)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study a trial's last report; a trial that the machines ended counts for nothing."""
+        """Report a trial's final value to the study; a trial that an infrastructure failure ended is marked FAIL."""
         trial = self.running.pop(trial_id, None)
         if trial and result and not error and result.get("lasting", True):
             self.study.tell(trial, result[self.metric])
@@ -81,5 +81,5 @@ class TrialSearcher(Searcher):
         """Save nothing: a search resumes from its trials' folders."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give Ray Tune's snapshot, which nobody reads, nothing to copy."""
+        """Return an empty state: Ray Tune's snapshot is not used."""
         return {}

@@ -33,7 +33,7 @@ from kp_ray.tuning.records import (
 from kp_ray.tuning.space import Point, recipe_sets
 
 POLL_S = 0.5
-"""Seconds between two looks for a new evaluation."""
+"""Seconds between checks for a new evaluation."""
 STOP_S = 60.0
 """Seconds that a stopped trial waits for its training run to end."""
 
@@ -41,13 +41,13 @@ STOP_S = 60.0
 class TrialTrainable(ray.tune.Trainable):
     """Train the first member with a trial's settings and report every evaluation once, in order.
 
-    The last evaluation is reported when training has ended, so that no scheduler stops a run that is writing its
-    weights. After a restart the last evaluation is reported again. A trial that fails reports the worst value at
-    iteration 0, with the fields of its `TrialEnd`; the sampler learns nothing from it unless the end is lasting, as it
-    is when the loss diverges.
+    The final evaluation is reported after training has ended, so that no scheduler stops a run that is writing its
+    weights; a trial that restarts after that reports it once more. A trial that fails reports the worst value at
+    iteration 0, with the fields of its `TrialEnd`; the sampler uses that value only if the failure is final (a
+    diverged loss).
 
-    Training is a task of its own, not part of this actor, so that it can be ended in order, as by Ctrl-C: Ray Train's
-    own clean-up after a killed driver queries the cluster's state, and the wrong cluster if a machine runs several.
+    Training runs in a separate task so that it can be cancelled cleanly: Ray Train's clean-up after a killed driver
+    queries the wrong cluster if a machine runs several.
     """
 
     values: Mapping[str, Any]
@@ -58,7 +58,7 @@ class TrialTrainable(ray.tune.Trainable):
         """Start or resume the training run.
 
         Args:
-            config: of `TrialSearcher.suggest`: `number` of the trial and `params`, its point as plain values.
+            config: the dict that `TrialSearcher.suggest` returns: `number` and `params`.
         """
         self.base = build_config(self.values)
         self.metric = self.base.tune.metric
@@ -71,7 +71,7 @@ class TrialTrainable(ray.tune.Trainable):
         self.began = time.time()
         is_over = has_lasting_end(self.folder)
         if not is_over:
-            delete_end(self.folder)  # of an earlier attempt
+            delete_end(self.folder)  # recorded by an earlier attempt
         config = trial_config(self.base, point, recipe_sets(self.base))
         cfg = scaled_cfg(config)
         self.max_iter = int(cfg.SOLVER.MAX_ITER)
@@ -88,7 +88,7 @@ class TrialTrainable(ray.tune.Trainable):
         self.training = fit.remote(config.to_dict(), self.folder, self.use_gpu)
 
     def step(self) -> dict[str, Any]:
-        """Wait for the next evaluation, or for the end of training, and return what Ray Tune is to know of it."""
+        """Wait for the next evaluation or the end of training, and return its result for Ray Tune."""
         with _record_failure(self.folder):
             while True:
                 ended = self.training is None or bool(ray.wait([self.training], timeout=POLL_S)[0])
@@ -100,7 +100,7 @@ class TrialTrainable(ray.tune.Trainable):
                         return self._report({**evaluation.metrics, "iteration": self.reported}, done=is_last)
                 if ended:
                     end = self._failure()
-                    with contextlib.suppress(StorageError):  # on a full disk: the driver gets the end too, and stops
+                    with contextlib.suppress(StorageError):  # full disk: the result carries the end to the driver
                         write_end(self.folder, end)
                     worst = {self.metric: worst_value(self.base.tune), "iteration": 0}
                     return self._report({**worst, **asdict(end)}, done=True)
@@ -112,8 +112,8 @@ class TrialTrainable(ray.tune.Trainable):
         """Return why training ended without its last evaluation.
 
         Raises:
-            RayError: the training task itself died, or ended with a bug; Ray Tune retries the trial. A `KpRayError` of
-                training is final: Ray Train has replaced lost workers as often as it may.
+            RayError: the training task itself died, or ended with a bug; Ray Tune retries the trial. A `KpRayError` is
+                not retried: Ray Train has used its worker restarts already.
         """
         try:
             if self.training is not None:
@@ -143,7 +143,7 @@ def _fit(values: Mapping[str, Any], folder: str, use_gpu: bool) -> None:
 
 @contextlib.contextmanager
 def _record_failure(folder: str) -> Iterator[None]:
-    """Record why a trial fails while the exception is an object; Ray Tune, which may retry it, keeps only its text."""
+    """Record the cause of a failure before Ray Tune reduces the exception to text; it may still retry the trial."""
     try:
         yield
     except Exception as error:

@@ -32,7 +32,7 @@ def draw_skeleton(
             finite are left out, and so are their limbs.
         skeleton: gives the limbs and the sides.
         bbox_xyxy: (4,) a box to draw.
-        color: of everything; None: left, right and middle differ.
+        color: one color for the whole skeleton; None: by side.
     """
     canvas: Image = np.array(image, dtype=np.uint8, order="C")
     unit = float(np.hypot(*canvas.shape[:2])) / 560  # 1 for a 448x336 picture
@@ -84,7 +84,7 @@ def _fill_disc(canvas: Image, center: FloatArray, radius_px: float, color: Color
 
 
 def _drawable(keypoints: FloatArray) -> npt.NDArray[np.bool_]:
-    """Return (K,): whether a keypoint has finite, not too large coordinates and v > 0."""
+    """Return a (K,) mask of the keypoints with v > 0 and finite coordinates below `_FAR_PX`."""
     with np.errstate(invalid="ignore"):
         near = (np.abs(keypoints[:, :2]) < _FAR_PX).all(axis=1)
         return np.asarray(near & (keypoints[:, 2] > 0))
