@@ -9,6 +9,8 @@ from typing import Literal
 from kp_ray.errors import StorageError, one_line
 from kp_ray.storage import read_bytes, write_bytes
 
+FINDINGS_FILE = "check.csv"
+"""Name of the file of findings in the run folder."""
 Sizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
 """(width, height) in pixels by image name, or one for all images; None, or a missing name, if it is not known."""
 Level = Literal["error", "warning"]

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from kp_ray.checks.findings import Finding, Sizes, write_findings
+from kp_ray.checks.findings import FINDINGS_FILE, Finding, Sizes, write_findings
 from kp_ray.checks.images import check_images
 from kp_ray.checks.labels import check_labels
 from kp_ray.config.schema import Config
@@ -82,7 +82,7 @@ class CheckStage:
 
     def is_done(self, config: Config) -> bool:
         """Return whether the run folder holds the findings of an earlier check."""
-        return exists(_findings_path(config))
+        return exists(config.path(FINDINGS_FILE))
 
     def run(self, config: Config, progress: Progress) -> CheckSummary:
         """Check labels and images, and write the findings and the config to the run folder.
@@ -100,7 +100,7 @@ class CheckStage:
             )
         findings += check_labels(annotations, sizes)
         config.save()
-        path = _findings_path(config)
+        path = config.path(FINDINGS_FILE)
         write_findings(path, findings)
         return CheckSummary(
             len(annotations), tuple(findings), annotations.corrected, path, config.data.images is not None
@@ -113,7 +113,3 @@ class CheckStage:
             ConfigError: always.
         """
         raise ConfigError("check: has no dry run: run it without --dry-run")
-
-
-def _findings_path(config: Config) -> str:
-    return config.path("check.csv")

@@ -46,10 +46,14 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_run_config(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Read the configuration of a finished run: of its folder, wherever that lies now, or of a YAML file.
+    """Read the configuration of a run from its folder, or from a YAML file.
+
+    Args:
+        path: the run folder, which becomes `run_dir` even if it was moved or copied; or a file for `load_config`.
+        overrides: as in `load_config`.
 
     Raises:
-        ConfigError: as `load_config`.
+        ConfigError, StorageError: as `load_config`.
     """
     inside = join(path, "config.yaml")
     if exists(inside):

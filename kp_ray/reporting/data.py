@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kp_ray.checks.findings import Finding, read_findings
+from kp_ray.checks.findings import FINDINGS_FILE, Finding, read_findings
 from kp_ray.config.schema import Config, SplitConfig
 from kp_ray.reporting.run_files import RunFiles
 from kp_ray.storage import exists
@@ -72,7 +72,7 @@ class DataSection:
 
 def data_section(config: Config, files: RunFiles) -> DataSection | None:
     """Build the section; None without a store and without check.csv."""
-    path, manifest = config.path("check.csv"), files.manifest
+    path, manifest = config.path(FINDINGS_FILE), files.manifest
     findings = read_findings(path) if exists(path) else None
     if findings is None and manifest is None:
         return None

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from kp_ray.config.load import build_config, load_config
+from kp_ray.config.load import build_config, load_config, load_run_config
 from kp_ray.config.presets import CONFIG_PRESETS, DEFAULT_RECIPES
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, KpRayError, StorageError
@@ -164,6 +164,14 @@ def test_a_missing_file_or_a_folder_is_refused_by_its_path(tmp_path: Path) -> No
         with pytest.raises(StorageError) as caught:
             load_config(path)
         assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_run_folder_that_was_moved_becomes_the_run_dir_of_its_config(tmp_path: Path) -> None:
+    build_config({"run_dir": str(tmp_path / "before"), "seed": 7}).save()
+    (tmp_path / "before").rename(tmp_path / "after")
+    config = load_run_config(str(tmp_path / "after"), ["train.max_iter=3"])
+    assert (config.run_dir, config.seed, config.train.max_iter) == (str(tmp_path / "after"), 7, 3)
+    assert load_run_config(str(tmp_path / "after" / "config.yaml")).run_dir == str(tmp_path / "before")
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "{}", "\ufeffseed: 42"])
