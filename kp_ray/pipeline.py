@@ -10,6 +10,7 @@ from kp_ray.cluster.session import session
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
 from kp_ray.stage import Progress, Stage, Summary
+from kp_ray.storage import exists
 
 if TYPE_CHECKING:
     from kp_ray.prediction.stage import EvaluateSummary, PredictSummary
@@ -26,6 +27,9 @@ STAGES = {
     "report": "kp_ray.reporting.stage:ReportStage",
 }
 """The stages of `run` in their order, imported when they are needed: `augment` runs on machines without torch."""
+
+_FOLLOWERS = {"check": ("augment",), "train": ("predict",), "predict": ("evaluate", "report")}
+"""The verbs that may be named after a stage: those for which it makes what they need."""
 
 ShowProgress = Callable[[str], contextlib.AbstractContextManager[Progress]]
 """Opens the progress display of a verb."""
@@ -99,7 +103,7 @@ class Runner:
         Raises:
             KpRayError: as the stage.
         """
-        if stage.needs_cluster and not stage.is_done(self.config) and not self.has_session:
+        if stage.needs_cluster and not self.has_session and not stage.is_done(self.config):
             start_up_s = self.resources.enter_context(session(self.config, dashboard=dashboard, say=self.say))
             self.has_session = True
             if hasattr(stage, "session_start_up_s"):
@@ -136,8 +140,8 @@ def run_pipeline(
 ) -> RunSummary:
     """Run every stage that applies, in order.
 
-    Before each stage, all those still to come are checked: what a later one would refuse is refused now, not after
-    hours of training.
+    All stages are checked before the first, and the later ones again once the store is written: what a later stage
+    would refuse is refused before hours of training.
 
     Args:
         config: the run's configuration.
@@ -147,20 +151,36 @@ def run_pipeline(
     Raises:
         KpRayError: as the stages.
     """
-    stages = [make_stage(verb) for verb in STAGES]
-    dashboard = any(stage.needs_dashboard for stage in stages)
+    stages = {verb: make_stage(verb) for verb in STAGES}
+    dashboard = any(stage.needs_dashboard for stage in stages.values())
     summaries: dict[str, Any] = {}
+    has_current_store = _check_stages(config, stages)
     with Runner(config, show_progress, say) as runner:
-        for index, stage in enumerate(stages):
-            for later in stages[index:]:
-                if later.applies(config):
-                    later.check(config)
-            if stage.name == "check" and stage.is_done(config) and stages[1].is_done(config):
-                continue  # a finished store was made of these labels and images
+        for verb, stage in stages.items():
+            if verb == "check" and has_current_store and stage.is_done(config):
+                continue  # the store was made of these labels and images
             if stage.applies(config):
-                summaries[stage.name] = runner.run(stage, dashboard=dashboard)
-                on_end(stage.name, summaries[stage.name])
+                summaries[verb] = runner.run(stage, dashboard=dashboard)
+                on_end(verb, summaries[verb])
+            if verb == "augment" and not has_current_store:
+                _check_stages(config, stages)
     return _summarize(config, summaries)
+
+
+def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
+    """Check the stages that apply; `train` and `tune` not against a store that `augment` is about to replace.
+
+    Returns:
+        Whether the store holds everything that the config plans.
+    """
+    augment = stages["augment"]
+    augment.check(config)
+    has_current_store = augment.is_done(config)
+    is_stale = not has_current_store and exists(config.path("store", "manifest.json"))
+    for verb, stage in stages.items():
+        if not (is_stale and verb in ("train", "tune")) and stage.applies(config):
+            stage.check(config)
+    return has_current_store
 
 
 def _summarize(config: Config, summaries: Mapping[str, Any]) -> RunSummary:
@@ -176,17 +196,22 @@ def _summarize(config: Config, summaries: Mapping[str, Any]) -> RunSummary:
     )
 
 
-def next_verb(verb: str, config: Config) -> str | None:
-    """Return the first later verb that would accept what is in the run folder now; None if none would.
+def next_step(verb: str, config: Config, config_path: str) -> str | None:
+    """Return the command that can follow a verb that ended well, without `kp-ray`; None if none would be accepted.
 
-    `tune` is never named: whether to search is the user's decision.
+    Args:
+        verb: of the stage that ended.
+        config: its configuration.
+        config_path: the file that it was read from.
     """
-    verbs = list(STAGES)
-    for candidate in verbs[verbs.index(verb) + 1 :]:
-        with contextlib.suppress(KpRayError, ModuleNotFoundError):
+    if verb == "tune":
+        return f"train {config.path('tune', 'best.yaml')}"
+    if verb == "augment":  # `train` accepts a finished store; checking its options would import torch for a hint
+        return f"train {config_path}"
+    for candidate in _FOLLOWERS.get(verb, ()):
+        with contextlib.suppress(KpRayError):
             stage = make_stage(candidate)
-            if candidate != "tune" and stage.applies(config):
+            if stage.applies(config):
                 stage.check(config)
-                stage.is_done(config)
-                return candidate
+                return f"{candidate} {config_path}"
     return None

@@ -81,18 +81,18 @@ def _print_summary(summary: Summary, as_json: bool, next_step: str | None = None
 def _run_stage(
     verb: str, path: str | None, overrides: list[str] | None, as_json: bool, *, dry_run: bool = False
 ) -> Summary:
-    """Run a stage, or forecast it, and print its summary and the verb that can follow."""
-    from kp_ray.pipeline import forecast_stage, next_verb, run_stage
+    """Run a stage, or forecast it, and print its summary and the command that can follow."""
+    from kp_ray.pipeline import forecast_stage, next_step, run_stage
 
-    config = load_config(_require(path), overrides or ())
+    config_path = _require(path)
+    config = load_config(config_path, overrides or ())
     if dry_run:
         summary = forecast_stage(verb, config)
         _print_summary(summary, as_json)
         return summary
     with _interruptible():
         summary = run_stage(verb, config, show_progress, say)
-    following = next_verb(verb, config)
-    _print_summary(summary, as_json, f"{following} {path}" if following else None)
+    _print_summary(summary, as_json, next_step(verb, config, config_path))
     return summary
 
 
@@ -188,15 +188,7 @@ def tune(
     config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
 ) -> None:
     """Search learning rate, schedule and recipes; resumes where a stopped search ended."""
-    from kp_ray.pipeline import forecast_stage, run_stage
-
-    loaded = load_config(_require(config), sets or ())
-    if dry_run:
-        _print_summary(forecast_stage("tune", loaded), as_json)
-        return
-    with _interruptible():
-        summary = run_stage("tune", loaded, show_progress, say)
-    _print_summary(summary, as_json, f"train {loaded.path('tune', 'best.yaml')}")
+    _run_stage("tune", config, sets, as_json, dry_run=dry_run)
 
 
 @app.command()
