@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import ray
 
-from kp_ray.config.schema import ClusterConfig, Config, TrainConfig, WorkerRange
+from kp_ray.config.schema import ClusterConfig, Config
+from kp_ray.config.training import TrainConfig, WorkerRange
 from kp_ray.errors import ClusterError
 
 DATA_CPUS = 0.5
