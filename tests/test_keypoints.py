@@ -28,7 +28,7 @@ def make_points(*rows: tuple[float, float]) -> FloatArray:
     [
         ({"names": ("tip", "tip", "palm")}, "unique"),
         ({"names": (), "flip_pairs": (), "sigmas": ()}, "present"),
-        ({"sigmas": (0.1, 0.1)}, "3 keypoints need as many sigmas, got 2"),
+        ({"sigmas": (0.1, 0.1)}, "sigmas: 3 keypoints need as many sigmas"),
         ({"sigmas": (0.1, 0.0, 0.2)}, "sigmas: .*positive"),
         ({"flip_pairs": (("left_tip", "right_tip"), ("palm", "left_tip"))}, "'left_tip' is listed twice"),
         ({"flip_pairs": (("palm", "palm"),)}, "'palm' is listed twice"),

@@ -30,7 +30,7 @@ def set_nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_running_cluster_of_four_cpus_holds_four_runs_of_one_small_worker() -> None:
     assert runs_at_once(make_config()) == Capacity(num_runs=4, use_gpu=False)
-    with pytest.raises(ClusterError, match=r"^the cluster has 4 CPUs .*: lower train\.num_workers"):
+    with pytest.raises(ClusterError, match=r"^train\.num_workers: .*the cluster has 4 CPUs .*: lower train\.num_workers"):
         runs_at_once(make_config(num_workers=50))
 
 
@@ -44,13 +44,13 @@ def test_gpus_are_used_if_there_are_any_and_limit_the_runs(set_nodes: Any) -> No
     assert runs_at_once(make_config()) == Capacity(num_runs=2, use_gpu=True)
     assert runs_at_once(make_config(num_workers=2)) == Capacity(num_runs=1, use_gpu=True)
     assert runs_at_once(make_config(use_gpu=False)) == Capacity(num_runs=16, use_gpu=False)
-    with pytest.raises(ClusterError, match=r"and 3 GPUs: lower train\.num_workers"):
+    with pytest.raises(ClusterError, match=r"and 3 GPUs, .*: lower train\.num_workers"):
         runs_at_once(make_config(num_workers=3))
 
 
 def test_a_worker_must_fit_a_single_node(set_nodes: Any) -> None:
     set_nodes({"CPU": 2}, {"CPU": 2})
-    with pytest.raises(ClusterError, match=r"^no node has 3 CPUs for a worker: lower train\.cpus_per_worker"):
+    with pytest.raises(ClusterError, match=r"^train\.cpus_per_worker: no node has 3 CPUs for a worker"):
         runs_at_once(make_config(cpus_per_worker=3))
 
 
@@ -58,7 +58,7 @@ def test_workers_are_counted_per_node(set_nodes: Any) -> None:
     set_nodes({"CPU": 3}, {"CPU": 3})
     assert runs_at_once(make_config(cpus_per_worker=2)).num_runs == 2
     set_nodes({"CPU": 3}, {"CPU": 3}, {"CPU": 1})
-    with pytest.raises(ClusterError, match=r"room for 2 workers of 2 CPUs each, training asks for 3"):
+    with pytest.raises(ClusterError, match=r"needs 3 workers of 2 CPUs each, the nodes have room for 2"):
         runs_at_once(make_config(cpus_per_worker=2, num_workers=3))
 
 
