@@ -3,13 +3,9 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import ray
 from ray.util.annotations import RayDeprecationWarning
-
-MAX_RETRIES = 3
-"""Retries of a task whose worker died."""
 
 
 @contextlib.contextmanager
@@ -30,12 +26,3 @@ def ray_data_settings() -> Iterator[None]:
         warnings.catch_warnings(action="ignore", category=RayDeprecationWarning),
     ):
         yield
-
-
-def bounded_retries() -> dict[str, Any]:
-    """Return the options of a Ray task that bound its retries; pass this function as `ray_remote_args_fn`.
-
-    By default Ray Data retries a task whose worker died without end, so an image that crashes its worker would hang the
-    run. `ray_remote_args_fn` is deprecated in Ray 2.60, which has no other way to set `max_retries`.
-    """
-    return {"max_retries": MAX_RETRIES}
