@@ -182,8 +182,8 @@ def _check_resources(config: Config, nodes: Sequence[Mapping[str, Any]]) -> list
         for name in present
     }
     num_gpus = config.train.worker_range[0] if config.train.use_gpu else 0
-    add_cpus = "add nodes with CPUs, or set cluster.num_cpus if the cluster grows"
-    add_gpus = f"train.num_workers needs {num_gpus} GPUs: lower it, add GPU nodes, or set cluster.num_gpus if the cluster grows"
+    add_cpus = "add nodes with CPUs; set cluster.num_cpus if the cluster grows"
+    add_gpus = f"train.num_workers needs {num_gpus} GPUs: lower it, add GPU nodes, or set cluster.num_gpus"
     return [
         Check("cpus", full_size["CPU"] >= 1, amounts["CPU"], add_cpus),
         Check("gpus", full_size["GPU"] >= num_gpus, amounts["GPU"], add_gpus),

@@ -71,7 +71,7 @@ def upload_limit_bytes() -> int:
     return int(DASHBOARD_CLIENT_MAX_SIZE)
 
 
-class _LimitReached(Exception):
+class _LimitReachedError(Exception):
     """Ends the walk through a folder that is too large."""
 
 
@@ -91,10 +91,10 @@ def upload_size_bytes(folder: str, excludes: Sequence[str], limit: int) -> int:
         nonlocal size
         size += path.stat().st_size if path.is_file() else 0
         if size >= limit:
-            raise _LimitReached
+            raise _LimitReachedError
 
     root = Path(folder).absolute()
     silent = logging.Logger("silent", logging.CRITICAL + 1)  # Ray logs each file of exclusions
-    with contextlib.suppress(_LimitReached):
+    with contextlib.suppress(_LimitReachedError):
         _dir_travel(root, [_get_excludes(root, list(excludes))], add_size, include_gitignore=True, logger=silent)
     return size
