@@ -33,7 +33,7 @@ from measure import hardware, kp_ray, make_sources, median_and_range, write_resu
 from ray.train.torch import TorchTrainer
 
 from kp_ray.config.load import load_config
-from kp_ray.config.schema import MemberConfig
+from kp_ray.config.training import MemberConfig
 from kp_ray.keypoints import CONTINUOUS_OFFSET, DACON24
 from kp_ray.models.presets import build_cfg
 from kp_ray.store.read import RowReader

@@ -13,7 +13,7 @@ A notebook calls the stages in this order::
     evaluation = kp_ray.evaluate(config)
     rows = kp_ray.read_store(config.path("store"), columns=["source", "recipe", "keypoints"])
 
-Each name is imported when it is first used, so `import kp_ray` loads neither Ray nor torch.
+Each name is imported on first use, so `import kp_ray` loads neither Ray nor torch.
 """
 
 from importlib import import_module

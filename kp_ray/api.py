@@ -1,7 +1,7 @@
-"""The stages as functions for a notebook or script; `kp_ray` exposes them by name.
+"""The stages as functions for a notebook or script, e.g. `kp_ray.augment`.
 
-Each checks its inputs, does its work inside the `kp_ray.session` that is open, resumes what a stopped call left, and
-returns the summary that the command line prints.
+Each function checks its inputs, works in the open `kp_ray.session`, and returns the summary that the command line
+prints. Work that a stopped call finished is not repeated.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ def augment(config: Config, progress: Progress = no_progress) -> "AugmentSummary
         progress: called as progress("", sources done, sources in all).
 
     Raises:
-        KpRayError: labels, images or settings cannot be used, or the work stopped.
+        KpRayError: labels, images or settings cannot be used, or the work was stopped.
     """
     from kp_ray.store.stage import AugmentStage
 
@@ -33,14 +33,14 @@ def augment(config: Config, progress: Progress = no_progress) -> "AugmentSummary
 
 
 def train(config: Config, progress: Progress = no_progress) -> "TrainSummary":
-    """Train every member of the ensemble that is not finished, from the store, into `<run_dir>/members`.
+    """Train every unfinished member of the ensemble on the store; write the members to `<run_dir>/members`.
 
     Args:
         config: from `kp_ray.load_config`.
         progress: called as progress(member, iterations done, iterations in all, latest loss as text).
 
     Raises:
-        KpRayError: there is no store, the cluster is too small, a loss diverged, or the work stopped.
+        KpRayError: there is no store, the cluster is too small, a loss diverged, or the work was stopped.
     """
     from kp_ray.training.stage import TrainStage
 
@@ -49,14 +49,14 @@ def train(config: Config, progress: Progress = no_progress) -> "TrainSummary":
 
 
 def tune(config: Config, progress: Progress = no_progress) -> "TuneSummary":
-    """Search learning rate, schedule and recipes; leaves `<run_dir>/tune/best.yaml`, a config to train.
+    """Search learning rate, schedule and recipes; write the best config to `<run_dir>/tune/best.yaml`.
 
     Args:
         config: from `kp_ray.load_config`.
-        progress: called as progress(trial, iterations done, iterations in all, its settings as text).
+        progress: called as progress(trial, iterations done, iterations in all, the trial's settings as text).
 
     Raises:
-        KpRayError: there is no store or no validation scene, every trial failed, or the work stopped.
+        KpRayError: there is no store or no validation scene, every trial failed, or the work was stopped.
     """
     from kp_ray.tuning.stage import TuneStage
 
@@ -72,7 +72,7 @@ def predict(config: Config, progress: Progress = no_progress) -> "PredictSummary
         progress: called as progress("", images done, images in all).
 
     Raises:
-        KpRayError: a member is not trained, no image can be used, or the work stopped.
+        KpRayError: a member is not trained, no image can be used, or the work was stopped.
     """
     from kp_ray.prediction.stage import PredictStage
 
@@ -81,11 +81,11 @@ def predict(config: Config, progress: Progress = no_progress) -> "PredictSummary
 
 
 def evaluate(config: Config, submission: str | None = None) -> "EvaluateSummary":
-    """Score the run's predictions, or another submission CSV, against `data.truth`; needs no session.
+    """Score the run's predictions, or a submission CSV, against `data.truth`; no session is needed.
 
     Args:
         config: from `kp_ray.load_config`.
-        submission: path of a CSV to score instead of the run's predictions.
+        submission: path of a CSV to score; None scores the run's predictions.
 
     Raises:
         KpRayError: there is no truth or no prediction, or the submission is invalid.

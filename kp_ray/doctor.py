@@ -1,4 +1,4 @@
-"""Preflight: compare what this machine, the inputs and the cluster have with what a config needs."""
+"""`kp-ray doctor`: check this machine, the inputs and the cluster against the needs of a config."""
 
 import contextlib
 import importlib.metadata
@@ -21,31 +21,37 @@ from uuid import uuid4
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from kp_ray.cluster.ray_internals import dashboard_url, is_head, upload_limit_bytes, upload_size_bytes
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError, StorageError, one_line
 from kp_ray.storage import delete_file, exists, filesystem, is_local, join, read_bytes, write_bytes
 from kp_ray.store.estimate import format_size
 from kp_ray.store.stage import AugmentStage
 
-UPLOAD_LIMIT_BYTES = 500 * 1024**2
-"""Size of a working directory above which Ray refuses it."""
-SHM, MIN_SHM_BYTES = "/dev/shm", 1e9  # noqa: S108  (not a file of ours)
-"""Shared memory; with less than the minimum, Ray's object store moves to disk or fills up."""
+SHM, MIN_SHM_BYTES = "/dev/shm", 1e9  # noqa: S108  (Linux's shared memory, not a temporary file)
+"""Folder of the shared memory, and the size below which Ray's object store moves to disk or fills up."""
 NODE_TIMEOUT_S = 120
-"""Seconds that a node has to answer."""
-NOT_UPLOADED = {".git", ".venv", "runs"}
-"""The exclusions of the documented `ray job submit`."""
+"""Seconds within which a node must answer."""
+UPLOAD_EXCLUDES = (".git", ".venv", "runs")
+"""Exclusions of the `ray job submit` in docs/cluster.md."""
 _LOOPBACK = ("127.", "localhost", "[::1]", "::1")
 GPU_PROBE = """
 import json, torch, detectron2
 print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.device_count(), detectron2.__version__]))
 """
-"""Run by a fresh interpreter of a GPU node."""
+"""Code that a fresh interpreter runs on each GPU node."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the preflight; `fix` says what to do when it is not ok."""
+    """One line of the output.
+
+    Attributes:
+        name: what was checked, e.g. "disk" or "data.images".
+        ok: whether the check passed.
+        found: the measured values.
+        fix: what the user should do if the check failed.
+    """
 
     name: str
     ok: bool
@@ -58,15 +64,15 @@ class NodeProbe:
     """Findings of a task on one node.
 
     Attributes:
-        host: its name.
-        ray_version: the installed Ray.
+        host: name of the node's host.
+        ray_version: version of the installed Ray.
         shm_bytes: size of the shared memory.
         disk_bytes: free space in the temporary folder.
-        sees_run_dir: whether the driver's note in the run folder can be read there, and a file written beside it.
-        storage_error: why not, if an error said so.
-        missing_paths: data paths that cannot be reached there.
-        gpu_software: torch version, CUDA version, number of devices, Detectron2 version; the last line of the error if
-            they do not run; None on a node without GPUs.
+        sees_run_dir: whether the node can read the file that the driver wrote into the run folder, and write there.
+        storage_error: message of the error if the node could not.
+        missing_paths: data paths that the node cannot reach.
+        gpu_software: torch version, CUDA version, number of devices, Detectron2 version; only the last line of the
+            error if they cannot be imported; None on a node without GPUs.
     """
 
     host: str
@@ -80,7 +86,7 @@ class NodeProbe:
 
 
 def check_machine(config: Config) -> list[Check]:
-    """Check what needs no cluster: versions, inputs, the run folder, its disk, the size of the working directory."""
+    """Check what needs no cluster: versions, inputs, the run folder, its disk, the size of an upload."""
     has_detectron = importlib.util.find_spec("detectron2") is not None
     fix = "make setup, or build it from source: docs/install.md (not needed to augment)"
     checks = [
@@ -104,14 +110,14 @@ def check_cluster(config: Config) -> list[Check]:
     """Check the running cluster: resources, tokens, the dashboard, and the software and storage of every node."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     checks = [Check("nodes", True, str(len(nodes))), *_check_resources(config, nodes), *_check_dashboard(nodes)]
-    note, made_folders = join(config.run_dir, f".doctor-{uuid4().hex}"), _missing_folders(config.run_dir)
+    probe_file, made_folders = join(config.run_dir, f".doctor-{uuid4().hex}"), _missing_folders(config.run_dir)
     try:
-        write_bytes(note, b"seen")
+        write_bytes(probe_file, b"seen")
     except StorageError as error:
-        fix = "make run_dir writable; the nodes were not asked"
+        fix = "make run_dir writable, then check again; the nodes were not checked"
         return [*checks, Check("nodes' storage", False, str(error), fix)]
     paths = [path for path in (config.data.images, config.data.test_images) if path is not None]
-    pending = {_run_on_node(_probe_node, node["NodeID"], note, paths, node["Resources"]): node for node in nodes}
+    pending = {_run_on_node(_probe_node, node["NodeID"], probe_file, paths, node["Resources"]): node for node in nodes}
     done, late = ray.wait(list(pending), num_returns=len(pending), timeout=NODE_TIMEOUT_S)
     for reference in done:
         node = pending[reference]
@@ -122,15 +128,18 @@ def check_cluster(config: Config) -> list[Check]:
             checks.append(Check(f"node {node['NodeManagerHostname']}", False, reason, "install the same kp_ray on it"))
     names = [pending[reference]["NodeManagerHostname"] for reference in late]
     checks += [Check(f"node {name}", False, "does not answer", "see `ray status` and its logs") for name in names]
-    _remove(note, made_folders)
+    _remove(probe_file, made_folders)
     return checks
 
 
 def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config, *, several_nodes: bool) -> list[Check]:
-    """Check one node by its probe and Ray's resources for it.
+    """Check one node.
 
     Args:
-        several_nodes: whether the run folder has to be shared; a single node has it anyway.
+        probe: findings of the task that ran on the node.
+        resources: the node's resources as Ray reports them, e.g. {"CPU": 8.0, "memory": 64e9}.
+        config: the run's configuration.
+        several_nodes: whether the cluster has several nodes, which must share the run folder.
     """
     amounts = [f"{resources.get('CPU', 0):g} CPUs", f"{resources.get('GPU', 0):g} GPUs"]
     amounts.append(f"{format_size(resources.get('memory', 0))} memory")
@@ -153,35 +162,36 @@ def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config,
     return checks
 
 
-def _check_gpu_software(host: str, found: Sequence[Any], num_gpus: int) -> Check:
-    if len(found) < 4:
+def _check_gpu_software(host: str, software: Sequence[Any], num_gpus: int) -> Check:
+    if len(software) < 4:
         fix = "install kp_ray[train] and Detectron2 there: docs/install.md"
-        return Check(f"gpu software on {host}", False, " ".join(map(str, found)) or "does not run", fix)
-    torch, cuda, num_devices, detectron = found
+        return Check(f"gpu software on {host}", False, " ".join(map(str, software)) or "does not run", fix)
+    torch, cuda, num_devices, detectron = software
     text = f"torch {torch}, CUDA {cuda or 'none'}, {num_devices} of {num_gpus} GPUs, Detectron2 {detectron}"
     fix = "install a torch built for this driver's CUDA, and start the container with its GPUs"
     return Check(f"gpu software on {host}", num_devices >= num_gpus, text, fix)
 
 
 def _check_resources(config: Config, nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
+    """Check the CPUs and GPUs of the cluster, at its full size if it grows, against training's needs."""
     present = {name: sum(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     planned = {"CPU": config.cluster.num_cpus or 0, "GPU": config.cluster.num_gpus or 0}
-    needed, _ = config.train.worker_range
-    few = f"train.num_workers asks for {needed} GPUs: lower it, add GPU nodes, or set cluster.num_gpus if it grows"
-    none = "a cluster without CPUs can run nothing: add nodes, or set cluster.num_cpus if it grows"
-    enough = not config.train.use_gpu or max(present["GPU"], planned["GPU"]) >= needed
+    full_size = {name: max(present[name], planned[name]) for name in present}
     amounts = {
         name: f"{present[name]:g}" + (f", grows to {planned[name]:g}" if planned[name] > present[name] else "")
         for name in present
     }
+    num_gpus = config.train.worker_range[0] if config.train.use_gpu else 0
+    add_cpus = "add nodes with CPUs; set cluster.num_cpus if the cluster grows"
+    add_gpus = f"train.num_workers needs {num_gpus} GPUs: lower it, add GPU nodes, or set cluster.num_gpus"
     return [
-        Check("cpus", max(present["CPU"], planned["CPU"]) >= 1, amounts["CPU"], none),
-        Check("gpus", enough, amounts["GPU"], few),
+        Check("cpus", full_size["CPU"] >= 1, amounts["CPU"], add_cpus),
+        Check("gpus", full_size["GPU"] >= num_gpus, amounts["GPU"], add_gpus),
     ]
 
 
 def _check_store(config: Config) -> list[Check]:
-    """Check the store's forecast against the free disk; nothing without labels and images."""
+    """Check the store's forecast against the free disk; no check if the config has no labels or no images."""
     if config.data.annotations is None or config.data.images is None:
         return []
     try:
@@ -189,7 +199,7 @@ def _check_store(config: Config) -> list[Check]:
     except KpRayError as error:
         return [Check("store", False, str(error), "correct the data or the config; `kp-ray check` says more")]
     missing_bytes = forecast.bytes * (1 - forecast.parts_kept / max(forecast.parts, 1))
-    needs = f"what is missing of the store of {forecast.sources} images takes about {format_size(missing_bytes)}"
+    needs = f"the missing parts of the store of {forecast.sources} images take about {format_size(missing_bytes)}"
     checks = [Check("store", True, " ".join(forecast.lines()))]
     if is_local(config.run_dir):
         free_bytes = shutil.disk_usage(next(folder for folder in _upwards(config.run_dir) if folder.exists())).free
@@ -199,44 +209,45 @@ def _check_store(config: Config) -> list[Check]:
 
 
 def _check_upload(config: Config) -> Check:
-    """Check the size of what `ray job submit --working-dir .` sends from here; it matters for a remote cluster."""
-    size = 0
-    for folder, subfolders, files in os.walk("."):
-        subfolders[:] = [name for name in subfolders if name not in NOT_UPLOADED]
-        size += sum(os.lstat(join(folder, name)).st_size for name in files if os.path.lexists(join(folder, name)))
-        if size > UPLOAD_LIMIT_BYTES:
-            break
+    """Check the size of the upload by `ray job submit --working-dir .`; it may fail only if a cluster is named."""
+    limit = upload_limit_bytes()
+    size = upload_size_bytes(".", UPLOAD_EXCLUDES, limit)
     is_remote = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    over = "over " if size > UPLOAD_LIMIT_BYTES else ""
-    found = f"{os.getcwd()}: {over}{format_size(size)} without {' '.join(sorted(NOT_UPLOADED))}"
-    fix = "submit from the project's folder, or add to the excludes of --runtime-env-json"
-    return Check("upload", size <= UPLOAD_LIMIT_BYTES or not is_remote, found, fix)
+    amount = format_size(size) if size < limit else f"{format_size(limit)} or more"
+    found = f"{os.getcwd()}: {amount} without {' '.join(UPLOAD_EXCLUDES)} and ignored files"
+    fix = (
+        f"Ray's job server refuses {format_size(limit)}: submit from the project's folder, or name what is large in "
+        ".rayignore or in the excludes of --runtime-env-json"
+    )
+    return Check("upload", size < limit or not is_remote, found, fix)
 
 
 def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
-    """Check whether the dashboard is open to the network, and whether it asks for a token."""
-    url = ray._private.worker.get_dashboard_url()
-    head = next((node for node in nodes if "node:__internal_head__" in node["Resources"]), None)
+    """Check whether the dashboard is open to the network, and whether it requires a token."""
+    url = dashboard_url()
+    head = next((node for node in nodes if is_head(node)), None)
     if not url or head is None:
         return [Check("dashboard", True, "none")]
     try:
         status = ray.get(_run_on_node(_request_without_token, head["NodeID"], url), timeout=NODE_TIMEOUT_S)
     except ray.exceptions.RayError as error:
         return [Check("dashboard", False, one_line(error)[-200:], "install the same kp_ray on the head")]
-    asks_for_token, is_loopback = status in (401, 403), url.startswith(_LOOPBACK)
+    requires_token, is_loopback = status in (401, 403), url.startswith(_LOOPBACK)
     reach = "this machine only" if is_loopback else "open to the network"
-    keep = "start the head with --dashboard-host=127.0.0.1, or with tokens"
-    tokens = "start every node with RAY_AUTH_MODE=token and the same ~/.ray/auth_token: docs/cluster.md"
-    unreachable = is_loopback and len(nodes) == 1
-    found = "not asked for" + (", but nobody else reaches this cluster" if unreachable else "")
+    close_dashboard = "start the head with --dashboard-host=127.0.0.1, or with tokens"
+    use_tokens = "start every node with RAY_AUTH_MODE=token and the same ~/.ray/auth_token: docs/cluster.md"
+    is_private = is_loopback and len(nodes) == 1
+    found = "required" if requires_token else "not required"
+    if is_private and not requires_token:
+        found += ", but only this machine reaches the cluster"
     return [
-        Check("dashboard", is_loopback or asks_for_token, f"{url}, {reach}", keep),
-        Check("tokens", asks_for_token or unreachable, "asked for" if asks_for_token else found, tokens),
+        Check("dashboard", is_loopback or requires_token, f"{url}, {reach}", close_dashboard),
+        Check("tokens", requires_token or is_private, found, use_tokens),
     ]
 
 
 def _request_without_token(url: str) -> int:
-    """Return the HTTP status of the list of jobs for a client without a token; 0: no answer."""
+    """Request the list of jobs without a token and return the HTTP status; 0 if there is no answer."""
     try:
         with urllib.request.urlopen(f"http://{url}/api/jobs/", timeout=30) as answer:
             return int(answer.status)
@@ -247,18 +258,19 @@ def _request_without_token(url: str) -> int:
 
 
 def _run_on_node(function: Any, node_id: str, *arguments: Any) -> Any:
+    """Start a Ray task on one node and return its reference."""
     pinned = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=pinned)(function).remote(*arguments)
 
 
-def _probe_node(note: str, paths: list[str], resources: Mapping[str, float]) -> NodeProbe:
+def _probe_node(probe_file: str, paths: list[str], resources: Mapping[str, float]) -> NodeProbe:
     """Ray task: probe the node that it runs on."""
     sees_run_dir, storage_error = False, ""
     try:
-        own_note = f"{note}-{uuid4().hex}"
-        sees_run_dir = exists(note) and read_bytes(note) == b"seen"
-        write_bytes(own_note, b"seen")
-        _remove(own_note)
+        own_file = f"{probe_file}-{uuid4().hex}"
+        sees_run_dir = exists(probe_file) and read_bytes(probe_file) == b"seen"
+        write_bytes(own_file, b"seen")
+        _remove(own_file)
     except StorageError as error:
         sees_run_dir, storage_error = False, str(error)
     return NodeProbe(
@@ -274,7 +286,7 @@ def _probe_node(note: str, paths: list[str], resources: Mapping[str, float]) -> 
 
 
 def _probe_gpu_software() -> tuple[Any, ...]:
-    # Ray hides the GPUs from a task that asks for none; a process with its own environment sees them.
+    # Ray hides the GPUs from a task that requests none; a process with another environment sees them.
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-c", GPU_PROBE]
     probe = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
@@ -296,29 +308,29 @@ def _is_reachable(path: str) -> bool:
 
 
 def _check_run_dir(run_dir: str) -> Check:
-    note, made_folders = join(run_dir, f".doctor-{uuid4().hex}"), _missing_folders(run_dir)
+    probe_file, made_folders = join(run_dir, f".doctor-{uuid4().hex}"), _missing_folders(run_dir)
     try:
-        write_bytes(note, b"seen")
-        _remove(note, made_folders)
+        write_bytes(probe_file, b"seen")
+        _remove(probe_file, made_folders)
     except StorageError as error:
-        return Check("run_dir", False, str(error), "choose a run_dir you can write")
+        return Check("run_dir", False, str(error), "choose a run_dir that you can write to")
     return Check("run_dir", True, run_dir)
 
 
 def _upwards(path: str) -> tuple[Path, ...]:
-    """List a local folder and its parents, innermost first."""
-    _, inner = filesystem(path)
-    return (Path(inner), *Path(inner).parents)
+    """Return a local path and its parent folders, innermost first."""
+    _, inner_path = filesystem(path)
+    return (Path(inner_path), *Path(inner_path).parents)
 
 
 def _missing_folders(path: str) -> list[Path]:
-    """List the local folders, innermost first, that a write below a path would create."""
+    """Return the local folders, innermost first, that a write into a folder would create."""
     return [folder for folder in _upwards(path) if not folder.exists()] if is_local(path) else []
 
 
 def _remove(path: str, made_folders: Sequence[Path] = ()) -> None:
-    """Delete a file and the folders that were created for it."""
+    """Delete a file, and the folders that were created for the file if they are empty."""
     delete_file(path)
-    with contextlib.suppress(OSError):  # another process may use them by now
+    with contextlib.suppress(OSError):  # another process may have written into the folders
         for folder in made_folders:
             folder.rmdir()

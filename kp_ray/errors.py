@@ -1,15 +1,15 @@
-"""The errors that a user can cause or fix: one class per kind of cause, one line of text each.
+"""Errors that a user can cause or fix: one class per kind of cause, each with a message of one line.
 
-A message reads `<file or key>: <what is wrong> (got ...): <what to do>`. The command line prints it and exits with code
-2; every other exception is a bug of kp_ray and keeps its traceback. What led to an error is carried as `__cause__`.
+A message reads `<file or key>: <what is wrong> (got ...): <what to do>`. The command line prints the message and exits
+with code 2. Every other exception is a bug of kp_ray and keeps its traceback. An error's cause is its `__cause__`.
 """
 
 MAX_MESSAGE_CHARS = 1000
-"""Maximum length of a printed message; longer ones are cut in the middle, where they quote a file."""
+"""Maximum length of a printed message. A longer message is cut in the middle, which usually quotes a file."""
 
 
 class KpRayError(Exception):
-    """Base of all errors with a message for the user; the text is one line."""
+    """Base of all errors with a message for the user; white space in the message is reduced to one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
@@ -28,36 +28,36 @@ class StorageError(KpRayError):
 
 
 class StoreError(KpRayError):
-    """The store is not there, not finished, damaged, or does not hold what is asked for."""
+    """The store is missing, unfinished or damaged, or lacks the rows that are asked for."""
 
 
 class ModelError(KpRayError):
-    """Weights or a trained member are not there or do not fit."""
+    """Weights or a trained member are missing, or do not fit the model."""
 
 
 class RunStateError(KpRayError):
-    """The run folder holds results of other settings, or another process writes to it."""
+    """The run folder holds results that were made with other settings, or another process writes to it."""
 
 
 class ClusterError(KpRayError):
-    """Ray does not start or answer, or the cluster cannot hold what is asked of it."""
+    """Ray does not start or answer, or the cluster is too small for the config."""
 
 
 class DivergedError(KpRayError):
-    """A training run's loss is no longer finite; the same settings would end the same way."""
+    """A training run's loss is no longer finite; a retry with the same settings would fail too."""
 
 
 class StoppedError(KpRayError):
-    """Machines or the user ended the work; the same command resumes it."""
+    """The work was stopped before its end; the same command resumes it."""
 
 
 def one_line(text: object) -> str:
-    """The text with every run of white space as one blank."""
+    """Replace every run of white space, line breaks included, by one blank."""
     return " ".join(str(text).split())
 
 
 def shorten(message: object, max_chars: int = MAX_MESSAGE_CHARS) -> str:
-    """One line of at most `max_chars` characters; the middle of a longer one is left out."""
+    """Reduce a message to one line of about `max_chars` characters: " ... " replaces the middle of a longer line."""
     line = one_line(message)
     tail = 3 * max_chars // 10
     return line if len(line) <= max_chars else f"{line[: max_chars - tail]} ... {line[-tail:]}"

@@ -1,11 +1,11 @@
 """Skeletons, the pixel convention, and geometry of points and boxes.
 
-Coordinates everywhere in kp_ray are OpenCV pixel indices: the centre of the top-left pixel is (0, 0), so an integer is
-a pixel's centre and a picture of width w spans [-0.5, w - 0.5). Detectron2 and COCO use continuous coordinates, where
+All coordinates in kp_ray are OpenCV pixel indices: the centre of the top-left pixel is (0, 0), so an integer is a
+pixel's centre and an image of width w spans [-0.5, w - 0.5). Detectron2 and COCO use continuous coordinates, in which
 the same centre is (0.5, 0.5). `CONTINUOUS_OFFSET` is added exactly once, when a dataset dict is made, and subtracted
 exactly once, when a prediction is read.
 
-Visibility v follows COCO: 0 unlabelled or outside the picture, 1 labelled but hidden, 2 labelled and visible.
+Visibility v follows COCO: 0 is unlabelled or outside the image, 1 labelled but hidden, 2 labelled and visible.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ class Skeleton:
 
     Attributes:
         names: K unique names, in the order of every array and CSV.
-        flip_pairs: (left, right) names that a horizontal mirror exchanges.
+        flip_pairs: pairs of (left, right) names that a horizontal flip exchanges.
         sigmas: K OKS standard deviations, relative to the square root of the person's area.
-        limbs: pairs of names that are connected by a line in drawings.
+        limbs: pairs of names between which a line is drawn.
 
     Raises:
         ValueError: names, pairs, sigmas and limbs do not fit together.
@@ -42,9 +42,9 @@ class Skeleton:
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names) or not self.names:
-            raise ValueError("keypoint names must be present and unique")
+            raise ValueError("names: keypoint names must be present and unique")
         if len(self.sigmas) != len(self.names):
-            raise ValueError(f"sigmas: {len(self.names)} keypoints need as many sigmas, got {len(self.sigmas)}")
+            raise ValueError(f"sigmas: {len(self.names)} keypoints need as many sigmas (got {len(self.sigmas)})")
         if not all(0 < sigma < float("inf") for sigma in self.sigmas):
             raise ValueError("sigmas: each must be a positive number")
         paired = [name for pair in self.flip_pairs for name in pair]
@@ -61,26 +61,26 @@ class Skeleton:
 
     @property
     def columns(self) -> list[str]:
-        """The 2K coordinate columns of the native CSV, `<name>_x, <name>_y` per keypoint."""
+        """Names of the 2K coordinate columns of the native CSV: `<name>_x, <name>_y` per keypoint."""
         return [f"{name}_{axis}" for name in self.names for axis in "xy"]
 
     @property
     def flip_indices(self) -> list[int]:
-        """K indices; `keypoints[flip_indices]` exchanges left and right."""
+        """K indices with which `keypoints[flip_indices]` exchanges left and right."""
         partner = {a: b for pair in self.flip_pairs for a, b in (pair, pair[::-1])}
         return [self.names.index(partner.get(name, name)) for name in self.names]
 
     @property
     def limb_indices(self) -> list[tuple[int, int]]:
-        """The limbs as pairs of indices."""
+        """The limbs as pairs of keypoint indices."""
         return [(self.names.index(a), self.names.index(b)) for a, b in self.limbs]
 
 
 _SIDED_PARTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "palm", "instep")
 
-# The first 17 sigmas are COCO's (cocodataset.org, keypoint evaluation). The others are those of the COCO joint that is
-# as hard to place: a shoulder's for neck and upper spine, a hip's for the waist, a wrist's for the palms. The insteps'
-# 0.079 is close to 0.080, the mean of COCO-WholeBody's foot points (Jin et al., ECCV 2020).
+# The first 17 sigmas are COCO's (cocodataset.org, keypoint evaluation). Each of the last seven, except the insteps',
+# is the sigma of a COCO joint that is as hard to place: shoulder for neck and upper spine, hip for waist, wrist for
+# palms. The insteps' 0.079 is close to 0.080, the mean of COCO-WholeBody's foot points (Jin et al., ECCV 2020).
 DACON24 = Skeleton(
     names=(
         "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
@@ -104,7 +104,7 @@ DACON24 = Skeleton(
         ("right_hip", "right_knee"), ("right_knee", "right_ankle"), ("right_ankle", "right_instep"),
     ),
 )  # fmt: skip
-"""Skeleton of the competition's labels."""
+"""Skeleton of the competition's labels, with 24 keypoints."""
 
 
 def skeleton_for(
@@ -112,23 +112,25 @@ def skeleton_for(
     flip_pairs: Sequence[tuple[str, str]] | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> Skeleton:
-    """Build the skeleton of a labels' file.
+    """Build the skeleton for the keypoint names in a file of labels.
 
-    The names of the competition, in any order, give `DACON24`. Other names keep their order and need flip pairs and
-    sigmas.
+    The competition's 24 names, in any order, give the names of `DACON24` in its order. Other names keep their order and
+    need `flip_pairs` and `sigmas`.
 
     Args:
         names: keypoint names in the order of the file.
-        flip_pairs, sigmas: replace those of `DACON24`; None for none.
+        flip_pairs: pairs of (left, right) names; None takes those of `DACON24`.
+        sigmas: one per keypoint; None takes those of `DACON24`.
 
     Raises:
-        ValueError: the names are others and `flip_pairs` or `sigmas` is None, or they do not fit the names.
+        ValueError: `flip_pairs` or `sigmas` do not fit the names, or are None although the names are not the
+            competition's.
     """
     base = DACON24 if set(names) == set(DACON24.names) else None
     if base is None and (flip_pairs is None or sigmas is None):
         raise ValueError(
-            f"the header names {len(names)} keypoints that are not the competition's 24: set skeleton.flip_pairs "
-            "and skeleton.sigmas in the config"
+            f"header: its {len(names)} keypoint names are not the competition's 24: set skeleton.flip_pairs and "
+            "skeleton.sigmas in the config"
         )
     ordered = base.names if base else tuple(names)
     return Skeleton(
@@ -140,18 +142,18 @@ def skeleton_for(
 
 
 def inside(xy: FloatArray, width: int, height: int) -> BoolArray:
-    """Return which points (..., 2) are in [0, width) x [0, height) pixels; NaN is not."""
+    """Return which points (..., 2) are inside [0, width) x [0, height) pixels; NaN is outside."""
     limit = np.array([width, height])
     with np.errstate(invalid="ignore"):
         return np.asarray(((xy >= 0) & (xy < limit)).all(axis=-1))
 
 
 def visible_box(keypoints: FloatArray, width: int, height: int, margin_px: float = 0.0) -> FloatArray:
-    """Compute the box (4,) x1, y1, x2, y2 around the labelled points of one person, clipped to the picture.
+    """Compute the box (4,) x1, y1, x2, y2 around the labelled points of one person, clipped to the image.
 
     Args:
         keypoints: (K, 3) x, y, v in pixels; a point is labelled if its coordinates are finite.
-        width, height: size of the picture in pixels.
+        width, height: size of the image in pixels.
         margin_px: distance added on every side before clipping.
 
     Returns:
@@ -166,5 +168,5 @@ def visible_box(keypoints: FloatArray, width: int, height: int, margin_px: float
 
 
 def apply_affine(affine: FloatArray, xy: FloatArray) -> FloatArray:
-    """Map points (N, 2) by an affine (2, 3)."""
+    """Map points (N, 2) in pixels by an affine matrix (2, 3)."""
     return np.asarray(xy @ affine[:, :2].T + affine[:, 2])

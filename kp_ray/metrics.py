@@ -1,9 +1,9 @@
 """Metrics of predicted keypoints: RMSE, PCK and OKS-AP, overall, per keypoint and per camera.
 
-One person per image. Coordinates are OpenCV pixel indices; every metric depends on differences of coordinates only, so
-the +0.5 of continuous coordinates changes none of them. A truth point is labelled when its x and y are finite;
-unlabelled points are left out of every metric. The visibility value is ignored: a labelled point outside the picture
-counts, as it does in the competition.
+There is one person per image. Coordinates are OpenCV pixel indices; every metric depends only on differences of
+coordinates, so Detectron2's +0.5 changes no metric. A truth point is labelled if its x and y are finite; unlabelled
+points are left out of every metric. The visibility value is ignored: a labelled point outside the image counts, as it
+does in the competition.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,38 +16,41 @@ from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 
 PCK_SHARES = (0.05, 0.1)
+"""Shares of the box's longer side within which a keypoint counts as correct."""
 OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""COCO's thresholds: a detection whose OKS reaches the threshold is a hit."""
 _RECALLS = np.linspace(0.0, 1.0, 101)
+"""COCO's recalls, at which precision is averaged."""
 
 Interval = tuple[float, float]
 """Low and high end of a 95 % confidence interval."""
 
 
 class _Metrics(BaseModel):
-    """Values in pixels or in [0, 1]; None where there is nothing to measure."""
+    """Base of the metrics' classes. Values are in pixels or in [0, 1]; None if there is no labelled point."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, in the order of the fields."""
+        """Return the plain values, in the order of the fields."""
         return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Check and convert what `to_json` gave.
+        """Build metrics from the values that `to_json` returned.
 
         Raises:
-            ValueError: a value is missing or of another type.
+            ValueError: a value is missing or has another type.
         """
         return cls.model_validate(values)
 
 
 class KeypointMetrics(_Metrics):
-    """Metrics of one keypoint in all images.
+    """Metrics of one keypoint over all images.
 
     Attributes:
         rmse, rmse_interval, median_px: as in `Evaluation`.
-        pck_005: PCK at 0.05 of the box's longer side; "pck_0.05" in JSON.
+        pck_005: PCK at 0.05 of the box's longer side; its key in JSON is "pck_0.05".
     """
 
     rmse: float | None
@@ -69,15 +72,15 @@ class Evaluation(_Metrics):
 
     Attributes:
         num_images: number of images.
-        num_missing: images in which nobody was found.
+        num_missing: number of images in which nobody was found.
         rmse: root of the mean squared error of all labelled x and y, in pixels (the competition's metric).
-        rmse_interval: see `rmse_interval`; None without names of scenes.
-        median_px, p95_px: percentiles of the points' Euclidean errors.
-        pck: for each share a, "0.05" and "0.1": share of the labelled points that lie within a * max(width, height) of
-            the box of the person's labelled truth points.
+        rmse_interval: confidence interval of `rmse` from the function of that name; None if scenes are not given.
+        median_px, p95_px: 50th and 95th percentile of the points' Euclidean errors, in pixels.
+        pck: share of the labelled points whose error is at most a * max(width, height) of the box around the person's
+            labelled truth points, by a: "0.05" and "0.1".
         ap, ap50, ap75: OKS-AP as COCO defines it, with width * height of that box as the area.
         by_keypoint: metrics per keypoint name.
-        by_camera: metrics per camera.
+        by_camera: metrics per camera name.
     """
 
     num_images: int
@@ -107,15 +110,15 @@ def evaluate_keypoints(
     """Compute all metrics of a set of predictions.
 
     Args:
-        predicted: (N, K, 3) x, y, score in pixels; every number finite, also where nobody was found (there it is what
-            some fallback filled in).
-        truth: (N, K, 3) x, y, v in pixels, NaN x and y where unlabelled.
+        predicted: (N, K, 3) x, y, score in pixels. Every number must be finite; images without a detection need
+            fallback values.
+        truth: (N, K, 3) x, y, v in pixels; x and y of unlabelled points are NaN.
         skeleton: names and sigmas of the K keypoints.
-        found: (N,) whether a person was found. The others count in every error metric and in `num_missing`; for OKS-AP
-            they are not detections. None: all found.
-        scores: (N,) of the persons, ranking them for OKS-AP. None: the mean score of a person's keypoints.
-        cameras: (N,) names for `by_camera`. None: it stays empty.
-        scenes: (N,) names for each `rmse_interval`. None: they are None.
+        found: (N,) whether a person was found. Persons that were not found count in every error metric and in
+            `num_missing`, but are not detections for OKS-AP. None: every person was found.
+        scores: (N,) scores by which OKS-AP ranks the persons. None: the mean score of each person's keypoints.
+        cameras: (N,) camera names. None leaves `by_camera` empty.
+        scenes: (N,) scene names. None leaves every `rmse_interval` None.
 
     Raises:
         DataError: a predicted number is not finite, or a truth coordinate is infinite.
@@ -124,7 +127,7 @@ def evaluate_keypoints(
     predicted, truth = np.asarray(predicted, dtype=float), np.asarray(truth, dtype=float)
     found = np.ones(len(predicted), dtype=bool) if found is None else np.asarray(found, dtype=bool)
     per_row = {"found": found, "scores": scores, "cameras": cameras, "scenes": scenes}
-    _check(predicted, truth, skeleton, per_row)
+    _check_arrays(predicted, truth, skeleton, per_row)
     scores = predicted[..., 2].mean(axis=1) if scores is None else scores
     sizes = _box_sizes(truth)
     errors, longest = point_errors(predicted, truth), sizes.max(axis=1)
@@ -146,45 +149,46 @@ def evaluate_keypoints(
 
 
 def point_errors(predicted: FloatArray, truth: FloatArray) -> FloatArray:
-    """Return the Euclidean distances (..., K) in pixels between points (..., K, 2+); NaN where unlabelled."""
+    """Return the Euclidean distances (..., K) in pixels between points (..., K, 2+); NaN for unlabelled points."""
     return np.asarray(np.linalg.norm(predicted[..., :2] - truth[..., :2], axis=-1))
 
 
 def rmse(errors: FloatArray) -> float | None:
-    """Return the root mean square of the *coordinate* errors in pixels, from point errors of any shape (NaN: left out).
+    """Compute the root mean square of the *coordinate* errors in pixels from point errors of any shape.
 
-    A point error d has d^2 = dx^2 + dy^2, so the mean over the 2K coordinates is half the mean of d^2.
+    A point error d has d^2 = dx^2 + dy^2, so the mean over the 2K coordinates is half the mean of d^2. NaN errors are
+    left out; without a finite error the result is None.
     """
-    known = errors[np.isfinite(errors)]
-    return float(np.sqrt(np.mean(known**2) / 2)) if known.size else None
+    finite = errors[np.isfinite(errors)]
+    return float(np.sqrt(np.mean(finite**2) / 2)) if finite.size else None
 
 
 def rmse_interval(
     errors: FloatArray, scenes: Sequence[str], *, share: float = 0.95, num_samples: int = 2000, seed: int = 0
 ) -> Interval | None:
-    """Compute the bootstrap percentile interval of the RMSE, (low, high) in pixels (Efron and Tibshirani, 1993).
+    """Compute the bootstrap percentile interval of the RMSE in pixels (Efron and Tibshirani, 1993).
 
-    Whole scenes are resampled, because the frames of a scene are nearly the same picture.
+    Whole scenes are resampled, because the frames of a scene are nearly the same.
 
     Args:
-        errors: (N, K) point errors in pixels, NaN where unlabelled.
-        scenes: (N,) names.
-        share: confidence level, the share of the samples inside the interval.
+        errors: (N, K) point errors in pixels, NaN for unlabelled points.
+        scenes: (N,) scene names.
+        share: confidence level, the share of the bootstrap samples inside the interval.
         num_samples: number of bootstrap samples.
         seed: seed of the resampling.
 
     Returns:
-        None with fewer than two scenes that have a labelled point.
+        (low, high); None if fewer than two scenes have a labelled point.
     """
-    known = np.isfinite(errors)
-    names, scene_of = np.unique(np.array(list(scenes), dtype=str), return_inverse=True)
-    squares = np.bincount(scene_of, np.where(known, errors**2, 0.0).sum(axis=1), minlength=len(names))
-    counts = np.bincount(scene_of, known.sum(axis=1), minlength=len(names))
+    labelled = np.isfinite(errors)
+    names, scene_indices = np.unique(np.array(list(scenes), dtype=str), return_inverse=True)
+    squares = np.bincount(scene_indices, np.where(labelled, errors**2, 0.0).sum(axis=1), minlength=len(names))
+    counts = np.bincount(scene_indices, labelled.sum(axis=1), minlength=len(names))
     squares, counts = squares[counts > 0], counts[counts > 0]
     if len(counts) < 2:
         return None
-    drawn = np.random.default_rng(seed).integers(len(counts), size=(num_samples, len(counts)))
-    samples = np.sqrt(squares[drawn].sum(axis=1) / counts[drawn].sum(axis=1) / 2)
+    choices = np.random.default_rng(seed).integers(len(counts), size=(num_samples, len(counts)))
+    samples = np.sqrt(squares[choices].sum(axis=1) / counts[choices].sum(axis=1) / 2)
     low, high = np.quantile(samples, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
 
@@ -193,67 +197,72 @@ def pck(errors: FloatArray, longest: FloatArray, share: float) -> float | None:
     """Compute the percentage of correct keypoints, as a share in [0, 1].
 
     Args:
-        errors: (N, K) point errors in pixels, NaN where unlabelled.
-        longest: (N,) the longer side of each person's box in pixels: PCK "of box size" (Yang and Ramanan, 2013). The
-            box of a person with one labelled point has size 0, so only an exact hit is correct there.
+        errors: (N, K) point errors in pixels, NaN for unlabelled points.
+        longest: (N,) the longer side of each person's box in pixels, as in Yang and Ramanan (2013). The box of a person
+            with one labelled point has size 0, so that point is correct only if its error is 0.
         share: share of the longer side within which a point is correct.
+
+    Returns:
+        None if no point is labelled.
     """
     labelled = np.isfinite(errors)
-    # NaN compares as not correct.
-    return float((errors <= share * longest[:, None]).sum() / labelled.sum()) if labelled.any() else None
+    correct = errors <= share * longest[:, None]  # False for NaN
+    return float(correct.sum() / labelled.sum()) if labelled.any() else None
 
 
 def oks(predicted: FloatArray, truth: FloatArray, skeleton: Skeleton, areas: FloatArray) -> FloatArray:
-    """Compute the object keypoint similarity (N,) in [0, 1]; NaN for a person with no labelled point.
+    """Compute the object keypoint similarity (N,) in [0, 1]; NaN for a person without a labelled point.
 
-    It is the mean over the labelled points of exp(-d^2 / (2 area (2 sigma)^2)), as cocodataset.org defines it.
+    OKS is the mean of exp(-d^2 / (2 area (2 sigma)^2)) over the labelled points, as cocodataset.org defines it.
 
     Args:
-        predicted, truth: (N, K, 2+) in pixels; truth NaN where unlabelled.
-        skeleton: its sigmas.
-        areas: (N,) of the persons in square pixels.
+        predicted: (N, K, 2+) points in pixels.
+        truth: (N, K, 2+) points in pixels, NaN for unlabelled points.
+        skeleton: gives the sigmas.
+        areas: (N,) areas of the persons in square pixels.
     """
-    squared = ((predicted[..., :2] - truth[..., :2]) ** 2).sum(axis=-1)
-    labelled = np.isfinite(squared)
-    # The order of the divisions and the smallest float beside the area are pycocotools', for equal rounding.
-    exponent = squared / (2 * np.array(skeleton.sigmas)) ** 2 / (areas[:, None] + np.spacing(1)) / 2
-    total = np.where(labelled, np.exp(-exponent), 0.0).sum(axis=1)
-    count = labelled.sum(axis=1)
-    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+    squares = ((predicted[..., :2] - truth[..., :2]) ** 2).sum(axis=-1)
+    labelled = np.isfinite(squares)
+    # Divide in the order of pycocotools and add its smallest float to the area, so that the rounding is the same.
+    exponents = squares / (2 * np.array(skeleton.sigmas)) ** 2 / (areas[:, None] + np.spacing(1)) / 2
+    totals = np.where(labelled, np.exp(-exponents), 0.0).sum(axis=1)
+    counts = labelled.sum(axis=1)
+    return np.asarray(np.where(counts > 0, totals / np.maximum(counts, 1), np.nan))
 
 
 def average_precision(similarities: FloatArray, scores: FloatArray, found: BoolArray) -> FloatArray:
     """Compute the average precision (10,) at each of `OKS_THRESHOLDS` by COCO's 101-point interpolation.
 
-    One person per image. Equal scores keep the order of the rows, as in pycocotools. A person with no labelled point is
-    neither a miss nor a false positive, like COCO's ignored annotations.
+    There is one person per image. Equal scores keep the order of the rows, as in pycocotools. A person without a
+    labelled point is neither a miss nor a false positive, like COCO's ignored annotations.
 
     Args:
-        similarities: (N,) OKS, NaN for a person with no labelled point.
-        scores: (N,) of the persons; only their order matters.
-        found: (N,) which rows are detections.
+        similarities: (N,) OKS, NaN for a person without a labelled point.
+        scores: (N,) scores of the persons; only their order matters.
+        found: (N,) whether each row is a detection.
 
     Returns:
-        NaN when no person has a labelled point.
+        The precisions; NaN if no person has a labelled point.
     """
     labelled = np.isfinite(similarities)
     if not labelled.any():
         return np.full(len(OKS_THRESHOLDS), np.nan)
     detected = labelled & found
     ranked = similarities[detected][np.argsort(-scores[detected], kind="stable")]
-    hits = np.cumsum(ranked >= OKS_THRESHOLDS[:, None], axis=1)  # (10, detections)
-    precision = hits / (np.arange(1, len(ranked) + 1) + np.spacing(1))
-    # Precision at a recall is the best one at that recall or a higher.
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    result = np.zeros(len(OKS_THRESHOLDS))
-    for t, recall in enumerate(hits / labelled.sum()):
-        reached = np.searchsorted(recall, _RECALLS, side="left")
-        reached = reached[reached < len(ranked)]
-        result[t] = precision[t, reached].sum() / len(_RECALLS)
-    return result
+    num_hits = np.cumsum(ranked >= OKS_THRESHOLDS[:, None], axis=1)  # (10, detections)
+    precisions = num_hits / (np.arange(1, len(ranked) + 1) + np.spacing(1))
+    # The interpolated precision at a recall is the highest precision at this recall or above.
+    precisions = np.maximum.accumulate(precisions[:, ::-1], axis=1)[:, ::-1]
+    averages = np.zeros(len(OKS_THRESHOLDS))
+    for index, recalls in enumerate(num_hits / labelled.sum()):
+        ranks = np.searchsorted(recalls, _RECALLS, side="left")  # the first rank that reaches each recall
+        ranks = ranks[ranks < len(ranked)]
+        averages[index] = precisions[index, ranks].sum() / len(_RECALLS)
+    return averages
 
 
 def _box_sizes(truth: FloatArray) -> FloatArray:
+    """Return width and height (N, 2) of the box around each person's labelled points; zeros if there is none."""
     labelled = np.asarray(np.isfinite(truth[..., :2]).all(axis=-1, keepdims=True))
     high = np.max(truth[..., :2], axis=1, where=labelled, initial=-np.inf)
     low = np.min(truth[..., :2], axis=1, where=labelled, initial=np.inf)
@@ -287,15 +296,15 @@ def _camera_metrics(
 
 
 def _percentile(errors: FloatArray, percent: float) -> float | None:
-    known = errors[np.isfinite(errors)]
-    return float(np.percentile(known, percent)) if known.size else None
+    finite = errors[np.isfinite(errors)]
+    return float(np.percentile(finite, percent)) if finite.size else None
 
 
 def _none_if_nan(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _check(predicted: FloatArray, truth: FloatArray, skeleton: Skeleton, per_row: dict[str, Any]) -> None:
+def _check_arrays(predicted: FloatArray, truth: FloatArray, skeleton: Skeleton, per_row: dict[str, Any]) -> None:
     expected = (len(predicted), len(skeleton), 3)
     if predicted.shape != expected or truth.shape != expected:
         raise ValueError(f"predicted {predicted.shape} and truth {truth.shape} must both be (N, {len(skeleton)}, 3)")
@@ -304,12 +313,12 @@ def _check(predicted: FloatArray, truth: FloatArray, skeleton: Skeleton, per_row
             raise ValueError(f"{name} {np.shape(values)} must be {(len(predicted),)}")
     if per_row["scores"] is not None and not np.isfinite(per_row["scores"]).all():
         raise DataError("scores: every value must be finite")
-    wrong = np.argwhere(~np.isfinite(predicted))
-    if len(wrong):
-        row, k, column = wrong[0]
+    not_finite = np.argwhere(~np.isfinite(predicted))
+    if len(not_finite):
+        row, k, column = not_finite[0]
         raise DataError(
-            f"predictions: row {row}: {('x', 'y', 'score')[column]} of {skeleton.names[k]} is "
-            f"{predicted[row, k, column]} ({len(wrong)} such numbers): fill the images where nobody was found first"
+            f"predictions: row {row}: {('x', 'y', 'score')[column]} of {skeleton.names[k]} is not finite (got "
+            f"{predicted[row, k, column]}; {len(not_finite)} numbers in all): fill in the images where nobody was found"
         )
     infinite = np.argwhere(np.isinf(truth[..., :2]))
     if len(infinite):

@@ -1,4 +1,4 @@
-"""The stages in their order, one stage alone, and `run`: all of them, skipping what is done."""
+"""Run one stage, or all stages in order, leaving out those that are done."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -26,15 +26,15 @@ STAGES = {
     "evaluate": "kp_ray.prediction.stage:EvaluateStage",
     "report": "kp_ray.reporting.stage:ReportStage",
 }
-"""The stages of `run` in their order, imported when they are needed: `augment` runs on machines without torch."""
+"""Location of each stage's class, in the order of `run`; imported late, because `augment` runs without torch."""
 
-_FOLLOWERS = {"check": ("augment",), "train": ("predict",), "predict": ("evaluate", "report")}
-"""The verbs that may be named after a stage: those for which it makes what they need."""
+_NEXT_VERBS = {"check": ("augment",), "train": ("predict",), "predict": ("evaluate", "report")}
+"""Verbs that can follow a verb, most useful first; they need the result of that verb."""
 
 ShowProgress = Callable[[str], contextlib.AbstractContextManager[Progress]]
-"""Opens the progress display of a verb."""
+"""Type of a function that opens the progress display of a verb."""
 Say = Callable[[str], None]
-"""Prints one line."""
+"""Type of a function that prints one line."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,11 @@ class RunSummary:
     """The results of a whole run.
 
     Attributes:
+        augment: of this run.
         sources_per_s: rate of the last `augment` that wrote parts.
+        predict: of this run.
+        evaluate: of this run; None without `data.truth`.
+        report: of this run.
     """
 
     augment: "AugmentSummary"
@@ -52,11 +56,11 @@ class RunSummary:
     report: "ReportSummary"
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal; each stage has printed its own when it ended."""
+        """Return the lines of text for the terminal; each stage has printed its own summary when it ended."""
         return [f"submission: {self.predict.submission}", f"report: {self.report.report}"]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         values = {
             "augment": self.augment.to_json(),
             "predict": self.predict.to_json(),
@@ -70,16 +74,16 @@ def make_stage(verb: str) -> Stage:
     """Create the stage of a verb.
 
     Raises:
-        ModuleNotFoundError: what the stage needs is not installed.
+        ModuleNotFoundError: a package that the stage needs is not installed.
     """
     module, _, name = STAGES[verb].partition(":")
     return cast(Stage, getattr(import_module(module), name)())
 
 
 class Runner:
-    """Runs stages on one session, which starts when the first of them needs it.
+    """Runs stages in one Ray session, which starts before the first stage that needs it.
 
-    Use as a context manager; leaving it ends the session.
+    A `Runner` is a context manager; leaving the context ends the session.
     """
 
     def __init__(self, config: Config, show_progress: ShowProgress, say: Say) -> None:
@@ -98,10 +102,10 @@ class Runner:
 
         Args:
             stage: the stage.
-            dashboard: whether a session that starts now has Ray's dashboard.
+            dashboard: whether a local cluster that starts now has Ray's dashboard.
 
         Raises:
-            KpRayError: as the stage.
+            KpRayError: the stage failed or was stopped.
         """
         if stage.needs_cluster and not self.has_session and not stage.is_done(self.config):
             start_up_s = self.resources.enter_context(session(self.config, dashboard=dashboard, say=self.say))
@@ -116,7 +120,7 @@ def run_stage(verb: str, config: Config, show_progress: ShowProgress, say: Say) 
     """Check and run one stage.
 
     Raises:
-        KpRayError: as the stage.
+        KpRayError: the stage refuses the config, failed or was stopped.
     """
     stage = make_stage(verb)
     stage.check(config)
@@ -128,7 +132,7 @@ def forecast_stage(verb: str, config: Config) -> Summary:
     """Check one stage and describe what it would do; start and write nothing.
 
     Raises:
-        KpRayError: as the stage.
+        KpRayError: the stage refuses the config.
     """
     stage = make_stage(verb)
     stage.check(config)
@@ -140,16 +144,17 @@ def run_pipeline(
 ) -> RunSummary:
     """Run every stage that applies, in order.
 
-    All stages are checked before the first, and the later ones again once the store is written: what a later stage
-    would refuse is refused before hours of training.
+    All stages are checked before the first one runs, and again once the store is written, so that no config is refused
+    after hours of training.
 
     Args:
         config: the run's configuration.
-        show_progress, say: displays.
-        on_end: called with the verb and the summary of each stage as it ends.
+        show_progress: opens the progress display of a verb.
+        say: prints one line.
+        on_end: called with the verb and the summary of each stage when the stage ends.
 
     Raises:
-        KpRayError: as the stages.
+        KpRayError: a stage refuses the config, failed or was stopped.
     """
     stages = {verb: make_stage(verb) for verb in STAGES}
     dashboard = any(stage.needs_dashboard for stage in stages.values())
@@ -158,7 +163,7 @@ def run_pipeline(
     with Runner(config, show_progress, say) as runner:
         for verb, stage in stages.items():
             if verb == "check" and has_current_store and stage.is_done(config):
-                continue  # the store was made of these labels and images
+                continue  # the store was made from these labels and images
             if stage.applies(config):
                 summaries[verb] = runner.run(stage, dashboard=dashboard)
                 on_end(verb, summaries[verb])
@@ -168,10 +173,12 @@ def run_pipeline(
 
 
 def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
-    """Check the stages that apply; `train` and `tune` not against a store that `augment` is about to replace.
+    """Check the stages that apply.
+
+    `train` and `tune` are not checked if there is a store that `augment` is about to replace.
 
     Returns:
-        Whether the store holds everything that the config plans.
+        Whether the store holds every variant that the config plans.
     """
     augment = stages["augment"]
     augment.check(config)
@@ -197,21 +204,21 @@ def _summarize(config: Config, summaries: Mapping[str, Any]) -> RunSummary:
 
 
 def next_step(verb: str, config: Config, config_path: str) -> str | None:
-    """Return the command that can follow a verb that ended well, without `kp-ray`; None if none would be accepted.
+    """Return the arguments of a `kp-ray` command that can follow a finished verb; None if no verb would accept them.
 
     Args:
-        verb: of the stage that ended.
-        config: its configuration.
-        config_path: the file that it was read from.
+        verb: the finished verb.
+        config: the configuration that it ran with.
+        config_path: the file that the configuration was read from.
     """
     if verb == "tune":
         return f"train {config.path('tune', 'best.yaml')}"
     if verb == "augment":  # `train` accepts a finished store; checking its options would import torch for a hint
         return f"train {config_path}"
-    for candidate in _FOLLOWERS.get(verb, ()):
+    for next_verb in _NEXT_VERBS.get(verb, ()):
         with contextlib.suppress(KpRayError):
-            stage = make_stage(candidate)
+            stage = make_stage(next_verb)
             if stage.applies(config):
                 stage.check(config)
-                return f"{candidate} {config_path}"
+                return f"{next_verb} {config_path}"
     return None

@@ -1,4 +1,4 @@
-"""The contract of a stage: what a verb of the command line calls, and what `run` calls in order."""
+"""The interface of a stage: the command line runs one stage per verb, and `run` runs all of them in order."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -12,7 +12,13 @@ class Progress(Protocol):
     """Receives the progress of a stage."""
 
     def __call__(self, name: str, done: int, total: int, note: str = "") -> None:
-        """Report that `done` of `total` units are done of the row `name`: a member, a trial, or "" for the stage."""
+        """Report that `done` of `total` units of a row are done.
+
+        Args:
+            name: the row: a member, a trial, or "" for the whole stage.
+            done, total: e.g. iterations or images.
+            note: text that follows the figures.
+        """
         ...
 
 
@@ -20,11 +26,11 @@ class Summary(Protocol):
     """The result of a stage, as a frozen dataclass."""
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return the lines of text for the terminal."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         ...
 
 
@@ -33,8 +39,8 @@ class Stage(Protocol):
 
     Attributes:
         name: the verb, e.g. "augment".
-        needs_cluster: whether `run` needs a Ray session unless `is_done`.
-        needs_dashboard: whether a local session needs Ray's dashboard; Ray Train queries it.
+        needs_cluster: whether `run` needs a Ray session; never needed if `is_done`.
+        needs_dashboard: whether a local session needs Ray's dashboard, which Ray Train queries.
     """
 
     name: str
@@ -46,35 +52,42 @@ class Stage(Protocol):
         ...
 
     def check(self, config: Config) -> None:
-        """Refuse what would fail later, as far as it can be known from the config and the run folder as they are.
+        """Refuse a config or run folder with which `run` would fail; start no cluster and write nothing.
 
-        What an earlier stage has yet to make is not required here. Starts no cluster and writes nothing.
+        Results that an earlier stage has yet to make are not required.
+
+        Raises:
+            KpRayError: `run` would fail.
         """
         ...
 
     def is_done(self, config: Config) -> bool:
-        """Return whether `run` would need no cluster because the result is there.
+        """Return whether the result is there already, so that `run` needs no cluster.
 
         Raises:
-            KpRayError: what an earlier stage makes is not there, or is of other settings.
+            KpRayError: the result of an earlier stage is missing, or was made with other settings.
         """
         ...
 
     def run(self, config: Config, progress: Progress) -> Summary:
-        """Do the work, resuming what a stopped run left, and record the config in the run folder."""
+        """Do the work that a stopped run has not done, and record the config in the run folder.
+
+        Raises:
+            KpRayError: the work failed or was stopped.
+        """
         ...
 
     def forecast(self, config: Config) -> Summary:
-        """Describe what `run` would do (`--dry-run`); start and write nothing."""
+        """Estimate what `run` would do (`--dry-run`); start and write nothing."""
         ...
 
 
 def no_progress(name: str, done: int, total: int, note: str = "") -> None:
-    """Ignore progress."""
+    """Ignore progress; a `Progress` for callers that show none."""
 
 
 def check_inputs(config: Config, required: Sequence[str] = (), optional: Sequence[str] = ()) -> None:
-    """Refuse paths under `data` that are not there; every `Stage.check` names its own.
+    """Refuse paths under `data` that do not exist; each `Stage.check` passes the keys that its stage reads.
 
     Args:
         config: the run's configuration.

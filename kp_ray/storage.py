@@ -1,7 +1,7 @@
 """Files at local paths and URLs: bytes, JSON, JSON lines, Parquet; atomic writes; the writer's lock.
 
-Every other module reads and writes through these functions. Local paths and object storage behave alike: a write
-appears whole or not at all, and what goes wrong is a `StorageError`.
+Every other module reads and writes through these functions. Local paths and object storage behave alike: a file appears
+whole or not at all, and every failure is a `StorageError`.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from kp_ray.errors import RunStateError, StorageError, one_line
 SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
 """The `user:password@` of a URL."""
 PIECE_BYTES = 1 << 20
-"""Bytes that are read or written at once where a file is too large to be held in memory."""
+"""Bytes per read of a file that may be too large for memory."""
 
 
 def absolute_path(path: str) -> str:
-    """Make a local path absolute; a URL stays as it is.
+    """Make a local path absolute; return a URL unchanged.
 
     Raises:
-        ValueError: the path is empty, or holds credentials.
+        ValueError: the path is empty or contains credentials.
     """
     if not path or "\0" in path:
         raise ValueError("a path is expected, or null for none")
@@ -40,49 +40,49 @@ def absolute_path(path: str) -> str:
 
 
 def join(base: str, *parts: str) -> str:
-    """Join a local path or URL and parts of a path inside it."""
+    """Append parts of a path to a local path or URL, with one slash between them."""
     return "/".join([base.rstrip("/"), *parts])
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """Return the file system of a local path or URL, and the path inside it.
+    """Return the file system of a local path or URL, and the path inside that file system.
 
-    What follows a URL's host or bucket is taken as it is: names with blanks, `#` or `%` are names like others.
-    Credentials, region and endpoint of `s3://` come from the environment alone (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL).
+    The path after a URL's host or bucket is not decoded, so names may contain blanks, `#` and `%`. Credentials, region
+    and endpoint of `s3://` come only from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and so on).
 
     Raises:
-        StorageError: the URL's scheme is not known here, or the path is empty.
+        StorageError: pyarrow does not support the URL's scheme, or the path is empty.
     """
-    scheme, mark, rest = path.partition("://")
-    if not mark:
+    scheme, separator, location = path.partition("://")
+    if not separator:
         try:
             return pafs.LocalFileSystem(), absolute_path(path)
         except ValueError as error:
             raise StorageError(f"{path!r}: {error}") from error
-    host, slash, inside = rest.partition("/")
+    host, slash, inner_path = location.partition("/")
     try:
-        fs, root = _remote(f"{scheme}://{host}{slash}")
+        fs, root = _connect(f"{scheme}://{host}{slash}")
     except (ValueError, OSError) as error:
         raise StorageError(f"{path}: cannot be reached: {one_line(error)}") from error
-    return fs, f"{root.rstrip('/')}{slash}{inside}"
+    return fs, f"{root.rstrip('/')}{slash}{inner_path}"
 
 
 @lru_cache(maxsize=16)
-def _remote(root: str) -> tuple[pafs.FileSystem, str]:
-    """Create the client of a bucket once: it takes 60 ms, and each has its own connections."""
-    fs, inner = pafs.FileSystem.from_uri(root)
-    return fs, str(inner)
+def _connect(root: str) -> tuple[pafs.FileSystem, str]:
+    """Create the client of a bucket; cached, because that takes 60 ms and each client opens its own connections."""
+    fs, inner_path = pafs.FileSystem.from_uri(root)
+    return fs, str(inner_path)
 
 
 def exists(path: str) -> bool:
     """Return whether a file or folder exists.
 
     Raises:
-        StorageError: the storage does not answer, or refuses.
+        StorageError: the storage does not answer or denies access.
     """
-    fs, inner = filesystem(path)
+    fs, inner_path = filesystem(path)
     try:
-        return bool(fs.get_file_info(inner).type != pafs.FileType.NotFound)
+        return bool(fs.get_file_info(inner_path).type != pafs.FileType.NotFound)
     except OSError as error:
         raise StorageError(f"{path}: cannot be reached: {one_line(error)}") from error
 
@@ -91,11 +91,11 @@ def read_bytes(path: str) -> bytes:
     """Read a local or remote file.
 
     Raises:
-        StorageError: it is not there or cannot be read.
+        StorageError: the file does not exist or cannot be read.
     """
-    fs, inner = filesystem(path)
+    fs, inner_path = filesystem(path)
     try:
-        with fs.open_input_file(inner) as stream:
+        with fs.open_input_file(inner_path) as stream:
             return bytes(stream.readall())
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else one_line(error)
@@ -104,26 +104,26 @@ def read_bytes(path: str) -> bytes:
 
 @contextlib.contextmanager
 def open_input(path: str) -> Iterator[pa.NativeFile]:
-    """Open a local or remote file for reading at any position.
+    """Open a local or remote file for random access.
 
     Raises:
-        OSError: it is not there or cannot be read; `parquet_errors` turns this into a `StorageError`.
+        OSError: the file does not exist or cannot be read; `parquet_errors` turns this into a `StorageError`.
     """
-    fs, inner = filesystem(path)
-    with fs.open_input_file(inner) as stream:
+    fs, inner_path = filesystem(path)
+    with fs.open_input_file(inner_path) as stream:
         yield stream
 
 
 def hash_file(path: str) -> tuple[int, str]:
-    """Return a file's size in bytes and its SHA-256 in hexadecimal digits, without holding the file in memory.
+    """Return a file's size in bytes and its hexadecimal SHA-256, reading `PIECE_BYTES` at a time.
 
     Raises:
-        StorageError: it is not there or cannot be read.
+        StorageError: the file does not exist or cannot be read.
     """
-    fs, inner = filesystem(path)
+    fs, inner_path = filesystem(path)
     num_bytes, sha256 = 0, hashlib.sha256()
     try:
-        with fs.open_input_stream(inner) as stream:
+        with fs.open_input_stream(inner_path) as stream:
             while piece := stream.read(PIECE_BYTES):
                 num_bytes += len(piece)
                 sha256.update(piece)
@@ -135,8 +135,12 @@ def hash_file(path: str) -> tuple[int, str]:
 def read_json(path: str, fix: str) -> dict[str, Any]:
     """Read the JSON object in a local or remote file.
 
+    Args:
+        path: the file.
+        fix: what the user should do about a damaged file; the message ends with it.
+
     Raises:
-        StorageError: it is not there, cannot be read, or is damaged; the message ends with `fix`.
+        StorageError: the file does not exist, cannot be read, or holds no JSON object.
     """
     content = read_bytes(path)
     try:
@@ -152,15 +156,15 @@ def write_bytes(path: str, content: bytes) -> None:
     """Write a local or remote file so that a reader sees all of it or nothing.
 
     Raises:
-        StorageError: the storage is full, does not answer, or refuses.
+        StorageError: the storage is full, does not answer, or denies access.
     """
-    fs, inner = filesystem(path)
+    fs, inner_path = filesystem(path)
     try:
         if isinstance(fs, pafs.LocalFileSystem):
-            _replace_file(Path(inner), content)
+            _replace_file(Path(inner_path), content)
         else:
-            # An object appears when its stream is closed, even by an exception: write all of it at once.
-            with fs.open_output_stream(inner) as stream:
+            # An object appears when its stream is closed, even by an exception: make a single call of `write`.
+            with fs.open_output_stream(inner_path) as stream:
                 stream.write(content)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {one_line(error)}") from error
@@ -177,46 +181,46 @@ def _replace_file(target: Path, content: bytes) -> None:
 
 
 def write_json(path: str, value: Any) -> None:
-    """Write a JSON file, whole or not at all.
+    """Write a value to a JSON file, which appears whole or not at all.
 
     Raises:
-        StorageError: as `write_bytes`.
+        StorageError: as for `write_bytes`.
     """
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def append_json_line(path: str, value: Mapping[str, Any]) -> None:
-    """Add a line to a JSON lines file; a reader sees the file with the whole line or without it.
+    """Append a line to a JSON lines file, rewriting the whole file: a reader never sees half a line.
 
     Raises:
-        StorageError: as `write_bytes`.
+        StorageError: as for `write_bytes`.
     """
-    earlier = read_bytes(path) if exists(path) else b""
-    write_bytes(path, earlier + (json.dumps(value) + "\n").encode())
+    content = read_bytes(path) if exists(path) else b""
+    write_bytes(path, content + (json.dumps(value) + "\n").encode())
 
 
 def delete_file(path: str) -> None:
     """Delete a local or remote file.
 
     Raises:
-        StorageError: it is not there, or the storage refuses.
+        StorageError: the file does not exist, or the storage denies access.
     """
-    fs, inner = filesystem(path)
+    fs, inner_path = filesystem(path)
     try:
-        fs.delete_file(inner)
+        fs.delete_file(inner_path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be deleted: {one_line(error)}") from error
 
 
 def delete_folder(path: str) -> None:
-    """Delete a folder and all it holds; do nothing if there is none.
+    """Delete a folder and its content; do nothing if the folder does not exist.
 
     Raises:
-        StorageError: the storage refuses.
+        StorageError: the storage denies access.
     """
-    fs, inner = filesystem(path)
+    fs, inner_path = filesystem(path)
     try:
-        fs.delete_dir(inner)
+        fs.delete_dir(inner_path)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -229,7 +233,7 @@ def is_local(path: str) -> bool:
 
 
 def file_sizes(folder: str) -> dict[str, int]:
-    """List the files in a folder and its sub-folders: size in bytes by path inside the folder.
+    """Return the size in bytes of each file in a folder and its sub-folders, by path relative to the folder.
 
     Raises:
         StorageError: there is no such folder.
@@ -238,29 +242,29 @@ def file_sizes(folder: str) -> dict[str, int]:
 
 
 def file_infos(folder: str) -> dict[str, pafs.FileInfo]:
-    """List the files in a folder and its sub-folders: size and time by path inside the folder.
+    """Return pyarrow's information on each file in a folder and its sub-folders, by path relative to the folder.
 
     Raises:
         StorageError: there is no such folder.
     """
-    fs, inner = filesystem(folder)
+    fs, inner_path = filesystem(folder)
     try:
-        listing = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
+        listing = fs.get_file_info(pafs.FileSelector(inner_path, recursive=True))
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         raise StorageError(f"{folder}: {'there is no such folder' if missing else one_line(error)}") from error
-    prefix = len(inner.rstrip("/")) + 1
+    prefix = len(inner_path.rstrip("/")) + 1
     return {info.path[prefix:]: info for info in listing if info.type == pafs.FileType.File}
 
 
 @contextlib.contextmanager
 def writer_lock(folder: str) -> Iterator[None]:
-    """Hold the lock of a local folder's writer; it ends with the process, however that ends.
+    """Lock a local folder against other writers; the lock ends with the process, even if the process is killed.
 
-    Object storage has no locks: there, nothing is refused (docs/store.md).
+    Object storage has no locks: there, a second writer is not refused (docs/store.md).
 
     Raises:
-        RunStateError: another process holds it.
+        RunStateError: another process holds the lock.
         StorageError: the file system has no locks.
     """
     fs, root = filesystem(folder)
@@ -277,20 +281,20 @@ def writer_lock(folder: str) -> Iterator[None]:
             raise RunStateError(f"{folder}: another process is writing here: wait for it or stop it") from error
         except OSError as error:
             raise StorageError(
-                f"{folder}: cannot be locked: {one_line(error)}; choose a run_dir that can be"
+                f"{folder}: cannot be locked: {one_line(error)}: choose a run_dir on a file system with locks"
             ) from error
         yield
 
 
 @contextlib.contextmanager
 def parquet_errors(path: str, fix: str) -> Iterator[None]:
-    """Raise errors of reading a Parquet file as a `StorageError` whose message ends with `fix`."""
+    """Turn the errors of reading a Parquet file into a `StorageError` whose message ends with `fix`."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError):
             raise StorageError(f"{path}: there is no such file; {fix}") from error
-        if isinstance(error, OSError) and error.errno:  # the storage's, not the content's
+        if isinstance(error, OSError) and error.errno:  # the storage failed; the content may be intact
             raise StorageError(f"{path}: cannot be read: {one_line(error)}") from error
         raise StorageError(f"{path}: damaged: {one_line(error)[:200]}; {fix}") from error
 
@@ -300,31 +304,40 @@ def read_parquet(path: str, fix: str, columns: Sequence[str] | None = None) -> p
 
     Args:
         path: any file that kp_ray wrote.
-        fix: what to do about a missing or damaged file, e.g. "run verify, then augment".
-        columns: names of those to read; None reads all.
+        fix: what the user should do about a missing or damaged file, e.g. "run verify, then augment".
+        columns: names of the columns to read; None reads all.
 
     Raises:
-        StorageError: it is not there, or damaged.
+        StorageError: the file does not exist, cannot be read or is damaged.
     """
-    fs, inner = filesystem(path)
-    with parquet_errors(path, fix), fs.open_input_file(inner) as stream:
+    fs, inner_path = filesystem(path)
+    with parquet_errors(path, fix), fs.open_input_file(inner_path) as stream:
         table = pq.ParquetFile(stream, page_checksum_verification=True).read(columns=columns)
         table.validate(full=True)
         return table
 
 
 def write_parquet(path: str, table: pa.Table) -> None:
-    """Write a local or remote Parquet file, whole or not at all, whose pages carry checksums."""
+    """Write a table with page checksums to a Parquet file, which appears whole or not at all.
+
+    Raises:
+        StorageError: as for `write_bytes`.
+    """
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, write_page_checksum=True)
     write_bytes(path, sink.getvalue().to_pybytes())
 
 
 def read_json_lines(path: str, keys: Sequence[str], fix: str) -> list[dict[str, Any]]:
-    """Read a JSON lines file whose lines have these keys; no lines if there is no file.
+    """Read a JSON lines file; return an empty list if the file does not exist.
+
+    Args:
+        path: the file.
+        keys: keys that every line must have.
+        fix: what the user should do about a damaged file; the message ends with it.
 
     Raises:
-        StorageError: it is damaged.
+        StorageError: a line is not a JSON object with these keys, or the file cannot be read.
     """
     lines = read_bytes(path).splitlines() if exists(path) else []
     try:
@@ -335,10 +348,10 @@ def read_json_lines(path: str, keys: Sequence[str], fix: str) -> list[dict[str, 
 
 
 def require_keys(row: Any, path: str, keys: Sequence[str], fix: str) -> dict[str, Any]:
-    """Return a JSON object that has all `keys`.
+    """Return `row` if it is a JSON object that has all `keys`.
 
     Raises:
-        StorageError: it is no object, or lacks one.
+        StorageError: `row` is not an object or lacks a key; the message names `path` and ends with `fix`.
     """
     missing = [key for key in keys if key not in row] if isinstance(row, dict) else ["JSON object"]
     if missing:
@@ -347,19 +360,23 @@ def require_keys(row: Any, path: str, keys: Sequence[str], fix: str) -> dict[str
 
 
 def read_text(path: str) -> str | None:
-    """Read a text file; None if there is none. Bytes that are not UTF-8 are replaced."""
+    """Read a text file; return None if it does not exist. Bytes that are not UTF-8 are replaced.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
     return read_bytes(path).decode("utf-8-sig", errors="replace") if exists(path) else None
 
 
 def list_folders(path: str) -> list[str]:
-    """List the names of the folders directly in a folder, sorted; none if it is not there.
+    """Return the sorted names of a folder's immediate sub-folders; an empty list if the folder does not exist.
 
     Raises:
-        StorageError: the storage does not answer, or refuses.
+        StorageError: the storage does not answer or denies access.
     """
-    fs, inner = filesystem(path)
+    fs, inner_path = filesystem(path)
     try:
-        found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+        infos = fs.get_file_info(pafs.FileSelector(inner_path, allow_not_found=True))
     except OSError as error:
         raise StorageError(f"{path}: cannot be reached: {one_line(error)}") from error
-    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)

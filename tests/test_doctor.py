@@ -1,4 +1,4 @@
-"""The preflight: what it finds, and the fix that it names for what is missing."""
+"""`kp-ray doctor`: the checks that pass and fail, and the fix that a failed check names."""
 
 import json
 import subprocess
@@ -17,9 +17,7 @@ from kp_ray.store.plan import plan
 from tests.helpers.data import tiny_config
 
 
-def test_a_healthy_machine_passes_and_the_disk_is_compared_with_the_store(
-    sample_data: dict[str, Any], tmp_path: Path
-) -> None:
+def test_every_check_of_a_healthy_machine_passes(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(sample_data, tmp_path / "run")
     checks = {check.name: check for check in check_machine(config)}
     assert all(check.ok for check in checks.values()), checks
@@ -29,50 +27,53 @@ def test_a_healthy_machine_passes_and_the_disk_is_compared_with_the_store(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_input_and_an_unwritable_run_folder_are_red_with_the_fix(
+def test_a_missing_input_and_an_unwritable_run_folder_fail_with_a_fix(
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     config = tiny_config({**sample_data, "truth": str(tmp_path / "none.csv")}, tmp_path / "file" / "run")
-    bad = {check.name: check for check in check_machine(config) if not check.ok}
-    assert {"data.truth", "run_dir"} <= set(bad)
-    assert all(check.fix for check in bad.values())
+    failed = {check.name: check for check in check_machine(config) if not check.ok}
+    assert {"data.truth", "run_dir"} <= set(failed)
+    assert all(check.fix for check in failed.values())
 
 
-def test_a_store_too_large_for_the_disk_and_invalid_labels_are_red(
+def test_a_store_too_large_for_the_disk_and_invalid_labels_fail(
     sample_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(sample_data, tmp_path / "run")
     usage = doctor.shutil.disk_usage(str(tmp_path))._replace(free=1000)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
-    bad = [check for check in check_machine(config) if not check.ok]
-    assert [check.name for check in bad] == ["disk"]
+    failed = [check for check in check_machine(config) if not check.ok]
+    assert [check.name for check in failed] == ["disk"]
     (tmp_path / "labels.csv").write_text("image,nose_x\na.jpg,1\n")
-    wrong = tiny_config({**sample_data, "annotations": str(tmp_path / "labels.csv")}, tmp_path / "run")
-    bad = [check for check in check_machine(wrong) if not check.ok]
-    assert [check.name for check in bad] == ["store"]
-    assert "labels.csv" in bad[0].found
+    invalid = tiny_config({**sample_data, "annotations": str(tmp_path / "labels.csv")}, tmp_path / "run")
+    failed = [check for check in check_machine(invalid) if not check.ok]
+    assert [check.name for check in failed] == ["store"]
+    assert "labels.csv" in failed[0].found
 
 
-def test_a_working_directory_above_the_upload_limit_is_red_with_a_remote_cluster(
+def test_a_working_directory_above_the_upload_limit_fails_if_a_cluster_is_named(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for folder in (".git", "runs", "kp_ray"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").write_bytes(bytes(2000))
-    joins = tiny.model_copy(update={"cluster": tiny.cluster.model_copy(update={"address": "10.0.0.1:6379"})})
+    remote = tiny.model_copy(update={"cluster": tiny.cluster.model_copy(update={"address": "10.0.0.1:6379"})})
 
-    def upload(config: Config) -> doctor.Check:
+    def check_upload(config: Config) -> doctor.Check:
         return next(check for check in check_machine(config) if check.name == "upload")
 
-    assert upload(joins).ok
-    assert "2 kB" in upload(joins).found
-    monkeypatch.setattr(doctor, "UPLOAD_LIMIT_BYTES", 1999)
-    assert not upload(joins).ok
-    assert "excludes" in upload(joins).fix
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert upload(tiny).ok
+    assert check_upload(remote).ok
+    assert "2 kB" in check_upload(remote).found
+    with open(tmp_path / "kp_ray" / "weights.pth", "wb") as file:
+        file.truncate(100 << 20)  # the limit of Ray's job server
+    assert not check_upload(remote).ok
+    assert "excludes" in check_upload(remote).fix
+    assert check_upload(tiny).ok
+    (tmp_path / ".rayignore").write_text("*.pth\n")
+    assert check_upload(remote).ok
 
 
 def test_the_probe_of_a_gpu_node_runs() -> None:
@@ -90,12 +91,11 @@ def test_every_node_of_a_running_cluster_is_checked(sample_data: dict[str, Any],
     assert all(check.ok for check in checks.values()), checks
     assert checks["cpus"].found == "4"
     assert "this machine only" in checks["dashboard"].found
-    assert "not asked for" in checks["tokens"].found
-    greedy = tiny_config(sample_data, tmp_path / "run", train={"use_gpu": True, "num_workers": 8})
-    bad = [check for check in check_cluster(greedy) if not check.ok]
-    assert [check.name for check in bad] == ["gpus"]
-    grows = greedy.model_copy(update={"cluster": greedy.cluster.model_copy(update={"num_gpus": 8})})
-    assert all(check.ok for check in check_cluster(grows))
+    assert "not required" in checks["tokens"].found
+    with_gpus = tiny_config(sample_data, tmp_path / "run", train={"use_gpu": True, "num_workers": 8})
+    assert [check.name for check in check_cluster(with_gpus) if not check.ok] == ["gpus"]
+    autoscaling = with_gpus.model_copy(update={"cluster": with_gpus.cluster.model_copy(update={"num_gpus": 8})})
+    assert all(check.ok for check in check_cluster(autoscaling))
     assert not (tmp_path / "run").exists()
 
 
@@ -117,10 +117,12 @@ HEALTHY = NodeProbe(
         ({"gpu_software": ("ModuleNotFoundError: No module named 'detectron2'",)}, "gpu software on b", "install.md"),
     ],
 )
-def test_a_fault_of_a_node_is_red_with_its_fix(tiny: Config, fault: dict[str, Any], name: str, fix: str) -> None:
+def test_a_fault_of_a_node_fails_one_check_with_its_fix(
+    tiny: Config, fault: dict[str, Any], name: str, fix: str
+) -> None:
     assert all(check.ok for check in check_node(HEALTHY, RESOURCES, tiny, several_nodes=True))
     checks = check_node(replace(HEALTHY, **fault), RESOURCES, tiny, several_nodes=True)
-    bad = [check for check in checks if not check.ok]
-    assert [check.name for check in bad] == [name]
-    assert fix in bad[0].fix
-    assert all(value in bad[0].found for value in fault.values() if isinstance(value, str))
+    failed = [check for check in checks if not check.ok]
+    assert [check.name for check in failed] == [name]
+    assert fix in failed[0].fix
+    assert all(value in failed[0].found for value in fault.values() if isinstance(value, str))

@@ -1,4 +1,4 @@
-"""Errors for the user: one line each, short when printed, and unchanged by a trip between processes."""
+"""Errors for the user: each is one line, is shortened when printed, and stays equal when pickled."""
 
 import pickle
 
@@ -14,9 +14,9 @@ CLASSES = [value for value in vars(errors).values() if isinstance(value, type) a
 def test_an_error_is_one_line_and_keeps_its_class_when_pickled(error_class: type[KpRayError]) -> None:
     error = error_class("labels.csv: row 3:\n  not a number\t(got 'x')")
     assert str(error) == "labels.csv: row 3: not a number (got 'x')"
-    received = pickle.loads(pickle.dumps(error))
-    assert type(received) is error_class
-    assert str(received) == str(error)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is error_class
+    assert str(copy) == str(error)
 
 
 def test_runs_of_white_space_become_one_blank() -> None:
@@ -24,14 +24,14 @@ def test_runs_of_white_space_become_one_blank() -> None:
     assert one_line(ValueError("a\nb")) == "a b"
 
 
-def test_a_short_message_is_printed_as_it_is() -> None:
+def test_a_short_message_is_printed_unchanged() -> None:
     message = "x" * MAX_MESSAGE_CHARS
     assert shorten(KpRayError(message)) == message
 
 
 def test_a_long_message_is_cut_in_the_middle_when_printed() -> None:
     error = KpRayError("file.csv: " + "x" * 10**6 + ": delete it")
-    assert len(str(error)) > 10**6, "the error itself keeps its text"
+    assert len(str(error)) > 10**6, "only the printed message is shortened"
     printed = shorten(error)
     assert len(printed) == MAX_MESSAGE_CHARS + len(" ... ")
     assert printed.startswith("file.csv: x")

@@ -1,4 +1,4 @@
-"""Fingerprints: digests of fields, and the field that differs."""
+"""Fingerprints: digests of fields, and the name of the field that differs."""
 
 import json
 
@@ -8,7 +8,7 @@ from kp_ray.errors import RunStateError
 from kp_ray.fingerprint import digest, encode_fields, find_difference, refuse_difference
 
 
-def test_digests_are_those_of_version_0_1() -> None:
+def test_digests_equal_those_of_version_0_1() -> None:
     assert digest([2, "ab", 1.5, None], 6) == "23b3cae84363"
     assert digest({"b": 1, "a": [1, 2]}) == "0e1cb8c944b77a68"
 
@@ -46,7 +46,7 @@ def test_the_first_field_that_differs_is_found(
     assert find_difference({"seed": 1, "model": {"preset": "r18"}}, current) == difference
 
 
-def test_a_difference_is_refused_by_its_place_and_field() -> None:
+def test_the_error_for_a_difference_names_the_place_and_the_field() -> None:
     refuse_difference({"seed": 1}, {"seed": 1}, "members/a", "choose a new run_dir")
     with pytest.raises(RunStateError, match="members/a: was made with seed 1, now 2: choose a new run_dir"):
         refuse_difference({"seed": 1}, {"seed": 2}, "members/a", "choose a new run_dir")

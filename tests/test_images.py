@@ -23,7 +23,7 @@ from kp_ray.images import (
     probe,
     require_whole,
 )
-from tests.helpers.pictures import PICTURE_FILES, UNCHANGED_KINDS, decode_upright_rgb, encode_with_pillow
+from tests.helpers.images import IMAGE_FILES, UNCHANGED_KINDS, decode_upright_rgb, encode_with_pillow
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
@@ -31,10 +31,10 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("kind", PICTURE_FILES)
+@pytest.mark.parametrize("kind", IMAGE_FILES)
 def test_decode_gives_the_upright_picture_and_tells_which_bytes_can_be_stored(kind: str) -> None:
-    shown = decode_upright_rgb(PICTURE_FILES[kind])
-    bgrx, is_storable = decode(PICTURE_FILES[kind])
+    shown = decode_upright_rgb(IMAGE_FILES[kind])
+    bgrx, is_storable = decode(IMAGE_FILES[kind])
     assert bgrx.shape == (*shown.shape[:2], 4)
     np.testing.assert_allclose(bgrx[..., 2::-1].astype(int), shown, atol=2)
     assert is_storable is (kind in UNCHANGED_KINDS)
@@ -50,7 +50,7 @@ def test_decode_keeps_the_upper_eight_of_sixteen_grey_bits() -> None:
 def png_with_false_size(width: int, height: int) -> bytes:
     """Return a small PNG whose header claims another size."""
     header = b"IHDR" + pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + pack(">I", 13) + header + pack(">I", crc32(header)) + PICTURE_FILES["PNG"][33:]
+    return b"\x89PNG\r\n\x1a\n" + pack(">I", 13) + header + pack(">I", crc32(header)) + IMAGE_FILES["PNG"][33:]
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,11 @@ def png_with_false_size(width: int, height: int) -> bytes:
         (b"", "the file is empty"),
         (b"image,nose_x,nose_y\n", "is not a picture"),
         (b"\xff\xd8\xff", "is not a picture"),
-        (PICTURE_FILES["JPEG"][: len(PICTURE_FILES["JPEG"]) // 2], "cannot be decoded: "),
-        (PICTURE_FILES["JPEG"][:-40], "cannot be decoded: "),
-        (PICTURE_FILES["CMYK JPEG"][: len(PICTURE_FILES["CMYK JPEG"]) // 2], "cannot be decoded: "),
-        (PICTURE_FILES["PNG"][: len(PICTURE_FILES["PNG"]) // 2], "cannot be decoded: "),
-        (PICTURE_FILES["WEBP"][: len(PICTURE_FILES["WEBP"]) // 2], "cannot be decoded: "),
+        (IMAGE_FILES["JPEG"][: len(IMAGE_FILES["JPEG"]) // 2], "cannot be decoded: "),
+        (IMAGE_FILES["JPEG"][:-40], "cannot be decoded: "),
+        (IMAGE_FILES["CMYK JPEG"][: len(IMAGE_FILES["CMYK JPEG"]) // 2], "cannot be decoded: "),
+        (IMAGE_FILES["PNG"][: len(IMAGE_FILES["PNG"]) // 2], "cannot be decoded: "),
+        (IMAGE_FILES["WEBP"][: len(IMAGE_FILES["WEBP"]) // 2], "cannot be decoded: "),
         (png_with_false_size(MAX_PIXELS // 10000 + 1, 10000), f"10001x10000 px is more than {MAX_PIXELS} pixels"),
         (png_with_false_size(100_000, 100_000), "cannot be decoded: "),
         (encode_with_pillow(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), "mode F are not supported"),
@@ -76,10 +76,10 @@ def test_decode_refuses_unusable_bytes_in_one_line(content: bytes, message: str)
     assert " at 0x" not in str(raised.value)
 
 
-@given(st.sampled_from(sorted(PICTURE_FILES)), st.data())
+@given(st.sampled_from(sorted(IMAGE_FILES)), st.data())
 @settings(max_examples=150, deadline=None)
 def test_damaged_bytes_are_decoded_or_refused_by_a_data_error(kind: str, data: st.DataObject) -> None:
-    content = bytearray(PICTURE_FILES[kind])
+    content = bytearray(IMAGE_FILES[kind])
     for _ in range(data.draw(st.integers(0, 6))):
         content[data.draw(st.integers(0, min(len(content) - 1, 400)))] = data.draw(st.integers(0, 255))
     content = content[: data.draw(st.integers(1, len(content)))]
@@ -91,19 +91,19 @@ def test_damaged_bytes_are_decoded_or_refused_by_a_data_error(kind: str, data: s
     assert bgrx.shape[2] == 4
 
 
-@pytest.mark.parametrize("kind", PICTURE_FILES)
+@pytest.mark.parametrize("kind", IMAGE_FILES)
 def test_probe_gives_the_upright_size_and_which_bytes_can_be_decoded_at_a_smaller_scale(kind: str) -> None:
-    info = probe(PICTURE_FILES[kind])
-    height, width = decode_upright_rgb(PICTURE_FILES[kind]).shape[:2]
+    info = probe(IMAGE_FILES[kind])
+    height, width = decode_upright_rgb(IMAGE_FILES[kind]).shape[:2]
     assert (info.width, info.height) == (width, height)
     assert info.format in kind
     assert info.is_upright_jpeg is (kind in UNCHANGED_KINDS)
-    require_whole(PICTURE_FILES[kind])
+    require_whole(IMAGE_FILES[kind])
 
 
 def test_probe_reads_a_header_only_and_require_whole_the_pixels() -> None:
     for kind in ("JPEG", "CMYK JPEG", "PNG"):
-        half = PICTURE_FILES[kind][: len(PICTURE_FILES[kind]) // 2]
+        half = IMAGE_FILES[kind][: len(IMAGE_FILES[kind]) // 2]
         assert (probe(half).width, probe(half).height) == (96, 64)
         with pytest.raises(DataError, match="cannot be decoded"):
             require_whole(half)
@@ -114,7 +114,7 @@ def test_probe_reads_a_header_only_and_require_whole_the_pixels() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(96, 64), (48, 32), (25, 17), (12, 8), (5, 3), (120, 80)])
 def test_decode_resized_of_bytes_is_close_to_resizing_the_whole_picture(width: int, height: int) -> None:
-    content = PICTURE_FILES["JPEG"]
+    content = IMAGE_FILES["JPEG"]
     whole = decode(content)[0][..., :3]
     resized = decode_resized(content, (96, 64), (width, height))
     assert resized.shape == (height, width, 3)

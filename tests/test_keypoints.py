@@ -1,4 +1,4 @@
-"""Skeletons, points inside a picture, and boxes."""
+"""Skeletons, points inside an image, and boxes."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ ANY_NUMBER = st.floats(-1e4, 1e4) | st.just(np.nan)
 
 
 def make_points(*rows: tuple[float, float]) -> FloatArray:
-    """Make keypoints (K, 3) from x, y; v is 2 where both are numbers."""
+    """Make keypoints (K, 3) from pairs of x and y; v is 2 if both are finite, else 0."""
     xy = np.array(rows, dtype=float).reshape(-1, 2)
     return np.column_stack([xy, np.where(np.isfinite(xy).all(axis=1), 2.0, 0.0)])
 
@@ -28,7 +28,7 @@ def make_points(*rows: tuple[float, float]) -> FloatArray:
     [
         ({"names": ("tip", "tip", "palm")}, "unique"),
         ({"names": (), "flip_pairs": (), "sigmas": ()}, "present"),
-        ({"sigmas": (0.1, 0.1)}, "3 keypoints need as many sigmas, got 2"),
+        ({"sigmas": (0.1, 0.1)}, "sigmas: 3 keypoints need as many sigmas"),
         ({"sigmas": (0.1, 0.0, 0.2)}, "sigmas: .*positive"),
         ({"flip_pairs": (("left_tip", "right_tip"), ("palm", "left_tip"))}, "'left_tip' is listed twice"),
         ({"flip_pairs": (("palm", "palm"),)}, "'palm' is listed twice"),
@@ -41,7 +41,7 @@ def test_a_skeleton_whose_fields_do_not_fit_together_is_refused(change: dict, me
         Skeleton(**{**HAND, **change})
 
 
-def test_the_competition_skeleton_has_the_columns_of_its_csv() -> None:
+def test_the_competition_skeleton_has_the_columns_of_the_competition_csv() -> None:
     assert len(DACON24) == 24
     columns = DACON24.columns
     assert len(columns) == 48
@@ -59,31 +59,32 @@ def test_the_first_17_sigmas_are_those_of_coco() -> None:
     np.testing.assert_allclose(DACON24.sigmas[:17], published, rtol=0, atol=1e-12)
 
 
-def test_a_mirror_exchanges_ten_pairs_and_keeps_the_points_in_the_middle() -> None:
+def test_a_flip_exchanges_ten_pairs_and_keeps_the_points_in_the_middle() -> None:
     flip = DACON24.flip_indices
     for index, name in enumerate(DACON24.names):
-        mirrored = DACON24.names[flip[index]]
-        assert mirrored == name.replace("left_", "R_").replace("right_", "left_").replace("R_", "right_")
+        partner = DACON24.names[flip[index]]
+        assert partner == name.replace("left_", "R_").replace("right_", "left_").replace("R_", "right_")
     assert [DACON24.names[i] for i in range(24) if flip[i] == i] == ["nose", "neck", "spine2(back)", "spine1(waist)"]
 
 
 @settings(deadline=None)
 @given(st.integers(1, 30), st.data())
-def test_mirroring_any_skeleton_twice_restores_it(num: int, data: st.DataObject) -> None:
-    names = [f"p{i}" for i in range(num)]
+def test_flipping_any_skeleton_twice_restores_the_order(num_keypoints: int, data: st.DataObject) -> None:
+    names = [f"p{index}" for index in range(num_keypoints)]
     shuffled = data.draw(st.permutations(names))
-    pairs = tuple(zip(shuffled[0::2], shuffled[1::2], strict=False))[: data.draw(st.integers(0, num // 2))]
-    skeleton = Skeleton(tuple(names), pairs, (0.1,) * num)
-    flip = np.array(skeleton.flip_indices)
-    assert sorted(flip) == list(range(num))
-    assert (flip[flip] == np.arange(num)).all()
-    assert sum(flip != np.arange(num)) == 2 * len(pairs)
+    num_pairs = data.draw(st.integers(0, num_keypoints // 2))
+    pairs = tuple(zip(shuffled[0::2], shuffled[1::2], strict=False))[:num_pairs]
+    skeleton = Skeleton(tuple(names), pairs, (0.1,) * num_keypoints)
+    flip, unchanged = np.array(skeleton.flip_indices), np.arange(num_keypoints)
+    assert sorted(flip) == unchanged.tolist()
+    assert (flip[flip] == unchanged).all()
+    assert sum(flip != unchanged) == 2 * num_pairs
 
 
-def test_limb_indices_are_those_of_the_names_and_reach_every_keypoint() -> None:
-    named = [(DACON24.names[a], DACON24.names[b]) for a, b in DACON24.limb_indices]
-    assert named == list(DACON24.limbs)
-    assert {name for limb in named for name in limb} == set(DACON24.names)
+def test_limb_indices_match_the_limbs_names_and_reach_every_keypoint() -> None:
+    limbs = [(DACON24.names[start], DACON24.names[end]) for start, end in DACON24.limb_indices]
+    assert limbs == list(DACON24.limbs)
+    assert {name for limb in limbs for name in limb} == set(DACON24.names)
 
 
 @settings(deadline=None)
@@ -101,14 +102,14 @@ def test_other_names_keep_their_order_and_need_flip_pairs_and_sigmas() -> None:
             skeleton_for(names, **incomplete)
 
 
-def test_given_sigmas_replace_those_of_the_competition() -> None:
+def test_sigmas_of_the_config_replace_those_of_the_competition() -> None:
     sigmas = [0.05] * 24
     skeleton = skeleton_for(DACON24.names, sigmas=sigmas)
     assert skeleton.sigmas == tuple(sigmas)
     assert skeleton.flip_pairs == DACON24.flip_pairs
 
 
-def test_a_part_of_the_body_keeps_the_limbs_between_its_keypoints() -> None:
+def test_a_skeleton_of_a_few_keypoints_keeps_the_limbs_between_them() -> None:
     arm = ("left_shoulder", "left_elbow", "left_wrist")
     assert skeleton_for(arm, (), (0.1, 0.1, 0.1)).limbs == (arm[:2], arm[1:])
 
@@ -116,20 +117,10 @@ def test_a_part_of_the_body_keeps_the_limbs_between_its_keypoints() -> None:
 def test_the_right_and_bottom_edges_are_outside() -> None:
     width, height = 640, 480
     below_w, below_h = np.nextafter(width, 0), np.nextafter(height, 0)
-    xy = np.array(
-        [
-            (0, 0),
-            (below_w, below_h),
-            (width, 5),
-            (5, height),
-            (-1e-9, 5),
-            (5, -1e-9),
-            (np.nan, 5),
-            (5, np.nan),
-            (np.inf, 5),
-        ]
-    )
-    assert inside(xy, width, height).tolist() == [True, True, *[False] * 7]
+    inner_points = [(0, 0), (below_w, below_h)]
+    outer_points = [(width, 5), (5, height), (-1e-9, 5), (5, -1e-9), (np.nan, 5), (5, np.nan), (np.inf, 5)]
+    assert inside(np.array(inner_points), width, height).all()
+    assert not inside(np.array(outer_points), width, height).any()
 
 
 @settings(deadline=None)
@@ -140,7 +131,7 @@ def test_inside_agrees_with_a_comparison_point_by_point(xy: FloatArray, width: i
     assert inside(xy[:, None], width, height)[:, 0].tolist() == expected
 
 
-def test_the_box_is_clipped_to_the_picture_and_leaves_unlabelled_points_out() -> None:
+def test_the_box_is_clipped_to_the_image_and_leaves_unlabelled_points_out() -> None:
     body = make_points((10.5, 20.25), (-30, 60), (np.nan, 5), (700, np.nan), (90, 500))
     assert visible_box(body, 640, 480).tolist() == [0, 20.25, 90, 480]
     assert visible_box(body, 640, 480, margin_px=10).tolist() == [0, 10.25, 100, 480]
@@ -159,7 +150,7 @@ def test_the_box_without_labelled_points_is_zeros_with_any_margin() -> None:
     SIZES,
     st.floats(0, 200),
 )
-def test_the_box_is_inside_the_picture_and_holds_every_point_inside_it(
+def test_the_box_is_inside_the_image_and_contains_every_point_of_the_image(
     xy: FloatArray, width: int, height: int, margin_px: float
 ) -> None:
     x1, y1, x2, y2 = visible_box(make_points(*map(tuple, xy)), width, height, margin_px)

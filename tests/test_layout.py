@@ -1,4 +1,4 @@
-"""The shape of the package: short modules, and imports without side effects. Who may import whom: `make lint`."""
+"""The package's modules are short and their import has no side effects. `make lint` checks the import contracts."""
 
 import ast
 import importlib.metadata
@@ -27,7 +27,7 @@ MAX_FUNCTION_LINES = 60
 
 
 def run_python(code: str, cwd: Path) -> str:
-    """Return the output of a fresh interpreter whose home and temporary folder are under `cwd`."""
+    """Run code in a fresh interpreter whose home and temporary folders are in `cwd`, and return its output."""
     environment = {
         "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(cwd / "home"),
         "TMPDIR": str(cwd / "tmp"), "MPLCONFIGDIR": matplotlib.get_cachedir(),
@@ -64,7 +64,7 @@ def test_a_job_is_a_call_of_the_command_line(job: str) -> None:
     assert [ast.unparse(node) for node in entry.body] == [f"main(['{verb}', *sys.argv[1:]])"]
 
 
-def test_there_is_a_job_for_each_stage_of_a_cluster() -> None:
+def test_each_stage_that_uses_a_cluster_has_a_job() -> None:
     assert sorted(path.stem for path in (ROOT / "jobs").glob("*.py")) == JOBS
 
 
@@ -77,7 +77,7 @@ def test_the_package_has_one_version() -> None:
 
 STATE = """
 import importlib, logging, os, pathlib, random, signal, sys, threading, warnings
-# Whatever these do is theirs.
+# Imported first: the side effects of these packages are not kp_ray's.
 import cv2, numpy, ray, ray.data, ray.train, ray.train.torch, ray.tune, torch, detectron2.model_zoo, detectron2.engine
 
 def state():
@@ -120,15 +120,14 @@ print("torch" in sys.modules)
 
 
 def test_a_machine_that_only_augments_needs_no_torch(tmp_path: Path) -> None:
-    base = [module for module in MODULES if not module.startswith(WITH_TORCH)]
-    assert run_python(f"MODULES = {base}\n{WITHOUT_TORCH}", tmp_path) == "False"
+    modules = [module for module in MODULES if not module.startswith(WITH_TORCH)]
+    assert run_python(f"MODULES = {modules}\n{WITHOUT_TORCH}", tmp_path) == "False"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["home", "tmp"]
 
 
-def test_help_waits_for_neither_ray_nor_torch(tmp_path: Path) -> None:
-    assert (
-        run_python("import sys, kp_ray.cli.main; print({'ray', 'torch', 'cv2'} & {*sys.modules})", tmp_path) == "set()"
-    )
+def test_the_command_line_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
+    code = "import sys, kp_ray.cli.main; print({'ray', 'torch', 'cv2'} & {*sys.modules})"
+    assert run_python(code, tmp_path) == "set()"
 
 
 def test_cluster_yaml_satisfies_rays_own_schema() -> None:

@@ -1,4 +1,4 @@
-"""Metrics against hand-made cases, plain formulas, and pycocotools."""
+"""Metrics compared with hand-made cases, plain formulas, and pycocotools."""
 
 import contextlib
 import io
@@ -24,31 +24,36 @@ from kp_ray.metrics import (
 )
 
 K = len(DACON24)
+"""Number of keypoints."""
 
 
-def random_case(seed: int, num: int = 60) -> dict[str, Any]:
-    """Errors from exact to hopeless, missing persons, tied scores, unlabelled points and unlabelled persons."""
+def random_case(seed: int, num_images: int = 60) -> dict[str, Any]:
+    """Generate keyword arguments of `evaluate_keypoints`.
+
+    Errors range from 0 to 100 px. Some persons are not found, some scores are equal, and some points and some persons
+    are unlabelled.
+    """
     rng = np.random.default_rng(seed)
-    truth = np.full((num, K, 3), 2.0)
-    truth[..., :2] = rng.uniform([400, 100], [1500, 1000], (num, 1, 2)) + rng.normal(0, 120, (num, K, 2))
-    truth[rng.random((num, K)) < 0.2] = np.nan
-    truth[rng.random(num) < 0.05] = np.nan
-    one_point = rng.random(num) < 0.05
-    truth[one_point, 1:] = np.nan
-    predicted = np.ones((num, K, 3))
-    spread = rng.choice([0.0, 3.0, 10.0, 30.0, 100.0], (num, 1, 1))
-    predicted[..., :2] = np.nan_to_num(truth[..., :2], nan=500.0) + spread * rng.normal(size=(num, K, 2))
+    truth = np.full((num_images, K, 3), 2.0)
+    truth[..., :2] = rng.uniform([400, 100], [1500, 1000], (num_images, 1, 2)) + rng.normal(0, 120, (num_images, K, 2))
+    truth[rng.random((num_images, K)) < 0.2] = np.nan
+    truth[rng.random(num_images) < 0.05] = np.nan
+    has_one_point = rng.random(num_images) < 0.05
+    truth[has_one_point, 1:] = np.nan
+    predicted = np.ones((num_images, K, 3))
+    spread = rng.choice([0.0, 3.0, 10.0, 30.0, 100.0], (num_images, 1, 1))
+    predicted[..., :2] = np.nan_to_num(truth[..., :2], nan=500.0) + spread * rng.normal(size=(num_images, K, 2))
     return {
         "predicted": predicted,
         "truth": truth,
-        "found": rng.random(num) < rng.choice([0.6, 0.95]),
-        "scores": rng.integers(0, 8, num) / 8,
-        "cameras": [str(camera) for camera in rng.choice(list("ABC"), num)],
+        "found": rng.random(num_images) < rng.choice([0.6, 0.95]),
+        "scores": rng.integers(0, 8, num_images) / 8,
+        "cameras": [str(camera) for camera in rng.choice(list("ABC"), num_images)],
     }
 
 
 def coco_precisions(case: dict[str, Any], skeleton: Skeleton) -> np.ndarray:
-    """The ten average precisions of pycocotools for a case."""
+    """Compute the ten average precisions of a case with pycocotools."""
     coco_module = pytest.importorskip("pycocotools.coco")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
     num = len(case["truth"])
@@ -57,16 +62,17 @@ def coco_precisions(case: dict[str, Any], skeleton: Skeleton) -> np.ndarray:
         xyv = case["truth"][i].copy()
         labelled = np.isfinite(xyv[:, :2]).all(axis=1)
         xyv[~labelled] = 0
-        low, high = (f(xyv[labelled, :2], axis=0) if labelled.any() else np.zeros(2) for f in (np.min, np.max))
-        # A person with no labelled point has, in COCO, still a box; detections inside it are ignored.
+        points = xyv[labelled, :2] if labelled.any() else np.zeros((1, 2))
+        low, high = points.min(axis=0), points.max(axis=0)
+        # COCO gives a person without a labelled point a box too; detections inside that box are ignored.
         bbox = [*low, *(high - low)] if labelled.any() else [-1e5, -1e5, 2e5, 2e5]
         annotations.append(
             {"id": i + 1, "image_id": i, "category_id": 1, "iscrowd": 0, "area": float(np.prod(high - low)),
              "bbox": bbox, "keypoints": xyv.ravel().tolist(), "num_keypoints": int(labelled.sum())}
         )  # fmt: skip
         if case["found"][i]:
-            points = case["predicted"][i].ravel().tolist()
-            results.append({"image_id": i, "category_id": 1, "keypoints": points, "score": float(case["scores"][i])})
+            keypoints = case["predicted"][i].ravel().tolist()
+            results.append({"image_id": i, "category_id": 1, "keypoints": keypoints, "score": float(case["scores"][i])})
     with contextlib.redirect_stdout(io.StringIO()):
         truth = coco_module.COCO()
         truth.dataset = {
@@ -91,10 +97,10 @@ def test_ap_equals_pycocotools(seed: int) -> None:
     assert metrics.ap == pytest.approx(expected.mean(), abs=1e-6)
     assert metrics.ap50 == pytest.approx(expected[0], abs=1e-6)
     assert metrics.ap75 == pytest.approx(expected[5], abs=1e-6)
-    assert 0.01 < expected.mean() < 0.99, "a case that cannot tell a right AP from a wrong one"
+    assert 0.01 < expected.mean() < 0.99, "the case is too easy or too hard: a wrong AP could be equal by chance"
 
 
-def test_rmse_is_the_competitions_over_all_48_numbers() -> None:
+def test_rmse_is_computed_over_all_48_numbers_as_in_the_competition() -> None:
     case = random_case(1)
     truth = np.nan_to_num(case["truth"], nan=300.0)
     difference = (case["predicted"] - truth)[..., :2].reshape(len(truth), 48)
@@ -104,12 +110,11 @@ def test_rmse_is_the_competitions_over_all_48_numbers() -> None:
 
 def test_unlabelled_points_change_no_metric() -> None:
     case = random_case(2)
-    wild = case["predicted"].copy()
-    wild[..., :2][np.isnan(case["truth"][..., :2])] = 1e6
-    case["cameras"] = ["A"] * len(wild)
-    assert evaluate_keypoints(skeleton=DACON24, **case) == evaluate_keypoints(
-        skeleton=DACON24, **{**case, "predicted": wild}
-    )
+    changed = case["predicted"].copy()
+    changed[..., :2][np.isnan(case["truth"][..., :2])] = 1e6
+    case["cameras"] = ["A"] * len(changed)
+    expected = evaluate_keypoints(skeleton=DACON24, **case)
+    assert evaluate_keypoints(skeleton=DACON24, **{**case, "predicted": changed}) == expected
 
 
 def test_perfect_predictions_score_perfectly() -> None:
@@ -121,14 +126,14 @@ def test_perfect_predictions_score_perfectly() -> None:
 
 
 def test_a_missing_person_counts_in_rmse_and_lowers_ap() -> None:
-    truth = np.nan_to_num(random_case(4, num=10)["truth"], nan=100.0)
+    truth = np.nan_to_num(random_case(4, num_images=10)["truth"], nan=100.0)
     found = np.arange(10) > 0
     predicted = truth.copy()
     predicted[0, :, :2] += 100
     metrics = evaluate_keypoints(predicted, truth, DACON24, found=found)
     assert metrics.num_missing == 1
     assert metrics.rmse == pytest.approx(np.sqrt(100**2 / 10))
-    assert metrics.ap == pytest.approx(91 / 101), "recall stops at 0.9: 91 of the 101 points are reached"
+    assert metrics.ap == pytest.approx(91 / 101), "the highest recall is 0.9, so 91 of the 101 recalls are reached"
 
 
 def test_pck_measures_against_the_longer_side_of_the_box() -> None:
@@ -146,7 +151,7 @@ def test_pck_measures_against_the_longer_side_of_the_box() -> None:
     assert (instep.rmse_interval, instep.median_px, instep.pck_005) == (None, 41, 0)
 
 
-def test_sigma_decides_how_much_an_error_costs() -> None:
+def test_an_error_lowers_oks_less_if_the_keypoints_sigma_is_large() -> None:
     truth = np.full((1, 2, 3), 2.0)
     truth[0, :, :2] = [[0, 0], [100, 100]]
     predicted = truth.copy()
@@ -171,28 +176,28 @@ def test_metrics_by_camera_are_those_of_its_images() -> None:
     assert sum(camera.num_images for camera in metrics.by_camera.values()) == 60
 
 
-def test_the_interval_is_of_whole_scenes_and_repeats_itself() -> None:
+def test_the_interval_is_deterministic_and_resamples_whole_scenes() -> None:
     rng = np.random.default_rng(0)
-    level = rng.uniform(2, 20, 10)
-    errors = np.abs(rng.normal(size=(200, K))) * np.repeat(level, 20)[:, None]
+    scene_scale = rng.uniform(2, 20, 10)
+    errors = np.abs(rng.normal(size=(200, K))) * np.repeat(scene_scale, 20)[:, None]
     scenes = [f"s{i // 20}" for i in range(200)]
     low, high = rmse_interval(errors, scenes) or (0, 0)
     assert low < (rmse(errors) or 0) < high
     assert rmse_interval(errors, scenes) == (low, high)
     frames_low, frames_high = rmse_interval(errors, [str(i) for i in range(200)]) or (0, 0)
-    assert high - low > 2 * (frames_high - frames_low), "frames of a scene are no independent samples"
+    assert high - low > 2 * (frames_high - frames_low), "frames of a scene are not independent samples"
     order = rng.permutation(200)
     assert rmse_interval(errors[order], [scenes[i] for i in order]) == pytest.approx((low, high))
 
 
-def test_the_interval_covers_the_true_error_about_as_often_as_it_claims() -> None:
-    held = 0
+def test_the_95_percent_interval_contains_the_true_error_in_85_to_99_of_100_samples() -> None:
+    num_covered = 0
     for seed in range(100):
         rng = np.random.default_rng(seed)
         scale = rng.uniform(1, 3, 30).repeat(4)[:, None]
         low, high = rmse_interval(np.sqrt(2) * scale * np.ones((120, 3)), [f"{i // 4}" for i in range(120)]) or (0, 0)
-        held += low <= np.sqrt(13 / 3) <= high  # the root of E[u^2] for u uniform in [1, 3]
-    assert 85 <= held <= 99
+        num_covered += low <= np.sqrt(13 / 3) <= high  # the root of E[u^2] for u uniform in [1, 3]
+    assert 85 <= num_covered <= 99
 
 
 def test_one_scene_has_no_interval() -> None:
@@ -200,23 +205,23 @@ def test_one_scene_has_no_interval() -> None:
     del case["cameras"]
     metrics = evaluate_keypoints(skeleton=DACON24, **case, scenes=["s"] * 60)
     assert metrics.rmse_interval is None
-    several = evaluate_keypoints(skeleton=DACON24, **case, scenes=["s", "t"] * 30)
-    assert several.rmse_interval[0] <= several.rmse <= several.rmse_interval[1]
+    two_scenes = evaluate_keypoints(skeleton=DACON24, **case, scenes=["s", "t"] * 30)
+    assert two_scenes.rmse_interval[0] <= two_scenes.rmse <= two_scenes.rmse_interval[1]
     assert evaluate_keypoints(skeleton=DACON24, **case).rmse_interval is None
 
 
-def test_metrics_of_nothing_labelled_are_none() -> None:
+def test_metrics_without_a_labelled_point_are_none() -> None:
     truth = np.full((3, K, 3), np.nan)
-    for num in (0, 3):
-        metrics = evaluate_keypoints(np.ones((num, K, 3)), truth[:num], DACON24, cameras=["A"] * num)
+    for num_images in (0, 3):
+        predicted = np.ones((num_images, K, 3))
+        metrics = evaluate_keypoints(predicted, truth[:num_images], DACON24, cameras=["A"] * num_images)
         assert metrics.rmse is metrics.ap is metrics.median_px is metrics.pck["0.1"] is None
 
 
-@pytest.mark.parametrize("num", [0, 60])
-def test_an_evaluation_survives_json(num: int) -> None:
-    case = random_case(10, num=60)
-    case = {name: values[:num] for name, values in case.items()}
-    metrics = evaluate_keypoints(skeleton=DACON24, scenes=[str(row % 12) for row in range(num)], **case)
+@pytest.mark.parametrize("num_images", [0, 60])
+def test_an_evaluation_is_equal_after_a_round_trip_through_json(num_images: int) -> None:
+    case = {name: values[:num_images] for name, values in random_case(10).items()}
+    metrics = evaluate_keypoints(skeleton=DACON24, scenes=[str(row % 12) for row in range(num_images)], **case)
     text = json.dumps(metrics.to_json(), allow_nan=False)
     assert Evaluation.from_json(json.loads(text)) == metrics
 
@@ -235,13 +240,13 @@ def test_the_json_of_an_evaluation_has_its_documented_keys() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"rmse": "large"}, {"pck": None}])
-def test_an_evaluation_of_wrong_types_is_refused(wrong: dict[str, Any]) -> None:
+def test_values_of_another_type_are_refused(wrong: dict[str, Any]) -> None:
     values = evaluate_keypoints(skeleton=DACON24, **random_case(12)).to_json()
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Evaluation.from_json(values | wrong)
 
 
-def test_nobody_found_is_ap_zero_not_undefined() -> None:
+def test_ap_is_zero_if_nobody_is_found() -> None:
     case = random_case(6)
     metrics = evaluate_keypoints(skeleton=DACON24, **{**case, "found": np.zeros(60, dtype=bool)})
     assert (metrics.ap, metrics.num_missing) == (0, 60)
@@ -249,12 +254,11 @@ def test_nobody_found_is_ap_zero_not_undefined() -> None:
 
 @pytest.mark.parametrize("column", [0, 1, 2])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_prediction_that_is_no_number_is_refused(column: int, value: float) -> None:
+def test_a_prediction_that_is_not_finite_is_refused(column: int, value: float) -> None:
     case = random_case(7)
     case["predicted"][4, 2, column] = value
-    with pytest.raises(DataError, match=r"row 4: .* right_eye") as error:
+    with pytest.raises(DataError, match=r"row 4: .* right_eye"):
         evaluate_keypoints(skeleton=DACON24, **case)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["found", "scores", "cameras", "scenes"])
@@ -266,10 +270,10 @@ def test_arrays_of_another_length_are_refused(name: str) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.tuples(st.floats(-500, 500), st.floats(-500, 500)))
-def test_shifting_both_changes_nothing(seed: int, shift: tuple[float, float]) -> None:
-    case = random_case(seed, num=8)
-    moved = {name: case[name] + np.array([*shift, 0]) for name in ("predicted", "truth")}
-    before, after = point_errors(case["predicted"], case["truth"]), point_errors(moved["predicted"], moved["truth"])
+def test_shifting_predictions_and_truth_changes_no_error(seed: int, shift: tuple[float, float]) -> None:
+    case = random_case(seed, num_images=8)
+    shifted = {name: case[name] + np.array([*shift, 0]) for name in ("predicted", "truth")}
+    before, after = point_errors(case["predicted"], case["truth"]), point_errors(shifted["predicted"], shifted["truth"])
     np.testing.assert_allclose(after, before, atol=1e-9)
     assert rmse(after) == pytest.approx(rmse(before))
     longest = np.full(8, 123.4)
@@ -278,8 +282,8 @@ def test_shifting_both_changes_nothing(seed: int, shift: tuple[float, float]) ->
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000))
-def test_a_better_ranking_never_lowers_ap(seed: int) -> None:
+def test_no_ranking_has_a_higher_ap_than_the_ranking_by_similarity(seed: int) -> None:
     rng = np.random.default_rng(seed)
     similarities, scores, found = rng.random(20), rng.random(20), rng.random(20) < 0.8
-    best = average_precision(similarities, similarities, found)
-    assert (average_precision(similarities, scores, found) <= best + 1e-12).all()
+    highest = average_precision(similarities, similarities, found)
+    assert (average_precision(similarities, scores, found) <= highest + 1e-12).all()

@@ -1,4 +1,4 @@
-"""Forecasts of the stages, and the whole pipeline from labels to a submission by the command line."""
+"""Forecasts of the stages, and the whole pipeline from labels to a submission on the command line."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from tests.helpers.stores import write_small_store
 
 
 def kp_ray(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the installed command with a terminal wide enough that no line is wrapped."""
+    """Run the installed command with lines of 200 columns, so that no line is wrapped."""
     return run_kp_ray(*arguments, cwd=cwd, env={**os.environ, "COLUMNS": "200"})
 
 
-def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """Return the JSON object of a command that must have succeeded."""
+def read_json_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Return the JSON object that a successful command printed."""
     assert done.returncode == 0, done.stderr[-3000:]
     return last_json(done.stdout)
 
@@ -46,7 +46,7 @@ def test_forecasts_count_the_work_of_each_stage_and_write_nothing(sample_data: d
     assert file_times(*tmp_path.rglob("*")) == before
 
 
-def test_a_forecast_refuses_what_the_stage_would_refuse(sample_data: dict[str, Any], tmp_path: Path) -> None:
+def test_a_forecast_refuses_an_invalid_config_as_the_stage_does(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config({**sample_data, "images": str(tmp_path / "none")}, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"data\.images"):
         forecast_stage("augment", config)
@@ -58,7 +58,7 @@ def test_a_dry_run_prints_the_forecast_and_neither_joins_a_cluster_nor_writes(
     (tmp_path / "config.yaml").write_text(tiny_config(sample_data, tmp_path / "run").to_yaml())
     no_cluster = {**os.environ, "COLUMNS": "200", "RAY_ADDRESS": "127.0.0.1:1"}  # joining it would fail
     done = run_kp_ray("augment", "config.yaml", "--dry-run", "--json", cwd=tmp_path, env=no_cluster)
-    figures = result_of(done)
+    figures = read_json_of(done)
     assert {"sources", "variants", "parts", "bytes", "seconds"} <= set(figures)
     assert f"{figures['sources']} sources, {figures['variants']} variants of 2 recipes" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
@@ -70,33 +70,35 @@ def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Pat
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     first = kp_ray("run", "config.yaml", "--json", cwd=tmp_path)
     run = tmp_path / "run"
-    assert result_of(first)["report"] == str(run / "report.html")
+    assert read_json_of(first)["report"] == str(run / "report.html")
     assert "ensemble" in first.stdout
     assert "Traceback" not in first.stderr
-    kept = [*run.glob("members/*/model_final.pth"), *run.glob("tune/trials/*/*"), run / "store" / "manifest.json"]
-    before = file_times(*kept)
-    second = result_of(kp_ray("run", "config.yaml", "--json", cwd=tmp_path))
+    finished_files = [
+        *run.glob("members/*/model_final.pth"), *run.glob("tune/trials/*/*"), run / "store" / "manifest.json",
+    ]  # fmt: skip
+    before = file_times(*finished_files)
+    second = read_json_of(kp_ray("run", "config.yaml", "--json", cwd=tmp_path))
     assert second["augment"]["parts_written"] == second["predict"]["predicted"] == 0
-    assert file_times(*kept) == before
+    assert file_times(*finished_files) == before
 
 
-def test_verbs_report_their_result_and_the_next_command(sample_data: dict[str, Any], tmp_path: Path) -> None:
-    sample = result_of(
+def test_verbs_print_their_result_and_the_next_command(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    sample = read_json_of(
         kp_ray("sample", "data", "--images", "8", "--width", "320", "--height", "180", "--json", cwd=tmp_path)
     )
     values = yaml.safe_load(Path(sample["config"]).read_text())
     values["model"] = {"preset": "r18", "cfg": TINY_NET}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
     checked = kp_ray("check", "c.yaml", "--json", cwd=tmp_path)
-    assert result_of(checked)["images"] == 8
+    assert read_json_of(checked)["images"] == 8
     assert "next: kp-ray augment c.yaml" in checked.stderr
-    stored = result_of(
+    stored = read_json_of(
         kp_ray("augment", "c.yaml", "--set", "augment.recipes=[Original,Rotate45]", "--json", cwd=tmp_path)
     )
     assert {"sources", "variants", "seconds", "sources_per_s", "start_up_s"} <= set(stored)
     options = ("--set", "augment.recipes=[Original,Rotate45]")
     assert kp_ray("verify", "c.yaml", *options, cwd=tmp_path).returncode == 0
-    exported = result_of(kp_ray("export", "c.yaml", *options, "--recipe", "Rotate45", "--json", cwd=tmp_path))
+    exported = read_json_of(kp_ray("export", "c.yaml", *options, "--recipe", "Rotate45", "--json", cwd=tmp_path))
     assert exported["images"] > 0
 
 
@@ -106,7 +108,7 @@ def test_the_competitions_labels_are_read_and_their_errors_reported(tmp_path: Pa
         "annotations": str(SHARED / "dacon" / "train_df.csv"),
         "sample_submission": str(SHARED / "dacon" / "sample_submission.csv"),
     }}))  # fmt: skip
-    found = result_of(kp_ray("check", "c.yaml", "--json", cwd=tmp_path))
+    found = read_json_of(kp_ray("check", "c.yaml", "--json", cwd=tmp_path))
     assert found["images"] == 4195
     assert found["findings"]["repeated"] == 202
     assert found["findings"]["jump"] > 0
@@ -115,21 +117,21 @@ def test_the_competitions_labels_are_read_and_their_errors_reported(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "lsp").is_dir(), reason="the photographs are not in shared/data")
 def test_photographs_of_many_sizes_pass_the_whole_pipeline(tmp_path: Path) -> None:
-    """40 images to train on, 10 to predict; they differ in size, some points are unlabelled, each has its own scene."""
+    """Train on 40 images and predict 10. The images differ in size, and some points are unlabelled."""
     table = pd.read_csv(SHARED / "lsp" / "train_df.csv", dtype=str, keep_default_na=False)
     table.iloc[:40].to_csv(tmp_path / "train.csv", index=False)
     table.iloc[40:50].to_csv(tmp_path / "truth.csv", index=False)
-    form = table.iloc[40:50].copy()
-    form[form.columns[1:]] = "0"
-    form.to_csv(tmp_path / "form.csv", index=False)
+    sample_submission = table.iloc[40:50].copy()
+    sample_submission[sample_submission.columns[1:]] = "0"
+    sample_submission.to_csv(tmp_path / "sample_submission.csv", index=False)
     images = str(SHARED / "lsp" / "images")
     data = {
         "annotations": str(tmp_path / "train.csv"), "images": images, "test_images": images,
-        "sample_submission": str(tmp_path / "form.csv"), "truth": str(tmp_path / "truth.csv"),
+        "sample_submission": str(tmp_path / "sample_submission.csv"), "truth": str(tmp_path / "truth.csv"),
     }  # fmt: skip
     config = tiny_config(data, tmp_path / "run", tune={"num_trials": 0})
     (tmp_path / "c.yaml").write_text(config.to_yaml())
-    result = result_of(kp_ray("run", "c.yaml", "--json", cwd=tmp_path))
+    result = read_json_of(kp_ray("run", "c.yaml", "--json", cwd=tmp_path))
     assert result["augment"]["quarantined"] == 0
     assert result["augment"]["sources"] == 40
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())

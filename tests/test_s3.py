@@ -1,4 +1,4 @@
-"""Object storage: data, store, run folder and predictions on a real S3 server on loopback."""
+"""Object storage: data, store, run folder and predictions on a real S3 server of this machine."""
 
 import gc
 import hashlib
@@ -36,7 +36,7 @@ BUCKET = "kp-ray-tests"
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Start a SeaweedFS server that checks signatures; returns the environment that reaches it."""
+    """Start a SeaweedFS server that checks signatures; return and set the environment variables that reach it."""
     folder = tmp_path_factory.mktemp("seaweed")
     ports = free_ports(8)
     names = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
@@ -65,6 +65,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 def create_bucket(server: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Create the test bucket as soon as the server answers; fail with the server's log."""
     for _ in range(60):
         try:
             fs, _ = pafs.FileSystem.from_uri(f"s3://{BUCKET}?allow_bucket_creation=true")
@@ -83,7 +84,7 @@ def url(*parts: str) -> str:
 
 
 @pytest.mark.usefixtures("s3")
-def test_objects_of_any_name_are_written_found_listed_and_read() -> None:
+def test_objects_with_unusual_names_are_written_found_listed_and_read() -> None:
     names = ["plain.jpg", "a blank.jpg", "가-0001.jpg", "x#y.jpg", "p%20q.jpg", "a+b=c.jpg", "deep/er/z.jpg"]
     for name in names:
         write_bytes(url("names", name), name.encode())
@@ -92,15 +93,15 @@ def test_objects_of_any_name_are_written_found_listed_and_read() -> None:
     assert exists(url("names"))
     assert exists(url("names", "deep"))
     assert not exists(url("names", "none.jpg"))
-    for reads in (read_bytes, file_sizes):
+    for read in (read_bytes, file_sizes):
         with pytest.raises(StorageError, match="there is no such f"):
-            reads(url("names", "none"))
+            read(url("names", "none"))
 
 
 class StallingProxy:
     """A TCP proxy in front of the server.
 
-    Once more than `limit` bytes have been sent to the server, it sets `reached` and forwards no more for a minute.
+    Once the client has sent more than `limit` bytes, the proxy sets `reached` and forwards nothing for a minute.
     """
 
     def __init__(self, target: str, limit: int) -> None:
@@ -142,7 +143,7 @@ def test_a_writer_that_is_killed_during_an_upload_leaves_no_object(s3: dict[str,
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_part_that_an_error_ends_is_no_object(sample_data: dict[str, Any], tmp_path: Path) -> None:
+def test_an_error_while_a_part_is_written_leaves_no_object(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(sample_data, tmp_path, augment={"sources_per_part": 1})
     planned = plan(config.model_copy(update={"run_dir": url("cut")}))
     chunk = planned.chunks[0]
@@ -165,7 +166,7 @@ def test_a_part_that_an_error_ends_is_no_object(sample_data: dict[str, Any], tmp
     assert hashlib.sha256(read_bytes(target)).hexdigest() == record.sha256
 
 
-def test_a_refused_key_is_reported_on_one_line_without_the_secret(s3: dict[str, str]) -> None:
+def test_a_wrong_secret_key_is_one_line_that_does_not_contain_the_key(s3: dict[str, str]) -> None:
     code = f"from kp_ray.cli.main import main; main(['check', {url('config.yaml')!r}])"
     environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": "another-secret"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -178,47 +179,51 @@ def test_a_refused_key_is_reported_on_one_line_without_the_secret(s3: dict[str, 
 
 def test_credentials_in_a_setting_are_refused_and_not_repeated() -> None:
     for path in (f"s3://{KEY}:{SECRET}@bucket/run", f"s3://{KEY}:{SECRET}@{'b' * 200}/run"):
-        with pytest.raises(ConfigError, match="credentials belong in the environment") as refused:
+        with pytest.raises(ConfigError, match="credentials belong in the environment") as error:
             load_config(None, [f"run_dir={path}"])
-        assert SECRET not in str(refused.value)
-        assert KEY not in str(refused.value)
+        assert SECRET not in str(error.value)
+        assert KEY not in str(error.value)
 
 
 @pytest.mark.usefixtures("s3")
-def test_writers_of_a_bucket_are_not_locked() -> None:
+def test_a_bucket_has_no_writer_lock() -> None:
     with writer_lock(url("run")), writer_lock(url("run")):
         assert not exists(url("run", ".lock"))
+
+
+def upload(path: Path, target: str) -> str:
+    """Copy a local file, or the files of a folder, to a URL and return the URL."""
+    if path.is_file():
+        write_bytes(target, path.read_bytes())
+    for file in path.iterdir() if path.is_dir() else ():
+        write_bytes(f"{target}/{file.name}", file.read_bytes())
+    return target
 
 
 @pytest.mark.slow
 def test_the_whole_pipeline_runs_on_a_bucket_and_writes_no_secret(
     s3: dict[str, str], sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
-    data = {}
-    for key, path in sample_data.items():
-        data[key] = url("data", key) if Path(path).is_dir() else url("data", Path(path).name)
-        files = [item for item in Path(path).rglob("*") if item.is_file()] if Path(path).is_dir() else [Path(path)]
-        for file in files:
-            write_bytes(url("data", key, file.name) if Path(path).is_dir() else data[key], file.read_bytes())
+    data = {key: upload(Path(path), url("data", Path(path).name)) for key, path in sample_data.items()}
     values = tiny_config(
         sample_data, tmp_path / "run", tune={"num_trials": 1, "max_iter": 4}, predict={"actors": [1, 1]}
     ).to_dict()
     values |= {"run_dir": url("run"), "data": {**values["data"], **data}}
     write_bytes(url("config.yaml"), json.dumps(values).encode())
-    with tempfile.TemporaryDirectory(prefix="kps", dir="/tmp") as ray_files:  # short: sockets live in it
+    with tempfile.TemporaryDirectory(prefix="kps", dir="/tmp") as ray_files:  # a short path, for Ray's sockets
         done = subprocess.run(
             [KP_RAY, "run", url("config.yaml"), "--json"], capture_output=True, text=True, cwd=tmp_path,
             env={**os.environ, **s3, "RAY_TMPDIR": ray_files}, timeout=500, check=False,
         )  # fmt: skip
         logs = b"".join(path.read_bytes() for path in Path(ray_files).rglob("*.*") if path.is_file())
     assert done.returncode == 0, done.stderr[-3000:]
-    made = file_sizes(url("run"))
+    sizes = file_sizes(url("run"))
     for name in ("store/manifest.json", "members/a/model_final.pth", "tune/trials/trial-000/end.json", "tune/best.yaml",
                  "predictions.parquet", "submission.csv", "evaluation.json", "report.html"):  # fmt: skip
-        assert made[name] > 0, name
+        assert sizes[name] > 0, name
     assert json.loads(done.stdout.splitlines()[-1])["evaluation"]["num_images"] == 10
     assert not list(tmp_path.iterdir())
     assert b"ray" in logs
-    kept = b"".join(read_bytes(url("run", name)) for name in made)
+    run_files = b"".join(read_bytes(url("run", name)) for name in sizes)
     for secret in (KEY.encode(), SECRET.encode()):
-        assert secret not in logs + kept + done.stdout.encode() + done.stderr.encode()
+        assert secret not in logs + run_files + done.stdout.encode() + done.stderr.encode()

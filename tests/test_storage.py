@@ -1,4 +1,4 @@
-"""Files at local paths: whole writes, readers that name a damaged file, the writer's lock. URLs: tests/test_s3.py."""
+"""Files at local paths: atomic writes, readers that name a damaged file, the writer's lock. URLs: tests/test_s3.py."""
 
 import hashlib
 import re
@@ -90,7 +90,7 @@ def test_a_local_path_and_its_file_url_name_the_same_file(tmp_path: Path) -> Non
 # Bytes and folders.
 
 
-def test_written_bytes_are_read_back_and_no_other_file_stays(tmp_path: Path) -> None:
+def test_written_bytes_are_read_back_and_no_partial_file_is_left(tmp_path: Path) -> None:
     path = str(tmp_path / "deep" / "er" / "file #1.bin")
     assert not exists(path)
     write_bytes(path, b"first")
@@ -130,7 +130,7 @@ def test_an_open_reader_keeps_the_content_that_it_opened(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("operation", [read_bytes, file_sizes, file_infos, hash_file, delete_file])
-def test_what_is_not_there_is_refused_by_its_path(operation: Callable[[str], object], tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_its_path(operation: Callable[[str], object], tmp_path: Path) -> None:
     path = str(tmp_path / "none")
     with pytest.raises(StorageError, match=re.escape(path)) as error:
         operation(path)
@@ -145,7 +145,7 @@ def test_files_and_folders_are_listed_and_deleted(tmp_path: Path) -> None:
     assert set(file_infos(str(tmp_path))) == {"b/1.txt", "a/2.txt", "3.txt"}
     delete_file(str(tmp_path / "3.txt"))
     delete_folder(str(tmp_path / "b"))
-    delete_folder(str(tmp_path / "b"))  # there is none any more
+    delete_folder(str(tmp_path / "b"))  # a missing folder is no error
     assert set(file_sizes(str(tmp_path))) == {"a/2.txt"}
 
 
@@ -167,7 +167,7 @@ def test_json_is_written_and_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
-def test_damaged_json_is_refused_by_its_path_with_what_to_do(content: bytes, tmp_path: Path) -> None:
+def test_the_error_for_damaged_json_names_its_path_and_the_fix(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "values.json"
     path.write_bytes(content)
     with pytest.raises(StorageError, match=rf"values\.json: damaged \(.*\): {FIX}"):
@@ -183,14 +183,14 @@ def test_lines_are_appended_and_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"b": 1}'], ids=["no JSON", "no object", "no key"])
-def test_a_damaged_line_is_refused_by_its_path_with_what_to_do(line: str, tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_line_names_its_path_and_the_fix(line: str, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(f'{{"a": 1}}\n{line}\n')
     with pytest.raises(StorageError, match=rf"log\.jsonl: damaged \(.*\): {FIX}"):
         read_json_lines(str(path), ["a"], FIX)
 
 
-def test_text_is_read_without_its_mark_and_with_bytes_that_are_not_utf_8_replaced(tmp_path: Path) -> None:
+def test_text_is_read_without_a_byte_order_mark_and_invalid_bytes_are_replaced(tmp_path: Path) -> None:
     path = tmp_path / "text"
     assert read_text(str(path)) is None
     path.write_bytes(b"\xef\xbb\xbfa\xffb")
@@ -207,18 +207,19 @@ def test_a_table_is_written_and_read_back_by_column(tmp_path: Path) -> None:
     assert read_parquet(path, FIX, ["b"]).equals(table.select(["b"]))
 
 
-def test_a_missing_table_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_table_names_the_fix(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=rf"none\.parquet: there is no such file; {FIX}"):
         read_parquet(str(tmp_path / "none.parquet"), FIX)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_changed_bit_or_a_missing_end_of_a_table_is_damage(share: float, tmp_path: Path) -> None:
+def test_a_changed_bit_and_a_missing_end_of_a_table_are_damage(share: float, tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     write_parquet(str(path), pa.table({"a": pa.array(range(1000), pa.int64())}))
     whole = path.read_bytes()
-    at = int(share * len(whole))
-    for content in (whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :], whole[:at]):
+    position = int(share * len(whole))
+    flipped = whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :]
+    for content in (flipped, whole[:position]):
         path.write_bytes(content)
         with pytest.raises(StorageError, match=rf"table\.parquet: damaged: .*; {FIX}"):
             read_parquet(str(path), FIX)
@@ -230,9 +231,8 @@ def test_text_that_is_not_utf_8_is_damage_even_in_a_file_without_checksums(text:
     table = pa.table({"image": ["s0_A-0.jpg"]})
     pq.write_table(table, path, compression="none", use_dictionary=False, store_schema=False)
     path.write_bytes(path.read_bytes().replace(text, b"\xed" + text[1:]))
-    with pytest.raises(StorageError, match=rf"predictions\.parquet: damaged: .*; {FIX}") as error:
+    with pytest.raises(StorageError, match=rf"predictions\.parquet: damaged: .*; {FIX}"):
         read_parquet(str(path), FIX)
-    assert "\n" not in str(error.value)
 
 
 # The lock.

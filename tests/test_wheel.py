@@ -10,7 +10,7 @@ from tests.helpers.processes import last_json, run_command
 
 
 def run(*command: str, cwd: Path) -> str:
-    """Run a command that must succeed and return its output."""
+    """Run a command, which must succeed, and return its output."""
     done = run_command(*command, cwd=cwd, timeout_s=900)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -12,7 +12,8 @@ from kp_ray.storage import read_bytes, write_bytes
 FINDINGS_FILE = "check.csv"
 """Name of the file of findings in the run folder."""
 Sizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
-"""(width, height) in pixels by image name, or one for all images; None, or a missing name, if it is not known."""
+"""(width, height) in pixels by image name, or one size of all images. An image that is not listed, and every image if
+this is None, has an unknown size."""
 Level = Literal["error", "warning"]
 
 
@@ -24,8 +25,8 @@ class Finding:
         level: "error" if the image cannot be used, "warning" if a person should look at it.
         kind: short name of the problem, e.g. "truncated"; findings are counted by it.
         image: name of the image; "" for a finding about the whole folder.
-        message: what is wrong, on one line.
-        fix: what to do about it.
+        message: the problem, on one line.
+        fix: the remedy, on one line.
     """
 
     level: Level
@@ -49,9 +50,9 @@ def warning(kind: str, image: str, message: str, fix: str) -> Finding:
 
 
 def list_names(names: Sequence[str], max_names: int = 4) -> str:
-    """Join names by commas; those after the first `max_names` are only counted."""
-    more = len(names) - max_names
-    return ", ".join(names[:max_names]) + (f" and {more} more" if more > 0 else "")
+    """Join the first `max_names` names by commas and count the remaining names: "a, b and 3 more"."""
+    num_left_out = len(names) - max_names
+    return ", ".join(names[:max_names]) + (f" and {num_left_out} more" if num_left_out > 0 else "")
 
 
 def write_findings(path: str, findings: Sequence[Finding]) -> None:
@@ -61,9 +62,9 @@ def write_findings(path: str, findings: Sequence[Finding]) -> None:
         StorageError: the file cannot be written.
     """
     text = io.StringIO()
-    rows = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    rows.writeheader()
-    rows.writerows(asdict(finding) for finding in findings)
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(finding) for finding in findings)
     write_bytes(path, text.getvalue().encode())
 
 
@@ -71,14 +72,14 @@ def read_findings(path: str) -> list[Finding]:
     """Read a CSV that `write_findings` wrote.
 
     Raises:
-        StorageError: the file is not there, cannot be read or is damaged.
+        StorageError: the file does not exist, cannot be read or is damaged.
     """
     levels: dict[str, Level] = {"error": "error", "warning": "warning"}
     try:
         rows = list(csv.reader(io.StringIO(read_bytes(path).decode(), newline=""), strict=True))
-        header, *cells = rows or [[]]
+        header, *body = rows or [[]]
         if header != _COLUMNS:
             raise ValueError(f"its header is not {','.join(_COLUMNS)}")
-        return [Finding(levels[level], *texts) for level, *texts in cells]
+        return [Finding(levels[level], *other_cells) for level, *other_cells in body]
     except (csv.Error, ValueError, KeyError, TypeError) as failure:
         raise StorageError(f"{path}: damaged ({one_line(failure)}): run check again") from failure

@@ -1,4 +1,4 @@
-"""Find image files that are missing, damaged or unlike the others."""
+"""Find image files that are missing, damaged, or of a size or format that is probably a mistake."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,8 +24,9 @@ def check_images(
     """Read every labelled image and find what is wrong with the files.
 
     Errors: missing, misnamed (the file's name differs in upper and lower case), empty (no bytes), unreadable,
-    truncated. Warnings: not_jpeg (the name says JPEG, the content is another format), size (if nine in ten images share
-    a size, those of another one), unlabelled_files (images in the folder without labels; one finding for all).
+    truncated. Warnings: not_jpeg (the name ends in .jpg, the content is of another format), size (nine in ten images
+    share a size and this image has another), unlabelled_files (the folder holds images without labels; one finding for
+    all of them).
 
     Args:
         annotations: N images.
@@ -34,11 +35,11 @@ def check_images(
         num_threads: number of images that are read at the same time.
 
     Returns:
-        The findings in the order of the annotations, those about the folder last, and the sizes of the images that can
-        be read, by name.
+        The findings in the order of the annotations, with the findings about the folder last; and the size of each
+        image that can be read, by name.
 
     Raises:
-        StorageError: the folder is not there or cannot be listed.
+        StorageError: the folder does not exist or cannot be listed.
     """
     files = set(file_sizes(images_dir))
     by_lower_case = {name.lower(): name for name in files}
@@ -69,7 +70,7 @@ def check_images(
 
 
 def _inspect_file(image: str, path: str) -> tuple[Finding | None, Size | None]:
-    """Read and decode one image file; return the problem, if any, and the size, if it can be read."""
+    """Read and decode one image file; return its problem, or None, and its size, or None if it cannot be read."""
     fix = "replace the file, or drop the row"
     try:
         content = read_bytes(path)
@@ -80,28 +81,28 @@ def _inspect_file(image: str, path: str) -> tuple[Finding | None, Size | None]:
     try:
         info = probe(content)
     except DataError:
-        return error("unreadable", image, "the file is not a picture", fix), None
+        return error("unreadable", image, "the file is not an image", fix), None
     try:
         require_whole(content)
     except (DataError, MemoryError) as failure:  # a damaged header can ask for any amount of memory
-        return error("truncated", image, f"the picture is truncated or damaged: {failure}", fix), None
+        return error("truncated", image, f"the image is truncated or damaged: {failure}", fix), None
     size = info.width, info.height
     if image.lower().endswith((".jpg", ".jpeg")) and info.format not in ("JPEG", "MPO"):
-        return warning("not_jpeg", image, f"the file is a {info.format} picture, not a JPEG", "save it as JPEG"), size
+        return warning("not_jpeg", image, f"the file is a {info.format} image, not a JPEG", "save it as JPEG"), size
     return None, size
 
 
 def _unusual_sizes(sizes: Mapping[str, Size]) -> Iterator[Finding]:
-    """Find images of another size than nine in ten; images of many sizes are no problem."""
+    """Find the images whose size differs from the size that at least nine in ten images share, if there is one."""
     if not sizes:
         return
-    usual, count = Counter(sizes.values()).most_common(1)[0]
+    usual_size, count = Counter(sizes.values()).most_common(1)[0]
     if count < 0.9 * len(sizes):
         return
     for image, size in sizes.items():
-        if size != usual:
-            message = f"is {size[0]}x{size[1]}; most are {usual[0]}x{usual[1]}"
-            yield warning("size", image, message, "see whether it belongs here; recipes scale with it")
+        if size != usual_size:
+            message = f"is {size[0]}x{size[1]} px; most images are {usual_size[0]}x{usual_size[1]} px"
+            yield warning("size", image, message, "look whether it belongs to this data set")
 
 
 def _unlabelled_files(files: Iterable[str], images: Iterable[str], images_dir: str) -> Iterator[Finding]:
@@ -109,5 +110,5 @@ def _unlabelled_files(files: Iterable[str], images: Iterable[str], images_dir: s
     labelled = set(images)
     extra = sorted(name for name in files if is_picture(name) and name not in labelled)
     if extra:
-        message = f"{len(extra)} pictures in {images_dir} have no labels: {list_names(extra, 3)}"
-        yield warning("unlabelled_files", "", message, "label them, or leave them: they are not used")
+        message = f"{len(extra)} images in {images_dir} have no labels: {list_names(extra, 3)}"
+        yield warning("unlabelled_files", "", message, "label them, or ignore this: they are not used")

@@ -1,4 +1,4 @@
-"""Find mistakes in the labels: per image here, per clip in `kp_ray.checks.motion`."""
+"""Find probable mistakes in the labels, image by image. Mistakes within clips are found by `kp_ray.checks.motion`."""
 
 import math
 from collections import defaultdict
@@ -13,11 +13,12 @@ from kp_ray.keypoints import FloatArray, Skeleton, inside
 
 
 def check_labels(annotations: Annotations, sizes: Sizes = None) -> list[Finding]:
-    """Find what looks wrong in the labels; all findings are warnings, in the order of the annotations.
+    """Find probable mistakes in the labels; all findings are warnings, in the order of the annotations.
 
-    Kinds: unlabelled (no point at all), repeated (same coordinates as an earlier image), outside (points outside the
-    frame; needs `sizes`), coincident (two points at one place), left_right (a half of the body, or a pair, is
-    mirrored), jump (the person, or one point, is elsewhere in one frame of a clip).
+    Kinds: unlabelled (no point is labelled), repeated (all coordinates equal those of an earlier image), outside
+    (points outside the frame; needs `sizes`), coincident (two points at one place), left_right (left and right are
+    exchanged in one half of the body, or in one pair), jump (the whole person, or one point, is at another place in a
+    single frame of a clip).
 
     Args:
         annotations: N images; a clip is the images of one scene and camera, ordered by frame number.
@@ -29,7 +30,7 @@ def check_labels(annotations: Annotations, sizes: Sizes = None) -> list[Finding]
 
 
 def _image_findings(annotations: Annotations, sizes: Sizes) -> Iterator[Finding]:
-    """Find what a single image shows, and images with equal coordinates."""
+    """Find mistakes that one image shows by itself, and images with equal coordinates."""
     first_image: dict[bytes, str] = {}
     for image, points in zip(annotations.images, annotations.keypoints, strict=True):
         xy = points[:, :2]
@@ -39,17 +40,19 @@ def _image_findings(annotations: Annotations, sizes: Sizes) -> Iterator[Finding]
         earlier = first_image.setdefault(xy.tobytes(), image)
         if earlier != image:
             message = f"its labels repeat those of {earlier}"
-            yield warning("repeated", image, message, "drop the row whose image they do not fit")
+            yield warning(
+                "repeated", image, message, "compare both images, and drop the row that the labels do not fit"
+            )
         size = sizes.get(image) if isinstance(sizes, Mapping) else sizes
         yield from _pose_findings(annotations.skeleton, image, xy, size)
 
 
 def _pose_findings(skeleton: Skeleton, image: str, xy: FloatArray, size: tuple[int, int] | None) -> Iterator[Finding]:
-    """Find what the points (K, 2) of one image show; `size` is its (width, height) in pixels, if known."""
+    """Find mistakes in the points (K, 2) of one image; `size` is its (width, height) in pixels, or None."""
     if size is not None:
-        outside = np.isfinite(xy).all(axis=1) & ~inside(xy, *size)
-        if outside.any():
-            names = [skeleton.names[k] for k in np.flatnonzero(outside)]
+        is_outside = np.isfinite(xy).all(axis=1) & ~inside(xy, *size)
+        if is_outside.any():
+            names = [skeleton.names[k] for k in np.flatnonzero(is_outside)]
             message = f"outside the {size[0]}x{size[1]} frame: {list_names(names)}"
             fix = "correct the points, or leave them empty; they count as not visible"
             yield warning("outside", image, message, fix)
@@ -57,9 +60,9 @@ def _pose_findings(skeleton: Skeleton, image: str, xy: FloatArray, size: tuple[i
     for name, (x, y) in zip(skeleton.names, xy.tolist(), strict=True):
         if math.isfinite(x):
             names_at[x, y].append(name)
-    equal = [" = ".join(names) for names in names_at.values() if len(names) > 1]
-    if equal:
-        message = f"at the same place: {list_names(equal)}"
+    groups = [" = ".join(names) for names in names_at.values() if len(names) > 1]
+    if groups:
+        message = f"at the same place: {list_names(groups)}"
         yield warning("coincident", image, message, "correct all but one of them, or leave them empty")
     if _is_crossed(skeleton, xy):
         fix = "unless the body is twisted, exchange the left and right points of the wrong half"
@@ -67,11 +70,11 @@ def _pose_findings(skeleton: Skeleton, image: str, xy: FloatArray, size: tuple[i
 
 
 def _is_crossed(skeleton: Skeleton, xy: FloatArray) -> bool:
-    """Return whether left-to-right points one way in the shoulders and the opposite way in the hips.
+    """Return whether the line from the right to the left shoulder is opposite to the same line of the hips.
 
-    A body can twist, but hardly by half a turn: both lines must be longer than 0.15 of the torso and more than 143
-    degrees apart. Eight of 400 photographs of athletes qualify: some clearly mislabelled, some in a twisted leap, so
-    this is a warning.
+    A body can twist, but hardly by half a turn: both lines must be longer than 0.15 of the torso, and the angle between
+    them more than 143 degrees. Eight of 400 photographs of athletes qualify: some are clearly mislabelled, some show a
+    twisted leap, so the finding is a warning.
     """
     required = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
     if not set(required) <= set(skeleton.names):

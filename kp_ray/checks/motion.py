@@ -21,10 +21,10 @@ from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 _JUMP_FLOOR = 0.2
 """Deviation that a jump exceeds, in body sizes."""
 _JUMP_RATIO = 3.0
-"""Ratio that a jump exceeds: of its deviation to the distance between the neighbour frames, to the person's
-deviation, and to the median deviation in the other cameras."""
+"""A jump's deviation exceeds each of these by this ratio: the distance between the neighbour frames, the person's
+deviation, and the median deviation in the other cameras."""
 _JUMP_RATIO_ALONE = 6.0
-"""Ratio of deviation to the clip's median that a jump exceeds where fewer than two other cameras see the frame."""
+"""A jump's deviation exceeds the clip's median by this ratio where fewer than two other cameras see the frame."""
 _NOISE = 0.02
 """Inaccuracy of hand-made labels in body sizes; added to distances that may be 0."""
 _SWAP_FLOOR = 0.25
@@ -32,12 +32,12 @@ _SWAP_FLOOR = 0.25
 _SWAP_RATIO = 0.35
 """A pair is swapped if swapping it back leaves less than this share of that sum."""
 _MISMATCH_FLOOR = 0.1
-"""Minimum mismatch of a frame with the other cameras, in body sizes, to hold another frame's points."""
+"""Mismatch with the other cameras, in body sizes, above which a row can hold another frame's points."""
 _MISMATCH_RATIO = 3.0
-"""Minimum ratio of that mismatch to max(mismatch with the best matching frame, the clip's median mismatch) +
-`_NOISE / 2`."""
+"""Ratio of that mismatch to max(mismatch at the best matching frame, the clip's median mismatch) + `_NOISE / 2`, above
+which the row holds another frame's points."""
 _MAX_REFERENCES = 64
-"""Maximum number of frames that every frame of a scene is compared with; it bounds time and memory."""
+"""Maximum number of frames with which each frame of a scene is compared; it bounds time and memory."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ClipMotion:
             point's: distance to its position interpolated between the two neighbour frames.
         neighbor_distance: (T, 1 + K) distances between the two neighbour frames.
         swap_ratio: (T, P) per flip pair, the deviation of its two points after they are swapped, divided by the
-            deviation before; 1 where the deviation is too small to compare.
+            deviation before; 1 where the deviation is at most `_SWAP_FLOOR`.
     """
 
     rows: list[int]
@@ -96,7 +96,7 @@ def motion_findings(annotations: Annotations) -> Iterator[Finding]:
 
 
 def _measure_clips(annotations: Annotations) -> dict[ClipKey, ClipMotion]:
-    """Measure every clip that has at least three frames of different numbers and a labelled person."""
+    """Measure every clip with at least three frames and a labelled person, unless two frames have the same number."""
     rows_by_clip: dict[ClipKey, list[int]] = defaultdict(list)
     keys = zip(annotations.scenes, annotations.cameras, strict=True)
     for row, (key, frame) in enumerate(zip(keys, annotations.frames, strict=True)):
@@ -123,7 +123,7 @@ def _measure_clip(skeleton: Skeleton, rows: list[int], frames: list[int], body_p
     point_deviation = np.linalg.norm(middle - interpolated, axis=2)
     point_distance = np.linalg.norm(after - before, axis=2)
     step = _median(np.linalg.norm(np.diff(xy, axis=0), axis=2), axis=1)
-    # The first and the last frame have one neighbour: the step beside it stands for the distance between two.
+    # The first and the last frame have one neighbour, so the adjacent step replaces the distance between two.
     person_deviation = np.concatenate([step[:1], np.minimum(step[:-1], step[1:]), step[-1:]])
     person_distance = np.concatenate([step[1:2], _median(point_distance, axis=1), step[-2:-1]])
     flip = skeleton.flip_indices
@@ -164,7 +164,7 @@ def _median(values: FloatArray, axis: int) -> FloatArray:
 
 
 def _misplaced_rows(clips: Mapping[ClipKey, ClipMotion]) -> dict[int, int]:
-    """Find rows that hold the points of another frame, by the scene's other cameras.
+    """Find rows that hold the points of another frame, by comparison with the scene's other cameras.
 
     The distances between a frame's pose and the poses of other frames are the same for every camera, up to a factor per
     camera. If a row's distances differ from the other cameras' median at its own frame, and match it at another frame,
@@ -193,7 +193,7 @@ def _misplaced_rows(clips: Mapping[ClipKey, ClipMotion]) -> dict[int, int]:
             own_mismatch = _median(np.abs(scaled - expected), axis=1)
             mismatch = _median(np.abs(scaled[:, None] - expected[reference_indices][None]), axis=2)
             mismatch = np.where(np.isnan(mismatch), np.inf, mismatch)
-            # The noise keeps the limit above 0 where a frame matches exactly.
+            # Adding the noise keeps the limit above 0 where a frame matches exactly.
             limit = np.maximum(mismatch.min(axis=1), _median(own_mismatch, axis=0)) + _NOISE / 2
             for row, t in zip(clip.rows, map(frames.index, clip.frames), strict=True):
                 if own_mismatch[t] > _MISMATCH_FLOOR and own_mismatch[t] > _MISMATCH_RATIO * limit[t]:
@@ -235,11 +235,11 @@ def _find_suspects(
             jumps &= ~(
                 np.median([view.deviation[index] for view, index in other_views], axis=0) > deviation / _JUMP_RATIO
             )
-            # Twice the ratio: other cameras count as showing the same swap already when they nearly do.
+            # Twice the ratio, so that other cameras that nearly show the same swap count as showing it.
             swaps &= ~(np.median([view.swap_ratio[index] for view, index in other_views], axis=0) < 2 * _SWAP_RATIO)
         else:
             jumps &= deviation > _JUMP_RATIO_ALONE * (typical + _NOISE)
-        jumps[1:] &= deviation[1:] > _JUMP_RATIO * (deviation[0] + _NOISE)  # else the whole person moved
+        jumps[1:] &= deviation[1:] > _JUMP_RATIO * (deviation[0] + _NOISE)  # otherwise the whole person moved
     return jumps, swaps
 
 
@@ -259,24 +259,26 @@ def _frame_findings(
         deviation_px: (1 + K) deviations in pixels, the person's first.
         jumps: (1 + K) results of `_find_suspects`.
         swaps: (P) results of `_find_suspects`.
-        matching_frame: number of the frame whose points the row holds, if it is another one.
+        matching_frame: number of the frame whose points the row holds instead of its own; None if it holds its own.
     """
     first_of_pair = [a for a, b in enumerate(skeleton.flip_indices) if a < b]
     mostly_swapped = len(first_of_pair) > 0 and swaps.mean() >= 0.5
     if not mostly_swapped and (matching_frame is not None or jumps[0]):
         message = f"the person is {deviation_px[0]:.0f} px away from the frames before and after"
         if matching_frame is not None:
-            message = f"by the scene's other cameras its points belong to another frame, like frame {matching_frame}"
+            message = (
+                f"the scene's other cameras show that its points belong to another frame, e.g. frame {matching_frame}"
+            )
         yield warning("jump", image, message, "compare image and labels; drop the row, or correct its points")
         return
     pairs = [(a, skeleton.flip_indices[a]) for a, swapped in zip(first_of_pair, swaps, strict=True) if swapped]
     if pairs:
         names = [f"{skeleton.names[a]}/{skeleton.names[b]}" for a, b in pairs]
-        message = f"left and right are exchanged: {list_names(names)}, by the frames before and after"
+        message = f"compared with the frames before and after, left and right are exchanged: {list_names(names)}"
         yield warning("left_right", image, message, "exchange the two points")
     swapped_points = {index for pair in pairs for index in pair}
     points = [k for k in range(len(skeleton)) if jumps[1 + k] and k not in swapped_points]
     if points:
         names = [f"{skeleton.names[k]} by {deviation_px[1 + k]:.0f} px" for k in points]
-        message = f"out of line with the frames before and after: {list_names(names)}"
+        message = f"far from its place in the frames before and after: {list_names(names)}"
         yield warning("jump", image, message, "correct the points")

@@ -20,10 +20,10 @@ class CheckSummary:
 
     Attributes:
         num_images: number of labelled images.
-        findings: all findings, those about images first.
+        findings: all findings; findings about image files come before findings about labels.
         corrected: changes made by the corrections file, one line per change.
         path: CSV file that holds the findings.
-        images_checked: whether data.images is set; if not, only the labels were checked.
+        images_checked: False if data.images is not set, so that only the labels were checked.
     """
 
     num_images: int
@@ -39,7 +39,7 @@ class CheckSummary:
 
     @property
     def ok(self) -> bool:
-        """Return whether there are no errors; warnings are allowed."""
+        """True if there are no errors; warnings are allowed."""
         return self.num_errors == 0
 
     def lines(self) -> list[str]:
@@ -73,7 +73,7 @@ class CheckStage:
         return True
 
     def check(self, config: Config) -> None:
-        """Refuse inputs that are not there.
+        """Refuse inputs that do not exist.
 
         Raises:
             ConfigError: data.annotations is not set, or a path under `data` does not exist.
@@ -112,4 +112,6 @@ class CheckStage:
         Raises:
             ConfigError: always.
         """
-        raise ConfigError("check: has no dry run: run it without --dry-run")
+        raise ConfigError(
+            "--dry-run: check has no dry run, because it only reads and writes two small files: leave it out"
+        )

@@ -1,4 +1,4 @@
-"""The command line: one subcommand per verb, without logic of its own."""
+"""The command line: one subcommand per verb; the stages hold the logic."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from kp_ray.stage import Summary, check_inputs
 if TYPE_CHECKING:
     from kp_ray.doctor import Check
 
-RESUME = "stopped; the same command resumes here"
+RESUME = "stopped; run the same command to resume"
 """Printed after Ctrl-C."""
 
 app = typer.Typer(
@@ -35,7 +35,7 @@ RunArgument = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. train.max_iter=500.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="End stdout with the figures as one JSON object.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object, the end of stdout.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan; start and write nothing.")]
 
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KpRayError as error:
         _exit_with(error)
     except OSError as error:
-        if error.filename is None:  # not about a file: a bug of ours
+        if error.filename is None:  # not about a file: a bug of kp_ray
             raise
         _exit_with(error)
 
@@ -62,6 +62,7 @@ def _exit_with(message: object) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
+    """Turn Ctrl-C into one line and exit code 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -81,7 +82,7 @@ def _print_summary(summary: Summary, as_json: bool, next_step: str | None = None
 def _run_stage(
     verb: str, path: str | None, overrides: list[str] | None, as_json: bool, *, dry_run: bool = False
 ) -> Summary:
-    """Run a stage, or forecast it, and print its summary and the command that can follow."""
+    """Run a stage, or forecast it if `dry_run`, and print its summary and the next command."""
     from kp_ray.pipeline import forecast_stage, next_step, run_stage
 
     config_path = _require(path)
@@ -124,7 +125,7 @@ def sample(
     width: Annotated[int, typer.Option(help="Width of an image in pixels.", min=64)] = 1920,
     height: Annotated[int, typer.Option(help="Height of an image in pixels.", min=64)] = 1080,
     seed: Annotated[int, typer.Option(help="Another seed gives another data set.")] = 0,
-    run_dir: Annotated[str | None, typer.Option(help="Run folder that its config names; default: DIR/run.")] = None,
+    run_dir: Annotated[str | None, typer.Option(help="Run folder in the written config; default: DIR/run.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Generate a data set of people with exact labels."""
@@ -165,7 +166,7 @@ def augment(
 
 @app.command()
 def verify(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
-    """Re-hash the store's parts and re-make a sample of its rows; exit code 1 if something is wrong."""
+    """Check the store's parts against their hashes and rebuild a sample of rows; exit code 1 if something is wrong."""
     from kp_ray.store.stage import verify as verify_run
 
     with _interruptible():
@@ -179,7 +180,7 @@ def verify(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
 def train(
     config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
 ) -> None:
-    """Train every member of the ensemble; resumes where a stopped run ended."""
+    """Train every member of the ensemble; a stopped run is resumed."""
     _run_stage("train", config, sets, as_json, dry_run=dry_run)
 
 
@@ -187,7 +188,7 @@ def train(
 def tune(
     config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
 ) -> None:
-    """Search learning rate, schedule and recipes; resumes where a stopped search ended."""
+    """Search learning rate, schedule and recipes; a stopped search is resumed."""
     _run_stage("tune", config, sets, as_json, dry_run=dry_run)
 
 
@@ -195,7 +196,7 @@ def tune(
 def predict(
     config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
 ) -> None:
-    """Predict images with every member, fuse, and write the submission; resumes where a stopped run ended."""
+    """Predict images with every member, fuse, and write the submission; a stopped run is resumed."""
     _run_stage("predict", config, sets, as_json, dry_run=dry_run)
 
 
@@ -234,15 +235,15 @@ def show(
     path: Annotated[str, typer.Argument(metavar="STORE|PREDICTIONS", help="RUN/store or RUN/predictions.parquet.")],
     recipe: Annotated[str | None, typer.Option(help="Only variants of this recipe.")] = None,
     image: Annotated[str | None, typer.Option(help="Only this image.")] = None,
-    num: Annotated[int, typer.Option(help="Maximum number of pictures, drawn at random.", min=1)] = 12,
-    seed: Annotated[int, typer.Option(help="Another seed draws other pictures.", min=0)] = 0,
+    num: Annotated[int, typer.Option(help="Maximum number of images, chosen at random.", min=1)] = 12,
+    seed: Annotated[int, typer.Option(help="Another seed chooses other images.", min=0)] = 0,
     out: Annotated[str | None, typer.Option(help="Where to write; default: RUN/show.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write pictures with skeletons over them, and a sheet of all of them."""
-    from kp_ray.reporting.show import show as write_pictures
+    """Write images with skeletons drawn over them, and one sheet of all of them."""
+    from kp_ray.reporting.show import show as write_images
 
-    _print_summary(write_pictures(path, out, recipe=recipe, image=image, num=num, seed=seed), as_json)
+    _print_summary(write_images(path, out, recipe=recipe, image=image, num=num, seed=seed), as_json)
 
 
 @app.command()
@@ -251,7 +252,9 @@ def export(
     folder: Annotated[str | None, typer.Option(help="Where to write; default: <run_dir>/export.")] = None,
     split: Annotated[str | None, typer.Option(help="Only train or val.")] = None,
     recipe: Annotated[list[str] | None, typer.Option(help="Only this recipe; may be repeated.")] = None,
-    yolo: Annotated[bool, typer.Option("--yolo", help="Also labels/, one text per image, for YOLO-pose.")] = False,
+    yolo: Annotated[
+        bool, typer.Option("--yolo", help="Also write labels/, one text file per image, for YOLO-pose.")
+    ] = False,
     sets: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -288,7 +291,7 @@ def _print_checks(checks: "Sequence[Check]") -> list[str]:
 
 @app.command()
 def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
-    """The whole pipeline: check, augment, train, tune, predict, evaluate, report; finished stages are skipped."""
+    """Run the whole pipeline: check, augment, train, tune, predict, evaluate, report; finished stages are skipped."""
     from kp_ray.cli.tables import print_run
     from kp_ray.pipeline import run_pipeline
 
@@ -302,7 +305,7 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
 
 
 def _print_stage(verb: str, summary: Summary) -> None:
-    if verb not in ("evaluate", "report"):  # in the tables at the end
+    if verb not in ("evaluate", "report"):  # these two are printed in the tables at the end
         _print_summary(summary, as_json=False)
 
 

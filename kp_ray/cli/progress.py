@@ -14,19 +14,19 @@ from kp_ray.errors import one_line
 from kp_ray.stage import Progress
 
 LOG_PERIOD_S = 10.0
-"""Seconds between progress lines of a row where there is no terminal."""
+"""Seconds between the progress lines of a row if stderr is not a terminal."""
 
 console = Console(stderr=True, highlight=False)
 
 
 def say(line: str) -> None:
-    """Print one line to stderr, unbroken and without markup: a name may hold brackets, a path is longer than a line."""
+    """Print one line to stderr, without wrapping and markup: paths are long and names may hold brackets."""
     console.print(line, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def show_progress(verb: str) -> Iterator[Progress]:
-    """Give a `Progress` that draws bars in a terminal and prints lines elsewhere."""
+    """Yield a `Progress` that draws bars in a terminal and prints lines elsewhere."""
     if console.is_terminal:
         with _bars() as bars:
             yield _BarProgress(verb, bars)
@@ -52,7 +52,7 @@ class _BarProgress:
 
 
 class _LineProgress:
-    """Prints a row's first and last line, and one every `LOG_PERIOD_S` between them."""
+    """Prints a line when a row begins and ends, and one every `LOG_PERIOD_S` in between."""
 
     def __init__(self, verb: str) -> None:
         self.verb = verb

@@ -1,4 +1,4 @@
-"""Tables of figures, printed to stdout."""
+"""Print tables of figures to stdout."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -15,17 +15,17 @@ _out = Console(highlight=False)
 
 
 def print_evaluation(rows: "Mapping[str, Evaluation]") -> None:
-    """Print the figures of the ensemble and its members, or of a submission, by row name."""
+    """Print one row of metrics per name: of the ensemble and each member, or of a submission."""
     table = Table("", "RMSE px", "median px", "PCK@0.05", "PCK@0.1", "OKS-AP", "missing")
-    for name, figures in rows.items():
-        pixels, shares = [figures.rmse, figures.median_px], [*figures.pck.values(), figures.ap]
+    for name, metrics in rows.items():
+        pixels, shares = [metrics.rmse, metrics.median_px], [*metrics.pck.values(), metrics.ap]
         cells = [*(_cell(value, 2) for value in pixels), *(_cell(value, 3) for value in shares)]
-        table.add_row(escape(name), *cells, f"{figures.num_missing} of {figures.num_images}")
+        table.add_row(escape(name), *cells, f"{metrics.num_missing} of {metrics.num_images}")
     _out.print(table)
 
 
 def print_run(summary: "RunSummary") -> None:
-    """Print the figures of a whole run, and where its results are."""
+    """Print the figures of a whole run and the paths of its results."""
     table = Table("images", "variants", "sources/s", "filled in")
     store, predictions = summary.augment, summary.predict
     details = predictions.details

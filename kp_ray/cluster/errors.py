@@ -1,4 +1,4 @@
-"""Causes of what Ray raises: the error that ended a task, an actor or a training worker, as one line of text."""
+"""Describe the causes of Ray's errors: the error that ended a task, an actor or a training worker, on one line."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from kp_ray import errors
 from kp_ray.errors import KpRayError, shorten
 
 OUT_OF_MEMORY = "the nodes lack memory: lower cluster.num_cpus or start Ray with fewer CPUs per node"
-PROCESS_DIED = "a process or a node of Ray died: it was killed, ran out of memory or crashed; its log may tell"
+PROCESS_DIED = "a process or a node of Ray died: it was killed, ran out of memory or crashed; its log may say which"
 
 _DEATHS = (
     ray.exceptions.WorkerCrashedError,
@@ -36,7 +36,7 @@ def describe_ray_error(error: BaseException) -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the error that Ray's own errors wrap, however deep; the error itself if it wraps none."""
+    """Return the innermost error that Ray's own errors wrap; the error itself if it wraps none."""
     wrapped = _wrapped_error(error)
     return root_cause(wrapped) if wrapped is not None and wrapped is not error else error
 
@@ -45,36 +45,37 @@ def _wrapped_error(error: BaseException) -> BaseException | None:
     if isinstance(error, ray.exceptions.RayTaskError):
         return error.cause
     if isinstance(error, ray.exceptions.ActorDiedError):
-        # Ray 2.60 keeps the error of an actor's constructor only as the argument that it was made with.
-        first = error.args[0] if error.args else None
-        return first if isinstance(first, ray.exceptions.RayTaskError) else None
-    # Ray Train's errors, by their attributes: a machine that only augments may lack Ray Train.
+        # Ray 2.60 keeps the error of an actor's constructor only in `args`.
+        argument = error.args[0] if error.args else None
+        return argument if isinstance(argument, ray.exceptions.RayTaskError) else None
+    # Ray Train's errors are recognised by their attributes: a machine that only augments may lack Ray Train.
     if failures := getattr(error, "worker_failures", None):
-        # When one worker dies, the others fail with it ("Connection closed by peer"): name the most specific cause.
+        # When a worker dies, the other workers fail too ("Connection closed by peer"): choose the most specific cause.
         return min((root_cause(failure) for failure in failures.values()), key=_rank_cause)
     inner = getattr(error, "controller_failure", None) or getattr(error, "health_check_failure", None)
     return inner if isinstance(inner, BaseException) else None
 
 
 def _rank_cause(cause: BaseException) -> int:
+    """Return how specific a cause is; 0 is the most specific."""
     kinds = (KpRayError, ray.exceptions.OutOfMemoryError, _DEATHS)
     return next((rank for rank, kind in enumerate(kinds) if isinstance(cause, kind)), len(kinds))
 
 
 def error_row(error: KpRayError) -> dict[str, str]:
-    """Encode an error as an output row of a Ray Data task; `raise_error_row` raises it in the driver.
+    """Encode an error as an output row of a Ray Data task, from which `raise_error_row` raises it in the driver.
 
-    Ray Data 2.60 replaces what a task raises by a UserCodeException without cause, or adds text to its message.
+    An exception would not arrive: Ray Data 2.60 replaces it by a UserCodeException without cause, or changes its text.
     """
     return {"error_class": type(error).__name__, "error_message": str(error)}
 
 
 def raise_error_row(row: Mapping[str, Any]) -> None:
-    """Raise the error that a row of `error_row` encodes; do nothing for any other row.
+    """Raise the error that a row from `error_row` encodes; do nothing for any other row.
 
     Raises:
-        KpRayError: of the class that the task raised.
+        KpRayError: the row encodes an error; the class is the one that the task raised.
     """
-    name = row.get("error_class")
-    if name:
-        raise getattr(errors, name)(row["error_message"])
+    class_name = row.get("error_class")
+    if class_name:
+        raise getattr(errors, class_name)(row["error_message"])

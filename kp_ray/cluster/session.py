@@ -17,58 +17,59 @@ from kp_ray.errors import ClusterError, one_line
 RAY_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # progress bars printed by actors fill the log
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the patch prints every line twice
-    "RAY_AIR_NEW_OUTPUT": "0",  # Ray Tune's own table; our progress shows the same
+    "RAY_AIR_NEW_OUTPUT": "0",  # Ray Tune's own table; kp_ray's progress shows the same figures
     "RAY_SCHEDULER_EVENTS": "0",  # advice about worker processes, sent to every driver
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",  # always so with few CPUs
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",  # printed on every machine with few CPUs
     "RAY_task_oom_retries": "3",  # by default Ray retries out-of-memory tasks forever
 }
-"""Variables that Ray reads, some of them when it is imported. Values that the user has set stay."""
+"""Environment variables that Ray reads, some of them when it is imported. A value that the user has set is kept."""
 
 START_ATTEMPTS = 3
-"""Attempts to start a local cluster: Ray gives up after 30 s, which a busy machine can need."""
+"""Attempts to start a local cluster: Ray gives up after 30 s, which is too short on a busy machine."""
 
 ADDRESS_TIMEOUT_S = 20.0
-"""Seconds that a named head has to accept a connection; `ray.init` itself tries for 823 s and logs every attempt."""
+"""Seconds within which `cluster.address` must accept a connection; `ray.init` itself tries for 823 s (Ray 2.60)."""
 
 NODE_CHECK_S = 5.0
 """Seconds between checks that this node still belongs to the cluster."""
 
-_LAST_WORDS = "kp-ray: Ray or another process ended this run (the raylet or the head is gone); the same command resumes"
+_SUDDEN_END = "kp-ray: Ray or another process ended this run (the raylet or the head is gone); the same command resumes"
 
 _interrupted = threading.Event()
 """Set by Ctrl-C: Ray loses a KeyboardInterrupt raised in its callbacks, so `raise_if_interrupted` raises it again."""
 
 
 def set_ray_environment() -> None:
-    """Set `RAY_ENVIRONMENT` where the user has not; call it before Ray is imported."""
+    """Set the variables of `RAY_ENVIRONMENT` that the user has not set; call this before Ray is imported."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 def raise_if_interrupted() -> None:
-    """Raise KeyboardInterrupt if Ctrl-C was pressed during the present session."""
+    """Raise KeyboardInterrupt if Ctrl-C was pressed since the session began."""
     if _interrupted.is_set():
         raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None] = print) -> Iterator[float]:
-    """Hold a connection to the config's Ray cluster; a local cluster is started and ends with the session.
+    """Join the config's Ray cluster, or start a local cluster that ends with the session.
 
     Args:
-        config: `cluster.address` names the cluster; null: RAY_ADDRESS if it is set, else a local one.
-        dashboard: start a local cluster's dashboard; Ray Train and Ray Tune query it, the other stages start 1 s
-            faster without.
-        say: called with a line when starting is retried.
+        config: `cluster.address` names the cluster; if it is null, RAY_ADDRESS does; without both, a local cluster
+            is started.
+        dashboard: whether a local cluster has Ray's dashboard. Ray Train and Ray Tune query the dashboard; other stages
+            start 1 s faster without it.
+        say: prints one line; called when starting is retried.
 
     Yields:
         Seconds that joining or starting took.
 
     Raises:
-        ClusterError: nothing answers at the address, or Ray does not start here.
+        ClusterError: nothing answers at the address, or Ray does not start on this machine.
     """
     set_ray_environment()
-    import ray  # here, so that `--help` and `import kp_ray` need not wait for it
+    import ray  # late, so that `--help` and `import kp_ray` need not wait for Ray
 
     began = time.monotonic()
     with _announce_sudden_end():
@@ -84,11 +85,11 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
 
 
 def check_address(address: str, key: str) -> None:
-    """Refuse an address where nothing accepts connections, before Ray tries for minutes.
+    """Refuse an address where nothing accepts connections; Ray itself would try for minutes.
 
     Args:
-        address: "host:port" or "ray://host:port"; anything else, e.g. "auto", is left to Ray, which answers at once.
-        key: setting that holds the address, named in the message.
+        address: "host:port" or "ray://host:port". Anything else, e.g. "auto", is not checked: Ray itself fails soon.
+        key: name of the setting that holds the address, for the message.
 
     Raises:
         ClusterError: nothing listens there.
@@ -111,7 +112,7 @@ def _interrupt(*_: object) -> None:
 
 def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> None:
     import ray
-    import ray.data  # importing it sets its log level, so import it before changing that
+    import ray.data  # imported before its log level is set below, because the import sets the level too
 
     section = config.cluster
     address = section.address or os.environ.get("RAY_ADDRESS") or "local"
@@ -129,7 +130,7 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
         try:
             ray.init(address=address, **init_kwargs)
             return
-        except Exception as error:  # Ray raises a different type for each cause
+        except Exception as error:  # Ray raises a different class for each cause
             reason = one_line(error)[-300:]
             if address != "local":
                 raise ClusterError(
@@ -144,14 +145,14 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
 
 @contextlib.contextmanager
 def _exit_with_node() -> Iterator[None]:
-    """Exit if Ray marks this node dead: Ray Tune would otherwise wait forever."""
+    """End this process if Ray marks this node dead: Ray Tune would otherwise wait forever."""
     import ray
 
     node_id, done = ray.get_runtime_context().get_node_id(), threading.Event()
 
     def watch() -> None:
         while not done.wait(NODE_CHECK_S):
-            with contextlib.suppress(Exception):  # if the head is unreachable, Ray ends the driver itself
+            with contextlib.suppress(Exception):  # if the head is unreachable, Ray itself ends the driver
                 if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
                     os._exit(2)  # `_announce_sudden_end` prints the line
 
@@ -166,9 +167,9 @@ def _exit_with_node() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _announce_sudden_end() -> Iterator[None]:
-    """Print a line even if Ray kills this process: a shell waits on a pipe and prints when it closes."""
-    wait = ["sh", "-c", f"trap '' INT; read -r _ || echo '{_LAST_WORDS}' >&2"]
-    with subprocess.Popen(wait, stdin=subprocess.PIPE, start_new_session=True) as shell:  # noqa: S603  (a fixed text)
+    """Print a line even if this process is killed: a shell reads from a pipe and prints the line if the pipe closes."""
+    command = ["sh", "-c", f"trap '' INT; read -r _ || echo '{_SUDDEN_END}' >&2"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as shell:  # noqa: S603  (fixed text)
         try:
             yield
         finally:

@@ -1,10 +1,16 @@
-"""Types of configuration values: paths, names and numbers with a range."""
+"""Base class of the configuration's sections, and types of its values: paths, names and numbers with a range."""
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kp_ray.storage import absolute_path
+
+
+class Section(BaseModel):
+    """One section of the configuration: read-only, without unknown keys, without infinite numbers and NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _check_folder_name(name: str) -> str:

@@ -28,39 +28,43 @@ def apply_corrections(labels: Annotations, path: str) -> Annotations:
     if "action" not in header or set(header) - {"image", "action", "keypoint", "x", "y"}:
         raise DataError(f"{path}: the header is {','.join(header)[:80]}: it should be image,action,keypoint,x,y")
     index_of = {image: index for index, image in enumerate(labels.images)}
-    keypoints, dropped, changes = labels.keypoints.copy(), set(), []
+    keypoints = labels.keypoints.copy()
+    dropped_indices: set[int] = set()
+    changes: list[str] = []
     for line, cells in rows:
         where = f"{path}: row {line}"
         check_num_cells(cells, header, where)
         row = {"keypoint": "", "x": "", "y": "", **dict(zip(header, cells, strict=True))}
         image = row["image"]
         if image not in index_of:
-            raise DataError(f"{where}: no labelled image is named {image[:80]!r}")
+            raise DataError(f"{where}: no labelled image is named {image[:80]!r}: write the name as in the labels")
         if row["action"] == "drop":
             if row["keypoint"] or row["x"] or row["y"]:
                 raise DataError(
                     f"{where}: drop removes a whole image: leave keypoint, x and y empty, or use the action point"
                 )
-            dropped.add(index_of[image])
+            dropped_indices.add(index_of[image])
             changes.append(f"{image}: dropped")
         elif row["action"] == "point":
             changes.append(_move_point(labels, keypoints[index_of[image]], row, where))
         else:
             raise DataError(f"{where}: the action {row['action'][:40]!r} is not known: use drop or point")
-    kept = [index for index in range(len(labels)) if index not in dropped]
-    if not kept:
+    kept_indices = [index for index in range(len(labels)) if index not in dropped_indices]
+    if not kept_indices:
         raise DataError(f"{path}: drops every image: keep some")
-    return replace(labels, keypoints=keypoints, corrected=tuple(changes)).select(kept)
+    return replace(labels, keypoints=keypoints, corrected=tuple(changes)).select(kept_indices)
 
 
 def _move_point(labels: Annotations, keypoints: FloatArray, row: Mapping[str, str], where: str) -> str:
     """Change one point of an image's keypoints (K, 3) in place and describe the change."""
     name = row["keypoint"]
     if name not in labels.skeleton.names:
-        raise DataError(f"{where}: no keypoint is named {name[:80]!r}")
+        raise DataError(
+            f"{where}: no keypoint is named {name[:80]!r}: write a name of the labels, e.g. {labels.skeleton.names[0]}"
+        )
     x, y = (parse_number(row[axis], f"{where}: {axis}") for axis in "xy")
     if math.isnan(x) != math.isnan(y):
-        raise DataError(f"{where}: only one of x and y: give both, or neither to remove the label")
+        raise DataError(f"{where}: only one of x and y is there: give both, or neither to remove the label")
     removed = math.isnan(x)
     keypoints[labels.skeleton.names.index(name)] = (x, y, 0 if removed else 2)
     return f"{row['image']}: {name} " + ("unlabelled" if removed else f"moved to {x:g}, {y:g}")

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-from kp_ray.config.schema import Config, SkeletonConfig
+from kp_ray.config.inputs import SkeletonConfig
+from kp_ray.config.schema import Config
 from kp_ray.data.annotations import Annotations, parse_name
 from kp_ray.data.coco_format import read_coco
 from kp_ray.data.corrections import apply_corrections

@@ -1,7 +1,7 @@
 """Choose the sources to validate on, by whole scenes, clips or frames.
 
-Frames of one clip are nearly the same picture: repeating the label of the next frame is wrong by only 6 to 29 px. A
-score on frames of a clip that was trained on measures nothing, so whole scenes are held out by default.
+Frames of one clip are nearly the same image: using the label of the next frame is wrong by only 6 to 29 px. A score on
+frames of a clip whose other frames were trained on measures nothing, so whole scenes are held out by default.
 """
 
 import hashlib
@@ -12,24 +12,24 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.errors import ConfigError, DataError
 
 SplitBy = Literal["scene", "clip", "frame"]
-"""Unit that stays on one side: a scene, a clip (scene and camera), or a single image."""
+"""Unit whose images are all in one split: a scene, a clip (scene and camera), or a single image."""
 
 
 def split_sources(annotations: Annotations, *, by: SplitBy, fraction: float, seed: int) -> list[str]:
     """Assign each of N sources to "train" or "val".
 
-    Units are ordered by a hash of the seed and their name, and the first ones become "val": as many as bring the share
-    of their sources closest to `fraction`, at least one and never all. The result does not depend on the order of the
-    sources, and adding a unit moves few of the others.
+    Units are ordered by a hash of the seed and their name, and the first units become "val": at least one, never all,
+    and otherwise the number whose share of the sources is closest to `fraction`. The result does not depend on the
+    order of the sources, and adding a unit moves few of the other units to another side.
 
     Args:
         annotations: N sources.
-        by: unit that stays on one side.
+        by: unit whose sources are all in one split.
         fraction: share of the sources to hold out, in [0, 1); 0 holds out none.
-        seed: other seeds choose other units.
+        seed: another seed chooses other units.
 
     Raises:
-        ConfigError: all sources are one unit, so that none can be held out.
+        ConfigError: all sources belong to one unit, so that none can be held out.
     """
     if fraction <= 0:
         return ["train"] * len(annotations)
@@ -38,8 +38,10 @@ def split_sources(annotations: Annotations, *, by: SplitBy, fraction: float, see
     for unit in units:
         num_sources[unit] = num_sources.get(unit, 0) + 1
     if len(num_sources) < 2:
-        finer = "set split.by=frame, or " if by != "frame" and len(units) > 1 else ""
-        raise ConfigError(f"split: all {len(units)} sources are one {by}: {finer}set split.fraction=0 to train on all")
+        by_frame = "set split.by=frame, or " if by != "frame" and len(units) > 1 else ""
+        raise ConfigError(
+            f"split: all {len(units)} sources are one {by}: {by_frame}set split.fraction=0 to train on all"
+        )
     ordered = sorted(num_sources, key=lambda unit: hashlib.blake2b(f"{seed}\0{unit}".encode(), digest_size=16).digest())
     held_out, best_count, best_gap = 0, 0, float("inf")
     for count, unit in enumerate(ordered[:-1], start=1):
@@ -61,26 +63,26 @@ def split_units(annotations: Annotations, by: SplitBy) -> list[str]:
 
 
 def check_lineage(units: Sequence[str], splits: Sequence[str], images: Sequence[str]) -> None:
-    """Refuse rows of which a unit, or an image, is both trained on and validated on.
+    """Refuse a split in which one unit, or one image, is both in train and in val.
 
     Args:
         units: N names of units, from `split_units`.
-        splits: N sides, "train" or "val".
-        images: N names of sources; variants of one source have the same.
+        splits: N names of splits, "train" or "val".
+        images: N names of sources; the variants of one source repeat its name.
 
     Raises:
-        DataError: a unit or an image is on both sides, or a side has another name; the message names the first.
+        DataError: a unit or an image is in both splits, or a split has another name; the message names the first.
     """
-    unknown = set(splits) - {"train", "val"}
-    if unknown:
-        raise DataError(f"split: {min(unknown)!r} is not a split: each row is train or val")
+    unknown_splits = set(splits) - {"train", "val"}
+    if unknown_splits:
+        raise DataError(f"split: {min(unknown_splits)!r} is not a split: each row is train or val")
     for kind, names in (("image", images), ("unit", units)):
-        both = _names_on(names, splits, "train") & _names_on(names, splits, "val")
-        if both:
-            more = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
-            name = min(both).replace("\0", " camera ")
+        in_both = _names_in(names, splits, "train") & _names_in(names, splits, "val")
+        if in_both:
+            more = f" (and {len(in_both) - 1} more)" if len(in_both) > 1 else ""
+            name = min(in_both).replace("\0", " camera ")
             raise DataError(f"split: the {kind} {name} is in train and in val{more}: split again by a whole {kind}")
 
 
-def _names_on(names: Iterable[str], splits: Iterable[str], side: str) -> set[str]:
-    return {name for name, split in zip(names, splits, strict=True) if split == side}
+def _names_in(names: Iterable[str], splits: Iterable[str], split: str) -> set[str]:
+    return {name for name, name_split in zip(names, splits, strict=True) if name_split == split}

@@ -1,4 +1,4 @@
-"""Read, validate and write submissions: a CSV of predicted points, as a sample submission prescribes it.
+"""Read, validate and write submissions: CSVs of predicted points with the rows and columns of a sample submission.
 
 Coordinates are pixel indices. Rows are numbered as an editor shows them: the header is row 1.
 """
@@ -16,12 +16,13 @@ from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.storage import read_bytes, write_bytes
 
 MARGIN_PX = 100.0
-"""Distance from the frame up to which a point is accepted: limbs may lie slightly outside, mistakes farther."""
+"""Distance from the frame up to which a point is accepted: limbs may be slightly outside, mistakes are farther."""
 
 NumberedRow = tuple[int, list[str]]
 """Number of a row in the file, and its cells."""
 FrameSizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
-"""(width, height) of the frames in pixels, per image or shared; unknown if None, (0, 0), or the image is missing."""
+"""(width, height) in pixels by image name, or one size of all images. A size is unknown if this is None, the image is
+not listed, or the size is (0, 0)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def read_sample_submission(path: str) -> SampleSubmission:
     problems = _header_problems(columns, _expected_header(columns))
     problems += [f"row 1: column {name!r} is listed twice" for i, name in enumerate(columns) if name in columns[:i]]
     if not rows:
-        problems.append("there are no images in it")
+        problems.append("it lists no image: a row per image is expected")
     row_of: dict[str, int] = {}
     for number, cells in rows:
         image = cells[0]
@@ -156,7 +157,7 @@ def validate_submission(
         path: file of the submission, for the message.
         sample: the sample submission.
         rows: row numbers and cells: the image, and 2K numbers as text.
-        size: sizes of the frames; where it is not known, points may be anywhere.
+        size: sizes of the images; the points of an image of unknown size may be anywhere.
         allow_zeros: accept rows that are all zero. They mean "nobody found". One such row in 1600 raises a
             typical RMSE from 7 px to 21 px.
 
@@ -189,8 +190,8 @@ def validate_submission(
     problems += [f"image {image} of the sample submission is missing: add its row" for image in missing]
     if not problems:
         for (number, cells), image in zip(rows, sample.images, strict=True):
-            if cells[0] != image:  # one row out of place moves all that follow: report the first only
-                problems.append(f"row {number} ({cells[0]}): expected {image} here: keep the sample submission's order")
+            if cells[0] != image:  # one misplaced row moves all later rows: report the first only
+                problems.append(f"row {number} ({cells[0]}): expected {image}: keep the sample submission's order")
                 break
     if problems:
         _refuse(path, problems)
@@ -219,14 +220,19 @@ def _row_problems(
     size: tuple[int, int] | None,
     allow_zeros: bool,
 ) -> list[str]:
-    """List the problems of one row: `values` are the 2K numbers in its cells, NaN where there is none."""
-    wrong = np.flatnonzero(~np.isfinite(values))
-    if len(wrong):
+    """List the problems of one row: `values` are the 2K numbers in its cells, NaN for a cell without a number."""
+    not_finite = np.flatnonzero(~np.isfinite(values))
+    if len(not_finite):
         return [
-            f"{where}: {sample.columns[j + 1]} is {cells[j + 1]!r}, expected a finite number" for j in wrong.tolist()
+            f"{where}: {sample.columns[j + 1]} is {cells[j + 1]!r}, expected a finite number"
+            for j in not_finite.tolist()
         ]
     if not values.any():
-        return [] if allow_zeros else [f"{where}: all coordinates are zero: fill in a pose, e.g. that of a near frame"]
+        return (
+            []
+            if allow_zeros
+            else [f"{where}: all coordinates are zero: fill in a pose, e.g. that of the nearest frame"]
+        )
     if size is None or not all(size):
         return []
     xy = values.reshape(-1, 2)
@@ -240,7 +246,7 @@ def _row_problems(
 
 
 def _parse_number(cell: str) -> float:
-    """Parse the number in a cell; NaN if there is none."""
+    """Parse a cell as a number; NaN if it is not one."""
     try:
         return float(cell) if "_" not in cell else np.nan  # float() accepts 1_000, other CSV readers do not
     except ValueError:
@@ -274,7 +280,7 @@ def _header_problems(columns: Sequence[str], expected: Sequence[str]) -> list[st
 
 
 def _expected_header(columns: Sequence[str]) -> list[str]:
-    """Return what a sample submission's header should be: `image`, then `<name>_x`, `<name>_y` at least once."""
+    """Return the header that a sample submission should have: `image`, then `<name>_x`, `<name>_y` at least once."""
     expected = ["image"]
     for column in columns[1::2] or [""]:
         name = column[:-2] if column.endswith(("_x", "_y")) and len(column) > 2 else "<name>"
@@ -283,6 +289,6 @@ def _expected_header(columns: Sequence[str]) -> list[str]:
 
 
 def _refuse(path: str, problems: Sequence[str]) -> NoReturn:
-    """Raise a `DataError` with the first problem and the number of the others."""
+    """Raise a `DataError` with the first problem and the number of further problems."""
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     raise DataError(f"{path}: {problems[0]}{more}")

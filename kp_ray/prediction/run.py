@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import ray
 
 from kp_ray.cluster.errors import describe_ray_error
+from kp_ray.cluster.ray_internals import bounded_actor_retries
 from kp_ray.cluster.resources import fits_a_node
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.schema import Config
@@ -117,7 +118,7 @@ def _predict_with_pool(task: PredictionTask, missing: Sequence[ImageRef]) -> Ite
             ),
             num_cpus=section.cpus_per_actor,
             num_gpus=section.gpus_per_actor or None,
-            max_task_retries=3,  # the default is unbounded; Ray 2.60 deprecates this argument but offers no other
+            **bounded_actor_retries(),
         )
     for row in rows.iter_rows():
         yield BatchResult(**row)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kp_ray.checks.findings import FINDINGS_FILE, Finding, read_findings
-from kp_ray.config.schema import Config, SplitConfig
+from kp_ray.config.inputs import SplitConfig
+from kp_ray.config.schema import Config
 from kp_ray.reporting.run_files import RunFiles
 from kp_ray.storage import exists
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kp_ray.config.schema import Config, TuneConfig
+from kp_ray.config.schema import Config
+from kp_ray.config.tuning import TuneConfig
 from kp_ray.reporting.formatting import MAX_ROWS, Figure, format_number, hide_credentials, svg_figure
 from kp_ray.reporting.run_files import RunFiles
 from kp_ray.storage import exists, read_bytes, read_text

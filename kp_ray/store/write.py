@@ -18,7 +18,8 @@ import ray
 from kp_ray import __version__
 from kp_ray.augmentation.variants import Source
 from kp_ray.cluster.errors import describe_ray_error, error_row, raise_error_row
-from kp_ray.cluster.tasks import bounded_retries, ray_data_settings
+from kp_ray.cluster.ray_internals import bounded_task_retries
+from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.errors import KpRayError, StoppedError, StorageError, StoreError
 from kp_ray.storage import delete_file, exists, file_sizes, filesystem, is_local, join, writer_lock
 from kp_ray.store.figures import StoreFigures
@@ -203,7 +204,7 @@ def _run_tasks(plan: Plan, incomplete_chunks: Sequence[Chunk]) -> Iterator[_Chun
     with ray_data_settings():
         items = [{"chunk": pickle.dumps(chunk)} for chunk in incomplete_chunks]
         tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            _write_chunk, fn_args=(replace(plan, chunks=()),), num_cpus=1, ray_remote_args_fn=bounded_retries
+            _write_chunk, fn_args=(replace(plan, chunks=()),), num_cpus=1, **bounded_task_retries()
         )
     try:
         for row in tasks.iter_rows():

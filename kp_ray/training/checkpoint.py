@@ -14,7 +14,7 @@ from detectron2.solver import build_lr_scheduler
 from detectron2.utils.env import seed_all_rng
 from ray.train import CheckpointConsistencyMode
 
-from kp_ray.config.schema import metric_mode
+from kp_ray.config.training import metric_mode
 from kp_ray.models.presets import build_model
 from kp_ray.models.weights import load_weights, save_model, save_torch_file
 from kp_ray.storage import join

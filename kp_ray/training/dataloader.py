@@ -11,7 +11,8 @@ import pyarrow as pa
 import ray
 from detectron2.config import CfgNode
 
-from kp_ray.config.schema import Config, MemberConfig
+from kp_ray.config.schema import Config
+from kp_ray.config.training import MemberConfig
 from kp_ray.keypoints import Skeleton
 from kp_ray.models.inputs import to_dataset_dict
 from kp_ray.store.read import RowReader, read_part, select_parts

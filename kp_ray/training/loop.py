@@ -14,7 +14,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
 from kp_ray.config.load import build_config
-from kp_ray.config.schema import MemberConfig
+from kp_ray.config.training import MemberConfig
 from kp_ray.errors import DivergedError, KpRayError
 from kp_ray.training.checkpoint import TrainState, create_state, publish_member, report_checkpoint, restore_state
 from kp_ray.training.dataloader import iter_batches

@@ -5,7 +5,7 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
-from kp_ray.config.schema import TrainConfig
+from kp_ray.config.training import TrainConfig
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module, train: TrainConfig) -> torch.optim.Optimizer:

@@ -16,7 +16,8 @@ from kp_ray.cluster.errors import describe_ray_error, root_cause
 from kp_ray.cluster.resources import runs_at_once
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.load import build_config
-from kp_ray.config.schema import Config, MemberConfig, WorkerRange, metric_mode
+from kp_ray.config.schema import Config
+from kp_ray.config.training import MemberConfig, WorkerRange, metric_mode
 from kp_ray.errors import DataError, KpRayError, StoppedError
 from kp_ray.models.weights import is_trained
 from kp_ray.stage import Progress, no_progress

@@ -3,7 +3,8 @@
 import importlib.util
 from typing import Any
 
-from kp_ray.config.schema import Config, MemberConfig
+from kp_ray.config.schema import Config
+from kp_ray.config.training import MemberConfig
 from kp_ray.errors import ConfigError
 from kp_ray.fingerprint import encode_fields, refuse_difference
 from kp_ray.keypoints import DACON24

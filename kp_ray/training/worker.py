@@ -8,7 +8,8 @@ import torch
 from detectron2.config import CfgNode
 from ray.train.torch import get_device
 
-from kp_ray.config.schema import Config, MemberConfig
+from kp_ray.config.schema import Config
+from kp_ray.config.training import MemberConfig
 from kp_ray.keypoints import Skeleton
 from kp_ray.models.presets import build_cfg, scale_cfg
 from kp_ray.store.manifest import read_manifest

@@ -14,9 +14,9 @@ from typing import Any
 
 import ray
 import ray.tune
-from ray.tune.execution import class_cache
 
 from kp_ray.cluster.errors import describe_ray_error
+from kp_ray.cluster.ray_internals import keep_credentials_out_of_tune_logs, node_resource
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError, StoppedError
 from kp_ray.stage import Progress
@@ -72,19 +72,10 @@ def _find_own_error(error: BaseException | None) -> KpRayError | None:
 
 
 def _prepare_environment() -> None:
-    _keep_credentials_out_of_logs()
+    keep_credentials_out_of_tune_logs([name for name in os.environ if name.startswith("AWS_")])
     # Ctrl-C must end the driver, as a kill does; Ray Tune's handler makes the search look finished.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-
-
-def _keep_credentials_out_of_logs() -> None:
-    """Keep Ray Tune from copying the driver's AWS credentials into each trial's runtime environment.
-
-    Ray writes runtime environments to its logs, and nodes have credentials of their own. There is no public setting in
-    Ray 2.60: its private set of copied variables is emptied.
-    """
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update([name for name in os.environ if name.startswith("AWS_")])
 
 
 def _trial_resources() -> dict[str, float]:
@@ -94,8 +85,7 @@ def _trial_resources() -> dict[str, float]:
     """
     own_id = ray.get_runtime_context().get_node_id()
     node = next(node for node in ray.nodes() if node["NodeID"] == own_id)
-    label = next(name for name in node["Resources"] if name.startswith("node:") and name != "node:__internal_head__")
-    return {"memory": 1, label: 0.001}
+    return {"memory": 1, node_resource(node): 0.001}
 
 
 class _Listener(ray.tune.Callback):

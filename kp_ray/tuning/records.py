@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from kp_ray.config.schema import Config, TuneConfig
+from kp_ray.config.schema import Config
+from kp_ray.config.tuning import TuneConfig
 from kp_ray.errors import StorageError, one_line, shorten
 from kp_ray.storage import append_json_line, delete_file, exists, join, read_json, read_json_lines, write_json
 from kp_ray.training.logs import LogEntry, read_training_log

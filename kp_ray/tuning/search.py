@@ -11,7 +11,8 @@ from typing import Any
 import optuna
 
 from kp_ray.cluster.resources import runs_at_once
-from kp_ray.config.schema import Config, WorkerRange
+from kp_ray.config.schema import Config
+from kp_ray.config.training import WorkerRange
 from kp_ray.errors import ConfigError, DivergedError, KpRayError, StoppedError, StoreError
 from kp_ray.fingerprint import encode_fields, refuse_difference
 from kp_ray.stage import Progress, no_progress

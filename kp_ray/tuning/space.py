@@ -13,7 +13,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from kp_ray.augmentation.recipes import RECIPES
-from kp_ray.config.schema import Config, TrainConfig
+from kp_ray.config.schema import Config
+from kp_ray.config.training import TrainConfig
 from kp_ray.errors import ConfigError
 from kp_ray.store.manifest import read_manifest
 

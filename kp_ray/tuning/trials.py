@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from kp_ray.config.schema import Config, TuneConfig
+from kp_ray.config.schema import Config
+from kp_ray.config.tuning import TuneConfig
 from kp_ray.storage import list_folders, write_bytes, write_parquet
 from kp_ray.tuning.records import (
     Evaluation,

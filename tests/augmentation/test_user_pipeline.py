@@ -12,7 +12,7 @@ from kp_ray.augmentation.recipes import Recipe, resolve_recipes
 from kp_ray.augmentation.user_pipeline import validate_pipeline
 from kp_ray.errors import ConfigError, DataError
 from kp_ray.keypoints import apply_affine, inside
-from tests.helpers.pictures import to_jpeg, to_png
+from tests.helpers.images import to_jpeg, to_png
 from tests.helpers.variants import (
     SIZES,
     decode_variant,

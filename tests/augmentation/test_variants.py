@@ -15,7 +15,7 @@ from kp_ray.errors import DataError
 from kp_ray.images import MAX_SIDE
 from kp_ray.keypoints import apply_affine, inside
 from kp_ray.store.manifest import row_schema
-from tests.helpers.pictures import PICTURE_FILES, UNCHANGED_KINDS, decode_upright_rgb, to_jpeg, to_png
+from tests.helpers.images import IMAGE_FILES, UNCHANGED_KINDS, decode_upright_rgb, to_jpeg, to_png
 from tests.helpers.variants import (
     SIZES,
     count_stray_pixels,
@@ -272,13 +272,13 @@ def test_a_picture_longer_than_a_jpeg_can_be_is_refused_by_the_recipes_that_keep
     assert len(make_variants(long, points, [(RECIPES["CenterCrop_1"], 1)])) == 1
 
 
-@pytest.mark.parametrize("kind", PICTURE_FILES)
+@pytest.mark.parametrize("kind", IMAGE_FILES)
 def test_the_stored_original_shows_the_source(kind: str) -> None:
-    shown = decode_upright_rgb(PICTURE_FILES[kind])
+    shown = decode_upright_rgb(IMAGE_FILES[kind])
     height, width = shown.shape[:2]
-    variant = make_variants(PICTURE_FILES[kind], np.full((24, 3), 5.0), [(RECIPES["Original"], 1)])[0]
+    variant = make_variants(IMAGE_FILES[kind], np.full((24, 3), 5.0), [(RECIPES["Original"], 1)])[0]
     assert (variant.width, variant.height) == (width, height)
-    assert (variant.image == PICTURE_FILES[kind]) is (kind in UNCHANGED_KINDS)
+    assert (variant.image == IMAGE_FILES[kind]) is (kind in UNCHANGED_KINDS)
     # Decoded without regard to EXIF.
     stored = simplejpeg.decode_jpeg(variant.image, "RGB")
     assert np.abs(stored.astype(int) - shown).mean() < (8 if kind == "black and white PNG" else 3)

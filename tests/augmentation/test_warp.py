@@ -9,7 +9,7 @@ from kp_ray.augmentation.recipes import RECIPES
 from kp_ray.augmentation.sampling import sample_parameters
 from kp_ray.augmentation.warp import relight
 from kp_ray.images import decode
-from tests.helpers.pictures import to_jpeg, to_png
+from tests.helpers.images import to_jpeg, to_png
 from tests.helpers.variants import SIZES, decode_variant, make_picture, make_variants, named_variants
 
 

@@ -1,4 +1,4 @@
-"""The command line without a cluster: help, user errors, `check`, and what goes to stdout and to stderr."""
+"""The command line without a cluster: help, user errors, `check`, and the contents of stdout and stderr."""
 
 import json
 import sys
@@ -43,7 +43,7 @@ class Result(NamedTuple):
 
 
 class Folder:
-    """A working directory with four labelled pictures, a test folder and a config."""
+    """A working directory with four labelled images, a folder of test images and a config."""
 
     def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.root, self.capsys = root, capsys
@@ -51,11 +51,11 @@ class Folder:
             (root / folder).mkdir()
         for number, name in enumerate(NAMES):
             Image.fromarray(np.full((90, 160, 3), 40 * number, np.uint8)).save(root / "frames" / name)
-        self.label()
-        self.configure()
+        self.write_labels()
+        self.write_config()
 
-    def label(self, names: list[str] = NAMES, cell: str | None = None) -> None:
-        """Write labels of a standing person for every picture; `cell` replaces one number."""
+    def write_labels(self, names: list[str] = NAMES, cell: str | None = None) -> None:
+        """Write the labels of a standing person for every image; `cell` replaces a number of the second image."""
         rows = [",".join(["image", *DACON24.columns])]
         for number, name in enumerate(names):
             numbers = []
@@ -67,29 +67,32 @@ class Folder:
             rows[2] = rows[2].replace(",34", f",{cell}", 1)
         (self.root / "labels.csv").write_text("\n".join(rows) + "\n")
 
-    def configure(self, **changes: Any) -> str:
+    def write_config(self, **changes: Any) -> str:
+        """Write a config with these sections changed; return its path."""
         data = {"annotations": "labels.csv", "images": "frames", "test_images": "test"}
         values = {"run_dir": "run", "split": {"fraction": 0}, "data": data, **changes}
         (self.root / "config.yaml").write_text(yaml.safe_dump(values))
         return "config.yaml"
 
     def run(self, *arguments: str) -> Result:
+        """Run `kp-ray` in this process."""
         self.capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as end:
             main(arguments)
         out, err = self.capsys.readouterr()
-        return Result(int(ended.value.code or 0), out, err)
+        return Result(int(end.value.code or 0), out, err)
 
     def files(self) -> dict[str, bytes]:
+        """Return the content of every file, by relative path."""
         return {str(path.relative_to(self.root)): path.read_bytes() for path in self.root.rglob("*") if path.is_file()}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Folder:
-    def refuse(**options: Any) -> NoReturn:
+    def fail(**options: Any) -> NoReturn:
         raise AssertionError("a cluster was started")
 
-    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "init", fail)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     return Folder(tmp_path, capsys)
@@ -134,40 +137,39 @@ WITH_CONFIG = [verb for verb in VERBS if verb not in ("sample", "show", "doctor"
 def test_a_missing_or_invalid_config_is_refused(folder: Folder, verb: str) -> None:
     assert_refused(folder, "name the configuration file", verb)
     assert_refused(folder, "nowhere.yaml: there is no such file", verb, "nowhere.yaml")
-    assert_refused(
-        folder, "train.max_iters: unknown key; did you mean max_iter?", verb, folder.configure(train={"max_iters": 3})
-    )
-    path = folder.configure()
+    path = folder.write_config(train={"max_iters": 3})
+    assert_refused(folder, "train.max_iters: unknown key; did you mean max_iter?", verb, path)
+    path = folder.write_config()
     assert_refused(folder, "train.max_iter: Input should be a valid integer", verb, path, "--set", "train.max_iter=few")
     assert_refused(folder, "a b: unknown key", verb, path, "--set", "a\nb=1")
     assert_refused(folder, "--set nothing: expected KEY=VALUE", verb, path, "--set", "nothing")
 
 
 @pytest.mark.parametrize("verb", ["check", "augment", "verify", "run"])
-def test_unreadable_labels_are_refused(folder: Folder, verb: str) -> None:
+def test_missing_and_invalid_labels_are_refused(folder: Folder, verb: str) -> None:
     assert_refused(folder, "data.annotations is not set", verb, "config.yaml", "--set", "data.annotations=null")
     missing = f"data.annotations: {folder.root}/gone.csv: there is no such file or folder"
     assert_refused(folder, missing, verb, "config.yaml", "--set", "data.annotations=gone.csv")
     missing = f"data.corrections: {folder.root}/gone.csv: there is no such file or folder"
     assert_refused(folder, missing, verb, "config.yaml", "--set", "data.corrections=gone.csv")
-    folder.label(cell="abc")
+    folder.write_labels(cell="abc")
     assert_refused(folder, "labels.csv: row 3: right_elbow_y: 'abc' is not a number", verb, "config.yaml")
-    folder.label(names=[*NAMES, "../up.jpg"])
+    folder.write_labels(names=[*NAMES, "../up.jpg"])
     assert_refused(folder, "row 6: image '../up.jpg' is not a plain name", verb, "config.yaml")
 
 
 @pytest.mark.parametrize("verb", ["augment", "verify", "run"])
 def test_unknown_recipes_and_missing_images_are_refused_before_a_cluster_starts(folder: Folder, verb: str) -> None:
-    wrong = ["--set", "augment.recipes=[Rotate46]"]
-    assert_refused(folder, "augment.recipes: no recipe is called 'Rotate46'", verb, "config.yaml", *wrong)
-    wrong = ["--set", "augment.user_recipes={mine: {transform: {}}}"]
-    assert_refused(folder, "augment.user_recipes.mine: not a pipeline", verb, "config.yaml", *wrong)
+    unknown = ["--set", "augment.recipes=[Rotate46]"]
+    assert_refused(folder, "augment.recipes: no recipe is called 'Rotate46'", verb, "config.yaml", *unknown)
+    invalid = ["--set", "augment.user_recipes={mine: {transform: {}}}"]
+    assert_refused(folder, "augment.user_recipes.mine: not a pipeline", verb, "config.yaml", *invalid)
     missing = f"data.images: {folder.root}/gone: there is no such file or folder"
     assert_refused(folder, missing, verb, "config.yaml", "--set", "data.images=gone")
 
 
 @pytest.mark.parametrize("key", ["test_images", "sample_submission", "truth"])
-def test_run_refuses_missing_inputs_of_its_last_stages_at_once(folder: Folder, key: str) -> None:
+def test_run_refuses_missing_inputs_of_its_last_stages_before_the_first_stage(folder: Folder, key: str) -> None:
     missing = f"data.{key}: {folder.root}/gone: there is no such file or folder"
     assert_refused(folder, missing, "run", "config.yaml", "--set", f"data.{key}=gone")
 
@@ -215,38 +217,40 @@ def test_check_works_without_images(folder: Folder) -> None:
     assert "next:" not in result.err  # augment needs the images
 
 
-def test_check_ends_with_one_when_images_are_missing(folder: Folder) -> None:
-    folder.label(names=[*NAMES, "gone.jpg", "[/red]left.jpg"])
+def test_check_exits_with_1_if_images_are_missing(folder: Folder) -> None:
+    folder.write_labels(names=[*NAMES, "gone.jpg", "[/red]left.jpg"])
     result = folder.run("check", "config.yaml")
     assert result.code == 1
     assert "error missing: 2" in result.err
-    # Brackets are text, not markup.
-    folder.label(names=[*NAMES, "[/red]left.jpg"])
-    assert "e.g. [/red]left.jpg: no such file" in folder.run("check", "config.yaml").err
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize("missing", [0, 1])
-def test_json_is_one_object_and_the_whole_of_stdout(folder: Folder, missing: int) -> None:
-    folder.label(names=[*NAMES, "gone.jpg"][: 4 + missing])
+def test_brackets_in_a_name_are_printed_as_text(folder: Folder) -> None:
+    folder.write_labels(names=[*NAMES, "[/red]left.jpg"])
+    assert "e.g. [/red]left.jpg: no such file" in folder.run("check", "config.yaml").err
+
+
+@pytest.mark.parametrize("num_missing", [0, 1])
+def test_json_is_one_object_and_nothing_else_is_on_stdout(folder: Folder, num_missing: int) -> None:
+    folder.write_labels(names=[*NAMES, "gone.jpg"][: 4 + num_missing])
     result = folder.run("check", "config.yaml", "--json")
     assert len(result.out.splitlines()) == 1
-    figures = json.loads(result.out.splitlines()[-1])
-    assert figures["images"] == 4 + missing
-    assert figures["errors"] == missing
-    assert figures["findings"].get("missing", 0) == missing
-    assert result.code == missing
+    figures = json.loads(result.out)
+    assert figures["images"] == 4 + num_missing
+    assert figures["errors"] == num_missing
+    assert figures["findings"].get("missing", 0) == num_missing
+    assert result.code == num_missing
 
 
 def test_progress_without_a_terminal_is_unbroken_plain_lines(folder: Folder) -> None:
     result = folder.run("check", "config.yaml")
     progress = [line for line in result.err.splitlines() if line.startswith("check ")]
     assert progress
-    assert len(progress) <= 2  # the first and the last; between them one every ten seconds
+    assert len(progress) <= 2  # a line at the beginning and the end; between them one every ten seconds
     assert "4/4" in progress[-1]
     assert "\x1b" not in result.err
     assert "\r" not in result.err
-    # However narrow the log, a path stays on one line.
+    # A path is not wrapped, although it is longer than a line.
     assert f"findings in {folder.root}/run/check.csv" in result.err
 
 
@@ -260,11 +264,12 @@ def test_sample_writes_a_data_set_that_check_accepts(folder: Folder) -> None:
 
 
 def test_quiet_prints_only_figures_and_errors(folder: Folder) -> None:
-    loud, quiet = folder.run("check", "config.yaml", "--json"), folder.run("--quiet", "check", "config.yaml", "--json")
-    assert "next: kp-ray augment config.yaml" in loud.err
-    assert quiet == Result(loud.code, loud.out, "")
+    normal = folder.run("check", "config.yaml", "--json")
+    quiet = folder.run("--quiet", "check", "config.yaml", "--json")
+    assert "next: kp-ray augment config.yaml" in normal.err
+    assert quiet == Result(normal.code, normal.out, "")
     assert folder.run("-q", "check", "none.yaml").err.startswith("kp-ray: none.yaml")
-    assert folder.run("check", "config.yaml").err  # the next command prints again
+    assert folder.run("check", "config.yaml").err  # --quiet does not last beyond its command
 
 
 def test_predict_can_be_forecast_before_members_are_trained(folder: Folder) -> None:

@@ -1,13 +1,12 @@
-"""The cluster files of the repository, autoscaling with fake nodes, and nodes that are lost during a run.
+"""The repository's cluster files, autoscaling with fake nodes, and nodes that are lost during a run.
 
-`cluster.yaml` and `docs/kuberay/` are checked as files; Ray's fake node provider scales the groups of `cluster.yaml` on
-this machine.
+`cluster.yaml` and `docs/kuberay/` are checked as files. Ray's fake node provider starts the node types of
+`cluster.yaml` on this machine.
 """
 
 import json
 import shutil
 import subprocess
-import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,29 +20,33 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from tests.helpers.clusters import ENVIRONMENT, free_port, kill_ray
+from tests.helpers.clusters import ENVIRONMENT, free_port, ray_temp_dir
 from tests.helpers.data import ROOT, tiny_config
 from tests.helpers.processes import RAY, run_command, run_kp_ray, set_options, start_kp_ray, wait_until
 
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-GROUPS: dict[str, Any] = CLUSTER["available_node_types"]
+NODE_TYPES: dict[str, Any] = CLUSTER["available_node_types"]
 KUBERAY = yaml.safe_load((ROOT / "docs" / "kuberay" / "raycluster.yaml").read_text())["spec"]
 KUBERAY_JOB = yaml.safe_load((ROOT / "docs" / "kuberay" / "rayjob.yaml").read_text())
 HEAD_ID, FAKE_HEAD = "f" * 51 + "00000", "ray.head.default"
-"""The node id of the head and the name of its group, as the fake node provider requires them."""
+"""The node id of the head and the name of its node type that the fake node provider requires."""
 
 
 def fake_cluster(gcs: str) -> dict[str, Any]:
-    """Return an autoscaler config with the groups of cluster.yaml as fake nodes of at most 2 CPUs and 2 GPUs."""
+    """Return an autoscaler config with the node types of cluster.yaml as fake nodes of at most 2 CPUs and 2 GPUs.
+
+    Args:
+        gcs: host:port of the head's GCS.
+    """
     head = CLUSTER["head_node_type"]
     types = {
         FAKE_HEAD if name == head else name: {
-            "resources": {key: min(amount, 2) for key, amount in group["resources"].items()},
+            "resources": {key: min(amount, 2) for key, amount in node_type["resources"].items()},
             "node_config": {},
-            "min_workers": group.get("min_workers", 0),
-            "max_workers": min(group.get("max_workers", 0), 4),
+            "min_workers": node_type.get("min_workers", 0),
+            "max_workers": min(node_type.get("max_workers", 0), 4),
         }
-        for name, group in GROUPS.items()
+        for name, node_type in NODE_TYPES.items()
     }
     return {
         "cluster_name": "fake",
@@ -62,7 +65,12 @@ def fake_cluster(gcs: str) -> dict[str, Any]:
 
 
 def query_dashboard(port: int, resource: str) -> list[dict[str, Any]]:
-    """List the `nodes` or `actors` of a cluster, those that ended too, from the dashboard on this port."""
+    """List the `nodes` or `actors` of a cluster, including those that have ended.
+
+    Args:
+        port: port of the cluster's dashboard.
+        resource: "nodes" or "actors".
+    """
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v0/{resource}?detail=1", timeout=30) as response:
         return list(json.load(response)["data"]["result"]["result"])
 
@@ -92,21 +100,18 @@ class AutoscalingCluster:
         )  # fmt: skip
 
     def nodes(self) -> list[dict[str, Any]]:
-        """List every node of the cluster's life, with its `state` and `resources_total`."""
+        """List every node that the cluster has had, with its `state` and `resources_total`."""
         return query_dashboard(self.dashboard, "nodes")
 
     def alive(self, resource: str) -> list[dict[str, Any]]:
-        """List the living nodes that have a resource, e.g. "GPU"."""
+        """List the nodes that are alive and have a resource, e.g. "GPU"."""
         return [node for node in self.nodes() if node["state"] == "ALIVE" and resource in node["resources_total"]]
 
 
 @pytest.fixture(scope="module")
 def autoscaling() -> Iterator[AutoscalingCluster]:
-    folder = tempfile.mkdtemp(prefix="kpc", dir="/tmp")  # short: the path of a Unix socket has at most 107 characters
-    try:
+    with ray_temp_dir() as folder:
         yield AutoscalingCluster(folder)
-    finally:
-        kill_ray(folder)
 
 
 def test_every_node_requires_tokens_and_the_dashboard_is_local_to_the_head() -> None:
@@ -120,43 +125,46 @@ def test_every_node_requires_tokens_and_the_dashboard_is_local_to_the_head() -> 
 
 
 def test_images_have_the_installed_ray_version_and_nodes_install_their_extras() -> None:
-    group_images = [group["docker"]["worker_image"] for group in GROUPS.values() if "docker" in group]
-    images = [CLUSTER["docker"]["image"], *group_images]
+    worker_images = [node_type["docker"]["worker_image"] for node_type in NODE_TYPES.values() if "docker" in node_type]
+    images = [CLUSTER["docker"]["image"], *worker_images]
     assert all(image.startswith(f"rayproject/ray:{ray.__version__}-") for image in images)
     assert KUBERAY["rayVersion"] == ray.__version__
-    filled = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
-    validate_config(filled)
-    with_train = [" ".join(filled[f"{node}_setup_commands"]) for node in ("head", "worker")]
-    assert all("[train,s3]" in commands and "detectron2" in commands for commands in with_train)
-    assert "[train" not in " ".join(GROUPS["cpu"]["worker_setup_commands"])
+    prepared = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    validate_config(prepared)
+    for node in ("head", "worker"):
+        commands = " ".join(prepared[f"{node}_setup_commands"])
+        assert "[train,s3]" in commands
+        assert "detectron2" in commands
+    assert "[train" not in " ".join(NODE_TYPES["cpu"]["worker_setup_commands"])
 
 
-def test_the_head_has_no_cpus_and_both_groups_start_without_nodes() -> None:
-    assert GROUPS[CLUSTER["head_node_type"]]["resources"] == {"CPU": 0}
+def test_the_head_has_no_cpus_and_both_worker_types_start_without_nodes() -> None:
+    assert NODE_TYPES[CLUSTER["head_node_type"]]["resources"] == {"CPU": 0}
     assert "--num-cpus=0" in CLUSTER["head_start_ray_commands"][-1]
-    workers = {name: group for name, group in GROUPS.items() if name != CLUSTER["head_node_type"]}
-    assert {name: group["min_workers"] for name, group in workers.items()} == {"cpu": 0, "gpu": 0}
+    workers = {name: node_type for name, node_type in NODE_TYPES.items() if name != CLUSTER["head_node_type"]}
+    assert {name: node_type["min_workers"] for name, node_type in workers.items()} == {"cpu": 0, "gpu": 0}
     assert workers["cpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
 
 
-def test_kuberay_has_the_groups_of_cluster_yaml() -> None:
+def test_the_groups_of_kuberay_are_the_node_types_of_cluster_yaml() -> None:
     assert KUBERAY_JOB["spec"]["rayClusterSpec"] == KUBERAY
     assert KUBERAY["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     for group in KUBERAY["workerGroupSpecs"]:
-        expected, limits = GROUPS[group["groupName"]], group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        assert (group["minReplicas"], group["maxReplicas"]) == (expected["min_workers"], expected["max_workers"])
+        node_type = NODE_TYPES[group["groupName"]]
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        assert (group["minReplicas"], group["maxReplicas"]) == (node_type["min_workers"], node_type["max_workers"])
         resources = {"CPU": int(limits["cpu"]), "GPU": int(limits.get("nvidia.com/gpu", 0))}
-        assert resources == {"GPU": 0, **expected["resources"]}
+        assert resources == {"GPU": 0, **node_type["resources"]}
 
 
 @dataclass(frozen=True)
 class AugmentedRun:
-    """A finished `kp-ray augment` on a cluster that began without workers.
+    """A finished `kp-ray augment` on a cluster that had no worker nodes at first.
 
     Attributes:
-        arguments: of a verb that uses the same config and cluster.
+        arguments: arguments of a verb that uses the same config and cluster.
         process: the finished command.
-        nodes: all nodes at its end.
+        nodes: every node that the cluster had when the command ended.
     """
 
     arguments: list[str]
@@ -178,7 +186,7 @@ def augmented(
 
 
 @pytest.mark.slow
-def test_an_augment_job_adds_cpu_nodes_that_go_when_idle(
+def test_augmenting_adds_cpu_nodes_that_are_removed_when_idle(
     autoscaling: AutoscalingCluster, augmented: AugmentedRun
 ) -> None:
     assert augmented.process.returncode == 0, augmented.process.stderr[-3000:]
@@ -190,7 +198,7 @@ def test_an_augment_job_adds_cpu_nodes_that_go_when_idle(
 
 
 @pytest.mark.slow
-def test_a_train_job_adds_gpu_nodes(autoscaling: AutoscalingCluster, augmented: AugmentedRun) -> None:
+def test_training_adds_gpu_nodes(autoscaling: AutoscalingCluster, augmented: AugmentedRun) -> None:
     training = start_kp_ray("train", *augmented.arguments, "--set", "train.use_gpu=true")
     try:
         wait_until(lambda: autoscaling.alive("GPU"), training, timeout_s=150, poll_s=1)
@@ -200,11 +208,11 @@ def test_a_train_job_adds_gpu_nodes(autoscaling: AutoscalingCluster, augmented: 
 
 
 class TwoNodes:
-    """A head without CPUs and two worker nodes whose raylets can be killed one by one."""
+    """A head without CPUs and two worker nodes whose raylets can be killed."""
 
     def __init__(self, folder: str) -> None:
         port, self.dashboard = free_port(), free_port()
-        # All nodes share this machine's address; a driver joins the head if several match.
+        # All nodes have this machine's address. A driver that finds several nodes with its address joins the head.
         self.address, self.num_started = f"{ray.util.get_node_ip_address()}:{port}", 0
         self.start_node(
             "--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={folder}",
@@ -213,47 +221,43 @@ class TwoNodes:
         )  # fmt: skip
 
     def start_node(self, *options: str) -> None:
-        """Start a node with a known id: its number."""
+        """Start a node whose id is its number, so that its raylet can be found."""
         self.num_started += 1
         start_ray(*options, RAY_OVERRIDE_NODE_ID_FOR_TESTING=f"{self.num_started:056x}")
 
     def start_missing(self) -> None:
-        """Start worker nodes until two of two CPUs are alive."""
+        """Start worker nodes of 2 CPUs until two are alive."""
         nodes = query_dashboard(self.dashboard, "nodes")
         alive = [node for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"]]
         for _ in range(2 - len(alive)):
             self.start_node(f"--address={self.address}", "--num-cpus=2")
 
     def kill_node_of(self, actor_class: str) -> None:
-        """Kill the raylet of a node on which an actor of this class is alive, as if its machine were lost."""
+        """Kill the raylet of a node on which an actor of this class is alive, as if the node's machine were lost."""
         actors = query_dashboard(self.dashboard, "actors")
         nodes = [a["node_id"] for a in actors if actor_class in a["class_name"] and a["state"] == "ALIVE"]
         assert nodes, f"no {actor_class} is alive"
-        for process in psutil.process_iter(["name"]):
-            if process.info["name"] == "raylet" and (
-                process.environ().get("RAY_OVERRIDE_NODE_ID_FOR_TESTING") == nodes[0]
-            ):
-                process.kill()
+        raylets = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "raylet"]
+        for raylet in raylets:
+            if raylet.environ().get("RAY_OVERRIDE_NODE_ID_FOR_TESTING") == nodes[0]:
+                raylet.kill()
                 return
         raise AssertionError(f"no raylet has the node id {nodes[0]}")
 
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[TwoNodes]:
-    folder = tempfile.mkdtemp(prefix="kp2", dir="/tmp")  # short: the path of a Unix socket has at most 107 characters
-    try:
+    with ray_temp_dir() as folder:
         yield TwoNodes(folder)
-    finally:
-        kill_ray(folder)
 
 
 @dataclass(frozen=True)
 class UndisturbedRun:
-    """A run of augment, train and predict on both nodes.
+    """A finished run of augment, train and predict on two nodes of which none was lost.
 
     Attributes:
-        folder: of the config and of the run folders.
-        address: of the cluster.
+        folder: folder of the config and of the run folders.
+        address: address of the cluster.
     """
 
     folder: Path
@@ -264,7 +268,7 @@ class UndisturbedRun:
         return self.folder / "undisturbed"
 
     def arguments(self, run_dir: Path) -> list[str]:
-        """Return the arguments of a verb that repeats this run in another run folder."""
+        """Return the arguments of a verb that uses the same config and cluster with this run folder."""
         settings = (f"cluster.address={self.address}", f"run_dir={run_dir}")
         return [str(self.folder / "config.yaml"), *set_options(*settings)]
 
@@ -287,11 +291,13 @@ def undisturbed(
     return run
 
 
-def run_with_lost_node(two_nodes: TwoNodes, arguments: list[str], begun: Callable[[], Any], actor_class: str) -> str:
-    """Run a verb, kill the node of one of its actors once `begun` returns true, and return its stderr."""
+def run_with_lost_node(
+    two_nodes: TwoNodes, arguments: list[str], has_begun: Callable[[], Any], actor_class: str
+) -> str:
+    """Run a verb, kill the node of one of its actors once `has_begun` returns true, and return the verb's stderr."""
     two_nodes.start_missing()
     process = start_kp_ray(*arguments)
-    wait_until(begun, process, timeout_s=150, poll_s=0.1)
+    wait_until(has_begun, process, timeout_s=150, poll_s=0.1)
     two_nodes.kill_node_of(actor_class)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err[-3000:]

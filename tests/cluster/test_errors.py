@@ -1,4 +1,4 @@
-"""Causes of Ray's errors: found through every wrapper that Ray 2.60 puts around them."""
+"""Causes of Ray's errors: they are found in every wrapper that Ray 2.60 puts around them."""
 
 import os
 import pickle
@@ -17,7 +17,8 @@ from kp_ray.cluster.errors import (
     raise_error_row,
     root_cause,
 )
-from kp_ray.cluster.tasks import bounded_retries, ray_data_settings
+from kp_ray.cluster.ray_internals import bounded_task_retries
+from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.errors import DivergedError, StorageError
 
 DISK_FULL = StorageError("/data/part: cannot be written: No space left on device: free some space")
@@ -25,7 +26,7 @@ DISK_FULL = StorageError("/data/part: cannot be written: No space left on device
 
 def wrap(cause: Exception) -> RayTaskError:
     """Wrap an error as Ray does when a task raises it."""
-    return RayTaskError("task", "Traceback (most recent call last):\nValueError: of something else", cause)
+    return RayTaskError("task", "Traceback (most recent call last):\nValueError: another error", cause)
 
 
 class FakeWorkerGroupError(Exception):
@@ -74,9 +75,7 @@ def test_an_error_is_described_by_its_cause(error: Exception, text: str) -> None
         ((RuntimeError("CUDA error"),), "RuntimeError: CUDA error"),
     ],
 )
-def test_of_several_workers_failures_the_most_specific_one_is_described(
-    failures: tuple[Exception, ...], text: str
-) -> None:
+def test_the_most_specific_of_several_workers_failures_is_described(failures: tuple[Exception, ...], text: str) -> None:
     assert describe_ray_error(FakeWorkerGroupError(*failures)) == text
     assert describe_ray_error(FakeControllerError(FakeWorkerGroupError(*failures))) == text
 
@@ -94,12 +93,12 @@ def test_an_error_is_raised_from_its_row_with_its_class(error: Exception) -> Non
     assert str(raised.value) == str(error)
 
 
-def test_other_rows_raise_nothing() -> None:
+def test_rows_without_an_error_raise_nothing() -> None:
     raise_error_row({"images": 3})
     raise_error_row({"images": 3, "error_class": None, "error_message": None})
 
 
-# What Ray itself raises.
+# The errors of a real cluster.
 
 
 @ray.remote
@@ -108,7 +107,7 @@ def fail() -> None:
 
 
 @ray.remote
-class Unusable:
+class FailingActor:
     def __init__(self) -> None:
         raise DISK_FULL
 
@@ -121,8 +120,8 @@ def kill_worker(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_cause_of_a_task_and_of_an_actors_constructor_is_kept() -> None:
-    for call in (fail.remote, Unusable.remote().call.remote):
+def test_the_cause_of_a_failed_task_and_a_failed_actor_constructor_is_found() -> None:
+    for call in (fail.remote, FailingActor.remote().call.remote):
         with pytest.raises(ray.exceptions.RayError) as error:
             ray.get(call())
         cause = root_cause(error.value)
@@ -133,7 +132,7 @@ def test_the_cause_of_a_task_and_of_an_actors_constructor_is_kept() -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_task_whose_worker_dies_each_time_ends_the_dataset() -> None:
     with ray_data_settings():
-        dataset = ray.data.from_items([{"a": 1}]).map(kill_worker, ray_remote_args_fn=bounded_retries)
+        dataset = ray.data.from_items([{"a": 1}]).map(kill_worker, **bounded_task_retries())
     with pytest.raises(ray.exceptions.RayError) as error:
         list(dataset.iter_rows())
     assert describe_ray_error(error.value) == PROCESS_DIED

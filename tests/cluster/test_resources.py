@@ -1,4 +1,4 @@
-"""The number of training runs that a cluster holds."""
+"""The number of training runs that fit a cluster."""
 
 from typing import Any
 
@@ -28,29 +28,29 @@ def set_nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_running_cluster_of_four_cpus_holds_four_runs_of_one_small_worker() -> None:
+def test_four_runs_of_one_small_worker_fit_a_running_cluster_of_four_cpus() -> None:
     assert runs_at_once(make_config()) == Capacity(num_runs=4, use_gpu=False)
-    with pytest.raises(ClusterError, match=r"^the cluster has 4 CPUs .*: lower train\.num_workers"):
+    with pytest.raises(ClusterError, match=r"^train\.num_workers: .*the cluster has 4 CPUs and 0 GPUs"):
         runs_at_once(make_config(num_workers=50))
 
 
-def test_an_elastic_run_has_the_cluster_for_itself(set_nodes: Any) -> None:
+def test_an_elastic_run_runs_alone(set_nodes: Any) -> None:
     set_nodes({"CPU": 16})
     assert runs_at_once(make_config(num_workers={"min": 1, "max": 4})).num_runs == 1
 
 
-def test_gpus_are_used_if_there_are_any_and_limit_the_runs(set_nodes: Any) -> None:
+def test_gpus_are_used_by_default_and_limit_the_number_of_runs(set_nodes: Any) -> None:
     set_nodes({"CPU": 16, "GPU": 2})
     assert runs_at_once(make_config()) == Capacity(num_runs=2, use_gpu=True)
     assert runs_at_once(make_config(num_workers=2)) == Capacity(num_runs=1, use_gpu=True)
     assert runs_at_once(make_config(use_gpu=False)) == Capacity(num_runs=16, use_gpu=False)
-    with pytest.raises(ClusterError, match=r"and 3 GPUs: lower train\.num_workers"):
+    with pytest.raises(ClusterError, match=r"and 3 GPUs, .*: lower train\.num_workers"):
         runs_at_once(make_config(num_workers=3))
 
 
 def test_a_worker_must_fit_a_single_node(set_nodes: Any) -> None:
     set_nodes({"CPU": 2}, {"CPU": 2})
-    with pytest.raises(ClusterError, match=r"^no node has 3 CPUs for a worker: lower train\.cpus_per_worker"):
+    with pytest.raises(ClusterError, match=r"^train\.cpus_per_worker: no node has 3 CPUs for a worker"):
         runs_at_once(make_config(cpus_per_worker=3))
 
 
@@ -58,13 +58,13 @@ def test_workers_are_counted_per_node(set_nodes: Any) -> None:
     set_nodes({"CPU": 3}, {"CPU": 3})
     assert runs_at_once(make_config(cpus_per_worker=2)).num_runs == 2
     set_nodes({"CPU": 3}, {"CPU": 3}, {"CPU": 1})
-    with pytest.raises(ClusterError, match=r"room for 2 workers of 2 CPUs each, training asks for 3"):
+    with pytest.raises(ClusterError, match=r"needs 3 workers of 2 CPUs each, the nodes have room for 2"):
         runs_at_once(make_config(cpus_per_worker=2, num_workers=3))
 
 
-def test_a_cluster_that_grows_is_counted_at_its_full_size(set_nodes: Any) -> None:
+def test_an_autoscaling_cluster_is_counted_at_its_full_size(set_nodes: Any) -> None:
     set_nodes({"CPU": 0})
-    grown = make_config({"num_cpus": 8, "num_gpus": 2}, num_workers=2, cpus_per_worker=2)
-    assert runs_at_once(grown) == Capacity(num_runs=1, use_gpu=True)
-    assert fits_a_node(grown, 8, 2)
-    assert not fits_a_node(grown, 9, 0)
+    config = make_config({"num_cpus": 8, "num_gpus": 2}, num_workers=2, cpus_per_worker=2)
+    assert runs_at_once(config) == Capacity(num_runs=1, use_gpu=True)
+    assert fits_a_node(config, 8, 2)
+    assert not fits_a_node(config, 9, 0)

@@ -1,4 +1,4 @@
-"""Joining a cluster: an address where nobody answers is refused soon, in one line."""
+"""Joining a cluster: an address where nothing answers is refused within seconds, in one line."""
 
 import socket
 import time
@@ -28,7 +28,7 @@ def test_the_setting_that_holds_the_address_is_named(monkeypatch: pytest.MonkeyP
         pass
 
 
-def test_addresses_that_ray_resolves_are_left_to_it() -> None:
+def test_an_open_port_and_an_address_without_a_port_are_not_refused() -> None:
     check_address("auto", "cluster.address")
     with socket.create_server(("127.0.0.1", 0)) as server:
         check_address(f"ray://127.0.0.1:{server.getsockname()[1]}", "cluster.address")

@@ -9,7 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from kp_ray.config.load import build_config, load_config
-from kp_ray.config.schema import Config, metric_mode
+from kp_ray.config.schema import Config
+from kp_ray.config.training import metric_mode
 from kp_ray.errors import ConfigError
 from kp_ray.keypoints import DACON24
 from kp_ray.storage import read_bytes

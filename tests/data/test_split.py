@@ -31,7 +31,7 @@ def make_sources(counts: list[int], cameras: str = "AB") -> Annotations:
     st.integers(0, 2**63),
     st.randoms(use_true_random=False),
 )
-def test_units_stay_whole_no_side_is_empty_and_the_order_of_rows_does_not_matter(counts, by, fraction, seed, random):
+def test_units_stay_whole_both_splits_have_sources_and_row_order_does_not_matter(counts, by, fraction, seed, random):
     labels = make_sources(counts)
     splits = split_sources(labels, by=by, fraction=fraction, seed=seed)
     assert set(splits) == {"train", "val"}
@@ -46,21 +46,21 @@ def test_units_stay_whole_no_side_is_empty_and_the_order_of_rows_does_not_matter
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
 def test_the_share_held_out_is_the_closest_that_whole_units_allow(by, fraction):
     labels = make_sources([3] * 20)
-    held = Counter(split_sources(labels, by=by, fraction=fraction, seed=1))["val"]
-    unit = {"scene": 6, "clip": 3, "frame": 1}[by]
-    assert abs(held - fraction * len(labels)) <= unit / 2
+    num_val = Counter(split_sources(labels, by=by, fraction=fraction, seed=1))["val"]
+    unit_size = {"scene": 6, "clip": 3, "frame": 1}[by]
+    assert abs(num_val - fraction * len(labels)) <= unit_size / 2
 
 
 def test_the_same_seed_always_chooses_the_same_units():
     labels = make_sources([1] * 8, cameras="A")
-    chosen = [
+    val_scenes = [
         scene
         for scene, side in zip(labels.scenes, split_sources(labels, by="scene", fraction=0.25, seed=42), strict=True)
         if side == "val"
     ]
-    assert chosen == ["s0", "s7"]
-    others = {tuple(split_sources(labels, by="scene", fraction=0.25, seed=seed)) for seed in range(20)}
-    assert len(others) > 5
+    assert val_scenes == ["s0", "s7"]
+    all_splits = {tuple(split_sources(labels, by="scene", fraction=0.25, seed=seed)) for seed in range(20)}
+    assert len(all_splits) > 5
 
 
 def test_a_unit_larger_than_the_fraction_leaves_sources_on_both_sides():

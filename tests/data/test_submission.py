@@ -53,7 +53,7 @@ BROKEN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "missing row": (lambda rows: rows[:2] + rows[3:], r"image 2\.jpg of the sample submission is missing"),
     "extra row": (lambda rows: [*rows, "4.jpg,1,1,1,1"], r"row 5 \(4\.jpg\): is not an image of the sample"),
     "duplicate row": (lambda rows: [*rows[:3], rows[2], rows[3]], r"row 4 \(2\.jpg\): is already in row 3"),
-    "unordered rows": (lambda rows: [rows[0], *rows[:0:-1]], r"row 2 \(3\.jpg\): expected 1\.jpg here"),
+    "unordered rows": (lambda rows: [rows[0], *rows[:0:-1]], r"row 2 \(3\.jpg\): expected 1\.jpg: keep"),
     "swapped columns": (lambda rows: ["image,a_x,a_y,b_x,b_y", *rows[1:]], r"row 1: column 2 is 'a_x', expected 'b_x'"),
     "lost column": (lambda rows: [row.rpartition(",")[0] for row in rows], r"row 1: 4 columns, expected 5"),
     "short row": (lambda rows: [*rows[:3], "3.jpg,1,1,1"], r"row 4 \(3\.jpg\): 4 cells, expected 5"),
@@ -79,15 +79,15 @@ BROKEN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_submission_is_refused_with_file_row_and_image(tmp_path: Path, fault: str) -> None:
-    breaks, message = BROKEN[fault]
-    path = write_lines(tmp_path / "submission.csv", breaks(GOOD))
+    break_rows, message = BROKEN[fault]
+    path = write_lines(tmp_path / "submission.csv", break_rows(GOOD))
     with pytest.raises(DataError, match=message) as error:
         read_submission(path, SAMPLE, AB)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
 
 
-def test_of_several_problems_the_first_is_named_and_the_others_counted(tmp_path: Path) -> None:
+def test_the_message_names_the_first_problem_and_counts_the_others(tmp_path: Path) -> None:
     lines = [GOOD[0], "1.jpg,x,y,1,1", "2.jpg,0,0,0,0", "4.jpg,1,1,1,1"]
     with pytest.raises(DataError, match=r"row 2 \(1\.jpg\): b_x is 'x'.*\(and 4 more\)$"):
         read_submission(write_lines(tmp_path / "submission.csv", lines), SAMPLE, AB)
@@ -167,7 +167,7 @@ def test_a_sample_of_other_keypoints_is_refused(tmp_path: Path) -> None:
         (["image;a_x;a_y", "1.jpg;0;0"], r"row 1: column 1 is 'image;a_x;a_y'"),
         (["image,a_x,a_y,a_x,a_y", "1.jpg,0,0,0,0"], r"row 1: column 'a_x' is listed twice \(and 1 more\)"),
         (["image,_x,_y", "1.jpg,0,0"], r"row 1: column 2 is '_x', expected '<name>_x'"),
-        (["image,a_x,a_y"], r"there are no images in it"),
+        (["image,a_x,a_y"], r"lists no image"),
         (["image,a_x,a_y", "1.jpg,0,0", "1.jpg,0,0"], r"row 3 \(1\.jpg\): is already in row 2"),
         (["image,a_x,a_y", ",0,0"], r"row 2: the image name is empty"),
         ([], r"the file is empty"),

@@ -184,7 +184,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_resumes(
     _, err = run.communicate(timeout=400)
     assert run.returncode == 130, err
     assert [line for line in err.splitlines() if not line.startswith("augment ")] == [
-        "stopped; the same command resumes here"
+        "stopped; run the same command to resume"
     ]
     assert not (store_dir(config) / "manifest.json").exists()
     done = finish(start_augment(config, address_of(two_nodes)))

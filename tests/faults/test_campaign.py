@@ -1,6 +1,6 @@
-"""Kill processes of every verb at random moments: the same command then leaves what an undisturbed run leaves.
+"""Kill processes of every verb at random moments: the same command then has the result of an undisturbed run.
 
-`make test-faults` runs all rounds; each takes its moment and its victim from its seed, and prints what happened.
+`make test-faults` runs all rounds. The seed of a round chooses the moment and the process; each round prints them.
 """
 
 import contextlib
@@ -31,20 +31,27 @@ ROUNDS = [(verb, seed) for verb, rounds in (("augment", 12), ("train", 6), ("tun
 KINDS = ("driver", "worker", "raylet", "gcs_server")
 WORKERS = {"augment": "ray::", "train": "ray::RayTrainWorker", "tune": "ray::(Trial|ResourceTrainable)",
            "predict": "ray::MapWorker"}  # fmt: skip
-"""Pattern of the name of a verb's worker process: any task of Ray, a training worker, a trial, an actor."""
+"""Pattern of the names of a verb's worker processes: any task of Ray, a training worker, a trial, an actor."""
 NEEDS = {"augment": (), "train": ("store",), "tune": ("store",), "predict": ("store", "members")}
-"""Folders of the run folder that a verb needs."""
-GONE_S = 300
-"""Seconds within which a driver must notice that its cluster died."""
+"""Folders of the run folder that a verb reads."""
+END_S = 300
+"""Seconds within which a driver must end after its cluster has died."""
 
 pytestmark = pytest.mark.slow
 
 
-def configure(data: dict[str, Any], run_dir: Path, done: Path | None = None, needs: tuple[str, ...] = ()) -> Config:
-    """Make a config with a run folder of its own; folders in `needs` are links to those of the run folder `done`."""
+def configure(data: dict[str, Any], run_dir: Path, source: Path | None = None, verb: str = "augment") -> Config:
+    """Write a config with a new run folder.
+
+    Args:
+        data: `data` section of the config.
+        run_dir: the new run folder.
+        source: run folder to which the folders that the verb reads are linked.
+        verb: the verb.
+    """
     run_dir.mkdir(parents=True)
-    for name in needs:
-        (run_dir / name).symlink_to(done / name if done else name)
+    for name in NEEDS[verb] if source else ():
+        (run_dir / name).symlink_to(source / name)
     train = {"max_iter": 24, "steps": [20], "eval_period": 12, "checkpoint_period": 4}
     config = tiny_config(
         data, run_dir, train=train, augment={"sources_per_part": 1}, predict={"batch_size": 1},
@@ -55,12 +62,12 @@ def configure(data: dict[str, Any], run_dir: Path, done: Path | None = None, nee
 
 
 def start(verb: str, config: Config) -> subprocess.Popen[str]:
-    """Start `kp-ray VERB` with a cluster of its own."""
+    """Start `kp-ray VERB`, which starts a local cluster."""
     return start_kp_ray(verb, "c.yaml", "--json", cwd=config.run_dir)
 
 
-def outcome(verb: str, config: Config) -> Any:
-    """Return what a verb leaves that must not depend on which process died."""
+def read_result(verb: str, config: Config) -> Any:
+    """Return the part of a verb's result that must not depend on which process died."""
     run = Path(config.run_dir)
     if verb == "augment":
         parts = sorted((run / "store").glob("recipe=*/*.parquet"))
@@ -69,14 +76,14 @@ def outcome(verb: str, config: Config) -> Any:
     if verb == "predict":
         return [(run / name).read_bytes() for name in ("predictions.parquet", "submission.csv")]
     if verb == "train":
-        return training_outcome(run / "members" / "a")
+        return read_training_result(run / "members" / "a")
     trials = sorted(read_trials(config), key=lambda trial: trial.name)
     assert [trial.status for trial in trials] == ["finished"] * config.tune.num_trials
-    return tuple(part for trial in trials for part in training_outcome(run / "tune" / "trials" / trial.name))
+    return tuple(value for trial in trials for value in read_training_result(run / "tune" / "trials" / trial.name))
 
 
-def training_outcome(folder: Path) -> tuple[list[int], list[float], float]:
-    """Return a training run's iterations and losses, and the sum of its weights' absolute values."""
+def read_training_result(folder: Path) -> tuple[list[int], list[float], float]:
+    """Return a training run's iterations, its losses, and the sum of its weights' absolute values."""
     log = read_training_log(str(folder), fix="it must not be damaged")
     assert len((folder / "metrics.json").read_text().splitlines()) == len(log)  # no iteration is logged twice
     weights = torch.load(folder / "model_final.pth", weights_only=True)["model"]
@@ -85,7 +92,7 @@ def training_outcome(folder: Path) -> tuple[list[int], list[float], float]:
 
 
 def list_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return a driver and all processes that it has started, the driver first; empty if it has ended."""
+    """Return a driver and all processes that it has started, the driver first; an empty list if it has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         driver = psutil.Process(process.pid)
         return [driver, *driver.children(recursive=True)]
@@ -95,26 +102,26 @@ def list_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def choose_victim(
     verb: str, kind: str, processes: list[psutil.Process], rng: np.random.Generator
 ) -> psutil.Process | None:
-    """Return a random process of a kind; None if there is none yet."""
-    found = []
+    """Return a random process of a kind; None if there is no such process yet."""
+    candidates = []
     for number, process in enumerate(processes):
         with contextlib.suppress(psutil.Error):
             name = process.name()
             is_worker = kind == "worker" and re.match(WORKERS[verb], name)
             if (kind == "driver" and number == 0) or is_worker or kind == name:
-                found.append(process)
-    return found[int(rng.integers(len(found)))] if found else None
+                candidates.append(process)
+    return candidates[int(rng.integers(len(candidates)))] if candidates else None
 
 
 @pytest.fixture(scope="module")
 def undisturbed(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run of all verbs in which nothing dies: its `folder`, and per verb its outcome and its seconds."""
+    """A run of all verbs in which no process dies: its `folder`, and each verb's result and duration in seconds."""
     config = configure(sample_data, tmp_path_factory.mktemp("undisturbed") / "run")
     results: dict[str, Any] = {"folder": Path(config.run_dir)}
     for verb in NEEDS:
         began = time.monotonic()
         finish(start(verb, config))
-        results[verb] = outcome(verb, config), time.monotonic() - began
+        results[verb] = read_result(verb, config), time.monotonic() - began
     return results
 
 
@@ -126,18 +133,18 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 @pytest.mark.parametrize(("verb", "seed"), ROUNDS, ids=[f"{verb}-{seed}" for verb, seed in ROUNDS])
-def test_after_a_kill_the_same_command_leaves_what_an_undisturbed_run_leaves(
+def test_after_a_kill_the_same_command_has_the_result_of_an_undisturbed_run(
     verb: str, seed: int, undisturbed: dict[str, Any], sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng([seed, len(verb)])
-    expected, usual_s = undisturbed[verb]
+    expected, duration_s = undisturbed[verb]
     kind, moment = KINDS[seed % len(KINDS)], float(rng.uniform(0.2, 0.9))
     killed = None
-    for attempt in range(8):  # a run may finish before the kill, if the undisturbed run met a busier machine
-        config = configure(sample_data, tmp_path / str(attempt), undisturbed["folder"], NEEDS[verb])
+    for attempt in range(8):  # a run may finish before the kill if the undisturbed run was slower
+        config = configure(sample_data, tmp_path / str(attempt), undisturbed["folder"], verb)
         process = start(verb, config)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(moment * usual_s)
+            process.wait(moment * duration_s)
         while killed is None and process.poll() is None:  # at times there is no process of the kind
             processes = list_processes(process)
             killed = choose_victim(verb, kind, processes, rng)
@@ -151,41 +158,41 @@ def test_after_a_kill_the_same_command_leaves_what_an_undisturbed_run_leaves(
         process.communicate()
         moment /= 1.5
     assert killed, f"no {kind} could be killed"
-    _, err = process.communicate(timeout=GONE_S)
+    _, err = process.communicate(timeout=END_S)
     if process.returncode != 0:
         assert "Traceback" not in err
         num_messages = sum(line.startswith("kp-ray: ") for line in err.splitlines())
         # A driver that was killed before it started Ray prints nothing.
         assert num_messages == 1 or (num_messages == 0 and kind == "driver"), err
     kill_all(processes, process)
-    runs = 1
+    num_runs = 1
     while process.returncode != 0:
-        assert runs < 3, err
+        assert num_runs < 3, err
         process = start(verb, config)
         _, err = process.communicate(timeout=600)
-        runs += 1
-    print(f"{verb} {seed}: {kind} killed at {moment:.0%}, {runs} runs")
-    assert_same(outcome(verb, config), expected)
+        num_runs += 1
+    print(f"{verb} {seed}: {kind} killed at {moment:.0%}, {num_runs} runs")
+    assert_same(read_result(verb, config), expected)
 
 
 @pytest.mark.parametrize(("verb", "room_kib"), [("train", 128), ("tune", 128), ("predict", 48)])
-def test_a_full_disk_is_one_line_and_with_room_the_same_command_finishes(
+def test_a_full_disk_ends_in_one_line_and_with_room_the_same_command_finishes(
     verb: str, room_kib: int, undisturbed: dict[str, Any], sample_data: dict[str, Any], disk: Disk
 ) -> None:
     expected, _ = undisturbed[verb]
     disk.remount(f"size={room_kib << 10}")
-    config = configure(sample_data, disk.folder / "run", undisturbed["folder"], NEEDS[verb])
+    config = configure(sample_data, disk.folder / "run", undisturbed["folder"], verb)
     assert "No space left on device" in finish_with_error(start(verb, config))
     disk.remount(f"size={1 << 30}")
     finish(start(verb, config))
-    assert_same(outcome(verb, config), expected)
+    assert_same(read_result(verb, config), expected)
 
 
 @pytest.mark.parametrize("verb", ["train", "tune", "predict"])
-def test_a_run_folder_that_cannot_be_written_to_is_one_line(
+def test_a_run_folder_that_cannot_be_written_to_ends_in_one_line(
     verb: str, undisturbed: dict[str, Any], sample_data: dict[str, Any], disk: Disk
 ) -> None:
-    config = configure(sample_data, disk.folder / "run", undisturbed["folder"], NEEDS[verb])
+    config = configure(sample_data, disk.folder / "run", undisturbed["folder"], verb)
     disk.remount("ro")
     message = finish_with_error(start(verb, config))
     assert str(disk.folder) in message
@@ -193,18 +200,18 @@ def test_a_run_folder_that_cannot_be_written_to_is_one_line(
 
 
 def kill_all(processes: list[psutil.Process], process: subprocess.Popen[str]) -> None:
-    """Kill what a killed driver leaves: it ends by itself, but not at once, and would take the next run's CPUs."""
-    for left in processes:
+    """Kill the processes of an ended driver's cluster: they would end within seconds, but slow the next run down."""
+    for survivor in processes:
         with contextlib.suppress(psutil.Error):
-            left.kill()
+            survivor.kill()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def assert_same(left: Any, right: Any) -> None:
-    """Assert that outcomes are equal; numbers of training runs to a relative 1e-5."""
-    if isinstance(left, tuple):
-        for ours, theirs in zip(left, right, strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-5)
+def assert_same(result: Any, expected: Any) -> None:
+    """Assert that results are equal, numbers of training runs to a relative 1e-5."""
+    if isinstance(result, tuple):
+        for value, expected_value in zip(result, expected, strict=True):
+            assert value == pytest.approx(expected_value, rel=1e-5)
     else:
-        assert left == right
+        assert result == expected

@@ -1,4 +1,4 @@
-"""Readers of damaged files return a valid result or refuse the file in one line.
+"""Test that readers of damaged files return a valid result or refuse the file in one line.
 
 Each example is a valid file with one to six changes: bits flipped, bytes removed, repeated or moved, and tokens
 inserted that parsers often get wrong. `make test` tries a hundred of each kind, `make test-faults` thousands.
@@ -48,7 +48,7 @@ TOKENS = [
 
 
 @st.composite
-def damaged(draw: st.DrawFn, content: bytes) -> bytes:
+def damaged_content(draw: st.DrawFn, content: bytes) -> bytes:
     """Change `content` in one to six places."""
     for _ in range(draw(st.integers(1, 6))):
         first, last = sorted(draw(st.tuples(st.integers(0, len(content)), st.integers(0, len(content)))))
@@ -70,7 +70,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 def make_labels_csv() -> bytes:
-    """Make a native CSV of three images, which is a sample submission and a submission as well."""
+    """Make a native CSV of three images, which is also a valid sample submission and a valid submission."""
     points = np.random.default_rng(0).uniform(5, 60, (3, len(DACON24), 2)).round(1)
     rows = [",".join(["image", *DACON24.columns])]
     rows += [f"s{i}_A-{i}.jpg," + ",".join(map(str, pose.ravel())) for i, pose in enumerate(points)]
@@ -91,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def check_labels(path: str) -> None:
+def assert_valid_labels(path: str) -> None:
     labels = load_annotations(path)
     assert len(set(labels.images)) == len(labels.images) == len(labels.keypoints) > 0
     assert [check_image_name(image, path) for image in labels.images] == list(labels.images)
@@ -105,17 +105,17 @@ def check_labels(path: str) -> None:
         np.testing.assert_array_equal(load_annotations(str(written)).keypoints[..., :2], xy)
 
 
-def check_corrections(path: str) -> None:
+def assert_valid_corrections(path: str) -> None:
     labels = load_annotations(str(Path(path).with_name("valid.csv")), corrections=path)
     assert set(labels.images) <= {"s0_A-0.jpg", "s1_A-1.jpg", "s2_A-2.jpg"}
 
 
-def check_config(path: str) -> None:
+def assert_valid_config(path: str) -> None:
     config = load_config(path)
     assert build_config(yaml.safe_load(config.to_yaml())) == config
 
 
-def check_manifest(path: str) -> None:
+def assert_valid_manifest(path: str) -> None:
     manifest = read_manifest(str(Path(path).parent))
     assert manifest.schema_version <= SCHEMA_VERSION
     for part in manifest.parts:
@@ -123,13 +123,13 @@ def check_manifest(path: str) -> None:
         assert not part.path.startswith("/")
 
 
-def check_sample_submission(path: str) -> None:
+def assert_valid_sample_submission(path: str) -> None:
     sample = read_sample_submission(path)
     assert len(set(sample.images)) == len(sample.images) > 0
     assert len(sample.columns) == 2 * len(sample.names) + 1
 
 
-def check_submission(path: str) -> None:
+def assert_valid_submission(path: str) -> None:
     sample = read_sample_submission(str(Path(path).with_name("valid.csv")))
     points = read_submission(path, sample, DACON24, size=(64, 64))
     assert points.shape == (3, 24, 2)
@@ -137,13 +137,13 @@ def check_submission(path: str) -> None:
     assert np.abs(points).max() < 64 + 100
 
 
-def check_predictions(path: str) -> None:
+def assert_valid_predictions(path: str) -> None:
     predictions = read_predictions(path)
     assert predictions.keypoints.shape == (2, 3, 24, 3)
     assert len(predictions.sizes) == len(predictions.reasons) == 3
 
 
-def check_image_list(path: str) -> None:
+def assert_valid_image_list(path: str) -> None:
     folder = str(Path(path).parent)
     refs = list_image_refs(build_config({"data": {"test_images": folder}, "predict": {"images": path}}), None)
     names = [ref.image for ref in refs]
@@ -188,24 +188,23 @@ def valid_content(kind: str, folder: Path) -> bytes:
     return make_predictions_parquet(folder)
 
 
-CHECKS: dict[str, Callable[[str], None]] = {
-    "labels.csv": check_labels,
-    "labels.json": check_labels,
-    "corrections.csv": check_corrections,
-    "config.yaml": check_config,
-    "manifest.json": check_manifest,
-    "sample_submission.csv": check_sample_submission,
-    "submission.csv": check_submission,
-    "list.csv": check_image_list,
-    "predictions.parquet": check_predictions,
+ASSERT_VALID: dict[str, Callable[[str], None]] = {
+    "labels.csv": assert_valid_labels,
+    "labels.json": assert_valid_labels,
+    "corrections.csv": assert_valid_corrections,
+    "config.yaml": assert_valid_config,
+    "manifest.json": assert_valid_manifest,
+    "sample_submission.csv": assert_valid_sample_submission,
+    "submission.csv": assert_valid_submission,
+    "list.csv": assert_valid_image_list,
+    "predictions.parquet": assert_valid_predictions,
 }
 
-
 HANG_MS = 60_000
-"""Reading a few kilobytes takes this long only if the reader hangs, even on a busy machine."""
+"""Deadline for reading a few kilobytes: far longer than a busy machine needs, so only a reader that hangs misses it."""
 
 
-@pytest.mark.parametrize("kind", CHECKS)
+@pytest.mark.parametrize("kind", ASSERT_VALID)
 @settings(deadline=HANG_MS, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_damaged_file_gives_a_valid_result_or_is_refused_in_one_line(
@@ -216,9 +215,9 @@ def test_a_damaged_file_gives_a_valid_result_or_is_refused_in_one_line(
     path = folder / "damaged" / kind
     path.parent.mkdir(exist_ok=True)
     (path.parent / "valid.csv").write_bytes(make_labels_csv())
-    path.write_bytes(data.draw(damaged(valid_content(kind, folder))))
+    path.write_bytes(data.draw(damaged_content(valid_content(kind, folder))))
     try:
-        CHECKS[kind](str(path))
+        ASSERT_VALID[kind](str(path))
     except KpRayError as error:
         message = str(error)
         assert "\n" not in message
@@ -226,24 +225,24 @@ def test_a_damaged_file_gives_a_valid_result_or_is_refused_in_one_line(
         assert str(path.parent) in message
 
 
-@pytest.mark.parametrize("kind", [kind for kind in CHECKS if kind.endswith(".csv")])
+@pytest.mark.parametrize("kind", [kind for kind in ASSERT_VALID if kind.endswith(".csv")])
 def test_an_unclosed_quote_before_a_long_text_is_refused_in_one_line(kind: str, folder: Path) -> None:
     path = folder / "quoted" / kind
     path.parent.mkdir(exist_ok=True)
     (path.parent / "valid.csv").write_bytes(make_labels_csv())
-    header, rest = valid_content(kind, folder).split(b"\n", 1)
-    path.write_bytes(header + b'\n"' + rest + b"x" * 140_000)
+    header, body = valid_content(kind, folder).split(b"\n", 1)
+    path.write_bytes(header + b'\n"' + body + b"x" * 140_000)
     with pytest.raises(KpRayError) as caught:
-        CHECKS[kind](str(path))
+        ASSERT_VALID[kind](str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_undamaged_files_are_valid(folder: Path) -> None:
     make_manifest_json(folder)
-    for kind, check in CHECKS.items():
+    for kind, assert_valid in ASSERT_VALID.items():
         path = folder / "valid" / kind
         path.parent.mkdir(exist_ok=True)
         (path.parent / "valid.csv").write_bytes(make_labels_csv())
         path.write_bytes(valid_content(kind, folder))
-        check(str(path))
+        assert_valid(str(path))

@@ -1,4 +1,4 @@
-"""Many small sources, many jobs at once, and half an hour of work and kills on one cluster."""
+"""Many small sources, many concurrent jobs, and half an hour of work and kills on one cluster."""
 
 import contextlib
 import os
@@ -33,15 +33,15 @@ SOAK_S = 60 * float(os.environ.get("SOAK_MINUTES", "30"))
 """Duration of the soak test in seconds."""
 
 
-def label(folder: Path, num: int) -> dict[str, Any]:
-    """Label `num` frames of 160x90 pixels, links to ten images; return the config's data section."""
+def make_labels(folder: Path, num_frames: int) -> dict[str, Any]:
+    """Write labels of frames of 160x90 pixels, which are links to ten images; return the config's data section."""
     images = folder / "images"
     images.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for picture in range(10):
-        Image.fromarray(rng.integers(0, 255, (90, 160, 3), dtype=np.uint8)).save(folder / f"{picture}.jpg", quality=95)
+    for number in range(10):
+        Image.fromarray(rng.integers(0, 255, (90, 160, 3), dtype=np.uint8)).save(folder / f"{number}.jpg", quality=95)
     lines = [",".join(["image", *DACON24.columns])]
-    for number in range(num):
+    for number in range(num_frames):
         name = f"{number // 100:04d}_A-{number:07d}.jpg"
         (images / name).symlink_to(folder / f"{number % 10}.jpg")
         lines.append(",".join([name, *(f"{value:.1f}" for value in rng.uniform(2, 34, 48))]))
@@ -51,7 +51,7 @@ def label(folder: Path, num: int) -> dict[str, Any]:
 
 @pytest.fixture
 def one_node() -> Iterator[str]:
-    """Start a cluster that outlives its jobs; returns its address."""
+    """Start a cluster that runs longer than its jobs; return its address."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         yield cluster.address
@@ -60,44 +60,43 @@ def one_node() -> Iterator[str]:
 
 
 def test_ten_thousand_small_sources(start_augment: StartAugment, one_node: str, tmp_path: Path) -> None:
-    config = write_augment_config(label(tmp_path / "data", 10_000), tmp_path, recipes=["Original", "Rotate45"])
+    config = write_augment_config(make_labels(tmp_path / "data", 10_000), tmp_path, recipes=["Original", "Rotate45"])
     run = start_augment(config, f"cluster.address={one_node}")
-    driver, most = psutil.Process(run.pid), 0
+    driver, peak_bytes = psutil.Process(run.pid), 0
     while run.poll() is None:
         with contextlib.suppress(psutil.Error):
-            most = max(most, driver.memory_info().rss)
+            peak_bytes = max(peak_bytes, driver.memory_info().rss)
         time.sleep(0.2)
-    done = finish(run)
-    assert (done["sources"], done["quarantined"]) == (10_000, 0)
+    summary = finish(run)
+    assert (summary["sources"], summary["quarantined"]) == (10_000, 0)
     parts = read_contents(config)["manifest"]["parts"]
-    assert done["variants"] == sum(part["num_rows"] for part in parts)
+    assert summary["variants"] == sum(part["num_rows"] for part in parts)
     assert sum(part["num_bytes"] for part in parts) > 300 << 20
-    assert most < 450 << 20, "the driver has 280 MiB without any work and must hold no pixels"
+    assert peak_bytes < 450 << 20, "an idle driver has 280 MiB; a busy one must hold no pixels"
     began = time.monotonic()
     assert finish(start_augment(config))["parts_written"] == 0
     assert time.monotonic() - began < 30
     assert verify_store(plan(load_config(str(config)))) == []
 
 
-def test_a_hundred_thousand_planned_sources_fit_in_little_memory(tmp_path: Path) -> None:
-    data = label(tmp_path / "data", 100)
-    hundred = load_annotations(data["annotations"])
-    many = hundred.select(np.arange(100_000) % 100)
+def test_planning_a_hundred_thousand_sources_takes_less_than_a_gibibyte(tmp_path: Path) -> None:
+    data = make_labels(tmp_path / "data", 100)
+    repeated = load_annotations(data["annotations"]).select(np.arange(100_000) % 100)
     names = [f"{number // 100:05d}_A-{number:07d}.jpg" for number in range(100_000)]
-    many = replace(many, images=tuple(names), scenes=tuple(name[:5] for name in names), rows=())
+    annotations = replace(repeated, images=tuple(names), scenes=tuple(name[:5] for name in names), rows=())
     tracemalloc.start()
     planned = plan_store(
-        str(tmp_path / "store"), data["images"], many, ["train"] * 100_000, "scene", AugmentConfig(), 0
+        str(tmp_path / "store"), data["images"], annotations, ["train"] * 100_000, "scene", AugmentConfig(), 0
     )
-    _, most = tracemalloc.get_traced_memory()
+    _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert sum(len(chunk.sources) for chunk in planned.chunks) == 100_000
     paths = [part.path for part in planned.parts()]
     assert len(set(paths)) == len(paths)
-    assert most < 1 << 30
+    assert peak_bytes < 1 << 30
 
 
-def test_eight_jobs_at_once_write_eight_equal_stores(
+def test_eight_concurrent_jobs_write_eight_equal_stores(
     sample_data: dict[str, Any], start_augment: StartAugment, one_node: str, tmp_path: Path
 ) -> None:
     configs = []
@@ -107,22 +106,22 @@ def test_eight_jobs_at_once_write_eight_equal_stores(
     runs = [start_augment(config, f"cluster.address={one_node}") for config in configs]
     for run in runs:
         finish(run)
-    first, *others = [read_contents(config) for config in configs]
-    assert all(other == first for other in others)
+    contents = [read_contents(config) for config in configs]
+    assert contents == [contents[0]] * 8
 
 
 def list_descendants(nodes: list[psutil.Process], name: str) -> list[psutil.Process]:
     """List the descendants of the cluster's processes whose name contains `name`."""
-    found = []
+    descendants = []
     for process in [child for node in nodes for child in node.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             if name in process.name():
-                found.append(process)
-    return found
+                descendants.append(process)
+    return descendants
 
 
-def leftovers(folder: Path, temporary: Path, nodes: list[psutil.Process]) -> dict[str, int]:
-    """Count what must not grow: processes, open files of the cluster, shared memory and temporary files."""
+def count_leftovers(folder: Path, temporary: Path, nodes: list[psutil.Process]) -> dict[str, int]:
+    """Count the resources whose number must not grow: processes, open files, shared memory, temporary files."""
     commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
     return {
         "workers": len(list_descendants(nodes, "ray::")),
@@ -139,7 +138,7 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
     sample_data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
-    temporary = Path(tempfile.mkdtemp(prefix="soak"))  # short: Ray's sockets lie in it
+    temporary = Path(tempfile.mkdtemp(prefix="soak"))  # a short path, because Ray's sockets lie in this folder
     monkeypatch.setenv("TMPDIR", str(temporary))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
@@ -150,10 +149,10 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
         def start() -> subprocess.Popen[str]:
             return start_kp_ray("augment", str(config), "--json", "--set", f"cluster.address={cluster.address}")
 
-        began, rounds, killed = time.monotonic(), 0, {"driver": 0, "worker": 0}
+        began, num_rounds, num_killed = time.monotonic(), 0, {"driver": 0, "worker": 0}
         expected: Any = None
         early: dict[str, int] = {}
-        files: list[int] = []
+        open_files: list[int] = []
         while time.monotonic() - began < SOAK_S:
             run = start()
             if expected is not None:
@@ -165,11 +164,11 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
                     time.sleep(0.05)
                 if kind == "driver" and run.poll() is None:
                     run.kill()
-                    killed[kind] += 1
+                    num_killed[kind] += 1
                 elif kind == "worker" and victims:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         victims[int(rng.integers(len(victims)))].kill()
-                        killed[kind] += 1
+                        num_killed[kind] += 1
             _, err = run.communicate(timeout=600)
             if run.returncode != 0:
                 run = start()
@@ -181,24 +180,25 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
             parts = list_parts(config)
             for index in rng.choice(len(parts), len(parts) // 2, replace=False):
                 parts[index].unlink()
-            rounds += 1
-            files.append(leftovers(tmp_path, temporary, nodes)["files of the cluster"])
-            if rounds == 4:
-                early = leftovers(tmp_path, temporary, nodes)
+            num_rounds += 1
+            open_files.append(count_leftovers(tmp_path, temporary, nodes)["files of the cluster"])
+            if num_rounds == 4:
+                early = count_leftovers(tmp_path, temporary, nodes)
         for _ in range(60):
-            late = leftovers(tmp_path, temporary, nodes)
+            late = count_leftovers(tmp_path, temporary, nodes)
             if late["kp-ray processes"] == 0 and late["workers"] <= early["workers"]:
                 break
             time.sleep(1)
         with capsys.disabled():
-            print(f"\n{rounds} rounds, killed {killed}, after round 4 {early}, at the end {late}")
-            print(f"files of the cluster by round: {files}")
-        assert rounds >= 6
-        assert min(killed.values()) > 0
+            print(f"\n{num_rounds} rounds, killed {num_killed}, after round 4 {early}, at the end {late}")
+            print(f"files of the cluster by round: {open_files}")
+        assert num_rounds >= 6
+        assert min(num_killed.values()) > 0
         assert late["half-written files"] == late["kp-ray processes"] == 0
         assert late["workers"] <= early["workers"] + 1
-        # Ray's GCS keeps three sockets of a job that has ended for some minutes: their number must level off.
-        assert max(files[-(rounds // 3) :]) <= max(files[: -(rounds // 3)]) + 20
+        # Ray's GCS keeps three sockets per finished job for some minutes, so the number of open files must level off.
+        third = num_rounds // 3
+        assert max(open_files[-third:]) <= max(open_files[:-third]) + 20
         assert late["shared memory MiB"] <= early["shared memory MiB"] + 16
         assert late["temporary files"] <= early["temporary files"]
     finally:

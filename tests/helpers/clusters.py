@@ -1,12 +1,14 @@
 """Start and stop Ray clusters that belong to one test."""
 
+import contextlib
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -15,8 +17,9 @@ from ray.job_submission import JobSubmissionClient
 from tests.helpers.processes import BIN, run_command
 
 ENVIRONMENT = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
-"""As in an activated virtual environment: a job's `python` is found on the PATH that its cluster was started with."""
+"""Variables of an activated virtual environment: a cluster's jobs find `python` on the PATH of `ray start`."""
 TOKEN = secrets.token_hex(32)
+"""Token that the tests' clusters require."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Cluster:
     Attributes:
         dashboard: URL of the dashboard.
         address: host:port of the GCS.
-        environment: variables of a client that has the token.
+        environment: environment variables of a client that has the token.
     """
 
     dashboard: str
@@ -34,7 +37,7 @@ class Cluster:
     environment: dict[str, str]
 
     def run(self, *command: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end, as a client with the token unless `environment` is given."""
+        """Run a command to its end with `environment`; None: as a client that has the token."""
         return run_command(*command, env=environment or self.environment)
 
     def client(self) -> JobSubmissionClient:
@@ -42,20 +45,31 @@ class Cluster:
         return JobSubmissionClient(self.dashboard, headers={"Authorization": f"Bearer {TOKEN}"})
 
 
-def kill_ray(folder: str) -> None:
-    """Kill the processes of the Ray whose `--temp-dir` is `folder`, and their children; delete the folder."""
+@contextlib.contextmanager
+def ray_temp_dir() -> Iterator[str]:
+    """Create a folder for the `--temp-dir` of `ray start`; kill the clusters that use it, then delete it, at the end.
+
+    The folder's path is short, because Ray's Unix sockets lie in it and their paths have at most 107 characters.
+    """
+    folder = tempfile.mkdtemp(prefix="kp", dir="/tmp")
+    try:
+        yield folder
+    finally:
+        _kill_ray(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kill_ray(folder: str) -> None:
+    """Kill the processes whose command line names a folder, and all their children."""
     cluster = [p for p in psutil.process_iter(["cmdline"]) if any(folder in part for part in p.info["cmdline"] or [])]
     for process in [*cluster, *(child for p in cluster if p.is_running() for child in p.children(recursive=True))]:
-        try:
-            process.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     time.sleep(0.5)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_ports(count: int) -> list[int]:
-    """Find different TCP ports of 127.0.0.1 that nothing listens on."""
+    """Find distinct TCP ports of 127.0.0.1 on which nothing listens."""
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))
@@ -66,5 +80,5 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_port() -> int:
-    """Find a TCP port of 127.0.0.1 that nothing listens on."""
+    """Find a TCP port of 127.0.0.1 on which nothing listens."""
     return free_ports(1)[0]

@@ -22,7 +22,7 @@ class Disk:
 
 @contextlib.contextmanager
 def mounted_disk(folder: Path, num_bytes: int) -> Iterator[Disk]:
-    """Mount a file system of `num_bytes` at a new folder; skip the test where mounting is not allowed."""
+    """Mount a file system of `num_bytes` at a new folder; skip the test if this process may not mount."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Start `kp-ray` and other commands as processes, wait for what they do, and read what they print."""
+"""Start `kp-ray` and other commands as processes, wait for them, and read their output."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def set_options(*settings: str) -> list[str]:
 def run_command(
     *command: str, cwd: Path | str | None = None, env: Mapping[str, str] | None = None, timeout_s: float = 1000
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, whatever its exit code."""
+    """Run a command to its end; any exit code is accepted."""
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
@@ -35,13 +35,13 @@ def run_kp_ray(
 
 
 def start_kp_ray(*arguments: str, cwd: Path | str | None = None) -> subprocess.Popen[str]:
-    """Start the installed `kp-ray` in a session of its own, so that signals of the test's terminal do not reach it."""
+    """Start the installed `kp-ray` in a new session, which signals of the terminal do not reach."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([KP_RAY, *arguments], cwd=cwd, text=True, start_new_session=True, **pipes)
 
 
 def last_json(stdout: str) -> dict[str, Any]:
-    """Return the JSON object that `--json` prints as the last line."""
+    """Return the JSON object in the last line of the output of `kp-ray ... --json`."""
     return dict(json.loads(stdout.splitlines()[-1]))
 
 
@@ -73,21 +73,23 @@ def wait_until(
     """Wait until a condition holds and return its value.
 
     Args:
-        condition: called until it returns something true.
-        process: must not end before.
+        condition: called until it returns a true value.
+        process: must not end before the condition holds.
+        timeout_s: longest wait.
+        poll_s: pause between two calls of the condition.
 
     Raises:
-        AssertionError: the process ended or the time is over; the text holds what the process wrote to stderr.
+        AssertionError: the process ended, or the time is over; the message holds the process's stderr.
     """
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if process is not None and process.poll() is not None:
             raise AssertionError(f"the process ended with {process.returncode}: {process.communicate()[1]}")
-        assert time.monotonic() < deadline, f"not reached within {timeout_s:g} s"
+        assert time.monotonic() < deadline, f"the condition did not hold within {timeout_s:g} s"
         time.sleep(poll_s)
     return value
 
 
 def file_times(*paths: Path) -> dict[Path, int]:
-    """Return the modification times of files in nanoseconds, to see that a later run leaves the files alone."""
+    """Return the modification times of files in nanoseconds; they are equal if no run has rewritten the files."""
     return {path: path.stat().st_mtime_ns for path in paths}

@@ -14,7 +14,7 @@ from kp_ray.augmentation.recipes import RECIPES, Recipe
 from kp_ray.augmentation.variants import Source, Variant, VariantSettings, augment_source
 from kp_ray.errors import DataError
 from kp_ray.keypoints import FloatArray, apply_affine, inside
-from tests.helpers.pictures import BGR, to_jpeg
+from tests.helpers.images import BGR, to_jpeg
 
 SIZES = [(480, 270), (333, 500)]
 COPIES = 3

@@ -10,7 +10,8 @@ import pytest
 import ray
 import torch
 
-from kp_ray.config.schema import Config, MemberConfig
+from kp_ray.config.schema import Config
+from kp_ray.config.training import MemberConfig
 from kp_ray.errors import StoreError
 from kp_ray.keypoints import DACON24
 from kp_ray.models.presets import build_cfg

@@ -14,7 +14,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from kp_ray.config.load import build_config
-from kp_ray.config.schema import Config, MemberConfig
+from kp_ray.config.schema import Config
+from kp_ray.config.training import MemberConfig
 from kp_ray.errors import DivergedError
 from kp_ray.keypoints import DACON24
 from kp_ray.models.inputs import to_dataset_dict

@@ -333,4 +333,4 @@ def test_workers_that_fit_the_cluster_but_not_its_nodes_are_refused(make_config:
         message = finish_with_error(start_search(config, f"cluster.address={cluster.address}"))
     finally:
         cluster.shutdown()
-    assert "the nodes have room for 3 workers of 2 CPUs each, training asks for 4" in message
+    assert "needs 4 workers of 2 CPUs each, the nodes have room for 3" in message

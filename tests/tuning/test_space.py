@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kp_ray.config.load import build_config
-from kp_ray.config.schema import TrainConfig
+from kp_ray.config.training import TrainConfig
 from kp_ray.errors import ConfigError
 from kp_ray.tuning.apply import apply_point, steps_of
 from kp_ray.tuning.space import PARAMETERS, Point, add_result, build_space, build_study, first_points, to_point

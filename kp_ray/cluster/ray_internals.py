@@ -1,0 +1,100 @@
+"""Parts of Ray 2.60 that are private or deprecated, behind one function each; other modules call these functions.
+
+tests/cluster/test_ray_internals.py fails when one of them is gone or changed.
+"""
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MAX_RETRIES = 3
+"""Retries of a task, or of a call of an actor, whose process died."""
+
+
+def bounded_task_retries() -> dict[str, Any]:
+    """Return keyword arguments of `Dataset.map` and `map_batches` that bound the retries of their tasks.
+
+    By default Ray Data retries a task whose worker died without end, so an image that crashes its worker would hang the
+    run. `ray_remote_args_fn` is deprecated and goes in Ray 2.64; 2.60 has no other way to set `max_retries`.
+    """
+    return {"ray_remote_args_fn": _task_options}
+
+
+def _task_options() -> dict[str, Any]:
+    return {"max_retries": MAX_RETRIES}
+
+
+def bounded_actor_retries() -> dict[str, Any]:
+    """Return keyword arguments of `Dataset.map` and `map_batches` that bound the retries of calls to a pool's actors.
+
+    The reason is that of `bounded_task_retries`. Passing `max_task_retries` is deprecated and goes in Ray 2.64.
+    """
+    return {"max_task_retries": MAX_RETRIES}
+
+
+def dashboard_url() -> str:
+    """Return host:port of the joined cluster's dashboard; "" if it has none.
+
+    Only `ray.init` returns the URL by a public name, and the session that called it may be a notebook's.
+    """
+    from ray._private.worker import get_dashboard_url
+
+    return str(get_dashboard_url() or "")
+
+
+def is_head(node: Mapping[str, Any]) -> bool:
+    """Return whether a node, an element of `ray.nodes()`, is the cluster's head."""
+    return "node:__internal_head__" in node["Resources"]
+
+
+def node_resource(node: Mapping[str, Any]) -> str:
+    """Return the name of the resource that only this node has, e.g. "node:10.0.0.1", to place actors on it."""
+    return next(name for name in node["Resources"] if name.startswith("node:") and name != "node:__internal_head__")
+
+
+def keep_credentials_out_of_tune_logs(names: Sequence[str]) -> None:
+    """Keep Ray Tune from copying these environment variables of the driver into each trial's runtime environment.
+
+    Ray writes runtime environments to its logs. Ray 2.60 has no public setting for this, only a private set of names.
+    """
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(names)
+
+
+def upload_limit_bytes() -> int:
+    """Return the size of a working directory, as a zip file, above which the job server answers with status 413."""
+    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+
+    return int(DASHBOARD_CLIENT_MAX_SIZE)
+
+
+class _LimitReachedError(Exception):
+    """Ends the walk through a folder that is too large."""
+
+
+def upload_size_bytes(folder: str, excludes: Sequence[str], limit: int) -> int:
+    """Return the bytes of the files that `ray job submit --working-dir` sends; Ray zips them without compression.
+
+    Args:
+        folder: the working directory.
+        excludes: patterns of `runtime_env["excludes"]`. Files that .gitignore or .rayignore name are left out too.
+        limit: measuring stops at this number of bytes.
+    """
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    size = 0
+
+    def add_size(path: Path) -> None:
+        nonlocal size
+        size += path.stat().st_size if path.is_file() else 0
+        if size >= limit:
+            raise _LimitReachedError
+
+    root = Path(folder).absolute()
+    silent = logging.Logger("silent", logging.CRITICAL + 1)  # Ray logs each file of exclusions
+    with contextlib.suppress(_LimitReachedError):
+        _dir_travel(root, [_get_excludes(root, list(excludes))], add_size, include_gitignore=True, logger=silent)
+    return size

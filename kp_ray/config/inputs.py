@@ -1,0 +1,45 @@
+"""Sections of the configuration that describe a run's inputs: files, skeleton and split."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kp_ray.config.types import AnyPath, Section, Seed
+
+
+class DataConfig(Section):
+    """Input files: local paths or URLs. A stage refuses to start if one that it needs is null."""
+
+    annotations: AnyPath | None = None
+    """Labels: a native CSV, or COCO keypoints JSON (`.json`)."""
+    images: AnyPath | None = None
+    """Folder of the labelled images."""
+    test_images: AnyPath | None = None
+    """Folder of the images to predict."""
+    sample_submission: AnyPath | None = None
+    """CSV with the columns, the row set and the row order that a submission must have."""
+    truth: AnyPath | None = None
+    """Labels of the test images, in the formats of `annotations`, for `evaluate`."""
+    corrections: AnyPath | None = None
+    """CSV of corrections (image, action, keypoint, x, y) that are applied whenever the labels are read."""
+
+
+class SkeletonConfig(Section):
+    """Skeleton of the labels. Required for keypoint names other than the competition's 24; overrides theirs."""
+
+    flip_pairs: tuple[tuple[str, str], ...] | None = None
+    """Pairs of left and right names that a horizontal mirror exchanges; null: the competition's."""
+    sigmas: tuple[float, ...] | None = None
+    """OKS standard deviation per keypoint, relative to the square root of the person's area; null: the
+    competition's, of which the first 17 are COCO's."""
+
+
+class SplitConfig(Section):
+    """Choice of the sources to validate on."""
+
+    by: Literal["scene", "clip", "frame"] = "scene"
+    """Unit that is held out as a whole. Frames of one scene are so alike that only `scene` measures anything."""
+    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the sources to hold out; 0 holds out none, and then there is no evaluation and no search."""
+    seed: Seed | None = None
+    """Seed of the choice; null: the run's `seed`."""

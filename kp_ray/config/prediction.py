@@ -1,0 +1,50 @@
+"""Section of the configuration that describes prediction and fusion."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kp_ray.config.types import Fraction, Positive, PredictImages, Section
+
+
+class PredictConfig(Section):
+    """Prediction by every member, and fusion of their results."""
+
+    images: PredictImages | None = None
+    """Images to predict: a folder; a `.txt` or `.csv` list of names in `data.test_images`, of paths or of URLs;
+    `store:val` or `store:train`. null: those of the sample submission, or without one all in `data.test_images`."""
+    actors: tuple[Positive, Positive] = (1, 4)
+    """Smallest and largest size of the actor pool; each actor holds all members."""
+    cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs of each actor; also its torch threads, rounded."""
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of each actor; a fraction shares one. 0: the actor computes on CPUs."""
+    batch_size: Positive = 8
+    """Images that a model sees at once, and the most that a lost actor predicts again."""
+    tta: tuple[Literal["flip"] | Annotated[float, Field(gt=0, le=4)], ...] = ()
+    """Test-time augmentation, averaged: `flip` adds mirrored images, a number adds images at so many times the size."""
+    person: Literal["score", "largest", "track"] = "track"
+    """Choice among several people: best score, largest box, or best score times closeness to the clip's track."""
+    fusion: Literal["mean", "median", "score"] = "mean"
+    """Method of combining the members' points; `score` weights them by the scores of person and keypoint."""
+    weights: Literal["equal"] | dict[str, float | dict[str, float]] = "equal"
+    """Weights of the members: equal, or {member: weight or {keypoint: weight}}; what is not named weighs 1."""
+    reject_sigmas: Annotated[float, Field(gt=0)] | None = None
+    """Drop a member's point that is farther than this many robust sigmas from the members' median; null: keep all."""
+    smooth_frames: Annotated[float, Field(gt=0)] | None = None
+    """Smooth each clip over time by a Gaussian with this sigma in frames; null: do not."""
+    score_threshold: Fraction = 0.7
+    """Lowest score of a person that counts as found; 0.7 as published."""
+    fallback_threshold: Fraction = 0.05
+    """Lowest score that counts in an image where no member found a person."""
+    missing: Literal["fill", "zeros"] = "fill"
+    """Images without any person: `fill` from the nearest frame of the clip, else by the mean pose; or write `zeros`."""
+
+    @model_validator(mode="after")
+    def _check_actors_and_weights(self) -> "PredictConfig":
+        if self.actors[0] > self.actors[1]:
+            raise ValueError(f"actors: [smallest, largest] expected, got {list(self.actors)}")
+        for member, value in ({} if isinstance(self.weights, str) else self.weights).items():
+            if min(value.values() if isinstance(value, dict) else [value], default=0) < 0:
+                raise ValueError(f"weights: {member}: a weight is 0 or more, got {value}")
+        return self

@@ -1,0 +1,133 @@
+"""Sections of the configuration that describe training: network, members and schedule."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from kp_ray.config.types import FolderName, NotNegative, Positive, Section, Seed, Weights
+
+Metric = Literal["rmse", "median_px", "p95_px", "ap", "ap50", "ap75", "pck_0.05", "pck_0.1"]
+"""Name of a metric of an evaluation; `rmse`, `median_px` and `p95_px` are in pixels."""
+
+
+def metric_mode(metric: Metric) -> Literal["min", "max"]:
+    """Return the direction in which a metric improves: AP and PCK are maximized, the other metrics minimized."""
+    return "max" if metric.startswith(("ap", "pck")) else "min"
+
+
+class ModelConfig(Section):
+    """Network of every member."""
+
+    preset: Literal["r18", "r50", "x101"] = "x101"
+    """Keypoint R-CNN with this backbone: `x101` as published, `r50` about twice as fast, `r18` for CPUs."""
+    weights: Weights | None = None
+    """Initial weights: a URL, a file, or `zoo` for Detectron2's published weights; null: random weights."""
+    cfg: dict[str, Any] = Field(default_factory=dict)
+    """Detectron2 options by their dotted names, e.g. {MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE: 128}. Options that other
+    fields decide are refused."""
+
+
+class MemberConfig(Section):
+    """One model of the ensemble; a null field is taken from `train` or `model`."""
+
+    name: FolderName
+    """Name of its folder in `<run_dir>/members`."""
+    seed: Seed = 0
+    """Seed of its initial weights and of the order of its training rows: members must differ to be an ensemble."""
+    recipes: tuple[str, ...] | None = None
+    """Stored recipes to train on; null: `train.recipes`."""
+    weights: Weights | None = None
+    """Initial weights; null: `model.weights`."""
+
+
+class WorkerRange(Section):
+    """Smallest and largest number of workers of an elastic training run."""
+
+    min: Positive
+    """The run starts, and continues when nodes leave, with at least so many workers."""
+    max: Positive
+    """The run takes up to so many workers when nodes join."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "WorkerRange":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+
+class TrainConfig(Section):
+    """Training of each member.
+
+    Learning rate, iterations, steps, periods and batch size are those of a single worker. With N workers Detectron2's
+    reference-world-size rule multiplies learning rate and batch by N and divides the others by N.
+    """
+
+    members: tuple[MemberConfig, ...] = (MemberConfig(name="a", seed=1), MemberConfig(name="b", seed=2))
+    """Models of the ensemble; as many train at the same time as the cluster holds."""
+    num_workers: Annotated[
+        Annotated[Positive, Tag("number")] | Annotated[WorkerRange, Tag("range")],
+        Discriminator(lambda value: "range" if isinstance(value, dict | WorkerRange) else "number"),
+    ] = 1
+    """Workers per member: a number, or {min, max} for a run that adapts when nodes leave or join."""
+    use_gpu: bool | None = None
+    """Let each worker take one GPU; null: if the cluster has any."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that Ray reserves for each worker."""
+    threads_per_worker: Positive | None = None
+    """Torch threads of a worker on CPUs; null: `cpus_per_worker`, rounded, at least 1."""
+    recipes: tuple[str, ...] | None = None
+    """Stored recipes to train on; null: all."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`sgd` as published; the preset `demo`, which starts from random weights, uses `adamw`."""
+    base_lr: Annotated[float, Field(gt=0)] = 0.001
+    """Learning rate after warm-up; this and the other defaults of the schedule are the published ones."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0001
+    """L2 penalty (SGD) or decoupled decay (AdamW) of the weights, except those of normalization layers."""
+    max_iter: Positive = 10000
+    """Iterations of a training run."""
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    """Learning rate after warm-up: multiplied by `gamma` at each of `steps`, or a half cosine down to 0."""
+    steps: tuple[Positive, ...] = (3000, 4000, 5000, 6000, 7000, 8000)
+    """Iterations of the multi-step schedule; those at or after `max_iter` are ignored."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Factor of the multi-step schedule."""
+    warmup_iters: NotNegative = 1000
+    """Iterations in which the learning rate rises linearly from a thousandth of `base_lr`."""
+    ims_per_batch: Positive = 2
+    """Images per iteration of one worker; limited by a GPU's memory."""
+    flip: bool = True
+    """Mirror half of the training images. Members trained without it are refused by `predict.tta: [flip]`."""
+    eval_period: NotNegative = 5000
+    """Iterations between evaluations; 0: only after the last iteration."""
+    best_metric: Metric = "rmse"
+    """Metric by which `model_best.pth` and the best checkpoints are chosen; `rmse` is the competition's."""
+    keep_best: Positive = 1
+    """Number of best checkpoints to keep beside the latest; one of `x101` is about 1 GB."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Evaluate and save an exponential moving average of the weights with this decay, e.g. 0.999; null: the weights."""
+    checkpoint_period: Positive = 1000
+    """Iterations between checkpoints: the most that a killed worker or driver loses."""
+    log_period: Positive = 20
+    """Iterations between lines of `metrics.json`."""
+    mlflow: str | None = None
+    """Also log to MLflow: a tracking server's URI, or `local` for a SQLite file in the member's folder; null: no."""
+    max_failures: int = 3
+    """Restarts of a member after lost workers before it is given up; the same command then resumes it."""
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The smallest and largest number of workers."""
+        if isinstance(self.num_workers, WorkerRange):
+            return self.num_workers.min, self.num_workers.max
+        return self.num_workers, self.num_workers
+
+    @model_validator(mode="after")
+    def _check_members(self) -> "TrainConfig":
+        names = [member.name for member in self.members]
+        if not names:
+            raise ValueError("members: name at least one")
+        if len(set(names)) != len(names):
+            raise ValueError(f"members: two members share a name: {', '.join(names)}")
+        if "ensemble" in names:
+            raise ValueError("members: `ensemble` names the fused result: choose another name")
+        return self

@@ -1,0 +1,75 @@
+"""Section of the configuration that describes the search for a schedule."""
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from kp_ray.config.training import Metric, metric_mode
+from kp_ray.config.types import Fraction, NotNegative, Positive, Section
+
+
+class TuneConfig(Section):
+    """Search for a schedule: each trial is a training run of the first member with sampled settings.
+
+    A range is [lowest, highest]; equal ends fix the parameter. Warm-up and steps are shares of a trial's iterations, so
+    that what short trials find applies to a long run.
+    """
+
+    num_trials: NotNegative = 16
+    """Number of trials; with 0, `run` does not search."""
+    max_iter: Positive | None = None
+    """Iterations of a trial that is not stopped; null: `train.max_iter`."""
+    eval_period: Positive | None = None
+    """Iterations between a trial's evaluations, at each of which it can be stopped; null: an eighth of `max_iter`."""
+    metric: Metric = "rmse"
+    """Metric of the validation scenes that the search improves."""
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """Choice of points: `tpe` learns from earlier trials; `grid` takes the ends and the middle of each range."""
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    """Early stopping of trials: the worse half at each rung, those below the median, or none."""
+    max_concurrent: Positive | None = None
+    """Trials at the same time; null: as many as the cluster holds. The sampler learns more from fewer at a time."""
+    points: tuple[dict[str, bool | int | float | str], ...] = ()
+    """Points to try after the config's own setting and the published schedule, e.g. {base_lr: 0.002}."""
+    base_lr: tuple[float, float] = (1e-4, 1e-2)
+    """Range of `train.base_lr`, sampled on a logarithmic scale."""
+    weight_decay: tuple[float, float] = (1e-5, 1e-2)
+    """Range of `train.weight_decay`, sampled on a logarithmic scale."""
+    warmup: tuple[Fraction, Fraction] = (0.0, 0.2)
+    """Range of the warm-up, as a share of the iterations."""
+    schedules: tuple[Literal["multistep", "cosine"], ...] = ("multistep", "cosine")
+    """Values of `train.schedule` to choose from."""
+    num_steps: tuple[NotNegative, NotNegative] = (1, 6)
+    """Range of the number of steps of a multi-step schedule."""
+    first_step: tuple[Fraction, Fraction] = (0.2, 0.6)
+    """Range of the position of its first step, as a share of the iterations."""
+    step_spacing: tuple[Fraction, Fraction] = (0.05, 0.2)
+    """Range of the distance between its steps, as a share of the iterations."""
+    gamma: tuple[float, float] = (0.1, 0.9)
+    """Range of `train.gamma`."""
+    flips: tuple[bool, ...] = (True, False)
+    """Values of `train.flip` to choose from."""
+    recipes: dict[str, tuple[str, ...]] | None = None
+    """Sets of stored recipes to choose from, by name, beside `own`, which is `train.recipes`. null: also `upright`, the
+    recipes of `own` that do not rotate; {}: `own` alone."""
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """The direction in which `metric` improves."""
+        return metric_mode(self.metric)
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> "TuneConfig":
+        for name in ("base_lr", "weight_decay", "gamma", "warmup", "num_steps", "first_step", "step_spacing"):
+            low, high = getattr(self, name)
+            above_0 = "0 < " if name in ("base_lr", "weight_decay", "gamma") else ""
+            if low > high or (above_0 and low <= 0):
+                raise ValueError(f"{name}: a range is [low, high] with {above_0}low <= high, got [{low}, {high}]")
+        if self.gamma[1] > 1:
+            raise ValueError(f"gamma: at most 1, got {self.gamma[1]}")
+        for name in ("schedules", "flips"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: name at least one")
+        if "own" in (self.recipes or {}):
+            raise ValueError("recipes: `own` is the config's own set; give this one another name")
+        return self
