@@ -42,11 +42,9 @@ class RunSummary:
     """The results of a whole run.
 
     Attributes:
-        augment: of this run.
+        augment, predict, report: summaries of these stages.
         sources_per_s: rate of the last `augment` that wrote parts.
-        predict: of this run.
-        evaluate: of this run; None without `data.truth`.
-        report: of this run.
+        evaluate: summary of this stage; None without `data.truth`.
     """
 
     augment: "AugmentSummary"
@@ -129,7 +127,7 @@ def run_stage(verb: str, config: Config, show_progress: ShowProgress, say: Say) 
 
 
 def forecast_stage(verb: str, config: Config) -> Summary:
-    """Check one stage and describe what it would do; start and write nothing.
+    """Check one stage and estimate its work; start and write nothing.
 
     Raises:
         KpRayError: the stage refuses the config.
@@ -175,7 +173,7 @@ def run_pipeline(
 def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
     """Check the stages that apply.
 
-    `train` and `tune` are not checked if there is a store that `augment` is about to replace.
+    `train` and `tune` are not checked against a store that `augment` is about to replace.
 
     Returns:
         Whether the store holds every variant that the config plans.

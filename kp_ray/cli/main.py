@@ -35,7 +35,7 @@ RunArgument = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. train.max_iter=500.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object, the end of stdout.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object at the end of stdout.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan; start and write nothing.")]
 
 
@@ -282,7 +282,7 @@ def doctor(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
 
 
 def _print_checks(checks: "Sequence[Check]") -> list[str]:
-    """Print the checks; return the names of those that failed."""
+    """Print the checks; return the names of the failed ones."""
     for item in checks:
         console.print("ok" if item.ok else "no", style="green" if item.ok else "red", end=" ")
         say(f"{item.name}: {item.found}" + ("" if item.ok else f" -> {item.fix}"))
