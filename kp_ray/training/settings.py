@@ -120,7 +120,7 @@ def check_options(config: Config) -> None:
 
 
 def _check_member_inputs(config: Config, member: MemberConfig, *, has_store: bool) -> None:
-    """Refuse recipes that are not stored, and a file of starting weights that does not exist."""
+    """Refuse recipes that are not stored, and a new member's file of starting weights that does not exist."""
     recipes = member.recipes or config.train.recipes or ()
     if has_store:
         select_parts(config.path("store"), recipes=recipes)
@@ -130,5 +130,6 @@ def _check_member_inputs(config: Config, member: MemberConfig, *, has_store: boo
             f"(got {unplanned[0]}): add it there"
         )
     key, weights = starting_weights(config, member)
-    if weights and weights.startswith("/") and not exists(weights):
+    has_begun = exists(join(config.member_dir(member.name), SETTINGS_NAME))  # and needs them no longer
+    if weights and weights.startswith("/") and not has_begun and not exists(weights):
         raise ModelError(f"{key}: {weights}: there is no such file: correct the path")
