@@ -125,10 +125,8 @@ def _check_member_inputs(config: Config, member: MemberConfig, *, has_store: boo
     if has_store:
         select_parts(config.path("store"), recipes=recipes)
     elif unplanned := sorted(set(recipes) - set(config.augment.recipes)):
-        raise ConfigError(
-            f"train.recipes or train.members[{member.name}].recipes: augment.recipes lacks a recipe "
-            f"(got {unplanned[0]}): add it there"
-        )
+        key = f"train.members[{member.name}].recipes" if member.recipes else "train.recipes"
+        raise ConfigError(f"{key}: augment.recipes lacks a recipe (got {unplanned[0]}): add it there")
     key, weights = starting_weights(config, member)
     has_begun = exists(join(config.member_dir(member.name), SETTINGS_NAME))  # and needs them no longer
     if weights and weights.startswith("/") and not has_begun and not exists(weights):
