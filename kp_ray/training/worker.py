@@ -1,4 +1,4 @@
-"""A worker of a training run: its place among the others, its device, and what it trains."""
+"""A worker of a training run: its rank, its device, and the member and settings that it trains."""
 
 from dataclasses import dataclass
 
@@ -56,12 +56,12 @@ class Worker:
         return _derive_seed(self.member.seed, 0, -1)
 
     def is_due(self, num_done: int, period: int) -> bool:
-        """Return whether something is due after `num_done` iterations: every `period` (0: never), and at the end."""
+        """Return True after every `period` iterations (0: never) and after the last iteration."""
         return num_done == self.cfg.SOLVER.MAX_ITER or (period > 0 and num_done % period == 0)
 
 
 def create_worker(config: Config, member: MemberConfig, folder: str) -> Worker:
-    """Describe the worker that runs in this process, and give torch its CPUs.
+    """Describe the worker that runs in this process, and set torch's threads and numerical options.
 
     Raises:
         ConfigError: an option of Detectron2 is wrong.
@@ -72,17 +72,32 @@ def create_worker(config: Config, member: MemberConfig, folder: str) -> Worker:
         torch.set_num_threads(config.train.threads_per_worker or max(1, round(config.train.cpus_per_worker)))
     skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton)
     world_size = context.get_world_size()
+    cfg = scale_cfg(build_cfg(config, skeleton, device.type), world_size)
+    set_torch_options(cfg, deterministic=config.train.deterministic)
     return Worker(
         config=config,
         member=member,
         folder=folder,
         skeleton=skeleton,
-        cfg=scale_cfg(build_cfg(config, skeleton, device.type), world_size),
+        cfg=cfg,
         rank=context.get_world_rank(),
         world_size=world_size,
         local_rank=context.get_local_rank(),
         device=device,
     )
+
+
+def set_torch_options(cfg: CfgNode, *, deterministic: bool) -> None:
+    """Set the options of torch in this process that Detectron2's `default_setup` sets, and cudnn's determinism.
+
+    Args:
+        cfg: gives CUDNN_BENCHMARK and, in Detectron2 after 0.6, FLOAT32_PRECISION.
+        deterministic: `train.deterministic`.
+    """
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    torch.backends.cudnn.deterministic = deterministic
+    if precision := cfg.get("FLOAT32_PRECISION"):
+        torch.set_float32_matmul_precision(precision)
 
 
 def _derive_seed(seed: int, rank: int, iteration: int) -> int:
