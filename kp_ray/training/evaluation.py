@@ -19,7 +19,7 @@ BATCH_SIZE = 4
 """Images per forward pass."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _EvaluatedRow:
     """A validation row's labels, and the best detection in its image.
 
