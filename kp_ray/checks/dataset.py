@@ -20,8 +20,8 @@ _FRACTION_LIMIT = 1.5
 """Largest coordinate, in the median image, of labels that are fractions of the image's size."""
 _SMALL_BODY_PX = 16.0
 """Body size in pixels below which a label is too small to train on: Detectron2's smallest anchor is 32 px."""
-_PARTIAL_FRAME = 0.55
-"""Share of width and height that all points keep within if labels are those of half-sized images, plus a margin."""
+_PARTIAL_FRAME = 0.51
+"""Share of width and height that no point exceeds if the labels are those of images of half the size or smaller."""
 _MIN_SCALE_IMAGES = 10
 """Number of images below which all people may be in the same quarter of their images by chance."""
 
@@ -83,7 +83,7 @@ def _is_apart(xy: FloatArray, labelled: BoolArray, at_place: BoolArray) -> bool:
     for row in rows:
         body = xy[row, labelled[row] & ~at_place[row]]
         low, high = (body.min(axis=0), body.max(axis=0)) if len(body) else (place, place)
-        margin = (high - low).max()
+        margin = (high - low).max() / 2
         is_far = ((place < low - margin) | (place > high + margin)).any()
         num_suspicious += bool(is_far or at_place[row].sum() > 1)
     return num_suspicious > len(rows) / 2

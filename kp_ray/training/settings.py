@@ -7,10 +7,10 @@ from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
 from kp_ray.errors import ConfigError
 from kp_ray.fingerprint import encode_fields, refuse_difference
-from kp_ray.keypoints import DACON24
 from kp_ray.models.presets import build_cfg
 from kp_ray.storage import exists, is_local, join, read_json, write_bytes
-from kp_ray.store.manifest import read_manifest, store_digest
+from kp_ray.store.manifest import store_digest
+from kp_ray.store.skeleton import run_skeleton
 
 SETTINGS_NAME = "settings.json"
 """File in a member's folder with the settings that it began with."""
@@ -85,15 +85,13 @@ def check_settings(config: Config) -> None:
 def check_options(config: Config) -> None:
     """Refuse training options that every worker would refuse.
 
-    Before there is a store, Detectron2's options are checked with the competition's keypoints.
+    Before there is a store, Detectron2's options are checked with the labels' keypoints.
 
     Raises:
         ConfigError: a wrong option of Detectron2, a skeleton that does not fit the store's keypoints, or MLflow is not
             installed or cannot write to the run folder.
     """
-    has_store = exists(config.path("store", "manifest.json"))
-    skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton) if has_store else DACON24
-    build_cfg(config, skeleton, "cpu")
+    build_cfg(config, run_skeleton(config), "cpu")
     if config.train.mlflow and importlib.util.find_spec("mlflow") is None:
         raise ConfigError("train.mlflow: MLflow is not installed: pip install 'kp_ray[mlflow]'")
     if config.train.mlflow == "local" and not is_local(config.run_dir):

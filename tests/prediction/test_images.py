@@ -64,7 +64,7 @@ def test_a_store_that_is_not_there_is_refused(tiny: Config) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "names no picture"),
+        ("", "names no image"),
         ("a.jpg\na.jpg\n", "a.jpg stands in it 2 times"),
         ("../a.jpg\n", "leaves the image folder"),
         ("a\0.jpg\n", "holds a NUL"),
