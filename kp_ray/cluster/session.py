@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from kp_ray.cluster.temp_dir import check_temp_dir
 from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError, one_line
 
@@ -123,6 +124,8 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
     key = "cluster.address" if section.address else "RAY_ADDRESS"
     if address != "local":
         check_address(address, key)
+    else:
+        check_temp_dir()
     init_kwargs: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     if address == "local":
         init_kwargs |= {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus, "include_dashboard": dashboard}
