@@ -1,6 +1,5 @@
 """Model presets, and the Detectron2 config of a run: the preset's options and those that kp_ray's settings decide."""
 
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -63,49 +62,15 @@ def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
     derived_options = _derive_options(config, skeleton, device)
     for key in config.model.cfg:
         if key in derived_options:
-            raise ConfigError(f"model.cfg.{key}: kp_ray decides this option: {OPTION_ADVICE[key]}")
+            raise ConfigError(
+                f"model.cfg.{key}: this option follows from kp_ray's settings: set it under train or predict"
+            )
     for key, value in {**preset_options, **derived_options, **config.model.cfg}.items():
         try:
             cfg.merge_from_list([key, value])
         except (AssertionError, KeyError, ValueError) as error:
-            similar = get_close_matches(key, _option_names(cfg), n=1)
-            advice = f": did you mean {similar[0]}?" if similar and similar[0] != key else ""
-            raise ConfigError(f"model.cfg.{key}: {one_line(error)} (Detectron2 option){advice}") from error
+            raise ConfigError(f"model.cfg.{key}: {one_line(error)} (Detectron2 option)") from error
     return cfg
-
-
-def _option_names(cfg: CfgNode, prefix: str = "") -> list[str]:
-    """List the dotted names of all options of a config."""
-    names: list[str] = []
-    for key, value in cfg.items():
-        names += _option_names(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [f"{prefix}{key}"]
-    return names
-
-
-OPTION_ADVICE = {
-    "MODEL.DEVICE": "set train.use_gpu, and predict.gpus_per_actor",
-    "MODEL.WEIGHTS": "set model.weights",
-    "MODEL.KEYPOINT_ON": "leave it out, because every model predicts keypoints",
-    "MODEL.ROI_HEADS.NUM_CLASSES": "leave it out, because the person is the only class",
-    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": "leave it out, because the labels' keypoints are counted",
-    "TEST.KEYPOINT_OKS_SIGMAS": "set skeleton.sigmas",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "set predict.score_threshold and predict.fallback_threshold",
-    "DATASETS.TRAIN": "set data.annotations, augment.recipes and train.recipes",
-    "DATASETS.TEST": "set split.fraction, and data.test_images",
-    "INPUT.RANDOM_FLIP": "set train.flip",
-    "SOLVER.REFERENCE_WORLD_SIZE": "set train.num_workers",
-    "SOLVER.BASE_LR": "set train.base_lr",
-    "SOLVER.WEIGHT_DECAY": "set train.weight_decay",
-    "SOLVER.MAX_ITER": "set train.max_iter",
-    "SOLVER.LR_SCHEDULER_NAME": "set train.schedule",
-    "SOLVER.STEPS": "set train.steps",
-    "SOLVER.GAMMA": "set train.gamma",
-    "SOLVER.WARMUP_ITERS": "set train.warmup_iters",
-    "SOLVER.IMS_PER_BATCH": "set train.ims_per_batch",
-    "SOLVER.CHECKPOINT_PERIOD": "set train.checkpoint_period",
-    "TEST.EVAL_PERIOD": "set train.eval_period",
-}
-"""What to do instead of setting each option of `_derive_options` under `model.cfg`."""
 
 
 def _derive_options(config: Config, skeleton: Skeleton, device: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Detectron2's config of a run: its options, and the scaling with the number of workers."""
 
-import re
 import resource
 import time
 from typing import Any
@@ -15,7 +14,7 @@ from kp_ray.errors import ConfigError
 from kp_ray.keypoints import DACON24
 from kp_ray.models.decoding import detect_people
 from kp_ray.models.inputs import to_dataset_dict
-from kp_ray.models.presets import OPTION_ADVICE, _derive_options, build_cfg, build_model, scale_cfg
+from kp_ray.models.presets import build_cfg, build_model, scale_cfg
 from tests.helpers.rows import random_row
 
 
@@ -53,35 +52,6 @@ def test_a_wrong_detectron2_option_is_refused_by_name(options: dict[str, Any]) -
     (name,) = options
     with pytest.raises(ConfigError, match=rf"^model\.cfg\.{name}: "):
         build_cfg(build_config({"model": {"preset": "r18", "cfg": options}}), DACON24, "cpu")
-
-
-class TestAdviceForRefusedOptions:
-    """A refused option of Detectron2 names the setting of kp_ray that decides it, or the option that was meant."""
-
-    def test_every_option_that_kp_ray_decides_has_advice(self) -> None:
-        assert set(OPTION_ADVICE) == set(_derive_options(build_config({}), DACON24, "cpu"))
-
-    @pytest.mark.parametrize("option", OPTION_ADVICE)
-    def test_the_advised_settings_exist(self, option: str) -> None:
-        with pytest.raises(ConfigError) as caught:
-            build_cfg(build_config({"model": {"cfg": {option: 1}}}), DACON24, "cpu")
-        advice = str(caught.value).removeprefix(f"model.cfg.{option}: kp_ray decides this option: ")
-        settings = [text.split(".") for text in re.findall(r"\b[a-z]+\.[a-z_]+\b", advice)]
-        assert settings or advice.startswith("leave it out, because ")
-        for section, field in settings:
-            assert hasattr(getattr(build_config({}), section), field)
-
-    @pytest.mark.parametrize(
-        ("misspelt", "option"),
-        [
-            ("MODEL.RPN.NMS_TRESH", "MODEL.RPN.NMS_THRESH"),
-            ("INPUT.MIN_SIZE_TRAINING", "INPUT.MIN_SIZE_TRAIN"),
-            ("SOLVER.MOMENTUMS", "SOLVER.MOMENTUM"),
-        ],
-    )
-    def test_a_misspelt_option_names_the_one_that_was_meant(self, misspelt: str, option: str) -> None:
-        with pytest.raises(ConfigError, match=rf"^model\.cfg\.{misspelt}: .*did you mean {option}\?"):
-            build_cfg(build_config({"model": {"cfg": {misspelt: 1}}}), DACON24, "cpu")
 
 
 @pytest.mark.slow
