@@ -18,7 +18,6 @@ from kp_ray.fingerprint import encode_fields, refuse_difference
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import delete_folder, exists, join, list_folders, read_json, write_bytes, writer_lock
 from kp_ray.store.manifest import read_manifest, store_digest
-from kp_ray.training.run import check_rows
 from kp_ray.training.settings import check_options, deciding_train_fields
 from kp_ray.tuning.apply import SolverParams, best_config, check_sets
 from kp_ray.tuning.plots import write_plots
@@ -126,7 +125,6 @@ def check_search(config: Config) -> None:
 
     Raises:
         ConfigError: settings of `tune` or `train` do not fit each other or the store.
-        DataError: the first member has too few training rows.
         StoreError: there is no finished store, or it has no validation rows.
     """
     if not read_manifest(config.path("store")).num_rows_by_split["val"]:
@@ -143,7 +141,6 @@ def check_search(config: Config) -> None:
     check_options(config)
     sets = recipe_sets(config)
     check_sets(config, sets)
-    check_rows(config, config.train.members[0])
     first_points(config, sets)
 
 

@@ -13,7 +13,7 @@ from kp_ray.errors import ClusterError
 
 
 def folder_of(num_bytes: int) -> str:
-    return "/tmp/" + "x" * (num_bytes - len("/tmp/"))  # noqa: S108  (never created)
+    return "/tmp/" + "x" * (num_bytes - len("/tmp/"))
 
 
 @pytest.mark.parametrize("key", ["RAY_TMPDIR", "TMPDIR"])
@@ -32,7 +32,7 @@ def test_a_session_is_refused_before_ray_starts_and_the_advice_works(monkeypatch
     monkeypatch.setenv("TMPDIR", folder_of(200))
     with pytest.raises(ClusterError, match=r"^TMPDIR: too long"), session(Config()):
         pass
-    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # noqa: S108  (as the message advises)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     check_temp_dir()
 
 
@@ -45,5 +45,5 @@ def test_ray_itself_accepts_sockets_of_the_longest_path_and_no_longer_one() -> N
 def test_the_sockets_of_a_cluster_are_as_long_as_the_limit_supposes(ray_cluster: None) -> None:
     node = ray._private.worker._global_node
     longest = max(len(node.plasma_store_socket_name), len(node.raylet_socket_name)) - len(str(os.getpid()))
-    temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  (Ray's own default)
+    temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     assert longest == MAX_SOCKET_BYTES - MAX_FOLDER_BYTES + len(temporary) - len("4194304")
