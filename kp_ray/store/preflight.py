@@ -1,4 +1,4 @@
-"""Refuse a plan of which nothing could be written, before a cluster starts."""
+"""Refuse a plan of which nothing can be written before a cluster starts, and a store that lacks a whole recipe."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from kp_ray.augmentation.variants import Source
 from kp_ray.data.image_files import require_any_image
 from kp_ray.errors import ConfigError
 from kp_ray.storage import exists, file_sizes, join
-from kp_ray.store.manifest import UNAVAILABLE, UNREADABLE, read_manifest
+from kp_ray.store.manifest import UNAVAILABLE, UNREADABLE, Manifest, read_manifest, recipe_stage
 from kp_ray.store.parts import make_variants
 from kp_ray.store.plan import Plan
 
@@ -20,8 +20,8 @@ MAX_TRIES = 16
 def check_plan(plan: Plan) -> None:
     """Refuse a plan without any image file, and recipes that fail on every image on which they are tried.
 
-    Only recipes that can fail are tried: a user's pipeline, and a crop that is not scaled with the frame. Recipes that
-    the store holds already have succeeded.
+    Only recipes that can fail are tried: a user's pipeline, and a crop that is not scaled with the frame. Recipes of
+    which the store holds rows have succeeded.
 
     Raises:
         DataError: no labelled image has a file.
@@ -34,7 +34,9 @@ def check_plan(plan: Plan) -> None:
         require_any_image([source.name for source in sources], file_sizes(plan.images), plan.images)
     stored: set[str] = set()
     if exists(join(plan.store, "manifest.json")):
-        stored = {recipe.fingerprint for recipe in read_manifest(plan.store).recipes}
+        manifest = read_manifest(plan.store)
+        num_rows = _train_rows_by_recipe(manifest)
+        stored = {recipe.fingerprint for recipe in manifest.recipes if num_rows.get(recipe.name)}
     present = [source for source in sources if source.split == "train" and source.name not in plan.absent]
     for recipe, _ in plan.recipes:
         can_fail = recipe.user is not None or (recipe.crop_hw is not None and plan.augment.oversize == "error")
@@ -56,6 +58,31 @@ def _try_recipe(plan: Plan, recipe: Recipe, sources: list[Source]) -> None:
             f"augment.recipes: {recipe.name} fails on each of the {len(reasons)} images on which it was tried, e.g. "
             f"{reasons[0]}: {fix}, or leave the recipe out"
         )
+
+
+def refuse_empty_recipes(manifest: Manifest) -> None:
+    """Refuse a store that lacks all rows of a recipe, because the recipe failed on every image.
+
+    Raises:
+        ConfigError: there is such a recipe.
+    """
+    num_rows = _train_rows_by_recipe(manifest)
+    for item in manifest.quarantined:
+        for recipe, count in num_rows.items():
+            if not count and item.stage == recipe_stage(recipe):
+                raise ConfigError(
+                    f"augment.recipes: {recipe} failed on every image, e.g. {item.source}: {item.reason}: correct the "
+                    "recipe, or leave it out"
+                )
+
+
+def _train_rows_by_recipe(manifest: Manifest) -> dict[str, int]:
+    """Count the training rows of each recipe that has parts, by the recipe's name."""
+    num_rows: dict[str, int] = {}
+    for part in manifest.parts:
+        if part.split == "train":
+            num_rows[part.recipe] = num_rows.get(part.recipe, 0) + part.num_rows
+    return num_rows
 
 
 def _spread(sources: list[Source]) -> Iterator[Source]:

@@ -276,7 +276,6 @@ def _finish_manifest(plan: Plan, reused: _ReusedParts, finished: Sequence[_Chunk
         raise StoreError(
             f"{plan.store}: none of the {total} sources could be used, e.g. {first.source}: {first.reason}"
         )
-    _refuse_empty_recipes(manifest)
     sizes = file_sizes(plan.store)
     invisible_parts = [part.path for part in manifest.parts if sizes.get(part.path) != part.num_bytes]
     if invisible_parts:
@@ -292,25 +291,6 @@ def _finish_manifest(plan: Plan, reused: _ReusedParts, finished: Sequence[_Chunk
         if path.startswith("recipe=") and path not in manifest_paths:
             delete_file(join(plan.store, path))
     return manifest
-
-
-def _refuse_empty_recipes(manifest: Manifest) -> None:
-    """Refuse a store in which a recipe has no variant although the store has training sources.
-
-    Raises:
-        StoreError: a recipe failed on every source.
-    """
-    num_rows: dict[str, int] = {}
-    for part in manifest.parts:
-        if part.split == "train":
-            num_rows[part.recipe] = num_rows.get(part.recipe, 0) + part.num_rows
-    for item in manifest.quarantined:
-        for recipe, count in num_rows.items():
-            if not count and item.stage == recipe_stage(recipe):
-                raise StoreError(
-                    f"augment.recipes: {recipe} failed on every image, e.g. {item.source}: {item.reason}: correct the "
-                    "recipe, or leave it out"
-                )
 
 
 def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: Sequence[Quarantined]) -> Manifest:

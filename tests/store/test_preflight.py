@@ -11,8 +11,10 @@ from kp_ray.augmentation.user_pipeline import import_albumentations
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError
 from kp_ray.pipeline import forecast_stage, run_stage
+from kp_ray.stage import no_progress
 from kp_ray.store.plan import plan
 from kp_ray.store.preflight import check_plan
+from kp_ray.store.stage import AugmentStage
 from tests.helpers.data import tiny_config
 
 
@@ -79,3 +81,15 @@ def test_unreadable_images_do_not_count_against_a_recipe(sample_data: dict[str, 
         path.write_bytes(b"damaged")
     recipes = {"recipes": ["Huge"], "user_recipes": {"Huge": too_large_crop()}}
     check_plan(plan(config_with({**sample_data, "images": str(tmp_path / "images")}, tmp_path, **recipes)))
+
+
+def test_a_store_of_which_a_recipe_failed_on_every_image_is_refused_and_its_recipe_tried_again(
+    sample_data: dict[str, Any], tmp_path: Path, ray_cluster: None
+) -> None:
+    config = config_with(sample_data, tmp_path, recipes=["Original", "CenterCrop_1"], oversize="error")
+    stage = AugmentStage()
+    for _ in range(2):  # also when the store is finished
+        with pytest.raises(ConfigError, match=r"^augment\.recipes: CenterCrop_1 failed on every image, e\.g\. "):
+            stage.run(config, no_progress)
+    with pytest.raises(ConfigError, match=r"CenterCrop_1 fails on each of the \d+ images"):
+        stage.check(config)
