@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from kp_ray.errors import RunStateError, StorageError, one_line
+from kp_ray.network import require_answer
 
 SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
 """The `user:password@` of a URL."""
@@ -70,6 +71,10 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 @lru_cache(maxsize=16)
 def _connect(root: str) -> tuple[pafs.FileSystem, str]:
     """Create the client of a bucket; cached, because that takes 60 ms and each client opens its own connections."""
+    for key in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if root.startswith("s3://") else ():
+        if os.environ.get(key):
+            require_answer(os.environ[key], key)
+            break
     fs, inner_path = pafs.FileSystem.from_uri(root)
     return fs, str(inner_path)
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from kp_ray.checks.findings import Finding, error, list_names, warning
 from kp_ray.data.annotations import Annotations
+from kp_ray.data.image_files import require_any_image
 from kp_ray.errors import DataError, StorageError
 from kp_ray.images import is_picture, probe, require_whole
 from kp_ray.storage import file_sizes, join, read_bytes
@@ -39,10 +40,13 @@ def check_images(
         image that can be read, by name.
 
     Raises:
+        DataError: no labelled image has a file.
         StorageError: the folder does not exist or cannot be listed.
     """
     files = set(file_sizes(images_dir))
     by_lower_case = {name.lower(): name for name in files}
+    if not any(image.lower() in by_lower_case for image in annotations.images):
+        require_any_image(annotations.images, files, images_dir)
 
     def inspect(image: str) -> tuple[Finding | None, Size | None]:
         if image in files:
@@ -50,7 +54,9 @@ def check_images(
         similar = by_lower_case.get(image.lower())
         if similar:
             return error("misnamed", image, f"the file is named {similar}", "rename the file or the label"), None
-        return error("missing", image, f"no such file in {images_dir}", "add it, or drop the row"), None
+        return error(
+            "missing", image, f"no such file in {images_dir}", "add it; without it the image is left out"
+        ), None
 
     findings: list[Finding] = []
     sizes: dict[str, Size] = {}
@@ -71,7 +77,7 @@ def check_images(
 
 def _inspect_file(image: str, path: str) -> tuple[Finding | None, Size | None]:
     """Read and decode one image file; return its problem, or None, and its size, or None if it cannot be read."""
-    fix = "replace the file, or drop the row"
+    fix = "replace the file by an undamaged copy; without it the image is left out"
     try:
         content = read_bytes(path)
     except StorageError as failure:

@@ -1,4 +1,4 @@
-"""Find probable mistakes in the labels, image by image. Mistakes within clips are found by `kp_ray.checks.motion`."""
+"""Find probable mistakes in the labels: in all images together, in single images and in clips."""
 
 import math
 from collections import defaultdict
@@ -6,27 +6,45 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from kp_ray.checks.dataset import find_sentinels, remove_sentinels, scale_findings, sentinel_findings
 from kp_ray.checks.findings import Finding, Sizes, list_names, warning
 from kp_ray.checks.motion import motion_findings
 from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import FloatArray, Skeleton, inside
 
+_TINY_BODY_PX = 8.0
+"""Longer side of the labelled points' box in pixels, below which a person is too small for any keypoint to be told."""
+_MIN_BODY_POINTS = 3
+"""Number of labelled points from which on their box is the person's: two neighbours, e.g. the eyes, may be close."""
+
 
 def check_labels(annotations: Annotations, sizes: Sizes = None) -> list[Finding]:
-    """Find probable mistakes in the labels; all findings are warnings, in the order of the annotations.
+    """Find probable mistakes in the labels; all findings are warnings.
 
-    Kinds: unlabelled (no point is labelled), repeated (all coordinates equal those of an earlier image), outside
-    (points outside the frame; needs `sizes`), coincident (two points at one place), left_right (left and right are
-    exchanged in one half of the body, or in one pair), jump (the whole person, or one point, is at another place in a
-    single frame of a clip).
+    Kinds about all images together: sentinel (a place such as 0, 0 that means "no label"), scale (the coordinates are
+    not pixels of the images). Kinds per image: unlabelled (no point is labelled), repeated (all coordinates equal those
+    of an earlier image), outside (points outside the frame; needs `sizes`), tiny (a person of a few pixels), coincident
+    (two points at one place), left_right (left and right are exchanged in one half of the body, or in one pair), jump
+    (the whole person, or one point, is at another place in a single frame of a clip).
 
     Args:
         annotations: N images; a clip is the images of one scene and camera, ordered by frame number.
         sizes: sizes of the upright images in pixels.
+
+    Returns:
+        Findings about all images first, then those about single images in the order of the annotations. The symptoms of
+        the first are left out: points at a sentinel are checked as unlabelled, and labels of another scale are neither
+        "outside" nor "tiny".
     """
+    sentinels = find_sentinels(annotations)
+    causes = list(sentinel_findings(annotations, sentinels))
+    annotations = remove_sentinels(annotations, sentinels)
+    scale = scale_findings(annotations, sizes)
     findings = [*_image_findings(annotations, sizes), *motion_findings(annotations)]
+    if scale:
+        findings = [finding for finding in findings if finding.kind not in ("outside", "tiny")]
     position = {image: row for row, image in enumerate(annotations.images)}
-    return sorted(findings, key=lambda finding: position[finding.image])
+    return [*causes, *scale, *sorted(findings, key=lambda finding: position[finding.image])]
 
 
 def _image_findings(annotations: Annotations, sizes: Sizes) -> Iterator[Finding]:
@@ -56,6 +74,11 @@ def _pose_findings(skeleton: Skeleton, image: str, xy: FloatArray, size: tuple[i
             message = f"outside the {size[0]}x{size[1]} frame: {list_names(names)}"
             fix = "correct the points, or leave them empty; they count as not visible"
             yield warning("outside", image, message, fix)
+    if np.isfinite(xy[:, 0]).sum() >= _MIN_BODY_POINTS:
+        body_px = float(np.nanmax(np.nanmax(xy, axis=0) - np.nanmin(xy, axis=0)))
+        if body_px < _TINY_BODY_PX:
+            message = f"the person is {body_px:.3g} px long"
+            yield warning("tiny", image, message, "compare image and labels: are these coordinates pixels?")
     names_at: dict[tuple[float, float], list[str]] = defaultdict(list)
     for name, (x, y) in zip(skeleton.names, xy.tolist(), strict=True):
         if math.isfinite(x):

@@ -43,16 +43,20 @@ class CheckSummary:
         return self.num_errors == 0
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal: corrections, the total, and one line per kind with its first example."""
+        """Lines of text for the terminal: corrections, the total, and one line per kind with its first example.
+
+        Errors come first, and within a level the findings about all images: they are causes of other findings.
+        """
         lines = [*self.corrected, f"{self.num_images} labelled images, {len(self.findings)} findings in {self.path}"]
         if not self.images_checked:
             lines.append("data.images is not set: only the labels were checked")
-        by_kind: dict[tuple[str, str], list[Finding]] = {}
+        by_kind: dict[tuple[str, bool, str], list[Finding]] = {}
         for finding in self.findings:
-            by_kind.setdefault((finding.level, finding.kind), []).append(finding)
-        for (level, kind), group in sorted(by_kind.items()):
+            by_kind.setdefault((finding.level, finding.image != "", finding.kind), []).append(finding)
+        for (level, is_about_image, kind), group in sorted(by_kind.items()):
             first = group[0]
-            lines.append(f"  {level} {kind}: {len(group)}, e.g. {first.image}: {first.message}; {first.fix}")
+            example = f"e.g. {first.image}: {first.message}" if is_about_image else first.message
+            lines.append(f"  {level} {kind}: {len(group)}, {example}; {first.fix}")
         return lines
 
     def to_json(self) -> dict[str, Any]:

@@ -93,7 +93,8 @@ def _run_stage(
         return summary
     with _interruptible():
         summary = run_stage(verb, config, show_progress, say)
-    _print_summary(summary, as_json, next_step(verb, config, config_path))
+    has_errors = not getattr(summary, "ok", True)  # of `check`: a next step would meet the same errors
+    _print_summary(summary, as_json, None if has_errors else next_step(verb, config, config_path))
     return summary
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kp_ray.cluster.screen import announce_sudden_end, hide_harmless_line
+from kp_ray.cluster.temp_dir import check_temp_dir
 from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError, one_line
 
@@ -83,24 +84,44 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
 
 
 def check_address(address: str, key: str) -> None:
-    """Refuse an address where nothing accepts connections; Ray itself would try for minutes.
+    """Refuse an address where no gRPC server answers, as a Ray head is; Ray itself would try for minutes.
 
     Args:
         address: "host:port" or "ray://host:port". Anything else, e.g. "auto", is not checked: Ray itself fails soon.
         key: name of the setting that holds the address, for the message.
 
     Raises:
-        ClusterError: nothing listens there.
+        ClusterError: nothing listens there, or what listens is silent or not a Ray head.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ADDRESS_TIMEOUT_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ADDRESS_TIMEOUT_S) as connection:
+            is_head = _speaks_grpc(connection)
     except OSError as error:
         raise ClusterError(
             f"{key}: no Ray cluster answers (got {address}): {one_line(error)}: start its head, or correct the address"
         ) from error
+    if not is_head:
+        raise ClusterError(
+            f"{key}: another program than Ray's head answers (got {address}): give the head's port, by default 6379, "
+            "or 10001 for ray://; 8265 is the dashboard's"
+        )
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Return whether a server answers the beginning of HTTP/2, on which gRPC is built, with its settings.
+
+    Raises:
+        OSError: the server is silent for `ADDRESS_TIMEOUT_S`, or ends the connection.
+    """
+    if os.environ.get("RAY_USE_TLS", "0") != "0":  # the answer would be encrypted
+        return True
+    settings_type = 4
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, settings_type, 0, 0, 0, 0, 0]))
+    frame_header = connection.recv(4)
+    return len(frame_header) == 4 and frame_header[3] == settings_type
 
 
 def _is_verbose() -> bool:
@@ -126,6 +147,8 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
     key = "cluster.address" if section.address else "RAY_ADDRESS"
     if address != "local":
         check_address(address, key)
+    else:
+        check_temp_dir()
     init_kwargs: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     if address == "local":
         init_kwargs |= {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus, "include_dashboard": dashboard}

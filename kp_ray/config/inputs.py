@@ -22,6 +22,9 @@ class DataConfig(Section):
     """Labels of the test images, in the formats of `annotations`, for `evaluate`."""
     corrections: AnyPath | None = None
     """CSV of corrections (image, action, keypoint, x, y) that are applied whenever the labels are read."""
+    missing_values: tuple[tuple[float, float], ...] = ()
+    """The x, y that your labels hold for a point without a label, e.g. [[0, 0], [-1, -1]]: points at exactly such a
+    place are read as unlabelled. An empty cell, and v 0 in COCO, always mark a missing label."""
 
 
 class SkeletonConfig(Section):

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
+
 from kp_ray.config.inputs import SkeletonConfig
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import Annotations, parse_name
@@ -25,20 +27,37 @@ def load_labels(config: Config) -> Annotations:
     the stages of a run read a large file once. The result is shared: its keypoints are read-only.
 
     Raises:
-        ConfigError: data.annotations is not set.
+        ConfigError: data.annotations is not set, or no image has as many labelled points as `augment.min_visible`.
         ConfigError, DataError, StorageError: as `load_annotations`.
     """
     path, corrections = config.require_input("annotations"), config.data.corrections
     versions = tuple(_file_version(name) for name in (path, corrections) if name)
-    return _load_labels(path, corrections, config.skeleton, versions)
+    labels = _load_labels(path, corrections, config.data.missing_values, config.skeleton, versions)
+    most_points = int((labels.keypoints[..., 2] > 0).sum(axis=1).max())
+    if most_points < config.augment.min_visible:
+        raise ConfigError(
+            f"augment.min_visible: no image of {path} has so many labelled points (got {config.augment.min_visible}, "
+            f"the most are {most_points}), so training would skip all of them: set it to {most_points} or less"
+        )
+    return labels
 
 
 @lru_cache(maxsize=1)
 def _load_labels(
-    path: str, corrections: str | None, skeleton: SkeletonConfig, versions: tuple[FileVersion, ...]
+    path: str,
+    corrections: str | None,
+    missing_values: tuple[tuple[float, float], ...],
+    skeleton: SkeletonConfig,
+    versions: tuple[FileVersion, ...],
 ) -> Annotations:
     """Read labels; `versions` is used as a part of the cache's key only."""
-    labels = load_annotations(path, corrections=corrections, flip_pairs=skeleton.flip_pairs, sigmas=skeleton.sigmas)
+    labels = load_annotations(
+        path,
+        corrections=corrections,
+        missing_values=missing_values,
+        flip_pairs=skeleton.flip_pairs,
+        sigmas=skeleton.sigmas,
+    )
     labels.keypoints.setflags(write=False)
     return labels
 
@@ -56,6 +75,7 @@ def load_annotations(
     path: str,
     *,
     corrections: str | None = None,
+    missing_values: Sequence[tuple[float, float]] = (),
     flip_pairs: Sequence[tuple[str, str]] | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> Annotations:
@@ -68,12 +88,13 @@ def load_annotations(
     Args:
         path: a local path or URL.
         corrections: a CSV for `apply_corrections`; None for none.
+        missing_values: places x, y that mark a point without a label, see `data.missing_values`.
         flip_pairs, sigmas: settings of a skeleton other than the competition's 24 keypoints.
 
     Raises:
         ConfigError: the skeleton's settings are missing or do not fit the file's keypoints.
-        DataError: the labels or corrections cannot be used; the message has the file, the row (its line in the file, as
-            an editor counts) or the image, and what to do.
+        DataError: the labels or corrections cannot be used, or no point is labelled; the message has the file, the row
+            (its line in the file, as an editor counts) or the image, and what to do.
         StorageError: a file cannot be read.
     """
     table = (read_coco if path.lower().endswith(".json") else read_csv)(path)
@@ -82,6 +103,8 @@ def load_annotations(
         raise DataError(f"{path}: holds no labelled image: a header alone is not enough")
     if count > 1:
         raise DataError(f"{path}: the image {image} is listed {count} times: keep one")
+    for x, y in missing_values:
+        table.keypoints[(table.keypoints[..., :2] == (x, y)).all(axis=-1)] = (np.nan, np.nan, 0)
     try:
         skeleton = skeleton_for(table.names, flip_pairs, sigmas)
     except ValueError as error:
@@ -97,4 +120,27 @@ def load_annotations(
         cameras=tuple(camera for _, camera, _ in parsed),
         frames=tuple(frame for _, _, frame in parsed),
     )
-    return apply_corrections(labels, corrections) if corrections else labels
+    labels = apply_corrections(labels, corrections) if corrections else labels
+    _require_labelled_points(labels, path, missing_values)
+    return labels
+
+
+def _require_labelled_points(labels: Annotations, path: str, missing_values: Sequence[tuple[float, float]]) -> None:
+    """Refuse labels without a labelled point, and labels whose points are all at one place, e.g. 0, 0.
+
+    Raises:
+        DataError: there is no label in the whole file.
+    """
+    points = labels.keypoints[labels.keypoints[..., 2] > 0, :2]
+    if not len(points):
+        places = f" except at data.missing_values {[list(place) for place in missing_values]}" if missing_values else ""
+        raise DataError(
+            f"{path}: none of its {len(labels)} images has a labelled point{places}: data.annotations must name a file "
+            "with coordinates, in COCO with v 1 or 2"
+        )
+    if len(points) > len(labels) and (points == points[0]).all():
+        x, y = points[0]
+        raise DataError(
+            f"{path}: all {len(points)} points of its {len(labels)} images are at {x:g}, {y:g}, which is no label: "
+            "data.annotations must name the labels, not e.g. the sample submission"
+        )

@@ -95,7 +95,9 @@ def read_truth(config: Config) -> tuple[Truth, Skeleton]:
         skeleton = resolve_skeleton(config, None)
         return _read_store_truth(config, images.removeprefix("store:"), skeleton), skeleton
     section, sample, path = config.skeleton, read_run_sample(config), config.require_input("truth")
-    labels = load_annotations(path, flip_pairs=section.flip_pairs, sigmas=section.sigmas)
+    labels = load_annotations(
+        path, missing_values=config.data.missing_values, flip_pairs=section.flip_pairs, sigmas=section.sigmas
+    )
     if sample is not None or exists(config.path("store", "manifest.json")):
         labels = reorder_keypoints(labels, resolve_skeleton(config, sample), path)
     return dict(zip(labels.images, labels.keypoints, strict=True)), labels.skeleton

@@ -19,6 +19,9 @@ from kp_ray.store.read import read_part, select_parts
 STORE_PREFIX = "store:"
 """`predict.images` of the store's splits, `store:train` and `store:val`, begins with it."""
 
+MISSING = "missing"
+"""Version of an image without a file."""
+
 
 @dataclass(frozen=True)
 class ImageRef:
@@ -42,7 +45,8 @@ def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[Ima
 
     Raises:
         ConfigError: names are relative, but `data.test_images` is not set.
-        DataError: a list is invalid or empty, or a name stands in it twice or leads out of the folder.
+        DataError: a list is invalid or empty, a name stands in it twice or leads out of the folder, or none of the
+            images is there.
         StoreError: the store is not there, or its split is empty.
         StorageError: the folder cannot be read.
     """
@@ -55,9 +59,9 @@ def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[Ima
         folder = source or config.require_input("test_images")
         names = list(sample.images) if sample and source is None else list_images(folder)
     if not names:
-        raise DataError(f"{source or 'data.test_images: ' + str(folder)}: names no picture")
+        raise DataError(f"{source or 'data.test_images: ' + str(folder)}: names no image")
     _check_names(names, folder, source or "the sample submission")
-    return _list_file_refs(names, folder)
+    return _list_file_refs(names, folder, source or "the sample submission")
 
 
 def _check_names(names: Sequence[str], folder: str | None, source: str) -> None:
@@ -78,13 +82,24 @@ def _is_whole_path(name: str) -> bool:
     return name.startswith("/") or "://" in name
 
 
-def _list_file_refs(names: Sequence[str], folder: str | None) -> list[ImageRef]:
+def _list_file_refs(names: Sequence[str], folder: str | None, source: str) -> list[ImageRef]:
+    """List the files of these names; `source` names them in the message.
+
+    Raises:
+        DataError: none of the files is there.
+    """
     paths = {name: name if _is_whole_path(name) else join(str(folder), name) for name in names}
     whole = [name for name in names if _is_whole_path(name)]
     infos = file_infos(folder) if folder and len(whole) < len(names) else {}  # one listing, not a request per file
     with ThreadPoolExecutor() as pool:
         infos |= dict(zip(whole, pool.map(_file_info, whole), strict=True))
-    return [ImageRef(name, path, None, _version(infos.get(name))) for name, path in paths.items()]
+    refs = [ImageRef(name, path, None, _version(infos.get(name))) for name, path in paths.items()]
+    if all(ref.version == MISSING for ref in refs):
+        raise DataError(
+            f"{source}: none of its {len(refs)} images is there, e.g. {refs[0].path}: correct data.test_images, or the "
+            "names"
+        )
+    return refs
 
 
 def _file_info(path: str) -> pafs.FileInfo:
@@ -94,7 +109,7 @@ def _file_info(path: str) -> pafs.FileInfo:
 
 def _version(info: pafs.FileInfo | None) -> str:
     """Return a file's size and modification time as text."""
-    return f"{info.size}:{info.mtime_ns}" if info and info.type == pafs.FileType.File else "missing"
+    return f"{info.size}:{info.mtime_ns}" if info and info.type == pafs.FileType.File else MISSING
 
 
 def _read_list(path: str) -> list[str]:

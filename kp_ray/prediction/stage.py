@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kp_ray.config.schema import Config
+from kp_ray.data.sides import check_flips
 from kp_ray.errors import StorageError
 from kp_ray.metrics import Evaluation
 from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
 from kp_ray.prediction.images import STORE_PREFIX, list_image_refs
-from kp_ray.prediction.inputs import check_weighted_members, read_run_sample
+from kp_ray.prediction.inputs import check_weighted_members, read_run_sample, resolve_skeleton
 from kp_ray.prediction.records import PredictionDetails, PredictionTime, RunEvaluation, SubmissionEvaluation
 from kp_ray.stage import Progress, check_inputs
 from kp_ray.storage import exists
+from kp_ray.store.skeleton import run_skeleton
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,17 @@ class PredictStage:
         """Refuse wrong images, a wrong sample submission, and weights of unknown members.
 
         Raises:
-            ConfigError: an input is not set or not there, or `predict.weights` names no member.
+            ConfigError: an input is not set or not there, `predict.weights` names no member, or `predict.tta` mirrors
+                images against the skeleton.
             DataError: the sample submission or the list of images is invalid.
         """
         check_inputs(config, optional=["test_images", "sample_submission"])
         check_weighted_members(config, [member.name for member in config.train.members])
         sample = read_run_sample(config)
+        if "flip" in config.predict.tta:
+            has_store = exists(config.path("store", "manifest.json"))
+            skeleton = resolve_skeleton(config, sample) if sample or has_store else run_skeleton(config)
+            check_flips(config, skeleton, "predict")
         if not _is_store_split(config):  # `augment` may not have written the store yet
             list_image_refs(config, sample)
 

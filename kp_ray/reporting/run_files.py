@@ -90,7 +90,12 @@ def read_truth(config: Config, skeleton: Skeleton | None) -> Annotations | None:
     path = config.data.truth
     if path is None or not exists(path):
         return None
-    labels = load_annotations(path, flip_pairs=config.skeleton.flip_pairs, sigmas=config.skeleton.sigmas)
+    labels = load_annotations(
+        path,
+        missing_values=config.data.missing_values,
+        flip_pairs=config.skeleton.flip_pairs,
+        sigmas=config.skeleton.sigmas,
+    )
     return labels if skeleton is None else reorder_keypoints(labels, skeleton, path)
 
 

@@ -10,6 +10,7 @@ from kp_ray.store.estimate import AugmentForecast, forecast_augment
 from kp_ray.store.figures import FIGURES_NAME, StoreFigures, write_store_figures
 from kp_ray.store.manifest import Quarantined, read_manifest
 from kp_ray.store.plan import Plan, plan
+from kp_ray.store.preflight import check_plan, refuse_empty_recipes
 from kp_ray.store.verify import verify_store
 from kp_ray.store.write import is_finished, write_store
 
@@ -65,9 +66,9 @@ class AugmentStage:
         return True
 
     def check(self, config: Config) -> None:
-        """Refuse inputs that are not there, and labels, splits or recipes that cannot be used."""
+        """Refuse inputs that are not there, and labels, images, splits or recipes of which nothing could be used."""
         check_inputs(config, required=("annotations", "images"), optional=("corrections",))
-        self._plan(config)
+        check_plan(self._plan(config))
 
     def is_done(self, config: Config) -> bool:
         """Return whether the store holds everything planned.
@@ -95,7 +96,9 @@ class AugmentStage:
         if figures.parts_written or not exists(config.path(FIGURES_NAME)):
             write_store_figures(config, figures)
         store = config.path("store")
-        first = read_manifest(store).quarantined[0] if figures.quarantined else None
+        manifest = read_manifest(store)
+        refuse_empty_recipes(manifest)
+        first = manifest.quarantined[0] if figures.quarantined else None
         return AugmentSummary(**asdict(figures), store=store, first_quarantined=first)
 
     def forecast(self, config: Config) -> AugmentForecast:

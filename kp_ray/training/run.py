@@ -100,7 +100,7 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
     with writer_lock(config.path("members")):
         pending = [member for member in config.train.members if not is_trained(config.member_dir(member.name))]
         for member in pending:
-            _check_rows(config, member)
+            check_rows(config, member)
         max_running, use_gpu = runs_at_once(config) if pending else (0, False)
         config.save()
         trained = _fit_members(config, pending, progress, max_running=max_running, use_gpu=use_gpu)
@@ -108,13 +108,21 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
     return TrainSummary(tuple(trained.get(summary.name, summary) for summary in finished))
 
 
-def _check_rows(config: Config, member: MemberConfig) -> None:
-    num_usable = len(usable_rows(config, member))
+def check_rows(config: Config, member: MemberConfig) -> None:
+    """Refuse a member with fewer training rows than one step of all workers takes.
+
+    Raises:
+        DataError: there are too few; the message names the settings that decide.
+        StoreError: there is no finished store, or it does not hold a recipe of the member.
+    """
+    num_usable, min_visible = len(usable_rows(config, member)), config.augment.min_visible
     num_needed = config.train.ims_per_batch * config.train.worker_range[1]
     if num_usable < num_needed:
+        by_workers = " or train.num_workers" if config.train.worker_range[1] > 1 else ""
+        more_rows = "lower augment.min_visible, " if min_visible > 1 else ""
         raise DataError(
-            f"member {member.name}: {num_usable} training rows have at least {config.augment.min_visible} visible "
-            f"keypoints, but an iteration needs {num_needed}: add images or recipes, or lower train.ims_per_batch"
+            f"member {member.name}: {num_usable} training rows have at least {max(1, min_visible)} visible keypoints, but "
+            f"an iteration needs {num_needed}: {more_rows}add images or recipes, or lower train.ims_per_batch{by_workers}"
         )
 
 

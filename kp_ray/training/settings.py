@@ -7,11 +7,11 @@ from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
 from kp_ray.errors import ConfigError, ModelError
 from kp_ray.fingerprint import encode_fields, refuse_difference
-from kp_ray.keypoints import DACON24
 from kp_ray.models.presets import build_cfg, check_network
 from kp_ray.storage import exists, is_local, join, read_json, write_bytes
-from kp_ray.store.manifest import read_manifest, store_digest
+from kp_ray.store.manifest import store_digest
 from kp_ray.store.read import select_parts
+from kp_ray.store.skeleton import run_skeleton
 
 SETTINGS_NAME = "settings.json"
 """File in a member's folder with the settings that it began with."""
@@ -95,7 +95,7 @@ def starting_weights(config: Config, member: MemberConfig) -> tuple[str, str | N
 def check_options(config: Config) -> None:
     """Refuse training options that every worker would refuse.
 
-    Before there is a store, Detectron2's options are checked with the competition's keypoints.
+    Before there is a store, Detectron2's options are checked with the labels' keypoints.
 
     Raises:
         ConfigError: an option of Detectron2 is wrong or would be ignored, the skeleton does not fit the store's
@@ -104,11 +104,10 @@ def check_options(config: Config) -> None:
         ModelError: a file of starting weights does not exist.
         StoreError: the store does not hold a member's recipe.
     """
-    has_store = exists(config.path("store", "manifest.json"))
-    skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton) if has_store else DACON24
-    cfg = build_cfg(config, skeleton, "cpu")
+    cfg = build_cfg(config, run_skeleton(config), "cpu")
     if config.model.cfg:
         check_network(cfg)
+    has_store = exists(config.path("store", "manifest.json"))
     for member in config.train.members:
         _check_member_inputs(config, member, has_store=has_store)
     if config.train.mlflow and importlib.util.find_spec("mlflow") is None:

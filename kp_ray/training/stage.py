@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from kp_ray.config.schema import Config
+from kp_ray.data.sides import check_flips
 from kp_ray.models.weights import is_trained
 from kp_ray.stage import Progress
 from kp_ray.storage import exists
 from kp_ray.store.manifest import read_manifest
-from kp_ray.training.run import TrainSummary, train
+from kp_ray.store.skeleton import run_skeleton
+from kp_ray.training.run import TrainSummary, check_rows, train
 from kp_ray.training.settings import check_options, check_settings
 
 
@@ -59,15 +61,20 @@ class TrainStage:
         return True
 
     def check(self, config: Config) -> None:
-        """Refuse wrong options, and settings other than those that existing members began with.
+        """Refuse wrong options, too few training rows, and settings other than those that existing members began with.
 
         Raises:
-            ConfigError: see `check_options`.
+            ConfigError: see `check_options` and `check_flips`.
+            DataError: see `check_rows`.
             RunStateError: a member of this run folder began with other settings.
         """
         check_options(config)
+        check_flips(config, run_skeleton(config), "train")
         if exists(config.path("store", "manifest.json")):
             check_settings(config)
+            for member in config.train.members:
+                if not is_trained(config.member_dir(member.name)):
+                    check_rows(config, member)
 
     def is_done(self, config: Config) -> bool:
         """Return whether every member is finished.

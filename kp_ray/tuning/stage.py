@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kp_ray.config.schema import Config
+from kp_ray.data.sides import check_flips
 from kp_ray.stage import Progress
 from kp_ray.storage import exists
 from kp_ray.store.manifest import read_manifest
+from kp_ray.store.skeleton import run_skeleton
 from kp_ray.tuning.search import TuneSummary, check_search, is_finished, tune
 
 
@@ -50,12 +52,13 @@ class TuneStage:
         return not _has_store(config) or read_manifest(config.path("store")).num_rows_by_split["val"] > 0
 
     def check(self, config: Config) -> None:
-        """Refuse a search that could not begin, if the store is there.
+        """Refuse flips that contradict the skeleton and, if the store is there, a search that could not begin.
 
         Raises:
-            ConfigError, StoreError: as `check_search`.
+            ConfigError, DataError, StoreError: as `check_flips` and `check_search`.
             RunStateError: the run folder holds a search with other settings.
         """
+        check_flips(config, run_skeleton(config), "tune")
         if _has_store(config) and not is_finished(config):
             check_search(config)
 

@@ -1,5 +1,6 @@
 """The stage `check`."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from kp_ray.checks.findings import Finding, read_findings
 from kp_ray.checks.stage import CheckStage, CheckSummary
 from kp_ray.config.load import build_config, load_config
 from kp_ray.config.schema import Config
-from kp_ray.errors import ConfigError
+from kp_ray.errors import ConfigError, DataError
 from kp_ray.stage import no_progress
 
 
@@ -25,12 +26,41 @@ def test_findings_and_config_are_written_and_progress_is_reported(tiny: Config) 
     assert reports == [("", done, 12) for done in range(1, 13)]
 
 
-def test_a_missing_image_is_an_error_that_the_summary_counts(tiny: Config, tmp_path: Path) -> None:
+def with_images(config: Config, folder: Path) -> Config:
+    """Return the config with another folder of labelled images."""
+    return build_config({**config.to_dict(), "data": {**config.to_dict()["data"], "images": str(folder)}})
+
+
+def test_missing_images_are_errors_that_the_summary_counts(tiny: Config, tmp_path: Path) -> None:
+    first, *other_images = sorted(Path(tiny.require_input("images")).iterdir())
     (tmp_path / "images").mkdir()
-    config = build_config({**tiny.to_dict(), "data": {**tiny.to_dict()["data"], "images": str(tmp_path / "images")}})
-    summary = CheckStage().run(config, no_progress)
+    shutil.copy(first, tmp_path / "images")
+    summary = CheckStage().run(with_images(tiny, tmp_path / "images"), no_progress)
     assert not summary.ok
-    assert summary.to_json()["errors"] == summary.to_json()["findings"]["missing"] == 12
+    assert summary.to_json()["errors"] == summary.to_json()["findings"]["missing"] == len(other_images) == 11
+
+
+@pytest.mark.parametrize("names", [[], ["notes.txt"], ["another.jpg"]])
+def test_a_folder_without_any_of_the_images_is_one_error_of_the_whole(
+    tiny: Config, tmp_path: Path, names: list[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    for name in names:
+        (tmp_path / "images" / name).touch()
+    with pytest.raises(DataError, match=r"^data\.images: .*/images: none of the 12 labelled images is there"):
+        CheckStage().run(with_images(tiny, tmp_path / "images"), no_progress)
+
+
+def test_findings_about_all_images_come_before_those_about_one() -> None:
+    findings = (
+        Finding("warning", "coincident", "a.jpg", "at the same place", "correct one"),
+        Finding("warning", "sentinel", "", "9 points are at 0, 0", "set it"),
+    )
+    summary = CheckSummary(9, findings, (), "run/check.csv", images_checked=True)
+    assert summary.lines()[1:] == [
+        "  warning sentinel: 1, 9 points are at 0, 0; set it",
+        "  warning coincident: 1, e.g. a.jpg: at the same place; correct one",
+    ]
 
 
 def test_without_images_only_the_labels_are_checked(tiny: Config) -> None:

@@ -222,6 +222,7 @@ def test_check_exits_with_1_if_images_are_missing(folder: Folder) -> None:
     result = folder.run("check", "config.yaml")
     assert result.code == 1
     assert "error missing: 2" in result.err
+    assert "next:" not in result.err
     assert "Traceback" not in result.err
 
 

@@ -1,10 +1,14 @@
 """Joining a cluster: an address where nothing answers is refused within seconds, in one line."""
 
 import socket
+import threading
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
+import ray
 
+from kp_ray.cluster import session as module
 from kp_ray.cluster.session import check_address, session
 from kp_ray.config.load import build_config
 from kp_ray.errors import ClusterError
@@ -28,7 +32,49 @@ def test_the_setting_that_holds_the_address_is_named(monkeypatch: pytest.MonkeyP
         pass
 
 
-def test_an_open_port_and_an_address_without_a_port_are_not_refused() -> None:
+def test_an_address_without_a_port_is_left_to_ray() -> None:
     check_address("auto", "cluster.address")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        check_address(f"ray://127.0.0.1:{server.getsockname()[1]}", "cluster.address")
+
+
+class TestProgramsThatAreNoHead:
+    """Ray 2.60 alone waits more than ten minutes for a program that accepts its connection and is no head."""
+
+    @pytest.fixture
+    def serve(self) -> Iterator[Callable[[bytes], str]]:
+        """Start a server that answers the first bytes of one connection; return its address."""
+        servers: list[socket.socket] = []
+
+        def start(answer: bytes) -> str:
+            server = socket.create_server(("127.0.0.1", 0))
+            servers.append(server)
+
+            def answer_one() -> None:
+                connection, _ = server.accept()
+                servers.append(connection)
+                connection.recv(1000)
+                connection.sendall(answer)
+
+            threading.Thread(target=answer_one, daemon=True).start()
+            return f"127.0.0.1:{server.getsockname()[1]}"
+
+        yield start
+        for opened in servers:
+            opened.close()
+
+    def test_a_silent_one_is_refused_after_the_deadline(
+        self, serve: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "ADDRESS_TIMEOUT_S", 0.5)
+        with pytest.raises(ClusterError, match=r"^cluster\.address: no Ray cluster answers .*timed out"):
+            check_address(serve(b""), "cluster.address")
+
+    @pytest.mark.parametrize("scheme", ["", "ray://"])
+    def test_the_dashboards_port_is_refused_with_the_right_one(
+        self, serve: Callable[[bytes], str], scheme: str
+    ) -> None:
+        address = serve(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        with pytest.raises(ClusterError, match=rf"^RAY_ADDRESS: another program .*{address}.*6379"):
+            check_address(f"{scheme}{address}", "RAY_ADDRESS")
+
+    def test_a_head_is_accepted(self, ray_cluster: None) -> None:
+        check_address(ray.get_runtime_context().gcs_address, "cluster.address")

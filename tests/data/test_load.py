@@ -1,11 +1,13 @@
 """Labels read from any format, and read once."""
 
+import json
+
 import numpy as np
 import pytest
 
 from kp_ray.config.load import build_config
 from kp_ray.data.load import load_annotations, load_labels
-from kp_ray.errors import ConfigError, StorageError
+from kp_ray.errors import ConfigError, DataError, StorageError
 from tests.helpers.data import SHARED
 from tests.helpers.labels import CELLS, HEADER, NUM_KEYPOINTS
 
@@ -53,3 +55,60 @@ def test_the_competition_labels_have_53_scenes_of_5_cameras():
     labels = load_annotations(str(SHARED / "dacon" / "train_df.csv"))
     assert len(labels) == 4195
     assert (len(set(labels.scenes)), set(labels.cameras)) == (53, set("ABCDE"))
+
+
+class TestNoLabelAnywhere:
+    """Labels of which training could use nothing are refused as a whole, by every verb that reads labels."""
+
+    @pytest.mark.parametrize("num_images", [1, 3])
+    def test_empty_cells_alone_are_no_labels(self, write, num_images):
+        rows = "".join(f"{number}.jpg{',' * 2 * NUM_KEYPOINTS}\n" for number in range(num_images))
+        path = write(f"{HEADER}\n{rows}")
+        with pytest.raises(DataError, match=rf"^{path}: none of its {num_images} images has a labelled point: "):
+            load_annotations(path)
+
+    @pytest.mark.parametrize("place", [(0, 0), (-1, -1), (960, 540)])
+    def test_all_points_at_one_place_are_no_labels(self, write, place):
+        cells = f",{place[0]},{place[1]}" * NUM_KEYPOINTS
+        path = write(f"{HEADER}\na.jpg{cells}\nb.jpg{cells}\n")
+        with pytest.raises(
+            DataError, match=rf"all 48 points of its 2 images are at {place[0]}, {place[1]}, .*sample sub"
+        ):
+            load_annotations(path)
+        with pytest.raises(DataError, match=r"no.* labelled point except at data\.missing_values"):
+            load_annotations(path, missing_values=[place])
+
+    def test_coco_without_annotations_or_with_v_0_alone_has_no_labels(self, write):
+        person = {"id": 1, "name": "person", "keypoints": ["a", "b"]}
+        image = {"id": 1, "file_name": "a.jpg"}
+        unlabelled = {"id": 1, "image_id": 1, "category_id": 1, "keypoints": [5, 5, 0, 7, 7, 0]}
+        for people in ([], [unlabelled]):
+            content = json.dumps({"images": [image], "annotations": people, "categories": [person]})
+            with pytest.raises(DataError, match="none of its 1 images has a labelled point"):
+                load_annotations(write(content, "labels.json"), flip_pairs=[], sigmas=[0.1, 0.1])
+
+    def test_corrections_that_remove_the_last_label_are_refused(self, write):
+        path = write("image,a_x,a_y\na.jpg,1,2\nb.jpg,,\n")
+        corrections = write("image,action,keypoint,x,y\na.jpg,point,a,,\n", "corrections.csv")
+        with pytest.raises(DataError, match="has a labelled point"):
+            load_annotations(path, corrections=corrections, flip_pairs=[], sigmas=[0.1])
+
+    def test_one_label_is_enough_and_one_point_per_image_may_be_at_one_place(self, write):
+        labels = load_annotations(write("image,a_x,a_y\na.jpg,1,2\nb.jpg,1,2\nc.jpg,,\n"), flip_pairs=[], sigmas=[0.1])
+        assert labels.keypoints[:, 0, 2].tolist() == [2, 2, 0]
+
+    def test_fewer_points_in_every_image_than_min_visible_name_the_setting_and_a_value_that_works(self, write):
+        path = write("image,a_x,a_y,b_x,b_y,c_x,c_y\na.jpg,1,2,3,4,,\nb.jpg,1,2,,,,\n")
+        settings = {"data": {"annotations": path}, "skeleton": {"flip_pairs": [], "sigmas": [0.1] * 3}}
+        with pytest.raises(ConfigError, match=r"^augment\.min_visible: .*got 3, the most are 2.*set it to 2 or less"):
+            load_labels(build_config({**settings, "augment": {"min_visible": 3}}))
+        assert len(load_labels(build_config({**settings, "augment": {"min_visible": 2}}))) == 2
+
+
+def test_missing_values_are_read_as_unlabelled_points_wherever_labels_are_read(write):
+    path = write("image,a_x,a_y,b_x,b_y\na.jpg,0,0,3,4\nb.jpg,-1,-1.0,0,5\n")
+    values = {"data": {"annotations": path, "missing_values": [[0, 0], [-1, -1]]}}
+    labels = load_labels(build_config({**values, "skeleton": {"flip_pairs": [], "sigmas": [0.1, 0.1]}}))
+    np.testing.assert_array_equal(labels.keypoints[..., 2], [[0, 2], [0, 2]])
+    np.testing.assert_array_equal(labels.keypoints[:, 0, :2], np.nan)
+    np.testing.assert_array_equal(labels.keypoints[1, 1], [0, 5, 2])

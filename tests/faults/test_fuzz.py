@@ -145,6 +145,7 @@ def assert_valid_predictions(path: str) -> None:
 
 def assert_valid_image_list(path: str) -> None:
     folder = str(Path(path).parent)
+    Path(folder, "s0_A-0.jpg").touch()  # a list of which no image is there is refused
     refs = list_image_refs(build_config({"data": {"test_images": folder}, "predict": {"images": path}}), None)
     names = [ref.image for ref in refs]
     assert len(set(names)) == len(names) > 0

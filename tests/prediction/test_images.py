@@ -43,11 +43,31 @@ def test_a_text_list_names_files_of_the_folder_and_whole_paths(tiny: Config, tmp
 
 
 def test_a_csv_list_has_a_column_of_images(tiny: Config, tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("camera,image\nA,x.jpg\n")
-    assert names_of(list_refs(tiny, str(tmp_path / "list.csv"))) == ["x.jpg"]
+    name = min(path.name for path in Path(tiny.require_input("test_images")).iterdir())
+    (tmp_path / "list.csv").write_text(f"camera,image\nA,{name}\nB,lost.jpg\n")
+    assert names_of(list_refs(tiny, str(tmp_path / "list.csv"))) == [name, "lost.jpg"]
     (tmp_path / "wrong.csv").write_text("picture\na.jpg\n")
     with pytest.raises(DataError, match=r"wrong\.csv: row 1: there is no column `image`"):
         list_refs(tiny, str(tmp_path / "wrong.csv"))
+
+
+@pytest.mark.parametrize("list_name", ["list.txt", "list.csv", None])
+def test_images_of_which_none_is_there_are_refused_by_their_source(
+    tiny: Config, tmp_path: Path, list_name: str | None
+) -> None:
+    if list_name is None:
+        (tmp_path / "empty").mkdir()
+        config = tiny_config({"test_images": str(tmp_path / "empty")}, Path(tiny.run_dir))
+        sample = SampleSubmission(("a.jpg", "b.jpg"), ("image", "nose_x", "nose_y"))
+        with pytest.raises(
+            DataError, match=r"^the sample submission: none of its 2 images .*/empty/a\.jpg: correct data\."
+        ):
+            list_image_refs(config, sample)
+        return
+    path = tmp_path / list_name
+    path.write_text("image\na.jpg\nb.jpg\n".removeprefix("image\n" if list_name == "list.txt" else ""))
+    with pytest.raises(DataError, match=rf"{list_name}: none of its 2 images is there"):
+        list_refs(tiny, str(path))
 
 
 def test_images_of_the_store_are_its_unaugmented_rows(trained: Config) -> None:
@@ -64,7 +84,7 @@ def test_a_store_that_is_not_there_is_refused(tiny: Config) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "names no picture"),
+        ("", "names no image"),
         ("a.jpg\na.jpg\n", "a.jpg stands in it 2 times"),
         ("../a.jpg\n", "leaves the image folder"),
         ("a\0.jpg\n", "holds a NUL"),

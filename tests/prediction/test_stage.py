@@ -77,7 +77,7 @@ def test_predict_checks_inputs_that_an_earlier_stage_does_not_make(tiny: Config,
     with pytest.raises(ConfigError, match=r"predict\.weights: x: is no member"):
         stage.check(configure_run(tiny, tmp_path, weights={"x": 1}))
     (tmp_path / "list.txt").write_text("")
-    with pytest.raises(DataError, match=r"list\.txt: names no picture"):
+    with pytest.raises(DataError, match=r"list\.txt: names no image"):
         stage.check(configure_run(tiny, tmp_path, images=str(tmp_path / "list.txt")))
 
 

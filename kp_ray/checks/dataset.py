@@ -1,0 +1,179 @@
+"""Find mistakes that only all images together show: a place that stands for "no label", coordinates of another scale.
+
+Each is one finding about the whole data set, because it is one cause with thousands of symptoms.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kp_ray.checks.findings import Finding, Sizes, list_names, warning
+from kp_ray.data.annotations import Annotations
+from kp_ray.keypoints import BoolArray, FloatArray
+
+_MIN_IMAGES = 5
+"""Number of images that share a place exactly, below which the place is not examined."""
+_MIN_SHARE = 0.02
+"""Share of all images, as `_MIN_IMAGES`. In 4195 real images, 0.4 % share a place: that of a foot that stands still."""
+_FRACTION_LIMIT = 1.5
+"""Largest coordinate, in the median image, of labels that are fractions of the image's size."""
+_SMALL_BODY_PX = 16.0
+"""Body size in pixels below which a label is too small to train on: Detectron2's smallest anchor is 32 px."""
+_PARTIAL_FRAME = 0.51
+"""Share of width and height that no point exceeds if the labels are those of images of half the size or smaller."""
+_MIN_SCALE_IMAGES = 10
+"""Number of images below which all people may be in the same quarter of their images by chance."""
+
+
+@dataclass(frozen=True)
+class Sentinel:
+    """A place that marks points without a label.
+
+    Attributes:
+        place: x, y as they are in the labels' file.
+        at_place: (N, K) true for the points at this place.
+    """
+
+    place: tuple[float, float]
+    at_place: BoolArray
+
+
+def find_sentinels(annotations: Annotations) -> list[Sentinel]:
+    """Find the places that mark points without a label, the most frequent first.
+
+    The corner 0, 0 and places with two equal negative numbers, e.g. -1, -1, are such places from the first point on.
+    Another place must be shared exactly by several images. Besides, in most of these images it is far from the rest of
+    the body or holds several points; or it holds four or more different points, and ten times as many as the median
+    place. A foot that stands still meets none of these conditions.
+    """
+    xy = annotations.keypoints[..., :2]
+    labelled = np.isfinite(xy).all(axis=2)
+    images, points = np.nonzero(labelled)
+    if not len(images):
+        return []
+    # A complex number per point, because np.unique sorts numbers 50 times as fast as rows.
+    places, inverse, counts = np.unique(xy[images, points] @ np.array([1, 1j]), return_inverse=True, return_counts=True)
+    is_corner = (places.real == places.imag) & (places.real <= 0)
+    is_frequent = counts >= max(_MIN_IMAGES, _MIN_SHARE * len(annotations))
+    sentinels = []
+    for index in np.flatnonzero(is_corner | is_frequent):
+        at_place = np.zeros(labelled.shape, dtype=bool)
+        members = inverse == index
+        at_place[images[members], points[members]] = True
+        is_outlier = counts[index] >= 10 * np.median(counts) and at_place.any(axis=0).sum() >= 4
+        if is_corner[index] or is_outlier or _is_apart(xy, labelled, at_place):
+            sentinels.append(Sentinel((float(places[index].real), float(places[index].imag)), at_place))
+    return sorted(sentinels, key=lambda sentinel: -int(sentinel.at_place.sum()))
+
+
+def _is_apart(xy: FloatArray, labelled: BoolArray, at_place: BoolArray) -> bool:
+    """Return whether a place is far from the body, or holds several points, in most of the images that share it.
+
+    Args:
+        xy: (N, K, 2) points.
+        labelled: (N, K) whether a point is labelled.
+        at_place: (N, K) true for the points at the place.
+    """
+    rows = np.flatnonzero(at_place.any(axis=1))
+    if len(rows) < max(_MIN_IMAGES, _MIN_SHARE * len(xy)):
+        return False
+    place = xy[at_place][0]
+    num_suspicious = 0
+    for row in rows:
+        body = xy[row, labelled[row] & ~at_place[row]]
+        low, high = (body.min(axis=0), body.max(axis=0)) if len(body) else (place, place)
+        margin = (high - low).max() / 2
+        is_far = ((place < low - margin) | (place > high + margin)).any()
+        num_suspicious += bool(is_far or at_place[row].sum() > 1)
+    return num_suspicious > len(rows) / 2
+
+
+def sentinel_findings(annotations: Annotations, sentinels: list[Sentinel]) -> Iterator[Finding]:
+    """Report each place that marks points without a label, with the setting that reads it as such."""
+    places = [[_plain(value) for value in sentinel.place] for sentinel in sentinels]
+    for sentinel, (x, y) in zip(sentinels, places, strict=True):
+        names = [annotations.skeleton.names[k] for k in np.flatnonzero(sentinel.at_place.any(axis=0))]
+        message = (
+            f"{int(sentinel.at_place.sum())} points in {int(sentinel.at_place.any(axis=1).sum())} of "
+            f"{len(annotations)} images are at exactly {x}, {y} and count as labels: {list_names(names)}"
+        )
+        fix = f"if this place means that a point has no label, set data.missing_values: {places}"
+        yield warning("sentinel", "", message, fix)
+
+
+def _plain(value: float) -> int | float:
+    """Return a number as people write it: without a fraction of zero."""
+    return int(value) if value.is_integer() else value
+
+
+def remove_sentinels(annotations: Annotations, sentinels: list[Sentinel]) -> Annotations:
+    """Return the labelled images whose points at the given places are unlabelled; images without other points go."""
+    if not sentinels:
+        return annotations
+    keypoints = annotations.keypoints.copy()
+    at_any_place = np.logical_or.reduce([sentinel.at_place for sentinel in sentinels])
+    keypoints[at_any_place] = (np.nan, np.nan, 0)
+    is_emptied = at_any_place.any(axis=1) & ~np.isfinite(keypoints[..., 0]).any(axis=1)
+    return replace(annotations, keypoints=keypoints).select(np.flatnonzero(~is_emptied))
+
+
+def scale_findings(annotations: Annotations, sizes: Sizes) -> list[Finding]:
+    """Find coordinates that are not pixels of the images; at most one finding, of kind "scale".
+
+    Args:
+        annotations: N images, without the points of `find_sentinels`.
+        sizes: sizes of the upright images in pixels; without them only fractions and tiny bodies are found.
+    """
+    xy = annotations.keypoints[..., :2]
+    xy = xy[np.isfinite(xy).all(axis=2).any(axis=1)]
+    if not len(xy):
+        return []
+    largest = np.nanmax(np.abs(xy), axis=(1, 2))
+    if np.median(largest) <= _FRACTION_LIMIT:
+        message = f"coordinates are fractions of the image's size, not pixels: the largest is {largest.max():.4g}"
+        return [_scale_warning(message, "multiply x by the image's width and y by its height")]
+    finding = _frame_finding(annotations, sizes)
+    if finding:
+        return [finding]
+    body_px = np.sqrt(np.prod(np.nanmax(xy, axis=1) - np.nanmin(xy, axis=1), axis=1))
+    if np.median(body_px) < _SMALL_BODY_PX and np.isfinite(xy[..., 0]).sum(axis=1).max() > 2:
+        message = f"half of the people are smaller than {np.median(body_px):.3g} px"
+        return [_scale_warning(message, "multiply the coordinates if they are not pixels of these images")]
+    return []
+
+
+def _frame_finding(annotations: Annotations, sizes: Sizes) -> Finding | None:
+    """Compare the points of all images with their frames; None if they fit, or too few sizes are known."""
+    sizes_by_image = sizes if isinstance(sizes, Mapping) else dict.fromkeys(annotations.images, sizes)
+    frames = np.array([sizes_by_image.get(image) or (np.nan, np.nan) for image in annotations.images], dtype=float)
+    xy = annotations.keypoints[..., :2]
+    is_used = np.isfinite(frames[:, 0]) & np.isfinite(xy).all(axis=2).any(axis=1)
+    if is_used.sum() < _MIN_SCALE_IMAGES:
+        return None
+    xy, frames = xy[is_used], frames[is_used]
+    reach = np.nanmax(xy, axis=1)
+    share = reach / frames  # (N, 2): 1 where the farthest point is at the right or lower edge
+    widest, highest = (float(value) for value in share.max(axis=0))
+    if reach.max() <= 100 and frames.min() >= 200:
+        message = f"coordinates are percentages of the image's size, not pixels: the largest is {reach.max():.4g}"
+        return _scale_warning(message, "multiply x by the image's width / 100 and y by its height / 100")
+    if max(widest, highest) <= _PARTIAL_FRAME:
+        message = (
+            f"every point is in the upper left part of its image ({widest:.0%} of the widths, {highest:.0%} of the "
+            "heights)"
+        )
+        fix = "if the labels belong to smaller images, e.g. of half the size, multiply them by the ratio of the sizes"
+        return _scale_warning(message, fix)
+    is_beyond = (reach > frames).any(axis=1)
+    if is_beyond.mean() > 0.5:
+        message = f"{is_beyond.mean():.0%} of the images have points beyond their right or lower edge (up to "
+        message += f"{widest:.3g} widths and {highest:.3g} heights)"
+        if (np.nanmax(xy[..., ::-1], axis=1) <= frames).all():
+            return _scale_warning(message, "x and y are exchanged: exchange the columns")
+        return _scale_warning(message, "multiply the labels by the ratio of the sizes: they belong to larger images")
+    return None
+
+
+def _scale_warning(message: str, fix: str) -> Finding:
+    return warning("scale", "", message, fix)

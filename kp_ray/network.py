@@ -1,0 +1,49 @@
+"""Deadlines for waiting on services whose clients would wait for minutes or without end."""
+
+import contextlib
+import http.client
+import socket
+import urllib.parse
+from collections.abc import Iterator
+
+ANSWER_TIMEOUT_S = 20.0
+"""Seconds within which an object storage must answer the first request; pyarrow 25 gives up after 101 s."""
+SILENCE_TIMEOUT_S = 60.0
+"""Seconds without a byte after which a download fails; the downloader of Detectron2 has no limit."""
+
+
+def require_answer(url: str, key: str) -> None:
+    """Refuse an HTTP service that accepts connections and does not answer.
+
+    Any answer is accepted, also an error. A refused connection is left to the service's client, which tries again.
+
+    Args:
+        url: address of the service, e.g. "http://127.0.0.1:9000".
+        key: setting that holds the address, for the message.
+
+    Raises:
+        TimeoutError: there is no answer within `ANSWER_TIMEOUT_S`.
+    """
+    parts = urllib.parse.urlsplit(url)
+    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    with contextlib.closing(connect(parts.hostname or "", parts.port, timeout=ANSWER_TIMEOUT_S)) as connection:
+        try:
+            connection.request("HEAD", "/")
+            connection.getresponse()
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"{key}: no answer within {ANSWER_TIMEOUT_S:g} s (got {url}): start the service, or correct the address"
+            ) from error
+        except (OSError, http.client.HTTPException):
+            return
+
+
+@contextlib.contextmanager
+def limited_silence() -> Iterator[None]:
+    """Let every new socket of this process fail after `SILENCE_TIMEOUT_S` without a byte, inside the block."""
+    previous_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(previous_timeout)

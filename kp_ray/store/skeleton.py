@@ -1,0 +1,21 @@
+"""Find the skeleton of a run before and after its store is written."""
+
+from kp_ray.config.schema import Config
+from kp_ray.data.load import load_labels
+from kp_ray.keypoints import DACON24, Skeleton
+from kp_ray.storage import exists
+from kp_ray.store.manifest import read_manifest
+
+
+def run_skeleton(config: Config) -> Skeleton:
+    """Return the skeleton of the store, else that of the labels, else the competition's with the config's settings.
+
+    Raises:
+        ConfigError: `skeleton` does not fit the keypoints.
+        KpRayError: the manifest is damaged, or the labels cannot be used.
+    """
+    if exists(config.path("store", "manifest.json")):
+        return config.build_skeleton(read_manifest(config.path("store")).skeleton)
+    if config.data.annotations is not None and exists(config.data.annotations):
+        return load_labels(config).skeleton
+    return config.build_skeleton(DACON24.names)

@@ -1,0 +1,95 @@
+"""Plans of which nothing could be written are refused before a cluster starts."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from kp_ray.augmentation.user_pipeline import import_albumentations
+from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError, DataError
+from kp_ray.pipeline import forecast_stage, run_stage
+from kp_ray.stage import no_progress
+from kp_ray.store.plan import plan
+from kp_ray.store.preflight import check_plan
+from kp_ray.store.stage import AugmentStage
+from tests.helpers.data import tiny_config
+
+
+def user_recipe(*steps: Any) -> dict[str, Any]:
+    """Save a pipeline of Albumentations steps."""
+    A = import_albumentations()  # noqa: N806
+    return dict(A.to_dict(A.Compose(list(steps))))
+
+
+def too_large_crop() -> dict[str, Any]:
+    return user_recipe(import_albumentations().CenterCrop(height=5000, width=5000))
+
+
+def config_with(sample_data: dict[str, Any], tmp_path: Path, **augment: Any) -> Config:
+    return tiny_config(sample_data, tmp_path / "run", augment=augment)
+
+
+def test_a_users_recipe_that_fails_on_every_image_is_refused(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    recipes = {"recipes": ["Original", "Huge"], "user_recipes": {"Huge": too_large_crop()}}
+    with pytest.raises(
+        ConfigError, match=r"^augment\.recipes: Huge fails on each of the \d+ images .*: correct the pip"
+    ):
+        check_plan(plan(config_with(sample_data, tmp_path, **recipes)))
+
+
+def test_crops_that_are_larger_than_every_frame_are_refused_with_the_setting_that_helps(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    recipes = ["Original", "RandomCrop_3"]
+    with pytest.raises(ConfigError, match=r"^augment\.recipes: RandomCrop_3 .*: set augment\.oversize=scale"):
+        check_plan(plan(config_with(sample_data, tmp_path, recipes=recipes, oversize="error")))
+    check_plan(plan(config_with(sample_data, tmp_path, recipes=recipes, oversize="scale")))
+
+
+def test_a_recipe_that_succeeds_on_some_images_is_accepted(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    A = import_albumentations()  # noqa: N806
+    recipes = {"recipes": ["Blur"], "user_recipes": {"Blur": user_recipe(A.Blur(p=1))}}
+    check_plan(plan(config_with(sample_data, tmp_path, **recipes)))
+
+
+@pytest.mark.parametrize("is_dry_run", [False, True])
+@pytest.mark.parametrize("fault", ["no images", "recipe"])
+def test_augment_and_its_dry_run_refuse_it_without_a_cluster(
+    sample_data: dict[str, Any], tmp_path: Path, fault: str, is_dry_run: bool
+) -> None:
+    (tmp_path / "empty").mkdir()
+    config = config_with(sample_data, tmp_path, recipes=["Huge"], user_recipes={"Huge": too_large_crop()})
+    if fault == "no images":
+        config = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, tmp_path / "run")
+    was_connected = ray.is_initialized()
+    with pytest.raises((ConfigError, DataError), match=r"none of the 12 labelled images|Huge fails on each"):
+        forecast_stage("augment", config) if is_dry_run else run_stage("augment", config, _no_display, print)
+    assert ray.is_initialized() == was_connected
+    assert not Path(config.path("store", "manifest.json")).exists()
+
+
+def _no_display(verb: str) -> Any:
+    raise AssertionError(f"{verb} began")
+
+
+def test_unreadable_images_do_not_count_against_a_recipe(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(sample_data["images"], tmp_path / "images")
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"damaged")
+    recipes = {"recipes": ["Huge"], "user_recipes": {"Huge": too_large_crop()}}
+    check_plan(plan(config_with({**sample_data, "images": str(tmp_path / "images")}, tmp_path, **recipes)))
+
+
+def test_a_store_of_which_a_recipe_failed_on_every_image_is_refused_and_its_recipe_tried_again(
+    sample_data: dict[str, Any], tmp_path: Path, ray_cluster: None
+) -> None:
+    config = config_with(sample_data, tmp_path, recipes=["Original", "CenterCrop_1"], oversize="error")
+    stage = AugmentStage()
+    for _ in range(2):  # also when the store is finished
+        with pytest.raises(ConfigError, match=r"^augment\.recipes: CenterCrop_1 failed on every image, e\.g\. "):
+            stage.run(config, no_progress)
+    with pytest.raises(ConfigError, match=r"CenterCrop_1 fails on each of the \d+ images"):
+        stage.check(config)

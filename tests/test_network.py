@@ -1,0 +1,84 @@
+"""Services that accept connections and do not answer are given up after a deadline of kp_ray's."""
+
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from kp_ray import network, storage
+from kp_ray.errors import StorageError
+from kp_ray.network import limited_silence, require_answer
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[bytes], str]]:
+    """Start servers that read a request, send the given bytes and keep the connection open; return each one's URL."""
+    servers: list[socket.socket] = []
+    connections: list[socket.socket] = []
+
+    def start(answer: bytes) -> str:
+        server = socket.create_server(("127.0.0.1", 0))
+        servers.append(server)
+
+        def answer_all() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                connections.append(connection)
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        threading.Thread(target=answer_all, daemon=True).start()
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+    yield start
+    for opened in (*servers, *connections):
+        opened.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+        b"no HTTP at all\r\n\r\n",
+    ],
+)
+def test_any_answer_is_an_answer(serve: Callable[[bytes], str], answer: bytes) -> None:
+    require_answer(serve(answer), "KEY")
+
+
+def test_a_refused_connection_is_left_to_the_client() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    require_answer(f"http://127.0.0.1:{port}", "KEY")
+
+
+@pytest.mark.parametrize("key", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_object_storage_that_does_not_answer_is_named_within_the_deadline(
+    serve: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr(network, "ANSWER_TIMEOUT_S", 0.5)
+    url = serve(b"")
+    monkeypatch.setenv(key, url)
+    began = time.monotonic()
+    with pytest.raises(
+        StorageError, match=rf"^s3://silent-{key}/x: .*{key}: no answer within 0\.5 s \(got {url}\): st"
+    ):
+        storage.exists(f"s3://silent-{key}/x")
+    assert time.monotonic() - began < 10
+
+
+def test_a_download_that_falls_silent_fails_and_the_limit_ends_with_the_block(
+    serve: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "SILENCE_TIMEOUT_S", 0.5)
+    url = serve(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nfirst bytes")
+    with limited_silence(), pytest.raises(TimeoutError), urllib.request.urlopen(url) as response:
+        response.read()
+    assert socket.getdefaulttimeout() is None
