@@ -111,7 +111,7 @@ def _plain(value: float) -> int | float:
 
 
 def remove_sentinels(annotations: Annotations, sentinels: list[Sentinel]) -> Annotations:
-    """Return annotations whose points at the given places are unlabelled, without the images that have no other point."""
+    """Return annotations with the points at these places unlabelled, without the images that have no other point."""
     if not sentinels:
         return annotations
     keypoints = annotations.keypoints.copy()
