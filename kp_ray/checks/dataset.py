@@ -1,6 +1,6 @@
-"""Find mistakes that only all images together show: a place that stands for "no label", coordinates of another scale.
+"""Find mistakes that only all images together show: places that mean "no label", and coordinates of another scale.
 
-Each is one finding about the whole data set, because it is one cause with thousands of symptoms.
+Each mistake is one finding about the whole data set, because one cause has thousands of symptoms.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,9 +13,11 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import BoolArray, FloatArray
 
 _MIN_IMAGES = 5
-"""Number of images that share a place exactly, below which the place is not examined."""
+"""Places that fewer images share are not examined."""
 _MIN_SHARE = 0.02
-"""Share of all images, as `_MIN_IMAGES`. In 4195 real images, 0.4 % share a place: that of a foot that stands still."""
+"""The same as a share of all images. In 4195 real images, up to 0.4 % share a place, e.g. that of a foot at rest."""
+_MAX_EXAMINED = 1000
+"""Number of images in which a place is compared with the body; it bounds the time for a million images."""
 _FRACTION_LIMIT = 1.5
 """Largest coordinate, in the median image, of labels that are fractions of the image's size."""
 _SMALL_BODY_PX = 16.0
@@ -23,7 +25,7 @@ _SMALL_BODY_PX = 16.0
 _PARTIAL_FRAME = 0.51
 """Share of width and height that no point exceeds if the labels are those of images of half the size or smaller."""
 _MIN_SCALE_IMAGES = 10
-"""Number of images below which all people may be in the same quarter of their images by chance."""
+"""Fewer images are not compared with their frames: all people may be in the same quarter by chance."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def _is_apart(xy: FloatArray, labelled: BoolArray, at_place: BoolArray) -> bool:
     rows = np.flatnonzero(at_place.any(axis=1))
     if len(rows) < max(_MIN_IMAGES, _MIN_SHARE * len(xy)):
         return False
+    rows = rows[:: -(-len(rows) // _MAX_EXAMINED)]
     place = xy[at_place][0]
     num_suspicious = 0
     for row in rows:
@@ -108,7 +111,7 @@ def _plain(value: float) -> int | float:
 
 
 def remove_sentinels(annotations: Annotations, sentinels: list[Sentinel]) -> Annotations:
-    """Return the labelled images whose points at the given places are unlabelled; images without other points go."""
+    """Return annotations with the points at these places unlabelled, without the images that have no other point."""
     if not sentinels:
         return annotations
     keypoints = annotations.keypoints.copy()

@@ -269,7 +269,8 @@ def _frame_findings(
             message = (
                 f"the scene's other cameras show that its points belong to another frame, e.g. frame {matching_frame}"
             )
-        yield warning("jump", image, message, "compare image and labels; drop the row, or correct its points")
+        fix = "compare image and labels; correct the points, or drop the row if they belong to another image"
+        yield warning("jump", image, message, fix)
         return
     pairs = [(a, skeleton.flip_indices[a]) for a, swapped in zip(first_of_pair, swaps, strict=True) if swapped]
     if pairs:
