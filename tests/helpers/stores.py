@@ -1,4 +1,4 @@
-"""Write a small finished store without a cluster, and look at the files of a store."""
+"""Write a small finished store without a cluster, and read the files of a store."""
 
 import hashlib
 import shutil
@@ -25,12 +25,12 @@ from kp_ray.store.manifest import (
 )
 
 STORE_IMAGES = tuple(f"001-1-1-01-Z17_A-000000{number}.jpg" for number in range(6))
-"""Names of a clip's frames; the first three are in the store of `write_small_store`."""
+"""Names of a clip's frames; the store of `write_small_store` holds the first three."""
 WIDTH, HEIGHT = 320, 240
 
 
 def make_image(seed: int) -> npt.NDArray[np.uint8]:
-    """Make a smooth colour image (HEIGHT, WIDTH, 3), BGR."""
+    """Make a smooth color image (HEIGHT, WIDTH, 3), BGR."""
     coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
@@ -41,7 +41,7 @@ def make_points(seed: int) -> npt.NDArray[np.float64]:
 
 
 def make_row(recipe: str, number: int, split: str) -> dict[str, Any]:
-    """Make the row of a store of frame `number`, not transformed whatever the recipe."""
+    """Make a store's row of frame `number`, whose image and points are the same for every recipe."""
     xy = make_points(number)
     return {
         "source": STORE_IMAGES[number], "scene": "001-1-1-01-Z17", "camera": "A", "frame": number, "split": split,
@@ -88,20 +88,20 @@ def part_digests(config: Config) -> dict[str, str]:
 
 
 def store_files(config: Config) -> dict[str, bytes]:
-    """Return the contents of all files of a config's store, by path, without the lock."""
+    """Return the contents of all files of a config's store, by path, except the lock file."""
     root = Path(config.path("store"))
     paths = [path for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
 def training_part(config: Config) -> Path:
-    """Return the path of a part of `Original` for training."""
+    """Return the path of a training part of the recipe `Original`."""
     parts = read_manifest(config.path("store")).parts
     path = next(part.path for part in parts if part.recipe == "Original" and part.split == "train")
     return Path(config.path("store", path))
 
 
 def copy_images(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Copy the images of a `data` section to `folder`, to be changed there; return the section for the copies."""
+    """Copy the images of a `data` section to `folder`, where tests can change them; return the changed section."""
     shutil.copytree(data["images"], folder)
     return {**data, "images": str(folder)}
