@@ -255,7 +255,7 @@ def test_a_crop_larger_than_the_frame_is_refused_if_sizes_do_not_scale() -> None
             [(RECIPES["CenterCrop_1"], 1)],
             scale_with_frame=False,
         )
-    assert str(raised.value).startswith("recipe CenterCrop_1 ")  # the store puts the image's name before it
+    assert str(raised.value).startswith("recipe CenterCrop_1: ")  # the store puts the image's name before it
 
 
 def test_brightness_and_contrast_change_the_stored_image() -> None:
