@@ -78,7 +78,7 @@ def plan_and_resume(config: Config, *, resume: bool) -> dict[str, float]:
         }  # fmt: skip
         store = Path(planned.store)
         for recipe, _ in planned.recipes:
-            (store / f"recipe={recipe.name}").mkdir(parents=True)
+            (store / f"recipe-{recipe.name}").mkdir(parents=True)
         for part in parts:
             os.close(os.open(store / part.path, os.O_CREAT))
         write_manifest(planned.store, build_manifest(planned, records, []))
@@ -90,7 +90,7 @@ def plan_and_resume(config: Config, *, resume: bool) -> dict[str, float]:
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "parts": len(parts),
         "tasks": len(planned.chunks),
-        "manifest_mib": (Path(planned.store) / "manifest.json").stat().st_size / MIB,
+        "manifest_mib": (Path(planned.store) / "_manifest.json").stat().st_size / MIB,
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kp_ray.config.schema import Config
-from kp_ray.storage import exists, join
+from kp_ray.store.layout import current_path, has_store
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.parts import make_variants
 from kp_ray.store.plan import Chunk, Plan
@@ -90,8 +90,8 @@ def forecast_augment(plan: Plan, config: Config) -> AugmentForecast:
     """
     estimate = estimate_store(plan, config.cluster.num_cpus or _num_cpus())
     existing_parts: set[str] = set()
-    if exists(join(plan.store, "manifest.json")):
-        existing_parts = {part.path for part in read_manifest(plan.store).parts}
+    if has_store(plan.store):
+        existing_parts = {current_path(part.path) for part in read_manifest(plan.store).parts}
     return AugmentForecast(
         **vars(estimate),
         parts_kept=sum(part.path in existing_parts for part in plan.parts()),

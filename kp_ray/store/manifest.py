@@ -1,6 +1,8 @@
 """The manifest of a finished store, its list of quarantined sources, and the columns of its rows."""
 
+import csv
 import hashlib
+import io
 import json
 import re
 from typing import Literal, TypedDict
@@ -9,10 +11,13 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kp_ray.errors import StoreError
-from kp_ray.storage import exists, join, read_bytes, write_bytes, write_parquet
+from kp_ray.storage import join, read_bytes, write_bytes
+from kp_ray.store.layout import MANIFEST_NAME, QUARANTINE_NAME, find_manifest, former_path
 
-SCHEMA_VERSION = 2
-"""Version of the rows' columns, the names of the parts, and the manifest."""
+SCHEMA_VERSION = 3
+"""Version of the manifest and of the names of a store's files. Schema 2, the former layout, is read too."""
+ROWS_VERSION = 2
+"""Version of the rows, part of each part's fingerprint: a change rewrites all parts."""
 METADATA_KEY = b"kp_ray"
 """Key of a part's Parquet metadata whose JSON value lists, among others, the part's quarantined sources."""
 
@@ -143,8 +148,8 @@ def read_manifest(store: str) -> Manifest:
         StoreError: there is no manifest, it is damaged, or another version of kp_ray wrote it.
         StorageError: the file cannot be read.
     """
-    path = join(store, "manifest.json")
-    if not exists(path):
+    path = find_manifest(store)
+    if path is None:
         raise StoreError(f"{store}: no finished store here: run augment first")
     content = read_bytes(path)
     try:
@@ -153,7 +158,7 @@ def read_manifest(store: str) -> Manifest:
     except ValidationError as error:
         first_key = re.search(rb'^{\s*"schema_version": *(\d+)', content)  # other versions may have other keys
         version = int(first_key[1]) if first_key else 0
-        if 0 < version < SCHEMA_VERSION:
+        if 0 < version < ROWS_VERSION:
             raise StoreError(
                 f"{path}: written by an older kp_ray (schema {version}): delete this file and run augment, which "
                 "rewrites all parts"
@@ -168,25 +173,29 @@ def read_manifest(store: str) -> Manifest:
 
 
 def write_manifest(store: str, manifest: Manifest) -> None:
-    """Write `quarantine.parquet`, then `manifest.json`, whose existence marks the store as finished.
+    """Write `_quarantine.csv`, then `_manifest.json`, whose existence marks the store as finished.
 
     Raises:
         StorageError: the disk is full, or the storage does not answer or refuses.
     """
-    schema = pa.schema([("source", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
-    table = pa.Table.from_pylist([item.model_dump() for item in manifest.quarantined], schema=schema)
-    write_parquet(join(store, "quarantine.parquet"), table)
-    write_bytes(join(store, "manifest.json"), (manifest.model_dump_json(indent=1) + "\n").encode())
+    text = io.StringIO()
+    quarantine = csv.DictWriter(text, list(Quarantined.model_fields), lineterminator="\n")
+    quarantine.writeheader()
+    quarantine.writerows(item.model_dump() for item in manifest.quarantined)
+    write_bytes(join(store, QUARANTINE_NAME), text.getvalue().encode())
+    write_bytes(join(store, MANIFEST_NAME), (manifest.model_dump_json(indent=1) + "\n").encode())
 
 
 def store_digest(store: str) -> str:
     """Compute a SHA-256 of a store's seed, keypoint names and parts, which changes with any byte of any row.
 
+    A store has the same digest in both layouts, so that members trained before a conversion remain usable.
+
     Raises:
         StoreError: there is no finished store.
     """
     manifest = read_manifest(store)
-    parts = [[part.path, part.sha256, part.split] for part in manifest.parts]
+    parts = [[former_path(part.path), part.sha256, part.split] for part in manifest.parts]
     return hashlib.sha256(json.dumps([manifest.seed, manifest.skeleton, parts]).encode()).hexdigest()
 
 

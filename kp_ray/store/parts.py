@@ -114,7 +114,7 @@ class PartWriter:
         self.is_local = is_local(store)
         self.target = Path(filesystem(self.path)[1])
         folder = self.target.parent if self.is_local else Path(tempfile.gettempdir())
-        self.partial = folder / f"{self.target.name if self.is_local else 'kp_ray'}.{uuid4().hex}.partial"
+        self.partial = folder / f".{self.target.name if self.is_local else 'kp_ray'}.{uuid4().hex}.partial"
         self.num_rows = 0
 
     def __enter__(self) -> "PartWriter":

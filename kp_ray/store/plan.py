@@ -22,7 +22,8 @@ from kp_ray.data.split import check_lineage, split_sources, split_units
 from kp_ray.errors import DataError
 from kp_ray.fingerprint import digest
 from kp_ray.storage import file_sizes
-from kp_ray.store.manifest import SCHEMA_VERSION, Split
+from kp_ray.store.layout import part_path
+from kp_ray.store.manifest import ROWS_VERSION, Split
 
 Recipes = tuple[tuple[Recipe, int], ...]
 """Recipes with their numbers of copies."""
@@ -131,11 +132,11 @@ def plan_store(
             parts = []
             for recipe, copies in split_recipes:
                 fingerprint_fields = [
-                    SCHEMA_VERSION, recipe.fingerprint, copies, seed, augment.jpeg_quality, augment.oversize,
+                    ROWS_VERSION, recipe.fingerprint, copies, seed, augment.jpeg_quality, augment.oversize,
                     augment.box_margin_px, annotations.skeleton.names, sources_digest,
                 ]  # fmt: skip
                 name = f"part-{number:05d}-{digest(fingerprint_fields, 6)}.parquet"
-                parts.append(Part(f"recipe={recipe.name}/{name}", recipe, copies, split))
+                parts.append(Part(part_path(recipe.name, name), recipe, copies, split))
             chunks.append(Chunk(sources, tuple(parts)))
     unit_splits = set(zip(split_units(annotations, split_by), splits, strict=True))
     units = {name: tuple(sorted(unit for unit, split in unit_splits if split == name)) for name in ("train", "val")}

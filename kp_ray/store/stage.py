@@ -8,6 +8,7 @@ from kp_ray.stage import Progress, check_inputs
 from kp_ray.storage import exists, join
 from kp_ray.store.estimate import AugmentForecast, forecast_augment
 from kp_ray.store.figures import FIGURES_NAME, StoreFigures, write_store_figures
+from kp_ray.store.layout import QUARANTINE_NAME
 from kp_ray.store.manifest import Quarantined, read_manifest
 from kp_ray.store.plan import Plan, plan
 from kp_ray.store.verify import verify_store
@@ -36,7 +37,7 @@ class AugmentSummary(StoreFigures):
             lines.append(
                 f"{self.quarantined} sources could not be used by at least one recipe, e.g. "
                 f"{self.first_quarantined.source}: {self.first_quarantined.reason}; they are listed in "
-                f"{join(self.store, 'quarantine.parquet')}"
+                f"{join(self.store, QUARANTINE_NAME)}"
             )
         return lines
 

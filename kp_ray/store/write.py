@@ -21,8 +21,10 @@ from kp_ray.cluster.errors import describe_ray_error, error_row, raise_error_row
 from kp_ray.cluster.ray_internals import bounded_task_retries
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.errors import KpRayError, StoppedError, StorageError, StoreError
-from kp_ray.storage import delete_file, exists, file_sizes, filesystem, is_local, join, writer_lock
+from kp_ray.storage import delete_file, file_sizes, filesystem, is_local, join, writer_lock
+from kp_ray.store.convert import convert_layout
 from kp_ray.store.figures import StoreFigures
+from kp_ray.store.layout import current_path, has_store, is_in_recipe_folder
 from kp_ray.store.manifest import (
     UNAVAILABLE,
     UNREADABLE,
@@ -88,6 +90,7 @@ def write_store(
     """
     began = time.time()
     with writer_lock(plan.store):
+        convert_layout(plan.store)
         reused, incomplete_chunks = _find_incomplete(plan)
         if incomplete_chunks:
             _delete_partial_files(plan.store)
@@ -119,7 +122,7 @@ def is_finished(plan: Plan) -> bool:
         StoreError: the manifest is damaged, another version of kp_ray wrote it, or the image file of a stored source is
             missing.
     """
-    return exists(join(plan.store, "manifest.json")) and not _find_incomplete(plan)[1]
+    return has_store(plan.store) and not _find_incomplete(plan)[1]
 
 
 def _find_incomplete(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
@@ -129,12 +132,14 @@ def _find_incomplete(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
     """
     existing_records: dict[str, PartRecord] = {}
     quarantined: tuple[Quarantined, ...] = ()
-    if exists(join(plan.store, "manifest.json")):
+    if has_store(plan.store):
         manifest = read_manifest(plan.store)
         sizes = file_sizes(plan.store)
-        existing_records = {part.path: part for part in manifest.parts if sizes.get(part.path) == part.num_bytes}
+        existing_records = {
+            current_path(part.path): part for part in manifest.parts if sizes.get(part.path) == part.num_bytes
+        }
         quarantined = manifest.quarantined
-        _refuse_missing_images(plan, existing_records, quarantined)
+        _refuse_missing_images(plan, existing_records.values(), quarantined)
     reused: list[PartRecord] = []
     incomplete_chunks: list[Chunk] = []
     quarantined_names = {item.source for item in quarantined}
@@ -157,7 +162,9 @@ def _find_incomplete(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
     return _ReusedParts(tuple(reused), reused_quarantined), incomplete_chunks
 
 
-def _refuse_missing_images(plan: Plan, existing_paths: Iterable[str], quarantined: Sequence[Quarantined]) -> None:
+def _refuse_missing_images(
+    plan: Plan, existing_parts: Iterable[PartRecord], quarantined: Sequence[Quarantined]
+) -> None:
     """Refuse to replace finished parts that hold variants of a source whose image file is missing.
 
     Raises:
@@ -166,12 +173,12 @@ def _refuse_missing_images(plan: Plan, existing_paths: Iterable[str], quarantine
     missing_sources = plan.absent - {item.source for item in quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
     if not missing_sources:
         return
-    planned = {part.path for part in plan.parts()}
-    for path in existing_paths:
-        if path in planned:
+    planned_paths = {part.path for part in plan.parts()}
+    for part in existing_parts:
+        if current_path(part.path) in planned_paths:
             continue
         try:
-            stored = set(read_part(join(plan.store, path), ["source"]).column(0).to_pylist())
+            stored = set(read_part(join(plan.store, part.path), ["source"]).column(0).to_pylist())
         except StorageError:
             continue  # the part is damaged, so there are no variants to protect
         if missing_sources & stored:
@@ -295,11 +302,11 @@ def _finish_manifest(plan: Plan, reused: _ReusedParts, finished: Sequence[_Chunk
             f"({len(invisible_parts)} of {len(manifest.parts)} parts): run_dir must be a folder that all nodes share, "
             "or an s3:// path"
         )
-    if finished or not exists(join(plan.store, "manifest.json")) or read_manifest(plan.store) != manifest:
+    if finished or not has_store(plan.store) or read_manifest(plan.store) != manifest:
         write_manifest(plan.store, manifest)
     manifest_paths = {part.path for part in manifest.parts}
     for path in sizes:
-        if path.startswith("recipe=") and path not in manifest_paths:
+        if is_in_recipe_folder(path) and path not in manifest_paths:
             delete_file(join(plan.store, path))
     return manifest
 

@@ -10,6 +10,7 @@ from kp_ray.fingerprint import encode_fields, refuse_difference
 from kp_ray.keypoints import DACON24
 from kp_ray.models.presets import build_cfg
 from kp_ray.storage import exists, is_local, join, read_json, write_bytes
+from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest, store_digest
 
 SETTINGS_NAME = "settings.json"
@@ -91,8 +92,8 @@ def check_options(config: Config) -> None:
         ConfigError: a wrong option of Detectron2, a skeleton that does not fit the store's keypoints, or MLflow is not
             installed or cannot write to the run folder.
     """
-    has_store = exists(config.path("store", "manifest.json"))
-    skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton) if has_store else DACON24
+    store = config.path("store")
+    skeleton = config.build_skeleton(read_manifest(store).skeleton) if has_store(store) else DACON24
     build_cfg(config, skeleton, "cpu")
     if config.train.mlflow and importlib.util.find_spec("mlflow") is None:
         raise ConfigError("train.mlflow: MLflow is not installed: pip install 'kp_ray[mlflow]'")

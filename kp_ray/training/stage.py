@@ -6,7 +6,7 @@ from typing import Any
 from kp_ray.config.schema import Config
 from kp_ray.models.weights import is_trained
 from kp_ray.stage import Progress
-from kp_ray.storage import exists
+from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest
 from kp_ray.training.run import TrainSummary, train
 from kp_ray.training.settings import check_options, check_settings
@@ -66,7 +66,7 @@ class TrainStage:
             RunStateError: a member of this run folder began with other settings.
         """
         check_options(config)
-        if exists(config.path("store", "manifest.json")):
+        if has_store(config.path("store")):
             check_settings(config)
 
     def is_done(self, config: Config) -> bool:

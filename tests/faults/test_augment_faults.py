@@ -155,7 +155,7 @@ def test_a_killed_node_does_not_change_the_store(
     wait_for_writers(run, config, raylet.pid)
     raylet.kill()
     raylet.wait()  # while the raylet is a zombie, its workers live on
-    assert not (store_dir(config) / "manifest.json").exists()
+    assert not (store_dir(config) / "_manifest.json").exists()
     finish(run)
     assert read_contents(config) == expected
 
@@ -169,7 +169,7 @@ def test_killed_workers_do_not_change_the_store(
     for _ in range(2):
         victim = next(iter(wait_for_writers(run, config)))
         os.kill(victim, signal.SIGKILL)
-    assert not (store_dir(config) / "manifest.json").exists()
+    assert not (store_dir(config) / "_manifest.json").exists()
     finish(run)
     assert read_contents(config) == expected
 
@@ -186,7 +186,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_resumes(
     assert [line for line in err.splitlines() if not line.startswith("augment ")] == [
         "stopped; run the same command to resume"
     ]
-    assert not (store_dir(config) / "manifest.json").exists()
+    assert not (store_dir(config) / "_manifest.json").exists()
     done = finish(start_augment(config, address_of(two_nodes)))
     assert done["parts_written"] + done["parts_kept"] == len(expected["digests"])
     assert read_contents(config) == expected
@@ -248,7 +248,7 @@ def test_a_second_writer_is_refused_and_resumes_after_the_first_is_killed(
     assert "another process is writing here" in finish_with_one_line(start_augment(config, address_of(two_nodes)))
     first.kill()
     first.wait()
-    assert not (store_dir(config) / "manifest.json").exists()
+    assert not (store_dir(config) / "_manifest.json").exists()
     finished = len(list_parts(config))
     assert 0 < finished < len(expected["digests"])
     done = finish(start_augment(config, address_of(two_nodes)))
@@ -261,7 +261,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes_once_there_is
 ) -> None:
     config = write_augment_config(many_data, disk.folder.parent, disk.folder / "run")
     # A file that a killed writer left.
-    partial = store_dir(config) / "recipe=Rotate45" / "part-00000-0.parquet.0.partial"
+    partial = store_dir(config) / "recipe-Rotate45" / "part-00000-0.parquet.0.partial"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(bytes(1 << 20))
     message = finish_with_one_line(start_augment(config, address_of(two_nodes)))
@@ -270,7 +270,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes_once_there_is
     assert "finished parts are kept, run augment again" in message
     finished = list_parts(config)
     assert 0 < len(finished) < len(expected["digests"])
-    assert not (store_dir(config) / "manifest.json").exists()
+    assert not (store_dir(config) / "_manifest.json").exists()
     disk.remount(f"size={1 << 30}")
     assert finish(start_augment(config, address_of(two_nodes)))["parts_written"] > 0
     assert read_contents(config) == expected
@@ -283,7 +283,7 @@ def test_a_disk_without_space_for_the_config_or_the_manifest_ends_in_one_line(
     free_bytes: int, sample_data: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, disk: Disk
 ) -> None:
     config = write_augment_config(sample_data, disk.folder.parent, disk.folder / "run", sources_per_part=1)
-    manifest, filler = store_dir(config) / "manifest.json", disk.folder / "filler"
+    manifest, filler = store_dir(config) / "_manifest.json", disk.folder / "filler"
     if free_bytes:  # enough for everything but the manifest
         finish(start_augment(config, address_of(two_nodes)))
         assert manifest.stat().st_size > free_bytes
@@ -319,6 +319,6 @@ def test_an_interrupted_run_prints_no_traceback_and_the_same_command_resumes(
     _, err = run.communicate(timeout=60)
     assert run.returncode != 0
     assert "Traceback" not in err
-    assert not (store_dir(config) / "manifest.json").exists()
+    assert not (store_dir(config) / "_manifest.json").exists()
     finish(start_augment(config, "cluster.num_cpus=2"))
     assert read_contents(config) == expected

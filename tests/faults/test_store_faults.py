@@ -116,7 +116,7 @@ def test_a_flipped_bit_anywhere_is_found(share: float, stored: Config) -> None:
 def test_a_truncated_manifest_is_refused_and_no_part_is_lost(
     share: float, stored: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, manifest = digests(stored), Path(stored.path("store", "manifest.json"))
+    before, manifest = digests(stored), Path(stored.path("store", "_manifest.json"))
     written_ns = {path: path.stat().st_mtime_ns for path in Path(stored.path("store")).rglob("part-*")}
     os.truncate(manifest, int(share * manifest.stat().st_size))
     for verb in ("verify", "augment", "train"):
@@ -130,7 +130,7 @@ def test_a_truncated_manifest_is_refused_and_no_part_is_lost(
 def test_a_store_of_a_newer_schema_is_refused_and_not_changed(
     stored: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manifest = Path(stored.path("store", "manifest.json"))
+    manifest = Path(stored.path("store", "_manifest.json"))
     content = manifest.read_text()
     values = json.loads(content)
     manifest.write_text(json.dumps({**values, "schema_version": SCHEMA_VERSION + 1, "unknown": [1]}))

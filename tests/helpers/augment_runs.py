@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow.parquet as pq
 import yaml
 
 from kp_ray.config.presets import DEFAULT_RECIPES
 from tests.helpers.data import tiny_config
 from tests.helpers.processes import wait_until
+from tests.helpers.stores import read_quarantine
 
 StartAugment = Callable[..., subprocess.Popen[str]]
 """Starts `kp-ray augment CONFIG --json` with settings `a.b=value`: (config, *settings) -> process."""
@@ -45,7 +45,7 @@ def store_dir(config: Path) -> Path:
 
 def list_parts(config: Path) -> list[Path]:
     """List the finished parts of a store."""
-    return sorted(store_dir(config).glob("recipe=*/*.parquet"))
+    return sorted(store_dir(config).glob("recipe-*/*.parquet"))
 
 
 def read_contents(config: Path) -> dict[str, Any]:
@@ -56,17 +56,16 @@ def read_contents(config: Path) -> dict[str, Any]:
     """
     store = store_dir(config)
     digests = {str(p.relative_to(store)): hashlib.sha256(p.read_bytes()).hexdigest() for p in list_parts(config)}
-    manifest = json.loads((store / "manifest.json").read_text())
+    manifest = json.loads((store / "_manifest.json").read_text())
     assert {part["path"]: part["sha256"] for part in manifest["parts"]} == digests
     files = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()}
-    assert files == {*digests, "manifest.json", "quarantine.parquet", ".lock"}
-    quarantine = pq.read_table(store / "quarantine.parquet").to_pylist()
-    return {"digests": digests, "manifest": manifest, "quarantine": quarantine}
+    assert files == {*digests, "_manifest.json", "_quarantine.csv", ".lock"}
+    return {"digests": digests, "manifest": manifest, "quarantine": read_quarantine(store)}
 
 
 def find_writers(config: Path) -> dict[int, int]:
     """Find the Ray workers that have an unfinished part open: pid -> pid of the raylet that started it."""
-    writers, folder = {}, f"{store_dir(config)}/recipe="
+    writers, folder = {}, f"{store_dir(config)}/recipe-"
     for process in psutil.process_iter():
         try:
             if not process.name().startswith("ray::"):

@@ -19,7 +19,7 @@ def test_recipes_have_their_counts_and_a_picture(whole_run: Config) -> None:
     assert {name: (row.num_variants, row.num_parts) for name, row in rows.items()} == {
         "Original": (6, 2), "Rotate45_CenterCrop": (3, 1)
     }  # fmt: skip
-    parts = list(Path(whole_run.path("store")).glob("recipe=*/*.parquet"))
+    parts = list(Path(whole_run.path("store")).glob("recipe-*/*.parquet"))
     assert section.num_bytes == sum(part.stat().st_size for part in parts)
     assert all(row.mean_visible == len(DACON24) for row in section.recipes)
     assert all(row.share_too_few == 0 for row in section.recipes)
@@ -46,7 +46,7 @@ def test_numbers_have_commas_between_thousands(whole_page: Page) -> None:
 def test_a_lost_part_is_reported_and_the_rest_shown(tmp_path: Path, content: bytes | None) -> None:
     config = make_config(tmp_path)
     write_augmented(config)
-    part = "recipe=Original/part-00000-ab12.parquet"
+    part = "recipe-Original/part-00000-ab12.parquet"
     path = Path(config.path("store", part))
     path.unlink()
     if content is not None:

@@ -26,6 +26,7 @@ def test_a_store_without_a_manifest_is_not_finished(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ('{"schema_version": 3, "kp_ray"', "damaged"),
         ('{"schema_version": 2, "kp_ray"', "damaged"),
         ("", "damaged"),
         ('{"schema_version": 1, "kp_ray"', "older kp_ray"),
@@ -33,14 +34,14 @@ def test_a_store_without_a_manifest_is_not_finished(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_older_and_newer_manifests_are_refused(content: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(StoreError, match=rf"manifest\.json: .*{message}"):
+    (tmp_path / "_manifest.json").write_text(content)
+    with pytest.raises(StoreError, match=rf"_manifest\.json: .*{message}"):
         read_manifest(str(tmp_path))
 
 
 def test_the_key_settings_of_older_manifests_is_ignored(tmp_path: Path) -> None:
     manifest = write_small_store(tmp_path)
-    path = tmp_path / "manifest.json"
+    path = tmp_path / "_manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {"jpeg_quality": 95}}))
     assert read_manifest(str(tmp_path)) == manifest
 
@@ -61,7 +62,7 @@ def test_rows_have_the_documented_columns() -> None:
 
 
 def test_the_manifest_counts_the_rows_of_its_parts(written: Config) -> None:
-    manifest = json.loads(Path(written.path("store", "manifest.json")).read_text())
+    manifest = json.loads(Path(written.path("store", "_manifest.json")).read_text())
     rows = {part["path"]: pq.read_metadata(written.path("store", part["path"])).num_rows for part in manifest["parts"]}
     assert {part["path"]: part["num_rows"] for part in manifest["parts"]} == rows
     assert manifest["num_variants"] == sum(rows.values()) == sum(manifest["num_rows_by_split"].values())

@@ -53,7 +53,7 @@ def test_an_error_while_writing_a_part_leaves_no_file(planned: Plan) -> None:
 def test_the_error_names_the_part_that_cannot_be_written(planned: Plan) -> None:
     Path(planned.store).parent.mkdir(parents=True)
     Path(planned.store).write_text("a file where the store must be")
-    with pytest.raises(StorageError, match=r"recipe=Original/part-.*cannot be written"):
+    with pytest.raises(StorageError, match=r"recipe-Original/part-.*cannot be written"):
         write_first_part(planned)
 
 

@@ -20,13 +20,13 @@ SPLITS = ("train", "train", "val", "train", "train", "train")
 AUGMENT = AugmentConfig(recipes=("Original", "Rotate45", "Rotate45"), sources_per_part=2)
 
 NAMES_0_1 = [
-    "recipe=Original/part-00000-aa58d362f27f.parquet",
-    "recipe=Rotate45/part-00000-b8d68ba13a43.parquet",
-    "recipe=Original/part-00001-001060c5833d.parquet",
-    "recipe=Rotate45/part-00001-393b246b32e6.parquet",
-    "recipe=Original/part-00002-220c0fe12b05.parquet",
-    "recipe=Rotate45/part-00002-9461a12b5db1.parquet",
-    "recipe=Original/part-00001-20f7db182a7e.parquet",
+    "recipe-Original/part-00000-aa58d362f27f.parquet",
+    "recipe-Rotate45/part-00000-b8d68ba13a43.parquet",
+    "recipe-Original/part-00001-001060c5833d.parquet",
+    "recipe-Rotate45/part-00001-393b246b32e6.parquet",
+    "recipe-Original/part-00002-220c0fe12b05.parquet",
+    "recipe-Rotate45/part-00002-9461a12b5db1.parquet",
+    "recipe-Original/part-00001-20f7db182a7e.parquet",
 ]
 """Names of the parts of `make_plan` in version 0.1. If the names changed, all existing stores would be rewritten."""
 

@@ -24,9 +24,9 @@ def store(tmp_path: Path) -> str:
 
 def test_parts_are_selected_by_split_and_recipe(store: str) -> None:
     assert len(select_parts(store)[1]) == 3
-    assert [path.startswith(f"{store}/recipe=Original/") for path in select_parts(store, split="val")[1]] == [True]
+    assert [path.startswith(f"{store}/recipe-Original/") for path in select_parts(store, split="val")[1]] == [True]
     (part,) = select_parts(store, recipes=["Rotate45_CenterCrop"])[1]
-    assert part.startswith(f"{store}/recipe=Rotate45_CenterCrop/")
+    assert part.startswith(f"{store}/recipe-Rotate45_CenterCrop/")
     assert select_parts(store, split="val", recipes=["Rotate45_CenterCrop"])[1] == []
 
 
@@ -36,7 +36,7 @@ def test_a_recipe_that_the_store_does_not_hold_is_refused(store: str) -> None:
 
 
 def test_a_scene_on_both_sides_of_the_split_is_refused(store: str) -> None:
-    path = Path(store, "manifest.json")
+    path = Path(store, "_manifest.json")
     manifest = json.loads(path.read_text())
     leaked = manifest["units"]["val"][0]
     manifest["units"]["train"].append(leaked)
@@ -52,7 +52,7 @@ def test_validation_originals_can_be_selected_when_the_config_does_not_list_orig
     config = tiny_config(sample_data, tmp_path, augment={"recipes": ["RandomCrop_1"]})
     write_store(plan(config))
     (folder,) = {os.path.dirname(path) for path in select_parts(config.path("store"), split="val")[1]}
-    assert folder.endswith("recipe=Original")
+    assert folder.endswith("recipe-Original")
     assert select_parts(config.path("store"), split="val", recipes=["Original"])[1]
 
 

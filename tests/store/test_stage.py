@@ -59,7 +59,7 @@ def test_a_summary_names_an_example_of_the_quarantined_sources() -> None:
     assert lines == [
         "2 variants of 2 sources in run/store: 2 parts written, 2 kept, 2.0 sources/s",
         "2 sources could not be used by at least one recipe, e.g. b.jpg: the file is empty; they are listed in "
-        "run/store/quarantine.parquet",
+        "run/store/_quarantine.csv",
     ]
     assert len(AugmentSummary(**figures, store="run/store", first_quarantined=None).lines()) == 1
     assert [field.name for field in fields(AugmentSummary)][: len(KEYS)] == KEYS

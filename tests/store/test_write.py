@@ -11,7 +11,6 @@ from typing import Any
 
 import albumentations
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -26,7 +25,7 @@ from kp_ray.store.verify import verify_store
 from kp_ray.store.write import build_manifest, is_finished, make_parts, write_store
 from tests.helpers.data import tiny_config
 from tests.helpers.processes import file_times
-from tests.helpers.stores import copy_images, part_digests, store_files, training_part
+from tests.helpers.stores import copy_images, part_digests, read_quarantine, store_files, training_part
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -136,8 +135,8 @@ def test_an_added_recipe_writes_only_its_own_parts_and_the_parts_of_a_dropped_re
     changed = tiny_config(tiny.data.model_dump(), Path(tiny.run_dir), augment=augment)
     figures = write_store(plan(changed))
     after = part_digests(changed)
-    assert {path.split("/")[0] for path in set(after) - set(before)} == {"recipe=RandomCrop_1"}
-    assert figures.parts_kept == sum(path.startswith("recipe=Original") for path in before)
+    assert {path.split("/")[0] for path in set(after) - set(before)} == {"recipe-RandomCrop_1"}
+    assert figures.parts_kept == sum(path.startswith("recipe-Original") for path in before)
     assert not any("Rotate45" in path for path in store_files(changed))
 
 
@@ -147,11 +146,11 @@ def test_an_edited_user_recipe_rewrites_only_its_own_parts(tiny: Config) -> None
         augment = {"recipes": ["Original", "mine"], "user_recipes": {"mine": step}, "sources_per_part": 4}
         config = tiny_config(tiny.data.model_dump(), Path(tiny.run_dir), augment=augment)
         write_store(plan(config))
-        assert set(store_files(config)) == {*part_digests(config), "manifest.json", "quarantine.parquet"}
+        assert set(store_files(config)) == {*part_digests(config), "_manifest.json", "_quarantine.csv"}
         return part_digests(config)
 
     before, after = write(10), write(20)
-    assert {path.split("/")[0] for path in set(before) ^ set(after)} == {"recipe=mine"}
+    assert {path.split("/")[0] for path in set(before) ^ set(after)} == {"recipe-mine"}
     assert not {before[path] for path in set(before) - set(after)} & set(after.values())
 
 
@@ -160,7 +159,7 @@ def test_a_run_without_a_manifest_keeps_whole_parts_and_rewrites_a_truncated_one
     digests = part_digests(tiny)
     paths = {path: Path(tiny.path("store", path)) for path in digests}
     before = file_times(*paths.values())
-    os.remove(tiny.path("store", "manifest.json"))
+    os.remove(tiny.path("store", "_manifest.json"))
     damaged = paths[next(path for path in digests if "Rotate45" in path)]
     os.truncate(damaged, 100)
     figures = write_store(plan(tiny))
@@ -199,8 +198,7 @@ def test_unusable_images_are_quarantined_with_a_reason_until_they_are_repaired(
     missing.unlink()
     config = tiny_config(data, tmp_path / "run")
     assert write_store(plan(config)).quarantined == 3
-    rows = pq.read_table(config.path("store", "quarantine.parquet")).to_pylist()
-    reasons = {row["source"]: row["reason"] for row in rows}
+    reasons = {row["source"]: row["reason"] for row in read_quarantine(Path(config.path("store")))}
     assert "decoded" in reasons[truncated.name]
     assert reasons[empty.name] == "the file is empty"
     assert reasons[missing.name] == "there is no such file"
@@ -301,7 +299,7 @@ def test_a_wrong_image_folder_deletes_no_part(sample_data: dict[str, Any], tiny:
     elsewhere = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, Path(tiny.run_dir))
     with pytest.raises(StoreError, match="this image is missing, and the store holds its variants"):
         write_store(plan(elsewhere))
-    Path(tiny.path("store", "manifest.json")).unlink()
+    Path(tiny.path("store", "_manifest.json")).unlink()
     with pytest.raises(StoreError, match="none of the 12 sources could be used"):
         write_store(plan(elsewhere))
     assert write_store(plan(tiny)).sources == 12
@@ -342,10 +340,10 @@ def test_a_store_with_parts_that_this_machine_does_not_see_is_not_finished(tiny:
 
 
 def test_an_error_in_a_task_keeps_its_class_and_its_advice(tiny: Config) -> None:
-    path = Path(tiny.path("store"), "recipe=Original")
+    path = Path(tiny.path("store"), "recipe-Original")
     path.parent.mkdir(parents=True)
     path.write_text("a file where a folder must be")
-    with pytest.raises(StorageError, match=r"recipe=Original.*cannot be written.*finished parts are kept") as error:
+    with pytest.raises(StorageError, match=r"recipe-Original.*cannot be written.*finished parts are kept") as error:
         write_store(plan(tiny))
     assert "Ray" not in str(error.value)
 

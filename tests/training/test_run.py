@@ -94,7 +94,7 @@ def test_a_damaged_image_of_the_store_is_refused_by_its_part(make_config: MakeCo
     target = store.resolve()
     store.unlink()
     shutil.copytree(target, store)
-    part = next(store.glob("recipe=Original/*.parquet"))
+    part = next(store.glob("recipe-Original/*.parquet"))
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 255
     part.write_bytes(content)
