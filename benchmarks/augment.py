@@ -1,16 +1,16 @@
-"""Compare `kp-ray augment` with the published loop and with the same work in other harnesses, in turns.
+"""Compare `kp-ray augment` with the published loop and with the same work on other frameworks, in turns.
 
     python benchmarks/augment.py --sources 512 --repeats 5
 
 A  the published loop: one process, OpenCV's own threads, one Albumentations pipeline per recipe, cv2.imwrite
-B  the same work in a pool of one process per core
-C  the same work by Hugging Face `datasets.map(num_proc=cores)`, images kept in its Arrow files
+B  the same work in a pool with one process per core
+C  the same work in Hugging Face `datasets.map(num_proc=cores)`, which stores the images in its Arrow files
 D  `kp-ray augment` on Ray, without its start-up
-E  the floor: decode every source and encode as many pixels as its variants have, in a pool of one process per core
+E  a lower bound: decode every source and encode as many pixels as its variants have, in a pool of one process per core
 
-All read the same generated 1920x1080 JPEGs. A, B and C read an eighth of them and E a half, because their rates do not
-depend on the number. A, B and C run the recipes on Albumentations 2.0.8, whose Rotate carries nine reflected copies of
-each keypoint, and convert colours per variant; the pipelines as published in 2021 are 10 to 20 % faster.
+All ways read the same generated 1920x1080 JPEGs. A, B and C read an eighth of them and E a half, because their rates do
+not depend on the number. A, B and C run the recipes on Albumentations 2.0.8, whose Rotate adds reflected copies of each
+keypoint (216 for 24), and convert colors per variant; the pipelines as published in 2021 are 10 to 20 % faster.
 Results: benchmarks/results/augment.{md,json}.
 """
 
@@ -65,7 +65,7 @@ def pipelines() -> list[tuple[str, Any]]:
 
 
 def variants(job: Job) -> list[tuple[str, Any, Any]]:
-    """Make every variant of one source: (file name, RGB image, keypoints)."""
+    """Make all variants of one source, as (file name, RGB image, keypoints)."""
     path, keypoints = job
     image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
     results = [(name, pipeline(image=image, keypoints=keypoints[:, :2])) for name, pipeline in pipelines()]
@@ -73,25 +73,25 @@ def variants(job: Job) -> list[tuple[str, Any, Any]]:
 
 
 def write_variants(job: Job, out: str) -> None:
-    """Write every variant of one source as a file: the body of the published loop."""
+    """Write the variants of one source as files: the body of the published loop."""
     for name, image, _ in variants(job):
         cv2.imwrite(os.path.join(out, name), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
 
 def published_loop(jobs: list[Job], out: Path) -> None:
-    """Run A."""
+    """Run A over all sources."""
     for job in jobs:
         write_variants(job, str(out))
 
 
 def prepare_worker() -> None:
-    """Use one thread per process, and import everything before the clock starts."""
+    """Use one thread per process, and import everything before the measurement begins."""
     cv2.setNumThreads(1)
     pipelines()
 
 
 def in_pool(body: Callable[[Job, str], None]) -> Callable[[list[Job], Path], float]:
-    """Return a function that runs `body` per job in a pool (B and E) and returns the seconds without its start-up."""
+    """Return a function that runs `body` per job in a pool and returns its seconds without the pool's start-up."""
 
     def run(jobs: list[Job], out: Path) -> float:
         with multiprocessing.get_context("spawn").Pool(CORES, prepare_worker) as pool:
@@ -104,7 +104,7 @@ def in_pool(body: Callable[[Job, str], None]) -> Callable[[list[Job], Path], flo
 
 
 def with_datasets(jobs: list[Job], out: Path) -> float:
-    """Run C in a process of its own: `datasets` forks, and a process with OpenCV threads does not survive that."""
+    """Run C in its own process, because `datasets` forks and a process with OpenCV threads must not fork."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         return executor.submit(_with_datasets, jobs, out).result()
 
@@ -151,7 +151,7 @@ def decode_and_encode(job: Job, out: str) -> None:
 
 
 def profile(jobs: list[Job]) -> dict[str, float]:
-    """Profile kp_ray's own code in one process: milliseconds per source, by kind of work."""
+    """Profile kp_ray's own code in one process; return milliseconds per source by kind of work."""
     cv2.setNumThreads(1)
     kinds = {
         ("images.py", "decode"): "decode",
@@ -164,18 +164,18 @@ def profile(jobs: list[Job]) -> dict[str, float]:
         for path, keypoints in jobs:
             make_variants(path, keypoints)
     stats = pstats.Stats(profiler)
-    taken = dict.fromkeys(kinds.values(), 0.0)
+    milliseconds = dict.fromkeys(kinds.values(), 0.0)
     for (path, _, function), (_, _, _, with_callees, _) in stats.stats.items():  # type: ignore[attr-defined]
         kind = kinds.get((os.path.basename(path), function))
         if kind:
-            taken[kind] += with_callees * 1e3 / len(jobs)
-    assert all(taken.values()), f"a profiled function was renamed: {taken}"
+            milliseconds[kind] += with_callees * 1e3 / len(jobs)
+    assert all(milliseconds.values()), f"a profiled function was renamed: {milliseconds}"
     total = stats.total_tt * 1e3 / len(jobs)  # type: ignore[attr-defined]
-    return {**taken, "everything else": total - sum(taken.values())}
+    return {**milliseconds, "everything else": total - sum(milliseconds.values())}
 
 
 def measure(config: Path, jobs: list[Job], folder: Path) -> dict[str, float]:
-    """Run one turn of each way and return its sources/s."""
+    """Run each way once; return its sources/s, and the seconds of D's start-up."""
     rates: dict[str, float] = {}
     for name, body in {
         "A": published_loop,
@@ -203,7 +203,7 @@ WAYS = {
     "B": "the same work, a pool of processes",
     "C": "the same work, Hugging Face datasets.map, start-up included",
     "D": "kp_ray on Ray, without start-up",
-    "E": "floor: only decode and encode, a pool of processes",
+    "E": "lower bound: only decode and encode, a pool of processes",
 }
 
 

@@ -1,10 +1,10 @@
-"""Compare `kp-ray augment` on one CPU and on all CPUs, in turns, with a control that shows the machine's own gain.
+"""Compare `kp-ray augment` on one CPU and on all CPUs, with a control that measures the machine's own gain.
 
     python benchmarks/cpus.py --sources 200 --turns 7
 
-Within a turn both write the same store from the same images, one after the other. Each is followed by the control: as
-many bare processes make the same rows in memory, without Ray and without a store. If the control does not gain as much
-as there are CPUs, the machine is the limit: its CPUs share a core, or other machines use them.
+Each turn writes the same store from the same images, first on one CPU, then on all. After each run follows the control:
+as many plain processes make the same rows in memory, without Ray and without a store. If N processes are less than N
+times as fast, the machine is the limit: its CPUs share a core, or other machines use them.
 Results: benchmarks/results/cpus.{md,json}.
 """
 
@@ -36,7 +36,7 @@ WAYS = ("kp_ray", "control")
 
 
 def control(config: Path, processes: int) -> float:
-    """Return the sources/s of bare processes."""
+    """Measure the sources/s of plain processes that make the rows in memory."""
     data = load_config(str(config)).data
     labels = load_annotations(str(data.annotations))
     jobs = [(f"{data.images}/{image}", xyv) for image, xyv in zip(labels.images, labels.keypoints, strict=True)]
@@ -70,7 +70,7 @@ def main() -> None:
     text = (
         f"# Augmentation on 1 and on {num_cpus} CPUs\n\n{hardware(cv2, ray)}. {options.sources} sources of 1920x1080, "
         f"18 variants each, without start-up; {options.turns} turns. Other machines took {stolen_since(began):.0%} of "
-        "the CPU time. Control: the same rows made in memory by bare processes.\n\n"
+        "the CPU time. Control: the same rows made in memory by plain processes.\n\n"
         f"| | sources/s on 1 CPU, median (range) | on {num_cpus} | gain within a turn |\n|---|---|---|---|\n"
     )
     for way in WAYS:

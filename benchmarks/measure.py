@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: a description of the machine, medians with ranges, inputs, and the files of a result."""
+"""Functions that the benchmarks share: description of the machine, inputs, formatting and files of the results."""
 
 import json
 import os
@@ -26,20 +26,23 @@ def hardware(*packages: Any) -> str:
     with open("/proc/cpuinfo") as info:
         model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), "unknown CPU")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = [f"Python {platform.python_version()}", *(f"{p.__name__} {p.__version__}" for p in packages)]
+    versions = [
+        f"Python {platform.python_version()}",
+        *(f"{package.__name__} {package.__version__}" for package in packages),
+    ]
     return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, no GPU; {', '.join(versions)}"
 
 
 def cpu_time() -> tuple[int, int]:
-    """Return the clock ticks of all CPUs since boot, and how many of them the hypervisor gave to other machines."""
+    """Return the clock ticks of all CPUs since boot, and those of them that other virtual machines used."""
     with open("/proc/stat") as stat:
         ticks = [int(field) for field in stat.readline().split()[1:9]]
     return sum(ticks), ticks[7]
 
 
 def stolen_since(begin: tuple[int, int]) -> float:
-    """Return the share of CPU time that the hypervisor gave to other machines since `cpu_time` returned `begin`."""
-    total, stolen = (now - then for now, then in zip(cpu_time(), begin, strict=True))
+    """Return the share of CPU time that other virtual machines used since `cpu_time` returned `begin`."""
+    total, stolen = (after - before for after, before in zip(cpu_time(), begin, strict=True))
     return stolen / max(total, 1)
 
 
@@ -57,18 +60,18 @@ def write_results(name: str, text: str, data: dict[str, Any]) -> None:
 
 
 def make_sources(folder: Path, num_sources: int, num_distinct: int = 400) -> Path:
-    """Generate 1920x1080 sources and return the path of a config for them.
+    """Generate 1920x1080 sources; return the path of a config that augments them.
 
-    Sources beyond `num_distinct` are hard links to the first ones under other names.
+    Sources beyond `num_distinct` are hard links, under other names, to the first ones.
     """
-    made = make_sample(str(folder / "data"), num_images=min(num_sources, num_distinct), num_test=0)
-    images, labels = Path(made.images), Path(made.annotations)
+    sample = make_sample(str(folder / "data"), num_images=min(num_sources, num_distinct), num_test=0)
+    images, labels = Path(sample.images), Path(sample.annotations)
     header, *rows = labels.read_text().splitlines()
     for number in range(len(rows), num_sources):
         name, values = rows[number % num_distinct].split(",", 1)
-        copied = f"9{number:05d}-{name}"
-        os.link(images / name, images / copied)
-        rows.append(f"{copied},{values}")
+        link = f"9{number:05d}-{name}"
+        os.link(images / name, images / link)
+        rows.append(f"{link},{values}")
     labels.write_text("\n".join([header, *rows[:num_sources]]) + "\n")
     config = folder / "config.yaml"
     data = {"annotations": str(labels), "images": str(images)}
@@ -89,7 +92,7 @@ def kp_ray(verb: str, config: Path, *sets: str) -> dict[str, Any]:
 
 
 def make_variants(path: str, keypoints: FloatArray) -> None:
-    """Make all variants of one source in memory and drop them."""
+    """Make all variants of one source in memory, without storing them."""
     source = Source(path, "", "", 0, "train", keypoints)
     settings = VariantSettings(seed=0, jpeg_quality=95, scale_with_frame=True, box_margin_px=0)
     augment_source(Path(path).read_bytes(), source, resolve_recipes(DEFAULT_RECIPES), settings)

@@ -1,10 +1,10 @@
-"""Compare reading rows of the Parquet store in random order, as training does, with reading image files.
+"""Compare reading rows of a store in random order, as training does, with reading image files.
 
     python benchmarks/read.py --sources 48 --repeats 5
 
-Both read the same JPEGs in one process and one thread, files in the page cache, every row once per turn in a new random
-order: the store row by row (the keypoints come with it) and the files by cv2.imread. The store's images are decoded by
-simplejpeg, as training does, and by cv2.imdecode. Results: benchmarks/results/read.{md,json}.
+Both read the same JPEGs in one thread, from the page cache, every row once per turn in a new random order: the store
+row by row with its keypoints, the files by cv2.imread. The store's images are decoded by simplejpeg, as in training,
+and by cv2.imdecode. Results: benchmarks/results/read.{md,json}.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """Model what stores of 10^4, 10^6 and 10^8 sources need, from costs measured on this machine.
 
-    python benchmarks/scale_model.py            # after benchmarks/scaling.py, whose rates it takes
+    python benchmarks/scale_model.py            # after benchmarks/scaling.py, whose rates it uses
 
-Measured: planning, and resuming a finished store, at 10^4, 10^5 and 10^6 sources, each in a process of its own (images
-and parts are empty files, because planning looks only at names and sizes); and the driver's cost per task.
-Modelled: a driver that hands out tasks one after another to cores that work at the measured rate. 10^8 sources are
-extrapolated, not run. Results: benchmarks/results/scale_model.{md,json}.
+Measured: planning, and resuming a finished store, at 10^4, 10^5 and 10^6 sources, each in its own process (images and
+parts are empty files, because planning reads only names and sizes); and the driver's cost per task. Modelled: a driver
+that starts tasks one after another on cores that work at the measured rate. 10^8 sources are extrapolated, not run.
+Results: benchmarks/results/scale_model.{md,json}.
 """
 
 import argparse
@@ -31,16 +31,16 @@ from kp_ray.store.plan import plan
 from kp_ray.store.write import build_manifest, is_finished
 
 MEASURED = (10_000, 100_000, 1_000_000)
-WANTED = (10_000, 1_000_000, 100_000_000)
+MODELLED = (10_000, 1_000_000, 100_000_000)
 CORES = (2, 64, 1024)
 SOURCES_PER_PART = 256
-"""Chosen for stores beyond 10^5 sources: the default, 32, makes more tasks and files than they need."""
+"""More than the default of 32, so that stores of more than 10^5 sources have fewer tasks and files."""
 NUM_TASKS = 2000
 MIB = 2**20
 
 
 def prepare(folder: Path, num_sources: int) -> Config:
-    """Write labels of `num_sources` empty image files, in scenes of 16 frames and 5 cameras; return a config."""
+    """Write `num_sources` empty image files (scenes of 5 cameras x 16 frames) and their labels; return a config."""
     images = folder / "images"
     images.mkdir()
     points = [f"p{number}" for number in range(24)]
@@ -63,7 +63,7 @@ def prepare(folder: Path, num_sources: int) -> Config:
 
 
 def plan_and_resume(config: Config, *, resume: bool) -> dict[str, float]:
-    """Plan a store and write its empty parts and manifest; with `resume`, measure planning and resuming it instead."""
+    """Plan a store and write its manifest and empty parts; with `resume`, measure planning and resuming the store."""
     began = time.monotonic()
     planned = plan(config)
     seconds = time.monotonic() - began
@@ -78,7 +78,7 @@ def plan_and_resume(config: Config, *, resume: bool) -> dict[str, float]:
         }  # fmt: skip
         store = Path(planned.store)
         for recipe, _ in planned.recipes:
-            (store / f"recipe={recipe.name}").mkdir(parents=True)
+            (store / f"recipe-{recipe.name}").mkdir(parents=True)
         for part in parts:
             os.close(os.open(store / part.path, os.O_CREAT))
         write_manifest(planned.store, build_manifest(planned, records, []))
@@ -90,12 +90,12 @@ def plan_and_resume(config: Config, *, resume: bool) -> dict[str, float]:
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "parts": len(parts),
         "tasks": len(planned.chunks),
-        "manifest_mib": (Path(planned.store) / "manifest.json").stat().st_size / MIB,
+        "manifest_mib": (Path(planned.store) / "_manifest.json").stat().st_size / MIB,
     }
 
 
 def measure_plan(num_sources: int) -> dict[str, float]:
-    """Measure planning and resuming in a fresh process, over a store that another process has made."""
+    """Measure planning and resuming a store in a new process, after another process has written the store."""
     with tempfile.TemporaryDirectory() as name:
         config = Path(name, "config.json")
         config.write_text(prepare(Path(name), num_sources).model_dump_json())
@@ -108,44 +108,44 @@ def measure_plan(num_sources: int) -> dict[str, float]:
     return figures
 
 
-def nothing(row: dict[str, Any]) -> dict[str, Any]:
-    """Do nothing: the task whose overhead is measured."""
+def empty_task(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row: the task whose overhead is measured."""
     return row
 
 
 def measure_task() -> dict[str, float]:
-    """Measure a task's overhead in a Ray dataset like that of `augment`: seconds, and the driver's CPU seconds."""
+    """Measure the overhead per task of a Ray dataset like that of `augment`: seconds, and CPU seconds of the driver."""
     ray.init(num_cpus=os.cpu_count(), include_dashboard=False, logging_level="error")
     with ray_data_settings():
         tasks = ray.data.from_items([{"run": bytes(100_000)}] * NUM_TASKS, override_num_blocks=NUM_TASKS)
-        rows = iter(tasks.map(nothing, num_cpus=1).iter_rows())
-        next(rows)  # the workers are up
+        rows = iter(tasks.map(empty_task, num_cpus=1).iter_rows())
+        next(rows)  # from here on the workers have started
         began, cpu = time.monotonic(), time.process_time()
-        left = sum(1 for _ in rows)
+        num_tasks = sum(1 for _ in rows)
         figures = {
-            "task_s": (time.monotonic() - began) / left,
-            "driver_cpu_s": (time.process_time() - cpu) / left,
+            "task_s": (time.monotonic() - began) / num_tasks,
+            "driver_cpu_s": (time.process_time() - cpu) / num_tasks,
         }
     ray.shutdown()
     return figures
 
 
 def simulate(num_tasks: int, cores: int, task_s: float, dispatch_s: float) -> float:
-    """Return the seconds until `cores` cores have done `num_tasks` tasks, handed out at most every `dispatch_s`."""
-    if num_tasks > 400_000:  # the steady state is reached long before
+    """Simulate tasks of `task_s` seconds on cores, at most one start per `dispatch_s`; return the seconds."""
+    if num_tasks > 400_000:  # by then the rate is constant
         return simulate(200_000, cores, task_s, dispatch_s) * num_tasks / 200_000
-    free = [0.0] * cores
-    driver = last = 0.0
+    free_at = [0.0] * cores  # a heap: the time at which each core is free
+    dispatched = last_end = 0.0
     for _ in range(num_tasks):
-        driver = max(driver, free[0]) + dispatch_s
-        end = driver + task_s
-        heapq.heapreplace(free, end)
-        last = max(last, end)
-    return last
+        dispatched = max(dispatched, free_at[0]) + dispatch_s
+        end = dispatched + task_s
+        heapq.heapreplace(free_at, end)
+        last_end = max(last_end, end)
+    return last_end
 
 
 def main() -> None:
-    """Measure, model, and write the tables."""
+    """Measure and model, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
@@ -183,7 +183,7 @@ def main() -> None:
         "store TB | parts | manifest MiB | plan s | driver MiB |\n" + "|---" * (8 + len(CORES)) + "|\n"
     )
     rows = []
-    for number in WANTED:
+    for number in MODELLED:
         figures = planned.get(number) or {key: value * number / MEASURED[-1] for key, value in full.items()}
         tasks = round(figures["tasks"])
         hours = [simulate(tasks, cores, task_s, dispatch_s) / 3600 for cores in CORES]

@@ -1,10 +1,10 @@
-"""Run `kp-ray augment` at growing numbers of sources: time, memory, object store.
+"""Measure time, memory and object store of `kp-ray augment` at growing numbers of sources.
 
     python benchmarks/scaling.py --sources 400 800 1600 3250
 
-The competition has 4195 labelled frames; the largest run has 3250, 18 variants each. Memory is sampled from outside ten
-times per second: resident set sizes of the driver and of each Ray worker (shared libraries count in each), and the
-growth of /dev/shm, which holds Ray's object store. Results: benchmarks/results/scaling.{md,json}.
+The competition has 4195 labelled frames; the largest run has 3250, with 18 variants each. Memory is sampled ten times
+per second from outside: the resident set sizes of the driver and of each Ray worker (each includes shared libraries),
+and the growth of /dev/shm, which holds Ray's object store. Results: benchmarks/results/scaling.{md,json}.
 """
 
 import argparse
@@ -28,9 +28,9 @@ MIB = 2**20
 
 
 def augment_watched(config: Path, folder: Path, *sets: str) -> dict[str, Any]:
-    """Augment twice and return the first run's figures and memory peaks and the second run's seconds.
+    """Augment twice; return the first run's figures and memory peaks, and the second run's seconds.
 
-    The store is deleted afterwards.
+    Deletes the store afterwards.
     """
     run_dir = folder / "run"
     shm = shutil.disk_usage("/dev/shm").used
@@ -47,20 +47,20 @@ def augment_watched(config: Path, folder: Path, *sets: str) -> dict[str, Any]:
             time.sleep(SAMPLE_EVERY_S)
     wall_s, stolen = time.monotonic() - began, stolen_since(ticks)
     if driver.returncode:
-        raise SystemExit(f"kp-ray augment ended with {driver.returncode}")
+        raise SystemExit(f"kp-ray augment: ended with exit code {driver.returncode}")
     figures = json.loads((folder / "out").read_text().splitlines()[-1])
     began = time.monotonic()
     again = kp_ray("augment", config, f"run_dir={run_dir}", *sets)
     if again["parts_written"]:
-        raise SystemExit("a second run of a finished store wrote parts")
+        raise SystemExit("kp-ray augment: a second run over a finished store wrote parts")
     again_s = time.monotonic() - began
-    stored = sum(path.stat().st_size for path in run_dir.rglob("*.parquet"))
+    store_bytes = sum(path.stat().st_size for path in run_dir.rglob("*.parquet"))
     shutil.rmtree(run_dir)
-    return {**figures, **peaks, "wall_s": wall_s, "stolen": stolen, "again_s": again_s, "store_gb": stored / 1e9}
+    return {**figures, **peaks, "wall_s": wall_s, "stolen": stolen, "again_s": again_s, "store_gb": store_bytes / 1e9}
 
 
 def _memory(driver: psutil.Popen) -> dict[str, float]:
-    """Return the resident MiB of the driver and of its largest task worker."""
+    """Return the resident MiB of the driver and of its largest worker."""
     worker = 0
     driver_bytes = 0
     try:
@@ -74,7 +74,7 @@ def _memory(driver: psutil.Popen) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run the sizes and write the table."""
+    """Run every number of sources and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sources", type=int, nargs="+", default=[400, 800, 1600, 3250])
     options = parser.parse_args()

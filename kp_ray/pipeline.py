@@ -10,7 +10,6 @@ from kp_ray.cluster.session import session
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
 from kp_ray.stage import Progress, Stage, Summary
-from kp_ray.storage import exists
 
 if TYPE_CHECKING:
     from kp_ray.prediction.stage import EvaluateSummary, PredictSummary
@@ -178,10 +177,12 @@ def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
     Returns:
         Whether the store holds every variant that the config plans.
     """
+    from kp_ray.store.layout import has_store
+
     augment = stages["augment"]
     augment.check(config)
     has_current_store = augment.is_done(config)
-    is_stale = not has_current_store and exists(config.path("store", "manifest.json"))
+    is_stale = not has_current_store and has_store(config.path("store"))
     for verb, stage in stages.items():
         if not (is_stale and verb in ("train", "tune")) and stage.applies(config):
             stage.check(config)

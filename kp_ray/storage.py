@@ -217,6 +217,22 @@ def delete_file(path: str) -> None:
         raise StorageError(f"{path}: cannot be deleted: {one_line(error)}") from error
 
 
+def move_file(path: str, target: str) -> None:
+    """Move a local or remote file inside its storage; folders of the target are created.
+
+    Raises:
+        StorageError: the file is not there, or the storage is full or refuses.
+    """
+    fs, inner = filesystem(path)
+    moved = filesystem(target)[1]
+    try:
+        if isinstance(fs, pafs.LocalFileSystem):
+            Path(moved).parent.mkdir(parents=True, exist_ok=True)
+        fs.move(inner, moved)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be moved to {target}: {one_line(error)}") from error
+
+
 def delete_folder(path: str) -> None:
     """Delete a folder and its content; do nothing if the folder does not exist.
 

@@ -55,7 +55,7 @@ def submit_command(dashboard: str, job: str, *arguments: str, options: Sequence[
 
 
 JOBS = {
-    "augment": "store/manifest.json", "train": "members/a/model_final.pth", "tune": "tune/best.yaml",
+    "augment": "store/_manifest.json", "train": "members/a/model_final.pth", "tune": "tune/best.yaml",
     "predict": "submission.csv", "pipeline": "report.html",
 }  # fmt: skip
 
@@ -78,7 +78,7 @@ def test_every_job_succeeds_and_writes_its_result(
         assert HARMLESS_LINE not in done.stdout
         assert (run / JOBS[job]).stat().st_size > 0
     for name in (
-        "config.yaml", "check.csv", "store/manifest.json", "store/quarantine.parquet", "members/a/model_final.pth",
+        "config.yaml", "check.csv", "store/_manifest.json", "store/_quarantine.csv", "members/a/model_final.pth",
         "members/a/config.yaml", "members/a/metrics.json", "tune/trials.csv", "tune/trials.parquet", "tune/best.yaml",
         "predictions.parquet", "submission.csv", "evaluation.json", "report.html",
     ):  # fmt: skip
@@ -152,10 +152,10 @@ def test_the_same_command_resumes_a_stopped_job(cluster: Cluster, sample_data: d
     path, store = tmp_path / "config.yaml", tmp_path / "run" / "store"
     path.write_text(config.to_yaml())
 
-    submit_and_stop(cluster, "augment", path, "store/recipe=*/*.parquet")
-    finished_parts = file_times(*store.glob("recipe=*/*.parquet"))
+    submit_and_stop(cluster, "augment", path, "store/recipe-*/*.parquet")
+    finished_parts = file_times(*store.glob("recipe-*/*.parquet"))
     assert finished_parts
-    assert not (store / "manifest.json").exists()
+    assert not (store / "_manifest.json").exists()
     assert all(pq.read_metadata(part).metadata[b"kp_ray"] for part in finished_parts)
     done = cluster.run(*submit_command(cluster.dashboard, "augment", str(path)))
     assert done.returncode == 0, done.stdout[-3000:]

@@ -74,7 +74,7 @@ def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Pat
     assert "ensemble" in first.stdout
     assert "Traceback" not in first.stderr
     finished_files = [
-        *run.glob("members/*/model_final.pth"), *run.glob("tune/trials/*/*"), run / "store" / "manifest.json",
+        *run.glob("members/*/model_final.pth"), *run.glob("tune/trials/*/*"), run / "store" / "_manifest.json",
     ]  # fmt: skip
     before = file_times(*finished_files)
     second = read_json_of(kp_ray("run", "config.yaml", "--json", cwd=tmp_path))

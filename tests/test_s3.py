@@ -218,8 +218,9 @@ def test_the_whole_pipeline_runs_on_a_bucket_and_writes_no_secret(
         logs = b"".join(path.read_bytes() for path in Path(ray_files).rglob("*.*") if path.is_file())
     assert done.returncode == 0, done.stderr[-3000:]
     sizes = file_sizes(url("run"))
-    for name in ("store/manifest.json", "members/a/model_final.pth", "tune/trials/trial-000/end.json", "tune/best.yaml",
-                 "predictions.parquet", "submission.csv", "evaluation.json", "report.html"):  # fmt: skip
+    for name in ("store/_manifest.json", "members/a/model_final.pth", "tune/trials/trial-000/end.json",
+                 "tune/best.yaml", "predictions.parquet", "submission.csv", "evaluation.json",
+                 "report.html"):  # fmt: skip
         assert sizes[name] > 0, name
     assert json.loads(done.stdout.splitlines()[-1])["evaluation"]["num_images"] == 10
     assert not list(tmp_path.iterdir())

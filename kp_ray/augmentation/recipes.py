@@ -1,7 +1,7 @@
-"""The augmentation recipes: the 27 named ones as data, and a config's list of them with the user's own.
+"""The 27 named recipes as data, and the look-up of the recipes that a config lists.
 
-A named recipe means what it means in the published solution: see docs/recipes.md. It rotates, rescales, crops and
-rescales again, in this order, each step optional, so each of its variants is one affine map of the source.
+The named recipes are those of the published solution (docs/recipes.md). A named recipe rotates, rescales, crops and
+rescales again, in this order; each step is optional. A variant is therefore one affine map of its source.
 """
 
 from collections import Counter
@@ -15,24 +15,24 @@ from kp_ray.errors import ConfigError
 from kp_ray.fingerprint import digest
 
 REFERENCE_HW = (1080, 1920)
-"""Height and width of the frame that the recipes' sizes are given for, in pixels."""
+"""Height and width in pixels of the frame for which the recipes' sizes are given."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps that make a variant of a source.
+    """The steps that make a variant of a source.
 
     Attributes:
-        name: as in `augment.recipes`.
-        rotate_deg: largest rotation about the centre, uniform in [-rotate_deg, rotate_deg]; the border is reflected
-            without repeating the edge pixel.
-        scale_range: smallest and largest factor of the rescaling, which is uniform between them.
-        crop_hw: height and width of the crop, for a frame of REFERENCE_HW.
-        crop: place of the crop.
+        name: name in `augment.recipes`.
+        rotate_deg: rotate about the centre by an angle that is uniform in [-rotate_deg, rotate_deg] degrees; the border
+            is filled by reflection without repeating the edge pixel (reflect-101).
+        scale_range: rescale by a factor that is uniform in this range; None does not rescale.
+        crop_hw: height and width of the crop in a frame of REFERENCE_HW; None does not crop.
+        crop: position of the crop.
         then_scale: rescale the crop by a factor that is uniform in this range; None does not rescale it.
-        brightness_contrast: multiply by a contrast uniform in [0.8, 1.2] and add a brightness uniform in [-0.2, 0.2] of
-            white.
-        user: a serialised Albumentations pipeline, which replaces all of the above.
+        brightness_contrast: multiply pixels by a contrast uniform in [0.8, 1.2], then add a brightness uniform in
+            [-0.2, 0.2] of white.
+        user: a serialised Albumentations pipeline, which replaces all other steps.
     """
 
     name: str
@@ -52,7 +52,12 @@ class Recipe:
         return digest({key: value for key, value in fields.items() if key != "name"})
 
     def crop_size(self, width: int, height: int, *, scale_with_frame: bool) -> tuple[int, int]:
-        """Return the crop's (width, height) in a frame of this size; the frame's if the recipe does not crop."""
+        """Return the crop's (width, height) in pixels, for a frame of this size; the whole frame if nothing is cropped.
+
+        Args:
+            width, height: size of the frame in pixels.
+            scale_with_frame: scale `crop_hw` with the frame; otherwise it is in pixels of any frame.
+        """
         if self.crop_hw is None:
             return width, height
         if not scale_with_frame:
@@ -105,22 +110,24 @@ def resolve_recipes(
 
     Args:
         names: `augment.recipes`; a name that is listed twice gives two copies.
-        user_recipes: `augment.user_recipes`: name -> pipeline as `albumentations.to_dict` saved it.
+        user_recipes: `augment.user_recipes`: name -> pipeline, as returned by `albumentations.to_dict`.
 
     Returns:
         Each recipe with its number of copies, in order of first mention.
 
     Raises:
-        ConfigError: no name is given, a name is neither a named recipe nor a user's, or a user's pipeline is not valid.
+        ConfigError: no recipe is listed, a name is unknown, or a user's pipeline is not valid.
     """
-    known = dict(RECIPES)
+    recipes = dict(RECIPES)
     for name, pipeline in (user_recipes or {}).items():
         if name in RECIPES:
-            raise ConfigError(f"augment.user_recipes.{name}: a named recipe has this name already; choose another")
-        known[name] = Recipe(name, user=validate_pipeline(name, pipeline))
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ConfigError(f"augment.recipes: no recipe is called {unknown[0]!r}; there are {', '.join(known)}")
+            raise ConfigError(f"augment.user_recipes.{name}: this is the name of a named recipe: choose another name")
+        recipes[name] = Recipe(name, user=validate_pipeline(name, pipeline))
+    unknown_names = [name for name in names if name not in recipes]
+    if unknown_names:
+        raise ConfigError(
+            f"augment.recipes: unknown recipe (got {unknown_names[0]!r}): choose from {', '.join(recipes)}"
+        )
     if not names:
-        raise ConfigError("augment.recipes: name at least one recipe")
-    return [(known[name], copies) for name, copies in Counter(names).items()]
+        raise ConfigError("augment.recipes: the list is empty: name at least one recipe")
+    return [(recipes[name], copies) for name, copies in Counter(names).items()]

@@ -1,4 +1,4 @@
-"""The named recipes as Albumentations pipelines: what tests and benchmarks compare the recipes with."""
+"""The named recipes as Albumentations pipelines, for tests and benchmarks to compare with."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from kp_ray.augmentation.user_pipeline import import_albumentations
 def to_albumentations(recipe: Recipe, width: int = REFERENCE_HW[1], height: int = REFERENCE_HW[0]) -> Any:
     """Build the Albumentations pipeline of a named recipe for frames of `width` x `height` pixels.
 
-    Keypoints are pixel indices in format "xy", and none is removed. Rotate's reflecting border adds mirrored copies of
-    the keypoints; the real ones are those that the same parameters give with a constant border.
+    The pipeline takes keypoints as pixel indices in format "xy" and removes none. With Rotate's reflecting border,
+    Albumentations 2.0.8 also returns mirrored copies of the keypoints; a constant border returns each keypoint once.
     """
     A = import_albumentations()  # noqa: N806
     crop_w, crop_h = recipe.crop_size(width, height, scale_with_frame=True)

@@ -1,4 +1,4 @@
-"""Sample a variant's parameters from its seed, and compute the affine map that follows from them."""
+"""Sample a variant's parameters from its seed, and compute its affine map."""
 
 import hashlib
 import math
@@ -12,13 +12,13 @@ from kp_ray.keypoints import FloatArray
 
 
 def variant_seed(seed: int, source: str, fingerprint: str, copy: int) -> int:
-    """Compute the uint64 seed of a variant; it depends on nothing but the arguments.
+    """Compute the uint64 seed of a variant, which depends on the arguments only.
 
     Args:
-        seed: the store's.
+        seed: `seed` of the config.
         source: name of the source.
-        fingerprint: the recipe's.
-        copy: number of the variant among those of the same source and recipe.
+        fingerprint: fingerprint of the recipe.
+        copy: number of the copy, from 0.
     """
     key = "\0".join([str(seed), source, fingerprint, str(copy)])
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
@@ -29,9 +29,9 @@ class VariantParameters:
     """The parameters of one variant of a named recipe.
 
     Attributes:
-        affine: (2, 3) from source to variant, in pixel indices.
-        width, height: of the variant, in pixels.
-        angle_deg: rotation, counter-clockwise in the picture.
+        affine: (2, 3) matrix from source to variant, in pixel indices.
+        width, height: size of the variant in pixels.
+        angle_deg: angle of the rotation in degrees, counter-clockwise as displayed.
         scale: factor of the rescaling before the crop.
         crop_xy: top-left pixel of the crop in the rotated and rescaled frame.
         then_scale: factor of the rescaling after the crop.
@@ -58,9 +58,10 @@ def sample_parameters(
     RandomScale, RandomCrop, CenterCrop, RandomBrightnessContrast).
 
     Args:
-        width, height: of the source, in pixels.
-        seed: the variant's, by `variant_seed`.
-        scale_with_frame: scale the recipe's sizes with the frame; otherwise they are pixels in any frame.
+        recipe: a named recipe, without `user`.
+        width, height: size of the source in pixels.
+        seed: seed of the variant, see `variant_seed`.
+        scale_with_frame: scale the recipe's sizes with the frame; otherwise they are in pixels of any frame.
 
     Raises:
         DataError: the crop is larger than the rescaled frame.
@@ -74,12 +75,12 @@ def sample_parameters(
     crop_w, crop_h = recipe.crop_size(width, height, scale_with_frame=scale_with_frame)
     if not recipe.crop_hw:
         crop_w, crop_h = scaled_w, scaled_h
-    if scale_with_frame:  # rounding can make the crop a pixel larger than a small rescaled frame
+    if scale_with_frame:  # in small frames, rounding can make the crop a pixel larger than the rescaled frame
         crop_w, crop_h = min(crop_w, scaled_w), min(crop_h, scaled_h)
     if crop_w > scaled_w or crop_h > scaled_h:
         raise DataError(
-            f"recipe {recipe.name} crops {crop_w}x{crop_h} px, larger than the {scaled_w}x{scaled_h} px frame: "
-            "drop the recipe or set augment.oversize: scale"
+            f"recipe {recipe.name}: its crop of {crop_w}x{crop_h} px is larger than the frame "
+            f"({scaled_w}x{scaled_h} px): drop the recipe, or set augment.oversize: scale"
         )
     x = y = 0
     if recipe.crop_hw and recipe.crop == "random":

@@ -1,4 +1,4 @@
-"""A user's own Albumentations pipeline: import of the library, validation of the pipeline, and running it."""
+"""Validate and run a user's own Albumentations pipelines."""
 
 import json
 import os
@@ -17,53 +17,55 @@ from kp_ray.keypoints import FloatArray, apply_affine
 
 
 def import_albumentations() -> Any:
-    """Import Albumentations when it is first needed: it takes a second, and the named recipes do without it."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it looks for a newer version on the network
+    """Import Albumentations on first use: the import takes a second, and named recipes do not need it."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import asks the network for a newer version
     import albumentations
 
     return albumentations
 
 
 def validate_pipeline(name: str, pipeline: Mapping[str, Any]) -> str:
-    """Return a user's pipeline as canonical JSON, after it was loaded once.
+    """Load a user's pipeline once, to validate it, and return it as canonical JSON.
 
     Args:
         name: key of the pipeline in `augment.user_recipes`.
-        pipeline: what `albumentations.to_dict` returned for it.
+        pipeline: the pipeline as returned by `albumentations.to_dict`.
 
     Raises:
-        ConfigError: Albumentations cannot load it or would ignore an argument, or it exchanges left and right.
+        ConfigError: Albumentations cannot load the pipeline or would ignore an argument, or a step mirrors images.
     """
     key = f"augment.user_recipes.{name}"
     A = import_albumentations()  # noqa: N806
     try:
         serialised = json.dumps(pipeline, sort_keys=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # raised even for pipelines that to_dict has just saved
+            warnings.simplefilter("ignore", UserWarning)  # 2.0.8 warns even of pipelines that its to_dict returned
             loaded = A.from_dict(json.loads(serialised))
             _require_same_arguments(json.loads(serialised), A.to_dict(loaded))
-    except Exception as error:  # Albumentations raises many classes on wrong values
+    except Exception as error:  # Albumentations raises errors of many classes for wrong values
         reason = one_line(f"{type(error).__name__}: {error}")
-        raise ConfigError(f"{key}: not a pipeline saved by albumentations.to_dict: {reason}") from error
+        raise ConfigError(
+            f"{key}: Albumentations cannot load this pipeline ({reason}): save it with albumentations.to_dict"
+        ) from error
     mirrors = (A.HorizontalFlip, A.VerticalFlip, A.Transpose, A.D4)
     mirror = next((step for step in _list_steps([loaded]) if isinstance(step, mirrors)), None)
     if mirror is not None:
         raise ConfigError(
-            f"{key}: {type(mirror).__name__} mirrors the picture and leaves left and right "
-            "keypoints as they are: drop it and set train.flip, which exchanges them"
+            f"{key}: {type(mirror).__name__} mirrors the image without exchanging left and right keypoints: drop it "
+            "and set train.flip, which exchanges them"
         )
     return serialised
 
 
 def _require_same_arguments(saved: Any, loaded: Any) -> None:
-    """Refuse arguments that Albumentations ignores, with no more than a warning, when it loads a pipeline.
+    """Refuse misspelled arguments: Albumentations only warns of them, and loads the pipeline without them.
 
     Args:
-        saved: a pipeline, or a part of one, as the user gave it.
-        loaded: the same, saved again after loading.
+        saved: the user's pipeline, or a value inside it.
+        loaded: the same value, serialised again after loading.
 
     Raises:
-        ValueError: an argument is lost; the message names the first.
+        ValueError: an argument of `saved` is missing in `loaded`; the message names the first.
     """
     if isinstance(saved, dict) and isinstance(loaded, dict):
         for key, value in saved.items():
@@ -78,36 +80,37 @@ def _require_same_arguments(saved: Any, loaded: Any) -> None:
 def run_user_pipeline(
     serialised: str, image: Image, keypoints: FloatArray, seed: int
 ) -> tuple[Image, FloatArray, FloatArray]:
-    """Apply a user's pipeline to a picture and its keypoints.
+    """Apply a user's pipeline to an image and its keypoints.
 
     Args:
-        serialised: the pipeline, as `validate_pipeline` returned it.
+        serialised: the pipeline, as returned by `validate_pipeline`.
         image: (H, W, 4) BGRX.
         keypoints: (K, 3) x, y, v in pixel indices; NaN where unlabelled.
-        seed: decides what the pipeline draws.
+        seed: seed of the pipeline's random parameters.
 
     Returns:
-        The new picture (H', W', 4) BGRX, its keypoints (K, 3), and the affine (2, 3) from source to variant; the affine
+        The variant's image (H', W', 4) BGRX, its keypoints (K, 3), and the affine (2, 3) from source to variant, which
         is NaN if the pipeline is not an affine map.
 
     Raises:
-        DataError: the pipeline fails on this picture, loses keypoints, gives no 8-bit colour picture, or mirrors it.
+        DataError: the pipeline fails on this image, loses keypoints, does not return an 8-bit color image, or mirrors
+            the image.
     """
     height, width = image.shape[:2]
     labelled = np.isfinite(keypoints[:, :2]).all(axis=1)
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=float)
     points = np.vstack([corners, keypoints[labelled, :2]])
-    picture_pipeline, points_pipeline = _load_pipelines(serialised)
-    _seed_steps(picture_pipeline, seed)
+    image_pipeline, points_pipeline = _load_pipelines(serialised)
+    _seed_steps(image_pipeline, seed)
     _seed_steps(points_pipeline, seed)
     rgb = cv2.cvtColor(image, cv2.COLOR_BGRA2RGB)
     try:
-        picture = picture_pipeline(image=rgb)["image"]
+        result = image_pipeline(image=rgb)["image"]
         moved = points_pipeline(image=rgb, keypoints=points)["keypoints"]
-    except Exception as error:  # a step can raise any class, e.g. where a crop is larger than the picture
-        raise DataError(f"the user recipe fails on it: {type(error).__name__}: {error}") from error
-    if len(moved) != len(points) or picture.dtype != np.uint8 or picture.ndim != 3:
-        raise DataError("the user recipe must keep every keypoint and give an 8-bit colour picture")
+    except Exception as error:  # a step can raise errors of any class, e.g. if a crop is larger than the image
+        raise DataError(f"the user recipe fails on this image: {type(error).__name__}: {error}") from error
+    if len(moved) != len(points) or result.dtype != np.uint8 or result.ndim != 3:
+        raise DataError("the user recipe must keep every keypoint and return an 8-bit color image")
     moved_keypoints = keypoints.copy()
     moved_keypoints[labelled, :2] = moved[len(corners) :]
     origin, right, down = np.asarray(moved[:3], dtype=float)
@@ -115,39 +118,39 @@ def run_user_pipeline(
     if not np.allclose(apply_affine(affine, points), moved, atol=1e-2):
         affine = np.full((2, 3), np.nan)
     elif np.linalg.det(affine[:, :2]) < 0:
-        raise DataError("the user recipe mirrors it and leaves left and right keypoints as they are")
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGRA), dtype=np.uint8), moved_keypoints, affine
+        raise DataError("the user recipe mirrors this image without exchanging left and right keypoints")
+    return np.asarray(cv2.cvtColor(result, cv2.COLOR_RGB2BGRA), dtype=np.uint8), moved_keypoints, affine
 
 
 @lru_cache(maxsize=64)
 def _load_pipelines(serialised: str) -> tuple[Any, Any]:
-    """Load a user's pipeline for the picture, and a twin of it with constant borders for the keypoints.
+    """Load a user's pipeline twice: as it is for images, and with constant borders for keypoints.
 
-    With a reflecting border Albumentations returns mirrored copies of every keypoint; the twin draws the same numbers
-    and returns each keypoint once.
+    With a reflecting border, Albumentations also returns mirrored copies of every keypoint. The pipeline with constant
+    borders draws the same random numbers and returns each keypoint once.
     """
     A = import_albumentations()  # noqa: N806
     loaded = A.from_dict(json.loads(serialised))
     is_compose = isinstance(loaded, A.Compose)
     steps, probability = (list(loaded.transforms), loaded.p) if is_compose else ([loaded], 1.0)
-    twin_steps = deepcopy(steps)
-    for step in _list_steps(twin_steps):
+    points_steps = deepcopy(steps)
+    for step in _list_steps(points_steps):
         if hasattr(step, "border_mode"):
             step.border_mode = cv2.BORDER_CONSTANT
     keypoint_params = A.KeypointParams(format="xy", remove_invisible=False)
-    return A.Compose(steps, p=probability), A.Compose(twin_steps, p=probability, keypoint_params=keypoint_params)
+    return A.Compose(steps, p=probability), A.Compose(points_steps, p=probability, keypoint_params=keypoint_params)
 
 
 def _list_steps(steps: Sequence[Any]) -> list[Any]:
-    """List the steps of a pipeline and the steps nested in them, outer ones first."""
+    """List the steps of a pipeline, each followed by the steps nested in it."""
     return [nested for step in steps for nested in (step, *_list_steps(getattr(step, "transforms", ())))]
 
 
 def _seed_steps(pipeline: Any, seed: int) -> None:
-    """Seed a pipeline and each of its steps separately.
+    """Seed a pipeline and each of its steps with different seeds.
 
-    `Compose.set_random_seed` gives every step the same random numbers: a large angle would always come with a large
-    scale.
+    `Compose.set_random_seed` gives every step the same random numbers, so that, for example, a large angle would always
+    occur together with a large scale.
     """
     pipeline.set_random_seed(seed % 2**32)
     steps = _list_steps(pipeline.transforms)

@@ -1,7 +1,7 @@
 """Make the variants of one source: decode it once, apply one affine map per variant, encode.
 
-Only the output window of a variant is resampled, once, from the source padded by reflection; all variants of a source
-share the padded source. Where a recipe changes nothing (`Original`), a JPEG source's bytes are stored as they are.
+A variant's pixels are resampled once, from the source padded by reflection; all variants of a source share the padded
+source. If a recipe changes nothing (`Original`), the bytes of a JPEG source are copied.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from kp_ray.keypoints import FloatArray, apply_affine, inside, visible_box
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Source:
-    """An original image and its labels.
+    """An original labelled image.
 
     Attributes:
-        name: path inside the image folder.
+        name: path of the image inside the folder of images.
         scene, camera, frame: parsed from the name.
         split: "train" or "val".
         keypoints: (K, 3) x, y, v in pixel indices; NaN where unlabelled.
@@ -44,10 +44,10 @@ class VariantSettings:
     """Settings that all variants of a store share.
 
     Attributes:
-        seed: the store's.
-        jpeg_quality: of every picture that is encoded (4:2:0).
-        scale_with_frame: scale the recipes' sizes with the frame; otherwise they are pixels in any frame.
-        box_margin_px: added around the labelled points.
+        seed: `seed` of the config.
+        jpeg_quality: JPEG quality of variants that are encoded (4:2:0).
+        scale_with_frame: scale the recipes' sizes with the frame; otherwise they are in pixels of any frame.
+        box_margin_px: margin in pixels of the box around the labelled points.
     """
 
     seed: int
@@ -58,17 +58,18 @@ class VariantSettings:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Variant:
-    """One augmented picture and its labels, in pixel indices of that picture.
+    """One variant of a source and its labels, in pixel indices of the variant.
 
     Attributes:
-        recipe: its name.
-        copy: number among the variants of the same source and recipe, from 0.
-        seed: uint64; decides the recipe's parameters.
-        width, height: in pixels.
-        image: JPEG.
-        affine: (2, 3) from source to variant; NaN if a user's pipeline is not an affine map.
-        keypoints: (K, 3) x, y, v; NaN where unlabelled; v = 0 outside the picture.
-        bbox_xyxy: (4,) around the labelled points, clipped to the picture.
+        source: the source.
+        recipe: name of the recipe.
+        copy: number of the copy, from 0.
+        seed: uint64 seed of the recipe's random parameters.
+        width, height: size in pixels.
+        image: the variant as a JPEG file.
+        affine: (2, 3) matrix from source to variant; NaN if a user's pipeline is not an affine map.
+        keypoints: (K, 3) x, y, v; x and y are NaN where unlabelled; v = 0 outside the variant.
+        bbox_xyxy: (4,) box around the labelled points with its margin, clipped to the variant.
         num_visible: number of keypoints with v > 0.
     """
 
@@ -85,7 +86,7 @@ class Variant:
     num_visible: int
 
     def to_row(self) -> dict[str, Any]:
-        """Return the variant as a row of a store's part."""
+        """Return the variant as a row of a store (`StoredRow`)."""
         return {
             "source": self.source.name,
             "scene": self.source.scene,
@@ -111,56 +112,61 @@ def augment_source(
     """Make all variants of one source.
 
     Args:
-        content: the source's encoded bytes.
-        recipes: recipes with their number of copies.
+        content: the encoded source image.
+        source: the source.
+        recipes: recipes with their numbers of copies.
+        settings: settings of the store.
 
     Returns:
-        The variants, each recipe's copies in order, and recipe name -> reason for the recipes that cannot be applied to
-        the source. A recipe gives all of its copies or none; what it gives does not depend on the other recipes.
+        The variants, recipe by recipe and copy by copy, and a dict recipe name -> reason of the recipes that cannot be
+        applied to the source. A recipe makes all of its copies or none. A variant does not depend on the other recipes.
 
     Raises:
-        DataError: the picture cannot be used, with the reason.
+        DataError: the image cannot be used; the message gives the reason.
     """
-    picture = _SourcePicture(content)
+    image = _SourceImage(content)
     variants: list[Variant] = []
-    refused: dict[str, str] = {}
+    refusals: dict[str, str] = {}
     for recipe, copies in recipes:
         try:
-            variants += [_make_variant(picture, source, recipe, copy, settings) for copy in range(copies)]
+            variants += [_make_variant(image, source, recipe, copy, settings) for copy in range(copies)]
         except DataError as error:
-            refused[recipe.name] = str(error)
-    return variants, refused
+            refusals[recipe.name] = str(error)
+    return variants, refusals
 
 
-class _SourcePicture:
-    """A decoded source, which its variants share.
+class _SourceImage:
+    """The decoded image of a source, which all its variants share.
 
     Attributes:
-        content: the encoded bytes.
-        image: (H, W, 4) BGRX.
-        can_be_copied: whether `content` can be stored for a variant that equals the source.
-        padded: for the named recipes.
+        content: the encoded image.
+        pixels: (H, W, 4) BGRX.
+        can_be_copied: True if a variant that equals the source can be stored as `content`.
+        padded: the image padded by reflection, from which the named recipes are resampled.
     """
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self.image, self.can_be_copied = decode(content)
-        self.padded = PaddedSource(self.image)
+        self.pixels, self.can_be_copied = decode(content)
+        self.padded = PaddedSource(self.pixels)
 
 
-def _make_variant(
-    picture: _SourcePicture, source: Source, recipe: Recipe, copy: int, settings: VariantSettings
-) -> Variant:
+def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int, settings: VariantSettings) -> Variant:
+    """Make one variant.
+
+    Raises:
+        DataError: the recipe cannot be applied to this image.
+    """
     seed = variant_seed(settings.seed, source.name, recipe.fingerprint, copy)
     encoded: bytes | None = None
     if recipe.user is not None:
-        image, keypoints, affine = run_user_pipeline(recipe.user, picture.image, source.keypoints, seed)
+        pixels, keypoints, affine = run_user_pipeline(recipe.user, image.pixels, source.keypoints, seed)
     else:
-        image, keypoints, affine = _apply_named_recipe(picture, source.keypoints, recipe, seed, settings)
-        if image is picture.image and picture.can_be_copied:
-            encoded = picture.content
-    height, width = image.shape[:2]
-    stored = keypoints.astype(np.float32)  # the stored numbers decide whether a point is inside
+        pixels, keypoints, affine = _apply_named_recipe(image, source.keypoints, recipe, seed, settings)
+        if pixels is image.pixels and image.can_be_copied:
+            encoded = image.content
+    height, width = pixels.shape[:2]
+    stored = keypoints.astype(np.float32)  # rounded first: the stored numbers decide if a point is inside
     stored[~inside(stored[:, :2].astype(np.float64), width, height), 2] = 0
     return Variant(
         source=source,
@@ -169,7 +175,7 @@ def _make_variant(
         seed=seed,
         width=width,
         height=height,
-        image=encode(image, settings.jpeg_quality) if encoded is None else encoded,
+        image=encode(pixels, settings.jpeg_quality) if encoded is None else encoded,
         affine=affine,
         keypoints=stored,
         bbox_xyxy=visible_box(stored.astype(np.float64), width, height, settings.box_margin_px).astype(np.float32),
@@ -178,14 +184,20 @@ def _make_variant(
 
 
 def _apply_named_recipe(
-    picture: _SourcePicture, keypoints: FloatArray, recipe: Recipe, seed: int, settings: VariantSettings
+    image: _SourceImage, keypoints: FloatArray, recipe: Recipe, seed: int, settings: VariantSettings
 ) -> tuple[Image, FloatArray, FloatArray]:
-    """Return the variant's picture (the source's own array if nothing changes), keypoints and affine."""
-    height, width = picture.image.shape[:2]
+    """Apply a named recipe; return the variant's pixels, keypoints (K, 3) and affine (2, 3).
+
+    If the recipe changes nothing, the returned pixels are `image.pixels` itself.
+
+    Raises:
+        DataError: the crop is larger than the frame.
+    """
+    height, width = image.pixels.shape[:2]
     parameters = sample_parameters(recipe, width, height, seed, scale_with_frame=settings.scale_with_frame)
     moved = keypoints.copy()
     moved[:, :2] = apply_affine(parameters.affine, keypoints[:, :2])
     is_same_frame = (parameters.width, parameters.height) == (width, height)
     if is_same_frame and np.array_equal(parameters.affine, np.eye(2, 3)) and not recipe.brightness_contrast:
-        return picture.image, moved, parameters.affine
-    return relight(picture.padded.window(parameters), parameters), moved, parameters.affine
+        return image.pixels, moved, parameters.affine
+    return relight(image.padded.window(parameters), parameters), moved, parameters.affine

@@ -13,39 +13,39 @@ from kp_ray.images import Image
 from kp_ray.keypoints import FloatArray
 
 _TILE = 256
-"""Side, in pixels, of the squares that a window is resampled in."""
+"""Side in pixels of the square tiles in which a window is resampled."""
 _MAX_ROTATE_DEG = max(recipe.rotate_deg for recipe in RECIPES.values())
 
 
 class _Scratch(threading.local):
-    """Reuse image buffers per thread: the first write to a fresh page costs time."""
+    """Image buffers that are reused per thread, because the first write to a new memory page is slow."""
 
     MIN_BYTES = 4 << 20
-    """Smallest block: from this size on NumPy asks for huge pages, which make the sampling of rotated rows faster."""
+    """Smallest buffer: from this size NumPy requests huge pages, which make sampling along rotated rows faster."""
     MAX_BYTES = 64 << 20
-    """Largest block that is kept: otherwise one huge image's memory stays with the worker."""
+    """Largest buffer that is kept, so that a worker does not hold the memory of a huge image forever."""
 
     def __init__(self) -> None:
-        self.blocks: dict[str, npt.NDArray[np.uint8]] = {}
+        self.buffers: dict[str, npt.NDArray[np.uint8]] = {}
 
-    def picture(self, purpose: str, height: int, width: int) -> Image:
-        """Return an uninitialised picture (height, width, 4); the next one for the same purpose overwrites it."""
+    def image(self, purpose: str, height: int, width: int) -> Image:
+        """Return an uninitialised image (height, width, 4), valid until the next call with the same purpose."""
         num_bytes = height * width * 4
         if num_bytes > self.MAX_BYTES:
             return np.empty((height, width, 4), dtype=np.uint8)
-        if purpose not in self.blocks or self.blocks[purpose].size < num_bytes:
-            self.blocks[purpose] = np.empty(max(num_bytes, self.MIN_BYTES), dtype=np.uint8)
-        return self.blocks[purpose][:num_bytes].reshape(height, width, 4)
+        if purpose not in self.buffers or self.buffers[purpose].size < num_bytes:
+            self.buffers[purpose] = np.empty(max(num_bytes, self.MIN_BYTES), dtype=np.uint8)
+        return self.buffers[purpose][:num_bytes].reshape(height, width, 4)
 
 
 _SCRATCH = _Scratch()
 
 
 class PaddedSource:
-    """A source (H, W, 4), padded by reflection as far as a rotated frame can reach.
+    """A source image (H, W, 4), padded by reflection as far as a rotated frame can reach.
 
-    Buffers are reused per thread: `padded` is invalid after the next source is padded, a window after the next call of
-    `window`. The padding is the same for all recipes, because it affects rounding, and a variant's bytes must not
+    Buffers are reused per thread: `padded` is valid until the next source is padded, a window until the next call of
+    `window`. The padding is the same for all recipes, because it affects rounding, and the bytes of a variant must not
     depend on the other recipes.
     """
 
@@ -56,15 +56,15 @@ class PaddedSource:
 
     @cached_property
     def padded(self) -> Image:
-        """The padded picture, made when the first variant needs it."""
+        """The padded image, made when the first variant needs it."""
         pads = self.pad_y, self.pad_y, self.pad_x, self.pad_x
         height, width = self.image.shape[:2]
-        whole = _SCRATCH.picture("padded", height + 2 * self.pad_y, width + 2 * self.pad_x)
-        cv2.copyMakeBorder(self.image, *pads, cv2.BORDER_REFLECT_101, dst=whole)
-        return whole
+        padded = _SCRATCH.image("padded", height + 2 * self.pad_y, width + 2 * self.pad_x)
+        cv2.copyMakeBorder(self.image, *pads, cv2.BORDER_REFLECT_101, dst=padded)
+        return padded
 
     def window(self, parameters: VariantParameters) -> Image:
-        """Return a variant's picture (height, width, 4), before `relight`."""
+        """Resample the window of a variant, (height, width, 4); `relight` comes after it."""
         offset = parameters.affine[:, 2]
         if np.array_equal(parameters.affine[:, :2], np.eye(2)) and np.array_equal(offset, np.round(offset)):
             x, y = (-offset).astype(int)
@@ -75,16 +75,18 @@ class PaddedSource:
 
 
 def _resample(image: Image, inverse: FloatArray, width: int, height: int) -> Image:
-    """Sample a window of `width` x `height` pixels linearly.
+    """Resample a window of `width` x `height` pixels with linear interpolation.
 
-    The window is made in tiles, each from a copy of the piece of `image` that it needs: a rotated row crosses the whole
-    picture, and sampling it in place waits for memory at every pixel (1080p: 10 ns per pixel, 4 to 8 ns in tiles).
+    Each tile of the window is sampled from a copy of the region of `image` that it needs, which fits the cache. A
+    rotated row of the whole window would cross the image and wait for memory at every pixel (1080p: 10 ns per pixel; 4
+    to 8 ns in tiles).
 
     Args:
         image: (H, W, 4).
-        inverse: affine (2, 3) from the window's pixels to the image's.
+        inverse: affine (2, 3) from the window's pixel indices to the image's.
+        width, height: size of the window in pixels.
     """
-    window = _SCRATCH.picture("window", height, width)
+    window = _SCRATCH.image("window", height, width)
     (a, b, c), (d, e, f) = inverse.tolist()
     for top in range(0, height, _TILE):
         for left in range(0, width, _TILE):
@@ -93,39 +95,39 @@ def _resample(image: Image, inverse: FloatArray, width: int, height: int) -> Ima
             x, y = a * left + b * top + c, d * left + e * top + f
             x0, x1 = _span(x, a * (tile_w - 1), b * (tile_h - 1))
             y0, y1 = _span(y, d * (tile_w - 1), e * (tile_h - 1))
-            piece = _SCRATCH.picture("piece", y1 - y0, x1 - x0)
-            np.copyto(piece, image[y0:y1, x0:x1])
+            region = _SCRATCH.image("region", y1 - y0, x1 - x0)
+            np.copyto(region, image[y0:y1, x0:x1])
             from_tile = np.array([[a, b, x - x0], [d, e, y - y0]])
-            cv2.warpAffine(piece, from_tile, (tile_w, tile_h), dst=tile, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+            cv2.warpAffine(region, from_tile, (tile_w, tile_h), dst=tile, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     return window
 
 
 def _span(start: float, across: float, down: float) -> tuple[int, int]:
-    """Return the first pixel and the end of the range that a tile samples on one axis of the image.
+    """Return the range [first, end) of pixels that a tile samples on one axis of the image.
 
     Args:
-        start: position of the tile's first pixel.
-        across, down: how far the position moves along the tile's first row and first column.
+        start: coordinate in the image of the tile's first pixel.
+        across, down: change of this coordinate along the tile's first row, and along its first column.
     """
     low, high = start + min(across, 0) + min(down, 0), start + max(across, 0) + max(down, 0)
     return int(low), int(high) + 2
 
 
 def _reach(along: int, across: int, rotate_deg: float) -> int:
-    """Return the padding in pixels that rotations up to `rotate_deg` need on one axis.
+    """Return the padding in pixels that rotations by up to `rotate_deg` degrees need on one axis.
 
     Args:
-        along: length of the frame on the axis in question.
-        across: length on the other axis.
+        along: length of the frame on this axis, in pixels.
+        across: length of the frame on the other axis, in pixels.
     """
-    # The extent peaks at atan(across / along).
-    worst = min(np.deg2rad(rotate_deg), np.arctan2(across, along))
-    return int(np.ceil((along * np.cos(worst) + across * np.sin(worst) - along) / 2)) + 2
+    # The extent along * cos + across * sin is largest at the angle atan(across / along).
+    worst_angle = min(np.deg2rad(rotate_deg), np.arctan2(across, along))
+    return int(np.ceil((along * np.cos(worst_angle) + across * np.sin(worst_angle) - along) / 2)) + 2
 
 
-def relight(picture: Image, parameters: VariantParameters) -> Image:
-    """Apply a variant's contrast and brightness to its picture (H, W, 4)."""
+def relight(image: Image, parameters: VariantParameters) -> Image:
+    """Apply a variant's contrast and brightness to its pixels (H, W, 4)."""
     if parameters.contrast == 1 and parameters.brightness == 0:
-        return picture
+        return image
     table = np.arange(256, dtype=np.float32) * np.float32(parameters.contrast) + np.float32(255 * parameters.brightness)
-    return np.asarray(cv2.LUT(picture, np.rint(table.clip(0, 255)).astype(np.uint8)), dtype=np.uint8)
+    return np.asarray(cv2.LUT(image, np.rint(table.clip(0, 255)).astype(np.uint8)), dtype=np.uint8)

@@ -50,7 +50,7 @@ def find_sentinels(annotations: Annotations) -> list[Sentinel]:
     place. A foot that stands still meets none of these conditions.
     """
     xy = annotations.keypoints[..., :2]
-    labelled = np.isfinite(xy).all(axis=2)
+    labelled = np.all(np.isfinite(xy), axis=2)
     images, points = np.nonzero(labelled)
     if not len(images):
         return []
@@ -129,7 +129,7 @@ def scale_findings(annotations: Annotations, sizes: Sizes) -> list[Finding]:
         sizes: sizes of the upright images in pixels; without them only fractions and tiny bodies are found.
     """
     xy = annotations.keypoints[..., :2]
-    xy = xy[np.isfinite(xy).all(axis=2).any(axis=1)]
+    xy = xy[np.any(np.all(np.isfinite(xy), axis=2), axis=1)]
     if not len(xy):
         return []
     largest = np.nanmax(np.abs(xy), axis=(1, 2))
@@ -151,7 +151,7 @@ def _frame_finding(annotations: Annotations, sizes: Sizes) -> Finding | None:
     sizes_by_image = sizes if isinstance(sizes, Mapping) else dict.fromkeys(annotations.images, sizes)
     frames = np.array([sizes_by_image.get(image) or (np.nan, np.nan) for image in annotations.images], dtype=float)
     xy = annotations.keypoints[..., :2]
-    is_used = np.isfinite(frames[:, 0]) & np.isfinite(xy).all(axis=2).any(axis=1)
+    is_used = np.isfinite(frames[:, 0]) & np.any(np.all(np.isfinite(xy), axis=2), axis=1)
     if is_used.sum() < _MIN_SCALE_IMAGES:
         return None
     xy, frames = xy[is_used], frames[is_used]

@@ -23,7 +23,8 @@ from kp_ray.prediction.records import (
     SubmissionEvaluation,
     write_evaluation,
 )
-from kp_ray.storage import exists, join, read_bytes
+from kp_ray.storage import join, read_bytes
+from kp_ray.store.layout import has_store
 from kp_ray.store.read import read_table
 
 NUM_WORST = 12
@@ -98,7 +99,7 @@ def read_truth(config: Config) -> tuple[Truth, Skeleton]:
     labels = load_annotations(
         path, missing_values=config.data.missing_values, flip_pairs=section.flip_pairs, sigmas=section.sigmas
     )
-    if sample is not None or exists(config.path("store", "manifest.json")):
+    if sample is not None or has_store(config.path("store")):
         labels = reorder_keypoints(labels, resolve_skeleton(config, sample), path)
     return dict(zip(labels.images, labels.keypoints, strict=True)), labels.skeleton
 

@@ -8,7 +8,7 @@ from kp_ray.config.schema import Config
 from kp_ray.data.submission import SampleSubmission, check_same_keypoints, read_sample_submission
 from kp_ray.errors import ConfigError
 from kp_ray.keypoints import FloatArray, Skeleton
-from kp_ray.storage import exists, join
+from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest
 
 
@@ -32,8 +32,7 @@ def resolve_skeleton(config: Config, sample: SampleSubmission | None) -> Skeleto
     store = config.path("store")
     if sample is None:
         return config.build_skeleton(read_manifest(store).skeleton)
-    has_store = exists(join(store, "manifest.json"))
-    skeleton = config.build_skeleton(read_manifest(store).skeleton if has_store else sample.names)
+    skeleton = config.build_skeleton(read_manifest(store).skeleton if has_store(store) else sample.names)
     check_same_keypoints(sample, skeleton)
     return skeleton
 

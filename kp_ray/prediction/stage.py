@@ -16,6 +16,7 @@ from kp_ray.prediction.inputs import check_weighted_members, read_run_sample, re
 from kp_ray.prediction.records import PredictionDetails, PredictionTime, RunEvaluation, SubmissionEvaluation
 from kp_ray.stage import Progress, check_inputs
 from kp_ray.storage import exists
+from kp_ray.store.layout import has_store
 from kp_ray.store.skeleton import run_skeleton
 
 
@@ -123,8 +124,8 @@ class PredictStage:
         check_weighted_members(config, [member.name for member in config.train.members])
         sample = read_run_sample(config)
         if "flip" in config.predict.tta:
-            has_store = exists(config.path("store", "manifest.json"))
-            skeleton = resolve_skeleton(config, sample) if sample or has_store else run_skeleton(config)
+            is_known = sample is not None or has_store(config.path("store"))
+            skeleton = resolve_skeleton(config, sample) if is_known else run_skeleton(config)
             check_flips(config, skeleton, "predict")
         if not _is_store_split(config):  # `augment` may not have written the store yet
             list_image_refs(config, sample)

@@ -15,6 +15,7 @@ from kp_ray.prediction.records import PredictionDetails, RunEvaluation, read_det
 from kp_ray.reporting.samples import VariantSample, read_samples
 from kp_ray.storage import exists, list_folders, read_parquet
 from kp_ray.store.figures import StoreFigures, read_store_figures
+from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import Manifest, read_manifest
 from kp_ray.training.logs import LogEntry, read_training_log
 
@@ -57,7 +58,7 @@ def read_run_files(config: Config) -> RunFiles:
         KpRayError: a file is damaged. Damaged parts of the store and damaged lines of a training log are skipped.
     """
     store, details, evaluation = (config.path(name) for name in ("store", "predict.json", "evaluation.json"))
-    manifest = read_manifest(store) if exists(f"{store}/manifest.json") else None
+    manifest = read_manifest(store) if has_store(store) else None
     store_skeleton = config.build_skeleton(manifest.skeleton) if manifest else None
     path = config.path("predictions.parquet")
     predictions = read_predictions(path) if exists(path) else None

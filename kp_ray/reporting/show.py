@@ -15,6 +15,7 @@ from kp_ray.prediction.predictions import read_predictions
 from kp_ray.reporting.overlays import read_test_image
 from kp_ray.reporting.run_files import read_truth
 from kp_ray.storage import exists, join, write_bytes
+from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import Manifest, read_manifest
 from kp_ray.store.read import RowReader, read_part
 from kp_ray.visualization.colors import TRUTH, series_color
@@ -89,7 +90,7 @@ def show(
         if recipe is not None:
             raise ConfigError(f"{path}: predictions have no recipe: leave --recipe out, or name a store")
         drawn = list(_draw_predictions(path, selection))
-    elif exists(join(path, "manifest.json")):
+    elif has_store(path):
         drawn = list(_draw_variants(path, selection))
     else:
         raise ConfigError(f"{path}: neither a store nor predictions: name RUN/store or RUN/predictions.parquet")

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 
 from kp_ray.config.schema import Config
-from kp_ray.storage import exists, join
+from kp_ray.store.layout import current_path, has_store
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.parts import make_variants
 from kp_ray.store.plan import Chunk, Plan
 
-PROBES = 3
-"""Number of sources of each split whose rows an estimate makes."""
+NUM_PROBES = 3
+"""Number of sources per split whose rows are made for an estimate."""
 ROW_BYTES = 3000
-"""Bytes of a row in a part without its image: measured on stores of 320x180 and 1920x1080 frames."""
+"""Bytes that a row takes in a part besides its image, measured on stores of 320x180 and 1920x1080 frames."""
 START_UP_S = 9
-"""Seconds that a local cluster and its workers' imports take: measured on two cores."""
+"""Seconds until a local cluster has started and its workers have imported their modules, measured on two cores."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class StoreEstimate:
     """The estimated contents and cost of a whole store.
 
     Attributes:
-        sources, variants, parts: numbers of them.
-        bytes: size of the parts.
-        seconds: duration on `cpus`, with the start-up.
-        cpus: number of CPUs.
+        sources, variants, parts: how many the store will have.
+        bytes: total size of the parts.
+        seconds: duration on `cpus` CPUs, start-up included.
+        cpus: number of CPUs that `seconds` assumes.
         cpu_s_per_source: CPU seconds per source.
-        probed: number of sources whose rows were made.
+        probed: number of sources whose rows were made to measure this.
     """
 
     sources: int
@@ -47,12 +47,12 @@ class StoreEstimate:
 
 @dataclass(frozen=True)
 class AugmentForecast(StoreEstimate):
-    """Forecast of what `augment` writes.
+    """The estimate that `augment --dry-run` prints.
 
     Attributes:
-        parts_kept: number of parts that exist already.
+        parts_kept: number of parts that exist already and are kept.
         recipes: number of recipes.
-        store: local path or URL.
+        store: local path or URL of the store.
     """
 
     parts_kept: int
@@ -63,9 +63,9 @@ class AugmentForecast(StoreEstimate):
         """Lines of text for the terminal."""
         return [
             f"{self.sources} sources, {self.variants} variants of {self.recipes} recipes, "
-            f"{self.parts} parts ({self.parts_kept} there already) in {self.store}",
-            f"about {format_size(self.bytes)} and {format_time(self.seconds)} on {self.cpus:g} CPUs for all "
-            f"of it ({self.cpu_s_per_source:.2f} CPU seconds a source, from {self.probed} probed)",
+            f"{self.parts} parts ({self.parts_kept} exist already) in {self.store}",
+            f"about {format_size(self.bytes)} and {format_time(self.seconds)} on {self.cpus:g} CPUs for the whole "
+            f"store ({self.cpu_s_per_source:.2f} CPU seconds per source, measured on {self.probed} sources)",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -76,22 +76,22 @@ class AugmentForecast(StoreEstimate):
 
 @dataclass(frozen=True)
 class _Probe:
-    """The figures of one source's rows."""
+    """The size in bytes of one source's rows, and the CPU seconds that making them took."""
 
     num_bytes: int
     cpu_s: float
 
 
 def forecast_augment(plan: Plan, config: Config) -> AugmentForecast:
-    """Estimate what `augment` would write, on `cluster.num_cpus` CPUs or those of this machine.
+    """Estimate what `augment` would write, and its duration on `cluster.num_cpus` CPUs (default: this machine's).
 
     Raises:
-        StoreError: the manifest is damaged or of another version of kp_ray.
+        StoreError: the manifest is damaged, or another version of kp_ray wrote it.
     """
     estimate = estimate_store(plan, config.cluster.num_cpus or _num_cpus())
     existing_parts: set[str] = set()
-    if exists(join(plan.store, "manifest.json")):
-        existing_parts = {part.path for part in read_manifest(plan.store).parts}
+    if has_store(plan.store):
+        existing_parts = {current_path(part.path) for part in read_manifest(plan.store).parts}
     return AugmentForecast(
         **vars(estimate),
         parts_kept=sum(part.path in existing_parts for part in plan.parts()),
@@ -101,12 +101,12 @@ def forecast_augment(plan: Plan, config: Config) -> AugmentForecast:
 
 
 def _num_cpus() -> int:
-    # Not every operating system tells which CPUs a process may use.
+    # Only Linux has `sched_getaffinity`, which respects the limits of a container.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def estimate_store(plan: Plan, num_cpus: float) -> StoreEstimate:
-    """Estimate a store's size and duration by making the rows of a few sources of each split on this machine."""
+    """Estimate a store's size and duration by making the rows of up to NUM_PROBES sources per split on this machine."""
     num_sources = num_variants = num_probed = 0
     num_bytes = cpu_s = 0.0
     for split in ("train", "val"):
@@ -131,13 +131,13 @@ def estimate_store(plan: Plan, num_cpus: float) -> StoreEstimate:
 
 
 def _probe_chunks(plan: Plan, chunks: Sequence[Chunk]) -> list[_Probe]:
-    """Make the rows of the first source of PROBES chunks, spread evenly; unusable sources give no probe."""
+    """Measure the first source of NUM_PROBES evenly spread chunks; sources that cannot be used are skipped."""
     probes: list[_Probe] = []
     is_warm = False
-    for index in np.unique(np.linspace(0, len(chunks) - 1, PROBES, dtype=int)) if chunks else ():
+    for index in np.unique(np.linspace(0, len(chunks) - 1, NUM_PROBES, dtype=int)) if chunks else ():
         chunk = chunks[index]
         recipes = [(part.recipe, part.copies) for part in chunk.parts]
-        if not is_warm:  # the first image takes longer: libraries are loaded once
+        if not is_warm:  # the first image also loads libraries, which must not be measured
             is_warm = bool(make_variants(plan, chunk.sources[0], recipes)[0])
         began = time.process_time()
         variants, _ = make_variants(plan, chunk.sources[0], recipes)

@@ -26,7 +26,7 @@ class ExportSummary:
 
     Attributes:
         images: number of images written.
-        folder: where to.
+        folder: local path or URL of the folder that holds them.
     """
 
     images: int
@@ -52,28 +52,28 @@ def export_store(
     """Write rows of a store as images with a COCO keypoints JSON and the wide CSV.
 
     Args:
-        config: names the store.
-        folder: gets `images/<recipe>-<copy>/<source>.jpg`, `annotations.json` and `annotations.csv`.
+        config: its run folder holds the store.
+        folder: receives `images/<recipe>-<copy>/<source>.jpg`, `annotations.json` and `annotations.csv`.
         split: "train" or "val"; None exports both.
-        recipes: names; None exports all.
+        recipes: names of the recipes to export; None exports all.
         yolo: also write `labels/`, one text file per image, for YOLO-pose.
 
     Raises:
-        StoreError: no finished store, or a recipe that it does not hold; `folder` holds an export already, or two
-            images would have the same name.
+        StoreError: there is no finished store, or the store lacks a recipe of `recipes`, or no row is selected;
+            `folder` already holds an export, or two images would have the same name.
         StorageError: a part is damaged, or the folder cannot be written.
     """
     store = config.path("store")
     skeleton = config.build_skeleton(read_manifest(store).skeleton)
     for name in ("images", "annotations.json", "annotations.csv"):
         if exists(join(folder, name)):
-            raise StoreError(f"{folder}: holds {name} already, of an export or your own: name a new folder")
+            raise StoreError(f"{folder}: already holds {name}, which would be overwritten: name a new folder")
     _refuse_equal_names(store, split, recipes)
     try:
         num_images = _write_images(skeleton, iter_rows(store, split=split, recipes=recipes), folder)
         if not num_images:
-            raise StoreError(f"{store}: holds no rows of this selection: nothing to export")
-    except BaseException:  # also Ctrl-C: an unfinished export would look like a whole one
+            raise StoreError(f"{store}: no row has this split and these recipes: select others to export")
+    except BaseException:  # including Ctrl-C: an unfinished export would look like a whole one
         delete_folder(join(folder, "images"))
         raise
     if yolo:
@@ -86,17 +86,23 @@ def _image_name(row: StoredRow) -> str:
 
 
 def _refuse_equal_names(store: str, split: str | None, recipes: Sequence[str] | None) -> None:
-    """Refuse sources that differ in their suffix alone, before anything is written."""
+    """Refuse sources whose names differ only in the suffix (a.png, a.jpg), before anything is written.
+
+    Raises:
+        StoreError: two images would have the same name.
+    """
     source_of: dict[str, str] = {}
     for row in read_table(store, split=split, recipes=recipes, columns=["source", "recipe", "copy"]).to_pylist():
         name = _image_name(row)
         if name in source_of:
-            raise StoreError(f"{store}: {row['source']} and {source_of[name]} would both be {name}: rename one of them")
+            raise StoreError(
+                f"{store}: {row['source']} and {source_of[name]} would both be exported as {name}: rename one of them"
+            )
         source_of[name] = row["source"]
 
 
 def _write_images(skeleton: Skeleton, rows: Iterator[StoredRow], folder: str) -> int:
-    """Write the images and their annotations; return how many; without rows, write nothing."""
+    """Write the images, then their annotations unless there is no row; return the number of images."""
     names, keypoints, sizes, scenes, cameras, frames = [], [], [], [], [], []
     for row in rows:
         name = _image_name(row)

@@ -1,4 +1,7 @@
-"""The figures of an `augment`, `augment.json`: their writer and their only reader. Imports no Ray, for the report."""
+"""Write and read `augment.json`, the figures of a run of `augment`.
+
+The report imports this module, so it must not import Ray.
+"""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -13,16 +16,16 @@ FIGURES_NAME = "augment.json"
 
 @dataclass(frozen=True)
 class StoreFigures:
-    """The figures of an `augment` that ended well; the names are the keys of `augment.json`.
+    """The figures of a successful run of `augment`; the attributes are the keys of `augment.json`.
 
     Attributes:
         sources: number of sources that have rows.
         variants: number of rows.
-        seconds: duration.
-        start_up_s: those of `seconds` before the first task began.
-        sources_per_s: sources whose parts were written, per second without the start-up.
-        parts_written, parts_kept: numbers of parts.
-        quarantined: number of sources that some or all recipes could not use.
+        seconds: duration of the run, start-up included.
+        start_up_s: seconds before the first task began.
+        sources_per_s: number of sources whose parts were written, per second after the start-up.
+        parts_written, parts_kept: number of new parts, and of parts that existed already.
+        quarantined: number of sources that at least one recipe could not use.
     """
 
     sources: int
@@ -36,7 +39,11 @@ class StoreFigures:
 
 
 def write_store_figures(config: Config, figures: StoreFigures) -> None:
-    """Write `augment.json`, whole or not at all."""
+    """Write `augment.json` atomically.
+
+    Raises:
+        StorageError: the disk is full, or the storage does not answer or refuses.
+    """
     write_bytes(config.path(FIGURES_NAME), (json.dumps(asdict(figures)) + "\n").encode())
 
 
@@ -46,7 +53,7 @@ def read_store_figures(config: Config) -> StoreFigures | None:
     Raises:
         StorageError: the file is damaged.
     """
-    path, fix = config.path(FIGURES_NAME), "delete it and run the same command"
+    path, fix = config.path(FIGURES_NAME), "delete this file and run the same command again"
     if not exists(path):
         return None
     names = [field.name for field in fields(StoreFigures)]

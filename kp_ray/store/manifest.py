@@ -1,6 +1,8 @@
-"""The contents of a finished store: columns of its rows, manifest, quarantine."""
+"""The manifest of a finished store, its list of quarantined sources, and the columns of its rows."""
 
+import csv
 import hashlib
+import io
 import json
 import re
 from typing import Literal, TypedDict
@@ -9,46 +11,59 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kp_ray.errors import StoreError
-from kp_ray.storage import exists, join, read_bytes, write_bytes, write_parquet
+from kp_ray.storage import join, read_bytes, write_bytes
+from kp_ray.store.layout import MANIFEST_NAME, QUARANTINE_NAME, find_manifest, former_path
 
-SCHEMA_VERSION = 2
-"""Version of the rows' columns, the parts' names and the manifest."""
+SCHEMA_VERSION = 3
+"""Version of the manifest and of the names of a store's files. Schema 2, the former layout, is read too."""
+ROWS_VERSION = 2
+"""Version of the rows, part of each part's fingerprint: a change rewrites all parts."""
 METADATA_KEY = b"kp_ray"
-"""Key of a part's Parquet metadata under which its quarantined sources stand as JSON."""
+"""Key of a part's Parquet metadata whose JSON value lists, among others, the part's quarantined sources."""
 
 Split = Literal["train", "val"]
 
 UNREADABLE, UNAVAILABLE = "read", "open"
-"""UNREADABLE: the image is invalid (permanent). UNAVAILABLE: storage failed (retried on the next run)."""
+"""Stages of a quarantined source. UNREADABLE: its image is invalid (permanent). UNAVAILABLE: storage failed (retried on
+the next run)."""
 
 
 def recipe_stage(recipe: str) -> str:
-    """Return the stage of a quarantined source that this recipe alone refused."""
+    """Return the stage of a quarantined source that only this recipe cannot use."""
     return f"recipe={recipe}"
 
 
-class _Record(BaseModel):
+class _ManifestModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class RecipeRecord(_Record):
-    """A recipe of the store."""
+class RecipeRecord(_ManifestModel):
+    """A recipe of the store: its name, number of copies per source, and fingerprint."""
 
     name: str
     copies: int
     fingerprint: str
 
 
-class Quarantined(_Record):
-    """A source without rows: of one recipe (`stage` is its `recipe_stage`) or of all (UNREADABLE, UNAVAILABLE)."""
+class Quarantined(_ManifestModel):
+    """A source that has no rows: for all recipes (`stage` UNREADABLE or UNAVAILABLE) or for one (`recipe_stage`)."""
 
     source: str
     stage: str
     reason: str
 
 
-class PartRecord(_Record):
-    """A finished part; `path` is relative to the store, `sha256` is that of the file in hexadecimal digits."""
+class PartRecord(_ManifestModel):
+    """A finished part.
+
+    Attributes:
+        path: relative to the store.
+        recipe: name of the recipe.
+        split: "train" or "val".
+        num_rows: number of variants.
+        num_bytes: size of the file.
+        sha256: digest of the file, in hexadecimal digits.
+    """
 
     path: str
     recipe: str
@@ -58,21 +73,21 @@ class PartRecord(_Record):
     sha256: str
 
 
-class Manifest(_Record):
+class Manifest(_ManifestModel):
     """The contents of a finished store.
 
     Attributes:
-        schema_version: SCHEMA_VERSION of the writer.
-        kp_ray: version of the writer.
+        schema_version: SCHEMA_VERSION of the kp_ray that wrote the store.
+        kp_ray: version of the kp_ray that wrote the store.
         seed: `seed` of the config.
         skeleton: names of the K keypoints, in order.
-        recipes: with the number of copies of each.
-        num_sources: those that have rows.
-        num_variants: rows.
-        num_rows_by_split: rows under "train" and "val".
-        units: scenes, clips or frames (`split.by`) under "train" and "val".
-        parts: in the order in which they are read.
-        quarantined: sources that some or all recipes lack.
+        recipes: recipes of the training sources; validation sources always get `Original`.
+        num_sources: number of sources that have rows.
+        num_variants: number of rows.
+        num_rows_by_split: number of rows per split, "train" and "val".
+        units: names of the scenes, clips or frames (`split.by`) per split, "train" and "val".
+        parts: all parts, in the order in which they are read.
+        quarantined: sources that at least one recipe could not use.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # stores written before 0.2 also have `settings`
@@ -91,21 +106,22 @@ class Manifest(_Record):
 
 
 class StoredRow(TypedDict, total=False):
-    """A row of a store: one variant. A reader that selects columns returns rows with those columns alone.
+    """A row of a store: one variant. Rows that are read with selected columns hold only those columns.
 
     Attributes:
         source: image name.
-        scene, camera, frame: of the source.
+        scene, camera, frame: the source's, parsed from its name.
         split: "train" or "val".
-        recipe, copy: the recipe's name and which of its copies, from 0.
-        width, height: of the variant, in pixels.
-        image: the encoded variant.
+        recipe, copy: name of the recipe, and number of the copy, from 0.
+        width, height: size of the variant in pixels.
+        image: the variant as a JPEG file.
         keypoints: 3K numbers: x, y, v per keypoint in pixel indices of the variant; v in {0, 1, 2}, NaN x and y where
             unlabelled.
-        bbox_xyxy: 4 numbers: the visible keypoints' box with its margin, clipped, in pixel indices of the variant.
-        num_visible: keypoints with v > 0.
-        affine: 6 numbers: (2, 3) row by row, from the source's pixel indices to the variant's.
-        seed: of the variant's random numbers.
+        bbox_xyxy: 4 numbers: box around the labelled keypoints and `augment.box_margin_px`, clipped to the variant, in
+            its pixel indices.
+        num_visible: number of keypoints with v > 0.
+        affine: 6 numbers: the (2, 3) matrix, row by row, from the source's pixel indices to the variant's.
+        seed: seed of the variant's random parameters.
     """
 
     source: str
@@ -129,27 +145,27 @@ def read_manifest(store: str) -> Manifest:
     """Read the manifest of a finished store.
 
     Raises:
-        StoreError: there is none, it is damaged, or another version of kp_ray wrote it.
-        StorageError: it cannot be read.
+        StoreError: there is no manifest, it is damaged, or another version of kp_ray wrote it.
+        StorageError: the file cannot be read.
     """
-    path = join(store, "manifest.json")
-    if not exists(path):
+    path = find_manifest(store)
+    if path is None:
         raise StoreError(f"{store}: no finished store here: run augment first")
     content = read_bytes(path)
     try:
         manifest = Manifest.model_validate_json(content)
         version = manifest.schema_version
     except ValidationError as error:
-        first_key = re.search(rb'^{\s*"schema_version": *(\d+)', content)  # the rest may be of another version
+        first_key = re.search(rb'^{\s*"schema_version": *(\d+)', content)  # other versions may have other keys
         version = int(first_key[1]) if first_key else 0
-        if 0 < version < SCHEMA_VERSION:
+        if 0 < version < ROWS_VERSION:
             raise StoreError(
                 f"{path}: written by an older kp_ray (schema {version}): delete this file and run augment, which "
-                "rebuilds all parts"
+                "rewrites all parts"
             ) from error
         if version <= SCHEMA_VERSION:
             raise StoreError(
-                f"{path}: damaged: delete this file and run augment again, finished parts are kept"
+                f"{path}: damaged: delete this file and run augment again, which keeps finished parts"
             ) from error
     if version > SCHEMA_VERSION:
         raise StoreError(f"{path}: written by a newer kp_ray (schema {version}): update kp_ray")
@@ -157,30 +173,34 @@ def read_manifest(store: str) -> Manifest:
 
 
 def write_manifest(store: str, manifest: Manifest) -> None:
-    """Write `quarantine.parquet`, then `manifest.json`, with which the store is finished.
+    """Write `_quarantine.csv`, then `_manifest.json`, whose existence marks the store as finished.
 
     Raises:
-        StorageError: the storage is full, does not answer, or refuses.
+        StorageError: the disk is full, or the storage does not answer or refuses.
     """
-    schema = pa.schema([("source", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
-    table = pa.Table.from_pylist([item.model_dump() for item in manifest.quarantined], schema=schema)
-    write_parquet(join(store, "quarantine.parquet"), table)
-    write_bytes(join(store, "manifest.json"), (manifest.model_dump_json(indent=1) + "\n").encode())
+    text = io.StringIO()
+    quarantine = csv.DictWriter(text, list(Quarantined.model_fields), lineterminator="\n")
+    quarantine.writeheader()
+    quarantine.writerows(item.model_dump() for item in manifest.quarantined)
+    write_bytes(join(store, QUARANTINE_NAME), text.getvalue().encode())
+    write_bytes(join(store, MANIFEST_NAME), (manifest.model_dump_json(indent=1) + "\n").encode())
 
 
 def store_digest(store: str) -> str:
-    """Return the SHA-256 of the digests and order of a store's parts: it changes with any byte of any row.
+    """Compute a SHA-256 of a store's seed, keypoint names and parts, which changes with any byte of any row.
+
+    A store has the same digest in both layouts, so that members trained before a conversion remain usable.
 
     Raises:
-        StoreError: no finished store.
+        StoreError: there is no finished store.
     """
     manifest = read_manifest(store)
-    parts = [[part.path, part.sha256, part.split] for part in manifest.parts]
+    parts = [[former_path(part.path), part.sha256, part.split] for part in manifest.parts]
     return hashlib.sha256(json.dumps([manifest.seed, manifest.skeleton, parts]).encode()).hexdigest()
 
 
 def row_schema(num_keypoints: int) -> pa.Schema:
-    """Return the Parquet columns of `StoredRow` for K keypoints."""
+    """Return the Arrow schema of `StoredRow` for K keypoints."""
     return pa.schema(
         [
             ("source", pa.string()),

@@ -1,4 +1,4 @@
-"""Make the rows of a source, write a part, describe a part that exists."""
+"""Make the variants of a source, write them to a part, and describe an existing part."""
 
 import contextlib
 import hashlib
@@ -40,12 +40,12 @@ def make_variants(
     """Make all variants of one source.
 
     Args:
-        plan: says where the images are, and how variants are made.
-        source: one of the plan's.
-        recipes: with their numbers of copies.
+        plan: the store's plan: folder of the images, seed, settings.
+        source: a source of the plan.
+        recipes: recipes with their numbers of copies.
 
     Returns:
-        The variants, recipe by recipe, and why some or all recipes have none.
+        The variants, recipe by recipe, and a record per recipe that has no variants (or one record for all recipes).
     """
 
     def quarantine(stage: str, reason: str) -> Quarantined:
@@ -55,11 +55,12 @@ def make_variants(
         content = read_bytes(join(plan.images, source.name))
     except StorageError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
-            return [], [quarantine(UNAVAILABLE, f"cannot be opened: {one_line(error.__cause__)}")]
+            return [], [quarantine(UNAVAILABLE, f"cannot be read: {one_line(error.__cause__)}")]
         reason = "there is no such file"
         if source.name in plan.absent:
             return [], [quarantine(UNREADABLE, reason)]
-        hint = "on the worker's node: the images must be where all nodes see them"  # the planning machine saw the file
+        # The machine that planned the store did see the file.
+        hint = "on the worker's node: the images must be where all nodes see them"
         return [], [quarantine(UNAVAILABLE, f"{reason} {hint}")]
     settings = VariantSettings(
         seed=plan.seed,
@@ -75,7 +76,7 @@ def make_variants(
 
 
 class _HashingStream:
-    """A writable stream that counts and hashes what passes."""
+    """A writable stream that counts and hashes the bytes written to it."""
 
     def __init__(self, stream: Any) -> None:
         self.stream, self.sha256, self.num_bytes = stream, hashlib.sha256(), 0
@@ -96,9 +97,10 @@ class _HashingStream:
 
 
 class PartWriter:
-    """Streams rows into a part that appears only when it is finished.
+    """Writes rows to a part that appears under its name only when it is complete.
 
-    Use as a context manager: `add` every row, then `finish`; leaving without `finish` discards the part.
+    Use it as a context manager: `add` every variant, then `finish`. Leaving the context without `finish` discards the
+    part.
 
     Raises:
         StorageError: the disk is full, or the storage does not answer or refuses.
@@ -107,26 +109,26 @@ class PartWriter:
     def __init__(self, store: str, part: Part, schema: pa.Schema) -> None:
         self.part, self.schema = part, schema
         self.path = join(store, part.path)
-        # Use a unique temporary name: a retried task may run while the original still writes. For object storage, the
-        # part is collected on the node's disk: an upload that ends early would leave its half as a whole object.
+        # The temporary name is unique, because a retried task may run while the original still writes. A part for
+        # object storage is collected on the node's disk first: an interrupted upload would look like a whole object.
         self.is_local = is_local(store)
         self.target = Path(filesystem(self.path)[1])
         folder = self.target.parent if self.is_local else Path(tempfile.gettempdir())
-        self.partial = folder / f"{self.target.name if self.is_local else 'kp_ray'}.{uuid4().hex}.partial"
+        self.partial = folder / f".{self.target.name if self.is_local else 'kp_ray'}.{uuid4().hex}.partial"
         self.num_rows = 0
 
     def __enter__(self) -> "PartWriter":
         with self._storage_errors():
             self.partial.parent.mkdir(parents=True, exist_ok=True)
             self.stream = _HashingStream(pafs.LocalFileSystem().open_output_stream(str(self.partial)))
-            # Parquet writes in tiny pieces.
+            # Buffered, because the Parquet writer makes many small writes.
             self.sink = pa.BufferedOutputStream(pa.PythonFile(self.stream, mode="w"), PIECE_BYTES)
             self.writer = pq.ParquetWriter(
                 self.sink,
                 self.schema,
-                compression="none",  # nearly all bytes are JPEG already
+                compression="none",  # nearly all bytes are JPEG data, which does not compress
                 use_dictionary=False,
-                write_statistics=False,  # they say nothing about single rows
+                write_statistics=False,  # of no use to readers of single rows
                 write_page_checksum=True,
             )
         return self
@@ -139,10 +141,10 @@ class PartWriter:
         self.num_rows += 1
 
     def finish(self, note: dict[str, Any]) -> PartRecord:
-        """Make the part appear.
+        """Complete the part and move it to its name.
 
         Args:
-            note: stored as JSON in the part's metadata under METADATA_KEY.
+            note: values that are stored as JSON in the part's metadata under METADATA_KEY.
         """
         with self._storage_errors():
             self.writer.add_key_value_metadata({METADATA_KEY: json.dumps(note)})
@@ -177,10 +179,10 @@ def _record(part: Part, num_rows: int, num_bytes: int, sha256: str) -> PartRecor
 
 
 def describe_part(store: str, part: Part) -> tuple[PartRecord, list[Quarantined]] | None:
-    """Read the record and the quarantined sources of a part that an earlier, unfinished run left.
+    """Read the record and the quarantined sources of a part that an interrupted run left.
 
     Returns:
-        None if there is no such part, it is damaged, or it lacks a source that was UNAVAILABLE: make it again.
+        None if the part must be written: it does not exist, it is damaged, or a source of it was UNAVAILABLE.
     """
     path = join(store, part.path)
     if not exists(path):

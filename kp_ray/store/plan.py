@@ -1,7 +1,7 @@
-"""Decide every part of a store before anything is written.
+"""Plan every part of a store before anything is written.
 
-A part holds one recipe applied to one chunk of consecutive sources. Its name carries a fingerprint of everything that
-decides its rows, so a part that exists is never out of date.
+A part holds one recipe applied to one chunk of consecutive sources. Its name contains a fingerprint of everything that
+decides its rows, so an existing part is never out of date.
 """
 
 import hashlib
@@ -22,7 +22,8 @@ from kp_ray.data.split import check_lineage, split_sources, split_units
 from kp_ray.errors import DataError
 from kp_ray.fingerprint import digest
 from kp_ray.storage import file_sizes
-from kp_ray.store.manifest import SCHEMA_VERSION, Split
+from kp_ray.store.layout import part_path
+from kp_ray.store.manifest import ROWS_VERSION, Split
 
 Recipes = tuple[tuple[Recipe, int], ...]
 """Recipes with their numbers of copies."""
@@ -30,7 +31,7 @@ Recipes = tuple[tuple[Recipe, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part to be written: `copies` of one recipe for each source of one chunk; `path` is relative to the store."""
+    """A planned part: `copies` variants of one recipe for each source of a chunk; `path` is relative to the store."""
 
     path: str
     recipe: Recipe
@@ -40,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The consecutive sources of one split that one task works on, and their parts, one per recipe."""
+    """Consecutive sources of one split, and their parts, one per recipe; one task writes a chunk."""
 
     sources: tuple[Source, ...]
     parts: tuple[Part, ...]
@@ -48,18 +49,18 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """The contents that a store will have, and how its rows are made.
+    """The contents that a store will have, and the settings that decide its rows.
 
     Attributes:
-        store: local path or URL.
-        images: folder of the sources.
-        skeleton: names of the K keypoints.
-        seed: of the store.
-        augment: the config's section.
-        recipes: of training sources.
-        chunks: in the order of the manifest.
-        units: scenes, clips or frames that the split kept whole, under "train" and "val".
-        absent: sources whose image file is missing.
+        store: local path or URL of the store.
+        images: local path or URL of the folder of source images.
+        skeleton: names of the K keypoints, in order.
+        seed: `seed` of the config.
+        augment: section `augment` of the config.
+        recipes: recipes of the training sources.
+        chunks: all chunks, in the order of the manifest.
+        units: names of the scenes, clips or frames (`split.by`) per split, "train" and "val".
+        absent: names of the sources whose image file is missing.
     """
 
     store: str
@@ -78,10 +79,10 @@ class Plan:
 
 
 def plan(config: Config) -> Plan:
-    """Read the labels, split the sources and decide every part of a config's store.
+    """Read the labels, split the sources, and plan every part of a config's store.
 
     Raises:
-        ConfigError: data.annotations, data.images or a recipe.
+        ConfigError: data.annotations or data.images is not set, or a recipe is unknown.
         DataError: the labels, corrections or split cannot be used.
         StorageError: a file or folder cannot be read.
     """
@@ -103,16 +104,16 @@ def plan_store(
     augment: AugmentConfig,
     seed: int,
 ) -> Plan:
-    """Decide every part of a store, reading only the names and sizes of the images.
+    """Plan every part of a store, reading only the names and sizes of the images.
 
     Args:
-        store: local path or URL to write to.
-        images: folder of the sources.
-        annotations: N sources.
-        splits: "train" or "val" for each source; a validation source gets only `Original`.
-        split_by: unit that `splits` keeps whole: all of a scene's, a clip's or a frame's images are in one split.
-        augment: the config's section.
-        seed: of the store.
+        store: local path or URL of the store.
+        images: local path or URL of the folder of source images.
+        annotations: labels of N sources.
+        splits: N times "train" or "val"; a validation source gets only `Original`.
+        split_by: unit whose images are all in the same split.
+        augment: section `augment` of the config.
+        seed: `seed` of the config.
 
     Raises:
         ConfigError: a recipe is unknown.
@@ -121,7 +122,7 @@ def plan_store(
     """
     recipes = tuple(resolve_recipes(augment.recipes, augment.user_recipes))
     if not len(annotations):
-        raise DataError("the annotations name no image: nothing to augment")
+        raise DataError("data.annotations: no labelled image is left: add labels, or drop fewer of them")
     sizes = file_sizes(images)
     chunks: list[Chunk] = []
     recipes_by_split: dict[Split, Recipes] = {"train": recipes, "val": tuple(resolve_recipes(["Original"]))}
@@ -131,14 +132,14 @@ def plan_store(
             parts = []
             for recipe, copies in split_recipes:
                 fingerprint_fields = [
-                    SCHEMA_VERSION, recipe.fingerprint, copies, seed, augment.jpeg_quality, augment.oversize,
+                    ROWS_VERSION, recipe.fingerprint, copies, seed, augment.jpeg_quality, augment.oversize,
                     augment.box_margin_px, annotations.skeleton.names, sources_digest,
                 ]  # fmt: skip
                 name = f"part-{number:05d}-{digest(fingerprint_fields, 6)}.parquet"
-                parts.append(Part(f"recipe={recipe.name}/{name}", recipe, copies, split))
+                parts.append(Part(part_path(recipe.name, name), recipe, copies, split))
             chunks.append(Chunk(sources, tuple(parts)))
-    sides = list(zip(split_units(annotations, split_by), splits, strict=True))
-    units = {name: tuple(sorted({unit for unit, side in sides if side == name})) for name in ("train", "val")}
+    unit_splits = set(zip(split_units(annotations, split_by), splits, strict=True))
+    units = {name: tuple(sorted(unit for unit, split in unit_splits if split == name)) for name in ("train", "val")}
     absent = frozenset(name for name in annotations.images if name not in sizes)
     return Plan(store, images, annotations.skeleton.names, seed, augment, recipes, tuple(chunks), units, absent)
 
@@ -146,13 +147,13 @@ def plan_store(
 def _cut_chunks(
     annotations: Annotations, splits: Sequence[str], split: Split, size: int
 ) -> Iterator[tuple[int, tuple[Source, ...]]]:
-    """Iterate over the chunks of a split, with the number that their parts' names carry.
+    """Iterate over the chunks of a split as (number in the names of their parts, sources).
 
-    Chunks are cut by row of the labels' file, `size` rows each, so that a source that is dropped or moves to the other
-    split changes the parts of its own chunk alone.
+    A chunk covers `size` consecutive rows of the labels file, including those that were dropped or are in the other
+    split: dropping a source changes the parts of its own chunk only.
     """
     rows = annotations.rows or range(len(annotations))
-    indices = [index for index, side in enumerate(splits) if side == split]
+    indices = [index for index, name in enumerate(splits) if name == split]
     for number, group in groupby(indices, key=lambda index: rows[index] // size):
         yield (
             number,
@@ -171,7 +172,7 @@ def _cut_chunks(
 
 
 def _digest_sources(sources: Sequence[Source], sizes: dict[str, int]) -> str:
-    """Digest all that sources contribute to their rows; an image counts by its name and size in bytes.
+    """Digest everything of the sources that decides their rows; an image counts by its name and size in bytes.
 
     The keypoints are hashed as bytes, which is much faster than as JSON (`fingerprint.digest`).
     """

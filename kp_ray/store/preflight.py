@@ -8,7 +8,8 @@ from kp_ray.augmentation.recipes import Recipe
 from kp_ray.augmentation.variants import Source
 from kp_ray.data.image_files import require_any_image
 from kp_ray.errors import ConfigError
-from kp_ray.storage import exists, file_sizes, join
+from kp_ray.storage import file_sizes
+from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import UNAVAILABLE, UNREADABLE, Manifest, read_manifest, recipe_stage
 from kp_ray.store.parts import make_variants
 from kp_ray.store.plan import Plan
@@ -33,7 +34,7 @@ def check_plan(plan: Plan) -> None:
     if len(plan.absent) == len(sources):
         require_any_image([source.name for source in sources], file_sizes(plan.images), plan.images)
     stored: set[str] = set()
-    if exists(join(plan.store, "manifest.json")):
+    if has_store(plan.store):
         manifest = read_manifest(plan.store)
         num_rows = _train_rows_by_recipe(manifest)
         stored = {recipe.fingerprint for recipe in manifest.recipes if num_rows.get(recipe.name)}

@@ -1,4 +1,4 @@
-"""Read rows of a store: whole parts, tables, single rows, all rows in order."""
+"""Read rows of a store: a part, a table of selected rows, single rows, or all rows in order."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -13,18 +13,18 @@ from kp_ray.store.manifest import Manifest, StoredRow, read_manifest, row_schema
 from kp_ray.store.parts import ROWS_PER_GROUP
 
 REBUILD = "run verify, then augment"
-"""Advice for a damaged or missing part."""
+"""The fix in messages about a damaged or missing part."""
 
 
 def read_part(path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one part of a store.
 
     Args:
-        path: as `select_parts` returns it.
-        columns: names of those to read; None reads all.
+        path: local path or URL of the part, as `select_parts` returns it.
+        columns: names of the columns to read; None reads all.
 
     Raises:
-        StorageError: it is not there, or damaged.
+        StorageError: the part is missing or damaged.
     """
     return read_parquet(path, REBUILD, columns)
 
@@ -35,24 +35,24 @@ def select_parts(
     """Select parts of a finished store.
 
     Args:
-        store: local path or URL.
+        store: local path or URL of the store.
         split: "train" or "val"; None selects both.
-        recipes: names; None selects all.
+        recipes: names of recipes; None selects all.
 
     Returns:
-        The manifest, and the parts' full paths in its order.
+        The manifest, and the full paths of the selected parts in the manifest's order.
 
     Raises:
-        StoreError: no finished store, a recipe that it does not hold, or a scene on both sides of the split.
+        StoreError: there is no finished store, it lacks a recipe of `recipes`, or a scene is in both splits.
     """
     manifest = read_manifest(store)
-    both = sorted(set(manifest.units.get("train", ())) & set(manifest.units.get("val", ())))
-    if both:
-        raise StoreError(f"{store}: {both[0]} is both trained on and validated on: augment into a new run_dir")
-    stored = {part.recipe for part in manifest.parts}  # not manifest.recipes: validation always has Original
+    leaked_units = sorted(set(manifest.units.get("train", ())) & set(manifest.units.get("val", ())))
+    if leaked_units:
+        raise StoreError(f"{store}: {leaked_units[0]} is in both splits, train and val: augment into a new run_dir")
+    stored_recipes = {part.recipe for part in manifest.parts}  # manifest.recipes can lack validation's Original
     for name in recipes or ():
-        if name not in stored:
-            raise StoreError(f"{store}: holds no recipe {name!r}: it has {', '.join(sorted(stored))}")
+        if name not in stored_recipes:
+            raise StoreError(f"{store}: holds no recipe {name!r}: choose from {', '.join(sorted(stored_recipes))}")
     selected = [
         part for part in manifest.parts if split in (None, part.split) and (recipes is None or part.recipe in recipes)
     ]
@@ -66,16 +66,18 @@ def read_table(
     recipes: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Read rows of a store as one Arrow table; without the `image` column even a large store fits in memory.
+    """Read rows of a store as one Arrow table.
+
+    Without the `image` column (99 % of the bytes) even a large store fits in memory.
 
     Args:
-        store: local path or URL.
+        store: local path or URL of the store.
         split: "train" or "val"; None reads both.
-        recipes: names; None reads all.
-        columns: names, see `StoredRow`; None reads all.
+        recipes: names of recipes; None reads all.
+        columns: names of columns, see `StoredRow`; None reads all.
 
     Raises:
-        StoreError: no finished store, or a recipe that it does not hold.
+        StoreError: see `select_parts`.
         StorageError: a part is missing or damaged.
     """
     manifest, paths = select_parts(store, split=split, recipes=recipes)
@@ -86,11 +88,11 @@ def read_table(
 
 
 class RowReader:
-    """Reads single rows, keeping the parts used last open; not for several threads at once.
+    """Reads single rows; not thread-safe.
 
     Args:
-        columns: names of those to read.
-        keep_open: maximum number of open parts.
+        columns: names of the columns to read.
+        keep_open: number of recently used parts that stay open.
     """
 
     def __init__(self, columns: Sequence[str], keep_open: int = 256) -> None:
@@ -103,10 +105,10 @@ class RowReader:
         return pq.ParquetFile(fs.open_input_file(inner), page_checksum_verification=True)
 
     def read(self, path: str, row: int) -> StoredRow:
-        """Read row number `row` of the part at `path`.
+        """Read row number `row`, from 0, of the part at `path`.
 
         Raises:
-            StorageError: the part is not there, or damaged.
+            StorageError: the part is missing or damaged.
         """
         with parquet_errors(path, REBUILD):
             group = self.open(path).read_row_group(row // ROWS_PER_GROUP, self.columns)
@@ -116,16 +118,16 @@ class RowReader:
 def iter_rows(
     store: str, *, split: str | None, shard: tuple[int, int] = (0, 1), recipes: Sequence[str] | None = None
 ) -> Iterator[StoredRow]:
-    """Iterate over rows with all columns, holding one row group at a time.
+    """Iterate over rows with all columns, holding one row group in memory.
 
     Args:
-        store: local path or URL.
+        store: local path or URL of the store.
         split: "train" or "val"; None reads both.
-        shard: (i, n) gives every n-th row from the i-th.
-        recipes: names; None reads all.
+        shard: (i, n) selects every n-th row, beginning with row i.
+        recipes: names of recipes; None reads all.
 
     Raises:
-        StoreError: no finished store, or a recipe that it does not hold.
+        StoreError: see `select_parts`.
         StorageError: a part is missing or damaged.
     """
     _, paths = select_parts(store, split=split, recipes=recipes)

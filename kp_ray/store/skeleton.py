@@ -4,6 +4,7 @@ from kp_ray.config.schema import Config
 from kp_ray.data.load import load_labels
 from kp_ray.keypoints import DACON24, Skeleton
 from kp_ray.storage import exists
+from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest
 
 
@@ -14,7 +15,7 @@ def run_skeleton(config: Config) -> Skeleton:
         ConfigError: `skeleton` does not fit the keypoints.
         KpRayError: the manifest is damaged, or the labels cannot be used.
     """
-    if exists(config.path("store", "manifest.json")):
+    if has_store(config.path("store")):
         return config.build_skeleton(read_manifest(config.path("store")).skeleton)
     if config.data.annotations is not None and exists(config.data.annotations):
         return load_labels(config).skeleton

@@ -1,4 +1,4 @@
-"""The verbs of the store: `augment` as a stage of the pipeline, and `verify`."""
+"""The verbs `augment`, a stage of the pipeline, and `verify`."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -8,6 +8,7 @@ from kp_ray.stage import Progress, check_inputs
 from kp_ray.storage import exists, join
 from kp_ray.store.estimate import AugmentForecast, forecast_augment
 from kp_ray.store.figures import FIGURES_NAME, StoreFigures, write_store_figures
+from kp_ray.store.layout import QUARANTINE_NAME
 from kp_ray.store.manifest import Quarantined, read_manifest
 from kp_ray.store.plan import Plan, plan
 from kp_ray.store.preflight import check_plan, refuse_empty_recipes
@@ -20,8 +21,8 @@ class AugmentSummary(StoreFigures):
     """The result of `augment`.
 
     Attributes:
-        store: local path or URL.
-        first_quarantined: an example of the quarantined sources; None if there are none.
+        store: local path or URL of the store.
+        first_quarantined: an example of the quarantined sources; None if no source was quarantined.
     """
 
     store: str
@@ -35,9 +36,9 @@ class AugmentSummary(StoreFigures):
         ]
         if self.first_quarantined:
             lines.append(
-                f"{self.quarantined} sources could not be used by some or all recipes, e.g. "
-                f"{self.first_quarantined.source}: {self.first_quarantined.reason}; all of them in "
-                f"{join(self.store, 'quarantine.parquet')}"
+                f"{self.quarantined} sources could not be used by at least one recipe, e.g. "
+                f"{self.first_quarantined.source}: {self.first_quarantined.reason}; they are listed in "
+                f"{join(self.store, QUARANTINE_NAME)}"
             )
         return lines
 
@@ -47,10 +48,10 @@ class AugmentSummary(StoreFigures):
 
 
 class AugmentStage:
-    """Writes the store: every recipe of every source, as Parquet.
+    """Writes the store: every variant of every source, as Parquet.
 
     Attributes:
-        session_start_up_s: seconds that the Ray session took to start for this stage; counted in its figures.
+        session_start_up_s: seconds that starting Ray took for this stage; `run` adds them to its figures.
     """
 
     name = "augment"
@@ -62,11 +63,15 @@ class AugmentStage:
         self._planned: tuple[Config, Plan] | None = None
 
     def applies(self, config: Config) -> bool:
-        """Return True: every run of the pipeline needs a store."""
+        """Return True, because every run of the pipeline needs a store."""
         return True
 
     def check(self, config: Config) -> None:
-        """Refuse inputs that are not there, and labels, images, splits or recipes of which nothing could be used."""
+        """Check that the input files exist, and that the labels, images, split and recipes can be used.
+
+        Raises:
+            KpRayError: an input is missing or cannot be used, or nothing of it could be.
+        """
         check_inputs(config, required=("annotations", "images"), optional=("corrections",))
         check_plan(self._plan(config))
 
@@ -74,18 +79,18 @@ class AugmentStage:
         """Return whether the store holds everything planned.
 
         Raises:
-            StoreError: the manifest is damaged or of another version of kp_ray, or a source that the store holds has
-                lost its image.
+            StoreError: the manifest is damaged, another version of kp_ray wrote it, or the image file of a stored
+                source is missing.
         """
         return is_finished(self._plan(config))
 
     def run(self, config: Config, progress: Progress) -> AugmentSummary:
-        """Write what is missing of the store, and `augment.json` if parts were written.
+        """Write the store's missing parts, then `augment.json` unless nothing was missing.
 
-        The config is recorded once no other process can write the store.
+        `config.yaml` is written once the writer lock is held: a refused second writer must not replace it.
 
         Raises:
-            KpRayError: as `write_store`.
+            KpRayError: see `write_store`.
         """
         figures = write_store(self._plan(config), lambda done, total: progress("", done, total), config.save)
         figures = replace(
@@ -105,12 +110,12 @@ class AugmentStage:
         """Estimate the store's size and duration from a few of its sources.
 
         Raises:
-            KpRayError: the inputs cannot be used.
+            KpRayError: an input is missing or cannot be used.
         """
         return forecast_augment(self._plan(config), config)
 
     def _plan(self, config: Config) -> Plan:
-        """Plan once per config: the labels' file and the listing of images can take seconds."""
+        """Plan the store, once per config: reading the labels and listing the images can take seconds."""
         if self._planned is None or self._planned[0] != config:
             self._planned = config, plan(config)
         return self._planned[1]
@@ -121,8 +126,8 @@ class VerifySummary:
     """The result of `verify`.
 
     Attributes:
-        store: local path or URL.
-        problems: one line each.
+        store: local path or URL of the store.
+        problems: one line per problem.
     """
 
     store: str
@@ -130,7 +135,7 @@ class VerifySummary:
 
     @property
     def ok(self) -> bool:
-        """True if the store is sound."""
+        """True if no problem was found."""
         return not self.problems
 
     def lines(self) -> list[str]:
@@ -143,10 +148,10 @@ class VerifySummary:
 
 
 def verify(config: Config) -> VerifySummary:
-    """Hash a store's parts again and make a sample of its rows again; delete damaged parts.
+    """Re-hash a store's parts, remake a sample of its rows, and delete damaged parts.
 
     Raises:
-        KpRayError: the inputs cannot be used, or there is no finished store.
+        KpRayError: an input is missing or cannot be used, or there is no finished store.
     """
     check_inputs(config, required=("annotations", "images"), optional=("corrections",))
     return VerifySummary(config.path("store"), tuple(verify_store(plan(config))))

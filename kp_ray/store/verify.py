@@ -1,4 +1,4 @@
-"""Verify a store: hash its parts again and make a sample of its rows again."""
+"""Verify a store: re-hash its parts, and remake a sample of its rows to compare them."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,20 +14,20 @@ from kp_ray.store.read import read_part
 
 
 def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
-    """Compare every part with its digest and a sample of rows with what the sources give.
+    """Compare every part with its recorded digest, and a sample of rows with rows made from their sources now.
 
-    Damaged parts are deleted, so that augment makes them again.
+    Damaged parts are deleted, so that the next `augment` rewrites them.
 
     Args:
         plan: the contents that the store should have.
-        num_samples: number of chunks, spread evenly, of which the rows of one source are compared byte for byte.
+        num_samples: number of evenly spread chunks; per chunk the rows of one source are compared.
 
     Returns:
         One line per problem; empty if the store is sound.
 
     Raises:
-        StoreError: no finished store.
-        RunStateError: a part is damaged, and another process writes the store.
+        StoreError: there is no finished store.
+        RunStateError: a part is damaged while another process writes the store.
         StorageError: a part cannot be read.
     """
     manifest = read_manifest(plan.store)
@@ -36,15 +36,15 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
         damages = list(pool.map(lambda part: _find_damage(plan.store, part), manifest.parts))
     damaged = [part for part, damage in zip(manifest.parts, damages, strict=True) if damage]
     if damaged:
-        with writer_lock(plan.store):  # without it, a part that is being made again could be deleted
-            found = ((part.path, _delete_if_damaged(plan.store, part)) for part in damaged)
-            problems = [f"{path}: {damage}" for path, damage in found if damage]
+        with writer_lock(plan.store):  # without the lock, a part that is being rewritten could be deleted
+            damage_by_path = {part.path: _delete_if_damaged(plan.store, part) for part in damaged}
+            problems = [f"{path}: {damage}" for path, damage in damage_by_path.items() if damage]
     if problems:
         return problems
     listed = {part.path for part in manifest.parts}
     planned = {part.path for part in plan.parts()}
     if listed != planned:
-        return [f"{plan.store}: {len(listed ^ planned)} parts differ from what the config asks for: run augment"]
+        return [f"{plan.store}: {len(listed ^ planned)} parts differ from those that the config asks for: run augment"]
     unusable = {item.source for item in manifest.quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
     for index in np.linspace(0, len(plan.chunks) - 1, min(num_samples, len(plan.chunks)), dtype=int):
         problems += _compare_rows(plan, plan.chunks[index], unusable)
@@ -52,6 +52,7 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
 
 
 def _find_damage(store: str, part: PartRecord) -> str | None:
+    """Describe the damage of a part; None if its bytes are those recorded."""
     path = join(store, part.path)
     if not exists(path):
         return "missing"
@@ -59,27 +60,28 @@ def _find_damage(store: str, part: PartRecord) -> str | None:
 
 
 def _delete_if_damaged(store: str, part: PartRecord) -> str | None:
-    """Delete a damaged part; return the problem and what to do, None if it has been made again meanwhile."""
+    """Delete a part that is still damaged; return the problem and the fix, or None if it was rewritten meanwhile."""
     damage = _find_damage(store, part)
     if damage and damage != "missing":
         delete_file(join(store, part.path))
-        damage += "; removed"
-    return f"{damage}, run augment to make it again" if damage else None
+        damage += " (the part is now deleted)"
+    return f"{damage}: run augment, which rewrites the part" if damage else None
 
 
 def _compare_rows(plan: Plan, chunk: Chunk, unusable: set[str]) -> list[str]:
-    """Make the rows of a chunk's middle usable source again and compare them with the stored ones."""
-    usable = [source for source in chunk.sources if source.name not in unusable]
-    if not usable:
+    """Remake the rows of one usable source, in the middle of a chunk, and compare them with the stored rows."""
+    usable_sources = [source for source in chunk.sources if source.name not in unusable]
+    if not usable_sources:
         return []
-    source = usable[len(usable) // 2]
+    source = usable_sources[len(usable_sources) // 2]
     problems = []
     for part in chunk.parts:
         stored = read_part(join(plan.store, part.path)).filter(pc.equal(pc.field("source"), source.name))
         variants, _ = make_variants(plan, source, [(part.recipe, part.copies)])
-        made = pa.Table.from_pylist([variant.to_row() for variant in variants], schema=stored.schema)
-        if str(stored.to_pylist()) != str(made.to_pylist()):  # as text: NaN, of an unlabelled point, equals nothing
+        remade = pa.Table.from_pylist([variant.to_row() for variant in variants], schema=stored.schema)
+        if str(stored.to_pylist()) != str(remade.to_pylist()):  # as text, because NaN (unlabelled) != NaN
             problems.append(
-                f"{part.path}: rows of {source.name} are not what the sources give: run augment into a new run_dir"
+                f"{part.path}: the rows of {source.name} differ from those that its image and labels give now: run "
+                "augment into a new run_dir"
             )
     return problems

@@ -1,7 +1,7 @@
 """Write a store's missing parts on the Ray cluster, then its manifest.
 
-A task works on one chunk and writes its missing parts, one per recipe. A part appears only when it is complete. Readers
-use only the parts that the manifest lists, which is written last.
+One task writes the missing parts of one chunk. A part appears under its name only when it is complete. Readers use only
+the parts that the manifest lists, and the manifest is written last.
 """
 
 import contextlib
@@ -22,8 +22,10 @@ from kp_ray.cluster.placement import AUGMENT_NODES
 from kp_ray.cluster.ray_internals import bounded_task_retries
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.errors import KpRayError, StoppedError, StorageError, StoreError
-from kp_ray.storage import delete_file, exists, file_sizes, filesystem, is_local, join, writer_lock
+from kp_ray.storage import delete_file, file_sizes, filesystem, is_local, join, writer_lock
+from kp_ray.store.convert import convert_layout
 from kp_ray.store.figures import StoreFigures
+from kp_ray.store.layout import current_path, has_store, is_in_recipe_folder
 from kp_ray.store.manifest import (
     UNAVAILABLE,
     UNREADABLE,
@@ -46,11 +48,11 @@ class _ChunkResult:
     """The result of a task.
 
     Attributes:
-        parts: records of the chunk's parts; `parts[:num_found]` already existed, written by an interrupted run.
-        num_found: number of those.
-        quarantined: refused sources of the chunk.
+        parts: records of the chunk's parts; an interrupted run had already written `parts[:num_found]`.
+        num_found: number of parts that already existed.
+        quarantined: sources of the chunk that at least one recipe could not use.
         num_sources: number of sources of the chunk.
-        started: Unix time in seconds.
+        started: Unix time in seconds at which the task began.
     """
 
     parts: tuple[PartRecord, ...]
@@ -62,7 +64,7 @@ class _ChunkResult:
 
 @dataclass(frozen=True)
 class _ReusedParts:
-    """Parts that the manifest lists and that exist, and the quarantined sources that belong to them."""
+    """Existing parts that the manifest lists, and the quarantined sources that belong to them."""
 
     parts: tuple[PartRecord, ...]
     quarantined: tuple[Quarantined, ...]
@@ -76,19 +78,20 @@ def write_store(
     """Write a store's missing parts, then its manifest.
 
     Args:
-        plan: from `plan_store`; a Ray cluster must be running, unless `is_finished(plan)`.
-        progress: called with (sources done, sources in all), first when writing begins.
+        plan: the store's plan. Ray must be running, unless `is_finished(plan)`.
+        progress: called with (finished sources, all sources): once when writing begins, then after each chunk.
         on_locked: called when the writer lock is held, before anything is written.
 
     Raises:
         RunStateError: another process writes this store.
-        StorageError: the disk is full, or the store's folder is not shared between the nodes.
-        StoreError: the manifest is damaged or of another version of kp_ray, no source could be used, or the image file
-            of a stored source is missing.
-        StoppedError: processes or nodes of Ray died.
+        StorageError: the disk is full, or the nodes do not share the store's folder.
+        StoreError: the manifest is damaged, another version of kp_ray wrote it, no source could be used, or the image
+            file of a stored source is missing.
+        StoppedError: a task's worker died, and so did those of its retries.
     """
     began = time.time()
     with writer_lock(plan.store):
+        convert_layout(plan.store)
         reused, incomplete_chunks = _find_incomplete(plan)
         if incomplete_chunks:
             _delete_partial_files(plan.store)
@@ -117,28 +120,30 @@ def is_finished(plan: Plan) -> bool:
     """Return whether the store holds everything planned, so that `write_store` needs no cluster.
 
     Raises:
-        StoreError: the manifest is damaged or of another version of kp_ray, or the image file of a stored source is
+        StoreError: the manifest is damaged, another version of kp_ray wrote it, or the image file of a stored source is
             missing.
     """
-    return exists(join(plan.store, "manifest.json")) and not _find_incomplete(plan)[1]
+    return has_store(plan.store) and not _find_incomplete(plan)[1]
 
 
 def _find_incomplete(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
-    """Find the parts to reuse, and the incomplete chunks with their missing parts.
+    """Find the existing parts to reuse, and the incomplete chunks, each with its missing parts.
 
-    A chunk with an UNAVAILABLE source is rewritten on every run, to retry that source.
+    A chunk with an UNAVAILABLE source counts as incomplete, so every run retries that source.
     """
     existing_records: dict[str, PartRecord] = {}
     quarantined: tuple[Quarantined, ...] = ()
-    if exists(join(plan.store, "manifest.json")):
+    if has_store(plan.store):
         manifest = read_manifest(plan.store)
         sizes = file_sizes(plan.store)
-        existing_records = {part.path: part for part in manifest.parts if sizes.get(part.path) == part.num_bytes}
+        existing_records = {
+            current_path(part.path): part for part in manifest.parts if sizes.get(part.path) == part.num_bytes
+        }
         quarantined = manifest.quarantined
-        _refuse_missing_images(plan, existing_records, quarantined)
+        _refuse_missing_images(plan, existing_records.values(), quarantined)
     reused: list[PartRecord] = []
     incomplete_chunks: list[Chunk] = []
-    affected = {item.source for item in quarantined}
+    quarantined_names = {item.source for item in quarantined}
     unavailable = {item.source for item in quarantined if item.stage == UNAVAILABLE}
     covered: set[tuple[str, str]] = set()
     for chunk in plan.chunks:
@@ -148,7 +153,9 @@ def _find_incomplete(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
         existing_parts = [existing_records[part.path] for part in chunk.parts if part.path in existing_records]
         reused += existing_parts
         stages = [UNREADABLE, *(recipe_stage(part.recipe) for part in existing_parts)] if existing_parts else []
-        covered |= {(source.name, stage) for source in chunk.sources if source.name in affected for stage in stages}
+        covered |= {
+            (source.name, stage) for source in chunk.sources if source.name in quarantined_names for stage in stages
+        }
         missing = tuple(part for part in chunk.parts if part.path not in existing_records)
         if missing:
             incomplete_chunks.append(replace(chunk, parts=missing))
@@ -156,7 +163,9 @@ def _find_incomplete(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
     return _ReusedParts(tuple(reused), reused_quarantined), incomplete_chunks
 
 
-def _refuse_missing_images(plan: Plan, existing_paths: Iterable[str], quarantined: Sequence[Quarantined]) -> None:
+def _refuse_missing_images(
+    plan: Plan, existing_parts: Iterable[PartRecord], quarantined: Sequence[Quarantined]
+) -> None:
     """Refuse to replace finished parts that hold variants of a source whose image file is missing.
 
     Raises:
@@ -165,26 +174,26 @@ def _refuse_missing_images(plan: Plan, existing_paths: Iterable[str], quarantine
     missing_sources = plan.absent - {item.source for item in quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
     if not missing_sources:
         return
-    planned = {part.path for part in plan.parts()}
-    for path in existing_paths:
-        if path in planned:
+    planned_paths = {part.path for part in plan.parts()}
+    for part in existing_parts:
+        if current_path(part.path) in planned_paths:
             continue
         try:
-            stored = set(read_part(join(plan.store, path), ["source"]).column(0).to_pylist())
+            stored = set(read_part(join(plan.store, part.path), ["source"]).column(0).to_pylist())
         except StorageError:
-            continue  # damaged: nothing to lose
+            continue  # the part is damaged, so there are no variants to protect
         if missing_sources & stored:
             raise StoreError(
-                f"{join(plan.images, min(missing_sources & stored))}: not there any more, and the store holds its "
-                f"variants: put it back, or take its row out of the labels ({len(missing_sources)} labelled images are "
-                "missing in all)"
+                f"{join(plan.images, min(missing_sources & stored))}: this image is missing, and the store holds its "
+                f"variants ({len(missing_sources)} labelled images are missing in all): put it back, or drop its row "
+                "from the labels"
             )
 
 
 def _write_chunks(
     plan: Plan, incomplete_chunks: Sequence[Chunk], progress: Callable[[int, int], None] | None
 ) -> list[_ChunkResult]:
-    """Write the missing parts of incomplete chunks, and report progress in sources."""
+    """Write the missing parts of incomplete chunks, and report the progress in sources."""
     if not incomplete_chunks:
         return []
     total = sum(len(chunk.sources) for chunk in plan.chunks)
@@ -222,7 +231,7 @@ def _run_tasks(plan: Plan, incomplete_chunks: Sequence[Chunk]) -> Iterator[_Chun
 
 
 def _write_chunk(item: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """Write one chunk's missing parts; runs in a Ray task. Each source is read and decoded once."""
+    """Write one chunk's missing parts in a Ray task; each source is read and decoded once."""
     started = time.time()
     cv2.setNumThreads(1)  # Ray assigns the CPUs
     chunk: Chunk = pickle.loads(item["chunk"])  # noqa: S301  (made by `_run_tasks`)
@@ -245,6 +254,9 @@ def make_parts(
     plan: Plan, sources: Sequence[Source], parts: Sequence[Part]
 ) -> tuple[list[PartRecord], list[Quarantined]]:
     """Write parts of one chunk, source by source.
+
+    Returns:
+        The records of the parts, and the sources that at least one recipe could not use.
 
     Raises:
         StorageError: the disk is full, or the storage does not answer or refuses.
@@ -271,29 +283,35 @@ def make_parts(
 
 
 def _finish_manifest(plan: Plan, reused: _ReusedParts, finished: Sequence[_ChunkResult]) -> Manifest:
-    """Write the manifest unless it is the same already, then delete parts that it does not list."""
+    """Write the manifest unless it is unchanged, then delete the parts that it does not list.
+
+    Raises:
+        StoreError: no source could be used.
+        StorageError: this machine does not see a part that a worker wrote.
+    """
     records = {part.path: part for part in (*reused.parts, *(part for item in finished for part in item.parts))}
     quarantined = [*reused.quarantined, *(source for item in finished for source in item.quarantined)]
     manifest = build_manifest(plan, records, quarantined)
-    if not manifest.num_sources:  # the image folder may be the wrong one: leave an earlier run's parts as they are
+    if not manifest.num_sources:  # the image folder may be the wrong one, so nothing is deleted
         first = manifest.quarantined[0]
         total = sum(len(chunk.sources) for chunk in plan.chunks)
         raise StoreError(
-            f"{plan.store}: none of the {total} sources could be used, e.g. {first.source}: {first.reason}"
+            f"{plan.images}: none of the {total} sources could be used ({first.source}: {first.reason}): check "
+            "data.images"
         )
     sizes = file_sizes(plan.store)
     invisible_parts = [part.path for part in manifest.parts if sizes.get(part.path) != part.num_bytes]
     if invisible_parts:
         raise StorageError(
-            f"{join(plan.store, invisible_parts[0])}: written by a worker, but not seen by this machine, like "
-            f"{len(invisible_parts)} of {len(manifest.parts)} parts: run_dir must be a folder that all nodes "
-            "share, or an s3:// path"
+            f"{join(plan.store, invisible_parts[0])}: a worker wrote this part, but this machine does not see it "
+            f"({len(invisible_parts)} of {len(manifest.parts)} parts): run_dir must be a folder that all nodes share, "
+            "or an s3:// path"
         )
-    if finished or not exists(join(plan.store, "manifest.json")) or read_manifest(plan.store) != manifest:
+    if finished or not has_store(plan.store) or read_manifest(plan.store) != manifest:
         write_manifest(plan.store, manifest)
     manifest_paths = {part.path for part in manifest.parts}
     for path in sizes:
-        if path.startswith("recipe=") and path not in manifest_paths:
+        if is_in_recipe_folder(path) and path not in manifest_paths:
             delete_file(join(plan.store, path))
     return manifest
 
@@ -302,20 +320,20 @@ def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: S
     """Build the manifest of a plan whose parts are written.
 
     Args:
-        plan: gives the order of the parts.
-        records: every part of the plan, by path.
-        quarantined: in any order; repeated entries count once.
+        plan: the store's plan, which decides the order of the parts.
+        records: the record of every part of the plan, by path.
+        quarantined: in any order; an entry may occur repeatedly.
     """
     parts = tuple(records[part.path] for part in plan.parts())
-    reasons: dict[str, dict[str, Quarantined]] = {}
+    quarantined_by_source: dict[str, dict[str, Quarantined]] = {}
     for item in quarantined:
-        reasons.setdefault(item.source, {})[item.stage] = item
+        quarantined_by_source.setdefault(item.source, {})[item.stage] = item
     ordered: list[Quarantined] = []
     num_sources = 0
     for chunk in plan.chunks:
         stages = [recipe_stage(part.recipe.name) for part in chunk.parts]
         for source in chunk.sources:
-            by_stage = reasons.get(source.name, {})
+            by_stage = quarantined_by_source.get(source.name, {})
             ordered += [by_stage[stage] for stage in (UNREADABLE, UNAVAILABLE, *stages) if stage in by_stage]
             unusable = {UNREADABLE, UNAVAILABLE} & set(by_stage) or all(stage in by_stage for stage in stages)
             num_sources += not unusable
@@ -339,7 +357,7 @@ def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: S
 
 
 def _delete_partial_files(store: str) -> None:
-    """Delete *.partial files of killed writers. Safe under the writer lock: no other writer runs."""
+    """Delete the *.partial files that killed writers left. Requires the writer lock, so that no other writer runs."""
     if is_local(store):
         for path in Path(filesystem(store)[1]).rglob("*.partial"):
             path.unlink(missing_ok=True)

@@ -121,8 +121,9 @@ def check_rows(config: Config, member: MemberConfig) -> None:
         by_workers = " or train.num_workers" if config.train.worker_range[1] > 1 else ""
         more_rows = "lower augment.min_visible, " if min_visible > 1 else ""
         raise DataError(
-            f"member {member.name}: {num_usable} training rows have at least {max(1, min_visible)} visible keypoints, but "
-            f"an iteration needs {num_needed}: {more_rows}add images or recipes, or lower train.ims_per_batch{by_workers}"
+            f"member {member.name}: {num_usable} training rows have at least {max(1, min_visible)} visible keypoints, "
+            f"but an iteration needs {num_needed}: {more_rows}add images or recipes, or lower "
+            f"train.ims_per_batch{by_workers}"
         )
 
 

@@ -9,6 +9,7 @@ from kp_ray.errors import ConfigError, ModelError
 from kp_ray.fingerprint import encode_fields, refuse_difference
 from kp_ray.models.presets import build_cfg, check_network
 from kp_ray.storage import exists, is_local, join, read_json, write_bytes
+from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import store_digest
 from kp_ray.store.read import select_parts
 from kp_ray.store.skeleton import run_skeleton
@@ -107,9 +108,8 @@ def check_options(config: Config) -> None:
     cfg = build_cfg(config, run_skeleton(config), "cpu")
     if config.model.cfg:
         check_network(cfg)
-    has_store = exists(config.path("store", "manifest.json"))
     for member in config.train.members:
-        _check_member_inputs(config, member, has_store=has_store)
+        _check_member_inputs(config, member)
     if config.train.mlflow and importlib.util.find_spec("mlflow") is None:
         raise ConfigError("train.mlflow: MLflow is not installed: pip install 'kp_ray[mlflow]'")
     if config.train.mlflow == "local" and not is_local(config.run_dir):
@@ -118,10 +118,10 @@ def check_options(config: Config) -> None:
         )
 
 
-def _check_member_inputs(config: Config, member: MemberConfig, *, has_store: bool) -> None:
+def _check_member_inputs(config: Config, member: MemberConfig) -> None:
     """Refuse recipes that are not stored, and a new member's file of starting weights that does not exist."""
     recipes = member.recipes or config.train.recipes or ()
-    if has_store:
+    if has_store(config.path("store")):
         select_parts(config.path("store"), recipes=recipes)
     elif unplanned := sorted(set(recipes) - set(config.augment.recipes)):
         key = f"train.members[{member.name}].recipes" if member.recipes else "train.recipes"

@@ -7,7 +7,7 @@ from kp_ray.config.schema import Config
 from kp_ray.data.sides import check_flips
 from kp_ray.models.weights import is_trained
 from kp_ray.stage import Progress
-from kp_ray.storage import exists
+from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.skeleton import run_skeleton
 from kp_ray.training.run import TrainSummary, check_rows, train
@@ -70,7 +70,7 @@ class TrainStage:
         """
         check_options(config)
         check_flips(config, run_skeleton(config), "train")
-        if exists(config.path("store", "manifest.json")):
+        if has_store(config.path("store")):
             check_settings(config)
             for member in config.train.members:
                 if not is_trained(config.member_dir(member.name)):

@@ -6,7 +6,7 @@ from typing import Any
 from kp_ray.config.schema import Config
 from kp_ray.data.sides import check_flips
 from kp_ray.stage import Progress
-from kp_ray.storage import exists
+from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.skeleton import run_skeleton
 from kp_ray.tuning.search import TuneSummary, check_search, is_finished, tune
@@ -49,7 +49,7 @@ class TuneStage:
         """Return whether trials are asked for, and the store, if it is there, has rows to compare them on."""
         if not config.tune.num_trials:
             return False
-        return not _has_store(config) or read_manifest(config.path("store")).num_rows_by_split["val"] > 0
+        return not has_store(config.path("store")) or read_manifest(config.path("store")).num_rows_by_split["val"] > 0
 
     def check(self, config: Config) -> None:
         """Refuse flips that contradict the skeleton and, if the store is there, a search that could not begin.
@@ -59,7 +59,7 @@ class TuneStage:
             RunStateError: the run folder holds a search with other settings.
         """
         check_flips(config, run_skeleton(config), "tune")
-        if _has_store(config) and not is_finished(config):
+        if has_store(config.path("store")) and not is_finished(config):
             check_search(config)
 
     def is_done(self, config: Config) -> bool:
@@ -85,7 +85,3 @@ class TuneStage:
         num_rows = read_manifest(config.path("store")).num_rows_by_split
         iterations = config.tune.max_iter or config.train.max_iter
         return TuneForecast(config.tune.num_trials, iterations, config.tune.metric, dict(num_rows))
-
-
-def _has_store(config: Config) -> bool:
-    return exists(config.path("store", "manifest.json"))

@@ -1,4 +1,4 @@
-"""The named recipes, their sizes and fingerprints, and the list of recipes in a config."""
+"""The named recipes are the published ones; recipes have fingerprints; a config's list of recipes is resolved."""
 
 import json
 from collections import Counter
@@ -52,7 +52,7 @@ def test_each_recipe_has_its_published_size(name: str, width: int, height: int) 
         assert (parameters.width, parameters.height) == (width, height)
 
 
-def test_the_default_gives_18_variants_of_which_one_recipe_gives_two() -> None:
+def test_the_default_recipes_give_18_variants_two_of_them_from_one_recipe() -> None:
     recipes = resolve_recipes(DEFAULT_RECIPES)
     assert sum(copies for _, copies in recipes) == 18
     assert Counter({recipe.name: copies for recipe, copies in recipes if copies > 1}) == {"Rotate45_CenterCrop": 2}
@@ -93,7 +93,7 @@ def test_a_users_pipeline_becomes_a_recipe() -> None:
     assert json.loads(soft.user) == json.loads(json.dumps(BLUR))
     sharp = resolve_recipes(["Soft"], {"Soft": A.to_dict(A.Compose([A.Sharpen(p=1)]))})[0][0]
     assert soft.fingerprint != sharp.fingerprint
-    # The same recipe comes from a config.
+    # A config gives the same recipe.
     from_config = build_config({"augment": {"recipes": ["Soft"], "user_recipes": {"Soft": BLUR}}}).augment
     assert resolve_recipes(from_config.recipes, from_config.user_recipes) == [(soft, 1)]
 
@@ -101,10 +101,14 @@ def test_a_users_pipeline_becomes_a_recipe() -> None:
 @pytest.mark.parametrize(
     ("names", "user_recipes", "message"),
     [
-        (["Orignal"], {}, "augment.recipes: no recipe is called 'Orignal'; there are Original, CenterCrop_1"),
-        ([], {}, "augment.recipes: name at least one recipe"),
-        (["Rotate45"], {"Rotate45": BLUR}, "augment.user_recipes.Rotate45: a named recipe has this name already"),
-        (["Original"], {"unused": {"transform": {}}}, "augment.user_recipes.unused: not a pipeline"),
+        (["Orignal"], {}, "augment.recipes: unknown recipe (got 'Orignal'): choose from Original, CenterCrop_1"),
+        ([], {}, "augment.recipes: the list is empty"),
+        (["Rotate45"], {"Rotate45": BLUR}, "augment.user_recipes.Rotate45: this is the name of a named recipe"),
+        (
+            ["Original"],
+            {"unused": {"transform": {}}},
+            "augment.user_recipes.unused: Albumentations cannot load this pipeline",
+        ),
     ],
 )
 def test_a_wrong_list_of_recipes_is_refused(names: list[str], user_recipes: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Users' pipelines are validated when the config is read, and move keypoints with the picture."""
+"""Users' pipelines are validated when the config is read, and map keypoints together with the image."""
 
 import json
 from typing import Any
@@ -17,8 +17,8 @@ from tests.helpers.variants import (
     SIZES,
     decode_variant,
     has_dots,
+    make_image,
     make_keypoints,
-    make_picture,
     make_variants,
     measure_dot_errors,
 )
@@ -34,15 +34,15 @@ def test_saved_pipelines_are_valid_although_albumentations_warns_of_them(step: A
 
 
 def transform(class_name: str, **arguments: Any) -> dict[str, Any]:
-    """Write a pipeline of one transform as `albumentations.to_dict` does."""
+    """Return a pipeline of one transform in the form of `albumentations.to_dict`."""
     return {"transform": {"__class_fullname__": class_name, "p": 1, **arguments}}
 
 
 @pytest.mark.parametrize(
     ("pipeline", "message"),
     [
-        ({}, "not a pipeline saved by albumentations.to_dict"),
-        ({"transform": 3}, "not a pipeline"),
+        ({}, "Albumentations cannot load this pipeline"),
+        ({"transform": 3}, "save it with albumentations.to_dict"),
         (transform("Nope"), "Nope"),
         (transform("Rotate", limit="wide"), "limit"),
         (transform("Rotate", limt=3), "'limt'"),
@@ -79,7 +79,7 @@ def test_a_users_pipeline_with_a_reflect_border_keeps_each_keypoint_once() -> No
         A.RandomBrightnessContrast(p=0.5),
     )
     variants, without = (
-        make_variants(to_jpeg(make_picture(width, height, dots)), make_keypoints(width, height), recipes)
+        make_variants(to_jpeg(make_image(width, height, dots)), make_keypoints(width, height), recipes)
         for dots in (True, False)
     )
     errors: list[float] = []
@@ -94,11 +94,11 @@ def test_a_users_pipeline_with_a_reflect_border_keeps_each_keypoint_once() -> No
         assert (variant.width, variant.height) == (320, 180)
         errors += measure_dot_errors(variant, bare, has_dots(width, height), scale)
     assert len(errors) >= 20
-    # Albumentations resizes pictures and keypoints by conventions that differ by up to 0.3 px.
+    # Albumentations resizes images and keypoints by conventions that differ by up to 0.3 px.
     assert max(errors) < 1.0
 
 
-def test_a_users_steps_draw_independently_and_the_same_each_time() -> None:
+def test_a_users_steps_are_independent_and_repeatable() -> None:
     recipe, _ = make_user_recipe(A.Rotate(limit=(-30, 30), p=1), A.RandomScale(scale_limit=(-0.3, 0.3), p=1))[0]
     content, no_keypoints = to_png(np.zeros((24, 32, 3), np.uint8)), np.full((24, 3), np.nan)
     variants = make_variants(content, no_keypoints, [(recipe, 150)])
@@ -111,37 +111,35 @@ def test_a_users_steps_draw_independently_and_the_same_each_time() -> None:
     assert [variant.image for variant in again] == [variant.image for variant in variants]
 
 
-def test_a_users_pipeline_runs_as_often_as_it_says() -> None:
+def test_a_users_pipeline_runs_with_its_own_probability() -> None:
     recipe, _ = make_user_recipe(A.InvertImg(p=1), p=0.5)[0]
     variants = make_variants(to_png(np.zeros((16, 16, 3), np.uint8)), np.full((24, 3), np.nan), [(recipe, 60)])
     assert 15 < sum(decode_variant(variant).mean() > 128 for variant in variants) < 45
 
 
-def test_a_users_pixel_step_leaves_the_keypoints_and_a_bent_one_has_no_affine() -> None:
-    content, source = to_jpeg(make_picture(*SIZES[0])), make_keypoints(*SIZES[0])
+def test_a_users_blur_keeps_the_keypoints_and_a_perspective_has_no_affine() -> None:
+    content, source = to_jpeg(make_image(*SIZES[0])), make_keypoints(*SIZES[0])
     blurred = make_variants(content, source, make_user_recipe(A.GaussianBlur(sigma_limit=(2, 3), p=1)))[0]
     np.testing.assert_allclose(blurred.affine, np.eye(2, 3), atol=1e-6)
     np.testing.assert_allclose(blurred.keypoints[:, :2], source[:, :2], rtol=1e-6)
     assert blurred.image != content
-    bent = make_variants(content, source, make_user_recipe(A.Perspective(scale=(0.1, 0.2), p=1)))[0]
-    assert np.isnan(bent.affine).all()
-    assert np.isnan(bent.keypoints[:, 0]).tolist() == np.isnan(source[:, 0]).tolist()
+    tilted = make_variants(content, source, make_user_recipe(A.Perspective(scale=(0.1, 0.2), p=1)))[0]
+    assert np.isnan(tilted.affine).all()
+    assert np.isnan(tilted.keypoints[:, 0]).tolist() == np.isnan(source[:, 0]).tolist()
 
 
 @pytest.mark.parametrize("step", [A.ToFloat(p=1), A.GridDistortion(distort_limit=(0.2, 0.3), p=1)])
-def test_a_users_pipeline_that_gives_no_picture_or_loses_keypoints_is_refused(step: Any) -> None:
-    with pytest.raises(DataError, match="must keep every keypoint and give an 8-bit colour picture"):
-        make_variants(to_jpeg(make_picture(*SIZES[0])), make_keypoints(*SIZES[0]), make_user_recipe(step))
+def test_a_users_pipeline_that_returns_no_color_image_or_loses_keypoints_is_refused(step: Any) -> None:
+    with pytest.raises(DataError, match="must keep every keypoint and return an 8-bit color image"):
+        make_variants(to_jpeg(make_image(*SIZES[0])), make_keypoints(*SIZES[0]), make_user_recipe(step))
 
 
-def test_a_user_recipe_that_fails_on_a_picture_says_why() -> None:
-    with pytest.raises(DataError, match="the user recipe fails on it: CropSizeError"):
-        make_variants(
-            to_jpeg(make_picture(320, 180)), make_keypoints(320, 180), make_user_recipe(A.RandomCrop(540, 540))
-        )
+def test_the_error_of_a_failing_user_recipe_gives_the_reason() -> None:
+    with pytest.raises(DataError, match="the user recipe fails on this image: CropSizeError"):
+        make_variants(to_jpeg(make_image(320, 180)), make_keypoints(320, 180), make_user_recipe(A.RandomCrop(540, 540)))
 
 
-def test_a_user_recipe_that_mirrors_by_its_numbers_is_refused() -> None:
+def test_a_user_recipe_that_mirrors_by_a_negative_scale_is_refused() -> None:
     mirror = A.Affine(scale={"x": (-1, -1), "y": (1, 1)}, p=1)
-    with pytest.raises(DataError, match="the user recipe mirrors it"):
-        make_variants(to_jpeg(make_picture(*SIZES[0])), make_keypoints(*SIZES[0]), make_user_recipe(mirror))
+    with pytest.raises(DataError, match="the user recipe mirrors this image"):
+        make_variants(to_jpeg(make_image(*SIZES[0])), make_keypoints(*SIZES[0]), make_user_recipe(mirror))

@@ -1,4 +1,4 @@
-"""Windows are resampled once, sharply, from the source alone."""
+"""Windows are resampled once, without visible blur, and only from the source's pixels."""
 
 import albumentations as A  # noqa: N812
 import cv2
@@ -10,13 +10,13 @@ from kp_ray.augmentation.sampling import sample_parameters
 from kp_ray.augmentation.warp import relight
 from kp_ray.images import decode
 from tests.helpers.images import to_jpeg, to_png
-from tests.helpers.variants import SIZES, decode_variant, make_picture, make_variants, named_variants
+from tests.helpers.variants import SIZES, decode_variant, make_image, make_variants, named_variants
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_variant_is_close_to_one_cubic_resampling_of_the_source(name: str) -> None:
     width, height = SIZES[0]
-    source = decode(to_jpeg(make_picture(width, height)))[0][..., :3]
+    source = decode(to_jpeg(make_image(width, height)))[0][..., :3]
     for variant in named_variants(width, height)[name]:
         if RECIPES[name].brightness_contrast:
             continue
@@ -24,13 +24,14 @@ def test_a_variant_is_close_to_one_cubic_resampling_of_the_source(name: str) -> 
         affine = variant.affine
         best = cv2.warpAffine(source, affine, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
         difference = np.abs(decode_variant(variant).astype(int) - best)
-        # Of 255, including the JPEG's loss (0.95). Linear and cubic sampling differ most where a picture is reduced.
+        # Levels of 255; JPEG compression alone changes pixels by 0.95. Linear and cubic interpolation differ most where
+        # an image is reduced.
         assert difference.mean() < (2.5 if RECIPES[name].then_scale else 1.6)
         assert np.percentile(difference, 99.9) < 12
 
 
-def test_a_shift_by_a_third_of_a_pixel_would_fail_the_test_above() -> None:
-    source = make_picture(*SIZES[0])
+def test_the_comparison_with_cubic_resampling_notices_a_shift_by_a_third_of_a_pixel() -> None:
+    source = make_image(*SIZES[0])
     moved = cv2.warpAffine(source, np.array([[1, 0, 0.33], [0, 1, 0.33]]), SIZES[0], flags=cv2.INTER_CUBIC)
     assert np.abs(moved.astype(int) - source)[8:-8, 8:-8].mean() > 2.5
 

@@ -161,9 +161,10 @@ def test_missing_and_invalid_labels_are_refused(folder: Folder, verb: str) -> No
 @pytest.mark.parametrize("verb", ["augment", "verify", "run"])
 def test_unknown_recipes_and_missing_images_are_refused_before_a_cluster_starts(folder: Folder, verb: str) -> None:
     unknown = ["--set", "augment.recipes=[Rotate46]"]
-    assert_refused(folder, "augment.recipes: no recipe is called 'Rotate46'", verb, "config.yaml", *unknown)
+    assert_refused(folder, "augment.recipes: unknown recipe (got 'Rotate46')", verb, "config.yaml", *unknown)
     invalid = ["--set", "augment.user_recipes={mine: {transform: {}}}"]
-    assert_refused(folder, "augment.user_recipes.mine: not a pipeline", verb, "config.yaml", *invalid)
+    invalid_message = "augment.user_recipes.mine: Albumentations cannot load this pipeline"
+    assert_refused(folder, invalid_message, verb, "config.yaml", *invalid)
     missing = f"data.images: there is no such file or folder (got {folder.root}/gone)"
     assert_refused(folder, missing, verb, "config.yaml", "--set", "data.images=gone")
 

@@ -1,6 +1,6 @@
-"""Stores are equal byte for byte however many tasks write them and whatever is killed during the run.
+"""Stores are equal byte for byte, for any number of concurrent tasks and whatever is killed during the run.
 
-Every run is a `kp-ray augment` in a process of its own on a real cluster.
+Every run is a `kp-ray augment` in its own process on a real cluster.
 """
 
 import os
@@ -36,7 +36,7 @@ BROKEN = "broken-001_A-0000001.jpg"
 
 @pytest.fixture(scope="module")
 def many_data(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Label NUM_COPIES copies of the generated frames, and one image that is truncated."""
+    """Label NUM_COPIES copies of the generated frames, and one truncated image."""
     folder = tmp_path_factory.mktemp("many")
     images = folder / "images"
     images.mkdir()
@@ -55,7 +55,7 @@ def many_data(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFact
 
 def wait_for_parts(process: subprocess.Popen[str], config: Path) -> None:
     """Wait until a fifth of the parts is finished, so that the run is neither at its start nor at its end."""
-    num_parts = NUM_SOURCES / 4 * len(set(DEFAULT_RECIPES))  # about: validation has only one recipe
+    num_parts = NUM_SOURCES / 4 * len(set(DEFAULT_RECIPES))  # an estimate: validation sources have only one recipe
     wait_until(lambda: len(list_parts(config)) >= 0.2 * num_parts, process, poll_s=0.02)
 
 
@@ -71,13 +71,13 @@ def two_nodes() -> Iterator[Cluster]:
 
 
 def raylet_of(node: Any) -> subprocess.Popen[bytes]:
-    """Return the raylet of a node; the node's workers are its children."""
+    """Return the raylet process of a node, whose children are the node's workers."""
     raylet: subprocess.Popen[bytes] = node.all_processes["raylet"][0].process
     return raylet
 
 
 def address_of(cluster: Cluster) -> str:
-    """Return the setting that makes a run join a cluster."""
+    """Return the setting with which a run joins a cluster."""
     return f"cluster.address={cluster.address}"
 
 
@@ -109,21 +109,21 @@ def test_the_number_of_concurrent_tasks_does_not_change_the_store(
 ) -> None:
     config = write_augment_config(many_data, tmp_path)
     run = start_augment(config, f"cluster.num_cpus={num_cpus}")
-    most = 0
+    max_writers = 0
     while run.poll() is None:
-        most = max(most, len(find_writers(config)))
+        max_writers = max(max_writers, len(find_writers(config)))
         time.sleep(0.01)
     finish(run)
-    assert 1 < most <= num_cpus
+    assert 1 < max_writers <= num_cpus
     assert read_contents(config) == expected
 
 
-def test_a_finished_store_is_kept_without_a_cluster(
+def test_a_run_over_a_finished_store_needs_no_cluster_and_changes_nothing(
     undisturbed: tuple[Path, dict[str, Any]], start_augment: StartAugment
 ) -> None:
     config, expected = undisturbed
     before = file_times(*(path for path in store_dir(config).rglob("*") if path.name != ".lock"))
-    done = finish(start_augment(config, "cluster.address=127.0.0.1:1"))  # nothing answers there
+    done = finish(start_augment(config, "cluster.address=127.0.0.1:1"))  # nothing listens on this port
     assert done["parts_written"] == 0
     assert done["parts_kept"] == len(expected["digests"])
     assert file_times(*before) == before
@@ -136,12 +136,12 @@ def test_two_nodes_write_the_same_store_as_one_machine(
 ) -> None:
     config = write_augment_config(many_data, tmp_path)
     run = start_augment(config, address_of(two_nodes))
-    worked: set[int] = set()
+    raylets: set[int] = set()
     while run.poll() is None:
-        worked |= set(find_writers(config).values())
+        raylets |= set(find_writers(config).values())
         time.sleep(0.01)
     finish(run)
-    assert worked == {raylet_of(node).pid for node in two_nodes.list_all_nodes()}
+    assert raylets == {raylet_of(node).pid for node in two_nodes.list_all_nodes()}
     assert read_contents(config) == expected
 
 
@@ -154,8 +154,8 @@ def test_a_killed_node_does_not_change_the_store(
     wait_for_parts(run, config)
     wait_for_writers(run, config, raylet.pid)
     raylet.kill()
-    raylet.wait()  # the workers of a raylet that is a zombie live on
-    assert not (store_dir(config) / "manifest.json").exists()
+    raylet.wait()  # while the raylet is a zombie, its workers live on
+    assert not (store_dir(config) / "_manifest.json").exists()
     finish(run)
     assert read_contents(config) == expected
 
@@ -169,7 +169,7 @@ def test_killed_workers_do_not_change_the_store(
     for _ in range(2):
         victim = next(iter(wait_for_writers(run, config)))
         os.kill(victim, signal.SIGKILL)
-    assert not (store_dir(config) / "manifest.json").exists()
+    assert not (store_dir(config) / "_manifest.json").exists()
     finish(run)
     assert read_contents(config) == expected
 
@@ -186,14 +186,14 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_resumes(
     assert [line for line in err.splitlines() if not line.startswith("augment ")] == [
         "stopped; run the same command to resume"
     ]
-    assert not (store_dir(config) / "manifest.json").exists()
+    assert not (store_dir(config) / "_manifest.json").exists()
     done = finish(start_augment(config, address_of(two_nodes)))
     assert done["parts_written"] + done["parts_kept"] == len(expected["digests"])
     assert read_contents(config) == expected
 
 
 @pytest.mark.slow
-def test_workers_that_always_die_end_the_run_in_one_line(
+def test_a_run_whose_workers_always_die_ends_with_one_line(
     many_data: dict[str, Any], start_augment: StartAugment, tmp_path: Path
 ) -> None:
     config = write_augment_config(many_data, tmp_path, sources_per_part=1000)
@@ -208,7 +208,7 @@ def test_workers_that_always_die_end_the_run_in_one_line(
 
 
 @pytest.mark.slow
-def test_a_node_without_memory_ends_the_run_with_advice(
+def test_a_run_on_a_node_without_memory_ends_with_advice(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, tmp_path: Path
 ) -> None:
     config = write_augment_config(many_data, tmp_path)
@@ -221,7 +221,7 @@ def test_a_node_without_memory_ends_the_run_with_advice(
 
 
 @pytest.mark.slow
-def test_a_cluster_that_does_not_start_is_started_once_more(
+def test_a_cluster_that_does_not_start_is_started_again(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, tmp_path: Path
 ) -> None:
     config = write_augment_config(many_data, tmp_path)
@@ -229,7 +229,7 @@ def test_a_cluster_that_does_not_start_is_started_once_more(
     raylets: list[psutil.Process] = []
     while not raylets:
         assert run.poll() is None
-        raylets = [one for one in psutil.Process(run.pid).children(recursive=True) if one.name() == "raylet"]
+        raylets = [child for child in psutil.Process(run.pid).children(recursive=True) if child.name() == "raylet"]
     raylets[0].suspend()
     _, err = run.communicate(timeout=600)
     assert run.returncode == 0, err
@@ -244,11 +244,11 @@ def test_a_second_writer_is_refused_and_resumes_after_the_first_is_killed(
     config = write_augment_config(many_data, tmp_path)
     first = start_augment(config, "cluster.num_cpus=2")
     wait_for_parts(first, config)
-    first.send_signal(signal.SIGSTOP)  # alive, and in mid-run however long the second takes to start
+    first.send_signal(signal.SIGSTOP)  # it stays in mid-run however long the second writer takes to start
     assert "another process is writing here" in finish_with_one_line(start_augment(config, address_of(two_nodes)))
     first.kill()
     first.wait()
-    assert not (store_dir(config) / "manifest.json").exists()
+    assert not (store_dir(config) / "_manifest.json").exists()
     finished = len(list_parts(config))
     assert 0 < finished < len(expected["digests"])
     done = finish(start_augment(config, address_of(two_nodes)))
@@ -256,20 +256,21 @@ def test_a_second_writer_is_refused_and_resumes_after_the_first_is_killed(
     assert done["parts_written"] + done["parts_kept"] == len(expected["digests"])
 
 
-def test_a_full_disk_is_one_line_and_with_space_the_same_command_resumes(
+def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes_once_there_is_space(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, disk: Disk
 ) -> None:
     config = write_augment_config(many_data, disk.folder.parent, disk.folder / "run")
-    left = store_dir(config) / "recipe=Rotate45" / "part-00000-0.parquet.0.partial"  # by a writer that was killed
-    left.parent.mkdir(parents=True)
-    left.write_bytes(bytes(1 << 20))
+    # A file that a killed writer left.
+    partial = store_dir(config) / "recipe-Rotate45" / "part-00000-0.parquet.0.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(bytes(1 << 20))
     message = finish_with_one_line(start_augment(config, address_of(two_nodes)))
-    assert not left.exists()
+    assert not partial.exists()
     assert "No space left on device" in message
     assert "finished parts are kept, run augment again" in message
     finished = list_parts(config)
     assert 0 < len(finished) < len(expected["digests"])
-    assert not (store_dir(config) / "manifest.json").exists()
+    assert not (store_dir(config) / "_manifest.json").exists()
     disk.remount(f"size={1 << 30}")
     assert finish(start_augment(config, address_of(two_nodes)))["parts_written"] > 0
     assert read_contents(config) == expected
@@ -277,19 +278,19 @@ def test_a_full_disk_is_one_line_and_with_space_the_same_command_resumes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room_bytes", [0, 32 << 10], ids=["config", "manifest"])
-def test_a_disk_without_room_for_the_config_or_the_manifest_is_one_line(
-    room_bytes: int, sample_data: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, disk: Disk
+@pytest.mark.parametrize("free_bytes", [0, 32 << 10], ids=["config", "manifest"])
+def test_a_disk_without_space_for_the_config_or_the_manifest_ends_in_one_line(
+    free_bytes: int, sample_data: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, disk: Disk
 ) -> None:
     config = write_augment_config(sample_data, disk.folder.parent, disk.folder / "run", sources_per_part=1)
-    manifest, filler = store_dir(config) / "manifest.json", disk.folder / "filler"
-    if room_bytes:  # enough for all but the manifest
+    manifest, filler = store_dir(config) / "_manifest.json", disk.folder / "filler"
+    if free_bytes:  # enough for everything but the manifest
         finish(start_augment(config, address_of(two_nodes)))
-        assert manifest.stat().st_size > room_bytes
+        assert manifest.stat().st_size > free_bytes
         manifest.unlink()
     with pytest.raises(OSError, match="No space left"):
         filler.write_bytes(bytes(8 << 20))
-    os.truncate(filler, filler.stat().st_size - room_bytes)
+    os.truncate(filler, filler.stat().st_size - free_bytes)
     assert "No space left on device" in finish_with_one_line(start_augment(config, address_of(two_nodes)))
     assert not manifest.exists()
     filler.unlink()
@@ -297,7 +298,7 @@ def test_a_disk_without_room_for_the_config_or_the_manifest_is_one_line(
     read_contents(config)
 
 
-def test_a_read_only_run_folder_is_one_line(
+def test_a_read_only_run_folder_ends_in_one_line(
     sample_data: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, disk: Disk
 ) -> None:
     config = write_augment_config(sample_data, disk.folder.parent, disk.folder / "run")
@@ -318,6 +319,6 @@ def test_an_interrupted_run_prints_no_traceback_and_the_same_command_resumes(
     _, err = run.communicate(timeout=60)
     assert run.returncode != 0
     assert "Traceback" not in err
-    assert not (store_dir(config) / "manifest.json").exists()
+    assert not (store_dir(config) / "_manifest.json").exists()
     finish(start_augment(config, "cluster.num_cpus=2"))
     assert read_contents(config) == expected

@@ -70,7 +70,7 @@ def read_result(verb: str, config: Config) -> Any:
     """Return the part of a verb's result that must not depend on which process died."""
     run = Path(config.run_dir)
     if verb == "augment":
-        parts = sorted((run / "store").glob("recipe=*/*.parquet"))
+        parts = sorted((run / "store").glob("recipe-*/*.parquet"))
         assert not list((run / "store").rglob("*.partial"))
         return [(str(part.relative_to(run)), hashlib.sha256(part.read_bytes()).hexdigest()) for part in parts]
     if verb == "predict":

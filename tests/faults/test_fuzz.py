@@ -153,7 +153,7 @@ def assert_valid_image_list(path: str) -> None:
 
 
 def make_manifest_json(folder: Path) -> bytes:
-    part = PartRecord(path="recipe=Original/part-0.parquet", recipe="Original", split="train", num_rows=3, num_bytes=9,
+    part = PartRecord(path="recipe-Original/part-0.parquet", recipe="Original", split="train", num_rows=3, num_bytes=9,
                       sha256="0" * 64)  # fmt: skip
     manifest = Manifest(
         kp_ray="0.1.0", seed=0, skeleton=DACON24.names,
@@ -162,7 +162,7 @@ def make_manifest_json(folder: Path) -> bytes:
         quarantined=(Quarantined(source="b.jpg", stage="read", reason="cut"),),
     )  # fmt: skip
     write_manifest(str(folder / "store"), manifest)
-    return (folder / "store" / "manifest.json").read_bytes()
+    return (folder / "store" / "_manifest.json").read_bytes()
 
 
 def make_predictions_parquet(folder: Path) -> bytes:
@@ -184,7 +184,7 @@ def valid_content(kind: str, folder: Path) -> bytes:
         return b"camera,image\nA,s0_A-0.jpg\nB,s1_B-1.jpg\n"
     if kind == "config.yaml":
         return Config().to_yaml().encode()
-    if kind == "manifest.json":
+    if kind == "_manifest.json":
         return make_manifest_json(folder)
     return make_predictions_parquet(folder)
 
@@ -194,7 +194,7 @@ ASSERT_VALID: dict[str, Callable[[str], None]] = {
     "labels.json": assert_valid_labels,
     "corrections.csv": assert_valid_corrections,
     "config.yaml": assert_valid_config,
-    "manifest.json": assert_valid_manifest,
+    "_manifest.json": assert_valid_manifest,
     "sample_submission.csv": assert_valid_sample_submission,
     "submission.csv": assert_valid_submission,
     "list.csv": assert_valid_image_list,

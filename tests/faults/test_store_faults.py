@@ -1,4 +1,4 @@
-"""Damage to a finished store: it is found, named in one line, and repaired without touching the other parts."""
+"""Damage to a finished store is found, reported in one line, and repaired without changing the other parts."""
 
 import hashlib
 import json
@@ -13,20 +13,21 @@ import pytest
 from kp_ray.cli.main import main
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
-from kp_ray.store.manifest import SCHEMA_VERSION, read_manifest
+from kp_ray.store.manifest import SCHEMA_VERSION
 from kp_ray.store.plan import plan
 from kp_ray.store.read import RowReader, iter_rows, read_table
 from kp_ray.store.verify import verify_store
 from kp_ray.store.write import write_store
 from kp_ray.training.dataloader import usable_rows
 from tests.helpers.data import tiny_config
+from tests.helpers.stores import training_part
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 CUTS: dict[str, Callable[[int], int]] = {
     "nothing left": lambda size: 0,
     "in the first magic bytes": lambda size: 3,
-    "in the first picture": lambda size: 2000,
+    "in the first image": lambda size: 2000,
     "in the middle": lambda size: size // 2,
     "in the footer": lambda size: size - 700,
     "in the footer's length": lambda size: size - 6,
@@ -36,7 +37,7 @@ CUTS: dict[str, Callable[[int], int]] = {
 
 @pytest.fixture(scope="module")
 def stored(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Write a store that every test damages and repairs."""
+    """Write a store; every test of the module damages and repairs it."""
     config = tiny_config(sample_data, tmp_path_factory.mktemp("stored") / "run")
     Path(config.run_dir).mkdir(parents=True)
     write_store(plan(config))
@@ -45,22 +46,17 @@ def stored(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 
 
 def digests(config: Config) -> dict[str, str]:
+    """Return the SHA-256 of every file of a config's store, by path."""
     root = Path(config.path("store"))
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*.*")}
 
 
-def training_part(config: Config) -> Path:
-    """Return a part of the training split."""
-    part = next(p for p in read_manifest(config.path("store")).parts if p.recipe == "Original" and p.split == "train")
-    return Path(config.path("store", part.path))
-
-
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Return the one line with which a verb refuses."""
+    """Run a verb that must end with exit code 2 and one line; return the line."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         main(arguments)
-    assert ended.value.code == 2
+    assert exit_info.value.code == 2
     line = capsys.readouterr().err
     assert line.startswith("kp-ray: ")
     assert line.count("\n") == 1
@@ -68,7 +64,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_every_reader_names_a_truncated_part_and_augment_writes_it_again(
+def test_every_reader_names_a_truncated_part_and_augment_rewrites_it(
     cut: str, stored: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, part = digests(stored), training_part(stored)
@@ -84,14 +80,14 @@ def test_every_reader_names_a_truncated_part_and_augment_writes_it_again(
             reader()
         assert str(part) in str(raised.value)
     assert str(part) in refusal(capsys, "export", stored.path("config.yaml"), "--folder", str(tmp_path / "out"))
-    assert not list(tmp_path.rglob("*.jpg")), "no half of an export"
+    assert not list(tmp_path.rglob("*.jpg")), "an unfinished export was left"
     problems = verify_store(plan(stored))
     assert [problem.split(":")[0] for problem in problems] == [str(part.relative_to(stored.path("store")))]
     assert write_store(plan(stored)).parts_written == 1
     assert digests(stored) == before
 
 
-def test_augment_writes_a_truncated_part_again_without_verify(stored: Config) -> None:
+def test_augment_rewrites_a_truncated_part_without_verify(stored: Config) -> None:
     before, part = digests(stored), training_part(stored)
     os.truncate(part, part.stat().st_size // 2)
     assert write_store(plan(stored)).parts_written == 1
@@ -101,7 +97,7 @@ def test_augment_writes_a_truncated_part_again_without_verify(stored: Config) ->
 @pytest.mark.parametrize("share", np.linspace(0, 1, 12).round(2).tolist())
 def test_a_flipped_bit_anywhere_is_found(share: float, stored: Config) -> None:
     before, part = digests(stored), training_part(stored)
-    whole = list(iter_rows(stored.path("store"), split="train"))
+    expected_rows = list(iter_rows(stored.path("store"), split="train"))
     content = bytearray(part.read_bytes())
     content[int(share * (len(content) - 1))] ^= 4
     part.write_bytes(content)
@@ -110,34 +106,36 @@ def test_a_flipped_bit_anywhere_is_found(share: float, stored: Config) -> None:
         rows = list(iter_rows(stored.path("store"), split="train"))
     except KpRayError as error:
         message = str(error)
-    assert str(part) in message or str(rows) == str(whole), "no reader refused the part"
+    assert str(part) in message or str(rows) == str(expected_rows), "no reader refused the part"
     assert len(verify_store(plan(stored))) == 1
     assert write_store(plan(stored)).parts_written == 1
     assert digests(stored) == before
 
 
 @pytest.mark.parametrize("share", [0, 0.02, 0.5, 0.99])
-def test_a_truncated_manifest_is_refused_and_costs_no_part(
+def test_a_truncated_manifest_is_refused_and_no_part_is_lost(
     share: float, stored: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, manifest = digests(stored), Path(stored.path("store", "manifest.json"))
-    written = {path: path.stat().st_mtime_ns for path in Path(stored.path("store")).rglob("part-*")}
+    before, manifest = digests(stored), Path(stored.path("store", "_manifest.json"))
+    written_ns = {path: path.stat().st_mtime_ns for path in Path(stored.path("store")).rglob("part-*")}
     os.truncate(manifest, int(share * manifest.stat().st_size))
     for verb in ("verify", "augment", "train"):
         assert "damaged: delete this file and run augment again" in refusal(capsys, verb, stored.path("config.yaml"))
     manifest.unlink()
     write_store(plan(stored))
     assert digests(stored) == before
-    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert {path: path.stat().st_mtime_ns for path in written_ns} == written_ns
 
 
-def test_a_store_of_a_newer_schema_is_left_alone(stored: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest = Path(stored.path("store", "manifest.json"))
-    ours = manifest.read_text()
-    values = json.loads(ours)
+def test_a_store_of_a_newer_schema_is_refused_and_not_changed(
+    stored: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Path(stored.path("store", "_manifest.json"))
+    content = manifest.read_text()
+    values = json.loads(content)
     manifest.write_text(json.dumps({**values, "schema_version": SCHEMA_VERSION + 1, "unknown": [1]}))
-    theirs = digests(stored)
+    before = digests(stored)
     for verb in ("verify", "augment", "train"):
         assert "update kp_ray" in refusal(capsys, verb, stored.path("config.yaml"))
-    assert digests(stored) == theirs
-    manifest.write_text(ours)
+    assert digests(stored) == before
+    manifest.write_text(content)

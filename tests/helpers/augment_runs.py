@@ -1,6 +1,6 @@
-"""Start `kp-ray augment` on clusters and look at the store it writes.
+"""Configs for `kp-ray augment` in a process of its own, the contents of the store that it writes, and its workers.
 
-The tests compare the store of a disturbed run with that of an undisturbed one.
+Tests use them to compare the store of a disturbed run with the store of an undisturbed run.
 """
 
 import hashlib
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow.parquet as pq
 import yaml
 
 from kp_ray.config.presets import DEFAULT_RECIPES
 from tests.helpers.data import tiny_config
 from tests.helpers.processes import wait_until
+from tests.helpers.stores import read_quarantine
 
 StartAugment = Callable[..., subprocess.Popen[str]]
 """Starts `kp-ray augment CONFIG --json` with settings `a.b=value`: (config, *settings) -> process."""
@@ -26,10 +26,10 @@ def write_augment_config(data: dict[str, Any], folder: Path, run_dir: Path | Non
     """Write a config with all default recipes and 4 sources per part; return its path.
 
     Args:
-        data: section of the config.
-        folder: of the config file.
-        run_dir: None: `run` in the folder.
-        augment: settings that replace those of the section.
+        data: section `data` of the config.
+        folder: receives `config.yaml`.
+        run_dir: the run folder; None uses `folder/run`.
+        augment: further settings of section `augment`.
     """
     section = {"recipes": list(DEFAULT_RECIPES), "sources_per_part": 4, **augment}
     config = tiny_config(data, run_dir or folder / "run", split={"fraction": 0.1}, augment=section)
@@ -39,47 +39,50 @@ def write_augment_config(data: dict[str, Any], folder: Path, run_dir: Path | Non
 
 
 def store_dir(config: Path) -> Path:
-    """Return the store of a config file's run folder."""
+    """Return the path of the store in a config file's run folder."""
     return Path(yaml.safe_load(config.read_text())["run_dir"]) / "store"
 
 
 def list_parts(config: Path) -> list[Path]:
     """List the finished parts of a store."""
-    return sorted(store_dir(config).glob("recipe=*/*.parquet"))
+    return sorted(store_dir(config).glob("recipe-*/*.parquet"))
 
 
 def read_contents(config: Path) -> dict[str, Any]:
-    """Read what a finished store holds and check that the manifest agrees with its files.
+    """Read the contents of a finished store, and check that the manifest agrees with the files.
 
     Returns:
-        `digests` (SHA-256 by path), `manifest` and the rows of `quarantine`.
+        `digests` (path of a part -> SHA-256), `manifest`, and `quarantine` (its rows).
     """
     store = store_dir(config)
     digests = {str(p.relative_to(store)): hashlib.sha256(p.read_bytes()).hexdigest() for p in list_parts(config)}
-    manifest = json.loads((store / "manifest.json").read_text())
+    manifest = json.loads((store / "_manifest.json").read_text())
     assert {part["path"]: part["sha256"] for part in manifest["parts"]} == digests
     files = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()}
-    assert files == {*digests, "manifest.json", "quarantine.parquet", ".lock"}
-    quarantine = pq.read_table(store / "quarantine.parquet").to_pylist()
-    return {"digests": digests, "manifest": manifest, "quarantine": quarantine}
+    assert files == {*digests, "_manifest.json", "_quarantine.csv", ".lock"}
+    return {"digests": digests, "manifest": manifest, "quarantine": read_quarantine(store)}
 
 
 def find_writers(config: Path) -> dict[int, int]:
-    """Find the processes that have an unfinished part open: pid -> parent's pid, the raylet of their node."""
-    found, folder = {}, f"{store_dir(config)}/recipe="
+    """Find the Ray workers that have an unfinished part open: pid -> pid of the raylet that started it."""
+    writers, folder = {}, f"{store_dir(config)}/recipe-"
     for process in psutil.process_iter():
         try:
             if not process.name().startswith("ray::"):
                 continue
             if any(file.path.startswith(folder) for file in process.open_files()):
-                found[process.pid] = process.ppid()
+                writers[process.pid] = process.ppid()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return found
+    return writers
 
 
 def wait_for_writers(process: subprocess.Popen[str], config: Path, raylet: int | None = None) -> dict[int, int]:
-    """Wait until a part is being written, on the node of a raylet's pid if it is given; return the writers."""
+    """Wait until a part is being written, and return the writers.
+
+    Args:
+        raylet: pid of a raylet; only workers of its node count. None counts the workers of all nodes.
+    """
 
     def writers() -> dict[int, int]:
         return {pid: parent for pid, parent in find_writers(config).items() if raylet in (None, parent)}
@@ -88,11 +91,11 @@ def wait_for_writers(process: subprocess.Popen[str], config: Path, raylet: int |
 
 
 def finish_with_one_line(process: subprocess.Popen[str], timeout_s: float = 400) -> str:
-    """Wait for a run that must end with a user's error; return its message, the only line besides the progress."""
+    """Wait for a run that must end with a one-line error message, and return the message."""
     out, err = process.communicate(timeout=timeout_s)
     assert process.returncode == 2, err
     lines = [line for line in err.splitlines() if not line.startswith("augment ")]
     assert len(lines) == 1, err
     assert lines[0].startswith("kp-ray: ")
-    assert not any(line.startswith("{") for line in out.splitlines())  # no result; Ray prints there that workers died
+    assert not any(line.startswith("{") for line in out.splitlines())  # no JSON result; Ray prints other lines there
     return lines[0]

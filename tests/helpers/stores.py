@@ -1,6 +1,8 @@
-"""Write a small finished store without a cluster, and look at the files of a store."""
+"""Write a small finished store without a cluster, and read the files of a store."""
 
+import csv
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,16 @@ from kp_ray.store.manifest import (
     row_schema,
     write_manifest,
 )
+from kp_ray.store.plan import Plan
+from kp_ray.store.write import build_manifest, make_parts
 
 STORE_IMAGES = tuple(f"001-1-1-01-Z17_A-000000{number}.jpg" for number in range(6))
-"""Names of a clip's frames; the first three are in the store of `write_small_store`."""
+"""Names of a clip's frames; the store of `write_small_store` holds the first three."""
 WIDTH, HEIGHT = 320, 240
 
 
 def make_image(seed: int) -> npt.NDArray[np.uint8]:
-    """Make a smooth colour image (HEIGHT, WIDTH, 3), BGR."""
+    """Make a smooth color image (HEIGHT, WIDTH, 3), BGR."""
     coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
@@ -41,7 +45,7 @@ def make_points(seed: int) -> npt.NDArray[np.float64]:
 
 
 def make_row(recipe: str, number: int, split: str) -> dict[str, Any]:
-    """Make the row of a store of frame `number`, not transformed whatever the recipe."""
+    """Make a store's row of frame `number`, whose image and points are the same for every recipe."""
     xy = make_points(number)
     return {
         "source": STORE_IMAGES[number], "scene": "001-1-1-01-Z17", "camera": "A", "frame": number, "split": split,
@@ -57,7 +61,7 @@ def write_small_store(store: Path, quarantined: tuple[Quarantined, ...] = ()) ->
     parts = []
     for recipe, splits in (("Original", ("train", "val")), ("Rotate45_CenterCrop", ("train",))):
         for number, split in enumerate(splits):
-            path = f"recipe={recipe}/part-{number:05d}-ab12.parquet"
+            path = f"recipe-{recipe}/part-{number:05d}-ab12.parquet"
             (store / path).parent.mkdir(parents=True, exist_ok=True)
             rows = [make_row(recipe, frame, split) for frame in range(3)]
             pq.write_table(pa.Table.from_pylist(rows, schema=row_schema(len(DACON24))), store / path, row_group_size=1)
@@ -88,20 +92,55 @@ def part_digests(config: Config) -> dict[str, str]:
 
 
 def store_files(config: Config) -> dict[str, bytes]:
-    """Return the contents of all files of a config's store, by path, without the lock."""
+    """Return the contents of all files of a config's store, by path, except the lock file."""
     root = Path(config.path("store"))
     paths = [path for path in root.rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
+def read_quarantine(store: Path) -> list[dict[str, str]]:
+    """Read the rows of a store's `_quarantine.csv`."""
+    with open(store / "_quarantine.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_planned_store(plan: Plan) -> Manifest:
+    """Write all parts and the manifest of a plan in this process, without a cluster."""
+    records: dict[str, PartRecord] = {}
+    quarantined: list[Quarantined] = []
+    for chunk in plan.chunks:
+        chunk_records, chunk_quarantined = make_parts(plan, chunk.sources, chunk.parts)
+        records |= {record.path: record for record in chunk_records}
+        quarantined += chunk_quarantined
+    manifest = build_manifest(plan, records, quarantined)
+    write_manifest(plan.store, manifest)
+    return manifest
+
+
+def to_former_layout(store: Path) -> None:
+    """Rename the files of a store as kp_ray named them before schema 3."""
+    for folder in store.glob("recipe-*"):
+        folder.rename(store / folder.name.replace("recipe-", "recipe=", 1))
+    schema = pa.schema([(name, pa.string()) for name in ("source", "stage", "reason")])
+    pq.write_table(pa.Table.from_pylist(read_quarantine(store), schema=schema), store / "quarantine.parquet")
+    (store / "_quarantine.csv").unlink()
+    manifest = store / "_manifest.json"
+    if manifest.exists():
+        values = json.loads(manifest.read_text())
+        for part in values["parts"]:
+            part["path"] = part["path"].replace("recipe-", "recipe=", 1)
+        (store / "manifest.json").write_text(json.dumps({**values, "schema_version": 2}, indent=1) + "\n")
+        manifest.unlink()
+
+
 def training_part(config: Config) -> Path:
-    """Return the path of a part of `Original` for training."""
+    """Return the path of a training part of the recipe `Original`."""
     parts = read_manifest(config.path("store")).parts
     path = next(part.path for part in parts if part.recipe == "Original" and part.split == "train")
     return Path(config.path("store", path))
 
 
 def copy_images(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Copy the images of a `data` section to `folder`, to be changed there; return the section for the copies."""
+    """Copy the images of a `data` section to `folder`, where tests can change them; return the changed section."""
     shutil.copytree(data["images"], folder)
     return {**data, "images": str(folder)}

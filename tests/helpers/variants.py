@@ -1,4 +1,4 @@
-"""Variants of generated pictures with a dot at every keypoint, and measurements of them."""
+"""Generated images with a dot at every keypoint, their variants, and measurements of the dots."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,21 +21,21 @@ COPIES = 3
 MARGIN_PX = 6
 DOT_SIGMA_PX = 2.5
 MIN_DOT_CHANGE = 14
-"""Smallest difference, of 255, of a pixel that shows a dot; JPEG compression changes pixels by less."""
+"""Smallest change, in levels of 255, of a pixel that shows a dot; JPEG compression changes pixels by less."""
 
 
 def _draw_background(width: int, height: int) -> FloatArray:
-    """Draw smooth noise (H, W, 3): brightness at three grain sizes, and colour."""
+    """Draw smooth noise (H, W, 3): brightness with three grain sizes, and color."""
     rng = np.random.default_rng(width)
     clouds: Any = [cv2.GaussianBlur(rng.normal(0, 1, (height, width)), (0, 0), sigma) * sigma for sigma in (1.5, 6, 20)]
-    colours = cv2.GaussianBlur(rng.normal(0, 1, (height, width, 3)), (0, 0), 12) * 12 * np.sqrt(12)
+    colors = cv2.GaussianBlur(rng.normal(0, 1, (height, width, 3)), (0, 0), 12) * 12 * np.sqrt(12)
     light = sum(clouds) / np.std(sum(clouds))
-    return np.asarray((120 + 22 * light[..., None] + 8 * colours / np.std(colours)).clip(60, 180))
+    return np.asarray((120 + 22 * light[..., None] + 8 * colors / np.std(colors)).clip(60, 180))
 
 
 @cache
 def make_keypoints(width: int, height: int) -> FloatArray:
-    """Make keypoints (24, 3): 20 far from each other inside the frame, two outside it, two unlabelled."""
+    """Make keypoints (24, 3): 20 inside the frame and far from each other, two outside, two unlabelled."""
     rng = np.random.default_rng(height)
     columns, rows = (6, 4) if width > height else (4, 6)
     across, down = np.linspace(24, width - 25, columns), np.linspace(24, height - 25, rows)
@@ -46,13 +46,13 @@ def make_keypoints(width: int, height: int) -> FloatArray:
 
 
 def has_dots(width: int, height: int) -> npt.NDArray[np.bool_]:
-    """Return (24,): whether a keypoint of `make_keypoints` is inside the picture, which has a dot there."""
+    """Return (24,) booleans: True where a keypoint of `make_keypoints` is inside the image and has a dot."""
     return inside(make_keypoints(width, height)[:, :2], width, height)
 
 
 @cache
-def make_picture(width: int, height: int, dots: bool = True) -> BGR:
-    """Draw a background with a Gaussian dot at every keypoint, bright on dark or dark on bright."""
+def make_image(width: int, height: int, dots: bool = True) -> BGR:
+    """Draw a background with a Gaussian dot at every keypoint, bright on dark and dark on bright."""
     pixels = _draw_background(width, height)
     ys, xs = np.mgrid[:height, :width]
     for number, (x, y, _) in enumerate(make_keypoints(width, height)):
@@ -69,50 +69,53 @@ def make_variants(
     """Make the variants of a source.
 
     Args:
-        settings: fields of `VariantSettings` that differ from this function's defaults.
+        content: the encoded source image.
+        keypoints: (K, 3) x, y, v.
+        recipes: recipes with their numbers of copies.
+        settings: fields of `VariantSettings` that replace this function's defaults.
 
     Raises:
-        DataError: a recipe cannot be applied; the first reason.
+        DataError: a recipe cannot be applied; the message is the first reason.
     """
     source = Source("a/001_B-0000007.jpg", "001", "B", 7, "train", keypoints)
     defaults = VariantSettings(seed=5, jpeg_quality=95, scale_with_frame=True, box_margin_px=0.0)
-    variants, refused = augment_source(content, source, recipes, replace(defaults, **settings))
-    if refused:
-        raise DataError(next(iter(refused.values())))
+    variants, refusals = augment_source(content, source, recipes, replace(defaults, **settings))
+    if refusals:
+        raise DataError(next(iter(refusals.values())))
     return variants
 
 
 @cache
 def named_variants(width: int, height: int, dots: bool = True) -> dict[str, list[Variant]]:
-    """Make COPIES variants with every named recipe of the picture by `make_picture`."""
+    """Make COPIES variants per named recipe of the image of `make_image`; return them by recipe."""
     all_recipes = [(recipe, COPIES) for recipe in RECIPES.values()]
-    variants = make_variants(to_jpeg(make_picture(width, height, dots)), make_keypoints(width, height), all_recipes)
+    variants = make_variants(to_jpeg(make_image(width, height, dots)), make_keypoints(width, height), all_recipes)
     return {name: [variant for variant in variants if variant.recipe == name] for name in RECIPES}
 
 
 def decode_variant(variant: Variant) -> BGR:
-    """Decode a variant's picture (H, W, 3)."""
+    """Decode a variant's image (H, W, 3), BGR."""
     return np.asarray(simplejpeg.decode_jpeg(variant.image, "BGR", strict=True))
 
 
-def _grey_difference(variant: Variant, without: Variant) -> FloatArray:
-    """Return (H, W) by how much of 255 the mean of a pixel's colours differs."""
-    first, second = (decode_variant(each).astype(float).mean(axis=2) for each in (variant, without))
+def _gray_difference(variant: Variant, without: Variant) -> FloatArray:
+    """Return the absolute difference (H, W) of the mean of a pixel's colors, in levels of 255."""
+    first, second = (decode_variant(item).astype(float).mean(axis=2) for item in (variant, without))
     return np.asarray(np.abs(first - second))
 
 
 def measure_dot_errors(variant: Variant, without: Variant, has_dot: npt.NDArray[np.bool_], scale: float) -> list[float]:
-    """Measure the distance of each dot's centroid from its keypoint, in pixels.
+    """Measure the distance in pixels between the centroid of each dot and its keypoint.
 
-    Dots within MARGIN_PX of the edge are left out.
+    Dots within MARGIN_PX of the edge are skipped.
 
     Args:
-        variant: of a picture with dots.
-        without: the same variant of the picture without dots.
-        has_dot: (24,) which keypoints to measure.
-        scale: of the variant's affine.
+        variant: variant of an image with dots.
+        without: the same variant of the image without dots.
+        has_dot: (24,) True for the keypoints to measure.
+        scale: scale factor of the variant's affine.
     """
-    shown = _grey_difference(variant, without)
+    difference = _gray_difference(variant, without)
     reach = int(np.ceil(9 * max(scale, 0.5)))
     errors = []
     for (x, y, v), dot in zip(variant.keypoints, has_dot, strict=True):
@@ -122,8 +125,8 @@ def measure_dot_errors(variant: Variant, without: Variant, has_dot: npt.NDArray[
         if not (dot and v > 0 and is_clear_of_edges):
             continue
         left, top = max(0, round(x) - reach), max(0, round(y) - reach)
-        window = shown[top : round(y) + reach + 1, left : round(x) + reach + 1].copy()
-        assert window.max() > 20, "the dot is not there"
+        window = difference[top : round(y) + reach + 1, left : round(x) + reach + 1].copy()
+        assert window.max() > 20, "the dot is missing"
         window[window < 0.15 * window.max()] = 0
         ys, xs = np.mgrid[: window.shape[0], : window.shape[1]]
         centre = np.array([(xs * window).sum(), (ys * window).sum()]) / window.sum() + (left, top)
@@ -132,8 +135,8 @@ def measure_dot_errors(variant: Variant, without: Variant, has_dot: npt.NDArray[
 
 
 @cache
-def make_random_picture(width: int, height: int, seed: int) -> tuple[FloatArray, BGR, BGR]:
-    """Make keypoints (24, 3), the picture with a dot at those inside it, and the picture without dots.
+def make_random_image(width: int, height: int, seed: int) -> tuple[FloatArray, BGR, BGR]:
+    """Make random keypoints (24, 3), an image with a dot at each keypoint inside it, and the image without dots.
 
     The keypoints are far from each other; some lie at an edge, some outside; about a quarter are unlabelled.
     """
@@ -150,29 +153,30 @@ def make_random_picture(width: int, height: int, seed: int) -> tuple[FloatArray,
         dot = np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / (2 * DOT_SIGMA_PX**2))
         dotted += rng.choice([-70, 70]) * dot[..., None]
     keypoints = np.column_stack([xy, np.where(np.isnan(xy[:, 0]), 0, rng.integers(1, 3, 24))])
-    return keypoints, *(np.rint(made.clip(0, 255)).astype(np.uint8) for made in (dotted, plain))  # type: ignore[return-value]
+    return keypoints, *(np.rint(image.clip(0, 255)).astype(np.uint8) for image in (dotted, plain))  # type: ignore[return-value]
 
 
 def reflect_into_frame(xy: FloatArray, width: int, height: int) -> FloatArray:
-    """Move points (N, 2) outside a frame to the pixels that a border of type reflect-101 shows there."""
+    """Map points (N, 2) outside a frame to the pixels of the frame that a reflect-101 border shows there."""
     last = np.array([width - 1, height - 1])
     return np.asarray(last - np.abs(np.mod(xy, 2 * last) - last))
 
 
 def count_stray_pixels(variant: Variant, without: Variant, dots: FloatArray, width: int, height: int) -> int:
-    """Count the pixels changed by dots that show neither a dot nor, beyond the source's edge, a dot's mirror image.
+    """Count the pixels of a variant that dots changed although no dot, nor a dot's reflection, is close to them.
 
     Args:
-        variant, without: of a picture with and without dots.
-        dots: (N, 2) the dots' places in the source.
-        width, height: of the source.
+        variant, without: the variant of an image with dots, and of the image without dots.
+        dots: (N, 2) coordinates of the dots in the source.
+        width, height: size of the source in pixels.
     """
-    changed = _grey_difference(variant, without) > MIN_DOT_CHANGE
+    changed = _gray_difference(variant, without) > MIN_DOT_CHANGE
     inverse = np.linalg.inv(np.vstack([variant.affine, [0, 0, 1]]))[:2]
-    pixels = reflect_into_frame(apply_affine(inverse, np.argwhere(changed)[:, ::-1].astype(float)), width, height)
+    source_pixels = reflect_into_frame(
+        apply_affine(inverse, np.argwhere(changed)[:, ::-1].astype(float)), width, height
+    )
     scale = np.sqrt(abs(np.linalg.det(variant.affine[:, :2])))
-    reach = (
-        2.2 * DOT_SIGMA_PX + 1.5 / scale
-    )  # radius at which a dot shows, and a pixel of the variant for its resampling
-    gaps = np.linalg.norm(pixels[:, None] - dots[None], axis=2)
-    return int((gaps.min(axis=1, initial=np.inf) > reach).sum())
+    # The radius within which a dot changes pixels, plus 1.5 pixels of the variant for the interpolation.
+    reach = 2.2 * DOT_SIGMA_PX + 1.5 / scale
+    distances = np.linalg.norm(source_pixels[:, None] - dots[None], axis=2)
+    return int((distances.min(axis=1, initial=np.inf) > reach).sum())

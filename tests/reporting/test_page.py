@@ -126,7 +126,7 @@ def test_an_empty_run_folder_has_a_report_with_its_configuration(tmp_path: Path)
         "evaluation.json",
         "augment.json",
         "predict.json",
-        "store/manifest.json",
+        "store/_manifest.json",
         "predictions.parquet",
         "tune/trials.parquet",
     ],

@@ -19,7 +19,7 @@ def test_recipes_have_their_counts_and_an_example(whole_run: Config) -> None:
     assert {name: (row.num_variants, row.num_parts) for name, row in rows.items()} == {
         "Original": (6, 2), "Rotate45_CenterCrop": (3, 1)
     }  # fmt: skip
-    parts = list(Path(whole_run.path("store")).glob("recipe=*/*.parquet"))
+    parts = list(Path(whole_run.path("store")).glob("recipe-*/*.parquet"))
     assert section.num_bytes == sum(part.stat().st_size for part in parts)
     assert all(row.mean_visible == len(DACON24) for row in section.recipes)
     assert all(row.share_too_few == 0 for row in section.recipes)
@@ -48,7 +48,7 @@ def test_a_missing_or_damaged_part_is_reported_and_the_other_parts_are_shown(
 ) -> None:
     config = make_config(tmp_path)
     write_augmented(config)
-    part = "recipe=Original/part-00000-ab12.parquet"
+    part = "recipe-Original/part-00000-ab12.parquet"
     path = Path(config.path("store", part))
     path.unlink()
     if content is not None:

@@ -1,4 +1,4 @@
-"""The forecast of `augment`: its figures are those of the store that it becomes."""
+"""The forecast of `augment` agrees with the store that `augment` then writes."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from kp_ray.store.plan import plan
 from tests.helpers.data import tiny_config
 
 
-def test_the_forecast_is_what_the_store_becomes(written: Config, tiny: Config) -> None:
+def test_the_forecast_agrees_with_the_written_store(written: Config, tiny: Config) -> None:
     manifest = read_manifest(written.path("store"))
     forecast = forecast_augment(plan(tiny), tiny)
     assert not Path(tiny.run_dir).exists()
@@ -22,11 +22,11 @@ def test_the_forecast_is_what_the_store_becomes(written: Config, tiny: Config) -
     assert forecast_augment(plan(written), written).parts_kept == len(manifest.parts)
 
 
-def test_the_forecast_prints_and_records_its_figures(tiny: Config) -> None:
+def test_the_forecast_has_two_lines_of_text_and_one_json_object(tiny: Config) -> None:
     forecast = forecast_augment(plan(tiny), tiny)
     first, second = forecast.lines()
     assert first == (
-        f"12 sources, {forecast.variants} variants of 2 recipes, {forecast.parts} parts (0 there already) in "
+        f"12 sources, {forecast.variants} variants of 2 recipes, {forecast.parts} parts (0 exist already) in "
         f"{tiny.path('store')}"
     )
     assert second.startswith(f"about {format_size(forecast.bytes)} and {format_time(forecast.seconds)} on ")

@@ -1,4 +1,4 @@
-"""Exporting a store as images with labels that other programs read."""
+"""`export` writes images with labels that other programs read."""
 
 from pathlib import Path
 
@@ -37,14 +37,14 @@ def test_one_recipe_can_be_exported_and_a_second_export_needs_a_new_folder(writt
     recipes = read_table(written.path("store"), columns=["recipe"])["recipe"].to_pylist()
     summary = export_store(written, str(tmp_path / "one"), recipes=["Rotate45_CenterCrop"])
     assert summary.images == recipes.count("Rotate45_CenterCrop") < len(recipes)
-    with pytest.raises(StoreError, match="holds images already"):
+    with pytest.raises(StoreError, match="already holds images"):
         export_store(written, str(tmp_path / "one"))
 
 
 @pytest.mark.parametrize("name", ["annotations.csv", "annotations.json"])
-def test_a_folder_with_labels_of_the_user_is_left_alone(name: str, written: Config, tmp_path: Path) -> None:
+def test_a_folder_with_the_users_own_labels_is_not_changed(name: str, written: Config, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(StoreError, match=f"holds {name} already"):
+    with pytest.raises(StoreError, match=f"already holds {name}"):
         export_store(written, str(tmp_path))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 
@@ -52,12 +52,12 @@ def test_a_folder_with_labels_of_the_user_is_left_alone(name: str, written: Conf
 def test_a_selection_without_rows_writes_nothing(tmp_path: Path) -> None:
     write_small_store(tmp_path / "run" / "store")
     config = tiny_config({}, tmp_path / "run")
-    with pytest.raises(StoreError, match="nothing to export"):
+    with pytest.raises(StoreError, match="no row has this split and these recipes"):
         export_store(config, str(tmp_path / "out"), split="val", recipes=["Rotate45_CenterCrop"])
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
-def test_a_damaged_part_leaves_no_half_of_an_export(tmp_path: Path) -> None:
+def test_an_export_that_meets_a_damaged_part_leaves_no_images(tmp_path: Path) -> None:
     write_small_store(tmp_path / "run" / "store")
     config = tiny_config({}, tmp_path / "run")
     part = training_part(config)
@@ -70,7 +70,7 @@ def test_a_damaged_part_leaves_no_half_of_an_export(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.jpg"))
 
 
-def test_labels_for_yolo_are_written_on_request(tmp_path: Path) -> None:
+def test_yolo_labels_are_written_on_request(tmp_path: Path) -> None:
     write_small_store(tmp_path / "run" / "store")
     summary = export_store(tiny_config({}, tmp_path / "run"), str(tmp_path / "out"), split="val", yolo=True)
     assert summary == ExportSummary(3, str(tmp_path / "out"))

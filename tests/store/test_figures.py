@@ -1,4 +1,4 @@
-"""`augment.json`."""
+"""`augment.json` is read as it was written, and damage is refused."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The manifest: what it says about the parts, and which versions of it are read."""
+"""The manifest describes the parts; damaged manifests and those of other versions are refused."""
 
 import json
 from pathlib import Path
@@ -26,21 +26,22 @@ def test_a_store_without_a_manifest_is_not_finished(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ('{"schema_version": 3, "kp_ray"', "damaged"),
         ('{"schema_version": 2, "kp_ray"', "damaged"),
         ("", "damaged"),
         ('{"schema_version": 1, "kp_ray"', "older kp_ray"),
         ('{"schema_version": 99}', "newer kp_ray"),
     ],
 )
-def test_a_damaged_older_or_newer_manifest_is_refused_by_its_path(content: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(StoreError, match=rf"manifest\.json: .*{message}"):
+def test_damaged_older_and_newer_manifests_are_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "_manifest.json").write_text(content)
+    with pytest.raises(StoreError, match=rf"_manifest\.json: .*{message}"):
         read_manifest(str(tmp_path))
 
 
-def test_a_manifest_with_the_former_key_settings_is_read(tmp_path: Path) -> None:
+def test_the_key_settings_of_older_manifests_is_ignored(tmp_path: Path) -> None:
     manifest = write_small_store(tmp_path)
-    path = tmp_path / "manifest.json"
+    path = tmp_path / "_manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {"jpeg_quality": 95}}))
     assert read_manifest(str(tmp_path)) == manifest
 
@@ -50,8 +51,8 @@ def test_the_digest_of_a_store_changes_with_the_bytes_of_a_part(tmp_path: Path) 
     before = store_digest(str(tmp_path))
     write_manifest(str(tmp_path), manifest)
     assert store_digest(str(tmp_path)) == before
-    first, *others = manifest.parts
-    changed = manifest.model_copy(update={"parts": (first.model_copy(update={"sha256": "0" * 64}), *others)})
+    first, *other_parts = manifest.parts
+    changed = manifest.model_copy(update={"parts": (first.model_copy(update={"sha256": "0" * 64}), *other_parts)})
     write_manifest(str(tmp_path), changed)
     assert store_digest(str(tmp_path)) != before
 
@@ -60,8 +61,8 @@ def test_rows_have_the_documented_columns() -> None:
     assert row_schema(len(DACON24)).names == list(StoredRow.__annotations__)
 
 
-def test_the_manifest_counts_what_the_parts_hold(written: Config) -> None:
-    manifest = json.loads(Path(written.path("store", "manifest.json")).read_text())
+def test_the_manifest_counts_the_rows_of_its_parts(written: Config) -> None:
+    manifest = json.loads(Path(written.path("store", "_manifest.json")).read_text())
     rows = {part["path"]: pq.read_metadata(written.path("store", part["path"])).num_rows for part in manifest["parts"]}
     assert {part["path"]: part["num_rows"] for part in manifest["parts"]} == rows
     assert manifest["num_variants"] == sum(rows.values()) == sum(manifest["num_rows_by_split"].values())

@@ -1,4 +1,4 @@
-"""Parts: written whole or not at all, and described for a later run."""
+"""Parts are written whole or not at all, and whole parts are found by a later run."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def write_first_part(planned: Plan, quarantined: tuple[dict[str, Any], ...] = ()
         return writer.finish({"quarantined": list(quarantined)})
 
 
-def test_a_finished_part_is_what_its_record_says(planned: Plan) -> None:
+def test_a_finished_part_agrees_with_its_record(planned: Plan) -> None:
     record = write_first_part(planned)
     path = os.path.join(planned.store, record.path)
     table = read_part(path)
@@ -43,21 +43,21 @@ def test_a_finished_part_is_what_its_record_says(planned: Plan) -> None:
     assert (record.recipe, record.split) == ("Original", "train")
 
 
-def test_a_part_that_an_error_ends_leaves_no_file(planned: Plan) -> None:
+def test_an_error_while_writing_a_part_leaves_no_file(planned: Plan) -> None:
     part = planned.chunks[0].parts[0]
     with pytest.raises(ZeroDivisionError), PartWriter(planned.store, part, row_schema(len(planned.skeleton))):
         raise ZeroDivisionError
     assert [path for path in Path(planned.store).rglob("*") if path.is_file()] == []
 
 
-def test_a_part_that_cannot_be_written_is_named(planned: Plan) -> None:
+def test_the_error_names_the_part_that_cannot_be_written(planned: Plan) -> None:
     Path(planned.store).parent.mkdir(parents=True)
     Path(planned.store).write_text("a file where the store must be")
-    with pytest.raises(StorageError, match=r"recipe=Original/part-.*cannot be written"):
+    with pytest.raises(StorageError, match=r"recipe-Original/part-.*cannot be written"):
         write_first_part(planned)
 
 
-def test_a_whole_part_is_described_as_it_was_recorded(planned: Plan) -> None:
+def test_a_whole_part_is_described_by_its_original_record(planned: Plan) -> None:
     part = planned.chunks[0].parts[0]
     assert describe_part(planned.store, part) is None
     refusal = {"source": "b.jpg", "stage": UNREADABLE, "reason": "the file is empty"}
@@ -68,19 +68,19 @@ def test_a_whole_part_is_described_as_it_was_recorded(planned: Plan) -> None:
     assert [item.model_dump() for item in description[1]] == [refusal]
 
 
-def test_a_part_that_lacks_an_unavailable_source_must_be_made_again(planned: Plan) -> None:
+def test_a_part_that_lacks_an_unavailable_source_is_not_reused(planned: Plan) -> None:
     write_first_part(planned, ({"source": "b.jpg", "stage": UNAVAILABLE, "reason": "Permission denied"},))
     assert describe_part(planned.store, planned.chunks[0].parts[0]) is None
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.99])
-def test_a_truncated_part_must_be_made_again(planned: Plan, share: float) -> None:
+def test_a_truncated_part_is_not_reused(planned: Plan, share: float) -> None:
     record = write_first_part(planned)
     os.truncate(os.path.join(planned.store, record.path), int(share * record.num_bytes))
     assert describe_part(planned.store, planned.chunks[0].parts[0]) is None
 
 
-def test_a_part_with_a_flipped_bit_must_be_made_again(planned: Plan) -> None:
+def test_a_part_with_a_flipped_bit_is_not_reused(planned: Plan) -> None:
     record = write_first_part(planned)
     path = Path(planned.store, record.path)
     content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The plan of a store: chunks, recipes by split, and names of parts that change with what decides their rows."""
+"""The plan of a store: its chunks, the recipes per split, and part names that change with every input of the rows."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,20 +20,20 @@ SPLITS = ("train", "train", "val", "train", "train", "train")
 AUGMENT = AugmentConfig(recipes=("Original", "Rotate45", "Rotate45"), sources_per_part=2)
 
 NAMES_0_1 = [
-    "recipe=Original/part-00000-aa58d362f27f.parquet",
-    "recipe=Rotate45/part-00000-b8d68ba13a43.parquet",
-    "recipe=Original/part-00001-001060c5833d.parquet",
-    "recipe=Rotate45/part-00001-393b246b32e6.parquet",
-    "recipe=Original/part-00002-220c0fe12b05.parquet",
-    "recipe=Rotate45/part-00002-9461a12b5db1.parquet",
-    "recipe=Original/part-00001-20f7db182a7e.parquet",
+    "recipe-Original/part-00000-aa58d362f27f.parquet",
+    "recipe-Rotate45/part-00000-b8d68ba13a43.parquet",
+    "recipe-Original/part-00001-001060c5833d.parquet",
+    "recipe-Rotate45/part-00001-393b246b32e6.parquet",
+    "recipe-Original/part-00002-220c0fe12b05.parquet",
+    "recipe-Rotate45/part-00002-9461a12b5db1.parquet",
+    "recipe-Original/part-00001-20f7db182a7e.parquet",
 ]
-"""Names of the parts of `make_plan` in version 0.1: with other names, existing stores would be written again."""
+"""Names of the parts of `make_plan` in version 0.1. If the names changed, all existing stores would be rewritten."""
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Write files of 1, 2, ... bytes under the names of six images; a plan reads only names and sizes."""
+    """Write files of 1, 2, ... bytes under the names of six images; planning reads only names and sizes."""
     folder = tmp_path / "images"
     folder.mkdir()
     for number, name in enumerate(IMAGES):
@@ -49,13 +49,14 @@ def labels() -> Annotations:
 
 
 def make_plan(labels: Annotations, images: Path, augment: AugmentConfig = AUGMENT, **fields: Any) -> Plan:
-    """Plan a store of frames; `fields` replaces `splits` or `seed`."""
+    """Plan a store that is split by frame; `fields` can replace `splits` and `seed`."""
     return plan_store(
         "store", str(images), labels, fields.get("splits", SPLITS), "frame", augment, fields.get("seed", 7)
     )
 
 
 def part_names(planned: Plan) -> set[str]:
+    """Return the paths of all planned parts."""
     return {part.path for part in planned.parts()}
 
 
@@ -72,7 +73,7 @@ def test_training_sources_get_every_recipe_and_validation_sources_originals(labe
     assert [(part.recipe.name, part.copies) for part in validation.parts] == [("Original", 1)]
 
 
-def test_units_are_listed_by_split_and_images_without_a_file_are_absent(labels: Annotations, images: Path) -> None:
+def test_units_are_listed_by_split_and_missing_images_are_absent(labels: Annotations, images: Path) -> None:
     (images / IMAGES[4]).unlink()
     planned = make_plan(labels, images)
     assert planned.units == {"train": tuple(IMAGES[i] for i in (0, 1, 3, 4, 5)), "val": (IMAGES[2],)}
@@ -110,13 +111,13 @@ def test_a_changed_label_or_image_renames_the_parts_of_its_chunk_alone(labels: A
 
 
 def test_a_dropped_source_renames_the_parts_of_its_chunk_alone(labels: Annotations, images: Path) -> None:
-    before, rest = make_plan(labels, images), np.array([0, 2, 3, 4, 5])
-    after = make_plan(labels.select(rest), images, splits=[SPLITS[index] for index in rest])
+    before, kept = make_plan(labels, images), np.array([0, 2, 3, 4, 5])
+    after = make_plan(labels.select(kept), images, splits=[SPLITS[index] for index in kept])
     assert part_names(before) - part_names(after) == {part.path for part in before.chunks[0].parts}
 
 
 def test_labels_without_images_are_refused(labels: Annotations, images: Path) -> None:
-    with pytest.raises(DataError, match="nothing to augment"):
+    with pytest.raises(DataError, match="no labelled image"):
         make_plan(labels.select(np.array([], dtype=int)), images, splits=[])
 
 

@@ -12,6 +12,7 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError
 from kp_ray.pipeline import forecast_stage, run_stage
 from kp_ray.stage import no_progress
+from kp_ray.store.layout import has_store
 from kp_ray.store.plan import plan
 from kp_ray.store.preflight import check_plan
 from kp_ray.store.stage import AugmentStage
@@ -68,7 +69,7 @@ def test_augment_and_its_dry_run_refuse_it_without_a_cluster(
     with pytest.raises((ConfigError, DataError), match=r"none of the 12 labelled images|Huge fails on each"):
         forecast_stage("augment", config) if is_dry_run else run_stage("augment", config, _no_display, print)
     assert ray.is_initialized() == was_connected
-    assert not Path(config.path("store", "manifest.json")).exists()
+    assert not has_store(config.path("store"))
 
 
 def _no_display(verb: str) -> Any:

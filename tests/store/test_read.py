@@ -1,4 +1,4 @@
-"""Reading rows of a store: parts, tables, single rows, shards."""
+"""Rows are read by part, as a table, one by one, and in shards."""
 
 import json
 import os
@@ -24,24 +24,24 @@ def store(tmp_path: Path) -> str:
 
 def test_parts_are_selected_by_split_and_recipe(store: str) -> None:
     assert len(select_parts(store)[1]) == 3
-    assert [path.startswith(f"{store}/recipe=Original/") for path in select_parts(store, split="val")[1]] == [True]
+    assert [path.startswith(f"{store}/recipe-Original/") for path in select_parts(store, split="val")[1]] == [True]
     (part,) = select_parts(store, recipes=["Rotate45_CenterCrop"])[1]
-    assert part.startswith(f"{store}/recipe=Rotate45_CenterCrop/")
+    assert part.startswith(f"{store}/recipe-Rotate45_CenterCrop/")
     assert select_parts(store, split="val", recipes=["Rotate45_CenterCrop"])[1] == []
 
 
 def test_a_recipe_that_the_store_does_not_hold_is_refused(store: str) -> None:
-    with pytest.raises(StoreError, match="holds no recipe 'Rotate90': it has Original, Rotate45_CenterCrop"):
+    with pytest.raises(StoreError, match="holds no recipe 'Rotate90': choose from Original, Rotate45_CenterCrop"):
         select_parts(store, recipes=["Rotate90"])
 
 
 def test_a_scene_on_both_sides_of_the_split_is_refused(store: str) -> None:
-    path = Path(store, "manifest.json")
+    path = Path(store, "_manifest.json")
     manifest = json.loads(path.read_text())
     leaked = manifest["units"]["val"][0]
     manifest["units"]["train"].append(leaked)
     path.write_text(json.dumps(manifest))
-    with pytest.raises(StoreError, match=f"{leaked} is both trained on and validated on"):
+    with pytest.raises(StoreError, match=f"{leaked} is in both splits"):
         select_parts(store, split="train")
 
 
@@ -52,7 +52,7 @@ def test_validation_originals_can_be_selected_when_the_config_does_not_list_orig
     config = tiny_config(sample_data, tmp_path, augment={"recipes": ["RandomCrop_1"]})
     write_store(plan(config))
     (folder,) = {os.path.dirname(path) for path in select_parts(config.path("store"), split="val")[1]}
-    assert folder.endswith("recipe=Original")
+    assert folder.endswith("recipe-Original")
     assert select_parts(config.path("store"), split="val", recipes=["Original"])[1]
 
 
@@ -64,7 +64,7 @@ def test_a_table_has_the_selected_columns_of_the_selected_rows(store: str) -> No
     assert (len(empty), empty.column_names) == (0, ["source"])
 
 
-def test_shards_share_out_the_rows(store: str) -> None:
+def test_each_row_is_in_one_shard(store: str) -> None:
     def keys(shard: tuple[int, int]) -> list[tuple[str, str]]:
         return [(row["recipe"], row["source"]) for row in iter_rows(store, split="train", shard=shard)]
 
@@ -73,14 +73,14 @@ def test_shards_share_out_the_rows(store: str) -> None:
     assert [keys((index, 4)) for index in range(4)] == [rows[index::4] for index in range(4)]
 
 
-def test_single_rows_are_those_of_the_table(store: str) -> None:
+def test_single_rows_equal_the_rows_of_the_whole_part(store: str) -> None:
     reader = RowReader(["source", "width"], keep_open=1)
     for path in select_parts(store)[1]:
         expected = read_part(path, ["source", "width"]).to_pylist()
         assert [reader.read(path, number) for number in range(len(expected))] == expected
 
 
-def test_a_missing_part_is_refused_by_its_path_with_what_to_do(store: str) -> None:
+def test_the_error_about_a_missing_part_names_its_path_and_the_fix(store: str) -> None:
     path = select_parts(store, split="val")[1][0]
     os.remove(path)
     for read in (lambda: read_table(store), lambda: list(iter_rows(store, split="val")), lambda: read_part(path)):

@@ -1,4 +1,4 @@
-"""The verbs `augment` and `verify`: what they check, record and print."""
+"""The verbs `augment` and `verify`: their checks, files and output."""
 
 import json
 from dataclasses import fields
@@ -36,7 +36,7 @@ def test_augment_writes_the_store_and_records_its_config_and_figures(tiny: Confi
     recorded = file_times(Path(tiny.path("augment.json")))
     again = AugmentStage().run(tiny, no_progress)
     assert (again.parts_written, again.parts_kept) == (0, summary.parts_written)
-    assert file_times(*recorded) == recorded, "the figures of the run that wrote the parts stay"
+    assert file_times(*recorded) == recorded, "a run that writes no part keeps the figures of the run that did"
 
 
 def test_the_config_is_not_recorded_while_another_process_writes_the_store(tiny: Config) -> None:
@@ -58,14 +58,14 @@ def test_a_summary_names_an_example_of_the_quarantined_sources() -> None:
     lines = AugmentSummary(**figures, store="run/store", first_quarantined=item).lines()
     assert lines == [
         "2 variants of 2 sources in run/store: 2 parts written, 2 kept, 2.0 sources/s",
-        "2 sources could not be used by some or all recipes, e.g. b.jpg: the file is empty; all of them in "
-        "run/store/quarantine.parquet",
+        "2 sources could not be used by at least one recipe, e.g. b.jpg: the file is empty; they are listed in "
+        "run/store/_quarantine.csv",
     ]
     assert len(AugmentSummary(**figures, store="run/store", first_quarantined=None).lines()) == 1
     assert [field.name for field in fields(AugmentSummary)][: len(KEYS)] == KEYS
 
 
-def test_inputs_and_labels_that_cannot_be_used_are_refused_before_a_cluster_starts(
+def test_missing_images_and_wrong_labels_are_refused_before_a_cluster_starts(
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"data\.images"):
@@ -90,7 +90,7 @@ def test_a_plan_is_made_once_per_config(tiny: Config, tmp_path: Path, monkeypatc
     assert planned == [tiny, other]
 
 
-def test_verify_gives_the_problems_as_lines_and_values() -> None:
+def test_the_summary_of_verify_has_one_line_per_problem() -> None:
     summary = module.VerifySummary("run/store", ("a: missing",))
     assert not summary.ok
     assert summary.lines() == ["a: missing"]

@@ -1,4 +1,4 @@
-"""Verifying a store: changed bytes, other rows than the sources give, parts of another config."""
+"""`verify` finds changed bytes, rows that differ from their sources, and parts of another config."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tests.helpers.stores import copy_images, part_digests, training_part
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_a_flipped_bit_is_found_its_part_deleted_and_written_again(tiny: Config) -> None:
+def test_a_part_with_a_flipped_bit_is_deleted_and_augment_rewrites_it(tiny: Config) -> None:
     write_store(plan(tiny))
     before, part = part_digests(tiny), training_part(tiny)
     assert verify_store(plan(tiny)) == []
@@ -47,16 +47,16 @@ def test_a_store_with_unlabelled_points_is_sound(sample_data: dict[str, Any], tm
 def test_parts_of_another_config_are_reported(written: Config, tmp_path: Path) -> None:
     other = plan(tiny_config(written.data.model_dump(), Path(written.run_dir), seed=7))
     (problem,) = verify_store(other)
-    assert "differ from what the config asks for: run augment" in problem
+    assert "differ from those that the config asks for: run augment" in problem
 
 
 def test_rows_that_differ_from_the_source_are_reported(sample_data: dict[str, Any], tmp_path: Path) -> None:
     data = copy_images(sample_data, tmp_path / "images")
     config = tiny_config(data, tmp_path / "run", split={"fraction": 0}, augment={"recipes": ["Original"]})
     write_store(plan(config))
-    for path in (tmp_path / "images").iterdir():  # another image of the same size in bytes: the plan does not see it
+    for path in (tmp_path / "images").iterdir():  # the size in bytes stays, so the plan does not notice
         content = path.read_bytes()
         path.write_bytes(content[:-20] + bytes(18) + content[-2:])
     problems = verify_store(plan(config))
     assert problems
-    assert all("are not what the sources give" in problem for problem in problems)
+    assert all("differ from those that its image and labels give" in problem for problem in problems)

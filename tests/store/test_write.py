@@ -1,4 +1,4 @@
-"""Writing a store on a Ray cluster: its rows, and that a later run writes only what is missing."""
+"""A store is written on a Ray cluster; a later run writes only missing parts."""
 
 import json
 import os
@@ -11,7 +11,6 @@ from typing import Any
 
 import albumentations
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -26,7 +25,7 @@ from kp_ray.store.verify import verify_store
 from kp_ray.store.write import build_manifest, is_finished, make_parts, write_store
 from tests.helpers.data import tiny_config
 from tests.helpers.processes import file_times
-from tests.helpers.stores import copy_images, part_digests, store_files, training_part
+from tests.helpers.stores import copy_images, part_digests, read_quarantine, store_files, training_part
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -41,7 +40,7 @@ def list_files(config: Config) -> list[Path]:
     return [Path(config.path("store", path)) for path in store_files(config)]
 
 
-# The rows.
+# Rows.
 
 
 def test_training_sources_have_every_copy_of_every_recipe_and_validation_sources_the_original(written: Config) -> None:
@@ -55,7 +54,7 @@ def test_training_sources_have_every_copy_of_every_recipe_and_validation_sources
         both = [("Original", 0), ("Rotate45_CenterCrop", 0), ("Rotate45_CenterCrop", 1)]
         assert variants == (both[:1] if image in validation else both)
     copies = table[table.recipe == "Rotate45_CenterCrop"].groupby("source").image.nunique()
-    assert (copies == 2).all(), "the copies of a recipe are different pictures"
+    assert (copies == 2).all(), "the copies of a recipe are different images"
     assert (table.groupby("scene").split.nunique() == 1).all()
 
 
@@ -71,7 +70,7 @@ def test_stored_keypoints_are_the_affine_applied_to_the_labels(written: Config) 
         assert ((stored[:, 2] > 0) == inside).all()
 
 
-def test_equal_inputs_give_equal_bytes_and_another_seed_other_bytes(written: Config, tmp_path: Path) -> None:
+def test_equal_inputs_give_equal_bytes_and_another_seed_gives_different_bytes(written: Config, tmp_path: Path) -> None:
     again = tiny_config(written.data.model_dump(), tmp_path / "again")
     write_store(plan(again))
     assert part_digests(again) == part_digests(written)
@@ -80,7 +79,7 @@ def test_equal_inputs_give_equal_bytes_and_another_seed_other_bytes(written: Con
     assert not set(part_digests(other).values()) & set(part_digests(written).values())
 
 
-def test_corrections_reach_the_rows_and_rewrite_the_parts_of_their_chunks_alone(tiny: Config, tmp_path: Path) -> None:
+def test_corrections_change_the_rows_and_rewrite_only_the_parts_of_their_chunks(tiny: Config, tmp_path: Path) -> None:
     write_store(plan(tiny))
     before = part_digests(tiny)
     labels, validation = load_annotations(tiny.require_input("annotations")), read_sources(tiny, "val")
@@ -99,7 +98,7 @@ def test_corrections_reach_the_rows_and_rewrite_the_parts_of_their_chunks_alone(
     assert verify_store(plan(corrected)) == []
 
 
-def test_image_names_of_any_script_and_case_are_kept_apart(sample_data: dict[str, Any], tmp_path: Path) -> None:
+def test_image_names_in_any_script_and_case_are_distinct_sources(sample_data: dict[str, Any], tmp_path: Path) -> None:
     header, *rows = Path(sample_data["annotations"]).read_text().splitlines()
     names = ["A B/001_A-1.jpg", "A B/001_a-1.jpg", "사람 하나_A-2.jpg", "ab_A-3.JPG", "ab_A-3.jpg", "ü#%?_B-4.jpg"]
     lines = [header]
@@ -117,7 +116,7 @@ def test_image_names_of_any_script_and_case_are_kept_apart(sample_data: dict[str
     assert verify_store(plan(config)) == []
 
 
-# Later runs.
+# Repeated runs.
 
 
 def test_a_second_run_writes_nothing(tiny: Config) -> None:
@@ -129,15 +128,15 @@ def test_a_second_run_writes_nothing(tiny: Config) -> None:
     assert file_times(*list_files(tiny)) == before
 
 
-def test_an_added_recipe_writes_only_its_own_parts_and_those_of_a_dropped_one_are_deleted(tiny: Config) -> None:
+def test_an_added_recipe_writes_only_its_own_parts_and_the_parts_of_a_dropped_recipe_are_deleted(tiny: Config) -> None:
     write_store(plan(tiny))
     before = part_digests(tiny)
     augment = {"recipes": ["Original", "RandomCrop_1"], "sources_per_part": 4}
     changed = tiny_config(tiny.data.model_dump(), Path(tiny.run_dir), augment=augment)
     figures = write_store(plan(changed))
     after = part_digests(changed)
-    assert {path.split("/")[0] for path in set(after) - set(before)} == {"recipe=RandomCrop_1"}
-    assert figures.parts_kept == sum(path.startswith("recipe=Original") for path in before)
+    assert {path.split("/")[0] for path in set(after) - set(before)} == {"recipe-RandomCrop_1"}
+    assert figures.parts_kept == sum(path.startswith("recipe-Original") for path in before)
     assert not any("Rotate45" in path for path in store_files(changed))
 
 
@@ -147,20 +146,20 @@ def test_an_edited_user_recipe_rewrites_only_its_own_parts(tiny: Config) -> None
         augment = {"recipes": ["Original", "mine"], "user_recipes": {"mine": step}, "sources_per_part": 4}
         config = tiny_config(tiny.data.model_dump(), Path(tiny.run_dir), augment=augment)
         write_store(plan(config))
-        assert set(store_files(config)) == {*part_digests(config), "manifest.json", "quarantine.parquet"}
+        assert set(store_files(config)) == {*part_digests(config), "_manifest.json", "_quarantine.csv"}
         return part_digests(config)
 
     before, after = write(10), write(20)
-    assert {path.split("/")[0] for path in set(before) ^ set(after)} == {"recipe=mine"}
+    assert {path.split("/")[0] for path in set(before) ^ set(after)} == {"recipe-mine"}
     assert not {before[path] for path in set(before) - set(after)} & set(after.values())
 
 
-def test_whole_parts_of_a_run_without_a_manifest_are_kept(tiny: Config) -> None:
+def test_a_run_without_a_manifest_keeps_whole_parts_and_rewrites_a_truncated_one(tiny: Config) -> None:
     write_store(plan(tiny))
     digests = part_digests(tiny)
     paths = {path: Path(tiny.path("store", path)) for path in digests}
     before = file_times(*paths.values())
-    os.remove(tiny.path("store", "manifest.json"))
+    os.remove(tiny.path("store", "_manifest.json"))
     damaged = paths[next(path for path in digests if "Rotate45" in path)]
     os.truncate(damaged, 100)
     figures = write_store(plan(tiny))
@@ -170,7 +169,7 @@ def test_whole_parts_of_a_run_without_a_manifest_are_kept(tiny: Config) -> None:
     assert {path for path in before if after[path] != before[path]} == {damaged}
 
 
-def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tiny: Config) -> None:
+def test_a_second_writer_is_refused_and_a_killed_writer_leaves_no_lock(tiny: Config) -> None:
     script = (
         "import time\nfrom kp_ray.storage import writer_lock\n"
         f"with writer_lock({tiny.path('store')!r}):\n    print('held', flush=True)\n    time.sleep(60)\n"
@@ -188,7 +187,7 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tiny: Config
 # Images that cannot be used.
 
 
-def test_unusable_images_are_quarantined_with_the_reason_until_they_are_repaired(
+def test_unusable_images_are_quarantined_with_a_reason_until_they_are_repaired(
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     data = copy_images(sample_data, tmp_path / "images")
@@ -199,8 +198,7 @@ def test_unusable_images_are_quarantined_with_the_reason_until_they_are_repaired
     missing.unlink()
     config = tiny_config(data, tmp_path / "run")
     assert write_store(plan(config)).quarantined == 3
-    rows = pq.read_table(config.path("store", "quarantine.parquet")).to_pylist()
-    reasons = {row["source"]: row["reason"] for row in rows}
+    reasons = {row["source"]: row["reason"] for row in read_quarantine(Path(config.path("store")))}
     assert "decoded" in reasons[truncated.name]
     assert reasons[empty.name] == "the file is empty"
     assert reasons[missing.name] == "there is no such file"
@@ -211,7 +209,7 @@ def test_unusable_images_are_quarantined_with_the_reason_until_they_are_repaired
     assert read_sources(config) == set(names)
 
 
-def test_a_source_that_one_recipe_refuses_keeps_its_other_rows_whenever_the_recipe_is_added(
+def test_a_source_that_one_recipe_cannot_use_keeps_the_rows_of_its_other_recipes(
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     data = copy_images(sample_data, tmp_path / "images")
@@ -227,32 +225,36 @@ def test_a_source_that_one_recipe_refuses_keeps_its_other_rows_whenever_the_reci
         assert (figures.sources, figures.quarantined) == (11, 2 if "crop" in recipes else 1)
         return config
 
-    write("in_turn", ["Original"])
-    in_turn, at_once = write("in_turn", ["Original", "crop"]), write("at_once", ["Original", "crop"])
-    assert part_digests(in_turn) == part_digests(at_once)
-    assert read_manifest(in_turn.path("store")) == read_manifest(at_once.path("store"))
-    rows = read_table(in_turn.path("store"), columns=["source", "recipe"]).to_pylist()
+    write("two_runs", ["Original"])
+    two_runs, one_run = write("two_runs", ["Original", "crop"]), write("one_run", ["Original", "crop"])
+    assert part_digests(two_runs) == part_digests(one_run)
+    assert read_manifest(two_runs.path("store")) == read_manifest(one_run.path("store"))
+    rows = read_table(two_runs.path("store"), columns=["source", "recipe"]).to_pylist()
     assert [row["recipe"] for row in rows if row["source"] == small] == ["Original"]
     assert len(rows) == 11 + 10
-    quarantined = {(item.source, item.stage) for item in read_manifest(in_turn.path("store")).quarantined}
+    quarantined = {(item.source, item.stage) for item in read_manifest(two_runs.path("store")).quarantined}
     assert quarantined == {(small, recipe_stage("crop")), (empty, UNREADABLE)}
-    assert verify_store(plan(in_turn)) == []
-    write("in_turn", ["Original"])
-    assert {item.source for item in read_manifest(in_turn.path("store")).quarantined} == {empty}
+    assert verify_store(plan(two_runs)) == []
+    write("two_runs", ["Original"])
+    assert {item.source for item in read_manifest(two_runs.path("store")).quarantined} == {empty}
 
 
-def test_a_recipe_larger_than_the_frame_is_refused_on_request(sample_data: dict[str, Any], tmp_path: Path) -> None:
+def test_with_oversize_error_a_crop_larger_than_the_frame_is_quarantined(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
     recipes = ["Original", "CenterCrop_1"]
     config = tiny_config(sample_data, tmp_path / "run", augment={"oversize": "error", "recipes": recipes})
     write_store(plan(config))
     manifest = read_manifest(config.path("store"))
-    assert manifest.num_variants == manifest.num_sources == 12, "the originals are there"
+    assert manifest.num_variants == manifest.num_sources == 12, "only the originals have rows"
     refused = [item for item in manifest.quarantined if item.stage == recipe_stage("CenterCrop_1")]
     assert len(refused) == len(manifest.quarantined) == manifest.num_rows_by_split["train"]
-    assert all("crops 1280x720 px, larger than the 320x180 px frame" in item.reason for item in refused)
+    assert all("its crop of 1280x720 px is larger than the frame (320x180 px)" in item.reason for item in refused)
 
 
-def test_a_source_that_storage_did_not_give_is_tried_again(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_storage_did_not_deliver_is_retried_by_the_next_run(
+    tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planned = plan(tiny)
     chunk, read_bytes = planned.chunks[0], parts.read_bytes
     lost = chunk.sources[0].name
@@ -275,7 +277,7 @@ def test_a_source_that_storage_did_not_give_is_tried_again(tiny: Config, monkeyp
     assert verify_store(planned) == []
 
 
-def test_an_image_that_the_workers_node_does_not_see_is_tried_again(
+def test_an_image_that_is_missing_on_the_workers_node_is_retried_by_the_next_run(
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     config = tiny_config(copy_images(sample_data, tmp_path / "images"), tmp_path / "run")
@@ -290,30 +292,28 @@ def test_an_image_that_the_workers_node_does_not_see_is_tried_again(
     assert write_store(plan(config)).quarantined == 0
 
 
-def test_an_image_folder_without_the_images_costs_no_part(
-    sample_data: dict[str, Any], tiny: Config, tmp_path: Path
-) -> None:
+def test_a_wrong_image_folder_deletes_no_part(sample_data: dict[str, Any], tiny: Config, tmp_path: Path) -> None:
     write_store(plan(tiny))
     before = file_times(*(Path(tiny.path("store", path)) for path in part_digests(tiny)))
     (tmp_path / "empty").mkdir()
     elsewhere = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, Path(tiny.run_dir))
-    with pytest.raises(StoreError, match="not there any more, and the store holds its variants"):
+    with pytest.raises(StoreError, match="this image is missing, and the store holds its variants"):
         write_store(plan(elsewhere))
-    Path(tiny.path("store", "manifest.json")).unlink()
+    Path(tiny.path("store", "_manifest.json")).unlink()
     with pytest.raises(StoreError, match="none of the 12 sources could be used"):
         write_store(plan(elsewhere))
     assert write_store(plan(tiny)).sources == 12
     assert file_times(*before) == before
 
 
-def test_a_lost_image_is_refused_until_its_labels_are_dropped(sample_data: dict[str, Any], tmp_path: Path) -> None:
+def test_a_lost_image_is_refused_until_its_label_is_dropped(sample_data: dict[str, Any], tmp_path: Path) -> None:
     data = copy_images(sample_data, tmp_path / "images")
     config = tiny_config(data, tmp_path / "run")
     write_store(plan(config))
     before = store_files(config)
     lost = tmp_path / "images" / load_annotations(sample_data["annotations"]).images[5]
     lost.rename(tmp_path / "aside.jpg")
-    with pytest.raises(StoreError, match=f"{lost}: not there any more.*1 labelled images are missing in all"):
+    with pytest.raises(StoreError, match=rf"{lost}: this image is missing, .*\(1 labelled images are missing in all\)"):
         write_store(plan(config))
     assert store_files(config) == before
     (tmp_path / "corrections.csv").write_text(f"image,action\n{lost.name},drop\n")
@@ -328,7 +328,7 @@ def test_a_lost_image_is_refused_until_its_labels_are_dropped(sample_data: dict[
 # Failures.
 
 
-def test_parts_that_this_machine_does_not_see_are_no_finished_store(tiny: Config) -> None:
+def test_a_store_with_parts_that_this_machine_does_not_see_is_not_finished(tiny: Config) -> None:
     def delete_one_part(done: int, total: int) -> None:
         if done == total:
             next(iter(Path(tiny.path("store")).rglob("part-*.parquet"))).unlink()
@@ -339,16 +339,16 @@ def test_parts_that_this_machine_does_not_see_are_no_finished_store(tiny: Config
     assert write_store(plan(tiny)).parts_written == 1
 
 
-def test_an_error_of_a_task_keeps_its_class_and_what_to_do(tiny: Config) -> None:
-    path = Path(tiny.path("store"), "recipe=Original")
+def test_an_error_in_a_task_keeps_its_class_and_its_advice(tiny: Config) -> None:
+    path = Path(tiny.path("store"), "recipe-Original")
     path.parent.mkdir(parents=True)
     path.write_text("a file where a folder must be")
-    with pytest.raises(StorageError, match=r"recipe=Original.*cannot be written.*finished parts are kept") as error:
+    with pytest.raises(StorageError, match=r"recipe-Original.*cannot be written.*finished parts are kept") as error:
         write_store(plan(tiny))
     assert "Ray" not in str(error.value)
 
 
-def test_a_damaged_part_is_written_again_without_verify(tiny: Config) -> None:
+def test_augment_rewrites_a_truncated_part_without_verify(tiny: Config) -> None:
     write_store(plan(tiny))
     before, part = part_digests(tiny), training_part(tiny)
     os.truncate(part, part.stat().st_size // 2)

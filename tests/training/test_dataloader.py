@@ -30,7 +30,7 @@ def config(tmp_path: Path) -> Config:
 
 def train_parts(config: Config) -> list[Path]:
     """List the training parts in the manifest's order: `Original`, then `Rotate45_CenterCrop`."""
-    return [next(Path(config.path("store")).glob(f"recipe={name}/part-00000-*")) for name in ("Original", "Rotate45*")]
+    return [next(Path(config.path("store")).glob(f"recipe-{name}/part-00000-*")) for name in ("Original", "Rotate45*")]
 
 
 def change_row(path: Path, number: int, **values: Any) -> None:

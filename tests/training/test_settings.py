@@ -50,7 +50,7 @@ def test_settings_that_decide_nothing_may_change(recorded: Config) -> None:
 
 
 def test_another_store_is_refused(recorded: Config) -> None:
-    path = Path(recorded.path("store", "manifest.json"))
+    path = Path(recorded.path("store", "_manifest.json"))
     path.write_text(path.read_text().replace('"seed": ', '"seed": 1'))
     with pytest.raises(RunStateError, match="was made with the store"):
         check_settings(recorded)

@@ -1,0 +1,61 @@
+"""The names of the files in a store's folder, and those of the former layout.
+
+Data frame libraries open the folder as it is (tests/store/test_readers.py), for three reasons. Every file that is not a
+part begins with `_`, or with `.` if it is temporary: pyarrow, pandas and Ray Data skip both, Hugging Face `datasets`
+skips the latter. Only parts end in `.parquet`, so the pattern `**/*.parquet` of DuckDB and Polars matches nothing else.
+The folder of a recipe is not called `recipe=NAME`: pyarrow and pandas would add a second column `recipe`, of another
+type.
+
+In the former layout, of schema 2, parts are in `recipe=NAME/`, and the other files are called `manifest.json` and
+`quarantine.parquet`. Such a store is read as it is, and `augment` converts it (`convert_layout`).
+"""
+
+from kp_ray.storage import exists, join
+
+MANIFEST_NAME, QUARANTINE_NAME = "_manifest.json", "_quarantine.csv"
+FORMER_MANIFEST_NAME, FORMER_QUARANTINE_NAME = "manifest.json", "quarantine.parquet"
+_PREFIX, _FORMER_PREFIX = "recipe-", "recipe="
+
+
+def part_path(recipe: str, name: str) -> str:
+    """Return the path inside the store of the part `name` of a recipe."""
+    return f"{_PREFIX}{recipe}/{name}"
+
+
+def is_in_recipe_folder(path: str) -> bool:
+    """Return whether a path inside the store is, or is in, the folder of a recipe."""
+    return path.startswith(_PREFIX)
+
+
+def is_in_former_recipe_folder(path: str) -> bool:
+    """Return whether a path inside the store is, or is in, the folder of a recipe in the former layout."""
+    return path.startswith(_FORMER_PREFIX)
+
+
+def current_path(path: str) -> str:
+    """Return the path that a part, given by its path in either layout, has in the current layout."""
+    return _PREFIX + path.removeprefix(_FORMER_PREFIX) if is_in_former_recipe_folder(path) else path
+
+
+def former_path(path: str) -> str:
+    """Return the path that a part, given by its path in either layout, has in the former layout."""
+    return _FORMER_PREFIX + path.removeprefix(_PREFIX) if is_in_recipe_folder(path) else path
+
+
+def find_manifest(store: str) -> str | None:
+    """Return the path of a store's manifest in either layout; None if there is no finished store.
+
+    Raises:
+        StorageError: the storage does not answer or refuses.
+    """
+    paths = (join(store, MANIFEST_NAME), join(store, FORMER_MANIFEST_NAME))
+    return next((path for path in paths if exists(path)), None)
+
+
+def has_store(store: str) -> bool:
+    """Return whether a folder holds a finished store, in either layout.
+
+    Raises:
+        StorageError: the storage does not answer or refuses.
+    """
+    return find_manifest(store) is not None
