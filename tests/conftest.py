@@ -1,4 +1,4 @@
-"""Fixtures of all tests: one Ray cluster and one generated data set per test process."""
+"""Fixtures for all tests: one Ray cluster and one generated data set per test process."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the clusters of tests listen on loopback and are short-lived
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # clusters of tests are short-lived and listen on loopback only
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # two test processes share the cores
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -21,11 +21,11 @@ from tests.helpers.data import tiny_config
 settings.register_profile("siege", max_examples=12_000)  # used by `make test-faults`
 
 LONGEST_FIRST = ("test_jobs.py", "faults", "training", "tuning", "prediction", "test_pipeline.py", "test_api.py")
-"""Files and folders of `tests/` that take minutes."""
+"""Files and folders in `tests/` whose tests take minutes, the slowest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest files first, so that no test process is idle while the last file runs in another."""
+    """Run the slowest files first, so that the test processes finish at about the same time."""
     tests = Path(__file__).parent
     rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.relative_to(tests).parts[0], len(rank)))
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """Start a local Ray cluster with 4 logical CPUs, whatever the machine has."""
+    """Start a local Ray cluster with 4 logical CPUs on any machine."""
     import ray
 
     ray.init(address="local", num_cpus=4, include_dashboard=True, logging_level="ERROR", log_to_driver=False)
@@ -43,12 +43,12 @@ def ray_cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def sample_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Generate 12 labelled and 10 test frames of 320x180 pixels; returns the `data` section of a config."""
+    """Generate 12 labelled and 10 test frames of 320x180 pixels; return the `data` section of a config."""
     folder = tmp_path_factory.mktemp("sample")
     return make_sample(str(folder), num_images=12, width=320, height=180, seed=3, num_processes=1).data
 
 
 @pytest.fixture
 def tiny(sample_data: dict[str, Any], tmp_path: Path) -> Config:
-    """Build a config over the generated frames with which every stage takes seconds."""
+    """Build a config for the generated frames with which every stage takes seconds."""
     return tiny_config(sample_data, tmp_path / "run")

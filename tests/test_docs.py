@@ -1,4 +1,4 @@
-"""README and docs: every command, make target, file, link and setting they name exists, and their Python runs."""
+"""README and docs: all commands, files, links and settings that a page names exist, and its Python code runs."""
 
 import re
 import shlex
@@ -20,11 +20,11 @@ from tests.helpers.stores import write_small_store
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 VERBS: dict[str, click.Command] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-UsageError = typer.BadParameter.__mro__[1]  # Typer carries its own copy of Click
+UsageError = typer.BadParameter.__mro__[1]  # not `click.UsageError`: Typer bundles a Click of its own
 
 
 def code_blocks(text: str) -> Iterator[tuple[str, str]]:
-    """Find the code blocks of a page, fenced or indented, as (language, content)."""
+    """Yield (language, content) of each fenced or indented code block of a page; "" if it names no language."""
     yield from re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     plain = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     for block in re.findall(r"(?:^ {4}.*\n)+", plain, re.MULTILINE):
@@ -32,7 +32,7 @@ def code_blocks(text: str) -> Iterator[tuple[str, str]]:
 
 
 def find_commands(text: str) -> list[list[str]]:
-    """Find every command of a page, in code blocks and in running text, split into words, without comments."""
+    """Return the words of every command on a page, in code blocks and in running text, without comments."""
     lines = [line for _, block in code_blocks(text) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     lines += re.findall(r"`([^`\n]+)`", text)
     starts = ("kp-ray ", "make ", "python ", "python3 ", "ray ", "RAY_AUTH_MODE=token ray ")
@@ -47,7 +47,7 @@ COMMANDS = [
 
 
 def parse(words: list[str]) -> click.Context:
-    """Parse `kp-ray VERB ...` as the command line would, without running it."""
+    """Parse `kp-ray VERB ...` as the command line does, without running it."""
     verb = VERBS.get(words[1])
     assert verb is not None, f"no such verb: {words[1]}"
     return verb.make_context(words[1], list(words[2:]))
@@ -59,7 +59,7 @@ def test_every_command_exists(words: list[str]) -> None:
 
 
 def check_command(words: list[str]) -> None:
-    """Fail if a verb, option, setting, make target, script or command of Ray does not exist."""
+    """Fail if a command names a verb, option, setting, make target, script or Ray command that does not exist."""
     words = [word for word in words if not re.fullmatch(r"RAY_\w+=\S+", word)]
     if words[0] == "kp-ray":
         words = [words[0], *(word for word in words[1:] if word not in ("-q", "-v"))]
@@ -100,7 +100,7 @@ def test_links_and_files_that_a_page_names_exist(page: Path) -> None:
 
 
 def setting_names(section: type[Any], prefix: str = "") -> Iterator[str]:
-    """List the dotted names of a section's settings."""
+    """Yield the dotted names of all settings of a config section."""
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}"
         if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
@@ -109,13 +109,13 @@ def setting_names(section: type[Any], prefix: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_settings_that_a_page_names_exist(page: Path) -> None:
-    known = set(setting_names(Config))
+    existing = set(setting_names(Config))
     sections = "|".join(
         name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")
     )
     named = re.findall(rf"`((?:{sections})\.\w+)(?=[`:.= ])", page.read_text(encoding="utf-8"))
     files = ("train.py", "tune.py", "augment.py", "predict.py", "predict.json", "augment.json", "cluster.yaml")
-    assert [name for name in named if name not in known and name not in files] == []
+    assert [name for name in named if name not in existing and name not in files] == []
 
 
 PYTHON = [
@@ -129,7 +129,7 @@ PYTHON = [
 
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_in_the_docs_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder holds a small store at the path that the pages use."""
+    """Run the code in a folder that holds a small store at the path that the pages use."""
     write_small_store(tmp_path / "runs" / "demo" / "store")
     monkeypatch.chdir(tmp_path)
     for name in re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE):

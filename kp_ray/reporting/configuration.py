@@ -1,4 +1,4 @@
-"""Section "Configuration": the config of the run and the installed versions."""
+"""Section "Configuration": the run's config and the installed versions."""
 
 import platform
 from dataclasses import dataclass
@@ -16,19 +16,24 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class ConfigurationSection:
-    """The resolved config, and name and version of each package where the report is written."""
+    """The run's config and the installed versions.
+
+    Attributes:
+        config_yaml: the resolved config as YAML, without credentials.
+        versions: (name, version) of Python and of each installed package, on the machine that writes the report.
+    """
 
     config_yaml: str
     versions: tuple[tuple[str, str], ...]
 
 
 def configuration_section(config: Config) -> ConfigurationSection:
-    """Build the section from config.yaml of the run folder; from `config` if there is none."""
+    """Build the section from the run folder's config.yaml, or from `config` if that file is missing."""
     text = read_text(config.path("config.yaml")) or config.to_yaml()
-    return ConfigurationSection(hide_credentials(text), (("Python", platform.python_version()), *_versions()))
+    return ConfigurationSection(hide_credentials(text), (("Python", platform.python_version()), *_package_versions()))
 
 
-def _versions() -> list[tuple[str, str]]:
+def _package_versions() -> list[tuple[str, str]]:
     versions = []
     for package in _PACKAGES:
         try:

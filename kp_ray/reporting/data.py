@@ -11,7 +11,7 @@ from kp_ray.reporting.run_files import RunFiles
 from kp_ray.storage import exists
 
 NUM_EXAMPLES = 3
-"""Number of findings shown per kind, and of frame sizes."""
+"""Maximum number of findings shown per kind, and of frame sizes shown."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class FindingKind:
 
     Attributes:
         level: "error" or "warning".
-        kind: as in check.csv.
-        count: number of findings.
-        examples: the first of them.
+        kind: name of the kind, as in check.csv.
+        count: number of findings of this kind.
+        examples: the first NUM_EXAMPLES of them.
     """
 
     level: str
@@ -38,7 +38,7 @@ class SplitSide:
     Attributes:
         name: "train" or "val".
         num_variants: number of variants in the store.
-        num_units: number of units (e.g. scenes) that are split; 0 if it is not known.
+        num_units: number of scenes on this side, or of other units if `split.by` names other ones; 0 if unknown.
     """
 
     name: str
@@ -52,13 +52,13 @@ class DataSection:
 
     Attributes:
         num_findings: number of findings of `check`; None if it did not run.
-        kinds: findings by kind, errors first, the most frequent first.
+        kinds: the findings by kind: errors before warnings, then by falling count.
         num_sources: number of sources in the store; None without a store.
         num_keypoints: number of keypoints of the skeleton; 0 without a store.
-        sides: the sides of the split.
-        cameras: names.
-        frame_sizes: "WIDTHxHEIGHT" of the sources, "..." at the end if there are more.
-        split: the config's section.
+        sides: the sides of the split; empty without a store.
+        cameras: sorted names of the cameras.
+        frame_sizes: "WIDTHxHEIGHT" of the sources; a last "..." stands for all sizes after the first NUM_EXAMPLES.
+        split: the config's `split` section.
     """
 
     num_findings: int | None
@@ -72,7 +72,7 @@ class DataSection:
 
 
 def data_section(config: Config, files: RunFiles) -> DataSection | None:
-    """Build the section; None without a store and without check.csv."""
+    """Build the section; None if there is neither a store nor check.csv."""
     path, manifest = config.path(FINDINGS_FILE), files.manifest
     findings = read_findings(path) if exists(path) else None
     if findings is None and manifest is None:
@@ -95,7 +95,10 @@ def _group_findings(findings: list[Finding]) -> tuple[FindingKind, ...]:
     groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         groups[finding.level, finding.kind].append(finding)
-    kinds = [FindingKind(*key, len(group), tuple(group[:NUM_EXAMPLES])) for key, group in groups.items()]
+    kinds = [
+        FindingKind(level, kind, count=len(group), examples=tuple(group[:NUM_EXAMPLES]))
+        for (level, kind), group in groups.items()
+    ]
     return tuple(sorted(kinds, key=lambda kind: (kind.level != "error", -kind.count)))
 
 

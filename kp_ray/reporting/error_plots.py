@@ -13,28 +13,33 @@ from kp_ray.reporting.run_files import RunFiles
 from kp_ray.visualization.plots import plot_bars, plot_curves
 
 _NOT_FOUND_PX = -1e6
-"""Coordinate of the points of a person who was not found, far from any truth."""
+"""Coordinate given to every point of a person that a member did not find, so that all thresholds count it as wrong."""
 
 Curve = tuple[list[float], list[float]]
-"""x and y."""
+"""The x values and the y values of a curve."""
 
 
 @dataclass(frozen=True)
 class ErrorSection:
-    """RMSE per keypoint and per camera, PCK and OKS curves, as far as they are known."""
+    """Plots of the errors.
+
+    Attributes:
+        figures: RMSE per keypoint and per camera if there is an evaluation, PCK and OKS curves if there is ground
+            truth.
+    """
 
     figures: tuple[Figure, ...]
 
 
 def error_section(files: RunFiles) -> ErrorSection | None:
-    """Build the section; None without an evaluation and without predictions that have a truth."""
+    """Build the section; None if there is neither an evaluation nor a prediction with ground truth."""
     bars = _error_bars(files.evaluation) if files.evaluation else []
     curves = _success_curves(files, files.truth) if files.truth else []
     return ErrorSection((*bars, *curves)) if bars or curves else None
 
 
 def _error_bars(evaluation: RunEvaluation) -> list[Figure]:
-    """Plot the RMSE per keypoint and per camera with its confidence intervals."""
+    """Plot RMSE per keypoint and per camera, each with its confidence interval."""
     figures = []
     for kind, labels, rows in (
         ("keypoint", [*evaluation.by_keypoint], [*evaluation.by_keypoint.values()]),
@@ -48,9 +53,12 @@ def _error_bars(evaluation: RunEvaluation) -> list[Figure]:
 
 
 def _success_curves(files: RunFiles, truth: Annotations) -> list[Figure]:
-    """Plot PCK over the distance and the share of images over their OKS, for each member and the submission."""
+    """Plot PCK over the distance threshold, and the share of images over the OKS threshold.
+
+    Each plot has one curve per member and one of the submission.
+    """
     pck_curves, oks_curves = {}, {}
-    for name, images, keypoints in _predicted(files, truth):
+    for name, images, keypoints in _named_predictions(files, truth):
         curves = _pck_and_oks(images, keypoints, truth)
         if curves:
             pck_curves[name], oks_curves[name] = curves
@@ -64,32 +72,38 @@ def _success_curves(files: RunFiles, truth: Annotations) -> list[Figure]:
     ]
 
 
-def _predicted(files: RunFiles, truth: Annotations) -> list[tuple[str, tuple[str, ...], FloatArray]]:
-    """Return name, images and keypoints (N, K, 3) of each member, then of the submission."""
-    predicted: list[tuple[str, tuple[str, ...], FloatArray]] = []
+def _named_predictions(files: RunFiles, truth: Annotations) -> list[tuple[str, tuple[str, ...], FloatArray]]:
+    """Return (name, images, keypoints (N, K, 3)) of each member and then of the submission, named "ensemble"."""
+    named: list[tuple[str, tuple[str, ...], FloatArray]] = []
     if files.predictions is not None:
         members = zip(files.predictions.members, files.predictions.keypoints, strict=True)
-        predicted += [(name, files.predictions.images, keypoints) for name, keypoints in members]
+        named += [(name, files.predictions.images, keypoints) for name, keypoints in members]
     if files.submission is not None and files.submission.skeleton.names == truth.skeleton.names:
-        predicted.append(("ensemble", files.submission.images, files.submission.keypoints))
-    return predicted
+        named.append(("ensemble", files.submission.images, files.submission.keypoints))
+    return named
 
 
 def _pck_and_oks(images: tuple[str, ...], keypoints: FloatArray, truth: Annotations) -> tuple[Curve, Curve] | None:
-    """Compute both curves of the images that have a labelled truth; None if no image has one."""
+    """Compute the PCK curve and the OKS curve over the images with a labelled ground truth; None if no image has one.
+
+    Args:
+        images: N names.
+        keypoints: (N, K, 3) predicted x, y and score; NaN where nobody was found.
+        truth: labels of the same K keypoints; otherwise the result is None.
+    """
     truth_rows = {image: row for row, image in enumerate(truth.images)}
-    known = [row for row, image in enumerate(images) if image in truth_rows]
-    labels = truth.keypoints[[truth_rows[images[row]] for row in known]]
+    rows = [row for row, image in enumerate(images) if image in truth_rows]
+    labels = truth.keypoints[[truth_rows[images[row]] for row in rows]]
     labelled = np.asarray(np.isfinite(labels[..., 0]).any(axis=1))
     if keypoints.shape[1] != labels.shape[1] or not labelled.any():
         return None
     labels = labels[labelled]
-    predicted = np.nan_to_num(keypoints[known][labelled], nan=_NOT_FOUND_PX)
+    predicted = np.nan_to_num(keypoints[rows][labelled], nan=_NOT_FOUND_PX)
     sizes = np.nanmax(labels[..., :2], axis=1) - np.nanmin(labels[..., :2], axis=1)
-    errors, longest = point_errors(predicted, labels), sizes.max(axis=1)
+    errors, longer_sides = point_errors(predicted, labels), sizes.max(axis=1)
     similarities = oks(predicted, labels, truth.skeleton, sizes.prod(axis=1))
     shares, thresholds = np.linspace(0, 0.2, 41).tolist(), np.linspace(0.5, 1, 51).tolist()
     return (
-        (shares, [pck(errors, longest, share) or 0.0 for share in shares]),
+        (shares, [pck(errors, longer_sides, share) or 0.0 for share in shares]),
         (thresholds, [float((similarities >= threshold).mean()) for threshold in thresholds]),
     )

@@ -1,4 +1,4 @@
-"""Format numbers, text and pictures for the page."""
+"""Format numbers, texts and images for the page."""
 
 import base64
 import re
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from kp_ray.images import Image, encode_bgr
 
 MAX_ROWS = 100
-"""Maximum number of rows of a table in the page; the run folder's files hold all."""
+"""Maximum number of rows of a table in the page; the files of the run folder hold all rows."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of the page.
+    """An image of the page.
 
     Attributes:
         uri: `data:` URI with the whole content.
-        alt: text for readers who do not see it.
+        alt: description for readers who cannot see the image.
     """
 
     uri: str
@@ -24,7 +24,10 @@ class Figure:
 
 
 def format_number(value: float | int | str | None) -> str:
-    """Format a number with four significant digits and commas between thousands; None is "-", a text stays as it is."""
+    """Format a number with four significant digits and commas between thousands.
+
+    None becomes "-"; a text is returned unchanged.
+    """
     if value is None:
         return "-"
     if isinstance(value, str | bool):
@@ -35,12 +38,12 @@ def format_number(value: float | int | str | None) -> str:
 
 
 def hide_credentials(text: str) -> str:
-    """Replace the user and password of URLs by `***`, because a report is passed on to others."""
+    """Replace user and password in every URL by `***`, because reports are shared."""
     return re.sub(r"(://)[^/\s@]+@", r"\1***@", text)
 
 
 def svg_figure(svg: bytes, alt: str) -> Figure:
-    """Embed an SVG."""
+    """Embed an SVG in a `data:` URI."""
     return Figure(f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}", alt)
 
 

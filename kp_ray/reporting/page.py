@@ -1,7 +1,8 @@
 """The report: one self-contained HTML page about a run folder.
 
-Each section module builds its section from files of the run folder, and returns None without them, so that a run that
-has only augmented, or only trained, has a report too. `report.html.jinja` lays them out and escapes their texts.
+Each section has a module, which builds the section from files of the run folder. Without these files it returns None,
+and the page leaves the section out, so that every run has a report, however few stages it has finished.
+`report.html.jinja` lays the sections out and escapes their texts.
 """
 
 from datetime import UTC, datetime
@@ -32,11 +33,11 @@ def write_report(config: Config) -> str:
     """Write `<run_dir>/report.html` and return its path.
 
     Raises:
-        RunStateError: there is no run folder.
-        KpRayError: a file of the run folder is damaged.
+        RunStateError: the run folder does not exist.
+        KpRayError: a file in the run folder is damaged.
     """
     if not exists(config.run_dir):
-        raise RunStateError(f"{config.run_dir}: there is no such run folder: set run_dir, or run a stage first")
+        raise RunStateError(f"{config.run_dir}: the run folder does not exist: set run_dir, or run a stage first")
     files = read_run_files(config)
     html = _template().render(
         title=PurePosixPath(config.run_dir).name,

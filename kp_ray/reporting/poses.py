@@ -1,4 +1,4 @@
-"""Section "Poses and visibility": poses of the data, and their position, tilt and size by recipe."""
+"""Section "Poses and visibility": the poses of the sources, and by recipe the visible keypoints, tilts and sizes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from kp_ray.reporting.samples import VariantSample
 from kp_ray.visualization.plots import plot_distributions, plot_percentages, plot_poses
 
 MAX_POSES = 400
-"""Maximum number of poses drawn over each other."""
+"""Maximum number of poses that a panel draws over each other."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class PoseSection:
     """Plots of the store's poses.
 
     Attributes:
-        grid: table of the share of visible keypoints, by recipe and keypoint.
-        figures: overlaid poses, tilt and size, as far as they are known.
-        max_variants: largest number of variants of a recipe in the plots.
+        grid: table of the share of variants in which a keypoint is visible, by recipe and keypoint.
+        figures: overlaid poses, tilts and sizes; a plot without data is left out.
+        max_variants: number of variants of the recipe that has most of them in the plots.
     """
 
     grid: Figure
@@ -31,23 +31,27 @@ class PoseSection:
 
 
 def pose_section(files: RunFiles) -> PoseSection | None:
-    """Build the section; None without readable variants."""
+    """Build the section; None if no variant of a store can be read."""
     samples = {name: sample for name, sample in files.samples.items() if len(sample.keypoints)}
     skeleton = files.store_skeleton
     if not samples or skeleton is None:
         return None
     shares = np.array([sample.visible.mean(axis=0) for sample in samples.values()])
-    grid = plot_percentages([*samples], skeleton.names, shares, "Points inside the picture, in percent")
+    grid = plot_percentages([*samples], skeleton.names, shares, "Points inside the image, in percent")
     figures = [_overlaid_poses(files, samples, skeleton), _tilts(samples, skeleton), _sizes(samples)]
     return PoseSection(
-        grid=svg_figure(grid, "Share of variants in which a keypoint is inside the picture, by recipe"),
+        grid=svg_figure(grid, "Share of variants in which a keypoint is inside the image, by recipe"),
         figures=tuple(figure for figure in figures if figure is not None),
         max_variants=max(len(sample.keypoints) for sample in samples.values()),
     )
 
 
 def _overlaid_poses(files: RunFiles, samples: Mapping[str, VariantSample], skeleton: Skeleton) -> Figure | None:
-    """Plot the original poses by split, and the predicted ones if they have the same keypoints."""
+    """Plot the poses of the sources by split, and the poses of the submission if it has the same keypoints.
+
+    Returns:
+        None if there is neither a variant of the recipe Original nor a submission.
+    """
     poses: dict[str, FloatArray] = {}
     if "Original" in samples:
         original = samples["Original"]
@@ -58,11 +62,12 @@ def _overlaid_poses(files: RunFiles, samples: Mapping[str, VariantSample], skele
     poses = {label: _normalize(keypoints[:MAX_POSES]) for label, keypoints in poses.items() if len(keypoints)}
     if not poses:
         return None
-    svg = plot_poses(poses, skeleton, "Poses of the originals, one over the other")
-    return svg_figure(svg, "Skeletons laid over each other, by split")
+    svg = plot_poses(poses, skeleton, "Poses, drawn over each other")
+    return svg_figure(svg, "Skeletons drawn over each other, by split")
 
 
 def _tilts(samples: Mapping[str, VariantSample], skeleton: Skeleton) -> Figure | None:
+    """Plot the tilt of the torso by recipe; None if no variant has the keypoints that it needs."""
     tilts = [_tilt_deg(sample.keypoints, skeleton) for sample in samples.values()]
     if not any(np.isfinite(tilt).any() for tilt in tilts):
         return None
@@ -71,17 +76,24 @@ def _tilts(samples: Mapping[str, VariantSample], skeleton: Skeleton) -> Figure |
 
 
 def _sizes(samples: Mapping[str, VariantSample]) -> Figure:
+    """Plot the height of the person's box by recipe, in percent of the image's height."""
     heights = [100 * (sample.boxes[:, 3] - sample.boxes[:, 1]) / sample.sizes[:, 1] for sample in samples.values()]
-    svg = plot_distributions([*samples], heights, "box height, % of the picture's", "Size of the person")
+    svg = plot_distributions([*samples], heights, "box height, % of the image's", "Size of the person")
     return svg_figure(svg, "How large the person is, by recipe")
 
 
 def _tilt_deg(keypoints: FloatArray, skeleton: Skeleton) -> FloatArray:
-    """Measure the angle (n,) of the line from hips to neck (or shoulders) from upright, clockwise positive.
+    """Measure the angle between the torso and the vertical, in degrees, positive clockwise.
+
+    The torso is the line from the middle of the hips to the neck, or to the middle of the shoulders if the skeleton has
+    no neck.
 
     Args:
         keypoints: (n, K, 3) x, y, v in pixels.
-        skeleton: of K keypoints; without those points all angles are NaN.
+        skeleton: the K keypoints.
+
+    Returns:
+        (n,) angles; NaN if the skeleton lacks the hips or both the neck and the shoulders.
     """
     top_names = ["neck"] if "neck" in skeleton.names else ["left_shoulder", "right_shoulder"]
     ends = [top_names, ["left_hip", "right_hip"]]
@@ -93,7 +105,14 @@ def _tilt_deg(keypoints: FloatArray, skeleton: Skeleton) -> FloatArray:
 
 
 def _normalize(keypoints: FloatArray) -> FloatArray:
-    """Shift poses (n, K, 3) to their mean point and scale them by their RMS distance from it; returns (n, K, 2)."""
+    """Move the mean point of each pose to the origin, and scale the RMS distance of its points from there to 1.
+
+    Args:
+        keypoints: (n, K, 3) x, y, v; points with v = 0 are ignored.
+
+    Returns:
+        (n, K, 2); NaN for ignored points.
+    """
     labelled = keypoints[..., 2:] > 0
     xy = np.where(labelled, keypoints[..., :2], np.nan)
     count = np.maximum(labelled.sum(axis=1, keepdims=True), 1)

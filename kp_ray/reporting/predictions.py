@@ -1,4 +1,4 @@
-"""Build the section "Predictions": the worst, the filled and the most disputed images."""
+"""Section "Predictions": the worst images, the filled images, and those in which the members differ most."""
 
 import re
 from collections import Counter
@@ -8,29 +8,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from kp_ray.config.schema import Config
-from kp_ray.data.annotations import Annotations
-from kp_ray.keypoints import Skeleton
 from kp_ray.metrics import point_errors
 from kp_ray.prediction.predictions import Predictions
 from kp_ray.prediction.records import FilledImage, ImageError
 from kp_ray.reporting.formatting import format_number
-from kp_ray.reporting.pictures import Overlay, overlay_uri
+from kp_ray.reporting.overlays import Overlay, overlay_uri
 from kp_ray.reporting.run_files import RunFiles
 from kp_ray.visualization.colors import SERIES, TRUTH, series_color
 
-MAX_PICTURES = 12
-"""Maximum number of pictures of worst, of disputed and of filled images."""
+MAX_TILES = 12
+"""Maximum number of tiles per group: of worst, of filled and of disputed images."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture with a caption.
+    """A test image with skeletons and a caption.
 
     Attributes:
         image: name of the image.
-        uri: `data:` URI of the picture.
-        value: first word of the caption, e.g. the error.
-        note: rest of the caption.
+        uri: `data:` URI of the drawn image.
+        value: first part of the caption, in bold, e.g. the error.
+        note: second part of the caption.
     """
 
     image: str
@@ -46,7 +44,7 @@ class ImageList:
     Attributes:
         heading: title of the list.
         column: title of the values.
-        rows: image and value.
+        rows: (image, value) pairs.
     """
 
     heading: str
@@ -56,20 +54,21 @@ class ImageList:
 
 @dataclass(frozen=True)
 class PredictionSection:
-    """Pictures and lists of predicted images.
+    """Tiles and lists of predicted images.
 
     Attributes:
-        num_images: number of images in predictions.parquet.
-        has_truth: True if the pictures show the truth.
-        num_filled: number of images in which no member found a person at the usual score; None if it is not known.
+        num_images: number of images in predictions.parquet; 0 without that file.
+        has_truth: True if the tiles show the ground truth.
+        num_filled: number of images in which no member found a person at the usual score; None if unknown.
         fallbacks: number of filled images by fallback.
-        worst: pictures of the images with the largest RMSE.
-        filled: pictures of the filled images.
-        disputed: pictures of the images in which the members differ most.
-        median_spread_px: RMS distance of the members' points from their mean, in the median image.
-        members: name and colour ("#rrggbb") of each member.
-        num_lost: by member, number of images in which it found nobody, if there are any.
-        lists: all worst and all filled images.
+        worst: tiles of the images with the largest RMSE.
+        filled: tiles of the filled images.
+        disputed: tiles of the images in which the members differ most.
+        median_spread_px: median over the images of the spread, which is the RMS distance of the members' points from
+            their mean; None if no image has two members' predictions.
+        members: name and color ("#rrggbb") of each member.
+        num_lost: member -> number of images in which it found nobody; members that lost no image are left out.
+        lists: a list of the worst and a list of the filled images; empty lists are left out.
     """
 
     num_images: int
@@ -86,7 +85,7 @@ class PredictionSection:
 
 
 def prediction_section(config: Config, files: RunFiles) -> PredictionSection | None:
-    """Build the section; None without predictions, a submission and an evaluation."""
+    """Build the section; None if there are no predictions, no submission and no evaluation."""
     worst: tuple[ImageError, ...] = files.evaluation.worst if files.evaluation else ()
     filled = _filled_images(files)
     if not worst and filled is None and files.submission is None and files.predictions is None:
@@ -102,16 +101,18 @@ def prediction_section(config: Config, files: RunFiles) -> PredictionSection | N
         filled=_tiles(config, files, {row.image: row.how for row in filled or ()}, ""),
         disputed=_disputed_tiles(config, files, predictions, spreads) if predictions else (),
         median_spread_px=float(np.median([*spreads.values()])) if spreads else None,
-        members=tuple(
-            (name, SERIES[member_index % len(SERIES)])
-            for member_index, name in enumerate(predictions.members if predictions else ())
-        ),
+        members=_member_colors(predictions) if predictions else (),
         num_lost=_count_lost(predictions) if predictions else {},
         lists=_build_lists(worst, filled or ()),
     )
 
 
+def _member_colors(predictions: Predictions) -> tuple[tuple[str, str], ...]:
+    return tuple((name, SERIES[index % len(SERIES)]) for index, name in enumerate(predictions.members))
+
+
 def _filled_images(files: RunFiles) -> tuple[FilledImage, ...] | None:
+    """Return the filled images that evaluation.json lists, or else predict.json; None without these files."""
     if files.evaluation is not None:
         return files.evaluation.filled
     return files.details.filled if files.details is not None else None
@@ -122,20 +123,20 @@ def _build_lists(worst: tuple[ImageError, ...], filled: tuple[FilledImage, ...])
         ImageList("Worst images as a list", "RMSE (px)", tuple((row.image, format_number(row.rmse)) for row in worst)),
         ImageList("Images filled by a fallback", "fallback", tuple((row.image, row.how) for row in filled)),
     )
-    return tuple(images for images in lists if images.rows)
+    return tuple(image_list for image_list in lists if image_list.rows)
 
 
 def _tiles(config: Config, files: RunFiles, values: Mapping[str, str], unit: str) -> tuple[Tile, ...]:
-    """Draw truth and submission over the first images of `values`; images that cannot be shown are left out.
+    """Draw ground truth and submission over the first MAX_TILES images; leave out images that cannot be read.
 
     Args:
         config: names the image folders.
-        files: of the run.
-        values: value by image, shown in the caption.
-        unit: after the value; with it comes the keypoint with the largest error, if it is known.
+        files: the run's files.
+        values: image -> value in the caption.
+        unit: unit of the values. If it is not empty, the caption also names the keypoint with the largest error.
     """
     tiles = []
-    for image, value in list(values.items())[:MAX_PICTURES]:
+    for image, value in list(values.items())[:MAX_TILES]:
         overlays: list[Overlay] = [
             (labels.keypoints[labels.images.index(image)], labels.skeleton, color)
             for labels, color in ((files.truth, TRUTH), (files.submission, None))
@@ -143,12 +144,13 @@ def _tiles(config: Config, files: RunFiles, values: Mapping[str, str], unit: str
         ]
         uri = overlay_uri(config, image, overlays)
         if uri:
-            tiles.append(Tile(image, uri, value, f"{unit}{_worst_point(image, files)}" if unit else ""))
+            note = f"{unit}{_describe_worst_point(image, files)}" if unit else ""
+            tiles.append(Tile(image, uri, value, note))
     return tuple(tiles)
 
 
-def _worst_point(image: str, files: RunFiles) -> str:
-    """Describe the predicted keypoint of an image that is farthest from the truth; "" if it is not known."""
+def _describe_worst_point(image: str, files: RunFiles) -> str:
+    """Describe the keypoint of an image whose prediction is farthest from the ground truth; "" if that is unknown."""
     truth, submission = files.truth, files.submission
     if truth is None or submission is None or truth.skeleton.names != submission.skeleton.names:
         return ""
@@ -165,12 +167,20 @@ def _worst_point(image: str, files: RunFiles) -> str:
 def _disputed_tiles(
     config: Config, files: RunFiles, predictions: Predictions, spreads: Mapping[int, float]
 ) -> tuple[Tile, ...]:
-    """Draw every member's prediction over the images with the largest spread."""
-    skeleton = _skeleton(files.truth, files.submission)
+    """Draw every member's prediction over the MAX_TILES images with the largest spread.
+
+    Args:
+        config: names the image folders.
+        files: the run's files; the ground truth or the submission gives the skeleton.
+        predictions: the members' predictions.
+        spreads: row of the image -> spread in pixels, largest first.
+    """
+    labels = files.truth if files.truth is not None else files.submission
+    skeleton = labels.skeleton if labels is not None else None
     if skeleton is None or predictions.keypoints.shape[2] != len(skeleton):
         return ()
     tiles = []
-    for row, spread_px in list(spreads.items())[:MAX_PICTURES]:
+    for row, spread_px in list(spreads.items())[:MAX_TILES]:
         overlays: list[Overlay] = [
             (keypoints, skeleton, series_color(member))
             for member, keypoints in enumerate(predictions.keypoints[:, row])
@@ -181,15 +191,11 @@ def _disputed_tiles(
     return tuple(tiles)
 
 
-def _skeleton(*candidates: Annotations | None) -> Skeleton | None:
-    return next((labels.skeleton for labels in candidates if labels is not None), None)
-
-
 def _spreads(predictions: Predictions) -> dict[int, float]:
-    """Compute the RMS distance in pixels of the members' points from their mean, per image.
+    """Compute per image the spread: the RMS distance in pixels of the members' points from their mean.
 
     Returns:
-        Row of the image -> distance, largest first; images in which fewer than two members found a person are left out.
+        Row of the image -> spread, largest first. Images in which fewer than two members found a person are left out.
     """
     found = np.asarray(np.isfinite(predictions.keypoints[..., :2]).all(axis=(2, 3)))  # (M, N)
     spreads = {}
@@ -201,6 +207,6 @@ def _spreads(predictions: Predictions) -> dict[int, float]:
 
 
 def _count_lost(predictions: Predictions) -> dict[str, int]:
-    """Count the images in which a member found nobody, for each member with such images."""
+    """Count per member the images in which it found nobody; leave out members that lost no image."""
     lost = np.isnan(predictions.keypoints[..., 0]).all(axis=2).sum(axis=1).tolist()
     return {name: count for name, count in zip(predictions.members, lost, strict=True) if count}

@@ -12,9 +12,9 @@ class MetricCell:
     """A cell of the table.
 
     Attributes:
-        text: the value.
-        is_best: whether it is the best of a column whose values differ.
-        interval: "low to high" of the 95 % confidence interval; "" if there is none.
+        text: the formatted value; "-" if there is none.
+        is_best: True if the value is the best of its column; False in all cells of a column whose values are equal.
+        interval: the 95 % confidence interval as "LOW to HIGH"; "" if there is none.
     """
 
     text: str
@@ -27,10 +27,10 @@ class ResultSection:
     """The table of metrics.
 
     Attributes:
-        labels: of the columns.
-        rows: name and cells of the ensemble, then of each member.
+        labels: the headings of the columns.
+        rows: (name, cells) of the ensemble, then of each member.
         num_images: number of evaluated images.
-        has_intervals: whether a cell has an interval.
+        has_intervals: True if a cell has an interval.
     """
 
     labels: tuple[str, ...]
@@ -41,6 +41,8 @@ class ResultSection:
 
 @dataclass(frozen=True)
 class _Column:
+    """A column of the table: its heading, and functions that read its value and interval from an evaluation."""
+
     label: str
     format_spec: str
     more_is_better: bool
@@ -60,7 +62,7 @@ _COLUMNS = (
 
 
 def result_section(files: RunFiles) -> ResultSection | None:
-    """Build the section; None without an evaluation. A column without a value is left out."""
+    """Build the section, without columns that have no value; None without an evaluation."""
     if files.evaluation is None:
         return None
     evaluations: dict[str, Evaluation] = {"ensemble": files.evaluation, **files.evaluation.members}
@@ -78,15 +80,15 @@ def result_section(files: RunFiles) -> ResultSection | None:
 def _column_cells(column: _Column, evaluations: list[Evaluation]) -> list[MetricCell]:
     values = [column.value(row) for row in evaluations]
     texts = ["-" if value is None else format(value, column.format_spec) for value in values]
-    known = [value for value in values if value is not None]
-    best = format(max(known) if column.more_is_better else min(known), column.format_spec)
+    numbers = [value for value in values if value is not None]
+    best = format(max(numbers) if column.more_is_better else min(numbers), column.format_spec)
     differ = len({text for text in texts if text != "-"}) > 1
-    intervals = [column.interval(row) for row in evaluations]
+    intervals = [_format_interval(column.interval(row), column.format_spec) for row in evaluations]
     return [
-        MetricCell(
-            text=text,
-            is_best=differ and text == best,
-            interval=f"{low_high[0]:{column.format_spec}} to {low_high[1]:{column.format_spec}}" if low_high else "",
-        )
-        for text, low_high in zip(texts, intervals, strict=True)
+        MetricCell(text, is_best=differ and text == best, interval=interval)
+        for text, interval in zip(texts, intervals, strict=True)
     ]
+
+
+def _format_interval(interval: tuple[float, float] | None, format_spec: str) -> str:
+    return " to ".join(format(end, format_spec) for end in interval or ())

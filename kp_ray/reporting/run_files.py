@@ -1,4 +1,4 @@
-"""Read the files that the stages leave in a run folder, each through its owner's reader."""
+"""Read the files that the stages leave in a run folder, each with the reader of the package that writes it."""
 
 from dataclasses import dataclass
 
@@ -22,18 +22,18 @@ from kp_ray.training.logs import LogEntry, read_training_log
 
 @dataclass(frozen=True, eq=False)
 class RunFiles:
-    """Files of a run folder that several sections of the report read; None or empty where a file is missing.
+    """The content of a run folder's files; None or empty where a file is missing.
 
     Attributes:
-        manifest: of the store.
-        store_skeleton: the store's K keypoints.
-        samples: variants of the store by recipe.
-        store_figures: of the last `augment` that wrote parts.
-        logs: training log by member, the config's members first.
-        trials: the columns of tune/trials.csv, one row per trial.
-        predictions: of every member for every test image.
-        submission: the fused predictions as labels; its images may be absolute paths.
-        truth: labels of the test images, in the order of the predictions' keypoints.
+        manifest: the store's manifest.
+        store_skeleton: the skeleton of the store's keypoints.
+        samples: recipe -> sample of its variants in the store.
+        store_figures: augment.json: counts and times of the last `augment` that wrote parts.
+        logs: member -> training log; the config's members come first.
+        trials: the table tune/trials.csv, one row per trial.
+        predictions: predictions.parquet: every member's prediction for every test image.
+        submission: submission.csv as labels; its images may be absolute paths.
+        truth: labels of the test images, with the keypoints in the order of the predictions.
         details: predict.json.
         evaluation: evaluation.json.
     """
@@ -79,10 +79,14 @@ def read_run_files(config: Config) -> RunFiles:
 
 
 def read_truth(config: Config, skeleton: Skeleton | None) -> Annotations | None:
-    """Read `data.truth` with its keypoints in the skeleton's order (None: the file's); None if it is not there.
+    """Read the ground truth `data.truth`; None if it is not set or the file does not exist.
+
+    Args:
+        config: names the file.
+        skeleton: keypoints to return, in order; None: those of the file, in its order.
 
     Raises:
-        DataError: the file is no valid labels, or has other keypoints than the skeleton.
+        DataError: the file does not hold valid labels, or its keypoints are not those of the skeleton.
     """
     path = config.data.truth
     if path is None or not exists(path):

@@ -16,9 +16,9 @@ from kp_ray.store.read import RowReader, read_part
 from kp_ray.visualization.skeletons import crop_and_resize, draw_skeleton, transform_keypoints
 
 MAX_PARTS = 8
-"""Maximum number of parts read per recipe; they are spread evenly over its parts."""
-PICTURE_PX = 360
-"""Longer side of a sample picture."""
+"""Maximum number of parts read per recipe, evenly spaced over all its parts."""
+EXAMPLE_PX = 360
+"""Longer side of an example image, in pixels."""
 _COLUMNS = ("keypoints", "bbox_xyxy", "width", "height", "split", "camera", "source")
 
 
@@ -31,9 +31,10 @@ class VariantSample:
         boxes: (n, 4) x1, y1, x2, y2 in pixels.
         sizes: (n, 2) width and height in pixels.
         splits: n names, "train" or "val".
-        cameras: the cameras of all rows, sorted, each once.
-        picture: one variant with its skeleton, PICTURE_PX at most; None if no part could be read.
-        unreadable: paths of parts that could not be read.
+        cameras: sorted distinct cameras of the rows.
+        example: image (H, W, 3), BGR, of one variant with its skeleton, at most EXAMPLE_PX on each side; None if no
+            part could be read.
+        unreadable: paths of the parts that could not be read.
     """
 
     keypoints: FloatArray
@@ -41,7 +42,7 @@ class VariantSample:
     sizes: FloatArray
     splits: npt.NDArray[np.str_]
     cameras: tuple[str, ...]
-    picture: Image | None
+    example: Image | None
     unreadable: tuple[str, ...]
 
     @property
@@ -51,26 +52,26 @@ class VariantSample:
 
 
 def read_samples(store: str, manifest: Manifest, skeleton: Skeleton) -> dict[str, VariantSample]:
-    """Read a sample of every recipe of a store; parts that cannot be read are listed in `unreadable`."""
+    """Read a sample of the variants of every recipe in a store; list parts that cannot be read in `unreadable`."""
     samples = {}
     for recipe in manifest.recipes:
         paths = [part.path for part in manifest.parts if part.recipe == recipe.name]
-        chosen = np.unique(np.linspace(0, len(paths) - 1, min(MAX_PARTS, len(paths))).astype(int)).tolist()
-        samples[recipe.name] = _read_sample(store, [paths[index] for index in chosen], skeleton)
+        indices = np.unique(np.linspace(0, len(paths) - 1, min(MAX_PARTS, len(paths))).astype(int)).tolist()
+        samples[recipe.name] = _read_sample(store, [paths[index] for index in indices], skeleton)
     return samples
 
 
 def _read_sample(store: str, paths: Sequence[str], skeleton: Skeleton) -> VariantSample:
     rows: list[dict[str, Any]] = []
     unreadable: list[str] = []
-    picture: Image | None = None
+    example: Image | None = None
     for path in paths:
         try:
             part_rows = read_part(join(store, path), _COLUMNS).to_pylist()
             if any(len(row["keypoints"]) != 3 * len(skeleton) for row in part_rows):
-                raise StoreError(f"{path}: has the keypoints of another skeleton")
-            if picture is None and part_rows:
-                picture = _draw_variant(join(store, path), part_rows, skeleton)
+                raise StoreError(f"{path}: keypoints of another skeleton than the manifest's: run verify")
+            if example is None and part_rows:
+                example = _draw_variant(join(store, path), part_rows, skeleton)
         except KpRayError:
             unreadable.append(path)
         else:
@@ -81,17 +82,17 @@ def _read_sample(store: str, paths: Sequence[str], skeleton: Skeleton) -> Varian
         sizes=np.array([[row["width"], row["height"]] for row in rows], dtype=float).reshape(-1, 2),
         splits=np.array([row["split"] for row in rows], dtype=str),
         cameras=tuple(sorted({row["camera"] for row in rows})),
-        picture=picture,
+        example=example,
         unreadable=tuple(unreadable),
     )
 
 
 def _draw_variant(path: str, rows: Sequence[dict[str, Any]], skeleton: Skeleton) -> Image | None:
-    """Draw the skeleton over a part's first variant with a visible point; None if its image cannot be decoded."""
+    """Draw the first variant of a part that has a visible keypoint, with its skeleton; None if it cannot be decoded."""
     points = [np.array(row["keypoints"], dtype=float).reshape(-1, 3) for row in rows]
     index = next((index for index, keypoints in enumerate(points) if (keypoints[:, 2] > 0).any()), 0)
     image = decode_bgr(RowReader(["image"]).read(path, index)["image"])
     if image is None:
         return None
-    small, affine = crop_and_resize(image, None, PICTURE_PX)
+    small, affine = crop_and_resize(image, None, EXAMPLE_PX)
     return draw_skeleton(small, transform_keypoints(points[index], affine), skeleton)

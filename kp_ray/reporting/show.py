@@ -1,4 +1,4 @@
-"""Write pictures of a store's variants or of predictions, with skeletons over them."""
+"""`show`: write a store's variants, or predictions, as images with skeletons drawn over them."""
 
 import posixpath
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError, StoreError
 from kp_ray.images import Image, decode_bgr, encode_bgr
 from kp_ray.prediction.predictions import read_predictions
-from kp_ray.reporting.pictures import read_test_image
+from kp_ray.reporting.overlays import read_test_image
 from kp_ray.reporting.run_files import read_truth
 from kp_ray.storage import exists, join, write_bytes
 from kp_ray.store.layout import has_store
@@ -39,8 +39,8 @@ class ShowSummary:
     """Result of `show`.
 
     Attributes:
-        pictures: number of pictures, without `sheet.jpg`.
-        folder: of the pictures.
+        pictures: number of written images, without `sheet.jpg`.
+        folder: the folder that holds the images.
     """
 
     pictures: int
@@ -48,7 +48,7 @@ class ShowSummary:
 
     def lines(self) -> list[str]:
         """Lines of text for the terminal."""
-        return [f"{self.pictures} pictures and sheet.jpg in {self.folder}"]
+        return [f"{self.pictures} image{'' if self.pictures == 1 else 's'} and sheet.jpg in {self.folder}"]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -56,6 +56,7 @@ class ShowSummary:
 
 
 NamedImage = tuple[str, Image]
+"""File name without its ending, and image (H, W, 3), BGR."""
 
 
 def show(
@@ -67,20 +68,20 @@ def show(
     num: int = 12,
     seed: int = 0,
 ) -> ShowSummary:
-    """Write pictures of a store's variants or of predictions, and `sheet.jpg` with all of them.
+    """Draw a random selection of a store's variants or of predictions; write the images, and `sheet.jpg` with all.
 
     Args:
         path: a store, or a `predictions.parquet`; `config.yaml` beside it names the folders of the predicted images.
-        folder: for the pictures; None: `show` beside `path`.
-        recipe: only variants of this recipe; None: of all.
-        image: only variants of this source, or predictions of this image; None: of all.
-        num: maximum number of pictures, drawn at random.
-        seed: of the random draw.
+        folder: folder for the images; None: `show` beside `path`.
+        recipe: show variants of this recipe only; None: of all recipes.
+        image: show variants of this source only, or the predictions for this image only; None: all.
+        num: maximum number of images.
+        seed: seed of the random selection.
 
     Raises:
-        ConfigError: a recipe is selected of predictions, or `path` is neither a store nor predictions.
+        ConfigError: `path` is neither a store nor predictions, or it is predictions and `recipe` is set.
         StoreError: the store does not hold the recipe.
-        DataError: nothing is selected, or a predicted image is not there.
+        DataError: the selection is empty, or a predicted image does not exist.
         StorageError: a file is damaged.
     """
     selection = _Selection(recipe, image, num, seed)
@@ -88,18 +89,18 @@ def show(
     if path.endswith(".parquet") and exists(path):
         if recipe is not None:
             raise ConfigError(f"{path}: predictions have no recipe: leave --recipe out, or name a store")
-        pictures = list(_draw_predictions(path, selection))
+        drawn = list(_draw_predictions(path, selection))
     elif has_store(path):
-        pictures = list(_draw_variants(path, selection))
+        drawn = list(_draw_variants(path, selection))
     else:
         raise ConfigError(f"{path}: neither a store nor predictions: name RUN/store or RUN/predictions.parquet")
-    if not pictures:
-        raise DataError(f"{path}: holds nothing of this selection: check --recipe and --image")
-    for name, picture in pictures:
-        write_bytes(join(target, f"{name.replace('/', '_')}.jpg"), encode_bgr(picture, 90))
-    names, images = [name for name, _ in pictures], [picture for _, picture in pictures]
-    write_bytes(join(target, "sheet.jpg"), encode_bgr(draw_contact_sheet(images, names, 4, 260)))
-    return ShowSummary(len(pictures), target)
+    if not drawn:
+        raise DataError(f"{path}: nothing matches --recipe and --image: correct them, or leave one out")
+    for name, canvas in drawn:
+        write_bytes(join(target, f"{name.replace('/', '_')}.jpg"), encode_bgr(canvas, 90))
+    names, canvases = [name for name, _ in drawn], [canvas for _, canvas in drawn]
+    write_bytes(join(target, "sheet.jpg"), encode_bgr(draw_contact_sheet(canvases, names, 4, 260)))
+    return ShowSummary(len(drawn), target)
 
 
 def _parent(path: str) -> str:
@@ -107,7 +108,7 @@ def _parent(path: str) -> str:
 
 
 def _load_config_beside(path: str) -> Config:
-    """Load the config.yaml beside a path; defaults if there is none."""
+    """Load the config.yaml beside a path; without that file, return a config of defaults."""
     config = join(_parent(path), "config.yaml")
     return load_config(config) if exists(config) else Config()
 
@@ -117,30 +118,34 @@ def _draw_variants(store: str, selection: _Selection) -> Iterator[NamedImage]:
     skeleton = _load_config_beside(store).build_skeleton(manifest.skeleton)
     recipes = [recipe.name for recipe in manifest.recipes]
     if selection.recipe is not None and selection.recipe not in recipes:
-        raise StoreError(f"{store}: holds no recipe {selection.recipe!r}: it has {', '.join(recipes)}")
+        raise StoreError(f"{store}: no recipe {selection.recipe!r} in this store: choose one of {', '.join(recipes)}")
     reader = RowReader(_COLUMNS)
     for path, index in _select_variants(store, manifest, selection):
         row = reader.read(join(store, path), index)
-        picture = decode_bgr(row["image"])
-        if picture is not None:
+        variant = decode_bgr(row["image"])
+        if variant is not None:
             points = np.array(row["keypoints"], dtype=float).reshape(-1, 3)
             box = np.array(row["bbox_xyxy"], dtype=float) if (points[:, 2] > 0).any() else None
             name = f"{row['recipe']}-{row['copy']}-{posixpath.splitext(row['source'])[0]}"
-            yield name, draw_skeleton(picture, points, skeleton, bbox_xyxy=box)
+            yield name, draw_skeleton(variant, points, skeleton, bbox_xyxy=box)
 
 
 def _select_variants(store: str, manifest: Manifest, selection: _Selection) -> list[tuple[str, int]]:
-    """Return part and row of the selected variants, in the store's order."""
+    """Choose variants at random; return (path of the part, row in the part) of each, in the store's order."""
     rng = np.random.default_rng(selection.seed)
     parts = [part for part in manifest.parts if selection.recipe in (None, part.recipe)]
     if selection.image is None:
         ends = np.cumsum([part.num_rows for part in parts])
         num_rows = int(ends[-1]) if len(ends) else 0
-        drawn = np.sort(rng.choice(num_rows, min(selection.num, num_rows), replace=False))
-        indices = np.searchsorted(ends, drawn, side="right").tolist()
-        return [(parts[i].path, int(row - ends[i] + parts[i].num_rows)) for i, row in zip(indices, drawn, strict=True)]
-    sources = ((part.path, read_part(join(store, part.path), ["source"])["source"].to_pylist()) for part in parts)
-    matching = [(path, row) for path, names in sources for row, name in enumerate(names) if name == selection.image]
+        store_rows = np.sort(rng.choice(num_rows, min(selection.num, num_rows), replace=False))
+        return [
+            (parts[i].path, int(row - ends[i] + parts[i].num_rows))
+            for i, row in zip(np.searchsorted(ends, store_rows, side="right").tolist(), store_rows, strict=True)
+        ]
+    matching = []
+    for part in parts:
+        sources = read_part(join(store, part.path), ["source"])["source"].to_pylist()
+        matching += [(part.path, row) for row, source in enumerate(sources) if source == selection.image]
     return [matching[index] for index in np.sort(rng.permutation(len(matching))[: selection.num])]
 
 
@@ -154,15 +159,15 @@ def _draw_predictions(path: str, selection: _Selection) -> Iterator[NamedImage]:
     rng = np.random.default_rng(selection.seed)
     for row in np.sort(rng.permutation(rows)[: selection.num]):
         image = predictions.images[row]
-        picture = read_test_image(config, image)
-        if picture is None:
+        canvas = read_test_image(config, image)
+        if canvas is None:
             raise DataError(
-                f"{path}: {image}: no such picture in data.test_images of the config.yaml beside it: correct it "
-                "(what was predicted by its whole path cannot be shown)"
+                f"{path}: image {image} is not in data.test_images of {join(_parent(path), 'config.yaml')}: "
+                "correct that setting (images that were predicted by an absolute path cannot be shown)"
             )
         if truth is not None and image in truth.images:
             points = truth.keypoints[truth.images.index(image)]
-            picture = draw_skeleton(picture, points, skeleton, color=TRUTH)
+            canvas = draw_skeleton(canvas, points, skeleton, color=TRUTH)
         for member, points in enumerate(predictions.keypoints[:, row]):
-            picture = draw_skeleton(picture, points, skeleton, color=series_color(member))
-        yield posixpath.splitext(image)[0], draw_legend(picture, legend)
+            canvas = draw_skeleton(canvas, points, skeleton, color=series_color(member))
+        yield posixpath.splitext(image)[0], draw_legend(canvas, legend)

@@ -11,7 +11,11 @@ from kp_ray.reporting.run_files import RunFiles
 
 @dataclass(frozen=True)
 class SpeedSection:
-    """Stage and time, as text, of each stage that recorded its time."""
+    """The time of each stage that recorded it.
+
+    Attributes:
+        rows: (stage, time as text) pairs.
+    """
 
     rows: tuple[tuple[str, str], ...]
 
@@ -47,12 +51,8 @@ def _tune_rows(files: RunFiles) -> list[tuple[str, str]]:
     seconds, iterations = (pc.sum(files.trials[name]).as_py() for name in ("seconds", "trained"))
     if not seconds:
         return []
-    return [
-        (
-            "tune",
-            f"{format_number(seconds)} s over {len(files.trials)} trials, {format_number(iterations or 0)} iterations",
-        )
-    ]
+    duration, trained = format_number(seconds), format_number(iterations or 0)
+    return [("tune", f"{duration} s over {len(files.trials)} trials, {trained} iterations")]
 
 
 def _predict_rows(files: RunFiles) -> list[tuple[str, str]]:

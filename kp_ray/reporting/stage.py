@@ -10,7 +10,11 @@ from kp_ray.stage import Progress
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """Path of the report."""
+    """Result of `report`.
+
+    Attributes:
+        report: path of the page.
+    """
 
     report: str
 
@@ -24,29 +28,29 @@ class ReportSummary:
 
 
 class ReportStage:
-    """Write `report.html` about whatever the run folder holds."""
+    """Write `report.html` about the stages that the run folder holds."""
 
     name = "report"
     needs_cluster = False
     needs_dashboard = False
 
     def applies(self, config: Config) -> bool:
-        """Return true: every run has a report."""
+        """Return True: every run has a report."""
         return True
 
     def check(self, config: Config) -> None:
-        """Refuse nothing: the report is made of whatever earlier stages leave."""
+        """Accept every config: the report leaves out the sections of stages that have not run."""
 
     def is_done(self, config: Config) -> bool:
-        """Return false: the report is written again every time."""
+        """Return False: the report is written again every time."""
         return False
 
     def run(self, config: Config, progress: Progress) -> ReportSummary:
         """Write the report.
 
         Raises:
-            RunStateError: there is no run folder.
-            KpRayError: a file of the run folder is damaged.
+            RunStateError: the run folder does not exist.
+            KpRayError: a file in the run folder is damaged.
         """
         return ReportSummary(write_report(config))
 

@@ -1,4 +1,4 @@
-"""Section "Store": the variants by recipe, a picture of each, and the quarantined sources."""
+"""Section "Store": the variants by recipe, an example of each recipe, and the quarantined sources."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,14 @@ class RecipeRow:
     """A recipe of the store.
 
     Attributes:
-        record: of the manifest.
+        record: the manifest's entry for the recipe.
         num_variants: number of variants.
-        num_parts: number of files.
-        num_bytes: size of the files.
+        num_parts: number of parts.
+        num_bytes: size of the parts.
         mean_visible: mean number of keypoints inside the image; None if no part could be read.
-        share_too_few: share of variants with fewer keypoints than `augment.min_visible`; None likewise.
-        picture: `data:` URI of a variant; None likewise.
+        share_too_few: share of variants with fewer than `augment.min_visible` keypoints inside the image; None if no
+            part could be read.
+        example_uri: `data:` URI of a variant with its skeleton; None if no part could be read.
     """
 
     record: RecipeRecord
@@ -29,7 +30,7 @@ class RecipeRow:
     num_bytes: int
     mean_visible: float | None
     share_too_few: float | None
-    picture: str | None
+    example_uri: str | None
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class StoreSection:
         num_sources: number of sources.
         num_variants: number of variants.
         num_bytes: size of all parts.
-        recipes: in the manifest's order.
-        min_visible: `augment.min_visible`.
-        unreadable: paths of parts that could not be read.
-        num_quarantined: number of sources that some recipe could not use.
-        quarantined: which source, at which stage and why.
+        recipes: one row per recipe, in the manifest's order.
+        min_visible: the setting `augment.min_visible`.
+        unreadable: paths of the sampled parts that could not be read.
+        num_quarantined: number of sources that one or more recipes could not use.
+        quarantined: source, stage and reason of each failure.
     """
 
     num_sources: int
@@ -88,5 +89,5 @@ def _recipe_row(manifest: Manifest, recipe: RecipeRecord, sample: VariantSample 
         num_bytes=sum(part.num_bytes for part in parts),
         mean_visible=None if visible is None else float(visible.mean()),
         share_too_few=None if visible is None else float((visible < min_visible).mean()),
-        picture=jpeg_uri(sample.picture) if sample is not None and sample.picture is not None else None,
+        example_uri=jpeg_uri(sample.example) if sample is not None and sample.example is not None else None,
     )

@@ -1,4 +1,4 @@
-"""Section "Training": curves and last values of every member."""
+"""Section "Training": curves and final values of every member."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from kp_ray.training.logs import LogEntry
 from kp_ray.visualization.plots import plot_curves
 
 MAX_CURVE_POINTS = 1000
-"""Maximum number of points of a curve; a longer log is thinned."""
+"""Maximum number of points of a curve; from a longer log, every second, third, ... point is drawn."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class MemberProgress:
     """The progress of a member's training.
 
     Attributes:
-        name: of the member.
+        name: the member's name.
         iterations: number of iterations in the log.
-        last_loss: total loss of the last iteration that has one.
+        last_loss: total loss at the last iteration that logged one; None if no iteration did.
         best_rmse: lowest validation RMSE in pixels; None without an evaluation.
-        best_iteration: at which it was measured, counted from 1.
+        best_iteration: number of iterations after which `best_rmse` was measured; None without an evaluation.
     """
 
     name: str
@@ -34,13 +34,18 @@ class MemberProgress:
 
 @dataclass(frozen=True)
 class TrainingSection:
-    """Curves over the iterations, all members in each, and a row per member."""
+    """The training of all members.
+
+    Attributes:
+        figures: plots over the iterations, each with one curve per member.
+        members: one row per member.
+    """
 
     figures: tuple[Figure, ...]
     members: tuple[MemberProgress, ...]
 
 
-_CURVES = (  # value of the log, label of the y axis, title, logarithmic y axis
+_CURVES = (  # name in the log, label of the y axis, title, True for a logarithmic y axis
     ("total_loss", "total loss", "Training loss", True),
     ("lr", "learning rate", "Learning rate", False),
     ("val/rmse", "RMSE (px)", "Validation RMSE", False),
@@ -72,9 +77,9 @@ def _progress(logs: Mapping[str, Sequence[LogEntry]]) -> tuple[MemberProgress, .
 
 
 def _curve(log: Sequence[LogEntry], name: str) -> tuple[list[float], list[float]]:
-    """Return the iterations and values of a curve, at most MAX_CURVE_POINTS and the last."""
+    """Return the iterations and values of a curve: at most MAX_CURVE_POINTS of them, and the last one."""
     points = [(entry.iteration, entry.values[name]) for entry in log if name in entry.values]
-    step = -(-len(points) // MAX_CURVE_POINTS)
+    step = math.ceil(len(points) / MAX_CURVE_POINTS)
     if step > 1:
         points = points[::step] + points[-1:]
     return [float(iteration) for iteration, _ in points], [value for _, value in points]

@@ -1,4 +1,4 @@
-"""Section "Tuning": the table of the trials, the plots and the best configuration."""
+"""Section "Tuning": the plots, the table of the trials and the best configuration of a search."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ class TuningSection:
     """The search.
 
     Attributes:
-        columns: of the table.
-        rows: cells of the first trials, by rank.
+        columns: headings of the table.
+        rows: cells of the MAX_ROWS best trials, the best trial first.
         num_trials: number of all trials.
-        metric: the tuned metric; None if the table does not have it.
+        metric: name of the tuned metric; None if the table has no such column.
         figures: plots of the search.
         parallel: the wide plot of all parameters.
-        best_yaml: tune/best.yaml.
+        best_yaml: content of tune/best.yaml without credentials.
     """
 
     columns: tuple[str, ...]
@@ -42,7 +42,7 @@ class TuningSection:
 
 
 def tuning_section(config: Config, files: RunFiles) -> TuningSection | None:
-    """Build the section; None without trials and without tune/best.yaml."""
+    """Build the section; None if there are neither trials nor tune/best.yaml."""
     best_yaml = read_text(config.path("tune", "best.yaml"))
     if files.trials is None and best_yaml is None:
         return None
@@ -50,9 +50,10 @@ def tuning_section(config: Config, files: RunFiles) -> TuningSection | None:
     columns = tuple(files.trials.column_names) if files.trials is not None else ()
     metric = config.tune.metric if config.tune.metric in columns else None
     figures = [_read_figure(config, name, alt) for name, alt in _PLOTS.items()]
+    best_trials = _rank(trials, metric, config.tune)[:MAX_ROWS]
     return TuningSection(
         columns=columns,
-        rows=tuple(tuple(map(_format_cell, row.values())) for row in _rank(trials, metric, config.tune)[:MAX_ROWS]),
+        rows=tuple(tuple(_format_cell(cell) for cell in trial.values()) for trial in best_trials),
         num_trials=len(trials),
         metric=metric,
         figures=tuple(figure for figure in figures if figure is not None),
@@ -67,7 +68,11 @@ def _read_figure(config: Config, name: str, alt: str) -> Figure | None:
 
 
 def _rank(trials: Sequence[Mapping[str, Any]], metric: str | None, section: TuneConfig) -> list[Mapping[str, Any]]:
-    """Sort trials: those with a value first, the farthest of them first, the best of equally far ones first."""
+    """Sort trials, the best one first.
+
+    A trial with a value precedes a trial without one. More iterations precede fewer, because values after different
+    numbers of iterations do not compare. With equal iterations the better value comes first.
+    """
     sign = 1 if section.mode == "min" else -1
 
     def key(trial: Mapping[str, Any]) -> tuple[bool, int, float]:
@@ -78,7 +83,7 @@ def _rank(trials: Sequence[Mapping[str, Any]], metric: str | None, section: Tune
 
 
 def _format_cell(value: float | int | str | None) -> str:
-    """Format a cell as trials.csv has it, floats with four significant digits."""
+    """Format a cell as in trials.csv, but floats with four significant digits."""
     if value is None:
         return ""
     return format_number(value) if isinstance(value, float) else str(value)

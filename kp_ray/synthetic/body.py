@@ -1,4 +1,4 @@
-"""A person: proportions and colours, joints from a pose, surfaces around the joints."""
+"""A generated person: proportions and colors, joints from a pose, and surfaces around the joints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ import numpy as np
 
 from kp_ray.keypoints import FloatArray
 from kp_ray.synthetic.surfaces import Surface, ball, loft, rotation_matrix, tube
-from kp_ray.synthetic.textures import random_colour
+from kp_ray.synthetic.textures import random_color
 
 Joints = dict[str, FloatArray]
-"""Positions (3,) in metres, or orientations (3, 3), by the name of a joint or body part."""
+"""Name of a joint or body part -> its position (3,) in metres or its orientation (3, 3)."""
 _SKINS = ((198, 214, 240), (172, 196, 232), (140, 172, 218), (112, 146, 198), (78, 108, 162), (56, 78, 124))
-_SHOE_AT = 0.5 - 0.5 * np.cos(np.linspace(0, np.pi, 18))
-_SHOE = (  # along from heel to toe, half width, half height
+_SHOE_AT = 0.5 - 0.5 * np.cos(np.linspace(0, np.pi, 18))  # positions of a shoe's rings, from 0 (heel) to 1 (toe)
+_SHOE = (  # positions from 0 (heel) to 1 (toe); half width and half height there, in metres
     (0, 0.02, 0.08, 0.3, 0.5, 0.75, 0.9, 0.97, 1),
     (0, 0.022, 0.036, 0.04, 0.045, 0.05, 0.043, 0.028, 0),
     (0, 0.03, 0.05, 0.062, 0.045, 0.034, 0.028, 0.02, 0),
@@ -24,14 +24,14 @@ _HAIRS = ((24, 22, 22), (30, 38, 52), (34, 56, 92), (52, 96, 150), (110, 172, 20
 
 @dataclass(frozen=True)
 class BodyShape:
-    """Proportions, clothes and colours of a person.
+    """Proportions, clothes and colors of a person.
 
     Attributes:
-        size, girth, legs: scale factors of the height, the width, and the length of the legs.
-        sleeve, trouser: how far cloth covers an arm and a leg: 1 is the upper half of it, about 2 all of it.
-        pattern: of the shirt, 0 to 4.
+        size, girth, legs: scale factors of the whole body, of its width, and of the length of the legs.
+        sleeve, trouser: part of an arm or leg that cloth covers: 1 is the upper half, about 2 the whole limb.
+        pattern: number of the shirt's pattern, 0 to 4.
         headgear: 0 is a cap, 1 long hair, 2 nothing.
-        colours: BGR (3,) by name.
+        colors: name of a piece of clothing or body part -> BGR color (3,).
     """
 
     size: float
@@ -41,39 +41,44 @@ class BodyShape:
     trouser: float
     pattern: int
     headgear: int
-    colours: dict[str, FloatArray]
+    colors: dict[str, FloatArray]
 
     @classmethod
     def sample(cls, rng: np.random.Generator, wall: FloatArray) -> "BodyShape":
-        """Sample a person whose clothes differ from the wall's BGR colour (3,)."""
-        shirt, trouser = _contrasting_colour(rng, wall, 250), _contrasting_colour(rng, wall, 190)
+        """Sample a person whose clothes contrast with the wall's BGR color (3,)."""
+        shirt, trouser = _contrasting_color(rng, wall, 250), _contrasting_color(rng, wall, 190)
         skin, hair = (np.array(tones[rng.integers(len(tones))]) for tones in (_SKINS, _HAIRS))
         size, girth, legs = rng.uniform((0.9, 0.88, 0.95), (1.1, 1.2, 1.06))
-        colours = {"shirt": shirt, "trouser": trouser, "skin": skin, "hair": hair}
-        colours["print"] = _contrasting_colour(rng, shirt, 250)
-        # Pads, wristbands and shoes are warm on the left and cold on the right: telling left from right takes an
-        # untrained network longest, and the demo trains for minutes.
-        colours["left"], colours["right"] = _vivid_colour(rng, (0, 24)), _vivid_colour(rng, (86, 120))
+        colors = {"shirt": shirt, "trouser": trouser, "skin": skin, "hair": hair}
+        colors["print"] = _contrasting_color(rng, shirt, 250)
+        # Pads, wristbands and shoes have warm colors on the left and cold ones on the right: without this help a
+        # network needs more training to tell left from right than the few minutes of the demo.
+        colors["left"], colors["right"] = _vivid_color(rng, (0, 24)), _vivid_color(rng, (86, 120))
         sleeve, leg = rng.choice([0.62, 0.62, 1.7, 2.1]), rng.choice([0.75, 1.1, 2.1, 2.1])
-        return cls(size, girth, legs, sleeve, leg, int(rng.integers(5)), int(rng.integers(3)), colours)
+        return cls(size, girth, legs, sleeve, leg, int(rng.integers(5)), int(rng.integers(3)), colors)
 
 
-def _vivid_colour(rng: np.random.Generator, hues: tuple[int, int]) -> FloatArray:
-    """Sample a bright, saturated BGR colour (3,) with a hue in [low, high) of OpenCV's 0-179."""
+def _vivid_color(rng: np.random.Generator, hues: tuple[int, int]) -> FloatArray:
+    """Sample a bright, saturated BGR color (3,) with a hue in [low, high) of `hues`, on OpenCV's scale of 0-179."""
     hsv = np.array([[[rng.integers(*hues), rng.integers(190, 256), rng.integers(205, 256)]]], dtype=np.uint8)
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0], dtype=float)
 
 
-def _contrasting_colour(rng: np.random.Generator, reference: FloatArray, max_value: int) -> FloatArray:
-    """Sample three colours and return the one that differs most from `reference` (3,)."""
-    options = [random_colour(rng, (10, 110), (60, max_value)) for _ in range(3)]
+def _contrasting_color(rng: np.random.Generator, reference: FloatArray, max_value: int) -> FloatArray:
+    """Sample three colors and return the one that differs most from `reference` (3,)."""
+    options = [random_color(rng, (10, 110), (60, max_value)) for _ in range(3)]
     return max(options, key=lambda option: float(np.abs(option - reference).sum()))
 
 
 def forward_kinematics(pose: FloatArray, person: BodyShape) -> tuple[Joints, Joints]:
-    """Compute the positions of the joints and the orientations of the body parts of a pose (24,).
+    """Compute the positions of the joints and the orientations of the body parts.
 
-    The lowest part of the body is at z = 0, unless the pose lifts it.
+    Args:
+        pose: (24,) joint angles, as `motion.pose_at` returns them.
+        person: the proportions.
+
+    Returns:
+        Positions in metres and orientations. The lowest part of the body is at z = 0 plus the lift of the pose.
     """
     size, leg = person.size, person.size * person.legs
     pitch, lift, bend, lean, twist, nod, tilt, turn = pose[:8]
@@ -122,8 +127,8 @@ def forward_kinematics(pose: FloatArray, person: BodyShape) -> tuple[Joints, Joi
 
 
 def body_surfaces(positions: Joints, orientations: Joints, person: BodyShape) -> list[Surface]:
-    """Make the surfaces of a person from its joints' positions and body parts' orientations."""
-    s, g, tone = person.size, person.size * person.girth, person.colours
+    """Make the surfaces of a person from the positions of joints and the orientations of body parts."""
+    s, g, tone = person.size, person.size * person.girth, person.colors
     skin, shirt, cloth = tone["skin"], tone["shirt"], tone["trouser"]
     surfaces = [_trunk(positions, orientations, person), *_head(positions, orientations["head"], person)]
     throat_end = positions["skull"] + orientations["head"][:, 2] * 0.04 * s
@@ -156,8 +161,8 @@ def body_surfaces(positions: Joints, orientations: Joints, person: BodyShape) ->
 
 
 def _trunk(positions: Joints, orientations: Joints, person: BodyShape) -> Surface:
-    """Make the surface from hips to neck, with belt and pattern."""
-    s, g, tone = person.size, person.girth, person.colours
+    """Make the surface of the trunk from hips to neck, with the belt and the shirt's pattern."""
+    s, g, tone = person.size, person.girth, person.colors
     pelvis, chest = orientations["pelvis"], orientations["chest"]
     hips, back, neck = (positions[name] for name in ("pelvis", "spine2(back)", "neck"))
     up = neck - back
@@ -171,37 +176,42 @@ def _trunk(positions: Joints, orientations: Joints, person: BodyShape) -> Surfac
     blend = np.array([0, 0, 0, 0.5, 1, 1, 1, 1])[:, None, None]
     axes = (1 - blend) * pelvis + blend * chest
     rows, segments = 34, 40
-    where = np.linspace(0, 7, rows + 1)
+    ring_knots = np.linspace(0, 7, rows + 1)  # position of each ring on the scale of the 8 knots
 
-    def spread(values: FloatArray) -> FloatArray:
-        dense = np.stack([np.interp(where, np.arange(8), column) for column in values.T], axis=1)
+    def interpolate(values: FloatArray) -> FloatArray:
+        """Interpolate 8 values (8, n) at the knots to all rings (rows + 1, n), and smooth them."""
+        dense = np.stack([np.interp(ring_knots, np.arange(8), column) for column in values.T], axis=1)
         return np.asarray(cv2.GaussianBlur(dense, (1, 7), 1.2, borderType=cv2.BORDER_REPLICATE))
 
-    colours = np.broadcast_to(tone["shirt"], (rows, segments, 3)).copy()
-    row, angle = np.meshgrid((where[1:] + where[:-1]) / 2, (np.arange(segments) + 0.5) * 360 / segments, indexing="ij")
-    if person.pattern == 0:
-        colours[(row * 3 % 2 < 1) & (row > 2.7)] = tone["print"]
-    elif person.pattern == 1:
-        colours[(row > 4.1) & (row < 4.9)] = tone["print"]
+    colors = np.broadcast_to(tone["shirt"], (rows, segments, 3)).copy()
+    # `knot` and `angle` (90 degrees is the front) are the middle of each quad.
+    knot, angle = np.meshgrid(
+        (ring_knots[1:] + ring_knots[:-1]) / 2, (np.arange(segments) + 0.5) * 360 / segments, indexing="ij"
+    )
+    if person.pattern == 0:  # horizontal stripes
+        colors[(knot * 3 % 2 < 1) & (knot > 2.7)] = tone["print"]
+    elif person.pattern == 1:  # a band around the chest
+        colors[(knot > 4.1) & (knot < 4.9)] = tone["print"]
     elif person.pattern == 2:  # an open jacket
-        colours[abs(angle - 90) < 22] = tone["print"]
-    else:
-        colours[(abs(angle - 90) < 40) & (row > 3.6) & (row < 5.1)] = tone["print"]
-    colours[row < 2.55] = tone["trouser"]
-    colours[abs(row - 2.62) < 0.1] = (50, 60, 70)
-    return loft(spread(knots), spread(-axes[:, :, 1] * wide[:, None]), spread(axes[:, :, 0] * deep[:, None]), colours)
+        colors[abs(angle - 90) < 22] = tone["print"]
+    else:  # a rectangle on the chest
+        colors[(abs(angle - 90) < 40) & (knot > 3.6) & (knot < 5.1)] = tone["print"]
+    colors[knot < 2.55] = tone["trouser"]
+    colors[abs(knot - 2.62) < 0.1] = (50, 60, 70)  # the belt
+    right, front = -axes[:, :, 1] * wide[:, None], axes[:, :, 0] * deep[:, None]
+    return loft(interpolate(knots), interpolate(right), interpolate(front), colors)
 
 
 def _head(positions: Joints, orientation: FloatArray, person: BodyShape) -> list[Surface]:
-    """Make the skull with hair or cap, and the face."""
-    s, tone, centre = person.size, person.colours, positions["head"]
+    """Make the surfaces of the head: skull with hair or cap, eyes, ears, nose and lips."""
+    s, tone, centre = person.size, person.colors, positions["head"]
     tall, angle = np.meshgrid(np.sin(np.linspace(-1.52, 1.52, 26)), np.arange(0.5, 36) * np.pi / 18, indexing="ij")
     ahead = np.sin(angle) * np.sqrt(1 - tall**2)
     hairy = (tall > 0.58 - 0.1 * (ahead < 0.4)) | ((ahead < 0.02) & (tall > -0.62)) | ((ahead < 0.28) & (tall > 0.12))
-    colours = np.where(hairy[..., None], tone["hair"], tone["skin"])
+    colors = np.where(hairy[..., None], tone["hair"], tone["skin"])
     if person.headgear == 0:  # a cap
-        colours[tall > 0.5] = tone["print"]
-    surfaces = [ball(centre, orientation, (0.103 * s, 0.08 * s, 0.126 * s), colours)]
+        colors[tall > 0.5] = tone["print"]
+    surfaces = [ball(centre, orientation, (0.103 * s, 0.08 * s, 0.126 * s), colors)]
     white, dark = np.full(3, 245.0), np.array([30.0, 26, 24])
 
     def place(*offset: float) -> FloatArray:

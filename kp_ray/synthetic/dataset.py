@@ -32,10 +32,10 @@ class SampleSummary:
     """A generated data set.
 
     Attributes:
-        num_train, num_test: numbers of images.
-        num_scenes: number of scenes of both.
-        config: path of a configuration that every verb takes.
-        annotations, images, test_images, sample_submission, truth: paths, as in the config's `data` section.
+        num_train, num_test: numbers of training and test images.
+        num_scenes: number of training and test scenes together.
+        config: path of a config file for the data set, which every verb accepts.
+        annotations, images, test_images, sample_submission, truth: paths of the config's `data` section.
     """
 
     num_train: int
@@ -76,25 +76,26 @@ def make_sample(
     progress: Callable[[int], None] | None = None,
     run_dir: str | None = None,
 ) -> SampleSummary:
-    """Write a competition-like data set into a local folder.
+    """Write a data set in the form of the competition's into a local folder.
 
-    `train_imgs/*.jpg` with `train_df.csv`, `test_imgs/*.jpg` with `sample_submission.csv` (zeros), the test labels in
-    `truth/test_df.csv`, and a `config.yaml`. All 24 points of every person are labelled, including hidden ones and
-    those outside the frame. Test scenes show other people, rooms and cameras than training scenes. Equal arguments give
-    equal bytes for any `num_processes`.
+    The folder gets `train_imgs/*.jpg` with `train_df.csv`, `test_imgs/*.jpg` with `sample_submission.csv` (all zeros),
+    the test labels in `truth/test_df.csv`, and a `config.yaml`. All 24 keypoints of every person are labelled, even if
+    they are hidden or outside the frame. Test scenes show other people, rooms and cameras than training scenes. Equal
+    arguments give equal bytes for any `num_processes`.
 
     Args:
-        folder: created if needed; it may hold only files of an earlier call with the same numbers of images.
-        num_images: of the training set.
-        num_test: of the test set; None: a fifth of `num_images`, at least 10.
-        width, height: of the frames, in pixels.
-        seed: not negative.
-        num_processes: None: the number of CPUs. A script needs the `if __name__ == "__main__":` guard for several.
+        folder: created if it does not exist; it may hold only files of an earlier call with the same numbers of images.
+        num_images: number of training images.
+        num_test: number of test images; None: a fifth of `num_images`, at least 10.
+        width, height: size of the frames in pixels.
+        seed: seed of all random choices; not negative.
+        num_processes: number of drawing processes; None: the number of CPUs. With more than one, a calling script needs
+            the guard `if __name__ == "__main__":`.
         progress: called with the number of images written so far.
         run_dir: the run folder that `config.yaml` names; None: `run` in the folder.
 
     Raises:
-        ConfigError: a number is out of range, or drawing processes cannot be started.
+        ConfigError: a number is out of range, or a drawing process ended early.
         StorageError: the folder is not local, holds other files, or cannot be written.
     """
     folder = folder if "://" in folder else os.path.abspath(folder)
@@ -119,12 +120,20 @@ def make_sample(
 def _check_numbers(numbers: dict[str, int]) -> None:
     for name, value in numbers.items():
         if value < _MIN_NUMBERS[name]:
-            raise ConfigError(f"sample: {name} must be at least {_MIN_NUMBERS[name]}, got {value}")
+            raise ConfigError(f"sample: {name}: too small (got {value}): give at least {_MIN_NUMBERS[name]}")
 
 
 def _write_tables(folder: str, labels: dict[str, FloatArray]) -> dict[str, str]:
-    """Write labels, truth and sample submission; return the config's `data` section."""
-    train, test = ({k: v for k, v in labels.items() if k.startswith(split)} for split in ("train", "test"))
+    """Write labels, ground truth and sample submission.
+
+    Args:
+        folder: the data set's folder.
+        labels: path of an image inside the folder -> keypoints (24, 2).
+
+    Returns:
+        The config's `data` section.
+    """
+    train, test = ({name: xy for name, xy in labels.items() if name.startswith(split)} for split in ("train", "test"))
     paths = {key: join(folder, name) for key, name in _TABLES.items()}
     _write_csv(paths["annotations"], train)
     _write_csv(paths["truth"], test)
@@ -132,35 +141,46 @@ def _write_tables(folder: str, labels: dict[str, FloatArray]) -> dict[str, str]:
     return paths | {"images": join(folder, "train_imgs"), "test_images": join(folder, "test_imgs")}
 
 
-def plan_clips(split: str, count: int, seed: int) -> list[SyntheticClip]:
-    """Plan clips of `count` frames in total: larger data sets have more scenes, more cameras and longer clips."""
-    num_cameras, num_frames = min(5, max(2, count // 150)), min(8, max(2, count // 200))
+def plan_clips(split: str, num_images: int, seed: int) -> list[SyntheticClip]:
+    """Plan the clips of a split with `num_images` frames in total.
+
+    More frames give more scenes, more cameras per scene and longer clips.
+    """
+    num_cameras, num_frames = min(5, max(2, num_images // 150)), min(8, max(2, num_images // 200))
     clips: list[SyntheticClip] = []
-    scene = 0
-    while count > 0:
+    scene, num_left = 0, num_images
+    while num_left > 0:
         for camera in sorted((scene + k) % 5 for k in range(num_cameras)):
-            frames = tuple(range(1, 2 * min(num_frames, count), 2))
+            frames = tuple(range(1, 2 * min(num_frames, num_left), 2))
             if frames:
                 clips.append(SyntheticClip(split, seed, scene, camera, frames))
-            count -= len(frames)
+            num_left -= len(frames)
         scene += 1
     return clips
 
 
 def _refuse_other_files(folder: str, planned: set[str]) -> None:
-    """Refuse a folder that is not local or holds files other than the planned ones, given by path inside it."""
+    """Refuse a folder that is not local or holds other files than `planned`.
+
+    Args:
+        folder: an absolute path, or a URL.
+        planned: paths inside the folder of the files that will be written.
+
+    Raises:
+        StorageError: the folder is refused.
+    """
     if "://" in folder:
-        raise StorageError(f"{folder}: the sample is written to a local folder; give a path without ://")
+        raise StorageError(f"{folder}: not a local folder: give a path without ://")
     if os.path.exists(folder) and not os.path.isdir(folder):
-        raise StorageError(f"{folder}: is a file; give the name of a new folder")
+        raise StorageError(f"{folder}: a file, not a folder: give the name of a new folder")
     for parent, _, names in os.walk(folder):
         for path in (os.path.join(parent, name) for name in sorted(names)):
             if os.path.relpath(path, folder).replace(os.sep, "/") not in planned:
-                raise StorageError(f"{path}: not a file of this sample; give a new or empty folder")
+                raise StorageError(f"{path}: not a file of this sample: give a new or empty folder")
 
 
 def _write_csv(path: str, labels: dict[str, FloatArray]) -> None:
-    """Write keypoints (24, 2) by image as a table of the competition."""
+    """Write a CSV in the competition's form: one row per image, with its keypoints (24, 2)."""
     table = pd.DataFrame([xy.ravel() for xy in labels.values()], columns=DACON24.columns)
     table.insert(0, "image", [os.path.basename(name) for name in labels])
     write_bytes(path, table.to_csv(index=False, float_format="%.4f").encode())
@@ -168,41 +188,44 @@ def _write_csv(path: str, labels: dict[str, FloatArray]) -> None:
 
 @dataclass(frozen=True)
 class _ClipWriter:
-    """Draws clips into a data set's folder; a call can run in another process."""
+    """A function that draws a clip into the data set's folder; a class, so that it can be sent to other processes."""
 
     folder: str
     width: int
     height: int
 
     def __call__(self, clip: SyntheticClip) -> dict[str, FloatArray]:
-        """Draw and write the frames of a clip; returns keypoints (24, 2) by path inside the data set."""
+        """Draw and write the frames of a clip; return path inside the data set -> keypoints (24, 2)."""
         renderer = SceneRenderer.from_clip(clip, self.width, self.height)
         background = renderer.render_background()
         labels = {}
         for name, frame in zip(clip.files, clip.frames, strict=True):
-            picture, labels[name] = renderer.render_frame(frame, background)
-            write_bytes(join(self.folder, name), encode(picture, JPEG_QUALITY))
+            image, labels[name] = renderer.render_frame(frame, background)
+            write_bytes(join(self.folder, name), encode(image, JPEG_QUALITY))
         return labels
 
 
 def _draw_clips(
     clips: Sequence[SyntheticClip], write_clip: _ClipWriter, num_processes: int | None
 ) -> Iterator[dict[str, FloatArray]]:
-    """Draw all clips; yields the labels of each, in order.
+    """Draw all clips, and yield the labels of each clip in order.
 
-    A process takes a second to start: without `num_processes`, each one gets at least four clips.
+    Starting a process takes about a second, so if `num_processes` is None, every process gets at least four clips.
+
+    Raises:
+        ConfigError: a drawing process ended early.
     """
     max_workers = -(-len(clips) // 4) if num_processes is None else len(clips)
     num_workers = min(num_processes or os.cpu_count() or 1, max_workers)
     if num_workers == 1:
         yield from map(write_clip, clips)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of the caller hold
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that the caller's threads hold
     try:
         with ProcessPoolExecutor(num_workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
             yield from pool.map(write_clip, clips)
     except BrokenProcessPool as error:
         raise ConfigError(
-            "sample: num_processes: a drawing process ended early: "
-            'guard the script with if __name__ == "__main__": or use num_processes=1'
+            f"sample: num_processes: a drawing process ended early (got {num_workers} processes): "
+            'guard the calling script with if __name__ == "__main__": or use num_processes=1'
         ) from error

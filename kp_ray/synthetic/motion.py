@@ -1,4 +1,4 @@
-"""The clips of a generated data set, and the poses of a clip as joint angles."""
+"""The clips of a generated data set, and the poses in a clip as joint angles."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -7,8 +7,9 @@ import numpy as np
 
 from kp_ray.keypoints import FloatArray
 
-# A pose is 24 numbers in degrees (lift in cm): 8 of the trunk (pitch, lift, bend, lean, twist, nod, tilt, turn), then 8
-# of the left and 8 of the right side: arm (forward, sideways, turn), elbow, leg (forward, sideways, turn), knee.
+# A pose has 24 numbers: angles in degrees, and the lift in cm. The first 8 are for the trunk: pitch, lift, bend, lean,
+# twist, nod, tilt, turn. Then come 8 for the left side and 8 for the right side: arm (forward, sideways, turn), elbow,
+# leg (forward, sideways, turn), knee.
 _POSES: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]] = {
     "stand": ((0, 0, 2, 0, 0, 2, 0, 0), (4, 10, 0, 14, 0, 5, 8, 3), (4, 10, 0, 14, 0, 5, 8, 3)),
     "relaxed": ((0, 0, 0, 5, 8, 0, 4, 12), (8, 38, -75, 105, 6, 12, 15, 12), (0, 12, 0, 20, 0, 5, 8, 2)),
@@ -32,14 +33,14 @@ MOTIONS = (
     ("cross", "cactus", "arms_up"), ("lean", "arms_up", "mirror lean"), ("star", "stand"), ("wave", "relaxed"),
     ("warrior", "cross", "mirror warrior"), ("sumo", "cactus"), ("on_head", "cross"), ("relaxed", "stand", "wave"),
 )  # fmt: skip
-"""Names of the key poses of each motion."""
+"""Names of the key poses of each motion, in order; "mirror" exchanges the left and the right side."""
 _SIDE_LOW, _SIDE_HIGH = (-60, 4, -95, 3, -30, 2, -5, 0), (180, 172, 105, 140, 115, 72, 45, 140)
 _POSE_LOW = np.array([-25, 0, -15, -45, -55, -25, -25, -55, *_SIDE_LOW, *_SIDE_LOW], dtype=float)
 _POSE_HIGH = np.array([65, 30, 45, 45, 55, 30, 25, 55, *_SIDE_HIGH, *_SIDE_HIGH], dtype=float)
 
 
 class Purpose(IntEnum):
-    """Purpose of a random generator; each purpose has its own stream."""
+    """Purposes of random generators; each purpose has a random stream of its own."""
 
     SCENE = 0
     MOTION = 1
@@ -53,13 +54,13 @@ class Purpose(IntEnum):
 
 @dataclass(frozen=True)
 class SyntheticClip:
-    """One camera's frames of one scene; one task draws them.
+    """The frames of one scene from one camera.
 
     Attributes:
         split: "train" or "test".
-        seed: the data set's.
-        scene: number within the split, from 0.
-        camera: 0 to 4.
+        seed: seed of the data set.
+        scene: number of the scene within the split, from 0.
+        camera: number of the camera, 0 to 4.
         frames: frame numbers.
     """
 
@@ -71,7 +72,7 @@ class SyntheticClip:
 
     @property
     def files(self) -> list[str]:
-        """Paths of the frames inside the data set, named like the competition's."""
+        """Paths of the frames inside the data set; the names have the form of the competition's."""
         number, group = (self.scene + 1, 1) if self.split == "train" else (self.scene + 601, 2)
         place = self.scene * 7 % 150 + 1
         stem = f"{number:03d}-{group}-1-{self.motion + 1:02d}-Z{place}_{'ABCDE'[self.camera]}"
@@ -79,26 +80,32 @@ class SyntheticClip:
 
     @property
     def motion(self) -> int:
-        """Index in `MOTIONS`; consecutive scenes go through all of them in steps of 5."""
+        """Index in `MOTIONS`; it grows by 5 from scene to scene, so that 12 scenes show all 12 motions."""
         return (5 * self.scene + self.seed + 11 * (self.split == "test")) % len(MOTIONS)
 
     def generator(self, purpose: Purpose, *numbers: int) -> np.random.Generator:
-        """Make the scene's random generator for a purpose; `numbers` (a camera, a frame) tell equal purposes apart."""
+        """Make the scene's random generator for a purpose.
+
+        Args:
+            purpose: selects the random stream.
+            numbers: a camera, or a camera and a frame, if each of them needs a stream of its own.
+        """
         return np.random.default_rng([self.seed, self.split == "test", self.scene, purpose, *numbers])
 
 
 def pose_at(clip: SyntheticClip, frame: int) -> FloatArray:
-    """Compute the joint angles (24,) of a scene's person at a frame, between two key poses of the motion."""
+    """Compute the pose (24,) of a scene's person at a frame, by interpolation between two key poses of the motion."""
     rng = clip.generator(Purpose.MOTION)
     keys = []
     for name in MOTIONS[clip.motion]:
         trunk, left, right = (np.array(part, dtype=float) for part in _POSES[name.removeprefix("mirror ")])
         if name.startswith("mirror "):
             trunk, left, right = trunk * _TRUNK_MIRROR, right, left
-        keys.append(np.concatenate([trunk, left, right]) + rng.normal(0, 5, 24) * (np.arange(24) != 1))
+        jitter_deg = rng.normal(0, 5, 24) * (np.arange(24) != 1)  # index 1 is the lift, which is no angle
+        keys.append(np.concatenate([trunk, left, right]) + jitter_deg)
     if rng.random() < 0.5:
         keys = [np.concatenate([key[:8] * _TRUNK_MIRROR, key[16:], key[8:16]]) for key in keys]
     phase = rng.uniform(0, len(keys)) + frame * rng.uniform(0.03, 0.06)
-    weight = 0.5 - 0.5 * np.cos(np.pi * (phase % 1))  # starts and ends slowly
+    weight = 0.5 - 0.5 * np.cos(np.pi * (phase % 1))  # the person moves slowly near a key pose
     current, following = keys[int(phase) % len(keys)], keys[(int(phase) + 1) % len(keys)]
     return np.asarray(np.clip((1 - weight) * current + weight * following, _POSE_LOW, _POSE_HIGH))

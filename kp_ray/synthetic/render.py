@@ -1,4 +1,4 @@
-"""A pinhole camera, and painting surfaces as it sees them."""
+"""A pinhole camera, and a painter of surfaces as the camera sees them."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class Camera:
     Attributes:
         position: (3,) in metres.
         rotation: (3, 3); the rows are the right, down and ahead axes in the world.
-        focal_px: focal length.
+        focal_px: focal length in pixels.
         centre: pixel index (x, y) of the optical axis.
     """
 
@@ -33,16 +33,18 @@ class Camera:
 
 
 def paint(
-    picture: Image, camera: Camera, surfaces: list[Surface], light: FloatArray, step: FloatArray | float = 1.0
+    image: Image, camera: Camera, surfaces: list[Surface], light: FloatArray, step: FloatArray | float = 1.0
 ) -> None:
-    """Paint shaded surfaces into a picture in place, far quads first, with twofold supersampling.
+    """Paint shaded surfaces into an image in place, distant quads first, with twofold supersampling.
 
     Args:
-        picture: (H, W, 3) BGR.
-        light: unit vector towards the lamp.
-        step: the camera's pixels per pixel of the picture.
+        image: (H, W, 3) BGR.
+        camera: projects the surfaces.
+        surfaces: one or more surfaces; quads that face away from the camera are not painted.
+        light: unit vector (3,) towards the lamp.
+        step: number of camera pixels per image pixel, one number or (2,) for x and y.
     """
-    quads, colours = (np.concatenate(group) for group in zip(*surfaces, strict=True))
+    quads, colors = (np.concatenate(group) for group in zip(*surfaces, strict=True))
     normals = np.cross(quads[:, 2] - quads[:, 0], quads[:, 3] - quads[:, 1])
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12
     xy, depth = camera.project(quads)
@@ -52,20 +54,20 @@ def paint(
     order = np.argsort(-depth.mean(axis=1), kind="stable")
     order = order[((facing > 0) & (depth.min(axis=1) > 0.3))[order]]
     corners = xy[order].reshape(-1, 2)
-    size = picture.shape[1::-1]
+    size = image.shape[1::-1]
     if not len(order):
         return
     low, high = (np.clip(edge, 0, size).astype(int) for edge in (corners.min(axis=0) - 2, corners.max(axis=0) + 3))
     if (high <= low).any():
         return
     shade = 0.42 + 0.62 * np.maximum(normals @ light, 0) + 0.16 * facing
-    tones = np.column_stack([np.clip(colours * shade[:, None], 0, 255), np.full(len(colours), 255.0)])
-    # Index i of the picture lies in the middle of indices 2i and 2i + 1 of the canvas, which is twice as large.
+    tones = np.column_stack([np.clip(colors * shade[:, None], 0, 255), np.full(len(colors), 255.0)])
+    # The canvas is twice as large: index i of the image lies between the indices 2i and 2i + 1 of the canvas.
     points = np.rint(((xy - low) * 2 + 0.5) * 16).clip(-(2**26), 2**26).astype(np.int32)
     canvas = np.zeros((*(2 * (high - low))[::-1], 4), dtype=np.uint8)
     for quad, tone in zip(points[order], tones[order].tolist(), strict=True):
         cv2.fillConvexPoly(canvas, quad, tone, shift=4)
     drawn = cv2.resize(canvas, tuple(high - low), interpolation=cv2.INTER_AREA)
-    window = picture[low[1] : high[1], low[0] : high[0]]
+    window = image[low[1] : high[1], low[0] : high[0]]
     transparency = cv2.merge([cv2.bitwise_not(drawn[..., 3])] * 3)
     window[:] = cv2.add(cv2.multiply(window, transparency, scale=1 / 255), drawn[..., :3])

@@ -12,19 +12,22 @@ from kp_ray.synthetic.body import BodyShape, body_surfaces, forward_kinematics
 from kp_ray.synthetic.motion import Purpose, SyntheticClip, pose_at
 from kp_ray.synthetic.render import Camera, paint
 from kp_ray.synthetic.surfaces import Surface, ball, box, rotation_matrix, tube
-from kp_ray.synthetic.textures import PIXELS_PER_M, draw_floor, draw_landscape, draw_wall, random_colour
+from kp_ray.synthetic.textures import PIXELS_PER_M, draw_floor, draw_landscape, draw_wall, random_color
 
 
 @dataclass(frozen=True)
 class SceneRenderer:
-    """Everything that a clip shows, and the camera that sees it.
+    """The scene of a clip and the camera that records it.
 
     Attributes:
+        clip: the clip; its random generators decide all details.
         size: (width, height) of the frames in pixels.
-        wall: BGR colour (3,).
-        room: (2, 3) lowest and highest corner, in metres; the person stands at the origin.
-        outdoors: the walls show a landscape.
+        person: proportions and clothes of the person.
+        wall: BGR color (3,) of the walls.
+        room: (2, 3) lowest and highest corner of the room in metres; the person stands at the origin.
+        outdoors: True if the walls show a landscape.
         light: unit vector (3,) towards the lamp.
+        camera: the camera of the clip.
     """
 
     clip: SyntheticClip
@@ -44,12 +47,12 @@ class SceneRenderer:
         # Distances of the four walls from the person, and the height of the walls, in metres.
         reach = rng.uniform(11, 16, 4) if outdoors else rng.uniform(5.6, 8, 4)
         room = np.array([[*-reach[:2], 0], [*reach[2:], 9 if outdoors else rng.uniform(2.7, 3.6)]])
-        wall = np.array([110.0, 130, 120]) if outdoors else random_colour(rng, (5, 90), (110, 235))
+        wall = np.array([110.0, 130, 120]) if outdoors else random_color(rng, (5, 90), (110, 235))
         person = BodyShape.sample(rng, wall)
         # The lamp stands on the side of the cameras, so that faces are lit.
         light = np.array([*rng.uniform((0.3, -1), (1, 1)), rng.uniform(1.1, 2)])
-        # Five cameras stand 20 degrees apart on an arc before the person, each up to 9 degrees off; their order changes
-        # with the scene.
+        # Five cameras stand on an arc in front of the person, 20 degrees apart with a random deviation of up to 9
+        # degrees. The order of the cameras changes with the scene.
         azimuths_deg = rng.permutation([-40.0, -20, 0, 20, 40]) + rng.uniform(-9, 9, 5)
         joints = [forward_kinematics(pose_at(clip, frame), person)[0] for frame in clip.frames]
         body = np.concatenate([list(positions.values()) for positions in joints])
@@ -62,20 +65,20 @@ class SceneRenderer:
         positions, orientations = forward_kinematics(pose_at(self.clip, frame), self.person)
         surfaces = body_surfaces(positions, orientations, self.person)
         rng = self.clip.generator(Purpose.OBSTACLE, self.clip.camera)
-        picture = self._draw_shadow(background, surfaces)
-        # In 12 % of the clips a pole (3 m high) or a crate stands 1 to 1.3 m before the person, towards the camera.
+        image = self._draw_shadow(background, surfaces)
+        # In 12 % of the clips a pole (3 m high) or a crate stands 1 to 1.3 m from the person, on the camera's side.
         if rng.random() < 0.12:
             ahead = self.camera.position * (1, 1, 0) / np.linalg.norm(self.camera.position[:2])
             place = ahead * rng.uniform(1, 1.3) + np.cross((0, 0, 1), ahead) * rng.uniform(-0.5, 0.5)
             half_diagonal, height = (rng.uniform(0.03, 0.07), 3.0) if rng.random() < 0.5 else rng.uniform(0.2, 0.6, 2)
-            angle, colour = rng.uniform(0, 1.6), random_colour(rng, (10, 90), (60, 220))
-            surfaces.append(box(place, half_diagonal, height, angle, colour))
-        paint(picture, self.camera, surfaces, self.light)
+            angle, color = rng.uniform(0, 1.6), random_color(rng, (10, 90), (60, 220))
+            surfaces.append(box(place, half_diagonal, height, angle, color))
+        paint(image, self.camera, surfaces, self.light)
         labels = self.camera.project(np.stack([positions[name] for name in DACON24.names]))[0]
-        return self.apply_camera_effects(picture, frame), labels
+        return self.apply_camera_effects(image, frame), labels
 
     def render_background(self) -> Image:
-        """Render the scene without the person (H, W, 3), at half size: lens blur hides the difference."""
+        """Render the scene (H, W, 3) without the person, at half the resolution, because lens blur hides details."""
         small = (self.size[0] // 2, self.size[1] // 2)
         step = np.array(self.size) / small
         middles = zip(small, step, self.camera.centre, strict=True)
@@ -87,7 +90,7 @@ class SceneRenderer:
         reach = [(end - start[k]) / ray for k, (end, ray) in enumerate(zip(ends, rays, strict=True))]
         distance = np.minimum(np.minimum(reach[0], reach[1]), reach[2])
         hits = [start[k] - np.float32(self.room[0, k]) + rays[k] * distance for k in range(3)]
-        picture = np.zeros((*small[::-1], 3), dtype=np.uint8)
+        image = np.zeros((*small[::-1], 3), dtype=np.uint8)
         for axis, is_upper in np.ndindex(3, 2):
             mask = ((reach[axis] == distance) & ((rays[axis] > 0) == is_upper)).astype(np.uint8)
             if cv2.hasNonZero(mask):
@@ -97,23 +100,23 @@ class SceneRenderer:
                 x0, y0, wide, tall = cv2.boundingRect(mask)
                 part = np.s_[y0 : y0 + tall, x0 : x0 + wide]
                 drawn = cv2.remap(texture, u[part], v[part], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-                cv2.copyTo(drawn, mask[part], picture[part])
+                cv2.copyTo(drawn, mask[part], image[part])
         furniture = self._make_furniture()
         if furniture:
-            paint(picture, self.camera, furniture, self.light, step)
-        return np.asarray(cv2.resize(picture, self.size, interpolation=cv2.INTER_CUBIC))
+            paint(image, self.camera, furniture, self.light, step)
+        return np.asarray(cv2.resize(image, self.size, interpolation=cv2.INTER_CUBIC))
 
     def _draw_texture(self, axis: int, is_upper: int) -> tuple[Image, float]:
         """Draw the texture of a plane of the room, and return its pixels per metre.
 
         Args:
-            axis: of the plane's normal; 0 and 1 give walls, 2 floor and ceiling.
-            is_upper: 1 for the plane at the room's highest corner, 0 for the one at its lowest.
+            axis: axis of the plane's normal: 0 and 1 are walls, 2 is the floor or the ceiling.
+            is_upper: 1 for the plane through the room's highest corner, 0 for the plane through its lowest corner.
         """
         rng = self.clip.generator(Purpose.TEXTURE, axis, is_upper)
         if axis == 2 and is_upper:
-            colour = (238, 206, 176) if self.outdoors else np.minimum(self.wall + 30, 245)
-            return np.full((8, 8, 3), colour, np.uint8), 1.0
+            color = (238, 206, 176) if self.outdoors else np.minimum(self.wall + 30, 245)
+            return np.full((8, 8, 3), color, np.uint8), 1.0
         if axis == 2:
             return draw_floor(rng, self.outdoors), 90.0
         sides_m = (self.room[1] - self.room[0])[1 - axis], self.room[1, 2]
@@ -123,25 +126,25 @@ class SceneRenderer:
         return draw_wall(rng, width, height, self.wall), PIXELS_PER_M
 
     def _make_furniture(self) -> list[Surface]:
-        """Make boxes and plants 2.4 to 5 m from the person; omit all on the camera's side of the person."""
+        """Make boxes and plants 2.4 to 5 m from the person; leave out those between the camera and the person."""
         rng = self.clip.generator(Purpose.FURNITURE)
         surfaces: list[Surface] = []
         for _ in range(8):
             angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(2.4, 5)
             place = np.array([np.cos(angle), np.sin(angle), 0]) * distance
             half_diagonal, height = rng.uniform((0.25, 0.4), (0.6, 1.4))
-            block = box(place, half_diagonal, height, angle, random_colour(rng, (10, 90), (70, 210)))
+            block = box(place, half_diagonal, height, angle, random_color(rng, (10, 90), (70, 210)))
             piece = _make_plant(rng, place) if rng.random() < 0.5 else [block]
             if place @ self.camera.position < 0:
                 surfaces += piece
         return surfaces
 
     def _draw_shadow(self, background: Image, surfaces: list[Surface]) -> Image:
-        """Return the background under the soft shadow of the surfaces, which is drawn at a quarter of the size."""
+        """Return a copy of the background with the soft shadow of the surfaces, drawn at a quarter of its size."""
         width, height = self.size
         mask = np.zeros((-(-height // 4), -(-width // 4)), dtype=np.uint8)
         for quads, _ in surfaces:
-            # Quads are projected to the floor along the light; corners are fixed-point, in 1/16 pixel (shift=4).
+            # Quads are projected to the floor along the light. Corners are fixed-point numbers in 1/16 pixel (shift=4).
             xy, depth = self.camera.project(quads[:, 0] - self.light * (quads[:, 0, 2:] / self.light[2]))
             if depth.min() > 0.3:
                 hull = cv2.convexHull((((xy + 0.5) / 4 - 0.5) * 16).clip(-(2**20), 2**20).astype(np.int32))
@@ -149,8 +152,8 @@ class SceneRenderer:
         shade = cv2.resize(cv2.bitwise_not(cv2.GaussianBlur(mask, (0, 0), max(0.8, width / 800))), self.size)
         return np.asarray(cv2.multiply(background, cv2.merge([shade] * 3), scale=1 / 255))
 
-    def apply_camera_effects(self, picture: Image, frame: int) -> Image:
-        """Apply the effects of lens, sensor and camera settings: vignette, gain, tint, blur, noise."""
+    def apply_camera_effects(self, image: Image, frame: int) -> Image:
+        """Apply the effects of lens and sensor to an image (H, W, 3): vignette, gain, tint, blur, noise."""
         width, height = self.size
         rng = self.clip.generator(Purpose.EXPOSURE, self.clip.camera)
         gain, edge = rng.uniform(0.8, 1.0) * rng.uniform(0.92, 1.0, 3), rng.uniform(0, 0.3)
@@ -158,8 +161,8 @@ class SceneRenderer:
         x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
         vignette = 1 - np.float32(edge / 2) * (x * x + y * y)
         exposure = cv2.merge([cv2.convertScaleAbs(vignette, alpha=float(255 * tone)) for tone in gain])
-        exposed = cv2.GaussianBlur(cv2.multiply(picture, exposure, scale=1.1 / 255), (0, 0), blur)
-        # Noise has mean 8, so that it fits unsigned bytes; the last line subtracts the mean again.
+        exposed = cv2.GaussianBlur(cv2.multiply(image, exposure, scale=1.1 / 255), (0, 0), blur)
+        # The noise has a mean of 8, so that it fits into unsigned bytes; the last line subtracts this mean again.
         quantiles = [NormalDist(8, noise).inv_cdf((k + 0.5) / 256) for k in range(256)]
         noise_rng = self.clip.generator(Purpose.NOISE, self.clip.camera, frame)
         levels = noise_rng.integers(0, 256, (height, width), dtype=np.uint8)
@@ -168,12 +171,15 @@ class SceneRenderer:
 
 
 def _aim_camera(rng: np.random.Generator, body: FloatArray, azimuth: float, width: int, height: int) -> Camera:
-    """Make a camera that shows a person 60 to 92 % of the frame high; for one camera in 20 the frame cuts the person.
+    """Make a camera in which the person's height is 60 to 92 % of the frame's.
+
+    A person with wide arms is smaller, so that they fit the width. One camera in 20 cuts the person off at the edge.
 
     Args:
+        rng: source of random numbers.
         body: (N, 3) points of the person in all frames.
-        azimuth: direction of the camera from the person, in radians.
-        width, height: of the frame in pixels.
+        azimuth: direction from the person to the camera, in radians.
+        width, height: size of the frame in pixels.
     """
     eye = np.array([np.cos(azimuth), np.sin(azimuth), 0]) * rng.uniform(3.2, 5.2) + (0, 0, rng.uniform(0.7, 1.9))
     ahead = (body.min(axis=0) + body.max(axis=0)) / 2 - eye
@@ -184,7 +190,7 @@ def _aim_camera(rng: np.random.Generator, body: FloatArray, azimuth: float, widt
     unit = Camera(eye, rotation, 1.0, (0.0, 0.0)).project(body)[0]
     low, high = unit.min(axis=0), unit.max(axis=0)
     focal = min(rng.uniform(0.6, 0.92) * height / (high - low)[1], 0.9 * width / (high - low)[0])
-    # `spare` is the free margin on each side of the person; a shift beyond it cuts the person.
+    # `spare` is the free margin (x, y) on each side of the person; a larger shift cuts the person off.
     spare = np.maximum(np.array([width, height]) - (high - low) * focal, 0) / 2
     shift = rng.uniform(-0.6, 0.6, 2) * spare
     if rng.random() < 0.05:
@@ -195,12 +201,10 @@ def _aim_camera(rng: np.random.Generator, body: FloatArray, azimuth: float, widt
 
 def _make_plant(rng: np.random.Generator, place: FloatArray) -> list[Surface]:
     """Make a pot with leaves that stands at `place` (3,)."""
-    surfaces = [tube(place, place + np.array([0, 0, 0.4]), (0.13, 0.18), random_colour(rng, (20, 90), (80, 200)))]
+    surfaces = [tube(place, place + np.array([0, 0, 0.4]), (0.13, 0.18), random_color(rng, (20, 90), (80, 200)))]
     for _ in range(14):
-        centre, orientation = (
-            place + rng.normal((0, 0, 1), (0.17, 0.17, 0.28)),
-            rotation_matrix(*rng.uniform(-70, 70, 3)),
-        )
+        centre = place + rng.normal((0, 0, 1), (0.17, 0.17, 0.28))
+        orientation = rotation_matrix(*rng.uniform(-70, 70, 3))
         tone = rng.uniform((30, 90, 40), (70, 150, 90))
         surfaces.append(ball(centre, orientation, (0.22, 0.08, 0.015), np.broadcast_to(tone, (4, 10, 3))))
     return surfaces

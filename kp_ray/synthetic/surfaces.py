@@ -1,4 +1,4 @@
-"""Surfaces of quads: lofts through rings, limbs, ellipsoids, boxes."""
+"""Surfaces made of quads: lofts through rings, limbs, ellipsoids, boxes."""
 
 from collections.abc import Sequence
 
@@ -7,41 +7,46 @@ import numpy as np
 from kp_ray.keypoints import FloatArray
 
 Surface = tuple[FloatArray, FloatArray]
-"""Quads (N, 4, 3) in metres, counter-clockwise seen from outside, and their BGR colours (N, 3) in 0-255."""
+"""Quads (N, 4, 3) in metres, counter-clockwise seen from outside, and their BGR colors (N, 3) in 0-255."""
 
 
 def rotation_matrix(forward: float, side: float, twist: float) -> FloatArray:
-    """Return the rotation Rx(side) Ry(forward) Rz(twist) (3, 3) of angles in degrees."""
-    (a, b, c), (d, e, f) = (function(np.radians([side, forward, twist])) for function in (np.cos, np.sin))
-    about_x, about_y = [[1, 0, 0], [0, a, -d], [0, d, a]], [[b, 0, e], [0, 1, 0], [-e, 0, b]]
-    return np.asarray(np.array(about_x) @ about_y @ [[c, -f, 0], [f, c, 0], [0, 0, 1]])
+    """Return the rotation matrix (3, 3) Rx(side) @ Ry(forward) @ Rz(twist); angles are in degrees."""
+    angles = np.radians([side, forward, twist])
+    (cos_x, cos_y, cos_z), (sin_x, sin_y, sin_z) = np.cos(angles), np.sin(angles)
+    about_x = np.array([[1, 0, 0], [0, cos_x, -sin_x], [0, sin_x, cos_x]])
+    about_y = np.array([[cos_y, 0, sin_y], [0, 1, 0], [-sin_y, 0, cos_y]])
+    about_z = np.array([[cos_z, -sin_z, 0], [sin_z, cos_z, 0], [0, 0, 1]])
+    return np.asarray(about_x @ about_y @ about_z)
 
 
-def loft(centres: FloatArray, right: FloatArray, front: FloatArray, colours: FloatArray) -> Surface:
-    """Make the surface through R elliptic rings.
+def loft(centres: FloatArray, right: FloatArray, front: FloatArray, colors: FloatArray) -> Surface:
+    """Make the surface through R elliptic rings, with S segments around it.
 
     Args:
-        centres: (R, 3).
-        right, front: half-axes of the rings, (R, 3).
-        colours: anything that can be broadcast to (R-1, S, 3), for S segments around; 24 segments if it gives no S.
+        centres: (R, 3) centres of the rings.
+        right, front: (R, 3) half-axes of the rings.
+        colors: array that can be broadcast to (R-1, S, 3). If it does not have an axis of S > 1 colors, S is 24.
     """
-    angles = np.linspace(0, 2 * np.pi, (colours.shape[1] if colours.ndim == 3 and colours.shape[1] > 1 else 24) + 1)
+    angles = np.linspace(0, 2 * np.pi, (colors.shape[1] if colors.ndim == 3 and colors.shape[1] > 1 else 24) + 1)
     points = centres[:, None] + np.cos(angles)[:, None] * right[:, None] + np.sin(angles)[:, None] * front[:, None]
     quads = np.stack([points[:-1, :-1], points[:-1, 1:], points[1:, 1:], points[1:, :-1]], axis=2)
-    return quads.reshape(-1, 4, 3), np.broadcast_to(colours, (*quads.shape[:2], 3)).reshape(-1, 3)
+    return quads.reshape(-1, 4, 3), np.broadcast_to(colors, (*quads.shape[:2], 3)).reshape(-1, 3)
 
 
 def tube(
-    start: FloatArray, end: FloatArray, radii: Sequence[float], colour: FloatArray, *,
+    start: FloatArray, end: FloatArray, radii: Sequence[float], color: FloatArray, *,
     sleeve: tuple[float, FloatArray] | None = None, flat: float = 1.0, across: FloatArray | None = None,
 ) -> Surface:  # fmt: skip
     """Make a limb with round ends.
 
     Args:
-        start, end: (3,) joints.
-        radii: at equal distances along the limb, in metres.
-        sleeve: share of the length that cloth covers, and its colour.
-        flat: ratio of the thickness in direction `across` to the width.
+        start, end: (3,) positions of the joints.
+        radii: two or more radii in metres, at equal distances along the limb.
+        color: (3,) color of the skin.
+        sleeve: (share of the length that cloth covers, color of the cloth); None: no cloth.
+        flat: thickness along `across`, as a share of the width.
+        across: (3,) direction of the thickness; None: any direction.
     """
     axis, length = (end - start) / np.linalg.norm(end - start), float(np.linalg.norm(end - start))
     cap, middle = np.linspace(0, np.pi / 2, 6), np.linspace(0, 1, 16)[1:-1]
@@ -54,26 +59,28 @@ def tube(
     front = reference - axis * (reference @ axis)
     front /= np.linalg.norm(front)
     right = np.cross(front, axis)
-    colours = np.where(covered[1:, None], sleeve[1] if sleeve else colour, colour)[:, None]
-    return loft(start + along[:, None] * axis, radius[:, None] * right, radius[:, None] * flat * front, colours)
+    colors = np.where(covered[1:, None], sleeve[1] if sleeve else color, color)[:, None]
+    return loft(start + along[:, None] * axis, radius[:, None] * right, radius[:, None] * flat * front, colors)
 
 
-def ball(centre: FloatArray, orientation: FloatArray, radii: Sequence[float], colour: FloatArray) -> Surface:
+def ball(centre: FloatArray, orientation: FloatArray, radii: Sequence[float], color: FloatArray) -> Surface:
     """Make an ellipsoid.
 
     Args:
-        radii: half-axes along the columns of `orientation` (3, 3).
-        colour: (3,), or (R, S, 3) for R rings from the lowest to the highest and S segments.
+        centre: (3,) position.
+        orientation: (3, 3); the half-axes are along its columns.
+        radii: lengths of the three half-axes in metres.
+        color: one color (3,), or colors (R, S, 3) of R rings from the bottom to the top with S segments each.
     """
-    colour = colour if colour.ndim == 3 else np.broadcast_to(colour, (8, 14, 3))
-    polar = np.linspace(-np.pi / 2, np.pi / 2, colour.shape[0] + 1)
+    color = color if color.ndim == 3 else np.broadcast_to(color, (8, 14, 3))
+    polar = np.linspace(-np.pi / 2, np.pi / 2, color.shape[0] + 1)
     ring = np.cos(polar)[:, None]
     centres = centre + np.sin(polar)[:, None] * orientation[:, 2] * radii[2]
-    return loft(centres, ring * -orientation[:, 1] * radii[1], ring * orientation[:, 0] * radii[0], colour)
+    return loft(centres, ring * -orientation[:, 1] * radii[1], ring * orientation[:, 0] * radii[0], color)
 
 
-def box(place: FloatArray, half_diagonal: float, height: float, angle: float, colour: FloatArray) -> Surface:
+def box(place: FloatArray, half_diagonal: float, height: float, angle: float, color: FloatArray) -> Surface:
     """Make a square box that stands at `place` (3,), turned by `angle` radians about the vertical."""
     ring, side = np.array([half_diagonal, half_diagonal, 1e-3])[:, None], np.array([np.cos(angle), np.sin(angle), 0])
     heights = place + np.outer((0, height, height), (0, 0, 1))
-    return loft(heights, ring * side, ring * np.cross((0, 0, 1.0), side), np.broadcast_to(colour, (2, 4, 3)))
+    return loft(heights, ring * side, ring * np.cross((0, 0, 1.0), side), np.broadcast_to(color, (2, 4, 3)))

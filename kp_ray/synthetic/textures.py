@@ -1,4 +1,4 @@
-"""Textures of floors, walls and landscapes, and random colours."""
+"""Textures of floors, walls and landscapes, and random colors."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from kp_ray.images import Image
 from kp_ray.keypoints import FloatArray
 
 PIXELS_PER_M = 72
-"""Scale of walls and landscapes."""
+"""Resolution of the textures of walls and landscapes, in pixels per metre."""
 
 
-def random_colour(rng: np.random.Generator, saturation: tuple[int, int], value: tuple[int, int]) -> FloatArray:
-    """Draw a BGR colour (3,) of any hue; saturation and value are uniform in [low, high) of 0-255."""
+def random_color(rng: np.random.Generator, saturation: tuple[int, int], value: tuple[int, int]) -> FloatArray:
+    """Sample a BGR color (3,) of any hue; saturation and value are uniform in [low, high), on a scale of 0-255."""
     hsv = np.array([[[rng.integers(180), rng.integers(*saturation), rng.integers(*value)]]], dtype=np.uint8)
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0], dtype=float)
 
 
 def _noise(rng: np.random.Generator, width: int, height: int, cells: Sequence[int]) -> FloatArray:
-    """Draw smooth noise (height, width, 1), about -1 to 1, as a sum over grain sizes `cells` in pixels."""
+    """Draw smooth noise (height, width, 1), about -1 to 1, as a sum of noises with grain sizes `cells` in pixels."""
     total = np.zeros((height, width), dtype=np.float32)
     for k, cell in enumerate(cells):
         grid = rng.normal(0, 0.5 / 1.5**k, (height // cell + 2, width // cell + 2)).astype(np.float32)
@@ -29,46 +29,43 @@ def _noise(rng: np.random.Generator, width: int, height: int, cells: Sequence[in
 
 
 def draw_floor(rng: np.random.Generator, outdoors: bool) -> Image:
-    """Draw a 5 m square of planks, tiles, carpet, grass or asphalt, at 90 pixels per metre, that can be repeated."""
+    """Draw a square of 5 m x 5 m of planks, tiles, carpet, grass or asphalt, at 90 pixels per metre."""
     side = 450
     kind = int(rng.integers(3, 5) if outdoors else rng.integers(3))
     base = ((60, 96, 140), (190, 196, 200), (120, 110, 105), (60, 120, 90), (140, 146, 150))[kind]
-    colours = np.array(base) * rng.uniform(0.75, 1.15) * rng.uniform(0.93, 1.07, 3)
-    colours = colours + (26 if kind == 3 else 13) * _noise(rng, side, side, (75, 20, 5, 2))
+    colors = np.array(base) * rng.uniform(0.75, 1.15) * rng.uniform(0.93, 1.07, 3)
+    colors = colors + (26 if kind == 3 else 13) * _noise(rng, side, side, (75, 20, 5, 2))
     x, y = np.meshgrid(np.arange(side), np.arange(side))
-    if kind == 0:
+    if kind == 0:  # planks
         plank = ((x + y // 15 * 61) % side // 150, y // 15)
-        colours *= rng.uniform(0.8, 1.15, (3, 30))[plank][..., None] * np.where(y % 15 == 0, 0.75, 1)[..., None]
-    elif kind == 1:
-        colours *= np.where((x % 45 < 2) | (y % 45 < 2), 0.75, 1)[..., None]
-    return np.clip(colours, 0, 255).astype(np.uint8)
+        colors *= rng.uniform(0.8, 1.15, (3, 30))[plank][..., None] * np.where(y % 15 == 0, 0.75, 1)[..., None]
+    elif kind == 1:  # tiles
+        colors *= np.where((x % 45 < 2) | (y % 45 < 2), 0.75, 1)[..., None]
+    return np.clip(colors, 0, 255).astype(np.uint8)
 
 
-def draw_wall(rng: np.random.Generator, width: int, height: int, colour: FloatArray) -> Image:
-    """Draw an indoor wall with windows, pictures, doors and shelves, at PIXELS_PER_M."""
+def draw_wall(rng: np.random.Generator, width: int, height: int, color: FloatArray) -> Image:
+    """Draw an indoor wall with windows, paintings, doors and shelves, at PIXELS_PER_M."""
     stripes = np.where(np.arange(width) // 18 % 2, 1.0, rng.choice([1.0, 1.0, 0.92]))[:, None]
     fall = np.linspace(1.05, 0.85, height)[:, None, None] * rng.uniform(0.82, 1.08) * stripes
-    canvas = np.clip(colour * fall + 7 * _noise(rng, width, height, (120, 30, 4)), 0, 255).astype(np.uint8)
-    canvas[-8:] = np.minimum(colour * 0.7 + 60, 255)
+    canvas = np.clip(color * fall + 7 * _noise(rng, width, height, (120, 30, 4)), 0, 255).astype(np.uint8)
+    canvas[-8:] = np.minimum(color * 0.7 + 60, 255)
     x = int(rng.integers(10, 120))
     while x < width - 160:
-        kind, wide, top = (
-            int(rng.integers(5)),
-            int(rng.integers(60, 150)),
-            height - int(rng.uniform(1.9, 2.3) * PIXELS_PER_M),
-        )
-        tone, trim = random_colour(rng, (10, 130), (60, 220)), random_colour(rng, (10, 130), (20, 130))
+        kind, wide = int(rng.integers(5)), int(rng.integers(60, 150))
+        top = height - int(rng.uniform(1.9, 2.3) * PIXELS_PER_M)
+        tone, trim = random_color(rng, (10, 130), (60, 220)), random_color(rng, (10, 130), (20, 130))
         area = canvas[top : top + (height if kind >= 3 else int(rng.integers(50, 100))), x : x + wide]
         tall = area.shape[0]
-        if kind == 0:
+        if kind == 0:  # a painting
             area[:] = np.clip(tone + 50 * _noise(rng, wide, tall, (25, 9)), 0, 255)
-        elif kind in (1, 2):
+        elif kind in (1, 2):  # a window
             area[:] = np.linspace((250, 240, 226), (208, 220, 210), tall)[:, None]
             trim = np.full(3, 248.0)
             area[:, wide // 2 - 2 : wide // 2 + 2] = trim
-        elif kind == 3:
+        elif kind == 3:  # a door
             area[:] = tone * 0.8
-        else:
+        else:  # a shelf
             books = tone * 0.4 + rng.uniform(20, 150, (tall // 28 + 1, wide // 7, 3))
             area[:] = cv2.resize(books.astype(np.uint8), (wide, tall), interpolation=cv2.INTER_NEAREST)
             area[np.arange(tall) % 28 < 5] = trim * 0.6
@@ -78,16 +75,13 @@ def draw_wall(rng: np.random.Generator, width: int, height: int, colour: FloatAr
 
 
 def draw_landscape(rng: np.random.Generator, width: int, height: int) -> Image:
-    """Draw sky, houses and trees out of focus, at PIXELS_PER_M."""
+    """Draw a landscape of sky, houses and trees, out of focus, at PIXELS_PER_M."""
     sky = np.linspace((238, 206, 176), (245, 238, 230), height)[:, None]
     canvas = np.clip(sky + 12 * _noise(rng, width, height, (260, 90)), 0, 255).astype(np.uint8)
     for _ in range(3):
-        x, top, wide = (
-            int(rng.integers(width)),
-            int(height - rng.uniform(2.5, 6) * PIXELS_PER_M),
-            int(rng.integers(200, 420)),
-        )
-        canvas[top:, x : x + wide] = random_colour(rng, (8, 80), (110, 215))
+        x, top = int(rng.integers(width)), int(height - rng.uniform(2.5, 6) * PIXELS_PER_M)
+        wide = int(rng.integers(200, 420))
+        canvas[top:, x : x + wide] = random_color(rng, (8, 80), (110, 215))
         for left, up in itertools.product(range(x + 20, x + wide - 40, 64), range(top + 20, height - 60, 80)):
             canvas[up : up + 44, left : left + 30] = (120, 104, 92)
     for _ in range(20):

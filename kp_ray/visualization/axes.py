@@ -1,4 +1,4 @@
-"""Axes for plots as SVG: text, lines and ticks are grey, so that they read on a light and on a dark page."""
+"""Axes of SVG plots: text, lines and ticks are grey, so that they are readable on a light and on a dark page."""
 
 import io
 import warnings
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 GREY = "#808080"
 WIDTH_IN = 4.1
-"""Usual width of a plot: 8 pt text stays readable on a phone."""
+"""Usual width of a plot in inches; at this width, 8 pt text is readable on a phone."""
 
 
 def make_axes(width_in: float, height_in: float, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
@@ -31,7 +31,7 @@ def make_axes(width_in: float, height_in: float, title: str, xlabel: str, ylabel
 
 
 def label_rows(axes: Axes, labels: Sequence[str], shift: float = 0.0) -> None:
-    """Label the rows at y = 0, 1, ... plus `shift`, from the top down."""
+    """Label the rows of a plot; row i is at y = i + `shift`, and y grows downwards."""
     axes.set_yticks(np.arange(len(labels)) + shift, [escape_text(label) for label in labels])
     axes.set_ylim(len(labels) - 0.4 + 0.8 * shift, -0.6 + 1.2 * shift)
     axes.spines["left"].set_visible(False)
@@ -39,7 +39,7 @@ def label_rows(axes: Axes, labels: Sequence[str], shift: float = 0.0) -> None:
 
 
 def escape_text(text: str) -> str:
-    """Escape text for matplotlib: `$` would start a formula, and a leading underscore hides a label from legends."""
+    """Escape text for matplotlib, where `$` starts a formula and a leading underscore hides a label in legends."""
     escaped = text.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
@@ -47,7 +47,8 @@ def escape_text(text: str) -> str:
 def to_svg(figure: Figure) -> bytes:
     """Encode a figure as SVG with a transparent background; equal figures give equal bytes."""
     stream = io.BytesIO()
-    # "none" keeps text as text: the reader's fonts may have letters that matplotlib's do not. The salt fixes the ids.
+    # With "none" the SVG holds text, not outlines, because the viewer's fonts may have letters that matplotlib's lack.
+    # The fixed salt makes the ids of elements reproducible.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kp_ray"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(stream, format="svg", dpi=160, transparent=True, metadata={"Date": None})

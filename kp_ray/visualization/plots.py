@@ -1,4 +1,4 @@
-"""The plots of reports, as SVG."""
+"""Plots for the report and the search, as SVG."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -9,13 +9,13 @@ from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.visualization.axes import GREY, WIDTH_IN, escape_text, label_rows, make_axes, to_svg
-from kp_ray.visualization.colors import MIDDLE, SERIES, side_colors
+from kp_ray.visualization.colors import MIDDLE, SERIES, limb_colors
 
-_DASHES = ("-", "--", "-.", ":")  # different dashes show curves that lie on each other, such as equal learning rates
+_DASHES = ("-", "--", "-.", ":")  # a curve stays visible below another one with equal values if their dashes differ
 _SHADES = LinearSegmentedColormap.from_list("shades", [(0.23, 0.56, 0.83, 0.04), (0.23, 0.56, 0.83, 1.0)])
 _BEST_TO_WORST = LinearSegmentedColormap.from_list("best_to_worst", ["#2a9d74", "#d9a520", "#c44e52"])
 _MAX_LEGEND = 8
-"""Largest number of curves that get a legend."""
+"""Maximum number of curves in a plot with a legend; a plot of more curves has none."""
 
 
 def plot_curves(
@@ -26,11 +26,12 @@ def plot_curves(
     log_y: bool = False,
     stopped: Collection[str] = (),
 ) -> bytes:
-    """Plot named curves over each other.
+    """Plot named curves in one set of axes.
 
     Args:
-        series: name -> x and y; a curve is interrupted where a value is not finite.
-        stopped: names of curves whose end gets a cross.
+        series: name -> x values and y values; a curve has a gap where a value is not finite.
+        log_y: use a log scale for y if a value is positive.
+        stopped: names of the curves whose last point is marked with a cross.
     """
     figure, axes = make_axes(WIDTH_IN, 2.9, title, xlabel, ylabel)
     for index, (name, (x, y)) in enumerate(series.items()):
@@ -65,8 +66,9 @@ def plot_scatter(
     """Plot y over x as points.
 
     Args:
-        log_x: use a log scale if x spans more than a decade.
-        best: index of a point that gets a circle.
+        x, y: n values each.
+        log_x: use a log scale for x if its values span more than a decade.
+        best: index of the point that is circled; None: circle no point.
     """
     figure, axes = make_axes(WIDTH_IN, 2.9, title, xlabel, ylabel)
     axes.scatter(np.asarray(x, dtype=float), np.asarray(y, dtype=float), s=22, color=SERIES[0], alpha=0.8, linewidths=0)
@@ -85,23 +87,24 @@ def plot_bars(
     title: str,
     intervals: Sequence[tuple[float, float] | None] | None = None,
 ) -> bytes:
-    """Plot horizontal bars with their values as text, the first at the top.
+    """Plot horizontal bars from the top down, each with its value as text.
 
     Args:
-        values: None and NaN give a dash instead of a bar.
-        intervals: (low, high) around each value, drawn as a line; None for a bar without one.
+        labels: n names.
+        values: n lengths; None and NaN are shown as a dash.
+        intervals: (low, high) of each bar, drawn as a line; None for a bar without an interval.
     """
     numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
     figure, axes = make_axes(WIDTH_IN, 0.75 + 0.19 * max(2, len(labels)), title, xlabel, "")
-    places = np.arange(len(labels))
-    axes.barh(places, np.nan_to_num(numbers), height=0.68, color=SERIES[0])
-    for place, number, interval in zip(places, numbers, intervals or [None] * len(labels), strict=True):
+    rows = np.arange(len(labels))
+    axes.barh(rows, np.nan_to_num(numbers), height=0.68, color=SERIES[0])
+    for row, number, interval in zip(rows, numbers, intervals or [None] * len(labels), strict=True):
         low, high = interval or (number, number)
         if interval:
-            axes.plot([low, high], [place, place], color=SERIES[1], linewidth=1.6, marker="|", markersize=6)
+            axes.plot([low, high], [row, row], color=SERIES[1], linewidth=1.6, marker="|", markersize=6)
         text = f"{number:#.3g}".rstrip(".") if np.isfinite(number) else "-"
         end = float(np.nan_to_num(max(number, high)))
-        axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", color=GREY, fontsize=7.5)
+        axes.annotate(text, (end, row), (4, 0), textcoords="offset points", va="center", color=GREY, fontsize=7.5)
     label_rows(axes, labels)
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
@@ -109,39 +112,41 @@ def plot_bars(
 
 
 def plot_distributions(labels: Sequence[str], samples: Sequence[FloatArray], xlabel: str, title: str) -> bytes:
-    """Plot the distribution of samples, one per row.
+    """Plot the distribution of each sample in a row of its own.
 
-    A line goes from the 5th to the 95th percentile, a thick line from the 25th to the 75th; a dot is the median.
+    A thin line spans the 5th to the 95th percentile, a thick line the 25th to the 75th; a dot marks the median.
 
     Args:
         labels: n names.
-        samples: n arrays of any length; values that are not finite are left out.
+        samples: n arrays of any length; values that are not finite are ignored.
     """
     figure, axes = make_axes(WIDTH_IN, 0.75 + 0.19 * max(2, len(labels)), title, xlabel, "")
-    for place, sample in enumerate(samples):
+    for row, sample in enumerate(samples):
         known = sample[np.isfinite(sample)]
         if len(known):
             p5, p25, p50, p75, p95 = np.percentile(known, [5, 25, 50, 75, 95])
-            axes.plot([p5, p95], [place, place], color=SERIES[0], linewidth=1.2)
-            axes.plot([p25, p75], [place, place], color=SERIES[0], linewidth=4.5, solid_capstyle="butt")
-            axes.plot([p50], [place], "o", color=SERIES[1], markersize=4)
+            axes.plot([p5, p95], [row, row], color=SERIES[0], linewidth=1.2)
+            axes.plot([p25, p75], [row, row], color=SERIES[0], linewidth=4.5, solid_capstyle="butt")
+            axes.plot([p50], [row], "o", color=SERIES[1], markersize=4)
     label_rows(axes, labels)
     axes.grid(axis="x", color=GREY, alpha=0.22, linewidth=0.6)
     return to_svg(figure)
 
 
 def plot_percentages(rows: Sequence[str], columns: Sequence[str], shares: FloatArray, title: str) -> bytes:
-    """Plot a table of percentages on shaded cells.
+    """Plot a table of percentages; the higher a percentage, the darker its cell.
 
     Args:
-        rows, columns: n and m names.
-        shares: (n, m) in [0, 1]; NaN gives a dash.
+        rows: n names.
+        columns: m names.
+        shares: (n, m) values in [0, 1]; NaN is shown as a dash.
     """
     figure, axes = make_axes(1.6 + 0.32 * len(columns), 1.0 + 0.19 * max(2, len(rows)), title, "", "")
     if shares.size:
         axes.pcolormesh(np.nan_to_num(shares), cmap=_SHADES, vmin=0, vmax=1, edgecolors="none", linewidth=0)
     for (row, column), share in np.ndenumerate(shares):
-        text, color = (f"{100 * share:.0f}", "white" if share > 0.6 else GREY) if np.isfinite(share) else ("-", GREY)
+        text = f"{100 * share:.0f}" if np.isfinite(share) else "-"
+        color = "white" if share > 0.6 else GREY
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=color)
     label_rows(axes, rows, 0.5)
     axes.set_xticks(np.arange(len(columns)) + 0.5, [escape_text(name) for name in columns], rotation=50, ha="right")
@@ -158,27 +163,27 @@ def plot_parallel_coordinates(
     *,
     more_is_better: bool = False,
 ) -> bytes:
-    """Plot trials as lines over parallel axes: one per parameter, and the result at the right.
+    """Plot each trial as a line across parallel vertical axes: one axis per parameter, and the result's at the right.
 
-    The color of a line is its rank, from green (best) to red (worst).
+    The color of a line shows the trial's rank, from green (best) to red (worst).
 
     Args:
-        parameters: name -> n values; text is placed in alphabetical order, numbers over more than a decade on a log
-            scale.
-        values: n results; a trial without one is left out.
+        parameters: name -> values of n trials. An axis of texts is in alphabetical order; an axis of positive numbers
+            that span more than a decade has a log scale.
+        values: n results; a trial without a finite result is left out.
         label: name of the result's axis.
-        more_is_better: a larger result ranks first.
+        more_is_better: True if the trial with the largest result is the best, False if the smallest.
     """
-    done = [i for i, value in enumerate(values) if value is not None and np.isfinite(value)]
+    measured = [i for i, value in enumerate(values) if value is not None and np.isfinite(value)]
     columns = {**parameters, label: values}
     figure, axes = make_axes(max(WIDTH_IN, 1.15 * len(columns)), 2.9, title, "", "")
-    heights = np.full((len(columns), len(done)), 0.5)
-    for place, column in enumerate(columns.values()):
-        heights[place], low, high = _heights([column[i] for i in done])
-        axes.plot([place, place], [0, 1], color=GREY, linewidth=0.8, alpha=0.6)
+    heights = np.full((len(columns), len(measured)), 0.5)
+    for x, column in enumerate(columns.values()):
+        heights[x], low, high = _heights([column[i] for i in measured])
+        axes.plot([x, x], [0, 1], color=GREY, linewidth=0.8, alpha=0.6)
         for height, text, align in ((-0.03, low, "top"), (1.03, high, "bottom")):
-            axes.text(place, height, escape_text(text), ha="center", va=align, fontsize=7.5, color=GREY)
-    order = np.argsort([values[i] or 0.0 for i in done])[:: -1 if more_is_better else 1]
+            axes.text(x, height, escape_text(text), ha="center", va=align, fontsize=7.5, color=GREY)
+    order = np.argsort([values[i] or 0.0 for i in measured])[:: -1 if more_is_better else 1]
     for rank, trial in reversed(list(enumerate(order))):
         color = _BEST_TO_WORST(rank / max(1, len(order) - 1))
         axes.plot(heights[:, trial], color=color, linewidth=1.1 if rank else 2.6, alpha=0.75 if rank else 1)
@@ -191,33 +196,37 @@ def plot_parallel_coordinates(
 
 
 def _heights(column: Sequence[float | str | None]) -> tuple[FloatArray, str, str]:
-    """Scale the values of an axis to [0, 1]; returns (n,) heights and the labels of the lower and upper end."""
+    """Scale the n values of an axis to [0, 1]; return (n,) heights and the labels of the lower and the upper end."""
+    if not column:
+        return np.zeros(0), "", ""
     if not all(isinstance(value, int | float) for value in column):
         names = sorted({str(value) for value in column})
-        place = {name: index / max(1, len(names) - 1) for index, name in enumerate(names)}
-        return np.array([place[str(value)] for value in column]), names[0] if names else "", (names or [""])[-1]
+        height = {name: index / max(1, len(names) - 1) for index, name in enumerate(names)}
+        return np.array([height[str(value)] for value in column]), names[0], names[-1]
     numbers = np.array(column, dtype=float)
-    low, high = (numbers.min(), numbers.max()) if len(numbers) else (0.0, 0.0)
-    ends = f"{low:.3g}", f"{high:.3g}"
+    low, high = numbers.min(), numbers.max()
+    low_label, high_label = f"{low:.3g}", f"{high:.3g}"
     if low > 0 and high > 10 * low:
         numbers, low, high = np.log(numbers), np.log(low), np.log(high)
-    return (numbers - low) / (high - low) if high > low else np.full(len(numbers), 0.5), *ends
+    heights = (numbers - low) / (high - low) if high > low else np.full(len(numbers), 0.5)
+    return heights, low_label, high_label
 
 
 def plot_poses(groups: Mapping[str, FloatArray], skeleton: Skeleton, title: str) -> bytes:
-    """Plot the skeletons of each group over each other, one panel per group.
+    """Plot one panel per group, with the skeletons of the group drawn over each other.
 
     Args:
-        groups: name -> (N, K, 2) in any common unit, y downwards; limbs of NaN points are left out.
-        skeleton: gives the limbs and the sides.
+        groups: name -> (N, K, 2) x, y in any unit that all groups share, y downwards; a limb with a NaN end is left
+            out.
+        skeleton: the K keypoints with their limbs and flip pairs.
     """
     figure, first = make_axes(WIDTH_IN, 2.9, title, "", "")
     first.remove()
-    side_hex = [f"#{r:02x}{g:02x}{b:02x}" for b, g, r in side_colors(skeleton)]
-    middle = "#{2:02x}{1:02x}{0:02x}".format(*MIDDLE)
     ends = np.array(skeleton.limb_indices, dtype=int).reshape(-1, 2)
-    limb_colors = np.array([side_hex[a] if side_hex[a] != middle else side_hex[b] for a, b in ends])
-    limb_colors[limb_colors == middle] = GREY
+    # MIDDLE is nearly white, so middle limbs are grey on the page.
+    hex_colors = np.array(
+        [GREY if color == MIDDLE else "#{2:02x}{1:02x}{0:02x}".format(*color) for color in limb_colors(skeleton)]
+    )
     points = np.concatenate([poses.reshape(-1, 2) for poses in groups.values()])
     low, high = np.nanpercentile(points, [0.5, 99.5], axis=0) if np.isfinite(points).any() else ([0, 0], [1, 1])
     for index, (name, poses) in enumerate(groups.items()):
@@ -225,8 +234,8 @@ def plot_poses(groups: Mapping[str, FloatArray], skeleton: Skeleton, title: str)
         limbs = poses[:, ends].reshape(-1, 2, 2)
         is_finite = np.isfinite(limbs).all(axis=(1, 2))
         alpha = float(np.clip(6 / max(1, len(poses)), 0.04, 0.6))
-        colors = list(np.tile(limb_colors, len(poses))[is_finite])
-        # Rasterized: thousands of lines would make the SVG several megabytes large.
+        colors = list(np.tile(hex_colors, len(poses))[is_finite])
+        # Thousands of vector lines would make the SVG several megabytes large, so the limbs are rasterized.
         axes.add_collection(
             LineCollection(list(limbs[is_finite]), colors=colors, linewidths=1, alpha=alpha, rasterized=True)
         )

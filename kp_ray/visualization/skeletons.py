@@ -1,4 +1,4 @@
-"""Draw skeletons over pictures (H, W, 3) BGR, crop pictures, and lay them out as contact sheets."""
+"""Draw skeletons over images (H, W, 3) BGR, crop images, and lay them out as contact sheets."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ import numpy.typing as npt
 
 from kp_ray.images import Image
 from kp_ray.keypoints import FloatArray, Skeleton
-from kp_ray.visualization.colors import MIDDLE, Color, side_colors
+from kp_ray.visualization.colors import MIDDLE, Color, limb_colors, side_colors
 
 _EDGE: Color = (0, 0, 0)
 _SHEET: Color = (34, 31, 29)
-_SHIFT = 5  # fractional bits of OpenCV's fixed-point coordinates
-_FAR_PX = 1e6  # larger coordinates do not fit OpenCV's 32-bit ones
+_SHIFT = 5  # number of fractional bits in the fixed-point coordinates that OpenCV draws with
+_FAR_PX = 1e6  # larger coordinates do not fit OpenCV's 32-bit integers
 
 
 def draw_skeleton(
@@ -24,46 +24,49 @@ def draw_skeleton(
     bbox_xyxy: FloatArray | None = None,
     color: Color | None = None,
 ) -> Image:
-    """Draw a person over a copy of the picture.
+    """Draw a person's skeleton over a copy of the image.
 
     Args:
         image: (H, W, 3).
-        keypoints: (K, 3) x, y in pixel indices and visibility or score. Points with v = 0 or a coordinate that is not
-            finite are left out, and so are their limbs.
-        skeleton: gives the limbs and the sides.
-        bbox_xyxy: (4,) a box to draw.
-        color: one color for the whole skeleton; None: by side.
+        keypoints: (K, 3) x, y in pixel indices and visibility or score. Points with visibility 0 or a coordinate that
+            is not finite are left out, and so are their limbs.
+        skeleton: the K keypoints with their limbs and flip pairs.
+        bbox_xyxy: (4,) box to draw in pixel indices; None: draw no box.
+        color: color of the whole skeleton; None: different colors for left, right and middle.
     """
     canvas: Image = np.array(image, dtype=np.uint8, order="C")
-    unit = float(np.hypot(*canvas.shape[:2])) / 560  # 1 for a 448x336 picture
+    unit = float(np.hypot(*canvas.shape[:2])) / 560  # 1 for an image of 448x336 pixels
     thickness = max(1, round(2 * unit))
     edge = thickness + max(2, 2 * round(unit))
     colors = [color or side for side in side_colors(skeleton)]
     xy = _to_fixed_point(keypoints[:, :2])
-    shown = _drawable(keypoints)
+    is_drawable = _drawable_mask(keypoints)
     if bbox_xyxy is not None and np.isfinite(bbox_xyxy).all() and np.abs(bbox_xyxy).max() < _FAR_PX:
         corners = [_pair(corner) for corner in _to_fixed_point(np.asarray(bbox_xyxy).reshape(2, 2))]
         for width, box_color in ((edge, _EDGE), (thickness, color or MIDDLE)):
             cv2.rectangle(canvas, corners[0], corners[1], box_color, width, cv2.LINE_AA, _SHIFT)
-    limbs = [(a, b) for a, b in skeleton.limb_indices if shown[a] and shown[b]]
-    for a, b in limbs:
-        cv2.line(canvas, _pair(xy[a]), _pair(xy[b]), _EDGE, edge, cv2.LINE_AA, _SHIFT)
-    for a, b in limbs:  # a limb from the middle to a side takes the side's color
-        limb_color = colors[a] if colors[a] != MIDDLE else colors[b]
-        cv2.line(canvas, _pair(xy[a]), _pair(xy[b]), limb_color, thickness, cv2.LINE_AA, _SHIFT)
+    limbs = [
+        (_pair(xy[a]), _pair(xy[b]), color or limb_color)
+        for (a, b), limb_color in zip(skeleton.limb_indices, limb_colors(skeleton), strict=True)
+        if is_drawable[a] and is_drawable[b]
+    ]
+    for start, end, _ in limbs:
+        cv2.line(canvas, start, end, _EDGE, edge, cv2.LINE_AA, _SHIFT)
+    for start, end, limb_color in limbs:
+        cv2.line(canvas, start, end, limb_color, thickness, cv2.LINE_AA, _SHIFT)
     radius_px = max(1.5, 2.8 * unit)
-    for index in np.flatnonzero(shown):
+    for index in np.flatnonzero(is_drawable):
         for radius, disc_color in ((radius_px + max(1.0, unit), _EDGE), (radius_px, colors[index])):
             _fill_disc(canvas, keypoints[index, :2], radius, disc_color)
     return canvas
 
 
 def draw_legend(image: Image, names: Sequence[tuple[str, Color]]) -> Image:
-    """Write names in their colors, one per line, in the top left corner of a copy of the picture."""
+    """Write names in their colors, one per line, into the top left corner of a copy of the image (H, W, 3)."""
     canvas: Image = np.array(image, dtype=np.uint8, order="C")
     size = max(0.4, canvas.shape[0] / 1100)
     for row, (name, color) in enumerate(names):
-        text = name.encode("ascii", "replace").decode()  # OpenCV's fonts have ASCII only
+        text = name.encode("ascii", "replace").decode()  # OpenCV's fonts have ASCII letters only
         place = (round(14 * size), round((row + 1) * 34 * size))
         for text_color, width in ((_EDGE, 5), (color, 2)):
             cv2.putText(
@@ -73,7 +76,10 @@ def draw_legend(image: Image, names: Sequence[tuple[str, Color]]) -> Image:
 
 
 def _fill_disc(canvas: Image, center: FloatArray, radius_px: float, color: Color) -> None:
-    """Fill a disc, blended by how much of each pixel it covers: OpenCV's small circles are about 0.1 px off centre."""
+    """Fill a disc in place, blending each pixel by the share that the disc covers.
+
+    `cv2.circle` is not used because it draws small circles about 0.1 px off their centre.
+    """
     height, width = canvas.shape[:2]
     x1, y1 = np.clip(np.floor(center - radius_px), 0, [width, height]).astype(int)
     x2, y2 = np.clip(np.ceil(center + radius_px) + 1, 0, [width, height]).astype(int)
@@ -83,15 +89,15 @@ def _fill_disc(canvas: Image, center: FloatArray, radius_px: float, color: Color
     window[:] = np.rint(window * (1 - cover) + np.array(color) * cover)
 
 
-def _drawable(keypoints: FloatArray) -> npt.NDArray[np.bool_]:
-    """Return a (K,) mask of the keypoints with v > 0 and finite coordinates below `_FAR_PX`."""
+def _drawable_mask(keypoints: FloatArray) -> npt.NDArray[np.bool_]:
+    """Return a (K,) mask of the keypoints with visibility or score > 0 and finite coordinates below `_FAR_PX`."""
     with np.errstate(invalid="ignore"):
-        near = (np.abs(keypoints[:, :2]) < _FAR_PX).all(axis=1)
-        return np.asarray(near & (keypoints[:, 2] > 0))
+        is_near = (np.abs(keypoints[:, :2]) < _FAR_PX).all(axis=1)
+        return np.asarray(is_near & (keypoints[:, 2] > 0))
 
 
 def _to_fixed_point(xy: FloatArray) -> npt.NDArray[np.int64]:
-    """Convert coordinates to OpenCV's fixed-point numbers."""
+    """Convert pixel coordinates to OpenCV's fixed-point integers with `_SHIFT` fractional bits."""
     bounded = np.nan_to_num(np.asarray(xy, dtype=np.float64)).clip(-_FAR_PX, _FAR_PX)
     return np.asarray(np.rint(bounded * 2**_SHIFT), dtype=np.int64)
 
@@ -101,14 +107,16 @@ def _pair(point: npt.NDArray[np.int64]) -> tuple[int, int]:
 
 
 def crop_and_resize(image: Image, bbox_xyxy: FloatArray | None, max_side_px: int) -> tuple[Image, FloatArray]:
-    """Crop a picture to a box and resize it so that its longer side has `max_side_px`; enlarge at most twofold.
+    """Crop an image to a box and resize the crop so that its longer side is `max_side_px`; enlarge at most twofold.
 
     Args:
         image: (H, W, 3).
-        bbox_xyxy: (4,) in pixels, clipped to the picture. None, or a box outside the picture, takes the whole picture.
+        bbox_xyxy: (4,) box in pixel indices, clipped to the image. If it is None or outside the image, the whole image
+            is resized.
+        max_side_px: longer side of the result in pixels.
 
     Returns:
-        The new picture, and the affine (2, 3) from pixel indices of `image` to those of the new picture.
+        The resized crop, and the affine (2, 3) from pixel indices of `image` to pixel indices of the crop.
     """
     height, width = image.shape[:2]
     box = np.zeros(4) if bbox_xyxy is None else np.nan_to_num(bbox_xyxy)
@@ -123,27 +131,27 @@ def crop_and_resize(image: Image, bbox_xyxy: FloatArray | None, max_side_px: int
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     resized = cv2.resize(image[y1:y2, x1:x2], (new_width, new_height), interpolation=method)
     factors = np.array([new_width, new_height]) / size
-    # Resizing scales about the picture's corner, which has pixel index -0.5.
+    # Resizing scales about the outer corner of the top left pixel, which has the pixel index -0.5.
     offset = (0.5 - low) * factors - 0.5
     return np.asarray(resized, dtype=np.uint8), np.column_stack([np.diag(factors), offset])
 
 
 def transform_keypoints(keypoints: FloatArray, affine: FloatArray) -> FloatArray:
-    """Move keypoints (K, 3) by an affine (2, 3); visibility or score stays."""
+    """Apply an affine (2, 3) to x and y of keypoints (K, 3); keep the third column, visibility or score."""
     return np.column_stack([keypoints[:, :2] @ affine[:, :2].T + affine[:, 2], keypoints[:, 2]])
 
 
 def draw_contact_sheet(images: Sequence[Image], titles: Sequence[str], columns: int, tile_width: int) -> Image:
-    """Lay pictures out in a grid of 4:3 tiles on a dark background, each with its title below.
+    """Lay images out in a grid of 4:3 tiles on a dark background, with the title of each image below its tile.
 
     Args:
         images: (H, W, 3) each, of any size.
-        titles: one per picture; cut to the width of the tile.
-        columns: tiles per row.
-        tile_width: in pixels.
+        titles: one title per image; a title wider than the tile is cut.
+        columns: maximum number of tiles per row.
+        tile_width: width of a tile in pixels.
 
     Raises:
-        ValueError: there are no pictures, or not as many titles as pictures.
+        ValueError: there are no images, the numbers of titles and images differ, or `columns` is below 1.
     """
     if not images or len(images) != len(titles) or columns < 1:
         raise ValueError(f"contact sheet: {len(images)} images, {len(titles)} titles, {columns} columns")
@@ -165,9 +173,9 @@ def draw_contact_sheet(images: Sequence[Image], titles: Sequence[str], columns: 
 
 
 def _write_title(band: Image, title: str) -> None:
-    """Write a title centred into a part of a picture, in place."""
+    """Write a centred title into a band (H, W, 3) of an image, in place."""
     font, size = cv2.FONT_HERSHEY_SIMPLEX, band.shape[0] / 50
-    text = title.encode("ascii", "replace").decode()  # OpenCV's fonts have ASCII only
+    text = title.encode("ascii", "replace").decode()  # OpenCV's fonts have ASCII letters only
     while len(text) > 4 and cv2.getTextSize(text, font, size, 1)[0][0] > band.shape[1]:
         text = text.removesuffix("...")[:-1] + "..."
     (width, height), _ = cv2.getTextSize(text, font, size, 1)

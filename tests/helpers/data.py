@@ -1,4 +1,4 @@
-"""Paths of the repository, and a configuration with which every stage takes seconds."""
+"""Paths of the repository, and a config with which every stage takes seconds."""
 
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ TINY_NET = {
 
 
 def tiny_config(data: dict[str, Any], run_dir: Path, **sections: Any) -> Config:
-    """Build the tiny config; settings in `sections` replace its own.
+    """Build a config with which every stage takes seconds.
 
     Args:
         data: the `data` section.
         run_dir: the run folder.
-        sections: by section or top-level key, e.g. `train={"max_iter": 8}`.
+        sections: settings that replace those of the tiny config, by section or top-level key, e.g.
+            `train={"max_iter": 8}`.
     """
     values: dict[str, Any] = {
         "run_dir": str(run_dir),

@@ -1,4 +1,4 @@
-"""Parse the report."""
+"""Write the report and parse its HTML."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,10 +13,10 @@ class Page(HTMLParser):
     Attributes:
         tags: names of all elements.
         sections: ids of the sections.
-        loads: URLs that a browser loads.
+        loads: URLs that a browser loads with the page.
         links: targets of the links.
         alts: alternative texts of the images.
-        text: all text, white space collapsed.
+        text: all text, with single spaces between words.
     """
 
     def __init__(self, html: str) -> None:
@@ -31,7 +31,7 @@ class Page(HTMLParser):
         self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Collect what an element loads, links and names."""
+        """Record the element's tag, and its id, URLs or alternative text."""
         values = {key: value or "" for key, value in attrs}
         self.tags.append(tag)
         if tag == "section":
@@ -44,7 +44,7 @@ class Page(HTMLParser):
             self.alts.append(values["alt"])
 
     def handle_data(self, data: str) -> None:
-        """Collect text."""
+        """Append text."""
         self.text += f"{data} "
 
 

@@ -1,4 +1,4 @@
-"""Rows of a store, made without one."""
+"""Rows as a store holds them, made without a store."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import simplejpeg
 
 
 def random_row(width: int = 320, height: int = 180, seed: int = 0) -> dict[str, Any]:
-    """Make a row of a smooth random image with 24 random keypoints, two of them unlabelled."""
+    """Make the row of a smooth random image with 24 random keypoints, two of which have v = 0."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (9, 16, 3), dtype=np.uint8)
     image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)

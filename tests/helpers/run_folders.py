@@ -1,4 +1,4 @@
-"""Fill a run folder with what the stages leave, without running them."""
+"""Fill a run folder with the files of every stage, without running the stages."""
 
 import json
 from pathlib import Path
@@ -32,11 +32,11 @@ from tests.helpers.searches import leave_trial
 from tests.helpers.stores import STORE_IMAGES, make_image, make_points, write_small_store
 
 HOSTILE = "<script>alert('1')</script>&\"$x_1$.jpg"
-"""A name with HTML and TeX in it."""
+"""Name of an image or camera with markup of HTML and TeX."""
 OUTSIDE = "../secret.jpg"
 """Name of an image outside the folder of the test images."""
 SPREAD_PX = 60
-"""Distance in x and in y of the two members' points in the fifth image."""
+"""Distance between the points of the two members in the fifth image, in x and in y."""
 
 
 def make_config(folder: Path, **sections: object) -> Config:
@@ -46,7 +46,7 @@ def make_config(folder: Path, **sections: object) -> Config:
 
 
 def write_test_images(folder: Path) -> None:
-    """Write the images `STORE_IMAGES` to a new folder, and one beside it."""
+    """Write the images `STORE_IMAGES` into a new folder, and the image OUTSIDE beside the folder."""
     folder.mkdir()
     for number, image in enumerate(STORE_IMAGES):
         cv2.imwrite(str(folder / image), make_image(number))
@@ -54,14 +54,20 @@ def write_test_images(folder: Path) -> None:
 
 
 def write_labels(path: Path, seed: int) -> None:
-    """Write a CSV of labels, or a submission, of the images `STORE_IMAGES`."""
+    """Write keypoints of the images `STORE_IMAGES` as CSV, the format of labels and of submissions.
+
+    Args:
+        path: the file.
+        seed: seed of the first image's points; it grows by 1 from image to image.
+    """
     lines = [",".join(["image", *DACON24.columns])]
-    lines += [",".join([image, *map(str, make_points(seed + i).ravel())]) for i, image in enumerate(STORE_IMAGES)]
+    for number, image in enumerate(STORE_IMAGES):
+        lines.append(",".join([image, *map(str, make_points(seed + number).ravel())]))
     path.write_text("\n".join(lines) + "\n")
 
 
 def write_augmented(config: Config, *, parts_written: int = 3) -> None:
-    """Write the store and augment.json."""
+    """Write a small store with one quarantined source, and augment.json."""
     quarantined = (Quarantined(source=HOSTILE, stage="decode", reason="truncated"),)
     write_small_store(Path(config.path("store")), quarantined)
     figures = StoreFigures(
@@ -72,14 +78,14 @@ def write_augmented(config: Config, *, parts_written: int = 3) -> None:
 
 
 def write_checked(config: Config) -> None:
-    """Write check.csv: one error and one warning per image of `STORE_IMAGES`."""
+    """Write check.csv with one error, and one warning per image of `STORE_IMAGES`."""
     findings = [Finding("warning", "swap", image, "left is right", "exchange the sides") for image in STORE_IMAGES]
     findings.append(Finding("error", "truncated", "<b>x.jpg", "ends early", "copy it again"))
     write_findings(config.path("check.csv"), findings)
 
 
 def write_training_logs(config: Config, members: tuple[str, ...] = ("a", "_b$")) -> None:
-    """Write metrics.json of each member: 5 losses, an evaluation at iteration 100, and a line that is cut off."""
+    """Write metrics.json of each member: 5 losses, an evaluation after 100 iterations, and a truncated line."""
     for name in members:
         lines = [
             json.dumps({"iteration": i, "total_loss": 3 / (i + 1), "lr": 0.001, "time": 0.5}) for i in range(0, 100, 20)
@@ -91,7 +97,7 @@ def write_training_logs(config: Config, members: tuple[str, ...] = ("a", "_b$"))
 
 
 def write_search(config: Config) -> None:
-    """Write the tables of a finished, a failed and two stopped trials, two plots and the best config."""
+    """Write the files of a search with a finished, a failed and two stopped trials: tables, two plots, best.yaml."""
     leave_trial(config, "trial-000", 1, {8: 12.5}, end={})
     leave_trial(config, "trial-001", 2, {}, end={"reason": "diverged"})
     leave_trial(config, "trial-002", 3, {4: 9.5}, end={})
@@ -106,7 +112,8 @@ def write_search(config: Config) -> None:
 def write_run_predictions(config: Config) -> None:
     """Write predictions.parquet of the members a and b.
 
-    They agree but in the fifth image, where their points are SPREAD_PX apart; b finds nobody in the sixth image.
+    Their points differ by 1 px in x and y, except in the fifth image, where they differ by SPREAD_PX. Member b finds
+    nobody in the sixth image.
     """
     images = [*STORE_IMAGES, OUTSIDE]
     keypoints = np.full((2, len(images), len(DACON24), 3), 0.5)
@@ -118,7 +125,7 @@ def write_run_predictions(config: Config) -> None:
 
 
 def write_prediction_details(config: Config, filled: tuple[FilledImage, ...] = ()) -> None:
-    """Write predict.json: 7 images in 2 s."""
+    """Write predict.json of 7 images that took 2 s."""
     details = PredictionDetails(
         images=7, members=("a",), by_member={}, people=PersonChoices("score", several=0, other_than_best_score=0),
         weights=WeightsSource(chosen="equal"), fallbacks={}, filled=filled, unusable=(),
@@ -128,7 +135,7 @@ def write_prediction_details(config: Config, filled: tuple[FilledImage, ...] = (
 
 
 def make_evaluation(**changes: object) -> FusionEvaluation:
-    """Make the evaluation of one member, some metrics replaced."""
+    """Make the evaluation of one member; `changes` replace its values."""
     values = {
         "num_images": 6, "num_missing": 1, "rmse": 7.5, "rmse_interval": (6.125, 9.5), "median_px": 4.0, "p95_px": 20.0,
         "pck": {"0.05": 0.9, "0.1": 0.95}, "ap": None, "ap50": None, "ap75": None,
@@ -160,7 +167,7 @@ def write_run_evaluation(config: Config) -> None:
 
 
 def write_run_folder(folder: Path) -> Config:
-    """Fill a run folder with what every stage leaves; returns its config."""
+    """Fill the run folder `folder/run` with the files of every stage, and return its config."""
     config = make_config(folder, data={"test_images": str(folder / "test"), "truth": str(folder / "truth.csv")})
     write_test_images(folder / "test")
     write_labels(folder / "truth.csv", 0)

@@ -9,7 +9,7 @@ from tests.helpers.run_folders import write_run_folder
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Fill a run folder that tests only read."""
+    """Fill a run folder with the files of every stage; tests only read it."""
     return write_run_folder(tmp_path_factory.mktemp("whole"))
 
 

@@ -29,7 +29,7 @@ def test_the_store_gives_sides_cameras_and_frame_sizes(whole_run: Config, whole_
     assert "train variants 6 of 2 scenes" in whole_page.text
 
 
-def test_a_check_alone_has_its_findings(tmp_path: Path) -> None:
+def test_after_check_alone_the_page_has_the_findings(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     write_checked(config)
     page = write_page(config)
@@ -37,7 +37,7 @@ def test_a_check_alone_has_its_findings(tmp_path: Path) -> None:
     assert "check findings 7" in page.text
 
 
-def test_without_a_check_nothing_is_claimed_about_findings(tmp_path: Path) -> None:
+def test_without_check_csv_the_page_does_not_mention_findings(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     write_augmented(config)
     assert "findings" not in write_page(config).text

@@ -14,7 +14,7 @@ from tests.helpers.run_folders import make_config, write_labels
 Curves = dict[str, tuple[list[float], list[float]]]
 
 
-def test_without_a_truth_only_the_bars_of_the_evaluation_are_plotted(whole_run: Config) -> None:
+def test_without_ground_truth_only_the_bars_of_the_evaluation_are_plotted(whole_run: Config) -> None:
     config = whole_run.model_copy(update={"data": whole_run.data.model_copy(update={"truth": None})})
     section = error_section(read_run_files(config))
     assert section is not None
@@ -48,7 +48,7 @@ def test_a_person_who_is_not_found_counts_as_wrong(whole_run: Config, monkeypatc
     files = read_run_files(whole_run)
     assert files.predictions is not None
     assert files.truth is not None
-    # Every member repeats the truth, but b still finds nobody in the last of the six labelled images.
+    # Every member predicts the ground truth, except that b finds nobody in the last of the six labelled images.
     keypoints = files.predictions.keypoints.copy()
     keypoints[:, :6, :, :2] = np.where(np.isfinite(keypoints[:, :6, :, :2]), files.truth.keypoints[..., :2], np.nan)
     object.__setattr__(files.predictions, "keypoints", keypoints)

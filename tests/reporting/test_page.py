@@ -29,10 +29,10 @@ from tests.helpers.run_folders import (
 ALTS = (
     "RMSE of each keypoint", "RMSE of each camera", "within a distance", "whose OKS is at least", "Training loss",
     "Learning rate", "Validation RMSE", "trial over its base learning rate", "trial over its iterations",
-    "A variant of Original", "A variant of Rotate45_CenterCrop", "a keypoint is inside the picture",
-    "laid over each other", "torso tilts", "large the person is",
+    "A variant of Original", "A variant of Rotate45_CenterCrop", "a keypoint is inside the image",
+    "drawn over each other", "torso tilts", "large the person is",
 )  # fmt: skip
-"""A part of the alternative text of every plot and of every sample picture."""
+"""A part of the alternative text of every plot and of every example of a recipe."""
 
 
 def read_html(config: Config) -> str:
@@ -56,12 +56,13 @@ def test_the_page_loads_nothing_from_elsewhere(whole_run: Config, whole_page: Pa
     assert len(html) < 20e6
 
 
-def test_every_picture_and_plot_is_embedded_whole(whole_page: Page) -> None:
-    shown = [next((words for words in ALTS if words in alt), None) for alt in whole_page.alts]
-    assert [words for words in ALTS if words not in shown] == []
-    # A picture of one of the two worst images, of the filled one, and of the five in which both members found somebody.
-    assert shown.count(None) == 1 + 1 + 5
-    assert len(whole_page.alts) == len(ALTS) + 1 + 1 + 5
+def test_every_image_and_plot_is_embedded_whole(whole_page: Page) -> None:
+    matches = [next((words for words in ALTS if words in alt), None) for alt in whole_page.alts]
+    assert [words for words in ALTS if words not in matches] == []
+    # Tiles: the one worst image and the one filled image that exist, and the five in which both members found a person.
+    num_tiles = 1 + 1 + 5
+    assert matches.count(None) == num_tiles
+    assert len(whole_page.alts) == len(ALTS) + num_tiles
     num_decoded = {"image/jpeg": 0, "image/svg+xml": 0}
     for load in whole_page.loads:
         kind, _, content = load.removeprefix("data:").partition(";base64,")
@@ -80,12 +81,12 @@ def test_names_from_data_are_text_and_never_markup(whole_page: Page) -> None:
     assert "<b>x.jpg" in whole_page.text
 
 
-def test_an_image_outside_the_folder_is_not_shown(whole_page: Page) -> None:
+def test_an_image_outside_the_image_folder_is_named_but_not_shown(whole_page: Page) -> None:
     assert OUTSIDE in whole_page.text
     assert [alt for alt in whole_page.alts if "secret" in alt] == []
 
 
-def test_passwords_in_urls_are_left_out(whole_run: Config, whole_page: Page) -> None:
+def test_passwords_in_urls_are_hidden(whole_run: Config, whole_page: Page) -> None:
     assert "s3://***@bucket/x" in whole_page.text
     assert "SECRET" not in read_html(whole_run)
 
@@ -103,7 +104,7 @@ def test_a_run_with_only_training_has_only_its_sections(tmp_path: Path) -> None:
     assert write_page(config).sections == ["training", "speed", "config"]
 
 
-def test_a_submission_alone_claims_nothing_about_who_was_found(tmp_path: Path) -> None:
+def test_without_predict_json_the_page_does_not_say_that_everybody_was_found(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     write_labels(tmp_path / "run" / "submission.csv", 3)
     page = write_page(config)
@@ -131,7 +132,9 @@ def test_an_empty_run_folder_has_a_report_with_its_configuration(tmp_path: Path)
     ],
 )
 @pytest.mark.parametrize("content", ["{", "[]"])
-def test_a_damaged_file_is_one_line_that_names_it(tmp_path: Path, name: str, content: str) -> None:
+def test_a_damaged_file_is_an_error_that_names_it_and_no_page_is_written(
+    tmp_path: Path, name: str, content: str
+) -> None:
     config = make_config(tmp_path)
     write_augmented(config)
     path = tmp_path / "run" / name
@@ -172,6 +175,7 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+# `clipped` lists elements that reach beyond the right edge, `undrawn` images that the browser could not decode.
 MEASURE = """() => ({
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     clipped: [...document.querySelectorAll("section, h1, p, dd, figcaption")].filter(
@@ -184,7 +188,11 @@ MEASURE = """() => ({
 
 
 def measure_page(chromium: Any, path: Path, width: int, scheme: str) -> dict[str, Any]:
-    """Open a page without a network and return the values of MEASURE, `messages` of the console and `requests`."""
+    """Open a page without a network.
+
+    Returns:
+        The values of MEASURE, the console's `messages`, and the URLs of `requests` that are not `data:`.
+    """
     context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
     page = context.new_page()
     messages: list[str] = []
@@ -200,7 +208,7 @@ def measure_page(chromium: Any, path: Path, width: int, scheme: str) -> dict[str
     return {**values, "messages": messages, "requests": requests}
 
 
-def test_a_browser_without_a_network_draws_the_page_wide_narrow_light_and_dark(
+def test_a_browser_without_a_network_draws_the_page_at_two_widths_in_light_and_dark(
     whole_run: Config, whole_page: Page, chromium: Any
 ) -> None:
     path = Path(whole_run.run_dir, "report.html")
@@ -216,8 +224,8 @@ def test_a_browser_without_a_network_draws_the_page_wide_narrow_light_and_dark(
         assert values["images"] == len(whole_page.alts)
         assert values["overflow"] <= 0
         assert values["clipped"] == []
-    light, dark = (
+    light_brightness, dark_brightness = (
         sum(map(int, re.findall(r"\d+", measured[360, scheme]["background"])[:3])) for scheme in ("light", "dark")
     )
-    assert light > 600
-    assert dark < 150
+    assert light_brightness > 600
+    assert dark_brightness < 150

@@ -21,30 +21,34 @@ def files(whole_run: Config) -> RunFiles:
 
 
 def test_poses_are_compared_by_split_and_with_the_predictions(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = {}
-    monkeypatch.setattr(poses, "plot_poses", lambda groups, *_: shown.update(groups) or b"")
+    plotted = {}
+    monkeypatch.setattr(poses, "plot_poses", lambda groups, *_: plotted.update(groups) or b"")
     section = pose_section(files)
     assert section is not None
     assert section.max_variants == 6
-    assert {label: len(group) for label, group in shown.items()} == {"trained on": 3, "validated on": 3, "predicted": 6}
-    for group in shown.values():
+    assert {label: len(group) for label, group in plotted.items()} == {
+        "trained on": 3,
+        "validated on": 3,
+        "predicted": 6,
+    }
+    for group in plotted.values():
         assert np.abs(group.mean(axis=1)).max() < 1e-9
         assert np.allclose(np.sqrt((group**2).sum(axis=2).mean(axis=1)), 1)
 
 
 def test_the_tilt_of_the_torso_is_clockwise_from_upright(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    ranges = {}
+    plotted = {}
     monkeypatch.setattr(
-        poses, "plot_distributions", lambda names, values, *labels: ranges.update({labels[1]: values}) or b""
+        poses, "plot_distributions", lambda names, values, *labels: plotted.update({labels[1]: values}) or b""
     )
     sample = files.samples["Original"]
     keypoints = sample.keypoints.copy()
     keypoints[:, [DACON24.names.index(name) for name in ("left_hip", "right_hip")], :2] = [100, 100]
     keypoints[:, DACON24.names.index("neck"), :2] = [130, 70]  # to the right of the hips and above them
     pose_section(replace(files, samples={"Original": replace(sample, keypoints=keypoints)}))
-    (tilts,) = ranges["Tilt of the torso"]
+    (tilts,) = plotted["Tilt of the torso"]
     assert np.allclose(tilts, 45)
-    (heights,) = ranges["Size of the person"]
+    (heights,) = plotted["Size of the person"]
     assert np.allclose(heights, 100 * (sample.boxes[:, 3] - sample.boxes[:, 1]) / 240)
 
 

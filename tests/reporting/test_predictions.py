@@ -24,7 +24,7 @@ def section(whole_run: Config) -> PredictionSection:
     return built
 
 
-def test_images_in_which_members_disagree_come_by_their_spread(section: PredictionSection) -> None:
+def test_disputed_images_are_sorted_by_the_members_spread(section: PredictionSection) -> None:
     # Two members SPREAD_PX apart in x and in y lie half of that on each side of their mean.
     spread_px = np.sqrt(2) * SPREAD_PX / 2
     assert section.disputed[0].image == STORE_IMAGES[4]
@@ -36,7 +36,7 @@ def test_images_in_which_members_disagree_come_by_their_spread(section: Predicti
 
 def test_the_caption_names_the_keypoint_with_the_largest_error(section: PredictionSection) -> None:
     errors = np.linalg.norm(make_points(50) - make_points(0), axis=1)
-    (tile,) = section.worst  # the other image is not there
+    (tile,) = section.worst  # the file of the other worst image does not exist
     expected = f", {DACON24.names[errors.argmax()]} by {errors.max():.0f} px"
     assert (tile.image, tile.value, tile.note) == (STORE_IMAGES[0], "31.25", f" px{expected}")
 
@@ -45,7 +45,7 @@ def test_filled_images_are_counted_by_fallback(section: PredictionSection, whole
     assert section.num_filled == 2
     assert section.fallbacks == {"a near frame": 1, "mean pose": 1}
     assert "a near frame (1), mean pose (1)" in whole_page.text
-    assert [tile.image for tile in section.filled] == [STORE_IMAGES[1]]  # the other one lies outside the folder
+    assert [tile.image for tile in section.filled] == [STORE_IMAGES[1]]  # the other filled image is outside the folder
 
 
 def test_all_worst_and_filled_images_are_listed(section: PredictionSection) -> None:
@@ -56,7 +56,9 @@ def test_all_worst_and_filled_images_are_listed(section: PredictionSection) -> N
 
 def test_the_page_names_members_that_found_nobody(whole_page: Page) -> None:
     assert "Member b found nobody in 1 of 7 images." in whole_page.text
-    assert re.search(r"px in the median image\. a b 42\.43 px apart " + re.escape(STORE_IMAGES[4]), whole_page.text)
+    assert re.search(
+        r"over the images is 0\.7071 px\. a b 42\.43 px apart " + re.escape(STORE_IMAGES[4]), whole_page.text
+    )
 
 
 def test_before_an_evaluation_filled_images_come_from_predict_json(tmp_path: Path) -> None:

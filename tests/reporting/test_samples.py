@@ -17,7 +17,7 @@ def test_a_sample_has_the_rows_of_its_recipe(tmp_path: Path) -> None:
     assert np.allclose(original.keypoints[:3, :, :2], [make_points(frame) for frame in range(3)], atol=1e-4)
     assert original.visible.all()
     assert (original.cameras, original.unreadable) == (("A",), ())
-    assert original.picture is not None
+    assert original.example is not None
     assert len(samples["Rotate45_CenterCrop"].keypoints) == 3
 
 
@@ -26,4 +26,4 @@ def test_parts_with_the_keypoints_of_another_skeleton_are_unreadable(tmp_path: P
     point = Skeleton(names=("nose",), flip_pairs=(), sigmas=(0.026,), limbs=())
     sample = read_samples(str(tmp_path / "store"), manifest, point)["Original"]
     assert sample.unreadable == tuple(part.path for part in manifest.parts if part.recipe == "Original")
-    assert (len(sample.keypoints), sample.picture) == (0, None)
+    assert (len(sample.keypoints), sample.example) == (0, None)

@@ -1,4 +1,4 @@
-"""Pictures of variants and of predictions."""
+"""`show`: images of variants and of predictions."""
 
 import re
 from pathlib import Path
@@ -19,30 +19,30 @@ from tests.helpers.run_folders import OUTSIDE, make_config
 from tests.helpers.stores import STORE_IMAGES, make_image, make_points
 
 JPEG_ERROR = 60
-"""Maximum difference of a colour channel at the centre of a disc; sharp edges near it leave traces in the JPEG."""
+"""Maximum difference of a color channel at the centre of a disc, because JPEG blurs the sharp edges near it."""
 
 
-def assert_colors(picture: np.ndarray, points: np.ndarray, *colors: Color) -> None:
-    """Assert that the pixel at each point (n, 2) has one of these colours."""
+def assert_colors(image: np.ndarray, points: np.ndarray, *colors: Color) -> None:
+    """Assert that the pixel at each point (n, 2) has one of the colors."""
     for x, y in np.rint(points).astype(int):
-        differences = [np.abs(picture[y, x].astype(int) - color).max() for color in colors]
-        assert min(differences) <= JPEG_ERROR, (x, y, picture[y, x].tolist())
+        differences = [np.abs(image[y, x].astype(int) - color).max() for color in colors]
+        assert min(differences) <= JPEG_ERROR, (x, y, image[y, x].tolist())
 
 
 def test_variants_are_chosen_by_seed_recipe_and_image(whole_run: Config, tmp_path: Path) -> None:
     store = str(Path(whole_run.run_dir, "store"))
 
-    def write_pictures(**selection: Any) -> dict[str, bytes]:
+    def show_files(**selection: Any) -> dict[str, bytes]:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         assert show(store, str(folder), **selection).pictures == len(list(folder.glob("*.jpg"))) - 1
         return {path.name: path.read_bytes() for path in folder.glob("*.jpg")}
 
-    two = write_pictures(num=2, seed=1)
-    assert two == write_pictures(num=2, seed=1)
-    assert any(two != write_pictures(num=2, seed=seed) for seed in (2, 3, 4))
+    two = show_files(num=2, seed=1)
+    assert two == show_files(num=2, seed=1)
+    assert any(two != show_files(num=2, seed=seed) for seed in (2, 3, 4))
     assert all(decode_bgr(content) is not None for content in two.values())
     stem = STORE_IMAGES[1].removesuffix(".jpg")
-    assert write_pictures(recipe="Rotate45_CenterCrop", image=STORE_IMAGES[1]).keys() == {
+    assert show_files(recipe="Rotate45_CenterCrop", image=STORE_IMAGES[1]).keys() == {
         f"Rotate45_CenterCrop-0-{stem}.jpg", "sheet.jpg"
     }  # fmt: skip
 
@@ -50,17 +50,17 @@ def test_variants_are_chosen_by_seed_recipe_and_image(whole_run: Config, tmp_pat
 def test_the_skeleton_of_a_variant_is_drawn_at_its_keypoints(whole_run: Config, tmp_path: Path) -> None:
     show(str(Path(whole_run.run_dir, "store")), str(tmp_path), recipe="Rotate45_CenterCrop", image=STORE_IMAGES[0])
     stem = STORE_IMAGES[0].removesuffix(".jpg")
-    picture = decode_bgr((tmp_path / f"Rotate45_CenterCrop-0-{stem}.jpg").read_bytes())
-    assert picture is not None
+    drawn = decode_bgr((tmp_path / f"Rotate45_CenterCrop-0-{stem}.jpg").read_bytes())
+    assert drawn is not None
     points = make_points(0)
     gaps = np.linalg.norm(points[:, None] - points, axis=2) + 1000 * np.eye(len(points))
-    apart = gaps.min(axis=1) > 12  # the disc of a nearer point may lie over it
-    assert apart.sum() > 8
-    assert_colors(picture, points[apart], LEFT, RIGHT, MIDDLE)
+    is_isolated = gaps.min(axis=1) > 12  # discs of points that are closer may cover each other
+    assert is_isolated.sum() > 8
+    assert_colors(drawn, points[is_isolated], LEFT, RIGHT, MIDDLE)
 
 
 def test_predictions_and_truth_are_drawn_at_their_keypoints(tmp_path: Path) -> None:
-    """Truth and members lie side by side, so that no skeleton covers another."""
+    """Place ground truth and members side by side, so that no skeleton covers another one."""
     image = STORE_IMAGES[0]
     config = make_config(tmp_path, data={"test_images": str(tmp_path), "truth": str(tmp_path / "truth.csv")})
     cv2.imwrite(str(tmp_path / image), make_image(0))
@@ -72,30 +72,30 @@ def test_predictions_and_truth_are_drawn_at_their_keypoints(tmp_path: Path) -> N
     write_prediction_arrays(config.path("predictions.parquet"), ["a", "b"], [image], keypoints, DACON24.names)
     config.save()
     show(config.path("predictions.parquet"), str(tmp_path / "out"))
-    picture = decode_bgr((tmp_path / "out" / image).read_bytes())
-    assert picture is not None
-    assert_colors(picture, truth, TRUTH)
-    assert_colors(picture, first, series_color(0))
-    assert_colors(picture, second, series_color(1))
+    drawn = decode_bgr((tmp_path / "out" / image).read_bytes())
+    assert drawn is not None
+    assert_colors(drawn, truth, TRUTH)
+    assert_colors(drawn, first, series_color(0))
+    assert_colors(drawn, second, series_color(1))
 
 
-def test_pictures_are_written_beside_what_they_show_by_default(whole_run: Config) -> None:
+def test_the_default_folder_is_show_beside_the_store(whole_run: Config) -> None:
     folder = str(Path(whole_run.run_dir, "show"))
     summary = show(str(Path(whole_run.run_dir, "store")), num=1)
     assert summary == ShowSummary(pictures=1, folder=folder)
-    assert summary.lines() == [f"1 pictures and sheet.jpg in {folder}"]
+    assert summary.lines() == [f"1 image and sheet.jpg in {folder}"]
     assert summary.to_json() == {"pictures": 1, "folder": folder}
 
 
 @pytest.mark.parametrize(
     ("path", "selection", "error", "message"),
     [
-        ("nowhere", {}, ConfigError, "name RUN/store or RUN/predictions.parquet"),
+        ("nowhere", {}, ConfigError, "neither a store nor predictions"),
         ("", {}, ConfigError, "neither a store nor predictions"),
-        ("store", {"recipe": "Rotate46"}, StoreError, "'Rotate46': it has Original, Rotate45_CenterCrop"),
-        ("store", {"image": "x.jpg"}, DataError, "holds nothing of this selection"),
+        ("store", {"recipe": "Rotate46"}, StoreError, "no recipe 'Rotate46'"),
+        ("store", {"image": "x.jpg"}, DataError, "nothing matches --recipe and --image"),
         ("predictions.parquet", {"recipe": "Original"}, ConfigError, "predictions have no recipe"),
-        ("predictions.parquet", {"image": OUTSIDE}, DataError, f"{OUTSIDE}: no such picture"),
+        ("predictions.parquet", {"image": OUTSIDE}, DataError, f"image {OUTSIDE} is not in data.test_images"),
     ],
 )
 def test_a_selection_that_cannot_be_shown_is_refused(

@@ -8,7 +8,7 @@ from kp_ray.reporting.speed import speed_section
 from tests.helpers.run_folders import make_config, write_augmented, write_prediction_details
 
 
-def test_each_stage_has_its_time(whole_run: Config) -> None:
+def test_augment_and_each_member_have_their_time(whole_run: Config) -> None:
     section = speed_section(read_run_files(whole_run))
     assert section is not None
     rows = dict(section.rows)

@@ -24,7 +24,7 @@ def test_report_is_a_stage_that_needs_no_cluster_and_is_never_done(tmp_path: Pat
     assert not stage.is_done(config)
 
 
-def test_report_waits_for_neither_ray_nor_torch() -> None:
+def test_report_and_show_import_neither_ray_nor_torch() -> None:
     code = "import sys, kp_ray.reporting.stage, kp_ray.reporting.show; print({'ray', 'torch'} & {*sys.modules})"
-    done = run_command(sys.executable, "-c", code)
-    assert done.stdout.strip() == "set()", done.stderr
+    completed = run_command(sys.executable, "-c", code)
+    assert completed.stdout.strip() == "set()", completed.stderr

@@ -12,7 +12,7 @@ from tests.helpers.pages import Page, write_page
 from tests.helpers.run_folders import HOSTILE, make_config, write_augmented
 
 
-def test_recipes_have_their_counts_and_a_picture(whole_run: Config) -> None:
+def test_recipes_have_their_counts_and_an_example(whole_run: Config) -> None:
     section = store_section(whole_run, read_run_files(whole_run))
     assert section is not None
     rows = {row.record.name: row for row in section.recipes}
@@ -23,7 +23,7 @@ def test_recipes_have_their_counts_and_a_picture(whole_run: Config) -> None:
     assert section.num_bytes == sum(part.stat().st_size for part in parts)
     assert all(row.mean_visible == len(DACON24) for row in section.recipes)
     assert all(row.share_too_few == 0 for row in section.recipes)
-    assert all(row.picture and row.picture.startswith("data:image/jpeg") for row in section.recipes)
+    assert all(row.example_uri and row.example_uri.startswith("data:image/jpeg") for row in section.recipes)
 
 
 def test_variants_with_too_few_visible_keypoints_are_counted(whole_run: Config) -> None:
@@ -43,7 +43,9 @@ def test_numbers_have_commas_between_thousands(whole_page: Page) -> None:
 
 
 @pytest.mark.parametrize("content", [b"cut", None], ids=["damaged", "missing"])
-def test_a_lost_part_is_reported_and_the_rest_shown(tmp_path: Path, content: bytes | None) -> None:
+def test_a_missing_or_damaged_part_is_reported_and_the_other_parts_are_shown(
+    tmp_path: Path, content: bytes | None
+) -> None:
     config = make_config(tmp_path)
     write_augmented(config)
     part = "recipe-Original/part-00000-ab12.parquet"
@@ -52,7 +54,7 @@ def test_a_lost_part_is_reported_and_the_rest_shown(tmp_path: Path, content: byt
     if content is not None:
         path.write_bytes(content)
     page = write_page(config)
-    assert f"1 part could not be read, {part} first" in page.text
+    assert f"1 part could not be read (the first is {part})" in page.text
     assert "A variant of Original with its skeleton" in page.alts  # from its other part
 
 

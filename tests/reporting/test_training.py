@@ -11,7 +11,7 @@ from kp_ray.reporting.training import MemberProgress, training_section
 from tests.helpers.run_folders import make_config, write_training_logs
 
 
-def test_members_of_the_config_come_first_each_with_its_last_and_best_values(tmp_path: Path) -> None:
+def test_the_configs_members_come_first_and_each_has_its_last_loss_and_best_rmse(tmp_path: Path) -> None:
     config = make_config(tmp_path, train={"members": [{"name": "b", "seed": 1}]})
     write_training_logs(config, ("a", "b"))
     section = training_section(read_run_files(config))

@@ -14,7 +14,7 @@ from tests.helpers.run_folders import make_config
 def test_trials_are_ranked_by_iterations_then_by_the_metric(whole_run: Config) -> None:
     section = tuning_section(whole_run, read_run_files(whole_run))
     assert section is not None
-    # Stopped trials were measured earlier than the finished one, the failed one was not measured.
+    # The stopped trials were evaluated at 4 iterations, the finished trial at 8, and the failed trial never.
     ranked = [(row[0], row[section.columns.index("status")]) for row in section.rows]
     assert ranked == [
         ("trial-000", "finished"), ("trial-002", "stopped"), ("trial-003", "stopped"), ("trial-001", "failed"),

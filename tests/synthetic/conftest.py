@@ -1,4 +1,4 @@
-"""A generated data set and clips, which the tests of several modules look at."""
+"""A generated data set and planned clips, shared by the tests of several modules."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Frames show what their labels say."""
+"""The labels of a generated frame are where the person's joints are drawn."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.helpers.synthetic import SIZE, read_labels
 
 
 def renderer_and_joints(clip: SyntheticClip) -> tuple[SceneRenderer, FloatArray]:
-    """Set up a clip's scene at 1920x1080, and compute the keypoints (24, 3) of its first frame in the world."""
+    """Set up a clip's scene at 1920x1080; compute the keypoints (24, 3) of its first frame in metres."""
     renderer = SceneRenderer.from_clip(clip, 1920, 1080)
     positions, _ = forward_kinematics(pose_at(clip, 1), renderer.person)
     return renderer, np.stack([positions[name] for name in DACON24.names])
@@ -33,7 +33,7 @@ def test_people_vary_in_size_and_are_mostly_in_the_frame(clips: list[SyntheticCl
     assert inside(points, 1920, 1080).mean() > 0.96
 
 
-def test_the_cameras_stand_on_an_arc_before_the_person(clips: list[SyntheticClip]) -> None:
+def test_the_cameras_stand_on_an_arc_in_front_of_the_person(clips: list[SyntheticClip]) -> None:
     positions = np.array([renderer.camera.position for renderer, _ in map(renderer_and_joints, clips)])
     azimuths = np.degrees(np.arctan2(positions[:, 1], positions[:, 0]))
     assert np.abs(azimuths).max() <= 49
@@ -54,11 +54,12 @@ def test_a_dot_painted_at_a_joint_is_where_the_label_is(clips: list[SyntheticCli
                 continue
             dot = ball(joint, np.eye(3), (3.5 * distance / renderer.camera.focal_px,) * 3, np.full(3, 255.0))
             canvas = np.zeros((height, width, 3), np.uint8)
-            lamp = renderer.camera.position - joint  # a lamp at the camera: the dot's brightness is symmetric
+            lamp = renderer.camera.position - joint  # a lamp at the camera lights the dot symmetrically
             paint(canvas, renderer.camera, [dot], lamp / np.linalg.norm(lamp))
             moments = cv2.moments(canvas[..., 0])
             centre = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
-            assert np.abs(centre - label).max() < 0.15  # perspective moves the picture of a ball off its centre's
+            # Perspective moves the centroid of a projected ball slightly away from its projected centre.
+            assert np.abs(centre - label).max() < 0.15
 
 
 def test_labels_lie_on_the_person(generated: SampleSummary) -> None:
@@ -69,15 +70,16 @@ def test_labels_lie_on_the_person(generated: SampleSummary) -> None:
         renderer = SceneRenderer.from_clip(clip, **SIZE)
         empty = renderer.apply_camera_effects(renderer.render_background(), 1).astype(int)
         name = Path(clip.files[0]).name
-        picture = decode_bgr((Path(generated.images) / name).read_bytes())
-        for spots, result in ((table[name], on), (table[name] + (90, 0), off), (table[name] - (90, 0), off)):
-            spots = np.rint(spots[inside(spots, SIZE["width"] - 1, SIZE["height"] - 1)]).astype(int)
-            result.append(np.abs(picture - empty).sum(axis=2)[spots[:, 1], spots[:, 0]] > 45)
+        image = decode_bgr((Path(generated.images) / name).read_bytes())
+        is_changed = np.abs(image - empty).sum(axis=2) > 45
+        for xy, results in ((table[name], on), (table[name] + (90, 0), off), (table[name] - (90, 0), off)):
+            xy = np.rint(xy[inside(xy, SIZE["width"] - 1, SIZE["height"] - 1)]).astype(int)
+            results.append(is_changed[xy[:, 1], xy[:, 0]])
     assert np.concatenate(on).mean() > 0.85
     assert np.concatenate(off).mean() < 0.2
 
 
-def test_left_and_right_are_those_of_the_person(clips: list[SyntheticClip]) -> None:
+def test_left_and_right_are_the_persons_and_not_the_viewers(clips: list[SyntheticClip]) -> None:
     index = {name: k for k, name in enumerate(DACON24.names)}
     num_frontal = 0
     for renderer, joints in map(renderer_and_joints, clips):

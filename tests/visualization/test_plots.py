@@ -1,4 +1,4 @@
-"""Plots hold what they were given, and read on any background."""
+"""Plots contain their titles, labels and values, and have a transparent background."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -21,7 +21,7 @@ def svg_text(svg: bytes) -> str:
     return " ".join(ElementTree.fromstring(svg).itertext())
 
 
-def test_plots_show_titles_labels_values_and_any_name() -> None:
+def test_plots_contain_titles_labels_values_and_names_with_special_characters() -> None:
     hostile = "_<b>&$\\frac{1}$ 관절"
     curves = plot_curves({hostile: ([1, 2], [3, float("nan")]), "b": ([1], [-1])}, "step", "loss", "Title", True)
     bars = plot_bars([hostile, "b", "c"], [1.5, None, float("nan")], "px", "Bars")

@@ -1,4 +1,4 @@
-"""Skeletons are drawn where the keypoints are; crops and contact sheets hold what they were given."""
+"""Skeletons are drawn at the keypoints; crops have the right affine; contact sheets hold all images and titles."""
 
 import cv2
 import numpy as np
@@ -18,12 +18,14 @@ from kp_ray.visualization.skeletons import (
 )
 
 POINT = Skeleton(names=("a",), flip_pairs=(), sigmas=(0.05,))
-LIMB = Skeleton(names=("left_a", "right_a"), flip_pairs=(("left_a", "right_a"),), sigmas=(0.05, 0.05), limbs=())
-JOINED = Skeleton(names=("left_a", "right_a"), flip_pairs=LIMB.flip_pairs, sigmas=LIMB.sigmas, limbs=LIMB.flip_pairs)
+TWO_POINTS = Skeleton(names=("left_a", "right_a"), flip_pairs=(("left_a", "right_a"),), sigmas=(0.05, 0.05), limbs=())
+TWO_POINTS_WITH_LIMB = Skeleton(
+    names=("left_a", "right_a"), flip_pairs=TWO_POINTS.flip_pairs, sigmas=TWO_POINTS.sigmas, limbs=TWO_POINTS.flip_pairs
+)
 
 
-def black(width: int, height: int) -> Image:
-    """Make a black picture."""
+def black_image(width: int, height: int) -> Image:
+    """Make a black image (height, width, 3)."""
     return np.zeros((height, width, 3), dtype=np.uint8)
 
 
@@ -41,11 +43,11 @@ def centroid(image: Image) -> tuple[float, float]:
     y=st.floats(20, 50, allow_subnormal=False),
 )
 def test_the_centroid_of_a_disc_is_its_keypoint(size: tuple[int, int], x: float, y: float) -> None:
-    drawn = draw_skeleton(black(*size), np.array([[x, y, 2.0]]), POINT)
+    drawn = draw_skeleton(black_image(*size), np.array([[x, y, 2.0]]), POINT)
     assert centroid(drawn) == pytest.approx((x, y), abs=0.1)
 
 
-def test_drawing_leaves_the_given_picture_unchanged() -> None:
+def test_drawing_leaves_the_input_image_unchanged() -> None:
     image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     before = image.copy()
     drawn = draw_skeleton(image, np.array([[40.0, 30.0, 2.0]]), POINT, bbox_xyxy=np.array([5.0, 5.0, 70.0, 50.0]))
@@ -57,40 +59,42 @@ def test_drawing_leaves_the_given_picture_unchanged() -> None:
     "point", [(np.nan, 30, 2), (40, np.nan, 2), (np.inf, 30, 2), (1e300, 30, 2), (40, 30, 0), (40, 30, np.nan)]
 )
 def test_a_missing_point_is_left_out_with_its_limbs(point: tuple[float, float, float]) -> None:
-    alone = draw_skeleton(black(80, 60), np.array([[20.0, 20.0, 2.0], point]), LIMB)
-    joined = draw_skeleton(black(80, 60), np.array([[20.0, 20.0, 2.0], point]), JOINED)
-    assert centroid(joined) == pytest.approx((20, 20), abs=0.1)
-    assert np.array_equal(alone, joined)
+    without_limbs = draw_skeleton(black_image(80, 60), np.array([[20.0, 20.0, 2.0], point]), TWO_POINTS)
+    with_limbs = draw_skeleton(black_image(80, 60), np.array([[20.0, 20.0, 2.0], point]), TWO_POINTS_WITH_LIMB)
+    assert centroid(with_limbs) == pytest.approx((20, 20), abs=0.1)
+    assert np.array_equal(without_limbs, with_limbs)
 
 
-def test_left_right_and_middle_have_different_colors_unless_one_is_given() -> None:
+def test_left_right_and_middle_have_different_colors_unless_a_color_is_set() -> None:
     names = DACON24.names
     points = np.full((24, 3), np.nan)
-    spots = {"left_knee": (30, 30), "right_knee": (90, 30), "nose": (60, 60)}
-    for name, spot in spots.items():
-        points[names.index(name)] = (*spot, 2)
-    drawn = draw_skeleton(black(120, 90), points, DACON24)
-    drawn_colors = [tuple(drawn[y, x]) for x, y in spots.values()]
+    locations = {"left_knee": (30, 30), "right_knee": (90, 30), "nose": (60, 60)}
+    for name, location in locations.items():
+        points[names.index(name)] = (*location, 2)
+    drawn = draw_skeleton(black_image(120, 90), points, DACON24)
+    drawn_colors = [tuple(drawn[y, x]) for x, y in locations.values()]
     assert drawn_colors == [LEFT, RIGHT, MIDDLE]
-    uniform = draw_skeleton(black(120, 90), points, DACON24, color=TRUTH)
-    assert [tuple(uniform[y, x]) for x, y in spots.values()] == [TRUTH] * 3
+    uniform = draw_skeleton(black_image(120, 90), points, DACON24, color=TRUTH)
+    assert [tuple(uniform[y, x]) for x, y in locations.values()] == [TRUTH] * 3
 
 
 def test_a_limb_is_drawn_between_its_ends() -> None:
-    drawn = draw_skeleton(black(80, 60), np.array([[10.0, 30.0, 2.0], [70.0, 30.0, 2.0]]), JOINED)
+    drawn = draw_skeleton(black_image(80, 60), np.array([[10.0, 30.0, 2.0], [70.0, 30.0, 2.0]]), TWO_POINTS_WITH_LIMB)
     assert drawn[30, 40].any()
     assert not drawn[10, 40].any()
 
 
-def test_discs_grow_with_the_picture() -> None:
+def test_discs_grow_with_the_image() -> None:
     point = np.array([[50.0, 50.0, 2.0]])
-    small, large = (np.count_nonzero(draw_skeleton(black(*size), point, POINT)) for size in [(320, 240), (1920, 1080)])
+    small, large = (
+        np.count_nonzero(draw_skeleton(black_image(*size), point, POINT)) for size in [(320, 240), (1920, 1080)]
+    )
     assert large > 10 * small
 
 
 @pytest.mark.parametrize("max_side", [45, 300])
-def test_the_affine_of_a_crop_maps_points_of_the_picture(max_side: int) -> None:
-    image = black(200, 150)
+def test_the_affine_of_a_crop_maps_points_of_the_image_to_the_crop(max_side: int) -> None:
+    image = black_image(200, 150)
     cv2.circle(image, (120, 80), 12, (255, 255, 255), cv2.FILLED)
     crop, affine = crop_and_resize(image, np.array([70.2, 40.0, 160.0, 139.0]), max_side)
     moved = transform_keypoints(np.array([[120.0, 80.0, 2.0]]), affine)
@@ -100,12 +104,12 @@ def test_the_affine_of_a_crop_maps_points_of_the_picture(max_side: int) -> None:
 
 
 @pytest.mark.parametrize("box", [None, (0, 0, 0, 0), (500, 500, 600, 600), (np.nan,) * 4, (50, 50, 10, 10)])
-def test_a_box_outside_the_picture_gives_the_whole_picture(box: tuple[float, ...] | None) -> None:
-    crop, _ = crop_and_resize(black(200, 150), None if box is None else np.array(box, dtype=float), 100)
+def test_without_a_box_inside_the_image_the_whole_image_is_resized(box: tuple[float, ...] | None) -> None:
+    crop, _ = crop_and_resize(black_image(200, 150), None if box is None else np.array(box, dtype=float), 100)
     assert crop.shape == (75, 100, 3)
 
 
-def test_a_contact_sheet_holds_every_picture_and_every_title() -> None:
+def test_a_contact_sheet_holds_every_image_and_every_title() -> None:
     colors = [(0, 0, 250), (0, 250, 0), (250, 0, 0)]
     images = [
         np.full(shape, color, np.uint8)
@@ -124,15 +128,15 @@ def test_a_contact_sheet_holds_every_picture_and_every_title() -> None:
     assert not changed[half_y:, half_x:].any()
 
 
-def test_a_contact_sheet_without_pictures_or_titles_is_refused() -> None:
+def test_a_contact_sheet_without_images_or_with_a_wrong_number_of_titles_is_refused() -> None:
     with pytest.raises(ValueError, match="0 images"):
         draw_contact_sheet([], [], columns=2, tile_width=100)
     with pytest.raises(ValueError, match="1 images, 2 titles"):
-        draw_contact_sheet([black(4, 4)], ["a", "b"], columns=2, tile_width=100)
+        draw_contact_sheet([black_image(4, 4)], ["a", "b"], columns=2, tile_width=100)
 
 
 def test_a_legend_is_written_in_its_colors_on_a_copy() -> None:
-    image = black(600, 1100)
+    image = black_image(600, 1100)
     drawn = draw_legend(image, [("truth", TRUTH), ("é", LEFT)])
     assert not image.any()
     for color in (TRUTH, LEFT):

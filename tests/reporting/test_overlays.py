@@ -1,4 +1,4 @@
-"""Pictures of test images."""
+"""Test images with skeletons."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from kp_ray.config.schema import Config
 from kp_ray.keypoints import DACON24
-from kp_ray.reporting.pictures import overlay_uri, read_test_image
+from kp_ray.reporting.overlays import overlay_uri, read_test_image
 from tests.helpers.run_folders import OUTSIDE
 from tests.helpers.stores import HEIGHT, STORE_IMAGES, WIDTH, make_points
 
 
-def test_images_are_read_from_the_folders_of_the_config_only(whole_run: Config) -> None:
+def test_images_are_read_only_from_the_folders_of_the_config(whole_run: Config) -> None:
     image = read_test_image(whole_run, STORE_IMAGES[0])
     assert image is not None
     assert image.shape == (HEIGHT, WIDTH, 3)
@@ -20,7 +20,7 @@ def test_images_are_read_from_the_folders_of_the_config_only(whole_run: Config) 
     assert read_test_image(whole_run, "nowhere.jpg") is None
 
 
-def test_nothing_is_drawn_of_a_person_without_points(whole_run: Config) -> None:
+def test_an_image_without_finite_points_has_no_overlay(whole_run: Config) -> None:
     missing = np.full((len(DACON24), 3), np.nan)
     assert overlay_uri(whole_run, STORE_IMAGES[0], [(missing, DACON24, None)]) is None
     assert overlay_uri(whole_run, STORE_IMAGES[0], []) is None

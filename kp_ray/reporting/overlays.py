@@ -1,0 +1,55 @@
+"""Draw skeletons over test images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kp_ray.config.schema import Config
+from kp_ray.data.annotations import check_image_name
+from kp_ray.errors import DataError
+from kp_ray.images import Image, decode_bgr
+from kp_ray.keypoints import FloatArray, Skeleton, visible_box
+from kp_ray.reporting.formatting import jpeg_uri
+from kp_ray.storage import exists, join, read_bytes
+from kp_ray.visualization.colors import Color
+from kp_ray.visualization.skeletons import crop_and_resize, draw_skeleton, transform_keypoints
+
+OVERLAY_PX = 440
+"""Longer side of a test image in the page, in pixels."""
+MARGIN_SHARE = 0.2
+"""Margin around the person, as a share of the longer side of the person's box."""
+
+Overlay = tuple[FloatArray, Skeleton, Color | None]
+"""Keypoints (K, 3) in pixels, their skeleton, and its color (None: one color for left, another for right)."""
+
+
+def read_test_image(config: Config, name: str) -> Image | None:
+    """Read a test image (H, W, 3), BGR; None if its name leaves the config's image folders or no folder holds it."""
+    try:
+        check_image_name(name, "")
+    except DataError:
+        return None  # a name such as "../x" must not put a private file into a page that is shared
+    for folder in (config.predict.images, config.data.test_images, config.data.images):
+        path = join(folder or "", name)
+        if folder is not None and exists(path):
+            return decode_bgr(read_bytes(path))
+    return None
+
+
+def overlay_uri(config: Config, image_name: str, overlays: Sequence[Overlay]) -> str | None:
+    """Draw skeletons over a test image, crop it around them, and encode it as a `data:` URI.
+
+    Returns:
+        None if the image cannot be read or no skeleton has a finite point.
+    """
+    points = np.concatenate([keypoints for keypoints, *_ in overlays]) if overlays else np.zeros((0, 3))
+    image = read_test_image(config, image_name) if np.isfinite(points[:, :2]).any() else None
+    if image is None:
+        return None
+    height, width = image.shape[:2]
+    tight_box = visible_box(points, width, height)
+    margin_px = MARGIN_SHARE * float((tight_box[2:] - tight_box[:2]).max())
+    crop, affine = crop_and_resize(image, visible_box(points, width, height, margin_px=margin_px), OVERLAY_PX)
+    for keypoints, skeleton, color in overlays:
+        crop = draw_skeleton(crop, transform_keypoints(keypoints, affine), skeleton, color=color)
+    return jpeg_uri(crop)
