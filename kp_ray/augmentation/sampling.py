@@ -24,7 +24,7 @@ def variant_seed(seed: int, source: str, fingerprint: str, copy: int) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VariantParameters:
     """The parameters of one variant of a named recipe.
 

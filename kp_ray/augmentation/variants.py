@@ -20,7 +20,7 @@ from kp_ray.images import Image, decode, encode
 from kp_ray.keypoints import FloatArray, apply_affine, inside, visible_box
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Source:
     """An original labelled image.
 
@@ -56,7 +56,7 @@ class VariantSettings:
     box_margin_px: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Variant:
     """One variant of a source and its labels, in pixel indices of the variant.
 

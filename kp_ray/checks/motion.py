@@ -40,7 +40,7 @@ _MAX_REFERENCES = 64
 """Maximum number of frames with which each frame of a scene is compared; it bounds time and memory."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClipMotion:
     """Motion of the person in a clip of T >= 3 frames, in body sizes.
 

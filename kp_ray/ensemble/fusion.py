@@ -21,7 +21,7 @@ _MAD_TO_SIGMA = 1.4826
 Method = Literal["mean", "median", "score"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fusion:
     """The fused predictions of N images.
 

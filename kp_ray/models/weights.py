@@ -156,7 +156,7 @@ def load_weights(
     return sorted(set(state) - set(fitting))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Weights:
     """The content of a weights file; `keypoints` are the names that kp_ray's members carry, else None."""
 

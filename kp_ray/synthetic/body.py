@@ -22,7 +22,7 @@ _SHOE = (  # positions from 0 (heel) to 1 (toe); half width and half height ther
 _HAIRS = ((24, 22, 22), (30, 38, 52), (34, 56, 92), (52, 96, 150), (110, 172, 206), (120, 120, 124), (30, 48, 110))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BodyShape:
     """Proportions, clothes and colors of a person.
 

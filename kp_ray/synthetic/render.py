@@ -10,7 +10,7 @@ from kp_ray.keypoints import FloatArray
 from kp_ray.synthetic.surfaces import Surface
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Camera:
     """A pinhole camera.
 

@@ -15,7 +15,7 @@ from kp_ray.synthetic.surfaces import Surface, ball, box, rotation_matrix, tube
 from kp_ray.synthetic.textures import PIXELS_PER_M, draw_floor, draw_landscape, draw_wall, random_color
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SceneRenderer:
     """The scene of a clip and the camera that records it.
 

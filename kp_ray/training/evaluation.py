@@ -19,7 +19,7 @@ BATCH_SIZE = 4
 """Images per forward pass."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Answer:
     """The best detection in a validation row's image, beside the row's labels.
 

@@ -32,7 +32,7 @@ def test_metrics_without_a_value_are_left_out(whole_run: Config) -> None:
 
 def test_intervals_are_shown_below_their_value(whole_page: Page) -> None:
     assert "6.12 to 9.50" in whole_page.text
-    assert "95 % interval over scenes" in whole_page.text
+    assert "95 % bootstrap interval over scenes" in whole_page.text
 
 
 def test_a_run_without_an_evaluation_has_no_section(tmp_path: Path) -> None:
