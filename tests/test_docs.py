@@ -13,6 +13,7 @@ import typer
 from kp_ray.augmentation.recipes import RECIPES
 from kp_ray.cli.main import app
 from kp_ray.config.load import load_config
+from kp_ray.config.reference import config_reference
 from kp_ray.config.schema import Config
 from kp_ray.keypoints import DACON24
 from tests.helpers.data import ROOT
@@ -152,3 +153,29 @@ def test_the_recipes_page_lists_every_recipe() -> None:
         named |= {first, *(first.rsplit("_", 1)[0] + suffix for suffix in more)}
     assert named == set(RECIPES)
     assert (ROOT / "docs" / "recipes.jpg").stat().st_size < 300_000
+
+
+def test_the_configuration_page_is_up_to_date() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert text == config_reference(), "run: python -m kp_ray.config.reference > docs/configuration.md"
+
+
+def test_the_index_links_every_page() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.parent != ROOT} - {"index.md"}
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", text)) == pages
+
+
+def test_the_readme_is_short_and_quotes_only_measured_figures() -> None:
+    """Each row of its table names the results from which all figures of the row are taken."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 120
+    rows = [line for line in lines if "](benchmarks/results/" in line]
+    assert len(rows) > 5
+    for row in rows:
+        _, baseline, result, source = row.strip("|").split("|")
+        path = re.search(r"\((benchmarks/results/\w+\.md)\)", source)
+        assert path, row
+        measured = re.findall(r"\d+(?:\.\d+)?", (ROOT / path[1]).read_text(encoding="utf-8"))
+        quoted = re.findall(r"\d+(?:\.\d+)?", f"{baseline.rpartition(':')[2]} {result}")
+        assert [figure for figure in quoted if figure not in measured] == [], row
