@@ -83,9 +83,9 @@ def _field_docstrings(section: type[BaseModel]) -> dict[str, str]:
     assert isinstance(node, ast.ClassDef)
     docstrings = {}
     for field, below in zip(node.body, node.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                docstrings[field.target.id] = str(below.value.value)
+        is_docstring = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and is_docstring:
+            docstrings[ast.unparse(field.target)] = ast.literal_eval(below.value)
     return docstrings
 
 
