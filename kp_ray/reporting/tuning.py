@@ -1,8 +1,10 @@
 """Section "Tuning": the plots, the table of the trials and the best configuration of a search."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import yaml
 
 from kp_ray.config.schema import Config
 from kp_ray.config.tuning import TuneConfig
@@ -10,12 +12,33 @@ from kp_ray.reporting.formatting import MAX_ROWS, Figure, format_number, hide_cr
 from kp_ray.reporting.run_files import RunFiles
 from kp_ray.storage import exists, read_bytes, read_text
 
+MIN_RESULTS = 5
+"""Number of measured trials below which the search draws no importances (`kp_ray.tuning.plots.MIN_RESULTS`)."""
 _PLOTS = {  # file of tune/ -> alternative text
     "learning_rate": "The metric of each trial over its base learning rate",
     "curves": "The metric of each trial over its iterations",
     "importance": "How much each parameter explains",
 }
 _PARALLEL = "Every trial's parameters and result"
+_ALWAYS_SHOWN = ("trial", "status", "iterations", "seconds")
+"""Columns of the table that are shown even if all trials have the same value."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SettingChange:
+    """A setting that differs between the run's config and best.yaml.
+
+    Attributes:
+        name: dotted name, e.g. "train.base_lr".
+        before: formatted value in the run's config.
+        after: formatted value in best.yaml.
+    """
+
+    name: str
+    before: str
+    after: str
 
 
 @dataclass(frozen=True)
@@ -23,21 +46,25 @@ class TuningSection:
     """The search.
 
     Attributes:
-        columns: headings of the table.
+        columns: headings of the table: `_ALWAYS_SHOWN`, the metric, and the columns in which trials differ.
         rows: cells of the MAX_ROWS best trials, the best trial first.
+        constants: (name, value) of each other column; all trials have this value.
         num_trials: number of all trials.
         metric: name of the tuned metric; None if the table has no such column.
-        figures: plots of the search.
-        parallel: the wide plot of all parameters.
+        figures: plots of the search; a plot that too few trials leave empty is left out.
+        parallel: the wide plot of all parameters; None likewise.
+        changes: settings under `train` that best.yaml changes.
         best_yaml: content of tune/best.yaml without credentials.
     """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    constants: tuple[tuple[str, str], ...]
     num_trials: int
     metric: str | None
     figures: tuple[Figure, ...]
     parallel: Figure | None
+    changes: tuple[SettingChange, ...]
     best_yaml: str | None
 
 
@@ -46,20 +73,62 @@ def tuning_section(config: Config, files: RunFiles) -> TuningSection | None:
     best_yaml = read_text(config.path("tune", "best.yaml"))
     if files.trials is None and best_yaml is None:
         return None
-    trials = files.trials.to_pylist() if files.trials is not None else []
-    columns = tuple(files.trials.column_names) if files.trials is not None else ()
-    metric = config.tune.metric if config.tune.metric in columns else None
-    figures = [_read_figure(config, name, alt) for name, alt in _PLOTS.items()]
+    trials: list[Row] = files.trials.to_pylist() if files.trials is not None else []
+    names = tuple(files.trials.column_names) if files.trials is not None else ()
+    metric = config.tune.metric if config.tune.metric in names else None
+    columns = tuple(name for name in names if _is_shown(name, metric, trials))
+    figures = [_read_figure(config, name, alt) for name, alt in _PLOTS.items() if _has_content(name, metric, trials)]
     best_trials = _rank(trials, metric, config.tune)[:MAX_ROWS]
     return TuningSection(
         columns=columns,
-        rows=tuple(tuple(_format_cell(cell) for cell in trial.values()) for trial in best_trials),
+        rows=tuple(tuple(_format_cell(trial[name]) for name in columns) for trial in best_trials),
+        constants=tuple((name, _format_cell(trials[0][name])) for name in names if trials and name not in columns),
         num_trials=len(trials),
         metric=metric,
         figures=tuple(figure for figure in figures if figure is not None),
-        parallel=_read_figure(config, "parallel", _PARALLEL),
+        parallel=_read_figure(config, "parallel", _PARALLEL) if _has_content("parallel", metric, trials) else None,
+        changes=tuple(_changes(config, best_yaml)) if best_yaml else (),
         best_yaml=best_yaml and hide_credentials(best_yaml),
     )
+
+
+def _is_shown(name: str, metric: str | None, trials: Sequence[Row]) -> bool:
+    return name in (*_ALWAYS_SHOWN, metric) or len({trial[name] for trial in trials}) > 1
+
+
+def _has_content(plot: str, metric: str | None, trials: Sequence[Row]) -> bool:
+    """Return True if a plot of tune/ shows a comparison of trials."""
+    measured = [trial for trial in trials if metric and trial[metric] is not None]
+    if plot == "learning_rate":
+        return len({trial["base_lr"] for trial in measured}) > 1
+    if plot == "parallel":
+        return len(measured) > 1
+    if plot == "importance":
+        return len(measured) >= MIN_RESULTS and len({trial[metric] for trial in measured if metric}) > 1
+    return bool(measured)
+
+
+def _changes(config: Config, best_yaml: str) -> Iterator[SettingChange]:
+    """Compare the section `train` of best.yaml with that of the run's config, except the members' names."""
+    own = _train_settings(read_text(config.path("config.yaml")) or config.to_yaml())
+    for name, value in _train_settings(best_yaml).items():
+        if name != "members" and name in own and own[name] != value:
+            yield SettingChange(f"train.{name}", _format_setting(own[name]), _format_setting(value))
+
+
+def _train_settings(text: str) -> dict[str, Any]:
+    """Return the section `train` of a config; empty if the text is damaged, which the page shows as it is."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    section = values.get("train") if isinstance(values, dict) else None
+    return section if isinstance(section, dict) else {}
+
+
+def _format_setting(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    return format_number(value) if isinstance(value, float) else text
 
 
 def _read_figure(config: Config, name: str, alt: str) -> Figure | None:

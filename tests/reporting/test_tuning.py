@@ -3,12 +3,17 @@
 from pathlib import Path
 
 import pandas as pd
+import pytest
+import yaml
 
 from kp_ray.config.schema import Config
 from kp_ray.reporting.run_files import read_run_files
-from kp_ray.reporting.tuning import tuning_section
-from tests.helpers.pages import Page
+from kp_ray.reporting.tuning import MIN_RESULTS, tuning_section
+from kp_ray.tuning import plots
+from kp_ray.tuning.trials import read_trials, write_tables
+from tests.helpers.pages import Page, write_page
 from tests.helpers.run_folders import make_config
+from tests.helpers.searches import leave_trial
 
 
 def test_trials_are_ranked_by_iterations_then_by_the_metric(whole_run: Config) -> None:
@@ -22,14 +27,56 @@ def test_trials_are_ranked_by_iterations_then_by_the_metric(whole_run: Config) -
     assert (section.num_trials, section.metric) == (4, "rmse")
 
 
-def test_the_table_has_the_columns_of_trials_csv(whole_run: Config) -> None:
+def test_the_table_has_the_columns_of_trials_csv_in_which_trials_differ(whole_run: Config, whole_page: Page) -> None:
     section = tuning_section(whole_run, read_run_files(whole_run))
     assert section is not None
+    assert section.columns == ("trial", "status", "iterations", "trained", "rmse", "base_lr", "seconds", "reason")
     table = pd.read_csv(whole_run.path("tune", "trials.csv"), dtype=str, keep_default_na=False)
-    assert list(section.columns) == list(table.columns)
-    assert {row[0]: row[section.columns.index("steps")] for row in section.rows} == dict(
-        zip(table["trial"], table["steps"], strict=True)
+    assert {*section.columns, *dict(section.constants)} == set(table.columns)
+    assert {row[0]: row[section.columns.index("reason")] for row in section.rows} == dict(
+        zip(table["trial"], table["reason"], strict=True)
     )
+    assert dict(section.constants)["steps"] == "[6]"
+    assert "Equal in all trials: max_iter 8" in whole_page.text
+
+
+def write_plotted_search(folder: Path, num_trials: int) -> Config:
+    """Write a search whose trials have different learning rates and results, and a file for each of its plots."""
+    config = make_config(folder)
+    for number in range(num_trials):
+        leave_trial(config, f"trial-{number:03d}", number + 1, {8: 10.0 + number}, end={})
+    write_tables(config, read_trials(config))
+    for name in ("learning_rate", "curves", "importance", "parallel"):
+        Path(config.path("tune", f"{name}.svg")).write_text(f"<svg>{name}</svg>")
+    return config
+
+
+@pytest.mark.parametrize(
+    ("num_trials", "num_figures", "has_parallel"), [(1, 1, False), (2, 2, True), (MIN_RESULTS, 3, True)]
+)
+def test_plots_that_too_few_trials_leave_empty_are_left_out(
+    tmp_path: Path, num_trials: int, num_figures: int, has_parallel: bool
+) -> None:
+    config = write_plotted_search(tmp_path, num_trials)
+    section = tuning_section(config, read_run_files(config))
+    assert section is not None
+    assert (len(section.figures), section.parallel is not None) == (num_figures, has_parallel)
+    assert plots.MIN_RESULTS == MIN_RESULTS
+
+
+def test_settings_that_the_best_trial_changes_are_listed(tmp_path: Path) -> None:
+    config = make_config(tmp_path, train={"base_lr": 0.001, "steps": [6], "members": [{"name": "a"}]})
+    config.save()
+    path = Path(config.path("tune", "best.yaml"))
+    path.parent.mkdir()
+    best = {"base_lr": 0.00216, "steps": [6], "schedule": "cosine", "members": [{"name": "a-tuned"}]}
+    path.write_text(yaml.safe_dump({"train": best}))
+    section = tuning_section(config, read_run_files(config))
+    assert section is not None
+    assert {(change.name, change.before, change.after) for change in section.changes} == {
+        ("train.base_lr", "0.001", "0.00216"), ("train.schedule", "multistep", "cosine")
+    }  # fmt: skip
+    assert "train.schedule multistep cosine" in write_page(config).text
 
 
 def test_plots_and_the_best_config_are_on_the_page(whole_page: Page) -> None:
@@ -45,7 +92,7 @@ def test_a_best_config_alone_is_shown(tmp_path: Path) -> None:
     path.write_text("data: {images: 's3://KEY:SECRET@bucket/x'}\n")
     section = tuning_section(config, read_run_files(config))
     assert section is not None
-    assert section.rows == ()
+    assert (section.rows, section.changes) == ((), ())
     assert section.best_yaml == "data: {images: 's3://***@bucket/x'}\n"
 
 
