@@ -92,7 +92,9 @@ def _field_docstrings(section: type[BaseModel]) -> dict[str, str]:
 def _default_text(field: Any) -> str:
     if field.is_required():
         return "required"
-    default = yaml.safe_dump(_plain(field.default), default_flow_style=True, sort_keys=False, width=10_000)
+    default = yaml.safe_dump(
+        _plain(field.get_default(call_default_factory=True)), default_flow_style=True, sort_keys=False, width=10_000
+    )
     return f"default `{default.removesuffix('...' + chr(10)).strip()}`"
 
 
