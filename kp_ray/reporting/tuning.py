@@ -20,7 +20,7 @@ _PLOTS = {  # file of tune/ -> alternative text
     "importance": "How much each parameter explains",
 }
 _PARALLEL = "Every trial's parameters and result"
-_ALWAYS_SHOWN = ("trial", "status", "iterations", "seconds")
+_ALWAYS_SHOWN = ("trial", "status", "iterations")
 """Columns of the table that are shown even if all trials have the same value."""
 
 Row = Mapping[str, Any]

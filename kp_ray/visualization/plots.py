@@ -12,7 +12,7 @@ from kp_ray.visualization.axes import GREY, WIDTH_IN, escape_text, label_rows, m
 from kp_ray.visualization.colors import MIDDLE, SERIES, limb_colors
 
 _DASHES = ("-", "--", "-.", ":")  # a curve stays visible below another one with equal values if their dashes differ
-_SHADES = LinearSegmentedColormap.from_list("shades", [(0.23, 0.56, 0.83, 0.04), (0.23, 0.56, 0.83, 1.0)])
+_SHADES = LinearSegmentedColormap.from_list("shades", ["#77828e", "#1d64b0"])  # white text is readable on all of them
 _BEST_TO_WORST = LinearSegmentedColormap.from_list("best_to_worst", ["#2a9d74", "#d9a520", "#c44e52"])
 _MAX_LEGEND = 8
 """Maximum number of curves in a plot with a legend; a plot of more curves has none."""
@@ -134,7 +134,7 @@ def plot_distributions(labels: Sequence[str], samples: Sequence[FloatArray], xla
 
 
 def plot_percentages(rows: Sequence[str], columns: Sequence[str], shares: FloatArray, title: str) -> bytes:
-    """Plot a table of percentages; the higher a percentage, the darker its cell.
+    """Plot a table of percentages; the color of a cell goes from grey (0 %) to blue (100 %).
 
     Args:
         rows: n names.
@@ -143,10 +143,10 @@ def plot_percentages(rows: Sequence[str], columns: Sequence[str], shares: FloatA
     """
     figure, axes = make_axes(1.6 + 0.32 * len(columns), 1.0 + 0.19 * max(2, len(rows)), title, "", "")
     if shares.size:
-        axes.pcolormesh(np.nan_to_num(shares), cmap=_SHADES, vmin=0, vmax=1, edgecolors="none", linewidth=0)
+        cells = np.ma.masked_invalid(shares)
+        axes.pcolormesh(cells, cmap=_SHADES, vmin=0, vmax=1, edgecolors="none", linewidth=0)
     for (row, column), share in np.ndenumerate(shares):
-        text = f"{100 * share:.0f}" if np.isfinite(share) else "-"
-        color = "white" if share > 0.6 else GREY
+        text, color = (f"{100 * share:.0f}", "white") if np.isfinite(share) else ("-", GREY)
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=color)
     label_rows(axes, rows, 0.5)
     axes.set_xticks(np.arange(len(columns)) + 0.5, [escape_text(name) for name in columns], rotation=50, ha="right")
