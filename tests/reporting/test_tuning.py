@@ -30,7 +30,7 @@ def test_trials_are_ranked_by_iterations_then_by_the_metric(whole_run: Config) -
 def test_the_table_has_the_columns_of_trials_csv_in_which_trials_differ(whole_run: Config, whole_page: Page) -> None:
     section = tuning_section(whole_run, read_run_files(whole_run))
     assert section is not None
-    assert section.columns == ("trial", "status", "iterations", "trained", "rmse", "base_lr", "seconds", "reason")
+    assert section.columns == ("trial", "status", "iterations", "trained", "rmse", "base_lr", "reason")
     table = pd.read_csv(whole_run.path("tune", "trials.csv"), dtype=str, keep_default_na=False)
     assert {*section.columns, *dict(section.constants)} == set(table.columns)
     assert {row[0]: row[section.columns.index("reason")] for row in section.rows} == dict(
