@@ -83,9 +83,8 @@ def _field_docstrings(section: type[BaseModel]) -> dict[str, str]:
     assert isinstance(node, ast.ClassDef)
     docstrings = {}
     for field, below in zip(node.body, node.body[1:], strict=False):
-        is_docstring = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-        if isinstance(field, ast.AnnAssign) and is_docstring:
-            docstrings[ast.unparse(field.target)] = ast.literal_eval(below.value)
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            docstrings[ast.unparse(field.target)] = str(below.value.value)
     return docstrings
 
 
