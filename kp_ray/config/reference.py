@@ -84,7 +84,7 @@ def _field_docstrings(section: type[BaseModel]) -> dict[str, str]:
     docstrings = {}
     for field, below in zip(node.body, node.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            docstrings[ast.unparse(field.target)] = ast.literal_eval(below.value)
+            docstrings[ast.unparse(field.target)] = str(below.value.value)
     return docstrings
 
 
