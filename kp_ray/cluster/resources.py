@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import ray
 
+from kp_ray.cluster.placement import max_runs_in_memory, model_nodes
 from kp_ray.config.schema import ClusterConfig, Config
 from kp_ray.config.training import TrainConfig, WorkerRange
 from kp_ray.errors import ClusterError
@@ -35,7 +36,7 @@ def runs_at_once(config: Config) -> Capacity:
     Raises:
         ClusterError: not even one run fits.
     """
-    train = config.train
+    train, nodes = config.train, model_nodes()
     min_workers, max_workers = train.worker_range
     total = _total_resources(config.cluster)
     use_gpu = total["GPU"] > 0 if train.use_gpu is None else train.use_gpu
@@ -51,13 +52,14 @@ def runs_at_once(config: Config) -> Capacity:
         raise ClusterError(f"train.cpus_per_worker: no node has {per_worker} for a worker: lower it")
     num_runs = _count_runs(total, train, max_workers, use_gpu)
     if not (config.cluster.num_cpus or config.cluster.num_gpus):  # the sizes of nodes yet to be started are unknown
-        num_places = sum(_count_workers(node, train.cpus_per_worker, use_gpu) for node in _living_nodes())
+        num_places = sum(_count_workers(node["Resources"], train.cpus_per_worker, use_gpu) for node in nodes)
         if num_places < min_workers:  # Ray Train would wait forever for room
             raise ClusterError(
                 f"train.num_workers: a training run needs {min_workers} workers of {per_worker} each, the nodes have "
                 f"room for {num_places}: lower train.num_workers or train.cpus_per_worker"
             )
         num_runs = min(num_runs, num_places // max_workers)
+    num_runs = min(num_runs, max_runs_in_memory(nodes))
     # Ray Train sizes an elastic run by the whole cluster, as if no other run used it.
     return Capacity(1 if isinstance(train.num_workers, WorkerRange) else num_runs, use_gpu)
 
@@ -67,9 +69,9 @@ def fits_a_node(config: Config, num_cpus: float, num_gpus: float) -> bool:
 
     An autoscaling cluster is assumed to have one node of its full size, because the sizes of its nodes are unknown.
     """
-    nodes = _living_nodes()
+    nodes = [node["Resources"] for node in model_nodes()]
     full_size = {"CPU": config.cluster.num_cpus, "GPU": config.cluster.num_gpus}
-    largest = {name: full_size[name] or max(node.get(name, 0) for node in nodes) for name in full_size}
+    largest = {name: full_size[name] or max((node.get(name, 0) for node in nodes), default=0) for name in full_size}
     return any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in [*nodes, largest])
 
 
@@ -80,11 +82,6 @@ def _total_resources(cluster: ClusterConfig) -> dict[str, float]:
         "CPU": max(resources.get("CPU", 0), cluster.num_cpus or 0),
         "GPU": max(resources.get("GPU", 0), cluster.num_gpus or 0),
     }
-
-
-def _living_nodes() -> list[dict[str, float]]:
-    """Return the resources of each node that is alive."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _count_workers(node: Mapping[str, float], cpus_per_worker: float, use_gpu: bool) -> int:

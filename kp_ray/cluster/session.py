@@ -5,12 +5,12 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from kp_ray.cluster.screen import announce_sudden_end, hide_harmless_line
 from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError, one_line
 
@@ -32,8 +32,6 @@ ADDRESS_TIMEOUT_S = 20.0
 
 NODE_CHECK_S = 5.0
 """Seconds between checks that this node still belongs to the cluster."""
-
-_SUDDEN_END = "kp-ray: Ray or another process ended this run (the raylet or the head is gone); the same command resumes"
 
 _interrupted = threading.Event()
 """Set by Ctrl-C: Ray loses a KeyboardInterrupt raised in its callbacks, so `raise_if_interrupted` raises it again."""
@@ -72,7 +70,7 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
     import ray  # late, so that `--help` and `import kp_ray` need not wait for Ray
 
     began = time.monotonic()
-    with _announce_sudden_end():
+    with announce_sudden_end(), contextlib.nullcontext() if _is_verbose() else hide_harmless_line():
         _connect(config, dashboard, say)
         handler = signal.signal(signal.SIGINT, _interrupt)
         try:
@@ -105,6 +103,11 @@ def check_address(address: str, key: str) -> None:
         ) from error
 
 
+def _is_verbose() -> bool:
+    """Return whether Ray's own log is shown, as `kp-ray -v` asks."""
+    return logging.getLogger().isEnabledFor(logging.INFO)
+
+
 def _interrupt(*_: object) -> None:
     _interrupted.set()
     raise KeyboardInterrupt
@@ -116,7 +119,7 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
 
     section = config.cluster
     address = section.address or os.environ.get("RAY_ADDRESS") or "local"
-    verbose = logging.getLogger().isEnabledFor(logging.INFO)
+    verbose = _is_verbose()
     if not verbose:
         for name in ("ray.data", "ray.tune"):  # kp_ray prints one line of its own when a run or trial ends
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -154,7 +157,7 @@ def _exit_with_node() -> Iterator[None]:
         while not done.wait(NODE_CHECK_S):
             with contextlib.suppress(Exception):  # if the head is unreachable, Ray itself ends the driver
                 if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
-                    os._exit(2)  # `_announce_sudden_end` prints the line
+                    os._exit(2)  # `announce_sudden_end` prints the line
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -163,14 +166,3 @@ def _exit_with_node() -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
-
-
-@contextlib.contextmanager
-def _announce_sudden_end() -> Iterator[None]:
-    """Print a line even if this process is killed: a shell reads from a pipe and prints the line if the pipe closes."""
-    command = ["sh", "-c", f"trap '' INT; read -r _ || echo '{_SUDDEN_END}' >&2"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as shell:  # noqa: S603  (fixed text)
-        try:
-            yield
-        finally:
-            shell.communicate(b"\n")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import ray
 
 from kp_ray.cluster.errors import describe_ray_error
+from kp_ray.cluster.placement import MODEL_NODES
 from kp_ray.cluster.ray_internals import bounded_actor_retries
 from kp_ray.cluster.resources import fits_a_node
 from kp_ray.cluster.tasks import ray_data_settings
@@ -118,6 +119,7 @@ def _predict_with_pool(task: PredictionTask, missing: Sequence[ImageRef]) -> Ite
             ),
             num_cpus=section.cpus_per_actor,
             num_gpus=section.gpus_per_actor or None,
+            label_selector=MODEL_NODES,
             **bounded_actor_retries(),
         )
     for row in rows.iter_rows():

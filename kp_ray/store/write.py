@@ -18,6 +18,7 @@ import ray
 from kp_ray import __version__
 from kp_ray.augmentation.variants import Source
 from kp_ray.cluster.errors import describe_ray_error, error_row, raise_error_row
+from kp_ray.cluster.placement import AUGMENT_NODES
 from kp_ray.cluster.ray_internals import bounded_task_retries
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.errors import KpRayError, StoppedError, StorageError, StoreError
@@ -213,7 +214,11 @@ def _run_tasks(plan: Plan, incomplete_chunks: Sequence[Chunk]) -> Iterator[_Chun
     with ray_data_settings():
         items = [{"chunk": pickle.dumps(chunk)} for chunk in incomplete_chunks]
         tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            _write_chunk, fn_args=(replace(plan, chunks=()),), num_cpus=1, **bounded_task_retries()
+            _write_chunk,
+            fn_args=(replace(plan, chunks=()),),
+            num_cpus=1,
+            label_selector=AUGMENT_NODES,
+            **bounded_task_retries(),
         )
     try:
         for row in tasks.iter_rows():

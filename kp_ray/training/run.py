@@ -13,6 +13,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from kp_ray.cluster.errors import describe_ray_error, root_cause
+from kp_ray.cluster.placement import MODEL_NODES, fit_task_options
 from kp_ray.cluster.resources import runs_at_once
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.load import build_config
@@ -125,8 +126,8 @@ def _fit_members(
     Raises:
         KpRayError: a member failed; raised when the others have ended.
     """
-    # Ray Train's `fit` blocks, so each member gets a task, which needs no CPU of its own.
-    fit = ray.remote(num_cpus=0, max_retries=0)(_fit_member)
+    # Ray Train's `fit` blocks, so each member gets a task.
+    fit = ray.remote(**fit_task_options())(_fit_member)
     waiting, running = list(members), dict[Any, tuple[MemberConfig, float]]()
     summaries: dict[str, MemberSummary] = {}
     errors: list[KpRayError] = []
@@ -223,6 +224,7 @@ def _create_trainer(config: Config, member: MemberConfig, *, use_gpu: bool, fold
             num_workers=train.worker_range if isinstance(train.num_workers, WorkerRange) else train.num_workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            label_selector=MODEL_NODES,
         ),
         run_config=ray.train.RunConfig(
             name=name,

@@ -16,7 +16,8 @@ import ray
 import ray.tune
 
 from kp_ray.cluster.errors import describe_ray_error
-from kp_ray.cluster.ray_internals import keep_credentials_out_of_tune_logs, node_resource
+from kp_ray.cluster.placement import trial_resources
+from kp_ray.cluster.ray_internals import keep_credentials_out_of_tune_logs
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError, StoppedError
 from kp_ray.stage import Progress
@@ -42,7 +43,7 @@ def run_trials(config: Config, searcher: TrialSearcher, progress: Progress, *, u
     _prepare_environment()
     with tempfile.TemporaryDirectory(prefix="kp_ray-tune-", ignore_cleanup_errors=True) as snapshots:
         tuner = ray.tune.Tuner(
-            ray.tune.with_resources(build_trainable(config, use_gpu=use_gpu), _trial_resources()),
+            ray.tune.with_resources(build_trainable(config, use_gpu=use_gpu), trial_resources()),
             tune_config=ray.tune.TuneConfig(
                 num_samples=len(searcher.waiting), search_alg=searcher, scheduler=build_scheduler(config)
             ),
@@ -76,16 +77,6 @@ def _prepare_environment() -> None:
     # Ctrl-C must end the driver, as a kill does; Ray Tune's handler makes the search look finished.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-
-
-def _trial_resources() -> dict[str, float]:
-    """Return the resources of a trial's actor: next to nothing, on the driver's node, where everything is installed.
-
-    Ray Tune refuses a trial without resources; a share of a CPU would be missing when training needs all CPUs.
-    """
-    own_id = ray.get_runtime_context().get_node_id()
-    node = next(node for node in ray.nodes() if node["NodeID"] == own_id)
-    return {"memory": 1, node_resource(node): 0.001}
 
 
 class _Listener(ray.tune.Callback):

@@ -10,6 +10,7 @@ import ray
 import ray.tune
 
 from kp_ray.cluster.errors import describe_ray_error
+from kp_ray.cluster.placement import fit_task_options
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import DivergedError, KpRayError, StorageError
@@ -84,7 +85,7 @@ class TrialTrainable(ray.tune.Trainable):
         self.training: ray.ObjectRef | None = None
         if is_over or exists(join(self.folder, "model_final.pth")):
             return
-        fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
+        fit = ray.remote(**fit_task_options())(_fit)
         self.training = fit.remote(config.to_dict(), self.folder, self.use_gpu)
 
     def step(self) -> dict[str, Any]:

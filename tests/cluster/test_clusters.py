@@ -20,6 +20,7 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from kp_ray.cluster.placement import AUGMENT_NODES, MODEL_NODES, RUN_BYTES, TRIAL_BYTES
 from tests.helpers.clusters import ENVIRONMENT, free_port, ray_temp_dir
 from tests.helpers.data import ROOT, tiny_config
 from tests.helpers.processes import RAY, run_command, run_kp_ray, set_options, start_kp_ray, wait_until
@@ -42,6 +43,7 @@ def fake_cluster(gcs: str) -> dict[str, Any]:
     types = {
         FAKE_HEAD if name == head else name: {
             "resources": {key: min(amount, 2) for key, amount in node_type["resources"].items()},
+            "labels": node_type.get("labels", {}),
             "node_config": {},
             "min_workers": node_type.get("min_workers", 0),
             "max_workers": min(node_type.get("max_workers", 0), 4),
@@ -155,6 +157,17 @@ def test_the_groups_of_kuberay_are_the_node_types_of_cluster_yaml() -> None:
         assert (group["minReplicas"], group["maxReplicas"]) == (node_type["min_workers"], node_type["max_workers"])
         resources = {"CPU": int(limits["cpu"]), "GPU": int(limits.get("nvidia.com/gpu", 0))}
         assert resources == {"GPU": 0, **node_type["resources"]}
+        assert group["labels"] == node_type["labels"]
+
+
+def test_the_head_holds_eight_trials_and_labels_keep_work_off_the_wrong_nodes() -> None:
+    head = KUBERAY["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]
+    assert head["requests"]["memory"] == head["limits"]["memory"] == "32Gi"
+    ray_memory = 0.5 * (32 << 30)  # the object store takes 30 % of a node, Ray's processes and drivers the rest
+    assert ray_memory >= 8 * (RUN_BYTES + TRIAL_BYTES)
+    assert NODE_TYPES["gpu"]["labels"] == {key: value.strip("!") for key, value in AUGMENT_NODES.items()}
+    assert NODE_TYPES["cpu"]["labels"] == {key: value.strip("!") for key, value in MODEL_NODES.items()}
+    assert "labels" not in NODE_TYPES[CLUSTER["head_node_type"]]
 
 
 @dataclass(frozen=True)

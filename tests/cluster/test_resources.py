@@ -21,7 +21,9 @@ def set_nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def apply(*nodes: dict[str, float]) -> None:
         total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+        monkeypatch.setattr(
+            ray, "nodes", lambda: [{"Alive": True, "Resources": {"memory": 64e9} | node} for node in nodes]
+        )
         monkeypatch.setattr(ray, "cluster_resources", lambda: total)
 
     return apply

@@ -1,0 +1,67 @@
+"""The lines on a user's screen: hide a harmless one of Ray's, and print one if the process is killed."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+HARMLESS_LINE = "constructor arguments in the object store and max_restarts > 0"
+"""Part of a line that Ray 2.60 prints for every actor pool of Ray Data (ray-project/ray issue 53727).
+
+If the constructor's arguments were lost, an actor could not restart: kp_ray's runs then end with one line and resume.
+"""
+_FILTER = """
+while IFS= read -r line || [ -n "$line" ]; do
+  case $line in *"$1"*) ;; *) printf '%s\\n' "$line" ;; esac
+done
+"""
+_SUDDEN_END = "kp-ray: Ray or another process ended this run (the raylet or the head is gone); the same command resumes"
+FLUSH_S = 1.0
+"""Longest wait for the last lines; a child process may hold the pipe open for longer."""
+
+
+@contextlib.contextmanager
+def hide_harmless_line() -> Iterator[None]:
+    """Remove `HARMLESS_LINE` from the stderr of this process; every other line is printed.
+
+    Ray's C++ code writes the line to file descriptor 2, which no logging setting reaches; RAY_BACKEND_LOG_LEVEL would
+    hide real errors too. A shell copies what is written to the descriptor: unlike a thread, a shell still prints the
+    last lines of a process that is killed. `sys.stderr` bypasses the shell, so that progress bars find their terminal.
+    """
+    screen, python_stderr = os.dup(2), sys.stderr
+    read_end, write_end = os.pipe()
+    command = ["sh", "-c", _FILTER, "sh", HARMLESS_LINE]
+    shell = subprocess.Popen(command, stdin=read_end, stdout=screen, start_new_session=True)  # noqa: S603  (fixed text)
+    os.dup2(write_end, 2)
+    for descriptor in (read_end, write_end):
+        os.close(descriptor)
+    if _writes_to_descriptor_2(python_stderr):
+        sys.stderr = os.fdopen(os.dup(screen), "w", 1, encoding=python_stderr.encoding, errors="backslashreplace")
+    try:
+        yield
+    finally:
+        python_stderr.flush()
+        os.dup2(screen, 2)
+        os.close(screen)
+        sys.stderr = python_stderr
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            shell.wait(FLUSH_S)
+
+
+def _writes_to_descriptor_2(stream: object) -> bool:
+    """Return whether a stream writes to file descriptor 2; the stderr of a notebook or a test does not."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return stream.fileno() == 2  # type: ignore[attr-defined, no-any-return]
+    return False
+
+
+@contextlib.contextmanager
+def announce_sudden_end() -> Iterator[None]:
+    """Print a line even if this process is killed: a shell reads from a pipe and prints the line if the pipe closes."""
+    command = ["sh", "-c", f"trap '' INT; read -r _ || echo '{_SUDDEN_END}' >&2"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as shell:  # noqa: S603  (fixed text)
+        try:
+            yield
+        finally:
+            shell.communicate(b"\n")

@@ -1,0 +1,75 @@
+"""The lines on a user's screen: a harmless line of Ray's is hidden, and every other line is printed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kp_ray.cluster.screen import HARMLESS_LINE
+
+ACTOR_POOL = """
+import logging, os, sys
+from kp_ray.cluster.session import session
+from kp_ray.cluster.tasks import ray_data_settings
+from kp_ray.config.load import build_config
+
+class Actor:
+    def __call__(self, row):
+        return row
+
+logging.getLogger().setLevel(sys.argv[1])
+with session(build_config({"cluster": {"num_cpus": 1}}), dashboard=False):
+    import ray
+    with ray_data_settings():
+        rows = ray.data.from_items([{"a": 1}]).map(Actor, compute=ray.data.ActorPoolStrategy(size=1))
+    assert len(list(rows.iter_rows())) == 1
+    os.write(2, b"a line of C++ code\\n")
+    print("a line of Python", file=sys.stderr)
+print("the last line", file=sys.stderr)
+"""
+LINES = """
+import os, signal, sys
+from kp_ray.cluster.screen import HARMLESS_LINE, hide_harmless_line
+with hide_harmless_line():
+    os.write(2, f"  before {HARMLESS_LINE} after\\n  a b  \\\\n %s\\n".encode())
+    os.write(2, b"without an end")
+    if sys.argv[1] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("a terminal:", sys.stderr.isatty(), file=sys.stderr)
+"""
+
+
+def run_python(code: str, argument: str) -> list[str]:
+    """Run code in a fresh interpreter and return the lines of its stderr."""
+    done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, timeout=300)
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(("level", "is_hidden"), [("WARNING", True), ("INFO", False)])
+def test_the_line_that_ray_prints_for_an_actor_pool_is_hidden_unless_verbose(level: str, is_hidden: bool) -> None:
+    lines = run_python(ACTOR_POOL, level)
+    # If this fails at level INFO, Ray no longer prints the line: delete `hide_harmless_line`.
+    assert any(HARMLESS_LINE in line for line in lines) is not is_hidden, lines
+    for line in ("a line of C++ code", "a line of Python", "the last line"):
+        assert line in lines
+
+
+@pytest.mark.parametrize("end", ["normal", "killed"])
+def test_every_other_line_is_printed_unchanged_even_if_the_process_is_killed(end: str) -> None:
+    lines = run_python(LINES, end)
+    assert r"  a b  \n %s" in lines
+    assert "without an end" in lines
+    assert not any(HARMLESS_LINE in line for line in lines)
+
+
+def test_python_still_finds_the_terminal() -> None:
+    leader, follower = os.openpty()
+    with subprocess.Popen([sys.executable, "-c", LINES, "normal"], stderr=follower) as process:
+        os.close(follower)
+        text = b""
+        while b"a terminal:" not in text or not text.endswith(b"\n"):
+            text += os.read(leader, 1000)
+        process.wait(60)
+    os.close(leader)
+    assert b"a terminal: True" in text
