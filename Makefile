@@ -1,11 +1,11 @@
-# `make demo` and `make test` need only Python 3.11+, venv and make; they install the rest into .venv.
+# `make demo` and `make test` need only Python 3.11+, venv and make; they install everything else into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The name changes with these files, so that a change of what is installed runs the set-up again.
+# The name depends on these files, so that the set-up runs again when one of them changes.
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d ' ' -f 1)
-# Detectron2 is not on PyPI under its own name. This wheel has the Python code of upstream commit a59f0563; its compiled
-# part is for Python 3.10 and is not used. GPU machines build Detectron2 from source instead: docs/install.md.
+# Detectron2 is not on PyPI under its own name. This wheel has the Python code of upstream commit a59f0563. Its compiled
+# part is for Python 3.10 and is not used. GPU machines build Detectron2 from source: docs/install.md.
 DETECTRON2 := sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561
 
 .PHONY: help setup demo test test-slow test-faults lint format bench clean
@@ -13,10 +13,10 @@ DETECTRON2 := sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a9
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(READY)  ## Create .venv with kp_ray and everything it needs.
+setup: $(READY)  ## Create .venv with kp_ray and its dependencies.
 
-# pip compiles nothing, because few of the installed modules are ever imported. Those that are get compiled once here:
-# otherwise many processes of a cluster would do so at the same time, or at each start where caches are forbidden.
+# pip compiles no module, because most of the installed modules are never imported. The imported ones are compiled once
+# here: otherwise every process of a cluster would compile them, at each start if PYTHONDONTWRITEBYTECODE is set.
 $(READY):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[train,dev]'
@@ -36,13 +36,13 @@ demo: setup  ## Run the whole pipeline on generated people, in runs/demo.
 test: setup  ## Run the tests.
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: setup  ## Run the tests that take minutes or gigabytes.
+test-slow: setup  ## Run the slow tests; takes hours.
 	$(BIN)/python -m pytest -m slow
 
-test-faults: setup  ## Run all tests of kills, full disks, damaged and malformed files; takes hours.
+test-faults: setup  ## Run all tests with kills, full disks, damaged and malformed files; takes hours.
 	$(BIN)/python -m pytest tests/faults --hypothesis-profile siege
 
-lint: setup  ## ruff, mypy, and the contracts of who may import whom.
+lint: setup  ## Run ruff, mypy and the import contracts.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -52,7 +52,7 @@ format: setup  ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## Run the benchmarks of the store; tables in benchmarks/results.
+bench: setup  ## Run the benchmarks of the store and write their tables to benchmarks/results.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/scaling.py

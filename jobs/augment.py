@@ -1,4 +1,7 @@
-"""`ray job submit --working-dir . -- python jobs/augment.py CONFIG.yaml [--set KEY=VALUE ...]`."""
+"""Write the store as a Ray job.
+
+    ray job submit --working-dir . -- python jobs/augment.py CONFIG.yaml [--set KEY=VALUE ...]
+"""
 
 import sys
 

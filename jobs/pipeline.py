@@ -1,4 +1,7 @@
-"""The whole pipeline: `ray job submit --working-dir . -- python jobs/pipeline.py CONFIG.yaml [--set KEY=VALUE ...]`."""
+"""Run the whole pipeline as a Ray job.
+
+    ray job submit --working-dir . -- python jobs/pipeline.py CONFIG.yaml [--set KEY=VALUE ...]
+"""
 
 import sys
 

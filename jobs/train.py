@@ -1,4 +1,7 @@
-"""`ray job submit --working-dir . -- python jobs/train.py CONFIG.yaml [--set KEY=VALUE ...]`."""
+"""Train every member as a Ray job.
+
+    ray job submit --working-dir . -- python jobs/train.py CONFIG.yaml [--set KEY=VALUE ...]
+"""
 
 import sys
 
