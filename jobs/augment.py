@@ -1,6 +1,6 @@
 """Write the store as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/augment.py CONFIG.yaml [--set KEY=VALUE ...]
+ray job submit --working-dir . -- python jobs/augment.py CONFIG.yaml [--set KEY=VALUE ...]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Run the whole pipeline as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/pipeline.py CONFIG.yaml [--set KEY=VALUE ...]
+ray job submit --working-dir . -- python jobs/pipeline.py CONFIG.yaml [--set KEY=VALUE ...]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Train every member as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/train.py CONFIG.yaml [--set KEY=VALUE ...]
+ray job submit --working-dir . -- python jobs/train.py CONFIG.yaml [--set KEY=VALUE ...]
 """
 
 import sys

@@ -47,7 +47,7 @@ class Check:
     """One line of the output.
 
     Attributes:
-        name: what was checked, e.g. "disk" or "data.images".
+        name: the checked property, e.g. "disk" or "data.images".
         ok: whether the check passed.
         found: the measured values.
         fix: what the user should do if the check failed.
@@ -86,7 +86,7 @@ class NodeProbe:
 
 
 def check_machine(config: Config) -> list[Check]:
-    """Check what needs no cluster: versions, inputs, the run folder, its disk, the size of an upload."""
+    """Check everything that needs no cluster: versions, inputs, the run folder, its disk, the size of an upload."""
     has_detectron = importlib.util.find_spec("detectron2") is not None
     fix = "make setup, or build it from source: docs/install.md (not needed to augment)"
     checks = [
@@ -156,7 +156,7 @@ def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config,
         fix = "put run_dir on storage that every node shares and may write, or on s3://"
         checks.append(Check(f"run_dir on {probe.host}", probe.sees_run_dir, f"{config.run_dir}{reason}", fix))
     fix = "put the data on storage that every node shares, or on s3://"
-    checks += [Check(f"data on {probe.host}", False, f"{path} is not there", fix) for path in probe.missing_paths]
+    checks += [Check(f"data on {probe.host}", False, f"{path} does not exist", fix) for path in probe.missing_paths]
     if probe.gpu_software is not None:
         checks.append(_check_gpu_software(probe.host, probe.gpu_software, int(resources["GPU"])))
     return checks
@@ -164,7 +164,7 @@ def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config,
 
 def _check_gpu_software(host: str, software: Sequence[Any], num_gpus: int) -> Check:
     if len(software) < 4:
-        fix = "install kp_ray[train] and Detectron2 there: docs/install.md"
+        fix = "install kp_ray[train] and Detectron2 on that node: docs/install.md"
         return Check(f"gpu software on {host}", False, " ".join(map(str, software)) or "does not run", fix)
     torch, cuda, num_devices, detectron = software
     text = f"torch {torch}, CUDA {cuda or 'none'}, {num_devices} of {num_gpus} GPUs, Detectron2 {detectron}"
@@ -216,7 +216,7 @@ def _check_upload(config: Config) -> Check:
     amount = format_size(size) if size < limit else f"{format_size(limit)} or more"
     found = f"{os.getcwd()}: {amount} without {' '.join(UPLOAD_EXCLUDES)} and ignored files"
     fix = (
-        f"Ray's job server refuses {format_size(limit)}: submit from the project's folder, or name what is large in "
+        f"Ray's job server refuses {format_size(limit)}: submit from the project's folder, or name large files in "
         ".rayignore or in the excludes of --runtime-env-json"
     )
     return Check("upload", size < limit or not is_remote, found, fix)

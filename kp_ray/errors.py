@@ -28,7 +28,7 @@ class StorageError(KpRayError):
 
 
 class StoreError(KpRayError):
-    """The store is missing, unfinished or damaged, or lacks the rows that are asked for."""
+    """The store is missing, unfinished or damaged, or lacks the requested rows."""
 
 
 class ModelError(KpRayError):

@@ -119,8 +119,8 @@ def skeleton_for(
 
     Args:
         names: keypoint names in the order of the file.
-        flip_pairs: pairs of (left, right) names; None takes those of `DACON24`.
-        sigmas: one per keypoint; None takes those of `DACON24`.
+        flip_pairs: pairs of (left, right) names; None takes the pairs of `DACON24`.
+        sigmas: one per keypoint; None takes the sigmas of `DACON24`.
 
     Raises:
         ValueError: `flip_pairs` or `sigmas` do not fit the names, or are None although the names are not the

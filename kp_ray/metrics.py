@@ -74,7 +74,7 @@ class Evaluation(_Metrics):
         num_images: number of images.
         num_missing: number of images in which nobody was found.
         rmse: root of the mean squared error of all labelled x and y, in pixels (the competition's metric).
-        rmse_interval: confidence interval of `rmse` from the function of that name; None if scenes are not given.
+        rmse_interval: 95 % confidence interval of `rmse` (low, high) in pixels; None without scene names.
         median_px, p95_px: 50th and 95th percentile of the points' Euclidean errors, in pixels.
         pck: share of the labelled points whose error is at most a * max(width, height) of the box around the person's
             labelled truth points, by a: "0.05" and "0.1".
@@ -262,7 +262,7 @@ def average_precision(similarities: FloatArray, scores: FloatArray, found: BoolA
 
 
 def _box_sizes(truth: FloatArray) -> FloatArray:
-    """Return width and height (N, 2) of the box around each person's labelled points; zeros if there is none."""
+    """Return width and height (N, 2) of the box around each person's labelled points; zeros without labelled points."""
     labelled = np.asarray(np.isfinite(truth[..., :2]).all(axis=-1, keepdims=True))
     high = np.max(truth[..., :2], axis=1, where=labelled, initial=-np.inf)
     low = np.min(truth[..., :2], axis=1, where=labelled, initial=np.inf)

@@ -128,7 +128,7 @@ def run_stage(verb: str, config: Config, show_progress: ShowProgress, say: Say) 
 
 
 def forecast_stage(verb: str, config: Config) -> Summary:
-    """Check one stage and describe what it would do; start and write nothing.
+    """Check one stage and estimate its work; start and write nothing.
 
     Raises:
         KpRayError: the stage refuses the config.
@@ -174,7 +174,7 @@ def run_pipeline(
 def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
     """Check the stages that apply.
 
-    `train` and `tune` are not checked if there is a store that `augment` is about to replace.
+    `train` and `tune` are not checked against a store that `augment` is about to replace.
 
     Returns:
         Whether the store holds every variant that the config plans.

@@ -78,7 +78,7 @@ class Stage(Protocol):
         ...
 
     def forecast(self, config: Config) -> Summary:
-        """Estimate what `run` would do (`--dry-run`); start and write nothing."""
+        """Estimate the work of `run` (`--dry-run`); start and write nothing."""
         ...
 
 
@@ -100,4 +100,4 @@ def check_inputs(config: Config, required: Sequence[str] = (), optional: Sequenc
     for key in (*required, *optional):
         path = config.require_input(key) if key in required else getattr(config.data, key)
         if path is not None and not exists(path):
-            raise ConfigError(f"data.{key}: {path}: there is no such file or folder")
+            raise ConfigError(f"data.{key}: there is no such file or folder (got {path}): correct the path")

@@ -309,10 +309,10 @@ def parquet_errors(path: str, fix: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError):
-            raise StorageError(f"{path}: there is no such file; {fix}") from error
+            raise StorageError(f"{path}: there is no such file: {fix}") from error
         if isinstance(error, OSError) and error.errno:  # the storage failed; the content may be intact
             raise StorageError(f"{path}: cannot be read: {one_line(error)}") from error
-        raise StorageError(f"{path}: damaged: {one_line(error)[:200]}; {fix}") from error
+        raise StorageError(f"{path}: damaged: {one_line(error)[:200]}: {fix}") from error
 
 
 def read_parquet(path: str, fix: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -208,7 +208,7 @@ def test_a_table_is_written_and_read_back_by_column(tmp_path: Path) -> None:
 
 
 def test_the_error_for_a_missing_table_names_the_fix(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=rf"none\.parquet: there is no such file; {FIX}"):
+    with pytest.raises(StorageError, match=rf"none\.parquet: there is no such file: {FIX}"):
         read_parquet(str(tmp_path / "none.parquet"), FIX)
 
 
@@ -221,7 +221,7 @@ def test_a_changed_bit_and_a_missing_end_of_a_table_are_damage(share: float, tmp
     flipped = whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :]
     for content in (flipped, whole[:position]):
         path.write_bytes(content)
-        with pytest.raises(StorageError, match=rf"table\.parquet: damaged: .*; {FIX}"):
+        with pytest.raises(StorageError, match=rf"table\.parquet: damaged: .*: {FIX}"):
             read_parquet(str(path), FIX)
 
 
@@ -231,7 +231,7 @@ def test_text_that_is_not_utf_8_is_damage_even_in_a_file_without_checksums(text:
     table = pa.table({"image": ["s0_A-0.jpg"]})
     pq.write_table(table, path, compression="none", use_dictionary=False, store_schema=False)
     path.write_bytes(path.read_bytes().replace(text, b"\xed" + text[1:]))
-    with pytest.raises(StorageError, match=rf"predictions\.parquet: damaged: .*; {FIX}"):
+    with pytest.raises(StorageError, match=rf"predictions\.parquet: damaged: .*: {FIX}"):
         read_parquet(str(path), FIX)
 
 

@@ -282,7 +282,7 @@ def doctor(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
 
 
 def _print_checks(checks: "Sequence[Check]") -> list[str]:
-    """Print the checks; return the names of those that failed."""
+    """Print the checks; return the names of the failed ones."""
     for item in checks:
         console.print("ok" if item.ok else "no", style="green" if item.ok else "red", end=" ")
         say(f"{item.name}: {item.found}" + ("" if item.ok else f" -> {item.fix}"))

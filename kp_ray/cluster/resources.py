@@ -1,9 +1,7 @@
 """Compare the cluster's resources with a config: how many training runs fit, and whether a worker fits a node."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
-import ray
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from kp_ray.cluster.placement import max_runs_in_memory, model_nodes
 from kp_ray.config.schema import ClusterConfig, Config
@@ -38,7 +36,7 @@ def runs_at_once(config: Config) -> Capacity:
     """
     train, nodes = config.train, model_nodes()
     min_workers, max_workers = train.worker_range
-    total = _total_resources(config.cluster)
+    total = _total_resources(config.cluster, nodes)
     use_gpu = total["GPU"] > 0 if train.use_gpu is None else train.use_gpu
     if _count_runs(total, train, min_workers, use_gpu) < 1:
         num_cpus = min_workers * train.cpus_per_worker + DATA_CPUS
@@ -75,13 +73,10 @@ def fits_a_node(config: Config, num_cpus: float, num_gpus: float) -> bool:
     return any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in [*nodes, largest])
 
 
-def _total_resources(cluster: ClusterConfig) -> dict[str, float]:
-    """Return the cluster's CPUs and GPUs: the present ones, or those of its full size if they are more."""
-    resources = ray.cluster_resources()
-    return {
-        "CPU": max(resources.get("CPU", 0), cluster.num_cpus or 0),
-        "GPU": max(resources.get("GPU", 0), cluster.num_gpus or 0),
-    }
+def _total_resources(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the CPUs and GPUs of the nodes, or those of the cluster's full size if they are more."""
+    full_size = {"CPU": cluster.num_cpus or 0, "GPU": cluster.num_gpus or 0}
+    return {name: max(full_size[name], sum(node["Resources"].get(name, 0) for node in nodes)) for name in full_size}
 
 
 def _count_workers(node: Mapping[str, float], cpus_per_worker: float, use_gpu: bool) -> int:

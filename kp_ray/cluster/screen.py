@@ -1,4 +1,4 @@
-"""The lines on a user's screen: hide a harmless one of Ray's, and print one if the process is killed."""
+"""Control the lines on a user's screen: hide a harmless line of Ray's, and print a line if the process is killed."""
 
 import contextlib
 import os
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 HARMLESS_LINE = "constructor arguments in the object store and max_restarts > 0"
 """Part of a line that Ray 2.60 prints for every actor pool of Ray Data (ray-project/ray issue 53727).
 
-If the constructor's arguments were lost, an actor could not restart: kp_ray's runs then end with one line and resume.
+The line warns that an actor cannot restart if its constructor's arguments are lost. kp_ray's runs then end in one line,
+and the same command resumes them.
 """
 _FILTER = """
 while IFS= read -r line || [ -n "$line" ]; do
@@ -18,7 +19,7 @@ done
 """
 _SUDDEN_END = "kp-ray: Ray or another process ended this run (the raylet or the head is gone); the same command resumes"
 FLUSH_S = 1.0
-"""Longest wait for the last lines; a child process may hold the pipe open for longer."""
+"""Longest wait for the last lines: the shell ends when no process has the pipe open, and a child may live on."""
 
 
 @contextlib.contextmanager
@@ -26,8 +27,8 @@ def hide_harmless_line() -> Iterator[None]:
     """Remove `HARMLESS_LINE` from the stderr of this process; every other line is printed.
 
     Ray's C++ code writes the line to file descriptor 2, which no logging setting reaches; RAY_BACKEND_LOG_LEVEL would
-    hide real errors too. A shell copies what is written to the descriptor: unlike a thread, a shell still prints the
-    last lines of a process that is killed. `sys.stderr` bypasses the shell, so that progress bars find their terminal.
+    hide real errors too. A shell copies every other line to the screen: unlike a thread, a shell still prints the last
+    lines of a process that is killed. `sys.stderr` bypasses the shell, so that progress bars find their terminal.
     """
     screen, python_stderr = os.dup(2), sys.stderr
     read_end, write_end = os.pipe()

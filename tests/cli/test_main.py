@@ -148,9 +148,9 @@ def test_a_missing_or_invalid_config_is_refused(folder: Folder, verb: str) -> No
 @pytest.mark.parametrize("verb", ["check", "augment", "verify", "run"])
 def test_missing_and_invalid_labels_are_refused(folder: Folder, verb: str) -> None:
     assert_refused(folder, "data.annotations is not set", verb, "config.yaml", "--set", "data.annotations=null")
-    missing = f"data.annotations: {folder.root}/gone.csv: there is no such file or folder"
+    missing = f"data.annotations: there is no such file or folder (got {folder.root}/gone.csv)"
     assert_refused(folder, missing, verb, "config.yaml", "--set", "data.annotations=gone.csv")
-    missing = f"data.corrections: {folder.root}/gone.csv: there is no such file or folder"
+    missing = f"data.corrections: there is no such file or folder (got {folder.root}/gone.csv)"
     assert_refused(folder, missing, verb, "config.yaml", "--set", "data.corrections=gone.csv")
     folder.write_labels(cell="abc")
     assert_refused(folder, "labels.csv: row 3: right_elbow_y: 'abc' is not a number", verb, "config.yaml")
@@ -163,14 +163,15 @@ def test_unknown_recipes_and_missing_images_are_refused_before_a_cluster_starts(
     unknown = ["--set", "augment.recipes=[Rotate46]"]
     assert_refused(folder, "augment.recipes: unknown recipe (got 'Rotate46')", verb, "config.yaml", *unknown)
     invalid = ["--set", "augment.user_recipes={mine: {transform: {}}}"]
-    assert_refused(folder, "augment.user_recipes.mine: Albumentations cannot load this pipeline", verb, "config.yaml", *invalid)
-    missing = f"data.images: {folder.root}/gone: there is no such file or folder"
+    message = "augment.user_recipes.mine: Albumentations cannot load this pipeline"
+    assert_refused(folder, message, verb, "config.yaml", *invalid)
+    missing = f"data.images: there is no such file or folder (got {folder.root}/gone)"
     assert_refused(folder, missing, verb, "config.yaml", "--set", "data.images=gone")
 
 
 @pytest.mark.parametrize("key", ["test_images", "sample_submission", "truth"])
 def test_run_refuses_missing_inputs_of_its_last_stages_before_the_first_stage(folder: Folder, key: str) -> None:
-    missing = f"data.{key}: {folder.root}/gone: there is no such file or folder"
+    missing = f"data.{key}: there is no such file or folder (got {folder.root}/gone)"
     assert_refused(folder, missing, "run", "config.yaml", "--set", f"data.{key}=gone")
 
 

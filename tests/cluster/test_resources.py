@@ -20,11 +20,9 @@ def set_nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that replaces the nodes that Ray reports."""
 
     def apply(*nodes: dict[str, float]) -> None:
-        total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
         monkeypatch.setattr(
             ray, "nodes", lambda: [{"Alive": True, "Resources": {"memory": 64e9} | node} for node in nodes]
         )
-        monkeypatch.setattr(ray, "cluster_resources", lambda: total)
 
     return apply
 
