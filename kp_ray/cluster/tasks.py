@@ -12,8 +12,8 @@ from ray.util.annotations import RayDeprecationWarning
 def ray_data_settings() -> Iterator[None]:
     """Apply kp_ray's Ray Data settings to every dataset that is created inside this context.
 
-    Ray Data copies its settings when a dataset is created. With kp_ray's settings it prints no progress and leaves no CPU
-    idle. Warnings about deprecated arguments are suppressed, because Ray 2.60 bounds retries in no other way.
+    Ray Data copies its settings when a dataset is created. With these settings Ray Data prints no progress and leaves
+    no CPU idle. Warnings about deprecated arguments are suppressed, because Ray 2.60 bounds retries in no other way.
     """
     context = ray.data.DataContext.get_current().copy()
     # By default Ray Data delays tasks to reserve memory for their results, but kp_ray's results are small (measured
