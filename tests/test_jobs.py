@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from kp_ray.cluster.screen import HARMLESS_LINE
 from tests.helpers.clusters import ENVIRONMENT, TOKEN, Cluster, free_port, ray_temp_dir
 from tests.helpers.data import ROOT, tiny_config
 from tests.helpers.processes import KP_RAY, RAY, file_times, last_json, wait_until
@@ -48,6 +49,7 @@ def submit_command(dashboard: str, job: str, *arguments: str, options: Sequence[
     excludes = '{"excludes": [".git", ".venv", "runs"]}'
     return [
         RAY, "job", "submit", f"--address={dashboard}", "--working-dir", str(ROOT), f"--runtime-env-json={excludes}",
+        "--entrypoint-memory=1000000000", '--entrypoint-resources={"node:__internal_head__": 0.001}',
         *options, "--", "python", f"jobs/{job}.py", *arguments,
     ]  # fmt: skip
 
@@ -73,6 +75,7 @@ def test_every_job_succeeds_and_writes_its_result(
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
         assert "succeeded" in done.stdout.lower()
         assert "Traceback" not in done.stdout
+        assert HARMLESS_LINE not in done.stdout
         assert (run / JOBS[job]).stat().st_size > 0
     for name in (
         "config.yaml", "check.csv", "store/_manifest.json", "store/_quarantine.csv", "members/a/model_final.pth",

@@ -53,7 +53,7 @@ def hide_harmless_line() -> Iterator[None]:
 def _writes_to_descriptor_2(stream: object) -> bool:
     """Return whether a stream writes to file descriptor 2; the stderr of a notebook or a test does not."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
-        return stream.fileno() == 2  # type: ignore[attr-defined, no-any-return]
+        return stream.fileno() == 2  # type: ignore[attr-defined]
     return False
 
 
