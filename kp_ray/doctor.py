@@ -153,9 +153,9 @@ def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config,
     ]
     if several_nodes or not probe.sees_run_dir:
         reason = f" ({probe.storage_error})" if probe.storage_error else ""
-        fix = "put run_dir on storage that every node shares and may write, or on s3://"
+        fix = "put run_dir on s3:// or in a folder that every node shares and may write to"
         checks.append(Check(f"run_dir on {probe.host}", probe.sees_run_dir, f"{config.run_dir}{reason}", fix))
-    fix = "put the data on storage that every node shares, or on s3://"
+    fix = "put the data on s3:// or in a folder that every node shares"
     checks += [Check(f"data on {probe.host}", False, f"{path} does not exist", fix) for path in probe.missing_paths]
     if probe.gpu_software is not None:
         checks.append(_check_gpu_software(probe.host, probe.gpu_software, int(resources["GPU"])))
@@ -173,7 +173,7 @@ def _check_gpu_software(host: str, software: Sequence[Any], num_gpus: int) -> Ch
 
 
 def _check_resources(config: Config, nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
-    """Check the CPUs and GPUs of the cluster, at its full size if it grows, against training's needs."""
+    """Check the CPUs and GPUs of the cluster, at its full size if it grows: training needs some of them."""
     present = {name: sum(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     planned = {"CPU": config.cluster.num_cpus or 0, "GPU": config.cluster.num_gpus or 0}
     full_size = {name: max(present[name], planned[name]) for name in present}
@@ -197,7 +197,7 @@ def _check_store(config: Config) -> list[Check]:
     try:
         forecast = AugmentStage().forecast(config)
     except KpRayError as error:
-        return [Check("store", False, str(error), "correct the data or the config; `kp-ray check` says more")]
+        return [Check("store", False, str(error), "correct the data or the config; `kp-ray check` lists every mistake")]
     missing_bytes = forecast.bytes * (1 - forecast.parts_kept / max(forecast.parts, 1))
     needs = f"the missing parts of the store of {forecast.sources} images take about {format_size(missing_bytes)}"
     checks = [Check("store", True, " ".join(forecast.lines()))]

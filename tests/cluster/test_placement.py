@@ -1,27 +1,21 @@
 """Placement: labels of nodes are respected, and no request is larger than the cluster."""
 
+import sys
 from typing import Any
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
-from kp_ray.cluster.placement import (
-    AUGMENT_NODES,
-    MODEL_NODES,
-    RUN_BYTES,
-    TRIAL_BYTES,
-    fit_task_options,
-    max_runs_in_memory,
-    model_nodes,
-)
+from kp_ray.cluster.placement import RUN_BYTES, TRIAL_BYTES, fit_task_options, max_runs_in_memory, model_nodes
+from tests.helpers.processes import last_json, run_command
 
 
 def make_node(memory: float, **labels: str) -> dict[str, Any]:
+    """Make an element of `ray.nodes()`."""
     return {"Alive": True, "Resources": {"memory": memory}, "Labels": {f"kp-ray/{key}": labels[key] for key in labels}}
 
 
-def test_nodes_without_labels_run_everything_and_labelled_ones_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_run_on_every_node_that_is_alive_and_not_labelled_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, spot, gpu = make_node(8e9), make_node(8e9, models="no"), make_node(8e9, augment="no")
     monkeypatch.setattr(ray, "nodes", lambda: [plain, spot, gpu, {**plain, "Alive": False}])
     assert model_nodes() == [plain, gpu]
@@ -42,21 +36,30 @@ def test_memory_limits_the_number_of_runs_to_at_least_one() -> None:
     assert max_runs_in_memory([make_node(0.5 * per_run)]) == 1
 
 
-@pytest.mark.slow
-def test_tasks_stay_off_the_nodes_that_are_labelled_no() -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    spot = cluster.add_node(num_cpus=2, labels={"kp-ray/models": "no"})
-    gpu = cluster.add_node(num_cpus=2, labels={"kp-ray/augment": "no"})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    try:
+TWO_NODES = """
+import json, ray, ray.data
+from ray.cluster_utils import Cluster
+from kp_ray.cluster.placement import AUGMENT_NODES, MODEL_NODES
 
-        def find_node(row: dict[str, Any]) -> dict[str, Any]:
-            return {"node": ray.get_runtime_context().get_node_id()}
+def find_node(row):
+    return {"node": ray.get_runtime_context().get_node_id()}
 
-        for selector, expected in ((AUGMENT_NODES, spot), (MODEL_NODES, gpu)):
-            rows = ray.data.from_items([{"a": a} for a in range(8)], override_num_blocks=8)
-            nodes = rows.map(find_node, num_cpus=1, label_selector=selector).take_all()
-            assert {row["node"] for row in nodes} == {expected.node_id}
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+spot = cluster.add_node(num_cpus=2, labels={"kp-ray/models": "no"})
+gpu = cluster.add_node(num_cpus=2, labels={"kp-ray/augment": "no"})
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+names = {spot.node_id: "spot", gpu.node_id: "gpu"}
+found = {}
+for work, selector in (("augment", AUGMENT_NODES), ("train", MODEL_NODES)):
+    rows = ray.data.from_items([{"a": a} for a in range(8)], override_num_blocks=8)
+    nodes = rows.map(find_node, num_cpus=1, label_selector=selector).take_all()
+    found[work] = sorted({names[row["node"]] for row in nodes})
+print(json.dumps(found))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_tasks_run_only_on_nodes_whose_labels_allow_them() -> None:
+    done = run_command(sys.executable, "-c", TWO_NODES, timeout_s=300)
+    assert last_json(done.stdout) == {"augment": ["spot"], "train": ["gpu"]}, done.stderr[-3000:]
