@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import ray
 
+from kp_ray.cluster import placement
 from kp_ray.cluster.resources import Capacity, fits_a_node, runs_at_once
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
@@ -28,7 +29,9 @@ def set_nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_four_runs_of_one_small_worker_fit_a_running_cluster_of_four_cpus() -> None:
+def test_four_runs_of_one_small_worker_fit_a_running_cluster_of_four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "RUN_BYTES", 1)  # the machine's free memory must not decide
+    monkeypatch.setattr(placement, "TRIAL_BYTES", 1)
     assert runs_at_once(make_config()) == Capacity(num_runs=4, use_gpu=False)
     with pytest.raises(ClusterError, match=r"^train\.num_workers: .*the cluster has 4 CPUs and 0 GPUs"):
         runs_at_once(make_config(num_workers=50))
@@ -60,6 +63,11 @@ def test_workers_are_counted_per_node(set_nodes: Any) -> None:
     set_nodes({"CPU": 3}, {"CPU": 3}, {"CPU": 1})
     with pytest.raises(ClusterError, match=r"needs 3 workers of 2 CPUs each, the nodes have room for 2"):
         runs_at_once(make_config(cpus_per_worker=2, num_workers=3))
+
+
+def test_memory_limits_the_number_of_runs(set_nodes: Any) -> None:
+    set_nodes({"CPU": 16, "memory": 5e9})
+    assert runs_at_once(make_config()).num_runs == 2
 
 
 def test_an_autoscaling_cluster_is_counted_at_its_full_size(set_nodes: Any) -> None:
