@@ -35,7 +35,7 @@ RunArgument = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. train.max_iter=500.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object, the end of stdout.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object at the end of stdout.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan; start and write nothing.")]
 
 

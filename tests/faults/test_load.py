@@ -128,7 +128,7 @@ def count_leftovers(folder: Path, temporary: Path, nodes: list[psutil.Process]) 
         "files of the cluster": sum(node.num_fds() for node in nodes),
         "shared memory MiB": sum(f.stat().st_size for f in Path("/dev/shm").rglob("*") if f.is_file()) >> 20,
         "temporary files": len([path for path in temporary.iterdir() if path.name != "ray"]),
-        "half-written files": len(list(folder.rglob("*.partial"))),
+        "partial files": len(list(folder.rglob("*.partial"))),
         "kp-ray processes": sum("bin/kp-ray augment" in command for command in commands),
     }
 
@@ -194,7 +194,7 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
             print(f"files of the cluster by round: {open_files}")
         assert num_rounds >= 6
         assert min(num_killed.values()) > 0
-        assert late["half-written files"] == late["kp-ray processes"] == 0
+        assert late["partial files"] == late["kp-ray processes"] == 0
         assert late["workers"] <= early["workers"] + 1
         # Ray's GCS keeps three sockets per finished job for some minutes, so the number of open files must level off.
         third = num_rounds // 3
