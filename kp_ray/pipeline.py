@@ -41,11 +41,9 @@ class RunSummary:
     """The results of a whole run.
 
     Attributes:
-        augment: of this run.
+        augment, predict, report: summaries of these stages.
         sources_per_s: rate of the last `augment` that wrote parts.
-        predict: of this run.
-        evaluate: of this run; None without `data.truth`.
-        report: of this run.
+        evaluate: summary of this stage; None without `data.truth`.
     """
 
     augment: "AugmentSummary"
