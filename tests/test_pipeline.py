@@ -83,23 +83,23 @@ def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Pat
 
 
 def test_verbs_print_their_result_and_the_next_command(sample_data: dict[str, Any], tmp_path: Path) -> None:
-    sample = read_json_of(
+    sample_json = read_json_of(
         kp_ray("sample", "data", "--images", "8", "--width", "320", "--height", "180", "--json", cwd=tmp_path)
     )
-    values = yaml.safe_load(Path(sample["config"]).read_text())
+    values = yaml.safe_load(Path(sample_json["config"]).read_text())
     values["model"] = {"preset": "r18", "cfg": TINY_NET}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
-    checked = kp_ray("check", "c.yaml", "--json", cwd=tmp_path)
-    assert read_json_of(checked)["images"] == 8
-    assert "next: kp-ray augment c.yaml" in checked.stderr
-    stored = read_json_of(
+    check_run = kp_ray("check", "c.yaml", "--json", cwd=tmp_path)
+    assert read_json_of(check_run)["images"] == 8
+    assert "next: kp-ray augment c.yaml" in check_run.stderr
+    augment_json = read_json_of(
         kp_ray("augment", "c.yaml", "--set", "augment.recipes=[Original,Rotate45]", "--json", cwd=tmp_path)
     )
-    assert {"sources", "variants", "seconds", "sources_per_s", "start_up_s"} <= set(stored)
+    assert {"sources", "variants", "seconds", "sources_per_s", "start_up_s"} <= set(augment_json)
     options = ("--set", "augment.recipes=[Original,Rotate45]")
     assert kp_ray("verify", "c.yaml", *options, cwd=tmp_path).returncode == 0
-    exported = read_json_of(kp_ray("export", "c.yaml", *options, "--recipe", "Rotate45", "--json", cwd=tmp_path))
-    assert exported["images"] > 0
+    export_json = read_json_of(kp_ray("export", "c.yaml", *options, "--recipe", "Rotate45", "--json", cwd=tmp_path))
+    assert export_json["images"] > 0
 
 
 @pytest.mark.skipif(not (SHARED / "dacon").is_dir(), reason="the competition's labels are not in shared/data")
@@ -108,10 +108,10 @@ def test_the_competitions_labels_are_read_and_their_errors_reported(tmp_path: Pa
         "annotations": str(SHARED / "dacon" / "train_df.csv"),
         "sample_submission": str(SHARED / "dacon" / "sample_submission.csv"),
     }}))  # fmt: skip
-    found = read_json_of(kp_ray("check", "c.yaml", "--json", cwd=tmp_path))
-    assert found["images"] == 4195
-    assert found["findings"]["repeated"] == 202
-    assert found["findings"]["jump"] > 0
+    check_json = read_json_of(kp_ray("check", "c.yaml", "--json", cwd=tmp_path))
+    assert check_json["images"] == 4195
+    assert check_json["findings"]["repeated"] == 202
+    assert check_json["findings"]["jump"] > 0
 
 
 @pytest.mark.slow
