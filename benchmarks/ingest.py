@@ -1,4 +1,4 @@
-"""Compare kp_ray's training input from the store with Detectron2's loader over image files, in turns.
+"""Measure the images/s of kp_ray's training input from the store and of Detectron2's loader over image files.
 
     python benchmarks/ingest.py --sources 64 --repeats 5
 
@@ -6,8 +6,9 @@ A  Detectron2's `build_detection_train_loader` with its DatasetMapper in N torch
 B  N Ray Train workers of kp_ray, each reading its shard of the store in its prefetch thread
 
 Both deliver the same images at the same training sizes in random order, half of them flipped, in batches of 4 over all
-workers, to no model. Files are in the page cache; start-up and the first batches are not counted. Sizes: those of the
-`demo` preset (256x144) and the published ones (shortest side 640-800, longest at most 1333).
+workers. No model consumes the batches. A and B run in alternating order. The files are in the page cache; start-up and
+the first batches are not counted. Training sizes: 256x144 as in the `demo` preset, and the published sizes (shortest
+side 640-800, longest side at most 1333).
 Results: benchmarks/results/ingest.{md,json}.
 """
 
@@ -65,18 +66,18 @@ def write_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]
     return dicts
 
 
-def timed(batches: Any, number: int) -> float:
-    """Return the seconds that `number` batches take after the first `WARM_UP` ones."""
+def time_batches(batches: Any, count: int) -> float:
+    """Return the seconds that `count` batches take after the first `WARM_UP` batches."""
     for _ in itertools.islice(batches, WARM_UP):
         pass
     began = time.perf_counter()
-    for _ in itertools.islice(batches, number):
+    for _ in itertools.islice(batches, count):
         pass
     return time.perf_counter() - began
 
 
-def detectron2_rate(cfg: Any, dicts: list[dict[str, Any]], processes: int, batches: int) -> float:
-    """Return the samples/s of A."""
+def measure_detectron2(cfg: Any, dicts: list[dict[str, Any]], processes: int, batches: int) -> float:
+    """Return the images/s of Detectron2's loader (A)."""
     mapper = DatasetMapper(
         is_train=True,
         augmentations=detection_utils.build_augmentation(cfg, is_train=True),
@@ -92,25 +93,23 @@ def detectron2_rate(cfg: Any, dicts: list[dict[str, Any]], processes: int, batch
         aspect_ratio_grouping=False,
         num_workers=processes,
     )
-    return BATCH * batches / timed(iter(loader), batches)
+    return BATCH * batches / time_batches(iter(loader), batches)
 
 
-def worker(loop: dict[str, Any]) -> float:
-    """Run B's share of one worker and return its seconds."""
+def read_shard(loop_config: dict[str, Any]) -> float:
+    """Read the batches of one Ray Train worker (B) and return the seconds."""
     context = ray.train.get_context()
     torch.set_num_threads(1)
     size = BATCH // context.get_world_size()
     shard = ray.train.get_dataset_shard("train")
-    return timed(
-        iter_batches(shard, loop["cfg"], DACON24, batch_size=size, seed=0, rank=context.get_world_rank()),
-        loop["batches"],
-    )
+    batches = iter_batches(shard, loop_config["cfg"], DACON24, batch_size=size, seed=0, rank=context.get_world_rank())
+    return time_batches(batches, loop_config["batches"])
 
 
-def kp_ray_rate(cfg: Any, rows: Any, processes: int, batches: int, storage: str) -> float:
-    """Return the samples/s of B."""
+def measure_kp_ray(cfg: Any, rows: Any, processes: int, batches: int, storage: str) -> float:
+    """Return the images/s of kp_ray's Ray Train workers (B)."""
     result = TorchTrainer(
-        worker,
+        read_shard,
         train_loop_config={"cfg": cfg, "batches": batches},
         datasets={"train": ray.data.from_arrow(rows)},
         scaling_config=ray.train.ScalingConfig(num_workers=processes, resources_per_worker={"CPU": 0.5}),
@@ -140,27 +139,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         path, run_dir = make_sources(Path(name), options.sources), Path(name, "run")
         kp_ray("augment", path, f"run_dir={run_dir}")
-        ready = {size: prepare(path, run_dir, preset) for size, preset in SIZES.items()}
+        inputs_by_size = {size: prepare(path, run_dir, preset) for size, preset in SIZES.items()}
         ray.init(address="local", include_dashboard=True, logging_level="ERROR", log_to_driver=False)
-        for repeat, (size, (cfg, rows, dicts)) in itertools.product(range(options.repeats), ready.items()):
+        for repeat, (size, (cfg, rows, dicts)) in itertools.product(range(options.repeats), inputs_by_size.items()):
             pair = {}
-            for way in ("detectron2", "kp_ray") if repeat % 2 == 0 else ("kp_ray", "detectron2"):
-                if way == "detectron2":
-                    pair[way] = detectron2_rate(cfg, dicts, processes, options.batches)
+            for loader in ("detectron2", "kp_ray") if repeat % 2 == 0 else ("kp_ray", "detectron2"):
+                if loader == "detectron2":
+                    pair[loader] = measure_detectron2(cfg, dicts, processes, options.batches)
                 else:
-                    pair[way] = kp_ray_rate(cfg, rows, processes, options.batches, f"{name}/ray")
+                    pair[loader] = measure_kp_ray(cfg, rows, processes, options.batches, f"{name}/ray")
             pairs[size].append(pair)
         ray.shutdown()
     table = "| training size | A Detectron2, files | B kp_ray, store | B/A |\n|---|---|---|---|\n"
     for size, rates in pairs.items():
-        a, b = ([pair[way] for pair in rates] for way in ("detectron2", "kp_ray"))
+        detectron2_rates, kp_ray_rates = ([pair[loader] for pair in rates] for loader in ("detectron2", "kp_ray"))
         ratios = [pair["kp_ray"] / pair["detectron2"] for pair in rates]
-        table += f"| {size} | {median_and_range(a, 1)} | {median_and_range(b, 1)} | {median_and_range(ratios)} |\n"
+        table += (
+            f"| {size} | {median_and_range(detectron2_rates, 1)} | {median_and_range(kp_ray_rates, 1)} | "
+            f"{median_and_range(ratios)} |\n"
+        )
     machine = hardware(torch, detectron2, ray, PIL, simplejpeg)
     text = (
         f"# Training input\n\n{machine}. {options.sources} generated 1920x1080 sources x 18 recipes, "
         f"{processes} reading processes, {options.batches} batches of {BATCH} per turn, {options.repeats} pairs. "
-        f"Samples/s, median (smallest-largest).\n\n{table}"
+        f"Images/s, median (smallest-largest).\n\n{table}"
     )
     write_results("ingest", text, {"hardware": machine, "pairs": pairs})
 

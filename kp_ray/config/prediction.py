@@ -22,19 +22,20 @@ class PredictConfig(Section):
     batch_size: Positive = 8
     """Images that a model sees at once, and the most that a lost actor predicts again."""
     tta: tuple[Literal["flip"] | Annotated[float, Field(gt=0, le=4)], ...] = ()
-    """Test-time augmentation, averaged: `flip` adds mirrored images, a number adds images at so many times the size."""
+    """Test-time augmentation, averaged: `flip` adds mirrored images, a number adds images rescaled by this factor."""
     person: Literal["score", "largest", "track"] = "track"
     """Choice among several people: best score, largest box, or best score times closeness to the clip's track."""
     fusion: Literal["mean", "median", "score"] = "mean"
     """Method of combining the members' points; `score` weights them by the scores of person and keypoint."""
     weights: Literal["equal"] | dict[str, float | dict[str, float]] = "equal"
-    """Weights of the members: equal, or {member: weight or {keypoint: weight}}; what is not named weighs 1."""
+    """Weights of the members: equal, or {member: weight or {keypoint: weight}}. A member or keypoint that is not named
+    has weight 1."""
     reject_sigmas: Annotated[float, Field(gt=0)] | None = None
     """Drop a member's point that is farther than this many robust sigmas from the members' median; null: keep all."""
     smooth_frames: Annotated[float, Field(gt=0)] | None = None
     """Smooth each clip over time by a Gaussian with this sigma in frames; null: do not."""
     score_threshold: Fraction = 0.7
-    """Lowest score of a person that counts as found; 0.7 as published."""
+    """Lowest score at which a person counts as found; 0.7 as published."""
     fallback_threshold: Fraction = 0.05
     """Lowest score that counts in an image where no member found a person."""
     missing: Literal["fill", "zeros"] = "fill"

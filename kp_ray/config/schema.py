@@ -36,7 +36,7 @@ class AugmentConfig(Section):
     a crop that is larger than its frame (`error`)."""
     box_margin_px: Annotated[float, Field(ge=0)] = 0.0
     """Margin around the labelled points' box, in pixels of the variant; 0 as published. The loss of a training
-    step ignores keypoints outside the proposed box, so a margin keeps those at its edge."""
+    step ignores keypoints outside the proposed box, so a margin keeps keypoints at the box's edge in the loss."""
     min_visible: NotNegative = 1
     """Training skips variants with fewer visible keypoints than this, and always those without any."""
 
@@ -47,9 +47,10 @@ class ClusterConfig(Section):
     address: str | None = None
     """Address of a cluster to join; null: the environment's RAY_ADDRESS, or else a new local cluster."""
     num_cpus: Positive | None = None
-    """CPUs of a local cluster, or those that an autoscaling cluster may grow to; null: what is there."""
+    """CPUs of a local cluster, or the number that an autoscaling cluster may grow to; null: the CPUs that exist."""
     num_gpus: NotNegative | None = None
-    """GPUs, as `num_cpus`; train and tune plan with them."""
+    """GPUs of a local cluster, or the number that an autoscaling cluster may grow to; null: the GPUs that exist.
+    `train` and `tune` plan with this number."""
 
 
 class Config(Section):

@@ -44,9 +44,9 @@ class WorkerRange(Section):
     """Smallest and largest number of workers of an elastic training run."""
 
     min: Positive
-    """The run starts, and continues when nodes leave, with at least so many workers."""
+    """Smallest number of workers with which the run starts, and continues when nodes leave."""
     max: Positive
-    """The run takes up to so many workers when nodes join."""
+    """Largest number of workers, which the run takes when nodes join."""
 
     @model_validator(mode="after")
     def _check_order(self) -> "WorkerRange":

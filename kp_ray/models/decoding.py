@@ -34,13 +34,14 @@ def read_instances(instances: Instances) -> list[Detection]:
     """Convert a model's output for one image to detections, best score first.
 
     Args:
-        instances: Detectron2's, in continuous coordinates of the image whose `height` and `width` the model was given.
+        instances: the model's output, in continuous coordinates of an image of the `height` and `width` that the model
+            was given.
     """
-    found = instances.to("cpu")
-    keypoints = found.pred_keypoints.numpy().astype(np.float64)
+    instances = instances.to("cpu")
+    keypoints = instances.pred_keypoints.numpy().astype(np.float64)
     keypoints[:, :, :2] -= CONTINUOUS_OFFSET
-    boxes = found.pred_boxes.tensor.numpy().astype(np.float64) - CONTINUOUS_OFFSET
-    scores = found.scores.numpy().astype(np.float64)
+    boxes = instances.pred_boxes.tensor.numpy().astype(np.float64) - CONTINUOUS_OFFSET
+    scores = instances.scores.numpy().astype(np.float64)
     return [Detection(float(scores[i]), boxes[i], keypoints[i]) for i in np.argsort(-scores, kind="stable")]
 
 
@@ -50,8 +51,10 @@ def detect_people(
     """Detect the people in each row's image, best score first.
 
     Args:
-        model: in evaluation mode.
-        rows: with `image` (JPEG bytes, or a decoded (H, W, 3) BGR array), `width` and `height`.
+        model: a model in evaluation mode.
+        cfg: the model's config, which gives the test size.
+        skeleton: the model's keypoints.
+        rows: mappings with `image` (JPEG bytes, or a decoded (H, W, 3) BGR array), `width` and `height`.
     """
     with torch.inference_mode():
         outputs = model([to_dataset_dict(row, cfg, skeleton, rng=None) for row in rows])
@@ -69,8 +72,8 @@ def mirror_detection(detection: Detection, width: int, skeleton: Skeleton) -> De
 def merge_views(views: Sequence[Sequence[Detection]]) -> list[Detection]:
     """Merge the detections of several views of one image: each person is the mean over the views that show it.
 
-    From the best score down, a detection is grouped with the one of each other view that overlaps it most, if by
-    `SAME_PERSON_IOU` or more.
+    Detections are taken from the best score down. Each one is grouped with the detection of every other view that
+    overlaps it most, if their IoU is at least `SAME_PERSON_IOU`.
 
     Returns:
         One detection per person, best score first.

@@ -105,7 +105,7 @@ def _derive_options(config: Config, skeleton: Skeleton, device: str) -> dict[str
 def scale_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
     """Scale a config to a number of workers by Detectron2's rule: LR and batch grow, iterations and steps shrink."""
     scaled = DefaultTrainer.auto_scale_workers(cfg.clone(), num_workers)
-    # Rounding can give no iteration at all, or a period of 0, which means never.
+    # Rounding can give 0 iterations, or a period of 0, which means never.
     scaled.SOLVER.MAX_ITER = max(1, scaled.SOLVER.MAX_ITER)
     scaled.SOLVER.CHECKPOINT_PERIOD = max(1, scaled.SOLVER.CHECKPOINT_PERIOD)
     scaled.TEST.EVAL_PERIOD = max(min(1, cfg.TEST.EVAL_PERIOD), scaled.TEST.EVAL_PERIOD)

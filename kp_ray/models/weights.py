@@ -25,7 +25,7 @@ FINAL_WEIGHTS = "model_final.pth"
 CFG_NAME = "config.yaml"
 """File of a member's Detectron2 config."""
 _LOAD_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.PickleError)
-"""Errors that torch and pickle raise for files that are damaged or no weights."""
+"""Errors that torch and pickle raise for damaged files and for files that hold no weights."""
 
 
 def is_trained(folder: str) -> bool:
@@ -117,7 +117,7 @@ def load_weights(
     """Start a model from weights.
 
     Args:
-        model: any tensors of the same name and shape are replaced.
+        model: its tensors are replaced by the weights of the same name and shape.
         weights: `zoo` for the preset's published weights, a URL, or a file (.pth, also another run's, or a model zoo
             .pkl).
         preset: `model.preset`.
@@ -141,19 +141,19 @@ def load_weights(
         ) from error
     names = loaded.keypoints
     if names is not None and tuple(names) != skeleton.names:
-        count = f"{len(names)} keypoints" if len(names) != len(skeleton) else "other keypoints"
         raise ModelError(
-            f"{setting}: {url}: a model of {count} ({names[0]}, ..., {names[-1]}) than the labels' "
-            f"{len(skeleton)} ({skeleton.names[0]}, ..., {skeleton.names[-1]}): give weights of the same skeleton"
+            f"{setting}: {url}: the keypoints of these weights are not the labels' (got {len(names)}: {names[0]}, ..., "
+            f"{names[-1]}; the labels have {len(skeleton)}: {skeleton.names[0]}, ..., {skeleton.names[-1]}): give "
+            "weights of the same skeleton"
         )
     state = model.state_dict()
-    fitting = {
+    matching = {
         name: value for name, value in loaded.tensors.items() if name in state and state[name].shape == value.shape
     }
-    if not fitting:
+    if not matching:
         raise ModelError(f"{setting}: {url}: no tensor fits model.preset {preset}: give weights of this preset")
-    model.load_state_dict(fitting, strict=False)
-    return sorted(set(state) - set(fitting))
+    model.load_state_dict(matching, strict=False)
+    return sorted(set(state) - set(matching))
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,4 +193,4 @@ class _ArrayUnpickler(pickle.Unpickler):
             return allowed[name]
         if (module, name) == ("_codecs", "encode"):
             return str.encode
-        raise pickle.UnpicklingError(f"the file wants to load {module}.{name}")
+        raise pickle.UnpicklingError(f"the file would load {module}.{name}, which may run code")

@@ -23,7 +23,7 @@ from kp_ray.training.worker import Worker
 
 CHECKPOINT_NAME = "checkpoint.pth"
 SCORE = "score"
-"""Key of a checkpoint's value of `train.best_metric` among its reported metrics."""
+"""Key under which a checkpoint's reported metrics hold its value of `train.best_metric`."""
 WORST_SCORE = 1e30
 """Score of a checkpoint without a finite evaluation, signed so that it ranks last: Ray Train (2.60) cannot reload a NaN
 from its snapshot."""
@@ -31,15 +31,15 @@ from its snapshot."""
 
 @dataclass
 class TrainState:
-    """Hold a run's model, optimizer, scheduler, loss scaler and EMA; the scheduler is recomputed on restore.
+    """The model, optimizer, scheduler, loss scaler and EMA of a run; a restore recomputes the scheduler.
 
     Attributes:
         model: the network.
         replica: computes the losses: the network itself, or its DistributedDataParallel with several workers.
-        optimizer: over the network's parameters.
-        scheduler: of the learning rate; a function of the iteration alone.
-        scaler: of the loss for float16 on GPUs; disabled elsewhere.
-        ema: the network with the moving average of the weights; None if `train.ema_decay` is null.
+        optimizer: updates the network's parameters.
+        scheduler: sets the learning rate, which is a function of the iteration alone.
+        scaler: scales the loss for float16 on GPUs; disabled elsewhere.
+        ema: a copy of the network with the moving average of the weights; None if `train.ema_decay` is null.
     """
 
     model: torch.nn.Module
@@ -72,11 +72,11 @@ class TrainState:
 
         Args:
             content: as `to_checkpoint` returned it.
-            num_workers: of this run.
-            max_iter: iterations of this run.
+            num_workers: number of workers of this run.
+            max_iter: number of iterations of this run.
 
         Returns:
-            The number of iterations that are done, as iterations of `num_workers` workers.
+            The number of finished iterations, counted for `num_workers` workers.
         """
         self.model.load_state_dict(content["model"])
         if self.ema:
@@ -92,7 +92,7 @@ class TrainState:
 
 
 def create_state(worker: Worker) -> TrainState:
-    """Create the state of a run that begins, with random weights that are the same on every worker."""
+    """Create the state of a new run, with random weights that are the same on every worker."""
     seed_all_rng(worker.model_seed)
     model = build_model(worker.cfg)
     replica = model
@@ -118,7 +118,7 @@ def restore_state(
     """Restore a checkpoint, or load the starting weights if there is none.
 
     Returns:
-        The number of iterations that are done, and the names of the tensors that the starting weights do not have.
+        The number of finished iterations, and the names of the tensors that the starting weights do not have.
 
     Raises:
         ModelError: the starting weights cannot be used.
@@ -145,18 +145,18 @@ def report_checkpoint(
     Every worker must call this; rank 0 saves the state.
 
     Args:
-        state: after `iteration` iterations.
+        state: the state after `iteration` iterations.
         worker: this worker.
-        iteration: number of iterations that are done.
-        metrics: the latest evaluation.
-        evaluated: True if `metrics` are of this state, so that it can be the best checkpoint.
+        iteration: number of finished iterations.
+        metrics: metrics of the latest evaluation.
+        evaluated: True if this state was evaluated, so that its checkpoint can become the best one.
     """
     metric = worker.config.train.best_metric
     score = metrics.get(metric, math.nan) if evaluated else math.nan
     worst = -WORST_SCORE if metric_mode(metric) == "max" else WORST_SCORE
     values = {"iteration": iteration, SCORE: score if math.isfinite(score) else worst}
     values |= {name: value for name, value in metrics.items() if math.isfinite(value)}
-    # The number counts iterations of one worker: it grows also when a run resumes with fewer workers.
+    # The name counts iterations of one worker, so that it also grows when a run resumes with fewer workers.
     name = f"checkpoint_{iteration * worker.world_size:07d}"
     if not worker.is_first:
         ray.train.report(values, checkpoint_dir_name=name)
@@ -169,10 +169,10 @@ def report_checkpoint(
 
 
 def publish_member(state: TrainState, worker: Worker) -> None:
-    """Write the member to its folder, model_final.pth last: it marks the member as finished.
+    """Write the member to its folder, `model_final.pth` last, because this file marks the member as finished.
 
-    Only rank 0 writes: `model_best.pth`, `config.yaml`, `model_final.pth`. `model_best.pth` has the weights of the
-    checkpoint with the best evaluation; it is left out if Ray Train keeps none that was evaluated.
+    Only rank 0 writes. `model_best.pth` has the weights of the checkpoint with the best evaluation; without an
+    evaluated checkpoint it is not written.
 
     Raises:
         StorageError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""The rows that a member trains on, and batches of them as the model's inputs."""
+"""List the rows that a member trains on, and read them as batches of the model's inputs."""
 
 import itertools
 from collections import deque
@@ -90,7 +90,7 @@ def iter_batches(
 
 
 def _iter_reference_batches(shard: ray.data.DataIterator, batch_size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
-    """Iterate over endless batches of full size, each epoch in another order of the whole shard."""
+    """Iterate over endless batches of full size; every epoch shuffles the whole shard with another seed."""
     for epoch in itertools.count():
         batches = shard.iter_batches(
             batch_size=batch_size,

@@ -20,12 +20,12 @@ BATCH_SIZE = 4
 
 
 @dataclass(frozen=True, eq=False)
-class _Answer:
-    """The best detection in a validation row's image, beside the row's labels.
+class _EvaluatedRow:
+    """A validation row's labels, and the best detection in its image.
 
     Attributes:
         truth: (K, 3) x, y, v in pixel indices.
-        best: None if nobody was found.
+        best: None if the model found nobody.
     """
 
     source: str
@@ -39,8 +39,8 @@ class _Answer:
 def evaluate(model: torch.nn.Module, worker: Worker) -> dict[str, float]:
     """Compute the metrics of a model on the validation rows; every worker must call this and gets all metrics.
 
-    Each worker detects people in its share of the rows. All use the first worker's batch statistics, which are the
-    saved ones.
+    Each worker detects people in its shard of the rows. All workers use the batch statistics of rank 0, because these
+    are saved.
 
     Returns:
         Metrics by name, without those of single keypoints and cameras; PCK as `pck_<share>`. Empty without validation
@@ -50,39 +50,41 @@ def evaluate(model: torch.nn.Module, worker: Worker) -> dict[str, float]:
         for statistic in model.buffers():
             torch.distributed.broadcast(statistic, src=0)
     model.eval()
-    shares = comm.all_gather(_detect_share(model, worker))
-    answers = sorted(itertools.chain(*shares), key=lambda answer: answer.source)
-    return _compute_metrics(answers, worker.skeleton, worker.config.predict.score_threshold) if answers else {}
+    shards = comm.all_gather(_evaluate_shard(model, worker))
+    evaluated = sorted(itertools.chain(*shards), key=lambda row: row.source)
+    if not evaluated:
+        return {}
+    return _compute_metrics(evaluated, worker.skeleton, worker.config.predict.score_threshold)
 
 
-def _detect_share(model: torch.nn.Module, worker: Worker) -> list[_Answer]:
-    """Detect people in this worker's share of the validation rows."""
+def _evaluate_shard(model: torch.nn.Module, worker: Worker) -> list[_EvaluatedRow]:
+    """Detect people in this worker's shard of the validation rows."""
     shard = (worker.rank, worker.world_size)
     rows = iter_rows(worker.config.path("store"), split="val", shard=shard)
-    answers = []
+    evaluated = []
     while batch := list(itertools.islice(rows, BATCH_SIZE)):
         for row, detections in zip(batch, detect_people(model, worker.cfg, worker.skeleton, batch), strict=True):
             truth = np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3)
             best = detections[0] if detections else None
-            answers.append(_Answer(row["source"], row["scene"], row["camera"], row["frame"], truth, best))
-    return answers
+            evaluated.append(_EvaluatedRow(row["source"], row["scene"], row["camera"], row["frame"], truth, best))
+    return evaluated
 
 
-def _compute_metrics(answers: Sequence[_Answer], skeleton: Skeleton, score_threshold: float) -> dict[str, float]:
+def _compute_metrics(rows: Sequence[_EvaluatedRow], skeleton: Skeleton, score_threshold: float) -> dict[str, float]:
     nobody = Detection(0.0, np.full(4, np.nan), np.full((len(skeleton), 3), np.nan))
-    best = [answer.best or nobody for answer in answers]
-    seen = np.array([answer.best is not None for answer in answers])
+    best = [row.best or nobody for row in rows]
+    has_detection = np.array([row.best is not None for row in rows])
     predicted, _ = fill_missing(
         np.stack([detection.keypoints for detection in best]),
-        seen,
-        [answer.scene for answer in answers],
-        [answer.camera for answer in answers],
-        [answer.frame for answer in answers],
+        has_detection,
+        [row.scene for row in rows],
+        [row.camera for row in rows],
+        [row.frame for row in rows],
         mean_pose=np.zeros((len(skeleton), 2)),
     )
     scores = np.array([detection.score for detection in best])
-    truth = np.stack([answer.truth for answer in answers])
-    found = seen & (scores >= score_threshold)
+    truth = np.stack([row.truth for row in rows])
+    found = has_detection & (scores >= score_threshold)
     metrics = evaluate_keypoints(predicted, truth, skeleton, found=found, scores=scores).to_json()
     flat = {**metrics, **{f"pck_{share}": value for share, value in metrics["pck"].items()}}
     return {name: float(value) for name, value in flat.items() if isinstance(value, int | float)}

@@ -30,7 +30,8 @@ class TrainingLog:
 
         Args:
             worker: this worker.
-            start: the first iteration; entries of later ones, which a lost worker logged, are removed.
+            start: the first iteration of this run; earlier log entries of this and later iterations, which a lost
+                worker wrote, are removed.
         """
         self.worker, self.start = worker, start
 
@@ -39,7 +40,7 @@ class TrainingLog:
             self.local = tempfile.TemporaryDirectory()
             log = Path(self.local.name, LOG_NAME)
             log.write_text("".join(entry.to_line() for entry in self._earlier_entries()))
-            # A window of 1 writes each value as it is; the values of a longer one would be lost with the worker.
+            # A window of 1 writes each value unsmoothed. A lost worker would lose the values of a longer window.
             self.writers: list[EventWriter] = [
                 JSONWriter(str(log), window_size=1),
                 TensorboardXWriter(f"{self.local.name}/tensorboard", window_size=1, purge_step=self.start),
@@ -64,7 +65,7 @@ class TrainingLog:
             self._copy()
 
     def _earlier_entries(self) -> Iterator[LogEntry]:
-        """Iterate over the entries before `start`, with iterations counted for the present number of workers."""
+        """Iterate over the entries before `start`, with iterations renumbered for the current number of workers."""
         num_workers = self.worker.world_size
         for entry in read_training_log(self.worker.folder) if self.start else ():
             num_batches = int((entry.iteration + 1) * entry.values.get("workers", 1))  # of all workers together

@@ -44,8 +44,8 @@ def read_training_log(folder: str, fix: str | None = None) -> list[LogEntry]:
     If several lines are of one iteration, as after a resume, their values are merged; a later line overrides.
 
     Args:
-        folder: of the member or trial, local or a URL.
-        fix: what to do about a damaged log; None skips damaged lines.
+        folder: the folder of the member or trial, local or a URL.
+        fix: advice that ends the error message about a damaged line; None skips damaged lines.
 
     Raises:
         StorageError: a line is damaged and `fix` is given.

@@ -33,10 +33,10 @@ class TrainingResult:
     """The result of a finished training run.
 
     Attributes:
-        iterations: of its number of workers.
-        resumed_from: iterations of the checkpoint that the run resumed from; 0 if it began.
+        iterations: number of iterations, counted for the run's number of workers.
+        resumed_from: iterations of the checkpoint that the run resumed from; 0 for a new run.
         not_in_weights: names of the tensors that the starting weights do not have.
-        metrics: of the last evaluation, by name; empty without validation rows.
+        metrics: metrics of the last evaluation, by name; empty without validation rows.
     """
 
     iterations: int
@@ -45,7 +45,7 @@ class TrainingResult:
     metrics: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return plain values for `--json`."""
         return {
             "iterations": self.iterations,
             "resumed_from": self.resumed_from,
@@ -61,8 +61,8 @@ def train_loop_per_worker(loop_config: Mapping[str, Any]) -> TrainingResult | Kp
         loop_config: `config` and `member` as plain values, and the member's `folder`.
 
     Returns:
-        The result, or the error that the same settings would end with again: Ray Train restarts a run whose worker
-        raises.
+        The result, or an error that a restart would only repeat. This error is returned and not raised, because Ray
+        Train restarts a run whose worker raises.
     """
     member = MemberConfig.model_validate(loop_config["member"])
     worker = create_worker(build_config(loop_config["config"]), member, loop_config["folder"])
@@ -73,7 +73,7 @@ def train_loop_per_worker(loop_config: Mapping[str, Any]) -> TrainingResult | Kp
         num_done, not_in_weights = restore_state(state, worker, ray.train.get_checkpoint())
     except KpRayError as caught:
         error = caught
-    # A file may be missing on one node only: the other workers stop too instead of waiting for its worker.
+    # A file may be missing on one node only. All workers stop then, instead of waiting for the worker on that node.
     for error_of_worker in comm.all_gather(error):
         if error_of_worker is not None:
             return error_of_worker
@@ -116,7 +116,7 @@ def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, 
             if evaluated or worker.is_due(num_done, cfg.SOLVER.CHECKPOINT_PERIOD):
                 report_checkpoint(state, worker, num_done, metrics, evaluated=evaluated)
             storage.step()
-    # A run that resumed from its last checkpoint has not evaluated.
+    # A run that resumed from a checkpoint of its last iteration has not evaluated.
     return metrics or evaluate(state.final_model, worker)
 
 
@@ -168,7 +168,7 @@ def train_step(worker: Worker, state: TrainState, batch: Sequence[dict[str, Any]
     if math.isfinite(means["total_loss"]):
         state.optimizer.zero_grad()
         state.scaler.scale(torch.stack([loss.float() for loss in losses.values()]).sum()).backward()
-        state.scaler.unscale_(state.optimizer)  # before Detectron2's optimizer clips
+        state.scaler.unscale_(state.optimizer)  # so that Detectron2's optimizer clips the true gradients
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if state.ema:

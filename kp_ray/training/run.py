@@ -29,7 +29,7 @@ from kp_ray.training.loop import TrainingResult, train_loop_per_worker
 from kp_ray.training.settings import check_options, check_settings, record_settings
 
 PROGRESS_PERIOD_S = 1.0
-"""Seconds between looks at the members' logs."""
+"""Seconds between reads of the members' logs."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class MemberSummary:
     """Result of `train` for one member.
 
     Attributes:
-        name: of the member.
-        folder: where the member lies.
+        name: the member's name.
+        folder: the member's folder.
         result: None if the member was finished before.
         seconds: duration of the training run, with its start; None if the member was finished before.
     """
@@ -61,7 +61,7 @@ class MemberSummary:
         return f"member {self.name}: {text}, in {self.folder}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return plain values for `--json`."""
         return {"skipped": True} if self.result is None else {**self.result.to_json(), "seconds": self.seconds}
 
 
@@ -72,11 +72,11 @@ class TrainSummary:
     members: tuple[MemberSummary, ...]
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return lines of text for the terminal."""
         return [member.line() for member in self.members]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`, by the member's name."""
+        """Return plain values for `--json`, by the member's name."""
         return {member.name: member.to_json() for member in self.members}
 
 
@@ -113,7 +113,7 @@ def _check_rows(config: Config, member: MemberConfig) -> None:
     if num_usable < num_needed:
         raise DataError(
             f"member {member.name}: {num_usable} training rows have at least {config.augment.min_visible} visible "
-            f"keypoints, a step needs {num_needed}: add images or recipes, or lower train.ims_per_batch"
+            f"keypoints, but an iteration needs {num_needed}: add images or recipes, or lower train.ims_per_batch"
         )
 
 
@@ -177,8 +177,8 @@ def fit_member(config: Config, member: MemberConfig, *, use_gpu: bool, folder: s
     Args:
         config: with a finished store in its run folder; a Ray cluster must be running.
         member: the member to train.
-        use_gpu: whether each worker gets a GPU.
-        folder: where the checkpoints, the log and the finished member go, local or a URL.
+        use_gpu: True gives each worker a GPU.
+        folder: receives the checkpoints, the log and the finished member; local or a URL.
 
     Raises:
         DivergedError: the loss is no longer finite.

@@ -1,4 +1,4 @@
-"""Settings of a member: those that decide its weights are recorded beside it, and other ones are refused."""
+"""Record the settings that decide a member's weights, and refuse to continue the member with different settings."""
 
 import importlib.util
 from typing import Any

@@ -17,11 +17,11 @@ class TrainForecast:
     """Forecast of what `train` does.
 
     Attributes:
-        members, finished: number of members, and of those that are trained already.
-        iterations: of each member, with the most workers.
+        members, finished: number of all members, and of the finished ones.
+        iterations: iterations of each member with its largest number of workers.
         worker_range: smallest and largest number of workers of each member.
         ims_per_batch: images per worker and iteration.
-        num_rows_by_split: rows of the store under "train" and "val".
+        num_rows_by_split: number of the store's rows, under "train" and "val".
     """
 
     members: int
@@ -32,17 +32,17 @@ class TrainForecast:
     num_rows_by_split: dict[str, int]
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return lines of text for the terminal."""
         fewest, most = self.worker_range
         workers = str(most) if fewest == most else f"{fewest} to {most}"
         return [
             f"{self.members} members ({self.finished} finished) of {self.iterations} iterations on {workers} workers, "
-            f"{self.ims_per_batch} images a worker and iteration, {self.num_rows_by_split['train']} stored rows of all "
-            f"recipes, {self.num_rows_by_split['val']} validation rows"
+            f"{self.ims_per_batch} images per worker and iteration, {self.num_rows_by_split['train']} stored rows of "
+            f"all recipes, {self.num_rows_by_split['val']} validation rows"
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return plain values for `--json`."""
         counts = {"members": self.members, "finished": self.finished, "iterations": self.iterations}
         return {**counts, **self.num_rows_by_split}
 

@@ -1,4 +1,4 @@
-"""A worker of a training run: its place among the others, its device, and what it trains."""
+"""A worker of a training run: its rank, its device, and the member and settings that it trains."""
 
 from dataclasses import dataclass
 
@@ -56,12 +56,12 @@ class Worker:
         return _derive_seed(self.member.seed, 0, -1)
 
     def is_due(self, num_done: int, period: int) -> bool:
-        """Return whether something is due after `num_done` iterations: every `period` (0: never), and at the end."""
+        """Return True after every `period` iterations (0: never) and after the last iteration."""
         return num_done == self.cfg.SOLVER.MAX_ITER or (period > 0 and num_done % period == 0)
 
 
 def create_worker(config: Config, member: MemberConfig, folder: str) -> Worker:
-    """Describe the worker that runs in this process, and give torch its CPUs.
+    """Describe the worker that runs in this process, and set torch's number of threads.
 
     Raises:
         ConfigError: an option of Detectron2 is wrong.

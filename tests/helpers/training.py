@@ -28,7 +28,7 @@ class TrainedMember:
 
 
 def read_log_lines(config: Config, member: str = "a") -> list[dict[str, Any]]:
-    """Read a member's `metrics.json`, line by line as it is."""
+    """Read the lines of a member's `metrics.json`, one mapping per line."""
     return [json.loads(line) for line in Path(config.member_dir(member), "metrics.json").read_text().splitlines()]
 
 
@@ -46,7 +46,7 @@ def read_weights(config: Config, member: str = "a", name: str = "model_final.pth
 def assert_same_training(config: Config, expected: Config) -> None:
     """Assert that two runs logged every iteration once, with the same values, and ended with the same weights.
 
-    On one machine the two are equal to the last bit; the tolerance is for another order of a sum in torch's kernels.
+    On one machine both runs are equal to the last bit. The tolerance allows torch's kernels another order of summation.
     """
     lines, expected_lines = read_log_lines(config), read_log_lines(expected)
     assert [line["iteration"] for line in lines] == list(range(len(expected_lines)))

@@ -17,7 +17,7 @@ MEMBERS = {"members": [{"name": "a"}, {"name": "b"}]}
 
 
 def finish_member(config: Config, name: str) -> None:
-    """Leave a member's folder as if it were trained."""
+    """Write the files by which a member counts as trained."""
     member = next(member for member in config.train.members if member.name == name)
     record_settings(config, member)
     Path(config.member_dir(name), "model_final.pth").touch()
@@ -69,7 +69,7 @@ def test_the_forecast_counts_members_iterations_and_rows(config: Config) -> None
     forecast = TrainStage().forecast(config)
     assert forecast.to_json() == {"members": 2, "finished": 1, "iterations": 4, "train": 6, "val": 3}
     assert forecast.lines() == [
-        "2 members (1 finished) of 4 iterations on 1 workers, 4 images a worker and iteration, 6 stored rows of all "
+        "2 members (1 finished) of 4 iterations on 1 workers, 4 images per worker and iteration, 6 stored rows of all "
         "recipes, 3 validation rows"
     ]
     elastic = tiny_config({}, Path(config.run_dir), train={**MEMBERS, "num_workers": {"min": 1, "max": 2}})
