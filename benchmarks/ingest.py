@@ -51,7 +51,7 @@ def write_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]
     reader = RowReader(("image", "width", "height", "keypoints", "bbox_xyxy"))
     dicts = []
     for number, location in enumerate(rows):
-        row = reader.read(**location)
+        row = reader.read(location["path"], location["row"])
         path = folder / f"{number:06d}.jpg"
         path.write_bytes(row["image"])
         keypoints = np.array(row["keypoints"], dtype=float).reshape(-1, 3)
@@ -90,7 +90,7 @@ def measure_detectron2(cfg: Any, dicts: list[dict[str, Any]], processes: int, ba
         mapper=mapper,
         sampler=TrainingSampler(len(dicts), seed=0),
         total_batch_size=BATCH,
-        aspect_ratio_grouping=False,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=processes,
     )
     return BATCH * batches / time_batches(iter(loader), batches)

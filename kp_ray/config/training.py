@@ -23,8 +23,8 @@ class ModelConfig(Section):
     weights: Weights | None = None
     """Initial weights: a URL, a file, or `zoo` for Detectron2's published weights; null: random weights."""
     cfg: dict[str, Any] = Field(default_factory=dict)
-    """Detectron2 options by their dotted names, e.g. {MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE: 128}. Options that other
-    fields decide are refused."""
+    """Detectron2 options by their dotted names, e.g. {MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE: 128}. An option that
+    follows from another field, or that kp_ray would ignore, is refused with what to set instead."""
 
 
 class MemberConfig(Section):
@@ -107,6 +107,8 @@ class TrainConfig(Section):
     """Evaluate and save an exponential moving average of the weights with this decay, e.g. 0.999; null: the weights."""
     checkpoint_period: Positive = 1000
     """Iterations between checkpoints: the most that a killed worker or driver loses."""
+    deterministic: bool = False
+    """Let cudnn use deterministic algorithms only, which can be slower; published without. CPUs need no setting."""
     log_period: Positive = 20
     """Iterations between lines of `metrics.json`."""
     mlflow: str | None = None

@@ -22,12 +22,12 @@ def to_dataset_dict(
     Args:
         row: with `image` (JPEG bytes, or a decoded (H, W, 3) BGR array), `width`, `height`, and for training also
             `keypoints` (3K: x, y, v) and `bbox_xyxy` in pixel indices.
-        cfg: gives the sizes and whether to flip.
+        cfg: gives the sizes, the flip and the order of the color channels.
         rng: chooses the training size and the flip; None maps for inference, without labels.
 
     Returns:
-        `image` (3, H, W) uint8 BGR tensor; `height`, `width` of the stored image; for training also `instances` with
-        `gt_boxes`, `gt_classes`, `gt_keypoints` in continuous coordinates of the resized image.
+        `image` (3, H, W) uint8 tensor in the order INPUT.FORMAT; `height`, `width` of the stored image; for training
+        also `instances` with `gt_boxes`, `gt_classes`, `gt_keypoints` in continuous coordinates of the resized image.
 
     Raises:
         ValueError: the JPEG cannot be decoded.
@@ -39,6 +39,8 @@ def to_dataset_dict(
     if rng is not None and cfg.INPUT.RANDOM_FLIP == "horizontal" and rng.random() < 0.5:
         transforms = transforms + T.TransformList([T.HFlipTransform(new_width)])
         image = image[:, ::-1]
+    if cfg.INPUT.FORMAT == "RGB":
+        image = image[:, :, ::-1]
     dataset_dict: dict[str, Any] = {
         "image": torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1))),
         "height": height,
@@ -54,8 +56,11 @@ def _sample_size(height: int, width: int, cfg: CfgNode, rng: np.random.Generator
     if rng is None:
         shortest, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     else:
-        sizes = cfg.INPUT.MIN_SIZE_TRAIN
-        shortest, longest = sizes[int(rng.integers(len(sizes)))], cfg.INPUT.MAX_SIZE_TRAIN
+        sizes, longest = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN
+        if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
+            shortest = int(rng.integers(sizes[0], sizes[1] + 1))
+        else:
+            shortest = sizes[int(rng.integers(len(sizes)))]
     new_height, new_width = T.ResizeShortestEdge.get_output_shape(height, width, shortest, longest)
     return new_height, new_width
 

@@ -11,6 +11,7 @@ from detectron2.modeling import build_model as build_detectron2_model
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, one_line
 from kp_ray.keypoints import Skeleton
+from kp_ray.models.options import check_combinations, check_option
 
 MODEL_PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "x101": ("COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x.yaml", {}),
@@ -54,26 +55,39 @@ def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
         device: "cpu" or "cuda".
 
     Raises:
-        ConfigError: `model.cfg` names an option that Detectron2 does not have or that follows from kp_ray's settings,
-            or gives it a value of another type.
+        ConfigError: an option of `model.cfg` is refused by `check_option` or `check_combinations`, or its value is of
+            another type.
     """
     base_file, preset_options = MODEL_PRESETS[config.model.preset]
     cfg = model_zoo.get_config(base_file)
-    derived_options = _derive_options(config, skeleton, device)
-    for key in config.model.cfg:
-        if key in derived_options:
-            raise ConfigError(
-                f"model.cfg.{key}: this option follows from kp_ray's settings: set it under train or predict"
-            )
-    for key, value in {**preset_options, **derived_options, **config.model.cfg}.items():
+    for name, value in config.model.cfg.items():
+        check_option(name, value, cfg)
+    for name, value in {**preset_options, **derive_options(config, skeleton, device), **config.model.cfg}.items():
         try:
-            cfg.merge_from_list([key, value])
+            cfg.merge_from_list([name, value])
         except (AssertionError, KeyError, ValueError) as error:
-            raise ConfigError(f"model.cfg.{key}: {one_line(error)} (Detectron2 option)") from error
+            raise ConfigError(f"model.cfg.{name}: {one_line(error)} (got {value!r:.80}): correct the value") from error
+    check_combinations(config, cfg)
     return cfg
 
 
-def _derive_options(config: Config, skeleton: Skeleton, device: str) -> dict[str, Any]:
+def check_network(cfg: CfgNode) -> None:
+    """Refuse options with which Detectron2 cannot build the network; no memory is used for weights.
+
+    Raises:
+        ConfigError: the options do not fit together.
+    """
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "meta"
+    try:
+        with torch.device("meta"):
+            build_model(cfg)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        message = one_line(error) or type(error).__name__
+        raise ConfigError(f"model.cfg: the network cannot be built ({message}): correct its MODEL options") from error
+
+
+def derive_options(config: Config, skeleton: Skeleton, device: str) -> dict[str, Any]:
     """Return the Detectron2 options that kp_ray's settings decide."""
     train, predict = config.train, config.predict
     return {

@@ -19,6 +19,7 @@ from kp_ray.models.presets import build_model
 from kp_ray.models.weights import load_weights, save_model, save_torch_file
 from kp_ray.storage import join
 from kp_ray.training.optimizer import build_optimizer
+from kp_ray.training.settings import starting_weights
 from kp_ray.training.worker import Worker
 
 CHECKPOINT_NAME = "checkpoint.pth"
@@ -124,9 +125,8 @@ def restore_state(
         ModelError: the starting weights cannot be used.
     """
     missing: list[str] = []
-    weights = worker.member.weights or worker.config.model.weights
+    setting, weights = starting_weights(worker.config, worker.member)
     if checkpoint is None and weights:
-        setting = f"train.members[{worker.member.name}].weights" if worker.member.weights else "model.weights"
         preset = worker.config.model.preset
         missing = load_weights(state.model, weights, preset=preset, skeleton=worker.skeleton, setting=setting)
     if worker.config.train.ema_decay is not None:

@@ -20,7 +20,7 @@ from kp_ray.store.read import RowReader, read_part, select_parts
 SHUFFLE_BUFFER_ROWS = 10_000_000
 """Size of Ray Data's shuffle buffer: larger than any shard, which holds references to rows and no images."""
 PREFETCH_BATCHES = 3
-_REFERENCES = pa.schema([("path", pa.string()), ("row", pa.int64())])
+_REFERENCES = pa.schema([("path", pa.string()), ("row", pa.int64()), ("is_wide", pa.bool_())])
 _COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
 
 
@@ -28,7 +28,7 @@ def usable_rows(config: Config, member: MemberConfig) -> pa.Table:
     """List the store's rows that a member trains on: those with enough visible keypoints and a box with an area.
 
     Returns:
-        References to rows: `path` of the part and `row` in it.
+        References to rows: `path` of the part, `row` in it, and `is_wide`, true for an image wider than high.
 
     Raises:
         StoreError: there is no finished store, or it does not hold a recipe of the member.
@@ -43,11 +43,12 @@ def usable_rows(config: Config, member: MemberConfig) -> pa.Table:
 
 
 def _usable_rows_of_part(path: str, min_visible: int) -> pa.Table:
-    table = read_part(path, ["num_visible", "bbox_xyxy"])
+    table = read_part(path, ["num_visible", "bbox_xyxy", "width", "height"])
     x1, y1, x2, y2 = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4).T
     usable = (table["num_visible"].to_numpy() >= min_visible) & (x2 > x1) & (y2 > y1)
     rows = np.flatnonzero(usable)
-    return pa.table({"path": [path] * len(rows), "row": rows}, schema=_REFERENCES)
+    is_wide = table["width"].to_numpy()[rows] > table["height"].to_numpy()[rows]
+    return pa.table({"path": [path] * len(rows), "row": rows, "is_wide": is_wide}, schema=_REFERENCES)
 
 
 def iter_batches(
@@ -64,7 +65,7 @@ def iter_batches(
 
     Args:
         shard: this worker's references to rows, as `usable_rows` lists them.
-        cfg: gives the training sizes and the flip.
+        cfg: gives the training sizes, the flip and DATALOADER.ASPECT_RATIO_GROUPING.
         skeleton: the store's keypoints.
         batch_size: rows per batch.
         seed, rank: with the iteration they decide a batch's rows, sizes and flips, so that a resumed run continues with
@@ -78,9 +79,13 @@ def iter_batches(
 
     def load(references: list[dict[str, Any]], iteration: int) -> list[dict[str, Any]]:
         rng = np.random.default_rng([seed, rank, iteration])
-        return [to_dataset_dict(reader.read(**reference), cfg, skeleton, rng) for reference in references]
+        rows = (reader.read(reference["path"], reference["row"]) for reference in references)
+        return [to_dataset_dict(row, cfg, skeleton, rng) for row in rows]
 
-    batches = itertools.islice(_iter_reference_batches(shard, batch_size, seed), start, None)
+    reference_batches = _iter_reference_batches(shard, batch_size, seed)
+    if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
+        reference_batches = _group_by_aspect_ratio(reference_batches, batch_size)
+    batches = itertools.islice(reference_batches, start, None)
     numbered = zip(batches, itertools.count(start))
     with ThreadPoolExecutor(1) as thread:
         pending = deque(thread.submit(load, *batch) for batch in itertools.islice(numbered, PREFETCH_BATCHES))
@@ -101,3 +106,17 @@ def _iter_reference_batches(shard: ray.data.DataIterator, batch_size: int, seed:
         )
         for batch in batches:
             yield batch.to_pylist()
+
+
+def _group_by_aspect_ratio(batches: Iterator[list[dict[str, Any]]], batch_size: int) -> Iterator[list[dict[str, Any]]]:
+    """Regroup references so that a batch has only images wider than high, or none, as Detectron2's loader does.
+
+    A batch is padded to its largest height and width, so mixed batches would cost memory and time.
+    """
+    groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for reference in itertools.chain.from_iterable(batches):
+        group = groups[reference["is_wide"]]
+        group.append(reference)
+        if len(group) == batch_size:
+            yield group.copy()
+            group.clear()

@@ -18,7 +18,13 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module, train: TrainConfig) ->
     """
     if train.optimizer == "sgd":
         return build_sgd(cfg, model)
-    groups = get_default_optimizer_params(model, weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM)
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
     adamw = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
     return adamw(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
 

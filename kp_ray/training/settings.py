@@ -5,13 +5,14 @@ from typing import Any
 
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
-from kp_ray.errors import ConfigError
+from kp_ray.errors import ConfigError, ModelError
 from kp_ray.fingerprint import encode_fields, refuse_difference
 from kp_ray.keypoints import DACON24
-from kp_ray.models.presets import build_cfg
+from kp_ray.models.presets import build_cfg, check_network
 from kp_ray.storage import exists, is_local, join, read_json, write_bytes
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest, store_digest
+from kp_ray.store.read import select_parts
 
 SETTINGS_NAME = "settings.json"
 """File in a member's folder with the settings that it began with."""
@@ -66,12 +67,14 @@ def check_settings(config: Config) -> None:
         StorageError: recorded settings are damaged.
         StoreError: there is no finished store.
     """
+    # A record of an earlier version lacks the fields that were added since: it was trained with their defaults.
+    defaults = {f"train.{name}": value for name, value in deciding_train_fields(Config()).items()}
     for member in config.train.members:
         folder = config.member_dir(member.name)
         path = join(folder, SETTINGS_NAME)
         if not exists(path):
             continue
-        recorded = read_json(path, "delete this file and run with the settings that the member began with")
+        recorded = defaults | read_json(path, "delete this file and run with the settings that the member began with")
         current = member_fields(config, member)
         # A Detectron2 option that was removed from the config differs too: compare it as null.
         current["model.cfg"] = {**dict.fromkeys(recorded.get("model.cfg") or {}), **current["model.cfg"]}
@@ -83,21 +86,50 @@ def check_settings(config: Config) -> None:
         )
 
 
+def starting_weights(config: Config, member: MemberConfig) -> tuple[str, str | None]:
+    """Return the config key of a member's starting weights, and the weights; None for random weights."""
+    if member.weights:
+        return f"train.members[{member.name}].weights", member.weights
+    return "model.weights", config.model.weights
+
+
 def check_options(config: Config) -> None:
     """Refuse training options that every worker would refuse.
 
     Before there is a store, Detectron2's options are checked with the competition's keypoints.
 
     Raises:
-        ConfigError: a wrong option of Detectron2, a skeleton that does not fit the store's keypoints, or MLflow is not
-            installed or cannot write to the run folder.
+        ConfigError: an option of Detectron2 is wrong or would be ignored, the skeleton does not fit the store's
+            keypoints, a member's recipe will not be stored, or MLflow is not installed or cannot write to the run
+            folder.
+        ModelError: a file of starting weights does not exist.
+        StoreError: the store does not hold a member's recipe.
     """
     store = config.path("store")
     skeleton = config.build_skeleton(read_manifest(store).skeleton) if has_store(store) else DACON24
-    build_cfg(config, skeleton, "cpu")
+    cfg = build_cfg(config, skeleton, "cpu")
+    if config.model.cfg:
+        check_network(cfg)
+    for member in config.train.members:
+        _check_member_inputs(config, member)
     if config.train.mlflow and importlib.util.find_spec("mlflow") is None:
         raise ConfigError("train.mlflow: MLflow is not installed: pip install 'kp_ray[mlflow]'")
     if config.train.mlflow == "local" and not is_local(config.run_dir):
         raise ConfigError(
             f"train.mlflow: `local` needs a local run_dir (got {config.run_dir}): name a tracking server's URI"
         )
+
+
+def _check_member_inputs(config: Config, member: MemberConfig) -> None:
+    """Refuse recipes that are not stored, and a file of starting weights that does not exist."""
+    recipes = member.recipes or config.train.recipes or ()
+    if has_store(config.path("store")):
+        select_parts(config.path("store"), recipes=recipes)
+    elif unplanned := sorted(set(recipes) - set(config.augment.recipes)):
+        raise ConfigError(
+            f"train.recipes or train.members[{member.name}].recipes: augment.recipes lacks a recipe "
+            f"(got {unplanned[0]}): add it there"
+        )
+    key, weights = starting_weights(config, member)
+    if weights and weights.startswith("/") and not exists(weights):
+        raise ModelError(f"{key}: {weights}: there is no such file: correct the path")

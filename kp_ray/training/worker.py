@@ -61,7 +61,7 @@ class Worker:
 
 
 def create_worker(config: Config, member: MemberConfig, folder: str) -> Worker:
-    """Describe the worker that runs in this process, and set torch's number of threads.
+    """Describe the worker that runs in this process, and set torch's threads and numerical options.
 
     Raises:
         ConfigError: an option of Detectron2 is wrong.
@@ -72,17 +72,32 @@ def create_worker(config: Config, member: MemberConfig, folder: str) -> Worker:
         torch.set_num_threads(config.train.threads_per_worker or max(1, round(config.train.cpus_per_worker)))
     skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton)
     world_size = context.get_world_size()
+    cfg = scale_cfg(build_cfg(config, skeleton, device.type), world_size)
+    set_torch_options(cfg, deterministic=config.train.deterministic)
     return Worker(
         config=config,
         member=member,
         folder=folder,
         skeleton=skeleton,
-        cfg=scale_cfg(build_cfg(config, skeleton, device.type), world_size),
+        cfg=cfg,
         rank=context.get_world_rank(),
         world_size=world_size,
         local_rank=context.get_local_rank(),
         device=device,
     )
+
+
+def set_torch_options(cfg: CfgNode, *, deterministic: bool) -> None:
+    """Set the options of torch in this process that Detectron2's `default_setup` sets, and cudnn's determinism.
+
+    Args:
+        cfg: gives CUDNN_BENCHMARK and, in Detectron2 after 0.6, FLOAT32_PRECISION.
+        deterministic: `train.deterministic`.
+    """
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    torch.backends.cudnn.deterministic = deterministic
+    if precision := cfg.get("FLOAT32_PRECISION"):
+        torch.set_float32_matmul_precision(precision)
 
 
 def _derive_seed(seed: int, rank: int, iteration: int) -> int:

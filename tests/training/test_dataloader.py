@@ -44,7 +44,7 @@ def change_row(path: Path, number: int, **values: Any) -> None:
 def test_rows_with_few_keypoints_or_a_box_without_an_area_are_left_out(config: Config) -> None:
     original, rotated = train_parts(config)
     assert usable_rows(config, MEMBER).to_pylist() == [
-        {"path": str(path), "row": row} for path in (original, rotated) for row in range(3)
+        {"path": str(path), "row": row, "is_wide": True} for path in (original, rotated) for row in range(3)
     ]
     change_row(original, 0, num_visible=0)
     change_row(original, 2, bbox_xyxy=[5, 10, 5, 20])
@@ -83,3 +83,22 @@ def test_a_resumed_run_continues_with_the_batches_of_the_seed_and_rank(config: C
     assert not is_same(whole[0], whole[1])
     assert not is_same(first_batches(1, seed=2)[0], whole[0])
     assert not is_same(first_batches(1, rank=1)[0], whole[0])  # other flips
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_batches_hold_only_wide_or_only_other_images_as_the_option_says(config: Config) -> None:
+    original, rotated = train_parts(config)
+    for number, path in enumerate((original, rotated)):
+        change_row(path, number, width=100, height=400)
+    shard = ray.data.from_arrow(usable_rows(config, MEMBER)).iterator()
+    for grouping in (True, False):
+        cfg = build_cfg(config, DACON24, "cpu")
+        cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouping
+        batches = list(itertools.islice(iter_batches(shard, cfg, DACON24, batch_size=2, seed=1, rank=0), 12))
+        shapes = [{dataset_dict["width"] > dataset_dict["height"] for dataset_dict in batch} for batch in batches]
+        assert all(len(batch) == 2 for batch in batches)
+        assert all(len(kinds) == 1 for kinds in shapes) == grouping
+        assert {kind for kinds in shapes for kind in kinds} == {True, False}
+        resumed = list(itertools.islice(iter_batches(shard, cfg, DACON24, batch_size=2, seed=1, rank=0, start=9), 3))
+        for batch, expected in zip(resumed, batches[9:], strict=True):
+            assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batch, expected, strict=True))

@@ -100,7 +100,8 @@ def test_two_workers_update_as_one_with_their_batches_joined_and_stay_equal(
     cfg.SOLVER.BASE_LR *= 2
     reader = RowReader(["image", "width", "height", "keypoints", "bbox_xyxy"])
     rng = np.random.default_rng(0)
-    batch = [to_dataset_dict(reader.read(**reference), cfg, DACON24, rng) for reference in rows.to_pylist()]
+    references = [(reference["path"], reference["row"]) for reference in rows.to_pylist()]
+    batch = [to_dataset_dict(reader.read(*reference), cfg, DACON24, rng) for reference in references]
     optimizer = build_optimizer(cfg, model, config.train)
     with EventStorage(0):
         sum(model.train()(batch).values()).backward()

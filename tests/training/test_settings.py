@@ -1,12 +1,14 @@
 """Settings that decide a member's weights: recorded, and refused when they differ."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kp_ray.config.schema import Config
-from kp_ray.errors import ConfigError, RunStateError, StorageError
+from kp_ray.errors import ConfigError, ModelError, RunStateError, StorageError, StoreError
 from kp_ray.training.settings import check_options, check_settings, record_settings
 from tests.helpers.data import TINY_NET, tiny_config
 from tests.helpers.stores import write_small_store
@@ -71,6 +73,36 @@ def test_a_wrong_detectron2_option_is_refused_with_and_without_a_store(recorded:
 def test_a_skeleton_that_does_not_fit_the_store_is_refused(recorded: Config) -> None:
     with pytest.raises(ConfigError, match=r"^skeleton: "):
         check_options(change(recorded, skeleton={"sigmas": [0.1]}))
+
+
+def test_starting_weights_that_do_not_exist_are_refused_before_a_cluster_starts(tmp_path: Path) -> None:
+    for sections, key in (
+        ({"model": {"weights": str(tmp_path / "no.pth")}}, "model.weights"),
+        ({"train": {"members": [{"name": "b", "weights": str(tmp_path / "no.pth")}]}}, "train.members[b].weights"),
+    ):
+        with pytest.raises(ModelError, match=rf"^{re.escape(key)}: {tmp_path}/no\.pth: there is no such file"):
+            check_options(tiny_config({}, tmp_path, **sections))
+    (tmp_path / "no.pth").touch()
+    check_options(tiny_config({}, tmp_path, model={"weights": str(tmp_path / "no.pth")}))
+
+
+def test_a_recipe_that_is_not_stored_is_refused_before_a_cluster_starts(recorded: Config, tmp_path: Path) -> None:
+    members = {"members": [{"name": "a", "recipes": ["Rotate45"]}]}
+    for train in ({"recipes": ["Rotate45"]}, members):
+        with pytest.raises(StoreError, match="holds no recipe 'Rotate45'"):
+            check_options(change(recorded, train=train))
+        with pytest.raises(ConfigError, match=r"augment\.recipes lacks a recipe \(got Rotate45\)"):
+            check_options(tiny_config({}, tmp_path / "empty", train=train))
+
+
+def test_a_record_of_a_version_without_a_setting_counts_as_its_default(recorded: Config) -> None:
+    path = Path(recorded.member_dir("a"), "settings.json")
+    fields = json.loads(path.read_text())
+    del fields["train.deterministic"]
+    path.write_text(json.dumps(fields))
+    check_settings(recorded)
+    with pytest.raises(RunStateError, match=r"train\.deterministic False, now True"):
+        check_settings(change(recorded, train={"deterministic": True}))
 
 
 def test_mlflow_must_be_installed_and_a_local_file_needs_a_local_run_folder(
