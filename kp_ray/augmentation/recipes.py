@@ -29,7 +29,7 @@ class Recipe:
         scale_range: rescale by a factor that is uniform in this range; None does not rescale.
         crop_hw: height and width of the crop in a frame of REFERENCE_HW; None does not crop.
         crop: position of the crop.
-        then_scale: rescale the crop by this factor.
+        then_scale: rescale the crop by a factor that is uniform in this range; None does not rescale it.
         brightness_contrast: multiply pixels by a contrast uniform in [0.8, 1.2], then add a brightness uniform in
             [-0.2, 0.2] of white.
         user: a serialised Albumentations pipeline, which replaces all other steps.
@@ -40,14 +40,16 @@ class Recipe:
     scale_range: tuple[float, float] | None = None
     crop_hw: tuple[int, int] | None = None
     crop: Literal["random", "center"] = "random"
-    then_scale: float = 1.0
+    then_scale: tuple[float, float] | None = None
     brightness_contrast: bool = False
     user: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that depend on what the recipe does, not on its name."""
-        return digest({key: value for key, value in asdict(self).items() if key != "name"})
+        # 1.0 for None keeps the fingerprints, and with them the random numbers, of stores of version 0.1.
+        fields = asdict(self) | {"then_scale": self.then_scale or 1.0}
+        return digest({key: value for key, value in fields.items() if key != "name"})
 
     def crop_size(self, width: int, height: int, *, scale_with_frame: bool) -> tuple[int, int]:
         """Return the crop's (width, height) in pixels, for a frame of this size; the whole frame if nothing is cropped.
@@ -83,7 +85,7 @@ def _named_recipes() -> dict[str, Recipe]:
         Recipe("Rotate45_RandomCrop_2", rotate_deg=45, crop_hw=medium),
         Recipe("Rotate45_RandomCrop_3", rotate_deg=45, crop_hw=(960, 960)),
         Recipe("Rotate45_RandomCrop_4", rotate_deg=45, crop_hw=wide),
-        Recipe("Random_ScaleCrop", crop_hw=(960, 960), then_scale=0.35),
+        Recipe("Random_ScaleCrop", crop_hw=(960, 960), then_scale=(0.65, 1.35)),
         Recipe("RandomBrightnessContrast", brightness_contrast=True),
         Recipe("Rescale_RandomCrop_1", scale_range=rescale, crop_hw=medium),
         Recipe("Rescale_RandomCrop_2", scale_range=rescale, crop_hw=small),

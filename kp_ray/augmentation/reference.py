@@ -26,8 +26,9 @@ def to_albumentations(recipe: Recipe, width: int = REFERENCE_HW[1], height: int 
     if recipe.crop_hw:
         crop = A.RandomCrop if recipe.crop == "random" else A.CenterCrop
         steps.append(crop(height=crop_h, width=crop_w, p=1))
-    if recipe.then_scale != 1:
-        steps.append(A.RandomScale(scale_limit=(recipe.then_scale - 1, recipe.then_scale - 1), p=1))
+    if recipe.then_scale:
+        low, high = recipe.then_scale
+        steps.append(A.RandomScale(scale_limit=(low - 1, high - 1), p=1))
     if recipe.brightness_contrast:
         steps.append(A.RandomBrightnessContrast(p=1))
     return A.Compose(steps, keypoint_params=A.KeypointParams(format="xy", remove_invisible=False))

@@ -34,6 +34,7 @@ class VariantParameters:
         angle_deg: angle of the rotation in degrees, counter-clockwise as displayed.
         scale: factor of the rescaling before the crop.
         crop_xy: top-left pixel of the crop in the rotated and rescaled frame.
+        then_scale: factor of the rescaling after the crop.
         contrast, brightness: a pixel's value becomes value * contrast + 255 * brightness.
     """
 
@@ -43,6 +44,7 @@ class VariantParameters:
     angle_deg: float = 0.0
     scale: float = 1.0
     crop_xy: tuple[int, int] = (0, 0)
+    then_scale: float = 1.0
     contrast: float = 1.0
     brightness: float = 0.0
 
@@ -85,7 +87,7 @@ def sample_parameters(
         y, x = int((scaled_h - crop_h + 1) * rng.random()), int((scaled_w - crop_w + 1) * rng.random())
     elif recipe.crop_hw:
         y, x = (scaled_h - crop_h) // 2, (scaled_w - crop_w) // 2
-    then_scale = recipe.then_scale
+    then_scale = rng.uniform(*recipe.then_scale) if recipe.then_scale else 1.0
     # Rotate about the centre, multiply by scale, subtract the crop's corner, multiply by then_scale.
     shift_x = then_scale * (scale * (cx - cos * cx - sin * cy) - x)
     shift_y = then_scale * (scale * (cy + sin * cx - cos * cy) - y)
@@ -100,4 +102,4 @@ def sample_parameters(
     if recipe.brightness_contrast:
         contrast, brightness = 1 + rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
     out_w, out_h = max(1, int(crop_w * then_scale)), max(1, int(crop_h * then_scale))
-    return VariantParameters(affine, out_w, out_h, angle, scale, (x, y), contrast, brightness)
+    return VariantParameters(affine, out_w, out_h, angle, scale, (x, y), then_scale, contrast, brightness)

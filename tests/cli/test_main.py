@@ -163,7 +163,9 @@ def test_unknown_recipes_and_missing_images_are_refused_before_a_cluster_starts(
     unknown = ["--set", "augment.recipes=[Rotate46]"]
     assert_refused(folder, "augment.recipes: unknown recipe (got 'Rotate46')", verb, "config.yaml", *unknown)
     invalid = ["--set", "augment.user_recipes={mine: {transform: {}}}"]
-    assert_refused(folder, "augment.user_recipes.mine: Albumentations cannot load this pipeline", verb, "config.yaml", *invalid)
+    assert_refused(
+        folder, "augment.user_recipes.mine: Albumentations cannot load this pipeline", verb, "config.yaml", *invalid
+    )
     missing = f"data.images: {folder.root}/gone: there is no such file or folder"
     assert_refused(folder, missing, verb, "config.yaml", "--set", "data.images=gone")
 

@@ -77,7 +77,7 @@ def test_overrides_win_over_the_file_and_the_file_over_its_preset(tmp_path: Path
     config = load_config(write_config(tmp_path, text), ["train.gamma=0.75", "train.gamma=0.125"])
     assert config.train.max_iter == CONFIG_PRESETS["dacon"]["train"]["max_iter"]
     assert (config.train.base_lr, config.train.gamma) == (0.5, 0.125)
-    assert config.model.cfg == {"MODEL.RPN.X": 1, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256}
+    assert config.model.cfg == {"MODEL.RPN.X": 1, **CONFIG_PRESETS["dacon"]["model"]["cfg"]}
     assert load_config(None, ["train.max_iter=7", "preset=dacon"]).train.max_iter == 7
 
 
