@@ -121,15 +121,14 @@ def check_options(config: Config) -> None:
 
 
 def _check_member_inputs(config: Config, member: MemberConfig) -> None:
-    """Refuse recipes that are not stored, and a file of starting weights that does not exist."""
+    """Refuse recipes that are not stored, and a new member's file of starting weights that does not exist."""
     recipes = member.recipes or config.train.recipes or ()
     if has_store(config.path("store")):
         select_parts(config.path("store"), recipes=recipes)
     elif unplanned := sorted(set(recipes) - set(config.augment.recipes)):
-        raise ConfigError(
-            f"train.recipes or train.members[{member.name}].recipes: augment.recipes lacks a recipe "
-            f"(got {unplanned[0]}): add it there"
-        )
+        key = f"train.members[{member.name}].recipes" if member.recipes else "train.recipes"
+        raise ConfigError(f"{key}: augment.recipes lacks a recipe (got {unplanned[0]}): add it there")
     key, weights = starting_weights(config, member)
-    if weights and weights.startswith("/") and not exists(weights):
+    has_begun = exists(join(config.member_dir(member.name), SETTINGS_NAME))  # and needs them no longer
+    if weights and weights.startswith("/") and not has_begun and not exists(weights):
         raise ModelError(f"{key}: {weights}: there is no such file: correct the path")

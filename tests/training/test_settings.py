@@ -75,15 +75,19 @@ def test_a_skeleton_that_does_not_fit_the_store_is_refused(recorded: Config) -> 
         check_options(change(recorded, skeleton={"sigmas": [0.1]}))
 
 
-def test_starting_weights_that_do_not_exist_are_refused_before_a_cluster_starts(tmp_path: Path) -> None:
+def test_starting_weights_that_do_not_exist_are_refused_before_a_cluster_starts(
+    recorded: Config, tmp_path: Path
+) -> None:
     for sections, key in (
-        ({"model": {"weights": str(tmp_path / "no.pth")}}, "model.weights"),
+        ({"model": {"weights": str(tmp_path / "no.pth")}, "train": {"members": [{"name": "b"}]}}, "model.weights"),
         ({"train": {"members": [{"name": "b", "weights": str(tmp_path / "no.pth")}]}}, "train.members[b].weights"),
     ):
         with pytest.raises(ModelError, match=rf"^{re.escape(key)}: {tmp_path}/no\.pth: there is no such file"):
             check_options(tiny_config({}, tmp_path, **sections))
+    weights = {"model": {"weights": str(tmp_path / "no.pth")}}
+    check_options(change(recorded, **weights))  # a member that has begun needs them no longer
     (tmp_path / "no.pth").touch()
-    check_options(tiny_config({}, tmp_path, model={"weights": str(tmp_path / "no.pth")}))
+    check_options(tiny_config({}, tmp_path / "new", **weights))
 
 
 def test_a_recipe_that_is_not_stored_is_refused_before_a_cluster_starts(recorded: Config, tmp_path: Path) -> None:
