@@ -5,12 +5,12 @@ ignore is refused.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from detectron2.config import CfgNode
 
 from kp_ray.config.schema import Config
-from kp_ray.errors import ConfigError
+from kp_ray.errors import ConfigError, one_line
 
 DERIVED_OPTIONS: dict[str, str] = {
     "MODEL.DEVICE": "set train.use_gpu or predict.gpus_per_actor",
@@ -155,22 +155,25 @@ def check_option(name: str, value: Any, cfg: CfgNode) -> None:
         ConfigError: the option does not exist, follows from a setting of kp_ray, would be ignored, or has a value that
             does not work; the message has what to do instead.
     """
-    refused = f"model.cfg.{name}: {{}} (got {value!r:.80}): {{}}".format
+
+    def refuse(problem: str, advice: str) -> NoReturn:
+        raise ConfigError(f"model.cfg.{one_line(name)}: {problem} (got {value!r:.80}): {advice}")
+
     options = set(iter_options(cfg))
     if name not in options:
         if any(option.startswith(f"{name}.") for option in options):
-            raise ConfigError(refused("this is a group of options", "name each option, e.g. SOLVER.AMP.ENABLED"))
-        raise ConfigError(refused("Detectron2 has no such option", "correct the name, or remove it"))
+            refuse("this is a group of options", "name each option, e.g. SOLVER.AMP.ENABLED")
+        refuse("Detectron2 has no such option", "correct the name, or remove it")
     if name in DERIVED_OPTIONS:
-        raise ConfigError(refused("this option follows from kp_ray's settings", DERIVED_OPTIONS[name]))
+        refuse("this option follows from kp_ray's settings", DERIVED_OPTIONS[name])
     group = find_entry(name, REFUSED_OPTIONS)
     if group:
-        raise ConfigError(refused("kp_ray would ignore this option", REFUSED_OPTIONS[group]))
+        refuse("kp_ray would ignore this option", REFUSED_OPTIONS[group])
     if name in ALLOWED_VALUES:
         if value not in ALLOWED_VALUES[name]:
-            raise ConfigError(refused("this value does not work", f"set {' or '.join(ALLOWED_VALUES[name])}"))
+            refuse("this value does not work", f"set {' or '.join(ALLOWED_VALUES[name])}")
     elif not find_entry(name, HONORED_OPTIONS):
-        raise ConfigError(refused("kp_ray does not know this option of Detectron2", "remove it"))
+        refuse("kp_ray does not know this option of Detectron2", "remove it")
 
 
 def check_combinations(config: Config, cfg: CfgNode) -> None:

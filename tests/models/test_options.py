@@ -133,7 +133,11 @@ def test_every_honored_option_is_read_by_the_model_the_solver_or_the_input(monke
         cfg = build_cfg(config, DACON24, "cpu")
         set_prefixes(cfg, "")
         model = build_model(cfg)
-        build_lr_scheduler(cfg, build_optimizer(cfg, model, config.train))
+        optimizer = build_optimizer(cfg, model, config.train)
+        build_lr_scheduler(cfg, optimizer)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()  # reads how to clip
         for generator in (rng, None):
             to_dataset_dict(row, cfg, DACON24, generator)
     honored = {
