@@ -1,4 +1,4 @@
-"""Pictures of every kind are probed, decoded and encoded, or refused."""
+"""Image files of every format are probed, decoded and encoded, or refused."""
 
 from pathlib import Path
 from struct import pack
@@ -23,6 +23,7 @@ from kp_ray.images import (
     probe,
     require_whole,
 )
+from tests.helpers.data import SHARED
 from tests.helpers.images import IMAGE_FILES, UNCHANGED_KINDS, decode_upright_rgb, encode_with_pillow
 
 pytestmark = [
@@ -32,7 +33,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("kind", IMAGE_FILES)
-def test_decode_gives_the_upright_picture_and_tells_which_bytes_can_be_stored(kind: str) -> None:
+def test_decode_gives_the_upright_image_and_tells_which_bytes_can_be_stored(kind: str) -> None:
     shown = decode_upright_rgb(IMAGE_FILES[kind])
     bgrx, is_storable = decode(IMAGE_FILES[kind])
     assert bgrx.shape == (*shown.shape[:2], 4)
@@ -57,8 +58,14 @@ def png_with_false_size(width: int, height: int) -> bytes:
     ("content", "message"),
     [
         (b"", "the file is empty"),
-        (b"image,nose_x,nose_y\n", "is not a picture"),
-        (b"\xff\xd8\xff", "is not a picture"),
+        (b"image,nose_x,nose_y\n", r"is not an image .*\(found text\): save it as JPEG or PNG"),
+        (b"\xff\xd8\xff", "is not an image .*: a JPEG image with a damaged header: replace the file"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", r"found a HEIC image\)"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0", r"found a video \(MP4 or QuickTime\)\)"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"found an SVG drawing\)"),
+        (b"<!DOCTYPE html><title>404</title>", r"found a web page\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "found a Git LFS pointer"),
+        (encode_with_pillow(Image.new("RGB", (16, 16)), "ICO"), r"found an icon \(ICO\)"),
         (IMAGE_FILES["JPEG"][: len(IMAGE_FILES["JPEG"]) // 2], "cannot be decoded: "),
         (IMAGE_FILES["JPEG"][:-40], "cannot be decoded: "),
         (IMAGE_FILES["CMYK JPEG"][: len(IMAGE_FILES["CMYK JPEG"]) // 2], "cannot be decoded: "),
@@ -97,7 +104,7 @@ def test_probe_gives_the_upright_size_and_which_bytes_can_be_decoded_at_a_smalle
     height, width = decode_upright_rgb(IMAGE_FILES[kind]).shape[:2]
     assert (info.width, info.height) == (width, height)
     assert info.format in kind
-    assert info.is_upright_jpeg is (kind in UNCHANGED_KINDS)
+    assert info.is_upright_jpeg is (kind in {*UNCHANGED_KINDS, "MPO"})
     require_whole(IMAGE_FILES[kind])
 
 
@@ -113,7 +120,7 @@ def test_probe_reads_a_header_only_and_require_whole_the_pixels() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(96, 64), (48, 32), (25, 17), (12, 8), (5, 3), (120, 80)])
-def test_decode_resized_of_bytes_is_close_to_resizing_the_whole_picture(width: int, height: int) -> None:
+def test_decode_resized_of_bytes_is_close_to_resizing_the_whole_image(width: int, height: int) -> None:
     content = IMAGE_FILES["JPEG"]
     whole = decode(content)[0][..., :3]
     resized = decode_resized(content, (96, 64), (width, height))
@@ -139,7 +146,7 @@ def test_previews_are_encoded_and_decoded_and_other_bytes_give_none() -> None:
     assert decoded is not None
     np.testing.assert_allclose(decoded, image, atol=4)
     assert decode_bgr(b"") is None
-    assert decode_bgr(b"not a picture") is None
+    assert decode_bgr(b"not an image") is None
 
 
 def test_images_are_listed_sorted_with_sub_folders_by_path_and_by_url(tmp_path: Path) -> None:
@@ -149,3 +156,18 @@ def test_images_are_listed_sorted_with_sub_folders_by_path_and_by_url(tmp_path: 
     assert list_images(str(tmp_path)) == list_images(f"file://{tmp_path}") == ["a.webp", "a/x.jpg", "b.PNG"]
     with pytest.raises(StorageError, match="none"):
         list_images(str(tmp_path / "none"))
+
+
+@pytest.mark.skipif(not (SHARED / "lsp").is_dir(), reason=f"the photographs of LSP are not in {SHARED}")
+@pytest.mark.parametrize("file_format", ["AVIF", "MPO", "WEBP", "JPEG2000"])
+def test_photographs_of_another_format_are_read_whatever_their_suffix_is(file_format: str) -> None:
+    for source in sorted((SHARED / "lsp" / "images").iterdir())[:5]:
+        with Image.open(source) as photograph:
+            frames = {"save_all": True, "append_images": [photograph]} if file_format == "MPO" else {}
+            content = encode_with_pillow(photograph, file_format, quality=90, **frames)
+        shown, _ = decode(source.read_bytes())
+        decoded, is_storable = decode(content)
+        assert not is_storable
+        assert probe(content).format == file_format
+        assert np.abs(decoded[..., :3].astype(int) - shown[..., :3]).mean() < 6
+        require_whole(content)

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from kp_ray.checks.findings import Finding, error, list_names, warning
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.image_files import require_any_image
+from kp_ray.data.names import describe_matches, match_names
 from kp_ray.errors import DataError, StorageError
-from kp_ray.images import is_picture, probe, require_whole
+from kp_ray.images import is_image_file, probe, require_whole
 from kp_ray.storage import file_sizes, join, read_bytes
 
 Size = tuple[int, int]
@@ -24,7 +25,8 @@ def check_images(
 ) -> tuple[list[Finding], dict[str, Size]]:
     """Read every labelled image and find what is wrong with the files.
 
-    Errors: missing, misnamed (the file's name differs in upper and lower case), empty (no bytes), unreadable,
+    Errors: missing, misnamed (a file has nearly this name), names (all of them
+    by rule; one finding), empty (no bytes), unreadable,
     truncated. Warnings: not_jpeg (the name ends in .jpg, the content is of another format), size (nine in ten images
     share a size and this image has another), unlabelled_files (the folder holds images without labels; one finding for
     all of them).
@@ -44,21 +46,26 @@ def check_images(
         StorageError: the folder does not exist or cannot be listed.
     """
     files = set(file_sizes(images_dir))
-    by_lower_case = {name.lower(): name for name in files}
-    if not any(image.lower() in by_lower_case for image in annotations.images):
+    matches = match_names(annotations.images, files)
+    if not matches:
         require_any_image(annotations.images, files, images_dir)
 
     def inspect(image: str) -> tuple[Finding | None, Size | None]:
         if image in files:
             return _inspect_file(image, join(images_dir, image))
-        similar = by_lower_case.get(image.lower())
-        if similar:
-            return error("misnamed", image, f"the file is named {similar}", "rename the file or the label"), None
+        if image in matches:
+            match = matches[image]
+            message = f"the file is named {match.file}, which differs in {match.rule}"
+            return error("misnamed", image, message, "rename the file or the label"), None
         return error(
             "missing", image, f"no such file in {images_dir}", "add it; without it the image is left out"
         ), None
 
     findings: list[Finding] = []
+    if matches:
+        num_missing = len(set(annotations.images) - files)
+        message = f"{num_missing} labelled images have no file: {describe_matches(matches, num_missing)}"
+        findings.append(error("names", "", message, "write the names of the files in the labels, or rename the files"))
     sizes: dict[str, Size] = {}
     with ThreadPoolExecutor(num_threads) as pool:
         inspected = zip(annotations.images, pool.map(inspect, annotations.images), strict=True)
@@ -86,15 +93,20 @@ def _inspect_file(image: str, path: str) -> tuple[Finding | None, Size | None]:
         return error("empty", image, "the file has no bytes", fix), None
     try:
         info = probe(content)
-    except DataError:
-        return error("unreadable", image, "the file is not an image", fix), None
+    except DataError as failure:
+        return error("unreadable", image, f"the file {failure}", "without it the image is left out"), None
     try:
         require_whole(content)
     except (DataError, MemoryError) as failure:  # a damaged header can ask for any amount of memory
         return error("truncated", image, f"the image is truncated or damaged: {failure}", fix), None
     size = info.width, info.height
     if image.lower().endswith((".jpg", ".jpeg")) and info.format not in ("JPEG", "MPO"):
-        return warning("not_jpeg", image, f"the file is a {info.format} image, not a JPEG", "save it as JPEG"), size
+        return warning(
+            "not_jpeg",
+            image,
+            f"its content is {info.format}, not JPEG",
+            "kp_ray reads it; rename it for other programs",
+        ), size
     return None, size
 
 
@@ -114,7 +126,7 @@ def _unusual_sizes(sizes: Mapping[str, Size]) -> Iterator[Finding]:
 def _unlabelled_files(files: Iterable[str], images: Iterable[str], images_dir: str) -> Iterator[Finding]:
     """Report image files that have no labels, as one finding."""
     labelled = set(images)
-    extra = sorted(name for name in files if is_picture(name) and name not in labelled)
+    extra = sorted(name for name in files if is_image_file(name) and name not in labelled)
     if extra:
         message = f"{len(extra)} images in {images_dir} have no labels: {list_names(extra, 3)}"
         yield warning("unlabelled_files", "", message, "label them, or ignore this: they are not used")

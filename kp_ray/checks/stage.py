@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from kp_ray.checks.coco import check_stated_facts
 from kp_ray.checks.findings import FINDINGS_FILE, Finding, Sizes, write_findings
 from kp_ray.checks.images import check_images
 from kp_ray.checks.labels import check_labels
@@ -21,7 +22,7 @@ class CheckSummary:
     Attributes:
         num_images: number of labelled images.
         findings: all findings; findings about image files come before findings about labels.
-        corrected: changes made by the corrections file, one line per change.
+        corrected: notes about how the labels were read, and changes made by the corrections file, one line each.
         path: CSV file that holds the findings.
         images_checked: False if data.images is not set, so that only the labels were checked.
     """
@@ -103,11 +104,16 @@ class CheckStage:
                 annotations, config.data.images, progress=lambda done: progress("", done, len(annotations))
             )
         findings += check_labels(annotations, sizes)
+        findings += check_stated_facts(annotations, sizes)
         config.save()
         path = config.path(FINDINGS_FILE)
         write_findings(path, findings)
         return CheckSummary(
-            len(annotations), tuple(findings), annotations.corrected, path, config.data.images is not None
+            len(annotations),
+            tuple(findings),
+            (*annotations.notes, *annotations.corrected),
+            path,
+            config.data.images is not None,
         )
 
     def forecast(self, config: Config) -> Summary:

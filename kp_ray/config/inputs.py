@@ -11,7 +11,7 @@ class DataConfig(Section):
     """Input files: local paths or URLs. A stage refuses to start if one that it needs is null."""
 
     annotations: AnyPath | None = None
-    """Labels: a native CSV, or COCO keypoints JSON (`.json`)."""
+    """Labels: COCO keypoints JSON (`.json`), a native CSV, or a CSV of DeepLabCut or Lightning Pose."""
     images: AnyPath | None = None
     """Folder of the labelled images."""
     test_images: AnyPath | None = None
@@ -25,6 +25,9 @@ class DataConfig(Section):
     missing_values: tuple[tuple[float, float], ...] = ()
     """The x, y that your labels hold for a point without a label, e.g. [[0, 0], [-1, -1]]: points at exactly such a
     place are read as unlabelled. An empty cell, and v 0 in COCO, always mark a missing label."""
+    people: Literal["error", "largest"] = "error"
+    """Images with several labelled people: refuse them (`error`), or keep the person with the largest box. `largest`
+    has a price: the other people stay in the image without labels, so training teaches the model to ignore them."""
 
 
 class SkeletonConfig(Section):

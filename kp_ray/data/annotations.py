@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,23 @@ from kp_ray.errors import DataError
 from kp_ray.keypoints import FloatArray, Skeleton
 
 _NAME = re.compile(r"(?P<scene>.+)_(?P<camera>[A-Z])-(?P<frame>[0-9]{1,18})\.\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class StatedFacts:
+    """Facts that a COCO JSON states about an image and its person beside the points; None where it states none.
+
+    Attributes:
+        size: (width, height) of the image in pixels.
+        num_keypoints: number of labelled points.
+        num_labelled: number of points in the file with v > 0, before `data.missing_values` and corrections.
+        bbox_xywh: the person's box: x, y, width, height in pixels.
+    """
+
+    size: tuple[int, int] | None = None
+    num_keypoints: int | None = None
+    num_labelled: int = 0
+    bbox_xywh: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +46,8 @@ class Annotations:
         corrected: changes made by the corrections file, one line per change.
         rows: N positions of the images in the labels' file, counted from 0; empty for 0, 1, ..., N - 1. A store's parts
             are cut by position, so that dropping one image changes one part.
+        stated: N facts that the labels' file states beside the points; empty for a CSV, which states none.
+        notes: lines about how the file was read, e.g. the number of people that were left out.
     """
 
     skeleton: Skeleton
@@ -39,6 +58,8 @@ class Annotations:
     frames: tuple[int, ...]
     corrected: tuple[str, ...] = ()
     rows: tuple[int, ...] = ()
+    stated: tuple[StatedFacts, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,24 +75,48 @@ class Annotations:
             cameras=tuple(self.cameras[index] for index in selected),
             frames=tuple(self.frames[index] for index in selected),
             rows=tuple(self.rows[index] for index in selected) if self.rows else tuple(selected),
+            stated=tuple(self.stated[index] for index in selected) if self.stated else (),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class LabelTable:
-    """Content of a labels' file as its format's reader returns it.
+    """Content of a labels' file as its format's reader returns it: R rows with one person each.
 
     Attributes:
         names: K keypoint names, in the order of the file.
-        images: N image names.
-        keypoints: (N, K, 3), as in `Annotations`.
-        groups: N names that replace the scene; "" for none.
+        images: R image names, which the reader has not checked. A name is repeated if the image shows several people;
+            an image without a person has one row without labelled points.
+        keypoints: (R, K, 3), as in `Annotations`.
+        groups: R names that replace the scene; "" for none.
+        places: R numbers of rows, or ids of COCO annotations, for messages; None for an image without an annotation.
+        place_kind: "row" or "annotation".
+        stated: R facts; empty if the format states none.
     """
 
     names: list[str]
     images: list[str]
     keypoints: FloatArray
     groups: list[str]
+    places: Sequence[Any]
+    place_kind: Literal["row", "annotation"]
+    stated: list[StatedFacts] = field(default_factory=list)
+
+    def select(self, indices: Sequence[int]) -> "LabelTable":
+        """Return the rows at `indices`, in that order."""
+        return replace(
+            self,
+            images=[self.images[index] for index in indices],
+            keypoints=self.keypoints[list(indices)],
+            groups=[self.groups[index] for index in indices],
+            places=[self.places[index] for index in indices],
+            stated=[self.stated[index] for index in indices] if self.stated else [],
+        )
+
+    def where(self, index: int, path: str) -> str:
+        """Return the beginning of a message about the row at `index` of the file `path`."""
+        place = self.places[index]
+        return path if place is None else f"{path}: {self.place_kind} {place}"
 
 
 def parse_name(image: str) -> tuple[str, str, int]:
@@ -92,18 +137,28 @@ def remove_suffix(image: str) -> str:
     return head if dot and head and "/" not in tail else image
 
 
+def is_inside_folder(image: str) -> bool:
+    """Return whether an image name cannot lead out of the image folder.
+
+    A name can if it is empty or absolute, or holds "..", a backslash, a drive letter or control characters.
+    """
+    parts = image.split("/")
+    return not (
+        "\\" in image or not image.isprintable() or {"", ".", ".."} & set(parts) or re.match("[A-Za-z]:", image)
+    )
+
+
 def check_image_name(image: str, where: str) -> str:
-    """Return an image name if it cannot lead out of the image folder.
+    """Return an image name that is `is_inside_folder`.
 
     Args:
         image: a name, e.g. "a/b.jpg".
         where: file and row, with which the message begins.
 
     Raises:
-        DataError: the name is empty or absolute, or holds "..", a backslash, a drive letter or control characters.
+        DataError: the name can lead out of the image folder.
     """
-    parts = image.split("/")
-    if "\\" in image or not image.isprintable() or {"", ".", ".."} & set(parts) or re.match("[A-Za-z]:", image):
+    if not is_inside_folder(image):
         raise DataError(
             f"{where}: image {image[:80]!r} is not a plain name inside the image folder: write e.g. a/b.jpg"
         )

@@ -4,16 +4,22 @@ Coordinates are pixel indices, as everywhere in kp_ray. COCO's own are continuou
 """
 
 import json
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kp_ray.data.annotations import Annotations, LabelTable, check_image_name, parse_name
+from kp_ray.data.annotations import Annotations, LabelTable, StatedFacts, parse_name
+from kp_ray.data.foreign_formats import EXPECTED, describe_json
 from kp_ray.errors import DataError, one_line
-from kp_ray.keypoints import FloatArray, visible_box
+from kp_ray.file_types import TEXT, UTF16, UTF16_UNMARKED, UTF32, describe_content
+from kp_ray.keypoints import visible_box
 from kp_ray.storage import read_bytes
+
+_Person = tuple[str | None, Mapping[str, Any]]
+"""Id of an annotation as text for messages, None for an image without an annotation; and the annotation."""
 
 
 def to_coco(annotations: Annotations, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -56,75 +62,202 @@ def to_coco(annotations: Annotations, sizes: Sequence[tuple[int, int]]) -> dict[
 
 
 def read_coco(path: str) -> LabelTable:
-    """Read a COCO keypoints JSON with one category that has keypoints and at most one person per image.
+    """Read a COCO keypoints JSON with one category that has keypoints.
 
-    Annotations of other categories, and crowds, are left out.
+    Annotations of other categories, and crowds, are left out. An annotation without `keypoints` is a person without
+    labelled points.
 
     Raises:
-        DataError: it is not such a JSON; the message names the file and, if it can, the image.
+        DataError: it is not such a JSON; the message names the file, the annotation and the image, or says what the
+            file looks like.
         StorageError: the file cannot be read.
     """
-    try:
-        content = json.loads(read_bytes(path).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {one_line(error)}") from error
-    try:
-        return _parse_coco(content, path)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not COCO keypoints JSON: {type(error).__name__}: {error}") from error
-
-
-def _parse_coco(content: Any, path: str) -> LabelTable:
-    """Parse the JSON value; one that lacks a key or has another structure raises what Python raises."""
-    categories = [category for category in content["categories"] if category.get("keypoints")]
-    if len(categories) != 1:
-        raise DataError(f"{path}: {len(categories)} categories have keypoints: keep exactly one, e.g. person")
-    names = [str(name) for name in categories[0]["keypoints"]]
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise DataError(f"{path}: the keypoint {name!r} is listed {count} times: give each its own name")
-    image_names = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
-    if len(image_names) != len(content["images"]):
-        raise DataError(f"{path}: two images share an id: give each its own")
-    people = _people_by_image(content["annotations"], categories[0]["id"], image_names, path)
-    unlabelled = [0] * (3 * len(names))
+    content = _parse_json(read_bytes(path), path)
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        raise DataError(f"{path}: not COCO keypoints JSON: it looks like {describe_json(content)}: {EXPECTED} expected")
+    category_id, names = _keypoint_category(_entries(content, "categories", path), path)
+    images = _images_by_id(_entries(content, "images", path), path)
+    people = _people_by_image(_entries(content, "annotations", path), category_id, images, path)
+    nobody: list[_Person] = [(None, {})]
+    rows = [(image, *person) for image_id, image in images.items() for person in people.get(image_id, nobody)]
     points = [
-        _parse_points(people.get(image_id, unlabelled), len(names), f"{path}: {image}")
-        for image_id, image in image_names.items()
+        _parse_points(person.get("keypoints"), len(names), f"{path}: annotation {place} of {image['file_name']}")
+        for image, place, person in rows
     ]
     return LabelTable(
         names=names,
-        images=[check_image_name(image, path) for image in image_names.values()],
+        images=[image["file_name"] for image, _, _ in rows],
         keypoints=np.array(points, dtype=np.float64).reshape(-1, len(names), 3),
-        groups=[str(entry.get("group", "")) for entry in content["images"]],
+        groups=[str(image.get("group", "")) for image, _, _ in rows],
+        places=[place for _, place, _ in rows],
+        place_kind="annotation",
+        stated=[
+            _stated_facts(image, person, sum(v > 0 for _, _, v in pose))
+            for (image, _, person), pose in zip(rows, points, strict=True)
+        ],
     )
 
 
+def _parse_json(content: bytes, path: str) -> Any:
+    """Parse a JSON file; text in UTF-16 is read as well."""
+    found = describe_content(content)
+    if found not in ("JSON", TEXT, UTF16, UTF16_UNMARKED, UTF32):
+        raise DataError(f"{path}: not COCO keypoints JSON: it looks like {found}: {EXPECTED} expected")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        first_line = content[:1000].splitlines()[0].lower()
+        if found == TEXT and b"," in first_line and (b"image" in first_line or b"scorer" in first_line):
+            raise DataError(f"{path}: not valid JSON but a CSV: give it a name that ends in .csv") from error
+        raise DataError(f"{path}: not valid JSON: {one_line(error)}: {EXPECTED} expected") from error
+
+
+def _entries(content: Mapping[str, Any], key: str, path: str) -> list[Mapping[str, Any]]:
+    """Return a list of objects under a key of the JSON."""
+    entries = content[key]
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: {key} is {_name_type(entries)}: a list of objects is expected")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}: {key}[{number}] is {_name_type(entry)}: an object is expected")
+    return entries
+
+
+def _keypoint_category(categories: Sequence[Mapping[str, Any]], path: str) -> tuple[Any, list[str]]:
+    """Return the id and the keypoint names of the category that has keypoints."""
+    with_keypoints = [category for category in categories if category.get("keypoints")]
+    if not with_keypoints:
+        raise DataError(
+            f"{path}: 0 categories have keypoints, as in a file of boxes: export keypoints, or add their names to the "
+            "category under `keypoints`"
+        )
+    if len(with_keypoints) > 1:
+        listed = ", ".join(str(category.get("name"))[:40] for category in with_keypoints[:3])
+        raise DataError(f"{path}: {len(with_keypoints)} categories have keypoints ({listed}): keep exactly one")
+    category = with_keypoints[0]
+    if not isinstance(category["keypoints"], list) or not _is_id(category.get("id")):
+        raise DataError(f"{path}: the category {category.get('name')!r:.60} needs an id and a list of keypoint names")
+    names = [str(name) for name in category["keypoints"]]
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{path}: the keypoint {name!r} is listed {count} times: give each its own name")
+    return category["id"], names
+
+
+def _images_by_id(entries: Sequence[Mapping[str, Any]], path: str) -> dict[Any, Mapping[str, Any]]:
+    """Return the entries of `images` by id; each has a file name."""
+    images: dict[Any, Mapping[str, Any]] = {}
+    for number, entry in enumerate(entries):
+        name, image_id = entry.get("file_name"), entry.get("id")
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{path}: images[{number}]: file_name is {_name_type(name)}: a file name is expected")
+        if not _is_id(image_id):
+            raise DataError(
+                f"{path}: images[{number}] ({name[:80]}): id is {_name_type(image_id)}: a number is expected"
+            )
+        earlier = images.setdefault(image_id, entry)
+        if earlier is not entry and earlier["file_name"] == name:
+            raise DataError(f"{path}: the image {name[:80]} is listed twice with the id {image_id}: delete one entry")
+        if earlier is not entry:
+            raise DataError(
+                f"{path}: the images {earlier['file_name'][:80]} and {name[:80]} share an id ({image_id}), as if two "
+                "files were joined: renumber the images of one file, in `images` and in each annotation's image_id"
+            )
+    return images
+
+
 def _people_by_image(
-    annotations: Sequence[Mapping[str, Any]], category_id: Any, image_names: Mapping[Any, str], path: str
-) -> dict[Any, Sequence[Any]]:
-    """Return the flat keypoints of each image's person by image id."""
-    people: dict[Any, Sequence[Any]] = {}
-    for person in annotations:
-        if person["category_id"] != category_id or person.get("iscrowd"):
-            continue
-        image = image_names.get(person["image_id"])
-        if image is None:
-            raise DataError(f"{path}: annotation {person.get('id')}: no image has its id {person['image_id']}")
-        if person["image_id"] in people:
-            raise DataError(f"{path}: {image}: two people are annotated: keep one person per image")
-        people[person["image_id"]] = person["keypoints"]
+    annotations: Sequence[Mapping[str, Any]], category_id: Any, images: Mapping[Any, Any], path: str
+) -> dict[Any, list[_Person]]:
+    """Return the annotations of a category, except crowds, by image id, each with its id as text for messages."""
+    people: dict[Any, list[_Person]] = defaultdict(list)
+    for number, person in enumerate(annotations):
+        place = f"{person['id']!r:.40}" if "id" in person else f"no. {number}"
+        where = f"{path}: annotation {place}"
+        if "category_id" not in person:
+            raise DataError(f"{where}: has no category_id: add it (the category with keypoints is {category_id!r:.40})")
+        found = person["category_id"]
+        if found != category_id and str(found) == str(category_id):
+            raise DataError(
+                f"{where}: category_id is {_name_type(found)} ({found!r:.40}), but the category's id is not: write "
+                "both as numbers"
+            )
+        if found == category_id and not person.get("iscrowd"):
+            people[_image_id(person, images, where)].append((place, person))
+    if annotations and not people and not any(person["category_id"] == category_id for person in annotations):
+        raise DataError(
+            f"{path}: no annotation belongs to the category with keypoints, whose id is {category_id!r:.40} (the first "
+            f"has category_id {annotations[0]['category_id']!r:.40}): give annotations and category the same id"
+        )
     return people
 
 
-def _parse_points(flat: Sequence[Any], num_keypoints: int, where: str) -> FloatArray:
-    """Return the keypoints (K, 3) of x, y, v listed one after the other; unlabelled ones become NaN, NaN, 0."""
+def _image_id(person: Mapping[str, Any], images: Mapping[Any, Any], where: str) -> Any:
+    """Return the id of the image that an annotation belongs to."""
+    image_id = person.get("image_id")
+    if not _is_id(image_id):
+        raise DataError(f"{where}: image_id is {_name_type(image_id)}: the id of an image is expected")
+    if image_id in images:
+        return image_id
+    if any(str(image_id) == str(known_id) for known_id in images):
+        raise DataError(
+            f"{where}: image_id is {_name_type(image_id)} ({image_id!r:.40}), but the image's id is not: write both as "
+            "numbers"
+        )
+    raise DataError(
+        f"{where}: no image has its id {image_id!r:.40}: add the image to `images`, or correct the image_id"
+    )
+
+
+def _parse_points(flat: Any, num_keypoints: int, where: str) -> list[tuple[float, float, float]]:
+    """Return K points x, y, v, which are listed one after the other; unlabelled ones become NaN, NaN, 0."""
+    unlabelled = (math.nan, math.nan, 0.0)
+    if flat is None or flat == []:
+        return [unlabelled] * num_keypoints
+    if not isinstance(flat, list):
+        raise DataError(
+            f"{where}: keypoints is {_name_type(flat)}: a list of {3 * num_keypoints} numbers x, y, v is expected"
+        )
     if len(flat) != 3 * num_keypoints:
-        raise DataError(f"{where}: {len(flat)} keypoint numbers where {3 * num_keypoints} are expected")
-    if not all(isinstance(value, int | float) and abs(value) < 1e9 for value in flat):
-        raise DataError(f"{where}: a keypoint is not a finite number: write numbers, and v 0 for an unlabelled point")
-    points = np.array(flat, dtype=np.float64).reshape(-1, 3)
-    if not np.isin(points[:, 2], (0, 1, 2)).all():
-        raise DataError(f"{where}: a keypoint's v is not 0, 1 or 2")
-    points[points[:, 2] == 0, :2] = np.nan
-    return points
+        without_v = ", as if v were missing" if len(flat) == 2 * num_keypoints else ""
+        raise DataError(
+            f"{where}: {len(flat)} keypoint numbers where {3 * num_keypoints} are expected{without_v}: write x, y, v "
+            f"for each of the {num_keypoints} keypoints"
+        )
+    points = list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
+    for x, y, v in points:
+        if not _is_finite(v) or v not in (0, 1, 2):
+            raise DataError(f"{where}: a keypoint's v is {v!r:.20}: write 0 (unlabelled), 1 (hidden) or 2 (visible)")
+        if v > 0 and not (_is_finite(x) and _is_finite(y)):
+            raise DataError(
+                f"{where}: a keypoint is not a finite number ({x!r:.20}, {y!r:.20}): write numbers, and v 0 for an "
+                "unlabelled point"
+            )
+    return [(x, y, v) if v > 0 else unlabelled for x, y, v in points]
+
+
+def _stated_facts(image: Mapping[str, Any], person: Mapping[str, Any], num_labelled: int) -> StatedFacts:
+    """Return what the entries state about the image's size and the person; values of a wrong type count as absent."""
+    size: list[Any] = [image.get("width"), image.get("height")]
+    num_keypoints, bbox = person.get("num_keypoints"), person.get("bbox")
+    box = tuple(map(float, bbox)) if isinstance(bbox, list) and all(map(_is_finite, bbox)) else ()
+    return StatedFacts(
+        size=(int(size[0]), int(size[1])) if all(_is_finite(side) and side >= 1 for side in size) else None,
+        num_keypoints=num_keypoints if isinstance(num_keypoints, int) else None,
+        num_labelled=num_labelled,
+        bbox_xywh=(box[0], box[1], box[2], box[3]) if len(box) == 4 else None,
+    )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e9
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) or _is_finite(value) or isinstance(value, int)
+
+
+def _name_type(value: Any) -> str:
+    """Name the type of a JSON value, with its article."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "absent or null")

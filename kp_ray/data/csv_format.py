@@ -2,17 +2,19 @@
 
 import csv
 import io
+import itertools
 import math
 import operator
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kp_ray.data.annotations import Annotations, LabelTable, check_image_name, parse_name
+from kp_ray.data.annotations import Annotations, LabelTable, parse_name
+from kp_ray.data.csv_header import check_header
+from kp_ray.data.csv_rows import NumberedRow, check_num_cells, iterate_rows, parse_number
+from kp_ray.data.dlc_format import is_dlc_header, read_dlc
 from kp_ray.errors import DataError
-from kp_ray.storage import read_bytes
 
 
 def to_csv(annotations: Annotations) -> bytes:
@@ -34,92 +36,53 @@ def to_csv(annotations: Annotations) -> bytes:
 
 
 def read_csv(path: str) -> LabelTable:
-    """Read a native CSV; its columns may be in any order.
+    """Read a native CSV, whose columns may be in any order, or a CSV of DeepLabCut or Lightning Pose.
 
     Raises:
         DataError: a column is missing or unknown, or a cell is wrong; the message names the file and the row.
         StorageError: the file cannot be read.
     """
-    header, rows = read_csv_rows(path)
+    rows = iterate_rows(path)
+    first = next(rows, (0, []))
+    if is_dlc_header(first[1]):
+        return read_dlc(itertools.chain([first], rows), path)
+    header, rows = _check_header(first[1], rows, path)
     names = _keypoint_names(header, path)
     expected = [f"{name}_{axis}" for name in names for axis in "xy"]
     column_index = {name: index for index, name in enumerate(header)}
     select_numbers = operator.itemgetter(*(column_index[column] for column in expected))
-    images, groups, values = [], [], array("d")
-    for line, cells in rows:
-        where = f"{path}: row {line}"
+    images, groups, row_numbers, values = [], [], array("q"), array("d")
+    for number, cells in rows:
+        where = f"{path}: row {number}"
         check_num_cells(cells, header, where)
-        images.append(check_image_name(cells[column_index["image"]], where))
+        row_numbers.append(number)
+        images.append(cells[column_index["image"]])
         groups.append(cells[column_index["group"]] if "group" in column_index else "")
         values.extend(_parse_numbers(select_numbers(cells), expected, where))
     keypoints = np.empty((len(images), len(names), 3))
     keypoints[..., :2] = np.frombuffer(values, dtype=np.float64).reshape(-1, len(names), 2)
     keypoints[..., 2] = np.where(np.isfinite(keypoints[..., 0]), 2.0, 0.0)
-    return LabelTable(names, images, keypoints, groups)
+    return LabelTable(names, images, keypoints, groups, row_numbers, "row")
 
 
-def read_csv_rows(path: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+def read_csv_rows(path: str) -> tuple[list[str], Iterator[NumberedRow]]:
     """Read a CSV with a column `image`: its header, and an iterator over the rows that are not blank.
-
-    A row is its last line's number in the file, counted from 1, and its cells without surrounding white space.
 
     Raises:
         DataError: the file is empty or not a CSV in UTF-8, or the header lacks `image` or has a column twice. The
             iterator raises it as well.
         StorageError: the file cannot be read.
     """
-    # Decoded while it is read: a million rows are half a gigabyte.
-    reader = csv.reader(io.TextIOWrapper(io.BytesIO(read_bytes(path)), "utf-8-sig", newline=""))
-
-    def iterate() -> Iterator[tuple[int, list[str]]]:
-        try:
-            for cells in reader:
-                stripped = [cell.strip() for cell in cells]
-                if any(stripped):
-                    yield reader.line_num, stripped
-        except csv.Error as error:
-            raise DataError(f"{path}: row {reader.line_num}: not CSV: {error}") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: is not UTF-8 text: save it as CSV UTF-8") from error
-
-    rows = iterate()
+    rows = iterate_rows(path)
     _, header = next(rows, (0, []))
-    if not header:
-        raise DataError(f"{path}: is empty: a header row and a row per image are expected")
-    if "image" not in header:
-        fix = "separate the columns by commas" if len(header) == 1 else "name the column of file names `image`"
-        raise DataError(f"{path}: the header has no `image` column: {fix}")
-    repeated = [name for name, count in Counter(header).items() if count > 1]
-    if repeated:
-        raise DataError(f"{path}: the header has the column {repeated[0]!r} twice: keep one")
-    return header, rows
+    return _check_header(header, rows, path)
 
 
-def check_num_cells(cells: Sequence[str], header: Sequence[str], where: str) -> None:
-    """Refuse a row that has more or fewer cells than the header.
-
-    Raises:
-        DataError: the numbers differ; the message begins with `where`.
-    """
-    if len(cells) != len(header):
-        raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}: make them equal")
-
-
-def parse_number(text: str, where: str) -> float:
-    """Parse a cell as a finite number; an empty cell gives NaN.
-
-    Raises:
-        DataError: the text is not a finite number; the message begins with `where`.
-    """
-    if not text:
-        return math.nan
-    try:
-        value = math.nan if "_" in text else float(text)  # Python alone reads 1_000 as a number
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{where}: {text[:40]!r} is not a number: write one, or leave the cell empty if unlabelled")
-    return value
+def _check_header(header: list[str], rows: Iterator[NumberedRow], path: str) -> tuple[list[str], Iterator[NumberedRow]]:
+    """Check a header with the help of the five rows below it; return the header and all rows below it."""
+    next_rows = list(itertools.islice(rows, 5))
+    check_header(header, next_rows, path)
+    return header, itertools.chain(next_rows, rows)
 
 
 def _keypoint_names(header: Sequence[str], path: str) -> list[str]:
@@ -132,7 +95,9 @@ def _keypoint_names(header: Sequence[str], path: str) -> list[str]:
     for column in sorted(set(columns) ^ expected):
         if column in expected:
             raise DataError(f"{path}: the column {column!r} is missing: add it")
-        raise DataError(f"{path}: the column {column!r} is not known: image, group, <name>_x, <name>_y are; drop it")
+        raise DataError(
+            f"{path}: the column {column!r} is not known: only image, group, <name>_x and <name>_y are: delete it"
+        )
     return names
 
 

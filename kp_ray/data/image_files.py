@@ -2,8 +2,9 @@
 
 from collections.abc import Collection, Sequence
 
+from kp_ray.data.names import describe_matches, match_names
 from kp_ray.errors import DataError
-from kp_ray.images import is_picture
+from kp_ray.images import is_image_file
 
 
 def require_any_image(images: Sequence[str], files: Collection[str], folder: str) -> None:
@@ -15,13 +16,35 @@ def require_any_image(images: Sequence[str], files: Collection[str], folder: str
         folder: `data.images`, for the message.
 
     Raises:
-        DataError: no image has a file.
+        DataError: no image has a file; the message says which files the names nearly match, if any.
     """
     if any(image in files for image in images):
         return
-    found = min((name for name in files if is_picture(name)), default=None)
+    found = min((name for name in files if is_image_file(name)), default=None)
     content = f"the folder holds e.g. {found}" if found else f"the folder holds {len(files)} files and no image"
+    matched = describe_matches(match_names(images, files), len(set(images)))
     raise DataError(
         f"data.images: {folder}: none of the {len(images)} labelled images is there (the labels name e.g. {images[0]}, "
-        f"{content}): correct data.images, or the names in the labels"
+        f"{matched or content}): correct data.images, or the names in the labels"
     )
+
+
+def refuse_other_spellings(images: Sequence[str], files: Collection[str], folder: str) -> None:
+    """Refuse names that a file has in another spelling: in case, Unicode form, percent-encoding or backslashes.
+
+    Other images without a file are left out when the store is written; these would be left out by mistake.
+
+    Args:
+        images, files, folder: as in `require_any_image`.
+
+    Raises:
+        DataError: naming the rule and an example.
+    """
+    matches = match_names(images, files)
+    spelled = {name: match for name, match in matches.items() if match.is_same_spelling}
+    if spelled:
+        num_missing = len(set(images).difference(files))
+        raise DataError(
+            f"data.images: {folder}: {num_missing} labelled images have no file: "
+            f"{describe_matches(spelled, num_missing)}: write the names of the files in the labels, or rename the files"
+        )

@@ -1,20 +1,22 @@
 """Read labels of any format, with corrections applied."""
 
-from collections import Counter
+import contextlib
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from kp_ray.config.inputs import SkeletonConfig
+from kp_ray.config.inputs import DataConfig, SkeletonConfig
 from kp_ray.config.schema import Config
-from kp_ray.data.annotations import Annotations, parse_name
+from kp_ray.data.annotations import Annotations, LabelTable, check_image_name, is_inside_folder, parse_name
 from kp_ray.data.coco_format import read_coco
 from kp_ray.data.corrections import apply_corrections
 from kp_ray.data.csv_format import read_csv
+from kp_ray.data.names import describe_matches, match_names
+from kp_ray.data.people import PeopleChoice, select_people
 from kp_ray.errors import ConfigError, DataError, StorageError, one_line
 from kp_ray.keypoints import skeleton_for
-from kp_ray.storage import filesystem
+from kp_ray.storage import file_sizes, filesystem
 
 FileVersion = tuple[int | None, int | None]
 """Size in bytes and modification time in ns of a file; None if the storage does not know it."""
@@ -32,7 +34,7 @@ def load_labels(config: Config) -> Annotations:
     """
     path, corrections = config.require_input("annotations"), config.data.corrections
     versions = tuple(_file_version(name) for name in (path, corrections) if name)
-    labels = _load_labels(path, corrections, config.data.missing_values, config.skeleton, versions)
+    labels = _load_labels(config.data, config.skeleton, versions)
     most_points = int((labels.keypoints[..., 2] > 0).sum(axis=1).max())
     if most_points < config.augment.min_visible:
         raise ConfigError(
@@ -43,18 +45,14 @@ def load_labels(config: Config) -> Annotations:
 
 
 @lru_cache(maxsize=1)
-def _load_labels(
-    path: str,
-    corrections: str | None,
-    missing_values: tuple[tuple[float, float], ...],
-    skeleton: SkeletonConfig,
-    versions: tuple[FileVersion, ...],
-) -> Annotations:
+def _load_labels(data: DataConfig, skeleton: SkeletonConfig, versions: tuple[FileVersion, ...]) -> Annotations:
     """Read labels; `versions` is used as a part of the cache's key only."""
     labels = load_annotations(
-        path,
-        corrections=corrections,
-        missing_values=missing_values,
+        str(data.annotations),
+        images=data.images,
+        people=data.people,
+        corrections=data.corrections,
+        missing_values=data.missing_values,
         flip_pairs=skeleton.flip_pairs,
         sigmas=skeleton.sigmas,
     )
@@ -71,15 +69,37 @@ def _file_version(path: str) -> FileVersion:
     return info.size, info.mtime_ns
 
 
+def _check_names(table: LabelTable, path: str, images_dir: str | None) -> None:
+    """Refuse image names that can lead out of the image folder, and say which files they probably mean.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    wrong = [row for row, image in enumerate(table.images) if not is_inside_folder(image)]
+    if not wrong:
+        return
+    try:
+        check_image_name(table.images[wrong[0]], table.where(wrong[0], path))
+    except DataError as error:
+        files: dict[str, int] = {}
+        with contextlib.suppress(StorageError):
+            files = file_sizes(images_dir) if images_dir else {}
+        names = [table.images[row] for row in wrong]
+        matched = describe_matches(match_names(names, files), len(set(names)))
+        raise DataError(f"{error}" + (f" ({matched})" if matched else "")) from error
+
+
 def load_annotations(
     path: str,
     *,
+    images: str | None = None,
+    people: PeopleChoice = "error",
     corrections: str | None = None,
     missing_values: Sequence[tuple[float, float]] = (),
     flip_pairs: Sequence[tuple[str, str]] | None = None,
     sigmas: Sequence[float] | None = None,
 ) -> Annotations:
-    """Read labels from a COCO keypoints JSON (`.json`) or a native CSV (any other name).
+    """Read labels from a COCO keypoints JSON (`.json`), or a native or DeepLabCut CSV (any other name).
 
     The CSV has the columns `image` and, per keypoint, `<name>_x` and `<name>_y`, in any order. A column `group`, or in
     the JSON a key `group` of an entry of `images`, replaces the scene that the image name gives. An image that has no
@@ -87,6 +107,8 @@ def load_annotations(
 
     Args:
         path: a local path or URL.
+        images: folder of the images, which helps to explain a wrong name; None if it is unknown.
+        people: what to do with several people in an image, see `select_people`.
         corrections: a CSV for `apply_corrections`; None for none.
         missing_values: places x, y that mark a point without a label, see `data.missing_values`.
         flip_pairs, sigmas: settings of a skeleton other than the competition's 24 keypoints.
@@ -98,13 +120,12 @@ def load_annotations(
         StorageError: a file cannot be read.
     """
     table = (read_coco if path.lower().endswith(".json") else read_csv)(path)
-    image, count = max(Counter(table.images).items(), key=lambda item: item[1], default=("", 0))
-    if not count:
+    if not table.images:
         raise DataError(f"{path}: holds no labelled image: a header alone is not enough")
-    if count > 1:
-        raise DataError(f"{path}: the image {image} is listed {count} times: keep one")
+    _check_names(table, path, images)
     for x, y in missing_values:
         table.keypoints[(table.keypoints[..., :2] == (x, y)).all(axis=-1)] = (np.nan, np.nan, 0)
+    table, note = select_people(table, people, path)
     try:
         skeleton = skeleton_for(table.names, flip_pairs, sigmas)
     except ValueError as error:
@@ -119,6 +140,8 @@ def load_annotations(
         scenes=tuple(group or scene for group, (scene, _, _) in zip(table.groups, parsed, strict=True)),
         cameras=tuple(camera for _, camera, _ in parsed),
         frames=tuple(frame for _, _, frame in parsed),
+        stated=tuple(table.stated),
+        notes=(note,) if note else (),
     )
     labels = apply_corrections(labels, corrections) if corrections else labels
     _require_labelled_points(labels, path, missing_values)

@@ -97,7 +97,11 @@ def read_truth(config: Config) -> tuple[Truth, Skeleton]:
         return _read_store_truth(config, images.removeprefix("store:"), skeleton), skeleton
     section, sample, path = config.skeleton, read_run_sample(config), config.require_input("truth")
     labels = load_annotations(
-        path, missing_values=config.data.missing_values, flip_pairs=section.flip_pairs, sigmas=section.sigmas
+        path,
+        people=config.data.people,
+        missing_values=config.data.missing_values,
+        flip_pairs=section.flip_pairs,
+        sigmas=section.sigmas,
     )
     if sample is not None or has_store(config.path("store")):
         labels = reorder_keypoints(labels, resolve_skeleton(config, sample), path)

@@ -93,6 +93,7 @@ def read_truth(config: Config, skeleton: Skeleton | None) -> Annotations | None:
         return None
     labels = load_annotations(
         path,
+        people=config.data.people,
         missing_values=config.data.missing_values,
         flip_pairs=config.skeleton.flip_pairs,
         sigmas=config.skeleton.sigmas,

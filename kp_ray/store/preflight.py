@@ -6,7 +6,7 @@ import numpy as np
 
 from kp_ray.augmentation.recipes import Recipe
 from kp_ray.augmentation.variants import Source
-from kp_ray.data.image_files import require_any_image
+from kp_ray.data.image_files import refuse_other_spellings, require_any_image
 from kp_ray.errors import ConfigError
 from kp_ray.storage import file_sizes
 from kp_ray.store.layout import has_store
@@ -19,20 +19,24 @@ MAX_TRIES = 16
 
 
 def check_plan(plan: Plan) -> None:
-    """Refuse a plan without any image file, and recipes that fail on every image on which they are tried.
+    """Refuse a plan whose images cannot be used, and recipes that fail on every image on which they are tried.
+
+    The images cannot be used if none has a file, or if a file has the name of one in another spelling.
 
     Only recipes that can fail are tried: a user's pipeline, and a crop that is not scaled with the frame. Recipes of
     which the store holds rows have succeeded.
 
     Raises:
-        DataError: no labelled image has a file.
+        DataError: no labelled image has a file, or the names of some are spelled otherwise than their files.
         ConfigError: a recipe fails on every image.
         StoreError: the manifest is damaged or of another version of kp_ray.
         StorageError: the image folder cannot be read.
     """
     sources = [source for chunk in plan.chunks for source in chunk.sources]
-    if len(plan.absent) == len(sources):
-        require_any_image([source.name for source in sources], file_sizes(plan.images), plan.images)
+    if plan.absent:
+        names, files = [source.name for source in sources], file_sizes(plan.images)
+        require_any_image(names, files, plan.images)
+        refuse_other_spellings(names, files, plan.images)
     stored: set[str] = set()
     if has_store(plan.store):
         manifest = read_manifest(plan.store)

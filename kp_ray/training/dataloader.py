@@ -15,6 +15,7 @@ from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
 from kp_ray.keypoints import Skeleton
 from kp_ray.models.inputs import to_dataset_dict
+from kp_ray.storage import join
 from kp_ray.store.read import RowReader, read_part, select_parts
 
 SHUFFLE_BUFFER_ROWS = 10_000_000
@@ -40,6 +41,18 @@ def usable_rows(config: Config, member: MemberConfig) -> pa.Table:
     with ThreadPoolExecutor() as pool:
         tables = list(pool.map(lambda path: _usable_rows_of_part(path, min_visible), paths))
     return pa.concat_tables([_REFERENCES.empty_table(), *tables])
+
+
+def count_rows(config: Config, member: MemberConfig) -> int:
+    """Count the training rows of a member's recipes, including those that `usable_rows` leaves out.
+
+    Raises:
+        StoreError: there is no finished store, or it does not hold a recipe of the member.
+    """
+    store, recipes = config.path("store"), member.recipes or config.train.recipes
+    manifest, paths = select_parts(store, split="train", recipes=recipes)
+    selected = set(paths)
+    return sum(part.num_rows for part in manifest.parts if join(store, part.path) in selected)
 
 
 def _usable_rows_of_part(path: str, min_visible: int) -> pa.Table:

@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from kp_ray.models.weights import is_trained
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import writer_lock
 from kp_ray.training.checkpoint import SCORE
-from kp_ray.training.dataloader import usable_rows
+from kp_ray.training.dataloader import count_rows, usable_rows
 from kp_ray.training.logs import read_latest_entry
 from kp_ray.training.loop import TrainingResult, train_loop_per_worker
 from kp_ray.training.settings import check_options, check_settings, record_settings
@@ -42,12 +42,14 @@ class MemberSummary:
         folder: the member's folder.
         result: None if the member was finished before.
         seconds: duration of the training run, with its start; None if the member was finished before.
+        left_out: description of the stored variants that the member did not train on; "" for none.
     """
 
     name: str
     folder: str
     result: TrainingResult | None = None
     seconds: float | None = None
+    left_out: str = ""
 
     def line(self) -> str:
         """Describe the member on one line."""
@@ -59,6 +61,7 @@ class MemberSummary:
         text += f", {len(result.not_in_weights)} tensors from scratch" if result.not_in_weights else ""
         if rmse is not None:
             text += f", validation RMSE {rmse:.2f} px, PCK@0.05 {result.metrics['pck_0.05']:.3f}"
+        text += f", {self.left_out}" if self.left_out else ""
         return f"member {self.name}: {text}, in {self.folder}"
 
     def to_json(self) -> dict[str, Any]:
@@ -99,17 +102,28 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
     check_settings(config)
     with writer_lock(config.path("members")):
         pending = [member for member in config.train.members if not is_trained(config.member_dir(member.name))]
-        for member in pending:
-            check_rows(config, member)
+        left_out = {member.name: describe_left_out(config, member, check_rows(config, member)) for member in pending}
         max_running, use_gpu = runs_at_once(config) if pending else (0, False)
         config.save()
         trained = _fit_members(config, pending, progress, max_running=max_running, use_gpu=use_gpu)
     finished = (MemberSummary(member.name, config.member_dir(member.name)) for member in config.train.members)
-    return TrainSummary(tuple(trained.get(summary.name, summary) for summary in finished))
+    summaries = (trained.get(summary.name, summary) for summary in finished)
+    return TrainSummary(tuple(replace(summary, left_out=left_out.get(summary.name, "")) for summary in summaries))
 
 
-def check_rows(config: Config, member: MemberConfig) -> None:
-    """Refuse a member with fewer training rows than one step of all workers takes.
+def describe_left_out(config: Config, member: MemberConfig, num_usable: int) -> str:
+    """Describe how many stored variants a member does not train on; "" for none."""
+    num_rows, least = count_rows(config, member), max(1, config.augment.min_visible)
+    if num_usable == num_rows:
+        return ""
+    return (
+        f"{num_rows - num_usable} of {num_rows} variants left out (fewer visible keypoints than "
+        f"augment.min_visible={least}, or a box without an area)"
+    )
+
+
+def check_rows(config: Config, member: MemberConfig) -> int:
+    """Refuse a member with fewer training rows than one step of all workers takes; return the number of its rows.
 
     Raises:
         DataError: there are too few; the message names the settings that decide.
@@ -125,6 +139,7 @@ def check_rows(config: Config, member: MemberConfig) -> None:
             f"but an iteration needs {num_needed}: {more_rows}add images or recipes, or lower "
             f"train.ims_per_batch{by_workers}"
         )
+    return num_usable
 
 
 def _fit_members(

@@ -68,6 +68,7 @@ def test_every_kind_of_bad_file_is_found(tmp_path):
         ("png.jpg", "not_jpeg", "warning"),
         ("cut.png", "truncated", "error"),
         ("upper.jpg", "misnamed", "error"),
+        ("", "names", "error"),
         ("gone.jpg", "missing", "error"),
         ("big.jpg", "size", "warning"),
         ("", "unlabelled_files", "warning"),
@@ -86,6 +87,23 @@ def test_images_of_many_sizes_are_not_findings(tmp_path):
     findings, sizes = check_images(labels_of_files(names), str(tmp_path))
     assert findings == []
     assert sizes["3.jpg"] == (56, 32)
+
+
+def test_names_that_nearly_match_are_counted_by_rule(tmp_path):
+    good = simplejpeg.encode_jpeg(make_picture())
+    for name in ("a b.jpg", "c.jpg", "d.jpg", "e.jpg"):
+        (tmp_path / name).write_bytes(good)
+    findings, _ = check_images(labels_of_files(["a%20b.jpg", "c.png", "d.png", "e.jpg", "gone.jpg"]), str(tmp_path))
+    (summary,) = (finding for finding in findings if finding.kind == "names")
+    assert "4 labelled images have no file: 2 of 4 differ from a file only in the suffix" in summary.message
+    assert "1 of 4 differ from a file only in percent-encoding (labels: a%20b.jpg, file: a b.jpg)" in summary.message
+    assert {finding.image for finding in findings if finding.kind == "misnamed"} == {"a%20b.jpg", "c.png", "d.png"}
+
+
+def test_a_file_that_is_no_image_is_described(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic")
+    (finding,) = check_images(labels_of_files(["a.jpg"]), str(tmp_path))[0]
+    assert (finding.kind, "a HEIC image" in finding.message) == ("unreadable", True)
 
 
 def test_a_missing_folder_is_refused(tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kp_ray.data.annotations import StatedFacts
 from kp_ray.data.coco_format import to_coco
 from kp_ray.data.load import load_annotations
 from kp_ray.errors import DataError
@@ -61,7 +62,7 @@ def wrong_coco() -> list[tuple[object, str]]:
     same_name = make_coco()
     same_name["categories"][0]["keypoints"][1] = "nose"
     return [
-        (twice, "walk_A-1.jpg: two people"),
+        (twice, "walk_A-1.jpg: 2 people are labelled (annotations 1 and 2; 1 images have several): set data.people"),
         (short, "b/c.jpg: 71 keypoint numbers"),
         (text, "b/c.jpg: a keypoint is not a finite number"),
         (lost, "no image has its id 7"),
@@ -96,3 +97,211 @@ def test_the_json_and_the_csv_of_a_real_data_set_are_equal():
     from_json = load_annotations(str(SHARED / "lsp" / "annotations_coco24.json"))
     assert from_csv.images == from_json.images
     np.testing.assert_allclose(from_json.keypoints[..., :2], from_csv.keypoints[..., :2], atol=0.00051)
+
+
+# An annotation without keypoints is unlabelled; one whose keypoints are wrong is named, with its image.
+
+
+@pytest.mark.parametrize("keypoints", [None, [], "absent", [None, None, 0] * NUM_KEYPOINTS, [0] * 3 * NUM_KEYPOINTS])
+def test_an_annotation_without_keypoints_is_an_unlabelled_person(write, keypoints):
+    content = make_coco()
+    content["annotations"][1]["keypoints"] = keypoints
+    if keypoints == "absent":
+        del content["annotations"][1]["keypoints"]
+    labels = load_annotations(write(json.dumps(content), "labels.json"))
+    assert labels.images == ("walk_A-1.jpg", "b/c.jpg")
+    assert not labels.keypoints[1, :, 2].any()
+
+
+@pytest.mark.parametrize(
+    ("keypoints", "message"),
+    [
+        ("1,2,2", "keypoints is text: a list of 72 numbers x, y, v is expected"),
+        ({"nose": [1, 2, 2]}, "keypoints is an object"),
+        (7, "keypoints is a number"),
+        (True, "keypoints is true or false"),
+        ([[1, 2, 2]] * NUM_KEYPOINTS, "24 keypoint numbers where 72 are expected"),
+        ([1.0, 2.0] * NUM_KEYPOINTS, "48 keypoint numbers where 72 are expected, as if v were missing"),
+        ([1, 2, 2] * 17, "51 keypoint numbers where 72 are expected"),
+        ([None, 2, 2] * NUM_KEYPOINTS, "a keypoint is not a finite number (None, 2)"),
+        (["1", 2, 2] * NUM_KEYPOINTS, "a keypoint is not a finite number ('1', 2)"),
+        ([float("nan"), 2, 2] * NUM_KEYPOINTS, "a keypoint is not a finite number (nan, 2)"),
+        ([1, 2, None] * NUM_KEYPOINTS, "a keypoint's v is None"),
+        ([1, 2, 0.93] * NUM_KEYPOINTS, "a keypoint's v is 0.93: write 0 (unlabelled), 1 (hidden) or 2 (visible)"),
+    ],
+)
+def test_wrong_keypoints_are_named_by_annotation_and_image(write, keypoints, message):
+    content = make_coco()
+    content["annotations"][1] |= {"keypoints": keypoints, "id": 77}
+    path = write(json.dumps(content), "labels.json")
+    with pytest.raises(DataError) as caught:
+        load_annotations(path)
+    assert f"{path}: annotation 77 of b/c.jpg: {message}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "index", "changes", "message"),
+    [
+        ("annotations", 1, {"image_id": None}, "annotation 2: image_id is absent or null"),
+        ("annotations", 1, {"image_id": [1]}, "annotation 2: image_id is a list"),
+        ("annotations", 1, {"image_id": "2"}, "annotation 2: image_id is text ('2'), but the image's id is not"),
+        ("annotations", 1, {"image_id": 9}, "annotation 2: no image has its id 9"),
+        (
+            "annotations",
+            1,
+            {"category_id": "1"},
+            "annotation 2: category_id is text ('1'), but the category's id is not",
+        ),
+        (
+            "categories",
+            0,
+            {"id": 0},
+            "no annotation belongs to the category with keypoints, whose id is 0 (the first has",
+        ),
+        ("images", 1, {"file_name": None}, "images[1]: file_name is absent or null"),
+        ("images", 1, {"file_name": 5}, "images[1]: file_name is a number"),
+        ("images", 1, {"id": None}, "images[1] (b/c.jpg): id is absent or null"),
+        ("images", 1, {"id": {}}, "images[1] (b/c.jpg): id is an object"),
+        ("categories", 0, {"keypoints": "nose"}, "needs an id and a list of keypoint names"),
+        ("categories", 0, {"id": None}, "needs an id and a list of keypoint names"),
+        ("categories", 0, {"keypoints": None}, "0 categories have keypoints, as in a file of boxes"),
+        ("categories", 0, {"keypoints": []}, "0 categories have keypoints"),
+    ],
+)
+def test_a_wrong_entry_is_named_by_its_place(write, key, index, changes, message):
+    content = make_coco()
+    content[key][index] |= changes
+    path = write(json.dumps(content), "labels.json")
+    with pytest.raises(DataError) as caught:
+        load_annotations(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+@pytest.mark.parametrize(
+    ("value", "message"), [({}, "is an object"), (None, "is absent or null"), ([3], "[0] is a nu")]
+)
+def test_a_part_that_is_no_list_of_objects_is_named(write, key, value, message):
+    path = write(json.dumps(make_coco(**{key: value})), "labels.json")
+    with pytest.raises(DataError, match=r"list of objects|object is expected") as caught:
+        load_annotations(path)
+    assert f"{key}{'' if message[0] == '[' else ' '}{message}" in str(caught.value)
+
+
+# Shared ids and repeated entries: the cause is named, and no good label is to be deleted.
+
+
+def test_images_that_share_an_id_are_said_to_be_joined_files(write):
+    content = make_coco()
+    content["images"][1]["id"] = 1
+    with pytest.raises(DataError, match=r"walk_A-1\.jpg and b/c\.jpg share an id \(1\), as if two files") as caught:
+        load_annotations(write(json.dumps(content), "labels.json"))
+    assert "delete" not in str(caught.value)
+    content["images"][1]["id"] = 2  # numbered anew; the annotation's image_id is 2 already
+    assert len(load_annotations(write(json.dumps(content), "labels.json"))) == 2
+
+
+def test_an_image_entry_that_is_there_twice_is_named(write):
+    content = make_coco()
+    content["images"].append(dict(content["images"][0]))
+    with pytest.raises(DataError, match=r"walk_A-1\.jpg is listed twice with the id 1: delete one entry"):
+        load_annotations(write(json.dumps(content), "labels.json"))
+    content["images"].pop()
+    assert len(load_annotations(write(json.dumps(content), "labels.json"))) == 2
+
+
+def test_an_annotation_without_an_id_or_category_is_named_by_its_number(write):
+    content = make_coco()
+    del content["annotations"][1]["id"], content["annotations"][1]["category_id"]
+    with pytest.raises(DataError, match=r"annotation no\. 1: has no category_id"):
+        load_annotations(write(json.dumps(content), "labels.json"))
+
+
+def test_ids_may_be_text_or_decimal_numbers(write):
+    content = make_coco()
+    for entry, key in ((content["images"], "id"), (content["annotations"], "image_id")):
+        entry[0][key], entry[1][key] = "a", 2.0
+    assert len(load_annotations(write(json.dumps(content), "labels.json"))) == 2
+
+
+def test_annotations_that_share_an_id_are_read(write):
+    content = make_coco()
+    content["annotations"][1]["id"] = 1
+    labels = load_annotations(write(json.dumps(content), "labels.json"))
+    np.testing.assert_array_equal(labels.keypoints[1, :, :2], make_person(1))
+
+
+def test_one_person_that_is_annotated_twice_is_named(write):
+    content = make_coco()
+    content["annotations"].append({**content["annotations"][1], "id": 3})
+    with pytest.raises(
+        DataError, match=r"annotations 2 and 3 label b/c\.jpg with the same points: delete one of these"
+    ):
+        load_annotations(write(json.dumps(content), "labels.json"))
+
+
+# Files of other kinds where COCO keypoints JSON is expected.
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "an empty JSON list"),
+        ([{"image_id": 1, "keypoints": [], "score": 0.5}], "a list of COCO results or annotations"),
+        ([{"id": 1, "data": {}, "annotations": []}], "a Label Studio export"),
+        ([{"tags": [], "shapes": [], "tracks": []}], "a backup of a CVAT task"),
+        ([{"image": "a.jpg", "joints": []}], "a list of MPII annotations"),
+        ([[1, 2]], "a JSON list of 1 entries"),
+        ({"version": "5.0", "flags": {}, "shapes": [], "imagePath": "a.jpg"}, "a labelme file of one image"),
+        ({"version": 1.3, "people": [{"pose_keypoints_2d": []}]}, "an OpenPose file of one image"),
+        ({"info": {}, "categories": {}, "items": []}, "a Datumaro file, as CVAT exports it"),
+        ({"_via_settings": {}, "_via_img_metadata": {}}, "a project of the VGG Image Annotator"),
+        ({"a.jpg123": {"filename": "a.jpg", "regions": []}}, "annotations of the VGG Image Annotator"),
+        ({"images": [], "categories": []}, "COCO JSON without the key annotations"),
+        ({"a": 1, "b": 2}, "a JSON object with the keys a, b"),
+        ({}, "an empty JSON object"),
+        (3, "a single JSON value"),
+    ],
+)
+def test_json_of_another_kind_is_described(write, content, message):
+    path = write(json.dumps(content), "labels.json")
+    with pytest.raises(DataError) as caught:
+        load_annotations(path)
+    assert f"{path}: not COCO keypoints JSON: it looks like {message}" in str(caught.value)
+    assert "COCO keypoints JSON with images, annotations and categories expected" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\x03\x04" + b"\0" * 40, "it looks like a ZIP archive"),
+        (b"<?xml version='1.0'?><annotations/>", "it looks like a CVAT XML file"),
+        (b"\x1f\x8b\x08\0", "it looks like a gzip archive"),
+        (b"", "it looks like an empty file"),
+        (b"image,nose_x,nose_y\na.jpg,1,2\n", "not valid JSON but a CSV: give it a name that ends in .csv"),
+        (b"scorer,me,me\nbodyparts,nose,nose\ncoords,x,y\n", "not valid JSON but a CSV"),
+        (b'{"images": [', "not valid JSON"),
+    ],
+)
+def test_a_file_that_is_no_json_is_described(write, content, message):
+    path = write(content, "labels.json")
+    with pytest.raises(DataError) as caught:
+        load_annotations(path)
+    assert str(caught.value).startswith(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_in_another_unicode_encoding_is_read(write, encoding):
+    assert len(load_annotations(write(json.dumps(make_coco()).encode(encoding), "labels.json"))) == 2
+
+
+def test_stated_facts_are_kept_with_their_image(write):
+    content = make_coco()
+    content["images"][0] |= {"width": "wide"}
+    del content["annotations"][0]
+    stated = load_annotations(write(json.dumps(content), "labels.json")).stated
+    assert stated[0] == StatedFacts()
+    assert (stated[1].size, stated[1].num_keypoints) == ((1920, 1080), NUM_KEYPOINTS)
+    np.testing.assert_allclose(stated[1].bbox_xywh[:2], make_person(1).min(axis=0))

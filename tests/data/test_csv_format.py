@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kp_ray.data.csv_format import to_csv
@@ -19,6 +19,7 @@ points = st.tuples(coordinates, coordinates)
 @given(st.lists(st.lists(points, min_size=NUM_KEYPOINTS, max_size=NUM_KEYPOINTS), min_size=1, max_size=3))
 def test_labels_read_back_exactly_as_written(tmp_path_factory, people):
     xy = np.array([[(np.nan, np.nan) if None in point else point for point in pose] for pose in people], dtype=float)
+    assume(len(np.unique(xy[np.isfinite(xy)])) > 1)  # a file of one place, or of none, holds no labels
     labels = make_labels([f"walk_A-{number}.jpg" for number in range(len(xy))], xy)
     path = tmp_path_factory.mktemp("csv") / "labels.csv"
     path.write_bytes(to_csv(labels))
@@ -52,7 +53,7 @@ def test_a_group_column_replaces_the_scene_and_is_written_back(write):
         ("", "is empty"),
         (HEADER, "no labelled image"),
         (HEADER.replace("image", "file") + "\n", "no `image` column: name"),
-        (HEADER.replace(",", ";") + "\n", "separate the columns by commas"),
+        (HEADER.replace(",", ";") + "\n", "separated by semicolons: save it"),
         (f"{HEADER},image\n", "'image' twice"),
         (f"{HEADER},age\n", "'age' is not known"),
         ("image\na.jpg\n", "no keypoint columns"),
@@ -77,3 +78,130 @@ def test_a_wrong_csv_is_refused_in_one_line_with_file_and_place(write, content, 
     assert str(caught.value).startswith(path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# Tables that other programs write. The message names the cause, and the file is read once the advice is followed.
+
+ROW = f"a.jpg,{CELLS}"
+
+
+def join_rows(*rows: str, separator: str = ",") -> str:
+    return "".join(f"{row}\n" for row in rows).replace(",", separator)
+
+
+@pytest.mark.parametrize(
+    ("content", "messages", "corrected"),
+    [
+        (join_rows(HEADER, ROW, separator=";"), ["semicolons", "commas"], join_rows(HEADER, ROW)),
+        (join_rows(HEADER, ROW, separator="\t"), ["tabs", "commas"], join_rows(HEADER, ROW)),
+        (join_rows("sep=,", HEADER, ROW), ["row 1 is Excel's line", "delete this line"], join_rows(HEADER, ROW)),
+        (
+            "sep=;\n" + join_rows(HEADER, ROW, separator=";"),
+            ["row 1 is Excel's line 'sep=;'", "separate the columns by commas (now ';')"],
+            join_rows(HEADER, ROW),
+        ),
+        (join_rows(HEADER, ROW, HEADER, f"b.jpg,{CELLS}"), ["row 3: repeats the header", "delete this row"],
+         join_rows(HEADER, ROW, f"b.jpg,{CELLS}")),
+        (join_rows("My labels", HEADER, ROW), ["row 2 is the header", "delete the rows above row 2"],
+         join_rows(HEADER, ROW)),
+        (join_rows("Exported,2024,", HEADER, ROW), ["row 2 is the header"], join_rows(HEADER, ROW)),
+        (join_rows(f"{HEADER},", f"{ROW},"), ["the header ends in 1 separators too many", "of the other rows"],
+         join_rows(HEADER, ROW)),
+        (join_rows(f"{HEADER},,,", f"{ROW},,,"), ["the header ends in 3 separators too many"], join_rows(HEADER, ROW)),
+        (join_rows(HEADER, f"{ROW},"), ["row 2: ends in 1 separators too many", "at the end of the rows"],
+         join_rows(HEADER, ROW)),
+        (join_rows(f",{HEADER}", f"0,{ROW}"), ["column 1 of the header is ''", "index=False"], join_rows(HEADER, ROW)),
+        (join_rows(f"Unnamed: 0,{HEADER}", f"0,{ROW}"), ["'Unnamed: 0', an index"], join_rows(HEADER, ROW)),
+        (join_rows(f"Unnamed: 0.1,{HEADER}", f"0,{ROW}"), ["'Unnamed: 0.1', an index"], join_rows(HEADER, ROW)),
+        (join_rows(f"index,{HEADER}", f"0,{ROW}"), ["'index', an index"], join_rows(HEADER, ROW)),
+        (join_rows(f"{HEADER},nose_x", f"{ROW},1"), ["'nose_x' twice", "delete one if both hold the same"],
+         join_rows(HEADER, ROW)),
+        (join_rows(f"{HEADER},nose_x.1,nose_y.1", f"{ROW},0,1"), ["'nose_x' twice", "'nose_x.1', as pandas"],
+         join_rows(HEADER, ROW)),
+        (join_rows(HEADER.replace("image", "Image"), ROW), ["name the column of file names `image` (now 'Image')"],
+         join_rows(HEADER, ROW)),
+        (join_rows(HEADER.replace("image", "file_name"), ROW), ["(now 'file_name')"], join_rows(HEADER, ROW)),
+        (join_rows(ROW), ["row 1 holds numbers, not a header: add a header row"], join_rows(HEADER, ROW)),
+        (join_rows(HEADER, ROW).encode("utf-16"), ["is UTF-16 text", "save it as CSV UTF-8"], join_rows(HEADER, ROW)),
+        (join_rows(HEADER, ROW).encode("utf-16-le"), ["is UTF-16 text without a byte order mark"],
+         join_rows(HEADER, ROW)),
+        (join_rows(HEADER, ROW).encode("utf-16-be"), ["is UTF-16 text without a byte order mark"],
+         join_rows(HEADER, ROW)),
+        (join_rows(HEADER, 'a.jpg,"1,5",' + CELLS[2:]), ["row 2: nose_x: '1,5' has a decimal comma: write 1.5"],
+         join_rows(HEADER, "a.jpg,1.5," + CELLS[2:])),
+        (join_rows(HEADER, "a.jpg," + ",".join(f"{n},5" for n in range(2 * NUM_KEYPOINTS))),
+         ["97 cells where the header has 49, as if the numbers had decimal commas"],
+         join_rows(HEADER, "a.jpg," + ",".join(f"{n}.5" for n in range(2 * NUM_KEYPOINTS)))),
+        (join_rows(HEADER, ROW, ROW), ["rows 2 and 3 label a.jpg with the same points: delete one of these two rows"],
+         join_rows(HEADER, ROW)),
+    ],
+)  # fmt: skip
+def test_the_cause_is_named_first_and_the_advice_works(write, content, messages, corrected):
+    path = write(content)
+    with pytest.raises(DataError) as caught:
+        load_annotations(path)
+    assert str(caught.value).startswith(path)
+    for message in messages:
+        assert message in str(caught.value)
+    assert load_annotations(write(corrected)).images[0] == "a.jpg"
+
+
+def test_two_different_rows_of_an_image_are_never_said_to_be_one_too_many(write):
+    path = write(join_rows(HEADER, ROW, f"a.jpg,9{CELLS}"))
+    with pytest.raises(
+        DataError, match=r"2 people are labelled \(rows 2 and 3.*if one row corrects the other"
+    ) as caught:
+        load_annotations(path)
+    assert "delete" not in str(caught.value)
+    assert len(load_annotations(path, people="largest")) == 1
+
+
+# Files of other kinds where a CSV is expected.
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\x03\x04" + b"\0" * 26 + b"labels.csv", "holds a ZIP archive, not CSV"),
+        (b"PK\x03\x04" + b"\0" * 26 + b"[Content_Types].xml", "holds an Excel or Office file, not CSV"),
+        (b"<?xml version='1.0'?><annotations><task/></annotations>", "holds a CVAT XML file, not CSV"),
+        (b"<annotation></annotation>", "holds a Pascal VOC XML file, not CSV"),
+        (b"PAR1\x15\x04", "holds a Parquet file, not CSV"),
+        (b"\x89HDF\r\n\x1a\n", "holds an HDF5 file, not CSV"),
+        (b"<!doctype html><title>Sign in</title>", "holds a web page, not CSV"),
+        (b'{"images": []}', "holds JSON, not CSV: if it is COCO keypoints JSON, give it a name that ends in .json"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "holds a Git LFS pointer"),
+        (b"filename,file_size,region_shape_attributes\na.jpg,1,{}\n", "looks like a CSV of the VGG Image Annotator"),
+        (b"annotation_id,annotator,id\n1,2,3\n", "looks like a CSV of Label Studio"),
+    ],
+)
+def test_a_file_of_another_kind_is_described(write, content, message):
+    path = write(content)
+    with pytest.raises(DataError) as caught:
+        load_annotations(path)
+    assert str(caught.value).startswith(path)
+    assert message in str(caught.value)
+
+
+# Names that lead out of the image folder.
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("/home/me/images/a.jpg", "the folder"),
+        ("C:\\images\\a.jpg", "the folder"),
+        ("../images/a.jpg", "the folder"),
+        ("b\\c.jpg", "backslashes for slashes"),
+        ("/mnt/A.PNG", "several of these"),
+    ],
+)
+def test_a_name_outside_the_image_folder_is_refused_with_the_file_that_it_nearly_matches(write, tmp_path, name, rule):
+    for file in ("images/a.jpg", "images/b/c.jpg"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(b"")
+    path = write(join_rows(HEADER, f"{name},{CELLS}"))
+    with pytest.raises(DataError, match=rf"row 2: image .*\(1 of 1 differ from a file only in {rule} "):
+        load_annotations(path, images=str(tmp_path / "images"))
+    with pytest.raises(DataError, match=r"row 2: image .*write e\.g\. a/b\.jpg$"):
+        load_annotations(path)

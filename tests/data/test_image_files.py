@@ -2,7 +2,7 @@
 
 import pytest
 
-from kp_ray.data.image_files import require_any_image
+from kp_ray.data.image_files import refuse_other_spellings, require_any_image
 from kp_ray.errors import DataError
 
 
@@ -11,8 +11,9 @@ from kp_ray.errors import DataError
     [
         ([], "the folder holds 0 files and no image"),
         (["notes.txt", "labels.csv"], "the folder holds 2 files and no image"),
-        (["images/a.jpg", "images/b.jpg"], r"the folder holds e\.g\. images/a\.jpg"),
-        (["A.JPG"], r"the folder holds e\.g\. A\.JPG"),
+        (["images/c.jpg", "images/d.jpg"], r"the folder holds e\.g\. images/c\.jpg"),
+        (["images/a.jpg", "images/b.jpg"], r"2 of 2 differ from a file only in the folder \(.*, file: images/a\.jpg\)"),
+        (["A.JPG"], r"1 of 2 differ from a file only in upper and lower case \(labels: a\.jpg, file: A\.JPG\)"),
     ],
 )
 def test_a_folder_without_any_image_of_the_labels_is_refused_with_both_names(files: list[str], content: str) -> None:
@@ -22,3 +23,17 @@ def test_a_folder_without_any_image_of_the_labels_is_refused_with_both_names(fil
 
 def test_one_image_of_the_labels_is_enough() -> None:
     require_any_image(["a.jpg", "b.jpg"], {"b.jpg", "c.jpg"}, "/data")
+
+
+@pytest.mark.parametrize(
+    ("file", "rule"),
+    [("B.jpg", "upper and lower case"), ("%62.jpg", "percent-encoding")],
+)
+def test_a_name_in_another_spelling_is_refused_even_if_the_other_images_are_there(file: str, rule: str) -> None:
+    with pytest.raises(DataError, match=rf"^data\.images: /data: 2 labelled .*1 of 2 differ .*only in {rule}"):
+        refuse_other_spellings(["a.jpg", "b.jpg", "gone.jpg"], ["a.jpg", file], "/data")
+
+
+@pytest.mark.parametrize("file", ["b.png", "day1/b.jpg", "c.jpg"])
+def test_another_image_that_may_be_meant_refuses_nothing(file: str) -> None:
+    refuse_other_spellings(["a.jpg", "b.jpg"], ["a.jpg", file], "/data")

@@ -77,6 +77,32 @@ def make_labels_csv() -> bytes:
     return ("\n".join(rows) + "\n").encode()
 
 
+def make_deeplabcut_csv() -> bytes:
+    """Make a CSV of DeepLabCut of two individuals with likelihood, and visible of a few points."""
+    coords = ("x", "y", "likelihood")
+    columns = [(person, name, coord) for person in ("a", "b") for name in DACON24.names for coord in coords]
+    columns += [("a", name, "visible") for name in DACON24.names[:3]]
+    people, names, axes = zip(*columns, strict=True)
+    header = [("scorer", "", *["me"] * len(columns)), ("individuals", "", *people), ("bodyparts", "", *names),
+              ("coords", "", *axes)]  # fmt: skip
+    numbers = np.random.default_rng(0).uniform(0, 60, (3, len(columns))).round(1)
+    numbers[:, -3:] %= 3
+    rows = [("video", f"img{i}.png", *(str(int(n)) if n < 3 else str(n) for n in row)) for i, row in enumerate(numbers)]
+    return "".join(",".join(cells) + "\n" for cells in (*header, *rows)).encode()
+
+
+def make_people_json(folder: Path) -> bytes:
+    """Make COCO JSON of three images with several people, people without keypoints, boxes and groups."""
+    content = to_coco(load_content(make_labels_csv(), folder), [(64, 64)] * 3)
+    first = content["annotations"][0]
+    absent = {key: value for key, value in first.items() if key != "keypoints"}
+    content["annotations"] += [{**first, "id": 7, "image_id": 2}, {**absent, "id": 8}, {**first, "id": 9, "iscrowd": 1}]
+    content["annotations"].append({**first, "id": 10, "image_id": 3, "keypoints": None, "bbox": None})
+    content["images"][0]["group"] = "kitchen"
+    content["categories"].append({"id": 2, "name": "ball"})
+    return json.dumps(content).encode()
+
+
 def load_content(content: bytes, folder: Path) -> Annotations:
     """Load labels from the bytes of a CSV."""
     path = folder / "labels.csv"
@@ -178,6 +204,10 @@ def valid_content(kind: str, folder: Path) -> bytes:
         return make_labels_csv()
     if kind == "labels.json":
         return json.dumps(to_coco(load_content(make_labels_csv(), folder), [(64, 64)] * 3)).encode()
+    if kind == "people.json":
+        return make_people_json(folder)
+    if kind == "deeplabcut.csv":
+        return make_deeplabcut_csv()
     if kind == "corrections.csv":
         return b"image,action,keypoint,x,y\ns1_A-1.jpg,drop,,,\ns0_A-0.jpg,point,nose,7.5,8\n"
     if kind == "list.csv":

@@ -73,6 +73,14 @@ IMAGE_FILES = {
     "WEBP": encode_with_pillow(corner_image(), "WEBP"),
     "BMP": encode_with_pillow(corner_image(), "BMP"),
     "TIFF": encode_with_pillow(corner_image(), "TIFF"),
+    "AVIF": encode_with_pillow(corner_image(), "AVIF", quality=95),
+    "AVIF with EXIF orientation 6": encode_with_pillow(corner_image(), "AVIF", quality=95, exif=exif_orientation(6)),
+    "MPO": encode_with_pillow(corner_image(), "MPO", save_all=True, append_images=[corner_image("L")], quality=95),
+    "MPO with EXIF orientation 6": encode_with_pillow(
+        corner_image(), "MPO", save_all=True, append_images=[corner_image()], quality=95, exif=exif_orientation(6)
+    ),
+    "JPEG2000": encode_with_pillow(corner_image(), "JPEG2000"),
+    "PPM": encode_with_pillow(corner_image(), "PPM"),
     "GIF": encode_with_pillow(corner_image(), "GIF"),
 }
 """Kind of file (format and what is special about it) -> content of one file of that kind."""

@@ -74,7 +74,7 @@ def test_only_missing_and_changed_images_are_predicted_again_and_broken_ones_are
     assert took.predicted == len(lost_images) + 2
     reasons = {row.image: row.reason for row in details.unusable}
     assert reasons.keys() == {broken, gone}
-    assert "not a picture" in reasons[broken]
+    assert "not an image" in reasons[broken]
     assert "no such file" in reasons[gone]
     before = pq.read_table(predicted.path("predictions.parquet")).to_pylist()
     after = pq.read_table(config.path("predictions.parquet")).to_pylist()

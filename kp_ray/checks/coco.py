@@ -1,0 +1,87 @@
+"""Compare what a COCO JSON states about images and people with the image files and the points."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from kp_ray.checks.findings import Finding, Sizes, warning
+from kp_ray.data.annotations import Annotations, StatedFacts
+from kp_ray.keypoints import FloatArray
+
+BOX_MARGIN = 0.1
+"""Distance, as a share of the box's longer side, up to which a point outside a box counts as inside."""
+MIN_SHARE_IN_BOX = 0.5
+"""Share of the labelled points that must be inside the stated box. COCO's boxes surround the visible body, so that some
+points of a person are outside."""
+
+
+def check_stated_facts(annotations: Annotations, sizes: Sizes = None) -> list[Finding]:
+    """Find images whose stated width, height, num_keypoints or bbox do not fit; all findings are warnings.
+
+    Kinds: swapped_size (width and height of the image as seen are exchanged), stated_size (the image was resized,
+    cropped or replaced), num_keypoints (differs from the number of points with v > 0), bbox (fewer than half of the
+    points are in it).
+
+    Args:
+        annotations: N images; those of a CSV state nothing.
+        sizes: sizes of the upright images in pixels.
+    """
+    findings: list[Finding] = []
+    for image, points, stated in zip(annotations.images, annotations.keypoints, annotations.stated, strict=False):
+        labelled = points[points[:, 2] > 0, :2]
+        size = sizes.get(image) if isinstance(sizes, Mapping) else sizes
+        if size is not None and stated.size is not None and stated.size != size:
+            findings.append(_size_finding(image, labelled, stated.size, size))
+        findings += _person_findings(image, labelled, stated)
+    return findings
+
+
+def _size_finding(image: str, labelled: FloatArray, stated: tuple[int, int], size: tuple[int, int]) -> Finding:
+    """Describe a stated size that is not the image's; `labelled` points (L, 2) say which of the two they fit."""
+    sizes = f"the labels state {stated[0]}x{stated[1]} px, the image as seen has {size[0]}x{size[1]} px"
+    leaves_image = bool((labelled >= np.array(size)).any())
+    if stated == size[::-1]:
+        if leaves_image:
+            fix = "the points fit the turned image: remove the EXIF orientation from the file, or turn the points"
+        else:
+            fix = "look whether the points fit; if they do, exchange width and height in the labels"
+        return warning("swapped_size", image, f"{sizes}: the image is turned, e.g. by its EXIF orientation", fix)
+    scale_x, scale_y = size[0] / stated[0], size[1] / stated[1]
+    # Rounding of a side to whole pixels changes its scale by less than half a pixel in the smaller size.
+    rounding = 1 / min(*size, *stated)
+    if abs(scale_x / scale_y - 1) <= rounding:
+        message = f"{sizes}: the image was resized by {scale_x:.3g}"
+        fix = f"use the images of the stated size, or multiply the points by {scale_x:.3g}"
+    else:
+        message = f"{sizes}: the image was cropped or is another one"
+        fix = "use the images that were labelled"
+    if not leaves_image:
+        fix += "; if the points fit already, correct width and height in the labels"
+    return warning("stated_size", image, message, fix)
+
+
+def _person_findings(image: str, labelled: FloatArray, stated: StatedFacts) -> Iterator[Finding]:
+    """Compare num_keypoints and bbox with the labelled points (L, 2) of one image."""
+    if stated.num_keypoints is not None and stated.num_keypoints != stated.num_labelled:
+        message = f"num_keypoints is {stated.num_keypoints}, {stated.num_labelled} points have v > 0"
+        yield warning("num_keypoints", image, message, "correct num_keypoints, or v of the points that were meant")
+    if stated.bbox_xywh is None or not len(labelled):
+        return
+    x, y, width, height = stated.bbox_xywh
+    if width <= 0 or height <= 0 or _share_inside(labelled, (x, y, x + width, y + height)) >= MIN_SHARE_IN_BOX:
+        return
+    num_points = len(labelled)
+    if width > x and height > y and _share_inside(labelled, (x, y, width, height)) == 1:
+        message = "bbox holds two corners (x1, y1, x2, y2) instead of x, y, width, height"
+        yield warning("bbox", image, message, "write x, y, width, height")
+        return
+    num_inside = round(_share_inside(labelled, (x, y, x + width, y + height)) * num_points)
+    message = f"{num_inside} of {num_points} points are in its bbox {x:g}, {y:g}, {width:g}, {height:g} (x, y, w, h)"
+    yield warning("bbox", image, message, "look whether box and points belong to the same person and image size")
+
+
+def _share_inside(xy: FloatArray, box_xyxy: tuple[float, float, float, float]) -> float:
+    """Return the share of points (L, 2) in a box that is enlarged by BOX_MARGIN of its longer side."""
+    low, high = np.array(box_xyxy[:2]), np.array(box_xyxy[2:])
+    margin = BOX_MARGIN * float((high - low).max())
+    return float(((xy >= low - margin) & (xy <= high + margin)).all(axis=1).mean())

@@ -1,0 +1,99 @@
+"""Check the header of a CSV with a column `image`, and name the cause if it cannot be used."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from kp_ray.data.csv_rows import NumberedRow
+from kp_ray.data.foreign_formats import describe_table
+from kp_ray.errors import DataError
+
+_NAME_COLUMNS = ("image", "images", "img", "filename", "file_name", "file", "image_name", "name", "path", "image_path")
+"""Lower-case names that other tools give to the column of file names."""
+
+
+def check_header(header: Sequence[str], next_rows: Sequence[NumberedRow], path: str) -> None:
+    """Refuse a header that lacks `image`, has a column twice, or has columns without a name.
+
+    Args:
+        header: the cells of the first row.
+        next_rows: the few rows that follow.
+        path: file, with which the message begins.
+
+    Raises:
+        DataError: the message names the cause: another separator, a line above the header, an index column and so on.
+    """
+    if not header:
+        raise DataError(f"{path}: is empty: a header row and a row per image are expected")
+    _refuse_excel_separator(header, path)
+    if "image" not in header:
+        raise DataError(f"{path}: {_why_no_image_column(header, next_rows)}")
+    _refuse_unnamed_columns(header, path)
+    repeated = [name for name, count in Counter(header).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{path}: the header has the column {repeated[0]!r} twice: delete one if both hold the same, else give "
+            "each its own name"
+        )
+    for column in header:
+        original = re.sub(r"\.[0-9]+$", "", column)
+        if original != column and original in header and original.endswith(("_x", "_y")):
+            raise DataError(
+                f"{path}: the header has the column {original!r} twice, the second time as {column!r}, as pandas "
+                "names a repeated column: delete it if both hold the same, else give it its own name"
+            )
+
+
+def _refuse_excel_separator(header: Sequence[str], path: str) -> None:
+    """Refuse a first line `sep=;`, with which Excel stores the separator."""
+    line = ",".join(header).replace('"', "")
+    if not line.lower().startswith("sep="):
+        return
+    separator = line[4:5]
+    commas = "" if separator in ("", ",") else f", and separate the columns by commas (now {separator!r})"
+    raise DataError(f"{path}: row 1 is Excel's line {line[:8]!r}, not a header: delete this line{commas}")
+
+
+def _why_no_image_column(header: Sequence[str], next_rows: Sequence[NumberedRow]) -> str:
+    """Return why a header lacks the column `image`, and what to do."""
+    line = ",".join(header)
+    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
+        cells = [cell.strip() for cell in line.split(separator)]
+        if len(cells) > 2 and (set(cells) & set(_NAME_COLUMNS) or any(cell.endswith("_x") for cell in cells)):
+            return (
+                f"the columns are separated by {name}: save it as a CSV whose columns are separated by commas and "
+                "whose numbers have decimal points"
+            )
+    for number, cells in next_rows:
+        if "image" in cells:
+            return f"row {number} is the header, but other rows precede it: delete the rows above row {number}"
+    found = describe_table(header)
+    if found:
+        return f"looks like {found}: write a CSV with the columns image, <name>_x and <name>_y, or COCO keypoints JSON"
+    similar = next((column for column in header if column.lower() in _NAME_COLUMNS), None)
+    if similar is not None:
+        return f"the header has no `image` column: name the column of file names `image` (now {similar!r})"
+    if len(header) > 2 and all(_is_number(cell) for cell in header[1:]):
+        return "row 1 holds numbers, not a header: add a header row image,<name>_x,<name>_y,..."
+    fix = "separate the columns by commas" if len(header) == 1 else "name the column of file names `image`"
+    return f"the header has no `image` column: {fix}"
+
+
+def _refuse_unnamed_columns(header: Sequence[str], path: str) -> None:
+    """Refuse columns without a name: an index that pandas wrote, or separators at the end of the row."""
+    if header[-1] == "":
+        named = max(index for index, column in enumerate(header) if column) + 1
+        raise DataError(
+            f"{path}: the header ends in {len(header) - named} separators too many: delete the separators at the end "
+            "of row 1 and of the other rows"
+        )
+    for number, column in enumerate(header, start=1):
+        if column == "" or re.fullmatch(r"Unnamed: [0-9.]+|level_0", column) or (number == 1 and column == "index"):
+            raise DataError(
+                f"{path}: column {number} of the header is {column!r}, an index that pandas or a spreadsheet wrote: "
+                "delete this column, in pandas by to_csv(..., index=False)"
+            )
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"-?[0-9]*\.?[0-9]*", cell) is not None

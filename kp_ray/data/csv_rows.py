@@ -1,0 +1,91 @@
+"""Read the rows and cells of a CSV, and name the cause if they cannot be used."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+
+from kp_ray.errors import DataError
+from kp_ray.file_types import TEXT, UTF16, UTF16_UNMARKED, UTF32, describe_content
+from kp_ray.storage import read_bytes
+
+NumberedRow = tuple[int, list[str]]
+"""Number of a row's last line in the file, counted from 1, and the row's cells without surrounding white space."""
+
+
+def iterate_rows(path: str) -> Iterator[NumberedRow]:
+    """Iterate over the rows of a CSV that are not blank.
+
+    Raises:
+        DataError: the file is not a CSV in UTF-8; the message says what it looks like.
+        StorageError: the file cannot be read.
+    """
+    content = read_bytes(path)
+    if not content:
+        return
+    found = describe_content(content)
+    if found in (UTF16, UTF16_UNMARKED, UTF32):
+        raise DataError(f"{path}: is {found}: save it as CSV UTF-8")
+    if found == "JSON":
+        raise DataError(f"{path}: holds JSON, not CSV: if it is COCO keypoints JSON, give it a name that ends in .json")
+    if found != TEXT:
+        raise DataError(f"{path}: holds {found}, not CSV: a text file in UTF-8 with one row per image is expected")
+    # Decoded while it is read: a million rows are half a gigabyte.
+    reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""))
+    try:
+        for cells in reader:
+            stripped = [cell.strip() for cell in cells]
+            if any(stripped):
+                yield reader.line_num, stripped
+    except csv.Error as error:
+        raise DataError(f"{path}: row {reader.line_num}: not CSV: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text: save it as CSV UTF-8") from error
+
+
+def check_num_cells(cells: Sequence[str], header: Sequence[str], where: str) -> None:
+    """Refuse a row that repeats the header, or has more or fewer cells than it.
+
+    Raises:
+        DataError: the message begins with `where` and names the cause.
+    """
+    if len(cells) == len(header):
+        if list(cells) == list(header):
+            raise DataError(f"{where}: repeats the header, as if two files were joined: delete this row")
+        return
+    if len(cells) > len(header) and not any(cells[len(header) :]):
+        raise DataError(
+            f"{where}: ends in {len(cells) - len(header)} separators too many, and the header does not: delete the "
+            "separators at the end of the rows"
+        )
+    if len(cells) - 1 == 2 * (len(header) - 1) and all(cell.isdigit() for cell in cells[2::2]):
+        raise DataError(
+            f"{where}: {len(cells)} cells where the header has {len(header)}, as if the numbers had decimal commas: "
+            "write 1.5, not 1,5"
+        )
+    raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}: make them equal")
+
+
+def parse_number(text: str, where: str) -> float:
+    """Parse a cell as a finite number; an empty cell gives NaN.
+
+    Raises:
+        DataError: the text is not a finite number; the message begins with `where`.
+    """
+    if not text:
+        return math.nan
+    value = _parse_finite(text)
+    if math.isnan(value):
+        if not math.isnan(_parse_finite(text.replace(",", "."))):
+            raise DataError(f"{where}: {text[:40]!r} has a decimal comma: write {text.replace(',', '.')[:40]}")
+        raise DataError(f"{where}: {text[:40]!r} is not a number: write one, or leave the cell empty if unlabelled")
+    return value
+
+
+def _parse_finite(text: str) -> float:
+    """Return a finite number, or NaN if the text is none. Python alone reads 1_000 as a number."""
+    try:
+        value = math.nan if "_" in text else float(text)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan

@@ -1,0 +1,146 @@
+"""Read labels and predictions in the CSV of DeepLabCut and Lightning Pose.
+
+The header has three rows, `scorer`, `bodyparts` and `coords`, or four with `individuals` after `scorer`. Images are
+named by the first column, or by the first three (folder, video, file). A point has x, y and perhaps `likelihood` (of a
+prediction) or `visible` (of a Lightning Pose label, in COCO's codes 0, 1, 2). x and y are pixel indices.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from kp_ray.data.annotations import LabelTable, parse_name
+from kp_ray.data.csv_rows import NumberedRow, check_num_cells, parse_number
+from kp_ray.errors import DataError
+
+MIN_LIKELIHOOD = 0.6
+"""A predicted point below this likelihood is unlabelled: the default `pcutoff` of a DeepLabCut project."""
+_HEADER_ROWS = ("scorer", "individuals", "bodyparts", "coords")
+_COORDS = ("x", "y", "likelihood", "visible")
+
+_Columns = dict[tuple[str, str], dict[str, int]]
+"""(individual, body part) -> coordinate -> index of the column; the individual is "" in a file of one person."""
+
+
+def is_dlc_header(cells: Sequence[str]) -> bool:
+    """Return whether the first row of a CSV is that of DeepLabCut."""
+    return bool(cells) and cells[0].lower() == "scorer"
+
+
+def read_dlc(rows: Iterator[NumberedRow], path: str) -> LabelTable:
+    """Read the rows of such a CSV.
+
+    A point is unlabelled (v 0) if x and y are empty, its likelihood is below MIN_LIKELIHOOD, or `visible` is 0. Else
+    its v is that of `visible`, or 2. The folder of an image becomes its group, because frames of one video are alike.
+    Each individual of an image gets a row of the table.
+
+    Args:
+        rows: all rows of the file.
+        path: file, with which messages begin.
+
+    Raises:
+        DataError: the header or a cell is wrong, or rows are numbers of video frames instead of image names.
+    """
+    header, rows = _read_header(rows, path)
+    coords = [coord.lower() for coord in header["coords"]]
+    num_index_columns = next((i for i, coord in enumerate(coords[1:], start=1) if coord in _COORDS), len(coords))
+    columns = _find_columns(header, coords, num_index_columns, path)
+    individuals = list(dict.fromkeys(individual for individual, _ in columns))
+    names = list(dict.fromkeys(name for _, name in columns))
+    images: list[str] = []
+    row_numbers: list[int] = []
+    people: list[list[tuple[float, float, float]]] = []
+    for number, cells in rows:
+        where = f"{path}: row {number}"
+        check_num_cells(cells, header["coords"], where)
+        image = _image_name(cells[:num_index_columns], where)
+        poses = [
+            [_read_point(cells, columns.get((individual, name), {}), f"{where}: {name}") for name in names]
+            for individual in individuals
+        ]
+        labelled = [pose for pose in poses if any(v > 0 for _, _, v in pose)]
+        for pose in labelled or poses[:1]:
+            images.append(image)
+            row_numbers.append(number)
+            people.append(pose)
+    keypoints = np.array(people, dtype=np.float64).reshape(-1, len(names), 3)
+    groups = ["" if parse_name(image)[1] else image.rpartition("/")[0] for image in images]
+    return LabelTable(names, images, keypoints, groups, row_numbers, "row")
+
+
+def _read_header(rows: Iterator[NumberedRow], path: str) -> tuple[dict[str, list[str]], Iterator[NumberedRow]]:
+    """Return the header's rows by the word in their first cell, and the rows below."""
+    header: dict[str, list[str]] = {}
+    for number, cells in rows:
+        word = cells[0].lower()
+        if word not in _HEADER_ROWS:
+            rows = itertools.chain([(number, cells)], rows)
+            break
+        if word in header:
+            raise DataError(f"{path}: row {number}: the header row {word!r} is there twice: delete this row")
+        header[word] = cells
+    missing = [word for word in ("bodyparts", "coords") if word not in header]
+    if missing:
+        raise DataError(
+            f"{path}: begins like a CSV of DeepLabCut, but its header has no row {missing[0]!r}: its rows are scorer, "
+            "bodyparts and coords"
+        )
+    for word, cells in header.items():
+        if len(cells) != len(header["coords"]):
+            raise DataError(
+                f"{path}: the header row {word!r} has {len(cells)} cells and the row 'coords' {len(header['coords'])}: "
+                "make them equal"
+            )
+    return header, rows
+
+
+def _find_columns(
+    header: Mapping[str, Sequence[str]], coords: Sequence[str], num_index_columns: int, path: str
+) -> _Columns:
+    """Return the columns of each individual's body parts; the column `set` of Lightning Pose is left out."""
+    columns: _Columns = {}
+    for index in range(num_index_columns, len(coords)):
+        name, coord = header["bodyparts"][index], coords[index]
+        if header["scorer"][index] == "set" or (not coord and not name):
+            continue
+        where = f"{path}: column {index + 1} ({name or 'without a body part'}, {coord or 'without a coordinate'})"
+        if not name or coord not in _COORDS:
+            raise DataError(f"{where}: is not known: x, y, likelihood and visible of a body part are expected")
+        individual = header["individuals"][index] if "individuals" in header else ""
+        part = columns.setdefault((individual, name), {})
+        if coord in part:
+            raise DataError(f"{where}: is there twice: keep the columns of one scorer ({header['scorer'][index]!r})")
+        part[coord] = index
+    for (_, name), part in columns.items():
+        if "x" not in part or "y" not in part:
+            raise DataError(f"{path}: the body part {name!r} lacks its column x or y: add it")
+    if not columns:
+        raise DataError(f"{path}: the header names no body parts: a pair of columns x, y per body part is expected")
+    return columns
+
+
+def _image_name(cells: Sequence[str], where: str) -> str:
+    """Join the cells that name an image to a path with slashes."""
+    image = "/".join(cell.replace("\\", "/") for cell in cells if cell)
+    if image.isdigit():
+        raise DataError(
+            f"{where}: is named {image!r}, the number of a video's frame: extract the frames as images and write the "
+            "file names in the first column"
+        )
+    return image
+
+
+def _read_point(cells: Sequence[str], part: Mapping[str, int], where: str) -> tuple[float, float, float]:
+    """Return x, y, v of one body part; NaN, NaN, 0 if it is unlabelled."""
+    x, y, likelihood, visible = (
+        parse_number(cells[part[coord]], f"{where}_{coord}") if coord in part else math.nan for coord in _COORDS
+    )
+    if math.isnan(x) != math.isnan(y):
+        raise DataError(f"{where} has only one of x and y: give both, or neither")
+    if not math.isnan(visible) and visible not in (0, 1, 2):
+        raise DataError(f"{where}_visible: {visible:g} is not 0 (unlabelled), 1 (hidden) or 2 (visible): write one")
+    if math.isnan(x) or likelihood < MIN_LIKELIHOOD or visible == 0:
+        return math.nan, math.nan, 0.0
+    return x, y, 2.0 if math.isnan(visible) else visible

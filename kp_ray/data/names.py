@@ -1,0 +1,125 @@
+"""Find the files that image names without a file probably mean."""
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from kp_ray.data.annotations import remove_suffix
+
+
+def _use_slashes(name: str) -> str:
+    return name.replace("\\", "/")
+
+
+def _normalize_unicode(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+_SPELLINGS: dict[str, Callable[[str], str]] = {
+    "upper and lower case": str.casefold,
+    "the Unicode form (NFC or NFD)": _normalize_unicode,
+    "percent-encoding": unquote,
+    "backslashes for slashes": _use_slashes,
+}
+"""Rule -> what it makes of a name. Names that such a rule makes equal are one name in two spellings."""
+_SUFFIX, _FOLDER, _SEVERAL = "the suffix", "the folder", "several of these"
+
+
+@dataclass(frozen=True)
+class NameMatch:
+    """The file that an image name without a file probably means.
+
+    Attributes:
+        file: a name inside the image folder.
+        rule: the difference between the two names, e.g. "the suffix".
+    """
+
+    file: str
+    rule: str
+
+    @property
+    def is_same_spelling(self) -> bool:
+        """True if both are one name in two spellings, so that the match cannot be another image."""
+        return self.rule in _SPELLINGS
+
+
+def match_names(images: Sequence[str], files: Collection[str]) -> dict[str, NameMatch]:
+    """Find the files that image names without a file probably mean.
+
+    Two names match if one rule makes them equal, or all rules together: upper and lower case, the Unicode form,
+    percent-encoding, backslashes, the suffix, the folder (another one, or an absolute path). Names are matched only to
+    files without labels. Among files of one base name the one counts whose folders are the end of the other path. If
+    more than one file or more than one name is left, there is no match.
+
+    Args:
+        images: names in the labels.
+        files: names inside the image folder.
+
+    Returns:
+        Name in the labels -> match, for names that are not among `files`.
+    """
+    existing, labelled = set(files), set(images)
+    missing = [name for name in dict.fromkeys(images) if name not in existing]
+    candidates = sorted(existing - labelled) if missing else []
+    matches: dict[str, NameMatch] = {}
+    for rule, simplify in {**_SPELLINGS, _SUFFIX: remove_suffix, _FOLDER: _use_slashes, _SEVERAL: _simplify}.items():
+        names = [name for name in missing if name not in matches]
+        found = _match_by(simplify, names, candidates, any_folder=rule in (_FOLDER, _SEVERAL))
+        matches |= {name: NameMatch(file, rule) for name, file in found.items()}
+        matched_files = set(found.values())
+        candidates = [file for file in candidates if file not in matched_files]
+    return matches
+
+
+def describe_matches(matches: Mapping[str, NameMatch], num_missing: int) -> str:
+    """Describe how many names each rule would resolve, with an example each; "" if there is no match.
+
+    Args:
+        matches: from `match_names`.
+        num_missing: number of names without a file.
+    """
+    by_rule: dict[str, list[str]] = defaultdict(list)
+    for name, match in matches.items():
+        by_rule[match.rule].append(name)
+    return "; ".join(
+        f"{len(names)} of {num_missing} differ from a file only in {rule} (labels: {names[0][:80]}, "
+        f"file: {matches[names[0]].file[:80]})"
+        for rule, names in sorted(by_rule.items(), key=lambda item: -len(item[1]))
+    )
+
+
+def _match_by(
+    simplify: Callable[[str], str], names: Iterable[str], files: Iterable[str], *, any_folder: bool
+) -> dict[str, str]:
+    """Return name -> file for the pairs that `simplify` makes equal, up to their folders if `any_folder`."""
+
+    def key(name: str) -> str:
+        simplified = simplify(name)
+        return simplified.rpartition("/")[2] if any_folder else simplified
+
+    files_by_key: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        files_by_key[key(file)].append(file)
+    found: dict[str, str] = {}
+    for name in names:
+        same = files_by_key.get(key(name), [])
+        if len(same) > 1:
+            same = [file for file in same if _is_tail(simplify(file), simplify(name))]
+        if len(same) == 1:
+            found[name] = same[0]
+    num_names = Counter(found.values())
+    return {name: file for name, file in found.items() if num_names[file] == 1}
+
+
+def _is_tail(first: str, second: str) -> bool:
+    """Return whether one of two paths is the end of the other, by whole folders."""
+    return f"/{first}".endswith(f"/{second}") or f"/{second}".endswith(f"/{first}")
+
+
+def _simplify(name: str) -> str:
+    """Apply every rule except the folder."""
+    for simplify in _SPELLINGS.values():
+        name = simplify(name)
+    return remove_suffix(_normalize_unicode(name))

@@ -1,0 +1,120 @@
+"""The CSV of DeepLabCut and Lightning Pose."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from kp_ray.data.annotations import Annotations
+from kp_ray.data.dlc_format import MIN_LIKELIHOOD
+from kp_ray.data.load import load_annotations
+from kp_ray.errors import DataError
+
+Load = Callable[[str], Annotations]
+LABELS = """scorer,Ann,Ann,Ann,Ann
+bodyparts,paw_l,paw_l,paw_r,paw_r
+coords,x,y,x,y
+labeled-data/walk/img001.png,10.5,20,30,40
+labeled-data/run/img002.png,11,21,,
+"""
+
+
+@pytest.fixture
+def load(write) -> Load:
+    """A function that reads the labels of a text."""
+    skeleton = {"flip_pairs": [("paw_l", "paw_r")], "sigmas": [0.1, 0.1]}
+    return lambda text: load_annotations(write(text), **skeleton)
+
+
+def test_labels_of_deeplabcut_are_read_and_the_video_is_the_scene(load):
+    labels = load(LABELS)
+    assert labels.skeleton.names == ("paw_l", "paw_r")
+    assert labels.images == ("labeled-data/walk/img001.png", "labeled-data/run/img002.png")
+    assert labels.scenes == ("labeled-data/walk", "labeled-data/run")
+    np.testing.assert_array_equal(labels.keypoints[0], [[10.5, 20, 2], [30, 40, 2]])
+    np.testing.assert_array_equal(labels.keypoints[1], [[11, 21, 2], [np.nan, np.nan, 0]])
+
+
+def test_the_three_columns_of_newer_versions_and_the_backslashes_of_windows_give_the_same_names(load):
+    columns = (
+        LABELS.replace("scorer,", "scorer,,,").replace("bodyparts,", "bodyparts,,,").replace("coords,", "coords,,,")
+    )
+    assert load(columns.replace("/", ",")).images == load(LABELS).images
+    assert load(LABELS.replace("/", "\\")).images == load(LABELS).images
+
+
+def test_a_point_of_low_likelihood_is_unlabelled(load):
+    labels = load(
+        "scorer,net,net,net,net,net,net\nbodyparts,paw_l,paw_l,paw_l,paw_r,paw_r,paw_r\n"
+        "coords,x,y,likelihood,x,y,likelihood\n"
+        f"v/1.png,1,2,{MIN_LIKELIHOOD},3,4,{MIN_LIKELIHOOD - 0.001}\nv/2.png,1,2,1,3,4,\n"
+    )
+    np.testing.assert_array_equal(labels.keypoints[0], [[1, 2, 2], [np.nan, np.nan, 0]])
+    np.testing.assert_array_equal(labels.keypoints[1], [[1, 2, 2], [3, 4, 2]])
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ("1,2,2", [1, 2, 2]),
+        ("1,2,1", [1, 2, 1]),
+        ("1,2,1.0", [1, 2, 1]),
+        ("1,2,", [1, 2, 2]),
+        ("1,2,0", [np.nan, np.nan, 0]),
+        (",,1", [np.nan, np.nan, 0]),
+        (",,", [np.nan, np.nan, 0]),
+    ],
+)
+def test_visible_of_lightning_pose_keeps_hidden_points_apart(load, cells, expected):
+    labels = load(
+        f"scorer,s,s,s,s,s\nbodyparts,paw_l,paw_l,paw_r,paw_r,paw_r\ncoords,x,y,x,y,visible\nv/1.png,5,6,{cells}\n"
+    )
+    np.testing.assert_array_equal(labels.keypoints[0, 1], expected)
+
+
+def test_the_set_column_of_predictions_on_labelled_frames_is_ignored(load):
+    text = "scorer,n,n,n,n,set\nbodyparts,paw_l,paw_l,paw_r,paw_r,\ncoords,x,y,x,y,\nv/1.png,1,2,3,4,train\n"
+    assert load(text).keypoints[0, 1].tolist() == [3, 4, 2]
+
+
+def test_several_individuals_follow_data_people(write):
+    text = (
+        "scorer,s,s,s,s\nindividuals,tom,tom,ann,ann\nbodyparts,paw,paw,paw,paw\ncoords,x,y,x,y\n"
+        "v/1.png,1,2,,\nv/2.png,,,7,8\nv/3.png,,,,\n"
+    )
+    labels = load_annotations(write(text), flip_pairs=[], sigmas=[0.1])
+    assert labels.keypoints[:, 0, 2].tolist() == [2, 2, 0]
+    both = write(text + "v/4.png,1,2,7,8\n")
+    with pytest.raises(DataError, match=r"v/4\.png: 2 people are labelled .*data\.people: largest"):
+        load_annotations(both, flip_pairs=[], sigmas=[0.1])
+    assert len(load_annotations(both, people="largest", flip_pairs=[], sigmas=[0.1])) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("labeled-data/walk/img001.png", "17"), "row 4: is named '17', the number of a video's frame: extract"),
+        (("coords,x,y,x,y\n", ""), "its header has no row 'coords'"),
+        (("bodyparts,paw_l,paw_l,paw_r,paw_r\n", ""), "its header has no row 'bodyparts'"),
+        (("coords,x,y,x,y", "coords,x,y,x,z"), "column 5 (paw_r, z): is not known"),
+        (("coords,x,y,x,y", "coords,x,y,x,x"), "column 5 (paw_r, x): is there twice"),
+        (("coords,x,y,x,y", "coords,x,y,x"), "the header row 'scorer' has 5 cells and the row 'coords' 4"),
+        (("paw_r,paw_r", "paw_r,paw_q"), "'paw_r' lacks its column x or y"),
+        (("10.5,20,30,40", "10.5,20,30,"), "row 4: paw_r has only one of x and y"),
+        (("10.5,20,30,40", "10.5,20,30,a"), "row 4: paw_r_y: 'a' is not a number"),
+        (("10.5,20,30,40", "10.5,20,30"), "row 4: 4 cells where the header has 5"),
+        (("labeled-data/walk/", "../"), "row 4: image '../img001.png' is not a plain name"),
+        (("labeled-data/run/img002.png,11,21,,\n", "scorer,Ann,Ann,Ann,Ann\n"), "row 5: paw_l_x: 'Ann' is not a num"),
+    ],
+)
+def test_a_wrong_table_is_refused_with_its_place(write, change, message):
+    path = write(LABELS.replace(*change))
+    with pytest.raises(DataError) as caught:
+        load_annotations(path, flip_pairs=[], sigmas=[0.1, 0.1])
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+
+
+def test_a_visibility_that_is_no_code_of_coco_is_refused(load):
+    with pytest.raises(DataError, match="row 4: paw_l_visible: 3 is not 0"):
+        load("scorer,s,s,s\nbodyparts,paw_l,paw_l,paw_l\ncoords,x,y,visible\nv/1.png,1,2,3\n")

@@ -1,0 +1,89 @@
+"""Several people in one image."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kp_ray.config.load import build_config
+from kp_ray.data.coco_format import to_coco
+from kp_ray.data.load import load_annotations, load_labels
+from kp_ray.errors import ConfigError, DataError
+from tests.helpers.labels import CELLS, HEADER, make_labels, make_person
+
+
+def make_crowd() -> dict[str, Any]:
+    """Make COCO JSON of three images: a.jpg shows three people, b.jpg one, c.jpg two; the second is the largest."""
+    small, large = make_person(), 2 * make_person(1)
+    content = to_coco(make_labels(["a.jpg", "b.jpg", "c.jpg"], np.stack([small] * 3)), [(1920, 1080)] * 3)
+    others = to_coco(make_labels(["a.jpg", "a2.jpg", "c.jpg"], np.stack([large, small + 9, large])), [(1920, 1080)] * 3)
+    for number, (person, image_id) in enumerate(zip(others["annotations"], (1, 1, 3), strict=True), start=4):
+        content["annotations"].append({**person, "id": number, "image_id": image_id})
+    return content
+
+
+def test_several_people_are_refused_with_the_setting_that_accepts_them(write):
+    path = write(json.dumps(make_crowd()), "labels.json")
+    with pytest.raises(DataError) as caught:
+        load_annotations(path)
+    assert str(caught.value) == (
+        f"{path}: a.jpg: 3 people are labelled (annotations 1 and 4; 2 images have several): set data.people: largest "
+        "to train on the largest of them"
+    )
+
+
+def test_the_largest_person_is_kept_and_the_price_is_stated(write):
+    labels = load_annotations(write(json.dumps(make_crowd()), "labels.json"), people="largest")
+    assert labels.images == ("a.jpg", "b.jpg", "c.jpg")
+    np.testing.assert_array_equal(labels.keypoints[0, :, :2], 2 * make_person(1))
+    np.testing.assert_array_equal(labels.keypoints[1, :, :2], make_person())
+    assert labels.stated[0].bbox_xywh[2] > labels.stated[1].bbox_xywh[2]
+    assert labels.notes == (
+        "data.people: largest: 3 people in 2 images are left out; they stay in the images without labels",
+    )
+
+
+def test_without_stated_boxes_the_points_decide_and_equal_people_give_the_first(write):
+    content = make_crowd()
+    for person in content["annotations"]:
+        del person["bbox"]
+    labels = load_annotations(write(json.dumps(content), "labels.json"), people="largest")
+    np.testing.assert_array_equal(labels.keypoints[0, :, :2], 2 * make_person(1))
+    content["annotations"] = [content["annotations"][0], {**content["annotations"][5], "image_id": 1}]
+    content["annotations"][1]["keypoints"] = [
+        value + 5 if value > 2 else value for value in content["annotations"][0]["keypoints"]
+    ]
+    labels = load_annotations(write(json.dumps(content), "labels.json"), people="largest")
+    np.testing.assert_array_equal(labels.keypoints[0, :, :2], make_person())
+
+
+@pytest.mark.parametrize("people", ["error", "largest"])
+def test_boxes_without_keypoints_and_crowds_are_no_people(write, people):
+    content = make_crowd()
+    content["annotations"] = content["annotations"][:3]
+    box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1900, 1000]}
+    content["annotations"] += [
+        {**box, "id": 7},
+        {**box, "id": 8, "keypoints": content["annotations"][0]["keypoints"], "iscrowd": 1},
+    ]
+    labels = load_annotations(write(json.dumps(content), "labels.json"), people=people)
+    np.testing.assert_array_equal(labels.keypoints[0, :, :2], make_person())
+    assert labels.notes == ()
+
+
+def test_the_setting_reaches_the_labels_of_a_run(write):
+    path = write(json.dumps(make_crowd()), "labels.json")
+    config = build_config({"data": {"annotations": path, "people": "largest"}})
+    assert len(load_labels(config)) == 3
+    with pytest.raises(DataError, match=r"data\.people: largest"):
+        load_labels(build_config({"data": {"annotations": path}}))
+    with pytest.raises(ConfigError, match=r"data\.people"):
+        build_config({"data": {"people": "all"}})
+
+
+def test_people_in_rows_of_a_csv_follow_the_same_setting(write):
+    path = write(f"{HEADER}\na.jpg,{CELLS}\nb.jpg,{CELLS}\na.jpg,9{CELLS}0\n")
+    labels = load_annotations(path, people="largest")
+    assert labels.images == ("a.jpg", "b.jpg")
+    assert labels.keypoints[0, 0, 0] == 90
