@@ -3,28 +3,31 @@
     python benchmarks/augment.py --sources 512 --repeats 5
 
 A  the published loop: one process, OpenCV's own threads, one Albumentations pipeline per recipe, cv2.imwrite
-B  the same work in a pool with one process per core
+B  the same loop in a pool with one process per core
 C  the same work in Hugging Face `datasets.map(num_proc=cores)`, which stores the images in its Arrow files
 D  `kp-ray augment` on Ray, without its start-up
 E  a lower bound: decode every source and encode as many pixels as its variants have, in a pool of one process per core
 
 All ways read the same generated 1920x1080 JPEGs. A, B and C read an eighth of them and E a half, because their rates do
-not depend on the number. A, B and C run the recipes on Albumentations 2.0.8, whose Rotate adds reflected copies of each
-keypoint (216 for 24), and convert colors per variant; the pipelines as published in 2021 are 10 to 20 % faster.
+not depend on the number. A and B run the literal published pipelines (published_loop.py) in an environment of their
+own, which this script makes, with libraries in which they mean what they meant in 2021: Albumentations 2.0.8 would draw
+black borders and ignore `always_apply`. C runs kp_ray's form of the pipelines on Albumentations 2.0.8.
 Results: benchmarks/results/augment.{md,json}.
 """
 
 import argparse
 import cProfile
+import json
 import multiprocessing
 import os
 import pstats
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -56,6 +59,8 @@ from kp_ray.data.load import load_annotations
 
 Job = tuple[str, Any]
 CORES = os.cpu_count() or 1
+PUBLISHED = ("albumentations==1.3.1", "opencv-python-headless==4.10.0.84", "numpy==1.26.4")
+"""Libraries in which the published pipelines mean what they meant in 2021."""
 
 
 @cache
@@ -65,42 +70,67 @@ def pipelines() -> list[tuple[str, Any]]:
 
 
 def variants(job: Job) -> list[tuple[str, Any, Any]]:
-    """Make all variants of one source, as (file name, RGB image, keypoints)."""
+    """Make all variants of one source, as (file name, BGR image, keypoints)."""
     path, keypoints = job
-    image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
+    image = cv2.imread(path)
     results = [(name, pipeline(image=image, keypoints=keypoints[:, :2])) for name, pipeline in pipelines()]
     return [(f"{name}-{os.path.basename(path)}", result["image"], result["keypoints"]) for name, result in results]
 
 
-def write_variants(job: Job, out: str) -> None:
-    """Write the variants of one source as files: the body of the published loop."""
-    for name, image, _ in variants(job):
-        cv2.imwrite(os.path.join(out, name), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+def published_steps(name: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the published pipeline of a recipe as (Albumentations transform, arguments)."""
+    recipe = RECIPES[name]
+    crop_h, crop_w = recipe.crop_hw or (1080, 1920)
+    steps: list[tuple[str, dict[str, Any]]] = []
+    if recipe.rotate_deg:
+        steps.append(("Rotate", {"limit": int(recipe.rotate_deg), "p": 1}))
+    if recipe.scale_range:
+        steps.append(("RandomScale", {"scale_limit": 0.3, "always_apply": True}))
+    if recipe.crop_hw or name == "Original":  # the published `Original` crops the whole frame
+        crop = "RandomCrop" if recipe.crop == "random" else "CenterCrop"
+        steps.append((crop, {"height": crop_h, "width": crop_w, "p": 1}))
+    if name == "Random_ScaleCrop":
+        steps.append(("RandomScale", {"scale_limit": 0.35, "always_apply": True}))
+    if recipe.brightness_contrast:
+        steps.append(("RandomBrightnessContrast", {"always_apply": True}))
+    return steps
 
 
-def published_loop(jobs: list[Job], out: Path) -> None:
-    """Run A over all sources."""
-    for job in jobs:
-        write_variants(job, str(out))
+def make_published_environment(folder: Path) -> str:
+    """Install the libraries of the published loop; return the path of the environment's Python."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PUBLISHED], check=True)
+    return python
+
+
+def published_loop(python: str, jobs: list[Job], out: Path, processes: int) -> dict[str, Any]:
+    """Run A or B; return the seconds and the versions of the libraries."""
+    job = {
+        "pipelines": {f"{i}-{name}": published_steps(name) for i, name in enumerate(DEFAULT_RECIPES)},
+        "images": [path for path, _ in jobs],
+        "keypoints": [keypoints[:, :2].tolist() for _, keypoints in jobs],
+        "folder": str(out),
+        "processes": processes,
+    }
+    (out / "job.json").write_text(json.dumps(job))
+    command = [python, str(Path(__file__).with_name("published_loop.py")), str(out / "job.json")]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def prepare_worker() -> None:
-    """Use one thread per process, and import everything before the measurement begins."""
+    """Use one thread per process."""
     cv2.setNumThreads(1)
-    pipelines()
 
 
-def in_pool(body: Callable[[Job, str], None]) -> Callable[[list[Job], Path], float]:
-    """Return a function that runs `body` per job in a pool and returns its seconds without the pool's start-up."""
-
-    def run(jobs: list[Job], out: Path) -> float:
-        with multiprocessing.get_context("spawn").Pool(CORES, prepare_worker) as pool:
-            pool.map(abs, range(CORES * 4), chunksize=1)
-            began = time.perf_counter()
-            pool.starmap(body, [(job, str(out)) for job in jobs], chunksize=4)
-            return time.perf_counter() - began
-
-    return run
+def lower_bound(jobs: list[Job]) -> float:
+    """Run E; return the seconds without the pool's start-up."""
+    with multiprocessing.get_context("spawn").Pool(CORES, prepare_worker) as pool:
+        pool.map(abs, range(CORES * 4), chunksize=1)
+        began = time.perf_counter()
+        pool.map(decode_and_encode, jobs, chunksize=4)
+        return time.perf_counter() - began
 
 
 def with_datasets(jobs: list[Job], out: Path) -> float:
@@ -115,7 +145,7 @@ def _with_datasets(jobs: list[Job], out: Path) -> float:
     def body(row: dict[str, Any]) -> dict[str, list[Any]]:
         cv2.setNumThreads(1)
         names, images, points = zip(*variants((row["path"][0], np.array(row["keypoints"][0]))), strict=True)
-        encoded = [cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes() for image in images]
+        encoded = [cv2.imencode(".jpg", image)[1].tobytes() for image in images]
         return {"name": list(names), "image": encoded, "points": [xy.tolist() for xy in points]}
 
     datasets.disable_progress_bars()
@@ -141,7 +171,7 @@ def variant_sizes() -> list[tuple[int, int]]:
     return [(sample.width, sample.height) for sample in samples]
 
 
-def decode_and_encode(job: Job, out: str) -> None:
+def decode_and_encode(job: Job) -> None:
     """Decode one source and encode windows of its variants' sizes: the body of E."""
     content = Path(job[0]).read_bytes()
     image = simplejpeg.decode_jpeg(content, "BGRX")
@@ -174,33 +204,31 @@ def profile(jobs: list[Job]) -> dict[str, float]:
     return {**milliseconds, "everything else": total - sum(milliseconds.values())}
 
 
-def measure(config: Path, jobs: list[Job], folder: Path) -> dict[str, float]:
-    """Run each way once; return its sources/s, and the seconds of D's start-up."""
-    rates: dict[str, float] = {}
-    for name, body in {
-        "A": published_loop,
-        "B": in_pool(write_variants),
-        "C": with_datasets,
-        "E": in_pool(decode_and_encode),
-    }.items():
+def measure(config: Path, jobs: list[Job], folder: Path, python: str) -> dict[str, Any]:
+    """Run each way once; return its sources/s, the seconds of D's start-up, and the versions of A and B."""
+    figures: dict[str, Any] = {}
+    for name in "ABCE":
         out = folder / name
         out.mkdir()
         own_jobs = jobs[: len(jobs) // (2 if name == "E" else 8)]
-        began = time.perf_counter()
-        seconds = body(own_jobs, out) or time.perf_counter() - began
-        rates[name] = len(own_jobs) / seconds
+        if name in "AB":
+            done = published_loop(python, own_jobs, out, 1 if name == "A" else CORES)
+            seconds, figures["versions"] = done["seconds"], done["versions"]
+        else:
+            seconds = with_datasets(own_jobs, out) if name == "C" else lower_bound(own_jobs)
+        figures[name] = len(own_jobs) / seconds
         shutil.rmtree(out)
-        print(f"{name} {rates[name]:.2f}", end=" ", flush=True)
-    figures = kp_ray("augment", config, f"run_dir={folder / 'D'}")
+        print(f"{name} {figures[name]:.2f}", end=" ", flush=True)
+    augmented = kp_ray("augment", config, f"run_dir={folder / 'D'}")
     shutil.rmtree(folder / "D")
-    rates |= {"D": figures["sources_per_s"], "D_start_up_s": figures["start_up_s"]}
-    print(f"D {rates['D']:.2f}, start-up {rates['D_start_up_s']:.1f} s", flush=True)
-    return rates
+    figures |= {"D": augmented["sources_per_s"], "D_start_up_s": augmented["start_up_s"]}
+    print(f"D {figures['D']:.2f}, start-up {figures['D_start_up_s']:.1f} s", flush=True)
+    return figures
 
 
 WAYS = {
     "A": "published loop, one process, OpenCV's threads",
-    "B": "the same work, a pool of processes",
+    "B": "the published loop, a pool of processes with one thread each",
     "C": "the same work, Hugging Face datasets.map, start-up included",
     "D": "kp_ray on Ray, without start-up",
     "E": "lower bound: only decode and encode, a pool of processes",
@@ -220,14 +248,17 @@ def main() -> None:
         data = load_config(str(config)).data
         labels = load_annotations(str(data.annotations))
         jobs = [(f"{data.images}/{image}", xyv) for image, xyv in zip(labels.images, labels.keypoints, strict=True)]
+        python = make_published_environment(folder / "published")
         before = cpu_time()
-        turns = [measure(config, jobs, folder) for _ in range(options.repeats)]
+        turns = [measure(config, jobs, folder, python) for _ in range(options.repeats)]
         stolen = stolen_since(before)
         profile_ms = profile(jobs[:24])
     machine = hardware(cv2, albumentations, datasets, ray)
+    published = ", ".join(f"{library} {version}" for library, version in turns[0]["versions"].items())
     text = (
         f"# Augmentation\n\n{machine}. {options.sources} generated 1920x1080 sources, 18 variants each, "
-        f"{options.repeats} turns; median (range). Other machines took {stolen:.0%} of the CPU time.\n\n"
+        f"{options.repeats} turns; median (range). Other machines took {stolen:.0%} of the CPU time. "
+        f"A and B ran on {published}.\n\n"
         "| | way | sources/s |\n|---|---|---|\n"
     )
     text += "".join(

@@ -1,0 +1,69 @@
+"""Run the published solution's augmentation loop: one Albumentations pipeline per recipe, cv2.imread, cv2.imwrite.
+
+`benchmarks/augment.py` runs this file with the Python of an environment that holds the libraries of the loop's time. It
+imports nothing of kp_ray:
+
+    python benchmarks/published_loop.py JOB.json
+
+JOB.json holds `pipelines` (name -> list of [transform, arguments]), `images` (paths), `keypoints` (K pairs x, y per
+image), `folder` (receives the variants) and `processes`; one process uses OpenCV's own threads, more use one thread
+each. Prints one JSON object: `seconds` without start-up, and `versions`.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+
+import albumentations as A  # noqa: N812
+import cv2
+import numpy as np
+
+KEYPOINT_PARAMS = {"format": "xy", "label_fields": ["class_labels"], "remove_invisible": False}
+_pipelines = {}
+
+
+def build_pipelines(pipelines, single_thread):
+    """Build the pipelines of this process, and warm up its libraries."""
+    if single_thread:
+        cv2.setNumThreads(1)
+    for name, steps in pipelines.items():
+        transforms = [getattr(A, transform)(**arguments) for transform, arguments in steps]
+        _pipelines[name] = A.Compose(transforms, keypoint_params=A.KeypointParams(**KEYPOINT_PARAMS))
+
+
+def augment(path, keypoints, folder):
+    """Write every variant of one image."""
+    image = cv2.imread(path)
+    labels = [str(number) for number in range(len(keypoints))]
+    for name, pipeline in _pipelines.items():
+        result = pipeline(image=image, keypoints=keypoints, class_labels=labels)
+        np.array(result["keypoints"]).flatten()
+        cv2.imwrite(os.path.join(folder, f"{name}_{os.path.basename(path)}"), result["image"])
+
+
+def main():
+    """Run the job, and print the seconds and the versions."""
+    with open(sys.argv[1]) as file:
+        job = json.load(file)
+    arguments = [(path, xy, job["folder"]) for path, xy in zip(job["images"], job["keypoints"])]  # noqa: B905
+    if job["processes"] == 1:
+        build_pipelines(job["pipelines"], single_thread=False)
+        began = time.perf_counter()
+        for item in arguments:
+            augment(*item)
+        seconds = time.perf_counter() - began
+    else:
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(job["processes"], build_pipelines, (job["pipelines"], True)) as pool:
+            pool.map(abs, range(job["processes"] * 4), chunksize=1)  # waits until every process has started
+            began = time.perf_counter()
+            pool.starmap(augment, arguments, chunksize=4)
+            seconds = time.perf_counter() - began
+    versions = {"albumentations": A.__version__, "OpenCV": cv2.__version__, "NumPy": np.__version__}
+    print(json.dumps({"seconds": seconds, "versions": versions}))
+
+
+if __name__ == "__main__":
+    main()
