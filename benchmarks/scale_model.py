@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
 import ray
 from measure import RESULTS, hardware, write_results
 
@@ -108,17 +108,19 @@ def measure_plan(num_sources: int) -> dict[str, float]:
     return figures
 
 
-def empty_task(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the row: the task whose overhead is measured."""
-    return row
+def empty_task(table: pa.Table) -> pa.Table:
+    """Return one row: the task whose overhead is measured."""
+    return table.slice(0, 1)
 
 
 def measure_task() -> dict[str, float]:
     """Measure the overhead per task of a Ray dataset like that of `augment`: seconds, and CPU seconds of the driver."""
     ray.init(num_cpus=os.cpu_count(), include_dashboard=False, logging_level="error")
     with ray_data_settings():
-        tasks = ray.data.from_items([{"run": bytes(100_000)}] * NUM_TASKS, override_num_blocks=NUM_TASKS)
-        rows = iter(tasks.map(empty_task, num_cpus=1).iter_rows())
+        chunk = pa.table({"source": pa.array([bytes(390)] * SOURCES_PER_PART)})
+        tasks = ray.data.from_arrow([chunk] * NUM_TASKS)
+        results = tasks.map_batches(empty_task, batch_size=None, batch_format="pyarrow", num_cpus=1)
+        rows = iter(results.iter_rows())
         next(rows)  # from here on the workers have started
         began, cpu = time.monotonic(), time.process_time()
         num_tasks = sum(1 for _ in rows)
