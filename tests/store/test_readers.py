@@ -28,10 +28,10 @@ def store(tmp_path: Path) -> str:
     return str(folder)
 
 
-def load_with_datasets(path: str, **options: Any) -> pa.Table:
+def load_with_datasets(store: str, *source: str, **options: Any) -> pa.Table:
     """Load all rows with Hugging Face datasets, which puts them into one split called "train"."""
-    cache = str(Path(path).parent / "cache") if "://" not in path else None
-    return datasets.load_dataset(path, cache_dir=cache, split="train", **options).with_format("arrow")[:]
+    cache = str(Path(store).parent / "cache")
+    return datasets.load_dataset(*source, cache_dir=cache, split="train", **options).with_format("arrow")[:]
 
 
 READERS: dict[str, Callable[[str], pa.Table]] = {
@@ -41,8 +41,8 @@ READERS: dict[str, Callable[[str], pa.Table]] = {
     "polars, pattern": lambda store: pl.scan_parquet(f"{store}/**/*.parquet").collect().to_arrow(),
     "duckdb, pattern": lambda store: duckdb.sql(f"SELECT * FROM '{store}/**/*.parquet'").to_arrow_table(),
     "duckdb, folder": lambda store: duckdb.sql(f"SELECT * FROM read_parquet('{store}')").to_arrow_table(),
-    "datasets, folder": load_with_datasets,
-    "datasets, pattern": lambda store: load_with_datasets("parquet", data_files=f"{store}/**/*.parquet"),
+    "datasets, folder": lambda store: load_with_datasets(store, store),
+    "datasets, pattern": lambda store: load_with_datasets(store, "parquet", data_files=f"{store}/**/*.parquet"),
 }
 
 
