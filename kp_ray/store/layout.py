@@ -22,6 +22,11 @@ def part_path(recipe: str, name: str) -> str:
     return f"{_PREFIX}{recipe}/{name}"
 
 
+def recipe_of(path: str) -> str:
+    """Return the name of the recipe to which the part at a path inside the store belongs."""
+    return path.partition("/")[0].removeprefix(_PREFIX)
+
+
 def is_in_recipe_folder(path: str) -> bool:
     """Return whether a path inside the store is, or is in, the folder of a recipe."""
     return path.startswith(_PREFIX)

@@ -1,4 +1,4 @@
-"""Make the variants of a source, write them to a part, and describe an existing part."""
+"""Make the variants of sources, write them to parts, and describe existing parts."""
 
 import contextlib
 import hashlib
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from kp_ray import __version__
 from kp_ray.augmentation.recipes import Recipe
 from kp_ray.augmentation.variants import Source, Variant, VariantSettings, augment_source
 from kp_ray.errors import KpRayError, StorageError, one_line
@@ -27,7 +29,15 @@ from kp_ray.storage import (
     read_bytes,
     write_bytes,
 )
-from kp_ray.store.manifest import METADATA_KEY, UNAVAILABLE, UNREADABLE, PartRecord, Quarantined, recipe_stage
+from kp_ray.store.manifest import (
+    METADATA_KEY,
+    UNAVAILABLE,
+    UNREADABLE,
+    PartRecord,
+    Quarantined,
+    recipe_stage,
+    row_schema,
+)
 from kp_ray.store.plan import Part, Plan
 
 ROWS_PER_GROUP = 1
@@ -136,8 +146,7 @@ class PartWriter:
     def add(self, variant: Variant) -> None:
         """Append a variant as a row."""
         with self._storage_errors():
-            table = pa.Table.from_pylist([variant.to_row()], schema=self.schema)
-            self.writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+            self.writer.write_table(_row_to_table(variant.to_row(), self.schema), row_group_size=ROWS_PER_GROUP)
         self.num_rows += 1
 
     def finish(self, note: dict[str, Any]) -> PartRecord:
@@ -165,6 +174,54 @@ class PartWriter:
             yield
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be written: {one_line(error)}") from error
+
+
+def _row_to_table(row: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    """Return a row as a table without copying its image, in half of the time of `pa.Table.from_pylist`."""
+    arrays = []
+    for field in schema:
+        value = row[field.name]
+        if isinstance(value, bytes):
+            offsets = pa.py_buffer(np.array([0, len(value)], dtype=np.int32))
+            arrays.append(pa.Array.from_buffers(field.type, 1, [None, offsets, pa.py_buffer(value)]))
+        elif isinstance(value, np.ndarray):
+            numbers = pa.array(value, field.type.value_type)
+            arrays.append(pa.FixedSizeListArray.from_arrays(numbers, type=field.type))
+        else:
+            arrays.append(pa.array([value], field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def make_parts(
+    plan: Plan, sources: Sequence[Source], parts: Sequence[Part]
+) -> tuple[list[PartRecord], list[Quarantined]]:
+    """Write parts of one chunk, source by source.
+
+    Returns:
+        The records of the parts, and the sources that at least one recipe could not use.
+
+    Raises:
+        StorageError: the disk is full, or the storage does not answer or refuses.
+    """
+    schema = row_schema(len(plan.skeleton))
+    quarantined: list[Quarantined] = []
+    with contextlib.ExitStack() as stack:
+        writers = {part.recipe.name: stack.enter_context(PartWriter(plan.store, part, schema)) for part in parts}
+        for source in sources:
+            variants, refusals = make_variants(plan, source, [(part.recipe, part.copies) for part in parts])
+            quarantined += refusals
+            for variant in variants:
+                writers[variant.recipe].add(variant)
+        records = []
+        for part in parts:
+            stages = (UNREADABLE, UNAVAILABLE, recipe_stage(part.recipe.name))
+            note = {
+                "kp_ray": __version__,
+                "skeleton": list(plan.skeleton),
+                "quarantined": [item.model_dump() for item in quarantined if item.stage in stages],
+            }
+            records.append(writers[part.recipe.name].finish(note))
+    return records, quarantined
 
 
 def _record(part: Part, num_rows: int, num_bytes: int, sha256: str) -> PartRecord:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from kp_ray.augmentation.recipes import Recipe, resolve_recipes
+from kp_ray.augmentation.recipes import RECIPES, Recipe, resolve_recipes
 from kp_ray.augmentation.variants import Source
 from kp_ray.config.schema import AugmentConfig, Config
 from kp_ray.data.annotations import Annotations
@@ -27,6 +27,8 @@ from kp_ray.store.manifest import ROWS_VERSION, Split
 
 Recipes = tuple[tuple[Recipe, int], ...]
 """Recipes with their numbers of copies."""
+VALIDATION_RECIPES: Recipes = ((RECIPES["Original"], 1),)
+"""Recipes of validation sources: scores must not depend on augmentation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,10 @@ class Plan:
     chunks: tuple[Chunk, ...]
     units: dict[str, tuple[str, ...]]
     absent: frozenset[str]
+
+    def split_recipes(self, split: Split) -> Recipes:
+        """Return the recipes of the sources of a split."""
+        return self.recipes if split == "train" else VALIDATION_RECIPES
 
     def parts(self) -> Iterator[Part]:
         """Iterate over the parts of all chunks, in the order of the manifest."""
@@ -125,7 +131,7 @@ def plan_store(
         raise DataError("data.annotations: no labelled image is left: add labels, or drop fewer of them")
     sizes = file_sizes(images)
     chunks: list[Chunk] = []
-    recipes_by_split: dict[Split, Recipes] = {"train": recipes, "val": tuple(resolve_recipes(["Original"]))}
+    recipes_by_split: dict[Split, Recipes] = {"train": recipes, "val": VALIDATION_RECIPES}
     for split, split_recipes in recipes_by_split.items():
         for number, sources in _cut_chunks(annotations, splits, split, augment.sources_per_part):
             sources_digest = _digest_sources(sources, sizes)

@@ -4,24 +4,13 @@ One task writes the missing parts of one chunk. A part appears under its name on
 the parts that the manifest lists, and the manifest is written last.
 """
 
-import contextlib
-import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import cv2
-import ray
 
 from kp_ray import __version__
-from kp_ray.augmentation.variants import Source
-from kp_ray.cluster.errors import describe_ray_error, error_row, raise_error_row
-from kp_ray.cluster.placement import AUGMENT_NODES
-from kp_ray.cluster.ray_internals import bounded_task_retries
-from kp_ray.cluster.tasks import ray_data_settings
-from kp_ray.errors import KpRayError, StoppedError, StorageError, StoreError
+from kp_ray.errors import StorageError, StoreError
 from kp_ray.storage import delete_file, file_sizes, filesystem, is_local, join, writer_lock
 from kp_ray.store.convert import convert_layout
 from kp_ray.store.figures import StoreFigures
@@ -35,31 +24,11 @@ from kp_ray.store.manifest import (
     RecipeRecord,
     read_manifest,
     recipe_stage,
-    row_schema,
     write_manifest,
 )
-from kp_ray.store.parts import PartWriter, describe_part, make_variants
-from kp_ray.store.plan import Chunk, Part, Plan
+from kp_ray.store.plan import Chunk, Plan
 from kp_ray.store.read import read_part
-
-
-@dataclass(frozen=True)
-class _ChunkResult:
-    """The result of a task.
-
-    Attributes:
-        parts: records of the chunk's parts; an interrupted run had already written `parts[:num_found]`.
-        num_found: number of parts that already existed.
-        quarantined: sources of the chunk that at least one recipe could not use.
-        num_sources: number of sources of the chunk.
-        started: Unix time in seconds at which the task began.
-    """
-
-    parts: tuple[PartRecord, ...]
-    num_found: int
-    quarantined: tuple[Quarantined, ...]
-    num_sources: int
-    started: float
+from kp_ray.store.tasks import ChunkResult, run_tasks
 
 
 @dataclass(frozen=True)
@@ -192,7 +161,7 @@ def _refuse_missing_images(
 
 def _write_chunks(
     plan: Plan, incomplete_chunks: Sequence[Chunk], progress: Callable[[int, int], None] | None
-) -> list[_ChunkResult]:
+) -> list[ChunkResult]:
     """Write the missing parts of incomplete chunks, and report the progress in sources."""
     if not incomplete_chunks:
         return []
@@ -201,7 +170,7 @@ def _write_chunks(
     if progress:
         progress(done, total)
     finished = []
-    for result in _run_tasks(plan, incomplete_chunks):
+    for result in run_tasks(plan, incomplete_chunks):
         finished.append(result)
         done += result.num_sources
         if progress:
@@ -209,80 +178,7 @@ def _write_chunks(
     return finished
 
 
-def _run_tasks(plan: Plan, incomplete_chunks: Sequence[Chunk]) -> Iterator[_ChunkResult]:
-    advice = "finished parts are kept, run augment again to resume"
-    with ray_data_settings():
-        items = [{"chunk": pickle.dumps(chunk)} for chunk in incomplete_chunks]
-        tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            _write_chunk,
-            fn_args=(replace(plan, chunks=()),),
-            num_cpus=1,
-            label_selector=AUGMENT_NODES,
-            **bounded_task_retries(),
-        )
-    try:
-        for row in tasks.iter_rows():
-            raise_error_row(row)
-            yield pickle.loads(row["finished"])  # noqa: S301  (made by our own task)
-    except ray.exceptions.RayError as error:
-        raise StoppedError(f"{plan.store}: writing stopped: {describe_ray_error(error)}; {advice}") from error
-    except KpRayError as error:
-        raise type(error)(f"{plan.store}: writing stopped: {error}; {advice}") from error
-
-
-def _write_chunk(item: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """Write one chunk's missing parts in a Ray task; each source is read and decoded once."""
-    started = time.time()
-    cv2.setNumThreads(1)  # Ray assigns the CPUs
-    chunk: Chunk = pickle.loads(item["chunk"])  # noqa: S301  (made by `_run_tasks`)
-    try:
-        found = {part.path: describe_part(plan.store, part) for part in chunk.parts}
-        records = [description[0] for description in found.values() if description]
-        quarantined = [item for description in found.values() if description for item in description[1]]
-        num_found = len(records)
-        if missing := [part for part in chunk.parts if not found[part.path]]:
-            made_records, made_quarantined = make_parts(plan, chunk.sources, missing)
-            records += made_records
-            quarantined += made_quarantined
-    except KpRayError as error:
-        return error_row(error)
-    finished = _ChunkResult(tuple(records), num_found, tuple(quarantined), len(chunk.sources), started)
-    return {"finished": pickle.dumps(finished)}
-
-
-def make_parts(
-    plan: Plan, sources: Sequence[Source], parts: Sequence[Part]
-) -> tuple[list[PartRecord], list[Quarantined]]:
-    """Write parts of one chunk, source by source.
-
-    Returns:
-        The records of the parts, and the sources that at least one recipe could not use.
-
-    Raises:
-        StorageError: the disk is full, or the storage does not answer or refuses.
-    """
-    schema = row_schema(len(plan.skeleton))
-    quarantined: list[Quarantined] = []
-    with contextlib.ExitStack() as stack:
-        writers = {part.recipe.name: stack.enter_context(PartWriter(plan.store, part, schema)) for part in parts}
-        for source in sources:
-            variants, refusals = make_variants(plan, source, [(part.recipe, part.copies) for part in parts])
-            quarantined += refusals
-            for variant in variants:
-                writers[variant.recipe].add(variant)
-        records = []
-        for part in parts:
-            stages = (UNREADABLE, UNAVAILABLE, recipe_stage(part.recipe.name))
-            note = {
-                "kp_ray": __version__,
-                "skeleton": list(plan.skeleton),
-                "quarantined": [item.model_dump() for item in quarantined if item.stage in stages],
-            }
-            records.append(writers[part.recipe.name].finish(note))
-    return records, quarantined
-
-
-def _finish_manifest(plan: Plan, reused: _ReusedParts, finished: Sequence[_ChunkResult]) -> Manifest:
+def _finish_manifest(plan: Plan, reused: _ReusedParts, finished: Sequence[ChunkResult]) -> Manifest:
     """Write the manifest unless it is unchanged, then delete the parts that it does not list.
 
     Raises:

@@ -25,8 +25,9 @@ from kp_ray.store.manifest import (
     row_schema,
     write_manifest,
 )
+from kp_ray.store.parts import make_parts
 from kp_ray.store.plan import Plan
-from kp_ray.store.write import build_manifest, make_parts
+from kp_ray.store.write import build_manifest
 
 STORE_IMAGES = tuple(f"001-1-1-01-Z17_A-000000{number}.jpg" for number in range(6))
 """Names of a clip's frames; the store of `write_small_store` holds the first three."""

@@ -19,10 +19,11 @@ from kp_ray.data.load import load_annotations
 from kp_ray.errors import RunStateError, StorageError, StoreError
 from kp_ray.store import parts
 from kp_ray.store.manifest import UNAVAILABLE, UNREADABLE, read_manifest, recipe_stage, write_manifest
+from kp_ray.store.parts import make_parts
 from kp_ray.store.plan import plan
 from kp_ray.store.read import iter_rows, read_table
 from kp_ray.store.verify import verify_store
-from kp_ray.store.write import build_manifest, is_finished, make_parts, write_store
+from kp_ray.store.write import build_manifest, is_finished, write_store
 from tests.helpers.data import tiny_config
 from tests.helpers.processes import file_times
 from tests.helpers.stores import copy_images, part_digests, read_quarantine, store_files, training_part

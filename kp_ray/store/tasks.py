@@ -1,0 +1,181 @@
+"""Write the missing parts of a store's chunks in Ray tasks.
+
+The input is a Ray data set of the annotation table, with one row per source and one block per chunk. A task writes the
+missing parts of its chunk and returns one row. All columns have plain Arrow types.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import ray
+
+from kp_ray.augmentation.variants import Source
+from kp_ray.cluster.errors import describe_ray_error, error_row, raise_error_row
+from kp_ray.cluster.placement import AUGMENT_NODES
+from kp_ray.cluster.ray_internals import bounded_task_retries
+from kp_ray.cluster.tasks import ray_data_settings
+from kp_ray.errors import KpRayError, StoppedError
+from kp_ray.store.layout import recipe_of
+from kp_ray.store.manifest import PartRecord, Quarantined, Split
+from kp_ray.store.parts import describe_part, make_parts
+from kp_ray.store.plan import Chunk, Part, Plan
+
+_TEXT, _NUMBER = pa.string(), pa.int64()
+_RESULT_SCHEMA = pa.schema(
+    {
+        "parts": pa.list_(
+            pa.struct(
+                {
+                    "path": _TEXT,
+                    "recipe": _TEXT,
+                    "split": _TEXT,
+                    "num_rows": _NUMBER,
+                    "num_bytes": _NUMBER,
+                    "sha256": _TEXT,
+                }
+            )
+        ),
+        "num_found": _NUMBER,
+        "quarantined": pa.list_(pa.struct({"source": _TEXT, "stage": _TEXT, "reason": _TEXT})),
+        "num_sources": _NUMBER,
+        "started": pa.float64(),
+        "error_class": _TEXT,
+        "error_message": _TEXT,
+    }
+)
+"""The columns of a task's row: the fields of `ChunkResult`, or those of `error_row`."""
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """The result of a task.
+
+    Attributes:
+        parts: records of the chunk's parts; an interrupted run had already written `parts[:num_found]`.
+        num_found: number of parts that already existed.
+        quarantined: sources of the chunk that at least one recipe could not use.
+        num_sources: number of sources of the chunk.
+        started: Unix time in seconds at which the task began.
+    """
+
+    parts: tuple[PartRecord, ...]
+    num_found: int
+    quarantined: tuple[Quarantined, ...]
+    num_sources: int
+    started: float
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the result as a row of _RESULT_SCHEMA."""
+        return {
+            **asdict(self),
+            "parts": [part.model_dump() for part in self.parts],
+            "quarantined": [item.model_dump() for item in self.quarantined],
+        }
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "ChunkResult":
+        """Read the result from a row of _RESULT_SCHEMA."""
+        return cls(
+            parts=tuple(PartRecord(**part) for part in row["parts"]),
+            num_found=row["num_found"],
+            quarantined=tuple(Quarantined(**item) for item in row["quarantined"]),
+            num_sources=row["num_sources"],
+            started=row["started"],
+        )
+
+
+def run_tasks(plan: Plan, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
+    """Write the parts of chunks in Ray tasks, and iterate over the results in the order in which the tasks end.
+
+    Raises:
+        StoppedError: a task's worker died, and so did those of its retries.
+        KpRayError: as `make_parts`.
+    """
+    advice = "finished parts are kept, run augment again to resume"
+    try:
+        with ray_data_settings():
+            results = ray.data.from_arrow([chunk_to_table(chunk) for chunk in chunks]).map_batches(
+                write_chunk,
+                batch_size=None,  # one whole block, a chunk
+                batch_format="pyarrow",
+                fn_args=(replace(plan, chunks=()),),
+                num_cpus=1,
+                label_selector=AUGMENT_NODES,
+                **bounded_task_retries(),
+            )
+        for row in results.iter_rows():
+            raise_error_row(row)
+            yield ChunkResult.from_row(row)
+    except ray.exceptions.RayError as error:
+        raise StoppedError(f"{plan.store}: writing stopped: {describe_ray_error(error)}; {advice}") from error
+    except KpRayError as error:
+        raise type(error)(f"{plan.store}: writing stopped: {error}; {advice}") from error
+
+
+def chunk_to_table(chunk: Chunk) -> pa.Table:
+    """Return a chunk as a table with one row per source; each row also lists the paths of the chunk's parts."""
+    sources, paths = chunk.sources, pa.array([part.path for part in chunk.parts], _TEXT)
+    keypoints = np.stack([np.asarray(source.keypoints, dtype=np.float64).ravel() for source in sources])
+    row_starts = np.arange(len(sources) + 1, dtype=np.int32) * len(paths)
+    return pa.table(
+        {
+            "source": pa.array([source.name for source in sources], _TEXT),
+            "scene": pa.array([source.scene for source in sources], _TEXT),
+            "camera": pa.array([source.camera for source in sources], _TEXT),
+            "frame": pa.array([source.frame for source in sources], _NUMBER),
+            "split": pa.array([source.split for source in sources], _TEXT),
+            "keypoints": pa.FixedSizeListArray.from_arrays(keypoints.ravel(), keypoints.shape[1]),
+            "parts": pa.ListArray.from_arrays(row_starts, pa.concat_arrays([paths] * len(sources))),
+        }
+    )
+
+
+def table_to_chunk(table: pa.Table, plan: Plan) -> Chunk:
+    """Return the chunk that `chunk_to_table` made the table of; `plan` names its recipes."""
+    keypoints = table["keypoints"].combine_chunks().flatten().to_numpy().reshape(len(table), -1, 3)
+    rows = table.drop_columns(["keypoints", "parts"]).to_pylist()
+    sources = tuple(
+        Source(row["source"], row["scene"], row["camera"], row["frame"], row["split"], points)
+        for row, points in zip(rows, keypoints, strict=True)
+    )
+    split = cast(Split, sources[0].split)
+    recipes = {recipe.name: (recipe, copies) for recipe, copies in plan.split_recipes(split)}
+    paths: list[str] = table["parts"][0].as_py()
+    return Chunk(sources, tuple(Part(path, *recipes[recipe_of(path)], split) for path in paths))
+
+
+def write_chunk(table: pa.Table, plan: Plan) -> pa.Table:
+    """Write one chunk's missing parts: the body of a task. Each source is read and decoded once.
+
+    Args:
+        table: the chunk, from `chunk_to_table`.
+        plan: the store's plan, without chunks.
+
+    Returns:
+        A table of one row, whose columns are those of _RESULT_SCHEMA.
+    """
+    started = time.time()
+    cv2.setNumThreads(1)  # Ray assigns the CPUs
+    chunk = table_to_chunk(table, plan)
+    try:
+        row = _make_missing_parts(plan, chunk, started).to_row()
+    except KpRayError as error:
+        row = error_row(error)
+    return pa.Table.from_pylist([row], schema=_RESULT_SCHEMA)
+
+
+def _make_missing_parts(plan: Plan, chunk: Chunk, started: float) -> ChunkResult:
+    found = {part.path: describe_part(plan.store, part) for part in chunk.parts}
+    records = [description[0] for description in found.values() if description]
+    quarantined = [item for description in found.values() if description for item in description[1]]
+    num_found = len(records)
+    if missing := [part for part in chunk.parts if not found[part.path]]:
+        made_records, made_quarantined = make_parts(plan, chunk.sources, missing)
+        records += made_records
+        quarantined += made_quarantined
+    return ChunkResult(tuple(records), num_found, tuple(quarantined), len(chunk.sources), started)

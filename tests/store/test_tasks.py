@@ -1,0 +1,78 @@
+"""The data set that `augment` gives to Ray: plain Arrow columns from which a task gets its chunk back."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from kp_ray.cluster.errors import raise_error_row
+from kp_ray.config.schema import Config
+from kp_ray.errors import StorageError
+from kp_ray.storage import hash_file
+from kp_ray.store.plan import Plan, plan
+from kp_ray.store.tasks import ChunkResult, chunk_to_table, run_tasks, table_to_chunk, write_chunk
+from tests.helpers.stores import store_files, write_planned_store
+
+
+@pytest.fixture
+def planned(tiny: Config) -> Plan:
+    """Plan the store of the tiny config."""
+    return plan(tiny)
+
+
+def test_a_chunk_survives_the_table_that_a_task_receives(planned: Plan) -> None:
+    assert {chunk.sources[0].split for chunk in planned.chunks} == {"train", "val"}
+    for chunk in planned.chunks:
+        received = table_to_chunk(chunk_to_table(chunk), planned)
+        assert received.parts == chunk.parts
+        for source, original in zip(received.sources, chunk.sources, strict=True):
+            np.testing.assert_array_equal(source.keypoints, original.keypoints)
+            assert (source.name, source.scene, source.camera, source.frame, source.split) == (
+                original.name, original.scene, original.camera, original.frame, original.split,
+            )  # fmt: skip
+
+
+def test_the_columns_are_plain_arrow_types_with_a_row_per_source(planned: Plan) -> None:
+    chunk = planned.chunks[0]
+    table = chunk_to_table(chunk)
+    assert table["source"].to_pylist() == [source.name for source in chunk.sources]
+    assert table.schema == pa.schema(
+        {
+            "source": pa.string(), "scene": pa.string(), "camera": pa.string(), "frame": pa.int64(),
+            "split": pa.string(), "keypoints": pa.list_(pa.float64(), 72), "parts": pa.list_(pa.string()),
+        }
+    )  # fmt: skip
+
+
+def test_a_task_writes_missing_parts_and_finds_those_of_an_interrupted_run(planned: Plan) -> None:
+    chunk, plan_of_tasks = planned.chunks[0], replace(planned, chunks=())
+    for num_found in (0, len(chunk.parts)):
+        (row,) = write_chunk(chunk_to_table(chunk), plan_of_tasks).to_pylist()
+        result = ChunkResult.from_row(row)
+        assert [part.path for part in result.parts] == [part.path for part in chunk.parts]
+        assert [(part.num_bytes, part.sha256) for part in result.parts] == [
+            hash_file(f"{planned.store}/{part.path}") for part in chunk.parts
+        ]
+        assert (result.num_found, result.num_sources) == (num_found, len(chunk.sources))
+        assert result.quarantined == ()
+
+
+def test_an_error_in_a_task_becomes_a_row_that_raises_it(planned: Plan) -> None:
+    Path(planned.store).parent.mkdir(parents=True)
+    Path(planned.store).write_text("a file where the store must be")
+    (row,) = write_chunk(chunk_to_table(planned.chunks[0]), replace(planned, chunks=())).to_pylist()
+    with pytest.raises(StorageError, match="cannot be written"):
+        raise_error_row(row)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_tasks_write_the_same_parts_as_one_process(planned: Plan, tiny: Config) -> None:
+    results = list(run_tasks(planned, planned.chunks))
+    assert sum(result.num_sources for result in results) == 12
+    assert {part.path for result in results for part in result.parts} == {part.path for part in planned.parts()}
+    by_tasks = store_files(tiny)
+    write_planned_store(planned)
+    files = store_files(tiny)
+    assert {path: files[path] for path in by_tasks} == by_tasks
