@@ -1,11 +1,11 @@
-"""Measure what fusion gains on unseen scenes, also when one member misses 5 % of the images.
+"""Measure the error of fused predictions on unseen scenes, also when one member misses 5 % of the images.
 
     python benchmarks/ensemble.py RUN_DIR --images 200
 
 RUN_DIR holds at least three trained members, a store and a config.yaml. New people, rooms and cameras are generated,
-predicted by `kp-ray predict`, and scored: each member alone (its misses filled in), a plain average that counts zeros
-for a member that found nobody, and the fusion methods of kp_ray. Then each member in turn loses 5 % of its images,
-drawn by a seed. Results: benchmarks/results/ensemble.{md,json}.
+predicted by `kp-ray predict`. The script scores each member alone (with its missing people filled in), a plain average
+in which a member that found nobody counts as zeros, and kp_ray's fusion methods. Then each member in turn misses 5 % of
+the images, drawn by a seed. Results: benchmarks/results/ensemble.{md,json}.
 """
 
 import argparse
@@ -49,12 +49,12 @@ def predict(run_dir: Path, folder: Path, num_images: int) -> tuple[Config, Predi
 
 
 def thresholds(config: Config) -> tuple[float, float]:
-    """Return the upper and lower threshold of the person's score."""
+    """Return the upper and lower threshold of a detection's score."""
     return config.predict.score_threshold, config.predict.fallback_threshold
 
 
 def plain_average(keypoints: FloatArray, scores: FloatArray, threshold: float) -> FloatArray:
-    """Average all members, with zeros for a member that found nobody."""
+    """Average all members' keypoints; a member that found nobody counts as zeros."""
     found = scores >= threshold
     return np.asarray(np.where(found[..., None, None], keypoints, 0.0).mean(axis=0))
 
@@ -63,7 +63,7 @@ def score(config: Config, predictions: Predictions, scores: FloatArray, truth: F
     """Compute the RMSE in pixels of each member, of the plain average and of each fusion method.
 
     Args:
-        scores: (M, N), the predictions' scores with the misses that are tried set to 0.
+        scores: (M, N) scores of the predictions; 0 for an image that the member is assumed to miss.
         truth: (N, K, 3).
     """
     keypoints = predictions.keypoints
@@ -73,19 +73,23 @@ def score(config: Config, predictions: Predictions, scores: FloatArray, truth: F
 
     def fused(members: list[int], **options: Any) -> float:
         fusion = fuse_clips(
-            keypoints[members], scores[members], *predictions.places, thresholds=thresholds(config), **options
+            keypoints[members],
+            scores[members],
+            *predictions.scenes_cameras_frames,
+            thresholds=thresholds(config),
+            **options,
         )
         return rmse_of(fusion.keypoints)
 
-    everyone = list(range(len(predictions.members)))
-    single = {f"member {name}": fused([i]) for i, name in enumerate(predictions.members)}
+    all_members = list(range(len(predictions.members)))
+    member_rmse = {f"member {name}": fused([i]) for i, name in enumerate(predictions.members)}
     return {
-        **single,
+        **member_rmse,
         "plain average with zeros": rmse_of(plain_average(keypoints, scores, thresholds(config)[0])),
-        "mean": fused(everyone),
-        "mean, points beyond 3 robust sigmas rejected": fused(everyone, reject_sigmas=3.0),
-        "median": fused(everyone, method="median"),
-        "score": fused(everyone, method="score"),
+        "mean": fused(all_members),
+        "mean, points beyond 3 robust sigmas rejected": fused(all_members, reject_sigmas=3.0),
+        "median": fused(all_members, method="median"),
+        "score": fused(all_members, method="score"),
     }
 
 
@@ -120,7 +124,7 @@ def main() -> None:
         f"| {way} | {unchanged[way]:.2f} | {median_and_range([draw[way] for draw in draws])} |\n" for way in unchanged
     )
     machine = hardware(np)
-    scenes = len(set(predictions.places[0]))
+    scenes = len(set(predictions.scenes_cameras_frames[0]))
     text = (
         f"# Fusion on unseen scenes\n\n{machine}. {len(predictions.members)} members ({config.model.preset}, "
         f"{config.train.max_iter} iterations), {num_images} images of {scenes} scenes that no member saw; "

@@ -1,7 +1,8 @@
 """Fuse several members' predictions of the same images into one per image.
 
-Members that found nobody are left out, outliers are rejected, the rest is averaged; missing images are filled and clips
-smoothed. Coordinates are OpenCV pixel indices. The result is bit-identical for any order of the members.
+In each image, members that found nobody are left out, outliers are rejected, and the remaining points are averaged.
+Then images in which nobody was found are filled, and clips are smoothed. Coordinates are OpenCV pixel indices. The
+result is bit-identical for any order of the members.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,10 @@ from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray
 
 SCALE_FLOOR_PX = 2.0
-"""Smallest robust sigma in pixels: a member a few pixels off is no outlier, however closely the others agree."""
+"""Smallest robust sigma in pixels.
+
+Without it, a member that is a few pixels off would be an outlier where the other members agree exactly.
+"""
 _MAD_TO_SIGMA = 1.4826
 """Ratio of standard deviation to MAD for a normal distribution."""
 Method = Literal["mean", "median", "score"]
@@ -27,10 +31,10 @@ class Fusion:
 
     Attributes:
         keypoints: (N, K, 3) x, y, score in pixels; finite everywhere.
-        found: (N,) True where a member found a person that scores at least the upper threshold.
-        how: N texts that name the source of each image's points: "" (members that score at least the upper
-            threshold), "low score" (members between the thresholds), "frame <number>" or "mean pose" (see
-            `fill_missing`), or "zeros".
+        found: (N,) True where the detection of at least one member reaches the upper threshold.
+        how: N texts that name the source of each image's points: "" (detections that reach the upper threshold),
+            "low score" (detections between the thresholds), "frame <number>" or "mean pose" (see `fill_missing`), or
+            "zeros".
         rejected: (M,) number of points of each member that were dropped as outliers.
     """
 
@@ -57,36 +61,35 @@ def fuse_clips(
 ) -> Fusion:
     """Fuse M members' predictions into one per image; fallbacks are reported in `how`.
 
-    An image's points come from the first of these sources that has any; then clips are smoothed:
+    An image's points come from the first of these sources that has points for the image:
 
-    1. members whose person scores at least the upper threshold,
-    2. members whose person scores at least the lower threshold,
-    3. `fill_missing`, or zeros, as `missing` says.
+    1. detections whose score reaches the upper threshold,
+    2. detections whose score reaches the lower threshold,
+    3. `fill_missing`, or zeros if `missing` is "zeros".
 
     Args:
-        keypoints: (M, N, K, 3) x, y, score in pixels; any values where the person's score is 0.
-        scores: (M, N) of the persons, 0 where a member found nobody.
-        scenes, cameras, frames: (N,) of the images.
-        thresholds: upper and lower threshold of the person's score.
-        method, weights, reject_sigmas: as in `fuse`; method "score" uses the persons' scores.
+        keypoints: (M, N, K, 3) x, y, score in pixels; any values where the detection's score is 0.
+        scores: (M, N) scores of the detections, 0 where a member found nobody.
+        scenes, cameras, frames: (N,) scene, camera and frame number of each image.
+        thresholds: upper and lower threshold of the detections' scores.
+        method, weights, reject_sigmas: as in `fuse`; method "score" also weights by `scores`.
         missing: "fill" or "zeros".
         mean_pose: (K, 2), as in `fill_missing`.
-        smooth_frames: `sigma_frames` of `smooth_clips`; None does not smooth.
+        smooth_frames: `sigma_frames` of `smooth_clips`, which runs last; None does not smooth.
 
     Raises:
         DataError: as `fuse` and `fill_missing`.
     """
     selected, has_high_score = select_detections(scores, thresholds)
     points, found = fuse(
-        keypoints, selected, method=method, person_scores=scores, weights=weights, reject_sigmas=reject_sigmas
+        keypoints, selected, method=method, detection_scores=scores, weights=weights, reject_sigmas=reject_sigmas
     )
-    points_before_rejection, points_kept = (
-        participants(keypoints, selected, weights, sigmas) for sigmas in (None, reject_sigmas)
-    )
-    rejected = (points_before_rejection & ~points_kept).sum(axis=(1, 2))
+    is_candidate = select_points(keypoints, selected, weights, None)
+    is_kept = select_points(keypoints, selected, weights, reject_sigmas)
+    rejected = (is_candidate & ~is_kept).sum(axis=(1, 2))
     if missing == "zeros":
         points = np.where(found[:, None, None], points, 0.0)
-        how = ["" if was_found else "zeros" for was_found in found.tolist()]
+        how = ["" if is_found else "zeros" for is_found in found.tolist()]
     else:
         points, how = fill_missing(points, found, scenes, cameras, frames, mean_pose=mean_pose)
     if smooth_frames is not None:
@@ -97,14 +100,14 @@ def fuse_clips(
 
 
 def select_detections(scores: FloatArray, thresholds: tuple[float, float]) -> tuple[BoolArray, BoolArray]:
-    """Select the persons to fuse: scores of at least the upper threshold or, in an image without any, the lower.
+    """Select the detections to fuse: those that reach the upper threshold, or the lower one in an image without any.
 
     Args:
-        scores: (M, N) of the persons, 0 where a member found nobody.
-        thresholds: upper and lower threshold of the score.
+        scores: (M, N) scores of the detections, 0 where a member found nobody.
+        thresholds: upper and lower threshold.
 
     Returns:
-        The selection (M, N), and the images (N,) in which a score reaches the upper threshold.
+        (M, N) True where a detection is selected, and (N,) True where a score reaches the upper threshold.
     """
     high, low = ((scores >= threshold) & (scores > 0) for threshold in thresholds)
     any_high = np.asarray(high.any(axis=0))
@@ -116,41 +119,42 @@ def fuse(
     found: BoolArray,
     *,
     method: Method = "mean",
-    person_scores: FloatArray | None = None,
+    detection_scores: FloatArray | None = None,
     weights: FloatArray | None = None,
     reject_sigmas: float | None = None,
 ) -> tuple[FloatArray, BoolArray]:
-    """Fuse M members' predictions into one per image, NaN where no member found anyone.
+    """Fuse M members' predictions into one per image; NaN where no member found anyone.
 
     A member that found nobody in an image is left out there. Points farther from the members' median than
-    `reject_sigmas` robust sigmas are dropped (see `inliers`). The rest is combined column by column, the scores like
-    the coordinates.
+    `reject_sigmas` robust sigmas are dropped (see `inliers`). The remaining points are combined coordinate by
+    coordinate, and their scores in the same way.
 
     Args:
         keypoints: (M, N, K, 3) x, y, score in pixels; any values, also NaN, where `found` is False.
         found: (M, N) True where a member found a person in an image.
-        method: "mean", weighted; "median", weighted; "score", mean weighted by keypoint score * person score as well.
-        person_scores: (M, N) not negative, for method "score"; None: 1.
-        weights: (M,) or (M, K), not negative; None: equal. A member with weight 0 counts only where no member with
-            weight found someone.
-        reject_sigmas: None keeps every point.
+        method: "mean" and "median" use `weights`; "score" is the mean weighted by `weights`, the keypoint's score and
+            the detection's score.
+        detection_scores: (M, N) scores that are not negative, for method "score"; None for 1 everywhere.
+        weights: (M,) or (M, K) weights that are not negative; None for equal weights. A member with weight 0 is used
+            only in images where no member with a positive weight found someone.
+        reject_sigmas: number of robust sigmas; None keeps every point.
 
     Returns:
-        keypoints (N, K, 3), and found (N,). Where a single member found someone, its keypoints unchanged.
+        Keypoints (N, K, 3), and found (N,). Where a single member found someone, its keypoints are unchanged.
 
     Raises:
         DataError: a found person has a number that is not finite, or a score or weight is negative or not finite.
-        ValueError: shapes do not fit, or the method is unknown.
+        ValueError: shapes do not match, or the method is unknown.
     """
     if method not in ("mean", "median", "score"):
-        raise ValueError(f"method {method!r} is not one of mean, median, score")
+        raise ValueError(f"method: must be mean, median or score (got {method!r})")
     keypoints, found = np.asarray(keypoints, dtype=float), np.asarray(found, dtype=bool)
     _check_members(keypoints, found)
     point_weights = np.broadcast_to(_member_weights(weights, keypoints), keypoints.shape[:3])
-    is_used = participants(keypoints, found, weights, reject_sigmas)
+    is_used = select_points(keypoints, found, weights, reject_sigmas)
     if method == "score":
-        persons = np.ones(found.shape) if person_scores is None else np.asarray(person_scores, dtype=float)
-        scores = np.where(found[..., None], persons[..., None] * keypoints[..., 2], 0.0)
+        factors = np.ones(found.shape) if detection_scores is None else np.asarray(detection_scores, dtype=float)
+        scores = np.where(found[..., None], factors[..., None] * keypoints[..., 2], 0.0)
         _check_weights("scores", scores)
         point_weights = point_weights * scores
     point_weights = np.where(is_used, point_weights, 0.0)
@@ -167,87 +171,103 @@ def fuse(
 
 
 def inliers(points: FloatArray, reject_sigmas: float) -> BoolArray:
-    """Find the members' points (M, N, K) that are no outliers.
+    """Find the members' points that are not outliers.
 
-    The distance of each point from the members' per-coordinate median is compared with a robust sigma of at least
-    `SCALE_FLOOR_PX`: 1.4826 * MAD, where the MAD is the median of those distances; this estimates the sigma of a normal
-    distribution. The nearer half is always kept. With fewer than three members there is no majority, so nothing is
-    rejected.
+    The centre of each keypoint is the members' median in x and in y. A point is an outlier if it is farther from the
+    centre than `reject_sigmas` robust sigmas. The robust sigma is 1.4826 times the median distance from the centre, the
+    estimate for a normal distribution, and at least `SCALE_FLOOR_PX`. The nearer half of the points is always kept.
+    With fewer than three members there is no majority, so nothing is rejected.
 
     Args:
-        points: (M, N, K, 2+) x, y in pixels; NaN is ignored and is no inlier.
-        reject_sigmas: number of robust sigmas beyond which a point is an outlier; positive.
+        points: (M, N, K, 2 or more) x, y in pixels; NaN for a missing point.
+        reject_sigmas: positive number of robust sigmas.
+
+    Returns:
+        (M, N, K) True for an inlier; False for a missing point.
     """
     if not reject_sigmas > 0:
-        raise ValueError(f"reject_sigmas must be positive, got {reject_sigmas}")
-    present = np.isfinite(points[..., 0])
+        raise ValueError(f"reject_sigmas: must be positive (got {reject_sigmas})")
+    is_present = np.isfinite(points[..., 0])
     xy = points[..., :2]
-    centre = _weighted_median(np.where(present[..., None], xy, np.inf), present[..., None])
+    centre = _weighted_median(np.where(is_present[..., None], xy, np.inf), is_present[..., None])
     distances = np.linalg.norm(xy - centre, axis=-1)
-    typical = _weighted_median(np.where(present, distances, np.inf), present)
-    limit = np.maximum(reject_sigmas * np.maximum(_MAD_TO_SIGMA * typical, SCALE_FLOOR_PX), typical)
-    return np.asarray(present & ((distances <= limit) | (present.sum(axis=0) < 3)))
+    median_distance = _weighted_median(np.where(is_present, distances, np.inf), is_present)
+    sigma = np.maximum(_MAD_TO_SIGMA * median_distance, SCALE_FLOOR_PX)
+    limit = np.maximum(reject_sigmas * sigma, median_distance)  # the median distance keeps the nearer half
+    has_majority = is_present.sum(axis=0) >= 3
+    return np.asarray(is_present & ((distances <= limit) | ~has_majority))
 
 
 def _check_members(keypoints: FloatArray, found: BoolArray) -> None:
     if keypoints.ndim != 4 or keypoints.shape[-1] != 3 or not len(keypoints) or found.shape != keypoints.shape[:2]:
         raise ValueError(f"keypoints {keypoints.shape} must be (M, N, K, 3), M > 0, and found {found.shape} (M, N)")
-    wrong = np.argwhere(found & ~np.isfinite(keypoints).all(axis=(2, 3)))
-    if len(wrong):
-        member, row = wrong[0]
-        raise DataError(f"member {member}: row {row}: a number of a person that was found is not finite: predict again")
+    invalid = np.argwhere(found & ~np.isfinite(keypoints).all(axis=(2, 3)))
+    if len(invalid):
+        member, row = invalid[0]
+        raise DataError(f"member {member}: row {row}: a number of a found person is not finite: predict again")
 
 
 def _check_weights(name: str, values: FloatArray) -> None:
     if not (np.isfinite(values).all() and (values >= 0).all()):
-        raise DataError(f"{name}: every value must be finite and not negative")
+        raise DataError(f"{name}: a value is negative or not finite: correct predict.weights, or predict again")
 
 
 def _member_weights(weights: FloatArray | None, keypoints: FloatArray) -> FloatArray:
+    """Return the weights as (M, 1, K) or (M, 1, 1), for keypoints (M, N, K, 3)."""
     num_members, _, num_keypoints, _ = keypoints.shape
-    given = np.ones(num_members) if weights is None else np.asarray(weights, dtype=float)
-    if given.shape not in ((num_members,), (num_members, num_keypoints)):
-        raise ValueError(f"weights {given.shape} must be ({num_members},) or ({num_members}, {num_keypoints})")
-    _check_weights("weights", given)
-    return given.reshape(num_members, 1, -1)
+    array = np.ones(num_members) if weights is None else np.asarray(weights, dtype=float)
+    if array.shape not in ((num_members,), (num_members, num_keypoints)):
+        raise ValueError(f"weights {array.shape} must be ({num_members},) or ({num_members}, {num_keypoints})")
+    _check_weights("weights", array)
+    return array.reshape(num_members, 1, -1)
 
 
-def participants(
+def select_points(
     keypoints: FloatArray, found: BoolArray, weights: FloatArray | None, reject_sigmas: float | None
 ) -> BoolArray:
-    """Find the points (M, N, K) to combine: of members that found someone, have weight and are not rejected."""
+    """Select the points to combine: the member found someone, has a positive weight, and the point is not an outlier.
+
+    Args: as in `fuse`.
+
+    Returns:
+        (M, N, K). In an image where only members with weight 0 found someone, their points are selected.
+    """
     point_weights = np.broadcast_to(_member_weights(weights, keypoints), keypoints.shape[:3])
-    present = np.broadcast_to(found[:, :, None], point_weights.shape)
-    weighted = present & (point_weights > 0)
-    is_used = np.asarray(np.where(weighted.any(axis=0), weighted, present))
+    is_present = np.broadcast_to(found[:, :, None], point_weights.shape)
+    has_weight = is_present & (point_weights > 0)
+    is_used = np.asarray(np.where(has_weight.any(axis=0), has_weight, is_present))
     if reject_sigmas is None:
         return is_used
     return inliers(np.where(is_used[..., None], keypoints, np.nan), reject_sigmas)
 
 
 def _sorted_by_value(values: FloatArray, weights: FloatArray | BoolArray) -> tuple[FloatArray, FloatArray]:
-    """Sort values (M, ...) over the members, infinite ones last, with their weights.
+    """Sort values (M, ...) along the members' axis, infinite values last, and their weights in the same order.
 
-    Sums over sorted values round alike for any order of the members.
+    A sum over sorted values is rounded in the same way for any order of the members.
     """
-    full_weights = np.broadcast_to(np.asarray(weights, dtype=float), values.shape)
-    order = np.lexsort((full_weights, values), axis=0)
-    return np.take_along_axis(values, order, axis=0), np.take_along_axis(full_weights, order, axis=0)
+    broadcast_weights = np.broadcast_to(np.asarray(weights, dtype=float), values.shape)
+    order = np.lexsort((broadcast_weights, values), axis=0)
+    return np.take_along_axis(values, order, axis=0), np.take_along_axis(broadcast_weights, order, axis=0)
 
 
 def _weighted_mean(values: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return the weighted mean of values (M, ...) over the members; infinite values must have weight 0."""
     values, weights = _sorted_by_value(values, weights)
-    # Offsets from the smallest value: equal values, or a single one, come out unchanged.
+    # The mean of the offsets from the smallest value leaves equal values, or a single value, exactly unchanged.
     offsets = np.where(np.isfinite(values), values - values[0], 0.0)
     return np.asarray(values[0] + (weights * offsets).sum(axis=0) / weights.sum(axis=0))
 
 
 def _weighted_median(values: FloatArray, weights: FloatArray | BoolArray) -> FloatArray:
-    """Return the value with half the weight on either side; of two such values the middle; without weight, inf."""
+    """Return the value that splits the weight of values (M, ...) in halves.
+
+    If two values do, return their mean. If all weights are 0, return inf.
+    """
     values, weights = _sorted_by_value(values, weights)
-    reached = np.cumsum(weights, axis=0)
-    half = reached[-1] / 2
-    tolerance = 1e-9 * half
-    low = np.take_along_axis(values, (reached >= half - tolerance).argmax(axis=0)[None], axis=0)[0]
-    high = np.take_along_axis(values, (reached > half + tolerance).argmax(axis=0)[None], axis=0)[0]
+    cumulative = np.cumsum(weights, axis=0)
+    half = cumulative[-1] / 2
+    tolerance = 1e-9 * half  # rounding of the sums must not decide between one value and the mean of two
+    low = np.take_along_axis(values, (cumulative >= half - tolerance).argmax(axis=0)[None], axis=0)[0]
+    high = np.take_along_axis(values, (cumulative > half + tolerance).argmax(axis=0)[None], axis=0)[0]
     return np.asarray((low + high) / 2)

@@ -1,4 +1,4 @@
-"""Choose one person where a member found several in an image."""
+"""Choose one detection where a member found several people in an image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from kp_ray.ensemble.temporal import frame_numbers, rows_by_clip
 from kp_ray.keypoints import FloatArray
 
 TRACK_FRAMES = 8
-"""Number of a clip's nearest other frames that locate its person."""
+"""Number of neighbouring frames of a clip whose boxes make the clip's track at an image."""
 PersonRule = Literal["score", "largest", "track"]
 
 
 @dataclass(frozen=True)
 class ChosenPeople:
-    """The chosen persons.
+    """The chosen people.
 
     Attributes:
-        people: their indices in rising order, one per group.
+        people: indices of the chosen people in rising order, one per group.
         several: number of groups with several people to choose from.
-        other_than_best_score: number of those in which another than the best-scoring person was chosen.
+        other_than_best_score: number of these groups in which the rule did not choose the best score.
     """
 
     people: list[int]
@@ -42,21 +42,23 @@ def choose_people(
     rule: PersonRule,
     threshold: float,
 ) -> ChosenPeople:
-    """Choose one of P people per group, a group being the people that one member found in one image.
+    """Choose one person per group; the people that one member found in one image form a group.
 
-    People below `threshold` are candidates only in a group that has none above it. A clip's track at an image is the
-    median of the best-scoring boxes, of all members, in its `TRACK_FRAMES` nearest other frames. Closeness is
-    exp(-d / s): d the mean distance of the box's two corners from the track's, s the longer side of the track's box.
+    If a person of a group reaches `threshold`, people below `threshold` are not candidates in the group.
+
+    The rule "track" compares a box with the clip's track at the image: the median box of all members' best-scoring
+    boxes in the `TRACK_FRAMES` nearest other frames. Closeness is exp(-d / s), where d is the mean distance between the
+    corners of the box and the corners of the track's box, and s is the longer side of the track's box.
 
     Args:
-        images: (P,) image of each person, an index into `scenes`.
+        images: (P,) image of each person, as an index into `scenes`.
         groups: (P,) group of each person, any numbers.
         boxes: (P, 4) x1, y1, x2, y2 in pixels.
-        scores: (P,).
-        scenes, cameras, frames: (N,) of the images.
+        scores: (P,) scores of the people.
+        scenes, cameras, frames: (N,) scene, camera and frame number of each image.
         rule: "score" chooses the best score; "largest" the largest box; "track" the best score times closeness, or the
-            best score where a clip has no other frame.
-        threshold: of the score.
+            best score in a clip without other frames.
+        threshold: lowest score of a candidate.
     """
     people_by_group: dict[int, list[int]] = {}
     for person, group in enumerate(groups):
@@ -70,16 +72,23 @@ def choose_people(
         if len(candidates) > 1:
             several += 1
             track = tracks.find(images[choice]) if rule == "track" else None
-            values = _rate(boxes[candidates], scores[candidates], rule, track)
-            if values.max() > values[candidates.index(choice)]:  # the best score wins a tie
-                choice = candidates[int(values.argmax())]
+            ratings = _rate(boxes[candidates], scores[candidates], rule, track)
+            if ratings.max() > ratings[candidates.index(choice)]:  # the best score wins a tie
+                choice = candidates[int(ratings.argmax())]
             changed += choice != best[group]
         chosen.append(choice)
     return ChosenPeople(sorted(chosen), several, changed)
 
 
 def _rate(boxes: FloatArray, scores: FloatArray, rule: PersonRule, track: FloatArray | None) -> FloatArray:
-    """Rate candidates (C,): the highest is chosen."""
+    """Rate C candidates by the rule; the candidate with the highest rating is chosen.
+
+    Args:
+        boxes: (C, 4).
+        scores: (C,).
+        rule: as in `choose_people`.
+        track: box of the track (4,); None for the rules "score" and "largest", and in a clip without other frames.
+    """
     if rule == "largest":
         return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     if track is None:
@@ -89,7 +98,7 @@ def _rate(boxes: FloatArray, scores: FloatArray, rule: PersonRule, track: FloatA
 
 
 class _Tracks:
-    """The box that a clip's near frames suggest for an image."""
+    """The boxes of every clip, by image."""
 
     def __init__(
         self,
@@ -99,6 +108,13 @@ class _Tracks:
         cameras: Sequence[str],
         frames: Sequence[int | None],
     ) -> None:
+        """Group boxes by clip.
+
+        Args:
+            images: (P,) image of each box, as an index into `scenes`.
+            boxes: (P, 4).
+            scenes, cameras, frames: (N,) scene, camera and frame number of each image.
+        """
         self.scenes, self.cameras, self.numbers = scenes, cameras, frame_numbers(frames)
         self.boxes: dict[int, list[FloatArray]] = {}
         for image, box in zip(images, boxes, strict=True):
@@ -110,11 +126,11 @@ class _Tracks:
         )
 
     def find(self, image: int) -> FloatArray | None:
-        """Return the median box (4,) of the nearest other frames; None if the image's clip has none."""
+        """Return the median box (4,) of the clip's frames nearest to an image; None if the clip has no other frame."""
         clip = self.clips.get((self.scenes[image], self.cameras[image]), np.empty(0, dtype=np.intp))
-        others = clip[clip != image]
-        if not len(others):
+        neighbours = clip[clip != image]
+        if not len(neighbours):
             return None
-        distances = np.abs(self.numbers[others] - self.numbers[image])
-        near = others[np.argsort(distances, kind="stable")[:TRACK_FRAMES]]
-        return np.asarray(np.median([box for row in near.tolist() for box in self.boxes[row]], axis=0))
+        distances = np.abs(self.numbers[neighbours] - self.numbers[image])
+        nearest = neighbours[np.argsort(distances, kind="stable")[:TRACK_FRAMES]]
+        return np.asarray(np.median([box for row in nearest.tolist() for box in self.boxes[row]], axis=0))

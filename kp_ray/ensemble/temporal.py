@@ -1,4 +1,4 @@
-"""Fill and smooth the images of a clip (the frames of one scene and camera) from its other frames."""
+"""Fill and smooth the predictions of a clip (the frames of one scene and camera) over time."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ import numpy.typing as npt
 from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray
 
-_REACH_SIGMAS = 3.0  # a Gaussian's weight is below 0.012 beyond it
+_CUTOFF_SIGMAS = 3.0  # beyond it, the weight of a Gaussian is below 0.012
 
 
 def frame_numbers(frames: Sequence[int | None]) -> FloatArray:
-    """Convert frame numbers (N,) to floats, NaN for an image without one (None or negative)."""
+    """Convert frame numbers (N,) to floats; None and negative numbers, which mean no frame number, become NaN."""
     numbers = np.array(frames, dtype=float)
     numbers[numbers < 0] = np.nan
     return numbers
@@ -27,37 +27,41 @@ def fill_missing(
     *,
     mean_pose: FloatArray | None = None,
 ) -> tuple[FloatArray, list[str]]:
-    """Fill every image in which nobody was found with the most plausible keypoints, with score 0.
+    """Fill every image in which nobody was found; the filled keypoints have score 0.
 
-    They are taken from the nearest frame of the same clip in which someone was found (of two equally near frames, the
-    earlier); if the clip has none, from the mean of all found people; if there are none at all, from `mean_pose`.
+    The first of these sources that exists fills an image:
+
+    1. the nearest frame of the same clip in which someone was found; of two equally near frames, the earlier,
+    2. the mean of all found people,
+    3. `mean_pose`.
 
     Args:
-        keypoints: (N, K, 3) x, y, score in pixels; anything where `found` is False.
-        found: (N,) whether a person was found.
-        scenes, cameras, frames: (N,) of the images; an image with frame None or -1 has no neighbours.
+        keypoints: (N, K, 3) x, y, score in pixels; any values where `found` is False.
+        found: (N,) True where a person was found.
+        scenes, cameras, frames: (N,) scene, camera and frame number of each image; an image with frame None or -1
+            belongs to no clip.
         mean_pose: (K, 2) in pixels.
 
     Returns:
-        keypoints (N, K, 3), a copy; and N texts that name the source of each image's points: "" (found),
+        A copy of the keypoints (N, K, 3), and N texts that name the source of each image's points: "" (found),
         "frame <number>" or "mean pose".
 
     Raises:
-        DataError: nobody was found in any image and there is no `mean_pose`, or a number to fill from is not finite.
-        ValueError: lengths differ.
+        DataError: nobody was found in any image and `mean_pose` is None, or a number to fill from is not finite.
+        ValueError: the arguments have different lengths.
     """
     found = np.asarray(found, dtype=bool)
     if not len(keypoints) == len(found) == len(scenes) == len(cameras) == len(frames):
         raise ValueError("keypoints, found, scenes, cameras and frames must be equally long")
     filled, how = np.array(keypoints, dtype=float), [""] * len(found)
     if not np.isfinite(filled[found]).all():
-        raise DataError("predictions: a person that was found has a number that is not finite: predict again")
+        raise DataError("predictions: a number of a found person is not finite: predict again")
     numbers = frame_numbers(frames)
-    # Sorted by frame number, so argmin takes the earlier of two equally near frames.
-    candidates = rows_by_clip(scenes, cameras, numbers, found)
+    # Each clip's rows are sorted by frame number, so argmin takes the earlier of two equally near frames.
+    found_rows = rows_by_clip(scenes, cameras, numbers, found)
     pose = None if found.all() else _mean_pose(filled[found], mean_pose)
     for row in np.flatnonzero(~found).tolist():
-        neighbours = candidates.get((scenes[row], cameras[row]))
+        neighbours = found_rows.get((scenes[row], cameras[row]))
         if neighbours is not None and np.isfinite(numbers[row]):
             nearest = neighbours[np.abs(numbers[neighbours] - numbers[row]).argmin()]
             filled[row], how[row] = filled[nearest], f"frame {int(numbers[nearest])}"
@@ -75,59 +79,62 @@ def smooth_clips(
     frames: Sequence[int | None],
     sigma_frames: float,
 ) -> FloatArray:
-    """Smooth every found person's points over the near frames of the clip.
+    """Smooth every found person's points over the neighbouring frames of the clip.
 
     Each coordinate is fitted by local linear regression over the frame number with Gaussian weights. Linear motion is
-    unchanged, also at a clip's ends, where a moving average would lag. Frames in which nobody was found, and images
-    without a frame number, are neither used nor changed.
+    unchanged, even at the ends of a clip, where a moving average would lag. Frames in which nobody was found, and
+    images without a frame number, are neither used nor changed.
 
     Args:
-        keypoints: (N, K, 3) x, y, score in pixels, finite; the scores are not smoothed.
-        found: (N,) whether a person was found.
-        scenes, cameras, frames: (N,) of the images.
-        sigma_frames: standard deviation of the Gaussian in frame numbers; it is cut at three sigmas.
+        keypoints: (N, K, 3) x, y, score in pixels, all finite; the scores are not smoothed.
+        found: (N,) True where a person was found.
+        scenes, cameras, frames: (N,) scene, camera and frame number of each image.
+        sigma_frames: standard deviation of the Gaussian in frames; frames beyond three sigmas are not used.
 
     Returns:
-        (N, K, 3), a copy.
+        A smoothed copy of the keypoints (N, K, 3).
     """
     if not sigma_frames > 0:
-        raise ValueError(f"sigma_frames must be positive, got {sigma_frames}")
+        raise ValueError(f"sigma_frames: must be positive (got {sigma_frames})")
     smoothed = np.array(keypoints, dtype=float)
     numbers = frame_numbers(frames)
     for rows in rows_by_clip(scenes, cameras, numbers, found).values():
         for row in rows.tolist():
-            near = rows[np.abs(numbers[rows] - numbers[row]) <= _REACH_SIGMAS * sigma_frames]
+            near = rows[np.abs(numbers[rows] - numbers[row]) <= _CUTOFF_SIGMAS * sigma_frames]
             offsets = numbers[near] - numbers[row]
-            shares = np.exp(-0.5 * (offsets / sigma_frames) ** 2)
-            centre = (shares * offsets).sum() / shares.sum()
-            spread = (shares * (offsets - centre) ** 2).sum()
-            # The fitted line's value at this frame, written as weights of the near frames.
-            tilt = -centre * (offsets - centre) / spread if spread > 0 else np.zeros(len(near))
-            smoothed[row, :, :2] = np.tensordot(shares * (1 / shares.sum() + tilt), keypoints[near, :, :2], axes=1)
+            gaussian = np.exp(-0.5 * (offsets / sigma_frames) ** 2)
+            mean = (gaussian * offsets).sum() / gaussian.sum()
+            variance = (gaussian * (offsets - mean) ** 2).sum()
+            # The value of the fitted line at this frame is a weighted sum over the near frames: the weighted mean, plus
+            # the slope times the distance from the mean offset to this frame (offset 0).
+            slope = -mean * (offsets - mean) / variance if variance > 0 else np.zeros(len(near))
+            weights = gaussian * (1 / gaussian.sum() + slope)
+            smoothed[row, :, :2] = np.tensordot(weights, keypoints[near, :, :2], axes=1)
     return smoothed
 
 
 def rows_by_clip(
     scenes: Sequence[str], cameras: Sequence[str], numbers: FloatArray, found: BoolArray
 ) -> dict[tuple[str, str], npt.NDArray[np.intp]]:
-    """Group the rows in which someone was found by (scene, camera), by rising frame number.
+    """Group the rows in which someone was found by clip (scene, camera); each group is sorted by frame number.
 
     Images without a frame number belong to no clip.
     """
-    rows_of_clip: dict[tuple[str, str], list[int]] = {}
+    rows: dict[tuple[str, str], list[int]] = {}
     for row in np.argsort(numbers, kind="stable").tolist():
         if found[row] and np.isfinite(numbers[row]):
-            rows_of_clip.setdefault((scenes[row], cameras[row]), []).append(row)
-    return {clip: np.array(rows) for clip, rows in rows_of_clip.items()}
+            rows.setdefault((scenes[row], cameras[row]), []).append(row)
+    return {clip: np.array(clip_rows) for clip, clip_rows in rows.items()}
 
 
 def _mean_pose(people: FloatArray, fallback: FloatArray | None) -> FloatArray:
+    """Return the mean (K, 2) of P people (P, K, 3); `fallback` if P is 0."""
     if len(people):
         return np.asarray(people[..., :2].mean(axis=0))
     if fallback is None:
         raise DataError(
-            "nobody was found in any image: lower predict.score_threshold and predict.fallback_threshold, "
-            "or train longer"
+            "predictions: nobody was found in any image: lower predict.score_threshold and "
+            "predict.fallback_threshold, or train longer"
         )
     if not np.isfinite(fallback).all():
         raise DataError("mean_pose: a number is not finite: give a pose with every keypoint")

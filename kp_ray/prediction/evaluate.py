@@ -1,4 +1,4 @@
-"""Score the run's predictions, or a submission, against the truth."""
+"""Score the run's predictions, or a submission, against the ground truth."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +14,7 @@ from kp_ray.images import probe
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 from kp_ray.metrics import evaluate_keypoints
 from kp_ray.prediction.fuse import fuse_predictions, list_filled, read_run_predictions
+from kp_ray.prediction.images import STORE_PREFIX
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.predictions import Predictions
 from kp_ray.prediction.records import (
@@ -30,26 +31,28 @@ from kp_ray.store.read import read_table
 NUM_WORST = 12
 """Number of images listed as the worst."""
 Truth = dict[str, FloatArray]
-"""Image -> keypoints (K, 3) x, y, v in pixels; x and y are NaN where unlabelled."""
+"""Ground truth: image name -> keypoints (K, 3) x, y, v in pixel indices; x and y are NaN where unlabelled."""
 
 
 def evaluate_run(config: Config) -> RunEvaluation:
     """Score the ensemble and each member alone, and write `evaluation.json`.
 
-    The truth is `data.truth`, or the store's labels when `predict.images` is one of its splits.
+    The ground truth comes from `data.truth`, or from the store if `predict.images` names a split of the store.
 
     Raises:
-        ConfigError: there is no truth.
-        StorageError: there are no predictions.
-        DataError: the truth is invalid, or names none of the predicted images.
+        ConfigError: `data.truth` is needed and is not set.
+        StorageError: `predictions.parquet` does not exist, or is damaged.
+        DataError: the ground truth is invalid, or holds none of the predicted images.
     """
     truth, skeleton = read_truth(config)
     predictions = read_run_predictions(config, skeleton)
     weights = resolve_weights(config, predictions.members, skeleton)
-    everyone = range(len(predictions.members))
-    ensemble = _evaluate_members(config, predictions, everyone, weights, truth, skeleton)
+    num_members = len(predictions.members)
+    ensemble = _evaluate_members(config, predictions, range(num_members), weights, truth, skeleton)
+    # A member alone has equal weights, except that the only member is scored like the ensemble.
+    member_weights = weights if num_members == 1 else None
     members = {
-        name: _evaluate_members(config, predictions, [i], None if len(everyone) > 1 else weights, truth, skeleton)
+        name: _evaluate_members(config, predictions, [i], member_weights, truth, skeleton)
         for i, name in enumerate(predictions.members)
     }
     evaluation = RunEvaluation(**dict(ensemble), members=members)
@@ -61,21 +64,23 @@ def evaluate_submission(config: Config, path: str) -> SubmissionEvaluation:
     """Score a submission CSV; write nothing.
 
     Args:
-        config: says which images the submission must hold, and where their truth is.
-        path: the CSV, local or remote.
+        config: gives the images that the submission must hold, and the ground truth.
+        path: local or remote path of the CSV file.
 
     Raises:
-        ConfigError: there is no truth.
-        DataError: the submission or the truth is invalid, or they have no image in common.
+        ConfigError: `data.truth` is needed and is not set.
+        DataError: the submission or the ground truth is invalid, or they have no image in common.
     """
     truth, skeleton = read_truth(config)
-    # The sample submission decides the rows only if it decided what was predicted.
+    # The sample submission decides the rows only if it decided which images were predicted.
     sample = read_run_sample(config) if config.predict.images is None else None
     if sample is None:
         sample = read_sample_submission(path)
         missing = sorted(set(truth) - set(sample.images)) if config.predict.images is None else []
         if missing:
-            raise DataError(f"{path}: {missing[0]} of data.truth is missing, {len(missing)} in all: add its row")
+            raise DataError(
+                f"{path}: {len(missing)} images of data.truth are missing (first {missing[0]}): add their rows"
+            )
     zeros = config.predict.missing == "zeros"
     sizes = _read_sizes(config, sample.images)
     xy = read_submission(path, sample, skeleton, size=sizes, allow_zeros=zeros)
@@ -84,17 +89,17 @@ def evaluate_submission(config: Config, path: str) -> SubmissionEvaluation:
 
 
 def read_truth(config: Config) -> tuple[Truth, Skeleton]:
-    """Read the truth of the predicted images, its keypoints in the order of the run's skeleton.
+    """Read the ground truth, with the keypoints in the order of the run's skeleton.
 
     Raises:
-        ConfigError: `data.truth` is not set, and `predict.images` is no split of the store.
-        DataError: the labels are invalid, or are of other keypoints.
-        StoreError: the store is not there, or is damaged.
+        ConfigError: `data.truth` is not set, and `predict.images` does not name a split of the store.
+        DataError: the labels are invalid, or have other keypoints than the skeleton.
+        StoreError: the store does not exist, or is damaged.
     """
     images = config.predict.images or ""
-    if images.startswith("store:"):
+    if images.startswith(STORE_PREFIX):
         skeleton = resolve_skeleton(config, None)
-        return _read_store_truth(config, images.removeprefix("store:"), skeleton), skeleton
+        return _read_store_truth(config, images.removeprefix(STORE_PREFIX), skeleton), skeleton
     section, sample, path = config.skeleton, read_run_sample(config), config.require_input("truth")
     labels = load_annotations(
         path,
@@ -110,14 +115,14 @@ def read_truth(config: Config) -> tuple[Truth, Skeleton]:
 
 def _read_store_truth(config: Config, split: str, skeleton: Skeleton) -> Truth:
     columns = ["source", "keypoints"]
-    recipes = None if split == "val" else ["Original"]  # a validation split holds nothing else
+    recipes = None if split == "val" else ["Original"]  # the validation split holds unaugmented images only
     table = read_table(config.path("store"), split=split, recipes=recipes, columns=columns)
     points = np.array(table["keypoints"].to_pylist(), dtype=np.float64).reshape(len(table), len(skeleton), 3)
     return dict(zip(table["source"].to_pylist(), points, strict=True))
 
 
 def _read_sizes(config: Config, images: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Read width and height of the images in pixels; (0, 0) for one that cannot be opened."""
+    """Read the images' sizes (width, height) in pixels; (0, 0) for an image that cannot be opened."""
     folder = config.data.test_images
     if folder is None:
         return {}
@@ -155,39 +160,46 @@ def _evaluate(
     found: BoolArray | None,
     scores: FloatArray | None,
 ) -> SubmissionEvaluation:
-    """Score the images that have a truth.
+    """Score the images that have a ground truth.
 
     Args:
         images: N names.
-        keypoints: (N, K, 3) x, y, score in pixels.
-        truth: of any images.
+        keypoints: (N, K, 3) x, y, score in pixel indices.
+        truth: ground truth; may lack some of the images and hold others.
         skeleton: K keypoints.
         found, scores: (N,), as in `evaluate_keypoints`.
 
     Raises:
-        DataError: no image has a truth.
+        DataError: no image has a ground truth.
     """
-    known = [i for i, image in enumerate(images) if image in truth]
-    if not known:
-        raise DataError("data.truth: names none of the predicted images")
-    labels = np.stack([truth[images[i]] for i in known])
-    scenes, cameras, _ = zip(*(parse_name(images[i]) for i in known), strict=True)
+    rows = [i for i, image in enumerate(images) if image in truth]
+    if not rows:
+        raise DataError("data.truth: holds none of the predicted images: give the labels of these images")
+    labels = np.stack([truth[images[i]] for i in rows])
+    scenes, cameras, _ = zip(*(parse_name(images[i]) for i in rows), strict=True)
     evaluation = evaluate_keypoints(
-        keypoints[known],
+        keypoints[rows],
         labels,
         skeleton,
-        found=None if found is None else found[known],
-        scores=None if scores is None else scores[known],
+        found=None if found is None else found[rows],
+        scores=None if scores is None else scores[rows],
         cameras=cameras,
         scenes=scenes,
     )
-    worst = _find_worst([images[i] for i in known], keypoints[known], labels)
+    worst = _find_worst([images[i] for i in rows], keypoints[rows], labels)
     return SubmissionEvaluation(**dict(evaluation), worst=worst)
 
 
 def _find_worst(images: Sequence[str], predicted: FloatArray, labels: FloatArray) -> tuple[ImageError, ...]:
+    """Find the images with the largest RMSE over their labelled points, largest first.
+
+    Args:
+        images: N names.
+        predicted: (N, K, 3) x, y, score.
+        labels: (N, K, 3) x, y, v.
+    """
     squares = (predicted[:, :, :2] - labels[:, :, :2]) ** 2
-    labelled = np.isfinite(squares)
-    rmse = np.sqrt(np.where(labelled, squares, 0).sum(axis=(1, 2)) / np.maximum(labelled.sum(axis=(1, 2)), 1))
-    rows = [i for i in np.argsort(-rmse, kind="stable").tolist() if labelled[i].any()][:NUM_WORST]
+    is_labelled = np.isfinite(squares)
+    rmse = np.sqrt(np.where(is_labelled, squares, 0).sum(axis=(1, 2)) / np.maximum(is_labelled.sum(axis=(1, 2)), 1))
+    rows = [i for i in np.argsort(-rmse, kind="stable").tolist() if is_labelled[i].any()][:NUM_WORST]
     return tuple(ImageError(image=images[i], rmse=float(rmse[i])) for i in rows)

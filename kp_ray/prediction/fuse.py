@@ -32,35 +32,35 @@ def read_run_predictions(config: Config, skeleton: Skeleton) -> Predictions:
     """Read the run's `predictions.parquet`.
 
     Raises:
-        StorageError: it is not there, or is damaged.
-        RunStateError: it holds other keypoints than the skeleton.
+        StorageError: the file does not exist, or is damaged.
+        RunStateError: the file's keypoints are not those of the skeleton, or are in another order.
     """
     path = config.path("predictions.parquet")
     predictions = read_predictions(path)
     if predictions.keypoint_names != skeleton.names:
-        raise RunStateError(f"{path}: holds other keypoints, or the same in another order: run predict again")
+        raise RunStateError(f"{path}: has other keypoints than the labels, or another order: run predict again")
     return predictions
 
 
 def fuse_predictions(
     config: Config, predictions: Predictions, members: Sequence[int], weights: FloatArray | None
 ) -> Fusion:
-    """Fuse some members' predictions as `predict` in the config says.
+    """Fuse the predictions of some members with the options of the config's `predict` section.
 
-    Points are clipped to the frame of their image, because filling and smoothing may lead out of it.
+    Points are clipped to the frame of their image, because filling and smoothing can move them outside.
 
     Args:
         config: the run's configuration.
-        predictions: of all members.
-        members: indices of those to fuse.
-        weights: (len(members), K); None: equal.
+        predictions: predictions of all members.
+        members: indices of the members to fuse.
+        weights: (len(members), K) fusion weights; None for equal weights.
     """
     section = config.predict
     keypoints, scores = predictions.keypoints[list(members)], predictions.scores[list(members)]
     fusion = fuse_clips(
         keypoints,
         scores,
-        *predictions.places,
+        *predictions.scenes_cameras_frames,
         thresholds=(section.score_threshold, section.fallback_threshold),
         method=section.fusion,
         weights=weights,
@@ -69,45 +69,48 @@ def fuse_predictions(
         smooth_frames=section.smooth_frames,
         mean_pose=np.zeros((keypoints.shape[2], 2)),
     )
-    limits = np.array([(w - 1, h - 1) if w and h else (np.inf, np.inf) for w, h in predictions.sizes])[:, None]
+    sizes = np.array(predictions.sizes)[:, None]
+    has_size = (sizes > 0).all(axis=2, keepdims=True)  # the size of an image that could not be used is unknown
     xy = fusion.keypoints[..., :2]
-    inside = np.where(np.isfinite(limits), np.clip(xy, 0, limits), xy)
-    return replace(fusion, keypoints=np.concatenate([inside, fusion.keypoints[..., 2:]], axis=2))
+    clipped_xy = np.where(has_size, np.clip(xy, 0, np.maximum(sizes - 1, 0)), xy)
+    return replace(fusion, keypoints=np.concatenate([clipped_xy, fusion.keypoints[..., 2:]], axis=2))
 
 
 def write_fused(config: Config, took: PredictionTime) -> PredictionDetails:
-    """Fuse `predictions.parquet` into `submission.csv` and list every fallback in `predict.json`.
+    """Fuse `predictions.parquet` into `submission.csv`, and list every fallback in `predict.json`.
 
-    An `evaluation.json` of another submission is deleted.
+    `evaluation.json` is deleted if the submission changes, because it scores the earlier one.
 
     Args:
         config: the run's configuration.
-        took: cost of predicting; kept in `predict.json` until images are predicted again.
+        took: cost of this run. If the run predicted no usable image, `predict.json` keeps the cost of the earlier run.
 
     Returns:
         The content of `predict.json`.
 
     Raises:
         ModelError: nobody was found in any image.
-        KpRayError: the predictions, the sample submission or the weights do not fit the run.
+        KpRayError: the predictions, the sample submission or `predict.weights` do not fit the run.
     """
     sample = read_run_sample(config)
     skeleton = resolve_skeleton(config, sample)
     predictions = read_run_predictions(config, skeleton)
     if not (predictions.scores > 0).any():
-        raise ModelError("nobody was found in any image: train longer or lower predict.fallback_threshold")
+        raise ModelError(
+            "predictions.parquet: nobody was found in any image: train longer or lower predict.fallback_threshold"
+        )
     weights = resolve_weights(config, predictions.members, skeleton)
     fusion = fuse_predictions(config, predictions, range(len(predictions.members)), weights)
     has_changed = _write_submission(config, sample, predictions, fusion, skeleton)
-    stale = config.path("evaluation.json")
-    if (took.predicted or has_changed) and exists(stale):
-        delete_file(stale)
-    path = config.path("predict.json")
+    evaluation_path = config.path("evaluation.json")
+    if (took.predicted or has_changed) and exists(evaluation_path):
+        delete_file(evaluation_path)
+    details_path = config.path("predict.json")
     details = _describe(config, predictions, fusion, took)
-    # A run that only retried unusable images keeps the cost of the run that predicted the others.
-    if took.predicted <= len(details.unusable) and exists(path):
-        details = details.model_copy(update={"took": read_details(path).took})
-    write_details(path, details)
+    # A run that only retried unusable images keeps the cost of the run that predicted the usable ones.
+    if took.predicted <= len(details.unusable) and exists(details_path):
+        details = details.model_copy(update={"took": read_details(details_path).took})
+    write_details(details_path, details)
     return details
 
 
@@ -115,32 +118,33 @@ def _write_submission(
     config: Config, sample: SampleSubmission | None, predictions: Predictions, fusion: Fusion, skeleton: Skeleton
 ) -> bool:
     """Write `submission.csv`; return whether its content changed."""
-    if sample is None or config.predict.images is not None:  # the sample's rows are not those that were predicted
+    # The sample submission decides the rows only if it decided which images were predicted.
+    if sample is None or config.predict.images is not None:
         columns = sample.columns if sample else ("image", *skeleton.columns)
         sample = SampleSubmission(predictions.images, columns)
     target = config.path("submission.csv")
-    before = read_bytes(target) if exists(target) else b""
+    earlier_content = read_bytes(target) if exists(target) else b""
     sizes = dict(zip(predictions.images, predictions.sizes, strict=True))
     zeros = config.predict.missing == "zeros"
     write_submission(target, sample, predictions.images, fusion.keypoints, skeleton, size=sizes, allow_zeros=zeros)
-    return read_bytes(target) != before
+    return read_bytes(target) != earlier_content
 
 
 def list_filled(predictions: Predictions, fusion: Fusion) -> tuple[FilledImage, ...]:
-    """List the images whose keypoints come from a fallback."""
+    """List the images whose keypoints come from a fallback, in the order of the predictions."""
     return tuple(
         FilledImage(image=image, how=how) for image, how in zip(predictions.images, fusion.how, strict=True) if how
     )
 
 
 def _describe(config: Config, predictions: Predictions, fusion: Fusion, took: PredictionTime) -> PredictionDetails:
-    found = is_found(predictions.scores, config).sum(axis=1)
+    num_found = is_found(predictions.scores, config).sum(axis=1)
     filled = list_filled(predictions, fusion)
     return PredictionDetails(
         images=len(predictions.images),
         members=predictions.members,
         by_member={
-            name: MemberCounts(found=int(found[i]), rejected_points=fusion.rejected[i])
+            name: MemberCounts(found=int(num_found[i]), rejected_points=fusion.rejected[i])
             for i, name in enumerate(predictions.members)
         },
         people=predictions.person_choices,

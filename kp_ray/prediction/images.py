@@ -17,7 +17,7 @@ from kp_ray.storage import file_infos, filesystem, join, read_bytes
 from kp_ray.store.read import read_part, select_parts
 
 STORE_PREFIX = "store:"
-"""`predict.images` of the store's splits, `store:train` and `store:val`, begins with it."""
+"""Prefix of `predict.images` that names a split of the store: `store:train` or `store:val`."""
 
 MISSING = "missing"
 """Version of an image without a file."""
@@ -25,13 +25,13 @@ MISSING = "missing"
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image to predict.
+    """Name and location of an image to predict.
 
     Attributes:
-        image: its name, unique among the images to predict.
-        path: of the file, or of the store's part that holds it.
-        row: its row in that part; None for a file.
-        version: text that differs when the picture has changed.
+        image: name of the image, unique among the images to predict.
+        path: path of the image file, or of the store's part that holds the image.
+        row: row number in the store's part; None for an image file.
+        version: text that changes when the image's content changes.
     """
 
     image: str
@@ -41,14 +41,17 @@ class ImageRef:
 
 
 def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[ImageRef]:
-    """List the images that `predict.images` names, in the sample submission's order if it names none.
+    """List the images that `predict.images` names.
+
+    If `predict.images` is null, list the sample submission's images, or without a sample submission all images in
+    `data.test_images`.
 
     Raises:
-        ConfigError: names are relative, but `data.test_images` is not set.
-        DataError: a list is invalid or empty, a name stands in it twice or leads out of the folder, or none of the
-            images is there.
-        StoreError: the store is not there, or its split is empty.
-        StorageError: the folder cannot be read.
+        ConfigError: an image is named relative to `data.test_images`, which is not set.
+        DataError: the list of images is invalid or empty, repeats a name, or names a file outside the image folder; or
+            none of the images exists.
+        StoreError: the store does not exist, or its split is empty.
+        StorageError: the image folder cannot be read.
     """
     source = config.predict.images
     if source is not None and source.startswith(STORE_PREFIX):
@@ -59,26 +62,34 @@ def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[Ima
         folder = source or config.require_input("test_images")
         names = list(sample.images) if sample and source is None else list_images(folder)
     if not names:
-        raise DataError(f"{source or 'data.test_images: ' + str(folder)}: names no image")
+        raise DataError(
+            f"{source or 'data.test_images: ' + str(folder)}: lists no image: add images, or correct predict.images"
+        )
     _check_names(names, folder, source or "the sample submission")
     return _list_file_refs(names, folder, source or "the sample submission")
 
 
 def _check_names(names: Sequence[str], folder: str | None, source: str) -> None:
-    with_nul = [name for name in names if "\0" in name]
-    if with_nul:
-        raise DataError(f"{source}: {with_nul[0]!r:.80} holds a NUL, which no file's name does")
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise DataError(f"{source}: {repeated[0]} stands in it {names.count(repeated[0])} times: name it once")
-    if folder is None and not all(map(_is_whole_path, names)):
-        raise ConfigError(f"{source}: names files of a folder: set data.test_images, or list whole paths")
-    climbing = [name for name in names if ".." in name.split("/")]
-    if climbing:
-        raise DataError(f"{source}: {climbing[0]}: leaves the image folder")
+    """Refuse names that are repeated, relative without a folder, or outside the folder.
+
+    Args:
+        names: N names from `source`.
+        folder: folder of the images; None if it is not set.
+        source: path of the list or folder, named first in the messages.
+    """
+    for name, count in Counter(names).items():
+        if "\0" in name:
+            raise DataError(f"{source}: an image's name contains a NUL byte (got {name!r:.80}): correct the name")
+        if count > 1:
+            raise DataError(f"{source}: {name} is listed {count} times: list each image once")
+        if folder is None and not _is_absolute(name):
+            raise ConfigError(f"{source}: {name} is a relative path: set data.test_images, or list absolute paths")
+        if ".." in name.split("/"):
+            raise DataError(f"{source}: {name} is outside the image folder: remove the .. from the name")
 
 
-def _is_whole_path(name: str) -> bool:
+def _is_absolute(name: str) -> bool:
+    """Return whether a name is an absolute path or a URL."""
     return name.startswith("/") or "://" in name
 
 
@@ -86,17 +97,19 @@ def _list_file_refs(names: Sequence[str], folder: str | None, source: str) -> li
     """List the files of these names; `source` names them in the message.
 
     Raises:
-        DataError: none of the files is there.
+        DataError: none of the files exists.
     """
-    paths = {name: name if _is_whole_path(name) else join(str(folder), name) for name in names}
-    whole = [name for name in names if _is_whole_path(name)]
-    infos = file_infos(folder) if folder and len(whole) < len(names) else {}  # one listing, not a request per file
+    absolute = [name for name in names if _is_absolute(name)]
+    has_relative = len(absolute) < len(names)
+    # One listing of the folder is faster than a request per file on object storage.
+    infos = file_infos(folder) if folder and has_relative else {}
     with ThreadPoolExecutor() as pool:
-        infos |= dict(zip(whole, pool.map(_file_info, whole), strict=True))
-    refs = [ImageRef(name, path, None, _version(infos.get(name))) for name, path in paths.items()]
+        infos |= dict(zip(absolute, pool.map(_file_info, absolute), strict=True))
+    paths = [name if _is_absolute(name) else join(str(folder), name) for name in names]
+    refs = [ImageRef(name, path, None, _version(infos.get(name))) for name, path in zip(names, paths, strict=True)]
     if all(ref.version == MISSING for ref in refs):
         raise DataError(
-            f"{source}: none of its {len(refs)} images is there, e.g. {refs[0].path}: correct data.test_images, or the "
+            f"{source}: none of its {len(refs)} images exists, e.g. {refs[0].path}: correct data.test_images, or the "
             "names"
         )
     return refs
@@ -113,31 +126,32 @@ def _version(info: pafs.FileInfo | None) -> str:
 
 
 def _read_list(path: str) -> list[str]:
-    """Read the image names of a text file, one per line, or of the column `image` of a CSV."""
+    """Read image names from a text file, one name per line, or from the column `image` of a CSV file."""
     try:
         text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text: a list of image names is expected") from error
+        raise DataError(f"{path}: is not UTF-8 text: give a list of image names") from error
     if not path.lower().endswith(".csv"):
         return [line.strip() for line in text.splitlines() if line.strip()]
     rows = csv.DictReader(io.StringIO(text, newline=""))
     try:
         if "image" not in (rows.fieldnames or ()):
-            raise DataError(f"{path}: row 1: there is no column `image`")
+            raise DataError(f"{path}: row 1 has no column `image`: name the images' column `image`")
         return [row["image"].strip() for row in rows if row["image"]]
     except csv.Error as error:
-        raise DataError(f"{path}: cannot be read as CSV: {one_line(error)}; is a quote left open?") from error
+        raise DataError(f"{path}: is not valid CSV ({one_line(error)}): check its quotes") from error
 
 
 def _list_store_refs(config: Config, split: str) -> list[ImageRef]:
-    """List the unaugmented pictures of a split of the store."""
+    """List the unaugmented images of a split of the store."""
     store = config.path("store")
     _, parts = select_parts(store, split=split, recipes=None if split == "val" else ["Original"])
     refs: dict[str, ImageRef] = {}
     for part in parts:
         for row, source in enumerate(read_part(part, ["source"])["source"].to_pylist()):
-            # A part's file name contains a digest of its content. Only the first copy of a source is predicted.
+            # A part's file name contains a digest of its content, so the name tells versions apart. A source may have
+            # several copies; only the first is predicted.
             refs.setdefault(source, ImageRef(source, part, row, f"{part.rpartition('/')[2]}:{row}"))
     if not refs:
-        raise StoreError(f"{store}: its split {split} is empty: raise split.fraction and augment again")
+        raise StoreError(f"{store}: the split {split} is empty: raise split.fraction and augment again")
     return list(refs.values())

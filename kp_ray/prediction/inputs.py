@@ -1,4 +1,4 @@
-"""Inputs that predicting, fusing and evaluating share: the sample submission, the skeleton, the members' weights."""
+"""Read the inputs that predicting, fusing and evaluating share: sample submission, skeleton and fusion weights."""
 
 from collections.abc import Sequence
 
@@ -13,21 +13,21 @@ from kp_ray.store.manifest import read_manifest
 
 
 def read_run_sample(config: Config) -> SampleSubmission | None:
-    """Read `data.sample_submission`; None if it is not set.
+    """Read the file that `data.sample_submission` names; return None if the setting is null.
 
     Raises:
-        DataError: as `read_sample_submission`.
+        DataError: the file is missing or invalid, see `read_sample_submission`.
     """
     path = config.data.sample_submission
     return read_sample_submission(path) if path else None
 
 
 def resolve_skeleton(config: Config, sample: SampleSubmission | None) -> Skeleton:
-    """Return the members' skeleton: the store's if there is a store, otherwise the sample submission's.
+    """Return the skeleton that the members predict: the store's, or without a store the sample submission's.
 
     Raises:
-        StoreError: there is neither a store nor a sample submission.
-        DataError: the sample submission has other keypoints than the store.
+        StoreError: the run has neither a store nor a sample submission.
+        DataError: the sample submission's keypoints differ from the store's.
     """
     store = config.path("store")
     if sample is None:
@@ -38,36 +38,45 @@ def resolve_skeleton(config: Config, sample: SampleSubmission | None) -> Skeleto
 
 
 def check_weighted_members(config: Config, members: Sequence[str]) -> None:
-    """Refuse a name in `predict.weights` that is no member.
+    """Refuse weights for a member that the run does not have.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: `predict.weights` names such a member.
     """
     weights = config.predict.weights
-    unknown = [] if isinstance(weights, str) else [name for name in weights if name not in members]
-    if unknown:
-        raise ConfigError(f"predict.weights: {unknown[0]}: is no member; train.members has {', '.join(members)}")
+    if isinstance(weights, str):
+        return
+    for name in weights:
+        if name not in members:
+            raise ConfigError(
+                f"predict.weights: {name} is not a member: name members of train.members ({', '.join(members)})"
+            )
 
 
 def resolve_weights(config: Config, members: Sequence[str], skeleton: Skeleton) -> FloatArray | None:
-    """Return the weights (M, K) that `predict.weights` gives; what it does not name weighs 1. None: equal weights.
+    """Convert `predict.weights` to an array of fusion weights.
+
+    Returns:
+        (M, K) weight of each member for each keypoint, 1 where the setting names none; None if all weights are equal.
 
     Raises:
-        ConfigError: it names an unknown member or keypoint, or leaves a keypoint without any weight.
+        ConfigError: the setting names an unknown member or keypoint, or every member has weight 0 for a keypoint.
     """
-    given = config.predict.weights
-    if isinstance(given, str):
+    setting = config.predict.weights
+    if isinstance(setting, str):
         return None
     check_weighted_members(config, members)
     weights = np.ones((len(members), len(skeleton)))
-    for member, value in given.items():
+    for member, value in setting.items():
         by_keypoint = value if isinstance(value, dict) else dict.fromkeys(skeleton.names, value)
         for name, weight in by_keypoint.items():
             if name not in skeleton.names:
-                raise ConfigError(f"predict.weights: {member}: {name}: is no keypoint of the labels")
+                raise ConfigError(
+                    f"predict.weights: {member}: {name} is not a keypoint: use the names of the labels' columns"
+                )
             weights[members.index(member), skeleton.names.index(name)] = weight
     has_weight = weights.any(axis=0)
     if not has_weight.all():
         name = skeleton.names[int(has_weight.argmin())]
-        raise ConfigError(f"predict.weights: every member has weight 0 for {name}: give one of them more than 0")
+        raise ConfigError(f"predict.weights: every member has weight 0 for {name}: give a member more than 0")
     return weights

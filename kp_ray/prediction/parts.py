@@ -1,4 +1,7 @@
-"""Parts of a prediction: what the members found in a few images each, and how parts become `predictions.parquet`."""
+"""Parts of a prediction: files that hold the members' detections in a few images each, and their merge.
+
+`merge_parts` writes `predictions.parquet` from them.
+"""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,23 +20,26 @@ from kp_ray.storage import exists, file_sizes, join, read_parquet
 
 
 def part_schema(num_keypoints: int) -> pa.Schema:
-    """Return the columns of a part: one row per image, member and person, one with score 0 where nobody was found."""
+    """Return the schema of a part.
+
+    A part has one row per detection. If a member found nobody in an image, there is one row with score 0.
+    """
     shared = [field for field in prediction_schema(num_keypoints) if field.name not in ("found", "num_people")]
     return pa.schema([*shared, ("version", pa.string())])
 
 
 def is_found(scores: FloatArray, config: Config) -> BoolArray:
-    """Return which persons' scores reach `predict.score_threshold`; 0 never does, because it stands for nobody."""
+    """Return where scores reach `predict.score_threshold`; a score of 0 means that nobody was found."""
     return np.asarray((scores > 0) & (scores >= config.predict.score_threshold))
 
 
 def lowest_threshold(config: Config) -> float:
-    """Return the score below which a person is dropped."""
+    """Return the score below which a detection is dropped."""
     return min(config.predict.score_threshold, config.predict.fallback_threshold)
 
 
 def read_parts(folder: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Read the finished parts in the order of their file names.
+    """Read the parts in the order of their file names.
 
     Raises:
         StorageError: a part is damaged.
@@ -46,7 +52,7 @@ def read_parts(folder: str, columns: Sequence[str] | None = None) -> Iterator[pa
 
 
 def find_missing(folder: str, refs: Sequence[ImageRef]) -> list[ImageRef]:
-    """List the images that no part holds, then those that no part could use: they are tried again."""
+    """List the images to predict: first those without a part, then those that could not be used, to try them again."""
     usable: dict[tuple[str, str], bool] = {}
     for table in read_parts(folder, ["image", "version", "reason"]):
         for image, version, reason in zip(*(column.to_pylist() for column in table.columns), strict=True):
@@ -58,24 +64,24 @@ def find_missing(folder: str, refs: Sequence[ImageRef]) -> list[ImageRef]:
 def merge_parts(
     config: Config, folder: str, refs: Sequence[ImageRef], members: Sequence[str], skeleton: Skeleton, target: str
 ) -> None:
-    """Choose one person per image and member, and write them in the order of `refs` and `members`.
+    """Choose one detection per image and member, and write them in the order of `refs` and `members`.
 
     Args:
-        config: `predict` in it says how to choose.
-        folder: of the parts.
+        config: `predict.person` and `predict.score_threshold` decide the choice.
+        folder: folder of the parts.
         refs: N images.
         members: M names.
         skeleton: K keypoints.
         target: path of `predictions.parquet`.
 
     Raises:
-        RunStateError: an image is in no part.
+        RunStateError: no part holds one of the images.
     """
     table = _read_rows(folder, refs)
     index_by_key = {(ref.image, ref.version): i for i, ref in enumerate(refs)}
     keys = zip(table["image"].to_pylist(), table["version"].to_pylist(), strict=True)
     images = np.array([index_by_key[key] for key in keys], dtype=int)
-    # The rows of one image and member are a group: groups are numbered in the order of the rows to write.
+    # The rows of one image and member form a group. Groups are numbered in the order of the rows to write.
     groups = images * len(members) + np.array([members.index(name) for name in table["member"].to_pylist()], dtype=int)
     scores = table["score"].to_numpy()
     people = np.flatnonzero(scores > 0)
@@ -95,7 +101,7 @@ def merge_parts(
     row_by_group = dict(zip(groups.tolist(), range(len(groups)), strict=True))
     row_by_group |= {int(groups[row]): row for row in people[chosen.people].tolist()}
     if len(row_by_group) != len(refs) * len(members):
-        raise RunStateError(f"{folder}: parts are missing: run predict again")
+        raise RunStateError(f"{folder}: the parts of some images are missing: run predict again")
     order = [row_by_group[group] for group in range(len(row_by_group))]
     num_people = np.bincount(groups[people], minlength=len(order)).astype(np.int32)
     merged = table.take(order).drop_columns(["version"])
@@ -106,15 +112,22 @@ def merge_parts(
 
 
 def _read_rows(folder: str, refs: Sequence[ImageRef]) -> pa.Table:
-    """Read the rows of some images; where several parts hold an image, from one that could use it if there is any."""
-    wanted = {(ref.image, ref.version) for ref in refs}
+    """Read the rows of the images.
+
+    If several parts hold an image, its rows come from one of them, preferably a part in which the image could be used.
+    """
+    keys = {(ref.image, ref.version) for ref in refs}
     tables = list(read_parts(folder))
-    keys = [list(zip(*(t[name].to_pylist() for name in ("image", "version")), strict=True)) for t in tables]
+    keys_by_part = [
+        list(zip(table["image"].to_pylist(), table["version"].to_pylist(), strict=True)) for table in tables
+    ]
     part_by_key: dict[tuple[str, str], int] = {}
     for part, table in enumerate(tables):
-        for key, reason in zip(keys[part], table["reason"].to_pylist(), strict=True):
-            if key in wanted and (key not in part_by_key or not reason):
+        for key, reason in zip(keys_by_part[part], table["reason"].to_pylist(), strict=True):
+            if key in keys and (key not in part_by_key or not reason):
                 part_by_key[key] = part
-    return pa.concat_tables(
-        [table.filter(pa.array([part_by_key.get(key) == i for key in keys[i]])) for i, table in enumerate(tables)]
-    )
+    chosen_rows = [
+        table.filter(pa.array([part_by_key.get(key) == part for key in keys_by_part[part]]))
+        for part, table in enumerate(tables)
+    ]
+    return pa.concat_tables(chosen_rows)

@@ -1,4 +1,4 @@
-"""The predictions of a run, `predictions.parquet`: its schema, its writer and its only reader."""
+"""Read and write `predictions.parquet`: the detection that each member chose in each image."""
 
 import json
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from kp_ray.keypoints import FloatArray
 from kp_ray.storage import exists, read_parquet, write_parquet
 
 NOTE_KEY = b"kp_ray"
-"""Key of the schema's metadata under which the keypoints' names and the person choices stand as JSON."""
+"""Key of the schema's metadata; its value is JSON with the keypoints' names and the person choices."""
 PREDICT_AGAIN = "delete it and run predict again"
 
 
 @dataclass(frozen=True)
 class PersonChoices:
-    """Counts of the images in which members found several people, and the rule that chose one.
+    """The rule that chose one of several detections, and counts of the choices.
 
     Attributes:
-        rule: `predict.person`.
-        several: number of (image, member) pairs with several people to choose from.
-        other_than_best_score: number of those in which the rule chose another person than the best-scoring.
+        rule: value of `predict.person`.
+        several: number of (image, member) pairs with several detections to choose from.
+        other_than_best_score: number of these pairs in which the rule did not choose the best score.
     """
 
     rule: str
@@ -35,17 +35,17 @@ class PersonChoices:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The person that each of M members chose in each of N images, with K keypoints.
+    """The detection that each of M members chose in each of N images, with K keypoints.
 
     Attributes:
         members: M names.
         images: N names.
         keypoint_names: K names.
         keypoints: (M, N, K, 3) x, y, score in pixel indices; NaN where a member found nobody.
-        scores: (M, N) of the persons, 0 where a member found nobody.
-        reasons: N texts: why the image could not be used, "" if it could.
+        scores: (M, N) scores of the detections; 0 where a member found nobody.
+        reasons: N texts that say why an image could not be used; "" for a usable image.
         sizes: N pairs (width, height) in pixels; (0, 0) for an image that could not be used.
-        person_choices: how the persons were chosen.
+        person_choices: rule and counts of the choices among several detections.
     """
 
     members: tuple[str, ...]
@@ -58,18 +58,22 @@ class Predictions:
     person_choices: PersonChoices
 
     @cached_property
-    def places(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
-        """N scenes, N cameras and N frame numbers, parsed from the images' names."""
+    def scenes_cameras_frames(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+        """N scenes, N cameras and N frame numbers (-1 for none), parsed from the images' names."""
         scenes, cameras, frames = zip(*map(parse_name, self.images), strict=True)
         return scenes, cameras, frames
 
 
 def prediction_schema(num_keypoints: int) -> pa.Schema:
-    """Return the columns of `predictions.parquet`: one row per image and member.
+    """Return the schema of `predictions.parquet`, which has one row per image and member.
 
-    `score`, `bbox_xyxy` and `keypoints` (x, y, score) are those of the person chosen of `num_people`, 0 and NaN if
-    there is none above the fallback threshold; `found` tells whether the score reaches `score_threshold`; `reason` why
-    an image could not be used.
+    The columns:
+
+    - `num_people`: number of detections above the fallback threshold. One of them is chosen for the row.
+    - `score`, `bbox_xyxy`, `keypoints` (x, y, score): the chosen detection in pixel indices; 0 and NaN if none.
+    - `found`: whether `score` reaches `predict.score_threshold`.
+    - `width`, `height`: size of the image in pixels.
+    - `reason`: why the image could not be used; "" for a usable image.
     """
     return pa.schema(
         [
@@ -92,9 +96,9 @@ def write_predictions(path: str, table: pa.Table, keypoint_names: Sequence[str],
 
     Args:
         path: local or remote.
-        table: the columns of `prediction_schema`; the rows image by image, in each the members in their order.
+        table: columns as in `prediction_schema`; rows ordered by image, and within an image by member.
         keypoint_names: K names.
-        choices: how the persons were chosen.
+        choices: rule and counts of the choices among several detections.
     """
     schema = prediction_schema(len(keypoint_names))
     note = json.dumps({"people": asdict(choices), "keypoints": list(keypoint_names)})
@@ -105,22 +109,22 @@ def read_predictions(path: str) -> Predictions:
     """Read `predictions.parquet`.
 
     Raises:
-        StorageError: it is not there, is damaged, or was written by another program.
+        StorageError: the file does not exist, is damaged, or was written by another program.
     """
     if not exists(path):
-        raise StorageError(f"{path}: there are no predictions: run predict first")
+        raise StorageError(f"{path}: there is no such file: run predict first")
     table = read_parquet(path, PREDICT_AGAIN).combine_chunks()
     try:
         note = json.loads((table.schema.metadata or {})[NOTE_KEY])
         names, choices = tuple(note["keypoints"]), PersonChoices(**note["people"])
     except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{path}: another program wrote it: {PREDICT_AGAIN}") from error
+        raise StorageError(f"{path}: was written by another program: {PREDICT_AGAIN}") from error
     if not table.schema.equals(prediction_schema(len(names))):
-        raise StorageError(f"{path}: its columns are not those of predictions: {PREDICT_AGAIN}")
+        raise StorageError(f"{path}: does not have the columns of predictions: {PREDICT_AGAIN}")
     rows = list(zip(table["image"].to_pylist(), table["member"].to_pylist(), strict=True))
     images, members = (tuple(dict.fromkeys(column)) for column in zip(*rows, strict=True)) if rows else ((), ())
     if not rows or rows != [(image, member) for image in images for member in members]:
-        raise StorageError(f"{path}: its rows are not one per image and member: {PREDICT_AGAIN}")
+        raise StorageError(f"{path}: does not have one row per image and member: {PREDICT_AGAIN}")
     shape = (len(images), len(members))
     points = np.asarray(table["keypoints"].combine_chunks().flatten()).reshape(*shape, len(names), 3)
     widths, heights, reasons = (table[name].to_pylist()[:: len(members)] for name in ("width", "height", "reason"))

@@ -1,4 +1,4 @@
-"""The JSON files of a prediction, `predict.json` and `evaluation.json`: models, readers and writers."""
+"""Read and write the JSON files of a prediction, `predict.json` and `evaluation.json`."""
 
 from typing import TypeVar
 
@@ -20,8 +20,8 @@ class FilledImage(_Record):
     """An image whose keypoints come from a fallback.
 
     Attributes:
-        image: its name.
-        how: the fallback, as in `ensemble.fusion.Fusion.how`.
+        image: name of the image.
+        how: text that names the fallback, as in `ensemble.fusion.Fusion.how`.
     """
 
     image: str
@@ -29,7 +29,7 @@ class FilledImage(_Record):
 
 
 class UnusableImage(_Record):
-    """An image that cannot be read or decoded."""
+    """An image that cannot be read or decoded, and the reason."""
 
     image: str
     reason: str
@@ -39,8 +39,8 @@ class MemberCounts(_Record):
     """Counts of one member.
 
     Attributes:
-        found: images with a person above `predict.score_threshold`.
-        rejected_points: points dropped as outliers.
+        found: number of images in which its chosen detection reaches `predict.score_threshold`.
+        rejected_points: number of its points that were dropped as outliers.
     """
 
     found: int
@@ -48,7 +48,11 @@ class MemberCounts(_Record):
 
 
 class WeightsSource(_Record):
-    """Source of the members' weights: "equal", or "given" by the config."""
+    """Source of the members' fusion weights.
+
+    Attributes:
+        chosen: "equal", or "given" if `predict.weights` gives them.
+    """
 
     chosen: str
 
@@ -57,9 +61,9 @@ class PredictionTime(_Record):
     """Cost of a prediction.
 
     Attributes:
-        predicted: images that members were run on.
-        seconds: since the first of them was begun.
-        start_up_s: before that.
+        predicted: number of images that the members predicted.
+        seconds: from the beginning of the first image to the end, in seconds.
+        start_up_s: before the beginning of the first image, in seconds.
     """
 
     predicted: int
@@ -72,10 +76,10 @@ class PredictionDetails(_Record):
 
     Attributes:
         images: number of images.
-        members: names.
-        by_member: counts per member.
-        people: how one person was chosen of several.
-        weights: where the members' weights come from.
+        members: names of the members.
+        by_member: counts of each member, by name.
+        people: rule and counts of the choices among several detections.
+        weights: source of the members' fusion weights.
         fallbacks: number of filled images per kind of fallback.
         filled: every image filled by a fallback.
         unusable: every image that could not be used.
@@ -134,7 +138,7 @@ def read_details(path: str) -> PredictionDetails:
     """Read `predict.json`.
 
     Raises:
-        StorageError: it is not there, or is damaged.
+        StorageError: the file does not exist, or is damaged.
     """
     return _read(path, PredictionDetails, "delete this file and run predict again")
 
@@ -148,7 +152,7 @@ def read_evaluation(path: str) -> RunEvaluation:
     """Read `evaluation.json`.
 
     Raises:
-        StorageError: it is not there, or is damaged.
+        StorageError: the file does not exist, or is damaged.
     """
     return _read(path, RunEvaluation, "run evaluate again")
 
@@ -163,6 +167,6 @@ def _read(path: str, model: type[_Model], fix: str) -> _Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise StorageError(f"{path}: damaged ({where}: {first['msg']}): {fix}") from error
+        first_error = error.errors()[0]
+        field = ".".join(map(str, first_error["loc"]))
+        raise StorageError(f"{path}: damaged ({field}: {first_error['msg']}): {fix}") from error

@@ -23,6 +23,7 @@ from kp_ray.prediction.predictor import BatchResult, Predictor, encode_batch
 from kp_ray.prediction.records import PredictionDetails, PredictionTime
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.stage import Progress, no_progress
+from kp_ray.storage import writer_lock
 
 
 def predict(config: Config, progress: Progress = no_progress) -> tuple[PredictionDetails, PredictionTime]:
@@ -38,21 +39,23 @@ def predict(config: Config, progress: Progress = no_progress) -> tuple[Predictio
         The content of `predict.json`, and the cost of this run.
 
     Raises:
+        RunStateError: another process predicts in this run folder.
         KpRayError: a member is not trained, no image can be used, nobody was found, or the work stopped.
     """
     task = PredictionTask(config)
-    config.save()
-    began = time.time()
-    first_began, done, missing = time.time(), 0, task.find_missing()
-    for result in _predict_with_retries(task, missing):
-        first_began = result.began if done == 0 else min(first_began, result.began)
-        done = min(done + result.num_images, len(missing))
-        progress("", done, len(missing))
-    took = PredictionTime(
-        predicted=len(missing), seconds=time.time() - first_began, start_up_s=max(0.0, first_began - began)
-    )
-    task.merge()
-    return write_fused(config, took), took
+    with writer_lock(config.path("predictions")):
+        config.save()
+        began = time.time()
+        first_began, done, missing = time.time(), 0, task.find_missing()
+        for result in _predict_with_retries(task, missing):
+            first_began = result.began if done == 0 else min(first_began, result.began)
+            done = min(done + result.num_images, len(missing))
+            progress("", done, len(missing))
+        took = PredictionTime(
+            predicted=len(missing), seconds=time.time() - first_began, start_up_s=max(0.0, first_began - began)
+        )
+        task.merge()
+        return write_fused(config, took), took
 
 
 def _predict_with_retries(task: PredictionTask, missing: Sequence[ImageRef]) -> Iterator[BatchResult]:

@@ -1,6 +1,6 @@
 """The stages `predict` and `evaluate`.
 
-What imports torch is imported where it is used, because evaluating needs none of it.
+Modules that import torch are imported inside functions, because `evaluate` works without torch.
 """
 
 from dataclasses import asdict, dataclass
@@ -43,13 +43,13 @@ class PredictSummary:
         if details.filled or details.unusable:
             fallbacks = ", ".join(f"{count} by {how}" for how, count in details.fallbacks.items()) or "none"
             lines.append(
-                f"filled in: {fallbacks}; {len(details.unusable)} unusable images; listed in {self.details_path}"
+                f"filled images: {fallbacks}; unusable images: {len(details.unusable)}; listed in {self.details_path}"
             )
         people = details.people
         if people.several:
             lines.append(
-                f"several people in {people.several} answers; person: {people.rule} took another than the best score "
-                f"in {people.other_than_best_score}"
+                f"several people found by a member in an image: {people.several} times; predict.person: {people.rule} "
+                f"chose another than the best score: {people.other_than_best_score} times"
             )
         return lines
 
@@ -76,7 +76,7 @@ class PredictForecast:
     Attributes:
         images: number of images to predict.
         members: number of members.
-        trained: number of those that are finished.
+        trained: number of trained members.
         actors: smallest and largest size of the actor pool.
         cpus_per_actor, gpus_per_actor: resources of each actor.
     """
@@ -113,11 +113,11 @@ class PredictStage:
         return True
 
     def check(self, config: Config) -> None:
-        """Refuse wrong images, a wrong sample submission, and weights of unknown members.
+        """Refuse invalid images, an invalid sample submission, and weights for unknown members.
 
         Raises:
-            ConfigError: an input is not set or not there, `predict.weights` names no member, or `predict.tta` mirrors
-                images against the skeleton.
+            ConfigError: an input is not set or does not exist, `predict.weights` names an unknown member, or
+                `predict.tta` mirrors images against the skeleton.
             DataError: the sample submission or the list of images is invalid.
         """
         check_inputs(config, optional=["test_images", "sample_submission"])
@@ -134,17 +134,17 @@ class PredictStage:
         """Return whether every image is predicted, so that no cluster is needed.
 
         Raises:
-            KpRayError: as `PredictionTask`, e.g. a member is not trained.
+            KpRayError: see `PredictionTask`; for example, a member is not trained.
         """
         from kp_ray.prediction.task import PredictionTask
 
         return not PredictionTask(config).find_missing()
 
     def run(self, config: Config, progress: Progress) -> PredictSummary:
-        """Predict what is missing, then fuse.
+        """Predict the missing images, then fuse.
 
         Raises:
-            KpRayError: as `predict`.
+            KpRayError: see `predict`.
         """
         from kp_ray.prediction.run import predict
 
@@ -155,7 +155,7 @@ class PredictStage:
         """Describe what `run` would do.
 
         Raises:
-            KpRayError: the images or the sample submission cannot be used.
+            KpRayError: the images or the sample submission are missing or invalid.
         """
         from kp_ray.models.weights import is_trained
 
@@ -179,7 +179,7 @@ class EvaluateSummary:
     evaluation: RunEvaluation | SubmissionEvaluation
 
     def rows(self) -> dict[str, Evaluation]:
-        """Return the evaluations by row name: each member and the ensemble, or the submission."""
+        """Return the evaluations by row of the printed table: each member and the ensemble, or the submission."""
         if not isinstance(self.evaluation, RunEvaluation):
             return {"submission": self.evaluation}
         members = {f"member {name}": evaluation for name, evaluation in self.evaluation.members.items()}
@@ -199,7 +199,12 @@ class EvaluateSummary:
 
 @dataclass(frozen=True)
 class EvaluateForecast:
-    """Forecast of what `evaluate` does: score the file `scored` against `truth`."""
+    """Forecast of what `evaluate` does.
+
+    Attributes:
+        scored: path of the predictions or the submission to score.
+        truth: path of the ground truth, or the store's split.
+    """
 
     scored: str
     truth: str
@@ -214,48 +219,48 @@ class EvaluateForecast:
 
 
 class EvaluateStage:
-    """Score the run's predictions, or a submission, against the truth."""
+    """Score the run's predictions, or a submission, against the ground truth."""
 
     name = "evaluate"
     needs_cluster = False
     needs_dashboard = False
 
     def __init__(self, submission: str | None = None) -> None:
-        """Choose what to score.
+        """Choose the predictions to score.
 
         Args:
-            submission: path of a CSV to score instead of the run's predictions.
+            submission: path of a CSV file to score; None scores the run's predictions.
         """
         self.submission = submission
 
     def applies(self, config: Config) -> bool:
-        """Return whether there is a truth: `data.truth`, or the labels of the store's split that is predicted."""
+        """Return whether the predicted images have a ground truth: `data.truth`, or a split of the store."""
         return config.data.truth is not None or _is_store_split(config)
 
     def check(self, config: Config) -> None:
-        """Refuse a run without a truth.
+        """Refuse a run without a ground truth.
 
         Raises:
-            ConfigError: `data.truth` is not set and no split of the store is predicted, or it does not exist.
+            ConfigError: `data.truth` is not set and no split of the store is predicted, or its file does not exist.
         """
         check_inputs(config, required=[] if _is_store_split(config) else ["truth"])
 
     def is_done(self, config: Config) -> bool:
-        """Return whether `evaluation.json` is there.
+        """Return whether `evaluation.json` exists.
 
         Raises:
-            StorageError: there are no predictions.
+            StorageError: `predictions.parquet` does not exist.
         """
         path = config.path("predictions.parquet")
         if not exists(path):
-            raise StorageError(f"{path}: there are no predictions: run predict first")
+            raise StorageError(f"{path}: there is no such file: run predict first")
         return exists(config.path("evaluation.json"))
 
     def run(self, config: Config, progress: Progress) -> EvaluateSummary:
-        """Score; write `evaluation.json` for the run's predictions, nothing for a submission.
+        """Score the run's predictions and write `evaluation.json`, or score a submission and write nothing.
 
         Raises:
-            KpRayError: as `evaluate_run` and `evaluate_submission`.
+            KpRayError: see `evaluate_run` and `evaluate_submission`.
         """
         if self.submission is not None:
             return EvaluateSummary(evaluate_submission(config, self.submission))
@@ -268,4 +273,5 @@ class EvaluateStage:
 
 
 def _is_store_split(config: Config) -> bool:
+    """Return whether `predict.images` names a split of the store."""
     return (config.predict.images or "").startswith(STORE_PREFIX)

@@ -1,4 +1,4 @@
-"""The work of a prediction: which images, by which members, and where the parts go."""
+"""Resolve what a prediction needs before its first image: images, members, skeleton, and the folder of the parts."""
 
 import hashlib
 from typing import Any
@@ -17,23 +17,24 @@ from kp_ray.storage import join, read_bytes
 
 
 class PredictionTask:
-    """Everything that is fixed before the first image is predicted.
+    """The images, members and folder of a prediction.
 
     Attributes:
         config: the run's configuration.
-        images: to predict, in the order of the result.
+        images: images to predict, in the order of the result.
         members: M names.
         skeleton: K keypoints.
-        folder: of the parts; its name is a digest of what decides a prediction besides the images.
+        folder: folder of the parts. Its name is a digest of all that decides the detections in an image, so that parts
+            of other members or settings are not reused.
     """
 
     def __init__(self, config: Config) -> None:
-        """Read what the run folder holds; write nothing.
+        """Read the run folder, and write nothing.
 
         Raises:
             ModelError: a member is not trained, is damaged, or predicts other keypoints.
-            ConfigError: `predict` has settings that do not fit the members.
-            KpRayError: the images, the sample submission or the store cannot be used.
+            ConfigError: a setting of the section `predict` does not fit the members.
+            KpRayError: the images, the sample submission or the store are missing or invalid.
         """
         self.config = config
         sample = read_run_sample(config)
@@ -45,11 +46,11 @@ class PredictionTask:
         self.skeleton = resolve_skeleton(config, sample)
         for name in self.members:
             _check_member(config, name, self.skeleton)
-        resolve_weights(config, self.members, self.skeleton)  # refuses wrong names
+        resolve_weights(config, self.members, self.skeleton)  # called for its errors
         self.folder = config.path("predictions", digest(self._fingerprint_fields()))
 
     def _fingerprint_fields(self) -> dict[str, Any]:
-        """Return what decides a prediction besides the image: views, threshold, keypoints and the members' files."""
+        """Return the fields that decide, with the image, what the members detect."""
         return {
             "tta": self.config.predict.tta,
             "lowest_threshold": lowest_threshold(self.config),
@@ -64,7 +65,7 @@ class PredictionTask:
         }
 
     def find_missing(self) -> list[ImageRef]:
-        """List the images that no part holds, then those that could not be used: they are tried again."""
+        """List the images to predict: first those without a part, then those that could not be used."""
         return find_missing(self.folder, self.images)
 
     def merge(self) -> None:
@@ -74,7 +75,12 @@ class PredictionTask:
 
 
 def _check_member(config: Config, name: str, skeleton: Skeleton) -> None:
-    """Refuse a member of another number of keypoints, and mirrored views for one that was trained without flips."""
+    """Refuse a member that predicts another number of keypoints, or cannot predict the views of `predict.tta`.
+
+    Raises:
+        ModelError: the number of keypoints differs, or the member's config is damaged.
+        ConfigError: `predict.tta` has `flip`, and the member was trained without flips.
+    """
     path = join(config.member_dir(name), CFG_NAME)
     try:
         cfg = yaml.safe_load(read_bytes(path))
@@ -85,11 +91,11 @@ def _check_member(config: Config, name: str, skeleton: Skeleton) -> None:
         raise ModelError(f"{path}: damaged ({one_line(error)}): train member {name} again") from error
     if num_keypoints != len(skeleton):
         raise ModelError(
-            f"{path}: member {name} predicts {num_keypoints} keypoints, {len(skeleton)} are asked for: use the labels "
-            "and the sample submission that it was trained with"
+            f"{path}: member {name} predicts {num_keypoints} keypoints, the labels have {len(skeleton)}: use the "
+            "labels and the sample submission with which the member was trained"
         )
     if "flip" in config.predict.tta and not is_flipped:
-        # Mirrored images doubled the error of the demo's members, which never saw any.
+        # Mirrored images doubled the error of the demo's members, which were trained without flips.
         raise ConfigError(
-            f"predict.tta: flip: member {name} was trained without flips; take flip out, or train with it"
+            f"predict.tta: member {name} was trained without flips: remove flip, or train with train.flip: true"
         )

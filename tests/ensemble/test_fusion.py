@@ -1,4 +1,4 @@
-"""Fusion: missing members, outliers, combination, and fallbacks."""
+"""Test fusion: missing members, outliers, combination, and fallbacks."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ METHODS = ["mean", "median", "score"]
 K = 5
 
 
-def members(seed: int, num: int = 4, num_images: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    """Make members that agree within pixels, with some outliers and some images in which nobody was found."""
+def make_members(seed: int, num: int = 4, num_images: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Make keypoints and `found` of members that agree within pixels, with some outliers and missing people."""
     rng = np.random.default_rng(seed)
     keypoints = rng.uniform(100, 900, (1, num_images, K, 3)) + rng.normal(0, 3, (num, num_images, K, 3))
     keypoints[rng.random((num, num_images, K)) < 0.1, :2] += 400
@@ -23,14 +23,14 @@ def members(seed: int, num: int = 4, num_images: int = 6) -> tuple[np.ndarray, n
     return keypoints, found
 
 
-def stack(*xs: float) -> tuple[np.ndarray, np.ndarray]:
-    """Make one image with one keypoint at (x, 50), score 1, per member."""
+def make_points(*xs: float) -> tuple[np.ndarray, np.ndarray]:
+    """Make an image with one keypoint, which each member finds at its (x, 50) with score 1."""
     return np.array([[[[x, 50.0, 1.0]]] for x in xs]), np.ones((len(xs), 1), dtype=bool)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_member_that_found_nobody_is_not_averaged_as_zeros(method: str) -> None:
-    keypoints, found = stack(100.0, 0.0, 104.0)
+    keypoints, found = make_points(100.0, 0.0, 104.0)
     keypoints[1], found[1] = 0, False
     fused, found_by_any = fuse(keypoints, found, method=method, reject_sigmas=3.0)
     assert found_by_any.tolist() == [True]
@@ -40,23 +40,23 @@ def test_a_member_that_found_nobody_is_not_averaged_as_zeros(method: str) -> Non
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 10_000), method=st.sampled_from(METHODS), order=st.permutations(range(4)))
 def test_the_result_is_bit_identical_for_any_order_of_the_members(seed: int, method: str, order: list[int]) -> None:
-    keypoints, found = members(seed)
+    keypoints, found = make_members(seed)
     keypoints[..., :2] = (keypoints[..., :2] / 5).round() * 5 / 3  # many ties
     rng = np.random.default_rng(seed)
-    weights, persons = rng.choice([0.0, 0.1, 0.3, 0.7], 4), rng.random((4, 6))
-    once = fuse(keypoints, found, method=method, person_scores=persons, weights=weights, reject_sigmas=3.0)
-    again = fuse(
-        keypoints[order], found[order], method=method, person_scores=persons[order], weights=weights[order],
+    weights, scores = rng.choice([0.0, 0.1, 0.3, 0.7], 4), rng.random((4, 6))
+    fused = fuse(keypoints, found, method=method, detection_scores=scores, weights=weights, reject_sigmas=3.0)
+    reordered = fuse(
+        keypoints[order], found[order], method=method, detection_scores=scores[order], weights=weights[order],
         reject_sigmas=3.0,
     )  # fmt: skip
-    np.testing.assert_array_equal(once[0], again[0])
-    np.testing.assert_array_equal(once[1], again[1])
+    np.testing.assert_array_equal(fused[0], reordered[0])
+    np.testing.assert_array_equal(fused[1], reordered[1])
 
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 10_000), method=st.sampled_from(METHODS), shift=st.tuples(*[st.integers(-2000, 2000)] * 2))
 def test_shifting_every_member_shifts_the_result(seed: int, method: str, shift: tuple[int, int]) -> None:
-    keypoints, found = members(seed)
+    keypoints, found = make_members(seed)
     offset = np.array([*shift, 0.0])
     before, _ = fuse(keypoints, found, method=method, reject_sigmas=3.0)
     after, _ = fuse(keypoints + offset, found, method=method, reject_sigmas=3.0)
@@ -66,7 +66,7 @@ def test_shifting_every_member_shifts_the_result(seed: int, method: str, shift: 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 10_000), method=st.sampled_from(METHODS))
 def test_the_result_lies_between_the_members(seed: int, method: str) -> None:
-    keypoints, found = members(seed)
+    keypoints, found = make_members(seed)
     fused, found_by_any = fuse(keypoints, found, method=method, reject_sigmas=2.0)
     masked = np.where(found[..., None, None], keypoints, np.nan)[:, found_by_any]
     assert (fused[found_by_any] >= np.nanmin(masked, axis=0) - 1e-9).all()
@@ -78,7 +78,7 @@ def test_the_result_lies_between_the_members(seed: int, method: str) -> None:
     seed=st.integers(0, 10_000), method=st.sampled_from(METHODS), weight=st.sampled_from([0.0, 0.1, 0.3, 1 / 3, 7.0])
 )
 def test_where_one_member_found_someone_its_keypoints_are_unchanged(seed: int, method: str, weight: float) -> None:
-    keypoints, found = members(seed, num=3)
+    keypoints, found = make_members(seed, num=3)
     found[:], keypoints[[0, 2]] = False, np.nan
     found[1], keypoints[1] = True, np.random.default_rng(seed).uniform(0, 2000, keypoints[1].shape)
     fused, _ = fuse(keypoints, found, method=method, weights=np.array([1.0, weight, 1.0]), reject_sigmas=3.0)
@@ -86,7 +86,7 @@ def test_where_one_member_found_someone_its_keypoints_are_unchanged(seed: int, m
 
 
 def test_images_without_a_person_are_nan_and_not_found() -> None:
-    keypoints, found = members(3)
+    keypoints, found = make_members(3)
     found[:, 2] = False
     fused, found_by_any = fuse(keypoints, found, method="mean", reject_sigmas=3.0)
     assert not found_by_any[2]
@@ -95,71 +95,71 @@ def test_images_without_a_person_are_nan_and_not_found() -> None:
 
 
 def test_no_member_found_anyone_anywhere() -> None:
-    keypoints, found = members(4)
+    keypoints, found = make_members(4)
     fused, found_by_any = fuse(keypoints, np.zeros_like(found), method="median", reject_sigmas=3.0)
     assert not found_by_any.any()
     assert np.isnan(fused).all()
 
 
 def test_without_rejection_the_mean_is_numpys() -> None:
-    keypoints, found = members(5)
+    keypoints, found = make_members(5)
     fused, found_by_any = fuse(keypoints, found, method="mean", reject_sigmas=None)
     np.testing.assert_allclose(fused[found_by_any], np.nanmean(keypoints[:, found_by_any], axis=0))
 
 
 def test_with_equal_weights_the_median_is_numpys() -> None:
-    keypoints, found = members(6)
+    keypoints, found = make_members(6)
     fused, found_by_any = fuse(keypoints, found, method="median", weights=np.full(4, 0.1), reject_sigmas=None)
     np.testing.assert_allclose(fused[found_by_any], np.nanmedian(keypoints[:, found_by_any], axis=0))
 
 
 @pytest.mark.parametrize("num", range(1, 25))
-def test_the_median_of_equal_weights_is_numpys_in_spite_of_rounding(num: int) -> None:
+def test_rounding_does_not_change_the_median_of_equal_weights(num: int) -> None:
     xs = np.random.default_rng(num).permutation(num) * 100.0
-    fused, _ = fuse(*stack(*xs), method="median", weights=np.full(num, 0.1), reject_sigmas=None)
+    fused, _ = fuse(*make_points(*xs), method="median", weights=np.full(num, 0.1), reject_sigmas=None)
     assert fused[0, 0, 0] == np.median(xs)
 
 
 def test_an_outlier_among_three_is_rejected() -> None:
-    fused, _ = fuse(*stack(100.0, 101.0, 400.0), method="mean", reject_sigmas=3.0)
+    fused, _ = fuse(*make_points(100.0, 101.0, 400.0), method="mean", reject_sigmas=3.0)
     assert fused[0, 0, 0] == pytest.approx(100.5)
 
 
-def test_an_outlier_costs_one_point_not_the_whole_member() -> None:
+def test_an_outlier_removes_one_point_not_the_whole_member() -> None:
     keypoints = np.ones((3, 1, 2, 3)) * np.array([100.0, 103.0, 106.0])[:, None, None, None]
     keypoints[2, 0, 0, :2] = 800
     fused, _ = fuse(keypoints, np.ones((3, 1), dtype=bool), method="mean", reject_sigmas=3.0)
     np.testing.assert_allclose(fused[0, :, 0], [101.5, 103])
 
 
-def test_close_agreement_of_some_members_does_not_reject_the_rest() -> None:
+def test_close_agreement_of_some_members_does_not_reject_the_other_members() -> None:
     near = 3 * SCALE_FLOOR_PX - 0.1
-    kept, _ = fuse(*stack(100.0, 100.0, 100.0, 100.0 + near), method="mean", reject_sigmas=3.0)
+    kept, _ = fuse(*make_points(100.0, 100.0, 100.0, 100.0 + near), method="mean", reject_sigmas=3.0)
     assert kept[0, 0, 0] == pytest.approx(100 + near / 4)
-    dropped, _ = fuse(*stack(100.0, 100.0, 100.0, 100.0 + near + 0.2), method="mean", reject_sigmas=3.0)
+    dropped, _ = fuse(*make_points(100.0, 100.0, 100.0, 100.0 + near + 0.2), method="mean", reject_sigmas=3.0)
     assert dropped[0, 0, 0] == 100
 
 
 @pytest.mark.parametrize("reject_sigmas", [1e-6, 0.5, 3.0])
 def test_two_members_have_no_majority_so_neither_is_rejected(reject_sigmas: float) -> None:
-    fused, _ = fuse(*stack(100.0, 900.0), method="mean", reject_sigmas=reject_sigmas)
+    fused, _ = fuse(*make_points(100.0, 900.0), method="mean", reject_sigmas=reject_sigmas)
     assert fused[0, 0, 0] == 500
 
 
-def test_two_members_are_kept_in_spite_of_rounding() -> None:
+def test_rounding_does_not_reject_one_of_two_members() -> None:
     points = np.random.default_rng(0).uniform(0, 2000, (2, 1000, K, 3))
     assert inliers(points, 1e-6).all()
 
 
-def test_the_limit_is_in_sigmas_of_the_members_own_spread() -> None:
-    # Distances 20, 10, 0, 10 and the last: three robust sigmas are 3 * 1.4826 * 10 = 44.5 px.
+def test_the_limit_is_in_sigmas_of_the_members_distances() -> None:
+    # The first four points are 20, 10, 0 and 10 px from the median: three robust sigmas are 3 * 1.4826 * 10 = 44.5 px.
     for last, kept in ((144.0, True), (145.0, False)):
-        keypoints, _ = stack(80.0, 90.0, 100.0, 110.0, last)
+        keypoints, _ = make_points(80.0, 90.0, 100.0, 110.0, last)
         assert inliers(keypoints, 3.0)[:, 0, 0].tolist() == [True] * 4 + [kept]
 
 
-def test_members_without_weight_do_not_count_in_the_majority() -> None:
-    keypoints, found = stack(100.0, 101.0, 500.0, 500.0, 500.0)
+def test_members_with_weight_zero_do_not_count_in_the_majority() -> None:
+    keypoints, found = make_points(100.0, 101.0, 500.0, 500.0, 500.0)
     weights = np.array([1.0, 1.0, 0.0, 0.0, 0.0])
     fused, _ = fuse(keypoints, found, method="mean", weights=weights, reject_sigmas=3.0)
     assert fused[0, 0, 0] == pytest.approx(100.5)
@@ -168,7 +168,7 @@ def test_members_without_weight_do_not_count_in_the_majority() -> None:
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), reject_sigmas=st.floats(1e-3, 5))
 def test_at_least_half_of_the_members_are_kept(seed: int, reject_sigmas: float) -> None:
-    keypoints, _ = members(seed, num=5)
+    keypoints, _ = make_members(seed, num=5)
     kept = inliers(keypoints, reject_sigmas).sum(axis=0)
     assert (2 * kept >= np.isfinite(keypoints[..., 0]).sum(axis=0)).all()
 
@@ -184,17 +184,17 @@ def test_weights_can_be_per_member_or_per_keypoint() -> None:
 
 
 def test_the_weighted_median_follows_the_weight() -> None:
-    keypoints, found = stack(100.0, 200.0, 300.0)
+    keypoints, found = make_points(100.0, 200.0, 300.0)
     fused, _ = fuse(keypoints, found, method="median", weights=np.array([1.0, 1.0, 5.0]), reject_sigmas=None)
     assert fused[0, 0, 0] == 300
 
 
-def test_method_score_weights_by_point_and_person_scores() -> None:
-    keypoints, found = stack(100.0, 200.0)
+def test_method_score_weights_by_keypoint_and_detection_scores() -> None:
+    keypoints, found = make_points(100.0, 200.0)
     keypoints[:, 0, 0, 2] = [0.6, 0.2]
     fused, _ = fuse(keypoints, found, method="score", reject_sigmas=None)
     assert fused[0, 0, 0] == pytest.approx(125)
-    both, _ = fuse(keypoints, found, method="score", person_scores=np.array([[0.5], [0.5 * 9]]), reject_sigmas=None)
+    both, _ = fuse(keypoints, found, method="score", detection_scores=np.array([[0.5], [0.5 * 9]]), reject_sigmas=None)
     assert both[0, 0, 0] == pytest.approx(175)
     keypoints[..., 2] = 0
     zero, _ = fuse(keypoints, found, method="score", reject_sigmas=None)
@@ -202,7 +202,7 @@ def test_method_score_weights_by_point_and_person_scores() -> None:
 
 
 def test_invalid_input_is_refused() -> None:
-    keypoints, found = stack(1.0, 2.0)
+    keypoints, found = make_points(1.0, 2.0)
     broken = keypoints.copy()
     broken[1, 0, 0, 0] = np.nan
     with pytest.raises(DataError, match="member 1: row 0"):
@@ -220,7 +220,7 @@ def test_invalid_input_is_refused() -> None:
 
 
 def four_frames() -> tuple[np.ndarray, np.ndarray]:
-    """Make three members on four frames of one clip: all score high, one high, one low, nobody found."""
+    """Make keypoints and scores of three members in four frames of a clip: all high, one high, one low, nobody."""
     keypoints = np.full((3, 4, K, 3), 0.5)
     keypoints[..., :2] = np.array([100.0, 101.0, 102.0])[:, None, None, None] + 10 * np.arange(4)[:, None, None]
     scores = np.array([[0.9, 0.9, 0.0, 0.0], [0.9, 0.1, 0.2, 0.0], [0.9, 0.0, 0.0, 0.0]])
@@ -247,19 +247,19 @@ def test_rejected_points_are_counted_per_member() -> None:
     clip = ["s"] * 4, ["A"] * 4, [1, 2, 3, 4]
     fusion = fuse_clips(keypoints, scores, *clip, thresholds=(0.5, 0.05), reject_sigmas=3.0)
     assert fusion.rejected == [0, 2, 0]
-    kept = fuse_clips(keypoints, scores, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], thresholds=(0.5, 0.05), reject_sigmas=None)
-    assert kept.rejected == [0, 0, 0]
+    without_rejection = fuse_clips(keypoints, scores, *clip, thresholds=(0.5, 0.05), reject_sigmas=None)
+    assert without_rejection.rejected == [0, 0, 0]
 
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), order=st.permutations(range(4)))
 def test_fused_clips_are_bit_identical_for_any_order_of_the_members(seed: int, order: list[int]) -> None:
-    keypoints, found = members(seed)
+    keypoints, found = make_members(seed)
     scores = np.where(found, np.random.default_rng(seed).random(found.shape), 0.0)
-    place = (["s"] * 6, ["A"] * 6, [1, 2, 3, 5, 8, 13])
+    clip = (["s"] * 6, ["A"] * 6, [1, 2, 3, 5, 8, 13])
     options = {"thresholds": (0.5, 0.05), "smooth_frames": 2.0, "mean_pose": np.zeros((K, 2))}
-    once = fuse_clips(keypoints, scores, *place, **options)
-    again = fuse_clips(keypoints[order], scores[order], *place, **options)
-    np.testing.assert_array_equal(once.keypoints, again.keypoints)
-    assert once.how == again.how
-    assert [once.rejected[i] for i in order] == again.rejected
+    fusion = fuse_clips(keypoints, scores, *clip, **options)
+    reordered = fuse_clips(keypoints[order], scores[order], *clip, **options)
+    np.testing.assert_array_equal(fusion.keypoints, reordered.keypoints)
+    assert fusion.how == reordered.how
+    assert [fusion.rejected[i] for i in order] == reordered.rejected

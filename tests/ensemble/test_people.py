@@ -1,4 +1,4 @@
-"""The choice of one person among several."""
+"""Test the choice of one person among several."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ import pytest
 from kp_ray.ensemble.people import ChosenPeople, choose_people
 
 
-def people(*images: list[tuple[float, float, float]]) -> dict[str, Any]:
-    """Make the people (x, side, score) that one member found in the images of a clip."""
+def make_people(*images: list[tuple[float, float, float]]) -> dict[str, Any]:
+    """Make the arguments of `choose_people` for the people (x, side, score) that one member found in each image."""
     rows = [row for row, found in enumerate(images) for _ in found]
     boxes = np.array([[x, 0, x + side, 2 * side] for found in images for x, side, _ in found])
     scores = np.array([score for found in images for *_, score in found])
@@ -21,34 +21,34 @@ CROWD = [[(100, 50, 0.9)], [(700, 80, 0.95), (104, 50, 0.9)], [(108, 50, 0.9), (
 
 @pytest.mark.parametrize(("rule", "chosen"), [("score", [0, 1, 3]), ("largest", [0, 1, 3]), ("track", [0, 2, 3])])
 def test_the_rule_decides_among_several_people(rule: str, chosen: list[int]) -> None:
-    place = {"scenes": ["s"] * 3, "cameras": ["A"] * 3, "frames": [1, 2, 3]}
-    found = choose_people(**people(*CROWD), **place, rule=rule, threshold=0.5)
+    clip = {"scenes": ["s"] * 3, "cameras": ["A"] * 3, "frames": [1, 2, 3]}
+    found = choose_people(**make_people(*CROWD), **clip, rule=rule, threshold=0.5)
     expected = ChosenPeople(chosen, several=1, other_than_best_score=int(rule == "track"))
     assert found == expected, "the last frame's second person is below the threshold"
 
 
 def test_the_largest_person_may_have_a_lower_score() -> None:
-    crowd = people([(100, 50, 0.9), (500, 90, 0.6)])
-    place = {"scenes": ["s"], "cameras": ["A"], "frames": [1]}
-    assert choose_people(**crowd, **place, rule="largest", threshold=0.5) == ChosenPeople([1], 1, 1)
-    assert choose_people(**crowd, **place, rule="largest", threshold=0.7) == ChosenPeople([0], 0, 0)
-    assert choose_people(**crowd, **place, rule="track", threshold=0.5) == ChosenPeople([0], 1, 0), (
+    crowd = make_people([(100, 50, 0.9), (500, 90, 0.6)])
+    clip = {"scenes": ["s"], "cameras": ["A"], "frames": [1]}
+    assert choose_people(**crowd, **clip, rule="largest", threshold=0.5) == ChosenPeople([1], 1, 1)
+    assert choose_people(**crowd, **clip, rule="largest", threshold=0.7) == ChosenPeople([0], 0, 0)
+    assert choose_people(**crowd, **clip, rule="track", threshold=0.5) == ChosenPeople([0], 1, 0), (
         "no other frame, no track"
     )
 
 
 def test_people_of_another_camera_do_not_make_a_track() -> None:
-    place = {"scenes": ["s"] * 3, "cameras": ["A", "B", "A"], "frames": [1, 2, 3]}
-    assert choose_people(**people(*CROWD), **place, rule="track", threshold=0.5) == ChosenPeople([0, 1, 3], 1, 0)
+    clip = {"scenes": ["s"] * 3, "cameras": ["A", "B", "A"], "frames": [1, 2, 3]}
+    assert choose_people(**make_people(*CROWD), **clip, rule="track", threshold=0.5) == ChosenPeople([0, 1, 3], 1, 0)
 
 
-def test_when_all_are_below_the_threshold_all_are_candidates() -> None:
-    place = {"scenes": ["s"] * 3, "cameras": ["A"] * 3, "frames": [1, 2, 3]}
-    chosen = choose_people(**people(*CROWD), **place, rule="track", threshold=1.0)
+def test_if_all_people_are_below_the_threshold_all_are_candidates() -> None:
+    clip = {"scenes": ["s"] * 3, "cameras": ["A"] * 3, "frames": [1, 2, 3]}
+    chosen = choose_people(**make_people(*CROWD), **clip, rule="track", threshold=1.0)
     assert chosen == ChosenPeople([0, 2, 3], several=2, other_than_best_score=1)
 
 
-def test_nobody_to_choose_from_is_no_choice() -> None:
+def test_without_people_nobody_is_chosen() -> None:
     empty = {"images": [], "groups": [], "boxes": np.empty((0, 4)), "scores": np.empty(0)}
-    place = {"scenes": ["s"], "cameras": ["A"], "frames": [1]}
-    assert choose_people(**empty, **place, rule="track", threshold=0.5) == ChosenPeople([], 0, 0)
+    clip = {"scenes": ["s"], "cameras": ["A"], "frames": [1]}
+    assert choose_people(**empty, **clip, rule="track", threshold=0.5) == ChosenPeople([], 0, 0)

@@ -1,4 +1,4 @@
-"""Filling and smoothing of clips."""
+"""Test filling and smoothing of clips."""
 
 import numpy as np
 import pytest
@@ -11,14 +11,14 @@ from kp_ray.errors import DataError
 K = 5
 
 
-def clip(xs: list[float | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Make images with one keypoint at (x, x), score 0.9; None where nobody was found."""
+def make_clip(xs: list[float | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Make keypoints and `found` of images with one keypoint at (x, x), score 0.9; None means nobody was found."""
     keypoints = np.array([[[x, x, 0.9]] if x is not None else [[np.nan] * 3] for x in xs], dtype=float)
     return keypoints, np.array([x is not None for x in xs])
 
 
 def test_a_missing_person_is_filled_from_the_nearest_frame_of_the_clip() -> None:
-    keypoints, found = clip([10.0, None, 30.0, 40.0, 50.0])
+    keypoints, found = make_clip([10.0, None, 30.0, 40.0, 50.0])
     scenes, cameras, frames = ["s"] * 4 + ["t"], ["A", "A", "A", "B", "A"], [1, 11, 7, 11, 11]
     filled, how = fill_missing(keypoints, found, scenes, cameras, frames)
     assert filled[1, 0].tolist() == [30, 30, 0]
@@ -27,14 +27,14 @@ def test_a_missing_person_is_filled_from_the_nearest_frame_of_the_clip() -> None
     assert np.isnan(keypoints[1]).all(), "the input is not changed"
 
 
-def test_of_two_equally_near_frames_the_earlier_is_taken() -> None:
-    keypoints, found = clip([30.0, None, 10.0])
+def test_of_two_equally_near_frames_the_earlier_is_used() -> None:
+    keypoints, found = make_clip([30.0, None, 10.0])
     filled, how = fill_missing(keypoints, found, ["s"] * 3, ["A"] * 3, [7, 5, 3])
     assert (filled[1, 0, 0], how[1]) == (10, "frame 3")
 
 
-def test_a_clip_without_anyone_gets_the_mean_pose_of_the_rest() -> None:
-    keypoints, found = clip([10.0, 20.0, None, None])
+def test_a_clip_without_people_gets_the_mean_pose_of_the_other_clips() -> None:
+    keypoints, found = make_clip([10.0, 20.0, None, None])
     filled, how = fill_missing(
         keypoints, found, ["s", "s", "t", ""], ["A", "A", "A", ""], [1, 2, 3, None], mean_pose=np.full((1, 2), 99.0)
     )
@@ -43,25 +43,25 @@ def test_a_clip_without_anyone_gets_the_mean_pose_of_the_rest() -> None:
 
 
 def test_images_without_a_frame_number_have_no_neighbours() -> None:
-    keypoints, found = clip([10.0, 50.0, None])
+    keypoints, found = make_clip([10.0, 50.0, None])
     _, how = fill_missing(keypoints, found, [""] * 3, [""] * 3, [None, -1, -1])
     assert how[2] == "mean pose"
 
 
-def test_without_anyone_the_given_pose_is_used_or_it_is_an_error() -> None:
-    keypoints, found = clip([None, None])
-    place = (["s"] * 2, ["A"] * 2, [1, 2])
-    filled, how = fill_missing(keypoints, found, *place, mean_pose=np.full((1, 2), 99.0))
+def test_without_people_in_any_clip_mean_pose_is_used_and_required() -> None:
+    keypoints, found = make_clip([None, None])
+    clip = (["s"] * 2, ["A"] * 2, [1, 2])
+    filled, how = fill_missing(keypoints, found, *clip, mean_pose=np.full((1, 2), 99.0))
     assert filled.tolist() == [[[99, 99, 0]]] * 2
     assert how == ["mean pose"] * 2
     with pytest.raises(DataError, match="nobody was found in any image"):
-        fill_missing(keypoints, found, *place)
+        fill_missing(keypoints, found, *clip)
     with pytest.raises(DataError, match="mean_pose"):
-        fill_missing(keypoints, found, *place, mean_pose=np.full((1, 2), np.nan))
+        fill_missing(keypoints, found, *clip, mean_pose=np.full((1, 2), np.nan))
 
 
-def test_nothing_missing_changes_nothing() -> None:
-    keypoints, found = clip([10.0, 20.0])
+def test_if_nobody_is_missing_nothing_changes() -> None:
+    keypoints, found = make_clip([10.0, 20.0])
     filled, how = fill_missing(keypoints, found, ["s"] * 2, ["A"] * 2, [1, 2])
     np.testing.assert_array_equal(filled, keypoints)
     assert how == ["", ""]
@@ -80,13 +80,13 @@ def test_smoothing_does_not_change_linear_motion(seed: int, sigma: float) -> Non
     np.testing.assert_allclose(smoothed, keypoints[order], atol=1e-6)
 
 
-def test_smoothing_reduces_noise_within_each_clip_alone() -> None:
+def test_smoothing_reduces_noise_and_does_not_mix_clips() -> None:
     rng = np.random.default_rng(0)
     truth = np.repeat(np.linspace(0, 300, 40)[:, None, None], 3, axis=2) * np.ones((1, K, 1))
     noisy = truth + rng.normal(0, 4, truth.shape)
     noisy[20:] += 500  # another camera
-    place = (["s"] * 40, ["A"] * 20 + ["B"] * 20, [*range(20), *range(20)])
-    smoothed = smooth_clips(noisy, np.ones(40, dtype=bool), *place, 2.0)
+    clip = (["s"] * 40, ["A"] * 20 + ["B"] * 20, [*range(20), *range(20)])
+    smoothed = smooth_clips(noisy, np.ones(40, dtype=bool), *clip, 2.0)
     residual = smoothed - truth
     residual[20:] -= 500
     assert residual[..., :2].std() < 0.7 * 4
@@ -94,7 +94,7 @@ def test_smoothing_reduces_noise_within_each_clip_alone() -> None:
 
 
 def test_smoothing_ignores_frames_in_which_nobody_was_found() -> None:
-    keypoints, found = clip([10.0, 500.0, 30.0, 40.0])
+    keypoints, found = make_clip([10.0, 500.0, 30.0, 40.0])
     found[1] = False
     smoothed = smooth_clips(keypoints, found, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], 3.0)
     np.testing.assert_allclose(smoothed, keypoints, atol=1e-9)

@@ -1,4 +1,4 @@
-"""Run folders that share the members and the store of another one."""
+"""Make run folders that share the members and the store of another run folder."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from tests.helpers.data import tiny_config
 
 MEMBERS = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}]
 NUM_COPIES = 2
-"""Number of names under which the fixture `many` links each test frame."""
+"""Number of names under which the fixture `many` links each test image."""
 
 
 def link_run(source: Config, run_dir: Path, data: dict[str, Any] | None = None, **section: Any) -> Config:
@@ -16,9 +16,9 @@ def link_run(source: Config, run_dir: Path, data: dict[str, Any] | None = None, 
 
     Args:
         source: config of the other run folder.
-        run_dir: made if it is not there.
+        run_dir: the run folder to make.
         data: changes of the `data` section.
-        section: the `predict` section.
+        section: fields of the `predict` section.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     for name in ("members", "store"):

@@ -1,4 +1,4 @@
-"""A file of predictions made from arrays."""
+"""Write a file of predictions from arrays."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def write_prediction_arrays(
     *,
     size: tuple[int, int] = (64, 64),
 ) -> None:
-    """Write `predictions.parquet` with these keypoints (M, N, K, 3); where one is NaN, the member found nobody."""
+    """Write `predictions.parquet` with keypoints (M, N, K, 3); NaN means that the member found nobody."""
     rows = []
     for row, image in enumerate(images):
         for member, name in enumerate(members):

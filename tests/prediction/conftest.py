@@ -1,4 +1,4 @@
-"""A run folder with two members that have random weights, and a store."""
+"""Fixtures: run folders with a store and two members of random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tests.helpers.members import MEMBERS, NUM_COPIES, link_run
 
 @pytest.fixture(scope="session")
 def trained(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
-    """Save two members with the weights that training starts from, and a store with two validation scenes."""
+    """Return a run folder with two members of random weights, and a store with two validation scenes."""
     folder = tmp_path_factory.mktemp("trained")
     config = tiny_config(
         sample_data, folder, train={"members": MEMBERS}, split={"fraction": 0.6}, predict={"batch_size": 2}
@@ -34,14 +34,14 @@ def trained(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def predicted(trained: Config) -> Config:
-    """Predict the test frames in the folder of `trained`."""
+    """Return the run folder of `trained` after the test images are predicted."""
     predict(trained)
     return trained
 
 
 @pytest.fixture(scope="session")
 def many(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Link every test frame under several names; returns changes of the `data` section."""
+    """Link every test image under `NUM_COPIES` names; return the changes of the `data` section that predict them."""
     folder = tmp_path_factory.mktemp("many")
     for copy in range(NUM_COPIES):
         for path in Path(sample_data["test_images"]).iterdir():
@@ -51,7 +51,7 @@ def many(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def undisturbed(trained: Config, many: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Predict the many images without interruption; returns `predictions.parquet`."""
+    """Predict the images of `many` without interruption; return the content of `predictions.parquet`."""
     config = link_run(trained, tmp_path_factory.mktemp("undisturbed"), many, batch_size=1)
     predict(config)
     return Path(config.path("predictions.parquet")).read_bytes()

@@ -1,4 +1,4 @@
-"""Scores of the run's predictions and of submissions."""
+"""Test the scores of the run's predictions and of submissions."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_the_json_has_its_documented_keys(predicted: Config) -> None:
     assert list(evaluate_submission(predicted, predicted.path("submission.csv")).to_json())[-1] == "worst"
 
 
-def test_a_split_of_the_store_has_its_own_labels(trained: Config, tmp_path: Path) -> None:
+def test_a_split_of_the_store_is_scored_against_the_labels_in_the_store(trained: Config, tmp_path: Path) -> None:
     config = link_run(trained, tmp_path / "run", {"truth": None}, images="store:train", score_threshold=0.0)
     details, _ = predict(config)
     assert evaluate_run(config).num_images == details.images == 4
@@ -104,7 +104,7 @@ def test_without_a_sample_submission_a_submission_must_hold_every_image_of_the_t
     assert whole.rmse == pytest.approx(evaluate_run(config).rmse)
     short = tmp_path / "short.csv"
     short.write_text("".join(submission.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(DataError, match=r"short\.csv: .* of data\.truth is missing, 1 in all: add its row"):
+    with pytest.raises(DataError, match=r"short\.csv: 1 images of data\.truth are missing .*: add their rows"):
         evaluate_submission(config, str(short))
 
 
@@ -113,10 +113,10 @@ def test_a_truth_of_other_images_is_refused(predicted: Config, tmp_path: Path) -
     truth["image"] = "other_" + truth["image"]
     truth.to_csv(tmp_path / "truth.csv", index=False)
     config = configure_run(predicted, Path(predicted.run_dir), {"truth": str(tmp_path / "truth.csv")})
-    with pytest.raises(DataError, match=r"data\.truth: names none of the predicted images"):
+    with pytest.raises(DataError, match=r"data\.truth: holds none of the predicted images"):
         evaluate_run(config)
 
 
-def test_no_truth_is_an_error_of_the_config(predicted: Config) -> None:
+def test_a_missing_truth_is_a_config_error(predicted: Config) -> None:
     with pytest.raises(ConfigError, match=r"data\.truth is not set"):
         evaluate_run(configure_run(predicted, Path(predicted.run_dir), {"truth": None}))

@@ -1,4 +1,4 @@
-"""From the members' predictions to the submission."""
+"""Test fusing the members' predictions into the submission."""
 
 import json
 import shutil
@@ -20,12 +20,12 @@ from kp_ray.prediction.records import PredictionTime
 from tests.helpers.members import configure_run, link_run
 from tests.helpers.predictions import write_prediction_arrays
 
-NOTHING = PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0)
+NO_TIME = PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0)
 
 
 @pytest.fixture
 def fused(predicted: Config, tmp_path: Path) -> Config:
-    """Link members, store and predictions into a run folder without a submission; the folder decides the rows."""
+    """Link members, store and predictions into a run folder that has no sample submission and no submission yet."""
     config = link_run(predicted, tmp_path / "run", {"sample_submission": None})
     (tmp_path / "run" / "predictions.parquet").symlink_to(predicted.path("predictions.parquet"))
     return config
@@ -34,29 +34,30 @@ def fused(predicted: Config, tmp_path: Path) -> Config:
 def test_points_outside_their_frame_are_clipped_to_it(predicted: Config, tmp_path: Path) -> None:
     config = link_run(predicted, tmp_path / "run")
     table = pq.read_table(predicted.path("predictions.parquet"))
-    far = pa.array((np.array(table["keypoints"].to_pylist()) + 1000).tolist(), table.schema.field("keypoints").type)
+    shifted = (np.array(table["keypoints"].to_pylist()) + 1000).tolist()
     column = table.schema.get_field_index("keypoints")
-    pq.write_table(table.set_column(column, "keypoints", far), config.path("predictions.parquet"))
-    write_fused(config, NOTHING)
+    changed = table.set_column(column, "keypoints", pa.array(shifted, table.schema.field("keypoints").type))
+    pq.write_table(changed, config.path("predictions.parquet"))
+    write_fused(config, NO_TIME)
     sample = read_sample_submission(config.require_input("sample_submission"))
     points = read_submission(config.path("submission.csv"), sample, DACON24)
     assert (points == [319, 179]).all()
 
 
-def test_another_submission_deletes_the_evaluation_of_the_one_before(fused: Config) -> None:
-    write_fused(fused, NOTHING)
+def test_a_changed_submission_deletes_the_evaluation_of_the_earlier_one(fused: Config) -> None:
+    write_fused(fused, NO_TIME)
     evaluate_run(fused)
-    write_fused(fused, NOTHING)
+    write_fused(fused, NO_TIME)
     assert Path(fused.path("evaluation.json")).exists()
     section = fused.predict.model_copy(update={"weights": {"a": 1, "b": 0}})
-    write_fused(fused.model_copy(update={"predict": section}), NOTHING)
+    write_fused(fused.model_copy(update={"predict": section}), NO_TIME)
     assert not Path(fused.path("evaluation.json")).exists()
 
 
 def test_with_all_weight_on_one_member_the_submission_is_its_prediction(predicted: Config, tmp_path: Path) -> None:
     config = link_run(predicted, tmp_path / "run", {"sample_submission": None}, weights={"a": 1, "b": 0})
     shutil.copy(predicted.path("predictions.parquet"), config.run_dir)
-    assert write_fused(config, NOTHING).weights.chosen == "given"
+    assert write_fused(config, NO_TIME).weights.chosen == "given"
     rows = pq.read_table(config.path("predictions.parquet"), filters=[("member", "=", "a")]).to_pylist()
     written = pd.read_csv(config.path("submission.csv")).to_numpy()
     found = [i for i, row in enumerate(rows) if row["score"] >= config.predict.score_threshold]
@@ -73,7 +74,7 @@ def test_details_count_fallbacks_by_kind_and_found_people_by_member(predicted: C
     keypoints = np.full((2, 3, 24, 3), 10.0)
     keypoints[0, 2] = keypoints[1, 1:] = np.nan
     write_prediction_arrays(config.path("predictions.parquet"), ["a", "b"], images, keypoints, DACON24.names)
-    details = write_fused(config, NOTHING)
+    details = write_fused(config, NO_TIME)
     assert {name: counts.found for name, counts in details.by_member.items()} == {"a": 2, "b": 1}
     assert [(row.image, row.how) for row in details.filled] == [(images[2], "frame 1")]
     assert details.fallbacks == {"near frame": 1}
@@ -83,21 +84,21 @@ def test_details_count_fallbacks_by_kind_and_found_people_by_member(predicted: C
     ]  # fmt: skip
 
 
-def test_nobody_found_anywhere_is_an_error_of_the_members(predicted: Config, tmp_path: Path) -> None:
+def test_nobody_found_in_any_image_is_a_model_error(predicted: Config, tmp_path: Path) -> None:
     config = link_run(predicted, tmp_path / "run", {"sample_submission": None})
     nobody = np.full((2, 1, 24, 3), np.nan)
     write_prediction_arrays(config.path("predictions.parquet"), ["a", "b"], ["x.jpg"], nobody, DACON24.names)
     with pytest.raises(ModelError, match="nobody was found in any image"):
-        write_fused(config, NOTHING)
+        write_fused(config, NO_TIME)
 
 
-def test_predictions_of_another_order_of_keypoints_are_refused(fused: Config) -> None:
+def test_predictions_of_other_keypoints_are_refused(fused: Config) -> None:
     names = tuple(f"p{i}" for i in range(24))
     other = skeleton_for(names, flip_pairs=[], sigmas=[0.05] * 24)
-    with pytest.raises(RunStateError, match="holds other keypoints"):
+    with pytest.raises(RunStateError, match="has other keypoints"):
         read_run_predictions(fused, other)
 
 
 def test_missing_predictions_are_refused_with_the_verb_to_run(tiny: Config) -> None:
-    with pytest.raises(StorageError, match="there are no predictions: run predict first"):
+    with pytest.raises(StorageError, match="there is no such file: run predict first"):
         read_run_predictions(tiny, DACON24)

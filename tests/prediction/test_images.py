@@ -1,4 +1,4 @@
-"""The list of images to predict."""
+"""Test the list of images to predict."""
 
 from pathlib import Path
 
@@ -17,20 +17,20 @@ def list_refs(config: Config, images: str | None, sample: SampleSubmission | Non
     return list_image_refs(tiny_config(data, Path(config.run_dir), predict={"images": images}), sample)
 
 
-def names_of(refs: list[ImageRef]) -> list[str]:
+def image_names(refs: list[ImageRef]) -> list[str]:
     return [ref.image for ref in refs]
 
 
-def test_without_a_setting_the_sample_submission_decides_or_else_the_folder(tiny: Config) -> None:
+def test_without_a_setting_the_images_are_those_of_the_sample_submission_or_of_the_folder(tiny: Config) -> None:
     folder = Path(tiny.require_input("test_images"))
     names = sorted(path.name for path in folder.iterdir())
     sample = SampleSubmission((names[3], names[1]), ("image", *DACON24.columns))
-    assert names_of(list_refs(tiny, None)) == names
-    assert names_of(list_refs(tiny, None, sample)) == [names[3], names[1]]
-    assert names_of(list_refs(tiny, str(folder), sample)) == names
+    assert image_names(list_refs(tiny, None)) == names
+    assert image_names(list_refs(tiny, None, sample)) == [names[3], names[1]]
+    assert image_names(list_refs(tiny, str(folder), sample)) == names
 
 
-def test_a_text_list_names_files_of_the_folder_and_whole_paths(tiny: Config, tmp_path: Path) -> None:
+def test_a_text_list_names_files_of_the_folder_and_absolute_paths(tiny: Config, tmp_path: Path) -> None:
     folder = Path(tiny.require_input("test_images"))
     names = sorted(path.name for path in folder.iterdir())
     (tmp_path / "list.txt").write_text(f"{names[2]}\n\n{folder / names[0]}\n")
@@ -45,9 +45,9 @@ def test_a_text_list_names_files_of_the_folder_and_whole_paths(tiny: Config, tmp
 def test_a_csv_list_has_a_column_of_images(tiny: Config, tmp_path: Path) -> None:
     name = min(path.name for path in Path(tiny.require_input("test_images")).iterdir())
     (tmp_path / "list.csv").write_text(f"camera,image\nA,{name}\nB,lost.jpg\n")
-    assert names_of(list_refs(tiny, str(tmp_path / "list.csv"))) == [name, "lost.jpg"]
-    (tmp_path / "wrong.csv").write_text("picture\na.jpg\n")
-    with pytest.raises(DataError, match=r"wrong\.csv: row 1: there is no column `image`"):
+    assert image_names(list_refs(tiny, str(tmp_path / "list.csv"))) == [name, "lost.jpg"]
+    (tmp_path / "wrong.csv").write_text("file\na.jpg\n")
+    with pytest.raises(DataError, match=r"wrong\.csv: row 1 has no column `image`"):
         list_refs(tiny, str(tmp_path / "wrong.csv"))
 
 
@@ -76,7 +76,7 @@ def test_images_of_the_store_are_its_unaugmented_rows(trained: Config) -> None:
     assert all(ref.row is not None for ref in refs)
 
 
-def test_a_store_that_is_not_there_is_refused(tiny: Config) -> None:
+def test_a_missing_store_is_refused(tiny: Config) -> None:
     with pytest.raises(StoreError, match="run augment first"):
         list_refs(tiny, "store:val")
 
@@ -84,19 +84,19 @@ def test_a_store_that_is_not_there_is_refused(tiny: Config) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "names no image"),
-        ("a.jpg\na.jpg\n", "a.jpg stands in it 2 times"),
-        ("../a.jpg\n", "leaves the image folder"),
-        ("a\0.jpg\n", "holds a NUL"),
+        ("", "lists no image"),
+        ("a.jpg\na.jpg\n", "a.jpg is listed 2 times"),
+        ("../a.jpg\n", "is outside the image folder"),
+        ("a\0.jpg\n", "contains a NUL"),
     ],
 )
-def test_a_wrong_list_is_refused(tiny: Config, tmp_path: Path, content: str, message: str) -> None:
+def test_an_invalid_list_is_refused(tiny: Config, tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "wrong.txt").write_text(content)
     with pytest.raises(DataError, match=rf"wrong\.txt: .*{message}"):
         list_refs(tiny, str(tmp_path / "wrong.txt"))
 
 
-def test_names_of_a_folder_need_the_folder(tiny: Config, tmp_path: Path) -> None:
+def test_relative_names_need_a_folder(tiny: Config, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\n")
     config = tiny_config({}, tmp_path / "run", predict={"images": str(tmp_path / "list.txt")})
     with pytest.raises(ConfigError, match=r"set data\.test_images"):

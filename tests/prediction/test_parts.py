@@ -1,4 +1,4 @@
-"""Parts: finding what is missing, and merging."""
+"""Test parts: finding the missing images, and merging."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def merge(config: Config) -> None:
     merge_parts(config, config.path("parts"), REFS, MEMBERS, DACON24, config.path("predictions.parquet"))
 
 
-def test_merged_rows_have_the_order_of_the_images_and_members_and_the_best_person(config: Config) -> None:
+def test_merged_rows_are_ordered_by_image_and_member_and_hold_the_best_detection(config: Config) -> None:
     first, second = REFS[0].image, REFS[1].image
     write_part(config, "1", make_row(second, "b", 0.0), make_row(second, "a", 0.4))
     write_part(config, "2", make_row(first, "a", 0.6), make_row(first, "a", 0.9), make_row(first, "b", 0.7))
@@ -56,28 +56,28 @@ def test_merged_rows_have_the_order_of_the_images_and_members_and_the_best_perso
     assert (choices.rule, choices.several, choices.other_than_best_score) == ("score", 1, 0)
 
 
-def test_of_two_parts_the_one_that_could_use_the_image_counts(config: Config) -> None:
+def test_of_two_parts_with_an_image_the_one_that_could_use_it_is_merged(config: Config) -> None:
     first, second = REFS[0].image, REFS[1].image
-    refused = {"reason": "cut short", "width": 0, "height": 0}
-    write_part(config, "1", *(make_row(first, member, 0.0, **refused) for member in MEMBERS))
+    unusable = {"reason": "cut short", "width": 0, "height": 0}
+    write_part(config, "1", *(make_row(first, member, 0.0, **unusable) for member in MEMBERS))
     write_part(config, "2", *(make_row(first, member, 0.8) for member in MEMBERS))
-    write_part(config, "3", *(make_row(second, member, 0.0, **refused) for member in MEMBERS))
+    write_part(config, "3", *(make_row(second, member, 0.0, **unusable) for member in MEMBERS))
     merge(config)
     predictions = read_predictions(config.path("predictions.parquet"))
     assert predictions.reasons == ("", "cut short")
     assert predictions.scores[:, 0].tolist() == [0.8, 0.8]
-    assert find_missing(config.path("parts"), REFS) == [REFS[1]], "an image that could not be used is tried again"
+    assert find_missing(config.path("parts"), REFS) == [REFS[1]], "an unusable image is tried again"
 
 
-def test_a_part_of_another_version_does_not_count(config: Config) -> None:
+def test_a_part_of_another_version_of_an_image_is_ignored(config: Config) -> None:
     write_part(config, "1", *(make_row(REFS[0].image, member, 0.8, version="v0") for member in MEMBERS))
     assert find_missing(config.path("parts"), REFS) == REFS
     write_part(config, "2", *(make_row(REFS[1].image, member, 0.8) for member in MEMBERS))
-    with pytest.raises(RunStateError, match="parts are missing"):
+    with pytest.raises(RunStateError, match="the parts of some images are missing"):
         merge(config)
 
 
-def test_without_a_folder_everything_is_missing(config: Config) -> None:
+def test_without_a_folder_every_image_is_missing(config: Config) -> None:
     assert find_missing(config.path("parts"), REFS) == REFS
 
 
@@ -88,9 +88,9 @@ def test_a_damaged_part_is_refused_by_its_name(config: Config, tmp_path: Path) -
         find_missing(config.path("parts"), REFS)
 
 
-def test_a_score_of_zero_is_nobody_whatever_the_threshold(config: Config) -> None:
-    lenient = build_config({"predict": {"score_threshold": 0.0}})
+def test_a_score_of_zero_means_nobody_for_any_threshold(config: Config) -> None:
+    zero_threshold = build_config({"predict": {"score_threshold": 0.0}})
     assert is_found(np.array([0.0, 0.4, 0.5]), config).tolist() == [False, False, True]
-    assert is_found(np.array([0.0, 0.4]), lenient).tolist() == [False, True]
+    assert is_found(np.array([0.0, 0.4]), zero_threshold).tolist() == [False, True]
     assert lowest_threshold(config) == config.predict.fallback_threshold
-    assert lowest_threshold(lenient) == 0
+    assert lowest_threshold(zero_threshold) == 0

@@ -1,4 +1,4 @@
-"""The reader and writer of `predictions.parquet`."""
+"""Test reading and writing `predictions.parquet`."""
 
 from pathlib import Path
 
@@ -35,32 +35,29 @@ def test_predictions_are_read_by_member_and_image(path: Path) -> None:
     assert predictions.scores.tolist() == [[0.9, 0.9, 0.9], [0.9, 0.9, 0.0]]
     assert predictions.sizes == ((64, 48),) * 3
     assert predictions.reasons == ("",) * 3
-    scenes, cameras, frames = predictions.places
+    scenes, cameras, frames = predictions.scenes_cameras_frames
     assert (scenes, cameras, frames) == (("s", "s", "other"), ("A", "A", ""), (2, 1, -1))
-
-
-def change_table(path: Path, table: pa.Table) -> None:
-    pq.write_table(table, path)
 
 
 def test_a_file_of_another_program_is_refused(path: Path) -> None:
     table = pq.read_table(path)
-    change_table(path, table.replace_schema_metadata({}))
-    with pytest.raises(StorageError, match=f"{path}: another program wrote it"):
+    pq.write_table(table.replace_schema_metadata({}), path)
+    with pytest.raises(StorageError, match=f"{path}: was written by another program"):
         read_predictions(str(path))
-    change_table(path, table.replace_schema_metadata({"kp_ray": "[]"}))
-    with pytest.raises(StorageError, match="another program wrote it"):
+    pq.write_table(table.replace_schema_metadata({"kp_ray": "[]"}), path)
+    with pytest.raises(StorageError, match="was written by another program"):
         read_predictions(str(path))
-    change_table(path, table.drop_columns(["reason"]))
-    with pytest.raises(StorageError, match="its columns are not those of predictions"):
+    pq.write_table(table.drop_columns(["reason"]), path)
+    with pytest.raises(StorageError, match="does not have the columns of predictions"):
         read_predictions(str(path))
 
 
 @pytest.mark.parametrize("rows", [[], [0, 1, 2], [0, 2, 1, 3, 4, 5], [0, 1, 0, 1, 4, 5]])
-def test_rows_that_are_not_one_per_image_and_member_are_refused(path: Path, rows: list[int]) -> None:
+def test_a_file_without_one_row_per_image_and_member_is_refused(path: Path, rows: list[int]) -> None:
     table = pq.read_table(path)
-    change_table(path, table.take(pa.array(rows, pa.int64())).replace_schema_metadata(table.schema.metadata))
-    with pytest.raises(StorageError, match="rows are not one per image and member"):
+    changed = table.take(pa.array(rows, pa.int64()))
+    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), path)
+    with pytest.raises(StorageError, match="does not have one row per image and member"):
         read_predictions(str(path))
 
 

@@ -34,13 +34,13 @@ def test_every_kind_of_picture_is_predicted_upright_and_a_damaged_one_has_a_reas
     trained: Config, tmp_path: Path
 ) -> None:
     content = first_image(trained).read_bytes()
-    picture = PIL.Image.open(io.BytesIO(content))
-    turned = picture.transpose(PIL.Image.Transpose.ROTATE_90)
+    image = PIL.Image.open(io.BytesIO(content))
+    turned = image.transpose(PIL.Image.Transpose.ROTATE_90)
     exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # viewers rotate the picture by 90 degrees clockwise
-    picture.save(tmp_path / "plain.png")
+    exif[0x0112] = 6  # viewers rotate the image by 90 degrees clockwise
+    image.save(tmp_path / "plain.png")
     turned.save(tmp_path / "turned.jpg", quality=95, exif=exif)
-    picture.convert("L").save(tmp_path / "grey.jpg", quality=95)
+    image.convert("L").save(tmp_path / "grey.jpg", quality=95)
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
     (tmp_path / "whole.jpg").write_bytes(content)
     names = ["whole.jpg", "plain.png", "turned.jpg", "grey.jpg", "cut.jpg"]

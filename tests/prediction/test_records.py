@@ -1,4 +1,4 @@
-"""The readers of `predict.json` and `evaluation.json`."""
+"""Test reading and writing `predict.json` and `evaluation.json`."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_details_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = str(tmp_path / "predict.json")
     write_details(path, DETAILS)
     assert read_details(path) == DETAILS
-    assert "가.jpg" in Path(path).read_text(), "names stay readable"
+    assert "가.jpg" in Path(path).read_text(), "names are written as they are, not escaped"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"images": "many"}'])

@@ -1,4 +1,4 @@
-"""Prediction over a Ray actor pool: complete results, resuming, and failures."""
+"""Test prediction on a Ray cluster: complete results, resuming, and failures."""
 
 import json
 import os
@@ -16,15 +16,17 @@ from ray.util.state import list_actors
 
 from kp_ray.config.schema import Config
 from kp_ray.data.submission import read_sample_submission, read_submission
-from kp_ray.errors import ClusterError, ModelError
+from kp_ray.errors import ClusterError, ModelError, RunStateError
 from kp_ray.keypoints import DACON24
 from kp_ray.prediction.run import predict
 from kp_ray.prediction.task import PredictionTask
+from kp_ray.storage import writer_lock
 from tests.helpers.members import NUM_COPIES, link_run
 from tests.helpers.processes import run_command
 
 
-def parts_of(config: Config) -> list[Path]:
+def list_parts(config: Config) -> list[Path]:
+    """List the parts in a run folder."""
     return sorted(Path(config.path("predictions")).rglob("*.parquet"))
 
 
@@ -62,31 +64,36 @@ def test_only_missing_and_changed_images_are_predicted_again_and_broken_ones_are
     shutil.copytree(predicted.path("predictions"), config.path("predictions"))
     shutil.copy(predicted.path("predictions.parquet"), config.run_dir)
     assert not PredictionTask(config).find_missing()
-    lost, doubled, *_ = parts_of(config)
-    lost_images = set(pq.read_table(lost)["image"].to_pylist())
-    lost.unlink()
-    doubled.with_name(f"copy-{doubled.name}").write_bytes(doubled.read_bytes())
+    lost_part, copied_part, *_ = list_parts(config)
+    lost_images = set(pq.read_table(lost_part)["image"].to_pylist())
+    lost_part.unlink()
+    copied_part.with_name(f"copy-{copied_part.name}").write_bytes(copied_part.read_bytes())
     sample = read_sample_submission(config.require_input("sample_submission"))
-    broken, gone = [name for name in sample.images if name not in lost_images][:2]
-    (images / broken).write_bytes(b"no picture")
-    (images / gone).unlink()
+    broken, deleted = [name for name in sample.images if name not in lost_images][:2]
+    (images / broken).write_bytes(b"not an image")
+    (images / deleted).unlink()
     details, took = predict(config)
     assert took.predicted == len(lost_images) + 2
     reasons = {row.image: row.reason for row in details.unusable}
-    assert reasons.keys() == {broken, gone}
+    assert reasons.keys() == {broken, deleted}
     assert "not an image" in reasons[broken]
-    assert "no such file" in reasons[gone]
+    assert "no such file" in reasons[deleted]
     before = pq.read_table(predicted.path("predictions.parquet")).to_pylist()
     after = pq.read_table(config.path("predictions.parquet")).to_pylist()
-    same, expected = ([row for row in rows if row["image"] not in (broken, gone)] for rows in (after, before))
-    assert str(same) == str(expected), "a duplicate part adds no row"  # as text, because NaN is not equal to NaN
+    usable, expected = ([row for row in rows if row["image"] not in (broken, deleted)] for rows in (after, before))
+    assert str(usable) == str(expected), "a duplicate part adds no row"  # as text, because NaN is not equal to NaN
     points = read_submission(config.path("submission.csv"), sample, DACON24, size=None)
     assert len(points) == len(sample.images)
-    shutil.copy2(Path(predicted.require_input("test_images"), gone), images)
-    changed = next(name for name in reversed(sample.images) if name not in (broken, gone))
-    (images / changed).write_bytes((images / gone).read_bytes())
+    shutil.copy2(Path(predicted.require_input("test_images"), deleted), images)
+    changed = next(name for name in reversed(sample.images) if name not in (broken, deleted))
+    (images / changed).write_bytes((images / deleted).read_bytes())
     missing = [ref.image for ref in PredictionTask(config).find_missing()]
-    assert missing == [changed, broken], "changed images come first; an image restored as it was is known"
+    assert missing == [changed, broken], "changed images come first; a restored image keeps its earlier part"
+
+
+def test_a_second_driver_of_a_run_folder_is_refused(predicted: Config) -> None:
+    with writer_lock(predicted.path("predictions")), pytest.raises(RunStateError, match="another process"):
+        predict(predicted)
 
 
 DRIVER = """
@@ -105,7 +112,7 @@ predict(load_config(sys.argv[2]), progress)
 
 
 @pytest.mark.slow
-def test_after_a_killed_driver_only_the_rest_is_predicted_and_a_killed_actor_costs_no_row(
+def test_after_a_killed_driver_only_missing_images_are_predicted_and_a_killed_actor_loses_no_row(
     trained: Config, many: dict[str, Any], undisturbed: bytes, tmp_path: Path
 ) -> None:
     config = link_run(trained, tmp_path / "run", many, batch_size=1)
@@ -114,8 +121,8 @@ def test_after_a_killed_driver_only_the_rest_is_predicted_and_a_killed_actor_cos
     done = run_command(sys.executable, "-c", DRIVER, address, str(tmp_path / "config.yaml"), timeout_s=300)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert not Path(config.path("predictions.parquet")).exists()
-    finished = len(parts_of(config))
-    assert 3 <= finished < 10 * NUM_COPIES
+    num_finished = len(list_parts(config))
+    assert 3 <= num_finished < 10 * NUM_COPIES
     killed: list[int] = []
 
     def kill_one(name: str, done: int, total: int, note: str = "") -> None:
@@ -125,7 +132,7 @@ def test_after_a_killed_driver_only_the_rest_is_predicted_and_a_killed_actor_cos
             os.kill(killed[0], signal.SIGKILL)
 
     _, took = predict(config, kill_one)
-    assert took.predicted <= 10 * NUM_COPIES - finished
+    assert took.predicted <= 10 * NUM_COPIES - num_finished
     assert killed
     assert Path(config.path("predictions.parquet")).read_bytes() == undisturbed
 
@@ -155,7 +162,7 @@ cluster.shutdown()
 
 
 @pytest.mark.slow
-def test_a_lost_node_costs_no_row_and_duplicates_none(
+def test_a_lost_node_loses_no_row_and_duplicates_none(
     trained: Config, many: dict[str, Any], undisturbed: bytes, tmp_path: Path
 ) -> None:
     config = link_run(trained, tmp_path / "run", many, batch_size=1, actors=[2, 2])
@@ -177,9 +184,7 @@ def test_a_damaged_member_stops_the_prediction_with_its_own_error(trained: Confi
 
 
 @pytest.mark.parametrize("section", [{"gpus_per_actor": 1}, {"cpus_per_actor": 64}])
-def test_an_actor_that_fits_no_node_is_refused_at_once(
-    trained: Config, tmp_path: Path, section: dict[str, float]
-) -> None:
+def test_an_actor_that_fits_no_node_is_refused(trained: Config, tmp_path: Path, section: dict[str, float]) -> None:
     with pytest.raises(ClusterError, match=r"no node has .* for an actor: lower predict\.cpus_per_actor"):
         predict(link_run(trained, tmp_path / "run", **section))
 
@@ -208,7 +213,7 @@ print(details.images, max(seen, key=len))
 def test_actors_take_the_gpu_share_that_the_config_asks_for(
     trained: Config, many: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The cluster only claims to have a GPU: two actors share it and compute on the CPU."""
+    """The cluster only claims to have a GPU: two actors share the GPU and compute on CPUs."""
     config = link_run(trained, tmp_path / "run", many, gpus_per_actor=0.5, actors=[2, 3], batch_size=2)
     (tmp_path / "gpu.yaml").write_text(config.to_yaml())
     done = run_command(sys.executable, "-c", GPU_SHARES, str(tmp_path / "gpu.yaml"), timeout_s=300)

@@ -1,4 +1,4 @@
-"""The stages `predict` and `evaluate`: what they check, forecast and print."""
+"""Test the stages `predict` and `evaluate`: their checks, forecasts and summaries."""
 
 from pathlib import Path
 
@@ -39,12 +39,13 @@ def make_summary(several: int = 0, filled: tuple[FilledImage, ...] = ()) -> Pred
     return PredictSummary(details, took, "/run/submission.csv", "/run/predict.json")
 
 
-def test_the_summary_of_predict_names_fallbacks_and_choices() -> None:
+def test_the_summary_of_predict_counts_fallbacks_and_choices() -> None:
     assert make_summary().lines() == ["3 images by 2 members: /run/submission.csv"]
     lines = make_summary(several=2, filled=(FilledImage(image="x.jpg", how="frame 3"),)).lines()
     assert lines[1:] == [
-        "filled in: 1 by near frame; 1 unusable images; listed in /run/predict.json",
-        "several people in 2 answers; person: track took another than the best score in 1",
+        "filled images: 1 by near frame; unusable images: 1; listed in /run/predict.json",
+        "several people found by a member in an image: 2 times; predict.person: track chose another than the best "
+        "score: 1 times",
     ]
 
 
@@ -64,7 +65,7 @@ def test_predict_is_done_when_no_image_is_missing(predicted: Config) -> None:
     assert not stage.is_done(configure_run(predicted, Path(predicted.run_dir), tta=["flip"]))
 
 
-def test_predict_checks_inputs_that_an_earlier_stage_does_not_make(tiny: Config, tmp_path: Path) -> None:
+def test_predict_checks_only_inputs_that_no_earlier_stage_makes(tiny: Config, tmp_path: Path) -> None:
     stage = PredictStage()
     stage.check(tiny)  # neither a store nor members
     with pytest.raises(ModelError, match="is not trained"):
@@ -74,10 +75,10 @@ def test_predict_checks_inputs_that_an_earlier_stage_does_not_make(tiny: Config,
         stage.check(tiny_config({}, tmp_path))
     with pytest.raises(ConfigError, match=r"data\.test_images: .*nowhere"):
         stage.check(tiny_config({"test_images": str(tmp_path / "nowhere")}, tmp_path))
-    with pytest.raises(ConfigError, match=r"predict\.weights: x: is no member"):
+    with pytest.raises(ConfigError, match=r"predict\.weights: x is not a member"):
         stage.check(configure_run(tiny, tmp_path, weights={"x": 1}))
     (tmp_path / "list.txt").write_text("")
-    with pytest.raises(DataError, match=r"list\.txt: names no image"):
+    with pytest.raises(DataError, match=r"list\.txt: lists no image"):
         stage.check(configure_run(tiny, tmp_path, images=str(tmp_path / "list.txt")))
 
 
@@ -88,15 +89,15 @@ def test_the_forecast_of_predict_counts_images_and_trained_members(tiny: Config)
     assert not Path(tiny.run_dir).exists()
 
 
-def test_evaluate_applies_where_there_is_a_truth(tiny: Config, tmp_path: Path) -> None:
+def test_evaluate_applies_to_runs_with_a_truth(tiny: Config, tmp_path: Path) -> None:
     stage = EvaluateStage()
-    without = configure_run(tiny, tmp_path, {"truth": None})
+    without_truth = configure_run(tiny, tmp_path, {"truth": None})
     assert stage.applies(tiny)
-    assert not stage.applies(without)
+    assert not stage.applies(without_truth)
     assert stage.applies(configure_run(tiny, tmp_path, {"truth": None}, images="store:val"))
     stage.check(tiny)
     with pytest.raises(ConfigError, match=r"data\.truth"):
-        stage.check(without)
+        stage.check(without_truth)
     with pytest.raises(StorageError, match="run predict first"):
         stage.is_done(tiny)
 

@@ -1,4 +1,4 @@
-"""Test the settings that are fixed or refused before the first image is predicted."""
+"""Test the settings that are resolved or refused before the first image is predicted."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.helpers.members import configure_run, link_run
 
 @pytest.fixture
 def copied(trained: Config, tmp_path: Path) -> Config:
-    """Copy the members, so that a test can change them; the store is not there."""
+    """Return a run folder without a store, whose members are copies that a test can change."""
     shutil.copytree(trained.path("members"), tmp_path / "run" / "members")
     return configure_run(trained, tmp_path / "run", tta=["flip"])
 
@@ -28,14 +28,14 @@ def test_flips_need_a_member_that_was_trained_with_flips(copied: Config) -> None
     assert len(PredictionTask(copied).find_missing()) == 10
     cfg = Path(copied.member_dir("b"), "config.yaml")
     cfg.write_text(cfg.read_text().replace("RANDOM_FLIP: horizontal", "RANDOM_FLIP: none"))
-    with pytest.raises(ConfigError, match=r"predict\.tta: flip: member b was trained without flips"):
+    with pytest.raises(ConfigError, match=r"predict\.tta: member b was trained without flips"):
         PredictionTask(copied)
 
 
 def test_a_member_of_another_number_of_keypoints_is_refused(copied: Config) -> None:
     cfg = Path(copied.member_dir("b"), "config.yaml")
     cfg.write_text(cfg.read_text().replace("NUM_KEYPOINTS: 24", "NUM_KEYPOINTS: 17"))
-    with pytest.raises(ModelError, match="member b predicts 17 keypoints, 24 are asked for"):
+    with pytest.raises(ModelError, match="member b predicts 17 keypoints, the labels have 24"):
         PredictionTask(copied)
 
 
@@ -47,7 +47,7 @@ def test_a_damaged_config_of_a_member_is_refused_by_its_path(copied: Config, con
         PredictionTask(copied)
 
 
-def test_the_folder_of_the_parts_depends_on_members_and_settings(copied: Config) -> None:
+def test_the_folder_of_the_parts_depends_on_the_members_and_the_settings_that_decide_detections(copied: Config) -> None:
     folder = PredictionTask(copied).folder
     assert PredictionTask(copied).folder == folder
 
@@ -55,7 +55,7 @@ def test_the_folder_of_the_parts_depends_on_members_and_settings(copied: Config)
         section = copied.predict.model_copy(update=changes)
         return PredictionTask(copied.model_copy(update={"predict": section})).folder
 
-    assert folder_with(batch_size=7, fusion="median") == folder, "neither decides what a member finds"
+    assert folder_with(batch_size=7, fusion="median") == folder, "neither setting changes a detection"
     assert folder_with(tta=()) != folder
     assert folder_with(fallback_threshold=0.01) != folder
     weights = Path(copied.member_dir("a"), "model_final.pth")
@@ -66,8 +66,8 @@ def test_the_folder_of_the_parts_depends_on_members_and_settings(copied: Config)
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"c": 1}, "predict.weights: c: is no member; train.members has a, b"),
-        ({"a": {"tail": 1}}, "predict.weights: a: tail: is no keypoint"),
+        ({"c": 1}, r"predict\.weights: c is not a member: name members of train\.members \(a, b\)"),
+        ({"a": {"tail": 1}}, r"predict\.weights: a: tail is not a keypoint"),
         ({"a": 0, "b": {"nose": 0}}, "every member has weight 0 for nose"),
         ({"a": {"nose": -1}}, "predict: weights: a: a weight is 0 or more"),
         ("fitted", "weights"),
