@@ -17,8 +17,10 @@ class PredictConfig(Section):
     """Smallest and largest size of the actor pool; each actor holds all members."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
     """CPUs of each actor; also its torch threads, rounded."""
-    gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of each actor; a fraction shares one. 0: the actor computes on CPUs."""
+    gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of each actor; with a fraction, actors share a GPU; 0 computes on CPUs. null: 1 if the cluster has GPUs."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Numbers of the models' backbones on GPUs; auto: bf16, or fp16 on GPUs older than Ampere. CPUs compute in fp32."""
     batch_size: Positive = 8
     """Images that a model sees at once, and the most that a lost actor predicts again."""
     tta: tuple[Literal["flip"] | Annotated[float, Field(gt=0, le=4)], ...] = ()

@@ -64,11 +64,15 @@ class PredictionTime(_Record):
         predicted: number of images that the members predicted.
         seconds: from the beginning of the first image to the end, in seconds.
         start_up_s: before the beginning of the first image, in seconds.
+        gpus_per_actor: GPUs of each actor.
+        compute: device and precision that the actors used, e.g. "cuda, bf16"; "" if no image was predicted.
     """
 
     predicted: int
     seconds: float
     start_up_s: float
+    gpus_per_actor: float = 0.0
+    compute: str = ""
 
 
 class PredictionDetails(_Record):

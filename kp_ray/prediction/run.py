@@ -1,8 +1,9 @@
-"""Predict images with every member, over a Ray Data actor pool, and fuse the result.
+"""Predict images with every member on the Ray cluster, and fuse the result.
 
-Every actor holds all members. The people that they find in a few images are a part file under `<run_dir>/predictions/`,
-so a stopped run resumes with the images that are missing. The parts are merged into `predictions.parquet`; fusing and
-evaluating start from that file and need no model.
+Two operators of Ray Data work on batches of images: tasks on CPUs read, decode and resize the images, and actors, each
+of which holds all members, find the people. An actor writes the detections of a batch to a part file under
+`<run_dir>/predictions/`, so that a stopped run resumes with the images that are missing. The parts are merged into
+`predictions.parquet`. Fusing and evaluating read only that file, and need no model.
 """
 
 import time
@@ -12,15 +13,17 @@ import ray
 
 from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.cluster.placement import MODEL_NODES
-from kp_ray.cluster.ray_internals import bounded_actor_retries
-from kp_ray.cluster.resources import fits_a_node
+from kp_ray.cluster.ray_internals import bounded_actor_retries, bounded_task_retries
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.schema import Config
-from kp_ray.errors import ClusterError, KpRayError, StoppedError
+from kp_ray.errors import KpRayError, StoppedError
+from kp_ray.prediction.decode import decode_batch, refs_table
 from kp_ray.prediction.fuse import write_fused
 from kp_ray.prediction.images import ImageRef
-from kp_ray.prediction.predictor import BatchResult, Predictor, encode_batch
+from kp_ray.prediction.pool import PoolPlan, plan_pool
+from kp_ray.prediction.predictor import BatchResult, Predictor
 from kp_ray.prediction.records import PredictionDetails, PredictionTime
+from kp_ray.prediction.settings import describe_actors
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import writer_lock
@@ -32,52 +35,66 @@ def predict(config: Config, progress: Progress = no_progress) -> tuple[Predictio
     Images that an earlier run finished with the same members and settings are not predicted again.
 
     Args:
-        config: with finished members in its run folder; a Ray cluster must be running unless every image is predicted.
-        progress: called as progress("", images done, images in all).
+        config: its run folder must hold the trained members. A Ray cluster must be running unless every image is
+            predicted.
+        progress: called as progress("", predicted images, images to predict), with the actors' device as the note.
 
     Returns:
         The content of `predict.json`, and the cost of this run.
 
     Raises:
         RunStateError: another process predicts in this run folder.
-        KpRayError: a member is not trained, no image can be used, nobody was found, or the work stopped.
+        KpRayError: a member is not trained, no image could be used, nobody was found, or predicting was stopped.
     """
     task = PredictionTask(config)
     with writer_lock(config.path("predictions")):
         config.save()
-        began = time.time()
-        first_began, done, missing = time.time(), 0, task.find_missing()
-        for result in _predict_with_retries(task, missing):
-            first_began = result.began if done == 0 else min(first_began, result.began)
-            done = min(done + result.num_images, len(missing))
-            progress("", done, len(missing))
-        took = PredictionTime(
-            predicted=len(missing), seconds=time.time() - first_began, start_up_s=max(0.0, first_began - began)
-        )
+        took = _predict_missing(task, task.find_missing(), progress)
         task.merge()
         return write_fused(config, took), took
 
 
-def _predict_with_retries(task: PredictionTask, missing: Sequence[ImageRef]) -> Iterator[BatchResult]:
-    """Predict images; start another actor pool for those that a lost pool left, as long as each finishes some.
-
-    A lost node can end a whole Ray Data run: calls to its actors fail several times a second, and their retries must be
-    bounded, because an image that kills its actor would hang the run.
+def _predict_missing(task: PredictionTask, missing: Sequence[ImageRef], progress: Progress) -> PredictionTime:
+    """Predict the missing images.
 
     Raises:
-        ClusterError: no node is large enough for an actor.
-        StoppedError: actors died, and no image was finished since the last try.
-        KpRayError: an actor failed with it.
+        KpRayError: as `predict`.
     """
-    section = task.config.predict
-    if missing and not fits_a_node(task.config, section.cpus_per_actor, section.gpus_per_actor):
-        raise ClusterError(
-            f"no node has {section.cpus_per_actor:g} CPUs and {section.gpus_per_actor:g} GPUs for an actor: lower "
-            "predict.cpus_per_actor or predict.gpus_per_actor, or set cluster.num_cpus and num_gpus if it grows"
-        )
+    if not missing:
+        return PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0)
+    plan = plan_pool(task.config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    note = describe_actors(plan.gpus_per_actor)
+    progress("", 0, len(missing), note)
+    began, num_done, compute = time.time(), 0, set[str]()
+    first_began = float("inf")
+    for result in _predict_with_retries(task, plan, missing):
+        first_began = min(first_began, result.began)
+        num_done = min(num_done + result.num_images, len(missing))
+        compute.add(result.compute)
+        progress("", num_done, len(missing), note)
+    first_began = min(first_began, time.time())
+    return PredictionTime(
+        predicted=len(missing),
+        seconds=time.time() - first_began,
+        start_up_s=max(0.0, first_began - began),
+        gpus_per_actor=plan.gpus_per_actor,
+        compute="; ".join(sorted(compute)),
+    )
+
+
+def _predict_with_retries(task: PredictionTask, plan: PoolPlan, missing: Sequence[ImageRef]) -> Iterator[BatchResult]:
+    """Predict images; if a run of Ray Data fails, start another for the images left, as long as each finishes some.
+
+    A lost node can end a whole run: calls to its actors fail several times a second, and their retries must be bounded,
+    because an image that kills its process would hang the run.
+
+    Raises:
+        StoppedError: processes died, and no image was finished since the last attempt.
+        KpRayError: an actor failed with this error.
+    """
     while missing:
         try:
-            for result in _predict_with_pool(task, missing):
+            for result in predict_batches(task, plan, missing):
                 result.raise_error()
                 yield result
             return
@@ -85,45 +102,68 @@ def _predict_with_retries(task: PredictionTask, missing: Sequence[ImageRef]) -> 
             message = _describe_stop(task, task.find_missing(), str(error))
             raise type(error)(message) from error
         except ray.exceptions.RayError as error:
-            left = task.find_missing()
-            if left and len(left) >= len(missing):
-                raise StoppedError(_describe_stop(task, left, describe_ray_error(error))) from error
-            missing = left
+            remaining = task.find_missing()
+            if remaining and len(remaining) >= len(missing):
+                raise StoppedError(_describe_stop(task, remaining, describe_ray_error(error))) from error
+            missing = remaining
 
 
-def _describe_stop(task: PredictionTask, left: Sequence[ImageRef], reason: str) -> str:
-    first = f", first {left[0].image}" if left else ""
+def _describe_stop(task: PredictionTask, remaining: Sequence[ImageRef], reason: str) -> str:
+    first_image = f", first {remaining[0].image}" if remaining else ""
     return (
-        f"{task.folder}: predicting stopped with {len(left)} images left{first}: {reason}; "
-        "what is finished is kept, run predict again to resume"
+        f"{task.folder}: predicting stopped with {len(remaining)} images left{first_image}: {reason}; "
+        "finished images are kept, run predict again to resume"
     )
 
 
-def _predict_with_pool(task: PredictionTask, missing: Sequence[ImageRef]) -> Iterator[BatchResult]:
-    """Predict images with one actor pool; each batch becomes a part.
+def predict_batches(
+    task: PredictionTask, plan: PoolPlan, missing: Sequence[ImageRef], predictor: type[Predictor] = Predictor
+) -> Iterator[BatchResult]:
+    """Predict images in one run of Ray Data; each batch becomes a part.
+
+    Args:
+        task: gives the members, the input sizes and the folder.
+        plan: gives the actors and the decoding tasks.
+        missing: images to predict.
+        predictor: class of the actors; benchmarks/predict.py passes one without a model.
 
     Raises:
-        ray.exceptions.RayError: actors died, or failed with an error that is not a `KpRayError`.
+        ray.exceptions.RayError: processes died, or failed with an error that is not a `KpRayError`.
     """
-    section = task.config.predict
-    # Batches are slices of the images' order, so a resumed run makes the same ones.
-    batches = [missing[i : i + section.batch_size] for i in range(0, len(missing), section.batch_size)]
-    smallest, largest = section.actors
+    # Batches are slices of the images' order, so that a resumed run makes the same ones.
+    batch_size = task.config.predict.batch_size
+    batches = [refs_table(missing[i : i + batch_size]) for i in range(0, len(missing), batch_size)]
+    max_actors = min(plan.max_actors, len(batches))
     with ray_data_settings():
-        rows = ray.data.from_items(
-            [{"batch": encode_batch(batch)} for batch in batches], override_num_blocks=len(batches)
-        ).map(
-            Predictor,
-            fn_constructor_args=(task.config.to_dict(), task.members, task.skeleton.names, task.folder),
-            compute=ray.data.ActorPoolStrategy(
-                min_size=min(smallest, len(batches)),
-                max_size=min(largest, len(batches)),
-                max_tasks_in_flight_per_actor=2,  # few, so that the last batches spread over the pool
-            ),
-            num_cpus=section.cpus_per_actor,
-            num_gpus=section.gpus_per_actor or None,
-            label_selector=MODEL_NODES,
-            **bounded_actor_retries(),
+        context = ray.data.DataContext.get_current()
+        context.op_resource_reservation_enabled = True  # bounds the memory of decoded images that wait for an actor
+        context.target_max_block_size = None  # a batch of many or large images must remain one block
+        results = (
+            ray.data.from_arrow(batches)
+            .map_batches(
+                decode_batch,
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_kwargs={"sizes": task.input_sizes},
+                compute=ray.data.TaskPoolStrategy(size=plan.max_decodes),
+                num_cpus=plan.cpus_per_decode,
+                **bounded_task_retries(),
+            )
+            .map_batches(
+                predictor,
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_constructor_kwargs=task.predictor_arguments(has_gpu=plan.gpus_per_actor > 0),
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=min(plan.min_actors, max_actors),
+                    max_size=max_actors,
+                    max_tasks_in_flight_per_actor=2,  # few, so that the last batches are spread over the pool
+                ),
+                num_cpus=plan.cpus_per_actor,
+                num_gpus=plan.gpus_per_actor or None,
+                label_selector=MODEL_NODES,
+                **bounded_actor_retries(),
+            )
         )
-    for row in rows.iter_rows():
+    for row in results.iter_rows():
         yield BatchResult(**row)

@@ -14,6 +14,7 @@ from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
 from kp_ray.prediction.images import STORE_PREFIX, list_image_refs
 from kp_ray.prediction.inputs import check_weighted_members, read_run_sample, resolve_skeleton
 from kp_ray.prediction.records import PredictionDetails, PredictionTime, RunEvaluation, SubmissionEvaluation
+from kp_ray.prediction.settings import describe_actors
 from kp_ray.stage import Progress, check_inputs
 from kp_ray.storage import exists
 from kp_ray.store.layout import has_store
@@ -40,6 +41,8 @@ class PredictSummary:
         """Lines of text for the terminal."""
         details = self.details
         lines = [f"{details.images} images by {len(details.members)} members: {self.submission}"]
+        if self.took.predicted:
+            lines.append(f"predicted by {describe_actors(self.took.gpus_per_actor)}: {self.took.compute}")
         if details.filled or details.unusable:
             fallbacks = ", ".join(f"{count} by {how}" for how, count in details.fallbacks.items()) or "none"
             lines.append(
@@ -78,7 +81,8 @@ class PredictForecast:
         members: number of members.
         trained: number of trained members.
         actors: smallest and largest size of the actor pool.
-        cpus_per_actor, gpus_per_actor: resources of each actor.
+        cpus_per_actor: CPUs of each actor.
+        gpus_per_actor: GPUs of each actor; None: 1 if the cluster has GPUs.
     """
 
     images: int
@@ -86,14 +90,15 @@ class PredictForecast:
     trained: int
     actors: tuple[int, int]
     cpus_per_actor: float
-    gpus_per_actor: float
+    gpus_per_actor: float | None
 
     def lines(self) -> list[str]:
         """Lines of text for the terminal."""
         smallest, largest = self.actors
+        gpus = "a GPU if the cluster has GPUs" if self.gpus_per_actor is None else f"{self.gpus_per_actor:g} GPUs"
         return [
             f"{self.images} images by {self.members} members ({self.trained} trained), {smallest} to {largest} actors "
-            f"of {self.cpus_per_actor:g} CPUs and {self.gpus_per_actor:g} GPUs each"
+            f"with {self.cpus_per_actor:g} CPUs and {gpus} each"
         ]
 
     def to_json(self) -> dict[str, Any]:

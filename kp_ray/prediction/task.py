@@ -10,9 +10,11 @@ from kp_ray.errors import ConfigError, ModelError, one_line
 from kp_ray.fingerprint import digest
 from kp_ray.keypoints import Skeleton
 from kp_ray.models.weights import CFG_NAME, FINAL_WEIGHTS, is_trained
+from kp_ray.prediction.decode import InputSize
 from kp_ray.prediction.images import ImageRef, list_image_refs
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.parts import find_missing, lowest_threshold, merge_parts
+from kp_ray.prediction.settings import detections_per_image, view_scales
 from kp_ray.storage import join, read_bytes
 
 
@@ -24,6 +26,7 @@ class PredictionTask:
         images: images to predict, in the order of the result.
         members: M names.
         skeleton: K keypoints.
+        input_sizes: every size at which a member sees an image, without repetition.
         folder: folder of the parts. Its name is a digest of all that decides the detections in an image, so that parts
             of other members or settings are not reused.
     """
@@ -44,8 +47,9 @@ class PredictionTask:
             if not is_trained(config.member_dir(name)):
                 raise ModelError(f"{config.member_dir(name)}: member {name} is not trained: run train first")
         self.skeleton = resolve_skeleton(config, sample)
-        for name in self.members:
-            _check_member(config, name, self.skeleton)
+        sizes = [_check_member(config, name, self.skeleton) for name in self.members]
+        scales = view_scales(config)
+        self.input_sizes = list(dict.fromkeys(size.scale(scale) for size in sizes for scale in scales))
         resolve_weights(config, self.members, self.skeleton)  # called for its errors
         self.folder = config.path("predictions", digest(self._fingerprint_fields()))
 
@@ -53,6 +57,8 @@ class PredictionTask:
         """Return the fields that decide, with the image, what the members detect."""
         return {
             "tta": self.config.predict.tta,
+            "precision": self.config.predict.precision,
+            "detections_per_image": detections_per_image(self.config),
             "lowest_threshold": lowest_threshold(self.config),
             "keypoints": self.skeleton.names,
             "members": {
@@ -68,14 +74,24 @@ class PredictionTask:
         """List the images to predict: first those without a part, then those that could not be used."""
         return find_missing(self.folder, self.images)
 
+    def predictor_arguments(self, has_gpu: bool) -> dict[str, Any]:
+        """Return the arguments of a `Predictor`; `has_gpu` tells whether Ray gives the actor a GPU."""
+        return {
+            "values": self.config.to_dict(),
+            "names": self.members,
+            "keypoint_names": self.skeleton.names,
+            "folder": self.folder,
+            "has_gpu": has_gpu,
+        }
+
     def merge(self) -> None:
         """Write `predictions.parquet` from the parts."""
         target = self.config.path("predictions.parquet")
         merge_parts(self.config, self.folder, self.images, self.members, self.skeleton, target)
 
 
-def _check_member(config: Config, name: str, skeleton: Skeleton) -> None:
-    """Refuse a member that predicts another number of keypoints, or cannot predict the views of `predict.tta`.
+def _check_member(config: Config, name: str, skeleton: Skeleton) -> InputSize:
+    """Return a member's input size; refuse a member of other keypoints, or one that cannot predict `predict.tta`.
 
     Raises:
         ModelError: the number of keypoints differs, or the member's config is damaged.
@@ -87,7 +103,8 @@ def _check_member(config: Config, name: str, skeleton: Skeleton) -> None:
         model, inputs = cfg.get("MODEL", {}), cfg.get("INPUT", {})
         num_keypoints = model.get("ROI_KEYPOINT_HEAD", {}).get("NUM_KEYPOINTS", len(skeleton))
         is_flipped = inputs.get("RANDOM_FLIP") != "none"
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        input_size = InputSize(int(inputs["MIN_SIZE_TEST"]), int(inputs["MAX_SIZE_TEST"]))
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: damaged ({one_line(error)}): train member {name} again") from error
     if num_keypoints != len(skeleton):
         raise ModelError(
@@ -99,3 +116,4 @@ def _check_member(config: Config, name: str, skeleton: Skeleton) -> None:
         raise ConfigError(
             f"predict.tta: member {name} was trained without flips: remove flip, or train with train.flip: true"
         )
+    return input_size

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kp_ray.config.schema import Config
+from kp_ray.data.submission import read_sample_submission
 from tests.helpers.data import tiny_config
 
 MEMBERS = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}]
@@ -30,3 +31,9 @@ def configure_run(source: Config, run_dir: Path, data: dict[str, Any] | None = N
     """Build the config of a run folder with the members of `source`; arguments as for `link_run`."""
     changed = {**source.data.model_dump(), **(data or {})}
     return tiny_config(changed, run_dir, train={"members": MEMBERS}, split={"fraction": 0.6}, predict=section)
+
+
+def first_image(config: Config) -> Path:
+    """Return the path of the first image of the sample submission."""
+    name = read_sample_submission(config.require_input("sample_submission")).images[0]
+    return Path(config.require_input("test_images"), name)

@@ -18,18 +18,24 @@ from tests.helpers.members import MEMBERS, NUM_COPIES, link_run
 
 
 @pytest.fixture(scope="session")
-def trained(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
-    """Return a run folder with two members of random weights, and a store with two validation scenes."""
+def with_members(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Return a run folder with two members of random weights, and no store; needs no cluster."""
     folder = tmp_path_factory.mktemp("trained")
     config = tiny_config(
         sample_data, folder, train={"members": MEMBERS}, split={"fraction": 0.6}, predict={"batch_size": 2}
     )
-    write_store(plan(config))
     cfg = build_cfg(config, DACON24, "cpu")
     for member in config.train.members:
         torch.manual_seed(member.seed)
         save_model(build_model(cfg), cfg, config.member_dir(member.name), DACON24)
     return config
+
+
+@pytest.fixture(scope="session")
+def trained(with_members: Config, ray_cluster: None) -> Config:
+    """Return the run folder of `with_members` with a store that has two validation scenes."""
+    write_store(plan(with_members))
+    return with_members
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ def test_images_of_which_none_is_there_are_refused_by_their_source(
         return
     path = tmp_path / list_name
     path.write_text("image\na.jpg\nb.jpg\n".removeprefix("image\n" if list_name == "list.txt" else ""))
-    with pytest.raises(DataError, match=rf"{list_name}: none of its 2 images is there"):
+    with pytest.raises(DataError, match=rf"{list_name}: none of its 2 images exists"):
         list_refs(tiny, str(path))
 
 

@@ -42,6 +42,18 @@ def test_every_image_has_a_row_per_member_and_the_submission_is_valid(predicted:
     assert np.isfinite(points).all()
 
 
+def test_each_part_holds_consecutive_images(predicted: Config) -> None:
+    """A resumed run must make the same batches, because a model's last bits depend on the batch."""
+    images = read_sample_submission(predicted.require_input("sample_submission")).images
+    parts = [set(pq.read_table(part)["image"].to_pylist()) for part in list_parts(predicted)]
+    assert sorted(map(sorted, parts)) == sorted(sorted(images[i : i + 2]) for i in range(0, 10, 2))
+
+
+def test_a_pool_that_may_fill_the_cluster_leaves_cpus_for_decoding(trained: Config, tmp_path: Path) -> None:
+    details, took = predict(link_run(trained, tmp_path / "run", actors=[2, 8], batch_size=1))
+    assert (details.images, took.compute, took.gpus_per_actor) == (10, "cpu, fp32", 0)
+
+
 def test_predicting_again_predicts_nothing_and_keeps_the_figures(predicted: Config) -> None:
     path = Path(predicted.path("predict.json"))
     before = json.loads(path.read_text())
@@ -183,10 +195,9 @@ def test_a_damaged_member_stops_the_prediction_with_its_own_error(trained: Confi
     assert isinstance(caught.value.__cause__, ModelError)
 
 
-@pytest.mark.parametrize("section", [{"gpus_per_actor": 1}, {"cpus_per_actor": 64}])
-def test_an_actor_that_fits_no_node_is_refused(trained: Config, tmp_path: Path, section: dict[str, float]) -> None:
+def test_an_actor_that_fits_no_node_is_refused(trained: Config, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"no node has .* for an actor: lower predict\.cpus_per_actor"):
-        predict(link_run(trained, tmp_path / "run", **section))
+        predict(link_run(trained, tmp_path / "run", gpus_per_actor=1))
 
 
 GPU_SHARES = """
@@ -196,7 +207,7 @@ from ray.util.state import list_actors
 from kp_ray.config.load import load_config
 from kp_ray.prediction.run import predict
 
-ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=True, logging_level="ERROR", log_to_driver=False)
+ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=True, logging_level="ERROR", log_to_driver=False)
 seen = []
 
 def progress(name, done, total, note=""):
@@ -204,17 +215,18 @@ def progress(name, done, total, note=""):
     alive = [actor for actor in list_actors(address=address, detail=True) if actor.state == "ALIVE"]
     seen.append(sorted(actor.required_resources["GPU"] for actor in alive if "GPU" in actor.required_resources))
 
-details, _ = predict(load_config(sys.argv[1]), progress)
-print(details.images, max(seen, key=len))
+details, took = predict(load_config(sys.argv[1]), progress)
+print(details.images, max(seen, key=len), took.compute)
 """
 
 
 @pytest.mark.slow
-def test_actors_take_the_gpu_share_that_the_config_asks_for(
-    trained: Config, many: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(("gpus_per_actor", "shares"), [(None, [1.0, 1.0]), (0.5, [0.5, 0.5])])
+def test_actors_take_a_gpu_each_or_the_share_that_the_config_sets(
+    trained: Config, many: dict[str, Any], tmp_path: Path, gpus_per_actor: float | None, shares: list[float]
 ) -> None:
-    """The cluster only claims to have a GPU: two actors share the GPU and compute on CPUs."""
-    config = link_run(trained, tmp_path / "run", many, gpus_per_actor=0.5, actors=[2, 3], batch_size=2)
+    """The cluster only claims to have GPUs: the actors reserve them and compute on CPUs."""
+    config = link_run(trained, tmp_path / "run", many, gpus_per_actor=gpus_per_actor, actors=[2, 3], batch_size=2)
     (tmp_path / "gpu.yaml").write_text(config.to_yaml())
     done = run_command(sys.executable, "-c", GPU_SHARES, str(tmp_path / "gpu.yaml"), timeout_s=300)
-    assert done.stdout.strip().splitlines()[-1:] == [f"{10 * NUM_COPIES} [0.5, 0.5]"], done.stderr[-2000:]
+    assert done.stdout.strip().splitlines()[-1:] == [f"{10 * NUM_COPIES} {shares} cpu, fp32"], done.stderr[-2000:]

@@ -35,14 +35,15 @@ def make_summary(several: int = 0, filled: tuple[FilledImage, ...] = ()) -> Pred
         unusable=tuple(UnusableImage(image=row.image, reason="cut") for row in filled),
         took=PredictionTime(predicted=3, seconds=1.5, start_up_s=0.1),
     )
-    took = PredictionTime(predicted=1, seconds=0.5, start_up_s=0.25)
+    took = PredictionTime(predicted=1, seconds=0.5, start_up_s=0.25, gpus_per_actor=1, compute="cuda, bf16")
     return PredictSummary(details, took, "/run/submission.csv", "/run/predict.json")
 
 
 def test_the_summary_of_predict_counts_fallbacks_and_choices() -> None:
-    assert make_summary().lines() == ["3 images by 2 members: /run/submission.csv"]
+    lines = ["3 images by 2 members: /run/submission.csv", "predicted by actors with 1 GPUs each: cuda, bf16"]
+    assert make_summary().lines() == lines
     lines = make_summary(several=2, filled=(FilledImage(image="x.jpg", how="frame 3"),)).lines()
-    assert lines[1:] == [
+    assert lines[2:] == [
         "filled images: 1 by near frame; unusable images: 1; listed in /run/predict.json",
         "several people found by a member in an image: 2 times; predict.person: track chose another than the best "
         "score: 1 times",
@@ -54,6 +55,7 @@ def test_the_json_of_predict_has_its_documented_keys() -> None:
         "images": 3, "members": ["a", "b"], "fallbacks": {"near frame": 1}, "filled": 1, "unusable": 1,
         "people": {"rule": "track", "several": 2, "other_than_best_score": 1}, "weights": "equal",
         "submission": "/run/submission.csv", "predicted": 1, "seconds": 0.5, "start_up_s": 0.25,
+        "gpus_per_actor": 1, "compute": "cuda, bf16",
     }  # fmt: skip
 
 
@@ -85,7 +87,9 @@ def test_predict_checks_only_inputs_that_no_earlier_stage_makes(tiny: Config, tm
 def test_the_forecast_of_predict_counts_images_and_trained_members(tiny: Config) -> None:
     forecast = PredictStage().forecast(tiny)
     assert forecast.to_json() == {"images": 10, "members": 1, "trained": 0}
-    assert forecast.lines() == ["10 images by 1 members (0 trained), 1 to 1 actors of 1 CPUs and 0 GPUs each"]
+    assert forecast.lines() == [
+        "10 images by 1 members (0 trained), 1 to 1 actors with 1 CPUs and a GPU if the cluster has GPUs each"
+    ]
     assert not Path(tiny.run_dir).exists()
 
 

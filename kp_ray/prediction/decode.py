@@ -1,0 +1,135 @@
+"""Read, decode and resize images to the members' input sizes: the CPU tasks of a prediction.
+
+This module does not import torch, so that its tasks run on any node.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from kp_ray.errors import DataError, KpRayError
+from kp_ray.images import Image, decode, decode_resized, probe
+from kp_ray.prediction.images import ImageRef
+from kp_ray.storage import read_bytes
+from kp_ray.store.read import RowReader
+
+REF_SCHEMA = pa.schema([("image", pa.string()), ("path", pa.string()), ("row", pa.int64()), ("version", pa.string())])
+"""Columns of a batch of images to read: the fields of `ImageRef`."""
+
+
+class InputSize(NamedTuple):
+    """Size of a model's input, as Detectron2's ResizeShortestEdge takes it.
+
+    Attributes:
+        shortest: length of the shorter side in pixels, `INPUT.MIN_SIZE_TEST`.
+        longest: maximum length of the longer side in pixels, `INPUT.MAX_SIZE_TEST`.
+    """
+
+    shortest: int
+    longest: int
+
+    @property
+    def column(self) -> str:
+        """Name of the batch column that holds the pixels of this size."""
+        return f"pixels_{self.shortest}x{self.longest}"
+
+    def scale(self, factor: float) -> "InputSize":
+        """Return the size of a TTA view at `factor` times this size."""
+        return InputSize(round(self.shortest * factor), round(self.longest * factor))
+
+    def fit(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) in pixels to which an image of this width and height is resized."""
+        # The operations and their order are those of Detectron2: other roundings can differ by a pixel.
+        factor = self.shortest / min(width, height)
+        if height < width:
+            new_width, new_height = factor * width, float(self.shortest)
+        else:
+            new_width, new_height = float(self.shortest), factor * height
+        if max(new_width, new_height) > self.longest:
+            factor = self.longest / max(new_width, new_height)
+            new_width, new_height = new_width * factor, new_height * factor
+        return int(new_width + 0.5), int(new_height + 0.5)
+
+
+def refs_table(refs: Sequence[ImageRef]) -> pa.Table:
+    """Convert a batch of images to a table of `REF_SCHEMA`."""
+    return pa.Table.from_pylist([vars(ref) for ref in refs], schema=REF_SCHEMA)
+
+
+def decoded_schema(sizes: Sequence[InputSize]) -> pa.Schema:
+    """Return the columns of a decoded batch.
+
+    - `image`, `version`: as in `ImageRef`.
+    - `width`, `height`: of the upright image in pixels; 0 for an image that could not be used.
+    - `reason`: why the image could not be used; "" for a usable image.
+    - a column per size, named `InputSize.column`: (3, H, W) uint8 BGR pixels as bytes, where (W, H) is
+      `size.fit(width, height)`; null for an image that could not be used.
+    """
+    # Plain binary columns: Ray Data pickles nested lists, and Arrow's 32-bit offsets end at 2 GiB per batch.
+    pixels = [(size.column, pa.large_binary()) for size in sizes]
+    numbers = [("width", pa.int32()), ("height", pa.int32())]
+    return pa.schema([("image", pa.string()), ("version", pa.string()), *numbers, ("reason", pa.string()), *pixels])
+
+
+def decode_batch(table: pa.Table, sizes: Sequence[InputSize]) -> pa.Table:
+    """Read, decode and resize a batch of images; a task of Ray Data.
+
+    Args:
+        table: columns of `REF_SCHEMA`.
+        sizes: every input size of the members and their TTA views.
+
+    Returns:
+        The columns of `decoded_schema`, in the order of `table`. An image that cannot be read or decoded has a reason.
+    """
+    cv2.setNumThreads(1)  # Ray assigns the CPUs
+    rows = []
+    for values in table.to_pylist():
+        ref = ImageRef(**values)
+        row = {"image": ref.image, "version": ref.version, "width": 0, "height": 0, "reason": ""}
+        try:
+            row |= _decode_sizes(_read_image(ref), sizes)
+        except KpRayError as error:
+            row["reason"] = str(error)
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=decoded_schema(sizes))
+
+
+@cache
+def _row_reader() -> RowReader:
+    """Return the reader that all tasks of this process share, because it keeps the store's parts open."""
+    return RowReader(["image"])
+
+
+def _read_image(ref: ImageRef) -> bytes:
+    return read_bytes(ref.path) if ref.row is None else _row_reader().read(ref.path, ref.row)["image"]
+
+
+def _decode_sizes(content: bytes, sizes: Sequence[InputSize]) -> Mapping[str, object]:
+    """Decode an image file and resize it to every size.
+
+    Raises:
+        DataError: the content is not an image file, or cannot be decoded.
+    """
+    info = probe(content)
+    if info.is_upright_jpeg:
+        try:
+            return _resize(content, info.width, info.height, sizes)
+        except DataError:
+            pass  # `decode` decodes some JPEGs that cannot be decoded at a fraction of their size
+    image = np.ascontiguousarray(decode(content)[0][..., :3])
+    height, width = image.shape[:2]
+    return _resize(image, width, height, sizes)
+
+
+def _resize(image: bytes | Image, width: int, height: int, sizes: Sequence[InputSize]) -> Mapping[str, object]:
+    pixels = {
+        size.column: np.ascontiguousarray(
+            decode_resized(image, (width, height), size.fit(width, height)).transpose(2, 0, 1)
+        ).tobytes()
+        for size in sizes
+    }
+    return {"width": width, "height": height, **pixels}

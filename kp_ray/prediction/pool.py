@@ -1,0 +1,97 @@
+"""Share the cluster between the two operators of a prediction: the actor pool and the decoding tasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import ClusterError
+from kp_ray.prediction.settings import check_precision
+
+DECODE_SHARE = 0.25
+"""Part of an actor's CPUs that Ray reserves for a decoding task instead of the actor.
+
+If actors reserved all CPUs, no decoding task could start, and the actors would wait for images forever. An actor still
+has `predict.cpus_per_actor` torch threads.
+"""
+MAX_DECODE_CPUS = 1.0
+"""CPUs that Ray reserves for a decoding task at most, because the task has one thread."""
+_ROUNDING = 1e-9
+"""Added before rounding down, so that 0.3 / 0.1 is 3."""
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """Number and resources of the actors and of the decoding tasks.
+
+    Attributes:
+        min_actors, max_actors: smallest and largest size of the actor pool.
+        gpus_per_actor: GPUs that each actor takes.
+        cpus_per_actor: CPUs that Ray reserves for each actor.
+        cpus_per_decode: CPUs that Ray reserves for each decoding task.
+        max_decodes: maximum number of decoding tasks at the same time.
+    """
+
+    min_actors: int
+    max_actors: int
+    gpus_per_actor: float
+    cpus_per_actor: float
+    cpus_per_decode: float
+    max_decodes: int
+
+
+def plan_pool(config: Config, nodes: Sequence[Mapping[str, float]]) -> PoolPlan:
+    """Size the actor pool and the decoding tasks for a cluster.
+
+    The plan leaves room for decoding tasks: there are at most as many actors as `predict.cpus_per_actor` fits the
+    nodes, and each actor reserves its CPUs less `DECODE_SHARE`.
+
+    Args:
+        config: the run's configuration. `cluster.num_cpus` and `cluster.num_gpus` give the size to which an autoscaling
+            cluster grows.
+        nodes: resources of each node.
+
+    Raises:
+        ClusterError: no node is large enough for an actor.
+        ConfigError: `predict.precision` needs a GPU, and the actors get none.
+    """
+    section, cluster = config.predict, config.cluster
+    gpus_per_actor = _resolve_gpus(config, nodes)
+    num_places = sum(_count_places(node, section.cpus_per_actor, gpus_per_actor) for node in nodes)
+    total_cpus = sum(node.get("CPU", 0) for node in nodes)
+    max_places = num_places
+    if cluster.num_cpus or cluster.num_gpus:
+        total_cpus = max(total_cpus, cluster.num_cpus or 0)
+        total_gpus = max(sum(node.get("GPU", 0) for node in nodes), cluster.num_gpus or 0)
+        grown = {"CPU": total_cpus, "GPU": total_gpus}
+        max_places = max(num_places, _count_places(grown, section.cpus_per_actor, gpus_per_actor))
+    if not max_places:
+        raise ClusterError(
+            f"predict.cpus_per_actor: no node has {section.cpus_per_actor:g} CPUs and {gpus_per_actor:g} GPUs for an "
+            "actor: lower predict.cpus_per_actor or predict.gpus_per_actor; if the cluster grows, set cluster.num_cpus "
+            "and cluster.num_gpus"
+        )
+    check_precision(config, has_gpu=gpus_per_actor > 0)
+    cpus_per_decode = min(MAX_DECODE_CPUS, DECODE_SHARE * section.cpus_per_actor)
+    smallest, largest = section.actors
+    return PoolPlan(
+        min_actors=max(1, min(smallest, num_places)),
+        max_actors=min(largest, max_places),
+        gpus_per_actor=gpus_per_actor,
+        cpus_per_actor=section.cpus_per_actor - cpus_per_decode,
+        cpus_per_decode=cpus_per_decode,
+        max_decodes=max(1, int(total_cpus)),
+    )
+
+
+def _resolve_gpus(config: Config, nodes: Sequence[Mapping[str, float]]) -> float:
+    """Return the GPUs of each actor: `predict.gpus_per_actor`; if that is null, 1 if the cluster has GPUs, else 0."""
+    if config.predict.gpus_per_actor is not None:
+        return config.predict.gpus_per_actor
+    has_gpus = bool(config.cluster.num_gpus) or any(node.get("GPU", 0) >= 1 for node in nodes)
+    return 1.0 if has_gpus else 0.0
+
+
+def _count_places(node: Mapping[str, float], cpus_per_actor: float, gpus_per_actor: float) -> int:
+    """Count the actors that fit a node's CPUs and GPUs."""
+    num_places = int(node.get("CPU", 0) / cpus_per_actor + _ROUNDING)
+    return min(num_places, int(node.get("GPU", 0) / gpus_per_actor + _ROUNDING)) if gpus_per_actor else num_places

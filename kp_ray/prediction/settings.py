@@ -1,0 +1,39 @@
+"""Settings of the section `predict` that several modules interpret in the same way."""
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError
+
+DETECTIONS_PER_IMAGE = 10
+"""Detections per image and view unless `model.cfg` sets TEST.DETECTIONS_PER_IMAGE.
+
+Detectron2's default of 100 decodes the heat maps of 100 people per image, and one person is expected.
+"""
+
+
+def detections_per_image(config: Config) -> int:
+    """Return the maximum number of detections for which a model computes keypoints, per image and view."""
+    return int(config.model.cfg.get("TEST.DETECTIONS_PER_IMAGE", DETECTIONS_PER_IMAGE))
+
+
+def view_scales(config: Config) -> list[float]:
+    """Return the scales of an image's views: 1, then the numbers in `predict.tta`."""
+    return [1.0, *(view for view in config.predict.tta if not isinstance(view, str))]
+
+
+def describe_actors(gpus_per_actor: float) -> str:
+    """Describe the device of actors that take this number of GPUs."""
+    return f"actors with {gpus_per_actor:g} GPUs each" if gpus_per_actor else "actors on CPUs"
+
+
+def check_precision(config: Config, has_gpu: bool) -> None:
+    """Refuse mixed precision for actors that compute on CPUs.
+
+    Raises:
+        ConfigError: `predict.precision` is bf16 or fp16, and `has_gpu` is False.
+    """
+    precision = config.predict.precision
+    if not has_gpu and precision in ("bf16", "fp16"):
+        raise ConfigError(
+            f"predict.precision: mixed precision needs GPUs (got {precision}, and actors without a GPU): set it to "
+            "auto or fp32, or run on nodes with GPUs"
+        )

@@ -1,0 +1,72 @@
+"""Test the share of actors and decoding tasks in a cluster."""
+
+from typing import Any
+
+import pytest
+
+from kp_ray.config.load import build_config
+from kp_ray.errors import ClusterError, ConfigError
+from kp_ray.prediction.pool import PoolPlan, plan_pool
+
+TWO_CPUS = {"CPU": 2.0}
+GPU_NODE = {"CPU": 16.0, "GPU": 4.0}
+
+
+def plan(*nodes: dict[str, float], cluster: dict[str, Any] | None = None, **section: Any) -> PoolPlan:
+    """Plan the pool of a config with this `predict` section."""
+    return plan_pool(build_config({"predict": section, "cluster": cluster or {}}), nodes)
+
+
+def test_without_a_setting_an_actor_takes_a_gpu_if_the_cluster_has_gpus() -> None:
+    assert plan(TWO_CPUS).gpus_per_actor == 0
+    assert plan(TWO_CPUS, GPU_NODE).gpus_per_actor == 1
+    assert plan(TWO_CPUS, cluster={"num_gpus": 8}).gpus_per_actor == 1, "an autoscaling cluster grows to GPUs"
+    assert plan(GPU_NODE, gpus_per_actor=0).gpus_per_actor == 0
+    assert plan(GPU_NODE, gpus_per_actor=0.5).gpus_per_actor == 0.5
+
+
+@pytest.mark.parametrize(
+    "nodes", [[TWO_CPUS], [{"CPU": 3.0}], [{"CPU": 1.0}, {"CPU": 1.0}], [{"CPU": 1.5}] * 2, [GPU_NODE]]
+)
+@pytest.mark.parametrize("cpus_per_actor", [0.3, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("gpus_per_actor", [None, 0])
+def test_a_full_pool_leaves_cpus_for_decoding_on_every_cluster(
+    nodes: list[dict[str, float]], cpus_per_actor: float, gpus_per_actor: float | None
+) -> None:
+    """Place all actors, in the worst case as many as fit on one node, and then a decoding task."""
+    if all(node["CPU"] < cpus_per_actor for node in nodes):
+        return
+    pool = plan(*nodes, actors=[9, 9], cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor)
+    free, num_left = [node["CPU"] for node in nodes], pool.max_actors
+    for i, node in enumerate(nodes):
+        num_placed = min(num_left, int(free[i] / pool.cpus_per_actor + 1e-9))
+        if pool.gpus_per_actor:
+            num_placed = min(num_placed, int(node["GPU"] / pool.gpus_per_actor))
+        free[i] -= num_placed * pool.cpus_per_actor
+        num_left -= num_placed
+    assert max(free) >= pool.cpus_per_decode - 1e-9
+    assert pool.cpus_per_actor > 0
+
+
+def test_the_pool_is_no_larger_than_the_cluster_holds() -> None:
+    assert (plan(TWO_CPUS, actors=[4, 8]).min_actors, plan(TWO_CPUS, actors=[4, 8]).max_actors) == (2, 2)
+    assert plan(GPU_NODE, actors=[1, 8]).max_actors == 4
+    growing = plan(TWO_CPUS, actors=[4, 8], cluster={"num_cpus": 64})
+    assert (growing.min_actors, growing.max_actors, growing.max_decodes) == (2, 8, 64)
+
+
+def test_a_decoding_task_reserves_at_most_one_cpu() -> None:
+    pool = plan({"CPU": 16.0}, cpus_per_actor=8)
+    assert (pool.cpus_per_actor, pool.cpus_per_decode) == (7, 1)
+
+
+@pytest.mark.parametrize("section", [{"gpus_per_actor": 1}, {"cpus_per_actor": 64}])
+def test_an_actor_that_fits_no_node_is_refused(section: dict[str, float]) -> None:
+    with pytest.raises(ClusterError, match=r"no node has .* for an actor: lower predict\.cpus_per_actor"):
+        plan(TWO_CPUS, **section)
+
+
+def test_mixed_precision_without_gpus_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"predict\.precision: mixed precision needs GPUs \(got bf16"):
+        plan(TWO_CPUS, precision="bf16")
+    assert plan(GPU_NODE, precision="bf16").gpus_per_actor == 1
