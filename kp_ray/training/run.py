@@ -196,7 +196,14 @@ def _fit_member(values: Mapping[str, Any], name: str, use_gpu: bool) -> Training
     return fit_member(config, member, use_gpu=use_gpu, folder=config.member_dir(name))
 
 
-def fit_member(config: Config, member: MemberConfig, *, use_gpu: bool, folder: str) -> TrainingResult:
+def fit_member(
+    config: Config,
+    member: MemberConfig,
+    *,
+    use_gpu: bool,
+    folder: str,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+) -> TrainingResult:
     """Train a member with Ray Train, from its last checkpoint if it has one.
 
     Args:
@@ -204,6 +211,7 @@ def fit_member(config: Config, member: MemberConfig, *, use_gpu: bool, folder: s
         member: the member to train.
         use_gpu: True gives each worker a GPU.
         folder: receives the checkpoints, the log and the finished member; local or a URL.
+        callbacks: called by Ray Train's controller when the workers report.
 
     Raises:
         DivergedError: the loss is no longer finite.
@@ -213,7 +221,7 @@ def fit_member(config: Config, member: MemberConfig, *, use_gpu: bool, folder: s
     """
     # By default Ray Train's controller polls for reports every two seconds, and each report waits for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    trainer = _create_trainer(config, member, use_gpu=use_gpu, folder=folder)
+    trainer = _create_trainer(config, member, use_gpu=use_gpu, folder=folder, callbacks=callbacks)
     try:
         outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
@@ -230,7 +238,9 @@ def fit_member(config: Config, member: MemberConfig, *, use_gpu: bool, folder: s
     return outcome
 
 
-def _create_trainer(config: Config, member: MemberConfig, *, use_gpu: bool, folder: str) -> TorchTrainer:
+def _create_trainer(
+    config: Config, member: MemberConfig, *, use_gpu: bool, folder: str, callbacks: Sequence[ray.train.UserCallback]
+) -> TorchTrainer:
     train = config.train
     # Ray Data shards and shuffles references to rows: a stream of images keeps its coordinator busy while training is
     # the slower side (measured: 40 % of a core per run), and cannot be shuffled as a whole.
@@ -253,6 +263,7 @@ def _create_trainer(config: Config, member: MemberConfig, *, use_gpu: bool, fold
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage_path,
+            callbacks=list(callbacks),
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=train.keep_best,  # Ray Train keeps the latest checkpoint beside these

@@ -1,4 +1,4 @@
-"""A point of the search space applied to a config: a trial's config, the best trial's config, the solver's settings."""
+"""Apply a point of the search space to a config: a trial's config, the best trial's config, the solver's settings."""
 
 import json
 from dataclasses import dataclass
@@ -17,11 +17,17 @@ from kp_ray.tuning.space import Point, RecipeSets, recipe_sets
 
 @dataclass(frozen=True)
 class SolverParams:
-    """The settings of a trial as Detectron2's solver has them, after scaling by the number of workers.
+    """The settings of a trial in Detectron2's solver, scaled by the number of workers.
 
     Attributes:
-        steps: iterations of the learning rate steps, as a JSON list; empty for a cosine schedule.
-        gamma: None for a cosine schedule.
+        base_lr: the highest learning rate.
+        warmup_iters: length of the warm-up, in iterations.
+        schedule: "multistep" or "cosine".
+        num_steps: number of learning rate steps; 0 for a cosine schedule.
+        steps: iterations of these steps, as a JSON list; empty for a cosine schedule.
+        gamma: factor of each step; None for a cosine schedule.
+        weight_decay: the weight decay.
+        flip: whether images are mirrored at random.
         recipes: name of the set of recipes.
     """
 
@@ -36,20 +42,20 @@ class SolverParams:
     recipes: str
 
 
-def steps_of(point: Point, max_iter: int) -> list[int]:
-    """Return the iterations of a multi-step schedule's steps, sorted; all lie between 0 and `max_iter`, exclusive."""
+def to_steps(point: Point, max_iter: int) -> list[int]:
+    """Return the iterations of a point's learning rate steps, sorted; steps outside (0, max_iter) are left out."""
     shares = (point.first_step + index * point.step_spacing for index in range(point.num_steps))
     return sorted({step for share in shares if 0 < (step := round(share * max_iter)) < max_iter})
 
 
 def apply_point(config: Config, point: Point, sets: RecipeSets, max_iter: int) -> Config:
-    """Return the config of a run of `max_iter` iterations with the settings of a point."""
+    """Return the config of a training run of `max_iter` iterations with the settings of a point."""
     values = _with_recipes(config, point.recipes, sets).to_dict()
     values["train"] |= {
         "base_lr": point.base_lr,
         "weight_decay": point.weight_decay,
         "schedule": point.schedule,
-        "steps": steps_of(point, max_iter),
+        "steps": to_steps(point, max_iter),
         "gamma": point.gamma,
         "flip": point.flip,
         "max_iter": max_iter,
@@ -59,7 +65,7 @@ def apply_point(config: Config, point: Point, sets: RecipeSets, max_iter: int) -
 
 
 def trial_config(config: Config, point: Point, sets: RecipeSets) -> Config:
-    """Return the config of a trial: as long as `tune.max_iter`, evaluated every `tune.eval_period` iterations."""
+    """Return the config of a trial: `tune.max_iter` iterations with an evaluation every `tune.eval_period` of them."""
     max_iter = config.tune.max_iter or config.train.max_iter
     values = apply_point(config, point, sets, max_iter).to_dict()
     values["train"]["eval_period"] = config.tune.eval_period or max(1, max_iter // 8)
@@ -67,7 +73,7 @@ def trial_config(config: Config, point: Point, sets: RecipeSets) -> Config:
 
 
 def best_config(config: Config, best: Point) -> Config:
-    """Return the config that trains the best trial's settings in full, under new names of the members."""
+    """Return the config that trains every member in full with the best point; the members are named `<name>-tuned`."""
     values = apply_point(config, best, recipe_sets(config), config.train.max_iter).to_dict()
     for member in values["train"]["members"]:
         member["name"] = f"{member['name']}-tuned"
@@ -79,7 +85,7 @@ def best_config(config: Config, best: Point) -> Config:
 
 
 def _with_recipes(config: Config, name: str, sets: RecipeSets) -> Config:
-    """Return the config with a set of recipes for every member; `own` changes nothing."""
+    """Return the config in which every member trains on a set of recipes; the set `own` changes nothing."""
     if name == "own":
         return config
     values = config.to_dict()
@@ -90,35 +96,36 @@ def _with_recipes(config: Config, name: str, sets: RecipeSets) -> Config:
 
 
 def check_sets(config: Config, sets: RecipeSets) -> None:
-    """Refuse a set of recipes that gives the first member fewer training rows than one step needs.
+    """Refuse a set of recipes that gives the first member fewer training rows than one iteration needs.
 
     Raises:
-        ConfigError: a set gives too few rows.
+        ConfigError: a set has too few rows.
         StoreError: the store lacks a recipe.
     """
-    needed = config.train.ims_per_batch * config.train.worker_range[1]
+    num_needed = config.train.ims_per_batch * config.train.worker_range[1]
     for name in sets:
         with_set = _with_recipes(config, name, sets)
         num_rows = len(usable_rows(with_set, with_set.train.members[0]))
-        if num_rows < needed:
+        if num_rows < num_needed:
             raise ConfigError(
-                f"tune.recipes.{name}: {num_rows} training rows, a step needs {needed}: name more recipes"
+                f"tune.recipes.{name}: has too few training rows (got {num_rows}; one iteration needs {num_needed}): "
+                "name more recipes"
             )
 
 
 def scaled_cfg(config: Config) -> CfgNode:
-    """Return the Detectron2 config of a training run, scaled to its largest number of workers."""
+    """Return a training run's Detectron2 config, scaled by its largest number of workers."""
     skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton)
     return scale_cfg(build_cfg(config, skeleton, "cpu"), config.train.worker_range[1])
 
 
 def solver_params(config: Config, cfg: CfgNode, recipes: str) -> SolverParams:
-    """Read a training run's parameters from its Detectron2 config.
+    """Read a training run's settings from its Detectron2 config.
 
     Args:
-        config: of the run.
-        cfg: `scaled_cfg(config)`.
-        recipes: name of the set of recipes.
+        config: the run's config.
+        cfg: the run's Detectron2 config, `scaled_cfg(config)`.
+        recipes: name of the run's set of recipes.
     """
     solver: Any = cfg.SOLVER
     is_multistep = config.train.schedule == "multistep"

@@ -13,9 +13,9 @@ from kp_ray.tuning.trials import Trial, choose_best
 from kp_ray.visualization.plots import plot_bars, plot_curves, plot_parallel_coordinates, plot_scatter
 
 MIN_RESULTS = 5
-"""Number of results below which nothing is said about a parameter's importance."""
+"""Smallest number of results from which a parameter's importance is estimated."""
 GOOD_SHARE = 0.5
-"""Share of the trials that count as good; Optuna's default of 0.1 would leave one or two trials of a usual search."""
+"""Share of the trials that count as good. Optuna's default is 0.1: one or two trials of a typical search."""
 
 
 def varied_parameters(points: Sequence[Point]) -> list[str]:
@@ -24,16 +24,16 @@ def varied_parameters(points: Sequence[Point]) -> list[str]:
 
 
 def importance(config: Config, points: Sequence[Point], values: Sequence[float]) -> dict[str, float]:
-    """Estimate how much each varied parameter decides whether a trial is among the better half, with PED-ANOVA.
+    """Estimate with PED-ANOVA how much each parameter decides whether a trial is among the better half.
 
     Args:
-        config: of the search.
-        points: n points.
-        values: their n results, by the tuned metric.
+        config: the search's config.
+        points: one point per result.
+        values: the results: values of the tuned metric.
 
     Returns:
-        Shares that sum to 1, the largest first; empty if there are fewer than `MIN_RESULTS` results or they do not
-        differ.
+        Share by parameter, the largest first, of the parameters that differ between the points. The shares sum to 1.
+        Empty if there are fewer than `MIN_RESULTS` results or they are all equal.
     """
     names = varied_parameters(points)
     if len(values) < MIN_RESULTS or len(set(values)) < 2 or not names:
@@ -43,7 +43,7 @@ def importance(config: Config, points: Sequence[Point], values: Sequence[float])
     for point, value in zip(points, values, strict=True):
         add_result(study, space, point, value)
     evaluator = PedAnovaImportanceEvaluator(target_quantile=GOOD_SHARE)
-    with warnings.catch_warnings():  # Optuna warns about equal results; they end in shares of 0
+    with warnings.catch_warnings():  # Optuna warns about equal results; their shares are 0
         warnings.simplefilter("ignore")
         shares = get_param_importances(study, evaluator=evaluator, params=names, normalize=False)
     total = sum(shares.values())
@@ -75,7 +75,7 @@ def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
         ),
         "importance": plot_bars(
             list(shares), list(shares.values()), f"share of the importance for {metric}",
-            "Importance of each parameter" if shares else "Too few trials to explain",
+            "Importance of each parameter" if shares else "Too few trials to estimate the importance",
         ),
     }  # fmt: skip
     for name, content in plots.items():
@@ -84,12 +84,12 @@ def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
 
 
 def _curve(trial: Trial, metric: str) -> tuple[list[float], list[float]]:
-    """Return the iterations and the values of a trial's evaluations."""
+    """Return the iterations and the finite values of a trial's evaluations."""
     measured = [(evaluation.iteration, evaluation.value(metric)) for evaluation in trial.evaluations]
-    known = [(float(iteration), value) for iteration, value in measured if value is not None]
-    return [iteration for iteration, _ in known], [value for _, value in known]
+    finite = [(float(iteration), value) for iteration, value in measured if value is not None]
+    return [iteration for iteration, _ in finite], [value for _, value in finite]
 
 
 def _to_axis(value: Any) -> float | str:
-    """Return a number as it is, a choice as text."""
+    """Convert a parameter's value for its axis: a number to a float, a choice to text."""
     return str(value) if isinstance(value, bool | str) else float(value)

@@ -1,15 +1,10 @@
-"""Run a search's trials with Ray Tune, and note in the run folder what happens to them.
+"""Run a search's trials with Ray Tune, and record their reports and ends in the run folder.
 
-Where this departs from Ray's documented use, the reason stands beside it. The largest: a search resumes from
-its trials' folders, not from Ray Tune's snapshot, which may lag behind them when a driver is killed (`searcher.py`,
-`schedulers.py`). A trial only waits for a training run, which has resources of its own (`trainable.py`).
+`departures.py` lists where kp_ray departs from Ray's documented use, and why.
 """
 
 import math
-import os
-import pickle
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,35 +12,47 @@ import ray.tune
 
 from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.cluster.placement import trial_resources
-from kp_ray.cluster.ray_internals import keep_credentials_out_of_tune_logs
 from kp_ray.config.schema import Config
-from kp_ray.errors import KpRayError, StoppedError
+from kp_ray.errors import StoppedError
 from kp_ray.stage import Progress
-from kp_ray.tuning.records import Report, TrialEnd, append_report, read_log, trial_dir, trial_name, write_end
+from kp_ray.tuning.departures import (
+    ResumedSearch,
+    find_own_error,
+    prepare_environment,
+    read_trial_error,
+)
+from kp_ray.tuning.records import (
+    Report,
+    TrialEnd,
+    append_report,
+    read_search_log,
+    trial_dir,
+    trial_name,
+    write_end,
+)
 from kp_ray.tuning.schedulers import build_scheduler
-from kp_ray.tuning.searcher import TrialSearcher
 from kp_ray.tuning.trainable import build_trainable
 from kp_ray.tuning.trials import Trial, read_trials, write_tables
 
 
-def run_trials(config: Config, searcher: TrialSearcher, progress: Progress, *, use_gpu: bool) -> None:
-    """Run the trials that a searcher has waiting, each to its end or until the scheduler stops it.
+def run_trials(config: Config, searcher: ResumedSearch, progress: Progress, *, use_gpu: bool) -> None:
+    """Run the trials of a searcher, each to its end or until the scheduler stops it.
 
     Args:
-        config: of the search; a Ray cluster must be running.
-        searcher: decides what each trial tries.
-        progress: called with the row of a trial when it reports and when it ends.
+        config: the search's config; a Ray cluster must be running.
+        searcher: chooses the point of each trial.
+        progress: called with a trial's row when the trial reports and when it ends.
         use_gpu: whether training workers use GPUs.
 
     Raises:
         StoppedError: Ray Tune cannot continue.
     """
-    _prepare_environment()
+    prepare_environment()
     with tempfile.TemporaryDirectory(prefix="kp_ray-tune-", ignore_cleanup_errors=True) as snapshots:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(build_trainable(config, use_gpu=use_gpu), trial_resources()),
             tune_config=ray.tune.TuneConfig(
-                num_samples=len(searcher.waiting), search_alg=searcher, scheduler=build_scheduler(config)
+                num_samples=len(searcher.numbers), search_alg=searcher, scheduler=build_scheduler(config)
             ),
             run_config=ray.tune.RunConfig(
                 name="search",
@@ -53,41 +60,27 @@ def run_trials(config: Config, searcher: TrialSearcher, progress: Progress, *, u
                 verbose=0,
                 failure_config=ray.tune.FailureConfig(max_failures=config.train.max_failures),
                 checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's folder is its state
-                callbacks=[_Listener(config, progress)],
+                callbacks=[_RecordCallback(config, progress)],
             ),
         )
         try:
             tuner.fit()
         except (ray.exceptions.RayError, ray.tune.TuneError) as error:
-            reason = describe_ray_error(_find_own_error(error) or error)
+            reason = describe_ray_error(find_own_error(error))
             raise StoppedError(
                 f"{config.path('tune')}: the search stopped: {reason}: run the same command to resume it"
             ) from error
 
 
-def _find_own_error(error: BaseException | None) -> KpRayError | None:
-    """Return the error that one of our callbacks raised; Ray Tune replaces it by a TuneError, during its handling."""
-    while error is not None and not isinstance(error, KpRayError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _prepare_environment() -> None:
-    keep_credentials_out_of_tune_logs([name for name in os.environ if name.startswith("AWS_")])
-    # Ctrl-C must end the driver, as a kill does; Ray Tune's handler makes the search look finished.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-
-
-class _Listener(ray.tune.Callback):
-    """Write the log, the ends of trials and the tables, and report progress."""
+class _RecordCallback(ray.tune.Callback):
+    """Writes the log, the ends of trials and the tables, and reports progress; runs in the driver."""
 
     def __init__(self, config: Config, progress: Progress) -> None:
         self.config, self.progress = config, progress
         self.running: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give Ray Tune's snapshot, which nobody reads, nothing to copy."""
+        """Return an empty state: Ray Tune's snapshot is not used, and `progress` cannot be pickled."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -95,27 +88,29 @@ class _Listener(ray.tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         name, value = _name(trial), result[self.config.tune.metric]
-        if result["iteration"] == 0:  # the trial's disk may have been full
-            write_end(trial_dir(self.config, name), TrialEnd(result["reason"], lasting=result["lasting"]))
-        known = {(report.trial, report.iteration) for report in read_log(self.config)}
-        if (name, result["iteration"]) not in known:
-            finite = value if math.isfinite(value) else None
-            append_report(self.config, Report(name, result["iteration"], result["seconds"], finite))
-            self._write(name)
+        if result["iteration"] == 0:  # a failure, which the trial could not record if its disk was full
+            write_end(trial_dir(self.config, name), TrialEnd(result["reason"], is_final=result["is_final"]))
+        reported = {(report.trial, report.iteration) for report in read_search_log(self.config)}
+        if (name, result["iteration"]) not in reported:
+            finite_value = value if math.isfinite(value) else None
+            append_report(self.config, Report(name, result["iteration"], result["seconds"], finite_value))
+            if not result["done"]:  # `on_trial_complete` follows and shows the end
+                self._show(name)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._end(_name(trial), TrialEnd())
+        self._record_end(_name(trial), TrialEnd())
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         # The trial itself records its reason, unless its process was killed or its disk is full.
-        self._end(_name(trial), TrialEnd(describe_ray_error(_read_ray_error(trial)), lasting=False))
+        self._record_end(_name(trial), TrialEnd(describe_ray_error(read_trial_error(trial)), is_final=False))
 
-    def _end(self, name: str, end: TrialEnd) -> None:
+    def _record_end(self, name: str, end: TrialEnd) -> None:
         write_end(trial_dir(self.config, name), end)
         self.running.discard(name)
-        self._write(name)
+        self._show(name)
 
-    def _write(self, name: str) -> None:
+    def _show(self, name: str) -> None:
+        """Write the tables and report the progress of a trial."""
         trials = read_trials(self.config, self.running)
         write_tables(self.config, trials)
         for trial in trials:
@@ -124,18 +119,8 @@ class _Listener(ray.tune.Callback):
 
 
 def _name(trial: Any) -> str:
+    """Return the name of one of Ray Tune's trials."""
     return trial_name(trial.config["number"])
-
-
-def _read_ray_error(trial: Any) -> Exception:
-    """Return the exception that ended one of Ray Tune's trials.
-
-    Ray's own `get_pickled_error` reads from the storage path, to which the file has not been copied yet (Ray 2.60).
-    """
-    if trial.pickled_error_file:
-        error: Exception = pickle.loads(Path(trial.pickled_error_file).read_bytes())  # noqa: S301  (Ray wrote it)
-        return error
-    return ray.tune.TuneError(Path(trial.error_file).read_text())
 
 
 def describe_trial(trial: Trial, config: Config) -> str:

@@ -1,6 +1,6 @@
-"""The files that a search resumes from, and their only readers and writers.
+"""Read and write the files from which a search resumes.
 
-`tune/trials/<trial>/trial.json` records how a trial began, `end.json` how it ended; its training run writes
+`tune/trials/<trial>/trial.json` records how a trial began and `end.json` how it ended; its training run writes
 `metrics.json` beside them. `tune/log.jsonl` has one line per report to Ray Tune. Ray Tune's own snapshots are not kept.
 """
 
@@ -30,10 +30,10 @@ class TrialStart:
     """The contents of a trial's `trial.json`.
 
     Attributes:
-        began: Unix time.
-        params: what the trial tries.
-        max_iter: iterations of a whole trial, after scaling by the number of workers.
-        solver: `params` as Detectron2's solver has them.
+        began: Unix time of the trial's start, in seconds.
+        params: the trial's point in the search space.
+        max_iter: iterations of a trial that is not stopped early, scaled by the number of workers.
+        solver: the settings that follow from `params` in Detectron2's solver.
     """
 
     began: float
@@ -47,22 +47,22 @@ class TrialEnd:
     """The contents of a trial's `end.json`.
 
     Attributes:
-        reason: of a failure; empty if the trial finished or was stopped early.
-        lasting: whether the trial is over; if not, the same command tries it again.
+        reason: cause of a failure; empty if the trial finished or was stopped early.
+        is_final: whether the trial is over; if not, the same command retries it. Its key in the file is `lasting`.
     """
 
     reason: str = ""
-    lasting: bool = True
+    is_final: bool = True
 
 
 @dataclass(frozen=True)
 class Report:
-    """A line of `log.jsonl`: what a trial reported to Ray Tune.
+    """A line of `log.jsonl`: one report of a trial to Ray Tune.
 
     Attributes:
-        trial: its name.
-        iteration: of the evaluation, counted from 1; 0 for a failure.
-        seconds: that the trial has taken so far.
+        trial: the trial's name.
+        iteration: iterations trained at the evaluation; 0 for a failure.
+        seconds: duration of the trial up to the report.
         value: the tuned metric; None for a failure.
     """
 
@@ -73,11 +73,11 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class TrialEvaluation:
     """An evaluation of a trial on the validation rows.
 
     Attributes:
-        iteration: counted from 1.
+        iteration: iterations trained before the evaluation.
         metrics: value by metric, possibly NaN.
     """
 
@@ -91,7 +91,7 @@ class Evaluation:
 
 
 def trial_name(number: int) -> str:
-    """Return the name of a trial by its number, counted from 0."""
+    """Return the name of the trial with this number, counted from 0."""
     return f"trial-{number:03d}"
 
 
@@ -101,12 +101,12 @@ def trial_dir(config: Config, name: str) -> str:
 
 
 def worst_value(section: TuneConfig) -> float:
-    """Return the value that stands for a failure: infinitely bad."""
+    """Return the value of a failed trial: infinity if the tuned metric is minimized, else minus infinity."""
     return math.inf if section.mode == "min" else -math.inf
 
 
 def read_start(folder: str) -> TrialStart | None:
-    """Read how a trial began; None if it did not begin.
+    """Read `trial.json`; None if the trial did not begin.
 
     Raises:
         StorageError: `trial.json` is damaged.
@@ -115,12 +115,12 @@ def read_start(folder: str) -> TrialStart | None:
     if not exists(path):
         return None
     record = read_json(path, _restart_advice(folder))
-    parts = {**{name: record.get(name) for name in ("began", "params", "max_iter")}, "solver": record}
-    return _parse(TypeAdapter(TrialStart), parts, path, _restart_advice(folder))
+    values = {**{name: record.get(name) for name in ("began", "params", "max_iter")}, "solver": record}
+    return _parse(TypeAdapter(TrialStart), values, path, _restart_advice(folder))
 
 
 def write_start(folder: str, start: TrialStart) -> None:
-    """Record how a trial begins, unless it is recorded already."""
+    """Write `trial.json`, unless the trial has one."""
     path = join(folder, "trial.json")
     if not exists(path):
         record = asdict(start)
@@ -129,7 +129,7 @@ def write_start(folder: str, start: TrialStart) -> None:
 
 
 def read_end(folder: str) -> TrialEnd | None:
-    """Read how a trial ended; None if it did not end.
+    """Read `end.json`; None if the trial did not end.
 
     Raises:
         StorageError: `end.json` is damaged.
@@ -138,29 +138,29 @@ def read_end(folder: str) -> TrialEnd | None:
     if not exists(path):
         return None
     record = read_json(path, _restart_advice(folder))
-    parts = {name: record.get(name) for name in ("reason", "lasting")}
-    return _parse(TypeAdapter(TrialEnd), parts, path, _restart_advice(folder))
+    values = {"reason": record.get("reason"), "is_final": record.get("lasting")}
+    return _parse(TypeAdapter(TrialEnd), values, path, _restart_advice(folder))
 
 
-def has_lasting_end(folder: str) -> bool:
-    """Return whether a trial is over for good.
+def is_over(folder: str) -> bool:
+    """Return whether a trial has a final end, so that no command runs it again.
 
     Raises:
         StorageError: `end.json` is damaged.
     """
     end = read_end(folder)
-    return end is not None and end.lasting
+    return end is not None and end.is_final
 
 
 def write_end(folder: str, end: TrialEnd) -> None:
-    """Record how a trial ended, unless it is recorded already."""
+    """Write `end.json`, unless the trial has one."""
     path = join(folder, "end.json")
     if not exists(path):
-        write_json(path, {"reason": shorten(end.reason, MAX_REASON_CHARS), "lasting": end.lasting})
+        write_json(path, {"reason": shorten(end.reason, MAX_REASON_CHARS), "lasting": end.is_final})
 
 
 def delete_end(folder: str) -> None:
-    """Delete the record of how a trial ended, if there is one."""
+    """Delete a trial's `end.json`, if there is one."""
     path = join(folder, "end.json")
     if exists(path):
         delete_file(path)
@@ -170,21 +170,21 @@ def read_trial_log(folder: str) -> list[LogEntry]:
     """Read the training log of a trial.
 
     Raises:
-        StorageError: it is damaged.
+        StorageError: the log is damaged.
     """
     return read_training_log(folder, fix=_restart_advice(folder))
 
 
-def to_evaluations(log: Sequence[LogEntry]) -> tuple[Evaluation, ...]:
+def to_evaluations(log: Sequence[LogEntry]) -> tuple[TrialEvaluation, ...]:
     """Return the evaluations of a training log, in order."""
-    return tuple(Evaluation(entry.iteration + 1, entry.evaluation) for entry in log if entry.evaluation)
+    return tuple(TrialEvaluation(entry.iteration + 1, entry.evaluation) for entry in log if entry.evaluation)
 
 
-def read_log(config: Config) -> list[Report]:
-    """Read the search's log, in order; empty if there is none.
+def read_search_log(config: Config) -> list[Report]:
+    """Read the reports in `log.jsonl`, in order; empty without the file.
 
     Raises:
-        StorageError: it is damaged.
+        StorageError: the file is damaged.
     """
     path, fix = config.path("tune", "log.jsonl"), "delete this file and run the same command"
     records = read_json_lines(path, ("trial", "iteration", "seconds", config.tune.metric), fix)
@@ -193,26 +193,27 @@ def read_log(config: Config) -> list[Report]:
 
 
 def append_report(config: Config, report: Report) -> None:
-    """Add a report to the search's log, with the time."""
+    """Add a report to `log.jsonl`, with the present time."""
     line = {"time": round(time.time(), 1), "trial": report.trial, "iteration": report.iteration}
     path = config.path("tune", "log.jsonl")
     append_json_line(path, {**line, "seconds": report.seconds, config.tune.metric: report.value})
 
 
 def read_reports(config: Config) -> dict[str, list[Report]]:
-    """Read what each trial has reported, by its name and in order.
+    """Read the reports of each trial, in order, by the trial's name.
 
-    The evaluations of a trial that is over stand in for its reports if a user deleted the log.
+    If a user deleted the log, the evaluations of the trials that are over replace their reports.
 
     Raises:
         StorageError: a file is damaged.
     """
     reports: dict[str, list[Report]] = {}
-    for report in read_log(config):
+    for report in read_search_log(config):
         reports.setdefault(report.trial, []).append(report)
-    for name in map(trial_name, range(config.tune.num_trials)):
+    for number in range(config.tune.num_trials):
+        name = trial_name(number)
         folder = trial_dir(config, name)
-        if name not in reports and has_lasting_end(folder):
+        if name not in reports and is_over(folder):
             evaluations = to_evaluations(read_trial_log(folder))
             measured = [(evaluation.iteration, evaluation.value(config.tune.metric)) for evaluation in evaluations]
             reports[name] = [Report(name, iteration, 0.0, value) for iteration, value in measured if value is not None]

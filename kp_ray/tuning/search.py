@@ -1,7 +1,7 @@
-"""Search learning rate, schedule and recipes: every trial is a real training run of the first member.
+"""Search for a learning rate, a schedule and recipes; every trial is a real training run of the first member.
 
-The number of trials at once is the number of training runs that the cluster holds now. What a trial did is recorded in
-its own folder, `tune/trials/<trial>`; from these folders alone the tables are written and a search resumes.
+As many trials run at the same time as the cluster holds training runs. Each trial is recorded in its own folder,
+`tune/trials/<trial>`. The tables are written from these folders and the log alone, and so a search resumes.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from kp_ray.training.settings import check_options, deciding_train_fields
 from kp_ray.tuning.apply import SolverParams, best_config, check_sets
 from kp_ray.tuning.plots import write_plots
 from kp_ray.tuning.ray_tune import run_trials
-from kp_ray.tuning.records import has_lasting_end, read_end, trial_dir, trial_name
-from kp_ray.tuning.searcher import TrialSearcher
+from kp_ray.tuning.records import is_over, read_end, trial_dir, trial_name
+from kp_ray.tuning.searcher import build_searcher
 from kp_ray.tuning.space import first_points, recipe_sets
 from kp_ray.tuning.trials import Trial, choose_best, read_trials, write_tables
 
@@ -33,11 +33,13 @@ class TuneSummary:
     """The result of a search.
 
     Attributes:
-        trials, failed: numbers of trials.
-        best: value of `metric` of the trial named `trial`.
-        params: of that trial.
-        iterations: that all trials have trained.
-        iterations_without_stops: of as many whole trials.
+        trials, failed: numbers of all trials and of failed ones.
+        metric: the tuned metric.
+        best: the best trial's value of the metric.
+        trial: the best trial's name.
+        params: the best trial's settings.
+        iterations: iterations trained by all trials together.
+        iterations_without_stops: iterations that the same number of trials takes without early stopping.
         config: path of `best.yaml`.
     """
 
@@ -67,19 +69,19 @@ class TuneSummary:
 
 
 def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
-    """Search, or resume the search of this run folder that was stopped.
+    """Search, or resume the search of this run folder.
 
-    Leaves in `<run_dir>/tune`: `trials.parquet` and `trials.csv` (`write_tables`), `best.yaml`, `log.jsonl`, `*.svg`
-    (`write_plots`) and `trials/<trial>/`, one training run each, whose checkpoints are deleted after the search.
+    Files of `<run_dir>/tune` after the search: `trials.parquet` and `trials.csv` (`write_tables`), `best.yaml`,
+    `log.jsonl`, `*.svg` (`write_plots`), and per trial the training run `trials/<trial>/`, without its checkpoints.
 
     Args:
-        config: with a finished store that has validation rows; a Ray cluster must be running.
-        progress: called with the row of a trial when it reports and when it ends.
+        config: its run folder must hold a finished store with validation rows; a Ray cluster must be running.
+        progress: called with a trial's row when the trial reports and when it ends.
 
     Raises:
         ClusterError: the cluster cannot hold one trial.
-        ConfigError, StoreError: as `check_search`.
-        DivergedError: every trial failed for good.
+        ConfigError, StoreError: see `check_search`.
+        DivergedError: every trial has a final failure.
         RunStateError: the search began with other settings, or another process searches in this folder.
         StoppedError: Ray Tune stopped, or no trial has a result yet; the same command resumes the search.
         StorageError: a file of the search is damaged.
@@ -104,7 +106,7 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
             best=best.value,
             trial=best.name,
             params=best.start.solver,
-            iterations=sum(trial.trained for trial in trials),
+            iterations=sum(trial.trained_iterations for trial in trials),
             iterations_without_stops=len(trials) * max(trial.start.max_iter for trial in trials),
             config=target,
         )
@@ -114,7 +116,7 @@ def is_finished(config: Config) -> bool:
     """Return whether this run folder holds a finished search.
 
     Raises:
-        RunStateError: it holds a search with other settings.
+        RunStateError: the folder holds a search with other settings.
     """
     _check_settings(config)
     return exists(config.path("tune", "best.yaml"))
@@ -129,39 +131,41 @@ def check_search(config: Config) -> None:
     """
     if not read_manifest(config.path("store")).num_rows_by_split["val"]:
         raise StoreError(
-            f"{config.path('store')}: has no validation rows, on which trials are compared: set split.fraction above 0"
+            f"{config.path('store')}: has no validation rows, on which trials are compared: set split.fraction above 0 "
+            "and choose a new run_dir"
         )
     if not config.tune.num_trials:
-        raise ConfigError("tune.num_trials: is 0: say how many trials, e.g. --set tune.num_trials=16")
+        raise ConfigError("tune.num_trials: no trial is to be run (got 0): raise it, e.g. --set tune.num_trials=16")
     if isinstance(config.train.num_workers, WorkerRange):
         raise ConfigError(
-            "train.num_workers: is a range, but trials must be of one size to be compared: give a number instead of "
-            "min and max, or set tune.num_trials=0"
+            "train.num_workers: only trials with the same number of workers can be compared (got a range): give one "
+            "number instead of min and max, or set tune.num_trials=0"
         )
     check_options(config)
     sets = recipe_sets(config)
     check_sets(config, sets)
-    first_points(config, sets)
+    first_points(config, sets)  # refuses points outside the search space
 
 
 def _search(config: Config, progress: Progress) -> None:
     check_search(config)
-    read_trials(config)  # refuses a damaged file before anything is trained
+    read_trials(config)  # refuse a damaged file before anything is trained
     _, use_gpu = runs_at_once(config)
     config.save()
     write_bytes(config.path("tune", "settings.json"), encode_fields(_settings(config)))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    searcher = TrialSearcher(config)
-    numbers = [number for number, _ in searcher.waiting]
+    searcher = build_searcher(config)
+    numbers = list(searcher.numbers)  # `run_trials` empties the searcher's list
     if not numbers:
         return
     run_trials(config, searcher, progress, use_gpu=use_gpu)
-    if not all(read_end(trial_dir(config, trial_name(number))) for number in numbers):  # some signals end Ray Tune so
+    # After some signals Ray Tune returns although trials have not ended.
+    if not all(read_end(trial_dir(config, trial_name(number))) for number in numbers):
         raise StoppedError(f"{config.path('tune')}: the search was stopped: run the same command to resume it")
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """Return what decides the search's results, as plain values."""
+    """Return the settings that decide the search's results, as plain values."""
     values = config.to_dict()
     return {
         **{part: values[part] for part in ("seed", "model", "skeleton")},
@@ -177,21 +181,21 @@ def _check_settings(config: Config) -> None:
     path = config.path("tune", "settings.json")
     if exists(path):
         recorded = read_json(path, "delete this file and continue with the settings that the search began with")
-        advice = "put it back, choose a new run_dir, or delete this folder to search again"
+        advice = "restore the setting, choose a new run_dir, or delete this folder to search again"
         refuse_difference(recorded, _settings(config), config.path("tune"), advice)
 
 
 def _no_result(config: Config, trials: Sequence[Trial]) -> KpRayError:
-    """Return the error for a search in which no trial reported the tuned metric."""
-    reason = next((trial.reason for trial in trials if trial.reason), "none was evaluated")
-    message = f"{config.path('tune')}: no trial reported {config.tune.metric}, the first because: {reason}"
-    if trials and all(has_lasting_end(trial_dir(config, trial.name)) for trial in trials):
+    """Return the error of a search in which no trial reported the tuned metric."""
+    reason = next((trial.reason for trial in trials if trial.reason), "no trial was evaluated")
+    message = f"{config.path('tune')}: no trial reported {config.tune.metric}; the first because: {reason}"
+    if trials and all(is_over(trial_dir(config, trial.name)) for trial in trials):
         return DivergedError(f"{message}: search other ranges, e.g. lower tune.base_lr, in a new run_dir")
     return StoppedError(f"{message}: correct the cause and run the same command")
 
 
 def _delete_checkpoints(config: Config) -> None:
-    """Delete the trials' checkpoints, gigabytes for a large model: a finished search is not resumed."""
+    """Delete the trials' checkpoints: they take gigabytes for a large model, and a finished search is not resumed."""
     folder = config.path("tune", "trials")
     for trial in list_folders(folder):
         for name in list_folders(join(folder, trial)):

@@ -1,85 +1,60 @@
-"""The search algorithm that Ray Tune asks for trials: Optuna's samplers, resumable from the trials' folders."""
+"""The search algorithm that Ray Tune asks for trials: Ray's Optuna search, filled from the trials' folders."""
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import optuna
-from ray.tune.search import Searcher
 
-from kp_ray.cluster.resources import runs_at_once
 from kp_ray.config.schema import Config
-from kp_ray.errors import ClusterError
+from kp_ray.tuning.departures import ResumedSearch, TrialSampler
 from kp_ray.tuning.records import read_end, read_reports, read_start, trial_dir, trial_name, worst_value
-from kp_ray.tuning.space import Point, add_result, build_space, build_study, first_points, recipe_sets
+from kp_ray.tuning.space import add_result, build_space, build_study, first_points, recipe_sets
+
+MIN_RANDOM_TRIALS = 4
+"""Trials that `tpe` samples at random before it learns, at least; else a quarter of `tune.num_trials`. Optuna's default
+of 10 would leave a short search random."""
 
 
-class TrialSearcher(Searcher):
-    """Decide what each trial tries, and when it starts.
+def build_searcher(config: Config) -> ResumedSearch:
+    """Return the search algorithm of a search; it knows the results of the trials that are over.
 
-    A resumed trial reuses its recorded point. New trials use `first_points` first, then points that the sampler draws
-    from the results so far. The number of concurrent trials follows the capacity of the cluster, which may change.
+    Trials that have begun resume with their recorded points. New trials take `first_points` first, then points that the
+    sampler draws from the results so far.
 
-    Ray's `OptunaSearch` is not used because it resumes only from Ray Tune's own snapshot: after a killed driver it
-    would draw other points. Here the sampler is seeded per trial number, so a resumed search draws the same points as
-    an uninterrupted search with the same results.
+    Raises:
+        StorageError: a trial's file or the log is damaged.
     """
+    section = config.tune
+    sets = recipe_sets(config)
+    points, space, reports = first_points(config, sets), build_space(config, sets), read_reports(config)
+    storage = optuna.storages.InMemoryStorage()
+    study = build_study(section.mode, storage)
+    with_point, without_point = list[int](), list[int]()
+    for number in range(len(points) if section.sampler == "grid" else section.num_trials):
+        name = trial_name(number)
+        start, end = read_start(trial_dir(config, name)), read_end(trial_dir(config, name))
+        if start and end and end.is_final:
+            values = [] if end.reason else [report.value for report in reports.get(name, ())]
+            last_value = values[-1] if values else None
+            add_result(study, space, start.params, worst_value(section) if last_value is None else last_value)
+        elif start or number < len(points):
+            study.enqueue_trial(asdict(start.params if start else points[number]))
+            with_point.append(number)
+        else:
+            without_point.append(number)
+    sampler = TrialSampler(_sampler_factory(config))
+    return ResumedSearch(config, space, storage, study.study_name, sampler, with_point + without_point)
 
-    def __init__(self, config: Config) -> None:
-        section = config.tune
-        super().__init__(metric=section.metric, mode=section.mode)
-        sets = recipe_sets(config)
-        points = first_points(config, sets)
-        self.config, self.space, self.study = config, build_space(config, sets), build_study(section.mode)
-        self.waiting: list[tuple[int, Point | None]] = []
-        """(number, point) of each trial still to start or resume; the point is None until it is drawn."""
-        self.running: dict[str, optuna.trial.Trial] = {}
-        """Optuna's trials by Ray Tune's trial id."""
-        reports = read_reports(config)
-        for number in range(len(points) if section.sampler == "grid" else section.num_trials):
-            name = trial_name(number)
-            start, end = read_start(trial_dir(config, name)), read_end(trial_dir(config, name))
-            if start and end and end.lasting:
-                values = [] if end.reason else [report.value for report in reports.get(name, ())]
-                last = values[-1] if values else None
-                add_result(self.study, self.space, start.params, worst_value(section) if last is None else last)
-            else:
-                first = points[number] if number < len(points) else None
-                self.waiting.append((number, start.params if start else first))
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Return the next trial's `number` and `params` (its point as a dict), or None if no trial can start now."""
-        try:
-            capacity, _ = runs_at_once(self.config)
-        except ClusterError:  # a node was lost: wait for a replacement
-            capacity = 0
-        if len(self.running) >= min(capacity, self.config.tune.max_concurrent or capacity):
-            return None
-        number, point = self.waiting.pop(0)
-        self.study.sampler = self._sampler(number)
-        if point:
-            self.study.enqueue_trial(asdict(point))
-        self.running[trial_id] = self.study.ask(self.space)
-        return {"number": number, "params": self.running[trial_id].params}
+def _sampler_factory(config: Config) -> Callable[[int], optuna.samplers.BaseSampler]:
+    """Return a function that creates the sampler of the trial with a number."""
 
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        section = self.config.tune
-        seed = int(np.random.SeedSequence([self.config.seed, number]).generate_state(1)[0])
-        if section.sampler == "tpe":  # Optuna's default of ten random trials would leave a short search random
-            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, section.num_trials // 4))
+    def create_sampler(number: int) -> optuna.samplers.BaseSampler:
+        seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+        if config.tune.sampler == "tpe":
+            num_random = max(MIN_RANDOM_TRIALS, config.tune.num_trials // 4)
+            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=num_random)
         return optuna.samplers.RandomSampler(seed=seed)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Report a trial's final value to the study; a trial that an infrastructure failure ended is marked FAIL."""
-        trial = self.running.pop(trial_id, None)
-        if trial and result and not error and result.get("lasting", True):
-            self.study.tell(trial, result[self.metric])
-        elif trial:
-            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Save nothing: a search resumes from its trials' folders."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return an empty state: Ray Tune's snapshot is not used."""
-        return {}
+    return create_sampler

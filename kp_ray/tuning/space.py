@@ -1,6 +1,6 @@
-"""The search space: its parameters, their distributions, and the points that are tried before anything is sampled.
+"""The search space: its parameters, their distributions, and the points that are tried before any point is sampled.
 
-Schedules are searched as shares of the iterations, so that one point serves a short trial and a full run.
+The parameters of a schedule are shares of the iterations, so that a point applies to a short trial and to a full run.
 """
 
 import itertools
@@ -19,12 +19,12 @@ from kp_ray.errors import ConfigError
 from kp_ray.store.manifest import read_manifest
 
 LOGARITHMIC = ("base_lr", "weight_decay")
-"""Parameters that are sampled by their logarithm."""
+"""Parameters that are sampled on a logarithmic scale."""
 GRID_VALUES = 3
 """Number of values that a grid takes from a range."""
 
 RecipeSets = Mapping[str, tuple[str, ...] | None]
-"""Named sets of recipes to train on; None stands for every recipe of the store."""
+"""Names of the recipes to train on, by the name of the set; None stands for every recipe of the store."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Point:
     """A point of the search space.
 
     Attributes:
-        base_lr, weight_decay: for one worker, before Detectron2 scales them by the number of workers.
-        warmup: share of the iterations.
-        schedule: "multistep" or "cosine"; the next four parameters belong to "multistep".
+        base_lr, weight_decay: values for one worker, before Detectron2 scales them by the number of workers.
+        warmup: length of the warm-up, as a share of the iterations.
+        schedule: "multistep" or "cosine"; a cosine schedule ignores the next four parameters.
         num_steps: number of learning rate steps.
         first_step: share of the iterations before the first step.
         step_spacing: share of the iterations between two steps.
-        gamma: factor of each step.
+        gamma: factor by which each step multiplies the learning rate.
         flip: whether images are mirrored at random.
-        recipes: name of a set of `RecipeSets`.
+        recipes: name of a set of recipes.
     """
 
     base_lr: float
@@ -56,11 +56,11 @@ class Point:
 
 
 PARAMETERS = tuple(field.name for field in fields(Point))
-"""Names of the parameters, in the order in which the sampler draws them."""
+"""Names of the parameters, in the order in which they are sampled."""
 
 
 def recipe_sets(config: Config) -> dict[str, tuple[str, ...] | None]:
-    """Return the sets of recipes to choose from; `own` is the config's.
+    """Return the sets of recipes to choose from; the set `own` is `train.recipes`.
 
     Raises:
         StoreError: `tune.recipes` is null and there is no finished store.
@@ -69,9 +69,9 @@ def recipe_sets(config: Config) -> dict[str, tuple[str, ...] | None]:
     if config.tune.recipes is not None:
         return {"own": own, **config.tune.recipes}
     stored = [recipe.name for recipe in read_manifest(config.path("store")).recipes]
-    known = [name for name in stored if own is None or name in own]
-    upright = tuple(name for name in known if name not in RECIPES or not RECIPES[name].rotate_deg)
-    return {"own": own, "upright": upright} if 0 < len(upright) < len(known) else {"own": own}
+    own_names = [name for name in stored if own is None or name in own]
+    upright = tuple(name for name in own_names if name not in RECIPES or not RECIPES[name].rotate_deg)
+    return {"own": own, "upright": upright} if 0 < len(upright) < len(own_names) else {"own": own}
 
 
 def build_space(config: Config, sets: RecipeSets) -> dict[str, BaseDistribution]:
@@ -92,9 +92,10 @@ def build_space(config: Config, sets: RecipeSets) -> dict[str, BaseDistribution]
 
 
 def to_point(train: TrainConfig, config: Config) -> Point:
-    """Express the settings of a training section as a point, moved into the ranges of the config's search space.
+    """Convert the settings of a training section to a point of the config's search space.
 
-    Steps are taken as evenly spaced between the first and the last; `flip` and `recipes` are the config's.
+    A value outside its range becomes the nearest end of the range. The steps of the point are evenly spaced between
+    the first and the last step of `train`. `flip` and `recipes` come from `config`, not from `train`.
     """
     section = config.tune
 
@@ -118,37 +119,41 @@ def to_point(train: TrainConfig, config: Config) -> Point:
 
 
 def first_points(config: Config, sets: RecipeSets) -> list[Point]:
-    """Return the points that are tried before anything is sampled, each of another effect.
+    """Return the points that are tried before any point is sampled, in order.
 
     They are the config's own settings, the published schedule, `tune.points` and, with `sampler: grid`, the whole grid.
+    Of points that train in the same way, only the first is kept.
 
     Raises:
         ConfigError: a point of `tune.points` names an unknown parameter or lies outside its range, or the grid has more
             points than `tune.num_trials`.
     """
     space = build_space(config, sets)
-    own, published = to_point(config.train, config), to_point(TrainConfig(), config)
-    points = [own, published]
+    own_point = to_point(config.train, config)
+    published_point = to_point(TrainConfig(), config)  # the defaults of `train` are the published schedule
+    points = [own_point, published_point]
     for number, values in enumerate(config.tune.points):
         for name, value in values.items():
             if name not in space:
-                known = ", ".join(space)
-                raise ConfigError(f"tune.points.{number}: {name} is not searched: choose from {known}")
+                raise ConfigError(f"tune.points.{number}: {name} is not searched: choose from {', '.join(space)}")
             if not _contains(space[name], value):
-                raise ConfigError(f"tune.points.{number}: {name} {value} is not in its range: {space[name]}")
-        points.append(replace(own, **values))  # type: ignore[arg-type]  # the ranges imply the types
+                raise ConfigError(
+                    f"tune.points.{number}: {name} is outside its range {space[name]} (got {value}): change the value, "
+                    "or the range"
+                )
+        points.append(replace(own_point, **values))  # type: ignore[arg-type]  # the ranges imply the types
     if config.tune.sampler == "grid":
         points += _grid(space)
     by_effect: dict[Point, Point] = {}
     for point in points:
-        by_effect.setdefault(_effective(point), point)
-    distinct = list(by_effect.values())
-    if config.tune.sampler == "grid" and len(distinct) > config.tune.num_trials:
+        by_effect.setdefault(_without_unused(point), point)
+    distinct_points = list(by_effect.values())
+    if config.tune.sampler == "grid" and len(distinct_points) > config.tune.num_trials:
         raise ConfigError(
-            f"tune.sampler: the grid has {len(distinct)} points, tune.num_trials is {config.tune.num_trials}: fix "
-            "parameters, e.g. tune.base_lr=[0.001, 0.001], or raise tune.num_trials"
+            f"tune.num_trials: is less than the {len(distinct_points)} points of the grid (got "
+            f"{config.tune.num_trials}): raise it, or fix parameters, e.g. tune.base_lr=[0.001, 0.001]"
         )
-    return distinct
+    return distinct_points
 
 
 def _contains(distribution: BaseDistribution, value: Any) -> bool:
@@ -174,25 +179,30 @@ def _grid(space: Mapping[str, BaseDistribution]) -> list[Point]:
     return [Point(*values) for values in itertools.product(*axes)]
 
 
-def _effective(point: Point) -> Point:
-    """Return the point with the parameters that its schedule does not use at fixed values."""
+def _without_unused(point: Point) -> Point:
+    """Return the point with fixed values for the parameters that its schedule ignores."""
     if point.schedule == "multistep":
         return point
     return replace(point, num_steps=0, first_step=0.0, step_spacing=0.0, gamma=1.0)
 
 
-def build_study(mode: Literal["min", "max"]) -> optuna.Study:
-    """Return an empty Optuna study in memory."""
-    return optuna.create_study(direction="minimize" if mode == "min" else "maximize")
+def build_study(mode: Literal["min", "max"], storage: optuna.storages.BaseStorage | None = None) -> optuna.Study:
+    """Return an empty Optuna study.
+
+    Args:
+        mode: whether values are minimized or maximized.
+        storage: holds the study; None: the study is kept in memory.
+    """
+    return optuna.create_study(storage=storage, direction="minimize" if mode == "min" else "maximize")
 
 
 def add_result(study: optuna.Study, space: Mapping[str, BaseDistribution], point: Point, value: float) -> None:
     """Add a completed trial to a study.
 
     Args:
-        study: of `build_study`.
-        space: of `build_space`.
-        point: inside the space.
-        value: the tuned metric.
+        study: receives the trial.
+        space: distribution of each parameter, as `build_space` returns it.
+        point: the trial's point, inside the space.
+        value: the trial's value of the tuned metric.
     """
     study.add_trial(optuna.trial.create_trial(params=asdict(point), distributions=dict(space), value=value))

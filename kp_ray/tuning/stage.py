@@ -17,8 +17,10 @@ class TuneForecast:
     """Forecast of what `tune` does.
 
     Attributes:
-        iterations: of a trial that is not stopped early, for one worker.
-        num_rows_by_split: rows of the store.
+        trials: number of trials.
+        iterations: iterations of a trial that is not stopped early, with one worker.
+        metric: the tuned metric.
+        num_rows_by_split: number of rows of the store by split.
     """
 
     trials: int
@@ -39,20 +41,20 @@ class TuneForecast:
 
 
 class TuneStage:
-    """Search learning rate, schedule and recipes (`kp_ray.stage.Stage`)."""
+    """Search for a learning rate, a schedule and recipes (`kp_ray.stage.Stage`)."""
 
     name = "tune"
     needs_cluster = True
     needs_dashboard = True
 
     def applies(self, config: Config) -> bool:
-        """Return whether trials are asked for, and the store, if it is there, has rows to compare them on."""
+        """Return whether `tune.num_trials` is above 0 and the store, once it exists, has validation rows."""
         if not config.tune.num_trials:
             return False
         return not has_store(config.path("store")) or read_manifest(config.path("store")).num_rows_by_split["val"] > 0
 
     def check(self, config: Config) -> None:
-        """Refuse flips that contradict the skeleton and, if the store is there, a search that could not begin.
+        """Refuse flips that contradict the skeleton and, if there is a store, a search that could not begin.
 
         Raises:
             ConfigError, DataError, StoreError: as `check_flips` and `check_search`.
@@ -73,11 +75,11 @@ class TuneStage:
         return is_finished(config)
 
     def run(self, config: Config, progress: Progress) -> TuneSummary:
-        """Search, or resume a search that was stopped; each trial is a row of progress."""
+        """Search, or resume a search that was stopped; progress has one row per trial."""
         return tune(config, progress)
 
     def forecast(self, config: Config) -> TuneForecast:
-        """Describe the search.
+        """Forecast the search.
 
         Raises:
             StoreError: there is no finished store.

@@ -10,19 +10,19 @@ import ray
 import ray.tune
 
 from kp_ray.cluster.errors import describe_ray_error
-from kp_ray.cluster.placement import fit_task_options
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import DivergedError, KpRayError, StorageError
 from kp_ray.storage import exists, join
-from kp_ray.training.run import fit_member
 from kp_ray.tuning.apply import scaled_cfg, solver_params, trial_config
+from kp_ray.tuning.departures import TrainingRun
 from kp_ray.tuning.records import (
     TrialEnd,
+    TrialEvaluation,
     TrialStart,
     delete_end,
-    has_lasting_end,
-    read_log,
+    is_over,
+    read_search_log,
     read_trial_log,
     to_evaluations,
     trial_dir,
@@ -33,103 +33,105 @@ from kp_ray.tuning.records import (
 )
 from kp_ray.tuning.space import Point, recipe_sets
 
-POLL_S = 0.5
-"""Seconds between checks for a new evaluation."""
-STOP_S = 60.0
-"""Seconds that a stopped trial waits for its training run to end."""
-
 
 class TrialTrainable(ray.tune.Trainable):
-    """Train the first member with a trial's settings and report every evaluation once, in order.
+    """Trains the first member with a trial's settings and reports every evaluation once, in order.
 
-    The final evaluation is reported after training has ended, so that no scheduler stops a run that is writing its
-    weights; a trial that restarts after that reports it once more. A trial that fails reports the worst value at
-    iteration 0, with the fields of its `TrialEnd`; the sampler uses that value only if the failure is final (a
-    diverged loss).
-
-    Training runs in a separate task so that it can be cancelled cleanly: Ray Train's clean-up after a killed driver
-    queries the wrong cluster if a machine runs several.
+    The last evaluation is reported after training has ended, so that no scheduler stops a run that is writing its
+    weights; a trial that restarts after that report repeats it. A trial that fails reports the worst value at iteration
+    0, with the fields of its `TrialEnd`. The sampler uses that value only if the failure is final (a diverged loss).
     """
 
     values: Mapping[str, Any]
     """Plain values of the search's config; `build_trainable` sets them."""
     use_gpu: bool
+    """Whether training workers use GPUs; `build_trainable` sets it."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start or resume the training run.
 
         Args:
-            config: the dict that `TrialSearcher.suggest` returns: `number` and `params`.
+            config: the dict that `ResumedSearch.suggest` returns: `number` and `params`.
         """
-        self.base = build_config(self.values)
-        self.metric = self.base.tune.metric
+        self.search_config = build_config(self.values)
+        self.metric = self.search_config.tune.metric
         name, point = trial_name(config["number"]), Point(**config["params"])
-        self.folder = trial_dir(self.base, name)
+        self.folder = trial_dir(self.search_config, name)
         with _record_failure(self.folder):
             self._start_training(name, point)
 
     def _start_training(self, name: str, point: Point) -> None:
-        self.began = time.time()
-        is_over = has_lasting_end(self.folder)
-        if not is_over:
-            delete_end(self.folder)  # recorded by an earlier attempt
-        config = trial_config(self.base, point, recipe_sets(self.base))
+        self.start_time = time.time()
+        has_ended = is_over(self.folder)
+        if not has_ended:
+            delete_end(self.folder)  # an earlier attempt recorded it
+        config = trial_config(self.search_config, point, recipe_sets(self.search_config))
         cfg = scaled_cfg(config)
         self.max_iter = int(cfg.SOLVER.MAX_ITER)
         write_start(
-            self.folder, TrialStart(self.began, point, self.max_iter, solver_params(config, cfg, point.recipes))
+            self.folder, TrialStart(self.start_time, point, self.max_iter, solver_params(config, cfg, point.recipes))
         )
-        reports = [report for report in read_log(self.base) if report.trial == name]
+        reports = [report for report in read_search_log(self.search_config) if report.trial == name]
         self.earlier_s = max((report.seconds for report in reports), default=0.0)
-        self.reported = min(max((report.iteration for report in reports), default=0), self.max_iter - 1)
-        self.training: ray.ObjectRef | None = None
-        if is_over or exists(join(self.folder, "model_final.pth")):
-            return
-        fit = ray.remote(**fit_task_options())(_fit)
-        self.training = fit.remote(config.to_dict(), self.folder, self.use_gpu)
+        self.last_reported = min(max((report.iteration for report in reports), default=0), self.max_iter - 1)
+        is_trained = has_ended or exists(join(self.folder, "model_final.pth"))
+        self.training = None if is_trained else TrainingRun(config, self.folder, use_gpu=self.use_gpu)
+        self.is_training = not is_trained
 
     def step(self) -> dict[str, Any]:
         """Wait for the next evaluation or the end of training, and return its result for Ray Tune."""
         with _record_failure(self.folder):
             while True:
-                ended = self.training is None or bool(ray.wait([self.training], timeout=POLL_S)[0])
-                for evaluation in to_evaluations(read_trial_log(self.folder)):
-                    is_due = evaluation.iteration > self.reported and (ended or evaluation.iteration < self.max_iter)
-                    if is_due and evaluation.value(self.metric) is not None:
-                        self.reported = evaluation.iteration
-                        is_last = self.reported == self.max_iter
-                        return self._report({**evaluation.metrics, "iteration": self.reported}, done=is_last)
-                if ended:
-                    end = self._failure()
-                    with contextlib.suppress(StorageError):  # full disk: the result carries the end to the driver
-                        write_end(self.folder, end)
-                    worst = {self.metric: worst_value(self.base.tune), "iteration": 0}
-                    return self._report({**worst, **asdict(end)}, done=True)
+                evaluation = self._next_evaluation()
+                if evaluation is not None:
+                    self.last_reported = evaluation.iteration
+                    is_last = evaluation.iteration == self.max_iter
+                    return self._to_result({**evaluation.metrics, "iteration": evaluation.iteration}, done=is_last)
+                if not self.is_training:
+                    return self._report_failure()
+                self.is_training = self.training is not None and self.training.wait_for_report()
 
-    def _report(self, values: Mapping[str, Any], *, done: bool) -> dict[str, Any]:
-        return {**values, "seconds": round(self.earlier_s + time.time() - self.began, 1), "done": done}
+    def _next_evaluation(self) -> TrialEvaluation | None:
+        """Return the first evaluation in the training log that is to be reported; None if there is none yet.
 
-    def _failure(self) -> TrialEnd:
-        """Return why training ended without its last evaluation.
+        An evaluation whose tuned metric is missing or not finite is skipped.
+        """
+        for evaluation in to_evaluations(read_trial_log(self.folder)):
+            is_new = evaluation.iteration > self.last_reported
+            is_due = evaluation.iteration < self.max_iter or not self.is_training
+            if is_new and is_due and evaluation.value(self.metric) is not None:
+                return evaluation
+        return None
+
+    def _to_result(self, values: Mapping[str, Any], *, done: bool) -> dict[str, Any]:
+        seconds = round(self.earlier_s + time.time() - self.start_time, 1)
+        return {**values, "seconds": seconds, "done": done}
+
+    def _report_failure(self) -> dict[str, Any]:
+        """Record why training ended without its last evaluation, and return the result that reports it.
 
         Raises:
             RayError: the training task itself died, or ended with a bug; Ray Tune retries the trial. A `KpRayError` is
-                not retried: Ray Train has used its worker restarts already.
+                not retried: Ray Train has already used its worker restarts.
         """
+        end = TrialEnd(f"its last evaluation has no {self.metric}")
         try:
             if self.training is not None:
-                ray.get(self.training)
+                self.training.raise_failure()
         except ray.exceptions.RayTaskError as error:
             if not isinstance(error.cause, KpRayError):
                 raise
-            return TrialEnd(str(error.cause), lasting=isinstance(error.cause, DivergedError))
-        return TrialEnd(f"its last evaluation has no {self.metric}")
+            end = TrialEnd(str(error.cause), is_final=isinstance(error.cause, DivergedError))
+        with contextlib.suppress(StorageError):  # on a full disk the result carries the end to the driver
+            write_end(self.folder, end)
+        return self._to_result(
+            {self.metric: worst_value(self.search_config.tune), "iteration": 0, **asdict(end)}, done=True
+        )
 
     def cleanup(self) -> None:
         """End the training run of a trial that is stopped."""
-        if self.training is not None and not ray.wait([self.training], timeout=0)[0]:
-            ray.cancel(self.training)
-            ray.wait([self.training], timeout=STOP_S)
+        if self.training is not None:
+            self.training.stop()
 
 
 def build_trainable(config: Config, *, use_gpu: bool) -> type[TrialTrainable]:
@@ -137,17 +139,12 @@ def build_trainable(config: Config, *, use_gpu: bool) -> type[TrialTrainable]:
     return type("Trial", (TrialTrainable,), {"values": config.to_dict(), "use_gpu": use_gpu})
 
 
-def _fit(values: Mapping[str, Any], folder: str, use_gpu: bool) -> None:
-    config = build_config(values)
-    fit_member(config, config.train.members[0], use_gpu=use_gpu, folder=folder)
-
-
 @contextlib.contextmanager
 def _record_failure(folder: str) -> Iterator[None]:
-    """Record the cause of a failure before Ray Tune reduces the exception to text; it may still retry the trial."""
+    """Record the cause of a failure, of which Ray Tune keeps only text; Ray Tune may still retry the trial."""
     try:
         yield
     except Exception as error:
-        with contextlib.suppress(StorageError):  # on a full disk the error itself says so
-            write_end(folder, TrialEnd(describe_ray_error(error), lasting=False))
+        with contextlib.suppress(StorageError):  # on a full disk `error` itself names the cause
+            write_end(folder, TrialEnd(describe_ray_error(error), is_final=False))
         raise

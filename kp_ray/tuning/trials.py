@@ -11,10 +11,10 @@ from kp_ray.config.schema import Config
 from kp_ray.config.tuning import TuneConfig
 from kp_ray.storage import list_folders, write_bytes, write_parquet
 from kp_ray.tuning.records import (
-    Evaluation,
+    TrialEvaluation,
     TrialStart,
     read_end,
-    read_log,
+    read_search_log,
     read_start,
     read_trial_log,
     to_evaluations,
@@ -22,40 +22,42 @@ from kp_ray.tuning.records import (
 )
 
 METRICS: tuple[str, ...] = get_args(TuneConfig.model_fields["metric"].annotation)
-"""Names of the metrics of an evaluation, in the order of the table."""
+"""Names of the metrics of an evaluation, in the order of the tables."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial as its folder describes it; one row of the tables.
+    """The state of a trial, read from its folder; one row of the tables.
 
     Attributes:
         name: e.g. "trial-003".
-        status: "stopped" is a trial that the scheduler, or the end of a search, stopped early.
-        iterations: at the last evaluation.
-        trained: iterations in the training log.
-        value: the tuned metric at the last evaluation; None for a failed trial, or if it is not finite.
-        seconds: that the trial has taken; None if the log has no report of it.
-        reason: of a failure, else empty.
+        status: "stopped" if the scheduler, or the end of the search, stopped the trial early.
+        iterations: iterations trained at the last evaluation; 0 without an evaluation.
+        trained_iterations: iterations in the training log.
+        value: the tuned metric at the last evaluation; None for a failed trial and for a value that is not finite.
+        seconds: duration of the trial; None if the search's log has no report of the trial.
+        reason: cause of a failure, else empty.
+        start: the contents of `trial.json`.
+        evaluations: every evaluation, in order.
     """
 
     name: str
     status: Literal["finished", "stopped", "failed", "running"]
     iterations: int
-    trained: int
+    trained_iterations: int
     value: float | None
     seconds: float | None
     reason: str
     start: TrialStart
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[TrialEvaluation, ...]
 
     def to_row(self, metric: str) -> dict[str, Any]:
-        """Return the columns of `write_tables`."""
+        """Return the trial's row of `write_tables`: value by column."""
         return {
             "trial": self.name,
             "status": self.status,
             "iterations": self.iterations,
-            "trained": self.trained,
+            "trained": self.trained_iterations,
             "max_iter": self.start.max_iter,
             metric: self.value,
             **asdict(self.start.solver),
@@ -70,17 +72,17 @@ class Trial:
 def read_trials(config: Config, running: Collection[str] = ()) -> list[Trial]:
     """Read the trials of the run folder's search, in the order in which they began.
 
-    A trial without an evaluation or a failure that is not running is left out.
+    A trial that is not running and has neither an evaluation nor a recorded failure is left out.
 
     Args:
-        config: of the search.
+        config: the search's config.
         running: names of the trials that are running now.
 
     Raises:
-        StorageError: a file is damaged.
+        StorageError: a file of a trial, or the search's log, is damaged.
     """
     seconds: dict[str, float] = {}
-    for report in read_log(config):
+    for report in read_search_log(config):
         seconds[report.trial] = max(report.seconds, seconds.get(report.trial, 0.0))
     trials = []
     for name in list_folders(config.path("tune", "trials")):
@@ -98,8 +100,8 @@ def _read_trial(config: Config, name: str, seconds: float | None, *, is_running:
     log = read_trial_log(folder)
     evaluations = to_evaluations(log)
     iterations = evaluations[-1].iteration if evaluations else 0
-    # Ray Tune may still retry a running trial whose end is not lasting.
-    reason = end.reason if end and (end.lasting or not is_running) else ""
+    # Ray Tune may still retry a running trial whose recorded end is not final.
+    reason = end.reason if end and (end.is_final or not is_running) else ""
     if not (evaluations or reason or is_running):
         return None
     if reason:
@@ -112,7 +114,7 @@ def _read_trial(config: Config, name: str, seconds: float | None, *, is_running:
         name=name,
         status=status,
         iterations=iterations,
-        trained=log[-1].iteration + 1 if log else 0,
+        trained_iterations=log[-1].iteration + 1 if log else 0,
         value=evaluations[-1].value(config.tune.metric) if evaluations and not reason else None,
         seconds=seconds,
         reason=reason,
@@ -122,23 +124,23 @@ def _read_trial(config: Config, name: str, seconds: float | None, *, is_running:
 
 
 def choose_best(trials: Sequence[Trial], section: TuneConfig) -> Trial | None:
-    """Return the best of the trials that got farthest; None if no trial has a value.
+    """Return the trial with the best value among those with the most iterations; None if no trial has a value.
 
-    Values at different iterations cannot be compared.
+    Trials with fewer iterations are left out: values at different iterations cannot be compared.
     """
     measured = [(trial, trial.value) for trial in trials if trial.value is not None]
-    farthest = max((trial.iterations for trial, _ in measured), default=0)
+    max_iterations = max((trial.iterations for trial, _ in measured), default=0)
     sign = 1 if section.mode == "min" else -1
-    candidates = [(sign * value, trial) for trial, value in measured if trial.iterations == farthest]
+    candidates = [(sign * value, trial) for trial, value in measured if trial.iterations == max_iterations]
     return min(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
 
 
 def write_tables(config: Config, trials: Sequence[Trial]) -> None:
     """Write `tune/trials.parquet` and `tune/trials.csv`, one row per trial.
 
-    Columns: `trial`; `status` (finished, stopped, failed, running); `iterations` at the last evaluation, `trained`
-    iterations in the log, and `max_iter`; the tuned metric under its name at the last evaluation (empty for a failed
-    trial); the fields of `SolverParams`; `seconds` of the trial; `reason` of a failure.
+    Columns: `trial` (the name); `status` (finished, stopped, failed, running); `iterations` (at the last evaluation);
+    `trained` (iterations in the training log); `max_iter`; the tuned metric, under its name, at the last evaluation
+    (empty for a failed trial); the fields of `SolverParams`; `seconds` (duration); `reason` (cause of a failure).
     Only in Parquet: `began` (Unix time), `params` (the point, as JSON), `evaluations` (list of {iteration, METRICS}).
     """
     evaluation = pa.struct([("iteration", pa.int64()), *((name, pa.float64()) for name in METRICS)])

@@ -1,4 +1,4 @@
-"""Searches by Ray Tune whose trials are trained already: what it reports, and how it fails."""
+"""Searches whose trials are already trained: the reports to Ray Tune, the log, and failures."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import DivergedError, StoppedError, StorageError
-from kp_ray.tuning.records import read_log
+from kp_ray.tuning.records import read_search_log
 from kp_ray.tuning.search import tune
 from kp_ray.tuning.space import first_points, recipe_sets
 from kp_ray.tuning.trials import read_trials
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow  # each trial's process imports torch
 
 
 def leave_trained(config: Config, final_values: list[float]) -> None:
-    """Write the files of trials that have been trained but not reported."""
+    """Write the files of trials that are trained and have reported nothing, by the RMSE of their last evaluation."""
     points = first_points(config, recipe_sets(config))
     for number, value in enumerate(final_values):
         leave_trial(config, f"trial-{number:03d}", number + 1.0, {2: 90.0, 8: value}, params=points[number % 2])
@@ -31,7 +31,7 @@ def test_trials_report_in_order_and_a_failure_is_recorded(make_config: Callable[
     calls: list[tuple[str, int, int, str]] = []
     summary = tune(config, lambda name, done, total, note="": calls.append((name, done, total, note)))
     assert (summary.trials, summary.failed, summary.best, summary.trial) == (3, 1, 30.0, "trial-002")
-    reports = [(report.trial, report.iteration, report.value) for report in read_log(config)]
+    reports = [(report.trial, report.iteration, report.value) for report in read_search_log(config)]
     assert reports == [
         ("trial-000", 2, 90.0), ("trial-000", 8, 40.0), ("trial-001", 2, 90.0), ("trial-001", 0, None),
         ("trial-002", 2, 90.0), ("trial-002", 8, 30.0),
@@ -39,9 +39,13 @@ def test_trials_report_in_order_and_a_failure_is_recorded(make_config: Callable[
     assert [trial.reason for trial in read_trials(config)] == ["", "its last evaluation has no rmse", ""]
     assert calls[-1][:3] == ("trial-002", 8, 8)
     assert calls[-1][3].startswith("finished rmse 30 ")
+    ends = [(name, note.split()[0]) for name, _, _, note in calls if not note.startswith("running")]
+    assert ends == [("trial-000", "finished"), ("trial-001", "failed"), ("trial-002", "finished")]  # each end once
 
 
-def test_an_error_while_reporting_is_carried_and_the_search_resumes(make_config: Callable[..., Config]) -> None:
+def test_an_error_of_the_progress_callback_ends_the_search_which_then_resumes(
+    make_config: Callable[..., Config],
+) -> None:
     config = make_config(tune={"num_trials": 1, "max_iter": 8, "scheduler": "none"})
     leave_trained(config, [40.0])
 
@@ -53,8 +57,8 @@ def test_an_error_while_reporting_is_carried_and_the_search_resumes(make_config:
     assert tune(config).best == 40.0
 
 
-def test_a_search_in_which_every_trial_fails_for_good_says_so(make_config: Callable[..., Config]) -> None:
+def test_a_search_whose_trials_all_fail_for_good_ends_with_the_first_reason(make_config: Callable[..., Config]) -> None:
     config = make_config(tune={"num_trials": 1, "max_iter": 8, "scheduler": "none"})
     leave_trained(config, [math.nan])
-    with pytest.raises(DivergedError, match="no trial reported rmse, the first because: its last evaluation"):
+    with pytest.raises(DivergedError, match="no trial reported rmse; the first because: its last evaluation"):
         tune(config)

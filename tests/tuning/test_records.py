@@ -13,8 +13,8 @@ from kp_ray.tuning.records import (
     TrialStart,
     append_report,
     read_end,
-    read_log,
     read_reports,
+    read_search_log,
     read_start,
     write_end,
     write_start,
@@ -38,22 +38,22 @@ def test_a_trials_start_is_one_flat_object_and_is_written_once(tmp_path: Path) -
 
 def test_the_first_end_of_a_trial_counts_and_long_reasons_are_cut(tmp_path: Path) -> None:
     assert read_end(str(tmp_path)) is None
-    write_end(str(tmp_path), TrialEnd("cause " + "x" * 1000, lasting=False))
+    write_end(str(tmp_path), TrialEnd("cause " + "x" * 1000, is_final=False))
     write_end(str(tmp_path), TrialEnd())
     end = read_end(str(tmp_path))
     assert end
     assert end.reason.startswith("cause x")
     assert len(end.reason) <= MAX_REASON_CHARS + len(" ... ")
-    assert not end.lasting
+    assert not end.is_final
 
 
 def test_the_log_returns_what_was_reported(tmp_path: Path) -> None:
     config = build_config({"run_dir": str(tmp_path), "tune": {"metric": "pck_0.1"}})
-    assert read_log(config) == []
+    assert read_search_log(config) == []
     reports = [Report("trial-000", 2, 10.0, 0.5), Report("trial-001", 0, 3.0, None)]
     for report in reports:
         append_report(config, report)
-    assert read_log(config) == reports
+    assert read_search_log(config) == reports
     lines = [json.loads(line) for line in Path(config.path("tune", "log.jsonl")).read_text().splitlines()]
     assert [list(line) for line in lines] == [["time", "trial", "iteration", "seconds", "pck_0.1"]] * 2
 

@@ -168,7 +168,7 @@ def test_trials_that_the_machines_ended_are_tried_again(make_config: MakeConfig)
     for number, kind in enumerate(("RayTrainWorker", TRIAL_PROCESS)):
         wait_for_table(config, lambda seen, row=number: len(seen) > row and seen.iterations[row] >= 2, search)
         kill_process(kind, search.pid)
-    assert "no trial reported rmse, the first because: " in finish_with_error(search)
+    assert "no trial reported rmse; the first because: " in finish_with_error(search)
     table = pd.read_csv(config.path("tune", "trials.csv"))
     assert list(table.status) == ["failed"] * 2
     assert table.reason[0].startswith("member a: training stopped: ")
@@ -189,7 +189,7 @@ def test_a_search_over_damaged_parts_resumes_when_they_are_repaired(
     for part, content in contents.items():
         middle = len(content) // 2  # in the images
         part.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    with pytest.raises(KpRayError, match=r"no trial reported rmse, the first because: .*\.parquet: damaged"):
+    with pytest.raises(KpRayError, match=r"no trial reported rmse; the first because: .*\.parquet: damaged"):
         tune(config)
     for part, content in contents.items():
         part.write_bytes(content)

@@ -4,25 +4,30 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from optuna.samplers import RandomSampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
 
 from kp_ray.config.schema import Config
-from kp_ray.tuning.searcher import TrialSearcher
-from kp_ray.tuning.space import Point
-from tests.helpers.searches import leave_trial
+from kp_ray.tuning.departures import ResumedSearch, TrialSampler
+from kp_ray.tuning.searcher import build_searcher
+from kp_ray.tuning.space import Point, build_space, build_study, first_points, recipe_sets
+from tests.helpers.searches import OWN_SET, leave_trial
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_a_resumed_search_draws_what_an_undisturbed_one_would_have_drawn(
+def test_a_resumed_search_draws_the_points_of_an_uninterrupted_search(
     sampler: str, make_config: Callable[..., Config]
 ) -> None:
     config = make_config(tune={"num_trials": 9, "max_iter": 8, "metric": "rmse", "sampler": sampler})
     drawn: list[str] = []
 
-    def run_next_trial(searcher: TrialSearcher, end: dict[str, Any] | None) -> None:
-        """Draw a trial and leave its files; `end` None: the search is killed meanwhile."""
+    def run_next_trial(searcher: ResumedSearch, end: dict[str, Any] | None) -> None:
+        """Draw a trial and write its files; without an `end`, as if the search was killed meanwhile."""
         suggested = searcher.suggest("next")
         assert suggested
         number, point = suggested["number"], Point(**suggested["params"])
@@ -35,23 +40,62 @@ def test_a_resumed_search_draws_what_an_undisturbed_one_would_have_drawn(
     def final_end(number: int) -> dict[str, Any]:
         return {"lasting": True, "reason": "the loss" if number == 3 else ""}
 
-    whole = TrialSearcher(config)
+    uninterrupted = build_searcher(config)
     for number in range(9):
-        run_next_trial(whole, final_end(number))
-    undisturbed, drawn = drawn, []
-    assert len(set(undisturbed)) == 9
-    assert not TrialSearcher(config).waiting
+        run_next_trial(uninterrupted, final_end(number))
+    uninterrupted_points, drawn = drawn, []
+    assert len(set(uninterrupted_points)) == 9
+    assert not build_searcher(config).numbers
     shutil.rmtree(config.path("tune"))
     for number in range(9):
-        run_next_trial(TrialSearcher(config), {"lasting": False, "reason": "a node died"} if number % 2 else None)
-        run_next_trial(TrialSearcher(config), final_end(number))
-    assert drawn[::2] == drawn[1::2] == undisturbed
+        run_next_trial(build_searcher(config), {"lasting": False, "reason": "a node died"} if number % 2 else None)
+        run_next_trial(build_searcher(config), final_end(number))
+    assert drawn[::2] == drawn[1::2] == uninterrupted_points
 
 
-def test_no_more_trials_run_at_once_than_the_cluster_or_the_config_allows(make_config: Callable[..., Config]) -> None:
+def test_cluster_and_config_limit_how_many_trials_run_at_once(
+    make_config: Callable[..., Config],
+) -> None:
     for allowed, section in ((4, {}), (2, {"max_concurrent": 2})):
-        searcher = TrialSearcher(make_config(tune={"num_trials": 6, **section}))  # 1 of 4 CPUs per trial
+        searcher = build_searcher(make_config(tune={"num_trials": 6, **section}))  # 1 of 4 CPUs per trial
         started = [searcher.suggest(str(number)) is not None for number in range(6)]
         assert started == [True] * allowed + [False] * (6 - allowed)
         searcher.on_trial_complete("0", error=True)
         assert searcher.suggest("next") is not None
+
+
+def test_begun_trials_resume_with_their_points_before_others_are_drawn(
+    make_config: Callable[..., Config],
+) -> None:
+    config = make_config(tune={"num_trials": 4, "max_iter": 8})
+    points = first_points(config, recipe_sets(config))
+    recorded = replace(points[0], base_lr=0.003)
+    leave_trial(config, "trial-003", 1.0, {2: 50.0}, params=recorded)  # trial 2 was drawn, but did not begin
+    searcher = build_searcher(config)
+    suggested = [searcher.suggest(str(number)) for number in range(4)]
+    assert [trial and trial["number"] for trial in suggested] == [0, 1, 3, 2]
+    assert [trial and Point(**trial["params"]) for trial in suggested[:3]] == [*points[:2], recorded]
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "state"),
+    [
+        ({"rmse": 40.0}, False, TrialState.COMPLETE),
+        ({"rmse": math.inf, "is_final": True}, False, TrialState.COMPLETE),  # a diverged loss: the worst value
+        ({"rmse": math.inf, "is_final": False}, False, TrialState.FAIL),
+        (None, True, TrialState.FAIL),
+    ],
+    ids=["value", "diverged", "may_be_retried", "error"],
+)
+def test_the_sampler_learns_from_final_results_only(
+    result: dict[str, Any] | None, error: bool, state: TrialState, make_config: Callable[..., Config]
+) -> None:
+    config = make_config(tune={"num_trials": 1})
+    storage = InMemoryStorage()
+    study = build_study("min", storage)
+    sampler = TrialSampler(lambda seed: RandomSampler(seed=seed))
+    searcher = ResumedSearch(config, build_space(config, OWN_SET), storage, study.study_name, sampler, [0])
+    searcher.suggest("first")
+    searcher.on_trial_complete("first", result, error)
+    (trial,) = study.trials
+    assert (trial.state, trial.value) == (state, result["rmse"] if result and state == TrialState.COMPLETE else None)

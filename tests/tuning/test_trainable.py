@@ -37,7 +37,7 @@ def test_a_trial_that_fails_records_its_reason_and_may_be_tried_again(make_confi
     with pytest.raises(StorageError, match="damaged") as caught:
         build_trainable(config, use_gpu=False)(config={"number": 0, "params": asdict(point)})
     folder = trial_dir(config, "trial-000")
-    assert read_end(folder) == TrialEnd(str(caught.value), lasting=False)
+    assert read_end(folder) == TrialEnd(str(caught.value), is_final=False)
 
 
 def test_a_trial_that_is_over_reports_its_last_evaluation_again(make_config: Callable[..., Config]) -> None:
@@ -62,5 +62,5 @@ def test_a_trial_without_a_last_value_reports_the_worst_and_its_end(make_config:
     assert (first["iteration"], first["rmse"], first["done"]) == (2, 90.0, False)
     assert (last["iteration"], last["rmse"], last["done"]) == (0, math.inf, True)
     end = read_end(folder)
-    assert end == TrialEnd(last["reason"], lasting=last["lasting"])
-    assert end == TrialEnd("its last evaluation has no rmse", lasting=True)
+    assert end == TrialEnd(last["reason"], is_final=last["is_final"])
+    assert end == TrialEnd("its last evaluation has no rmse", is_final=True)

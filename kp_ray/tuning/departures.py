@@ -1,0 +1,270 @@
+"""Departures from Ray Tune's documented use (Ray 2.60), each with its reason; other modules follow Ray's guide.
+
+Ray's guide: a function trains with a trainer and `TuneReportCallback`; `OptunaSearch` and a scheduler steer the trials;
+`Tuner.restore` resumes them from Ray Tune's own snapshot. The departures:
+
+1. A trial is a class, and its training run is a task: `TrainingRun`.
+2. A trial's actor takes no CPU, because training runs may need all of them: `cluster.placement.trial_resources`. With
+   a CPU per trial, as in Ray's guide, trials hold the CPUs for which their training runs wait (2 CPUs, 2 trials: a
+   deadlock).
+3. A search resumes from its trials' folders, not from a snapshot: `TrialSampler`, `ResumedSearch`,
+   `ReplayingScheduler`.
+4. The number of trials at the same time follows the cluster: `ResumedSearch.suggest`.
+5. Credentials are not copied into runtime environments, and Ctrl-C ends the driver: `prepare_environment`.
+6. The cause of an error is read from the exception, not from Ray Tune's text: `read_trial_error`, `find_own_error`.
+"""
+
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+import ray.train
+import ray.tune
+from optuna.distributions import BaseDistribution
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from kp_ray.cluster.placement import fit_task_options
+from kp_ray.cluster.ray_internals import keep_credentials_out_of_tune_logs
+from kp_ray.cluster.resources import runs_at_once
+from kp_ray.config.load import build_config
+from kp_ray.config.schema import Config
+from kp_ray.errors import ClusterError, KpRayError
+from kp_ray.training.run import fit_member
+from kp_ray.tuning.records import trial_name
+from kp_ray.tuning.reports import ReportCallback, ReportQueue
+
+STOP_S = 60.0
+"""Seconds that a stopped trial waits for its training run to end."""
+
+
+class TrainingRun:
+    """The training run of a trial, in a task that can be cancelled, and the reports of its evaluations.
+
+    Ray's guide calls the trainer in a function with `TuneReportCallback`. That fails in two ways:
+
+    - Ray Tune ends a function's process without waiting for its training run. The run's placement group is then left
+      to a helper of Ray Train (ray-project/ray#58515), which finds no cluster if the machine runs several (#25639; the
+      fix #54468 was reverted by #54549): the CPUs stay reserved, and later trials wait for them without end. Here
+      `stop` cancels the task and waits; Ray Train handles the interrupt and removes its workers.
+    - The thread that reads a function's results also writes those of `TuneReportCallback` to the same queue, of size 1
+      (#55556). If the function ends before its last report was fetched, the queue is full and the thread blocks
+      forever. Here the reports have a queue without a limit.
+    """
+
+    def __init__(self, config: Config, folder: str, *, use_gpu: bool) -> None:
+        """Start training the first member of a trial's config in the trial's folder, or resume there."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._reports = ray.remote(ReportQueue).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._next_report = self._reports.get.remote()
+        fit = ray.remote(**fit_task_options())(_fit)
+        self._task = fit.remote(config.to_dict(), folder, use_gpu, self._reports)
+
+    def wait_for_report(self) -> bool:
+        """Wait until the run reports, then return True; return False once the run has ended."""
+        ready, _ = ray.wait([self._next_report, self._task], num_returns=1)
+        if self._next_report not in ready:
+            return False
+        ray.get(self._next_report)
+        self._next_report = self._reports.get.remote()
+        return True
+
+    def raise_failure(self) -> None:
+        """Wait for the end of the run, and raise its error if it failed.
+
+        Raises:
+            RayTaskError: the run failed; the attribute `cause` is a KpRayError unless kp_ray or Ray has a bug.
+            RayError: the task's process or node died.
+        """
+        ray.get(self._task)
+
+    def stop(self) -> None:
+        """Cancel the run, and wait up to `STOP_S` until its workers are gone."""
+        if not ray.wait([self._task], timeout=0)[0]:
+            ray.cancel(self._task)
+            ray.wait([self._task], timeout=STOP_S)
+
+
+def _fit(values: Mapping[str, Any], folder: str, use_gpu: bool, reports: Any) -> None:
+    config = build_config(values)
+    fit_member(config, config.train.members[0], use_gpu=use_gpu, folder=folder, callbacks=[ReportCallback(reports)])
+
+
+class TrialSampler(optuna.samplers.BaseSampler):
+    """Samples each trial with a sampler of its own, whose seed follows from the trial's number.
+
+    One sampler for the whole search, as in Ray's guide, would draw other points after a resume: the state of its random
+    numbers is lost with the driver.
+    """
+
+    def __init__(self, create_sampler: Callable[[int], optuna.samplers.BaseSampler]) -> None:
+        """Prepare to sample trial 0.
+
+        Args:
+            create_sampler: creates the sampler of the trial with a number.
+        """
+        self._create_sampler = create_sampler
+        self.select_trial(0)
+
+    def select_trial(self, number: int) -> None:
+        """Prepare to sample the trial with this number."""
+        self._sampler = self._create_sampler(number)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Delegate to the trial's sampler."""
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Delegate to the trial's sampler."""
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Delegate to the trial's sampler."""
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+class ResumedSearch(OptunaSearch):
+    """Ray's Optuna search over a study that already has the search's earlier trials.
+
+    `Tuner.restore` would resume from a snapshot that lags behind the trials when a driver is killed. Here the study is
+    filled from the trials' folders, which Ray's `points_to_evaluate` and `evaluated_rewards` cannot do: together they
+    take evaluated points only, and the study must also hold unfinished trials, in the order of their numbers.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        space: Mapping[str, BaseDistribution],
+        storage: optuna.storages.BaseStorage,
+        study_name: str,
+        sampler: TrialSampler,
+        numbers: Sequence[int],
+    ) -> None:
+        """Continue a study.
+
+        Args:
+            config: the search's config.
+            space: distribution of each parameter.
+            storage: holds the study.
+            study_name: the study's name in the storage.
+            sampler: the study's sampler.
+            numbers: the trials to run, in order. The study's enqueued points belong to the first of them.
+        """
+        super().__init__(
+            dict(space),
+            metric=config.tune.metric,
+            mode=config.tune.mode,
+            sampler=sampler,
+            study_name=study_name,
+            storage=storage,
+        )
+        self.numbers = list(numbers)
+        self._config, self._trial_sampler = config, sampler
+        self._running: set[str] = set()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the next trial's `number` and `params` (its point as a dict), or None if no trial can start now.
+
+        Ray's `ConcurrencyLimiter` has a fixed limit; this one follows the capacity of the cluster, which may change.
+        """
+        try:
+            capacity, _ = runs_at_once(self._config)
+        except ClusterError:  # a node was lost: wait for a replacement
+            capacity = 0
+        if len(self._running) >= min(capacity, self._config.tune.max_concurrent or capacity):
+            return None
+        number = self.numbers.pop(0)
+        self._trial_sampler.select_trial(number)
+        self._running.add(trial_id)
+        return {"number": number, "params": super().suggest(trial_id)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Record no intermediate value: the samplers ignore it, and Optuna warns when a retried trial repeats one."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Record a trial's final value; a trial that an infrastructure failure ended counts as failed, without one."""
+        self._running.discard(trial_id)
+        has_value = result is not None and not error and result.get("is_final", True)
+        super().on_trial_complete(trial_id, result if has_value else None, error=not has_value)
+
+
+class ReplayingScheduler(TrialScheduler):
+    """Learns the earlier reports of a trial when the trial is added, without deciding about them again.
+
+    Ray Tune's schedulers resume only from Ray Tune's snapshot.
+    """
+
+    earlier_results: Mapping[str, Sequence[dict[str, Any]]]
+    """The earlier results of each trial, by the trial's name."""
+    replay: Callable[..., Any]
+    """The method that records a result; called with the controller, the trial and the result."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for result in self.earlier_results.get(trial_name(trial.config["number"]), ()):
+            self.replay(tune_controller, trial, result)
+
+    def add_ended_trial(self, number: int) -> None:
+        """Learn the reports of a trial that is over and does not run again."""
+        self.on_trial_add(None, RayTrial("ended", config={"number": number}, trial_id=trial_name(number), stub=True))
+
+
+class ReplayingAsha(ReplayingScheduler, ASHAScheduler):
+    """ASHA for a search that may resume."""
+
+    replay = ASHAScheduler.on_trial_result
+
+
+class ReplayingMedian(ReplayingScheduler, MedianStoppingRule):
+    """The median stopping rule for a search that may resume."""
+
+    replay = MedianStoppingRule.on_trial_complete  # its on_trial_result ignores a trial that it decided to stop
+
+
+def prepare_environment() -> None:
+    """Keep credentials out of Ray's logs, and let Ctrl-C end the driver.
+
+    Ray Tune copies the driver's AWS credentials into the runtime environment of each trial, and Ray writes runtime
+    environments to its logs (ray-project/ray#40549). Nodes have credentials of their own.
+    """
+    keep_credentials_out_of_tune_logs([name for name in os.environ if name.startswith("AWS_")])
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ray Tune's handler makes the search look finished
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the trials' folders have logs of their own
+
+
+def read_trial_error(trial: Any) -> Exception:
+    """Return the exception that ended one of Ray Tune's trials.
+
+    Ray's own `get_pickled_error` reads from the storage path, to which the file has not been copied yet (Ray 2.60).
+    """
+    if trial.pickled_error_file:
+        error: Exception = pickle.loads(Path(trial.pickled_error_file).read_bytes())  # noqa: S301  (Ray wrote it)
+        return error
+    return ray.tune.TuneError(Path(trial.error_file).read_text())
+
+
+def find_own_error(error: BaseException) -> BaseException:
+    """Return the KpRayError that one of our callbacks raised; the error itself if there is none.
+
+    Ray Tune replaces an error of a callback by a TuneError, raised while it handles that error.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KpRayError):
+        cause = cause.__cause__ or cause.__context__
+    return cause or error

@@ -1,0 +1,97 @@
+"""The departures from Ray Tune's documented use that need no search."""
+
+import asyncio
+import os
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+import ray.tune
+from ray.tune.execution import class_cache
+from ray.tune.experiment import Trial as RayTrial
+
+from kp_ray.errors import StorageError
+from kp_ray.tuning.departures import (
+    TrialSampler,
+    find_own_error,
+    prepare_environment,
+    read_trial_error,
+)
+from kp_ray.tuning.reports import ReportCallback, ReportQueue
+
+
+def test_no_credential_of_the_driver_is_copied_to_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"):
+        monkeypatch.setenv(name, "a-secret-of-the-tests")
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    prepare_environment()
+    actor_class = class_cache._ActorClassCache().get(type("Trial", (ray.tune.Trainable,), {}))
+    variables = actor_class._default_options["runtime_env"]["env_vars"]
+    assert "a-secret-of-the-tests" not in variables.values()
+    assert variables["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.3"  # Ray Train's settings are still copied
+
+
+def test_the_environment_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "0")
+    monkeypatch.delenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", raising=False)
+    prepare_environment()
+    assert (os.environ["TUNE_DISABLE_SIGINT_HANDLER"], os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"]) == ("0", "1")
+
+
+def test_rays_trials_have_the_files_from_which_an_error_is_read() -> None:
+    trial = RayTrial("any", stub=True)
+    assert trial.pickled_error_file is None  # both attributes are Ray's own
+    assert trial.error_file is None
+
+
+def test_the_error_of_a_trial_is_the_exception_or_else_rays_text(tmp_path: Path) -> None:
+    (tmp_path / "error.pkl").write_bytes(pickle.dumps(StorageError("/full: no space")))
+    (tmp_path / "error.txt").write_text("the actor died")
+    files = {"error_file": str(tmp_path / "error.txt"), "pickled_error_file": str(tmp_path / "error.pkl")}
+    error = read_trial_error(SimpleNamespace(**files))
+    assert (type(error), str(error)) == (StorageError, "/full: no space")
+    assert str(read_trial_error(SimpleNamespace(**files | {"pickled_error_file": None}))) == "the actor died"
+
+
+def test_the_error_of_a_callback_is_found_behind_rays_own() -> None:
+    own_error, ray_error = StorageError("/full: no space"), ray.tune.TuneError("a callback failed")
+    ray_error.__context__ = own_error
+    assert find_own_error(ray_error) is own_error
+    foreign_error = ray.tune.TuneError("no cause")
+    assert find_own_error(foreign_error) is foreign_error
+
+
+def test_a_trials_draw_depends_on_its_number_and_not_on_earlier_draws() -> None:
+    distribution = optuna.distributions.FloatDistribution(0, 1)
+
+    def draw(*numbers: int) -> list[float]:
+        sampler = TrialSampler(lambda number: optuna.samplers.TPESampler(seed=number))
+        study = optuna.create_study(sampler=sampler)
+        values = []
+        for number in numbers:
+            sampler.select_trial(number)
+            values.append(study.ask({"x": distribution}).params["x"])
+        return values
+
+    assert draw(0, 1, 2)[2] == draw(2)[0]
+    assert len(set(draw(0, 1, 2))) == 3
+
+
+def test_reports_wait_in_order_until_the_trial_fetches_them() -> None:
+    async def send_and_fetch() -> list[int]:
+        queue = ReportQueue()
+        waiting = asyncio.create_task(queue.get())
+        for iteration in (2, 4, 6):
+            await queue.put(iteration)
+        return [await waiting, await queue.get(), await queue.get()]
+
+    assert asyncio.run(send_and_fetch()) == [2, 4, 6]
+
+
+def test_a_report_of_all_workers_is_sent_once() -> None:
+    sent: list[int] = []
+    handle = SimpleNamespace(put=SimpleNamespace(remote=sent.append))
+    ReportCallback(handle).after_report(None, [{"iteration": 2}, {"iteration": 2}], None)
+    assert sent == [2]
