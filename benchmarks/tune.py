@@ -1,10 +1,10 @@
-"""Search from a poor setting on generated people: how much better the result is, and how much ASHA saves.
+"""Search from a poor setting on generated people; measure how much better the result is and what ASHA saves.
 
     python benchmarks/tune.py
 
-`kp-ray tune` searches from a learning rate that is ten times too small and falls too early. Then `kp-ray train` trains
-the poor setting and `best.yaml` in full with each seed. The search trains with the first seed, so the other seeds show
-whether its result holds. Results: benchmarks/results/tune.{md,json}.
+`kp-ray tune` searches from a learning rate that is ten times too small and decays too early. Then `kp-ray train` trains
+the poor setting and `best.yaml` in full with each seed. The search trains with the first seed only, so the other seeds
+show whether its result holds. Results: benchmarks/results/tune.{md,json}.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from kp_ray.synthetic.dataset import make_sample
 RECIPES = ["Original", "CenterCrop_1", "Rescale_CenterCrop", "Rescale_RandomCrop_3", "Rotate45_CenterCrop"]
 POOR = {"base_lr": 1.5e-4, "schedule": "multistep", "gamma": 0.1, "recipes": RECIPES}
 STEP_SHARES = (0.2, 0.4)
-"""Where the poor setting's LR falls, as shares of the iterations."""
+"""Positions of the poor setting's learning rate steps, as shares of the iterations."""
 
 
 def write_config(folder: Path, options: argparse.Namespace) -> Path:
-    """Generate people and write a config for them with the poor setting."""
+    """Generate images of people, write a config with the poor setting for them, and return its path."""
     made = make_sample(str(folder / "data"), num_images=options.images, num_test=10, width=960, height=540)
     total = options.iterations
     values = {
@@ -55,7 +55,7 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
 
 
 def timed(verb: str, config: Path) -> tuple[dict[str, Any], float]:
-    """Run a verb and return its figures and its seconds, start of the cluster included."""
+    """Run a verb; return its figures and its duration in seconds, which includes the start of the cluster."""
     began = time.monotonic()
     figures = kp_ray(verb, config)
     print(verb, figures, flush=True)
@@ -63,7 +63,7 @@ def timed(verb: str, config: Path) -> tuple[dict[str, Any], float]:
 
 
 def describe(trials: pd.DataFrame, runs: dict[str, list[float]], figures: dict[str, Any]) -> str:
-    """Compose the result page: the outcome first, then every trial."""
+    """Compose the result page in Markdown: the outcome first, then every trial."""
     search = figures["search"]
     first_seed = runs["best.yaml"][0]
     text = (
@@ -75,9 +75,9 @@ def describe(trials: pd.DataFrame, runs: dict[str, list[float]], figures: dict[s
         text += f"| {name} | {median_and_range(values, 1)} | {', '.join(f'{value:.1f}' for value in values)} |\n"
     share = search["iterations"] / search["iterations_without_stops"]
     text += (
-        f"\nThe search spent {search['iterations']} of the {search['iterations_without_stops']} iterations that it "
-        f"takes without early stopping: {share:.0%}. Its best trial had RMSE {search['best']:.1f} px; retrained from "
-        f"best.yaml with the same seed {first_seed:.1f} px. Seconds: search {figures['seconds']['tune']:.0f}, all "
+        f"\nThe search trained {search['iterations']} of the {search['iterations_without_stops']} iterations that it "
+        f"would take without early stopping: {share:.0%}. Its best trial had RMSE {search['best']:.1f} px; retrained "
+        f"from best.yaml with the same seed {first_seed:.1f} px. Seconds: search {figures['seconds']['tune']:.0f}, all "
         f"{sum(figures['seconds'].values()):.0f}.\n\n"
         "| trial | status | iterations | RMSE px | base LR | schedule | warm-up | decay | flip | recipes | s |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|\n"
@@ -94,7 +94,7 @@ def describe(trials: pd.DataFrame, runs: dict[str, list[float]], figures: dict[s
 
 
 def main() -> None:
-    """Search, train both settings with every seed, and write the tables."""
+    """Search, train both settings with every seed, and write the result page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--iterations", type=int, default=60)

@@ -1,4 +1,4 @@
-"""Searches for tests: their settings, the files they leave, and `kp-ray tune` as a process."""
+"""Settings of searches, the files of their trials, and `kp-ray tune` as a process, for tests."""
 
 import json
 import subprocess
@@ -19,9 +19,9 @@ FIXED_RANGES = {
     "weight_decay": [1e-4, 1e-4], "warmup": [0.1, 0.1], "num_steps": [6, 6], "first_step": [0.3, 0.3],
     "step_spacing": [0.1, 0.1], "flips": [True], "recipes": {},
 }  # fmt: skip
-"""A `tune` section that fixes all but the base learning rate, the schedule and gamma."""
+"""Values of a `tune` section that fix every parameter but the base learning rate, the schedule and gamma."""
 FULL_TRIALS = {"num_trials": 3, "max_iter": 6, "eval_period": 2, "scheduler": "none"}
-"""A `tune` section in which every trial runs to its end."""
+"""Values of a `tune` section in which every trial runs to its end."""
 
 
 def leave_trial(
@@ -36,12 +36,12 @@ def leave_trial(
     """Write the files of a trial of 8 iterations.
 
     Args:
-        config: of the search.
-        name: of the trial.
-        began: Unix time; the base learning rate is a thousandth of it.
-        evaluations: RMSE by iteration.
-        params: what the trial tries; None: the config's own settings with that learning rate.
-        end: changes to the record of how it ended, by default lasting and without a reason; None: it did not end.
+        config: the search's config.
+        name: the trial's name.
+        began: Unix time of the start; the solver's base learning rate is a thousandth of it.
+        evaluations: RMSE by the iterations trained before the evaluation.
+        params: the trial's point; None: the config's own settings with that learning rate.
+        end: values of `end.json`, by default final and without a reason; None: the trial did not end.
     """
     folder = Path(config.run_dir, "tune", "trials", name)
     folder.mkdir(parents=True)
@@ -59,24 +59,29 @@ def leave_trial(
 
 
 def leave_log(config: Config, *reports: tuple[str, int, float | None]) -> None:
-    """Write the search's log: trial, iteration and value of each report."""
+    """Write the search's log.
+
+    Args:
+        config: the search's config.
+        reports: trial, iteration and value of each line.
+    """
     lines = [{"trial": name, "iteration": at, config.tune.metric: value, "seconds": 1.0} for name, at, value in reports]
     Path(config.path("tune", "log.jsonl")).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def ray_trial(number: int) -> RayTrial:
-    """Return a trial as Ray Tune gives it to a scheduler."""
+    """Build a trial that Ray Tune would pass to a scheduler."""
     return RayTrial("running", config={"number": number}, trial_id=f"ray-{number}", stub=True)
 
 
 def read_lines(config: Config, *names: str) -> list[dict[str, Any]]:
-    """Read a JSON lines file below `tune`."""
+    """Read the JSON lines of a file below `tune`, named by the parts of its path."""
     return [json.loads(line) for line in Path(config.path("tune", *names)).read_text().splitlines()]
 
 
 def start_search(config: Config, *settings: str) -> subprocess.Popen[str]:
-    """Start `kp-ray tune --json` in a process of its own, some settings replaced."""
-    path = Path(config.run_dir, "c.yaml")
+    """Start `kp-ray tune --json` as a process; `settings` ("a.b=value") override those of the config."""
+    path = Path(config.run_dir, "search.yaml")
     path.write_text(config.to_yaml())
     return start_kp_ray("tune", str(path), "--json", *set_options(*settings))
 
@@ -84,7 +89,13 @@ def start_search(config: Config, *settings: str) -> subprocess.Popen[str]:
 def wait_for_table(
     config: Config, condition: Callable[[pd.DataFrame], bool], process: subprocess.Popen[str] | None = None
 ) -> pd.DataFrame:
-    """Wait until the table of trials fulfils a condition; return the table. The process must not end before."""
+    """Wait until the table of trials fulfils a condition, and return the table.
+
+    Args:
+        config: the search's config.
+        condition: tests the table.
+        process: the search; it must not end before.
+    """
     path = Path(config.path("tune", "trials.csv"))
 
     def matching_table() -> list[pd.DataFrame]:
@@ -95,7 +106,7 @@ def wait_for_table(
 
 
 def assert_all_finished(config: Config, num_trials: int, iterations: int) -> pd.DataFrame:
-    """Assert that every trial ran to its end and repeated no iteration; return the table of trials."""
+    """Assert that every trial ran to its end without repeating an iteration, and return the table of trials."""
     table = pd.read_csv(config.path("tune", "trials.csv"))
     assert list(table.status) == ["finished"] * num_trials
     assert set(table.max_iter) == {iterations}

@@ -1,4 +1,4 @@
-"""One store for all tests of the search, and configs with run folders of their own over it."""
+"""Configs of searches, each in a run folder of its own with a finished store."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +10,38 @@ from kp_ray.config.schema import Config
 from kp_ray.store.plan import plan
 from kp_ray.store.write import write_store
 from tests.helpers.data import tiny_config
+from tests.helpers.stores import write_small_store
+
+
+@pytest.fixture
+def make_config(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+    """Return a function that builds a tiny config, with its own values of some sections.
+
+    Its store, written without a cluster, has six rows for training, three of them upright, and three for validation.
+    """
+
+    def make(**sections: Any) -> Config:
+        run_dir = tmp_path_factory.mktemp("run")
+        write_small_store(run_dir / "store")
+        sections["train"] = {"ims_per_batch": 2, **sections.get("train", {})}
+        return tiny_config(sample_data, run_dir, **sections)
+
+    return make
 
 
 @pytest.fixture(scope="session")
 def search_store(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
-    """The folder of a finished store over the sample."""
+    """Augment the sample images once, and return the folder of the store."""
     config = tiny_config(sample_data, tmp_path_factory.mktemp("stored"))
     write_store(plan(config))
     return Path(config.path("store"))
 
 
 @pytest.fixture(scope="session")
-def make_config(
+def make_search_config(
     sample_data: dict[str, Any], search_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Config]:
-    """A function that makes a tiny config, sections replaced by keyword, in a new run folder that has the store."""
+    """Return a function like that of `make_config`, over the augmented sample images, on which trials train."""
 
     def make(**sections: Any) -> Config:
         run_dir = tmp_path_factory.mktemp("run")

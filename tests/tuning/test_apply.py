@@ -1,6 +1,6 @@
-"""A point applied to a config."""
+"""Points of the search space applied to a config."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kp_ray.config.load import build_config
@@ -17,8 +17,9 @@ points = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)  # a busy machine takes longer than the default of 200 ms
 @given(point=points, max_iter=st.integers(1, 20000))
-def test_any_point_is_a_run_whose_steps_lie_inside_it(point: Point, max_iter: int) -> None:
+def test_the_steps_and_the_warmup_of_any_point_lie_inside_the_trial(point: Point, max_iter: int) -> None:
     config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})
     trial = trial_config(config, point, SETS)
     steps = trial.train.steps
@@ -31,7 +32,7 @@ def test_any_point_is_a_run_whose_steps_lie_inside_it(point: Point, max_iter: in
     assert (trial.train.members, trial.model) == (DACON.train.members, DACON.model)
 
 
-def test_weights_in_the_config_follow_the_members_to_their_new_names() -> None:
+def test_fusion_weights_follow_the_members_to_their_new_names() -> None:
     members, weights = [{"name": "a"}, {"name": "b"}], {"a": 2, "b": {"nose": 0.5}}
     config = build_config(
         {"preset": "dacon", "train": {"members": members}, "predict": {"weights": weights}, "tune": {"recipes": {}}}
@@ -41,7 +42,7 @@ def test_weights_in_the_config_follow_the_members_to_their_new_names() -> None:
     assert [member.name for member in best.train.members] == ["a-tuned", "b-tuned"]
 
 
-def test_a_set_of_recipes_replaces_those_of_every_member() -> None:
+def test_a_set_of_recipes_replaces_the_recipes_of_every_member() -> None:
     members = [{"name": "a", "recipes": ["Original"]}, {"name": "b"}]
     config = build_config({"preset": "dacon", "train": {"members": members}})
     own = to_point(config.train, config)

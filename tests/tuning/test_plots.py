@@ -1,4 +1,4 @@
-"""Plots of a search, and the importance of its parameters."""
+"""The plots of a search, and the importance of its parameters."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ CONFIG = build_config({"tune": {"recipes": {}}})
 
 
 def random_points(count: int) -> tuple[list[Point], list[float]]:
-    """Return points and results that depend on the learning rate most and on flips a little."""
+    """Make points, and results that depend mostly on the learning rate and a little on flips."""
     rng = np.random.default_rng(0)
     own = to_point(CONFIG.train, CONFIG)
     points = [
@@ -33,22 +33,22 @@ def test_importance_ranks_parameters_by_their_effect() -> None:
     points, values = random_points(100)
     shares = importance(CONFIG, points, values)
     assert list(shares)[:2] == ["base_lr", "flip"]
-    assert set(shares) == {"base_lr", "flip", "warmup", "schedule"}  # the others did not vary
+    assert set(shares) == {"base_lr", "flip", "warmup", "schedule"}  # no other parameter varies
     assert sum(shares.values()) > 1 - 1e-9
     assert shares["base_lr"] > 0.5 > 0.1 > shares["schedule"]
     assert importance(CONFIG, points, values) == shares
 
 
-def test_importance_is_empty_when_results_say_nothing() -> None:
+def test_importance_is_empty_for_few_or_equal_results() -> None:
     points, values = random_points(8)
     assert importance(CONFIG, points[:4], values[:4]) == {}
     assert importance(CONFIG, points, [1.0] * 8) == {}
-    assert importance(CONFIG, points, [1.0] + [2.0] * 7) == {}  # the better half cannot be told from the rest
+    assert importance(CONFIG, points, [1.0] + [2.0] * 7) == {}  # one good result is less than the better half
     assert importance(CONFIG, [points[0]] * 8, values) == {}
     assert importance(CONFIG, [], []) == {}
 
 
-def test_plots_of_few_and_of_many_trials_are_written(tmp_path: Path) -> None:
+def test_every_plot_is_written_for_one_and_for_many_trials(tmp_path: Path) -> None:
     for count in (1, 6):
         config = build_config({"run_dir": str(tmp_path / str(count)), "tune": {"recipes": {}}})
         for number, (point, value) in enumerate(zip(*random_points(count), strict=True)):

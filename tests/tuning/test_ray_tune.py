@@ -12,9 +12,11 @@ from kp_ray.tuning.records import read_search_log
 from kp_ray.tuning.search import tune
 from kp_ray.tuning.space import first_points, recipe_sets
 from kp_ray.tuning.trials import read_trials
-from tests.helpers.searches import leave_trial
+from tests.helpers.clusters import ray_temp_dir
+from tests.helpers.processes import finish
+from tests.helpers.searches import leave_trial, start_search
 
-pytestmark = pytest.mark.slow  # each trial's process imports torch
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]  # each trial's process imports torch
 
 
 def leave_trained(config: Config, final_values: list[float]) -> None:
@@ -62,3 +64,22 @@ def test_a_search_whose_trials_all_fail_for_good_ends_with_the_first_reason(make
     leave_trained(config, [math.nan])
     with pytest.raises(DivergedError, match="no trial reported rmse; the first because: its last evaluation"):
         tune(config)
+
+
+def test_no_credential_stands_in_rays_logs(make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {"AWS_ACCESS_KEY_ID": "KEY-OF-THE-TEST", "AWS_SECRET_ACCESS_KEY": "SECRET-OF-THE-TEST"}
+    config = make_config(
+        tune={"num_trials": 1, "max_iter": 8, "scheduler": "none"},
+        train={"mlflow": "https://user:PASSWORD-OF-THE-TEST@mlflow.example"},
+    )
+    leave_trained(config, [40.0])
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    with ray_temp_dir() as ray_files:
+        monkeypatch.setenv("RAY_TMPDIR", ray_files)
+        assert finish(start_search(config))["best"] == 40.0
+        logs = [path for path in Path(ray_files).rglob("logs/**/*") if path.is_file()]
+        contents = b"".join(path.read_bytes() for path in logs)
+    assert b"PL_DISABLE_FORK" in contents  # the logs hold the runtime environment of the trial
+    for secret in (*secrets.values(), "PASSWORD-OF-THE-TEST"):
+        assert secret.encode() not in contents

@@ -1,4 +1,4 @@
-"""The files that a search resumes from."""
+"""The files from which a search resumes."""
 
 import json
 from dataclasses import asdict
@@ -27,7 +27,7 @@ SOLVER = SolverParams(0.001, 10, "multistep", 2, "[30, 40]", 0.5, 0.1, True, "ow
 START = TrialStart(12.5, to_point(CONFIG.train, CONFIG), 60, SOLVER)
 
 
-def test_a_trials_start_is_one_flat_object_and_is_written_once(tmp_path: Path) -> None:
+def test_trial_json_is_one_flat_object_and_is_written_once(tmp_path: Path) -> None:
     assert read_start(str(tmp_path)) is None
     write_start(str(tmp_path), START)
     record = json.loads((tmp_path / "trial.json").read_text())
@@ -36,7 +36,7 @@ def test_a_trials_start_is_one_flat_object_and_is_written_once(tmp_path: Path) -
     assert read_start(str(tmp_path)) == START
 
 
-def test_the_first_end_of_a_trial_counts_and_long_reasons_are_cut(tmp_path: Path) -> None:
+def test_end_json_keeps_the_first_end_and_cuts_long_reasons(tmp_path: Path) -> None:
     assert read_end(str(tmp_path)) is None
     write_end(str(tmp_path), TrialEnd("cause " + "x" * 1000, is_final=False))
     write_end(str(tmp_path), TrialEnd())
@@ -47,7 +47,7 @@ def test_the_first_end_of_a_trial_counts_and_long_reasons_are_cut(tmp_path: Path
     assert not end.is_final
 
 
-def test_the_log_returns_what_was_reported(tmp_path: Path) -> None:
+def test_the_log_returns_the_reports_in_order(tmp_path: Path) -> None:
     config = build_config({"run_dir": str(tmp_path), "tune": {"metric": "pck_0.1"}})
     assert read_search_log(config) == []
     reports = [Report("trial-000", 2, 10.0, 0.5), Report("trial-001", 0, 3.0, None)]
@@ -58,11 +58,11 @@ def test_the_log_returns_what_was_reported(tmp_path: Path) -> None:
     assert [list(line) for line in lines] == [["time", "trial", "iteration", "seconds", "pck_0.1"]] * 2
 
 
-def test_evaluations_stand_in_for_a_deleted_log(tmp_path: Path) -> None:
+def test_evaluations_replace_the_reports_of_a_deleted_log(tmp_path: Path) -> None:
     config = build_config({"run_dir": str(tmp_path)})
     leave_trial(config, "trial-000", 1.0, {2: 50.0, 4: float("nan"), 8: 30.0}, end={})
     leave_trial(config, "trial-001", 2.0, {2: 50.0}, end={})
-    leave_trial(config, "trial-002", 3.0, {2: 50.0})  # not over: it reports again
+    leave_trial(config, "trial-002", 3.0, {2: 50.0})  # not over: it will report again
     leave_log(config, ("trial-001", 2, 49.0))
     values = {
         name: [(report.iteration, report.value) for report in found] for name, found in read_reports(config).items()

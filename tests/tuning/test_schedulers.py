@@ -1,4 +1,4 @@
-"""Schedulers of a resumed search."""
+"""The schedulers of a resumed search."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ SECTION = {"num_trials": 6, "max_iter": 8, "eval_period": 2, "metric": "rmse"}
 
 @pytest.mark.parametrize("name", ["asha", "median"])
 @pytest.mark.parametrize("with_log", [True, False], ids=["log", "no_log"])
-def test_a_scheduler_knows_what_trials_that_are_over_reported(
+def test_a_new_trial_is_compared_with_trials_of_before_the_resume(
     name: str, with_log: bool, make_config: Callable[..., Config]
 ) -> None:
     config = make_config(tune={**SECTION, "scheduler": name})
@@ -32,13 +32,13 @@ def test_a_scheduler_knows_what_trials_that_are_over_reported(
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
-def test_a_resumed_trial_is_not_judged_again_by_trials_that_came_later(
+def test_a_resumed_trial_is_not_stopped_for_reports_that_it_passed_before(
     name: str, make_config: Callable[..., Config]
 ) -> None:
     config = make_config(tune={**SECTION, "scheduler": name})
     leave_trial(config, "trial-000", 1.0, {2: 50.0, 4: 20.0})
     later = [f"trial-{number:03d}" for number in range(1, 5)]
-    for trial in later:  # stopped at 2, but trained on until its end reached it
+    for trial in later:  # stopped at iteration 2, but training ran on until the stop arrived
         leave_trial(config, trial, 2.0, {2: 20.0, 4: 10.0, 6: 1.0}, end={})
     leave_log(config, ("trial-000", 2, 50.0), ("trial-000", 4, 15.0), *((trial, 2, 40.0) for trial in later))
     scheduler = build_scheduler(config)

@@ -1,4 +1,4 @@
-"""Searches: undisturbed, resumed, refused, on clusters that change, and with processes that are killed."""
+"""Searches that finish, resume, are refused, lose processes, and run on clusters that change."""
 
 import contextlib
 import re
@@ -33,27 +33,27 @@ from tests.helpers.searches import (
 )
 
 TRIAL_PROCESS = r"ray::(Trial|ResourceTrainable)"
-"""Name of a trial's process, depending on how far it has started."""
+"""Names of a trial's process: Ray renames it while it starts."""
 MakeConfig = Callable[..., Config]
 ProgressCall = tuple[str, int, int, str]
 Searched = tuple[Config, TuneSummary, list[ProgressCall]]
 
 
 @pytest.fixture(scope="module")
-def searched(make_config: MakeConfig) -> Searched:
-    """A finished search of four trials, one of which diverges; its summary and its calls of progress."""
+def searched(make_search_config: MakeConfig) -> Searched:
+    """Search with four trials, one of which diverges; return the config, the summary and the calls of progress."""
     section = {
         "num_trials": 4, "max_iter": 4, "eval_period": 2, "metric": "pck_0.1", "base_lr": [1e-4, 1e12],
         "points": [{"base_lr": 1e12, "warmup": 0}],
     }  # fmt: skip
-    config = make_config(tune=section, train={"optimizer": "sgd", "checkpoint_period": 3})
+    config = make_search_config(tune=section, train={"optimizer": "sgd", "checkpoint_period": 3})
     calls: list[ProgressCall] = []
     summary = tune(config, lambda name, done, total, note="": calls.append((name, done, total, note)))
     return config, summary, calls
 
 
 @pytest.mark.slow
-def test_a_search_leaves_its_trials_as_detectron2_ran_them(searched: Searched) -> None:
+def test_the_tables_agree_with_the_training_logs_and_the_reports(searched: Searched) -> None:
     config, summary, calls = searched
     table = pd.read_parquet(config.path("tune", "trials.parquet"))
     assert len(table) == summary.trials == 4
@@ -61,7 +61,7 @@ def test_a_search_leaves_its_trials_as_detectron2_ran_them(searched: Searched) -
     for row in table[table.status != "failed"].itertuples():
         log = read_lines(config, "trials", row.trial, "metrics.json")
         assert len(log) == row.trained
-        assert row.trained == row.iterations or row.status == "stopped"  # it trains on until its end reaches it
+        assert row.trained == row.iterations or row.status == "stopped"  # training runs on until the stop arrives
         assert [evaluation["iteration"] for evaluation in row.evaluations] == list(range(2, row.iterations + 1, 2))
         assert max(line["lr"] for line in log) <= row.base_lr * (1 + 1e-9)
     log = read_lines(config, "log.jsonl")
@@ -87,7 +87,7 @@ def test_a_trial_that_diverges_is_recorded_with_its_reason_and_the_search_contin
 
 
 @pytest.mark.slow
-def test_the_best_trial_is_a_config_that_train_accepts(searched: Searched) -> None:
+def test_best_yaml_is_a_config_with_the_best_trials_settings(searched: Searched) -> None:
     config, summary, _ = searched
     table = pd.read_csv(config.path("tune", "trials.csv"))
     assert summary.best == pytest.approx(table[table.iterations == 4]["pck_0.1"].max())
@@ -111,20 +111,20 @@ def test_a_finished_search_is_not_repeated_and_other_settings_are_refused(search
         tune(build_config(values))
     values = config.to_dict()
     values["train"]["cpus_per_worker"] = 1
-    assert is_finished(build_config(values))  # where it runs decides no result
+    assert is_finished(build_config(values))  # CPUs per worker decide no result
 
 
 @pytest.mark.slow
-def test_a_finished_search_leaves_nothing_in_the_cluster(searched: Searched) -> None:
+def test_a_finished_search_leaves_no_actor_and_no_placement_group(searched: Searched) -> None:
     assert_cluster_is_clean()
 
 
 def assert_cluster_is_clean() -> None:
-    """Assert that no actor and no placement group is left but Ray Data's two actors per cluster."""
+    """Assert that the cluster has no actor but Ray Data's two, and no placement group."""
     import ray
     from ray.util.state import list_actors, list_placement_groups
 
-    address = ray.get_runtime_context().gcs_address  # the machine may run other clusters
+    address = ray.get_runtime_context().gcs_address  # without it the query fails if the machine runs other clusters
 
     def left_over() -> set[str]:
         actors = {actor.class_name for actor in list_actors(address, [("state", "!=", "DEAD")])}
@@ -146,11 +146,11 @@ ONE_AXIS = {
     [{"sampler": "random", "scheduler": "median"}, {"sampler": "grid", "scheduler": "none"}, {"scheduler": "asha"}],
     ids=lambda section: section["scheduler"],
 )
-def test_every_sampler_and_scheduler_finishes_a_search(section: dict[str, str], make_config: MakeConfig) -> None:
-    config = make_config(tune={**ONE_AXIS, **section})
+def test_every_sampler_and_scheduler_finishes_a_search(section: dict[str, str], make_search_config: MakeConfig) -> None:
+    config = make_search_config(tune={**ONE_AXIS, **section})
     summary = tune(config)
     table = pd.read_csv(config.path("tune", "trials.csv"))
-    is_grid = section.get("sampler") == "grid"  # three learning rates; the config's own is the middle one
+    is_grid = section.get("sampler") == "grid"  # the grid has three learning rates, the middle one of the config
     assert summary.trials == len(table) == len(set(table.base_lr.round(9))) == (3 if is_grid else 4)
     assert set(table.status) <= {"finished", "stopped"}
     if is_grid:
@@ -160,8 +160,8 @@ def test_every_sampler_and_scheduler_finishes_a_search(section: dict[str, str], 
 
 
 @pytest.mark.slow
-def test_trials_that_the_machines_ended_are_tried_again(make_config: MakeConfig) -> None:
-    config = make_config(
+def test_trials_that_lost_their_processes_are_retried_by_the_same_command(make_search_config: MakeConfig) -> None:
+    config = make_search_config(
         tune={**FULL_TRIALS, "num_trials": 2, "max_iter": 12, "max_concurrent": 1}, train={"max_failures": 0}
     )
     search = start_search(config)
@@ -229,23 +229,23 @@ def test_a_second_search_of_a_run_folder_is_refused(make_config: MakeConfig) -> 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_search_that_cannot_begin_is_refused(
-    make_config: MakeConfig, sample_data: dict[str, Any], tmp_path: Path
+    make_search_config: MakeConfig, sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     config = tiny_config(sample_data, tmp_path / "run", split={"fraction": 0})
     write_store(plan(config))
     with pytest.raises(StoreError, match=r"set split\.fraction above 0"):
         tune(config)
     with pytest.raises(ClusterError, match=r"the cluster has 4 CPUs .* lower train\.num_workers"):
-        tune(make_config(train={"num_workers": 6, "cpus_per_worker": 1}, tune={"recipes": {}}))
+        tune(make_search_config(train={"num_workers": 6, "cpus_per_worker": 1}, tune={"recipes": {}}))
     with pytest.raises(KpRayError, match=r"holds no recipe 'Rotate46'"):
-        tune(make_config(tune={"recipes": {"odd": ["Rotate46"]}}))
+        tune(make_search_config(tune={"recipes": {"odd": ["Rotate46"]}}))
     with pytest.raises(ConfigError, match=r"train\.num_workers"):
-        tune(make_config(train={"num_workers": {"min": 1, "max": 2}}))
+        tune(make_search_config(train={"num_workers": {"min": 1, "max": 2}}))
 
 
 @pytest.mark.slow
-def test_a_killed_driver_is_resumed_by_the_same_command(make_config: MakeConfig) -> None:
-    config = make_config(tune={**FULL_TRIALS, "max_concurrent": 1})
+def test_a_killed_driver_is_resumed_by_the_same_command(make_search_config: MakeConfig) -> None:
+    config = make_search_config(tune={**FULL_TRIALS, "max_concurrent": 1})
     first = start_search(config)
     table = wait_for_table(
         config, lambda seen: len(seen) > 1 and seen.status[0] == "finished" and seen.iterations[1] >= 2, first
@@ -266,8 +266,8 @@ def test_a_killed_driver_is_resumed_by_the_same_command(make_config: MakeConfig)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_and_a_killed_trial_are_replaced(make_config: MakeConfig) -> None:
-    config = make_config(tune={**FULL_TRIALS, "num_trials": 1, "max_iter": 12})
+def test_a_killed_worker_and_a_killed_trial_are_replaced(make_search_config: MakeConfig) -> None:
+    config = make_search_config(tune={**FULL_TRIALS, "num_trials": 1, "max_iter": 12})
     summaries: list[TuneSummary] = []
     thread = threading.Thread(target=lambda: summaries.append(tune(config)))
     thread.start()
@@ -292,9 +292,11 @@ def kill_process(pattern: str, parent: int | None = None) -> None:
 
 
 @pytest.mark.slow
-def test_trials_of_two_workers_that_need_every_cpu_run_one_after_the_other(make_config: MakeConfig) -> None:
+def test_trials_of_two_workers_that_need_every_cpu_run_one_after_the_other(make_search_config: MakeConfig) -> None:
     workers = {"num_workers": 2, "cpus_per_worker": 0.75, "ims_per_batch": 2}
-    config = make_config(tune={**FULL_TRIALS, "num_trials": 2, "max_iter": 12}, train=workers, cluster={"num_cpus": 2})
+    config = make_search_config(
+        tune={**FULL_TRIALS, "num_trials": 2, "max_iter": 12}, train=workers, cluster={"num_cpus": 2}
+    )
     figures = finish(start_search(config))
     table = assert_all_finished(config, 2, 6)  # Detectron2's rule: twice the batch, half the iterations, twice the LR
     assert table.base_lr[0] == pytest.approx(2 * config.train.base_lr)
@@ -302,10 +304,10 @@ def test_trials_of_two_workers_that_need_every_cpu_run_one_after_the_other(make_
 
 
 @pytest.mark.slow
-def test_more_trials_run_when_a_node_joins_and_all_finish_when_it_leaves(make_config: MakeConfig) -> None:
+def test_more_trials_run_when_a_node_joins_and_all_finish_when_it_leaves(make_search_config: MakeConfig) -> None:
     from ray.cluster_utils import Cluster
 
-    config = make_config(tune={**FULL_TRIALS, "num_trials": 4, "max_iter": 12})
+    config = make_search_config(tune={**FULL_TRIALS, "num_trials": 4, "max_iter": 12})
     head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()}  # the tests' Ray has the default
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -322,10 +324,10 @@ def test_more_trials_run_when_a_node_joins_and_all_finish_when_it_leaves(make_co
 
 
 @pytest.mark.slow
-def test_workers_that_fit_the_cluster_but_not_its_nodes_are_refused(make_config: MakeConfig) -> None:
+def test_workers_that_fit_the_cluster_but_not_its_nodes_are_refused(make_search_config: MakeConfig) -> None:
     from ray.cluster_utils import Cluster
 
-    config = make_config(tune=FULL_TRIALS, train={"num_workers": 4, "cpus_per_worker": 2, "ims_per_batch": 1})
+    config = make_search_config(tune=FULL_TRIALS, train={"num_workers": 4, "cpus_per_worker": 2, "ims_per_batch": 1})
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
     try:
         for _ in range(2):

@@ -18,6 +18,8 @@ from kp_ray.tuning.searcher import build_searcher
 from kp_ray.tuning.space import Point, build_space, build_study, first_points, recipe_sets
 from tests.helpers.searches import OWN_SET, leave_trial
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")  # its capacity limits how many trials start
+
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_resumed_search_draws_the_points_of_an_uninterrupted_search(
@@ -28,14 +30,15 @@ def test_a_resumed_search_draws_the_points_of_an_uninterrupted_search(
 
     def run_next_trial(searcher: ResumedSearch, end: dict[str, Any] | None) -> None:
         """Draw a trial and write its files; without an `end`, as if the search was killed meanwhile."""
-        suggested = searcher.suggest("next")
+        trial_id = str(len(drawn))
+        suggested = searcher.suggest(trial_id)
         assert suggested
         number, point = suggested["number"], Point(**suggested["params"])
         drawn.append(json.dumps(suggested))
         rmse = 50 + 10 * abs(math.log10(point.base_lr) + 3) + number
         shutil.rmtree(config.path("tune", "trials", f"trial-{number:03d}"), ignore_errors=True)
         leave_trial(config, f"trial-{number:03d}", number, {8: rmse}, params=point, end=end)
-        searcher.on_trial_complete("next", {"rmse": math.inf if end and end["reason"] else rmse})
+        searcher.on_trial_complete(trial_id, {"rmse": math.inf if end and end["reason"] else rmse})
 
     def final_end(number: int) -> dict[str, Any]:
         return {"lasting": True, "reason": "the loss" if number == 3 else ""}

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kp_ray.config.load import build_config
@@ -17,19 +17,20 @@ from tests.helpers.searches import FIXED_RANGES, OWN_SET
 DACON = build_config({"preset": "dacon"})
 
 
-def test_the_published_schedule_is_tried_first_and_comes_back_unchanged() -> None:
+def test_own_settings_come_first_and_the_published_schedule_second() -> None:
     point = first_points(DACON, OWN_SET)[0]
     assert apply_point(DACON, point, OWN_SET, max_iter=10000).train == DACON.train
     demo = build_config({"preset": "demo"})
-    own, published = first_points(demo, OWN_SET)
-    assert (own.schedule, own.base_lr) == ("cosine", 0.0015)
-    assert to_steps(published, 10000) == [3000, 4000, 5000, 6000, 7000, 8000]
-    assert replace(published, flip=True) == replace(point, flip=True)
+    own_point, published_point = first_points(demo, OWN_SET)
+    assert (own_point.schedule, own_point.base_lr) == ("cosine", 0.0015)
+    assert to_steps(published_point, 10000) == [3000, 4000, 5000, 6000, 7000, 8000]
+    assert replace(published_point, flip=True) == replace(point, flip=True)
 
 
 shares = st.floats(0, 1)
 
 
+@settings(deadline=None)  # a busy machine takes longer than the default of 200 ms
 @given(
     st.builds(
         Point, base_lr=st.floats(1e-5, 1), weight_decay=st.floats(1e-6, 1), warmup=shares, num_steps=st.integers(0, 8),
@@ -43,12 +44,12 @@ def test_settings_become_a_point_inside_the_space(point: Point) -> None:
     space = build_space(config, OWN_SET)
     assert tuple(space) == PARAMETERS
     for train in (apply_point(config, point, OWN_SET, config.train.max_iter).train, TrainConfig()):
-        back = to_point(train, config)
-        add_result(build_study("min"), space, back, 0.0)  # Optuna refuses a value outside its range
-        assert back.base_lr == train.base_lr
+        converted = to_point(train, config)
+        add_result(build_study("min"), space, converted, 0.0)  # Optuna refuses a value outside its range
+        assert converted.base_lr == train.base_lr
 
 
-def test_points_of_the_config_follow_in_order_and_only_once() -> None:
+def test_points_of_the_config_follow_in_order_without_repetition() -> None:
     config = build_config(
         {"preset": "dacon", "tune": {"points": [{"base_lr": 0.002}, {"gamma": 0.8}, {"flip": False}]}}
     )

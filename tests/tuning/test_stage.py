@@ -18,7 +18,7 @@ from tests.helpers.data import tiny_config
 from tests.helpers.searches import leave_trial
 
 
-def test_before_the_store_is_there_nothing_is_refused_but_running(sample_data: dict[str, Any], tmp_path: Path) -> None:
+def test_without_a_store_the_check_passes_and_the_rest_is_refused(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(sample_data, tmp_path / "run", train={"num_workers": {"min": 1, "max": 2}})
     stage = TuneStage()
     assert stage.applies(config)
@@ -30,7 +30,7 @@ def test_before_the_store_is_there_nothing_is_refused_but_running(sample_data: d
     assert not (tmp_path / "run").exists()
 
 
-def test_with_a_store_a_search_that_cannot_begin_is_refused(make_config: Callable[..., Config]) -> None:
+def test_the_check_refuses_a_search_that_cannot_begin(make_config: Callable[..., Config]) -> None:
     stage = TuneStage()
     config = make_config()
     stage.check(config)
@@ -43,7 +43,7 @@ def test_with_a_store_a_search_that_cannot_begin_is_refused(make_config: Callabl
         stage.check(make_config(tune={"num_trials": 0}))
 
 
-def test_a_search_with_other_settings_is_refused_by_the_setting(make_config: Callable[..., Config]) -> None:
+def test_a_search_with_other_settings_is_refused_and_the_setting_named(make_config: Callable[..., Config]) -> None:
     config = make_config()
     settings = Path(config.path("tune", "settings.json"))
     settings.parent.mkdir()
@@ -61,7 +61,7 @@ def test_a_forecast_counts_trials_iterations_and_rows(make_config: Callable[...,
     assert forecast.lines() == [f"5 trials of up to 30 iterations, {figures['val']} validation rows, compared by rmse"]
 
 
-def test_a_summary_names_the_best_trial_and_what_the_search_took() -> None:
+def test_a_summary_names_the_best_trial_and_the_iterations() -> None:
     params = SolverParams(0.001, 10, "cosine", 0, "[]", None, 0.1, True, "own")
     summary = TuneSummary(4, 1, "rmse", 43.21234, "trial-002", params, 20, 32, "run/tune/best.yaml")
     first, second = summary.lines()
@@ -75,7 +75,7 @@ def test_a_summary_names_the_best_trial_and_what_the_search_took() -> None:
     assert figures["params"]["gamma"] is None
 
 
-def test_a_trials_note_says_its_state_and_its_settings(make_config: Callable[..., Config]) -> None:
+def test_the_note_of_a_trial_has_its_state_and_its_settings(make_config: Callable[..., Config]) -> None:
     config = make_config()
     leave_trial(config, "trial-000", 1.0, {2: 50.0}, end={})
     leave_trial(config, "trial-001", 2.0, {}, end={"reason": "the loss is no longer finite"})

@@ -1,4 +1,4 @@
-"""A trial as Ray Tune runs it."""
+"""The class that Ray Tune runs for each trial."""
 
 import json
 import math
@@ -20,7 +20,7 @@ def test_a_trial_records_its_point_and_the_solvers_settings(make_config: Callabl
     config = make_config(tune={"num_trials": 1}, train={"num_workers": 2, "ims_per_batch": 2})
     folder, point = Path(trial_dir(config, "trial-000")), to_point(config.train, config)
     folder.mkdir(parents=True)
-    (folder / "model_final.pth").touch()  # nothing is left to train
+    (folder / "model_final.pth").touch()  # the trial is trained
     build_trainable(config, use_gpu=False)(config={"number": 0, "params": asdict(point)})
     start = read_start(str(folder))
     assert start
@@ -28,7 +28,7 @@ def test_a_trial_records_its_point_and_the_solvers_settings(make_config: Callabl
     assert (start.params, start.max_iter, start.solver.base_lr) == (point, 1, 2 * config.train.base_lr)
 
 
-def test_a_trial_that_fails_records_its_reason_and_may_be_tried_again(make_config: Callable[..., Config]) -> None:
+def test_a_trial_that_cannot_start_records_its_reason_and_may_be_retried(make_config: Callable[..., Config]) -> None:
     config = make_config(tune={"num_trials": 1})
     log = Path(config.path("tune", "log.jsonl"))
     point = to_point(config.train, config)
@@ -40,7 +40,7 @@ def test_a_trial_that_fails_records_its_reason_and_may_be_tried_again(make_confi
     assert read_end(folder) == TrialEnd(str(caught.value), is_final=False)
 
 
-def test_a_trial_that_is_over_reports_its_last_evaluation_again(make_config: Callable[..., Config]) -> None:
+def test_a_trial_that_is_over_repeats_its_last_report(make_config: Callable[..., Config]) -> None:
     config = make_config(tune={"num_trials": 1, "max_iter": 8})
     leave_trial(config, "trial-000", 1.0, {2: 50.0, 8: 30.0}, end={})
     leave_log(config, ("trial-000", 2, 50.0), ("trial-000", 8, 30.0))
@@ -48,7 +48,7 @@ def test_a_trial_that_is_over_reports_its_last_evaluation_again(make_config: Cal
     trial = build_trainable(config, use_gpu=False)(config={"number": 0, "params": params})
     report = trial.step()
     assert (report["iteration"], report["rmse"], report["done"]) == (8, 30.0, True)
-    assert report["seconds"] >= 1.0  # what the log has, and since
+    assert report["seconds"] >= 1.0  # the seconds in the log, and those since the start
 
 
 def test_a_trial_without_a_last_value_reports_the_worst_and_its_end(make_config: Callable[..., Config]) -> None:

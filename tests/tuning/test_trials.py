@@ -1,4 +1,4 @@
-"""The tables of trials, and the choice of the best."""
+"""The tables of trials, and the choice of the best trial."""
 
 import json
 from dataclasses import replace
@@ -16,11 +16,11 @@ from tests.helpers.searches import leave_log, leave_trial
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """The config of a search whose trials are written by hand."""
+    """Build the config of a search whose trials the test writes."""
     return build_config({"run_dir": str(tmp_path)})
 
 
-def test_the_best_is_chosen_among_the_trials_that_got_farthest(config: Config) -> None:
+def test_the_best_is_chosen_among_the_trials_with_the_most_iterations(config: Config) -> None:
     for began, (name, evaluations) in enumerate({"a": {8: 30.0}, "b": {8: 20.0}, "c": {4: 10.0}}.items()):
         leave_trial(config, name, began, evaluations)
     leave_trial(config, "d", 4.0, {8: 1.0}, end={"reason": "the loss is no longer finite"})
@@ -35,7 +35,7 @@ def test_the_best_is_chosen_among_the_trials_that_got_farthest(config: Config) -
     assert choose_best([replace(trials[0], value=None)], config.tune) is None
 
 
-def test_the_tables_hold_what_every_trial_left(config: Config, tmp_path: Path) -> None:
+def test_the_tables_hold_every_trial_in_the_order_of_the_start(config: Config, tmp_path: Path) -> None:
     leave_trial(config, "late", 3.0, {2: 50.0, 4: 40.0})
     leave_trial(config, "early", 1.0, {2: 60.0, 4: 45.0, 8: 30.0})
     leave_trial(config, "broken", 2.0, {2: 90.0}, end={"reason": "the loss is no longer finite"})
@@ -57,7 +57,7 @@ def test_the_tables_hold_what_every_trial_left(config: Config, tmp_path: Path) -
     assert set(parquet["evaluations"][0].as_py()[0]) == {"iteration", *METRICS}
 
 
-def test_a_running_trial_is_no_failure_while_it_may_be_retried(config: Config) -> None:
+def test_a_running_trial_is_not_failed_while_ray_may_retry_it(config: Config) -> None:
     leave_trial(config, "trial-000", 1.0, {2: 50.0})
     leave_trial(config, "trial-001", 2.0, {2: 50.0}, end={"reason": "a node died", "lasting": False})
     leave_trial(config, "trial-002", 3.0, {})
