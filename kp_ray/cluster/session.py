@@ -129,11 +129,6 @@ def _is_verbose() -> bool:
     return logging.getLogger().isEnabledFor(logging.INFO)
 
 
-def _is_verbose() -> bool:
-    """Return whether Ray's own log is shown, as `kp-ray -v` asks."""
-    return logging.getLogger().isEnabledFor(logging.INFO)
-
-
 def _interrupt(*_: object) -> None:
     _interrupted.set()
     raise KeyboardInterrupt
