@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from kp_ray.data.annotations import Annotations
-from kp_ray.data.csv_rows import check_num_cells, parse_number, read_csv_rows
+from kp_ray.data.csv_format import read_csv_rows
+from kp_ray.data.csv_rows import check_num_cells, parse_number
 from kp_ray.errors import DataError
 from kp_ray.keypoints import FloatArray
 
