@@ -1,38 +1,87 @@
-"""Compare `kp-ray predict` with the published way of predicting, in turns, on the same images with the same members.
+"""Measure `kp-ray predict` on the CPU and with a stand-in for a GPU.
 
     python benchmarks/predict.py RUN_DIR --images 100 --repeats 5
 
-A  the published way: one process, one Detectron2 DefaultPredictor per member, one image at a time, torch on all cores
-B  `kp-ray predict`: a pool of one actor per core with one torch thread each
+RUN_DIR holds trained members and a config.yaml; the images of its data.test_images are repeated up to `--images`. The
+first table compares three ways in turns, on the same images with the same members:
 
-RUN_DIR holds trained members and a config.yaml; the images of its data.test_images are repeated up to `--images`.
-Start-up (loading members; for B also Ray) is counted separately. Then B alone predicts `--many` images, to show its
-rate and memory. Results: benchmarks/results/predict.{md,json}.
+A  the published way: one process, one Detectron2 DefaultPredictor per member, one image at a time, torch on all cores
+B  one operator: a pool of one actor per core, whose actors also read and decode the images
+C  two operators, as `kp-ray predict` works: decoding tasks, and a pool of one actor per core
+
+The second table compares B and C with a model that sleeps for 20 ms per image, as if a GPU computed, at the input size
+of R-50 and X-101 (800x1333): the share of time in which the actors are busy while two CPUs decode. The third table
+shows the rate and the memory of the whole command for few and for many images. Start-up is not counted in rates.
+Results: benchmarks/results/predict.{md,json}.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import detectron2
 import psutil
+import pyarrow as pa
 import ray
 import torch
 from measure import hardware, kp_ray_command, median_and_range, write_results
 
+from kp_ray.cluster.session import session
+from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.load import load_config
 from kp_ray.config.schema import Config
+from kp_ray.models.decoding import Detection
+from kp_ray.prediction.decode import InputSize, decode_batch, refs_table
+from kp_ray.prediction.images import ImageRef
+from kp_ray.prediction.pool import plan_pool
+from kp_ray.prediction.predictor import BatchResult, InputImage, Predictor
+from kp_ray.prediction.run import predict_batches
+from kp_ray.prediction.task import PredictionTask
 
 CORES = os.cpu_count() or 1
+SLEEP_S = 0.02
+"""Seconds per image of the stand-in for a GPU."""
+GPU_INPUT = InputSize(800, 1333)
+DECODING_CPUS = 2
+
+
+class StandIn(Predictor):
+    """An actor whose models sleep as if a GPU computed, and find nobody."""
+
+    def find_people(self, member: str, images: Sequence[InputImage]) -> list[list[Detection]]:
+        """Make the inputs of the models, then sleep."""
+        for image in images:
+            image.model_input(GPU_INPUT, is_mirrored=False)
+            time.sleep(SLEEP_S / len(self.members))
+        return [[] for _ in images]
+
+
+class DecodingPredictor(Predictor):
+    """An actor that also decodes its images: way B."""
+
+    def __init__(self, sizes: Sequence[InputSize], **arguments: Any) -> None:
+        """Load the members; `arguments` are those of `Predictor`."""
+        super().__init__(**arguments)
+        self.sizes = sizes
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Decode a batch of `decode.REF_SCHEMA` and write its part."""
+        return super().__call__(decode_batch(batch, self.sizes))
+
+
+class DecodingStandIn(DecodingPredictor, StandIn):
+    """A stand-in for a GPU that also decodes its images."""
+
 
 PUBLISHED = """
 import json, sys, time
@@ -66,20 +115,105 @@ def published(images: Path, members: list[str]) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def pool(config: Config, folder: Path, images: Path) -> dict[str, Any]:
-    """Run `kp-ray predict` and return its figures, `process_s`, and the peak MiB of the driver and of an actor."""
+def link_run(config: Config, folder: Path, images: Path, actors: int, **changes: Any) -> Config:
+    """Make a run folder with the members of `config` that predicts a folder of images.
+
+    Args:
+        config: config of the run folder with the members.
+        folder: the run folder is made inside it.
+        images: folder of the images.
+        actors: number of actors.
+        changes: fields of the section `cluster`.
+    """
     run_dir = Path(tempfile.mkdtemp(dir=folder))
     (run_dir / "members").symlink_to(config.path("members"))
-    (run_dir / "store").symlink_to(config.path("store"))
-    path = run_dir / "config.yaml"
-    path.write_text(config.to_yaml())
-    sets = {
-        "run_dir": run_dir, "data.test_images": images, "data.sample_submission": "null", "predict.images": "null",
-        "predict.weights": "equal", "predict.actors": f"[{CORES},{CORES}]",
-    }  # fmt: skip
+    if Path(config.path("store")).exists():
+        (run_dir / "store").symlink_to(config.path("store"))
+    values = config.to_dict()
+    values["run_dir"] = str(run_dir)
+    values["data"] |= {"test_images": str(images)}
+    values["predict"] |= {"images": str(images), "weights": "equal", "actors": [actors, actors], "cpus_per_actor": 1}
+    values["cluster"] |= changes
+    return Config.model_validate(values)
+
+
+def one_operator(
+    task: PredictionTask, refs: Sequence[ImageRef], predictor: type[DecodingPredictor]
+) -> Iterator[BatchResult]:
+    """Predict images with a pool whose actors also decode: way B."""
+    section = task.config.predict
+    batches = [refs_table(refs[i : i + section.batch_size]) for i in range(0, len(refs), section.batch_size)]
+    num_gpus = 1 if task.config.cluster.num_gpus else None
+    arguments = {"sizes": task.input_sizes, **task.predictor_arguments(has_gpu=False)}
+    with ray_data_settings():
+        results = ray.data.from_arrow(batches).map_batches(
+            predictor,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_constructor_kwargs=arguments,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=section.actors[0], max_size=section.actors[1], max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=section.cpus_per_actor,
+            num_gpus=num_gpus,
+        )
+    for row in results.iter_rows():
+        yield BatchResult(**row)
+
+
+def measure_rate(results: Iterator[BatchResult]) -> float:
+    """Return the images per second between the first result and the last, so that no start-up counts."""
+    num_images, first_s, last_s = 0, None, 0.0
+    for result in results:
+        result.raise_error()
+        last_s = time.perf_counter()
+        if first_s is None:
+            first_s = last_s
+        else:
+            num_images += result.num_images
+    assert first_s is not None
+    return num_images / (last_s - first_s)
+
+
+def compare_operators(
+    config: Config, folder: Path, images: Path, repeats: int, num_gpus: int
+) -> list[dict[str, float]]:
+    """Measure B and C in turns on one cluster, in images/s.
+
+    Args:
+        config: config of the run folder with the members.
+        folder: folder for run folders.
+        images: folder of the images.
+        repeats: number of turns.
+        num_gpus: 0 runs the members on CPUs; otherwise the number of stand-ins for GPUs, beside which CPUs decode.
+    """
+    actors = num_gpus or CORES
+    cpus = num_gpus + DECODING_CPUS if num_gpus else CORES
+    run = link_run(config, folder, images, actors, num_cpus=cpus, num_gpus=num_gpus)
+    one, two = (DecodingStandIn, StandIn) if num_gpus else (DecodingPredictor, Predictor)
+    task = PredictionTask(run)
+    plan = plan_pool(run, [{"CPU": cpus, "GPU": num_gpus}])
+    if num_gpus:
+        task.input_sizes = [GPU_INPUT]
+        plan = replace(plan, max_decodes=DECODING_CPUS)
+    turns = []
+    with session(run, dashboard=False):
+        measure_rate(predict_batches(task, plan, task.images[:40], two))  # the workers import their modules
+        for _ in range(repeats):
+            one_rate = measure_rate(one_operator(task, task.images, one))
+            two_rate = measure_rate(predict_batches(task, plan, task.images, two))
+            turns.append({"one": one_rate, "two": two_rate})  # noqa: PERF401  (readable in two steps)
+    return turns
+
+
+def run_command(config: Config, folder: Path, images: Path) -> dict[str, Any]:
+    """Run `kp-ray predict` and return its figures, `process_s`, and the peak MiB of the driver and of an actor."""
+    path = folder / "command.yaml"
+    path.write_text(link_run(config, folder, images, CORES).to_yaml())
     began = time.perf_counter()
-    command = kp_ray_command("predict", path, *(f"{key}={value}" for key, value in sets.items()))
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        kp_ray_command("predict", path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     peaks = {"driver": 0.0, "actor": 0.0}
     watcher = threading.Thread(target=watch, args=(process, peaks))
     watcher.start()
@@ -127,32 +261,52 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         few = copy_images(Path(config.require_input("test_images")), folder / "few", options.images)
-        pairs: list[dict[str, Any]] = [
-            {"published": published(few, members), "pool": pool(config, folder, few)} for _ in range(options.repeats)
-        ]
-        many = pool(config, folder, copy_images(few, folder / "many", options.many))
-    rates = {way: [options.images / pair[way]["seconds"] for pair in pairs] for way in ("published", "pool")}
-    ratios = [pair["published"]["seconds"] / pair["pool"]["seconds"] for pair in pairs]
-    starts = [pair["published"]["start_up_s"] for pair in pairs]
-    pool_starts = [pair["pool"]["process_s"] - pair["pool"]["seconds"] for pair in pairs]
-    actor = statistics.median(pair["pool"]["peak_mib"]["actor"] for pair in pairs)
-    driver = statistics.median(pair["pool"]["peak_mib"]["driver"] for pair in pairs)
-    machine = hardware(torch, detectron2, ray, cv2)
-    text = (
-        f"# Prediction: the published way and kp_ray\n\n{machine}. {len(members)} members ({config.model.preset}), "
-        f"{options.images} images of 1920x1080, {options.repeats} pairs; medians (smallest-largest).\n\n"
-        "| | images/s, all members | start-up s |\n|---|---|---|\n"
-        f"| A one DefaultPredictor per member, one image at a time, {CORES} threads | "
-        f"{median_and_range(rates['published'])} | {median_and_range(starts, 1)} |\n"
-        f"| B `kp-ray predict`, {CORES} actors of one thread | {median_and_range(rates['pool'])} | "
-        f"{median_and_range(pool_starts, 1)} |\n\n"
-        f"B/A: {median_and_range(ratios)}.\n\n"
-        f"| B on | images/s | peak MiB of an actor | peak MiB of the driver |\n|---|---|---|---|\n"
-        f"| {options.images} images | {statistics.median(rates['pool']):.2f} | {actor:.0f} | {driver:.0f} |\n"
-        f"| {options.many} images | {options.many / many['seconds']:.2f} | {many['peak_mib']['actor']:.0f} | "
-        f"{many['peak_mib']['driver']:.0f} |\n"
-    )
-    write_results("predict", text, {"hardware": machine, "pairs": pairs, "many": many})
+        several = copy_images(few, folder / "several", 5 * options.images)
+        many = copy_images(few, folder / "many", options.many)
+        data: dict[str, Any] = {
+            "published": [published(few, members) for _ in range(options.repeats)],
+            "cpu": compare_operators(config, folder, few, options.repeats, num_gpus=0),
+            "gpu": {n: compare_operators(config, folder, several, options.repeats, num_gpus=n) for n in (1, 2)},
+            "command": {len(list(images.iterdir())): run_command(config, folder, images) for images in (few, many)},
+        }
+    data["hardware"] = hardware(torch, detectron2, ray, cv2)
+    description = f"{len(members)} members ({config.model.preset}), {options.images} images of 1920x1080"
+    write_results("predict", build_tables(data, description, options.images, options.repeats), data)
+
+
+def build_tables(data: dict[str, Any], description: str, num_images: int, repeats: int) -> str:
+    """Write the tables of the result as Markdown."""
+    ways = {"one": [turn["one"] for turn in data["cpu"]], "two": [turn["two"] for turn in data["cpu"]]}
+    ratios = [turn["two"] / turn["one"] for turn in data["cpu"]]
+    rates = [num_images / turn["seconds"] for turn in data["published"]]
+    lines = [
+        f"# Prediction\n\n{data['hardware']}. {description}, {repeats} turns; medians (smallest-largest), without "
+        "start-up.\n",
+        "| on CPUs | images/s, all members |\n|---|---|",
+        f"| A one DefaultPredictor per member, one image at a time, {CORES} threads | {median_and_range(rates)} |",
+        f"| B one operator: {CORES} actors of one thread that also decode | {median_and_range(ways['one'])} |",
+        f"| C two operators (`kp-ray predict`): decoding tasks, {CORES} actors of one thread | "
+        f"{median_and_range(ways['two'])} |",
+        f"\nC/B in the same turn: {median_and_range(ratios)}.\n",
+        f"A stand-in for a GPU sleeps {1000 * SLEEP_S:g} ms per image; inputs of {GPU_INPUT.shortest}x"
+        f"{GPU_INPUT.longest}; {DECODING_CPUS} CPUs decode beside the actors (in B the actors decode).\n",
+        "| actors | B images/s | B busy % | C images/s | C busy % |\n|---|---|---|---|---|",
+    ]
+    for actors, turns in data["gpu"].items():
+        cells = []
+        for way in ("one", "two"):
+            values = [turn[way] for turn in turns]
+            cells += [median_and_range(values, 1), median_and_range([100 * SLEEP_S * v / actors for v in values], 0)]
+        lines.append(f"| {actors} | {' | '.join(cells)} |")
+    lines.append("\n| `kp-ray predict` | images/s | start-up s | peak MiB of an actor | peak MiB of the driver |")
+    lines.append("|---|---|---|---|---|")
+    for count, run in data["command"].items():
+        peak = run["peak_mib"]
+        lines.append(
+            f"| {count} images | {count / run['seconds']:.2f} | {run['process_s'] - run['seconds']:.1f} | "
+            f"{peak['actor']:.0f} | {peak['driver']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
