@@ -202,7 +202,7 @@ def compare_operators(
         for _ in range(repeats):
             one_rate = measure_rate(one_operator(task, task.images, one))
             two_rate = measure_rate(predict_batches(task, plan, task.images, two))
-            turns.append({"one": one_rate, "two": two_rate})  # noqa: PERF401  (readable in two steps)
+            turns.append({"one": one_rate, "two": two_rate})
     return turns
 
 
