@@ -76,7 +76,7 @@ def describe_content(content: bytes) -> str:
     for offset, signature, description in _SIGNATURES:
         if head[offset : offset + len(signature)] == signature and (description != BMP or b"\0" in head):
             return description
-    # Latin letters in UTF-16 are every second byte zero, which no text in UTF-8 holds.
+    # In UTF-16 every second byte of Latin letters is zero; text in UTF-8 holds no zero bytes.
     if len(head) > 3 and max(head[0:64:2].count(0), head[1:64:2].count(0)) >= len(head[0:64:2]) - 1:
         return UTF16_UNMARKED
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()

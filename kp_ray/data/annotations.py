@@ -16,7 +16,7 @@ _NAME = re.compile(r"(?P<scene>.+)_(?P<camera>[A-Z])-(?P<frame>[0-9]{1,18})\.\w+
 
 @dataclass(frozen=True, slots=True)
 class StatedFacts:
-    """Facts that a COCO JSON states about an image and its person beside the points; None where it states none.
+    """Facts that a COCO JSON states about an image and its person, apart from the points; None if it states none.
 
     Attributes:
         size: (width, height) of the image in pixels.
@@ -46,7 +46,7 @@ class Annotations:
         corrected: changes made by the corrections file, one line per change.
         rows: N positions of the images in the labels' file, counted from 0; empty for 0, 1, ..., N - 1. A store's parts
             are cut by position, so that dropping one image changes one part.
-        stated: N facts that the labels' file states beside the points; empty for a CSV, which states none.
+        stated: N facts that the labels' file states apart from the points; empty for a CSV, which states none.
         notes: lines about how the file was read, e.g. the number of people that were left out.
     """
 

@@ -30,14 +30,14 @@ def is_dlc_header(cells: Sequence[str]) -> bool:
 
 
 def read_dlc(rows: Iterator[NumberedRow], path: str) -> LabelTable:
-    """Read the rows of such a CSV.
+    """Read the rows of a CSV of DeepLabCut or Lightning Pose.
 
     A point is unlabelled (v 0) if x and y are empty, its likelihood is below MIN_LIKELIHOOD, or `visible` is 0. Else
     its v is that of `visible`, or 2. The folder of an image becomes its group, because frames of one video are alike.
     Each individual of an image gets a row of the table.
 
     Args:
-        rows: all rows of the file.
+        rows: all rows of the file, the header first.
         path: file, with which messages begin.
 
     Raises:

@@ -50,8 +50,8 @@ def match_names(images: Sequence[str], files: Collection[str]) -> dict[str, Name
 
     Two names match if one rule makes them equal, or all rules together: upper and lower case, the Unicode form,
     percent-encoding, backslashes, the suffix, the folder (another one, or an absolute path). Names are matched only to
-    files without labels. Among files of one base name the one counts whose folders are the end of the other path. If
-    more than one file or more than one name is left, there is no match.
+    files without labels. If several files share a base name, only a file whose path is the end of the name, or the
+    reverse, is considered. A name that fits several files, and a file that several names fit, have no match.
 
     Args:
         images: names in the labels.
