@@ -44,7 +44,7 @@ def numpy_file() -> bytes:
         (zip_file("labels.csv"), "a ZIP archive"),
         (zip_file("[Content_Types].xml", "xl/workbook.xml"), "an Excel or Office file"),
         (tar_file(), "a tar archive"),
-        (gzip.compress(b"image,nose_x,nose_y\n"), "a gzip archive", mtime=0),
+        (gzip.compress(b"image,nose_x,nose_y\n", mtime=0), "a gzip archive"),
         (numpy_file(), "a NumPy file"),
         (b"%PDF-1.7\n", "a PDF"),
         (b"PAR1\x15\x04", "a Parquet file"),
