@@ -1,13 +1,13 @@
 """Find image files that are missing, damaged, or of a size or format that is probably a mistake."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from kp_ray.checks.findings import Finding, error, list_names, warning
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.image_files import require_any_image
-from kp_ray.data.names import describe_matches, match_names
+from kp_ray.data.names import NameMatch, describe_matches, match_names
 from kp_ray.errors import DataError, StorageError
 from kp_ray.images import is_image_file, probe, require_whole
 from kp_ray.storage import file_sizes, join, read_bytes
@@ -61,11 +61,7 @@ def check_images(
             "missing", image, f"no such file in {images_dir}", "add it; without it the image is left out"
         ), None
 
-    findings: list[Finding] = []
-    if matches:
-        num_missing = len(set(annotations.images) - files)
-        message = f"{num_missing} labelled images have no file: {describe_matches(matches, num_missing)}"
-        findings.append(error("names", "", message, "write the names of the files in the labels, or rename the files"))
+    findings = [*_names_finding(annotations.images, files, matches)]
     sizes: dict[str, Size] = {}
     with ThreadPoolExecutor(num_threads) as pool:
         inspected = zip(annotations.images, pool.map(inspect, annotations.images), strict=True)
@@ -80,6 +76,16 @@ def check_images(
     findings += _unlabelled_files(files, annotations.images, images_dir)
     position = {image: row for row, image in enumerate([*annotations.images, ""])}
     return sorted(findings, key=lambda finding: position[finding.image]), sizes
+
+
+def _names_finding(
+    images: Sequence[str], files: Collection[str], matches: Mapping[str, NameMatch]
+) -> Iterator[Finding]:
+    """Describe by rule, as one finding, how many names without a file nearly match one."""
+    if matches:
+        num_missing = len(set(images).difference(files))
+        message = f"{num_missing} labelled images have no file: {describe_matches(matches, num_missing)}"
+        yield error("names", "", message, "write the names of the files in the labels, or rename the files")
 
 
 def _inspect_file(image: str, path: str) -> tuple[Finding | None, Size | None]:
