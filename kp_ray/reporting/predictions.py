@@ -59,7 +59,7 @@ class PredictionSection:
     Attributes:
         num_images: number of images in predictions.parquet; 0 without that file.
         has_truth: True if the tiles show the ground truth.
-        num_filled: number of images in which no member found a person at the usual score; None if unknown.
+        num_filled: number of images in which no member found a person above `predict.score_threshold`; None if unknown.
         fallbacks: number of filled images by fallback.
         worst: tiles of the images with the largest RMSE.
         filled: tiles of the filled images.
@@ -127,7 +127,7 @@ def _build_lists(worst: tuple[ImageError, ...], filled: tuple[FilledImage, ...])
 
 
 def _tiles(config: Config, files: RunFiles, values: Mapping[str, str], unit: str) -> tuple[Tile, ...]:
-    """Draw ground truth and submission over the first MAX_TILES images; leave out images that cannot be read.
+    """Draw ground truth and submission over the first MAX_TILES images of `values`; skip images that cannot be read.
 
     Args:
         config: names the image folders.
@@ -156,8 +156,8 @@ def _describe_worst_point(image: str, files: RunFiles) -> str:
         return ""
     if image not in truth.images or image not in submission.images:
         return ""
-    predicted, labels = (people.keypoints[people.images.index(image)] for people in (submission, truth))
-    errors = point_errors(predicted, labels)
+    predicted = submission.keypoints[submission.images.index(image)]
+    errors = point_errors(predicted, truth.keypoints[truth.images.index(image)])
     if not np.isfinite(errors).any():
         return ""
     farthest = int(np.nanargmax(errors))

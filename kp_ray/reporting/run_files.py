@@ -118,8 +118,9 @@ def _read_submission(config: Config, skeleton: Skeleton | None) -> Annotations |
     path = config.path("submission.csv")
     if not exists(path):
         return None
-    form = read_sample_submission(path)
-    skeleton = skeleton or config.build_skeleton(form.names)
-    xy = read_submission(path, form, skeleton, size=None, allow_zeros=True)
-    scenes, cameras, frames = zip(*map(parse_name, form.images), strict=True)
-    return Annotations(skeleton, form.images, np.dstack([xy, np.full(xy.shape[:2], 2.0)]), scenes, cameras, frames)
+    # The submission serves as its own sample: it gives the names and the order of images and keypoints.
+    sample = read_sample_submission(path)
+    skeleton = skeleton or config.build_skeleton(sample.names)
+    xy = read_submission(path, sample, skeleton, size=None, allow_zeros=True)
+    scenes, cameras, frames = zip(*map(parse_name, sample.images), strict=True)
+    return Annotations(skeleton, sample.images, np.dstack([xy, np.full(xy.shape[:2], 2.0)]), scenes, cameras, frames)
