@@ -192,7 +192,7 @@ def compare_operators(
     run = link_run(config, folder, images, actors, num_cpus=cpus, num_gpus=num_gpus)
     one, two = (DecodingStandIn, StandIn) if num_gpus else (DecodingPredictor, Predictor)
     task = PredictionTask(run)
-    plan = plan_pool(run, [{"CPU": cpus, "GPU": num_gpus}])
+    plan = plan_pool(run, [{"CPU": cpus, "GPU": num_gpus}], cpus)
     if num_gpus:
         task.input_sizes = [GPU_INPUT]
         plan = replace(plan, max_decodes=DECODING_CPUS)

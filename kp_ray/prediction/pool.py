@@ -39,7 +39,7 @@ class PoolPlan:
     max_decodes: int
 
 
-def plan_pool(config: Config, nodes: Sequence[Mapping[str, float]]) -> PoolPlan:
+def plan_pool(config: Config, nodes: Sequence[Mapping[str, float]], num_cpus: float) -> PoolPlan:
     """Size the actor pool and the decoding tasks for a cluster.
 
     The plan leaves room for decoding tasks: there are at most as many actors as `predict.cpus_per_actor` fits the
@@ -48,7 +48,8 @@ def plan_pool(config: Config, nodes: Sequence[Mapping[str, float]]) -> PoolPlan:
     Args:
         config: the run's configuration. `cluster.num_cpus` and `cluster.num_gpus` give the size to which an autoscaling
             cluster grows.
-        nodes: resources of each node.
+        nodes: resources of each node on which actors may run.
+        num_cpus: CPUs of all nodes; decoding tasks run on any node.
 
     Raises:
         ClusterError: no node is large enough for an actor.
@@ -57,12 +58,11 @@ def plan_pool(config: Config, nodes: Sequence[Mapping[str, float]]) -> PoolPlan:
     section, cluster = config.predict, config.cluster
     gpus_per_actor = _resolve_gpus(config, nodes)
     num_places = sum(_count_places(node, section.cpus_per_actor, gpus_per_actor) for node in nodes)
-    total_cpus = sum(node.get("CPU", 0) for node in nodes)
     max_places = num_places
     if cluster.num_cpus or cluster.num_gpus:
-        total_cpus = max(total_cpus, cluster.num_cpus or 0)
-        total_gpus = max(sum(node.get("GPU", 0) for node in nodes), cluster.num_gpus or 0)
-        grown = {"CPU": total_cpus, "GPU": total_gpus}
+        num_cpus = max(num_cpus, cluster.num_cpus or 0)
+        num_gpus = max(sum(node.get("GPU", 0) for node in nodes), cluster.num_gpus or 0)
+        grown = {"CPU": num_cpus, "GPU": num_gpus}
         max_places = max(num_places, _count_places(grown, section.cpus_per_actor, gpus_per_actor))
     if not max_places:
         raise ClusterError(
@@ -79,7 +79,7 @@ def plan_pool(config: Config, nodes: Sequence[Mapping[str, float]]) -> PoolPlan:
         gpus_per_actor=gpus_per_actor,
         cpus_per_actor=section.cpus_per_actor - cpus_per_decode,
         cpus_per_decode=cpus_per_decode,
-        max_decodes=max(1, int(total_cpus)),
+        max_decodes=max(1, int(num_cpus)),
     )
 
 

@@ -14,7 +14,8 @@ GPU_NODE = {"CPU": 16.0, "GPU": 4.0}
 
 def plan(*nodes: dict[str, float], cluster: dict[str, Any] | None = None, **section: Any) -> PoolPlan:
     """Plan the pool of a config with this `predict` section."""
-    return plan_pool(build_config({"predict": section, "cluster": cluster or {}}), nodes)
+    num_cpus = sum(node["CPU"] for node in nodes)
+    return plan_pool(build_config({"predict": section, "cluster": cluster or {}}), nodes, num_cpus)
 
 
 def test_without_a_setting_an_actor_takes_a_gpu_if_the_cluster_has_gpus() -> None:
@@ -53,6 +54,10 @@ def test_the_pool_is_no_larger_than_the_cluster_holds() -> None:
     assert plan(GPU_NODE, actors=[1, 8]).max_actors == 4
     growing = plan(TWO_CPUS, actors=[4, 8], cluster={"num_cpus": 64})
     assert (growing.min_actors, growing.max_actors, growing.max_decodes) == (2, 8, 64)
+
+
+def test_decoding_also_uses_nodes_without_actors() -> None:
+    assert plan_pool(build_config({}), [GPU_NODE], num_cpus=64).max_decodes == 64
 
 
 def test_a_decoding_task_reserves_at_most_one_cpu() -> None:
