@@ -194,6 +194,9 @@ class ResumedSearch(OptunaSearch):
         self._running.add(trial_id)
         return {"number": number, "params": super().suggest(trial_id)}
 
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: a search resumes from its trials' folders."""
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record no intermediate value: the samplers ignore it, and Optuna warns when a retried trial repeats one."""
 

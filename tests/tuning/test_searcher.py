@@ -5,9 +5,11 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.cloudpickle
 from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
@@ -102,3 +104,14 @@ def test_the_sampler_learns_from_final_results_only(
     searcher.on_trial_complete("first", result, error)
     (trial,) = study.trials
     assert (trial.state, trial.value) == (state, result["rmse"] if result and state == TrialState.COMPLETE else None)
+
+
+def test_ray_tune_can_pickle_a_search_and_save_its_snapshots(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    searcher = build_searcher(make_config(tune={"num_trials": 3}))
+    searcher.suggest("first")
+    copy = ray.cloudpickle.loads(ray.cloudpickle.dumps(searcher))
+    assert copy.numbers == searcher.numbers == [1, 2]
+    searcher.save_to_dir(str(tmp_path))
+    assert not list(tmp_path.iterdir())  # a search resumes from its trials' folders
