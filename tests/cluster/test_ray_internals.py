@@ -5,6 +5,7 @@ import inspect
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -26,6 +27,14 @@ from kp_ray.cluster.ray_internals import (
 )
 from tests.helpers.data import ROOT
 
+
+class Identity:
+    """A class for `map`; the dataset is never executed."""
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return row
+
+
 PRIVATE = re.compile(r"\bray\.(\w+\.)*_[a-z]|ray_remote_args|max_task_retries|class_cache")
 
 
@@ -42,12 +51,11 @@ def test_retries_of_tasks_are_bounded_by_an_argument_that_ray_still_has() -> Non
     assert options() == {"max_retries": MAX_RETRIES}
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_retries_of_actor_calls_are_bounded_by_an_argument_that_ray_still_has() -> None:
     # When Ray has removed the argument (planned for 2.64), `map` raises a TypeError instead of warning.
     with pytest.warns(RayDeprecationWarning, match=r"ray_remote_args.*2\.64"):
-        ray.data.Dataset.map(
-            ray.data.from_items([]), str, compute=ray.data.ActorPoolStrategy(size=1), **bounded_actor_retries()
-        )
+        ray.data.range(1).map(Identity, compute=ray.data.ActorPoolStrategy(size=1), **bounded_actor_retries())
 
 
 @pytest.mark.usefixtures("ray_cluster")
