@@ -118,7 +118,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_valid_labels(path: str) -> None:
-    labels = load_annotations(path)
+    labels = load_annotations(path, people="largest")
+    assert len(labels.stated) in (0, len(labels))
     assert len(set(labels.images)) == len(labels.images) == len(labels.keypoints) > 0
     assert [check_image_name(image, path) for image in labels.images] == list(labels.images)
     xy, v = labels.keypoints[..., :2], labels.keypoints[..., 2]
@@ -222,6 +223,8 @@ def valid_content(kind: str, folder: Path) -> bytes:
 ASSERT_VALID: dict[str, Callable[[str], None]] = {
     "labels.csv": assert_valid_labels,
     "labels.json": assert_valid_labels,
+    "people.json": assert_valid_labels,
+    "deeplabcut.csv": assert_valid_labels,
     "corrections.csv": assert_valid_corrections,
     "config.yaml": assert_valid_config,
     "_manifest.json": assert_valid_manifest,
