@@ -138,7 +138,7 @@ def check_search(config: Config) -> None:
         raise ConfigError("tune.num_trials: no trial is to be run (got 0): raise it, e.g. --set tune.num_trials=16")
     if isinstance(config.train.num_workers, WorkerRange):
         raise ConfigError(
-            "train.num_workers: only trials with the same number of workers can be compared (got a range): give one "
+            "train.num_workers: only trials with the same number of workers can be compared (got a range): give a "
             "number instead of min and max, or set tune.num_trials=0"
         )
     check_options(config)
