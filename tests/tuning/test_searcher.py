@@ -106,9 +106,7 @@ def test_the_sampler_learns_from_final_results_only(
     assert (trial.state, trial.value) == (state, result["rmse"] if result and state == TrialState.COMPLETE else None)
 
 
-def test_ray_tune_can_pickle_a_search_and_save_snapshots(
-    make_config: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_ray_tune_can_pickle_a_search_and_save_snapshots(make_config: Callable[..., Config], tmp_path: Path) -> None:
     searcher = build_searcher(make_config(tune={"num_trials": 3}))
     searcher.suggest("first")
     copy = ray.cloudpickle.loads(ray.cloudpickle.dumps(searcher))
