@@ -1,7 +1,6 @@
 """Files at local paths and URLs: bytes, JSON, JSON lines, Parquet; atomic writes; the writer's lock.
 
-Every other module reads and writes through these functions. Local paths and object storage behave alike: a file appears
-whole or not at all, and every failure is a `StorageError`.
+On local paths and on object storage a file appears whole or not at all, and every failure is a `StorageError`.
 """
 
 import contextlib
@@ -223,8 +222,7 @@ def move_file(path: str, target: str) -> None:
     Raises:
         StorageError: the file is not there, or the storage is full or refuses.
     """
-    fs, inner = filesystem(path)
-    moved = filesystem(target)[1]
+    (fs, inner), (_, moved) = filesystem(path), filesystem(target)
     try:
         if isinstance(fs, pafs.LocalFileSystem):
             Path(moved).parent.mkdir(parents=True, exist_ok=True)
@@ -301,9 +299,8 @@ def writer_lock(folder: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise RunStateError(f"{folder}: another process is writing here: wait for it or stop it") from error
         except OSError as error:
-            raise StorageError(
-                f"{folder}: cannot be locked: {one_line(error)}: choose a run_dir on a file system with locks"
-            ) from error
+            fix = "choose a run_dir on a file system with locks"
+            raise StorageError(f"{folder}: cannot be locked: {one_line(error)}: {fix}") from error
         yield
 
 
