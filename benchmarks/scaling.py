@@ -2,9 +2,11 @@
 
     python benchmarks/scaling.py --sources 400 800 1600 3250
 
-The competition has 4195 labelled frames; the largest run has 3250, with 18 variants each. Memory is sampled ten times
-per second from outside: the resident set sizes of the driver and of each Ray worker (each includes shared libraries),
-and the growth of /dev/shm, which holds Ray's object store. Results: benchmarks/results/scaling.{md,json}.
+Sources are generated, with 18 variants each. The published notebook augmented 3250 frames, and so does the largest run.
+Memory is sampled ten times per second from outside: the resident set sizes of the driver and of each Ray worker (each
+includes shared libraries), and the growth of /dev/shm, which holds Ray's object store.
+
+Results: benchmarks/results/scaling.{md,json}.
 """
 
 import argparse
@@ -106,12 +108,11 @@ def main() -> None:
         )
     rate = {run["sources"]: run["sources_per_s"] for run in runs}
     seconds = {number: number / rate[number] for number in options.sources}
-    seconds_per_source = sum(seconds.values()) / sum(seconds)
+    seconds_per_source = sum(seconds.values()) / sum(options.sources)
     deviations = ", ".join(f"{seconds[number] / (number * seconds_per_source) - 1:+.0%}" for number in sorted(seconds))
     text += (
         f"\nRatio of the rates at {largest} and {smallest} sources: {rate[largest] / rate[smallest]:.2f}. "
-        f"From a straight line through the origin ({1 / seconds_per_source:.2f} sources/s) the times deviate by "
-        f"{deviations}.\n"
+        f"Measured times compared with a constant {1 / seconds_per_source:.2f} sources/s: {deviations}.\n"
     )
     write_results("scaling", text, {"hardware": machine, "runs": runs})
 

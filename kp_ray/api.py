@@ -1,7 +1,7 @@
 """The stages as functions for a notebook or script, e.g. `kp_ray.augment`.
 
-Each function checks its inputs, works in the open `kp_ray.session`, and returns the summary that the command line
-prints. Work that a stopped call finished is not repeated.
+Each function checks its inputs and returns the summary that the command line prints. Call it inside
+`with kp_ray.session(config):`. If a call is interrupted, the same call continues where it stopped.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def augment(config: Config, progress: Progress = no_progress) -> "AugmentSummary":
-    """Write every recipe of every labelled image into the Parquet store `<run_dir>/store`.
+    """Apply every recipe to every labelled image and write the variants to the Parquet store `<run_dir>/store`.
 
     Args:
         config: from `kp_ray.load_config`.

@@ -78,9 +78,9 @@ class Skeleton:
 
 _SIDED_PARTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "palm", "instep")
 
-# The first 17 sigmas are COCO's (cocodataset.org, keypoint evaluation). Each of the last seven, except the insteps',
-# is the sigma of a COCO joint that is as hard to place: shoulder for neck and upper spine, hip for waist, wrist for
-# palms. The insteps' 0.079 is close to 0.080, the mean of COCO-WholeBody's foot points (Jin et al., ECCV 2020).
+# The first 17 sigmas are COCO's (cocodataset.org, keypoint evaluation). The other seven are ours. Five copy a COCO
+# joint that is about as hard to place: neck and spine2(back) the shoulders', spine1(waist) the hips', the palms the
+# wrists'. The insteps' 0.079 is close to 0.080, the mean of COCO-WholeBody's foot points (Jin et al., ECCV 2020).
 DACON24 = Skeleton(
     names=(
         "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
@@ -114,13 +114,13 @@ def skeleton_for(
 ) -> Skeleton:
     """Build the skeleton for the keypoint names in a file of labels.
 
-    The competition's 24 names, in any order, give the names of `DACON24` in its order. Other names keep their order and
-    need `flip_pairs` and `sigmas`.
+    If `names` are the competition's 24, in any order, the skeleton has the order of `DACON24`. Other names keep their
+    order and need `flip_pairs` and `sigmas`.
 
     Args:
         names: keypoint names in the order of the file.
         flip_pairs: pairs of (left, right) names; None takes the pairs of `DACON24`.
-        sigmas: one per keypoint; None takes the sigmas of `DACON24`.
+        sigmas: one per keypoint, in the order of the returned skeleton's names; None takes the sigmas of `DACON24`.
 
     Raises:
         ValueError: `flip_pairs` or `sigmas` do not fit the names, or are None although the names are not the
@@ -142,13 +142,16 @@ def skeleton_for(
 
 
 def inside(xy: FloatArray, width: int, height: int) -> BoolArray:
-    """Return which points (..., 2) are inside [0, width) x [0, height) pixels; NaN is outside."""
+    """Return which points (..., 2), in pixel indices, are in [0, width) x [0, height); points outside get v = 0.
+
+    NaN is outside.
+    """
     limit = np.array([width, height])
     with np.errstate(invalid="ignore"):
         return np.asarray(((xy >= 0) & (xy < limit)).all(axis=-1))
 
 
-def visible_box(keypoints: FloatArray, width: int, height: int, margin_px: float = 0.0) -> FloatArray:
+def labelled_box(keypoints: FloatArray, width: int, height: int, margin_px: float = 0.0) -> FloatArray:
     """Compute the box (4,) x1, y1, x2, y2 around the labelled points of one person, clipped to the image.
 
     Args:

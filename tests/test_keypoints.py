@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kp_ray.keypoints import DACON24, FloatArray, Skeleton, inside, skeleton_for, visible_box
+from kp_ray.keypoints import DACON24, FloatArray, Skeleton, inside, labelled_box, skeleton_for
 
 HAND = {
     "names": ("left_tip", "right_tip", "palm"),
@@ -133,14 +133,14 @@ def test_inside_agrees_with_a_comparison_point_by_point(xy: FloatArray, width: i
 
 def test_the_box_is_clipped_to_the_image_and_leaves_unlabelled_points_out() -> None:
     body = make_points((10.5, 20.25), (-30, 60), (np.nan, 5), (700, np.nan), (90, 500))
-    assert visible_box(body, 640, 480).tolist() == [0, 20.25, 90, 480]
-    assert visible_box(body, 640, 480, margin_px=10).tolist() == [0, 10.25, 100, 480]
-    assert visible_box(make_points((700, 20), (800, 30)), 640, 480).tolist() == [640, 20, 640, 30]
+    assert labelled_box(body, 640, 480).tolist() == [0, 20.25, 90, 480]
+    assert labelled_box(body, 640, 480, margin_px=10).tolist() == [0, 10.25, 100, 480]
+    assert labelled_box(make_points((700, 20), (800, 30)), 640, 480).tolist() == [640, 20, 640, 30]
 
 
 def test_the_box_without_labelled_points_is_zeros_with_any_margin() -> None:
     nobody = make_points((np.nan, np.nan), (np.nan, 7))
-    assert visible_box(nobody, 640, 480, margin_px=9).tolist() == [0, 0, 0, 0]
+    assert labelled_box(nobody, 640, 480, margin_px=9).tolist() == [0, 0, 0, 0]
 
 
 @settings(deadline=None)
@@ -153,7 +153,7 @@ def test_the_box_without_labelled_points_is_zeros_with_any_margin() -> None:
 def test_the_box_is_inside_the_image_and_contains_every_point_of_the_image(
     xy: FloatArray, width: int, height: int, margin_px: float
 ) -> None:
-    x1, y1, x2, y2 = visible_box(make_points(*map(tuple, xy)), width, height, margin_px)
+    x1, y1, x2, y2 = labelled_box(make_points(*map(tuple, xy)), width, height, margin_px)
     assert 0 <= x1 <= x2 <= width
     assert 0 <= y1 <= y2 <= height
     for x, y in xy[inside(xy, width, height)]:

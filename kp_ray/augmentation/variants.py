@@ -17,7 +17,7 @@ from kp_ray.augmentation.user_pipeline import run_user_pipeline
 from kp_ray.augmentation.warp import PaddedSource, relight
 from kp_ray.errors import DataError
 from kp_ray.images import Image, decode, encode
-from kp_ray.keypoints import FloatArray, apply_affine, inside, visible_box
+from kp_ray.keypoints import FloatArray, apply_affine, inside, labelled_box
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -178,7 +178,7 @@ def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int
         image=encode(pixels, settings.jpeg_quality) if encoded is None else encoded,
         affine=affine,
         keypoints=stored,
-        bbox_xyxy=visible_box(stored.astype(np.float64), width, height, settings.box_margin_px).astype(np.float32),
+        bbox_xyxy=labelled_box(stored.astype(np.float64), width, height, settings.box_margin_px).astype(np.float32),
         num_visible=int((stored[:, 2] > 0).sum()),
     )
 

@@ -49,7 +49,8 @@ def runs_at_once(config: Config) -> Capacity:
     if not fits_a_node(config, train.cpus_per_worker, 1 if use_gpu else 0):
         raise ClusterError(f"train.cpus_per_worker: no node has {per_worker} for a worker: lower it")
     num_runs = _count_runs(total, train, max_workers, use_gpu)
-    if not (config.cluster.num_cpus or config.cluster.num_gpus):  # the sizes of nodes yet to be started are unknown
+    is_autoscaling = bool(config.cluster.num_cpus or config.cluster.num_gpus)
+    if not is_autoscaling:  # otherwise the sizes of future nodes are unknown
         num_places = sum(_count_workers(node["Resources"], train.cpus_per_worker, use_gpu) for node in nodes)
         if num_places < min_workers:  # Ray Train would wait forever for room
             raise ClusterError(
@@ -58,7 +59,7 @@ def runs_at_once(config: Config) -> Capacity:
             )
         num_runs = min(num_runs, num_places // max_workers)
     num_runs = min(num_runs, max_runs_in_memory(nodes))
-    # Ray Train sizes an elastic run by the whole cluster, as if no other run used it.
+    # With a range of workers, Ray Train lets a run grow to the whole cluster: only one may run at a time.
     return Capacity(1 if isinstance(train.num_workers, WorkerRange) else num_runs, use_gpu)
 
 

@@ -15,7 +15,7 @@ from kp_ray.data.annotations import Annotations, LabelTable, StatedFacts, parse_
 from kp_ray.data.foreign_formats import EXPECTED, describe_json
 from kp_ray.errors import DataError, one_line
 from kp_ray.file_types import TEXT, UTF16, UTF16_UNMARKED, UTF32, describe_content
-from kp_ray.keypoints import visible_box
+from kp_ray.keypoints import labelled_box
 from kp_ray.storage import read_bytes
 
 _Person = tuple[str | None, Mapping[str, Any]]
@@ -42,7 +42,7 @@ def to_coco(annotations: Annotations, sizes: Sequence[tuple[int, int]]) -> dict[
         labelled = points[:, 2] > 0
         if not labelled.any():
             continue
-        x1, y1, x2, y2 = (float(value) for value in visible_box(points, width, height))
+        x1, y1, x2, y2 = (float(value) for value in labelled_box(points, width, height))
         flat = [(float(x), float(y), int(v)) if v > 0 else (0.0, 0.0, 0) for x, y, v in points]
         people.append(
             {

@@ -8,7 +8,7 @@ from kp_ray.config.schema import Config
 from kp_ray.data.annotations import check_image_name
 from kp_ray.errors import DataError
 from kp_ray.images import Image, decode_bgr
-from kp_ray.keypoints import FloatArray, Skeleton, visible_box
+from kp_ray.keypoints import FloatArray, Skeleton, labelled_box
 from kp_ray.reporting.formatting import jpeg_uri
 from kp_ray.storage import exists, join, read_bytes
 from kp_ray.visualization.colors import Color
@@ -47,9 +47,9 @@ def overlay_uri(config: Config, image_name: str, overlays: Sequence[Overlay]) ->
     if image is None:
         return None
     height, width = image.shape[:2]
-    tight_box = visible_box(points, width, height)
+    tight_box = labelled_box(points, width, height)
     margin_px = MARGIN_SHARE * float((tight_box[2:] - tight_box[:2]).max())
-    crop, affine = crop_and_resize(image, visible_box(points, width, height, margin_px=margin_px), OVERLAY_PX)
+    crop, affine = crop_and_resize(image, labelled_box(points, width, height, margin_px=margin_px), OVERLAY_PX)
     for keypoints, skeleton, color in overlays:
         crop = draw_skeleton(crop, transform_keypoints(keypoints, affine), skeleton, color=color)
     return jpeg_uri(crop)

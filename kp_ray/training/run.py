@@ -41,7 +41,7 @@ class MemberSummary:
         name: the member's name.
         folder: the member's folder.
         result: None if the member was finished before.
-        seconds: duration of the training run, with its start; None if the member was finished before.
+        seconds: duration of the training run, including its start-up; None if the member was finished before.
         left_out: description of the stored variants that the member did not train on; "" for none.
     """
 
@@ -93,10 +93,10 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
 
     Raises:
         RunStateError: a member began with other settings, or another process trains in this run folder.
-        StoreError: there is no finished store, or it does not hold a recipe.
+        StoreError: there is no finished store, or it lacks a recipe on which a member trains.
         DataError: a member has too few training rows.
         ClusterError: the cluster is too small for a member.
-        KpRayError: a member failed, see `fit_member`; the other members are trained first.
+        KpRayError: a member failed, see `fit_member`; raised only when the other members have ended.
     """
     check_options(config)
     check_settings(config)
@@ -106,9 +106,12 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
         max_running, use_gpu = runs_at_once(config) if pending else (0, False)
         config.save()
         trained = _fit_members(config, pending, progress, max_running=max_running, use_gpu=use_gpu)
-    finished = (MemberSummary(member.name, config.member_dir(member.name)) for member in config.train.members)
-    summaries = (trained.get(summary.name, summary) for summary in finished)
-    return TrainSummary(tuple(replace(summary, left_out=left_out.get(summary.name, "")) for summary in summaries))
+    summaries = []
+    for member in config.train.members:
+        finished_before = MemberSummary(member.name, config.member_dir(member.name))
+        summary = trained.get(member.name, finished_before)
+        summaries.append(replace(summary, left_out=left_out.get(member.name, "")))
+    return TrainSummary(tuple(summaries))
 
 
 def describe_left_out(config: Config, member: MemberConfig, num_usable: int) -> str:
@@ -123,14 +126,14 @@ def describe_left_out(config: Config, member: MemberConfig, num_usable: int) -> 
 
 
 def check_rows(config: Config, member: MemberConfig) -> int:
-    """Refuse a member with fewer training rows than one step of all workers takes; return the number of its rows.
+    """Count the rows on which a member can train, and refuse a member whose rows do not fill one iteration.
 
     Raises:
         DataError: there are too few; the message names the settings that decide.
         StoreError: there is no finished store, or it does not hold a recipe of the member.
     """
     num_usable, min_visible = len(usable_rows(config, member)), config.augment.min_visible
-    num_needed = config.train.ims_per_batch * config.train.worker_range[1]
+    num_needed = config.train.ims_per_batch * config.train.worker_range[1]  # ims_per_batch counts one worker's images
     if num_usable < num_needed:
         by_workers = " or train.num_workers" if config.train.worker_range[1] > 1 else ""
         more_rows = "lower augment.min_visible, " if min_visible > 1 else ""
@@ -185,6 +188,7 @@ def _fit_members(
 def _report_progress(config: Config, member: MemberConfig, progress: Progress) -> None:
     latest = read_latest_entry(config.member_dir(member.name))
     if latest is not None:
+        # max_iter counts the iterations of one worker; N workers need the N-th part of them.
         total = round(config.train.max_iter / latest.values.get("workers", 1))
         loss = latest.values.get("total_loss", math.nan)
         progress(member.name, latest.iteration + 1, total, f"loss {loss:.2f}")
@@ -231,7 +235,7 @@ def fit_member(
         raise StoppedError(
             f"member {member.name}: training stopped: {describe_ray_error(error)}: run the same command to resume"
         ) from error
-    if isinstance(outcome, KpRayError):
+    if isinstance(outcome, KpRayError):  # returned, not raised, because Ray Train would retry: no retry can help
         raise type(outcome)(f"member {member.name}: {outcome}") from outcome
     if not isinstance(outcome, TrainingResult):
         raise TypeError(f"member {member.name}: Ray Train returned {outcome!r}")
@@ -242,10 +246,10 @@ def _create_trainer(
     config: Config, member: MemberConfig, *, use_gpu: bool, folder: str, callbacks: Sequence[ray.train.UserCallback]
 ) -> TorchTrainer:
     train = config.train
-    # Ray Data shards and shuffles references to rows: a stream of images keeps its coordinator busy while training is
-    # the slower side (measured: 40 % of a core per run), and cannot be shuffled as a whole.
+    # Ray Data gets references to rows, not images. A stream of images cannot be shuffled as a whole, and it would keep
+    # Ray Data's coordinator busy even when training is the bottleneck (measured: 40 % of a core per run).
     rows = usable_rows(config, member)
-    # A worker's shard is a fixed range of these rows, and the store's rows are sorted by recipe: shuffle them first.
+    # Ray Train gives each worker a fixed range of these rows. The store sorts them by recipe: mix them before.
     shuffled = rows.take(np.random.default_rng(member.seed).permutation(len(rows)))
     with ray_data_settings():
         dataset = ray.data.from_arrow(shuffled)
@@ -255,6 +259,7 @@ def _create_trainer(
         train_loop_config={"config": config.to_dict(), "member": member.model_dump(mode="json"), "folder": folder},
         datasets={"train": dataset},
         scaling_config=ray.train.ScalingConfig(
+            # A tuple makes the run elastic.
             num_workers=train.worker_range if isinstance(train.num_workers, WorkerRange) else train.num_workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
