@@ -2,16 +2,19 @@
 
     python benchmarks/predict.py RUN_DIR --images 100 --repeats 5
 
-RUN_DIR holds trained members and a config.yaml; the images of its data.test_images are repeated up to `--images`. The
-first table compares three ways in turns, on the same images with the same members:
+RUN_DIR holds the trained members of an ensemble and a config.yaml; the images of its data.test_images are repeated up
+to `--images`. The first table compares three ways on the same images with the same members. B and C take turns, after
+A:
 
 A  the published way: one process, one Detectron2 DefaultPredictor per member, one image at a time, torch on all cores
 B  one operator: a pool of one actor per core, whose actors also read and decode the images
 C  two operators, as `kp-ray predict` works: decoding tasks, and a pool of one actor per core
 
-The second table compares B and C with a model that sleeps for 20 ms per image, as if a GPU computed, at the input size
-of R-50 and X-101 (800x1333): the share of time in which the actors are busy while two CPUs decode. The third table
-shows the rate and the memory of the whole command for few and for many images. Start-up is not counted in rates.
+The second table shows the share of time in which the actors of B and C are busy. Their model only sleeps for 20 ms per
+image, in place of a GPU; inputs have the size of R-50 and X-101 (800x1333). In C two further CPUs decode, in B the
+actors do. The third table shows the rate and the memory of the whole command for few and for many images. Start-up is
+not counted in rates.
+
 Results: benchmarks/results/predict.{md,json}.
 """
 
@@ -75,7 +78,7 @@ class DecodingPredictor(Predictor):
         self.sizes = sizes
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Decode a batch of `decode.REF_SCHEMA` and write its part."""
+        """Decode a batch of image references, predict it, and write the part with its predictions."""
         return super().__call__(decode_batch(batch, self.sizes))
 
 
@@ -116,7 +119,7 @@ def published(images: Path, members: list[str]) -> dict[str, float]:
 
 
 def link_run(config: Config, folder: Path, images: Path, actors: int, **changes: Any) -> Config:
-    """Make a run folder with the members of `config` that predicts a folder of images.
+    """Link a new run folder to the members of `config`; return a config that predicts images with them.
 
     Args:
         config: config of the run folder with the members.
@@ -185,12 +188,12 @@ def compare_operators(
         folder: folder for run folders.
         images: folder of the images.
         repeats: number of turns.
-        num_gpus: 0 runs the members on CPUs; otherwise the number of stand-ins for GPUs, beside which CPUs decode.
+        num_gpus: number of stand-ins for GPUs, with two more CPUs for decoding; 0 runs the real members on CPUs.
     """
     actors = num_gpus or CORES
     cpus = num_gpus + DECODING_CPUS if num_gpus else CORES
     run = link_run(config, folder, images, actors, num_cpus=cpus, num_gpus=num_gpus)
-    one, two = (DecodingStandIn, StandIn) if num_gpus else (DecodingPredictor, Predictor)
+    predictor_b, predictor_c = (DecodingStandIn, StandIn) if num_gpus else (DecodingPredictor, Predictor)
     task = PredictionTask(run)
     plan = plan_pool(run, [{"CPU": cpus, "GPU": num_gpus}], cpus)
     if num_gpus:
@@ -198,16 +201,16 @@ def compare_operators(
         plan = replace(plan, max_decodes=DECODING_CPUS)
     turns = []
     with session(run, dashboard=False):
-        measure_rate(predict_batches(task, plan, task.images[:40], two))  # the workers import their modules
+        measure_rate(predict_batches(task, plan, task.images[:40], predictor_c))  # the workers import their modules
         for _ in range(repeats):
-            one_rate = measure_rate(one_operator(task, task.images, one))
-            two_rate = measure_rate(predict_batches(task, plan, task.images, two))
-            turns.append({"one": one_rate, "two": two_rate})
+            rate_b = measure_rate(one_operator(task, task.images, predictor_b))
+            rate_c = measure_rate(predict_batches(task, plan, task.images, predictor_c))
+            turns.append({"B": rate_b, "C": rate_c})
     return turns
 
 
 def run_command(config: Config, folder: Path, images: Path) -> dict[str, Any]:
-    """Run `kp-ray predict` and return its figures, `process_s`, and the peak MiB of the driver and of an actor."""
+    """Run `kp-ray predict` and return the values it prints, its seconds, and the driver's and an actor's peak MiB."""
     path = folder / "command.yaml"
     path.write_text(link_run(config, folder, images, CORES).to_yaml())
     began = time.perf_counter()
@@ -253,7 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--many", type=int, default=1000)
+    parser.add_argument("--many-images", type=int, default=1000, help="images of the second run of the command")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     config = load_config(str(options.run_dir / "config.yaml"), [f"run_dir={options.run_dir}"])
@@ -262,7 +265,7 @@ def main() -> None:
         folder = Path(name)
         few = copy_images(Path(config.require_input("test_images")), folder / "few", options.images)
         several = copy_images(few, folder / "several", 5 * options.images)
-        many = copy_images(few, folder / "many", options.many)
+        many = copy_images(few, folder / "many", options.many_images)
         data: dict[str, Any] = {
             "published": [published(few, members) for _ in range(options.repeats)],
             "cpu": compare_operators(config, folder, few, options.repeats, num_gpus=0),
@@ -276,17 +279,17 @@ def main() -> None:
 
 def build_tables(data: dict[str, Any], description: str, num_images: int, repeats: int) -> str:
     """Write the tables of the result as Markdown."""
-    ways = {"one": [turn["one"] for turn in data["cpu"]], "two": [turn["two"] for turn in data["cpu"]]}
-    ratios = [turn["two"] / turn["one"] for turn in data["cpu"]]
+    cpu_rates = {way: [turn[way] for turn in data["cpu"]] for way in ("B", "C")}
+    ratios = [turn["C"] / turn["B"] for turn in data["cpu"]]
     rates = [num_images / turn["seconds"] for turn in data["published"]]
     lines = [
         f"# Prediction\n\n{data['hardware']}. {description}, {repeats} turns; medians (smallest-largest), without "
         "start-up.\n",
         "| on CPUs | images/s, all members |\n|---|---|",
         f"| A one DefaultPredictor per member, one image at a time, {CORES} threads | {median_and_range(rates)} |",
-        f"| B one operator: {CORES} actors of one thread that also decode | {median_and_range(ways['one'])} |",
+        f"| B one operator: {CORES} actors of one thread that also decode | {median_and_range(cpu_rates['B'])} |",
         f"| C two operators (`kp-ray predict`): decoding tasks, {CORES} actors of one thread | "
-        f"{median_and_range(ways['two'])} |",
+        f"{median_and_range(cpu_rates['C'])} |",
         f"\nC/B in the same turn: {median_and_range(ratios)}.\n",
         f"A stand-in for a GPU sleeps {1000 * SLEEP_S:g} ms per image; inputs of {GPU_INPUT.shortest}x"
         f"{GPU_INPUT.longest}; {DECODING_CPUS} CPUs decode beside the actors (in B the actors decode).\n",
@@ -294,7 +297,7 @@ def build_tables(data: dict[str, Any], description: str, num_images: int, repeat
     ]
     for actors, turns in data["gpu"].items():
         cells = []
-        for way in ("one", "two"):
+        for way in ("B", "C"):
             values = [turn[way] for turn in turns]
             cells += [median_and_range(values, 1), median_and_range([100 * SLEEP_S * v / actors for v in values], 0)]
         lines.append(f"| {actors} | {' | '.join(cells)} |")

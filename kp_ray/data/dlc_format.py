@@ -2,7 +2,8 @@
 
 The header has three rows, `scorer`, `bodyparts` and `coords`, or four with `individuals` after `scorer`. Images are
 named by the first column, or by the first three (folder, video, file). A point has x, y and perhaps `likelihood` (of a
-prediction) or `visible` (of a Lightning Pose label, in COCO's codes 0, 1, 2). x and y are pixel indices.
+prediction) or `visible` (of a Lightning Pose label, in COCO's codes 0, 1, 2). x and y count pixels from 0; an
+integer is a pixel's centre.
 """
 
 import itertools
@@ -32,16 +33,17 @@ def is_dlc_header(cells: Sequence[str]) -> bool:
 def read_dlc(rows: Iterator[NumberedRow], path: str) -> LabelTable:
     """Read the rows of a CSV of DeepLabCut or Lightning Pose.
 
-    A point is unlabelled (v 0) if x and y are empty, its likelihood is below MIN_LIKELIHOOD, or `visible` is 0. Else
-    its v is that of `visible`, or 2. The folder of an image becomes its group, because frames of one video are alike.
-    Each individual of an image gets a row of the table.
+    A point is unlabelled (v 0) if x and y are empty, its likelihood is below MIN_LIKELIHOOD, or `visible` is 0.
+    Otherwise v is the value of `visible`, or 2 if there is none. The folder of an image becomes its group, because
+    frames of one video are alike, unless the image's name itself states scene and camera. Each individual with a
+    labelled point gets a row of the table; an image without any gets one row without labelled points.
 
     Args:
         rows: all rows of the file, the header first.
-        path: file, with which messages begin.
+        path: path of the file; messages begin with it.
 
     Raises:
-        DataError: the header or a cell is wrong, or rows are numbers of video frames instead of image names.
+        DataError: the header or a cell is wrong, or rows are named by numbers of video frames instead of images.
     """
     header, rows = _read_header(rows, path)
     coords = [coord.lower() for coord in header["coords"]]
@@ -66,7 +68,8 @@ def read_dlc(rows: Iterator[NumberedRow], path: str) -> LabelTable:
             row_numbers.append(number)
             people.append(pose)
     keypoints = np.array(people, dtype=np.float64).reshape(-1, len(names), 3)
-    groups = ["" if parse_name(image)[1] else image.rpartition("/")[0] for image in images]
+    states_camera = [bool(parse_name(image)[1]) for image in images]
+    groups = ["" if stated else image.rpartition("/")[0] for image, stated in zip(images, states_camera, strict=True)]
     return LabelTable(names, images, keypoints, groups, row_numbers, "row")
 
 
@@ -99,7 +102,7 @@ def _read_header(rows: Iterator[NumberedRow], path: str) -> tuple[dict[str, list
 def _find_columns(
     header: Mapping[str, Sequence[str]], coords: Sequence[str], num_index_columns: int, path: str
 ) -> _Columns:
-    """Return the columns of each individual's body parts; the column `set` of Lightning Pose is left out."""
+    """Return the columns of each individual's body parts, without Lightning Pose's extra column of the scorer `set`."""
     columns: _Columns = {}
     for index in range(num_index_columns, len(coords)):
         name, coord = header["bodyparts"][index], coords[index]
@@ -109,12 +112,15 @@ def _find_columns(
         if not name or coord not in _COORDS:
             raise DataError(f"{where}: is not known: x, y, likelihood and visible of a body part are expected")
         individual = header["individuals"][index] if "individuals" in header else ""
-        part = columns.setdefault((individual, name), {})
-        if coord in part:
-            raise DataError(f"{where}: is there twice: keep the columns of one scorer ({header['scorer'][index]!r})")
-        part[coord] = index
-    for (_, name), part in columns.items():
-        if "x" not in part or "y" not in part:
+        column_of = columns.setdefault((individual, name), {})
+        if coord in column_of:
+            raise DataError(
+                f"{where}: occurs a second time, under the scorer {header['scorer'][index]!r}: keep the columns of one "
+                "scorer"
+            )
+        column_of[coord] = index
+    for (_, name), column_of in columns.items():
+        if "x" not in column_of or "y" not in column_of:
             raise DataError(f"{path}: the body part {name!r} lacks its column x or y: add it")
     if not columns:
         raise DataError(f"{path}: the header names no body parts: a pair of columns x, y per body part is expected")
@@ -122,7 +128,7 @@ def _find_columns(
 
 
 def _image_name(cells: Sequence[str], where: str) -> str:
-    """Join the cells that name an image to a path with slashes."""
+    """Join the cells that name an image with slashes, into one path."""
     image = "/".join(cell.replace("\\", "/") for cell in cells if cell)
     if image.isdigit():
         raise DataError(
@@ -132,10 +138,11 @@ def _image_name(cells: Sequence[str], where: str) -> str:
     return image
 
 
-def _read_point(cells: Sequence[str], part: Mapping[str, int], where: str) -> tuple[float, float, float]:
+def _read_point(cells: Sequence[str], column_of: Mapping[str, int], where: str) -> tuple[float, float, float]:
     """Return x, y, v of one body part; NaN, NaN, 0 if it is unlabelled."""
     x, y, likelihood, visible = (
-        parse_number(cells[part[coord]], f"{where}_{coord}") if coord in part else math.nan for coord in _COORDS
+        parse_number(cells[column_of[coord]], f"{where}_{coord}") if coord in column_of else math.nan
+        for coord in _COORDS
     )
     if math.isnan(x) != math.isnan(y):
         raise DataError(f"{where} has only one of x and y: give both, or neither")

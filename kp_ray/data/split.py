@@ -62,7 +62,7 @@ def split_units(annotations: Annotations, by: SplitBy) -> list[str]:
     return list(annotations.images)
 
 
-def check_lineage(units: Sequence[str], splits: Sequence[str], images: Sequence[str]) -> None:
+def refuse_leaks(units: Sequence[str], splits: Sequence[str], images: Sequence[str]) -> None:
     """Refuse a split in which one unit, or one image, is both in train and in val.
 
     Args:

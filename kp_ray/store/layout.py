@@ -1,13 +1,13 @@
 """The names of the files in a store's folder, and those of the former layout.
 
-Data frame libraries open the folder as it is (tests/store/test_readers.py), for three reasons. Every file that is not a
-part begins with `_`, or with `.` if it is temporary: pyarrow, pandas and Ray Data skip both, Hugging Face `datasets`
-skips the latter. Only parts end in `.parquet`, so the pattern `**/*.parquet` of DuckDB and Polars matches nothing else.
-The folder of a recipe is not called `recipe=NAME`: pyarrow and pandas would add a second column `recipe`, of another
-type.
+Data frame libraries can open the folder as it is (tests/store/test_readers.py), thanks to three rules. Names of files
+that are not parts begin with `_`, or with `.` while they are temporary: pyarrow, pandas and Ray Data skip such files.
+Only parts end in `.parquet`: the pattern `**/*.parquet` of DuckDB and Polars, and Hugging Face `datasets`, find nothing
+else. The folder of a recipe is not called `recipe=NAME`: pyarrow and pandas would add a second column `recipe`, of
+another type.
 
 In the former layout, of schema 2, parts are in `recipe=NAME/`, and the other files are called `manifest.json` and
-`quarantine.parquet`. Such a store is read as it is, and `augment` converts it (`convert_layout`).
+`quarantine.parquet`. Such a store can be read; the next `kp-ray augment` converts it (`convert.convert_layout`).
 """
 
 from kp_ray.storage import exists, join
@@ -18,7 +18,7 @@ _PREFIX, _FORMER_PREFIX = "recipe-", "recipe="
 
 
 def part_path(recipe: str, name: str) -> str:
-    """Return the path inside the store of the part `name` of a recipe."""
+    """Return the path, relative to the store, of a recipe's part called `name`."""
     return f"{_PREFIX}{recipe}/{name}"
 
 
@@ -38,12 +38,12 @@ def is_in_former_recipe_folder(path: str) -> bool:
 
 
 def current_path(path: str) -> str:
-    """Return the path that a part, given by its path in either layout, has in the current layout."""
+    """Convert a part's path from either layout to the current layout."""
     return _PREFIX + path.removeprefix(_FORMER_PREFIX) if is_in_former_recipe_folder(path) else path
 
 
 def former_path(path: str) -> str:
-    """Return the path that a part, given by its path in either layout, has in the former layout."""
+    """Convert a part's path from either layout to the former layout."""
     return _FORMER_PREFIX + path.removeprefix(_PREFIX) if is_in_recipe_folder(path) else path
 
 

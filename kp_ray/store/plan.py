@@ -18,7 +18,7 @@ from kp_ray.augmentation.variants import Source
 from kp_ray.config.schema import AugmentConfig, Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_labels
-from kp_ray.data.split import check_lineage, split_sources, split_units
+from kp_ray.data.split import refuse_leaks, split_sources, split_units
 from kp_ray.errors import DataError
 from kp_ray.fingerprint import digest
 from kp_ray.storage import file_sizes
@@ -61,7 +61,8 @@ class Plan:
         augment: section `augment` of the config.
         recipes: recipes of the training sources.
         chunks: all chunks, in the order of the manifest.
-        units: names of the scenes, clips or frames (`split.by`) per split, "train" and "val".
+        units: for "train" and for "val", the names of the units in that split; `split.by` says whether a unit is a
+            scene, a clip or a frame.
         absent: names of the sources whose image file is missing.
     """
 
@@ -96,7 +97,7 @@ def plan(config: Config) -> Plan:
     seed = config.seed if config.split.seed is None else config.split.seed
     split_by = config.split.by
     splits = split_sources(annotations, by=split_by, fraction=config.split.fraction, seed=seed)
-    check_lineage(split_units(annotations, split_by), splits, annotations.images)
+    refuse_leaks(split_units(annotations, split_by), splits, annotations.images)
     images = config.require_input("images")
     return plan_store(config.path("store"), images, annotations, splits, split_by, config.augment, config.seed)
 
@@ -153,14 +154,14 @@ def plan_store(
 def _cut_chunks(
     annotations: Annotations, splits: Sequence[str], split: Split, size: int
 ) -> Iterator[tuple[int, tuple[Source, ...]]]:
-    """Iterate over the chunks of a split as (number in the names of their parts, sources).
+    """Yield (number, sources) for each chunk of a split; the number goes into the names of the chunk's parts.
 
-    A chunk covers `size` consecutive rows of the labels file, including those that were dropped or are in the other
-    split: dropping a source changes the parts of its own chunk only.
+    Chunk n has those of the rows n * size to (n + 1) * size - 1 of the labels file that are kept and in this split, so
+    that dropping a source changes only the parts of its own chunk.
     """
-    rows = annotations.rows or range(len(annotations))
+    label_rows = annotations.rows or range(len(annotations))
     indices = [index for index, name in enumerate(splits) if name == split]
-    for number, group in groupby(indices, key=lambda index: rows[index] // size):
+    for number, group in groupby(indices, key=lambda index: label_rows[index] // size):
         yield (
             number,
             tuple(
@@ -178,7 +179,7 @@ def _cut_chunks(
 
 
 def _digest_sources(sources: Sequence[Source], sizes: dict[str, int]) -> str:
-    """Digest everything of the sources that decides their rows; an image counts by its name and size in bytes.
+    """Digest everything about the sources that decides their variants; an image counts by its name and size in bytes.
 
     The keypoints are hashed as bytes, which is much faster than as JSON (`fingerprint.digest`).
     """

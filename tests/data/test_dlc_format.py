@@ -97,7 +97,7 @@ def test_several_individuals_follow_data_people(write):
         (("coords,x,y,x,y\n", ""), "its header has no row 'coords'"),
         (("bodyparts,paw_l,paw_l,paw_r,paw_r\n", ""), "its header has no row 'bodyparts'"),
         (("coords,x,y,x,y", "coords,x,y,x,z"), "column 5 (paw_r, z): is not known"),
-        (("coords,x,y,x,y", "coords,x,y,x,x"), "column 5 (paw_r, x): is there twice"),
+        (("coords,x,y,x,y", "coords,x,y,x,x"), "column 5 (paw_r, x): occurs a second time"),
         (("coords,x,y,x,y", "coords,x,y,x"), "the header row 'scorer' has 5 cells and the row 'coords' 4"),
         (("paw_r,paw_r", "paw_r,paw_q"), "'paw_r' lacks its column x or y"),
         (("10.5,20,30,40", "10.5,20,30,"), "row 4: paw_r has only one of x and y"),

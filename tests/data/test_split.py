@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kp_ray.data.annotations import Annotations, parse_name
-from kp_ray.data.split import check_lineage, split_sources, split_units
+from kp_ray.data.split import refuse_leaks, split_sources, split_units
 from kp_ray.errors import ConfigError, DataError
 from kp_ray.keypoints import DACON24
 
@@ -35,7 +35,7 @@ def test_units_stay_whole_both_splits_have_sources_and_row_order_does_not_matter
     labels = make_sources(counts)
     splits = split_sources(labels, by=by, fraction=fraction, seed=seed)
     assert set(splits) == {"train", "val"}
-    check_lineage(split_units(labels, by), splits, labels.images)
+    refuse_leaks(split_units(labels, by), splits, labels.images)
     order = list(range(len(labels)))
     random.shuffle(order)
     shuffled = split_sources(labels.select(order), by=by, fraction=fraction, seed=seed)
@@ -82,12 +82,12 @@ def test_a_single_unit_cannot_be_split_and_the_message_names_the_setting():
 
 def test_a_unit_or_image_on_both_sides_is_refused_by_its_name():
     with pytest.raises(DataError, match=r"the unit attic is in train and in val \(and 1 more\)"):
-        check_lineage(["kitchen", "kitchen", "attic", "attic"], ["train", "val", "val", "train"], ["a", "b", "c", "d"])
+        refuse_leaks(["kitchen", "kitchen", "attic", "attic"], ["train", "val", "val", "train"], ["a", "b", "c", "d"])
     with pytest.raises(DataError, match="the image a is in train and in val"):
-        check_lineage(["x", "y"], ["train", "val"], ["a", "a"])
+        refuse_leaks(["x", "y"], ["train", "val"], ["a", "a"])
     with pytest.raises(DataError, match="'test' is not a split"):
-        check_lineage(["x"], ["test"], ["a"])
+        refuse_leaks(["x"], ["test"], ["a"])
 
 
 def test_variants_of_one_source_on_one_side_are_accepted():
-    check_lineage(["x", "x", "y"], ["train", "train", "val"], ["a", "a", "b"])
+    refuse_leaks(["x", "x", "y"], ["train", "train", "val"], ["a", "a", "b"])
