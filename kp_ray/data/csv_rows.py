@@ -23,13 +23,7 @@ def iterate_rows(path: str) -> Iterator[NumberedRow]:
     content = read_bytes(path)
     if not content:
         return
-    found = describe_content(content)
-    if found in (UTF16, UTF16_UNMARKED, UTF32):
-        raise DataError(f"{path}: is {found}: save it as CSV UTF-8")
-    if found == "JSON":
-        raise DataError(f"{path}: holds JSON, not CSV: if it is COCO keypoints JSON, give it a name that ends in .json")
-    if found != TEXT:
-        raise DataError(f"{path}: holds {found}, not CSV: a text file in UTF-8 with one row per image is expected")
+    refuse_other_content(content, path)
     # Decoded while it is read: a million rows are half a gigabyte.
     reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""))
     try:
@@ -41,6 +35,21 @@ def iterate_rows(path: str) -> Iterator[NumberedRow]:
         raise DataError(f"{path}: row {reader.line_num}: not CSV: {error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text: save it as CSV UTF-8") from error
+
+
+def refuse_other_content(content: bytes, path: str) -> None:
+    """Refuse a file that does not look like text in UTF-8.
+
+    Raises:
+        DataError: the message says what the file looks like.
+    """
+    found = describe_content(content)
+    if found in (UTF16, UTF16_UNMARKED, UTF32):
+        raise DataError(f"{path}: is {found}: save it as CSV UTF-8")
+    if found == "JSON":
+        raise DataError(f"{path}: holds JSON, not CSV: if it is COCO keypoints JSON, give it a name that ends in .json")
+    if found != TEXT:
+        raise DataError(f"{path}: holds {found}, not CSV: a text file in UTF-8 with one row per image is expected")
 
 
 def check_num_cells(cells: Sequence[str], header: Sequence[str], where: str) -> None:

@@ -11,6 +11,8 @@ from typing import NoReturn
 
 import numpy as np
 
+from kp_ray.data.csv_header import check_header
+from kp_ray.data.csv_rows import NumberedRow, check_num_cells, refuse_other_content
 from kp_ray.errors import DataError
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.storage import read_bytes, write_bytes
@@ -18,8 +20,6 @@ from kp_ray.storage import read_bytes, write_bytes
 MARGIN_PX = 100.0
 """Distance from the frame up to which a point is accepted: limbs may be slightly outside, mistakes are farther."""
 
-NumberedRow = tuple[int, list[str]]
-"""Number of a row in the file, and its cells."""
 FrameSizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
 """(width, height) in pixels by image name, or one size of all images. A size is unknown if this is None, the image is
 not listed, or the size is (0, 0)."""
@@ -52,8 +52,8 @@ def read_sample_submission(path: str) -> SampleSubmission:
         StorageError: the file cannot be read.
     """
     columns, rows = _read_table(path)
+    check_header(columns, rows[:5], path)
     problems = _header_problems(columns, _expected_header(columns))
-    problems += [f"row 1: column {name!r} is listed twice" for i, name in enumerate(columns) if name in columns[:i]]
     if not rows:
         problems.append("it lists no image: a row per image is expected")
     row_of: dict[str, int] = {}
@@ -138,6 +138,7 @@ def read_submission(
     check_same_keypoints(sample, skeleton)
     columns, rows = _read_table(path)
     if problems := _header_problems(columns, sample.columns):
+        check_header(columns, rows[:5], path)
         _refuse(path, problems)
     xy = validate_submission(path, sample, rows, size=size, allow_zeros=allow_zeros)
     return xy[:, [sample.names.index(name) for name in skeleton.names]]
@@ -175,14 +176,17 @@ def validate_submission(
     expected = set(sample.images)
     for i, (number, cells) in enumerate(rows):
         image, where = cells[0], f"row {number} ({cells[0]})"
+        try:
+            check_num_cells(cells, sample.columns, where)
+        except DataError as error:
+            problems.append(str(error))
+            first_row.setdefault(image, number)
+            continue
         if image in first_row:
             problems.append(f"{where}: is already in row {first_row[image]}: drop one")
         elif image not in expected:
             problems.append(f"{where}: is not an image of the sample submission: drop it")
         first_row.setdefault(image, number)
-        if len(cells) != len(sample.columns):
-            problems.append(f"{where}: {len(cells)} cells, expected {len(sample.columns)}")
-            continue
         values[i] = [_parse_number(cell) for cell in cells[1:]]
         frame = size.get(image) if isinstance(size, Mapping) else size
         problems += _row_problems(where, cells, values[i], sample, frame, allow_zeros)
@@ -255,8 +259,11 @@ def _parse_number(cell: str) -> float:
 
 def _read_table(path: str) -> tuple[list[str], list[NumberedRow]]:
     """Read the header and the numbered rows of a CSV; blank lines are skipped."""
+    content = read_bytes(path)
+    if content:
+        refuse_other_content(content, path)
     try:
-        reader = csv.reader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""), strict=True)
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         rows = [(reader.line_num, cells) for cells in reader if cells]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text: save it as CSV (UTF-8)") from error

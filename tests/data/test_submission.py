@@ -56,7 +56,10 @@ BROKEN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "unordered rows": (lambda rows: [rows[0], *rows[:0:-1]], r"row 2 \(3\.jpg\): expected 1\.jpg: keep"),
     "swapped columns": (lambda rows: ["image,a_x,a_y,b_x,b_y", *rows[1:]], r"row 1: column 2 is 'a_x', expected 'b_x'"),
     "lost column": (lambda rows: [row.rpartition(",")[0] for row in rows], r"row 1: 4 columns, expected 5"),
-    "short row": (lambda rows: [*rows[:3], "3.jpg,1,1,1"], r"row 4 \(3\.jpg\): 4 cells, expected 5"),
+    "short row": (
+        lambda rows: [*rows[:3], "3.jpg,1,1,1"],
+        r"row 4 \(3\.jpg\): 4 cells where the header has 5: make them equal",
+    ),
     "text": (
         lambda rows: [*rows[:3], "3.jpg,1,left,1,1"],
         r"row 4 \(3\.jpg\): b_y is 'left', expected a finite",
@@ -71,6 +74,17 @@ BROKEN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
         r"row 4 \(3\.jpg\): a at \(-101, 1\) is more than",
     ),
     "far below": (lambda rows: [*rows[:3], "3.jpg,1,1180,1,1"], r"row 4 \(3\.jpg\): b at \(1, 1180\)"),
+    "repeated header": (lambda rows: [*rows[:3], rows[0], rows[3]], r"row 4 \(image\): repeats the header, as if two"),
+    "separator at the end": (
+        lambda rows: [rows[0], *(f"{row}," for row in rows[1:])],
+        r"row 2 .*1 separators too many",
+    ),
+    "semicolons": (lambda rows: [row.replace(",", ";") for row in rows], "the columns are separated by semicolons"),
+    "Excel's sep=": (lambda rows: ["sep=,", *rows], "row 1 is Excel's line 'sep=,', not a header: delete this line"),
+    "index": (
+        lambda rows: [f"{number},{row}".removeprefix("0") for number, row in enumerate(rows)],
+        r"column 1 of the header is '', an index that pandas",
+    ),
     "no rows": (lambda rows: rows[:1], r"image 1\.jpg of the sample submission is missing: add its row \(and 2 more\)"),
     "empty file": (lambda rows: [], r"the file is empty"),
     "open quote": (lambda rows: [*rows[:3], '"3.jpg,1,1,1,1'], r"row \d: not valid CSV"),
@@ -159,13 +173,13 @@ def test_a_sample_of_other_keypoints_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["name,a_x,a_y", "1.jpg,0,0"], r"row 1: column 1 is 'name', expected 'image'"),
+        (["name,a_x,a_y", "1.jpg,0,0"], r"name the column of file names `image` \(now 'name'\)"),
         (["image,a_x,b_y", "1.jpg,0,0"], r"row 1: column 3 is 'b_y', expected 'a_y'"),
         (["image,a_y,a_x", "1.jpg,0,0"], r"row 1: column 2 is 'a_y', expected 'a_x'"),
         (["image,a_x,a_y,b_x", "1.jpg,0,0,0"], r"row 1: 4 columns, expected 5"),
         (["image", "1.jpg"], r"row 1: 1 columns, expected 3"),
-        (["image;a_x;a_y", "1.jpg;0;0"], r"row 1: column 1 is 'image;a_x;a_y'"),
-        (["image,a_x,a_y,a_x,a_y", "1.jpg,0,0,0,0"], r"row 1: column 'a_x' is listed twice \(and 1 more\)"),
+        (["image;a_x;a_y", "1.jpg;0;0"], "the columns are separated by semicolons"),
+        (["image,a_x,a_y,a_x,a_y", "1.jpg,0,0,0,0"], "the header has the column 'a_x' twice: delete one"),
         (["image,_x,_y", "1.jpg,0,0"], r"row 1: column 2 is '_x', expected '<name>_x'"),
         (["image,a_x,a_y"], r"lists no image"),
         (["image,a_x,a_y", "1.jpg,0,0", "1.jpg,0,0"], r"row 3 \(1\.jpg\): is already in row 2"),
@@ -183,6 +197,9 @@ def test_a_wrong_sample_is_refused(tmp_path: Path, lines: list[str], message: st
 def test_a_sample_that_does_not_exist_or_is_not_utf8_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no such file"):
         read_sample_submission(str(tmp_path / "absent.csv"))
+    (tmp_path / "sample.csv").write_text("image,a_x,a_y\n1.jpg,0,0\n", encoding="utf-16-le")
+    with pytest.raises(DataError, match="UTF-16 text without a byte order mark: save it as CSV UTF-8"):
+        read_sample_submission(str(tmp_path / "sample.csv"))
     (tmp_path / "sample.csv").write_bytes(b"image,a_x,a_y\n\xff\xfe,0,0\n")
     with pytest.raises(DataError, match="UTF-8"):
         read_sample_submission(str(tmp_path / "sample.csv"))
