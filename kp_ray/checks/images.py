@@ -25,11 +25,10 @@ def check_images(
 ) -> tuple[list[Finding], dict[str, Size]]:
     """Read every labelled image and find what is wrong with the files.
 
-    Errors: missing, misnamed (a file has nearly this name), names (all of them
-    by rule; one finding), empty (no bytes), unreadable,
-    truncated. Warnings: not_jpeg (the name ends in .jpg, the content is of another format), size (nine in ten images
-    share a size and this image has another), unlabelled_files (the folder holds images without labels; one finding for
-    all of them).
+    Errors: missing, misnamed (a file has nearly this name), names (one finding that counts the misnamed images by their
+    difference), empty (no bytes), unreadable, truncated. Warnings: not_jpeg (the name ends in .jpg, the content is of
+    another format), size (nine in ten images share a size and this image has another), unlabelled_files (the folder
+    holds images without labels; one finding for all of them).
 
     Args:
         annotations: N images.
@@ -57,9 +56,8 @@ def check_images(
             match = matches[image]
             message = f"the file is named {match.file}, which differs in {match.rule}"
             return error("misnamed", image, message, "rename the file or the label"), None
-        return error(
-            "missing", image, f"no such file in {images_dir}", "add it; without it the image is left out"
-        ), None
+        message = f"no such file in {images_dir}"
+        return error("missing", image, message, "add it; without it the image is left out"), None
 
     findings = [*_names_finding(annotations.images, files, matches)]
     sizes: dict[str, Size] = {}
@@ -107,12 +105,8 @@ def _inspect_file(image: str, path: str) -> tuple[Finding | None, Size | None]:
         return error("truncated", image, f"the image is truncated or damaged: {failure}", fix), None
     size = info.width, info.height
     if image.lower().endswith((".jpg", ".jpeg")) and info.format not in ("JPEG", "MPO"):
-        return warning(
-            "not_jpeg",
-            image,
-            f"its content is {info.format}, not JPEG",
-            "kp_ray reads it; rename it for other programs",
-        ), size
+        message = f"its content is {info.format}, not JPEG"
+        return warning("not_jpeg", image, message, "kp_ray reads it; rename it for other programs"), size
     return None, size
 
 
