@@ -59,7 +59,7 @@ def check_num_cells(cells: Sequence[str], header: Sequence[str], where: str) -> 
         DataError: the message begins with `where` and names the cause.
     """
     if len(cells) == len(header):
-        if cells == header:
+        if list(cells) == list(header):
             raise DataError(f"{where}: repeats the header, as if two files were joined: delete this row")
         return
     if len(cells) > len(header) and not any(cells[len(header) :]):
