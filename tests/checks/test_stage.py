@@ -89,5 +89,5 @@ def test_the_summary_has_one_line_per_kind_with_an_example_and_counts_as_json() 
 @pytest.mark.parametrize("key", ["annotations", "images", "corrections"])
 def test_an_input_that_is_not_there_is_refused_by_its_key(tiny: Config, key: str) -> None:
     config = build_config({**tiny.to_dict(), "data": {**tiny.to_dict()["data"], key: "/nowhere"}})
-    with pytest.raises(ConfigError, match=rf"data\.{key}: /nowhere"):
+    with pytest.raises(ConfigError, match=rf"^data\.{key}: .*/nowhere"):
         CheckStage().check(config)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import ray
+from PIL import Image
 
 from kp_ray.augmentation.user_pipeline import import_albumentations
 from kp_ray.config.schema import Config
@@ -50,10 +51,15 @@ def test_crops_that_are_larger_than_every_frame_are_refused_with_the_setting_tha
     check_plan(plan(config_with(sample_data, tmp_path, recipes=recipes, oversize="scale")))
 
 
-def test_a_recipe_that_succeeds_on_some_images_is_accepted(sample_data: dict[str, Any], tmp_path: Path) -> None:
-    A = import_albumentations()  # noqa: N806
-    recipes = {"recipes": ["Blur"], "user_recipes": {"Blur": user_recipe(A.Blur(p=1))}}
-    check_plan(plan(config_with(sample_data, tmp_path, **recipes)))
+def test_a_recipe_that_succeeds_on_one_image_is_accepted(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(sample_data["images"], tmp_path / "images")
+    *small, _ = sorted((tmp_path / "images").iterdir())
+    for path in small:
+        Image.new("RGB", (96, 54)).save(path)
+    crop = user_recipe(import_albumentations().CenterCrop(height=100, width=100))
+    recipes = {"recipes": ["Crop"], "user_recipes": {"Crop": crop}}
+    data = {**sample_data, "images": str(tmp_path / "images")}
+    check_plan(plan(tiny_config(data, tmp_path / "run", augment=recipes, split={"fraction": 0})))
 
 
 @pytest.mark.parametrize("is_dry_run", [False, True])
