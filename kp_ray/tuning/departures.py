@@ -63,7 +63,8 @@ class TrainingRun:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._reports = ray.remote(ReportQueue).options(num_cpus=0, scheduling_strategy=here).remote()
         self._next_report = self._reports.get.remote()
-        fit = ray.remote(**fit_task_options())(_fit)
+        # By default Ray would put the task into the trial's placement group, which has too little memory for it.
+        fit = ray.remote(**fit_task_options(), scheduling_strategy="DEFAULT")(_fit)
         self._task = fit.remote(config.to_dict(), folder, use_gpu, self._reports)
 
     def wait_for_report(self) -> bool:
