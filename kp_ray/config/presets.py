@@ -10,13 +10,13 @@ DEFAULT_RECIPES = (
 )  # fmt: skip
 """The 18 recipes of the published solution, which lists `Rotate45_CenterCrop` twice as well."""
 CONFIG_PRESETS: dict[str, dict[str, Any]] = {
-    # The published solution that kp_ray scales out, as it was run: hangjoo/dacon_key_point_detection. What kp_ray does
-    # otherwise in any preset is in docs/from-the-notebook.md.
+    # The published solution that kp_ray scales out, as it was run: hangjoo/dacon_key_point_detection. The page
+    # docs/from-the-notebook.md lists the differences that remain in every preset.
     "dacon": {
         # The published scripts set one seed, 42 in `train_val_split`. `fix_random_seed` (default 423) is never called.
         "seed": 42,
-        # Every image trains there; its two validation frames per clip train too, as other variants. Without held-out
-        # scenes there is no evaluation, no `model_best.pth` and no search. `--set split.fraction=0.1` brings them back
+        # The published solution trains on every image. Its validation frames, two per clip, train too, as variants of
+        # other recipes. Without held-out scenes there is no evaluation, no `model_best.pth` and no search. `--set split.fraction=0.1` brings them back
         # and takes a tenth of the scenes from training.
         "split": {"fraction": 0.0, "seed": 42},
         "model": {
@@ -43,14 +43,15 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "use_gpu": True,  # it ran on one GPU
             "deterministic": False,  # no flag of cudnn is ever set there
         },
-        "tune": {"num_trials": 0},  # the learning rate was changed by hand; `run` starts no search of this size
+        "tune": {"num_trials": 0},  # the learning rate was changed by hand; with 0 trials, `run` skips the search
         "predict": {
             "gpus_per_actor": 1,  # it ran on one GPU
             "person": "score",  # the best-scoring instance
-            "score_threshold": 0.7,  # of DefaultPredictor
-            "fallback_threshold": 0.7,  # nobody below it is used
+            "score_threshold": 0.7,  # the value that the published script gives to DefaultPredictor
+            "fallback_threshold": 0.7,  # as score_threshold: nobody with a lower score is used instead
             "fusion": "mean",  # the models' average; where only some find a person, the others' values are used
-            # Not published: 48 zeros remain where no model finds anybody. kp_ray fills them from the clip.
+            # Differs from the published solution, which leaves all 48 coordinates 0 where no model finds anybody: kp_ray
+            # fills them from the same clip.
             "missing": "fill",
         },
     },

@@ -16,12 +16,12 @@ _NAME = re.compile(r"(?P<scene>.+)_(?P<camera>[A-Z])-(?P<frame>[0-9]{1,18})\.\w+
 
 @dataclass(frozen=True, slots=True)
 class StatedFacts:
-    """Facts that a COCO JSON states about an image and its person, apart from the points; None if it states none.
+    """Facts that a COCO JSON states about an image and its person besides the points; a fact it does not state is None.
 
     Attributes:
         size: (width, height) of the image in pixels.
-        num_keypoints: number of labelled points.
-        num_labelled: number of points in the file with v > 0, before `data.missing_values` and corrections.
+        num_keypoints: value of the file's `num_keypoints`.
+        num_labelled: number of points with v > 0 as counted in the file, before `data.missing_values` and corrections.
         bbox_xywh: the person's box: x, y, width, height in pixels.
     """
 
@@ -44,8 +44,8 @@ class Annotations:
         cameras: N camera names; "" if the image name has none.
         frames: N frame numbers; -1 if the image name has none.
         corrected: changes made by the corrections file, one line per change.
-        rows: N positions of the images in the labels' file, counted from 0; empty for 0, 1, ..., N - 1. A store's parts
-            are cut by position, so that dropping one image changes one part.
+        rows: N positions of the images in the labels' file, counted from 0; empty for 0, 1, ..., N - 1. A store is
+            divided into parts by these positions, so that leaving out an image changes only one part.
         stated: N facts that the labels' file states apart from the points; empty for a CSV, which states none.
         notes: lines about how the file was read, e.g. the number of people that were left out.
     """
@@ -122,8 +122,8 @@ class LabelTable:
 def parse_name(image: str) -> tuple[str, str, int]:
     """Split an image name into scene, camera and frame number.
 
-    `001-1-1-01-Z17_A-0000001.jpg` gives ("001-1-1-01-Z17", "A", 1). A sub-folder is part of the scene. An image whose
-    name has another form is a scene of its own: the name without its suffix, "" and -1.
+    `001-1-1-01-Z17_A-0000001.jpg` gives ("001-1-1-01-Z17", "A", 1). A sub-folder is part of the scene. A name of
+    another form gives (name without its suffix, "", -1), so that each such image is a scene of its own.
     """
     match = _NAME.fullmatch(image)
     if match:
@@ -140,7 +140,7 @@ def remove_suffix(image: str) -> str:
 def is_inside_folder(image: str) -> bool:
     """Return whether an image name cannot lead out of the image folder.
 
-    A name can if it is empty or absolute, or holds "..", a backslash, a drive letter or control characters.
+    It returns False for a name that is empty or absolute, or holds "..", a backslash, a drive letter or control characters.
     """
     parts = image.split("/")
     return not (
@@ -149,7 +149,7 @@ def is_inside_folder(image: str) -> bool:
 
 
 def check_image_name(image: str, where: str) -> str:
-    """Return an image name that is `is_inside_folder`.
+    """Return an image name unchanged if `is_inside_folder` accepts it.
 
     Args:
         image: a name, e.g. "a/b.jpg".

@@ -36,7 +36,7 @@ class UnusableImage(_Record):
 
 
 class MemberCounts(_Record):
-    """Counts of one member.
+    """Counts of one member of the ensemble.
 
     Attributes:
         found: number of images in which its chosen detection reaches `predict.score_threshold`.
@@ -62,8 +62,8 @@ class PredictionTime(_Record):
 
     Attributes:
         predicted: number of images that the members predicted.
-        seconds: from the beginning of the first image to the end, in seconds.
-        start_up_s: before the beginning of the first image, in seconds.
+        seconds: seconds from the beginning of the first image to the end of the run.
+        start_up_s: seconds before the beginning of the first image.
         gpus_per_actor: GPUs of each actor.
         compute: device and precision that the actors used, e.g. "cuda, bf16"; "" if no image was predicted.
     """
@@ -82,7 +82,7 @@ class PredictionDetails(_Record):
         images: number of images.
         members: names of the members.
         by_member: counts of each member, by name.
-        people: rule and counts of the choices among several detections.
+        people: the rule that chose one person where a member detected several, and how often it had to choose.
         weights: source of the members' fusion weights.
         fallbacks: number of filled images per kind of fallback.
         filled: every image filled by a fallback.

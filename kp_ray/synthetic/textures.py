@@ -47,8 +47,8 @@ def draw_floor(rng: np.random.Generator, outdoors: bool) -> Image:
 def draw_wall(rng: np.random.Generator, width: int, height: int, color: FloatArray) -> Image:
     """Draw an indoor wall with windows, paintings, doors and shelves, at PIXELS_PER_M."""
     stripes = np.where(np.arange(width) // 18 % 2, 1.0, rng.choice([1.0, 1.0, 0.92]))[:, None]
-    fall = np.linspace(1.05, 0.85, height)[:, None, None] * rng.uniform(0.82, 1.08) * stripes
-    canvas = np.clip(color * fall + 7 * _noise(rng, width, height, (120, 30, 4)), 0, 255).astype(np.uint8)
+    brightness = np.linspace(1.05, 0.85, height)[:, None, None] * rng.uniform(0.82, 1.08) * stripes
+    canvas = np.clip(color * brightness + 7 * _noise(rng, width, height, (120, 30, 4)), 0, 255).astype(np.uint8)
     canvas[-8:] = np.minimum(color * 0.7 + 60, 255)
     x = int(rng.integers(10, 120))
     while x < width - 160:

@@ -50,7 +50,7 @@ class TestSentinels:
 
     @pytest.mark.parametrize("place", [(0, 0), (-1, -1), (-100, -100), (-0.5, -0.5)])
     @pytest.mark.parametrize("points", [[(3, 0)], [(3, 0), (3, 1), (3, 2)], [(row, row % 24) for row in range(40)]])
-    def test_the_corner_and_negative_places_are_found_from_the_first_point_on(self, place, points):
+    def test_one_point_at_the_corner_or_at_two_equal_negative_numbers_is_enough(self, place, points):
         findings = check_labels(put_at(make_people(), place, points), FRAME)
         assert [finding.kind for finding in findings] == ["sentinel"]
         assert findings[0].image == ""
@@ -64,7 +64,7 @@ class TestSentinels:
         assert [finding.kind for finding in check_labels(labels)] == ["sentinel"]
         assert find_sentinels(put_at(make_people(), place, [(row, 5) for row in range(4)])) == []
 
-    def test_a_constant_inside_the_bodies_is_found_if_several_points_of_an_image_or_many_kinds_of_points_have_it(self):
+    def test_a_place_inside_the_bodies_is_found_if_many_different_keypoints_are_there(self):
         labels = change_points(make_people(), lambda xy: xy - xy.mean(axis=1, keepdims=True) + [960, 540])
         several_points = put_at(labels, (960, 540), [(row, point) for row in range(6) for point in (3, 9)])
         many_kinds = put_at(labels, (960, 540), [(row, row) for row in range(12)])
@@ -89,7 +89,7 @@ class TestSentinels:
         keypoints[:, 9, 0] = 0
         assert find_sentinels(replace(labels, keypoints=keypoints)) == []
 
-    def test_the_symptoms_of_a_sentinel_are_not_reported(self):
+    def test_other_findings_that_a_sentinel_causes_are_not_reported(self):
         points = [(row, point) for row in range(20) for point in range(24)]  # these images hold nothing else
         points += [(row, point) for row in range(20, 40) for point in (5, 6, 11)]
         findings = check_labels(put_at(make_people(), (-1, -1), points), FRAME)
@@ -122,7 +122,7 @@ class TestScale:
         assert "fractions" in finding.message
         assert finding.fix == "multiply x by the image's width and y by its height"
 
-    def test_fractions_with_the_corner_for_missing_labels_are_both_found(self):
+    def test_fractions_and_a_corner_sentinel_are_both_found(self):
         labels = change_points(make_people(), lambda xy: xy / FRAME)
         findings = check_labels(put_at(labels, (0, 0), [(row, 2) for row in range(9)]), FRAME)
         assert [finding.kind for finding in findings] == ["sentinel", "scale"]
@@ -148,7 +148,7 @@ class TestScale:
         assert "larger images" in findings[0].fix
 
     def test_exchanged_x_and_y_are_found(self):
-        labels = change_points(make_people(), lambda xy: (xy % FRAME + [0, 0])[..., ::-1])
+        labels = change_points(make_people(), lambda xy: (xy % FRAME)[..., ::-1])
         (finding,) = of_kind(check_labels(labels, FRAME), "scale")
         assert "x and y are exchanged" in finding.message + finding.fix
 
@@ -165,7 +165,7 @@ class TestScale:
         assert [(finding.kind, finding.image) for finding in findings if finding.kind == "tiny"] == [("tiny", "7.jpg")]
 
     @pytest.mark.parametrize("size", [(96, 96), (150, 1000)])
-    def test_small_images_are_of_no_other_scale(self, size):
+    def test_small_images_have_no_scale_finding(self, size):
         labels = change_points(make_people(), lambda xy: np.abs(xy) % size)
         assert of_kind(check_labels(labels, size), "scale") == []
 
@@ -173,7 +173,7 @@ class TestScale:
         labels = change_points(make_people(6), lambda xy: np.abs(xy) % [900, 500])
         assert of_kind(check_labels(labels, FRAME), "scale") == []
 
-    def test_unlabelled_images_and_unknown_sizes_are_left_out(self):
+    def test_unlabelled_images_and_unknown_sizes_cause_no_scale_finding(self):
         labels = make_labels(["a.jpg"], np.full((1, NUM_KEYPOINTS, 2), np.nan))
         assert [finding.kind for finding in check_labels(labels, FRAME)] == ["unlabelled"]
         assert check_labels(make_people(), {}) == []
@@ -181,7 +181,7 @@ class TestScale:
 
 @pytest.mark.skipif(not (SHARED / "dacon").is_dir(), reason=f"the label files of the competition are not in {SHARED}")
 class TestRealLabels:
-    """Real labels have no such finding until the mistake is made in them."""
+    """Correct real labels have no finding about all images; a sentinel that is put into them is found."""
 
     def test_correct_labels_have_no_findings_about_all_images(self):
         labels = load_annotations(str(SHARED / "dacon" / "train_df.csv"))
