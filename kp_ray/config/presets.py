@@ -16,8 +16,8 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
         # The published scripts set one seed, 42 in `train_val_split`. `fix_random_seed` (default 423) is never called.
         "seed": 42,
         # The published solution trains on every image. Its validation frames, two per clip, train too, as variants of
-        # other recipes. Without held-out scenes there is no evaluation, no `model_best.pth` and no search. `--set split.fraction=0.1` brings them back
-        # and takes a tenth of the scenes from training.
+        # other recipes. Without held-out scenes there is no evaluation, no `model_best.pth` and no search.
+        # `--set split.fraction=0.1` brings them back and takes a tenth of the scenes from training.
         "split": {"fraction": 0.0, "seed": 42},
         "model": {
             "preset": "x101",  # keypoint_rcnn_X_101_32x8d_FPN_3x of the model zoo
@@ -47,8 +47,8 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
         "predict": {
             "gpus_per_actor": 1,  # it ran on one GPU
             "person": "score",  # the best-scoring instance
-            "score_threshold": 0.7,  # the value that the published script gives to DefaultPredictor
-            "fallback_threshold": 0.7,  # as score_threshold: nobody with a lower score is used instead
+            "score_threshold": 0.7,  # which the published script gives to DefaultPredictor
+            "fallback_threshold": 0.7,  # as score_threshold: nobody below it is used instead
             "fusion": "mean",  # the models' average; where only some find a person, the others' values are used
             # Differs from the published solution, which leaves all 48 coordinates 0 where no model finds anybody: kp_ray
             # fills them from the same clip.

@@ -140,7 +140,8 @@ def remove_suffix(image: str) -> str:
 def is_inside_folder(image: str) -> bool:
     """Return whether an image name cannot lead out of the image folder.
 
-    It returns False for a name that is empty or absolute, or holds "..", a backslash, a drive letter or control characters.
+    It returns False for a name that is empty or absolute, or that holds "..", a backslash, a drive letter or control
+    characters.
     """
     parts = image.split("/")
     return not (
