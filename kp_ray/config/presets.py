@@ -47,7 +47,7 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
         "predict": {
             "gpus_per_actor": 1,  # it ran on one GPU
             "person": "score",  # the best-scoring instance
-            "score_threshold": 0.7,  # which the published script gives to DefaultPredictor
+            "score_threshold": 0.7,  # that the script gives to DefaultPredictor
             "fallback_threshold": 0.7,  # as score_threshold: nobody below it is used instead
             "fusion": "mean",  # the models' average; where only some find a person, the others' values are used
             # Differs from the published solution, which leaves all 48 coordinates 0 where no model finds anybody: kp_ray
