@@ -50,8 +50,8 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "score_threshold": 0.7,  # that the script gives to DefaultPredictor
             "fallback_threshold": 0.7,  # as score_threshold: nobody below it is used instead
             "fusion": "mean",  # the models' average; where only some find a person, the others' values are used
-            # The published solution leaves all 48 coordinates 0 where no model finds anybody; kp_ray fills them from the
-            # same clip.
+            # The published solution leaves all 48 coordinates 0 where no model finds anybody. kp_ray fills them from
+            # the same clip.
             "missing": "fill",
         },
     },
