@@ -1,4 +1,4 @@
-"""A file's format is told by its content."""
+"""A file's format is recognized by its content."""
 
 import gzip
 import io

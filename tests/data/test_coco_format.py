@@ -198,7 +198,7 @@ def test_images_that_share_an_id_are_said_to_be_joined_files(write):
     with pytest.raises(DataError, match=r"walk_A-1\.jpg and b/c\.jpg share an id \(1\), as if two files") as caught:
         load_annotations(write(json.dumps(content), "labels.json"))
     assert "delete" not in str(caught.value)
-    content["images"][1]["id"] = 2  # numbered anew; the annotation's image_id is 2 already
+    content["images"][1]["id"] = 2  # numbered again; the annotation's image_id is 2 already
     assert len(load_annotations(write(json.dumps(content), "labels.json"))) == 2
 
 
