@@ -62,7 +62,7 @@ def numpy_file() -> bytes:
         (bytes(range(256)), "binary data of an unknown format"),
     ],
 )
-def test_the_format_of_a_file_is_told_by_its_content(content: bytes, description: str) -> None:
+def test_the_format_of_a_file_is_recognized_by_its_content(content: bytes, description: str) -> None:
     assert describe_content(content) == description
 
 

@@ -13,7 +13,7 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import FloatArray, Skeleton, inside
 
 _TINY_BODY_PX = 8.0
-"""Longer side of the labelled points' box in pixels, below which a person is too small for its keypoints to be distinguished."""
+"""Longer side of the box around the labelled points in pixels, below which keypoints cannot be distinguished."""
 _MIN_BODY_POINTS = 3
 """Number of labelled points from which on their box is the person's: two neighbours, e.g. the eyes, may be close."""
 
