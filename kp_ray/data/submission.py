@@ -13,7 +13,7 @@ import numpy as np
 
 from kp_ray.data.csv_header import check_header
 from kp_ray.data.csv_rows import NumberedRow, check_num_cells, refuse_other_content
-from kp_ray.errors import DataError
+from kp_ray.errors import DataError, shorten
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.storage import read_bytes, write_bytes
 
@@ -298,4 +298,4 @@ def _expected_header(columns: Sequence[str]) -> list[str]:
 def _refuse(path: str, problems: Sequence[str]) -> NoReturn:
     """Raise a `DataError` with the first problem and the number of further problems."""
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    raise DataError(f"{path}: {problems[0]}{more}")
+    raise DataError(f"{path}: {shorten(problems[0])}{more}")
