@@ -146,7 +146,7 @@ def predict_batches(
                 batch_size=None,
                 batch_format="pyarrow",
                 fn_kwargs={"sizes": task.input_sizes},
-                compute=ray.data.TaskPoolStrategy(size=plan.max_decodes),
+                compute=ray.data.TaskPoolStrategy(size=min(plan.max_decodes, len(batches))),
                 num_cpus=plan.cpus_per_decode,
                 **bounded_task_retries(),
             )
