@@ -28,7 +28,7 @@ _MIN_SCALE_IMAGES = 10
 """Fewer images are not compared with their frames: all people may be in the same quarter by chance."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sentinel:
     """A place that marks points without a label.
 
