@@ -1,5 +1,7 @@
-"""The Python API, called in the order of a notebook."""
+"""The Python API, as the notebook in docs/ calls it."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,22 +10,28 @@ from typing import Any
 import pytest
 
 import kp_ray
-from tests.helpers.data import tiny_config
+from tests.helpers.data import ROOT, tiny_config
 
 
-def test_a_notebook_calls_the_stages_in_order(ray_cluster: None, sample_data: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
+def test_the_notebook_of_the_docs_runs_from_labels_to_scores(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "demo" / "data" / "config.yaml"
+    path.parent.mkdir(parents=True)
     path.write_text(tiny_config(sample_data, tmp_path / "run").to_yaml())
-    config = kp_ray.load_config(str(path), ["train.max_iter=2", "train.steps=[1]"])
-    assert kp_ray.augment(config).sources == 12
-    rows = kp_ray.read_store(config.path("store"), columns=["source", "recipe", "keypoints"])
-    assert set(rows["recipe"].to_pylist()) == {"Original", "Rotate45_CenterCrop"}
-    assert [member.name for member in kp_ray.train(config).members] == ["a"]
-    assert kp_ray.tune(config).trials == 2
-    assert kp_ray.predict(config).details.images == 10
-    evaluation = kp_ray.evaluate(config)
-    assert evaluation.to_json()["num_images"] == 10
-    assert Path(config.path("submission.csv")).stat().st_size > 0
+    notebook = json.loads((ROOT / "docs" / "walkthrough.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    environment = {**os.environ, "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "\n".join(cells)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    run_dir = tmp_path / "runs" / "notebook"
+    assert json.loads((run_dir / "evaluation.json").read_text())["num_images"] == 10
+    assert (run_dir / "submission.csv").stat().st_size > 0
+    assert {"Original", "Rotate45_CenterCrop"} == set(kp_ray.read_store(str(run_dir / "store"))["recipe"].to_pylist())
 
 
 def test_every_name_of_the_api_is_documented_and_nothing_else_is_exported() -> None:
