@@ -70,7 +70,7 @@ def test_the_fingerprint_depends_on_every_field_but_the_name() -> None:
     base = Recipe("base", rotate_deg=10.0, scale_range=(0.5, 2.0), crop_hw=(100, 200))
     other_values: dict[str, Any] = {
         "rotate_deg": 10.5, "scale_range": (0.5, 2.5), "crop_hw": (100, 201), "crop": "center",
-        "then_scale": (0.5, 0.5), "brightness_contrast": True, "user": "{}",
+        "crop_scale_range": (0.5, 0.5), "brightness_contrast": True, "user_pipeline": "{}",
     }  # fmt: skip
     assert set(other_values) == {field.name for field in fields(Recipe)} - {"name"}
     assert replace(base, name="renamed").fingerprint == base.fingerprint
@@ -89,8 +89,8 @@ def test_a_users_pipeline_becomes_a_recipe() -> None:
     recipes = resolve_recipes(["Original", "Soft", "Soft"], {"Soft": BLUR})
     assert [(recipe.name, copies) for recipe, copies in recipes] == [("Original", 1), ("Soft", 2)]
     soft = recipes[1][0]
-    assert soft.user is not None
-    assert json.loads(soft.user) == json.loads(json.dumps(BLUR))
+    assert soft.user_pipeline is not None
+    assert json.loads(soft.user_pipeline) == json.loads(json.dumps(BLUR))
     sharp = resolve_recipes(["Soft"], {"Soft": A.to_dict(A.Compose([A.Sharpen(p=1)]))})[0][0]
     assert soft.fingerprint != sharp.fingerprint
     # A config gives the same recipe.
@@ -103,7 +103,7 @@ def test_a_users_pipeline_becomes_a_recipe() -> None:
     [
         (["Orignal"], {}, "augment.recipes: unknown recipe (got 'Orignal'): choose from Original, CenterCrop_1"),
         ([], {}, "augment.recipes: the list is empty"),
-        (["Rotate45"], {"Rotate45": BLUR}, "augment.user_recipes.Rotate45: this is the name of a named recipe"),
+        (["Rotate45"], {"Rotate45": BLUR}, "augment.user_recipes.Rotate45: a named recipe already has this name"),
         (
             ["Original"],
             {"unused": {"transform": {}}},

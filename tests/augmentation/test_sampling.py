@@ -43,8 +43,8 @@ def build_fixed_pipeline(recipe: Recipe, parameters: VariantParameters, width: i
         crop_w, crop_h = recipe.crop_size(width, height, scale_with_frame=True)
         fixed_crop = A.Crop(x_min=x, y_min=y, x_max=x + crop_w, y_max=y + crop_h, p=1)
         steps.append(fixed_crop if recipe.crop == "random" else A.CenterCrop(height=crop_h, width=crop_w, p=1))
-    if recipe.then_scale:
-        factor = parameters.then_scale
+    if recipe.crop_scale_range:
+        factor = parameters.crop_scale
         steps.append(A.RandomScale(scale_limit=(factor - 1, factor - 1), p=1))
     return A.Compose(steps, keypoint_params=A.KeypointParams(format="xy", remove_invisible=False))
 
@@ -133,9 +133,9 @@ def test_geometry_has_the_distributions_of_albumentations(name: str) -> None:
             [draw["RandomScale"]["scale"] for draw in references],
         )
         assert all(0.7 <= parameters.scale <= 1.3 for parameters in samples)
-    if recipe.then_scale:
-        pairs["then_scale"] = (
-            [parameters.then_scale for parameters in samples],
+    if recipe.crop_scale_range:
+        pairs["crop_scale"] = (
+            [parameters.crop_scale for parameters in samples],
             [draw["RandomScale"]["scale"] for draw in references],
         )
     if recipe.crop_hw and (recipe.crop == "random" or recipe.scale_range):
@@ -224,7 +224,7 @@ def test_every_recipe_applies_to_any_frame_and_its_affine_is_invertible(
     )
     scaled = int(width * parameters.scale), int(height * parameters.scale)
     for offset, size, frame in zip(parameters.crop_xy, (parameters.width, parameters.height), scaled, strict=True):
-        assert 0 <= offset <= frame - int(size / parameters.then_scale)
+        assert 0 <= offset <= frame - int(size / parameters.crop_scale)
 
 
 @given(st.sampled_from(list(RECIPES)), st.integers(0, 2**64 - 1))

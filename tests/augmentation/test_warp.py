@@ -26,7 +26,7 @@ def test_a_variant_is_close_to_one_cubic_resampling_of_the_source(name: str) -> 
         difference = np.abs(decode_variant(variant).astype(int) - best)
         # Levels of 255; JPEG compression alone changes pixels by 0.95. Linear and cubic interpolation differ most where
         # an image is reduced.
-        assert difference.mean() < (2.5 if RECIPES[name].then_scale else 1.6)
+        assert difference.mean() < (2.5 if RECIPES[name].crop_scale_range else 1.6)
         assert np.percentile(difference, 99.9) < 12
 
 
