@@ -1,4 +1,4 @@
-"""Dataclasses that hold arrays: `==` of two arrays is an array, so a generated `__eq__` would fail on them."""
+"""Dataclasses that hold arrays have no generated `__eq__`: `==` of two arrays is an array, so it would fail."""
 
 import dataclasses
 import importlib

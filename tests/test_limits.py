@@ -1,4 +1,4 @@
-"""Limits that kp_ray states, tested against the installed software that they are attributed to."""
+"""Limits that kp_ray attributes to other software, tested against the installed version of that software."""
 
 import io
 import warnings

@@ -1,4 +1,4 @@
-"""Services that accept connections and do not answer are given up after a deadline of kp_ray's."""
+"""kp_ray stops waiting for a service that accepts connections and does not answer."""
 
 import socket
 import threading
@@ -15,7 +15,10 @@ from kp_ray.network import limited_silence, require_answer
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[bytes], str]]:
-    """Start servers that read a request, send the given bytes and keep the connection open; return each one's URL."""
+    """Return a function that starts a server and returns its URL.
+
+    The server reads a request, sends the bytes passed to the function, and keeps the connection open.
+    """
     servers: list[socket.socket] = []
     connections: list[socket.socket] = []
 
@@ -49,7 +52,9 @@ def serve() -> Iterator[Callable[[bytes], str]]:
         b"no HTTP at all\r\n\r\n",
     ],
 )
-def test_any_answer_is_an_answer(serve: Callable[[bytes], str], answer: bytes) -> None:
+def test_an_error_and_an_answer_in_another_protocol_count_as_answers(
+    serve: Callable[[bytes], str], answer: bytes
+) -> None:
     require_answer(serve(answer), "KEY")
 
 

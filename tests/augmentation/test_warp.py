@@ -22,15 +22,15 @@ def test_a_variant_is_close_to_one_cubic_resampling_of_the_source(name: str) -> 
             continue
         size = (variant.width, variant.height)
         affine = variant.affine
-        best = cv2.warpAffine(source, affine, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
-        difference = np.abs(decode_variant(variant).astype(int) - best)
-        # Levels of 255; JPEG compression alone changes pixels by 0.95. Linear and cubic interpolation differ most where
-        # an image is reduced.
+        expected = cv2.warpAffine(source, affine, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+        difference = np.abs(decode_variant(variant).astype(int) - expected)
+        # In levels of 255, JPEG compression alone gives a mean of 0.95. Crops that are made smaller may differ more,
+        # because linear and cubic interpolation differ most there.
         assert difference.mean() < (2.5 if RECIPES[name].crop_scale_range else 1.6)
         assert np.percentile(difference, 99.9) < 12
 
 
-def test_the_comparison_with_cubic_resampling_notices_a_shift_by_a_third_of_a_pixel() -> None:
+def test_the_comparison_with_cubic_resampling_detects_a_shift_by_a_third_of_a_pixel() -> None:
     source = make_image(*SIZES[0])
     moved = cv2.warpAffine(source, np.array([[1, 0, 0.33], [0, 1, 0.33]]), SIZES[0], flags=cv2.INTER_CUBIC)
     assert np.abs(moved.astype(int) - source)[8:-8, 8:-8].mean() > 2.5

@@ -1,4 +1,4 @@
-"""Causes of Ray's errors: they are found in every wrapper that Ray 2.60 puts around them."""
+"""The cause of a Ray error is found inside every wrapper that Ray 2.60 puts around it."""
 
 import os
 import pickle

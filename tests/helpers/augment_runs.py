@@ -1,6 +1,6 @@
-"""Configs for `kp-ray augment` in a process of its own, the contents of the store that it writes, and its workers.
+"""Run `kp-ray augment` as a process, read its store, and find its workers.
 
-Tests use them to compare the store of a disturbed run with the store of an undisturbed run.
+Tests compare the store of a disturbed run with the store of an undisturbed run.
 """
 
 import hashlib

@@ -32,7 +32,7 @@ from tests.helpers.searches import leave_trial
 from tests.helpers.stores import STORE_IMAGES, make_image, make_points, write_small_store
 
 HOSTILE = "<script>alert('1')</script>&\"$x_1$.jpg"
-"""Name of an image or camera with markup of HTML and TeX."""
+"""A name with markup of HTML and TeX, which the report must show as text."""
 OUTSIDE = "../secret.jpg"
 """Name of an image outside the folder of the test images."""
 SPREAD_PX = 60
@@ -71,9 +71,15 @@ def write_augmented(config: Config, *, parts_written: int = 3) -> None:
     quarantined = (Quarantined(source=HOSTILE, stage="decode", reason="truncated"),)
     write_small_store(Path(config.path("store")), quarantined)
     figures = StoreFigures(
-        sources=2, variants=9, seconds=2.5, start_up_s=1.0, sources_per_s=17.5, parts_written=parts_written,
-        parts_kept=0, quarantined=1,
-    )  # fmt: skip
+        sources=2,
+        variants=9,
+        seconds=2.5,
+        start_up_s=1.0,
+        sources_per_s=17.5,
+        parts_written=parts_written,
+        parts_kept=0,
+        quarantined=1,
+    )
     write_store_figures(config, figures)
 
 
@@ -85,7 +91,7 @@ def write_checked(config: Config) -> None:
 
 
 def write_training_logs(config: Config, members: tuple[str, ...] = ("a", "_b$")) -> None:
-    """Write metrics.json of each member: 5 losses, an evaluation after 100 iterations, and a truncated line."""
+    """Write the metrics.json of each member: 5 losses, an evaluation after 100 iterations, and a truncated line."""
     for name in members:
         lines = [
             json.dumps({"iteration": i, "total_loss": 3 / (i + 1), "lr": 0.001, "time": 0.5}) for i in range(0, 100, 20)
@@ -127,18 +133,32 @@ def write_run_predictions(config: Config) -> None:
 def write_prediction_details(config: Config, filled: tuple[FilledImage, ...] = ()) -> None:
     """Write predict.json of 7 images that took 2 s."""
     details = PredictionDetails(
-        images=7, members=("a",), by_member={}, people=PersonChoices("score", several=0, other_than_best_score=0),
-        weights=WeightsSource(chosen="equal"), fallbacks={}, filled=filled, unusable=(),
+        images=7,
+        members=("a",),
+        by_member={},
+        people=PersonChoices("score", several=0, other_than_best_score=0),
+        weights=WeightsSource(chosen="equal"),
+        fallbacks={},
+        filled=filled,
+        unusable=(),
         took=PredictionTime(predicted=7, seconds=2.0, start_up_s=1.0),
-    )  # fmt: skip
+    )
     write_details(config.path("predict.json"), details)
 
 
 def make_evaluation(**changes: object) -> FusionEvaluation:
     """Make the evaluation of one member; `changes` replace its values."""
     values = {
-        "num_images": 6, "num_missing": 1, "rmse": 7.5, "rmse_interval": (6.125, 9.5), "median_px": 4.0, "p95_px": 20.0,
-        "pck": {"0.05": 0.9, "0.1": 0.95}, "ap": None, "ap50": None, "ap75": None,
+        "num_images": 6,
+        "num_missing": 1,
+        "rmse": 7.5,
+        "rmse_interval": (6.125, 9.5),
+        "median_px": 4.0,
+        "p95_px": 20.0,
+        "pck": {"0.05": 0.9, "0.1": 0.95},
+        "ap": None,
+        "ap50": None,
+        "ap75": None,
         "by_keypoint": {
             name: KeypointMetrics(
                 rmse=None if name == "nose" else 5.0, rmse_interval=None, median_px=4.0, **{"pck_0.05": 0.9}
@@ -151,9 +171,10 @@ def make_evaluation(**changes: object) -> FusionEvaluation:
         },
         "worst": (ImageError(image=STORE_IMAGES[0], rmse=31.25), ImageError(image=HOSTILE, rmse=3.0)),
         "filled": (
-            FilledImage(image=STORE_IMAGES[1], how="frame 12"), FilledImage(image=OUTSIDE, how="mean pose"),
+            FilledImage(image=STORE_IMAGES[1], how="frame 12"),
+            FilledImage(image=OUTSIDE, how="mean pose"),
         ),
-    }  # fmt: skip
+    }
     return FusionEvaluation(**{**values, **changes})
 
 

@@ -15,10 +15,16 @@ from kp_ray.tuning.space import Point, to_point
 from tests.helpers.processes import set_options, start_kp_ray, wait_until
 
 OWN_SET: dict[str, tuple[str, ...] | None] = {"own": None}
+"""The only choice of recipes of a search that keeps the config's own recipes."""
 FIXED_RANGES = {
-    "weight_decay": [1e-4, 1e-4], "warmup": [0.1, 0.1], "num_steps": [6, 6], "first_step": [0.3, 0.3],
-    "step_spacing": [0.1, 0.1], "flips": [True], "recipes": {},
-}  # fmt: skip
+    "weight_decay": [1e-4, 1e-4],
+    "warmup": [0.1, 0.1],
+    "num_steps": [6, 6],
+    "first_step": [0.3, 0.3],
+    "step_spacing": [0.1, 0.1],
+    "flips": [True],
+    "recipes": {},
+}
 """Values of a `tune` section that fix every parameter but the base learning rate, the schedule and gamma."""
 FULL_TRIALS = {"num_trials": 3, "max_iter": 6, "eval_period": 2, "scheduler": "none"}
 """Values of a `tune` section in which every trial runs to its end."""
@@ -47,10 +53,19 @@ def leave_trial(
     folder.mkdir(parents=True)
     params = params or replace(to_point(config.train, config), base_lr=began / 1000)
     start = {
-        "base_lr": began / 1000, "warmup_iters": 1, "schedule": "multistep", "num_steps": 1, "steps": "[6]",
-        "gamma": 0.5, "weight_decay": 0.1, "flip": True, "recipes": "own", "max_iter": 8, "began": began,
+        "base_lr": began / 1000,
+        "warmup_iters": 1,
+        "schedule": "multistep",
+        "num_steps": 1,
+        "steps": "[6]",
+        "gamma": 0.5,
+        "weight_decay": 0.1,
+        "flip": True,
+        "recipes": "own",
+        "max_iter": 8,
+        "began": began,
         "params": asdict(params),
-    }  # fmt: skip
+    }
     (folder / "trial.json").write_text(json.dumps(start))
     lines = [{"iteration": at - 1, "total_loss": 1.0, "val/rmse": value} for at, value in evaluations.items()]
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in [{"iteration": 0}, *lines]))

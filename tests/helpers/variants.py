@@ -17,8 +17,10 @@ from kp_ray.keypoints import FloatArray, apply_affine, inside
 from tests.helpers.images import BGR, to_jpeg
 
 SIZES = [(480, 270), (333, 500)]
+"""Width and height in pixels of the test images."""
 COPIES = 3
 MARGIN_PX = 6
+"""A dot nearer to the edge of a variant is not measured, because it may be cut off."""
 DOT_SIGMA_PX = 2.5
 MIN_DOT_CHANGE = 14
 """Smallest change, in levels of 255, of a pixel that shows a dot; JPEG compression changes pixels by less."""
@@ -98,24 +100,26 @@ def decode_variant(variant: Variant) -> BGR:
     return np.asarray(simplejpeg.decode_jpeg(variant.image, "BGR", strict=True))
 
 
-def _gray_difference(variant: Variant, without: Variant) -> FloatArray:
+def _gray_difference(variant: Variant, plain_variant: Variant) -> FloatArray:
     """Return the absolute difference (H, W) of the mean of a pixel's colors, in levels of 255."""
-    first, second = (decode_variant(item).astype(float).mean(axis=2) for item in (variant, without))
+    first, second = (decode_variant(item).astype(float).mean(axis=2) for item in (variant, plain_variant))
     return np.asarray(np.abs(first - second))
 
 
-def measure_dot_errors(variant: Variant, without: Variant, has_dot: npt.NDArray[np.bool_], scale: float) -> list[float]:
+def measure_dot_errors(
+    variant: Variant, plain_variant: Variant, has_dot: npt.NDArray[np.bool_], scale: float
+) -> list[float]:
     """Measure the distance in pixels between the centroid of each dot and its keypoint.
 
     Dots within MARGIN_PX of the edge are skipped.
 
     Args:
         variant: variant of an image with dots.
-        without: the same variant of the image without dots.
+        plain_variant: the same variant of the image without dots.
         has_dot: (24,) True for the keypoints to measure.
         scale: scale factor of the variant's affine.
     """
-    difference = _gray_difference(variant, without)
+    difference = _gray_difference(variant, plain_variant)
     reach = int(np.ceil(9 * max(scale, 0.5)))
     errors = []
     for (x, y, v), dot in zip(variant.keypoints, has_dot, strict=True):
@@ -162,15 +166,17 @@ def reflect_into_frame(xy: FloatArray, width: int, height: int) -> FloatArray:
     return np.asarray(last - np.abs(np.mod(xy, 2 * last) - last))
 
 
-def count_stray_pixels(variant: Variant, without: Variant, dots: FloatArray, width: int, height: int) -> int:
-    """Count the pixels of a variant that dots changed although no dot, nor a dot's reflection, is close to them.
+def count_stray_pixels(variant: Variant, plain_variant: Variant, dots: FloatArray, width: int, height: int) -> int:
+    """Count the pixels of a variant that differ from the variant without dots although no dot is close to them.
+
+    A dot's mirror image in the reflecting border counts as a dot.
 
     Args:
-        variant, without: the variant of an image with dots, and of the image without dots.
+        variant, plain_variant: the variant of an image with dots, and of the image without dots.
         dots: (N, 2) coordinates of the dots in the source.
         width, height: size of the source in pixels.
     """
-    changed = _gray_difference(variant, without) > MIN_DOT_CHANGE
+    changed = _gray_difference(variant, plain_variant) > MIN_DOT_CHANGE
     inverse = np.linalg.inv(np.vstack([variant.affine, [0, 0, 1]]))[:2]
     source_pixels = reflect_into_frame(
         apply_affine(inverse, np.argwhere(changed)[:, ::-1].astype(float)), width, height
