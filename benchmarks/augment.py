@@ -1,6 +1,6 @@
 """Compare the speed of `kp-ray augment` with the published loop and with other frameworks.
 
-Each turn runs all five ways once, so that a change of the machine's speed affects all of them.
+Each turn runs A to E once, so that a change of the machine's speed affects all of them.
 
     python benchmarks/augment.py --sources 512 --repeats 5
 
@@ -12,7 +12,7 @@ E  a lower bound: decode every source and encode as many pixels as its variants 
 
 All five read the same generated 1920x1080 JPEGs. A, B and C read an eighth of them and E a half, because their rates do
 not depend on the number. A and B run the published pipelines unchanged (published_loop.py). This script installs
-libraries of their time for them into a separate environment, because Albumentations 2.0.8 would draw black borders and
+the libraries of 2021 for them into a separate environment, because Albumentations 2.0.8 would draw black borders and
 ignore `always_apply`. C runs pipelines of equal effect that kp_ray builds for Albumentations 2.0.8.
 Results: benchmarks/results/augment.{md,json}.
 """

@@ -1,9 +1,9 @@
-"""Measure how much faster `kp-ray augment` is on all CPUs than on one, and how much faster plain processes are.
+"""Measure the gain of `kp-ray augment` from one CPU to all CPUs, and compare it with the gain of plain processes.
 
     python benchmarks/cpus.py --sources 200 --turns 7
 
 Each turn writes the same store from the same images, first on one CPU, then on all. After each run, the control starts
-as many plain processes, which make the same rows in memory, without Ray and without a store. If N plain processes are
+a plain process per CPU of the run. The processes make the same rows in memory, without Ray and without a store. If N plain processes are
 less than N times as fast as one, the machine is the limit: its CPUs share a core, or other machines use them.
 Results: benchmarks/results/cpus.{md,json}.
 """

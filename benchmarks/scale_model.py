@@ -62,34 +62,38 @@ def write_empty_images(folder: Path, num_sources: int) -> Config:
     )
 
 
-def plan_and_resume(config: Config, *, resume: bool) -> dict[str, float]:
-    """Plan a store and write its manifest and empty parts; with `resume`, measure planning and resuming the store."""
+def write_empty_store(config: Config) -> None:
+    """Write the manifest and the parts of a planned store; the parts are empty files."""
+    planned = plan(config)
+    parts = list(planned.parts())
+    records = {
+        part.path: PartRecord(
+            path=part.path,
+            recipe=part.recipe.name,
+            split=part.split,
+            num_rows=SOURCES_PER_PART * part.copies,
+            num_bytes=0,
+            sha256="0" * 64,
+        )
+        for part in parts
+    }
+    store = Path(planned.store)
+    for recipe, _ in planned.recipes:
+        (store / f"recipe-{recipe.name}").mkdir(parents=True)
+    for part in parts:
+        os.close(os.open(store / part.path, os.O_CREAT))
+    write_manifest(planned.store, build_manifest(planned, records, []))
+
+
+def plan_and_resume(config: Config) -> dict[str, float]:
+    """Measure planning a store, and finding that it is finished."""
     began = time.monotonic()
     planned = plan(config)
-    seconds = time.monotonic() - began
+    plan_s = time.monotonic() - began
     parts = list(planned.parts())
-    if not resume:
-        records = {
-            part.path: PartRecord(
-                path=part.path,
-                recipe=part.recipe.name,
-                split=part.split,
-                num_rows=SOURCES_PER_PART * part.copies,
-                num_bytes=0,
-                sha256="0" * 64,
-            )
-            for part in parts
-        }
-        store = Path(planned.store)
-        for recipe, _ in planned.recipes:
-            (store / f"recipe-{recipe.name}").mkdir(parents=True)
-        for part in parts:
-            os.close(os.open(store / part.path, os.O_CREAT))
-        write_manifest(planned.store, build_manifest(planned, records, []))
-        return {}
     assert is_finished(planned)
     return {
-        "plan_s": seconds,
+        "plan_s": plan_s,
         "resume_s": time.monotonic() - began,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "parts": len(parts),
@@ -156,9 +160,11 @@ def main() -> None:
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if config_path := options.make or options.resume:
-        figures = plan_and_resume(build_config(json.loads(config_path.read_text())), resume=bool(options.resume))
-        print(json.dumps(figures))
+    if options.make:
+        write_empty_store(build_config(json.loads(options.make.read_text())))
+        return
+    if options.resume:
+        print(json.dumps(plan_and_resume(build_config(json.loads(options.resume.read_text())))))
         return
     runs = json.loads((RESULTS / "scaling.json").read_text())["runs"]
     largest = max(runs, key=lambda run: run["sources"])

@@ -1,4 +1,4 @@
-"""Dataclasses that hold arrays have no generated `__eq__`: `==` of two arrays is an array, so it would fail."""
+"""Dataclasses that hold arrays have no generated `__eq__`, because `==` of two arrays has no truth value."""
 
 import dataclasses
 import importlib

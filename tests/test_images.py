@@ -33,7 +33,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("kind", IMAGE_FILES)
-def test_decode_returns_the_upright_image_and_if_its_bytes_can_be_stored(kind: str) -> None:
+def test_decode_returns_the_upright_image_and_whether_its_bytes_can_be_stored(kind: str) -> None:
     shown = decode_upright_rgb(IMAGE_FILES[kind])
     bgrx, is_storable = decode(IMAGE_FILES[kind])
     assert bgrx.shape == (*shown.shape[:2], 4)
@@ -98,7 +98,7 @@ def test_damaged_bytes_are_decoded_or_refused_by_a_data_error(kind: str, data: s
 
 
 @pytest.mark.parametrize("kind", IMAGE_FILES)
-def test_probe_returns_the_upright_size_and_if_a_jpeg_can_be_decoded_at_a_smaller_scale(kind: str) -> None:
+def test_probe_returns_the_upright_size_and_whether_a_jpeg_can_be_decoded_at_a_smaller_scale(kind: str) -> None:
     info = probe(IMAGE_FILES[kind])
     height, width = decode_upright_rgb(IMAGE_FILES[kind]).shape[:2]
     assert (info.width, info.height) == (width, height)

@@ -81,7 +81,7 @@ JOBS = {
 }
 
 
-# The pipeline's job runs every stage. The single jobs repeat them and take as long again, so they are a slow test.
+# The pipeline's job runs every stage. Running each stage's own job takes as long again, so it is a slow test.
 @pytest.mark.parametrize("jobs", [["pipeline"], pytest.param(list(JOBS), marks=pytest.mark.slow)], ids="-".join)
 def test_every_job_succeeds_and_writes_its_result(
     jobs: Sequence[str], cluster: Cluster, sample_data: dict[str, Any], tmp_path: Path
@@ -121,7 +121,7 @@ def test_every_job_succeeds_and_writes_its_result(
     assert len((run / "submission.csv").read_text().splitlines()) == 1 + 10
 
 
-def test_a_job_with_an_invalid_config_fails_with_one_line(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_with_an_invalid_config_fails_without_a_traceback(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run_dir: x\ntrian: {}\n")
     done = cluster.run(*submit_command(cluster.dashboard, "augment", str(tmp_path / "config.yaml")))
     assert done.returncode == 1

@@ -58,7 +58,7 @@ def test_an_error_and_an_answer_in_another_protocol_count_as_answers(
     require_answer(serve(answer), "KEY")
 
 
-def test_a_refused_connection_is_left_to_the_client() -> None:
+def test_a_refused_connection_passes_because_the_client_reports_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     require_answer(f"http://127.0.0.1:{port}", "KEY")
@@ -79,7 +79,7 @@ def test_an_object_storage_that_does_not_answer_is_named_within_the_deadline(
     assert time.monotonic() - began < 10
 
 
-def test_a_download_that_falls_silent_fails_and_the_limit_ends_with_the_block(
+def test_a_download_that_falls_silent_fails_and_the_socket_timeout_is_restored(
     serve: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network, "SILENCE_TIMEOUT_S", 0.5)

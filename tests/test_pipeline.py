@@ -94,11 +94,9 @@ def test_verbs_print_their_result_and_the_next_command(sample_data: dict[str, An
     check_run = run_verb("check", "c.yaml", "--json", cwd=tmp_path)
     assert read_json_output(check_run)["images"] == 8
     assert "next: kp-ray augment c.yaml" in check_run.stderr
-    augment_json = read_json_output(
-        run_verb("augment", "c.yaml", "--set", "augment.recipes=[Original,Rotate45]", "--json", cwd=tmp_path)
-    )
-    assert {"sources", "variants", "seconds", "sources_per_s", "start_up_s"} <= set(augment_json)
     options = ("--set", "augment.recipes=[Original,Rotate45]")
+    augment_json = read_json_output(run_verb("augment", "c.yaml", *options, "--json", cwd=tmp_path))
+    assert {"sources", "variants", "seconds", "sources_per_s", "start_up_s"} <= set(augment_json)
     assert run_verb("verify", "c.yaml", *options, cwd=tmp_path).returncode == 0
     export_json = read_json_output(
         run_verb("export", "c.yaml", *options, "--recipe", "Rotate45", "--json", cwd=tmp_path)
