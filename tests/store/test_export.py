@@ -59,7 +59,7 @@ def test_a_selection_without_rows_writes_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
-def test_an_export_that_meets_a_damaged_part_leaves_no_images(tmp_path: Path) -> None:
+def test_an_export_of_a_store_with_a_damaged_part_leaves_no_images(tmp_path: Path) -> None:
     write_small_store(tmp_path / "run" / "store")
     config = tiny_config({}, tmp_path / "run")
     part = training_part(config)

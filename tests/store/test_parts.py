@@ -22,7 +22,7 @@ def planned(tiny: Config) -> Plan:
 
 
 def write_first_part(planned: Plan, quarantined: tuple[dict[str, Any], ...] = ()) -> PartRecord:
-    """Write the plan's first part, with the sources that it lacks in its metadata."""
+    """Write the plan's first part; `quarantined` is stored in its metadata."""
     chunk = planned.chunks[0]
     part = chunk.parts[0]
     with PartWriter(planned.store, part, row_schema(len(planned.skeleton))) as writer:

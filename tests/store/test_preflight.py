@@ -81,7 +81,7 @@ def test_augment_and_its_dry_run_refuse_the_plan_without_starting_a_cluster(
 
 
 def refuse_to_begin(verb: str) -> Any:
-    """Replace the progress display, which is opened when a stage begins."""
+    """Fail the test: a stage calls this function to open its progress display when it begins."""
     raise AssertionError(f"{verb} began")
 
 

@@ -88,15 +88,15 @@ def test_missing_images_and_wrong_labels_are_refused_before_a_cluster_starts(
 
 
 def test_a_plan_is_made_once_per_config(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    planned: list[Config] = []
+    planned_configs: list[Config] = []
     plan = stage_module.plan
-    monkeypatch.setattr(stage_module, "plan", lambda config: planned.append(config) or plan(config))
+    monkeypatch.setattr(stage_module, "plan", lambda config: planned_configs.append(config) or plan(config))
     stage, second_config = AugmentStage(), tiny_config(tiny.data.model_dump(), tmp_path / "other")
     stage.check(tiny)
     assert not stage.is_done(tiny)
     stage.forecast(tiny)
     stage.check(second_config)
-    assert planned == [tiny, second_config]
+    assert planned_configs == [tiny, second_config]
 
 
 def test_the_summary_of_verify_has_one_line_per_problem() -> None:

@@ -64,7 +64,7 @@ def test_a_dot_painted_at_a_joint_is_where_the_label_is(clips: list[SyntheticCli
 
 def test_labels_lie_on_the_person(generated: SampleSummary) -> None:
     names, points = read_labels(generated.annotations)
-    table = dict(zip(names, points, strict=True))
+    labels = dict(zip(names, points, strict=True))
     is_changed_at_labels, is_changed_beside = [], []
     for clip in plan_clips("train", 20, 3)[:6]:
         renderer = SceneRenderer.from_clip(clip, **SIZE)
@@ -73,7 +73,7 @@ def test_labels_lie_on_the_person(generated: SampleSummary) -> None:
         image = decode_bgr((Path(generated.images) / name).read_bytes())
         is_changed = np.abs(image - empty).sum(axis=2) > 45
         for offset_px, results in ((0, is_changed_at_labels), (90, is_changed_beside), (-90, is_changed_beside)):
-            xy = table[name] + (offset_px, 0)
+            xy = labels[name] + (offset_px, 0)
             xy = np.rint(xy[inside(xy, SIZE["width"] - 1, SIZE["height"] - 1)]).astype(int)
             results.append(is_changed[xy[:, 1], xy[:, 0]])
     assert np.concatenate(is_changed_at_labels).mean() > 0.85
