@@ -3,8 +3,9 @@
     python benchmarks/cpus.py --sources 200 --turns 7
 
 Each turn writes the same store from the same images, first on one CPU, then on all. After each run follows the control:
-one plain process per CPU of the run makes the same rows in memory, without Ray and without a store. If N plain processes
-are less than N times as fast as one, the machine is the limit: its CPUs share a core, or other machines use them.
+one plain process per CPU of the run makes the same rows in memory, without Ray and without a store. If N processes of
+the control are less than N times as fast as one, the machine is the limit: its CPUs share a core, or other machines use
+them.
 Results: benchmarks/results/cpus.{md,json}.
 """
 

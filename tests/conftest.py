@@ -21,7 +21,7 @@ from tests.helpers.data import tiny_config
 settings.register_profile("siege", max_examples=12_000)  # used by `make test-faults`
 
 LONGEST_FIRST = ("test_jobs.py", "faults", "training", "tuning", "prediction", "test_pipeline.py", "test_api.py")
-"""Files and folders in `tests/` whose tests take minutes, from the slowest on."""
+"""Files and folders in `tests/` whose tests take minutes, the slowest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

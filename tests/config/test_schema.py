@@ -46,7 +46,7 @@ def test_a_wrong_number_of_workers_is_refused(num_workers: Any, message: str) ->
         build_config({"train": {"num_workers": num_workers}})
 
 
-def test_a_number_of_workers_is_a_range_of_equal_ends() -> None:
+def test_a_fixed_number_of_workers_is_a_range_with_equal_ends() -> None:
     assert build_config({"train": {"num_workers": {"min": 1, "max": 3}}}).train.worker_range == (1, 3)
     assert build_config({"train": {"num_workers": 3}}).train.worker_range == (3, 3)
 

@@ -1,4 +1,4 @@
-"""Settings of searches, the files of their trials, and `kp-ray tune` as a process, for tests."""
+"""Settings of searches, writers and readers of their files, and `kp-ray tune` as a process."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from kp_ray.tuning.space import Point, to_point
 from tests.helpers.processes import set_options, start_kp_ray, wait_until
 
 OWN_SET: dict[str, tuple[str, ...] | None] = {"own": None}
-"""The only choice of recipes of a search that keeps the config's own recipes."""
+"""The sets of recipes of a search that always keeps the config's own recipes."""
 FIXED_RANGES = {
     "weight_decay": [1e-4, 1e-4],
     "warmup": [0.1, 0.1],
@@ -45,9 +45,10 @@ def leave_trial(
         config: the search's config.
         name: the trial's name.
         began: Unix time of the start; the solver's base learning rate is a thousandth of it.
-        evaluations: RMSE by the iterations trained before the evaluation.
+        evaluations: number of iterations trained before an evaluation -> its RMSE.
         params: the trial's point; None: the config's own settings with that learning rate.
-        end: values of `end.json`, by default final and without a reason; None: the trial did not end.
+        end: changes of `end.json`, which by default ends the trial for good, without a reason; None: the trial did
+            not end.
     """
     folder = Path(config.run_dir, "tune", "trials", name)
     folder.mkdir(parents=True)

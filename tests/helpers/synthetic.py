@@ -6,6 +6,7 @@ import pandas as pd
 from kp_ray.keypoints import DACON24, FloatArray
 
 SIZE = {"width": 320, "height": 180}
+"""Size of the generated frames in pixels."""
 
 
 def read_labels(path: str) -> tuple[list[str], FloatArray]:

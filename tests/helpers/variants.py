@@ -19,6 +19,7 @@ from tests.helpers.images import BGR, to_jpeg
 SIZES = [(480, 270), (333, 500)]
 """Width and height in pixels of the test images."""
 COPIES = 3
+"""Number of variants per recipe."""
 MARGIN_PX = 6
 """A dot nearer to the edge of a variant is not measured, because it may be cut off."""
 DOT_SIGMA_PX = 2.5
@@ -100,8 +101,8 @@ def decode_variant(variant: Variant) -> BGR:
     return np.asarray(simplejpeg.decode_jpeg(variant.image, "BGR", strict=True))
 
 
-def _gray_difference(variant: Variant, plain_variant: Variant) -> FloatArray:
-    """Return the absolute difference (H, W) of the mean of a pixel's colors, in levels of 255."""
+def _brightness_difference(variant: Variant, plain_variant: Variant) -> FloatArray:
+    """Return the absolute difference (H, W) of brightness, the mean of a pixel's colors, in levels of 255."""
     first, second = (decode_variant(item).astype(float).mean(axis=2) for item in (variant, plain_variant))
     return np.asarray(np.abs(first - second))
 
@@ -119,7 +120,7 @@ def measure_dot_errors(
         has_dot: (24,) True for the keypoints to measure.
         scale: scale factor of the variant's affine.
     """
-    difference = _gray_difference(variant, plain_variant)
+    difference = _brightness_difference(variant, plain_variant)
     reach = int(np.ceil(9 * max(scale, 0.5)))
     errors = []
     for (x, y, v), dot in zip(variant.keypoints, has_dot, strict=True):
@@ -176,7 +177,7 @@ def count_stray_pixels(variant: Variant, plain_variant: Variant, dots: FloatArra
         dots: (N, 2) coordinates of the dots in the source.
         width, height: size of the source in pixels.
     """
-    changed = _gray_difference(variant, plain_variant) > MIN_DOT_CHANGE
+    changed = _brightness_difference(variant, plain_variant) > MIN_DOT_CHANGE
     inverse = np.linalg.inv(np.vstack([variant.affine, [0, 0, 1]]))[:2]
     source_pixels = reflect_into_frame(
         apply_affine(inverse, np.argwhere(changed)[:, ::-1].astype(float)), width, height

@@ -138,7 +138,7 @@ def test_every_honored_option_is_read_by_the_model_the_solver_or_the_input(monke
         build_lr_scheduler(cfg, optimizer)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()  # reads how to clip
+        optimizer.step()  # reads the options of gradient clipping
         for generator in (rng, None):
             to_dataset_dict(row, cfg, DACON24, generator)
     honored = {
