@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Got processor for keypoints")
 
 
 @pytest.mark.parametrize("step", [A.PadIfNeeded(p=1), A.SafeRotate(p=1), A.ShiftScaleRotate(p=1), A.Blur(p=1)])
-def test_saved_pipelines_are_valid_although_albumentations_warns_of_them(step: Any) -> None:
+def test_saved_pipelines_are_valid_although_albumentations_warns_about_them(step: Any) -> None:
     keypoint_params = A.KeypointParams(format="xy", remove_invisible=False)
     saved = A.to_dict(A.Compose([step], keypoint_params=keypoint_params))
     assert json.loads(validate_pipeline("mine", saved)) == json.loads(json.dumps(saved))

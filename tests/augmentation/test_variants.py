@@ -78,10 +78,8 @@ def test_the_measurements_of_this_file_detect_a_stray_dot_and_a_shifted_keypoint
     assert count_stray_pixels(variant, plain_variant, dots[1:], width, height) > 0
     assert count_stray_pixels(variant, plain_variant, dots + 6, width, height) > 0
     shifted = replace(variant, keypoints=variant.keypoints + np.array([0.7, 0, 0], np.float32))
-    assert (
-        max(measure_dot_errors(shifted, plain_variant, inside(keypoints[:, :2] - 10, width - 20, height - 20), 1.0))
-        > 0.5
-    )
+    is_whole = inside(keypoints[:, :2] - 10, width - 20, height - 20)
+    assert max(measure_dot_errors(shifted, plain_variant, is_whole, 1.0)) > 0.5
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -212,9 +210,8 @@ def test_rows_fit_the_schema_and_name_their_source() -> None:
 
 def test_the_box_margin_widens_the_box_only() -> None:
     content, keypoints = to_jpeg(make_image(*SIZES[0])), make_keypoints(*SIZES[0])
-    keypoints = np.where(
-        np.arange(24)[:, None] % 2, np.nan, keypoints
-    )  # the points at odd indices lie at the frame's edge
+    # The points at odd indices lie at the frame's edge, where the margin would be clipped.
+    keypoints = np.where(np.arange(24)[:, None] % 2, np.nan, keypoints)
     narrow = make_variants(content, keypoints, [(RECIPES["CenterCrop_1"], 1)])[0]
     wide = make_variants(content, keypoints, [(RECIPES["CenterCrop_1"], 1)], box_margin_px=4.5)[0]
     size = [narrow.width, narrow.height] * 2
@@ -267,7 +264,7 @@ def test_a_crop_larger_than_the_frame_is_refused_if_sizes_do_not_scale() -> None
             [(RECIPES["CenterCrop_1"], 1)],
             scale_with_frame=False,
         )
-    assert str(raised.value).startswith("recipe CenterCrop_1: ")  # the store puts the image's name before it
+    assert str(raised.value).startswith("recipe CenterCrop_1: ")  # the store prepends the image's name
 
 
 def test_brightness_and_contrast_change_the_stored_image() -> None:

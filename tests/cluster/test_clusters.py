@@ -281,7 +281,7 @@ def two_nodes() -> Iterator[TwoNodes]:
 
 @dataclass(frozen=True)
 class UndisturbedRun:
-    """A finished run of augment, train and predict on two nodes of which none was lost.
+    """A finished run of augment, train and predict on two nodes that both stayed alive.
 
     Attributes:
         folder: folder of the config and of the run folders.

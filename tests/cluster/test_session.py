@@ -32,7 +32,7 @@ def test_the_setting_that_holds_the_address_is_named(monkeypatch: pytest.MonkeyP
         pass
 
 
-def test_an_address_without_a_port_is_left_to_ray() -> None:
+def test_an_address_without_a_port_passes_the_check() -> None:
     check_address("auto", "cluster.address")
 
 

@@ -37,7 +37,7 @@ def test_a_session_is_refused_before_ray_starts_until_the_advice_is_followed(mon
     check_temp_dir()
 
 
-def test_ray_itself_accepts_sockets_of_the_longest_path_and_no_longer_one() -> None:
+def test_ray_accepts_a_socket_path_of_the_maximum_length_and_refuses_a_longer_one() -> None:
     validate_socket_filepath("x" * MAX_SOCKET_BYTES)
     with pytest.raises(OSError, match=str(MAX_SOCKET_BYTES)):
         validate_socket_filepath("x" * (MAX_SOCKET_BYTES + 1))
