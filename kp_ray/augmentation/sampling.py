@@ -95,7 +95,7 @@ def sample_parameters(
     affine = np.array(
         [
             [total_scale * cos, total_scale * sin, shift_x],
-            [0.0 - total_scale * sin, total_scale * cos, shift_y],  # unlike -x, 0.0 - x is never -0.0
+            [0.0 - total_scale * sin, total_scale * cos, shift_y],  # 0.0 - x is never -0.0, as -x can be
         ]
     )
     contrast, brightness = 1.0, 0.0

@@ -73,7 +73,7 @@ class SyntheticClip:
 
     @property
     def files(self) -> list[str]:
-        """Paths of the frames inside the data set; their names have the format of the competition's."""
+        """Paths of the frames inside the data set, named in the competition's format."""
         # Scene numbers from 601 and group 2 are for test scenes only, so no scene name is in both splits.
         number, group = (self.scene + 1, 1) if self.split == "train" else (self.scene + 601, 2)
         zone = self.scene * 7 % 150 + 1

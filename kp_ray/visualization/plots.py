@@ -30,7 +30,7 @@ def plot_curves(
 
     Args:
         series: name -> x values and y values; a curve has a gap where a value is not finite.
-        log_y: use a log scale for y, unless no value is positive.
+        log_y: use a log scale for y if any value is positive.
         stopped: names of the curves whose last point is marked with a cross.
     """
     figure, axes = make_axes(WIDTH_IN, 2.9, title, xlabel, ylabel)
