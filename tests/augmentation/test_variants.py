@@ -97,7 +97,7 @@ def test_the_stored_coordinate_decides_if_a_keypoint_at_the_border_is_visible(
         1e-3: True,
         end - 1: True,
         end - 0.5: True,
-        np.nextafter(end, 0): False,  # below the end as a float64, and equal to it as the stored float32
+        float(np.nextafter(end, 0)): False,  # below the end as a float64, and equal to it as the stored float32
         end: False,
         end + 1e-3: False,
     }
