@@ -17,7 +17,7 @@ from tests.helpers.variants import (
     SIZES,
     decode_variant,
     has_dots,
-    make_image,
+    make_dotted_image,
     make_keypoints,
     make_variants,
     measure_dot_errors,
@@ -79,7 +79,7 @@ def test_a_users_pipeline_with_a_reflect_border_keeps_each_keypoint_once() -> No
         A.RandomBrightnessContrast(p=0.5),
     )
     variants, plain_variants = (
-        make_variants(to_jpeg(make_image(width, height, dots)), make_keypoints(width, height), recipes)
+        make_variants(to_jpeg(make_dotted_image(width, height, dots)), make_keypoints(width, height), recipes)
         for dots in (True, False)
     )
     errors: list[float] = []
@@ -117,7 +117,7 @@ def test_a_users_pipeline_runs_with_its_own_probability() -> None:
 
 
 def test_a_users_blur_keeps_the_keypoints_and_a_perspective_has_no_affine() -> None:
-    content, source = to_jpeg(make_image(*SIZES[0])), make_keypoints(*SIZES[0])
+    content, source = to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0])
     blurred = make_variants(content, source, make_user_recipe(A.GaussianBlur(sigma_limit=(2, 3), p=1)))[0]
     np.testing.assert_allclose(blurred.affine, np.eye(2, 3), atol=1e-6)
     np.testing.assert_allclose(blurred.keypoints[:, :2], source[:, :2], rtol=1e-6)
@@ -130,15 +130,17 @@ def test_a_users_blur_keeps_the_keypoints_and_a_perspective_has_no_affine() -> N
 @pytest.mark.parametrize("step", [A.ToFloat(p=1), A.GridDistortion(distort_limit=(0.2, 0.3), p=1)])
 def test_a_users_pipeline_that_returns_no_color_image_or_loses_keypoints_is_refused(step: Any) -> None:
     with pytest.raises(DataError, match="must keep every keypoint and return an 8-bit color image"):
-        make_variants(to_jpeg(make_image(*SIZES[0])), make_keypoints(*SIZES[0]), make_user_recipe(step))
+        make_variants(to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0]), make_user_recipe(step))
 
 
 def test_the_error_of_a_failing_user_recipe_gives_the_reason() -> None:
     with pytest.raises(DataError, match="the user recipe fails on this image: CropSizeError"):
-        make_variants(to_jpeg(make_image(320, 180)), make_keypoints(320, 180), make_user_recipe(A.RandomCrop(540, 540)))
+        make_variants(
+            to_jpeg(make_dotted_image(320, 180)), make_keypoints(320, 180), make_user_recipe(A.RandomCrop(540, 540))
+        )
 
 
 def test_a_user_recipe_that_mirrors_by_a_negative_scale_is_refused() -> None:
     mirror = A.Affine(scale={"x": (-1, -1), "y": (1, 1)}, p=1)
     with pytest.raises(DataError, match="the user recipe mirrors this image"):
-        make_variants(to_jpeg(make_image(*SIZES[0])), make_keypoints(*SIZES[0]), make_user_recipe(mirror))
+        make_variants(to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0]), make_user_recipe(mirror))

@@ -21,7 +21,7 @@ from tests.helpers.variants import (
     count_stray_pixels,
     decode_variant,
     has_dots,
-    make_image,
+    make_dotted_image,
     make_keypoints,
     make_random_image,
     make_variants,
@@ -105,7 +105,7 @@ def test_the_stored_coordinate_decides_if_a_keypoint_at_the_border_is_visible(
     keypoints[:, 2] = 0
     keypoints[: len(is_visible)] = 30.0, 30.0, 2.0
     keypoints[: len(is_visible), axis] = list(is_visible)
-    variant = make_variants(to_jpeg(make_image(width, height)), keypoints, [(RECIPES["Original"], 1)])[0]
+    variant = make_variants(to_jpeg(make_dotted_image(width, height)), keypoints, [(RECIPES["Original"], 1)])[0]
     assert variant.keypoints.dtype == np.float32
     assert (variant.keypoints[: len(is_visible), 2] > 0).tolist() == list(is_visible.values())
     assert variant.num_visible == sum(is_visible.values())
@@ -116,7 +116,7 @@ def test_the_stored_coordinate_decides_if_a_keypoint_at_the_border_is_visible(
 @pytest.mark.parametrize("name", ["CenterCrop_1", "RandomCrop_1", "RandomSquare_2"])
 def test_a_keypoint_at_the_border_of_a_crop_is_visible_in_it(name: str) -> None:
     width, height = SIZES[0]
-    first = make_variants(to_jpeg(make_image(width, height)), np.full((24, 3), np.nan), [(RECIPES[name], 1)])[0]
+    first = make_variants(to_jpeg(make_dotted_image(width, height)), np.full((24, 3), np.nan), [(RECIPES[name], 1)])[0]
     left, top = -first.affine[:, 2]
     right, bottom = left + first.width, top + first.height
     is_visible = {
@@ -132,7 +132,7 @@ def test_a_keypoint_at_the_border_of_a_crop_is_visible_in_it(name: str) -> None:
     keypoints = np.full((24, 3), np.nan)
     keypoints[:, 2] = 0
     keypoints[: len(is_visible)] = [(x, y, 1) for x, y in is_visible]
-    variant = make_variants(to_jpeg(make_image(width, height)), keypoints, [(RECIPES[name], 1)])[0]
+    variant = make_variants(to_jpeg(make_dotted_image(width, height)), keypoints, [(RECIPES[name], 1)])[0]
     assert (variant.keypoints[: len(is_visible), 2] > 0).tolist() == list(is_visible.values())
     assert variant.bbox_xyxy.tolist() == [0, 0, variant.width, variant.height]
 
@@ -140,16 +140,16 @@ def test_a_keypoint_at_the_border_of_a_crop_is_visible_in_it(name: str) -> None:
 def test_the_box_of_points_outside_the_image_is_clipped_to_it() -> None:
     keypoints = np.full((24, 3), np.nan)
     keypoints[:2] = (-50, -20, 2), (-10, 40, 2)
-    variant = make_variants(to_jpeg(make_image(*SIZES[0])), keypoints, [(RECIPES["Original"], 1)])[0]
+    variant = make_variants(to_jpeg(make_dotted_image(*SIZES[0])), keypoints, [(RECIPES["Original"], 1)])[0]
     assert variant.bbox_xyxy.tolist() == [0, 0, 0, 40]
     assert variant.num_visible == 0
 
 
 def test_a_recipe_listed_twice_gives_two_images_each_with_its_own_labels() -> None:
     recipes = resolve_recipes(["Rotate45_CenterCrop", "Original", "Rotate45_CenterCrop"])
-    content, keypoints = to_jpeg(make_image(*SIZES[0])), make_keypoints(*SIZES[0])
+    content, keypoints = to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0])
     variants, plain_variants = (
-        make_variants(to_jpeg(make_image(*SIZES[0], dots)), keypoints, recipes) for dots in (True, False)
+        make_variants(to_jpeg(make_dotted_image(*SIZES[0], dots)), keypoints, recipes) for dots in (True, False)
     )
     assert [(variant.recipe, variant.copy) for variant in variants] == [
         ("Rotate45_CenterCrop", 0),
@@ -185,7 +185,7 @@ def test_visibility_box_and_size_agree_with_the_stored_keypoints(name: str, widt
 def test_rows_fit_the_schema_and_name_their_source() -> None:
     width, height = SIZES[0]
     variants = make_variants(
-        to_jpeg(make_image(width, height)),
+        to_jpeg(make_dotted_image(width, height)),
         make_keypoints(width, height),
         [(RECIPES["Original"], 1), (RECIPES["Rotate45"], 2)],
     )
@@ -209,7 +209,7 @@ def test_rows_fit_the_schema_and_name_their_source() -> None:
 
 
 def test_the_box_margin_widens_the_box_only() -> None:
-    content, keypoints = to_jpeg(make_image(*SIZES[0])), make_keypoints(*SIZES[0])
+    content, keypoints = to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0])
     # The points at odd indices lie at the frame's edge, where the margin would be clipped.
     keypoints = np.where(np.arange(24)[:, None] % 2, np.nan, keypoints)
     narrow = make_variants(content, keypoints, [(RECIPES["CenterCrop_1"], 1)])[0]
@@ -222,7 +222,9 @@ def test_the_box_margin_widens_the_box_only() -> None:
 
 
 def test_a_source_without_labels_has_variants_without_a_box() -> None:
-    for variant in make_variants(to_jpeg(make_image(*SIZES[0])), np.full((24, 3), np.nan), [(RECIPES["Rotate45"], 1)]):
+    for variant in make_variants(
+        to_jpeg(make_dotted_image(*SIZES[0])), np.full((24, 3), np.nan), [(RECIPES["Rotate45"], 1)]
+    ):
         assert variant.num_visible == 0
         assert variant.bbox_xyxy.tolist() == [0, 0, 0, 0]
         assert variant.keypoints[:, 2].tolist() == [0] * 24
@@ -230,7 +232,7 @@ def test_a_source_without_labels_has_variants_without_a_box() -> None:
 
 def test_equal_seeds_give_equal_bytes_and_different_seeds_give_different_bytes() -> None:
     width, height = SIZES[0]
-    content, keypoints = to_jpeg(make_image(width, height)), make_keypoints(width, height)
+    content, keypoints = to_jpeg(make_dotted_image(width, height)), make_keypoints(width, height)
     all_recipes = [(recipe, 1) for recipe in RECIPES.values()]
     runs = (make_variants(content, keypoints, all_recipes, seed=seed) for seed in (5, 5, 6))
     for first, second, third in zip(*runs, strict=True):
@@ -242,7 +244,7 @@ def test_equal_seeds_give_equal_bytes_and_different_seeds_give_different_bytes()
 
 def test_a_variant_does_not_depend_on_the_recipes_beside_it() -> None:
     width, height = SIZES[0]
-    content, keypoints = to_jpeg(make_image(width, height)), make_keypoints(width, height)
+    content, keypoints = to_jpeg(make_dotted_image(width, height)), make_keypoints(width, height)
     for name in ("Rescale_CenterCrop", "Rotate45", "RandomCrop_1"):
         alone = make_variants(content, keypoints, [(RECIPES[name], 1)])[0]
         assert alone.image == named_variants(width, height)[name][0].image
@@ -250,7 +252,7 @@ def test_a_variant_does_not_depend_on_the_recipes_beside_it() -> None:
 
 
 def test_original_keeps_the_bytes_of_a_jpeg() -> None:
-    content = to_jpeg(make_image(*SIZES[0]))
+    content = to_jpeg(make_dotted_image(*SIZES[0]))
     for variant in make_variants(content, make_keypoints(*SIZES[0]), [(RECIPES["Original"], 2)], jpeg_quality=10):
         assert variant.image == content
         assert np.array_equal(variant.affine, np.eye(2, 3))
@@ -259,7 +261,7 @@ def test_original_keeps_the_bytes_of_a_jpeg() -> None:
 def test_a_crop_larger_than_the_frame_is_refused_if_sizes_do_not_scale() -> None:
     with pytest.raises(DataError, match=r"1280x720 px is larger than the frame \(480x270 px\)") as raised:
         make_variants(
-            to_jpeg(make_image(*SIZES[0])),
+            to_jpeg(make_dotted_image(*SIZES[0])),
             make_keypoints(*SIZES[0]),
             [(RECIPES["CenterCrop_1"], 1)],
             scale_with_frame=False,
@@ -310,7 +312,9 @@ def test_an_image_of_odd_size_is_encoded_without_pixels_from_outside(width: int,
 
 def test_making_variants_does_not_change_the_source() -> None:
     keypoints = make_keypoints(*SIZES[0]).copy()
-    make_variants(to_jpeg(make_image(*SIZES[0])), keypoints, [(RECIPES["Rotate45"], 1), (RECIPES["RandomCrop_1"], 1)])
+    make_variants(
+        to_jpeg(make_dotted_image(*SIZES[0])), keypoints, [(RECIPES["Rotate45"], 1), (RECIPES["RandomCrop_1"], 1)]
+    )
     assert np.array_equal(keypoints, make_keypoints(*SIZES[0]), equal_nan=True)
 
 

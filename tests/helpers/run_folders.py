@@ -28,7 +28,7 @@ from kp_ray.store.manifest import Quarantined
 from kp_ray.tuning.trials import read_trials, write_tables
 from kp_ray.visualization.plots import plot_scatter
 from tests.helpers.predictions import write_prediction_arrays
-from tests.helpers.searches import leave_trial
+from tests.helpers.searches import write_trial
 from tests.helpers.stores import STORE_IMAGES, make_image, make_points, write_small_store
 
 HOSTILE = "<script>alert('1')</script>&\"$x_1$.jpg"
@@ -66,7 +66,7 @@ def write_labels(path: Path, seed: int) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def write_augmented(config: Config, *, parts_written: int = 3) -> None:
+def write_store_and_figures(config: Config, *, parts_written: int = 3) -> None:
     """Write a small store with one quarantined source, and augment.json."""
     quarantined = (Quarantined(source=HOSTILE, stage="decode", reason="truncated"),)
     write_small_store(Path(config.path("store")), quarantined)
@@ -83,7 +83,7 @@ def write_augmented(config: Config, *, parts_written: int = 3) -> None:
     write_store_figures(config, figures)
 
 
-def write_checked(config: Config) -> None:
+def write_check_findings(config: Config) -> None:
     """Write check.csv with one error, and one warning per image of `STORE_IMAGES`."""
     findings = [Finding("warning", "swap", image, "left is right", "exchange the sides") for image in STORE_IMAGES]
     findings.append(Finding("error", "truncated", "<b>x.jpg", "ends early", "copy it again"))
@@ -104,10 +104,10 @@ def write_training_logs(config: Config, members: tuple[str, ...] = ("a", "_b$"))
 
 def write_search(config: Config) -> None:
     """Write the files of a search with a finished, a failed and two stopped trials: tables, two plots, best.yaml."""
-    leave_trial(config, "trial-000", 1, {8: 12.5}, end={})
-    leave_trial(config, "trial-001", 2, {}, end={"reason": "diverged"})
-    leave_trial(config, "trial-002", 3, {4: 9.5}, end={})
-    leave_trial(config, "trial-003", 4, {4: 10.5}, end={})
+    write_trial(config, "trial-000", 1, {8: 12.5}, end={})
+    write_trial(config, "trial-001", 2, {}, end={"reason": "diverged"})
+    write_trial(config, "trial-002", 3, {4: 9.5}, end={})
+    write_trial(config, "trial-003", 4, {4: 10.5}, end={})
     write_tables(config, read_trials(config))
     for name in ("learning_rate", "curves"):
         path = Path(config.path("tune", f"{name}.svg"))
@@ -193,8 +193,8 @@ def write_run_folder(folder: Path) -> Config:
     write_test_images(folder / "test")
     write_labels(folder / "truth.csv", 0)
     write_labels(Path(config.path("submission.csv")), 50)
-    write_checked(config)
-    write_augmented(config)
+    write_check_findings(config)
+    write_store_and_figures(config)
     write_search(config)
     write_training_logs(config)
     write_run_predictions(config)

@@ -30,7 +30,7 @@ FULL_TRIALS = {"num_trials": 3, "max_iter": 6, "eval_period": 2, "scheduler": "n
 """Values of a `tune` section in which every trial runs to its end."""
 
 
-def leave_trial(
+def write_trial(
     config: Config,
     name: str,
     began: float,
@@ -74,7 +74,7 @@ def leave_trial(
         (folder / "end.json").write_text(json.dumps({"reason": "", "lasting": True} | end))
 
 
-def leave_log(config: Config, *reports: tuple[str, int, float | None]) -> None:
+def write_search_log(config: Config, *reports: tuple[str, int, float | None]) -> None:
     """Write the search's log.
 
     Args:

@@ -54,8 +54,11 @@ def has_dots(width: int, height: int) -> npt.NDArray[np.bool_]:
 
 
 @cache
-def make_image(width: int, height: int, dots: bool = True) -> BGR:
-    """Draw a background with a Gaussian dot at every keypoint, bright on dark and dark on bright."""
+def make_dotted_image(width: int, height: int, dots: bool = True) -> BGR:
+    """Draw a background with a Gaussian dot at every keypoint; without `dots`, the background alone.
+
+    A dot is bright where the background is dark, and dark where it is bright.
+    """
     pixels = _draw_background(width, height)
     ys, xs = np.mgrid[:height, :width]
     for number, (x, y, _) in enumerate(make_keypoints(width, height)):
@@ -90,9 +93,11 @@ def make_variants(
 
 @cache
 def named_variants(width: int, height: int, dots: bool = True) -> dict[str, list[Variant]]:
-    """Make COPIES variants per named recipe of the image of `make_image`; return them by recipe."""
+    """Make COPIES variants per named recipe of the image of `make_dotted_image`; return them by recipe."""
     all_recipes = [(recipe, COPIES) for recipe in RECIPES.values()]
-    variants = make_variants(to_jpeg(make_image(width, height, dots)), make_keypoints(width, height), all_recipes)
+    variants = make_variants(
+        to_jpeg(make_dotted_image(width, height, dots)), make_keypoints(width, height), all_recipes
+    )
     return {name: [variant for variant in variants if variant.recipe == name] for name in RECIPES}
 
 
