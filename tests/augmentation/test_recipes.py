@@ -18,7 +18,7 @@ BLUR = A.to_dict(A.Compose([A.Blur(p=1)]))
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_has_its_published_sizes_in_the_reference_frame_whether_or_not_crops_scale(name: str) -> None:
+def test_crops_in_the_reference_frame_are_equal_whether_or_not_they_scale_with_the_frame(name: str) -> None:
     height, width = REFERENCE_HW
     for seed in range(5):
         scaled, fixed = (
