@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The name depends on these files, so that the set-up runs again when one of them changes.
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d ' ' -f 1)
 # Detectron2 is not on PyPI under its own name. This wheel has the Python code of upstream commit a59f0563. Its compiled
-# part is for Python 3.10 and is not used. GPU machines build Detectron2 from source: docs/install.md.
+# part works on Python 3.10 only, and kp_ray runs without it. GPU machines build Detectron2 from source: docs/install.md.
 DETECTRON2 := sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561
 
 .PHONY: help setup demo test test-slow test-faults lint format bench clean

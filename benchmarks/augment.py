@@ -1,4 +1,6 @@
-"""Compare `kp-ray augment` with the published loop and with the same work on other frameworks, in turns.
+"""Compare the speed of `kp-ray augment` with the published loop and with other frameworks.
+
+Each turn runs A to E once, so that a change of the machine's speed affects all of them.
 
     python benchmarks/augment.py --sources 512 --repeats 5
 
@@ -8,10 +10,10 @@ C  the same work in Hugging Face `datasets.map(num_proc=cores)`, which stores th
 D  `kp-ray augment` on Ray, without its start-up
 E  a lower bound: decode every source and encode as many pixels as its variants have, in a pool of one process per core
 
-All ways read the same generated 1920x1080 JPEGs. A, B and C read an eighth of them and E a half, because their rates do
-not depend on the number. A and B run the literal published pipelines (published_loop.py) in an environment of their
-own, which this script makes, with libraries in which they mean what they meant in 2021: Albumentations 2.0.8 would draw
-black borders and ignore `always_apply`. C runs kp_ray's form of the pipelines on Albumentations 2.0.8.
+All five read the same generated 1920x1080 JPEGs. A, B and C read an eighth of them and E a half, because their rates do
+not depend on the number. A and B run the published pipelines unchanged (published_loop.py). This script installs
+the libraries of 2021 for them into a separate environment, because Albumentations 2.0.8 would draw black borders and
+ignore `always_apply`. C runs pipelines of equal effect that kp_ray builds for Albumentations 2.0.8.
 Results: benchmarks/results/augment.{md,json}.
 """
 
@@ -58,9 +60,10 @@ from kp_ray.config.presets import DEFAULT_RECIPES
 from kp_ray.data.load import load_annotations
 
 Job = tuple[str, Any]
+"""Path of a source and its keypoints (K, 3)."""
 CORES = os.cpu_count() or 1
 PUBLISHED = ("albumentations==1.3.1", "opencv-python-headless==4.10.0.84", "numpy==1.26.4")
-"""Libraries in which the published pipelines mean what they meant in 2021."""
+"""Libraries with which the published pipelines have the effect that they had in 2021."""
 
 
 @cache
@@ -69,7 +72,7 @@ def pipelines() -> list[tuple[str, Any]]:
     return [(f"{i}-{name}", to_albumentations(RECIPES[name])) for i, name in enumerate(DEFAULT_RECIPES)]
 
 
-def variants(job: Job) -> list[tuple[str, Any, Any]]:
+def augment_with_albumentations(job: Job) -> list[tuple[str, Any, Any]]:
     """Make all variants of one source, as (file name, BGR image, keypoints)."""
     path, keypoints = job
     image = cv2.imread(path)
@@ -104,7 +107,7 @@ def make_published_environment(folder: Path) -> str:
     return python
 
 
-def published_loop(python: str, jobs: list[Job], out: Path, processes: int) -> dict[str, Any]:
+def run_published_loop(python: str, jobs: list[Job], out: Path, processes: int) -> dict[str, Any]:
     """Run A or B; return the seconds and the versions of the libraries."""
     job = {
         "pipelines": {f"{i}-{name}": published_steps(name) for i, name in enumerate(DEFAULT_RECIPES)},
@@ -124,27 +127,32 @@ def prepare_worker() -> None:
     cv2.setNumThreads(1)
 
 
-def lower_bound(jobs: list[Job]) -> float:
+def measure_lower_bound(jobs: list[Job]) -> float:
     """Run E; return the seconds without the pool's start-up."""
     with multiprocessing.get_context("spawn").Pool(CORES, prepare_worker) as pool:
-        pool.map(abs, range(CORES * 4), chunksize=1)
+        pool.map(abs, range(CORES * 4), chunksize=1)  # waits until every process has started
         began = time.perf_counter()
         pool.map(decode_and_encode, jobs, chunksize=4)
         return time.perf_counter() - began
 
 
-def with_datasets(jobs: list[Job], out: Path) -> float:
-    """Run C in its own process, because `datasets` forks and a process with OpenCV threads must not fork."""
+def measure_datasets(jobs: list[Job], out: Path) -> float:
+    """Run C; return the seconds.
+
+    C has its own process, because `datasets` forks, and a process with OpenCV threads must not fork.
+    """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(_with_datasets, jobs, out).result()
+        return executor.submit(_map_dataset, jobs, out).result()
 
 
-def _with_datasets(jobs: list[Job], out: Path) -> float:
+def _map_dataset(jobs: list[Job], out: Path) -> float:
     warnings.filterwarnings("ignore", message="Got processor for keypoints")
 
-    def body(row: dict[str, Any]) -> dict[str, list[Any]]:
+    def augment_row(row: dict[str, Any]) -> dict[str, list[Any]]:
         cv2.setNumThreads(1)
-        names, images, points = zip(*variants((row["path"][0], np.array(row["keypoints"][0]))), strict=True)
+        names, images, points = zip(
+            *augment_with_albumentations((row["path"][0], np.array(row["keypoints"][0]))), strict=True
+        )
         encoded = [cv2.imencode(".jpg", image)[1].tobytes() for image in images]
         return {"name": list(names), "image": encoded, "points": [xy.tolist() for xy in points]}
 
@@ -152,7 +160,7 @@ def _with_datasets(jobs: list[Job], out: Path) -> float:
     table = datasets.Dataset.from_dict({"path": [p for p, _ in jobs], "keypoints": [k.tolist() for _, k in jobs]})
     began = time.perf_counter()
     augmented = table.map(
-        body,
+        augment_row,
         batched=True,
         batch_size=1,
         num_proc=CORES,
@@ -166,13 +174,13 @@ def _with_datasets(jobs: list[Job], out: Path) -> float:
 
 @cache
 def variant_sizes() -> list[tuple[int, int]]:
-    """Return the (width, height) of the default variants that are encoded; `Original` keeps the source's bytes."""
+    """Return the (width, height) of all variants of a source except `Original`, which is not encoded."""
     samples = [sample_parameters(RECIPES[name], 1920, 1080, 0) for name in DEFAULT_RECIPES if name != "Original"]
     return [(sample.width, sample.height) for sample in samples]
 
 
 def decode_and_encode(job: Job) -> None:
-    """Decode one source and encode windows of its variants' sizes: the body of E."""
+    """Decode one source and encode windows of its variants' sizes: the work of E per source."""
     content = Path(job[0]).read_bytes()
     image = simplejpeg.decode_jpeg(content, "BGRX")
     for width, height in variant_sizes():
@@ -210,13 +218,13 @@ def measure(config: Path, jobs: list[Job], folder: Path, python: str) -> dict[st
     for name in "ABCE":
         out = folder / name
         out.mkdir()
-        own_jobs = jobs[: len(jobs) // (2 if name == "E" else 8)]
+        jobs_of_way = jobs[: len(jobs) // (2 if name == "E" else 8)]
         if name in "AB":
-            done = published_loop(python, own_jobs, out, 1 if name == "A" else CORES)
+            done = run_published_loop(python, jobs_of_way, out, 1 if name == "A" else CORES)
             seconds, figures["versions"] = done["seconds"], done["versions"]
         else:
-            seconds = with_datasets(own_jobs, out) if name == "C" else lower_bound(own_jobs)
-        figures[name] = len(own_jobs) / seconds
+            seconds = measure_datasets(jobs_of_way, out) if name == "C" else measure_lower_bound(jobs_of_way)
+        figures[name] = len(jobs_of_way) / seconds
         shutil.rmtree(out)
         print(f"{name} {figures[name]:.2f}", end=" ", flush=True)
     augmented = kp_ray("augment", config, f"run_dir={folder / 'D'}")

@@ -1,10 +1,11 @@
-"""Compare `kp-ray augment` on one CPU and on all CPUs, with a control that measures the machine's own gain.
+"""Measure the gain of `kp-ray augment` from one CPU to all CPUs, and compare it with the gain of plain processes.
 
     python benchmarks/cpus.py --sources 200 --turns 7
 
 Each turn writes the same store from the same images, first on one CPU, then on all. After each run follows the control:
-as many plain processes make the same rows in memory, without Ray and without a store. If N processes are less than N
-times as fast, the machine is the limit: its CPUs share a core, or other machines use them.
+one plain process per CPU of the run makes the same rows in memory, without Ray and without a store. If N processes of
+the control are less than N times as fast as one, the machine is the limit: its CPUs share a core, or other machines use
+them.
 Results: benchmarks/results/cpus.{md,json}.
 """
 
@@ -35,7 +36,7 @@ from kp_ray.data.load import load_annotations
 WAYS = ("kp_ray", "control")
 
 
-def control(config: Path, processes: int) -> float:
+def measure_control(config: Path, processes: int) -> float:
     """Measure the sources/s of plain processes that make the rows in memory."""
     data = load_config(str(config)).data
     labels = load_annotations(str(data.annotations))
@@ -64,7 +65,7 @@ def main() -> None:
                 run_dir = f"run_dir={name}/{turn}-{cpus}"
                 figures = kp_ray("augment", config, run_dir, f"cluster.num_cpus={cpus}")
                 turns[-1]["kp_ray"][cpus] = figures["sources_per_s"]
-                turns[-1]["control"][cpus] = control(config, cpus)
+                turns[-1]["control"][cpus] = measure_control(config, cpus)
             print(turns[-1], flush=True)
     gains = {way: [turn[way][num_cpus] / turn[way][1] for turn in turns] for way in WAYS}
     text = (

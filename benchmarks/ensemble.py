@@ -2,10 +2,10 @@
 
     python benchmarks/ensemble.py RUN_DIR --images 200
 
-RUN_DIR holds at least three trained members, a store and a config.yaml. New people, rooms and cameras are generated,
-predicted by `kp-ray predict`. The script scores each member alone (with its missing people filled in), a plain average
-in which a member that found nobody counts as zeros, and kp_ray's fusion methods. Then each member in turn misses 5 % of
-the images, drawn by a seed. Results: benchmarks/results/ensemble.{md,json}.
+RUN_DIR holds at least three trained members, a store and a config.yaml. The script generates images of new people,
+rooms and cameras, and predicts them with `kp-ray predict`. It scores each member alone (with its missing people filled
+in), a plain average in which a member that found nobody counts as zeros, and kp_ray's fusion methods. Then each member
+in turn misses 5 % of the images, chosen by a seed. Results: benchmarks/results/ensemble.{md,json}.
 """
 
 import argparse
@@ -31,17 +31,20 @@ MISSED_SHARE = 0.05
 
 def predict(run_dir: Path, folder: Path, num_images: int) -> tuple[Config, Predictions, FloatArray]:
     """Predict new images; return the config, the members' predictions and the truth (N, K, 3)."""
-    made = make_sample(str(folder / "data"), num_images=8, num_test=num_images, seed=77)
-    work = folder / "run"
-    work.mkdir()
+    sample = make_sample(str(folder / "data"), num_images=8, num_test=num_images, seed=77)
+    new_run = folder / "run"
+    new_run.mkdir()
     for name in ("members", "store"):
-        (work / name).symlink_to((run_dir / name).resolve())
-    sets = [
-        f"run_dir={work}", f"data.test_images={made.test_images}", f"data.truth={made.truth}",
-        f"data.sample_submission={made.sample_submission}", "predict.weights=equal",
-    ]  # fmt: skip
-    subprocess.run(kp_ray_command("predict", run_dir / "config.yaml", *sets), check=True, stdout=subprocess.DEVNULL)
-    config = load_config(str(run_dir / "config.yaml"), sets)
+        (new_run / name).symlink_to((run_dir / name).resolve())
+    settings = [
+        f"run_dir={new_run}",
+        f"data.test_images={sample.test_images}",
+        f"data.truth={sample.truth}",
+        f"data.sample_submission={sample.sample_submission}",
+        "predict.weights=equal",
+    ]
+    subprocess.run(kp_ray_command("predict", run_dir / "config.yaml", *settings), check=True, stdout=subprocess.DEVNULL)
+    config = load_config(str(run_dir / "config.yaml"), settings)
     predictions = read_predictions(config.path("predictions.parquet"))
     truth = load_annotations(config.require_input("truth"))
     rows = [truth.images.index(image) for image in predictions.images]
@@ -59,7 +62,7 @@ def plain_average(keypoints: FloatArray, scores: FloatArray, threshold: float) -
     return np.asarray(np.where(found[..., None, None], keypoints, 0.0).mean(axis=0))
 
 
-def score(config: Config, predictions: Predictions, scores: FloatArray, truth: FloatArray) -> dict[str, float]:
+def compute_rmses(config: Config, predictions: Predictions, scores: FloatArray, truth: FloatArray) -> dict[str, float]:
     """Compute the RMSE in pixels of each member, of the plain average and of each fusion method.
 
     Args:
@@ -102,17 +105,17 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         config, predictions, truth = predict(options.run_dir, Path(name), options.images)
-    assert len(predictions.members) >= 3, "three members or more are compared"
+    assert len(predictions.members) >= 3, f"{options.run_dir}: this benchmark needs at least three members"
     assert truth.shape[1] == len(DACON24)
     num_images = len(predictions.images)
-    unchanged = score(config, predictions, predictions.scores, truth)
+    unchanged = compute_rmses(config, predictions, predictions.scores, truth)
     draws = []
     for member in range(len(predictions.members)):
         for seed in range(options.seeds):
             rng = np.random.default_rng([member, seed])
             scores = predictions.scores.copy()
             scores[member, rng.choice(num_images, round(MISSED_SHARE * num_images), replace=False)] = 0
-            draws.append(score(config, predictions, scores, truth))
+            draws.append(compute_rmses(config, predictions, scores, truth))
     best = [min(draw[f"member {name}"] for name in predictions.members) for draw in draws]
     wins = {
         "fused below the best single member": sum(

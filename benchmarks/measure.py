@@ -1,4 +1,4 @@
-"""Functions that the benchmarks share: description of the machine, inputs, formatting and files of the results."""
+"""Functions that the benchmarks share: describe the machine, make inputs, run kp-ray, and write results."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def hardware(*packages: Any) -> str:
 
 
 def cpu_time() -> tuple[int, int]:
-    """Return the clock ticks of all CPUs since boot, and those of them that other virtual machines used."""
+    """Return the clock ticks of all CPUs since boot, and how many of these ticks other virtual machines used."""
     with open("/proc/stat") as stat:
         ticks = [int(field) for field in stat.readline().split()[1:9]]
     return sum(ticks), ticks[7]
@@ -62,7 +62,7 @@ def write_results(name: str, text: str, data: dict[str, Any]) -> None:
 def make_sources(folder: Path, num_sources: int, num_distinct: int = 400) -> Path:
     """Generate 1920x1080 sources; return the path of a config that augments them.
 
-    Sources beyond `num_distinct` are hard links, under other names, to the first ones.
+    Sources beyond the first `num_distinct` are hard links to these.
     """
     sample = make_sample(str(folder / "data"), num_images=min(num_sources, num_distinct), num_test=0)
     images, labels = Path(sample.images), Path(sample.annotations)

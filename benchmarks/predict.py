@@ -3,17 +3,17 @@
     python benchmarks/predict.py RUN_DIR --images 100 --repeats 5
 
 RUN_DIR holds the trained members of an ensemble and a config.yaml; the images of its data.test_images are repeated up
-to `--images`. The first table compares three ways on the same images with the same members. B and C take turns, after
-A:
+to `--images`. The first table compares three ways on the same images with the same members. A runs first, then B and C
+take turns:
 
 A  the published way: one process, one Detectron2 DefaultPredictor per member, one image at a time, torch on all cores
 B  one operator: a pool of one actor per core, whose actors also read and decode the images
 C  two operators, as `kp-ray predict` works: decoding tasks, and a pool of one actor per core
 
-The second table shows the share of time in which the actors of B and C are busy. Their model only sleeps for 20 ms per
-image, in place of a GPU; inputs have the size of R-50 and X-101 (800x1333). In C two further CPUs decode, in B the
-actors do. The third table shows the rate and the memory of the whole command for few and for many images. Start-up is
-not counted in rates.
+The second table shows the share of time in which the actors of B and C are busy, with a stand-in for a GPU: the models
+only sleep for 20 ms per image. Inputs have the size of R-50 and X-101 (800x1333). In C two further CPUs decode, in B
+the actors decode. The third table shows the rate and the memory of the whole command for few and for many images.
+Start-up is not counted in rates.
 
 Results: benchmarks/results/predict.{md,json}.
 """
@@ -58,8 +58,8 @@ GPU_INPUT = InputSize(800, 1333)
 DECODING_CPUS = 2
 
 
-class StandIn(Predictor):
-    """An actor whose models sleep as if a GPU computed, and find nobody."""
+class SleepingPredictor(Predictor):
+    """An actor whose models find nobody, and sleep for as long as a GPU would compute."""
 
     def find_people(self, member: str, images: Sequence[InputImage]) -> list[list[Detection]]:
         """Make the inputs of the models, then sleep."""
@@ -82,11 +82,11 @@ class DecodingPredictor(Predictor):
         return super().__call__(decode_batch(batch, self.sizes))
 
 
-class DecodingStandIn(DecodingPredictor, StandIn):
-    """A stand-in for a GPU that also decodes its images."""
+class DecodingSleepingPredictor(DecodingPredictor, SleepingPredictor):
+    """An actor that also decodes its images, and whose models sleep."""
 
 
-PUBLISHED = """
+PUBLISHED_LOOP = """
 import json, sys, time
 import cv2, torch
 from pathlib import Path
@@ -111,14 +111,14 @@ print(json.dumps({"start_up_s": loaded - began, "seconds": time.perf_counter() -
 """
 
 
-def published(images: Path, members: list[str]) -> dict[str, float]:
-    """Predict in the published way and return its seconds, start-up counted separately."""
-    command = [sys.executable, "-W", "ignore", "-c", PUBLISHED, str(CORES), str(images), *members]
+def run_published_loop(images: Path, members: list[str]) -> dict[str, float]:
+    """Predict in the published way; return `seconds`, and the seconds of the start-up as `start_up_s`."""
+    command = [sys.executable, "-W", "ignore", "-c", PUBLISHED_LOOP, str(CORES), str(images), *members]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def link_run(config: Config, folder: Path, images: Path, actors: int, **changes: Any) -> Config:
+def link_run(config: Config, folder: Path, images: Path, actors: int, **cluster: Any) -> Config:
     """Link a new run folder to the members of `config`; return a config that predicts images with them.
 
     Args:
@@ -126,7 +126,7 @@ def link_run(config: Config, folder: Path, images: Path, actors: int, **changes:
         folder: the run folder is made inside it.
         images: folder of the images.
         actors: number of actors.
-        changes: fields of the section `cluster`.
+        cluster: fields of the section `cluster`.
     """
     run_dir = Path(tempfile.mkdtemp(dir=folder))
     (run_dir / "members").symlink_to(config.path("members"))
@@ -136,11 +136,11 @@ def link_run(config: Config, folder: Path, images: Path, actors: int, **changes:
     values["run_dir"] = str(run_dir)
     values["data"] |= {"test_images": str(images)}
     values["predict"] |= {"images": str(images), "weights": "equal", "actors": [actors, actors], "cpus_per_actor": 1}
-    values["cluster"] |= changes
+    values["cluster"] |= cluster
     return Config.model_validate(values)
 
 
-def one_operator(
+def predict_with_one_operator(
     task: PredictionTask, refs: Sequence[ImageRef], predictor: type[DecodingPredictor]
 ) -> Iterator[BatchResult]:
     """Predict images with a pool whose actors also decode: way B."""
@@ -188,12 +188,14 @@ def compare_operators(
         folder: folder for run folders.
         images: folder of the images.
         repeats: number of turns.
-        num_gpus: number of stand-ins for GPUs, with two more CPUs for decoding; 0 runs the real members on CPUs.
+        num_gpus: number of actors whose models sleep, with two more CPUs for decoding; 0 runs the real members on CPUs.
     """
     actors = num_gpus or CORES
     cpus = num_gpus + DECODING_CPUS if num_gpus else CORES
     run = link_run(config, folder, images, actors, num_cpus=cpus, num_gpus=num_gpus)
-    predictor_b, predictor_c = (DecodingStandIn, StandIn) if num_gpus else (DecodingPredictor, Predictor)
+    predictor_b, predictor_c = (
+        (DecodingSleepingPredictor, SleepingPredictor) if num_gpus else (DecodingPredictor, Predictor)
+    )
     task = PredictionTask(run)
     plan = plan_pool(run, [{"CPU": cpus, "GPU": num_gpus}], cpus)
     if num_gpus:
@@ -203,7 +205,7 @@ def compare_operators(
     with session(run, dashboard=False):
         measure_rate(predict_batches(task, plan, task.images[:40], predictor_c))  # the workers import their modules
         for _ in range(repeats):
-            rate_b = measure_rate(one_operator(task, task.images, predictor_b))
+            rate_b = measure_rate(predict_with_one_operator(task, task.images, predictor_b))
             rate_c = measure_rate(predict_batches(task, plan, task.images, predictor_c))
             turns.append({"B": rate_b, "C": rate_c})
     return turns
@@ -218,7 +220,7 @@ def run_command(config: Config, folder: Path, images: Path) -> dict[str, Any]:
         kp_ray_command("predict", path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     peaks = {"driver": 0.0, "actor": 0.0}
-    watcher = threading.Thread(target=watch, args=(process, peaks))
+    watcher = threading.Thread(target=record_peaks, args=(process, peaks))
     watcher.start()
     out, _ = process.communicate()
     watcher.join()
@@ -228,7 +230,7 @@ def run_command(config: Config, folder: Path, images: Path) -> dict[str, Any]:
     return {**figures, "process_s": time.perf_counter() - began, "peak_mib": peaks}
 
 
-def watch(process: subprocess.Popen[str], peaks: dict[str, float]) -> None:
+def record_peaks(process: subprocess.Popen[str], peaks: dict[str, float]) -> None:
     """Record the largest resident memory of the driver and of any actor, twice per second, until the process ends."""
     parent = psutil.Process(process.pid)
     while process.poll() is None:
@@ -267,7 +269,7 @@ def main() -> None:
         several = copy_images(few, folder / "several", 5 * options.images)
         many = copy_images(few, folder / "many", options.many_images)
         data: dict[str, Any] = {
-            "published": [published(few, members) for _ in range(options.repeats)],
+            "published": [run_published_loop(few, members) for _ in range(options.repeats)],
             "cpu": compare_operators(config, folder, few, options.repeats, num_gpus=0),
             "gpu": {n: compare_operators(config, folder, several, options.repeats, num_gpus=n) for n in (1, 2)},
             "command": {len(list(images.iterdir())): run_command(config, folder, images) for images in (few, many)},
@@ -278,7 +280,7 @@ def main() -> None:
 
 
 def build_tables(data: dict[str, Any], description: str, num_images: int, repeats: int) -> str:
-    """Write the tables of the result as Markdown."""
+    """Return the tables of the result as Markdown."""
     cpu_rates = {way: [turn[way] for turn in data["cpu"]] for way in ("B", "C")}
     ratios = [turn["C"] / turn["B"] for turn in data["cpu"]]
     rates = [num_images / turn["seconds"] for turn in data["published"]]

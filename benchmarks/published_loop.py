@@ -1,7 +1,7 @@
 """Run the published solution's augmentation loop: one Albumentations pipeline per recipe, cv2.imread, cv2.imwrite.
 
-`benchmarks/augment.py` runs this file with the Python of an environment that holds the libraries of the loop's time. It
-imports nothing of kp_ray:
+`benchmarks/augment.py` runs this file in an environment with the libraries of the loop's time, where kp_ray is not
+installed:
 
     python benchmarks/published_loop.py JOB.json
 

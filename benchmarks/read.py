@@ -2,9 +2,9 @@
 
     python benchmarks/read.py --sources 48 --repeats 5
 
-Both read the same JPEGs in one thread, from the page cache, every row once per turn in a new random order: the store
-row by row with its keypoints, the files by cv2.imread. The store's images are decoded by simplejpeg, as in training,
-and by cv2.imdecode. Results: benchmarks/results/read.{md,json}.
+Each way reads the same JPEGs in one thread from the page cache, once per turn, in a new random order. Rows of the store
+are read one by one with their keypoints, and decoded by simplejpeg, as in training, and by cv2.imdecode. Files are read
+by cv2.imread. Results: benchmarks/results/read.{md,json}.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from kp_ray.store.read import RowReader, select_parts
 COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
 
 
-def rate(locations: list[tuple[str, int]], read: Callable[[str, int], object]) -> float:
+def measure_rate(locations: list[tuple[str, int]], read: Callable[[str, int], object]) -> float:
     """Read all (part, row) locations in random order and return the rows/s."""
     random.shuffle(locations)
     began = time.perf_counter()
@@ -64,7 +64,7 @@ def main() -> None:
             "files, bytes only": lambda path, row: Path(files[path, row]).read_bytes(),
             "store, bytes only": reader.read,
         }
-        turns = [{way: rate(locations, read) for way, read in ways.items()} for _ in range(options.repeats)]
+        turns = [{way: measure_rate(locations, read) for way, read in ways.items()} for _ in range(options.repeats)]
     machine = hardware(cv2, pyarrow)
     text = (
         f"# Reading the store\n\n{machine}. {len(locations)} variants of {options.sources} generated 1920x1080 "

@@ -1,4 +1,4 @@
-"""Model what stores of 10^4, 10^6 and 10^8 sources need, from costs measured on this machine.
+"""Estimate time, cores and memory for stores of 10^4, 10^6 and 10^8 sources from costs measured on this machine.
 
     python benchmarks/scale_model.py            # after benchmarks/scaling.py, whose rates it uses
 
@@ -39,7 +39,7 @@ NUM_TASKS = 2000
 MIB = 2**20
 
 
-def prepare(folder: Path, num_sources: int) -> Config:
+def write_empty_images(folder: Path, num_sources: int) -> Config:
     """Write `num_sources` empty image files (scenes of 5 cameras x 16 frames) and their labels; return a config."""
     images = folder / "images"
     images.mkdir()
@@ -62,30 +62,38 @@ def prepare(folder: Path, num_sources: int) -> Config:
     )
 
 
-def plan_and_resume(config: Config, *, resume: bool) -> dict[str, float]:
-    """Plan a store and write its manifest and empty parts; with `resume`, measure planning and resuming the store."""
+def write_empty_store(config: Config) -> None:
+    """Write the manifest and the parts of a planned store; the parts are empty files."""
+    planned = plan(config)
+    parts = list(planned.parts())
+    records = {
+        part.path: PartRecord(
+            path=part.path,
+            recipe=part.recipe.name,
+            split=part.split,
+            num_rows=SOURCES_PER_PART * part.copies,
+            num_bytes=0,
+            sha256="0" * 64,
+        )
+        for part in parts
+    }
+    store = Path(planned.store)
+    for recipe, _ in planned.recipes:
+        (store / f"recipe-{recipe.name}").mkdir(parents=True)
+    for part in parts:
+        os.close(os.open(store / part.path, os.O_CREAT))
+    write_manifest(planned.store, build_manifest(planned, records, []))
+
+
+def plan_and_resume(config: Config) -> dict[str, float]:
+    """Measure planning a store, and finding that it is finished."""
     began = time.monotonic()
     planned = plan(config)
-    seconds = time.monotonic() - began
+    plan_s = time.monotonic() - began
     parts = list(planned.parts())
-    if not resume:
-        records = {
-            part.path: PartRecord(
-                path=part.path, recipe=part.recipe.name, split=part.split, num_rows=SOURCES_PER_PART * part.copies,
-                num_bytes=0, sha256="0" * 64,
-            )
-            for part in parts
-        }  # fmt: skip
-        store = Path(planned.store)
-        for recipe, _ in planned.recipes:
-            (store / f"recipe-{recipe.name}").mkdir(parents=True)
-        for part in parts:
-            os.close(os.open(store / part.path, os.O_CREAT))
-        write_manifest(planned.store, build_manifest(planned, records, []))
-        return {}
     assert is_finished(planned)
     return {
-        "plan_s": seconds,
+        "plan_s": plan_s,
         "resume_s": time.monotonic() - began,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "parts": len(parts),
@@ -98,7 +106,7 @@ def measure_plan(num_sources: int) -> dict[str, float]:
     """Measure planning and resuming a store in a new process, after another process has written the store."""
     with tempfile.TemporaryDirectory() as name:
         config = Path(name, "config.json")
-        config.write_text(prepare(Path(name), num_sources).model_dump_json())
+        config.write_text(write_empty_images(Path(name), num_sources).model_dump_json())
         for mode in ("--make", "--resume"):
             stdout = subprocess.run(
                 [sys.executable, __file__, mode, str(config)], check=True, stdout=subprocess.PIPE, text=True
@@ -121,7 +129,7 @@ def measure_task() -> dict[str, float]:
         tasks = ray.data.from_arrow([chunk] * NUM_TASKS)
         results = tasks.map_batches(empty_task, batch_size=None, batch_format="pyarrow", num_cpus=1)
         rows = iter(results.iter_rows())
-        next(rows)  # from here on the workers have started
+        next(rows)  # the first row comes after the workers have started
         began, cpu = time.monotonic(), time.process_time()
         num_tasks = sum(1 for _ in rows)
         figures = {
@@ -134,7 +142,7 @@ def measure_task() -> dict[str, float]:
 
 def simulate(num_tasks: int, cores: int, task_s: float, dispatch_s: float) -> float:
     """Simulate tasks of `task_s` seconds on cores, at most one start per `dispatch_s`; return the seconds."""
-    if num_tasks > 400_000:  # by then the rate is constant
+    if num_tasks > 400_000:  # the rate is constant long before so many tasks have ended
         return simulate(200_000, cores, task_s, dispatch_s) * num_tasks / 200_000
     free_at = [0.0] * cores  # a heap: the time at which each core is free
     dispatched = last_end = 0.0
@@ -152,9 +160,11 @@ def main() -> None:
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if config_path := options.make or options.resume:
-        figures = plan_and_resume(build_config(json.loads(config_path.read_text())), resume=bool(options.resume))
-        print(json.dumps(figures))
+    if options.make:
+        write_empty_store(build_config(json.loads(options.make.read_text())))
+        return
+    if options.resume:
+        print(json.dumps(plan_and_resume(build_config(json.loads(options.resume.read_text())))))
         return
     runs = json.loads((RESULTS / "scaling.json").read_text())["runs"]
     largest = max(runs, key=lambda run: run["sources"])
@@ -162,7 +172,7 @@ def main() -> None:
     planned = {number: measure_plan(number) for number in MEASURED}
     task = measure_task()
     dispatch_s, task_s = task["driver_cpu_s"], core_s * SOURCES_PER_PART
-    full = planned[MEASURED[-1]]
+    largest_plan = planned[MEASURED[-1]]
     machine = hardware(ray)
     text = (
         f"# Cost of a store by its size\n\n{machine}.\n\n## Measured\n\nPlanning a store of 18 recipes with "
@@ -186,7 +196,7 @@ def main() -> None:
     )
     rows = []
     for number in MODELLED:
-        figures = planned.get(number) or {key: value * number / MEASURED[-1] for key, value in full.items()}
+        figures = planned.get(number) or {key: value * number / MEASURED[-1] for key, value in largest_plan.items()}
         tasks = round(figures["tasks"])
         hours = [simulate(tasks, cores, task_s, dispatch_s) / 3600 for cores in CORES]
         rows.append({"sources": number, **figures, "core_hours": number * core_s / 3600, "hours": hours})

@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py --sources 400 800 1600 3250
 
-Sources are generated, with 18 variants each. The published notebook augmented 3250 frames, and so does the largest run.
+Sources are generated, with 18 variants each. The largest run has 3250 sources, as many as the published notebook.
 Memory is sampled ten times per second from outside: the resident set sizes of the driver and of each Ray worker (each
 includes shared libraries), and the growth of /dev/shm, which holds Ray's object store.
 
@@ -52,8 +52,8 @@ def augment_watched(config: Path, folder: Path, *sets: str) -> dict[str, Any]:
         raise SystemExit(f"kp-ray augment: ended with exit code {driver.returncode}")
     figures = json.loads((folder / "out").read_text().splitlines()[-1])
     began = time.monotonic()
-    again = kp_ray("augment", config, f"run_dir={run_dir}", *sets)
-    if again["parts_written"]:
+    second_run = kp_ray("augment", config, f"run_dir={run_dir}", *sets)
+    if second_run["parts_written"]:
         raise SystemExit("kp-ray augment: a second run over a finished store wrote parts")
     again_s = time.monotonic() - began
     store_bytes = sum(path.stat().st_size for path in run_dir.rglob("*.parquet"))

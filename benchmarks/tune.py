@@ -1,4 +1,4 @@
-"""Search from a poor setting on generated people; measure how much better the result is and what ASHA saves.
+"""Search from poor training settings; measure how much the search improves them and how many iterations ASHA saves.
 
     python benchmarks/tune.py
 
@@ -30,12 +30,12 @@ STEP_SHARES = (0.2, 0.4)
 
 def write_config(folder: Path, options: argparse.Namespace) -> Path:
     """Generate images of people, write a config with the poor setting for them, and return its path."""
-    made = make_sample(str(folder / "data"), num_images=options.images, num_test=10, width=960, height=540)
+    sample = make_sample(str(folder / "data"), num_images=options.images, num_test=10, width=960, height=540)
     total = options.iterations
     values = {
         "preset": "demo",
         "run_dir": str(folder / "run"),
-        "data": {"annotations": made.annotations, "images": made.images},
+        "data": {"annotations": sample.annotations, "images": sample.images},
         "split": {"fraction": 0.15},
         "augment": {"recipes": RECIPES},
         "train": {
@@ -54,7 +54,7 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
     return config
 
 
-def timed(verb: str, config: Path) -> tuple[dict[str, Any], float]:
+def run_timed(verb: str, config: Path) -> tuple[dict[str, Any], float]:
     """Run a verb; return its figures and its duration in seconds, which includes the start of the cluster."""
     began = time.monotonic()
     figures = kp_ray(verb, config)
@@ -62,7 +62,7 @@ def timed(verb: str, config: Path) -> tuple[dict[str, Any], float]:
     return figures, time.monotonic() - began
 
 
-def describe(trials: pd.DataFrame, runs: dict[str, list[float]], figures: dict[str, Any]) -> str:
+def build_page(trials: pd.DataFrame, runs: dict[str, list[float]], figures: dict[str, Any]) -> str:
     """Compose the result page in Markdown: the outcome first, then every trial."""
     search = figures["search"]
     first_seed = runs["best.yaml"][0]
@@ -104,10 +104,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         config = write_config(Path(name), options)
         seconds = {}
-        _, seconds["augment"] = timed("augment", config)
-        search, seconds["tune"] = timed("tune", config)
-        poor, seconds["train poor"] = timed("train", config)
-        best, seconds["train best"] = timed("train", Path(search["config"]))
+        _, seconds["augment"] = run_timed("augment", config)
+        search, seconds["tune"] = run_timed("tune", config)
+        poor, seconds["train poor"] = run_timed("train", config)
+        best, seconds["train best"] = run_timed("train", Path(search["config"]))
         trials = pd.read_parquet(Path(name, "run", "tune", "trials.parquet"))
     runs = {
         "poor": [member["rmse"] for member in poor.values()],
@@ -121,7 +121,7 @@ def main() -> None:
         "runs": runs,
     }
     data = {**figures, "trials": trials.drop(columns="evaluations").to_dict("records")}
-    write_results("tune", describe(trials, runs, figures), data)
+    write_results("tune", build_page(trials, runs, figures), data)
 
 
 if __name__ == "__main__":

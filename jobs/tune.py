@@ -1,4 +1,7 @@
-"""`ray job submit --working-dir . -- python jobs/tune.py CONFIG.yaml [--set KEY=VALUE ...]`."""
+"""Search for better training settings as a Ray job.
+
+ray job submit --working-dir . -- python jobs/tune.py CONFIG.yaml [--set KEY=VALUE ...]
+"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Dataclasses that hold arrays: `==` of two arrays is an array, so a generated `__eq__` would fail on them."""
+"""Dataclasses that hold arrays have no generated `__eq__`, because `==` of two arrays has no truth value."""
 
 import dataclasses
 import importlib

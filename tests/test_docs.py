@@ -47,7 +47,7 @@ COMMANDS = [
 ]
 
 
-def parse(words: list[str]) -> click.Context:
+def parse_command(words: list[str]) -> click.Context:
     """Parse `kp-ray VERB ...` as the command line does, without running it."""
     verb = VERBS.get(words[1])
     assert verb is not None, f"no such verb: {words[1]}"
@@ -66,7 +66,7 @@ def check_command(words: list[str]) -> None:
         words = [words[0], *(word for word in words[1:] if word not in ("-q", "-v"))]
         if words[1] in ("--help", "--version", "--install-completion", "--show-completion", "VERB"):
             return
-        context = parse(words)
+        context = parse_command(words)
         for setting in context.params.get("sets") or ():
             if not any(mark in setting for mark in ("$(", "KEY=")):
                 load_config(None, [setting])
@@ -119,7 +119,7 @@ def test_settings_that_a_page_names_exist(page: Path) -> None:
     assert [name for name in named if name not in existing and name not in files] == []
 
 
-PYTHON = [
+PYTHON_BLOCKS = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in PAGES
     for number, code in enumerate(
@@ -128,7 +128,7 @@ PYTHON = [
 ]
 
 
-@pytest.mark.parametrize("code", PYTHON)
+@pytest.mark.parametrize("code", PYTHON_BLOCKS)
 def test_python_in_the_docs_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the code in a folder that holds a small store at the path that the pages use."""
     write_small_store(tmp_path / "runs" / "demo" / "store")
@@ -167,7 +167,7 @@ def test_the_index_links_every_page() -> None:
 
 
 def test_the_readme_is_short_and_quotes_only_measured_figures() -> None:
-    """Each row of its table names the results from which all figures of the row are taken."""
+    """All figures in a row of the README's table are in the results file that the row links."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) < 120
     rows = [line for line in lines if "](benchmarks/results/" in line]

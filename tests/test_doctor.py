@@ -101,9 +101,13 @@ def test_every_node_of_a_running_cluster_is_checked(sample_data: dict[str, Any],
 
 RESOURCES = {"CPU": 8.0, "GPU": 2.0, "memory": 64e9}
 HEALTHY = NodeProbe(
-    host="b", ray_version=ray.__version__, shm_bytes=8e9, disk_bytes=90e9, sees_run_dir=True,
+    host="b",
+    ray_version=ray.__version__,
+    shm_bytes=8e9,
+    disk_bytes=90e9,
+    sees_run_dir=True,
     gpu_software=("2.14.1+cu130", "13.0", 2, "0.6"),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Errors for the user: each is one line, is shortened when printed, and stays equal when pickled."""
+"""Errors for the user are one line, are shortened when printed, and survive pickling."""
 
 import pickle
 

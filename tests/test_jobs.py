@@ -18,7 +18,7 @@ from tests.helpers.processes import KP_RAY, RAY, file_times, last_json, wait_unt
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A cluster started as docs/cluster.md says, with the dashboard on loopback."""
+    """Start a cluster with a token as docs/cluster.md says; the dashboard listens on loopback only."""
     with ray_temp_dir() as folder:
         token = Path(folder, "token")
         token.write_text(TOKEN)
@@ -26,17 +26,24 @@ def cluster() -> Iterator[Cluster]:
         environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         started = Cluster(f"http://127.0.0.1:{port}", f"127.0.0.1:{gcs}", environment)
         head = started.run(
-            RAY, "start", "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+            RAY,
+            "start",
+            "--head",
+            f"--port={gcs}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={port}",
             f"--dashboard-agent-listen-port={free_port()}",  # the default port is taken if another Ray runs
-            "--num-cpus=4", f"--temp-dir={folder}", "--disable-usage-stats",
-        )  # fmt: skip
+            "--num-cpus=4",
+            f"--temp-dir={folder}",
+            "--disable-usage-stats",
+        )
         assert head.returncode == 0, head.stderr
         wait_until(lambda: accepts_jobs(started), timeout_s=60, poll_s=1)
         yield started
 
 
 def accepts_jobs(cluster: Cluster) -> bool:
-    """Return whether the agent that starts jobs runs; `ray start` does not wait for the agent."""
+    """Return True once the agent that starts jobs runs; `ray start` does not wait for the agent."""
     try:
         cluster.client().submit_job(entrypoint="true")
     except RuntimeError:
@@ -48,19 +55,33 @@ def submit_command(dashboard: str, job: str, *arguments: str, options: Sequence[
     """Return the `ray job submit` command that docs/cluster.md shows."""
     excludes = '{"excludes": [".git", ".venv", "runs"]}'
     return [
-        RAY, "job", "submit", f"--address={dashboard}", "--working-dir", str(ROOT), f"--runtime-env-json={excludes}",
-        "--entrypoint-memory=1000000000", '--entrypoint-resources={"node:__internal_head__": 0.001}',
-        *options, "--", "python", f"jobs/{job}.py", *arguments,
-    ]  # fmt: skip
+        RAY,
+        "job",
+        "submit",
+        f"--address={dashboard}",
+        "--working-dir",
+        str(ROOT),
+        f"--runtime-env-json={excludes}",
+        "--entrypoint-memory=1000000000",
+        '--entrypoint-resources={"node:__internal_head__": 0.001}',
+        *options,
+        "--",
+        "python",
+        f"jobs/{job}.py",
+        *arguments,
+    ]
 
 
 JOBS = {
-    "augment": "store/_manifest.json", "train": "members/a/model_final.pth", "tune": "tune/best.yaml",
-    "predict": "submission.csv", "pipeline": "report.html",
-}  # fmt: skip
+    "augment": "store/_manifest.json",
+    "train": "members/a/model_final.pth",
+    "tune": "tune/best.yaml",
+    "predict": "submission.csv",
+    "pipeline": "report.html",
+}
 
 
-# The pipeline's job runs every stage. The single jobs repeat them and take as long again, so they are a slow test.
+# The pipeline's job runs every stage. Running each stage's own job takes as long again, so it is a slow test.
 @pytest.mark.parametrize("jobs", [["pipeline"], pytest.param(list(JOBS), marks=pytest.mark.slow)], ids="-".join)
 def test_every_job_succeeds_and_writes_its_result(
     jobs: Sequence[str], cluster: Cluster, sample_data: dict[str, Any], tmp_path: Path
@@ -78,10 +99,21 @@ def test_every_job_succeeds_and_writes_its_result(
         assert HARMLESS_LINE not in done.stdout
         assert (run / JOBS[job]).stat().st_size > 0
     for name in (
-        "config.yaml", "check.csv", "store/_manifest.json", "store/_quarantine.csv", "members/a/model_final.pth",
-        "members/a/config.yaml", "members/a/metrics.json", "tune/trials.csv", "tune/trials.parquet", "tune/best.yaml",
-        "predictions.parquet", "submission.csv", "evaluation.json", "report.html",
-    ):  # fmt: skip
+        "config.yaml",
+        "check.csv",
+        "store/_manifest.json",
+        "store/_quarantine.csv",
+        "members/a/model_final.pth",
+        "members/a/config.yaml",
+        "members/a/metrics.json",
+        "tune/trials.csv",
+        "tune/trials.parquet",
+        "tune/best.yaml",
+        "predictions.parquet",
+        "submission.csv",
+        "evaluation.json",
+        "report.html",
+    ):
         assert (run / name).stat().st_size > 0, name
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert set(evaluation["members"]) == {member["name"] for member in members}
@@ -89,7 +121,7 @@ def test_every_job_succeeds_and_writes_its_result(
     assert len((run / "submission.csv").read_text().splitlines()) == 1 + 10
 
 
-def test_a_job_with_an_invalid_config_fails_with_one_line(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_with_an_invalid_config_fails_without_a_traceback(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run_dir: x\ntrian: {}\n")
     done = cluster.run(*submit_command(cluster.dashboard, "augment", str(tmp_path / "config.yaml")))
     assert done.returncode == 1

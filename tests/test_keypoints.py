@@ -47,9 +47,15 @@ def test_the_competition_skeleton_has_the_columns_of_the_competition_csv() -> No
     assert len(columns) == 48
     assert columns[:4] == ["nose_x", "nose_y", "left_eye_x", "left_eye_y"]
     assert columns[40:] == [
-        "spine2(back)_x", "spine2(back)_y", "spine1(waist)_x", "spine1(waist)_y",
-        "left_instep_x", "left_instep_y", "right_instep_x", "right_instep_y",
-    ]  # fmt: skip
+        "spine2(back)_x",
+        "spine2(back)_y",
+        "spine1(waist)_x",
+        "spine1(waist)_y",
+        "left_instep_x",
+        "left_instep_y",
+        "right_instep_x",
+        "right_instep_y",
+    ]
 
 
 def test_the_first_17_sigmas_are_those_of_coco() -> None:

@@ -1,4 +1,4 @@
-"""Limits that kp_ray states, tested against the installed software that they are attributed to."""
+"""Limits that kp_ray attributes to other software, tested against the installed version of that software."""
 
 import io
 import warnings
@@ -69,7 +69,7 @@ def test_sources_wider_than_32767_px_are_rotated_and_rescaled(recipe: str) -> No
 
 
 def test_pillow_opens_images_of_as_many_pixels_as_kp_ray_decodes() -> None:
-    """Pillow raises an error above twice its limit, and below that only a warning."""
+    """Pillow refuses images of more than twice its own limit, and only warns about images between the two."""
     assert PIL.Image.MAX_IMAGE_PIXELS is not None
     assert MAX_PIXELS < 2 * PIL.Image.MAX_IMAGE_PIXELS
     out = io.BytesIO()
@@ -91,7 +91,7 @@ class TestSeeds:
 
     def test_the_next_seed_is_refused_by_optuna_and_by_kp_ray(self) -> None:
         with pytest.raises(ValueError, match="Seed must be between"):
-            optuna.samplers.TPESampler(seed=LARGEST_SEED + 1)._rng.rng  # noqa: B018  (the seed is used late)
+            optuna.samplers.TPESampler(seed=LARGEST_SEED + 1)._rng.rng  # noqa: B018  (Optuna checks the seed when it first uses it)
         with pytest.raises(ValidationError):
             TypeAdapter(Seed).validate_python(LARGEST_SEED + 1)
 

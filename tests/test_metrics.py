@@ -56,9 +56,9 @@ def coco_precisions(case: dict[str, Any], skeleton: Skeleton) -> np.ndarray:
     """Compute the ten average precisions of a case with pycocotools."""
     coco_module = pytest.importorskip("pycocotools.coco")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
-    num = len(case["truth"])
+    num_images = len(case["truth"])
     annotations, results = [], []
-    for i in range(num):
+    for i in range(num_images):
         xyv = case["truth"][i].copy()
         labelled = np.isfinite(xyv[:, :2]).all(axis=1)
         xyv[~labelled] = 0
@@ -67,16 +67,24 @@ def coco_precisions(case: dict[str, Any], skeleton: Skeleton) -> np.ndarray:
         # COCO gives a person without a labelled point a box too; detections inside that box are ignored.
         bbox = [*low, *(high - low)] if labelled.any() else [-1e5, -1e5, 2e5, 2e5]
         annotations.append(
-            {"id": i + 1, "image_id": i, "category_id": 1, "iscrowd": 0, "area": float(np.prod(high - low)),
-             "bbox": bbox, "keypoints": xyv.ravel().tolist(), "num_keypoints": int(labelled.sum())}
-        )  # fmt: skip
+            {
+                "id": i + 1,
+                "image_id": i,
+                "category_id": 1,
+                "iscrowd": 0,
+                "area": float(np.prod(high - low)),
+                "bbox": bbox,
+                "keypoints": xyv.ravel().tolist(),
+                "num_keypoints": int(labelled.sum()),
+            }
+        )
         if case["found"][i]:
             keypoints = case["predicted"][i].ravel().tolist()
             results.append({"image_id": i, "category_id": 1, "keypoints": keypoints, "score": float(case["scores"][i])})
     with contextlib.redirect_stdout(io.StringIO()):
         truth = coco_module.COCO()
         truth.dataset = {
-            "images": [{"id": i} for i in range(num)],
+            "images": [{"id": i} for i in range(num_images)],
             "annotations": annotations,
             "categories": [{"id": 1, "name": "person"}],
         }
@@ -170,8 +178,10 @@ def test_metrics_by_camera_are_those_of_its_images() -> None:
     alone = evaluate_keypoints(case["predicted"][rows], case["truth"][rows], DACON24, scenes=scenes_of_b)
     camera = metrics.by_camera["B"]
     assert (camera.num_images, camera.rmse, camera.rmse_interval) == (
-        alone.num_images, alone.rmse, alone.rmse_interval,
-    )  # fmt: skip
+        alone.num_images,
+        alone.rmse,
+        alone.rmse_interval,
+    )
     assert camera.rmse_interval[0] < camera.rmse < camera.rmse_interval[1]
     assert sum(camera.num_images for camera in metrics.by_camera.values()) == 60
 
@@ -229,9 +239,19 @@ def test_an_evaluation_is_equal_after_a_round_trip_through_json(num_images: int)
 def test_the_json_of_an_evaluation_has_its_documented_keys() -> None:
     metrics = evaluate_keypoints(skeleton=DACON24, scenes=["s", "t"] * 30, **random_case(11)).to_json()
     assert list(metrics) == [
-        "num_images", "num_missing", "rmse", "rmse_interval", "median_px", "p95_px", "pck", "ap", "ap50", "ap75",
-        "by_keypoint", "by_camera",
-    ]  # fmt: skip
+        "num_images",
+        "num_missing",
+        "rmse",
+        "rmse_interval",
+        "median_px",
+        "p95_px",
+        "pck",
+        "ap",
+        "ap50",
+        "ap75",
+        "by_keypoint",
+        "by_camera",
+    ]
     assert list(metrics["pck"]) == ["0.05", "0.1"]
     assert list(metrics["by_keypoint"]) == list(DACON24.names)
     assert list(metrics["by_keypoint"]["nose"]) == ["rmse", "rmse_interval", "median_px", "pck_0.05"]

@@ -1,4 +1,4 @@
-"""Services that accept connections and do not answer are given up after a deadline of kp_ray's."""
+"""kp_ray stops waiting for a service that accepts connections and does not answer."""
 
 import socket
 import threading
@@ -15,7 +15,10 @@ from kp_ray.network import limited_silence, require_answer
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[bytes], str]]:
-    """Start servers that read a request, send the given bytes and keep the connection open; return each one's URL."""
+    """Return a function that starts a server and returns its URL.
+
+    The server reads a request, sends the bytes passed to the function, and keeps the connection open.
+    """
     servers: list[socket.socket] = []
     connections: list[socket.socket] = []
 
@@ -49,11 +52,13 @@ def serve() -> Iterator[Callable[[bytes], str]]:
         b"no HTTP at all\r\n\r\n",
     ],
 )
-def test_any_answer_is_an_answer(serve: Callable[[bytes], str], answer: bytes) -> None:
+def test_an_error_and_an_answer_in_another_protocol_count_as_answers(
+    serve: Callable[[bytes], str], answer: bytes
+) -> None:
     require_answer(serve(answer), "KEY")
 
 
-def test_a_refused_connection_is_left_to_the_client() -> None:
+def test_a_refused_connection_passes_because_the_client_reports_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     require_answer(f"http://127.0.0.1:{port}", "KEY")
@@ -74,7 +79,7 @@ def test_an_object_storage_that_does_not_answer_is_named_within_the_deadline(
     assert time.monotonic() - began < 10
 
 
-def test_a_download_that_falls_silent_fails_and_the_limit_ends_with_the_block(
+def test_a_download_that_falls_silent_fails_and_the_socket_timeout_is_restored(
     serve: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network, "SILENCE_TIMEOUT_S", 0.5)

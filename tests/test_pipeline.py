@@ -17,12 +17,12 @@ from tests.helpers.processes import file_times, last_json, run_kp_ray
 from tests.helpers.stores import write_small_store
 
 
-def kp_ray(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the installed command with lines of 200 columns, so that no line is wrapped."""
+def run_verb(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `kp-ray` with lines of 200 columns, so that no line of its output is wrapped."""
     return run_kp_ray(*arguments, cwd=cwd, env={**os.environ, "COLUMNS": "200"})
 
 
-def read_json_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+def read_json_output(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """Return the JSON object that a successful command printed."""
     assert done.returncode == 0, done.stderr[-3000:]
     return last_json(done.stdout)
@@ -58,7 +58,7 @@ def test_a_dry_run_prints_the_forecast_and_neither_joins_a_cluster_nor_writes(
     (tmp_path / "config.yaml").write_text(tiny_config(sample_data, tmp_path / "run").to_yaml())
     no_cluster = {**os.environ, "COLUMNS": "200", "RAY_ADDRESS": "127.0.0.1:1"}  # joining it would fail
     done = run_kp_ray("augment", "config.yaml", "--dry-run", "--json", cwd=tmp_path, env=no_cluster)
-    figures = read_json_of(done)
+    figures = read_json_output(done)
     assert {"sources", "variants", "parts", "bytes", "seconds"} <= set(figures)
     assert f"{figures['sources']} sources, {figures['variants']} variants of 2 recipes" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
@@ -68,47 +68,50 @@ def test_a_dry_run_prints_the_forecast_and_neither_joins_a_cluster_nor_writes(
 def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(sample_data, tmp_path / "run", tune={"num_trials": 1})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    first = kp_ray("run", "config.yaml", "--json", cwd=tmp_path)
+    first = run_verb("run", "config.yaml", "--json", cwd=tmp_path)
     run = tmp_path / "run"
-    assert read_json_of(first)["report"] == str(run / "report.html")
+    assert read_json_output(first)["report"] == str(run / "report.html")
     assert "ensemble" in first.stdout
     assert "Traceback" not in first.stderr
     finished_files = [
-        *run.glob("members/*/model_final.pth"), *run.glob("tune/trials/*/*"), run / "store" / "_manifest.json",
-    ]  # fmt: skip
+        *run.glob("members/*/model_final.pth"),
+        *run.glob("tune/trials/*/*"),
+        run / "store" / "_manifest.json",
+    ]
     before = file_times(*finished_files)
-    second = read_json_of(kp_ray("run", "config.yaml", "--json", cwd=tmp_path))
+    second = read_json_output(run_verb("run", "config.yaml", "--json", cwd=tmp_path))
     assert second["augment"]["parts_written"] == second["predict"]["predicted"] == 0
     assert file_times(*finished_files) == before
 
 
 def test_verbs_print_their_result_and_the_next_command(sample_data: dict[str, Any], tmp_path: Path) -> None:
-    sample_json = read_json_of(
-        kp_ray("sample", "data", "--images", "8", "--width", "320", "--height", "180", "--json", cwd=tmp_path)
+    sample_json = read_json_output(
+        run_verb("sample", "data", "--images", "8", "--width", "320", "--height", "180", "--json", cwd=tmp_path)
     )
     values = yaml.safe_load(Path(sample_json["config"]).read_text())
     values["model"] = {"preset": "r18", "cfg": TINY_NET}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
-    check_run = kp_ray("check", "c.yaml", "--json", cwd=tmp_path)
-    assert read_json_of(check_run)["images"] == 8
+    check_run = run_verb("check", "c.yaml", "--json", cwd=tmp_path)
+    assert read_json_output(check_run)["images"] == 8
     assert "next: kp-ray augment c.yaml" in check_run.stderr
-    augment_json = read_json_of(
-        kp_ray("augment", "c.yaml", "--set", "augment.recipes=[Original,Rotate45]", "--json", cwd=tmp_path)
-    )
-    assert {"sources", "variants", "seconds", "sources_per_s", "start_up_s"} <= set(augment_json)
     options = ("--set", "augment.recipes=[Original,Rotate45]")
-    assert kp_ray("verify", "c.yaml", *options, cwd=tmp_path).returncode == 0
-    export_json = read_json_of(kp_ray("export", "c.yaml", *options, "--recipe", "Rotate45", "--json", cwd=tmp_path))
+    augment_json = read_json_output(run_verb("augment", "c.yaml", *options, "--json", cwd=tmp_path))
+    assert {"sources", "variants", "seconds", "sources_per_s", "start_up_s"} <= set(augment_json)
+    assert run_verb("verify", "c.yaml", *options, cwd=tmp_path).returncode == 0
+    export_json = read_json_output(
+        run_verb("export", "c.yaml", *options, "--recipe", "Rotate45", "--json", cwd=tmp_path)
+    )
     assert export_json["images"] > 0
 
 
 @pytest.mark.skipif(not (SHARED / "dacon").is_dir(), reason="the competition's labels are not in shared/data")
 def test_the_competitions_labels_are_read_and_their_errors_reported(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"run_dir": str(tmp_path / "run"), "data": {
+    data = {
         "annotations": str(SHARED / "dacon" / "train_df.csv"),
         "sample_submission": str(SHARED / "dacon" / "sample_submission.csv"),
-    }}))  # fmt: skip
-    check_json = read_json_of(kp_ray("check", "c.yaml", "--json", cwd=tmp_path))
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"run_dir": str(tmp_path / "run"), "data": data}))
+    check_json = read_json_output(run_verb("check", "c.yaml", "--json", cwd=tmp_path))
     assert check_json["images"] == 4195
     assert check_json["findings"]["repeated"] == 202
     assert check_json["findings"]["jump"] > 0
@@ -126,12 +129,15 @@ def test_photographs_of_many_sizes_pass_the_whole_pipeline(tmp_path: Path) -> No
     sample_submission.to_csv(tmp_path / "sample_submission.csv", index=False)
     images = str(SHARED / "lsp" / "images")
     data = {
-        "annotations": str(tmp_path / "train.csv"), "images": images, "test_images": images,
-        "sample_submission": str(tmp_path / "sample_submission.csv"), "truth": str(tmp_path / "truth.csv"),
-    }  # fmt: skip
+        "annotations": str(tmp_path / "train.csv"),
+        "images": images,
+        "test_images": images,
+        "sample_submission": str(tmp_path / "sample_submission.csv"),
+        "truth": str(tmp_path / "truth.csv"),
+    }
     config = tiny_config(data, tmp_path / "run", tune={"num_trials": 0})
     (tmp_path / "c.yaml").write_text(config.to_yaml())
-    result = read_json_of(kp_ray("run", "c.yaml", "--json", cwd=tmp_path))
+    result = read_json_output(run_verb("run", "c.yaml", "--json", cwd=tmp_path))
     assert result["augment"]["quarantined"] == 0
     assert result["augment"]["sources"] == 40
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())

@@ -19,8 +19,7 @@ from urllib.parse import urlsplit
 import pyarrow.fs as pafs
 import pytest
 
-from kp_ray.config.load import load_config
-from kp_ray.errors import ConfigError, StorageError
+from kp_ray.errors import StorageError
 from kp_ray.storage import exists, file_sizes, read_bytes, write_bytes, writer_lock
 from kp_ray.store.manifest import row_schema
 from kp_ray.store.parts import PartWriter, make_variants
@@ -39,18 +38,37 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Start a SeaweedFS server that checks signatures; return and set the environment variables that reach it."""
     folder = tmp_path_factory.mktemp("seaweed")
     ports = free_ports(8)
-    names = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc",
-             "filer.port", "filer.port.grpc")  # fmt: skip
+    port_options = (
+        "s3.port",
+        "s3.port.grpc",
+        "master.port",
+        "master.port.grpc",
+        "volume.port",
+        "volume.port.grpc",
+        "filer.port",
+        "filer.port.grpc",
+    )
     keys = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
     command = [
-        WEED, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-s3.iam=false",
-        "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64", "-volume.max=30",
-        *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
-    ]  # fmt: skip
+        WEED,
+        "server",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-s3",
+        "-s3.iam=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-master.volumeSizeLimitMB=64",
+        "-volume.max=30",
+        *(f"-{name}={port}" for name, port in zip(port_options, ports, strict=True)),
+    ]
     environment = {
-        **keys, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}",
+        **keys,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[0]}",
         "AWS_EC2_METADATA_DISABLED": "true",
-    }  # fmt: skip
+    }
     with open(folder / "log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **keys})
     with pytest.MonkeyPatch.context() as patch:
@@ -124,7 +142,7 @@ class StallingProxy:
                 self.num_sent += len(data) if is_upload else 0
                 if self.num_sent > self.limit:
                     self.reached.set()
-                    time.sleep(60)  # until the writer is killed
+                    time.sleep(60)  # longer than the test needs to kill the writer
                 sink.sendall(data)
         except OSError:
             pass
@@ -166,7 +184,7 @@ def test_an_error_while_a_part_is_written_leaves_no_object(sample_data: dict[str
     assert hashlib.sha256(read_bytes(target)).hexdigest() == record.sha256
 
 
-def test_a_wrong_secret_key_is_one_line_that_does_not_contain_the_key(s3: dict[str, str]) -> None:
+def test_a_wrong_secret_key_is_refused_without_printing_the_key(s3: dict[str, str]) -> None:
     code = f"from kp_ray.cli.main import main; main(['check', {url('config.yaml')!r}])"
     environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": "another-secret"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -175,14 +193,6 @@ def test_a_wrong_secret_key_is_one_line_that_does_not_contain_the_key(s3: dict[s
     assert done.stderr.count("\n") == 1
     assert "ACCESS_DENIED" in done.stderr
     assert "another-secret" not in done.stderr
-
-
-def test_credentials_in_a_setting_are_refused_and_not_repeated() -> None:
-    for path in (f"s3://{KEY}:{SECRET}@bucket/run", f"s3://{KEY}:{SECRET}@{'b' * 200}/run"):
-        with pytest.raises(ConfigError, match="credentials belong in the environment") as error:
-            load_config(None, [f"run_dir={path}"])
-        assert SECRET not in str(error.value)
-        assert KEY not in str(error.value)
 
 
 @pytest.mark.usefixtures("s3")
@@ -212,15 +222,27 @@ def test_the_whole_pipeline_runs_on_a_bucket_and_writes_no_secret(
     write_bytes(url("config.yaml"), json.dumps(values).encode())
     with tempfile.TemporaryDirectory(prefix="kps", dir="/tmp") as ray_files:  # a short path, for Ray's sockets
         done = subprocess.run(
-            [KP_RAY, "run", url("config.yaml"), "--json"], capture_output=True, text=True, cwd=tmp_path,
-            env={**os.environ, **s3, "RAY_TMPDIR": ray_files}, timeout=500, check=False,
-        )  # fmt: skip
+            [KP_RAY, "run", url("config.yaml"), "--json"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, **s3, "RAY_TMPDIR": ray_files},
+            timeout=500,
+            check=False,
+        )
         logs = b"".join(path.read_bytes() for path in Path(ray_files).rglob("*.*") if path.is_file())
     assert done.returncode == 0, done.stderr[-3000:]
     sizes = file_sizes(url("run"))
-    for name in ("store/_manifest.json", "members/a/model_final.pth", "tune/trials/trial-000/end.json",
-                 "tune/best.yaml", "predictions.parquet", "submission.csv", "evaluation.json",
-                 "report.html"):  # fmt: skip
+    for name in (
+        "store/_manifest.json",
+        "members/a/model_final.pth",
+        "tune/trials/trial-000/end.json",
+        "tune/best.yaml",
+        "predictions.parquet",
+        "submission.csv",
+        "evaluation.json",
+        "report.html",
+    ):
         assert sizes[name] > 0, name
     assert json.loads(done.stdout.splitlines()[-1])["evaluation"]["num_images"] == 10
     assert not list(tmp_path.iterdir())

@@ -67,7 +67,7 @@ def test_credentials_in_a_path_are_refused_and_not_repeated(bucket: str) -> None
     assert "a-secret" not in str(error.value)
 
 
-def test_parts_of_a_path_are_joined_with_one_slash() -> None:
+def test_names_of_a_path_are_joined_with_one_slash() -> None:
     assert join("s3://bucket/run/", "store", "a.parquet") == "s3://bucket/run/store/a.parquet"
     assert join("/run", "store") == "/run/store"
 

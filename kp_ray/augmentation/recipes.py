@@ -27,12 +27,12 @@ class Recipe:
         rotate_deg: rotate about the centre by an angle that is uniform in [-rotate_deg, rotate_deg] degrees; the border
             is filled by reflection without repeating the edge pixel (reflect-101).
         scale_range: rescale by a factor that is uniform in this range; None does not rescale.
-        crop_hw: height and width of the crop in a frame of REFERENCE_HW; None does not crop.
-        crop: position of the crop.
-        then_scale: rescale the crop by a factor that is uniform in this range; None does not rescale it.
+        crop_hw: height and width in pixels of the crop in a frame of REFERENCE_HW; None does not crop.
+        crop: place the crop at a uniformly random position, or in the centre of the frame.
+        crop_scale_range: rescale the crop by a factor that is uniform in this range; None does not rescale it.
         brightness_contrast: multiply pixels by a contrast uniform in [0.8, 1.2], then add a brightness uniform in
             [-0.2, 0.2] of white.
-        user: a serialised Albumentations pipeline, which replaces all other steps.
+        user_pipeline: a serialised Albumentations pipeline, which replaces all other steps.
     """
 
     name: str
@@ -40,15 +40,16 @@ class Recipe:
     scale_range: tuple[float, float] | None = None
     crop_hw: tuple[int, int] | None = None
     crop: Literal["random", "center"] = "random"
-    then_scale: tuple[float, float] | None = None
+    crop_scale_range: tuple[float, float] | None = None
     brightness_contrast: bool = False
-    user: str | None = None
+    user_pipeline: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that depend on what the recipe does, not on its name."""
-        # 1.0 for None keeps the fingerprints, and with them the random numbers, of stores of version 0.1.
-        fields = asdict(self) | {"then_scale": self.then_scale or 1.0}
+        fields = asdict(self)
+        # Version 0.1 used these names and 1.0 for no rescaling. Other fingerprints would rewrite all existing stores.
+        fields |= {"then_scale": fields.pop("crop_scale_range") or 1.0, "user": fields.pop("user_pipeline")}
         return digest({key: value for key, value in fields.items() if key != "name"})
 
     def crop_size(self, width: int, height: int, *, scale_with_frame: bool) -> tuple[int, int]:
@@ -56,7 +57,7 @@ class Recipe:
 
         Args:
             width, height: size of the frame in pixels.
-            scale_with_frame: scale `crop_hw` with the frame; otherwise it is in pixels of any frame.
+            scale_with_frame: True scales `crop_hw` from REFERENCE_HW to this frame; False takes it as pixels.
         """
         if self.crop_hw is None:
             return width, height
@@ -85,7 +86,7 @@ def _named_recipes() -> dict[str, Recipe]:
         Recipe("Rotate45_RandomCrop_2", rotate_deg=45, crop_hw=medium),
         Recipe("Rotate45_RandomCrop_3", rotate_deg=45, crop_hw=(960, 960)),
         Recipe("Rotate45_RandomCrop_4", rotate_deg=45, crop_hw=wide),
-        Recipe("Random_ScaleCrop", crop_hw=(960, 960), then_scale=(0.65, 1.35)),
+        Recipe("Random_ScaleCrop", crop_hw=(960, 960), crop_scale_range=(0.65, 1.35)),
         Recipe("RandomBrightnessContrast", brightness_contrast=True),
         Recipe("Rescale_RandomCrop_1", scale_range=rescale, crop_hw=medium),
         Recipe("Rescale_RandomCrop_2", scale_range=rescale, crop_hw=small),
@@ -121,8 +122,8 @@ def resolve_recipes(
     recipes = dict(RECIPES)
     for name, pipeline in (user_recipes or {}).items():
         if name in RECIPES:
-            raise ConfigError(f"augment.user_recipes.{name}: this is the name of a named recipe: choose another name")
-        recipes[name] = Recipe(name, user=validate_pipeline(name, pipeline))
+            raise ConfigError(f"augment.user_recipes.{name}: a named recipe already has this name: choose another name")
+        recipes[name] = Recipe(name, user_pipeline=validate_pipeline(name, pipeline))
     unknown_names = [name for name in names if name not in recipes]
     if unknown_names:
         raise ConfigError(

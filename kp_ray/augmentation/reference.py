@@ -11,8 +11,8 @@ from kp_ray.augmentation.user_pipeline import import_albumentations
 def to_albumentations(recipe: Recipe, width: int = REFERENCE_HW[1], height: int = REFERENCE_HW[0]) -> Any:
     """Build the Albumentations pipeline of a named recipe for frames of `width` x `height` pixels.
 
-    The pipeline takes keypoints as pixel indices in format "xy" and removes none. With Rotate's reflecting border,
-    Albumentations 2.0.8 also returns mirrored copies of the keypoints; a constant border returns each keypoint once.
+    The pipeline takes keypoints as pixel indices in format "xy" and removes none. If it rotates, Albumentations 2.0.8
+    returns mirrored copies of the keypoints too, because the border is filled by reflection.
     """
     A = import_albumentations()  # noqa: N806
     crop_w, crop_h = recipe.crop_size(width, height, scale_with_frame=True)
@@ -26,8 +26,8 @@ def to_albumentations(recipe: Recipe, width: int = REFERENCE_HW[1], height: int 
     if recipe.crop_hw:
         crop = A.RandomCrop if recipe.crop == "random" else A.CenterCrop
         steps.append(crop(height=crop_h, width=crop_w, p=1))
-    if recipe.then_scale:
-        low, high = recipe.then_scale
+    if recipe.crop_scale_range:
+        low, high = recipe.crop_scale_range
         steps.append(A.RandomScale(scale_limit=(low - 1, high - 1), p=1))
     if recipe.brightness_contrast:
         steps.append(A.RandomBrightnessContrast(p=1))

@@ -32,9 +32,9 @@ class VariantParameters:
         affine: (2, 3) matrix from source to variant, in pixel indices.
         width, height: size of the variant in pixels.
         angle_deg: angle of the rotation in degrees, counter-clockwise as displayed.
-        scale: factor of the rescaling before the crop.
+        scale: scale factor of the frame before the crop.
         crop_xy: top-left pixel of the crop in the rotated and rescaled frame.
-        then_scale: factor of the rescaling after the crop.
+        crop_scale: scale factor of the crop.
         contrast, brightness: a pixel's value becomes value * contrast + 255 * brightness.
     """
 
@@ -44,7 +44,7 @@ class VariantParameters:
     angle_deg: float = 0.0
     scale: float = 1.0
     crop_xy: tuple[int, int] = (0, 0)
-    then_scale: float = 1.0
+    crop_scale: float = 1.0
     contrast: float = 1.0
     brightness: float = 0.0
 
@@ -58,10 +58,10 @@ def sample_parameters(
     RandomScale, RandomCrop, CenterCrop, RandomBrightnessContrast).
 
     Args:
-        recipe: a named recipe, without `user`.
+        recipe: a named recipe, without a `user_pipeline`.
         width, height: size of the source in pixels.
         seed: seed of the variant, see `variant_seed`.
-        scale_with_frame: scale the recipe's sizes with the frame; otherwise they are in pixels of any frame.
+        scale_with_frame: True scales the crop from REFERENCE_HW to this frame; False takes its size as pixels.
 
     Raises:
         DataError: the crop is larger than the rescaled frame.
@@ -87,19 +87,19 @@ def sample_parameters(
         y, x = int((scaled_h - crop_h + 1) * rng.random()), int((scaled_w - crop_w + 1) * rng.random())
     elif recipe.crop_hw:
         y, x = (scaled_h - crop_h) // 2, (scaled_w - crop_w) // 2
-    then_scale = rng.uniform(*recipe.then_scale) if recipe.then_scale else 1.0
-    # Rotate about the centre, multiply by scale, subtract the crop's corner, multiply by then_scale.
-    shift_x = then_scale * (scale * (cx - cos * cx - sin * cy) - x)
-    shift_y = then_scale * (scale * (cy + sin * cx - cos * cy) - y)
-    total_scale = then_scale * scale
+    crop_scale = rng.uniform(*recipe.crop_scale_range) if recipe.crop_scale_range else 1.0
+    # Rotate about the centre, multiply by scale, subtract the crop's corner, multiply by crop_scale.
+    shift_x = crop_scale * (scale * (cx - cos * cx - sin * cy) - x)
+    shift_y = crop_scale * (scale * (cy + sin * cx - cos * cy) - y)
+    total_scale = crop_scale * scale
     affine = np.array(
         [
             [total_scale * cos, total_scale * sin, shift_x],
-            [0.0 - total_scale * sin, total_scale * cos, shift_y],  # 0.0 - x is never -0.0
+            [0.0 - total_scale * sin, total_scale * cos, shift_y],  # 0.0 - x is never -0.0, as -x can be
         ]
     )
     contrast, brightness = 1.0, 0.0
     if recipe.brightness_contrast:
         contrast, brightness = 1 + rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
-    out_w, out_h = max(1, int(crop_w * then_scale)), max(1, int(crop_h * then_scale))
-    return VariantParameters(affine, out_w, out_h, angle, scale, (x, y), then_scale, contrast, brightness)
+    out_w, out_h = max(1, int(crop_w * crop_scale)), max(1, int(crop_h * crop_scale))
+    return VariantParameters(affine, out_w, out_h, angle, scale, (x, y), crop_scale, contrast, brightness)

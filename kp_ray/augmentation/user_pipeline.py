@@ -39,7 +39,7 @@ def validate_pipeline(name: str, pipeline: Mapping[str, Any]) -> str:
     try:
         serialised = json.dumps(pipeline, sort_keys=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # 2.0.8 warns even of pipelines that its to_dict returned
+            warnings.simplefilter("ignore", UserWarning)  # 2.0.8 warns even about pipelines from its own to_dict
             loaded = A.from_dict(json.loads(serialised))
             _require_same_arguments(json.loads(serialised), A.to_dict(loaded))
     except Exception as error:  # Albumentations raises errors of many classes for wrong values
@@ -58,7 +58,7 @@ def validate_pipeline(name: str, pipeline: Mapping[str, Any]) -> str:
 
 
 def _require_same_arguments(saved: Any, loaded: Any) -> None:
-    """Refuse misspelled arguments: Albumentations only warns of them, and loads the pipeline without them.
+    """Refuse misspelled arguments, because Albumentations only warns about them and loads the pipeline without them.
 
     Args:
         saved: the user's pipeline, or a value inside it.
@@ -98,6 +98,7 @@ def run_user_pipeline(
     """
     height, width = image.shape[:2]
     labelled = np.isfinite(keypoints[:, :2]).all(axis=1)
+    # The pipeline also moves the frame's corners, because their new positions give its affine.
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=float)
     points = np.vstack([corners, keypoints[labelled, :2]])
     image_pipeline, points_pipeline = _load_pipelines(serialised)
@@ -124,10 +125,10 @@ def run_user_pipeline(
 
 @lru_cache(maxsize=64)
 def _load_pipelines(serialised: str) -> tuple[Any, Any]:
-    """Load a user's pipeline twice: as it is for images, and with constant borders for keypoints.
+    """Load a user's pipeline twice: unchanged for the image, and with constant borders for the keypoints.
 
-    With a reflecting border, Albumentations also returns mirrored copies of every keypoint. The pipeline with constant
-    borders draws the same random numbers and returns each keypoint once.
+    With a reflecting border, Albumentations returns mirrored copies of every keypoint too. The second pipeline uses the
+    same random numbers and returns each keypoint once.
     """
     A = import_albumentations()  # noqa: N806
     loaded = A.from_dict(json.loads(serialised))

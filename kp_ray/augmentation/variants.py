@@ -45,8 +45,8 @@ class VariantSettings:
 
     Attributes:
         seed: `seed` of the config.
-        jpeg_quality: JPEG quality of variants that are encoded (4:2:0).
-        scale_with_frame: scale the recipes' sizes with the frame; otherwise they are in pixels of any frame.
+        jpeg_quality: JPEG quality of encoded variants, whose color has half the resolution (4:2:0).
+        scale_with_frame: True scales the recipes' crops with the frame; False takes their sizes as pixels.
         box_margin_px: margin in pixels of the box around the labelled points.
     """
 
@@ -159,14 +159,15 @@ def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int
     """
     seed = variant_seed(settings.seed, source.name, recipe.fingerprint, copy)
     encoded: bytes | None = None
-    if recipe.user is not None:
-        pixels, keypoints, affine = run_user_pipeline(recipe.user, image.pixels, source.keypoints, seed)
+    if recipe.user_pipeline is not None:
+        pixels, keypoints, affine = run_user_pipeline(recipe.user_pipeline, image.pixels, source.keypoints, seed)
     else:
         pixels, keypoints, affine = _apply_named_recipe(image, source.keypoints, recipe, seed, settings)
         if pixels is image.pixels and image.can_be_copied:
             encoded = image.content
     height, width = pixels.shape[:2]
-    stored = keypoints.astype(np.float32)  # rounded first: the stored numbers decide if a point is inside
+    # Round before testing which points are inside, so that visibility agrees with the stored coordinates.
+    stored = keypoints.astype(np.float32)
     stored[~inside(stored[:, :2].astype(np.float64), width, height), 2] = 0
     return Variant(
         source=source,
@@ -197,7 +198,7 @@ def _apply_named_recipe(
     parameters = sample_parameters(recipe, width, height, seed, scale_with_frame=settings.scale_with_frame)
     moved = keypoints.copy()
     moved[:, :2] = apply_affine(parameters.affine, keypoints[:, :2])
-    is_same_frame = (parameters.width, parameters.height) == (width, height)
-    if is_same_frame and np.array_equal(parameters.affine, np.eye(2, 3)) and not recipe.brightness_contrast:
+    is_same_size = (parameters.width, parameters.height) == (width, height)
+    if is_same_size and np.array_equal(parameters.affine, np.eye(2, 3)) and not recipe.brightness_contrast:
         return image.pixels, moved, parameters.affine
     return relight(image.padded.window(parameters), parameters), moved, parameters.affine

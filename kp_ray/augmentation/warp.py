@@ -15,6 +15,7 @@ from kp_ray.keypoints import FloatArray
 _TILE = 256
 """Side in pixels of the square tiles in which a window is resampled."""
 _MAX_ROTATE_DEG = max(recipe.rotate_deg for recipe in RECIPES.values())
+"""Largest rotation of any named recipe, in degrees."""
 
 
 class _Scratch(threading.local):
@@ -44,15 +45,15 @@ _SCRATCH = _Scratch()
 class PaddedSource:
     """A source image (H, W, 4), padded by reflection as far as a rotated frame can reach.
 
-    Buffers are reused per thread: `padded` is valid until the next source is padded, a window until the next call of
-    `window`. The padding is the same for all recipes, because it affects rounding, and the bytes of a variant must not
-    depend on the other recipes.
+    Buffers are reused per thread: `padded` is valid until the next source is padded, and a window until the next call
+    of `window`. All recipes share one padding: it affects rounding, so a padding that depended on the list of recipes
+    would let one recipe change the bytes of another's variants.
     """
 
     def __init__(self, image: Image) -> None:
         self.image = image
         height, width = image.shape[:2]
-        self.pad_x, self.pad_y = _reach(width, height, _MAX_ROTATE_DEG), _reach(height, width, _MAX_ROTATE_DEG)
+        self.pad_x, self.pad_y = _padding_px(width, height), _padding_px(height, width)
 
     @cached_property
     def padded(self) -> Image:
@@ -64,10 +65,10 @@ class PaddedSource:
         return padded
 
     def window(self, parameters: VariantParameters) -> Image:
-        """Resample the window of a variant, (height, width, 4); `relight` comes after it."""
+        """Resample the window of a variant (height, width, 4), without its change of brightness (`relight`)."""
         offset = parameters.affine[:, 2]
         if np.array_equal(parameters.affine[:, :2], np.eye(2)) and np.array_equal(offset, np.round(offset)):
-            x, y = (-offset).astype(int)
+            x, y = (-offset).astype(int)  # the variant is a crop, so its pixels are copied
             return self.image[y : y + parameters.height, x : x + parameters.width]
         inverse = np.linalg.inv(np.vstack([parameters.affine, [0, 0, 1]]))[:2]
         inverse[:, 2] += self.pad_x, self.pad_y
@@ -93,8 +94,8 @@ def _resample(image: Image, inverse: FloatArray, width: int, height: int) -> Ima
             tile = window[top : top + _TILE, left : left + _TILE]
             tile_h, tile_w = tile.shape[:2]
             x, y = a * left + b * top + c, d * left + e * top + f
-            x0, x1 = _span(x, a * (tile_w - 1), b * (tile_h - 1))
-            y0, y1 = _span(y, d * (tile_w - 1), e * (tile_h - 1))
+            x0, x1 = _sampled_range(x, a * (tile_w - 1), b * (tile_h - 1))
+            y0, y1 = _sampled_range(y, d * (tile_w - 1), e * (tile_h - 1))
             region = _SCRATCH.image("region", y1 - y0, x1 - x0)
             np.copyto(region, image[y0:y1, x0:x1])
             from_tile = np.array([[a, b, x - x0], [d, e, y - y0]])
@@ -102,7 +103,7 @@ def _resample(image: Image, inverse: FloatArray, width: int, height: int) -> Ima
     return window
 
 
-def _span(start: float, across: float, down: float) -> tuple[int, int]:
+def _sampled_range(start: float, across: float, down: float) -> tuple[int, int]:
     """Return the range [first, end) of pixels that a tile samples on one axis of the image.
 
     Args:
@@ -113,15 +114,15 @@ def _span(start: float, across: float, down: float) -> tuple[int, int]:
     return int(low), int(high) + 2
 
 
-def _reach(along: int, across: int, rotate_deg: float) -> int:
-    """Return the padding in pixels that rotations by up to `rotate_deg` degrees need on one axis.
+def _padding_px(along: int, across: int) -> int:
+    """Return the padding in pixels that rotations by up to _MAX_ROTATE_DEG degrees need on one axis.
 
     Args:
         along: length of the frame on this axis, in pixels.
         across: length of the frame on the other axis, in pixels.
     """
     # The extent along * cos + across * sin is largest at the angle atan(across / along).
-    worst_angle = min(np.deg2rad(rotate_deg), np.arctan2(across, along))
+    worst_angle = min(np.deg2rad(_MAX_ROTATE_DEG), np.arctan2(across, along))
     return int(np.ceil((along * np.cos(worst_angle) + across * np.sin(worst_angle) - along) / 2)) + 2
 
 

@@ -44,7 +44,7 @@ def check_plan(plan: Plan) -> None:
         stored = {recipe.fingerprint for recipe in manifest.recipes if num_rows.get(recipe.name)}
     present = [source for source in sources if source.split == "train" and source.name not in plan.absent]
     for recipe, _ in plan.recipes:
-        can_fail = recipe.user is not None or (recipe.crop_hw is not None and plan.augment.oversize == "error")
+        can_fail = recipe.user_pipeline is not None or (recipe.crop_hw is not None and plan.augment.oversize == "error")
         if can_fail and recipe.fingerprint not in stored:
             _try_recipe(plan, recipe, present)
 
@@ -58,7 +58,7 @@ def _try_recipe(plan: Plan, recipe: Recipe, sources: list[Source]) -> None:
             return
         reasons += [f"{source.name}: {item.reason}" for item in refusals if item.stage not in (UNREADABLE, UNAVAILABLE)]
     if reasons:
-        fix = "correct the pipeline" if recipe.user is not None else "set augment.oversize=scale"
+        fix = "correct the pipeline" if recipe.user_pipeline is not None else "set augment.oversize=scale"
         raise ConfigError(
             f"augment.recipes: {recipe.name} fails on each of the {len(reasons)} images on which it was tried, e.g. "
             f"{reasons[0]}: {fix}, or leave the recipe out"

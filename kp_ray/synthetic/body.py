@@ -27,9 +27,11 @@ class BodyShape:
     """Proportions, clothes and colors of a person.
 
     Attributes:
-        size, girth, legs: scale factors of the whole body, of its width, and of the length of the legs.
-        sleeve, trouser: part of an arm or leg that cloth covers: 1 is the upper half, about 2 the whole limb.
-        pattern: number of the shirt's pattern, 0 to 4.
+        size: scale factor of the whole body.
+        girth: further scale factor of its width.
+        legs: further scale factor of the length of the legs.
+        sleeve, trouser: length of cloth on an arm or leg: 1 covers the upper half, about 2 the whole limb.
+        pattern: 0 is a shirt with stripes, 1 with a band, 2 an open jacket, 3 and 4 a shirt with a rectangle.
         headgear: 0 is a cap, 1 long hair, 2 nothing.
         colors: name of a piece of clothing or body part -> BGR color (3,).
     """
@@ -51,8 +53,8 @@ class BodyShape:
         size, girth, legs = rng.uniform((0.9, 0.88, 0.95), (1.1, 1.2, 1.06))
         colors = {"shirt": shirt, "trouser": trouser, "skin": skin, "hair": hair}
         colors["print"] = _contrasting_color(rng, shirt, 250)
-        # Pads, wristbands and shoes have warm colors on the left and cold ones on the right: without this help a
-        # network needs more training to tell left from right than the few minutes of the demo.
+        # Pads, wristbands and shoes have warm colors on the left and cold ones on the right. Otherwise a network could
+        # not learn to tell left from right in the demo's few minutes of training.
         colors["left"], colors["right"] = _vivid_color(rng, (0, 24)), _vivid_color(rng, (86, 120))
         sleeve, leg = rng.choice([0.62, 0.62, 1.7, 2.1]), rng.choice([0.75, 1.1, 2.1, 2.1])
         return cls(size, girth, legs, sleeve, leg, int(rng.integers(5)), int(rng.integers(3)), colors)
@@ -71,7 +73,7 @@ def _contrasting_color(rng: np.random.Generator, reference: FloatArray, max_valu
 
 
 def forward_kinematics(pose: FloatArray, person: BodyShape) -> tuple[Joints, Joints]:
-    """Compute the positions of the joints and the orientations of the body parts.
+    """Compute the positions of the joints in metres and the orientations of the body parts.
 
     Args:
         pose: (24,) joint angles, as `motion.pose_at` returns them.
@@ -97,9 +99,8 @@ def forward_kinematics(pose: FloatArray, person: BodyShape) -> tuple[Joints, Joi
     put("skull", "neck", orientations["chest"], (0.01, 0, 0.05))
     put("head", "skull", orientations["head"], (0.02, 0, 0.135))
     put("nose", "head", orientations["head"], (0.112, 0, -0.028))
-    for side, sign, (forward, out, roll, elbow, hip, spread, toes, knee) in (
-        ("left", 1, pose[8:16]), ("right", -1, pose[16:]),
-    ):  # fmt: skip
+    for side, sign, angles in (("left", 1, pose[8:16]), ("right", -1, pose[16:])):
+        forward, out, roll, elbow, hip, spread, toes, knee = angles
         put(f"{side}_eye", "head", orientations["head"], (0.086, sign * 0.034, 0.012))
         put(f"{side}_ear", "head", orientations["head"], (-0.005, sign * 0.084, -0.005))
         arm = orientations["chest"] @ rotation_matrix(-forward, sign * out, sign * roll)
@@ -128,51 +129,57 @@ def forward_kinematics(pose: FloatArray, person: BodyShape) -> tuple[Joints, Joi
 
 def body_surfaces(positions: Joints, orientations: Joints, person: BodyShape) -> list[Surface]:
     """Make the surfaces of a person from the positions of joints and the orientations of body parts."""
-    s, g, tone = person.size, person.size * person.girth, person.colors
-    skin, shirt, cloth = tone["skin"], tone["shirt"], tone["trouser"]
+    size, width, palette = person.size, person.size * person.girth, person.colors
+    skin, shirt, cloth = palette["skin"], palette["shirt"], palette["trouser"]
     surfaces = [_trunk(positions, orientations, person), *_head(positions, orientations["head"], person)]
-    throat_end = positions["skull"] + orientations["head"][:, 2] * 0.04 * s
-    surfaces.append(tube(positions["neck"], throat_end, (0.056 * g, 0.05 * g), skin))
+    throat_end = positions["skull"] + orientations["head"][:, 2] * 0.04 * size
+    surfaces.append(tube(positions["neck"], throat_end, (0.056 * width, 0.05 * width), skin))
     for side in ("left", "right"):
         shoulder, elbow, wrist, palm = (positions[f"{side}_{part}"] for part in ("shoulder", "elbow", "wrist", "palm"))
         hip, knee, ankle = (positions[f"{side}_{part}"] for part in ("hip", "knee", "ankle"))
         forearm, foot = orientations[f"{side}_forearm"], orientations[f"{side}_foot"]
-        surfaces.append(tube(shoulder, elbow, (0.056 * g, 0.054 * g, 0.042 * g), skin, sleeve=(person.sleeve, shirt)))
         surfaces.append(
-            tube(elbow, wrist, (0.042 * g, 0.043 * g, 0.028 * g), skin, sleeve=(person.sleeve - 1.15, shirt))
+            tube(shoulder, elbow, (0.056 * width, 0.054 * width, 0.042 * width), skin, sleeve=(person.sleeve, shirt))
         )
-        tips = palm + (palm - wrist) * 0.95 + forearm[:, 0] * 0.02 * s
-        width = (0.024 * s, 0.042 * s, 0.041 * s, 0.024 * s)
-        surfaces.append(tube(wrist, tips, width, skin, flat=0.45, across=forearm[:, 1]))
-        thumb = palm + forearm @ (0.058, 0, -0.01) * s
-        surfaces.append(tube(wrist + (palm - wrist) * 0.4, thumb, (0.016 * s, 0.012 * s), skin))
-        surfaces.append(tube(hip, knee, (0.088 * g, 0.084 * g, 0.058 * g), skin, sleeve=(person.trouser, cloth)))
-        profile = (0.054 * g, 0.061 * g, 0.052 * g, 0.038 * g)
-        surfaces.append(tube(knee, ankle, profile, skin, sleeve=(person.trouser - 1.1, cloth)))
-        heel, toe = (positions[f"{side}_{end}"] + foot[:, 2] * 0.032 * s for end in ("heel", "toe"))
-        wide, tall = (np.interp(_SHOE_AT, _SHOE[0], row)[:, None] * s for row in _SHOE[1:])
-        spine = heel + _SHOE_AT[:, None] * (toe - heel) + (tall - 0.032 * s) * foot[:, 2]
-        surfaces.append(loft(spine, wide * foot[:, 1], tall * foot[:, 2], tone[side]))
-        for joint, size in ((shoulder, 0.075), (elbow, 0.062), (hip, 0.105), (knee, 0.08)):
-            surfaces.append(ball(joint, np.eye(3), (size * g,) * 3, tone[side]))
+        surfaces.append(
+            tube(
+                elbow, wrist, (0.042 * width, 0.043 * width, 0.028 * width), skin, sleeve=(person.sleeve - 1.15, shirt)
+            )
+        )
+        tips = palm + (palm - wrist) * 0.95 + forearm[:, 0] * 0.02 * size
+        palm_radii = (0.024 * size, 0.042 * size, 0.041 * size, 0.024 * size)
+        surfaces.append(tube(wrist, tips, palm_radii, skin, flat=0.45, across=forearm[:, 1]))
+        thumb = palm + forearm @ (0.058, 0, -0.01) * size
+        surfaces.append(tube(wrist + (palm - wrist) * 0.4, thumb, (0.016 * size, 0.012 * size), skin))
+        surfaces.append(
+            tube(hip, knee, (0.088 * width, 0.084 * width, 0.058 * width), skin, sleeve=(person.trouser, cloth))
+        )
+        calf_radii = (0.054 * width, 0.061 * width, 0.052 * width, 0.038 * width)
+        surfaces.append(tube(knee, ankle, calf_radii, skin, sleeve=(person.trouser - 1.1, cloth)))
+        heel, toe = (positions[f"{side}_{end}"] + foot[:, 2] * 0.032 * size for end in ("heel", "toe"))
+        wide, tall = (np.interp(_SHOE_AT, _SHOE[0], row)[:, None] * size for row in _SHOE[1:])
+        spine = heel + _SHOE_AT[:, None] * (toe - heel) + (tall - 0.032 * size) * foot[:, 2]
+        surfaces.append(loft(spine, wide * foot[:, 1], tall * foot[:, 2], palette[side]))
+        for joint, radius in ((shoulder, 0.075), (elbow, 0.062), (hip, 0.105), (knee, 0.08)):
+            surfaces.append(ball(joint, np.eye(3), (radius * width,) * 3, palette[side]))
         cuff = (palm - wrist) * 0.45
-        surfaces.append(tube(wrist - cuff, wrist + cuff * 0.3, (0.044 * g, 0.042 * g), tone[side]))
+        surfaces.append(tube(wrist - cuff, wrist + cuff * 0.3, (0.044 * width, 0.042 * width), palette[side]))
     return surfaces
 
 
 def _trunk(positions: Joints, orientations: Joints, person: BodyShape) -> Surface:
     """Make the surface of the trunk from hips to neck, with the belt and the shirt's pattern."""
-    s, g, tone = person.size, person.girth, person.colors
+    size, girth, palette = person.size, person.girth, person.colors
     pelvis, chest = orientations["pelvis"], orientations["chest"]
     hips, back, neck = (positions[name] for name in ("pelvis", "spine2(back)", "neck"))
     up = neck - back
     knots = np.array([
-        hips - pelvis[:, 2] * 0.1 * s, hips - pelvis[:, 2] * 0.06 * s, hips,
+        hips - pelvis[:, 2] * 0.1 * size, hips - pelvis[:, 2] * 0.06 * size, hips,
         positions["spine1(waist)"], back, back + up * 0.62,
         neck - up * 0.08, neck + up * 0.12,
     ])  # fmt: skip
-    wide = np.array([0.03, 0.15, 0.176, 0.146 * g, 0.17 * g, 0.188, 0.16, 0.056]) * s
-    deep = np.array([0.03, 0.1, 0.118 * g, 0.104 * g, 0.118 * g, 0.1, 0.075, 0.056]) * s
+    wide = np.array([0.03, 0.15, 0.176, 0.146 * girth, 0.17 * girth, 0.188, 0.16, 0.056]) * size
+    deep = np.array([0.03, 0.1, 0.118 * girth, 0.104 * girth, 0.118 * girth, 0.1, 0.075, 0.056]) * size
     blend = np.array([0, 0, 0, 0.5, 1, 1, 1, 1])[:, None, None]
     axes = (1 - blend) * pelvis + blend * chest
     rows, segments = 34, 40
@@ -183,20 +190,20 @@ def _trunk(positions: Joints, orientations: Joints, person: BodyShape) -> Surfac
         dense = np.stack([np.interp(ring_knots, np.arange(8), column) for column in values.T], axis=1)
         return np.asarray(cv2.GaussianBlur(dense, (1, 7), 1.2, borderType=cv2.BORDER_REPLICATE))
 
-    colors = np.broadcast_to(tone["shirt"], (rows, segments, 3)).copy()
+    colors = np.broadcast_to(palette["shirt"], (rows, segments, 3)).copy()
     # `knot` and `angle` (90 degrees is the front) are the middle of each quad.
     knot, angle = np.meshgrid(
         (ring_knots[1:] + ring_knots[:-1]) / 2, (np.arange(segments) + 0.5) * 360 / segments, indexing="ij"
     )
     if person.pattern == 0:  # horizontal stripes
-        colors[(knot * 3 % 2 < 1) & (knot > 2.7)] = tone["print"]
+        colors[(knot * 3 % 2 < 1) & (knot > 2.7)] = palette["print"]
     elif person.pattern == 1:  # a band around the chest
-        colors[(knot > 4.1) & (knot < 4.9)] = tone["print"]
+        colors[(knot > 4.1) & (knot < 4.9)] = palette["print"]
     elif person.pattern == 2:  # an open jacket
-        colors[abs(angle - 90) < 22] = tone["print"]
+        colors[abs(angle - 90) < 22] = palette["print"]
     else:  # a rectangle on the chest
-        colors[(abs(angle - 90) < 40) & (knot > 3.6) & (knot < 5.1)] = tone["print"]
-    colors[knot < 2.55] = tone["trouser"]
+        colors[(abs(angle - 90) < 40) & (knot > 3.6) & (knot < 5.1)] = palette["print"]
+    colors[knot < 2.55] = palette["trouser"]
     colors[abs(knot - 2.62) < 0.1] = (50, 60, 70)  # the belt
     right, front = -axes[:, :, 1] * wide[:, None], axes[:, :, 0] * deep[:, None]
     return loft(interpolate(knots), interpolate(right), interpolate(front), colors)
@@ -204,34 +211,41 @@ def _trunk(positions: Joints, orientations: Joints, person: BodyShape) -> Surfac
 
 def _head(positions: Joints, orientation: FloatArray, person: BodyShape) -> list[Surface]:
     """Make the surfaces of the head: skull with hair or cap, eyes, ears, nose and lips."""
-    s, tone, centre = person.size, person.colors, positions["head"]
+    size, palette, centre = person.size, person.colors, positions["head"]
     tall, angle = np.meshgrid(np.sin(np.linspace(-1.52, 1.52, 26)), np.arange(0.5, 36) * np.pi / 18, indexing="ij")
     ahead = np.sin(angle) * np.sqrt(1 - tall**2)
+    # Hair covers the top of the head, less of it in front, the whole back, and the sides above the ears.
     hairy = (tall > 0.58 - 0.1 * (ahead < 0.4)) | ((ahead < 0.02) & (tall > -0.62)) | ((ahead < 0.28) & (tall > 0.12))
-    colors = np.where(hairy[..., None], tone["hair"], tone["skin"])
+    colors = np.where(hairy[..., None], palette["hair"], palette["skin"])
     if person.headgear == 0:  # a cap
-        colors[tall > 0.5] = tone["print"]
-    surfaces = [ball(centre, orientation, (0.103 * s, 0.08 * s, 0.126 * s), colors)]
+        colors[tall > 0.5] = palette["print"]
+    surfaces = [ball(centre, orientation, (0.103 * size, 0.08 * size, 0.126 * size), colors)]
     white, dark = np.full(3, 245.0), np.array([30.0, 26, 24])
 
     def place(*offset: float) -> FloatArray:
-        return np.asarray(centre + orientation @ np.array(offset) * s)
+        return np.asarray(centre + orientation @ np.array(offset) * size)
 
     for side, sign in (("left", 1), ("right", -1)):
         eye, ear = positions[f"{side}_eye"], positions[f"{side}_ear"]
-        surfaces.append(ball(eye, orientation, (0.007 * s, 0.0155 * s, 0.0095 * s), white))
+        surfaces.append(ball(eye, orientation, (0.007 * size, 0.0155 * size, 0.0095 * size), white))
         surfaces.append(
-            ball(eye + orientation[:, 0] * 0.005 * s, orientation, (0.0055 * s, 0.0075 * s, 0.0085 * s), dark)
+            ball(
+                eye + orientation[:, 0] * 0.005 * size, orientation, (0.0055 * size, 0.0075 * size, 0.0085 * size), dark
+            )
         )
-        surfaces.append(ball(ear, orientation, (0.02 * s, 0.01 * s, 0.03 * s), tone["skin"] * 0.93))
+        surfaces.append(ball(ear, orientation, (0.02 * size, 0.01 * size, 0.03 * size), palette["skin"] * 0.93))
         if person.headgear == 1:  # long hair falls behind the ears
             top, tip = place(-0.05, sign * 0.05, 0.02), place(-0.075, sign * 0.055, -0.2)
-            surfaces.append(tube(top, tip, (0.05 * s, 0.05 * s, 0.03 * s), tone["hair"]))
+            surfaces.append(tube(top, tip, (0.05 * size, 0.05 * size, 0.03 * size), palette["hair"]))
     if person.headgear == 0:
-        surfaces.append(ball(place(0.1, 0, 0.07), orientation, (0.085 * s, 0.07 * s, 0.012 * s), tone["print"] * 0.85))
-    surfaces.append(tube(place(0.1, 0, 0.012), place(0.108, 0, -0.028), (0.006 * s, 0.014 * s), tone["skin"] * 0.97))
-    lips = (0.006 * s, 0.008 * s, 0.006 * s)
+        surfaces.append(
+            ball(place(0.1, 0, 0.07), orientation, (0.085 * size, 0.07 * size, 0.012 * size), palette["print"] * 0.85)
+        )
     surfaces.append(
-        tube(place(0.088, -0.022, -0.066), place(0.088, 0.022, -0.066), lips, tone["skin"] * (0.62, 0.6, 0.86))
+        tube(place(0.1, 0, 0.012), place(0.108, 0, -0.028), (0.006 * size, 0.014 * size), palette["skin"] * 0.97)
+    )
+    lips = (0.006 * size, 0.008 * size, 0.006 * size)
+    surfaces.append(
+        tube(place(0.088, -0.022, -0.066), place(0.088, 0.022, -0.066), lips, palette["skin"] * (0.62, 0.6, 0.86))
     )
     return surfaces

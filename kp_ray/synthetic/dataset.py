@@ -22,9 +22,12 @@ from kp_ray.synthetic.scene import SceneRenderer
 
 JPEG_QUALITY = 90
 _TABLES = {
-    "annotations": "train_df.csv", "sample_submission": "sample_submission.csv", "truth": "truth/test_df.csv",
-}  # fmt: skip
-_MIN_NUMBERS = {"num_images": 1, "num_test": 0, "width": 64, "height": 64, "seed": 0, "num_processes": 1}
+    "annotations": "train_df.csv",
+    "sample_submission": "sample_submission.csv",
+    "truth": "truth/test_df.csv",
+}
+"""Key of the config's `data` section -> path of the CSV inside the data set."""
+_MINIMUMS = {"num_images": 1, "num_test": 0, "width": 64, "height": 64, "seed": 0, "num_processes": 1}
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class SampleSummary:
     Attributes:
         num_train, num_test: numbers of training and test images.
         num_scenes: number of training and test scenes together.
-        config: path of a config file for the data set, which every verb accepts.
-        annotations, images, test_images, sample_submission, truth: paths of the config's `data` section.
+        config: path of a config file with which every command of kp-ray runs on the data set.
+        annotations, images, test_images, sample_submission, truth: values of the config's `data` section.
     """
 
     num_train: int
@@ -76,7 +79,7 @@ def make_sample(
     progress: Callable[[int], None] | None = None,
     run_dir: str | None = None,
 ) -> SampleSummary:
-    """Write a data set in the form of the competition's into a local folder.
+    """Write a generated data set into a local folder, in the files and formats of the competition.
 
     The folder gets `train_imgs/*.jpg` with `train_df.csv`, `test_imgs/*.jpg` with `sample_submission.csv` (all zeros),
     the test labels in `truth/test_df.csv`, and a `config.yaml`. All 24 keypoints of every person are labelled, even if
@@ -89,8 +92,8 @@ def make_sample(
         num_test: number of test images; None: a fifth of `num_images`, at least 10.
         width, height: size of the frames in pixels.
         seed: seed of all random choices; not negative.
-        num_processes: number of drawing processes; None: the number of CPUs. With more than one, a calling script needs
-            the guard `if __name__ == "__main__":`.
+        num_processes: number of drawing processes; None: at most the number of CPUs. With more than one, a calling
+            script needs the guard `if __name__ == "__main__":`, because each process imports the script.
         progress: called with the number of images written so far.
         run_dir: the run folder that `config.yaml` names; None: `run` in the folder.
 
@@ -101,7 +104,7 @@ def make_sample(
     folder = folder if "://" in folder else os.path.abspath(folder)
     num_test = max(10, num_images // 5) if num_test is None else num_test
     numbers = {"num_images": num_images, "num_test": num_test, "width": width, "height": height, "seed": seed}
-    _check_numbers(numbers if num_processes is None else {**numbers, "num_processes": num_processes})
+    _require_minimums(numbers if num_processes is None else {**numbers, "num_processes": num_processes})
     clips = [*plan_clips("train", num_images, seed), *plan_clips("test", num_test, seed)]
     _refuse_other_files(folder, {"config.yaml", *_TABLES.values(), *(name for clip in clips for name in clip.files)})
     labels: dict[str, FloatArray] = {}
@@ -117,10 +120,10 @@ def make_sample(
     return SampleSummary(num_images, num_test, num_scenes, config, **paths)
 
 
-def _check_numbers(numbers: dict[str, int]) -> None:
+def _require_minimums(numbers: dict[str, int]) -> None:
     for name, value in numbers.items():
-        if value < _MIN_NUMBERS[name]:
-            raise ConfigError(f"sample: {name}: too small (got {value}): give at least {_MIN_NUMBERS[name]}")
+        if value < _MINIMUMS[name]:
+            raise ConfigError(f"sample: {name}: too small (got {value}): give at least {_MINIMUMS[name]}")
 
 
 def _write_tables(folder: str, labels: dict[str, FloatArray]) -> dict[str, str]:
@@ -180,7 +183,7 @@ def _refuse_other_files(folder: str, planned: set[str]) -> None:
 
 
 def _write_csv(path: str, labels: dict[str, FloatArray]) -> None:
-    """Write a CSV in the competition's form: one row per image, with its keypoints (24, 2)."""
+    """Write a CSV in the competition's format: one row per image, with its keypoints (24, 2)."""
     table = pd.DataFrame([xy.ravel() for xy in labels.values()], columns=DACON24.columns)
     table.insert(0, "image", [os.path.basename(name) for name in labels])
     write_bytes(path, table.to_csv(index=False, float_format="%.4f").encode())
@@ -210,13 +213,13 @@ def _draw_clips(
 ) -> Iterator[dict[str, FloatArray]]:
     """Draw all clips, and yield the labels of each clip in order.
 
-    Starting a process takes about a second, so if `num_processes` is None, every process gets at least four clips.
+    If `num_processes` is None, every process gets at least four clips, because starting it takes about a second.
 
     Raises:
         ConfigError: a drawing process ended early.
     """
-    max_workers = -(-len(clips) // 4) if num_processes is None else len(clips)
-    num_workers = min(num_processes or os.cpu_count() or 1, max_workers)
+    max_processes = -(-len(clips) // 4) if num_processes is None else len(clips)
+    num_workers = min(num_processes or os.cpu_count() or 1, max_processes)
     if num_workers == 1:
         yield from map(write_clip, clips)
         return

@@ -34,13 +34,14 @@ MOTIONS = (
     ("warrior", "cross", "mirror warrior"), ("sumo", "cactus"), ("on_head", "cross"), ("relaxed", "stand", "wave"),
 )  # fmt: skip
 """Names of the key poses of each motion, in order; "mirror" exchanges the left and the right side."""
+# Lower and upper limits of the 24 numbers of a pose.
 _SIDE_LOW, _SIDE_HIGH = (-60, 4, -95, 3, -30, 2, -5, 0), (180, 172, 105, 140, 115, 72, 45, 140)
 _POSE_LOW = np.array([-25, 0, -15, -45, -55, -25, -25, -55, *_SIDE_LOW, *_SIDE_LOW], dtype=float)
 _POSE_HIGH = np.array([65, 30, 45, 45, 55, 30, 25, 55, *_SIDE_HIGH, *_SIDE_HIGH], dtype=float)
 
 
 class Purpose(IntEnum):
-    """Purposes of random generators; each purpose has a random stream of its own."""
+    """Purposes of random generators; each has its own random stream. A changed number would change all data sets."""
 
     SCENE = 0
     MOTION = 1
@@ -72,10 +73,11 @@ class SyntheticClip:
 
     @property
     def files(self) -> list[str]:
-        """Paths of the frames inside the data set; the names have the form of the competition's."""
+        """Paths of the frames inside the data set, named in the competition's format."""
+        # Scene numbers from 601 and group 2 are for test scenes only, so no scene name is in both splits.
         number, group = (self.scene + 1, 1) if self.split == "train" else (self.scene + 601, 2)
-        place = self.scene * 7 % 150 + 1
-        stem = f"{number:03d}-{group}-1-{self.motion + 1:02d}-Z{place}_{'ABCDE'[self.camera]}"
+        zone = self.scene * 7 % 150 + 1
+        stem = f"{number:03d}-{group}-1-{self.motion + 1:02d}-Z{zone}_{'ABCDE'[self.camera]}"
         return [f"{self.split}_imgs/{stem}-{frame:07d}.jpg" for frame in self.frames]
 
     @property
@@ -88,7 +90,7 @@ class SyntheticClip:
 
         Args:
             purpose: selects the random stream.
-            numbers: a camera, or a camera and a frame, if each of them needs a stream of its own.
+            numbers: number of the camera, or of the camera and the frame, if each needs its own stream.
         """
         return np.random.default_rng([self.seed, self.split == "test", self.scene, purpose, *numbers])
 
@@ -96,16 +98,16 @@ class SyntheticClip:
 def pose_at(clip: SyntheticClip, frame: int) -> FloatArray:
     """Compute the pose (24,) of a scene's person at a frame, by interpolation between two key poses of the motion."""
     rng = clip.generator(Purpose.MOTION)
-    keys = []
+    key_poses = []
     for name in MOTIONS[clip.motion]:
         trunk, left, right = (np.array(part, dtype=float) for part in _POSES[name.removeprefix("mirror ")])
         if name.startswith("mirror "):
             trunk, left, right = trunk * _TRUNK_MIRROR, right, left
-        jitter_deg = rng.normal(0, 5, 24) * (np.arange(24) != 1)  # index 1 is the lift, which is no angle
-        keys.append(np.concatenate([trunk, left, right]) + jitter_deg)
+        jitter_deg = rng.normal(0, 5, 24) * (np.arange(24) != 1)  # index 1 is the lift, not an angle
+        key_poses.append(np.concatenate([trunk, left, right]) + jitter_deg)
     if rng.random() < 0.5:
-        keys = [np.concatenate([key[:8] * _TRUNK_MIRROR, key[16:], key[8:16]]) for key in keys]
-    phase = rng.uniform(0, len(keys)) + frame * rng.uniform(0.03, 0.06)
+        key_poses = [np.concatenate([pose[:8] * _TRUNK_MIRROR, pose[16:], pose[8:16]]) for pose in key_poses]
+    phase = rng.uniform(0, len(key_poses)) + frame * rng.uniform(0.03, 0.06)
     weight = 0.5 - 0.5 * np.cos(np.pi * (phase % 1))  # the person moves slowly near a key pose
-    current, following = keys[int(phase) % len(keys)], keys[(int(phase) + 1) % len(keys)]
+    current, following = (key_poses[(int(phase) + step) % len(key_poses)] for step in (0, 1))
     return np.asarray(np.clip((1 - weight) * current + weight * following, _POSE_LOW, _POSE_HIGH))

@@ -1,4 +1,4 @@
-"""A pinhole camera, and a painter of surfaces as the camera sees them."""
+"""A pinhole camera, and a function that paints surfaces as the camera sees them."""
 
 from dataclasses import dataclass
 
@@ -52,6 +52,7 @@ def paint(
     to_eye = camera.position - quads.mean(axis=1)
     facing = np.einsum("ij,ij->i", normals, to_eye) / np.linalg.norm(to_eye, axis=1)
     order = np.argsort(-depth.mean(axis=1), kind="stable")
+    # Leave out quads that face away or have a corner less than 0.3 m in front of the camera.
     order = order[((facing > 0) & (depth.min(axis=1) > 0.3))[order]]
     corners = xy[order].reshape(-1, 2)
     size = image.shape[1::-1]

@@ -17,10 +17,10 @@ from kp_ray.synthetic.textures import PIXELS_PER_M, draw_floor, draw_landscape, 
 
 @dataclass(frozen=True, eq=False)
 class SceneRenderer:
-    """The scene of a clip and the camera that records it.
+    """Renders the frames of a clip.
 
     Attributes:
-        clip: the clip; its random generators decide all details.
+        clip: the clip, whose random generators decide all details.
         size: (width, height) of the frames in pixels.
         person: proportions and clothes of the person.
         wall: BGR color (3,) of the walls.
@@ -66,7 +66,7 @@ class SceneRenderer:
         surfaces = body_surfaces(positions, orientations, self.person)
         rng = self.clip.generator(Purpose.OBSTACLE, self.clip.camera)
         image = self._draw_shadow(background, surfaces)
-        # In 12 % of the clips a pole (3 m high) or a crate stands 1 to 1.3 m from the person, on the camera's side.
+        # In 12 % of the clips an obstacle stands 1 to 1.3 m in front of the person: a pole of 3 m, or a crate.
         if rng.random() < 0.12:
             ahead = self.camera.position * (1, 1, 0) / np.linalg.norm(self.camera.position[:2])
             place = ahead * rng.uniform(1, 1.3) + np.cross((0, 0, 1), ahead) * rng.uniform(-0.5, 0.5)
@@ -81,8 +81,9 @@ class SceneRenderer:
         """Render the scene (H, W, 3) without the person, at half the resolution, because lens blur hides details."""
         small = (self.size[0] // 2, self.size[1] // 2)
         step = np.array(self.size) / small
-        middles = zip(small, step, self.camera.centre, strict=True)
-        x, y = (((np.arange(n) + 0.5) * s - 0.5 - c) / self.camera.focal_px for n, s, c in middles)
+        # Cast a ray through every pixel, find the plane of the room that the ray hits first, and sample its texture.
+        axes = zip(small, step, self.camera.centre, strict=True)
+        x, y = (((np.arange(n) + 0.5) * s - 0.5 - c) / self.camera.focal_px for n, s, c in axes)
         right, down, ahead = self.camera.rotation
         rays = [((x * right[k])[None] + (y * down[k] + ahead[k] + 1e-9)[:, None]).astype(np.float32) for k in range(3)]
         start = self.camera.position.astype(np.float32)
@@ -162,7 +163,7 @@ class SceneRenderer:
         vignette = 1 - np.float32(edge / 2) * (x * x + y * y)
         exposure = cv2.merge([cv2.convertScaleAbs(vignette, alpha=float(255 * tone)) for tone in gain])
         exposed = cv2.GaussianBlur(cv2.multiply(image, exposure, scale=1.1 / 255), (0, 0), blur)
-        # The noise has a mean of 8, so that it fits into unsigned bytes; the last line subtracts this mean again.
+        # Unsigned bytes cannot be negative, so the noise has a mean of 8, which the last line subtracts again.
         quantiles = [NormalDist(8, noise).inv_cdf((k + 0.5) / 256) for k in range(256)]
         noise_rng = self.clip.generator(Purpose.NOISE, self.clip.camera, frame)
         levels = noise_rng.integers(0, 256, (height, width), dtype=np.uint8)
@@ -173,7 +174,8 @@ class SceneRenderer:
 def _aim_camera(rng: np.random.Generator, body: FloatArray, azimuth: float, width: int, height: int) -> Camera:
     """Make a camera in which the person's height is 60 to 92 % of the frame's.
 
-    A person with wide arms is smaller, so that they fit the width. One camera in 20 cuts the person off at the edge.
+    If the person's width would exceed 90 % of the frame's, the person is smaller. One camera in 20 cuts the person off
+    at the upper or lower edge.
 
     Args:
         rng: source of random numbers.
@@ -187,6 +189,7 @@ def _aim_camera(rng: np.random.Generator, body: FloatArray, azimuth: float, widt
     right = np.cross(ahead, (0, 0, 1.0))
     right /= np.linalg.norm(right)
     rotation = np.stack([right, np.cross(ahead, right), ahead])
+    # With a focal length of 1, the person spans `low` to `high`; a longer one scales this range.
     unit = Camera(eye, rotation, 1.0, (0.0, 0.0)).project(body)[0]
     low, high = unit.min(axis=0), unit.max(axis=0)
     focal = min(rng.uniform(0.6, 0.92) * height / (high - low)[1], 0.9 * width / (high - low)[0])

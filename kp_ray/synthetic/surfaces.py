@@ -26,7 +26,8 @@ def loft(centres: FloatArray, right: FloatArray, front: FloatArray, colors: Floa
     Args:
         centres: (R, 3) centres of the rings.
         right, front: (R, 3) half-axes of the rings.
-        colors: array that can be broadcast to (R-1, S, 3). If it does not have an axis of S > 1 colors, S is 24.
+        colors: array that can be broadcast to (R-1, S, 3). S is the number of colors around a ring, or 24 if
+            all colors of a ring are equal.
     """
     angles = np.linspace(0, 2 * np.pi, (colors.shape[1] if colors.ndim == 3 and colors.shape[1] > 1 else 24) + 1)
     points = centres[:, None] + np.cos(angles)[:, None] * right[:, None] + np.sin(angles)[:, None] * front[:, None]
@@ -35,18 +36,24 @@ def loft(centres: FloatArray, right: FloatArray, front: FloatArray, colors: Floa
 
 
 def tube(
-    start: FloatArray, end: FloatArray, radii: Sequence[float], color: FloatArray, *,
-    sleeve: tuple[float, FloatArray] | None = None, flat: float = 1.0, across: FloatArray | None = None,
-) -> Surface:  # fmt: skip
+    start: FloatArray,
+    end: FloatArray,
+    radii: Sequence[float],
+    color: FloatArray,
+    *,
+    sleeve: tuple[float, FloatArray] | None = None,
+    flat: float = 1.0,
+    across: FloatArray | None = None,
+) -> Surface:
     """Make a limb with round ends.
 
     Args:
         start, end: (3,) positions of the joints.
         radii: two or more radii in metres, at equal distances along the limb.
         color: (3,) color of the skin.
-        sleeve: (share of the length that cloth covers, color of the cloth); None: no cloth.
-        flat: thickness along `across`, as a share of the width.
-        across: (3,) direction of the thickness; None: any direction.
+        sleeve: (share of the length that cloth covers from `start`, color of the cloth); None: no cloth.
+        flat: thickness of the limb as a share of its width; 1 is round.
+        across: (3,) direction along which the thickness is measured; None: any direction.
     """
     axis, length = (end - start) / np.linalg.norm(end - start), float(np.linalg.norm(end - start))
     cap, middle = np.linspace(0, np.pi / 2, 6), np.linspace(0, 1, 16)[1:-1]

@@ -20,7 +20,7 @@ def random_color(rng: np.random.Generator, saturation: tuple[int, int], value: t
 
 
 def _noise(rng: np.random.Generator, width: int, height: int, cells: Sequence[int]) -> FloatArray:
-    """Draw smooth noise (height, width, 1), about -1 to 1, as a sum of noises with grain sizes `cells` in pixels."""
+    """Draw smooth noise (height, width, 1), about -1 to 1, the sum of one noise per grain size (pixels) in `cells`."""
     total = np.zeros((height, width), dtype=np.float32)
     for k, cell in enumerate(cells):
         grid = rng.normal(0, 0.5 / 1.5**k, (height // cell + 2, width // cell + 2)).astype(np.float32)

@@ -15,7 +15,7 @@ _DASHES = ("-", "--", "-.", ":")  # a curve stays visible below another one with
 _SHADES = LinearSegmentedColormap.from_list("shades", ["#77828e", "#1d64b0"])  # white text is readable on all of them
 _BEST_TO_WORST = LinearSegmentedColormap.from_list("best_to_worst", ["#2a9d74", "#d9a520", "#c44e52"])
 _MAX_LEGEND = 8
-"""Maximum number of curves in a plot with a legend; a plot of more curves has none."""
+"""Largest number of curves for which a plot has a legend."""
 
 
 def plot_curves(
@@ -30,7 +30,7 @@ def plot_curves(
 
     Args:
         series: name -> x values and y values; a curve has a gap where a value is not finite.
-        log_y: use a log scale for y if a value is positive.
+        log_y: use a log scale for y if any value is positive.
         stopped: names of the curves whose last point is marked with a cross.
     """
     figure, axes = make_axes(WIDTH_IN, 2.9, title, xlabel, ylabel)
@@ -122,9 +122,9 @@ def plot_distributions(labels: Sequence[str], samples: Sequence[FloatArray], xla
     """
     figure, axes = make_axes(WIDTH_IN, 0.75 + 0.19 * max(2, len(labels)), title, xlabel, "")
     for row, sample in enumerate(samples):
-        known = sample[np.isfinite(sample)]
-        if len(known):
-            p5, p25, p50, p75, p95 = np.percentile(known, [5, 25, 50, 75, 95])
+        finite_values = sample[np.isfinite(sample)]
+        if len(finite_values):
+            p5, p25, p50, p75, p95 = np.percentile(finite_values, [5, 25, 50, 75, 95])
             axes.plot([p5, p95], [row, row], color=SERIES[0], linewidth=1.2)
             axes.plot([p25, p75], [row, row], color=SERIES[0], linewidth=4.5, solid_capstyle="butt")
             axes.plot([p50], [row], "o", color=SERIES[1], markersize=4)
@@ -163,7 +163,7 @@ def plot_parallel_coordinates(
     *,
     more_is_better: bool = False,
 ) -> bytes:
-    """Plot each trial as a line across parallel vertical axes: one axis per parameter, and the result's at the right.
+    """Plot each trial as a line across parallel vertical axes, one per parameter and the last one for the result.
 
     The color of a line shows the trial's rank, from green (best) to red (worst).
 
@@ -174,16 +174,17 @@ def plot_parallel_coordinates(
         label: name of the result's axis.
         more_is_better: True if the trial with the largest result is the best, False if the smallest.
     """
-    measured = [i for i, value in enumerate(values) if value is not None and np.isfinite(value)]
+    finished_trials = [i for i, value in enumerate(values) if value is not None and np.isfinite(value)]
     columns = {**parameters, label: values}
     figure, axes = make_axes(max(WIDTH_IN, 1.15 * len(columns)), 2.9, title, "", "")
-    heights = np.full((len(columns), len(measured)), 0.5)
+    heights = np.full((len(columns), len(finished_trials)), 0.5)
     for x, column in enumerate(columns.values()):
-        heights[x], low, high = _heights([column[i] for i in measured])
+        heights[x], low, high = _heights([column[i] for i in finished_trials])
         axes.plot([x, x], [0, 1], color=GREY, linewidth=0.8, alpha=0.6)
         for height, text, align in ((-0.03, low, "top"), (1.03, high, "bottom")):
             axes.text(x, height, escape_text(text), ha="center", va=align, fontsize=7.5, color=GREY)
-    order = np.argsort([values[i] or 0.0 for i in measured])[:: -1 if more_is_better else 1]
+    order = np.argsort([values[i] or 0.0 for i in finished_trials])[:: -1 if more_is_better else 1]
+    # The best trial is drawn last, over the lines of the others.
     for rank, trial in reversed(list(enumerate(order))):
         color = _BEST_TO_WORST(rank / max(1, len(order) - 1))
         axes.plot(heights[:, trial], color=color, linewidth=1.1 if rank else 2.6, alpha=0.75 if rank else 1)

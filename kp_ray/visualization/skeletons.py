@@ -10,8 +10,8 @@ from kp_ray.images import Image
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.visualization.colors import MIDDLE, Color, limb_colors, side_colors
 
-_EDGE: Color = (0, 0, 0)
-_SHEET: Color = (34, 31, 29)
+_OUTLINE: Color = (0, 0, 0)
+_BACKGROUND: Color = (34, 31, 29)
 _SHIFT = 5  # number of fractional bits in the fixed-point coordinates that OpenCV draws with
 _FAR_PX = 1e6  # larger coordinates do not fit OpenCV's 32-bit integers
 
@@ -37,13 +37,13 @@ def draw_skeleton(
     canvas: Image = np.array(image, dtype=np.uint8, order="C")
     unit = float(np.hypot(*canvas.shape[:2])) / 560  # 1 for an image of 448x336 pixels
     thickness = max(1, round(2 * unit))
-    edge = thickness + max(2, 2 * round(unit))
+    outline = thickness + max(2, 2 * round(unit))
     colors = [color or side for side in side_colors(skeleton)]
     xy = _to_fixed_point(keypoints[:, :2])
     is_drawable = _drawable_mask(keypoints)
     if bbox_xyxy is not None and np.isfinite(bbox_xyxy).all() and np.abs(bbox_xyxy).max() < _FAR_PX:
         corners = [_pair(corner) for corner in _to_fixed_point(np.asarray(bbox_xyxy).reshape(2, 2))]
-        for width, box_color in ((edge, _EDGE), (thickness, color or MIDDLE)):
+        for width, box_color in ((outline, _OUTLINE), (thickness, color or MIDDLE)):
             cv2.rectangle(canvas, corners[0], corners[1], box_color, width, cv2.LINE_AA, _SHIFT)
     limbs = [
         (_pair(xy[a]), _pair(xy[b]), color or limb_color)
@@ -51,40 +51,40 @@ def draw_skeleton(
         if is_drawable[a] and is_drawable[b]
     ]
     for start, end, _ in limbs:
-        cv2.line(canvas, start, end, _EDGE, edge, cv2.LINE_AA, _SHIFT)
+        cv2.line(canvas, start, end, _OUTLINE, outline, cv2.LINE_AA, _SHIFT)
     for start, end, limb_color in limbs:
         cv2.line(canvas, start, end, limb_color, thickness, cv2.LINE_AA, _SHIFT)
     radius_px = max(1.5, 2.8 * unit)
     for index in np.flatnonzero(is_drawable):
-        for radius, disc_color in ((radius_px + max(1.0, unit), _EDGE), (radius_px, colors[index])):
+        for radius, disc_color in ((radius_px + max(1.0, unit), _OUTLINE), (radius_px, colors[index])):
             _fill_disc(canvas, keypoints[index, :2], radius, disc_color)
     return canvas
 
 
-def draw_legend(image: Image, names: Sequence[tuple[str, Color]]) -> Image:
+def draw_legend(image: Image, entries: Sequence[tuple[str, Color]]) -> Image:
     """Write names in their colors, one per line, into the top left corner of a copy of the image (H, W, 3)."""
     canvas: Image = np.array(image, dtype=np.uint8, order="C")
     size = max(0.4, canvas.shape[0] / 1100)
-    for row, (name, color) in enumerate(names):
+    for row, (name, color) in enumerate(entries):
         text = name.encode("ascii", "replace").decode()  # OpenCV's fonts have ASCII letters only
         place = (round(14 * size), round((row + 1) * 34 * size))
-        for text_color, width in ((_EDGE, 5), (color, 2)):
+        for text_color, width in ((_OUTLINE, 5), (color, 2)):
             cv2.putText(
                 canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, text_color, round(width * size), cv2.LINE_AA
             )
     return canvas
 
 
-def _fill_disc(canvas: Image, center: FloatArray, radius_px: float, color: Color) -> None:
+def _fill_disc(canvas: Image, centre: FloatArray, radius_px: float, color: Color) -> None:
     """Fill a disc in place, blending each pixel by the share that the disc covers.
 
     `cv2.circle` is not used because it draws small circles about 0.1 px off their centre.
     """
     height, width = canvas.shape[:2]
-    x1, y1 = np.clip(np.floor(center - radius_px), 0, [width, height]).astype(int)
-    x2, y2 = np.clip(np.ceil(center + radius_px) + 1, 0, [width, height]).astype(int)
+    x1, y1 = np.clip(np.floor(centre - radius_px), 0, [width, height]).astype(int)
+    x2, y2 = np.clip(np.ceil(centre + radius_px) + 1, 0, [width, height]).astype(int)
     y, x = np.ogrid[y1:y2, x1:x2]
-    cover = np.clip(radius_px + 0.5 - np.hypot(x - center[0], y - center[1]), 0, 1)[..., None]
+    cover = np.clip(radius_px + 0.5 - np.hypot(x - centre[0], y - centre[1]), 0, 1)[..., None]
     window = canvas[y1:y2, x1:x2]
     window[:] = np.rint(window * (1 - cover) + np.array(color) * cover)
 
@@ -160,7 +160,7 @@ def draw_contact_sheet(images: Sequence[Image], titles: Sequence[str], columns: 
     rows = -(-len(images) // columns)
     columns = min(columns, len(images))
     step_x, step_y = tile_width + gap, tile_height + band + gap
-    sheet: Image = np.full((rows * step_y + gap, columns * step_x + gap, 3), _SHEET, dtype=np.uint8)
+    sheet: Image = np.full((rows * step_y + gap, columns * step_x + gap, 3), _BACKGROUND, dtype=np.uint8)
     for index, (image, title) in enumerate(zip(images, titles, strict=True)):
         x, y = gap + index % columns * step_x, gap + index // columns * step_y
         scale = min(tile_width / image.shape[1], tile_height / image.shape[0])

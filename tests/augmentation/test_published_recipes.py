@@ -1,7 +1,7 @@
-"""The 27 recipes against an independent statement of the published pipelines.
+"""The 27 named recipes vary images as the published pipelines do, except for three deliberate differences.
 
-The statement below is written from `code/augmentation.py` of hangjoo/dacon_key_point_detection and from what
-Albumentations 1.0 did with it, and uses nothing of kp_ray/augmentation. Maps are compared in pixel indices.
+`PUBLISHED` and `sample_published` repeat `code/augmentation.py` of hangjoo/dacon_key_point_detection with the formulas
+of Albumentations 1.0. They use nothing of kp_ray, so that an error in kp_ray cannot hide. Affines map pixel indices.
 """
 
 import math
@@ -16,11 +16,11 @@ from kp_ray.augmentation.sampling import sample_parameters, variant_seed
 from kp_ray.keypoints import FloatArray, apply_affine
 
 FRAME = (1920, 1080)
-NUM_DRAWS = 2000
+NUM_SAMPLES = 2000
 MIN_P_VALUE = 1e-4
-"""Smallest p-value at which two samples count as equal; over 200 pairs are compared, with fixed seeds."""
-QUANTITIES = ("a", "b", "x", "y", "width", "height", "contrast", "brightness")
-"""The map (x, y) -> (a x + b y + x0, -b x + a y + y0), the variant's size, and the change of its pixels."""
+"""Smallest p-value at which two distributions count as equal. It is small because over 200 pairs are compared."""
+QUANTITIES = ("a", "b", "x0", "y0", "width", "height", "contrast", "brightness")
+"""The affine (x, y) -> (a x + b y + x0, -b x + a y + y0), the variant's size, and the change of its pixels."""
 
 PUBLISHED: dict[str, list[tuple[str, tuple[float, ...]]]] = {
     "Original": [("random crop", (1080, 1920))],
@@ -51,12 +51,12 @@ PUBLISHED: dict[str, list[tuple[str, tuple[float, ...]]]] = {
     "Rescale_Rotate45_RandomCrop_3": [("rotate", (45,)), ("rescale", (0.7, 1.3)), ("random crop", (720, 1280))],
     "Rescale_Rotate45_CenterCrop": [("rotate", (45,)), ("rescale", (0.7, 1.3)), ("center crop", (720, 1280))],
 }
-"""Name -> steps in order: crops have height and width, `rotate` the largest angle in degrees, `rescale` the smallest
-and largest factor, `relight` the largest change of contrast and of brightness."""
+"""Name -> steps in order. A crop has its height and width, `rotate` its largest angle in degrees, `rescale` its
+smallest and largest factor, and `relight` its largest change of contrast and of brightness."""
 
 
-def draw_published(name: str, rng: np.random.Generator) -> tuple[float, ...]:
-    """Draw the QUANTITIES of one variant as the published pipelines do."""
+def sample_published(name: str, rng: np.random.Generator) -> tuple[float, ...]:
+    """Sample the QUANTITIES of one variant as the published pipelines do."""
     affine, (width, height), contrast, brightness = np.eye(3), FRAME, 1.0, 0.0
     for step, values in PUBLISHED[name]:
         change = np.eye(3)
@@ -80,58 +80,60 @@ def draw_published(name: str, rng: np.random.Generator) -> tuple[float, ...]:
     return *affine[0, :2], *affine[:2, 2], width, height, contrast, brightness
 
 
-def draw_kp_ray(recipe: Recipe, number: int) -> tuple[float, ...]:
-    """Draw the QUANTITIES of one variant as the store does."""
+def sample_kp_ray(recipe: Recipe, number: int) -> tuple[float, ...]:
+    """Sample the QUANTITIES of one variant as kp_ray does; `number` stands for the source's name."""
     seed = variant_seed(0, str(number), recipe.fingerprint, 0)
-    drawn = sample_parameters(recipe, *FRAME, seed)
-    return *drawn.affine[0, :2], *drawn.affine[:, 2], drawn.width, drawn.height, drawn.contrast, drawn.brightness
+    sample = sample_parameters(recipe, *FRAME, seed)
+    return *sample.affine[0, :2], *sample.affine[:, 2], sample.width, sample.height, sample.contrast, sample.brightness
 
 
-def test_the_statement_names_every_recipe() -> None:
-    assert list(PUBLISHED) == list(RECIPES)
+def test_the_named_recipes_are_the_27_published_ones() -> None:
+    assert list(RECIPES) == list(PUBLISHED)
+    assert all(recipe.name == name for name, recipe in RECIPES.items())
+    assert len({recipe.fingerprint for recipe in RECIPES.values()}) == 27
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_variants_are_distributed_as_the_published_ones(name: str) -> None:
     rng = np.random.default_rng(0)
-    published = np.array([draw_published(name, rng) for _ in range(NUM_DRAWS)]).T
-    drawn = np.array([draw_kp_ray(RECIPES[name], number) for number in range(NUM_DRAWS)]).T
+    published = np.array([sample_published(name, rng) for _ in range(NUM_SAMPLES)]).T
+    sampled = np.array([sample_kp_ray(RECIPES[name], number) for number in range(NUM_SAMPLES)]).T
     p_values = {
         quantity: ks_2samp(expected, actual).pvalue
-        for quantity, expected, actual in zip(QUANTITIES, published, drawn, strict=True)
+        for quantity, expected, actual in zip(QUANTITIES, published, sampled, strict=True)
         if np.ptp(expected) > 0 or np.ptp(actual) > 0
     }
     assert {quantity: p for quantity, p in p_values.items() if p < MIN_P_VALUE} == {}
-    constant = [number for number, quantity in enumerate(QUANTITIES) if quantity not in p_values]
-    np.testing.assert_allclose(drawn[constant, 0], published[constant, 0], atol=1e-9)
+    constant_rows = [number for number, quantity in enumerate(QUANTITIES) if quantity not in p_values]
+    np.testing.assert_allclose(sampled[constant_rows, 0], published[constant_rows, 0], atol=1e-9)
 
 
-def test_every_range_is_drawn_up_to_its_ends() -> None:
-    scales = [math.hypot(*draw_kp_ray(RECIPES["Random_ScaleCrop"], number)[:2]) for number in range(NUM_DRAWS)]
+def test_random_scale_crop_samples_its_whole_range_of_scales() -> None:
+    scales = [math.hypot(*sample_kp_ray(RECIPES["Random_ScaleCrop"], number)[:2]) for number in range(NUM_SAMPLES)]
     assert 0.65 <= min(scales) < 0.66
     assert 1.34 < max(scales) <= 1.35
     for number, scale in enumerate(scales[:100]):
-        assert draw_kp_ray(RECIPES["Random_ScaleCrop"], number)[4:6] == (int(960 * scale), int(960 * scale))
+        assert sample_kp_ray(RECIPES["Random_ScaleCrop"], number)[4:6] == (int(960 * scale), int(960 * scale))
 
 
-# Where kp_ray departs on purpose.
+# Deliberate differences from the published pipelines.
 
 
-def test_a_random_crop_also_takes_the_last_offset_which_2021_never_did() -> None:
+def test_a_random_crop_can_lie_at_the_far_edge_unlike_a_published_one() -> None:
     recipe, frame = Recipe("crop", crop_hw=(10, 10)), (11, 11)
     offsets = {sample_parameters(recipe, *frame, seed, scale_with_frame=False).crop_xy for seed in range(100)}
     assert offsets == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
-def test_image_and_labels_have_one_map_while_2021_rounded_the_rescaled_image_alone() -> None:
+def test_labels_follow_a_rescaled_image_exactly_unlike_published_labels() -> None:
     for number in range(100):
         seed = variant_seed(0, str(number), RECIPES["Rescale_CenterCrop"].fingerprint, 0)
-        drawn = sample_parameters(RECIPES["Rescale_CenterCrop"], *FRAME, seed)
-        # A resize to int(1920 scale) px would map x to x int(1920 scale) / 1920, up to 1 px beside the labels.
-        assert drawn.affine[0, 0] == drawn.affine[1, 1] == drawn.scale
+        sample = sample_parameters(RECIPES["Rescale_CenterCrop"], *FRAME, seed)
+        # The published code resizes to int(1920 * scale) px, which moves pixels by up to 1 px against their labels.
+        assert sample.affine[0, 0] == sample.affine[1, 1] == sample.scale
 
 
-def test_the_image_turns_about_the_centre_of_its_pixels_while_2021_turned_it_about_half_a_pixel_beside() -> None:
+def test_an_image_is_rotated_about_its_exact_centre_unlike_a_published_one() -> None:
     centre: FloatArray = np.array([[(1920 - 1) / 2, (1080 - 1) / 2]])
     for number in range(20):
         seed = variant_seed(0, str(number), RECIPES["Rotate45"].fingerprint, 0)

@@ -21,7 +21,7 @@ from tests.helpers.variants import (
     count_stray_pixels,
     decode_variant,
     has_dots,
-    make_image,
+    make_dotted_image,
     make_keypoints,
     make_random_image,
     make_variants,
@@ -34,12 +34,12 @@ from tests.helpers.variants import (
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_keypoint_lies_on_the_dot_that_it_marks(name: str, width: int, height: int) -> None:
     errors: list[float] = []
-    for variant, without in zip(
+    for variant, plain_variant in zip(
         named_variants(width, height)[name], named_variants(width, height, dots=False)[name], strict=True
     ):
-        assert np.array_equal(variant.affine, without.affine)
+        assert np.array_equal(variant.affine, plain_variant.affine)
         scale = np.sqrt(abs(np.linalg.det(variant.affine[:, :2])))
-        errors += measure_dot_errors(variant, without, has_dots(width, height), scale)
+        errors += measure_dot_errors(variant, plain_variant, has_dots(width, height), scale)
     assert errors
     assert max(errors) < 0.3
 
@@ -49,7 +49,7 @@ def test_every_keypoint_lies_on_the_dot_that_it_marks(name: str, width: int, hei
 @settings(max_examples=10, derandomize=True, database=None, deadline=None)
 def test_dots_show_at_the_stored_keypoints_and_nowhere_else(name: str, width: int, height: int, seed: int) -> None:
     keypoints, dotted, plain = make_random_image(width, height, seed)
-    (variant, second_copy), (without, _) = (
+    (variant, second_copy), (plain_variant, _) = (
         make_variants(to_jpeg(image), keypoints, [(RECIPES[name], 2)], seed=seed, jpeg_quality=98)
         for image in (dotted, plain)
     )
@@ -60,32 +60,26 @@ def test_dots_show_at_the_stored_keypoints_and_nowhere_else(name: str, width: in
     is_inside = inside(stored[:, :2], variant.width, variant.height)
     assert stored[:, 2].tolist() == np.where(is_inside, keypoints[:, 2], 0).tolist()
     has_dot = inside(keypoints[:, :2], width, height)
-    assert count_stray_pixels(variant, without, keypoints[has_dot, :2], width, height) == 0
+    assert count_stray_pixels(variant, plain_variant, keypoints[has_dot, :2], width, height) == 0
     # Near the source's edge a dot merges with its mirror image, so its centre is not the keypoint.
     is_whole = inside(keypoints[:, :2] - 10, width - 20, height - 20)
-    errors = measure_dot_errors(variant, without, is_whole, np.sqrt(abs(np.linalg.det(affine[:, :2]))))
+    errors = measure_dot_errors(variant, plain_variant, is_whole, np.sqrt(abs(np.linalg.det(affine[:, :2]))))
     assert max(errors, default=0) < 0.5
 
 
-def test_the_measurements_notice_a_stray_dot_and_a_shifted_keypoint() -> None:
+def test_the_measurements_of_this_file_detect_a_stray_dot_and_a_shifted_keypoint() -> None:
     width, height = 300, 200
     keypoints, dotted, plain = make_random_image(width, height, 1)
-    variant, without = (
+    variant, plain_variant = (
         make_variants(to_jpeg(image), keypoints, [(RECIPES["Rotate45"], 1)])[0] for image in (dotted, plain)
     )
     dots = keypoints[inside(keypoints[:, :2], width, height), :2]
-    assert count_stray_pixels(variant, without, dots, width, height) == 0
-    assert count_stray_pixels(variant, without, dots[1:], width, height) > 0
-    assert count_stray_pixels(variant, without, dots + 6, width, height) > 0
+    assert count_stray_pixels(variant, plain_variant, dots, width, height) == 0
+    assert count_stray_pixels(variant, plain_variant, dots[1:], width, height) > 0
+    assert count_stray_pixels(variant, plain_variant, dots + 6, width, height) > 0
     shifted = replace(variant, keypoints=variant.keypoints + np.array([0.7, 0, 0], np.float32))
-    assert max(measure_dot_errors(shifted, without, inside(keypoints[:, :2] - 10, width - 20, height - 20), 1.0)) > 0.5
-
-
-EDGES = [
-    (-1e-3, False), (-1e-50, True), (-0.0, True), (0.0, True), (1e-3, True), (-1.0, False), (-0.5, False),
-    ("last", True), ("half", True), ("just", False), ("end", False), ("beyond", False),
-]  # fmt: skip
-"""Pairs of a coordinate (or its place relative to the end of the frame) and True if the keypoint is visible."""
+    is_whole = inside(keypoints[:, :2] - 10, width - 20, height - 20)
+    assert max(measure_dot_errors(shifted, plain_variant, is_whole, 1.0)) > 0.5
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -94,18 +88,27 @@ def test_the_stored_coordinate_decides_if_a_keypoint_at_the_border_is_visible(
     width: int, height: int, axis: int
 ) -> None:
     end = float((width, height)[axis])
-    # "just" is smaller than the end as a float64, and equal to it after rounding to the stored float32.
-    ends = {"last": end - 1, "half": end - 0.5, "just": np.nextafter(end, 0), "end": end, "beyond": end + 1e-3}
-    keypoints = np.full((24, 3), 2.0)
-    keypoints[:, :2] = 30.0
-    keypoints[: len(EDGES), axis] = [ends.get(where, where) for where, _ in EDGES]  # type: ignore[call-overload]
-    keypoints[len(EDGES) :] = np.nan
-    keypoints[len(EDGES) :, 2] = 0
-    variant = make_variants(to_jpeg(make_image(width, height)), keypoints, [(RECIPES["Original"], 1)])[0]
+    is_visible = {
+        -1.0: False,
+        -0.5: False,
+        -1e-3: False,
+        -1e-50: True,  # stored as -0.0
+        0.0: True,
+        1e-3: True,
+        end - 1: True,
+        end - 0.5: True,
+        float(np.nextafter(end, 0)): False,  # below the end as a float64, and equal to it as the stored float32
+        end: False,
+        end + 1e-3: False,
+    }
+    keypoints = np.full((24, 3), np.nan)
+    keypoints[:, 2] = 0
+    keypoints[: len(is_visible)] = 30.0, 30.0, 2.0
+    keypoints[: len(is_visible), axis] = list(is_visible)
+    variant = make_variants(to_jpeg(make_dotted_image(width, height)), keypoints, [(RECIPES["Original"], 1)])[0]
     assert variant.keypoints.dtype == np.float32
-    visible = variant.keypoints[:, 2]
-    assert visible[: len(EDGES)].tolist() == [2.0 if shown else 0.0 for _, shown in EDGES]
-    assert variant.num_visible == sum(shown for _, shown in EDGES)
+    assert (variant.keypoints[: len(is_visible), 2] > 0).tolist() == list(is_visible.values())
+    assert variant.num_visible == sum(is_visible.values())
     assert variant.bbox_xyxy[[axis, axis + 2]].tolist() == [0, end]
     assert variant.bbox_xyxy[[1 - axis, 3 - axis]].tolist() == [30, 30]
 
@@ -113,47 +116,52 @@ def test_the_stored_coordinate_decides_if_a_keypoint_at_the_border_is_visible(
 @pytest.mark.parametrize("name", ["CenterCrop_1", "RandomCrop_1", "RandomSquare_2"])
 def test_a_keypoint_at_the_border_of_a_crop_is_visible_in_it(name: str) -> None:
     width, height = SIZES[0]
-    first = make_variants(to_jpeg(make_image(width, height)), np.full((24, 3), np.nan), [(RECIPES[name], 1)])[0]
+    first = make_variants(to_jpeg(make_dotted_image(width, height)), np.full((24, 3), np.nan), [(RECIPES[name], 1)])[0]
     left, top = -first.affine[:, 2]
     right, bottom = left + first.width, top + first.height
-    shown = {
-        (left, top): True, (right - 1, bottom - 1): True, (right - 0.5, bottom - 0.5): True, (right, top): False,
-        (left, bottom): False, (left - 0.001, top): False, (left, top - 0.001): False, (right - 0.001, top): True,
-    }  # fmt: skip
+    is_visible = {
+        (left, top): True,
+        (right - 1, bottom - 1): True,
+        (right - 0.5, bottom - 0.5): True,
+        (right - 0.001, top): True,
+        (right, top): False,
+        (left, bottom): False,
+        (left - 0.001, top): False,
+        (left, top - 0.001): False,
+    }
     keypoints = np.full((24, 3), np.nan)
     keypoints[:, 2] = 0
-    keypoints[: len(shown)] = [(x, y, 1) for x, y in shown]
-    variant = make_variants(to_jpeg(make_image(width, height)), keypoints, [(RECIPES[name], 1)])[0]
-    assert variant.keypoints[: len(shown), 2].tolist() == [float(is_shown) for is_shown in shown.values()]
+    keypoints[: len(is_visible)] = [(x, y, 1) for x, y in is_visible]
+    variant = make_variants(to_jpeg(make_dotted_image(width, height)), keypoints, [(RECIPES[name], 1)])[0]
+    assert (variant.keypoints[: len(is_visible), 2] > 0).tolist() == list(is_visible.values())
     assert variant.bbox_xyxy.tolist() == [0, 0, variant.width, variant.height]
 
 
 def test_the_box_of_points_outside_the_image_is_clipped_to_it() -> None:
     keypoints = np.full((24, 3), np.nan)
     keypoints[:2] = (-50, -20, 2), (-10, 40, 2)
-    variant = make_variants(to_jpeg(make_image(*SIZES[0])), keypoints, [(RECIPES["Original"], 1)])[0]
+    variant = make_variants(to_jpeg(make_dotted_image(*SIZES[0])), keypoints, [(RECIPES["Original"], 1)])[0]
     assert variant.bbox_xyxy.tolist() == [0, 0, 0, 40]
     assert variant.num_visible == 0
 
 
 def test_a_recipe_listed_twice_gives_two_images_each_with_its_own_labels() -> None:
     recipes = resolve_recipes(["Rotate45_CenterCrop", "Original", "Rotate45_CenterCrop"])
-    content, keypoints = to_jpeg(make_image(*SIZES[0])), make_keypoints(*SIZES[0])
-    with_dots, bare = (
-        make_variants(to_jpeg(make_image(*SIZES[0], dots)), keypoints, recipes) for dots in (True, False)
+    content, keypoints = to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0])
+    variants, plain_variants = (
+        make_variants(to_jpeg(make_dotted_image(*SIZES[0], dots)), keypoints, recipes) for dots in (True, False)
     )
-    assert [(variant.recipe, variant.copy) for variant in with_dots] == [
-        ("Rotate45_CenterCrop", 0), ("Rotate45_CenterCrop", 1), ("Original", 0),
-    ]  # fmt: skip
-    first, second = with_dots[:2]
+    assert [(variant.recipe, variant.copy) for variant in variants] == [
+        ("Rotate45_CenterCrop", 0),
+        ("Rotate45_CenterCrop", 1),
+        ("Original", 0),
+    ]
+    first, second = variants[:2]
     assert not np.array_equal(first.affine, second.affine)
     assert first.image != second.image
-    for variant, without in zip(with_dots, bare, strict=True):
-        assert max(measure_dot_errors(variant, without, has_dots(*SIZES[0]), 1.0)) < 0.3
-    swapped = replace(first, keypoints=second.keypoints)
-    with pytest.raises(AssertionError):
-        assert max(measure_dot_errors(swapped, bare[0], has_dots(*SIZES[0]), 1.0)) < 5
-    assert with_dots[2].image == content
+    for variant, plain_variant in zip(variants, plain_variants, strict=True):
+        assert max(measure_dot_errors(variant, plain_variant, has_dots(*SIZES[0]), 1.0)) < 0.3
+    assert variants[2].image == content
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -177,7 +185,7 @@ def test_visibility_box_and_size_agree_with_the_stored_keypoints(name: str, widt
 def test_rows_fit_the_schema_and_name_their_source() -> None:
     width, height = SIZES[0]
     variants = make_variants(
-        to_jpeg(make_image(width, height)),
+        to_jpeg(make_dotted_image(width, height)),
         make_keypoints(width, height),
         [(RECIPES["Original"], 1), (RECIPES["Rotate45"], 2)],
     )
@@ -201,19 +209,22 @@ def test_rows_fit_the_schema_and_name_their_source() -> None:
 
 
 def test_the_box_margin_widens_the_box_only() -> None:
-    content, keypoints = to_jpeg(make_image(*SIZES[0])), make_keypoints(*SIZES[0])
-    keypoints = np.where(np.arange(24)[:, None] % 2, np.nan, keypoints)  # those at odd indices lie at the frame's edge
-    plain = make_variants(content, keypoints, [(RECIPES["CenterCrop_1"], 1)])[0]
+    content, keypoints = to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0])
+    # The points at odd indices lie at the frame's edge, where the margin would be clipped.
+    keypoints = np.where(np.arange(24)[:, None] % 2, np.nan, keypoints)
+    narrow = make_variants(content, keypoints, [(RECIPES["CenterCrop_1"], 1)])[0]
     wide = make_variants(content, keypoints, [(RECIPES["CenterCrop_1"], 1)], box_margin_px=4.5)[0]
-    size = [plain.width, plain.height] * 2
-    expected = (plain.bbox_xyxy + np.array([-4.5, -4.5, 4.5, 4.5])).clip(0, size)
+    size = [narrow.width, narrow.height] * 2
+    expected = (narrow.bbox_xyxy + np.array([-4.5, -4.5, 4.5, 4.5])).clip(0, size)
     np.testing.assert_allclose(wide.bbox_xyxy, expected, rtol=1e-5)
-    assert wide.image == plain.image
-    assert np.array_equal(wide.keypoints, plain.keypoints, equal_nan=True)
+    assert wide.image == narrow.image
+    assert np.array_equal(wide.keypoints, narrow.keypoints, equal_nan=True)
 
 
 def test_a_source_without_labels_has_variants_without_a_box() -> None:
-    for variant in make_variants(to_jpeg(make_image(*SIZES[0])), np.full((24, 3), np.nan), [(RECIPES["Rotate45"], 1)]):
+    for variant in make_variants(
+        to_jpeg(make_dotted_image(*SIZES[0])), np.full((24, 3), np.nan), [(RECIPES["Rotate45"], 1)]
+    ):
         assert variant.num_visible == 0
         assert variant.bbox_xyxy.tolist() == [0, 0, 0, 0]
         assert variant.keypoints[:, 2].tolist() == [0] * 24
@@ -221,7 +232,7 @@ def test_a_source_without_labels_has_variants_without_a_box() -> None:
 
 def test_equal_seeds_give_equal_bytes_and_different_seeds_give_different_bytes() -> None:
     width, height = SIZES[0]
-    content, keypoints = to_jpeg(make_image(width, height)), make_keypoints(width, height)
+    content, keypoints = to_jpeg(make_dotted_image(width, height)), make_keypoints(width, height)
     all_recipes = [(recipe, 1) for recipe in RECIPES.values()]
     runs = (make_variants(content, keypoints, all_recipes, seed=seed) for seed in (5, 5, 6))
     for first, second, third in zip(*runs, strict=True):
@@ -233,7 +244,7 @@ def test_equal_seeds_give_equal_bytes_and_different_seeds_give_different_bytes()
 
 def test_a_variant_does_not_depend_on_the_recipes_beside_it() -> None:
     width, height = SIZES[0]
-    content, keypoints = to_jpeg(make_image(width, height)), make_keypoints(width, height)
+    content, keypoints = to_jpeg(make_dotted_image(width, height)), make_keypoints(width, height)
     for name in ("Rescale_CenterCrop", "Rotate45", "RandomCrop_1"):
         alone = make_variants(content, keypoints, [(RECIPES[name], 1)])[0]
         assert alone.image == named_variants(width, height)[name][0].image
@@ -241,7 +252,7 @@ def test_a_variant_does_not_depend_on_the_recipes_beside_it() -> None:
 
 
 def test_original_keeps_the_bytes_of_a_jpeg() -> None:
-    content = to_jpeg(make_image(*SIZES[0]))
+    content = to_jpeg(make_dotted_image(*SIZES[0]))
     for variant in make_variants(content, make_keypoints(*SIZES[0]), [(RECIPES["Original"], 2)], jpeg_quality=10):
         assert variant.image == content
         assert np.array_equal(variant.affine, np.eye(2, 3))
@@ -250,12 +261,12 @@ def test_original_keeps_the_bytes_of_a_jpeg() -> None:
 def test_a_crop_larger_than_the_frame_is_refused_if_sizes_do_not_scale() -> None:
     with pytest.raises(DataError, match=r"1280x720 px is larger than the frame \(480x270 px\)") as raised:
         make_variants(
-            to_jpeg(make_image(*SIZES[0])),
+            to_jpeg(make_dotted_image(*SIZES[0])),
             make_keypoints(*SIZES[0]),
             [(RECIPES["CenterCrop_1"], 1)],
             scale_with_frame=False,
         )
-    assert str(raised.value).startswith("recipe CenterCrop_1: ")  # the store puts the image's name before it
+    assert str(raised.value).startswith("recipe CenterCrop_1: ")  # the store prepends the image's name
 
 
 def test_brightness_and_contrast_change_the_stored_image() -> None:
@@ -265,7 +276,7 @@ def test_brightness_and_contrast_change_the_stored_image() -> None:
         assert abs(decode_variant(variant).mean() - (100 * parameters.contrast + 255 * parameters.brightness)) < 1.5
 
 
-def test_an_image_larger_than_a_jpeg_can_be_is_refused_by_recipes_that_keep_its_size() -> None:
+def test_a_source_longer_than_a_jpeg_can_be_needs_a_crop() -> None:
     long, points = to_png(np.zeros((8, MAX_SIDE + 1, 3), np.uint8)), np.full((24, 3), 5.0)
     with pytest.raises(DataError, match=f"{MAX_SIDE + 1}x8 px is more than a JPEG's {MAX_SIDE} on a side"):
         make_variants(long, points, [(RECIPES["Original"], 1)])
@@ -279,7 +290,7 @@ def test_the_stored_original_equals_the_source(kind: str) -> None:
     variant = make_variants(IMAGE_FILES[kind], np.full((24, 3), 5.0), [(RECIPES["Original"], 1)])[0]
     assert (variant.width, variant.height) == (width, height)
     assert (variant.image == IMAGE_FILES[kind]) is (kind in UNCHANGED_KINDS)
-    # This decoder ignores EXIF.
+    # simplejpeg ignores EXIF, so it shows whether the stored pixels themselves are upright.
     stored = simplejpeg.decode_jpeg(variant.image, "RGB")
     assert np.abs(stored.astype(int) - shown).mean() < (8 if kind == "black and white PNG" else 3)
 
@@ -287,21 +298,23 @@ def test_the_stored_original_equals_the_source(kind: str) -> None:
 @pytest.mark.parametrize(("width", "height"), [(213, 120), (120, 213), (119, 213)])
 def test_an_image_of_odd_size_is_encoded_without_pixels_from_outside(width: int, height: int) -> None:
     edged = np.full((height, width, 3), 255, np.uint8)
-    edged[:, 0] = edged[0] = 0  # what an encoder would read that ran past the end of a row or of the image
+    edged[:, 0] = edged[0] = 0  # read by an encoder that runs past the end of a row or of the image
     recipes = [(RECIPES["Original"], 1), (RECIPES["RandomBrightnessContrast"], 1)]
     no_keypoints = np.full((24, 3), np.nan)
     first = make_variants(to_png(edged), no_keypoints, recipes, jpeg_quality=30)
     assert decode_variant(first[0])[height // 2 :, width // 2 :].min() >= 254
     for value in range(0, 256, 32):
         filled = [np.full(edged.size // 3, value, np.uint8) for _ in range(8)]
-        del filled  # the next images are made in this memory
+        del filled  # so that the next images are made in memory with this value
         again = make_variants(to_png(edged), no_keypoints, recipes, jpeg_quality=30)
         assert [variant.image for variant in again] == [variant.image for variant in first]
 
 
 def test_making_variants_does_not_change_the_source() -> None:
     keypoints = make_keypoints(*SIZES[0]).copy()
-    make_variants(to_jpeg(make_image(*SIZES[0])), keypoints, [(RECIPES["Rotate45"], 1), (RECIPES["RandomCrop_1"], 1)])
+    make_variants(
+        to_jpeg(make_dotted_image(*SIZES[0])), keypoints, [(RECIPES["Rotate45"], 1), (RECIPES["RandomCrop_1"], 1)]
+    )
     assert np.array_equal(keypoints, make_keypoints(*SIZES[0]), equal_nan=True)
 
 

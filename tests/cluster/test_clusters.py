@@ -30,7 +30,7 @@ NODE_TYPES: dict[str, Any] = CLUSTER["available_node_types"]
 KUBERAY = yaml.safe_load((ROOT / "docs" / "kuberay" / "raycluster.yaml").read_text())["spec"]
 KUBERAY_JOB = yaml.safe_load((ROOT / "docs" / "kuberay" / "rayjob.yaml").read_text())
 HEAD_ID, FAKE_HEAD = "f" * 51 + "00000", "ray.head.default"
-"""The node id of the head and the name of its node type that the fake node provider requires."""
+"""Node id and node type of the head, with the values that Ray's fake node provider requires."""
 
 
 def fake_cluster(gcs: str) -> dict[str, Any]:
@@ -94,24 +94,33 @@ class AutoscalingCluster:
         config = Path(folder, "fake.yaml")
         config.write_text(yaml.safe_dump(fake_cluster(self.address)))
         start_ray(
-            "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=0",
-            "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
-            f"--dashboard-agent-listen-port={free_port()}", f"--autoscaling-config={config}", f"--temp-dir={folder}",
-            RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1", RAY_enable_autoscaler_v2="0",
+            "--head",
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+            "--num-cpus=0",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.dashboard}",
+            f"--dashboard-agent-listen-port={free_port()}",
+            f"--autoscaling-config={config}",
+            f"--temp-dir={folder}",
+            RAY_FAKE_CLUSTER="1",
+            AUTOSCALER_UPDATE_INTERVAL_S="1",
+            RAY_enable_autoscaler_v2="0",
             RAY_OVERRIDE_NODE_ID_FOR_TESTING=HEAD_ID,
-        )  # fmt: skip
+        )
 
     def nodes(self) -> list[dict[str, Any]]:
         """List every node that the cluster has had, with its `state` and `resources_total`."""
         return query_dashboard(self.dashboard, "nodes")
 
-    def alive(self, resource: str) -> list[dict[str, Any]]:
+    def alive_nodes(self, resource: str) -> list[dict[str, Any]]:
         """List the nodes that are alive and have a resource, e.g. "GPU"."""
         return [node for node in self.nodes() if node["state"] == "ALIVE" and resource in node["resources_total"]]
 
 
 @pytest.fixture(scope="module")
 def autoscaling() -> Iterator[AutoscalingCluster]:
+    """Start a cluster that adds fake nodes."""
     with ray_temp_dir() as folder:
         yield AutoscalingCluster(folder)
 
@@ -160,7 +169,7 @@ def test_the_groups_of_kuberay_are_the_node_types_of_cluster_yaml() -> None:
         assert group["labels"] == node_type["labels"]
 
 
-def test_the_head_holds_eight_trials_and_labels_keep_work_off_the_wrong_nodes() -> None:
+def test_the_head_has_memory_for_eight_trials_and_labels_name_the_nodes_of_each_stage() -> None:
     head = KUBERAY["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]
     assert head["requests"]["memory"] == head["limits"]["memory"] == "32Gi"
     ray_memory = 0.5 * (32 << 30)  # the object store takes 30 % of a node, Ray's processes and drivers the rest
@@ -189,6 +198,7 @@ class AugmentedRun:
 def augmented(
     autoscaling: AutoscalingCluster, sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> AugmentedRun:
+    """Run `kp-ray augment` on the autoscaling cluster."""
     folder = tmp_path_factory.mktemp("autoscaled")
     (folder / "config.yaml").write_text(tiny_config(sample_data, folder / "run").to_yaml())
     cluster = set_options(f"cluster.address={autoscaling.address}", "cluster.num_cpus=4", "cluster.num_gpus=2")
@@ -207,14 +217,14 @@ def test_augmenting_adds_cpu_nodes_that_are_removed_when_idle(
     workers = [node for node in augmented.nodes if not node["is_head_node"]]
     assert any(node["resources_total"].get("CPU") == 2 for node in workers)
     assert not any("GPU" in node["resources_total"] for node in workers)
-    wait_until(lambda: not autoscaling.alive("CPU"), timeout_s=150, poll_s=1)
+    wait_until(lambda: not autoscaling.alive_nodes("CPU"), timeout_s=150, poll_s=1)
 
 
 @pytest.mark.slow
 def test_training_adds_gpu_nodes(autoscaling: AutoscalingCluster, augmented: AugmentedRun) -> None:
     training = start_kp_ray("train", *augmented.arguments, "--set", "train.use_gpu=true")
     try:
-        wait_until(lambda: autoscaling.alive("GPU"), training, timeout_s=150, poll_s=1)
+        wait_until(lambda: autoscaling.alive_nodes("GPU"), training, timeout_s=150, poll_s=1)
     finally:
         training.kill()  # the node has no real GPU, so training itself cannot begin
         training.communicate()
@@ -225,13 +235,17 @@ class TwoNodes:
 
     def __init__(self, folder: str) -> None:
         port, self.dashboard = free_port(), free_port()
-        # All nodes have this machine's address. A driver that finds several nodes with its address joins the head.
+        # All nodes have this machine's address, because a driver joins the head if several nodes have its address.
         self.address, self.num_started = f"{ray.util.get_node_ip_address()}:{port}", 0
         self.start_node(
-            "--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={folder}",
-            "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}",
+            "--head",
+            f"--port={port}",
+            "--num-cpus=0",
+            f"--temp-dir={folder}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.dashboard}",
             f"--dashboard-agent-listen-port={free_port()}",
-        )  # fmt: skip
+        )
 
     def start_node(self, *options: str) -> None:
         """Start a node whose id is its number, so that its raylet can be found."""
@@ -260,13 +274,14 @@ class TwoNodes:
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[TwoNodes]:
+    """Start a head; tests call `start_missing` for the worker nodes."""
     with ray_temp_dir() as folder:
         yield TwoNodes(folder)
 
 
 @dataclass(frozen=True)
 class UndisturbedRun:
-    """A finished run of augment, train and predict on two nodes of which none was lost.
+    """A finished run of augment, train and predict on two nodes that both stayed alive.
 
     Attributes:
         folder: folder of the config and of the run folders.
@@ -278,6 +293,7 @@ class UndisturbedRun:
 
     @property
     def run_dir(self) -> Path:
+        """The run folder."""
         return self.folder / "undisturbed"
 
     def arguments(self, run_dir: Path) -> list[str]:
@@ -290,6 +306,7 @@ class UndisturbedRun:
 def undisturbed(
     two_nodes: TwoNodes, sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> UndisturbedRun:
+    """Run augment, train and predict while both worker nodes stay alive."""
     run = UndisturbedRun(tmp_path_factory.mktemp("two"), two_nodes.address)
     sections: dict[str, Any] = {
         "augment": {"recipes": ["Original"]},

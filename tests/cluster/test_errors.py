@@ -1,4 +1,4 @@
-"""Causes of Ray's errors: they are found in every wrapper that Ray 2.60 puts around them."""
+"""The cause of a Ray error is found inside every wrapper that Ray 2.60 puts around it."""
 
 import os
 import pickle
@@ -80,7 +80,7 @@ def test_the_most_specific_of_several_workers_failures_is_described(failures: tu
     assert describe_ray_error(FakeControllerError(FakeWorkerGroupError(*failures))) == text
 
 
-def test_ray_train_still_names_its_failures_as_these_tests_do() -> None:
+def test_the_fake_errors_have_the_attributes_of_ray_trains_errors() -> None:
     train = pytest.importorskip("ray.train")
     assert train.WorkerGroupError("text", {0: DISK_FULL}).worker_failures == {0: DISK_FULL}
     assert train.ControllerError(DISK_FULL).controller_failure is DISK_FULL

@@ -1,4 +1,4 @@
-"""Placement: labels of nodes are respected, and no request is larger than the cluster."""
+"""Tasks run only where the labels of nodes allow them, and request no more memory than a node has."""
 
 import sys
 from typing import Any
@@ -15,13 +15,13 @@ def make_node(memory: float, **labels: str) -> dict[str, Any]:
     return {"Alive": True, "Resources": {"memory": memory}, "Labels": {f"kp-ray/{key}": labels[key] for key in labels}}
 
 
-def test_models_run_on_every_node_that_is_alive_and_not_labelled_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_run_on_every_node_that_is_alive_and_whose_labels_allow_models(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, spot, gpu = make_node(8e9), make_node(8e9, models="no"), make_node(8e9, augment="no")
     monkeypatch.setattr(ray, "nodes", lambda: [plain, spot, gpu, {**plain, "Alive": False}])
     assert model_nodes() == [plain, gpu]
 
 
-def test_the_task_that_fits_a_model_requests_its_memory_or_half_of_a_small_node(
+def test_a_task_that_trains_requests_the_memory_of_a_run_or_half_of_a_small_node(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [make_node(64e9), make_node(1e9)])
@@ -36,7 +36,7 @@ def test_memory_limits_the_number_of_runs_to_at_least_one() -> None:
     assert max_runs_in_memory([make_node(0.5 * per_run)]) == 1
 
 
-TWO_NODES = """
+FIND_NODES_OF_TASKS = """
 import json, ray, ray.data
 from ray.cluster_utils import Cluster
 from kp_ray.cluster.placement import AUGMENT_NODES, MODEL_NODES
@@ -61,5 +61,5 @@ cluster.shutdown()
 
 
 def test_tasks_run_only_on_nodes_whose_labels_allow_them() -> None:
-    done = run_command(sys.executable, "-c", TWO_NODES, timeout_s=300)
+    done = run_command(sys.executable, "-c", FIND_NODES_OF_TASKS, timeout_s=300)
     assert last_json(done.stdout) == {"augment": ["spot"], "train": ["gpu"]}, done.stderr[-3000:]

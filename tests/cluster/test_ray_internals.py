@@ -66,7 +66,7 @@ def test_the_dashboard_the_head_and_a_nodes_own_resource_are_found() -> None:
     assert node_resource(node) == f"node:{node['NodeManagerAddress']}"
 
 
-def test_ray_tune_copies_the_environment_variables_of_a_set_that_can_be_reduced() -> None:
+def test_credentials_can_be_removed_from_the_variables_that_ray_tune_copies() -> None:
     if importlib.util.find_spec("ray.tune") is None:
         pytest.skip("Ray Tune is not installed")
     from ray.tune.execution import class_cache

@@ -13,6 +13,7 @@ from kp_ray.errors import ClusterError
 
 
 def make_config(cluster: dict[str, Any] | None = None, **train: Any) -> Config:
+    """Build a config from its sections `cluster` and `train`; a worker needs half a CPU by default."""
     return build_config({"train": {"cpus_per_worker": 0.5, **train}, "cluster": cluster or {}})
 
 
@@ -30,7 +31,8 @@ def set_nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_four_runs_of_one_small_worker_fit_a_running_cluster_of_four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "RUN_BYTES", 1)  # the machine's free memory must not decide
+    # The CPUs of the cluster must decide, not this machine's free memory.
+    monkeypatch.setattr(placement, "RUN_BYTES", 1)
     monkeypatch.setattr(placement, "TRIAL_BYTES", 1)
     assert runs_at_once(make_config()) == Capacity(num_runs=4, use_gpu=False)
     with pytest.raises(ClusterError, match=r"^train\.num_workers: .*the cluster has 4 CPUs and 0 GPUs"):

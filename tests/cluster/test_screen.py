@@ -1,4 +1,4 @@
-"""The lines on a user's screen: a harmless line of Ray's is hidden, and every other line is printed."""
+"""One harmless warning of Ray is hidden from stderr, and every other line is printed."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from kp_ray.cluster.screen import HARMLESS_LINE
 
-ACTOR_POOL = """
+RUN_ACTOR_POOL = """
 import logging, os, sys
 from kp_ray.cluster.session import session
 from kp_ray.cluster.tasks import ray_data_settings
@@ -28,7 +28,7 @@ with session(build_config({"cluster": {"num_cpus": 1}}), dashboard=False):
     print("a line of Python", file=sys.stderr)
 print("the last line", file=sys.stderr)
 """
-LINES = """
+PRINT_LINES = """
 import os, signal, sys
 from kp_ray.cluster.screen import HARMLESS_LINE, hide_harmless_line
 with hide_harmless_line():
@@ -48,7 +48,7 @@ def run_python(code: str, argument: str) -> list[str]:
 
 @pytest.mark.parametrize(("level", "is_hidden"), [("WARNING", True), ("INFO", False)])
 def test_the_line_that_ray_prints_for_an_actor_pool_is_hidden_unless_verbose(level: str, is_hidden: bool) -> None:
-    lines = run_python(ACTOR_POOL, level)
+    lines = run_python(RUN_ACTOR_POOL, level)
     # If this fails at level INFO, Ray no longer prints the line: delete `hide_harmless_line`.
     assert any(HARMLESS_LINE in line for line in lines) is not is_hidden, lines
     for line in ("a line of C++ code", "a line of Python", "the last line"):
@@ -57,15 +57,15 @@ def test_the_line_that_ray_prints_for_an_actor_pool_is_hidden_unless_verbose(lev
 
 @pytest.mark.parametrize("end", ["normal", "killed"])
 def test_every_other_line_is_printed_unchanged_even_if_the_process_is_killed(end: str) -> None:
-    lines = run_python(LINES, end)
+    lines = run_python(PRINT_LINES, end)
     assert r"  a b  \n %s" in lines
     assert "without an end" in lines
     assert not any(HARMLESS_LINE in line for line in lines)
 
 
-def test_python_still_finds_the_terminal() -> None:
+def test_stderr_is_still_a_terminal_while_the_line_is_hidden() -> None:
     leader, follower = os.openpty()
-    with subprocess.Popen([sys.executable, "-c", LINES, "normal"], stderr=follower) as process:
+    with subprocess.Popen([sys.executable, "-c", PRINT_LINES, "normal"], stderr=follower) as process:
         os.close(follower)
         text = b""
         while b"a terminal:" not in text or not text.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""Joining a cluster: an address where nothing answers is refused within seconds, in one line."""
+"""Joining a cluster: an address at which no Ray head answers is refused within seconds."""
 
 import socket
 import threading
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import ray
 
-from kp_ray.cluster import session as module
+from kp_ray.cluster import session as session_module
 from kp_ray.cluster.session import check_address, session
 from kp_ray.config.load import build_config
 from kp_ray.errors import ClusterError
@@ -32,12 +32,12 @@ def test_the_setting_that_holds_the_address_is_named(monkeypatch: pytest.MonkeyP
         pass
 
 
-def test_an_address_without_a_port_is_left_to_ray() -> None:
+def test_an_address_without_a_port_passes_the_check() -> None:
     check_address("auto", "cluster.address")
 
 
-class TestProgramsThatAreNoHead:
-    """Ray 2.60 alone waits more than ten minutes for a program that accepts its connection and is no head."""
+class TestAddressesOfOtherPrograms:
+    """Without kp_ray's check, Ray 2.60 waits over ten minutes for a program that accepts connections but is no head."""
 
     @pytest.fixture
     def serve(self) -> Iterator[Callable[[bytes], str]]:
@@ -61,15 +61,15 @@ class TestProgramsThatAreNoHead:
         for opened in servers:
             opened.close()
 
-    def test_a_silent_one_is_refused_after_the_deadline(
+    def test_a_silent_program_is_refused_after_the_deadline(
         self, serve: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "ADDRESS_TIMEOUT_S", 0.5)
+        monkeypatch.setattr(session_module, "ADDRESS_TIMEOUT_S", 0.5)
         with pytest.raises(ClusterError, match=r"^cluster\.address: no Ray cluster answers .*timed out"):
             check_address(serve(b""), "cluster.address")
 
     @pytest.mark.parametrize("scheme", ["", "ray://"])
-    def test_the_dashboards_port_is_refused_with_the_right_one(
+    def test_the_dashboards_port_is_refused_and_the_right_port_named(
         self, serve: Callable[[bytes], str], scheme: str
     ) -> None:
         address = serve(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")

@@ -1,4 +1,4 @@
-"""Settings of Ray Data."""
+"""The settings with which kp_ray uses Ray Data."""
 
 import warnings
 
@@ -8,7 +8,7 @@ from ray.util.annotations import RayDeprecationWarning
 from kp_ray.cluster.tasks import ray_data_settings
 
 
-def test_settings_hold_inside_the_context_and_only_there() -> None:
+def test_settings_of_ray_data_are_restored_after_the_context() -> None:
     outside = ray.data.DataContext.get_current()
     before = outside.op_resource_reservation_enabled, outside.enable_progress_bars
     with ray_data_settings():

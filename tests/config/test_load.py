@@ -1,4 +1,4 @@
-"""Configurations from YAML files, overrides and presets: what is accepted, and how a mistake is reported."""
+"""Configs are built from YAML files, overrides and presets, and a mistake is reported by its file and key."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from kp_ray.config.presets import CONFIG_PRESETS, DEFAULT_RECIPES
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, KpRayError, StorageError
 
-one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-"""Examples of one test overwrite each other's file."""
+SHARED_TMP_PATH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+"""Allow a test to use `tmp_path`: all its examples overwrite the same config file."""
 
 
 def write_config(folder: Path, content: str | bytes) -> str:
@@ -24,22 +24,20 @@ def write_config(folder: Path, content: str | bytes) -> str:
     return str(path)
 
 
-def load_message(path: str | None, *overrides: str) -> str | None:
-    """Load a configuration and return the message of the error; None if there is none."""
+def load_or_refuse(path: str | None, *overrides: str) -> str | None:
+    """Load a config; return None, or the message of a KpRayError. Any other error fails the test."""
     try:
-        assert isinstance(load_config(path, overrides), Config)
+        load_config(path, overrides)
     except KpRayError as error:
         return str(error)
     return None
 
 
-def refused_message(path: str | None, *overrides: str) -> str:
-    """Return the message with which a configuration is refused; it is one line."""
+def refusal(path: str | None, *overrides: str) -> str:
+    """Return the message of the ConfigError with which a config is refused."""
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
+    return str(caught.value)
 
 
 def test_a_config_reads_back_from_its_yaml(tmp_path: Path) -> None:
@@ -57,7 +55,7 @@ def test_a_config_reads_back_from_its_yaml(tmp_path: Path) -> None:
     st.sets(st.text("abcdefg-_ é", min_size=1, max_size=5), min_size=1, max_size=4),
     st.sampled_from([None, *CONFIG_PRESETS]),
 )
-@one_folder
+@SHARED_TMP_PATH
 def test_any_config_reads_back_from_its_yaml(
     tmp_path: Path, seed: int, recipes: list[str], fraction: float, names: set[str], preset: str | None
 ) -> None:
@@ -120,14 +118,14 @@ def test_overrides_win_over_the_file_and_the_file_over_its_preset(tmp_path: Path
         ("a: " + "[" * 1100, "not valid YAML"),
     ],
 )
-def test_a_mistake_in_the_file_is_reported_in_one_line_with_file_key_and_value(
+def test_a_mistake_in_the_file_is_reported_with_file_key_and_value(
     tmp_path: Path, text: str | bytes, message: str
 ) -> None:
     path = write_config(tmp_path, text)
-    line = refused_message(path)
-    assert line.startswith(f"{path}: ")
-    assert message in line
-    assert len(line) < len(path) + 300
+    refused = refusal(path)
+    assert refused.startswith(f"{path}: ")
+    assert message in refused
+    assert len(refused) < len(path) + 300
 
 
 @pytest.mark.parametrize(
@@ -146,17 +144,20 @@ def test_a_mistake_in_the_file_is_reported_in_one_line_with_file_key_and_value(
     ],
 )
 def test_a_mistake_in_an_override_is_reported_with_its_key(override: str, message: str) -> None:
-    assert message in refused_message(None, override)
+    assert message in refusal(None, override)
 
 
-def test_of_several_mistakes_the_first_is_reported_and_the_others_are_counted(tmp_path: Path) -> None:
-    assert refused_message(write_config(tmp_path, "seed: x\nsplit: {by: y}\nzzz: 1")).endswith("(and 2 more)")
+def test_the_first_of_several_mistakes_is_reported_and_the_others_are_counted(tmp_path: Path) -> None:
+    assert refusal(write_config(tmp_path, "seed: x\nsplit: {by: y}\nzzz: 1")).endswith("(and 2 more)")
 
 
-def test_credentials_in_a_path_are_not_repeated_in_the_message() -> None:
-    message = refused_message(None, "run_dir=s3://KEY:SECRET@bucket/run")
+@pytest.mark.parametrize("bucket", ["bucket", "b" * 200])
+def test_credentials_in_a_path_are_refused_and_not_repeated(bucket: str) -> None:
+    message = refusal(None, f"run_dir=s3://a-key:a-secret@{bucket}/run")
     assert message.startswith("config: run_dir: ")
-    assert "SECRET" not in message
+    assert "credentials belong in the environment" in message
+    assert "a-key" not in message
+    assert "a-secret" not in message
 
 
 def test_a_missing_file_or_a_folder_is_refused_by_its_path(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_values_of_overrides_are_yaml() -> None:
     assert config.seed == 3
 
 
-# Any input is accepted or refused in one line.
+# Any input is accepted, or refused with an error for the user.
 
 KEYS = st.sampled_from(
     [*Config.model_fields, "annotations", "members", "name", "base_lr", "cfg", "user_recipes", "steps"]
@@ -215,27 +216,26 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
-@settings(one_folder, max_examples=150)
-def test_any_settings_are_accepted_or_refused_in_one_line(tmp_path: Path, values: dict[str, Any]) -> None:
+@settings(SHARED_TMP_PATH, max_examples=150)
+def test_any_settings_are_accepted_or_refused_by_the_path_of_their_file(tmp_path: Path, values: dict[str, Any]) -> None:
     path = write_config(tmp_path, yaml.safe_dump(values))
-    message = load_message(path)
-    assert message is None or (message.startswith(f"{path}: ") and len(message.splitlines()) == 1)
+    message = load_or_refuse(path)
+    assert message is None or message.startswith(f"{path}: ")
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode(errors="surrogatepass")))
 @example(b"&a [*a]")
 @example(b"data: &a {annotations: *a}")
 @example(b'"\\ud800": 1')
-@settings(one_folder, max_examples=300)
-def test_any_bytes_are_accepted_or_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+@settings(SHARED_TMP_PATH, max_examples=300)
+def test_any_bytes_are_accepted_or_refused_by_the_path_of_their_file(tmp_path: Path, content: bytes) -> None:
     path = write_config(tmp_path, content)
-    message = load_message(path)
-    assert message is None or (message.startswith(f"{path}: ") and len(message.splitlines()) == 1)
+    message = load_or_refuse(path)
+    assert message is None or message.startswith(f"{path}: ")
 
 
 @given(st.text(max_size=12), st.text("[]{}:,-&*!|>'\"%@` 0x_ab\n", max_size=12))
 @settings(deadline=None, max_examples=200)
-def test_any_override_is_accepted_or_refused_in_one_line(key: str, value: str) -> None:
+def test_any_override_is_accepted_or_refused_with_an_error_for_the_user(key: str, value: str) -> None:
     for override in (f"{key}={value}", f"seed={value}", key):
-        message = load_message(None, override)
-        assert message is None or len(message.splitlines()) == 1
+        load_or_refuse(None, override)

@@ -6,7 +6,7 @@ from kp_ray.config.load import load_config
 from kp_ray.config.presets import CONFIG_PRESETS
 
 
-def test_dacon_has_the_settings_of_the_published_solution() -> None:
+def test_the_preset_dacon_has_the_settings_of_the_published_solution() -> None:
     config = load_config(None, ["preset=dacon"])
     assert (config.seed, config.split.seed, config.split.fraction) == (42, 42, 0)
     assert (config.model.preset, config.model.weights) == ("x101", "zoo")

@@ -46,7 +46,7 @@ def test_a_wrong_number_of_workers_is_refused(num_workers: Any, message: str) ->
         build_config({"train": {"num_workers": num_workers}})
 
 
-def test_a_number_of_workers_is_a_range_of_equal_ends() -> None:
+def test_a_fixed_number_of_workers_is_a_range_with_equal_ends() -> None:
     assert build_config({"train": {"num_workers": {"min": 1, "max": 3}}}).train.worker_range == (1, 3)
     assert build_config({"train": {"num_workers": 3}}).train.worker_range == (3, 3)
 
@@ -59,7 +59,9 @@ def test_a_name_of_a_folder_cannot_lead_out_of_the_run_folder(name: str) -> None
         build_config({"augment": {"user_recipes": {name: {"transform": {}}}}})
 
 
-def test_local_paths_become_absolute_and_urls_and_words_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_local_paths_become_absolute_and_urls_and_keywords_stay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/somebody")
     config = build_config(
@@ -95,7 +97,7 @@ def test_the_skeleton_settings_replace_those_of_the_competition_or_are_refused()
         Config().build_skeleton(["paw"])
 
 
-def test_weights_of_members_are_equal_or_given_and_not_negative() -> None:
+def test_weights_of_members_are_numbers_per_member_or_per_keypoint_and_not_negative() -> None:
     weights = {"a": 2.0, "b": {"nose": 0.5}}
     assert build_config({"predict": {"weights": weights}}).predict.weights == weights
     for wrong in ("fitted", {"a": -1}, {"b": {"nose": -0.5}}):

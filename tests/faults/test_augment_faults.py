@@ -19,7 +19,7 @@ from kp_ray.config.presets import DEFAULT_RECIPES
 from tests.helpers.augment_runs import (
     StartAugment,
     find_writers,
-    finish_with_one_line,
+    finish_with_only_an_error,
     list_parts,
     read_contents,
     store_dir,
@@ -202,7 +202,7 @@ def test_a_run_whose_workers_always_die_ends_with_one_line(
         for pid in find_writers(config):
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-    assert "finished parts are kept, run augment again" in finish_with_one_line(run)
+    assert "finished parts are kept, run augment again" in finish_with_only_an_error(run)
     finish(start_augment(config, "cluster.num_cpus=2"))
     assert read_contents(config)["manifest"]["num_sources"] == NUM_SOURCES
 
@@ -215,7 +215,7 @@ def test_a_run_on_a_node_without_memory_ends_with_advice(
     with pytest.MonkeyPatch.context() as low:
         low.setenv("RAY_memory_usage_threshold", "0.01")  # Ray kills every task
         low.setenv("RAY_memory_monitor_refresh_ms", "50")
-        assert "lower cluster.num_cpus" in finish_with_one_line(start_augment(config, "cluster.num_cpus=2"))
+        assert "lower cluster.num_cpus" in finish_with_only_an_error(start_augment(config, "cluster.num_cpus=2"))
     finish(start_augment(config, "cluster.num_cpus=2"))
     assert read_contents(config) == expected
 
@@ -245,7 +245,7 @@ def test_a_second_writer_is_refused_and_resumes_after_the_first_is_killed(
     first = start_augment(config, "cluster.num_cpus=2")
     wait_for_parts(first, config)
     first.send_signal(signal.SIGSTOP)  # it stays in mid-run however long the second writer takes to start
-    assert "another process is writing here" in finish_with_one_line(start_augment(config, address_of(two_nodes)))
+    assert "another process is writing here" in finish_with_only_an_error(start_augment(config, address_of(two_nodes)))
     first.kill()
     first.wait()
     assert not (store_dir(config) / "_manifest.json").exists()
@@ -264,7 +264,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes_once_there_is
     partial = store_dir(config) / "recipe-Rotate45" / "part-00000-0.parquet.0.partial"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(bytes(1 << 20))
-    message = finish_with_one_line(start_augment(config, address_of(two_nodes)))
+    message = finish_with_only_an_error(start_augment(config, address_of(two_nodes)))
     assert not partial.exists()
     assert "No space left on device" in message
     assert "finished parts are kept, run augment again" in message
@@ -291,7 +291,7 @@ def test_a_disk_without_space_for_the_config_or_the_manifest_ends_in_one_line(
     with pytest.raises(OSError, match="No space left"):
         filler.write_bytes(bytes(8 << 20))
     os.truncate(filler, filler.stat().st_size - free_bytes)
-    assert "No space left on device" in finish_with_one_line(start_augment(config, address_of(two_nodes)))
+    assert "No space left on device" in finish_with_only_an_error(start_augment(config, address_of(two_nodes)))
     assert not manifest.exists()
     filler.unlink()
     finish(start_augment(config, address_of(two_nodes)))
@@ -303,7 +303,7 @@ def test_a_read_only_run_folder_ends_in_one_line(
 ) -> None:
     config = write_augment_config(sample_data, disk.folder.parent, disk.folder / "run")
     disk.remount("ro")
-    message = finish_with_one_line(start_augment(config, address_of(two_nodes)))
+    message = finish_with_only_an_error(start_augment(config, address_of(two_nodes)))
     assert str(disk.folder) in message
     assert "Read-only file system" in message
 

@@ -1,6 +1,6 @@
-"""Configs for `kp-ray augment` in a process of its own, the contents of the store that it writes, and its workers.
+"""Run `kp-ray augment` as a process, read its store, and find its workers.
 
-Tests use them to compare the store of a disturbed run with the store of an undisturbed run.
+Tests compare the store of a disturbed run with the store of an undisturbed run.
 """
 
 import hashlib
@@ -90,8 +90,8 @@ def wait_for_writers(process: subprocess.Popen[str], config: Path, raylet: int |
     return wait_until(writers, process, poll_s=0.01)
 
 
-def finish_with_one_line(process: subprocess.Popen[str], timeout_s: float = 400) -> str:
-    """Wait for a run that must end with a one-line error message, and return the message."""
+def finish_with_only_an_error(process: subprocess.Popen[str], timeout_s: float = 400) -> str:
+    """Wait for a run whose stderr must hold one error message besides progress, and return the message."""
     out, err = process.communicate(timeout=timeout_s)
     assert process.returncode == 2, err
     lines = [line for line in err.splitlines() if not line.startswith("augment ")]

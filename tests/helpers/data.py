@@ -8,6 +8,7 @@ from kp_ray.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
+"""Optional folder with the competition's labels and with photographs; tests that need it are skipped without it."""
 
 TINY_NET = {
     "INPUT.MIN_SIZE_TRAIN": [64],
@@ -15,6 +16,7 @@ TINY_NET = {
     "INPUT.MIN_SIZE_TEST": 64,
     "INPUT.MAX_SIZE_TEST": 114,
 }
+"""Detectron2 options that resize images to 114x64 pixels, so that a step takes a fraction of a second."""
 
 
 def tiny_config(data: dict[str, Any], run_dir: Path, **sections: Any) -> Config:

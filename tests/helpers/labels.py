@@ -23,7 +23,10 @@ def make_labels(images: Sequence[str], xy: FloatArray) -> Annotations:
 
 
 def make_person(seed: int = 0) -> FloatArray:
-    """Make the points (K, 2) of a person who stands facing the camera: no two coincide, left ones have the larger x."""
+    """Make the points (K, 2) of a person who faces the camera.
+
+    No two points coincide, and points of the left side have larger x than points of the right side.
+    """
     rng = np.random.default_rng(seed)
     xy = rng.uniform(-5, 5, (NUM_KEYPOINTS, 2)) + np.array([900.0, 300.0])
     for index, name in enumerate(DACON24.names):

@@ -25,9 +25,18 @@ def write_prediction_arrays(
             found = bool(np.isfinite(points).all())
             low, high = points[:, :2].min(axis=0), points[:, :2].max(axis=0)
             rows.append(
-                {"image": image, "member": name, "found": found, "score": 0.9 if found else 0.0,
-                 "num_people": int(found), "bbox_xyxy": [*low, *high], "keypoints": points.ravel().tolist(),
-                 "width": size[0], "height": size[1], "reason": ""}
-            )  # fmt: skip
+                {
+                    "image": image,
+                    "member": name,
+                    "found": found,
+                    "score": 0.9 if found else 0.0,
+                    "num_people": int(found),
+                    "bbox_xyxy": [*low, *high],
+                    "keypoints": points.ravel().tolist(),
+                    "width": size[0],
+                    "height": size[1],
+                    "reason": "",
+                }
+            )
     table = pa.Table.from_pylist(rows, schema=prediction_schema(len(keypoint_names)))
     write_predictions(path, table, keypoint_names, PersonChoices("score", several=0, other_than_best_score=0))

@@ -28,11 +28,11 @@ from kp_ray.store.manifest import Quarantined
 from kp_ray.tuning.trials import read_trials, write_tables
 from kp_ray.visualization.plots import plot_scatter
 from tests.helpers.predictions import write_prediction_arrays
-from tests.helpers.searches import leave_trial
+from tests.helpers.searches import write_trial
 from tests.helpers.stores import STORE_IMAGES, make_image, make_points, write_small_store
 
 HOSTILE = "<script>alert('1')</script>&\"$x_1$.jpg"
-"""Name of an image or camera with markup of HTML and TeX."""
+"""A name with markup of HTML and TeX, which the report must show as text."""
 OUTSIDE = "../secret.jpg"
 """Name of an image outside the folder of the test images."""
 SPREAD_PX = 60
@@ -66,18 +66,24 @@ def write_labels(path: Path, seed: int) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def write_augmented(config: Config, *, parts_written: int = 3) -> None:
+def write_store_and_figures(config: Config, *, parts_written: int = 3) -> None:
     """Write a small store with one quarantined source, and augment.json."""
     quarantined = (Quarantined(source=HOSTILE, stage="decode", reason="truncated"),)
     write_small_store(Path(config.path("store")), quarantined)
     figures = StoreFigures(
-        sources=2, variants=9, seconds=2.5, start_up_s=1.0, sources_per_s=17.5, parts_written=parts_written,
-        parts_kept=0, quarantined=1,
-    )  # fmt: skip
+        sources=2,
+        variants=9,
+        seconds=2.5,
+        start_up_s=1.0,
+        sources_per_s=17.5,
+        parts_written=parts_written,
+        parts_kept=0,
+        quarantined=1,
+    )
     write_store_figures(config, figures)
 
 
-def write_checked(config: Config) -> None:
+def write_check_findings(config: Config) -> None:
     """Write check.csv with one error, and one warning per image of `STORE_IMAGES`."""
     findings = [Finding("warning", "swap", image, "left is right", "exchange the sides") for image in STORE_IMAGES]
     findings.append(Finding("error", "truncated", "<b>x.jpg", "ends early", "copy it again"))
@@ -85,7 +91,7 @@ def write_checked(config: Config) -> None:
 
 
 def write_training_logs(config: Config, members: tuple[str, ...] = ("a", "_b$")) -> None:
-    """Write metrics.json of each member: 5 losses, an evaluation after 100 iterations, and a truncated line."""
+    """Write the metrics.json of each member: 5 losses, an evaluation after 100 iterations, and a truncated line."""
     for name in members:
         lines = [
             json.dumps({"iteration": i, "total_loss": 3 / (i + 1), "lr": 0.001, "time": 0.5}) for i in range(0, 100, 20)
@@ -98,10 +104,10 @@ def write_training_logs(config: Config, members: tuple[str, ...] = ("a", "_b$"))
 
 def write_search(config: Config) -> None:
     """Write the files of a search with a finished, a failed and two stopped trials: tables, two plots, best.yaml."""
-    leave_trial(config, "trial-000", 1, {8: 12.5}, end={})
-    leave_trial(config, "trial-001", 2, {}, end={"reason": "diverged"})
-    leave_trial(config, "trial-002", 3, {4: 9.5}, end={})
-    leave_trial(config, "trial-003", 4, {4: 10.5}, end={})
+    write_trial(config, "trial-000", 1, {8: 12.5}, end={})
+    write_trial(config, "trial-001", 2, {}, end={"reason": "diverged"})
+    write_trial(config, "trial-002", 3, {4: 9.5}, end={})
+    write_trial(config, "trial-003", 4, {4: 10.5}, end={})
     write_tables(config, read_trials(config))
     for name in ("learning_rate", "curves"):
         path = Path(config.path("tune", f"{name}.svg"))
@@ -127,18 +133,32 @@ def write_run_predictions(config: Config) -> None:
 def write_prediction_details(config: Config, filled: tuple[FilledImage, ...] = ()) -> None:
     """Write predict.json of 7 images that took 2 s."""
     details = PredictionDetails(
-        images=7, members=("a",), by_member={}, people=PersonChoices("score", several=0, other_than_best_score=0),
-        weights=WeightsSource(chosen="equal"), fallbacks={}, filled=filled, unusable=(),
+        images=7,
+        members=("a",),
+        by_member={},
+        people=PersonChoices("score", several=0, other_than_best_score=0),
+        weights=WeightsSource(chosen="equal"),
+        fallbacks={},
+        filled=filled,
+        unusable=(),
         took=PredictionTime(predicted=7, seconds=2.0, start_up_s=1.0),
-    )  # fmt: skip
+    )
     write_details(config.path("predict.json"), details)
 
 
 def make_evaluation(**changes: object) -> FusionEvaluation:
     """Make the evaluation of one member; `changes` replace its values."""
     values = {
-        "num_images": 6, "num_missing": 1, "rmse": 7.5, "rmse_interval": (6.125, 9.5), "median_px": 4.0, "p95_px": 20.0,
-        "pck": {"0.05": 0.9, "0.1": 0.95}, "ap": None, "ap50": None, "ap75": None,
+        "num_images": 6,
+        "num_missing": 1,
+        "rmse": 7.5,
+        "rmse_interval": (6.125, 9.5),
+        "median_px": 4.0,
+        "p95_px": 20.0,
+        "pck": {"0.05": 0.9, "0.1": 0.95},
+        "ap": None,
+        "ap50": None,
+        "ap75": None,
         "by_keypoint": {
             name: KeypointMetrics(
                 rmse=None if name == "nose" else 5.0, rmse_interval=None, median_px=4.0, **{"pck_0.05": 0.9}
@@ -151,9 +171,10 @@ def make_evaluation(**changes: object) -> FusionEvaluation:
         },
         "worst": (ImageError(image=STORE_IMAGES[0], rmse=31.25), ImageError(image=HOSTILE, rmse=3.0)),
         "filled": (
-            FilledImage(image=STORE_IMAGES[1], how="frame 12"), FilledImage(image=OUTSIDE, how="mean pose"),
+            FilledImage(image=STORE_IMAGES[1], how="frame 12"),
+            FilledImage(image=OUTSIDE, how="mean pose"),
         ),
-    }  # fmt: skip
+    }
     return FusionEvaluation(**{**values, **changes})
 
 
@@ -172,8 +193,8 @@ def write_run_folder(folder: Path) -> Config:
     write_test_images(folder / "test")
     write_labels(folder / "truth.csv", 0)
     write_labels(Path(config.path("submission.csv")), 50)
-    write_checked(config)
-    write_augmented(config)
+    write_check_findings(config)
+    write_store_and_figures(config)
     write_search(config)
     write_training_logs(config)
     write_run_predictions(config)

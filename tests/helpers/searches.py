@@ -1,4 +1,4 @@
-"""Settings of searches, the files of their trials, and `kp-ray tune` as a process, for tests."""
+"""Settings of searches, writers and readers of their files, and `kp-ray tune` as a process."""
 
 import json
 import subprocess
@@ -15,16 +15,22 @@ from kp_ray.tuning.space import Point, to_point
 from tests.helpers.processes import set_options, start_kp_ray, wait_until
 
 OWN_SET: dict[str, tuple[str, ...] | None] = {"own": None}
+"""The sets of recipes of a search that always keeps the config's own recipes."""
 FIXED_RANGES = {
-    "weight_decay": [1e-4, 1e-4], "warmup": [0.1, 0.1], "num_steps": [6, 6], "first_step": [0.3, 0.3],
-    "step_spacing": [0.1, 0.1], "flips": [True], "recipes": {},
-}  # fmt: skip
+    "weight_decay": [1e-4, 1e-4],
+    "warmup": [0.1, 0.1],
+    "num_steps": [6, 6],
+    "first_step": [0.3, 0.3],
+    "step_spacing": [0.1, 0.1],
+    "flips": [True],
+    "recipes": {},
+}
 """Values of a `tune` section that fix every parameter but the base learning rate, the schedule and gamma."""
 FULL_TRIALS = {"num_trials": 3, "max_iter": 6, "eval_period": 2, "scheduler": "none"}
 """Values of a `tune` section in which every trial runs to its end."""
 
 
-def leave_trial(
+def write_trial(
     config: Config,
     name: str,
     began: float,
@@ -39,18 +45,28 @@ def leave_trial(
         config: the search's config.
         name: the trial's name.
         began: Unix time of the start; the solver's base learning rate is a thousandth of it.
-        evaluations: RMSE by the iterations trained before the evaluation.
+        evaluations: number of iterations trained before an evaluation -> its RMSE.
         params: the trial's point; None: the config's own settings with that learning rate.
-        end: values of `end.json`, by default final and without a reason; None: the trial did not end.
+        end: changes of `end.json`, which by default ends the trial for good, without a reason; None: the trial did
+            not end.
     """
     folder = Path(config.run_dir, "tune", "trials", name)
     folder.mkdir(parents=True)
     params = params or replace(to_point(config.train, config), base_lr=began / 1000)
     start = {
-        "base_lr": began / 1000, "warmup_iters": 1, "schedule": "multistep", "num_steps": 1, "steps": "[6]",
-        "gamma": 0.5, "weight_decay": 0.1, "flip": True, "recipes": "own", "max_iter": 8, "began": began,
+        "base_lr": began / 1000,
+        "warmup_iters": 1,
+        "schedule": "multistep",
+        "num_steps": 1,
+        "steps": "[6]",
+        "gamma": 0.5,
+        "weight_decay": 0.1,
+        "flip": True,
+        "recipes": "own",
+        "max_iter": 8,
+        "began": began,
         "params": asdict(params),
-    }  # fmt: skip
+    }
     (folder / "trial.json").write_text(json.dumps(start))
     lines = [{"iteration": at - 1, "total_loss": 1.0, "val/rmse": value} for at, value in evaluations.items()]
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in [{"iteration": 0}, *lines]))
@@ -58,7 +74,7 @@ def leave_trial(
         (folder / "end.json").write_text(json.dumps({"reason": "", "lasting": True} | end))
 
 
-def leave_log(config: Config, *reports: tuple[str, int, float | None]) -> None:
+def write_search_log(config: Config, *reports: tuple[str, int, float | None]) -> None:
     """Write the search's log.
 
     Args:

@@ -49,12 +49,22 @@ def make_row(recipe: str, number: int, split: str) -> dict[str, Any]:
     """Make a store's row of frame `number`, whose image and points are the same for every recipe."""
     xy = make_points(number)
     return {
-        "source": STORE_IMAGES[number], "scene": "001-1-1-01-Z17", "camera": "A", "frame": number, "split": split,
-        "recipe": recipe, "copy": 0, "width": WIDTH, "height": HEIGHT, "num_visible": len(DACON24),
-        "affine": [1, 0, 0, 0, 1, 0], "image": encode_bgr(make_image(number)), "seed": number,
+        "source": STORE_IMAGES[number],
+        "scene": "001-1-1-01-Z17",
+        "camera": "A",
+        "frame": number,
+        "split": split,
+        "recipe": recipe,
+        "copy": 0,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "num_visible": len(DACON24),
+        "affine": [1, 0, 0, 0, 1, 0],
+        "image": encode_bgr(make_image(number)),
+        "seed": number,
         "keypoints": np.column_stack([xy, np.full(len(xy), 2)]).ravel().tolist(),
         "bbox_xyxy": [*xy.min(axis=0), *xy.max(axis=0)],
-    }  # fmt: skip
+    }
 
 
 def write_small_store(store: Path, quarantined: tuple[Quarantined, ...] = ()) -> Manifest:
@@ -74,15 +84,20 @@ def write_small_store(store: Path, quarantined: tuple[Quarantined, ...] = ()) ->
                 )
             )
     manifest = Manifest(
-        kp_ray="0.1.0", seed=42, skeleton=DACON24.names,
+        kp_ray="0.1.0",
+        seed=42,
+        skeleton=DACON24.names,
         recipes=(
             RecipeRecord(name="Original", copies=1, fingerprint="ab12"),
             RecipeRecord(name="Rotate45_CenterCrop", copies=2, fingerprint="ab12"),
         ),
-        num_sources=1234, num_variants=9, num_rows_by_split={"train": 6, "val": 3},
+        num_sources=1234,
+        num_variants=9,
+        num_rows_by_split={"train": 6, "val": 3},
         units={"train": ("001-1-1-01-Z17", "002-1-1-01-Z17"), "val": ("003-1-1-01-Z17",)},
-        parts=tuple(parts), quarantined=quarantined,
-    )  # fmt: skip
+        parts=tuple(parts),
+        quarantined=quarantined,
+    )
     write_manifest(str(store), manifest)
     return manifest
 
@@ -119,7 +134,7 @@ def write_planned_store(plan: Plan) -> Manifest:
 
 
 def to_former_layout(store: Path) -> None:
-    """Rename the files of a store as kp_ray named them before schema 3."""
+    """Convert a finished store to the file names and formats of the layout before schema 3."""
     for folder in store.glob("recipe-*"):
         folder.rename(store / folder.name.replace("recipe-", "recipe=", 1))
     schema = pa.schema([(name, pa.string()) for name in ("source", "stage", "reason")])

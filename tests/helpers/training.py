@@ -1,4 +1,4 @@
-"""Read the files of trained members, and watch training runs in other processes."""
+"""Read and compare the files of trained members, and find the workers of a training run."""
 
 import json
 from dataclasses import dataclass
@@ -13,9 +13,15 @@ from kp_ray.config.schema import Config
 from kp_ray.training.loop import TrainingResult
 
 TWO_WORKERS = {
-    "num_workers": 2, "ims_per_batch": 2, "max_iter": 16, "steps": [12], "eval_period": 8, "checkpoint_period": 4,
-    "ema_decay": 0.9, "base_lr": 1e-4,
-}  # fmt: skip
+    "num_workers": 2,
+    "ims_per_batch": 2,
+    "max_iter": 16,
+    "steps": [12],
+    "eval_period": 8,
+    "checkpoint_period": 4,
+    "ema_decay": 0.9,
+    "base_lr": 1e-4,
+}
 """A `train` section for two workers: by Detectron2's rule 8 iterations, a checkpoint every 2, an evaluation every 4."""
 
 

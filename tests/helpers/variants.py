@@ -17,8 +17,11 @@ from kp_ray.keypoints import FloatArray, apply_affine, inside
 from tests.helpers.images import BGR, to_jpeg
 
 SIZES = [(480, 270), (333, 500)]
+"""Width and height in pixels of the test images."""
 COPIES = 3
+"""Number of variants per recipe."""
 MARGIN_PX = 6
+"""A dot nearer to the edge of a variant is not measured, because it may be cut off."""
 DOT_SIGMA_PX = 2.5
 MIN_DOT_CHANGE = 14
 """Smallest change, in levels of 255, of a pixel that shows a dot; JPEG compression changes pixels by less."""
@@ -51,8 +54,11 @@ def has_dots(width: int, height: int) -> npt.NDArray[np.bool_]:
 
 
 @cache
-def make_image(width: int, height: int, dots: bool = True) -> BGR:
-    """Draw a background with a Gaussian dot at every keypoint, bright on dark and dark on bright."""
+def make_dotted_image(width: int, height: int, dots: bool = True) -> BGR:
+    """Draw a background with a Gaussian dot at every keypoint; without `dots`, the background alone.
+
+    A dot is bright where the background is dark, and dark where it is bright.
+    """
     pixels = _draw_background(width, height)
     ys, xs = np.mgrid[:height, :width]
     for number, (x, y, _) in enumerate(make_keypoints(width, height)):
@@ -87,9 +93,11 @@ def make_variants(
 
 @cache
 def named_variants(width: int, height: int, dots: bool = True) -> dict[str, list[Variant]]:
-    """Make COPIES variants per named recipe of the image of `make_image`; return them by recipe."""
+    """Make COPIES variants per named recipe of the image of `make_dotted_image`; return them by recipe."""
     all_recipes = [(recipe, COPIES) for recipe in RECIPES.values()]
-    variants = make_variants(to_jpeg(make_image(width, height, dots)), make_keypoints(width, height), all_recipes)
+    variants = make_variants(
+        to_jpeg(make_dotted_image(width, height, dots)), make_keypoints(width, height), all_recipes
+    )
     return {name: [variant for variant in variants if variant.recipe == name] for name in RECIPES}
 
 
@@ -98,24 +106,26 @@ def decode_variant(variant: Variant) -> BGR:
     return np.asarray(simplejpeg.decode_jpeg(variant.image, "BGR", strict=True))
 
 
-def _gray_difference(variant: Variant, without: Variant) -> FloatArray:
-    """Return the absolute difference (H, W) of the mean of a pixel's colors, in levels of 255."""
-    first, second = (decode_variant(item).astype(float).mean(axis=2) for item in (variant, without))
+def _brightness_difference(variant: Variant, plain_variant: Variant) -> FloatArray:
+    """Return the absolute difference (H, W) of brightness, the mean of a pixel's colors, in levels of 255."""
+    first, second = (decode_variant(item).astype(float).mean(axis=2) for item in (variant, plain_variant))
     return np.asarray(np.abs(first - second))
 
 
-def measure_dot_errors(variant: Variant, without: Variant, has_dot: npt.NDArray[np.bool_], scale: float) -> list[float]:
+def measure_dot_errors(
+    variant: Variant, plain_variant: Variant, has_dot: npt.NDArray[np.bool_], scale: float
+) -> list[float]:
     """Measure the distance in pixels between the centroid of each dot and its keypoint.
 
     Dots within MARGIN_PX of the edge are skipped.
 
     Args:
         variant: variant of an image with dots.
-        without: the same variant of the image without dots.
+        plain_variant: the same variant of the image without dots.
         has_dot: (24,) True for the keypoints to measure.
         scale: scale factor of the variant's affine.
     """
-    difference = _gray_difference(variant, without)
+    difference = _brightness_difference(variant, plain_variant)
     reach = int(np.ceil(9 * max(scale, 0.5)))
     errors = []
     for (x, y, v), dot in zip(variant.keypoints, has_dot, strict=True):
@@ -162,15 +172,17 @@ def reflect_into_frame(xy: FloatArray, width: int, height: int) -> FloatArray:
     return np.asarray(last - np.abs(np.mod(xy, 2 * last) - last))
 
 
-def count_stray_pixels(variant: Variant, without: Variant, dots: FloatArray, width: int, height: int) -> int:
-    """Count the pixels of a variant that dots changed although no dot, nor a dot's reflection, is close to them.
+def count_stray_pixels(variant: Variant, plain_variant: Variant, dots: FloatArray, width: int, height: int) -> int:
+    """Count the pixels of a variant that differ from the variant without dots although no dot is close to them.
+
+    A dot's mirror image in the reflecting border counts as a dot.
 
     Args:
-        variant, without: the variant of an image with dots, and of the image without dots.
+        variant, plain_variant: the variant of an image with dots, and of the image without dots.
         dots: (N, 2) coordinates of the dots in the source.
         width, height: size of the source in pixels.
     """
-    changed = _gray_difference(variant, without) > MIN_DOT_CHANGE
+    changed = _brightness_difference(variant, plain_variant) > MIN_DOT_CHANGE
     inverse = np.linalg.inv(np.vstack([variant.affine, [0, 0, 1]]))[:2]
     source_pixels = reflect_into_frame(
         apply_affine(inverse, np.argwhere(changed)[:, ::-1].astype(float)), width, height

@@ -11,6 +11,7 @@ from kp_ray.models.presets import build_model
 from tests.helpers.rows import random_row
 
 K = len(DACON24)
+"""Number of keypoints."""
 
 
 def make_detection(x: float, score: float, side: float = 50) -> Detection:
@@ -21,11 +22,11 @@ def make_detection(x: float, score: float, side: float = 50) -> Detection:
 
 def test_detections_come_best_first_in_pixels_of_the_stored_image(cfg: Any) -> None:
     torch.manual_seed(0)
-    low = cfg.clone()
-    low.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    cfg = cfg.clone()
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     sizes = [(320, 180), (200, 300)]
     rows = [random_row(*size, seed) for seed, size in enumerate(sizes)]
-    detections_by_row = detect_people(build_model(low).eval(), low, DACON24, rows)
+    detections_by_row = detect_people(build_model(cfg).eval(), cfg, DACON24, rows)
     assert len(detections_by_row) == 2
     for detections, size in zip(detections_by_row, sizes, strict=True):
         scores = [detection.score for detection in detections]
@@ -58,7 +59,7 @@ def test_views_merge_the_same_person_and_keep_others_apart() -> None:
     assert [(detection.score, detection.bbox_xyxy[0]) for detection in apart] == [(0.9, 100), (0.8, 300)]
 
 
-def test_a_detection_without_an_area_is_merged_with_its_equal_only() -> None:
+def test_a_detection_without_an_area_is_merged_only_with_an_equal_one() -> None:
     flat = make_detection(100, 0.9, side=0)
     merged = merge_views([[flat], [flat, make_detection(100, 0.5)]])
     assert [detection.score for detection in merged] == [0.9, 0.5]

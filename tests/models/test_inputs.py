@@ -51,7 +51,7 @@ def map_with_detectron2(
 
 
 class FixedFlip:
-    """Replace the random generator: take the first size, and flip or not."""
+    """A random generator that chooses the first size, and flips always or never."""
 
     def __init__(self, flip: bool) -> None:
         self.flip = flip
@@ -82,7 +82,7 @@ def test_a_row_is_mapped_as_by_detectron2s_mapper(
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1267, 717), (720, 540), (961, 1279)])
 def test_decoding_at_a_smaller_scale_keeps_positions(cfg: Any, width: int, height: int) -> None:
-    """The centre of a blob near the last corner, where a rounded-up size would show, stays within 0.02 px."""
+    """A blob near the lower right corner moves by less than 0.02 px; rounding a size up would move it further."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     blob = np.exp(-((x - (width - 100)) ** 2 + (y - (height - 100)) ** 2) / (2 * 24**2))
     pixels = np.repeat(np.round(255 * blob).astype(np.uint8)[..., None], 3, axis=2)

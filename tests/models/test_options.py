@@ -49,7 +49,7 @@ def config_with(cfg: dict[str, Any], **train: Any) -> Config:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_option_of_detectron2_has_one_class(name: str) -> None:
+def test_every_option_of_detectron2_is_derived_refused_limited_or_honored(name: str) -> None:
     is_refused = bool(find_entry(name, REFUSED_OPTIONS))
     is_honored = bool(find_entry(name, HONORED_OPTIONS)) and not is_refused and name not in DERIVED_OPTIONS
     assert [name in DERIVED_OPTIONS, is_refused, name in ALLOWED_VALUES, is_honored].count(True) == 1
@@ -67,9 +67,8 @@ def test_the_derived_options_are_those_that_kp_ray_sets() -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_option_that_would_have_no_effect_is_refused_before_a_cluster_starts(tmp_path: Path, name: str) -> None:
     config = tiny_config({}, tmp_path, model={"cfg": {name: default_value(name)}})
-    with pytest.raises(ConfigError, match=rf"^model\.cfg\.{name}: .* \(got .*\): (set|remove|list) ") as caught:
+    with pytest.raises(ConfigError, match=rf"^model\.cfg\.{name}: .* \(got .*\): (set|remove|list) "):
         TrainStage().check(config)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +84,15 @@ def test_an_option_that_would_have_no_effect_is_refused_before_a_cluster_starts(
         ({"CUDNN_BENCHMARK": True}, {"deterministic": True}, "CUDNN_BENCHMARK"),
         ({"TEST.AUG": {"ENABLED": True}}, {}, "TEST.AUG"),
         ({"NO_SUCH": 1}, {}, "NO_SUCH"),
+        ({"MODEL.RPN.NO_SUCH_THING": 1}, {}, "MODEL.RPN.NO_SUCH_THING"),
+        ({"SOLVER.MOMENTUM": "fast"}, {}, "SOLVER.MOMENTUM"),
     ],
 )
-def test_values_that_do_not_work_are_refused(options: dict[str, Any], train: dict[str, Any], key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^model\.cfg\.{key}") as caught:
+def test_a_wrong_value_or_name_is_refused_by_its_option(
+    options: dict[str, Any], train: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\.cfg\.{key}"):
         build_cfg(config_with(options, **train), DACON24, "cpu")
-    assert "\n" not in str(caught.value)
 
 
 def test_the_last_learning_rate_needs_a_cosine_schedule_in_the_run_or_its_search() -> None:
@@ -104,9 +106,8 @@ def test_the_last_learning_rate_needs_a_cosine_schedule_in_the_run_or_its_search
 def test_a_network_that_cannot_be_built_is_refused_before_a_cluster_starts(tmp_path: Path) -> None:
     check_network(build_cfg(config_with({"MODEL.FPN.FUSE_TYPE": "avg"}), DACON24, "cpu"))
     for options in ({"MODEL.BACKBONE.NAME": "no_such"}, {"MODEL.RESNETS.DEPTH": 19}, {"MODEL.RPN.IN_FEATURES": ["p9"]}):
-        with pytest.raises(ConfigError, match=r"^model\.cfg: the network cannot be built") as caught:
+        with pytest.raises(ConfigError, match=r"^model\.cfg: the network cannot be built"):
             TrainStage().check(tiny_config({}, tmp_path, model={"cfg": options}))
-        assert "\n" not in str(caught.value)
 
 
 def test_every_honored_option_is_read_by_the_model_the_solver_or_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +116,7 @@ def test_every_honored_option_is_read_by_the_model_the_solver_or_the_input(monke
 
     def record_read(node: Any, name: str) -> Any:
         value = read_attribute(node, name)
-        if "prefix" in node.__dict__:  # a deep copy of a node keeps it
+        if "prefix" in node.__dict__:  # set by `set_prefixes`; a deep copy of the node has it too
             reads.add(f"{node.__dict__['prefix']}{name}")
         return value
 
@@ -137,7 +138,7 @@ def test_every_honored_option_is_read_by_the_model_the_solver_or_the_input(monke
         build_lr_scheduler(cfg, optimizer)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()  # reads how to clip
+        optimizer.step()  # reads the options of gradient clipping
         for generator in (rng, None):
             to_dataset_dict(row, cfg, DACON24, generator)
     honored = {
@@ -148,7 +149,7 @@ def test_every_honored_option_is_read_by_the_model_the_solver_or_the_input(monke
     assert honored - reads == READ_ELSEWHERE & set(OPTIONS)
 
 
-def test_the_input_has_the_channels_in_the_order_of_the_format() -> None:
+def test_the_channels_of_the_input_are_in_the_order_of_input_format() -> None:
     row = random_row()
     bgr, rgb = (
         to_dataset_dict(row, build_cfg(config_with({"INPUT.FORMAT": name}), DACON24, "cpu"), DACON24, None)["image"]
@@ -158,7 +159,7 @@ def test_the_input_has_the_channels_in_the_order_of_the_format() -> None:
     assert not torch.equal(rgb, bgr)
 
 
-def test_training_sizes_are_chosen_from_a_list_or_drawn_from_a_range() -> None:
+def test_training_sizes_are_chosen_from_a_list_or_from_a_range() -> None:
     row = random_row(320, 180)
     sizes = {}
     for sampling in ("choice", "range"):

@@ -14,7 +14,7 @@ from kp_ray.prediction.run import predict
 from kp_ray.store.plan import plan
 from kp_ray.store.write import write_store
 from tests.helpers.data import tiny_config
-from tests.helpers.members import MEMBERS, NUM_COPIES, link_run
+from tests.helpers.linked_runs import MEMBERS, NUM_COPIES, link_run
 
 
 @pytest.fixture(scope="session")

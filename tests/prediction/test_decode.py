@@ -17,7 +17,7 @@ from kp_ray.models.inputs import to_dataset_dict
 from kp_ray.models.weights import load_member
 from kp_ray.prediction.decode import InputSize, decode_batch, decoded_schema, refs_table
 from kp_ray.prediction.images import ImageRef
-from tests.helpers.members import first_image
+from tests.helpers.linked_runs import first_image
 from tests.helpers.processes import run_command
 
 SIZES = [InputSize(64, 114), InputSize(144, 256)]

@@ -17,7 +17,7 @@ from kp_ray.prediction.fuse import write_fused
 from kp_ray.prediction.records import PredictionTime, read_evaluation
 from kp_ray.prediction.run import predict
 from tests.helpers.data import tiny_config
-from tests.helpers.members import configure_run, link_run
+from tests.helpers.linked_runs import configure_run, link_run
 
 K = len(DACON24)
 

@@ -17,7 +17,7 @@ from kp_ray.keypoints import DACON24, skeleton_for
 from kp_ray.prediction.evaluate import evaluate_run
 from kp_ray.prediction.fuse import read_run_predictions, write_fused
 from kp_ray.prediction.records import PredictionTime
-from tests.helpers.members import configure_run, link_run
+from tests.helpers.linked_runs import configure_run, link_run
 from tests.helpers.predictions import write_prediction_arrays
 
 NO_TIME = PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0)

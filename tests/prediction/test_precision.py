@@ -12,7 +12,7 @@ from kp_ray.keypoints import DACON24
 from kp_ray.models.decoding import detect_people
 from kp_ray.models.weights import load_member
 from kp_ray.prediction.precision import resolve_precision, set_precision
-from tests.helpers.members import first_image
+from tests.helpers.linked_runs import first_image
 
 
 def test_on_cpus_auto_is_fp32_and_mixed_precision_is_refused() -> None:

@@ -19,7 +19,7 @@ from kp_ray.prediction.decode import InputSize, decode_batch, refs_table
 from kp_ray.prediction.images import ImageRef
 from kp_ray.prediction.predictor import BatchResult, InputImage, Predictor
 from kp_ray.prediction.settings import view_scales
-from tests.helpers.members import configure_run, first_image
+from tests.helpers.linked_runs import configure_run, first_image
 
 LinkRun = Callable[..., Config]
 

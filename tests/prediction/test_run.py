@@ -21,7 +21,7 @@ from kp_ray.keypoints import DACON24
 from kp_ray.prediction.run import predict
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.storage import writer_lock
-from tests.helpers.members import NUM_COPIES, link_run
+from tests.helpers.linked_runs import NUM_COPIES, link_run
 from tests.helpers.processes import run_command
 
 

@@ -20,7 +20,7 @@ from kp_ray.prediction.records import (
 from kp_ray.prediction.stage import EvaluateStage, EvaluateSummary, PredictStage, PredictSummary
 from kp_ray.stage import no_progress
 from tests.helpers.data import tiny_config
-from tests.helpers.members import configure_run
+from tests.helpers.linked_runs import configure_run
 
 
 def make_summary(several: int = 0, filled: tuple[FilledImage, ...] = ()) -> PredictSummary:

@@ -9,7 +9,7 @@ import pytest
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, ModelError
 from kp_ray.prediction.task import PredictionTask
-from tests.helpers.members import configure_run, link_run
+from tests.helpers.linked_runs import configure_run, link_run
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from tests.helpers.run_folders import (
     HOSTILE,
     OUTSIDE,
     make_config,
-    write_augmented,
     write_labels,
     write_prediction_details,
+    write_store_and_figures,
     write_training_logs,
 )
 
@@ -93,7 +93,7 @@ def test_passwords_in_urls_are_hidden(whole_run: Config, whole_page: Page) -> No
 
 def test_a_run_with_only_a_store_has_only_its_sections(tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    write_augmented(config)
+    write_store_and_figures(config)
     page = write_page(config)
     assert page.sections == ["store", "poses", "data", "speed", "config"]
 
@@ -136,7 +136,7 @@ def test_a_damaged_file_is_an_error_that_names_it_and_no_page_is_written(
     tmp_path: Path, name: str, content: str
 ) -> None:
     config = make_config(tmp_path)
-    write_augmented(config)
+    write_store_and_figures(config)
     path = tmp_path / "run" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)

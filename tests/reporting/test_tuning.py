@@ -13,7 +13,7 @@ from kp_ray.tuning import plots
 from kp_ray.tuning.trials import read_trials, write_tables
 from tests.helpers.pages import Page, write_page
 from tests.helpers.run_folders import make_config
-from tests.helpers.searches import leave_trial
+from tests.helpers.searches import write_trial
 
 
 def test_trials_are_ranked_by_iterations_then_by_the_metric(whole_run: Config) -> None:
@@ -44,7 +44,7 @@ def write_plotted_search(folder: Path, num_trials: int) -> Config:
     """Write a search whose trials have different learning rates and results, and a file for each of its plots."""
     config = make_config(folder)
     for number in range(num_trials):
-        leave_trial(config, f"trial-{number:03d}", number + 1, {8: 10.0 + number}, end={})
+        write_trial(config, f"trial-{number:03d}", number + 1, {8: 10.0 + number}, end={})
     write_tables(config, read_trials(config))
     for name in ("learning_rate", "curves", "importance", "parallel"):
         Path(config.path("tune", f"{name}.svg")).write_text(f"<svg>{name}</svg>")

@@ -11,8 +11,8 @@ from tests.helpers.data import tiny_config
 
 
 @pytest.fixture(scope="session")
-def written(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
-    """Write the store of the tiny config; tests leave it as it is."""
+def store_config(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Config:
+    """Write the store of the tiny config and return the config; tests must not change the store."""
     config = tiny_config(sample_data, tmp_path_factory.mktemp("written"))
     write_store(plan(config))
     return config

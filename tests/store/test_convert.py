@@ -1,4 +1,4 @@
-"""Stores of the former layout are read as they are, and `augment` converts them without rewriting a part."""
+"""Stores of the layout before schema 3 are read unchanged, and `augment` converts them without rewriting a part."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.helpers.stores import store_files, to_former_layout, write_planned_st
 
 @pytest.fixture
 def planned(tiny: Config) -> Plan:
-    """Write the store of the tiny config in the former layout; return its plan."""
+    """Write the store of the tiny config in the layout before schema 3; return its plan."""
     planned = plan(tiny)
     write_planned_store(planned)
     to_former_layout(Path(planned.store))
@@ -35,7 +35,7 @@ def list_names(store: str) -> set[str]:
     return set(os.listdir(store)) - {".lock"}
 
 
-def test_a_store_of_the_former_layout_is_read_as_it_is(planned: Plan, tiny: Config) -> None:
+def test_a_store_of_the_former_layout_is_read_without_changing_it(planned: Plan, tiny: Config) -> None:
     names = {"manifest.json", "quarantine.parquet", "recipe=Original", "recipe=Rotate45_CenterCrop"}
     assert list_names(planned.store) == names
     former_rows, digest = str(list(iter_rows(planned.store, split=None))), store_digest(planned.store)
@@ -43,7 +43,7 @@ def test_a_store_of_the_former_layout_is_read_as_it_is(planned: Plan, tiny: Conf
     assert has_store(planned.store)
     assert is_finished(planned)
     assert forecast_augment(planned, tiny).parts_kept == len(read_manifest(planned.store).parts)
-    assert list_names(planned.store) == names, "reading changes nothing"
+    assert list_names(planned.store) == names
     convert_layout(planned.store)
     assert str(list(iter_rows(planned.store, split=None))) == former_rows
     assert str(read_table(planned.store).to_pylist()) == str(former_table.to_pylist())
@@ -55,8 +55,11 @@ def test_augment_converts_a_finished_store_without_a_cluster_and_writes_no_part(
     figures = write_store(planned)
     assert (figures.parts_written, figures.parts_kept) == (0, len(times))
     assert list_names(planned.store) == {
-        "_manifest.json", "_quarantine.csv", "recipe-Original", "recipe-Rotate45_CenterCrop",
-    }  # fmt: skip
+        "_manifest.json",
+        "_quarantine.csv",
+        "recipe-Original",
+        "recipe-Rotate45_CenterCrop",
+    }
     assert {path.name: path.stat().st_mtime_ns for path in Path(planned.store).rglob("part-*")} == times
     assert read_manifest(planned.store).schema_version == SCHEMA_VERSION
     assert verify_store(planned) == []
@@ -72,20 +75,20 @@ def test_a_converted_store_equals_a_new_one(planned: Plan, tiny: Config) -> None
     assert file_times(*before) == before
 
 
-@pytest.mark.parametrize("interrupted", ["move_file", "delete_folder", "write_manifest", "delete_file"])
+@pytest.mark.parametrize("function_name", ["move_file", "delete_folder", "write_manifest", "delete_file"])
 def test_an_interrupted_conversion_is_continued(
-    interrupted: str, planned: Plan, tiny: Config, monkeypatch: pytest.MonkeyPatch
+    function_name: str, planned: Plan, tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    function, num_calls = getattr(convert, interrupted), 0
+    function, num_calls = getattr(convert, function_name), 0
 
     def interrupt(*arguments: Any) -> None:
         nonlocal num_calls
         num_calls += 1
-        if num_calls > 1 or interrupted == "write_manifest":
+        if num_calls > 1 or function_name == "write_manifest":  # the manifest is written only once
             raise KeyboardInterrupt
         function(*arguments)
 
-    monkeypatch.setattr(convert, interrupted, interrupt)
+    monkeypatch.setattr(convert, function_name, interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert_layout(planned.store)
     monkeypatch.undo()

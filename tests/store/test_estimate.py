@@ -11,15 +11,15 @@ from kp_ray.store.plan import plan
 from tests.helpers.data import tiny_config
 
 
-def test_the_forecast_agrees_with_the_written_store(written: Config, tiny: Config) -> None:
-    manifest = read_manifest(written.path("store"))
+def test_the_forecast_agrees_with_the_written_store(store_config: Config, tiny: Config) -> None:
+    manifest = read_manifest(store_config.path("store"))
     forecast = forecast_augment(plan(tiny), tiny)
     assert not Path(tiny.run_dir).exists()
     assert (forecast.sources, forecast.variants) == (manifest.num_sources, manifest.num_variants)
     assert (forecast.parts, forecast.parts_kept) == (len(manifest.parts), 0)
     assert forecast.bytes == pytest.approx(sum(part.num_bytes for part in manifest.parts), rel=0.2)
     assert forecast.probed > 0
-    assert forecast_augment(plan(written), written).parts_kept == len(manifest.parts)
+    assert forecast_augment(plan(store_config), store_config).parts_kept == len(manifest.parts)
 
 
 def test_the_forecast_has_two_lines_of_text_and_one_json_object(tiny: Config) -> None:
@@ -31,8 +31,16 @@ def test_the_forecast_has_two_lines_of_text_and_one_json_object(tiny: Config) ->
     )
     assert second.startswith(f"about {format_size(forecast.bytes)} and {format_time(forecast.seconds)} on ")
     assert list(forecast.to_json()) == [
-        "sources", "variants", "parts", "bytes", "seconds", "cpus", "cpu_s_per_source", "probed", "parts_kept",
-    ]  # fmt: skip
+        "sources",
+        "variants",
+        "parts",
+        "bytes",
+        "seconds",
+        "cpus",
+        "cpu_s_per_source",
+        "probed",
+        "parts_kept",
+    ]
 
 
 def test_the_number_of_cpus_comes_from_the_config_and_divides_the_time(tiny: Config) -> None:

@@ -15,37 +15,39 @@ from tests.helpers.data import tiny_config
 from tests.helpers.stores import training_part, write_small_store
 
 
-def test_an_export_opens_in_pycocotools_and_reads_back_equal(written: Config, tmp_path: Path) -> None:
+def test_an_export_opens_in_pycocotools_and_reads_back_equal(store_config: Config, tmp_path: Path) -> None:
     coco = pytest.importorskip("pycocotools.coco")
     folder = tmp_path / "out"
-    summary = export_store(written, str(folder), split="val")
+    summary = export_store(store_config, str(folder), split="val")
     assert summary.lines() == [f"{summary.images} images and annotations.json, annotations.csv in {folder}"]
-    num_rows = read_manifest(written.path("store")).num_rows_by_split["val"]
+    num_rows = read_manifest(store_config.path("store")).num_rows_by_split["val"]
     assert summary.to_json() == {"images": num_rows, "folder": str(folder)}
     assert len(coco.COCO(str(folder / "annotations.json")).imgs) == num_rows
     from_json = load_annotations(str(folder / "annotations.json"))
     from_csv = load_annotations(str(folder / "annotations.csv"))
     assert from_json.images == from_csv.images
-    rows = list(iter_rows(written.path("store"), split="val"))
+    rows = list(iter_rows(store_config.path("store"), split="val"))
     stored = np.stack([np.array(row["keypoints"]).reshape(-1, 3)[:, :2] for row in rows])
     np.testing.assert_allclose(from_csv.keypoints[:, :, :2], stored, atol=1e-4)
     for name in from_csv.images:
         assert (folder / "images" / name).stat().st_size > 0
 
 
-def test_one_recipe_can_be_exported_and_a_second_export_needs_a_new_folder(written: Config, tmp_path: Path) -> None:
-    recipes = read_table(written.path("store"), columns=["recipe"])["recipe"].to_pylist()
-    summary = export_store(written, str(tmp_path / "one"), recipes=["Rotate45_CenterCrop"])
+def test_one_recipe_can_be_exported_and_a_second_export_needs_a_new_folder(
+    store_config: Config, tmp_path: Path
+) -> None:
+    recipes = read_table(store_config.path("store"), columns=["recipe"])["recipe"].to_pylist()
+    summary = export_store(store_config, str(tmp_path / "one"), recipes=["Rotate45_CenterCrop"])
     assert summary.images == recipes.count("Rotate45_CenterCrop") < len(recipes)
     with pytest.raises(StoreError, match="already holds images"):
-        export_store(written, str(tmp_path / "one"))
+        export_store(store_config, str(tmp_path / "one"))
 
 
 @pytest.mark.parametrize("name", ["annotations.csv", "annotations.json"])
-def test_a_folder_with_the_users_own_labels_is_not_changed(name: str, written: Config, tmp_path: Path) -> None:
+def test_a_folder_with_the_users_own_labels_is_not_changed(name: str, store_config: Config, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(StoreError, match=f"already holds {name}"):
-        export_store(written, str(tmp_path))
+        export_store(store_config, str(tmp_path))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 
 
@@ -57,7 +59,7 @@ def test_a_selection_without_rows_writes_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
-def test_an_export_that_meets_a_damaged_part_leaves_no_images(tmp_path: Path) -> None:
+def test_an_export_of_a_store_with_a_damaged_part_leaves_no_images(tmp_path: Path) -> None:
     write_small_store(tmp_path / "run" / "store")
     config = tiny_config({}, tmp_path / "run")
     part = training_part(config)

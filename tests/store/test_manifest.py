@@ -39,7 +39,7 @@ def test_damaged_older_and_newer_manifests_are_refused(content: str, message: st
         read_manifest(str(tmp_path))
 
 
-def test_the_key_settings_of_older_manifests_is_ignored(tmp_path: Path) -> None:
+def test_the_field_settings_of_older_manifests_is_ignored(tmp_path: Path) -> None:
     manifest = write_small_store(tmp_path)
     path = tmp_path / "_manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {"jpeg_quality": 95}}))
@@ -61,10 +61,12 @@ def test_rows_have_the_documented_columns() -> None:
     assert row_schema(len(DACON24)).names == list(StoredRow.__annotations__)
 
 
-def test_the_manifest_counts_the_rows_of_its_parts(written: Config) -> None:
-    manifest = json.loads(Path(written.path("store", "_manifest.json")).read_text())
-    rows = {part["path"]: pq.read_metadata(written.path("store", part["path"])).num_rows for part in manifest["parts"]}
+def test_the_manifest_counts_the_rows_of_its_parts(store_config: Config) -> None:
+    manifest = json.loads(Path(store_config.path("store", "_manifest.json")).read_text())
+    rows = {
+        part["path"]: pq.read_metadata(store_config.path("store", part["path"])).num_rows for part in manifest["parts"]
+    }
     assert {part["path"]: part["num_rows"] for part in manifest["parts"]} == rows
     assert manifest["num_variants"] == sum(rows.values()) == sum(manifest["num_rows_by_split"].values())
-    metadata = pq.read_metadata(written.path("store", manifest["parts"][0]["path"])).metadata
+    metadata = pq.read_metadata(store_config.path("store", manifest["parts"][0]["path"])).metadata
     assert json.loads(metadata[b"kp_ray"])["skeleton"] == manifest["skeleton"]

@@ -1,4 +1,4 @@
-"""Parts are written whole or not at all, and whole parts are found by a later run."""
+"""A part is written whole or not at all, and a later run reuses whole parts only."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ def planned(tiny: Config) -> Plan:
 
 
 def write_first_part(planned: Plan, quarantined: tuple[dict[str, Any], ...] = ()) -> PartRecord:
-    """Write the plan's first part."""
+    """Write the plan's first part; `quarantined` is stored in its metadata."""
     chunk = planned.chunks[0]
     part = chunk.parts[0]
     with PartWriter(planned.store, part, row_schema(len(planned.skeleton))) as writer:

@@ -19,7 +19,7 @@ IMAGES = tuple(f"s{number // 2}_A-{number}.jpg" for number in range(6))
 SPLITS = ("train", "train", "val", "train", "train", "train")
 AUGMENT = AugmentConfig(recipes=("Original", "Rotate45", "Rotate45"), sources_per_part=2)
 
-NAMES_0_1 = [
+PART_NAMES_OF_VERSION_0_1 = [
     "recipe-Original/part-00000-aa58d362f27f.parquet",
     "recipe-Rotate45/part-00000-b8d68ba13a43.parquet",
     "recipe-Original/part-00001-001060c5833d.parquet",
@@ -28,7 +28,7 @@ NAMES_0_1 = [
     "recipe-Rotate45/part-00002-9461a12b5db1.parquet",
     "recipe-Original/part-00001-20f7db182a7e.parquet",
 ]
-"""Names of the parts of `make_plan` in version 0.1. If the names changed, all existing stores would be rewritten."""
+"""Names of the parts of `make_plan`. Other names would make `augment` rewrite all existing stores."""
 
 
 @pytest.fixture
@@ -81,18 +81,18 @@ def test_units_are_listed_by_split_and_missing_images_are_absent(labels: Annotat
 
 
 def test_names_of_parts_are_those_of_version_0_1(labels: Annotations, images: Path) -> None:
-    assert [part.path for part in make_plan(labels, images).parts()] == NAMES_0_1
+    assert [part.path for part in make_plan(labels, images).parts()] == PART_NAMES_OF_VERSION_0_1
 
 
 @pytest.mark.parametrize(
-    "augment",
+    "change",
     [{"jpeg_quality": 50}, {"oversize": "error"}, {"box_margin_px": 3.0}],
-    ids=lambda augment: next(iter(augment)),
+    ids=lambda change: next(iter(change)),
 )
-def test_a_setting_that_decides_rows_renames_every_part(
-    augment: dict[str, Any], labels: Annotations, images: Path
+def test_a_setting_that_changes_the_rows_renames_every_part(
+    change: dict[str, Any], labels: Annotations, images: Path
 ) -> None:
-    changed = make_plan(labels, images, AUGMENT.model_copy(update=augment))
+    changed = make_plan(labels, images, AUGMENT.model_copy(update=change))
     assert not part_names(changed) & part_names(make_plan(labels, images))
 
 

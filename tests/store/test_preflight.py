@@ -1,4 +1,4 @@
-"""Plans of which nothing could be written are refused before a cluster starts."""
+"""A plan is refused before a cluster starts if one of its recipes fails on every image, or if no image exists."""
 
 import shutil
 from pathlib import Path
@@ -21,16 +21,18 @@ from tests.helpers.data import tiny_config
 
 
 def user_recipe(*steps: Any) -> dict[str, Any]:
-    """Save a pipeline of Albumentations steps."""
+    """Return a pipeline of Albumentations steps in the form of `augment.user_recipes`."""
     A = import_albumentations()  # noqa: N806
     return dict(A.to_dict(A.Compose(list(steps))))
 
 
 def too_large_crop() -> dict[str, Any]:
+    """Return a user's pipeline whose crop is larger than every image of the tests."""
     return user_recipe(import_albumentations().CenterCrop(height=5000, width=5000))
 
 
 def config_with(sample_data: dict[str, Any], tmp_path: Path, **augment: Any) -> Config:
+    """Build the tiny config with settings of its section `augment`."""
     return tiny_config(sample_data, tmp_path / "run", augment=augment)
 
 
@@ -64,7 +66,7 @@ def test_a_recipe_that_succeeds_on_one_image_is_accepted(sample_data: dict[str, 
 
 @pytest.mark.parametrize("is_dry_run", [False, True])
 @pytest.mark.parametrize("fault", ["no images", "recipe"])
-def test_augment_and_its_dry_run_refuse_it_without_a_cluster(
+def test_augment_and_its_dry_run_refuse_the_plan_without_starting_a_cluster(
     sample_data: dict[str, Any], tmp_path: Path, fault: str, is_dry_run: bool
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -73,12 +75,13 @@ def test_augment_and_its_dry_run_refuse_it_without_a_cluster(
         config = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, tmp_path / "run")
     was_connected = ray.is_initialized()
     with pytest.raises((ConfigError, DataError), match=r"none of the 12 labelled images|Huge fails on each"):
-        forecast_stage("augment", config) if is_dry_run else run_stage("augment", config, _no_display, print)
+        forecast_stage("augment", config) if is_dry_run else run_stage("augment", config, refuse_to_begin, print)
     assert ray.is_initialized() == was_connected
     assert not has_store(config.path("store"))
 
 
-def _no_display(verb: str) -> Any:
+def refuse_to_begin(verb: str) -> Any:
+    """Fail the test: a stage calls this function to open its progress display when it begins."""
     raise AssertionError(f"{verb} began")
 
 
@@ -90,12 +93,12 @@ def test_unreadable_images_do_not_count_against_a_recipe(sample_data: dict[str, 
     check_plan(plan(config_with({**sample_data, "images": str(tmp_path / "images")}, tmp_path, **recipes)))
 
 
-def test_a_store_of_which_a_recipe_failed_on_every_image_is_refused_and_its_recipe_tried_again(
+def test_a_recipe_that_failed_on_every_image_of_a_run_is_refused_on_each_later_run(
     sample_data: dict[str, Any], tmp_path: Path, ray_cluster: None
 ) -> None:
     config = config_with(sample_data, tmp_path, recipes=["Original", "CenterCrop_1"], oversize="error")
     stage = AugmentStage()
-    for _ in range(2):  # also when the store is finished
+    for _ in range(2):  # the second run finds a finished store
         with pytest.raises(ConfigError, match=r"^augment\.recipes: CenterCrop_1 failed on every image, e\.g\. "):
             stage.run(config, no_progress)
     with pytest.raises(ConfigError, match=r"CenterCrop_1 fails on each of the \d+ images"):

@@ -1,4 +1,4 @@
-"""Data frame libraries open the folder of a store as it is."""
+"""Data frame libraries read the folder of a store without help from kp_ray."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +52,7 @@ def sort_rows(table: pa.Table) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_the_folder_of_a_store_opens_in(reader: str, store: str) -> None:
+def test_a_library_reads_all_rows_from_the_folder_of_a_store(reader: str, store: str) -> None:
     table = READERS[reader](store)
     expected = read_table(store)
     assert sort_rows(table.select(expected.column_names)) == sort_rows(expected)
@@ -60,7 +60,7 @@ def test_the_folder_of_a_store_opens_in(reader: str, store: str) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_folder_of_a_store_opens_in_ray_data(store: str) -> None:
+def test_ray_data_reads_all_rows_from_the_folder_of_a_store(store: str) -> None:
     import ray
 
     rows = ray.data.read_parquet(store).take_all()

@@ -11,13 +11,22 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError, RunStateError
 from kp_ray.stage import no_progress
 from kp_ray.storage import writer_lock
-from kp_ray.store import stage as module
+from kp_ray.store import stage as stage_module
 from kp_ray.store.manifest import Quarantined
 from kp_ray.store.stage import AugmentStage, AugmentSummary, verify
 from tests.helpers.data import tiny_config
 from tests.helpers.processes import file_times
 
-KEYS = ["sources", "variants", "seconds", "start_up_s", "sources_per_s", "parts_written", "parts_kept", "quarantined"]
+FIGURE_KEYS = [
+    "sources",
+    "variants",
+    "seconds",
+    "start_up_s",
+    "sources_per_s",
+    "parts_written",
+    "parts_kept",
+    "quarantined",
+]
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -28,7 +37,7 @@ def test_augment_writes_the_store_and_records_its_config_and_figures(tiny: Confi
     stage.session_start_up_s = 1000.0
     summary = stage.run(tiny, no_progress)
     assert stage.is_done(tiny)
-    assert list(summary.to_json()) == KEYS
+    assert list(summary.to_json()) == FIGURE_KEYS
     assert summary.seconds > summary.start_up_s > 1000
     assert json.loads(Path(tiny.path("augment.json")).read_text()) == summary.to_json()
     assert Path(tiny.path("config.yaml")).exists()
@@ -53,7 +62,7 @@ def test_progress_is_reported_in_sources(tiny: Config, ray_cluster: None) -> Non
 
 
 def test_a_summary_names_an_example_of_the_quarantined_sources() -> None:
-    figures: dict[str, Any] = dict.fromkeys(KEYS, 2)
+    figures: dict[str, Any] = dict.fromkeys(FIGURE_KEYS, 2)
     item = Quarantined(source="b.jpg", stage="read", reason="the file is empty")
     lines = AugmentSummary(**figures, store="run/store", first_quarantined=item).lines()
     assert lines == [
@@ -62,7 +71,7 @@ def test_a_summary_names_an_example_of_the_quarantined_sources() -> None:
         "run/store/_quarantine.csv",
     ]
     assert len(AugmentSummary(**figures, store="run/store", first_quarantined=None).lines()) == 1
-    assert [field.name for field in fields(AugmentSummary)][: len(KEYS)] == KEYS
+    assert [field.name for field in fields(AugmentSummary)][: len(FIGURE_KEYS)] == FIGURE_KEYS
 
 
 def test_missing_images_and_wrong_labels_are_refused_before_a_cluster_starts(
@@ -79,19 +88,19 @@ def test_missing_images_and_wrong_labels_are_refused_before_a_cluster_starts(
 
 
 def test_a_plan_is_made_once_per_config(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    planned: list[Config] = []
-    plan = module.plan
-    monkeypatch.setattr(module, "plan", lambda config: planned.append(config) or plan(config))
-    stage, other = AugmentStage(), tiny_config(tiny.data.model_dump(), tmp_path / "other")
+    planned_configs: list[Config] = []
+    plan = stage_module.plan
+    monkeypatch.setattr(stage_module, "plan", lambda config: planned_configs.append(config) or plan(config))
+    stage, second_config = AugmentStage(), tiny_config(tiny.data.model_dump(), tmp_path / "other")
     stage.check(tiny)
     assert not stage.is_done(tiny)
     stage.forecast(tiny)
-    stage.check(other)
-    assert planned == [tiny, other]
+    stage.check(second_config)
+    assert planned_configs == [tiny, second_config]
 
 
 def test_the_summary_of_verify_has_one_line_per_problem() -> None:
-    summary = module.VerifySummary("run/store", ("a: missing",))
+    summary = stage_module.VerifySummary("run/store", ("a: missing",))
     assert not summary.ok
     assert summary.lines() == ["a: missing"]
     assert summary.to_json() == {"problems": ["a: missing"]}

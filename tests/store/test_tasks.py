@@ -1,4 +1,4 @@
-"""The data set that `augment` gives to Ray: plain Arrow columns from which a task gets its chunk back."""
+"""A Ray task of `augment` receives its chunk as Arrow columns, writes the chunk's parts and returns their records."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +29,8 @@ def test_a_chunk_survives_the_table_that_a_task_receives(planned: Plan) -> None:
         assert received.parts == chunk.parts
         for source, original in zip(received.sources, chunk.sources, strict=True):
             np.testing.assert_array_equal(source.keypoints, original.keypoints)
-            assert (source.name, source.scene, source.camera, source.frame, source.split) == (
-                original.name, original.scene, original.camera, original.frame, original.split,
-            )  # fmt: skip
+            for name in ("name", "scene", "camera", "frame", "split"):
+                assert getattr(source, name) == getattr(original, name)
 
 
 def test_the_columns_are_plain_arrow_types_with_a_row_per_source(planned: Plan) -> None:
@@ -40,14 +39,19 @@ def test_the_columns_are_plain_arrow_types_with_a_row_per_source(planned: Plan) 
     assert table["source"].to_pylist() == [source.name for source in chunk.sources]
     assert table.schema == pa.schema(
         {
-            "source": pa.string(), "scene": pa.string(), "camera": pa.string(), "frame": pa.int64(),
-            "split": pa.string(), "keypoints": pa.list_(pa.float64(), 72), "parts": pa.list_(pa.string()),
+            "source": pa.string(),
+            "scene": pa.string(),
+            "camera": pa.string(),
+            "frame": pa.int64(),
+            "split": pa.string(),
+            "keypoints": pa.list_(pa.float64(), 72),
+            "parts": pa.list_(pa.string()),
         }
-    )  # fmt: skip
+    )
 
 
 def test_a_task_writes_missing_parts_and_finds_those_of_an_interrupted_run(planned: Plan) -> None:
-    chunk, plan_of_tasks = planned.chunks[0], replace(planned, chunks=())
+    chunk, plan_of_tasks = planned.chunks[0], replace(planned, chunks=())  # a task receives a plan without chunks
     for num_found in (0, len(chunk.parts)):
         (row,) = write_chunk(chunk_to_table(chunk), plan_of_tasks).to_pylist()
         result = ChunkResult.from_row(row)

@@ -44,9 +44,9 @@ def test_a_store_with_unlabelled_points_is_sound(sample_data: dict[str, Any], tm
     assert verify_store(plan(config)) == []
 
 
-def test_parts_of_another_config_are_reported(written: Config, tmp_path: Path) -> None:
-    other = plan(tiny_config(written.data.model_dump(), Path(written.run_dir), seed=7))
-    (problem,) = verify_store(other)
+def test_parts_of_another_config_are_reported(store_config: Config, tmp_path: Path) -> None:
+    plan_of_other_seed = plan(tiny_config(store_config.data.model_dump(), Path(store_config.run_dir), seed=7))
+    (problem,) = verify_store(plan_of_other_seed)
     assert "differ from those that the config asks for: run augment" in problem
 
 

@@ -44,25 +44,27 @@ def list_files(config: Config) -> list[Path]:
 # Rows.
 
 
-def test_training_sources_have_every_copy_of_every_recipe_and_validation_sources_the_original(written: Config) -> None:
-    table = read_table(written.path("store")).to_pandas()
-    labels = load_annotations(written.require_input("annotations"))
+def test_training_sources_have_every_copy_of_every_recipe_and_validation_sources_the_original(
+    store_config: Config,
+) -> None:
+    table = read_table(store_config.path("store")).to_pandas()
+    labels = load_annotations(store_config.require_input("annotations"))
     validation = set(table[table.split == "val"].source)
     assert 0 < len(validation) < len(labels)
     for image in labels.images:
         rows = table[table.source == image]
         variants = sorted(zip(rows.recipe, rows["copy"], strict=True))
-        both = [("Original", 0), ("Rotate45_CenterCrop", 0), ("Rotate45_CenterCrop", 1)]
-        assert variants == (both[:1] if image in validation else both)
+        all_variants = [("Original", 0), ("Rotate45_CenterCrop", 0), ("Rotate45_CenterCrop", 1)]
+        assert variants == (all_variants[:1] if image in validation else all_variants)
     copies = table[table.recipe == "Rotate45_CenterCrop"].groupby("source").image.nunique()
     assert (copies == 2).all(), "the copies of a recipe are different images"
     assert (table.groupby("scene").split.nunique() == 1).all()
 
 
-def test_stored_keypoints_are_the_affine_applied_to_the_labels(written: Config) -> None:
-    labels = load_annotations(written.require_input("annotations"))
+def test_stored_keypoints_are_the_affine_applied_to_the_labels(store_config: Config) -> None:
+    labels = load_annotations(store_config.require_input("annotations"))
     keypoints = dict(zip(labels.images, labels.keypoints, strict=True))
-    for row in iter_rows(written.path("store"), split="train"):
+    for row in iter_rows(store_config.path("store"), split="train"):
         affine = np.array(row["affine"]).reshape(2, 3)
         expected = keypoints[row["source"]][:, :2] @ affine[:, :2].T + affine[:, 2]
         stored = np.array(row["keypoints"]).reshape(-1, 3)
@@ -71,13 +73,17 @@ def test_stored_keypoints_are_the_affine_applied_to_the_labels(written: Config) 
         assert ((stored[:, 2] > 0) == inside).all()
 
 
-def test_equal_inputs_give_equal_bytes_and_another_seed_gives_different_bytes(written: Config, tmp_path: Path) -> None:
-    again = tiny_config(written.data.model_dump(), tmp_path / "again")
-    write_store(plan(again))
-    assert part_digests(again) == part_digests(written)
-    other = tiny_config(written.data.model_dump(), tmp_path / "other", seed=7, split={"fraction": 0.25, "seed": 42})
-    write_store(plan(other))
-    assert not set(part_digests(other).values()) & set(part_digests(written).values())
+def test_equal_inputs_give_equal_bytes_and_another_seed_gives_different_bytes(
+    store_config: Config, tmp_path: Path
+) -> None:
+    same_config = tiny_config(store_config.data.model_dump(), tmp_path / "again")
+    write_store(plan(same_config))
+    assert part_digests(same_config) == part_digests(store_config)
+    other_seed = tiny_config(
+        store_config.data.model_dump(), tmp_path / "other", seed=7, split={"fraction": 0.25, "seed": 42}
+    )
+    write_store(plan(other_seed))
+    assert not set(part_digests(other_seed).values()) & set(part_digests(store_config).values())
 
 
 def test_corrections_change_the_rows_and_rewrite_only_the_parts_of_their_chunks(tiny: Config, tmp_path: Path) -> None:
@@ -284,12 +290,12 @@ def test_an_image_that_is_missing_on_the_workers_node_is_retried_by_the_next_run
     config = tiny_config(copy_images(sample_data, tmp_path / "images"), tmp_path / "run")
     planned = plan(config)
     lost = tmp_path / "images" / planned.chunks[0].sources[0].name
-    lost.rename(tmp_path / "aside.jpg")  # after planning
+    lost.rename(tmp_path / "moved.jpg")  # after planning
     assert write_store(planned).quarantined == 1
     (item,) = read_manifest(config.path("store")).quarantined
     assert (item.source, item.stage) == (lost.name, UNAVAILABLE)
     assert "the images must be where all nodes see them" in item.reason
-    (tmp_path / "aside.jpg").rename(lost)
+    (tmp_path / "moved.jpg").rename(lost)
     assert write_store(plan(config)).quarantined == 0
 
 
@@ -297,12 +303,12 @@ def test_a_wrong_image_folder_deletes_no_part(sample_data: dict[str, Any], tiny:
     write_store(plan(tiny))
     before = file_times(*(Path(tiny.path("store", path)) for path in part_digests(tiny)))
     (tmp_path / "empty").mkdir()
-    elsewhere = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, Path(tiny.run_dir))
+    without_images = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, Path(tiny.run_dir))
     with pytest.raises(StoreError, match="this image is missing, and the store holds its variants"):
-        write_store(plan(elsewhere))
+        write_store(plan(without_images))
     Path(tiny.path("store", "_manifest.json")).unlink()
     with pytest.raises(StoreError, match="none of the 12 sources could be used"):
-        write_store(plan(elsewhere))
+        write_store(plan(without_images))
     assert write_store(plan(tiny)).sources == 12
     assert file_times(*before) == before
 
@@ -313,15 +319,15 @@ def test_a_lost_image_is_refused_until_its_label_is_dropped(sample_data: dict[st
     write_store(plan(config))
     before = store_files(config)
     lost = tmp_path / "images" / load_annotations(sample_data["annotations"]).images[5]
-    lost.rename(tmp_path / "aside.jpg")
+    lost.rename(tmp_path / "moved.jpg")
     with pytest.raises(StoreError, match=rf"{lost}: this image is missing, .*\(1 labelled images are missing in all\)"):
         write_store(plan(config))
     assert store_files(config) == before
     (tmp_path / "corrections.csv").write_text(f"image,action\n{lost.name},drop\n")
-    dropped = tiny_config({**data, "corrections": str(tmp_path / "corrections.csv")}, tmp_path / "run")
-    figures = write_store(plan(dropped))
+    with_drop = tiny_config({**data, "corrections": str(tmp_path / "corrections.csv")}, tmp_path / "run")
+    figures = write_store(plan(with_drop))
     assert (figures.sources, figures.quarantined) == (11, 0)
-    (tmp_path / "aside.jpg").rename(lost)
+    (tmp_path / "moved.jpg").rename(lost)
     write_store(plan(config))
     assert store_files(config) == before
 
@@ -329,7 +335,7 @@ def test_a_lost_image_is_refused_until_its_label_is_dropped(sample_data: dict[st
 # Failures.
 
 
-def test_a_store_with_parts_that_this_machine_does_not_see_is_not_finished(tiny: Config) -> None:
+def test_a_run_whose_parts_are_not_all_visible_here_ends_with_an_error(tiny: Config) -> None:
     def delete_one_part(done: int, total: int) -> None:
         if done == total:
             next(iter(Path(tiny.path("store")).rglob("part-*.parquet"))).unlink()

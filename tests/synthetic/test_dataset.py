@@ -1,4 +1,4 @@
-"""The generated data set is reproducible and has the form of the competition's."""
+"""The generated data set is reproducible and has the files and formats of the competition."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from kp_ray.synthetic.dataset import SampleSummary, make_sample, plan_clips
 from tests.helpers.synthetic import SIZE, read_labels
 
 NAME = re.compile(r"(?P<scene>\d{3}-\d-\d-\d{2}-Z\d+)_(?P<camera>[A-E])-(?P<frame>\d{7})\.jpg")
-"""Form of the competition's image names."""
+"""Format of the competition's image names."""
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -23,10 +23,11 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def test_one_process_and_two_write_the_same_bytes(tmp_path: Path) -> None:
-    for processes in (1, 2):
-        make_sample(str(tmp_path / str(processes)), num_images=4, num_test=2, seed=7, num_processes=processes, **SIZE)
+    for num_processes in (1, 2):
+        folder = str(tmp_path / str(num_processes))
+        make_sample(folder, num_images=4, num_test=2, seed=7, num_processes=num_processes, **SIZE)
     digests = file_digests(tmp_path / "1")
-    assert len(digests) == 4 + 2 + 3
+    assert len(digests) == 4 + 2 + 3, "six images and three CSV files"
     assert digests == file_digests(tmp_path / "2")
 
 
@@ -39,7 +40,7 @@ def test_writing_again_gives_the_same_bytes_and_another_seed_different_ones(tmp_
     make_sample(str(tmp_path / "b"), seed=2, **options)
     digests_of_seed_2 = set(file_digests(tmp_path / "b").values())
     equal_files = [name for name, digest in first.items() if digest in digests_of_seed_2]
-    assert equal_files in ([], ["sample_submission.csv"])  # which holds zeros
+    assert equal_files in ([], ["sample_submission.csv"])  # the sample submission holds zeros
 
 
 def test_every_row_has_an_image_and_the_header_is_the_competitions(generated: SampleSummary) -> None:
@@ -54,7 +55,7 @@ def test_every_row_has_an_image_and_the_header_is_the_competitions(generated: Sa
     assert not points.any()
 
 
-def test_names_have_the_competitions_form_and_no_scene_is_in_both_splits(generated: SampleSummary) -> None:
+def test_names_have_the_competitions_format_and_no_scene_is_in_both_splits(generated: SampleSummary) -> None:
     train, test = (
         [NAME.fullmatch(name) for name in read_labels(path)[0]] for path in (generated.annotations, generated.truth)
     )

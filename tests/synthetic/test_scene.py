@@ -17,7 +17,7 @@ from kp_ray.synthetic.surfaces import ball
 from tests.helpers.synthetic import SIZE, read_labels
 
 
-def renderer_and_joints(clip: SyntheticClip) -> tuple[SceneRenderer, FloatArray]:
+def make_renderer_and_joints(clip: SyntheticClip) -> tuple[SceneRenderer, FloatArray]:
     """Set up a clip's scene at 1920x1080; compute the keypoints (24, 3) of its first frame in metres."""
     renderer = SceneRenderer.from_clip(clip, 1920, 1080)
     positions, _ = forward_kinematics(pose_at(clip, 1), renderer.person)
@@ -25,7 +25,7 @@ def renderer_and_joints(clip: SyntheticClip) -> tuple[SceneRenderer, FloatArray]
 
 
 def test_people_vary_in_size_and_are_mostly_in_the_frame(clips: list[SyntheticClip]) -> None:
-    points = np.stack([renderer.camera.project(joints)[0] for renderer, joints in map(renderer_and_joints, clips)])
+    points = np.stack([renderer.camera.project(joints)[0] for renderer, joints in map(make_renderer_and_joints, clips)])
     heights = np.ptp(points[..., 1], axis=1) / 1080
     assert heights.min() > 0.25
     assert heights.max() < 0.9
@@ -34,7 +34,7 @@ def test_people_vary_in_size_and_are_mostly_in_the_frame(clips: list[SyntheticCl
 
 
 def test_the_cameras_stand_on_an_arc_in_front_of_the_person(clips: list[SyntheticClip]) -> None:
-    positions = np.array([renderer.camera.position for renderer, _ in map(renderer_and_joints, clips)])
+    positions = np.array([renderer.camera.position for renderer, _ in map(make_renderer_and_joints, clips)])
     azimuths = np.degrees(np.arctan2(positions[:, 1], positions[:, 0]))
     assert np.abs(azimuths).max() <= 49
     assert azimuths.min() < -30
@@ -47,7 +47,7 @@ def test_a_dot_painted_at_a_joint_is_where_the_label_is(clips: list[SyntheticCli
     for clip in clips[::12]:
         renderer = SceneRenderer.from_clip(clip, width, height)
         _, labels = renderer.render_frame(1, np.zeros((height, width, 3), np.uint8))
-        joints = renderer_and_joints(clip)[1]
+        joints = make_renderer_and_joints(clip)[1]
         depth = renderer.camera.project(joints)[1]
         for joint, label, distance in zip(joints, labels, depth, strict=True):
             if not (12 <= label[0] < width - 12 and 12 <= label[1] < height - 12):
@@ -64,25 +64,26 @@ def test_a_dot_painted_at_a_joint_is_where_the_label_is(clips: list[SyntheticCli
 
 def test_labels_lie_on_the_person(generated: SampleSummary) -> None:
     names, points = read_labels(generated.annotations)
-    table = dict(zip(names, points, strict=True))
-    on, off = [], []
+    labels = dict(zip(names, points, strict=True))
+    is_changed_at_labels, is_changed_beside = [], []
     for clip in plan_clips("train", 20, 3)[:6]:
         renderer = SceneRenderer.from_clip(clip, **SIZE)
         empty = renderer.apply_camera_effects(renderer.render_background(), 1).astype(int)
         name = Path(clip.files[0]).name
         image = decode_bgr((Path(generated.images) / name).read_bytes())
         is_changed = np.abs(image - empty).sum(axis=2) > 45
-        for xy, results in ((table[name], on), (table[name] + (90, 0), off), (table[name] - (90, 0), off)):
+        for offset_px, results in ((0, is_changed_at_labels), (90, is_changed_beside), (-90, is_changed_beside)):
+            xy = labels[name] + (offset_px, 0)
             xy = np.rint(xy[inside(xy, SIZE["width"] - 1, SIZE["height"] - 1)]).astype(int)
             results.append(is_changed[xy[:, 1], xy[:, 0]])
-    assert np.concatenate(on).mean() > 0.85
-    assert np.concatenate(off).mean() < 0.2
+    assert np.concatenate(is_changed_at_labels).mean() > 0.85
+    assert np.concatenate(is_changed_beside).mean() < 0.2
 
 
-def test_left_and_right_are_the_persons_and_not_the_viewers(clips: list[SyntheticClip]) -> None:
+def test_left_and_right_are_those_of_the_person_not_of_the_viewer(clips: list[SyntheticClip]) -> None:
     index = {name: k for k, name in enumerate(DACON24.names)}
     num_frontal = 0
-    for renderer, joints in map(renderer_and_joints, clips):
+    for renderer, joints in map(make_renderer_and_joints, clips):
         x = renderer.camera.project(joints)[0][:, 0]
         azimuth = np.degrees(np.arctan2(renderer.camera.position[1], renderer.camera.position[0]))
         if abs(azimuth) < 25:

@@ -10,7 +10,7 @@ from kp_ray.config.load import build_config
 from kp_ray.tuning.plots import importance, write_plots
 from kp_ray.tuning.space import Point, to_point
 from kp_ray.tuning.trials import read_trials
-from tests.helpers.searches import leave_trial
+from tests.helpers.searches import write_trial
 
 CONFIG = build_config({"tune": {"recipes": {}}})
 
@@ -52,7 +52,7 @@ def test_every_plot_is_written_for_one_and_for_many_trials(tmp_path: Path) -> No
     for count in (1, 6):
         config = build_config({"run_dir": str(tmp_path / str(count)), "tune": {"recipes": {}}})
         for number, (point, value) in enumerate(zip(*random_points(count), strict=True)):
-            leave_trial(config, f"trial-{number:03d}", float(number), {2: value + 1, 8: value}, params=point)
+            write_trial(config, f"trial-{number:03d}", float(number), {2: value + 1, 8: value}, params=point)
         paths = write_plots(config, read_trials(config))
         assert [Path(path).stem for path in paths] == ["learning_rate", "curves", "parallel", "importance"]
         for path in paths:

@@ -14,7 +14,7 @@ from kp_ray.tuning.space import first_points, recipe_sets
 from kp_ray.tuning.trials import read_trials
 from tests.helpers.clusters import ray_temp_dir
 from tests.helpers.processes import finish
-from tests.helpers.searches import leave_trial, start_search
+from tests.helpers.searches import start_search, write_trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]  # each trial's process imports torch
 
@@ -23,7 +23,7 @@ def leave_trained(config: Config, final_values: list[float]) -> None:
     """Write the files of trials that are trained and have reported nothing, by the RMSE of their last evaluation."""
     points = first_points(config, recipe_sets(config))
     for number, value in enumerate(final_values):
-        leave_trial(config, f"trial-{number:03d}", number + 1.0, {2: 90.0, 8: value}, params=points[number % 2])
+        write_trial(config, f"trial-{number:03d}", number + 1.0, {2: 90.0, 8: value}, params=points[number % 2])
         Path(config.path("tune", "trials", f"trial-{number:03d}", "model_final.pth")).touch()
 
 

@@ -20,7 +20,7 @@ from kp_ray.tuning.records import (
     write_start,
 )
 from kp_ray.tuning.space import to_point
-from tests.helpers.searches import leave_log, leave_trial
+from tests.helpers.searches import write_search_log, write_trial
 
 CONFIG = build_config({})
 SOLVER = SolverParams(0.001, 10, "multistep", 2, "[30, 40]", 0.5, 0.1, True, "own")
@@ -60,10 +60,10 @@ def test_the_log_returns_the_reports_in_order(tmp_path: Path) -> None:
 
 def test_evaluations_replace_the_reports_of_a_deleted_log(tmp_path: Path) -> None:
     config = build_config({"run_dir": str(tmp_path)})
-    leave_trial(config, "trial-000", 1.0, {2: 50.0, 4: float("nan"), 8: 30.0}, end={})
-    leave_trial(config, "trial-001", 2.0, {2: 50.0}, end={})
-    leave_trial(config, "trial-002", 3.0, {2: 50.0})  # not over: it will report again
-    leave_log(config, ("trial-001", 2, 49.0))
+    write_trial(config, "trial-000", 1.0, {2: 50.0, 4: float("nan"), 8: 30.0}, end={})
+    write_trial(config, "trial-001", 2.0, {2: 50.0}, end={})
+    write_trial(config, "trial-002", 3.0, {2: 50.0})  # not over: it will report again
+    write_search_log(config, ("trial-001", 2, 49.0))
     values = {
         name: [(report.iteration, report.value) for report in found] for name, found in read_reports(config).items()
     }

@@ -7,7 +7,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from kp_ray.config.schema import Config
 from kp_ray.tuning.schedulers import build_scheduler
-from tests.helpers.searches import leave_log, leave_trial, ray_trial
+from tests.helpers.searches import ray_trial, write_search_log, write_trial
 
 SECTION = {"num_trials": 6, "max_iter": 8, "eval_period": 2, "metric": "rmse"}
 
@@ -21,9 +21,9 @@ def test_a_new_trial_is_compared_with_trials_of_before_the_resume(
     decisions = []
     for num_ended in (0, 4):
         for number in range(num_ended):
-            leave_trial(config, f"trial-{number:03d}", 1.0, {2: 10.0 + number, 4: 5.0, 8: 1.0}, end={})
+            write_trial(config, f"trial-{number:03d}", 1.0, {2: 10.0 + number, 4: 5.0, 8: 1.0}, end={})
         if num_ended and with_log:
-            leave_log(config, *((f"trial-{number:03d}", 2, 10.0 + number) for number in range(num_ended)))
+            write_search_log(config, *((f"trial-{number:03d}", 2, 10.0 + number) for number in range(num_ended)))
         scheduler = build_scheduler(config)
         late = ray_trial(5)
         scheduler.on_trial_add(None, late)
@@ -36,11 +36,11 @@ def test_a_resumed_trial_is_not_stopped_for_reports_that_it_passed_before(
     name: str, make_config: Callable[..., Config]
 ) -> None:
     config = make_config(tune={**SECTION, "scheduler": name})
-    leave_trial(config, "trial-000", 1.0, {2: 50.0, 4: 20.0})
+    write_trial(config, "trial-000", 1.0, {2: 50.0, 4: 20.0})
     later = [f"trial-{number:03d}" for number in range(1, 5)]
     for trial in later:  # stopped at iteration 2, but training ran on until the stop arrived
-        leave_trial(config, trial, 2.0, {2: 20.0, 4: 10.0, 6: 1.0}, end={})
-    leave_log(config, ("trial-000", 2, 50.0), ("trial-000", 4, 15.0), *((trial, 2, 40.0) for trial in later))
+        write_trial(config, trial, 2.0, {2: 20.0, 4: 10.0, 6: 1.0}, end={})
+    write_search_log(config, ("trial-000", 2, 50.0), ("trial-000", 4, 15.0), *((trial, 2, 40.0) for trial in later))
     scheduler = build_scheduler(config)
     best, new = ray_trial(0), ray_trial(5)
     for trial in (best, new):
@@ -54,8 +54,8 @@ def test_a_failed_trial_counts_as_the_worst(name: str, make_config: Callable[...
     config = make_config(tune={**SECTION, "scheduler": name})
     failed = [f"trial-{number:03d}" for number in range(4)]
     for trial in failed:
-        leave_trial(config, trial, 1.0, {}, end={"reason": "the loss is no longer finite"})
-    leave_log(config, *((trial, 0, None) for trial in failed))
+        write_trial(config, trial, 1.0, {}, end={"reason": "the loss is no longer finite"})
+    write_search_log(config, *((trial, 0, None) for trial in failed))
     scheduler = build_scheduler(config)
     late = ray_trial(5)
     scheduler.on_trial_add(None, late)

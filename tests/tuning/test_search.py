@@ -25,11 +25,11 @@ from tests.helpers.searches import (
     FIXED_RANGES,
     FULL_TRIALS,
     assert_all_finished,
-    leave_log,
-    leave_trial,
     read_lines,
     start_search,
     wait_for_table,
+    write_search_log,
+    write_trial,
 )
 
 TRIAL_PROCESS = r"ray::(Trial|ResourceTrainable)"
@@ -209,8 +209,8 @@ DAMAGED_FILES = [
 @pytest.mark.parametrize(("name", "content"), DAMAGED_FILES)
 def test_a_damaged_file_of_a_search_is_refused_by_name(name: str, content: str, make_config: MakeConfig) -> None:
     config = make_config(tune=FULL_TRIALS)
-    leave_trial(config, "trial-001", 1.0, {2: 1.0}, end={})
-    leave_log(config, ("trial-001", 2, 1.0))
+    write_trial(config, "trial-001", 1.0, {2: 1.0}, end={})
+    write_search_log(config, ("trial-001", 2, 1.0))
     path = Path(config.path("tune", name))
     path.write_text(content)
     fix = f"delete {path.parent}, and " if "trials" in name else "delete this file and "

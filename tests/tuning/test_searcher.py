@@ -18,7 +18,7 @@ from kp_ray.config.schema import Config
 from kp_ray.tuning.departures import ResumedSearch, TrialSampler
 from kp_ray.tuning.searcher import build_searcher
 from kp_ray.tuning.space import Point, build_space, build_study, first_points, recipe_sets
-from tests.helpers.searches import OWN_SET, leave_trial
+from tests.helpers.searches import OWN_SET, write_trial
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")  # its capacity limits how many trials start
 
@@ -39,7 +39,7 @@ def test_a_resumed_search_draws_the_points_of_an_uninterrupted_search(
         drawn.append(json.dumps(suggested))
         rmse = 50 + 10 * abs(math.log10(point.base_lr) + 3) + number
         shutil.rmtree(config.path("tune", "trials", f"trial-{number:03d}"), ignore_errors=True)
-        leave_trial(config, f"trial-{number:03d}", number, {8: rmse}, params=point, end=end)
+        write_trial(config, f"trial-{number:03d}", number, {8: rmse}, params=point, end=end)
         searcher.on_trial_complete(trial_id, {"rmse": math.inf if end and end["reason"] else rmse})
 
     def final_end(number: int) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def test_begun_trials_resume_with_their_points_before_others_are_drawn(
     config = make_config(tune={"num_trials": 4, "max_iter": 8})
     points = first_points(config, recipe_sets(config))
     recorded = replace(points[0], base_lr=0.003)
-    leave_trial(config, "trial-003", 1.0, {2: 50.0}, params=recorded)  # trial 2 was drawn, but did not begin
+    write_trial(config, "trial-003", 1.0, {2: 50.0}, params=recorded)  # trial 2 was drawn, but did not begin
     searcher = build_searcher(config)
     suggested = [searcher.suggest(str(number)) for number in range(4)]
     assert [trial and trial["number"] for trial in suggested] == [0, 1, 3, 2]

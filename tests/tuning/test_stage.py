@@ -15,7 +15,7 @@ from kp_ray.tuning.search import TuneSummary
 from kp_ray.tuning.stage import TuneStage
 from kp_ray.tuning.trials import read_trials
 from tests.helpers.data import tiny_config
-from tests.helpers.searches import leave_trial
+from tests.helpers.searches import write_trial
 
 
 def test_without_a_store_the_check_passes_and_the_rest_is_refused(sample_data: dict[str, Any], tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_a_summary_names_the_best_trial_and_the_iterations() -> None:
 
 def test_the_note_of_a_trial_has_its_state_and_its_settings(make_config: Callable[..., Config]) -> None:
     config = make_config()
-    leave_trial(config, "trial-000", 1.0, {2: 50.0}, end={})
-    leave_trial(config, "trial-001", 2.0, {}, end={"reason": "the loss is no longer finite"})
+    write_trial(config, "trial-000", 1.0, {2: 50.0}, end={})
+    write_trial(config, "trial-001", 2.0, {}, end={"reason": "the loss is no longer finite"})
     settings = "schedule multistep x0.5 at [6] flip yes recipes own"
     assert [describe_trial(trial, config) for trial in read_trials(config)] == [
         f"stopped rmse 50 base_lr 0.001 {settings}",

@@ -13,7 +13,7 @@ from kp_ray.errors import StorageError
 from kp_ray.tuning.records import TrialEnd, read_end, read_start, trial_dir
 from kp_ray.tuning.space import to_point
 from kp_ray.tuning.trainable import build_trainable
-from tests.helpers.searches import leave_log, leave_trial
+from tests.helpers.searches import write_search_log, write_trial
 
 
 def test_a_trial_records_its_point_and_the_solvers_settings(make_config: Callable[..., Config]) -> None:
@@ -32,7 +32,7 @@ def test_a_trial_that_cannot_start_records_its_reason_and_may_be_retried(make_co
     config = make_config(tune={"num_trials": 1})
     log = Path(config.path("tune", "log.jsonl"))
     point = to_point(config.train, config)
-    leave_trial(config, "trial-000", 1.0, {}, params=point, end={"reason": "a node died", "lasting": False})
+    write_trial(config, "trial-000", 1.0, {}, params=point, end={"reason": "a node died", "lasting": False})
     log.write_text('{"cut')
     with pytest.raises(StorageError, match="damaged") as caught:
         build_trainable(config, use_gpu=False)(config={"number": 0, "params": asdict(point)})
@@ -42,8 +42,8 @@ def test_a_trial_that_cannot_start_records_its_reason_and_may_be_retried(make_co
 
 def test_a_trial_that_is_over_repeats_its_last_report(make_config: Callable[..., Config]) -> None:
     config = make_config(tune={"num_trials": 1, "max_iter": 8})
-    leave_trial(config, "trial-000", 1.0, {2: 50.0, 8: 30.0}, end={})
-    leave_log(config, ("trial-000", 2, 50.0), ("trial-000", 8, 30.0))
+    write_trial(config, "trial-000", 1.0, {2: 50.0, 8: 30.0}, end={})
+    write_search_log(config, ("trial-000", 2, 50.0), ("trial-000", 8, 30.0))
     params = json.loads(Path(trial_dir(config, "trial-000"), "trial.json").read_text())["params"]
     trial = build_trainable(config, use_gpu=False)(config={"number": 0, "params": params})
     report = trial.step()
@@ -54,7 +54,7 @@ def test_a_trial_that_is_over_repeats_its_last_report(make_config: Callable[...,
 def test_a_trial_without_a_last_value_reports_the_worst_and_its_end(make_config: Callable[..., Config]) -> None:
     config = make_config(tune={"num_trials": 1, "max_iter": 8})
     point = to_point(config.train, config)
-    leave_trial(config, "trial-000", 1.0, {2: 90.0, 8: math.nan}, params=point)
+    write_trial(config, "trial-000", 1.0, {2: 90.0, 8: math.nan}, params=point)
     folder = trial_dir(config, "trial-000")
     Path(folder, "model_final.pth").touch()
     trial = build_trainable(config, use_gpu=False)(config={"number": 0, "params": asdict(point)})

@@ -11,7 +11,7 @@ import pytest
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.tuning.trials import METRICS, choose_best, read_trials, write_tables
-from tests.helpers.searches import leave_log, leave_trial
+from tests.helpers.searches import write_search_log, write_trial
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def config(tmp_path: Path) -> Config:
 
 def test_the_best_is_chosen_among_the_trials_with_the_most_iterations(config: Config) -> None:
     for began, (name, evaluations) in enumerate({"a": {8: 30.0}, "b": {8: 20.0}, "c": {4: 10.0}}.items()):
-        leave_trial(config, name, began, evaluations)
-    leave_trial(config, "d", 4.0, {8: 1.0}, end={"reason": "the loss is no longer finite"})
+        write_trial(config, name, began, evaluations)
+    write_trial(config, "d", 4.0, {8: 1.0}, end={"reason": "the loss is no longer finite"})
     trials = read_trials(config)
     best = choose_best(trials, config.tune)
     assert best
@@ -36,11 +36,11 @@ def test_the_best_is_chosen_among_the_trials_with_the_most_iterations(config: Co
 
 
 def test_the_tables_hold_every_trial_in_the_order_of_the_start(config: Config, tmp_path: Path) -> None:
-    leave_trial(config, "late", 3.0, {2: 50.0, 4: 40.0})
-    leave_trial(config, "early", 1.0, {2: 60.0, 4: 45.0, 8: 30.0})
-    leave_trial(config, "broken", 2.0, {2: 90.0}, end={"reason": "the loss is no longer finite"})
-    leave_trial(config, "nothing", 4.0, {})
-    leave_log(config, ("late", 2, 50.0), ("late", 4, 40.0))
+    write_trial(config, "late", 3.0, {2: 50.0, 4: 40.0})
+    write_trial(config, "early", 1.0, {2: 60.0, 4: 45.0, 8: 30.0})
+    write_trial(config, "broken", 2.0, {2: 90.0}, end={"reason": "the loss is no longer finite"})
+    write_trial(config, "nothing", 4.0, {})
+    write_search_log(config, ("late", 2, 50.0), ("late", 4, 40.0))
     trials = read_trials(config)
     assert [(trial.name, trial.status, trial.iterations, trial.value) for trial in trials] == [
         ("early", "finished", 8, 30.0), ("broken", "failed", 2, None), ("late", "stopped", 4, 40.0),
@@ -58,10 +58,10 @@ def test_the_tables_hold_every_trial_in_the_order_of_the_start(config: Config, t
 
 
 def test_a_running_trial_is_not_failed_while_ray_may_retry_it(config: Config) -> None:
-    leave_trial(config, "trial-000", 1.0, {2: 50.0})
-    leave_trial(config, "trial-001", 2.0, {2: 50.0}, end={"reason": "a node died", "lasting": False})
-    leave_trial(config, "trial-002", 3.0, {})
-    leave_trial(config, "trial-003", 4.0, {2: 9.0}, end={"reason": "the loss"})
+    write_trial(config, "trial-000", 1.0, {2: 50.0})
+    write_trial(config, "trial-001", 2.0, {2: 50.0}, end={"reason": "a node died", "lasting": False})
+    write_trial(config, "trial-002", 3.0, {})
+    write_trial(config, "trial-003", 4.0, {2: 9.0}, end={"reason": "the loss"})
     names = [f"trial-{number:03d}" for number in range(4)]
     assert [trial.status for trial in read_trials(config, running=names)] == ["running"] * 3 + ["failed"]
     assert [trial.status for trial in read_trials(config)] == ["stopped", "failed", "failed"]

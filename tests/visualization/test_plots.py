@@ -17,28 +17,28 @@ from kp_ray.visualization.plots import (
 
 
 def svg_text(svg: bytes) -> str:
-    """Return all text of an SVG."""
+    """Return all text of an SVG; fail if it is not valid XML."""
     return " ".join(ElementTree.fromstring(svg).itertext())
 
 
 def test_plots_contain_titles_labels_values_and_names_with_special_characters() -> None:
-    hostile = "_<b>&$\\frac{1}$ 관절"
-    curves = plot_curves({hostile: ([1, 2], [3, float("nan")]), "b": ([1], [-1])}, "step", "loss", "Title", True)
-    bars = plot_bars([hostile, "b", "c"], [1.5, None, float("nan")], "px", "Bars")
+    special = "_<b>&$\\frac{1}$ 관절"
+    curves = plot_curves({special: ([1, 2], [3, float("nan")]), "b": ([1], [-1])}, "step", "loss", "Title", True)
+    bars = plot_bars([special, "b", "c"], [1.5, None, float("nan")], "px", "Bars")
     points = plot_scatter([1e-4, 1e-3], [5, 4], "lr", "rmse", "Points", log_x=True, best=1)
-    distributions = plot_distributions([hostile], [np.array([1.0, np.nan, 3.0])], "deg", "Spread")
-    percentages = plot_percentages([hostile], ["nose", "neck"], np.array([[0.25, np.nan]]), "Shares")
-    trials = {"lr": [1e-4, 1e-2, 1e-3], hostile: ["a", "b", None]}
+    distributions = plot_distributions([special], [np.array([1.0, np.nan, 3.0])], "deg", "Spread")
+    percentages = plot_percentages([special], ["nose", "neck"], np.array([[0.25, np.nan]]), "Shares")
+    trials = {"lr": [1e-4, 1e-2, 1e-3], special: ["a", "b", None]}
     parallel = plot_parallel_coordinates(trials, [3.0, None, 2.0], "rmse", "Trials")
-    poses = plot_poses({hostile: np.random.default_rng(0).uniform(0, 9, (3, 24, 2))}, DACON24, "Poses")
+    poses = plot_poses({special: np.random.default_rng(0).uniform(0, 9, (3, 24, 2))}, DACON24, "Poses")
     for svg, words in (
-        (curves, ["step", "loss", "Title", hostile]),
-        (bars, ["Bars", hostile, "1.50"]),
+        (curves, ["step", "loss", "Title", special]),
+        (bars, ["Bars", special, "1.50"]),
         (points, ["lr"]),
-        (distributions, ["Spread", hostile, "deg"]),
-        (percentages, ["Shares", hostile, "neck", "25", "-"]),
-        (parallel, ["Trials", "rmse", "lr", hostile, "0.0001", "0.001"]),
-        (poses, ["Poses", hostile]),
+        (distributions, ["Spread", special, "deg"]),
+        (percentages, ["Shares", special, "neck", "25", "-"]),
+        (parallel, ["Trials", "rmse", "lr", special, "0.0001", "0.001"]),
+        (poses, ["Poses", special]),
     ):
         assert all(word in svg_text(svg) for word in words)
 

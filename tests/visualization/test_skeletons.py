@@ -65,7 +65,7 @@ def test_a_missing_point_is_left_out_with_its_limbs(point: tuple[float, float, f
     assert np.array_equal(without_limbs, with_limbs)
 
 
-def test_left_right_and_middle_have_different_colors_unless_a_color_is_set() -> None:
+def test_left_right_and_middle_have_different_colors_unless_one_color_is_set() -> None:
     names = DACON24.names
     points = np.full((24, 3), np.nan)
     locations = {"left_knee": (30, 30), "right_knee": (90, 30), "nose": (60, 60)}
@@ -93,7 +93,7 @@ def test_discs_grow_with_the_image() -> None:
 
 
 @pytest.mark.parametrize("max_side", [45, 300])
-def test_the_affine_of_a_crop_maps_points_of_the_image_to_the_crop(max_side: int) -> None:
+def test_the_affine_of_a_crop_maps_a_point_of_the_image_to_its_place_in_the_crop(max_side: int) -> None:
     image = black_image(200, 150)
     cv2.circle(image, (120, 80), 12, (255, 255, 255), cv2.FILLED)
     crop, affine = crop_and_resize(image, np.array([70.2, 40.0, 160.0, 139.0]), max_side)
