@@ -1,4 +1,4 @@
-"""Compare the cluster's resources with a config: how many training runs fit, and whether a task or worker fits a node."""
+"""Compare the cluster's resources with a config: how many training runs fit, and whether a task fits a node."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -92,8 +92,8 @@ def require_cpus(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, 
     most = max((node["Resources"].get("CPU", 0) for node in nodes), default=0)
     if max(most, cluster.num_cpus or 0) < num_cpus:
         raise ClusterError(
-            f"cluster: no node has a whole CPU for {purpose} (got {len(nodes)} nodes with at most {most:g} CPUs): start "
-            "Ray with CPUs, e.g. by `ray start --num-cpus=4`, or add nodes; set cluster.num_cpus if the cluster grows"
+            f"cluster: no node has a whole CPU for {purpose} (got {len(nodes)} nodes with at most {most:g} CPUs): "
+            "start Ray with CPUs, e.g. by `ray start --num-cpus=4`, or add nodes; set cluster.num_cpus if it grows"
         )
 
 

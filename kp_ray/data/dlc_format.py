@@ -115,8 +115,8 @@ def _find_columns(
         column_of = columns.setdefault((individual, name), {})
         if coord in column_of:
             raise DataError(
-                f"{where}: occurs a second time, under the scorer {header['scorer'][index][:80]!r}: keep the columns of one "
-                "scorer"
+                f"{where}: occurs a second time, under the scorer {header['scorer'][index][:80]!r}: keep the columns "
+                "of one scorer"
             )
         column_of[coord] = index
     for (_, name), column_of in columns.items():

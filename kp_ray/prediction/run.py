@@ -13,8 +13,8 @@ import ray
 
 from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.cluster.placement import MODEL_NODES, model_nodes
-from kp_ray.cluster.resources import SMALLEST_SHARE, require_cpus
 from kp_ray.cluster.ray_internals import bounded_actor_retries, bounded_task_retries
+from kp_ray.cluster.resources import SMALLEST_SHARE, require_cpus
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError, StoppedError
