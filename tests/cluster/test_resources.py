@@ -87,7 +87,7 @@ def test_a_cluster_without_cpus_is_refused_instead_of_waited_for(set_nodes: Any)
         runs_at_once(make_config())
     with pytest.raises(ClusterError, match=NO_CPU.format("predict", 0)):
         require_cpus(make_config().cluster, placement.model_nodes(), num_cpus=SMALLEST_SHARE, purpose="predict")
-    assert runs_at_once(make_config({"num_cpus": 4})).num_runs == 1, "a cluster that grows has CPUs later"
+    assert runs_at_once(make_config({"num_cpus": 4})).num_runs == 4, "a cluster that grows has CPUs later"
 
 
 def test_augment_needs_a_whole_cpu_of_a_node_on_which_it_may_run(set_nodes: Any) -> None:
