@@ -22,7 +22,16 @@ TRIAL_BYTES = 1 << 29
 
 def model_nodes() -> list[Mapping[str, Any]]:
     """Return the nodes that are alive and on which `MODEL_NODES` allows training and prediction."""
-    return [node for node in ray.nodes() if node["Alive"] and node.get("Labels", {}).get("kp-ray/models") != "no"]
+    return _allowed_nodes("kp-ray/models")
+
+
+def augment_nodes() -> list[Mapping[str, Any]]:
+    """Return the nodes that are alive and on which `AUGMENT_NODES` allows augmentation."""
+    return _allowed_nodes("kp-ray/augment")
+
+
+def _allowed_nodes(label: str) -> list[Mapping[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"] and node.get("Labels", {}).get(label) != "no"]
 
 
 def max_runs_in_memory(nodes: Sequence[Mapping[str, Any]]) -> int:

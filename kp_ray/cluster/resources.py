@@ -1,4 +1,4 @@
-"""Compare the cluster's resources with a config: how many training runs fit, and whether a worker fits a node."""
+"""Compare the cluster's resources with a config: how many training runs fit, and whether a task fits a node."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +10,8 @@ from kp_ray.errors import ClusterError
 
 DATA_CPUS = 0.5
 """CPUs that a training run needs for Ray Data's tasks, in addition to its workers' CPUs."""
+SMALLEST_SHARE = 1e-4
+"""Smallest part of a CPU that Ray assigns: a node with less has none."""
 _ROUNDING = 1e-9
 """Added before rounding down, so that 0.3 / 0.1 is 3."""
 
@@ -32,10 +34,11 @@ def runs_at_once(config: Config) -> Capacity:
     An autoscaling cluster may have no worker node yet: `cluster.num_cpus` and `cluster.num_gpus` give its full size.
 
     Raises:
-        ClusterError: not even one run fits.
+        ClusterError: the cluster has no CPUs, or not even one run fits.
     """
     train, nodes = config.train, model_nodes()
     min_workers, max_workers = train.worker_range
+    require_cpus(config.cluster, nodes, num_cpus=SMALLEST_SHARE, purpose="training")
     total = _total_resources(config.cluster, nodes)
     use_gpu = total["GPU"] > 0 if train.use_gpu is None else train.use_gpu
     if _count_runs(total, train, min_workers, use_gpu) < 1:
@@ -72,6 +75,26 @@ def fits_a_node(config: Config, num_cpus: float, num_gpus: float) -> bool:
     full_size = {"CPU": config.cluster.num_cpus, "GPU": config.cluster.num_gpus}
     largest = {name: full_size[name] or max((node.get(name, 0) for node in nodes), default=0) for name in full_size}
     return any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in [*nodes, largest])
+
+
+def require_cpus(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, num_cpus: float, purpose: str) -> None:
+    """Refuse a cluster on which no task of a stage could ever start: Ray would wait for CPUs without a word.
+
+    Args:
+        cluster: `num_cpus` is the size to which an autoscaling cluster grows.
+        nodes: nodes on which the stage's tasks are allowed.
+        num_cpus: CPUs that one task needs on one node.
+        purpose: name of the work, for the message.
+
+    Raises:
+        ClusterError: no node has so many CPUs, and the cluster does not grow.
+    """
+    most = max((node["Resources"].get("CPU", 0) for node in nodes), default=0)
+    if max(most, cluster.num_cpus or 0) < num_cpus:
+        raise ClusterError(
+            f"cluster: no node has a whole CPU for {purpose} (got {len(nodes)} nodes with at most {most:g} CPUs): "
+            "start Ray with CPUs, e.g. by `ray start --num-cpus=4`, or add nodes; set cluster.num_cpus if it grows"
+        )
 
 
 def _total_resources(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Read and write labels as the native CSV: one row per image, two columns per keypoint."""
+"""Read and write labels as the native CSV: one row per image, two or more columns per keypoint."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ import itertools
 import math
 import operator
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,12 @@ from kp_ray.data.annotations import Annotations, LabelTable, parse_name
 from kp_ray.data.csv_header import check_header
 from kp_ray.data.csv_rows import NumberedRow, check_num_cells, iterate_rows, parse_number
 from kp_ray.data.dlc_format import is_dlc_header, read_dlc
+from kp_ray.data.visibility import label_point, parse_likelihood, parse_visible
 from kp_ray.errors import DataError
+
+_VISIBILITIES = ("visible", "visibility", "v")
+"""Ends of the columns <name>_visible etc., which hold COCO's codes 0, 1, 2."""
+_ENDS = ("x", "y", "likelihood", *_VISIBILITIES)
 
 
 def to_csv(annotations: Annotations) -> bytes:
@@ -38,6 +43,8 @@ def to_csv(annotations: Annotations) -> bytes:
 def read_csv(path: str) -> LabelTable:
     """Read a native CSV, whose columns may be in any order, or a CSV of DeepLabCut or Lightning Pose.
 
+    A keypoint may also have columns <name>_likelihood and <name>_visible, see `label_point`.
+
     Raises:
         DataError: a column is missing or unknown, or a cell is wrong; the message names the file and the row.
         StorageError: the file cannot be read.
@@ -51,17 +58,26 @@ def read_csv(path: str) -> LabelTable:
     expected = [f"{name}_{axis}" for name in names for axis in "xy"]
     column_index = {name: index for index, name in enumerate(header)}
     select_numbers = operator.itemgetter(*(column_index[column] for column in expected))
-    images, groups, row_numbers, values = [], [], array("q"), array("d")
+    optional_columns = [_optional_columns(name, header) for name in names]
+    has_visibility = any(map(any, optional_columns))
+    images, groups, row_numbers, values, visibilities = [], [], array("q"), array("d"), array("d")
     for number, cells in rows:
         where = f"{path}: row {number}"
         check_num_cells(cells, header, where)
         row_numbers.append(number)
         images.append(cells[column_index["image"]])
         groups.append(cells[column_index["group"]] if "group" in column_index else "")
-        values.extend(_parse_numbers(select_numbers(cells), expected, where))
+        numbers = _parse_numbers(select_numbers(cells), expected, where)
+        if has_visibility:
+            points = list(_label_points(numbers, cells, optional_columns, column_index, where))
+            numbers = [value for x, y, _ in points for value in (x, y)]
+            visibilities.extend(v for _, _, v in points)
+        values.extend(numbers)
     keypoints = np.empty((len(images), len(names), 3))
     keypoints[..., :2] = np.frombuffer(values, dtype=np.float64).reshape(-1, len(names), 2)
     keypoints[..., 2] = np.where(np.isfinite(keypoints[..., 0]), 2.0, 0.0)
+    if has_visibility:
+        keypoints[..., 2] = np.frombuffer(visibilities, dtype=np.float64).reshape(-1, len(names))
     return LabelTable(names, images, keypoints, groups, row_numbers, "row")
 
 
@@ -92,13 +108,56 @@ def _keypoint_names(header: Sequence[str], path: str) -> list[str]:
     if not names:
         raise DataError(f"{path}: the header has no keypoint columns: <name>_x and <name>_y are expected")
     expected = {f"{name}_{axis}" for name in names for axis in "xy"}
-    for column in sorted(set(columns) ^ expected):
+    optional = {f"{name}_{end}" for name in names for end in _ENDS} - expected
+    for column in sorted((set(columns) ^ expected) - optional):
         if column in expected:
             raise DataError(f"{path}: the column {column!r} is missing: add it")
         raise DataError(
-            f"{path}: the column {column!r} is not known: only image, group, <name>_x and <name>_y are: delete it"
+            f"{path}: the column {column!r} is not known: only image, group and, per keypoint, <name>_x, <name>_y, "
+            "<name>_likelihood and <name>_visible are: delete it"
         )
+    for name in names:
+        visibilities = [f"{name}_{end}" for end in _VISIBILITIES if f"{name}_{end}" in columns]
+        if len(visibilities) > 1:
+            raise DataError(
+                f"{path}: the columns {' and '.join(visibilities)} state the visibility of one keypoint: keep one of "
+                "them"
+            )
     return names
+
+
+def _optional_columns(name: str, header: Collection[str]) -> tuple[str, str]:
+    """Return a keypoint's columns of the likelihood and of the visibility; "" for one that the header lacks."""
+    visible_column = next((f"{name}_{end}" for end in _VISIBILITIES if f"{name}_{end}" in header), "")
+    return f"{name}_likelihood" if f"{name}_likelihood" in header else "", visible_column
+
+
+def _label_points(
+    numbers: Sequence[float],
+    cells: Sequence[str],
+    optional_columns: Sequence[tuple[str, str]],
+    column_index: Mapping[str, int],
+    where: str,
+) -> Iterator[tuple[float, float, float]]:
+    """Iterate over x, y, v of the K keypoints of a row, by the row's likelihoods and visibilities.
+
+    Args:
+        numbers: 2K coordinates x, y; NaN for empty cells.
+        cells: all cells of the row.
+        optional_columns: K columns of the likelihood and of the visibility; "" for none.
+        column_index: column -> its index in the row.
+        where: file and row, for messages.
+
+    Raises:
+        DataError: a likelihood or a visibility is wrong.
+    """
+    for (likelihood_column, visible_column), x, y in zip(optional_columns, numbers[::2], numbers[1::2], strict=True):
+        likelihood = visible = math.nan
+        if likelihood_column:
+            likelihood = parse_likelihood(cells[column_index[likelihood_column]], f"{where}: {likelihood_column}")
+        if visible_column:
+            visible = parse_visible(cells[column_index[visible_column]], f"{where}: {visible_column}")
+        yield label_point(x, y, likelihood, visible)
 
 
 def _parse_numbers(cells: Sequence[str], columns: Sequence[str], where: str) -> list[float]:

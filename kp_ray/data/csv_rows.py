@@ -21,8 +21,6 @@ def iterate_rows(path: str) -> Iterator[NumberedRow]:
         StorageError: the file cannot be read.
     """
     content = read_bytes(path)
-    if not content:
-        return
     refuse_other_content(content, path)
     # Decoded while it is read: a million rows are half a gigabyte.
     reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""))
@@ -37,15 +35,24 @@ def iterate_rows(path: str) -> Iterator[NumberedRow]:
         raise DataError(f"{path}: is not UTF-8 text: save it as CSV UTF-8") from error
 
 
-def refuse_other_content(content: bytes, path: str) -> None:
+def refuse_other_content(content: bytes, path: str, expected: str = "CSV") -> None:
     """Refuse a file that does not look like text in UTF-8.
+
+    Args:
+        content: the file's bytes.
+        path: file, with which the message begins.
+        expected: "CSV", or a name of another text file with one line per image.
 
     Raises:
         DataError: the message says what the file looks like.
     """
-    found = describe_content(content)
+    found = describe_content(content) if content else TEXT
     if found in (UTF16, UTF16_UNMARKED, UTF32):
-        raise DataError(f"{path}: is {found}: save it as CSV UTF-8")
+        raise DataError(f"{path}: is {found}: save it as {'CSV UTF-8' if expected == 'CSV' else 'UTF-8'}")
+    if expected != "CSV" and found != TEXT:
+        raise DataError(
+            f"{path}: holds {found}, not {expected}: a text file in UTF-8 with one name per line is expected"
+        )
     if found == "JSON":
         raise DataError(f"{path}: holds JSON, not CSV: if it is COCO keypoints JSON, give it a name that ends in .json")
     if found != TEXT:

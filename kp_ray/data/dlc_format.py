@@ -14,12 +14,12 @@ import numpy as np
 
 from kp_ray.data.annotations import LabelTable, parse_name
 from kp_ray.data.csv_rows import NumberedRow, check_num_cells, parse_number
+from kp_ray.data.visibility import label_point, parse_likelihood, parse_visible
 from kp_ray.errors import DataError
 
-MIN_LIKELIHOOD = 0.6
-"""A predicted point below this likelihood is unlabelled: the default `pcutoff` of a DeepLabCut project."""
 _HEADER_ROWS = ("scorer", "individuals", "bodyparts", "coords")
 _COORDS = ("x", "y", "likelihood", "visible")
+_PARSERS = {"likelihood": parse_likelihood, "visible": parse_visible}
 
 _Columns = dict[tuple[str, str], dict[str, int]]
 """(individual, body part) -> coordinate -> index of the column; the individual is "" in a file of one person."""
@@ -33,10 +33,9 @@ def is_dlc_header(cells: Sequence[str]) -> bool:
 def read_dlc(rows: Iterator[NumberedRow], path: str) -> LabelTable:
     """Read the rows of a CSV of DeepLabCut or Lightning Pose.
 
-    A point is unlabelled (v 0) if x and y are empty, its likelihood is below MIN_LIKELIHOOD, or `visible` is 0.
-    Otherwise v is the value of `visible`, or 2 if there is none. The folder of an image becomes its group, because
-    frames of one video are alike, unless the image's name itself states scene and camera. Each individual with a
-    labelled point gets a row of the table; an image without any gets one row without labelled points.
+    `label_point` decides which points are labelled. The folder of an image becomes its group, because frames of one
+    video are alike, unless the image's name itself states scene and camera. Each individual with a labelled point gets
+    a row of the table; an image without any gets one row without labelled points.
 
     Args:
         rows: all rows of the file, the header first.
@@ -59,7 +58,7 @@ def read_dlc(rows: Iterator[NumberedRow], path: str) -> LabelTable:
         check_num_cells(cells, header["coords"], where)
         image = _image_name(cells[:num_index_columns], where)
         poses = [
-            [_read_point(cells, columns.get((individual, name), {}), f"{where}: {name}") for name in names]
+            [_read_point(cells, columns.get((individual, name), {}), f"{where}: {name[:80]}") for name in names]
             for individual in individuals
         ]
         labelled = [pose for pose in poses if any(v > 0 for _, _, v in pose)]
@@ -108,20 +107,21 @@ def _find_columns(
         name, coord = header["bodyparts"][index], coords[index]
         if header["scorer"][index] == "set" or (not coord and not name):
             continue
-        where = f"{path}: column {index + 1} ({name or 'without a body part'}, {coord or 'without a coordinate'})"
+        where = f"{path}: column {index + 1} ({name[:80] or 'without a body part'}, "
+        where += f"{coord[:80] or 'without a coordinate'})"
         if not name or coord not in _COORDS:
             raise DataError(f"{where}: is not known: x, y, likelihood and visible of a body part are expected")
         individual = header["individuals"][index] if "individuals" in header else ""
         column_of = columns.setdefault((individual, name), {})
         if coord in column_of:
             raise DataError(
-                f"{where}: occurs a second time, under the scorer {header['scorer'][index]!r}: keep the columns of one "
-                "scorer"
+                f"{where}: occurs a second time, under the scorer {header['scorer'][index][:80]!r}: keep the columns "
+                "of one scorer"
             )
         column_of[coord] = index
     for (_, name), column_of in columns.items():
         if "x" not in column_of or "y" not in column_of:
-            raise DataError(f"{path}: the body part {name!r} lacks its column x or y: add it")
+            raise DataError(f"{path}: the body part {name[:80]!r} lacks its column x or y: add it")
     if not columns:
         raise DataError(f"{path}: the header names no body parts: a pair of columns x, y per body part is expected")
     return columns
@@ -140,14 +140,9 @@ def _image_name(cells: Sequence[str], where: str) -> str:
 
 def _read_point(cells: Sequence[str], column_of: Mapping[str, int], where: str) -> tuple[float, float, float]:
     """Return x, y, v of one body part; NaN, NaN, 0 if it is unlabelled."""
-    x, y, likelihood, visible = (
-        parse_number(cells[column_of[coord]], f"{where}_{coord}") if coord in column_of else math.nan
-        for coord in _COORDS
-    )
-    if math.isnan(x) != math.isnan(y):
+    numbers = dict.fromkeys(_COORDS, math.nan)
+    for coord, index in column_of.items():
+        numbers[coord] = _PARSERS.get(coord, parse_number)(cells[index], f"{where}_{coord}")
+    if math.isnan(numbers["x"]) != math.isnan(numbers["y"]):
         raise DataError(f"{where} has only one of x and y: give both, or neither")
-    if not math.isnan(visible) and visible not in (0, 1, 2):
-        raise DataError(f"{where}_visible: {visible:g} is not 0 (unlabelled), 1 (hidden) or 2 (visible): write one")
-    if math.isnan(x) or likelihood < MIN_LIKELIHOOD or visible == 0:
-        return math.nan, math.nan, 0.0
-    return x, y, 2.0 if math.isnan(visible) else visible
+    return label_point(**numbers)

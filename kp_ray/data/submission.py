@@ -59,6 +59,8 @@ def read_sample_submission(path: str) -> SampleSubmission:
     row_of: dict[str, int] = {}
     for number, cells in rows:
         image = cells[0]
+        if len(cells) >= len(columns):  # rows of a name alone can be used
+            check_num_cells(cells, columns, f"{path}: row {number}")
         if not image.strip():
             problems.append(f"row {number}: the image name is empty")
         elif image in row_of:
@@ -260,8 +262,7 @@ def _parse_number(cell: str) -> float:
 def _read_table(path: str) -> tuple[list[str], list[NumberedRow]]:
     """Read the header and the numbered rows of a CSV; blank lines are skipped."""
     content = read_bytes(path)
-    if content:
-        refuse_other_content(content, path)
+    refuse_other_content(content, path)
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         rows = [(reader.line_num, cells) for cells in reader if cells]

@@ -1,7 +1,6 @@
 """List the images to predict."""
 
-import csv
-import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +9,11 @@ from dataclasses import dataclass
 import pyarrow.fs as pafs
 
 from kp_ray.config.schema import Config
+from kp_ray.data.csv_format import read_csv_rows
+from kp_ray.data.csv_rows import check_num_cells, refuse_other_content
 from kp_ray.data.submission import SampleSubmission
-from kp_ray.errors import ConfigError, DataError, StoreError, one_line
-from kp_ray.images import list_images
+from kp_ray.errors import ConfigError, DataError, StoreError
+from kp_ray.images import is_image_file, list_images
 from kp_ray.storage import file_infos, filesystem, join, read_bytes
 from kp_ray.store.read import read_part, select_parts
 
@@ -126,20 +127,29 @@ def _version(info: pafs.FileInfo | None) -> str:
 
 
 def _read_list(path: str) -> list[str]:
-    """Read image names from a text file, one name per line, or from the column `image` of a CSV file."""
+    """Read image names from a text file, one name per line, or from the column `image` of a CSV file.
+
+    Raises:
+        DataError: it is not such a file; the message names the cause.
+    """
+    if path.lower().endswith(".csv"):
+        header, rows = read_csv_rows(path)
+        names = []
+        for number, cells in rows:
+            check_num_cells(cells, header, f"{path}: row {number}")
+            names.append(cells[header.index("image")])
+        return [name for name in names if name]
+    content = read_bytes(path)
+    if not is_image_file(content.partition(b"\n")[0].strip().decode(errors="replace")):  # e.g. "[1].jpg" is not JSON
+        refuse_other_content(content, path, "a list of image names")
     try:
-        text = read_bytes(path).decode("utf-8-sig")
+        lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text: give a list of image names") from error
-    if not path.lower().endswith(".csv"):
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        if "image" not in (rows.fieldnames or ()):
-            raise DataError(f"{path}: row 1 has no column `image`: name the images' column `image`")
-        return [row["image"].strip() for row in rows if row["image"]]
-    except csv.Error as error:
-        raise DataError(f"{path}: is not valid CSV ({one_line(error)}): check its quotes") from error
+        raise DataError(f"{path}: is not UTF-8 text: save it as UTF-8") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if names and "image" in re.split("[,;\t]", names[0]):
+        raise DataError(f"{path}: holds a table with the column `image`: give it a name that ends in .csv")
+    return names
 
 
 def _list_store_refs(config: Config, split: str) -> list[ImageRef]:

@@ -14,6 +14,7 @@ import ray
 from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.cluster.placement import MODEL_NODES, model_nodes
 from kp_ray.cluster.ray_internals import bounded_actor_retries, bounded_task_retries
+from kp_ray.cluster.resources import SMALLEST_SHARE, require_cpus
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError, StoppedError
@@ -62,8 +63,9 @@ def _predict_missing(task: PredictionTask, missing: Sequence[ImageRef], progress
     """
     if not missing:
         return PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0)
-    actor_nodes = [node["Resources"] for node in model_nodes()]
-    plan = plan_pool(task.config, actor_nodes, ray.cluster_resources().get("CPU", 0))
+    nodes = model_nodes()
+    require_cpus(task.config.cluster, nodes, num_cpus=SMALLEST_SHARE, purpose="predict")
+    plan = plan_pool(task.config, [node["Resources"] for node in nodes], ray.cluster_resources().get("CPU", 0))
     note = describe_actors(plan.gpus_per_actor)
     progress("", 0, len(missing), note)
     began, num_done, compute = time.time(), 0, set[str]()

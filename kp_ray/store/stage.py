@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from kp_ray.cluster.placement import augment_nodes
+from kp_ray.cluster.resources import require_cpus
 from kp_ray.config.schema import Config
 from kp_ray.stage import Progress, check_inputs
 from kp_ray.storage import exists, join
@@ -90,8 +92,11 @@ class AugmentStage:
         `config.yaml` is written once the writer lock is held: a refused second writer must not replace it.
 
         Raises:
+            ClusterError: no node has a CPU for it.
             KpRayError: see `write_store`.
         """
+        if not self.is_done(config):
+            require_cpus(config.cluster, augment_nodes(), num_cpus=1, purpose="augment")
         figures = write_store(self._plan(config), lambda done, total: progress("", done, total), config.save)
         figures = replace(
             figures,

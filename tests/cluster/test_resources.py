@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from kp_ray.cluster import placement
-from kp_ray.cluster.resources import Capacity, fits_a_node, runs_at_once
+from kp_ray.cluster.resources import SMALLEST_SHARE, Capacity, fits_a_node, require_cpus, runs_at_once
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError
@@ -78,3 +78,23 @@ def test_an_autoscaling_cluster_is_counted_at_its_full_size(set_nodes: Any) -> N
     assert runs_at_once(config) == Capacity(num_runs=1, use_gpu=True)
     assert fits_a_node(config, 8, 2)
     assert not fits_a_node(config, 9, 0)
+
+
+NO_CPU = r"^cluster: no node has a whole CPU for {} \(got 1 nodes with at most {} CPUs\): start Ray with CPUs"
+
+
+def test_a_cluster_without_cpus_is_refused_instead_of_waited_for(set_nodes: Any) -> None:
+    set_nodes({"CPU": 0})
+    with pytest.raises(ClusterError, match=NO_CPU.format("training", 0)):
+        runs_at_once(make_config())
+    with pytest.raises(ClusterError, match=NO_CPU.format("predict", 0)):
+        require_cpus(make_config().cluster, placement.model_nodes(), num_cpus=SMALLEST_SHARE, purpose="predict")
+    assert runs_at_once(make_config({"num_cpus": 4})).num_runs == 4, "a cluster that grows has CPUs later"
+
+
+def test_augment_needs_a_whole_cpu_of_a_node_on_which_it_may_run(set_nodes: Any) -> None:
+    set_nodes({"CPU": 0.5})
+    with pytest.raises(ClusterError, match=NO_CPU.format("augment", "0.5")):
+        require_cpus(make_config().cluster, placement.augment_nodes(), num_cpus=1, purpose="augment")
+    set_nodes({"CPU": 0.5}, {"CPU": 1})
+    require_cpus(make_config().cluster, placement.augment_nodes(), num_cpus=1, purpose="augment")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kp_ray.data.annotations import Annotations
-from kp_ray.data.dlc_format import MIN_LIKELIHOOD
 from kp_ray.data.load import load_annotations
+from kp_ray.data.visibility import MIN_LIKELIHOOD
 from kp_ray.errors import DataError
 
 Load = Callable[[str], Annotations]

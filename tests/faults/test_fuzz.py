@@ -43,7 +43,7 @@ TOKENS = [
     *(b"nan", b"NaN", b"inf", b"-inf", b"1e999", b"-0", b"1_0", b"0x10", b"1e-320", b"9" * 400, b"2001-99-99", b"1:2"),
     *(b"../", b"/", b"\\", b"C:", "한글".encode(), b"\xed\xa0\x80", b'"\\ud800"'),
     *(b"{", b"}", b"[", b"]", b":", b"- ", b"#", b"&a ", b"*a", b"<<: ", b"null", b"true", b"~", b"[" * 2000),
-    *(b"!!python/object:os.system ", b'"image"', b"image", b"_x", b"_y", b"nose_x", b"schema_version"),
+    *(b"!!python/object:os.system ", b'"image"', b"image", b"_x", b"_y", b"nose_x", b"nose_v", b"schema_version"),
 ]
 
 
@@ -86,9 +86,18 @@ def make_deeplabcut_csv() -> bytes:
     header = [("scorer", "", *["me"] * len(columns)), ("individuals", "", *people), ("bodyparts", "", *names),
               ("coords", "", *axes)]  # fmt: skip
     numbers = np.random.default_rng(0).uniform(0, 60, (3, len(columns))).round(1)
-    numbers[:, -3:] %= 3
-    rows = [("video", f"img{i}.png", *(str(int(n)) if n < 3 else str(n) for n in row)) for i, row in enumerate(numbers)]
+    numbers[:, 2:-3:3] /= 60
+    numbers[:, -3:] //= 20
+    rows = [("video", f"img{i}.png", *map(str, row)) for i, row in enumerate(numbers.tolist())]
     return "".join(",".join(cells) + "\n" for cells in (*header, *rows)).encode()
+
+
+def make_visible_csv() -> bytes:
+    """Make a native CSV whose first keypoints have a likelihood or a visibility."""
+    header, *rows = make_labels_csv().decode().splitlines()
+    lines = [f"{header},nose_likelihood,nose_v,left_eye_visible"]
+    lines += [f"{row},0.{8 - number},{number},{2 - number}" for number, row in enumerate(rows)]
+    return "\n".join(lines).encode()
 
 
 def make_people_json(folder: Path) -> bytes:
@@ -207,6 +216,8 @@ def valid_content(kind: str, folder: Path) -> bytes:
         return json.dumps(to_coco(load_content(make_labels_csv(), folder), [(64, 64)] * 3)).encode()
     if kind == "people.json":
         return make_people_json(folder)
+    if kind == "visible.csv":
+        return make_visible_csv()
     if kind == "deeplabcut.csv":
         return make_deeplabcut_csv()
     if kind == "corrections.csv":
@@ -225,6 +236,7 @@ ASSERT_VALID: dict[str, Callable[[str], None]] = {
     "labels.json": assert_valid_labels,
     "people.json": assert_valid_labels,
     "deeplabcut.csv": assert_valid_labels,
+    "visible.csv": assert_valid_labels,
     "corrections.csv": assert_valid_corrections,
     "config.yaml": assert_valid_config,
     "_manifest.json": assert_valid_manifest,

@@ -47,7 +47,7 @@ def test_a_csv_list_has_a_column_of_images(tiny: Config, tmp_path: Path) -> None
     (tmp_path / "list.csv").write_text(f"camera,image\nA,{name}\nB,lost.jpg\n")
     assert image_names(list_refs(tiny, str(tmp_path / "list.csv"))) == [name, "lost.jpg"]
     (tmp_path / "wrong.csv").write_text("file\na.jpg\n")
-    with pytest.raises(DataError, match=r"wrong\.csv: row 1 has no column `image`"):
+    with pytest.raises(DataError, match=r"wrong\.csv: .*name the column of file names `image` \(now 'file'\)"):
         list_refs(tiny, str(tmp_path / "wrong.csv"))
 
 
@@ -94,6 +94,51 @@ def test_an_invalid_list_is_refused(tiny: Config, tmp_path: Path, content: str, 
     (tmp_path / "wrong.txt").write_text(content)
     with pytest.raises(DataError, match=rf"wrong\.txt: .*{message}"):
         list_refs(tiny, str(tmp_path / "wrong.txt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("list.csv", b"image;x\na.jpg;1\n", "the header has no `image` column: separate the columns by commas"),
+        ("list.csv", b"image;x;y\na.jpg;1;2\n", "the columns are separated by semicolons: save it as a CSV"),
+        ("list.csv", b",image\n0,a.jpg\n", "column 1 of the header is '', an index that pandas or a spreadsheet wrote"),
+        ("list.csv", b"image,\na.jpg,\n", "the header ends in 1 separators too many"),
+        ("list.csv", b"image\na.jpg,\n", "row 2: ends in 1 separators too many"),
+        ("list.csv", b"image\na.jpg\nimage\nb.jpg\n", "row 3: repeats the header, as if two files were joined"),
+        ("list.csv", b"sep=,\nimage\na.jpg\n", "row 1 is Excel's line 'sep=,', not a header: delete this line"),
+        ("list.csv", b'["a.jpg"]', "holds JSON, not CSV"),
+        ("list.csv", "image\na.jpg\n".encode("utf-16"), "is UTF-16 text: save it as CSV UTF-8"),
+        ("list.txt", "a.jpg\nb.jpg\n".encode("utf-16"), "is UTF-16 text: save it as UTF-8"),
+        (
+            "list.txt",
+            "a.jpg\nb.jpg\n".encode("utf-16-le"),
+            "is UTF-16 text without a byte order mark: save it as UTF-8",
+        ),
+        ("list.txt", "사진.jpg\n".encode("cp949"), "is not UTF-8 text: save it as UTF-8"),
+        (
+            "list.txt",
+            b'["a.jpg"]',
+            "holds JSON, not a list of image names: a text file in UTF-8 with one name per line",
+        ),
+        ("list.txt", b"PK\x03\x04" + b"\0" * 30, "holds a ZIP archive, not a list of image names"),
+        ("list.txt", b"<?xml version='1.0'?><annotations/>", "holds a CVAT XML file, not a list of image names"),
+        ("list.txt", b"image,x\na.jpg,1\n", "holds a table with the column `image`: give it a name that ends in .csv"),
+        ("list.txt", b"image\na.jpg\n", "holds a table with the column `image`"),
+    ],
+)
+def test_a_list_of_another_form_is_refused_with_its_cause(
+    tiny: Config, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        list_refs(tiny, str(tmp_path / name))
+    assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
+
+
+def test_a_list_may_begin_with_a_name_that_looks_like_json(tiny: Config, tmp_path: Path) -> None:
+    name = min(path.name for path in Path(tiny.require_input("test_images")).iterdir())
+    (tmp_path / "list.txt").write_text(f"[1].jpg\n{name}\n")
+    assert image_names(list_refs(tiny, str(tmp_path / "list.txt"))) == ["[1].jpg", name]
 
 
 def test_relative_names_need_a_folder(tiny: Config, tmp_path: Path) -> None:
