@@ -181,7 +181,7 @@ def verify(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
 def train(
     config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
 ) -> None:
-    """Train every member of the ensemble; a stopped run is resumed."""
+    """Train every member with the settings that a search found, or the config's own; a stopped run is resumed."""
     _run_stage("train", config, sets, as_json, dry_run=dry_run)
 
 
@@ -189,7 +189,7 @@ def train(
 def tune(
     config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
 ) -> None:
-    """Search learning rate, schedule and recipes; a stopped search is resumed."""
+    """Search learning rate, schedule and recipes for `train` to use; a stopped search is resumed."""
     _run_stage("tune", config, sets, as_json, dry_run=dry_run)
 
 
@@ -292,7 +292,7 @@ def _print_checks(checks: "Sequence[Check]") -> list[str]:
 
 @app.command()
 def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
-    """Run the whole pipeline: check, augment, train, tune, predict, evaluate, report; finished stages are skipped."""
+    """Run the whole pipeline: check, augment, tune, train, predict, evaluate, report; finished stages are skipped."""
     from kp_ray.cli.tables import print_run
     from kp_ray.pipeline import run_pipeline
 

@@ -17,6 +17,8 @@ from kp_ray.errors import ClusterError, ConfigError, KpRayError, RunStateError, 
 from kp_ray.storage import writer_lock
 from kp_ray.store.plan import plan
 from kp_ray.store.write import write_store
+from kp_ray.training.search_result import apply_result, read_result
+from kp_ray.training.tuned import apply_search
 from kp_ray.tuning.search import TuneSummary, is_finished, tune
 from tests.helpers.clusters import free_port
 from tests.helpers.data import tiny_config
@@ -94,7 +96,11 @@ def test_best_yaml_is_a_config_with_the_best_trials_settings(searched: Searched)
     best = load_config(summary.config)
     assert best.train.base_lr == pytest.approx(summary.params.base_lr)
     assert (best.train.max_iter, best.train.eval_period) == (config.train.max_iter, config.train.eval_period)
-    assert [member.name for member in best.train.members] == ["a-tuned"]
+    assert best.train.members == config.train.members
+    assert (best.train.tuned, best.tune.num_trials) == (False, 0)
+    result = read_result(config)
+    assert (result.trial, result.value, result.own_value) == (summary.trial, summary.best, summary.own)
+    assert apply_search(config) == (apply_result(config, result), result)
 
 
 @pytest.mark.slow
