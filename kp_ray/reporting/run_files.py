@@ -130,9 +130,18 @@ def _read_submission(config: Config, skeleton: Skeleton | None) -> Annotations |
     path = config.path("submission.csv")
     if not exists(path):
         return None
+    return read_submission_labels(path, skeleton or config.build_skeleton(read_sample_submission(path).names))
+
+
+def read_submission_labels(path: str, skeleton: Skeleton) -> Annotations:
+    """Read a submission as labels, with the keypoints in the order of the skeleton; rows of zeros are kept.
+
+    Raises:
+        DataError: the file is not a valid submission, or its keypoints are not those of the skeleton.
+        StorageError: the file cannot be read.
+    """
     # The submission serves as its own sample: it gives the names and the order of images and keypoints.
     sample = read_sample_submission(path)
-    skeleton = skeleton or config.build_skeleton(sample.names)
     xy = read_submission(path, sample, skeleton, size=None, allow_zeros=True)
     scenes, cameras, frames = zip(*map(parse_name, sample.images), strict=True)
     return Annotations(skeleton, sample.images, np.dstack([xy, np.full(xy.shape[:2], 2.0)]), scenes, cameras, frames)
