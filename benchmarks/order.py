@@ -87,11 +87,12 @@ def describe(results: list[dict[str, Any]], figures: dict[str, Any]) -> str:
     for result in results:
         search, seconds = result["search"], result["seconds"]
         own = "-" if search["own"] is None else f"{search['own']:.1f}"
+        iterations = f"{search['iterations']} of {search['iterations_without_stops']}"
         statuses = ", ".join(str(trial["status"]) for trial in result["trials"])
         text += (
             f"| {result['seed']} | {search['trial']} | {search['best']:.1f} | {own} | "
-            f"{search['params']['base_lr']:.2g} | {search['params']['warmup_iters']} | {statuses} | {search['iterations']} of "
-            f"{search['iterations_without_stops']} | {seconds['tune']:.0f} | {seconds['train tuned']:.0f} |\n"
+            f"{search['params']['base_lr']:.2g} | {search['params']['warmup_iters']} | {statuses} | "
+            f"{iterations} | {seconds['tune']:.0f} | {seconds['train tuned']:.0f} |\n"
         )
     return text + "\nThe first trial has the config's own settings and is never stopped; seconds include Ray's start.\n"
 
