@@ -112,7 +112,7 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
     own_config = config
     config, search = apply_search(own_config)
     check_options(config)
-    check_settings(config)
+    check_settings(config, from_search=search is not None)
     with writer_lock(config.path("members")):
         pending = [member for member in config.train.members if not is_trained(config.member_dir(member.name))]
         left_out = {member.name: describe_left_out(config, member, check_rows(config, member)) for member in pending}

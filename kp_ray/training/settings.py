@@ -64,8 +64,12 @@ def record_settings(config: Config, member: MemberConfig, search: Mapping[str, A
     write_bytes(path, encode_fields({**member_fields(config, member), "search": search}))
 
 
-def check_settings(config: Config) -> None:
+def check_settings(config: Config, *, from_search: bool = False) -> None:
     """Refuse settings other than those that the members of this run folder began with.
+
+    Args:
+        config: the settings.
+        from_search: whether some of them come from a search; the message then says how to use the config's own.
 
     Raises:
         RunStateError: a setting differs; the message names it.
@@ -83,11 +87,12 @@ def check_settings(config: Config) -> None:
         current = member_fields(config, member)
         # A Detectron2 option that was removed from the config differs too: compare it as null.
         current["model.cfg"] = {**dict.fromkeys(recorded.get("model.cfg") or {}), **current["model.cfg"]}
+        own = "set train.tuned=false to keep the config's own settings, " if from_search else ""
         refuse_difference(
             recorded,
             current,
             folder,
-            "give the member another name, choose another run_dir, or delete this folder to train it again",
+            f"{own}give the member another name, choose another run_dir, or delete this folder to train it again",
         )
 
 

@@ -84,12 +84,11 @@ class TrainStage:
             DataError: see `check_rows`.
             RunStateError: a member of this run folder, or its finished search, began with other settings.
         """
-        if is_search_finished(config):
-            config, _ = apply_search(config)
+        config, search = apply_search(config) if is_search_finished(config) else (config, None)
         check_options(config)
         check_flips(config, run_skeleton(config), "train")
         if has_store(config.path("store")):
-            check_settings(config)
+            check_settings(config, from_search=search is not None)
             for member in config.train.members:
                 if not is_trained(config.member_dir(member.name)):
                     check_rows(config, member)
@@ -103,8 +102,8 @@ class TrainStage:
                 finished.
         """
         read_manifest(config.path("store"))
-        config, _ = apply_search(config)
-        check_settings(config)
+        config, search = apply_search(config)
+        check_settings(config, from_search=search is not None)
         return all(is_trained(config.member_dir(member.name)) for member in config.train.members)
 
     def run(self, config: Config, progress: Progress) -> TrainSummary:
