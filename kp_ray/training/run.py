@@ -85,7 +85,7 @@ class TrainSummary:
 
     def lines(self) -> list[str]:
         """Return lines of text for the terminal."""
-        return [*([self.search.describe()] if self.search else []), *(member.line() for member in self.members)]
+        return [member.line() for member in self.members]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `--json`, by the member's name."""

@@ -84,10 +84,12 @@ class TrainStage:
             DataError: see `check_rows`.
             RunStateError: a member of this run folder, or its finished search, began with other settings.
         """
-        config, search = apply_search(config) if is_search_finished(config) else (config, None)
+        is_stored, search = has_store(config.path("store")), None
+        if is_stored and is_search_finished(config):
+            config, search = apply_search(config)
         check_options(config)
         check_flips(config, run_skeleton(config), "train")
-        if has_store(config.path("store")):
+        if is_stored:
             check_settings(config, from_search=search is not None)
             for member in config.train.members:
                 if not is_trained(config.member_dir(member.name)):

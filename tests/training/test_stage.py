@@ -112,7 +112,7 @@ def test_members_that_a_search_decided_are_finished_and_name_it(config: Config) 
         Path(config.member_dir(member.name), "model_final.pth").touch()
     assert TrainStage().is_done(config)
     summary = TrainStage().run(config, no_progress)
-    assert summary.lines()[0] == FOUND.describe()
+    assert summary.search == FOUND
     assert read_member_search(config.member_dir("a")) == search
     assert Path(config.path("config.yaml")).read_text() == config.to_yaml()
 
