@@ -99,7 +99,7 @@ def test_a_finished_search_replaces_the_configs_own_settings_and_says_so(config:
     assert TrainStage().describe_settings(config) == TrainStage().forecast(config).lines()[0] == line
     finish_member(config, "a")  # trained with the config's own settings
     for call in (TrainStage().check, TrainStage().is_done):
-        with pytest.raises(RunStateError, match=r"members/a: .* train\.base_lr .*: set train\.tuned=false"):
+        with pytest.raises(RunStateError, match=r"members/a: .* train\.recipes None, .*: set train\.tuned=false"):
             call(config)
 
 
