@@ -70,11 +70,11 @@ def scale_schedule(config: Config, max_iter: int) -> Config:
     Warm-up and steps keep their shares of the iterations.
     """
     values = config.to_dict()
-    train, share = values["train"], max_iter / config.train.max_iter
-    steps = {round(step * share) for step in train["steps"] if step < config.train.max_iter}
-    if max_iter != config.train.max_iter:
+    train, full_length = values["train"], config.train.max_iter
+    steps = {round(step * max_iter / full_length) for step in train["steps"] if step < full_length}
+    if max_iter != full_length:
         train["steps"] = sorted(step for step in steps if 0 < step < max_iter)
-        train["warmup_iters"] = round(train["warmup_iters"] * share)
+        train["warmup_iters"] = round(train["warmup_iters"] * max_iter / full_length)
         train["max_iter"] = max_iter
     return build_config(values)
 

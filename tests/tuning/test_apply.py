@@ -43,13 +43,14 @@ def test_the_own_trial_keeps_the_config_exactly_even_outside_the_search_space() 
     assert trial_config(config, point, SETS).train.base_lr == 0.01
 
 
+@settings(deadline=None)
 @given(max_iter=st.integers(1, 3000))
 def test_a_short_own_trial_keeps_the_shares_of_the_schedule(max_iter: int) -> None:
     config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})
     own = trial_config(config, to_point(config.train, config), SETS, is_own=True).train
     assert (own.max_iter, own.warmup_iters) == (max_iter, round(max_iter / 10))
-    shares = {round(share * max_iter / 10) for share in range(3, 9)}
-    assert list(own.steps) == sorted(step for step in shares if 0 < step < max_iter)
+    steps = {round(tenths * max_iter / 10) for tenths in range(3, 9)}
+    assert list(own.steps) == sorted(step for step in steps if 0 < step < max_iter)
 
 
 def test_the_result_of_a_search_has_only_what_it_changes() -> None:
