@@ -118,7 +118,9 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
         left_out = {member.name: describe_left_out(config, member, check_rows(config, member)) for member in pending}
         max_running, use_gpu = runs_at_once(config) if pending else (0, False)
         own_config.save()
-        trained = _fit_members(config, search, pending, progress, max_running=max_running, use_gpu=use_gpu)
+        trained: dict[str, MemberSummary] = {}
+        if pending:  # without members to train no cluster is running
+            trained = _fit_members(config, search, pending, progress, max_running=max_running, use_gpu=use_gpu)
     summaries = []
     for member in config.train.members:
         finished_before = MemberSummary(member.name, config.member_dir(member.name))
