@@ -7,8 +7,8 @@ A notebook calls the stages in this order::
     config = kp_ray.load_config("config.yaml", ["train.max_iter=500"])
     with kp_ray.session(config):
         kp_ray.augment(config)
+        kp_ray.tune(config)  # optional; `train` uses what it found
         kp_ray.train(config)
-        kp_ray.tune(config)  # optional; writes tune/best.yaml, a config to train
         kp_ray.predict(config)
     evaluation = kp_ray.evaluate(config)
     rows = kp_ray.read_store(config.path("store"), columns=["source", "recipe", "keypoints"])

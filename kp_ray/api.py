@@ -35,12 +35,15 @@ def augment(config: Config, progress: Progress = no_progress) -> "AugmentSummary
 def train(config: Config, progress: Progress = no_progress) -> "TrainSummary":
     """Train every unfinished member of the ensemble on the store; write the members to `<run_dir>/members`.
 
+    The settings that the run folder's search found replace the config's own, unless `train.tuned` is false.
+
     Args:
         config: from `kp_ray.load_config`.
         progress: called as progress(member, iterations done, iterations in all, latest loss as text).
 
     Raises:
-        KpRayError: there is no store, the cluster is too small, a loss diverged, or the work was stopped.
+        KpRayError: there is no store, a search is not finished, the cluster is too small, a loss diverged, or the work
+            was stopped.
     """
     from kp_ray.training.stage import TrainStage
 
@@ -49,7 +52,7 @@ def train(config: Config, progress: Progress = no_progress) -> "TrainSummary":
 
 
 def tune(config: Config, progress: Progress = no_progress) -> "TuneSummary":
-    """Search learning rate, schedule and recipes; write the best config to `<run_dir>/tune/best.yaml`.
+    """Search learning rate, schedule and recipes, which `train` then uses; write `<run_dir>/tune/best.yaml`.
 
     Args:
         config: from `kp_ray.load_config`.

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from kp_ray.prediction.stage import EvaluateSummary, PredictSummary
     from kp_ray.reporting.stage import ReportSummary
     from kp_ray.store.stage import AugmentSummary
+    from kp_ray.training.run import TrainSummary
 
 STAGES = {
     "check": "kp_ray.checks.stage:CheckStage",
     "augment": "kp_ray.store.stage:AugmentStage",
-    "train": "kp_ray.training.stage:TrainStage",
     "tune": "kp_ray.tuning.stage:TuneStage",
+    "train": "kp_ray.training.stage:TrainStage",
     "predict": "kp_ray.prediction.stage:PredictStage",
     "evaluate": "kp_ray.prediction.stage:EvaluateStage",
     "report": "kp_ray.reporting.stage:ReportStage",
 }
 """Location of each stage's class, in the order of `run`; imported late, because `augment` runs without torch."""
 
-_NEXT_VERBS = {"check": ("augment",), "train": ("predict",), "predict": ("evaluate", "report")}
+_NEXT_VERBS = {"check": ("augment",), "tune": ("train",), "train": ("predict",), "predict": ("evaluate", "report")}
 """Verbs that can follow a verb, most useful first; they need the result of that verb."""
 
 ShowProgress = Callable[[str], contextlib.AbstractContextManager[Progress]]
@@ -41,24 +42,30 @@ class RunSummary:
     """The results of a whole run.
 
     Attributes:
-        augment, predict, report: summaries of these stages.
+        augment, train, predict, report: summaries of these stages.
         sources_per_s: rate of the last `augment` that wrote parts.
         evaluate: summary of this stage; None without `data.truth`.
     """
 
     augment: "AugmentSummary"
     sources_per_s: float
+    train: "TrainSummary"
     predict: "PredictSummary"
     evaluate: "EvaluateSummary | None"
     report: "ReportSummary"
 
     def lines(self) -> list[str]:
         """Return the lines of text for the terminal; each stage has printed its own summary when it ended."""
-        return [f"submission: {self.predict.submission}", f"report: {self.report.report}"]
+        return [
+            *([self.train.search.describe()] if self.train.search else []),
+            f"submission: {self.predict.submission}",
+            f"report: {self.report.report}",
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Return the plain values for `--json`."""
         values = {
+            "search": asdict(self.train.search) if self.train.search else None,
             "augment": self.augment.to_json(),
             "predict": self.predict.to_json(),
             "report": self.report.report,
@@ -109,6 +116,8 @@ class Runner:
             self.has_session = True
             if hasattr(stage, "session_start_up_s"):
                 stage.session_start_up_s = start_up_s
+        if hasattr(stage, "describe_settings") and (line := stage.describe_settings(self.config)):
+            self.say(line)
         with self.show_progress(stage.name) as progress:
             return stage.run(self.config, progress)
 
@@ -196,6 +205,7 @@ def _summarize(config: Config, summaries: Mapping[str, Any]) -> RunSummary:
     return RunSummary(
         augment=summaries["augment"],
         sources_per_s=figures.sources_per_s if figures else summaries["augment"].sources_per_s,
+        train=summaries["train"],
         predict=summaries["predict"],
         evaluate=summaries.get("evaluate"),
         report=summaries["report"],
@@ -210,8 +220,6 @@ def next_step(verb: str, config: Config, config_path: str) -> str | None:
         config: the configuration that it ran with.
         config_path: the file that the configuration was read from.
     """
-    if verb == "tune":
-        return f"train {config.path('tune', 'best.yaml')}"
     if verb == "augment":  # `train` accepts a finished store; checking its options would import torch for a hint
         return f"train {config_path}"
     for next_verb in _NEXT_VERBS.get(verb, ()):

@@ -1,8 +1,10 @@
 """Forecasts of the stages, and the whole pipeline from labels to a submission on the command line."""
 
+import contextlib
 import json
 import os
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,11 @@ import pytest
 import yaml
 
 from kp_ray.errors import ConfigError, StoreError
-from kp_ray.pipeline import forecast_stage
+from kp_ray.pipeline import STAGES, Runner, forecast_stage, make_stage
+from kp_ray.stage import no_progress
+from kp_ray.training.search_result import SearchResult, write_result
+from kp_ray.training.settings import record_settings
+from kp_ray.training.tuned import apply_search, record_search
 from tests.helpers.data import SHARED, TINY_NET, tiny_config
 from tests.helpers.processes import file_times, last_json, run_kp_ray
 from tests.helpers.stores import write_small_store
@@ -64,6 +70,23 @@ def test_a_dry_run_prints_the_forecast_and_neither_joins_a_cluster_nor_writes(
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_the_search_comes_before_training_which_says_what_it_uses(tmp_path: Path) -> None:
+    assert list(STAGES) == ["check", "augment", "tune", "train", "predict", "evaluate", "report"]
+    write_small_store(tmp_path / "store")
+    config = tiny_config({}, tmp_path)
+    record_search(config)
+    found = SearchResult("trial-001", "rmse", 2, 43.2, 47.5, {"base_lr": 0.002})
+    write_result(config, found)
+    tuned, _ = apply_search(config)
+    record_settings(tuned, tuned.train.members[0], asdict(found))
+    (tmp_path / "members" / "a" / "model_final.pth").touch()
+    said: list[str] = []
+    with Runner(config, lambda verb: contextlib.nullcontext(no_progress), said.append) as runner:
+        summary = runner.run(make_stage("train"), dashboard=False)
+    assert said == [found.describe()]
+    assert summary.lines() == [f"member a: finished before, in {config.member_dir('a')}"]
+
+
 @pytest.mark.slow
 def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(sample_data, tmp_path / "run", tune={"num_trials": 1})
@@ -73,6 +96,10 @@ def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Pat
     assert read_json_output(first)["report"] == str(run / "report.html")
     assert "ensemble" in first.stdout
     assert "Traceback" not in first.stderr
+    assert read_json_of(first)["search"]["trial"] == "trial-000"
+    assert "settings: the config's own; the search found none better" in first.stdout
+    began = [(run / "tune" / "result.json").stat().st_mtime, (run / "members" / "a" / "settings.json").stat().st_mtime]
+    assert began == sorted(began)  # the search ends before training begins
     finished_files = [
         *run.glob("members/*/model_final.pth"),
         *run.glob("tune/trials/*/*"),

@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -181,7 +181,7 @@ def verify(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
 def train(
     config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
 ) -> None:
-    """Train every member of the ensemble; a stopped run is resumed."""
+    """Train every member with the settings that a search found, or the config's own; a stopped run is resumed."""
     _run_stage("train", config, sets, as_json, dry_run=dry_run)
 
 
@@ -189,7 +189,7 @@ def train(
 def tune(
     config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
 ) -> None:
-    """Search learning rate, schedule and recipes; a stopped search is resumed."""
+    """Search learning rate, schedule and recipes for `train` to use; a stopped search is resumed."""
     _run_stage("tune", config, sets, as_json, dry_run=dry_run)
 
 
@@ -222,6 +222,39 @@ def evaluate(
 
 
 @app.command()
+def fuse(
+    submissions: Annotated[list[str] | None, typer.Argument(metavar="A.csv B.csv ...", help="The submissions.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="C.csv", help="Where to write the fused submission.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="2,1,...", help="A weight per file; default: equal.")] = None,
+    fusion: Annotated[Literal["mean", "median"], typer.Option(help="As predict.fusion.")] = "mean",
+    reject_sigmas: Annotated[float | None, typer.Option(help="As predict.reject_sigmas.", min=0.01)] = None,
+    missing: Annotated[Literal["fill", "zeros"], typer.Option(help="As predict.missing.")] = "fill",
+    as_json: JsonOption = False,
+) -> None:
+    """Fuse submissions of any origin; a row of zeros means nobody, and the others fill it."""
+    from kp_ray.prediction.submissions import fuse_submissions
+
+    if out is None:
+        raise ConfigError("--out: name the file to write, e.g. kp-ray fuse A.csv B.csv --out C.csv")
+    summary = fuse_submissions(
+        submissions or (),
+        out,
+        weights=_parse_weights(weights) if weights is not None else None,
+        method=fusion,
+        reject_sigmas=reject_sigmas,
+        missing=missing,
+    )
+    _print_summary(summary, as_json)
+
+
+def _parse_weights(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--weights: numbers with commas are expected, e.g. 2,1 (got {text!r:.80})") from error
+
+
+@app.command()
 def report(run: RunArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
     """Write the run's report, one HTML file."""
     from kp_ray.reporting.stage import ReportStage
@@ -239,12 +272,16 @@ def show(
     num: Annotated[int, typer.Option(help="Maximum number of images, chosen at random.", min=1)] = 12,
     seed: Annotated[int, typer.Option(help="Another seed chooses other images.", min=0)] = 0,
     out: Annotated[str | None, typer.Option(help="Where to write; default: RUN/show.")] = None,
+    submission: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Draw this submission too; may be repeated.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write images with skeletons drawn over them, and one sheet of all of them."""
+    """Write images with skeletons drawn over them, and one sheet: variants, or each member's and the fused answer."""
     from kp_ray.reporting.show import show as write_images
 
-    _print_summary(write_images(path, out, recipe=recipe, image=image, num=num, seed=seed), as_json)
+    summary = write_images(path, out, recipe=recipe, image=image, num=num, seed=seed, submissions=submission or ())
+    _print_summary(summary, as_json)
 
 
 @app.command()
@@ -292,7 +329,7 @@ def _print_checks(checks: "Sequence[Check]") -> list[str]:
 
 @app.command()
 def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
-    """Run the whole pipeline: check, augment, train, tune, predict, evaluate, report; finished stages are skipped."""
+    """Run the whole pipeline: check, augment, tune, train, predict, evaluate, report; finished stages are skipped."""
     from kp_ray.cli.tables import print_run
     from kp_ray.pipeline import run_pipeline
 

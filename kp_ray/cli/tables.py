@@ -33,7 +33,7 @@ def print_run(summary: "RunSummary") -> None:
     _out.print(table)
     if summary.evaluate:
         print_evaluation(summary.evaluate.rows())
-    _out.print(f"submission: {predictions.submission}\nreport: {summary.report.report}", markup=False, soft_wrap=True)
+    _out.print("\n".join(summary.lines()), markup=False, soft_wrap=True)
 
 
 def _cell(value: float | None, digits: int) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kp_ray.config.types import Fraction, Positive, PredictImages, Section
+from kp_ray.config.types import Fraction, MemberRef, Positive, PredictImages, Section
 
 
 class PredictConfig(Section):
@@ -13,6 +13,9 @@ class PredictConfig(Section):
     images: PredictImages | None = None
     """Images to predict: a folder; a `.txt` or `.csv` list of names in `data.test_images`, of paths or of URLs;
     `store:val` or `store:train`. null: those of the sample submission, or without one all in `data.test_images`."""
+    members: Annotated[tuple[MemberRef, ...], Field(min_length=1)] | None = None
+    """Members to fuse: names of this run's members, and paths of other runs' member folders, e.g.
+    [a, runs/other/members/a]. null: all members of this run."""
     actors: tuple[Positive, Positive] = (1, 4)
     """Smallest and largest size of the actor pool; each actor holds all members."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
@@ -31,7 +34,7 @@ class PredictConfig(Section):
     """Method of combining the members' points; `score` weights them by the scores of person and keypoint."""
     weights: Literal["equal"] | dict[str, float | dict[str, float]] = "equal"
     """Weights of the members: equal, or {member: weight or {keypoint: weight}}. A member or keypoint that is not named
-    has weight 1."""
+    has weight 1. Another run's member is named `<run folder>/<member>`."""
     reject_sigmas: Annotated[float, Field(gt=0)] | None = None
     """Drop a member's point that is farther than this many robust sigmas from the members' median; null: keep all."""
     smooth_frames: Annotated[float, Field(gt=0)] | None = None
@@ -47,6 +50,8 @@ class PredictConfig(Section):
     def _check_actors_and_weights(self) -> "PredictConfig":
         if self.actors[0] > self.actors[1]:
             raise ValueError(f"actors: [smallest, largest] expected, got {list(self.actors)}")
+        if len(set(self.members or ())) < len(self.members or ()):
+            raise ValueError("members: a member is listed twice")
         for member, value in ({} if isinstance(self.weights, str) else self.weights).items():
             if min(value.values() if isinstance(value, dict) else [value], default=0) < 0:
                 raise ValueError(f"weights: {member}: a weight is 0 or more, got {value}")

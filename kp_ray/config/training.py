@@ -77,6 +77,8 @@ class TrainConfig(Section):
     """Torch threads of a worker on CPUs; null: `cpus_per_worker`, rounded, at least 1."""
     recipes: tuple[str, ...] | None = None
     """Stored recipes to train on; null: all."""
+    tuned: bool = True
+    """Train with the settings that the run folder's search found, if there is one; false: with the config's own."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """`sgd` as published; the preset `demo`, which starts from random weights, uses `adamw`."""
     base_lr: Annotated[float, Field(gt=0)] = 0.001

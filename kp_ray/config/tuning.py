@@ -11,14 +11,16 @@ from kp_ray.config.types import Fraction, NotNegative, Positive, Section
 class TuneConfig(Section):
     """Search for a schedule: each trial is a training run of the first member with sampled settings.
 
-    A range is [lowest, highest]; equal ends fix the parameter. Warm-up and steps are shares of a trial's iterations, so
-    that what short trials find applies to a long run.
+    The first trial has the config's own settings and is never stopped early; `train` uses others only if they are
+    better after as many iterations. A range is [lowest, highest]; equal ends fix the parameter. Warm-up and steps are
+    shares of a trial's iterations, so that what short trials find applies to a long run.
     """
 
     num_trials: NotNegative = 16
-    """Number of trials; with 0, `run` does not search."""
+    """Number of trials; with 0, `run` does not search, and `train` uses the config's own settings."""
     max_iter: Positive | None = None
-    """Iterations of a trial that is not stopped; null: `train.max_iter`."""
+    """Iterations of a trial that is not stopped; null: `train.max_iter`. A learning rate found in much shorter trials
+    tends to be too high for a long run."""
     eval_period: Positive | None = None
     """Iterations between a trial's evaluations, at each of which it can be stopped; null: an eighth of `max_iter`."""
     metric: Metric = "rmse"

@@ -30,6 +30,8 @@ Weights = Annotated[str, _absolute_unless("zoo")]
 """A path of model weights, or `zoo`."""
 PredictImages = Annotated[str, _absolute_unless("store:train", "store:val")]
 """A path of images, or a split of the store."""
+MemberRef = Annotated[str, AfterValidator(lambda value: absolute_path(value) if "/" in value else value)]
+"""A name of a member, or the path of a member's folder in another run."""
 FolderName = Annotated[str, AfterValidator(_check_folder_name)]
 """A name that becomes a folder inside the run folder."""
 Positive = Annotated[int, Field(ge=1)]

@@ -112,6 +112,21 @@ def load_member(
     return model.eval(), cfg
 
 
+def read_keypoint_names(folder: str) -> tuple[str, ...] | None:
+    """Read the names of the keypoints that a finished member predicts; None if its file does not name them.
+
+    Raises:
+        ModelError: the file of weights is damaged.
+        StorageError: the folder cannot be read.
+    """
+    path = join(folder, FINAL_WEIGHTS)
+    try:
+        names = torch.load(io.BytesIO(read_bytes(path)), map_location="meta", weights_only=True).get("keypoints")
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"{path}: damaged ({one_line(error)}): delete it and run train") from error
+    return None if names is None else tuple(names)
+
+
 def load_weights(
     model: torch.nn.Module, weights: str, *, preset: str, skeleton: Skeleton, setting: str = "model.weights"
 ) -> list[str]:

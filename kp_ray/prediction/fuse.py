@@ -13,6 +13,7 @@ from kp_ray.ensemble.fusion import Fusion, fuse_clips
 from kp_ray.errors import ModelError, RunStateError
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
+from kp_ray.prediction.members import list_members
 from kp_ray.prediction.parts import is_found
 from kp_ray.prediction.predictions import Predictions, read_predictions
 from kp_ray.prediction.records import (
@@ -33,12 +34,18 @@ def read_run_predictions(config: Config, skeleton: Skeleton) -> Predictions:
 
     Raises:
         StorageError: the file does not exist, or is damaged.
-        RunStateError: the file's keypoints are not those of the skeleton, or are in another order.
+        RunStateError: the file's keypoints are not those of the skeleton, or are in another order; or its members are
+            not those of the config.
     """
     path = config.path("predictions.parquet")
     predictions = read_predictions(path)
     if predictions.keypoint_names != skeleton.names:
         raise RunStateError(f"{path}: has other keypoints than the labels, or another order: run predict again")
+    members = list_members(config)
+    if set(predictions.members) != set(members):
+        raise RunStateError(
+            f"{path}: was predicted by {', '.join(predictions.members)}, now {', '.join(members)}: run predict again"
+        )
     return predictions
 
 

@@ -49,7 +49,7 @@ def check_weighted_members(config: Config, members: Sequence[str]) -> None:
     for name in weights:
         if name not in members:
             raise ConfigError(
-                f"predict.weights: {name} is not a member: name members of train.members ({', '.join(members)})"
+                f"predict.weights: {name} is not a member: name members that predict ({', '.join(members)})"
             )
 
 

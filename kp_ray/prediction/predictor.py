@@ -66,13 +66,18 @@ class Predictor:
     """Load all members once and write one part per batch of decoded images; an actor of Ray Data."""
 
     def __init__(
-        self, values: dict[str, Any], names: Sequence[str], keypoint_names: Sequence[str], folder: str, has_gpu: bool
+        self,
+        values: dict[str, Any],
+        members: Mapping[str, str],
+        keypoint_names: Sequence[str],
+        folder: str,
+        has_gpu: bool,
     ) -> None:
         """Load the members. A loading error is stored, and every batch returns it.
 
         Args:
             values: `Config.to_dict()`.
-            names: names of the M members.
+            members: folder of each of the M members, by name.
             keypoint_names: K names, in order.
             folder: folder to which the parts are written.
             has_gpu: whether Ray gave the actor a GPU. If torch does not find one, the actor computes on CPUs.
@@ -90,8 +95,8 @@ class Predictor:
         try:
             precision = resolve_precision(self.config, device)
             self.compute = f"{device}, {precision}"
-            for name in names:
-                model, cfg = load_member(self.config.member_dir(name), device, keypoint_names)
+            for name, member_folder in members.items():
+                model, cfg = load_member(member_folder, device, keypoint_names)
                 set_precision(model, device, precision)
                 heads: Any = model.roi_heads
                 heads.box_predictor.test_score_thresh = lowest_threshold(self.config)

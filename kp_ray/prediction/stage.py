@@ -13,6 +13,7 @@ from kp_ray.metrics import Evaluation
 from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
 from kp_ray.prediction.images import STORE_PREFIX, list_image_refs
 from kp_ray.prediction.inputs import check_weighted_members, read_run_sample, resolve_skeleton
+from kp_ray.prediction.members import check_other_runs, list_members
 from kp_ray.prediction.records import PredictionDetails, PredictionTime, RunEvaluation, SubmissionEvaluation
 from kp_ray.prediction.settings import describe_actors
 from kp_ray.stage import Progress, check_inputs
@@ -118,19 +119,22 @@ class PredictStage:
         return True
 
     def check(self, config: Config) -> None:
-        """Refuse invalid images, an invalid sample submission, and weights for unknown members.
+        """Refuse invalid images, an invalid sample submission, unknown members, and members of another skeleton.
 
         Raises:
-            ConfigError: an input is not set or does not exist, `predict.weights` names an unknown member, or
-                `predict.tta` mirrors images against the skeleton.
-            DataError: the sample submission or the list of images is invalid.
+            ConfigError: an input is not set or does not exist, `predict.members` or `predict.weights` names an unknown
+                member, or `predict.tta` mirrors images against the skeleton.
+            DataError: the sample submission or the list of images is invalid, or a member of another run predicts other
+                keypoints.
+            ModelError: a member of another run is not trained.
         """
         check_inputs(config, optional=["test_images", "sample_submission"])
-        check_weighted_members(config, [member.name for member in config.train.members])
+        check_weighted_members(config, list(list_members(config)))
         sample = read_run_sample(config)
-        if "flip" in config.predict.tta:
+        if "flip" in config.predict.tta or config.predict.members:
             is_known = sample is not None or has_store(config.path("store"))
             skeleton = resolve_skeleton(config, sample) if is_known else run_skeleton(config)
+            check_other_runs(config, skeleton)
             check_flips(config, skeleton, "predict")
         if not _is_store_split(config):  # `augment` may not have written the store yet
             list_image_refs(config, sample)
@@ -165,12 +169,12 @@ class PredictStage:
         from kp_ray.models.weights import is_trained
 
         images = list_image_refs(config, read_run_sample(config))
-        members = [member.name for member in config.train.members]
+        members = list_members(config)
         section = config.predict
         return PredictForecast(
             images=len(images),
             members=len(members),
-            trained=sum(is_trained(config.member_dir(name)) for name in members),
+            trained=sum(is_trained(folder) for folder in members.values()),
             actors=section.actors,
             cpus_per_actor=section.cpus_per_actor,
             gpus_per_actor=section.gpus_per_actor,

@@ -13,6 +13,7 @@ from kp_ray.models.weights import CFG_NAME, FINAL_WEIGHTS, is_trained
 from kp_ray.prediction.decode import InputSize
 from kp_ray.prediction.images import ImageRef, list_image_refs
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
+from kp_ray.prediction.members import check_other_runs, list_members
 from kp_ray.prediction.parts import find_missing, lowest_threshold, merge_parts
 from kp_ray.prediction.settings import detections_per_image, view_scales
 from kp_ray.storage import join, read_bytes
@@ -24,7 +25,7 @@ class PredictionTask:
     Attributes:
         config: the run's configuration.
         images: images to predict, in the order of the result.
-        members: M names.
+        members: folder of each of the M members, by name.
         skeleton: K keypoints.
         input_sizes: every size at which a member sees an image, without repetition.
         folder: folder of the parts. Its name is a digest of all that decides the detections in an image, so that parts
@@ -36,21 +37,23 @@ class PredictionTask:
 
         Raises:
             ModelError: a member is not trained, is damaged, or predicts other keypoints.
+            DataError: a member of another run predicts other keypoints.
             ConfigError: a setting of the section `predict` does not fit the members.
             KpRayError: the images, the sample submission or the store are missing or invalid.
         """
         self.config = config
         sample = read_run_sample(config)
         self.images = list_image_refs(config, sample)
-        self.members = [member.name for member in config.train.members]
-        for name in self.members:
-            if not is_trained(config.member_dir(name)):
-                raise ModelError(f"{config.member_dir(name)}: member {name} is not trained: run train first")
+        self.members = list_members(config)
+        for name, folder in self.members.items():
+            if not is_trained(folder):
+                raise ModelError(f"{folder}: member {name} is not trained: run train first")
         self.skeleton = resolve_skeleton(config, sample)
-        sizes = [_check_member(config, name, self.skeleton) for name in self.members]
+        check_other_runs(config, self.skeleton)
+        sizes = [_check_member(config, name, folder, self.skeleton) for name, folder in self.members.items()]
         scales = view_scales(config)
         self.input_sizes = list(dict.fromkeys(size.scale(scale) for size in sizes for scale in scales))
-        resolve_weights(config, self.members, self.skeleton)  # called for its errors
+        resolve_weights(config, list(self.members), self.skeleton)  # called for its errors
         self.folder = config.path("predictions", digest(self._fingerprint_fields()))
 
     def _fingerprint_fields(self) -> dict[str, Any]:
@@ -63,10 +66,10 @@ class PredictionTask:
             "keypoints": self.skeleton.names,
             "members": {
                 name: {
-                    file: hashlib.sha256(read_bytes(join(self.config.member_dir(name), file))).hexdigest()
+                    file: hashlib.sha256(read_bytes(join(folder, file))).hexdigest()
                     for file in (FINAL_WEIGHTS, CFG_NAME)
                 }
-                for name in self.members
+                for name, folder in self.members.items()
             },
         }
 
@@ -78,7 +81,7 @@ class PredictionTask:
         """Return the arguments of a `Predictor`; `has_gpu` tells whether Ray gives the actor a GPU."""
         return {
             "values": self.config.to_dict(),
-            "names": self.members,
+            "members": self.members,
             "keypoint_names": self.skeleton.names,
             "folder": self.folder,
             "has_gpu": has_gpu,
@@ -87,17 +90,17 @@ class PredictionTask:
     def merge(self) -> None:
         """Write `predictions.parquet` from the parts."""
         target = self.config.path("predictions.parquet")
-        merge_parts(self.config, self.folder, self.images, self.members, self.skeleton, target)
+        merge_parts(self.config, self.folder, self.images, list(self.members), self.skeleton, target)
 
 
-def _check_member(config: Config, name: str, skeleton: Skeleton) -> InputSize:
+def _check_member(config: Config, name: str, folder: str, skeleton: Skeleton) -> InputSize:
     """Return a member's input size; refuse a member of other keypoints, or one that cannot predict `predict.tta`.
 
     Raises:
         ModelError: the number of keypoints differs, or the member's config is damaged.
         ConfigError: `predict.tta` has `flip`, and the member was trained without flips.
     """
-    path = join(config.member_dir(name), CFG_NAME)
+    path = join(folder, CFG_NAME)
     try:
         cfg = yaml.safe_load(read_bytes(path))
         model, inputs = cfg.get("MODEL", {}), cfg.get("INPUT", {})

@@ -18,6 +18,7 @@ from kp_ray.store.figures import StoreFigures, read_store_figures
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import Manifest, read_manifest
 from kp_ray.training.logs import LogEntry, read_training_log
+from kp_ray.training.search_result import SearchResult, is_search_finished, read_member_search, read_result
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,8 @@ class RunFiles:
         store_figures: augment.json: counts and times of the last `augment` that wrote parts.
         logs: member -> training log; the config's members come first.
         trials: the table tune/trials.csv, one row per trial.
+        search: tune/result.json: what a finished search found.
+        members_search: member -> the search whose settings it was trained with; only members with such settings.
         predictions: predictions.parquet: every member's prediction for every test image.
         submission: submission.csv as labels; its images may be absolute paths.
         truth: labels of the test images, with the keypoints in the order of the predictions.
@@ -44,6 +47,8 @@ class RunFiles:
     store_figures: StoreFigures | None
     logs: dict[str, list[LogEntry]]
     trials: pa.Table | None
+    search: SearchResult | None
+    members_search: dict[str, SearchResult]
     predictions: Predictions | None
     submission: Annotations | None
     truth: Annotations | None
@@ -70,6 +75,8 @@ def read_run_files(config: Config) -> RunFiles:
         store_figures=read_store_figures(config),
         logs=_read_logs(config),
         trials=_read_trials(config),
+        search=read_result(config) if is_search_finished(config) else None,
+        members_search=_read_members_search(config),
         predictions=predictions,
         submission=_read_submission(config, skeleton),
         truth=read_truth(config, skeleton),
@@ -107,6 +114,11 @@ def _read_logs(config: Config) -> dict[str, list[LogEntry]]:
     return {name: log for name in folders if (log := read_training_log(config.member_dir(name)))}
 
 
+def _read_members_search(config: Config) -> dict[str, SearchResult]:
+    searches = {name: read_member_search(config.member_dir(name)) for name in list_folders(config.path("members"))}
+    return {name: search for name, search in searches.items() if search is not None}
+
+
 def _read_trials(config: Config) -> pa.Table | None:
     path = config.path("tune", "trials.parquet")
     if not exists(path):
@@ -118,9 +130,18 @@ def _read_submission(config: Config, skeleton: Skeleton | None) -> Annotations |
     path = config.path("submission.csv")
     if not exists(path):
         return None
+    return read_submission_labels(path, skeleton or config.build_skeleton(read_sample_submission(path).names))
+
+
+def read_submission_labels(path: str, skeleton: Skeleton) -> Annotations:
+    """Read a submission as labels, with the keypoints in the order of the skeleton; rows of zeros are kept.
+
+    Raises:
+        DataError: the file is not a valid submission, or its keypoints are not those of the skeleton.
+        StorageError: the file cannot be read.
+    """
     # The submission serves as its own sample: it gives the names and the order of images and keypoints.
     sample = read_sample_submission(path)
-    skeleton = skeleton or config.build_skeleton(sample.names)
     xy = read_submission(path, sample, skeleton, size=None, allow_zeros=True)
     scenes, cameras, frames = zip(*map(parse_name, sample.images), strict=True)
     return Annotations(skeleton, sample.images, np.dstack([xy, np.full(xy.shape[:2], 2.0)]), scenes, cameras, frames)

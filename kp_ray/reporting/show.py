@@ -1,7 +1,7 @@
 """`show`: write a store's variants, or predictions, as images with skeletons drawn over them."""
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ from kp_ray.config.load import load_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError, StoreError
 from kp_ray.images import Image, decode_bgr, encode_bgr
+from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.prediction.predictions import read_predictions
 from kp_ray.reporting.overlays import read_test_image
-from kp_ray.reporting.run_files import read_truth
+from kp_ray.reporting.run_files import read_submission_labels, read_truth
 from kp_ray.storage import exists, join, write_bytes
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import Manifest, read_manifest
@@ -32,6 +33,7 @@ class _Selection:
     image: str | None
     num: int
     seed: int
+    submissions: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def show(
     image: str | None = None,
     num: int = 12,
     seed: int = 0,
+    submissions: Sequence[str] = (),
 ) -> ShowSummary:
     """Draw a random selection of a store's variants or of predictions; write the images, and `sheet.jpg` with all.
 
@@ -77,20 +80,25 @@ def show(
         image: show variants of this source only, or the predictions for this image only; None: all.
         num: maximum number of images.
         seed: seed of the random selection.
+        submissions: submissions to draw beside the predictions.
 
     Raises:
-        ConfigError: `path` is neither a store nor predictions, or it is predictions and `recipe` is set.
+        ConfigError: `path` is neither a store nor predictions, or it is predictions and `recipe` is set, or a store
+            and `submissions` are given.
         StoreError: the store does not hold the recipe.
-        DataError: the selection is empty, or a predicted image does not exist.
+        DataError: the selection is empty, a predicted image does not exist, or a submission is invalid or has other
+            keypoints than the predictions.
         StorageError: a file is damaged.
     """
-    selection = _Selection(recipe, image, num, seed)
+    selection = _Selection(recipe, image, num, seed, submissions)
     target = folder or join(_parent(path), "show")
     if path.endswith(".parquet") and exists(path):
         if recipe is not None:
             raise ConfigError(f"{path}: predictions have no recipe: leave --recipe out, or name a store")
         drawn = list(_draw_predictions(path, selection))
     elif has_store(path):
+        if submissions:
+            raise ConfigError(f"{path}: a store has no submissions: leave --submission out, or name predictions")
         drawn = list(_draw_variants(path, selection))
     else:
         raise ConfigError(f"{path}: neither a store nor predictions: name RUN/store or RUN/predictions.parquet")
@@ -149,11 +157,35 @@ def _select_variants(store: str, manifest: Manifest, selection: _Selection) -> l
     return [matching[index] for index in np.sort(rng.permutation(len(matching))[: selection.num])]
 
 
+def _read_submissions(
+    path: str, skeleton: Skeleton, submissions: Sequence[str]
+) -> Iterator[tuple[str, dict[str, FloatArray]]]:
+    """Yield the name and the points by image of the fused answer beside the predictions, and of each submission."""
+    fused = join(_parent(path), "submission.csv")
+    named = [("fused", fused)] if exists(fused) else []
+    for name, file in [*named, *((posixpath.basename(file), file) for file in submissions)]:
+        labels = read_submission_labels(file, skeleton)
+        yield name, _by_image(labels.images, labels.keypoints)
+
+
+def _by_image(images: Sequence[str], keypoints: FloatArray) -> dict[str, FloatArray]:
+    """Return the points (K, 3) of each image in which somebody was found; a row of zeros means nobody."""
+    return {image: points for image, points in zip(images, keypoints, strict=True) if points[:, :2].any()}
+
+
 def _draw_predictions(path: str, selection: _Selection) -> Iterator[NamedImage]:
     config, predictions = _load_config_beside(path), read_predictions(path)
     skeleton = config.build_skeleton(predictions.keypoint_names)
     truth = read_truth(config, skeleton)
-    legend = [(name, series_color(member)) for member, name in enumerate(predictions.members)]
+    people = [
+        *zip(
+            predictions.members,
+            (_by_image(predictions.images, points) for points in predictions.keypoints),
+            strict=True,
+        ),
+        *_read_submissions(path, skeleton, selection.submissions),
+    ]
+    legend = [(name, series_color(index)) for index, (name, _) in enumerate(people)]
     legend += [("truth", TRUTH)] if truth else []
     rows = [row for row, name in enumerate(predictions.images) if selection.image in (None, name)]
     rng = np.random.default_rng(selection.seed)
@@ -168,6 +200,7 @@ def _draw_predictions(path: str, selection: _Selection) -> Iterator[NamedImage]:
         if truth is not None and image in truth.images:
             points = truth.keypoints[truth.images.index(image)]
             canvas = draw_skeleton(canvas, points, skeleton, color=TRUTH)
-        for member, points in enumerate(predictions.keypoints[:, row]):
-            canvas = draw_skeleton(canvas, points, skeleton, color=series_color(member))
+        for index, (_, points_by_image) in enumerate(people):
+            if image in points_by_image:
+                canvas = draw_skeleton(canvas, points_by_image[image], skeleton, color=series_color(index))
         yield posixpath.splitext(image)[0], draw_legend(canvas, legend)

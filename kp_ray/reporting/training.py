@@ -39,10 +39,12 @@ class TrainingSection:
     Attributes:
         figures: plots over the iterations, each with one curve per member.
         members: one row per member.
+        searches: (text, members): what the search changed for these members, and what both settings scored.
     """
 
     figures: tuple[Figure, ...]
     members: tuple[MemberProgress, ...]
+    searches: tuple[tuple[str, str], ...]
 
 
 _CURVES = (  # name in the log, label of the y axis, title, True for a logarithmic y axis
@@ -63,7 +65,11 @@ def training_section(files: RunFiles) -> TrainingSection | None:
         if curves:
             svg = plot_curves(curves, "iteration", ylabel, title, log_y)
             figures.append(svg_figure(svg, f"{title} over the iterations, by member"))
-    return TrainingSection(tuple(figures), _progress(files.logs))
+    by_text: dict[str, list[str]] = {}
+    for name, search in files.members_search.items():
+        by_text.setdefault(search.describe(), []).append(name)
+    searches = tuple((text, ", ".join(names)) for text, names in by_text.items())
+    return TrainingSection(tuple(figures), _progress(files.logs), searches)
 
 
 def _progress(logs: Mapping[str, Sequence[LogEntry]]) -> tuple[MemberProgress, ...]:

@@ -11,6 +11,7 @@ from kp_ray.config.tuning import TuneConfig
 from kp_ray.reporting.formatting import MAX_ROWS, Figure, format_number, hide_credentials, svg_figure
 from kp_ray.reporting.run_files import RunFiles
 from kp_ray.storage import exists, read_bytes, read_text
+from kp_ray.training.search_result import SearchResult
 
 MIN_RESULTS = 5
 """Number of measured trials below which the search draws no importances (`kp_ray.tuning.plots.MIN_RESULTS`)."""
@@ -28,12 +29,12 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SettingChange:
-    """A setting that differs between the run's config and best.yaml.
+    """A setting that the search changes.
 
     Attributes:
         name: dotted name, e.g. "train.base_lr".
         before: formatted value in the run's config.
-        after: formatted value in best.yaml.
+        after: formatted value that the search found.
     """
 
     name: str
@@ -53,7 +54,8 @@ class TuningSection:
         metric: name of the tuned metric; None if the table has no such column.
         figures: plots of the search; a plot that too few trials leave empty is left out.
         parallel: the wide plot of all parameters; None likewise.
-        changes: settings under `train` that best.yaml changes.
+        result: on one line, what the search changes and what both settings scored; None while it is not finished.
+        changes: settings under `train` that the search changes.
         best_yaml: content of tune/best.yaml without credentials.
     """
 
@@ -64,6 +66,7 @@ class TuningSection:
     metric: str | None
     figures: tuple[Figure, ...]
     parallel: Figure | None
+    result: str | None
     changes: tuple[SettingChange, ...]
     best_yaml: str | None
 
@@ -87,7 +90,8 @@ def tuning_section(config: Config, files: RunFiles) -> TuningSection | None:
         metric=metric,
         figures=tuple(figure for figure in figures if figure is not None),
         parallel=_read_figure(config, "parallel", _PARALLEL) if _has_content("parallel", metric, trials) else None,
-        changes=tuple(_changes(config, best_yaml)) if best_yaml else (),
+        result=files.search.describe() if files.search else None,
+        changes=tuple(_changes(config, files.search)) if files.search else (),
         best_yaml=best_yaml and hide_credentials(best_yaml),
     )
 
@@ -108,22 +112,10 @@ def _has_content(plot: str, metric: str | None, trials: Sequence[Row]) -> bool:
     return bool(measured)
 
 
-def _changes(config: Config, best_yaml: str) -> Iterator[SettingChange]:
-    """Compare the section `train` of best.yaml with that of the run's config, except the members' names."""
-    own = _train_settings(read_text(config.path("config.yaml")) or config.to_yaml())
-    for name, value in _train_settings(best_yaml).items():
-        if name != "members" and name in own and own[name] != value:
-            yield SettingChange(f"train.{name}", _format_setting(own[name]), _format_setting(value))
-
-
-def _train_settings(text: str) -> dict[str, Any]:
-    """Return the section `train` of a config; empty if the text is damaged, which the page shows as it is."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return {}
-    section = values.get("train") if isinstance(values, dict) else None
-    return section if isinstance(section, dict) else {}
+def _changes(config: Config, search: SearchResult) -> Iterator[SettingChange]:
+    own = config.to_dict()["train"]
+    for name, value in search.train.items():
+        yield SettingChange(f"train.{name}", _format_setting(own.get(name)), _format_setting(value))
 
 
 def _format_setting(value: Any) -> str:

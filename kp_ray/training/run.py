@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,9 @@ from kp_ray.training.checkpoint import SCORE
 from kp_ray.training.dataloader import count_rows, usable_rows
 from kp_ray.training.logs import read_latest_entry
 from kp_ray.training.loop import TrainingResult, train_loop_per_worker
+from kp_ray.training.search_result import SearchResult
 from kp_ray.training.settings import check_options, check_settings, record_settings
+from kp_ray.training.tuned import apply_search
 
 PROGRESS_PERIOD_S = 1.0
 """Seconds between reads of the members' logs."""
@@ -71,9 +73,15 @@ class MemberSummary:
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """Result of `train`, by member in the config's order."""
+    """Result of `train`.
+
+    Attributes:
+        members: results in the config's order.
+        search: the search whose settings were used; None for the config's own.
+    """
 
     members: tuple[MemberSummary, ...]
+    search: SearchResult | None = None
 
     def lines(self) -> list[str]:
         """Return lines of text for the terminal."""
@@ -87,31 +95,38 @@ class TrainSummary:
 def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
     """Train every member that is not finished, as many at the same time as the cluster holds.
 
+    The settings that a finished search found replace the config's own, see `apply_search`.
+
     Args:
         config: with a finished store in its run folder. A Ray cluster must be running unless every member is finished.
         progress: receives the iterations of each member, with its latest loss as the note.
 
     Raises:
-        RunStateError: a member began with other settings, or another process trains in this run folder.
+        RunStateError: as `apply_search`, a member began with other settings, or another process trains in this run
+            folder.
         StoreError: there is no finished store, or it lacks a recipe on which a member trains.
         DataError: a member has too few training rows.
         ClusterError: the cluster is too small for a member.
         KpRayError: a member failed, see `fit_member`; raised only when the other members have ended.
     """
+    own_config = config
+    config, search = apply_search(own_config)
     check_options(config)
-    check_settings(config)
+    check_settings(config, from_search=search is not None)
     with writer_lock(config.path("members")):
         pending = [member for member in config.train.members if not is_trained(config.member_dir(member.name))]
         left_out = {member.name: describe_left_out(config, member, check_rows(config, member)) for member in pending}
         max_running, use_gpu = runs_at_once(config) if pending else (0, False)
-        config.save()
-        trained = _fit_members(config, pending, progress, max_running=max_running, use_gpu=use_gpu)
+        own_config.save()
+        trained: dict[str, MemberSummary] = {}
+        if pending:  # without members to train no cluster is running
+            trained = _fit_members(config, search, pending, progress, max_running=max_running, use_gpu=use_gpu)
     summaries = []
     for member in config.train.members:
         finished_before = MemberSummary(member.name, config.member_dir(member.name))
         summary = trained.get(member.name, finished_before)
         summaries.append(replace(summary, left_out=left_out.get(member.name, "")))
-    return TrainSummary(tuple(summaries))
+    return TrainSummary(tuple(summaries), search)
 
 
 def describe_left_out(config: Config, member: MemberConfig, num_usable: int) -> str:
@@ -146,7 +161,13 @@ def check_rows(config: Config, member: MemberConfig) -> int:
 
 
 def _fit_members(
-    config: Config, members: Sequence[MemberConfig], progress: Progress, *, max_running: int, use_gpu: bool
+    config: Config,
+    search: SearchResult | None,
+    members: Sequence[MemberConfig],
+    progress: Progress,
+    *,
+    max_running: int,
+    use_gpu: bool,
 ) -> dict[str, MemberSummary]:
     """Train members, at most `max_running` at the same time, and return their summaries by name.
 
@@ -162,7 +183,7 @@ def _fit_members(
         while waiting or running:
             while waiting and len(running) < max_running:
                 member = waiting.pop(0)
-                record_settings(config, member)
+                record_settings(config, member, asdict(search) if search else None)
                 running[fit.remote(config.to_dict(), member.name, use_gpu)] = member, time.time()
             ended, _ = ray.wait(list(running), timeout=PROGRESS_PERIOD_S)
             for reference in ended:

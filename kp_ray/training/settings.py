@@ -1,6 +1,7 @@
 """Record the settings that decide a member's weights, and refuse to continue the member with different settings."""
 
 import importlib.util
+from collections.abc import Mapping
 from typing import Any
 
 from kp_ray.config.schema import Config
@@ -13,13 +14,12 @@ from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import store_digest
 from kp_ray.store.read import select_parts
 from kp_ray.store.skeleton import run_skeleton
+from kp_ray.training.search_result import SETTINGS_NAME
 
-SETTINGS_NAME = "settings.json"
-"""File in a member's folder with the settings that it began with."""
 NON_DECIDING_FIELDS = frozenset(
     [
         "members", "cpus_per_worker", "threads_per_worker", "use_gpu", "keep_best", "log_period", "max_failures",
-        "mlflow",
+        "mlflow", "tuned",
     ]
 )  # fmt: skip
 """Fields of the config's `train` section that do not decide the weights: they may change when a run resumes."""
@@ -49,18 +49,27 @@ def member_fields(config: Config, member: MemberConfig) -> dict[str, Any]:
     }
 
 
-def record_settings(config: Config, member: MemberConfig) -> None:
+def record_settings(config: Config, member: MemberConfig, search: Mapping[str, Any] | None = None) -> None:
     """Record the settings that a member begins with.
+
+    Args:
+        config: the settings.
+        member: the member.
+        search: the search that some of the settings come from, as plain values; it is recorded, and never compared.
 
     Raises:
         StorageError: the member's folder cannot be written.
     """
     path = join(config.member_dir(member.name), SETTINGS_NAME)
-    write_bytes(path, encode_fields(member_fields(config, member)))
+    write_bytes(path, encode_fields({**member_fields(config, member), "search": search}))
 
 
-def check_settings(config: Config) -> None:
+def check_settings(config: Config, *, from_search: bool = False) -> None:
     """Refuse settings other than those that the members of this run folder began with.
+
+    Args:
+        config: the settings.
+        from_search: whether some of them come from a search; the message then says how to use the config's own.
 
     Raises:
         RunStateError: a setting differs; the message names it.
@@ -78,11 +87,12 @@ def check_settings(config: Config) -> None:
         current = member_fields(config, member)
         # A Detectron2 option that was removed from the config differs too: compare it as null.
         current["model.cfg"] = {**dict.fromkeys(recorded.get("model.cfg") or {}), **current["model.cfg"]}
+        own = "set train.tuned=false to keep the config's own settings, " if from_search else ""
         refuse_difference(
             recorded,
             current,
             folder,
-            "give the member another name, choose another run_dir, or delete this folder to train it again",
+            f"{own}give the member another name, choose another run_dir, or delete this folder to train it again",
         )
 
 

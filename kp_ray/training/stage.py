@@ -11,7 +11,9 @@ from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.skeleton import run_skeleton
 from kp_ray.training.run import TrainSummary, check_rows, train
+from kp_ray.training.search_result import SearchResult, is_search_finished
 from kp_ray.training.settings import check_options, check_settings
+from kp_ray.training.tuned import apply_search
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class TrainForecast:
         worker_range: smallest and largest number of workers of each member.
         ims_per_batch: images per worker and iteration.
         num_rows_by_split: number of the store's rows, under "train" and "val".
+        search: the search whose settings are used; None for the config's own.
     """
 
     members: int
@@ -32,15 +35,17 @@ class TrainForecast:
     worker_range: tuple[int, int]
     ims_per_batch: int
     num_rows_by_split: dict[str, int]
+    search: SearchResult | None = None
 
     def lines(self) -> list[str]:
         """Return lines of text for the terminal."""
         fewest, most = self.worker_range
         workers = str(most) if fewest == most else f"{fewest} to {most}"
         return [
+            *([self.search.describe()] if self.search else []),
             f"{self.members} members ({self.finished} finished) of {self.iterations} iterations on {workers} workers, "
             f"{self.ims_per_batch} images per worker and iteration, {self.num_rows_by_split['train']} stored rows of "
-            f"all recipes, {self.num_rows_by_split['val']} validation rows"
+            f"all recipes, {self.num_rows_by_split['val']} validation rows",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -60,18 +65,32 @@ class TrainStage:
         """Return True: every run trains."""
         return True
 
+    def describe_settings(self, config: Config) -> str | None:
+        """Describe on one line what the run folder's search changes; None if the config's own settings are used.
+
+        Raises:
+            RunStateError: as `apply_search`.
+        """
+        _, search = apply_search(config)
+        return search.describe() if search else None
+
     def check(self, config: Config) -> None:
         """Refuse wrong options, too few training rows, and settings other than those that existing members began with.
+
+        A search that is not finished passes, because `run` finishes it before it trains; `is_done` refuses it.
 
         Raises:
             ConfigError: see `check_options` and `check_flips`.
             DataError: see `check_rows`.
-            RunStateError: a member of this run folder began with other settings.
+            RunStateError: a member of this run folder, or its finished search, began with other settings.
         """
+        is_stored, search = has_store(config.path("store")), None
+        if is_stored and is_search_finished(config):
+            config, search = apply_search(config)
         check_options(config)
         check_flips(config, run_skeleton(config), "train")
-        if has_store(config.path("store")):
-            check_settings(config)
+        if is_stored:
+            check_settings(config, from_search=search is not None)
             for member in config.train.members:
                 if not is_trained(config.member_dir(member.name)):
                     check_rows(config, member)
@@ -81,10 +100,12 @@ class TrainStage:
 
         Raises:
             StoreError: there is no finished store.
-            RunStateError: a member of this run folder began with other settings.
+            RunStateError: a member of this run folder, or its search, began with other settings, or the search is not
+                finished.
         """
         read_manifest(config.path("store"))
-        check_settings(config)
+        config, search = apply_search(config)
+        check_settings(config, from_search=search is not None)
         return all(is_trained(config.member_dir(member.name)) for member in config.train.members)
 
     def run(self, config: Config, progress: Progress) -> TrainSummary:
@@ -96,7 +117,9 @@ class TrainStage:
 
         Raises:
             StoreError: there is no finished store.
+            RunStateError: as `apply_search`.
         """
+        config, search = apply_search(config)
         manifest, section = read_manifest(config.path("store")), config.train
         return TrainForecast(
             members=len(section.members),
@@ -105,4 +128,5 @@ class TrainStage:
             worker_range=section.worker_range,
             ims_per_batch=section.ims_per_batch,
             num_rows_by_split=manifest.num_rows_by_split,
+            search=search,
         )

@@ -55,33 +55,53 @@ def apply_point(config: Config, point: Point, sets: RecipeSets, max_iter: int) -
         "base_lr": point.base_lr,
         "weight_decay": point.weight_decay,
         "schedule": point.schedule,
-        "steps": to_steps(point, max_iter),
-        "gamma": point.gamma,
         "flip": point.flip,
         "max_iter": max_iter,
         "warmup_iters": round(point.warmup * max_iter),
     }
+    if point.schedule == "multistep":
+        values["train"] |= {"steps": to_steps(point, max_iter), "gamma": point.gamma}
     return build_config(values)
 
 
-def trial_config(config: Config, point: Point, sets: RecipeSets) -> Config:
-    """Return the config of a trial: `tune.max_iter` iterations with an evaluation every `tune.eval_period` of them."""
+def scale_schedule(config: Config, max_iter: int) -> Config:
+    """Return the config of a training run of `max_iter` iterations with the config's own settings.
+
+    Warm-up and steps keep their shares of the iterations.
+    """
+    values = config.to_dict()
+    train, full_length = values["train"], config.train.max_iter
+    steps = {round(step * max_iter / full_length) for step in train["steps"] if step < full_length}
+    if max_iter != full_length:
+        train["steps"] = sorted(step for step in steps if 0 < step < max_iter)
+        train["warmup_iters"] = round(train["warmup_iters"] * max_iter / full_length)
+        train["max_iter"] = max_iter
+    return build_config(values)
+
+
+def trial_config(config: Config, point: Point, sets: RecipeSets, *, is_own: bool = False) -> Config:
+    """Return the config of a trial: `tune.max_iter` iterations with an evaluation every `tune.eval_period` of them.
+
+    Args:
+        config: the search's config.
+        point: the trial's point.
+        sets: the sets of recipes.
+        is_own: train with the config's own settings, exactly, even if the search space has no such point.
+    """
     max_iter = config.tune.max_iter or config.train.max_iter
-    values = apply_point(config, point, sets, max_iter).to_dict()
+    trial = scale_schedule(config, max_iter) if is_own else apply_point(config, point, sets, max_iter)
+    values = trial.to_dict()
     values["train"]["eval_period"] = config.tune.eval_period or max(1, max_iter // 8)
     return build_config(values)
 
 
-def best_config(config: Config, best: Point) -> Config:
-    """Return the config that trains every member in full with the best point; the members are named `<name>-tuned`."""
-    values = apply_point(config, best, recipe_sets(config), config.train.max_iter).to_dict()
-    for member in values["train"]["members"]:
-        member["name"] = f"{member['name']}-tuned"
-    weights = values["predict"]["weights"]
-    if isinstance(weights, dict):
-        values["predict"]["weights"] = {f"{name}-tuned": weight for name, weight in weights.items()}
-    values["tune"]["num_trials"] = 0  # `run` on this config does not search again
-    return build_config(values)
+def found_fields(config: Config, best: Point) -> dict[str, Any]:
+    """Return the fields of the section `train` that a point changes, with their values in a training run in full."""
+    own = config.to_dict()["train"]
+    found = apply_point(config, best, recipe_sets(config), config.train.max_iter).to_dict()["train"]
+    changed = {name: value for name, value in found.items() if name != "members" and value != own[name]}
+    # A set may equal `train.recipes` and yet replace a member's own recipes.
+    return changed if best.recipes == "own" else {**changed, "recipes": found["recipes"]}
 
 
 def _with_recipes(config: Config, name: str, sets: RecipeSets) -> Config:

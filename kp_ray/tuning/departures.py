@@ -8,7 +8,7 @@ Ray's guide: a function trains with a trainer and `TuneReportCallback`; `OptunaS
    a CPU per trial, as in Ray's guide, trials hold the CPUs for which their training runs wait (2 CPUs, 2 trials: a
    deadlock).
 3. A search resumes from its trials' folders, not from a snapshot: `TrialSampler`, `ResumedSearch`,
-   `ReplayingScheduler`.
+   `ReplayingScheduler`, which also never stops the trial with the config's own settings.
 4. The number of trials at the same time follows the cluster: `ResumedSearch.suggest`.
 5. Credentials are not copied into runtime environments, and Ctrl-C ends the driver: `prepare_environment`.
 6. The cause of an error is read from the exception, not from Ray Tune's text: `read_trial_error`, `find_own_error`.
@@ -37,7 +37,7 @@ from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError, KpRayError
 from kp_ray.training.run import fit_member
-from kp_ray.tuning.records import trial_name
+from kp_ray.tuning.records import OWN_TRIAL, trial_name
 from kp_ray.tuning.reports import ReportCallback, ReportQueue
 
 STOP_S = 60.0
@@ -211,7 +211,8 @@ class ResumedSearch(OptunaSearch):
 class ReplayingScheduler(TrialScheduler):
     """Learns the earlier reports of a trial when the trial is added, without deciding about them again.
 
-    Ray Tune's schedulers resume only from Ray Tune's snapshot.
+    Ray Tune's schedulers resume only from Ray Tune's snapshot. The trial with the config's own settings is never
+    stopped, so that the best trial can be compared with it after as many iterations.
     """
 
     earlier_results: Mapping[str, Sequence[dict[str, Any]]]
@@ -223,6 +224,12 @@ class ReplayingScheduler(TrialScheduler):
         super().on_trial_add(tune_controller, trial)
         for result in self.earlier_results.get(trial_name(trial.config["number"]), ()):
             self.replay(tune_controller, trial, result)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if trial_name(trial.config["number"]) != OWN_TRIAL:
+            return str(super().on_trial_result(tune_controller, trial, result))
+        self.replay(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE
 
     def add_ended_trial(self, number: int) -> None:
         """Learn the reports of a trial that is over and does not run again."""

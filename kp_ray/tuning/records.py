@@ -95,6 +95,10 @@ def trial_name(number: int) -> str:
     return f"trial-{number:03d}"
 
 
+OWN_TRIAL = trial_name(0)
+"""Name of the trial with the config's own settings."""
+
+
 def trial_dir(config: Config, name: str) -> str:
     """Return the folder of a trial."""
     return config.path("tune", "trials", name)
@@ -230,4 +234,4 @@ def _parse(adapter: TypeAdapter[_T], record: Mapping[str, Any], path: str, fix: 
 
 
 def _restart_advice(folder: str) -> str:
-    return f"delete {folder}, and tune/best.yaml if it is there, and run the same command"
+    return f"delete {folder}, and tune/result.json if it is there, and run the same command"

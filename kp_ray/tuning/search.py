@@ -11,18 +11,20 @@ from typing import Any
 import optuna
 
 from kp_ray.cluster.resources import runs_at_once
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.config.training import WorkerRange
 from kp_ray.errors import ConfigError, DivergedError, KpRayError, StoppedError, StoreError
-from kp_ray.fingerprint import encode_fields, refuse_difference
 from kp_ray.stage import Progress, no_progress
-from kp_ray.storage import delete_folder, exists, join, list_folders, read_json, write_bytes, writer_lock
-from kp_ray.store.manifest import read_manifest, store_digest
-from kp_ray.training.settings import check_options, deciding_train_fields
-from kp_ray.tuning.apply import SolverParams, best_config, check_sets
+from kp_ray.storage import delete_folder, join, list_folders, write_bytes, writer_lock
+from kp_ray.store.manifest import read_manifest
+from kp_ray.training.search_result import SearchResult, apply_result, is_search_finished, write_result
+from kp_ray.training.settings import check_options
+from kp_ray.training.tuned import check_search_settings, record_search
+from kp_ray.tuning.apply import SolverParams, check_sets, found_fields
 from kp_ray.tuning.plots import write_plots
 from kp_ray.tuning.ray_tune import run_trials
-from kp_ray.tuning.records import is_over, read_end, trial_dir, trial_name
+from kp_ray.tuning.records import OWN_TRIAL, is_over, read_end, trial_dir, trial_name
 from kp_ray.tuning.searcher import build_searcher
 from kp_ray.tuning.space import first_points, recipe_sets
 from kp_ray.tuning.trials import Trial, choose_best, read_trials, write_tables
@@ -36,6 +38,7 @@ class TuneSummary:
         trials, failed: numbers of all trials and of failed ones.
         metric: the tuned metric.
         best: the best trial's value of the metric.
+        own: the value of the config's own settings after as many iterations; None if their trial failed.
         trial: the best trial's name.
         params: the best trial's settings.
         iterations: iterations trained by all trials together.
@@ -47,6 +50,7 @@ class TuneSummary:
     failed: int
     metric: str
     best: float
+    own: float | None
     trial: str
     params: SolverParams
     iterations: int
@@ -56,11 +60,14 @@ class TuneSummary:
     def lines(self) -> list[str]:
         """Lines of text for the terminal."""
         params = ", ".join(f"{name} {value}" for name, value in asdict(self.params).items() if value is not None)
+        own = f", the config's own settings {'failed' if self.own is None else format(self.own, '.4g')}"
+        if self.trial == OWN_TRIAL:
+            own = ", the config's own settings"
         failed = f", {self.failed} failed" if self.failed else ""
         return [
             f"{self.trials} trials{failed}, {self.iterations} iterations of {self.iterations_without_stops} "
             "without stops",
-            f"best {self.metric} {self.best:.4g} by trial {self.trial}: {params}",
+            f"best {self.metric} {self.best:.4g} by trial {self.trial}{own}: {params}",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -71,8 +78,9 @@ class TuneSummary:
 def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
     """Search, or resume the search of this run folder.
 
-    Files of `<run_dir>/tune` after the search: `trials.parquet` and `trials.csv` (`write_tables`), `best.yaml`,
-    `log.jsonl`, `*.svg` (`write_plots`), and per trial the training run `trials/<trial>/`, without its checkpoints.
+    Files of `<run_dir>/tune` after the search: `trials.parquet` and `trials.csv` (`write_tables`), `log.jsonl`, `*.svg`
+    (`write_plots`), `best.yaml`, a config to train with the result in another run, `result.json`, with which `train`
+    trains, and per trial the training run `trials/<trial>/`, without its checkpoints.
 
     Args:
         config: its run folder must hold a finished store with validation rows; a Ray cluster must be running.
@@ -95,15 +103,21 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
         if best is None or best.value is None:
             raise _no_result(config, trials)
         write_plots(config, trials)
+        own = next((trial for trial in trials if trial.name == OWN_TRIAL), None)
+        own_value = own.value_at(best.iterations, config.tune.metric) if own else None
         target = config.path("tune", "best.yaml")
-        if not exists(target):
-            write_bytes(target, best_config(config, best.start.params).to_yaml().encode())
+        if not is_search_finished(config):
+            found = {} if best is own else found_fields(config, best.start.params)
+            result = SearchResult(best.name, config.tune.metric, best.iterations, best.value, own_value, found)
+            write_bytes(target, _best_config(config, result).to_yaml().encode())
+            write_result(config, result)
         _delete_checkpoints(config)
         return TuneSummary(
             trials=len(trials),
             failed=sum(trial.status == "failed" for trial in trials),
             metric=config.tune.metric,
             best=best.value,
+            own=own_value,
             trial=best.name,
             params=best.start.solver,
             iterations=sum(trial.trained_iterations for trial in trials),
@@ -118,8 +132,15 @@ def is_finished(config: Config) -> bool:
     Raises:
         RunStateError: the folder holds a search with other settings.
     """
-    _check_settings(config)
-    return exists(config.path("tune", "best.yaml"))
+    check_search_settings(config, "restore the setting, choose a new run_dir, or delete this folder to search again")
+    return is_search_finished(config)
+
+
+def _best_config(config: Config, result: SearchResult) -> Config:
+    """Return the config that trains with the result; neither `tune` nor `run` searches with it again."""
+    values = apply_result(config, result).to_dict()
+    values["tune"]["num_trials"] = 0
+    return build_config(values)
 
 
 def check_search(config: Config) -> None:
@@ -152,7 +173,7 @@ def _search(config: Config, progress: Progress) -> None:
     read_trials(config)  # refuse a damaged file before anything is trained
     _, use_gpu = runs_at_once(config)
     config.save()
-    write_bytes(config.path("tune", "settings.json"), encode_fields(_settings(config)))
+    record_search(config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     searcher = build_searcher(config)
     numbers = list(searcher.numbers)  # `run_trials` empties the searcher's list
@@ -162,27 +183,6 @@ def _search(config: Config, progress: Progress) -> None:
     # After some signals Ray Tune returns although trials have not ended.
     if not all(read_end(trial_dir(config, trial_name(number))) for number in numbers):
         raise StoppedError(f"{config.path('tune')}: the search was stopped: run the same command to resume it")
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """Return the settings that decide the search's results, as plain values."""
-    values = config.to_dict()
-    return {
-        **{part: values[part] for part in ("seed", "model", "skeleton")},
-        "augment": {"min_visible": config.augment.min_visible},
-        "tune": {key: value for key, value in values["tune"].items() if key != "max_concurrent"},
-        "train": deciding_train_fields(config),
-        "train.members.0": {key: value for key, value in values["train"]["members"][0].items() if key != "name"},
-        "store": store_digest(config.path("store")),
-    }
-
-
-def _check_settings(config: Config) -> None:
-    path = config.path("tune", "settings.json")
-    if exists(path):
-        recorded = read_json(path, "delete this file and continue with the settings that the search began with")
-        advice = "restore the setting, choose a new run_dir, or delete this folder to search again"
-        refuse_difference(recorded, _settings(config), config.path("tune"), advice)
 
 
 def _no_result(config: Config, trials: Sequence[Trial]) -> KpRayError:

@@ -17,6 +17,7 @@ from kp_ray.storage import exists, join
 from kp_ray.tuning.apply import scaled_cfg, solver_params, trial_config
 from kp_ray.tuning.departures import TrainingRun
 from kp_ray.tuning.records import (
+    OWN_TRIAL,
     TrialEnd,
     TrialEvaluation,
     TrialStart,
@@ -65,7 +66,8 @@ class TrialTrainable(ray.tune.Trainable):
         has_ended = is_over(self.folder)
         if not has_ended:
             delete_end(self.folder)  # an earlier attempt recorded it
-        config = trial_config(self.search_config, point, recipe_sets(self.search_config))
+        sets = recipe_sets(self.search_config)
+        config = trial_config(self.search_config, point, sets, is_own=name == OWN_TRIAL)
         cfg = scaled_cfg(config)
         self.max_iter = int(cfg.SOLVER.MAX_ITER)
         write_start(

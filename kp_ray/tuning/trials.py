@@ -51,6 +51,11 @@ class Trial:
     start: TrialStart
     evaluations: tuple[TrialEvaluation, ...]
 
+    def value_at(self, iterations: int, metric: str) -> float | None:
+        """Return a metric's value at the evaluation after so many iterations; None without it or for a failed trial."""
+        values = [item.value(metric) for item in self.evaluations if item.iteration == iterations]
+        return values[0] if values and self.status != "failed" else None
+
     def to_row(self, metric: str) -> dict[str, Any]:
         """Return the trial's row of `write_tables`: value by column."""
         return {
@@ -126,13 +131,14 @@ def _read_trial(config: Config, name: str, seconds: float | None, *, is_running:
 def choose_best(trials: Sequence[Trial], section: TuneConfig) -> Trial | None:
     """Return the trial with the best value among those with the most iterations; None if no trial has a value.
 
-    Trials with fewer iterations are left out: values at different iterations cannot be compared.
+    Trials with fewer iterations are left out: values at different iterations cannot be compared. Of equal values that
+    of the earlier number wins, so that another setting replaces the config's own, trial 0, only if it is better.
     """
     measured = [(trial, trial.value) for trial in trials if trial.value is not None]
     max_iterations = max((trial.iterations for trial, _ in measured), default=0)
     sign = 1 if section.mode == "min" else -1
-    candidates = [(sign * value, trial) for trial, value in measured if trial.iterations == max_iterations]
-    return min(candidates, key=lambda candidate: candidate[0])[1] if candidates else None
+    candidates = [(sign * value, trial.name, trial) for trial, value in measured if trial.iterations == max_iterations]
+    return min(candidates, key=lambda candidate: candidate[:2])[2] if candidates else None
 
 
 def write_tables(config: Config, trials: Sequence[Trial]) -> None:

@@ -25,6 +25,7 @@ VERBS = [
     "tune",
     "predict",
     "evaluate",
+    "fuse",
     "report",
     "show",
     "export",
@@ -130,7 +131,7 @@ def assert_refused(folder: Folder, message: str, *arguments: str) -> None:
     assert not (folder.root / "run").exists()
 
 
-WITH_CONFIG = [verb for verb in VERBS if verb not in ("sample", "show", "doctor")]
+WITH_CONFIG = [verb for verb in VERBS if verb not in ("sample", "fuse", "show", "doctor")]
 
 
 @pytest.mark.parametrize("verb", WITH_CONFIG)
@@ -190,6 +191,14 @@ def test_an_unknown_option_is_refused(folder: Folder) -> None:
     assert result.code == 2
     assert "No such option: --nope" in result.err
     assert "Traceback" not in result.err
+
+
+def test_fuse_names_what_is_missing(folder: Folder) -> None:
+    assert_refused(folder, "--out: name the file to write, e.g. kp-ray fuse", "fuse", "a.csv", "b.csv")
+    assert_refused(folder, "fuse: needs two or more submissions (got 1)", "fuse", "a.csv", "--out", "c.csv")
+    assert_refused(folder, "a.csv: there is no such file", "fuse", "a.csv", "b.csv", "--out", "c.csv")
+    weights = ["--weights", "2;1"]
+    assert_refused(folder, "--weights: numbers with commas are expected", "fuse", "a", "b", "--out", "c", *weights)
 
 
 def test_check_writes_its_findings_and_the_resolved_config(folder: Folder) -> None:

@@ -25,6 +25,7 @@ from kp_ray.prediction.records import (
 )
 from kp_ray.store.figures import StoreFigures, write_store_figures
 from kp_ray.store.manifest import Quarantined
+from kp_ray.training.search_result import SearchResult, write_result
 from kp_ray.tuning.trials import read_trials, write_tables
 from kp_ray.visualization.plots import plot_scatter
 from tests.helpers.predictions import write_prediction_arrays
@@ -103,7 +104,7 @@ def write_training_logs(config: Config, members: tuple[str, ...] = ("a", "_b$"))
 
 
 def write_search(config: Config) -> None:
-    """Write the files of a search with a finished, a failed and two stopped trials: tables, two plots, best.yaml."""
+    """Write the files of a finished search with a finished, a failed and two stopped trials, and two plots."""
     write_trial(config, "trial-000", 1, {8: 12.5}, end={})
     write_trial(config, "trial-001", 2, {}, end={"reason": "diverged"})
     write_trial(config, "trial-002", 3, {4: 9.5}, end={})
@@ -113,6 +114,7 @@ def write_search(config: Config) -> None:
         path = Path(config.path("tune", f"{name}.svg"))
         path.write_bytes(plot_scatter([1e-4, 1e-3], [9, 12], "lr", "rmse", name))
     Path(config.path("tune", "best.yaml")).write_text("train:\n  base_lr: 0.002\n")
+    write_result(config, SearchResult("trial-000", "rmse", 8, 12.5, 13.25, {"base_lr": 0.002}))
 
 
 def write_run_predictions(config: Config) -> None:

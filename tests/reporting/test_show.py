@@ -79,6 +79,34 @@ def test_predictions_and_truth_are_drawn_at_their_keypoints(tmp_path: Path) -> N
     assert_colors(drawn, second, series_color(1))
 
 
+def test_the_fused_answer_and_submissions_are_drawn_beside_the_members(tmp_path: Path) -> None:
+    image = STORE_IMAGES[0]
+    config = make_config(tmp_path, data={"test_images": str(tmp_path)})
+    cv2.imwrite(str(tmp_path / image), make_image(0))
+    x, y = np.meshgrid(np.arange(4) * 25, np.arange(6) * 25)
+    member, fused, other = (np.column_stack([x.ravel() + left, y.ravel() + 80]) for left in (15, 120, 225))
+    write_prediction_arrays(
+        config.path("predictions.parquet"),
+        ["a"],
+        [image],
+        np.column_stack([member, np.ones(24)])[None, None],
+        DACON24.names,
+    )
+    config.save()
+    header = ",".join(["image", *DACON24.columns])
+    files = {"run/submission.csv": fused, "other.csv": other, "nobody.csv": np.zeros((24, 2))}
+    for name, points in files.items():
+        path = Path(config.path("submission.csv")) if name.startswith("run/") else tmp_path / name
+        path.write_text(f"{header}\n{image},{','.join(map(str, points.ravel()))}\n")
+    submissions = [str(tmp_path / "nobody.csv"), str(tmp_path / "other.csv")]
+    show(config.path("predictions.parquet"), str(tmp_path / "out"), submissions=submissions)
+    drawn = decode_bgr((tmp_path / "out" / image).read_bytes())
+    assert drawn is not None
+    assert_colors(drawn, member, series_color(0))
+    assert_colors(drawn, fused, series_color(1))
+    assert_colors(drawn, other, series_color(3))
+
+
 def test_the_default_folder_is_show_beside_the_store(whole_run: Config) -> None:
     folder = str(Path(whole_run.run_dir, "show"))
     summary = show(str(Path(whole_run.run_dir, "store")), num=1)
@@ -94,6 +122,8 @@ def test_the_default_folder_is_show_beside_the_store(whole_run: Config) -> None:
         ("", {}, ConfigError, "neither a store nor predictions"),
         ("store", {"recipe": "Rotate46"}, StoreError, "no recipe 'Rotate46'"),
         ("store", {"image": "x.jpg"}, DataError, "nothing matches --recipe and --image"),
+        ("store", {"submissions": ["a.csv"]}, ConfigError, "a store has no submissions"),
+        ("predictions.parquet", {"submissions": ["gone.csv"]}, KpRayError, "gone.csv: there is no such file"),
         ("predictions.parquet", {"recipe": "Original"}, ConfigError, "predictions have no recipe"),
         ("predictions.parquet", {"image": OUTSIDE}, DataError, f"image {OUTSIDE} is not in data.test_images"),
     ],

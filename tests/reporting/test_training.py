@@ -1,6 +1,7 @@
 """Section "Training"."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from kp_ray.reporting import training
 from kp_ray.reporting.run_files import read_run_files
 from kp_ray.reporting.training import MemberProgress, training_section
+from kp_ray.training.search_result import SETTINGS_NAME, SearchResult
+from tests.helpers.pages import write_page
 from tests.helpers.run_folders import make_config, write_training_logs
 
 
@@ -18,6 +21,18 @@ def test_the_configs_members_come_first_and_each_has_its_last_loss_and_best_rmse
     assert section is not None
     expected = {"iterations": 100, "last_loss": 3 / 81, "best_rmse": 12.25, "best_iteration": 100}
     assert section.members == (MemberProgress("b", **expected), MemberProgress("a", **expected))
+
+
+def test_members_that_a_search_decided_are_listed_with_what_it_found(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    write_training_logs(config, ("a", "b", "c"))
+    found = SearchResult("trial-003", "rmse", 8, 43.21, 47.5, {"base_lr": 0.002})
+    for name, search in (("a", asdict(found)), ("b", asdict(found)), ("c", None)):
+        Path(config.member_dir(name), SETTINGS_NAME).write_text(json.dumps({"search": search}))
+    section = training_section(read_run_files(config))
+    assert section is not None
+    assert section.searches == ((found.describe(), "a, b"),)
+    assert f"Members a, b: {found.describe()}." in write_page(config).text
 
 
 def test_long_curves_are_thinned_and_keep_their_last_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

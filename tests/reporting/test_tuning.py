@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from kp_ray.config.schema import Config
 from kp_ray.reporting.run_files import read_run_files
 from kp_ray.reporting.tuning import MIN_RESULTS, tuning_section
+from kp_ray.training.search_result import SearchResult, write_result
 from kp_ray.tuning import plots
 from kp_ray.tuning.trials import read_trials, write_tables
 from tests.helpers.pages import Page, write_page
@@ -66,17 +66,17 @@ def test_plots_that_too_few_trials_leave_empty_are_left_out(
 
 def test_settings_that_the_best_trial_changes_are_listed(tmp_path: Path) -> None:
     config = make_config(tmp_path, train={"base_lr": 0.001, "steps": [6], "members": [{"name": "a"}]})
-    config.save()
-    path = Path(config.path("tune", "best.yaml"))
-    path.parent.mkdir()
-    best = {"base_lr": 0.00216, "steps": [6], "schedule": "cosine", "members": [{"name": "a-tuned"}]}
-    path.write_text(yaml.safe_dump({"train": best}))
+    found = {"base_lr": 0.00216, "schedule": "cosine"}
+    write_result(config, SearchResult("trial-003", "rmse", 8, 12.5, 13.25, found))
+    Path(config.path("tune", "best.yaml")).write_text("preset: demo\n")
     section = tuning_section(config, read_run_files(config))
     assert section is not None
     assert {(change.name, change.before, change.after) for change in section.changes} == {
         ("train.base_lr", "0.001", "0.00216"), ("train.schedule", "multistep", "cosine")
     }  # fmt: skip
-    assert "train.schedule multistep cosine" in write_page(config).text
+    page = write_page(config).text
+    assert "train.schedule multistep cosine" in page
+    assert "trial-003, rmse 12.5 after 8 iterations; the config's own: 13.25" in page
 
 
 def test_plots_and_the_best_config_are_on_the_page(whole_page: Page) -> None:

@@ -1,5 +1,6 @@
 """The stage `train` without a cluster: what it refuses, what it skips, and its forecast."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import ray
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, RunStateError, StoreError
 from kp_ray.stage import no_progress
+from kp_ray.training.search_result import SearchResult, read_member_search, write_result
 from kp_ray.training.settings import record_settings
 from kp_ray.training.stage import TrainStage
+from kp_ray.training.tuned import apply_search, record_search
 from tests.helpers.data import tiny_config
 from tests.helpers.stores import write_small_store
 
@@ -76,3 +79,71 @@ def test_the_forecast_counts_members_iterations_and_rows(config: Config) -> None
     forecast = TrainStage().forecast(elastic)
     assert forecast.iterations == 2
     assert " on 1 to 2 workers" in forecast.lines()[0]
+
+
+FOUND = SearchResult("trial-003", "rmse", 8, 43.21, 47.5, {"base_lr": 0.002, "recipes": ["Original"]})
+
+
+def test_a_finished_search_replaces_the_configs_own_settings_and_says_so(config: Config) -> None:
+    record_search(config)
+    write_result(config, FOUND)
+    tuned, search = apply_search(config)
+    assert search == FOUND
+    assert (tuned.train.base_lr, tuned.train.recipes) == (0.002, ("Original",))
+    assert [member.name for member in tuned.train.members] == ["a", "b"]
+    assert apply_search(tuned) == (tuned, None)
+    line = (
+        "settings from the search (trial-003, rmse 43.21 after 8 iterations; the config's own: 47.5): base_lr 0.002, "
+        "recipes ['Original']"
+    )
+    assert TrainStage().describe_settings(config) == TrainStage().forecast(config).lines()[0] == line
+    finish_member(config, "a")  # trained with the config's own settings
+    for call in (TrainStage().check, TrainStage().is_done):
+        with pytest.raises(RunStateError, match=r"members/a: .* train\.recipes None, .*: set train\.tuned=false"):
+            call(config)
+
+
+def test_members_that_a_search_decided_are_finished_and_name_it(config: Config) -> None:
+    record_search(config)
+    write_result(config, FOUND)
+    tuned, search = apply_search(config)
+    for member in tuned.train.members:
+        record_settings(tuned, member, asdict(FOUND))
+        Path(config.member_dir(member.name), "model_final.pth").touch()
+    assert TrainStage().is_done(config)
+    summary = TrainStage().run(config, no_progress)
+    assert summary.search == FOUND
+    assert read_member_search(config.member_dir("a")) == search
+    assert Path(config.path("config.yaml")).read_text() == config.to_yaml()
+
+
+def test_a_search_is_not_used_if_the_config_says_so(config: Config) -> None:
+    record_search(config)
+    write_result(config, FOUND)
+    for section in ({"train": {**MEMBERS, "tuned": False}}, {"train": MEMBERS, "tune": {"num_trials": 0}}):
+        own = tiny_config({}, Path(config.run_dir), **section)
+        assert apply_search(own) == (own, None)
+        assert TrainStage().describe_settings(own) is None
+
+
+def test_a_search_that_is_not_finished_or_began_with_other_settings_is_refused(config: Config) -> None:
+    record_search(config)
+    TrainStage().check(config)  # `run` finishes the search before it trains
+    for call in (TrainStage().is_done, TrainStage().forecast):
+        with pytest.raises(RunStateError, match=r"tune: the search is not finished: run tune .*train\.tuned=false"):
+            call(config)
+    write_result(config, FOUND)
+    other = tiny_config({}, Path(config.run_dir), train={**MEMBERS, "weight_decay": 0.5})
+    with pytest.raises(RunStateError, match=r"tune: was made with train\.weight_decay .*train\.tuned=false"):
+        TrainStage().check(other)
+
+
+def test_a_search_without_a_better_setting_trains_the_configs_own(config: Config) -> None:
+    record_search(config)
+    write_result(config, SearchResult("trial-000", "rmse", 8, 47.5, 47.5, {}))
+    tuned, search = apply_search(config)
+    assert tuned.train == config.train.model_copy(update={"tuned": False})
+    assert search
+    assert (
+        search.describe() == "settings: the config's own; the search found none better (rmse 47.5 after 8 iterations)"
+    )

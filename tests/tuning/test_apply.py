@@ -1,10 +1,12 @@
 """Points of the search space applied to a config."""
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kp_ray.config.load import build_config
-from kp_ray.tuning.apply import best_config, trial_config
+from kp_ray.tuning.apply import found_fields, trial_config
 from kp_ray.tuning.space import Point, to_point
 
 DACON = build_config({"preset": "dacon"})
@@ -23,23 +25,47 @@ def test_the_steps_and_the_warmup_of_any_point_lie_inside_the_trial(point: Point
     config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})
     trial = trial_config(config, point, SETS)
     steps = trial.train.steps
-    assert list(steps) == sorted(set(steps))
-    assert all(0 < step < max_iter for step in steps)
-    assert len(steps) <= point.num_steps
+    if point.schedule == "multistep":
+        assert list(steps) == sorted(set(steps))
+        assert all(0 < step < max_iter for step in steps)
+        assert len(steps) <= point.num_steps
+    else:  # a cosine schedule ignores these
+        assert (steps, trial.train.gamma) == (DACON.train.steps, DACON.train.gamma)
     assert trial.train.warmup_iters <= max_iter
     assert trial.train.eval_period == max(1, max_iter // 8)
     assert trial.train.recipes == (SETS[point.recipes] or DACON.train.recipes)
     assert (trial.train.members, trial.model) == (DACON.train.members, DACON.model)
 
 
-def test_fusion_weights_follow_the_members_to_their_new_names() -> None:
-    members, weights = [{"name": "a"}, {"name": "b"}], {"a": 2, "b": {"nose": 0.5}}
-    config = build_config(
-        {"preset": "dacon", "train": {"members": members}, "predict": {"weights": weights}, "tune": {"recipes": {}}}
-    )
-    best = best_config(config, to_point(config.train, config))
-    assert best.predict.weights == {"a-tuned": 2, "b-tuned": {"nose": 0.5}}
-    assert [member.name for member in best.train.members] == ["a-tuned", "b-tuned"]
+def test_the_own_trial_keeps_the_config_exactly_even_outside_the_search_space() -> None:
+    train = {"base_lr": 0.5, "steps": [1000, 1100, 7000, 10000], "warmup_iters": 50, "flip": False}
+    config = build_config({"preset": "dacon", "train": train, "tune": {"flips": [True], "max_iter": 10000}})
+    point = to_point(config.train, config)
+    own = trial_config(config, point, SETS, is_own=True).train
+    assert own == config.train.model_copy(update={"eval_period": 1250})
+    assert trial_config(config, point, SETS).train.base_lr == 0.01
+
+
+@settings(deadline=None)
+@given(max_iter=st.integers(1, 3000))
+def test_a_short_own_trial_keeps_the_shares_of_the_schedule(max_iter: int) -> None:
+    config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})
+    own = trial_config(config, to_point(config.train, config), SETS, is_own=True).train
+    assert (own.max_iter, own.warmup_iters) == (max_iter, round(max_iter / 10))
+    steps = {round(tenths * max_iter / 10) for tenths in range(3, 9)}
+    assert list(own.steps) == sorted(step for step in steps if 0 < step < max_iter)
+
+
+def test_the_result_of_a_search_has_only_what_it_changes() -> None:
+    config = build_config({"preset": "dacon", "tune": {"recipes": {"crops": ["RandomCrop_1"]}}})
+    own = to_point(config.train, config)
+    assert found_fields(config, own) == {}
+    assert found_fields(config, replace(own, base_lr=0.002, schedule="cosine")) == {
+        "base_lr": 0.002, "schedule": "cosine"
+    }  # fmt: skip
+    assert found_fields(config, replace(own, num_steps=2, recipes="crops")) == {
+        "steps": [3000, 4000], "recipes": ["RandomCrop_1"]
+    }  # fmt: skip
 
 
 def test_a_set_of_recipes_replaces_the_recipes_of_every_member() -> None:

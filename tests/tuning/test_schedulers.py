@@ -32,6 +32,22 @@ def test_a_new_trial_is_compared_with_trials_of_before_the_resume(
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
+def test_the_trial_with_the_configs_own_settings_is_never_stopped_but_compared_with(
+    name: str, make_config: Callable[..., Config]
+) -> None:
+    config = make_config(tune={**SECTION, "scheduler": name})
+    scheduler = build_scheduler(config)
+    trials = [ray_trial(number) for number in range(6)]
+    for trial in trials:
+        scheduler.on_trial_add(None, trial)
+    for trial in trials[1:4]:
+        scheduler.on_trial_result(None, trial, {"iteration": 2, "rmse": 10.0})
+    assert scheduler.on_trial_result(None, trials[0], {"iteration": 2, "rmse": 90.0}) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(None, trials[0], {"iteration": 4, "rmse": 5.0}) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(None, trials[4], {"iteration": 2, "rmse": 90.0}) == TrialScheduler.STOP
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
 def test_a_resumed_trial_is_not_stopped_for_reports_that_it_passed_before(
     name: str, make_config: Callable[..., Config]
 ) -> None:

@@ -1,6 +1,7 @@
 """Searches that finish, resume, are refused, lose processes, and run on clusters that change."""
 
 import contextlib
+import json
 import re
 import threading
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from kp_ray.errors import ClusterError, ConfigError, KpRayError, RunStateError, 
 from kp_ray.storage import writer_lock
 from kp_ray.store.plan import plan
 from kp_ray.store.write import write_store
+from kp_ray.training.run import train
+from kp_ray.training.search_result import apply_result, read_member_search, read_result
+from kp_ray.training.tuned import apply_search
 from kp_ray.tuning.search import TuneSummary, is_finished, tune
 from tests.helpers.clusters import free_port
 from tests.helpers.data import tiny_config
@@ -94,7 +98,25 @@ def test_best_yaml_is_a_config_with_the_best_trials_settings(searched: Searched)
     best = load_config(summary.config)
     assert best.train.base_lr == pytest.approx(summary.params.base_lr)
     assert (best.train.max_iter, best.train.eval_period) == (config.train.max_iter, config.train.eval_period)
-    assert [member.name for member in best.train.members] == ["a-tuned"]
+    assert best.train.members == config.train.members
+    assert (best.train.tuned, best.tune.num_trials) == (False, 0)
+    result = read_result(config)
+    assert (result.trial, result.value, result.own_value) == (summary.trial, summary.best, summary.own)
+    assert apply_search(config) == (apply_result(config, result), result)
+    assert table.set_index("trial").status["trial-000"] == "finished"  # the config's own settings are never stopped
+
+
+@pytest.mark.slow
+def test_train_uses_what_the_search_found(searched: Searched) -> None:
+    config, _, _ = searched
+    result = read_result(config)
+    trained = train(config)
+    assert trained.search == result
+    assert read_member_search(config.member_dir("a")) == result
+    log = [json.loads(line) for line in Path(config.member_dir("a"), "metrics.json").read_text().splitlines()]
+    base_lr = result.train.get("base_lr", config.train.base_lr)
+    assert base_lr / 1000 <= max(line["lr"] for line in log) <= base_lr * (1 + 1e-9)
+    assert load_config(config.path("config.yaml")) == config
 
 
 @pytest.mark.slow

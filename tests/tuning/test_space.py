@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kp_ray.config.load import build_config
 from kp_ray.config.training import TrainConfig
+from kp_ray.config.tuning import TuneConfig
 from kp_ray.errors import ConfigError
 from kp_ray.tuning.apply import apply_point, to_steps
 from kp_ray.tuning.space import PARAMETERS, Point, add_result, build_space, build_study, first_points, to_point
@@ -20,7 +21,7 @@ DACON = build_config({"preset": "dacon"})
 def test_own_settings_come_first_and_the_published_schedule_second() -> None:
     point = first_points(DACON, OWN_SET)[0]
     assert apply_point(DACON, point, OWN_SET, max_iter=10000).train == DACON.train
-    demo = build_config({"preset": "demo"})
+    demo = build_config({"preset": "demo", "tune": TuneConfig().model_dump(mode="json")})
     own_point, published_point = first_points(demo, OWN_SET)
     assert (own_point.schedule, own_point.base_lr) == ("cosine", 0.0015)
     assert to_steps(published_point, 10000) == [3000, 4000, 5000, 6000, 7000, 8000]

@@ -63,14 +63,17 @@ def test_a_forecast_counts_trials_iterations_and_rows(make_config: Callable[...,
 
 def test_a_summary_names_the_best_trial_and_the_iterations() -> None:
     params = SolverParams(0.001, 10, "cosine", 0, "[]", None, 0.1, True, "own")
-    summary = TuneSummary(4, 1, "rmse", 43.21234, "trial-002", params, 20, 32, "run/tune/best.yaml")
+    summary = TuneSummary(4, 1, "rmse", 43.21234, 47.0, "trial-002", params, 20, 32, "run/tune/best.yaml")
     first, second = summary.lines()
     assert first == "4 trials, 1 failed, 20 iterations of 32 without stops"
-    assert second.startswith("best rmse 43.21 by trial trial-002: base_lr 0.001, warmup_iters 10, schedule cosine, ")
+    assert second.startswith(
+        "best rmse 43.21 by trial trial-002, the config's own settings 47: base_lr 0.001, warmup_iters 10, "
+    )
     assert "gamma" not in second
     figures = json.loads(json.dumps(summary.to_json()))
     assert list(figures) == [
-        "trials", "failed", "metric", "best", "trial", "params", "iterations", "iterations_without_stops", "config",
+        "trials", "failed", "metric", "best", "own", "trial", "params", "iterations",
+        "iterations_without_stops", "config",
     ]  # fmt: skip
     assert figures["params"]["gamma"] is None
 

@@ -35,6 +35,21 @@ def test_the_best_is_chosen_among_the_trials_with_the_most_iterations(config: Co
     assert choose_best([replace(trials[0], value=None)], config.tune) is None
 
 
+def test_another_setting_replaces_the_configs_own_only_if_it_is_better(config: Config) -> None:
+    leave_trial(config, "trial-000", 5.0, {4: 35.0, 8: 20.0})
+    leave_trial(config, "trial-001", 1.0, {4: 25.0, 8: 20.0})
+    best = choose_best(read_trials(config), config.tune)
+    assert best
+    assert best.name == "trial-000"
+    leave_trial(config, "trial-002", 6.0, {8: 19.5})
+    trials = read_trials(config)
+    best = choose_best(trials, config.tune)
+    assert best
+    assert best.name == "trial-002"
+    own = next(trial for trial in trials if trial.name == "trial-000")
+    assert [own.value_at(at, "rmse") for at in (4, 8, 9)] == [35.0, 20.0, None]
+
+
 def test_the_tables_hold_every_trial_in_the_order_of_the_start(config: Config, tmp_path: Path) -> None:
     write_trial(config, "late", 3.0, {2: 50.0, 4: 40.0})
     write_trial(config, "early", 1.0, {2: 60.0, 4: 45.0, 8: 30.0})

@@ -1,0 +1,122 @@
+"""Train the demo's members with the preset's own setting and with what its search finds; compare the ensembles.
+
+    python benchmarks/order.py --seeds 3
+
+Each seed generates other people, splits them otherwise, and gives the members other seeds. `kp-ray tune` searches as
+the preset `demo` says. The members are trained twice: with `train.tuned: false` in a run folder of its own, and with
+the result of the search. Both ensembles predict the same test images. Results: benchmarks/results/order.{md,json}.
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import ray
+import torch
+import yaml
+from measure import hardware, kp_ray, median_and_range, write_results
+
+from kp_ray.synthetic.dataset import make_sample
+
+
+def write_config(folder: Path, seed: int, options: argparse.Namespace) -> Path:
+    """Generate images of people, write a config of the preset `demo` for them, and return its path."""
+    made = make_sample(str(folder / "data"), num_images=options.images, num_test=options.test_images, seed=seed)
+    values: dict[str, Any] = {
+        "preset": "demo",
+        "run_dir": str(folder / "own"),
+        "seed": seed,
+        "data": made.data,
+        "split": {"fraction": options.fraction},
+        "train": {"members": [{"name": name, "seed": 100 * seed + i} for i, name in enumerate("ab", 1)]},
+    }
+    if options.recipes:
+        values["augment"] = {"recipes": options.recipes}
+    if options.iterations:
+        total, trial = options.iterations, max(4, options.iterations // 5)
+        values["train"] |= {"max_iter": total, "warmup_iters": total // 17, "eval_period": total // 2}
+        values["tune"] = {"max_iter": trial, "eval_period": trial // 4}
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(values))
+    return config
+
+
+def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train both ways with one seed; return the metrics of the ensembles, the search and the seconds of each verb."""
+    config = write_config(folder, seed, options)
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, verb: str, *sets: str) -> dict[str, Any]:
+        began = time.monotonic()
+        figures = kp_ray(verb, config, *sets)
+        seconds[name] = round(time.monotonic() - began, 1)
+        print(seed, name, figures, flush=True)
+        return figures
+
+    timed("augment", "augment")
+    shutil.copytree(folder / "own", folder / "tuned")
+    in_tuned = f"run_dir={folder / 'tuned'}"
+    result: dict[str, Any] = {"seed": seed, "search": timed("tune", "tune", in_tuned)}
+    for name, sets in {"own": ["train.tuned=false"], "tuned": [in_tuned]}.items():
+        result[f"{name} members"] = timed(f"train {name}", "train", *sets)
+        timed(f"predict {name}", "predict", *sets)
+        result[name] = timed(f"evaluate {name}", "evaluate", *sets)
+    trials = pd.read_csv(folder / "tuned" / "tune" / "trials.csv")
+    return {**result, "trials": trials.to_dict("records"), "seconds": seconds}
+
+
+def describe(results: list[dict[str, Any]], figures: dict[str, Any]) -> str:
+    """Compose the result page in Markdown: the outcome first, then each search."""
+    text = (
+        f"# Members trained with the preset's own setting and with what its search found\n\n{figures['hardware']}. "
+        f"{figures['options']}. Preset `demo` on generated people; RMSE of the ensemble on the test images.\n\n"
+        "| setting | RMSE px, median (range) | RMSE px per seed |\n|---|---|---|\n"
+    )
+    for label, name in {"the preset's own": "own", "found by the search": "tuned"}.items():
+        values = [result[name]["rmse"] for result in results]
+        text += f"| {label} | {median_and_range(values, 1)} | {', '.join(f'{value:.1f}' for value in values)} |\n"
+    text += (
+        "\n| seed | best trial | its RMSE px | the config's own RMSE px | base LR | warm-up | statuses | iterations | "
+        "search s | training s |\n|---|---|---|---|---|---|---|---|---|---|\n"
+    )
+    for result in results:
+        search, seconds = result["search"], result["seconds"]
+        own = "-" if search["own"] is None else f"{search['own']:.1f}"
+        iterations = f"{search['iterations']} of {search['iterations_without_stops']}"
+        statuses = ", ".join(str(trial["status"]) for trial in result["trials"])
+        text += (
+            f"| {result['seed']} | {search['trial']} | {search['best']:.1f} | {own} | "
+            f"{search['params']['base_lr']:.2g} | {search['params']['warmup_iters']} | {statuses} | "
+            f"{iterations} | {seconds['tune']:.0f} | {seconds['train tuned']:.0f} |\n"
+        )
+    return text + "\nThe first trial has the config's own settings and is never stopped; seconds include Ray's start.\n"
+
+
+def main() -> None:
+    """Measure every seed, and write the result page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--test-images", type=int, default=40)
+    parser.add_argument("--fraction", type=float, default=0.1, help="share of the scenes for validation")
+    parser.add_argument("--iterations", type=int, help="of a member, instead of the preset's; its schedule is scaled")
+    parser.add_argument("--recipes", nargs="+", help="recipes to store, instead of all; the preset trains on four")
+    options = parser.parse_args()
+    results = []
+    for seed in range(1, options.seeds + 1):
+        with tempfile.TemporaryDirectory() as name:
+            results.append(measure_seed(Path(name), seed, options))
+    figures = {
+        "hardware": hardware(ray, torch, optuna),
+        "options": ", ".join(f"{key} {value}" for key, value in vars(options).items() if value is not None),
+    }
+    write_results("order", describe(results, figures), {**figures, "results": results})
+
+
+if __name__ == "__main__":
+    main()

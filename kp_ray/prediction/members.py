@@ -1,0 +1,70 @@
+"""Resolve `predict.members`: members of this run, and of other run folders."""
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError, DataError, ModelError
+from kp_ray.keypoints import Skeleton
+
+
+def list_members(config: Config) -> dict[str, str]:
+    """Return the folder of each member that predicts, by the member's name, in the order of the results.
+
+    A member of another run is named `<run folder>/<member>`, or by its path if two members would share this name.
+
+    Raises:
+        ConfigError: `predict.members` names a member that this run does not have.
+    """
+    own = {member.name: config.member_dir(member.name) for member in config.train.members}
+    if config.predict.members is None:
+        return own
+    members: dict[str, str] = {}
+    for item in config.predict.members:
+        if "/" not in item and item not in own:
+            raise ConfigError(
+                f"predict.members: {item} is not a member of this run: name members of train.members "
+                f"({', '.join(own)}), or the path of another run's member, e.g. runs/other/members/a"
+            )
+        folder = own.get(item, item)
+        name = next((name for name, own_folder in own.items() if own_folder == folder), _short_name(folder))
+        members[folder if name in members else name] = folder
+    return members
+
+
+def _short_name(folder: str) -> str:
+    """Return `<run folder>/<member>` for the path of a member's folder."""
+    *parents, member = folder.rstrip("/").split("/")
+    if parents[-1] == "members":
+        parents.pop()
+    return f"{parents[-1]}/{member}"
+
+
+def check_other_runs(config: Config, skeleton: Skeleton) -> None:
+    """Refuse members of other runs that are not trained, or that predict other keypoints than this run's.
+
+    Args:
+        config: the run's configuration.
+        skeleton: this run's keypoints.
+
+    Raises:
+        ConfigError: see `list_members`.
+        DataError: a member predicts other keypoints, or the same in another order.
+        ModelError: a folder holds no finished member, or its files are damaged.
+    """
+    own = {config.member_dir(member.name) for member in config.train.members}
+    others = [folder for folder in list_members(config).values() if folder not in own]
+    if not others:
+        return
+    from kp_ray.models.weights import is_trained, read_keypoint_names  # imports torch
+
+    for folder in others:
+        if not is_trained(folder):
+            raise ModelError(f"predict.members: {folder}: holds no finished member: correct the path, or train it")
+        names = read_keypoint_names(folder)
+        if names is not None and names != skeleton.names:
+            raise DataError(
+                f"predict.members: {folder} predicts {_describe(names)}, {config.run_dir} {_describe(skeleton.names)}: "
+                "fuse members of one skeleton"
+            )
+
+
+def _describe(names: tuple[str, ...]) -> str:
+    return f"{len(names)} keypoints ({', '.join(names[:3])}, ..., {names[-1]})"

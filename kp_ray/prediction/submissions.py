@@ -1,0 +1,141 @@
+"""Fuse submissions of any origin into one; needs neither Ray nor torch."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from kp_ray.data.annotations import parse_name
+from kp_ray.data.submission import SampleSubmission, read_sample_submission, read_submission, write_submission
+from kp_ray.ensemble.fusion import fuse_clips
+from kp_ray.errors import ConfigError, DataError
+from kp_ray.keypoints import FloatArray, Skeleton
+
+
+@dataclass(frozen=True)
+class FuseSummary:
+    """The result of `fuse`.
+
+    Attributes:
+        images: number of images.
+        nobody: number of images that are all zero, by submission.
+        fallbacks: number of images in which no submission has anybody, by what replaces them.
+        submission: path of the fused submission.
+    """
+
+    images: int
+    nobody: dict[str, int]
+    fallbacks: dict[str, int]
+    submission: str
+
+    def lines(self) -> list[str]:
+        """Lines of text for the terminal."""
+        lines = [f"{self.images} images of {len(self.nobody)} submissions: {self.submission}"]
+        lines += [f"{path}: nobody in {count} images" for path, count in self.nobody.items() if count]
+        if self.fallbacks:
+            filled = ", ".join(f"{count} by {how}" for how, count in self.fallbacks.items())
+            lines.append(f"nobody in any submission: {filled}")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        return asdict(self)
+
+
+def fuse_submissions(
+    paths: Sequence[str],
+    target: str,
+    *,
+    weights: Sequence[float] | None = None,
+    method: Literal["mean", "median"] = "mean",
+    reject_sigmas: float | None = None,
+    missing: Literal["fill", "zeros"] = "fill",
+) -> FuseSummary:
+    """Fuse submissions and write the result, with the rows and columns of the first one.
+
+    A row that is all zero means that nobody was found: it is left out, and the image comes from the other submissions.
+    The fusion, its fallbacks and the validation of every file are those of `predict`.
+
+    Args:
+        paths: two or more CSV files, local or URLs.
+        target: path of the result; an existing file is replaced.
+        weights: one weight per file, 0 or more; None for equal weights.
+        method, reject_sigmas, missing: as `predict.fusion`, `predict.reject_sigmas` and `predict.missing`.
+
+    Raises:
+        ConfigError: there are fewer than two files, the target is one of them, or the weights do not fit them.
+        DataError: a file is not a valid submission, or has other images or columns than the first one; or every row of
+            every file is zero.
+        StorageError: a file cannot be read, or the target cannot be written.
+    """
+    _check_options(paths, target, weights)
+    first = read_sample_submission(paths[0])
+    skeleton = Skeleton(first.names, (), (1.0,) * len(first.names))
+    xy = np.stack([_read_points(path, first, skeleton, paths[0]) for path in paths])
+    has_person = xy.any(axis=(2, 3))
+    if not has_person.any():
+        raise DataError(f"{paths[0]}: every row of every submission is zero: nobody was found in any image")
+    scenes, cameras, frames = zip(*map(parse_name, first.images), strict=True)
+    scores = has_person.astype(float)
+    fusion = fuse_clips(
+        np.concatenate([xy, np.broadcast_to(scores[..., None, None], (*xy.shape[:3], 1))], axis=3),
+        scores,
+        scenes,
+        cameras,
+        frames,
+        thresholds=(1.0, 1.0),
+        method=method,
+        weights=None if weights is None else np.array(weights),
+        reject_sigmas=reject_sigmas,
+        missing=missing,
+    )
+    zeros = missing == "zeros"
+    write_submission(target, first, first.images, fusion.keypoints, skeleton, allow_zeros=zeros)
+    return FuseSummary(
+        images=len(first.images),
+        nobody={path: int(count) for path, count in zip(paths, (~has_person).sum(axis=1), strict=True)},
+        fallbacks=dict(Counter(re.sub(r"^frame \d+$", "near frame", how) for how in fusion.how if how)),
+        submission=target,
+    )
+
+
+def _check_options(paths: Sequence[str], target: str, weights: Sequence[float] | None) -> None:
+    if len(paths) < 2:
+        raise ConfigError(f"fuse: needs two or more submissions (got {len(paths)}): name another file")
+    if len(set(paths)) < len(paths):
+        raise ConfigError("fuse: a submission is named twice: name each file once, and use --weights")
+    if target in paths:
+        raise ConfigError(f"--out: {target} is one of the submissions: name another file")
+    if weights is None:
+        return
+    if len(weights) != len(paths) or not np.isfinite(weights).all() or min(weights) < 0 or not any(weights):
+        raise ConfigError(
+            f"--weights: {len(paths)} submissions need as many numbers of 0 or more, not all 0 (got "
+            f"{', '.join(f'{weight:g}' for weight in weights)}): correct the list"
+        )
+
+
+def _read_points(path: str, first: SampleSubmission, skeleton: Skeleton, first_path: str) -> FloatArray:
+    """Read a submission's points (N, K, 2) in the rows and columns of the first one; its own may be in another order.
+
+    Raises:
+        DataError: it is invalid, or has other columns or images.
+    """
+    sample = read_sample_submission(path)
+    for kind, own, expected in (
+        ("columns", sample.columns, first.columns),
+        ("images", sample.images, first.images),
+    ):
+        different = sorted(set(own) ^ set(expected))
+        if different:
+            where = path if different[0] in own else first_path
+            raise DataError(
+                f"{path}: differs from {first_path} in {len(different)} {kind} "
+                f"(first {different[0]}, only in {where}): fuse submissions of the same {kind}"
+            )
+    points = read_submission(path, sample, skeleton, size=None, allow_zeros=True)
+    rows = {image: row for row, image in enumerate(sample.images)}
+    return points[[rows[image] for image in first.images]]

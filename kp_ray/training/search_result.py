@@ -1,0 +1,108 @@
+"""The result of a search: `tune/result.json`, which marks a finished search, and the copy of it in a member's folder.
+
+This module needs no torch: the report reads both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from kp_ray.config.load import build_config
+from kp_ray.config.schema import Config
+from kp_ray.errors import StorageError, one_line
+from kp_ray.storage import exists, join, read_json, write_json
+
+SETTINGS_NAME = "settings.json"
+"""File in a member's folder with the settings that it began with, and the search that they come from."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The content of `tune/result.json`.
+
+    Attributes:
+        trial: name of the best trial.
+        metric: the tuned metric.
+        iterations: iterations trained before the evaluation that decided.
+        value: the best trial's value of the metric.
+        own_value: the value of the trial with the config's own settings after as many iterations; None if that trial
+            failed.
+        train: the fields of the section `train` that the search changes, with their new values; empty if no trial was
+            better than the config's own settings.
+    """
+
+    trial: str
+    metric: str
+    iterations: int
+    value: float
+    own_value: float | None
+    train: Mapping[str, Any]
+
+    def describe(self) -> str:
+        """Describe on one line what the search changes, and what both settings scored."""
+        own = "failed" if self.own_value is None else f"{self.own_value:.4g}"
+        if not self.train:
+            return (
+                "settings: the config's own; the search found none better "
+                f"({self.metric} {own} after {self.iterations} iterations)"
+            )
+        changes = ", ".join(f"{name} {_format(value)}" for name, value in self.train.items())
+        return (
+            f"settings from the search ({self.trial}, {self.metric} {self.value:.4g} after {self.iterations} "
+            f"iterations; the config's own: {own}): {changes}"
+        )
+
+
+def _format(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def is_search_finished(config: Config) -> bool:
+    """Return whether this run folder holds the result of a search."""
+    return exists(config.path("tune", "result.json"))
+
+
+def read_result(config: Config) -> SearchResult:
+    """Read `tune/result.json`.
+
+    Raises:
+        StorageError: the file does not exist, or is damaged.
+    """
+    path, fix = config.path("tune", "result.json"), "delete this file and run tune again"
+    return _parse(read_json(path, fix), path, fix)
+
+
+def read_member_search(folder: str) -> SearchResult | None:
+    """Read the search whose settings a member was trained with, from its folder; None for the config's own settings.
+
+    Raises:
+        StorageError: the member's recorded settings are damaged.
+    """
+    path = join(folder, SETTINGS_NAME)
+    fix = "delete this file and run with the settings that the member began with"
+    recorded = read_json(path, fix).get("search") if exists(path) else None
+    return _parse(recorded, path, fix) if recorded else None
+
+
+def _parse(values: Any, path: str, fix: str) -> SearchResult:
+    try:
+        return TypeAdapter(SearchResult).validate_python(values)
+    except ValidationError as error:
+        raise StorageError(f"{path}: damaged ({one_line(error.errors()[0]['msg'])}): {fix}") from error
+
+
+def write_result(config: Config, result: SearchResult) -> None:
+    """Write `tune/result.json`."""
+    write_json(config.path("tune", "result.json"), asdict(result))
+
+
+def apply_result(config: Config, result: SearchResult) -> Config:
+    """Return the config that trains every member with the result of a search; applying it twice changes nothing."""
+    values = config.to_dict()
+    values["train"] |= {**result.train, "tuned": False}
+    if "recipes" in result.train:
+        for member in values["train"]["members"]:
+            member["recipes"] = None
+    return build_config(values)

@@ -1,0 +1,69 @@
+"""Train with the settings that a finished search found, if the search began with the same settings."""
+
+from typing import Any
+
+from kp_ray.config.schema import Config
+from kp_ray.errors import RunStateError
+from kp_ray.fingerprint import encode_fields, refuse_difference
+from kp_ray.storage import exists, read_json, write_bytes
+from kp_ray.store.manifest import store_digest
+from kp_ray.training.search_result import SearchResult, apply_result, is_search_finished, read_result
+from kp_ray.training.settings import deciding_train_fields
+
+
+def search_fields(config: Config) -> dict[str, Any]:
+    """Return the settings that decide a search's results, as plain values."""
+    values = config.to_dict()
+    return {
+        **{part: values[part] for part in ("seed", "model", "skeleton")},
+        "augment": {"min_visible": config.augment.min_visible},
+        "tune": {key: value for key, value in values["tune"].items() if key != "max_concurrent"},
+        "train": deciding_train_fields(config),
+        "train.members.0": {key: value for key, value in values["train"]["members"][0].items() if key != "name"},
+        "store": store_digest(config.path("store")),
+    }
+
+
+def record_search(config: Config) -> None:
+    """Record the settings that a search begins with."""
+    write_bytes(config.path("tune", "settings.json"), encode_fields(search_fields(config)))
+
+
+def check_search_settings(config: Config, advice: str) -> None:
+    """Refuse settings other than those with which the run folder's search began.
+
+    Raises:
+        RunStateError: a setting differs; the message names it and ends with `advice`.
+        StorageError: recorded settings are damaged.
+        StoreError: there is no finished store.
+    """
+    path = config.path("tune", "settings.json")
+    if exists(path):
+        recorded = read_json(path, "delete this file and continue with the settings that the search began with")
+        # A record of an earlier version lacks the fields that were added since: it searched with their defaults.
+        if isinstance(recorded.get("train"), dict):
+            recorded["train"] = deciding_train_fields(Config()) | recorded["train"]
+        refuse_difference(recorded, search_fields(config), config.path("tune"), advice)
+
+
+def apply_search(config: Config) -> tuple[Config, SearchResult | None]:
+    """Return the config with which `train` trains the members, and the search that it comes from.
+
+    It is the config itself, and None, without a search, with `train.tuned: false` and with `tune.num_trials: 0`.
+
+    Raises:
+        RunStateError: the run folder's search is not finished, or began with other settings.
+        StorageError: a file of the search is damaged.
+        StoreError: there is a search and no finished store.
+    """
+    has_search = exists(config.path("tune", "settings.json"))
+    if not (has_search and config.train.tuned and config.tune.num_trials):
+        return config, None
+    check_search_settings(config, "restore the setting, or set train.tuned=false to train with the config's own")
+    if not is_search_finished(config):
+        raise RunStateError(
+            f"{config.path('tune')}: the search is not finished: run tune to finish it, or set train.tuned=false to "
+            "train with the config's own settings"
+        )
+    result = read_result(config)
+    return apply_result(config, result), result
