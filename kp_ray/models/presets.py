@@ -112,6 +112,7 @@ def derive_options(config: Config, skeleton: Skeleton, device: str) -> dict[str,
         "SOLVER.WARMUP_ITERS": train.warmup_iters,
         "SOLVER.IMS_PER_BATCH": train.ims_per_batch,
         "SOLVER.CHECKPOINT_PERIOD": train.checkpoint_period,
+        "SOLVER.AMP.ENABLED": train.precision in ("bf16", "fp16"),  # read by plain Detectron2 only
         "TEST.EVAL_PERIOD": train.eval_period,
     }
 

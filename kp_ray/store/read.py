@@ -1,5 +1,6 @@
 """Read rows of a store: a part, a table of selected rows, single rows, or all rows in order."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import cast
@@ -88,7 +89,7 @@ def read_table(
 
 
 class RowReader:
-    """Reads single rows; not thread-safe.
+    """Reads single rows, in any number of threads.
 
     Args:
         columns: names of the columns to read.
@@ -100,9 +101,9 @@ class RowReader:
         self.open = lru_cache(maxsize=keep_open)(self._open)
 
     @staticmethod
-    def _open(path: str) -> pq.ParquetFile:
+    def _open(path: str) -> tuple[pq.ParquetFile, threading.Lock]:
         fs, inner = filesystem(path)
-        return pq.ParquetFile(fs.open_input_file(inner), page_checksum_verification=True)
+        return pq.ParquetFile(fs.open_input_file(inner), page_checksum_verification=True), threading.Lock()
 
     def read(self, path: str, row: int) -> StoredRow:
         """Read row number `row`, from 0, of the part at `path`.
@@ -111,7 +112,9 @@ class RowReader:
             StorageError: the part is missing or damaged.
         """
         with parquet_errors(path, REBUILD):
-            group = self.open(path).read_row_group(row // ROWS_PER_GROUP, self.columns)
+            part, lock = self.open(path)
+            with lock:  # a ParquetFile reads in one thread at a time
+                group = part.read_row_group(row // ROWS_PER_GROUP, self.columns)
             return cast(StoredRow, group.slice(row % ROWS_PER_GROUP, 1).to_pylist()[0])
 
 

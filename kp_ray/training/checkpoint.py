@@ -1,5 +1,6 @@
 """Restore checkpoints, report them to Ray Train, and publish the finished member."""
 
+import contextlib
 import copy
 import math
 import tempfile
@@ -15,9 +16,11 @@ from detectron2.utils.env import seed_all_rng
 from ray.train import CheckpointConsistencyMode
 
 from kp_ray.config.training import metric_mode
+from kp_ray.models.precision import set_precision
 from kp_ray.models.presets import build_model
 from kp_ray.models.weights import load_weights, save_model, save_torch_file
 from kp_ray.storage import join
+from kp_ray.training.losses import LossModule
 from kp_ray.training.optimizer import build_optimizer
 from kp_ray.training.settings import starting_weights
 from kp_ray.training.worker import Worker
@@ -36,10 +39,11 @@ class TrainState:
 
     Attributes:
         model: the network.
-        replica: computes the losses: the network itself, or its DistributedDataParallel with several workers.
+        replica: computes the losses (5,) of a batch: a `LossModule`, with several workers inside a
+            DistributedDataParallel.
         optimizer: updates the network's parameters.
         scheduler: sets the learning rate, which is a function of the iteration alone.
-        scaler: scales the loss for float16 on GPUs; disabled elsewhere.
+        scaler: scales the loss for fp16; disabled for other precisions.
         ema: a copy of the network with the moving average of the weights; None if `train.ema_decay` is null.
     """
 
@@ -49,6 +53,16 @@ class TrainState:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     ema: torch.nn.Module | None = None
+
+    def without_averaging(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which a backward pass does not average the gradients over the workers."""
+        if isinstance(self.replica, torch.nn.parallel.DistributedDataParallel):
+            return self.replica.no_sync()
+        return contextlib.nullcontext()
+
+    def is_finite(self) -> bool:
+        """Return whether all parameters are finite; the answer is the same on every worker."""
+        return bool(torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all())
 
     @property
     def final_model(self) -> torch.nn.Module:
@@ -83,7 +97,7 @@ class TrainState:
         if self.ema:
             self.ema.load_state_dict(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
-        if content["scaler"]:  # empty if a CPU wrote it
+        if content["scaler"]:  # empty if the precision was not fp16
             self.scaler.load_state_dict(content["scaler"])
         num_done = min(round(content["iteration"] * content["workers"] / num_workers), max_iter)
         self.scheduler.last_epoch = num_done
@@ -96,20 +110,22 @@ def create_state(worker: Worker) -> TrainState:
     """Create the state of a new run, with random weights that are the same on every worker."""
     seed_all_rng(worker.model_seed)
     model = build_model(worker.cfg)
-    replica = model
+    set_precision(model, worker.device.type, worker.precision)
+    replica: torch.nn.Module = LossModule(model)
     if worker.world_size > 1:
         # Detectron2's create_ddp_model needs Detectron2's launcher. broadcast_buffers=False follows its DefaultTrainer:
         # batch statistics differ between the workers.
         device_ids = [worker.local_rank] if worker.device.type == "cuda" else None
-        replica = torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+        replica = torch.nn.parallel.DistributedDataParallel(
+            replica, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
     optimizer = build_optimizer(worker.cfg, model, worker.config.train)
-    use_scaler = worker.device.type == "cuda" and worker.cfg.SOLVER.AMP.ENABLED
     return TrainState(
         model=model,
         replica=replica,
         optimizer=optimizer,
         scheduler=build_lr_scheduler(worker.cfg, optimizer),
-        scaler=torch.amp.GradScaler(worker.device.type, enabled=use_scaler),
+        scaler=torch.amp.GradScaler(worker.device.type, enabled=worker.precision == "fp16"),
     )
 
 

@@ -20,7 +20,8 @@ from kp_ray.store.read import RowReader, read_part, select_parts
 
 SHUFFLE_BUFFER_ROWS = 10_000_000
 """Size of Ray Data's shuffle buffer: larger than any shard, which holds references to rows and no images."""
-PREFETCH_BATCHES = 3
+PREFETCH_BATCHES = 2
+"""Batches that are read ahead in addition to one per thread."""
 _REFERENCES = pa.schema([("path", pa.string()), ("row", pa.int64()), ("is_wide", pa.bool_())])
 _COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
 
@@ -73,8 +74,9 @@ def iter_batches(
     seed: int,
     rank: int,
     start: int = 0,
+    num_threads: int = 1,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Iterate over endless batches of dataset dicts, read and decoded a few iterations ahead in a thread.
+    """Iterate over endless batches of dataset dicts, read and decoded a few iterations ahead in threads.
 
     Args:
         shard: this worker's references to rows, as `usable_rows` lists them.
@@ -84,6 +86,7 @@ def iter_batches(
         seed, rank: with the iteration they decide a batch's rows, sizes and flips, so that a resumed run continues with
             the batches that the stopped run would have had.
         start: the first iteration.
+        num_threads: number of threads, each of which reads a whole batch; it does not change the batches.
 
     Raises:
         StorageError: a part is not there, or damaged.
@@ -100,11 +103,12 @@ def iter_batches(
         reference_batches = _group_by_aspect_ratio(reference_batches, batch_size)
     batches = itertools.islice(reference_batches, start, None)
     numbered = zip(batches, itertools.count(start))
-    with ThreadPoolExecutor(1) as thread:
-        pending = deque(thread.submit(load, *batch) for batch in itertools.islice(numbered, PREFETCH_BATCHES))
+    with ThreadPoolExecutor(num_threads) as threads:
+        ahead = itertools.islice(numbered, num_threads + PREFETCH_BATCHES)
+        pending = deque(threads.submit(load, *batch) for batch in ahead)
         for batch in numbered:
             yield pending.popleft().result()
-            pending.append(thread.submit(load, *batch))
+            pending.append(threads.submit(load, *batch))
 
 
 def _iter_reference_batches(shard: ray.data.DataIterator, batch_size: int, seed: int) -> Iterator[list[dict[str, Any]]]:

@@ -11,6 +11,7 @@ from ray.train.torch import get_device
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
 from kp_ray.keypoints import Skeleton
+from kp_ray.models.precision import Precision, resolve_precision, set_tf32
 from kp_ray.models.presets import build_cfg, scale_cfg
 from kp_ray.store.manifest import read_manifest
 
@@ -29,6 +30,7 @@ class Worker:
         world_size: number of workers.
         local_rank: number of this worker on its node, from 0.
         device: the worker's CPU or GPU.
+        precision: numbers of the model's backbone.
     """
 
     config: Config
@@ -40,6 +42,7 @@ class Worker:
     world_size: int
     local_rank: int
     device: torch.device
+    precision: Precision
 
     @property
     def is_first(self) -> bool:
@@ -73,6 +76,9 @@ def create_worker(config: Config, member: MemberConfig, folder: str) -> Worker:
     skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton)
     world_size = context.get_world_size()
     cfg = scale_cfg(build_cfg(config, skeleton, device.type), world_size)
+    precision = resolve_precision(config.train.precision, device.type)
+    if device.type == "cuda":
+        set_tf32(precision != "fp32" and not config.train.deterministic)
     set_torch_options(cfg, deterministic=config.train.deterministic)
     return Worker(
         config=config,
@@ -84,6 +90,7 @@ def create_worker(config: Config, member: MemberConfig, folder: str) -> Worker:
         world_size=world_size,
         local_rank=context.get_local_rank(),
         device=device,
+        precision=precision,
     )
 
 
