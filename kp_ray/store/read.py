@@ -17,6 +17,10 @@ REBUILD = "run verify, then augment"
 """The fix in messages about a damaged or missing part."""
 
 
+RowReference = tuple[str, int]
+"""The path of a part, as `select_parts` returns it, and the number of a row in it, from 0."""
+
+
 def read_part(path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one part of a store.
 
@@ -88,6 +92,21 @@ def read_table(
     return pa.concat_tables([read_part(path, columns) for path in paths])
 
 
+def list_rows(store: str, *, split: str) -> list[RowReference]:
+    """List the rows of a split in the store's order, without reading a part.
+
+    Args:
+        store: local path or URL of the store.
+        split: "train" or "val".
+
+    Raises:
+        StoreError: see `select_parts`.
+    """
+    manifest, _ = select_parts(store, split=split)
+    parts = [part for part in manifest.parts if part.split == split]
+    return [(join(store, part.path), row) for part in parts for row in range(part.num_rows)]
+
+
 class RowReader:
     """Reads single rows, in any number of threads.
 
@@ -118,15 +137,12 @@ class RowReader:
             return cast(StoredRow, group.slice(row % ROWS_PER_GROUP, 1).to_pylist()[0])
 
 
-def iter_rows(
-    store: str, *, split: str | None, shard: tuple[int, int] = (0, 1), recipes: Sequence[str] | None = None
-) -> Iterator[StoredRow]:
+def iter_rows(store: str, *, split: str | None, recipes: Sequence[str] | None = None) -> Iterator[StoredRow]:
     """Iterate over rows with all columns, holding one row group in memory.
 
     Args:
         store: local path or URL of the store.
         split: "train" or "val"; None reads both.
-        shard: (i, n) selects every n-th row, beginning with row i.
         recipes: names of recipes; None reads all.
 
     Raises:
@@ -134,12 +150,7 @@ def iter_rows(
         StorageError: a part is missing or damaged.
     """
     _, paths = select_parts(store, split=split, recipes=recipes)
-    index, num_shards = shard
-    number = 0
     for path in paths:
         with parquet_errors(path, REBUILD), open_input(path) as stream:
             for batch in pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(ROWS_PER_GROUP):
-                for row in batch.to_pylist():
-                    if number % num_shards == index:
-                        yield row
-                    number += 1
+                yield from batch.to_pylist()

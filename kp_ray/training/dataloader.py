@@ -2,9 +2,9 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ SHUFFLE_BUFFER_ROWS = 10_000_000
 """Size of Ray Data's shuffle buffer: larger than any shard, which holds references to rows and no images."""
 PREFETCH_BATCHES = 2
 """Batches that are read ahead in addition to one per thread."""
+Item = TypeVar("Item")
+Batch = TypeVar("Batch")
 _REFERENCES = pa.schema([("path", pa.string()), ("row", pa.int64()), ("is_wide", pa.bool_())])
 _COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
 
@@ -102,13 +104,27 @@ def iter_batches(
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         reference_batches = _group_by_aspect_ratio(reference_batches, batch_size)
     batches = itertools.islice(reference_batches, start, None)
-    numbered = zip(batches, itertools.count(start))
+    return read_ahead(load, zip(batches, itertools.count(start)), num_threads)
+
+
+def read_ahead(
+    load: Callable[[Item, int], Batch], items: Iterable[tuple[Item, int]], num_threads: int
+) -> Iterator[Batch]:
+    """Iterate over the results of `load` in the order of `items`, computed a few items ahead in threads.
+
+    Args:
+        load: called with an item and its number, in any thread.
+        items: items and their numbers, read in this thread.
+        num_threads: number of threads.
+    """
     with ThreadPoolExecutor(num_threads) as threads:
-        ahead = itertools.islice(numbered, num_threads + PREFETCH_BATCHES)
-        pending = deque(threads.submit(load, *batch) for batch in ahead)
-        for batch in numbered:
+        pending: deque[Future[Batch]] = deque()
+        for item in items:
+            pending.append(threads.submit(load, *item))
+            if len(pending) > num_threads + PREFETCH_BATCHES:
+                yield pending.popleft().result()
+        while pending:
             yield pending.popleft().result()
-            pending.append(threads.submit(load, *batch))
 
 
 def _iter_reference_batches(shard: ray.data.DataIterator, batch_size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
