@@ -58,8 +58,8 @@ class WorkerRange(Section):
 class TrainConfig(Section):
     """Training of each member.
 
-    Learning rate, iterations, steps, periods and batch size are those of a single worker. With N workers Detectron2's
-    reference-world-size rule multiplies learning rate and batch by N and divides the others by N.
+    Learning rate, iterations, steps, `eval_period` and batch size are those of a single worker. With N workers
+    Detectron2's reference-world-size rule multiplies learning rate and batch by N and divides the others by N.
     """
 
     members: tuple[MemberConfig, ...] = (MemberConfig(name="a", seed=1), MemberConfig(name="b", seed=2))
@@ -114,7 +114,8 @@ class TrainConfig(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Evaluate and save an exponential moving average of the weights with this decay, e.g. 0.999; null: the weights."""
     checkpoint_period: Positive = 1000
-    """Iterations between checkpoints: the most that a killed worker or driver loses."""
+    """Iterations that a killed worker or driver loses at most, with any number of workers. A checkpoint is saved after
+    every half of them, and uploaded while training continues."""
     deterministic: bool = False
     """Let cudnn use deterministic algorithms only, without TF32, which can be slower; published without. CPUs need no
     setting."""

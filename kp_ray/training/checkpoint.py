@@ -13,7 +13,7 @@ import ray.train
 import torch
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils.env import seed_all_rng
-from ray.train import CheckpointConsistencyMode
+from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
 from kp_ray.config.training import metric_mode
 from kp_ray.models.precision import set_precision
@@ -156,9 +156,11 @@ def restore_state(
 def report_checkpoint(
     state: TrainState, worker: Worker, iteration: int, metrics: Mapping[str, float], *, evaluated: bool
 ) -> None:
-    """Report a checkpoint to Ray Train, and wait until Ray Train has recorded it.
+    """Save a checkpoint, which Ray Train uploads and then records while training continues.
 
-    Every worker must call this; rank 0 saves the state.
+    Every worker must call this; rank 0 saves the state, after it has waited for the checkpoint before. So a run that is
+    killed at any time resumes at worst from the checkpoint before the last, and never from a part of one: Ray Train
+    records a checkpoint when it is uploaded.
 
     Args:
         state: the state after `iteration` iterations.
@@ -177,11 +179,18 @@ def report_checkpoint(
     if not worker.is_first:
         ray.train.report(values, checkpoint_dir_name=name)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(state.to_checkpoint(iteration, worker.world_size), Path(folder, CHECKPOINT_NAME))
-        ray.train.report(values, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
-    # Ray Train polls for reports; the report of a worker that dies before it is polled would be lost.
     _recorded_checkpoints()
+    folder = tempfile.mkdtemp()
+    torch.save(state.to_checkpoint(iteration, worker.world_size), Path(folder, CHECKPOINT_NAME))
+    ray.train.report(
+        values,
+        checkpoint=ray.train.Checkpoint.from_directory(folder),
+        checkpoint_dir_name=name,
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
+    if worker.checkpoint_interval == worker.config.train.checkpoint_period:
+        _recorded_checkpoints()
 
 
 def publish_member(state: TrainState, worker: Worker) -> None:
@@ -211,5 +220,5 @@ def _read_checkpoint(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
 
 
 def _recorded_checkpoints() -> list[ray.train.ReportedCheckpoint]:
-    """Return the checkpoints that Ray Train keeps, once it has recorded all that were reported."""
+    """Return the checkpoints that Ray Train keeps, once it has uploaded and recorded all that were reported."""
     return ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)

@@ -95,6 +95,7 @@ def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, 
     cfg, train = worker.cfg, worker.config.train
     metrics: dict[str, float] = {}
     batches = iter_worker_batches(worker, start)
+    saved_on_notice = False  # that a node will be taken back
     with EventStorage(start) as storage, TrainingLog(worker, start) as log:
         window = _Window(worker, start)
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
@@ -104,12 +105,14 @@ def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, 
             state.scheduler.step()
             num_done = iteration + 1
             evaluated = worker.is_due(num_done, cfg.TEST.EVAL_PERIOD)
-            saved = evaluated or worker.is_due(num_done, cfg.SOLVER.CHECKPOINT_PERIOD)
+            saved = evaluated or worker.is_due(num_done, worker.checkpoint_interval)
             logged = evaluated or num_done % train.log_period == 0
             if saved or logged or len(window.losses) == LOSS_CHECK_PERIOD:
                 values = window.close()
                 if isinstance(values, DivergedError):
                     return values
+                if not saved_on_notice and ray.train.get_preemption_info() is not None:
+                    saved = saved_on_notice = True
                 if logged:
                     storage.put_scalars(**values, lr=lr, workers=worker.world_size, smoothing_hint=False)
                 # The weights can overflow in the update after a finite loss.

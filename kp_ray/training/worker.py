@@ -58,6 +58,15 @@ class Worker:
         """Seed of the initial weights, which are the same on every worker."""
         return _derive_seed(self.member.seed, 0, -1)
 
+    @property
+    def checkpoint_interval(self) -> int:
+        """Iterations between checkpoints.
+
+        It is half of `train.checkpoint_period`, because a checkpoint may be recorded only when the next one is saved:
+        a kill before that loses the iterations since the checkpoint before.
+        """
+        return max(1, self.cfg.SOLVER.CHECKPOINT_PERIOD // 2)
+
     def is_due(self, num_done: int, period: int) -> bool:
         """Return True after every `period` iterations (0: never) and after the last iteration."""
         return num_done == self.cfg.SOLVER.MAX_ITER or (period > 0 and num_done % period == 0)
