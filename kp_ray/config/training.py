@@ -78,6 +78,9 @@ class TrainConfig(Section):
     threads_per_feed: Positive | None = None
     """Threads of a worker that read, decode and resize images ahead, each a batch; null: `cpus_per_worker`, rounded, at
     least 1. Their number does not change the batches."""
+    parts_on_disk_gb: Annotated[float, Field(ge=0)] | None = None
+    """Largest size of each node's copy of a store on object storage; workers read the parts that do not fit from the
+    store. null: half of the free disk space."""
     precision: PrecisionSetting = "auto"
     """Numbers of the model's backbone; auto: bf16 on GPUs, or fp16 on GPUs older than Ampere, and fp32 on CPUs. `fp32`
     also turns TF32 off."""

@@ -1,7 +1,7 @@
 """Read rows of a store: a part, a table of selected rows, single rows, or all rows in order."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import cast
 
@@ -113,15 +113,15 @@ class RowReader:
     Args:
         columns: names of the columns to read.
         keep_open: number of recently used parts that stay open.
+        locate: returns the path from which a part is read, e.g. that of its copy on this node's disk.
     """
 
-    def __init__(self, columns: Sequence[str], keep_open: int = 256) -> None:
-        self.columns = list(columns)
+    def __init__(self, columns: Sequence[str], keep_open: int = 256, locate: Callable[[str], str] = str) -> None:
+        self.columns, self.locate = list(columns), locate
         self.open = lru_cache(maxsize=keep_open)(self._open)
 
-    @staticmethod
-    def _open(path: str) -> tuple[pq.ParquetFile, threading.Lock]:
-        fs, inner = filesystem(path)
+    def _open(self, path: str) -> tuple[pq.ParquetFile, threading.Lock]:
+        fs, inner = filesystem(self.locate(path))
         return pq.ParquetFile(fs.open_input_file(inner), page_checksum_verification=True), threading.Lock()
 
     def read(self, path: str, row: int) -> StoredRow:

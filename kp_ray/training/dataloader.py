@@ -77,6 +77,7 @@ def iter_batches(
     rank: int,
     start: int = 0,
     num_threads: int = 1,
+    locate_part: Callable[[str], str] = str,
 ) -> Iterator[list[dict[str, Any]]]:
     """Iterate over endless batches of dataset dicts, read and decoded a few iterations ahead in threads.
 
@@ -89,11 +90,12 @@ def iter_batches(
             the batches that the stopped run would have had.
         start: the first iteration.
         num_threads: number of threads, each of which reads a whole batch; it does not change the batches.
+        locate_part: see `RowReader`.
 
     Raises:
         StorageError: a part is not there, or damaged.
     """
-    reader = RowReader(_COLUMNS)
+    reader = RowReader(_COLUMNS, locate=locate_part)
 
     def load(references: list[dict[str, Any]], iteration: int) -> list[dict[str, Any]]:
         rng = np.random.default_rng([seed, rank, iteration])

@@ -70,7 +70,7 @@ def _evaluate_shard(model: torch.nn.Module, worker: Worker) -> list[_EvaluatedRo
     references = list_rows(worker.config.path("store"), split="val")
     batches = [references[start : start + BATCH_SIZE] for start in range(0, len(references), BATCH_SIZE)]
     first, end = (len(batches) * rank // worker.world_size for rank in (worker.rank, worker.rank + 1))
-    reader = RowReader(_COLUMNS)
+    reader = RowReader(_COLUMNS, locate=worker.locate_part)
 
     def load(batch: Sequence[RowReference], _: int) -> tuple[list[StoredRow], list[dict[str, Any]]]:
         rows = [reader.read(*reference) for reference in batch]

@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from kp_ray.config.load import build_config
 from kp_ray.config.training import MemberConfig
 from kp_ray.errors import DivergedError, KpRayError
+from kp_ray.store.local_copies import local_copies
 from kp_ray.training.checkpoint import TrainState, create_state, publish_member, report_checkpoint, restore_state
 from kp_ray.training.dataloader import iter_batches
 from kp_ray.training.evaluation import evaluate
@@ -66,8 +67,13 @@ def train_loop_per_worker(loop_config: Mapping[str, Any]) -> TrainingResult | Kp
         The result, or an error that a restart would only repeat. This error is returned and not raised, because Ray
         Train restarts a run whose worker raises.
     """
-    member = MemberConfig.model_validate(loop_config["member"])
-    worker = create_worker(build_config(loop_config["config"]), member, loop_config["folder"])
+    member, config = MemberConfig.model_validate(loop_config["member"]), build_config(loop_config["config"])
+    limit_gb = config.train.parts_on_disk_gb
+    with local_copies(config.path("store"), None if limit_gb is None else int(limit_gb * 1e9)) as locate_part:
+        return _train(create_worker(config, member, loop_config["folder"], locate_part))
+
+
+def _train(worker: Worker) -> TrainingResult | KpRayError:
     state = create_state(worker)
     num_done, not_in_weights = 0, tuple[str, ...]()
     error: KpRayError | None = None
@@ -182,6 +188,7 @@ def iter_worker_batches(worker: Worker, start: int) -> Iterator[list[dict[str, A
         rank=worker.rank,
         start=start,
         num_threads=worker.config.train.num_feed_threads,
+        locate_part=worker.locate_part,
     )
 
 

@@ -18,8 +18,8 @@ SETTINGS_NAME = "settings.json"
 """File in a member's folder with the settings that it began with."""
 NON_DECIDING_FIELDS = frozenset(
     [
-        "members", "cpus_per_worker", "threads_per_worker", "threads_per_feed", "use_gpu", "keep_best", "log_period",
-        "max_failures", "mlflow",
+        "members", "cpus_per_worker", "threads_per_worker", "threads_per_feed", "parts_on_disk_gb", "use_gpu",
+        "keep_best", "log_period", "max_failures", "mlflow",
     ]
 )  # fmt: skip
 """Fields of the config's `train` section that do not decide the weights: they may change when a run resumes."""

@@ -1,5 +1,6 @@
 """A worker of a training run: its rank, its device, and the member and settings that it trains."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,7 @@ class Worker:
         local_rank: number of this worker on its node, from 0.
         device: the worker's CPU or GPU.
         precision: numbers of the model's backbone.
+        locate_part: see `RowReader`.
     """
 
     config: Config
@@ -43,6 +45,7 @@ class Worker:
     local_rank: int
     device: torch.device
     precision: Precision
+    locate_part: Callable[[str], str] = str
 
     @property
     def is_first(self) -> bool:
@@ -72,7 +75,7 @@ class Worker:
         return num_done == self.cfg.SOLVER.MAX_ITER or (period > 0 and num_done % period == 0)
 
 
-def create_worker(config: Config, member: MemberConfig, folder: str) -> Worker:
+def create_worker(config: Config, member: MemberConfig, folder: str, locate_part: Callable[[str], str] = str) -> Worker:
     """Describe the worker that runs in this process, and set torch's threads and numerical options.
 
     Raises:
@@ -100,6 +103,7 @@ def create_worker(config: Config, member: MemberConfig, folder: str) -> Worker:
         local_rank=context.get_local_rank(),
         device=device,
         precision=precision,
+        locate_part=locate_part,
     )
 
 
