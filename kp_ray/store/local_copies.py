@@ -39,8 +39,8 @@ def local_copies(store: str, max_bytes: int | None = None) -> Iterator[Callable[
         yield lambda path: path
         return
     for unused in parent.glob("*.users"):
-        with contextlib.suppress(OSError), open(unused) as users:
-            _remove_if_unused(unused, users)
+        with contextlib.suppress(OSError), open(unused) as unused_users:
+            _remove_if_unused(unused, unused_users)
     path = parent / f"{digest(store)}.users"
     users = _register(path)
     try:
@@ -56,7 +56,7 @@ def _register(path: Path) -> IO[str]:
     import fcntl
 
     while True:
-        users = open(path, "a")  # noqa: SIM115  (open as long as the copies are used)
+        users: IO[str] = open(path, "a")  # noqa: SIM115  (open as long as the copies are used)
         fcntl.flock(users, fcntl.LOCK_SH)
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(users.fileno()).st_ino == path.stat().st_ino:

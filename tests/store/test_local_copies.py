@@ -35,7 +35,7 @@ def test_a_part_is_copied_once_by_all_threads_and_processes(parts: list[str], tm
     stores = [PartCopies(tmp_path / "copies", 10_000) for _ in range(2)]
     located: list[str] = []
     threads = [
-        threading.Thread(target=lambda store=store: located.append(store.locate(parts[1]))) for store in stores * 4
+        threading.Thread(target=lambda copies=copies: located.append(copies.locate(parts[1]))) for copies in stores * 4
     ]
     for thread in threads:
         thread.start()
