@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from kp_ray.fingerprint import digest
-from kp_ray.storage import filesystem, is_local
+from kp_ray.storage import filesystem
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def local_copies(store: str, max_bytes: int | None = None) -> Iterator[Callable[
     Yields:
         A function from the path of a part to the path to read it from. Paths of a local store stay as they are.
     """
-    if is_local(store):
+    if "://" not in store or store.startswith("file://"):
         yield lambda path: path
         return
     parent = Path(tempfile.gettempdir(), f"kp_ray-parts-{os.getuid()}")
