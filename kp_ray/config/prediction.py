@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kp_ray.config.types import Fraction, MemberRef, Positive, PredictImages, Section
+from kp_ray.config.types import Fraction, MemberRef, Positive, PrecisionSetting, PredictImages, Section
 
 
 class PredictConfig(Section):
@@ -22,7 +22,7 @@ class PredictConfig(Section):
     """CPUs of each actor; also its torch threads, rounded."""
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     """GPUs of each actor; with a fraction, actors share a GPU; 0 computes on CPUs. null: 1 if the cluster has GPUs."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: PrecisionSetting = "auto"
     """Numbers of the models' backbones on GPUs; auto: bf16, or fp16 on GPUs older than Ampere. CPUs compute in fp32."""
     batch_size: Positive = 8
     """Images that a model sees at once, and the most that a lost actor predicts again."""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from kp_ray.config.types import FolderName, NotNegative, Positive, Section, Seed, Weights
+from kp_ray.config.types import FolderName, NotNegative, Positive, PrecisionSetting, Section, Seed, Weights
 
 Metric = Literal["rmse", "median_px", "p95_px", "ap", "ap50", "ap75", "pck_0.05", "pck_0.1"]
 """Name of a metric of an evaluation; `rmse`, `median_px` and `p95_px` are in pixels."""
@@ -58,8 +58,8 @@ class WorkerRange(Section):
 class TrainConfig(Section):
     """Training of each member.
 
-    Learning rate, iterations, steps, periods and batch size are those of a single worker. With N workers Detectron2's
-    reference-world-size rule multiplies learning rate and batch by N and divides the others by N.
+    Learning rate, iterations, steps, `eval_period` and batch size are those of a single worker. With N workers
+    Detectron2's reference-world-size rule multiplies learning rate and batch by N and divides the others by N.
     """
 
     members: tuple[MemberConfig, ...] = (MemberConfig(name="a", seed=1), MemberConfig(name="b", seed=2))
@@ -75,6 +75,15 @@ class TrainConfig(Section):
     """CPUs that Ray reserves for each worker."""
     threads_per_worker: Positive | None = None
     """Torch threads of a worker on CPUs; null: `cpus_per_worker`, rounded, at least 1."""
+    threads_per_feed: Positive | None = None
+    """Threads of a worker that read, decode and resize images ahead, each a batch; null: `cpus_per_worker`, rounded, at
+    least 1. Their number does not change the batches."""
+    parts_on_disk_gb: Annotated[float, Field(ge=0)] | None = None
+    """Largest size of each node's copy of a store on object storage; workers read the parts that do not fit from the
+    store. null: half of the free disk space."""
+    precision: PrecisionSetting = "auto"
+    """Numbers of the model's backbone; auto: bf16 on GPUs, or fp16 on GPUs older than Ampere, and fp32 on CPUs. `fp32`
+    also turns TF32 off."""
     recipes: tuple[str, ...] | None = None
     """Stored recipes to train on; null: all."""
     tuned: bool = True
@@ -96,7 +105,9 @@ class TrainConfig(Section):
     warmup_iters: NotNegative = 1000
     """Iterations in which the learning rate rises linearly from a thousandth of `base_lr`."""
     ims_per_batch: Positive = 2
-    """Images per iteration of one worker; limited by a GPU's memory."""
+    """Images per iteration of one worker; a GPU's memory limits `ims_per_batch` / `accumulate`."""
+    accumulate: Positive = 1
+    """Passes in which a worker computes the images of an iteration; the gradients are averaged over the passes."""
     flip: bool = True
     """Mirror half of the training images. Members trained without it are refused by `predict.tta: [flip]`."""
     eval_period: NotNegative = 5000
@@ -108,9 +119,11 @@ class TrainConfig(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Evaluate and save an exponential moving average of the weights with this decay, e.g. 0.999; null: the weights."""
     checkpoint_period: Positive = 1000
-    """Iterations between checkpoints: the most that a killed worker or driver loses."""
+    """Iterations that a killed worker or driver loses at most, with any number of workers. A checkpoint is saved after
+    every half of them, and uploaded while training continues."""
     deterministic: bool = False
-    """Let cudnn use deterministic algorithms only, which can be slower; published without. CPUs need no setting."""
+    """Let cudnn use deterministic algorithms only, without TF32, which can be slower; published without. CPUs need no
+    setting."""
     log_period: Positive = 20
     """Iterations between lines of `metrics.json`."""
     mlflow: str | None = None
@@ -125,6 +138,11 @@ class TrainConfig(Section):
             return self.num_workers.min, self.num_workers.max
         return self.num_workers, self.num_workers
 
+    @property
+    def num_feed_threads(self) -> int:
+        """The number of threads of a worker that read images."""
+        return self.threads_per_feed or max(1, round(self.cpus_per_worker))
+
     @model_validator(mode="after")
     def _check_members(self) -> "TrainConfig":
         names = [member.name for member in self.members]
@@ -134,4 +152,9 @@ class TrainConfig(Section):
             raise ValueError(f"members: two members share a name: {', '.join(names)}")
         if "ensemble" in names:
             raise ValueError("members: `ensemble` names the fused result: choose another name")
+        if self.ims_per_batch % self.accumulate:
+            raise ValueError(
+                f"accumulate: ims_per_batch ({self.ims_per_batch}) cannot be divided into equal passes "
+                f"(got {self.accumulate}): set a divisor"
+            )
         return self

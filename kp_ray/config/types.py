@@ -1,6 +1,6 @@
 """Base class of the configuration's sections, and types of its values: paths, names and numbers with a range."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -37,5 +37,7 @@ FolderName = Annotated[str, AfterValidator(_check_folder_name)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
+"""Precision of a model's backbone; `auto` depends on the device."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed in the range that NumPy, torch and Optuna all accept."""

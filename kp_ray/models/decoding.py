@@ -56,8 +56,18 @@ def detect_people(
         skeleton: the model's keypoints.
         rows: mappings with `image` (JPEG bytes, or a decoded (H, W, 3) BGR array), `width` and `height`.
     """
+    return detect_in_inputs(model, [to_dataset_dict(row, cfg, skeleton, rng=None) for row in rows])
+
+
+def detect_in_inputs(model: torch.nn.Module, inputs: Sequence[Mapping[str, Any]]) -> list[list[Detection]]:
+    """Detect the people in each image of a batch of dataset dicts, best score first.
+
+    Args:
+        model: a model in evaluation mode.
+        inputs: dataset dicts, as `to_dataset_dict` makes them for inference.
+    """
     with torch.inference_mode():
-        outputs = model([to_dataset_dict(row, cfg, skeleton, rng=None) for row in rows])
+        outputs = model(inputs)
     return [read_instances(output["instances"]) for output in outputs]
 
 

@@ -34,6 +34,7 @@ DERIVED_OPTIONS: dict[str, str] = {
     "SOLVER.WARMUP_ITERS": "set train.warmup_iters",
     "SOLVER.IMS_PER_BATCH": "set train.ims_per_batch",
     "SOLVER.CHECKPOINT_PERIOD": "set train.checkpoint_period",
+    "SOLVER.AMP.ENABLED": "set train.precision",
 }
 """Options that follow from kp_ray's settings -> what to do instead."""
 
@@ -50,7 +51,7 @@ REFUSED_OPTIONS: dict[str, str] = {
     "DATASETS.PROPOSAL_FILES_TEST": _OTHER_MODEL,
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": _OTHER_MODEL,
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": _OTHER_MODEL,
-    "DATALOADER.NUM_WORKERS": "remove it: each worker reads its images in one thread",
+    "DATALOADER.NUM_WORKERS": "set train.threads_per_feed",
     "DATALOADER.SAMPLER_TRAIN": "remove it; to weight a recipe, list its name several times under augment.recipes",
     "DATALOADER.REPEAT_THRESHOLD": "list a recipe several times under augment.recipes",
     "DATALOADER.REPEAT_SQRT": "list a recipe several times under augment.recipes",
@@ -121,7 +122,6 @@ HONORED_OPTIONS = (
     "SOLVER.BIAS_LR_FACTOR",
     "SOLVER.WEIGHT_DECAY_BIAS",
     "SOLVER.CLIP_GRADIENTS",
-    "SOLVER.AMP",
     "TEST.DETECTIONS_PER_IMAGE",
 )
 """Options, or groups of options, that take effect; a refused option in such a group stays refused."""
@@ -162,7 +162,7 @@ def check_option(name: str, value: Any, cfg: CfgNode) -> None:
     options = set(iter_options(cfg))
     if name not in options:
         if any(option.startswith(f"{name}.") for option in options):
-            refuse("this is a group of options", "name each option, e.g. SOLVER.AMP.ENABLED")
+            refuse("this is a group of options", "name each option, e.g. SOLVER.CLIP_GRADIENTS.ENABLED")
         refuse("Detectron2 has no such option", "correct the name, or remove it")
     if name in DERIVED_OPTIONS:
         refuse("this option follows from kp_ray's settings", DERIVED_OPTIONS[name])

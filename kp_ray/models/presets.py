@@ -112,16 +112,20 @@ def derive_options(config: Config, skeleton: Skeleton, device: str) -> dict[str,
         "SOLVER.WARMUP_ITERS": train.warmup_iters,
         "SOLVER.IMS_PER_BATCH": train.ims_per_batch,
         "SOLVER.CHECKPOINT_PERIOD": train.checkpoint_period,
+        "SOLVER.AMP.ENABLED": train.precision in ("bf16", "fp16"),  # read by plain Detectron2 only
         "TEST.EVAL_PERIOD": train.eval_period,
     }
 
 
 def scale_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
-    """Scale a config to a number of workers by Detectron2's rule: LR and batch grow, iterations and steps shrink."""
+    """Scale a config to a number of workers by Detectron2's rule: LR and batch grow, iterations and steps shrink.
+
+    The checkpoint period stays, because many workers would otherwise write checkpoints all the time.
+    """
     scaled = DefaultTrainer.auto_scale_workers(cfg.clone(), num_workers)
+    scaled.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.CHECKPOINT_PERIOD
     # Rounding can give 0 iterations, or a period of 0, which means never.
     scaled.SOLVER.MAX_ITER = max(1, scaled.SOLVER.MAX_ITER)
-    scaled.SOLVER.CHECKPOINT_PERIOD = max(1, scaled.SOLVER.CHECKPOINT_PERIOD)
     scaled.TEST.EVAL_PERIOD = max(min(1, cfg.TEST.EVAL_PERIOD), scaled.TEST.EVAL_PERIOD)
     # Rounding can also move a step onto the last iteration or onto another step, which the scheduler refuses.
     scaled.SOLVER.STEPS = tuple(sorted({step for step in scaled.SOLVER.STEPS if 0 < step < scaled.SOLVER.MAX_ITER}))

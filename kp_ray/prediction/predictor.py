@@ -16,11 +16,11 @@ from kp_ray.errors import KpRayError
 from kp_ray.fingerprint import digest
 from kp_ray.keypoints import skeleton_for
 from kp_ray.models.decoding import Detection, merge_views, mirror_detection, read_instances
+from kp_ray.models.precision import resolve_precision, set_precision, set_tf32
 from kp_ray.models.weights import load_member
 from kp_ray.prediction.decode import InputSize
 from kp_ray.prediction.parts import lowest_threshold, part_schema
-from kp_ray.prediction.precision import resolve_precision, set_precision
-from kp_ray.prediction.settings import detections_per_image, view_scales
+from kp_ray.prediction.settings import check_precision, detections_per_image, view_scales
 from kp_ray.storage import join, write_parquet
 
 MAX_PEOPLE = 5
@@ -93,7 +93,10 @@ class Predictor:
         if device == "cpu":
             torch.set_num_threads(max(1, round(section.cpus_per_actor)))
         try:
-            precision = resolve_precision(self.config, device)
+            check_precision(self.config, has_gpu=device == "cuda")
+            precision = resolve_precision(section.precision, device)
+            if device == "cuda":
+                set_tf32(precision != "fp32")
             self.compute = f"{device}, {precision}"
             for name, member_folder in members.items():
                 model, cfg = load_member(member_folder, device, keypoint_names)

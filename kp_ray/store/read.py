@@ -1,6 +1,7 @@
 """Read rows of a store: a part, a table of selected rows, single rows, or all rows in order."""
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import cast
 
@@ -14,6 +15,10 @@ from kp_ray.store.parts import ROWS_PER_GROUP
 
 REBUILD = "run verify, then augment"
 """The fix in messages about a damaged or missing part."""
+
+
+RowReference = tuple[str, int]
+"""The path of a part, as `select_parts` returns it, and the number of a row in it, from 0."""
 
 
 def read_part(path: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -87,22 +92,37 @@ def read_table(
     return pa.concat_tables([read_part(path, columns) for path in paths])
 
 
+def list_rows(store: str, *, split: str) -> list[RowReference]:
+    """List the rows of a split in the store's order, without reading a part.
+
+    Args:
+        store: local path or URL of the store.
+        split: "train" or "val".
+
+    Raises:
+        StoreError: see `select_parts`.
+    """
+    manifest, _ = select_parts(store, split=split)
+    parts = [part for part in manifest.parts if part.split == split]
+    return [(join(store, part.path), row) for part in parts for row in range(part.num_rows)]
+
+
 class RowReader:
-    """Reads single rows; not thread-safe.
+    """Reads single rows, in any number of threads.
 
     Args:
         columns: names of the columns to read.
         keep_open: number of recently used parts that stay open.
+        locate: returns the path from which a part is read, e.g. that of its copy on this node's disk.
     """
 
-    def __init__(self, columns: Sequence[str], keep_open: int = 256) -> None:
-        self.columns = list(columns)
+    def __init__(self, columns: Sequence[str], keep_open: int = 256, locate: Callable[[str], str] = str) -> None:
+        self.columns, self.locate = list(columns), locate
         self.open = lru_cache(maxsize=keep_open)(self._open)
 
-    @staticmethod
-    def _open(path: str) -> pq.ParquetFile:
-        fs, inner = filesystem(path)
-        return pq.ParquetFile(fs.open_input_file(inner), page_checksum_verification=True)
+    def _open(self, path: str) -> tuple[pq.ParquetFile, threading.Lock]:
+        fs, inner = filesystem(self.locate(path))
+        return pq.ParquetFile(fs.open_input_file(inner), page_checksum_verification=True), threading.Lock()
 
     def read(self, path: str, row: int) -> StoredRow:
         """Read row number `row`, from 0, of the part at `path`.
@@ -111,19 +131,18 @@ class RowReader:
             StorageError: the part is missing or damaged.
         """
         with parquet_errors(path, REBUILD):
-            group = self.open(path).read_row_group(row // ROWS_PER_GROUP, self.columns)
+            part, lock = self.open(path)
+            with lock:  # a ParquetFile reads in one thread at a time
+                group = part.read_row_group(row // ROWS_PER_GROUP, self.columns)
             return cast(StoredRow, group.slice(row % ROWS_PER_GROUP, 1).to_pylist()[0])
 
 
-def iter_rows(
-    store: str, *, split: str | None, shard: tuple[int, int] = (0, 1), recipes: Sequence[str] | None = None
-) -> Iterator[StoredRow]:
+def iter_rows(store: str, *, split: str | None, recipes: Sequence[str] | None = None) -> Iterator[StoredRow]:
     """Iterate over rows with all columns, holding one row group in memory.
 
     Args:
         store: local path or URL of the store.
         split: "train" or "val"; None reads both.
-        shard: (i, n) selects every n-th row, beginning with row i.
         recipes: names of recipes; None reads all.
 
     Raises:
@@ -131,12 +150,7 @@ def iter_rows(
         StorageError: a part is missing or damaged.
     """
     _, paths = select_parts(store, split=split, recipes=recipes)
-    index, num_shards = shard
-    number = 0
     for path in paths:
         with parquet_errors(path, REBUILD), open_input(path) as stream:
             for batch in pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(ROWS_PER_GROUP):
-                for row in batch.to_pylist():
-                    if number % num_shards == index:
-                        yield row
-                    number += 1
+                yield from batch.to_pylist()

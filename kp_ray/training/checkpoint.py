@@ -1,5 +1,6 @@
 """Restore checkpoints, report them to Ray Train, and publish the finished member."""
 
+import contextlib
 import copy
 import math
 import tempfile
@@ -12,12 +13,14 @@ import ray.train
 import torch
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils.env import seed_all_rng
-from ray.train import CheckpointConsistencyMode
+from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
 from kp_ray.config.training import metric_mode
+from kp_ray.models.precision import set_precision
 from kp_ray.models.presets import build_model
 from kp_ray.models.weights import load_weights, save_model, save_torch_file
 from kp_ray.storage import join
+from kp_ray.training.losses import LossModule
 from kp_ray.training.optimizer import build_optimizer
 from kp_ray.training.settings import starting_weights
 from kp_ray.training.worker import Worker
@@ -36,10 +39,11 @@ class TrainState:
 
     Attributes:
         model: the network.
-        replica: computes the losses: the network itself, or its DistributedDataParallel with several workers.
+        replica: computes the losses (5,) of a batch: a `LossModule`, with several workers inside a
+            DistributedDataParallel.
         optimizer: updates the network's parameters.
         scheduler: sets the learning rate, which is a function of the iteration alone.
-        scaler: scales the loss for float16 on GPUs; disabled elsewhere.
+        scaler: scales the loss for fp16; disabled for other precisions.
         ema: a copy of the network with the moving average of the weights; None if `train.ema_decay` is null.
     """
 
@@ -49,6 +53,16 @@ class TrainState:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     ema: torch.nn.Module | None = None
+
+    def without_averaging(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which a backward pass does not average the gradients over the workers."""
+        if isinstance(self.replica, torch.nn.parallel.DistributedDataParallel):
+            return self.replica.no_sync()
+        return contextlib.nullcontext()
+
+    def is_finite(self) -> bool:
+        """Return whether all parameters are finite; the answer is the same on every worker."""
+        return bool(torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all())
 
     @property
     def final_model(self) -> torch.nn.Module:
@@ -83,7 +97,7 @@ class TrainState:
         if self.ema:
             self.ema.load_state_dict(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
-        if content["scaler"]:  # empty if a CPU wrote it
+        if content["scaler"]:  # empty if the precision was not fp16
             self.scaler.load_state_dict(content["scaler"])
         num_done = min(round(content["iteration"] * content["workers"] / num_workers), max_iter)
         self.scheduler.last_epoch = num_done
@@ -96,20 +110,22 @@ def create_state(worker: Worker) -> TrainState:
     """Create the state of a new run, with random weights that are the same on every worker."""
     seed_all_rng(worker.model_seed)
     model = build_model(worker.cfg)
-    replica = model
+    set_precision(model, worker.device.type, worker.precision)
+    replica: torch.nn.Module = LossModule(model)
     if worker.world_size > 1:
         # Detectron2's create_ddp_model needs Detectron2's launcher. broadcast_buffers=False follows its DefaultTrainer:
         # batch statistics differ between the workers.
         device_ids = [worker.local_rank] if worker.device.type == "cuda" else None
-        replica = torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+        replica = torch.nn.parallel.DistributedDataParallel(
+            replica, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
     optimizer = build_optimizer(worker.cfg, model, worker.config.train)
-    use_scaler = worker.device.type == "cuda" and worker.cfg.SOLVER.AMP.ENABLED
     return TrainState(
         model=model,
         replica=replica,
         optimizer=optimizer,
         scheduler=build_lr_scheduler(worker.cfg, optimizer),
-        scaler=torch.amp.GradScaler(worker.device.type, enabled=use_scaler),
+        scaler=torch.amp.GradScaler(worker.device.type, enabled=worker.precision == "fp16"),
     )
 
 
@@ -140,9 +156,11 @@ def restore_state(
 def report_checkpoint(
     state: TrainState, worker: Worker, iteration: int, metrics: Mapping[str, float], *, evaluated: bool
 ) -> None:
-    """Report a checkpoint to Ray Train, and wait until Ray Train has recorded it.
+    """Save a checkpoint, which Ray Train uploads and then records while training continues.
 
-    Every worker must call this; rank 0 saves the state.
+    Every worker must call this; rank 0 saves the state, after it has waited for the checkpoint before. So a run that is
+    killed at any time resumes at worst from the checkpoint before the last, and never from a part of one: Ray Train
+    records a checkpoint when it is uploaded.
 
     Args:
         state: the state after `iteration` iterations.
@@ -161,11 +179,18 @@ def report_checkpoint(
     if not worker.is_first:
         ray.train.report(values, checkpoint_dir_name=name)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(state.to_checkpoint(iteration, worker.world_size), Path(folder, CHECKPOINT_NAME))
-        ray.train.report(values, checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
-    # Ray Train polls for reports; the report of a worker that dies before it is polled would be lost.
     _recorded_checkpoints()
+    folder = tempfile.mkdtemp()
+    torch.save(state.to_checkpoint(iteration, worker.world_size), Path(folder, CHECKPOINT_NAME))
+    ray.train.report(
+        values,
+        checkpoint=ray.train.Checkpoint.from_directory(folder),
+        checkpoint_dir_name=name,
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
+    if worker.checkpoint_interval == worker.config.train.checkpoint_period:
+        _recorded_checkpoints()
 
 
 def publish_member(state: TrainState, worker: Worker) -> None:
@@ -195,5 +220,5 @@ def _read_checkpoint(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
 
 
 def _recorded_checkpoints() -> list[ray.train.ReportedCheckpoint]:
-    """Return the checkpoints that Ray Train keeps, once it has recorded all that were reported."""
+    """Return the checkpoints that Ray Train keeps, once it has uploaded and recorded all that were reported."""
     return ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)

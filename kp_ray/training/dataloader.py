@@ -2,9 +2,9 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,10 @@ from kp_ray.store.read import RowReader, read_part, select_parts
 
 SHUFFLE_BUFFER_ROWS = 10_000_000
 """Size of Ray Data's shuffle buffer: larger than any shard, which holds references to rows and no images."""
-PREFETCH_BATCHES = 3
+PREFETCH_BATCHES = 2
+"""Batches that are read ahead in addition to one per thread."""
+Item = TypeVar("Item")
+Batch = TypeVar("Batch")
 _REFERENCES = pa.schema([("path", pa.string()), ("row", pa.int64()), ("is_wide", pa.bool_())])
 _COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
 
@@ -73,8 +76,10 @@ def iter_batches(
     seed: int,
     rank: int,
     start: int = 0,
+    num_threads: int = 1,
+    locate_part: Callable[[str], str] = str,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Iterate over endless batches of dataset dicts, read and decoded a few iterations ahead in a thread.
+    """Iterate over endless batches of dataset dicts, read and decoded a few iterations ahead in threads.
 
     Args:
         shard: this worker's references to rows, as `usable_rows` lists them.
@@ -84,11 +89,13 @@ def iter_batches(
         seed, rank: with the iteration they decide a batch's rows, sizes and flips, so that a resumed run continues with
             the batches that the stopped run would have had.
         start: the first iteration.
+        num_threads: number of threads, each of which reads a whole batch; it does not change the batches.
+        locate_part: see `RowReader`.
 
     Raises:
         StorageError: a part is not there, or damaged.
     """
-    reader = RowReader(_COLUMNS)
+    reader = RowReader(_COLUMNS, locate=locate_part)
 
     def load(references: list[dict[str, Any]], iteration: int) -> list[dict[str, Any]]:
         rng = np.random.default_rng([seed, rank, iteration])
@@ -99,12 +106,27 @@ def iter_batches(
     if cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         reference_batches = _group_by_aspect_ratio(reference_batches, batch_size)
     batches = itertools.islice(reference_batches, start, None)
-    numbered = zip(batches, itertools.count(start))
-    with ThreadPoolExecutor(1) as thread:
-        pending = deque(thread.submit(load, *batch) for batch in itertools.islice(numbered, PREFETCH_BATCHES))
-        for batch in numbered:
+    return read_ahead(load, zip(batches, itertools.count(start)), num_threads)
+
+
+def read_ahead(
+    load: Callable[[Item, int], Batch], items: Iterable[tuple[Item, int]], num_threads: int
+) -> Iterator[Batch]:
+    """Iterate over the results of `load` in the order of `items`, computed a few items ahead in threads.
+
+    Args:
+        load: called with an item and its number, in any thread.
+        items: items and their numbers, read in this thread.
+        num_threads: number of threads.
+    """
+    with ThreadPoolExecutor(num_threads) as threads:
+        pending: deque[Future[Batch]] = deque()
+        for item in items:
+            pending.append(threads.submit(load, *item))
+            if len(pending) > num_threads + PREFETCH_BATCHES:
+                yield pending.popleft().result()
+        while pending:
             yield pending.popleft().result()
-            pending.append(thread.submit(load, *batch))
 
 
 def _iter_reference_batches(shard: ray.data.DataIterator, batch_size: int, seed: int) -> Iterator[list[dict[str, Any]]]:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +12,16 @@ from detectron2.utils import comm
 from kp_ray.ensemble.temporal import fill_missing
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.models.decoding import Detection, detect_people
-from kp_ray.store.read import iter_rows
+from kp_ray.models.decoding import Detection, detect_in_inputs
+from kp_ray.models.inputs import to_dataset_dict
+from kp_ray.store.manifest import StoredRow
+from kp_ray.store.read import RowReader, RowReference, list_rows
+from kp_ray.training.dataloader import read_ahead
 from kp_ray.training.worker import Worker
 
 BATCH_SIZE = 4
 """Images per forward pass."""
+_COLUMNS = ("source", "scene", "camera", "frame", "image", "width", "height", "keypoints")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +63,23 @@ def evaluate(model: torch.nn.Module, worker: Worker) -> dict[str, float]:
 
 
 def _evaluate_shard(model: torch.nn.Module, worker: Worker) -> list[_EvaluatedRow]:
-    """Detect people in this worker's shard of the validation rows."""
-    shard = (worker.rank, worker.world_size)
-    rows = iter_rows(worker.config.path("store"), split="val", shard=shard)
+    """Detect people in this worker's shard of the validation rows, and read no other rows.
+
+    A shard is a range of batches, so that every batch, and with it every figure, is the same for any number of workers.
+    """
+    references = list_rows(worker.config.path("store"), split="val")
+    batches = [references[start : start + BATCH_SIZE] for start in range(0, len(references), BATCH_SIZE)]
+    first, end = (len(batches) * rank // worker.world_size for rank in (worker.rank, worker.rank + 1))
+    reader = RowReader(_COLUMNS, locate=worker.locate_part)
+
+    def load(batch: Sequence[RowReference], _: int) -> tuple[list[StoredRow], list[dict[str, Any]]]:
+        rows = [reader.read(*reference) for reference in batch]
+        return rows, [to_dataset_dict(row, worker.cfg, worker.skeleton, rng=None) for row in rows]
+
     evaluated = []
-    while batch := list(itertools.islice(rows, BATCH_SIZE)):
-        for row, detections in zip(batch, detect_people(model, worker.cfg, worker.skeleton, batch), strict=True):
+    numbered = zip(batches[first:end], itertools.count())
+    for rows, inputs in read_ahead(load, numbered, worker.config.train.num_feed_threads):
+        for row, detections in zip(rows, detect_in_inputs(model, inputs), strict=True):
             truth = np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3)
             best = detections[0] if detections else None
             evaluated.append(_EvaluatedRow(row["source"], row["scene"], row["camera"], row["frame"], truth, best))

@@ -1,6 +1,7 @@
 """The training loop that every Ray Train worker runs: Detectron2's model, solver and event storage on its share of the
 store's rows."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,16 +17,18 @@ from detectron2.utils.events import EventStorage
 from kp_ray.config.load import build_config
 from kp_ray.config.training import MemberConfig
 from kp_ray.errors import DivergedError, KpRayError
+from kp_ray.store.local_copies import local_copies
 from kp_ray.training.checkpoint import TrainState, create_state, publish_member, report_checkpoint, restore_state
 from kp_ray.training.dataloader import iter_batches
 from kp_ray.training.evaluation import evaluate
 from kp_ray.training.log_writers import TrainingLog
 from kp_ray.training.logs import EVALUATION_PREFIX
+from kp_ray.training.losses import average_losses
 from kp_ray.training.optimizer import update_ema
 from kp_ray.training.worker import Worker, create_worker
 
-LOSSES = ("loss_box_reg", "loss_cls", "loss_keypoint", "loss_rpn_cls", "loss_rpn_loc")
-"""Names of the losses of Detectron2's keypoint R-CNN."""
+LOSS_CHECK_PERIOD = 20
+"""Longest number of iterations between checks that the loss is finite; each check waits for the GPU."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,13 @@ def train_loop_per_worker(loop_config: Mapping[str, Any]) -> TrainingResult | Kp
         The result, or an error that a restart would only repeat. This error is returned and not raised, because Ray
         Train restarts a run whose worker raises.
     """
-    member = MemberConfig.model_validate(loop_config["member"])
-    worker = create_worker(build_config(loop_config["config"]), member, loop_config["folder"])
+    member, config = MemberConfig.model_validate(loop_config["member"]), build_config(loop_config["config"])
+    limit_gb = config.train.parts_on_disk_gb
+    with local_copies(config.path("store"), None if limit_gb is None else int(limit_gb * 1e9)) as locate_part:
+        return _train(create_worker(config, member, loop_config["folder"], locate_part))
+
+
+def _train(worker: Worker) -> TrainingResult | KpRayError:
     state = create_state(worker)
     num_done, not_in_weights = 0, tuple[str, ...]()
     error: KpRayError | None = None
@@ -88,36 +96,85 @@ def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, 
     """Train from iteration `start` to the last one.
 
     Returns:
-        The metrics of the last evaluation, or the error if the loss is no longer finite.
+        The metrics of the last evaluation, or the error if a loss or the weights are no longer finite.
     """
     cfg, train = worker.cfg, worker.config.train
     metrics: dict[str, float] = {}
     batches = iter_worker_batches(worker, start)
+    saved_on_notice = False  # that a node will be taken back
     with EventStorage(start) as storage, TrainingLog(worker, start) as log:
+        window = _Window(worker, start)
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
-            began = time.perf_counter()
-            batch = next(batches)
-            data_time = time.perf_counter() - began
-            losses = train_step(worker, state, batch, iteration)
-            if not math.isfinite(losses["total_loss"]):
-                return DivergedError(f"the loss is no longer finite at iteration {iteration}: lower train.base_lr")
-            times = {"data_time": data_time, "time": time.perf_counter() - began}
+            batch = window.next_batch(batches)
+            window.losses.append(train_step(worker, state, batch, iteration))
             lr = state.optimizer.param_groups[0]["lr"]
-            storage.put_scalars(**losses, **times, lr=lr, workers=worker.world_size, smoothing_hint=False)
             state.scheduler.step()
             num_done = iteration + 1
             evaluated = worker.is_due(num_done, cfg.TEST.EVAL_PERIOD)
-            if evaluated:
-                metrics = evaluate(state.final_model, worker)
-                values = {f"{EVALUATION_PREFIX}{name}": value for name, value in metrics.items()}
-                storage.put_scalars(**values, smoothing_hint=False)
-            if evaluated or num_done % train.log_period == 0:
-                log.write()
-            if evaluated or worker.is_due(num_done, cfg.SOLVER.CHECKPOINT_PERIOD):
-                report_checkpoint(state, worker, num_done, metrics, evaluated=evaluated)
+            saved = evaluated or worker.is_due(num_done, worker.checkpoint_interval)
+            logged = evaluated or num_done % train.log_period == 0
+            if saved or logged or len(window.losses) == LOSS_CHECK_PERIOD:
+                values = window.close()
+                if isinstance(values, DivergedError):
+                    return values
+                if not saved_on_notice and ray.train.get_preemption_info() is not None:
+                    saved = saved_on_notice = True
+                if logged:
+                    storage.put_scalars(**values, lr=lr, workers=worker.world_size, smoothing_hint=False)
+                # The weights can overflow in the update after a finite loss.
+                if saved and not state.is_finite():
+                    return _diverged("weights are", iteration)
+                if evaluated:
+                    metrics = evaluate(state.final_model, worker)
+                    evaluation = {f"{EVALUATION_PREFIX}{name}": value for name, value in metrics.items()}
+                    storage.put_scalars(**evaluation, smoothing_hint=False)
+                if logged:
+                    log.write()
+                if saved:
+                    report_checkpoint(state, worker, num_done, metrics, evaluated=evaluated)
+                window = _Window(worker, num_done)
             storage.step()
     # A run that resumed from a checkpoint of its last iteration has not evaluated.
     return metrics or evaluate(state.final_model, worker)
+
+
+class _Window:
+    """Losses and durations of the iterations since the last check of the losses.
+
+    Between two checks the worker does not wait for its GPU.
+
+    Args:
+        worker: this worker.
+        start: the first iteration.
+    """
+
+    def __init__(self, worker: Worker, start: int) -> None:
+        self.worker, self.start = worker, start
+        self.losses: list[torch.Tensor] = []
+        self.waited, self.began = 0.0, time.perf_counter()
+
+    def next_batch(self, batches: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Return the next batch, and measure the wait."""
+        began = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - began
+        return batch
+
+    def close(self) -> dict[str, float] | DivergedError:
+        """Return the losses of the latest iteration and the mean durations, or the error if a loss is not finite.
+
+        Every worker must call this; the losses are averaged over the workers.
+        """
+        losses = average_losses(self.losses, self.worker.world_size)
+        for number, mean in enumerate(losses):
+            if not math.isfinite(mean["total_loss"]):
+                return _diverged("loss is", self.start + number)
+        count = len(self.losses)
+        return {**losses[-1], "data_time": self.waited / count, "time": (time.perf_counter() - self.began) / count}
+
+
+def _diverged(subject: str, iteration: int) -> DivergedError:
+    return DivergedError(f"the {subject} no longer finite at iteration {iteration}: lower train.base_lr")
 
 
 def iter_worker_batches(worker: Worker, start: int) -> Iterator[list[dict[str, Any]]]:
@@ -130,14 +187,16 @@ def iter_worker_batches(worker: Worker, start: int) -> Iterator[list[dict[str, A
         seed=worker.member.seed,
         rank=worker.rank,
         start=start,
+        num_threads=worker.config.train.num_feed_threads,
+        locate_part=worker.locate_part,
     )
 
 
-def train_step(worker: Worker, state: TrainState, batch: Sequence[dict[str, Any]], iteration: int) -> dict[str, float]:
-    """Update the weights with a batch.
+def train_step(worker: Worker, state: TrainState, batch: Sequence[dict[str, Any]], iteration: int) -> torch.Tensor:
+    """Update the weights with a batch, without waiting for the GPU.
 
     All random numbers of an iteration come from (seed, rank, iteration), so a resumed run draws the same. If the loss
-    of any worker is not finite, no worker updates.
+    of any worker is not finite, neither are the updated weights of all workers: check the loss before saving them.
 
     Args:
         worker: this worker.
@@ -146,31 +205,23 @@ def train_step(worker: Worker, state: TrainState, batch: Sequence[dict[str, Any]
         iteration: counted from 0.
 
     Returns:
-        The losses, averaged over the workers, and their sum `total_loss`.
+        This worker's losses (5,) in the order of `losses.LOSSES`, averaged over the passes of `train.accumulate`.
     """
     seed_all_rng(worker.seed(iteration))
-    use_amp = worker.cfg.SOLVER.AMP.ENABLED
-    precision = torch.float16 if worker.device.type == "cuda" else torch.bfloat16
-    losses: dict[str, torch.Tensor] = {}
-    values = torch.full((len(LOSSES),), torch.nan, device=worker.device)
+    num_passes = worker.config.train.accumulate
+    size = len(batch) // num_passes
+    losses = []
     state.replica.train()
-    try:
-        with torch.autocast(worker.device.type, precision, enabled=use_amp):
-            losses = state.replica(batch)
-        values = torch.stack([losses[name].detach().float() for name in LOSSES])
-    except FloatingPointError:
-        pass  # Detectron2 raises this for a diverged model; the NaN tells the other workers
-    if worker.world_size > 1:
-        torch.distributed.all_reduce(values)
-        values /= worker.world_size
-    means = dict(zip(LOSSES, values.tolist(), strict=True))
-    means["total_loss"] = sum(means.values())
-    if math.isfinite(means["total_loss"]):
-        state.optimizer.zero_grad()
-        state.scaler.scale(torch.stack([loss.float() for loss in losses.values()]).sum()).backward()
-        state.scaler.unscale_(state.optimizer)  # so that Detectron2's optimizer clips the true gradients
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        if state.ema:
-            update_ema(state.ema, state.model, worker.config.train.ema_decay or 0.0, iteration)
-    return means
+    state.optimizer.zero_grad()
+    for number in range(num_passes):
+        is_last = number == num_passes - 1
+        with contextlib.nullcontext() if is_last else state.without_averaging():
+            values = state.replica(batch[number * size : (number + 1) * size])
+            state.scaler.scale(values.sum() / num_passes).backward()
+        losses.append(values.detach())
+    state.scaler.unscale_(state.optimizer)  # so that Detectron2's optimizer clips the true gradients
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.ema:
+        update_ema(state.ema, state.model, worker.config.train.ema_decay or 0.0, iteration)
+    return torch.stack(losses).mean(dim=0)

@@ -1,5 +1,6 @@
 """Train the members of the ensemble: one Ray Train run each, as many at the same time as the cluster holds."""
 
+import logging
 import math
 import os
 import time
@@ -19,13 +20,13 @@ from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig, WorkerRange, metric_mode
-from kp_ray.errors import DataError, KpRayError, StoppedError
+from kp_ray.errors import ConfigError, DataError, KpRayError, StoppedError
 from kp_ray.models.weights import is_trained
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import writer_lock
 from kp_ray.training.checkpoint import SCORE
 from kp_ray.training.dataloader import count_rows, usable_rows
-from kp_ray.training.logs import read_latest_entry
+from kp_ray.training.logs import LogEntry, read_latest_entry
 from kp_ray.training.loop import TrainingResult, train_loop_per_worker
 from kp_ray.training.search_result import SearchResult
 from kp_ray.training.settings import check_options, check_settings, record_settings
@@ -33,6 +34,8 @@ from kp_ray.training.tuned import apply_search
 
 PROGRESS_PERIOD_S = 1.0
 """Seconds between reads of the members' logs."""
+MAX_DATA_SHARE = 0.2
+"""Share of an iteration's time above which waiting for images is reported."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
         StoreError: there is no finished store, or it lacks a recipe on which a member trains.
         DataError: a member has too few training rows.
         ClusterError: the cluster is too small for a member.
+        ConfigError: `train.precision` needs a GPU, and the workers get none.
         KpRayError: a member failed, see `fit_member`; raised only when the other members have ended.
     """
     own_config = config
@@ -117,6 +121,7 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
         pending = [member for member in config.train.members if not is_trained(config.member_dir(member.name))]
         left_out = {member.name: describe_left_out(config, member, check_rows(config, member)) for member in pending}
         max_running, use_gpu = runs_at_once(config) if pending else (0, False)
+        check_precision(config, use_gpu)
         own_config.save()
         trained: dict[str, MemberSummary] = {}
         if pending:  # without members to train no cluster is running
@@ -160,6 +165,46 @@ def check_rows(config: Config, member: MemberConfig) -> int:
     return num_usable
 
 
+def check_precision(config: Config, use_gpu: bool) -> None:
+    """Refuse fp16 for workers that compute on CPUs.
+
+    Raises:
+        ConfigError: as described.
+    """
+    if config.train.precision == "fp16" and not use_gpu:
+        raise ConfigError(
+            "train.precision: fp16 needs GPUs (got fp16, and workers without a GPU): set it to auto, fp32 or bf16, or "
+            "run on nodes with GPUs"
+        )
+
+
+class InputMonitor:
+    """Warns once per member if its iterations wait long for images."""
+
+    def __init__(self, config: Config) -> None:
+        self.train = config.train
+        self.slow_since: dict[str, int] = {}
+        self.warned: set[str] = set()
+
+    def check(self, name: str, entry: LogEntry) -> None:
+        """Warn if two log entries in a row report a wait: the first batches of a run always take long.
+
+        Args:
+            name: name of the member.
+            entry: the latest entry of its log.
+        """
+        share = entry.values.get("data_time", 0.0) / entry.values.get("time", math.inf)
+        if share <= MAX_DATA_SHARE:
+            self.slow_since.pop(name, None)
+        elif self.slow_since.setdefault(name, entry.iteration) < entry.iteration and name not in self.warned:
+            self.warned.add(name)
+            logging.getLogger(__name__).warning(
+                f"member {name}: iterations wait {share:.0%} of their time for images: raise train.cpus_per_worker "
+                f"(got {self.train.cpus_per_worker:g}), or train.threads_per_feed if CPUs are idle (got "
+                f"{self.train.num_feed_threads})"
+            )
+
+
 def _fit_members(
     config: Config,
     search: SearchResult | None,
@@ -179,6 +224,7 @@ def _fit_members(
     waiting, running = list(members), dict[Any, tuple[MemberConfig, float]]()
     summaries: dict[str, MemberSummary] = {}
     errors: list[KpRayError] = []
+    monitor = InputMonitor(config)
     try:
         while waiting or running:
             while waiting and len(running) < max_running:
@@ -198,7 +244,7 @@ def _fit_members(
                     seconds = round(time.time() - began, 1)
                     summaries[member.name] = MemberSummary(member.name, config.member_dir(member.name), result, seconds)
             for member, _ in running.values():
-                _report_progress(config, member, progress)
+                _report_progress(config, member, progress, monitor)
     except ray.exceptions.RayError as error:
         raise StoppedError(f"training stopped: {describe_ray_error(error)}: run the same command to resume") from error
     if errors:
@@ -206,9 +252,10 @@ def _fit_members(
     return summaries
 
 
-def _report_progress(config: Config, member: MemberConfig, progress: Progress) -> None:
+def _report_progress(config: Config, member: MemberConfig, progress: Progress, monitor: InputMonitor) -> None:
     latest = read_latest_entry(config.member_dir(member.name))
     if latest is not None:
+        monitor.check(member.name, latest)
         # max_iter counts the iterations of one worker; N workers need the N-th part of them.
         total = round(config.train.max_iter / latest.values.get("workers", 1))
         loss = latest.values.get("total_loss", math.nan)
@@ -239,11 +286,13 @@ def fit_member(
         callbacks: called by Ray Train's controller when the workers report.
 
     Raises:
-        DivergedError: the loss is no longer finite.
+        ConfigError: `train.precision` needs a GPU.
+        DivergedError: a loss or the weights are no longer finite.
         ModelError: the starting weights cannot be used.
         StorageError: a part of the store is missing or damaged.
         StoppedError: workers were lost or failed more than `train.max_failures` times.
     """
+    check_precision(config, use_gpu)
     # By default Ray Train's controller polls for reports every two seconds, and each report waits for it.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     trainer = _create_trainer(config, member, use_gpu=use_gpu, folder=folder, callbacks=callbacks)

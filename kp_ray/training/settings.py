@@ -18,8 +18,8 @@ from kp_ray.training.search_result import SETTINGS_NAME
 
 NON_DECIDING_FIELDS = frozenset(
     [
-        "members", "cpus_per_worker", "threads_per_worker", "use_gpu", "keep_best", "log_period", "max_failures",
-        "mlflow", "tuned",
+        "members", "cpus_per_worker", "threads_per_worker", "threads_per_feed", "parts_on_disk_gb", "use_gpu",
+        "keep_best", "log_period", "max_failures", "mlflow", "tuned",
     ]
 )  # fmt: skip
 """Fields of the config's `train` section that do not decide the weights: they may change when a run resumes."""

@@ -1,5 +1,6 @@
 """A worker of a training run: its rank, its device, and the member and settings that it trains."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from ray.train.torch import get_device
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
 from kp_ray.keypoints import Skeleton
+from kp_ray.models.precision import Precision, resolve_precision, set_tf32
 from kp_ray.models.presets import build_cfg, scale_cfg
 from kp_ray.store.manifest import read_manifest
 
@@ -29,6 +31,8 @@ class Worker:
         world_size: number of workers.
         local_rank: number of this worker on its node, from 0.
         device: the worker's CPU or GPU.
+        precision: numbers of the model's backbone.
+        locate_part: see `RowReader`.
     """
 
     config: Config
@@ -40,6 +44,8 @@ class Worker:
     world_size: int
     local_rank: int
     device: torch.device
+    precision: Precision
+    locate_part: Callable[[str], str] = str
 
     @property
     def is_first(self) -> bool:
@@ -55,12 +61,21 @@ class Worker:
         """Seed of the initial weights, which are the same on every worker."""
         return _derive_seed(self.member.seed, 0, -1)
 
+    @property
+    def checkpoint_interval(self) -> int:
+        """Iterations between checkpoints.
+
+        It is half of `train.checkpoint_period`, because a checkpoint may be recorded only when the next one is saved:
+        a kill before that loses the iterations since the checkpoint before.
+        """
+        return max(1, self.cfg.SOLVER.CHECKPOINT_PERIOD // 2)
+
     def is_due(self, num_done: int, period: int) -> bool:
         """Return True after every `period` iterations (0: never) and after the last iteration."""
         return num_done == self.cfg.SOLVER.MAX_ITER or (period > 0 and num_done % period == 0)
 
 
-def create_worker(config: Config, member: MemberConfig, folder: str) -> Worker:
+def create_worker(config: Config, member: MemberConfig, folder: str, locate_part: Callable[[str], str] = str) -> Worker:
     """Describe the worker that runs in this process, and set torch's threads and numerical options.
 
     Raises:
@@ -73,6 +88,9 @@ def create_worker(config: Config, member: MemberConfig, folder: str) -> Worker:
     skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton)
     world_size = context.get_world_size()
     cfg = scale_cfg(build_cfg(config, skeleton, device.type), world_size)
+    precision = resolve_precision(config.train.precision, device.type)
+    if device.type == "cuda":
+        set_tf32(precision != "fp32" and not config.train.deterministic)
     set_torch_options(cfg, deterministic=config.train.deterministic)
     return Worker(
         config=config,
@@ -84,6 +102,8 @@ def create_worker(config: Config, member: MemberConfig, folder: str) -> Worker:
         world_size=world_size,
         local_rank=context.get_local_rank(),
         device=device,
+        precision=precision,
+        locate_part=locate_part,
     )
 
 

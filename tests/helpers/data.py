@@ -41,7 +41,7 @@ def tiny_config(data: dict[str, Any], run_dir: Path, **sections: Any) -> Config:
             "warmup_iters": 1,
             "ims_per_batch": 4,
             "eval_period": 2,
-            "checkpoint_period": 2,
+            "checkpoint_period": 4,
             "log_period": 1,
             "cpus_per_worker": 0.5,
             "optimizer": "adamw",

@@ -31,7 +31,7 @@ from tests.helpers.rows import random_row
 
 OPTIONS = sorted(iter_options(get_cfg()))
 REFUSED = [name for name in OPTIONS if name in DERIVED_OPTIONS or find_entry(name, REFUSED_OPTIONS)]
-READ_ELSEWHERE = {"CUDNN_BENCHMARK", "FLOAT32_PRECISION", "DATALOADER.ASPECT_RATIO_GROUPING", "SOLVER.AMP.ENABLED"}
+READ_ELSEWHERE = {"CUDNN_BENCHMARK", "FLOAT32_PRECISION", "DATALOADER.ASPECT_RATIO_GROUPING"}
 """Honored options that workers and their input read: test_worker, test_dataloader and test_loop test their effect."""
 
 

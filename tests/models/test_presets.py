@@ -23,7 +23,7 @@ def test_workers_scale_lr_steps_and_iterations_by_detectron2s_rule() -> None:
     assert (single.SOLVER.BASE_LR, single.SOLVER.IMS_PER_BATCH, single.SOLVER.MAX_ITER) == (0.001, 2, 10000)
     assert (four.SOLVER.BASE_LR, four.SOLVER.IMS_PER_BATCH, four.SOLVER.MAX_ITER) == (0.004, 8, 2500)
     assert four.SOLVER.STEPS == (750, 1000, 1250, 1500, 1750, 2000)
-    assert [four.SOLVER.WARMUP_ITERS, four.SOLVER.CHECKPOINT_PERIOD, four.TEST.EVAL_PERIOD] == [250, 250, 1250]
+    assert [four.SOLVER.WARMUP_ITERS, four.SOLVER.CHECKPOINT_PERIOD, four.TEST.EVAL_PERIOD] == [250, 1000, 1250]
     assert single.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == 256
     assert single.MODEL.RESNETS.NUM_GROUPS == 32
     assert single.MODEL.RESNETS.WIDTH_PER_GROUP == 8

@@ -15,7 +15,7 @@ from kp_ray.prediction.fuse import read_run_predictions
 from kp_ray.prediction.members import list_members
 from kp_ray.prediction.stage import PredictStage
 from kp_ray.prediction.task import PredictionTask
-from tests.helpers.members import configure_run
+from tests.helpers.linked_runs import configure_run
 from tests.helpers.predictions import write_prediction_arrays
 
 

@@ -10,11 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
+import torch
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import ModelError
+from kp_ray.images import decode
 from kp_ray.keypoints import DACON24
-from kp_ray.models.decoding import mirror_detection
+from kp_ray.models.decoding import detect_people, mirror_detection
+from kp_ray.models.precision import set_precision
+from kp_ray.models.weights import load_member
 from kp_ray.prediction.decode import InputSize, decode_batch, refs_table
 from kp_ray.prediction.images import ImageRef
 from kp_ray.prediction.predictor import BatchResult, InputImage, Predictor
@@ -128,3 +132,20 @@ def test_a_member_that_cannot_be_loaded_is_the_result_of_every_batch(with_member
     assert result.num_images == 0
     with pytest.raises(ModelError, match="untrained"):
         result.raise_error()
+
+
+def test_mixed_precision_does_not_round_coordinates(with_members: Config) -> None:
+    """In bf16, coordinates above 256 px would be even numbers."""
+    image = np.ascontiguousarray(decode(first_image(with_members).read_bytes())[0][..., :3])
+    row = {"image": image, "width": 320, "height": 180}
+    model, cfg = load_member(with_members.member_dir("a"), "cpu")
+    (plain,) = detect_people(model, cfg, DACON24, [row])
+    set_precision(model, "cpu", "bf16")
+    dtypes: list[torch.dtype] = []
+    model.backbone.bottom_up.stem.conv1.register_forward_hook(lambda *hook: dtypes.append(hook[2].dtype))
+    (mixed,) = detect_people(model, cfg, DACON24, [row])
+    assert dtypes == [torch.bfloat16]
+    assert mixed
+    assert mixed[0].score == pytest.approx(plain[0].score, abs=0.05)
+    fractions = np.concatenate([person.bbox_xyxy for person in mixed]) % 0.25
+    assert (fractions > 1e-3).any()

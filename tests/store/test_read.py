@@ -9,7 +9,7 @@ import pytest
 
 from kp_ray.errors import StorageError, StoreError
 from kp_ray.store.plan import plan
-from kp_ray.store.read import RowReader, iter_rows, read_part, read_table, select_parts
+from kp_ray.store.read import RowReader, iter_rows, list_rows, read_part, read_table, select_parts
 from kp_ray.store.write import write_store
 from tests.helpers.data import tiny_config
 from tests.helpers.stores import STORE_IMAGES, write_small_store
@@ -64,13 +64,13 @@ def test_a_table_has_the_selected_columns_of_the_selected_rows(store: str) -> No
     assert (len(empty), empty.column_names) == (0, ["source"])
 
 
-def test_each_row_is_in_one_shard(store: str) -> None:
-    def keys(shard: tuple[int, int]) -> list[tuple[str, str]]:
-        return [(row["recipe"], row["source"]) for row in iter_rows(store, split="train", shard=shard)]
-
-    rows = keys((0, 1))
-    assert len(rows) == len(set(rows)) == 6
-    assert [keys((index, 4)) for index in range(4)] == [rows[index::4] for index in range(4)]
+def test_listed_rows_are_those_that_are_read_in_order(store: str) -> None:
+    reader = RowReader(["recipe", "source"])
+    for split, count in (("train", 6), ("val", 3)):
+        rows = [reader.read(*reference) for reference in list_rows(store, split=split)]
+        expected = [{"recipe": row["recipe"], "source": row["source"]} for row in iter_rows(store, split=split)]
+        assert rows == expected
+        assert len(rows) == count
 
 
 def test_single_rows_equal_the_rows_of_the_whole_part(store: str) -> None:

@@ -71,16 +71,20 @@ def test_a_members_recipes_are_used_before_the_runs(config: Config) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_resumed_run_continues_with_the_batches_of_the_seed_and_rank(config: Config) -> None:
+def test_the_seed_and_rank_decide_the_batches_of_a_resumed_run_and_of_any_number_of_threads(config: Config) -> None:
     cfg = build_cfg(config, DACON24, "cpu")
     shard = ray.data.from_arrow(usable_rows(config, MEMBER)).iterator()
 
-    def first_batches(count: int, *, seed: int = 1, rank: int = 0, start: int = 0) -> list[list[dict[str, Any]]]:
-        batches = iter_batches(shard, cfg, DACON24, batch_size=4, seed=seed, rank=rank, start=start)
+    def first_batches(count: int, *, seed: int = 1, rank: int = 0, **options: int) -> list[list[dict[str, Any]]]:
+        batches = iter_batches(shard, cfg, DACON24, batch_size=4, seed=seed, rank=rank, **options)
         return list(itertools.islice(batches, count))
 
     def is_same(batch: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
-        return all(torch.equal(a["image"], b["image"]) for a, b in zip(batch, other, strict=True))
+        return all(
+            torch.equal(a["image"], b["image"])
+            and torch.equal(a["instances"].gt_keypoints.tensor, b["instances"].gt_keypoints.tensor)
+            for a, b in zip(batch, other, strict=True)
+        )
 
     whole = first_batches(5)
     assert [len(batch) for batch in whole] == [4] * 5  # 6 rows: an epoch has one full batch
@@ -89,6 +93,9 @@ def test_a_resumed_run_continues_with_the_batches_of_the_seed_and_rank(config: C
     assert not is_same(whole[0], whole[1])
     assert not is_same(first_batches(1, seed=2)[0], whole[0])
     assert not is_same(first_batches(1, rank=1)[0], whole[0])  # other flips
+    for num_threads in (2, 4):
+        threaded = first_batches(5, num_threads=num_threads)
+        assert all(is_same(batch, other) for batch, other in zip(threaded, whole, strict=True))
 
 
 @pytest.mark.usefixtures("ray_cluster")

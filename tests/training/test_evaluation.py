@@ -1,15 +1,60 @@
 """The evaluation that training workers share."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from kp_ray.ensemble.temporal import fill_missing
 from kp_ray.keypoints import DACON24
 from kp_ray.metrics import evaluate_keypoints
 from kp_ray.models.decoding import detect_people
+from kp_ray.models.presets import build_cfg, build_model
 from kp_ray.models.weights import load_member
-from kp_ray.store.read import iter_rows
+from kp_ray.store.read import RowReader, iter_rows, list_rows
+from kp_ray.training import evaluation
+from kp_ray.training.worker import Worker
+from tests.helpers.data import tiny_config
+from tests.helpers.stores import write_small_store
 from tests.helpers.training import TrainedMember
+
+
+def test_workers_read_disjoint_rows_and_detect_the_same_as_one_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_small_store(tmp_path / "store")
+    config = tiny_config({}, tmp_path, train={"threads_per_feed": 2})
+    cfg = build_cfg(config, DACON24, "cpu")
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 2)
+    references = list_rows(config.path("store"), split="val") * 3
+    monkeypatch.setattr(evaluation, "list_rows", lambda store, split: references)
+    reads: list[tuple[str, int]] = []
+    read = RowReader.read
+
+    def record_read(reader: RowReader, path: str, row: int) -> object:
+        reads.append((path, row))
+        return read(reader, path, row)
+
+    monkeypatch.setattr(RowReader, "read", record_read)
+
+    def evaluate_shards(world_size: int) -> list[tuple[str, str]]:
+        reads.clear()
+        rows = []
+        for rank in range(world_size):
+            worker = Worker(
+                config=config, member=config.train.members[0], folder="", skeleton=DACON24, cfg=cfg, rank=rank,
+                world_size=world_size, local_rank=rank, device=torch.device("cpu"), precision="fp32",
+            )  # fmt: skip
+            rows += evaluation._evaluate_shard(model, worker)
+        assert sorted(reads) == sorted(references)  # every row once
+        return [(row.source, str(row.best and [value.tobytes() for value in row.best[1:]])) for row in rows]
+
+    alone = evaluate_shards(1)
+    assert len(alone) == len(references) > 4
+    assert evaluate_shards(3) == alone
 
 
 def test_two_workers_evaluate_the_saved_model_on_all_validation_rows(trained: TrainedMember) -> None:

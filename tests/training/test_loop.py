@@ -24,6 +24,7 @@ from kp_ray.store.read import RowReader
 from kp_ray.training.checkpoint import create_state, restore_state
 from kp_ray.training.dataloader import usable_rows
 from kp_ray.training.loop import iter_worker_batches, train_step
+from kp_ray.training.losses import LOSSES, LossModule, average_losses
 from kp_ray.training.optimizer import build_optimizer
 from kp_ray.training.run import train
 from kp_ray.training.worker import create_worker
@@ -72,11 +73,12 @@ def train_twenty_steps(loop_config: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_workers_update_as_one_with_their_batches_joined_and_stay_equal(
-    make_config: MakeConfig, tmp_path: Path
+    make_config: MakeConfig, tmp_path: Path, accumulate: int
 ) -> None:
     settings = {"num_workers": 2, "ims_per_batch": 2, "optimizer": "sgd", "base_lr": 1e-3, "warmup_iters": 0}
-    plain = make_config(train={**settings, "flip": False, "max_iter": 100, "steps": []})
+    plain = make_config(train={**settings, "flip": False, "max_iter": 100, "steps": [], "accumulate": accumulate})
     values = plain.to_dict()
     values["model"] |= {"cfg": {**plain.model.cfg, **DETERMINISTIC_NET}, "weights": str(tmp_path / "start.pth")}
     config, member = build_config(values), plain.train.members[0]
@@ -159,15 +161,40 @@ def test_options_of_detectron2_and_the_moving_average_take_effect(
 
 
 @pytest.mark.slow
+def test_the_number_of_threads_that_read_images_does_not_change_the_weights(make_config: MakeConfig) -> None:
+    weights = []
+    for num_threads in (1, 4):
+        config = make_config(train={"threads_per_feed": num_threads})
+        train(config)
+        weights.append(read_weights(config))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.slow
 def test_mixed_precision_takes_effect(make_config: MakeConfig) -> None:
     losses = []
-    for enabled in (False, True):
-        config = make_config(train={"max_iter": 2}, model={"preset": "r18", "cfg": {"SOLVER.AMP.ENABLED": enabled}})
+    for precision in ("auto", "bf16"):
+        config = make_config(train={"max_iter": 2, "precision": precision})
         train(config)
         losses.append(read_log_lines(config)[0]["total_loss"])
     full, mixed = losses
     assert mixed != full
     assert mixed == pytest.approx(full, rel=0.02)
+
+
+def test_a_diverged_model_gives_losses_and_gradients_that_are_nan() -> None:
+    class Diverged(torch.nn.Linear):
+        def forward(self, batch: Any) -> dict[str, torch.Tensor]:
+            raise FloatingPointError
+
+    model = Diverged(2, 2)
+    model.bias.requires_grad_(False)
+    losses = LossModule(model)([])
+    assert losses.shape == (len(LOSSES),)
+    losses.sum().backward()
+    assert model.weight.grad is not None
+    assert model.weight.grad.isnan().all()
+    assert all(np.isnan(value) for value in average_losses([losses.detach()], 1)[0].values())
 
 
 @pytest.mark.slow

@@ -12,14 +12,16 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
-from kp_ray.errors import ClusterError, DataError, ModelError, RunStateError, StorageError
+from kp_ray.errors import ClusterError, ConfigError, DataError, ModelError, RunStateError, StorageError
 from kp_ray.keypoints import CONTINUOUS_OFFSET, DACON24
 from kp_ray.models.decoding import detect_people
 from kp_ray.models.weights import load_member
 from kp_ray.storage import writer_lock
 from kp_ray.store.read import iter_rows
-from kp_ray.training.run import train
+from kp_ray.training.logs import LogEntry
+from kp_ray.training.run import InputMonitor, check_precision, train
 from tests.helpers.training import TrainedMember
 
 MakeConfig = Callable[..., Config]
@@ -104,3 +106,24 @@ def test_a_damaged_image_of_the_store_is_refused_by_its_part(make_config: MakeCo
         part.write_bytes(content)
     with pytest.raises(StorageError, match=r"^member a: .*\.parquet: damaged"):
         train(config)
+
+
+def test_a_long_wait_for_images_is_reported_once_per_member(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = InputMonitor(build_config({"train": {"threads_per_feed": 3}}))
+    shares = {"a": [0.9, 0.1, 0.3, 0.5, 0.6], "b": [0.1, 0.9, 0.2, 0.9], "c": [0.4, 0.4]}
+    for name, values in shares.items():
+        for number, share in enumerate(values):
+            for _ in range(2):  # the log is read more often than it grows
+                monitor.check(name, LogEntry(number, {"data_time": 2 * share, "time": 2.0}))
+    monitor.check("d", LogEntry(0, {}))
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.split(":")[0] for message in messages] == ["member a", "member c"]
+    assert "wait 50% of their time for images: raise train.cpus_per_worker (got 1)" in messages[0]
+    assert "train.threads_per_feed" in messages[0]
+
+
+def test_fp16_without_gpus_is_refused() -> None:
+    config = build_config({"train": {"precision": "fp16"}})
+    check_precision(config, use_gpu=True)
+    with pytest.raises(ConfigError, match=r"^train\.precision: .* set it to auto"):
+        check_precision(config, use_gpu=False)

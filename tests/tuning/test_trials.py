@@ -36,12 +36,12 @@ def test_the_best_is_chosen_among_the_trials_with_the_most_iterations(config: Co
 
 
 def test_another_setting_replaces_the_configs_own_only_if_it_is_better(config: Config) -> None:
-    leave_trial(config, "trial-000", 5.0, {4: 35.0, 8: 20.0})
-    leave_trial(config, "trial-001", 1.0, {4: 25.0, 8: 20.0})
+    write_trial(config, "trial-000", 5.0, {4: 35.0, 8: 20.0})
+    write_trial(config, "trial-001", 1.0, {4: 25.0, 8: 20.0})
     best = choose_best(read_trials(config), config.tune)
     assert best
     assert best.name == "trial-000"
-    leave_trial(config, "trial-002", 6.0, {8: 19.5})
+    write_trial(config, "trial-002", 6.0, {8: 19.5})
     trials = read_trials(config)
     best = choose_best(trials, config.tune)
     assert best

@@ -1,0 +1,126 @@
+"""Copies of a remote store's parts on a node's disk, shared by the training workers of the node."""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from kp_ray.fingerprint import digest
+from kp_ray.storage import filesystem
+
+
+@contextlib.contextmanager
+def local_copies(store: str, max_bytes: int | None = None) -> Iterator[Callable[[str], str]]:
+    """Copy parts of a remote store to this node's disk when they are first read.
+
+    Processes that use the same store share its copies. The last of them removes the copies; those of killed processes
+    are removed by the next process of this user that needs copies.
+
+    Args:
+        store: local path or URL of the store.
+        max_bytes: size of all copies above which parts are read from the store; None: half of the free space.
+
+    Yields:
+        A function from the path of a part to the path to read it from. Paths of a local store stay as they are.
+    """
+    if "://" not in store or store.startswith("file://"):
+        yield lambda path: path
+        return
+    parent = Path(tempfile.gettempdir(), f"kp_ray-parts-{os.getuid()}")
+    parent.mkdir(mode=0o700, exist_ok=True)
+    if parent.stat().st_uid != os.getuid():  # another user could replace the copies
+        yield lambda path: path
+        return
+    for unused in parent.glob("*.users"):
+        with contextlib.suppress(OSError), open(unused) as unused_users:
+            _remove_if_unused(unused, unused_users)
+    path = parent / f"{digest(store)}.users"
+    users = _register(path)
+    try:
+        limit = shutil.disk_usage(parent).free // 2 if max_bytes is None else max_bytes
+        yield PartCopies(path.with_suffix(""), limit).locate
+    finally:
+        with users:
+            _remove_if_unused(path, users)
+
+
+def _register(path: Path) -> IO[str]:
+    """Open and lock the file whose shared locks are the users of the copies."""
+    import fcntl
+
+    while True:
+        users: IO[str] = open(path, "a")  # noqa: SIM115  (open as long as the copies are used)
+        fcntl.flock(users, fcntl.LOCK_SH)
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(users.fileno()).st_ino == path.stat().st_ino:
+                return users
+        users.close()  # the last user removed the file meanwhile
+
+
+def _remove_if_unused(path: Path, users: IO[str]) -> None:
+    import fcntl
+
+    fcntl.flock(users, fcntl.LOCK_UN)
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    path.unlink(missing_ok=True)
+
+
+class PartCopies:
+    """A folder of copies, which several processes and threads fill.
+
+    Args:
+        folder: receives the copies.
+        max_bytes: largest size of all copies.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.max_bytes = folder, max_bytes
+        self.is_full = False
+
+    def locate(self, path: str) -> str:
+        """Return the path of a part's copy, which is made if there is room for it, else the path itself."""
+        import fcntl
+
+        copy = self.folder / f"{digest(path)}.parquet"
+        if not copy.exists() and not self.is_full:
+            with open(copy.with_suffix(".lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not copy.exists():
+                    self._copy(path, copy)
+        return str(copy) if copy.exists() else path
+
+    def _copy(self, path: str, copy: Path) -> None:
+        """Copy a part, unless there is no room or it cannot be read: reading it from the store tells the cause."""
+        partial = copy.with_suffix(".partial")
+        try:
+            fs, inner_path = filesystem(path)
+            used = sum(_size(entry) for entry in os.scandir(self.folder))
+            if used + (fs.get_file_info(inner_path).size or 0) > self.max_bytes:
+                self.is_full = True
+                return
+            local = pafs.LocalFileSystem()
+            pafs.copy_files(inner_path, str(partial), source_filesystem=fs, destination_filesystem=local)
+            partial.replace(copy)
+        except (OSError, pa.ArrowException) as error:
+            partial.unlink(missing_ok=True)
+            self.is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+
+
+def _size(entry: "os.DirEntry[str]") -> int:
+    """Return the size of a file; 0 if another process has just renamed it."""
+    try:
+        return entry.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,50 @@
+"""Test mixed precision, on CPUs."""
+
+import copy
+
+import pytest
+import torch
+
+from kp_ray.config.load import build_config
+from kp_ray.errors import ConfigError
+from kp_ray.keypoints import DACON24
+from kp_ray.models.precision import resolve_precision, set_precision, set_tf32
+from kp_ray.models.presets import build_cfg, build_model
+from kp_ray.prediction.settings import check_precision
+
+
+def test_on_cpus_auto_is_fp32_and_mixed_precision_is_refused() -> None:
+    assert resolve_precision("auto", "cpu") == "fp32"
+    assert resolve_precision("fp16", "cuda") == "fp16"
+    config = build_config({"predict": {"precision": "fp16"}})
+    check_precision(config, has_gpu=True)
+    with pytest.raises(ConfigError, match=r"^predict\.precision"):
+        check_precision(config, has_gpu=False)
+
+
+def test_tf32_is_allowed_in_products_and_convolutions_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # restored after the test
+    before = torch.get_float32_matmul_precision()
+    try:
+        for enabled, precision in ((True, "high"), (False, "highest")):
+            set_tf32(enabled)
+            assert torch.get_float32_matmul_precision() == precision
+            assert torch.backends.cudnn.allow_tf32 == enabled
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_copy_of_a_model_with_mixed_precision_runs_its_own_backbone() -> None:
+    config = build_config({"model": {"preset": "r18"}})
+    model = build_model(build_cfg(config, DACON24, "cpu"))
+    set_precision(model, "cpu", "bf16")
+    names, images = set(model.state_dict()), torch.zeros(1, 3, 64, 64)
+    average = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in average.parameters():
+            parameter.zero_()
+        assert all(not feature.any() for feature in average.backbone(images).values())
+        features = model.backbone(images + 1)
+    assert any(feature.any() for feature in features.values())
+    assert {feature.dtype for feature in features.values()} == {torch.float32}
+    assert set(average.state_dict()) == names
