@@ -96,7 +96,7 @@ def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Pat
     assert read_json_output(first)["report"] == str(run / "report.html")
     assert "ensemble" in first.stdout
     assert "Traceback" not in first.stderr
-    assert read_json_of(first)["search"]["trial"] == "trial-000"
+    assert read_json_output(first)["search"]["trial"] == "trial-000"
     assert "settings: the config's own; the search found none better" in first.stdout
     began = [(run / "tune" / "result.json").stat().st_mtime, (run / "members" / "a" / "settings.json").stat().st_mtime]
     assert began == sorted(began)  # the search ends before training begins
