@@ -1,10 +1,15 @@
 """Train the members of the ensemble: one Ray Train run each, as many at the same time as the cluster holds."""
 
+import contextlib
+import gc
 import logging
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -247,6 +252,9 @@ def _fit_members(
                 _report_progress(config, member, progress, monitor)
     except ray.exceptions.RayError as error:
         raise StoppedError(f"training stopped: {describe_ray_error(error)}: run the same command to resume") from error
+    finally:
+        for reference in running:  # after Ctrl-C or an error of this process, on a cluster that lives on
+            ray.cancel(reference)
     if errors:
         raise type(errors[0])("; ".join(str(error) for error in errors)) from errors[0]
     return summaries
@@ -297,7 +305,8 @@ def fit_member(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     trainer = _create_trainer(config, member, use_gpu=use_gpu, folder=folder, callbacks=callbacks)
     try:
-        outcome = trainer.fit().return_value
+        with _without_leftovers():
+            outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         cause = root_cause(error)
         if isinstance(cause, KpRayError):
@@ -310,6 +319,25 @@ def fit_member(
     if not isinstance(outcome, TrainingResult):
         raise TypeError(f"member {member.name}: Ray Train returned {outcome!r}")
     return outcome
+
+
+@contextlib.contextmanager
+def _without_leftovers() -> Iterator[None]:
+    """End Ray Train's controller, and the actors and placement groups that it owns, when a run ends in any way.
+
+    The controller lives as long as this process, a Ray worker that may live on for days, has its handle. `fit` leaves
+    the handle in the SIGINT handler that it installs (Ray 2.60), and an error keeps the handle in its traceback.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        gc.collect()
 
 
 def _create_trainer(

@@ -7,21 +7,25 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import simplejpeg
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
+from ray.util.state import list_actors, list_placement_groups
 
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
-from kp_ray.errors import ClusterError, ConfigError, DataError, ModelError, RunStateError, StorageError
+from kp_ray.errors import ClusterError, ConfigError, DataError, DivergedError, ModelError, RunStateError, StorageError
 from kp_ray.keypoints import CONTINUOUS_OFFSET, DACON24
 from kp_ray.models.decoding import detect_people
 from kp_ray.models.weights import load_member
+from kp_ray.stage import no_progress
 from kp_ray.storage import writer_lock
 from kp_ray.store.read import iter_rows
 from kp_ray.training.logs import LogEntry
 from kp_ray.training.run import InputMonitor, check_precision, train
+from tests.helpers.processes import wait_until
 from tests.helpers.training import TrainedMember
 
 MakeConfig = Callable[..., Config]
@@ -90,22 +94,62 @@ def test_weights_of_another_skeleton_are_refused_and_the_other_members_are_train
     assert Path(config.member_dir("b"), "model_final.pth").exists()
 
 
-@pytest.mark.slow
-def test_a_damaged_image_of_the_store_is_refused_by_its_part(make_config: MakeConfig) -> None:
-    config = make_config(train={"max_failures": 0})
+def damage_images(config: Config) -> None:
+    """Replace the link to the store by a copy in which every image is damaged: chance decides which rows are read."""
     store = Path(config.path("store"))
     target = store.resolve()
     store.unlink()
     shutil.copytree(target, store)
-    for part in store.glob("*/*.parquet"):  # which rows the iterations read depends on the seed
+    for part in store.glob("*/*.parquet"):
         content = bytearray(part.read_bytes())
         metadata = pq.read_metadata(part)
         for row_group in range(metadata.num_row_groups):
             images = metadata.row_group(row_group).column(metadata.schema.names.index("image"))
             content[images.data_page_offset + images.total_compressed_size // 2] ^= 255
         part.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_a_damaged_image_of_the_store_is_refused_by_its_part(make_config: MakeConfig) -> None:
+    config = make_config(train={"max_failures": 0})
+    damage_images(config)
     with pytest.raises(StorageError, match=r"^member a: .*\.parquet: damaged"):
         train(config)
+
+
+def interrupt(name: str, done: int, total: int, note: str = "") -> None:
+    """Stop as Ctrl-C does when the first iterations are reported."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["finished", "diverged", "failed", "interrupted"])
+def test_nothing_of_a_run_stays_in_a_cluster_that_lives_on(make_config: MakeConfig, ending: str) -> None:
+    error: type[BaseException] | None = None
+    if ending == "finished":
+        train(make_config(train={"max_iter": 1, "steps": []}))
+    elif ending == "diverged":
+        error = DivergedError
+        config = make_config(train={"optimizer": "sgd", "base_lr": 1e12, "warmup_iters": 0, "max_iter": 6})
+    elif ending == "failed":
+        error = StorageError
+        config = make_config(train={"max_failures": 0})
+        damage_images(config)
+    else:
+        error = KeyboardInterrupt
+        config = make_config(train={"max_iter": 1000})
+    if error is not None:
+        with pytest.raises(error):
+            train(config, interrupt if ending == "interrupted" else no_progress)
+    wait_until(lambda: not leftovers(), timeout_s=60, poll_s=0.5)
+
+
+def leftovers() -> set[str]:
+    """List the actors of the test's cluster, except Ray Data's two, and its placement groups."""
+    address = ray.get_runtime_context().gcs_address  # without it the query fails if the machine runs other clusters
+    actors = {actor.class_name for actor in list_actors(address, [("state", "!=", "DEAD")])}
+    groups = {group.state for group in list_placement_groups(address, [("state", "!=", "REMOVED")])}
+    return groups | (actors - {"_StatsActor", "_AutoscalingCoordinatorActor"})
 
 
 def test_a_long_wait_for_images_is_reported_once_per_member(caplog: pytest.LogCaptureFixture) -> None:
