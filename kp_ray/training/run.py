@@ -335,7 +335,7 @@ def _without_leftovers() -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
         raise
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
         gc.collect()
 
