@@ -30,7 +30,8 @@ LinkRun = Callable[..., Config]
 
 def make_predictor(config: Config, members: Sequence[str] = ("a",)) -> Predictor:
     """Load members as an actor without a GPU does."""
-    return Predictor(config.to_dict(), members, DACON24.names, config.path("predictions", "test"), has_gpu=False)
+    folders = {name: config.member_dir(name) for name in members}
+    return Predictor(config.to_dict(), folders, DACON24.names, config.path("predictions", "test"), has_gpu=False)
 
 
 def decode_files(predictor: Predictor, *paths: Path) -> pa.Table:
