@@ -139,7 +139,7 @@ def test_encode_takes_bgr_and_bgrx(num_channels: int) -> None:
         encode(np.zeros((1, MAX_SIDE + 1, num_channels), np.uint8), 95)
 
 
-def test_decode_bgr_returns_an_encoded_preview_and_none_for_other_bytes() -> None:
+def test_decode_preview_returns_an_encoded_preview_and_none_for_other_bytes() -> None:
     image = np.full((20, 30, 3), (40, 90, 200), dtype=np.uint8)
     decoded = decode_preview(encode_preview(image))
     assert decoded is not None

@@ -28,7 +28,7 @@ PART_NAMES_OF_VERSION_0_1 = [
     "recipe-Rotate45/part-00002-9461a12b5db1.parquet",
     "recipe-Original/part-00001-20f7db182a7e.parquet",
 ]
-"""Names of the parts of `make_plan`. Other names would make `augment` rewrite all existing stores."""
+"""Names of the parts of `plan_labels`. Other names would make `augment` rewrite all existing stores."""
 
 
 @pytest.fixture
