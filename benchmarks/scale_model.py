@@ -27,7 +27,7 @@ from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.store.manifest import PartRecord, write_manifest
-from kp_ray.store.plan import plan
+from kp_ray.store.plan import make_plan
 from kp_ray.store.write import build_manifest, is_finished
 
 MEASURED = (10_000, 100_000, 1_000_000)
@@ -64,7 +64,7 @@ def write_empty_images(folder: Path, num_sources: int) -> Config:
 
 def write_empty_store(config: Config) -> None:
     """Write the manifest and the parts of a planned store; the parts are empty files."""
-    planned = plan(config)
+    planned = make_plan(config)
     parts = list(planned.parts())
     records = {
         part.path: PartRecord(
@@ -88,7 +88,7 @@ def write_empty_store(config: Config) -> None:
 def plan_and_resume(config: Config) -> dict[str, float]:
     """Measure planning a store, and finding that it is finished."""
     began = time.monotonic()
-    planned = plan(config)
+    planned = make_plan(config)
     plan_s = time.monotonic() - began
     parts = list(planned.parts())
     assert is_finished(planned)

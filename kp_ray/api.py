@@ -1,7 +1,7 @@
 """The stages as functions for a notebook or script, e.g. `kp_ray.augment`.
 
 Each function checks its inputs and returns the summary that the command line prints. Call it inside
-`with kp_ray.session(config):`. If a call is interrupted, the same call continues where it stopped.
+`with kp_ray.session(config):`. If a call is interrupted, the same call resumes it.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ def augment(config: Config, progress: Progress = no_progress) -> "AugmentSummary
 
     Args:
         config: from `kp_ray.load_config`.
-        progress: called as progress("", sources done, sources in all).
+        progress: called as progress("", sources done, all sources).
 
     Raises:
         KpRayError: labels, images or settings cannot be used, or the work was stopped.
@@ -39,7 +39,7 @@ def train(config: Config, progress: Progress = no_progress) -> "TrainSummary":
 
     Args:
         config: from `kp_ray.load_config`.
-        progress: called as progress(member, iterations done, iterations in all, latest loss as text).
+        progress: called as progress(member, iterations done, all iterations, latest loss as text).
 
     Raises:
         KpRayError: there is no store, a search is not finished, the cluster is too small, a loss diverged, or the work
@@ -56,7 +56,7 @@ def tune(config: Config, progress: Progress = no_progress) -> "TuneSummary":
 
     Args:
         config: from `kp_ray.load_config`.
-        progress: called as progress(trial, iterations done, iterations in all, the trial's settings as text).
+        progress: called as progress(trial, iterations done, all iterations, the trial's settings as text).
 
     Raises:
         KpRayError: there is no store or no validation scene, every trial failed, or the work was stopped.
@@ -72,7 +72,7 @@ def predict(config: Config, progress: Progress = no_progress) -> "PredictSummary
 
     Args:
         config: from `kp_ray.load_config`.
-        progress: called as progress("", images done, images in all).
+        progress: called as progress("", images done, all images).
 
     Raises:
         KpRayError: a member is not trained, no image can be used, or the work was stopped.

@@ -21,6 +21,7 @@ from uuid import uuid4
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from kp_ray import __version__
 from kp_ray.cluster.ray_internals import dashboard_url, is_head, upload_limit_bytes, upload_size_bytes
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError, StorageError, one_line
@@ -34,12 +35,13 @@ NODE_TIMEOUT_S = 120
 """Seconds within which a node must answer."""
 UPLOAD_EXCLUDES = (".git", ".venv", "runs")
 """Exclusions of the `ray job submit` in docs/cluster.md."""
+INSTALL_SAME_VERSION = f"install kp_ray {__version__}, this machine's version, on the node"
 _LOOPBACK = ("127.", "localhost", "[::1]", "::1")
 GPU_PROBE = """
 import json, torch, detectron2
 print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.device_count(), detectron2.__version__]))
 """
-"""Code that a fresh interpreter runs on each GPU node."""
+"""Code that a fresh interpreter runs on each GPU node: it prints the values of `GpuSoftware` as a JSON list."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,22 @@ class Check:
 
 
 @dataclass(frozen=True)
+class GpuSoftware:
+    """Software that can use a node's GPUs.
+
+    Attributes:
+        torch, detectron2: installed versions.
+        cuda: CUDA version for which torch was built; None for a torch without CUDA.
+        num_devices: number of GPUs that torch sees.
+    """
+
+    torch: str
+    cuda: str | None
+    num_devices: int
+    detectron2: str
+
+
+@dataclass(frozen=True)
 class NodeProbe:
     """Findings of a task on one node.
 
@@ -71,8 +89,8 @@ class NodeProbe:
         sees_run_dir: whether the node can read the file that the driver wrote into the run folder, and write there.
         storage_error: message of the error if the node could not.
         missing_paths: data paths that the node cannot reach.
-        gpu_software: torch version, CUDA version, number of devices, Detectron2 version; only the last line of the
-            error if they cannot be imported; None on a node without GPUs.
+        gpu_software: None on a node without GPUs, and if torch or Detectron2 cannot be imported.
+        gpu_error: the last line of the import's error; "" without an error.
     """
 
     host: str
@@ -82,11 +100,12 @@ class NodeProbe:
     sees_run_dir: bool
     storage_error: str = ""
     missing_paths: tuple[str, ...] = ()
-    gpu_software: tuple[Any, ...] | None = None
+    gpu_software: GpuSoftware | None = None
+    gpu_error: str = ""
 
 
 def check_machine(config: Config) -> list[Check]:
-    """Check everything that needs no cluster: versions, inputs, the run folder, its disk, the size of an upload."""
+    """Check everything that needs no cluster: versions, inputs, run folder, free disk, the size of an upload."""
     has_detectron = importlib.util.find_spec("detectron2") is not None
     fix = "make setup, or build it from source: docs/install.md (not needed to augment)"
     checks = [
@@ -110,7 +129,7 @@ def check_cluster(config: Config) -> list[Check]:
     """Check the running cluster: resources, tokens, the dashboard, and the software and storage of every node."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     checks = [Check("nodes", True, str(len(nodes))), *_check_resources(config, nodes), *_check_dashboard(nodes)]
-    probe_file, made_folders = join(config.run_dir, f".doctor-{uuid4().hex}"), _missing_folders(config.run_dir)
+    probe_file, created_folders = join(config.run_dir, f".doctor-{uuid4().hex}"), _missing_folders(config.run_dir)
     try:
         write_bytes(probe_file, b"seen")
     except StorageError as error:
@@ -125,10 +144,11 @@ def check_cluster(config: Config) -> list[Check]:
             checks += check_node(ray.get(reference), node["Resources"], config, several_nodes=len(nodes) > 1)
         except ray.exceptions.RayError as error:
             reason = one_line(error)[-200:]
-            checks.append(Check(f"node {node['NodeManagerHostname']}", False, reason, "install the same kp_ray on it"))
+            checks.append(Check(f"node {node['NodeManagerHostname']}", False, reason, INSTALL_SAME_VERSION))
     names = [pending[reference]["NodeManagerHostname"] for reference in late]
-    checks += [Check(f"node {name}", False, "does not answer", "see `ray status` and its logs") for name in names]
-    _remove(probe_file, made_folders)
+    fix = "see `ray status` and the node's logs"
+    checks += [Check(f"node {name}", False, "does not answer", fix) for name in names]
+    _remove(probe_file, created_folders)
     return checks
 
 
@@ -157,23 +177,25 @@ def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config,
         checks.append(Check(f"run_dir on {probe.host}", probe.sees_run_dir, f"{config.run_dir}{reason}", fix))
     fix = "put the data on s3:// or in a folder that every node shares"
     checks += [Check(f"data on {probe.host}", False, f"{path} does not exist", fix) for path in probe.missing_paths]
+    if probe.gpu_error:
+        fix = "install kp_ray[train] and Detectron2 on that node: docs/install.md"
+        checks.append(Check(f"gpu software on {probe.host}", False, probe.gpu_error, fix))
     if probe.gpu_software is not None:
         checks.append(_check_gpu_software(probe.host, probe.gpu_software, int(resources["GPU"])))
     return checks
 
 
-def _check_gpu_software(host: str, software: Sequence[Any], num_gpus: int) -> Check:
-    if len(software) < 4:
-        fix = "install kp_ray[train] and Detectron2 on that node: docs/install.md"
-        return Check(f"gpu software on {host}", False, " ".join(map(str, software)) or "does not run", fix)
-    torch, cuda, num_devices, detectron = software
-    text = f"torch {torch}, CUDA {cuda or 'none'}, {num_devices} of {num_gpus} GPUs, Detectron2 {detectron}"
-    fix = "install a torch built for this driver's CUDA, and start the container with its GPUs"
-    return Check(f"gpu software on {host}", num_devices >= num_gpus, text, fix)
+def _check_gpu_software(host: str, software: GpuSoftware, num_gpus: int) -> Check:
+    found = (
+        f"torch {software.torch}, CUDA {software.cuda or 'none'}, {software.num_devices} of {num_gpus} GPUs, "
+        f"Detectron2 {software.detectron2}"
+    )
+    fix = "install a torch built for the CUDA of the node's driver, and start the container with all its GPUs"
+    return Check(f"gpu software on {host}", software.num_devices >= num_gpus, found, fix)
 
 
 def _check_resources(config: Config, nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
-    """Check the CPUs and GPUs of the cluster, at its full size if it grows: training needs some of them."""
+    """Check that the cluster, at its full size if it grows, has a CPU, and the GPUs that training needs."""
     present = {name: sum(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     planned = {"CPU": config.cluster.num_cpus or 0, "GPU": config.cluster.num_gpus or 0}
     full_size = {name: max(present[name], planned[name]) for name in present}
@@ -191,7 +213,7 @@ def _check_resources(config: Config, nodes: Sequence[Mapping[str, Any]]) -> list
 
 
 def _check_store(config: Config) -> list[Check]:
-    """Check the store's forecast against the free disk; no check if the config has no labels or no images."""
+    """Compare the bytes that the store still needs with the free disk; no check if labels or images are not set."""
     if config.data.annotations is None or config.data.images is None:
         return []
     try:
@@ -199,27 +221,30 @@ def _check_store(config: Config) -> list[Check]:
     except KpRayError as error:
         return [Check("store", False, str(error), "correct the data or the config; `kp-ray check` lists every mistake")]
     missing_bytes = forecast.bytes * (1 - forecast.parts_kept / max(forecast.parts, 1))
-    needs = f"the missing parts of the store of {forecast.sources} images take about {format_size(missing_bytes)}"
+    needs = f"the store of {forecast.sources} images needs about {format_size(missing_bytes)} more"
     checks = [Check("store", True, " ".join(forecast.lines()))]
     if is_local(config.run_dir):
-        free_bytes = shutil.disk_usage(next(folder for folder in _upwards(config.run_dir) if folder.exists())).free
+        free_bytes = shutil.disk_usage(next(folder for folder in _with_parents(config.run_dir) if folder.exists())).free
         fix = "free some space or choose another run_dir"
         checks.append(Check("disk", free_bytes > missing_bytes, f"{format_size(free_bytes)} free, {needs}", fix))
     return checks
 
 
 def _check_upload(config: Config) -> Check:
-    """Check the size of the upload by `ray job submit --working-dir .`; it may fail only if a cluster is named."""
+    """Check the size of the upload by `ray job submit --working-dir .`.
+
+    The check always passes if neither the config nor RAY_ADDRESS names a cluster, because a local run uploads nothing.
+    """
     limit = upload_limit_bytes()
     size = upload_size_bytes(".", UPLOAD_EXCLUDES, limit)
-    is_remote = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    names_cluster = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
     amount = format_size(size) if size < limit else f"{format_size(limit)} or more"
     found = f"{os.getcwd()}: {amount} without {' '.join(UPLOAD_EXCLUDES)} and ignored files"
     fix = (
-        f"Ray's job server refuses {format_size(limit)}: submit from the project's folder, or name large files in "
-        ".rayignore or in the excludes of --runtime-env-json"
+        f"Ray's job server refuses {format_size(limit)} or more: submit from the project's folder, or name large files "
+        "in .rayignore or in the excludes of --runtime-env-json"
     )
-    return Check("upload", size < limit or not is_remote, found, fix)
+    return Check("upload", size < limit or not names_cluster, found, fix)
 
 
 def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
@@ -231,9 +256,9 @@ def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
     try:
         status = ray.get(_run_on_node(_request_without_token, head["NodeID"], url), timeout=NODE_TIMEOUT_S)
     except ray.exceptions.RayError as error:
-        return [Check("dashboard", False, one_line(error)[-200:], "install the same kp_ray on the head")]
+        return [Check("dashboard", False, one_line(error)[-200:], INSTALL_SAME_VERSION)]
     requires_token, is_loopback = status in (401, 403), url.startswith(_LOOPBACK)
-    reach = "this machine only" if is_loopback else "open to the network"
+    access = "this machine only" if is_loopback else "open to the network"
     close_dashboard = "start the head with --dashboard-host=127.0.0.1, or with tokens"
     use_tokens = "start every node with RAY_AUTH_MODE=token and the same ~/.ray/auth_token: docs/cluster.md"
     is_private = is_loopback and len(nodes) == 1
@@ -241,13 +266,13 @@ def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
     if is_private and not requires_token:
         found += ", but only this machine reaches the cluster"
     return [
-        Check("dashboard", is_loopback or requires_token, f"{url}, {reach}", close_dashboard),
+        Check("dashboard", is_loopback or requires_token, f"{url}, {access}", close_dashboard),
         Check("tokens", requires_token or is_private, found, use_tokens),
     ]
 
 
 def _request_without_token(url: str) -> int:
-    """Request the list of jobs without a token and return the HTTP status; 0 if there is no answer."""
+    """Ray task: request the list of jobs without a token and return the HTTP status, or 0 if there is no answer."""
     try:
         with urllib.request.urlopen(f"http://{url}/api/jobs/", timeout=30) as answer:
             return int(answer.status)
@@ -265,14 +290,15 @@ def _run_on_node(function: Any, node_id: str, *arguments: Any) -> Any:
 
 def _probe_node(probe_file: str, paths: list[str], resources: Mapping[str, float]) -> NodeProbe:
     """Ray task: probe the node that it runs on."""
-    sees_run_dir, storage_error = False, ""
+    storage_error = ""
     try:
-        own_file = f"{probe_file}-{uuid4().hex}"
         sees_run_dir = exists(probe_file) and read_bytes(probe_file) == b"seen"
-        write_bytes(own_file, b"seen")
-        _remove(own_file)
+        node_file = f"{probe_file}-{uuid4().hex}"
+        write_bytes(node_file, b"seen")
+        _remove(node_file)
     except StorageError as error:
         sees_run_dir, storage_error = False, str(error)
+    gpu_software, gpu_error = _probe_gpu_software() if resources.get("GPU") else (None, "")
     return NodeProbe(
         host=socket.gethostname(),
         ray_version=importlib.metadata.version("ray"),
@@ -281,16 +307,20 @@ def _probe_node(probe_file: str, paths: list[str], resources: Mapping[str, float
         sees_run_dir=sees_run_dir,
         storage_error=storage_error,
         missing_paths=tuple(path for path in paths if not _is_reachable(path)),
-        gpu_software=_probe_gpu_software() if resources.get("GPU") else None,
+        gpu_software=gpu_software,
+        gpu_error=gpu_error,
     )
 
 
-def _probe_gpu_software() -> tuple[Any, ...]:
-    # Ray hides the GPUs from a task that requests none; a process with another environment sees them.
+def _probe_gpu_software() -> tuple[GpuSoftware | None, str]:
+    """Return the software of this GPU node, or None and the last line of the error if it cannot be imported."""
+    # Ray hides the GPUs from a task that requests none, by CUDA_VISIBLE_DEVICES; a process without it sees them.
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-c", GPU_PROBE]
     probe = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
-    return tuple(json.loads(probe.stdout) if probe.returncode == 0 else probe.stderr.strip().splitlines()[-1:])
+    if probe.returncode:
+        return None, probe.stderr.strip().rpartition("\n")[2] or f"python ended with exit status {probe.returncode}"
+    return GpuSoftware(*json.loads(probe.stdout)), ""
 
 
 def _check_package(name: str, fix: str) -> Check:
@@ -308,16 +338,16 @@ def _is_reachable(path: str) -> bool:
 
 
 def _check_run_dir(run_dir: str) -> Check:
-    probe_file, made_folders = join(run_dir, f".doctor-{uuid4().hex}"), _missing_folders(run_dir)
+    probe_file, created_folders = join(run_dir, f".doctor-{uuid4().hex}"), _missing_folders(run_dir)
     try:
         write_bytes(probe_file, b"seen")
-        _remove(probe_file, made_folders)
+        _remove(probe_file, created_folders)
     except StorageError as error:
         return Check("run_dir", False, str(error), "choose a run_dir that you can write to")
     return Check("run_dir", True, run_dir)
 
 
-def _upwards(path: str) -> tuple[Path, ...]:
+def _with_parents(path: str) -> tuple[Path, ...]:
     """Return a local path and its parent folders, innermost first."""
     _, inner_path = filesystem(path)
     return (Path(inner_path), *Path(inner_path).parents)
@@ -325,12 +355,12 @@ def _upwards(path: str) -> tuple[Path, ...]:
 
 def _missing_folders(path: str) -> list[Path]:
     """Return the local folders, innermost first, that a write into a folder would create."""
-    return [folder for folder in _upwards(path) if not folder.exists()] if is_local(path) else []
+    return [folder for folder in _with_parents(path) if not folder.exists()] if is_local(path) else []
 
 
-def _remove(path: str, made_folders: Sequence[Path] = ()) -> None:
+def _remove(path: str, created_folders: Sequence[Path] = ()) -> None:
     """Delete a file, and the folders that were created for the file if they are empty."""
     delete_file(path)
     with contextlib.suppress(OSError):  # another process may have written into the folders
-        for folder in made_folders:
+        for folder in created_folders:
             folder.rmdir()

@@ -5,11 +5,11 @@ with code 2. Every other exception is a bug of kp_ray and keeps its traceback. A
 """
 
 MAX_MESSAGE_CHARS = 1000
-"""Maximum length of a printed message. A longer message is cut in the middle, which usually quotes a file."""
+"""Maximum length of a printed message. A longer message loses its middle, which usually is a quote from a file."""
 
 
 class KpRayError(Exception):
-    """Base of all errors with a message for the user; white space in the message is reduced to one line."""
+    """Base of all errors with a message for the user; the message is joined to one line (`one_line`)."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
@@ -52,7 +52,7 @@ class StoppedError(KpRayError):
 
 
 def one_line(text: object) -> str:
-    """Replace every run of white space, line breaks included, by one blank."""
+    """Replace every run of white space, line breaks included, by one space."""
     return " ".join(str(text).split())
 
 

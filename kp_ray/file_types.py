@@ -7,7 +7,7 @@ UNKNOWN = "binary data of an unknown format"
 UTF16, UTF32 = "UTF-16 text", "UTF-32 text"
 UTF16_UNMARKED = "UTF-16 text without a byte order mark"
 
-# Offset in the file, bytes at that offset, description. The first that fits counts.
+# Offset in the file, bytes at that offset, description. The first entry that matches a file describes it.
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", JPEG),
     (0, b"\x89PNG\r\n\x1a\n", PNG),
@@ -55,7 +55,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\0\0\xfe\xff", UTF32),
     (0, b"\xff\xfe", UTF16),
     (0, b"\xfe\xff", UTF16),
-    (0, b"BM", BMP),  # two letters with which text can begin as well: see `describe_content`
+    (0, b"BM", BMP),  # text can begin with these letters too: `describe_content` checks for a zero byte
 )  # fmt: skip
 _MARKUP: tuple[tuple[bytes, str], ...] = (
     (b"<svg", "an SVG drawing"),
@@ -69,7 +69,7 @@ _HEAD_BYTES = 2048
 
 
 def describe_content(content: bytes) -> str:
-    """Describe a file's content by its first 2048 bytes, with its article, e.g. "a ZIP archive" or "text"."""
+    """Describe a file's content by its first 2048 bytes, as words for a message: "a ZIP archive", "text"."""
     head = content[:_HEAD_BYTES]
     if not head:
         return "an empty file"

@@ -1,4 +1,4 @@
-"""Fingerprints of the settings that decide a result: named fields are digested, or recorded and compared.
+"""Fingerprints of the fields that decide a result: the fields are either digested, or recorded and compared.
 
 A store's parts, a member, a search and a prediction all use these functions. A result is reused only if the fields that
 decided it are unchanged; the message about a changed field names the field.
@@ -25,7 +25,8 @@ def encode_fields(fields: Mapping[str, Any]) -> bytes:
 def find_difference(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """Find the first field of `current` that was recorded with another value.
 
-    Values are compared as JSON, so a tuple equals a list. Recorded fields that `current` lacks are ignored.
+    Values are compared as JSON, so a tuple equals a list. A field that was not recorded counts as None. Recorded fields
+    that `current` lacks are ignored, because they no longer decide the result.
 
     Returns:
         The field's dotted name, its recorded value and its current value; None if all fields are equal.
@@ -42,14 +43,14 @@ def find_difference(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> 
     return None
 
 
-def refuse_difference(recorded: Mapping[str, Any], current: Mapping[str, Any], place: str, advice: str) -> None:
+def refuse_difference(recorded: Mapping[str, Any], current: Mapping[str, Any], place: str, fix: str) -> None:
     """Refuse to reuse a result whose recorded fields differ from the current ones.
 
     Args:
         recorded: fields stored with the result.
         current: fields of the current configuration.
         place: file or folder of the result; the message begins with it.
-        advice: what the user should do; the message ends with it.
+        fix: what the user should do; the message ends with it.
 
     Raises:
         RunStateError: a field differs.
@@ -57,4 +58,4 @@ def refuse_difference(recorded: Mapping[str, Any], current: Mapping[str, Any], p
     difference = find_difference(recorded, current)
     if difference:
         name, recorded_value, value = difference
-        raise RunStateError(f"{place}: was made with {name} {recorded_value!r:.80}, now {value!r:.80}: {advice}")
+        raise RunStateError(f"{place}: was made with {name} {recorded_value!r:.80}, now {value!r:.80}: {fix}")

@@ -23,18 +23,17 @@ from kp_ray.storage import file_sizes
 
 Image = npt.NDArray[np.uint8]
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
-    *(".jp2", ".ppm", ".pgm"),
-)
+    ".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm",
+)  # fmt: skip
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Formats that are decoded, whatever suffix the file's name has; of several frames the first. "JPEG" includes MPO,
-which phones write. Pillow knows more formats, but runs other programs for some of them."""
+"""Formats that are decoded, whatever the file's suffix; only the first frame of a file is used. "JPEG" includes MPO,
+which phones write. Pillow's other formats are left out, because Pillow runs other programs to decode some of them."""
 _FORMAT_DESCRIPTIONS = (
-    *(file_types.JPEG, file_types.PNG, file_types.WEBP, file_types.BMP, file_types.GIF),
-    *(file_types.TIFF, file_types.AVIF, file_types.JPEG2000),
-)
+    file_types.JPEG, file_types.PNG, file_types.WEBP, file_types.BMP, file_types.GIF, file_types.TIFF, file_types.AVIF,
+    file_types.JPEG2000,
+)  # fmt: skip
 MAX_PIXELS = 100_000_000
-"""Larger images are refused before they are decoded."""
+"""Images with more pixels are refused before they are decoded."""
 MAX_SIDE = 65500
 """Largest width and height, in pixels, of a JPEG that libjpeg writes (JPEG_MAX_DIMENSION in its jmorecfg.h)."""
 _TRANSPOSED = (5, 6, 7, 8)
@@ -47,8 +46,9 @@ class ImageInfo:
 
     Attributes:
         format: Pillow's name of the file format, e.g. "JPEG"; "MPO" is a JPEG file with several images.
-        width, height: in pixels, of the upright image: after its EXIF orientation is applied.
-        is_upright_jpeg: the data are a grey or color JPEG without an EXIF orientation, as `decode_resized` needs them.
+        width, height: size in pixels after the EXIF orientation is applied.
+        is_upright_jpeg: whether the file is a grey or color JPEG that needs no EXIF orientation, as `decode_resized`
+            requires.
     """
 
     format: str
@@ -72,14 +72,14 @@ def is_image_file(name: str) -> bool:
 
 
 def probe(content: bytes) -> ImageInfo:
-    """Read an image's header; pixels that are damaged or cut off are not noticed.
+    """Read an image's header; damaged or missing pixel data are not noticed.
 
     Raises:
         DataError: the bytes are not an image in one of FORMATS.
     """
     with _open(content) as opened:
         orientation: object = None
-        with contextlib.suppress(Exception):  # `decode` and `require_whole` report a damaged tag
+        with contextlib.suppress(Exception):  # `decode` and `require_decodable` report a damaged tag
             orientation = _orientation(opened)
         width, height = opened.size
         if orientation in _TRANSPOSED:
@@ -87,11 +87,11 @@ def probe(content: bytes) -> ImageInfo:
         return ImageInfo(opened.format or "", width, height, _is_jpeg(opened) and orientation == 1)
 
 
-def require_whole(content: bytes) -> None:
-    """Decode an image only to see whether it can be decoded; a JPEG at an eighth of its size, which is faster.
+def require_decodable(content: bytes) -> None:
+    """Refuse an image that cannot be decoded. A JPEG is decoded at an eighth of its size, which is faster.
 
     Raises:
-        DataError: the image is cut short or damaged.
+        DataError: the image is truncated or damaged.
     """
     with _open(content) as opened:
         if opened.format == "JPEG" and _is_jpeg(opened):
@@ -108,11 +108,11 @@ def decode(content: bytes) -> tuple[Image, bool]:
         content: a file in one of FORMATS.
 
     Returns:
-        The image (H, W, 4) BGRX, and whether `content` can be stored for it unchanged: a JPEG in grey or color that
-        needs no EXIF orientation.
+        The image (H, W, 4) BGRX, and True if `content` is a grey or color JPEG that needs no EXIF orientation: such a
+        file can be stored unchanged, so the image need not be encoded again.
 
     Raises:
-        DataError: the bytes are not an image, are cut short, or have a depth that 8 bits cannot hold.
+        DataError: the bytes are not an image, are truncated, or have a depth that 8 bits cannot hold.
     """
     with _open(content) as opened:
         if opened.width * opened.height > MAX_PIXELS:
@@ -122,8 +122,8 @@ def decode(content: bytes) -> tuple[Image, bool]:
         return _decode_with_pillow(opened), False
 
 
-def decode_bgr(content: bytes) -> Image | None:
-    """Decode an image for a preview as (H, W, 3) BGR, upright; None if it cannot be decoded."""
+def decode_preview(content: bytes) -> Image | None:
+    """Decode an image as (H, W, 3) BGR, upright, for a preview; return None if it cannot be decoded."""
     try:
         return np.ascontiguousarray(decode(content)[0][..., :3])
     except DataError:
@@ -131,10 +131,10 @@ def decode_bgr(content: bytes) -> Image | None:
 
 
 def decode_resized(image: bytes | Image, size: tuple[int, int], new_size: tuple[int, int]) -> Image:
-    """Decode a JPEG and resize it as Detectron2's ResizeTransform does.
+    """Resize an image as Detectron2's ResizeTransform does; decode it first if it is a JPEG.
 
-    The JPEG is decoded at 1/8, 1/4 or 1/2 of its size where that is still large enough: libjpeg's other scales are no
-    faster than the full size.
+    The JPEG is decoded at the smallest of 1/8, 1/4 and 1/2 of its size that is at least `new_size`, else at full size:
+    libjpeg's other scales are no faster than the full size.
 
     Args:
         image: bytes of a JPEG that is upright (`ImageInfo.is_upright_jpeg`), or a decoded (H, W, 3) image.
@@ -149,14 +149,15 @@ def decode_resized(image: bytes | Image, size: tuple[int, int], new_size: tuple[
     """
     scale = 1.0
     if isinstance(image, bytes):
-        scales = [part for part in (1 / 8, 1 / 4, 1 / 2) if all(size[i] * part >= new_size[i] for i in (0, 1))]
-        scale = scales[0] if scales else 1.0
+        for scale in (1 / 8, 1 / 4, 1 / 2, 1.0):
+            if size[0] * scale >= new_size[0] and size[1] * scale >= new_size[1]:
+                break
         width, height = (math.ceil(side * scale) for side in size)
         try:
             image = simplejpeg.decode_jpeg(image, "BGR", min_width=width, min_height=height)
         except ValueError as error:
             raise DataError(f"cannot be decoded: {one_line(error)}") from error
-    # The last column and row of a scaled image may reach past the frame: the box leaves that part out.
+    # libjpeg rounds a scaled size up, so the last column and row reach past the image's edge: the box cuts them there.
     box = (0, 0, size[0] * scale, size[1] * scale)
     bilinear = PIL.Image.Resampling.BILINEAR
     return np.asarray(PIL.Image.fromarray(np.asarray(image)).resize(new_size, bilinear, box))
@@ -166,7 +167,7 @@ def encode(image: Image, jpeg_quality: int) -> bytes:
     """Encode an image (H, W, 3) BGR or (H, W, 4) BGRX as JPEG with 4:2:0 chroma subsampling.
 
     Raises:
-        DataError: a side is longer than a JPEG's can be.
+        DataError: a side is longer than MAX_SIDE.
     """
     height, width, num_channels = image.shape
     if max(height, width) > MAX_SIDE:
@@ -177,8 +178,8 @@ def encode(image: Image, jpeg_quality: int) -> bytes:
     )
 
 
-def encode_bgr(image: Image, quality: int = 82) -> bytes:
-    """Encode a preview (H, W, 3) BGR as JPEG."""
+def encode_preview(image: Image, quality: int = 82) -> bytes:
+    """Encode an image (H, W, 3) BGR as JPEG, for a preview."""
     is_encoded, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not is_encoded:
         raise ValueError(f"an image of shape {image.shape} cannot be encoded")
@@ -187,7 +188,7 @@ def encode_bgr(image: Image, quality: int = 82) -> bytes:
 
 @contextlib.contextmanager
 def _open(content: bytes) -> Iterator[PIL.Image.Image]:
-    """Open an image with Pillow; an error of a decoder inside the block becomes a `DataError`."""
+    """Open an image with Pillow; every decoder's error inside the `with` block becomes a `DataError`."""
     if not content:
         raise DataError("the file is empty")
     try:
@@ -195,9 +196,9 @@ def _open(content: bytes) -> Iterator[PIL.Image.Image]:
             yield opened
     except (DataError, MemoryError):
         raise
-    except UnidentifiedImageError as error:  # its text holds a memory address
+    except UnidentifiedImageError as error:  # Pillow's own message quotes only a memory address
         raise DataError(_describe_unidentified(content)) from error
-    except Exception as error:  # Pillow's decoders raise many classes on damaged bytes
+    except Exception as error:  # Pillow's decoders raise many classes of errors on damaged bytes
         raise DataError(f"cannot be decoded: {one_line(error)}") from error
 
 
@@ -215,7 +216,7 @@ def _is_jpeg(opened: PIL.Image.Image) -> bool:
 
 
 def _orientation(opened: PIL.Image.Image) -> object:
-    """Return the EXIF orientation, 1 (upright) to 8; 1 without a tag; a damaged tag can hold any value."""
+    """Return the EXIF orientation: 1 (upright, also without a tag) to 8, or any value of a damaged tag."""
     return opened.getexif().get(ExifTags.Base.Orientation, 1)
 
 

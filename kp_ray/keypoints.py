@@ -50,7 +50,7 @@ class Skeleton:
         paired = [name for pair in self.flip_pairs for name in pair]
         repeated = sorted({name for name in paired if paired.count(name) > 1})
         if repeated:
-            raise ValueError(f"flip_pairs: {repeated[0]!r} is listed twice: name it once")
+            raise ValueError(f"flip_pairs: {repeated[0]!r} is listed twice: list it once")
         for field, pairs in (("flip_pairs", self.flip_pairs), ("limbs", self.limbs)):
             unknown = sorted({name for pair in pairs for name in pair} - set(self.names))
             if unknown:
@@ -129,7 +129,7 @@ def skeleton_for(
     base = DACON24 if set(names) == set(DACON24.names) else None
     if base is None and (flip_pairs is None or sigmas is None):
         raise ValueError(
-            f"header: its {len(names)} keypoint names are not the competition's 24: set skeleton.flip_pairs and "
+            f"header: the {len(names)} keypoint names are not the competition's 24: set skeleton.flip_pairs and "
             "skeleton.sigmas in the config"
         )
     ordered = base.names if base else tuple(names)
@@ -141,10 +141,10 @@ def skeleton_for(
     )
 
 
-def inside(xy: FloatArray, width: int, height: int) -> BoolArray:
-    """Return which points (..., 2), in pixel indices, are in [0, width) x [0, height); points outside get v = 0.
+def is_inside_image(xy: FloatArray, width: int, height: int) -> BoolArray:
+    """Return which points (..., 2), in pixel indices, are in [0, width) x [0, height); NaN is not.
 
-    NaN is outside.
+    Callers set v = 0 for the points outside.
     """
     limit = np.array([width, height])
     with np.errstate(invalid="ignore"):
@@ -152,7 +152,7 @@ def inside(xy: FloatArray, width: int, height: int) -> BoolArray:
 
 
 def labelled_box(keypoints: FloatArray, width: int, height: int, margin_px: float = 0.0) -> FloatArray:
-    """Compute the box (4,) x1, y1, x2, y2 around the labelled points of one person, clipped to the image.
+    """Compute the box (4,) x1, y1, x2, y2 around the labelled points of one person.
 
     Args:
         keypoints: (K, 3) x, y, v in pixels; a point is labelled if its coordinates are finite.
@@ -160,7 +160,7 @@ def labelled_box(keypoints: FloatArray, width: int, height: int, margin_px: floa
         margin_px: distance added on every side before clipping.
 
     Returns:
-        The box in pixel indices; zeros if no point is labelled.
+        The box in pixel indices, clipped to [0, width] x [0, height]; zeros if no point is labelled.
     """
     xy = keypoints[np.isfinite(keypoints[:, :2]).all(axis=1), :2]
     if not len(xy):

@@ -18,7 +18,7 @@ from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 PCK_SHARES = (0.05, 0.1)
 """Shares of the box's longer side within which a keypoint counts as correct."""
 OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-"""COCO's thresholds: a detection whose OKS reaches the threshold is a hit."""
+"""COCO's thresholds: at each threshold, a detection whose OKS is at least the threshold is a hit."""
 _RECALLS = np.linspace(0.0, 1.0, 101)
 """COCO's recalls, at which precision is averaged."""
 
@@ -76,8 +76,8 @@ class Evaluation(_Metrics):
         rmse: root of the mean squared error of all labelled x and y, in pixels (the competition's metric).
         rmse_interval: 95 % confidence interval of `rmse` (low, high) in pixels; None without scene names.
         median_px, p95_px: 50th and 95th percentile of the points' Euclidean errors, in pixels.
-        pck: share of the labelled points whose error is at most a * max(width, height) of the box around the person's
-            labelled truth points, by a: "0.05" and "0.1".
+        pck: share of the labelled points that are correct, by the largest allowed error: "0.05" and "0.1" of the longer
+            side of the box around the person's labelled truth points.
         ap, ap50, ap75: OKS-AP as COCO defines it, with width * height of that box as the area.
         by_keypoint: metrics per keypoint name.
         by_camera: metrics per camera name.
@@ -130,20 +130,22 @@ def evaluate_keypoints(
     _check_arrays(predicted, truth, skeleton, per_row)
     scores = predicted[..., 2].mean(axis=1) if scores is None else scores
     sizes = _box_sizes(truth)
-    errors, longest = point_errors(predicted, truth), sizes.max(axis=1)
+    errors, longer_sides = point_errors(predicted, truth), sizes.max(axis=1)
     precisions = average_precision(oks(predicted, truth, skeleton, sizes.prod(axis=1)), scores, found)
     return Evaluation(
         num_images=len(predicted),
         num_missing=int((~found).sum()),
         rmse=rmse(errors),
-        rmse_interval=_interval(errors, scenes),
+        rmse_interval=rmse_interval(errors, scenes),
         median_px=_percentile(errors, 50),
         p95_px=_percentile(errors, 95),
-        pck={str(share): pck(errors, longest, share) for share in PCK_SHARES},
+        pck={str(share): pck(errors, longer_sides, share) for share in PCK_SHARES},
         ap=_none_if_nan(precisions.mean()),
         ap50=_none_if_nan(precisions[0]),
         ap75=_none_if_nan(precisions[5]),
-        by_keypoint={name: _keypoint_metrics(errors[:, [k]], longest, scenes) for k, name in enumerate(skeleton.names)},
+        by_keypoint={
+            name: _keypoint_metrics(errors[:, [k]], longer_sides, scenes) for k, name in enumerate(skeleton.names)
+        },
         by_camera=_camera_metrics(errors, cameras or (), scenes),
     )
 
@@ -164,49 +166,56 @@ def rmse(errors: FloatArray) -> float | None:
 
 
 def rmse_interval(
-    errors: FloatArray, scenes: Sequence[str], *, share: float = 0.95, num_samples: int = 2000, seed: int = 0
+    errors: FloatArray,
+    scenes: Sequence[str] | None,
+    *,
+    confidence: float = 0.95,
+    num_samples: int = 2000,
+    seed: int = 0,
 ) -> Interval | None:
     """Compute the bootstrap percentile interval of the RMSE in pixels (Efron and Tibshirani, 1993).
 
-    Whole scenes are resampled, because the frames of a scene are nearly the same.
+    Whole scenes are resampled, because the frames of a scene are not independent of each other.
 
     Args:
         errors: (N, K) point errors in pixels, NaN for unlabelled points.
-        scenes: (N,) scene names.
-        share: confidence level, the share of the bootstrap samples inside the interval.
+        scenes: (N,) scene names; None if they are unknown.
+        confidence: share of the bootstrap samples that are inside the interval.
         num_samples: number of bootstrap samples.
         seed: seed of the resampling.
 
     Returns:
-        (low, high); None if fewer than two scenes have a labelled point.
+        (low, high); None without scene names, or if fewer than two scenes have a labelled point.
     """
+    if scenes is None:
+        return None
     labelled = np.isfinite(errors)
     names, scene_indices = np.unique(np.array(list(scenes), dtype=str), return_inverse=True)
-    squares = np.bincount(scene_indices, np.where(labelled, errors**2, 0.0).sum(axis=1), minlength=len(names))
+    sums = np.bincount(scene_indices, np.where(labelled, errors**2, 0.0).sum(axis=1), minlength=len(names))
     counts = np.bincount(scene_indices, labelled.sum(axis=1), minlength=len(names))
-    squares, counts = squares[counts > 0], counts[counts > 0]
+    sums, counts = sums[counts > 0], counts[counts > 0]
     if len(counts) < 2:
         return None
     choices = np.random.default_rng(seed).integers(len(counts), size=(num_samples, len(counts)))
-    samples = np.sqrt(squares[choices].sum(axis=1) / counts[choices].sum(axis=1) / 2)
-    low, high = np.quantile(samples, [(1 - share) / 2, (1 + share) / 2])
+    samples = np.sqrt(sums[choices].sum(axis=1) / counts[choices].sum(axis=1) / 2)  # halved as in `rmse`
+    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
-def pck(errors: FloatArray, longest: FloatArray, share: float) -> float | None:
+def pck(errors: FloatArray, longer_sides: FloatArray, share: float) -> float | None:
     """Compute the percentage of correct keypoints, as a share in [0, 1].
 
     Args:
         errors: (N, K) point errors in pixels, NaN for unlabelled points.
-        longest: (N,) the longer side of each person's box in pixels, as in Yang and Ramanan (2013). The box of a person
-            with one labelled point has size 0, so that point is correct only if its error is 0.
+        longer_sides: (N,) the longer side of each person's box in pixels, as in Yang and Ramanan (2013). The box of a
+            person with one labelled point has size 0, so that point is correct only if its error is 0.
         share: share of the longer side within which a point is correct.
 
     Returns:
         None if no point is labelled.
     """
     labelled = np.isfinite(errors)
-    correct = errors <= share * longest[:, None]  # False for NaN
+    correct = errors <= share * longer_sides[:, None]  # False for NaN
     return float(correct.sum() / labelled.sum()) if labelled.any() else None
 
 
@@ -269,16 +278,12 @@ def _box_sizes(truth: FloatArray) -> FloatArray:
     return np.asarray(np.where(labelled.any(axis=1), high - low, 0.0))
 
 
-def _interval(errors: FloatArray, scenes: Sequence[str] | None) -> Interval | None:
-    return rmse_interval(errors, scenes) if scenes is not None else None
-
-
-def _keypoint_metrics(errors: FloatArray, longest: FloatArray, scenes: Sequence[str] | None) -> KeypointMetrics:
+def _keypoint_metrics(errors: FloatArray, longer_sides: FloatArray, scenes: Sequence[str] | None) -> KeypointMetrics:
     return KeypointMetrics(
         rmse=rmse(errors),
-        rmse_interval=_interval(errors, scenes),
+        rmse_interval=rmse_interval(errors, scenes),
         median_px=_percentile(errors, 50),
-        pck_005=pck(errors, longest, 0.05),
+        pck_005=pck(errors, longer_sides, 0.05),
     )
 
 
@@ -290,7 +295,7 @@ def _camera_metrics(
         rows = [row for row, camera in enumerate(cameras) if camera == name]
         camera_scenes = [scenes[row] for row in rows] if scenes is not None else None
         metrics[name] = CameraMetrics(
-            num_images=len(rows), rmse=rmse(errors[rows]), rmse_interval=_interval(errors[rows], camera_scenes)
+            num_images=len(rows), rmse=rmse(errors[rows]), rmse_interval=rmse_interval(errors[rows], camera_scenes)
         )
     return metrics
 

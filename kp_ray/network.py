@@ -8,14 +8,15 @@ from collections.abc import Iterator
 
 ANSWER_TIMEOUT_S = 20.0
 """Seconds within which an object storage must answer the first request; pyarrow 25 gives up after 101 s."""
-SILENCE_TIMEOUT_S = 60.0
+SOCKET_TIMEOUT_S = 60.0
 """Seconds without a byte after which a download fails; the downloader of Detectron2 has no limit."""
 
 
 def require_answer(url: str, key: str) -> None:
-    """Refuse an HTTP service that accepts connections and does not answer.
+    """Refuse an HTTP service that accepts connections but does not answer.
 
-    Any answer is accepted, also an error. A refused connection is left to the service's client, which tries again.
+    Every answer is accepted, even an HTTP error. A refused connection is not reported here: the service's client
+    retries it.
 
     Args:
         url: address of the service, e.g. "http://127.0.0.1:9000".
@@ -24,9 +25,9 @@ def require_answer(url: str, key: str) -> None:
     Raises:
         TimeoutError: there is no answer within `ANSWER_TIMEOUT_S`.
     """
-    parts = urllib.parse.urlsplit(url)
-    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    with contextlib.closing(connect(parts.hostname or "", parts.port, timeout=ANSWER_TIMEOUT_S)) as connection:
+    address = urllib.parse.urlsplit(url)
+    connect = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+    with contextlib.closing(connect(address.hostname or "", address.port, timeout=ANSWER_TIMEOUT_S)) as connection:
         try:
             connection.request("HEAD", "/")
             connection.getresponse()
@@ -39,10 +40,10 @@ def require_answer(url: str, key: str) -> None:
 
 
 @contextlib.contextmanager
-def limited_silence() -> Iterator[None]:
-    """Let every new socket of this process fail after `SILENCE_TIMEOUT_S` without a byte, inside the block."""
+def socket_timeout() -> Iterator[None]:
+    """Inside the `with` block, make every new socket of this process fail after `SOCKET_TIMEOUT_S` without a byte."""
     previous_timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(SILENCE_TIMEOUT_S)
+    socket.setdefaulttimeout(SOCKET_TIMEOUT_S)
     try:
         yield
     finally:

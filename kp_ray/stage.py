@@ -9,15 +9,15 @@ from kp_ray.storage import exists
 
 
 class Progress(Protocol):
-    """Receives the progress of a stage."""
+    """Receives the progress of a stage, which is shown as one line or bar per name."""
 
     def __call__(self, name: str, done: int, total: int, note: str = "") -> None:
-        """Report that `done` of `total` units of a row are done.
+        """Report that `done` of `total` iterations or images are done.
 
         Args:
-            name: the row: a member, a trial, or "" for the whole stage.
-            done, total: e.g. iterations or images.
-            note: text that follows the figures.
+            name: the member or trial that makes progress; "" for the whole stage.
+            done, total: numbers of iterations or images.
+            note: text that is shown after the numbers.
         """
         ...
 
@@ -39,7 +39,7 @@ class Stage(Protocol):
 
     Attributes:
         name: the verb, e.g. "augment".
-        needs_cluster: whether `run` needs a Ray session; never needed if `is_done`.
+        needs_cluster: whether `run` needs a Ray session, unless `is_done` returns True.
         needs_dashboard: whether a local session needs Ray's dashboard, which Ray Train queries.
     """
 
@@ -48,13 +48,13 @@ class Stage(Protocol):
     needs_dashboard: bool
 
     def applies(self, config: Config) -> bool:
-        """Return whether `run` of the whole pipeline includes this stage."""
+        """Return whether `kp-ray run` includes this stage."""
         ...
 
     def check(self, config: Config) -> None:
         """Refuse a config or run folder with which `run` would fail; start no cluster and write nothing.
 
-        Results that an earlier stage has yet to make are not required.
+        The results of earlier stages may still be missing.
 
         Raises:
             KpRayError: `run` would fail.
@@ -62,7 +62,7 @@ class Stage(Protocol):
         ...
 
     def is_done(self, config: Config) -> bool:
-        """Return whether the result is there already, so that `run` needs no cluster.
+        """Return whether the stage's result is complete, so that `run` needs no cluster.
 
         Raises:
             KpRayError: the result of an earlier stage is missing, or was made with other settings.
@@ -70,7 +70,7 @@ class Stage(Protocol):
         ...
 
     def run(self, config: Config, progress: Progress) -> Summary:
-        """Do the work that a stopped run has not done, and record the config in the run folder.
+        """Do the work that earlier, stopped runs left undone, and record the config in the run folder.
 
         Raises:
             KpRayError: the work failed or was stopped.
@@ -78,7 +78,7 @@ class Stage(Protocol):
         ...
 
     def forecast(self, config: Config) -> Summary:
-        """Estimate the work of `run` (`--dry-run`); start and write nothing."""
+        """Estimate the work of `run` for `--dry-run`; start no cluster and write nothing."""
         ...
 
 

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from kp_ray.errors import RunStateError, StorageError, one_line
 from kp_ray.network import require_answer
 
-SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
-"""The `user:password@` of a URL."""
+URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
+"""Matches the `user:password@` of a URL."""
 PIECE_BYTES = 1 << 20
 """Bytes per read of a file that may be too large for memory."""
 
@@ -34,7 +34,7 @@ def absolute_path(path: str) -> str:
     """
     if not path or "\0" in path:
         raise ValueError("a path is expected, or null for none")
-    if SECRET.search(path):
+    if URL_CREDENTIALS.search(path):
         raise ValueError("credentials belong in the environment (AWS_ACCESS_KEY_ID, ...), not in a path")
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
@@ -69,11 +69,11 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 @lru_cache(maxsize=16)
 def _connect(root: str) -> tuple[pafs.FileSystem, str]:
-    """Create the client of a bucket; cached, because that takes 60 ms and each client opens its own connections."""
-    for key in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if root.startswith("s3://") else ():
-        if os.environ.get(key):
-            require_answer(os.environ[key], key)
-            break
+    """Create a bucket's client; cached, because creating one takes 60 ms and each client opens its own connections."""
+    if root.startswith("s3://"):
+        keys = [key for key in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(key)]
+        if keys:
+            require_answer(os.environ[keys[0]], keys[0])
     fs, inner_path = pafs.FileSystem.from_uri(root)
     return fs, str(inner_path)
 
@@ -151,9 +151,7 @@ def read_json(path: str, fix: str) -> dict[str, Any]:
         values = json.loads(content)
     except ValueError as error:
         raise StorageError(f"{path}: damaged ({one_line(error)}): {fix}") from error
-    if not isinstance(values, dict):
-        raise StorageError(f"{path}: damaged (not a JSON object): {fix}")
-    return values
+    return require_keys(values, path, (), fix)
 
 
 def write_bytes(path: str, content: bytes) -> None:
@@ -167,7 +165,7 @@ def write_bytes(path: str, content: bytes) -> None:
         if isinstance(fs, pafs.LocalFileSystem):
             _replace_file(Path(inner_path), content)
         else:
-            # An object appears when its stream is closed, even by an exception: make a single call of `write`.
+            # An object appears when its stream closes, even after an exception: write all bytes in one call.
             with fs.open_output_stream(inner_path) as stream:
                 stream.write(content)
     except OSError as error:
@@ -176,12 +174,12 @@ def write_bytes(path: str, content: bytes) -> None:
 
 def _replace_file(target: Path, content: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial_file = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(content)
-        partial.replace(target)
+        partial_file.write_bytes(content)
+        partial_file.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        partial_file.unlink(missing_ok=True)
 
 
 def write_json(path: str, value: Any) -> None:
@@ -217,16 +215,16 @@ def delete_file(path: str) -> None:
 
 
 def move_file(path: str, target: str) -> None:
-    """Move a local or remote file inside its storage; folders of the target are created.
+    """Move a file to a target on the same disk or in the same bucket; create the target's folder.
 
     Raises:
-        StorageError: the file is not there, or the storage is full or refuses.
+        StorageError: the file does not exist, or the storage is full or denies access.
     """
-    (fs, inner), (_, moved) = filesystem(path), filesystem(target)
+    (fs, inner_path), (_, inner_target) = filesystem(path), filesystem(target)
     try:
         if isinstance(fs, pafs.LocalFileSystem):
-            Path(moved).parent.mkdir(parents=True, exist_ok=True)
-        fs.move(inner, moved)
+            Path(inner_target).parent.mkdir(parents=True, exist_ok=True)
+        fs.move(inner_path, inner_target)
     except OSError as error:
         raise StorageError(f"{path}: cannot be moved to {target}: {one_line(error)}") from error
 
@@ -371,10 +369,12 @@ def require_keys(row: Any, path: str, keys: Sequence[str], fix: str) -> dict[str
     Raises:
         StorageError: `row` is not an object or lacks a key; the message names `path` and ends with `fix`.
     """
-    missing = [key for key in keys if key not in row] if isinstance(row, dict) else ["JSON object"]
-    if missing:
-        raise StorageError(f"{path}: damaged (no {missing[0]}): {fix}")
-    return dict(row)
+    if not isinstance(row, dict):
+        raise StorageError(f"{path}: damaged (not a JSON object): {fix}")
+    missing_keys = [key for key in keys if key not in row]
+    if missing_keys:
+        raise StorageError(f"{path}: damaged (no {missing_keys[0]}): {fix}")
+    return row
 
 
 def read_text(path: str) -> str | None:

@@ -12,8 +12,8 @@ import ray
 
 from kp_ray import doctor
 from kp_ray.config.schema import Config
-from kp_ray.doctor import NodeProbe, check_cluster, check_machine, check_node
-from kp_ray.store.plan import plan
+from kp_ray.doctor import GpuSoftware, NodeProbe, check_cluster, check_machine, check_node
+from kp_ray.store.plan import make_plan
 from tests.helpers.data import tiny_config
 
 
@@ -22,7 +22,7 @@ def test_every_check_of_a_healthy_machine_passes(sample_data: dict[str, Any], tm
     checks = {check.name: check for check in check_machine(config)}
     assert all(check.ok for check in checks.values()), checks
     assert "12 images" in checks["disk"].found
-    assert f"{len(list(plan(config).parts()))} parts" in checks["store"].found
+    assert f"{len(list(make_plan(config).parts()))} parts" in checks["store"].found
     assert checks["data.annotations"].found == sample_data["annotations"]
     assert not (tmp_path / "run").exists()
 
@@ -106,7 +106,7 @@ HEALTHY = NodeProbe(
     shm_bytes=8e9,
     disk_bytes=90e9,
     sees_run_dir=True,
-    gpu_software=("2.14.1+cu130", "13.0", 2, "0.6"),
+    gpu_software=GpuSoftware("2.14.1+cu130", "13.0", 2, "0.6"),
 )
 
 
@@ -117,8 +117,8 @@ HEALTHY = NodeProbe(
         ({"shm_bytes": 64e6}, "node b", "--shm-size"),
         ({"sees_run_dir": False, "storage_error": "AWS Error ACCESS_DENIED"}, "run_dir on b", "s3://"),
         ({"missing_paths": ("/data/imgs",)}, "data on b", "s3://"),
-        ({"gpu_software": ("2.14.1+cpu", None, 0, "0.6")}, "gpu software on b", "CUDA"),
-        ({"gpu_software": ("ModuleNotFoundError: No module named 'detectron2'",)}, "gpu software on b", "install.md"),
+        ({"gpu_software": GpuSoftware("2.14.1+cpu", None, 0, "0.6")}, "gpu software on b", "CUDA"),
+        ({"gpu_software": None, "gpu_error": "No module named 'detectron2'"}, "gpu software on b", "install.md"),
     ],
 )
 def test_a_fault_of_a_node_fails_one_check_with_its_fix(

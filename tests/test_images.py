@@ -15,13 +15,13 @@ from kp_ray.images import (
     MAX_PIXELS,
     MAX_SIDE,
     decode,
-    decode_bgr,
+    decode_preview,
     decode_resized,
     encode,
-    encode_bgr,
+    encode_preview,
     list_images,
     probe,
-    require_whole,
+    require_decodable,
 )
 from tests.helpers.data import SHARED
 from tests.helpers.images import IMAGE_FILES, UNCHANGED_KINDS, decode_upright_rgb, encode_with_pillow
@@ -104,15 +104,15 @@ def test_probe_returns_the_upright_size_and_whether_a_jpeg_can_be_decoded_at_a_s
     assert (info.width, info.height) == (width, height)
     assert info.format in kind
     assert info.is_upright_jpeg is (kind in {*UNCHANGED_KINDS, "MPO"})
-    require_whole(IMAGE_FILES[kind])
+    require_decodable(IMAGE_FILES[kind])
 
 
-def test_probe_reads_only_the_header_and_require_whole_reads_the_pixels() -> None:
+def test_probe_reads_only_the_header_and_require_decodable_reads_the_pixels() -> None:
     for kind in ("JPEG", "CMYK JPEG", "PNG"):
         half = IMAGE_FILES[kind][: len(IMAGE_FILES[kind]) // 2]
         assert (probe(half).width, probe(half).height) == (96, 64)
         with pytest.raises(DataError, match="cannot be decoded"):
-            require_whole(half)
+            require_decodable(half)
     for content in (b"", b"<html>"):
         with pytest.raises(DataError):
             probe(content)
@@ -139,13 +139,13 @@ def test_encode_takes_bgr_and_bgrx(num_channels: int) -> None:
         encode(np.zeros((1, MAX_SIDE + 1, num_channels), np.uint8), 95)
 
 
-def test_decode_bgr_returns_an_encoded_preview_and_none_for_other_bytes() -> None:
+def test_decode_preview_returns_an_encoded_preview_and_none_for_other_bytes() -> None:
     image = np.full((20, 30, 3), (40, 90, 200), dtype=np.uint8)
-    decoded = decode_bgr(encode_bgr(image))
+    decoded = decode_preview(encode_preview(image))
     assert decoded is not None
     np.testing.assert_allclose(decoded, image, atol=4)
-    assert decode_bgr(b"") is None
-    assert decode_bgr(b"not an image") is None
+    assert decode_preview(b"") is None
+    assert decode_preview(b"not an image") is None
 
 
 def test_images_are_listed_sorted_with_sub_folders_by_path_and_by_url(tmp_path: Path) -> None:
@@ -169,4 +169,4 @@ def test_photographs_of_another_format_are_read_whatever_their_suffix_is(file_fo
         assert not is_storable
         assert probe(content).format == file_format
         assert np.abs(decoded[..., :3].astype(int) - shown[..., :3]).mean() < 6
-        require_whole(content)
+        require_decodable(content)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kp_ray.keypoints import DACON24, FloatArray, Skeleton, inside, labelled_box, skeleton_for
+from kp_ray.keypoints import DACON24, FloatArray, Skeleton, is_inside_image, labelled_box, skeleton_for
 
 HAND = {
     "names": ("left_tip", "right_tip", "palm"),
@@ -125,16 +125,16 @@ def test_the_right_and_bottom_edges_are_outside() -> None:
     below_w, below_h = np.nextafter(width, 0), np.nextafter(height, 0)
     inner_points = [(0, 0), (below_w, below_h)]
     outer_points = [(width, 5), (5, height), (-1e-9, 5), (5, -1e-9), (np.nan, 5), (5, np.nan), (np.inf, 5)]
-    assert inside(np.array(inner_points), width, height).all()
-    assert not inside(np.array(outer_points), width, height).any()
+    assert is_inside_image(np.array(inner_points), width, height).all()
+    assert not is_inside_image(np.array(outer_points), width, height).any()
 
 
 @settings(deadline=None)
 @given(hnp.arrays(float, st.tuples(st.integers(0, 30), st.just(2)), elements=ANY_NUMBER), SIZES, SIZES)
 def test_inside_agrees_with_a_comparison_point_by_point(xy: FloatArray, width: int, height: int) -> None:
     expected = [0 <= x < width and 0 <= y < height for x, y in xy]
-    assert inside(xy, width, height).tolist() == expected
-    assert inside(xy[:, None], width, height)[:, 0].tolist() == expected
+    assert is_inside_image(xy, width, height).tolist() == expected
+    assert is_inside_image(xy[:, None], width, height)[:, 0].tolist() == expected
 
 
 def test_the_box_is_clipped_to_the_image_and_leaves_unlabelled_points_out() -> None:
@@ -162,6 +162,6 @@ def test_the_box_is_inside_the_image_and_contains_every_point_of_the_image(
     x1, y1, x2, y2 = labelled_box(make_points(*map(tuple, xy)), width, height, margin_px)
     assert 0 <= x1 <= x2 <= width
     assert 0 <= y1 <= y2 <= height
-    for x, y in xy[inside(xy, width, height)]:
+    for x, y in xy[is_inside_image(xy, width, height)]:
         assert x1 <= x <= x2
         assert y1 <= y <= y2

@@ -10,7 +10,7 @@ import pytest
 
 from kp_ray import network, storage
 from kp_ray.errors import StorageError
-from kp_ray.network import limited_silence, require_answer
+from kp_ray.network import require_answer, socket_timeout
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def test_an_object_storage_that_does_not_answer_is_named_within_the_deadline(
 def test_a_download_that_falls_silent_fails_and_the_socket_timeout_is_restored(
     serve: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "SILENCE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(network, "SOCKET_TIMEOUT_S", 0.5)
     url = serve(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nfirst bytes")
-    with limited_silence(), pytest.raises(TimeoutError), urllib.request.urlopen(url) as response:
+    with socket_timeout(), pytest.raises(TimeoutError), urllib.request.urlopen(url) as response:
         response.read()
     assert socket.getdefaulttimeout() is None

@@ -23,7 +23,7 @@ from kp_ray.errors import StorageError
 from kp_ray.storage import exists, file_sizes, read_bytes, write_bytes, writer_lock
 from kp_ray.store.manifest import row_schema
 from kp_ray.store.parts import PartWriter, make_variants
-from kp_ray.store.plan import plan
+from kp_ray.store.plan import make_plan
 from tests.helpers.clusters import free_ports
 from tests.helpers.data import tiny_config
 from tests.helpers.processes import KP_RAY
@@ -163,7 +163,7 @@ def test_a_writer_that_is_killed_during_an_upload_leaves_no_object(s3: dict[str,
 @pytest.mark.usefixtures("s3")
 def test_an_error_while_a_part_is_written_leaves_no_object(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(sample_data, tmp_path, augment={"sources_per_part": 1})
-    planned = plan(config.model_copy(update={"run_dir": url("cut")}))
+    planned = make_plan(config.model_copy(update={"run_dir": url("cut")}))
     chunk = planned.chunks[0]
     part, target = chunk.parts[0], f"{planned.store}/{chunk.parts[0].path}"
     rows, _ = make_variants(planned, chunk.sources[0], [(part.recipe, part.copies)])

@@ -17,7 +17,7 @@ from kp_ray.augmentation.user_pipeline import run_user_pipeline
 from kp_ray.augmentation.warp import PaddedSource, relight
 from kp_ray.errors import DataError
 from kp_ray.images import Image, decode, encode
-from kp_ray.keypoints import FloatArray, apply_affine, inside, labelled_box
+from kp_ray.keypoints import FloatArray, apply_affine, is_inside_image, labelled_box
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -168,7 +168,7 @@ def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int
     height, width = pixels.shape[:2]
     # Round before testing which points are inside, so that visibility agrees with the stored coordinates.
     stored = keypoints.astype(np.float32)
-    stored[~inside(stored[:, :2].astype(np.float64), width, height), 2] = 0
+    stored[~is_inside_image(stored[:, :2].astype(np.float64), width, height), 2] = 0
     return Variant(
         source=source,
         recipe=recipe.name,

@@ -9,7 +9,7 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.data.image_files import require_any_image
 from kp_ray.data.names import NameMatch, describe_matches, match_names
 from kp_ray.errors import DataError, StorageError
-from kp_ray.images import is_image_file, probe, require_whole
+from kp_ray.images import is_image_file, probe, require_decodable
 from kp_ray.storage import file_sizes, join, read_bytes
 
 Size = tuple[int, int]
@@ -100,7 +100,7 @@ def _inspect_file(image: str, path: str) -> tuple[Finding | None, Size | None]:
     except DataError as failure:
         return error("unreadable", image, f"the file {failure}", "without it the image is left out"), None
     try:
-        require_whole(content)
+        require_decodable(content)
     except (DataError, MemoryError) as failure:  # a damaged header can ask for any amount of memory
         return error("truncated", image, f"the image is truncated or damaged: {failure}", fix), None
     size = info.width, info.height

@@ -10,7 +10,7 @@ from kp_ray.checks.dataset import find_sentinels, remove_sentinels, scale_findin
 from kp_ray.checks.findings import Finding, Sizes, list_names, warning
 from kp_ray.checks.motion import motion_findings
 from kp_ray.data.annotations import Annotations
-from kp_ray.keypoints import FloatArray, Skeleton, inside
+from kp_ray.keypoints import FloatArray, Skeleton, is_inside_image
 
 _TINY_BODY_PX = 8.0
 """Longer side of the box around the labelled points in pixels, below which keypoints cannot be distinguished."""
@@ -68,7 +68,7 @@ def _image_findings(annotations: Annotations, sizes: Sizes) -> Iterator[Finding]
 def _pose_findings(skeleton: Skeleton, image: str, xy: FloatArray, size: tuple[int, int] | None) -> Iterator[Finding]:
     """Find mistakes in the points (K, 2) of one image; `size` is its (width, height) in pixels, or None."""
     if size is not None:
-        is_outside = np.isfinite(xy).all(axis=1) & ~inside(xy, *size)
+        is_outside = np.isfinite(xy).all(axis=1) & ~is_inside_image(xy, *size)
         if is_outside.any():
             names = [skeleton.names[k] for k in np.flatnonzero(is_outside)]
             message = f"outside the {size[0]}x{size[1]} frame: {list_names(names)}"

@@ -1,4 +1,4 @@
-"""Describe the causes of Ray's errors: the error that ended a task, an actor or a training worker, on one line."""
+"""Find the error that ended a task, an actor or a training worker inside Ray's errors, and describe it on one line."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,10 @@ import ray
 from kp_ray import errors
 from kp_ray.errors import KpRayError, shorten
 
-OUT_OF_MEMORY = "the nodes lack memory: lower cluster.num_cpus or start Ray with fewer CPUs per node"
-PROCESS_DIED = "a process or a node of Ray died: it was killed, ran out of memory or crashed; its log may say which"
+OUT_OF_MEMORY = "a node ran out of memory: lower cluster.num_cpus or start Ray with fewer CPUs per node"
+PROCESS_DIED = "a process or a node of Ray died (killed, out of memory or crashed): see Ray's log on its node"
 
-_DEATHS = (
+_DEATH_ERRORS = (
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.RayActorError,
     ray.exceptions.LocalRayletDiedError,
@@ -30,7 +30,7 @@ def describe_ray_error(error: BaseException) -> str:
         return str(cause)
     if isinstance(cause, ray.exceptions.OutOfMemoryError):
         return OUT_OF_MEMORY
-    if isinstance(cause, _DEATHS):
+    if isinstance(cause, _DEATH_ERRORS):
         return PROCESS_DIED
     return shorten(f"{type(cause).__name__}: {cause}", 300)
 
@@ -48,7 +48,7 @@ def _wrapped_error(error: BaseException) -> BaseException | None:
         # Ray 2.60 keeps the error of an actor's constructor only in `args`.
         argument = error.args[0] if error.args else None
         return argument if isinstance(argument, ray.exceptions.RayTaskError) else None
-    # Ray Train's errors are recognised by their attributes: a machine that only augments may lack Ray Train.
+    # Ray Train's errors are recognised by their attributes, because a machine that only augments may lack Ray Train.
     if failures := getattr(error, "worker_failures", None):
         # When a worker dies, the other workers fail too ("Connection closed by peer"): choose the most specific cause.
         return min((root_cause(failure) for failure in failures.values()), key=_rank_cause)
@@ -58,14 +58,18 @@ def _wrapped_error(error: BaseException) -> BaseException | None:
 
 def _rank_cause(cause: BaseException) -> int:
     """Return how specific a cause is; 0 is the most specific."""
-    kinds = (KpRayError, ray.exceptions.OutOfMemoryError, _DEATHS)
-    return next((rank for rank, kind in enumerate(kinds) if isinstance(cause, kind)), len(kinds))
+    ranked_classes = (KpRayError, ray.exceptions.OutOfMemoryError, _DEATH_ERRORS)
+    for rank, error_class in enumerate(ranked_classes):
+        if isinstance(cause, error_class):
+            return rank
+    return len(ranked_classes)
 
 
 def error_row(error: KpRayError) -> dict[str, str]:
     """Encode an error as an output row of a Ray Data task, from which `raise_error_row` raises it in the driver.
 
-    An exception would not arrive: Ray Data 2.60 replaces it by a UserCodeException without cause, or changes its text.
+    An exception that the task raises would lose its class or text: Ray Data 2.60 replaces it by a UserCodeException
+    without a cause, or changes its message.
     """
     return {"error_class": type(error).__name__, "error_message": str(error)}
 
@@ -74,7 +78,7 @@ def raise_error_row(row: Mapping[str, Any]) -> None:
     """Raise the error that a row from `error_row` encodes; do nothing for any other row.
 
     Raises:
-        KpRayError: the row encodes an error; the class is the one that the task raised.
+        KpRayError: the row encodes an error; it has the class of the error in the task.
     """
     class_name = row.get("error_class")
     if class_name:

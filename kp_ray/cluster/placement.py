@@ -1,4 +1,4 @@
-"""Place work on nodes: labels that keep work away from some nodes, and the memory of the processes beside workers."""
+"""Choose the nodes for Ray's tasks and actors: by labels, and by the memory that a training run's processes need."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,26 +7,27 @@ import ray
 
 from kp_ray.cluster.ray_internals import node_resource
 
-AUGMENT_NODES = {"kp-ray/augment": "!no"}
-"""`label_selector` of augmentation. cluster.yaml labels GPU nodes `kp-ray/augment: no`, because they cost too much."""
-MODEL_NODES = {"kp-ray/models": "!no"}
-"""`label_selector` of training and prediction. cluster.yaml labels spot nodes `kp-ray/models: no`: they have no torch,
-and their loss would interrupt a training run."""
+AUGMENT_NODE_SELECTOR = {"kp-ray/augment": "!no"}
+"""`label_selector` of augmentation: any node that is not labelled `kp-ray/augment: no`. cluster.yaml gives this label
+to GPU nodes, which cost too much for work that needs only CPUs."""
+MODEL_NODE_SELECTOR = {"kp-ray/models": "!no"}
+"""`label_selector` of training and prediction: any node that is not labelled `kp-ray/models: no`. cluster.yaml gives
+this label to spot nodes, which have no torch and whose loss would interrupt a training run."""
 
-RUN_BYTES = 3 << 29
-"""Memory of a training run's processes beside its workers: the task that calls `fit`, and Ray Train's controller,
-coordinator of data and watchers (measured: 1.4 GB in seven processes)."""
-TRIAL_BYTES = 1 << 29
+RUN_OVERHEAD_BYTES = 1536 << 20
+"""Memory of a training run's processes other than its workers: the task that calls `fit`, and Ray Train's controller,
+data coordinator and watchers (measured: 1.4 GB in seven processes)."""
+TRIAL_ACTOR_BYTES = 512 << 20
 """Memory of a trial's actor, which waits for its training run (measured: 0.5 GB)."""
 
 
 def model_nodes() -> list[Mapping[str, Any]]:
-    """Return the nodes that are alive and on which `MODEL_NODES` allows training and prediction."""
+    """Return the living nodes that `MODEL_NODE_SELECTOR` selects, as elements of `ray.nodes()`."""
     return _allowed_nodes("kp-ray/models")
 
 
 def augment_nodes() -> list[Mapping[str, Any]]:
-    """Return the nodes that are alive and on which `AUGMENT_NODES` allows augmentation."""
+    """Return the living nodes that `AUGMENT_NODE_SELECTOR` selects, as elements of `ray.nodes()`."""
     return _allowed_nodes("kp-ray/augment")
 
 
@@ -36,26 +37,29 @@ def _allowed_nodes(label: str) -> list[Mapping[str, Any]]:
 
 def max_runs_in_memory(nodes: Sequence[Mapping[str, Any]]) -> int:
     """Count the training runs, each with a trial's actor, that fit the nodes' memory; at least 1."""
-    return max(1, sum(int(node["Resources"].get("memory", 0) // (RUN_BYTES + TRIAL_BYTES)) for node in nodes))
+    return max(
+        1, sum(int(node["Resources"].get("memory", 0) // (RUN_OVERHEAD_BYTES + TRIAL_ACTOR_BYTES)) for node in nodes)
+    )
 
 
 def fit_task_options() -> dict[str, Any]:
-    """Return the options of the Ray task that calls `fit` of a training run.
+    """Return the options of the Ray task that calls a training run's `fit`.
 
-    The task needs no CPU while it waits. It is not retried: the caller resumes the run.
+    The task takes no CPU, because it only waits. Ray does not retry it, because the caller resumes the run.
     """
-    largest = max((node["Resources"].get("memory", 0) for node in model_nodes()), default=0)
-    # Half of a small node's memory, because a task that no node can hold would wait forever.
-    memory = min(RUN_BYTES, int(largest / 2))
-    return {"num_cpus": 0, "max_retries": 0, "memory": memory, "label_selector": MODEL_NODES}
+    largest_node_bytes = max((node["Resources"].get("memory", 0) for node in model_nodes()), default=0)
+    # On small nodes request only half of the memory, because a task that fits no node would wait forever.
+    memory = min(RUN_OVERHEAD_BYTES, int(largest_node_bytes / 2))
+    return {"num_cpus": 0, "max_retries": 0, "memory": memory, "label_selector": MODEL_NODE_SELECTOR}
 
 
 def trial_resources() -> dict[str, float]:
-    """Return the resources of a trial's actor: memory on the driver's node, where every package is installed.
+    """Return the resources of a trial's actor.
 
-    The actor gets no share of a CPU, because training may need all CPUs.
+    The actor takes no share of a CPU, because training may need all CPUs. A tiny amount of the resource that only the
+    driver's node has places the actor there: other nodes may lack the packages of a search.
     """
     own_id = ray.get_runtime_context().get_node_id()
     node = next(node for node in ray.nodes() if node["NodeID"] == own_id)
-    memory = min(TRIAL_BYTES, int(node["Resources"].get("memory", 0) / 4))
+    memory = min(TRIAL_ACTOR_BYTES, int(node["Resources"].get("memory", 0) / 4))
     return {"memory": memory, node_resource(node): 0.001}

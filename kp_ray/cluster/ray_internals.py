@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 MAX_RETRIES = 3
-"""Retries of a task, or of a call of an actor, whose process died."""
+"""Number of retries of a task, or of a call to an actor, whose process died."""
 
 
 def bounded_task_retries() -> dict[str, Any]:
     """Return keyword arguments of `Dataset.map` and `map_batches` that bound the retries of their tasks.
 
-    By default Ray Data retries a task whose worker died without end, so an image that crashes its worker would hang the
-    run. `ray_remote_args_fn` is deprecated and goes in Ray 2.64; 2.60 has no other way to set `max_retries`.
+    By default Ray Data never stops retrying a task whose worker dies, so an image that crashes the worker would hang
+    the run. `ray_remote_args_fn` is deprecated and will be removed in Ray 2.64; Ray 2.60 has no other way to set
+    `max_retries`.
     """
     return {"ray_remote_args_fn": _task_options}
 
@@ -29,7 +30,8 @@ def _task_options() -> dict[str, Any]:
 def bounded_actor_retries() -> dict[str, Any]:
     """Return keyword arguments of `Dataset.map` and `map_batches` that bound the retries of calls to a pool's actors.
 
-    The reason is that of `bounded_task_retries`. Passing `max_task_retries` is deprecated and goes in Ray 2.64.
+    The reason is the same as in `bounded_task_retries`. `max_task_retries` is deprecated and will be removed in Ray
+    2.64.
     """
     return {"max_task_retries": MAX_RETRIES}
 
@@ -37,7 +39,7 @@ def bounded_actor_retries() -> dict[str, Any]:
 def dashboard_url() -> str:
     """Return host:port of the joined cluster's dashboard; "" if it has none.
 
-    Only `ray.init` returns the URL by a public name, and the session that called it may be a notebook's.
+    The only public source is the return value of `ray.init`, which is lost if a notebook called `ray.init` itself.
     """
     from ray._private.worker import get_dashboard_url
 
@@ -50,7 +52,7 @@ def is_head(node: Mapping[str, Any]) -> bool:
 
 
 def node_resource(node: Mapping[str, Any]) -> str:
-    """Return the name of the resource that only this node has, e.g. "node:10.0.0.1", to place actors on it."""
+    """Return the resource that only this node has, e.g. "node:10.0.0.1"; requesting it places an actor on the node."""
     return next(name for name in node["Resources"] if name.startswith("node:") and name != "node:__internal_head__")
 
 
@@ -65,7 +67,7 @@ def keep_credentials_out_of_tune_logs(names: Sequence[str]) -> None:
 
 
 def upload_limit_bytes() -> int:
-    """Return the size of a working directory, as a zip file, above which the job server answers with status 413."""
+    """Return the size of a working directory's zip file above which Ray's job server refuses it (HTTP status 413)."""
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 
     return int(DASHBOARD_CLIENT_MAX_SIZE)
@@ -81,7 +83,7 @@ def upload_size_bytes(folder: str, excludes: Sequence[str], limit: int) -> int:
     Args:
         folder: the working directory.
         excludes: patterns of `runtime_env["excludes"]`. Files that .gitignore or .rayignore name are left out too.
-        limit: measuring stops at this number of bytes.
+        limit: stop counting at this number of bytes.
     """
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
@@ -94,7 +96,7 @@ def upload_size_bytes(folder: str, excludes: Sequence[str], limit: int) -> int:
             raise _LimitReachedError
 
     root = Path(folder).absolute()
-    silent = logging.Logger("silent", logging.CRITICAL + 1)  # Ray logs each file of exclusions
+    silent = logging.Logger("silent", logging.CRITICAL + 1)  # Ray logs each ignore file that it reads
     with contextlib.suppress(_LimitReachedError):
         _dir_travel(root, [_get_excludes(root, list(excludes))], add_size, include_gitignore=True, logger=silent)
     return size

@@ -28,7 +28,7 @@ class Capacity(NamedTuple):
     use_gpu: bool
 
 
-def runs_at_once(config: Config) -> Capacity:
+def training_capacity(config: Config) -> Capacity:
     """Compute how many training runs of the config's size fit the running cluster at the same time.
 
     An autoscaling cluster may have no worker node yet: `cluster.num_cpus` and `cluster.num_gpus` give its full size.
@@ -50,7 +50,7 @@ def runs_at_once(config: Config) -> Capacity:
         )
     per_worker = f"{train.cpus_per_worker:g} CPUs{' and a GPU' if use_gpu else ''}"
     if not fits_a_node(config, train.cpus_per_worker, 1 if use_gpu else 0):
-        raise ClusterError(f"train.cpus_per_worker: no node has {per_worker} for a worker: lower it")
+        raise ClusterError(f"train.cpus_per_worker: no node has {per_worker} for a worker: lower this setting")
     num_runs = _count_runs(total, train, max_workers, use_gpu)
     is_autoscaling = bool(config.cluster.num_cpus or config.cluster.num_gpus)
     if not is_autoscaling:  # otherwise the sizes of future nodes are unknown
@@ -62,7 +62,7 @@ def runs_at_once(config: Config) -> Capacity:
             )
         num_runs = min(num_runs, num_places // max_workers)
     num_runs = min(num_runs, max_runs_in_memory(nodes))
-    # With a range of workers, Ray Train lets a run grow to the whole cluster: only one may run at a time.
+    # With a range of workers, Ray Train lets a run grow to the whole cluster, so only one run fits.
     return Capacity(1 if isinstance(train.num_workers, WorkerRange) else num_runs, use_gpu)
 
 
@@ -72,9 +72,11 @@ def fits_a_node(config: Config, num_cpus: float, num_gpus: float) -> bool:
     An autoscaling cluster is assumed to have one node of its full size, because the sizes of its nodes are unknown.
     """
     nodes = [node["Resources"] for node in model_nodes()]
-    full_size = {"CPU": config.cluster.num_cpus, "GPU": config.cluster.num_gpus}
-    largest = {name: full_size[name] or max((node.get(name, 0) for node in nodes), default=0) for name in full_size}
-    return any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in [*nodes, largest])
+    full_size_node = {
+        "CPU": config.cluster.num_cpus or max((node.get("CPU", 0) for node in nodes), default=0),
+        "GPU": config.cluster.num_gpus or max((node.get("GPU", 0) for node in nodes), default=0),
+    }
+    return any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in [*nodes, full_size_node])
 
 
 def require_cpus(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, num_cpus: float, purpose: str) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 HARMLESS_LINE = "constructor arguments in the object store and max_restarts > 0"
 """Part of a line that Ray 2.60 prints for every actor pool of Ray Data (ray-project/ray issue 53727).
 
-The line warns that an actor cannot restart if its constructor's arguments are lost. kp_ray's runs then end in one line,
-and the same command resumes them.
+The line warns that an actor cannot restart if its constructor's arguments are lost. If this happens, kp_ray prints one
+line and ends, and the same command resumes the run.
 """
 _FILTER = """
 while IFS= read -r line || [ -n "$line" ]; do
@@ -19,7 +19,8 @@ done
 """
 _SUDDEN_END = "kp-ray: Ray or another process ended this run (the raylet or the head is gone); the same command resumes"
 FLUSH_S = 1.0
-"""Longest wait for the last lines: the shell ends when no process has the pipe open, and a child may live on."""
+"""Longest wait until the shell has printed the last lines and ended. The shell ends when no process holds the pipe
+open, but a child process can outlive this one and hold it open."""
 
 
 @contextlib.contextmanager
@@ -28,7 +29,7 @@ def hide_harmless_line() -> Iterator[None]:
 
     Ray's C++ code writes the line to file descriptor 2, which no logging setting reaches; RAY_BACKEND_LOG_LEVEL would
     hide real errors too. A shell copies every other line to the screen: unlike a thread, a shell still prints the last
-    lines of a process that is killed. `sys.stderr` bypasses the shell, so that progress bars find their terminal.
+    lines of a process that is killed. `sys.stderr` bypasses the shell, so that progress bars still see a terminal.
     """
     screen, python_stderr = os.dup(2), sys.stderr
     read_end, write_end = os.pipe()
@@ -59,7 +60,7 @@ def _writes_to_descriptor_2(stream: object) -> bool:
 
 @contextlib.contextmanager
 def announce_sudden_end() -> Iterator[None]:
-    """Print a line even if this process is killed: a shell reads from a pipe and prints the line if the pipe closes."""
+    """Print a line if this process is killed: a shell reads from a pipe, and prints the line if nothing was written."""
     command = ["sh", "-c", f"trap '' INT; read -r _ || echo '{_SUDDEN_END}' >&2"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as shell:  # noqa: S603  (fixed text)
         try:

@@ -1,4 +1,4 @@
-"""Join the cluster that a config names or start a local one: the only `ray.init`."""
+"""Join the cluster that a config names, or start a local cluster; no other module calls `ray.init`."""
 
 import contextlib
 import logging
@@ -18,15 +18,15 @@ from kp_ray.errors import ClusterError, one_line
 RAY_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # progress bars printed by actors fill the log
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the patch prints every line twice
-    "RAY_AIR_NEW_OUTPUT": "0",  # Ray Tune's own table; kp_ray's progress shows the same figures
-    "RAY_SCHEDULER_EVENTS": "0",  # advice about worker processes, sent to every driver
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",  # printed on every machine with few CPUs
+    "RAY_AIR_NEW_OUTPUT": "0",  # disables Ray Tune's table, because kp_ray's progress shows the same figures
+    "RAY_SCHEDULER_EVENTS": "0",  # disables advice about worker processes, which every driver would print
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",  # a warning that small machines print
     "RAY_task_oom_retries": "3",  # by default Ray retries out-of-memory tasks forever
 }
 """Environment variables that Ray reads, some of them when it is imported. A value that the user has set is kept."""
 
 START_ATTEMPTS = 3
-"""Attempts to start a local cluster: Ray gives up after 30 s, which is too short on a busy machine."""
+"""Number of attempts to start a local cluster: Ray gives up after 30 s, which can be too short on a busy machine."""
 
 ADDRESS_TIMEOUT_S = 20.0
 """Seconds within which `cluster.address` must accept a connection; `ray.init` itself tries for 823 s (Ray 2.60)."""
@@ -35,7 +35,7 @@ NODE_CHECK_S = 5.0
 """Seconds between checks that this node still belongs to the cluster."""
 
 _interrupted = threading.Event()
-"""Set by Ctrl-C: Ray loses a KeyboardInterrupt raised in its callbacks, so `raise_if_interrupted` raises it again."""
+"""Set by Ctrl-C. Ray loses a KeyboardInterrupt that its callbacks raise; `raise_if_interrupted` raises it again."""
 
 
 def set_ray_environment() -> None:
@@ -55,11 +55,11 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
     """Join the config's Ray cluster, or start a local cluster that ends with the session.
 
     Args:
-        config: `cluster.address` names the cluster; if it is null, RAY_ADDRESS does; without both, a local cluster
-            is started.
+        config: `cluster.address` names the cluster; if it is null, RAY_ADDRESS names the cluster; without both, a local
+            cluster is started.
         dashboard: whether a local cluster has Ray's dashboard. Ray Train and Ray Tune query the dashboard; other stages
             start 1 s faster without it.
-        say: prints one line; called when starting is retried.
+        say: prints one line; called before each new attempt to start a local cluster.
 
     Yields:
         Seconds that joining or starting took.
@@ -84,14 +84,15 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
 
 
 def check_address(address: str, key: str) -> None:
-    """Refuse an address where no gRPC server answers, as a Ray head is; Ray itself would try for minutes.
+    """Refuse an address at which no Ray head, a gRPC server, answers; Ray itself would try for minutes.
 
     Args:
-        address: "host:port" or "ray://host:port". Anything else, e.g. "auto", is not checked: Ray itself fails soon.
+        address: "host:port" or "ray://host:port". Anything else, e.g. "auto", is not checked, because Ray itself soon
+            refuses it if no cluster runs.
         key: name of the setting that holds the address, for the message.
 
     Raises:
-        ClusterError: nothing listens there, or what listens is silent or not a Ray head.
+        ClusterError: no program listens at the address, or the program is silent or not a Ray head.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
@@ -111,7 +112,7 @@ def check_address(address: str, key: str) -> None:
 
 
 def _speaks_grpc(connection: socket.socket) -> bool:
-    """Return whether a server answers the beginning of HTTP/2, on which gRPC is built, with its settings.
+    """Return whether a server speaks HTTP/2, on which gRPC is built: it must answer with a settings frame.
 
     Raises:
         OSError: the server is silent for `ADDRESS_TIMEOUT_S`, or ends the connection.
@@ -138,21 +139,20 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
     import ray
     import ray.data  # imported before its log level is set below, because the import sets the level too
 
-    section = config.cluster
-    address = section.address or os.environ.get("RAY_ADDRESS") or "local"
+    cluster = config.cluster
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     verbose = _is_verbose()
     if not verbose:
         for name in ("ray.data", "ray.tune"):  # kp_ray prints one line of its own when a run or trial ends
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    key = "cluster.address" if section.address else "RAY_ADDRESS"
-    if address != "local":
-        check_address(address, key)
-    else:
-        check_temp_dir()
+    key = "cluster.address" if cluster.address else "RAY_ADDRESS"
     init_kwargs: dict[str, Any] = {"logging_level": "INFO" if verbose else "ERROR", "log_to_driver": verbose}
     if address == "local":
-        init_kwargs |= {"num_cpus": section.num_cpus, "num_gpus": section.num_gpus, "include_dashboard": dashboard}
-    for attempts_left in reversed(range(START_ATTEMPTS)):
+        check_temp_dir()
+        init_kwargs |= {"num_cpus": cluster.num_cpus, "num_gpus": cluster.num_gpus, "include_dashboard": dashboard}
+    else:
+        check_address(address, key)
+    for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(address=address, **init_kwargs)
             return
@@ -162,16 +162,15 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
                 raise ClusterError(
                     f"{key}: no Ray cluster of this version answers (got {address}): check `ray status` there: {reason}"
                 ) from error
-            if isinstance(error, ValueError) or not attempts_left:
-                attempts = START_ATTEMPTS - attempts_left
-                raise ClusterError(f"Ray does not start on this machine ({attempts} attempts): {reason}") from error
+            if isinstance(error, ValueError) or attempt == START_ATTEMPTS:
+                raise ClusterError(f"Ray does not start on this machine ({attempt} attempts): {reason}") from error
             ray.shutdown()
-            say(f"Ray did not start, trying again: {reason}")
+            say(f"Ray did not start, starting it again: {reason}")
 
 
 @contextlib.contextmanager
 def _exit_with_node() -> Iterator[None]:
-    """End this process if Ray marks this node dead: Ray Tune would otherwise wait forever."""
+    """End this process if Ray marks this node as dead, because Ray Tune would wait forever."""
     import ray
 
     node_id, done = ray.get_runtime_context().get_node_id(), threading.Event()

@@ -12,8 +12,9 @@ from ray.util.annotations import RayDeprecationWarning
 def ray_data_settings() -> Iterator[None]:
     """Apply kp_ray's Ray Data settings to every dataset that is created inside this context.
 
-    Ray Data copies its settings when a dataset is created. With these settings Ray Data prints no progress and leaves
-    no CPU idle. Warnings about deprecated arguments are suppressed, because Ray 2.60 bounds retries in no other way.
+    The dataset keeps the settings after the context ends. They stop Ray Data from printing progress and from leaving
+    CPUs idle. Warnings about deprecated arguments are hidden, because Ray 2.60 needs such arguments to bound retries
+    (`ray_internals`).
     """
     context = ray.data.DataContext.get_current().copy()
     # By default Ray Data delays tasks to reserve memory for their results, but kp_ray's results are small (measured

@@ -10,14 +10,14 @@ MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 _SOCKET = "/ray/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store"
 """Path of Ray's longest socket in its temporary folder (Ray 2.60), with the largest process id of Linux."""
 MAX_FOLDER_BYTES = MAX_SOCKET_BYTES - len(_SOCKET)
-"""Longest path of a temporary folder in which Ray starts."""
+"""Longest path of a temporary folder in which Ray can start."""
 
 
 def check_temp_dir() -> None:
     """Refuse a temporary folder in which Ray cannot create its sockets.
 
     Raises:
-        ClusterError: RAY_TMPDIR, or TMPDIR on Linux without it, is too long.
+        ClusterError: the path in RAY_TMPDIR is too long; on Linux, without RAY_TMPDIR, the path in TMPDIR.
     """
     keys = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)
     key = next((name for name in keys if name in os.environ), None)

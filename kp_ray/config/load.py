@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from kp_ray.config.presets import CONFIG_PRESETS
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, one_line
-from kp_ray.storage import SECRET, exists, join, read_bytes
+from kp_ray.storage import URL_CREDENTIALS, exists, join, read_bytes
 
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """Exceptions that PyYAML raises; ValueError comes from an impossible date or number, e.g. 2001-99-99."""
@@ -83,7 +83,7 @@ def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
             close = get_close_matches(str(first["loc"][-1]), _sibling_keys(first["loc"]), n=1)
             message = "unknown key" + (f"; did you mean {close[0]}?" if close else "")
         else:
-            got = SECRET.sub("***@", repr(first["input"]))
+            got = URL_CREDENTIALS.sub("***@", repr(first["input"]))
             message = f"{first['msg'].removeprefix('Value error, ')} (got {got:.100})"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise ConfigError(f"{name}: {key}: {one_line(message)}{more}") from error

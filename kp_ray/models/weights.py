@@ -18,7 +18,7 @@ from detectron2.utils.file_io import PathManager
 from kp_ray.errors import KpRayError, ModelError, one_line
 from kp_ray.keypoints import Skeleton
 from kp_ray.models.presets import MODEL_PRESETS, build_model
-from kp_ray.network import limited_silence
+from kp_ray.network import socket_timeout
 from kp_ray.storage import exists, join, read_bytes, write_bytes
 
 FINAL_WEIGHTS = "model_final.pth"
@@ -186,7 +186,7 @@ def _read_weights(url: str) -> _Weights:
             path = str(Path(folder, Path(url).name))
             Path(path).write_bytes(read_bytes(url))
         else:
-            with limited_silence():
+            with socket_timeout():
                 path = PathManager.get_local_path(url)
         if path.endswith(".pkl"):
             with open(path, "rb") as stream:

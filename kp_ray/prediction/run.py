@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import ray
 
 from kp_ray.cluster.errors import describe_ray_error
-from kp_ray.cluster.placement import MODEL_NODES, model_nodes
+from kp_ray.cluster.placement import MODEL_NODE_SELECTOR, model_nodes
 from kp_ray.cluster.ray_internals import bounded_actor_retries, bounded_task_retries
 from kp_ray.cluster.resources import SMALLEST_SHARE, require_cpus
 from kp_ray.cluster.tasks import ray_data_settings
@@ -164,7 +164,7 @@ def predict_batches(
                 ),
                 num_cpus=plan.cpus_per_actor,
                 num_gpus=plan.gpus_per_actor or None,
-                label_selector=MODEL_NODES,
+                label_selector=MODEL_NODE_SELECTOR,
                 **bounded_actor_retries(),
             )
         )

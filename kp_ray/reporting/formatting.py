@@ -4,7 +4,7 @@ import base64
 import re
 from dataclasses import dataclass
 
-from kp_ray.images import Image, encode_bgr
+from kp_ray.images import Image, encode_preview
 
 MAX_ROWS = 100
 """Maximum number of rows of a table in the page; the files of the run folder hold all rows."""
@@ -49,4 +49,4 @@ def svg_figure(svg: bytes, alt: str) -> Figure:
 
 def jpeg_uri(image: Image) -> str:
     """Encode an image (H, W, 3), BGR, as a `data:` URI."""
-    return f"data:image/jpeg;base64,{base64.b64encode(encode_bgr(image)).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(encode_preview(image)).decode()}"

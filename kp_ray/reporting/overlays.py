@@ -7,7 +7,7 @@ import numpy as np
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import check_image_name
 from kp_ray.errors import DataError
-from kp_ray.images import Image, decode_bgr
+from kp_ray.images import Image, decode_preview
 from kp_ray.keypoints import FloatArray, Skeleton, labelled_box
 from kp_ray.reporting.formatting import jpeg_uri
 from kp_ray.storage import exists, join, read_bytes
@@ -32,7 +32,7 @@ def read_test_image(config: Config, name: str) -> Image | None:
     for folder in (config.predict.images, config.data.test_images, config.data.images):
         path = join(folder or "", name)
         if folder is not None and exists(path):
-            return decode_bgr(read_bytes(path))
+            return decode_preview(read_bytes(path))
     return None
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kp_ray.errors import KpRayError, StoreError
-from kp_ray.images import Image, decode_bgr
+from kp_ray.images import Image, decode_preview
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.storage import join
 from kp_ray.store.manifest import Manifest
@@ -91,7 +91,7 @@ def _draw_variant(path: str, rows: Sequence[dict[str, Any]], skeleton: Skeleton)
     """Draw the first variant of a part that has a visible keypoint, with its skeleton; None if it cannot be decoded."""
     points = [np.array(row["keypoints"], dtype=float).reshape(-1, 3) for row in rows]
     index = next((index for index, keypoints in enumerate(points) if (keypoints[:, 2] > 0).any()), 0)
-    image = decode_bgr(RowReader(["image"]).read(path, index)["image"])
+    image = decode_preview(RowReader(["image"]).read(path, index)["image"])
     if image is None:
         return None
     small, affine = crop_and_resize(image, None, EXAMPLE_PX)

@@ -10,7 +10,7 @@ import numpy as np
 from kp_ray.config.load import load_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError, StoreError
-from kp_ray.images import Image, decode_bgr, encode_bgr
+from kp_ray.images import Image, decode_preview, encode_preview
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.prediction.predictions import read_predictions
 from kp_ray.reporting.overlays import read_test_image
@@ -105,9 +105,9 @@ def show(
     if not drawn:
         raise DataError(f"{path}: nothing matches --recipe and --image: correct them, or leave one out")
     for name, canvas in drawn:
-        write_bytes(join(target, f"{name.replace('/', '_')}.jpg"), encode_bgr(canvas, 90))
+        write_bytes(join(target, f"{name.replace('/', '_')}.jpg"), encode_preview(canvas, 90))
     names, canvases = [name for name, _ in drawn], [canvas for _, canvas in drawn]
-    write_bytes(join(target, "sheet.jpg"), encode_bgr(draw_contact_sheet(canvases, names, 4, 260)))
+    write_bytes(join(target, "sheet.jpg"), encode_preview(draw_contact_sheet(canvases, names, 4, 260)))
     return ShowSummary(len(drawn), target)
 
 
@@ -130,7 +130,7 @@ def _draw_variants(store: str, selection: _Selection) -> Iterator[NamedImage]:
     reader = RowReader(_COLUMNS)
     for path, index in _select_variants(store, manifest, selection):
         row = reader.read(join(store, path), index)
-        variant = decode_bgr(row["image"])
+        variant = decode_preview(row["image"])
         if variant is not None:
             points = np.array(row["keypoints"], dtype=float).reshape(-1, 3)
             box = np.array(row["bbox_xyxy"], dtype=float) if (points[:, 2] > 0).any() else None

@@ -11,14 +11,14 @@ from kp_ray.store.manifest import SCHEMA_VERSION, read_manifest, write_manifest
 
 
 def convert_layout(store: str) -> None:
-    """Move the files of a store to their names in the current layout; do nothing if they have these names.
+    """Move the files of a store to their names in the current layout; do nothing if they already have these names.
 
-    The parts keep their bytes. The former manifest is deleted last, so an interrupted conversion is continued by the
-    next call. Requires the writer lock.
+    The parts keep their bytes. The former manifest is deleted last, so that the next call resumes an interrupted
+    conversion. The caller must hold the writer lock.
 
     Raises:
         StoreError: the former manifest is damaged, or another version of kp_ray wrote it.
-        StorageError: the storage does not answer or refuses.
+        StorageError: the storage does not answer or denies access.
     """
     former_manifest, former_quarantine = join(store, FORMER_MANIFEST_NAME), join(store, FORMER_QUARANTINE_NAME)
     manifest = read_manifest(store) if exists(former_manifest) else None

@@ -11,7 +11,7 @@ import numpy as np
 from kp_ray.config.schema import Config
 from kp_ray.store.layout import current_path, has_store
 from kp_ray.store.manifest import read_manifest
-from kp_ray.store.parts import make_variants
+from kp_ray.store.parts import make_variants, sample_evenly
 from kp_ray.store.plan import Chunk, Plan
 
 NUM_PROBES = 3
@@ -27,12 +27,12 @@ class StoreEstimate:
     """The estimated contents and cost of a whole store.
 
     Attributes:
-        sources, variants, parts: how many the store will have.
+        sources, variants, parts: numbers of them in the whole store.
         bytes: total size of the parts.
         seconds: duration on `cpus` CPUs, start-up included.
         cpus: number of CPUs that `seconds` assumes.
         cpu_s_per_source: CPU seconds per source.
-        probed: number of sources whose rows were made to measure this.
+        probed: number of sources whose rows were made for the estimate.
     """
 
     sources: int
@@ -60,7 +60,7 @@ class AugmentForecast(StoreEstimate):
     store: str
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return the lines of text for the terminal."""
         return [
             f"{self.sources} sources, {self.variants} variants of {self.recipes} recipes, "
             f"{self.parts} parts ({self.parts_kept} exist already) in {self.store}",
@@ -69,7 +69,7 @@ class AugmentForecast(StoreEstimate):
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         names = [*(field.name for field in fields(StoreEstimate)), "parts_kept"]
         return {name: getattr(self, name) for name in names}
 
@@ -134,10 +134,9 @@ def _probe_chunks(plan: Plan, chunks: Sequence[Chunk]) -> list[_Probe]:
     """Measure the first source of NUM_PROBES evenly spread chunks; sources that cannot be used are skipped."""
     probes: list[_Probe] = []
     is_warm = False
-    for index in np.unique(np.linspace(0, len(chunks) - 1, NUM_PROBES, dtype=int)) if chunks else ():
-        chunk = chunks[index]
+    for chunk in sample_evenly(chunks, NUM_PROBES):
         recipes = [(part.recipe, part.copies) for part in chunk.parts]
-        if not is_warm:  # the first image also loads libraries, which must not be measured
+        if not is_warm:  # make the first source's rows once more: loading libraries must not be measured
             is_warm = bool(make_variants(plan, chunk.sources[0], recipes)[0])
         began = time.process_time()
         variants, _ = make_variants(plan, chunk.sources[0], recipes)

@@ -33,11 +33,11 @@ class ExportSummary:
     folder: str
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return the lines of text for the terminal."""
         return [f"{self.images} images and annotations.json, annotations.csv in {self.folder}"]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         return asdict(self)
 
 
@@ -59,20 +59,20 @@ def export_store(
         yolo: also write `labels/`, one text file per image, for YOLO-pose.
 
     Raises:
-        StoreError: there is no finished store, or the store lacks a recipe of `recipes`, or no row is selected;
-            `folder` already holds an export, or two images would have the same name.
+        StoreError: there is no finished store, the store lacks a recipe of `recipes`, no row is selected, `folder`
+            already holds an export, or two images would have the same name.
         StorageError: a part is damaged, or the folder cannot be written.
     """
     store = config.path("store")
     skeleton = config.build_skeleton(read_manifest(store).skeleton)
     for name in ("images", "annotations.json", "annotations.csv"):
         if exists(join(folder, name)):
-            raise StoreError(f"{folder}: already holds {name}, which would be overwritten: name a new folder")
+            raise StoreError(f"{folder}: already holds {name}, which would be overwritten: choose a new folder")
     _refuse_equal_names(store, split, recipes)
     try:
         num_images = _write_images(skeleton, iter_rows(store, split=split, recipes=recipes), folder)
         if not num_images:
-            raise StoreError(f"{store}: no row has this split and these recipes: select others to export")
+            raise StoreError(f"{store}: no row has this split and these recipes: select another split or other recipes")
     except BaseException:  # including Ctrl-C: an unfinished export would look like a whole one
         delete_folder(join(folder, "images"))
         raise
@@ -86,23 +86,22 @@ def _image_name(row: StoredRow) -> str:
 
 
 def _refuse_equal_names(store: str, split: str | None, recipes: Sequence[str] | None) -> None:
-    """Refuse sources whose names differ only in the suffix (a.png, a.jpg), before anything is written.
+    """Refuse sources whose names differ only in the suffix (a.png, a.jpg): each variant is exported as .jpg.
 
     Raises:
         StoreError: two images would have the same name.
     """
-    source_of: dict[str, str] = {}
+    sources_by_name: dict[str, str] = {}
     for row in read_table(store, split=split, recipes=recipes, columns=["source", "recipe", "copy"]).to_pylist():
         name = _image_name(row)
-        if name in source_of:
-            raise StoreError(
-                f"{store}: {row['source']} and {source_of[name]} would both be exported as {name}: rename one of them"
-            )
-        source_of[name] = row["source"]
+        if name in sources_by_name:
+            both = f"{row['source']} and {sources_by_name[name]}"
+            raise StoreError(f"{store}: {both} would be exported under the same name {name}: rename one of the images")
+        sources_by_name[name] = row["source"]
 
 
 def _write_images(skeleton: Skeleton, rows: Iterator[StoredRow], folder: str) -> int:
-    """Write the images, then their annotations unless there is no row; return the number of images."""
+    """Write the images, then their annotations if there is an image; return the number of images."""
     names, keypoints, sizes, scenes, cameras, frames = [], [], [], [], [], []
     for row in rows:
         name = _image_name(row)

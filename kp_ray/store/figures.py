@@ -1,6 +1,6 @@
-"""Write and read `augment.json`, the figures of a run of `augment`.
+"""Write and read `augment.json`, which holds the counts and times of a run of `augment`.
 
-The report imports this module, so it must not import Ray.
+This module must not import Ray, because the report imports it.
 """
 
 import json
@@ -24,7 +24,7 @@ class StoreFigures:
         seconds: duration of the run, start-up included.
         start_up_s: seconds before the first task began.
         sources_per_s: number of sources whose parts were written, per second after the start-up.
-        parts_written, parts_kept: number of new parts, and of parts that existed already.
+        parts_written, parts_kept: numbers of new parts, and of parts that existed before the run.
         quarantined: number of sources that at least one recipe could not use.
     """
 
@@ -42,7 +42,7 @@ def write_store_figures(config: Config, figures: StoreFigures) -> None:
     """Write `augment.json` atomically.
 
     Raises:
-        StorageError: the disk is full, or the storage does not answer or refuses.
+        StorageError: the disk is full, or the storage does not answer or denies access.
     """
     write_bytes(config.path(FIGURES_NAME), (json.dumps(asdict(figures)) + "\n").encode())
 

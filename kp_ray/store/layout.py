@@ -1,10 +1,12 @@
-"""The names of the files in a store's folder, and those of the former layout.
+"""The names of the files in a store's folder, in the current layout and in the former layout.
 
-Data frame libraries can open the folder as it is (tests/store/test_readers.py), thanks to three rules. Names of files
-that are not parts begin with `_`, or with `.` while they are temporary: pyarrow, pandas and Ray Data skip such files.
-Only parts end in `.parquet`: the pattern `**/*.parquet` of DuckDB and Polars, and Hugging Face `datasets`, find nothing
-else. The folder of a recipe is not called `recipe=NAME`: pyarrow and pandas would add a second column `recipe`, of
-another type.
+Three rules let data frame libraries open the folder as it is (tests/store/test_readers.py):
+
+- Names of files that are not parts begin with `_`, or with `.` while they are temporary, because pyarrow, pandas and
+  Ray Data skip such files.
+- Only parts end in `.parquet`, because DuckDB, Polars and Hugging Face `datasets` read every `**/*.parquet`.
+- A recipe's folder is `recipe-NAME`, not `recipe=NAME`, from which pyarrow and pandas would make a second column
+  `recipe`, of another type.
 
 In the former layout, of schema 2, parts are in `recipe=NAME/`, and the other files are called `manifest.json` and
 `quarantine.parquet`. Such a store can be read; the next `kp-ray augment` converts it (`convert.convert_layout`).
@@ -22,18 +24,18 @@ def part_path(recipe: str, name: str) -> str:
     return f"{_PREFIX}{recipe}/{name}"
 
 
-def recipe_of(path: str) -> str:
-    """Return the name of the recipe to which the part at a path inside the store belongs."""
+def recipe_in_path(path: str) -> str:
+    """Return the recipe's name in a part's path, which is relative to the store."""
     return path.partition("/")[0].removeprefix(_PREFIX)
 
 
 def is_in_recipe_folder(path: str) -> bool:
-    """Return whether a path inside the store is, or is in, the folder of a recipe."""
+    """Return whether a path, relative to the store, is a recipe's folder or inside one."""
     return path.startswith(_PREFIX)
 
 
 def is_in_former_recipe_folder(path: str) -> bool:
-    """Return whether a path inside the store is, or is in, the folder of a recipe in the former layout."""
+    """Return whether a path, relative to the store, is a recipe's folder of the former layout or inside one."""
     return path.startswith(_FORMER_PREFIX)
 
 
@@ -51,7 +53,7 @@ def find_manifest(store: str) -> str | None:
     """Return the path of a store's manifest in either layout; None if there is no finished store.
 
     Raises:
-        StorageError: the storage does not answer or refuses.
+        StorageError: the storage does not answer or denies access.
     """
     paths = (join(store, MANIFEST_NAME), join(store, FORMER_MANIFEST_NAME))
     return next((path for path in paths if exists(path)), None)
@@ -61,6 +63,6 @@ def has_store(store: str) -> bool:
     """Return whether a folder holds a finished store, in either layout.
 
     Raises:
-        StorageError: the storage does not answer or refuses.
+        StorageError: the storage does not answer or denies access.
     """
     return find_manifest(store) is not None

@@ -8,28 +8,30 @@ import re
 from typing import Literal, TypedDict
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kp_ray.errors import StoreError
 from kp_ray.storage import join, read_bytes, write_bytes
 from kp_ray.store.layout import MANIFEST_NAME, QUARANTINE_NAME, find_manifest, former_path
 
 SCHEMA_VERSION = 3
-"""Version of the manifest and of the names of a store's files. Schema 2, the former layout, is read too."""
+"""Version of the manifest and of the names of a store's files."""
+OLDEST_READABLE_SCHEMA = 2
+"""Schema of the former layout, which can still be read."""
 ROWS_VERSION = 2
-"""Version of the rows, part of each part's fingerprint: a change rewrites all parts."""
+"""Version of the rows. It is in the fingerprint of each part, so that a new version rewrites all parts."""
 METADATA_KEY = b"kp_ray"
-"""Key of a part's Parquet metadata whose JSON value lists, among others, the part's quarantined sources."""
+"""Key in a part's Parquet metadata; its value is JSON with the part's quarantined sources."""
 
 Split = Literal["train", "val"]
 
 UNREADABLE, UNAVAILABLE = "read", "open"
-"""Stages of a quarantined source. UNREADABLE: its image is invalid (permanent). UNAVAILABLE: storage failed (retried on
-the next run)."""
+"""Values of `Quarantined.stage` for a source that no recipe can use. UNREADABLE: its image is invalid (permanent).
+UNAVAILABLE: storage failed (retried on the next run)."""
 
 
 def recipe_stage(recipe: str) -> str:
-    """Return the stage of a quarantined source that only this recipe cannot use."""
+    """Return the value of `Quarantined.stage` for a source that this recipe cannot use."""
     return f"recipe={recipe}"
 
 
@@ -46,7 +48,14 @@ class RecipeRecord(_ManifestModel):
 
 
 class Quarantined(_ManifestModel):
-    """A source that has no rows: for all recipes (`stage` UNREADABLE or UNAVAILABLE) or for one (`recipe_stage`)."""
+    """A source that could not be used.
+
+    Attributes:
+        source: image name.
+        stage: the step that failed: reading the image (UNREADABLE or UNAVAILABLE), so that the source has no rows, or
+            one recipe (`recipe_stage`), so that the source has no rows of this recipe.
+        reason: why the step failed, on one line.
+    """
 
     source: str
     stage: str
@@ -81,18 +90,18 @@ class Manifest(_ManifestModel):
         kp_ray: version of the kp_ray that wrote the store.
         seed: `seed` of the config.
         skeleton: names of the K keypoints, in order.
-        recipes: recipes of the training sources; validation sources always get `Original`.
+        recipes: recipes of the training sources; the only recipe of validation sources is `Original`.
         num_sources: number of sources that have rows.
         num_variants: number of rows.
         num_rows_by_split: number of rows per split, "train" and "val".
-        units: names of the scenes, clips or frames (`split.by`) per split, "train" and "val".
+        units: names of the units in each split, "train" and "val"; a unit is a scene, clip or frame (`split.by`).
         parts: all parts, in the order in which they are read.
         quarantined: sources that at least one recipe could not use.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # stores written before 0.2 also have `settings`
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = Field(default=SCHEMA_VERSION, le=SCHEMA_VERSION)
     kp_ray: str
     seed: int
     skeleton: tuple[str, ...]
@@ -110,15 +119,15 @@ class StoredRow(TypedDict, total=False):
 
     Attributes:
         source: image name.
-        scene, camera, frame: the source's, parsed from its name.
+        scene, camera, frame: scene and camera names and frame number of the source, parsed from the image name.
         split: "train" or "val".
         recipe, copy: name of the recipe, and number of the copy, from 0.
         width, height: size of the variant in pixels.
         image: the variant as a JPEG file.
         keypoints: 3K numbers: x, y, v per keypoint in pixel indices of the variant; v in {0, 1, 2}, NaN x and y where
             unlabelled.
-        bbox_xyxy: 4 numbers: box around the labelled keypoints and `augment.box_margin_px`, clipped to the variant, in
-            its pixel indices.
+        bbox_xyxy: 4 numbers in pixel indices of the variant: the box around the labelled keypoints, enlarged by
+            `augment.box_margin_px` and clipped to the variant.
         num_visible: number of keypoints with v > 0.
         affine: 6 numbers: the (2, 3) matrix, row by row, from the source's pixel indices to the variant's.
         seed: seed of the variant's random parameters.
@@ -152,31 +161,29 @@ def read_manifest(store: str) -> Manifest:
     if path is None:
         raise StoreError(f"{store}: no finished store here: run augment first")
     content = read_bytes(path)
-    try:
-        manifest = Manifest.model_validate_json(content)
-        version = manifest.schema_version
-    except ValidationError as error:
-        first_key = re.search(rb'^{\s*"schema_version": *(\d+)', content)  # other versions may have other keys
-        version = int(first_key[1]) if first_key else 0
-        if 0 < version < ROWS_VERSION:
-            raise StoreError(
-                f"{path}: written by an older kp_ray (schema {version}): delete this file and run augment, which "
-                "rewrites all parts"
-            ) from error
-        if version <= SCHEMA_VERSION:
-            raise StoreError(
-                f"{path}: damaged: delete this file and run augment again, which keeps finished parts"
-            ) from error
+    # Search for the version first, because a manifest of another version may have other keys.
+    version_match = re.search(rb'^{\s*"schema_version": *(\d+)', content)
+    version = int(version_match[1]) if version_match else SCHEMA_VERSION
     if version > SCHEMA_VERSION:
         raise StoreError(f"{path}: written by a newer kp_ray (schema {version}): update kp_ray")
-    return manifest
+    if version < OLDEST_READABLE_SCHEMA:
+        raise StoreError(
+            f"{path}: written by an older kp_ray (schema {version}): delete this file and run augment, which rewrites "
+            "all parts"
+        )
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise StoreError(
+            f"{path}: damaged: delete this file and run augment again, which keeps finished parts"
+        ) from error
 
 
 def write_manifest(store: str, manifest: Manifest) -> None:
     """Write `_quarantine.csv`, then `_manifest.json`, whose existence marks the store as finished.
 
     Raises:
-        StorageError: the disk is full, or the storage does not answer or refuses.
+        StorageError: the disk is full, or the storage does not answer or denies access.
     """
     text = io.StringIO()
     quarantine = csv.DictWriter(text, list(Quarantined.model_fields), lineterminator="\n")

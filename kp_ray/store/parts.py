@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -44,6 +44,16 @@ ROWS_PER_GROUP = 1
 """Rows per Parquet row group: training reads single rows at random, and a writer holds one row at a time."""
 
 
+T = TypeVar("T")
+
+
+def sample_evenly(items: Sequence[T], max_items: int) -> list[T]:
+    """Return at most `max_items` of the items, at equal distances, the first and the last among them."""
+    if not items:
+        return []
+    return [items[index] for index in np.unique(np.linspace(0, len(items) - 1, max_items, dtype=int))]
+
+
 def make_variants(
     plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]]
 ) -> tuple[list[Variant], list[Quarantined]]:
@@ -55,7 +65,8 @@ def make_variants(
         recipes: recipes with their numbers of copies.
 
     Returns:
-        The variants, recipe by recipe, and a record per recipe that has no variants (or one record for all recipes).
+        The variants, recipe by recipe, and the refusals: one record per recipe that cannot use the source, or a single
+        record if its image cannot be read.
     """
 
     def quarantine(stage: str, reason: str) -> Quarantined:
@@ -67,9 +78,9 @@ def make_variants(
         if not isinstance(error.__cause__, FileNotFoundError):
             return [], [quarantine(UNAVAILABLE, f"cannot be read: {one_line(error.__cause__)}")]
         reason = "there is no such file"
-        if source.name in plan.absent:
+        if source.name in plan.sources_without_image:
             return [], [quarantine(UNREADABLE, reason)]
-        # The machine that planned the store did see the file.
+        # The machine that planned the store saw the file, so only this node lacks it.
         hint = "on the worker's node: the images must be where all nodes see them"
         return [], [quarantine(UNAVAILABLE, f"{reason} {hint}")]
     settings = VariantSettings(
@@ -107,13 +118,13 @@ class _HashingStream:
 
 
 class PartWriter:
-    """Writes rows to a part that appears under its name only when it is complete.
+    """Writes rows to a part, which appears under its final name only when it is complete.
 
     Use it as a context manager: `add` every variant, then `finish`. Leaving the context without `finish` discards the
     part.
 
     Raises:
-        StorageError: the disk is full, or the storage does not answer or refuses.
+        StorageError: the disk is full, or the storage does not answer or denies access.
     """
 
     def __init__(self, store: str, part: Part, schema: pa.Schema) -> None:
@@ -123,14 +134,16 @@ class PartWriter:
         # object storage is collected on the node's disk first: an interrupted upload would look like a whole object.
         self.is_local = is_local(store)
         self.target = Path(filesystem(self.path)[1])
-        folder = self.target.parent if self.is_local else Path(tempfile.gettempdir())
-        self.partial = folder / f".{self.target.name if self.is_local else 'kp_ray'}.{uuid4().hex}.partial"
+        if self.is_local:
+            self.partial_file = self.target.with_name(f".{self.target.name}.{uuid4().hex}.partial")
+        else:
+            self.partial_file = Path(tempfile.gettempdir(), f".kp_ray.{uuid4().hex}.partial")
         self.num_rows = 0
 
     def __enter__(self) -> "PartWriter":
         with self._storage_errors():
-            self.partial.parent.mkdir(parents=True, exist_ok=True)
-            self.stream = _HashingStream(pafs.LocalFileSystem().open_output_stream(str(self.partial)))
+            self.partial_file.parent.mkdir(parents=True, exist_ok=True)
+            self.stream = _HashingStream(pafs.LocalFileSystem().open_output_stream(str(self.partial_file)))
             # Buffered, because the Parquet writer makes many small writes.
             self.sink = pa.BufferedOutputStream(pa.PythonFile(self.stream, mode="w"), PIECE_BYTES)
             self.writer = pq.ParquetWriter(
@@ -138,7 +151,7 @@ class PartWriter:
                 self.schema,
                 compression="none",  # nearly all bytes are JPEG data, which does not compress
                 use_dictionary=False,
-                write_statistics=False,  # of no use to readers of single rows
+                write_statistics=False,  # readers of single rows do not use them
                 write_page_checksum=True,
             )
         return self
@@ -149,24 +162,24 @@ class PartWriter:
             self.writer.write_table(_row_to_table(variant.to_row(), self.schema), row_group_size=ROWS_PER_GROUP)
         self.num_rows += 1
 
-    def finish(self, note: dict[str, Any]) -> PartRecord:
-        """Complete the part and move it to its name.
+    def finish(self, metadata: dict[str, Any]) -> PartRecord:
+        """Complete the part and give it its final name.
 
         Args:
-            note: values that are stored as JSON in the part's metadata under METADATA_KEY.
+            metadata: values that are stored as JSON in the file's Parquet metadata under METADATA_KEY.
         """
         with self._storage_errors():
-            self.writer.add_key_value_metadata({METADATA_KEY: json.dumps(note)})
+            self.writer.add_key_value_metadata({METADATA_KEY: json.dumps(metadata)})
             self.writer.close()
             self.sink.close()
             if self.is_local:
-                self.partial.replace(self.target)
+                self.partial_file.replace(self.target)
             else:
-                write_bytes(self.path, self.partial.read_bytes())
+                write_bytes(self.path, self.partial_file.read_bytes())
         return _record(self.part, self.num_rows, self.stream.num_bytes, self.stream.sha256.hexdigest())
 
     def __exit__(self, *exception: object) -> None:
-        self.partial.unlink(missing_ok=True)
+        self.partial_file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _storage_errors(self) -> Iterator[None]:
@@ -177,7 +190,7 @@ class PartWriter:
 
 
 def _row_to_table(row: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """Return a row as a table without copying its image, in half of the time of `pa.Table.from_pylist`."""
+    """Return a row as a table. The image is not copied, so this takes half the time of `pa.Table.from_pylist`."""
     arrays = []
     for field in schema:
         value = row[field.name]
@@ -195,13 +208,13 @@ def _row_to_table(row: dict[str, Any], schema: pa.Schema) -> pa.Table:
 def make_parts(
     plan: Plan, sources: Sequence[Source], parts: Sequence[Part]
 ) -> tuple[list[PartRecord], list[Quarantined]]:
-    """Write parts of one chunk, source by source.
+    """Write parts of one chunk; each source is read and decoded once for all parts.
 
     Returns:
         The records of the parts, and the sources that at least one recipe could not use.
 
     Raises:
-        StorageError: the disk is full, or the storage does not answer or refuses.
+        StorageError: the disk is full, or the storage does not answer or denies access.
     """
     schema = row_schema(len(plan.skeleton))
     quarantined: list[Quarantined] = []
@@ -215,12 +228,12 @@ def make_parts(
         records = []
         for part in parts:
             stages = (UNREADABLE, UNAVAILABLE, recipe_stage(part.recipe.name))
-            note = {
+            metadata = {
                 "kp_ray": __version__,
                 "skeleton": list(plan.skeleton),
                 "quarantined": [item.model_dump() for item in quarantined if item.stage in stages],
             }
-            records.append(writers[part.recipe.name].finish(note))
+            records.append(writers[part.recipe.name].finish(metadata))
     return records, quarantined
 
 
@@ -239,7 +252,7 @@ def describe_part(store: str, part: Part) -> tuple[PartRecord, list[Quarantined]
     """Read the record and the quarantined sources of a part that an interrupted run left.
 
     Returns:
-        None if the part must be written: it does not exist, it is damaged, or a source of it was UNAVAILABLE.
+        None if the part must be written, because it does not exist, is damaged, or lacks a source that was UNAVAILABLE.
     """
     path = join(store, part.path)
     if not exists(path):
@@ -248,8 +261,8 @@ def describe_part(store: str, part: Part) -> tuple[PartRecord, list[Quarantined]
         with open_input(path) as stream:
             file = pq.ParquetFile(stream, page_checksum_verification=True)
             num_rows = sum(file.read_row_group(group).num_rows for group in range(file.num_row_groups))
-            note = json.loads(file.metadata.metadata[METADATA_KEY])
-        quarantined = [Quarantined(**item) for item in note["quarantined"]]
+            metadata = json.loads(file.metadata.metadata[METADATA_KEY])
+        quarantined = [Quarantined(**item) for item in metadata["quarantined"]]
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return None
     if any(item.stage == UNAVAILABLE for item in quarantined):

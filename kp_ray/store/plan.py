@@ -28,7 +28,7 @@ from kp_ray.store.manifest import ROWS_VERSION, Split
 Recipes = tuple[tuple[Recipe, int], ...]
 """Recipes with their numbers of copies."""
 VALIDATION_RECIPES: Recipes = ((RECIPES["Original"], 1),)
-"""Recipes of validation sources: scores must not depend on augmentation."""
+"""Recipes of validation sources: only the original, because scores must not depend on augmentation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Plan:
         chunks: all chunks, in the order of the manifest.
         units: for "train" and for "val", the names of the units in that split; `split.by` says whether a unit is a
             scene, a clip or a frame.
-        absent: names of the sources whose image file is missing.
+        sources_without_image: names of the sources whose image file is missing.
     """
 
     store: str
@@ -74,9 +74,9 @@ class Plan:
     recipes: Recipes
     chunks: tuple[Chunk, ...]
     units: dict[str, tuple[str, ...]]
-    absent: frozenset[str]
+    sources_without_image: frozenset[str]
 
-    def split_recipes(self, split: Split) -> Recipes:
+    def recipes_for_split(self, split: Split) -> Recipes:
         """Return the recipes of the sources of a split."""
         return self.recipes if split == "train" else VALIDATION_RECIPES
 
@@ -85,7 +85,7 @@ class Plan:
         return (part for chunk in self.chunks for part in chunk.parts)
 
 
-def plan(config: Config) -> Plan:
+def make_plan(config: Config) -> Plan:
     """Read the labels, split the sources, and plan every part of a config's store.
 
     Raises:
@@ -111,7 +111,7 @@ def plan_store(
     augment: AugmentConfig,
     seed: int,
 ) -> Plan:
-    """Plan every part of a store, reading only the names and sizes of the images.
+    """Plan every part of a store. Of the images only names and sizes are read.
 
     Args:
         store: local path or URL of the store.
@@ -147,21 +147,22 @@ def plan_store(
             chunks.append(Chunk(sources, tuple(parts)))
     unit_splits = set(zip(split_units(annotations, split_by), splits, strict=True))
     units = {name: tuple(sorted(unit for unit, split in unit_splits if split == name)) for name in ("train", "val")}
-    absent = frozenset(name for name in annotations.images if name not in sizes)
-    return Plan(store, images, annotations.skeleton.names, seed, augment, recipes, tuple(chunks), units, absent)
+    sources_without_image = frozenset(name for name in annotations.images if name not in sizes)
+    names = annotations.skeleton.names
+    return Plan(store, images, names, seed, augment, recipes, tuple(chunks), units, sources_without_image)
 
 
 def _cut_chunks(
-    annotations: Annotations, splits: Sequence[str], split: Split, size: int
+    annotations: Annotations, splits: Sequence[str], split: Split, num_rows: int
 ) -> Iterator[tuple[int, tuple[Source, ...]]]:
-    """Yield (number, sources) for each chunk of a split; the number goes into the names of the chunk's parts.
+    """Yield (number, sources) for each chunk of a split; the number becomes part of the names of the chunk's files.
 
-    Chunk n has those of the rows n * size to (n + 1) * size - 1 of the labels file that are kept and in this split, so
-    that dropping a source changes only the parts of its own chunk.
+    The labels file is cut into blocks of `num_rows` rows. A chunk holds a block's sources that are in this split and
+    were not dropped, so dropping a source changes only the parts of its own chunk.
     """
     label_rows = annotations.rows or range(len(annotations))
     indices = [index for index, name in enumerate(splits) if name == split]
-    for number, group in groupby(indices, key=lambda index: label_rows[index] // size):
+    for number, chunk_indices in groupby(indices, key=lambda index: label_rows[index] // num_rows):
         yield (
             number,
             tuple(
@@ -173,15 +174,16 @@ def _cut_chunks(
                     split,
                     annotations.keypoints[index],
                 )
-                for index in group
+                for index in chunk_indices
             ),
         )
 
 
 def _digest_sources(sources: Sequence[Source], sizes: dict[str, int]) -> str:
-    """Digest everything about the sources that decides their variants; an image counts by its name and size in bytes.
+    """Digest everything about the sources that decides their variants.
 
-    The keypoints are hashed as bytes, which is much faster than as JSON (`fingerprint.digest`).
+    Of an image only the name and the size in bytes are digested, so that planning reads no image. The keypoints are
+    hashed as bytes, which is much faster than as JSON (`fingerprint.digest`).
     """
     blake2b = hashlib.blake2b(digest_size=16)
     for source in sources:

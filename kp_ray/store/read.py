@@ -13,7 +13,7 @@ from kp_ray.storage import filesystem, join, open_input, parquet_errors, read_pa
 from kp_ray.store.manifest import Manifest, StoredRow, read_manifest, row_schema
 from kp_ray.store.parts import ROWS_PER_GROUP
 
-REBUILD = "run verify, then augment"
+REBUILD_PART_FIX = "run verify, then augment"
 """The fix in messages about a damaged or missing part."""
 
 
@@ -31,7 +31,7 @@ def read_part(path: str, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         StorageError: the part is missing or damaged.
     """
-    return read_parquet(path, REBUILD, columns)
+    return read_parquet(path, REBUILD_PART_FIX, columns)
 
 
 def select_parts(
@@ -54,7 +54,7 @@ def select_parts(
     leaked_units = sorted(set(manifest.units.get("train", ())) & set(manifest.units.get("val", ())))
     if leaked_units:
         raise StoreError(f"{store}: {leaked_units[0]} is in both splits, train and val: augment into a new run_dir")
-    stored_recipes = {part.recipe for part in manifest.parts}  # manifest.recipes can lack validation's Original
+    stored_recipes = {part.recipe for part in manifest.parts}  # `Original` of validation may not be in manifest.recipes
     for name in recipes or ():
         if name not in stored_recipes:
             raise StoreError(f"{store}: holds no recipe {name!r}: choose from {', '.join(sorted(stored_recipes))}")
@@ -86,10 +86,10 @@ def read_table(
         StorageError: a part is missing or damaged.
     """
     manifest, paths = select_parts(store, split=split, recipes=recipes)
-    if not paths:
-        schema = row_schema(len(manifest.skeleton))
-        return (schema if columns is None else pa.schema([schema.field(name) for name in columns])).empty_table()
-    return pa.concat_tables([read_part(path, columns) for path in paths])
+    if paths:
+        return pa.concat_tables([read_part(path, columns) for path in paths])
+    empty_table = row_schema(len(manifest.skeleton)).empty_table()
+    return empty_table if columns is None else empty_table.select(list(columns))
 
 
 def list_rows(store: str, *, split: str) -> list[RowReference]:
@@ -108,21 +108,21 @@ def list_rows(store: str, *, split: str) -> list[RowReference]:
 
 
 class RowReader:
-    """Reads single rows, in any number of threads.
+    """Reads single rows by part and row number, in any number of threads.
 
     Args:
         columns: names of the columns to read.
-        keep_open: number of recently used parts that stay open.
+        max_open_parts: number of recently used parts that stay open.
         locate: returns the path from which a part is read, e.g. that of its copy on this node's disk.
     """
 
-    def __init__(self, columns: Sequence[str], keep_open: int = 256, locate: Callable[[str], str] = str) -> None:
+    def __init__(self, columns: Sequence[str], max_open_parts: int = 256, locate: Callable[[str], str] = str) -> None:
         self.columns, self.locate = list(columns), locate
-        self.open = lru_cache(maxsize=keep_open)(self._open)
+        self.open = lru_cache(maxsize=max_open_parts)(self._open)
 
     def _open(self, path: str) -> tuple[pq.ParquetFile, threading.Lock]:
-        fs, inner = filesystem(self.locate(path))
-        return pq.ParquetFile(fs.open_input_file(inner), page_checksum_verification=True), threading.Lock()
+        fs, inner_path = filesystem(self.locate(path))
+        return pq.ParquetFile(fs.open_input_file(inner_path), page_checksum_verification=True), threading.Lock()
 
     def read(self, path: str, row: int) -> StoredRow:
         """Read row number `row`, from 0, of the part at `path`.
@@ -130,7 +130,7 @@ class RowReader:
         Raises:
             StorageError: the part is missing or damaged.
         """
-        with parquet_errors(path, REBUILD):
+        with parquet_errors(path, REBUILD_PART_FIX):
             part, lock = self.open(path)
             with lock:  # a ParquetFile reads in one thread at a time
                 group = part.read_row_group(row // ROWS_PER_GROUP, self.columns)
@@ -151,6 +151,6 @@ def iter_rows(store: str, *, split: str | None, recipes: Sequence[str] | None = 
     """
     _, paths = select_parts(store, split=split, recipes=recipes)
     for path in paths:
-        with parquet_errors(path, REBUILD), open_input(path) as stream:
+        with parquet_errors(path, REBUILD_PART_FIX), open_input(path) as stream:
             for batch in pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(ROWS_PER_GROUP):
                 yield from batch.to_pylist()

@@ -9,7 +9,9 @@ from kp_ray.store.manifest import read_manifest
 
 
 def run_skeleton(config: Config) -> Skeleton:
-    """Return the skeleton of the store, else that of the labels, else the competition's with the config's settings.
+    """Return the store's skeleton; without a store, the labels'; without labels, the competition's.
+
+    The section `skeleton` of the config applies to each of them.
 
     Raises:
         ConfigError: `skeleton` does not fit the keypoints.

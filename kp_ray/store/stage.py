@@ -12,7 +12,7 @@ from kp_ray.store.estimate import AugmentForecast, forecast_augment
 from kp_ray.store.figures import FIGURES_NAME, StoreFigures, write_store_figures
 from kp_ray.store.layout import QUARANTINE_NAME
 from kp_ray.store.manifest import Quarantined, read_manifest
-from kp_ray.store.plan import Plan, plan
+from kp_ray.store.plan import Plan, make_plan
 from kp_ray.store.preflight import check_plan, refuse_empty_recipes
 from kp_ray.store.verify import verify_store
 from kp_ray.store.write import is_finished, write_store
@@ -31,7 +31,7 @@ class AugmentSummary(StoreFigures):
     first_quarantined: Quarantined | None
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return the lines of text for the terminal."""
         lines = [
             f"{self.variants} variants of {self.sources} sources in {self.store}: "
             f"{self.parts_written} parts written, {self.parts_kept} kept, {self.sources_per_s:.1f} sources/s"
@@ -45,7 +45,7 @@ class AugmentSummary(StoreFigures):
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         return {field.name: getattr(self, field.name) for field in fields(StoreFigures)}
 
 
@@ -53,7 +53,7 @@ class AugmentStage:
     """Writes the store: every variant of every source, as Parquet.
 
     Attributes:
-        session_start_up_s: seconds that starting Ray took for this stage; `run` adds them to its figures.
+        session_start_up_s: seconds that Ray's start took; the caller sets them, and `run` adds them to its figures.
     """
 
     name = "augment"
@@ -72,7 +72,7 @@ class AugmentStage:
         """Check that the input files exist, and that the labels, images, split and recipes can be used.
 
         Raises:
-            KpRayError: an input is missing or cannot be used, or nothing of it could be.
+            KpRayError: an input is missing or cannot be used.
         """
         check_inputs(config, required=("annotations", "images"), optional=("corrections",))
         check_plan(self._plan(config))
@@ -89,7 +89,7 @@ class AugmentStage:
     def run(self, config: Config, progress: Progress) -> AugmentSummary:
         """Write the store's missing parts, then `augment.json` unless nothing was missing.
 
-        `config.yaml` is written once the writer lock is held: a refused second writer must not replace it.
+        `config.yaml` is written only when the writer lock is held, so that a refused second writer does not replace it.
 
         Raises:
             ClusterError: no node has a CPU for it.
@@ -120,9 +120,9 @@ class AugmentStage:
         return forecast_augment(self._plan(config), config)
 
     def _plan(self, config: Config) -> Plan:
-        """Plan the store, once per config: reading the labels and listing the images can take seconds."""
+        """Plan the store, only once per config, because reading the labels and listing the images can take seconds."""
         if self._planned is None or self._planned[0] != config:
-            self._planned = config, plan(config)
+            self._planned = config, make_plan(config)
         return self._planned[1]
 
 
@@ -144,11 +144,11 @@ class VerifySummary:
         return not self.problems
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return the lines of text for the terminal."""
         return [*self.problems] or [f"{self.store} is sound"]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         return {"problems": [*self.problems]}
 
 
@@ -159,4 +159,4 @@ def verify(config: Config) -> VerifySummary:
         KpRayError: an input is missing or cannot be used, or there is no finished store.
     """
     check_inputs(config, required=("annotations", "images"), optional=("corrections",))
-    return VerifySummary(config.path("store"), tuple(verify_store(plan(config))))
+    return VerifySummary(config.path("store"), tuple(verify_store(make_plan(config))))

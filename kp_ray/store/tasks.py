@@ -16,11 +16,11 @@ import ray
 
 from kp_ray.augmentation.variants import Source
 from kp_ray.cluster.errors import describe_ray_error, error_row, raise_error_row
-from kp_ray.cluster.placement import AUGMENT_NODES
+from kp_ray.cluster.placement import AUGMENT_NODE_SELECTOR
 from kp_ray.cluster.ray_internals import bounded_task_retries
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.errors import KpRayError, StoppedError
-from kp_ray.store.layout import recipe_of
+from kp_ray.store.layout import recipe_in_path
 from kp_ray.store.manifest import PartRecord, Quarantined, Split
 from kp_ray.store.parts import describe_part, make_parts
 from kp_ray.store.plan import Chunk, Part, Plan
@@ -40,7 +40,7 @@ _RESULT_SCHEMA = pa.schema(
                 }
             )
         ),
-        "num_found": _NUMBER,
+        "num_existing": _NUMBER,
         "quarantined": pa.list_(pa.struct({"source": _TEXT, "stage": _TEXT, "reason": _TEXT})),
         "num_sources": _NUMBER,
         "started": pa.float64(),
@@ -56,15 +56,15 @@ class ChunkResult:
     """The result of a task.
 
     Attributes:
-        parts: records of the chunk's parts; an interrupted run had already written `parts[:num_found]`.
-        num_found: number of parts that already existed.
+        parts: records of the chunk's parts: first those that an interrupted run had written, then the new ones.
+        num_existing: number of parts that an interrupted run had written.
         quarantined: sources of the chunk that at least one recipe could not use.
         num_sources: number of sources of the chunk.
         started: Unix time in seconds at which the task began.
     """
 
     parts: tuple[PartRecord, ...]
-    num_found: int
+    num_existing: int
     quarantined: tuple[Quarantined, ...]
     num_sources: int
     started: float
@@ -82,7 +82,7 @@ class ChunkResult:
         """Read the result from a row of _RESULT_SCHEMA."""
         return cls(
             parts=tuple(PartRecord(**part) for part in row["parts"]),
-            num_found=row["num_found"],
+            num_existing=row["num_existing"],
             quarantined=tuple(Quarantined(**item) for item in row["quarantined"]),
             num_sources=row["num_sources"],
             started=row["started"],
@@ -93,28 +93,28 @@ def run_tasks(plan: Plan, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
     """Write the parts of chunks in Ray tasks, and iterate over the results in the order in which the tasks end.
 
     Raises:
-        StoppedError: a task's worker died, and so did those of its retries.
-        KpRayError: as `make_parts`.
+        StoppedError: a task's worker died, also in every retry.
+        KpRayError: see `make_parts`.
     """
-    advice = "finished parts are kept, run augment again to resume"
+    fix = "run augment again, which keeps finished parts"
     try:
         with ray_data_settings():
             results = ray.data.from_arrow([chunk_to_table(chunk) for chunk in chunks]).map_batches(
                 write_chunk,
-                batch_size=None,  # one whole block, a chunk
+                batch_size=None,  # a batch is a whole block, which is one chunk
                 batch_format="pyarrow",
-                fn_args=(replace(plan, chunks=()),),
+                fn_args=(replace(plan, chunks=()),),  # a task needs only its own chunk
                 num_cpus=1,
-                label_selector=AUGMENT_NODES,
+                label_selector=AUGMENT_NODE_SELECTOR,
                 **bounded_task_retries(),
             )
         for row in results.iter_rows():
             raise_error_row(row)
             yield ChunkResult.from_row(row)
     except ray.exceptions.RayError as error:
-        raise StoppedError(f"{plan.store}: writing stopped: {describe_ray_error(error)}; {advice}") from error
+        raise StoppedError(f"{plan.store}: writing stopped: {describe_ray_error(error)}: {fix}") from error
     except KpRayError as error:
-        raise type(error)(f"{plan.store}: writing stopped: {error}; {advice}") from error
+        raise type(error)(f"{plan.store}: writing stopped: {error}: {fix}") from error
 
 
 def chunk_to_table(chunk: Chunk) -> pa.Table:
@@ -136,7 +136,7 @@ def chunk_to_table(chunk: Chunk) -> pa.Table:
 
 
 def table_to_chunk(table: pa.Table, plan: Plan) -> Chunk:
-    """Return the chunk that `chunk_to_table` made the table of; `plan` names its recipes."""
+    """Return the chunk from which `chunk_to_table` made a table; `plan` gives its recipes."""
     keypoints = table["keypoints"].combine_chunks().flatten().to_numpy().reshape(len(table), -1, 3)
     rows = table.drop_columns(["keypoints", "parts"]).to_pylist()
     sources = tuple(
@@ -144,9 +144,9 @@ def table_to_chunk(table: pa.Table, plan: Plan) -> Chunk:
         for row, points in zip(rows, keypoints, strict=True)
     )
     split = cast(Split, sources[0].split)
-    recipes = {recipe.name: (recipe, copies) for recipe, copies in plan.split_recipes(split)}
+    recipes = {recipe.name: (recipe, copies) for recipe, copies in plan.recipes_for_split(split)}
     paths: list[str] = table["parts"][0].as_py()
-    return Chunk(sources, tuple(Part(path, *recipes[recipe_of(path)], split) for path in paths))
+    return Chunk(sources, tuple(Part(path, *recipes[recipe_in_path(path)], split) for path in paths))
 
 
 def write_chunk(table: pa.Table, plan: Plan) -> pa.Table:
@@ -170,12 +170,19 @@ def write_chunk(table: pa.Table, plan: Plan) -> pa.Table:
 
 
 def _make_missing_parts(plan: Plan, chunk: Chunk, started: float) -> ChunkResult:
-    found = {part.path: describe_part(plan.store, part) for part in chunk.parts}
-    records = [description[0] for description in found.values() if description]
-    quarantined = [item for description in found.values() if description for item in description[1]]
-    num_found = len(records)
-    if missing := [part for part in chunk.parts if not found[part.path]]:
-        made_records, made_quarantined = make_parts(plan, chunk.sources, missing)
-        records += made_records
-        quarantined += made_quarantined
-    return ChunkResult(tuple(records), num_found, tuple(quarantined), len(chunk.sources), started)
+    records: list[PartRecord] = []
+    quarantined: list[Quarantined] = []
+    missing_parts: list[Part] = []
+    for part in chunk.parts:
+        description = describe_part(plan.store, part)
+        if description is None:
+            missing_parts.append(part)
+        else:
+            records.append(description[0])
+            quarantined += description[1]
+    num_existing = len(records)
+    if missing_parts:
+        new_records, new_quarantined = make_parts(plan, chunk.sources, missing_parts)
+        records += new_records
+        quarantined += new_quarantined
+    return ChunkResult(tuple(records), num_existing, tuple(quarantined), len(chunk.sources), started)

@@ -1,26 +1,25 @@
-"""Verify a store: re-hash its parts, and remake a sample of its rows to compare them."""
+"""Verify a store: hash its parts again, and make a sample of its rows again, to compare both with what is stored."""
 
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kp_ray.storage import delete_file, exists, hash_file, join, writer_lock
 from kp_ray.store.manifest import UNAVAILABLE, UNREADABLE, PartRecord, read_manifest
-from kp_ray.store.parts import make_variants
+from kp_ray.store.parts import make_variants, sample_evenly
 from kp_ray.store.plan import Chunk, Plan
 from kp_ray.store.read import read_part
 
 
 def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
-    """Compare every part with its recorded digest, and a sample of rows with rows made from their sources now.
+    """Compare every part with its recorded digest, and a sample of rows with rows that are made again from the sources.
 
-    Damaged parts are deleted, so that the next `augment` rewrites them.
+    Damaged parts are deleted, so that the next `augment` rewrites them. Rows are compared only if no part is damaged.
 
     Args:
         plan: the contents that the store should have.
-        num_samples: number of evenly spread chunks; per chunk the rows of one source are compared.
+        num_samples: number of chunks, evenly spread; the rows of one source of each chunk are compared.
 
     Returns:
         One line per problem; empty if the store is sound.
@@ -41,18 +40,19 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
             problems = [f"{path}: {damage}" for path, damage in damage_by_path.items() if damage]
     if problems:
         return problems
-    listed = {part.path for part in manifest.parts}
-    planned = {part.path for part in plan.parts()}
-    if listed != planned:
-        return [f"{plan.store}: {len(listed ^ planned)} parts differ from those that the config asks for: run augment"]
+    stored_paths = {part.path for part in manifest.parts}
+    planned_paths = {part.path for part in plan.parts()}
+    if stored_paths != planned_paths:
+        num_different = len(stored_paths ^ planned_paths)
+        return [f"{plan.store}: {num_different} parts are missing, or were made with another config: run augment"]
     unusable = {item.source for item in manifest.quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
-    for index in np.linspace(0, len(plan.chunks) - 1, min(num_samples, len(plan.chunks)), dtype=int):
-        problems += _compare_rows(plan, plan.chunks[index], unusable)
+    for chunk in sample_evenly(plan.chunks, num_samples):
+        problems += _compare_rows(plan, chunk, unusable)
     return problems
 
 
 def _find_damage(store: str, part: PartRecord) -> str | None:
-    """Describe the damage of a part; None if its bytes are those recorded."""
+    """Describe the damage of a part; return None if its bytes have the recorded digest."""
     path = join(store, part.path)
     if not exists(path):
         return "missing"
@@ -69,7 +69,7 @@ def _delete_if_damaged(store: str, part: PartRecord) -> str | None:
 
 
 def _compare_rows(plan: Plan, chunk: Chunk, unusable: set[str]) -> list[str]:
-    """Remake the rows of one usable source, in the middle of a chunk, and compare them with the stored rows."""
+    """Make the rows of the middle usable source of a chunk again, and return a line per part whose rows differ."""
     usable_sources = [source for source in chunk.sources if source.name not in unusable]
     if not usable_sources:
         return []
@@ -81,7 +81,7 @@ def _compare_rows(plan: Plan, chunk: Chunk, unusable: set[str]) -> list[str]:
         remade = pa.Table.from_pylist([variant.to_row() for variant in variants], schema=stored.schema)
         if str(stored.to_pylist()) != str(remade.to_pylist()):  # as text, because NaN (unlabelled) != NaN
             problems.append(
-                f"{part.path}: the rows of {source.name} differ from those that its image and labels give now: run "
+                f"{part.path}: the rows of {source.name} differ from rows made from its image and labels now: run "
                 "augment into a new run_dir"
             )
     return problems

@@ -33,7 +33,7 @@ from kp_ray.store.tasks import ChunkResult, run_tasks
 
 @dataclass(frozen=True)
 class _ReusedParts:
-    """Existing parts that the manifest lists, and the quarantined sources that belong to them."""
+    """Existing parts that the manifest lists, and those parts' quarantined sources."""
 
     parts: tuple[PartRecord, ...]
     quarantined: tuple[Quarantined, ...]
@@ -49,38 +49,39 @@ def write_store(
     Args:
         plan: the store's plan. Ray must be running, unless `is_finished(plan)`.
         progress: called with (finished sources, all sources): once when writing begins, then after each chunk.
-        on_locked: called when the writer lock is held, before anything is written.
+        on_locked: called while the writer lock is held, before any part is written.
 
     Raises:
         RunStateError: another process writes this store.
         StorageError: the disk is full, or the nodes do not share the store's folder.
         StoreError: the manifest is damaged, another version of kp_ray wrote it, no source could be used, or the image
             file of a stored source is missing.
-        StoppedError: a task's worker died, and so did those of its retries.
+        StoppedError: a task's worker died, also in every retry.
     """
     began = time.time()
     with writer_lock(plan.store):
         convert_layout(plan.store)
-        reused, incomplete_chunks = _find_incomplete(plan)
+        reused, incomplete_chunks = _find_missing_parts(plan)
         if incomplete_chunks:
             _delete_partial_files(plan.store)
         if on_locked:
             on_locked()
-        ready = time.time()
-        finished = _write_chunks(plan, incomplete_chunks, progress)
-        manifest = _finish_manifest(plan, reused, finished)
+        writing_began = time.time()
+        results = _write_chunks(plan, incomplete_chunks, progress)
+        manifest = _finish_manifest(plan, reused, results)
     seconds = time.time() - began
-    start_up_s = max(0.0, min((item.started for item in finished), default=ready) - began)
-    num_made = sum(item.num_sources for item in finished if len(item.parts) > item.num_found)
-    num_found = sum(item.num_found for item in finished)
+    first_task_began = min((result.started for result in results), default=writing_began)
+    start_up_s = max(0.0, first_task_began - began)  # not negative, although the nodes' clocks can differ
+    num_written_sources = sum(result.num_sources for result in results if len(result.parts) > result.num_existing)
+    num_existing = sum(result.num_existing for result in results)
     return StoreFigures(
         sources=manifest.num_sources,
         variants=manifest.num_variants,
         seconds=round(seconds, 3),
         start_up_s=round(start_up_s, 3),
-        sources_per_s=round(num_made / max(seconds - start_up_s, 1e-9), 3),
-        parts_written=sum(len(item.parts) for item in finished) - num_found,
-        parts_kept=len(reused.parts) + num_found,
+        sources_per_s=round(num_written_sources / max(seconds - start_up_s, 1e-9), 3),
+        parts_written=sum(len(result.parts) for result in results) - num_existing,
+        parts_kept=len(reused.parts) + num_existing,
         quarantined=len({item.source for item in manifest.quarantined}),
     )
 
@@ -92,10 +93,10 @@ def is_finished(plan: Plan) -> bool:
         StoreError: the manifest is damaged, another version of kp_ray wrote it, or the image file of a stored source is
             missing.
     """
-    return has_store(plan.store) and not _find_incomplete(plan)[1]
+    return has_store(plan.store) and not _find_missing_parts(plan)[1]
 
 
-def _find_incomplete(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
+def _find_missing_parts(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
     """Find the existing parts to reuse, and the incomplete chunks, each with its missing parts.
 
     A chunk with an UNAVAILABLE source counts as incomplete, so every run retries that source.
@@ -110,26 +111,26 @@ def _find_incomplete(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
         }
         quarantined = manifest.quarantined
         _refuse_missing_images(plan, existing_records.values(), quarantined)
-    reused: list[PartRecord] = []
+    quarantined_by_source: dict[str, list[Quarantined]] = {}
+    for item in quarantined:
+        quarantined_by_source.setdefault(item.source, []).append(item)
+    reused_parts: list[PartRecord] = []
+    reused_quarantined: list[Quarantined] = []
     incomplete_chunks: list[Chunk] = []
-    quarantined_names = {item.source for item in quarantined}
-    unavailable = {item.source for item in quarantined if item.stage == UNAVAILABLE}
-    covered: set[tuple[str, str]] = set()
     for chunk in plan.chunks:
-        if unavailable and any(source.name in unavailable for source in chunk.sources):
+        chunk_quarantined = [item for source in chunk.sources for item in quarantined_by_source.get(source.name, ())]
+        if any(item.stage == UNAVAILABLE for item in chunk_quarantined):
             incomplete_chunks.append(chunk)
             continue
         existing_parts = [existing_records[part.path] for part in chunk.parts if part.path in existing_records]
-        reused += existing_parts
-        stages = [UNREADABLE, *(recipe_stage(part.recipe) for part in existing_parts)] if existing_parts else []
-        covered |= {
-            (source.name, stage) for source in chunk.sources if source.name in quarantined_names for stage in stages
-        }
-        missing = tuple(part for part in chunk.parts if part.path not in existing_records)
-        if missing:
-            incomplete_chunks.append(replace(chunk, parts=missing))
-    reused_quarantined = tuple(item for item in quarantined if (item.source, item.stage) in covered)
-    return _ReusedParts(tuple(reused), reused_quarantined), incomplete_chunks
+        missing_parts = tuple(part for part in chunk.parts if part.path not in existing_records)
+        if existing_parts:
+            reused_parts += existing_parts
+            stages = {UNREADABLE, *(recipe_stage(part.recipe) for part in existing_parts)}
+            reused_quarantined += [item for item in chunk_quarantined if item.stage in stages]
+        if missing_parts:
+            incomplete_chunks.append(replace(chunk, parts=missing_parts))
+    return _ReusedParts(tuple(reused_parts), tuple(reused_quarantined)), incomplete_chunks
 
 
 def _refuse_missing_images(
@@ -138,9 +139,10 @@ def _refuse_missing_images(
     """Refuse to replace finished parts that hold variants of a source whose image file is missing.
 
     Raises:
-        StoreError: naming the image.
+        StoreError: there is such a source; the message names its image.
     """
-    missing_sources = plan.absent - {item.source for item in quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
+    unusable = {item.source for item in quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
+    missing_sources = plan.sources_without_image - unusable  # unusable sources have no variants to protect
     if not missing_sources:
         return
     planned_paths = {part.path for part in plan.parts()}
@@ -169,26 +171,26 @@ def _write_chunks(
     done = total - sum(len(chunk.sources) for chunk in incomplete_chunks)
     if progress:
         progress(done, total)
-    finished = []
+    results = []
     for result in run_tasks(plan, incomplete_chunks):
-        finished.append(result)
+        results.append(result)
         done += result.num_sources
         if progress:
             progress(done, total)
-    return finished
+    return results
 
 
-def _finish_manifest(plan: Plan, reused: _ReusedParts, finished: Sequence[ChunkResult]) -> Manifest:
+def _finish_manifest(plan: Plan, reused: _ReusedParts, results: Sequence[ChunkResult]) -> Manifest:
     """Write the manifest unless it is unchanged, then delete the parts that it does not list.
 
     Raises:
         StoreError: no source could be used.
         StorageError: this machine does not see a part that a worker wrote.
     """
-    records = {part.path: part for part in (*reused.parts, *(part for item in finished for part in item.parts))}
-    quarantined = [*reused.quarantined, *(source for item in finished for source in item.quarantined)]
+    records = {part.path: part for part in (*reused.parts, *(part for result in results for part in result.parts))}
+    quarantined = [*reused.quarantined, *(item for result in results for item in result.quarantined)]
     manifest = build_manifest(plan, records, quarantined)
-    if not manifest.num_sources:  # the image folder may be the wrong one, so nothing is deleted
+    if not manifest.num_sources:  # data.images may be the wrong folder, so keep the existing parts
         first = manifest.quarantined[0]
         total = sum(len(chunk.sources) for chunk in plan.chunks)
         raise StoreError(
@@ -203,7 +205,7 @@ def _finish_manifest(plan: Plan, reused: _ReusedParts, finished: Sequence[ChunkR
             f"({len(invisible_parts)} of {len(manifest.parts)} parts): run_dir must be a folder that all nodes share, "
             "or an s3:// path"
         )
-    if finished or not has_store(plan.store) or read_manifest(plan.store) != manifest:
+    if results or not has_store(plan.store) or read_manifest(plan.store) != manifest:
         write_manifest(plan.store, manifest)
     manifest_paths = {part.path for part in manifest.parts}
     for path in sizes:
@@ -218,7 +220,7 @@ def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: S
     Args:
         plan: the store's plan, which decides the order of the parts.
         records: the record of every part of the plan, by path.
-        quarantined: in any order; an entry may occur repeatedly.
+        quarantined: records in any order; equal records are counted once.
     """
     parts = tuple(records[part.path] for part in plan.parts())
     quarantined_by_source: dict[str, dict[str, Quarantined]] = {}
@@ -231,8 +233,9 @@ def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: S
         for source in chunk.sources:
             by_stage = quarantined_by_source.get(source.name, {})
             ordered += [by_stage[stage] for stage in (UNREADABLE, UNAVAILABLE, *stages) if stage in by_stage]
-            unusable = {UNREADABLE, UNAVAILABLE} & set(by_stage) or all(stage in by_stage for stage in stages)
-            num_sources += not unusable
+            has_image = UNREADABLE not in by_stage and UNAVAILABLE not in by_stage
+            if has_image and any(stage not in by_stage for stage in stages):
+                num_sources += 1
     return Manifest(
         kp_ray=__version__,
         seed=plan.seed,
@@ -253,7 +256,7 @@ def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: S
 
 
 def _delete_partial_files(store: str) -> None:
-    """Delete the *.partial files that killed writers left. Requires the writer lock, so that no other writer runs."""
+    """Delete the *.partial files that killed writers left. The caller must hold the lock against other writers."""
     if is_local(store):
         for path in Path(filesystem(store)[1]).rglob("*.partial"):
             path.unlink(missing_ok=True)

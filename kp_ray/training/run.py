@@ -19,8 +19,8 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from kp_ray.cluster.errors import describe_ray_error, root_cause
-from kp_ray.cluster.placement import MODEL_NODES, fit_task_options
-from kp_ray.cluster.resources import runs_at_once
+from kp_ray.cluster.placement import MODEL_NODE_SELECTOR, fit_task_options
+from kp_ray.cluster.resources import training_capacity
 from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
@@ -125,7 +125,7 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
     with writer_lock(config.path("members")):
         pending = [member for member in config.train.members if not is_trained(config.member_dir(member.name))]
         left_out = {member.name: describe_left_out(config, member, check_rows(config, member)) for member in pending}
-        max_running, use_gpu = runs_at_once(config) if pending else (0, False)
+        max_running, use_gpu = training_capacity(config) if pending else (0, False)
         check_precision(config, use_gpu)
         own_config.save()
         trained: dict[str, MemberSummary] = {}
@@ -361,7 +361,7 @@ def _create_trainer(
             num_workers=train.worker_range if isinstance(train.num_workers, WorkerRange) else train.num_workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
-            label_selector=MODEL_NODES,
+            label_selector=MODEL_NODE_SELECTOR,
         ),
         run_config=ray.train.RunConfig(
             name=name,

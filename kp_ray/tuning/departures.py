@@ -32,7 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kp_ray.cluster.placement import fit_task_options
 from kp_ray.cluster.ray_internals import keep_credentials_out_of_tune_logs
-from kp_ray.cluster.resources import runs_at_once
+from kp_ray.cluster.resources import training_capacity
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError, KpRayError
@@ -185,7 +185,7 @@ class ResumedSearch(OptunaSearch):
         Ray's `ConcurrencyLimiter` has a fixed limit; this one follows the capacity of the cluster, which may change.
         """
         try:
-            capacity, _ = runs_at_once(self._config)
+            capacity, _ = training_capacity(self._config)
         except ClusterError:  # a node was lost: wait for a replacement
             capacity = 0
         if len(self._running) >= min(capacity, self._config.tune.max_concurrent or capacity):

@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 
-from kp_ray.cluster.resources import runs_at_once
+from kp_ray.cluster.resources import training_capacity
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.config.training import WorkerRange
@@ -171,7 +171,7 @@ def check_search(config: Config) -> None:
 def _search(config: Config, progress: Progress) -> None:
     check_search(config)
     read_trials(config)  # refuse a damaged file before anything is trained
-    _, use_gpu = runs_at_once(config)
+    _, use_gpu = training_capacity(config)
     config.save()
     record_search(config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -11,7 +11,7 @@ import pytest
 from kp_ray.augmentation.recipes import Recipe, resolve_recipes
 from kp_ray.augmentation.user_pipeline import validate_pipeline
 from kp_ray.errors import ConfigError, DataError
-from kp_ray.keypoints import apply_affine, inside
+from kp_ray.keypoints import apply_affine, is_inside_image
 from tests.helpers.images import to_jpeg, to_png
 from tests.helpers.variants import (
     SIZES,
@@ -89,7 +89,7 @@ def test_a_users_pipeline_with_a_reflect_border_keeps_each_keypoint_once() -> No
         assert 0.79 < scale < 1.31
         source = make_keypoints(width, height)
         np.testing.assert_allclose(apply_affine(affine, source[:, :2]), points[:, :2], atol=0.05, rtol=0)
-        is_inside = inside(points[:, :2], variant.width, variant.height)
+        is_inside = is_inside_image(points[:, :2], variant.width, variant.height)
         assert points[:, 2].tolist() == np.where(is_inside, source[:, 2], 0).tolist()
         assert (variant.width, variant.height) == (320, 180)
         errors += measure_dot_errors(variant, plain_variant, has_dots(width, height), scale)

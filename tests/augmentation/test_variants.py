@@ -13,7 +13,7 @@ from kp_ray.augmentation.recipes import RECIPES, resolve_recipes
 from kp_ray.augmentation.sampling import sample_parameters
 from kp_ray.errors import DataError
 from kp_ray.images import MAX_SIDE
-from kp_ray.keypoints import apply_affine, inside
+from kp_ray.keypoints import apply_affine, is_inside_image
 from kp_ray.store.manifest import row_schema
 from tests.helpers.images import IMAGE_FILES, UNCHANGED_KINDS, decode_upright_rgb, to_jpeg, to_png
 from tests.helpers.variants import (
@@ -57,12 +57,12 @@ def test_dots_show_at_the_stored_keypoints_and_nowhere_else(name: str, width: in
     affine, stored = variant.affine, variant.keypoints
     inverse = np.linalg.inv(np.vstack([affine, [0, 0, 1]]))[:2]
     np.testing.assert_allclose(apply_affine(inverse, stored[:, :2]), keypoints[:, :2], atol=1e-3, rtol=0)
-    is_inside = inside(stored[:, :2], variant.width, variant.height)
+    is_inside = is_inside_image(stored[:, :2], variant.width, variant.height)
     assert stored[:, 2].tolist() == np.where(is_inside, keypoints[:, 2], 0).tolist()
-    has_dot = inside(keypoints[:, :2], width, height)
+    has_dot = is_inside_image(keypoints[:, :2], width, height)
     assert count_stray_pixels(variant, plain_variant, keypoints[has_dot, :2], width, height) == 0
     # Near the source's edge a dot merges with its mirror image, so its centre is not the keypoint.
-    is_whole = inside(keypoints[:, :2] - 10, width - 20, height - 20)
+    is_whole = is_inside_image(keypoints[:, :2] - 10, width - 20, height - 20)
     errors = measure_dot_errors(variant, plain_variant, is_whole, np.sqrt(abs(np.linalg.det(affine[:, :2]))))
     assert max(errors, default=0) < 0.5
 
@@ -73,12 +73,12 @@ def test_the_measurements_of_this_file_detect_a_stray_dot_and_a_shifted_keypoint
     variant, plain_variant = (
         make_variants(to_jpeg(image), keypoints, [(RECIPES["Rotate45"], 1)])[0] for image in (dotted, plain)
     )
-    dots = keypoints[inside(keypoints[:, :2], width, height), :2]
+    dots = keypoints[is_inside_image(keypoints[:, :2], width, height), :2]
     assert count_stray_pixels(variant, plain_variant, dots, width, height) == 0
     assert count_stray_pixels(variant, plain_variant, dots[1:], width, height) > 0
     assert count_stray_pixels(variant, plain_variant, dots + 6, width, height) > 0
     shifted = replace(variant, keypoints=variant.keypoints + np.array([0.7, 0, 0], np.float32))
-    is_whole = inside(keypoints[:, :2] - 10, width - 20, height - 20)
+    is_whole = is_inside_image(keypoints[:, :2] - 10, width - 20, height - 20)
     assert max(measure_dot_errors(shifted, plain_variant, is_whole, 1.0)) > 0.5
 
 

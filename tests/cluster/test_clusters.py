@@ -20,7 +20,7 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from kp_ray.cluster.placement import AUGMENT_NODES, MODEL_NODES, RUN_BYTES, TRIAL_BYTES
+from kp_ray.cluster.placement import AUGMENT_NODE_SELECTOR, MODEL_NODE_SELECTOR, RUN_OVERHEAD_BYTES, TRIAL_ACTOR_BYTES
 from tests.helpers.clusters import ENVIRONMENT, free_port, ray_temp_dir
 from tests.helpers.data import ROOT, tiny_config
 from tests.helpers.processes import RAY, run_command, run_kp_ray, set_options, start_kp_ray, wait_until
@@ -173,9 +173,9 @@ def test_the_head_has_memory_for_eight_trials_and_labels_name_the_nodes_of_each_
     head = KUBERAY["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]
     assert head["requests"]["memory"] == head["limits"]["memory"] == "32Gi"
     ray_memory = 0.5 * (32 << 30)  # the object store takes 30 % of a node, Ray's processes and drivers the rest
-    assert ray_memory >= 8 * (RUN_BYTES + TRIAL_BYTES)
-    assert NODE_TYPES["gpu"]["labels"] == {key: value.strip("!") for key, value in AUGMENT_NODES.items()}
-    assert NODE_TYPES["cpu"]["labels"] == {key: value.strip("!") for key, value in MODEL_NODES.items()}
+    assert ray_memory >= 8 * (RUN_OVERHEAD_BYTES + TRIAL_ACTOR_BYTES)
+    assert NODE_TYPES["gpu"]["labels"] == {key: value.strip("!") for key, value in AUGMENT_NODE_SELECTOR.items()}
+    assert NODE_TYPES["cpu"]["labels"] == {key: value.strip("!") for key, value in MODEL_NODE_SELECTOR.items()}
     assert "labels" not in NODE_TYPES[CLUSTER["head_node_type"]]
 
 

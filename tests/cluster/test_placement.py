@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 import ray
 
-from kp_ray.cluster.placement import RUN_BYTES, TRIAL_BYTES, fit_task_options, max_runs_in_memory, model_nodes
+from kp_ray.cluster.placement import (
+    RUN_OVERHEAD_BYTES,
+    TRIAL_ACTOR_BYTES,
+    fit_task_options,
+    max_runs_in_memory,
+    model_nodes,
+)
 from tests.helpers.processes import last_json, run_command
 
 
@@ -25,13 +31,13 @@ def test_a_task_that_trains_requests_the_memory_of_a_run_or_half_of_a_small_node
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [make_node(64e9), make_node(1e9)])
-    assert fit_task_options()["memory"] == RUN_BYTES
+    assert fit_task_options()["memory"] == RUN_OVERHEAD_BYTES
     monkeypatch.setattr(ray, "nodes", lambda: [make_node(1e9)])
     assert fit_task_options()["memory"] == 5e8
 
 
 def test_memory_limits_the_number_of_runs_to_at_least_one() -> None:
-    per_run = RUN_BYTES + TRIAL_BYTES
+    per_run = RUN_OVERHEAD_BYTES + TRIAL_ACTOR_BYTES
     assert max_runs_in_memory([make_node(2.5 * per_run), make_node(3 * per_run)]) == 5
     assert max_runs_in_memory([make_node(0.5 * per_run)]) == 1
 
@@ -39,7 +45,7 @@ def test_memory_limits_the_number_of_runs_to_at_least_one() -> None:
 FIND_NODES_OF_TASKS = """
 import json, ray, ray.data
 from ray.cluster_utils import Cluster
-from kp_ray.cluster.placement import AUGMENT_NODES, MODEL_NODES
+from kp_ray.cluster.placement import AUGMENT_NODE_SELECTOR, MODEL_NODE_SELECTOR
 
 def find_node(row):
     return {"node": ray.get_runtime_context().get_node_id()}
@@ -50,7 +56,7 @@ gpu = cluster.add_node(num_cpus=2, labels={"kp-ray/augment": "no"})
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 names = {spot.node_id: "spot", gpu.node_id: "gpu"}
 found = {}
-for work, selector in (("augment", AUGMENT_NODES), ("train", MODEL_NODES)):
+for work, selector in (("augment", AUGMENT_NODE_SELECTOR), ("train", MODEL_NODE_SELECTOR)):
     rows = ray.data.from_items([{"a": a} for a in range(8)], override_num_blocks=8)
     nodes = rows.map(find_node, num_cpus=1, label_selector=selector).take_all()
     found[work] = sorted({names[row["node"]] for row in nodes})

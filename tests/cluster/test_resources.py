@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from kp_ray.cluster import placement
-from kp_ray.cluster.resources import SMALLEST_SHARE, Capacity, fits_a_node, require_cpus, runs_at_once
+from kp_ray.cluster.resources import SMALLEST_SHARE, Capacity, fits_a_node, require_cpus, training_capacity
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError
@@ -32,50 +32,50 @@ def set_nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.usefixtures("ray_cluster")
 def test_four_runs_of_one_small_worker_fit_a_running_cluster_of_four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     # The CPUs of the cluster must decide, not this machine's free memory.
-    monkeypatch.setattr(placement, "RUN_BYTES", 1)
-    monkeypatch.setattr(placement, "TRIAL_BYTES", 1)
-    assert runs_at_once(make_config()) == Capacity(num_runs=4, use_gpu=False)
+    monkeypatch.setattr(placement, "RUN_OVERHEAD_BYTES", 1)
+    monkeypatch.setattr(placement, "TRIAL_ACTOR_BYTES", 1)
+    assert training_capacity(make_config()) == Capacity(num_runs=4, use_gpu=False)
     with pytest.raises(ClusterError, match=r"^train\.num_workers: .*the cluster has 4 CPUs and 0 GPUs"):
-        runs_at_once(make_config(num_workers=50))
+        training_capacity(make_config(num_workers=50))
 
 
 def test_an_elastic_run_runs_alone(set_nodes: Any) -> None:
     set_nodes({"CPU": 16})
-    assert runs_at_once(make_config(num_workers={"min": 1, "max": 4})).num_runs == 1
+    assert training_capacity(make_config(num_workers={"min": 1, "max": 4})).num_runs == 1
 
 
 def test_gpus_are_used_by_default_and_limit_the_number_of_runs(set_nodes: Any) -> None:
     set_nodes({"CPU": 16, "GPU": 2})
-    assert runs_at_once(make_config()) == Capacity(num_runs=2, use_gpu=True)
-    assert runs_at_once(make_config(num_workers=2)) == Capacity(num_runs=1, use_gpu=True)
-    assert runs_at_once(make_config(use_gpu=False)) == Capacity(num_runs=16, use_gpu=False)
+    assert training_capacity(make_config()) == Capacity(num_runs=2, use_gpu=True)
+    assert training_capacity(make_config(num_workers=2)) == Capacity(num_runs=1, use_gpu=True)
+    assert training_capacity(make_config(use_gpu=False)) == Capacity(num_runs=16, use_gpu=False)
     with pytest.raises(ClusterError, match=r"and 3 GPUs, .*: lower train\.num_workers"):
-        runs_at_once(make_config(num_workers=3))
+        training_capacity(make_config(num_workers=3))
 
 
 def test_a_worker_must_fit_a_single_node(set_nodes: Any) -> None:
     set_nodes({"CPU": 2}, {"CPU": 2})
     with pytest.raises(ClusterError, match=r"^train\.cpus_per_worker: no node has 3 CPUs for a worker"):
-        runs_at_once(make_config(cpus_per_worker=3))
+        training_capacity(make_config(cpus_per_worker=3))
 
 
 def test_workers_are_counted_per_node(set_nodes: Any) -> None:
     set_nodes({"CPU": 3}, {"CPU": 3})
-    assert runs_at_once(make_config(cpus_per_worker=2)).num_runs == 2
+    assert training_capacity(make_config(cpus_per_worker=2)).num_runs == 2
     set_nodes({"CPU": 3}, {"CPU": 3}, {"CPU": 1})
     with pytest.raises(ClusterError, match=r"needs 3 workers of 2 CPUs each, the nodes have room for 2"):
-        runs_at_once(make_config(cpus_per_worker=2, num_workers=3))
+        training_capacity(make_config(cpus_per_worker=2, num_workers=3))
 
 
 def test_memory_limits_the_number_of_runs(set_nodes: Any) -> None:
     set_nodes({"CPU": 16, "memory": 5e9})
-    assert runs_at_once(make_config()).num_runs == 2
+    assert training_capacity(make_config()).num_runs == 2
 
 
 def test_an_autoscaling_cluster_is_counted_at_its_full_size(set_nodes: Any) -> None:
     set_nodes({"CPU": 0})
     config = make_config({"num_cpus": 8, "num_gpus": 2}, num_workers=2, cpus_per_worker=2)
-    assert runs_at_once(config) == Capacity(num_runs=1, use_gpu=True)
+    assert training_capacity(config) == Capacity(num_runs=1, use_gpu=True)
     assert fits_a_node(config, 8, 2)
     assert not fits_a_node(config, 9, 0)
 
@@ -86,10 +86,10 @@ NO_CPU = r"^cluster: no node has a whole CPU for {} \(got 1 nodes with at most {
 def test_a_cluster_without_cpus_is_refused_instead_of_waited_for(set_nodes: Any) -> None:
     set_nodes({"CPU": 0})
     with pytest.raises(ClusterError, match=NO_CPU.format("training", 0)):
-        runs_at_once(make_config())
+        training_capacity(make_config())
     with pytest.raises(ClusterError, match=NO_CPU.format("predict", 0)):
         require_cpus(make_config().cluster, placement.model_nodes(), num_cpus=SMALLEST_SHARE, purpose="predict")
-    assert runs_at_once(make_config({"num_cpus": 4})).num_runs == 4, "a cluster that grows has CPUs later"
+    assert training_capacity(make_config({"num_cpus": 4})).num_runs == 4, "a cluster that grows has CPUs later"
 
 
 def test_augment_needs_a_whole_cpu_of_a_node_on_which_it_may_run(set_nodes: Any) -> None:

@@ -202,7 +202,7 @@ def test_a_run_whose_workers_always_die_ends_with_one_line(
         for pid in find_writers(config):
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-    assert "finished parts are kept, run augment again" in finish_with_only_an_error(run)
+    assert "run augment again, which keeps finished parts" in finish_with_only_an_error(run)
     finish(start_augment(config, "cluster.num_cpus=2"))
     assert read_contents(config)["manifest"]["num_sources"] == NUM_SOURCES
 
@@ -267,7 +267,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes_once_there_is
     message = finish_with_only_an_error(start_augment(config, address_of(two_nodes)))
     assert not partial.exists()
     assert "No space left on device" in message
-    assert "finished parts are kept, run augment again" in message
+    assert "run augment again, which keeps finished parts" in message
     finished = list_parts(config)
     assert 0 < len(finished) < len(expected["digests"])
     assert not (store_dir(config) / "_manifest.json").exists()

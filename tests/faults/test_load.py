@@ -22,7 +22,7 @@ from kp_ray.config.load import load_config
 from kp_ray.config.schema import AugmentConfig
 from kp_ray.data.load import load_annotations
 from kp_ray.keypoints import DACON24
-from kp_ray.store.plan import plan, plan_store
+from kp_ray.store.plan import make_plan, plan_store
 from kp_ray.store.verify import verify_store
 from tests.helpers.augment_runs import StartAugment, list_parts, read_contents, write_augment_config
 from tests.helpers.processes import finish, start_kp_ray
@@ -76,7 +76,7 @@ def test_ten_thousand_small_sources(start_augment: StartAugment, one_node: str, 
     began = time.monotonic()
     assert finish(start_augment(config))["parts_written"] == 0
     assert time.monotonic() - began < 30
-    assert verify_store(plan(load_config(str(config)))) == []
+    assert verify_store(make_plan(load_config(str(config)))) == []
 
 
 def test_planning_a_hundred_thousand_sources_takes_less_than_a_gibibyte(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
             assert run.returncode == 0, err
             expected = expected or read_contents(config)
             assert read_contents(config) == expected
-            assert verify_store(plan(load_config(str(config)))) == []
+            assert verify_store(make_plan(load_config(str(config)))) == []
             parts = list_parts(config)
             for index in rng.choice(len(parts), len(parts) // 2, replace=False):
                 parts[index].unlink()

@@ -14,7 +14,7 @@ from kp_ray.cli.main import main
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
 from kp_ray.store.manifest import SCHEMA_VERSION
-from kp_ray.store.plan import plan
+from kp_ray.store.plan import make_plan
 from kp_ray.store.read import RowReader, iter_rows, read_table
 from kp_ray.store.verify import verify_store
 from kp_ray.store.write import write_store
@@ -40,7 +40,7 @@ def stored(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     """Write a store; every test of the module damages and repairs it."""
     config = tiny_config(sample_data, tmp_path_factory.mktemp("stored") / "run")
     Path(config.run_dir).mkdir(parents=True)
-    write_store(plan(config))
+    write_store(make_plan(config))
     Path(config.path("config.yaml")).write_text(config.to_yaml())
     return config
 
@@ -81,16 +81,16 @@ def test_every_reader_names_a_truncated_part_and_augment_rewrites_it(
         assert str(part) in str(raised.value)
     assert str(part) in refusal(capsys, "export", stored.path("config.yaml"), "--folder", str(tmp_path / "out"))
     assert not list(tmp_path.rglob("*.jpg")), "an unfinished export was left"
-    problems = verify_store(plan(stored))
+    problems = verify_store(make_plan(stored))
     assert [problem.split(":")[0] for problem in problems] == [str(part.relative_to(stored.path("store")))]
-    assert write_store(plan(stored)).parts_written == 1
+    assert write_store(make_plan(stored)).parts_written == 1
     assert digests(stored) == before
 
 
 def test_augment_rewrites_a_truncated_part_without_verify(stored: Config) -> None:
     before, part = digests(stored), training_part(stored)
     os.truncate(part, part.stat().st_size // 2)
-    assert write_store(plan(stored)).parts_written == 1
+    assert write_store(make_plan(stored)).parts_written == 1
     assert digests(stored) == before
 
 
@@ -107,8 +107,8 @@ def test_a_flipped_bit_anywhere_is_found(share: float, stored: Config) -> None:
     except KpRayError as error:
         message = str(error)
     assert str(part) in message or str(rows) == str(expected_rows), "no reader refused the part"
-    assert len(verify_store(plan(stored))) == 1
-    assert write_store(plan(stored)).parts_written == 1
+    assert len(verify_store(make_plan(stored))) == 1
+    assert write_store(make_plan(stored)).parts_written == 1
     assert digests(stored) == before
 
 
@@ -122,7 +122,7 @@ def test_a_truncated_manifest_is_refused_and_no_part_is_lost(
     for verb in ("verify", "augment", "train"):
         assert "damaged: delete this file and run augment again" in refusal(capsys, verb, stored.path("config.yaml"))
     manifest.unlink()
-    write_store(plan(stored))
+    write_store(make_plan(stored))
     assert digests(stored) == before
     assert {path: path.stat().st_mtime_ns for path in written_ns} == written_ns
 

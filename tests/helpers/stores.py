@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kp_ray.config.schema import Config
-from kp_ray.images import encode_bgr
+from kp_ray.images import encode_preview
 from kp_ray.keypoints import DACON24
 from kp_ray.store.manifest import (
     Manifest,
@@ -60,7 +60,7 @@ def make_row(recipe: str, number: int, split: str) -> dict[str, Any]:
         "height": HEIGHT,
         "num_visible": len(DACON24),
         "affine": [1, 0, 0, 0, 1, 0],
-        "image": encode_bgr(make_image(number)),
+        "image": encode_preview(make_image(number)),
         "seed": number,
         "keypoints": np.column_stack([xy, np.full(len(xy), 2)]).ravel().tolist(),
         "bbox_xyxy": [*xy.min(axis=0), *xy.max(axis=0)],

@@ -13,7 +13,7 @@ import simplejpeg
 from kp_ray.augmentation.recipes import RECIPES, Recipe
 from kp_ray.augmentation.variants import Source, Variant, VariantSettings, augment_source
 from kp_ray.errors import DataError
-from kp_ray.keypoints import FloatArray, apply_affine, inside
+from kp_ray.keypoints import FloatArray, apply_affine, is_inside_image
 from tests.helpers.images import BGR, to_jpeg
 
 SIZES = [(480, 270), (333, 500)]
@@ -50,7 +50,7 @@ def make_keypoints(width: int, height: int) -> FloatArray:
 
 def has_dots(width: int, height: int) -> npt.NDArray[np.bool_]:
     """Return (24,) booleans: True where a keypoint of `make_keypoints` is inside the image and has a dot."""
-    return inside(make_keypoints(width, height)[:, :2], width, height)
+    return is_inside_image(make_keypoints(width, height)[:, :2], width, height)
 
 
 @cache
@@ -159,7 +159,7 @@ def make_random_image(width: int, height: int, seed: int) -> tuple[FloatArray, B
     plain = np.asarray(cv2.resize(grain, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float64)
     ys, xs = np.mgrid[:height, :width]
     dotted = plain.copy()
-    for x, y in xy[inside(xy, width, height)]:
+    for x, y in xy[is_inside_image(xy, width, height)]:
         dot = np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / (2 * DOT_SIGMA_PX**2))
         dotted += rng.choice([-70, 70]) * dot[..., None]
     keypoints = np.column_stack([xy, np.where(np.isnan(xy[:, 0]), 0, rng.integers(1, 3, 24))])

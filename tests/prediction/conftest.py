@@ -11,7 +11,7 @@ from kp_ray.keypoints import DACON24
 from kp_ray.models.presets import build_cfg, build_model
 from kp_ray.models.weights import save_model
 from kp_ray.prediction.run import predict
-from kp_ray.store.plan import plan
+from kp_ray.store.plan import make_plan
 from kp_ray.store.write import write_store
 from tests.helpers.data import tiny_config
 from tests.helpers.linked_runs import MEMBERS, NUM_COPIES, link_run
@@ -34,7 +34,7 @@ def with_members(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def trained(with_members: Config, ray_cluster: None) -> Config:
     """Return the run folder of `with_members` with a store that has two validation scenes."""
-    write_store(plan(with_members))
+    write_store(make_plan(with_members))
     return with_members
 
 

@@ -13,7 +13,7 @@ from kp_ray.cli.main import main
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import RunStateError, StorageError, StoreError
-from kp_ray.images import decode_bgr
+from kp_ray.images import decode_preview
 from kp_ray.reporting.page import write_report
 from tests.helpers.pages import Page, write_page
 from tests.helpers.run_folders import (
@@ -67,7 +67,7 @@ def test_every_image_and_plot_is_embedded_whole(whole_page: Page) -> None:
     for load in whole_page.loads:
         kind, _, content = load.removeprefix("data:").partition(";base64,")
         if kind == "image/jpeg":
-            assert decode_bgr(base64.b64decode(content)) is not None
+            assert decode_preview(base64.b64decode(content)) is not None
             num_decoded[kind] += 1
         elif kind == "image/svg+xml":
             assert b"</svg>" in base64.b64decode(content)

@@ -10,7 +10,7 @@ import pytest
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError, KpRayError, StoreError
-from kp_ray.images import decode_bgr
+from kp_ray.images import decode_preview
 from kp_ray.keypoints import DACON24
 from kp_ray.reporting.show import ShowSummary, show
 from kp_ray.visualization.colors import LEFT, MIDDLE, RIGHT, TRUTH, Color, series_color
@@ -40,7 +40,7 @@ def test_variants_are_chosen_by_seed_recipe_and_image(whole_run: Config, tmp_pat
     two = show_files(num=2, seed=1)
     assert two == show_files(num=2, seed=1)
     assert any(two != show_files(num=2, seed=seed) for seed in (2, 3, 4))
-    assert all(decode_bgr(content) is not None for content in two.values())
+    assert all(decode_preview(content) is not None for content in two.values())
     stem = STORE_IMAGES[1].removesuffix(".jpg")
     assert show_files(recipe="Rotate45_CenterCrop", image=STORE_IMAGES[1]).keys() == {
         f"Rotate45_CenterCrop-0-{stem}.jpg", "sheet.jpg"
@@ -50,7 +50,7 @@ def test_variants_are_chosen_by_seed_recipe_and_image(whole_run: Config, tmp_pat
 def test_the_skeleton_of_a_variant_is_drawn_at_its_keypoints(whole_run: Config, tmp_path: Path) -> None:
     show(str(Path(whole_run.run_dir, "store")), str(tmp_path), recipe="Rotate45_CenterCrop", image=STORE_IMAGES[0])
     stem = STORE_IMAGES[0].removesuffix(".jpg")
-    drawn = decode_bgr((tmp_path / f"Rotate45_CenterCrop-0-{stem}.jpg").read_bytes())
+    drawn = decode_preview((tmp_path / f"Rotate45_CenterCrop-0-{stem}.jpg").read_bytes())
     assert drawn is not None
     points = make_points(0)
     gaps = np.linalg.norm(points[:, None] - points, axis=2) + 1000 * np.eye(len(points))
@@ -72,7 +72,7 @@ def test_predictions_and_truth_are_drawn_at_their_keypoints(tmp_path: Path) -> N
     write_prediction_arrays(config.path("predictions.parquet"), ["a", "b"], [image], keypoints, DACON24.names)
     config.save()
     show(config.path("predictions.parquet"), str(tmp_path / "out"))
-    drawn = decode_bgr((tmp_path / "out" / image).read_bytes())
+    drawn = decode_preview((tmp_path / "out" / image).read_bytes())
     assert drawn is not None
     assert_colors(drawn, truth, TRUTH)
     assert_colors(drawn, first, series_color(0))
@@ -100,7 +100,7 @@ def test_the_fused_answer_and_submissions_are_drawn_beside_the_members(tmp_path:
         path.write_text(f"{header}\n{image},{','.join(map(str, points.ravel()))}\n")
     submissions = [str(tmp_path / "nobody.csv"), str(tmp_path / "other.csv")]
     show(config.path("predictions.parquet"), str(tmp_path / "out"), submissions=submissions)
-    drawn = decode_bgr((tmp_path / "out" / image).read_bytes())
+    drawn = decode_preview((tmp_path / "out" / image).read_bytes())
     assert drawn is not None
     assert_colors(drawn, member, series_color(0))
     assert_colors(drawn, fused, series_color(1))

@@ -13,7 +13,7 @@ from kp_ray.store.convert import convert_layout
 from kp_ray.store.estimate import forecast_augment
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import SCHEMA_VERSION, read_manifest, store_digest
-from kp_ray.store.plan import Plan, plan
+from kp_ray.store.plan import Plan, make_plan
 from kp_ray.store.read import iter_rows, read_table
 from kp_ray.store.verify import verify_store
 from kp_ray.store.write import is_finished, write_store
@@ -24,7 +24,7 @@ from tests.helpers.stores import store_files, to_former_layout, write_planned_st
 @pytest.fixture
 def planned(tiny: Config) -> Plan:
     """Write the store of the tiny config in the layout before schema 3; return its plan."""
-    planned = plan(tiny)
+    planned = make_plan(tiny)
     write_planned_store(planned)
     to_former_layout(Path(planned.store))
     return planned

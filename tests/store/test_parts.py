@@ -11,14 +11,14 @@ from kp_ray.errors import StorageError
 from kp_ray.storage import hash_file
 from kp_ray.store.manifest import UNAVAILABLE, UNREADABLE, PartRecord, row_schema
 from kp_ray.store.parts import PartWriter, describe_part, make_variants
-from kp_ray.store.plan import Plan, plan
+from kp_ray.store.plan import Plan, make_plan
 from kp_ray.store.read import read_part
 
 
 @pytest.fixture
 def planned(tiny: Config) -> Plan:
     """Plan the store of the tiny config."""
-    return plan(tiny)
+    return make_plan(tiny)
 
 
 def write_first_part(planned: Plan, quarantined: tuple[dict[str, Any], ...] = ()) -> PartRecord:

@@ -11,7 +11,7 @@ from kp_ray.config.schema import AugmentConfig, Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.errors import ConfigError, DataError, StorageError
 from kp_ray.keypoints import DACON24
-from kp_ray.store.plan import Plan, plan, plan_store
+from kp_ray.store.plan import Plan, make_plan, plan_store
 from tests.helpers.data import tiny_config
 from tests.helpers.labels import make_labels
 
@@ -28,7 +28,7 @@ PART_NAMES_OF_VERSION_0_1 = [
     "recipe-Rotate45/part-00002-9461a12b5db1.parquet",
     "recipe-Original/part-00001-20f7db182a7e.parquet",
 ]
-"""Names of the parts of `make_plan`. Other names would make `augment` rewrite all existing stores."""
+"""Names of the parts of `plan_labels`. Other names would make `augment` rewrite all existing stores."""
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def labels() -> Annotations:
     return make_labels(IMAGES, xy)
 
 
-def make_plan(labels: Annotations, images: Path, augment: AugmentConfig = AUGMENT, **fields: Any) -> Plan:
+def plan_labels(labels: Annotations, images: Path, augment: AugmentConfig = AUGMENT, **fields: Any) -> Plan:
     """Plan a store that is split by frame; `fields` can replace `splits` and `seed`."""
     return plan_store(
         "store", str(images), labels, fields.get("splits", SPLITS), "frame", augment, fields.get("seed", 7)
@@ -61,13 +61,13 @@ def part_names(planned: Plan) -> set[str]:
 
 
 def test_chunks_are_consecutive_rows_of_one_split(labels: Annotations, images: Path) -> None:
-    chunks = make_plan(labels, images).chunks
+    chunks = plan_labels(labels, images).chunks
     assert [[IMAGES.index(source.name) for source in chunk.sources] for chunk in chunks] == [[0, 1], [3], [4, 5], [2]]
     assert [{source.split for source in chunk.sources} for chunk in chunks] == [{"train"}] * 3 + [{"val"}]
 
 
 def test_training_sources_get_every_recipe_and_validation_sources_originals(labels: Annotations, images: Path) -> None:
-    *training, validation = make_plan(labels, images).chunks
+    *training, validation = plan_labels(labels, images).chunks
     for chunk in training:
         assert [(part.recipe.name, part.copies) for part in chunk.parts] == [("Original", 1), ("Rotate45", 2)]
     assert [(part.recipe.name, part.copies) for part in validation.parts] == [("Original", 1)]
@@ -75,13 +75,13 @@ def test_training_sources_get_every_recipe_and_validation_sources_originals(labe
 
 def test_units_are_listed_by_split_and_missing_images_are_absent(labels: Annotations, images: Path) -> None:
     (images / IMAGES[4]).unlink()
-    planned = make_plan(labels, images)
+    planned = plan_labels(labels, images)
     assert planned.units == {"train": tuple(IMAGES[i] for i in (0, 1, 3, 4, 5)), "val": (IMAGES[2],)}
-    assert planned.absent == {IMAGES[4]}
+    assert planned.sources_without_image == {IMAGES[4]}
 
 
 def test_names_of_parts_are_those_of_version_0_1(labels: Annotations, images: Path) -> None:
-    assert [part.path for part in make_plan(labels, images).parts()] == PART_NAMES_OF_VERSION_0_1
+    assert [part.path for part in plan_labels(labels, images).parts()] == PART_NAMES_OF_VERSION_0_1
 
 
 @pytest.mark.parametrize(
@@ -92,44 +92,46 @@ def test_names_of_parts_are_those_of_version_0_1(labels: Annotations, images: Pa
 def test_a_setting_that_changes_the_rows_renames_every_part(
     change: dict[str, Any], labels: Annotations, images: Path
 ) -> None:
-    changed = make_plan(labels, images, AUGMENT.model_copy(update=change))
-    assert not part_names(changed) & part_names(make_plan(labels, images))
+    changed = plan_labels(labels, images, AUGMENT.model_copy(update=change))
+    assert not part_names(changed) & part_names(plan_labels(labels, images))
 
 
 def test_another_seed_renames_every_part(labels: Annotations, images: Path) -> None:
-    assert not part_names(make_plan(labels, images, seed=8)) & part_names(make_plan(labels, images))
+    assert not part_names(plan_labels(labels, images, seed=8)) & part_names(plan_labels(labels, images))
 
 
 def test_a_changed_label_or_image_renames_the_parts_of_its_chunk_alone(labels: Annotations, images: Path) -> None:
-    before = make_plan(labels, images)
+    before = plan_labels(labels, images)
     moved = labels.keypoints.copy()
     moved[5, 0, 0] += 1
-    after = make_plan(replace(labels, keypoints=moved), images)
+    after = plan_labels(replace(labels, keypoints=moved), images)
     assert part_names(before) - part_names(after) == {part.path for part in before.chunks[2].parts}
     (images / IMAGES[0]).write_bytes(bytes(100))
-    assert part_names(before) - part_names(make_plan(labels, images)) == {part.path for part in before.chunks[0].parts}
+    assert part_names(before) - part_names(plan_labels(labels, images)) == {
+        part.path for part in before.chunks[0].parts
+    }
 
 
 def test_a_dropped_source_renames_the_parts_of_its_chunk_alone(labels: Annotations, images: Path) -> None:
-    before, kept = make_plan(labels, images), np.array([0, 2, 3, 4, 5])
-    after = make_plan(labels.select(kept), images, splits=[SPLITS[index] for index in kept])
+    before, kept = plan_labels(labels, images), np.array([0, 2, 3, 4, 5])
+    after = plan_labels(labels.select(kept), images, splits=[SPLITS[index] for index in kept])
     assert part_names(before) - part_names(after) == {part.path for part in before.chunks[0].parts}
 
 
 def test_labels_without_images_are_refused(labels: Annotations, images: Path) -> None:
     with pytest.raises(DataError, match="no labelled image"):
-        make_plan(labels.select(np.array([], dtype=int)), images, splits=[])
+        plan_labels(labels.select(np.array([], dtype=int)), images, splits=[])
 
 
 def test_an_unknown_recipe_and_a_missing_folder_are_refused(labels: Annotations, images: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"augment\.recipes"):
-        make_plan(labels, images, AUGMENT.model_copy(update={"recipes": ("Rotate90",)}))
+        plan_labels(labels, images, AUGMENT.model_copy(update={"recipes": ("Rotate90",)}))
     with pytest.raises(StorageError, match="no such folder"):
-        make_plan(labels, tmp_path / "none")
+        plan_labels(labels, tmp_path / "none")
 
 
 def test_the_plan_of_a_config_splits_the_sources_and_names_the_keypoints(tiny: Config) -> None:
-    planned = plan(tiny)
+    planned = make_plan(tiny)
     assert planned.skeleton == DACON24.names
     assert planned.store == tiny.path("store")
     assert sum(len(chunk.sources) for chunk in planned.chunks) == 12
@@ -139,4 +141,4 @@ def test_the_plan_of_a_config_splits_the_sources_and_names_the_keypoints(tiny: C
 
 def test_a_config_without_images_is_refused(sample_data: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.images"):
-        plan(tiny_config({**sample_data, "images": None}, tmp_path))
+        make_plan(tiny_config({**sample_data, "images": None}, tmp_path))

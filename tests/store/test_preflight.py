@@ -14,7 +14,7 @@ from kp_ray.errors import ConfigError, DataError
 from kp_ray.pipeline import forecast_stage, run_stage
 from kp_ray.stage import no_progress
 from kp_ray.store.layout import has_store
-from kp_ray.store.plan import plan
+from kp_ray.store.plan import make_plan
 from kp_ray.store.preflight import check_plan
 from kp_ray.store.stage import AugmentStage
 from tests.helpers.data import tiny_config
@@ -41,7 +41,7 @@ def test_a_users_recipe_that_fails_on_every_image_is_refused(sample_data: dict[s
     with pytest.raises(
         ConfigError, match=r"^augment\.recipes: Huge fails on each of the \d+ images .*: correct the pip"
     ):
-        check_plan(plan(config_with(sample_data, tmp_path, **recipes)))
+        check_plan(make_plan(config_with(sample_data, tmp_path, **recipes)))
 
 
 def test_crops_that_are_larger_than_every_frame_are_refused_with_the_setting_that_helps(
@@ -49,8 +49,8 @@ def test_crops_that_are_larger_than_every_frame_are_refused_with_the_setting_tha
 ) -> None:
     recipes = ["Original", "RandomCrop_3"]
     with pytest.raises(ConfigError, match=r"^augment\.recipes: RandomCrop_3 .*: set augment\.oversize=scale"):
-        check_plan(plan(config_with(sample_data, tmp_path, recipes=recipes, oversize="error")))
-    check_plan(plan(config_with(sample_data, tmp_path, recipes=recipes, oversize="scale")))
+        check_plan(make_plan(config_with(sample_data, tmp_path, recipes=recipes, oversize="error")))
+    check_plan(make_plan(config_with(sample_data, tmp_path, recipes=recipes, oversize="scale")))
 
 
 def test_a_recipe_that_succeeds_on_one_image_is_accepted(sample_data: dict[str, Any], tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_recipe_that_succeeds_on_one_image_is_accepted(sample_data: dict[str, 
     crop = user_recipe(import_albumentations().CenterCrop(height=100, width=100))
     recipes = {"recipes": ["Crop"], "user_recipes": {"Crop": crop}}
     data = {**sample_data, "images": str(tmp_path / "images")}
-    check_plan(plan(tiny_config(data, tmp_path / "run", augment=recipes, split={"fraction": 0})))
+    check_plan(make_plan(tiny_config(data, tmp_path / "run", augment=recipes, split={"fraction": 0})))
 
 
 @pytest.mark.parametrize("is_dry_run", [False, True])
@@ -90,7 +90,7 @@ def test_unreadable_images_do_not_count_against_a_recipe(sample_data: dict[str, 
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"damaged")
     recipes = {"recipes": ["Huge"], "user_recipes": {"Huge": too_large_crop()}}
-    check_plan(plan(config_with({**sample_data, "images": str(tmp_path / "images")}, tmp_path, **recipes)))
+    check_plan(make_plan(config_with({**sample_data, "images": str(tmp_path / "images")}, tmp_path, **recipes)))
 
 
 def test_a_recipe_that_failed_on_every_image_of_a_run_is_refused_on_each_later_run(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kp_ray.errors import StorageError, StoreError
-from kp_ray.store.plan import plan
+from kp_ray.store.plan import make_plan
 from kp_ray.store.read import RowReader, iter_rows, list_rows, read_part, read_table, select_parts
 from kp_ray.store.write import write_store
 from tests.helpers.data import tiny_config
@@ -50,7 +50,7 @@ def test_validation_originals_can_be_selected_when_the_config_does_not_list_orig
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     config = tiny_config(sample_data, tmp_path, augment={"recipes": ["RandomCrop_1"]})
-    write_store(plan(config))
+    write_store(make_plan(config))
     (folder,) = {os.path.dirname(path) for path in select_parts(config.path("store"), split="val")[1]}
     assert folder.endswith("recipe-Original")
     assert select_parts(config.path("store"), split="val", recipes=["Original"])[1]
@@ -74,7 +74,7 @@ def test_listed_rows_are_those_that_are_read_in_order(store: str) -> None:
 
 
 def test_single_rows_equal_the_rows_of_the_whole_part(store: str) -> None:
-    reader = RowReader(["source", "width"], keep_open=1)
+    reader = RowReader(["source", "width"], max_open_parts=1)
     for path in select_parts(store)[1]:
         expected = read_part(path, ["source", "width"]).to_pylist()
         assert [reader.read(path, number) for number in range(len(expected))] == expected

@@ -89,8 +89,8 @@ def test_missing_images_and_wrong_labels_are_refused_before_a_cluster_starts(
 
 def test_a_plan_is_made_once_per_config(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned_configs: list[Config] = []
-    plan = stage_module.plan
-    monkeypatch.setattr(stage_module, "plan", lambda config: planned_configs.append(config) or plan(config))
+    make_plan = stage_module.make_plan
+    monkeypatch.setattr(stage_module, "make_plan", lambda config: planned_configs.append(config) or make_plan(config))
     stage, second_config = AugmentStage(), tiny_config(tiny.data.model_dump(), tmp_path / "other")
     stage.check(tiny)
     assert not stage.is_done(tiny)

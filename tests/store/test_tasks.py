@@ -11,7 +11,7 @@ from kp_ray.cluster.errors import raise_error_row
 from kp_ray.config.schema import Config
 from kp_ray.errors import StorageError
 from kp_ray.storage import hash_file
-from kp_ray.store.plan import Plan, plan
+from kp_ray.store.plan import Plan, make_plan
 from kp_ray.store.tasks import ChunkResult, chunk_to_table, run_tasks, table_to_chunk, write_chunk
 from tests.helpers.stores import store_files, write_planned_store
 
@@ -19,7 +19,7 @@ from tests.helpers.stores import store_files, write_planned_store
 @pytest.fixture
 def planned(tiny: Config) -> Plan:
     """Plan the store of the tiny config."""
-    return plan(tiny)
+    return make_plan(tiny)
 
 
 def test_a_chunk_survives_the_table_that_a_task_receives(planned: Plan) -> None:
@@ -52,14 +52,14 @@ def test_the_columns_are_plain_arrow_types_with_a_row_per_source(planned: Plan) 
 
 def test_a_task_writes_missing_parts_and_finds_those_of_an_interrupted_run(planned: Plan) -> None:
     chunk, plan_of_tasks = planned.chunks[0], replace(planned, chunks=())  # a task receives a plan without chunks
-    for num_found in (0, len(chunk.parts)):
+    for num_existing in (0, len(chunk.parts)):
         (row,) = write_chunk(chunk_to_table(chunk), plan_of_tasks).to_pylist()
         result = ChunkResult.from_row(row)
         assert [part.path for part in result.parts] == [part.path for part in chunk.parts]
         assert [(part.num_bytes, part.sha256) for part in result.parts] == [
             hash_file(f"{planned.store}/{part.path}") for part in chunk.parts
         ]
-        assert (result.num_found, result.num_sources) == (num_found, len(chunk.sources))
+        assert (result.num_existing, result.num_sources) == (num_existing, len(chunk.sources))
         assert result.quarantined == ()
 
 

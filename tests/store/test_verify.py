@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kp_ray.config.schema import Config
-from kp_ray.store.plan import plan
+from kp_ray.store.plan import make_plan
 from kp_ray.store.read import read_table
 from kp_ray.store.verify import verify_store
 from kp_ray.store.write import write_store
@@ -18,20 +18,20 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def test_a_part_with_a_flipped_bit_is_deleted_and_augment_rewrites_it(tiny: Config) -> None:
-    write_store(plan(tiny))
+    write_store(make_plan(tiny))
     before, part = part_digests(tiny), training_part(tiny)
-    assert verify_store(plan(tiny)) == []
+    assert verify_store(make_plan(tiny)) == []
     content = bytearray(part.read_bytes())
     content[5000] ^= 1
     part.write_bytes(content)
-    (problem,) = verify_store(plan(tiny))
+    (problem,) = verify_store(make_plan(tiny))
     assert str(part).endswith(problem.split(":")[0])
     assert not part.exists()
-    (problem,) = verify_store(plan(tiny))
+    (problem,) = verify_store(make_plan(tiny))
     assert "missing" in problem
-    assert write_store(plan(tiny)).parts_written == 1
+    assert write_store(make_plan(tiny)).parts_written == 1
     assert part_digests(tiny) == before
-    assert verify_store(plan(tiny)) == []
+    assert verify_store(make_plan(tiny)) == []
 
 
 def test_a_store_with_unlabelled_points_is_sound(sample_data: dict[str, Any], tmp_path: Path) -> None:
@@ -39,13 +39,13 @@ def test_a_store_with_unlabelled_points_is_sound(sample_data: dict[str, Any], tm
     blanked = [",".join([*row.split(",")[:5], "", "", *row.split(",")[7:]]) for row in rows]
     (tmp_path / "labels.csv").write_text("\n".join([header, *blanked]) + "\n")
     config = tiny_config({**sample_data, "annotations": str(tmp_path / "labels.csv")}, tmp_path / "run")
-    write_store(plan(config))
+    write_store(make_plan(config))
     assert np.isnan(read_table(config.path("store"), columns=["keypoints"])["keypoints"].to_pylist()).any()
-    assert verify_store(plan(config)) == []
+    assert verify_store(make_plan(config)) == []
 
 
 def test_parts_of_another_config_are_reported(store_config: Config, tmp_path: Path) -> None:
-    plan_of_other_seed = plan(tiny_config(store_config.data.model_dump(), Path(store_config.run_dir), seed=7))
+    plan_of_other_seed = make_plan(tiny_config(store_config.data.model_dump(), Path(store_config.run_dir), seed=7))
     (problem,) = verify_store(plan_of_other_seed)
     assert "differ from those that the config asks for: run augment" in problem
 
@@ -53,10 +53,10 @@ def test_parts_of_another_config_are_reported(store_config: Config, tmp_path: Pa
 def test_rows_that_differ_from_the_source_are_reported(sample_data: dict[str, Any], tmp_path: Path) -> None:
     data = copy_images(sample_data, tmp_path / "images")
     config = tiny_config(data, tmp_path / "run", split={"fraction": 0}, augment={"recipes": ["Original"]})
-    write_store(plan(config))
+    write_store(make_plan(config))
     for path in (tmp_path / "images").iterdir():  # the size in bytes stays, so the plan does not notice
         content = path.read_bytes()
         path.write_bytes(content[:-20] + bytes(18) + content[-2:])
-    problems = verify_store(plan(config))
+    problems = verify_store(make_plan(config))
     assert problems
-    assert all("differ from those that its image and labels give" in problem for problem in problems)
+    assert all("differ from rows made from its image and labels" in problem for problem in problems)

@@ -20,7 +20,7 @@ from kp_ray.errors import RunStateError, StorageError, StoreError
 from kp_ray.store import parts
 from kp_ray.store.manifest import UNAVAILABLE, UNREADABLE, read_manifest, recipe_stage, write_manifest
 from kp_ray.store.parts import make_parts
-from kp_ray.store.plan import plan
+from kp_ray.store.plan import make_plan
 from kp_ray.store.read import iter_rows, read_table
 from kp_ray.store.verify import verify_store
 from kp_ray.store.write import build_manifest, is_finished, write_store
@@ -77,24 +77,24 @@ def test_equal_inputs_give_equal_bytes_and_another_seed_gives_different_bytes(
     store_config: Config, tmp_path: Path
 ) -> None:
     same_config = tiny_config(store_config.data.model_dump(), tmp_path / "again")
-    write_store(plan(same_config))
+    write_store(make_plan(same_config))
     assert part_digests(same_config) == part_digests(store_config)
     other_seed = tiny_config(
         store_config.data.model_dump(), tmp_path / "other", seed=7, split={"fraction": 0.25, "seed": 42}
     )
-    write_store(plan(other_seed))
+    write_store(make_plan(other_seed))
     assert not set(part_digests(other_seed).values()) & set(part_digests(store_config).values())
 
 
 def test_corrections_change_the_rows_and_rewrite_only_the_parts_of_their_chunks(tiny: Config, tmp_path: Path) -> None:
-    write_store(plan(tiny))
+    write_store(make_plan(tiny))
     before = part_digests(tiny)
     labels, validation = load_annotations(tiny.require_input("annotations")), read_sources(tiny, "val")
     dropped, moved = [image for image in labels.images if image not in validation][:2]
     corrections = tmp_path / "corrections.csv"
     corrections.write_text(f"image,action,keypoint,x,y\n{dropped},drop,,,\n{moved},point,nose,12.5,34.25\n")
     corrected = tiny_config({**tiny.data.model_dump(), "corrections": str(corrections)}, Path(tiny.run_dir))
-    write_store(plan(corrected))
+    write_store(make_plan(corrected))
     rows = [row for row in iter_rows(corrected.path("store"), split="train") if row["recipe"] == "Original"]
     assert dropped not in {row["source"] for row in rows}
     assert [row["keypoints"][:2] for row in rows if row["source"] == moved] == [[12.5, 34.25]]
@@ -102,7 +102,7 @@ def test_corrections_change_the_rows_and_rewrite_only_the_parts_of_their_chunks(
     numbers = {f"part-{labels.images.index(image) // per_part:05d}" for image in (dropped, moved)}
     changed = set(before) ^ set(part_digests(corrected))
     assert {path.split("/")[1][:10] for path in changed} == numbers
-    assert verify_store(plan(corrected)) == []
+    assert verify_store(make_plan(corrected)) == []
 
 
 def test_image_names_in_any_script_and_case_are_distinct_sources(sample_data: dict[str, Any], tmp_path: Path) -> None:
@@ -117,30 +117,30 @@ def test_image_names_in_any_script_and_case_are_distinct_sources(sample_data: di
     (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     data = {**sample_data, "annotations": str(tmp_path / "labels.csv"), "images": str(tmp_path / "images")}
     config = tiny_config(data, tmp_path / "run", split={"fraction": 0}, augment={"recipes": ["Original"]})
-    assert write_store(plan(config)).quarantined == 0
+    assert write_store(make_plan(config)).quarantined == 0
     stored = {row["source"]: row["image"] for row in iter_rows(config.path("store"), split="train")}
     assert stored == {name: (tmp_path / "images" / name).read_bytes() for name in names}
-    assert verify_store(plan(config)) == []
+    assert verify_store(make_plan(config)) == []
 
 
 # Repeated runs.
 
 
 def test_a_second_run_writes_nothing(tiny: Config) -> None:
-    first = write_store(plan(tiny))
+    first = write_store(make_plan(tiny))
     before = file_times(*list_files(tiny))
-    second = write_store(plan(tiny))
+    second = write_store(make_plan(tiny))
     assert first.parts_written > 0
     assert (second.parts_written, second.parts_kept) == (0, first.parts_written)
     assert file_times(*list_files(tiny)) == before
 
 
 def test_an_added_recipe_writes_only_its_own_parts_and_the_parts_of_a_dropped_recipe_are_deleted(tiny: Config) -> None:
-    write_store(plan(tiny))
+    write_store(make_plan(tiny))
     before = part_digests(tiny)
     augment = {"recipes": ["Original", "RandomCrop_1"], "sources_per_part": 4}
     changed = tiny_config(tiny.data.model_dump(), Path(tiny.run_dir), augment=augment)
-    figures = write_store(plan(changed))
+    figures = write_store(make_plan(changed))
     after = part_digests(changed)
     assert {path.split("/")[0] for path in set(after) - set(before)} == {"recipe-RandomCrop_1"}
     assert figures.parts_kept == sum(path.startswith("recipe-Original") for path in before)
@@ -152,7 +152,7 @@ def test_an_edited_user_recipe_rewrites_only_its_own_parts(tiny: Config) -> None
         step = albumentations.to_dict(albumentations.Rotate(limit=(limit, limit), p=1))
         augment = {"recipes": ["Original", "mine"], "user_recipes": {"mine": step}, "sources_per_part": 4}
         config = tiny_config(tiny.data.model_dump(), Path(tiny.run_dir), augment=augment)
-        write_store(plan(config))
+        write_store(make_plan(config))
         assert set(store_files(config)) == {*part_digests(config), "_manifest.json", "_quarantine.csv"}
         return part_digests(config)
 
@@ -162,14 +162,14 @@ def test_an_edited_user_recipe_rewrites_only_its_own_parts(tiny: Config) -> None
 
 
 def test_a_run_without_a_manifest_keeps_whole_parts_and_rewrites_a_truncated_one(tiny: Config) -> None:
-    write_store(plan(tiny))
+    write_store(make_plan(tiny))
     digests = part_digests(tiny)
     paths = {path: Path(tiny.path("store", path)) for path in digests}
     before = file_times(*paths.values())
     os.remove(tiny.path("store", "_manifest.json"))
     damaged = paths[next(path for path in digests if "Rotate45" in path)]
     os.truncate(damaged, 100)
-    figures = write_store(plan(tiny))
+    figures = write_store(make_plan(tiny))
     assert (figures.parts_written, figures.parts_kept) == (1, len(digests) - 1)
     assert part_digests(tiny) == digests
     after = file_times(*paths.values())
@@ -185,10 +185,10 @@ def test_a_second_writer_is_refused_and_a_killed_writer_leaves_no_lock(tiny: Con
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(RunStateError, match="another process is writing"):
-        write_store(plan(tiny))
+        write_store(make_plan(tiny))
     holder.kill()
     holder.wait()
-    assert write_store(plan(tiny)).parts_written > 0
+    assert write_store(make_plan(tiny)).parts_written > 0
 
 
 # Images that cannot be used.
@@ -204,7 +204,7 @@ def test_unusable_images_are_quarantined_with_a_reason_until_they_are_repaired(
     os.truncate(empty, 0)
     missing.unlink()
     config = tiny_config(data, tmp_path / "run")
-    assert write_store(plan(config)).quarantined == 3
+    assert write_store(make_plan(config)).quarantined == 3
     reasons = {row["source"]: row["reason"] for row in read_quarantine(Path(config.path("store")))}
     assert "decoded" in reasons[truncated.name]
     assert reasons[empty.name] == "the file is empty"
@@ -212,7 +212,7 @@ def test_unusable_images_are_quarantined_with_a_reason_until_they_are_repaired(
     assert read_sources(config) == set(names[3:])
     for name in names[:3]:
         shutil.copy(Path(sample_data["images"], name), tmp_path / "images" / name)
-    assert write_store(plan(config)).quarantined == 0
+    assert write_store(make_plan(config)).quarantined == 0
     assert read_sources(config) == set(names)
 
 
@@ -228,7 +228,7 @@ def test_a_source_that_one_recipe_cannot_use_keeps_the_rows_of_its_other_recipes
     def write(folder: str, recipes: list[str]) -> Config:
         augment = {"recipes": recipes, "user_recipes": {"crop": crop}}
         config = tiny_config(data, tmp_path / folder, augment=augment, split={"fraction": 0})
-        figures = write_store(plan(config))
+        figures = write_store(make_plan(config))
         assert (figures.sources, figures.quarantined) == (11, 2 if "crop" in recipes else 1)
         return config
 
@@ -241,7 +241,7 @@ def test_a_source_that_one_recipe_cannot_use_keeps_the_rows_of_its_other_recipes
     assert len(rows) == 11 + 10
     quarantined = {(item.source, item.stage) for item in read_manifest(two_runs.path("store")).quarantined}
     assert quarantined == {(small, recipe_stage("crop")), (empty, UNREADABLE)}
-    assert verify_store(plan(two_runs)) == []
+    assert verify_store(make_plan(two_runs)) == []
     write("two_runs", ["Original"])
     assert {item.source for item in read_manifest(two_runs.path("store")).quarantined} == {empty}
 
@@ -251,7 +251,7 @@ def test_with_oversize_error_a_crop_larger_than_the_frame_is_quarantined(
 ) -> None:
     recipes = ["Original", "CenterCrop_1"]
     config = tiny_config(sample_data, tmp_path / "run", augment={"oversize": "error", "recipes": recipes})
-    write_store(plan(config))
+    write_store(make_plan(config))
     manifest = read_manifest(config.path("store"))
     assert manifest.num_variants == manifest.num_sources == 12, "only the originals have rows"
     refused = [item for item in manifest.quarantined if item.stage == recipe_stage("CenterCrop_1")]
@@ -262,7 +262,7 @@ def test_with_oversize_error_a_crop_larger_than_the_frame_is_quarantined(
 def test_a_source_that_storage_did_not_deliver_is_retried_by_the_next_run(
     tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = plan(tiny)
+    planned = make_plan(tiny)
     chunk, read_bytes = planned.chunks[0], parts.read_bytes
     lost = chunk.sources[0].name
 
@@ -288,7 +288,7 @@ def test_an_image_that_is_missing_on_the_workers_node_is_retried_by_the_next_run
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     config = tiny_config(copy_images(sample_data, tmp_path / "images"), tmp_path / "run")
-    planned = plan(config)
+    planned = make_plan(config)
     lost = tmp_path / "images" / planned.chunks[0].sources[0].name
     lost.rename(tmp_path / "moved.jpg")  # after planning
     assert write_store(planned).quarantined == 1
@@ -296,39 +296,39 @@ def test_an_image_that_is_missing_on_the_workers_node_is_retried_by_the_next_run
     assert (item.source, item.stage) == (lost.name, UNAVAILABLE)
     assert "the images must be where all nodes see them" in item.reason
     (tmp_path / "moved.jpg").rename(lost)
-    assert write_store(plan(config)).quarantined == 0
+    assert write_store(make_plan(config)).quarantined == 0
 
 
 def test_a_wrong_image_folder_deletes_no_part(sample_data: dict[str, Any], tiny: Config, tmp_path: Path) -> None:
-    write_store(plan(tiny))
+    write_store(make_plan(tiny))
     before = file_times(*(Path(tiny.path("store", path)) for path in part_digests(tiny)))
     (tmp_path / "empty").mkdir()
     without_images = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, Path(tiny.run_dir))
     with pytest.raises(StoreError, match="this image is missing, and the store holds its variants"):
-        write_store(plan(without_images))
+        write_store(make_plan(without_images))
     Path(tiny.path("store", "_manifest.json")).unlink()
     with pytest.raises(StoreError, match="none of the 12 sources could be used"):
-        write_store(plan(without_images))
-    assert write_store(plan(tiny)).sources == 12
+        write_store(make_plan(without_images))
+    assert write_store(make_plan(tiny)).sources == 12
     assert file_times(*before) == before
 
 
 def test_a_lost_image_is_refused_until_its_label_is_dropped(sample_data: dict[str, Any], tmp_path: Path) -> None:
     data = copy_images(sample_data, tmp_path / "images")
     config = tiny_config(data, tmp_path / "run")
-    write_store(plan(config))
+    write_store(make_plan(config))
     before = store_files(config)
     lost = tmp_path / "images" / load_annotations(sample_data["annotations"]).images[5]
     lost.rename(tmp_path / "moved.jpg")
     with pytest.raises(StoreError, match=rf"{lost}: this image is missing, .*\(1 labelled images are missing in all\)"):
-        write_store(plan(config))
+        write_store(make_plan(config))
     assert store_files(config) == before
     (tmp_path / "corrections.csv").write_text(f"image,action\n{lost.name},drop\n")
     with_drop = tiny_config({**data, "corrections": str(tmp_path / "corrections.csv")}, tmp_path / "run")
-    figures = write_store(plan(with_drop))
+    figures = write_store(make_plan(with_drop))
     assert (figures.sources, figures.quarantined) == (11, 0)
     (tmp_path / "moved.jpg").rename(lost)
-    write_store(plan(config))
+    write_store(make_plan(config))
     assert store_files(config) == before
 
 
@@ -341,23 +341,23 @@ def test_a_run_whose_parts_are_not_all_visible_here_ends_with_an_error(tiny: Con
             next(iter(Path(tiny.path("store")).rglob("part-*.parquet"))).unlink()
 
     with pytest.raises(StorageError, match="run_dir must be a folder that all nodes share"):
-        write_store(plan(tiny), delete_one_part)
-    assert not is_finished(plan(tiny))
-    assert write_store(plan(tiny)).parts_written == 1
+        write_store(make_plan(tiny), delete_one_part)
+    assert not is_finished(make_plan(tiny))
+    assert write_store(make_plan(tiny)).parts_written == 1
 
 
 def test_an_error_in_a_task_keeps_its_class_and_its_advice(tiny: Config) -> None:
     path = Path(tiny.path("store"), "recipe-Original")
     path.parent.mkdir(parents=True)
     path.write_text("a file where a folder must be")
-    with pytest.raises(StorageError, match=r"recipe-Original.*cannot be written.*finished parts are kept") as error:
-        write_store(plan(tiny))
+    with pytest.raises(StorageError, match=r"recipe-Original.*cannot be written.*keeps finished parts") as error:
+        write_store(make_plan(tiny))
     assert "Ray" not in str(error.value)
 
 
 def test_augment_rewrites_a_truncated_part_without_verify(tiny: Config) -> None:
-    write_store(plan(tiny))
+    write_store(make_plan(tiny))
     before, part = part_digests(tiny), training_part(tiny)
     os.truncate(part, part.stat().st_size // 2)
-    assert write_store(plan(tiny)).parts_written == 1
+    assert write_store(make_plan(tiny)).parts_written == 1
     assert part_digests(tiny) == before

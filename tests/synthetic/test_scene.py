@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from kp_ray.images import decode_bgr
-from kp_ray.keypoints import DACON24, FloatArray, inside
+from kp_ray.images import decode_preview
+from kp_ray.keypoints import DACON24, FloatArray, is_inside_image
 from kp_ray.synthetic.body import forward_kinematics
 from kp_ray.synthetic.dataset import SampleSummary, plan_clips
 from kp_ray.synthetic.motion import SyntheticClip, pose_at
@@ -30,7 +30,7 @@ def test_people_vary_in_size_and_are_mostly_in_the_frame(clips: list[SyntheticCl
     assert heights.min() > 0.25
     assert heights.max() < 0.9
     assert heights.std() > 0.08
-    assert inside(points, 1920, 1080).mean() > 0.96
+    assert is_inside_image(points, 1920, 1080).mean() > 0.96
 
 
 def test_the_cameras_stand_on_an_arc_in_front_of_the_person(clips: list[SyntheticClip]) -> None:
@@ -70,11 +70,11 @@ def test_labels_lie_on_the_person(generated: SampleSummary) -> None:
         renderer = SceneRenderer.from_clip(clip, **SIZE)
         empty = renderer.apply_camera_effects(renderer.render_background(), 1).astype(int)
         name = Path(clip.files[0]).name
-        image = decode_bgr((Path(generated.images) / name).read_bytes())
+        image = decode_preview((Path(generated.images) / name).read_bytes())
         is_changed = np.abs(image - empty).sum(axis=2) > 45
         for offset_px, results in ((0, is_changed_at_labels), (90, is_changed_beside), (-90, is_changed_beside)):
             xy = labels[name] + (offset_px, 0)
-            xy = np.rint(xy[inside(xy, SIZE["width"] - 1, SIZE["height"] - 1)]).astype(int)
+            xy = np.rint(xy[is_inside_image(xy, SIZE["width"] - 1, SIZE["height"] - 1)]).astype(int)
             results.append(is_changed[xy[:, 1], xy[:, 0]])
     assert np.concatenate(is_changed_at_labels).mean() > 0.85
     assert np.concatenate(is_changed_beside).mean() < 0.2

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kp_ray.config.schema import Config
-from kp_ray.store.plan import plan
+from kp_ray.store.plan import make_plan
 from kp_ray.store.write import write_store
 from kp_ray.training.run import train
 from tests.helpers.data import tiny_config
@@ -18,7 +18,7 @@ from tests.helpers.training import TWO_WORKERS, TrainedMember
 def training_store(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """Write a store over the sample; returns its folder."""
     config = tiny_config(sample_data, tmp_path_factory.mktemp("stored"))
-    write_store(plan(config))
+    write_store(make_plan(config))
     return Path(config.path("store"))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kp_ray.config.schema import Config
-from kp_ray.store.plan import plan
+from kp_ray.store.plan import make_plan
 from kp_ray.store.write import write_store
 from tests.helpers.data import tiny_config
 from tests.helpers.stores import write_small_store
@@ -33,7 +33,7 @@ def make_config(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFa
 def search_store(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """Augment the sample images once, and return the folder of the store."""
     config = tiny_config(sample_data, tmp_path_factory.mktemp("stored"))
-    write_store(plan(config))
+    write_store(make_plan(config))
     return Path(config.path("store"))
 
 

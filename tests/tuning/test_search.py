@@ -16,7 +16,7 @@ from kp_ray.config.load import build_config, load_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError, ConfigError, KpRayError, RunStateError, StorageError, StoreError
 from kp_ray.storage import writer_lock
-from kp_ray.store.plan import plan
+from kp_ray.store.plan import make_plan
 from kp_ray.store.write import write_store
 from kp_ray.training.run import train
 from kp_ray.training.search_result import apply_result, read_member_search, read_result
@@ -206,7 +206,7 @@ def test_a_search_over_damaged_parts_resumes_when_they_are_repaired(
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     config = tiny_config(sample_data, tmp_path / "run", tune={**FULL_TRIALS, "num_trials": 1})
-    write_store(plan(config))
+    write_store(make_plan(config))
     contents = {part: part.read_bytes() for part in Path(config.path("store")).rglob("*.parquet")}
     for part, content in contents.items():
         middle = len(content) // 2  # in the images
@@ -254,7 +254,7 @@ def test_a_search_that_cannot_begin_is_refused(
     make_search_config: MakeConfig, sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     config = tiny_config(sample_data, tmp_path / "run", split={"fraction": 0})
-    write_store(plan(config))
+    write_store(make_plan(config))
     with pytest.raises(StoreError, match=r"set split\.fraction above 0"):
         tune(config)
     with pytest.raises(ClusterError, match=r"the cluster has 4 CPUs .* lower train\.num_workers"):
