@@ -151,7 +151,7 @@ def predict_with_one_operator(
     with ray_data_settings():
         results = ray.data.from_arrow(batches).map_batches(
             predictor,
-            batch_size=None,
+            batch_size=section.batch_size,
             batch_format="pyarrow",
             fn_constructor_kwargs=arguments,
             compute=ray.data.ActorPoolStrategy(

@@ -141,6 +141,9 @@ def predict_batches(
         context = ray.data.DataContext.get_current()
         context.op_resource_reservation_enabled = True  # bounds the memory of decoded images that wait for an actor
         context.target_max_block_size = None  # a batch of many or large images must remain one block
+        context.execution_options.preserve_order = (
+            True  # keeps the last block, which can be smaller, a batch of its own
+        )
         results = (
             ray.data.from_arrow(batches)
             .map_batches(
@@ -154,7 +157,7 @@ def predict_batches(
             )
             .map_batches(
                 predictor,
-                batch_size=None,
+                batch_size=batch_size,  # that of the blocks; Ray refuses None for an operator with GPUs
                 batch_format="pyarrow",
                 fn_constructor_kwargs=task.predictor_arguments(has_gpu=plan.gpus_per_actor > 0),
                 compute=ray.data.ActorPoolStrategy(

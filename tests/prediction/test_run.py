@@ -22,7 +22,7 @@ from kp_ray.prediction.run import predict
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.storage import writer_lock
 from tests.helpers.linked_runs import NUM_COPIES, link_run
-from tests.helpers.processes import run_command
+from tests.helpers.processes import run_command, run_kp_ray
 
 
 def list_parts(config: Config) -> list[Path]:
@@ -52,6 +52,19 @@ def test_each_part_holds_consecutive_images(predicted: Config) -> None:
 def test_a_pool_that_may_fill_the_cluster_leaves_cpus_for_decoding(trained: Config, tmp_path: Path) -> None:
     details, took = predict(link_run(trained, tmp_path / "run", actors=[2, 8], batch_size=1))
     assert (details.images, took.compute, took.gpus_per_actor) == (10, "cpu, fp32", 0)
+
+
+def test_with_gpus_each_actor_takes_one_and_batches_are_those_of_cpus(trained: Config, tmp_path: Path) -> None:
+    """The cluster has a logical GPU; its actor computes on a CPU, because torch finds no device."""
+    config = link_run(trained, tmp_path / "run", batch_size=3)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    done = run_kp_ray("predict", str(path), "--set", "cluster.num_gpus=1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path(config.path("predict.json")).read_text())["took"]["gpus_per_actor"] == 1
+    images = read_sample_submission(config.require_input("sample_submission")).images
+    parts = [set(pq.read_table(part)["image"].to_pylist()) for part in list_parts(config)]
+    assert sorted(map(sorted, parts)) == sorted(sorted(images[i : i + 3]) for i in range(0, 10, 3))
 
 
 def test_predicting_again_predicts_nothing_and_keeps_the_figures(predicted: Config) -> None:
