@@ -16,7 +16,7 @@ from tests.helpers.data import ROOT, tiny_config
 def test_the_notebook_of_the_docs_runs_from_labels_to_scores(sample_data: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "runs" / "demo" / "data" / "config.yaml"
     path.parent.mkdir(parents=True)
-    path.write_text(tiny_config(sample_data, tmp_path / "run").to_yaml())
+    path.write_text(tiny_config(sample_data, tmp_path / "run", tune={"num_trials": 1}).to_yaml())
     notebook = json.loads((ROOT / "docs" / "walkthrough.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     environment = {**os.environ, "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}

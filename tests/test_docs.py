@@ -67,9 +67,12 @@ def check_command(words: list[str]) -> None:
         if words[1] in ("--help", "--version", "--install-completion", "--show-completion", "VERB"):
             return
         context = parse_command(words)
-        for setting in context.params.get("sets") or ():
-            if not any(mark in setting for mark in ("$(", "KEY=")):
-                load_config(None, [setting])
+        settings = [
+            setting
+            for setting in context.params.get("sets") or ()
+            if not any(mark in setting for mark in ("$(", "KEY="))
+        ]
+        load_config(None, settings)
     elif words[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:2]) <= set(targets)
