@@ -268,8 +268,8 @@ def file_infos(folder: str) -> dict[str, pafs.FileInfo]:
     try:
         listing = fs.get_file_info(pafs.FileSelector(inner_path, recursive=True))
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        raise StorageError(f"{folder}: {'there is no such folder' if missing else one_line(error)}") from error
+        reasons = {FileNotFoundError: "there is no such folder", NotADirectoryError: "is a file: name its folder"}
+        raise StorageError(f"{folder}: {reasons.get(type(error)) or one_line(error)}") from error
     prefix = len(inner_path.rstrip("/")) + 1
     return {info.path[prefix:]: info for info in listing if info.type == pafs.FileType.File}
 

@@ -19,8 +19,8 @@ def check_stated_facts(annotations: Annotations, sizes: Sizes = None) -> list[Fi
     """Find images whose stated width, height, num_keypoints or bbox do not fit; all findings are warnings.
 
     Kinds: swapped_size (width and height of the image as seen are exchanged), stated_size (the image was resized,
-    cropped or replaced), num_keypoints (differs from the number of points with v > 0), bbox (fewer than half of the
-    points are in it).
+    cropped or replaced), num_keypoints (differs from the number of points with v > 0), bbox (it leaves the image, or
+    fewer than half of the points are in it).
 
     Args:
         annotations: N images; those of a CSV state nothing.
@@ -32,7 +32,7 @@ def check_stated_facts(annotations: Annotations, sizes: Sizes = None) -> list[Fi
         size = sizes.get(image) if isinstance(sizes, Mapping) else sizes
         if size is not None and stated.size is not None and stated.size != size:
             findings.append(_size_finding(image, labelled, stated.size, size))
-        findings += _person_findings(image, labelled, stated)
+        findings += _person_findings(image, labelled, stated, size or stated.size)
     return findings
 
 
@@ -60,20 +60,30 @@ def _size_finding(image: str, labelled: FloatArray, stated: tuple[int, int], siz
     return warning("stated_size", image, message, fix)
 
 
-def _person_findings(image: str, labelled: FloatArray, stated: StatedFacts) -> Iterator[Finding]:
-    """Compare num_keypoints and bbox with the labelled points (L, 2) of one image."""
+def _person_findings(
+    image: str, labelled: FloatArray, stated: StatedFacts, size: tuple[int, int] | None
+) -> Iterator[Finding]:
+    """Compare num_keypoints and bbox with the labelled points (L, 2) and the size in pixels of one image."""
     if stated.num_keypoints is not None and stated.num_keypoints != stated.num_labelled:
         message = f"num_keypoints is {stated.num_keypoints}, {stated.num_labelled} points have v > 0"
         yield warning("num_keypoints", image, message, "correct num_keypoints, or v of the points that were meant")
     if stated.bbox_xywh is None or not len(labelled):
         return
     x, y, width, height = stated.bbox_xywh
-    if width <= 0 or height <= 0 or _share_inside(labelled, (x, y, x + width, y + height)) >= MIN_SHARE_IN_BOX:
+    if width <= 0 or height <= 0:
+        return
+    margin = BOX_MARGIN * max(width, height)
+    leaves_image = size is not None and (x + width > size[0] + margin or y + height > size[1] + margin)
+    if not leaves_image and _share_inside(labelled, (x, y, x + width, y + height)) >= MIN_SHARE_IN_BOX:
         return
     num_points = len(labelled)
-    if width > x and height > y and _share_inside(labelled, (x, y, width, height)) == 1:
+    if x + y > 0 and width > x and height > y and _share_inside(labelled, (x, y, width, height)) == 1:
         message = "bbox holds two corners (x1, y1, x2, y2) instead of x, y, width, height"
         yield warning("bbox", image, message, "write x, y, width, height")
+        return
+    if leaves_image and size is not None:
+        message = f"bbox {x:g}, {y:g}, {width:g}, {height:g} (x, y, w, h) leaves the {size[0]}x{size[1]} image"
+        yield warning("bbox", image, message, "look whether box and points belong to the same image size")
         return
     num_inside = round(_share_inside(labelled, (x, y, x + width, y + height)) * num_points)
     message = f"{num_inside} of {num_points} points are in its bbox {x:g}, {y:g}, {width:g}, {height:g} (x, y, w, h)"

@@ -19,7 +19,7 @@ _MIN_SHARE = 0.02
 _MAX_EXAMINED = 1000
 """Number of images in which a place is compared with the body; it bounds the time for a million images."""
 _FRACTION_LIMIT = 1.5
-"""Largest coordinate, in the median image, of labels that are fractions of the image's size."""
+"""Largest coordinate of an image whose labels are fractions of its size."""
 _SMALL_BODY_PX = 16.0
 """Body size in pixels below which a label is too small to train on: Detectron2's smallest anchor is 32 px."""
 _PARTIAL_FRAME = 0.51
@@ -133,8 +133,12 @@ def scale_findings(annotations: Annotations, sizes: Sizes) -> list[Finding]:
     if not len(xy):
         return []
     largest = np.nanmax(np.abs(xy), axis=(1, 2))
-    if np.median(largest) <= _FRACTION_LIMIT:
-        message = f"coordinates are fractions of the image's size, not pixels: the largest is {largest.max():.4g}"
+    is_fraction = largest <= _FRACTION_LIMIT
+    if is_fraction.sum() >= min(_MIN_IMAGES, len(xy) / 2):
+        message = (
+            f"the coordinates of {is_fraction.sum()} of {len(xy)} images are fractions of the image's size, not "
+            f"pixels: the largest is {largest[is_fraction].max():.4g}"
+        )
         return [_scale_warning(message, "multiply x by the image's width and y by its height")]
     finding = _frame_finding(annotations, sizes)
     if finding:

@@ -71,7 +71,8 @@ def check_images(
             if progress:
                 progress(done)
     findings += _unusual_sizes(sizes)
-    findings += _unlabelled_files(files, annotations.images, images_dir)
+    nearly_named = [match.file for match in matches.values()]
+    findings += _unlabelled_files(files, [*annotations.images, *nearly_named], images_dir)
     position = {image: row for row, image in enumerate([*annotations.images, ""])}
     return sorted(findings, key=lambda finding: position[finding.image]), sizes
 
@@ -123,9 +124,9 @@ def _unusual_sizes(sizes: Mapping[str, Size]) -> Iterator[Finding]:
             yield warning("size", image, message, "look whether it belongs to this data set")
 
 
-def _unlabelled_files(files: Iterable[str], images: Iterable[str], images_dir: str) -> Iterator[Finding]:
-    """Report image files that have no labels, as one finding."""
-    labelled = set(images)
+def _unlabelled_files(files: Iterable[str], labelled: Collection[str], images_dir: str) -> Iterator[Finding]:
+    """Report the image files in the folder that are not in `labelled`, as one finding."""
+    labelled = set(labelled)
     extra = sorted(name for name in files if is_image_file(name) and name not in labelled)
     if extra:
         message = f"{len(extra)} images in {images_dir} have no labels: {list_names(extra, 3)}"

@@ -14,6 +14,7 @@ from kp_ray.data.corrections import apply_corrections
 from kp_ray.data.csv_format import read_csv
 from kp_ray.data.names import describe_matches, match_names
 from kp_ray.data.people import PeopleChoice, select_people
+from kp_ray.data.visibility import MIN_LIKELIHOOD
 from kp_ray.errors import ConfigError, DataError, StorageError, one_line
 from kp_ray.keypoints import skeleton_for
 from kp_ray.storage import file_sizes, filesystem
@@ -159,7 +160,7 @@ def _require_labelled_points(labels: Annotations, path: str, missing_values: Seq
         places = f" except at data.missing_values {[list(place) for place in missing_values]}" if missing_values else ""
         raise DataError(
             f"{path}: none of its {len(labels)} images has a labelled point{places}: data.annotations must name a file "
-            "with coordinates, in COCO with v 1 or 2"
+            f"with coordinates, in COCO with v 1 or 2, or with likelihoods of at least {MIN_LIKELIHOOD:g}"
         )
     if len(points) > len(labels) and (points == points[0]).all():
         x, y = points[0]

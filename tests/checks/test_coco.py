@@ -98,6 +98,16 @@ def test_a_box_of_two_corners_is_recognized():
     assert [finding.kind for finding in check_stated_facts(labels)] == ["bbox"]
 
 
+def test_a_box_that_leaves_the_image_is_reported():
+    low, high = make_person().min(axis=0), make_person().max(axis=0)
+    stated = StatedFacts(bbox_xywh=(*low.tolist(), *high.tolist()))  # two corners; it holds all points
+    for finding in [*findings_of(stated), *findings_of(dataclasses.replace(stated, size=SIZE), size=None)]:
+        assert (finding.kind, "two corners" in finding.message) == ("bbox", True)
+    assert findings_of(stated, size=None) == []
+    (finding,) = findings_of(StatedFacts(bbox_xywh=(0.0, 0.0, 3 * SIZE[0], 800.0)))
+    assert "leaves the" in finding.message
+
+
 def test_boxes_that_are_not_boxes_are_left_alone():
     assert findings_of(StatedFacts(bbox_xywh=(0.0, 0.0, 0.0, 0.0))) == []
 

@@ -122,6 +122,15 @@ class TestScale:
         assert "fractions" in finding.message
         assert finding.fix == "multiply x by the image's width and y by its height"
 
+    def test_fractions_in_some_of_the_images_are_counted(self):
+        def divide_some(xy):
+            xy = xy.copy()
+            xy[:7] /= FRAME
+            return xy
+
+        (finding,) = of_kind(check_labels(change_points(make_people(), divide_some), FRAME), "scale")
+        assert f"the coordinates of 7 of {len(make_people().images)} images are fractions" in finding.message
+
     def test_fractions_and_a_corner_sentinel_are_both_found(self):
         labels = change_points(make_people(), lambda xy: xy / FRAME)
         findings = check_labels(put_at(labels, (0, 0), [(row, 2) for row in range(9)]), FRAME)

@@ -98,6 +98,7 @@ def test_names_that_nearly_match_are_counted_by_rule(tmp_path):
     assert "4 labelled images have no file: 2 of 4 differ from a file only in the suffix" in summary.message
     assert "1 of 4 differ from a file only in percent-encoding (labels: a%20b.jpg, file: a b.jpg)" in summary.message
     assert {finding.image for finding in findings if finding.kind == "misnamed"} == {"a%20b.jpg", "c.png", "d.png"}
+    assert "unlabelled_files" not in {finding.kind for finding in findings}
 
 
 def test_a_file_that_is_no_image_is_described(tmp_path):
@@ -109,6 +110,9 @@ def test_a_file_that_is_no_image_is_described(tmp_path):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(StorageError, match="none: there is no such folder"):
         check_images(make_clips(), str(tmp_path / "none"))
+    (tmp_path / "labels.csv").touch()
+    with pytest.raises(StorageError, match="is a file: name its folder"):
+        check_images(make_clips(), str(tmp_path / "labels.csv"))
 
 
 @pytest.mark.skipif(not (SHARED / "lsp").is_dir(), reason=f"the images of LSP are not in {SHARED}")
