@@ -10,10 +10,12 @@ from kp_ray.errors import DataError
 
 _NAME_COLUMNS = ("image", "images", "img", "filename", "file_name", "file", "image_name", "name", "path", "image_path")
 """Lower-case names that other tools give to the column of file names."""
+_MAX_NAME_CHARS = 200
+"""Longest name of a column; a longer one comes from a damaged file, and would make every message about it unreadable."""
 
 
 def check_header(header: Sequence[str], next_rows: Sequence[NumberedRow], path: str) -> None:
-    """Refuse a header that lacks `image`, has a column twice, or has columns without a name.
+    """Refuse a header that lacks `image`, has a column twice, or has columns without a name or with a very long one.
 
     Args:
         header: the cells of the first row.
@@ -29,6 +31,12 @@ def check_header(header: Sequence[str], next_rows: Sequence[NumberedRow], path: 
     if "image" not in header:
         raise DataError(f"{path}: {_why_no_image_column(header, next_rows)}")
     _refuse_unnamed_columns(header, path)
+    longest = max(header, key=len)
+    if len(longest) > _MAX_NAME_CHARS:
+        raise DataError(
+            f"{path}: a column's name has {len(longest)} characters, at most {_MAX_NAME_CHARS} are allowed (got "
+            f"{longest[:40]!r}...): shorten it"
+        )
     repeated = [name for name, count in Counter(header).items() if count > 1]
     if repeated:
         raise DataError(

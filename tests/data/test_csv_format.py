@@ -40,6 +40,12 @@ def test_reordered_columns_byte_order_mark_crlf_and_blank_lines_are_accepted(wri
     assert (labels.keypoints[0, :, 2] == 2).all()
 
 
+def test_a_very_long_column_name_is_refused_by_its_beginning(write):
+    with pytest.raises(DataError, match=r"a column's name has 2102 characters.*'\[\[\[") as caught:
+        load_annotations(write("image,nose_x,nose_y," + 2100 * "[" + "_x\na.jpg,1,2,3\n"))
+    assert len(str(caught.value)) < 500
+
+
 def test_a_group_column_replaces_the_scene_and_is_written_back(write):
     labels = load_annotations(write(f"group,{HEADER}\nkitchen,walk_A-1.jpg,{CELLS}\n,walk_A-2.jpg,{CELLS}\n"))
     assert labels.scenes == ("kitchen", "walk")
