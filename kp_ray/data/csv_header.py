@@ -11,7 +11,7 @@ from kp_ray.errors import DataError
 _NAME_COLUMNS = ("image", "images", "img", "filename", "file_name", "file", "image_name", "name", "path", "image_path")
 """Lower-case names that other tools give to the column of file names."""
 _MAX_NAME_CHARS = 200
-"""Longest name of a column; a longer one comes from a damaged file, and would make every message about it unreadable."""
+"""Longest name of a column. A longer one comes from a damaged file and would make messages about it unreadable."""
 
 
 def check_header(header: Sequence[str], next_rows: Sequence[NumberedRow], path: str) -> None:
