@@ -12,7 +12,7 @@ from kp_ray.config.schema import Config
 from kp_ray.data.csv_format import read_csv_rows
 from kp_ray.data.csv_rows import check_num_cells, refuse_other_content
 from kp_ray.data.submission import SampleSubmission
-from kp_ray.errors import ConfigError, DataError, StoreError
+from kp_ray.errors import ConfigError, DataError, StoreError, shorten
 from kp_ray.images import is_image_file, list_images
 from kp_ray.storage import file_infos, filesystem, join, read_bytes
 from kp_ray.store.read import read_part, select_parts
@@ -110,8 +110,8 @@ def _list_file_refs(names: Sequence[str], folder: str | None, source: str) -> li
     refs = [ImageRef(name, path, None, _version(infos.get(name))) for name, path in zip(names, paths, strict=True)]
     if all(ref.version == MISSING for ref in refs):
         raise DataError(
-            f"{source}: none of its {len(refs)} images exists, e.g. {refs[0].path}: correct data.test_images, or the "
-            "names"
+            f"{source}: none of its {len(refs)} images exists, e.g. {shorten(refs[0].path)}: correct "
+            "data.test_images, or the names"
         )
     return refs
 

@@ -110,11 +110,12 @@ class _RecordCallback(ray.tune.Callback):
         self._show(name)
 
     def _show(self, name: str) -> None:
-        """Write the tables and report the progress of a trial."""
+        """Write the tables, and report the progress of a trial, or its end once it no longer runs."""
         trials = read_trials(self.config, self.running)
         write_tables(self.config, trials)
         for trial in trials:
-            if trial.name == name:
+            # A trial that was trained before counts as finished at its first report.
+            if trial.name == name and (trial.status == "running") == (name in self.running):
                 self.progress(name, trial.iterations, trial.start.max_iter, describe_trial(trial, self.config))
 
 
