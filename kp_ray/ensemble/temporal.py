@@ -1,6 +1,8 @@
 """Fill and smooth the predictions of a clip (the frames of one scene and camera) over time."""
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,16 @@ def frame_numbers(frames: Sequence[int | None]) -> FloatArray:
     numbers = np.array(frames, dtype=float)
     numbers[numbers < 0] = np.nan
     return numbers
+
+
+def count_fallbacks(sources: Iterable[str], near_frame: str = "near frame") -> dict[str, int]:
+    """Count the filled images by what filled them.
+
+    Args:
+        sources: the texts that `fill_missing` returns; "" is not counted.
+        near_frame: name under which all frames of the same clip are counted.
+    """
+    return dict(Counter(re.sub(r"^frame \d+$", near_frame, source) for source in sources if source))
 
 
 def fill_missing(

@@ -1,7 +1,5 @@
 """Fuse the members' predictions into a submission."""
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +8,7 @@ import numpy as np
 from kp_ray.config.schema import Config
 from kp_ray.data.submission import SampleSubmission, write_submission
 from kp_ray.ensemble.fusion import Fusion, fuse_clips
+from kp_ray.ensemble.temporal import count_fallbacks
 from kp_ray.errors import ModelError, RunStateError
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
@@ -156,7 +155,7 @@ def _describe(config: Config, predictions: Predictions, fusion: Fusion, took: Pr
         },
         people=predictions.person_choices,
         weights=WeightsSource(chosen="equal" if isinstance(config.predict.weights, str) else "given"),
-        fallbacks=dict(Counter(re.sub(r"^frame \d+$", "near frame", row.how) for row in filled)),
+        fallbacks=count_fallbacks(fusion.how),
         filled=filled,
         unusable=tuple(
             UnusableImage(image=image, reason=reason)

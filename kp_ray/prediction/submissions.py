@@ -1,7 +1,5 @@
 """Fuse submissions of any origin into one; needs neither Ray nor torch."""
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -11,6 +9,7 @@ import numpy as np
 from kp_ray.data.annotations import parse_name
 from kp_ray.data.submission import SampleSubmission, read_sample_submission, read_submission, write_submission
 from kp_ray.ensemble.fusion import fuse_clips
+from kp_ray.ensemble.temporal import count_fallbacks
 from kp_ray.errors import ConfigError, DataError
 from kp_ray.keypoints import FloatArray, Skeleton
 
@@ -97,7 +96,7 @@ def fuse_submissions(
     return FuseSummary(
         images=len(first.images),
         nobody={path: int(count) for path, count in zip(paths, (~has_person).sum(axis=1), strict=True)},
-        fallbacks=dict(Counter(re.sub(r"^frame \d+$", "near frame", how) for how in fusion.how if how)),
+        fallbacks=count_fallbacks(fusion.how),
         submission=target,
     )
 

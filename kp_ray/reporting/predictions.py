@@ -1,13 +1,12 @@
 """Section "Predictions": the worst images, the filled images, and those in which the members differ most."""
 
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from kp_ray.config.schema import Config
+from kp_ray.ensemble.temporal import count_fallbacks
 from kp_ray.metrics import point_errors
 from kp_ray.prediction.predictions import Predictions
 from kp_ray.prediction.records import FilledImage, ImageError
@@ -96,7 +95,7 @@ def prediction_section(config: Config, files: RunFiles) -> PredictionSection | N
         num_images=len(predictions.images) if predictions else 0,
         has_truth=files.truth is not None,
         num_filled=None if filled is None else len(filled),
-        fallbacks=Counter(re.sub(r"^frame \d+$", "a near frame", row.how) for row in filled or ()),
+        fallbacks=count_fallbacks((row.how for row in filled or ()), "a near frame"),
         worst=_tiles(config, files, {row.image: format_number(row.rmse) for row in worst}, " px"),
         filled=_tiles(config, files, {row.image: row.how for row in filled or ()}, ""),
         disputed=_disputed_tiles(config, files, predictions, spreads) if predictions else (),

@@ -9,6 +9,7 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_annotations
 from kp_ray.data.visibility import MIN_LIKELIHOOD
 from kp_ray.errors import DataError
+from tests.helpers.labels import VISIBILITY_CASES
 
 Load = Callable[[str], Annotations]
 LABELS = """scorer,Ann,Ann,Ann,Ann
@@ -53,18 +54,7 @@ def test_a_point_of_low_likelihood_is_unlabelled(load):
     np.testing.assert_array_equal(labels.keypoints[1], [[1, 2, 2], [3, 4, 2]])
 
 
-@pytest.mark.parametrize(
-    ("cells", "expected"),
-    [
-        ("1,2,2", [1, 2, 2]),
-        ("1,2,1", [1, 2, 1]),
-        ("1,2,1.0", [1, 2, 1]),
-        ("1,2,", [1, 2, 2]),
-        ("1,2,0", [np.nan, np.nan, 0]),
-        (",,1", [np.nan, np.nan, 0]),
-        (",,", [np.nan, np.nan, 0]),
-    ],
-)
+@pytest.mark.parametrize(("cells", "expected"), VISIBILITY_CASES)
 def test_visible_of_lightning_pose_keeps_hidden_points_apart(load, cells, expected):
     labels = load(
         f"scorer,s,s,s,s,s\nbodyparts,paw_l,paw_l,paw_r,paw_r,paw_r\ncoords,x,y,x,y,visible\nv/1.png,5,6,{cells}\n"

@@ -10,9 +10,9 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_annotations
 from kp_ray.data.visibility import MIN_LIKELIHOOD
 from kp_ray.errors import DataError
+from tests.helpers.labels import UNLABELLED, VISIBILITY_CASES
 
 Load = Callable[[str], Annotations]
-UNLABELLED = [np.nan, np.nan, 0]
 
 
 @pytest.fixture
@@ -22,18 +22,7 @@ def load(write) -> Load:
 
 
 @pytest.mark.parametrize("end", ["visible", "visibility", "v"])
-@pytest.mark.parametrize(
-    ("cells", "expected"),
-    [
-        ("1,2,2", [1, 2, 2]),
-        ("1,2,1", [1, 2, 1]),
-        ("1,2,1.0", [1, 2, 1]),
-        ("1,2,", [1, 2, 2]),
-        ("1,2,0", UNLABELLED),
-        (",,1", UNLABELLED),
-        (",,", UNLABELLED),
-    ],
-)
+@pytest.mark.parametrize(("cells", "expected"), VISIBILITY_CASES)
 def test_a_visibility_column_of_the_native_csv_means_the_same_as_in_a_deeplabcut_csv(load, end, cells, expected):
     native = load(f"image,tail_x,tail_y,paw_x,paw_y,paw_{end}\na.jpg,5,6,{cells}\n")
     np.testing.assert_array_equal(native.keypoints[0], [[5, 6, 2], expected])

@@ -13,6 +13,17 @@ HEADER = ",".join(["image", *DACON24.columns])
 """Header row of the native CSV."""
 CELLS = ",".join(str(number) for number in range(2 * NUM_KEYPOINTS))
 """Coordinates 0, 1, 2, ... of one row of the native CSV."""
+UNLABELLED = [np.nan, np.nan, 0]
+VISIBILITY_CASES = [
+    ("1,2,2", [1, 2, 2]),
+    ("1,2,1", [1, 2, 1]),
+    ("1,2,1.0", [1, 2, 1]),
+    ("1,2,", [1, 2, 2]),
+    ("1,2,0", UNLABELLED),
+    (",,1", UNLABELLED),
+    (",,", UNLABELLED),
+]
+"""Cells x, y, visible of a point, and its x, y, v as a label."""
 
 
 def make_labels(images: Sequence[str], xy: FloatArray) -> Annotations:
