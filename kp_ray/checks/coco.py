@@ -23,37 +23,37 @@ def check_stated_facts(annotations: Annotations, sizes: Sizes = None) -> list[Fi
     fewer than half of the points are in it).
 
     Args:
-        annotations: N images; those of a CSV state nothing.
+        annotations: N images; annotations from a CSV have no stated facts, and then nothing is found.
         sizes: sizes of the upright images in pixels.
     """
     findings: list[Finding] = []
-    for image, points, stated in zip(annotations.images, annotations.keypoints, annotations.stated, strict=False):
-        labelled = points[points[:, 2] > 0, :2]
+    for image, points, facts in zip(annotations.images, annotations.keypoints, annotations.stated, strict=False):
+        labelled_xy = points[points[:, 2] > 0, :2]
         size = sizes.get(image) if isinstance(sizes, Mapping) else sizes
-        if size is not None and stated.size is not None and stated.size != size:
-            findings.append(_size_finding(image, labelled, stated.size, size))
-        findings += _person_findings(image, labelled, stated, size or stated.size)
+        if size is not None and facts.size is not None and facts.size != size:
+            findings.append(_size_finding(image, labelled_xy, facts.size, size))
+        findings += _person_findings(image, labelled_xy, facts, size or facts.size)
     return findings
 
 
-def _size_finding(image: str, labelled: FloatArray, stated: tuple[int, int], size: tuple[int, int]) -> Finding:
-    """Describe a stated size that is not the image's; `labelled` points (L, 2) say which of the two they fit."""
-    sizes = f"the labels state {stated[0]}x{stated[1]} px, the image as seen has {size[0]}x{size[1]} px"
-    leaves_image = bool((labelled >= np.array(size)).any())
-    if stated == size[::-1]:
+def _size_finding(image: str, labelled_xy: FloatArray, stated_size: tuple[int, int], size: tuple[int, int]) -> Finding:
+    """Report a stated size that is not the image's size; the labelled points (L, 2) decide which fix to propose."""
+    sizes = f"the labels state {stated_size[0]}x{stated_size[1]} px, the image as seen has {size[0]}x{size[1]} px"
+    leaves_image = bool((labelled_xy >= np.array(size)).any())
+    if stated_size == size[::-1]:
         if leaves_image:
             fix = "the points fit the turned image: remove the EXIF orientation from the file, or turn the points"
         else:
-            fix = "look whether the points fit; if they do, exchange width and height in the labels"
+            fix = "check whether the points fit; if they do, exchange width and height in the labels"
         return warning("swapped_size", image, f"{sizes}: the image is turned, e.g. by its EXIF orientation", fix)
-    scale_x, scale_y = size[0] / stated[0], size[1] / stated[1]
+    scale_x, scale_y = size[0] / stated_size[0], size[1] / stated_size[1]
     # Rounding of a side to whole pixels changes its scale by less than half a pixel in the smaller size.
-    rounding = 1 / min(*size, *stated)
+    rounding = 1 / min(*size, *stated_size)
     if abs(scale_x / scale_y - 1) <= rounding:
         message = f"{sizes}: the image was resized by {scale_x:.3g}"
         fix = f"use the images of the stated size, or multiply the points by {scale_x:.3g}"
     else:
-        message = f"{sizes}: the image was cropped or is another one"
+        message = f"{sizes}: the image was cropped, or another image has its name"
         fix = "use the images that were labelled"
     if not leaves_image:
         fix += "; if the points fit already, correct width and height in the labels"
@@ -61,33 +61,36 @@ def _size_finding(image: str, labelled: FloatArray, stated: tuple[int, int], siz
 
 
 def _person_findings(
-    image: str, labelled: FloatArray, stated: StatedFacts, size: tuple[int, int] | None
+    image: str, labelled_xy: FloatArray, facts: StatedFacts, size: tuple[int, int] | None
 ) -> Iterator[Finding]:
     """Compare num_keypoints and bbox with the labelled points (L, 2) and the size in pixels of one image."""
-    if stated.num_keypoints is not None and stated.num_keypoints != stated.num_labelled:
-        message = f"num_keypoints is {stated.num_keypoints}, {stated.num_labelled} points have v > 0"
-        yield warning("num_keypoints", image, message, "correct num_keypoints, or v of the points that were meant")
-    if stated.bbox_xywh is None or not len(labelled):
+    if facts.num_keypoints is not None and facts.num_keypoints != facts.num_labelled:
+        message = f"num_keypoints is {facts.num_keypoints}, {facts.num_labelled} points have v > 0"
+        yield warning("num_keypoints", image, message, "correct num_keypoints, or the v of each point")
+    if facts.bbox_xywh is None or not len(labelled_xy):
         return
-    x, y, width, height = stated.bbox_xywh
+    x, y, width, height = facts.bbox_xywh
     if width <= 0 or height <= 0:
         return
     margin = BOX_MARGIN * max(width, height)
     leaves_image = size is not None and (x + width > size[0] + margin or y + height > size[1] + margin)
-    if not leaves_image and _share_inside(labelled, (x, y, x + width, y + height)) >= MIN_SHARE_IN_BOX:
+    share_inside = _share_inside(labelled_xy, (x, y, x + width, y + height))
+    if not leaves_image and share_inside >= MIN_SHARE_IN_BOX:
         return
-    num_points = len(labelled)
-    if x + y > 0 and width > x and height > y and _share_inside(labelled, (x, y, width, height)) == 1:
+    # With x = y = 0 both forms of a box are the same numbers.
+    may_be_corners = x + y > 0 and width > x and height > y
+    if may_be_corners and _share_inside(labelled_xy, (x, y, width, height)) == 1:
         message = "bbox holds two corners (x1, y1, x2, y2) instead of x, y, width, height"
         yield warning("bbox", image, message, "write x, y, width, height")
         return
+    box = f"bbox {x:g}, {y:g}, {width:g}, {height:g} (x, y, w, h)"
     if leaves_image and size is not None:
-        message = f"bbox {x:g}, {y:g}, {width:g}, {height:g} (x, y, w, h) leaves the {size[0]}x{size[1]} image"
-        yield warning("bbox", image, message, "look whether box and points belong to the same image size")
+        message = f"{box} leaves the {size[0]}x{size[1]} image"
+        yield warning("bbox", image, message, "check whether box and points belong to the same image size")
         return
-    num_inside = round(_share_inside(labelled, (x, y, x + width, y + height)) * num_points)
-    message = f"{num_inside} of {num_points} points are in its bbox {x:g}, {y:g}, {width:g}, {height:g} (x, y, w, h)"
-    yield warning("bbox", image, message, "look whether box and points belong to the same person and image size")
+    num_points = len(labelled_xy)
+    message = f"{round(share_inside * num_points)} of {num_points} points are in its {box}"
+    yield warning("bbox", image, message, "check whether box and points belong to the same person and image size")
 
 
 def _share_inside(xy: FloatArray, box_xyxy: tuple[float, float, float, float]) -> float:

@@ -1,6 +1,6 @@
-"""Find mistakes that only all images together show: places that mean "no label", and coordinates of another scale.
+"""Find mistakes that show only in all images together: places that mean "no label", and coordinates of another scale.
 
-Each mistake is one finding about the whole data set, because one cause has thousands of symptoms.
+Each mistake is one finding about the whole data set, because a single cause has thousands of symptoms.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,19 +13,20 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import BoolArray, FloatArray
 
 _MIN_IMAGES = 5
-"""Places that fewer images share are not examined."""
+"""Minimum number of images that share a place, for the place to be examined."""
 _MIN_SHARE = 0.02
-"""The same as a share of all images. In 4195 real images, up to 0.4 % share a place, e.g. that of a foot at rest."""
-_MAX_EXAMINED = 1000
-"""Number of images in which a place is compared with the body; it bounds the time for a million images."""
+"""Minimum share of all images that share a place, for the place to be examined. In 4195 real images, up to 0.4 % share
+a place, e.g. the place of a foot at rest."""
+_MAX_COMPARED_IMAGES = 1000
+"""Maximum number of images in which a place is compared with the body; it bounds the time for a million images."""
 _FRACTION_LIMIT = 1.5
-"""Largest coordinate of an image whose labels are fractions of its size."""
+"""Labels of an image without a larger coordinate count as fractions of the image's size."""
 _SMALL_BODY_PX = 16.0
 """Body size in pixels below which a label is too small to train on: Detectron2's smallest anchor is 32 px."""
-_PARTIAL_FRAME = 0.51
-"""Share of width and height that no point exceeds if the labels are those of images of half the size or smaller."""
+_HALF_FRAME_SHARE = 0.51
+"""Share of width and height within which all points lie if the labels belong to images of half the size or smaller."""
 _MIN_SCALE_IMAGES = 10
-"""Fewer images are not compared with their frames: all people may be in the same quarter by chance."""
+"""Minimum number of images to compare with their frames: in fewer, all people may be in the same quarter by chance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,47 +45,51 @@ class Sentinel:
 def find_sentinels(annotations: Annotations) -> list[Sentinel]:
     """Find the places that mark points without a label, the most frequent first.
 
-    The corner 0, 0 and places with two equal negative numbers, e.g. -1, -1, are such places from the first point on.
-    Another place must be shared exactly by several images. Besides, in most of these images it is far from the rest of
-    the body or holds several points; or it holds four or more different points, and ten times as many as the median
-    place. A foot that stands still meets none of these conditions.
+    The corner 0, 0 and places with two equal negative coordinates, e.g. -1, -1, count even if one point alone is there.
+    Any other place must hold points of several images at exactly the same coordinates, and meet one of two conditions:
+
+    - In most of these images it is far from the rest of the body, or holds several points.
+    - It holds four or more different keypoints, and at least ten times as many points as the median place.
+
+    A foot that stands still meets neither condition.
     """
     xy = annotations.keypoints[..., :2]
-    labelled = np.all(np.isfinite(xy), axis=2)
-    images, points = np.nonzero(labelled)
-    if not len(images):
+    is_labelled = np.all(np.isfinite(xy), axis=2)
+    rows, keypoint_indices = np.nonzero(is_labelled)
+    if not len(rows):
         return []
     # A complex number per point, because np.unique sorts numbers 50 times as fast as rows.
-    places, inverse, counts = np.unique(xy[images, points] @ np.array([1, 1j]), return_inverse=True, return_counts=True)
+    numbers = xy[rows, keypoint_indices] @ np.array([1, 1j])
+    places, place_indices, counts = np.unique(numbers, return_inverse=True, return_counts=True)
     is_corner = (places.real == places.imag) & (places.real <= 0)
     is_frequent = counts >= max(_MIN_IMAGES, _MIN_SHARE * len(annotations))
     sentinels = []
     for index in np.flatnonzero(is_corner | is_frequent):
-        at_place = np.zeros(labelled.shape, dtype=bool)
-        members = inverse == index
-        at_place[images[members], points[members]] = True
+        at_place = np.zeros(is_labelled.shape, dtype=bool)
+        is_here = place_indices == index
+        at_place[rows[is_here], keypoint_indices[is_here]] = True
         is_outlier = counts[index] >= 10 * np.median(counts) and at_place.any(axis=0).sum() >= 4
-        if is_corner[index] or is_outlier or _is_apart(xy, labelled, at_place):
+        if is_corner[index] or is_outlier or _is_apart(xy, is_labelled, at_place):
             sentinels.append(Sentinel((float(places[index].real), float(places[index].imag)), at_place))
     return sorted(sentinels, key=lambda sentinel: -int(sentinel.at_place.sum()))
 
 
-def _is_apart(xy: FloatArray, labelled: BoolArray, at_place: BoolArray) -> bool:
+def _is_apart(xy: FloatArray, is_labelled: BoolArray, at_place: BoolArray) -> bool:
     """Return whether a place is far from the body, or holds several points, in most of the images that share it.
 
     Args:
         xy: (N, K, 2) points.
-        labelled: (N, K) whether a point is labelled.
+        is_labelled: (N, K) true for labelled points.
         at_place: (N, K) true for the points at the place.
     """
     rows = np.flatnonzero(at_place.any(axis=1))
     if len(rows) < max(_MIN_IMAGES, _MIN_SHARE * len(xy)):
         return False
-    rows = rows[:: -(-len(rows) // _MAX_EXAMINED)]
+    rows = rows[:: -(-len(rows) // _MAX_COMPARED_IMAGES)]
     place = xy[at_place][0]
     num_suspicious = 0
     for row in rows:
-        body = xy[row, labelled[row] & ~at_place[row]]
+        body = xy[row, is_labelled[row] & ~at_place[row]]
         low, high = (body.min(axis=0), body.max(axis=0)) if len(body) else (place, place)
         margin = (high - low).max() / 2
         is_far = ((place < low - margin) | (place > high + margin)).any()
@@ -93,8 +98,8 @@ def _is_apart(xy: FloatArray, labelled: BoolArray, at_place: BoolArray) -> bool:
 
 
 def sentinel_findings(annotations: Annotations, sentinels: list[Sentinel]) -> Iterator[Finding]:
-    """Report each place that marks points without a label, with the setting that reads it as such."""
-    places = [[_plain(value) for value in sentinel.place] for sentinel in sentinels]
+    """Report each place that marks points without a label, with the value of data.missing_values that removes them."""
+    places = [[_simplify_number(value) for value in sentinel.place] for sentinel in sentinels]
     for sentinel, (x, y) in zip(sentinels, places, strict=True):
         names = [annotations.skeleton.names[k] for k in np.flatnonzero(sentinel.at_place.any(axis=0))]
         message = (
@@ -105,39 +110,39 @@ def sentinel_findings(annotations: Annotations, sentinels: list[Sentinel]) -> It
         yield warning("sentinel", "", message, fix)
 
 
-def _plain(value: float) -> int | float:
-    """Return a number as people write it: without a fraction of zero."""
+def _simplify_number(value: float) -> int | float:
+    """Return a whole number as an integer, so that a message shows 0 instead of 0.0."""
     return int(value) if value.is_integer() else value
 
 
 def remove_sentinels(annotations: Annotations, sentinels: list[Sentinel]) -> Annotations:
-    """Return annotations with the points at these places unlabelled, without the images that have no other point."""
+    """Remove the labels of the points at these places, and the images that have no other labelled point."""
     if not sentinels:
         return annotations
     keypoints = annotations.keypoints.copy()
     at_any_place = np.logical_or.reduce([sentinel.at_place for sentinel in sentinels])
     keypoints[at_any_place] = (np.nan, np.nan, 0)
-    is_emptied = at_any_place.any(axis=1) & ~np.isfinite(keypoints[..., 0]).any(axis=1)
-    return replace(annotations, keypoints=keypoints).select(np.flatnonzero(~is_emptied))
+    lost_all_labels = at_any_place.any(axis=1) & ~np.isfinite(keypoints[..., 0]).any(axis=1)
+    return replace(annotations, keypoints=keypoints).select(np.flatnonzero(~lost_all_labels))
 
 
 def scale_findings(annotations: Annotations, sizes: Sizes) -> list[Finding]:
     """Find coordinates that are not pixels of the images; at most one finding, of kind "scale".
 
     Args:
-        annotations: N images, without the points of `find_sentinels`.
+        annotations: N images, after `remove_sentinels`.
         sizes: sizes of the upright images in pixels; without them only fractions and tiny bodies are found.
     """
     xy = annotations.keypoints[..., :2]
     xy = xy[np.any(np.all(np.isfinite(xy), axis=2), axis=1)]
     if not len(xy):
         return []
-    largest = np.nanmax(np.abs(xy), axis=(1, 2))
-    is_fraction = largest <= _FRACTION_LIMIT
+    max_coordinates = np.nanmax(np.abs(xy), axis=(1, 2))
+    is_fraction = max_coordinates <= _FRACTION_LIMIT
     if is_fraction.sum() >= min(_MIN_IMAGES, len(xy) / 2):
         message = (
             f"the coordinates of {is_fraction.sum()} of {len(xy)} images are fractions of the image's size, not "
-            f"pixels: the largest is {largest[is_fraction].max():.4g}"
+            f"pixels: the largest is {max_coordinates[is_fraction].max():.4g}"
         )
         return [_scale_warning(message, "multiply x by the image's width and y by its height")]
     finding = _frame_finding(annotations, sizes)
@@ -159,23 +164,23 @@ def _frame_finding(annotations: Annotations, sizes: Sizes) -> Finding | None:
     if is_used.sum() < _MIN_SCALE_IMAGES:
         return None
     xy, frames = xy[is_used], frames[is_used]
-    reach = np.nanmax(xy, axis=1)
-    share = reach / frames  # (N, 2): 1 where the farthest point is at the right or lower edge
-    widest, highest = (float(value) for value in share.max(axis=0))
-    if reach.max() <= 100 and frames.min() >= 200:
-        message = f"coordinates are percentages of the image's size, not pixels: the largest is {reach.max():.4g}"
+    max_xy = np.nanmax(xy, axis=1)
+    # (N, 2) shares of width and height: 1 if the farthest point is at the right or lower edge
+    max_share_x, max_share_y = (float(value) for value in (max_xy / frames).max(axis=0))
+    if max_xy.max() <= 100 and frames.min() >= 200:
+        message = f"coordinates are percentages of the image's size, not pixels: the largest is {max_xy.max():.4g}"
         return _scale_warning(message, "multiply x by the image's width / 100 and y by its height / 100")
-    if max(widest, highest) <= _PARTIAL_FRAME:
+    if max(max_share_x, max_share_y) <= _HALF_FRAME_SHARE:
         message = (
-            f"every point is in the upper left part of its image ({widest:.0%} of the widths, {highest:.0%} of the "
-            "heights)"
+            f"every point is in the upper left part of its image ({max_share_x:.0%} of the widths, {max_share_y:.0%} "
+            "of the heights)"
         )
         fix = "if the labels belong to smaller images, e.g. of half the size, multiply them by the ratio of the sizes"
         return _scale_warning(message, fix)
-    is_beyond = (reach > frames).any(axis=1)
-    if is_beyond.mean() > 0.5:
-        message = f"{is_beyond.mean():.0%} of the images have points beyond their right or lower edge (up to "
-        message += f"{widest:.3g} widths and {highest:.3g} heights)"
+    leaves_frame = (max_xy > frames).any(axis=1)
+    if leaves_frame.mean() > 0.5:
+        message = f"{leaves_frame.mean():.0%} of the images have points beyond their right or lower edge (up to "
+        message += f"{max_share_x:.3g} widths and {max_share_y:.3g} heights)"
         if (np.nanmax(xy[..., ::-1], axis=1) <= frames).all():
             return _scale_warning(message, "x and y are exchanged: exchange the columns")
         return _scale_warning(message, "multiply the labels by the ratio of the sizes: they belong to larger images")

@@ -12,8 +12,8 @@ from kp_ray.storage import read_bytes, write_bytes
 FINDINGS_FILE = "check.csv"
 """Name of the file of findings in the run folder."""
 Sizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
-"""(width, height) in pixels by image name, or one size of all images. An image that is not listed, and every image if
-this is None, has an unknown size."""
+"""(width, height) in pixels by image name, or one size of all images. The size of an image is unknown if the mapping
+lacks it, or if this is None."""
 Level = Literal["error", "warning"]
 
 

@@ -23,7 +23,7 @@ def check_images(
     progress: Callable[[int], None] | None = None,
     num_threads: int = 8,
 ) -> tuple[list[Finding], dict[str, Size]]:
-    """Read every labelled image and find what is wrong with the files.
+    """Read every labelled image and find files that cannot be used or are probably a mistake.
 
     Errors: missing, misnamed (a file has nearly this name), names (one finding that counts the misnamed images by their
     difference), empty (no bytes), unreadable, truncated. Warnings: not_jpeg (the name ends in .jpg, the content is of
@@ -33,12 +33,12 @@ def check_images(
     Args:
         annotations: N images.
         images_dir: a local folder or URL.
-        progress: called from this thread after each image with the number of images done.
+        progress: called from this thread after each image with the number of inspected images.
         num_threads: number of images that are read at the same time.
 
     Returns:
-        The findings in the order of the annotations, with the findings about the folder last; and the size of each
-        image that can be read, by name.
+        Two results: the findings in the order of the annotations, with the findings about the folder last; and the size
+        of each image that can be read, by name.
 
     Raises:
         DataError: no labelled image has a file.
@@ -62,17 +62,17 @@ def check_images(
     findings = [*_names_finding(annotations.images, files, matches)]
     sizes: dict[str, Size] = {}
     with ThreadPoolExecutor(num_threads) as pool:
-        inspected = zip(annotations.images, pool.map(inspect, annotations.images), strict=True)
-        for done, (image, (finding, size)) in enumerate(inspected, start=1):
+        results = zip(annotations.images, pool.map(inspect, annotations.images), strict=True)
+        for num_inspected, (image, (finding, size)) in enumerate(results, start=1):
             if finding:
                 findings.append(finding)
             if size:
                 sizes[image] = size
             if progress:
-                progress(done)
+                progress(num_inspected)
     findings += _unusual_sizes(sizes)
-    nearly_named = [match.file for match in matches.values()]
-    findings += _unlabelled_files(files, [*annotations.images, *nearly_named], images_dir)
+    matched_files = [match.file for match in matches.values()]
+    findings += _unlabelled_files(files, [*annotations.images, *matched_files], images_dir)
     position = {image: row for row, image in enumerate([*annotations.images, ""])}
     return sorted(findings, key=lambda finding: position[finding.image]), sizes
 
@@ -80,7 +80,7 @@ def check_images(
 def _names_finding(
     images: Sequence[str], files: Collection[str], matches: Mapping[str, NameMatch]
 ) -> Iterator[Finding]:
-    """Describe by rule, as one finding, how many names without a file nearly match one."""
+    """Report, as one finding, the number of labelled names without a file that nearly match a file, by rule."""
     if matches:
         num_missing = len(set(images).difference(files))
         message = f"{num_missing} labelled images have no file: {describe_matches(matches, num_missing)}"
@@ -88,7 +88,7 @@ def _names_finding(
 
 
 def _inspect_file(image: str, path: str) -> tuple[Finding | None, Size | None]:
-    """Read and decode one image file; return its problem, or None, and its size, or None if it cannot be read."""
+    """Read and decode one image file; return a finding about it, if any, and its size if it can be read."""
     fix = "replace the file by an undamaged copy; without it the image is left out"
     try:
         content = read_bytes(path)
@@ -121,13 +121,13 @@ def _unusual_sizes(sizes: Mapping[str, Size]) -> Iterator[Finding]:
     for image, size in sizes.items():
         if size != usual_size:
             message = f"is {size[0]}x{size[1]} px; most images are {usual_size[0]}x{usual_size[1]} px"
-            yield warning("size", image, message, "look whether it belongs to this data set")
+            yield warning("size", image, message, "check whether it belongs to this data set")
 
 
-def _unlabelled_files(files: Iterable[str], labelled: Collection[str], images_dir: str) -> Iterator[Finding]:
-    """Report the image files in the folder that are not in `labelled`, as one finding."""
-    labelled = set(labelled)
-    extra = sorted(name for name in files if is_image_file(name) and name not in labelled)
-    if extra:
-        message = f"{len(extra)} images in {images_dir} have no labels: {list_names(extra, 3)}"
+def _unlabelled_files(files: Iterable[str], labelled_names: Iterable[str], images_dir: str) -> Iterator[Finding]:
+    """Report the image files in the folder that are not in `labelled_names`, as one finding."""
+    names = set(labelled_names)
+    unlabelled_files = sorted(file for file in files if is_image_file(file) and file not in names)
+    if unlabelled_files:
+        message = f"{len(unlabelled_files)} images in {images_dir} have no labels: {list_names(unlabelled_files, 3)}"
         yield warning("unlabelled_files", "", message, "label them, or ignore this: they are not used")

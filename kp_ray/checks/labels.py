@@ -15,40 +15,40 @@ from kp_ray.keypoints import FloatArray, Skeleton, is_inside_image
 _TINY_BODY_PX = 8.0
 """Longer side of the box around the labelled points in pixels, below which keypoints cannot be distinguished."""
 _MIN_BODY_POINTS = 3
-"""Number of labelled points from which on their box is the person's: two neighbours, e.g. the eyes, may be close."""
+"""Minimum number of labelled points to measure a person by: two points, e.g. the eyes, may be close to each other."""
 
 
 def check_labels(annotations: Annotations, sizes: Sizes = None) -> list[Finding]:
     """Find probable mistakes in the labels; all findings are warnings.
 
-    Kinds about all images together: sentinel (a place such as 0, 0 that means "no label"), scale (the coordinates are
-    not pixels of the images). Kinds per image: unlabelled (no point is labelled), repeated (all coordinates equal those
-    of an earlier image), outside (points outside the frame; needs `sizes`), tiny (a person of a few pixels), coincident
-    (two points at one place), left_right (left and right are exchanged in one half of the body, or in one pair), jump
-    (the whole person, or one point, is at another place in a single frame of a clip).
+    Kinds of findings about all images: sentinel (a place such as 0, 0 that means "no label"), scale (the coordinates
+    are not pixels of the images). Kinds of findings about one image: unlabelled (no point is labelled), repeated (all
+    coordinates equal those of an earlier image), outside (points outside the frame; needs `sizes`), tiny (a person of a
+    few pixels), coincident (two points at one place), left_right (left and right are exchanged in one half of the body,
+    or in one pair), jump (the whole person, or one point, is at another place in a single frame of a clip).
 
     Args:
         annotations: N images; a clip is the images of one scene and camera, ordered by frame number.
         sizes: sizes of the upright images in pixels.
 
     Returns:
-        Findings about all images first, then those about single images in the order of the annotations. The symptoms of
-        the first are left out: points at a sentinel are checked as unlabelled, and labels of another scale are neither
-        "outside" nor "tiny".
+        Findings about all images first, then findings about single images in the order of the annotations. A finding
+        that is only a symptom of a finding about all images is left out: points at a sentinel are checked as
+        unlabelled, and labels of another scale are neither "outside" nor "tiny".
     """
     sentinels = find_sentinels(annotations)
-    causes = list(sentinel_findings(annotations, sentinels))
+    sentinel_warnings = list(sentinel_findings(annotations, sentinels))
     annotations = remove_sentinels(annotations, sentinels)
-    scale = scale_findings(annotations, sizes)
+    scale_warnings = scale_findings(annotations, sizes)
     findings = [*_image_findings(annotations, sizes), *motion_findings(annotations)]
-    if scale:
+    if scale_warnings:
         findings = [finding for finding in findings if finding.kind not in ("outside", "tiny")]
     position = {image: row for row, image in enumerate(annotations.images)}
-    return [*causes, *scale, *sorted(findings, key=lambda finding: position[finding.image])]
+    return [*sentinel_warnings, *scale_warnings, *sorted(findings, key=lambda finding: position[finding.image])]
 
 
 def _image_findings(annotations: Annotations, sizes: Sizes) -> Iterator[Finding]:
-    """Find mistakes that one image shows by itself, and images with equal coordinates."""
+    """Find mistakes in single images, and images with equal coordinates."""
     first_image: dict[bytes, str] = {}
     for image, points in zip(annotations.images, annotations.keypoints, strict=True):
         xy = points[:, :2]
@@ -93,16 +93,16 @@ def _pose_findings(skeleton: Skeleton, image: str, xy: FloatArray, size: tuple[i
 
 
 def _is_crossed(skeleton: Skeleton, xy: FloatArray) -> bool:
-    """Return whether the line from the right to the left shoulder is opposite to the same line of the hips.
+    """Return whether the lines from right to left through the shoulders and through the hips have opposite directions.
 
     A body can twist, but hardly by half a turn: both lines must be longer than 0.15 of the torso, and the angle between
-    them more than 143 degrees. Eight of 400 photographs of athletes qualify: some are clearly mislabelled, some show a
-    twisted leap, so the finding is a warning.
+    them more than 143 degrees. Of 400 photographs of athletes, eight meet these conditions: some are clearly
+    mislabelled, some show a twisted leap, so the finding is a warning.
     """
-    required = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
-    if not set(required) <= set(skeleton.names):
+    corner_names = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
+    if not set(corner_names) <= set(skeleton.names):
         return False
-    left_shoulder, right_shoulder, left_hip, right_hip = (xy[skeleton.names.index(name)] for name in required)
+    left_shoulder, right_shoulder, left_hip, right_hip = (xy[skeleton.names.index(name)] for name in corner_names)
     shoulders, hips = left_shoulder - right_shoulder, left_hip - right_hip
     torso = np.linalg.norm((left_shoulder + right_shoulder - left_hip - right_hip) / 2)
     lengths = np.linalg.norm(shoulders), np.linalg.norm(hips)

@@ -46,7 +46,7 @@ class CheckSummary:
     def lines(self) -> list[str]:
         """Lines of text for the terminal: corrections, the total, and one line per kind with its first example.
 
-        Errors come first, and within a level the findings about all images: they are causes of other findings.
+        Errors come first. Within a level, findings about all images come first, because they cause other findings.
         """
         lines = [*self.corrected, f"{self.num_images} labelled images, {len(self.findings)} findings in {self.path}"]
         if not self.images_checked:
@@ -55,9 +55,9 @@ class CheckSummary:
         for finding in self.findings:
             by_kind.setdefault((finding.level, finding.image != "", finding.kind), []).append(finding)
         for (level, is_about_image, kind), group in sorted(by_kind.items()):
-            first = group[0]
-            example = f"e.g. {first.image}: {first.message}" if is_about_image else first.message
-            lines.append(f"  {level} {kind}: {len(group)}, {example}; {first.fix}")
+            example = group[0]
+            text = f"e.g. {example.image}: {example.message}" if is_about_image else example.message
+            lines.append(f"  {level} {kind}: {len(group)}, {text}; {example.fix}")
         return lines
 
     def to_json(self) -> dict[str, Any]:

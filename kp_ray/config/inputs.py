@@ -23,21 +23,22 @@ class DataConfig(Section):
     corrections: AnyPath | None = None
     """CSV of corrections (image, action, keypoint, x, y) that are applied whenever the labels are read."""
     missing_values: tuple[tuple[float, float], ...] = ()
-    """The x, y that your labels hold for a point without a label, e.g. [[0, 0], [-1, -1]]: points at exactly such a
-    place are read as unlabelled. An empty cell, and v 0 in COCO, always mark a missing label."""
+    """Coordinates [x, y] that stand for a missing label, e.g. [[0, 0], [-1, -1]]: a point with exactly these
+    coordinates is read as unlabelled. An empty cell, and v 0 in COCO, always mark a missing label."""
     people: Literal["error", "largest"] = "error"
-    """Images with several labelled people: refuse them (`error`), or keep the person with the largest box. `largest`
-    has a price: the other people stay in the image without labels, so training teaches the model to ignore them."""
+    """Images with several labelled people: `error` refuses them, `largest` keeps the person with the largest box. With
+    `largest` the other people stay in the image without labels, so training teaches the model to ignore them."""
 
 
 class SkeletonConfig(Section):
-    """Skeleton of the labels. Required for keypoint names other than the competition's 24; overrides theirs."""
+    """Skeleton of the labels. Required if the keypoint names are not the competition's 24; for those it overrides the
+    built-in flip pairs and sigmas."""
 
     flip_pairs: tuple[tuple[str, str], ...] | None = None
-    """Pairs of left and right names that a horizontal mirror exchanges; null: the competition's."""
+    """Pairs of left and right names that a horizontal mirror exchanges; null: the competition's pairs."""
     sigmas: tuple[float, ...] | None = None
-    """OKS standard deviation per keypoint, relative to the square root of the person's area; null: the
-    competition's, of which the first 17 are COCO's."""
+    """OKS standard deviation per keypoint, relative to the square root of the person's area; null: the competition's
+    sigmas, the first 17 of which are COCO's."""
 
 
 class SplitConfig(Section):

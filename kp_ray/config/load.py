@@ -13,8 +13,8 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, one_line
 from kp_ray.storage import URL_CREDENTIALS, exists, join, read_bytes
 
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-"""Exceptions that PyYAML raises; ValueError comes from an impossible date or number, e.g. 2001-99-99."""
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+"""Exceptions that PyYAML raises for invalid text; an impossible date, e.g. 2001-99-99, raises ValueError."""
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
@@ -36,7 +36,7 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
         content = read_bytes(path)
         try:
             values = yaml.safe_load(content.decode("utf-8-sig")) or {}
-        except _NOT_YAML as error:
+        except _YAML_ERRORS as error:
             raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: a mapping of settings is expected, e.g. `run_dir: runs/first`")
@@ -55,21 +55,21 @@ def load_run_config(path: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError, StorageError: as `load_config`.
     """
-    inside = join(path, "config.yaml")
-    if exists(inside):
-        return load_config(inside, [f"run_dir={json.dumps(path)}", *overrides])
+    saved_config = join(path, "config.yaml")
+    if exists(saved_config):
+        return load_config(saved_config, [f"run_dir={json.dumps(path)}", *overrides])
     return load_config(path, overrides)
 
 
 def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
-    """Build and check a configuration from plain values; they win over their preset.
+    """Build and check a configuration from plain values, which win over the preset that they name.
 
     Args:
         values: sections and fields, as in a configuration file.
         name: origin of the values, named first in the message.
 
     Raises:
-        ConfigError: a key or value is not allowed; the message has the first such key and what to do.
+        ConfigError: a key or value is not allowed; the message names the first such key and its fix.
     """
     preset = values.get("preset")
     if isinstance(preset, str) and preset in CONFIG_PRESETS:
@@ -77,14 +77,15 @@ def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
     try:
         return Config.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = one_line(".".join(str(part) for part in first["loc"]))
-        if first["type"] == "extra_forbidden":
-            close = get_close_matches(str(first["loc"][-1]), _sibling_keys(first["loc"]), n=1)
-            message = "unknown key" + (f"; did you mean {close[0]}?" if close else "")
+        first_error = error.errors()[0]
+        key = one_line(".".join(str(part) for part in first_error["loc"]))
+        if first_error["type"] == "extra_forbidden":
+            suggestions = get_close_matches(str(first_error["loc"][-1]), _sibling_keys(first_error["loc"]), n=1)
+            fix = f"; did you mean {suggestions[0]}?" if suggestions else ": delete it, or correct its name"
+            message = f"unknown key{fix}"
         else:
-            got = URL_CREDENTIALS.sub("***@", repr(first["input"]))
-            message = f"{first['msg'].removeprefix('Value error, ')} (got {got:.100})"
+            value = URL_CREDENTIALS.sub("***@", repr(first_error["input"]))
+            message = f"{first_error['msg'].removeprefix('Value error, ')} (got {value:.100})"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise ConfigError(f"{name}: {key}: {one_line(message)}{more}") from error
 
@@ -95,11 +96,12 @@ def _parse_override(text: str) -> dict[str, Any]:
     text = one_line(text)
     try:
         parsed: Any = yaml.safe_load(value)
-    except _NOT_YAML as error:
+    except _YAML_ERRORS as error:
         raise ConfigError(f"--set {text}: the value is not YAML: {one_line(error)}") from error
     # Detectron2's own options have dots in their names, so the key after `model.cfg.` is not split.
-    head, dotted_cfg, option = key.strip().partition("model.cfg.")
-    parts = ["model", "cfg", option] if dotted_cfg and not head else key.strip().split(".")
+    key = key.strip()
+    option = key.removeprefix("model.cfg.")
+    parts = key.split(".") if option == key else ["model", "cfg", option]
     if not equals or not all(parts):
         raise ConfigError(f"--set {text}: expected KEY=VALUE, e.g. --set train.max_iter=500")
     for part in reversed(parts):
@@ -107,13 +109,16 @@ def _parse_override(text: str) -> dict[str, Any]:
     return dict(parsed)
 
 
-def _merge(base: Mapping[str, Any], overriding: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two nested mappings; values of `overriding` win."""
-    merged = dict(base)
-    for key, value in overriding.items():
-        inner = merged.get(key)
-        merged[key] = _merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return merged
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested mappings; values of `overrides` win."""
+    result = dict(base)
+    for key, value in overrides.items():
+        base_value = result.get(key)
+        if isinstance(base_value, Mapping) and isinstance(value, Mapping):
+            result[key] = _merge(base_value, value)
+        else:
+            result[key] = value
+    return result
 
 
 def _sibling_keys(location: Sequence[str | int]) -> list[str]:

@@ -15,9 +15,9 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
     "dacon": {
         # The published scripts set one seed, 42 in `train_val_split`. `fix_random_seed` (default 423) is never called.
         "seed": 42,
-        # The published solution trains on every image. Its validation frames, two per clip, train too, as variants of
-        # other recipes. Without held-out scenes there is no evaluation, no `model_best.pth` and no search.
-        # `--set split.fraction=0.1` brings them back and takes a tenth of the scenes from training.
+        # The published solution trains on every image, even on its validation frames (two per clip), as variants of
+        # other recipes. Without held-out scenes there is no evaluation, no `model_best.pth` and no search;
+        # `--set split.fraction=0.1` holds out a tenth of the scenes and enables all three.
         "split": {"fraction": 0.0, "seed": 42},
         "model": {
             "preset": "x101",  # keypoint_rcnn_X_101_32x8d_FPN_3x of the model zoo
@@ -41,15 +41,15 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "ims_per_batch": 2,
             "eval_period": 5000,
             "use_gpu": True,  # it ran on one GPU
-            "deterministic": False,  # no flag of cudnn is ever set there
+            "deterministic": False,  # the published scripts set no cudnn flag
         },
-        "tune": {"num_trials": 0},  # the learning rate was changed by hand; with 0 trials, `run` skips the search
+        "tune": {"num_trials": 0},  # its authors changed the learning rate by hand; with 0 trials `run` does not search
         "predict": {
             "gpus_per_actor": 1,  # it ran on one GPU
             "person": "score",  # the best-scoring instance
-            "score_threshold": 0.7,  # that the script gives to DefaultPredictor
-            "fallback_threshold": 0.7,  # as score_threshold: nobody below it is used instead
-            "fusion": "mean",  # the models' average; where only some find a person, the others' values are used
+            "score_threshold": 0.7,  # the threshold that the script gives to DefaultPredictor
+            "fallback_threshold": 0.7,  # equal to score_threshold: no detection below it is used
+            "fusion": "mean",  # the average over the models that find a person
             # The published solution leaves all 48 coordinates 0 where no model finds anybody. kp_ray fills them from
             # the same clip.
             "missing": "fill",
@@ -74,8 +74,8 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "cpus_per_worker": 0.5,
             "threads_per_worker": 1,
         },
-        # Trials of a fifth of the length: about a quarter of the training's time. Short trials favour high learning
-        # rates, so the range ends at twice the config's own.
+        # A trial has a fifth of the training's iterations. Short trials favour high learning rates, so the range ends
+        # at twice the config's own rate.
         "tune": {
             "num_trials": 4,
             "max_iter": 68,

@@ -1,6 +1,6 @@
-"""The page docs/configuration.md, made from the fields of the configuration and their docstrings.
+"""Generate the page docs/configuration.md from the fields of the configuration and their docstrings.
 
-`python -m kp_ray.config.reference > docs/configuration.md` writes it.
+`python -m kp_ray.config.reference > docs/configuration.md` writes the page.
 """
 
 import ast
@@ -36,23 +36,23 @@ def config_reference() -> str:
 
 def _sections(config: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """Return title -> section: the top level, then every section, followed by the models that its fields contain."""
-    found: dict[str, type[BaseModel]] = {"Top level": config}
+    sections: dict[str, type[BaseModel]] = {"Top level": config}
     for name, field in config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found[f"`{name}`"] = field.annotation
-            for nested in _models_in(field.annotation):
-                found[f"{nested.__name__} in `{name}`"] = nested
-    return found
+            sections[f"`{name}`"] = field.annotation
+            for model in _models_in(field.annotation):
+                sections[f"{model.__name__} in `{name}`"] = model
+    return sections
 
 
 def _models_in(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
     """Yield the models that the fields of a section contain, e.g. in a list."""
-    seen: list[Any] = [field.annotation for field in section.model_fields.values()]
-    while seen:
-        annotation = seen.pop(0)
+    queue: list[Any] = [field.annotation for field in section.model_fields.values()]
+    while queue:
+        annotation = queue.pop(0)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield annotation
-        seen += getattr(annotation, "__args__", ())
+        queue += getattr(annotation, "__args__", ())
 
 
 def _section_text(title: str, section: type[BaseModel]) -> str:
@@ -68,40 +68,40 @@ def _section_text(title: str, section: type[BaseModel]) -> str:
 
 
 def _item(name: str, type_text: str, default: str, docstring: str) -> str:
+    """Format a field as an item of a Markdown list."""
     text = f"**`{name}`** ({type_text}; {default}): {' '.join(docstring.split())}"
-    return (
-        textwrap.fill(
-            text, _WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-        )
-        + "\n"
+    item = textwrap.fill(
+        text, _WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
+    return f"{item}\n"
 
 
 def _field_docstrings(section: type[BaseModel]) -> dict[str, str]:
-    """Return field -> docstring: the string below the field in the source. Fields without one are missing."""
+    """Return field -> docstring, which is the string below the field in the source; leave out fields without one."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
     assert isinstance(node, ast.ClassDef)
     docstrings = {}
-    for field, below in zip(node.body, node.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            docstrings[ast.unparse(field.target)] = str(below.value.value)
+    for field, next_node in zip(node.body, node.body[1:], strict=False):
+        docstring = next_node.value if isinstance(next_node, ast.Expr) else None
+        if isinstance(field, ast.AnnAssign) and isinstance(docstring, ast.Constant):
+            docstrings[ast.unparse(field.target)] = str(docstring.value)
     return docstrings
 
 
 def _default_text(field: Any) -> str:
     if field.is_required():
         return "required"
-    default = yaml.safe_dump(
-        _plain(field.get_default(call_default_factory=True)), default_flow_style=True, sort_keys=False, width=10_000
-    )
-    return f"default `{default.removesuffix('...' + chr(10)).strip()}`"
+    default = _to_plain_value(field.get_default(call_default_factory=True))
+    text = yaml.safe_dump(default, default_flow_style=True, sort_keys=False, width=10_000)
+    text = text.removesuffix("...\n").strip()  # PyYAML ends a scalar with the document's end marker
+    return f"default `{text}`"
 
 
-def _plain(value: Any) -> Any:
+def _to_plain_value(value: Any) -> Any:
     """Convert a default to plain values for YAML."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_unset=True)
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    return [_to_plain_value(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _type_text(schema: Mapping[str, Any]) -> str:

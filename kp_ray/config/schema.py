@@ -1,6 +1,6 @@
-"""The whole configuration, and its sections for augmentation and the cluster; other modules here define the others.
+"""The whole configuration, and its sections `augment` and `cluster`; the package's other modules define its others.
 
-A field's docstring says what it is, its unit, and what null means. Keys that are not listed here are refused.
+A field's docstring states its meaning, its unit and the meaning of null. A key that no section defines is refused.
 """
 
 from collections.abc import Sequence
@@ -30,13 +30,14 @@ class AugmentConfig(Section):
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """JPEG quality of encoded variants (4:2:0); lower values make a smaller store."""
     sources_per_part: Positive = 32
-    """Rows of the labels' file per part: the unit of work that a stopped run loses. Use 256 beyond 100,000 frames."""
+    """Rows of the labels' file per part. A stopped run loses the parts that it was writing. Use 256 beyond 100,000
+    frames."""
     oversize: Literal["scale", "error"] = "scale"
-    """Sizes of crops in frames other than 1920x1080: `scale` them with the frame, or use them as they are and refuse
-    a crop that is larger than its frame (`error`)."""
+    """Crops in frames other than 1920x1080: `scale` scales the crop with the frame; `error` keeps its size in pixels
+    and refuses a crop that is larger than its frame."""
     box_margin_px: Annotated[float, Field(ge=0)] = 0.0
-    """Margin around the labelled points' box, in pixels of the variant; 0 as published. The loss of a training
-    step ignores keypoints outside the proposed box, so a margin keeps keypoints at the box's edge in the loss."""
+    """Margin around the labelled points' box, in pixels of the variant; 0, as in the published solution. The training
+    loss ignores keypoints outside the proposed box, so a margin keeps keypoints at the box's edge in the loss."""
     min_visible: NotNegative = 1
     """Training skips variants with fewer visible keypoints than this, and always those without any."""
 
@@ -59,7 +60,7 @@ class Config(Section):
     preset: Literal["demo", "dacon"] | None = None
     """Defaults for a purpose: `demo` learns on two CPU cores in minutes, `dacon` is the published solution."""
     run_dir: Annotated[AnyPath, Field(validate_default=True)] = "runs/first"
-    """Run folder that receives every result: a local path or a URL; with several nodes one that all of them reach."""
+    """Run folder that receives every result: a local path or a URL. In a cluster, every node must reach it."""
     seed: Seed = 42
     """Seed of the variants and the search, and of the split unless `split.seed` is set."""
     data: DataConfig = DataConfig()
@@ -84,7 +85,7 @@ class Config(Section):
         """Return the path under `data.<key>`.
 
         Raises:
-            ConfigError: it is not set.
+            ConfigError: the path is not set.
         """
         value: str | None = getattr(self.data, key)
         if value is None:
@@ -95,7 +96,7 @@ class Config(Section):
         """Build the skeleton of these keypoints, with the config's flip pairs and sigmas.
 
         Raises:
-            ConfigError: flip pairs and sigmas are needed and not set, or do not fit the names.
+            ConfigError: flip pairs and sigmas are required for these names but not set, or do not fit them.
         """
         try:
             return skeleton_for(names, self.skeleton.flip_pairs, self.skeleton.sigmas)

@@ -11,9 +11,9 @@ from kp_ray.config.types import Fraction, NotNegative, Positive, Section
 class TuneConfig(Section):
     """Search for a schedule: each trial is a training run of the first member with sampled settings.
 
-    The first trial has the config's own settings and is never stopped early; `train` uses others only if they are
-    better after as many iterations. A range is [lowest, highest]; equal ends fix the parameter. Warm-up and steps are
-    shares of a trial's iterations, so that what short trials find applies to a long run.
+    The first trial has the config's own settings and is never stopped early; `train` uses other settings only if they
+    score better after the same number of iterations. A range is [lowest, highest]; equal ends fix the parameter.
+    Warm-up and steps are shares of a trial's iterations, so that the result of short trials applies to a long run.
     """
 
     num_trials: NotNegative = 16
@@ -24,15 +24,17 @@ class TuneConfig(Section):
     eval_period: Positive | None = None
     """Iterations between a trial's evaluations, at each of which it can be stopped; null: an eighth of `max_iter`."""
     metric: Metric = "rmse"
-    """Metric of the validation scenes that the search improves."""
+    """Metric on the validation scenes that the search optimizes."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
-    """Choice of points: `tpe` learns from earlier trials; `grid` takes the ends and the middle of each range."""
+    """Sampling of a trial's settings: `tpe` learns from earlier trials, `random` does not; `grid` tries every
+    combination of the ends and the middle of each range."""
     scheduler: Literal["asha", "median", "none"] = "asha"
-    """Early stopping of trials: the worse half at each rung, those below the median, or none."""
+    """Early stopping of trials: `asha` stops about half of them at each rung, `median` the trials that are worse than
+    the median, `none` no trial."""
     max_concurrent: Positive | None = None
     """Trials at the same time; null: as many as the cluster holds. The sampler learns more from fewer at a time."""
     points: tuple[dict[str, bool | int | float | str], ...] = ()
-    """Points to try after the config's own setting and the published schedule, e.g. {base_lr: 0.002}."""
+    """Settings to try after the config's own settings and the published schedule, e.g. [{base_lr: 0.002}]."""
     base_lr: tuple[float, float] = (1e-4, 1e-2)
     """Range of `train.base_lr`, sampled on a logarithmic scale."""
     weight_decay: tuple[float, float] = (1e-5, 1e-2)
@@ -42,18 +44,18 @@ class TuneConfig(Section):
     schedules: tuple[Literal["multistep", "cosine"], ...] = ("multistep", "cosine")
     """Values of `train.schedule` to choose from."""
     num_steps: tuple[NotNegative, NotNegative] = (1, 6)
-    """Range of the number of steps of a multi-step schedule."""
+    """Range of the number of learning rate steps of a multi-step schedule."""
     first_step: tuple[Fraction, Fraction] = (0.2, 0.6)
-    """Range of the position of its first step, as a share of the iterations."""
+    """Range of the position of the first step, as a share of the iterations."""
     step_spacing: tuple[Fraction, Fraction] = (0.05, 0.2)
-    """Range of the distance between its steps, as a share of the iterations."""
+    """Range of the distance between two steps, as a share of the iterations."""
     gamma: tuple[float, float] = (0.1, 0.9)
     """Range of `train.gamma`."""
     flips: tuple[bool, ...] = (True, False)
     """Values of `train.flip` to choose from."""
     recipes: dict[str, tuple[str, ...]] | None = None
-    """Sets of stored recipes to choose from, by name, beside `own`, which is `train.recipes`. null: also `upright`, the
-    recipes of `own` that do not rotate; {}: `own` alone."""
+    """Sets of recipes to choose from, by name. The set `own`, which is `train.recipes`, always takes part. null: `own`
+    and `upright`, the recipes of `own` that do not rotate; {}: `own` alone."""
 
     @property
     def mode(self) -> Literal["min", "max"]:
@@ -73,5 +75,5 @@ class TuneConfig(Section):
             if not getattr(self, name):
                 raise ValueError(f"{name}: name at least one")
         if "own" in (self.recipes or {}):
-            raise ValueError("recipes: `own` is the config's own set; give this one another name")
+            raise ValueError("recipes: the name `own` stands for train.recipes: rename this set")
         return self

@@ -8,14 +8,14 @@ from kp_ray.storage import absolute_path
 
 
 class Section(BaseModel):
-    """One section of the configuration: read-only, without unknown keys, without infinite numbers and NaN."""
+    """One section of the configuration: read-only; it refuses unknown keys, infinite numbers and NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _check_folder_name(name: str) -> str:
     if not name or not name.isprintable() or name.startswith(".") or set(name) & set("/\\"):
-        raise ValueError(f"{name!r} cannot name a folder")
+        raise ValueError(f"{name!r} cannot name a folder: use letters, digits, `-` and `_`")
     return name
 
 

@@ -16,7 +16,7 @@ _NAME = re.compile(r"(?P<scene>.+)_(?P<camera>[A-Z])-(?P<frame>[0-9]{1,18})\.\w+
 
 @dataclass(frozen=True, slots=True)
 class StatedFacts:
-    """Facts that a COCO JSON states about an image and its person besides the points; a fact it does not state is None.
+    """Facts that a COCO JSON states about an image and its person, apart from the points; None where it states nothing.
 
     Attributes:
         size: (width, height) of the image in pixels.
@@ -46,7 +46,7 @@ class Annotations:
         corrected: changes made by the corrections file, one line per change.
         rows: N positions of the images in the labels' file, counted from 0; empty for 0, 1, ..., N - 1. A store is
             divided into parts by these positions, so that leaving out an image changes only one part.
-        stated: N facts that the labels' file states apart from the points; empty for a CSV, which states none.
+        stated: facts about each of the N images, as a COCO JSON states them; empty for a CSV.
         notes: lines about how the file was read, e.g. the number of people that were left out.
     """
 
@@ -66,16 +66,16 @@ class Annotations:
 
     def select(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> "Annotations":
         """Return the images at `indices`, in that order, with copies of their keypoints."""
-        selected = [int(index) for index in indices]
+        positions = [int(index) for index in indices]
         return replace(
             self,
-            images=tuple(self.images[index] for index in selected),
-            keypoints=self.keypoints[selected],
-            scenes=tuple(self.scenes[index] for index in selected),
-            cameras=tuple(self.cameras[index] for index in selected),
-            frames=tuple(self.frames[index] for index in selected),
-            rows=tuple(self.rows[index] for index in selected) if self.rows else tuple(selected),
-            stated=tuple(self.stated[index] for index in selected) if self.stated else (),
+            images=tuple(self.images[index] for index in positions),
+            keypoints=self.keypoints[positions],
+            scenes=tuple(self.scenes[index] for index in positions),
+            cameras=tuple(self.cameras[index] for index in positions),
+            frames=tuple(self.frames[index] for index in positions),
+            rows=tuple(self.rows[index] for index in positions) if self.rows else tuple(positions),
+            stated=tuple(self.stated[index] for index in positions) if self.stated else (),
         )
 
 
@@ -88,10 +88,11 @@ class LabelTable:
         images: R image names, which the reader has not checked. A name is repeated if the image shows several people;
             an image without a person has one row without labelled points.
         keypoints: (R, K, 3), as in `Annotations`.
-        groups: R names that replace the scene; "" for none.
-        places: R numbers of rows, or ids of COCO annotations, for messages; None for an image without an annotation.
-        place_kind: "row" or "annotation".
-        stated: R facts; empty if the format states none.
+        groups: R names that replace the scene in the image name; "" where nothing replaces it.
+        places: R positions in the file, for messages: numbers of rows, or ids of COCO annotations. None for an image
+            without an annotation.
+        place_kind: kind of the places, "row" or "annotation".
+        stated: facts about each of the R rows; empty if the format states no facts.
     """
 
     names: list[str]
@@ -113,8 +114,8 @@ class LabelTable:
             stated=[self.stated[index] for index in indices] if self.stated else [],
         )
 
-    def where(self, index: int, path: str) -> str:
-        """Return the beginning of a message about the row at `index` of the file `path`."""
+    def describe_place(self, index: int, path: str) -> str:
+        """Return the file and the place in it of the row at `index`, as the beginning of a message."""
         place = self.places[index]
         return path if place is None else f"{path}: {self.place_kind} {place}"
 
@@ -177,11 +178,11 @@ def reorder_keypoints(labels: Annotations, skeleton: Skeleton, path: str) -> Ann
     Raises:
         DataError: the names differ.
     """
-    different = sorted(set(labels.skeleton.names) ^ set(skeleton.names))
-    if different:
+    differences = sorted(set(labels.skeleton.names) ^ set(skeleton.names))
+    if differences:
         raise DataError(
-            f"{path}: its keypoints are not those of the run (differences: {len(different)}, first "
-            f"{different[0]!r}): use the labels of the same data set"
+            f"{path}: its keypoints are not those of the run (differences: {len(differences)}, first "
+            f"{differences[0]!r}): use the labels of the same data set"
         )
     order = [labels.skeleton.names.index(name) for name in skeleton.names]
     return replace(labels, skeleton=skeleton, keypoints=labels.keypoints[:, order])

@@ -1,6 +1,7 @@
 """Read and write labels as COCO keypoints JSON.
 
-Coordinates are pixel indices, as everywhere in kp_ray. COCO's own are continuous; no half pixel is added or removed.
+Coordinates are pixel indices, as everywhere in kp_ray. They are read and written unchanged, although COCO's own
+coordinates are continuous, with a pixel's centre at .5.
 """
 
 import json
@@ -26,7 +27,7 @@ def to_coco(annotations: Annotations, sizes: Sequence[tuple[int, int]]) -> dict[
     """Make COCO keypoints JSON as plain values.
 
     `bbox` is x, y, width, height of the labelled points' box. An image without a labelled point gets no annotation. An
-    image whose scene is not the one its name gives gets the key `group`.
+    image gets the key `group` if its scene is not the scene in its name.
 
     Args:
         annotations: N images.
@@ -68,8 +69,8 @@ def read_coco(path: str) -> LabelTable:
     labelled points.
 
     Raises:
-        DataError: it is not such a JSON; the message names the file, the annotation and the image, or says what the
-            file looks like.
+        DataError: the file is not a JSON of this form; the message names the file, the annotation and the image, or
+            says what the file looks like.
         StorageError: the file cannot be read.
     """
     content = _parse_json(read_bytes(path), path)
@@ -100,20 +101,20 @@ def read_coco(path: str) -> LabelTable:
 
 def _parse_json(content: bytes, path: str) -> Any:
     """Parse a JSON file; text in UTF-16 is read as well."""
-    found = describe_content(content)
-    if found not in ("JSON", TEXT, UTF16, UTF16_UNMARKED, UTF32):
-        raise DataError(f"{path}: not COCO keypoints JSON: it looks like {found}: {EXPECTED} expected")
+    file_type = describe_content(content)
+    if file_type not in ("JSON", TEXT, UTF16, UTF16_UNMARKED, UTF32):
+        raise DataError(f"{path}: not COCO keypoints JSON: it looks like {file_type}: {EXPECTED} expected")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         first_line = content[:1000].splitlines()[0].lower()
-        if found == TEXT and b"," in first_line and (b"image" in first_line or b"scorer" in first_line):
+        if file_type == TEXT and b"," in first_line and (b"image" in first_line or b"scorer" in first_line):
             raise DataError(f"{path}: not valid JSON but a CSV: give it a name that ends in .csv") from error
         raise DataError(f"{path}: not valid JSON: {one_line(error)}: {EXPECTED} expected") from error
 
 
 def _entries(content: Mapping[str, Any], key: str, path: str) -> list[Mapping[str, Any]]:
-    """Return a list of objects under a key of the JSON."""
+    """Return the list of objects under a key of the JSON."""
     entries = content[key]
     if not isinstance(entries, list):
         raise DataError(f"{path}: {key} is {_name_type(entries)}: a list of objects is expected")
@@ -125,16 +126,16 @@ def _entries(content: Mapping[str, Any], key: str, path: str) -> list[Mapping[st
 
 def _keypoint_category(categories: Sequence[Mapping[str, Any]], path: str) -> tuple[Any, list[str]]:
     """Return the id and the keypoint names of the category that has keypoints."""
-    with_keypoints = [category for category in categories if category.get("keypoints")]
-    if not with_keypoints:
+    candidates = [category for category in categories if category.get("keypoints")]
+    if not candidates:
         raise DataError(
-            f"{path}: 0 categories have keypoints, as in a file of boxes: export keypoints, or add their names to the "
+            f"{path}: no category has keypoints, as in a file of boxes: export keypoints, or add their names to the "
             "category under `keypoints`"
         )
-    if len(with_keypoints) > 1:
-        listed = ", ".join(str(category.get("name"))[:40] for category in with_keypoints[:3])
-        raise DataError(f"{path}: {len(with_keypoints)} categories have keypoints ({listed}): keep exactly one")
-    category = with_keypoints[0]
+    if len(candidates) > 1:
+        category_names = ", ".join(str(category.get("name"))[:40] for category in candidates[:3])
+        raise DataError(f"{path}: {len(candidates)} categories have keypoints ({category_names}): keep exactly one")
+    category = candidates[0]
     if not isinstance(category["keypoints"], list) or not _is_id(category.get("id")):
         raise DataError(f"{path}: the category {category.get('name')!r:.60} needs an id and a list of keypoint names")
     names = [str(name) for name in category["keypoints"]]
@@ -176,13 +177,13 @@ def _people_by_image(
         where = f"{path}: annotation {place}"
         if "category_id" not in person:
             raise DataError(f"{where}: has no category_id: add it (the category with keypoints is {category_id!r:.40})")
-        found = person["category_id"]
-        if found != category_id and str(found) == str(category_id):
+        person_category = person["category_id"]
+        if person_category != category_id and str(person_category) == str(category_id):
             raise DataError(
-                f"{where}: category_id is {_name_type(found)} ({found!r:.40}), but the category's id is not: write "
-                "both as numbers"
+                f"{where}: category_id is {_name_type(person_category)} ({person_category!r:.40}), but the category's "
+                "id is not: write both as numbers"
             )
-        if found == category_id and not person.get("iscrowd"):
+        if person_category == category_id and not person.get("iscrowd"):
             people[_image_id(person, images, where)].append((place, person))
     if annotations and not people and not any(person["category_id"] == category_id for person in annotations):
         raise DataError(
@@ -209,22 +210,22 @@ def _image_id(person: Mapping[str, Any], images: Mapping[Any, Any], where: str) 
     )
 
 
-def _parse_points(flat: Any, num_keypoints: int, where: str) -> list[tuple[float, float, float]]:
-    """Return K points x, y, v, which are listed one after the other; unlabelled ones become NaN, NaN, 0."""
-    unlabelled = (math.nan, math.nan, 0.0)
-    if flat is None or flat == []:
-        return [unlabelled] * num_keypoints
-    if not isinstance(flat, list):
+def _parse_points(values: Any, num_keypoints: int, where: str) -> list[tuple[float, float, float]]:
+    """Split the list of 3K numbers of an annotation into K points x, y, v; an unlabelled point becomes NaN, NaN, 0."""
+    unlabelled_point = (math.nan, math.nan, 0.0)
+    if values is None or values == []:
+        return [unlabelled_point] * num_keypoints
+    if not isinstance(values, list):
         raise DataError(
-            f"{where}: keypoints is {_name_type(flat)}: a list of {3 * num_keypoints} numbers x, y, v is expected"
+            f"{where}: keypoints is {_name_type(values)}: a list of {3 * num_keypoints} numbers x, y, v is expected"
         )
-    if len(flat) != 3 * num_keypoints:
-        without_v = ", as if v were missing" if len(flat) == 2 * num_keypoints else ""
+    if len(values) != 3 * num_keypoints:
+        guess = ", as if v were missing" if len(values) == 2 * num_keypoints else ""
         raise DataError(
-            f"{where}: {len(flat)} keypoint numbers where {3 * num_keypoints} are expected{without_v}: write x, y, v "
+            f"{where}: {len(values)} keypoint numbers where {3 * num_keypoints} are expected{guess}: write x, y, v "
             f"for each of the {num_keypoints} keypoints"
         )
-    points = list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))
+    points = list(zip(values[0::3], values[1::3], values[2::3], strict=True))
     for x, y, v in points:
         if not _is_finite(v) or v not in (0, 1, 2):
             raise DataError(f"{where}: a keypoint's v is {v!r:.20}: write 0 (unlabelled), 1 (hidden) or 2 (visible)")
@@ -233,11 +234,11 @@ def _parse_points(flat: Any, num_keypoints: int, where: str) -> list[tuple[float
                 f"{where}: a keypoint is not a finite number ({x!r:.20}, {y!r:.20}): write numbers, and v 0 for an "
                 "unlabelled point"
             )
-    return [(x, y, v) if v > 0 else unlabelled for x, y, v in points]
+    return [(x, y, v) if v > 0 else unlabelled_point for x, y, v in points]
 
 
 def _stated_facts(image: Mapping[str, Any], person: Mapping[str, Any], num_labelled: int) -> StatedFacts:
-    """Return what the entries state about the image's size and the person; values of a wrong type count as absent."""
+    """Return the facts that an image's and a person's entry state; a value of a wrong type counts as absent."""
     size: list[Any] = [image.get("width"), image.get("height")]
     num_keypoints, bbox = person.get("num_keypoints"), person.get("bbox")
     box = tuple(map(float, bbox)) if isinstance(bbox, list) and all(map(_is_finite, bbox)) else ()
@@ -254,7 +255,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str) or _is_finite(value) or isinstance(value, int)
+    return isinstance(value, str | int) or _is_finite(value)
 
 
 def _name_type(value: Any) -> str:

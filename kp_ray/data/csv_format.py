@@ -17,9 +17,10 @@ from kp_ray.data.dlc_format import is_dlc_header, read_dlc
 from kp_ray.data.visibility import label_point, parse_likelihood, parse_visible
 from kp_ray.errors import DataError
 
-_VISIBILITIES = ("visible", "visibility", "v")
-"""Ends of the columns <name>_visible etc., which hold COCO's codes 0, 1, 2."""
-_ENDS = ("x", "y", "likelihood", *_VISIBILITIES)
+_VISIBILITY_ENDS = ("visible", "visibility", "v")
+"""Ends of the names of the columns that hold COCO's codes 0, 1, 2, e.g. <name>_visible."""
+_COLUMN_ENDS = ("x", "y", "likelihood", *_VISIBILITY_ENDS)
+"""Ends of the names of a keypoint's columns."""
 
 
 def to_csv(annotations: Annotations) -> bytes:
@@ -27,10 +28,10 @@ def to_csv(annotations: Annotations) -> bytes:
 
     Numbers are written so that reading gives the same float64; an unlabelled point has empty cells. The format has no
     visibility: v 1 and v 2 both become labelled. The column `group` is written only if the scene of an image is not the
-    one that its name gives.
+    scene in its name.
     """
-    names = zip(annotations.scenes, annotations.images, strict=True)
-    has_groups = any(scene != parse_name(image)[0] for scene, image in names)
+    scenes_and_images = zip(annotations.scenes, annotations.images, strict=True)
+    has_groups = any(scene != parse_name(image)[0] for scene, image in scenes_and_images)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *(["group"] if has_groups else []), *annotations.skeleton.columns])
@@ -50,10 +51,10 @@ def read_csv(path: str) -> LabelTable:
         StorageError: the file cannot be read.
     """
     rows = iterate_rows(path)
-    first = next(rows, (0, []))
-    if is_dlc_header(first[1]):
-        return read_dlc(itertools.chain([first], rows), path)
-    header, rows = _check_header(first[1], rows, path)
+    number, first_cells = next(rows, (0, []))
+    if is_dlc_header(first_cells):
+        return read_dlc(itertools.chain([(number, first_cells)], rows), path)
+    header, rows = _check_header(first_cells, rows, path)
     names = _keypoint_names(header, path)
     expected = [f"{name}_{axis}" for name in names for axis in "xy"]
     column_index = {name: index for index, name in enumerate(header)}
@@ -82,11 +83,11 @@ def read_csv(path: str) -> LabelTable:
 
 
 def read_csv_rows(path: str) -> tuple[list[str], Iterator[NumberedRow]]:
-    """Read a CSV with a column `image`: its header, and an iterator over the rows that are not blank.
+    """Read a CSV with a column `image`: return its header, and an iterator over the rows that are not blank.
 
     Raises:
         DataError: the file is empty or not a CSV in UTF-8, or the header lacks `image` or has a column twice. The
-            iterator raises it as well.
+            iterator raises this error as well, when it comes to a row that is not CSV.
         StorageError: the file cannot be read.
     """
     rows = iterate_rows(path)
@@ -95,7 +96,7 @@ def read_csv_rows(path: str) -> tuple[list[str], Iterator[NumberedRow]]:
 
 
 def _check_header(header: list[str], rows: Iterator[NumberedRow], path: str) -> tuple[list[str], Iterator[NumberedRow]]:
-    """Check a header with the help of the five rows below it; return the header and all rows below it."""
+    """Check a header, with the five rows below it as hints for the message; return the header and all rows below it."""
     next_rows = list(itertools.islice(rows, 5))
     check_header(header, next_rows, path)
     return header, itertools.chain(next_rows, rows)
@@ -108,27 +109,27 @@ def _keypoint_names(header: Sequence[str], path: str) -> list[str]:
     if not names:
         raise DataError(f"{path}: the header has no keypoint columns: <name>_x and <name>_y are expected")
     expected = {f"{name}_{axis}" for name in names for axis in "xy"}
-    optional = {f"{name}_{end}" for name in names for end in _ENDS} - expected
+    optional = {f"{name}_{end}" for name in names for end in _COLUMN_ENDS} - expected
     for column in sorted((set(columns) ^ expected) - optional):
         if column in expected:
             raise DataError(f"{path}: the column {column!r} is missing: add it")
         raise DataError(
-            f"{path}: the column {column!r} is not known: only image, group and, per keypoint, <name>_x, <name>_y, "
-            "<name>_likelihood and <name>_visible are: delete it"
+            f"{path}: the column {column!r} is not known: delete it; the columns of this format are image, group and, "
+            "per keypoint, <name>_x, <name>_y, <name>_likelihood and <name>_visible"
         )
     for name in names:
-        visibilities = [f"{name}_{end}" for end in _VISIBILITIES if f"{name}_{end}" in columns]
-        if len(visibilities) > 1:
+        visible_columns = [f"{name}_{end}" for end in _VISIBILITY_ENDS if f"{name}_{end}" in columns]
+        if len(visible_columns) > 1:
             raise DataError(
-                f"{path}: the columns {' and '.join(visibilities)} state the visibility of one keypoint: keep one of "
-                "them"
+                f"{path}: the columns {' and '.join(visible_columns)} state the visibility of one keypoint: keep one "
+                "of them"
             )
     return names
 
 
 def _optional_columns(name: str, header: Collection[str]) -> tuple[str, str]:
-    """Return a keypoint's columns of the likelihood and of the visibility; "" for one that the header lacks."""
-    visible_column = next((f"{name}_{end}" for end in _VISIBILITIES if f"{name}_{end}" in header), "")
+    """Return the names of a keypoint's likelihood column and visibility column; "" if the header lacks the column."""
+    visible_column = next((f"{name}_{end}" for end in _VISIBILITY_ENDS if f"{name}_{end}" in header), "")
     return f"{name}_likelihood" if f"{name}_likelihood" in header else "", visible_column
 
 
@@ -139,12 +140,12 @@ def _label_points(
     column_index: Mapping[str, int],
     where: str,
 ) -> Iterator[tuple[float, float, float]]:
-    """Iterate over x, y, v of the K keypoints of a row, by the row's likelihoods and visibilities.
+    """Yield x, y, v of the K keypoints of a row; the row's likelihoods and visibilities decide about v.
 
     Args:
         numbers: 2K coordinates x, y; NaN for empty cells.
         cells: all cells of the row.
-        optional_columns: K columns of the likelihood and of the visibility; "" for none.
+        optional_columns: names of the K keypoints' likelihood and visibility columns, from `_optional_columns`.
         column_index: column -> its index in the row.
         where: file and row, for messages.
 

@@ -1,4 +1,4 @@
-"""Check the header of a CSV with a column `image`, and name the cause if it cannot be used."""
+"""Check the header of a CSV with a column `image`, and name the cause if the header cannot be used."""
 
 import re
 from collections import Counter
@@ -11,7 +11,7 @@ from kp_ray.errors import DataError
 _NAME_COLUMNS = ("image", "images", "img", "filename", "file_name", "file", "image_name", "name", "path", "image_path")
 """Lower-case names that other tools give to the column of file names."""
 _MAX_NAME_CHARS = 200
-"""Longest name of a column. A longer one comes from a damaged file and would make messages about it unreadable."""
+"""Maximum length of a column's name. A longer name comes from a damaged file, and would make a message unreadable."""
 
 
 def check_header(header: Sequence[str], next_rows: Sequence[NumberedRow], path: str) -> None:
@@ -19,7 +19,7 @@ def check_header(header: Sequence[str], next_rows: Sequence[NumberedRow], path: 
 
     Args:
         header: the cells of the first row.
-        next_rows: the few rows that follow.
+        next_rows: the first rows below the header, which help to name the cause.
         path: file, with which the message begins.
 
     Raises:
@@ -29,41 +29,41 @@ def check_header(header: Sequence[str], next_rows: Sequence[NumberedRow], path: 
         raise DataError(f"{path}: is empty: a header row and a row per image are expected")
     _refuse_excel_separator(header, path)
     if "image" not in header:
-        raise DataError(f"{path}: {_why_no_image_column(header, next_rows)}")
+        raise DataError(f"{path}: {_explain_no_image_column(header, next_rows)}")
     _refuse_unnamed_columns(header, path)
-    longest = max(header, key=len)
-    if len(longest) > _MAX_NAME_CHARS:
+    longest_name = max(header, key=len)
+    if len(longest_name) > _MAX_NAME_CHARS:
         raise DataError(
-            f"{path}: a column's name has {len(longest)} characters, at most {_MAX_NAME_CHARS} are allowed (got "
-            f"{longest[:40]!r}...): shorten it"
+            f"{path}: a column's name has {len(longest_name)} characters, at most {_MAX_NAME_CHARS} are allowed (got "
+            f"{longest_name[:40]!r}...): shorten it"
         )
-    repeated = [name for name, count in Counter(header).items() if count > 1]
-    if repeated:
+    repeated_names = [name for name, count in Counter(header).items() if count > 1]
+    if repeated_names:
         raise DataError(
-            f"{path}: the header has the column {repeated[0]!r} twice: delete one if both hold the same, else give "
-            "each its own name"
+            f"{path}: the header has the column {repeated_names[0]!r} twice: delete one if both hold the same, else "
+            "give each its own name"
         )
     for column in header:
-        original = re.sub(r"\.[0-9]+$", "", column)
-        if original != column and original in header and original.endswith(("_x", "_y")):
+        base_name = re.sub(r"\.[0-9]+$", "", column)
+        if base_name != column and base_name in header and base_name.endswith(("_x", "_y")):
             raise DataError(
-                f"{path}: the header has the column {original!r} twice, the second time as {column!r}, as pandas "
+                f"{path}: the header has the column {base_name!r} twice, the second time as {column!r}, as pandas "
                 "names a repeated column: delete it if both hold the same, else give it its own name"
             )
 
 
 def _refuse_excel_separator(header: Sequence[str], path: str) -> None:
-    """Refuse a first line `sep=;`, with which Excel stores the separator."""
+    """Refuse a first line such as `sep=;`, in which Excel stores the separator."""
     line = ",".join(header).replace('"', "")
     if not line.lower().startswith("sep="):
         return
     separator = line[4:5]
-    commas = "" if separator in ("", ",") else f", and separate the columns by commas (now {separator!r})"
-    raise DataError(f"{path}: row 1 is Excel's line {line[:8]!r}, not a header: delete this line{commas}")
+    second_fix = "" if separator in ("", ",") else f", and separate the columns by commas (now {separator!r})"
+    raise DataError(f"{path}: row 1 is Excel's line {line[:8]!r}, not a header: delete this line{second_fix}")
 
 
-def _why_no_image_column(header: Sequence[str], next_rows: Sequence[NumberedRow]) -> str:
-    """Return why a header lacks the column `image`, and what to do."""
+def _explain_no_image_column(header: Sequence[str], next_rows: Sequence[NumberedRow]) -> str:
+    """Explain why a header lacks the column `image`, and how to fix that."""
     line = ",".join(header)
     for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
         cells = [cell.strip() for cell in line.split(separator)]
@@ -75,12 +75,15 @@ def _why_no_image_column(header: Sequence[str], next_rows: Sequence[NumberedRow]
     for number, cells in next_rows:
         if "image" in cells:
             return f"row {number} is the header, but other rows precede it: delete the rows above row {number}"
-    found = describe_table(header)
-    if found:
-        return f"looks like {found}: write a CSV with the columns image, <name>_x and <name>_y, or COCO keypoints JSON"
-    similar = next((column for column in header if column.lower() in _NAME_COLUMNS), None)
-    if similar is not None:
-        return f"the header has no `image` column: name the column of file names `image` (now {similar!r})"
+    table_type = describe_table(header)
+    if table_type:
+        return (
+            f"looks like {table_type}: write a CSV with the columns image, <name>_x and <name>_y, or COCO keypoints "
+            "JSON"
+        )
+    name_column = next((column for column in header if column.lower() in _NAME_COLUMNS), None)
+    if name_column is not None:
+        return f"the header has no `image` column: name the column of file names `image` (now {name_column!r})"
     if len(header) > 2 and all(_is_number(cell) for cell in header[1:]):
         return "row 1 holds numbers, not a header: add a header row image,<name>_x,<name>_y,..."
     fix = "separate the columns by commas" if len(header) == 1 else "name the column of file names `image`"
@@ -90,10 +93,10 @@ def _why_no_image_column(header: Sequence[str], next_rows: Sequence[NumberedRow]
 def _refuse_unnamed_columns(header: Sequence[str], path: str) -> None:
     """Refuse columns without a name: an index that pandas wrote, or separators at the end of the row."""
     if header[-1] == "":
-        named = max(index for index, column in enumerate(header) if column) + 1
+        num_columns = max(index for index, column in enumerate(header) if column) + 1
         raise DataError(
-            f"{path}: the header ends in {len(header) - named} separators too many: delete the separators at the end "
-            "of row 1 and of the other rows"
+            f"{path}: the header ends in {len(header) - num_columns} separators too many: delete the separators at the "
+            "end of row 1 and of the other rows"
         )
     for number, column in enumerate(header, start=1):
         if column == "" or re.fullmatch(r"Unnamed: [0-9.]+|level_0", column) or (number == 1 and column == "index"):

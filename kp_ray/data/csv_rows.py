@@ -1,4 +1,4 @@
-"""Read the rows and cells of a CSV, and name the cause if they cannot be used."""
+"""Read the rows and cells of a CSV, and name the cause if the file or a cell cannot be used."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ def iterate_rows(path: str) -> Iterator[NumberedRow]:
     """
     content = read_bytes(path)
     refuse_other_content(content, path)
-    # Decoded while it is read: a million rows are half a gigabyte.
+    # The text is decoded while the rows are read, because a million rows take half a gigabyte.
     reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""))
     try:
         for cells in reader:
@@ -46,21 +46,21 @@ def refuse_other_content(content: bytes, path: str, expected: str = "CSV") -> No
     Raises:
         DataError: the message says what the file looks like.
     """
-    found = describe_content(content) if content else TEXT
-    if found in (UTF16, UTF16_UNMARKED, UTF32):
-        raise DataError(f"{path}: is {found}: save it as {'CSV UTF-8' if expected == 'CSV' else 'UTF-8'}")
-    if expected != "CSV" and found != TEXT:
+    file_type = describe_content(content) if content else TEXT
+    if file_type in (UTF16, UTF16_UNMARKED, UTF32):
+        raise DataError(f"{path}: is {file_type}: save it as {'CSV UTF-8' if expected == 'CSV' else 'UTF-8'}")
+    if expected != "CSV" and file_type != TEXT:
         raise DataError(
-            f"{path}: holds {found}, not {expected}: a text file in UTF-8 with one name per line is expected"
+            f"{path}: holds {file_type}, not {expected}: a text file in UTF-8 with one name per line is expected"
         )
-    if found == "JSON":
+    if file_type == "JSON":
         raise DataError(f"{path}: holds JSON, not CSV: if it is COCO keypoints JSON, give it a name that ends in .json")
-    if found != TEXT:
-        raise DataError(f"{path}: holds {found}, not CSV: a text file in UTF-8 with one row per image is expected")
+    if file_type != TEXT:
+        raise DataError(f"{path}: holds {file_type}, not CSV: a text file in UTF-8 with one row per image is expected")
 
 
 def check_num_cells(cells: Sequence[str], header: Sequence[str], where: str) -> None:
-    """Refuse a row that repeats the header, or has more or fewer cells than it.
+    """Refuse a row that repeats the header, or has more or fewer cells than the header.
 
     Raises:
         DataError: the message begins with `where` and names the cause.
@@ -99,7 +99,7 @@ def parse_number(text: str, where: str) -> float:
 
 
 def _parse_finite(text: str) -> float:
-    """Return a finite number, or NaN if the text is none. Python alone reads 1_000 as a number."""
+    """Return the finite number that a text holds, else NaN. `1_000`, which Python accepts, counts as no number."""
     try:
         value = math.nan if "_" in text else float(text)
     except ValueError:

@@ -34,8 +34,8 @@ def read_dlc(rows: Iterator[NumberedRow], path: str) -> LabelTable:
     """Read the rows of a CSV of DeepLabCut or Lightning Pose.
 
     `label_point` decides which points are labelled. The folder of an image becomes its group, because frames of one
-    video are alike, unless the image's name itself states scene and camera. Each individual with a labelled point gets
-    a row of the table; an image without any gets one row without labelled points.
+    video are alike, unless the image's name states scene and camera. Each individual with a labelled point becomes a
+    row of the table; an image without labelled points becomes one row without labelled points.
 
     Args:
         rows: all rows of the file, the header first.
@@ -61,19 +61,18 @@ def read_dlc(rows: Iterator[NumberedRow], path: str) -> LabelTable:
             [_read_point(cells, columns.get((individual, name), {}), f"{where}: {name[:80]}") for name in names]
             for individual in individuals
         ]
-        labelled = [pose for pose in poses if any(v > 0 for _, _, v in pose)]
-        for pose in labelled or poses[:1]:
+        labelled_poses = [pose for pose in poses if any(v > 0 for _, _, v in pose)]
+        for pose in labelled_poses or poses[:1]:
             images.append(image)
             row_numbers.append(number)
             people.append(pose)
     keypoints = np.array(people, dtype=np.float64).reshape(-1, len(names), 3)
-    states_camera = [bool(parse_name(image)[1]) for image in images]
-    groups = ["" if stated else image.rpartition("/")[0] for image, stated in zip(images, states_camera, strict=True)]
+    groups = ["" if parse_name(image)[1] else image.rpartition("/")[0] for image in images]
     return LabelTable(names, images, keypoints, groups, row_numbers, "row")
 
 
 def _read_header(rows: Iterator[NumberedRow], path: str) -> tuple[dict[str, list[str]], Iterator[NumberedRow]]:
-    """Return the header's rows by the word in their first cell, and the rows below."""
+    """Return the header's rows by the word in their first cell, and the rows below the header."""
     header: dict[str, list[str]] = {}
     for number, cells in rows:
         word = cells[0].lower()
@@ -83,11 +82,11 @@ def _read_header(rows: Iterator[NumberedRow], path: str) -> tuple[dict[str, list
         if word in header:
             raise DataError(f"{path}: row {number}: the header row {word!r} is there twice: delete this row")
         header[word] = cells
-    missing = [word for word in ("bodyparts", "coords") if word not in header]
-    if missing:
+    missing_words = [word for word in ("bodyparts", "coords") if word not in header]
+    if missing_words:
         raise DataError(
-            f"{path}: begins like a CSV of DeepLabCut, but its header has no row {missing[0]!r}: its rows are scorer, "
-            "bodyparts and coords"
+            f"{path}: begins like a CSV of DeepLabCut, but its header has no row {missing_words[0]!r}: write the rows "
+            "scorer, bodyparts and coords"
         )
     for word, cells in header.items():
         if len(cells) != len(header["coords"]):
@@ -110,7 +109,9 @@ def _find_columns(
         where = f"{path}: column {index + 1} ({name[:80] or 'without a body part'}, "
         where += f"{coord[:80] or 'without a coordinate'})"
         if not name or coord not in _COORDS:
-            raise DataError(f"{where}: is not known: x, y, likelihood and visible of a body part are expected")
+            raise DataError(
+                f"{where}: is not known: delete it; a column holds x, y, likelihood or visible of a body part"
+            )
         individual = header["individuals"][index] if "individuals" in header else ""
         column_of = columns.setdefault((individual, name), {})
         if coord in column_of:
@@ -128,7 +129,7 @@ def _find_columns(
 
 
 def _image_name(cells: Sequence[str], where: str) -> str:
-    """Join the cells that name an image with slashes, into one path."""
+    """Join the cells that name an image into one path with slashes."""
     image = "/".join(cell.replace("\\", "/") for cell in cells if cell)
     if image.isdigit():
         raise DataError(

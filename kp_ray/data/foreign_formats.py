@@ -1,11 +1,11 @@
-"""Describe label files of other tools, for messages about a file that is no COCO keypoints JSON and no native CSV."""
+"""Describe label files of other tools, for messages about a file that is neither COCO keypoints JSON nor native CSV."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 EXPECTED = "COCO keypoints JSON with images, annotations and categories"
 
-# Keys of one JSON object -> its description. All keys must be there; the first description that fits counts.
+# Keys of a JSON object -> its description. The first entry counts whose keys are all in the object.
 _OBJECTS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"shapes", "imagePath"}), "a labelme file of one image"),
     (frozenset({"shapes", "flags", "version"}), "a labelme file of one image"),
@@ -25,7 +25,7 @@ _LISTS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"joints", "image"}), "a list of MPII annotations"),
     (frozenset({"image", "annotations"}), "a CreateML file"),
 )
-# A column that only this tool's CSV has -> description.
+# A column that only one tool's CSV has -> description of that CSV.
 _TABLES: dict[str, str] = {
     "region_shape_attributes": "a CSV of the VGG Image Annotator (VIA)",
     "annotation_id": "a CSV of Label Studio",
@@ -35,14 +35,14 @@ _TABLES: dict[str, str] = {
 
 
 def describe_json(value: Any) -> str:
-    """Describe the value of a JSON file that is no COCO keypoints JSON, with its article."""
+    """Describe the value of a JSON file that is not COCO keypoints JSON, e.g. "a SLEAP file"."""
     if isinstance(value, Mapping):
-        missing = [key for key in ("images", "annotations", "categories") if key not in value]
-        if len(missing) < 3 and "items" not in value:
-            return f"COCO JSON without the key {missing[0]}" if missing else "COCO JSON"
-        described = _describe(value, _OBJECTS)
-        if described:
-            return described
+        missing_keys = [key for key in ("images", "annotations", "categories") if key not in value]
+        if len(missing_keys) < 3 and "items" not in value:
+            return f"COCO JSON without the key {missing_keys[0]}" if missing_keys else "COCO JSON"
+        description = _describe(value, _OBJECTS)
+        if description:
+            return description
         entry = next(iter(value.values()), None)
         if isinstance(entry, Mapping) and "regions" in entry:
             return "annotations of the VGG Image Annotator (VIA)"
@@ -51,15 +51,16 @@ def describe_json(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         if not value:
             return "an empty JSON list"
-        described = _describe(value[0], _LISTS) if isinstance(value[0], Mapping) else ""
-        return described or f"a JSON list of {len(value)} entries"
+        description = _describe(value[0], _LISTS) if isinstance(value[0], Mapping) else ""
+        return description or f"a JSON list of {len(value)} entries"
     return "a single JSON value"
 
 
 def describe_table(header: Sequence[str]) -> str:
-    """Describe another tool's CSV by the columns of its header; "" if no tool is recognized."""
+    """Describe another tool's CSV by the columns of its header; return "" if no tool is recognized."""
     return next((description for column, description in _TABLES.items() if column in header), "")
 
 
 def _describe(entry: Mapping[str, Any], descriptions: Sequence[tuple[frozenset[str], str]]) -> str:
+    """Return the first description whose keys are all in the entry; "" if there is none."""
     return next((description for keys, description in descriptions if keys <= entry.keys()), "")

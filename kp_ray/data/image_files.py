@@ -8,7 +8,7 @@ from kp_ray.images import is_image_file
 
 
 def require_any_image(images: Sequence[str], files: Collection[str], folder: str) -> None:
-    """Refuse an image folder that holds none of the labelled images: one wrong path, not N missing files.
+    """Refuse an image folder that holds none of the labelled images, with one message instead of one per image.
 
     Args:
         images: N names, as in the labels.
@@ -20,31 +20,32 @@ def require_any_image(images: Sequence[str], files: Collection[str], folder: str
     """
     if any(image in files for image in images):
         return
-    found = min((name for name in files if is_image_file(name)), default=None)
-    content = f"the folder holds e.g. {found}" if found else f"the folder holds {len(files)} files and no image"
-    matched = describe_matches(match_names(images, files), len(set(images)))
+    example = min((name for name in files if is_image_file(name)), default=None)
+    hint = f"the folder holds e.g. {example}" if example else f"the folder holds {len(files)} files and no image"
+    hint = describe_matches(match_names(images, files), len(set(images))) or hint
     raise DataError(
         f"data.images: {folder}: none of the {len(images)} labelled images is there (the labels name e.g. {images[0]}, "
-        f"{matched or content}): correct data.images, or the names in the labels"
+        f"{hint}): correct data.images, or the names in the labels"
     )
 
 
 def refuse_other_spellings(images: Sequence[str], files: Collection[str], folder: str) -> None:
-    """Refuse names that a file has in another spelling: in case, Unicode form, percent-encoding or backslashes.
+    """Refuse image names that are another spelling of a file's name: case, Unicode form, percent-encoding, backslashes.
 
-    Other images without a file are left out when the store is written; these would be left out by mistake.
+    Without this check, these images would be left out when the store is written, like images whose file is missing.
 
     Args:
         images, files, folder: as in `require_any_image`.
 
     Raises:
-        DataError: naming the rule and an example.
+        DataError: a name is another spelling of a file's name; the message has the rule and an example.
     """
     matches = match_names(images, files)
-    spelled = {name: match for name, match in matches.items() if match.is_same_spelling}
-    if spelled:
+    spellings = {name: match for name, match in matches.items() if match.is_same_spelling}
+    if spellings:
         num_missing = len(set(images).difference(files))
         raise DataError(
             f"data.images: {folder}: {num_missing} labelled images have no file: "
-            f"{describe_matches(spelled, num_missing)}: write the names of the files in the labels, or rename the files"
+            f"{describe_matches(spellings, num_missing)}: write the names of the files in the labels, or rename the "
+            "files"
         )

@@ -26,8 +26,8 @@ FileVersion = tuple[int | None, int | None]
 def load_labels(config: Config) -> Annotations:
     """Read the labels that a config names, with its corrections and skeleton.
 
-    The last result is kept and returned again until a setting, or a file's size or modification time, differs, so that
-    the stages of a run read a large file once. The result is shared: its keypoints are read-only.
+    The last result is cached until a setting, or a file's size or modification time, changes, so that the stages of a
+    run read a large file once. All callers share the result; its keypoints are read-only.
 
     Raises:
         ConfigError: data.annotations is not set, or no image has as many labelled points as `augment.min_visible`.
@@ -36,18 +36,18 @@ def load_labels(config: Config) -> Annotations:
     path, corrections = config.require_input("annotations"), config.data.corrections
     versions = tuple(_file_version(name) for name in (path, corrections) if name)
     labels = _load_labels(config.data, config.skeleton, versions)
-    most_points = int((labels.keypoints[..., 2] > 0).sum(axis=1).max())
-    if most_points < config.augment.min_visible:
+    max_labelled = int((labels.keypoints[..., 2] > 0).sum(axis=1).max())
+    if max_labelled < config.augment.min_visible:
         raise ConfigError(
-            f"augment.min_visible: no image of {path} has so many labelled points (got {config.augment.min_visible}, "
-            f"the most are {most_points}), so training would skip all of them: set it to {most_points} or less"
+            f"augment.min_visible: training would skip all images of {path}, which have at most {max_labelled} "
+            f"labelled points (got {config.augment.min_visible}): set it to {max_labelled} or less"
         )
     return labels
 
 
 @lru_cache(maxsize=1)
 def _load_labels(data: DataConfig, skeleton: SkeletonConfig, versions: tuple[FileVersion, ...]) -> Annotations:
-    """Read labels; `versions` is used as a part of the cache's key only."""
+    """Read labels; `versions` only makes the cache forget the labels when a file changes."""
     labels = load_annotations(
         str(data.annotations),
         images=data.images,
@@ -71,23 +71,23 @@ def _file_version(path: str) -> FileVersion:
 
 
 def _check_names(table: LabelTable, path: str, images_dir: str | None) -> None:
-    """Refuse image names that can lead out of the image folder, and say which files they probably mean.
+    """Refuse image names that can lead out of the image folder, and describe the files that they probably mean.
 
     Raises:
-        DataError: naming the first of them.
+        DataError: an image name can lead out of the image folder; the message has the first.
     """
-    wrong = [row for row, image in enumerate(table.images) if not is_inside_folder(image)]
-    if not wrong:
+    rows = [row for row, image in enumerate(table.images) if not is_inside_folder(image)]
+    if not rows:
         return
     try:
-        check_image_name(table.images[wrong[0]], table.where(wrong[0], path))
+        check_image_name(table.images[rows[0]], table.describe_place(rows[0], path))
     except DataError as error:
         files: dict[str, int] = {}
         with contextlib.suppress(StorageError):
             files = file_sizes(images_dir) if images_dir else {}
-        names = [table.images[row] for row in wrong]
-        matched = describe_matches(match_names(names, files), len(set(names)))
-        raise DataError(f"{error}" + (f" ({matched})" if matched else "")) from error
+        names = [table.images[row] for row in rows]
+        hint = describe_matches(match_names(names, files), len(set(names)))
+        raise DataError(f"{error} ({hint})" if hint else str(error)) from error
 
 
 def load_annotations(
@@ -102,25 +102,25 @@ def load_annotations(
 ) -> Annotations:
     """Read labels from a COCO keypoints JSON (`.json`), or a native or DeepLabCut CSV (any other name).
 
-    The CSV has the columns `image` and, per keypoint, `<name>_x` and `<name>_y`, in any order. A column `group`, or in
-    the JSON a key `group` of an entry of `images`, replaces the scene that the image name gives. An image that has no
+    A native CSV has the columns `image` and, per keypoint, `<name>_x` and `<name>_y`, in any order. A column `group`,
+    or in the JSON a key `group` of an entry of `images`, replaces the scene in the image name. An image that has no
     annotation in the JSON is an image without labelled points.
 
     Args:
         path: a local path or URL.
         images: folder of the images, which helps to explain a wrong name; None if it is unknown.
-        people: what to do with several people in an image, see `select_people`.
-        corrections: a CSV for `apply_corrections`; None for none.
+        people: choice among several people in an image, see `select_people`.
+        corrections: a CSV for `apply_corrections`; None: the labels are used as they are.
         missing_values: places x, y that mark a point without a label, see `data.missing_values`.
-        flip_pairs, sigmas: settings of a skeleton other than the competition's 24 keypoints.
+        flip_pairs, sigmas: settings of the skeleton; None only for the competition's 24 keypoints.
 
     Raises:
         ConfigError: the skeleton's settings are missing or do not fit the file's keypoints.
         DataError: the labels or corrections cannot be used, or no point is labelled; the message has the file, the row
-            (its line in the file, as an editor counts) or the image, and what to do.
+            (its line in the file, counted from 1) or the image, and the fix.
         StorageError: a file cannot be read.
     """
-    table = (read_coco if path.lower().endswith(".json") else read_csv)(path)
+    table = read_coco(path) if path.lower().endswith(".json") else read_csv(path)
     if not table.images:
         raise DataError(f"{path}: holds no labelled image: a header alone is not enough")
     _check_names(table, path, images)
@@ -132,15 +132,15 @@ def load_annotations(
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     order = [table.names.index(name) for name in skeleton.names]
-    in_order = order == list(range(len(order)))  # a million rows are half a gigabyte: do not copy them for nothing
-    parsed = [parse_name(image) for image in table.images]
+    is_in_order = order == list(range(len(order)))  # then no copy is made: a million rows take half a gigabyte
+    name_parts = [parse_name(image) for image in table.images]
     labels = Annotations(
         skeleton=skeleton,
         images=tuple(table.images),
-        keypoints=table.keypoints if in_order else table.keypoints[:, order],
-        scenes=tuple(group or scene for group, (scene, _, _) in zip(table.groups, parsed, strict=True)),
-        cameras=tuple(camera for _, camera, _ in parsed),
-        frames=tuple(frame for _, _, frame in parsed),
+        keypoints=table.keypoints if is_in_order else table.keypoints[:, order],
+        scenes=tuple(group or scene for group, (scene, _, _) in zip(table.groups, name_parts, strict=True)),
+        cameras=tuple(camera for _, camera, _ in name_parts),
+        frames=tuple(frame for _, _, frame in name_parts),
         stated=tuple(table.stated),
         notes=(note,) if note else (),
     )
@@ -153,7 +153,7 @@ def _require_labelled_points(labels: Annotations, path: str, missing_values: Seq
     """Refuse labels without a labelled point, and labels whose points are all at one place, e.g. 0, 0.
 
     Raises:
-        DataError: there is no label in the whole file.
+        DataError: no image has a labelled point, or all points are at one place.
     """
     points = labels.keypoints[labels.keypoints[..., 2] > 0, :2]
     if not len(points):

@@ -1,4 +1,4 @@
-"""Find the files that image names without a file probably mean."""
+"""Match image names that have no file to the files that they probably mean."""
 
 import unicodedata
 from collections import Counter, defaultdict
@@ -23,7 +23,7 @@ _SPELLINGS: dict[str, Callable[[str], str]] = {
     "percent-encoding": unquote,
     "backslashes for slashes": _use_slashes,
 }
-"""Rule -> what it makes of a name. Names that such a rule makes equal are one name in two spellings."""
+"""Rule -> function that normalizes a name. Two names that the function makes equal are two spellings of one name."""
 _SUFFIX, _FOLDER, _SEVERAL = "the suffix", "the folder", "several of these"
 
 
@@ -46,12 +46,12 @@ class NameMatch:
 
 
 def match_names(images: Sequence[str], files: Collection[str]) -> dict[str, NameMatch]:
-    """Find the files that image names without a file probably mean.
+    """Match image names that have no file to the files that they probably mean.
 
     Two names match if one rule makes them equal, or all rules together: upper and lower case, the Unicode form,
     percent-encoding, backslashes, the suffix, the folder (another one, or an absolute path). Names are matched only to
-    files without labels. If several files share a base name, only a file whose path is the end of the name, or the
-    reverse, is considered. A name that fits several files, and a file that several names fit, have no match.
+    files without labels. If several files share a base name, a file matches only if its path is the end of the name, or
+    the name is the end of its path. A name that fits several files, and a file that several names fit, have no match.
 
     Args:
         images: names in the labels.
@@ -60,21 +60,22 @@ def match_names(images: Sequence[str], files: Collection[str]) -> dict[str, Name
     Returns:
         Name in the labels -> match, for names that are not among `files`.
     """
-    existing, labelled = set(files), set(images)
-    missing = [name for name in dict.fromkeys(images) if name not in existing]
-    candidates = sorted(existing - labelled) if missing else []
+    rules = {**_SPELLINGS, _SUFFIX: remove_suffix, _FOLDER: _use_slashes, _SEVERAL: _normalize_all}
+    file_names = set(files)
+    missing_names = [name for name in dict.fromkeys(images) if name not in file_names]
+    candidates = sorted(file_names - set(images)) if missing_names else []
     matches: dict[str, NameMatch] = {}
-    for rule, simplify in {**_SPELLINGS, _SUFFIX: remove_suffix, _FOLDER: _use_slashes, _SEVERAL: _simplify}.items():
-        names = [name for name in missing if name not in matches]
-        found = _match_by(simplify, names, candidates, any_folder=rule in (_FOLDER, _SEVERAL))
-        matches |= {name: NameMatch(file, rule) for name, file in found.items()}
-        matched_files = set(found.values())
+    for rule, normalize in rules.items():
+        names = [name for name in missing_names if name not in matches]
+        file_by_name = _match_by(normalize, names, candidates, any_folder=rule in (_FOLDER, _SEVERAL))
+        matches |= {name: NameMatch(file, rule) for name, file in file_by_name.items()}
+        matched_files = set(file_by_name.values())
         candidates = [file for file in candidates if file not in matched_files]
     return matches
 
 
 def describe_matches(matches: Mapping[str, NameMatch], num_missing: int) -> str:
-    """Describe how many names each rule would resolve, with an example each; "" if there is no match.
+    """Describe how many names each rule explains, with an example of each rule; return "" if there is no match.
 
     Args:
         matches: from `match_names`.
@@ -91,35 +92,35 @@ def describe_matches(matches: Mapping[str, NameMatch], num_missing: int) -> str:
 
 
 def _match_by(
-    simplify: Callable[[str], str], names: Iterable[str], files: Iterable[str], *, any_folder: bool
+    normalize: Callable[[str], str], names: Iterable[str], files: Iterable[str], *, any_folder: bool
 ) -> dict[str, str]:
-    """Return name -> file for the pairs that `simplify` makes equal, up to their folders if `any_folder`."""
+    """Return name -> file for the pairs that `normalize` makes equal; `any_folder` compares their last parts only."""
 
     def key(name: str) -> str:
-        simplified = simplify(name)
-        return simplified.rpartition("/")[2] if any_folder else simplified
+        normalized_name = normalize(name)
+        return normalized_name.rpartition("/")[2] if any_folder else normalized_name
 
     files_by_key: dict[str, list[str]] = defaultdict(list)
     for file in files:
         files_by_key[key(file)].append(file)
-    found: dict[str, str] = {}
+    file_by_name: dict[str, str] = {}
     for name in names:
-        same = files_by_key.get(key(name), [])
-        if len(same) > 1:
-            same = [file for file in same if _is_tail(simplify(file), simplify(name))]
-        if len(same) == 1:
-            found[name] = same[0]
-    num_names = Counter(found.values())
-    return {name: file for name, file in found.items() if num_names[file] == 1}
+        candidates = files_by_key.get(key(name), [])
+        if len(candidates) > 1:
+            candidates = [file for file in candidates if _is_tail(normalize(file), normalize(name))]
+        if len(candidates) == 1:
+            file_by_name[name] = candidates[0]
+    num_names = Counter(file_by_name.values())
+    return {name: file for name, file in file_by_name.items() if num_names[file] == 1}
 
 
-def _is_tail(first: str, second: str) -> bool:
+def _is_tail(path: str, other_path: str) -> bool:
     """Return whether one of two paths is the end of the other, by whole folders."""
-    return f"/{first}".endswith(f"/{second}") or f"/{second}".endswith(f"/{first}")
+    return f"/{path}".endswith(f"/{other_path}") or f"/{other_path}".endswith(f"/{path}")
 
 
-def _simplify(name: str) -> str:
+def _normalize_all(name: str) -> str:
     """Apply every rule except the folder."""
-    for simplify in _SPELLINGS.values():
-        name = simplify(name)
-    return remove_suffix(_normalize_unicode(name))
+    for normalize in _SPELLINGS.values():
+        name = normalize(name)
+    return remove_suffix(_normalize_unicode(name))  # again, because percent-decoding may give another Unicode form

@@ -15,8 +15,9 @@ PeopleChoice = Literal["error", "largest"]
 def select_people(table: LabelTable, choice: PeopleChoice, path: str) -> tuple[LabelTable, str]:
     """Return a table with one row per image, in the order in which the images first appear.
 
-    Rows without a labelled point, e.g. boxes without keypoints, are no people: they give way to a labelled row. Among
-    several labelled rows `largest` takes the one with the largest box, the first of equal ones.
+    A row without a labelled point, e.g. a box without keypoints, does not count as a person: it is kept only if its
+    image has no labelled row. Among several labelled rows, `largest` keeps the row with the largest box, and the first
+    row if boxes are equal.
 
     Args:
         table: rows of one person each.
@@ -24,7 +25,7 @@ def select_people(table: LabelTable, choice: PeopleChoice, path: str) -> tuple[L
         path: file of the labels, for messages.
 
     Returns:
-        The table, and a line about the people that were left out; "" for none.
+        The table, and a line about the people that were left out, which is "" if nobody was.
 
     Raises:
         DataError: an image has several people and `choice` is "error".
@@ -32,37 +33,46 @@ def select_people(table: LabelTable, choice: PeopleChoice, path: str) -> tuple[L
     counts = Counter(table.images)
     if len(counts) == len(table.images):
         return table, ""
-    labelled = np.asarray((table.keypoints[..., 2] > 0).any(axis=1))
-    rows_of: dict[str, list[int]] = defaultdict(list)
+    has_label = np.asarray((table.keypoints[..., 2] > 0).any(axis=1))
+    rows_by_image: dict[str, list[int]] = defaultdict(list)
     for row, image in enumerate(table.images):
-        rows_of[image].append(row)
-    people_of = {image: [row for row in rows if labelled[row]] for image, rows in rows_of.items()}
-    crowded = {image: rows for image, rows in people_of.items() if len(rows) > 1}
-    if crowded and choice == "error":
-        raise DataError(f"{path}: {_describe_crowded(table, crowded)}")
-    selected = [_largest(table, people_of[image]) if people_of[image] else rows[0] for image, rows in rows_of.items()]
-    left_out = sum(len(rows) - 1 for rows in crowded.values())
+        rows_by_image[image].append(row)
+    people_by_image = {image: [row for row in rows if has_label[row]] for image, rows in rows_by_image.items()}
+    group_images = {image: people for image, people in people_by_image.items() if len(people) > 1}
+    if group_images and choice == "error":
+        raise DataError(f"{path}: {_describe_group(table, group_images)}")
+    kept_rows = [
+        _largest_person(table, people_by_image[image]) if people_by_image[image] else rows[0]
+        for image, rows in rows_by_image.items()
+    ]
+    num_left_out = sum(len(people) - 1 for people in group_images.values())
     note = (
-        f"data.people: largest: {left_out} people in {len(crowded)} images are left out; they stay in the images "
-        "without labels"
+        f"data.people: largest: {num_left_out} people in {len(group_images)} images are left out; they stay in the "
+        "images without labels"
     )
-    return table.select(selected), note if left_out else ""
+    return table.select(kept_rows), note if num_left_out else ""
 
 
-def _describe_crowded(table: LabelTable, crowded: dict[str, list[int]]) -> str:
-    """Describe the first image that has several labelled rows, and what to do."""
-    image, rows = next(iter(crowded.items()))
-    kind, (first, second) = table.place_kind, rows[:2]
-    places = f"{kind}s {table.places[first]} and {table.places[second]}"
-    if np.array_equal(table.keypoints[first], table.keypoints[second], equal_nan=True):
+def _describe_group(table: LabelTable, group_images: dict[str, list[int]]) -> str:
+    """Describe the first image with several people, and the fix.
+
+    Args:
+        table: rows of one person each.
+        group_images: image -> rows of its people, for the images with several people.
+    """
+    image, rows = next(iter(group_images.items()))
+    row, next_row = rows[:2]
+    kind = table.place_kind
+    places = f"{kind}s {table.places[row]} and {table.places[next_row]}"
+    if np.array_equal(table.keypoints[row], table.keypoints[next_row], equal_nan=True):
         return f"{places} label {image} with the same points: delete one of these two {kind}s"
-    count = f"{len(rows)} people are labelled ({places}; {len(crowded)} images have several)"
+    count = f"{len(rows)} people are labelled ({places}; {len(group_images)} images have several)"
     correction = "; if one row corrects the other, keep that row" if kind == "row" else ""
     return f"{image}: {count}: set data.people: largest to train on the largest of them{correction}"
 
 
-def _largest(table: LabelTable, rows: Sequence[int]) -> int:
-    """Return the row whose box has the largest area: the boxes that the file states, or else those of the points."""
+def _largest_person(table: LabelTable, rows: Sequence[int]) -> int:
+    """Return the row with the largest box: the box that the file states, or the points' box if a row states none."""
     boxes = [table.stated[row].bbox_xywh if table.stated else None for row in rows]
     stated_areas = [box[2] * box[3] for box in boxes if box is not None]
     if len(stated_areas) == len(rows):

@@ -1,4 +1,4 @@
-"""Find left and right keypoints, by their names, that a mirrored image would not exchange."""
+"""Find pairs of left and right keypoints, by their names, that are missing from the flip pairs."""
 
 import json
 import re
@@ -14,29 +14,29 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^A-Za-z0-9]+")
 
 
 def unpaired_sides(skeleton: Skeleton) -> list[tuple[str, str]]:
-    """List the pairs of names that differ in left and right alone and are not a flip pair.
+    """List the pairs of names that differ only in left and right and are not a flip pair.
 
-    Names are compared word by word: left_eye and right_eye, LEye and REye, "eye (l)" and "eye (r)" are such pairs.
+    Names are compared word by word. Examples of pairs: left_eye and right_eye, LEye and REye, "eye (l)" and "eye (r)".
 
     Returns:
         (left, right) names in the order of the skeleton.
     """
     names_by_words = {_words(name): name for name in skeleton.names}
     flip_pairs = {frozenset(pair) for pair in skeleton.flip_pairs}
-    unpaired = []
-    for words, name in names_by_words.items():
+    missing_pairs = []
+    for words, left in names_by_words.items():
         for index, word in enumerate(words):
             if word in ("left", "l", "lt"):
-                mirrored = names_by_words.get((*words[:index], _OTHER_SIDE[word], *words[index + 1 :]))
-                if mirrored and frozenset((name, mirrored)) not in flip_pairs:
-                    unpaired.append((name, mirrored))
-    return unpaired
+                right = names_by_words.get((*words[:index], _OTHER_SIDE[word], *words[index + 1 :]))
+                if right and frozenset((left, right)) not in flip_pairs:
+                    missing_pairs.append((left, right))
+    return missing_pairs
 
 
 def _words(name: str) -> tuple[str, ...]:
     """Split a name into lower-case words: "LEye2" gives ("l", "eye", "2")."""
-    split = re.sub(r"(?<![A-Za-z])([LR])(?=[A-Z][a-z])", r"\1 ", name)  # the side before a word: LEye
-    return tuple(word.lower() for word in _WORD.findall(split) if word.strip())
+    spaced_name = re.sub(r"(?<![A-Za-z])([LR])(?=[A-Z][a-z])", r"\1 ", name)  # LEye: the side before a word
+    return tuple(word.lower() for word in _WORD.findall(spaced_name) if word.strip())
 
 
 def check_flips(config: Config, skeleton: Skeleton, verb: Literal["train", "tune", "predict"]) -> None:
@@ -55,13 +55,14 @@ def check_flips(config: Config, skeleton: Skeleton, verb: Literal["train", "tune
         "tune": (True in config.tune.flips, "tune.flips", "set tune.flips: [false]"),
         "predict": ("flip" in config.predict.tta, "predict.tta", "take flip out of predict.tta"),
     }[verb]
-    unpaired = unpaired_sides(skeleton) if is_on else []
-    if not unpaired:
+    missing_pairs = unpaired_sides(skeleton) if is_on else []
+    if not missing_pairs:
         return
-    left, right = unpaired[0]
-    more = f" (and {len(unpaired) - 1} more pairs)" if len(unpaired) > 1 else ""
-    kept_pairs = [pair for pair in skeleton.flip_pairs if not set(pair) & {name for two in unpaired for name in two}]
-    pairs = [list(pair) for pair in (*kept_pairs, *unpaired)]
+    left, right = missing_pairs[0]
+    more = f" (and {len(missing_pairs) - 1} more pairs)" if len(missing_pairs) > 1 else ""
+    missing_names = {name for pair in missing_pairs for name in pair}
+    kept_pairs = [pair for pair in skeleton.flip_pairs if not set(pair) & missing_names]
+    pairs = [list(pair) for pair in (*kept_pairs, *missing_pairs)]
     raise ConfigError(
         f"skeleton.flip_pairs: {left} and {right}{more} are not a flip pair, so {setting} would mirror images without "
         f"exchanging them: {fix}, or set skeleton.flip_pairs: {json.dumps(pairs, ensure_ascii=False)}"

@@ -18,7 +18,7 @@ from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.storage import read_bytes, write_bytes
 
 MARGIN_PX = 100.0
-"""Distance from the frame up to which a point is accepted: limbs may be slightly outside, mistakes are farther."""
+"""Maximum distance of a point from its frame: limbs may be slightly outside, points farther outside are mistakes."""
 
 FrameSizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
 """(width, height) in pixels by image name, or one size of all images. A size is unknown if this is None, the image is
@@ -47,8 +47,8 @@ def read_sample_submission(path: str) -> SampleSubmission:
     """Read the rows and columns of a sample submission; its coordinates are ignored.
 
     Raises:
-        DataError: it is not a CSV, has no rows, its header is not `image` and pairs of `<name>_x`, `<name>_y`, or a
-            column or an image is listed twice.
+        DataError: the file is not a CSV or has no rows, its header is not `image` and pairs of `<name>_x`, `<name>_y`,
+            or a column or an image is listed twice.
         StorageError: the file cannot be read.
     """
     columns, rows = _read_table(path)
@@ -56,19 +56,19 @@ def read_sample_submission(path: str) -> SampleSubmission:
     problems = _header_problems(columns, _expected_header(columns))
     if not rows:
         problems.append("it lists no image: a row per image is expected")
-    row_of: dict[str, int] = {}
+    row_by_image: dict[str, int] = {}
     for number, cells in rows:
         image = cells[0]
-        if len(cells) >= len(columns):  # rows of a name alone can be used
+        if len(cells) >= len(columns):  # a row may hold the image name alone
             check_num_cells(cells, columns, f"{path}: row {number}")
         if not image.strip():
-            problems.append(f"row {number}: the image name is empty")
-        elif image in row_of:
-            problems.append(f"row {number} ({image}): is already in row {row_of[image]}: drop one")
-        row_of.setdefault(image, number)
+            problems.append(f"row {number}: the image name is empty: write one, or delete the row")
+        elif image in row_by_image:
+            problems.append(f"row {number} ({image}): is already in row {row_by_image[image]}: drop one")
+        row_by_image.setdefault(image, number)
     if problems:
         _refuse(path, problems)
-    return SampleSubmission(images=tuple(row_of), columns=tuple(columns))
+    return SampleSubmission(images=tuple(row_by_image), columns=tuple(columns))
 
 
 def write_submission(
@@ -88,15 +88,15 @@ def write_submission(
     Args:
         path: a local path or URL; a file there is replaced only if everything is valid.
         sample: the sample submission.
-        images: (N,) names: the sample's, without duplicates, in any order.
+        images: the N names of the sample's images, in any order, without duplicates.
         keypoints: (N, K, 2 or more) x, y in pixels, in the skeleton's order.
-        skeleton: K keypoints, the sample's in any order.
+        skeleton: the sample's K keypoints, in any order.
         size, allow_zeros: as in `validate_submission`.
 
     Raises:
         DataError: as `validate_submission`; or the keypoints of sample and skeleton differ.
         StorageError: the file cannot be written.
-        ValueError: `keypoints` has another shape.
+        ValueError: the shape of `keypoints` does not fit `images` and `skeleton`.
     """
     if keypoints.shape[:2] != (len(images), len(skeleton)) or keypoints.ndim != 3 or keypoints.shape[2] < 2:
         raise ValueError(f"keypoints {keypoints.shape} must be ({len(images)}, {len(skeleton)}, 2 or more)")
@@ -126,15 +126,15 @@ def read_submission(
     Args:
         path: a local path or URL.
         sample: the sample submission.
-        skeleton: K keypoints, the sample's in any order.
+        skeleton: the sample's K keypoints, in any order.
         size, allow_zeros: as in `validate_submission`.
 
     Returns:
         (N, K, 2) points in pixels, rows in the sample's order, keypoints in the skeleton's.
 
     Raises:
-        DataError: it is not a CSV, or its header is not the sample's; as `validate_submission`; or the keypoints of
-            sample and skeleton differ.
+        DataError: the file is not a CSV, its header is not the sample's, or the keypoints of sample and skeleton
+            differ; and as `validate_submission`.
         StorageError: the file cannot be read.
     """
     check_same_keypoints(sample, skeleton)
@@ -192,11 +192,11 @@ def validate_submission(
         values[i] = [_parse_number(cell) for cell in cells[1:]]
         frame = size.get(image) if isinstance(size, Mapping) else size
         problems += _row_problems(where, cells, values[i], sample, frame, allow_zeros)
-    missing = (image for image in sample.images if image not in first_row)
-    problems += [f"image {image} of the sample submission is missing: add its row" for image in missing]
+    missing_images = [image for image in sample.images if image not in first_row]
+    problems += [f"image {image} of the sample submission is missing: add its row" for image in missing_images]
     if not problems:
         for (number, cells), image in zip(rows, sample.images, strict=True):
-            if cells[0] != image:  # one misplaced row moves all later rows: report the first only
+            if cells[0] != image:  # a misplaced row moves all later rows, so that only the first is reported
                 problems.append(f"row {number} ({cells[0]}): expected {image}: keep the sample submission's order")
                 break
     if problems:
@@ -208,12 +208,12 @@ def check_same_keypoints(sample: SampleSubmission, skeleton: Skeleton) -> None:
     """Refuse a sample submission whose keypoints are not the skeleton's; their order may differ.
 
     Raises:
-        DataError: the names differ; the message has the first.
+        DataError: the names differ; the message has the first difference.
     """
-    different = sorted(set(sample.names) ^ set(skeleton.names))
-    if different:
+    differences = sorted(set(sample.names) ^ set(skeleton.names))
+    if differences:
         raise DataError(
-            f"the sample submission and the labels differ in {len(different)} keypoints, first {different[0]!r}: "
+            f"the sample submission and the labels differ in {len(differences)} keypoints, first {differences[0]!r}: "
             "use the sample submission of the same data set"
         )
 
@@ -226,33 +226,39 @@ def _row_problems(
     size: tuple[int, int] | None,
     allow_zeros: bool,
 ) -> list[str]:
-    """List the problems of one row: `values` are the 2K numbers in its cells, NaN for a cell without a number."""
-    not_finite = np.flatnonzero(~np.isfinite(values))
-    if len(not_finite):
+    """List the problems of one row.
+
+    Args:
+        where: row number and image, for messages.
+        cells: the row's cells.
+        values: (2K,) numbers in the cells after the image; NaN for a cell without a number.
+        sample: the sample submission.
+        size: (width, height) of the image in pixels; None or (0, 0) if it is unknown.
+        allow_zeros: accept a row that is all zero.
+    """
+    bad_columns = np.flatnonzero(~np.isfinite(values))
+    if len(bad_columns):
         return [
             f"{where}: {sample.columns[j + 1]} is {cells[j + 1]!r}, expected a finite number"
-            for j in not_finite.tolist()
+            for j in bad_columns.tolist()
         ]
     if not values.any():
-        return (
-            []
-            if allow_zeros
-            else [f"{where}: all coordinates are zero: fill in a pose, e.g. that of the nearest frame"]
-        )
+        problem = f"{where}: all coordinates are zero: fill in a pose, e.g. the pose in the nearest frame"
+        return [] if allow_zeros else [problem]
     if size is None or not all(size):
         return []
     xy = values.reshape(-1, 2)
     limit = np.array(size) - 1
-    outside = ((xy < -MARGIN_PX) | (xy > limit + MARGIN_PX)).any(axis=1)
+    is_outside = ((xy < -MARGIN_PX) | (xy > limit + MARGIN_PX)).any(axis=1)
     return [
         f"{where}: {sample.names[k]} at ({xy[k, 0]:g}, {xy[k, 1]:g}) is more than {MARGIN_PX:g} px outside the "
-        f"{size[0]}x{size[1]} frame"
-        for k in np.flatnonzero(outside).tolist()
+        f"{size[0]}x{size[1]} frame: correct the point"
+        for k in np.flatnonzero(is_outside).tolist()
     ]
 
 
 def _parse_number(cell: str) -> float:
-    """Parse a cell as a number; NaN if it is not one."""
+    """Parse a cell as a number; return NaN if the cell holds no number."""
     try:
         return float(cell) if "_" not in cell else np.nan  # float() accepts 1_000, other CSV readers do not
     except ValueError:

@@ -19,8 +19,8 @@ def label_point(x: float, y: float, likelihood: float, visible: float) -> tuple[
 
     Args:
         x, y: pixel indices, both NaN or neither.
-        likelihood: 0..1, or NaN if it is not known.
-        visible: COCO's code 0, 1 or 2, or NaN if it is not known.
+        likelihood: 0..1, or NaN if it is unknown.
+        visible: COCO's code 0, 1 or 2, or NaN if it is unknown.
     """
     if math.isnan(x) or likelihood < MIN_LIKELIHOOD or visible == 0:
         return math.nan, math.nan, 0.0
@@ -31,7 +31,7 @@ def parse_likelihood(text: str, where: str) -> float:
     """Parse a cell as a likelihood; an empty cell gives NaN.
 
     Raises:
-        DataError: the text is not a number, or one that no tool writes for 0..1; the message begins with `where`.
+        DataError: the text is not a number, or the number is below 0 or above 2; the message begins with `where`.
     """
     likelihood = parse_number(text, where)
     if likelihood < 0 or likelihood > _MAX_LIKELIHOOD:

@@ -12,8 +12,9 @@ from kp_ray.storage import join, read_json, write_bytes
 def to_yolo(coco: Mapping[str, Any]) -> dict[str, str]:
     """Make the text of each image's label file, by image name with the suffix `.txt`.
 
-    A line per person holds class 0, the box's centre and size, and x, y, v per keypoint. Coordinates are divided by the
-    image's width and height as they are, and an image without a person has an empty file, as in Ultralytics' converter.
+    A line per person holds class 0, the box's centre and size, and x, y, v per keypoint. As in Ultralytics' converter,
+    coordinates are divided by the image's width and height without any offset, and an image without a person has an
+    empty file.
 
     Args:
         coco: COCO keypoints JSON as plain values, as from `to_coco`.

@@ -27,7 +27,7 @@ class SolverParams:
         steps: iterations of these steps, as a JSON list; empty for a cosine schedule.
         gamma: factor of each step; None for a cosine schedule.
         weight_decay: the weight decay.
-        flip: whether images are mirrored at random.
+        flip: True if images are mirrored at random.
         recipes: name of the set of recipes.
     """
 
@@ -70,11 +70,11 @@ def scale_schedule(config: Config, max_iter: int) -> Config:
     Warm-up and steps keep their shares of the iterations.
     """
     values = config.to_dict()
-    train, full_length = values["train"], config.train.max_iter
-    steps = {round(step * max_iter / full_length) for step in train["steps"] if step < full_length}
-    if max_iter != full_length:
+    train, own_max_iter = values["train"], config.train.max_iter
+    if max_iter != own_max_iter:
+        steps = {round(step * max_iter / own_max_iter) for step in train["steps"] if step < own_max_iter}
         train["steps"] = sorted(step for step in steps if 0 < step < max_iter)
-        train["warmup_iters"] = round(train["warmup_iters"] * max_iter / full_length)
+        train["warmup_iters"] = round(train["warmup_iters"] * max_iter / own_max_iter)
         train["max_iter"] = max_iter
     return build_config(values)
 
@@ -86,26 +86,26 @@ def trial_config(config: Config, point: Point, sets: RecipeSets, *, is_own: bool
         config: the search's config.
         point: the trial's point.
         sets: the sets of recipes.
-        is_own: train with the config's own settings, exactly, even if the search space has no such point.
+        is_own: train with exactly the config's own settings, even if the search space has no such point.
     """
     max_iter = config.tune.max_iter or config.train.max_iter
-    trial = scale_schedule(config, max_iter) if is_own else apply_point(config, point, sets, max_iter)
-    values = trial.to_dict()
+    full_config = scale_schedule(config, max_iter) if is_own else apply_point(config, point, sets, max_iter)
+    values = full_config.to_dict()
     values["train"]["eval_period"] = config.tune.eval_period or max(1, max_iter // 8)
     return build_config(values)
 
 
-def found_fields(config: Config, best: Point) -> dict[str, Any]:
-    """Return the fields of the section `train` that a point changes, with their values in a training run in full."""
-    own = config.to_dict()["train"]
-    found = apply_point(config, best, recipe_sets(config), config.train.max_iter).to_dict()["train"]
-    changed = {name: value for name, value in found.items() if name != "members" and value != own[name]}
+def train_fields(config: Config, best: Point) -> dict[str, Any]:
+    """Return the fields of the section `train` that a point changes, with their values for a full training run."""
+    own_values = config.to_dict()["train"]
+    best_values = apply_point(config, best, recipe_sets(config), config.train.max_iter).to_dict()["train"]
+    changes = {name: value for name, value in best_values.items() if name != "members" and value != own_values[name]}
     # A set may equal `train.recipes` and yet replace a member's own recipes.
-    return changed if best.recipes == "own" else {**changed, "recipes": found["recipes"]}
+    return changes if best.recipes == "own" else {**changes, "recipes": best_values["recipes"]}
 
 
 def _with_recipes(config: Config, name: str, sets: RecipeSets) -> Config:
-    """Return the config in which every member trains on a set of recipes; the set `own` changes nothing."""
+    """Return a config whose members all train on a set of recipes; the set `own` changes nothing."""
     if name == "own":
         return config
     values = config.to_dict()
@@ -122,19 +122,19 @@ def check_sets(config: Config, sets: RecipeSets) -> None:
         ConfigError: a set has too few rows.
         StoreError: the store lacks a recipe.
     """
-    num_needed = config.train.ims_per_batch * config.train.worker_range[1]
+    min_rows = config.train.ims_per_batch * config.train.worker_range[1]
     for name in sets:
-        with_set = _with_recipes(config, name, sets)
-        num_rows = len(usable_rows(with_set, with_set.train.members[0]))
-        if num_rows < num_needed:
+        set_config = _with_recipes(config, name, sets)
+        num_rows = len(usable_rows(set_config, set_config.train.members[0]))
+        if num_rows < min_rows:
             raise ConfigError(
-                f"tune.recipes.{name}: has too few training rows (got {num_rows}; one iteration needs {num_needed}): "
+                f"tune.recipes.{name}: has too few training rows (got {num_rows}; one iteration needs {min_rows}): "
                 "name more recipes"
             )
 
 
-def scaled_cfg(config: Config) -> CfgNode:
-    """Return a training run's Detectron2 config, scaled by its largest number of workers."""
+def build_scaled_cfg(config: Config) -> CfgNode:
+    """Build a training run's Detectron2 config, scaled by the largest number of workers."""
     skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton)
     return scale_cfg(build_cfg(config, skeleton, "cpu"), config.train.worker_range[1])
 
@@ -144,7 +144,7 @@ def solver_params(config: Config, cfg: CfgNode, recipes: str) -> SolverParams:
 
     Args:
         config: the run's config.
-        cfg: the run's Detectron2 config, `scaled_cfg(config)`.
+        cfg: the run's Detectron2 config, from `build_scaled_cfg(config)`.
         recipes: name of the run's set of recipes.
     """
     solver: Any = cfg.SOLVER

@@ -1,15 +1,15 @@
-"""Departures from Ray Tune's documented use (Ray 2.60), each with its reason; other modules follow Ray's guide.
+"""Departures from Ray Tune's documented use (Ray 2.60), each with its reason; the other modules follow Ray's guide.
 
 Ray's guide: a function trains with a trainer and `TuneReportCallback`; `OptunaSearch` and a scheduler steer the trials;
 `Tuner.restore` resumes them from Ray Tune's own snapshot. The departures:
 
 1. A trial is a class, and its training run is a task: `TrainingRun`.
-2. A trial's actor takes no CPU, because training runs may need all of them: `cluster.placement.trial_resources`. With
-   a CPU per trial, as in Ray's guide, trials hold the CPUs for which their training runs wait (2 CPUs, 2 trials: a
-   deadlock).
+2. A trial's actor takes no CPU, because training runs may need all CPUs: `cluster.placement.trial_resources`. With a
+   CPU per trial, as in Ray's guide, trials hold the CPUs for which their training runs wait (two trials on two CPUs
+   are a deadlock).
 3. A search resumes from its trials' folders, not from a snapshot: `TrialSampler`, `ResumedSearch`,
    `ReplayingScheduler`, which also never stops the trial with the config's own settings.
-4. The number of trials at the same time follows the cluster: `ResumedSearch.suggest`.
+4. The number of concurrent trials follows the capacity of the cluster: `ResumedSearch.suggest`.
 5. Credentials are not copied into runtime environments, and Ctrl-C ends the driver: `prepare_environment`.
 6. The cause of an error is read from the exception, not from Ray Tune's text: `read_trial_error`, `find_own_error`.
 """
@@ -45,23 +45,23 @@ STOP_S = 60.0
 
 
 class TrainingRun:
-    """The training run of a trial, in a task that can be cancelled, and the reports of its evaluations.
+    """The training run of a trial: a task that can be cancelled, and a queue of the run's reports.
 
     Ray's guide calls the trainer in a function with `TuneReportCallback`. That fails in two ways:
 
-    - Ray Tune ends a function's process without waiting for its training run. The run's placement group is then left
-      to a helper of Ray Train (ray-project/ray#58515), which finds no cluster if the machine runs several (#25639; the
-      fix #54468 was reverted by #54549): the CPUs stay reserved, and later trials wait for them without end. Here
+    - Ray Tune ends a function's process without waiting for its training run. A helper of Ray Train must then remove
+      the run's placement group (ray-project/ray#58515), but it finds no cluster if the machine runs several (#25639;
+      the fix #54468 was reverted by #54549): the CPUs stay reserved, and later trials wait for them forever. Here
       `stop` cancels the task and waits; Ray Train handles the interrupt and removes its workers.
-    - The thread that reads a function's results also writes those of `TuneReportCallback` to the same queue, of size 1
-      (#55556). If the function ends before its last report was fetched, the queue is full and the thread blocks
-      forever. Here the reports have a queue without a limit.
+    - The thread that reads a function's results also writes the reports of `TuneReportCallback` to the same queue, of
+      size 1 (#55556). If the function ends before its last report was fetched, the queue is full and the thread blocks
+      forever. Here the queue of reports has no limit.
     """
 
     def __init__(self, config: Config, folder: str, *, use_gpu: bool) -> None:
-        """Start training the first member of a trial's config in the trial's folder, or resume there."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._reports = ray.remote(ReportQueue).options(num_cpus=0, scheduling_strategy=here).remote()
+        """Start the training run of a trial's first member in the trial's folder, or resume the run."""
+        same_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._reports = ray.remote(ReportQueue).options(num_cpus=0, scheduling_strategy=same_node).remote()
         self._next_report = self._reports.get.remote()
         # By default Ray would put the task into the trial's placement group, which has too little memory for it.
         fit = ray.remote(**fit_task_options(), scheduling_strategy="DEFAULT")(_fit)
@@ -69,8 +69,8 @@ class TrainingRun:
 
     def wait_for_report(self) -> bool:
         """Wait until the run reports, then return True; return False once the run has ended."""
-        ready, _ = ray.wait([self._next_report, self._task], num_returns=1)
-        if self._next_report not in ready:
+        finished_refs, _ = ray.wait([self._next_report, self._task], num_returns=1)
+        if self._next_report not in finished_refs:
             return False
         ray.get(self._next_report)
         self._next_report = self._reports.get.remote()
@@ -80,7 +80,7 @@ class TrainingRun:
         """Wait for the end of the run, and raise its error if it failed.
 
         Raises:
-            RayTaskError: the run failed; the attribute `cause` is a KpRayError unless kp_ray or Ray has a bug.
+            RayTaskError: the run failed; its attribute `cause` is a KpRayError unless kp_ray or Ray has a bug.
             RayError: the task's process or node died.
         """
         ray.get(self._task)
@@ -98,17 +98,17 @@ def _fit(values: Mapping[str, Any], folder: str, use_gpu: bool, reports: Any) ->
 
 
 class TrialSampler(optuna.samplers.BaseSampler):
-    """Samples each trial with a sampler of its own, whose seed follows from the trial's number.
+    """Samples each trial with its own sampler, whose seed follows from the trial's number.
 
-    One sampler for the whole search, as in Ray's guide, would draw other points after a resume: the state of its random
-    numbers is lost with the driver.
+    A single sampler for the whole search, as in Ray's guide, would sample other points after a resume, because the
+    state of its random numbers is lost with the driver.
     """
 
     def __init__(self, create_sampler: Callable[[int], optuna.samplers.BaseSampler]) -> None:
         """Prepare to sample trial 0.
 
         Args:
-            create_sampler: creates the sampler of the trial with a number.
+            create_sampler: creates a trial's sampler from the trial's number.
         """
         self._create_sampler = create_sampler
         self.select_trial(0)
@@ -144,8 +144,8 @@ class ResumedSearch(OptunaSearch):
     """Ray's Optuna search over a study that already has the search's earlier trials.
 
     `Tuner.restore` would resume from a snapshot that lags behind the trials when a driver is killed. Here the study is
-    filled from the trials' folders, which Ray's `points_to_evaluate` and `evaluated_rewards` cannot do: together they
-    take evaluated points only, and the study must also hold unfinished trials, in the order of their numbers.
+    filled from the trials' folders. Ray's `points_to_evaluate` and `evaluated_rewards` cannot do this: together they
+    take evaluated points only, but the study must also hold unfinished trials, in the order of their numbers.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class ResumedSearch(OptunaSearch):
             storage: holds the study.
             study_name: the study's name in the storage.
             sampler: the study's sampler.
-            numbers: the trials to run, in order. The study's enqueued points belong to the first of them.
+            numbers: numbers of the trials to run, in order. The study's enqueued points belong to the first of these.
         """
         super().__init__(
             dict(space),
@@ -182,11 +182,12 @@ class ResumedSearch(OptunaSearch):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the next trial's `number` and `params` (its point as a dict), or None if no trial can start now.
 
-        Ray's `ConcurrencyLimiter` has a fixed limit; this one follows the capacity of the cluster, which may change.
+        Ray's `ConcurrencyLimiter` has a fixed limit; here the limit follows the capacity of the cluster, which may
+        change.
         """
         try:
             capacity, _ = training_capacity(self._config)
-        except ClusterError:  # a node was lost: wait for a replacement
+        except ClusterError:  # a node was lost, so the search waits for a replacement
             capacity = 0
         if len(self._running) >= min(capacity, self._config.tune.max_concurrent or capacity):
             return None
@@ -202,7 +203,7 @@ class ResumedSearch(OptunaSearch):
         """Record no intermediate value: the samplers ignore it, and Optuna warns when a retried trial repeats one."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record a trial's final value; a trial that an infrastructure failure ended counts as failed, without one."""
+        """Record a trial's final value; a trial that an infrastructure failure ended has failed, without a value."""
         self._running.discard(trial_id)
         has_value = result is not None and not error and result.get("is_final", True)
         super().on_trial_complete(trial_id, result if has_value else None, error=not has_value)
@@ -212,7 +213,7 @@ class ReplayingScheduler(TrialScheduler):
     """Learns the earlier reports of a trial when the trial is added, without deciding about them again.
 
     Ray Tune's schedulers resume only from Ray Tune's snapshot. The trial with the config's own settings is never
-    stopped, so that the best trial can be compared with it after as many iterations.
+    stopped, so that it can be compared with the best trial after the same number of iterations.
     """
 
     earlier_results: Mapping[str, Sequence[dict[str, Any]]]
@@ -232,7 +233,7 @@ class ReplayingScheduler(TrialScheduler):
         return TrialScheduler.CONTINUE
 
     def add_ended_trial(self, number: int) -> None:
-        """Learn the reports of a trial that is over and does not run again."""
+        """Learn the reports of a trial that is over, and that Ray Tune does not run again."""
         self.on_trial_add(None, RayTrial("ended", config={"number": number}, trial_id=trial_name(number), stub=True))
 
 
@@ -245,18 +246,18 @@ class ReplayingAsha(ReplayingScheduler, ASHAScheduler):
 class ReplayingMedian(ReplayingScheduler, MedianStoppingRule):
     """The median stopping rule for a search that may resume."""
 
-    replay = MedianStoppingRule.on_trial_complete  # its on_trial_result ignores a trial that it decided to stop
+    replay = MedianStoppingRule.on_trial_complete  # on_trial_result ignores a trial that the rule decided to stop
 
 
 def prepare_environment() -> None:
     """Keep credentials out of Ray's logs, and let Ctrl-C end the driver.
 
     Ray Tune copies the driver's AWS credentials into the runtime environment of each trial, and Ray writes runtime
-    environments to its logs (ray-project/ray#40549). Nodes have credentials of their own.
+    environments to its logs (ray-project/ray#40549). Each node has its own credentials.
     """
     keep_credentials_out_of_tune_logs([name for name in os.environ if name.startswith("AWS_")])
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ray Tune's handler makes the search look finished
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the trials' folders have logs of their own
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the trials' folders hold kp_ray's own logs
 
 
 def read_trial_error(trial: Any) -> Exception:
@@ -271,9 +272,9 @@ def read_trial_error(trial: Any) -> Exception:
 
 
 def find_own_error(error: BaseException) -> BaseException:
-    """Return the KpRayError that one of our callbacks raised; the error itself if there is none.
+    """Return the KpRayError that a callback of kp_ray raised; return `error` if there is none.
 
-    Ray Tune replaces an error of a callback by a TuneError, raised while it handles that error.
+    Ray Tune replaces an error of a callback by a TuneError, which it raises while it handles that error.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, KpRayError):

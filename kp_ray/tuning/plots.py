@@ -13,9 +13,9 @@ from kp_ray.tuning.trials import Trial, choose_best
 from kp_ray.visualization.plots import plot_bars, plot_curves, plot_parallel_coordinates, plot_scatter
 
 MIN_RESULTS = 5
-"""Smallest number of results from which a parameter's importance is estimated."""
+"""Minimum number of results to estimate the importance of parameters."""
 GOOD_SHARE = 0.5
-"""Share of the trials that count as good. Optuna's default is 0.1: one or two trials of a typical search."""
+"""Share of the trials that count as good. Optuna's default of 0.1 is one or two trials of a typical search."""
 
 
 def varied_parameters(points: Sequence[Point]) -> list[str]:
@@ -23,17 +23,17 @@ def varied_parameters(points: Sequence[Point]) -> list[str]:
     return [name for name in PARAMETERS if len({getattr(point, name) for point in points}) > 1]
 
 
-def importance(config: Config, points: Sequence[Point], values: Sequence[float]) -> dict[str, float]:
-    """Estimate with PED-ANOVA how much each parameter decides whether a trial is among the better half.
+def parameter_importance(config: Config, points: Sequence[Point], values: Sequence[float]) -> dict[str, float]:
+    """Estimate each parameter's influence on whether a trial is among the better half, with PED-ANOVA.
 
     Args:
         config: the search's config.
         points: one point per result.
-        values: the results: values of the tuned metric.
+        values: the results, which are values of the tuned metric.
 
     Returns:
-        Share by parameter, the largest first, of the parameters that differ between the points. The shares sum to 1.
-        Empty if there are fewer than `MIN_RESULTS` results or they are all equal.
+        Parameter -> its share of the influence, largest first, for the parameters that differ between the points. The
+        shares sum to 1. Empty if there are fewer than `MIN_RESULTS` results, or all results are equal.
     """
     names = varied_parameters(points)
     if len(values) < MIN_RESULTS or len(set(values)) < 2 or not names:
@@ -53,16 +53,16 @@ def importance(config: Config, points: Sequence[Point], values: Sequence[float])
 def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
     """Write `tune/{learning_rate,curves,parallel,importance}.svg`; return their paths."""
     metric = config.tune.metric
-    measured = [(trial, trial.value) for trial in trials if trial.value is not None]
-    points, values = [trial.start.params for trial, _ in measured], [value for _, value in measured]
+    results = [(trial, trial.value) for trial in trials if trial.value is not None]
+    points, values = [trial.start.params for trial, _ in results], [value for _, value in results]
     best = choose_best(trials, config.tune)
-    shares = importance(config, points, values)
+    shares = parameter_importance(config, points, values)
     axes = list(shares) or varied_parameters(points)
     plots = {
         "learning_rate": plot_scatter(
-            [trial.start.solver.base_lr for trial, _ in measured], values, "base learning rate", metric,
+            [trial.start.solver.base_lr for trial, _ in results], values, "base learning rate", metric,
             "Learning rate, the best trial circled", log_x=True,
-            best=next((index for index, (trial, _) in enumerate(measured) if trial is best), None),
+            best=next((index for index, (trial, _) in enumerate(results) if trial is best), None),
         ),
         "curves": plot_curves(
             {trial.name: _curve(trial, metric) for trial in trials}, "iteration", metric,
@@ -85,9 +85,9 @@ def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
 
 def _curve(trial: Trial, metric: str) -> tuple[list[float], list[float]]:
     """Return the iterations and the finite values of a trial's evaluations."""
-    measured = [(evaluation.iteration, evaluation.value(metric)) for evaluation in trial.evaluations]
-    finite = [(float(iteration), value) for iteration, value in measured if value is not None]
-    return [iteration for iteration, _ in finite], [value for _, value in finite]
+    values = [(float(evaluation.iteration), evaluation.value(metric)) for evaluation in trial.evaluations]
+    points = [(iteration, value) for iteration, value in values if value is not None]
+    return [iteration for iteration, _ in points], [value for _, value in points]
 
 
 def _to_axis(value: Any) -> float | str:

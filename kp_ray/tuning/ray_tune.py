@@ -15,12 +15,7 @@ from kp_ray.cluster.placement import trial_resources
 from kp_ray.config.schema import Config
 from kp_ray.errors import StoppedError
 from kp_ray.stage import Progress
-from kp_ray.tuning.departures import (
-    ResumedSearch,
-    find_own_error,
-    prepare_environment,
-    read_trial_error,
-)
+from kp_ray.tuning.departures import ResumedSearch, find_own_error, prepare_environment, read_trial_error
 from kp_ray.tuning.records import (
     Report,
     TrialEnd,
@@ -41,14 +36,14 @@ def run_trials(config: Config, searcher: ResumedSearch, progress: Progress, *, u
     Args:
         config: the search's config; a Ray cluster must be running.
         searcher: chooses the point of each trial.
-        progress: called with a trial's row when the trial reports and when it ends.
-        use_gpu: whether training workers use GPUs.
+        progress: called with the trial's name when a trial reports and when it ends.
+        use_gpu: True if training workers use GPUs.
 
     Raises:
         StoppedError: Ray Tune cannot continue.
     """
     prepare_environment()
-    with tempfile.TemporaryDirectory(prefix="kp_ray-tune-", ignore_cleanup_errors=True) as snapshots:
+    with tempfile.TemporaryDirectory(prefix="kp_ray-tune-", ignore_cleanup_errors=True) as snapshot_dir:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(build_trainable(config, use_gpu=use_gpu), trial_resources()),
             tune_config=ray.tune.TuneConfig(
@@ -56,7 +51,7 @@ def run_trials(config: Config, searcher: ResumedSearch, progress: Progress, *, u
             ),
             run_config=ray.tune.RunConfig(
                 name="search",
-                storage_path=snapshots,
+                storage_path=snapshot_dir,
                 verbose=0,
                 failure_config=ray.tune.FailureConfig(max_failures=config.train.max_failures),
                 checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's folder is its state
@@ -73,7 +68,7 @@ def run_trials(config: Config, searcher: ResumedSearch, progress: Progress, *, u
 
 
 class _RecordCallback(ray.tune.Callback):
-    """Writes the log, the ends of trials and the tables, and reports progress; runs in the driver."""
+    """Writes the search's log, the ends of trials and the tables, and reports progress; runs in the driver."""
 
     def __init__(self, config: Config, progress: Progress) -> None:
         self.config, self.progress = config, progress
@@ -90,8 +85,8 @@ class _RecordCallback(ray.tune.Callback):
         name, value = _name(trial), result[self.config.tune.metric]
         if result["iteration"] == 0:  # a failure, which the trial could not record if its disk was full
             write_end(trial_dir(self.config, name), TrialEnd(result["reason"], is_final=result["is_final"]))
-        reported = {(report.trial, report.iteration) for report in read_search_log(self.config)}
-        if (name, result["iteration"]) not in reported:
+        logged_reports = {(report.trial, report.iteration) for report in read_search_log(self.config)}
+        if (name, result["iteration"]) not in logged_reports:
             finite_value = value if math.isfinite(value) else None
             append_report(self.config, Report(name, result["iteration"], result["seconds"], finite_value))
             if not result["done"]:  # `on_trial_complete` follows and shows the end
@@ -110,7 +105,7 @@ class _RecordCallback(ray.tune.Callback):
         self._show(name)
 
     def _show(self, name: str) -> None:
-        """Write the tables, and report the progress of a trial, or its end once it no longer runs."""
+        """Write the tables, and report the progress of a trial, or its end if the trial no longer runs."""
         trials = read_trials(self.config, self.running)
         write_tables(self.config, trials)
         for trial in trials:

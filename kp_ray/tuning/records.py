@@ -32,8 +32,8 @@ class TrialStart:
     Attributes:
         began: Unix time of the trial's start, in seconds.
         params: the trial's point in the search space.
-        max_iter: iterations of a trial that is not stopped early, scaled by the number of workers.
-        solver: the settings that follow from `params` in Detectron2's solver.
+        max_iter: iterations of the trial if it is not stopped early, scaled by the number of workers.
+        solver: the settings of Detectron2's solver that follow from `params`.
     """
 
     began: float
@@ -48,7 +48,7 @@ class TrialEnd:
 
     Attributes:
         reason: cause of a failure; empty if the trial finished or was stopped early.
-        is_final: whether the trial is over; if not, the same command retries it. Its key in the file is `lasting`.
+        is_final: True if the trial is over; False if the same command retries it. The key in the file is `lasting`.
     """
 
     reason: str = ""
@@ -185,7 +185,7 @@ def to_evaluations(log: Sequence[LogEntry]) -> tuple[TrialEvaluation, ...]:
 
 
 def read_search_log(config: Config) -> list[Report]:
-    """Read the reports in `log.jsonl`, in order; empty without the file.
+    """Read the reports in `log.jsonl`, in order; return none if the file does not exist.
 
     Raises:
         StorageError: the file is damaged.
@@ -197,7 +197,7 @@ def read_search_log(config: Config) -> list[Report]:
 
 
 def append_report(config: Config, report: Report) -> None:
-    """Add a report to `log.jsonl`, with the present time."""
+    """Add a report to `log.jsonl`, with the current time."""
     line = {"time": round(time.time(), 1), "trial": report.trial, "iteration": report.iteration}
     path = config.path("tune", "log.jsonl")
     append_json_line(path, {**line, "seconds": report.seconds, config.tune.metric: report.value})
@@ -206,7 +206,7 @@ def append_report(config: Config, report: Report) -> None:
 def read_reports(config: Config) -> dict[str, list[Report]]:
     """Read the reports of each trial, in order, by the trial's name.
 
-    If a user deleted the log, the evaluations of the trials that are over replace their reports.
+    For a trial that is over and has no report, e.g. because a user deleted the log, its evaluations become reports.
 
     Raises:
         StorageError: a file is damaged.
@@ -219,8 +219,8 @@ def read_reports(config: Config) -> dict[str, list[Report]]:
         folder = trial_dir(config, name)
         if name not in reports and is_over(folder):
             evaluations = to_evaluations(read_trial_log(folder))
-            measured = [(evaluation.iteration, evaluation.value(config.tune.metric)) for evaluation in evaluations]
-            reports[name] = [Report(name, iteration, 0.0, value) for iteration, value in measured if value is not None]
+            values = [(evaluation.iteration, evaluation.value(config.tune.metric)) for evaluation in evaluations]
+            reports[name] = [Report(name, iteration, 0.0, value) for iteration, value in values if value is not None]
     return reports
 
 
@@ -228,9 +228,9 @@ def _parse(adapter: TypeAdapter[_T], record: Mapping[str, Any], path: str, fix: 
     try:
         return adapter.validate_python(record)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise StorageError(f"{path}: damaged ({key}: {one_line(first['msg'])}): {fix}") from error
+        first_error = error.errors()[0]
+        key = ".".join(map(str, first_error["loc"]))
+        raise StorageError(f"{path}: damaged ({key}: {one_line(first_error['msg'])}): {fix}") from error
 
 
 def _restart_advice(folder: str) -> str:

@@ -1,6 +1,6 @@
-"""Carry the reports of a training run to its trial; `departures.TrainingRun` says why Ray's own way is not used.
+"""Carry the reports of a training run to its trial; `departures.TrainingRun` explains why Ray's own way is not used.
 
-Imports no torch: the actor of the queue is a process of its own.
+The module imports no torch, because the queue runs in its own process, which should start fast and stay small.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import ray.train
 
 
 class ReportQueue:
-    """An actor that holds the iterations of reports until the trial fetches them; it has no limit."""
+    """A queue without a limit, run as a Ray actor, of the iterations of reports that the trial has not fetched yet."""
 
     def __init__(self) -> None:
         self._iterations: asyncio.Queue[int] = asyncio.Queue()

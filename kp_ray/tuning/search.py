@@ -1,7 +1,7 @@
 """Search for a learning rate, a schedule and recipes; every trial is a real training run of the first member.
 
 As many trials run at the same time as the cluster holds training runs. Each trial is recorded in its own folder,
-`tune/trials/<trial>`. The tables are written from these folders and the log alone, and so a search resumes.
+`tune/trials/<trial>`. The search's state is in these folders and the log alone, so that a new driver can resume it.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from kp_ray.store.manifest import read_manifest
 from kp_ray.training.search_result import SearchResult, apply_result, is_search_finished, write_result
 from kp_ray.training.settings import check_options
 from kp_ray.training.tuned import check_search_settings, record_search
-from kp_ray.tuning.apply import SolverParams, check_sets, found_fields
+from kp_ray.tuning.apply import SolverParams, check_sets, train_fields
 from kp_ray.tuning.plots import write_plots
 from kp_ray.tuning.ray_tune import run_trials
 from kp_ray.tuning.records import OWN_TRIAL, is_over, read_end, trial_dir, trial_name
@@ -35,10 +35,11 @@ class TuneSummary:
     """The result of a search.
 
     Attributes:
-        trials, failed: numbers of all trials and of failed ones.
+        trials: number of all trials.
+        failed: number of failed trials.
         metric: the tuned metric.
         best: the best trial's value of the metric.
-        own: the value of the config's own settings after as many iterations; None if their trial failed.
+        own: value of the config's own settings after the best trial's number of iterations; None if their trial failed.
         trial: the best trial's name.
         params: the best trial's settings.
         iterations: iterations trained by all trials together.
@@ -60,14 +61,14 @@ class TuneSummary:
     def lines(self) -> list[str]:
         """Lines of text for the terminal."""
         params = ", ".join(f"{name} {value}" for name, value in asdict(self.params).items() if value is not None)
-        own = f", the config's own settings {'failed' if self.own is None else format(self.own, '.4g')}"
-        if self.trial == OWN_TRIAL:
-            own = ", the config's own settings"
-        failed = f", {self.failed} failed" if self.failed else ""
+        own = "the config's own settings"
+        if self.trial != OWN_TRIAL:
+            own += " failed" if self.own is None else f" {self.own:.4g}"
+        failures = f", {self.failed} failed" if self.failed else ""
         return [
-            f"{self.trials} trials{failed}, {self.iterations} iterations of {self.iterations_without_stops} "
+            f"{self.trials} trials{failures}, {self.iterations} iterations of {self.iterations_without_stops} "
             "without stops",
-            f"best {self.metric} {self.best:.4g} by trial {self.trial}{own}: {params}",
+            f"best {self.metric} {self.best:.4g} by trial {self.trial}, {own}: {params}",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -78,13 +79,19 @@ class TuneSummary:
 def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
     """Search, or resume the search of this run folder.
 
-    Files of `<run_dir>/tune` after the search: `trials.parquet` and `trials.csv` (`write_tables`), `log.jsonl`, `*.svg`
-    (`write_plots`), `best.yaml`, a config to train with the result in another run, `result.json`, with which `train`
-    trains, and per trial the training run `trials/<trial>/`, without its checkpoints.
+    Files of `<run_dir>/tune` after the search:
+
+    - `trials.parquet` and `trials.csv`: see `write_tables`.
+    - `*.svg`: see `write_plots`.
+    - `log.jsonl`: the reports of all trials.
+    - `result.json`: the result, with which `train` trains.
+    - `best.yaml`: a config to train with the result in another run.
+    - `trials/<trial>/`: the training run of each trial, without its checkpoints.
 
     Args:
-        config: its run folder must hold a finished store with validation rows; a Ray cluster must be running.
-        progress: called with a trial's row when the trial reports and when it ends.
+        config: the search's config. The run folder must hold a finished store with validation rows, and a Ray cluster
+            must be running.
+        progress: called with the trial's name when a trial reports and when it ends.
 
     Raises:
         ClusterError: the cluster cannot hold one trial.
@@ -103,13 +110,13 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
         if best is None or best.value is None:
             raise _no_result(config, trials)
         write_plots(config, trials)
-        own = next((trial for trial in trials if trial.name == OWN_TRIAL), None)
-        own_value = own.value_at(best.iterations, config.tune.metric) if own else None
-        target = config.path("tune", "best.yaml")
+        own_trial = next((trial for trial in trials if trial.name == OWN_TRIAL), None)
+        own_value = own_trial.value_at(best.iterations, config.tune.metric) if own_trial else None
+        best_path = config.path("tune", "best.yaml")
         if not is_search_finished(config):
-            found = {} if best is own else found_fields(config, best.start.params)
-            result = SearchResult(best.name, config.tune.metric, best.iterations, best.value, own_value, found)
-            write_bytes(target, _best_config(config, result).to_yaml().encode())
+            fields = {} if best is own_trial else train_fields(config, best.start.params)
+            result = SearchResult(best.name, config.tune.metric, best.iterations, best.value, own_value, fields)
+            write_bytes(best_path, _best_config(config, result).to_yaml().encode())
             write_result(config, result)
         _delete_checkpoints(config)
         return TuneSummary(
@@ -122,7 +129,7 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
             params=best.start.solver,
             iterations=sum(trial.trained_iterations for trial in trials),
             iterations_without_stops=len(trials) * max(trial.start.max_iter for trial in trials),
-            config=target,
+            config=best_path,
         )
 
 
@@ -137,7 +144,7 @@ def is_finished(config: Config) -> bool:
 
 
 def _best_config(config: Config, result: SearchResult) -> Config:
-    """Return the config that trains with the result; neither `tune` nor `run` searches with it again."""
+    """Return a config that trains with the result, and with which `tune` and `run` do not search again."""
     values = apply_result(config, result).to_dict()
     values["tune"]["num_trials"] = 0
     return build_config(values)
@@ -170,7 +177,7 @@ def check_search(config: Config) -> None:
 
 def _search(config: Config, progress: Progress) -> None:
     check_search(config)
-    read_trials(config)  # refuse a damaged file before anything is trained
+    read_trials(config)  # refuses a damaged file before a trial trains
     _, use_gpu = training_capacity(config)
     config.save()
     record_search(config)
@@ -188,14 +195,14 @@ def _search(config: Config, progress: Progress) -> None:
 def _no_result(config: Config, trials: Sequence[Trial]) -> KpRayError:
     """Return the error of a search in which no trial reported the tuned metric."""
     reason = next((trial.reason for trial in trials if trial.reason), "no trial was evaluated")
-    message = f"{config.path('tune')}: no trial reported {config.tune.metric}; the first because: {reason}"
+    message = f"{config.path('tune')}: no trial reported {config.tune.metric}; the first reason: {reason}"
     if trials and all(is_over(trial_dir(config, trial.name)) for trial in trials):
         return DivergedError(f"{message}: search other ranges, e.g. lower tune.base_lr, in a new run_dir")
     return StoppedError(f"{message}: correct the cause and run the same command")
 
 
 def _delete_checkpoints(config: Config) -> None:
-    """Delete the trials' checkpoints: they take gigabytes for a large model, and a finished search is not resumed."""
+    """Delete the trials' checkpoints, which take gigabytes for a large model; a finished search is not resumed."""
     folder = config.path("tune", "trials")
     for trial in list_folders(folder):
         for name in list_folders(join(folder, trial)):

@@ -12,12 +12,12 @@ from kp_ray.tuning.records import read_end, read_reports, read_start, trial_dir,
 from kp_ray.tuning.space import add_result, build_space, build_study, first_points, recipe_sets
 
 MIN_RANDOM_TRIALS = 4
-"""Trials that `tpe` samples at random before it learns, at least; else a quarter of `tune.num_trials`. Optuna's default
-of 10 would leave a short search random."""
+"""Minimum number of trials that `tpe` samples at random before it learns; a long search samples a quarter of
+`tune.num_trials` at random. With Optuna's default of 10, all trials of a short search would be random."""
 
 
 def build_searcher(config: Config) -> ResumedSearch:
-    """Return the search algorithm of a search; it knows the results of the trials that are over.
+    """Build the search algorithm of a search, with the results of the trials that are over.
 
     Trials that have begun resume with their recorded points. New trials take `first_points` first, then points that the
     sampler draws from the results so far.
@@ -30,8 +30,10 @@ def build_searcher(config: Config) -> ResumedSearch:
     points, space, reports = first_points(config, sets), build_space(config, sets), read_reports(config)
     storage = optuna.storages.InMemoryStorage()
     study = build_study(section.mode, storage)
-    with_point, without_point = list[int](), list[int]()
-    for number in range(len(points) if section.sampler == "grid" else section.num_trials):
+    with_point: list[int] = []
+    without_point: list[int] = []
+    num_trials = len(points) if section.sampler == "grid" else section.num_trials
+    for number in range(num_trials):
         name = trial_name(number)
         start, end = read_start(trial_dir(config, name)), read_end(trial_dir(config, name))
         if start and end and end.is_final:
@@ -48,7 +50,7 @@ def build_searcher(config: Config) -> ResumedSearch:
 
 
 def _sampler_factory(config: Config) -> Callable[[int], optuna.samplers.BaseSampler]:
-    """Return a function that creates the sampler of the trial with a number."""
+    """Return a function that creates a trial's sampler from the trial's number."""
 
     def create_sampler(number: int) -> optuna.samplers.BaseSampler:
         seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])

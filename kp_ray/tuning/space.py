@@ -39,7 +39,7 @@ class Point:
         first_step: share of the iterations before the first step.
         step_spacing: share of the iterations between two steps.
         gamma: factor by which each step multiplies the learning rate.
-        flip: whether images are mirrored at random.
+        flip: True if images are mirrored at random.
         recipes: name of a set of recipes.
     """
 
@@ -65,13 +65,13 @@ def recipe_sets(config: Config) -> dict[str, tuple[str, ...] | None]:
     Raises:
         StoreError: `tune.recipes` is null and there is no finished store.
     """
-    own = config.train.recipes
+    own_set = config.train.recipes
     if config.tune.recipes is not None:
-        return {"own": own, **config.tune.recipes}
-    stored = [recipe.name for recipe in read_manifest(config.path("store")).recipes]
-    own_names = [name for name in stored if own is None or name in own]
-    upright = tuple(name for name in own_names if name not in RECIPES or not RECIPES[name].rotate_deg)
-    return {"own": own, "upright": upright} if 0 < len(upright) < len(own_names) else {"own": own}
+        return {"own": own_set, **config.tune.recipes}
+    store_names = [recipe.name for recipe in read_manifest(config.path("store")).recipes]
+    own_names = [name for name in store_names if own_set is None or name in own_set]
+    upright_set = tuple(name for name in own_names if name not in RECIPES or not RECIPES[name].rotate_deg)
+    return {"own": own_set, "upright": upright_set} if 0 < len(upright_set) < len(own_names) else {"own": own_set}
 
 
 def build_space(config: Config, sets: RecipeSets) -> dict[str, BaseDistribution]:
@@ -122,7 +122,7 @@ def first_points(config: Config, sets: RecipeSets) -> list[Point]:
     """Return the points that are tried before any point is sampled, in order.
 
     They are the config's own settings, the published schedule, `tune.points` and, with `sampler: grid`, the whole grid.
-    Of points that train in the same way, only the first is kept.
+    If several points lead to the same training run, only the first of them is kept.
 
     Raises:
         ConfigError: a point of `tune.points` names an unknown parameter or lies outside its range, or the grid has more
@@ -144,10 +144,10 @@ def first_points(config: Config, sets: RecipeSets) -> list[Point]:
         points.append(replace(own_point, **values))  # type: ignore[arg-type]  # the ranges imply the types
     if config.tune.sampler == "grid":
         points += _grid(space)
-    by_effect: dict[Point, Point] = {}
+    point_by_effect: dict[Point, Point] = {}
     for point in points:
-        by_effect.setdefault(_without_unused(point), point)
-    distinct_points = list(by_effect.values())
+        point_by_effect.setdefault(_fix_ignored_parameters(point), point)
+    distinct_points = list(point_by_effect.values())
     if config.tune.sampler == "grid" and len(distinct_points) > config.tune.num_trials:
         raise ConfigError(
             f"tune.num_trials: is less than the {len(distinct_points)} points of the grid (got "
@@ -157,10 +157,12 @@ def first_points(config: Config, sets: RecipeSets) -> list[Point]:
 
 
 def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Return whether a value of the config is one of the choices, or a number of the right type inside the range."""
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
-    fits_type = isinstance(distribution, FloatDistribution) or isinstance(value, int)
-    return fits_type and not isinstance(value, bool | str) and bool(distribution.low <= value <= distribution.high)
+    if isinstance(value, bool | str) or (isinstance(distribution, IntDistribution) and not isinstance(value, int)):
+        return False
+    return bool(distribution.low <= value <= distribution.high)
 
 
 def _grid(space: Mapping[str, BaseDistribution]) -> list[Point]:
@@ -171,16 +173,16 @@ def _grid(space: Mapping[str, BaseDistribution]) -> list[Point]:
         if isinstance(distribution, CategoricalDistribution):
             axes.append(list(distribution.choices))
         else:
-            spread = np.geomspace if name in LOGARITHMIC else np.linspace
-            between = spread(distribution.low, distribution.high, GRID_VALUES)[1:-1].tolist()
+            make_sequence = np.geomspace if name in LOGARITHMIC else np.linspace
+            inner_values = make_sequence(distribution.low, distribution.high, GRID_VALUES)[1:-1].tolist()
             if isinstance(distribution, IntDistribution):
-                between = [round(value) for value in between]
-            axes.append(list(dict.fromkeys([distribution.low, *between, distribution.high])))
+                inner_values = [round(value) for value in inner_values]
+            axes.append(list(dict.fromkeys([distribution.low, *inner_values, distribution.high])))
     return [Point(*values) for values in itertools.product(*axes)]
 
 
-def _without_unused(point: Point) -> Point:
-    """Return the point with fixed values for the parameters that its schedule ignores."""
+def _fix_ignored_parameters(point: Point) -> Point:
+    """Return the point with fixed values of the parameters that its schedule ignores."""
     if point.schedule == "multistep":
         return point
     return replace(point, num_steps=0, first_step=0.0, step_spacing=0.0, gamma=1.0)
@@ -190,7 +192,7 @@ def build_study(mode: Literal["min", "max"], storage: optuna.storages.BaseStorag
     """Return an empty Optuna study.
 
     Args:
-        mode: whether values are minimized or maximized.
+        mode: "min" to minimize the values, "max" to maximize them.
         storage: holds the study; None: the study is kept in memory.
     """
     return optuna.create_study(storage=storage, direction="minimize" if mode == "min" else "maximize")

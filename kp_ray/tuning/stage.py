@@ -14,7 +14,7 @@ from kp_ray.tuning.search import TuneSummary, check_search, is_finished, tune
 
 @dataclass(frozen=True)
 class TuneForecast:
-    """Forecast of what `tune` does.
+    """Forecast of a search.
 
     Attributes:
         trials: number of trials.
@@ -68,7 +68,7 @@ class TuneStage:
         """Return whether the run folder holds a finished search.
 
         Raises:
-            RunStateError: it holds a search with other settings.
+            RunStateError: the run folder holds a search with other settings.
             StoreError: there is no finished store.
         """
         read_manifest(config.path("store"))

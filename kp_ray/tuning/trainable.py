@@ -14,7 +14,7 @@ from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import DivergedError, KpRayError, StorageError
 from kp_ray.storage import exists, join
-from kp_ray.tuning.apply import scaled_cfg, solver_params, trial_config
+from kp_ray.tuning.apply import build_scaled_cfg, solver_params, trial_config
 from kp_ray.tuning.departures import TrainingRun
 from kp_ray.tuning.records import (
     OWN_TRIAL,
@@ -46,7 +46,7 @@ class TrialTrainable(ray.tune.Trainable):
     values: Mapping[str, Any]
     """Plain values of the search's config; `build_trainable` sets them."""
     use_gpu: bool
-    """Whether training workers use GPUs; `build_trainable` sets it."""
+    """True if training workers use GPUs; `build_trainable` sets it."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start or resume the training run.
@@ -65,19 +65,20 @@ class TrialTrainable(ray.tune.Trainable):
         self.start_time = time.time()
         has_ended = is_over(self.folder)
         if not has_ended:
-            delete_end(self.folder)  # an earlier attempt recorded it
+            delete_end(self.folder)  # the end that an earlier attempt recorded
         sets = recipe_sets(self.search_config)
         config = trial_config(self.search_config, point, sets, is_own=name == OWN_TRIAL)
-        cfg = scaled_cfg(config)
+        cfg = build_scaled_cfg(config)
         self.max_iter = int(cfg.SOLVER.MAX_ITER)
         write_start(
             self.folder, TrialStart(self.start_time, point, self.max_iter, solver_params(config, cfg, point.recipes))
         )
         reports = [report for report in read_search_log(self.search_config) if report.trial == name]
-        self.earlier_s = max((report.seconds for report in reports), default=0.0)
-        self.last_reported = min(max((report.iteration for report in reports), default=0), self.max_iter - 1)
+        self.logged_s = max((report.seconds for report in reports), default=0.0)
+        # At most max_iter - 1, so that a trial that restarts repeats its last report.
+        self.last_iteration = min(max((report.iteration for report in reports), default=0), self.max_iter - 1)
         is_trained = has_ended or exists(join(self.folder, "model_final.pth"))
-        self.training = None if is_trained else TrainingRun(config, self.folder, use_gpu=self.use_gpu)
+        self.training_run = None if is_trained else TrainingRun(config, self.folder, use_gpu=self.use_gpu)
         self.is_training = not is_trained
 
     def step(self) -> dict[str, Any]:
@@ -86,40 +87,40 @@ class TrialTrainable(ray.tune.Trainable):
             while True:
                 evaluation = self._next_evaluation()
                 if evaluation is not None:
-                    self.last_reported = evaluation.iteration
+                    self.last_iteration = evaluation.iteration
                     is_last = evaluation.iteration == self.max_iter
                     return self._to_result({**evaluation.metrics, "iteration": evaluation.iteration}, done=is_last)
                 if not self.is_training:
                     return self._report_failure()
-                self.is_training = self.training is not None and self.training.wait_for_report()
+                self.is_training = self.training_run is not None and self.training_run.wait_for_report()
 
     def _next_evaluation(self) -> TrialEvaluation | None:
-        """Return the first evaluation in the training log that is to be reported; None if there is none yet.
+        """Return the first evaluation in the training log that the trial must report now; None if there is none.
 
         An evaluation whose tuned metric is missing or not finite is skipped.
         """
         for evaluation in to_evaluations(read_trial_log(self.folder)):
-            is_new = evaluation.iteration > self.last_reported
+            is_new = evaluation.iteration > self.last_iteration
             is_due = evaluation.iteration < self.max_iter or not self.is_training
             if is_new and is_due and evaluation.value(self.metric) is not None:
                 return evaluation
         return None
 
     def _to_result(self, values: Mapping[str, Any], *, done: bool) -> dict[str, Any]:
-        seconds = round(self.earlier_s + time.time() - self.start_time, 1)
+        seconds = round(self.logged_s + time.time() - self.start_time, 1)
         return {**values, "seconds": seconds, "done": done}
 
     def _report_failure(self) -> dict[str, Any]:
-        """Record why training ended without its last evaluation, and return the result that reports it.
+        """Record why training ended without its last evaluation, and return the result that reports the failure.
 
         Raises:
-            RayError: the training task itself died, or ended with a bug; Ray Tune retries the trial. A `KpRayError` is
-                not retried: Ray Train has already used its worker restarts.
+            RayError: the training task died, or ended with a bug; Ray Tune retries the trial. A run that ended with a
+                `KpRayError` is not retried here: Ray Train has already used its worker restarts.
         """
         end = TrialEnd(f"its last evaluation has no {self.metric}")
         try:
-            if self.training is not None:
-                self.training.raise_failure()
+            if self.training_run is not None:
+                self.training_run.raise_failure()
         except ray.exceptions.RayTaskError as error:
             if not isinstance(error.cause, KpRayError):
                 raise
@@ -132,8 +133,8 @@ class TrialTrainable(ray.tune.Trainable):
 
     def cleanup(self) -> None:
         """End the training run of a trial that is stopped."""
-        if self.training is not None:
-            self.training.stop()
+        if self.training_run is not None:
+            self.training_run.stop()
 
 
 def build_trainable(config: Config, *, use_gpu: bool) -> type[TrialTrainable]:
@@ -143,7 +144,7 @@ def build_trainable(config: Config, *, use_gpu: bool) -> type[TrialTrainable]:
 
 @contextlib.contextmanager
 def _record_failure(folder: str) -> Iterator[None]:
-    """Record the cause of a failure, of which Ray Tune keeps only text; Ray Tune may still retry the trial."""
+    """Record the cause of an exception, which Ray Tune would keep only as text; Ray Tune may still retry the trial."""
     try:
         yield
     except Exception as error:

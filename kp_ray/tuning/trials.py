@@ -31,7 +31,7 @@ class Trial:
 
     Attributes:
         name: e.g. "trial-003".
-        status: "stopped" if the scheduler, or the end of the search, stopped the trial early.
+        status: the state now; "stopped" if the scheduler, or the end of the search, stopped the trial early.
         iterations: iterations trained at the last evaluation; 0 without an evaluation.
         trained_iterations: iterations in the training log.
         value: the tuned metric at the last evaluation; None for a failed trial and for a value that is not finite.
@@ -52,12 +52,12 @@ class Trial:
     evaluations: tuple[TrialEvaluation, ...]
 
     def value_at(self, iterations: int, metric: str) -> float | None:
-        """Return a metric's value at the evaluation after so many iterations; None without it or for a failed trial."""
-        values = [item.value(metric) for item in self.evaluations if item.iteration == iterations]
+        """Return a metric's value after a number of iterations; None if there is no value, or the trial failed."""
+        values = [evaluation.value(metric) for evaluation in self.evaluations if evaluation.iteration == iterations]
         return values[0] if values and self.status != "failed" else None
 
     def to_row(self, metric: str) -> dict[str, Any]:
-        """Return the trial's row of `write_tables`: value by column."""
+        """Return the trial's row in the tables of `write_tables`, as column -> value."""
         return {
             "trial": self.name,
             "status": self.status,
@@ -70,7 +70,9 @@ class Trial:
             "reason": self.reason,
             "began": self.start.began,
             "params": json.dumps(asdict(self.start.params)),
-            "evaluations": [{"iteration": item.iteration, **item.metrics} for item in self.evaluations],
+            "evaluations": [
+                {"iteration": evaluation.iteration, **evaluation.metrics} for evaluation in self.evaluations
+            ],
         }
 
 
@@ -131,13 +133,14 @@ def _read_trial(config: Config, name: str, seconds: float | None, *, is_running:
 def choose_best(trials: Sequence[Trial], section: TuneConfig) -> Trial | None:
     """Return the trial with the best value among those with the most iterations; None if no trial has a value.
 
-    Trials with fewer iterations are left out: values at different iterations cannot be compared. Of equal values that
-    of the earlier number wins, so that another setting replaces the config's own, trial 0, only if it is better.
+    Trials with fewer iterations are left out, because values at different iterations cannot be compared. Of trials with
+    equal values the one with the lowest number is chosen, so that other settings replace the config's own settings
+    (trial 0) only if they are better.
     """
-    measured = [(trial, trial.value) for trial in trials if trial.value is not None]
-    max_iterations = max((trial.iterations for trial, _ in measured), default=0)
+    results = [(trial, trial.value) for trial in trials if trial.value is not None]
+    max_iterations = max((trial.iterations for trial, _ in results), default=0)
     sign = 1 if section.mode == "min" else -1
-    candidates = [(sign * value, trial.name, trial) for trial, value in measured if trial.iterations == max_iterations]
+    candidates = [(sign * value, trial.name, trial) for trial, value in results if trial.iterations == max_iterations]
     return min(candidates, key=lambda candidate: candidate[:2])[2] if candidates else None
 
 
@@ -162,5 +165,5 @@ def write_tables(config: Config, trials: Sequence[Trial]) -> None:
     )  # fmt: skip
     table = pa.Table.from_pylist([trial.to_row(config.tune.metric) for trial in trials], schema=schema)
     write_parquet(config.path("tune", "trials.parquet"), table)
-    plain = table.drop_columns(["began", "params", "evaluations"]).to_pandas()
-    write_bytes(config.path("tune", "trials.csv"), plain.to_csv(index=False).encode())
+    csv_table = table.drop_columns(["began", "params", "evaluations"]).to_pandas()
+    write_bytes(config.path("tune", "trials.csv"), csv_table.to_csv(index=False).encode())

@@ -41,7 +41,7 @@ def change_points(labels: Annotations, change: Callable[[FloatArray], FloatArray
     return replace(labels, keypoints=keypoints)
 
 
-def of_kind(findings: list[Finding], kind: str) -> list[Finding]:
+def select_kind(findings: list[Finding], kind: str) -> list[Finding]:
     return [finding for finding in findings if finding.kind == kind]
 
 
@@ -66,15 +66,15 @@ class TestSentinels:
 
     def test_a_place_inside_the_bodies_is_found_if_many_different_keypoints_are_there(self):
         labels = change_points(make_people(), lambda xy: xy - xy.mean(axis=1, keepdims=True) + [960, 540])
-        several_points = put_at(labels, (960, 540), [(row, point) for row in range(6) for point in (3, 9)])
-        many_kinds = put_at(labels, (960, 540), [(row, row) for row in range(12)])
-        for changed in (several_points, many_kinds):
-            assert [sentinel.place for sentinel in find_sentinels(changed)] == [(960, 540)]
+        two_points_per_image = put_at(labels, (960, 540), [(row, point) for row in range(6) for point in (3, 9)])
+        twelve_keypoints = put_at(labels, (960, 540), [(row, row) for row in range(12)])
+        for changed_labels in (two_points_per_image, twelve_keypoints):
+            assert [sentinel.place for sentinel in find_sentinels(changed_labels)] == [(960, 540)]
 
     def test_several_places_are_named_in_one_setting(self):
         labels = put_at(make_people(), (0, 0), [(row, 0) for row in range(9)])
         labels = put_at(labels, (-1, -1), [(row, 1) for row in range(3)])
-        findings = of_kind(check_labels(labels), "sentinel")
+        findings = select_kind(check_labels(labels), "sentinel")
         assert len(findings) == 2
         assert "nose" in findings[0].message
         assert {finding.fix.partition("set ")[2] for finding in findings} == {"data.missing_values: [[0, 0], [-1, -1]]"}
@@ -103,33 +103,33 @@ class TestSentinels:
             lines.append(",".join([image, *(f"{value:g}" for value in points[:, :2].ravel())]))
         path.write_text("\n".join(lines))
         assert len(find_sentinels(load_annotations(str(path)))) == 1
-        corrected = load_annotations(str(path), missing_values=[(0, 0)])
-        assert find_sentinels(corrected) == []
-        assert (corrected.keypoints[:30, [0, 3], 2] == 0).all()
-        assert np.isnan(corrected.keypoints[:30, [0, 3], :2]).all()
-        assert int((corrected.keypoints[..., 2] == 0).sum()) == 60
+        corrected_labels = load_annotations(str(path), missing_values=[(0, 0)])
+        assert find_sentinels(corrected_labels) == []
+        assert (corrected_labels.keypoints[:30, [0, 3], 2] == 0).all()
+        assert np.isnan(corrected_labels.keypoints[:30, [0, 3], :2]).all()
+        assert int((corrected_labels.keypoints[..., 2] == 0).sum()) == 60
 
 
 class TestScale:
     """Coordinates that are not pixels of the images are one finding, not one per image."""
 
     @pytest.mark.parametrize("sizes", [FRAME, None])
-    @pytest.mark.parametrize("slack", [0.0, 0.2])
-    def test_fractions_are_found_with_and_without_image_sizes(self, sizes, slack):
-        labels = change_points(make_people(), lambda xy: xy / FRAME + slack)
+    @pytest.mark.parametrize("offset", [0.0, 0.2])
+    def test_fractions_are_found_with_and_without_image_sizes(self, sizes, offset):
+        labels = change_points(make_people(), lambda xy: xy / FRAME + offset)
         (finding,) = check_labels(labels, sizes)
         assert finding.kind == "scale"
         assert "fractions" in finding.message
         assert finding.fix == "multiply x by the image's width and y by its height"
 
     def test_fractions_in_some_of_the_images_are_counted(self):
-        def divide_some(xy):
+        def divide_first_seven(xy):
             xy = xy.copy()
             xy[:7] /= FRAME
             return xy
 
-        (finding,) = of_kind(check_labels(change_points(make_people(), divide_some), FRAME), "scale")
-        assert f"the coordinates of 7 of {len(make_people().images)} images are fractions" in finding.message
+        (finding,) = select_kind(check_labels(change_points(make_people(), divide_first_seven), FRAME), "scale")
+        assert "the coordinates of 7 of 40 images are fractions" in finding.message
 
     def test_fractions_and_a_corner_sentinel_are_both_found(self):
         labels = change_points(make_people(), lambda xy: xy / FRAME)
@@ -158,12 +158,12 @@ class TestScale:
 
     def test_exchanged_x_and_y_are_found(self):
         labels = change_points(make_people(), lambda xy: (xy % FRAME)[..., ::-1])
-        (finding,) = of_kind(check_labels(labels, FRAME), "scale")
+        (finding,) = select_kind(check_labels(labels, FRAME), "scale")
         assert "x and y are exchanged" in finding.message + finding.fix
 
     def test_people_of_a_few_pixels_are_found(self):
         labels = change_points(make_people(), lambda xy: xy % 7 + [1500, 800])
-        (finding,) = of_kind(check_labels(labels, FRAME), "scale")
+        (finding,) = select_kind(check_labels(labels, FRAME), "scale")
         assert "smaller than" in finding.message
 
     def test_a_single_person_of_a_few_pixels_is_found_by_its_image(self):
@@ -176,11 +176,11 @@ class TestScale:
     @pytest.mark.parametrize("size", [(96, 96), (150, 1000)])
     def test_small_images_have_no_scale_finding(self, size):
         labels = change_points(make_people(), lambda xy: np.abs(xy) % size)
-        assert of_kind(check_labels(labels, size), "scale") == []
+        assert select_kind(check_labels(labels, size), "scale") == []
 
-    def test_a_few_people_in_the_same_corner_are_no_finding(self):
+    def test_a_few_people_in_the_same_corner_cause_no_finding(self):
         labels = change_points(make_people(6), lambda xy: np.abs(xy) % [900, 500])
-        assert of_kind(check_labels(labels, FRAME), "scale") == []
+        assert select_kind(check_labels(labels, FRAME), "scale") == []
 
     def test_unlabelled_images_and_unknown_sizes_cause_no_scale_finding(self):
         labels = make_labels(["a.jpg"], np.full((1, NUM_KEYPOINTS, 2), np.nan))

@@ -10,11 +10,11 @@ def test_findings_read_back_as_written(tmp_path):
     path = str(tmp_path / "run" / "check.csv")
     findings = [
         Finding("error", "missing", "사진, 1.jpg", 'no "such" file', "add it"),
-        Finding("warning", "unlabelled_files", "", "2 pictures", ""),
+        Finding("warning", "unlabelled_files", "", "2 images", ""),
     ]
-    for written in (findings, []):
-        write_findings(path, written)
-        assert read_findings(path) == written
+    for expected in (findings, []):
+        write_findings(path, expected)
+        assert read_findings(path) == expected
 
 
 def test_the_csv_has_a_header_and_one_line_per_finding(tmp_path):

@@ -15,51 +15,52 @@ from tests.helpers.data import SHARED
 from tests.helpers.labels import NUM_KEYPOINTS, make_clips, make_labels
 
 
-def make_picture(width: int = 64, height: int = 48) -> FloatArray:
+def make_image(width: int = 64, height: int = 48) -> FloatArray:
     return np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
 def encode_png(width: int = 64, height: int = 48) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(make_picture(width, height)).save(out, "PNG")
+    Image.fromarray(make_image(width, height)).save(out, "PNG")
     return out.getvalue()
 
 
 def encode_rotated_jpeg() -> bytes:
-    """Encode a picture of 48x64 px whose EXIF orientation makes it 64x48."""
+    """Encode an image of 48x64 px whose EXIF orientation makes it 64x48."""
     exif, out = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
-    Image.fromarray(make_picture(48, 64)).save(out, "JPEG", exif=exif)
+    Image.fromarray(make_image(48, 64)).save(out, "JPEG", exif=exif)
     return out.getvalue()
 
 
-def labels_of_files(names: list[str]):
+def label_files(names: list[str]):
+    """Make labels of images with these names."""
     return make_labels(names, np.ones((len(names), NUM_KEYPOINTS, 2)))
 
 
 def test_every_kind_of_bad_file_is_found(tmp_path):
-    good = simplejpeg.encode_jpeg(make_picture())
+    jpeg = simplejpeg.encode_jpeg(make_image())
     files = {
-        "cut.jpg": good[: len(good) // 2],
-        "tail.jpg": good[:-2],
+        "cut.jpg": jpeg[: len(jpeg) // 2],
+        "tail.jpg": jpeg[:-2],
         "empty.jpg": b"",
         "text.jpg": b"<html>not found",
         "png.jpg": encode_png(),
-        "Upper.JPG": good,
+        "Upper.JPG": jpeg,
         "cut.png": encode_png()[:-500],
         "a/fine.png": encode_png(),
         "rotated.jpg": encode_rotated_jpeg(),
-        "big.jpg": simplejpeg.encode_jpeg(make_picture(128, 96)),
-        "extra.jpg": good,
+        "big.jpg": simplejpeg.encode_jpeg(make_image(128, 96)),
+        "extra.jpg": jpeg,
         "notes.txt": b"x",
     }
-    files |= {f"good{number:02d}.jpg": good for number in range(30)}
+    files |= {f"good{number:02d}.jpg": jpeg for number in range(30)}
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     names = [*sorted(set(files) - {"Upper.JPG", "extra.jpg", "notes.txt"}), "upper.jpg", "gone.jpg"]
-    done: list[int] = []
-    findings, sizes = check_images(labels_of_files(names), str(tmp_path), progress=done.append)
+    reports: list[int] = []
+    findings, sizes = check_images(label_files(names), str(tmp_path), progress=reports.append)
     assert {(finding.image, finding.kind, finding.level) for finding in findings} == {
         ("cut.jpg", "truncated", "error"),
         ("tail.jpg", "truncated", "error"),
@@ -76,24 +77,24 @@ def test_every_kind_of_bad_file_is_found(tmp_path):
     assert sizes["a/fine.png"] == sizes["rotated.jpg"] == sizes["good00.jpg"] == (64, 48)
     assert sizes["big.jpg"] == (128, 96)
     assert "cut.jpg" not in sizes
-    assert done == list(range(1, len(names) + 1))
+    assert reports == list(range(1, len(names) + 1))
     assert all("\n" not in finding.message + finding.fix for finding in findings)
 
 
-def test_images_of_many_sizes_are_not_findings(tmp_path):
+def test_images_of_many_sizes_cause_no_findings(tmp_path):
     names = [f"{number}.jpg" for number in range(4)]
     for number, name in enumerate(names):
-        (tmp_path / name).write_bytes(simplejpeg.encode_jpeg(make_picture(32 + 8 * number, 32)))
-    findings, sizes = check_images(labels_of_files(names), str(tmp_path))
+        (tmp_path / name).write_bytes(simplejpeg.encode_jpeg(make_image(32 + 8 * number, 32)))
+    findings, sizes = check_images(label_files(names), str(tmp_path))
     assert findings == []
     assert sizes["3.jpg"] == (56, 32)
 
 
 def test_names_that_nearly_match_are_counted_by_rule(tmp_path):
-    good = simplejpeg.encode_jpeg(make_picture())
+    jpeg = simplejpeg.encode_jpeg(make_image())
     for name in ("a b.jpg", "c.jpg", "d.jpg", "e.jpg"):
-        (tmp_path / name).write_bytes(good)
-    findings, _ = check_images(labels_of_files(["a%20b.jpg", "c.png", "d.png", "e.jpg", "gone.jpg"]), str(tmp_path))
+        (tmp_path / name).write_bytes(jpeg)
+    findings, _ = check_images(label_files(["a%20b.jpg", "c.png", "d.png", "e.jpg", "gone.jpg"]), str(tmp_path))
     (summary,) = (finding for finding in findings if finding.kind == "names")
     assert "4 labelled images have no file: 2 of 4 differ from a file only in the suffix" in summary.message
     assert "1 of 4 differ from a file only in percent-encoding (labels: a%20b.jpg, file: a b.jpg)" in summary.message
@@ -103,7 +104,7 @@ def test_names_that_nearly_match_are_counted_by_rule(tmp_path):
 
 def test_a_file_that_is_no_image_is_described(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic")
-    (finding,) = check_images(labels_of_files(["a.jpg"]), str(tmp_path))[0]
+    (finding,) = check_images(label_files(["a.jpg"]), str(tmp_path))[0]
     assert (finding.kind, "a HEIC image" in finding.message) == ("unreadable", True)
 
 

@@ -34,7 +34,7 @@ def load_or_refuse(path: str | None, *overrides: str) -> str | None:
 
 
 def refusal(path: str | None, *overrides: str) -> str:
-    """Return the message of the ConfigError with which a config is refused."""
+    """Load a config that is refused; return the message of the ConfigError."""
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides)
     return str(caught.value)
@@ -43,9 +43,9 @@ def refusal(path: str | None, *overrides: str) -> str:
 def test_a_config_reads_back_from_its_yaml(tmp_path: Path) -> None:
     text = "preset: dacon\nrun_dir: läufe/eins\ndata: {annotations: a.csv}\ntrain: {members: [{name: ä}]}\n"
     config = load_config(write_config(tmp_path, text), ["model.cfg.MODEL.RPN.NMS_THRESH=0.5", "predict.tta=[flip]"])
-    read = load_config(write_config(tmp_path, config.to_yaml()))
-    assert read == config
-    assert read.to_yaml() == config.to_yaml()
+    loaded_config = load_config(write_config(tmp_path, config.to_yaml()))
+    assert loaded_config == config
+    assert loaded_config.to_yaml() == config.to_yaml()
 
 
 @given(
@@ -85,7 +85,7 @@ def test_overrides_win_over_the_file_and_the_file_over_its_preset(tmp_path: Path
         ("truin: {}", "truin: unknown key; did you mean train?"),
         ("train: {max_iters: 3}", "train.max_iters: unknown key; did you mean max_iter?"),
         ("train: {members: [{name: a, sead: 1}]}", "train.members.0.sead: unknown key; did you mean seed?"),
-        ("zzz: 1", "zzz: unknown key"),
+        ("zzz: 1", "zzz: unknown key: delete it, or correct its name"),
         ('"two\\nlines": 1', "two lines: unknown key"),
         ("1: 2", "1: Keys should be strings"),
         ("seed: first", "seed: Input should be a valid integer, unable to parse string as an integer (got 'first')"),
@@ -122,10 +122,10 @@ def test_a_mistake_in_the_file_is_reported_with_file_key_and_value(
     tmp_path: Path, text: str | bytes, message: str
 ) -> None:
     path = write_config(tmp_path, text)
-    refused = refusal(path)
-    assert refused.startswith(f"{path}: ")
-    assert message in refused
-    assert len(refused) < len(path) + 300
+    error = refusal(path)
+    assert error.startswith(f"{path}: ")
+    assert message in error
+    assert len(error) < len(path) + 300
 
 
 @pytest.mark.parametrize(

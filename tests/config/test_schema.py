@@ -88,7 +88,7 @@ def test_an_input_that_is_not_set_is_refused_by_its_key() -> None:
     assert build_config({"data": {"images": "/frames"}}).require_input("images") == "/frames"
 
 
-def test_the_skeleton_settings_replace_those_of_the_competition_or_are_refused() -> None:
+def test_the_skeleton_settings_replace_the_competitions_or_are_refused() -> None:
     sigmas = [0.05] * len(DACON24)
     assert build_config({"skeleton": {"sigmas": sigmas}}).build_skeleton(DACON24.names).sigmas == tuple(sigmas)
     with pytest.raises(ConfigError, match=r"^skeleton: sigmas: "):
@@ -100,9 +100,9 @@ def test_the_skeleton_settings_replace_those_of_the_competition_or_are_refused()
 def test_weights_of_members_are_numbers_per_member_or_per_keypoint_and_not_negative() -> None:
     weights = {"a": 2.0, "b": {"nose": 0.5}}
     assert build_config({"predict": {"weights": weights}}).predict.weights == weights
-    for wrong in ("fitted", {"a": -1}, {"b": {"nose": -0.5}}):
+    for wrong_weights in ("fitted", {"a": -1}, {"b": {"nose": -0.5}}):
         with pytest.raises(ConfigError, match="weights"):
-            build_config({"predict": {"weights": wrong}})
+            build_config({"predict": {"weights": wrong_weights}})
 
 
 def test_ap_and_pck_are_maximized_and_pixel_errors_minimized() -> None:

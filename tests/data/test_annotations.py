@@ -1,4 +1,4 @@
-"""The table of labels, and what image names say."""
+"""The table of labels, and the rules of image names."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_a_name_that_leads_out_of_the_image_folder_is_refused(image):
         check_image_name(image, "labels.csv")
 
 
-def test_select_keeps_the_fields_of_a_row_together_and_its_row_in_the_file():
+def test_select_keeps_the_fields_of_an_image_together_and_its_row_in_the_file():
     labels = make_clips("AB", num_frames=3).select(np.array([4, 0]))
     assert labels.images == ("walk_B-0000001.jpg", "walk_A-0000000.jpg")
     assert (labels.cameras, labels.frames, labels.rows, len(labels)) == (("B", "A"), (1, 0), (4, 0), 2)
@@ -48,13 +48,13 @@ def test_select_keeps_the_fields_of_a_row_together_and_its_row_in_the_file():
 
 def test_keypoints_are_reordered_to_a_skeleton_of_the_same_names():
     labels = make_labels(["a.jpg"], make_person()[None])
-    reverse = Skeleton(DACON24.names[::-1], DACON24.flip_pairs, DACON24.sigmas[::-1])
-    reordered = reorder_keypoints(labels, reverse, "truth.csv")
-    assert reordered.skeleton == reverse
-    np.testing.assert_array_equal(reordered.keypoints, labels.keypoints[:, ::-1])
+    skeleton = Skeleton(DACON24.names[::-1], DACON24.flip_pairs, DACON24.sigmas[::-1])
+    reordered_labels = reorder_keypoints(labels, skeleton, "truth.csv")
+    assert reordered_labels.skeleton == skeleton
+    np.testing.assert_array_equal(reordered_labels.keypoints, labels.keypoints[:, ::-1])
 
 
 def test_keypoints_of_other_names_are_refused():
-    other = Skeleton(("paw", *DACON24.names[1:]), (), DACON24.sigmas)
+    skeleton = Skeleton(("paw", *DACON24.names[1:]), (), DACON24.sigmas)
     with pytest.raises(DataError, match=r"^truth\.csv: .*'nose'"):
-        reorder_keypoints(make_labels(["a.jpg"], make_person()[None]), other, "truth.csv")
+        reorder_keypoints(make_labels(["a.jpg"], make_person()[None]), skeleton, "truth.csv")

@@ -37,10 +37,10 @@ def test_labels_of_deeplabcut_are_read_and_the_video_is_the_scene(load):
 
 
 def test_the_three_columns_of_newer_versions_and_the_backslashes_of_windows_give_the_same_names(load):
-    columns = (
-        LABELS.replace("scorer,", "scorer,,,").replace("bodyparts,", "bodyparts,,,").replace("coords,", "coords,,,")
-    )
-    assert load(columns.replace("/", ",")).images == load(LABELS).images
+    text = LABELS.replace("/", ",")
+    for word in ("scorer", "bodyparts", "coords"):
+        text = text.replace(f"{word},", f"{word},,,")
+    assert load(text).images == load(LABELS).images
     assert load(LABELS.replace("/", "\\")).images == load(LABELS).images
 
 
@@ -55,7 +55,7 @@ def test_a_point_of_low_likelihood_is_unlabelled(load):
 
 
 @pytest.mark.parametrize(("cells", "expected"), VISIBILITY_CASES)
-def test_visible_of_lightning_pose_keeps_hidden_points_apart(load, cells, expected):
+def test_the_visible_column_of_lightning_pose_sets_v(load, cells, expected):
     labels = load(
         f"scorer,s,s,s,s,s\nbodyparts,paw_l,paw_l,paw_r,paw_r,paw_r\ncoords,x,y,x,y,visible\nv/1.png,5,6,{cells}\n"
     )
@@ -74,10 +74,10 @@ def test_several_individuals_follow_data_people(write):
     )
     labels = load_annotations(write(text), flip_pairs=[], sigmas=[0.1])
     assert labels.keypoints[:, 0, 2].tolist() == [2, 2, 0]
-    both = write(text + "v/4.png,1,2,7,8\n")
+    path = write(text + "v/4.png,1,2,7,8\n")
     with pytest.raises(DataError, match=r"v/4\.png: 2 people are labelled .*data\.people: largest"):
-        load_annotations(both, flip_pairs=[], sigmas=[0.1])
-    assert len(load_annotations(both, people="largest", flip_pairs=[], sigmas=[0.1])) == 4
+        load_annotations(path, flip_pairs=[], sigmas=[0.1])
+    assert len(load_annotations(path, people="largest", flip_pairs=[], sigmas=[0.1])) == 4
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,6 @@ def test_a_wrong_table_is_refused_with_its_place(write, change, message):
     assert message in str(caught.value)
 
 
-def test_a_visibility_that_is_no_code_of_coco_is_refused(load):
+def test_a_visibility_other_than_cocos_codes_is_refused(load):
     with pytest.raises(DataError, match="row 4: paw_l_visible: 3 is not 0"):
         load("scorer,s,s,s\nbodyparts,paw_l,paw_l,paw_l\ncoords,x,y,visible\nv/1.png,1,2,3\n")

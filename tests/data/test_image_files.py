@@ -1,4 +1,4 @@
-"""Names of labelled images against the files of the image folder."""
+"""Names of labelled images, compared with the files of the image folder."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from kp_ray.errors import DataError
 
 
 @pytest.mark.parametrize(
-    ("files", "content"),
+    ("files", "hint"),
     [
         ([], "the folder holds 0 files and no image"),
         (["notes.txt", "labels.csv"], "the folder holds 2 files and no image"),
@@ -16,8 +16,8 @@ from kp_ray.errors import DataError
         (["A.JPG"], r"1 of 2 differ from a file only in upper and lower case \(labels: a\.jpg, file: A\.JPG\)"),
     ],
 )
-def test_a_folder_without_any_image_of_the_labels_is_refused_with_both_names(files: list[str], content: str) -> None:
-    with pytest.raises(DataError, match=rf"^data\.images: /data: none of the 2 .* e\.g\. a\.jpg, {content}\): correct"):
+def test_a_folder_without_any_labelled_image_is_refused_with_names_of_both_sides(files: list[str], hint: str) -> None:
+    with pytest.raises(DataError, match=rf"^data\.images: /data: none of the 2 .* e\.g\. a\.jpg, {hint}\): correct"):
         require_any_image(["a.jpg", "b.jpg"], files, "/data")
 
 
@@ -35,5 +35,5 @@ def test_a_name_in_another_spelling_is_refused_even_if_the_other_images_are_ther
 
 
 @pytest.mark.parametrize("file", ["b.png", "day1/b.jpg", "c.jpg"])
-def test_another_image_that_may_be_meant_refuses_nothing(file: str) -> None:
+def test_a_name_that_differs_in_more_than_its_spelling_is_not_refused(file: str) -> None:
     refuse_other_spellings(["a.jpg", "b.jpg"], ["a.jpg", file], "/data")

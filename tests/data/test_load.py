@@ -1,4 +1,4 @@
-"""Labels read from any format, and read once."""
+"""Labels of any format: loading, caching, and labels that hold no label at all."""
 
 import json
 
@@ -35,8 +35,8 @@ def test_labels_are_read_again_only_if_a_file_or_the_skeleton_changed(write):
     np.testing.assert_array_equal(load_labels(config).keypoints[0, 0], [7, 8, 2])
     write(f"{HEADER}\nb.jpg,{CELLS}\na.jpg,{CELLS}\n")
     assert load_labels(config).images == ("b.jpg", "a.jpg")
-    other = build_config({"data": {"annotations": path}, "skeleton": {"sigmas": [0.5] * NUM_KEYPOINTS}})
-    assert load_labels(other).skeleton.sigmas == (0.5,) * NUM_KEYPOINTS
+    config_with_sigmas = build_config({"data": {"annotations": path}, "skeleton": {"sigmas": [0.5] * NUM_KEYPOINTS}})
+    assert load_labels(config_with_sigmas).skeleton.sigmas == (0.5,) * NUM_KEYPOINTS
 
 
 def test_shared_labels_cannot_be_changed(write):
@@ -57,8 +57,8 @@ def test_the_competition_labels_have_53_scenes_of_5_cameras():
     assert (len(set(labels.scenes)), set(labels.cameras)) == (53, set("ABCDE"))
 
 
-class TestNoLabelAnywhere:
-    """Labels of which training could use nothing are refused as a whole, by every verb that reads labels."""
+class TestNoUsableLabel:
+    """Labels without a point that training could use are refused, by every verb that reads labels."""
 
     @pytest.mark.parametrize("num_images", [1, 3])
     def test_empty_cells_alone_are_no_labels(self, write, num_images):
@@ -81,8 +81,8 @@ class TestNoLabelAnywhere:
     def test_coco_without_annotations_or_with_v_0_alone_has_no_labels(self, write):
         person = {"id": 1, "name": "person", "keypoints": ["a", "b"]}
         image = {"id": 1, "file_name": "a.jpg"}
-        unlabelled = {"id": 1, "image_id": 1, "category_id": 1, "keypoints": [5, 5, 0, 7, 7, 0]}
-        for people in ([], [unlabelled]):
+        unlabelled_person = {"id": 1, "image_id": 1, "category_id": 1, "keypoints": [5, 5, 0, 7, 7, 0]}
+        for people in ([], [unlabelled_person]):
             content = json.dumps({"images": [image], "annotations": people, "categories": [person]})
             with pytest.raises(DataError, match="none of its 1 images has a labelled point"):
                 load_annotations(write(content, "labels.json"), flip_pairs=[], sigmas=[0.1, 0.1])
@@ -97,10 +97,10 @@ class TestNoLabelAnywhere:
         labels = load_annotations(write("image,a_x,a_y\na.jpg,1,2\nb.jpg,1,2\nc.jpg,,\n"), flip_pairs=[], sigmas=[0.1])
         assert labels.keypoints[:, 0, 2].tolist() == [2, 2, 0]
 
-    def test_fewer_points_in_every_image_than_min_visible_name_the_setting_and_a_value_that_works(self, write):
+    def test_a_min_visible_that_no_image_reaches_is_refused_with_a_value_that_works(self, write):
         path = write("image,a_x,a_y,b_x,b_y,c_x,c_y\na.jpg,1,2,3,4,,\nb.jpg,1,2,,,,\n")
         settings = {"data": {"annotations": path}, "skeleton": {"flip_pairs": [], "sigmas": [0.1] * 3}}
-        with pytest.raises(ConfigError, match=r"^augment\.min_visible: .*got 3, the most are 2.*set it to 2 or less"):
+        with pytest.raises(ConfigError, match=r"^augment\.min_visible: .*at most 2 .*\(got 3\): set it to 2 or less"):
             load_labels(build_config({**settings, "augment": {"min_visible": 3}}))
         assert len(load_labels(build_config({**settings, "augment": {"min_visible": 2}}))) == 2
 

@@ -1,4 +1,4 @@
-"""Names in the labels that nearly match a file."""
+"""Names in the labels that nearly match the name of a file."""
 
 import unicodedata
 
@@ -9,7 +9,7 @@ from kp_ray.data.names import NameMatch, describe_matches, match_names
 KOREAN = "사진/달리기.jpg"
 CASES = {
     "case": ("Walk/IMG_1.JPG", "walk/img_1.jpg", "upper and lower case"),
-    "case of one letter that has two": ("STRASSE.jpg", "straße.jpg", "upper and lower case"),
+    "case of a letter that becomes two": ("STRASSE.jpg", "straße.jpg", "upper and lower case"),
     "NFD in the labels": (unicodedata.normalize("NFD", KOREAN), KOREAN, "the Unicode form (NFC or NFD)"),
     "NFD in the folder": (KOREAN, unicodedata.normalize("NFD", KOREAN), "the Unicode form (NFC or NFD)"),
     "encoded in the labels": ("a%20b%23.jpg", "a b#.jpg", "percent-encoding"),
@@ -49,15 +49,15 @@ def test_a_name_that_may_mean_two_files_and_a_file_that_two_names_may_mean_have_
     assert match_names(["a.png"], ["a.jpg", "a.webp"]) == {}
 
 
-def test_equal_base_names_are_told_apart_by_their_folders() -> None:
+def test_files_with_equal_base_names_are_matched_by_their_folders() -> None:
     names = [f"/data/{camera}/1.jpg" for camera in ("cam1", "cam2")]
     matches = match_names(names, ["cam1/1.jpg", "cam2/1.jpg"])
     assert {name: match.file for name, match in matches.items()} == {names[0]: "cam1/1.jpg", names[1]: "cam2/1.jpg"}
 
 
-def test_only_spellings_of_one_name_are_sure_to_mean_the_same_image() -> None:
-    certain = {case for case, values in CASES.items() if NameMatch(values[1], values[2]).is_same_spelling}
-    assert certain == {case for case in CASES if case.split()[0] in ("case", "NFD", "encoded", "backslashes")}
+def test_names_that_differ_in_case_unicode_form_encoding_or_backslashes_are_spellings_of_one_name() -> None:
+    same_name_cases = {case for case, (_, file, rule) in CASES.items() if NameMatch(file, rule).is_same_spelling}
+    assert same_name_cases == {case for case in CASES if case.split()[0] in ("case", "NFD", "encoded", "backslashes")}
 
 
 def test_the_description_counts_names_per_rule_and_gives_an_example() -> None:
@@ -70,7 +70,7 @@ def test_the_description_counts_names_per_rule_and_gives_an_example() -> None:
     assert describe_matches({}, 4) == ""
 
 
-def test_many_names_are_matched_in_time_that_grows_with_their_number() -> None:
+def test_twenty_thousand_names_are_matched_without_comparing_all_pairs() -> None:
     names = [f"/data/frames/{i}.png" for i in range(20_000)]
     matches = match_names(names, [f"frames/{i}.jpg" for i in range(20_000)])
     assert len(matches) == 20_000

@@ -13,18 +13,23 @@ from kp_ray.errors import ConfigError, DataError
 from tests.helpers.labels import CELLS, HEADER, make_labels, make_person
 
 
-def make_crowd() -> dict[str, Any]:
-    """Make COCO JSON of three images: a.jpg shows three people, b.jpg one, c.jpg two; the second is the largest."""
-    small, large = make_person(), 2 * make_person(1)
-    content = to_coco(make_labels(["a.jpg", "b.jpg", "c.jpg"], np.stack([small] * 3)), [(1920, 1080)] * 3)
-    others = to_coco(make_labels(["a.jpg", "a2.jpg", "c.jpg"], np.stack([large, small + 9, large])), [(1920, 1080)] * 3)
-    for number, (person, image_id) in enumerate(zip(others["annotations"], (1, 1, 3), strict=True), start=4):
+def make_group_coco() -> dict[str, Any]:
+    """Make COCO JSON of three images: a.jpg shows three people, b.jpg one, c.jpg two.
+
+    The second person of a.jpg and of c.jpg is twice as large as the others.
+    """
+    sizes = [(1920, 1080)] * 3
+    small_xy, large_xy = make_person(), 2 * make_person(1)
+    content = to_coco(make_labels(["a.jpg", "b.jpg", "c.jpg"], np.stack([small_xy] * 3)), sizes)
+    added_xy = np.stack([large_xy, small_xy + 9, large_xy])
+    added_people = to_coco(make_labels(["1.jpg", "2.jpg", "3.jpg"], added_xy), sizes)["annotations"]
+    for number, (person, image_id) in enumerate(zip(added_people, (1, 1, 3), strict=True), start=4):
         content["annotations"].append({**person, "id": number, "image_id": image_id})
     return content
 
 
 def test_several_people_are_refused_with_the_setting_that_accepts_them(write):
-    path = write(json.dumps(make_crowd()), "labels.json")
+    path = write(json.dumps(make_group_coco()), "labels.json")
     with pytest.raises(DataError) as caught:
         load_annotations(path)
     assert str(caught.value) == (
@@ -33,8 +38,8 @@ def test_several_people_are_refused_with_the_setting_that_accepts_them(write):
     )
 
 
-def test_the_largest_person_is_kept_and_the_price_is_stated(write):
-    labels = load_annotations(write(json.dumps(make_crowd()), "labels.json"), people="largest")
+def test_the_largest_person_is_kept_and_the_people_left_out_are_counted(write):
+    labels = load_annotations(write(json.dumps(make_group_coco()), "labels.json"), people="largest")
     assert labels.images == ("a.jpg", "b.jpg", "c.jpg")
     np.testing.assert_array_equal(labels.keypoints[0, :, :2], 2 * make_person(1))
     np.testing.assert_array_equal(labels.keypoints[1, :, :2], make_person())
@@ -44,8 +49,8 @@ def test_the_largest_person_is_kept_and_the_price_is_stated(write):
     )
 
 
-def test_without_stated_boxes_the_points_decide_and_equal_people_give_the_first(write):
-    content = make_crowd()
+def test_without_stated_boxes_the_points_decide_and_of_equal_people_the_first_is_kept(write):
+    content = make_group_coco()
     for person in content["annotations"]:
         del person["bbox"]
     labels = load_annotations(write(json.dumps(content), "labels.json"), people="largest")
@@ -59,8 +64,8 @@ def test_without_stated_boxes_the_points_decide_and_equal_people_give_the_first(
 
 
 @pytest.mark.parametrize("people", ["error", "largest"])
-def test_boxes_without_keypoints_and_crowds_are_no_people(write, people):
-    content = make_crowd()
+def test_boxes_without_keypoints_and_crowds_do_not_count_as_people(write, people):
+    content = make_group_coco()
     content["annotations"] = content["annotations"][:3]
     box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1900, 1000]}
     content["annotations"] += [
@@ -73,7 +78,7 @@ def test_boxes_without_keypoints_and_crowds_are_no_people(write, people):
 
 
 def test_the_setting_reaches_the_labels_of_a_run(write):
-    path = write(json.dumps(make_crowd()), "labels.json")
+    path = write(json.dumps(make_group_coco()), "labels.json")
     config = build_config({"data": {"annotations": path, "people": "largest"}})
     assert len(load_labels(config)) == 3
     with pytest.raises(DataError, match=r"data\.people: largest"):

@@ -1,4 +1,4 @@
-"""Names of left and right keypoints against the flip pairs."""
+"""Names of left and right keypoints, compared with the flip pairs."""
 
 import re
 
@@ -28,7 +28,7 @@ def make_config(train_flip: bool = False, tune_flips: tuple[bool, ...] = (False,
         ("LEFT_PAW", "RIGHT_PAW"),
     ],
 )  # fmt: skip
-def test_names_that_differ_in_their_side_are_an_unpaired_pair(left: str, right: str) -> None:
+def test_names_that_differ_only_in_their_side_are_listed_unless_they_are_a_flip_pair(left: str, right: str) -> None:
     assert unpaired_sides(make_skeleton(["nose", right, left], [])) == [(left, right)]
     assert unpaired_sides(make_skeleton(["nose", right, left], [(left, right)])) == []
     assert unpaired_sides(make_skeleton(["nose", right, left], [(right, left)])) == []
@@ -45,11 +45,11 @@ def test_names_that_differ_in_their_side_are_an_unpaired_pair(left: str, right: 
         ["l", "nose"],
     ],
 )
-def test_names_without_a_counterpart_are_no_pair(names: list[str]) -> None:
+def test_names_without_a_counterpart_are_not_listed(names: list[str]) -> None:
     assert unpaired_sides(make_skeleton(names, [])) == []
 
 
-def test_the_competition_has_all_its_pairs_and_a_wrong_pair_leaves_two_unpaired() -> None:
+def test_the_competition_lacks_no_pair_and_wrong_pairs_are_listed() -> None:
     assert unpaired_sides(DACON24) == []
     names = ["left_eye", "right_eye", "left_ear", "right_ear"]
     skeleton = make_skeleton(names, [("left_eye", "right_ear"), ("left_ear", "right_eye")])
@@ -64,7 +64,7 @@ def test_the_competition_has_all_its_pairs_and_a_wrong_pair_leaves_two_unpaired(
         ("predict", {"tta": ("flip",)}, "flip out of predict.tta"),
     ],
 )
-def test_each_verb_refuses_its_own_flip_alone_and_the_advice_works(verb, flips, setting) -> None:
+def test_each_verb_refuses_only_its_own_flip_and_the_advice_works(verb, flips, setting) -> None:
     skeleton = make_skeleton(["left_paw", "right_paw", "tail"], [])
     with pytest.raises(ConfigError, match=r"^skeleton\.flip_pairs: left_paw and right_paw ") as caught:
         check_flips(make_config(**flips), skeleton, verb)
@@ -78,7 +78,7 @@ def test_each_verb_refuses_its_own_flip_alone_and_the_advice_works(verb, flips, 
     )
 
 
-def test_the_advised_pairs_keep_those_that_are_right_and_replace_those_that_are_wrong() -> None:
+def test_the_advised_pairs_keep_correct_pairs_and_replace_wrong_pairs() -> None:
     names = ["left_eye", "right_eye", "left_ear", "right_ear", "left_paw", "right_paw"]
     skeleton = make_skeleton(names, [("left_eye", "right_eye"), ("left_ear", "right_paw"), ("left_paw", "right_ear")])
     with pytest.raises(ConfigError) as caught:

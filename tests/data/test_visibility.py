@@ -1,4 +1,4 @@
-"""Likelihood and visibility of points in the native CSV and in that of DeepLabCut."""
+"""Likelihood and visibility of points in the native CSV and in DeepLabCut's CSV."""
 
 import re
 from collections.abc import Callable
@@ -24,10 +24,10 @@ def load(write) -> Load:
 @pytest.mark.parametrize("end", ["visible", "visibility", "v"])
 @pytest.mark.parametrize(("cells", "expected"), VISIBILITY_CASES)
 def test_a_visibility_column_of_the_native_csv_means_the_same_as_in_a_deeplabcut_csv(load, end, cells, expected):
-    native = load(f"image,tail_x,tail_y,paw_x,paw_y,paw_{end}\na.jpg,5,6,{cells}\n")
-    np.testing.assert_array_equal(native.keypoints[0], [[5, 6, 2], expected])
-    deeplabcut = load(f"scorer,s,s,s,s,s\nbodyparts,tail,tail,paw,paw,paw\ncoords,x,y,x,y,visible\na.jpg,5,6,{cells}\n")
-    np.testing.assert_array_equal(native.keypoints, deeplabcut.keypoints)
+    labels = load(f"image,tail_x,tail_y,paw_x,paw_y,paw_{end}\na.jpg,5,6,{cells}\n")
+    np.testing.assert_array_equal(labels.keypoints[0], [[5, 6, 2], expected])
+    dlc_labels = load(f"scorer,s,s,s,s,s\nbodyparts,tail,tail,paw,paw,paw\ncoords,x,y,x,y,visible\na.jpg,5,6,{cells}\n")
+    np.testing.assert_array_equal(labels.keypoints, dlc_labels.keypoints)
 
 
 def test_a_point_of_low_likelihood_is_unlabelled_in_the_native_csv(load):
@@ -40,7 +40,7 @@ def test_a_point_of_low_likelihood_is_unlabelled_in_the_native_csv(load):
     np.testing.assert_array_equal(labels.keypoints[2], [UNLABELLED, UNLABELLED])
 
 
-def test_likelihood_and_visibility_of_one_keypoint_both_count(load):
+def test_a_keypoint_with_likelihood_and_visibility_is_labelled_only_if_both_allow_it(load):
     labels = load(
         "image,tail_x,tail_y,paw_x,paw_y,paw_likelihood,paw_v\na.jpg,5,6,1,2,0.9,1\nb.jpg,5,6,1,2,0.1,2\n"
         "c.jpg,5,6,1,2,0.9,0\n"
@@ -65,7 +65,7 @@ def test_a_keypoint_may_be_named_like_one_of_these_columns(load):
         ("paw_likelihood", "-0.1", "row 2: paw_likelihood: -0.1 is not a likelihood"),
         ("paw_v,paw_visible", "1,1", "the columns paw_visible and paw_v state the visibility of one keypoint: keep"),
         ("nose_v", "1", "the column 'nose_v' is not known"),
-        ("paw_score", "1", "the column 'paw_score' is not known: only image, group and, per keypoint,"),
+        ("paw_score", "1", "the column 'paw_score' is not known: delete it; the columns of this format are"),
         ("visible", "1", "the column 'visible' is not known"),
     ],
 )

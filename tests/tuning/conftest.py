@@ -1,4 +1,4 @@
-"""Configs of searches, each in a run folder of its own with a finished store."""
+"""Configs of searches, each with its own run folder and a finished store."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +15,9 @@ from tests.helpers.stores import write_small_store
 
 @pytest.fixture
 def make_config(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
-    """Return a function that builds a tiny config, with its own values of some sections.
+    """Return a function that builds a tiny config with the given sections, and writes its store without a cluster.
 
-    Its store, written without a cluster, has six rows for training, three of them upright, and three for validation.
+    The store has three variants for validation and six for training, of which three are upright.
     """
 
     def make(**sections: Any) -> Config:
@@ -32,7 +32,7 @@ def make_config(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def search_store(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """Augment the sample images once, and return the folder of the store."""
-    config = tiny_config(sample_data, tmp_path_factory.mktemp("stored"))
+    config = tiny_config(sample_data, tmp_path_factory.mktemp("store_run"))
     write_store(make_plan(config))
     return Path(config.path("store"))
 
@@ -41,7 +41,7 @@ def search_store(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathF
 def make_search_config(
     sample_data: dict[str, Any], search_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Config]:
-    """Return a function like that of `make_config`, over the augmented sample images, on which trials train."""
+    """Return a function that builds a tiny config whose store holds the augmented sample images, to train trials on."""
 
     def make(**sections: Any) -> Config:
         run_dir = tmp_path_factory.mktemp("run")

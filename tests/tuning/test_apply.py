@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kp_ray.config.load import build_config
-from kp_ray.tuning.apply import found_fields, trial_config
+from kp_ray.tuning.apply import train_fields, trial_config
 from kp_ray.tuning.space import Point, to_point
 
 DACON = build_config({"preset": "dacon"})
@@ -22,27 +22,27 @@ points = st.builds(
 @settings(deadline=None)  # a busy machine takes longer than the default of 200 ms
 @given(point=points, max_iter=st.integers(1, 20000))
 def test_the_steps_and_the_warmup_of_any_point_lie_inside_the_trial(point: Point, max_iter: int) -> None:
-    config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})
-    trial = trial_config(config, point, SETS)
-    steps = trial.train.steps
+    search_config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})
+    config = trial_config(search_config, point, SETS)
+    steps = config.train.steps
     if point.schedule == "multistep":
         assert list(steps) == sorted(set(steps))
         assert all(0 < step < max_iter for step in steps)
         assert len(steps) <= point.num_steps
-    else:  # a cosine schedule ignores these
-        assert (steps, trial.train.gamma) == (DACON.train.steps, DACON.train.gamma)
-    assert trial.train.warmup_iters <= max_iter
-    assert trial.train.eval_period == max(1, max_iter // 8)
-    assert trial.train.recipes == (SETS[point.recipes] or DACON.train.recipes)
-    assert (trial.train.members, trial.model) == (DACON.train.members, DACON.model)
+    else:  # a cosine schedule ignores steps and gamma
+        assert (steps, config.train.gamma) == (DACON.train.steps, DACON.train.gamma)
+    assert config.train.warmup_iters <= max_iter
+    assert config.train.eval_period == max(1, max_iter // 8)
+    assert config.train.recipes == (SETS[point.recipes] or DACON.train.recipes)
+    assert (config.train.members, config.model) == (DACON.train.members, DACON.model)
 
 
 def test_the_own_trial_keeps_the_config_exactly_even_outside_the_search_space() -> None:
     train = {"base_lr": 0.5, "steps": [1000, 1100, 7000, 10000], "warmup_iters": 50, "flip": False}
     config = build_config({"preset": "dacon", "train": train, "tune": {"flips": [True], "max_iter": 10000}})
     point = to_point(config.train, config)
-    own = trial_config(config, point, SETS, is_own=True).train
-    assert own == config.train.model_copy(update={"eval_period": 1250})
+    own_train = trial_config(config, point, SETS, is_own=True).train
+    assert own_train == config.train.model_copy(update={"eval_period": 1250})
     assert trial_config(config, point, SETS).train.base_lr == 0.01
 
 
@@ -50,28 +50,26 @@ def test_the_own_trial_keeps_the_config_exactly_even_outside_the_search_space() 
 @given(max_iter=st.integers(1, 3000))
 def test_a_short_own_trial_keeps_the_shares_of_the_schedule(max_iter: int) -> None:
     config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})
-    own = trial_config(config, to_point(config.train, config), SETS, is_own=True).train
-    assert (own.max_iter, own.warmup_iters) == (max_iter, round(max_iter / 10))
+    own_train = trial_config(config, to_point(config.train, config), SETS, is_own=True).train
+    assert (own_train.max_iter, own_train.warmup_iters) == (max_iter, round(max_iter / 10))
     steps = {round(tenths * max_iter / 10) for tenths in range(3, 9)}
-    assert list(own.steps) == sorted(step for step in steps if 0 < step < max_iter)
+    assert list(own_train.steps) == sorted(step for step in steps if 0 < step < max_iter)
 
 
-def test_the_result_of_a_search_has_only_what_it_changes() -> None:
+def test_the_result_of_a_search_holds_only_the_fields_that_it_changes() -> None:
     config = build_config({"preset": "dacon", "tune": {"recipes": {"crops": ["RandomCrop_1"]}}})
-    own = to_point(config.train, config)
-    assert found_fields(config, own) == {}
-    assert found_fields(config, replace(own, base_lr=0.002, schedule="cosine")) == {
-        "base_lr": 0.002, "schedule": "cosine"
-    }  # fmt: skip
-    assert found_fields(config, replace(own, num_steps=2, recipes="crops")) == {
-        "steps": [3000, 4000], "recipes": ["RandomCrop_1"]
-    }  # fmt: skip
+    own_point = to_point(config.train, config)
+    assert train_fields(config, own_point) == {}
+    cosine_point = replace(own_point, base_lr=0.002, schedule="cosine")
+    assert train_fields(config, cosine_point) == {"base_lr": 0.002, "schedule": "cosine"}
+    crops_point = replace(own_point, num_steps=2, recipes="crops")
+    assert train_fields(config, crops_point) == {"steps": [3000, 4000], "recipes": ["RandomCrop_1"]}
 
 
 def test_a_set_of_recipes_replaces_the_recipes_of_every_member() -> None:
     members = [{"name": "a", "recipes": ["Original"]}, {"name": "b"}]
     config = build_config({"preset": "dacon", "train": {"members": members}})
-    own = to_point(config.train, config)
-    assert trial_config(config, own, SETS).train.members == config.train.members
-    crops = trial_config(config, Point(**{**vars(own), "recipes": "crops"}), SETS).train
-    assert (crops.recipes, [member.recipes for member in crops.members]) == (("RandomCrop_1",), [None, None])
+    own_point = to_point(config.train, config)
+    assert trial_config(config, own_point, SETS).train.members == config.train.members
+    train = trial_config(config, replace(own_point, recipes="crops"), SETS).train
+    assert (train.recipes, [member.recipes for member in train.members]) == (("RandomCrop_1",), [None, None])

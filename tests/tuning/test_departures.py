@@ -1,4 +1,4 @@
-"""The departures from Ray Tune's documented use that need no search."""
+"""The departures from Ray Tune's documented use that can be tested without a search."""
 
 import asyncio
 import os
@@ -63,10 +63,10 @@ def test_the_error_of_a_callback_is_found_behind_rays_own() -> None:
     assert find_own_error(foreign_error) is foreign_error
 
 
-def test_a_trials_draw_depends_on_its_number_and_not_on_earlier_draws() -> None:
+def test_a_trials_sample_depends_on_its_number_and_not_on_earlier_samples() -> None:
     distribution = optuna.distributions.FloatDistribution(0, 1)
 
-    def draw(*numbers: int) -> list[float]:
+    def sample(*numbers: int) -> list[float]:
         sampler = TrialSampler(lambda number: optuna.samplers.TPESampler(seed=number))
         study = optuna.create_study(sampler=sampler)
         values = []
@@ -75,23 +75,23 @@ def test_a_trials_draw_depends_on_its_number_and_not_on_earlier_draws() -> None:
             values.append(study.ask({"x": distribution}).params["x"])
         return values
 
-    assert draw(0, 1, 2)[2] == draw(2)[0]
-    assert len(set(draw(0, 1, 2))) == 3
+    assert sample(0, 1, 2)[2] == sample(2)[0]
+    assert len(set(sample(0, 1, 2))) == 3
 
 
 def test_reports_wait_in_order_until_the_trial_fetches_them() -> None:
     async def send_and_fetch() -> list[int]:
         queue = ReportQueue()
-        waiting = asyncio.create_task(queue.get())
+        first_get = asyncio.create_task(queue.get())
         for iteration in (2, 4, 6):
             await queue.put(iteration)
-        return [await waiting, await queue.get(), await queue.get()]
+        return [await first_get, await queue.get(), await queue.get()]
 
     assert asyncio.run(send_and_fetch()) == [2, 4, 6]
 
 
 def test_a_report_of_all_workers_is_sent_once() -> None:
-    sent: list[int] = []
-    handle = SimpleNamespace(put=SimpleNamespace(remote=sent.append))
+    iterations: list[int] = []
+    handle = SimpleNamespace(put=SimpleNamespace(remote=iterations.append))
     ReportCallback(handle).after_report(None, [{"iteration": 2}, {"iteration": 2}], None)
-    assert sent == [2]
+    assert iterations == [2]

@@ -1,4 +1,4 @@
-"""Searches whose trials are already trained: the reports to Ray Tune, the log, and failures."""
+"""Searches over trials that are already trained: the reports to Ray Tune, the log, and failures."""
 
 import math
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from tests.helpers.searches import start_search, write_trial
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]  # each trial's process imports torch
 
 
-def leave_trained(config: Config, final_values: list[float]) -> None:
-    """Write the files of trials that are trained and have reported nothing, by the RMSE of their last evaluation."""
+def write_trained_trials(config: Config, final_values: list[float]) -> None:
+    """Write the files of trials that are trained but have reported nothing; `final_values` are their last RMSEs."""
     points = first_points(config, recipe_sets(config))
     for number, value in enumerate(final_values):
         write_trial(config, f"trial-{number:03d}", number + 1.0, {2: 90.0, 8: value}, params=points[number % 2])
@@ -30,7 +30,7 @@ def leave_trained(config: Config, final_values: list[float]) -> None:
 
 def test_trials_report_in_order_and_a_failure_is_recorded(make_config: Callable[..., Config]) -> None:
     config = make_config(tune={"num_trials": 3, "max_iter": 8, "scheduler": "none", "max_concurrent": 1})
-    leave_trained(config, [40.0, math.nan, 30.0])
+    write_trained_trials(config, [40.0, math.nan, 30.0])
     calls: list[tuple[str, int, int, str]] = []
     summary = tune(config, lambda name, done, total, note="": calls.append((name, done, total, note)))
     assert (summary.trials, summary.failed, summary.best, summary.trial) == (3, 1, 30.0, "trial-002")
@@ -46,34 +46,34 @@ def test_trials_report_in_order_and_a_failure_is_recorded(make_config: Callable[
     assert ends == [("trial-000", "finished"), ("trial-001", "failed"), ("trial-002", "finished")]  # each end once
 
 
-def test_an_error_of_the_progress_callback_ends_the_search_which_then_resumes(
+def test_a_search_that_an_error_of_the_progress_callback_ended_can_be_resumed(
     make_config: Callable[..., Config],
 ) -> None:
     config = make_config(tune={"num_trials": 1, "max_iter": 8, "scheduler": "none"})
-    leave_trained(config, [40.0])
+    write_trained_trials(config, [40.0])
 
-    def refuse(name: str, done: int, total: int, note: str = "") -> None:
+    def raise_error(name: str, done: int, total: int, note: str = "") -> None:
         raise StorageError("/full: cannot be written: No space left on device")
 
     with pytest.raises(StoppedError, match=r"the search stopped: /full: cannot be written: No space left on device: "):
-        tune(config, refuse)
+        tune(config, raise_error)
     assert tune(config).best == 40.0
 
 
 def test_a_search_whose_trials_all_fail_for_good_ends_with_the_first_reason(make_config: Callable[..., Config]) -> None:
     config = make_config(tune={"num_trials": 1, "max_iter": 8, "scheduler": "none"})
-    leave_trained(config, [math.nan])
-    with pytest.raises(DivergedError, match="no trial reported rmse; the first because: its last evaluation"):
+    write_trained_trials(config, [math.nan])
+    with pytest.raises(DivergedError, match="no trial reported rmse; the first reason: its last evaluation"):
         tune(config)
 
 
-def test_no_credential_stands_in_rays_logs(make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rays_logs_hold_no_credential(make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {"AWS_ACCESS_KEY_ID": "KEY-OF-THE-TEST", "AWS_SECRET_ACCESS_KEY": "SECRET-OF-THE-TEST"}
     config = make_config(
         tune={"num_trials": 1, "max_iter": 8, "scheduler": "none"},
         train={"mlflow": "https://user:PASSWORD-OF-THE-TEST@mlflow.example" if find_spec("mlflow") else None},
     )
-    leave_trained(config, [40.0])
+    write_trained_trials(config, [40.0])
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     with ray_temp_dir() as ray_files:

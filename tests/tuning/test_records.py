@@ -47,7 +47,7 @@ def test_end_json_keeps_the_first_end_and_cuts_long_reasons(tmp_path: Path) -> N
     assert not end.is_final
 
 
-def test_the_log_returns_the_reports_in_order(tmp_path: Path) -> None:
+def test_reports_read_back_from_the_log_in_order(tmp_path: Path) -> None:
     config = build_config({"run_dir": str(tmp_path), "tune": {"metric": "pck_0.1"}})
     assert read_search_log(config) == []
     reports = [Report("trial-000", 2, 10.0, 0.5), Report("trial-001", 0, 3.0, None)]
@@ -62,9 +62,9 @@ def test_evaluations_replace_the_reports_of_a_deleted_log(tmp_path: Path) -> Non
     config = build_config({"run_dir": str(tmp_path)})
     write_trial(config, "trial-000", 1.0, {2: 50.0, 4: float("nan"), 8: 30.0}, end={})
     write_trial(config, "trial-001", 2.0, {2: 50.0}, end={})
-    write_trial(config, "trial-002", 3.0, {2: 50.0})  # not over: it will report again
+    write_trial(config, "trial-002", 3.0, {2: 50.0})  # the trial is not over, so it will report again
     write_search_log(config, ("trial-001", 2, 49.0))
     values = {
-        name: [(report.iteration, report.value) for report in found] for name, found in read_reports(config).items()
+        name: [(report.iteration, report.value) for report in reports] for name, reports in read_reports(config).items()
     }
     assert values == {"trial-000": [(2, 50.0), (8, 30.0)], "trial-001": [(2, 49.0)]}

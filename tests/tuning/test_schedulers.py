@@ -14,7 +14,7 @@ SECTION = {"num_trials": 6, "max_iter": 8, "eval_period": 2, "metric": "rmse"}
 
 @pytest.mark.parametrize("name", ["asha", "median"])
 @pytest.mark.parametrize("with_log", [True, False], ids=["log", "no_log"])
-def test_a_new_trial_is_compared_with_trials_of_before_the_resume(
+def test_a_new_trial_is_compared_with_trials_from_before_the_resume(
     name: str, with_log: bool, make_config: Callable[..., Config]
 ) -> None:
     config = make_config(tune={**SECTION, "scheduler": name})
@@ -25,14 +25,14 @@ def test_a_new_trial_is_compared_with_trials_of_before_the_resume(
         if num_ended and with_log:
             write_search_log(config, *((f"trial-{number:03d}", 2, 10.0 + number) for number in range(num_ended)))
         scheduler = build_scheduler(config)
-        late = ray_trial(5)
-        scheduler.on_trial_add(None, late)
-        decisions.append(scheduler.on_trial_result(None, late, {"iteration": 2, "rmse": 90.0}))
+        new_trial = ray_trial(5)
+        scheduler.on_trial_add(None, new_trial)
+        decisions.append(scheduler.on_trial_result(None, new_trial, {"iteration": 2, "rmse": 90.0}))
     assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
-def test_the_trial_with_the_configs_own_settings_is_never_stopped_but_compared_with(
+def test_the_trial_with_the_configs_own_settings_is_never_stopped_but_its_reports_count(
     name: str, make_config: Callable[..., Config]
 ) -> None:
     config = make_config(tune={**SECTION, "scheduler": name})
@@ -48,31 +48,32 @@ def test_the_trial_with_the_configs_own_settings_is_never_stopped_but_compared_w
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
-def test_a_resumed_trial_is_not_stopped_for_reports_that_it_passed_before(
+def test_a_resumed_trial_is_not_stopped_for_reports_from_before_the_resume(
     name: str, make_config: Callable[..., Config]
 ) -> None:
     config = make_config(tune={**SECTION, "scheduler": name})
     write_trial(config, "trial-000", 1.0, {2: 50.0, 4: 20.0})
-    later = [f"trial-{number:03d}" for number in range(1, 5)]
-    for trial in later:  # stopped at iteration 2, but training ran on until the stop arrived
-        write_trial(config, trial, 2.0, {2: 20.0, 4: 10.0, 6: 1.0}, end={})
-    write_search_log(config, ("trial-000", 2, 50.0), ("trial-000", 4, 15.0), *((trial, 2, 40.0) for trial in later))
+    stopped_trials = [f"trial-{number:03d}" for number in range(1, 5)]
+    for name_of_trial in stopped_trials:  # stopped at iteration 2, but trained further until the stop arrived
+        write_trial(config, name_of_trial, 2.0, {2: 20.0, 4: 10.0, 6: 1.0}, end={})
+    own_reports = [("trial-000", 2, 50.0), ("trial-000", 4, 15.0)]
+    write_search_log(config, *own_reports, *((name_of_trial, 2, 40.0) for name_of_trial in stopped_trials))
     scheduler = build_scheduler(config)
-    best, new = ray_trial(0), ray_trial(5)
-    for trial in (best, new):
+    resumed_trial, new_trial = ray_trial(0), ray_trial(5)
+    for trial in (resumed_trial, new_trial):
         scheduler.on_trial_add(None, trial)
-    assert scheduler.on_trial_result(None, best, {"iteration": 6, "rmse": 8.0}) == TrialScheduler.CONTINUE
-    assert scheduler.on_trial_result(None, new, {"iteration": 2, "rmse": 60.0}) == TrialScheduler.STOP
+    assert scheduler.on_trial_result(None, resumed_trial, {"iteration": 6, "rmse": 8.0}) == TrialScheduler.CONTINUE
+    assert scheduler.on_trial_result(None, new_trial, {"iteration": 2, "rmse": 60.0}) == TrialScheduler.STOP
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
 def test_a_failed_trial_counts_as_the_worst(name: str, make_config: Callable[..., Config]) -> None:
     config = make_config(tune={**SECTION, "scheduler": name})
-    failed = [f"trial-{number:03d}" for number in range(4)]
-    for trial in failed:
+    failed_trials = [f"trial-{number:03d}" for number in range(4)]
+    for trial in failed_trials:
         write_trial(config, trial, 1.0, {}, end={"reason": "the loss is no longer finite"})
-    write_search_log(config, *((trial, 0, None) for trial in failed))
+    write_search_log(config, *((trial, 0, None) for trial in failed_trials))
     scheduler = build_scheduler(config)
-    late = ray_trial(5)
-    scheduler.on_trial_add(None, late)
-    assert scheduler.on_trial_result(None, late, {"iteration": 2, "rmse": 90.0}) == TrialScheduler.CONTINUE
+    new_trial = ray_trial(5)
+    scheduler.on_trial_add(None, new_trial)
+    assert scheduler.on_trial_result(None, new_trial, {"iteration": 2, "rmse": 90.0}) == TrialScheduler.CONTINUE

@@ -40,11 +40,11 @@ TRIAL_PROCESS = r"ray::(Trial|ResourceTrainable)"
 """Names of a trial's process: Ray renames it while it starts."""
 MakeConfig = Callable[..., Config]
 ProgressCall = tuple[str, int, int, str]
-Searched = tuple[Config, TuneSummary, list[ProgressCall]]
+FinishedSearch = tuple[Config, TuneSummary, list[ProgressCall]]
 
 
 @pytest.fixture(scope="module")
-def searched(make_search_config: MakeConfig) -> Searched:
+def finished_search(make_search_config: MakeConfig) -> FinishedSearch:
     """Search with four trials, one of which diverges; return the config, the summary and the calls of progress."""
     section = {
         "num_trials": 4, "max_iter": 4, "eval_period": 2, "metric": "pck_0.1", "base_lr": [1e-4, 1e12],
@@ -57,22 +57,25 @@ def searched(make_search_config: MakeConfig) -> Searched:
 
 
 @pytest.mark.slow
-def test_the_tables_agree_with_the_training_logs_and_the_reports(searched: Searched) -> None:
-    config, summary, calls = searched
+def test_the_tables_agree_with_the_training_logs_and_the_reports(finished_search: FinishedSearch) -> None:
+    config, summary, calls = finished_search
     table = pd.read_parquet(config.path("tune", "trials.parquet"))
     assert len(table) == summary.trials == 4
     assert set(table.status) <= {"finished", "stopped", "failed"}
     for row in table[table.status != "failed"].itertuples():
         log = read_lines(config, "trials", row.trial, "metrics.json")
         assert len(log) == row.trained
-        assert row.trained == row.iterations or row.status == "stopped"  # training runs on until the stop arrives
+        assert row.trained == row.iterations or row.status == "stopped"  # training continues until the stop arrives
         assert [evaluation["iteration"] for evaluation in row.evaluations] == list(range(2, row.iterations + 1, 2))
         assert max(line["lr"] for line in log) <= row.base_lr * (1 + 1e-9)
     log = read_lines(config, "log.jsonl")
-    reported = [(line["trial"], line["iteration"]) for line in log if line["iteration"]]
-    evaluated = {(row.trial, at["iteration"]): row.status for row in table.itertuples() for at in row.evaluations}
-    assert len(set(reported)) == len(reported)
-    assert {at for at, status in evaluated.items() if status != "stopped"} <= set(reported) <= set(evaluated)
+    reports = [(line["trial"], line["iteration"]) for line in log if line["iteration"]]
+    status_by_evaluation = {
+        (row.trial, evaluation["iteration"]): row.status for row in table.itertuples() for evaluation in row.evaluations
+    }
+    required_reports = {evaluation for evaluation, status in status_by_evaluation.items() if status != "stopped"}
+    assert len(set(reports)) == len(reports)
+    assert required_reports <= set(reports) <= set(status_by_evaluation)
     assert summary.iterations == table.trained.sum() <= summary.iterations_without_stops == 16
     assert {name for name, _, _, _ in calls} == set(table.trial)
     assert all(done <= total == 4 for _, done, total, _ in calls)
@@ -81,25 +84,30 @@ def test_the_tables_agree_with_the_training_logs_and_the_reports(searched: Searc
 
 
 @pytest.mark.slow
-def test_a_trial_that_diverges_is_recorded_with_its_reason_and_the_search_continues(searched: Searched) -> None:
-    config, summary, _ = searched
+def test_a_trial_that_diverges_is_recorded_with_its_reason_and_the_search_continues(
+    finished_search: FinishedSearch,
+) -> None:
+    config, summary, _ = finished_search
     table = pd.read_csv(config.path("tune", "trials.csv"))
-    failed = table[table.status == "failed"]
-    assert 1e12 in set(failed.base_lr)
-    assert all("no longer finite" in reason for reason in failed.reason)
-    assert summary.failed == len(failed) < 4
+    failed_rows = table[table.status == "failed"]
+    assert 1e12 in set(failed_rows.base_lr)
+    assert all("no longer finite" in reason for reason in failed_rows.reason)
+    assert summary.failed == len(failed_rows) < 4
 
 
 @pytest.mark.slow
-def test_best_yaml_is_a_config_with_the_best_trials_settings(searched: Searched) -> None:
-    config, summary, _ = searched
+def test_best_yaml_is_a_config_with_the_best_trials_settings(finished_search: FinishedSearch) -> None:
+    config, summary, _ = finished_search
     table = pd.read_csv(config.path("tune", "trials.csv"))
     assert summary.best == pytest.approx(table[table.iterations == 4]["pck_0.1"].max())
-    best = load_config(summary.config)
-    assert best.train.base_lr == pytest.approx(summary.params.base_lr)
-    assert (best.train.max_iter, best.train.eval_period) == (config.train.max_iter, config.train.eval_period)
-    assert best.train.members == config.train.members
-    assert (best.train.tuned, best.tune.num_trials) == (False, 0)
+    best_config = load_config(summary.config)
+    assert best_config.train.base_lr == pytest.approx(summary.params.base_lr)
+    assert (best_config.train.max_iter, best_config.train.eval_period) == (
+        config.train.max_iter,
+        config.train.eval_period,
+    )
+    assert best_config.train.members == config.train.members
+    assert (best_config.train.tuned, best_config.tune.num_trials) == (False, 0)
     result = read_result(config)
     assert (result.trial, result.value, result.own_value) == (summary.trial, summary.best, summary.own)
     assert apply_search(config) == (apply_result(config, result), result)
@@ -107,11 +115,10 @@ def test_best_yaml_is_a_config_with_the_best_trials_settings(searched: Searched)
 
 
 @pytest.mark.slow
-def test_train_uses_what_the_search_found(searched: Searched) -> None:
-    config, _, _ = searched
+def test_train_uses_the_settings_that_the_search_found(finished_search: FinishedSearch) -> None:
+    config, _, _ = finished_search
     result = read_result(config)
-    trained = train(config)
-    assert trained.search == result
+    assert train(config).search == result
     assert read_member_search(config.member_dir("a")) == result
     log = [json.loads(line) for line in Path(config.member_dir("a"), "metrics.json").read_text().splitlines()]
     base_lr = result.train.get("base_lr", config.train.base_lr)
@@ -120,8 +127,8 @@ def test_train_uses_what_the_search_found(searched: Searched) -> None:
 
 
 @pytest.mark.slow
-def test_a_finished_search_is_not_repeated_and_other_settings_are_refused(searched: Searched) -> None:
-    config, summary, _ = searched
+def test_a_finished_search_is_not_repeated_and_other_settings_are_refused(finished_search: FinishedSearch) -> None:
+    config, summary, _ = finished_search
     files = list(Path(config.path("tune", "trials")).rglob("*"))
     before = file_times(*files)
     assert tune(config) == summary
@@ -133,11 +140,11 @@ def test_a_finished_search_is_not_repeated_and_other_settings_are_refused(search
         tune(build_config(values))
     values = config.to_dict()
     values["train"]["cpus_per_worker"] = 1
-    assert is_finished(build_config(values))  # CPUs per worker decide no result
+    assert is_finished(build_config(values))  # the number of CPUs per worker has no influence on the result
 
 
 @pytest.mark.slow
-def test_a_finished_search_leaves_no_actor_and_no_placement_group(searched: Searched) -> None:
+def test_a_finished_search_leaves_no_actor_and_no_placement_group(finished_search: FinishedSearch) -> None:
     assert_cluster_is_clean()
 
 
@@ -148,12 +155,12 @@ def assert_cluster_is_clean() -> None:
 
     address = ray.get_runtime_context().gcs_address  # without it the query fails if the machine runs other clusters
 
-    def left_over() -> set[str]:
+    def find_leftovers() -> set[str]:
         actors = {actor.class_name for actor in list_actors(address, [("state", "!=", "DEAD")])}
         groups = {group.state for group in list_placement_groups(address, [("state", "!=", "REMOVED")])}
         return groups | (actors - {"_StatsActor", "_AutoscalingCoordinatorActor"})
 
-    wait_until(lambda: not left_over(), timeout_s=60, poll_s=0.5)
+    wait_until(lambda: not find_leftovers(), timeout_s=60, poll_s=0.5)
 
 
 ONE_AXIS = {
@@ -188,16 +195,16 @@ def test_trials_that_lost_their_processes_are_retried_by_the_same_command(make_s
     )
     search = start_search(config)
     for number, kind in enumerate(("RayTrainWorker", TRIAL_PROCESS)):
-        wait_for_table(config, lambda seen, row=number: len(seen) > row and seen.iterations[row] >= 2, search)
+        wait_for_table(config, lambda table, row=number: len(table) > row and table.iterations[row] >= 2, search)
         kill_process(kind, search.pid)
-    assert "no trial reported rmse; the first because: " in finish_with_error(search)
+    assert "no trial reported rmse; the first reason: " in finish_with_error(search)
     table = pd.read_csv(config.path("tune", "trials.csv"))
     assert list(table.status) == ["failed"] * 2
     assert table.reason[0].startswith("member a: training stopped: ")
     assert all(table.reason.str.contains("died"))
     finish(start_search(config))
-    again = assert_all_finished(config, 2, 12)
-    assert list(again.trial) == list(table.trial)
+    final_table = assert_all_finished(config, 2, 12)
+    assert list(final_table.trial) == list(table.trial)
 
 
 @pytest.mark.slow
@@ -211,7 +218,7 @@ def test_a_search_over_damaged_parts_resumes_when_they_are_repaired(
     for part, content in contents.items():
         middle = len(content) // 2  # in the images
         part.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-    with pytest.raises(KpRayError, match=r"no trial reported rmse; the first because: .*\.parquet: damaged"):
+    with pytest.raises(KpRayError, match=r"no trial reported rmse; the first reason: .*\.parquet: damaged"):
         tune(config)
     for part, content in contents.items():
         part.write_bytes(content)
@@ -268,21 +275,21 @@ def test_a_search_that_cannot_begin_is_refused(
 @pytest.mark.slow
 def test_a_killed_driver_is_resumed_by_the_same_command(make_search_config: MakeConfig) -> None:
     config = make_search_config(tune={**FULL_TRIALS, "max_concurrent": 1})
-    first = start_search(config)
+    search = start_search(config)
     table = wait_for_table(
-        config, lambda seen: len(seen) > 1 and seen.status[0] == "finished" and seen.iterations[1] >= 2, first
+        config, lambda table: len(table) > 1 and table.status[0] == "finished" and table.iterations[1] >= 2, search
     )
-    first.kill()
-    first.wait()
+    search.kill()
+    search.wait()
     folder = Path(config.path("tune", "trials", table.trial[0]))
-    before = file_times(*(path for path in folder.rglob("*") if path.is_file()))
-    figures = finish(start_search(config, "tune.max_concurrent=2"))  # how many run at once may change
+    times = file_times(*(path for path in folder.rglob("*") if path.is_file()))
+    figures = finish(start_search(config, "tune.max_concurrent=2"))  # the number of concurrent trials may change
     assert figures["trials"] == 3
-    after = assert_all_finished(config, 3, 6)
-    assert list(after.trial[:2]) == list(table.trial[:2])
-    kept = {path for path in before if path.exists()}
-    assert set(before) - kept == {path for path in before if "checkpoint_0" in str(path)}
-    assert file_times(*kept) == {path: before[path] for path in kept}
+    final_table = assert_all_finished(config, 3, 6)
+    assert list(final_table.trial[:2]) == list(table.trial[:2])
+    kept_files = {path for path in times if path.exists()}
+    assert set(times) - kept_files == {path for path in times if "checkpoint_0" in str(path)}
+    assert file_times(*kept_files) == {path: times[path] for path in kept_files}
     log = read_lines(config, "log.jsonl")
     assert len({(line["trial"], line["iteration"]) for line in log}) == len(log) == 9
 
@@ -294,7 +301,7 @@ def test_a_killed_worker_and_a_killed_trial_are_replaced(make_search_config: Mak
     thread = threading.Thread(target=lambda: summaries.append(tune(config)))
     thread.start()
     for iterations, kind in ((2, "RayTrainWorker"), (6, TRIAL_PROCESS)):
-        wait_for_table(config, lambda seen, least=iterations: bool(len(seen)) and seen.iterations[0] >= least)
+        wait_for_table(config, lambda table, minimum=iterations: bool(len(table)) and table.iterations[0] >= minimum)
         kill_process(kind)
     thread.join()
     assert summaries[0].trials == 1
@@ -303,14 +310,19 @@ def test_a_killed_worker_and_a_killed_trial_are_replaced(make_search_config: Mak
 
 
 def kill_process(pattern: str, parent: int | None = None) -> None:
-    """Kill the only process below another, by default this one, whose name or command matches a pattern."""
-    victims = []
+    """Kill the only process whose name or command matches a pattern.
+
+    Args:
+        pattern: a regular expression.
+        parent: id of the process whose descendants are searched; None: of this process.
+    """
+    processes = []
     for process in psutil.Process(parent).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if re.search(pattern, " ".join([process.name(), *process.cmdline()])):
-                victims.append(process)
-    assert len(victims) == 1, victims
-    victims[0].kill()
+                processes.append(process)
+    assert len(processes) == 1, processes
+    processes[0].kill()
 
 
 @pytest.mark.slow
@@ -330,14 +342,15 @@ def test_more_trials_run_when_a_node_joins_and_all_finish_when_it_leaves(make_se
     from ray.cluster_utils import Cluster
 
     config = make_search_config(tune={**FULL_TRIALS, "num_trials": 4, "max_iter": 12})
-    head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()}  # the tests' Ray has the default
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    # The default port of the dashboard belongs to the cluster of the test session.
+    head_args = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head_args)
     try:
         search = start_search(config, f"cluster.address={cluster.address}")
-        table = wait_for_table(config, lambda seen: bool(len(seen)) and seen.iterations[0] >= 2, search)
+        table = wait_for_table(config, lambda table: bool(len(table)) and table.iterations[0] >= 2, search)
         assert list(table.status) == ["running"]
         node = cluster.add_node(num_cpus=1)
-        wait_for_table(config, lambda seen: sum((seen.status == "running") & (seen.iterations >= 2)) == 2, search)
+        wait_for_table(config, lambda table: sum((table.status == "running") & (table.iterations >= 2)) == 2, search)
         cluster.remove_node(node, allow_graceful=False)
         assert finish(search)["trials"] == 4
     finally:

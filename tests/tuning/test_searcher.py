@@ -20,23 +20,23 @@ from kp_ray.tuning.searcher import build_searcher
 from kp_ray.tuning.space import Point, build_space, build_study, first_points, recipe_sets
 from tests.helpers.searches import OWN_SET, write_trial
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")  # its capacity limits how many trials start
+pytestmark = pytest.mark.usefixtures("ray_cluster")  # the cluster's capacity limits the number of trials that start
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_a_resumed_search_draws_the_points_of_an_uninterrupted_search(
+def test_a_resumed_search_samples_the_points_of_an_uninterrupted_search(
     sampler: str, make_config: Callable[..., Config]
 ) -> None:
     config = make_config(tune={"num_trials": 9, "max_iter": 8, "metric": "rmse", "sampler": sampler})
-    drawn: list[str] = []
+    suggestions: list[str] = []
 
     def run_next_trial(searcher: ResumedSearch, end: dict[str, Any] | None) -> None:
-        """Draw a trial and write its files; without an `end`, as if the search was killed meanwhile."""
-        trial_id = str(len(drawn))
-        suggested = searcher.suggest(trial_id)
-        assert suggested
-        number, point = suggested["number"], Point(**suggested["params"])
-        drawn.append(json.dumps(suggested))
+        """Sample a trial and write its files; without an `end`, as if the driver was killed during the trial."""
+        trial_id = str(len(suggestions))
+        suggestion = searcher.suggest(trial_id)
+        assert suggestion
+        number, point = suggestion["number"], Point(**suggestion["params"])
+        suggestions.append(json.dumps(suggestion))
         rmse = 50 + 10 * abs(math.log10(point.base_lr) + 3) + number
         shutil.rmtree(config.path("tune", "trials", f"trial-{number:03d}"), ignore_errors=True)
         write_trial(config, f"trial-{number:03d}", number, {8: rmse}, params=point, end=end)
@@ -45,41 +45,40 @@ def test_a_resumed_search_draws_the_points_of_an_uninterrupted_search(
     def final_end(number: int) -> dict[str, Any]:
         return {"lasting": True, "reason": "the loss" if number == 3 else ""}
 
-    uninterrupted = build_searcher(config)
+    searcher = build_searcher(config)
     for number in range(9):
-        run_next_trial(uninterrupted, final_end(number))
-    uninterrupted_points, drawn = drawn, []
-    assert len(set(uninterrupted_points)) == 9
+        run_next_trial(searcher, final_end(number))
+    uninterrupted_suggestions, suggestions = suggestions, []
+    assert len(set(uninterrupted_suggestions)) == 9
     assert not build_searcher(config).numbers
     shutil.rmtree(config.path("tune"))
     for number in range(9):
         run_next_trial(build_searcher(config), {"lasting": False, "reason": "a node died"} if number % 2 else None)
         run_next_trial(build_searcher(config), final_end(number))
-    assert drawn[::2] == drawn[1::2] == uninterrupted_points
+    assert suggestions[::2] == suggestions[1::2] == uninterrupted_suggestions
 
 
-def test_cluster_and_config_limit_how_many_trials_run_at_once(
-    make_config: Callable[..., Config],
-) -> None:
-    for allowed, section in ((4, {}), (2, {"max_concurrent": 2})):
+def test_cluster_and_config_limit_the_number_of_concurrent_trials(make_config: Callable[..., Config]) -> None:
+    for limit, section in ((4, {}), (2, {"max_concurrent": 2})):
         searcher = build_searcher(make_config(tune={"num_trials": 6, **section}))  # 1 of 4 CPUs per trial
-        started = [searcher.suggest(str(number)) is not None for number in range(6)]
-        assert started == [True] * allowed + [False] * (6 - allowed)
+        has_started = [searcher.suggest(str(number)) is not None for number in range(6)]
+        assert has_started == [True] * limit + [False] * (6 - limit)
         searcher.on_trial_complete("0", error=True)
         assert searcher.suggest("next") is not None
 
 
-def test_begun_trials_resume_with_their_points_before_others_are_drawn(
+def test_trials_that_have_begun_resume_with_their_points_before_new_trials_start(
     make_config: Callable[..., Config],
 ) -> None:
     config = make_config(tune={"num_trials": 4, "max_iter": 8})
     points = first_points(config, recipe_sets(config))
-    recorded = replace(points[0], base_lr=0.003)
-    write_trial(config, "trial-003", 1.0, {2: 50.0}, params=recorded)  # trial 2 was drawn, but did not begin
+    recorded_point = replace(points[0], base_lr=0.003)
+    write_trial(config, "trial-003", 1.0, {2: 50.0}, params=recorded_point)  # trial 2 was sampled, but did not begin
     searcher = build_searcher(config)
-    suggested = [searcher.suggest(str(number)) for number in range(4)]
-    assert [trial and trial["number"] for trial in suggested] == [0, 1, 3, 2]
-    assert [trial and Point(**trial["params"]) for trial in suggested[:3]] == [*points[:2], recorded]
+    suggestions = [searcher.suggest(str(number)) for number in range(4)]
+    assert [suggestion and suggestion["number"] for suggestion in suggestions] == [0, 1, 3, 2]
+    first_three = [suggestion and Point(**suggestion["params"]) for suggestion in suggestions[:3]]
+    assert first_three == [*points[:2], recorded_point]
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,9 @@ def test_settings_become_a_point_inside_the_space(point: Point) -> None:
     space = build_space(config, OWN_SET)
     assert tuple(space) == PARAMETERS
     for train in (apply_point(config, point, OWN_SET, config.train.max_iter).train, TrainConfig()):
-        converted = to_point(train, config)
-        add_result(build_study("min"), space, converted, 0.0)  # Optuna refuses a value outside its range
-        assert converted.base_lr == train.base_lr
+        train_point = to_point(train, config)
+        add_result(build_study("min"), space, train_point, 0.0)  # Optuna refuses a value outside its range
+        assert train_point.base_lr == train.base_lr
 
 
 def test_points_of_the_config_follow_in_order_without_repetition() -> None:
@@ -79,9 +79,9 @@ def test_a_grid_has_every_combination_once() -> None:
         ({"gamma": [0.5, 1.5]}, "gamma: at most 1"),
         ({"weight_decay": [0, 1]}, r"weight_decay: a range is \[low, high\] with 0 < low"),
         ({"metric": "rsme"}, r"tune\.metric: Input should be 'rmse', "),
-        ({"recipes": {"own": ["Original"]}}, "recipes: `own` is the config's own set"),
+        ({"recipes": {"own": ["Original"]}}, "recipes: the name `own` stands for train.recipes: rename this set"),
     ],
 )
-def test_wrong_settings_are_refused_by_name(section: dict[str, Any], message: str) -> None:
+def test_a_wrong_setting_is_refused_by_its_name(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         first_points(build_config({"tune": section}), OWN_SET)

@@ -18,15 +18,17 @@ from tests.helpers.data import tiny_config
 from tests.helpers.searches import write_trial
 
 
-def test_without_a_store_the_check_passes_and_the_rest_is_refused(sample_data: dict[str, Any], tmp_path: Path) -> None:
+def test_without_a_store_check_passes_and_is_done_and_forecast_are_refused(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
     config = tiny_config(sample_data, tmp_path / "run", train={"num_workers": {"min": 1, "max": 2}})
     stage = TuneStage()
     assert stage.applies(config)
     assert not stage.applies(tiny_config(sample_data, tmp_path / "run", tune={"num_trials": 0}))
     stage.check(config)
-    for act in (stage.is_done, stage.forecast):
+    for method in (stage.is_done, stage.forecast):
         with pytest.raises(StoreError, match="run augment first"):
-            act(config)
+            method(config)
     assert not (tmp_path / "run").exists()
 
 
@@ -45,12 +47,12 @@ def test_the_check_refuses_a_search_that_cannot_begin(make_config: Callable[...,
 
 def test_a_search_with_other_settings_is_refused_and_the_setting_named(make_config: Callable[..., Config]) -> None:
     config = make_config()
-    settings = Path(config.path("tune", "settings.json"))
-    settings.parent.mkdir()
-    settings.write_text(json.dumps({"seed": config.seed + 1}))
-    for act in (TuneStage().check, TuneStage().is_done):
-        with pytest.raises(RunStateError, match=rf"{settings.parent}: was made with seed {config.seed + 1}, now "):
-            act(config)
+    path = Path(config.path("tune", "settings.json"))
+    path.parent.mkdir()
+    path.write_text(json.dumps({"seed": config.seed + 1}))
+    for method in (TuneStage().check, TuneStage().is_done):
+        with pytest.raises(RunStateError, match=rf"{path.parent}: was made with seed {config.seed + 1}, now "):
+            method(config)
 
 
 def test_a_forecast_counts_trials_iterations_and_rows(make_config: Callable[..., Config]) -> None:
@@ -64,12 +66,12 @@ def test_a_forecast_counts_trials_iterations_and_rows(make_config: Callable[...,
 def test_a_summary_names_the_best_trial_and_the_iterations() -> None:
     params = SolverParams(0.001, 10, "cosine", 0, "[]", None, 0.1, True, "own")
     summary = TuneSummary(4, 1, "rmse", 43.21234, 47.0, "trial-002", params, 20, 32, "run/tune/best.yaml")
-    first, second = summary.lines()
-    assert first == "4 trials, 1 failed, 20 iterations of 32 without stops"
-    assert second.startswith(
+    counts_line, best_line = summary.lines()
+    assert counts_line == "4 trials, 1 failed, 20 iterations of 32 without stops"
+    assert best_line.startswith(
         "best rmse 43.21 by trial trial-002, the config's own settings 47: base_lr 0.001, warmup_iters 10, "
     )
-    assert "gamma" not in second
+    assert "gamma" not in best_line
     figures = json.loads(json.dumps(summary.to_json()))
     assert list(figures) == [
         "trials", "failed", "metric", "best", "own", "trial", "params", "iterations",

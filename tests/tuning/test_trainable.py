@@ -48,7 +48,7 @@ def test_a_trial_that_is_over_repeats_its_last_report(make_config: Callable[...,
     trial = build_trainable(config, use_gpu=False)(config={"number": 0, "params": params})
     report = trial.step()
     assert (report["iteration"], report["rmse"], report["done"]) == (8, 30.0, True)
-    assert report["seconds"] >= 1.0  # the seconds in the log, and those since the start
+    assert report["seconds"] >= 1.0  # the seconds in the log, and the seconds since this start
 
 
 def test_a_trial_without_a_last_value_reports_the_worst_and_its_end(make_config: Callable[..., Config]) -> None:
@@ -58,9 +58,9 @@ def test_a_trial_without_a_last_value_reports_the_worst_and_its_end(make_config:
     folder = trial_dir(config, "trial-000")
     Path(folder, "model_final.pth").touch()
     trial = build_trainable(config, use_gpu=False)(config={"number": 0, "params": asdict(point)})
-    first, last = trial.step(), trial.step()
-    assert (first["iteration"], first["rmse"], first["done"]) == (2, 90.0, False)
-    assert (last["iteration"], last["rmse"], last["done"]) == (0, math.inf, True)
+    first_report, last_report = trial.step(), trial.step()
+    assert (first_report["iteration"], first_report["rmse"], first_report["done"]) == (2, 90.0, False)
+    assert (last_report["iteration"], last_report["rmse"], last_report["done"]) == (0, math.inf, True)
     end = read_end(folder)
-    assert end == TrialEnd(last["reason"], is_final=last["is_final"])
+    assert end == TrialEnd(last_report["reason"], is_final=last_report["is_final"])
     assert end == TrialEnd("its last evaluation has no rmse", is_final=True)

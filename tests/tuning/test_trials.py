@@ -28,9 +28,9 @@ def test_the_best_is_chosen_among_the_trials_with_the_most_iterations(config: Co
     best = choose_best(trials, config.tune)
     assert best
     assert best.name == "b"
-    largest = choose_best(trials, build_config({"tune": {"metric": "pck_0.1"}}).tune)
-    assert largest
-    assert largest.name == "a"
+    best_by_pck = choose_best(trials, build_config({"tune": {"metric": "pck_0.1"}}).tune)
+    assert best_by_pck
+    assert best_by_pck.name == "a"
     assert choose_best(trials[3:], config.tune) is None
     assert choose_best([replace(trials[0], value=None)], config.tune) is None
 
@@ -46,8 +46,8 @@ def test_another_setting_replaces_the_configs_own_only_if_it_is_better(config: C
     best = choose_best(trials, config.tune)
     assert best
     assert best.name == "trial-002"
-    own = next(trial for trial in trials if trial.name == "trial-000")
-    assert [own.value_at(at, "rmse") for at in (4, 8, 9)] == [35.0, 20.0, None]
+    own_trial = next(trial for trial in trials if trial.name == "trial-000")
+    assert [own_trial.value_at(iterations, "rmse") for iterations in (4, 8, 9)] == [35.0, 20.0, None]
 
 
 def test_the_tables_hold_every_trial_in_the_order_of_the_start(config: Config, tmp_path: Path) -> None:
