@@ -11,6 +11,7 @@ from hypothesis import settings
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # clusters of tests are short-lived and listen on loopback only
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default of 2 s delays the end of short runs
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # two test processes share the cores
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 starves clusters beside the other test process
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
@@ -20,7 +21,7 @@ from tests.helpers.data import tiny_config
 
 settings.register_profile("siege", max_examples=12_000)  # used by `make test-faults`
 
-LONGEST_FIRST = ("test_jobs.py", "faults", "training", "tuning", "prediction", "test_pipeline.py", "test_api.py")
+LONGEST_FIRST = ("test_api.py", "test_jobs.py", "faults", "training", "tuning", "prediction", "test_pipeline.py")
 """Files and folders in `tests/` whose tests take minutes, the slowest first."""
 
 
