@@ -1,11 +1,13 @@
 """Verify a store: hash its parts again, and make a sample of its rows again, to compare both with what is stored."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kp_ray.storage import delete_file, exists, hash_file, join, writer_lock
+from kp_ray.store.layout import current_path
 from kp_ray.store.manifest import UNAVAILABLE, UNREADABLE, PartRecord, read_manifest
 from kp_ray.store.parts import make_variants, sample_evenly
 from kp_ray.store.plan import Chunk, Plan
@@ -40,14 +42,14 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
             problems = [f"{path}: {damage}" for path, damage in damage_by_path.items() if damage]
     if problems:
         return problems
-    stored_paths = {part.path for part in manifest.parts}
+    stored_paths = {current_path(part.path): part.path for part in manifest.parts}  # a former layout has other paths
     planned_paths = {part.path for part in plan.parts()}
-    if stored_paths != planned_paths:
-        num_different = len(stored_paths ^ planned_paths)
+    if stored_paths.keys() != planned_paths:
+        num_different = len(stored_paths.keys() ^ planned_paths)
         return [f"{plan.store}: {num_different} parts are missing, or were made with another config: run augment"]
     unusable = {item.source for item in manifest.quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
     for chunk in sample_evenly(plan.chunks, num_samples):
-        problems += _compare_rows(plan, chunk, unusable)
+        problems += _compare_rows(plan, chunk, stored_paths, unusable)
     return problems
 
 
@@ -68,15 +70,22 @@ def _delete_if_damaged(store: str, part: PartRecord) -> str | None:
     return f"{damage}: run augment, which rewrites the part" if damage else None
 
 
-def _compare_rows(plan: Plan, chunk: Chunk, unusable: set[str]) -> list[str]:
-    """Make the rows of the middle usable source of a chunk again, and return a line per part whose rows differ."""
+def _compare_rows(plan: Plan, chunk: Chunk, stored_paths: Mapping[str, str], unusable: set[str]) -> list[str]:
+    """Make the rows of the middle usable source of a chunk again, and return a line per part whose rows differ.
+
+    Args:
+        plan: the store's plan.
+        chunk: the chunk to compare.
+        stored_paths: path of each part in the store, by its planned path.
+        unusable: names of the sources whose images cannot be read.
+    """
     usable_sources = [source for source in chunk.sources if source.name not in unusable]
     if not usable_sources:
         return []
     source = usable_sources[len(usable_sources) // 2]
     problems = []
     for part in chunk.parts:
-        stored = read_part(join(plan.store, part.path)).filter(pc.equal(pc.field("source"), source.name))
+        stored = read_part(join(plan.store, stored_paths[part.path])).filter(pc.equal(pc.field("source"), source.name))
         variants, _ = make_variants(plan, source, [(part.recipe, part.copies)])
         remade = pa.Table.from_pylist([variant.to_row() for variant in variants], schema=stored.schema)
         if str(stored.to_pylist()) != str(remade.to_pylist()):  # as text, because NaN (unlabelled) != NaN

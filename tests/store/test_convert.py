@@ -43,6 +43,7 @@ def test_a_store_of_the_former_layout_is_read_without_changing_it(planned: Plan,
     assert has_store(planned.store)
     assert is_finished(planned)
     assert forecast_augment(planned, tiny).parts_kept == len(read_manifest(planned.store).parts)
+    assert verify_store(planned) == []
     assert list_names(planned.store) == names
     convert_layout(planned.store)
     assert str(list(iter_rows(planned.store, split=None))) == former_rows
