@@ -42,11 +42,15 @@ class SkeletonConfig(Section):
 
 
 class SplitConfig(Section):
-    """Choice of the sources to validate on."""
+    """Choice of the sources to validate on: a fixed share of them, or for each member one of several folds."""
 
     by: Literal["scene", "clip", "frame"] = "scene"
     """Unit that is held out as a whole. Frames of one scene are so alike that only `scene` measures anything."""
     fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the sources to hold out; 0 holds out none, and then there is no evaluation and no search."""
+    """Share of the sources to hold out; 0 holds out none, and then there is no evaluation and no search. Not used with
+    `folds`."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Number of folds to which the units are dealt: every member trains on all folds but one, so that the ensemble
+    trains on every label, and `crossval` scores every label. null: hold out `fraction` from all members."""
     seed: Seed | None = None
     """Seed of the choice; null: the run's `seed`."""

@@ -85,9 +85,10 @@ def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
             message = f"unknown key{fix}"
         else:
             value = URL_CREDENTIALS.sub("***@", repr(first_error["input"]))
-            message = f"{first_error['msg'].removeprefix('Value error, ')} (got {value:.100})"
+            message = first_error["msg"].removeprefix("Value error, ") + (f" (got {value:.100})" if key else "")
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ConfigError(f"{name}: {key}: {one_line(message)}{more}") from error
+        place = f"{name}: {key}" if key else name  # a message about several sections names its own key
+        raise ConfigError(f"{place}: {one_line(message)}{more}") from error
 
 
 def _parse_override(text: str) -> dict[str, Any]:

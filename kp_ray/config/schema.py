@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kp_ray.config.inputs import DataConfig, SkeletonConfig, SplitConfig
 from kp_ray.config.prediction import PredictConfig
@@ -72,6 +72,31 @@ class Config(Section):
     tune: TuneConfig = TuneConfig()
     predict: PredictConfig = PredictConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _check_folds(self) -> "Config":
+        folds = self.split.folds
+        for member in self.train.members:
+            if member.fold is not None and folds is None:
+                raise ValueError(
+                    f"train.members: {member.name} names a fold (got {member.fold}) without folds: set split.folds"
+                )
+            if member.fold is not None and folds is not None and member.fold >= folds:
+                raise ValueError(
+                    f"train.members: {member.name} names a fold that does not exist (got {member.fold}): name one from "
+                    f"0 to {folds - 1}, or raise split.folds"
+                )
+        if folds is not None and "Original" not in self.augment.recipes:
+            raise ValueError("augment.recipes: a fold is validated on Original, which is not listed: add it")
+        return self
+
+    def held_out_fold(self, member: str) -> int | None:
+        """Return the fold that the member of this name validates on; None without `split.folds`."""
+        if self.split.folds is None:
+            return None
+        index = next(index for index, own in enumerate(self.train.members) if own.name == member)
+        fold = self.train.members[index].fold
+        return index % self.split.folds if fold is None else fold
 
     def path(self, *parts: str) -> str:
         """Join names to a path inside the run folder."""

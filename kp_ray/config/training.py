@@ -38,6 +38,9 @@ class MemberConfig(Section):
     """Stored recipes to train on; null: `train.recipes`."""
     weights: Weights | None = None
     """Initial weights; null: `model.weights`."""
+    fold: NotNegative | None = None
+    """Fold of `split.folds` on which it validates and does not train, from 0; null: the i-th member (from 0) holds out
+    fold i mod `split.folds`."""
 
 
 class WorkerRange(Section):

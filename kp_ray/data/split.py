@@ -1,10 +1,11 @@
-"""Choose the sources to validate on, by whole scenes, clips or frames.
+"""Choose the sources to validate on, by whole scenes, clips or frames: one part of them, or folds.
 
 Frames of one clip are nearly the same image: using the label of the next frame is wrong by only 6 to 29 px. A score on
 frames of a clip whose other frames were trained on measures nothing, so whole scenes are held out by default.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -42,7 +43,7 @@ def split_sources(annotations: Annotations, *, by: SplitBy, fraction: float, see
         raise ConfigError(
             f"split: all {len(units)} sources are one {by}: {by_frame}set split.fraction=0 to train on all"
         )
-    ordered = sorted(num_sources, key=lambda unit: hashlib.blake2b(f"{seed}\0{unit}".encode(), digest_size=16).digest())
+    ordered = sorted(num_sources, key=lambda unit: _hash_unit(unit, seed))
     held_out, best_count, best_gap = 0, 0, float("inf")
     for count, unit in enumerate(ordered[:-1], start=1):
         held_out += num_sources[unit]
@@ -53,13 +54,58 @@ def split_sources(annotations: Annotations, *, by: SplitBy, fraction: float, see
     return ["val" if unit in val_units else "train" for unit in units]
 
 
+def deal_folds(annotations: Annotations, *, by: SplitBy, num_folds: int, seed: int) -> tuple[tuple[str, ...], ...]:
+    """Deal the units of N sources to folds with nearly equal numbers of sources.
+
+    The units are dealt from the largest to the smallest, those of one size in the order of a hash of the seed and their
+    name; each goes to the fold that has the fewest sources so far. So no two folds differ by more sources than the
+    largest unit has, and the result does not depend on the order of the sources.
+
+    Args:
+        annotations: N sources.
+        by: unit whose sources are all in one fold.
+        num_folds: number of folds, 2 or more.
+        seed: another seed deals other folds.
+
+    Returns:
+        The sorted names of each fold's units, as `split_units` returns them.
+
+    Raises:
+        ConfigError: there are fewer units than folds.
+    """
+    num_sources = Counter(split_units(annotations, by))
+    if len(num_sources) < num_folds:
+        by_frame = "split.by=frame, " if by != "frame" and len(annotations) >= num_folds else ""
+        fewer_folds = f"split.folds to {len(num_sources)} or less, or " if len(num_sources) > 1 else ""
+        raise ConfigError(
+            f"split.folds: there are not enough units for {num_folds} folds (the sources are of {len(num_sources)} "
+            f"{by}s): set {by_frame}{fewer_folds}split.folds to null"
+        )
+    folds: list[list[str]] = [[] for _ in range(num_folds)]
+    sizes = [0] * num_folds
+    for unit in sorted(num_sources, key=lambda unit: (-num_sources[unit], _hash_unit(unit, seed))):
+        smallest = sizes.index(min(sizes))
+        folds[smallest].append(unit)
+        sizes[smallest] += num_sources[unit]
+    return tuple(tuple(sorted(fold)) for fold in folds)
+
+
+def _hash_unit(unit: str, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed}\0{unit}".encode(), digest_size=16).digest()
+
+
 def split_units(annotations: Annotations, by: SplitBy) -> list[str]:
     """Return the name of the unit of each of N sources: its scene, its scene and camera, or its image."""
+    return name_units(annotations.scenes, annotations.cameras, annotations.images, by)
+
+
+def name_units(scenes: Iterable[str], cameras: Iterable[str], images: Iterable[str], by: SplitBy) -> list[str]:
+    """Return the names of the units of N images with these scenes, cameras and names."""
     if by == "scene":
-        return list(annotations.scenes)
+        return list(scenes)
     if by == "clip":
-        return [f"{scene}\0{camera}" for scene, camera in zip(annotations.scenes, annotations.cameras, strict=True)]
-    return list(annotations.images)
+        return [f"{scene}\0{camera}" for scene, camera in zip(scenes, cameras, strict=True)]
+    return list(images)
 
 
 def refuse_leaks(units: Sequence[str], splits: Sequence[str], images: Sequence[str]) -> None:

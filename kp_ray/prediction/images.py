@@ -48,7 +48,8 @@ def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[Ima
     `data.test_images`.
 
     Raises:
-        ConfigError: an image is named relative to `data.test_images`, which is not set.
+        ConfigError: an image is named relative to `data.test_images`, which is not set; or the setting names a split
+            of a store with folds.
         DataError: the list of images is invalid or empty, repeats a name, or names a file outside the image folder; or
             none of the images exists.
         StoreError: the store does not exist, or its split is empty.
@@ -152,16 +153,26 @@ def _read_list(path: str) -> list[str]:
     return names
 
 
+def stored_image_ref(image: str, part: str, row: int) -> ImageRef:
+    """Return the reference to an image in a row of a store's part, whose path is `part`."""
+    # A part's file name contains a digest of its content, so the name tells versions apart.
+    return ImageRef(image, part, row, f"{part.rpartition('/')[2]}:{row}")
+
+
 def _list_store_refs(config: Config, split: str) -> list[ImageRef]:
     """List the unaugmented images of a split of the store."""
     store = config.path("store")
-    _, parts = select_parts(store, split=split, recipes=None if split == "val" else ["Original"])
+    manifest, parts = select_parts(store, split=split, recipes=None if split == "val" else ["Original"])
+    if manifest.folds is not None:
+        raise ConfigError(
+            f"predict.images: with split.folds the members have seen these images (got {STORE_PREFIX}{split}): run "
+            "crossval, which predicts each labelled image by the members that have not, or name other images"
+        )
     refs: dict[str, ImageRef] = {}
     for part in parts:
         for row, source in enumerate(read_part(part, ["source"])["source"].to_pylist()):
-            # A part's file name contains a digest of its content, so the name tells versions apart. A source may have
-            # several copies; only the first is predicted.
-            refs.setdefault(source, ImageRef(source, part, row, f"{part.rpartition('/')[2]}:{row}"))
+            # A source may have several copies; only the first is predicted.
+            refs.setdefault(source, stored_image_ref(source, part, row))
     if not refs:
         raise StoreError(f"{store}: the split {split} is empty: raise split.fraction and augment again")
     return list(refs.values())

@@ -47,6 +47,7 @@ def export_store(
     *,
     split: str | None = None,
     recipes: Sequence[str] | None = None,
+    fold: int | None = None,
     yolo: bool = False,
 ) -> ExportSummary:
     """Write rows of a store as images with a COCO keypoints JSON and the wide CSV.
@@ -56,6 +57,8 @@ def export_store(
         folder: receives `images/<recipe>-<copy>/<source>.jpg`, `annotations.json` and `annotations.csv`.
         split: "train" or "val"; None exports both.
         recipes: names of the recipes to export; None exports all.
+        fold: number of the fold to hold out, in a store with folds: `split` is "val" for its Originals and "train" for
+            the other folds; None holds out none.
         yolo: also write `labels/`, one text file per image, for YOLO-pose.
 
     Raises:
@@ -68,9 +71,9 @@ def export_store(
     for name in ("images", "annotations.json", "annotations.csv"):
         if exists(join(folder, name)):
             raise StoreError(f"{folder}: already holds {name}, which would be overwritten: choose a new folder")
-    _refuse_equal_names(store, split, recipes)
+    _refuse_equal_names(store, split, recipes, fold)
     try:
-        num_images = _write_images(skeleton, iter_rows(store, split=split, recipes=recipes), folder)
+        num_images = _write_images(skeleton, iter_rows(store, split=split, recipes=recipes, fold=fold), folder)
         if not num_images:
             raise StoreError(f"{store}: no row has this split and these recipes: select another split or other recipes")
     except BaseException:  # including Ctrl-C: an unfinished export would look like a whole one
@@ -85,14 +88,15 @@ def _image_name(row: StoredRow) -> str:
     return f"{row['recipe']}-{row['copy']}/{os.path.splitext(row['source'])[0]}.jpg"
 
 
-def _refuse_equal_names(store: str, split: str | None, recipes: Sequence[str] | None) -> None:
+def _refuse_equal_names(store: str, split: str | None, recipes: Sequence[str] | None, fold: int | None) -> None:
     """Refuse sources whose names differ only in the suffix (a.png, a.jpg): each variant is exported as .jpg.
 
     Raises:
         StoreError: two images would have the same name.
     """
     sources_by_name: dict[str, str] = {}
-    for row in read_table(store, split=split, recipes=recipes, columns=["source", "recipe", "copy"]).to_pylist():
+    columns = ["source", "recipe", "copy"]
+    for row in read_table(store, split=split, recipes=recipes, columns=columns, fold=fold).to_pylist():
         name = _image_name(row)
         if name in sources_by_name:
             both = f"{row['source']} and {sources_by_name[name]}"

@@ -82,6 +82,24 @@ class PartRecord(_ManifestModel):
     sha256: str
 
 
+class FoldTable(_ManifestModel):
+    """The folds of a store whose config has `split.folds`.
+
+    The parts do not hold it: their rows are the same for every number of folds, and so another number rewrites the
+    manifest alone. Readers add the column `fold` to the rows (`kp_ray.store.read`).
+
+    Attributes:
+        by: kind of the units, as in `split.by`.
+        units: names of the units in each fold, from fold 0.
+    """
+
+    by: Literal["scene", "clip", "frame"]
+    units: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+
 class Manifest(_ManifestModel):
     """The contents of a finished store.
 
@@ -95,6 +113,7 @@ class Manifest(_ManifestModel):
         num_variants: number of rows.
         num_rows_by_split: number of rows per split, "train" and "val".
         units: names of the units in each split, "train" and "val"; a unit is a scene, clip or frame (`split.by`).
+        folds: the folds; None if a fixed part of the sources is held out. With folds the split of every row is "train".
         parts: all parts, in the order in which they are read.
         quarantined: sources that at least one recipe could not use.
     """
@@ -110,12 +129,20 @@ class Manifest(_ManifestModel):
     num_variants: int
     num_rows_by_split: dict[str, int]
     units: dict[str, tuple[str, ...]]
+    folds: FoldTable | None = None
     parts: tuple[PartRecord, ...]
     quarantined: tuple[Quarantined, ...]
+
+    @property
+    def has_validation_rows(self) -> bool:
+        """True if a member can be evaluated: on the held-out sources, or on the fold that it holds out."""
+        return self.folds is not None or self.num_rows_by_split["val"] > 0
 
 
 class StoredRow(TypedDict, total=False):
     """A row of a store: one variant. Rows that are read with selected columns hold only those columns.
+
+    To the rows of a store with folds, the readers add the column `fold`, the number of the fold that holds the source.
 
     Attributes:
         source: image name.
@@ -190,11 +217,12 @@ def write_manifest(store: str, manifest: Manifest) -> None:
     quarantine.writeheader()
     quarantine.writerows(item.model_dump() for item in manifest.quarantined)
     write_bytes(join(store, QUARANTINE_NAME), text.getvalue().encode())
-    write_bytes(join(store, MANIFEST_NAME), (manifest.model_dump_json(indent=1) + "\n").encode())
+    without = None if manifest.folds else {"folds"}  # as in the stores that were written before there were folds
+    write_bytes(join(store, MANIFEST_NAME), (manifest.model_dump_json(indent=1, exclude=without) + "\n").encode())
 
 
 def store_digest(store: str) -> str:
-    """Compute a SHA-256 of a store's seed, keypoint names and parts, which changes with any byte of any row.
+    """Compute a SHA-256 of a store's seed, keypoint names, parts and folds, which changes with any byte of any row.
 
     A store has the same digest in both layouts, so that members trained before a conversion remain usable.
 
@@ -203,7 +231,8 @@ def store_digest(store: str) -> str:
     """
     manifest = read_manifest(store)
     parts = [[former_path(part.path), part.sha256, part.split] for part in manifest.parts]
-    return hashlib.sha256(json.dumps([manifest.seed, manifest.skeleton, parts]).encode()).hexdigest()
+    folds = [manifest.folds.model_dump()] if manifest.folds else []
+    return hashlib.sha256(json.dumps([manifest.seed, manifest.skeleton, parts, *folds]).encode()).hexdigest()
 
 
 def row_schema(num_keypoints: int) -> pa.Schema:

@@ -7,7 +7,7 @@ decides its rows, so an existing part is never out of date.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
@@ -18,12 +18,12 @@ from kp_ray.augmentation.variants import Source
 from kp_ray.config.schema import AugmentConfig, Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_labels
-from kp_ray.data.split import refuse_leaks, split_sources, split_units
+from kp_ray.data.split import deal_folds, refuse_leaks, split_sources, split_units
 from kp_ray.errors import DataError
 from kp_ray.fingerprint import digest
 from kp_ray.storage import file_sizes
 from kp_ray.store.layout import part_path
-from kp_ray.store.manifest import ROWS_VERSION, Split
+from kp_ray.store.manifest import ROWS_VERSION, FoldTable, Split
 
 Recipes = tuple[tuple[Recipe, int], ...]
 """Recipes with their numbers of copies."""
@@ -64,6 +64,7 @@ class Plan:
         units: for "train" and for "val", the names of the units in that split; `split.by` says whether a unit is a
             scene, a clip or a frame.
         sources_without_image: names of the sources whose image file is missing.
+        folds: the folds of `split.folds`; None without it. They decide no row.
     """
 
     store: str
@@ -75,6 +76,7 @@ class Plan:
     chunks: tuple[Chunk, ...]
     units: dict[str, tuple[str, ...]]
     sources_without_image: frozenset[str]
+    folds: FoldTable | None = None
 
     def recipes_for_split(self, split: Split) -> Recipes:
         """Return the recipes of the sources of a split."""
@@ -95,11 +97,16 @@ def make_plan(config: Config) -> Plan:
     """
     annotations = load_labels(config)
     seed = config.seed if config.split.seed is None else config.split.seed
-    split_by = config.split.by
-    splits = split_sources(annotations, by=split_by, fraction=config.split.fraction, seed=seed)
-    refuse_leaks(split_units(annotations, split_by), splits, annotations.images)
+    split_by, num_folds = config.split.by, config.split.folds
+    if num_folds is not None:
+        units = deal_folds(annotations, by=split_by, num_folds=num_folds, seed=seed)
+        folds, splits = FoldTable(by=split_by, units=units), ["train"] * len(annotations)
+    else:
+        folds, splits = None, split_sources(annotations, by=split_by, fraction=config.split.fraction, seed=seed)
+        refuse_leaks(split_units(annotations, split_by), splits, annotations.images)
     images = config.require_input("images")
-    return plan_store(config.path("store"), images, annotations, splits, split_by, config.augment, config.seed)
+    plan = plan_store(config.path("store"), images, annotations, splits, split_by, config.augment, config.seed)
+    return replace(plan, folds=folds)
 
 
 def plan_store(

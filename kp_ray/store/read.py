@@ -1,4 +1,8 @@
-"""Read rows of a store: a part, a table of selected rows, single rows, or all rows in order."""
+"""Read rows of a store: a part, a table of selected rows, single rows, or all rows in order.
+
+The functions that take `fold` show a store with folds as a member sees it: the rows of this fold are validation rows,
+of which only the Originals are used, and all other rows are training rows. With None no fold is held out.
+"""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +14,8 @@ import pyarrow.parquet as pq
 
 from kp_ray.errors import StoreError
 from kp_ray.storage import filesystem, join, open_input, parquet_errors, read_parquet
-from kp_ray.store.manifest import Manifest, StoredRow, read_manifest, row_schema
+from kp_ray.store.folds import DECIDING_COLUMNS, VALIDATION_RECIPE, refuse_fold_leaks, select_rows
+from kp_ray.store.manifest import FoldTable, Manifest, StoredRow, read_manifest, row_schema
 from kp_ray.store.parts import ROWS_PER_GROUP
 
 REBUILD_PART_FIX = "run verify, then augment"
@@ -35,33 +40,77 @@ def read_part(path: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def select_parts(
-    store: str, *, split: str | None = None, recipes: Sequence[str] | None = None
+    store: str, *, split: str | None = None, recipes: Sequence[str] | None = None, fold: int | None = None
 ) -> tuple[Manifest, list[str]]:
-    """Select parts of a finished store.
+    """Select the parts of a finished store that can hold rows of a split.
 
     Args:
         store: local path or URL of the store.
         split: "train" or "val"; None selects both.
         recipes: names of recipes; None selects all.
+        fold: number of the fold to hold out, in a store with folds. Parts hold rows of several folds:
+            `read_part_rows` selects among them.
 
     Returns:
         The manifest, and the full paths of the selected parts in the manifest's order.
 
     Raises:
-        StoreError: there is no finished store, it lacks a recipe of `recipes`, or a scene is in both splits.
+        StoreError: there is no finished store, it lacks the fold or a recipe of `recipes`, or a scene is in both splits
+            or in two folds.
     """
     manifest = read_manifest(store)
     leaked_units = sorted(set(manifest.units.get("train", ())) & set(manifest.units.get("val", ())))
     if leaked_units:
         raise StoreError(f"{store}: {leaked_units[0]} is in both splits, train and val: augment into a new run_dir")
+    if manifest.folds:
+        refuse_fold_leaks(store, manifest.folds)
+    num_folds = len(manifest.folds) if manifest.folds else 0
+    if fold is not None and not 0 <= fold < num_folds:
+        raise StoreError(
+            f"{store}: has no fold {fold} (it has {num_folds} folds): name another one, or set split.folds"
+        )
     stored_recipes = {part.recipe for part in manifest.parts}  # `Original` of validation may not be in manifest.recipes
     for name in recipes or ():
         if name not in stored_recipes:
             raise StoreError(f"{store}: holds no recipe {name!r}: choose from {', '.join(sorted(stored_recipes))}")
-    selected = [
-        part for part in manifest.parts if split in (None, part.split) and (recipes is None or part.recipe in recipes)
-    ]
+    selected = [part for part in manifest.parts if recipes is None or part.recipe in recipes]
+    if fold is None:
+        selected = [part for part in selected if split in (None, part.split)]
+    elif split == "val":
+        selected = [part for part in selected if part.recipe == VALIDATION_RECIPE]
     return manifest, [join(store, part.path) for part in selected]
+
+
+def read_part_rows(
+    path: str,
+    columns: Sequence[str] | None = None,
+    *,
+    folds: FoldTable | None,
+    split: str | None = None,
+    fold: int | None = None,
+) -> tuple[pa.Table, Sequence[int]]:
+    """Read the rows of a part that belong to a split, with the column `fold` if the store has folds.
+
+    Args:
+        path: local path or URL of the part, from `select_parts` with the same split and fold.
+        columns: names of columns, see `StoredRow`; None reads all.
+        folds: `Manifest.folds`; None reads all rows of the part.
+        split: "train" or "val"; None reads both.
+        fold: number of the fold to hold out; the column `split` then says on which side a row is.
+
+    Returns:
+        The rows, and their numbers in the part, from 0.
+
+    Raises:
+        StoreError: the manifest lacks the fold of a row.
+        StorageError: the part is missing or damaged.
+    """
+    if folds is None:
+        table = read_part(path, columns)
+        return table, range(len(table))
+    stored = None if columns is None else [name for name in {*columns, *DECIDING_COLUMNS} if name != "fold"]
+    table, rows = select_rows(read_part(path, stored), folds, split=split, fold=fold)
+    return (table if columns is None else table.select(list(columns))), rows.tolist()
 
 
 def read_table(
@@ -70,6 +119,7 @@ def read_table(
     split: str | None = None,
     recipes: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
+    fold: int | None = None,
 ) -> pa.Table:
     """Read rows of a store as one Arrow table.
 
@@ -80,31 +130,44 @@ def read_table(
         split: "train" or "val"; None reads both.
         recipes: names of recipes; None reads all.
         columns: names of columns, see `StoredRow`; None reads all.
+        fold: number of the fold to hold out, in a store with folds.
 
     Raises:
         StoreError: see `select_parts`.
         StorageError: a part is missing or damaged.
     """
-    manifest, paths = select_parts(store, split=split, recipes=recipes)
+    manifest, paths = select_parts(store, split=split, recipes=recipes, fold=fold)
     if paths:
-        return pa.concat_tables([read_part(path, columns) for path in paths])
+        tables = (read_part_rows(path, columns, folds=manifest.folds, split=split, fold=fold)[0] for path in paths)
+        return pa.concat_tables(tables)
     empty_table = row_schema(len(manifest.skeleton)).empty_table()
+    if manifest.folds:
+        empty_table = empty_table.append_column("fold", pa.array([], pa.int32()))
     return empty_table if columns is None else empty_table.select(list(columns))
 
 
-def list_rows(store: str, *, split: str) -> list[RowReference]:
-    """List the rows of a split in the store's order, without reading a part.
+def list_rows(store: str, *, split: str, fold: int | None = None) -> list[RowReference]:
+    """List the rows of a split in the store's order. Parts are read only to hold out a fold.
 
     Args:
         store: local path or URL of the store.
         split: "train" or "val".
+        fold: number of the fold to hold out, in a store with folds.
 
     Raises:
         StoreError: see `select_parts`.
+        StorageError: a part is missing or damaged.
     """
-    manifest, _ = select_parts(store, split=split)
-    parts = [part for part in manifest.parts if part.split == split]
-    return [(join(store, part.path), row) for part in parts for row in range(part.num_rows)]
+    manifest, paths = select_parts(store, split=split, fold=fold)
+    if manifest.folds is None:
+        selected = set(paths)
+        parts = [(join(store, part.path), part.num_rows) for part in manifest.parts]
+        return [(path, row) for path, num_rows in parts if path in selected for row in range(num_rows)]
+    references: list[RowReference] = []
+    for path in paths:
+        _, rows = read_part_rows(path, DECIDING_COLUMNS, folds=manifest.folds, split=split, fold=fold)
+        references += [(path, row) for row in rows]
+    return references
 
 
 class RowReader:
@@ -137,20 +200,26 @@ class RowReader:
             return cast(StoredRow, group.slice(row % ROWS_PER_GROUP, 1).to_pylist()[0])
 
 
-def iter_rows(store: str, *, split: str | None, recipes: Sequence[str] | None = None) -> Iterator[StoredRow]:
+def iter_rows(
+    store: str, *, split: str | None, recipes: Sequence[str] | None = None, fold: int | None = None
+) -> Iterator[StoredRow]:
     """Iterate over rows with all columns, holding one row group in memory.
 
     Args:
         store: local path or URL of the store.
         split: "train" or "val"; None reads both.
         recipes: names of recipes; None reads all.
+        fold: number of the fold to hold out, in a store with folds.
 
     Raises:
         StoreError: see `select_parts`.
         StorageError: a part is missing or damaged.
     """
-    _, paths = select_parts(store, split=split, recipes=recipes)
+    manifest, paths = select_parts(store, split=split, recipes=recipes, fold=fold)
     for path in paths:
         with parquet_errors(path, REBUILD_PART_FIX), open_input(path) as stream:
             for batch in pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(ROWS_PER_GROUP):
-                yield from batch.to_pylist()
+                table = pa.Table.from_batches([batch])
+                if manifest.folds is not None:
+                    table, _ = select_rows(table, manifest.folds, split=split, fold=fold)
+                yield from table.to_pylist()

@@ -47,6 +47,8 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
     if stored_paths.keys() != planned_paths:
         num_different = len(stored_paths.keys() ^ planned_paths)
         return [f"{plan.store}: {num_different} parts are missing, or were made with another config: run augment"]
+    if manifest.folds != plan.folds:
+        return [f"{plan.store}: its folds were dealt with another config: run augment, which keeps the parts"]
     unusable = {item.source for item in manifest.quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
     for chunk in sample_evenly(plan.chunks, num_samples):
         problems += _compare_rows(plan, chunk, stored_paths, unusable)

@@ -93,7 +93,9 @@ def is_finished(plan: Plan) -> bool:
         StoreError: the manifest is damaged, another version of kp_ray wrote it, or the image file of a stored source is
             missing.
     """
-    return has_store(plan.store) and not _find_missing_parts(plan)[1]
+    # A manifest with other folds is out of date too: later stages read the folds from it.
+    has_manifest = has_store(plan.store) and read_manifest(plan.store).folds == plan.folds
+    return has_manifest and not _find_missing_parts(plan)[1]
 
 
 def _find_missing_parts(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
@@ -250,6 +252,7 @@ def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: S
             split: sum(part.num_rows for part in parts if part.split == split) for split in ("train", "val")
         },
         units=plan.units,
+        folds=plan.folds,
         parts=parts,
         quarantined=tuple(ordered),
     )

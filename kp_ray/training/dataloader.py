@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -16,7 +16,8 @@ from kp_ray.config.training import MemberConfig
 from kp_ray.keypoints import Skeleton
 from kp_ray.models.inputs import to_dataset_dict
 from kp_ray.storage import join
-from kp_ray.store.read import RowReader, read_part, select_parts
+from kp_ray.store.folds import check_held_out_fold
+from kp_ray.store.read import RowReader, read_part_rows, select_parts
 
 SHUFFLE_BUFFER_ROWS = 10_000_000
 """Size of Ray Data's shuffle buffer: larger than any shard, which holds references to rows and no images."""
@@ -26,6 +27,7 @@ Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 _REFERENCES = pa.schema([("path", pa.string()), ("row", pa.int64()), ("is_wide", pa.bool_())])
 _COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
+_SELECTING = ("num_visible", "bbox_xyxy", "width", "height")
 
 
 def usable_rows(config: Config, member: MemberConfig) -> pa.Table:
@@ -38,11 +40,8 @@ def usable_rows(config: Config, member: MemberConfig) -> pa.Table:
         StoreError: there is no finished store, or it does not hold a recipe of the member.
         StorageError: a part is not there, or damaged.
     """
-    recipes = member.recipes or config.train.recipes
-    _, paths = select_parts(config.path("store"), split="train", recipes=recipes)
     min_visible = max(1, config.augment.min_visible)
-    with ThreadPoolExecutor() as pool:
-        tables = list(pool.map(lambda path: _usable_rows_of_part(path, min_visible), paths))
+    tables = _read_training_rows(config, member, lambda path, table, rows: _usable_rows(path, table, rows, min_visible))
     return pa.concat_tables([_REFERENCES.empty_table(), *tables])
 
 
@@ -54,17 +53,40 @@ def count_rows(config: Config, member: MemberConfig) -> int:
     """
     store, recipes = config.path("store"), member.recipes or config.train.recipes
     manifest, paths = select_parts(store, split="train", recipes=recipes)
+    if manifest.folds is not None:
+        return sum(_read_training_rows(config, member, lambda path, table, rows: len(rows)))
     selected = set(paths)
     return sum(part.num_rows for part in manifest.parts if join(store, part.path) in selected)
 
 
-def _usable_rows_of_part(path: str, min_visible: int) -> pa.Table:
-    table = read_part(path, ["num_visible", "bbox_xyxy", "width", "height"])
+def _read_training_rows(
+    config: Config, member: MemberConfig, convert: Callable[[str, pa.Table, Sequence[int]], Item]
+) -> list[Item]:
+    """Read the rows of each part on which a member may train, which leaves out the fold that it holds out.
+
+    Args:
+        config: the run's configuration.
+        member: the member.
+        convert: called with a part's path, its training rows and their numbers in the part.
+    """
+    fold = check_held_out_fold(config, member.name)
+    recipes = member.recipes or config.train.recipes
+    manifest, paths = select_parts(config.path("store"), split="train", recipes=recipes, fold=fold)
+
+    def read(path: str) -> Item:
+        return convert(path, *read_part_rows(path, _SELECTING, folds=manifest.folds, split="train", fold=fold))
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(read, paths))
+
+
+def _usable_rows(path: str, table: pa.Table, rows: Sequence[int], min_visible: int) -> pa.Table:
+    """Return references to the rows of a part that can be trained on; `rows` are their numbers in the part."""
     x1, y1, x2, y2 = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4).T
-    usable = (table["num_visible"].to_numpy() >= min_visible) & (x2 > x1) & (y2 > y1)
-    rows = np.flatnonzero(usable)
-    is_wide = table["width"].to_numpy()[rows] > table["height"].to_numpy()[rows]
-    return pa.table({"path": [path] * len(rows), "row": rows, "is_wide": is_wide}, schema=_REFERENCES)
+    usable = np.flatnonzero((table["num_visible"].to_numpy() >= min_visible) & (x2 > x1) & (y2 > y1))
+    is_wide = table["width"].to_numpy()[usable] > table["height"].to_numpy()[usable]
+    numbers = np.array(rows, dtype=np.int64)[usable]
+    return pa.table({"path": [path] * len(usable), "row": numbers, "is_wide": is_wide}, schema=_REFERENCES)
 
 
 def iter_batches(

@@ -14,6 +14,7 @@ from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.metrics import evaluate_keypoints
 from kp_ray.models.decoding import Detection, detect_in_inputs
 from kp_ray.models.inputs import to_dataset_dict
+from kp_ray.store.folds import check_held_out_fold
 from kp_ray.store.manifest import StoredRow
 from kp_ray.store.read import RowReader, RowReference, list_rows
 from kp_ray.training.dataloader import read_ahead
@@ -67,7 +68,8 @@ def _evaluate_shard(model: torch.nn.Module, worker: Worker) -> list[_EvaluatedRo
 
     A shard is a range of batches, so that every batch, and with it every figure, is the same for any number of workers.
     """
-    references = list_rows(worker.config.path("store"), split="val")
+    fold = check_held_out_fold(worker.config, worker.member.name)
+    references = list_rows(worker.config.path("store"), split="val", fold=fold)
     batches = [references[start : start + BATCH_SIZE] for start in range(0, len(references), BATCH_SIZE)]
     first, end = (len(batches) * rank // worker.world_size for rank in (worker.rank, worker.rank + 1))
     reader = RowReader(_COLUMNS, locate=worker.locate_part)

@@ -53,6 +53,7 @@ class MemberSummary:
         result: None if the member was finished before.
         seconds: duration of the training run, including its start-up; None if the member was finished before.
         left_out: description of the stored variants that the member did not train on; "" for none.
+        fold: number of the fold that the member holds out; None without `split.folds`.
     """
 
     name: str
@@ -60,11 +61,13 @@ class MemberSummary:
     result: TrainingResult | None = None
     seconds: float | None = None
     left_out: str = ""
+    fold: int | None = None
 
     def line(self) -> str:
         """Describe the member on one line."""
+        fold = "" if self.fold is None else f" without fold {self.fold}"
         if self.result is None:
-            return f"member {self.name}: finished before, in {self.folder}"
+            return f"member {self.name}{fold}: finished before, in {self.folder}"
         result, rmse = self.result, self.result.metrics.get("rmse")
         text = f"{result.iterations} iterations"
         text += f" (from the checkpoint at {result.resumed_from})" if result.resumed_from else ""
@@ -72,11 +75,16 @@ class MemberSummary:
         if rmse is not None:
             text += f", validation RMSE {rmse:.2f} px, PCK@0.05 {result.metrics['pck_0.05']:.3f}"
         text += f", {self.left_out}" if self.left_out else ""
-        return f"member {self.name}: {text}, in {self.folder}"
+        return f"member {self.name}{fold}: {text}, in {self.folder}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `--json`."""
-        return {"skipped": True} if self.result is None else {**self.result.to_json(), "seconds": self.seconds}
+        fold = {} if self.fold is None else {"fold": self.fold}
+        return (
+            {"skipped": True} | fold
+            if self.result is None
+            else {**self.result.to_json(), "seconds": self.seconds, **fold}
+        )
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,8 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
     for member in config.train.members:
         finished_before = MemberSummary(member.name, config.member_dir(member.name))
         summary = trained.get(member.name, finished_before)
-        summaries.append(replace(summary, left_out=left_out.get(member.name, "")))
+        fold = config.held_out_fold(member.name)
+        summaries.append(replace(summary, left_out=left_out.get(member.name, ""), fold=fold))
     return TrainSummary(tuple(summaries), search)
 
 

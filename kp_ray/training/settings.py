@@ -10,8 +10,9 @@ from kp_ray.errors import ConfigError, ModelError
 from kp_ray.fingerprint import encode_fields, refuse_difference
 from kp_ray.models.presets import build_cfg, check_network
 from kp_ray.storage import exists, is_local, join, read_json, write_bytes
+from kp_ray.store.folds import check_num_folds
 from kp_ray.store.layout import has_store
-from kp_ray.store.manifest import store_digest
+from kp_ray.store.manifest import read_manifest, store_digest
 from kp_ray.store.read import select_parts
 from kp_ray.store.skeleton import run_skeleton
 from kp_ray.training.search_result import SETTINGS_NAME
@@ -43,6 +44,7 @@ def member_fields(config: Config, member: MemberConfig) -> dict[str, Any]:
         **{f"model.{name}": value for name, value in values["model"].items()},
         **{f"train.{name}": value for name, value in deciding_train_fields(config).items()},
         **{f"member.{name}": value for name, value in own.items()},
+        "member.fold": config.held_out_fold(member.name),
         "augment.min_visible": config.augment.min_visible,
         "skeleton": values["skeleton"],
         "the store": store_digest(config.path("store")),
@@ -94,6 +96,24 @@ def check_settings(config: Config, *, from_search: bool = False) -> None:
             folder,
             f"{own}give the member another name, choose another run_dir, or delete this folder to train it again",
         )
+
+
+def check_lineage(config: Config) -> None:
+    """Refuse members that began with another store or another held-out fold than those of the config.
+
+    Raises:
+        RunStateError: a member did; its scores on the fold would be those of images that it was trained on.
+        StorageError: recorded settings are missing or damaged.
+        StoreError: there is no finished store, or its number of folds is not the config's.
+    """
+    check_num_folds(config, read_manifest(config.path("store")))
+    digest = store_digest(config.path("store"))
+    for member in config.train.members:
+        folder = config.member_dir(member.name)
+        fix = "delete this folder and train the member again"
+        recorded = read_json(join(folder, SETTINGS_NAME), fix)
+        current = {"member.fold": config.held_out_fold(member.name), "the store": digest}
+        refuse_difference(recorded, current, folder, f"restore the setting or the labels, or {fix}")
 
 
 def starting_weights(config: Config, member: MemberConfig) -> tuple[str, str | None]:

@@ -27,6 +27,7 @@ class TrainForecast:
         ims_per_batch: images per worker and iteration.
         num_rows_by_split: number of the store's rows, under "train" and "val".
         search: the search whose settings are used; None for the config's own.
+        folds: number of folds, of which each member holds out one; None without `split.folds`.
     """
 
     members: int
@@ -36,16 +37,20 @@ class TrainForecast:
     ims_per_batch: int
     num_rows_by_split: dict[str, int]
     search: SearchResult | None = None
+    folds: int | None = None
 
     def lines(self) -> list[str]:
         """Return lines of text for the terminal."""
         fewest, most = self.worker_range
         workers = str(most) if fewest == most else f"{fewest} to {most}"
+        validation = f"{self.num_rows_by_split['val']} validation rows"
+        if self.folds is not None:
+            validation = f"{self.folds} folds, of which each member validates on one"
         return [
             *([self.search.describe()] if self.search else []),
             f"{self.members} members ({self.finished} finished) of {self.iterations} iterations on {workers} workers, "
             f"{self.ims_per_batch} images per worker and iteration, {self.num_rows_by_split['train']} stored rows of "
-            f"all recipes, {self.num_rows_by_split['val']} validation rows",
+            f"all recipes, {validation}",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -129,4 +134,5 @@ class TrainStage:
             ims_per_batch=section.ims_per_batch,
             num_rows_by_split=manifest.num_rows_by_split,
             search=search,
+            folds=config.split.folds,
         )

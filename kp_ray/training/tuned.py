@@ -13,13 +13,14 @@ from kp_ray.training.settings import deciding_train_fields
 
 def search_fields(config: Config) -> dict[str, Any]:
     """Return the settings that decide a search's results, as plain values."""
-    values = config.to_dict()
+    values, member = config.to_dict(), config.train.members[0]
+    own = {key: value for key, value in values["train"]["members"][0].items() if key != "name"}
     return {
         **{part: values[part] for part in ("seed", "model", "skeleton")},
         "augment": {"min_visible": config.augment.min_visible},
         "tune": {key: value for key, value in values["tune"].items() if key != "max_concurrent"},
         "train": deciding_train_fields(config),
-        "train.members.0": {key: value for key, value in values["train"]["members"][0].items() if key != "name"},
+        "train.members.0": {**own, "fold": config.held_out_fold(member.name)},
         "store": store_digest(config.path("store")),
     }
 

@@ -17,6 +17,7 @@ from kp_ray.config.training import WorkerRange
 from kp_ray.errors import ConfigError, DivergedError, KpRayError, StoppedError, StoreError
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import delete_folder, join, list_folders, write_bytes, writer_lock
+from kp_ray.store.folds import check_num_folds
 from kp_ray.store.manifest import read_manifest
 from kp_ray.training.search_result import SearchResult, apply_result, is_search_finished, write_result
 from kp_ray.training.settings import check_options
@@ -45,6 +46,7 @@ class TuneSummary:
         iterations: iterations trained by all trials together.
         iterations_without_stops: iterations that the same number of trials takes without early stopping.
         config: path of `best.yaml`.
+        fold: number of the fold on which the trials were compared; None without `split.folds`.
     """
 
     trials: int
@@ -57,6 +59,7 @@ class TuneSummary:
     iterations: int
     iterations_without_stops: int
     config: str
+    fold: int | None = None
 
     def lines(self) -> list[str]:
         """Lines of text for the terminal."""
@@ -65,15 +68,19 @@ class TuneSummary:
         if self.trial != OWN_TRIAL:
             own += " failed" if self.own is None else f" {self.own:.4g}"
         failures = f", {self.failed} failed" if self.failed else ""
+        on_fold = "" if self.fold is None else f" on fold {self.fold}"
         return [
             f"{self.trials} trials{failures}, {self.iterations} iterations of {self.iterations_without_stops} "
             "without stops",
-            f"best {self.metric} {self.best:.4g} by trial {self.trial}, {own}: {params}",
+            f"best {self.metric} {self.best:.4g}{on_fold} by trial {self.trial}, {own}: {params}",
         ]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
-        return asdict(self)
+        values = asdict(self)
+        if self.fold is None:
+            del values["fold"]
+        return values
 
 
 def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
@@ -130,6 +137,7 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
             iterations=sum(trial.trained_iterations for trial in trials),
             iterations_without_stops=len(trials) * max(trial.start.max_iter for trial in trials),
             config=best_path,
+            fold=config.held_out_fold(config.train.members[0].name),
         )
 
 
@@ -155,9 +163,11 @@ def check_search(config: Config) -> None:
 
     Raises:
         ConfigError: settings of `tune` or `train` do not fit each other or the store.
-        StoreError: there is no finished store, or it has no validation rows.
+        StoreError: there is no finished store, it has no validation rows, or its folds are not the config's.
     """
-    if not read_manifest(config.path("store")).num_rows_by_split["val"]:
+    manifest = read_manifest(config.path("store"))
+    check_num_folds(config, manifest)
+    if not manifest.has_validation_rows:
         raise StoreError(
             f"{config.path('store')}: has no validation rows, on which trials are compared: set split.fraction above 0 "
             "and choose a new run_dir"

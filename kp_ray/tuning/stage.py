@@ -21,19 +21,19 @@ class TuneForecast:
         iterations: iterations of a trial that is not stopped early, with one worker.
         metric: the tuned metric.
         num_rows_by_split: number of rows of the store by split.
+        fold: number of the fold on which trials are compared; None without `split.folds`.
     """
 
     trials: int
     iterations: int
     metric: str
     num_rows_by_split: dict[str, int]
+    fold: int | None = None
 
     def lines(self) -> list[str]:
         """Lines of text for the terminal."""
-        return [
-            f"{self.trials} trials of up to {self.iterations} iterations, {self.num_rows_by_split['val']} validation "
-            f"rows, compared by {self.metric}"
-        ]
+        rows = f"{self.num_rows_by_split['val']} validation rows" if self.fold is None else f"fold {self.fold} held out"
+        return [f"{self.trials} trials of up to {self.iterations} iterations, {rows}, compared by {self.metric}"]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -51,7 +51,7 @@ class TuneStage:
         """Return whether `tune.num_trials` is above 0 and the store, once it exists, has validation rows."""
         if not config.tune.num_trials:
             return False
-        return not has_store(config.path("store")) or read_manifest(config.path("store")).num_rows_by_split["val"] > 0
+        return not has_store(config.path("store")) or read_manifest(config.path("store")).has_validation_rows
 
     def check(self, config: Config) -> None:
         """Refuse flips that contradict the skeleton and, if there is a store, a search that could not begin.
@@ -86,4 +86,5 @@ class TuneStage:
         """
         num_rows = read_manifest(config.path("store")).num_rows_by_split
         iterations = config.tune.max_iter or config.train.max_iter
-        return TuneForecast(config.tune.num_trials, iterations, config.tune.metric, dict(num_rows))
+        fold = config.held_out_fold(config.train.members[0].name)
+        return TuneForecast(config.tune.num_trials, iterations, config.tune.metric, dict(num_rows), fold)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kp_ray.data.annotations import Annotations, parse_name
-from kp_ray.data.split import refuse_leaks, split_sources, split_units
+from kp_ray.data.split import deal_folds, refuse_leaks, split_sources, split_units
 from kp_ray.errors import ConfigError, DataError
 from kp_ray.keypoints import DACON24
 
@@ -91,3 +91,35 @@ def test_a_unit_or_image_on_both_sides_is_refused_by_its_name():
 
 def test_variants_of_one_source_on_one_side_are_accepted():
     refuse_leaks(["x", "x", "y"], ["train", "train", "val"], ["a", "a", "b"])
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=4, max_size=12),
+    st.sampled_from(BY),
+    st.integers(2, 4),
+    st.integers(0, 2**63),
+    st.randoms(use_true_random=False),
+)
+def test_folds_hold_every_unit_once_and_differ_by_one_unit_at_most(counts, by, num_folds, seed, random):
+    labels = make_sources(counts)
+    folds = deal_folds(labels, by=by, num_folds=num_folds, seed=seed)
+    sizes = Counter(split_units(labels, by))
+    assert sorted(unit for fold in folds for unit in fold) == sorted(sizes)
+    totals = [sum(sizes[unit] for unit in fold) for fold in folds]
+    assert max(totals) - min(totals) <= max(sizes.values())
+    order = list(range(len(labels)))
+    random.shuffle(order)
+    assert deal_folds(labels.select(order), by=by, num_folds=num_folds, seed=seed) == folds
+
+
+def test_units_of_one_size_are_dealt_evenly_and_another_seed_deals_other_folds():
+    labels = make_sources([3] * 10)
+    folds = deal_folds(labels, by="scene", num_folds=5, seed=42)
+    assert [len(fold) for fold in folds] == [2] * 5
+    assert folds == (("s6", "s7"), ("s4", "s9"), ("s1", "s8"), ("s0", "s2"), ("s3", "s5")), "the same on any machine"
+    assert deal_folds(labels, by="scene", num_folds=5, seed=7) != folds
+
+
+def test_more_folds_than_units_are_refused_with_the_setting():
+    with pytest.raises(ConfigError, match=r"split\.folds: .*5 folds .*of 3 scenes\): set split\.by=frame"):
+        deal_folds(make_sources([3] * 3), by="scene", num_folds=5, seed=0)

@@ -30,7 +30,7 @@ def test_workers_read_disjoint_rows_and_detect_the_same_as_one_worker(
     model = build_model(cfg).eval()
     monkeypatch.setattr(evaluation, "BATCH_SIZE", 2)
     references = list_rows(config.path("store"), split="val") * 3
-    monkeypatch.setattr(evaluation, "list_rows", lambda store, split: references)
+    monkeypatch.setattr(evaluation, "list_rows", lambda store, split, fold: references)
     reads: list[tuple[str, int]] = []
     read = RowReader.read
 
