@@ -49,20 +49,35 @@ def check_labels(annotations: Annotations, sizes: Sizes = None) -> list[Finding]
 
 def _image_findings(annotations: Annotations, sizes: Sizes) -> Iterator[Finding]:
     """Find mistakes in single images, and images with equal coordinates."""
-    first_image: dict[bytes, str] = {}
-    for image, points in zip(annotations.images, annotations.keypoints, strict=True):
+    repeated = find_repeated(annotations)
+    for row, (image, points) in enumerate(zip(annotations.images, annotations.keypoints, strict=True)):
         xy = points[:, :2]
         if not np.isfinite(xy).any():
             yield warning("unlabelled", image, "no point is labelled", "label it, or drop the row")
             continue
-        earlier = first_image.setdefault(xy.tobytes(), image)
-        if earlier != image:
-            message = f"its labels repeat those of {earlier}"
+        if row in repeated:
+            message = f"its labels repeat those of {annotations.images[repeated[row]]}"
             yield warning(
                 "repeated", image, message, "compare both images, and drop the row that the labels do not fit"
             )
         size = sizes.get(image) if isinstance(sizes, Mapping) else sizes
         yield from _pose_findings(annotations.skeleton, image, xy, size)
+
+
+def find_repeated(annotations: Annotations) -> dict[int, int]:
+    """Find labels whose coordinates all equal those of an earlier image.
+
+    Returns:
+        The row of the first image with these labels, by the row of each later one.
+    """
+    first_row: dict[bytes, int] = {}
+    repeated: dict[int, int] = {}
+    for row, points in enumerate(annotations.keypoints):
+        xy = points[:, :2]
+        first = first_row.setdefault(xy.tobytes(), row)
+        if first != row and np.isfinite(xy).any():
+            repeated[row] = first
+    return repeated
 
 
 def _pose_findings(skeleton: Skeleton, image: str, xy: FloatArray, size: tuple[int, int] | None) -> Iterator[Finding]:
@@ -87,12 +102,12 @@ def _pose_findings(skeleton: Skeleton, image: str, xy: FloatArray, size: tuple[i
     if groups:
         message = f"at the same place: {list_names(groups)}"
         yield warning("coincident", image, message, "correct all but one of them, or leave them empty")
-    if _is_crossed(skeleton, xy):
+    if is_crossed(skeleton, xy):
         fix = "unless the body is twisted, exchange the left and right points of the wrong half"
         yield warning("left_right", image, "shoulders and hips point in opposite directions", fix)
 
 
-def _is_crossed(skeleton: Skeleton, xy: FloatArray) -> bool:
+def is_crossed(skeleton: Skeleton, xy: FloatArray) -> bool:
     """Return whether the lines from right to left through the shoulders and through the hips have opposite directions.
 
     A body can twist, but hardly by half a turn: both lines must be longer than 0.15 of the torso, and the angle between

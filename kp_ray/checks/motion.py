@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -25,7 +26,7 @@ _JUMP_RATIO = 3.0
 deviation, and the median deviation in the other cameras."""
 _JUMP_RATIO_ALONE = 6.0
 """A jump's deviation exceeds the clip's median by this ratio where fewer than two other cameras see the frame."""
-_NOISE = 0.02
+LABEL_NOISE = 0.02
 """Inaccuracy of hand-made labels in body sizes; added to distances that may be 0."""
 _SWAP_FLOOR = 0.25
 """Sum of a left and a right point's deviations, in body sizes, above which a swap is considered."""
@@ -34,8 +35,8 @@ _SWAP_RATIO = 0.35
 _MISMATCH_FLOOR = 0.1
 """Mismatch with the other cameras, in body sizes, above which a row can hold another frame's points."""
 _MISMATCH_RATIO = 3.0
-"""Ratio of that mismatch to max(mismatch at the best matching frame, the clip's median mismatch) + `_NOISE / 2`, above
-which the row holds another frame's points."""
+"""Ratio of that mismatch to max(mismatch at the best matching frame, the clip's median mismatch) + `LABEL_NOISE / 2`,
+above which the row holds another frame's points."""
 _MAX_REFERENCES = 64
 """Maximum number of frames with which each frame of a scene is compared; it bounds time and memory."""
 
@@ -72,11 +73,57 @@ ClipKey = tuple[str, str]
 """Scene and camera."""
 
 
+@dataclass(frozen=True, eq=False)
+class MotionSuspect:
+    """Labels of one image that do not fit the other frames of the clip, or the scene's other cameras.
+
+    Attributes:
+        row: row number in the annotations.
+        kind: "person" if all points are concerned, "left_right" or "points".
+        points: indices of the concerned keypoints; of a swapped pair, both.
+        deviation_px: (1 + K) distances in pixels from the neighbour frames: the person's, then each point's.
+        matching_frame: number of the frame whose points the row holds instead of its own; None if that is not known.
+        strength: the largest ratio of a deviation to its limit, 1 or more.
+    """
+
+    row: int
+    kind: Literal["person", "left_right", "points"]
+    points: tuple[int, ...]
+    deviation_px: FloatArray
+    matching_frame: int | None
+    strength: float
+
+
 def motion_findings(annotations: Annotations) -> Iterator[Finding]:
     """Find jumps and swaps of left and right in single frames.
 
     A deviation that the scene's other cameras show at the same frame is motion of the person, not a finding.
     """
+    names = annotations.skeleton.names
+    for suspect in find_motion_suspects(annotations):
+        image = annotations.images[suspect.row]
+        if suspect.kind == "person":
+            message = f"the person is {suspect.deviation_px[0]:.0f} px away from the frames before and after"
+            if suspect.matching_frame is not None:
+                message = (
+                    "the scene's other cameras show that its points belong to another frame, e.g. frame "
+                    f"{suspect.matching_frame}"
+                )
+            fix = "compare image and labels; correct the points, or drop the row if they belong to another image"
+            yield warning("jump", image, message, fix)
+        elif suspect.kind == "left_right":
+            pairs = zip(suspect.points[::2], suspect.points[1::2], strict=True)
+            listed = list_names([f"{names[a]}/{names[b]}" for a, b in pairs])
+            message = f"compared with the frames before and after, left and right are exchanged: {listed}"
+            yield warning("left_right", image, message, "exchange the two points")
+        else:
+            listed = list_names([f"{names[k]} by {suspect.deviation_px[1 + k]:.0f} px" for k in suspect.points])
+            message = f"far from its place in the frames before and after: {listed}"
+            yield warning("jump", image, message, "correct the points")
+
+
+def find_motion_suspects(annotations: Annotations) -> Iterator[MotionSuspect]:
+    """Find jumps and swaps of left and right in single frames, see `motion_findings`."""
     clips = _measure_clips(annotations)
     misplaced = _misplaced_rows(clips)
     views: dict[tuple[str, int], list[tuple[str, ClipMotion, int]]] = defaultdict(list)
@@ -88,11 +135,20 @@ def motion_findings(annotations: Annotations) -> Iterator[Finding]:
         for t, frame in enumerate(clip.frames):
             other_views = [(view, index) for name, view, index in views[scene, frame] if name != camera]
             jumps, swaps = _find_suspects(clip, t, other_views, typical)
-            row = clip.rows[t]
-            deviation_px = clip.deviation[t] * clip.body_px
-            yield from _frame_findings(
-                annotations.skeleton, annotations.images[row], deviation_px, jumps, swaps, misplaced.get(row)
-            )
+            yield from _frame_suspects(annotations.skeleton, clip, t, jumps, swaps, misplaced.get(clip.rows[t]))
+
+
+def list_inner_rows(annotations: Annotations) -> set[int]:
+    """Return the rows of frames that lie between two others of their clip, so that every jump and swap would show."""
+    return {row for clip in _measure_clips(annotations).values() for row in clip.rows[1:-1]}
+
+
+def clip_steps(annotations: Annotations) -> dict[ClipKey, float]:
+    """Return the median distance of the person between successive frames of each clip, in body sizes.
+
+    Clips of fewer than three frames are left out.
+    """
+    return {key: float(_median(clip.deviation, axis=0)[0]) for key, clip in _measure_clips(annotations).items()}
 
 
 def _measure_clips(annotations: Annotations) -> dict[ClipKey, ClipMotion]:
@@ -194,7 +250,7 @@ def _misplaced_rows(clips: Mapping[ClipKey, ClipMotion]) -> dict[int, int]:
             mismatch = _median(np.abs(scaled[:, None] - expected[reference_indices][None]), axis=2)
             mismatch = np.where(np.isnan(mismatch), np.inf, mismatch)
             # Adding the noise keeps the limit above 0 where a frame matches exactly.
-            limit = np.maximum(mismatch.min(axis=1), _median(own_mismatch, axis=0)) + _NOISE / 2
+            limit = np.maximum(mismatch.min(axis=1), _median(own_mismatch, axis=0)) + LABEL_NOISE / 2
             for row, t in zip(clip.rows, map(frames.index, clip.frames), strict=True):
                 if own_mismatch[t] > _MISMATCH_FLOOR and own_mismatch[t] > _MISMATCH_RATIO * limit[t]:
                     misplaced[row] = references[int(mismatch[t].argmin())]
@@ -229,7 +285,7 @@ def _find_suspects(
     """
     deviation = clip.deviation[t]
     with np.errstate(invalid="ignore"):
-        jumps = (deviation > _JUMP_FLOOR) & (deviation > _JUMP_RATIO * (clip.neighbor_distance[t] + _NOISE))
+        jumps = (deviation > _JUMP_FLOOR) & (deviation > _JUMP_RATIO * (clip.neighbor_distance[t] + LABEL_NOISE))
         swaps = clip.swap_ratio[t] < _SWAP_RATIO
         if len(other_views) >= 2:
             jumps &= ~(
@@ -238,48 +294,44 @@ def _find_suspects(
             # Twice the ratio, so that other cameras that nearly show the same swap count as showing it.
             swaps &= ~(np.median([view.swap_ratio[index] for view, index in other_views], axis=0) < 2 * _SWAP_RATIO)
         else:
-            jumps &= deviation > _JUMP_RATIO_ALONE * (typical + _NOISE)
-        jumps[1:] &= deviation[1:] > _JUMP_RATIO * (deviation[0] + _NOISE)  # otherwise the whole person moved
+            jumps &= deviation > _JUMP_RATIO_ALONE * (typical + LABEL_NOISE)
+        jumps[1:] &= deviation[1:] > _JUMP_RATIO * (deviation[0] + LABEL_NOISE)  # otherwise the whole person moved
     return jumps, swaps
 
 
-def _frame_findings(
+def _frame_suspects(
     skeleton: Skeleton,
-    image: str,
-    deviation_px: FloatArray,
+    clip: ClipMotion,
+    t: int,
     jumps: BoolArray,
     swaps: BoolArray,
     matching_frame: int | None,
-) -> Iterator[Finding]:
-    """Report one frame: the whole person, or else swapped pairs and single points.
+) -> Iterator[MotionSuspect]:
+    """Describe one frame: the whole person, or else swapped pairs and single points.
 
     Args:
         skeleton: K keypoints in P flip pairs.
-        image: name of the frame's image.
-        deviation_px: (1 + K) deviations in pixels, the person's first.
+        clip: the clip.
+        t: index of the frame in the clip.
         jumps: (1 + K) results of `_find_suspects`.
         swaps: (P) results of `_find_suspects`.
         matching_frame: number of the frame whose points the row holds instead of its own; None if it holds its own.
     """
+    row, deviation_px = clip.rows[t], clip.deviation[t] * clip.body_px
+    limits = np.maximum(_JUMP_FLOOR, _JUMP_RATIO * (clip.neighbor_distance[t] + LABEL_NOISE))
+    ratios = np.maximum(np.nan_to_num(clip.deviation[t] / limits), 1.0)
     first_of_pair = [a for a, b in enumerate(skeleton.flip_indices) if a < b]
     mostly_swapped = len(first_of_pair) > 0 and swaps.mean() >= 0.5
     if not mostly_swapped and (matching_frame is not None or jumps[0]):
-        message = f"the person is {deviation_px[0]:.0f} px away from the frames before and after"
-        if matching_frame is not None:
-            message = (
-                f"the scene's other cameras show that its points belong to another frame, e.g. frame {matching_frame}"
-            )
-        fix = "compare image and labels; correct the points, or drop the row if they belong to another image"
-        yield warning("jump", image, message, fix)
+        everything = tuple(range(len(skeleton)))
+        yield MotionSuspect(row, "person", everything, deviation_px, matching_frame, float(ratios[0]))
         return
     pairs = [(a, skeleton.flip_indices[a]) for a, swapped in zip(first_of_pair, swaps, strict=True) if swapped]
+    swapped_points = tuple(index for pair in pairs for index in pair)
     if pairs:
-        names = [f"{skeleton.names[a]}/{skeleton.names[b]}" for a, b in pairs]
-        message = f"compared with the frames before and after, left and right are exchanged: {list_names(names)}"
-        yield warning("left_right", image, message, "exchange the two points")
-    swapped_points = {index for pair in pairs for index in pair}
-    points = [k for k in range(len(skeleton)) if jumps[1 + k] and k not in swapped_points]
+        strength = float(_SWAP_RATIO / max(float(clip.swap_ratio[t][swaps].min()), LABEL_NOISE))
+        yield MotionSuspect(row, "left_right", swapped_points, deviation_px, None, strength)
+    points = tuple(k for k in range(len(skeleton)) if jumps[1 + k] and k not in swapped_points)
     if points:
-        names = [f"{skeleton.names[k]} by {deviation_px[1 + k]:.0f} px" for k in points]
-        message = f"far from its place in the frames before and after: {list_names(names)}"
-        yield warning("jump", image, message, "correct the points")
+        strength = float(ratios[[1 + k for k in points]].max())
+        yield MotionSuspect(row, "points", points, deviation_px, None, strength)

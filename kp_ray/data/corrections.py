@@ -10,12 +10,16 @@ from kp_ray.data.csv_rows import check_num_cells, parse_number
 from kp_ray.errors import DataError
 from kp_ray.keypoints import FloatArray
 
+COMMENT = "#"
+"""Beginning of a line that changes nothing."""
+
 
 def apply_corrections(labels: Annotations, path: str) -> Annotations:
     """Return labels with the corrections of a CSV applied in the order of its rows.
 
     Its columns are image, action, keypoint, x, y. The action `drop` removes the image. The action `point` moves one
-    keypoint to x, y in pixels, or removes its label if both are empty. `Annotations.corrected` lists the changes.
+    keypoint to x, y in pixels, or removes its label if both are empty. `Annotations.corrected` lists the changes. A
+    line that begins with `#` is a comment; write the name of an image that begins with it in quotes.
 
     Args:
         labels: annotations; they are not changed.
@@ -25,7 +29,7 @@ def apply_corrections(labels: Annotations, path: str) -> Annotations:
         DataError: a row cannot be applied, or no image is left; the message names the file and the row.
         StorageError: the file cannot be read.
     """
-    header, rows = read_csv_rows(path)
+    header, rows = read_csv_rows(path, COMMENT)
     if "action" not in header or set(header) - {"image", "action", "keypoint", "x", "y"}:
         raise DataError(f"{path}: the header is {','.join(header)[:80]}: it should be image,action,keypoint,x,y")
     index_of = {image: index for index, image in enumerate(labels.images)}

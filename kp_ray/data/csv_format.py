@@ -82,15 +82,19 @@ def read_csv(path: str) -> LabelTable:
     return LabelTable(names, images, keypoints, groups, row_numbers, "row")
 
 
-def read_csv_rows(path: str) -> tuple[list[str], Iterator[NumberedRow]]:
+def read_csv_rows(path: str, comment: str | None = None) -> tuple[list[str], Iterator[NumberedRow]]:
     """Read a CSV with a column `image`: return its header, and an iterator over the rows that are not blank.
+
+    Args:
+        path: a local path or URL.
+        comment: beginning of the lines to skip; None: no line is a comment.
 
     Raises:
         DataError: the file is empty or not a CSV in UTF-8, or the header lacks `image` or has a column twice. The
             iterator raises this error as well, when it comes to a row that is not CSV.
         StorageError: the file cannot be read.
     """
-    rows = iterate_rows(path)
+    rows = iterate_rows(path, comment)
     _, header = next(rows, (0, []))
     return _check_header(header, rows, path)
 

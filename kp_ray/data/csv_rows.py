@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from kp_ray.errors import DataError
 from kp_ray.file_types import TEXT, UTF16, UTF16_UNMARKED, UTF32, describe_content
@@ -13,8 +13,12 @@ NumberedRow = tuple[int, list[str]]
 """Number of a row's last line in the file, counted from 1, and the row's cells without surrounding white space."""
 
 
-def iterate_rows(path: str) -> Iterator[NumberedRow]:
+def iterate_rows(path: str, comment: str | None = None) -> Iterator[NumberedRow]:
     """Iterate over the rows of a CSV that are not blank.
+
+    Args:
+        path: a local path or URL.
+        comment: beginning of the lines to skip; None: no line is a comment.
 
     Raises:
         DataError: the file is not a CSV in UTF-8; the message says what it looks like.
@@ -23,7 +27,10 @@ def iterate_rows(path: str) -> Iterator[NumberedRow]:
     content = read_bytes(path)
     refuse_other_content(content, path)
     # The text is decoded while the rows are read, because a million rows take half a gigabyte.
-    reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""))
+    lines: Iterable[str] = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")
+    if comment is not None:  # a blank line instead, so that the numbers of the rows below stay right
+        lines = ("\n" if line.lstrip().startswith(comment) else line for line in lines)
+    reader = csv.reader(lines)
     try:
         for cells in reader:
             stripped = [cell.strip() for cell in cells]

@@ -22,6 +22,16 @@ def test_images_are_dropped_points_moved_or_unlabelled_and_the_changes_listed(wr
     assert corrected.corrected == ("b.jpg: dropped", "a.jpg: nose moved to 7.5, 8", "c.jpg: neck unlabelled")
 
 
+def test_lines_that_begin_with_a_hash_change_nothing_and_keep_the_row_numbers_right(write):
+    labels = write(f"{HEADER}\na.jpg,{CELLS}\nb.jpg,{CELLS}\n#c.jpg,{CELLS}\n")
+    rows = '# 1. b.jpg: "far", score 4\n  # b.jpg,drop,,,\n"#c.jpg",drop,,,\n'
+    corrected = load_annotations(labels, corrections=write(CORRECTIONS_HEADER + rows, "corrections.csv"))
+    assert corrected.images == ("a.jpg", "b.jpg")
+    path = write(CORRECTIONS_HEADER + "# a comment\nz.jpg,drop,,,\n", "corrections.csv")
+    with pytest.raises(DataError, match="row 3: no labelled image"):
+        load_annotations(labels, corrections=path)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
