@@ -20,18 +20,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kp_ray.api import augment, evaluate, predict, train, tune
+    from kp_ray.api import augment, cross_validate, evaluate, find_suspects, predict, train, tune
     from kp_ray.cluster.session import session
     from kp_ray.config.load import load_config
     from kp_ray.store.read import read_table as read_store
 
 __version__ = "0.1.0"
 
-__all__ = ["augment", "evaluate", "load_config", "predict", "read_store", "session", "train", "tune"]
+__all__ = [
+    "augment",
+    "cross_validate",
+    "evaluate",
+    "find_suspects",
+    "load_config",
+    "predict",
+    "read_store",
+    "session",
+    "train",
+    "tune",
+]
 
 _LOCATIONS = {
     "augment": "kp_ray.api:augment",
+    "cross_validate": "kp_ray.api:cross_validate",
     "evaluate": "kp_ray.api:evaluate",
+    "find_suspects": "kp_ray.api:find_suspects",
     "load_config": "kp_ray.config.load:load_config",
     "predict": "kp_ray.api:predict",
     "read_store": "kp_ray.store.read:read_table",

@@ -10,8 +10,10 @@ from kp_ray.config.schema import Config
 from kp_ray.stage import Progress, Stage, no_progress
 
 if TYPE_CHECKING:
+    from kp_ray.crossval.stage import CrossvalSummary
     from kp_ray.prediction.stage import EvaluateSummary, PredictSummary
     from kp_ray.store.stage import AugmentSummary
+    from kp_ray.suspects.stage import SuspectsSummary
     from kp_ray.training.run import TrainSummary
     from kp_ray.tuning.search import TuneSummary
 
@@ -80,6 +82,40 @@ def predict(config: Config, progress: Progress = no_progress) -> "PredictSummary
     from kp_ray.prediction.stage import PredictStage
 
     summary: PredictSummary = _run(PredictStage(), config, progress)
+    return summary
+
+
+def cross_validate(config: Config, progress: Progress = no_progress) -> "CrossvalSummary":
+    """Predict and score every labelled image by the members that never saw its scene; write `<run_dir>/crossval.json`.
+
+    Args:
+        config: from `kp_ray.load_config`, with `split.folds`.
+        progress: called as progress("fold <number>", images done, all images).
+
+    Raises:
+        KpRayError: there are no folds, a member is not trained or was trained on other folds, or the work was stopped.
+    """
+    from kp_ray.crossval.stage import CrossvalStage
+
+    summary: CrossvalSummary = _run(CrossvalStage(), config, progress)
+    return summary
+
+
+def find_suspects(config: Config, progress: Progress = no_progress) -> "SuspectsSummary":
+    """Rank the labels that are probably wrong; write `suspects.csv` and `corrections.csv` to the run folder.
+
+    Without folds or trained members no session is needed: the labels' motion and repetition alone decide.
+
+    Args:
+        config: from `kp_ray.load_config`.
+        progress: called as `cross_validate` calls it.
+
+    Raises:
+        KpRayError: the labels cannot be used, or see `cross_validate`.
+    """
+    from kp_ray.suspects.stage import SuspectsStage
+
+    summary: SuspectsSummary = _run(SuspectsStage(), config, progress)
     return summary
 
 

@@ -129,7 +129,7 @@ def evaluate_keypoints(
     per_row = {"found": found, "scores": scores, "cameras": cameras, "scenes": scenes}
     _check_arrays(predicted, truth, skeleton, per_row)
     scores = predicted[..., 2].mean(axis=1) if scores is None else scores
-    sizes = _box_sizes(truth)
+    sizes = box_sizes(truth)
     errors, longer_sides = point_errors(predicted, truth), sizes.max(axis=1)
     precisions = average_precision(oks(predicted, truth, skeleton, sizes.prod(axis=1)), scores, found)
     return Evaluation(
@@ -270,7 +270,7 @@ def average_precision(similarities: FloatArray, scores: FloatArray, found: BoolA
     return averages
 
 
-def _box_sizes(truth: FloatArray) -> FloatArray:
+def box_sizes(truth: FloatArray) -> FloatArray:
     """Return width and height (N, 2) of the box around each person's labelled points; zeros without labelled points."""
     labelled = np.asarray(np.isfinite(truth[..., :2]).all(axis=-1, keepdims=True))
     high = np.max(truth[..., :2], axis=1, where=labelled, initial=-np.inf)

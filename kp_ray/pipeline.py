@@ -22,11 +22,14 @@ STAGES = {
     "augment": "kp_ray.store.stage:AugmentStage",
     "tune": "kp_ray.tuning.stage:TuneStage",
     "train": "kp_ray.training.stage:TrainStage",
+    "crossval": "kp_ray.crossval.stage:CrossvalStage",
     "predict": "kp_ray.prediction.stage:PredictStage",
     "evaluate": "kp_ray.prediction.stage:EvaluateStage",
     "report": "kp_ray.reporting.stage:ReportStage",
+    "suspects": "kp_ray.suspects.stage:SuspectsStage",
 }
-"""Location of each stage's class, in the order of `run`; imported late, because `augment` runs without torch."""
+"""Location of each stage's class, in the order of `run`, which leaves out `suspects`; imported late, because `augment`
+runs without torch."""
 
 _NEXT_VERBS = {"check": ("augment",), "tune": ("train",), "train": ("predict",), "predict": ("evaluate", "report")}
 """Verbs that can follow a verb, most useful first; they need the result of that verb."""

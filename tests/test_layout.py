@@ -18,8 +18,8 @@ MODULES = sorted(
     for path in (ROOT / "kp_ray").rglob("*.py")
     if path.name != "__main__.py"
 )
-WITH_TORCH = ("kp_ray.models", "kp_ray.training", "kp_ray.tuning", "kp_ray.prediction")
-JOBS = ["augment", "pipeline", "predict", "train", "tune"]
+WITH_TORCH = ("kp_ray.models", "kp_ray.training", "kp_ray.tuning", "kp_ray.prediction", "kp_ray.crossval.run")
+JOBS = ["augment", "crossval", "pipeline", "predict", "suspects", "train", "tune"]
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
 

@@ -194,11 +194,27 @@ def tune(
 
 
 @app.command()
+def crossval(
+    config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
+) -> None:
+    """Predict and score every labelled image by the members that never saw its scene; needs split.folds."""
+    _run_stage("crossval", config, sets, as_json, dry_run=dry_run)
+
+
+@app.command()
 def predict(
     config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
 ) -> None:
     """Predict images with every member, fuse, and write the submission; a stopped run is resumed."""
     _run_stage("predict", config, sets, as_json, dry_run=dry_run)
+
+
+@app.command()
+def suspects(
+    config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
+) -> None:
+    """Rank the labels that are probably wrong, and write corrections.csv, in which every proposal is commented out."""
+    _run_stage("suspects", config, sets, as_json, dry_run=dry_run)
 
 
 @app.command()
@@ -289,6 +305,7 @@ def export(
     run: RunArgument = None,
     folder: Annotated[str | None, typer.Option(help="Where to write; default: <run_dir>/export.")] = None,
     split: Annotated[str | None, typer.Option(help="Only train or val.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Fold that is val; the other folds are train.", min=0)] = None,
     recipe: Annotated[list[str] | None, typer.Option(help="Only this recipe; may be repeated.")] = None,
     yolo: Annotated[
         bool, typer.Option("--yolo", help="Also write labels/, one text file per image, for YOLO-pose.")
@@ -301,7 +318,8 @@ def export(
 
     loaded = load_run_config(_require(run), sets or ())
     target = folder or loaded.path("export")
-    _print_summary(export_store(loaded, target, split=split, recipes=recipe or None, yolo=yolo), as_json)
+    summary = export_store(loaded, target, split=split, recipes=recipe or None, fold=fold, yolo=yolo)
+    _print_summary(summary, as_json)
 
 
 @app.command()

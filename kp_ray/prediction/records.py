@@ -1,13 +1,13 @@
-"""Read and write the JSON files of a prediction, `predict.json` and `evaluation.json`."""
+"""Read and write the JSON files of a prediction: `predict.json`, `evaluation.json` and `crossval.json`."""
 
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kp_ray.errors import StorageError
-from kp_ray.metrics import Evaluation
+from kp_ray.metrics import Evaluation, Interval
 from kp_ray.prediction.predictions import PersonChoices
-from kp_ray.storage import read_json, write_json
+from kp_ray.storage import exists, read_json, write_json
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -138,6 +138,56 @@ class RunEvaluation(FusionEvaluation):
     members: dict[str, FusionEvaluation]
 
 
+class FoldScore(_Record):
+    """Metrics of one fold of a cross-validation.
+
+    Attributes:
+        members: names of the members that hold out the fold; empty if the fold has none, so that it is not scored.
+        num_images: number of its images.
+        rmse: RMSE in pixels; None if the fold is not scored.
+    """
+
+    members: tuple[str, ...]
+    num_images: int
+    rmse: float | None
+
+
+class CrossValidation(Evaluation):
+    """Content of `crossval.json`: metrics of the labelled images, each predicted by members that never saw its scene.
+
+    Attributes:
+        pck_interval, ap_interval: 95 % confidence intervals (low, high) of PCK@0.05 and of OKS-AP over the scenes; None
+            for a single scene.
+        by_fold: metrics of each fold, from fold 0.
+    """
+
+    pck_interval: Interval | None
+    ap_interval: Interval | None
+    by_fold: tuple[FoldScore, ...]
+
+    @property
+    def num_not_scored(self) -> int:
+        """Number of labelled images that no member held out."""
+        return sum(fold.num_images for fold in self.by_fold if not fold.members)
+
+    def lines(self) -> list[str]:
+        """Return lines of text for the terminal: the scores with their intervals, and the folds that are not scored."""
+        scores = [("RMSE px", self.rmse, self.rmse_interval, 2), ("PCK@0.05", self.pck["0.05"], self.pck_interval, 3)]
+        texts = [
+            f"{name} {value:.{digits}f}"
+            + (f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else "")
+            for name, value, interval, digits in [*scores, ("OKS-AP", self.ap, self.ap_interval, 3)]
+            if value is not None
+        ]
+        lines = [
+            f"out of fold, {self.num_images} labelled images, 95 % intervals over their scenes: {', '.join(texts)}"
+        ]
+        if self.num_not_scored:
+            folds = ", ".join(str(number) for number, fold in enumerate(self.by_fold) if not fold.members)
+            lines.append(f"{self.num_not_scored} labelled images are not scored: no member holds out fold {folds}")
+        return lines
+
+
 def read_details(path: str) -> PredictionDetails:
     """Read `predict.json`.
 
@@ -164,6 +214,20 @@ def read_evaluation(path: str) -> RunEvaluation:
 def write_evaluation(path: str, evaluation: RunEvaluation) -> None:
     """Write `evaluation.json`, whole or not at all."""
     write_json(path, evaluation.to_json())
+
+
+def read_cross_validation(path: str) -> CrossValidation | None:
+    """Read `crossval.json`; None if there is none.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+    return _read(path, CrossValidation, "run crossval again") if exists(path) else None
+
+
+def write_cross_validation(path: str, scores: CrossValidation) -> None:
+    """Write `crossval.json`, whole or not at all."""
+    write_json(path, scores.to_json())
 
 
 def _read(path: str, model: type[_Model], fix: str) -> _Model:

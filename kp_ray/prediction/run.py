@@ -50,13 +50,18 @@ def predict(config: Config, progress: Progress = no_progress) -> tuple[Predictio
     task = PredictionTask(config)
     with writer_lock(config.path("predictions")):
         config.save()
-        took = _predict_missing(task, task.find_missing(), progress)
+        took = predict_missing(task, task.find_missing(), progress)
         task.merge()
         return write_fused(config, took), took
 
 
-def _predict_missing(task: PredictionTask, missing: Sequence[ImageRef], progress: Progress) -> PredictionTime:
-    """Predict the missing images.
+def predict_missing(task: PredictionTask, missing: Sequence[ImageRef], progress: Progress) -> PredictionTime:
+    """Predict the missing images of a task; the parts of each batch stay if it is stopped.
+
+    Args:
+        task: the images and members.
+        missing: `task.find_missing()`.
+        progress: as in `predict`.
 
     Raises:
         KpRayError: as `predict`.

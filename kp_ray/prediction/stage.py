@@ -14,7 +14,14 @@ from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
 from kp_ray.prediction.images import STORE_PREFIX, list_image_refs
 from kp_ray.prediction.inputs import check_weighted_members, read_run_sample, resolve_skeleton
 from kp_ray.prediction.members import check_other_runs, list_members
-from kp_ray.prediction.records import PredictionDetails, PredictionTime, RunEvaluation, SubmissionEvaluation
+from kp_ray.prediction.records import (
+    CrossValidation,
+    PredictionDetails,
+    PredictionTime,
+    RunEvaluation,
+    SubmissionEvaluation,
+    read_cross_validation,
+)
 from kp_ray.prediction.settings import describe_actors
 from kp_ray.stage import Progress, check_inputs
 from kp_ray.storage import exists
@@ -183,27 +190,38 @@ class PredictStage:
 
 @dataclass(frozen=True)
 class EvaluateSummary:
-    """The result of `evaluate`: metrics of the run's predictions, or of a submission."""
+    """The result of `evaluate`.
+
+    Attributes:
+        evaluation: metrics of the run's predictions, or of a submission.
+        crossval: content of `crossval.json`; None if there is none, or a submission was scored.
+    """
 
     evaluation: RunEvaluation | SubmissionEvaluation
+    crossval: CrossValidation | None = None
 
     def rows(self) -> dict[str, Evaluation]:
         """Return the evaluations by row of the printed table: each member and the ensemble, or the submission."""
         if not isinstance(self.evaluation, RunEvaluation):
             return {"submission": self.evaluation}
         members = {f"member {name}": evaluation for name, evaluation in self.evaluation.members.items()}
-        return {**members, "ensemble": self.evaluation}
+        out_of_fold = {"out of fold": self.crossval} if self.crossval else {}
+        return {**members, "ensemble": self.evaluation, **out_of_fold}
 
     def lines(self) -> list[str]:
         """Lines of text for the terminal; the command line prints the metrics themselves as a table."""
         interval = self.evaluation.rmse_interval
+        crossval = self.crossval.lines() if self.crossval else []
         if interval is None:
-            return []
-        return [f"RMSE in 95 % of bootstrap samples of the scenes: {interval[0]:.2f} to {interval[1]:.2f} px"]
+            return crossval
+        return [
+            f"RMSE in 95 % of bootstrap samples of the scenes: {interval[0]:.2f} to {interval[1]:.2f} px",
+            *crossval,
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
-        return self.evaluation.to_json()
+        return self.evaluation.to_json() | ({"crossval": self.crossval.to_json()} if self.crossval else {})
 
 
 @dataclass(frozen=True)
@@ -273,7 +291,7 @@ class EvaluateStage:
         """
         if self.submission is not None:
             return EvaluateSummary(evaluate_submission(config, self.submission))
-        return EvaluateSummary(evaluate_run(config))
+        return EvaluateSummary(evaluate_run(config), read_cross_validation(config.path("crossval.json")))
 
     def forecast(self, config: Config) -> EvaluateForecast:
         """Describe what `run` would do."""

@@ -1,6 +1,7 @@
 """Resolve what a prediction needs before its first image: images, members, skeleton, and the folder of the parts."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -32,8 +33,12 @@ class PredictionTask:
             of other members or settings are not reused.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, images: Sequence[ImageRef] | None = None) -> None:
         """Read the run folder, and write nothing.
+
+        Args:
+            config: the run's configuration.
+            images: images to predict; None: those of `predict.images`.
 
         Raises:
             ModelError: a member is not trained, is damaged, or predicts other keypoints.
@@ -43,7 +48,7 @@ class PredictionTask:
         """
         self.config = config
         sample = read_run_sample(config)
-        self.images = list_image_refs(config, sample)
+        self.images = list_image_refs(config, sample) if images is None else list(images)
         self.members = list_members(config)
         for name, folder in self.members.items():
             if not is_trained(folder):
@@ -87,9 +92,9 @@ class PredictionTask:
             "has_gpu": has_gpu,
         }
 
-    def merge(self) -> None:
-        """Write `predictions.parquet` from the parts."""
-        target = self.config.path("predictions.parquet")
+    def merge(self, target: str | None = None) -> None:
+        """Write the predictions to `target` from the parts; None: to the run's `predictions.parquet`."""
+        target = target or self.config.path("predictions.parquet")
         merge_parts(self.config, self.folder, self.images, list(self.members), self.skeleton, target)
 
 

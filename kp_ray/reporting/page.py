@@ -15,6 +15,7 @@ from kp_ray import __version__
 from kp_ray.config.schema import Config
 from kp_ray.errors import RunStateError
 from kp_ray.reporting.configuration import configuration_section
+from kp_ray.reporting.crossval import crossval_section
 from kp_ray.reporting.data import data_section
 from kp_ray.reporting.error_plots import error_section
 from kp_ray.reporting.formatting import MAX_ROWS, format_number, hide_credentials
@@ -24,6 +25,7 @@ from kp_ray.reporting.result import result_section
 from kp_ray.reporting.run_files import read_run_files
 from kp_ray.reporting.speed import speed_section
 from kp_ray.reporting.store import store_section
+from kp_ray.reporting.suspects import suspects_section
 from kp_ray.reporting.training import training_section
 from kp_ray.reporting.tuning import tuning_section
 from kp_ray.storage import exists, write_bytes
@@ -45,6 +47,7 @@ def write_report(config: Config) -> str:
         version=__version__,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         result=result_section(files),
+        crossval=crossval_section(files),
         predictions=prediction_section(config, files),
         errors=error_section(files),
         training=training_section(files),
@@ -52,6 +55,7 @@ def write_report(config: Config) -> str:
         store=store_section(config, files),
         poses=pose_section(files),
         data=data_section(config, files),
+        suspects=suspects_section(config, files),
         speed=speed_section(files),
         configuration=configuration_section(config),
         max_rows=MAX_ROWS,

@@ -11,12 +11,20 @@ from kp_ray.data.load import load_annotations
 from kp_ray.data.submission import read_sample_submission, read_submission
 from kp_ray.keypoints import Skeleton
 from kp_ray.prediction.predictions import Predictions, read_predictions
-from kp_ray.prediction.records import PredictionDetails, RunEvaluation, read_details, read_evaluation
+from kp_ray.prediction.records import (
+    CrossValidation,
+    PredictionDetails,
+    RunEvaluation,
+    read_cross_validation,
+    read_details,
+    read_evaluation,
+)
 from kp_ray.reporting.samples import VariantSample, read_samples
 from kp_ray.storage import exists, list_folders, read_parquet
 from kp_ray.store.figures import StoreFigures, read_store_figures
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import Manifest, read_manifest
+from kp_ray.suspects.files import SUSPECTS_FILE, SuspectRow, read_suspects
 from kp_ray.training.logs import LogEntry, read_training_log
 from kp_ray.training.search_result import SearchResult, is_search_finished, read_member_search, read_result
 
@@ -39,6 +47,8 @@ class RunFiles:
         truth: labels of the test images, with the keypoints in the order of the predictions.
         details: predict.json.
         evaluation: evaluation.json.
+        crossval: crossval.json.
+        suspects: suspects.csv.
     """
 
     manifest: Manifest | None
@@ -54,6 +64,8 @@ class RunFiles:
     truth: Annotations | None
     details: PredictionDetails | None
     evaluation: RunEvaluation | None
+    crossval: CrossValidation | None = None
+    suspects: tuple[SuspectRow, ...] = ()
 
 
 def read_run_files(config: Config) -> RunFiles:
@@ -63,6 +75,7 @@ def read_run_files(config: Config) -> RunFiles:
         KpRayError: a file is damaged. Damaged parts of the store and damaged lines of a training log are skipped.
     """
     store, details, evaluation = (config.path(name) for name in ("store", "predict.json", "evaluation.json"))
+    suspects = config.path(SUSPECTS_FILE)
     manifest = read_manifest(store) if has_store(store) else None
     store_skeleton = config.build_skeleton(manifest.skeleton) if manifest else None
     path = config.path("predictions.parquet")
@@ -82,6 +95,8 @@ def read_run_files(config: Config) -> RunFiles:
         truth=read_truth(config, skeleton),
         details=read_details(details) if exists(details) else None,
         evaluation=read_evaluation(evaluation) if exists(evaluation) else None,
+        crossval=read_cross_validation(config.path("crossval.json")),
+        suspects=tuple(read_suspects(suspects)) if exists(suspects) else (),
     )
 
 

@@ -1,0 +1,47 @@
+"""Group a run's members by the fold that they hold out."""
+
+from dataclasses import dataclass
+
+from kp_ray.config.schema import Config
+
+
+@dataclass(frozen=True)
+class FoldGroup:
+    """The members that hold out one fold, and so have never seen its scenes.
+
+    Attributes:
+        fold: number of the fold.
+        members: names of the members, at least one.
+        config: the run's config, whose `predict.members` and `predict.weights` are those of the group, and which
+            predicts without a sample submission.
+        path: file of the group's predictions, in the format of `predictions.parquet`.
+    """
+
+    fold: int
+    members: tuple[str, ...]
+    config: Config
+    path: str
+
+
+def group_members(config: Config) -> list[FoldGroup]:
+    """Return a group per fold that a member of this run holds out, in the order of the folds.
+
+    Of the members in `predict.members`, those of other runs are left out, because their folds are unknown.
+    """
+    chosen = config.predict.members
+    members: dict[int, list[str]] = {}
+    for member in config.train.members:
+        fold = config.held_out_fold(member.name)
+        if fold is not None and (chosen is None or {member.name, config.member_dir(member.name)} & set(chosen)):
+            members.setdefault(fold, []).append(member.name)
+    return [_make_group(config, fold, tuple(names)) for fold, names in sorted(members.items())]
+
+
+def _make_group(config: Config, fold: int, members: tuple[str, ...]) -> FoldGroup:
+    weights = config.predict.weights
+    if not isinstance(weights, str):
+        weights = {name: value for name, value in weights.items() if name in members}
+    predict = config.predict.model_copy(update={"members": members, "weights": weights, "images": None})
+    data = config.data.model_copy(update={"sample_submission": None})
+    group_config = config.model_copy(update={"predict": predict, "data": data})
+    return FoldGroup(fold, members, group_config, config.path("crossval", f"fold-{fold}.parquet"))

@@ -1,0 +1,80 @@
+"""Predict the labelled images of each fold by the members that hold it out.
+
+Each fold is a prediction of its own, as `kp_ray.prediction.run` describes it: resumable, with its parts under
+`<run_dir>/predictions/`, merged into `<run_dir>/crossval/fold-<number>.parquet`.
+"""
+
+from functools import partial
+
+from kp_ray.config.schema import Config
+from kp_ray.crossval.groups import FoldGroup, group_members
+from kp_ray.errors import ModelError
+from kp_ray.prediction.images import ImageRef, stored_image_ref
+from kp_ray.prediction.run import predict_missing
+from kp_ray.prediction.task import PredictionTask
+from kp_ray.stage import Progress, no_progress
+from kp_ray.storage import exists, writer_lock
+from kp_ray.store.read import list_rows, read_table
+from kp_ray.training.settings import check_lineage
+
+
+def predict_folds(config: Config, progress: Progress = no_progress) -> int:
+    """Predict the labelled images that are not predicted yet, and write a file per fold.
+
+    Args:
+        config: its run folder must hold a store with folds, and the trained members. A Ray cluster must be running
+            unless every image is predicted.
+        progress: called with "fold <number>", predicted images and images to predict.
+
+    Returns:
+        The number of images that this run predicted.
+
+    Raises:
+        ModelError: a member is not trained, or every fold lacks a member.
+        RunStateError: a member was trained on another store or fold, or another process predicts in this run folder.
+        KpRayError: see `kp_ray.prediction.run.predict`.
+    """
+    tasks = make_tasks(config)
+    num_predicted = 0
+    with writer_lock(config.path("crossval")):
+        config.save()
+        for group, task in tasks:
+            missing = task.find_missing()
+            predict_missing(task, missing, partial(_report, progress, group.fold))
+            task.merge(group.path)
+            num_predicted += len(missing)
+    return num_predicted
+
+
+def are_folds_predicted(config: Config) -> bool:
+    """Return whether every labelled image that a member holds out is predicted.
+
+    Raises:
+        KpRayError: see `predict_folds`.
+    """
+    return all(exists(group.path) and not task.find_missing() for group, task in make_tasks(config))
+
+
+def make_tasks(config: Config) -> list[tuple[FoldGroup, PredictionTask]]:
+    """Return each group with the prediction of its fold.
+
+    Raises:
+        KpRayError: see `predict_folds`.
+    """
+    groups = group_members(config)
+    if not groups:
+        raise ModelError("predict.members: lists no member of this run, and the folds of others are unknown: list one")
+    check_lineage(config)
+    return [(group, PredictionTask(group.config, list_fold_images(config, group.fold))) for group in groups]
+
+
+def list_fold_images(config: Config, fold: int) -> list[ImageRef]:
+    """List the labelled images of a fold, in the store's order."""
+    store = config.path("store")
+    sources = read_table(store, split="val", fold=fold, columns=["source"])["source"].to_pylist()
+    references = list_rows(store, split="val", fold=fold)
+    return [stored_image_ref(source, *reference) for source, reference in zip(sources, references, strict=True)]
+
+
+def _report(progress: Progress, fold: int, name: str, done: int, total: int, note: str = "") -> None:
+    progress(f"fold {fold}", done, total, note)

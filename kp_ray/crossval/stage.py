@@ -1,0 +1,125 @@
+"""The stage `crossval`: predict and score every labelled image by the members that never saw its scene.
+
+Modules that import torch are imported inside functions, because `run` lists this stage without torch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kp_ray.config.schema import Config
+from kp_ray.crossval.groups import group_members
+from kp_ray.crossval.score import score_folds
+from kp_ray.data.sides import check_flips
+from kp_ray.errors import ConfigError
+from kp_ray.metrics import Evaluation
+from kp_ray.prediction.records import CrossValidation
+from kp_ray.stage import Progress
+from kp_ray.store.manifest import read_manifest
+from kp_ray.store.skeleton import run_skeleton
+
+
+@dataclass(frozen=True)
+class CrossvalSummary:
+    """The result of `crossval`.
+
+    Attributes:
+        scores: content of `crossval.json`.
+        num_predicted: number of images that this run predicted.
+        path: path of `crossval.json`.
+    """
+
+    scores: CrossValidation
+    num_predicted: int
+    path: str
+
+    def rows(self) -> dict[str, Evaluation]:
+        """Return the evaluation by row of the printed table."""
+        return {"out of fold": self.scores}
+
+    def lines(self) -> list[str]:
+        """Return the lines of text for the terminal."""
+        return [f"{self.num_predicted} images predicted now: {self.path}", *self.scores.lines()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plain values for `--json`."""
+        return {**self.scores.to_json(), "predicted": self.num_predicted}
+
+
+@dataclass(frozen=True)
+class CrossvalForecast:
+    """Forecast of what `crossval` does.
+
+    Attributes:
+        folds: number of folds.
+        members: names of the members by fold; only folds that a member holds out.
+        images: number of labelled images in the store.
+    """
+
+    folds: int
+    members: dict[int, tuple[str, ...]]
+    images: int
+
+    def lines(self) -> list[str]:
+        """Return the lines of text for the terminal."""
+        members = "; ".join(f"fold {fold} by {', '.join(names)}" for fold, names in self.members.items())
+        return [f"{self.images} labelled images in {self.folds} folds: {members}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plain values for `--json`."""
+        return {"folds": self.folds, "images": self.images}
+
+
+class CrossvalStage:
+    """Predicts every labelled image by the members that hold out its fold, and scores the predictions."""
+
+    name = "crossval"
+    needs_cluster = True
+    needs_dashboard = False
+
+    def applies(self, config: Config) -> bool:
+        """Return whether the config has `split.folds`."""
+        return config.split.folds is not None
+
+    def check(self, config: Config) -> None:
+        """Refuse a config without folds, and `predict.tta` that mirrors images against the skeleton.
+
+        Raises:
+            ConfigError: as described.
+        """
+        if config.split.folds is None:
+            raise ConfigError(
+                "split.folds: is not set, so that the members share their training scenes: set the number of folds, "
+                "e.g. --set split.folds=5, and augment and train again"
+            )
+        check_flips(config, run_skeleton(config), "predict")
+
+    def is_done(self, config: Config) -> bool:
+        """Return whether every labelled image that a member holds out is predicted.
+
+        Raises:
+            KpRayError: a member is not trained, or was trained on another store or fold.
+        """
+        from kp_ray.crossval.run import are_folds_predicted
+
+        return are_folds_predicted(config)
+
+    def run(self, config: Config, progress: Progress) -> CrossvalSummary:
+        """Predict the missing images, then score all, and write `crossval.json`.
+
+        Raises:
+            KpRayError: see `predict_folds` and `score_folds`.
+        """
+        from kp_ray.crossval.run import predict_folds
+
+        num_predicted = predict_folds(config, progress)
+        return CrossvalSummary(score_folds(config), num_predicted, config.path("crossval.json"))
+
+    def forecast(self, config: Config) -> CrossvalForecast:
+        """Count the images and name the members of each fold.
+
+        Raises:
+            StoreError: there is no finished store.
+        """
+        members = {group.fold: group.members for group in group_members(config)}
+        num_sources = read_manifest(config.path("store")).num_sources
+        return CrossvalForecast(config.split.folds or 0, members, num_sources)

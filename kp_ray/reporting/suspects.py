@@ -1,0 +1,79 @@
+"""Section "Suspects": the labels that are probably wrong, beside their out-of-fold predictions."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from kp_ray.config.schema import Config
+from kp_ray.data.annotations import Annotations
+from kp_ray.data.load import load_labels
+from kp_ray.keypoints import FloatArray
+from kp_ray.reporting.formatting import format_number
+from kp_ray.reporting.overlays import overlay_uri
+from kp_ray.reporting.predictions import Tile
+from kp_ray.reporting.run_files import RunFiles
+from kp_ray.storage import exists
+from kp_ray.suspects.evidence import SUSPICIOUS
+from kp_ray.suspects.files import SuspectRow
+from kp_ray.suspects.stage import explain_missing_predictions, read_predicted
+
+MAX_SUSPECTS = 12
+"""Maximum number of suspects that are drawn, each with its label and its prediction."""
+
+
+@dataclass(frozen=True)
+class SuspectsSection:
+    """The most suspicious labels.
+
+    Attributes:
+        counts: number of suspicious images by kind, the most frequent first.
+        tiles: two tiles per drawn suspect, its label and its prediction; the label alone without a prediction.
+        rows: the suspicious images, the most suspicious first.
+    """
+
+    counts: tuple[tuple[str, int], ...]
+    tiles: tuple[Tile, ...]
+    rows: tuple[SuspectRow, ...]
+
+
+def suspects_section(config: Config, files: RunFiles) -> SuspectsSection | None:
+    """Build the section; None without suspects.csv, or if no image is suspicious."""
+    rows = tuple(row for row in files.suspects if row.score >= SUSPICIOUS and row.kind)
+    if not rows:
+        return None
+    counts = Counter(row.kind for row in rows).most_common()
+    return SuspectsSection(tuple(counts), tuple(_draw_tiles(config, rows[:MAX_SUSPECTS])), rows)
+
+
+def _draw_tiles(config: Config, rows: tuple[SuspectRow, ...]) -> list[Tile]:
+    """Draw each suspect's label and, in the same section of the image, its prediction; skip images without a file."""
+    if config.data.annotations is None or not exists(config.data.annotations):
+        return []
+    labels = load_labels(config)
+    predicted: dict[str, FloatArray] = {}
+    if not explain_missing_predictions(config):
+        predicted, _ = read_predicted(config, labels.skeleton)
+    tiles = []
+    for row in rows:
+        if row.image not in labels.images:  # a correction dropped it
+            continue
+        label = labels.keypoints[labels.images.index(row.image)]
+        drawn = {"label": label}
+        if row.image in predicted:
+            drawn["prediction"] = np.column_stack([predicted[row.image], np.full(len(label), 2.0)])
+        for name, points in drawn.items():
+            uri = _draw(config, labels, row.image, points, list(drawn.values()))
+            if uri:
+                note = f", {row.kind}, score {format_number(row.score)}" if name == "label" else ""
+                tiles.append(Tile(row.image, uri, f"{row.rank}. {name}", note))
+    return tiles
+
+
+def _draw(
+    config: Config, labels: Annotations, image: str, points: FloatArray, all_points: list[FloatArray]
+) -> str | None:
+    """Draw one skeleton over an image, cropped around all of them; None if the image cannot be read."""
+    skeleton = labels.skeleton
+    hidden = [(np.where([[True, True, False]], other, 0.0), skeleton, None) for other in all_points]
+    return overlay_uri(config, image, [*hidden, (points, skeleton, None)])

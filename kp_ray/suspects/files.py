@@ -1,0 +1,112 @@
+"""Write and read `suspects.csv`, and write `corrections.csv` with a commented row per proposed correction."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from kp_ray.data.corrections import COMMENT
+from kp_ray.errors import StorageError, one_line
+from kp_ray.storage import exists, read_bytes, read_text, write_bytes
+from kp_ray.suspects.rank import CorrectionRow, Suspect
+
+SUSPECTS_FILE, CORRECTIONS_FILE = "suspects.csv", "corrections.csv"
+"""Names of the files in the run folder."""
+_COLUMNS = ["rank", "image", "kind", "points", "score", "reason"]
+_HEADER = "image,action,keypoint,x,y"
+
+
+@dataclass(frozen=True)
+class SuspectRow:
+    """A row of `suspects.csv`.
+
+    Attributes:
+        rank: number of the row, from 1.
+        image, kind, score, reason: as in `Suspect`.
+        points: names of the keypoints concerned, separated by spaces; "" for all.
+    """
+
+    rank: int
+    image: str
+    kind: str
+    points: str
+    score: float
+    reason: str
+
+
+def write_suspects(path: str, suspects: Sequence[Suspect]) -> None:
+    """Write suspects as a CSV with the columns rank, image, kind, points, score, reason.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for rank, suspect in enumerate(suspects, start=1):
+        points, score = " ".join(suspect.points), f"{suspect.score:.2f}"
+        writer.writerow([rank, suspect.image, suspect.kind, points, score, suspect.reason])
+    write_bytes(path, text.getvalue().encode())
+
+
+def read_suspects(path: str) -> list[SuspectRow]:
+    """Read a CSV that `write_suspects` wrote.
+
+    Raises:
+        StorageError: the file does not exist, cannot be read or is damaged.
+    """
+    try:
+        header, *body = list(csv.reader(io.StringIO(read_bytes(path).decode(), newline=""), strict=True)) or [[]]
+        if header != _COLUMNS:
+            raise ValueError(f"its header is not {','.join(_COLUMNS)}")
+        return [
+            SuspectRow(int(rank), image, kind, points, float(score), reason)
+            for rank, image, kind, points, score, reason in body
+        ]
+    except (csv.Error, ValueError) as failure:
+        raise StorageError(f"{path}: damaged ({one_line(failure)}): run suspects again") from failure
+
+
+def write_corrections(path: str, suspects: Sequence[Suspect]) -> int:
+    """Write a corrections file in which every proposed row is a comment, so that it changes nothing until it is edited.
+
+    Rows of an existing file that are not comments stay at the top.
+
+    Returns:
+        The number of images with a proposed correction.
+
+    Raises:
+        StorageError: the file cannot be read or written.
+    """
+    lines = [_HEADER, *_active_rows(path)]
+    proposed = [suspect for suspect in suspects if suspect.corrections]
+    lines += [
+        f"{COMMENT} Each row below is a proposal. Look at the image; to apply a row, remove the leading '{COMMENT} ',",
+        f"{COMMENT} set data.corrections to this file, and run augment again. The report shows labels and predictions.",
+    ]
+    for rank, suspect in enumerate(suspects, start=1):
+        if suspect.corrections:
+            lines.append(
+                f"{COMMENT} {rank}. {suspect.image}: {suspect.kind} ({suspect.score:.1f}): {one_line(suspect.reason)}"
+            )
+            lines += [f"{COMMENT} {_format_row(row)}" for row in suspect.corrections]
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
+    return len(proposed)
+
+
+def _active_rows(path: str) -> Iterator[str]:
+    """Iterate over the rows of an existing corrections file that are neither its header nor comments."""
+    text = (read_text(path) or "") if exists(path) else ""
+    for number, line in enumerate(text.splitlines()):
+        if number and line.strip() and not line.lstrip().startswith(COMMENT):
+            yield line
+
+
+def _format_row(row: CorrectionRow) -> str:
+    """Format a row as CSV. The name of an image that begins as a comment does is quoted."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(["" if cell is None else cell for cell in row])
+    content = text.getvalue()
+    if row[0].startswith(COMMENT) and not content.startswith('"'):
+        content = f'"{row[0]}"{content.removeprefix(row[0])}'
+    return content

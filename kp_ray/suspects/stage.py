@@ -1,0 +1,171 @@
+"""`suspects`: rank the labelled images whose labels are probably wrong, and propose corrections."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kp_ray.config.schema import Config
+from kp_ray.crossval.score import read_out_of_fold
+from kp_ray.crossval.stage import CrossvalStage
+from kp_ray.data.load import load_labels
+from kp_ray.errors import ConfigError
+from kp_ray.keypoints import FloatArray, Skeleton
+from kp_ray.stage import Progress, Summary, check_inputs
+from kp_ray.suspects.evidence import SUSPICIOUS
+from kp_ray.suspects.files import CORRECTIONS_FILE, SUSPECTS_FILE, write_corrections, write_suspects
+from kp_ray.suspects.rank import Suspect, rank_suspects
+
+
+@dataclass(frozen=True)
+class SuspectsSummary:
+    """The result of `suspects`.
+
+    Attributes:
+        num_images: number of labelled images.
+        num_predicted: number of labelled images with an out-of-fold prediction.
+        suspects: the ranked images.
+        num_proposed: number of images for which a correction is proposed.
+        without_predictions: why predictions were not used; "" if they were.
+        path, corrections: paths of `suspects.csv` and `corrections.csv`.
+    """
+
+    num_images: int
+    num_predicted: int
+    suspects: tuple[Suspect, ...]
+    num_proposed: int
+    without_predictions: str
+    path: str
+    corrections: str
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """The number of images per kind among those with a score of `SUSPICIOUS` or more."""
+        kinds = Counter(suspect.kind for suspect in self.suspects if suspect.score >= SUSPICIOUS and suspect.kind)
+        return dict(sorted(kinds.items()))
+
+    def lines(self) -> list[str]:
+        """Return the lines of text for the terminal."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items()) or "none"
+        lines = [f"suspects among {self.num_images} labelled images: {kinds}; listed in {self.path}"]
+        if self.without_predictions:
+            lines.append(f"ranked by motion and repetition of the labels alone: {self.without_predictions}")
+        elif self.num_predicted < self.num_images:
+            missing = self.num_images - self.num_predicted
+            lines.append(f"{missing} images have no out-of-fold prediction: they are ranked by motion and repetition")
+        if self.num_proposed:
+            lines.append(f"corrections of {self.num_proposed} images, each commented out, in {self.corrections}")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plain values for `--json`."""
+        return {
+            "images": self.num_images,
+            "predicted": self.num_predicted,
+            "kinds": self.kinds,
+            "proposed": self.num_proposed,
+            "without_predictions": self.without_predictions,
+            "suspects": self.path,
+            "corrections": self.corrections,
+        }
+
+
+class SuspectsStage:
+    """Ranks labels by their distance from out-of-fold predictions, and by what `check` finds.
+
+    Missing predictions are made by `crossval` first. Without folds, members or images, the labels' motion and
+    repetition alone decide.
+    """
+
+    name = "suspects"
+    needs_cluster = True
+    needs_dashboard = False
+
+    def applies(self, config: Config) -> bool:
+        """Return False: `run` does not look for suspects, because a person must decide about each."""
+        return False
+
+    def check(self, config: Config) -> None:
+        """Refuse inputs that do not exist.
+
+        Raises:
+            ConfigError: data.annotations is not set, or a path under `data` does not exist.
+        """
+        check_inputs(config, ["annotations"], ["images", "corrections"])
+        if not explain_missing_predictions(config):
+            CrossvalStage().check(config)
+
+    def is_done(self, config: Config) -> bool:
+        """Return whether no image is left to predict, so that no cluster is needed.
+
+        Raises:
+            KpRayError: a member was trained on another store or fold.
+        """
+        return bool(explain_missing_predictions(config)) or CrossvalStage().is_done(config)
+
+    def run(self, config: Config, progress: Progress) -> SuspectsSummary:
+        """Predict the labelled images that are not predicted yet, rank, and write both files.
+
+        Raises:
+            KpRayError: the labels cannot be used, or see `CrossvalStage.run`.
+        """
+        labels = load_labels(config)
+        reason = explain_missing_predictions(config)
+        predicted: dict[str, FloatArray] = {}
+        disagreement: dict[str, FloatArray] = {}
+        if reason:
+            config.save()
+        else:
+            CrossvalStage().run(config, progress)
+            predicted, disagreement = read_predicted(config, labels.skeleton)
+        suspects = rank_suspects(labels, predicted, disagreement)
+        path, corrections = config.path(SUSPECTS_FILE), config.path(CORRECTIONS_FILE)
+        write_suspects(path, suspects)
+        num_proposed = write_corrections(corrections, suspects)
+        num_predicted = len(set(predicted).intersection(labels.images))
+        return SuspectsSummary(len(labels), num_predicted, tuple(suspects), num_proposed, reason, path, corrections)
+
+    def forecast(self, config: Config) -> Summary:
+        """Forecast the predictions that `crossval` would make.
+
+        Raises:
+            ConfigError: there are none to make.
+        """
+        if reason := explain_missing_predictions(config):
+            raise ConfigError(f"--dry-run: suspects would only read the labels ({reason}): leave it out")
+        return CrossvalStage().forecast(config)
+
+
+def explain_missing_predictions(config: Config) -> str:
+    """Return why the labels cannot be compared with out-of-fold predictions, and what to do; "" if they can."""
+    if config.split.folds is None:
+        return "split.folds is not set: set it, and train the members on folds, to use predictions as well"
+    if config.data.images is None:
+        return "data.images is not set: set it to use predictions as well"
+    from kp_ray.models.weights import is_trained  # imports torch
+
+    untrained = [member.name for member in config.train.members if not is_trained(config.member_dir(member.name))]
+    if untrained:
+        return f"member {untrained[0]} is not trained: run train to use predictions as well"
+    return ""
+
+
+def read_predicted(config: Config, skeleton: Skeleton) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """Read the out-of-fold predictions by image.
+
+    Returns:
+        Points (K, 2) in pixels, and disagreements (K,): the members' spread in units of a person, or with one member
+        per fold 1 - its score of the keypoint. Images in which nobody was found are left out.
+
+    Raises:
+        StorageError, RunStateError: as `read_out_of_fold`.
+    """
+    known = read_out_of_fold(config, skeleton)
+    xy = known.keypoints[..., :2]
+    sizes = np.sqrt(np.maximum(np.prod(np.ptp(xy, axis=1), axis=1), 1.0))[:, None]
+    has_spread = np.isfinite(known.spreads).any()
+    disagreements = known.spreads / sizes if has_spread else 1 - known.keypoints[..., 2]
+    rows = [row for row in range(len(known.images)) if known.scores[row] > 0]
+    points = {known.images[row]: xy[row] for row in rows}
+    return points, {known.images[row]: np.nan_to_num(disagreements[row], nan=1.0) for row in rows}

@@ -1,0 +1,122 @@
+"""Spoiled labels come first, with the mistake that was made."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kp_ray.data.annotations import Annotations, parse_name
+from kp_ray.keypoints import DACON24, FloatArray
+from kp_ray.suspects.evidence import SUSPICIOUS
+from kp_ray.suspects.rank import Suspect, rank_suspects
+
+NUM = 60
+FLIP = list(DACON24.flip_indices)
+
+
+def make_labels() -> Annotations:
+    """Make NUM images, each a scene of its own, of people who differ in place, size and pose."""
+    rng = np.random.default_rng(0)
+    body = rng.uniform(-1, 1, (24, 2)) * (60, 150)
+    xy = body + rng.normal(0, 25, (NUM, 24, 2)) + rng.uniform(200, 600, (NUM, 1, 2))
+    images = tuple(f"scene{number}_A-0000001.jpg" for number in range(NUM))
+    scenes, cameras, frames = zip(*map(parse_name, images), strict=True)
+    return Annotations(DACON24, images, np.dstack([xy, np.full((NUM, 24), 2.0)]), scenes, cameras, frames)
+
+
+@pytest.fixture(scope="module")
+def labels() -> Annotations:
+    """Return right labels of NUM images."""
+    return make_labels()
+
+
+@pytest.fixture(scope="module")
+def predicted(labels: Annotations) -> dict[str, FloatArray]:
+    """Return predictions that are off by a few pixels, and wrists by more."""
+    noise = np.random.default_rng(1).normal(0, 3, (NUM, 24, 2))
+    noise[:, [9, 10]] *= 10
+    return dict(zip(labels.images, labels.keypoints[..., :2] + noise, strict=True))
+
+
+def rank(labels: Annotations, predicted: dict[str, FloatArray], **points: FloatArray) -> list[Suspect]:
+    """Rank labels of which some images, by number ("image7"), have other points (24, 2)."""
+    keypoints = labels.keypoints.copy()
+    for name, xy in points.items():
+        keypoints[int(name.removeprefix("image")), :, :2] = xy
+    return rank_suspects(replace(labels, keypoints=keypoints), predicted, {name: np.ones(24) for name in predicted})
+
+
+def test_each_kind_of_mistake_is_found_and_its_correction_restores_the_labels(
+    labels: Annotations, predicted: dict[str, FloatArray]
+) -> None:
+    xy = labels.keypoints[..., :2]
+    moved = xy[4].copy()
+    moved[0] += (0, 120)
+    ranked = rank(labels, predicted, image1=xy[1][FLIP], image2=xy[2] + (70, -40), image3=xy[50] + 0.5, image4=moved)
+    found = {suspect.image: suspect for suspect in ranked[:4]}
+    images = [labels.images[number] for number in (1, 2, 3, 4)]
+    assert set(found) == set(images)
+    assert [found[image].kind for image in images] == ["left_right", "shifted", "other_image", "points"]
+    swapped, shifted, other, point = (found[image] for image in images)
+    assert {row[2]: row[3:] for row in swapped.corrections} == {
+        DACON24.names[k]: pytest.approx(xy[1][k], abs=0.01) for k in range(24) if FLIP[k] != k
+    }
+    back = np.array([row[3:] for row in shifted.corrections], dtype=float)
+    assert np.abs(back - xy[2]).max() < 5
+    assert labels.images[50] in other.reason
+    assert other.corrections == ((images[2], "drop", "", None, None),)
+    assert point.points == (DACON24.names[0],)
+    assert point.corrections == ((images[3], "point", DACON24.names[0], None, None),)
+
+
+def test_an_error_that_is_usual_for_its_keypoint_is_not_suspicious(
+    labels: Annotations, predicted: dict[str, FloatArray]
+) -> None:
+    xy = labels.keypoints[..., :2].copy()
+    wrist, nose = xy[7].copy(), xy[8].copy()
+    wrist[9] += (45, 0)
+    nose[0] += (45, 0)
+    ranked = rank(labels, predicted, image7=wrist, image8=nose)
+    ranks = {suspect.image: number for number, suspect in enumerate(ranked)}
+    assert ranks[labels.images[8]] == 0
+    assert ranked[ranks[labels.images[7]]].score < SUSPICIOUS
+
+
+def test_right_labels_have_few_suspects(labels: Annotations, predicted: dict[str, FloatArray]) -> None:
+    ranked = rank(labels, predicted)
+    assert len(ranked) == NUM
+    assert sum(suspect.score >= SUSPICIOUS for suspect in ranked) <= 2
+
+
+def make_clip(num_frames: int) -> Annotations:
+    """Make a clip of a person who walks to the right by 20 px per frame."""
+    labels = make_labels()
+    xy = labels.keypoints[0, :, :2] + np.arange(num_frames)[:, None, None] * (20.0, 0.0)
+    images = tuple(f"walk_A-{frame:07d}.jpg" for frame in range(num_frames))
+    scenes, cameras, frames = zip(*map(parse_name, images), strict=True)
+    return Annotations(DACON24, images, np.dstack([xy, np.full((num_frames, 24), 2.0)]), scenes, cameras, frames)
+
+
+def test_without_predictions_motion_and_repetition_rank_and_other_images_are_left_out() -> None:
+    clip = make_clip(9)
+    keypoints = clip.keypoints.copy()
+    keypoints[2, :, :2] += (0, 400)
+    keypoints[4] = keypoints[4][FLIP]
+    keypoints[7] = keypoints[6]
+    ranked = rank_suspects(replace(clip, keypoints=keypoints), {}, {})
+    kinds = {clip.images.index(suspect.image): suspect.kind for suspect in ranked}
+    assert kinds == {2: "far", 4: "left_right", 6: "repeated", 7: "repeated"}
+    assert rank_suspects(clip, {}, {}) == []
+
+
+def test_of_two_images_with_equal_labels_the_one_that_the_prediction_contradicts_comes_first() -> None:
+    clip = make_clip(30)
+    noise = np.random.default_rng(1).normal(0, 2, (30, 24, 2))
+    predicted = dict(zip(clip.images, clip.keypoints[..., :2] + noise, strict=True))
+    keypoints = clip.keypoints.copy()
+    keypoints[10] = keypoints[20]
+    ranked = rank_suspects(replace(clip, keypoints=keypoints), predicted, {image: np.ones(24) for image in clip.images})
+    assert ranked[0].image == clip.images[10]
+    assert ranked[0].corrections == ((clip.images[10], "drop", "", None, None),)
+    (right,) = (suspect for suspect in ranked if suspect.image == clip.images[20])
+    assert right.corrections == ()

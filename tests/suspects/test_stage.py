@@ -1,0 +1,106 @@
+"""`suspects` writes its files, proposes corrections as comments, and keeps what a user has edited."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kp_ray.config.load import build_config
+from kp_ray.config.schema import Config
+from kp_ray.data.csv_format import to_csv
+from kp_ray.data.load import load_annotations, load_labels
+from kp_ray.errors import ConfigError, StorageError
+from kp_ray.reporting.page import write_report
+from kp_ray.stage import no_progress
+from kp_ray.suspects.files import read_suspects, write_corrections
+from kp_ray.suspects.rank import Suspect
+from kp_ray.suspects.stage import SuspectsStage, SuspectsSummary
+from tests.helpers.data import SHARED
+from tests.suspects.test_rank import make_clip
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path) -> Config:
+    """Write labels of a clip, one frame of which is moved; return a config without images."""
+    clip = make_clip(9)
+    clip.keypoints[3, :, :2] += (0, 400)
+    (tmp_path / "labels.csv").write_bytes(to_csv(clip))
+    return build_config({"run_dir": str(tmp_path / "run"), "data": {"annotations": str(tmp_path / "labels.csv")}})
+
+
+def run_stage(config: Config) -> SuspectsSummary:
+    """Check and run the stage, which must need no cluster."""
+    stage = SuspectsStage()
+    stage.check(config)
+    assert stage.is_done(config)
+    return stage.run(config, no_progress)
+
+
+def test_without_folds_motion_alone_ranks_and_the_summary_says_so(spoiled: Config) -> None:
+    summary = run_stage(spoiled)
+    (row,) = read_suspects(summary.path)
+    assert (row.rank, row.image, row.kind, row.points) == (1, "walk_A-0000003.jpg", "far", "")
+    assert summary.kinds == {"far": 1}
+    assert summary.lines()[1] == (
+        "ranked by motion and repetition of the labels alone: split.folds is not set: set it, and train the members on "
+        "folds, to use predictions as well"
+    )
+    assert summary.to_json()["proposed"] == 1
+    with pytest.raises(ConfigError, match="--dry-run"):
+        SuspectsStage().forecast(spoiled)
+
+
+def test_folds_without_trained_members_or_images_are_named(spoiled: Config, sample_data: dict[str, Any]) -> None:
+    values = {**spoiled.to_dict(), "split": {"folds": 2}}
+    assert "data.images is not set" in run_stage(build_config(values)).without_predictions
+    with_images = {**values, "data": {**values["data"], "images": sample_data["images"]}}
+    assert "member a is not trained" in run_stage(build_config(with_images)).without_predictions
+
+
+def test_proposals_change_nothing_until_their_comment_is_removed_and_edits_are_kept(spoiled: Config) -> None:
+    summary = run_stage(spoiled)
+    path = Path(summary.corrections)
+    values = spoiled.to_dict()
+    corrected = build_config({**values, "data": {**values["data"], "corrections": str(path)}})
+    labels = load_labels(spoiled)
+    np.testing.assert_array_equal(load_labels(corrected).keypoints, labels.keypoints)
+    proposal = "# walk_A-0000003.jpg,drop,,,"
+    assert proposal in path.read_text().splitlines()
+    path.write_text(path.read_text().replace(proposal, proposal.removeprefix("# ")))
+    assert "walk_A-0000003.jpg" not in load_labels(corrected).images
+    assert run_stage(corrected).kinds == {}, "the corrected labels are ranked"
+    assert path.read_text().splitlines()[:2] == ["image,action,keypoint,x,y", "walk_A-0000003.jpg,drop,,,"]
+
+
+def test_a_proposal_for_an_image_whose_name_begins_with_a_hash_can_be_applied(tmp_path: Path) -> None:
+    path = tmp_path / "corrections.csv"
+    suspect = Suspect("#1.jpg", 5.0, "far", (), 'a "reason", with\ncommas', (("#1.jpg", "drop", "", None, None),))
+    write_corrections(str(path), [suspect])
+    path.write_text(path.read_text().replace('# "#1.jpg"', '"#1.jpg"'))
+    names = ",".join(f"{name}_{axis}" for name in make_clip(3).skeleton.names for axis in "xy")
+    row = ",".join(str(number) for number in range(48))
+    (tmp_path / "labels.csv").write_text(f"image,{names}\n#1.jpg,{row}\n2.jpg,{row}\n")
+    assert load_annotations(str(tmp_path / "labels.csv"), corrections=str(path)).images == ("2.jpg",)
+
+
+def test_a_damaged_list_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "suspects.csv"
+    path.write_text("rank,image\n1,a.jpg\n")
+    with pytest.raises(StorageError, match=r"suspects\.csv: damaged .*: run suspects again"):
+        read_suspects(str(path))
+
+
+def test_the_report_lists_the_suspects(spoiled: Config) -> None:
+    run_stage(spoiled)
+    page = Path(write_report(spoiled)).read_text()
+    assert 'id="suspects"' in page
+    assert "walk_A-0000003.jpg" in page
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the competition's labels are not there")
+def test_the_competition_labels_are_ranked_by_motion_and_repetition(tmp_path: Path) -> None:
+    labels = str(SHARED / "dacon" / "train_df.csv")
+    summary = run_stage(build_config({"run_dir": str(tmp_path), "data": {"annotations": labels}}))
+    assert summary.num_images == 4195
+    assert {"repeated", "left_right", "points"} <= set(summary.kinds)
