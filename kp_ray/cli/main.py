@@ -19,7 +19,7 @@ from kp_ray.stage import Summary, check_inputs
 if TYPE_CHECKING:
     from kp_ray.doctor import Check
 
-RESUME = "stopped; run the same command to resume"
+INTERRUPT_MESSAGE = "stopped; run the same command to resume"
 """Printed after Ctrl-C."""
 
 app = typer.Typer(
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KpRayError as error:
         _exit_with(error)
     except OSError as error:
-        if error.filename is None:  # not about a file: a bug of kp_ray
+        if error.filename is None:  # the error is not about a file, so it is a bug of kp_ray
             raise
         _exit_with(error)
 
@@ -61,12 +61,12 @@ def _exit_with(message: object) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Turn Ctrl-C into one line and exit code 130."""
+def _exit_on_interrupt() -> Iterator[None]:
+    """On Ctrl-C, print one line and exit with code 130."""
     try:
         yield
     except KeyboardInterrupt:
-        say(RESUME)
+        say(INTERRUPT_MESSAGE)
         raise typer.Exit(130) from None
 
 
@@ -85,20 +85,20 @@ def _run_stage(
     """Run a stage, or forecast it if `dry_run`, and print its summary and the next command."""
     from kp_ray.pipeline import forecast_stage, next_step, run_stage
 
-    config_path = _require(path)
+    config_path = _require_path(path)
     config = load_config(config_path, overrides or ())
     if dry_run:
         summary = forecast_stage(verb, config)
         _print_summary(summary, as_json)
         return summary
-    with _interruptible():
+    with _exit_on_interrupt():
         summary = run_stage(verb, config, show_progress, say)
-    has_errors = not getattr(summary, "ok", True)  # of `check`: a next step would meet the same errors
+    has_errors = not getattr(summary, "ok", True)  # errors that `check` found would also stop the next stage
     _print_summary(summary, as_json, None if has_errors else next_step(verb, config, config_path))
     return summary
 
 
-def _require(path: str | None) -> str:
+def _require_path(path: str | None) -> str:
     if path is None:
         raise ConfigError("name the configuration file, e.g. kp-ray VERB config.yaml")
     return path
@@ -120,7 +120,7 @@ def _common(
 
 @app.command()
 def sample(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to write the data set.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for the data set.")],
     images: Annotated[int, typer.Option(help="Labelled images.", min=1)] = 200,
     test_images: Annotated[int | None, typer.Option(help="Images to predict; default: a fifth.", min=1)] = None,
     width: Annotated[int, typer.Option(help="Width of an image in pixels.", min=64)] = 1920,
@@ -133,7 +133,7 @@ def sample(
     from kp_ray.synthetic.dataset import make_sample
 
     total = images + (test_images if test_images is not None else max(10, images // 5))
-    with _interruptible(), show_progress("sample") as progress:
+    with _exit_on_interrupt(), show_progress("sample") as progress:
         summary = make_sample(
             folder,
             num_images=images,
@@ -170,8 +170,8 @@ def verify(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
     """Check the store's parts against their hashes and rebuild a sample of rows; exit code 1 if something is wrong."""
     from kp_ray.store.stage import verify as verify_run
 
-    with _interruptible():
-        summary = verify_run(load_config(_require(config), sets or ()))
+    with _exit_on_interrupt():
+        summary = verify_run(load_config(_require_path(config), sets or ()))
     _print_summary(summary, as_json, None if summary.ok else f"augment {config}")
     if not summary.ok:
         raise typer.Exit(1)
@@ -228,7 +228,7 @@ def evaluate(
     from kp_ray.cli.tables import print_evaluation
     from kp_ray.prediction.stage import EvaluateStage
 
-    loaded = load_config(_require(config), sets or ())
+    loaded = load_config(_require_path(config), sets or ())
     stage = EvaluateStage(submission)
     stage.check(loaded)
     with show_progress("evaluate") as progress:
@@ -240,14 +240,14 @@ def evaluate(
 @app.command()
 def fuse(
     submissions: Annotated[list[str] | None, typer.Argument(metavar="A.csv B.csv ...", help="The submissions.")] = None,
-    out: Annotated[str | None, typer.Option(metavar="C.csv", help="Where to write the fused submission.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="C.csv", help="File for the fused submission.")] = None,
     weights: Annotated[str | None, typer.Option(metavar="2,1,...", help="A weight per file; default: equal.")] = None,
     fusion: Annotated[Literal["mean", "median"], typer.Option(help="As predict.fusion.")] = "mean",
     reject_sigmas: Annotated[float | None, typer.Option(help="As predict.reject_sigmas.", min=0.01)] = None,
     missing: Annotated[Literal["fill", "zeros"], typer.Option(help="As predict.missing.")] = "fill",
     as_json: JsonOption = False,
 ) -> None:
-    """Fuse submissions of any origin; a row of zeros means nobody, and the others fill it."""
+    """Fuse submissions of any origin; a row of zeros means that nobody was found, and other submissions fill it."""
     from kp_ray.prediction.submissions import fuse_submissions
 
     if out is None:
@@ -272,10 +272,10 @@ def _parse_weights(text: str) -> list[float]:
 
 @app.command()
 def report(run: RunArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
-    """Write the run's report, one HTML file."""
+    """Write the run's report as one HTML file."""
     from kp_ray.reporting.stage import ReportStage
 
-    loaded = load_run_config(_require(run), sets or ())
+    loaded = load_run_config(_require_path(run), sets or ())
     with show_progress("report") as progress:
         _print_summary(ReportStage().run(loaded, progress), as_json)
 
@@ -287,13 +287,13 @@ def show(
     image: Annotated[str | None, typer.Option(help="Only this image.")] = None,
     num: Annotated[int, typer.Option(help="Maximum number of images, chosen at random.", min=1)] = 12,
     seed: Annotated[int, typer.Option(help="Another seed chooses other images.", min=0)] = 0,
-    out: Annotated[str | None, typer.Option(help="Where to write; default: RUN/show.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for the images; default: RUN/show.")] = None,
     submission: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Draw this submission too; may be repeated.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write images with skeletons drawn over them, and one sheet: variants, or each member's and the fused answer."""
+    """Write images with skeletons drawn over them, and one sheet of all: of variants, or of predictions."""
     from kp_ray.reporting.show import show as write_images
 
     summary = write_images(path, out, recipe=recipe, image=image, num=num, seed=seed, submissions=submission or ())
@@ -303,7 +303,7 @@ def show(
 @app.command()
 def export(
     run: RunArgument = None,
-    folder: Annotated[str | None, typer.Option(help="Where to write; default: <run_dir>/export.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Folder for the export; default: <run_dir>/export.")] = None,
     split: Annotated[str | None, typer.Option(help="Only train or val.")] = None,
     fold: Annotated[int | None, typer.Option(help="Fold that is val; the other folds are train.", min=0)] = None,
     recipe: Annotated[list[str] | None, typer.Option(help="Only this recipe; may be repeated.")] = None,
@@ -316,7 +316,7 @@ def export(
     """Write the store as COCO keypoints JSON, wide CSV and images."""
     from kp_ray.store.export import export_store
 
-    loaded = load_run_config(_require(run), sets or ())
+    loaded = load_run_config(_require_path(run), sets or ())
     target = folder or loaded.path("export")
     summary = export_store(loaded, target, split=split, recipes=recipe or None, fold=fold, yolo=yolo)
     _print_summary(summary, as_json)
@@ -328,17 +328,17 @@ def doctor(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
     from kp_ray.doctor import check_cluster, check_machine
 
     loaded = load_config(config, sets or ())
-    failed = _print_checks(check_machine(loaded))
-    with _interruptible(), session(loaded, say=say):
-        failed += _print_checks(check_cluster(loaded))
+    failures = _print_checks(check_machine(loaded))
+    with _exit_on_interrupt(), session(loaded, say=say):
+        failures += _print_checks(check_cluster(loaded))
     if as_json:
-        print(json.dumps({"ok": not failed, "failed": failed}))
-    if failed:
+        print(json.dumps({"ok": not failures, "failed": failures}))
+    if failures:
         raise typer.Exit(1)
 
 
 def _print_checks(checks: "Sequence[Check]") -> list[str]:
-    """Print the checks; return the names of the failed ones."""
+    """Print the checks; return the names of the checks that failed."""
     for item in checks:
         console.print("ok" if item.ok else "no", style="green" if item.ok else "red", end=" ")
         say(f"{item.name}: {item.found}" + ("" if item.ok else f" -> {item.fix}"))
@@ -351,9 +351,9 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
     from kp_ray.cli.tables import print_run
     from kp_ray.pipeline import run_pipeline
 
-    loaded = load_config(_require(config), sets or ())
+    loaded = load_config(_require_path(config), sets or ())
     check_inputs(loaded, required=["annotations", "images"], optional=["sample_submission", "truth", "test_images"])
-    with _interruptible():
+    with _exit_on_interrupt():
         summary = run_pipeline(loaded, show_progress, say, _print_stage)
     print_run(summary)
     if as_json:
@@ -361,7 +361,7 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
 
 
 def _print_stage(verb: str, summary: Summary) -> None:
-    if verb not in ("evaluate", "report"):  # these two are printed in the tables at the end
+    if verb not in ("evaluate", "report"):  # `print_run` prints these two at the end
         _print_summary(summary, as_json=False)
 
 

@@ -20,7 +20,7 @@ console = Console(stderr=True, highlight=False)
 
 
 def say(line: str) -> None:
-    """Print one line to stderr, without wrapping and markup: paths are long and names may hold brackets."""
+    """Print one line to stderr, without wrapping (paths are long) and without markup (names may hold brackets)."""
     console.print(line, markup=False, soft_wrap=True)
 
 
@@ -40,6 +40,8 @@ def _bars() -> Bars:
 
 
 class _BarProgress:
+    """Draws one bar per row."""
+
     def __init__(self, verb: str, bars: Bars) -> None:
         self.verb, self.bars = verb, bars
         self.tasks: dict[str, Any] = {}
@@ -52,21 +54,22 @@ class _BarProgress:
 
 
 class _LineProgress:
-    """Prints a line when a row begins and ends, and one every `LOG_PERIOD_S` in between."""
+    """Prints a line when a row begins and ends, and a line every `LOG_PERIOD_S` in between."""
 
     def __init__(self, verb: str) -> None:
         self.verb = verb
-        self.started: dict[str, tuple[float, int]] = {}
-        self.printed: dict[str, tuple[float, int]] = {}
+        # By row: time and number of finished items at the first call, and at the last printed line.
+        self.first_calls: dict[str, tuple[float, int]] = {}
+        self.last_lines: dict[str, tuple[float, int]] = {}
 
     def __call__(self, name: str, done: int, total: int, note: str = "") -> None:
         raise_if_interrupted()
         now = time.monotonic()
-        started_at, first_done = self.started.setdefault(name, (now, done))
-        printed_at, printed_done = self.printed.get(name, (now - LOG_PERIOD_S, -1))
-        if done == printed_done or (now - printed_at < LOG_PERIOD_S and done < total):
+        first_time, first_done = self.first_calls.setdefault(name, (now, done))
+        last_time, last_done = self.last_lines.get(name, (now - LOG_PERIOD_S, -1))
+        if done == last_done or (now - last_time < LOG_PERIOD_S and done < total):
             return
-        self.printed[name] = now, done
-        rate = (done - first_done) / (now - started_at) if now > started_at else 0.0
+        self.last_lines[name] = now, done
+        rate = (done - first_done) / (now - first_time) if now > first_time else 0.0
         time_left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
         say(one_line(f"{self.verb} {name} {done}/{total}, {rate:.1f}/s{time_left} {note}"))

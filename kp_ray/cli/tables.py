@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from kp_ray.metrics import Evaluation
     from kp_ray.pipeline import RunSummary
 
-_out = Console(highlight=False)
+_stdout = Console(highlight=False)
 
 
 def print_evaluation(rows: "Mapping[str, Evaluation]") -> None:
-    """Print one row of metrics per name: of the ensemble and each member, or of a submission."""
+    """Print one row of metrics per name: for the ensemble and each member, or for a submission."""
     table = Table("", "RMSE px", "median px", "PCK@0.05", "PCK@0.1", "OKS-AP", "missing")
     for name, metrics in rows.items():
         pixels, shares = [metrics.rmse, metrics.median_px], [*metrics.pck.values(), metrics.ap]
         cells = [*(_cell(value, 2) for value in pixels), *(_cell(value, 3) for value in shares)]
         table.add_row(escape(name), *cells, f"{metrics.num_missing} of {metrics.num_images}")
-    _out.print(table)
+    _stdout.print(table)
 
 
 def print_run(summary: "RunSummary") -> None:
@@ -30,10 +30,10 @@ def print_run(summary: "RunSummary") -> None:
     store, predictions = summary.augment, summary.predict
     details = predictions.details
     table.add_row(str(store.sources), str(store.variants), f"{summary.sources_per_s:.1f}", str(len(details.filled)))
-    _out.print(table)
+    _stdout.print(table)
     if summary.evaluate:
         print_evaluation(summary.evaluate.rows())
-    _out.print("\n".join(summary.lines()), markup=False, soft_wrap=True)
+    _stdout.print("\n".join(summary.lines()), markup=False, soft_wrap=True)
 
 
 def _cell(value: float | None, digits: int) -> str:

@@ -38,7 +38,7 @@ class SplitSide:
     Attributes:
         name: "train" or "val".
         num_variants: number of variants in the store.
-        num_units: number of scenes on this side, or of other units if `split.by` names other ones; 0 if unknown.
+        num_units: number of the units of `split.by`, e.g. scenes, on this side; 0 if unknown.
     """
 
     name: str
@@ -52,12 +52,12 @@ class DataSection:
 
     Attributes:
         num_findings: number of findings of `check`; None if it did not run.
-        kinds: the findings by kind: errors before warnings, then by falling count.
+        kinds: the findings by kind: errors before warnings, then the kinds with more findings first.
         num_sources: number of sources in the store; None without a store.
         num_keypoints: number of keypoints of the skeleton; 0 without a store.
         sides: the sides of the split; empty without a store.
         cameras: sorted names of the cameras.
-        frame_sizes: "WIDTHxHEIGHT" of the sources; a last "..." stands for all sizes after the first NUM_EXAMPLES.
+        frame_sizes: the first NUM_EXAMPLES sizes of the sources, e.g. "1920x1080", and "..." if there are more.
         split: the config's `split` section.
     """
 
@@ -103,7 +103,7 @@ def _group_findings(findings: list[Finding]) -> tuple[FindingKind, ...]:
 
 
 def _frame_sizes(files: RunFiles) -> tuple[str, ...]:
-    original = files.samples.get("Original")
-    sizes = sorted({(int(width), int(height)) for width, height in original.sizes}) if original else []
-    more = ("...",) if len(sizes) > NUM_EXAMPLES else ()
-    return (*(f"{width}x{height}" for width, height in sizes[:NUM_EXAMPLES]), *more)
+    sample = files.samples.get("Original")
+    sizes = sorted({(int(width), int(height)) for width, height in sample.sizes}) if sample else []
+    texts = [f"{width}x{height}" for width, height in sizes[:NUM_EXAMPLES]]
+    return (*texts, "...") if len(sizes) > NUM_EXAMPLES else tuple(texts)

@@ -13,7 +13,7 @@ from kp_ray.reporting.run_files import RunFiles
 from kp_ray.visualization.plots import plot_bars, plot_curves
 
 _NOT_FOUND_PX = -1e6
-"""Coordinate given to every point of a person that a member did not find, so that all thresholds count it as wrong."""
+"""Coordinate of the points of a person whom a member did not find, so that the points are wrong at every threshold."""
 
 Curve = tuple[list[float], list[float]]
 """The x values and the y values of a curve."""
@@ -64,44 +64,47 @@ def _success_curves(files: RunFiles, truth: Annotations) -> list[Figure]:
             pck_curves[name], oks_curves[name] = curves
     if not pck_curves:
         return []
-    points = plot_curves(pck_curves, "distance, as a share of the box's longer side", "share of points", "PCK")
-    people = plot_curves(oks_curves, "OKS at least", "share of images", "OKS")
+    pck_svg = plot_curves(pck_curves, "distance, as a share of the box's longer side", "share of points", "PCK")
+    oks_svg = plot_curves(oks_curves, "OKS at least", "share of images", "OKS")
     return [
-        svg_figure(points, "Share of keypoints within a distance of the truth"),
-        svg_figure(people, "Share of images whose OKS is at least a value"),
+        svg_figure(pck_svg, "Share of keypoints within a distance of the truth"),
+        svg_figure(oks_svg, "Share of images whose OKS is at least a value"),
     ]
 
 
 def _named_predictions(files: RunFiles, truth: Annotations) -> list[tuple[str, tuple[str, ...], FloatArray]]:
-    """Return (name, images, keypoints (N, K, 3)) of each member and then of the submission, named "ensemble"."""
-    named: list[tuple[str, tuple[str, ...], FloatArray]] = []
+    """Return (name, images, keypoints (N, K, 3)) of each member, and last of the submission, named "ensemble"."""
+    predictions: list[tuple[str, tuple[str, ...], FloatArray]] = []
     if files.predictions is not None:
         members = zip(files.predictions.members, files.predictions.keypoints, strict=True)
-        named += [(name, files.predictions.images, keypoints) for name, keypoints in members]
+        predictions += [(name, files.predictions.images, keypoints) for name, keypoints in members]
     if files.submission is not None and files.submission.skeleton.names == truth.skeleton.names:
-        named.append(("ensemble", files.submission.images, files.submission.keypoints))
-    return named
+        predictions.append(("ensemble", files.submission.images, files.submission.keypoints))
+    return predictions
 
 
 def _pck_and_oks(images: tuple[str, ...], keypoints: FloatArray, truth: Annotations) -> tuple[Curve, Curve] | None:
-    """Compute the PCK curve and the OKS curve over the images with a labelled ground truth; None if no image has one.
+    """Compute the PCK curve and the OKS curve over the images with ground truth.
 
     Args:
         images: N names.
         keypoints: (N, K, 3) predicted x, y and score; NaN where nobody was found.
-        truth: labels of the same K keypoints; otherwise the result is None.
+        truth: labels of the test images.
+
+    Returns:
+        The curves; None if no image has a labelled point in `truth`, or `truth` has another number of keypoints.
     """
     truth_rows = {image: row for row, image in enumerate(truth.images)}
     rows = [row for row, image in enumerate(images) if image in truth_rows]
     labels = truth.keypoints[[truth_rows[images[row]] for row in rows]]
-    labelled = np.asarray(np.isfinite(labels[..., 0]).any(axis=1))
-    if keypoints.shape[1] != labels.shape[1] or not labelled.any():
+    is_labelled = np.asarray(np.isfinite(labels[..., 0]).any(axis=1))
+    if keypoints.shape[1] != labels.shape[1] or not is_labelled.any():
         return None
-    labels = labels[labelled]
-    predicted = np.nan_to_num(keypoints[rows][labelled], nan=_NOT_FOUND_PX)
+    labels = labels[is_labelled]
+    predictions = np.nan_to_num(keypoints[rows][is_labelled], nan=_NOT_FOUND_PX)
     sizes = np.nanmax(labels[..., :2], axis=1) - np.nanmin(labels[..., :2], axis=1)
-    errors, longer_sides = point_errors(predicted, labels), sizes.max(axis=1)
-    similarities = oks(predicted, labels, truth.skeleton, sizes.prod(axis=1))
+    errors, longer_sides = point_errors(predictions, labels), sizes.max(axis=1)
+    similarities = oks(predictions, labels, truth.skeleton, sizes.prod(axis=1))
     shares, thresholds = np.linspace(0, 0.2, 41).tolist(), np.linspace(0.5, 1, 51).tolist()
     return (
         (shares, [pck(errors, longer_sides, share) or 0.0 for share in shares]),

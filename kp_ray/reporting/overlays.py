@@ -20,7 +20,7 @@ MARGIN_SHARE = 0.2
 """Margin around the person, as a share of the longer side of the person's box."""
 
 Overlay = tuple[FloatArray, Skeleton, Color | None]
-"""Keypoints (K, 3) in pixels, their skeleton, and its color (None: one color for left, another for right)."""
+"""Keypoints (K, 3) in pixels, their skeleton, and its color (None: different colors for left, right and middle)."""
 
 
 def read_test_image(config: Config, name: str) -> Image | None:
@@ -42,7 +42,7 @@ def overlay_uri(config: Config, image_name: str, overlays: Sequence[Overlay]) ->
     Returns:
         None if the image cannot be read or no skeleton has a finite point.
     """
-    points = np.concatenate([keypoints for keypoints, *_ in overlays]) if overlays else np.zeros((0, 3))
+    points = np.concatenate([keypoints for keypoints, _, _ in overlays]) if overlays else np.zeros((0, 3))
     image = read_test_image(config, image_name) if np.isfinite(points[:, :2]).any() else None
     if image is None:
         return None

@@ -1,8 +1,8 @@
 """The report: one self-contained HTML page about a run folder.
 
-Each section has a module, which builds the section from files of the run folder. Without these files it returns None,
-and the page leaves the section out, so that every run has a report, however few stages it has finished.
-`report.html.jinja` lays the sections out and escapes their texts.
+Each section has a module, which builds the section from files of the run folder, or returns None if these files are
+missing. The page leaves such a section out, so that a run has a report after any stage. `report.html.jinja` lays the
+sections out and escapes their texts.
 """
 
 from datetime import UTC, datetime

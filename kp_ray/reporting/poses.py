@@ -1,4 +1,4 @@
-"""Section "Poses and visibility": the poses of the sources, and by recipe the visible keypoints, tilts and sizes."""
+"""Section "Poses and visibility": poses of the sources, and the visible keypoints, tilts and sizes of each recipe."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class PoseSection:
 
     Attributes:
         grid: table of the share of variants in which a keypoint is visible, by recipe and keypoint.
-        figures: overlaid poses, tilts and sizes; a plot without data is left out.
-        max_variants: number of variants of the recipe that has most of them in the plots.
+        figures: plots of the poses, the tilts and the sizes; a plot without data is left out.
+        max_variants: largest number of variants of a recipe in the plots.
     """
 
     grid: Figure
@@ -36,9 +36,9 @@ def pose_section(files: RunFiles) -> PoseSection | None:
     skeleton = files.store_skeleton
     if not samples or skeleton is None:
         return None
-    shares = np.array([sample.visible.mean(axis=0) for sample in samples.values()])
+    shares = np.array([sample.is_visible.mean(axis=0) for sample in samples.values()])
     grid = plot_percentages([*samples], skeleton.names, shares, "Points inside the image, in percent")
-    figures = [_overlaid_poses(files, samples, skeleton), _tilts(samples, skeleton), _sizes(samples)]
+    figures = [_pose_figure(files, samples, skeleton), _tilt_figure(samples, skeleton), _size_figure(samples)]
     return PoseSection(
         grid=svg_figure(grid, "Share of variants in which a keypoint is inside the image, by recipe"),
         figures=tuple(figure for figure in figures if figure is not None),
@@ -46,17 +46,17 @@ def pose_section(files: RunFiles) -> PoseSection | None:
     )
 
 
-def _overlaid_poses(files: RunFiles, samples: Mapping[str, VariantSample], skeleton: Skeleton) -> Figure | None:
-    """Plot the poses of the sources by split, and the poses of the submission if it has the same keypoints.
+def _pose_figure(files: RunFiles, samples: Mapping[str, VariantSample], skeleton: Skeleton) -> Figure | None:
+    """Plot the poses of the sources by split, and the poses of the submission if its keypoints are the skeleton's.
 
     Returns:
         None if there is neither a variant of the recipe Original nor a submission.
     """
     poses: dict[str, FloatArray] = {}
     if "Original" in samples:
-        original = samples["Original"]
+        sample = samples["Original"]
         sides = {"train": "trained on", "val": "validated on"}
-        poses = {label: original.keypoints[original.splits == side] for side, label in sides.items()}
+        poses = {label: sample.keypoints[sample.splits == side] for side, label in sides.items()}
     if files.submission is not None and files.submission.skeleton.names == skeleton.names:
         poses["predicted"] = files.submission.keypoints
     poses = {label: _normalize(keypoints[:MAX_POSES]) for label, keypoints in poses.items() if len(keypoints)}
@@ -66,20 +66,20 @@ def _overlaid_poses(files: RunFiles, samples: Mapping[str, VariantSample], skele
     return svg_figure(svg, "Skeletons drawn over each other, by split")
 
 
-def _tilts(samples: Mapping[str, VariantSample], skeleton: Skeleton) -> Figure | None:
-    """Plot the tilt of the torso by recipe; None if no variant has the keypoints that it needs."""
+def _tilt_figure(samples: Mapping[str, VariantSample], skeleton: Skeleton) -> Figure | None:
+    """Plot the tilt of the torso by recipe; None if no variant has the keypoints of the torso."""
     tilts = [_tilt_deg(sample.keypoints, skeleton) for sample in samples.values()]
     if not any(np.isfinite(tilt).any() for tilt in tilts):
         return None
     svg = plot_distributions([*samples], tilts, "degrees from upright (right: +)", "Tilt of the torso")
-    return svg_figure(svg, "How far the torso tilts, by recipe")
+    return svg_figure(svg, "Tilt of the torso, by recipe")
 
 
-def _sizes(samples: Mapping[str, VariantSample]) -> Figure:
+def _size_figure(samples: Mapping[str, VariantSample]) -> Figure:
     """Plot the height of the person's box by recipe, in percent of the image's height."""
     heights = [100 * (sample.boxes[:, 3] - sample.boxes[:, 1]) / sample.sizes[:, 1] for sample in samples.values()]
     svg = plot_distributions([*samples], heights, "box height, % of the image's", "Size of the person")
-    return svg_figure(svg, "How large the person is, by recipe")
+    return svg_figure(svg, "Size of the person, by recipe")
 
 
 def _tilt_deg(keypoints: FloatArray, skeleton: Skeleton) -> FloatArray:
@@ -105,7 +105,7 @@ def _tilt_deg(keypoints: FloatArray, skeleton: Skeleton) -> FloatArray:
 
 
 def _normalize(keypoints: FloatArray) -> FloatArray:
-    """Move the mean point of each pose to the origin, and scale the RMS distance of its points from there to 1.
+    """Move the mean point of each pose to the origin, and scale the pose to an RMS distance of 1 from the origin.
 
     Args:
         keypoints: (n, K, 3) x, y, v; points with v = 0 are ignored.
@@ -113,9 +113,9 @@ def _normalize(keypoints: FloatArray) -> FloatArray:
     Returns:
         (n, K, 2); NaN for ignored points.
     """
-    labelled = keypoints[..., 2:] > 0
-    xy = np.where(labelled, keypoints[..., :2], np.nan)
-    count = np.maximum(labelled.sum(axis=1, keepdims=True), 1)
+    is_labelled = keypoints[..., 2:] > 0
+    xy = np.where(is_labelled, keypoints[..., :2], np.nan)
+    count = np.maximum(is_labelled.sum(axis=1, keepdims=True), 1)
     xy = xy - np.nansum(xy, axis=1, keepdims=True) / count
-    spread = np.sqrt(np.nansum(xy**2, axis=(1, 2), keepdims=True) / count)
-    return np.asarray(xy / np.maximum(spread, 1e-9))
+    rms_distance = np.sqrt(np.nansum(xy**2, axis=(1, 2), keepdims=True) / count)
+    return np.asarray(xy / np.maximum(rms_distance, 1e-9))

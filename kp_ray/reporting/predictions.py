@@ -1,4 +1,4 @@
-"""Section "Predictions": the worst images, the filled images, and those in which the members differ most."""
+"""Section "Predictions": the worst images, the filled images, and the images in which the members differ most."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,13 +60,13 @@ class PredictionSection:
         has_truth: True if the tiles show the ground truth.
         num_filled: number of images in which no member found a person above `predict.score_threshold`; None if unknown.
         fallbacks: number of filled images by fallback.
-        worst: tiles of the images with the largest RMSE.
-        filled: tiles of the filled images.
-        disputed: tiles of the images in which the members differ most.
+        worst_tiles: the images with the largest RMSE.
+        filled_tiles: the filled images.
+        disputed_tiles: the images in which the members differ most.
         median_spread_px: median over the images of the spread, which is the RMS distance of the members' points from
-            their mean; None if no image has two members' predictions.
+            their mean; None if no image has predictions of two members.
         members: name and color ("#rrggbb") of each member.
-        num_lost: member -> number of images in which it found nobody; members that lost no image are left out.
+        num_lost: member -> number of images in which the member found nobody, for the members with such images.
         lists: a list of the worst and a list of the filled images; empty lists are left out.
     """
 
@@ -74,9 +74,9 @@ class PredictionSection:
     has_truth: bool
     num_filled: int | None
     fallbacks: Mapping[str, int]
-    worst: tuple[Tile, ...]
-    filled: tuple[Tile, ...]
-    disputed: tuple[Tile, ...]
+    worst_tiles: tuple[Tile, ...]
+    filled_tiles: tuple[Tile, ...]
+    disputed_tiles: tuple[Tile, ...]
     median_spread_px: float | None
     members: tuple[tuple[str, str], ...]
     num_lost: Mapping[str, int]
@@ -85,24 +85,27 @@ class PredictionSection:
 
 def prediction_section(config: Config, files: RunFiles) -> PredictionSection | None:
     """Build the section; None if there are no predictions, no submission and no evaluation."""
-    worst: tuple[ImageError, ...] = files.evaluation.worst if files.evaluation else ()
-    filled = _filled_images(files)
-    if not worst and filled is None and files.submission is None and files.predictions is None:
+    worst_images: tuple[ImageError, ...] = files.evaluation.worst if files.evaluation else ()
+    filled_images = _filled_images(files)
+    if not worst_images and filled_images is None and files.submission is None and files.predictions is None:
         return None
     predictions = files.predictions
     spreads = _spreads(predictions) if predictions else {}
+    worst_captions = {
+        row.image: (format_number(row.rmse), f" px{_describe_worst_point(row.image, files)}") for row in worst_images
+    }
     return PredictionSection(
         num_images=len(predictions.images) if predictions else 0,
         has_truth=files.truth is not None,
-        num_filled=None if filled is None else len(filled),
-        fallbacks=count_fallbacks((row.how for row in filled or ()), "a near frame"),
-        worst=_tiles(config, files, {row.image: format_number(row.rmse) for row in worst}, " px"),
-        filled=_tiles(config, files, {row.image: row.how for row in filled or ()}, ""),
-        disputed=_disputed_tiles(config, files, predictions, spreads) if predictions else (),
+        num_filled=None if filled_images is None else len(filled_images),
+        fallbacks=count_fallbacks((row.how for row in filled_images or ()), "a near frame"),
+        worst_tiles=_draw_tiles(config, files, worst_captions),
+        filled_tiles=_draw_tiles(config, files, {row.image: (row.how, "") for row in filled_images or ()}),
+        disputed_tiles=_draw_disputed_tiles(config, files, predictions, spreads) if predictions else (),
         median_spread_px=float(np.median([*spreads.values()])) if spreads else None,
         members=_member_colors(predictions) if predictions else (),
         num_lost=_count_lost(predictions) if predictions else {},
-        lists=_build_lists(worst, filled or ()),
+        lists=_build_lists(worst_images, filled_images or ()),
     )
 
 
@@ -111,31 +114,32 @@ def _member_colors(predictions: Predictions) -> tuple[tuple[str, str], ...]:
 
 
 def _filled_images(files: RunFiles) -> tuple[FilledImage, ...] | None:
-    """Return the filled images that evaluation.json lists, or else predict.json; None without these files."""
+    """Return the filled images in evaluation.json, or else in predict.json; None if both files are missing."""
     if files.evaluation is not None:
         return files.evaluation.filled
     return files.details.filled if files.details is not None else None
 
 
-def _build_lists(worst: tuple[ImageError, ...], filled: tuple[FilledImage, ...]) -> tuple[ImageList, ...]:
+def _build_lists(worst_images: tuple[ImageError, ...], filled_images: tuple[FilledImage, ...]) -> tuple[ImageList, ...]:
+    worst_rows = tuple((row.image, format_number(row.rmse)) for row in worst_images)
+    filled_rows = tuple((row.image, row.how) for row in filled_images)
     lists = (
-        ImageList("Worst images as a list", "RMSE (px)", tuple((row.image, format_number(row.rmse)) for row in worst)),
-        ImageList("Images filled by a fallback", "fallback", tuple((row.image, row.how) for row in filled)),
+        ImageList("Worst images as a list", "RMSE (px)", worst_rows),
+        ImageList("Images filled by a fallback", "fallback", filled_rows),
     )
     return tuple(image_list for image_list in lists if image_list.rows)
 
 
-def _tiles(config: Config, files: RunFiles, values: Mapping[str, str], unit: str) -> tuple[Tile, ...]:
-    """Draw ground truth and submission over the first MAX_TILES images of `values`; skip images that cannot be read.
+def _draw_tiles(config: Config, files: RunFiles, captions: Mapping[str, tuple[str, str]]) -> tuple[Tile, ...]:
+    """Draw ground truth and submission over the first MAX_TILES images; skip images that cannot be read.
 
     Args:
         config: names the image folders.
         files: the run's files.
-        values: image -> value in the caption.
-        unit: unit of the values. If it is not empty, the caption also names the keypoint with the largest error.
+        captions: image -> `value` and `note` of its tile.
     """
     tiles = []
-    for image, value in list(values.items())[:MAX_TILES]:
+    for image, (value, note) in list(captions.items())[:MAX_TILES]:
         overlays: list[Overlay] = [
             (labels.keypoints[labels.images.index(image)], labels.skeleton, color)
             for labels, color in ((files.truth, TRUTH), (files.submission, None))
@@ -143,27 +147,26 @@ def _tiles(config: Config, files: RunFiles, values: Mapping[str, str], unit: str
         ]
         uri = overlay_uri(config, image, overlays)
         if uri:
-            note = f"{unit}{_describe_worst_point(image, files)}" if unit else ""
             tiles.append(Tile(image, uri, value, note))
     return tuple(tiles)
 
 
 def _describe_worst_point(image: str, files: RunFiles) -> str:
-    """Describe the keypoint of an image whose prediction is farthest from the ground truth; "" if that is unknown."""
+    """Describe the keypoint of an image with the largest error, e.g. ", nose by 31 px"; "" if no error is known."""
     truth, submission = files.truth, files.submission
     if truth is None or submission is None or truth.skeleton.names != submission.skeleton.names:
         return ""
     if image not in truth.images or image not in submission.images:
         return ""
-    predicted = submission.keypoints[submission.images.index(image)]
-    errors = point_errors(predicted, truth.keypoints[truth.images.index(image)])
+    prediction = submission.keypoints[submission.images.index(image)]
+    errors = point_errors(prediction, truth.keypoints[truth.images.index(image)])
     if not np.isfinite(errors).any():
         return ""
-    farthest = int(np.nanargmax(errors))
-    return f", {truth.skeleton.names[farthest]} by {errors[farthest]:,.0f} px"
+    k = int(np.nanargmax(errors))
+    return f", {truth.skeleton.names[k]} by {errors[k]:,.0f} px"
 
 
-def _disputed_tiles(
+def _draw_disputed_tiles(
     config: Config, files: RunFiles, predictions: Predictions, spreads: Mapping[int, float]
 ) -> tuple[Tile, ...]:
     """Draw every member's prediction over the MAX_TILES images with the largest spread.
@@ -191,21 +194,21 @@ def _disputed_tiles(
 
 
 def _spreads(predictions: Predictions) -> dict[int, float]:
-    """Compute per image the spread: the RMS distance in pixels of the members' points from their mean.
+    """Compute the spread of each image: the RMS distance in pixels of the members' points from their mean.
 
     Returns:
         Row of the image -> spread, largest first. Images in which fewer than two members found a person are left out.
     """
-    found = np.asarray(np.isfinite(predictions.keypoints[..., :2]).all(axis=(2, 3)))  # (M, N)
+    has_person = np.asarray(np.isfinite(predictions.keypoints[..., :2]).all(axis=(2, 3)))  # (M, N)
     spreads = {}
-    for row in np.flatnonzero(found.sum(axis=0) > 1).tolist():
-        points = predictions.keypoints[found[:, row], row, :, :2]
-        squared = ((points - points.mean(axis=0)) ** 2).sum(axis=2)
-        spreads[row] = float(np.sqrt(squared.mean()))
+    for row in np.flatnonzero(has_person.sum(axis=0) > 1).tolist():
+        points = predictions.keypoints[has_person[:, row], row, :, :2]
+        squared_distances = ((points - points.mean(axis=0)) ** 2).sum(axis=2)
+        spreads[row] = float(np.sqrt(squared_distances.mean()))
     return dict(sorted(spreads.items(), key=lambda item: -item[1]))
 
 
 def _count_lost(predictions: Predictions) -> dict[str, int]:
-    """Count per member the images in which it found nobody; leave out members that lost no image."""
-    lost = np.isnan(predictions.keypoints[..., 0]).all(axis=2).sum(axis=1).tolist()
-    return {name: count for name, count in zip(predictions.members, lost, strict=True) if count}
+    """Count the images in which a member found nobody, by member; leave out members without such images."""
+    counts = np.isnan(predictions.keypoints[..., 0]).all(axis=2).sum(axis=1).tolist()
+    return {name: count for name, count in zip(predictions.members, counts, strict=True) if count}

@@ -41,7 +41,7 @@ class ResultSection:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of the table: its heading, and functions that read its value and interval from an evaluation."""
+    """A column of the table: its heading, and functions that return its value and interval from an evaluation."""
 
     label: str
     format_spec: str
@@ -81,11 +81,11 @@ def _column_cells(column: _Column, evaluations: list[Evaluation]) -> list[Metric
     values = [column.value(row) for row in evaluations]
     texts = ["-" if value is None else format(value, column.format_spec) for value in values]
     numbers = [value for value in values if value is not None]
-    best = format(max(numbers) if column.more_is_better else min(numbers), column.format_spec)
-    differ = len({text for text in texts if text != "-"}) > 1
+    best_text = format(max(numbers) if column.more_is_better else min(numbers), column.format_spec)
+    values_differ = len({text for text in texts if text != "-"}) > 1
     intervals = [_format_interval(column.interval(row), column.format_spec) for row in evaluations]
     return [
-        MetricCell(text, is_best=differ and text == best, interval=interval)
+        MetricCell(text, is_best=values_differ and text == best_text, interval=interval)
         for text, interval in zip(texts, intervals, strict=True)
     ]
 

@@ -40,10 +40,10 @@ class RunFiles:
         store_figures: augment.json: counts and times of the last `augment` that wrote parts.
         logs: member -> training log; the config's members come first.
         trials: the table tune/trials.csv, one row per trial.
-        search: tune/result.json: what a finished search found.
-        members_search: member -> the search whose settings it was trained with; only members with such settings.
+        search: tune/result.json: the result of a finished search.
+        search_by_member: member -> the result of the search that set its training; no other members.
         predictions: predictions.parquet: every member's prediction for every test image.
-        submission: submission.csv as labels; its images may be absolute paths.
+        submission: submission.csv as labels; its image names may be absolute paths.
         truth: labels of the test images, with the keypoints in the order of the predictions.
         details: predict.json.
         evaluation: evaluation.json.
@@ -58,7 +58,7 @@ class RunFiles:
     logs: dict[str, list[LogEntry]]
     trials: pa.Table | None
     search: SearchResult | None
-    members_search: dict[str, SearchResult]
+    search_by_member: dict[str, SearchResult]
     predictions: Predictions | None
     submission: Annotations | None
     truth: Annotations | None
@@ -74,12 +74,12 @@ def read_run_files(config: Config) -> RunFiles:
     Raises:
         KpRayError: a file is damaged. Damaged parts of the store and damaged lines of a training log are skipped.
     """
-    store, details, evaluation = (config.path(name) for name in ("store", "predict.json", "evaluation.json"))
-    suspects = config.path(SUSPECTS_FILE)
+    store, suspects_path = config.path("store"), config.path(SUSPECTS_FILE)
     manifest = read_manifest(store) if has_store(store) else None
     store_skeleton = config.build_skeleton(manifest.skeleton) if manifest else None
-    path = config.path("predictions.parquet")
-    predictions = read_predictions(path) if exists(path) else None
+    names = ("predictions.parquet", "predict.json", "evaluation.json")
+    predictions_path, details_path, evaluation_path = (config.path(name) for name in names)
+    predictions = read_predictions(predictions_path) if exists(predictions_path) else None
     skeleton = config.build_skeleton(predictions.keypoint_names) if predictions else None
     return RunFiles(
         manifest=manifest,
@@ -89,14 +89,14 @@ def read_run_files(config: Config) -> RunFiles:
         logs=_read_logs(config),
         trials=_read_trials(config),
         search=read_result(config) if is_search_finished(config) else None,
-        members_search=_read_members_search(config),
+        search_by_member=_read_search_by_member(config),
         predictions=predictions,
         submission=_read_submission(config, skeleton),
         truth=read_truth(config, skeleton),
-        details=read_details(details) if exists(details) else None,
-        evaluation=read_evaluation(evaluation) if exists(evaluation) else None,
+        details=read_details(details_path) if exists(details_path) else None,
+        evaluation=read_evaluation(evaluation_path) if exists(evaluation_path) else None,
         crossval=read_cross_validation(config.path("crossval.json")),
-        suspects=tuple(read_suspects(suspects)) if exists(suspects) else (),
+        suspects=tuple(read_suspects(suspects_path)) if exists(suspects_path) else (),
     )
 
 
@@ -105,7 +105,7 @@ def read_truth(config: Config, skeleton: Skeleton | None) -> Annotations | None:
 
     Args:
         config: names the file.
-        skeleton: keypoints to return, in order; None: those of the file, in its order.
+        skeleton: keypoints to return, in order; None: the file's keypoints in the file's order.
 
     Raises:
         DataError: the file does not hold valid labels, or its keypoints are not those of the skeleton.
@@ -126,10 +126,11 @@ def read_truth(config: Config, skeleton: Skeleton | None) -> Annotations | None:
 def _read_logs(config: Config) -> dict[str, list[LogEntry]]:
     members = [member.name for member in config.train.members]
     folders = sorted(list_folders(config.path("members")), key=lambda name: (name not in members, name))
-    return {name: log for name in folders if (log := read_training_log(config.member_dir(name)))}
+    logs = {name: read_training_log(config.member_dir(name)) for name in folders}
+    return {name: log for name, log in logs.items() if log}
 
 
-def _read_members_search(config: Config) -> dict[str, SearchResult]:
+def _read_search_by_member(config: Config) -> dict[str, SearchResult]:
     searches = {name: read_member_search(config.member_dir(name)) for name in list_folders(config.path("members"))}
     return {name: search for name, search in searches.items() if search is not None}
 

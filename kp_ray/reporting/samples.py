@@ -16,7 +16,7 @@ from kp_ray.store.read import RowReader, read_part
 from kp_ray.visualization.skeletons import crop_and_resize, draw_skeleton, transform_keypoints
 
 MAX_PARTS = 8
-"""Maximum number of parts read per recipe, evenly spaced over all its parts."""
+"""Maximum number of parts that are read per recipe; they are evenly spaced over all parts of the recipe."""
 EXAMPLE_PX = 360
 """Longer side of an example image, in pixels."""
 _COLUMNS = ("keypoints", "bbox_xyxy", "width", "height", "split", "camera", "source")
@@ -34,7 +34,7 @@ class VariantSample:
         cameras: sorted distinct cameras of the rows.
         example: image (H, W, 3), BGR, of one variant with its skeleton, at most EXAMPLE_PX on each side; None if no
             part could be read.
-        unreadable: paths of the parts that could not be read.
+        unreadable_parts: paths of the parts that could not be read.
     """
 
     keypoints: FloatArray
@@ -43,16 +43,16 @@ class VariantSample:
     splits: npt.NDArray[np.str_]
     cameras: tuple[str, ...]
     example: Image | None
-    unreadable: tuple[str, ...]
+    unreadable_parts: tuple[str, ...]
 
     @property
-    def visible(self) -> npt.NDArray[np.bool_]:
+    def is_visible(self) -> npt.NDArray[np.bool_]:
         """Mask (n, K) of the keypoints inside the image."""
         return np.asarray(self.keypoints[..., 2] > 0)
 
 
 def read_samples(store: str, manifest: Manifest, skeleton: Skeleton) -> dict[str, VariantSample]:
-    """Read a sample of the variants of every recipe in a store; list parts that cannot be read in `unreadable`."""
+    """Read a sample of the variants of every recipe in a store; parts that cannot be read are listed, not an error."""
     samples = {}
     for recipe in manifest.recipes:
         paths = [part.path for part in manifest.parts if part.recipe == recipe.name]
@@ -63,7 +63,7 @@ def read_samples(store: str, manifest: Manifest, skeleton: Skeleton) -> dict[str
 
 def _read_sample(store: str, paths: Sequence[str], skeleton: Skeleton) -> VariantSample:
     rows: list[dict[str, Any]] = []
-    unreadable: list[str] = []
+    unreadable_parts: list[str] = []
     example: Image | None = None
     for path in paths:
         try:
@@ -73,7 +73,7 @@ def _read_sample(store: str, paths: Sequence[str], skeleton: Skeleton) -> Varian
             if example is None and part_rows:
                 example = _draw_variant(join(store, path), part_rows, skeleton)
         except KpRayError:
-            unreadable.append(path)
+            unreadable_parts.append(path)
         else:
             rows += part_rows
     return VariantSample(
@@ -83,16 +83,16 @@ def _read_sample(store: str, paths: Sequence[str], skeleton: Skeleton) -> Varian
         splits=np.array([row["split"] for row in rows], dtype=str),
         cameras=tuple(sorted({row["camera"] for row in rows})),
         example=example,
-        unreadable=tuple(unreadable),
+        unreadable_parts=tuple(unreadable_parts),
     )
 
 
 def _draw_variant(path: str, rows: Sequence[dict[str, Any]], skeleton: Skeleton) -> Image | None:
-    """Draw the first variant of a part that has a visible keypoint, with its skeleton; None if it cannot be decoded."""
+    """Draw a part's first variant with a visible keypoint, or else its first; None if the image cannot be decoded."""
     points = [np.array(row["keypoints"], dtype=float).reshape(-1, 3) for row in rows]
     index = next((index for index, keypoints in enumerate(points) if (keypoints[:, 2] > 0).any()), 0)
     image = decode_preview(RowReader(["image"]).read(path, index)["image"])
     if image is None:
         return None
-    small, affine = crop_and_resize(image, None, EXAMPLE_PX)
-    return draw_skeleton(small, transform_keypoints(points[index], affine), skeleton)
+    canvas, affine = crop_and_resize(image, None, EXAMPLE_PX)
+    return draw_skeleton(canvas, transform_keypoints(points[index], affine), skeleton)

@@ -71,7 +71,7 @@ def show(
     seed: int = 0,
     submissions: Sequence[str] = (),
 ) -> ShowSummary:
-    """Draw a random selection of a store's variants or of predictions; write the images, and `sheet.jpg` with all.
+    """Draw a random selection of a store's variants or of predictions; write the images, and all on `sheet.jpg`.
 
     Args:
         path: a store, or a `predictions.parquet`; `config.yaml` beside it names the folders of the predicted images.
@@ -83,32 +83,32 @@ def show(
         submissions: submissions to draw beside the predictions.
 
     Raises:
-        ConfigError: `path` is neither a store nor predictions, or it is predictions and `recipe` is set, or a store
-            and `submissions` are given.
+        ConfigError: `path` is neither a store nor predictions; `recipe` is set for predictions; or `submissions` are
+            given for a store.
         StoreError: the store does not hold the recipe.
         DataError: the selection is empty, a predicted image does not exist, or a submission is invalid or has other
             keypoints than the predictions.
         StorageError: a file is damaged.
     """
     selection = _Selection(recipe, image, num, seed, submissions)
-    target = folder or join(_parent(path), "show")
+    out_folder = folder or join(_parent(path), "show")
     if path.endswith(".parquet") and exists(path):
         if recipe is not None:
             raise ConfigError(f"{path}: predictions have no recipe: leave --recipe out, or name a store")
-        drawn = list(_draw_predictions(path, selection))
+        named_images = list(_draw_predictions(path, selection))
     elif has_store(path):
         if submissions:
             raise ConfigError(f"{path}: a store has no submissions: leave --submission out, or name predictions")
-        drawn = list(_draw_variants(path, selection))
+        named_images = list(_draw_variants(path, selection))
     else:
         raise ConfigError(f"{path}: neither a store nor predictions: name RUN/store or RUN/predictions.parquet")
-    if not drawn:
+    if not named_images:
         raise DataError(f"{path}: nothing matches --recipe and --image: correct them, or leave one out")
-    for name, canvas in drawn:
-        write_bytes(join(target, f"{name.replace('/', '_')}.jpg"), encode_preview(canvas, 90))
-    names, canvases = [name for name, _ in drawn], [canvas for _, canvas in drawn]
-    write_bytes(join(target, "sheet.jpg"), encode_preview(draw_contact_sheet(canvases, names, 4, 260)))
-    return ShowSummary(len(drawn), target)
+    for name, canvas in named_images:
+        write_bytes(join(out_folder, f"{name.replace('/', '_')}.jpg"), encode_preview(canvas, 90))
+    names, canvases = [name for name, _ in named_images], [canvas for _, canvas in named_images]
+    write_bytes(join(out_folder, "sheet.jpg"), encode_preview(draw_contact_sheet(canvases, names, 4, 260)))
+    return ShowSummary(len(named_images), out_folder)
 
 
 def _parent(path: str) -> str:
@@ -150,25 +150,33 @@ def _select_variants(store: str, manifest: Manifest, selection: _Selection) -> l
             (parts[i].path, int(row - ends[i] + parts[i].num_rows))
             for i, row in zip(np.searchsorted(ends, store_rows, side="right").tolist(), store_rows, strict=True)
         ]
-    matching = []
+    matches = []
     for part in parts:
         sources = read_part(join(store, part.path), ["source"])["source"].to_pylist()
-        matching += [(part.path, row) for row, source in enumerate(sources) if source == selection.image]
-    return [matching[index] for index in np.sort(rng.permutation(len(matching))[: selection.num])]
+        matches += [(part.path, row) for row, source in enumerate(sources) if source == selection.image]
+    return [matches[index] for index in np.sort(rng.permutation(len(matches))[: selection.num])]
 
 
 def _read_submissions(
     path: str, skeleton: Skeleton, submissions: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, FloatArray]]]:
-    """Yield the name and the points by image of the fused answer beside the predictions, and of each submission."""
-    fused = join(_parent(path), "submission.csv")
-    named = [("fused", fused)] if exists(fused) else []
-    for name, file in [*named, *((posixpath.basename(file), file) for file in submissions)]:
-        labels = read_submission_labels(file, skeleton)
-        yield name, _by_image(labels.images, labels.keypoints)
+    """Yield name and points by image of the run's submission, if it exists, and then of each other submission.
+
+    Args:
+        path: the predictions, beside which the run's submission is.
+        skeleton: keypoints of the predictions.
+        submissions: paths of the other submissions.
+    """
+    run_submission = join(_parent(path), "submission.csv")
+    if exists(run_submission):
+        labels = read_submission_labels(run_submission, skeleton)
+        yield "fused", _points_by_image(labels.images, labels.keypoints)
+    for submission in submissions:
+        labels = read_submission_labels(submission, skeleton)
+        yield posixpath.basename(submission), _points_by_image(labels.images, labels.keypoints)
 
 
-def _by_image(images: Sequence[str], keypoints: FloatArray) -> dict[str, FloatArray]:
+def _points_by_image(images: Sequence[str], keypoints: FloatArray) -> dict[str, FloatArray]:
     """Return the points (K, 3) of each image in which somebody was found; a row of zeros means nobody."""
     return {image: points for image, points in zip(images, keypoints, strict=True) if points[:, :2].any()}
 
@@ -177,15 +185,12 @@ def _draw_predictions(path: str, selection: _Selection) -> Iterator[NamedImage]:
     config, predictions = _load_config_beside(path), read_predictions(path)
     skeleton = config.build_skeleton(predictions.keypoint_names)
     truth = read_truth(config, skeleton)
-    people = [
-        *zip(
-            predictions.members,
-            (_by_image(predictions.images, points) for points in predictions.keypoints),
-            strict=True,
-        ),
-        *_read_submissions(path, skeleton, selection.submissions),
+    series = [
+        (member, _points_by_image(predictions.images, keypoints))
+        for member, keypoints in zip(predictions.members, predictions.keypoints, strict=True)
     ]
-    legend = [(name, series_color(index)) for index, (name, _) in enumerate(people)]
+    series += _read_submissions(path, skeleton, selection.submissions)
+    legend = [(name, series_color(index)) for index, (name, _) in enumerate(series)]
     legend += [("truth", TRUTH)] if truth else []
     rows = [row for row, name in enumerate(predictions.images) if selection.image in (None, name)]
     rng = np.random.default_rng(selection.seed)
@@ -200,7 +205,7 @@ def _draw_predictions(path: str, selection: _Selection) -> Iterator[NamedImage]:
         if truth is not None and image in truth.images:
             points = truth.keypoints[truth.images.index(image)]
             canvas = draw_skeleton(canvas, points, skeleton, color=TRUTH)
-        for index, (_, points_by_image) in enumerate(people):
+        for index, (_, points_by_image) in enumerate(series):
             if image in points_by_image:
                 canvas = draw_skeleton(canvas, points_by_image[image], skeleton, color=series_color(index))
         yield posixpath.splitext(image)[0], draw_legend(canvas, legend)

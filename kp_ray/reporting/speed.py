@@ -51,8 +51,8 @@ def _tune_rows(files: RunFiles) -> list[tuple[str, str]]:
     seconds, iterations = (pc.sum(files.trials[name]).as_py() for name in ("seconds", "trained"))
     if not seconds:
         return []
-    duration, trained = format_number(seconds), format_number(iterations or 0)
-    return [("tune", f"{duration} s over {len(files.trials)} trials, {trained} iterations")]
+    duration, num_iterations = format_number(seconds), format_number(iterations or 0)
+    return [("tune", f"{duration} s over {len(files.trials)} trials, {num_iterations} iterations")]
 
 
 def _predict_rows(files: RunFiles) -> list[tuple[str, str]]:

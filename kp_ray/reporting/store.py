@@ -17,7 +17,7 @@ class RecipeRow:
         record: the manifest's entry for the recipe.
         num_variants: number of variants.
         num_parts: number of parts.
-        num_bytes: size of the parts.
+        num_bytes: size of the parts in bytes.
         mean_visible: mean number of keypoints inside the image; None if no part could be read.
         share_too_few: share of variants with fewer than `augment.min_visible` keypoints inside the image; None if no
             part could be read.
@@ -40,10 +40,10 @@ class StoreSection:
     Attributes:
         num_sources: number of sources.
         num_variants: number of variants.
-        num_bytes: size of all parts.
+        num_bytes: size of all parts in bytes.
         recipes: one row per recipe, in the manifest's order.
         min_visible: the setting `augment.min_visible`.
-        unreadable: paths of the sampled parts that could not be read.
+        unreadable_parts: paths of the sampled parts that could not be read.
         num_quarantined: number of sources that one or more recipes could not use.
         quarantined: source, stage and reason of each failure.
     """
@@ -53,7 +53,7 @@ class StoreSection:
     num_bytes: int
     recipes: tuple[RecipeRow, ...]
     min_visible: int
-    unreadable: tuple[str, ...]
+    unreadable_parts: tuple[str, ...]
     num_quarantined: int
     quarantined: tuple[Quarantined, ...]
 
@@ -73,7 +73,7 @@ def store_section(config: Config, files: RunFiles) -> StoreSection | None:
         num_bytes=sum(recipe.num_bytes for recipe in recipes),
         recipes=tuple(recipes),
         min_visible=min_visible,
-        unreadable=tuple(path for sample in files.samples.values() for path in sample.unreadable),
+        unreadable_parts=tuple(path for sample in files.samples.values() for path in sample.unreadable_parts),
         num_quarantined=len({row.source for row in manifest.quarantined}),
         quarantined=manifest.quarantined,
     )
@@ -81,13 +81,13 @@ def store_section(config: Config, files: RunFiles) -> StoreSection | None:
 
 def _recipe_row(manifest: Manifest, recipe: RecipeRecord, sample: VariantSample | None, min_visible: int) -> RecipeRow:
     parts = [part for part in manifest.parts if part.recipe == recipe.name]
-    visible = sample.visible.sum(axis=1) if sample is not None and len(sample.visible) else None
+    num_visible = sample.is_visible.sum(axis=1) if sample is not None and len(sample.keypoints) else None
     return RecipeRow(
         record=recipe,
         num_variants=sum(part.num_rows for part in parts),
         num_parts=len(parts),
         num_bytes=sum(part.num_bytes for part in parts),
-        mean_visible=None if visible is None else float(visible.mean()),
-        share_too_few=None if visible is None else float((visible < min_visible).mean()),
+        mean_visible=None if num_visible is None else float(num_visible.mean()),
+        share_too_few=None if num_visible is None else float((num_visible < min_visible).mean()),
         example_uri=jpeg_uri(sample.example) if sample is not None and sample.example is not None else None,
     )

@@ -20,7 +20,7 @@ class MemberProgress:
     Attributes:
         name: the member's name.
         iterations: number of iterations in the log.
-        last_loss: total loss at the last iteration that logged one; None if no iteration did.
+        last_loss: last total loss in the log; None if the log has no total loss.
         best_rmse: lowest validation RMSE in pixels; None without an evaluation.
         best_iteration: number of iterations after which `best_rmse` was measured; None without an evaluation.
     """
@@ -39,7 +39,7 @@ class TrainingSection:
     Attributes:
         figures: plots over the iterations, each with one curve per member.
         members: one row per member.
-        searches: (text, members): what the search changed for these members, and what both settings scored.
+        searches: (description, members): the result of a search, and the names of the members that it set.
     """
 
     figures: tuple[Figure, ...]
@@ -61,24 +61,28 @@ def training_section(files: RunFiles) -> TrainingSection | None:
         return None
     figures = []
     for name, ylabel, title, log_y in _CURVES:
-        curves = {member: curve for member, log in files.logs.items() if (curve := _curve(log, name))[0]}
+        curves = {member: _curve(log, name) for member, log in files.logs.items()}
+        curves = {member: (iterations, values) for member, (iterations, values) in curves.items() if iterations}
         if curves:
             svg = plot_curves(curves, "iteration", ylabel, title, log_y)
             figures.append(svg_figure(svg, f"{title} over the iterations, by member"))
-    by_text: dict[str, list[str]] = {}
-    for name, search in files.members_search.items():
-        by_text.setdefault(search.describe(), []).append(name)
-    searches = tuple((text, ", ".join(names)) for text, names in by_text.items())
-    return TrainingSection(tuple(figures), _progress(files.logs), searches)
+    members_by_text: dict[str, list[str]] = {}
+    for member, search in files.search_by_member.items():
+        members_by_text.setdefault(search.describe(), []).append(member)
+    searches = tuple((text, ", ".join(members)) for text, members in members_by_text.items())
+    return TrainingSection(tuple(figures), _member_progress(files.logs), searches)
 
 
-def _progress(logs: Mapping[str, Sequence[LogEntry]]) -> tuple[MemberProgress, ...]:
+def _member_progress(logs: Mapping[str, Sequence[LogEntry]]) -> tuple[MemberProgress, ...]:
     members = []
     for name, log in logs.items():
         losses = [entry.values["total_loss"] for entry in log if "total_loss" in entry.values]
-        evaluated = [(entry.evaluation.get("rmse", math.nan), entry.iteration + 1) for entry in log]
-        best, iteration = min((pair for pair in evaluated if math.isfinite(pair[0])), default=(None, None))
-        members.append(MemberProgress(name, log[-1].iteration + 1, losses[-1] if losses else None, best, iteration))
+        rmses = [(entry.evaluation.get("rmse", math.nan), entry.iteration + 1) for entry in log]
+        best_rmse, best_iteration = min(
+            ((rmse, iteration) for rmse, iteration in rmses if math.isfinite(rmse)), default=(None, None)
+        )
+        last_loss = losses[-1] if losses else None
+        members.append(MemberProgress(name, log[-1].iteration + 1, last_loss, best_rmse, best_iteration))
     return tuple(members)
 
 

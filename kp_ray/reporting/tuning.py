@@ -14,13 +14,15 @@ from kp_ray.storage import exists, read_bytes, read_text
 from kp_ray.training.search_result import SearchResult
 
 MIN_RESULTS = 5
-"""Number of measured trials below which the search draws no importances (`kp_ray.tuning.plots.MIN_RESULTS`)."""
+"""Minimum number of trials with a result for which the search plots importances, as `kp_ray.tuning.plots.MIN_RESULTS`.
+The report does not import that module, because that would import torch."""
 _PLOTS = {  # file of tune/ -> alternative text
     "learning_rate": "The metric of each trial over its base learning rate",
     "curves": "The metric of each trial over its iterations",
-    "importance": "How much each parameter explains",
+    "importance": "Importance of each parameter",
 }
-_PARALLEL = "Every trial's parameters and result"
+_PARALLEL_ALT = "Every trial's parameters and result"
+"""Alternative text of the plot `parallel`, which is wider than the other plots."""
 _ALWAYS_SHOWN = ("trial", "status", "iterations")
 """Columns of the table that are shown even if all trials have the same value."""
 
@@ -49,12 +51,12 @@ class TuningSection:
     Attributes:
         columns: headings of the table: `_ALWAYS_SHOWN`, the metric, and the columns in which trials differ.
         rows: cells of the MAX_ROWS best trials, the best trial first.
-        constants: (name, value) of each other column; all trials have this value.
+        constants: (name, value) of each other column, in which all trials have the same value.
         num_trials: number of all trials.
-        metric: name of the tuned metric; None if the table has no such column.
-        figures: plots of the search; a plot that too few trials leave empty is left out.
-        parallel: the wide plot of all parameters; None likewise.
-        result: on one line, what the search changes and what both settings scored; None while it is not finished.
+        metric: name of the tuned metric; None if the table has no column for it.
+        figures: plots of the search, without the plots for which there are too few trials.
+        parallel: the wide plot of all parameters; None if there are too few trials for it.
+        result: the search's changes, and the scores before and after, on one line; None until the search has finished.
         changes: settings under `train` that the search changes.
         best_yaml: content of tune/best.yaml without credentials.
     """
@@ -89,10 +91,10 @@ def tuning_section(config: Config, files: RunFiles) -> TuningSection | None:
         num_trials=len(trials),
         metric=metric,
         figures=tuple(figure for figure in figures if figure is not None),
-        parallel=_read_figure(config, "parallel", _PARALLEL) if _has_content("parallel", metric, trials) else None,
+        parallel=_read_figure(config, "parallel", _PARALLEL_ALT) if _has_content("parallel", metric, trials) else None,
         result=files.search.describe() if files.search else None,
         changes=tuple(_changes(config, files.search)) if files.search else (),
-        best_yaml=best_yaml and hide_credentials(best_yaml),
+        best_yaml=None if best_yaml is None else hide_credentials(best_yaml),
     )
 
 
@@ -101,21 +103,21 @@ def _is_shown(name: str, metric: str | None, trials: Sequence[Row]) -> bool:
 
 
 def _has_content(plot: str, metric: str | None, trials: Sequence[Row]) -> bool:
-    """Return True if a plot of tune/ shows a comparison of trials."""
-    measured = [trial for trial in trials if metric and trial[metric] is not None]
+    """Return whether there are enough trials with a result for a plot of tune/ to show something."""
+    results = [trial for trial in trials if metric and trial[metric] is not None]
     if plot == "learning_rate":
-        return len({trial["base_lr"] for trial in measured}) > 1
+        return len({trial["base_lr"] for trial in results}) > 1
     if plot == "parallel":
-        return len(measured) > 1
+        return len(results) > 1
     if plot == "importance":
-        return len(measured) >= MIN_RESULTS and len({trial[metric] for trial in measured if metric}) > 1
-    return bool(measured)
+        return len(results) >= MIN_RESULTS and len({trial[metric] for trial in results if metric}) > 1
+    return bool(results)
 
 
 def _changes(config: Config, search: SearchResult) -> Iterator[SettingChange]:
-    own = config.to_dict()["train"]
+    own_values = config.to_dict()["train"]
     for name, value in search.train.items():
-        yield SettingChange(f"train.{name}", _format_setting(own.get(name)), _format_setting(value))
+        yield SettingChange(f"train.{name}", _format_setting(own_values.get(name)), _format_setting(value))
 
 
 def _format_setting(value: Any) -> str:
@@ -131,8 +133,8 @@ def _read_figure(config: Config, name: str, alt: str) -> Figure | None:
 def _rank(trials: Sequence[Mapping[str, Any]], metric: str | None, section: TuneConfig) -> list[Mapping[str, Any]]:
     """Sort trials, the best one first.
 
-    A trial with a value precedes a trial without one. More iterations precede fewer, because values after different
-    numbers of iterations do not compare. With equal iterations the better value comes first.
+    A trial with a value precedes a trial without a value. More iterations precede fewer, because values after different
+    numbers of iterations cannot be compared. With equal iterations the better value comes first.
     """
     sign = 1 if section.mode == "min" else -1
 

@@ -60,18 +60,19 @@ class Folder:
     def write_labels(self, names: list[str] = NAMES, cell: str | None = None) -> None:
         """Write the labels of a standing person for every image; `cell` replaces a number of the second image."""
         rows = [",".join(["image", *DACON24.columns])]
+        side_offset_px = {"left": 8, "right": -8}
         for number, name in enumerate(names):
             numbers = []
             for index, keypoint in enumerate(DACON24.names):
-                side = 8 if keypoint.startswith("left_") else -8 if keypoint.startswith("right_") else 0
-                numbers += [str(80 + side + 0.25 * index + number), str(10 + 3 * index)]
+                offset_px = side_offset_px.get(keypoint.partition("_")[0], 0)
+                numbers += [str(80 + offset_px + 0.25 * index + number), str(10 + 3 * index)]
             rows.append(",".join([name, *numbers]))
         if cell is not None:
             rows[2] = rows[2].replace(",34", f",{cell}", 1)
         (self.root / "labels.csv").write_text("\n".join(rows) + "\n")
 
     def write_config(self, **changes: Any) -> str:
-        """Write a config with these sections changed; return its path."""
+        """Write a config with the sections `changes` replaced; return its path."""
         data = {"annotations": "labels.csv", "images": "frames", "test_images": "test"}
         values = {"run_dir": "run", "split": {"fraction": 0}, "data": data, **changes}
         (self.root / "config.yaml").write_text(yaml.safe_dump(values))
@@ -108,8 +109,8 @@ def test_the_version_is_printed(folder: Folder) -> None:
 def test_help_lists_every_verb(folder: Folder) -> None:
     result = folder.run("--help")
     assert result.code == 0
-    listed = [line.strip("│ ").split()[0] for line in result.out.splitlines() if line.strip("│ ")]
-    assert [verb for verb in listed if verb in VERBS] == VERBS
+    first_words = [line.strip("│ ").split()[0] for line in result.out.splitlines() if line.strip("│ ")]
+    assert [word for word in first_words if word in VERBS] == VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -123,20 +124,20 @@ def test_every_verb_has_help(folder: Folder, verb: str) -> None:
 
 def assert_refused(folder: Folder, message: str, *arguments: str) -> None:
     """Assert that a command ends with one line and exit code 2, starts no cluster and writes nothing."""
-    before = folder.files()
+    files_before = folder.files()
     result = folder.run(*arguments)
     assert result.err.startswith("kp-ray: ")
     assert len(result.err.splitlines()) == 1
     assert message in result.err
     assert (result.code, result.out) == (2, "")
-    assert folder.files() == before
+    assert folder.files() == files_before
     assert not (folder.root / "run").exists()
 
 
-WITH_CONFIG = [verb for verb in VERBS if verb not in ("sample", "fuse", "show", "doctor")]
+VERBS_WITH_CONFIG = [verb for verb in VERBS if verb not in ("sample", "fuse", "show", "doctor")]
 
 
-@pytest.mark.parametrize("verb", WITH_CONFIG)
+@pytest.mark.parametrize("verb", VERBS_WITH_CONFIG)
 def test_a_missing_or_invalid_config_is_refused(folder: Folder, verb: str) -> None:
     assert_refused(folder, "name the configuration file", verb)
     assert_refused(folder, "nowhere.yaml: there is no such file", verb, "nowhere.yaml")
@@ -151,10 +152,9 @@ def test_a_missing_or_invalid_config_is_refused(folder: Folder, verb: str) -> No
 @pytest.mark.parametrize("verb", ["check", "augment", "verify", "run"])
 def test_missing_and_invalid_labels_are_refused(folder: Folder, verb: str) -> None:
     assert_refused(folder, "data.annotations is not set", verb, "config.yaml", "--set", "data.annotations=null")
-    missing = f"data.annotations: there is no such file or folder (got {folder.root}/gone.csv)"
-    assert_refused(folder, missing, verb, "config.yaml", "--set", "data.annotations=gone.csv")
-    missing = f"data.corrections: there is no such file or folder (got {folder.root}/gone.csv)"
-    assert_refused(folder, missing, verb, "config.yaml", "--set", "data.corrections=gone.csv")
+    for key in ("data.annotations", "data.corrections"):
+        message = f"{key}: there is no such file or folder (got {folder.root}/gone.csv)"
+        assert_refused(folder, message, verb, "config.yaml", "--set", f"{key}=gone.csv")
     folder.write_labels(cell="abc")
     assert_refused(folder, "labels.csv: row 3: right_elbow_y: 'abc' is not a number", verb, "config.yaml")
     folder.write_labels(names=[*NAMES, "../up.jpg"])
@@ -163,19 +163,21 @@ def test_missing_and_invalid_labels_are_refused(folder: Folder, verb: str) -> No
 
 @pytest.mark.parametrize("verb", ["augment", "verify", "run"])
 def test_unknown_recipes_and_missing_images_are_refused_before_a_cluster_starts(folder: Folder, verb: str) -> None:
-    unknown = ["--set", "augment.recipes=[Rotate46]"]
-    assert_refused(folder, "augment.recipes: unknown recipe (got 'Rotate46')", verb, "config.yaml", *unknown)
-    invalid = ["--set", "augment.user_recipes={mine: {transform: {}}}"]
-    invalid_message = "augment.user_recipes.mine: Albumentations cannot load this pipeline"
-    assert_refused(folder, invalid_message, verb, "config.yaml", *invalid)
-    missing = f"data.images: there is no such file or folder (got {folder.root}/gone)"
-    assert_refused(folder, missing, verb, "config.yaml", "--set", "data.images=gone")
+    for override, message in (
+        ("augment.recipes=[Rotate46]", "augment.recipes: unknown recipe (got 'Rotate46')"),
+        (
+            "augment.user_recipes={mine: {transform: {}}}",
+            "augment.user_recipes.mine: Albumentations cannot load this pipeline",
+        ),
+        ("data.images=gone", f"data.images: there is no such file or folder (got {folder.root}/gone)"),
+    ):
+        assert_refused(folder, message, verb, "config.yaml", "--set", override)
 
 
 @pytest.mark.parametrize("key", ["test_images", "sample_submission", "truth"])
 def test_run_refuses_missing_inputs_of_its_last_stages_before_the_first_stage(folder: Folder, key: str) -> None:
-    missing = f"data.{key}: there is no such file or folder (got {folder.root}/gone)"
-    assert_refused(folder, missing, "run", "config.yaml", "--set", f"data.{key}=gone")
+    message = f"data.{key}: there is no such file or folder (got {folder.root}/gone)"
+    assert_refused(folder, message, "run", "config.yaml", "--set", f"data.{key}=gone")
 
 
 def test_run_and_predict_need_test_images(folder: Folder) -> None:
@@ -195,7 +197,7 @@ def test_an_unknown_option_is_refused(folder: Folder) -> None:
     assert "Traceback" not in result.err
 
 
-def test_fuse_names_what_is_missing(folder: Folder) -> None:
+def test_fuse_refuses_wrong_arguments_by_name(folder: Folder) -> None:
     assert_refused(folder, "--out: name the file to write, e.g. kp-ray fuse", "fuse", "a.csv", "b.csv")
     assert_refused(folder, "fuse: needs two or more submissions (got 1)", "fuse", "a.csv", "--out", "c.csv")
     assert_refused(folder, "a.csv: there is no such file", "fuse", "a.csv", "b.csv", "--out", "c.csv")
@@ -214,12 +216,12 @@ def test_check_writes_its_findings_and_the_resolved_config(folder: Folder) -> No
 
 def test_a_refused_command_keeps_the_config_of_the_earlier_run(folder: Folder) -> None:
     folder.run("check", "config.yaml", "--set", "seed=7")
-    before = folder.files()
+    files_before = folder.files()
     for verb in ("check", "augment", "run"):
         assert folder.run(verb, "config.yaml", "--set", "seed=8", "--set", "data.annotations=gone.csv").code == 2
     for verb in ("verify", "export", "report"):
         folder.run(verb, "config.yaml", "--set", "seed=8")
-    assert folder.files()["run/config.yaml"] == before["run/config.yaml"]
+    assert folder.files()["run/config.yaml"] == files_before["run/config.yaml"]
 
 
 def test_check_works_without_images(folder: Folder) -> None:
@@ -255,11 +257,11 @@ def test_json_is_one_object_and_nothing_else_is_on_stdout(folder: Folder, num_mi
     assert result.code == num_missing
 
 
-def test_progress_without_a_terminal_is_unbroken_plain_lines(folder: Folder) -> None:
+def test_progress_without_a_terminal_is_printed_as_unwrapped_lines_of_plain_text(folder: Folder) -> None:
     result = folder.run("check", "config.yaml")
     progress = [line for line in result.err.splitlines() if line.startswith("check ")]
     assert progress
-    assert len(progress) <= 2  # a line at the beginning and the end; between them one every ten seconds
+    assert len(progress) <= 2  # lines at the beginning and the end; between them a line every ten seconds
     assert "4/4" in progress[-1]
     assert "\x1b" not in result.err
     assert "\r" not in result.err
@@ -277,12 +279,12 @@ def test_sample_writes_a_data_set_that_check_accepts(folder: Folder) -> None:
 
 
 def test_quiet_prints_only_figures_and_errors(folder: Folder) -> None:
-    normal = folder.run("check", "config.yaml", "--json")
-    quiet = folder.run("--quiet", "check", "config.yaml", "--json")
-    assert "next: kp-ray augment config.yaml" in normal.err
-    assert quiet == Result(normal.code, normal.out, "")
+    result = folder.run("check", "config.yaml", "--json")
+    quiet_result = folder.run("--quiet", "check", "config.yaml", "--json")
+    assert "next: kp-ray augment config.yaml" in result.err
+    assert quiet_result == Result(result.code, result.out, "")
     assert folder.run("-q", "check", "none.yaml").err.startswith("kp-ray: none.yaml")
-    assert folder.run("check", "config.yaml").err  # --quiet does not last beyond its command
+    assert folder.run("check", "config.yaml").err  # --quiet has no effect on the next command
 
 
 def test_predict_can_be_forecast_before_members_are_trained(folder: Folder) -> None:

@@ -21,8 +21,8 @@ def test_images_are_read_only_from_the_folders_of_the_config(whole_run: Config) 
 
 
 def test_an_image_without_finite_points_has_no_overlay(whole_run: Config) -> None:
-    missing = np.full((len(DACON24), 3), np.nan)
-    assert overlay_uri(whole_run, STORE_IMAGES[0], [(missing, DACON24, None)]) is None
+    no_points = np.full((len(DACON24), 3), np.nan)
+    assert overlay_uri(whole_run, STORE_IMAGES[0], [(no_points, DACON24, None)]) is None
     assert overlay_uri(whole_run, STORE_IMAGES[0], []) is None
     points = np.column_stack([make_points(0), np.ones(len(DACON24))])
     assert overlay_uri(whole_run, STORE_IMAGES[0], [(points, DACON24, None)])

@@ -30,7 +30,7 @@ ALTS = (
     "RMSE of each keypoint", "RMSE of each camera", "within a distance", "whose OKS is at least", "Training loss",
     "Learning rate", "Validation RMSE", "trial over its base learning rate", "trial over its iterations",
     "A variant of Original", "A variant of Rotate45_CenterCrop", "a keypoint is inside the image",
-    "drawn over each other", "torso tilts", "large the person is",
+    "drawn over each other", "Tilt of the torso", "Size of the person",
 )  # fmt: skip
 """A part of the alternative text of every plot and of every example of a recipe."""
 
@@ -57,9 +57,9 @@ def test_the_page_loads_nothing_from_elsewhere(whole_run: Config, whole_page: Pa
 
 
 def test_every_image_and_plot_is_embedded_whole(whole_page: Page) -> None:
-    matches = [next((words for words in ALTS if words in alt), None) for alt in whole_page.alts]
-    assert [words for words in ALTS if words not in matches] == []
-    # Tiles: the one worst image and the one filled image that exist, and the five in which both members found a person.
+    matches = [next((text for text in ALTS if text in alt), None) for alt in whole_page.alts]
+    assert [text for text in ALTS if text not in matches] == []
+    # Tiles: one worst image and one filled image exist, and in five images both members found a person.
     num_tiles = 1 + 1 + 5
     assert matches.count(None) == num_tiles
     assert len(whole_page.alts) == len(ALTS) + num_tiles
@@ -75,7 +75,7 @@ def test_every_image_and_plot_is_embedded_whole(whole_page: Page) -> None:
     assert sum(num_decoded.values()) == len(whole_page.alts)
 
 
-def test_names_from_data_are_text_and_never_markup(whole_page: Page) -> None:
+def test_markup_in_names_is_shown_as_text(whole_page: Page) -> None:
     assert "script" not in whole_page.tags
     assert HOSTILE in whole_page.text
     assert "<b>x.jpg" in whole_page.text
@@ -91,14 +91,14 @@ def test_passwords_in_urls_are_hidden(whole_run: Config, whole_page: Page) -> No
     assert "SECRET" not in read_html(whole_run)
 
 
-def test_a_run_with_only_a_store_has_only_its_sections(tmp_path: Path) -> None:
+def test_a_run_with_a_store_alone_has_the_sections_of_the_store(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     write_store_and_figures(config)
     page = write_page(config)
     assert page.sections == ["store", "poses", "data", "speed", "config"]
 
 
-def test_a_run_with_only_training_has_only_its_sections(tmp_path: Path) -> None:
+def test_a_run_with_training_alone_has_the_sections_of_training(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     write_training_logs(config, ("a",))
     assert write_page(config).sections == ["training", "speed", "config"]
@@ -132,9 +132,7 @@ def test_an_empty_run_folder_has_a_report_with_its_configuration(tmp_path: Path)
     ],
 )
 @pytest.mark.parametrize("content", ["{", "[]"])
-def test_a_damaged_file_is_an_error_that_names_it_and_no_page_is_written(
-    tmp_path: Path, name: str, content: str
-) -> None:
+def test_a_damaged_file_is_named_and_no_page_is_written(tmp_path: Path, name: str, content: str) -> None:
     config = make_config(tmp_path)
     write_store_and_figures(config)
     path = tmp_path / "run" / name
@@ -153,13 +151,13 @@ def test_a_missing_run_folder_is_named(tmp_path: Path) -> None:
 def test_a_run_folder_that_moved_is_reported_at_its_new_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moved = tmp_path / "moved: here"
-    moved.mkdir()
-    (moved / "config.yaml").write_text("run_dir: /nowhere/at/all\nseed: 4711\n")
-    with pytest.raises(SystemExit) as ended:
-        main(["report", str(moved)])
-    assert ended.value.code == 0, capsys.readouterr().err
-    assert "seed: 4711" in Page((moved / "report.html").read_text()).text
+    folder = tmp_path / "new: folder"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("run_dir: /nowhere/at/all\nseed: 4711\n")
+    with pytest.raises(SystemExit) as end:
+        main(["report", str(folder)])
+    assert end.value.code == 0, capsys.readouterr().err
+    assert "seed: 4711" in Page((folder / "report.html").read_text()).text
 
 
 @pytest.fixture(scope="module")
@@ -212,20 +210,22 @@ def test_a_browser_without_a_network_draws_the_page_at_two_widths_in_light_and_d
     whole_run: Config, whole_page: Page, chromium: Any
 ) -> None:
     path = Path(whole_run.run_dir, "report.html")
-    measured = {
+    values_by_view = {
         (width, scheme): measure_page(chromium, path, width, scheme)
         for width in (360, 1280)
         for scheme in ("light", "dark")
     }
-    for values in measured.values():
+    for values in values_by_view.values():
         assert values["messages"] == []
         assert values["requests"] == [path.as_uri()]
         assert values["undrawn"] == []
         assert values["images"] == len(whole_page.alts)
         assert values["overflow"] <= 0
         assert values["clipped"] == []
-    light_brightness, dark_brightness = (
-        sum(map(int, re.findall(r"\d+", measured[360, scheme]["background"])[:3])) for scheme in ("light", "dark")
-    )
-    assert light_brightness > 600
-    assert dark_brightness < 150
+
+    def brightness(scheme: str) -> int:
+        """Sum red, green and blue (0 to 255 each) of the page's background."""
+        return sum(map(int, re.findall(r"\d+", values_by_view[360, scheme]["background"])[:3]))
+
+    assert brightness("light") > 600
+    assert brightness("dark") < 150

@@ -21,34 +21,34 @@ def files(whole_run: Config) -> RunFiles:
 
 
 def test_poses_are_compared_by_split_and_with_the_predictions(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    plotted = {}
-    monkeypatch.setattr(poses, "plot_poses", lambda groups, *_: plotted.update(groups) or b"")
+    groups = {}
+    monkeypatch.setattr(poses, "plot_poses", lambda poses_by_label, *_: groups.update(poses_by_label) or b"")
     section = pose_section(files)
     assert section is not None
     assert section.max_variants == 6
-    assert {label: len(group) for label, group in plotted.items()} == {
+    assert {label: len(group) for label, group in groups.items()} == {
         "trained on": 3,
         "validated on": 3,
         "predicted": 6,
     }
-    for group in plotted.values():
+    for group in groups.values():
         assert np.abs(group.mean(axis=1)).max() < 1e-9
         assert np.allclose(np.sqrt((group**2).sum(axis=2).mean(axis=1)), 1)
 
 
 def test_the_tilt_of_the_torso_is_clockwise_from_upright(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    plotted = {}
+    values_by_title = {}
     monkeypatch.setattr(
-        poses, "plot_distributions", lambda names, values, *labels: plotted.update({labels[1]: values}) or b""
+        poses, "plot_distributions", lambda names, values, *labels: values_by_title.update({labels[1]: values}) or b""
     )
     sample = files.samples["Original"]
     keypoints = sample.keypoints.copy()
     keypoints[:, [DACON24.names.index(name) for name in ("left_hip", "right_hip")], :2] = [100, 100]
     keypoints[:, DACON24.names.index("neck"), :2] = [130, 70]  # to the right of the hips and above them
     pose_section(replace(files, samples={"Original": replace(sample, keypoints=keypoints)}))
-    (tilts,) = plotted["Tilt of the torso"]
+    (tilts,) = values_by_title["Tilt of the torso"]
     assert np.allclose(tilts, 45)
-    (heights,) = plotted["Size of the person"]
+    (heights,) = values_by_title["Size of the person"]
     assert np.allclose(heights, 100 * (sample.boxes[:, 3] - sample.boxes[:, 1]) / 240)
 
 

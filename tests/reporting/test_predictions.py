@@ -19,39 +19,40 @@ from tests.helpers.stores import STORE_IMAGES, make_points
 @pytest.fixture(scope="module")
 def section(whole_run: Config) -> PredictionSection:
     """Build the section of the whole run."""
-    built = prediction_section(whole_run, read_run_files(whole_run))
-    assert built is not None
-    return built
+    whole_section = prediction_section(whole_run, read_run_files(whole_run))
+    assert whole_section is not None
+    return whole_section
 
 
 def test_disputed_images_are_sorted_by_the_members_spread(section: PredictionSection) -> None:
-    # Two members SPREAD_PX apart in x and in y lie half of that on each side of their mean.
+    # The points of the two members are SPREAD_PX apart in x and in y, so each is half of that away from the mean.
     spread_px = np.sqrt(2) * SPREAD_PX / 2
-    assert section.disputed[0].image == STORE_IMAGES[4]
-    assert section.disputed[0].value == f"{spread_px:.4g}"
-    assert len(section.disputed) == 5
+    assert section.disputed_tiles[0].image == STORE_IMAGES[4]
+    assert section.disputed_tiles[0].value == f"{spread_px:.4g}"
+    assert len(section.disputed_tiles) == 5
     assert section.median_spread_px == pytest.approx(np.sqrt(2) / 2)
     assert section.num_lost == {"b": 1}
 
 
 def test_the_caption_names_the_keypoint_with_the_largest_error(section: PredictionSection) -> None:
     errors = np.linalg.norm(make_points(50) - make_points(0), axis=1)
-    (tile,) = section.worst  # the file of the other worst image does not exist
-    expected = f", {DACON24.names[errors.argmax()]} by {errors.max():.0f} px"
-    assert (tile.image, tile.value, tile.note) == (STORE_IMAGES[0], "31.25", f" px{expected}")
+    (tile,) = section.worst_tiles  # the file of the other worst image does not exist
+    note = f" px, {DACON24.names[errors.argmax()]} by {errors.max():.0f} px"
+    assert (tile.image, tile.value, tile.note) == (STORE_IMAGES[0], "31.25", note)
 
 
 def test_filled_images_are_counted_by_fallback(section: PredictionSection, whole_page: Page) -> None:
     assert section.num_filled == 2
     assert section.fallbacks == {"a near frame": 1, "mean pose": 1}
     assert "a near frame (1), mean pose (1)" in whole_page.text
-    assert [tile.image for tile in section.filled] == [STORE_IMAGES[1]]  # the other filled image is outside the folder
+    # The other filled image is outside the image folder.
+    assert [tile.image for tile in section.filled_tiles] == [STORE_IMAGES[1]]
 
 
 def test_all_worst_and_filled_images_are_listed(section: PredictionSection) -> None:
-    worst, filled = section.lists
-    assert worst.rows == ((STORE_IMAGES[0], "31.25"), (HOSTILE, "3"))
-    assert filled.rows == ((STORE_IMAGES[1], "frame 12"), (OUTSIDE, "mean pose"))
+    worst_list, filled_list = section.lists
+    assert worst_list.rows == ((STORE_IMAGES[0], "31.25"), (HOSTILE, "3"))
+    assert filled_list.rows == ((STORE_IMAGES[1], "frame 12"), (OUTSIDE, "mean pose"))
 
 
 def test_the_page_names_members_that_found_nobody(whole_page: Page) -> None:

@@ -12,14 +12,14 @@ from tests.helpers.run_folders import make_config
 def test_the_best_of_each_column_whose_values_differ_is_marked(whole_run: Config) -> None:
     section = result_section(read_run_files(whole_run))
     assert section is not None
-    best = {
+    best_cells = {
         (name, label): cell.text
         for name, cells in section.rows
         for label, cell in zip(section.labels, cells, strict=True)
         if cell.is_best
     }
     # The rows have the same median, percentile and PCK.
-    assert best == {("a", "RMSE (px)"): "7.25", ("ensemble", "missing"): "1"}
+    assert best_cells == {("a", "RMSE (px)"): "7.25", ("ensemble", "missing"): "1"}
 
 
 def test_metrics_without_a_value_are_left_out(whole_run: Config) -> None:

@@ -19,7 +19,7 @@ from tests.helpers.run_folders import OUTSIDE, make_config
 from tests.helpers.stores import STORE_IMAGES, make_image, make_points
 
 JPEG_ERROR = 60
-"""Maximum difference of a color channel at the centre of a disc, because JPEG blurs the sharp edges near it."""
+"""Maximum difference of a color channel at the centre of a disc: JPEG blurs the sharp edges near the centre."""
 
 
 def assert_colors(image: np.ndarray, points: np.ndarray, *colors: Color) -> None:
@@ -37,10 +37,11 @@ def test_variants_are_chosen_by_seed_recipe_and_image(whole_run: Config, tmp_pat
         assert show(store, str(folder), **selection).pictures == len(list(folder.glob("*.jpg"))) - 1
         return {path.name: path.read_bytes() for path in folder.glob("*.jpg")}
 
-    two = show_files(num=2, seed=1)
-    assert two == show_files(num=2, seed=1)
-    assert any(two != show_files(num=2, seed=seed) for seed in (2, 3, 4))
-    assert all(decode_preview(content) is not None for content in two.values())
+    files = show_files(num=2, seed=1)
+    assert len(files) == 3  # two images and the sheet
+    assert files == show_files(num=2, seed=1)
+    assert any(files != show_files(num=2, seed=seed) for seed in (2, 3, 4))
+    assert all(decode_preview(content) is not None for content in files.values())
     stem = STORE_IMAGES[1].removesuffix(".jpg")
     assert show_files(recipe="Rotate45_CenterCrop", image=STORE_IMAGES[1]).keys() == {
         f"Rotate45_CenterCrop-0-{stem}.jpg", "sheet.jpg"
@@ -50,61 +51,62 @@ def test_variants_are_chosen_by_seed_recipe_and_image(whole_run: Config, tmp_pat
 def test_the_skeleton_of_a_variant_is_drawn_at_its_keypoints(whole_run: Config, tmp_path: Path) -> None:
     show(str(Path(whole_run.run_dir, "store")), str(tmp_path), recipe="Rotate45_CenterCrop", image=STORE_IMAGES[0])
     stem = STORE_IMAGES[0].removesuffix(".jpg")
-    drawn = decode_preview((tmp_path / f"Rotate45_CenterCrop-0-{stem}.jpg").read_bytes())
-    assert drawn is not None
+    canvas = decode_preview((tmp_path / f"Rotate45_CenterCrop-0-{stem}.jpg").read_bytes())
+    assert canvas is not None
     points = make_points(0)
-    gaps = np.linalg.norm(points[:, None] - points, axis=2) + 1000 * np.eye(len(points))
-    is_isolated = gaps.min(axis=1) > 12  # discs of points that are closer may cover each other
+    distances = np.linalg.norm(points[:, None] - points, axis=2) + 1000 * np.eye(len(points))
+    is_isolated = distances.min(axis=1) > 12  # discs of points that are closer may cover each other
     assert is_isolated.sum() > 8
-    assert_colors(drawn, points[is_isolated], LEFT, RIGHT, MIDDLE)
+    assert_colors(canvas, points[is_isolated], LEFT, RIGHT, MIDDLE)
 
 
 def test_predictions_and_truth_are_drawn_at_their_keypoints(tmp_path: Path) -> None:
-    """Place ground truth and members side by side, so that no skeleton covers another one."""
     image = STORE_IMAGES[0]
     config = make_config(tmp_path, data={"test_images": str(tmp_path), "truth": str(tmp_path / "truth.csv")})
     cv2.imwrite(str(tmp_path / image), make_image(0))
-    x, y = np.meshgrid(np.arange(4) * 25, np.arange(6) * 25)
-    truth, first, second = (np.column_stack([x.ravel() + left, y.ravel() + 80]) for left in (15, 120, 225))
-    header = ",".join(["image", *DACON24.columns])
-    (tmp_path / "truth.csv").write_text(f"{header}\n{image},{','.join(map(str, truth.ravel()))}\n")
-    keypoints = np.dstack([np.stack([first, second]), np.ones((2, 24))])[:, None]
+    truth_xy, a_xy, b_xy = (make_point_grid(left) for left in (15, 120, 225))
+    write_point_csv(tmp_path / "truth.csv", image, truth_xy)
+    keypoints = np.dstack([np.stack([a_xy, b_xy]), np.ones((2, 24))])[:, None]
     write_prediction_arrays(config.path("predictions.parquet"), ["a", "b"], [image], keypoints, DACON24.names)
     config.save()
     show(config.path("predictions.parquet"), str(tmp_path / "out"))
-    drawn = decode_preview((tmp_path / "out" / image).read_bytes())
-    assert drawn is not None
-    assert_colors(drawn, truth, TRUTH)
-    assert_colors(drawn, first, series_color(0))
-    assert_colors(drawn, second, series_color(1))
+    canvas = decode_preview((tmp_path / "out" / image).read_bytes())
+    assert canvas is not None
+    assert_colors(canvas, truth_xy, TRUTH)
+    assert_colors(canvas, a_xy, series_color(0))
+    assert_colors(canvas, b_xy, series_color(1))
 
 
-def test_the_fused_answer_and_submissions_are_drawn_beside_the_members(tmp_path: Path) -> None:
+def make_point_grid(left: int) -> np.ndarray:
+    """Make 24 points (24, 2) on a grid whose left edge is at x = `left`, 75 px wide, so that grids do not overlap."""
+    x, y = np.meshgrid(np.arange(4) * 25, np.arange(6) * 25)
+    return np.column_stack([x.ravel() + left, y.ravel() + 80])
+
+
+def write_point_csv(path: Path, image: str, xy: np.ndarray) -> None:
+    """Write the points (24, 2) of one image as labels or as a submission."""
+    header = ",".join(["image", *DACON24.columns])
+    path.write_text(f"{header}\n{image},{','.join(map(str, xy.ravel()))}\n")
+
+
+def test_the_runs_submission_and_other_submissions_are_drawn_beside_the_members(tmp_path: Path) -> None:
     image = STORE_IMAGES[0]
     config = make_config(tmp_path, data={"test_images": str(tmp_path)})
     cv2.imwrite(str(tmp_path / image), make_image(0))
-    x, y = np.meshgrid(np.arange(4) * 25, np.arange(6) * 25)
-    member, fused, other = (np.column_stack([x.ravel() + left, y.ravel() + 80]) for left in (15, 120, 225))
-    write_prediction_arrays(
-        config.path("predictions.parquet"),
-        ["a"],
-        [image],
-        np.column_stack([member, np.ones(24)])[None, None],
-        DACON24.names,
-    )
+    member_xy, run_xy, other_xy = (make_point_grid(left) for left in (15, 120, 225))
+    keypoints = np.column_stack([member_xy, np.ones(24)])[None, None]
+    write_prediction_arrays(config.path("predictions.parquet"), ["a"], [image], keypoints, DACON24.names)
     config.save()
-    header = ",".join(["image", *DACON24.columns])
-    files = {"run/submission.csv": fused, "other.csv": other, "nobody.csv": np.zeros((24, 2))}
-    for name, points in files.items():
-        path = Path(config.path("submission.csv")) if name.startswith("run/") else tmp_path / name
-        path.write_text(f"{header}\n{image},{','.join(map(str, points.ravel()))}\n")
+    write_point_csv(Path(config.path("submission.csv")), image, run_xy)
+    write_point_csv(tmp_path / "nobody.csv", image, np.zeros((24, 2)))
+    write_point_csv(tmp_path / "other.csv", image, other_xy)
     submissions = [str(tmp_path / "nobody.csv"), str(tmp_path / "other.csv")]
     show(config.path("predictions.parquet"), str(tmp_path / "out"), submissions=submissions)
-    drawn = decode_preview((tmp_path / "out" / image).read_bytes())
-    assert drawn is not None
-    assert_colors(drawn, member, series_color(0))
-    assert_colors(drawn, fused, series_color(1))
-    assert_colors(drawn, other, series_color(3))
+    canvas = decode_preview((tmp_path / "out" / image).read_bytes())
+    assert canvas is not None
+    assert_colors(canvas, member_xy, series_color(0))
+    assert_colors(canvas, run_xy, series_color(1))
+    assert_colors(canvas, other_xy, series_color(3))
 
 
 def test_the_default_folder_is_show_beside_the_store(whole_run: Config) -> None:

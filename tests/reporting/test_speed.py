@@ -24,7 +24,7 @@ def test_predictions_have_images_per_second(tmp_path: Path) -> None:
     assert section.rows == (("predict", "2 s: 3.5 images/s"),)
 
 
-def test_an_augment_that_wrote_no_part_has_no_speed(tmp_path: Path) -> None:
+def test_augment_is_left_out_if_it_wrote_no_part(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     write_store_and_figures(config, parts_written=0)
     assert speed_section(read_run_files(config)) is None

@@ -55,7 +55,7 @@ def test_a_missing_or_damaged_part_is_reported_and_the_other_parts_are_shown(
         path.write_bytes(content)
     page = write_page(config)
     assert f"1 part could not be read (the first is {part})" in page.text
-    assert "A variant of Original with its skeleton" in page.alts  # from its other part
+    assert "A variant of Original with its skeleton" in page.alts  # from the recipe's other part
 
 
 def test_a_run_without_a_store_has_no_section(tmp_path: Path) -> None:

@@ -23,16 +23,16 @@ def test_the_configs_members_come_first_and_each_has_its_last_loss_and_best_rmse
     assert section.members == (MemberProgress("b", **expected), MemberProgress("a", **expected))
 
 
-def test_members_that_a_search_decided_are_listed_with_what_it_found(tmp_path: Path) -> None:
+def test_members_that_train_with_the_result_of_a_search_are_listed_with_the_result(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     write_training_logs(config, ("a", "b", "c"))
-    found = SearchResult("trial-003", "rmse", 8, 43.21, 47.5, {"base_lr": 0.002})
-    for name, search in (("a", asdict(found)), ("b", asdict(found)), ("c", None)):
+    result = SearchResult("trial-003", "rmse", 8, 43.21, 47.5, {"base_lr": 0.002})
+    for name, search in (("a", asdict(result)), ("b", asdict(result)), ("c", None)):
         Path(config.member_dir(name), SETTINGS_NAME).write_text(json.dumps({"search": search}))
     section = training_section(read_run_files(config))
     assert section is not None
-    assert section.searches == ((found.describe(), "a, b"),)
-    assert f"Members a, b: {found.describe()}." in write_page(config).text
+    assert section.searches == ((result.describe(), "a, b"),)
+    assert f"Members a, b: {result.describe()}." in write_page(config).text
 
 
 def test_long_curves_are_thinned_and_keep_their_last_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ def test_trials_are_ranked_by_iterations_then_by_the_metric(whole_run: Config) -
     section = tuning_section(whole_run, read_run_files(whole_run))
     assert section is not None
     # The stopped trials were evaluated at 4 iterations, the finished trial at 8, and the failed trial never.
-    ranked = [(row[0], row[section.columns.index("status")]) for row in section.rows]
-    assert ranked == [
+    ranking = [(row[0], row[section.columns.index("status")]) for row in section.rows]
+    assert ranking == [
         ("trial-000", "finished"), ("trial-002", "stopped"), ("trial-003", "stopped"), ("trial-001", "failed"),
     ]  # fmt: skip
     assert (section.num_trials, section.metric) == (4, "rmse")
@@ -40,7 +40,7 @@ def test_the_table_has_the_columns_of_trials_csv_in_which_trials_differ(whole_ru
     assert "Equal in all trials: max_iter 8" in whole_page.text
 
 
-def write_plotted_search(folder: Path, num_trials: int) -> Config:
+def write_search_with_plots(folder: Path, num_trials: int) -> Config:
     """Write a search whose trials have different learning rates and results, and a file for each of its plots."""
     config = make_config(folder)
     for number in range(num_trials):
@@ -57,7 +57,7 @@ def write_plotted_search(folder: Path, num_trials: int) -> Config:
 def test_plots_that_too_few_trials_leave_empty_are_left_out(
     tmp_path: Path, num_trials: int, num_figures: int, has_parallel: bool
 ) -> None:
-    config = write_plotted_search(tmp_path, num_trials)
+    config = write_search_with_plots(tmp_path, num_trials)
     section = tuning_section(config, read_run_files(config))
     assert section is not None
     assert (len(section.figures), section.parallel is not None) == (num_figures, has_parallel)
@@ -66,8 +66,8 @@ def test_plots_that_too_few_trials_leave_empty_are_left_out(
 
 def test_settings_that_the_best_trial_changes_are_listed(tmp_path: Path) -> None:
     config = make_config(tmp_path, train={"base_lr": 0.001, "steps": [6], "members": [{"name": "a"}]})
-    found = {"base_lr": 0.00216, "schedule": "cosine"}
-    write_result(config, SearchResult("trial-003", "rmse", 8, 12.5, 13.25, found))
+    changes = {"base_lr": 0.00216, "schedule": "cosine"}
+    write_result(config, SearchResult("trial-003", "rmse", 8, 12.5, 13.25, changes))
     Path(config.path("tune", "best.yaml")).write_text("preset: demo\n")
     section = tuning_section(config, read_run_files(config))
     assert section is not None
