@@ -1,6 +1,7 @@
 """Files at local paths and URLs: bytes, JSON, JSON lines, Parquet; atomic writes; the writer's lock.
 
-On local paths and on object storage a file appears whole or not at all, and every failure is a `StorageError`.
+A written file appears whole or not at all, on local paths and on object storage. Failures of the storage raise
+`StorageError`; only `open_input` raises OSError.
 """
 
 import contextlib
@@ -69,11 +70,14 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 @lru_cache(maxsize=16)
 def _connect(root: str) -> tuple[pafs.FileSystem, str]:
-    """Create a bucket's client; cached, because creating one takes 60 ms and each client opens its own connections."""
+    """Check that the endpoint answers, and create a bucket's client.
+
+    It is cached, because creating one takes 60 ms and each client opens its own connections.
+    """
     if root.startswith("s3://"):
-        keys = [key for key in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(key)]
-        if keys:
-            require_answer(os.environ[keys[0]], keys[0])
+        variables = [name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)]
+        if variables:
+            require_answer(os.environ[variables[0]], variables[0])
     fs, inner_path = pafs.FileSystem.from_uri(root)
     return fs, str(inner_path)
 
@@ -165,7 +169,7 @@ def write_bytes(path: str, content: bytes) -> None:
         if isinstance(fs, pafs.LocalFileSystem):
             _replace_file(Path(inner_path), content)
         else:
-            # An object appears when its stream closes, even after an exception: write all bytes in one call.
+            # Closing the stream publishes the object even after an exception: several writes could publish half of it.
             with fs.open_output_stream(inner_path) as stream:
                 stream.write(content)
     except OSError as error:
@@ -268,7 +272,10 @@ def file_infos(folder: str) -> dict[str, pafs.FileInfo]:
     try:
         listing = fs.get_file_info(pafs.FileSelector(inner_path, recursive=True))
     except OSError as error:
-        reasons = {FileNotFoundError: "there is no such folder", NotADirectoryError: "is a file: name its folder"}
+        reasons = {
+            FileNotFoundError: "there is no such folder",
+            NotADirectoryError: "is a file: give the folder that contains it",
+        }
         raise StorageError(f"{folder}: {reasons.get(type(error)) or one_line(error)}") from error
     prefix = len(inner_path.rstrip("/")) + 1
     return {info.path[prefix:]: info for info in listing if info.type == pafs.FileType.File}
@@ -319,7 +326,7 @@ def read_parquet(path: str, fix: str, columns: Sequence[str] | None = None) -> p
     """Read one local or remote Parquet file.
 
     Args:
-        path: any file that kp_ray wrote.
+        path: a file that `write_parquet` wrote; its page checksums are verified.
         fix: what the user should do about a missing or damaged file, e.g. "run verify, then augment".
         columns: names of the columns to read; None reads all.
 
@@ -373,7 +380,7 @@ def require_keys(row: Any, path: str, keys: Sequence[str], fix: str) -> dict[str
         raise StorageError(f"{path}: damaged (not a JSON object): {fix}")
     missing_keys = [key for key in keys if key not in row]
     if missing_keys:
-        raise StorageError(f"{path}: damaged (no {missing_keys[0]}): {fix}")
+        raise StorageError(f"{path}: damaged (key {missing_keys[0]!r} is missing): {fix}")
     return row
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from kp_ray.cluster.screen import HARMLESS_LINE
+from kp_ray.cluster.screen import ACTOR_POOL_WARNING
 from tests.helpers.clusters import ENVIRONMENT, TOKEN, Cluster, free_port, ray_temp_dir
 from tests.helpers.data import ROOT, tiny_config
 from tests.helpers.processes import KP_RAY, RAY, file_times, last_json, wait_until
@@ -97,7 +97,7 @@ def test_every_job_succeeds_and_writes_its_result(
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
         assert "succeeded" in done.stdout.lower()
         assert "Traceback" not in done.stdout
-        assert HARMLESS_LINE not in done.stdout
+        assert ACTOR_POOL_WARNING not in done.stdout
         assert (run / JOBS[job]).stat().st_size > 0
     for name in (
         "config.yaml",

@@ -1,4 +1,7 @@
-"""Resample one window of a source by an affine map, and change its brightness and contrast."""
+"""Resample one window of a source by an affine map, and change its brightness and contrast.
+
+Images are (H, W, 4) BGRX; the fourth channel is not used (see `kp_ray.images`).
+"""
 
 import threading
 from functools import cached_property
@@ -15,7 +18,7 @@ from kp_ray.keypoints import FloatArray
 _TILE = 256
 """Side in pixels of the square tiles in which a window is resampled."""
 _MAX_ROTATE_DEG = max(recipe.rotate_deg for recipe in RECIPES.values())
-"""Largest rotation of any named recipe, in degrees."""
+"""Largest rotation of any built-in recipe, in degrees."""
 
 
 class _Scratch(threading.local):
@@ -46,8 +49,8 @@ class PaddedSource:
     """A source image (H, W, 4), padded by reflection as far as a rotated frame can reach.
 
     Buffers are reused per thread: `padded` is valid until the next source is padded, and a window until the next call
-    of `window`. All recipes share one padding: it affects rounding, so a padding that depended on the list of recipes
-    would let one recipe change the bytes of another's variants.
+    of `window`. The padding is the same for every list of recipes: it affects rounding, so otherwise another recipe in
+    the list would change the pixels of a variant.
     """
 
     def __init__(self, image: Image) -> None:
@@ -65,10 +68,10 @@ class PaddedSource:
         return padded
 
     def window(self, parameters: VariantParameters) -> Image:
-        """Resample the window of a variant (height, width, 4), without its change of brightness (`relight`)."""
+        """Return the window (height, width, 4) of a variant, before `relight` changes its brightness and contrast."""
         offset = parameters.affine[:, 2]
         if np.array_equal(parameters.affine[:, :2], np.eye(2)) and np.array_equal(offset, np.round(offset)):
-            x, y = (-offset).astype(int)  # the variant is a crop, so its pixels are copied
+            x, y = (-offset).astype(int)  # a crop at whole pixels is a view of the source
             return self.image[y : y + parameters.height, x : x + parameters.width]
         inverse = np.linalg.inv(np.vstack([parameters.affine, [0, 0, 1]]))[:2]
         inverse[:, 2] += self.pad_x, self.pad_y
@@ -78,9 +81,9 @@ class PaddedSource:
 def _resample(image: Image, inverse: FloatArray, width: int, height: int) -> Image:
     """Resample a window of `width` x `height` pixels with linear interpolation.
 
-    Each tile of the window is sampled from a copy of the region of `image` that it needs, which fits the cache. A
-    rotated row of the whole window would cross the image and wait for memory at every pixel (1080p: 10 ns per pixel; 4
-    to 8 ns in tiles).
+    Each tile of the window is sampled from a copy of the region of `image` that it needs, which fits the cache. Without
+    tiles a rotated row crosses the whole image and misses the cache at every pixel (1080p: 10 ns per pixel, with tiles
+    4 to 8 ns).
 
     Args:
         image: (H, W, 4).
@@ -103,27 +106,29 @@ def _resample(image: Image, inverse: FloatArray, width: int, height: int) -> Ima
     return window
 
 
-def _sampled_range(start: float, across: float, down: float) -> tuple[int, int]:
+def _sampled_range(start: float, change_along_row: float, change_along_column: float) -> tuple[int, int]:
     """Return the range [first, end) of pixels that a tile samples on one axis of the image.
 
     Args:
         start: coordinate in the image of the tile's first pixel.
-        across, down: change of this coordinate along the tile's first row, and along its first column.
+        change_along_row, change_along_column: change of this coordinate along the tile's first row, and first column.
     """
-    low, high = start + min(across, 0) + min(down, 0), start + max(across, 0) + max(down, 0)
-    return int(low), int(high) + 2
+    changes = change_along_row, change_along_column
+    low, high = start + sum(min(change, 0) for change in changes), start + sum(max(change, 0) for change in changes)
+    return int(low), int(high) + 2  # linear interpolation also reads the next pixel, and the end is exclusive
 
 
-def _padding_px(along: int, across: int) -> int:
+def _padding_px(length: int, other_length: int) -> int:
     """Return the padding in pixels that rotations by up to _MAX_ROTATE_DEG degrees need on one axis.
 
     Args:
-        along: length of the frame on this axis, in pixels.
-        across: length of the frame on the other axis, in pixels.
+        length: of the frame on this axis, in pixels.
+        other_length: of the frame on the other axis, in pixels.
     """
-    # The extent along * cos + across * sin is largest at the angle atan(across / along).
-    worst_angle = min(np.deg2rad(_MAX_ROTATE_DEG), np.arctan2(across, along))
-    return int(np.ceil((along * np.cos(worst_angle) + across * np.sin(worst_angle) - along) / 2)) + 2
+    # A frame rotated by t extends over length * cos(t) + other_length * sin(t), which is largest at this angle:
+    worst_angle = min(np.deg2rad(_MAX_ROTATE_DEG), np.arctan2(other_length, length))
+    extent = length * np.cos(worst_angle) + other_length * np.sin(worst_angle)
+    return int(np.ceil((extent - length) / 2)) + 2
 
 
 def relight(image: Image, parameters: VariantParameters) -> Image:

@@ -1,4 +1,4 @@
-"""Control the lines on a user's screen: hide a harmless line of Ray's, and print a line if the process is killed."""
+"""Control the lines on a user's screen: hide a harmless warning of Ray's, and print a line if the process is killed."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-HARMLESS_LINE = "constructor arguments in the object store and max_restarts > 0"
+ACTOR_POOL_WARNING = "constructor arguments in the object store and max_restarts > 0"
 """Part of a line that Ray 2.60 prints for every actor pool of Ray Data (ray-project/ray issue 53727).
 
 The line warns that an actor cannot restart if its constructor's arguments are lost. If this happens, kp_ray prints one
@@ -24,8 +24,8 @@ open, but a child process can outlive this one and hold it open."""
 
 
 @contextlib.contextmanager
-def hide_harmless_line() -> Iterator[None]:
-    """Remove `HARMLESS_LINE` from the stderr of this process; every other line is printed.
+def hide_actor_pool_warning() -> Iterator[None]:
+    """Remove `ACTOR_POOL_WARNING` from the stderr of this process; every other line is printed.
 
     Ray's C++ code writes the line to file descriptor 2, which no logging setting reaches; RAY_BACKEND_LOG_LEVEL would
     hide real errors too. A shell copies every other line to the screen: unlike a thread, a shell still prints the last
@@ -33,7 +33,7 @@ def hide_harmless_line() -> Iterator[None]:
     """
     screen, python_stderr = os.dup(2), sys.stderr
     read_end, write_end = os.pipe()
-    command = ["sh", "-c", _FILTER, "sh", HARMLESS_LINE]
+    command = ["sh", "-c", _FILTER, "sh", ACTOR_POOL_WARNING]
     shell = subprocess.Popen(command, stdin=read_end, stdout=screen, start_new_session=True)  # noqa: S603  (fixed text)
     os.dup2(write_end, 2)
     for descriptor in (read_end, write_end):
@@ -59,7 +59,7 @@ def _writes_to_descriptor_2(stream: object) -> bool:
 
 
 @contextlib.contextmanager
-def announce_sudden_end() -> Iterator[None]:
+def print_if_killed() -> Iterator[None]:
     """Print a line if this process is killed: a shell reads from a pipe, and prints the line if nothing was written."""
     command = ["sh", "-c", f"trap '' INT; read -r _ || echo '{_SUDDEN_END}' >&2"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as shell:  # noqa: S603  (fixed text)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kp_ray.cluster.screen import announce_sudden_end, hide_harmless_line
+from kp_ray.cluster.screen import hide_actor_pool_warning, print_if_killed
 from kp_ray.cluster.temp_dir import check_temp_dir
 from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError, one_line
@@ -35,7 +35,7 @@ NODE_CHECK_S = 5.0
 """Seconds between checks that this node still belongs to the cluster."""
 
 _interrupted = threading.Event()
-"""Set by Ctrl-C. Ray loses a KeyboardInterrupt that its callbacks raise; `raise_if_interrupted` raises it again."""
+"""Set by Ctrl-C. Ray swallows a KeyboardInterrupt raised in a callback, so `raise_if_interrupted` raises it again."""
 
 
 def set_ray_environment() -> None:
@@ -55,8 +55,8 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
     """Join the config's Ray cluster, or start a local cluster that ends with the session.
 
     Args:
-        config: `cluster.address` names the cluster; if it is null, RAY_ADDRESS names the cluster; without both, a local
-            cluster is started.
+        config: `cluster.address` names the cluster; if it is null, RAY_ADDRESS does; if neither is set, a local cluster
+            is started.
         dashboard: whether a local cluster has Ray's dashboard. Ray Train and Ray Tune query the dashboard; other stages
             start 1 s faster without it.
         say: prints one line; called before each new attempt to start a local cluster.
@@ -71,11 +71,12 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
     import ray  # late, so that `--help` and `import kp_ray` need not wait for Ray
 
     began = time.monotonic()
-    with announce_sudden_end(), contextlib.nullcontext() if _is_verbose() else hide_harmless_line():
+    stderr_filter = contextlib.nullcontext() if _is_verbose() else hide_actor_pool_warning()
+    with print_if_killed(), stderr_filter:
         _connect(config, dashboard, say)
         handler = signal.signal(signal.SIGINT, _interrupt)
         try:
-            with _exit_with_node():
+            with _exit_if_node_dies():
                 yield time.monotonic() - began
         finally:
             signal.signal(signal.SIGINT, handler)
@@ -84,7 +85,9 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
 
 
 def check_address(address: str, key: str) -> None:
-    """Refuse an address at which no Ray head, a gRPC server, answers; Ray itself would try for minutes.
+    """Refuse an address at which no Ray head answers, because Ray itself would try for minutes.
+
+    A head is recognised as a gRPC server.
 
     Args:
         address: "host:port" or "ray://host:port". Anything else, e.g. "auto", is not checked, because Ray itself soon
@@ -106,16 +109,18 @@ def check_address(address: str, key: str) -> None:
         ) from error
     if not is_head:
         raise ClusterError(
-            f"{key}: another program than Ray's head answers (got {address}): give the head's port, by default 6379, "
-            "or 10001 for ray://; 8265 is the dashboard's"
+            f"{key}: a program other than Ray's head answers (got {address}): use the head's port, by default 6379, or "
+            "10001 for ray://; 8265 is the dashboard's"
         )
 
 
 def _speaks_grpc(connection: socket.socket) -> bool:
     """Return whether a server speaks HTTP/2, on which gRPC is built: it must answer with a settings frame.
 
+    A server that closes the connection does not.
+
     Raises:
-        OSError: the server is silent for `ADDRESS_TIMEOUT_S`, or ends the connection.
+        OSError: the server is silent for `ADDRESS_TIMEOUT_S`, or resets the connection.
     """
     if os.environ.get("RAY_USE_TLS", "0") != "0":  # the answer would be encrypted
         return True
@@ -126,7 +131,7 @@ def _speaks_grpc(connection: socket.socket) -> bool:
 
 
 def _is_verbose() -> bool:
-    """Return whether Ray's own log is shown, as `kp-ray -v` asks."""
+    """Return whether to show Ray's own log (`kp-ray -v`)."""
     return logging.getLogger().isEnabledFor(logging.INFO)
 
 
@@ -160,17 +165,19 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
             reason = one_line(error)[-300:]
             if address != "local":
                 raise ClusterError(
-                    f"{key}: no Ray cluster of this version answers (got {address}): check `ray status` there: {reason}"
+                    f"{key}: Ray {ray.__version__} cannot join the cluster (got {address}): {reason}: run `ray status` "
+                    "on its head, and use one version of Ray on all nodes"
                 ) from error
+            # Ray raises ValueError for an argument that it refuses, which another attempt would not change.
             if isinstance(error, ValueError) or attempt == START_ATTEMPTS:
                 raise ClusterError(f"Ray does not start on this machine ({attempt} attempts): {reason}") from error
             ray.shutdown()
-            say(f"Ray did not start, starting it again: {reason}")
+            say(f"Ray did not start ({reason}): starting it again")
 
 
 @contextlib.contextmanager
-def _exit_with_node() -> Iterator[None]:
-    """End this process if Ray marks this node as dead, because Ray Tune would wait forever."""
+def _exit_if_node_dies() -> Iterator[None]:
+    """End this process if Ray marks this node as dead, because Ray Tune would otherwise wait forever."""
     import ray
 
     node_id, done = ray.get_runtime_context().get_node_id(), threading.Event()
@@ -179,7 +186,7 @@ def _exit_with_node() -> Iterator[None]:
         while not done.wait(NODE_CHECK_S):
             with contextlib.suppress(Exception):  # if the head is unreachable, Ray itself ends the driver
                 if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
-                    os._exit(2)  # `announce_sudden_end` prints the line
+                    os._exit(2)  # the shell of `print_if_killed` outlives this process and prints why
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

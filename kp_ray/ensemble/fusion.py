@@ -21,7 +21,7 @@ SCALE_FLOOR_PX = 2.0
 Without it, a member that is a few pixels off would be an outlier where the other members agree exactly.
 """
 _MAD_TO_SIGMA = 1.4826
-"""Ratio of standard deviation to MAD for a normal distribution."""
+"""Ratio of standard deviation to median absolute deviation for a normal distribution in one dimension."""
 Method = Literal["mean", "median", "score"]
 
 
@@ -30,16 +30,16 @@ class Fusion:
     """The fused predictions of N images.
 
     Attributes:
-        keypoints: (N, K, 3) x, y, score in pixels; finite everywhere.
-        found: (N,) True where the detection of at least one member reaches the upper threshold.
-        how: N texts that name the source of each image's points: "" (detections that reach the upper threshold),
+        keypoints: (N, K, 3) x and y in pixels, and score; finite everywhere.
+        has_high_score: (N,) True where the detection of at least one member reaches the upper threshold.
+        how: N texts that say where each image's points come from: "" (detections that reach the upper threshold),
             "low score" (detections between the thresholds), "frame <number>" or "mean pose" (see `fill_missing`), or
             "zeros".
         rejected: (M,) number of points of each member that were dropped as outliers.
     """
 
     keypoints: FloatArray
-    found: BoolArray
+    has_high_score: BoolArray
     how: list[str]
     rejected: list[int]
 
@@ -61,14 +61,14 @@ def fuse_clips(
 ) -> Fusion:
     """Fuse M members' predictions into one per image; fallbacks are reported in `how`.
 
-    An image's points come from the first of these sources that has points for the image:
+    An image's points come from the first of these steps that gives any:
 
     1. detections whose score reaches the upper threshold,
     2. detections whose score reaches the lower threshold,
     3. `fill_missing`, or zeros if `missing` is "zeros".
 
     Args:
-        keypoints: (M, N, K, 3) x, y, score in pixels; any values where the detection's score is 0.
+        keypoints: (M, N, K, 3) x and y in pixels, and score; any values where the detection's score is 0.
         scores: (M, N) scores of the detections, 0 where a member found nobody.
         scenes, cameras, frames: (N,) scene, camera and frame number of each image.
         thresholds: upper and lower threshold of the detections' scores.
@@ -81,26 +81,26 @@ def fuse_clips(
         DataError: as `fuse` and `fill_missing`.
     """
     selected, has_high_score = select_detections(scores, thresholds)
-    points, found = fuse(
+    points, found_by_any = fuse(
         keypoints, selected, method=method, detection_scores=scores, weights=weights, reject_sigmas=reject_sigmas
     )
     is_candidate = select_points(keypoints, selected, weights, None)
     is_kept = select_points(keypoints, selected, weights, reject_sigmas)
     rejected = (is_candidate & ~is_kept).sum(axis=(1, 2))
     if missing == "zeros":
-        points = np.where(found[:, None, None], points, 0.0)
-        how = ["" if is_found else "zeros" for is_found in found.tolist()]
+        points = np.where(found_by_any[:, None, None], points, 0.0)
+        how = ["" if is_found else "zeros" for is_found in found_by_any.tolist()]
     else:
-        points, how = fill_missing(points, found, scenes, cameras, frames, mean_pose=mean_pose)
+        points, how = fill_missing(points, found_by_any, scenes, cameras, frames, mean_pose=mean_pose)
     if smooth_frames is not None:
-        points = smooth_clips(points, found, scenes, cameras, frames, smooth_frames)
-    is_low = (found & ~has_high_score).tolist()
-    how = ["low score" if low else source for low, source in zip(is_low, how, strict=True)]
+        points = smooth_clips(points, found_by_any, scenes, cameras, frames, smooth_frames)
+    is_low = (found_by_any & ~has_high_score).tolist()
+    how = ["low score" if low else filled for low, filled in zip(is_low, how, strict=True)]
     return Fusion(points, has_high_score, how, rejected.tolist())
 
 
 def select_detections(scores: FloatArray, thresholds: tuple[float, float]) -> tuple[BoolArray, BoolArray]:
-    """Select the detections to fuse: those that reach the upper threshold, or the lower one in an image without any.
+    """Select the detections to fuse: those of an image that reach the upper threshold or, if none does, the lower one.
 
     Args:
         scores: (M, N) scores of the detections, 0 where a member found nobody.
@@ -130,7 +130,7 @@ def fuse(
     coordinate, and their scores in the same way.
 
     Args:
-        keypoints: (M, N, K, 3) x, y, score in pixels; any values, also NaN, where `found` is False.
+        keypoints: (M, N, K, 3) x and y in pixels, and score; any values, also NaN, where `found` is False.
         found: (M, N) True where a member found a person in an image.
         method: "mean" and "median" use `weights`; "score" is the mean weighted by `weights`, the keypoint's score and
             the detection's score.
@@ -155,7 +155,7 @@ def fuse(
     if method == "score":
         factors = np.ones(found.shape) if detection_scores is None else np.asarray(detection_scores, dtype=float)
         scores = np.where(found[..., None], factors[..., None] * keypoints[..., 2], 0.0)
-        _check_weights("scores", scores)
+        _check_weights("scores", scores, "predict again")
         point_weights = point_weights * scores
     point_weights = np.where(is_used, point_weights, 0.0)
     # Where all weights are zero, members count equally.
@@ -164,6 +164,7 @@ def fuse(
     combine = _weighted_median if method == "median" else _weighted_mean
     found_by_any = np.asarray(found.any(axis=0))
     fused = np.full(keypoints.shape[1:], np.nan)
+    # Points that are not used are infinite: they sort last, and have weight 0.
     fused[found_by_any] = combine(
         np.where(is_used[..., None], keypoints, np.inf)[:, found_by_any], point_weights[:, found_by_any, :, None]
     )
@@ -174,9 +175,10 @@ def inliers(points: FloatArray, reject_sigmas: float) -> BoolArray:
     """Find the members' points that are not outliers.
 
     The centre of each keypoint is the members' median in x and in y. A point is an outlier if it is farther from the
-    centre than `reject_sigmas` robust sigmas. The robust sigma is 1.4826 times the median distance from the centre, the
-    estimate for a normal distribution, and at least `SCALE_FLOOR_PX`. The nearer half of the points is always kept.
-    With fewer than three members there is no majority, so nothing is rejected.
+    centre than `reject_sigmas` robust sigmas. The robust sigma is 1.4826 times the median distance from the centre, and
+    at least `SCALE_FLOOR_PX`. As distances are in two dimensions, it is about 1.75 times the standard deviation of one
+    coordinate for normal errors. The nearer half of the points is always kept. With fewer than three members there is
+    no majority, so nothing is rejected.
 
     Args:
         points: (M, N, K, 2 or more) x, y in pixels; NaN for a missing point.
@@ -203,13 +205,13 @@ def _check_members(keypoints: FloatArray, found: BoolArray) -> None:
         raise ValueError(f"keypoints {keypoints.shape} must be (M, N, K, 3), M > 0, and found {found.shape} (M, N)")
     invalid = np.argwhere(found & ~np.isfinite(keypoints).all(axis=(2, 3)))
     if len(invalid):
-        member, row = invalid[0]
-        raise DataError(f"member {member}: row {row}: a number of a found person is not finite: predict again")
+        member, image = invalid[0]
+        raise DataError(f"member {member}: image {image}: a coordinate or score is not finite: predict again")
 
 
-def _check_weights(name: str, values: FloatArray) -> None:
+def _check_weights(name: str, values: FloatArray, fix: str) -> None:
     if not (np.isfinite(values).all() and (values >= 0).all()):
-        raise DataError(f"{name}: a value is negative or not finite: correct predict.weights, or predict again")
+        raise DataError(f"{name}: a value is negative or not finite: {fix}")
 
 
 def _member_weights(weights: FloatArray | None, keypoints: FloatArray) -> FloatArray:
@@ -218,7 +220,7 @@ def _member_weights(weights: FloatArray | None, keypoints: FloatArray) -> FloatA
     array = np.ones(num_members) if weights is None else np.asarray(weights, dtype=float)
     if array.shape not in ((num_members,), (num_members, num_keypoints)):
         raise ValueError(f"weights {array.shape} must be ({num_members},) or ({num_members}, {num_keypoints})")
-    _check_weights("weights", array)
+    _check_weights("weights", array, "correct predict.weights")
     return array.reshape(num_members, 1, -1)
 
 
@@ -260,9 +262,9 @@ def _weighted_mean(values: FloatArray, weights: FloatArray) -> FloatArray:
 
 
 def _weighted_median(values: FloatArray, weights: FloatArray | BoolArray) -> FloatArray:
-    """Return the value that splits the weight of values (M, ...) in halves.
+    """Return the weighted median of values (M, ...) over the members, in a tie the mean of the two middle values.
 
-    If two values do, return their mean. If all weights are 0, return inf.
+    If all weights are 0, return the smallest value. Infinite values must have weight 0.
     """
     values, weights = _sorted_by_value(values, weights)
     cumulative = np.cumsum(weights, axis=0)

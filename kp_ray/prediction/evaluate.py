@@ -148,7 +148,7 @@ def _evaluate_members(
 ) -> FusionEvaluation:
     fusion = fuse_predictions(config, predictions, members, weights)
     scores = predictions.scores[list(members)].max(axis=0)
-    evaluation = _evaluate(predictions.images, fusion.keypoints, truth, skeleton, fusion.found, scores)
+    evaluation = _evaluate(predictions.images, fusion.keypoints, truth, skeleton, fusion.has_high_score, scores)
     return FusionEvaluation(**dict(evaluation), filled=list_filled(predictions, fusion))
 
 

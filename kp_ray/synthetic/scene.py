@@ -23,8 +23,8 @@ class SceneRenderer:
         clip: the clip, whose random generators decide all details.
         size: (width, height) of the frames in pixels.
         person: proportions and clothes of the person.
-        wall: BGR color (3,) of the walls.
-        room: (2, 3) lowest and highest corner of the room in metres; the person stands at the origin.
+        wall_color: BGR color (3,) of the walls.
+        room: (2, 3) minimum and maximum of x, y and z in the room, in metres; the person stands at the origin.
         outdoors: True if the walls show a landscape.
         light: unit vector (3,) towards the lamp.
         camera: the camera of the clip.
@@ -33,7 +33,7 @@ class SceneRenderer:
     clip: SyntheticClip
     size: tuple[int, int]
     person: BodyShape
-    wall: FloatArray
+    wall_color: FloatArray
     room: FloatArray
     outdoors: bool
     light: FloatArray
@@ -45,10 +45,10 @@ class SceneRenderer:
         rng = clip.generator(Purpose.SCENE)
         outdoors = bool(rng.random() < 0.35)
         # Distances of the four walls from the person, and the height of the walls, in metres.
-        reach = rng.uniform(11, 16, 4) if outdoors else rng.uniform(5.6, 8, 4)
-        room = np.array([[*-reach[:2], 0], [*reach[2:], 9 if outdoors else rng.uniform(2.7, 3.6)]])
-        wall = np.array([110.0, 130, 120]) if outdoors else random_color(rng, (5, 90), (110, 235))
-        person = BodyShape.sample(rng, wall)
+        distances = rng.uniform(11, 16, 4) if outdoors else rng.uniform(5.6, 8, 4)
+        room = np.array([[*-distances[:2], 0], [*distances[2:], 9 if outdoors else rng.uniform(2.7, 3.6)]])
+        wall_color = np.array([110.0, 130, 120]) if outdoors else random_color(rng, (5, 90), (110, 235))
+        person = BodyShape.sample(rng, wall_color)
         # The lamp stands on the side of the cameras, so that faces are lit.
         light = np.array([*rng.uniform((0.3, -1), (1, 1)), rng.uniform(1.1, 2)])
         # Five cameras stand on an arc in front of the person, 20 degrees apart with a random deviation of up to 9
@@ -58,18 +58,18 @@ class SceneRenderer:
         body = np.concatenate([list(positions.values()) for positions in joints])
         camera_rng = clip.generator(Purpose.CAMERA, clip.camera)
         camera = _aim_camera(camera_rng, body, np.radians(azimuths_deg[clip.camera]), width, height)
-        return cls(clip, (width, height), person, wall, room, outdoors, light / np.linalg.norm(light), camera)
+        return cls(clip, (width, height), person, wall_color, room, outdoors, light / np.linalg.norm(light), camera)
 
     def render_frame(self, frame: int, background: Image) -> tuple[Image, FloatArray]:
-        """Render a frame (H, W, 3) BGR over `background`, and project its keypoints (24, 2) to pixel indices."""
+        """Render a frame (H, W, 3) BGR over `background`, and project its keypoints to pixel indices (24, 2)."""
         positions, orientations = forward_kinematics(pose_at(self.clip, frame), self.person)
         surfaces = body_surfaces(positions, orientations, self.person)
         rng = self.clip.generator(Purpose.OBSTACLE, self.clip.camera)
         image = self._draw_shadow(background, surfaces)
         # In 12 % of the clips an obstacle stands 1 to 1.3 m in front of the person: a pole of 3 m, or a crate.
         if rng.random() < 0.12:
-            ahead = self.camera.position * (1, 1, 0) / np.linalg.norm(self.camera.position[:2])
-            place = ahead * rng.uniform(1, 1.3) + np.cross((0, 0, 1), ahead) * rng.uniform(-0.5, 0.5)
+            to_camera = self.camera.position * (1, 1, 0) / np.linalg.norm(self.camera.position[:2])
+            place = to_camera * rng.uniform(1, 1.3) + np.cross((0, 0, 1), to_camera) * rng.uniform(-0.5, 0.5)
             half_diagonal, height = (rng.uniform(0.03, 0.07), 3.0) if rng.random() < 0.5 else rng.uniform(0.2, 0.6, 2)
             angle, color = rng.uniform(0, 1.6), random_color(rng, (10, 90), (60, 220))
             surfaces.append(box(place, half_diagonal, height, angle, color))
@@ -78,22 +78,23 @@ class SceneRenderer:
         return self.apply_camera_effects(image, frame), labels
 
     def render_background(self) -> Image:
-        """Render the scene (H, W, 3) without the person, at half the resolution, because lens blur hides details."""
+        """Render the scene without the person (H, W, 3) at half the resolution, then enlarged: blur hides details."""
         small = (self.size[0] // 2, self.size[1] // 2)
-        step = np.array(self.size) / small
+        pixel_ratio = np.array(self.size) / small
         # Cast a ray through every pixel, find the plane of the room that the ray hits first, and sample its texture.
-        axes = zip(small, step, self.camera.centre, strict=True)
-        x, y = (((np.arange(n) + 0.5) * s - 0.5 - c) / self.camera.focal_px for n, s, c in axes)
+        axes = zip(small, pixel_ratio, self.camera.centre, strict=True)
+        # Centres of the small image's pixels, as offsets from the optical centre in focal lengths.
+        x, y = (((np.arange(n) + 0.5) * ratio - 0.5 - c) / self.camera.focal_px for n, ratio, c in axes)
         right, down, ahead = self.camera.rotation
         rays = [((x * right[k])[None] + (y * down[k] + ahead[k] + 1e-9)[:, None]).astype(np.float32) for k in range(3)]
         start = self.camera.position.astype(np.float32)
         ends = [np.where(ray > 0, self.room[1, k], self.room[0, k]).astype(np.float32) for k, ray in enumerate(rays)]
-        reach = [(end - start[k]) / ray for k, (end, ray) in enumerate(zip(ends, rays, strict=True))]
-        distance = np.minimum(np.minimum(reach[0], reach[1]), reach[2])
+        lengths = [(end - start[k]) / ray for k, (end, ray) in enumerate(zip(ends, rays, strict=True))]
+        distance = np.minimum(np.minimum(lengths[0], lengths[1]), lengths[2])
         hits = [start[k] - np.float32(self.room[0, k]) + rays[k] * distance for k in range(3)]
         image = np.zeros((*small[::-1], 3), dtype=np.uint8)
         for axis, is_upper in np.ndindex(3, 2):
-            mask = ((reach[axis] == distance) & ((rays[axis] > 0) == is_upper)).astype(np.uint8)
+            mask = ((lengths[axis] == distance) & ((rays[axis] > 0) == is_upper)).astype(np.uint8)
             if cv2.hasNonZero(mask):
                 texture, scale = self._draw_texture(axis, is_upper)
                 u, v = (hits[k] * np.float32(scale) for k in range(3) if k != axis)
@@ -104,7 +105,7 @@ class SceneRenderer:
                 cv2.copyTo(drawn, mask[part], image[part])
         furniture = self._make_furniture()
         if furniture:
-            paint(image, self.camera, furniture, self.light, step)
+            paint(image, self.camera, furniture, self.light, pixel_ratio)
         return np.asarray(cv2.resize(image, self.size, interpolation=cv2.INTER_CUBIC))
 
     def _draw_texture(self, axis: int, is_upper: int) -> tuple[Image, float]:
@@ -112,11 +113,11 @@ class SceneRenderer:
 
         Args:
             axis: axis of the plane's normal: 0 and 1 are walls, 2 is the floor or the ceiling.
-            is_upper: 1 for the plane through the room's highest corner, 0 for the plane through its lowest corner.
+            is_upper: 1 for the plane at the room's maximum on this axis, 0 for the plane at its minimum.
         """
         rng = self.clip.generator(Purpose.TEXTURE, axis, is_upper)
         if axis == 2 and is_upper:
-            color = (238, 206, 176) if self.outdoors else np.minimum(self.wall + 30, 245)
+            color = (238, 206, 176) if self.outdoors else np.minimum(self.wall_color + 30, 245)
             return np.full((8, 8, 3), color, np.uint8), 1.0
         if axis == 2:
             return draw_floor(rng, self.outdoors), 90.0
@@ -124,10 +125,10 @@ class SceneRenderer:
         width, height = (int(side * PIXELS_PER_M) + 1 for side in sides_m)
         if self.outdoors:
             return draw_landscape(rng, width, height), PIXELS_PER_M
-        return draw_wall(rng, width, height, self.wall), PIXELS_PER_M
+        return draw_wall(rng, width, height, self.wall_color), PIXELS_PER_M
 
     def _make_furniture(self) -> list[Surface]:
-        """Make boxes and plants 2.4 to 5 m from the person; leave out those between the camera and the person."""
+        """Make boxes and plants 2.4 to 5 m from the person, only on the side that is away from the camera."""
         rng = self.clip.generator(Purpose.FURNITURE)
         surfaces: list[Surface] = []
         for _ in range(8):
@@ -141,13 +142,14 @@ class SceneRenderer:
         return surfaces
 
     def _draw_shadow(self, background: Image, surfaces: list[Surface]) -> Image:
-        """Return a copy of the background with the soft shadow of the surfaces, drawn at a quarter of its size."""
+        """Return a copy of the background with the surfaces' soft shadow, drawn at a quarter of the resolution."""
         width, height = self.size
         mask = np.zeros((-(-height // 4), -(-width // 4)), dtype=np.uint8)
         for quads, _ in surfaces:
-            # Quads are projected to the floor along the light. Corners are fixed-point numbers in 1/16 pixel (shift=4).
+            # One corner of each quad is projected to the floor along the light; the last ring, a tip, is left out.
             xy, depth = self.camera.project(quads[:, 0] - self.light * (quads[:, 0, 2:] / self.light[2]))
             if depth.min() > 0.3:
+                # Fixed-point numbers in 1/16 pixel (shift=4).
                 hull = cv2.convexHull((((xy + 0.5) / 4 - 0.5) * 16).clip(-(2**20), 2**20).astype(np.int32))
                 cv2.fillConvexPoly(mask, hull, 140, shift=4)
         shade = cv2.resize(cv2.bitwise_not(cv2.GaussianBlur(mask, (0, 0), max(0.8, width / 800))), self.size)
@@ -189,7 +191,7 @@ def _aim_camera(rng: np.random.Generator, body: FloatArray, azimuth: float, widt
     right = np.cross(ahead, (0, 0, 1.0))
     right /= np.linalg.norm(right)
     rotation = np.stack([right, np.cross(ahead, right), ahead])
-    # With a focal length of 1, the person spans `low` to `high`; a longer one scales this range.
+    # At a focal length of 1 the person spans `low` to `high` (x, y); a focal length f multiplies both by f.
     unit = Camera(eye, rotation, 1.0, (0.0, 0.0)).project(body)[0]
     low, high = unit.min(axis=0), unit.max(axis=0)
     focal = min(rng.uniform(0.6, 0.92) * height / (high - low)[1], 0.9 * width / (high - low)[0])

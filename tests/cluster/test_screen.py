@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from kp_ray.cluster.screen import HARMLESS_LINE
+from kp_ray.cluster.screen import ACTOR_POOL_WARNING
 
 RUN_ACTOR_POOL = """
 import logging, os, sys
@@ -30,9 +30,9 @@ print("the last line", file=sys.stderr)
 """
 PRINT_LINES = """
 import os, signal, sys
-from kp_ray.cluster.screen import HARMLESS_LINE, hide_harmless_line
-with hide_harmless_line():
-    os.write(2, f"  before {HARMLESS_LINE} after\\n  a b  \\\\n %s\\n".encode())
+from kp_ray.cluster.screen import ACTOR_POOL_WARNING, hide_actor_pool_warning
+with hide_actor_pool_warning():
+    os.write(2, f"  before {ACTOR_POOL_WARNING} after\\n  a b  \\\\n %s\\n".encode())
     os.write(2, b"without an end")
     if sys.argv[1] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -49,8 +49,8 @@ def run_python(code: str, argument: str) -> list[str]:
 @pytest.mark.parametrize(("level", "is_hidden"), [("WARNING", True), ("INFO", False)])
 def test_the_line_that_ray_prints_for_an_actor_pool_is_hidden_unless_verbose(level: str, is_hidden: bool) -> None:
     lines = run_python(RUN_ACTOR_POOL, level)
-    # If this fails at level INFO, Ray no longer prints the line: delete `hide_harmless_line`.
-    assert any(HARMLESS_LINE in line for line in lines) is not is_hidden, lines
+    # If this fails at level INFO, Ray no longer prints the line: delete `hide_actor_pool_warning`.
+    assert any(ACTOR_POOL_WARNING in line for line in lines) is not is_hidden, lines
     for line in ("a line of C++ code", "a line of Python", "the last line"):
         assert line in lines
 
@@ -60,7 +60,7 @@ def test_every_other_line_is_printed_unchanged_even_if_the_process_is_killed(end
     lines = run_python(PRINT_LINES, end)
     assert r"  a b  \n %s" in lines
     assert "without an end" in lines
-    assert not any(HARMLESS_LINE in line for line in lines)
+    assert not any(ACTOR_POOL_WARNING in line for line in lines)
 
 
 def test_stderr_is_still_a_terminal_while_the_line_is_hidden() -> None:

@@ -73,7 +73,7 @@ class TestAddressesOfOtherPrograms:
         self, serve: Callable[[bytes], str], scheme: str
     ) -> None:
         address = serve(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-        with pytest.raises(ClusterError, match=rf"^RAY_ADDRESS: another program .*{address}.*6379"):
+        with pytest.raises(ClusterError, match=rf"^RAY_ADDRESS: a program .*{address}.*6379"):
             check_address(f"{scheme}{address}", "RAY_ADDRESS")
 
     def test_a_head_is_accepted(self, ray_cluster: None) -> None:

@@ -205,7 +205,7 @@ def test_invalid_input_is_refused() -> None:
     keypoints, found = make_points(1.0, 2.0)
     broken = keypoints.copy()
     broken[1, 0, 0, 0] = np.nan
-    with pytest.raises(DataError, match="member 1: row 0"):
+    with pytest.raises(DataError, match="member 1: image 0"):
         fuse(broken, found, method="mean", reject_sigmas=None)
     with pytest.raises(DataError, match="weights"):
         fuse(keypoints, found, method="mean", weights=np.array([1.0, -1.0]), reject_sigmas=None)
@@ -232,7 +232,7 @@ def test_fallbacks_are_used_in_order_and_reported() -> None:
     keypoints, scores = four_frames()
     fusion = fuse_clips(keypoints, scores, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], thresholds=(0.5, 0.05))
     assert fusion.how == ["", "", "low score", "frame 3"]
-    assert fusion.found.tolist() == [True, True, False, False]
+    assert fusion.has_high_score.tolist() == [True, True, False, False]
     assert fusion.keypoints[:, 0, 0].tolist() == [101, 110, 121, 121]
     zeros = fuse_clips(keypoints, scores, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], thresholds=(0.5, 0.05), missing="zeros")
     assert zeros.how == ["", "", "low score", "zeros"]
