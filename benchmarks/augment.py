@@ -1,7 +1,5 @@
 """Compare the speed of `kp-ray augment` with the published loop and with other frameworks.
 
-Each turn runs A to E once, so that a change of the machine's speed affects all of them.
-
     python benchmarks/augment.py --sources 512 --repeats 5
 
 A  the published loop: one process, OpenCV's own threads, one Albumentations pipeline per recipe, cv2.imwrite
@@ -10,10 +8,12 @@ C  the same work in Hugging Face `datasets.map(num_proc=cores)`, which stores th
 D  `kp-ray augment` on Ray, without its start-up
 E  a lower bound: decode every source and encode as many pixels as its variants have, in a pool of one process per core
 
-All five read the same generated 1920x1080 JPEGs. A, B and C read an eighth of them and E a half, because their rates do
-not depend on the number. A and B run the published pipelines unchanged (published_loop.py). This script installs
-the libraries of 2021 for them into a separate environment, because Albumentations 2.0.8 would draw black borders and
-ignore `always_apply`. C runs pipelines of equal effect that kp_ray builds for Albumentations 2.0.8.
+Each turn runs A to E once, so that a change of the machine's speed affects all five. The sources are generated
+1920x1080 JPEGs. D reads all of them, E half of them, and A, B and C an eighth, because their rates do not depend on the
+number.
+A and B run the published pipelines unchanged (published_loop.py). This script installs older libraries for them
+(`PUBLISHED`) into a separate environment, because Albumentations 2.0.8 would draw black borders and ignore
+`always_apply`. C runs pipelines of equal effect that kp_ray builds for Albumentations 2.0.8.
 Results: benchmarks/results/augment.{md,json}.
 """
 
@@ -32,6 +32,7 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ Job = tuple[str, Any]
 """Path of a source and its keypoints (K, 3)."""
 CORES = os.cpu_count() or 1
 PUBLISHED = ("albumentations==1.3.1", "opencv-python-headless==4.10.0.84", "numpy==1.26.4")
-"""Libraries with which the published pipelines have the effect that they had in 2021."""
+"""The newest libraries with which the published pipelines have the effect that they had in 2021."""
 
 
 @cache
@@ -89,7 +90,7 @@ def published_steps(name: str) -> list[tuple[str, dict[str, Any]]]:
         steps.append(("Rotate", {"limit": int(recipe.rotate_deg), "p": 1}))
     if recipe.scale_range:
         steps.append(("RandomScale", {"scale_limit": 0.3, "always_apply": True}))
-    if recipe.crop_hw or name == "Original":  # the published `Original` crops the whole frame
+    if recipe.crop_hw or name == "Original":  # the published `Original` is a crop as large as the frame
         crop = "RandomCrop" if recipe.crop == "random" else "CenterCrop"
         steps.append((crop, {"height": crop_h, "width": crop_w, "p": 1}))
     if name == "Random_ScaleCrop":
@@ -109,28 +110,31 @@ def make_published_environment(folder: Path) -> str:
 
 def run_published_loop(python: str, jobs: list[Job], out: Path, processes: int) -> dict[str, Any]:
     """Run A or B; return the seconds and the versions of the libraries."""
-    job = {
+    request = {
         "pipelines": {f"{i}-{name}": published_steps(name) for i, name in enumerate(DEFAULT_RECIPES)},
         "images": [path for path, _ in jobs],
         "keypoints": [keypoints[:, :2].tolist() for _, keypoints in jobs],
         "folder": str(out),
         "processes": processes,
     }
-    (out / "job.json").write_text(json.dumps(job))
-    command = [python, str(Path(__file__).with_name("published_loop.py")), str(out / "job.json")]
+    (out / "request.json").write_text(json.dumps(request))
+    command = [python, str(Path(__file__).with_name("published_loop.py")), str(out / "request.json")]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def prepare_worker() -> None:
-    """Use one thread per process."""
+def prepare_worker(barrier: Barrier) -> None:
+    """Use one thread per process, and wait until all processes have started."""
     cv2.setNumThreads(1)
+    barrier.wait()
 
 
 def measure_lower_bound(jobs: list[Job]) -> float:
     """Run E; return the seconds without the pool's start-up."""
-    with multiprocessing.get_context("spawn").Pool(CORES, prepare_worker) as pool:
-        pool.map(abs, range(CORES * 4), chunksize=1)  # waits until every process has started
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(CORES + 1)
+    with context.Pool(CORES, prepare_worker, (barrier,)) as pool:
+        barrier.wait()
         began = time.perf_counter()
         pool.map(decode_and_encode, jobs, chunksize=4)
         return time.perf_counter() - began
@@ -203,28 +207,28 @@ def profile(jobs: list[Job]) -> dict[str, float]:
             make_variants(path, keypoints)
     stats = pstats.Stats(profiler)
     milliseconds = dict.fromkeys(kinds.values(), 0.0)
-    for (path, _, function), (_, _, _, with_callees, _) in stats.stats.items():  # type: ignore[attr-defined]
+    for (path, _, function), (_, _, _, cumulative_s, _) in stats.stats.items():  # type: ignore[attr-defined]
         kind = kinds.get((os.path.basename(path), function))
         if kind:
-            milliseconds[kind] += with_callees * 1e3 / len(jobs)
+            milliseconds[kind] += cumulative_s * 1e3 / len(jobs)
     assert all(milliseconds.values()), f"a profiled function was renamed: {milliseconds}"
     total = stats.total_tt * 1e3 / len(jobs)  # type: ignore[attr-defined]
     return {**milliseconds, "everything else": total - sum(milliseconds.values())}
 
 
 def measure(config: Path, jobs: list[Job], folder: Path, python: str) -> dict[str, Any]:
-    """Run each way once; return its sources/s, the seconds of D's start-up, and the versions of A and B."""
+    """Run A to E once; return their sources/s, the seconds of D's start-up, and the library versions of A and B."""
     figures: dict[str, Any] = {}
     for name in "ABCE":
         out = folder / name
         out.mkdir()
-        jobs_of_way = jobs[: len(jobs) // (2 if name == "E" else 8)]
+        selected_jobs = jobs[: len(jobs) // (2 if name == "E" else 8)]
         if name in "AB":
-            done = run_published_loop(python, jobs_of_way, out, 1 if name == "A" else CORES)
+            done = run_published_loop(python, selected_jobs, out, 1 if name == "A" else CORES)
             seconds, figures["versions"] = done["seconds"], done["versions"]
         else:
-            seconds = measure_datasets(jobs_of_way, out) if name == "C" else measure_lower_bound(jobs_of_way)
-        figures[name] = len(jobs_of_way) / seconds
+            seconds = measure_datasets(selected_jobs, out) if name == "C" else measure_lower_bound(selected_jobs)
+        figures[name] = len(selected_jobs) / seconds
         shutil.rmtree(out)
         print(f"{name} {figures[name]:.2f}", end=" ", flush=True)
     augmented = kp_ray("augment", config, f"run_dir={folder / 'D'}")
@@ -234,7 +238,7 @@ def measure(config: Path, jobs: list[Job], folder: Path, python: str) -> dict[st
     return figures
 
 
-WAYS = {
+METHODS = {
     "A": "published loop, one process, OpenCV's threads",
     "B": "the published loop, a pool of processes with one thread each",
     "C": "the same work, Hugging Face datasets.map, start-up included",
@@ -265,12 +269,12 @@ def main() -> None:
     published = ", ".join(f"{library} {version}" for library, version in turns[0]["versions"].items())
     text = (
         f"# Augmentation\n\n{machine}. {options.sources} generated 1920x1080 sources, 18 variants each, "
-        f"{options.repeats} turns; median (range). Other machines took {stolen:.0%} of the CPU time. "
+        f"{options.repeats} turns; median (range). Other virtual machines used {stolen:.0%} of the CPU time (steal). "
         f"A and B ran on {published}.\n\n"
-        "| | way | sources/s |\n|---|---|---|\n"
+        "| | method | sources/s |\n|---|---|---|\n"
     )
     text += "".join(
-        f"| {key} | {way} | {median_and_range([turn[key] for turn in turns])} |\n" for key, way in WAYS.items()
+        f"| {key} | {method} | {median_and_range([turn[key] for turn in turns])} |\n" for key, method in METHODS.items()
     )
     text += "\n| ratio within a turn | |\n|---|---|\n"
     for key in "ABCE":

@@ -118,7 +118,7 @@ def main() -> None:
             ray.shutdown()
     machine = hardware(torch, ray, simplejpeg)
     text = (
-        f"# Training input of one worker\n\n{machine}; {stolen_since(ticks):.0%} of the CPU time was stolen. "
+        f"# Training input of one worker\n\n{machine}; other virtual machines used {stolen_since(ticks):.0%}. "
         f"{options.sources} generated 1920x1080 sources x 18 recipes, batches of {BATCH}, {options.repeats} turns. "
         f"Images/s, median (smallest-largest).\n\n{write_table(rates, cores)}"
     )

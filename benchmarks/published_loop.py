@@ -3,9 +3,9 @@
 `benchmarks/augment.py` runs this file in an environment with the libraries of the loop's time, where kp_ray is not
 installed:
 
-    python benchmarks/published_loop.py JOB.json
+    python benchmarks/published_loop.py REQUEST.json
 
-JOB.json holds `pipelines` (name -> list of [transform, arguments]), `images` (paths), `keypoints` (K pairs x, y per
+REQUEST.json holds `pipelines` (name -> list of [transform, arguments]), `images` (paths), `keypoints` (K pairs x, y per
 image), `folder` (receives the variants) and `processes`; one process uses OpenCV's own threads, more use one thread
 each. Prints one JSON object: `seconds` without start-up, and `versions`.
 """
@@ -24,13 +24,15 @@ KEYPOINT_PARAMS = {"format": "xy", "label_fields": ["class_labels"], "remove_inv
 _pipelines = {}
 
 
-def build_pipelines(pipelines, single_thread):
-    """Build the pipelines of this process, and warm up its libraries."""
+def build_pipelines(pipelines, single_thread, barrier=None):
+    """Build the pipelines of this process, and wait at the barrier until all processes have done so."""
     if single_thread:
         cv2.setNumThreads(1)
     for name, steps in pipelines.items():
         transforms = [getattr(A, transform)(**arguments) for transform, arguments in steps]
         _pipelines[name] = A.Compose(transforms, keypoint_params=A.KeypointParams(**KEYPOINT_PARAMS))
+    if barrier is not None:
+        barrier.wait()
 
 
 def augment(path, keypoints, folder):
@@ -44,20 +46,21 @@ def augment(path, keypoints, folder):
 
 
 def main():
-    """Run the job, and print the seconds and the versions."""
+    """Run the loop, and print the seconds and the versions."""
     with open(sys.argv[1]) as file:
-        job = json.load(file)
-    arguments = [(path, xy, job["folder"]) for path, xy in zip(job["images"], job["keypoints"])]  # noqa: B905
-    if job["processes"] == 1:
-        build_pipelines(job["pipelines"], single_thread=False)
+        request = json.load(file)
+    arguments = [(path, xy, request["folder"]) for path, xy in zip(request["images"], request["keypoints"])]  # noqa: B905
+    if request["processes"] == 1:
+        build_pipelines(request["pipelines"], single_thread=False)
         began = time.perf_counter()
         for item in arguments:
             augment(*item)
         seconds = time.perf_counter() - began
     else:
         context = multiprocessing.get_context("spawn")
-        with context.Pool(job["processes"], build_pipelines, (job["pipelines"], True)) as pool:
-            pool.map(abs, range(job["processes"] * 4), chunksize=1)  # waits until every process has started
+        barrier = context.Barrier(request["processes"] + 1)
+        with context.Pool(request["processes"], build_pipelines, (request["pipelines"], True, barrier)) as pool:
+            barrier.wait()
             began = time.perf_counter()
             pool.starmap(augment, arguments, chunksize=4)
             seconds = time.perf_counter() - began

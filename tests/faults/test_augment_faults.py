@@ -47,6 +47,7 @@ def many_data(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFact
             name, points = row.split(",", 1)
             (images / f"{copy}-{name}").symlink_to(Path(sample_data["images"], name))
             lines.append(f"{copy}-{name},{points}")
+    # The truncated image is the beginning of the last frame, with the same keypoints.
     lines.insert(len(lines) // 2, f"{BROKEN},{points}")
     (images / BROKEN).write_bytes(Path(sample_data["images"], name).read_bytes()[:5000])
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
@@ -55,7 +56,8 @@ def many_data(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFact
 
 def wait_for_parts(process: subprocess.Popen[str], config: Path) -> None:
     """Wait until a fifth of the parts is finished, so that the run is neither at its start nor at its end."""
-    num_parts = NUM_SOURCES / 4 * len(set(DEFAULT_RECIPES))  # an estimate: validation sources have only one recipe
+    # Four sources per part. The estimate is too high, because validation sources have only one recipe.
+    num_parts = NUM_SOURCES / 4 * len(set(DEFAULT_RECIPES))
     wait_until(lambda: len(list_parts(config)) >= 0.2 * num_parts, process, poll_s=0.02)
 
 
@@ -76,8 +78,8 @@ def raylet_of(node: Any) -> subprocess.Popen[bytes]:
     return raylet
 
 
-def address_of(cluster: Cluster) -> str:
-    """Return the setting with which a run joins a cluster."""
+def address_setting(cluster: Cluster) -> str:
+    """Return the value of `--set` that makes a run join a cluster."""
     return f"cluster.address={cluster.address}"
 
 
@@ -135,13 +137,13 @@ def test_two_nodes_write_the_same_store_as_one_machine(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, tmp_path: Path
 ) -> None:
     config = write_augment_config(many_data, tmp_path)
-    run = start_augment(config, address_of(two_nodes))
-    raylets: set[int] = set()
+    run = start_augment(config, address_setting(two_nodes))
+    raylet_pids: set[int] = set()
     while run.poll() is None:
-        raylets |= set(find_writers(config).values())
+        raylet_pids |= set(find_writers(config).values())
         time.sleep(0.01)
     finish(run)
-    assert raylets == {raylet_of(node).pid for node in two_nodes.list_all_nodes()}
+    assert raylet_pids == {raylet_of(node).pid for node in two_nodes.list_all_nodes()}
     assert read_contents(config) == expected
 
 
@@ -150,11 +152,11 @@ def test_a_killed_node_does_not_change_the_store(
 ) -> None:
     raylet = raylet_of(two_nodes.add_node(num_cpus=1))
     config = write_augment_config(many_data, tmp_path)
-    run = start_augment(config, address_of(two_nodes))
+    run = start_augment(config, address_setting(two_nodes))
     wait_for_parts(run, config)
     wait_for_writers(run, config, raylet.pid)
     raylet.kill()
-    raylet.wait()  # while the raylet is a zombie, its workers live on
+    raylet.wait()  # its workers do not end while the raylet is a zombie
     assert not (store_dir(config) / "_manifest.json").exists()
     finish(run)
     assert read_contents(config) == expected
@@ -164,7 +166,7 @@ def test_killed_workers_do_not_change_the_store(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, tmp_path: Path
 ) -> None:
     config = write_augment_config(many_data, tmp_path)
-    run = start_augment(config, address_of(two_nodes))
+    run = start_augment(config, address_setting(two_nodes))
     wait_for_parts(run, config)
     for _ in range(2):
         victim = next(iter(wait_for_writers(run, config)))
@@ -178,7 +180,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_resumes(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, tmp_path: Path
 ) -> None:
     config = write_augment_config(many_data, tmp_path)
-    run = start_augment(config, address_of(two_nodes))
+    run = start_augment(config, address_setting(two_nodes))
     wait_for_parts(run, config)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
     _, err = run.communicate(timeout=400)
@@ -187,7 +189,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_resumes(
         "stopped; run the same command to resume"
     ]
     assert not (store_dir(config) / "_manifest.json").exists()
-    done = finish(start_augment(config, address_of(two_nodes)))
+    done = finish(start_augment(config, address_setting(two_nodes)))
     assert done["parts_written"] + done["parts_kept"] == len(expected["digests"])
     assert read_contents(config) == expected
 
@@ -212,9 +214,9 @@ def test_a_run_on_a_node_without_memory_ends_with_advice(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, tmp_path: Path
 ) -> None:
     config = write_augment_config(many_data, tmp_path)
-    with pytest.MonkeyPatch.context() as low:
-        low.setenv("RAY_memory_usage_threshold", "0.01")  # Ray kills every task
-        low.setenv("RAY_memory_monitor_refresh_ms", "50")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_memory_usage_threshold", "0.01")  # Ray kills every task
+        environment.setenv("RAY_memory_monitor_refresh_ms", "50")
         assert "lower cluster.num_cpus" in finish_with_only_an_error(start_augment(config, "cluster.num_cpus=2"))
     finish(start_augment(config, "cluster.num_cpus=2"))
     assert read_contents(config) == expected
@@ -245,13 +247,15 @@ def test_a_second_writer_is_refused_and_resumes_after_the_first_is_killed(
     first = start_augment(config, "cluster.num_cpus=2")
     wait_for_parts(first, config)
     first.send_signal(signal.SIGSTOP)  # it stays in mid-run however long the second writer takes to start
-    assert "another process is writing here" in finish_with_only_an_error(start_augment(config, address_of(two_nodes)))
+    assert "another process is writing here" in finish_with_only_an_error(
+        start_augment(config, address_setting(two_nodes))
+    )
     first.kill()
     first.wait()
     assert not (store_dir(config) / "_manifest.json").exists()
     finished = len(list_parts(config))
     assert 0 < finished < len(expected["digests"])
-    done = finish(start_augment(config, address_of(two_nodes)))
+    done = finish(start_augment(config, address_setting(two_nodes)))
     assert read_contents(config) == expected
     assert done["parts_written"] + done["parts_kept"] == len(expected["digests"])
 
@@ -264,7 +268,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes_once_there_is
     partial = store_dir(config) / "recipe-Rotate45" / "part-00000-0.parquet.0.partial"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(bytes(1 << 20))
-    message = finish_with_only_an_error(start_augment(config, address_of(two_nodes)))
+    message = finish_with_only_an_error(start_augment(config, address_setting(two_nodes)))
     assert not partial.exists()
     assert "No space left on device" in message
     assert "run augment again, which keeps finished parts" in message
@@ -272,7 +276,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes_once_there_is
     assert 0 < len(finished) < len(expected["digests"])
     assert not (store_dir(config) / "_manifest.json").exists()
     disk.remount(f"size={1 << 30}")
-    assert finish(start_augment(config, address_of(two_nodes)))["parts_written"] > 0
+    assert finish(start_augment(config, address_setting(two_nodes)))["parts_written"] > 0
     assert read_contents(config) == expected
     assert not list(store_dir(config).rglob("*.partial"))
 
@@ -284,18 +288,19 @@ def test_a_disk_without_space_for_the_config_or_the_manifest_ends_in_one_line(
 ) -> None:
     config = write_augment_config(sample_data, disk.folder.parent, disk.folder / "run", sources_per_part=1)
     manifest, filler = store_dir(config) / "_manifest.json", disk.folder / "filler"
-    if free_bytes:  # enough for everything but the manifest
-        finish(start_augment(config, address_of(two_nodes)))
+    if free_bytes:  # a finished store that lacks only its manifest
+        finish(start_augment(config, address_setting(two_nodes)))
         assert manifest.stat().st_size > free_bytes
         manifest.unlink()
+    # Fill the disk, then free what all files but the manifest need.
     with pytest.raises(OSError, match="No space left"):
         filler.write_bytes(bytes(8 << 20))
     os.truncate(filler, filler.stat().st_size - free_bytes)
-    assert "No space left on device" in finish_with_only_an_error(start_augment(config, address_of(two_nodes)))
+    assert "No space left on device" in finish_with_only_an_error(start_augment(config, address_setting(two_nodes)))
     assert not manifest.exists()
     filler.unlink()
-    finish(start_augment(config, address_of(two_nodes)))
-    read_contents(config)
+    finish(start_augment(config, address_setting(two_nodes)))
+    read_contents(config)  # compares the manifest with the files
 
 
 def test_a_read_only_run_folder_ends_in_one_line(
@@ -303,13 +308,13 @@ def test_a_read_only_run_folder_ends_in_one_line(
 ) -> None:
     config = write_augment_config(sample_data, disk.folder.parent, disk.folder / "run")
     disk.remount("ro")
-    message = finish_with_only_an_error(start_augment(config, address_of(two_nodes)))
+    message = finish_with_only_an_error(start_augment(config, address_setting(two_nodes)))
     assert str(disk.folder) in message
     assert "Read-only file system" in message
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_prints_no_traceback_and_the_same_command_resumes(
+def test_an_interrupt_of_the_driver_alone_prints_no_traceback_and_the_same_command_resumes(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, tmp_path: Path
 ) -> None:
     config = write_augment_config(many_data, tmp_path)

@@ -44,7 +44,7 @@ def list_files(config: Config) -> list[Path]:
 # Rows.
 
 
-def test_training_sources_have_every_copy_of_every_recipe_and_validation_sources_the_original(
+def test_training_sources_have_all_variants_and_validation_sources_only_the_original(
     store_config: Config,
 ) -> None:
     table = read_table(store_config.path("store")).to_pandas()
@@ -57,7 +57,7 @@ def test_training_sources_have_every_copy_of_every_recipe_and_validation_sources
         all_variants = [("Original", 0), ("Rotate45_CenterCrop", 0), ("Rotate45_CenterCrop", 1)]
         assert variants == (all_variants[:1] if image in validation else all_variants)
     copies = table[table.recipe == "Rotate45_CenterCrop"].groupby("source").image.nunique()
-    assert (copies == 2).all(), "the copies of a recipe are different images"
+    assert (copies == 2).all(), "copies of a recipe must be different images"
     assert (table.groupby("scene").split.nunique() == 1).all()
 
 
@@ -79,6 +79,7 @@ def test_equal_inputs_give_equal_bytes_and_another_seed_gives_different_bytes(
     same_config = tiny_config(store_config.data.model_dump(), tmp_path / "again")
     write_store(make_plan(same_config))
     assert part_digests(same_config) == part_digests(store_config)
+    # The split keeps its seed, so that only the variants differ.
     other_seed = tiny_config(
         store_config.data.model_dump(), tmp_path / "other", seed=7, split={"fraction": 0.25, "seed": 42}
     )
@@ -99,9 +100,10 @@ def test_corrections_change_the_rows_and_rewrite_only_the_parts_of_their_chunks(
     assert dropped not in {row["source"] for row in rows}
     assert [row["keypoints"][:2] for row in rows if row["source"] == moved] == [[12.5, 34.25]]
     per_part = tiny.augment.sources_per_part
-    numbers = {f"part-{labels.images.index(image) // per_part:05d}" for image in (dropped, moved)}
+    expected_prefixes = {f"part-{labels.images.index(image) // per_part:05d}" for image in (dropped, moved)}
+    # A rewritten part has another name, because the name contains the fingerprint.
     changed = set(before) ^ set(part_digests(corrected))
-    assert {path.split("/")[1][:10] for path in changed} == numbers
+    assert {path.split("/")[1][:10] for path in changed} == expected_prefixes
     assert verify_store(make_plan(corrected)) == []
 
 
@@ -158,7 +160,8 @@ def test_an_edited_user_recipe_rewrites_only_its_own_parts(tiny: Config) -> None
 
     before, after = write(10), write(20)
     assert {path.split("/")[0] for path in set(before) ^ set(after)} == {"recipe-mine"}
-    assert not {before[path] for path in set(before) - set(after)} & set(after.values())
+    replaced_digests = {before[path] for path in set(before) - set(after)}
+    assert replaced_digests.isdisjoint(after.values()), "the edited recipe must change the rows"
 
 
 def test_a_run_without_a_manifest_keeps_whole_parts_and_rewrites_a_truncated_one(tiny: Config) -> None:
@@ -246,15 +249,14 @@ def test_a_source_that_one_recipe_cannot_use_keeps_the_rows_of_its_other_recipes
     assert {item.source for item in read_manifest(two_runs.path("store")).quarantined} == {empty}
 
 
-def test_with_oversize_error_a_crop_larger_than_the_frame_is_quarantined(
-    sample_data: dict[str, Any], tmp_path: Path
-) -> None:
+def test_oversize_error_quarantines_a_source_smaller_than_the_crop(sample_data: dict[str, Any], tmp_path: Path) -> None:
     recipes = ["Original", "CenterCrop_1"]
     config = tiny_config(sample_data, tmp_path / "run", augment={"oversize": "error", "recipes": recipes})
     write_store(make_plan(config))
     manifest = read_manifest(config.path("store"))
-    assert manifest.num_variants == manifest.num_sources == 12, "only the originals have rows"
+    assert manifest.num_variants == manifest.num_sources == 12, "only originals may have rows"
     refused = [item for item in manifest.quarantined if item.stage == recipe_stage("CenterCrop_1")]
+    # Every training source has an original and no crop.
     assert len(refused) == len(manifest.quarantined) == manifest.num_rows_by_split["train"]
     assert all("its crop of 1280x720 px is larger than the frame (320x180 px)" in item.reason for item in refused)
 
@@ -275,11 +277,11 @@ def test_a_source_that_storage_did_not_deliver_is_retried_by_the_next_run(
     records, quarantined = make_parts(planned, chunk.sources, chunk.parts)
     assert [(item.source, item.stage) for item in quarantined] == [(lost, UNAVAILABLE)]
     monkeypatch.undo()
-    first_chunk = replace(planned, chunks=(chunk,))
+    first_chunk_plan = replace(planned, chunks=(chunk,))
     by_path = {record.path: record for record in records}
-    write_manifest(planned.store, build_manifest(first_chunk, by_path, quarantined))
-    assert not is_finished(first_chunk)
-    figures = write_store(planned)
+    write_manifest(planned.store, build_manifest(first_chunk_plan, by_path, quarantined))
+    assert not is_finished(first_chunk_plan)
+    figures = write_store(planned)  # rewrites all parts of a chunk with an undelivered source
     assert (figures.sources, figures.quarantined, figures.parts_kept) == (12, 0, 0)
     assert verify_store(planned) == []
 
@@ -290,7 +292,7 @@ def test_an_image_that_is_missing_on_the_workers_node_is_retried_by_the_next_run
     config = tiny_config(copy_images(sample_data, tmp_path / "images"), tmp_path / "run")
     planned = make_plan(config)
     lost = tmp_path / "images" / planned.chunks[0].sources[0].name
-    lost.rename(tmp_path / "moved.jpg")  # after planning
+    lost.rename(tmp_path / "moved.jpg")  # the driver has seen the image while planning; the worker does not find it
     assert write_store(planned).quarantined == 1
     (item,) = read_manifest(config.path("store")).quarantined
     assert (item.source, item.stage) == (lost.name, UNAVAILABLE)
@@ -313,7 +315,9 @@ def test_a_wrong_image_folder_deletes_no_part(sample_data: dict[str, Any], tiny:
     assert file_times(*before) == before
 
 
-def test_a_lost_image_is_refused_until_its_label_is_dropped(sample_data: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_is_refused_while_a_stored_image_is_missing_and_still_labelled(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
     data = copy_images(sample_data, tmp_path / "images")
     config = tiny_config(data, tmp_path / "run")
     write_store(make_plan(config))
@@ -335,7 +339,7 @@ def test_a_lost_image_is_refused_until_its_label_is_dropped(sample_data: dict[st
 # Failures.
 
 
-def test_a_run_whose_parts_are_not_all_visible_here_ends_with_an_error(tiny: Config) -> None:
+def test_a_run_fails_if_the_driver_does_not_see_every_part(tiny: Config) -> None:
     def delete_one_part(done: int, total: int) -> None:
         if done == total:
             next(iter(Path(tiny.path("store")).rglob("part-*.parquet"))).unlink()
@@ -355,7 +359,7 @@ def test_an_error_in_a_task_keeps_its_class_and_its_advice(tiny: Config) -> None
     assert "Ray" not in str(error.value)
 
 
-def test_augment_rewrites_a_truncated_part_without_verify(tiny: Config) -> None:
+def test_a_run_over_a_finished_store_rewrites_a_truncated_part(tiny: Config) -> None:
     write_store(make_plan(tiny))
     before, part = part_digests(tiny), training_part(tiny)
     os.truncate(part, part.stat().st_size // 2)
