@@ -66,8 +66,8 @@ def find_sentinels(annotations: Annotations) -> list[Sentinel]:
     sentinels = []
     for index in np.flatnonzero(is_corner | is_frequent):
         at_place = np.zeros(is_labelled.shape, dtype=bool)
-        is_here = place_indices == index
-        at_place[rows[is_here], keypoint_indices[is_here]] = True
+        is_selected = place_indices == index
+        at_place[rows[is_selected], keypoint_indices[is_selected]] = True
         is_outlier = counts[index] >= 10 * np.median(counts) and at_place.any(axis=0).sum() >= 4
         if is_corner[index] or is_outlier or _is_apart(xy, is_labelled, at_place):
             sentinels.append(Sentinel((float(places[index].real), float(places[index].imag)), at_place))

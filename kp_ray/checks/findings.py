@@ -23,7 +23,7 @@ class Finding:
 
     Attributes:
         level: "error" if the image cannot be used, "warning" if a person should look at it.
-        kind: short name of the problem, e.g. "truncated"; findings are counted by it.
+        kind: short name of the problem, e.g. "truncated"; findings are counted by kind.
         image: name of the image; "" for a finding about the whole folder.
         message: the problem, on one line.
         fix: the remedy, on one line.

@@ -25,10 +25,10 @@ def check_images(
 ) -> tuple[list[Finding], dict[str, Size]]:
     """Read every labelled image and find files that cannot be used or are probably a mistake.
 
-    Errors: missing, misnamed (a file has nearly this name), names (one finding that counts the misnamed images by their
-    difference), empty (no bytes), unreadable, truncated. Warnings: not_jpeg (the name ends in .jpg, the content is of
-    another format), size (nine in ten images share a size and this image has another), unlabelled_files (the folder
-    holds images without labels; one finding for all of them).
+    Errors: missing, misnamed (a file has nearly this name), names (one finding that counts the misnamed images by the
+    difference between the names), empty (no bytes), unreadable, truncated. Warnings: not_jpeg (the name ends in .jpg,
+    the content is of another format), size (nine in ten images share a size and this image has another),
+    unlabelled_files (the folder holds images without labels; one finding for all of them).
 
     Args:
         annotations: N images.

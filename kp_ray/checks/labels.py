@@ -49,14 +49,14 @@ def check_labels(annotations: Annotations, sizes: Sizes = None) -> list[Finding]
 
 def _image_findings(annotations: Annotations, sizes: Sizes) -> Iterator[Finding]:
     """Find mistakes in single images, and images with equal coordinates."""
-    repeated = find_repeated(annotations)
+    first_rows = find_repeated(annotations)
     for row, (image, points) in enumerate(zip(annotations.images, annotations.keypoints, strict=True)):
         xy = points[:, :2]
         if not np.isfinite(xy).any():
             yield warning("unlabelled", image, "no point is labelled", "label it, or drop the row")
             continue
-        if row in repeated:
-            message = f"its labels repeat those of {annotations.images[repeated[row]]}"
+        if row in first_rows:
+            message = f"its labels repeat those of {annotations.images[first_rows[row]]}"
             yield warning(
                 "repeated", image, message, "compare both images, and drop the row that the labels do not fit"
             )
@@ -65,19 +65,19 @@ def _image_findings(annotations: Annotations, sizes: Sizes) -> Iterator[Finding]
 
 
 def find_repeated(annotations: Annotations) -> dict[int, int]:
-    """Find labels whose coordinates all equal those of an earlier image.
+    """Find images whose coordinates all equal the coordinates of an earlier image.
 
     Returns:
-        The row of the first image with these labels, by the row of each later one.
+        Row of such an image -> row of the first image with the same coordinates.
     """
-    first_row: dict[bytes, int] = {}
-    repeated: dict[int, int] = {}
+    row_by_coordinates: dict[bytes, int] = {}
+    first_rows: dict[int, int] = {}
     for row, points in enumerate(annotations.keypoints):
         xy = points[:, :2]
-        first = first_row.setdefault(xy.tobytes(), row)
-        if first != row and np.isfinite(xy).any():
-            repeated[row] = first
-    return repeated
+        first_row = row_by_coordinates.setdefault(xy.tobytes(), row)
+        if first_row != row and np.isfinite(xy).any():
+            first_rows[row] = first_row
+    return first_rows
 
 
 def _pose_findings(skeleton: Skeleton, image: str, xy: FloatArray, size: tuple[int, int] | None) -> Iterator[Finding]:

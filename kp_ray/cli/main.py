@@ -105,7 +105,7 @@ def _require_path(path: str | None) -> str:
 
 
 @app.callback(invoke_without_command=True)
-def _common(
+def _set_global_options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own log too.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no summary.")] = False,
@@ -228,11 +228,11 @@ def evaluate(
     from kp_ray.cli.tables import print_evaluation
     from kp_ray.prediction.stage import EvaluateStage
 
-    loaded = load_config(_require_path(config), sets or ())
+    run_config = load_config(_require_path(config), sets or ())
     stage = EvaluateStage(submission)
-    stage.check(loaded)
+    stage.check(run_config)
     with show_progress("evaluate") as progress:
-        summary = stage.run(loaded, progress)
+        summary = stage.run(run_config, progress)
     print_evaluation(summary.rows())
     _print_summary(summary, as_json, f"report {config}")
 
@@ -242,9 +242,9 @@ def fuse(
     submissions: Annotated[list[str] | None, typer.Argument(metavar="A.csv B.csv ...", help="The submissions.")] = None,
     out: Annotated[str | None, typer.Option(metavar="C.csv", help="File for the fused submission.")] = None,
     weights: Annotated[str | None, typer.Option(metavar="2,1,...", help="A weight per file; default: equal.")] = None,
-    fusion: Annotated[Literal["mean", "median"], typer.Option(help="As predict.fusion.")] = "mean",
-    reject_sigmas: Annotated[float | None, typer.Option(help="As predict.reject_sigmas.", min=0.01)] = None,
-    missing: Annotated[Literal["fill", "zeros"], typer.Option(help="As predict.missing.")] = "fill",
+    fusion: Annotated[Literal["mean", "median"], typer.Option(help="Same as predict.fusion.")] = "mean",
+    reject_sigmas: Annotated[float | None, typer.Option(help="Same as predict.reject_sigmas.", min=0.01)] = None,
+    missing: Annotated[Literal["fill", "zeros"], typer.Option(help="Same as predict.missing.")] = "fill",
     as_json: JsonOption = False,
 ) -> None:
     """Fuse submissions of any origin; a row of zeros means that nobody was found, and other submissions fill it."""
@@ -275,9 +275,9 @@ def report(run: RunArgument = None, sets: SetOption = None, as_json: JsonOption 
     """Write the run's report as one HTML file."""
     from kp_ray.reporting.stage import ReportStage
 
-    loaded = load_run_config(_require_path(run), sets or ())
+    run_config = load_run_config(_require_path(run), sets or ())
     with show_progress("report") as progress:
-        _print_summary(ReportStage().run(loaded, progress), as_json)
+        _print_summary(ReportStage().run(run_config, progress), as_json)
 
 
 @app.command()
@@ -316,9 +316,9 @@ def export(
     """Write the store as COCO keypoints JSON, wide CSV and images."""
     from kp_ray.store.export import export_store
 
-    loaded = load_run_config(_require_path(run), sets or ())
-    target = folder or loaded.path("export")
-    summary = export_store(loaded, target, split=split, recipes=recipe or None, fold=fold, yolo=yolo)
+    run_config = load_run_config(_require_path(run), sets or ())
+    out_folder = folder or run_config.path("export")
+    summary = export_store(run_config, out_folder, split=split, recipes=recipe or None, fold=fold, yolo=yolo)
     _print_summary(summary, as_json)
 
 
@@ -327,10 +327,10 @@ def doctor(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
     """Check this machine, the cluster and the inputs; exit code 1 if something is wrong."""
     from kp_ray.doctor import check_cluster, check_machine
 
-    loaded = load_config(config, sets or ())
-    failures = _print_checks(check_machine(loaded))
-    with _exit_on_interrupt(), session(loaded, say=say):
-        failures += _print_checks(check_cluster(loaded))
+    run_config = load_config(config, sets or ())
+    failures = _print_checks(check_machine(run_config))
+    with _exit_on_interrupt(), session(run_config, say=say):
+        failures += _print_checks(check_cluster(run_config))
     if as_json:
         print(json.dumps({"ok": not failures, "failed": failures}))
     if failures:
@@ -351,10 +351,10 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
     from kp_ray.cli.tables import print_run
     from kp_ray.pipeline import run_pipeline
 
-    loaded = load_config(_require_path(config), sets or ())
-    check_inputs(loaded, required=["annotations", "images"], optional=["sample_submission", "truth", "test_images"])
+    run_config = load_config(_require_path(config), sets or ())
+    check_inputs(run_config, required=["annotations", "images"], optional=["sample_submission", "truth", "test_images"])
     with _exit_on_interrupt():
-        summary = run_pipeline(loaded, show_progress, say, _print_stage)
+        summary = run_pipeline(run_config, show_progress, say, _print_stage)
     print_run(summary)
     if as_json:
         print(json.dumps(summary.to_json()))

@@ -45,7 +45,7 @@ class SplitConfig(Section):
     """Choice of the sources to validate on: a fixed share of them, or for each member one of several folds."""
 
     by: Literal["scene", "clip", "frame"] = "scene"
-    """Unit that is held out as a whole. Frames of one scene are so alike that only `scene` measures anything."""
+    """Unit that is held out as a whole. Frames of a scene are alike: only `scene` tests a model on unseen poses."""
     fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the sources to hold out; 0 holds out none, and then there is no evaluation and no search. Not used with
     `folds`."""

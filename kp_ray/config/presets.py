@@ -21,7 +21,7 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
         "split": {"fraction": 0.0, "seed": 42},
         "model": {
             "preset": "x101",  # keypoint_rcnn_X_101_32x8d_FPN_3x of the model zoo
-            "weights": "zoo",  # its COCO weights; the keypoint head's last layer, of 17 channels, starts at random
+            "weights": "zoo",  # COCO weights; the last layer of the keypoint head (17 channels) starts at random
             "cfg": {
                 "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256,  # set in the training script
                 "DATALOADER.ASPECT_RATIO_GROUPING": True,  # Detectron2's default, which the script keeps
@@ -40,12 +40,12 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "flip": True,
             "ims_per_batch": 2,
             "eval_period": 5000,
-            "use_gpu": True,  # it ran on one GPU
+            "use_gpu": True,  # the published solution ran on one GPU
             "deterministic": False,  # the published scripts set no cudnn flag
         },
-        "tune": {"num_trials": 0},  # its authors changed the learning rate by hand; with 0 trials `run` does not search
+        "tune": {"num_trials": 0},  # no search: the authors of the solution changed the learning rate by hand
         "predict": {
-            "gpus_per_actor": 1,  # it ran on one GPU
+            "gpus_per_actor": 1,  # the published solution ran on one GPU
             "person": "score",  # the best-scoring instance
             "score_threshold": 0.7,  # the threshold that the script gives to DefaultPredictor
             "fallback_threshold": 0.7,  # equal to score_threshold: no detection below it is used

@@ -39,7 +39,7 @@ class AugmentConfig(Section):
     """Margin around the labelled points' box, in pixels of the variant; 0, as in the published solution. The training
     loss ignores keypoints outside the proposed box, so a margin keeps keypoints at the box's edge in the loss."""
     min_visible: NotNegative = 1
-    """Training skips variants with fewer visible keypoints than this, and always those without any."""
+    """Training skips variants with fewer visible keypoints than this, and always variants without visible keypoints."""
 
 
 class ClusterConfig(Section):
@@ -94,7 +94,7 @@ class Config(Section):
         """Return the fold that the member of this name validates on; None without `split.folds`."""
         if self.split.folds is None:
             return None
-        index = next(index for index, own in enumerate(self.train.members) if own.name == member)
+        index = [config.name for config in self.train.members].index(member)
         fold = self.train.members[index].fold
         return index % self.split.folds if fold is None else fold
 

@@ -22,7 +22,7 @@ class TuneConfig(Section):
     """Iterations of a trial that is not stopped; null: `train.max_iter`. A learning rate found in much shorter trials
     tends to be too high for a long run."""
     eval_period: Positive | None = None
-    """Iterations between a trial's evaluations, at each of which it can be stopped; null: an eighth of `max_iter`."""
+    """Iterations between two evaluations of a trial, which can be stopped only then; null: an eighth of `max_iter`."""
     metric: Metric = "rmse"
     """Metric on the validation scenes that the search optimizes."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
@@ -32,7 +32,8 @@ class TuneConfig(Section):
     """Early stopping of trials: `asha` stops about half of them at each rung, `median` the trials that are worse than
     the median, `none` no trial."""
     max_concurrent: Positive | None = None
-    """Trials at the same time; null: as many as the cluster holds. The sampler learns more from fewer at a time."""
+    """Trials at the same time; null: as many as the cluster holds. With fewer trials at a time, each trial is sampled
+    with the results of more earlier trials."""
     points: tuple[dict[str, bool | int | float | str], ...] = ()
     """Settings to try after the config's own settings and the published schedule, e.g. [{base_lr: 0.002}]."""
     base_lr: tuple[float, float] = (1e-4, 1e-2)
@@ -73,7 +74,7 @@ class TuneConfig(Section):
             raise ValueError(f"gamma: at most 1, got {self.gamma[1]}")
         for name in ("schedules", "flips"):
             if not getattr(self, name):
-                raise ValueError(f"{name}: name at least one")
+                raise ValueError(f"{name}: the list is empty: name at least one value")
         if "own" in (self.recipes or {}):
             raise ValueError("recipes: the name `own` stands for train.recipes: rename this set")
         return self

@@ -19,16 +19,16 @@ def _check_folder_name(name: str) -> str:
     return name
 
 
-def _absolute_unless(*words: str) -> AfterValidator:
+def _make_absolute_unless(*words: str) -> AfterValidator:
     """Make a path absolute unless it is one of `words`."""
     return AfterValidator(lambda value: value if value in words else absolute_path(value))
 
 
 AnyPath = Annotated[str, AfterValidator(absolute_path)]
 """A local path or a URL. Local paths are made absolute, because Ray workers have another working directory."""
-Weights = Annotated[str, _absolute_unless("zoo")]
+Weights = Annotated[str, _make_absolute_unless("zoo")]
 """A path of model weights, or `zoo`."""
-PredictImages = Annotated[str, _absolute_unless("store:train", "store:val")]
+PredictImages = Annotated[str, _make_absolute_unless("store:train", "store:val")]
 """A path of images, or a split of the store."""
 MemberRef = Annotated[str, AfterValidator(lambda value: absolute_path(value) if "/" in value else value)]
 """A name of a member, or the path of a member's folder in another run."""

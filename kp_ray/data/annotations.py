@@ -124,7 +124,7 @@ def parse_name(image: str) -> tuple[str, str, int]:
     """Split an image name into scene, camera and frame number.
 
     `001-1-1-01-Z17_A-0000001.jpg` gives ("001-1-1-01-Z17", "A", 1). A sub-folder is part of the scene. A name of
-    another form gives (name without its suffix, "", -1), so that each such image is a scene of its own.
+    another form gives (name without its suffix, "", -1), so that each image with such a name is its own scene.
     """
     match = _NAME.fullmatch(image)
     if match:

@@ -20,7 +20,7 @@ from kp_ray.keypoints import labelled_box
 from kp_ray.storage import read_bytes
 
 _Person = tuple[str | None, Mapping[str, Any]]
-"""Id of an annotation as text for messages, None for an image without an annotation; and the annotation."""
+"""Id of an annotation as text for messages, and the annotation. The id is None for an image without an annotation."""
 
 
 def to_coco(annotations: Annotations, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -40,11 +40,11 @@ def to_coco(annotations: Annotations, sizes: Sequence[tuple[int, int]]) -> dict[
         entry: dict[str, Any] = {"id": number, "file_name": image, "width": int(width), "height": int(height)}
         scene, points = annotations.scenes[number - 1], annotations.keypoints[number - 1]
         images.append(entry if scene == parse_name(image)[0] else {**entry, "group": scene})
-        labelled = points[:, 2] > 0
-        if not labelled.any():
+        is_labelled = points[:, 2] > 0
+        if not is_labelled.any():
             continue
         x1, y1, x2, y2 = (float(value) for value in labelled_box(points, width, height))
-        flat = [(float(x), float(y), int(v)) if v > 0 else (0.0, 0.0, 0) for x, y, v in points]
+        triples = [(float(x), float(y), int(v)) if v > 0 else (0.0, 0.0, 0) for x, y, v in points]
         people.append(
             {
                 "id": len(people) + 1,
@@ -53,8 +53,8 @@ def to_coco(annotations: Annotations, sizes: Sequence[tuple[int, int]]) -> dict[
                 "iscrowd": 0,
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "area": (x2 - x1) * (y2 - y1),
-                "num_keypoints": int(labelled.sum()),
-                "keypoints": [value for point in flat for value in point],
+                "num_keypoints": int(is_labelled.sum()),
+                "keypoints": [value for triple in triples for value in triple],
             }
         )
     limbs = [[a + 1, b + 1] for a, b in skeleton.limb_indices]
@@ -156,13 +156,13 @@ def _images_by_id(entries: Sequence[Mapping[str, Any]], path: str) -> dict[Any, 
             raise DataError(
                 f"{path}: images[{number}] ({name[:80]}): id is {_name_type(image_id)}: a number is expected"
             )
-        earlier = images.setdefault(image_id, entry)
-        if earlier is not entry and earlier["file_name"] == name:
+        first_entry = images.setdefault(image_id, entry)
+        if first_entry is not entry and first_entry["file_name"] == name:
             raise DataError(f"{path}: the image {name[:80]} is listed twice with the id {image_id}: delete one entry")
-        if earlier is not entry:
+        if first_entry is not entry:
             raise DataError(
-                f"{path}: the images {earlier['file_name'][:80]} and {name[:80]} share an id ({image_id}), as if two "
-                "files were joined: renumber the images of one file, in `images` and in each annotation's image_id"
+                f"{path}: the images {first_entry['file_name'][:80]} and {name[:80]} share an id ({image_id}), as if "
+                "two files were joined: renumber the images of one file, in `images` and in each annotation's image_id"
             )
     return images
 

@@ -28,14 +28,14 @@ def iterate_rows(path: str, comment: str | None = None) -> Iterator[NumberedRow]
     refuse_other_content(content, path)
     # The text is decoded while the rows are read, because a million rows take half a gigabyte.
     lines: Iterable[str] = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")
-    if comment is not None:  # a blank line instead, so that the numbers of the rows below stay right
+    if comment is not None:  # a comment becomes a blank line, so that the rows below keep their numbers
         lines = ("\n" if line.lstrip().startswith(comment) else line for line in lines)
     reader = csv.reader(lines)
     try:
         for cells in reader:
-            stripped = [cell.strip() for cell in cells]
-            if any(stripped):
-                yield reader.line_num, stripped
+            stripped_cells = [cell.strip() for cell in cells]
+            if any(stripped_cells):
+                yield reader.line_num, stripped_cells
     except csv.Error as error:
         raise DataError(f"{path}: row {reader.line_num}: not CSV: {error}") from error
     except UnicodeDecodeError as error:

@@ -26,7 +26,7 @@ _Columns = dict[tuple[str, str], dict[str, int]]
 
 
 def is_dlc_header(cells: Sequence[str]) -> bool:
-    """Return whether the first row of a CSV is that of DeepLabCut."""
+    """Return whether the first row of a CSV begins a header of DeepLabCut or Lightning Pose."""
     return bool(cells) and cells[0].lower() == "scorer"
 
 

@@ -94,7 +94,7 @@ def describe_matches(matches: Mapping[str, NameMatch], num_missing: int) -> str:
 def _match_by(
     normalize: Callable[[str], str], names: Iterable[str], files: Iterable[str], *, any_folder: bool
 ) -> dict[str, str]:
-    """Return name -> file for the pairs that `normalize` makes equal; `any_folder` compares their last parts only."""
+    """Return name -> file for the pairs that `normalize` makes equal; `any_folder` ignores the folders in the paths."""
 
     def key(name: str) -> str:
         normalized_name = normalize(name)

@@ -161,8 +161,8 @@ def validate_submission(
         sample: the sample submission.
         rows: row numbers and cells: the image, and 2K numbers as text.
         size: sizes of the images; the points of an image of unknown size may be anywhere.
-        allow_zeros: accept rows that are all zero. They mean "nobody found". One such row in 1600 raises a
-            typical RMSE from 7 px to 21 px.
+        allow_zeros: accept rows of zeros, which mean that nobody was found. One such row in 1600 raises a typical RMSE
+            from 7 px to 21 px.
 
     Returns:
         (N, K, 2) points in pixels, rows and keypoints in the sample's order.

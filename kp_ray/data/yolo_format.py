@@ -35,7 +35,7 @@ def to_yolo(coco: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_yolo(folder: str) -> int:
-    """Write `labels/<name>.txt` for every image in the `annotations.json` of an export; return their number.
+    """Write `labels/<name>.txt` for every image in the `annotations.json` of an export; return the number of files.
 
     Raises:
         StorageError: the folder holds no `annotations.json`, or a file cannot be written.

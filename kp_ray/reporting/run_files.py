@@ -41,7 +41,7 @@ class RunFiles:
         logs: member -> training log; the config's members come first.
         trials: the table tune/trials.csv, one row per trial.
         search: tune/result.json: the result of a finished search.
-        search_by_member: member -> the result of the search that set its training; no other members.
+        search_by_member: member -> the search result that it was trained with; only members with such a result.
         predictions: predictions.parquet: every member's prediction for every test image.
         submission: submission.csv as labels; its image names may be absolute paths.
         truth: labels of the test images, with the keypoints in the order of the predictions.

@@ -52,7 +52,7 @@ class VariantSample:
 
 
 def read_samples(store: str, manifest: Manifest, skeleton: Skeleton) -> dict[str, VariantSample]:
-    """Read a sample of the variants of every recipe in a store; parts that cannot be read are listed, not an error."""
+    """Read a sample of the variants of every recipe in a store; list parts that cannot be read instead of raising."""
     samples = {}
     for recipe in manifest.recipes:
         paths = [part.path for part in manifest.parts if part.recipe == recipe.name]

@@ -71,7 +71,7 @@ def show(
     seed: int = 0,
     submissions: Sequence[str] = (),
 ) -> ShowSummary:
-    """Draw a random selection of a store's variants or of predictions; write the images, and all on `sheet.jpg`.
+    """Draw randomly selected variants or predictions; write one image each, and `sheet.jpg`, which shows them all.
 
     Args:
         path: a store, or a `predictions.parquet`; `config.yaml` beside it names the folders of the predicted images.

@@ -1,4 +1,4 @@
-"""Section "Speed": the time that each stage took."""
+"""Section "Speed": the time that each stage prediction_time."""
 
 from dataclasses import dataclass
 
@@ -58,5 +58,6 @@ def _tune_rows(files: RunFiles) -> list[tuple[str, str]]:
 def _predict_rows(files: RunFiles) -> list[tuple[str, str]]:
     if files.details is None or not files.details.took.seconds:
         return []
-    took = files.details.took
-    return [("predict", f"{format_number(took.seconds)} s: {format_number(took.predicted / took.seconds)} images/s")]
+    duration = files.details.took
+    seconds, rate = format_number(duration.seconds), format_number(duration.predicted / duration.seconds)
+    return [("predict", f"{seconds} s: {rate} images/s")]

@@ -39,7 +39,7 @@ class TrainingSection:
     Attributes:
         figures: plots over the iterations, each with one curve per member.
         members: one row per member.
-        searches: (description, members): the result of a search, and the names of the members that it set.
+        searches: (description, members): the result of a search, and the names of the members trained with it.
     """
 
     figures: tuple[Figure, ...]

@@ -131,7 +131,7 @@ def _read_figure(config: Config, name: str, alt: str) -> Figure | None:
 
 
 def _rank(trials: Sequence[Mapping[str, Any]], metric: str | None, section: TuneConfig) -> list[Mapping[str, Any]]:
-    """Sort trials, the best one first.
+    """Sort trials, the best trial first.
 
     A trial with a value precedes a trial without a value. More iterations precede fewer, because values after different
     numbers of iterations cannot be compared. With equal iterations the better value comes first.

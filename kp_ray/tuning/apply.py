@@ -95,13 +95,13 @@ def trial_config(config: Config, point: Point, sets: RecipeSets, *, is_own: bool
     return build_config(values)
 
 
-def train_fields(config: Config, best: Point) -> dict[str, Any]:
+def train_fields(config: Config, point: Point) -> dict[str, Any]:
     """Return the fields of the section `train` that a point changes, with their values for a full training run."""
     own_values = config.to_dict()["train"]
-    best_values = apply_point(config, best, recipe_sets(config), config.train.max_iter).to_dict()["train"]
-    changes = {name: value for name, value in best_values.items() if name != "members" and value != own_values[name]}
+    point_values = apply_point(config, point, recipe_sets(config), config.train.max_iter).to_dict()["train"]
+    changes = {name: value for name, value in point_values.items() if name != "members" and value != own_values[name]}
     # A set may equal `train.recipes` and yet replace a member's own recipes.
-    return changes if best.recipes == "own" else {**changes, "recipes": best_values["recipes"]}
+    return changes if point.recipes == "own" else {**changes, "recipes": point_values["recipes"]}
 
 
 def _with_recipes(config: Config, name: str, sets: RecipeSets) -> Config:

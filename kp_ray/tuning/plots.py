@@ -66,7 +66,7 @@ def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
         ),
         "curves": plot_curves(
             {trial.name: _curve(trial, metric) for trial in trials}, "iteration", metric,
-            "Trials, a cross where one was stopped",
+            "Trials; a cross marks a stopped trial",
             stopped={trial.name for trial in trials if trial.status != "finished"},
         ),
         "parallel": plot_parallel_coordinates(

@@ -22,7 +22,7 @@ from kp_ray.tuning.space import Point
 
 _T = TypeVar("_T")
 MAX_REASON_CHARS = 300
-"""Maximum length of a recorded reason; a longer one is cut in the middle."""
+"""Maximum length of a recorded reason; a longer reason is cut in the middle."""
 
 
 @dataclass(frozen=True)

@@ -68,11 +68,11 @@ class TuneSummary:
         if self.trial != OWN_TRIAL:
             own += " failed" if self.own is None else f" {self.own:.4g}"
         failures = f", {self.failed} failed" if self.failed else ""
-        on_fold = "" if self.fold is None else f" on fold {self.fold}"
+        fold = "" if self.fold is None else f" on fold {self.fold}"
         return [
             f"{self.trials} trials{failures}, {self.iterations} iterations of {self.iterations_without_stops} "
             "without stops",
-            f"best {self.metric} {self.best:.4g}{on_fold} by trial {self.trial}, {own}: {params}",
+            f"best {self.metric} {self.best:.4g}{fold} by trial {self.trial}, {own}: {params}",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def check_search(config: Config) -> None:
             "and choose a new run_dir"
         )
     if not config.tune.num_trials:
-        raise ConfigError("tune.num_trials: no trial is to be run (got 0): raise it, e.g. --set tune.num_trials=16")
+        raise ConfigError("tune.num_trials: there is no trial to run (got 0): raise it, e.g. --set tune.num_trials=16")
     if isinstance(config.train.num_workers, WorkerRange):
         raise ConfigError(
             "train.num_workers: only trials with the same number of workers can be compared (got a range): give a "

@@ -1,4 +1,4 @@
-"""The trials of a search as a table, and the best of them."""
+"""The trials of a search as a table, and the choice of the best trial."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -131,7 +131,7 @@ def _read_trial(config: Config, name: str, seconds: float | None, *, is_running:
 
 
 def choose_best(trials: Sequence[Trial], section: TuneConfig) -> Trial | None:
-    """Return the trial with the best value among those with the most iterations; None if no trial has a value.
+    """Return the best trial among the trials with the most iterations; None if no trial has a value.
 
     Trials with fewer iterations are left out, because values at different iterations cannot be compared. Of trials with
     equal values the one with the lowest number is chosen, so that other settings replace the config's own settings

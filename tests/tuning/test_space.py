@@ -75,7 +75,7 @@ def test_a_grid_has_every_combination_once() -> None:
         ({"points": [{"num_steps": 2.5}]}, r"num_steps is outside its range .* \(got 2\.5\)"),
         ({"points": [{"recipes": "all"}]}, r"recipes is outside its range .* \(got all\)"),
         ({"sampler": "grid"}, r"tune\.num_trials: is less than the \d+ points of the grid \(got 16\): raise it"),
-        ({"flips": []}, "flips: name at least one"),
+        ({"flips": []}, "flips: the list is empty: name at least one"),
         ({"gamma": [0.5, 1.5]}, "gamma: at most 1"),
         ({"weight_decay": [0, 1]}, r"weight_decay: a range is \[low, high\] with 0 < low"),
         ({"metric": "rsme"}, r"tune\.metric: Input should be 'rmse', "),
