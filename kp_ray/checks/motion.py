@@ -143,14 +143,6 @@ def list_inner_rows(annotations: Annotations) -> set[int]:
     return {row for clip in _measure_clips(annotations).values() for row in clip.rows[1:-1]}
 
 
-def clip_steps(annotations: Annotations) -> dict[ClipKey, float]:
-    """Return the median distance of the person between successive frames of each clip, in body sizes.
-
-    Clips of fewer than three frames are left out.
-    """
-    return {key: float(_median(clip.deviation, axis=0)[0]) for key, clip in _measure_clips(annotations).items()}
-
-
 def _measure_clips(annotations: Annotations) -> dict[ClipKey, ClipMotion]:
     """Measure every clip with at least three frames and a labelled person, unless two frames have the same number."""
     rows_by_clip: dict[ClipKey, list[int]] = defaultdict(list)

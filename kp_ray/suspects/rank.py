@@ -4,15 +4,17 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
 from kp_ray.checks.dataset import find_sentinels, remove_sentinels
 from kp_ray.checks.labels import find_repeated, is_crossed
-from kp_ray.checks.motion import LABEL_NOISE, MotionSuspect, clip_steps, find_motion_suspects, list_inner_rows
+from kp_ray.checks.motion import LABEL_NOISE, MotionSuspect, find_motion_suspects, list_inner_rows
 from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import FloatArray
 from kp_ray.suspects.evidence import SUSPICIOUS, Judgement, Kind, judge_predicted
+from kp_ray.suspects.residuals import body_sizes
 
 CorrectionRow = tuple[str, str, str, float | None, float | None]
 """A row of a corrections file: image, action, keypoint, x, y."""
@@ -109,23 +111,61 @@ def _weigh_by_motion(labels: Annotations, judgements: dict[int, Judgement]) -> N
 
 def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> None:
     """Add to the judgements, in place, what images with equal labels say about each other."""
-    steps, clips = clip_steps(labels), list(zip(labels.scenes, labels.cameras, strict=True))
     rows_by_first: dict[int, list[int]] = defaultdict(list)
     for row, first in find_repeated(labels).items():
         rows_by_first[first].append(row)
+    views = _rows_by_scene(labels)
     for first, later in rows_by_first.items():
         # The first image with the lowest score keeps its labels.
         right, *wrong = sorted([first, *later], key=lambda row: (_score(judgements, row), row))
         right_score = _score(judgements, right)
         for row in wrong:
-            step = steps.get(clips[row], 0.0) if clips[row] == clips[right] else math.inf
-            score = _REPEATED_SCORE + min(2 * math.log2(1 + step / LABEL_NOISE), 2 * _RANGE)
+            surprise = 2 * math.log2(1 + _step(labels, views, right, row) / LABEL_NOISE)
+            score = _REPEATED_SCORE + min(surprise, 2 * _RANGE)
             right_score = max(right_score, score - _BETTER_FIT)
             repeated = Judgement(score, "repeated", (), f"repeats the labels of {labels.images[right]}")
             judgements[row] = _join(judgements.get(row), repeated)
         # A person must look at all of these images, one after the other.
         reason = f"{_IS_REPEATED} {labels.images[wrong[0]]}, which they fit less"
         judgements[right] = Judgement(right_score, "repeated", (), reason)
+
+
+def _rows_by_scene(labels: Annotations) -> dict[str, dict[str, dict[int, int]]]:
+    """Return the row of each image by scene, camera and frame."""
+    rows: dict[str, dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
+    for row, (scene, camera, frame) in enumerate(zip(labels.scenes, labels.cameras, labels.frames, strict=True)):
+        rows[scene][camera][frame] = row
+    return rows
+
+
+def _step(labels: Annotations, views: Mapping[str, Mapping[str, Mapping[int, int]]], row: int, other: int) -> float:
+    """Return how far the person moves between two images with equal labels, in body sizes.
+
+    It is the median over the scene's other cameras, or without them over the successive frames of the clip that differ;
+    infinite for images of two clips.
+
+    Args:
+        labels: N images.
+        views: result of `_rows_by_scene`.
+        row, other: rows of the two images.
+    """
+    scene, camera, frames = labels.scenes[row], labels.cameras[row], (labels.frames[row], labels.frames[other])
+    if (scene, camera) != (labels.scenes[other], labels.cameras[other]):
+        return math.inf
+    clips = [clip for name, clip in views[scene].items() if name != camera]
+    pairs = [(clip[frames[0]], clip[frames[1]]) for clip in clips if frames[0] in clip and frames[1] in clip]
+    if pairs:
+        return float(np.median([_distance(labels, *pair) for pair in pairs]))
+    clip_rows = [index for _, index in sorted(views[scene][camera].items())]
+    steps = [_distance(labels, *pair) for pair in pairwise(clip_rows)]
+    return float(np.median([step for step in steps if step > 0] or [0.0]))
+
+
+def _distance(labels: Annotations, row: int, other: int) -> float:
+    """Return the median distance of two images' points in body sizes; 0 without common points."""
+    both = labels.keypoints[[row, other], :, :2]
+    both = both[:, np.isfinite(both).all(axis=(0, 2))]
+    return float(np.median(np.linalg.norm(both[0] - both[1], axis=1)) / body_sizes(both)[0]) if both.shape[1] else 0.0
 
 
 def _add_motion(labels: Annotations, judgement: Judgement | None, suspect: MotionSuspect) -> Judgement:
