@@ -65,7 +65,11 @@ def _fuse_fold(group: FoldGroup, skeleton: Skeleton) -> OutOfFold:
     weights = resolve_weights(group.config, predictions.members, skeleton)
     fusion = fuse_predictions(group.config, predictions, range(len(predictions.members)), weights)
     return OutOfFold(
-        predictions.images, fusion.keypoints, predictions.scores.max(axis=0), fusion.found, _spreads(predictions)
+        predictions.images,
+        fusion.keypoints,
+        predictions.scores.max(axis=0),
+        fusion.has_high_score,
+        _spreads(predictions),
     )
 
 
