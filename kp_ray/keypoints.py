@@ -115,7 +115,7 @@ def skeleton_for(
     """Build the skeleton for the keypoint names in a file of labels.
 
     If `names` are the competition's 24, in any order, the skeleton has the order of `DACON24`. Other names keep their
-    order and need `flip_pairs` and `sigmas`.
+    order. Names that are all among the 24, such as COCO's 17, take flip pairs and sigmas from `DACON24` by name.
 
     Args:
         names: keypoint names in the order of the file.
@@ -123,22 +123,35 @@ def skeleton_for(
         sigmas: one per keypoint, in the order of the returned skeleton's names; None takes the sigmas of `DACON24`.
 
     Raises:
-        ValueError: `flip_pairs` or `sigmas` do not fit the names, or are None although the names are not the
+        ValueError: `flip_pairs` or `sigmas` do not fit the names, or are None although a name is not among the
             competition's.
     """
-    base = DACON24 if set(names) == set(DACON24.names) else None
-    if base is None and (flip_pairs is None or sigmas is None):
+    known_sigmas, present = dict(zip(DACON24.names, DACON24.sigmas, strict=True)), set(names)
+    unknown = [name for name in names if name not in known_sigmas]
+    if unknown and (flip_pairs is None or sigmas is None):
         raise ValueError(
-            f"header: the {len(names)} keypoint names are not the competition's 24: set skeleton.flip_pairs and "
-            "skeleton.sigmas in the config"
+            f"header: {len(unknown)} of the {len(names)} keypoint names are not among the competition's 24 (got "
+            f"{unknown[0]!r:.80}): set skeleton.flip_pairs and skeleton.sigmas in the config"
         )
-    ordered = base.names if base else tuple(names)
+    if flip_pairs is None:
+        flip_pairs = _pairs_among(present, DACON24.flip_pairs)
+        paired = {name for pair in flip_pairs for name in pair}
+        # A mirrored image would show such a point on the other side of the body.
+        lone = [name for name in names if name not in paired and name.startswith(("left_", "right_"))]
+        if lone:
+            raise ValueError(f"header: {lone[0]} has no keypoint on the other side: set skeleton.flip_pairs")
+    ordered = DACON24.names if present == set(DACON24.names) else tuple(names)
     return Skeleton(
         names=ordered,
-        flip_pairs=tuple((a, b) for a, b in flip_pairs) if flip_pairs is not None else DACON24.flip_pairs,
-        sigmas=tuple(sigmas) if sigmas is not None else DACON24.sigmas,
-        limbs=tuple(limb for limb in DACON24.limbs if set(limb) <= set(ordered)),
+        flip_pairs=tuple((a, b) for a, b in flip_pairs),
+        sigmas=tuple(sigmas if sigmas is not None else (known_sigmas[name] for name in ordered)),
+        limbs=_pairs_among(present, DACON24.limbs),
     )
+
+
+def _pairs_among(names: set[str], pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of which both names are in `names`."""
+    return tuple(pair for pair in pairs if set(pair) <= names)
 
 
 def is_inside_image(xy: FloatArray, width: int, height: int) -> BoolArray:

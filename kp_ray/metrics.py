@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 
-PCK_SHARES = (0.05, 0.1)
+PCK_SHARES = (0.02, 0.05, 0.1)
 """Shares of the box's longer side within which a keypoint counts as correct."""
 OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """COCO's thresholds: at each threshold, a detection whose OKS is at least the threshold is a hit."""
@@ -76,8 +76,8 @@ class Evaluation(_Metrics):
         rmse: root of the mean squared error of all labelled x and y, in pixels (the competition's metric).
         rmse_interval: 95 % confidence interval of `rmse` (low, high) in pixels; None without scene names.
         median_px, p95_px: 50th and 95th percentile of the points' Euclidean errors, in pixels.
-        pck: share of the labelled points that are correct, by the largest allowed error: "0.05" and "0.1" of the longer
-            side of the box around the person's labelled truth points.
+        pck: share of the labelled points that are correct, by the largest allowed error: "0.02", "0.05" and "0.1" of
+            the longer side of the box around the person's labelled truth points.
         ap, ap50, ap75: OKS-AP as COCO defines it, with width * height of that box as the area.
         by_keypoint: metrics per keypoint name.
         by_camera: metrics per camera name.

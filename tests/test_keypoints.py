@@ -108,6 +108,23 @@ def test_other_names_keep_their_order_and_need_flip_pairs_and_sigmas() -> None:
             skeleton_for(names, **incomplete)
 
 
+@pytest.mark.parametrize("names", [DACON24.names[:17], DACON24.names[:17][::-1], ("neck", "left_hip", "right_hip")])
+def test_names_among_the_24_take_their_pairs_sigmas_and_limbs_and_keep_their_order(names: tuple[str, ...]) -> None:
+    skeleton = skeleton_for(names)
+    assert skeleton.names == names
+    for name, sigma, partner in zip(names, skeleton.sigmas, skeleton.flip_indices, strict=True):
+        whole = DACON24.names.index(name)
+        assert sigma == DACON24.sigmas[whole]
+        assert names[partner] == DACON24.names[DACON24.flip_indices[whole]]
+    assert set(skeleton.limbs) == {limb for limb in DACON24.limbs if set(limb) <= set(names)}
+
+
+def test_a_keypoint_without_its_other_side_needs_flip_pairs() -> None:
+    with pytest.raises(ValueError, match=r"left_knee has no keypoint on the other side: set skeleton\.flip_pairs"):
+        skeleton_for(("nose", "left_knee"))
+    assert skeleton_for(("nose", "left_knee"), flip_pairs=()).sigmas == (0.026, 0.087)
+
+
 def test_sigmas_of_the_config_replace_those_of_the_competition() -> None:
     sigmas = [0.05] * 24
     skeleton = skeleton_for(DACON24.names, sigmas=sigmas)

@@ -129,7 +129,7 @@ def test_perfect_predictions_score_perfectly() -> None:
     truth = np.nan_to_num(random_case(3)["truth"], nan=100.0)
     metrics = evaluate_keypoints(truth, truth, DACON24)
     assert metrics.rmse == metrics.median_px == metrics.p95_px == 0
-    assert metrics.pck == {"0.05": 1, "0.1": 1}
+    assert metrics.pck == {"0.02": 1, "0.05": 1, "0.1": 1}
     assert [metrics.ap, metrics.ap50, metrics.ap75] == pytest.approx([1, 1, 1])
 
 
@@ -152,7 +152,7 @@ def test_pck_measures_against_the_longer_side_of_the_box() -> None:
     predicted[0, 6:12, 0] += 20.1
     predicted[0, 12:, 0] += 41
     metrics = evaluate_keypoints(predicted, truth, DACON24)
-    assert metrics.pck == {"0.05": 0.25, "0.1": 0.5}
+    assert metrics.pck == {"0.02": 0, "0.05": 0.25, "0.1": 0.5}
     assert metrics.by_keypoint["nose"].pck_005 == 1
     instep = metrics.by_keypoint["right_instep"]
     assert instep.rmse == pytest.approx(41 / np.sqrt(2))
@@ -252,7 +252,7 @@ def test_the_json_of_an_evaluation_has_its_documented_keys() -> None:
         "by_keypoint",
         "by_camera",
     ]
-    assert list(metrics["pck"]) == ["0.05", "0.1"]
+    assert list(metrics["pck"]) == ["0.02", "0.05", "0.1"]
     assert list(metrics["by_keypoint"]) == list(DACON24.names)
     assert list(metrics["by_keypoint"]["nose"]) == ["rmse", "rmse_interval", "median_px", "pck_0.05"]
     assert list(metrics["by_camera"]["A"]) == ["num_images", "rmse", "rmse_interval"]

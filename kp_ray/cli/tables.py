@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kp_ray.metrics import PCK_SHARES
+
 if TYPE_CHECKING:
     from kp_ray.metrics import Evaluation
     from kp_ray.pipeline import RunSummary
@@ -16,9 +18,10 @@ _stdout = Console(highlight=False)
 
 def print_evaluation(rows: "Mapping[str, Evaluation]") -> None:
     """Print one row of metrics per name: for the ensemble and each member, or for a submission."""
-    table = Table("", "RMSE px", "median px", "PCK@0.05", "PCK@0.1", "OKS-AP", "missing")
+    table = Table("", "RMSE px", "median px", *(f"PCK@{share}" for share in PCK_SHARES), "OKS-AP", "missing")
     for name, metrics in rows.items():
-        pixels, shares = [metrics.rmse, metrics.median_px], [*metrics.pck.values(), metrics.ap]
+        pixels = [metrics.rmse, metrics.median_px]
+        shares = [*(metrics.pck.get(str(share)) for share in PCK_SHARES), metrics.ap]
         cells = [*(_cell(value, 2) for value in pixels), *(_cell(value, 3) for value in shares)]
         table.add_row(escape(name), *cells, f"{metrics.num_missing} of {metrics.num_images}")
     _stdout.print(table)

@@ -31,8 +31,8 @@ class DataConfig(Section):
 
 
 class SkeletonConfig(Section):
-    """Skeleton of the labels. Required if the keypoint names are not the competition's 24; for those it overrides the
-    built-in flip pairs and sigmas."""
+    """Skeleton of the labels. Required if a keypoint's name is not among the competition's 24; for those names it
+    overrides the built-in flip pairs and sigmas."""
 
     flip_pairs: tuple[tuple[str, str], ...] | None = None
     """Pairs of left and right names that a horizontal mirror exchanges; null: the competition's pairs."""

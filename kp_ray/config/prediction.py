@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kp_ray.config.types import Fraction, MemberRef, Positive, PrecisionSetting, PredictImages, Section
+from kp_ray.config.types import DecodeMethod, Fraction, MemberRef, Positive, PrecisionSetting, PredictImages, Section
 
 
 class PredictConfig(Section):
@@ -28,6 +28,9 @@ class PredictConfig(Section):
     """Images that a model sees at once, and the most that a lost actor predicts again."""
     tta: tuple[Literal["flip"] | Annotated[float, Field(gt=0, le=4)], ...] = ()
     """Test-time augmentation, averaged: `flip` adds mirrored images, a number adds images rescaled by this factor."""
+    decode: DecodeMethod = "expectation"
+    """Method of finding a keypoint in its heat map: the expectation of its position near the peak, or the pixel of the
+    peak as Detectron2 does (`argmax`, as published). It also decides the evaluations of `train` and `tune`."""
     person: Literal["score", "largest", "track"] = "track"
     """Choice among several people: best score, largest box, or best score times closeness to the clip's track."""
     fusion: Literal["mean", "median", "score"] = "mean"

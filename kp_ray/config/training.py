@@ -6,7 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from kp_ray.config.types import FolderName, NotNegative, Positive, PrecisionSetting, Section, Seed, Weights
 
-Metric = Literal["rmse", "median_px", "p95_px", "ap", "ap50", "ap75", "pck_0.05", "pck_0.1"]
+Metric = Literal["rmse", "median_px", "p95_px", "ap", "ap50", "ap75", "pck_0.02", "pck_0.05", "pck_0.1"]
 """Name of a metric of an evaluation; `rmse`, `median_px` and `p95_px` are in pixels."""
 
 

@@ -39,5 +39,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PrecisionSetting = Literal["auto", "fp32", "bf16", "fp16"]
 """Precision of a model's backbone; `auto` depends on the device."""
+DecodeMethod = Literal["expectation", "argmax"]
+"""Method of finding a keypoint in its heat map."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed in the range that NumPy, torch and Optuna all accept."""

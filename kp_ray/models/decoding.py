@@ -9,9 +9,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
+from kp_ray.config.types import DecodeMethod
 from kp_ray.keypoints import CONTINUOUS_OFFSET, FloatArray, Skeleton
 from kp_ray.models.inputs import to_dataset_dict
 
+EXPECTATION_RADIUS = 3
+"""Bins of the heat map around the peak, in each axis, over which the expectation is taken."""
 SAME_PERSON_IOU = 0.5
 """Smallest overlap of the boxes of one person in two views of an image."""
 
@@ -30,13 +33,20 @@ class Detection(NamedTuple):
     keypoints: FloatArray
 
 
-def read_instances(instances: Instances) -> list[Detection]:
+def read_instances(instances: Instances, decode: DecodeMethod = "argmax") -> list[Detection]:
     """Convert a model's output for one image to detections, best score first.
 
     Args:
         instances: the model's output, in continuous coordinates of an image of the `height` and `width` that the model
             was given.
+        decode: `argmax` keeps Detectron2's points, `expectation` takes those of `expected_points`.
     """
+    instances = Instances(instances.image_size, **instances.get_fields())
+    if decode == "expectation":
+        points = expected_points(instances.pred_keypoint_heatmaps, instances.pred_boxes.tensor)
+        instances.pred_keypoints = torch.cat([points, instances.pred_keypoints[:, :, 2:]], dim=2)
+    if instances.has("pred_keypoint_heatmaps"):
+        instances.remove("pred_keypoint_heatmaps")  # large, and need not leave the GPU
     instances = instances.to("cpu")
     keypoints = instances.pred_keypoints.numpy().astype(np.float64)
     keypoints[:, :, :2] -= CONTINUOUS_OFFSET
@@ -45,8 +55,37 @@ def read_instances(instances: Instances) -> list[Detection]:
     return [Detection(float(scores[i]), boxes[i], keypoints[i]) for i in np.argsort(-scores, kind="stable")]
 
 
+def expected_points(heatmaps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Compute the expectation of each keypoint's position near the peak of its heat map.
+
+    The heat map is trained as the logits of the bin that holds the keypoint, so its softmax is a distribution over the
+    bins. The expectation is taken over the bins within `EXPECTATION_RADIUS` of the peak, in each axis.
+
+    Args:
+        heatmaps: (N, K, S, S) logits of N people.
+        boxes: (N, 4) x1, y1, x2, y2: the regions that the heat maps cover.
+
+    Returns:
+        (N, K, 2) x, y in the coordinates of the boxes.
+    """
+    side = heatmaps.shape[3]
+    logits = heatmaps.flatten(2)
+    peaks = logits.argmax(dim=2, keepdim=True)
+    bins = torch.arange(side * side, device=heatmaps.device)
+    x, y = bins % side, bins // side
+    is_near = ((x - peaks % side).abs() <= EXPECTATION_RADIUS) & ((y - peaks // side).abs() <= EXPECTATION_RADIUS)
+    shares = logits.masked_fill(~is_near, -torch.inf).softmax(dim=2)
+    # Sums, not a matrix product, which GPUs round to ten bits in TF32.
+    centres = torch.stack([(shares * (axis + 0.5)).sum(dim=2) for axis in (x, y)], dim=2)
+    return boxes[:, None, :2] + centres / side * (boxes[:, 2:] - boxes[:, :2])[:, None]
+
+
 def detect_people(
-    model: torch.nn.Module, cfg: CfgNode, skeleton: Skeleton, rows: Sequence[Mapping[str, Any]]
+    model: torch.nn.Module,
+    cfg: CfgNode,
+    skeleton: Skeleton,
+    rows: Sequence[Mapping[str, Any]],
+    decode: DecodeMethod = "argmax",
 ) -> list[list[Detection]]:
     """Detect the people in each row's image, best score first.
 
@@ -55,20 +94,24 @@ def detect_people(
         cfg: the model's config, which gives the test size.
         skeleton: the model's keypoints.
         rows: mappings with `image` (JPEG bytes, or a decoded (H, W, 3) BGR array), `width` and `height`.
+        decode: as in `read_instances`.
     """
-    return detect_in_inputs(model, [to_dataset_dict(row, cfg, skeleton, rng=None) for row in rows])
+    return detect_in_inputs(model, [to_dataset_dict(row, cfg, skeleton, rng=None) for row in rows], decode)
 
 
-def detect_in_inputs(model: torch.nn.Module, inputs: Sequence[Mapping[str, Any]]) -> list[list[Detection]]:
+def detect_in_inputs(
+    model: torch.nn.Module, inputs: Sequence[Mapping[str, Any]], decode: DecodeMethod
+) -> list[list[Detection]]:
     """Detect the people in each image of a batch of dataset dicts, best score first.
 
     Args:
         model: a model in evaluation mode.
         inputs: dataset dicts, as `to_dataset_dict` makes them for inference.
+        decode: as in `read_instances`.
     """
     with torch.inference_mode():
         outputs = model(inputs)
-    return [read_instances(output["instances"]) for output in outputs]
+        return [read_instances(output["instances"], decode) for output in outputs]
 
 
 def mirror_detection(detection: Detection, width: int, skeleton: Skeleton) -> Detection:

@@ -17,6 +17,7 @@ from detectron2.utils.file_io import PathManager
 
 from kp_ray.errors import KpRayError, ModelError, one_line
 from kp_ray.keypoints import Skeleton
+from kp_ray.models.keypoint_head import channel_names, transfer_head
 from kp_ray.models.presets import MODEL_PRESETS, build_model
 from kp_ray.network import socket_timeout
 from kp_ray.storage import exists, join, read_bytes, write_bytes
@@ -127,10 +128,27 @@ def read_keypoint_names(folder: str) -> tuple[str, ...] | None:
     return None if names is None else tuple(names)
 
 
+@dataclass(frozen=True)
+class LoadedWeights:
+    """The tensors that a model took from its starting weights.
+
+    Attributes:
+        missing: sorted names of the tensors that keep their random values because the weights do not have them in the
+            same shape.
+        head: origin of the keypoint head's channels; "" if the weights are of the same skeleton or say nothing of it.
+    """
+
+    missing: tuple[str, ...] = ()
+    head: str = ""
+
+
 def load_weights(
     model: torch.nn.Module, weights: str, *, preset: str, skeleton: Skeleton, setting: str = "model.weights"
-) -> list[str]:
+) -> LoadedWeights:
     """Start a model from weights.
+
+    Weights of another skeleton, such as the model zoo's COCO weights, give the keypoints of the same names their
+    channels, and other keypoints those of the nearest joints (`keypoint_head.NEAREST_JOINTS`).
 
     Args:
         model: its tensors are replaced by the weights of the same name and shape.
@@ -140,12 +158,9 @@ def load_weights(
         skeleton: the keypoints of the model.
         setting: the config key that named the weights, for messages.
 
-    Returns:
-        Sorted names of the model's tensors that keep their random values because the weights do not have them in the
-        same shape.
-
     Raises:
-        ModelError: the weights cannot be reached or read, none of them fits, or they are of another skeleton.
+        ModelError: the weights cannot be reached or read, none of them fits, or they are of a skeleton that shares no
+            keypoint with the model's.
     """
     url = model_zoo.get_checkpoint_url(MODEL_PRESETS[preset][0]) if weights == "zoo" else weights
     try:
@@ -156,11 +171,11 @@ def load_weights(
             f"{setting}: {url}: cannot be read ({reason}): give a file or URL that is reachable"
         ) from error
     names = loaded.keypoints
-    if names is not None and tuple(names) != skeleton.names:
+    if names is not None and not set(names) & set(skeleton.names):
         raise ModelError(
-            f"{setting}: {url}: the keypoints of these weights are not the labels' (got {len(names)}: {names[0]}, ..., "
+            f"{setting}: {url}: these weights share no keypoint with the labels (got {len(names)}: {names[0]}, ..., "
             f"{names[-1]}; the labels have {len(skeleton)}: {skeleton.names[0]}, ..., {skeleton.names[-1]}): give "
-            "weights of the same skeleton"
+            "weights of a skeleton that shares keypoints"
         )
     state = model.state_dict()
     matching = {
@@ -168,8 +183,12 @@ def load_weights(
     }
     if not matching:
         raise ModelError(f"{setting}: {url}: no tensor fits model.preset {preset}: give weights of this preset")
+    head, channels = "", channel_names(loaded.tensors, names, skeleton.names)
+    if channels is not None and channels != skeleton.names:
+        layer, transfer = transfer_head(loaded.tensors, channels, state, skeleton.names)
+        matching, head = {**matching, **layer}, transfer.describe()
     model.load_state_dict(matching, strict=False)
-    return sorted(set(state) - set(matching))
+    return LoadedWeights(tuple(sorted(set(state) - set(matching))), head)
 
 
 @dataclass(frozen=True, eq=False)

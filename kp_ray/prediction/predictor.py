@@ -15,7 +15,7 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
 from kp_ray.fingerprint import digest
 from kp_ray.keypoints import skeleton_for
-from kp_ray.models.decoding import Detection, merge_views, mirror_detection, read_instances
+from kp_ray.models.decoding import Detection, detect_in_inputs, merge_views, mirror_detection
 from kp_ray.models.precision import resolve_precision, set_precision, set_tf32
 from kp_ray.models.weights import load_member
 from kp_ray.prediction.decode import InputSize
@@ -160,25 +160,47 @@ class Predictor:
 
     def find_people(self, member: str, images: Sequence["InputImage"]) -> list[list[Detection]]:
         """Find the people in each image, best first, merged over the views of `predict.tta`."""
-        section = self.config.predict
-        model, cfg = self.members[member]
-        input_size = InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        views = []
-        for scale in view_scales(self.config):
-            for is_mirrored in (False, True) if "flip" in section.tta else (False,):
-                inputs = [image.model_input(input_size.scale(scale), is_mirrored) for image in images]
-                people = _run_model(model, inputs)
-                if is_mirrored:
-                    people = [
-                        [mirror_detection(person, image.width, self.skeleton) for person in people_of_image]
-                        for people_of_image, image in zip(people, images, strict=True)
-                    ]
-                views.append(people)
+        views = [
+            self._predict_view(member, images, scale, is_mirrored)
+            for scale in view_scales(self.config)
+            for is_mirrored in ((False, True) if "flip" in self.config.predict.tta else (False,))
+        ]
         min_score = lowest_threshold(self.config)
         return [
             [person for person in merge_views(views_of_image)[:MAX_PEOPLE] if person.score >= min_score]
             for views_of_image in zip(*views, strict=True)
         ]
+
+    def _predict_view(
+        self, member: str, images: Sequence["InputImage"], scale: float, is_mirrored: bool
+    ) -> list[list[Detection]]:
+        """Find the people in each image at `scale` times the member's input size, mirrored or not."""
+        _, cfg = self.members[member]
+        size = InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST).scale(scale)
+        people = self._run_model(member, [image.model_input(size, is_mirrored) for image in images])
+        if not is_mirrored:
+            return people
+        return [
+            [mirror_detection(person, image.width, self.skeleton) for person in people_of_image]
+            for people_of_image, image in zip(people, images, strict=True)
+        ]
+
+    def _run_model(self, member: str, inputs: Sequence[dict[str, Any]]) -> list[list[Detection]]:
+        """Find the people in each BGR input, best first.
+
+        Inputs of the same size form a batch. Inputs of different sizes do not, because they would have to be padded.
+        """
+        model, cfg = self.members[member]
+        indices_by_shape: dict[tuple[int, ...], list[int]] = {}
+        for i, model_input in enumerate(inputs):
+            indices_by_shape.setdefault(tuple(model_input["image"].shape), []).append(i)
+        people: dict[int, list[Detection]] = {}
+        for indices in indices_by_shape.values():
+            batch = [inputs[i] for i in indices]
+            if cfg.INPUT.FORMAT == "RGB":
+                batch = [{**model_input, "image": model_input["image"].flip(0)} for model_input in batch]
+            people |= zip(indices, detect_in_inputs(model, batch, self.config.predict.decode), strict=True)
+        return [people[i] for i in range(len(inputs))]
 
 
 class InputImage:
@@ -199,19 +221,3 @@ class InputImage:
         buffer = self._row[size.column][0].as_buffer()
         pixels = torch.from_numpy(np.frombuffer(buffer, dtype=np.uint8).reshape(3, new_height, new_width).copy())
         return {"image": pixels.flip(2) if is_mirrored else pixels, "height": self.height, "width": self.width}
-
-
-def _run_model(model: torch.nn.Module, inputs: Sequence[dict[str, Any]]) -> list[list[Detection]]:
-    """Find the people in each input, best first.
-
-    Inputs of the same size form a batch. Inputs of different sizes do not, because they would have to be padded.
-    """
-    indices_by_shape: dict[tuple[int, ...], list[int]] = {}
-    for i, model_input in enumerate(inputs):
-        indices_by_shape.setdefault(tuple(model_input["image"].shape), []).append(i)
-    people: dict[int, list[Detection]] = {}
-    for indices in indices_by_shape.values():
-        with torch.inference_mode():
-            outputs = model([inputs[i] for i in indices])
-        people |= {i: read_instances(output["instances"]) for i, output in zip(indices, outputs, strict=True)}
-    return [people[i] for i in range(len(inputs))]

@@ -65,6 +65,7 @@ class PredictionTask:
         """Return the fields that decide, with the image, what the members detect."""
         return {
             "tta": self.config.predict.tta,
+            "decode": self.config.predict.decode,
             "precision": self.config.predict.precision,
             "detections_per_image": detections_per_image(self.config),
             "lowest_threshold": lowest_threshold(self.config),

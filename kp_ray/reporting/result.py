@@ -54,6 +54,7 @@ _COLUMNS = (
     _Column("RMSE (px)", ".2f", False, lambda row: row.rmse, lambda row: row.rmse_interval),
     _Column("median (px)", ".2f", False, lambda row: row.median_px),
     _Column("p95 (px)", ".2f", False, lambda row: row.p95_px),
+    _Column("PCK@0.02", ".3f", True, lambda row: row.pck.get("0.02")),
     _Column("PCK@0.05", ".3f", True, lambda row: row.pck.get("0.05")),
     _Column("PCK@0.1", ".3f", True, lambda row: row.pck.get("0.1")),
     _Column("AP", ".3f", True, lambda row: row.ap),

@@ -18,7 +18,7 @@ from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from kp_ray.config.training import metric_mode
 from kp_ray.models.precision import set_precision
 from kp_ray.models.presets import build_model
-from kp_ray.models.weights import load_weights, save_model, save_torch_file
+from kp_ray.models.weights import LoadedWeights, load_weights, save_model, save_torch_file
 from kp_ray.storage import join
 from kp_ray.training.losses import LossModule
 from kp_ray.training.optimizer import build_optimizer
@@ -131,26 +131,26 @@ def create_state(worker: Worker) -> TrainState:
 
 def restore_state(
     state: TrainState, worker: Worker, checkpoint: ray.train.Checkpoint | None
-) -> tuple[int, tuple[str, ...]]:
+) -> tuple[int, LoadedWeights]:
     """Restore a checkpoint, or load the starting weights if there is none.
 
     Returns:
-        The number of finished iterations, and the names of the tensors that the starting weights do not have.
+        The number of finished iterations, and what the starting weights gave.
 
     Raises:
         ModelError: the starting weights cannot be used.
     """
-    missing: list[str] = []
+    loaded = LoadedWeights()
     setting, weights = starting_weights(worker.config, worker.member)
     if checkpoint is None and weights:
         preset = worker.config.model.preset
-        missing = load_weights(state.model, weights, preset=preset, skeleton=worker.skeleton, setting=setting)
+        loaded = load_weights(state.model, weights, preset=preset, skeleton=worker.skeleton, setting=setting)
     if worker.config.train.ema_decay is not None:
         state.ema = copy.deepcopy(state.model).eval()
     if checkpoint is None:
-        return 0, tuple(missing)
+        return 0, loaded
     content = _read_checkpoint(checkpoint)
-    return state.load_checkpoint(content, worker.world_size, worker.cfg.SOLVER.MAX_ITER), ()
+    return state.load_checkpoint(content, worker.world_size, worker.cfg.SOLVER.MAX_ITER), loaded
 
 
 def report_checkpoint(

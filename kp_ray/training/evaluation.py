@@ -78,10 +78,10 @@ def _evaluate_shard(model: torch.nn.Module, worker: Worker) -> list[_EvaluatedRo
         rows = [reader.read(*reference) for reference in batch]
         return rows, [to_dataset_dict(row, worker.cfg, worker.skeleton, rng=None) for row in rows]
 
-    evaluated = []
+    evaluated, decode = [], worker.config.predict.decode
     numbered = zip(batches[first:end], itertools.count())
     for rows, inputs in read_ahead(load, numbered, worker.config.train.num_feed_threads):
-        for row, detections in zip(rows, detect_in_inputs(model, inputs), strict=True):
+        for row, detections in zip(rows, detect_in_inputs(model, inputs, decode), strict=True):
             truth = np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3)
             best = detections[0] if detections else None
             evaluated.append(_EvaluatedRow(row["source"], row["scene"], row["camera"], row["frame"], truth, best))

@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from kp_ray.config.load import build_config
 from kp_ray.config.training import MemberConfig
 from kp_ray.errors import DivergedError, KpRayError
+from kp_ray.models.weights import LoadedWeights
 from kp_ray.store.local_copies import local_copies
 from kp_ray.training.checkpoint import TrainState, create_state, publish_member, report_checkpoint, restore_state
 from kp_ray.training.dataloader import iter_batches
@@ -38,13 +39,13 @@ class TrainingResult:
     Attributes:
         iterations: number of iterations, counted for the run's number of workers.
         resumed_from: iterations of the checkpoint that the run resumed from; 0 for a new run.
-        not_in_weights: names of the tensors that the starting weights do not have.
+        weights: what the starting weights gave.
         metrics: metrics of the last evaluation, by name; empty without validation rows.
     """
 
     iterations: int
     resumed_from: int
-    not_in_weights: tuple[str, ...]
+    weights: LoadedWeights
     metrics: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -52,7 +53,8 @@ class TrainingResult:
         return {
             "iterations": self.iterations,
             "resumed_from": self.resumed_from,
-            "not_in_weights": list(self.not_in_weights),
+            "not_in_weights": list(self.weights.missing),
+            "keypoint_head": self.weights.head,
             **self.metrics,
         }
 
@@ -75,10 +77,10 @@ def train_loop_per_worker(loop_config: Mapping[str, Any]) -> TrainingResult | Kp
 
 def _train(worker: Worker) -> TrainingResult | KpRayError:
     state = create_state(worker)
-    num_done, not_in_weights = 0, tuple[str, ...]()
+    num_done, weights = 0, LoadedWeights()
     error: KpRayError | None = None
     try:
-        num_done, not_in_weights = restore_state(state, worker, ray.train.get_checkpoint())
+        num_done, weights = restore_state(state, worker, ray.train.get_checkpoint())
     except KpRayError as caught:
         error = caught
     # A file may be missing on one node only. All workers stop then, instead of waiting for the worker on that node.
@@ -89,7 +91,7 @@ def _train(worker: Worker) -> TrainingResult | KpRayError:
     if isinstance(metrics, DivergedError):
         return metrics
     publish_member(state, worker)
-    return TrainingResult(worker.cfg.SOLVER.MAX_ITER, num_done, not_in_weights, metrics)
+    return TrainingResult(worker.cfg.SOLVER.MAX_ITER, num_done, weights, metrics)
 
 
 def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, float] | DivergedError:

@@ -71,7 +71,8 @@ class MemberSummary:
         result, rmse = self.result, self.result.metrics.get("rmse")
         text = f"{result.iterations} iterations"
         text += f" (from the checkpoint at {result.resumed_from})" if result.resumed_from else ""
-        text += f", {len(result.not_in_weights)} tensors from scratch" if result.not_in_weights else ""
+        text += f", {len(result.weights.missing)} tensors from scratch" if result.weights.missing else ""
+        text += f", keypoint head: {result.weights.head}" if result.weights.head else ""
         if rmse is not None:
             text += f", validation RMSE {rmse:.2f} px, PCK@0.05 {result.metrics['pck_0.05']:.3f}"
         text += f", {self.left_out}" if self.left_out else ""

@@ -96,7 +96,7 @@ def test_overrides_win_over_the_file_and_the_file_over_its_preset(tmp_path: Path
         ("skeleton: {sigmas: [.nan]}", "skeleton.sigmas.0: Input should be a finite number (got nan)"),
         ("split: {by: scnee}", "split.by: Input should be 'scene', 'clip' or 'frame' (got 'scnee')"),
         ("split: null", "split: "),
-        ("preset: dakon", "preset: Input should be 'demo' or 'dacon' (got 'dakon')"),
+        ("preset: dakon", "preset: Input should be 'demo', 'dacon' or 'best' (got 'dakon')"),
         ("train: {recipes: Original}", "train.recipes: Input should be a valid tuple (got 'Original')"),
         ("tune: {gamma: [0.9, 0.1]}", "tune: gamma: a range is [low, high]"),
         ("predict: {actors: [4, 1]}", "predict: actors: [smallest, largest] expected, got [4, 1]"),

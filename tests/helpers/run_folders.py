@@ -157,7 +157,7 @@ def make_evaluation(**changes: object) -> FusionEvaluation:
         "rmse_interval": (6.125, 9.5),
         "median_px": 4.0,
         "p95_px": 20.0,
-        "pck": {"0.05": 0.9, "0.1": 0.95},
+        "pck": {"0.02": 0.6, "0.05": 0.9, "0.1": 0.95},
         "ap": None,
         "ap50": None,
         "ap75": None,
@@ -184,7 +184,7 @@ def write_run_evaluation(config: Config) -> None:
     """Write evaluation.json of the ensemble and the members a and b."""
     members = {
         "a": make_evaluation(rmse=7.25, num_missing=3),
-        "b": make_evaluation(rmse=9.0, num_missing=2, pck={"0.05": None, "0.1": None}, rmse_interval=None),
+        "b": make_evaluation(rmse=9.0, num_missing=2, pck=dict.fromkeys(("0.02", "0.05", "0.1")), rmse_interval=None),
     }
     write_evaluation(config.path("evaluation.json"), RunEvaluation(**dict(make_evaluation()), members=members))
 

@@ -6,7 +6,14 @@ import numpy as np
 import torch
 
 from kp_ray.keypoints import DACON24
-from kp_ray.models.decoding import Detection, detect_people, merge_views, mirror_detection
+from kp_ray.models.decoding import (
+    EXPECTATION_RADIUS,
+    Detection,
+    detect_people,
+    expected_points,
+    merge_views,
+    mirror_detection,
+)
 from kp_ray.models.presets import build_model
 from tests.helpers.rows import random_row
 
@@ -63,3 +70,46 @@ def test_a_detection_without_an_area_is_merged_only_with_an_equal_one() -> None:
     flat = make_detection(100, 0.9, side=0)
     merged = merge_views([[flat], [flat, make_detection(100, 0.5)]])
     assert [detection.score for detection in merged] == [0.9, 0.5]
+
+
+def test_the_expectation_is_that_of_a_loop_over_the_bins_near_the_peak() -> None:
+    num_people, num_keypoints, side = 3, 5, 12
+    rng = np.random.default_rng(0)
+    heatmaps = rng.normal(0, 3, (num_people, num_keypoints, side, side))
+    heatmaps[0, 0, 0, 0] = heatmaps[1, 1, side - 1, 4] = 20  # peaks at the edge: there is no bin beyond it
+    boxes = np.array([[10, 20, 110, 320], [0, 0, 7.5, 3.25], [5, 5, 6, 6]])
+    points = expected_points(torch.tensor(heatmaps), torch.tensor(boxes)).numpy()
+    for person, keypoint in np.ndindex(num_people, num_keypoints):
+        logits = heatmaps[person, keypoint]
+        peak_y, peak_x = np.unravel_index(logits.argmax(), logits.shape)
+        total, mean = 0.0, np.zeros(2)
+        for y, x in np.ndindex(side, side):
+            if max(abs(x - peak_x), abs(y - peak_y)) <= EXPECTATION_RADIUS:
+                weight = np.exp(logits[y, x])
+                total, mean = total + weight, mean + weight * np.array([x + 0.5, y + 0.5])
+        low, high = boxes[person, :2], boxes[person, 2:]
+        np.testing.assert_allclose(points[person, keypoint], low + mean / total / side * (high - low), rtol=1e-9)
+
+
+def test_the_expectation_finds_a_peak_between_bins_and_ignores_another_person() -> None:
+    side, x, y = 56, 20.3, 31.85  # in bins
+    rows, columns = np.mgrid[:side, :side] + 0.5
+    logits = -((columns - x) ** 2 + (rows - y) ** 2) / 2
+    far = 9 - ((columns - 50) ** 2 + (rows - 10) ** 2) / 2
+    heatmaps = torch.tensor(np.maximum(logits + 10, far))[None, None]
+    points = expected_points(heatmaps, torch.tensor([[0.0, 0.0, side, side]], dtype=torch.float64))
+    np.testing.assert_allclose(points[0, 0], [x, y], atol=0.02)
+
+
+def test_the_two_decodings_differ_in_the_points_alone(cfg: Any) -> None:
+    torch.manual_seed(0)
+    cfg = cfg.clone()
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    model, row = build_model(cfg).eval(), random_row(320, 180, 0)
+    (peaks,) = detect_people(model, cfg, DACON24, [row])
+    (expected,) = detect_people(model, cfg, DACON24, [row], "expectation")
+    assert len(peaks) == len(expected) > 0
+    for peak, mean in zip(peaks, expected, strict=True):
+        assert (peak.score, peak.bbox_xyxy.tolist()) == (mean.score, mean.bbox_xyxy.tolist())
+        assert peak.keypoints[:, 2].tolist() == mean.keypoints[:, 2].tolist()
+        assert (peak.keypoints[:, :2] != mean.keypoints[:, :2]).any()

@@ -12,7 +12,7 @@ from kp_ray.config.load import build_config
 from kp_ray.keypoints import DACON24
 from kp_ray.models.decoding import detect_people
 from kp_ray.models.inputs import to_dataset_dict
-from kp_ray.models.presets import build_cfg, build_model, scale_cfg
+from kp_ray.models.presets import build_cfg, build_model, check_network, scale_cfg
 from tests.helpers.rows import random_row
 
 
@@ -64,3 +64,13 @@ def test_the_published_model_trains_a_step_and_predicts_at_full_size() -> None:
         f"\nX-101: {parameters:.0f} M parameters, step {step_s:.0f} s, prediction {time.monotonic() - began:.0f} s, "
         f"peak {peak_gib:.1f} GiB"
     )
+
+
+def test_the_preset_best_builds_a_network_with_heat_maps_of_112_bins() -> None:
+    cfg = build_cfg(build_config({"preset": "best"}), DACON24, "cpu")
+    check_network(cfg)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        head = build_model(cfg).roi_heads.keypoint_head
+        side = cfg.MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION
+        assert head.layers(torch.zeros(1, 256, side, side)).shape == (1, 24, 112, 112)

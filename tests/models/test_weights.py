@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import simplejpeg
 import torch
@@ -17,6 +18,7 @@ from detectron2.engine import DefaultPredictor
 
 from kp_ray.errors import ModelError
 from kp_ray.keypoints import DACON24, Skeleton
+from kp_ray.models.keypoint_head import COCO_NAMES, LAST_LAYER
 from kp_ray.models.presets import build_model
 from kp_ray.models.weights import is_trained, load_member, load_weights, save_model
 from tests.helpers.rows import random_row
@@ -30,7 +32,7 @@ def model(cfg: Any) -> torch.nn.Module:
 
 def load_starting_weights(model: torch.nn.Module, weights: Path | str, skeleton: Skeleton = DACON24) -> list[str]:
     """Load weights into an R-18; return the names of the tensors that stay random."""
-    return load_weights(model, str(weights), preset="r18", skeleton=skeleton)
+    return list(load_weights(model, str(weights), preset="r18", skeleton=skeleton).missing)
 
 
 def test_a_saved_member_loads_again_and_opens_in_plain_detectron2(cfg: Any, tmp_path: Path) -> None:
@@ -118,13 +120,59 @@ def test_tensors_of_another_shape_stay_unchanged_and_are_named(model: torch.nn.M
     assert torch.equal(model.state_dict()[name], before)
 
 
-def test_weights_of_another_skeleton_are_refused(model: torch.nn.Module, cfg: Any, tmp_path: Path) -> None:
+def test_the_zoos_head_is_carried_over_by_name_and_to_the_nearest_joints(
+    model: torch.nn.Module, tmp_path: Path
+) -> None:
+    """A file as the model zoo's: NumPy arrays in a pickle, 17 channels in COCO's order, no names."""
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    rng = np.random.default_rng(0)
+    state[f"{LAST_LAYER}.weight"] = weight = rng.normal(size=(64, 17, 4, 4)).astype(np.float32)
+    state[f"{LAST_LAYER}.bias"] = bias = rng.normal(size=17).astype(np.float32)
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}, 2))
+    loaded = load_weights(model, str(tmp_path / "zoo.pkl"), preset="r18", skeleton=DACON24)
+    assert (loaded.missing, loaded.head) == ((), "17 keypoints by name, 7 from the nearest joints")
+    new_weight, new_bias = (model.state_dict()[f"{LAST_LAYER}.{part}"].numpy() for part in ("weight", "bias"))
+    channels = dict(zip(COCO_NAMES, range(17), strict=True))
+    spine = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
+    expected = {name: (name,) for name in COCO_NAMES} | {
+        "neck": spine[:2], "left_palm": ("left_wrist",), "right_palm": ("right_wrist",), "spine2(back)": spine,
+        "spine1(waist)": spine, "left_instep": ("left_ankle",), "right_instep": ("right_ankle",),
+    }  # fmt: skip
+    for number, name in enumerate(DACON24.names):
+        joints = [channels[joint] for joint in expected[name]]
+        np.testing.assert_allclose(new_weight[:, number], weight[:, joints].mean(axis=1), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(new_bias[number], bias[joints].mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_members_head_is_carried_over_to_any_skeleton_that_shares_a_keypoint(
+    model: torch.nn.Module, cfg: Any, tmp_path: Path
+) -> None:
+    save_model(model, cfg, str(tmp_path), DACON24)
+    path = str(tmp_path / "model_final.pth")
+    saved = model.state_dict()[f"{LAST_LAYER}.bias"].clone()
+    names = ("tail", "right_knee", "left_knee")
+    skeleton = Skeleton(names=names, flip_pairs=(names[1:],), sigmas=(0.1,) * 3)
+    small = cfg.clone()
+    small.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 3
+    small_model = build_model(small)
+    random = small_model.state_dict()[f"{LAST_LAYER}.bias"].clone()
+    loaded = load_weights(small_model, path, preset="r18", skeleton=skeleton)
+    assert (loaded.missing, loaded.head) == ((), "2 keypoints by name, 1 from scratch")
+    expected = [random[0], *(saved[DACON24.names.index(name)] for name in names[1:])]
+    assert small_model.state_dict()[f"{LAST_LAYER}.bias"].tolist() == [float(value) for value in expected]
+    reversed_skeleton = Skeleton(names=DACON24.names[::-1], flip_pairs=(), sigmas=DACON24.sigmas)
+    loaded = load_weights(model, path, preset="r18", skeleton=reversed_skeleton)
+    assert loaded.head == "24 keypoints by name"
+    assert torch.equal(model.state_dict()[f"{LAST_LAYER}.bias"], saved.flip(0))
+
+
+def test_weights_that_share_no_keypoint_are_refused(model: torch.nn.Module, cfg: Any, tmp_path: Path) -> None:
     save_model(model, cfg, str(tmp_path), DACON24)
     path = tmp_path / "model_final.pth"
     assert load_starting_weights(model, path) == []
-    coco = Skeleton(names=DACON24.names[:17], flip_pairs=(), sigmas=DACON24.sigmas[:17])
-    with pytest.raises(ModelError, match=rf"^model\.weights: {path}: the keypoints of these weights"):
-        load_starting_weights(model, path, coco)
+    tail = Skeleton(names=("tail",), flip_pairs=(), sigmas=(0.1,))
+    with pytest.raises(ModelError, match=rf"^model\.weights: {path}: these weights share no keypoint"):
+        load_starting_weights(model, path, tail)
 
 
 def test_weights_that_cannot_be_reached_or_read_are_refused_by_setting_and_path(

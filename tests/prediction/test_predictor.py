@@ -79,6 +79,16 @@ def test_with_flips_a_mirrored_image_gives_the_mirrored_people(
     assert min(np.abs(person.keypoints - best.keypoints).max() for person in people) > 0.1, "the other views count"
 
 
+def test_a_member_of_rgb_images_gets_rgb_images(with_members: Config, linked: LinkRun) -> None:
+    predictor = make_predictor(linked(fallback_threshold=0.0, decode="argmax"))
+    model, cfg = predictor.members["a"]
+    cfg.INPUT.FORMAT = "RGB"
+    path = first_image(with_members)
+    (people,) = predictor.find_people("a", [InputImage(decode_files(predictor, path))])
+    (expected,) = detect_people(model, cfg, DACON24, [{"image": path.read_bytes(), "width": 320, "height": 180}])
+    assert [person.score for person in people] == [person.score for person in expected[: len(people)]]
+
+
 def test_a_batch_becomes_one_part_and_a_retry_replaces_it(
     with_members: Config, linked: LinkRun, tmp_path: Path
 ) -> None:

@@ -25,9 +25,9 @@ def test_the_best_of_each_column_whose_values_differ_is_marked(whole_run: Config
 def test_metrics_without_a_value_are_left_out(whole_run: Config) -> None:
     section = result_section(read_run_files(whole_run))
     assert section is not None
-    assert section.labels == ("RMSE (px)", "median (px)", "p95 (px)", "PCK@0.05", "PCK@0.1", "missing")
+    assert section.labels == ("RMSE (px)", "median (px)", "p95 (px)", "PCK@0.02", "PCK@0.05", "PCK@0.1", "missing")
     texts = {name: [cell.text for cell in cells] for name, cells in section.rows}
-    assert texts["b"] == ["9.00", "4.00", "20.00", "-", "-", "2"]
+    assert texts["b"] == ["9.00", "4.00", "20.00", "-", "-", "-", "2"]
 
 
 def test_intervals_are_shown_below_their_value(whole_page: Page) -> None:

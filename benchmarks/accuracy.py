@@ -1,0 +1,145 @@
+"""Measure what each part of a prediction does to the error, on the same members and unseen people.
+
+    python benchmarks/accuracy.py FOLDER --seeds 1 2 3 --images 80
+
+For every seed, the script makes the demo's data and trains its two members with `kp-ray` in FOLDER/seed<seed>; both are
+kept, so that a later run only predicts. Then every setting of `SETTINGS` predicts images of new people, rooms and
+cameras with the product's own functions in this process, without a Ray cluster. Results:
+benchmarks/results/accuracy.{md,json}.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from measure import hardware, kp_ray, median_and_range, write_results
+
+from kp_ray.config.load import load_config
+from kp_ray.prediction.decode import decode_batch, refs_table
+from kp_ray.prediction.evaluate import evaluate_run
+from kp_ray.prediction.predictor import Predictor
+from kp_ray.prediction.task import PredictionTask
+from kp_ray.synthetic.dataset import SampleSummary, make_sample
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "argmax": {"decode": "argmax"},
+    "expectation": {},
+    "argmax, scale 1.25": {"decode": "argmax", "tta": [1.25]},
+    "expectation, scale 0.8": {"tta": [0.8]},
+    "expectation, scale 1.25": {"tta": [1.25]},
+    "expectation, scales 0.8 and 1.25": {"tta": [0.8, 1.25]},
+}
+"""Name of a row of the table -> settings of the section `predict`. The first row is the baseline."""
+FIGURES = ("rmse", "median_px", "pck_0.02", "pck_0.05", "member_rmse", "member_pck_0.02", "cpu_s")
+"""Figures of a row: of the ensemble, the mean of the members alone, and CPU seconds per image."""
+
+
+def train_members(folder: Path, seed: int) -> Path:
+    """Make the demo's data and train its two members unless that is done; return the path of their config."""
+    run_dir = folder / f"seed{seed}"
+    if not (run_dir / "data" / "config.yaml").exists():
+        make_sample(str(run_dir / "data"), num_images=200, num_test=40, seed=seed, run_dir=str(run_dir))
+    config = run_dir / "data" / "config.yaml"
+    members = [{"name": name, "seed": 10 * seed + number} for number, name in enumerate("ab", 1)]
+    if not all((run_dir / "members" / name / "model_final.pth").exists() for name in "ab"):
+        kp_ray("augment", config)
+        kp_ray("train", config, "tune.num_trials=0", f"train.members={json.dumps(members)}")
+    return config
+
+
+def measure(config_path: Path, sample: SampleSummary, folder: Path, section: dict[str, Any]) -> dict[str, float]:
+    """Predict and evaluate the sample's images with one setting.
+
+    Args:
+        config_path: config of the trained members.
+        sample: the images and their truth.
+        folder: empty folder for the predictions.
+        section: settings of the section `predict`.
+    """
+    run_dir = Path(load_config(str(config_path)).run_dir)
+    for name in ("members", "store"):
+        (folder / name).symlink_to(run_dir / name)
+    data = {key: getattr(sample, key) for key in ("test_images", "truth", "sample_submission")}
+    overrides = [
+        f"run_dir={folder}",
+        "train.members=[{name: a}, {name: b}]",
+        *(f"data.{key}={value}" for key, value in data.items()),
+        *(f"predict.{key}={json.dumps(value)}" for key, value in section.items()),
+    ]
+    config = load_config(str(config_path), overrides)
+    task = PredictionTask(config)
+    predictor = Predictor(**task.predictor_arguments(has_gpu=False))
+    began = time.process_time()
+    size = config.predict.batch_size
+    for start in range(0, len(task.images), size):
+        predictor.write_part(decode_batch(refs_table(task.images[start : start + size]), task.input_sizes))
+    cpu_s = (time.process_time() - began) / len(task.images)
+    task.merge()
+    evaluation = evaluate_run(config)
+    members = list(evaluation.members.values())
+    return {
+        "rmse": float(evaluation.rmse or 0),
+        "median_px": float(evaluation.median_px or 0),
+        "pck_0.02": float(evaluation.pck["0.02"] or 0),
+        "pck_0.05": float(evaluation.pck["0.05"] or 0),
+        "member_rmse": statistics.mean(float(member.rmse or 0) for member in members),
+        "member_pck_0.02": statistics.mean(float(member.pck["0.02"] or 0) for member in members),
+        "cpu_s": cpu_s,
+    }
+
+
+def format_table(results: dict[str, list[dict[str, float]]]) -> str:
+    """Format the figures of every setting and seed as a table of medians and ranges.
+
+    Args:
+        results: name of a setting -> figures per seed; the first setting is the baseline.
+    """
+    digits = {"rmse": 1, "median_px": 1, "member_rmse": 1}
+    baseline = next(iter(results.values()))
+    rows = []
+    for name, figures in results.items():
+        cells = [median_and_range([row[key] for row in figures], digits.get(key, 3)) for key in FIGURES]
+        better = sum(row["rmse"] < first["rmse"] for row, first in zip(figures, baseline, strict=True))
+        finer = sum(row["pck_0.02"] > first["pck_0.02"] for row, first in zip(figures, baseline, strict=True))
+        rows.append(f"| {name} | {' | '.join(cells)} | {better}, {finer} |")
+    header = (
+        "| | RMSE px | median px | PCK@0.02 | PCK@0.05 | a member's RMSE px | a member's PCK@0.02 | CPU s per image "
+        "| seeds with a lower RMSE, a higher PCK@0.02 than the first row |\n" + "|---" * 9 + "|\n"
+    )
+    return header + "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    """Train the members that are missing, measure every setting, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--images", type=int, default=80)
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    configs = [train_members(folder, seed) for seed in options.seeds]
+    sample = make_sample(str(folder / f"test{options.images}"), num_images=8, num_test=options.images, seed=77)
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS}
+    for config in configs:
+        for name, section in SETTINGS.items():
+            with tempfile.TemporaryDirectory() as temporary:
+                results[name].append(measure(config, sample, Path(temporary), section))
+            print(config.parent.parent.name, name, results[name][-1], flush=True)
+    machine = hardware(ray, torch)
+    seeds = ", ".join(map(str, options.seeds))
+    text = (
+        f"# Accuracy of the parts of a prediction\n\n{machine}. Seeds {seeds}: two members of the demo per seed, "
+        f"trained once; {options.images} images of people that no member saw. Ensemble of both: median "
+        "(smallest-largest) over the seeds.\n\n" + format_table(results)
+    )
+    write_results("accuracy", text, {"hardware": machine, "seeds": options.seeds, "results": results})
+
+
+if __name__ == "__main__":
+    main()
