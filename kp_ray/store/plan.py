@@ -1,7 +1,7 @@
 """Plan every part of a store before anything is written.
 
-A part holds one recipe applied to one chunk of consecutive sources. Its name contains a fingerprint of everything that
-decides its rows, so an existing part is never out of date.
+A part holds one recipe applied to one chunk of consecutive sources. Its name contains a fingerprint of the settings,
+labels and image sizes that decide its rows, so a part with the planned name is reused.
 """
 
 import hashlib
@@ -96,13 +96,13 @@ def make_plan(config: Config) -> Plan:
         StorageError: a file or folder cannot be read.
     """
     annotations = load_labels(config)
-    seed = config.seed if config.split.seed is None else config.split.seed
+    split_seed = config.seed if config.split.seed is None else config.split.seed
     split_by, num_folds = config.split.by, config.split.folds
     if num_folds is not None:
-        units = deal_folds(annotations, by=split_by, num_folds=num_folds, seed=seed)
+        units = deal_folds(annotations, by=split_by, num_folds=num_folds, seed=split_seed)
         folds, splits = FoldTable(by=split_by, units=units), ["train"] * len(annotations)
     else:
-        folds, splits = None, split_sources(annotations, by=split_by, fraction=config.split.fraction, seed=seed)
+        folds, splits = None, split_sources(annotations, by=split_by, fraction=config.split.fraction, seed=split_seed)
         refuse_leaks(split_units(annotations, split_by), splits, annotations.images)
     images = config.require_input("images")
     plan = plan_store(config.path("store"), images, annotations, splits, split_by, config.augment, config.seed)
@@ -118,13 +118,13 @@ def plan_store(
     augment: AugmentConfig,
     seed: int,
 ) -> Plan:
-    """Plan every part of a store. Of the images only names and sizes are read.
+    """Plan every part of a store. Of the images only the names and the sizes of the files are read.
 
     Args:
         store: local path or URL of the store.
         images: local path or URL of the folder of source images.
         annotations: labels of N sources.
-        splits: N times "train" or "val"; a validation source gets only `Original`.
+        splits: (N,) "train" or "val" for each source; a validation source gets only `Original`.
         split_by: unit whose images are all in the same split.
         augment: section `augment` of the config.
         seed: `seed` of the config.
@@ -153,23 +153,26 @@ def plan_store(
                 parts.append(Part(part_path(recipe.name, name), recipe, copies, split))
             chunks.append(Chunk(sources, tuple(parts)))
     unit_splits = set(zip(split_units(annotations, split_by), splits, strict=True))
-    units = {name: tuple(sorted(unit for unit, split in unit_splits if split == name)) for name in ("train", "val")}
+    units = {
+        split: tuple(sorted(unit for unit, unit_split in unit_splits if unit_split == split))
+        for split in ("train", "val")
+    }
     sources_without_image = frozenset(name for name in annotations.images if name not in sizes)
-    names = annotations.skeleton.names
-    return Plan(store, images, names, seed, augment, recipes, tuple(chunks), units, sources_without_image)
+    keypoint_names = annotations.skeleton.names
+    return Plan(store, images, keypoint_names, seed, augment, recipes, tuple(chunks), units, sources_without_image)
 
 
 def _cut_chunks(
-    annotations: Annotations, splits: Sequence[str], split: Split, num_rows: int
+    annotations: Annotations, splits: Sequence[str], split: Split, rows_per_block: int
 ) -> Iterator[tuple[int, tuple[Source, ...]]]:
     """Yield (number, sources) for each chunk of a split; the number becomes part of the names of the chunk's files.
 
-    The labels file is cut into blocks of `num_rows` rows. A chunk holds a block's sources that are in this split and
-    were not dropped, so dropping a source changes only the parts of its own chunk.
+    The labels file is cut into blocks of `rows_per_block` rows. A chunk holds a block's sources that are in this split
+    and were not dropped, so dropping a source changes only the parts of its own chunk.
     """
     label_rows = annotations.rows or range(len(annotations))
-    indices = [index for index, name in enumerate(splits) if name == split]
-    for number, chunk_indices in groupby(indices, key=lambda index: label_rows[index] // num_rows):
+    indices = [index for index, source_split in enumerate(splits) if source_split == split]
+    for number, chunk_indices in groupby(indices, key=lambda index: label_rows[index] // rows_per_block):
         yield (
             number,
             tuple(
@@ -189,8 +192,8 @@ def _cut_chunks(
 def _digest_sources(sources: Sequence[Source], sizes: dict[str, int]) -> str:
     """Digest everything about the sources that decides their variants.
 
-    Of an image only the name and the size in bytes are digested, so that planning reads no image. The keypoints are
-    hashed as bytes, which is much faster than as JSON (`fingerprint.digest`).
+    An image counts by its file's name and size in bytes, so that planning opens no image. The keypoints are hashed as
+    bytes, which is much faster than as JSON (`fingerprint.digest`).
     """
     blake2b = hashlib.blake2b(digest_size=16)
     for source in sources:

@@ -40,7 +40,7 @@ _RESULT_SCHEMA = pa.schema(
                 }
             )
         ),
-        "num_existing": _NUMBER,
+        "num_recovered": _NUMBER,
         "quarantined": pa.list_(pa.struct({"source": _TEXT, "stage": _TEXT, "reason": _TEXT})),
         "num_sources": _NUMBER,
         "started": pa.float64(),
@@ -57,14 +57,14 @@ class ChunkResult:
 
     Attributes:
         parts: records of the chunk's parts: first those that an interrupted run had written, then the new ones.
-        num_existing: number of parts that an interrupted run had written.
+        num_recovered: number of parts that an interrupted run had written.
         quarantined: sources of the chunk that at least one recipe could not use.
         num_sources: number of sources of the chunk.
         started: Unix time in seconds at which the task began.
     """
 
     parts: tuple[PartRecord, ...]
-    num_existing: int
+    num_recovered: int
     quarantined: tuple[Quarantined, ...]
     num_sources: int
     started: float
@@ -82,7 +82,7 @@ class ChunkResult:
         """Read the result from a row of _RESULT_SCHEMA."""
         return cls(
             parts=tuple(PartRecord(**part) for part in row["parts"]),
-            num_existing=row["num_existing"],
+            num_recovered=row["num_recovered"],
             quarantined=tuple(Quarantined(**item) for item in row["quarantined"]),
             num_sources=row["num_sources"],
             started=row["started"],
@@ -180,9 +180,9 @@ def _make_missing_parts(plan: Plan, chunk: Chunk, started: float) -> ChunkResult
         else:
             records.append(description[0])
             quarantined += description[1]
-    num_existing = len(records)
+    num_recovered = len(records)
     if missing_parts:
         new_records, new_quarantined = make_parts(plan, chunk.sources, missing_parts)
         records += new_records
         quarantined += new_quarantined
-    return ChunkResult(tuple(records), num_existing, tuple(quarantined), len(chunk.sources), started)
+    return ChunkResult(tuple(records), num_recovered, tuple(quarantined), len(chunk.sources), started)

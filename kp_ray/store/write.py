@@ -54,9 +54,9 @@ def write_store(
     Raises:
         RunStateError: another process writes this store.
         StorageError: the disk is full, or the nodes do not share the store's folder.
-        StoreError: the manifest is damaged, another version of kp_ray wrote it, no source could be used, or the image
-            file of a stored source is missing.
-        StoppedError: a task's worker died, also in every retry.
+        StoreError: the manifest is damaged, another version of kp_ray wrote it, no source could be used, or a part that
+            would be replaced holds variants of a source whose image file is missing.
+        StoppedError: a task's worker died in the first attempt and in every retry.
     """
     began = time.time()
     with writer_lock(plan.store):
@@ -72,16 +72,16 @@ def write_store(
     seconds = time.time() - began
     first_task_began = min((result.started for result in results), default=writing_began)
     start_up_s = max(0.0, first_task_began - began)  # not negative, although the nodes' clocks can differ
-    num_written_sources = sum(result.num_sources for result in results if len(result.parts) > result.num_existing)
-    num_existing = sum(result.num_existing for result in results)
+    num_written_sources = sum(result.num_sources for result in results if len(result.parts) > result.num_recovered)
+    num_recovered = sum(result.num_recovered for result in results)
     return StoreFigures(
         sources=manifest.num_sources,
         variants=manifest.num_variants,
         seconds=round(seconds, 3),
         start_up_s=round(start_up_s, 3),
         sources_per_s=round(num_written_sources / max(seconds - start_up_s, 1e-9), 3),
-        parts_written=sum(len(result.parts) for result in results) - num_existing,
-        parts_kept=len(reused.parts) + num_existing,
+        parts_written=sum(len(result.parts) for result in results) - num_recovered,
+        parts_kept=len(reused.parts) + num_recovered,
         quarantined=len({item.source for item in manifest.quarantined}),
     )
 
@@ -90,33 +90,38 @@ def is_finished(plan: Plan) -> bool:
     """Return whether the store holds everything planned, so that `write_store` needs no cluster.
 
     Raises:
-        StoreError: the manifest is damaged, another version of kp_ray wrote it, or the image file of a stored source is
-            missing.
+        StoreError: the manifest is damaged, another version of kp_ray wrote it, or a part that would be replaced holds
+            variants of a source whose image file is missing.
     """
     # A manifest with other folds is out of date too: later stages read the folds from it.
     has_manifest = has_store(plan.store) and read_manifest(plan.store).folds == plan.folds
-    return has_manifest and not _find_missing_parts(plan)[1]
+    if not has_manifest:
+        return False
+    _, incomplete_chunks = _find_missing_parts(plan)
+    return not incomplete_chunks
 
 
 def _find_missing_parts(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
-    """Find the existing parts to reuse, and the incomplete chunks, each with its missing parts.
+    """Find the listed parts to reuse, and the incomplete chunks, each with the parts that the manifest does not list.
 
-    A chunk with an UNAVAILABLE source counts as incomplete, so every run retries that source.
+    A part that an interrupted run has written counts as missing here; `tasks` recovers it. A chunk with an UNAVAILABLE
+    source is incomplete with all its parts, so every run retries that source.
     """
     existing_records: dict[str, PartRecord] = {}
     quarantined: tuple[Quarantined, ...] = ()
     if has_store(plan.store):
         manifest = read_manifest(plan.store)
         sizes = file_sizes(plan.store)
+        # `is_finished` may read a store that is still in the former layout, in which parts have other paths.
         existing_records = {
-            current_path(part.path): part for part in manifest.parts if sizes.get(part.path) == part.num_bytes
+            current_path(record.path): record for record in manifest.parts if sizes.get(record.path) == record.num_bytes
         }
         quarantined = manifest.quarantined
         _refuse_missing_images(plan, existing_records.values(), quarantined)
     quarantined_by_source: dict[str, list[Quarantined]] = {}
     for item in quarantined:
         quarantined_by_source.setdefault(item.source, []).append(item)
-    reused_parts: list[PartRecord] = []
+    reused_records: list[PartRecord] = []
     reused_quarantined: list[Quarantined] = []
     incomplete_chunks: list[Chunk] = []
     for chunk in plan.chunks:
@@ -124,19 +129,19 @@ def _find_missing_parts(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
         if any(item.stage == UNAVAILABLE for item in chunk_quarantined):
             incomplete_chunks.append(chunk)
             continue
-        existing_parts = [existing_records[part.path] for part in chunk.parts if part.path in existing_records]
+        chunk_records = [existing_records[part.path] for part in chunk.parts if part.path in existing_records]
         missing_parts = tuple(part for part in chunk.parts if part.path not in existing_records)
-        if existing_parts:
-            reused_parts += existing_parts
-            stages = {UNREADABLE, *(recipe_stage(part.recipe) for part in existing_parts)}
+        if chunk_records:
+            reused_records += chunk_records
+            stages = {UNREADABLE, *(recipe_stage(record.recipe) for record in chunk_records)}
             reused_quarantined += [item for item in chunk_quarantined if item.stage in stages]
         if missing_parts:
             incomplete_chunks.append(replace(chunk, parts=missing_parts))
-    return _ReusedParts(tuple(reused_parts), tuple(reused_quarantined)), incomplete_chunks
+    return _ReusedParts(tuple(reused_records), tuple(reused_quarantined)), incomplete_chunks
 
 
 def _refuse_missing_images(
-    plan: Plan, existing_parts: Iterable[PartRecord], quarantined: Sequence[Quarantined]
+    plan: Plan, existing_records: Iterable[PartRecord], quarantined: Sequence[Quarantined]
 ) -> None:
     """Refuse to replace finished parts that hold variants of a source whose image file is missing.
 
@@ -148,17 +153,17 @@ def _refuse_missing_images(
     if not missing_sources:
         return
     planned_paths = {part.path for part in plan.parts()}
-    for part in existing_parts:
-        if current_path(part.path) in planned_paths:
+    for record in existing_records:
+        if current_path(record.path) in planned_paths:
             continue
         try:
-            stored = set(read_part(join(plan.store, part.path), ["source"]).column(0).to_pylist())
+            stored = set(read_part(join(plan.store, record.path), ["source"]).column(0).to_pylist())
         except StorageError:
             continue  # the part is damaged, so there are no variants to protect
         if missing_sources & stored:
             raise StoreError(
                 f"{join(plan.images, min(missing_sources & stored))}: this image is missing, and the store holds its "
-                f"variants ({len(missing_sources)} labelled images are missing in all): put it back, or drop its row "
+                f"variants ({len(missing_sources)} labelled images are missing in total): put it back, or drop its row "
                 "from the labels"
             )
 
@@ -189,10 +194,11 @@ def _finish_manifest(plan: Plan, reused: _ReusedParts, results: Sequence[ChunkRe
         StoreError: no source could be used.
         StorageError: this machine does not see a part that a worker wrote.
     """
-    records = {part.path: part for part in (*reused.parts, *(part for result in results for part in result.parts))}
+    written_records = (record for result in results for record in result.parts)
+    records = {record.path: record for record in (*reused.parts, *written_records)}
     quarantined = [*reused.quarantined, *(item for result in results for item in result.quarantined)]
     manifest = build_manifest(plan, records, quarantined)
-    if not manifest.num_sources:  # data.images may be the wrong folder, so keep the existing parts
+    if not manifest.num_sources:  # data.images may be the wrong folder: delete no part
         first = manifest.quarantined[0]
         total = sum(len(chunk.sources) for chunk in plan.chunks)
         raise StoreError(
@@ -222,7 +228,7 @@ def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: S
     Args:
         plan: the store's plan, which decides the order of the parts.
         records: the record of every part of the plan, by path.
-        quarantined: records in any order; equal records are counted once.
+        quarantined: quarantined sources in any order; one is kept per source and stage.
     """
     parts = tuple(records[part.path] for part in plan.parts())
     quarantined_by_source: dict[str, dict[str, Quarantined]] = {}
@@ -235,8 +241,8 @@ def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: S
         for source in chunk.sources:
             by_stage = quarantined_by_source.get(source.name, {})
             ordered += [by_stage[stage] for stage in (UNREADABLE, UNAVAILABLE, *stages) if stage in by_stage]
-            has_image = UNREADABLE not in by_stage and UNAVAILABLE not in by_stage
-            if has_image and any(stage not in by_stage for stage in stages):
+            is_usable = UNREADABLE not in by_stage and UNAVAILABLE not in by_stage
+            if is_usable and any(stage not in by_stage for stage in stages):  # it has at least one variant
                 num_sources += 1
     return Manifest(
         kp_ray=__version__,

@@ -52,14 +52,14 @@ def test_the_columns_are_plain_arrow_types_with_a_row_per_source(planned: Plan) 
 
 def test_a_task_writes_missing_parts_and_finds_those_of_an_interrupted_run(planned: Plan) -> None:
     chunk, plan_of_tasks = planned.chunks[0], replace(planned, chunks=())  # a task receives a plan without chunks
-    for num_existing in (0, len(chunk.parts)):
+    for num_recovered in (0, len(chunk.parts)):
         (row,) = write_chunk(chunk_to_table(chunk), plan_of_tasks).to_pylist()
         result = ChunkResult.from_row(row)
         assert [part.path for part in result.parts] == [part.path for part in chunk.parts]
         assert [(part.num_bytes, part.sha256) for part in result.parts] == [
             hash_file(f"{planned.store}/{part.path}") for part in chunk.parts
         ]
-        assert (result.num_existing, result.num_sources) == (num_existing, len(chunk.sources))
+        assert (result.num_recovered, result.num_sources) == (num_recovered, len(chunk.sources))
         assert result.quarantined == ()
 
 
