@@ -71,7 +71,8 @@ def test_a_dry_run_prints_the_forecast_and_neither_joins_a_cluster_nor_writes(
 
 
 def test_the_search_comes_before_training_which_says_what_it_uses(tmp_path: Path) -> None:
-    assert list(STAGES) == ["check", "augment", "tune", "train", "predict", "evaluate", "report"]
+    verbs = ["check", "augment", "tune", "train", "crossval", "predict", "evaluate", "report", "suspects"]
+    assert list(STAGES) == verbs
     write_small_store(tmp_path / "store")
     config = tiny_config({}, tmp_path)
     record_search(config)
