@@ -105,6 +105,7 @@ def format_table(results: dict[str, list[dict[str, float]]]) -> str:
     rows = []
     for name, figures in results.items():
         cells = [median_and_range([row[key] for row in figures], digits.get(key, 3)) for key in FIGURES]
+        cells = cells if len(figures) > 1 else [cell.partition(" ")[0] for cell in cells]
         better = sum(row["rmse"] < first["rmse"] for row, first in zip(figures, baseline, strict=True))
         finer = sum(row["pck_0.02"] > first["pck_0.02"] for row, first in zip(figures, baseline, strict=True))
         rows.append(f"| {name} | {' | '.join(cells)} | {better}, {finer} |")
