@@ -1,7 +1,6 @@
 """Files at local paths and URLs: bytes, JSON, JSON lines, Parquet; atomic writes; the writer's lock.
 
-A written file appears whole or not at all, on local paths and on object storage. Failures of the storage raise
-`StorageError`; only `open_input` raises OSError.
+A written file appears whole or not at all. Failures of the storage raise `StorageError`; only `open_input` differs.
 """
 
 import contextlib
@@ -70,10 +69,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 @lru_cache(maxsize=16)
 def _connect(root: str) -> tuple[pafs.FileSystem, str]:
-    """Check that the endpoint answers, and create a bucket's client.
-
-    It is cached, because creating one takes 60 ms and each client opens its own connections.
-    """
+    """Create the client of a bucket whose endpoint answers; cached, because that takes 60 ms and opens connections."""
     if root.startswith("s3://"):
         variables = [name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)]
         if variables:
@@ -272,10 +268,7 @@ def file_infos(folder: str) -> dict[str, pafs.FileInfo]:
     try:
         listing = fs.get_file_info(pafs.FileSelector(inner_path, recursive=True))
     except OSError as error:
-        reasons = {
-            FileNotFoundError: "there is no such folder",
-            NotADirectoryError: "is a file: give the folder that contains it",
-        }
+        reasons = {FileNotFoundError: "there is no such folder", NotADirectoryError: "is a file: give its folder"}
         raise StorageError(f"{folder}: {reasons.get(type(error)) or one_line(error)}") from error
     prefix = len(inner_path.rstrip("/")) + 1
     return {info.path[prefix:]: info for info in listing if info.type == pafs.FileType.File}

@@ -112,7 +112,7 @@ def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(StorageError, match="none: there is no such folder"):
         check_images(make_clips(), str(tmp_path / "none"))
     (tmp_path / "labels.csv").touch()
-    with pytest.raises(StorageError, match="is a file: give the folder"):
+    with pytest.raises(StorageError, match="is a file: give its folder"):
         check_images(make_clips(), str(tmp_path / "labels.csv"))
 
 
