@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,7 +19,9 @@ _stdout = Console(highlight=False)
 
 def print_evaluation(rows: "Mapping[str, Evaluation]") -> None:
     """Print one row of metrics per name: for the ensemble and each member, or for a submission."""
-    table = Table("", "RMSE px", "median px", *(f"PCK@{share}" for share in PCK_SHARES), "OKS-AP", "missing")
+    headers = ["RMSE px", "median px", *(f"PCK@{share}" for share in PCK_SHARES), "OKS-AP", "missing"]
+    table = Table("", *headers, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)  # fits 80 columns
+    table.columns[0].no_wrap = True
     for name, metrics in rows.items():
         pixels = [metrics.rmse, metrics.median_px]
         shares = [*(metrics.pck.get(str(share)) for share in PCK_SHARES), metrics.ap]
