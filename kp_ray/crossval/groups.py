@@ -1,5 +1,6 @@
 """Group a run's members by the fold that they hold out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kp_ray.config.schema import Config
@@ -41,7 +42,15 @@ def _make_group(config: Config, fold: int, members: tuple[str, ...]) -> FoldGrou
     weights = config.predict.weights
     if not isinstance(weights, str):
         weights = {name: value for name, value in weights.items() if name in members}
+        # A member whose weight in the ensemble is 0 still predicts the fold that it alone holds out.
+        if all(name in weights and not _is_positive(weights[name]) for name in members):
+            weights = "equal"
     predict = config.predict.model_copy(update={"members": members, "weights": weights, "images": None})
     data = config.data.model_copy(update={"sample_submission": None})
     group_config = config.model_copy(update={"predict": predict, "data": data})
     return FoldGroup(fold, members, group_config, config.path("crossval", f"fold-{fold}.parquet"))
+
+
+def _is_positive(weight: float | Mapping[str, float]) -> bool:
+    """Return whether a member's weight, or that of any of its keypoints, is above 0."""
+    return weight > 0 if isinstance(weight, int | float) else any(value > 0 for value in weight.values())

@@ -14,6 +14,8 @@ from kp_ray.prediction.run import predict_missing
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import exists, writer_lock
+from kp_ray.store.folds import check_num_folds
+from kp_ray.store.manifest import read_manifest
 from kp_ray.store.read import list_rows, read_table
 from kp_ray.training.settings import check_lineage
 
@@ -30,7 +32,7 @@ def predict_folds(config: Config, progress: Progress = no_progress) -> int:
         The number of images that this run predicted.
 
     Raises:
-        ModelError: a member is not trained, or every fold lacks a member.
+        ModelError: a member is not trained, or no fold with images has a member.
         RunStateError: a member was trained on another store or fold, or another process predicts in this run folder.
         KpRayError: see `kp_ray.prediction.run.predict`.
     """
@@ -61,11 +63,14 @@ def make_tasks(config: Config) -> list[tuple[FoldGroup, PredictionTask]]:
     Raises:
         KpRayError: see `predict_folds`.
     """
-    groups = group_members(config)
+    check_num_folds(config, read_manifest(config.path("store")))
+    images = {group.fold: list_fold_images(config, group.fold) for group in group_members(config)}
+    groups = [group for group in group_members(config) if images[group.fold]]
     if not groups:
-        raise ModelError("predict.members: lists no member of this run, and the folds of others are unknown: list one")
-    check_lineage(config)
-    return [(group, PredictionTask(group.config, list_fold_images(config, group.fold))) for group in groups]
+        raise ModelError("predict.members: lists no member of this run that holds out images: list one")
+    tasks = [(group, PredictionTask(group.config, images[group.fold])) for group in groups]
+    check_lineage(config, [name for group in groups for name in group.members])
+    return tasks
 
 
 def list_fold_images(config: Config, fold: int) -> list[ImageRef]:

@@ -15,8 +15,8 @@ from kp_ray.prediction.fuse import fuse_predictions
 from kp_ray.prediction.inputs import resolve_weights
 from kp_ray.prediction.predictions import Predictions, read_predictions
 from kp_ray.prediction.records import CrossValidation, FoldScore, write_cross_validation
-from kp_ray.store.manifest import read_manifest
-from kp_ray.store.read import read_table
+from kp_ray.store.manifest import read_manifest, store_digest
+from kp_ray.store.read import list_rows, read_table
 
 NUM_SAMPLES = 500
 """Bootstrap samples of the scenes for the intervals of PCK and OKS-AP: of 4195 images they take about 2 s."""
@@ -46,9 +46,13 @@ def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFold:
 
     Raises:
         StorageError: a file does not exist, or is damaged.
-        RunStateError: a file has other keypoints or members than the run.
+        RunStateError: a file has other keypoints or members than the run, or no member holds out an image.
     """
-    parts = [_fuse_fold(group, skeleton) for group in group_members(config)]
+    store = config.path("store")
+    groups = [group for group in group_members(config) if list_rows(store, split="val", fold=group.fold)]
+    if not groups:
+        raise RunStateError(f"{store}: no member of this run holds out an image: see train.members and predict.members")
+    parts = [_fuse_fold(group, skeleton) for group in groups]
     return OutOfFold(
         images=tuple(image for part in parts for image in part.images),
         keypoints=np.concatenate([part.keypoints for part in parts]),
@@ -118,7 +122,11 @@ def score_folds(config: Config) -> CrossValidation:
         precisions = average_precision(similarities[chosen], predicted.scores[chosen], predicted.found[chosen])
         return pck(errors[chosen], longer_sides[chosen], 0.05) or 0.0, float(precisions.mean())
 
-    pck_interval, ap_interval = bootstrap_intervals(resample, scenes)
+    # A sample of scenes without labelled points would have no score.
+    labelled = np.flatnonzero(np.isfinite(errors).any(axis=1))
+    pck_interval, ap_interval = bootstrap_intervals(
+        lambda chosen: resample(labelled[chosen]), [scenes[row] for row in labelled]
+    )
     counts = np.bincount([row["fold"] for row in rows.values()], minlength=config.split.folds or 0).tolist()
     members = {group.fold: group.members for group in group_members(config)}
     by_fold = [
@@ -126,7 +134,11 @@ def score_folds(config: Config) -> CrossValidation:
         for fold, count in enumerate(counts)
     ]
     scores = CrossValidation(
-        **dict(evaluation), pck_interval=pck_interval, ap_interval=ap_interval, by_fold=tuple(by_fold)
+        **dict(evaluation),
+        pck_interval=pck_interval,
+        ap_interval=ap_interval,
+        by_fold=tuple(by_fold),
+        store=store_digest(config.path("store")),
     )
     write_cross_validation(config.path("crossval.json"), scores)
     return scores

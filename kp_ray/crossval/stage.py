@@ -66,7 +66,7 @@ class CrossvalForecast:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plain values for `--json`."""
-        return {"folds": self.folds, "images": self.images}
+        return {"folds": self.folds, "images": self.images, "members": self.members}
 
 
 class CrossvalStage:
@@ -81,7 +81,7 @@ class CrossvalStage:
         return config.split.folds is not None
 
     def check(self, config: Config) -> None:
-        """Refuse a config without folds, and `predict.tta` that mirrors images against the skeleton.
+        """Refuse a config without folds or without own members, and `predict.tta` that mirrors against the skeleton.
 
         Raises:
             ConfigError: as described.
@@ -90,6 +90,11 @@ class CrossvalStage:
             raise ConfigError(
                 "split.folds: is not set, so that the members share their training scenes: set the number of folds, "
                 "e.g. --set split.folds=5, and augment and train again"
+            )
+        if not group_members(config):
+            raise ConfigError(
+                "predict.members: lists no member of this run, and the folds of others are unknown: list one, or set "
+                "split.folds=null"
             )
         check_flips(config, run_skeleton(config), "predict")
 

@@ -4,10 +4,13 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kp_ray.config.schema import Config
 from kp_ray.errors import StorageError
 from kp_ray.metrics import Evaluation, Interval
 from kp_ray.prediction.predictions import PersonChoices
 from kp_ray.storage import exists, read_json, write_json
+from kp_ray.store.layout import has_store
+from kp_ray.store.manifest import store_digest
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -159,11 +162,13 @@ class CrossValidation(Evaluation):
         pck_interval, ap_interval: 95 % confidence intervals (low, high) of PCK@0.05 and of OKS-AP over the scenes; None
             for a single scene.
         by_fold: metrics of each fold, from fold 0.
+        store: digest of the store, see `store_digest`.
     """
 
     pck_interval: Interval | None
     ap_interval: Interval | None
     by_fold: tuple[FoldScore, ...]
+    store: str
 
     @property
     def num_not_scored(self) -> int:
@@ -216,13 +221,21 @@ def write_evaluation(path: str, evaluation: RunEvaluation) -> None:
     write_json(path, evaluation.to_json())
 
 
-def read_cross_validation(path: str) -> CrossValidation | None:
-    """Read `crossval.json`; None if there is none.
+def read_cross_validation(config: Config) -> CrossValidation | None:
+    """Read a run's `crossval.json`; None if there is none, or if the store or a member's fold has changed since.
 
     Raises:
         StorageError: the file is damaged.
     """
-    return _read(path, CrossValidation, "run crossval again") if exists(path) else None
+    path, store = config.path("crossval.json"), config.path("store")
+    if config.split.folds is None or not exists(path) or not has_store(store):
+        return None
+    scores = _read(path, CrossValidation, "run crossval again")
+    folds = {member.name: config.held_out_fold(member.name) for member in config.train.members}
+    are_members_same = all(
+        folds.get(name) == number for number, fold in enumerate(scores.by_fold) for name in fold.members
+    )
+    return scores if are_members_same and scores.store == store_digest(store) else None
 
 
 def write_cross_validation(path: str, scores: CrossValidation) -> None:

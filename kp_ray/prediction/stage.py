@@ -291,7 +291,7 @@ class EvaluateStage:
         """
         if self.submission is not None:
             return EvaluateSummary(evaluate_submission(config, self.submission))
-        return EvaluateSummary(evaluate_run(config), read_cross_validation(config.path("crossval.json")))
+        return EvaluateSummary(evaluate_run(config), read_cross_validation(config))
 
     def forecast(self, config: Config) -> EvaluateForecast:
         """Describe what `run` would do."""

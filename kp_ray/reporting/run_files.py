@@ -95,7 +95,7 @@ def read_run_files(config: Config) -> RunFiles:
         truth=read_truth(config, skeleton),
         details=read_details(details_path) if exists(details_path) else None,
         evaluation=read_evaluation(evaluation_path) if exists(evaluation_path) else None,
-        crossval=read_cross_validation(config.path("crossval.json")),
+        crossval=read_cross_validation(config),
         suspects=tuple(read_suspects(suspects_path)) if exists(suspects_path) else (),
     )
 

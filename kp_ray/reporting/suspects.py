@@ -1,5 +1,6 @@
 """Section "Suspects": the labels that are probably wrong, beside their out-of-fold predictions."""
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import numpy as np
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_labels
+from kp_ray.errors import KpRayError
 from kp_ray.keypoints import FloatArray
 from kp_ray.reporting.formatting import format_number
 from kp_ray.reporting.overlays import overlay_uri
@@ -16,7 +18,7 @@ from kp_ray.reporting.run_files import RunFiles
 from kp_ray.storage import exists
 from kp_ray.suspects.evidence import SUSPICIOUS
 from kp_ray.suspects.files import SuspectRow
-from kp_ray.suspects.stage import explain_missing_predictions, read_predicted
+from kp_ray.suspects.stage import read_predicted
 
 MAX_SUSPECTS = 12
 """Maximum number of suspects that are drawn, each with its label and its prediction."""
@@ -52,8 +54,9 @@ def _draw_tiles(config: Config, rows: tuple[SuspectRow, ...]) -> list[Tile]:
         return []
     labels = load_labels(config)
     predicted: dict[str, FloatArray] = {}
-    if not explain_missing_predictions(config):
-        predicted, _ = read_predicted(config, labels.skeleton)
+    if config.split.folds is not None:
+        with contextlib.suppress(KpRayError):  # no predictions yet, or those of other members
+            predicted, _ = read_predicted(config, labels.skeleton)
     tiles = []
     for row in rows:
         if row.image not in labels.images:  # a correction dropped it

@@ -21,6 +21,8 @@ _POINT_SIGMAS = 2.5
 """Robust standard deviations above which a point is named, if it is not the whole person."""
 _EXPLAINED = 1.0
 """Fall of the mean over the points, in robust standard deviations, from which a mistake explains the distance."""
+_MIN_POINTS = 4
+"""Labelled points from which a shift or the pose of another image can explain a distance."""
 _MAX_CANDIDATES = 400
 """Images whose predictions are compared with the labels of one image; it bounds the time."""
 
@@ -111,6 +113,8 @@ def _explain(
     }
     # One of hundreds of other images fits a little better by chance.
     means["other_image"] += _EXPLAINED / 2
+    if np.isfinite(sigmas).sum() < _MIN_POINTS:  # a few points fit anywhere
+        del means["shifted"], means["other_image"]
     kind = min(means, key=lambda name: means[name])
     gain = own - means[kind]
     far = sigmas > _POINT_SIGMAS

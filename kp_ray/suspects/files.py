@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kp_ray.data.corrections import COMMENT
+from kp_ray.data.csv_format import read_csv_rows
+from kp_ray.data.csv_rows import check_num_cells
 from kp_ray.errors import StorageError, one_line
-from kp_ray.storage import exists, read_bytes, read_text, write_bytes
-from kp_ray.suspects.rank import CorrectionRow, Suspect
+from kp_ray.storage import exists, read_bytes, write_bytes
+from kp_ray.suspects.rank import Suspect
 
 SUSPECTS_FILE, CORRECTIONS_FILE = "suspects.csv", "corrections.csv"
 """Names of the files in the run folder."""
@@ -67,18 +69,25 @@ def read_suspects(path: str) -> list[SuspectRow]:
         raise StorageError(f"{path}: damaged ({one_line(failure)}): run suspects again") from failure
 
 
-def write_corrections(path: str, suspects: Sequence[Suspect]) -> int:
+def write_corrections(path: str, suspects: Sequence[Suspect], applied: str | None = None) -> int:
     """Write a corrections file in which every proposed row is a comment, so that it changes nothing until it is edited.
 
-    Rows of an existing file that are not comments stay at the top.
+    Rows that are not comments stay at the top: those of the corrections that are applied now, then those of the file.
+
+    Args:
+        path: the file; it may exist.
+        suspects: the ranked images.
+        applied: path of `data.corrections`; None: no corrections are applied.
 
     Returns:
         The number of images with a proposed correction.
 
     Raises:
-        StorageError: the file cannot be read or written.
+        DataError: an existing file is not a CSV of corrections.
+        StorageError: a file cannot be read or written.
     """
-    lines = [_HEADER, *_active_rows(path)]
+    rows = dict.fromkeys(row for name in (applied, path) if name is not None for row in _active_rows(name))
+    lines = [_HEADER, *rows]
     proposed = [suspect for suspect in suspects if suspect.corrections]
     lines += [
         f"{COMMENT} Each row below is a proposal. Look at the image; to apply a row, remove the leading '{COMMENT} ',",
@@ -95,18 +104,21 @@ def write_corrections(path: str, suspects: Sequence[Suspect]) -> int:
 
 
 def _active_rows(path: str) -> Iterator[str]:
-    """Iterate over the rows of an existing corrections file that are neither its header nor comments."""
-    text = (read_text(path) or "") if exists(path) else ""
-    for number, line in enumerate(text.splitlines()):
-        if number and line.strip() and not line.lstrip().startswith(COMMENT):
-            yield line
+    """Iterate over the rows of a corrections file that are not comments, with the columns of `_HEADER`."""
+    if not exists(path):
+        return
+    header, rows = read_csv_rows(path, COMMENT)
+    for line, cells in rows:
+        check_num_cells(cells, header, f"{path}: row {line}")
+        values = dict(zip(header, cells, strict=True))
+        yield _format_row([values.get(column, "") for column in _HEADER.split(",")])
 
 
-def _format_row(row: CorrectionRow) -> str:
+def _format_row(row: Sequence[str | float | None]) -> str:
     """Format a row as CSV. The name of an image that begins as a comment does is quoted."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(["" if cell is None else cell for cell in row])
     content = text.getvalue()
-    if row[0].startswith(COMMENT) and not content.startswith('"'):
-        content = f'"{row[0]}"{content.removeprefix(row[0])}'
+    if str(row[0]).startswith(COMMENT) and not content.startswith('"'):
+        content = f'"{row[0]}"{content.removeprefix(str(row[0]))}'
     return content

@@ -85,7 +85,8 @@ def rank_suspects(
         judgements[suspect.row] = _add_motion(labels, judgements.get(suspect.row), suspect)
     for row, points in enumerate(labels.keypoints):
         if is_crossed(labels.skeleton, points[:, :2]):
-            crossed = Judgement(_CROSSED_SCORE, "left_right", (), "shoulders and hips point in opposite directions")
+            # Which points are wrong is unknown: this adds to the score, and proposes no correction.
+            crossed = Judgement(_CROSSED_SCORE, "", (), "shoulders and hips point in opposite directions")
             judgements[row] = _join(judgements.get(row), crossed)
     _add_repetitions(labels, judgements)
     suspects = [_describe(labels, row, judgement) for row, judgement in sorted(judgements.items())]
@@ -127,7 +128,11 @@ def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> N
             judgements[row] = _join(judgements.get(row), repeated)
         # A person must look at all of these images, one after the other.
         reason = f"{_IS_REPEATED} {labels.images[wrong[0]]}, which they fit less"
-        judgements[right] = Judgement(right_score, "repeated", (), reason)
+        known = judgements.get(right)
+        if known is not None and known.kind and known.score >= SUSPICIOUS:
+            judgements[right] = replace(known, score=right_score, reason=f"{known.reason}; {reason}")
+        else:
+            judgements[right] = Judgement(right_score, "repeated", (), reason)
 
 
 def _rows_by_scene(labels: Annotations) -> dict[str, dict[str, dict[int, int]]]:
@@ -190,14 +195,20 @@ def _join(known: Judgement | None, added: Judgement) -> Judgement:
     score = added.score + max(known.score if known else 0.0, 0.0)
     if known is None or not known.kind:
         return replace(added, score=score)
-    keeps_known = (added.kind in _VAGUE and known.kind not in _VAGUE) or added.kind == known.kind
+    reason = f"{known.reason}; {added.reason}"
+    if added.kind == known.kind:
+        # No points mean all points.
+        points = tuple(sorted({*known.points, *added.points})) if known.points and added.points else ()
+        return replace(known, score=score, reason=reason, points=points)
+    keeps_known = not added.kind or (added.kind in _VAGUE and known.kind not in _VAGUE)
     kept = known if keeps_known or (added.kind in _VAGUE and known.score >= added.score) else added
-    return replace(kept, score=score, reason=f"{known.reason}; {added.reason}")
+    return replace(kept, score=score, reason=reason)
 
 
 def _describe(labels: Annotations, row: int, judgement: Judgement) -> Suspect:
     names = tuple(labels.skeleton.names[k] for k in judgement.points)
-    is_proposed = judgement.score >= SUSPICIOUS and not judgement.reason.startswith(_IS_REPEATED)
+    is_suspicious = bool(judgement.kind) and judgement.score >= SUSPICIOUS
+    is_proposed = is_suspicious and not judgement.reason.startswith(_IS_REPEATED)
     corrections = tuple(_propose(labels, row, judgement)) if is_proposed else ()
     return Suspect(labels.images[row], judgement.score, judgement.kind, names, judgement.reason, corrections)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kp_ray.config.schema import Config
+from kp_ray.crossval.groups import group_members
 from kp_ray.crossval.score import read_out_of_fold
 from kp_ray.crossval.stage import CrossvalStage
 from kp_ray.data.load import load_labels
@@ -122,7 +123,7 @@ class SuspectsStage:
         suspects = rank_suspects(labels, predicted, disagreement)
         path, corrections = config.path(SUSPECTS_FILE), config.path(CORRECTIONS_FILE)
         write_suspects(path, suspects)
-        num_proposed = write_corrections(corrections, suspects)
+        num_proposed = write_corrections(corrections, suspects, config.data.corrections)
         num_predicted = len(set(predicted).intersection(labels.images))
         return SuspectsSummary(len(labels), num_predicted, tuple(suspects), num_proposed, reason, path, corrections)
 
@@ -145,7 +146,10 @@ def explain_missing_predictions(config: Config) -> str:
         return "data.images is not set: set it to use predictions as well"
     from kp_ray.models.weights import is_trained  # imports torch
 
-    untrained = [member.name for member in config.train.members if not is_trained(config.member_dir(member.name))]
+    members = [name for group in group_members(config) for name in group.members]
+    if not members:
+        return "predict.members lists no member of this run: list one to use predictions as well"
+    untrained = [name for name in members if not is_trained(config.member_dir(name))]
     if untrained:
         return f"member {untrained[0]} is not trained: run train to use predictions as well"
     return ""
@@ -155,8 +159,9 @@ def read_predicted(config: Config, skeleton: Skeleton) -> tuple[dict[str, FloatA
     """Read the out-of-fold predictions by image.
 
     Returns:
-        Points (K, 2) in pixels, and disagreements (K,): the members' spread in units of a person, or with one member
-        per fold 1 - its score of the keypoint. Images in which nobody was found are left out.
+        Points (K, 2) in pixels, and disagreements (K,) in 0-1: the rank of the members' spread in units of a person
+        among all spreads, or, of a point that a single member found, the rank of 1 - its score among such points.
+        Images in which nobody was found are left out.
 
     Raises:
         StorageError, RunStateError: as `read_out_of_fold`.
@@ -164,8 +169,12 @@ def read_predicted(config: Config, skeleton: Skeleton) -> tuple[dict[str, FloatA
     known = read_out_of_fold(config, skeleton)
     xy = known.keypoints[..., :2]
     sizes = np.sqrt(np.maximum(np.prod(np.ptp(xy, axis=1), axis=1), 1.0))[:, None]
-    has_spread = np.isfinite(known.spreads).any()
-    disagreements = known.spreads / sizes if has_spread else 1 - known.keypoints[..., 2]
+    # The spread of several members and the score of one are not on one scale, but their ranks are.
+    has_spread = np.isfinite(known.spreads)
+    disagreements = np.empty(known.spreads.shape)
+    for chosen, values in ((has_spread, known.spreads / sizes), (~has_spread, 1 - known.keypoints[..., 2])):
+        ranks = np.argsort(np.argsort(np.nan_to_num(values[chosen], nan=1.0), kind="stable"))
+        disagreements[chosen] = ranks / max(1, ranks.size)
     rows = [row for row in range(len(known.images)) if known.scores[row] > 0]
     points = {known.images[row]: xy[row] for row in rows}
-    return points, {known.images[row]: np.nan_to_num(disagreements[row], nan=1.0) for row in rows}
+    return points, {known.images[row]: disagreements[row] for row in rows}

@@ -1,7 +1,7 @@
 """Record the settings that decide a member's weights, and refuse to continue the member with different settings."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kp_ray.config.schema import Config
@@ -98,8 +98,12 @@ def check_settings(config: Config, *, from_search: bool = False) -> None:
         )
 
 
-def check_lineage(config: Config) -> None:
-    """Refuse members that began with another store or another held-out fold than those of the config.
+def check_lineage(config: Config, members: Sequence[str]) -> None:
+    """Refuse trained members that began with another store or another held-out fold than those of the config.
+
+    Args:
+        config: the run's config.
+        members: names of the members.
 
     Raises:
         RunStateError: a member did; its scores on the fold would be those of images that it was trained on.
@@ -108,11 +112,11 @@ def check_lineage(config: Config) -> None:
     """
     check_num_folds(config, read_manifest(config.path("store")))
     digest = store_digest(config.path("store"))
-    for member in config.train.members:
-        folder = config.member_dir(member.name)
+    for name in members:
+        folder = config.member_dir(name)
         fix = "delete this folder and train the member again"
         recorded = read_json(join(folder, SETTINGS_NAME), fix)
-        current = {"member.fold": config.held_out_fold(member.name), "the store": digest}
+        current = {"member.fold": config.held_out_fold(name), "the store": digest}
         refuse_difference(recorded, current, folder, f"restore the setting or the labels, or {fix}")
 
 

@@ -8,15 +8,20 @@ import pytest
 
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
+from kp_ray.crossval import run as crossval_run
+from kp_ray.crossval.groups import group_members
 from kp_ray.crossval.run import are_folds_predicted, make_tasks, predict_folds
 from kp_ray.crossval.score import score_folds
-from kp_ray.errors import RunStateError, StoreError
+from kp_ray.crossval.stage import CrossvalStage
+from kp_ray.errors import ConfigError, ModelError, RunStateError, StoreError
 from kp_ray.prediction.decode import decode_batch, refs_table
 from kp_ray.prediction.predictions import read_predictions
 from kp_ray.prediction.predictor import Predictor
+from kp_ray.prediction.records import read_cross_validation
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.stage import no_progress
 from kp_ray.store.read import read_table
+from kp_ray.suspects.stage import explain_missing_predictions
 
 
 def predict_here(task: PredictionTask, num_images: int | None = None) -> None:
@@ -54,6 +59,12 @@ def test_each_image_is_predicted_and_scored_by_the_member_that_never_saw_its_sce
     assert json.loads(Path(folded.path("crossval.json")).read_text())["rmse"] == scores.rmse
     assert len(scores.lines()) == 1
 
+    assert read_cross_validation(folded) == scores
+    others = [{"name": "c", "seed": 1}, {"name": "b", "seed": 2}]
+    assert read_cross_validation(build_config({**folded.to_dict(), "train": {"members": others}})) is None
+    hold_out = build_config({**folded.to_dict(), "split": {}})
+    assert read_cross_validation(hold_out) is None, "no scores of former folds"
+
     only_a = build_config({**folded.to_dict(), "predict": {**folded.to_dict()["predict"], "members": ["a"]}})
     scores = score_folds(only_a)
     assert scores.num_not_scored == (labels.fold == 1).sum()
@@ -73,3 +84,26 @@ def test_members_of_another_store_or_fold_are_refused(folded: Config, tmp_path: 
         make_tasks(build_config(values))
     with pytest.raises(StoreError, match=r"split\.folds: the store has 2 folds \(got 3\)"):
         make_tasks(build_config({**values, "split": {**values["split"], "folds": 3}}))
+
+
+def test_a_fold_without_images_and_a_member_without_weight_do_not_stop_the_others(folded: Config) -> None:
+    values = folded.to_dict()
+    weights = {**values["predict"], "weights": {"a": 0.0, "b": {"nose": 2.0}}}
+    groups = group_members(build_config({**values, "predict": weights}))
+    assert [group.config.predict.weights for group in groups] == ["equal", {"b": {"nose": 2.0}}]
+
+    with pytest.MonkeyPatch.context() as patch:
+        list_images = crossval_run.list_fold_images
+        patch.setattr(crossval_run, "list_fold_images", lambda config, fold: list_images(config, fold) if fold else [])
+        assert [group.fold for group, _ in make_tasks(folded)] == [1]
+        patch.setattr(crossval_run, "list_fold_images", lambda config, fold: [])
+        with pytest.raises(ModelError, match="holds out images"):
+            make_tasks(folded)
+
+
+def test_members_of_other_runs_alone_are_refused_before_a_run(folded: Config) -> None:
+    values = folded.to_dict()
+    config = build_config({**values, "predict": {**values["predict"], "members": ["elsewhere/members/x"]}})
+    with pytest.raises(ConfigError, match=r"predict\.members: lists no member of this run"):
+        CrossvalStage().check(config)
+    assert "predict.members" in explain_missing_predictions(config)

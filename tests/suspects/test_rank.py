@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kp_ray.checks.labels import is_crossed
 from kp_ray.data.annotations import Annotations, parse_name
 from kp_ray.keypoints import DACON24, FloatArray
-from kp_ray.suspects.evidence import SUSPICIOUS
-from kp_ray.suspects.rank import Suspect, rank_suspects
+from kp_ray.suspects.evidence import SUSPICIOUS, Judgement
+from kp_ray.suspects.rank import Suspect, _join, rank_suspects
 
 NUM = 60
 FLIP = list(DACON24.flip_indices)
@@ -67,6 +68,40 @@ def test_each_kind_of_mistake_is_found_and_its_correction_restores_the_labels(
     assert other.corrections == ((images[2], "drop", "", None, None),)
     assert point.points == (DACON24.names[0],)
     assert point.corrections == ((images[3], "point", DACON24.names[0], None, None),)
+
+
+def test_crossed_sides_add_to_the_score_and_change_neither_kind_nor_correction(
+    labels: Annotations, predicted: dict[str, FloatArray]
+) -> None:
+    moved = labels.keypoints[4, :, :2].copy()
+    moved[0] += (0, 120)
+    plain = rank(labels, predicted, image4=moved)[0]
+    hips = [DACON24.names.index(name) for name in ("left_hip", "right_hip")]
+    shoulders = [DACON24.names.index(name) for name in ("left_shoulder", "right_shoulder")]
+    twisted = labels.keypoints.copy()
+    twisted[4, hips, :2] = moved[shoulders][::-1] + np.array([0, 80])
+    crossed = {**predicted, labels.images[4]: twisted[4, :, :2].copy()}
+    moved[hips] = twisted[4, hips, :2]
+    assert is_crossed(DACON24, moved)
+    suspect = rank(labels, crossed, image4=moved)[0]
+    assert (suspect.image, suspect.kind) == (labels.images[4], plain.kind)
+    assert suspect.corrections == plain.corrections
+    assert "point in opposite directions" in suspect.reason
+
+
+def test_an_image_with_few_labelled_points_is_neither_shifted_nor_another_image(
+    labels: Annotations, predicted: dict[str, FloatArray]
+) -> None:
+    xy = np.full((24, 2), np.nan)
+    xy[0] = labels.keypoints[5, 0, :2] + (200, 0)
+    suspect = next(one for one in rank(labels, predicted, image5=xy) if one.image == labels.images[5])
+    assert suspect.kind == "points"
+
+
+def test_findings_of_one_kind_join_their_points() -> None:
+    joined = _join(Judgement(4.0, "points", (0,), "nose"), Judgement(5.0, "points", (9,), "wrist"))
+    assert (joined.score, joined.kind, joined.points, joined.reason) == (9.0, "points", (0, 9), "nose; wrist")
+    assert _join(Judgement(4.0, "left_right", (), "all"), Judgement(1.0, "left_right", (3,), "one")).points == ()
 
 
 def test_an_error_that_is_usual_for_its_keypoint_is_not_suspicious(

@@ -73,6 +73,20 @@ def test_proposals_change_nothing_until_their_comment_is_removed_and_edits_are_k
     assert path.read_text().splitlines()[:2] == ["image,action,keypoint,x,y", "walk_A-0000003.jpg,drop,,,"]
 
 
+def test_rows_of_an_edited_file_and_of_the_applied_corrections_are_kept_by_column_name(tmp_path: Path) -> None:
+    path, applied = tmp_path / "corrections.csv", tmp_path / "applied.csv"
+    path.write_text("# mine\nimage,action\na.jpg,drop\n# b.jpg,drop\n")
+    applied.write_text("image,x,y,keypoint,action\nc.jpg,1.5,2,nose,point\na.jpg,,,,drop\n")
+    for _ in range(2):
+        write_corrections(str(path), [], str(applied))
+        assert path.read_text().splitlines()[:4] == [
+            "image,action,keypoint,x,y",
+            "c.jpg,point,nose,1.5,2",
+            "a.jpg,drop,,,",
+            "# Each row below is a proposal. Look at the image; to apply a row, remove the leading '# ',",
+        ]
+
+
 def test_a_proposal_for_an_image_whose_name_begins_with_a_hash_can_be_applied(tmp_path: Path) -> None:
     path = tmp_path / "corrections.csv"
     suspect = Suspect("#1.jpg", 5.0, "far", (), 'a "reason", with\ncommas', (("#1.jpg", "drop", "", None, None),))
