@@ -66,7 +66,7 @@ def test_its_predictions_get_the_same_scores(former: Config) -> None:
     recorded = json.loads(Path(former.path("evaluation.json")).read_text())
     scores = kp_ray.evaluate(former).to_json()
     assert scores["rmse"] == recorded["rmse"]
-    assert scores["members"]["a"]["pck"] == recorded["members"]["a"]["pck"]
+    assert recorded["members"]["a"]["pck"].items() <= scores["members"]["a"]["pck"].items()
 
 
 def test_a_changed_setting_of_its_member_is_named(former: Config) -> None:

@@ -62,7 +62,7 @@ def test_two_workers_evaluate_the_saved_model_on_all_validation_rows(trained: Tr
     model, cfg = load_member(config.member_dir("a"), "cpu")
     rows = list(iter_rows(config.path("store"), split="val"))
     assert metrics["num_images"] == len(rows) > 2
-    detections = [detect_people(model, cfg, DACON24, [row])[0] for row in rows]
+    detections = [detect_people(model, cfg, DACON24, [row], config.predict.decode)[0] for row in rows]
     nobody = np.full((len(DACON24), 3), np.nan)
     filled, _ = fill_missing(
         np.stack([found[0].keypoints if found else nobody for found in detections]),
