@@ -84,7 +84,11 @@ async def _serve(port: int, target: int, latency_s: float) -> None:
         writer.close()
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        target_reader, target_writer = await asyncio.open_connection("127.0.0.1", target)
+        try:
+            target_reader, target_writer = await asyncio.open_connection("127.0.0.1", target)
+        except ConnectionRefusedError:  # the server has not started yet
+            writer.close()
+            return
         await asyncio.gather(copy(reader, target_writer, latency_s), copy(target_reader, writer, 0))
 
     async with await asyncio.start_server(connect, "127.0.0.1", port) as server:
