@@ -64,12 +64,11 @@ def make_tasks(config: Config) -> list[tuple[FoldGroup, PredictionTask]]:
         KpRayError: see `predict_folds`.
     """
     check_num_folds(config, read_manifest(config.path("store")))
-    images = {group.fold: list_fold_images(config, group.fold) for group in group_members(config)}
-    groups = [group for group in group_members(config) if images[group.fold]]
-    if not groups:
+    images_by_group = [(group, list_fold_images(config, group.fold)) for group in group_members(config)]
+    tasks = [(group, PredictionTask(group.config, images)) for group, images in images_by_group if images]
+    if not tasks:
         raise ModelError("predict.members: lists no member of this run that holds out images: list one")
-    tasks = [(group, PredictionTask(group.config, images[group.fold])) for group in groups]
-    check_lineage(config, [name for group in groups for name in group.members])
+    check_lineage(config, [name for group, _ in tasks for name in group.members])
     return tasks
 
 

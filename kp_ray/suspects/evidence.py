@@ -102,9 +102,9 @@ def _explain(
     flip = list(labels.skeleton.flip_indices)
     difference = usual.predicted[row] - xy[row]
     shift = np.nanmedian(difference, axis=0)
-    swapped, shifted = usual.sigmas_of(row, np.stack([xy[row][flip], xy[row] + shift]))
+    swapped, shifted = usual.sigmas(np.stack([xy[row][flip], xy[row] + shift]), row)
     others = [index for index in _candidates(labels, row, clip) if index != row]
-    elsewhere = np.nanmean(usual.sigmas_elsewhere(xy[row], others), axis=1) if others else np.array([np.inf])
+    elsewhere = np.nanmean(usual.sigmas(xy[row], others), axis=1) if others else np.array([np.inf])
     best = int(np.argmin(elsewhere))
     means: dict[Kind, float] = {
         "left_right": float(np.nanmean(swapped)),

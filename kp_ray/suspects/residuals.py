@@ -14,6 +14,8 @@ NUM_BINS = 5
 """Bins of body size, and of agreement, within which errors are compared."""
 MIN_PER_BIN = 20
 """Images per bin at least; fewer images give fewer bins."""
+Rows = slice | int | list[int]
+ALL_ROWS = slice(None)
 _FLOOR = 1e-3
 """Smallest error in body sizes, below which labels are equal: half a pixel of a person of 500 px."""
 
@@ -42,7 +44,7 @@ class UsualErrors:
         self, labels: FloatArray, predicted: FloatArray, disagreement: FloatArray, clips: Sequence[Hashable]
     ) -> None:
         self.predicted, self.sizes = predicted, body_sizes(predicted)
-        logs = self._log_errors(labels, slice(None))
+        logs = self._log_errors(labels)
         self.expected = np.broadcast_to(np.nan_to_num(_median(logs)), logs.shape).copy()
         for values in (np.broadcast_to(self.sizes[:, None], logs.shape), disagreement):
             self.expected += _medians_by_bin(logs - self.expected, values)
@@ -51,23 +53,22 @@ class UsualErrors:
         rest = logs - self.expected
         self.scale = np.maximum(np.nan_to_num(_quantile(rest, 0.9), nan=1.0), 0.1) / 1.2816
 
-    def _log_errors(self, labels: FloatArray, rows: slice | FloatArray | int) -> FloatArray:
+    def _log_errors(self, labels: FloatArray, rows: Rows = ALL_ROWS) -> FloatArray:
         distance = np.linalg.norm(labels - self.predicted[rows], axis=-1)
         return np.asarray(np.log(np.maximum(distance / self.sizes[rows, None], _FLOOR)))
 
-    def sigmas(self, labels: FloatArray) -> FloatArray:
-        """Return (N, K) how far the errors of labels (N, K, 2) are above the usual, in robust standard deviations."""
-        return np.asarray((self._log_errors(labels, slice(None)) - self.expected) / self.scale)
+    def sigmas(self, labels: FloatArray, rows: Rows = ALL_ROWS) -> FloatArray:
+        """Return how far the errors of labels are above the usual, in robust standard deviations.
 
-    def sigmas_of(self, row: int, labels: FloatArray) -> FloatArray:
-        """Return the same for candidates of one image: labels (C, K, 2) compared with the prediction of `row`."""
-        distance = np.linalg.norm(labels - self.predicted[row], axis=-1) / self.sizes[row]
-        return np.asarray((np.log(np.maximum(distance, _FLOOR)) - self.expected[row]) / self.scale)
+        Args:
+            labels: (N, K, 2) labels of all images; (C, K, 2) candidates for the image of one row; or (K, 2) one image's
+                labels, which are compared with the predictions of several rows.
+            rows: the row, or the R rows, of the predictions.
 
-    def sigmas_elsewhere(self, labels: FloatArray, rows: list[int]) -> FloatArray:
-        """Return (R, K) the same for one image's labels (K, 2) compared with the predictions of other images."""
-        distance = np.linalg.norm(labels - self.predicted[rows], axis=-1) / self.sizes[rows, None]
-        return np.asarray((np.log(np.maximum(distance, _FLOOR)) - self.expected[rows]) / self.scale)
+        Returns:
+            (N, K), (C, K) or (R, K).
+        """
+        return np.asarray((self._log_errors(labels, rows) - self.expected[rows]) / self.scale)
 
 
 def standardize(values: FloatArray) -> FloatArray:

@@ -17,6 +17,7 @@ from kp_ray.stage import Progress, Summary, check_inputs
 from kp_ray.suspects.evidence import SUSPICIOUS
 from kp_ray.suspects.files import CORRECTIONS_FILE, SUSPECTS_FILE, write_corrections, write_suspects
 from kp_ray.suspects.rank import Suspect, rank_suspects
+from kp_ray.suspects.residuals import body_sizes
 
 
 @dataclass(frozen=True)
@@ -168,11 +169,13 @@ def read_predicted(config: Config, skeleton: Skeleton) -> tuple[dict[str, FloatA
     """
     known = read_out_of_fold(config, skeleton)
     xy = known.keypoints[..., :2]
-    sizes = np.sqrt(np.maximum(np.prod(np.ptp(xy, axis=1), axis=1), 1.0))[:, None]
     # The spread of several members and the score of one are not on one scale, but their ranks are.
     has_spread = np.isfinite(known.spreads)
     disagreements = np.empty(known.spreads.shape)
-    for chosen, values in ((has_spread, known.spreads / sizes), (~has_spread, 1 - known.keypoints[..., 2])):
+    for chosen, values in (
+        (has_spread, known.spreads / body_sizes(xy)[:, None]),
+        (~has_spread, 1 - known.keypoints[..., 2]),
+    ):
         ranks = np.argsort(np.argsort(np.nan_to_num(values[chosen], nan=1.0), kind="stable"))
         disagreements[chosen] = ranks / max(1, ranks.size)
     rows = [row for row in range(len(known.images)) if known.scores[row] > 0]

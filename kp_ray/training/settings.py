@@ -10,9 +10,8 @@ from kp_ray.errors import ConfigError, ModelError
 from kp_ray.fingerprint import encode_fields, refuse_difference
 from kp_ray.models.presets import build_cfg, check_network
 from kp_ray.storage import exists, is_local, join, read_json, write_bytes
-from kp_ray.store.folds import check_num_folds
 from kp_ray.store.layout import has_store
-from kp_ray.store.manifest import read_manifest, store_digest
+from kp_ray.store.manifest import store_digest
 from kp_ray.store.read import select_parts
 from kp_ray.store.skeleton import run_skeleton
 from kp_ray.training.search_result import SETTINGS_NAME
@@ -102,15 +101,14 @@ def check_lineage(config: Config, members: Sequence[str]) -> None:
     """Refuse trained members that began with another store or another held-out fold than those of the config.
 
     Args:
-        config: the run's config.
+        config: the run's config, whose store has its folds (`check_num_folds`).
         members: names of the members.
 
     Raises:
         RunStateError: a member did; its scores on the fold would be those of images that it was trained on.
         StorageError: recorded settings are missing or damaged.
-        StoreError: there is no finished store, or its number of folds is not the config's.
+        StoreError: there is no finished store.
     """
-    check_num_folds(config, read_manifest(config.path("store")))
     digest = store_digest(config.path("store"))
     for name in members:
         folder = config.member_dir(name)

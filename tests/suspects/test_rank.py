@@ -94,7 +94,7 @@ def test_an_image_with_few_labelled_points_is_neither_shifted_nor_another_image(
 ) -> None:
     xy = np.full((24, 2), np.nan)
     xy[0] = labels.keypoints[5, 0, :2] + (200, 0)
-    suspect = next(one for one in rank(labels, predicted, image5=xy) if one.image == labels.images[5])
+    suspect = next(found for found in rank(labels, predicted, image5=xy) if found.image == labels.images[5])
     assert suspect.kind == "points"
 
 
