@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # clusters of tests are short-lived and listen on loopback only
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default of 2 s delays the end of short runs
@@ -23,6 +24,18 @@ settings.register_profile("siege", max_examples=12_000)  # used by `make test-fa
 
 LONGEST_FIRST = ("test_api.py", "test_jobs.py", "faults", "training", "tuning", "prediction", "test_pipeline.py")
 """Files and folders in `tests/` whose tests take minutes, the slowest first."""
+
+
+class FolderScheduling(LoadFileScheduling):
+    """Runs a file's tests in one test process, and all of a folder whose files share a trained member."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/training" if nodeid.startswith("tests/training/") else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FolderScheduling | None:
+    """Schedule by `FolderScheduling` where pytest-xdist would schedule by file."""
+    return FolderScheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
