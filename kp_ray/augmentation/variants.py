@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kp_ray.augmentation.recipes import Recipe
 from kp_ray.augmentation.sampling import sample_parameters, variant_seed
 from kp_ray.augmentation.user_pipeline import run_user_pipeline
-from kp_ray.augmentation.warp import PaddedSource, relight
+from kp_ray.augmentation.warp import PaddedSource, change_brightness_contrast
 from kp_ray.errors import DataError
 from kp_ray.images import Image, decode, encode
 from kp_ray.keypoints import FloatArray, apply_affine, is_inside_image, labelled_box
@@ -41,7 +41,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class VariantSettings:
-    """Settings that all variants of a store share.
+    """The settings that are the same for all variants of a store.
 
     Attributes:
         seed: `seed` of the config.
@@ -122,7 +122,7 @@ def augment_source(
         applied to the source. A recipe makes all of its copies or none. A variant does not depend on the other recipes.
 
     Raises:
-        DataError: the image cannot be used; the message gives the reason.
+        DataError: the image cannot be decoded; the message gives the reason.
     """
     image = _SourceImage(content)
     variants: list[Variant] = []
@@ -167,8 +167,10 @@ def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int
             encoded = image.content
     height, width = pixels.shape[:2]
     # Round before testing which points are inside, so that visibility agrees with the stored coordinates.
-    stored = keypoints.astype(np.float32)
-    stored[~is_inside_image(stored[:, :2].astype(np.float64), width, height), 2] = 0
+    stored_keypoints = keypoints.astype(np.float32)
+    is_inside = is_inside_image(stored_keypoints[:, :2].astype(np.float64), width, height)
+    stored_keypoints[~is_inside, 2] = 0
+    box = labelled_box(stored_keypoints.astype(np.float64), width, height, settings.box_margin_px)
     return Variant(
         source=source,
         recipe=recipe.name,
@@ -178,9 +180,9 @@ def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int
         height=height,
         image=encode(pixels, settings.jpeg_quality) if encoded is None else encoded,
         affine=affine,
-        keypoints=stored,
-        bbox_xyxy=labelled_box(stored.astype(np.float64), width, height, settings.box_margin_px).astype(np.float32),
-        num_visible=int((stored[:, 2] > 0).sum()),
+        keypoints=stored_keypoints,
+        bbox_xyxy=box.astype(np.float32),
+        num_visible=int((stored_keypoints[:, 2] > 0).sum()),
     )
 
 
@@ -196,9 +198,10 @@ def _apply_named_recipe(
     """
     height, width = image.pixels.shape[:2]
     parameters = sample_parameters(recipe, width, height, seed, scale_with_frame=settings.scale_with_frame)
-    moved = keypoints.copy()
-    moved[:, :2] = apply_affine(parameters.affine, keypoints[:, :2])
+    moved_keypoints = keypoints.copy()
+    moved_keypoints[:, :2] = apply_affine(parameters.affine, keypoints[:, :2])
     is_same_size = (parameters.width, parameters.height) == (width, height)
     if is_same_size and np.array_equal(parameters.affine, np.eye(2, 3)) and not recipe.brightness_contrast:
-        return image.pixels, moved, parameters.affine
-    return relight(image.padded.window(parameters), parameters), moved, parameters.affine
+        return image.pixels, moved_keypoints, parameters.affine
+    pixels = change_brightness_contrast(image.padded.window(parameters), parameters)
+    return pixels, moved_keypoints, parameters.affine

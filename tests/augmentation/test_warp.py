@@ -7,7 +7,7 @@ import pytest
 
 from kp_ray.augmentation.recipes import RECIPES
 from kp_ray.augmentation.sampling import sample_parameters
-from kp_ray.augmentation.warp import relight
+from kp_ray.augmentation.warp import change_brightness_contrast
 from kp_ray.images import decode
 from tests.helpers.images import to_jpeg, to_png
 from tests.helpers.variants import SIZES, decode_variant, make_dotted_image, make_variants, named_variants
@@ -46,7 +46,7 @@ def test_the_edge_of_a_variant_is_not_darkened_by_a_border(name: str, width: int
         assert decode_variant(variant).min() >= 197
 
 
-def test_relight_changes_pixels_as_albumentations_does() -> None:
+def test_brightness_and_contrast_change_pixels_as_albumentations_does() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     bgrx = np.repeat(levels[..., None], 4, axis=2)
     for seed in range(200):
@@ -54,5 +54,5 @@ def test_relight_changes_pixels_as_albumentations_does() -> None:
         expected = A.RandomBrightnessContrast(p=1).apply(
             levels, alpha=parameters.contrast, beta=255 * parameters.brightness
         )
-        relit = relight(bgrx, parameters)
-        assert np.abs(relit[..., :3].astype(int) - expected[..., None]).max() <= 1
+        changed = change_brightness_contrast(bgrx, parameters)
+        assert np.abs(changed[..., :3].astype(int) - expected[..., None]).max() <= 1
