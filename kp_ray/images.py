@@ -1,4 +1,4 @@
-"""List, probe, decode and encode images.
+"""List, probe, decode and encode images; no other module of kp_ray opens an image file.
 
 Arrays are (H, W, channels) uint8 in OpenCV's order: BGR, or BGRX with an unused fourth channel, which is faster to
 resample and to encode.
@@ -115,10 +115,9 @@ def decode(content: bytes) -> tuple[Image, bool]:
         DataError: the bytes are not an image, are truncated, or have a depth that 8 bits cannot hold.
     """
     with _open(content) as pil_image:
-        if pil_image.width * pil_image.height > MAX_PIXELS:
-            raise DataError(
-                f"{pil_image.width}x{pil_image.height} px is more than {MAX_PIXELS} pixels: resize the image"
-            )
+        width, height = pil_image.size
+        if width * height > MAX_PIXELS:
+            raise DataError(f"{width}x{height} px is more than {MAX_PIXELS} pixels: resize the image")
         if _orientation(pil_image) == 1 and pil_image.format == "JPEG" and _is_jpeg(pil_image):
             return simplejpeg.decode_jpeg(content, "BGRX", strict=True), True
         return _decode_with_pillow(pil_image), False
@@ -159,7 +158,7 @@ def decode_resized(image: bytes | Image, size: tuple[int, int], new_size: tuple[
             image = simplejpeg.decode_jpeg(image, "BGR", min_width=width, min_height=height)
         except ValueError as error:
             raise DataError(f"cannot be decoded: {one_line(error)}") from error
-    # libjpeg rounds a scaled size up, so the last column and row can reach past the image's edge; `box` excludes that.
+    # libjpeg rounds a scaled size up, so the last column and row can reach past the image's edge: `box` cuts them.
     box = (0, 0, size[0] * scale, size[1] * scale)
     bilinear = PIL.Image.Resampling.BILINEAR
     return np.asarray(PIL.Image.fromarray(np.asarray(image)).resize(new_size, bilinear, box))
@@ -173,7 +172,7 @@ def encode(image: Image, jpeg_quality: int) -> bytes:
     """
     height, width, num_channels = image.shape
     if max(height, width) > MAX_SIDE:
-        raise DataError(f"{width}x{height} px is larger than a JPEG can be ({MAX_SIDE} px per side): crop it")
+        raise DataError(f"{width}x{height} px is larger than a JPEG can be ({MAX_SIDE} px per side): crop the image")
     colorspace = "BGRX" if num_channels == 4 else "BGR"
     return bytes(
         simplejpeg.encode_jpeg(np.ascontiguousarray(image), jpeg_quality, colorspace=colorspace, colorsubsampling="420")
@@ -206,9 +205,9 @@ def _open(content: bytes) -> Iterator[PIL.Image.Image]:
 
 def _describe_unidentified(content: bytes) -> str:
     """Describe why Pillow cannot open a file, and the fix."""
-    found = file_types.describe_content(content)
-    if found in _FORMAT_DESCRIPTIONS:
-        return f"is not an image that can be pil_image: {found} with a damaged header: replace the file"
+    content_type = file_types.describe_content(content)
+    if content_type in _FORMAT_DESCRIPTIONS:
+        return f"is not an image that can be opened: {content_type} with a damaged header: replace the file"
     return f"is not an image in a format that kp_ray reads (found {content_type}): save it as JPEG or PNG"
 
 

@@ -165,7 +165,7 @@ def write_bytes(path: str, content: bytes) -> None:
         if isinstance(fs, pafs.LocalFileSystem):
             _replace_file(Path(inner_path), content)
         else:
-            # Closing the stream publishes the object even after an exception, so several writes could publish half of it.
+            # Closing the stream publishes the object even after an error: several writes could publish half of it.
             with fs.open_output_stream(inner_path) as stream:
                 stream.write(content)
     except OSError as error:
