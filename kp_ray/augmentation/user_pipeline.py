@@ -51,8 +51,8 @@ def validate_pipeline(name: str, pipeline: Mapping[str, Any]) -> str:
     mirror = next((step for step in _list_steps([loaded_pipeline]) if isinstance(step, mirror_classes)), None)
     if mirror is not None:
         raise ConfigError(
-            f"{key}: {type(mirror).__name__} mirrors the image without exchanging left and right keypoints: drop it "
-            "and set train.flip, which exchanges them"
+            f"{key}: {type(mirror).__name__} mirrors the image without exchanging left and right keypoints: drop "
+            "this step and set train.flip, which exchanges them"
         )
     return serialised
 

@@ -18,7 +18,7 @@ from kp_ray.store.manifest import FoldTable, Manifest, read_manifest
 FOLD_COLUMNS = ("source", "scene", "camera", "recipe", "copy")
 """Columns of a part that decide a row's fold and split."""
 VALIDATION_RECIPE_NAME = "Original"
-"""The only recipe of validation rows, because scores must not depend on augmentation."""
+"""Name of the only recipe of validation rows, because scores must not depend on augmentation."""
 
 
 def check_held_out_fold(config: Config, member: str) -> int | None:
@@ -47,16 +47,16 @@ def check_num_folds(config: Config, manifest: Manifest) -> None:
 
 
 def refuse_fold_leaks(store: str, folds: FoldTable) -> None:
-    """Refuse folds of which two hold the same unit.
+    """Refuse folds if two of them hold the same unit.
 
     Raises:
         StoreError: a unit is in two folds; the message names it.
     """
-    seen: set[str] = set()
+    seen_units: set[str] = set()
     for units in folds.units:
-        if leaked := sorted(seen & set(units)):
-            raise StoreError(f"{store}: {leaked[0]} is in two folds: augment into a new run_dir")
-        seen |= set(units)
+        if leaked_units := sorted(seen_units & set(units)):
+            raise StoreError(f"{store}: {leaked_units[0]} is in two folds: augment into a new run_dir")
+        seen_units |= set(units)
 
 
 def select_rows(
@@ -71,7 +71,7 @@ def select_rows(
         fold: fold that is held out; None: no fold, so that every row is a training row.
 
     Returns:
-        The selected rows, whose column `split` agrees with the held-out fold, and their indices in `table`.
+        The selected rows, with the column `split` set for this held-out fold, and their indices in `table`.
 
     Raises:
         StoreError: the unit of a row is in no fold.

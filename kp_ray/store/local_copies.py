@@ -25,10 +25,10 @@ def local_copies(store: str, max_bytes: int | None = None) -> Iterator[Callable[
 
     Args:
         store: local path or URL of the store.
-        max_bytes: maximum total size of the copies; None: half of the free space. Other parts are read from the store.
+        max_bytes: maximum total size of the copies; None allows half of the free space.
 
     Yields:
-        A function from the path of a part to the path to read it from. Paths of a local store stay as they are.
+        A function that converts a part's path to the path to read it from. It returns paths of a local store unchanged.
     """
     if "://" not in store or store.startswith("file://"):
         yield lambda path: path
@@ -104,18 +104,18 @@ class PartCopies:
 
     def _copy(self, path: str, copy: Path) -> None:
         """Copy a part if there is room. A failure leaves no copy: the caller reads the store and gets its error."""
-        partial = copy.with_suffix(".partial")
+        partial_file = copy.with_suffix(".partial")
         try:
             fs, inner_path = filesystem(path)
-            used = sum(_size(entry) for entry in os.scandir(self.folder))
-            if used + (fs.get_file_info(inner_path).size or 0) > self.max_bytes:
+            used_bytes = sum(_size(entry) for entry in os.scandir(self.folder))
+            if used_bytes + (fs.get_file_info(inner_path).size or 0) > self.max_bytes:
                 self.is_full = True
                 return
-            local = pafs.LocalFileSystem()
-            pafs.copy_files(inner_path, str(partial), source_filesystem=fs, destination_filesystem=local)
-            partial.replace(copy)
+            local_fs = pafs.LocalFileSystem()
+            pafs.copy_files(inner_path, str(partial_file), source_filesystem=fs, destination_filesystem=local_fs)
+            partial_file.replace(copy)
         except (OSError, pa.ArrowException) as error:
-            partial.unlink(missing_ok=True)
+            partial_file.unlink(missing_ok=True)
             self.is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
 
 

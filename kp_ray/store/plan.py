@@ -28,7 +28,7 @@ from kp_ray.store.manifest import ROWS_VERSION, FoldTable, Split
 RecipeCopies = tuple[tuple[Recipe, int], ...]
 """Recipes with their numbers of copies."""
 VALIDATION_RECIPES: RecipeCopies = ((RECIPES["Original"], 1),)
-"""RecipeCopies of validation sources: only the original, because scores must not depend on augmentation."""
+"""Recipes of validation sources: only the original, because scores must not depend on augmentation."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,16 +24,16 @@ def test_a_variant_is_close_to_one_cubic_resampling_of_the_source(name: str) -> 
         affine = variant.affine
         expected = cv2.warpAffine(source, affine, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
         difference = np.abs(decode_variant(variant).astype(int) - expected)
-        # In levels of 255, JPEG compression alone gives a mean of 0.95. Crops that are made smaller may differ more,
-        # because linear and cubic interpolation differ most there.
+        # JPEG compression alone gives a mean of 0.95 levels of 255. Variants of `crop_scale_range` may differ more,
+        # because linear and cubic interpolation differ most when an image is made smaller.
         assert difference.mean() < (2.5 if RECIPES[name].crop_scale_range else 1.6)
         assert np.percentile(difference, 99.9) < 12
 
 
 def test_the_comparison_with_cubic_resampling_detects_a_shift_by_a_third_of_a_pixel() -> None:
     source = make_dotted_image(*SIZES[0])
-    moved = cv2.warpAffine(source, np.array([[1, 0, 0.33], [0, 1, 0.33]]), SIZES[0], flags=cv2.INTER_CUBIC)
-    assert np.abs(moved.astype(int) - source)[8:-8, 8:-8].mean() > 2.5
+    shifted_image = cv2.warpAffine(source, np.array([[1, 0, 0.33], [0, 1, 0.33]]), SIZES[0], flags=cv2.INTER_CUBIC)
+    assert np.abs(shifted_image.astype(int) - source)[8:-8, 8:-8].mean() > 2.5
 
 
 @pytest.mark.parametrize(("width", "height"), [(36, 9), (9, 36)])
@@ -54,5 +54,5 @@ def test_brightness_and_contrast_change_pixels_as_albumentations_does() -> None:
         expected = A.RandomBrightnessContrast(p=1).apply(
             levels, alpha=parameters.contrast, beta=255 * parameters.brightness
         )
-        changed = change_brightness_contrast(bgrx, parameters)
-        assert np.abs(changed[..., :3].astype(int) - expected[..., None]).max() <= 1
+        changed_image = change_brightness_contrast(bgrx, parameters)
+        assert np.abs(changed_image[..., :3].astype(int) - expected[..., None]).max() <= 1
