@@ -112,7 +112,7 @@ def decode(content: bytes) -> tuple[Image, bool]:
         file can be stored unchanged, so the image need not be encoded again.
 
     Raises:
-        DataError: the bytes are not an image, are truncated, or have a depth that 8 bits cannot hold.
+        DataError: the image is truncated, damaged or too large, or its format or mode is not supported.
     """
     with _open(content) as pil_image:
         width, height = pil_image.size
@@ -198,12 +198,12 @@ def _open(content: bytes) -> Iterator[PIL.Image.Image]:
     except (DataError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # Pillow's own message quotes only a memory address
-        raise DataError(_describe_unidentified(content)) from error
+        raise DataError(_describe_unidentified_file(content)) from error
     except Exception as error:  # Pillow's decoders raise many classes of errors on damaged bytes
         raise DataError(f"cannot be decoded: {one_line(error)}") from error
 
 
-def _describe_unidentified(content: bytes) -> str:
+def _describe_unidentified_file(content: bytes) -> str:
     """Describe why Pillow cannot open a file, and the fix."""
     content_type = file_types.describe_content(content)
     if content_type in _FORMAT_DESCRIPTIONS:
@@ -223,12 +223,12 @@ def _orientation(pil_image: PIL.Image.Image) -> object:
 
 def _decode_with_pillow(pil_image: PIL.Image.Image) -> Image:
     """Decode an open image of any supported mode as (H, W, 4) BGRX, upright."""
-    upright = ImageOps.exif_transpose(pil_image)
-    if upright.mode.startswith("I;16"):
-        grey = (np.asarray(upright) >> 8).astype(np.uint8)
+    upright_image = ImageOps.exif_transpose(pil_image)
+    if upright_image.mode.startswith("I;16"):
+        grey = (np.asarray(upright_image) >> 8).astype(np.uint8)
         rgb = np.repeat(grey[..., None], 3, axis=2)
-    elif upright.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-        rgb = np.asarray(upright.convert("RGB"))
+    elif upright_image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        rgb = np.asarray(upright_image.convert("RGB"))
     else:
-        raise DataError(f"image mode {upright.mode} is not supported: convert the image to 8-bit RGB")
+        raise DataError(f"image mode {upright_image.mode} is not supported: convert the image to 8-bit RGB")
     return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA), dtype=np.uint8)

@@ -142,13 +142,13 @@ class _SourceImage:
         content: the encoded image.
         pixels: (H, W, 4) BGRX.
         can_be_copied: True if a variant that equals the source can be stored as `content`.
-        padded: the image padded by reflection, from which the named recipes are resampled.
+        padded_source: the image padded by reflection, from which the named recipes are resampled.
     """
 
     def __init__(self, content: bytes) -> None:
         self.content = content
         self.pixels, self.can_be_copied = decode(content)
-        self.padded = PaddedSource(self.pixels)
+        self.padded_source = PaddedSource(self.pixels)
 
 
 def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int, settings: VariantSettings) -> Variant:
@@ -158,13 +158,13 @@ def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int
         DataError: the recipe cannot be applied to this image.
     """
     seed = variant_seed(settings.seed, source.name, recipe.fingerprint, copy)
-    encoded: bytes | None = None
+    jpeg: bytes | None = None
     if recipe.user_pipeline is not None:
         pixels, keypoints, affine = run_user_pipeline(recipe.user_pipeline, image.pixels, source.keypoints, seed)
     else:
         pixels, keypoints, affine = _apply_named_recipe(image, source.keypoints, recipe, seed, settings)
         if pixels is image.pixels and image.can_be_copied:
-            encoded = image.content
+            jpeg = image.content
     height, width = pixels.shape[:2]
     # Round before testing which points are inside, so that visibility agrees with the stored coordinates.
     stored_keypoints = keypoints.astype(np.float32)
@@ -178,7 +178,7 @@ def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int
         seed=seed,
         width=width,
         height=height,
-        image=encode(pixels, settings.jpeg_quality) if encoded is None else encoded,
+        image=encode(pixels, settings.jpeg_quality) if jpeg is None else jpeg,
         affine=affine,
         keypoints=stored_keypoints,
         bbox_xyxy=box.astype(np.float32),
@@ -203,5 +203,5 @@ def _apply_named_recipe(
     is_same_size = (parameters.width, parameters.height) == (width, height)
     if is_same_size and np.array_equal(parameters.affine, np.eye(2, 3)) and not recipe.brightness_contrast:
         return image.pixels, moved_keypoints, parameters.affine
-    pixels = change_brightness_contrast(image.padded.window(parameters), parameters)
+    pixels = change_brightness_contrast(image.padded_source.window(parameters), parameters)
     return pixels, moved_keypoints, parameters.affine

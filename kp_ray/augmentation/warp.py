@@ -48,9 +48,9 @@ _SCRATCH = _Scratch()
 class PaddedSource:
     """A source image (H, W, 4), padded by reflection as far as a rotated frame can reach.
 
-    Buffers are reused per thread: `padded` is valid until the next source is padded, and a window until the next call
-    of `window`. The padding affects rounding, so it must not depend on the list of recipes: another recipe in the list
-    would change a variant's pixels.
+    Buffers are reused per thread: `padded_image` is valid until the next source is padded, and a window until the next
+    call of `window`. The padding affects rounding, so it must not depend on the list of recipes: another recipe in the
+    list would change a variant's pixels.
     """
 
     def __init__(self, image: Image) -> None:
@@ -59,13 +59,13 @@ class PaddedSource:
         self.pad_x, self.pad_y = _padding_px(width, height), _padding_px(height, width)
 
     @cached_property
-    def padded(self) -> Image:
+    def padded_image(self) -> Image:
         """The padded image, made when the first variant needs it."""
         pads = self.pad_y, self.pad_y, self.pad_x, self.pad_x
         height, width = self.image.shape[:2]
-        padded = _SCRATCH.image("padded", height + 2 * self.pad_y, width + 2 * self.pad_x)
-        cv2.copyMakeBorder(self.image, *pads, cv2.BORDER_REFLECT_101, dst=padded)
-        return padded
+        padded_image = _SCRATCH.image("padded", height + 2 * self.pad_y, width + 2 * self.pad_x)
+        cv2.copyMakeBorder(self.image, *pads, cv2.BORDER_REFLECT_101, dst=padded_image)
+        return padded_image
 
     def window(self, parameters: VariantParameters) -> Image:
         """Return the window (height, width, 4) of a variant, before `change_brightness_contrast`."""
@@ -75,7 +75,7 @@ class PaddedSource:
             return self.image[y : y + parameters.height, x : x + parameters.width]
         inverse = np.linalg.inv(np.vstack([parameters.affine, [0, 0, 1]]))[:2]
         inverse[:, 2] += self.pad_x, self.pad_y
-        return _resample(self.padded, inverse, parameters.width, parameters.height)
+        return _resample(self.padded_image, inverse, parameters.width, parameters.height)
 
 
 def _resample(image: Image, inverse: FloatArray, width: int, height: int) -> Image:
@@ -111,7 +111,7 @@ def _sampled_range(start: float, change_along_row: float, change_along_column: f
 
     Args:
         start: coordinate in the image of the tile's first pixel.
-        change_along_row, change_along_column: change of this coordinate along the tile's first row, and first column.
+        change_along_row, change_along_column: change of this coordinate along the tile's first row and first column.
     """
     changes = change_along_row, change_along_column
     low = start + sum(min(change, 0) for change in changes)

@@ -78,7 +78,7 @@ def _remove_if_unused(users_path: Path, users_file: IO[str]) -> None:
 
 
 class PartCopies:
-    """A folder of copies, which several processes and threads fill.
+    """A folder of copies, which several processes and threads can fill.
 
     Args:
         folder: receives the copies.

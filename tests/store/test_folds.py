@@ -47,9 +47,8 @@ def test_every_source_has_every_variant_and_the_fold_of_its_scene(two_fold_confi
     assert (table.groupby("scene").fold.nunique() == 1).all()
     folds = read_manifest(two_fold_config.path("store")).folds
     assert folds is not None
-    assert {scene: fold for fold, scenes in enumerate(folds.units) for scene in scenes} == dict(
-        zip(table.scene, table.fold, strict=True)
-    )
+    fold_by_scene = {scene: fold for fold, scenes in enumerate(folds.units) for scene in scenes}
+    assert fold_by_scene == dict(zip(table.scene, table.fold, strict=True))
 
 
 def test_a_member_sees_originals_of_its_fold_and_every_recipe_of_the_other_folds(two_fold_config: Config) -> None:
@@ -64,9 +63,9 @@ def test_a_member_sees_originals_of_its_fold_and_every_recipe_of_the_other_folds
         assert sorted(val.source) == sorted(set(all_rows[all_rows.fold == fold].source))
         assert not set(train.scene) & set(val.scene)
         assert (set(train.split), set(val.split)) == ({"train"}, {"val"})
-        both = read_table(store, fold=fold, columns=["source", "split"])
-        assert both.num_rows == len(train) + len(val)
-        assert both.column_names == ["source", "split"]
+        both_splits = read_table(store, fold=fold, columns=["source", "split"])
+        assert both_splits.num_rows == len(train) + len(val)
+        assert both_splits.column_names == ["source", "split"]
         assert [row["source"] for row in iter_rows(store, split="val", fold=fold)] == list(val.source)
         assert len(list_rows(store, split="train", fold=fold)) == len(train)
 
@@ -151,10 +150,10 @@ def test_a_fold_that_does_not_exist_and_a_unit_in_two_folds_are_refused(
         read_table(two_fold_config.path("store"), split="val", fold=2)
     manifest = read_manifest(two_fold_config.path("store"))
     assert manifest.folds is not None
-    (first, *_), *_ = manifest.folds.units
-    leaking_folds = manifest.folds.model_copy(update={"units": ((first,), (first,))})
+    leaked_unit = manifest.folds.units[0][0]
+    leaking_folds = manifest.folds.model_copy(update={"units": ((leaked_unit,), (leaked_unit,))})
     write_manifest(str(tmp_path), manifest.model_copy(update={"folds": leaking_folds}))
-    with pytest.raises(StoreError, match=f"{first} is in two folds"):
+    with pytest.raises(StoreError, match=f"{leaked_unit} is in two folds"):
         select_parts(str(tmp_path))
 
 

@@ -38,7 +38,7 @@ def test_a_part_is_copied_once_by_all_threads_and_processes(parts: list[str], tm
     def locate(copies: PartCopies) -> None:
         located_paths.append(copies.locate(parts[1]))
 
-    all_copies = [PartCopies(folder, 10_000) for _ in range(2)]  # as in two processes
+    all_copies = [PartCopies(folder, 10_000) for _ in range(2)]  # two processes have one PartCopies each
     threads = [threading.Thread(target=locate, args=(copies,)) for copies in all_copies * 4]
     for thread in threads:
         thread.start()
@@ -47,7 +47,7 @@ def test_a_part_is_copied_once_by_all_threads_and_processes(parts: list[str], tm
     (copy,) = set(located_paths)
     assert Path(copy).read_bytes() == bytes([1]) * 1000
     Path(parts[1]).unlink()
-    assert PartCopies(tmp_path / "copies", 0).locate(parts[1]) == copy
+    assert PartCopies(folder, 0).locate(parts[1]) == copy
 
 
 def test_copies_do_not_exceed_the_limit(parts: list[str], tmp_path: Path) -> None:
