@@ -62,7 +62,7 @@ class AugmentStage:
 
     def __init__(self) -> None:
         self.session_start_up_s = 0.0
-        self._planned: tuple[Config, Plan] | None = None
+        self._cached_plan: tuple[Config, Plan] | None = None
 
     def applies(self, config: Config) -> bool:
         """Return True, because every run of the pipeline needs a store."""
@@ -121,9 +121,9 @@ class AugmentStage:
 
     def _plan(self, config: Config) -> Plan:
         """Plan the store, only once per config, because reading the labels and listing the images can take seconds."""
-        if self._planned is None or self._planned[0] != config:
-            self._planned = config, make_plan(config)
-        return self._planned[1]
+        if self._cached_plan is None or self._cached_plan[0] != config:
+            self._cached_plan = config, make_plan(config)
+        return self._cached_plan[1]
 
 
 @dataclass(frozen=True)
