@@ -1,4 +1,4 @@
-"""Images: the only module that lists, probes, decodes and encodes them.
+"""List, probe, decode and encode images; no other module of kp_ray opens an image file.
 
 Arrays are (H, W, channels) uint8 in OpenCV's order: BGR, or BGRX with an unused fourth channel, which is faster to
 resample and to encode.
@@ -36,7 +36,7 @@ MAX_PIXELS = 100_000_000
 """Images with more pixels are refused before they are decoded."""
 MAX_SIDE = 65500
 """Largest width and height, in pixels, of a JPEG that libjpeg writes (JPEG_MAX_DIMENSION in its jmorecfg.h)."""
-_TRANSPOSED = (5, 6, 7, 8)
+_TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 
 
@@ -47,7 +47,7 @@ class ImageInfo:
     Attributes:
         format: Pillow's name of the file format, e.g. "JPEG"; "MPO" is a JPEG file with several images.
         width, height: size in pixels after the EXIF orientation is applied.
-        is_upright_jpeg: whether the file is a grey or color JPEG that needs no EXIF orientation, as `decode_resized`
+        is_upright_jpeg: True if the file is a grey or color JPEG that needs no EXIF orientation, as `decode_resized`
             requires.
     """
 
@@ -72,19 +72,19 @@ def is_image_file(name: str) -> bool:
 
 
 def probe(content: bytes) -> ImageInfo:
-    """Read an image's header; damaged or missing pixel data are not noticed.
+    """Read an image's header, without its pixels: damaged or missing pixels raise no error.
 
     Raises:
         DataError: the bytes are not an image in one of FORMATS.
     """
-    with _open(content) as opened:
+    with _open(content) as pil_image:
         orientation: object = None
         with contextlib.suppress(Exception):  # `decode` and `require_decodable` report a damaged tag
-            orientation = _orientation(opened)
-        width, height = opened.size
-        if orientation in _TRANSPOSED:
+            orientation = _orientation(pil_image)
+        width, height = pil_image.size
+        if orientation in _TRANSPOSED_ORIENTATIONS:
             width, height = height, width
-        return ImageInfo(opened.format or "", width, height, _is_jpeg(opened) and orientation == 1)
+        return ImageInfo(pil_image.format or "", width, height, _is_jpeg(pil_image) and orientation == 1)
 
 
 def require_decodable(content: bytes) -> None:
@@ -93,12 +93,12 @@ def require_decodable(content: bytes) -> None:
     Raises:
         DataError: the image is truncated or damaged.
     """
-    with _open(content) as opened:
-        if opened.format == "JPEG" and _is_jpeg(opened):
+    with _open(content) as pil_image:
+        if pil_image.format == "JPEG" and _is_jpeg(pil_image):
             simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, strict=True)
         else:
-            opened.load()
-        _orientation(opened)
+            pil_image.load()
+        _orientation(pil_image)
 
 
 def decode(content: bytes) -> tuple[Image, bool]:
@@ -112,14 +112,15 @@ def decode(content: bytes) -> tuple[Image, bool]:
         file can be stored unchanged, so the image need not be encoded again.
 
     Raises:
-        DataError: the bytes are not an image, are truncated, or have a depth that 8 bits cannot hold.
+        DataError: the image is truncated, damaged or too large, or its format or mode is not supported.
     """
-    with _open(content) as opened:
-        if opened.width * opened.height > MAX_PIXELS:
-            raise DataError(f"{opened.width}x{opened.height} px is more than {MAX_PIXELS} pixels")
-        if _orientation(opened) == 1 and opened.format == "JPEG" and _is_jpeg(opened):
+    with _open(content) as pil_image:
+        width, height = pil_image.size
+        if width * height > MAX_PIXELS:
+            raise DataError(f"{width}x{height} px is more than {MAX_PIXELS} pixels: resize the image")
+        if _orientation(pil_image) == 1 and pil_image.format == "JPEG" and _is_jpeg(pil_image):
             return simplejpeg.decode_jpeg(content, "BGRX", strict=True), True
-        return _decode_with_pillow(opened), False
+        return _decode_with_pillow(pil_image), False
 
 
 def decode_preview(content: bytes) -> Image | None:
@@ -142,7 +143,7 @@ def decode_resized(image: bytes | Image, size: tuple[int, int], new_size: tuple[
         new_size: (width, height) of the result.
 
     Returns:
-        (new height, new width, 3), BGR for a JPEG.
+        The resized image (new height, new width, 3): BGR for a JPEG, else in the channel order of `image`.
 
     Raises:
         DataError: the JPEG cannot be decoded.
@@ -157,7 +158,7 @@ def decode_resized(image: bytes | Image, size: tuple[int, int], new_size: tuple[
             image = simplejpeg.decode_jpeg(image, "BGR", min_width=width, min_height=height)
         except ValueError as error:
             raise DataError(f"cannot be decoded: {one_line(error)}") from error
-    # libjpeg rounds a scaled size up, so the last column and row reach past the image's edge: the box cuts them there.
+    # libjpeg rounds a scaled size up, so the last column and row can reach past the image's edge: `box` cuts them.
     box = (0, 0, size[0] * scale, size[1] * scale)
     bilinear = PIL.Image.Resampling.BILINEAR
     return np.asarray(PIL.Image.fromarray(np.asarray(image)).resize(new_size, bilinear, box))
@@ -171,7 +172,7 @@ def encode(image: Image, jpeg_quality: int) -> bytes:
     """
     height, width, num_channels = image.shape
     if max(height, width) > MAX_SIDE:
-        raise DataError(f"{width}x{height} px is more than a JPEG's {MAX_SIDE} on a side")
+        raise DataError(f"{width}x{height} px is larger than a JPEG can be ({MAX_SIDE} px per side): crop the image")
     colorspace = "BGRX" if num_channels == 4 else "BGR"
     return bytes(
         simplejpeg.encode_jpeg(np.ascontiguousarray(image), jpeg_quality, colorspace=colorspace, colorsubsampling="420")
@@ -188,46 +189,46 @@ def encode_preview(image: Image, quality: int = 82) -> bytes:
 
 @contextlib.contextmanager
 def _open(content: bytes) -> Iterator[PIL.Image.Image]:
-    """Open an image with Pillow; every decoder's error inside the `with` block becomes a `DataError`."""
+    """Open an image with Pillow; an error of a decoder inside the `with` block becomes a `DataError`."""
     if not content:
         raise DataError("the file is empty")
     try:
-        with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            yield opened
+        with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as pil_image:
+            yield pil_image
     except (DataError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # Pillow's own message quotes only a memory address
-        raise DataError(_describe_unidentified(content)) from error
+        raise DataError(_describe_unidentified_file(content)) from error
     except Exception as error:  # Pillow's decoders raise many classes of errors on damaged bytes
         raise DataError(f"cannot be decoded: {one_line(error)}") from error
 
 
-def _describe_unidentified(content: bytes) -> str:
-    """Say why Pillow does not open a file, and what to do about it."""
-    found = file_types.describe_content(content)
-    if found in _FORMAT_DESCRIPTIONS:
-        return f"is not an image that can be opened: {found} with a damaged header: replace the file"
-    return f"is not an image in a format that kp_ray reads (found {found}): save it as JPEG or PNG"
+def _describe_unidentified_file(content: bytes) -> str:
+    """Describe why Pillow cannot open a file, and the fix."""
+    content_type = file_types.describe_content(content)
+    if content_type in _FORMAT_DESCRIPTIONS:
+        return f"is not an image that can be opened: {content_type} with a damaged header: replace the file"
+    return f"is not an image in a format that kp_ray reads (found {content_type}): save it as JPEG or PNG"
 
 
-def _is_jpeg(opened: PIL.Image.Image) -> bool:
+def _is_jpeg(pil_image: PIL.Image.Image) -> bool:
     """Return whether an image's data are a JPEG in grey or color, which simplejpeg decodes as Pillow does."""
-    return opened.format in ("JPEG", "MPO") and opened.mode in ("L", "RGB")
+    return pil_image.format in ("JPEG", "MPO") and pil_image.mode in ("L", "RGB")
 
 
-def _orientation(opened: PIL.Image.Image) -> object:
+def _orientation(pil_image: PIL.Image.Image) -> object:
     """Return the EXIF orientation: 1 (upright, also without a tag) to 8, or any value of a damaged tag."""
-    return opened.getexif().get(ExifTags.Base.Orientation, 1)
+    return pil_image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
-def _decode_with_pillow(opened: PIL.Image.Image) -> Image:
+def _decode_with_pillow(pil_image: PIL.Image.Image) -> Image:
     """Decode an open image of any supported mode as (H, W, 4) BGRX, upright."""
-    upright = ImageOps.exif_transpose(opened)
-    if upright.mode.startswith("I;16"):
-        grey = (np.asarray(upright) >> 8).astype(np.uint8)
+    upright_image = ImageOps.exif_transpose(pil_image)
+    if upright_image.mode.startswith("I;16"):
+        grey = (np.asarray(upright_image) >> 8).astype(np.uint8)
         rgb = np.repeat(grey[..., None], 3, axis=2)
-    elif upright.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-        rgb = np.asarray(upright.convert("RGB"))
+    elif upright_image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        rgb = np.asarray(upright_image.convert("RGB"))
     else:
-        raise DataError(f"images of mode {upright.mode} are not supported: convert it to 8-bit RGB")
+        raise DataError(f"image mode {upright_image.mode} is not supported: convert the image to 8-bit RGB")
     return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA), dtype=np.uint8)

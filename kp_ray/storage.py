@@ -1,6 +1,6 @@
-"""Files at local paths and URLs: bytes, JSON, JSON lines, Parquet; atomic writes; the writer's lock.
+"""Read, write, list, move and delete files at local paths and URLs, and lock a folder for one writer.
 
-A written file appears whole or not at all. Failures of the storage raise `StorageError`; only `open_input` differs.
+A written file appears whole or not at all. Failures of the storage raise `StorageError`, except in `open_input`.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from kp_ray.errors import RunStateError, StorageError, one_line
 from kp_ray.network import require_answer
 
 URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
-"""Matches the `user:password@` of a URL."""
+"""Pattern of the `user:password@` in a URL."""
 PIECE_BYTES = 1 << 20
 """Bytes per read of a file that may be too large for memory."""
 
@@ -39,9 +39,9 @@ def absolute_path(path: str) -> str:
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
-def join(base: str, *parts: str) -> str:
-    """Append parts of a path to a local path or URL, with one slash between them."""
-    return "/".join([base.rstrip("/"), *parts])
+def join(base: str, *names: str) -> str:
+    """Append names to a local path or URL, with one slash between them."""
+    return "/".join([base.rstrip("/"), *names])
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -69,7 +69,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 @lru_cache(maxsize=16)
 def _connect(root: str) -> tuple[pafs.FileSystem, str]:
-    """Create the client of a bucket whose endpoint answers; cached, because that takes 60 ms and opens connections."""
+    """Connect to a bucket or host; cached, because a new client takes 60 ms and opens connections of its own."""
     if root.startswith("s3://"):
         variables = [name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)]
         if variables:
@@ -165,7 +165,7 @@ def write_bytes(path: str, content: bytes) -> None:
         if isinstance(fs, pafs.LocalFileSystem):
             _replace_file(Path(inner_path), content)
         else:
-            # Closing the stream publishes the object even after an exception: several writes could publish half of it.
+            # Closing the stream publishes the object even after an error: several writes could publish half of it.
             with fs.open_output_stream(inner_path) as stream:
                 stream.write(content)
     except OSError as error:
@@ -186,7 +186,7 @@ def write_json(path: str, value: Any) -> None:
     """Write a value to a JSON file, which appears whole or not at all.
 
     Raises:
-        StorageError: as for `write_bytes`.
+        StorageError: see `write_bytes`.
     """
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -195,7 +195,7 @@ def append_json_line(path: str, value: Mapping[str, Any]) -> None:
     """Append a line to a JSON lines file, rewriting the whole file: a reader never sees half a line.
 
     Raises:
-        StorageError: as for `write_bytes`.
+        StorageError: see `write_bytes`.
     """
     content = read_bytes(path) if exists(path) else b""
     write_bytes(path, content + (json.dumps(value) + "\n").encode())
@@ -278,7 +278,7 @@ def file_infos(folder: str) -> dict[str, pafs.FileInfo]:
 def writer_lock(folder: str) -> Iterator[None]:
     """Lock a local folder against other writers; the lock ends with the process, even if the process is killed.
 
-    Object storage has no locks: there, a second writer is not refused (docs/store.md).
+    Object storage has no locks, so a second writer to it is not refused (docs/store.md).
 
     Raises:
         RunStateError: another process holds the lock.
@@ -337,7 +337,7 @@ def write_parquet(path: str, table: pa.Table) -> None:
     """Write a table with page checksums to a Parquet file, which appears whole or not at all.
 
     Raises:
-        StorageError: as for `write_bytes`.
+        StorageError: see `write_bytes`.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, write_page_checksum=True)

@@ -34,10 +34,10 @@ pytestmark = [
 
 @pytest.mark.parametrize("kind", IMAGE_FILES)
 def test_decode_returns_the_upright_image_and_whether_its_bytes_can_be_stored(kind: str) -> None:
-    shown = decode_upright_rgb(IMAGE_FILES[kind])
+    expected = decode_upright_rgb(IMAGE_FILES[kind])
     bgrx, is_storable = decode(IMAGE_FILES[kind])
-    assert bgrx.shape == (*shown.shape[:2], 4)
-    np.testing.assert_allclose(bgrx[..., 2::-1].astype(int), shown, atol=2)
+    assert bgrx.shape == (*expected.shape[:2], 4)
+    np.testing.assert_allclose(bgrx[..., 2::-1].astype(int), expected, atol=2)
     assert is_storable is (kind in UNCHANGED_KINDS)
 
 
@@ -73,13 +73,13 @@ def png_with_false_size(width: int, height: int) -> bytes:
         (IMAGE_FILES["WEBP"][: len(IMAGE_FILES["WEBP"]) // 2], "cannot be decoded: "),
         (png_with_false_size(MAX_PIXELS // 10000 + 1, 10000), f"10001x10000 px is more than {MAX_PIXELS} pixels"),
         (png_with_false_size(100_000, 100_000), "cannot be decoded: "),
-        (encode_with_pillow(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), "mode F are not supported"),
+        (encode_with_pillow(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), "mode F is not supported"),
     ],
 )
 def test_decode_refuses_unusable_bytes_with_the_reason(content: bytes, message: str) -> None:
-    with pytest.raises(DataError, match=message) as raised:
+    with pytest.raises(DataError, match=message) as error:
         decode(content)
-    assert " at 0x" not in str(raised.value), "the address of a Python object is of no use to the user"
+    assert " at 0x" not in str(error.value), "a message must not quote the address of a Python object"
 
 
 @given(st.sampled_from(sorted(IMAGE_FILES)), st.data())
@@ -109,22 +109,22 @@ def test_probe_returns_the_upright_size_and_whether_a_jpeg_can_be_decoded_at_a_s
 
 def test_probe_reads_only_the_header_and_require_decodable_reads_the_pixels() -> None:
     for kind in ("JPEG", "CMYK JPEG", "PNG"):
-        half = IMAGE_FILES[kind][: len(IMAGE_FILES[kind]) // 2]
-        assert (probe(half).width, probe(half).height) == (96, 64)
+        half_file = IMAGE_FILES[kind][: len(IMAGE_FILES[kind]) // 2]
+        assert (probe(half_file).width, probe(half_file).height) == (96, 64)
         with pytest.raises(DataError, match="cannot be decoded"):
-            require_decodable(half)
+            require_decodable(half_file)
     for content in (b"", b"<html>"):
         with pytest.raises(DataError):
             probe(content)
 
 
 @pytest.mark.parametrize(("width", "height"), [(96, 64), (48, 32), (25, 17), (12, 8), (5, 3), (120, 80)])
-def test_decode_resized_of_bytes_is_close_to_resizing_the_whole_image(width: int, height: int) -> None:
+def test_decoding_at_a_smaller_scale_is_close_to_resizing_the_whole_image(width: int, height: int) -> None:
     content = IMAGE_FILES["JPEG"]
-    whole = decode(content)[0][..., :3]
-    resized = decode_resized(content, (96, 64), (width, height))
-    assert resized.shape == (height, width, 3)
-    assert np.abs(resized.astype(int) - decode_resized(whole, (96, 64), (width, height))).mean() < 3
+    whole_image = decode(content)[0][..., :3]
+    resized_image = decode_resized(content, (96, 64), (width, height))
+    assert resized_image.shape == (height, width, 3)
+    assert np.abs(resized_image.astype(int) - decode_resized(whole_image, (96, 64), (width, height))).mean() < 3
     with pytest.raises(DataError, match="cannot be decoded"):
         decode_resized(content[: len(content) // 2], (96, 64), (width, height))
 
@@ -132,18 +132,18 @@ def test_decode_resized_of_bytes_is_close_to_resizing_the_whole_image(width: int
 @pytest.mark.parametrize("num_channels", [3, 4])
 def test_encode_takes_bgr_and_bgrx(num_channels: int) -> None:
     image = np.full((20, 30, num_channels), (40, 90, 200, 7)[:num_channels], dtype=np.uint8)
-    decoded, is_storable = decode(encode(image, 95))
+    decoded_image, is_storable = decode(encode(image, 95))
     assert is_storable
-    np.testing.assert_allclose(decoded[..., :3], image[..., :3], atol=4)
-    with pytest.raises(DataError, match=f"{MAX_SIDE + 1}x1 px is more than a JPEG's {MAX_SIDE}"):
+    np.testing.assert_allclose(decoded_image[..., :3], image[..., :3], atol=4)
+    with pytest.raises(DataError, match=f"{MAX_SIDE + 1}x1 px is larger than a JPEG can be"):
         encode(np.zeros((1, MAX_SIDE + 1, num_channels), np.uint8), 95)
 
 
 def test_decode_preview_returns_an_encoded_preview_and_none_for_other_bytes() -> None:
     image = np.full((20, 30, 3), (40, 90, 200), dtype=np.uint8)
-    decoded = decode_preview(encode_preview(image))
-    assert decoded is not None
-    np.testing.assert_allclose(decoded, image, atol=4)
+    decoded_image = decode_preview(encode_preview(image))
+    assert decoded_image is not None
+    np.testing.assert_allclose(decoded_image, image, atol=4)
     assert decode_preview(b"") is None
     assert decode_preview(b"not an image") is None
 
@@ -164,9 +164,9 @@ def test_photographs_of_another_format_are_read_whatever_their_suffix_is(file_fo
         with Image.open(source) as photograph:
             frames = {"save_all": True, "append_images": [photograph]} if file_format == "MPO" else {}
             content = encode_with_pillow(photograph, file_format, quality=90, **frames)
-        shown, _ = decode(source.read_bytes())
-        decoded, is_storable = decode(content)
+        expected, _ = decode(source.read_bytes())
+        decoded_image, is_storable = decode(content)
         assert not is_storable
         assert probe(content).format == file_format
-        assert np.abs(decoded[..., :3].astype(int) - shown[..., :3]).mean() < 6
+        assert np.abs(decoded_image[..., :3].astype(int) - expected[..., :3]).mean() < 6
         require_decodable(content)

@@ -1,4 +1,4 @@
-"""Files at local paths: atomic writes, readers that name a damaged file, the writer's lock. URLs: tests/test_s3.py."""
+"""Files at local paths: atomic writes, errors that name a damaged file, the writer lock. URLs: tests/test_s3.py."""
 
 import hashlib
 import re
@@ -43,7 +43,7 @@ FIX = "delete it and run predict again"
 # Paths.
 
 
-def test_local_paths_become_absolute_and_urls_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_local_paths_become_absolute_and_urls_are_unchanged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     assert absolute_path("a/../b") == str(tmp_path / "b")
@@ -72,7 +72,7 @@ def test_names_of_a_path_are_joined_with_one_slash() -> None:
     assert join("/run", "store") == "/run/store"
 
 
-def test_an_unknown_scheme_is_refused_by_its_url() -> None:
+def test_the_error_about_an_unknown_scheme_names_the_url() -> None:
     with pytest.raises(StorageError, match="ftp://host/file: cannot be reached"):
         read_bytes("ftp://host/file")
 
@@ -213,20 +213,20 @@ def test_the_error_for_a_missing_table_names_the_fix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_changed_bit_and_a_missing_end_of_a_table_are_damage(share: float, tmp_path: Path) -> None:
+def test_a_flipped_bit_and_a_missing_end_of_a_table_are_reported_as_damage(share: float, tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     write_parquet(str(path), pa.table({"a": pa.array(range(1000), pa.int64())}))
-    whole = path.read_bytes()
-    position = int(share * len(whole))
-    flipped = whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :]
-    for content in (flipped, whole[:position]):
-        path.write_bytes(content)
+    content = path.read_bytes()
+    position = int(share * len(content))
+    content_with_flipped_bit = content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :]
+    for damaged_content in (content_with_flipped_bit, content[:position]):
+        path.write_bytes(damaged_content)
         with pytest.raises(StorageError, match=rf"table\.parquet: damaged: .*: {FIX}"):
             read_parquet(str(path), FIX)
 
 
 @pytest.mark.parametrize("text", [b"s0_A-0.jpg", b"image"], ids=["value", "column name"])
-def test_text_that_is_not_utf_8_is_damage_even_in_a_file_without_checksums(text: bytes, tmp_path: Path) -> None:
+def test_text_that_is_not_utf_8_is_reported_as_damage_even_without_checksums(text: bytes, tmp_path: Path) -> None:
     path = tmp_path / "predictions.parquet"
     table = pa.table({"image": ["s0_A-0.jpg"]})
     pq.write_table(table, path, compression="none", use_dictionary=False, store_schema=False)
@@ -245,9 +245,9 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     with writer_lock(str(tmp_path / "run")):
-        done = write_in_another_process()
-        assert "RunStateError" in done.stderr
-        assert "another process is writing here" in done.stderr
+        second_process = write_in_another_process()
+        assert "RunStateError" in second_process.stderr
+        assert "another process is writing here" in second_process.stderr
     assert write_in_another_process().stdout == "held\n"
 
 

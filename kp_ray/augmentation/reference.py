@@ -1,4 +1,4 @@
-"""The named recipes as Albumentations pipelines, for tests and benchmarks to compare with."""
+"""The named recipes as Albumentations pipelines, with which tests and benchmarks compare kp_ray."""
 
 from typing import Any
 

@@ -25,7 +25,7 @@ def import_albumentations() -> Any:
 
 
 def validate_pipeline(name: str, pipeline: Mapping[str, Any]) -> str:
-    """Load a user's pipeline once, to validate it, and return it as canonical JSON.
+    """Check that Albumentations can load a user's pipeline, and return the pipeline as canonical JSON.
 
     Args:
         name: key of the pipeline in `augment.user_recipes`.
@@ -40,40 +40,40 @@ def validate_pipeline(name: str, pipeline: Mapping[str, Any]) -> str:
         serialised = json.dumps(pipeline, sort_keys=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # 2.0.8 warns even about pipelines from its own to_dict
-            loaded = A.from_dict(json.loads(serialised))
-            _require_same_arguments(json.loads(serialised), A.to_dict(loaded))
+            loaded_pipeline = A.from_dict(json.loads(serialised))
+            _require_same_arguments(json.loads(serialised), A.to_dict(loaded_pipeline))
     except Exception as error:  # Albumentations raises errors of many classes for wrong values
         reason = one_line(f"{type(error).__name__}: {error}")
         raise ConfigError(
             f"{key}: Albumentations cannot load this pipeline ({reason}): save it with albumentations.to_dict"
         ) from error
-    mirrors = (A.HorizontalFlip, A.VerticalFlip, A.Transpose, A.D4)
-    mirror = next((step for step in _list_steps([loaded]) if isinstance(step, mirrors)), None)
+    mirror_classes = (A.HorizontalFlip, A.VerticalFlip, A.Transpose, A.D4)
+    mirror = next((step for step in _list_steps([loaded_pipeline]) if isinstance(step, mirror_classes)), None)
     if mirror is not None:
         raise ConfigError(
-            f"{key}: {type(mirror).__name__} mirrors the image without exchanging left and right keypoints: drop it "
-            "and set train.flip, which exchanges them"
+            f"{key}: {type(mirror).__name__} mirrors the image without exchanging left and right keypoints: drop "
+            "this step and set train.flip, which exchanges them"
         )
     return serialised
 
 
-def _require_same_arguments(saved: Any, loaded: Any) -> None:
+def _require_same_arguments(saved_value: Any, loaded_value: Any) -> None:
     """Refuse misspelled arguments, because Albumentations only warns about them and loads the pipeline without them.
 
     Args:
-        saved: the user's pipeline, or a value inside it.
-        loaded: the same value, serialised again after loading.
+        saved_value: the user's pipeline, or a value inside it.
+        loaded_value: the same value, serialised again after loading.
 
     Raises:
-        ValueError: an argument of `saved` is missing in `loaded`; the message names the first.
+        ValueError: `loaded_value` lacks an argument of `saved_value`; the message names the first.
     """
-    if isinstance(saved, dict) and isinstance(loaded, dict):
-        for key, value in saved.items():
-            if key not in loaded:
-                raise ValueError(f"Argument(s) '{key}' are not valid")
-            _require_same_arguments(value, loaded[key])
-    elif isinstance(saved, list) and isinstance(loaded, list | tuple):
-        for saved_item, loaded_item in zip(saved, loaded, strict=False):
+    if isinstance(saved_value, dict) and isinstance(loaded_value, dict):
+        for key, value in saved_value.items():
+            if key not in loaded_value:
+                raise ValueError(f"the argument {key!r} is unknown")
+            _require_same_arguments(value, loaded_value[key])
+    elif isinstance(saved_value, list) and isinstance(loaded_value, list | tuple):
+        for saved_item, loaded_item in zip(saved_value, loaded_value, strict=False):
             _require_same_arguments(saved_item, loaded_item)
 
 
@@ -97,26 +97,26 @@ def run_user_pipeline(
             the image.
     """
     height, width = image.shape[:2]
-    labelled = np.isfinite(keypoints[:, :2]).all(axis=1)
+    is_labelled = np.isfinite(keypoints[:, :2]).all(axis=1)
     # The pipeline also moves the frame's corners, because their new positions give its affine.
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=float)
-    points = np.vstack([corners, keypoints[labelled, :2]])
+    points = np.vstack([corners, keypoints[is_labelled, :2]])
     image_pipeline, points_pipeline = _load_pipelines(serialised)
     _seed_steps(image_pipeline, seed)
     _seed_steps(points_pipeline, seed)
     rgb = cv2.cvtColor(image, cv2.COLOR_BGRA2RGB)
     try:
         result = image_pipeline(image=rgb)["image"]
-        moved = points_pipeline(image=rgb, keypoints=points)["keypoints"]
+        moved_points = points_pipeline(image=rgb, keypoints=points)["keypoints"]
     except Exception as error:  # a step can raise errors of any class, e.g. if a crop is larger than the image
         raise DataError(f"the user recipe fails on this image: {type(error).__name__}: {error}") from error
-    if len(moved) != len(points) or result.dtype != np.uint8 or result.ndim != 3:
+    if len(moved_points) != len(points) or result.dtype != np.uint8 or result.ndim != 3:
         raise DataError("the user recipe must keep every keypoint and return an 8-bit color image")
     moved_keypoints = keypoints.copy()
-    moved_keypoints[labelled, :2] = moved[len(corners) :]
-    origin, right, down = np.asarray(moved[:3], dtype=float)
+    moved_keypoints[is_labelled, :2] = moved_points[len(corners) :]
+    origin, right, down = np.asarray(moved_points[:3], dtype=float)
     affine = np.column_stack([(right - origin) / width, (down - origin) / height, origin])
-    if not np.allclose(apply_affine(affine, points), moved, atol=1e-2):
+    if not np.allclose(apply_affine(affine, points), moved_points, atol=1e-2):
         affine = np.full((2, 3), np.nan)
     elif np.linalg.det(affine[:, :2]) < 0:
         raise DataError("the user recipe mirrors this image without exchanging left and right keypoints")
@@ -131,9 +131,9 @@ def _load_pipelines(serialised: str) -> tuple[Any, Any]:
     same random numbers and returns each keypoint once.
     """
     A = import_albumentations()  # noqa: N806
-    loaded = A.from_dict(json.loads(serialised))
-    is_compose = isinstance(loaded, A.Compose)
-    steps, probability = (list(loaded.transforms), loaded.p) if is_compose else ([loaded], 1.0)
+    pipeline = A.from_dict(json.loads(serialised))
+    is_compose = isinstance(pipeline, A.Compose)
+    steps, probability = (list(pipeline.transforms), pipeline.p) if is_compose else ([pipeline], 1.0)
     points_steps = deepcopy(steps)
     for step in _list_steps(points_steps):
         if hasattr(step, "border_mode"):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kp_ray.augmentation.recipes import Recipe
 from kp_ray.augmentation.sampling import sample_parameters, variant_seed
 from kp_ray.augmentation.user_pipeline import run_user_pipeline
-from kp_ray.augmentation.warp import PaddedSource, relight
+from kp_ray.augmentation.warp import PaddedSource, change_brightness_contrast
 from kp_ray.errors import DataError
 from kp_ray.images import Image, decode, encode
 from kp_ray.keypoints import FloatArray, apply_affine, is_inside_image, labelled_box
@@ -41,7 +41,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class VariantSettings:
-    """Settings that all variants of a store share.
+    """The settings that are the same for all variants of a store.
 
     Attributes:
         seed: `seed` of the config.
@@ -122,7 +122,7 @@ def augment_source(
         applied to the source. A recipe makes all of its copies or none. A variant does not depend on the other recipes.
 
     Raises:
-        DataError: the image cannot be used; the message gives the reason.
+        DataError: the image cannot be decoded; the message gives the reason.
     """
     image = _SourceImage(content)
     variants: list[Variant] = []
@@ -142,13 +142,13 @@ class _SourceImage:
         content: the encoded image.
         pixels: (H, W, 4) BGRX.
         can_be_copied: True if a variant that equals the source can be stored as `content`.
-        padded: the image padded by reflection, from which the named recipes are resampled.
+        padded_source: the image padded by reflection, from which the named recipes are resampled.
     """
 
     def __init__(self, content: bytes) -> None:
         self.content = content
         self.pixels, self.can_be_copied = decode(content)
-        self.padded = PaddedSource(self.pixels)
+        self.padded_source = PaddedSource(self.pixels)
 
 
 def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int, settings: VariantSettings) -> Variant:
@@ -158,17 +158,19 @@ def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int
         DataError: the recipe cannot be applied to this image.
     """
     seed = variant_seed(settings.seed, source.name, recipe.fingerprint, copy)
-    encoded: bytes | None = None
+    jpeg: bytes | None = None
     if recipe.user_pipeline is not None:
         pixels, keypoints, affine = run_user_pipeline(recipe.user_pipeline, image.pixels, source.keypoints, seed)
     else:
         pixels, keypoints, affine = _apply_named_recipe(image, source.keypoints, recipe, seed, settings)
         if pixels is image.pixels and image.can_be_copied:
-            encoded = image.content
+            jpeg = image.content
     height, width = pixels.shape[:2]
     # Round before testing which points are inside, so that visibility agrees with the stored coordinates.
-    stored = keypoints.astype(np.float32)
-    stored[~is_inside_image(stored[:, :2].astype(np.float64), width, height), 2] = 0
+    stored_keypoints = keypoints.astype(np.float32)
+    is_inside = is_inside_image(stored_keypoints[:, :2].astype(np.float64), width, height)
+    stored_keypoints[~is_inside, 2] = 0
+    box = labelled_box(stored_keypoints.astype(np.float64), width, height, settings.box_margin_px)
     return Variant(
         source=source,
         recipe=recipe.name,
@@ -176,11 +178,11 @@ def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int
         seed=seed,
         width=width,
         height=height,
-        image=encode(pixels, settings.jpeg_quality) if encoded is None else encoded,
+        image=encode(pixels, settings.jpeg_quality) if jpeg is None else jpeg,
         affine=affine,
-        keypoints=stored,
-        bbox_xyxy=labelled_box(stored.astype(np.float64), width, height, settings.box_margin_px).astype(np.float32),
-        num_visible=int((stored[:, 2] > 0).sum()),
+        keypoints=stored_keypoints,
+        bbox_xyxy=box.astype(np.float32),
+        num_visible=int((stored_keypoints[:, 2] > 0).sum()),
     )
 
 
@@ -196,9 +198,10 @@ def _apply_named_recipe(
     """
     height, width = image.pixels.shape[:2]
     parameters = sample_parameters(recipe, width, height, seed, scale_with_frame=settings.scale_with_frame)
-    moved = keypoints.copy()
-    moved[:, :2] = apply_affine(parameters.affine, keypoints[:, :2])
+    moved_keypoints = keypoints.copy()
+    moved_keypoints[:, :2] = apply_affine(parameters.affine, keypoints[:, :2])
     is_same_size = (parameters.width, parameters.height) == (width, height)
     if is_same_size and np.array_equal(parameters.affine, np.eye(2, 3)) and not recipe.brightness_contrast:
-        return image.pixels, moved, parameters.affine
-    return relight(image.padded.window(parameters), parameters), moved, parameters.affine
+        return image.pixels, moved_keypoints, parameters.affine
+    pixels = change_brightness_contrast(image.padded_source.window(parameters), parameters)
+    return pixels, moved_keypoints, parameters.affine

@@ -15,9 +15,9 @@ from kp_ray.store.parts import make_variants, sample_evenly
 from kp_ray.store.plan import Chunk, Plan
 
 NUM_PROBES = 3
-"""Number of sources per split whose rows are made for an estimate."""
+"""Maximum number of sources per split whose rows are made for an estimate."""
 ROW_BYTES = 3000
-"""Bytes that a row takes in a part besides its image, measured on stores of 320x180 and 1920x1080 frames."""
+"""Bytes of a row in a part without its image, measured on stores of 320x180 and 1920x1080 frames."""
 START_UP_S = 9
 """Seconds until a local cluster has started and its workers have imported their modules, measured on two cores."""
 
@@ -27,7 +27,7 @@ class StoreEstimate:
     """The estimated contents and cost of a whole store.
 
     Attributes:
-        sources, variants, parts: numbers of them in the whole store.
+        sources, variants, parts: number of sources, variants and parts in the whole store.
         bytes: total size of the parts.
         seconds: duration on `cpus` CPUs, start-up included.
         cpus: number of CPUs that `seconds` assumes.
@@ -76,7 +76,7 @@ class AugmentForecast(StoreEstimate):
 
 @dataclass(frozen=True)
 class _Probe:
-    """The size in bytes of one source's rows, and the CPU seconds that making them took."""
+    """The size in bytes of one source's rows, and the CPU seconds needed to make them."""
 
     num_bytes: int
     cpu_s: float
@@ -101,7 +101,7 @@ def forecast_augment(plan: Plan, config: Config) -> AugmentForecast:
 
 
 def _num_cpus() -> int:
-    # Only Linux has `sched_getaffinity`, which respects the limits of a container.
+    # `sched_getaffinity` counts only the CPUs that this process may use; it exists only on Linux.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -136,7 +136,7 @@ def _probe_chunks(plan: Plan, chunks: Sequence[Chunk]) -> list[_Probe]:
     is_warm = False
     for chunk in sample_evenly(chunks, NUM_PROBES):
         recipes = [(part.recipe, part.copies) for part in chunk.parts]
-        if not is_warm:  # make the first source's rows once more: loading libraries must not be measured
+        if not is_warm:  # load the libraries before the measurement
             is_warm = bool(make_variants(plan, chunk.sources[0], recipes)[0])
         began = time.process_time()
         variants, _ = make_variants(plan, chunk.sources[0], recipes)

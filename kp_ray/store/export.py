@@ -26,7 +26,7 @@ class ExportSummary:
 
     Attributes:
         images: number of images written.
-        folder: local path or URL of the folder that holds them.
+        folder: local path or URL of the folder that holds the images and their labels.
     """
 
     images: int
@@ -53,12 +53,12 @@ def export_store(
     """Write rows of a store as images with a COCO keypoints JSON and the wide CSV.
 
     Args:
-        config: its run folder holds the store.
+        config: the config of the run whose store is exported.
         folder: receives `images/<recipe>-<copy>/<source>.jpg`, `annotations.json` and `annotations.csv`.
         split: "train" or "val"; None exports both.
         recipes: names of the recipes to export; None exports all.
         fold: number of the fold to hold out, in a store with folds: `split` is "val" for its Originals and "train" for
-            the other folds; None holds out none.
+            the other folds; None holds out no fold.
         yolo: also write `labels/`, one text file per image, for YOLO-pose.
 
     Raises:
@@ -99,8 +99,10 @@ def _refuse_equal_names(store: str, split: str | None, recipes: Sequence[str] | 
     for row in read_table(store, split=split, recipes=recipes, columns=columns, fold=fold).to_pylist():
         name = _image_name(row)
         if name in sources_by_name:
-            both = f"{row['source']} and {sources_by_name[name]}"
-            raise StoreError(f"{store}: {both} would be exported under the same name {name}: rename one of the images")
+            raise StoreError(
+                f"{store}: {row['source']} and {sources_by_name[name]} would be exported under the same name {name}: "
+                "rename one of the images"
+            )
         sources_by_name[name] = row["source"]
 
 

@@ -48,7 +48,7 @@ def write_store_figures(config: Config, figures: StoreFigures) -> None:
 
 
 def read_store_figures(config: Config) -> StoreFigures | None:
-    """Read the figures of the last `augment` that wrote parts (`augment.json`); None if there are none.
+    """Read the figures of the last `augment` that wrote parts; return None if `augment.json` does not exist.
 
     Raises:
         StorageError: the file is damaged.
@@ -59,5 +59,5 @@ def read_store_figures(config: Config) -> StoreFigures | None:
     names = [field.name for field in fields(StoreFigures)]
     values = require_keys(read_json(path, fix), path, names, fix)
     if not all(isinstance(values[name], int | float) for name in names):
-        raise StorageError(f"{path}: damaged (not numbers): {fix}")
+        raise StorageError(f"{path}: damaged (not all values are numbers): {fix}")
     return StoreFigures(**{name: values[name] for name in names})

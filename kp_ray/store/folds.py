@@ -15,14 +15,14 @@ from kp_ray.data.split import name_units
 from kp_ray.errors import StoreError
 from kp_ray.store.manifest import FoldTable, Manifest, read_manifest
 
-DECIDING_COLUMNS = ("source", "scene", "camera", "recipe", "copy")
+FOLD_COLUMNS = ("source", "scene", "camera", "recipe", "copy")
 """Columns of a part that decide a row's fold and split."""
-VALIDATION_RECIPE = "Original"
-"""The only recipe of validation rows, because scores must not depend on augmentation."""
+VALIDATION_RECIPE_NAME = "Original"
+"""Name of the only recipe of validation rows, because scores must not depend on augmentation."""
 
 
 def check_held_out_fold(config: Config, member: str) -> int | None:
-    """Return the fold that a member holds out; None without `split.folds`.
+    """Return the number of the fold that a member holds out; None without `split.folds`.
 
     Raises:
         StoreError: there is no finished store, or its number of folds is not the config's.
@@ -35,28 +35,28 @@ def check_num_folds(config: Config, manifest: Manifest) -> None:
     """Refuse a store whose number of folds is not the config's.
 
     Raises:
-        StoreError: as described.
+        StoreError: the numbers of folds differ.
     """
-    stored = len(manifest.folds) if manifest.folds else None
-    if stored != config.split.folds:
+    num_stored = len(manifest.folds) if manifest.folds else None
+    if num_stored != config.split.folds:
         raise StoreError(
-            f"split.folds: the store has {'no' if stored is None else stored} folds (got "
+            f"split.folds: the store has {'no' if num_stored is None else num_stored} folds (got "
             f"{'null' if config.split.folds is None else config.split.folds}): run augment, which keeps every part "
-            f"that stays the same, or restore the setting"
+            "that stays the same, or restore the setting"
         )
 
 
 def refuse_fold_leaks(store: str, folds: FoldTable) -> None:
-    """Refuse a table in which a unit is in two folds.
+    """Refuse folds if two of them hold the same unit.
 
     Raises:
-        StoreError: as described; the message names the unit.
+        StoreError: a unit is in two folds; the message names it.
     """
-    seen: set[str] = set()
+    seen_units: set[str] = set()
     for units in folds.units:
-        if leaked := sorted(seen & set(units)):
-            raise StoreError(f"{store}: {leaked[0]} is in two folds: augment into a new run_dir")
-        seen |= set(units)
+        if leaked_units := sorted(seen_units & set(units)):
+            raise StoreError(f"{store}: {leaked_units[0]} is in two folds: augment into a new run_dir")
+        seen_units |= set(units)
 
 
 def select_rows(
@@ -65,30 +65,30 @@ def select_rows(
     """Select the rows that belong to a split if one fold is held out, and add the column `fold`.
 
     Args:
-        table: rows with at least the columns of DECIDING_COLUMNS.
+        table: rows with at least the columns of FOLD_COLUMNS.
         folds: the store's folds.
         split: "train": rows of the other folds; "val": Originals of the held-out fold, one per source; None: both.
         fold: fold that is held out; None: no fold, so that every row is a training row.
 
     Returns:
-        The selected rows, whose column `split` is of this choice, and their indices in `table`.
+        The selected rows, with the column `split` set for this held-out fold, and their indices in `table`.
 
     Raises:
         StoreError: the unit of a row is in no fold.
     """
     row_folds = _row_folds(table, folds)
     is_held_out = row_folds == fold  # False for None
-    is_original = np.array(table["recipe"].to_pylist()) == VALIDATION_RECIPE
+    is_original = np.array(table["recipe"].to_pylist()) == VALIDATION_RECIPE_NAME
     is_val = is_held_out & is_original & (table["copy"].to_numpy() == 0)
     if split is not None:
-        selected = np.flatnonzero(is_val if split == "val" else ~is_held_out)
+        indices = np.flatnonzero(is_val if split == "val" else ~is_held_out)
     else:
-        selected = np.flatnonzero(is_val | ~is_held_out)
+        indices = np.flatnonzero(is_val | ~is_held_out)
     table = table.append_column("fold", pa.array(row_folds, pa.int32()))
     if "split" in table.column_names:
-        sides = pa.array(np.where(is_held_out, "val", "train").tolist(), pa.string())
-        table = table.set_column(table.column_names.index("split"), "split", sides)
-    return table.take(selected), selected
+        splits = pa.array(np.where(is_held_out, "val", "train").tolist(), pa.string())
+        table = table.set_column(table.column_names.index("split"), "split", splits)
+    return table.take(indices), indices
 
 
 def _row_folds(table: pa.Table, folds: FoldTable) -> npt.NDArray[np.int32]:
@@ -102,7 +102,7 @@ def _row_folds(table: pa.Table, folds: FoldTable) -> npt.NDArray[np.int32]:
     fold_by_unit = _fold_by_unit(folds)
     for unit in units:
         if unit not in fold_by_unit:
-            raise StoreError(f"the manifest lists no fold for {unit!r}: run augment, which lists it")
+            raise StoreError(f"split.folds: the manifest lists no fold for {unit!r}: run augment, which adds it")
     return np.array([fold_by_unit[unit] for unit in units], dtype=np.int32)
 
 

@@ -5,8 +5,8 @@ Three rules let data frame libraries open the folder as it is (tests/store/test_
 - Names of files that are not parts begin with `_`, or with `.` while they are temporary, because pyarrow, pandas and
   Ray Data skip such files.
 - Only parts end in `.parquet`, because DuckDB, Polars and Hugging Face `datasets` read every `**/*.parquet`.
-- A recipe's folder is `recipe-NAME`, not `recipe=NAME`, from which pyarrow and pandas would make a second column
-  `recipe`, of another type.
+- A recipe's folder is `recipe-NAME`, not `recipe=NAME`, because pyarrow and pandas would read `recipe=NAME` as a second
+  column `recipe` of another type.
 
 In the former layout, of schema 2, parts are in `recipe=NAME/`, and the other files are called `manifest.json` and
 `quarantine.parquet`. Such a store can be read; the next `kp-ray augment` converts it (`convert.convert_layout`).
@@ -16,37 +16,37 @@ from kp_ray.storage import exists, join
 
 MANIFEST_NAME, QUARANTINE_NAME = "_manifest.json", "_quarantine.csv"
 FORMER_MANIFEST_NAME, FORMER_QUARANTINE_NAME = "manifest.json", "quarantine.parquet"
-_PREFIX, _FORMER_PREFIX = "recipe-", "recipe="
+_RECIPE_PREFIX, _FORMER_RECIPE_PREFIX = "recipe-", "recipe="
 
 
 def part_path(recipe: str, name: str) -> str:
     """Return the path, relative to the store, of a recipe's part called `name`."""
-    return f"{_PREFIX}{recipe}/{name}"
+    return f"{_RECIPE_PREFIX}{recipe}/{name}"
 
 
 def recipe_in_path(path: str) -> str:
     """Return the recipe's name in a part's path, which is relative to the store."""
-    return path.partition("/")[0].removeprefix(_PREFIX)
+    return path.partition("/")[0].removeprefix(_RECIPE_PREFIX)
 
 
 def is_in_recipe_folder(path: str) -> bool:
     """Return whether a path, relative to the store, is a recipe's folder or inside one."""
-    return path.startswith(_PREFIX)
+    return path.startswith(_RECIPE_PREFIX)
 
 
 def is_in_former_recipe_folder(path: str) -> bool:
     """Return whether a path, relative to the store, is a recipe's folder of the former layout or inside one."""
-    return path.startswith(_FORMER_PREFIX)
+    return path.startswith(_FORMER_RECIPE_PREFIX)
 
 
 def current_path(path: str) -> str:
     """Convert a part's path from either layout to the current layout."""
-    return _PREFIX + path.removeprefix(_FORMER_PREFIX) if is_in_former_recipe_folder(path) else path
+    return _RECIPE_PREFIX + path.removeprefix(_FORMER_RECIPE_PREFIX) if is_in_former_recipe_folder(path) else path
 
 
 def former_path(path: str) -> str:
     """Convert a part's path from either layout to the former layout."""
-    return _FORMER_PREFIX + path.removeprefix(_PREFIX) if is_in_recipe_folder(path) else path
+    return _FORMER_RECIPE_PREFIX + path.removeprefix(_RECIPE_PREFIX) if is_in_recipe_folder(path) else path
 
 
 def find_manifest(store: str) -> str | None:

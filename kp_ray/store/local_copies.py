@@ -20,15 +20,15 @@ from kp_ray.storage import filesystem
 def local_copies(store: str, max_bytes: int | None = None) -> Iterator[Callable[[str], str]]:
     """Copy parts of a remote store to this node's disk when they are first read.
 
-    Processes that use the same store share its copies. The last of them removes the copies; those of killed processes
-    are removed by the next process of this user that needs copies.
+    Processes that use the same store share its copies, and the last of these processes removes the copies. The next
+    process of the same user removes copies that killed processes left.
 
     Args:
         store: local path or URL of the store.
-        max_bytes: size of all copies above which parts are read from the store; None: half of the free space.
+        max_bytes: maximum total size of the copies; None allows half of the free space.
 
     Yields:
-        A function from the path of a part to the path to read it from. Paths of a local store stay as they are.
+        A function that converts a part's path to the path to read it from. It returns paths of a local store unchanged.
     """
     if "://" not in store or store.startswith("file://"):
         yield lambda path: path
@@ -38,50 +38,51 @@ def local_copies(store: str, max_bytes: int | None = None) -> Iterator[Callable[
     if parent.stat().st_uid != os.getuid():  # another user could replace the copies
         yield lambda path: path
         return
-    for unused in parent.glob("*.users"):
-        with contextlib.suppress(OSError), open(unused) as unused_users:
-            _remove_if_unused(unused, unused_users)
-    path = parent / f"{digest(store)}.users"
-    users = _register(path)
+    for existing_path in parent.glob("*.users"):
+        with contextlib.suppress(OSError), open(existing_path) as existing_file:
+            _remove_if_unused(existing_path, existing_file)
+    users_path = parent / f"{digest(store)}.users"
+    users_file = _register(users_path)
     try:
         limit = shutil.disk_usage(parent).free // 2 if max_bytes is None else max_bytes
-        yield PartCopies(path.with_suffix(""), limit).locate
+        yield PartCopies(users_path.with_suffix(""), limit).locate
     finally:
-        with users:
-            _remove_if_unused(path, users)
+        with users_file:
+            _remove_if_unused(users_path, users_file)
 
 
-def _register(path: Path) -> IO[str]:
-    """Open and lock the file whose shared locks are the users of the copies."""
+def _register(users_path: Path) -> IO[str]:
+    """Open the file of a store's users with a shared lock, which every process holds while it uses the copies."""
     import fcntl
 
     while True:
-        users: IO[str] = open(path, "a")  # noqa: SIM115  (open as long as the copies are used)
-        fcntl.flock(users, fcntl.LOCK_SH)
+        users_file: IO[str] = open(users_path, "a")  # noqa: SIM115  (stays open while the copies are used)
+        fcntl.flock(users_file, fcntl.LOCK_SH)
         with contextlib.suppress(FileNotFoundError):
-            if os.fstat(users.fileno()).st_ino == path.stat().st_ino:
-                return users
-        users.close()  # the last user removed the file meanwhile
+            if os.fstat(users_file.fileno()).st_ino == users_path.stat().st_ino:
+                return users_file
+        users_file.close()  # the last user removed the file meanwhile
 
 
-def _remove_if_unused(path: Path, users: IO[str]) -> None:
+def _remove_if_unused(users_path: Path, users_file: IO[str]) -> None:
+    """Release this process's lock; remove the copies if no other process holds one."""
     import fcntl
 
-    fcntl.flock(users, fcntl.LOCK_UN)
+    fcntl.flock(users_file, fcntl.LOCK_UN)
     try:
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(users_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
-    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-    path.unlink(missing_ok=True)
+    shutil.rmtree(users_path.with_suffix(""), ignore_errors=True)
+    users_path.unlink(missing_ok=True)
 
 
 class PartCopies:
-    """A folder of copies, which several processes and threads fill.
+    """A folder of copies, which several processes and threads can fill.
 
     Args:
         folder: receives the copies.
-        max_bytes: largest size of all copies.
+        max_bytes: maximum total size of the copies.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -90,7 +91,7 @@ class PartCopies:
         self.is_full = False
 
     def locate(self, path: str) -> str:
-        """Return the path of a part's copy, which is made if there is room for it, else the path itself."""
+        """Copy a part if it is not copied yet; return the path of the copy, or `path` if there is no copy."""
         import fcntl
 
         copy = self.folder / f"{digest(path)}.parquet"
@@ -102,19 +103,19 @@ class PartCopies:
         return str(copy) if copy.exists() else path
 
     def _copy(self, path: str, copy: Path) -> None:
-        """Copy a part, unless there is no room or it cannot be read: reading it from the store tells the cause."""
-        partial = copy.with_suffix(".partial")
+        """Copy a part if there is room. A failure leaves no copy: the caller reads the store and gets its error."""
+        partial_file = copy.with_suffix(".partial")
         try:
             fs, inner_path = filesystem(path)
-            used = sum(_size(entry) for entry in os.scandir(self.folder))
-            if used + (fs.get_file_info(inner_path).size or 0) > self.max_bytes:
+            used_bytes = sum(_size(entry) for entry in os.scandir(self.folder))
+            if used_bytes + (fs.get_file_info(inner_path).size or 0) > self.max_bytes:
                 self.is_full = True
                 return
-            local = pafs.LocalFileSystem()
-            pafs.copy_files(inner_path, str(partial), source_filesystem=fs, destination_filesystem=local)
-            partial.replace(copy)
+            local_fs = pafs.LocalFileSystem()
+            pafs.copy_files(inner_path, str(partial_file), source_filesystem=fs, destination_filesystem=local_fs)
+            partial_file.replace(copy)
         except (OSError, pa.ArrowException) as error:
-            partial.unlink(missing_ok=True)
+            partial_file.unlink(missing_ok=True)
             self.is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
 
 

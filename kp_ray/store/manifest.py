@@ -85,8 +85,8 @@ class PartRecord(_ManifestModel):
 class FoldTable(_ManifestModel):
     """The folds of a store whose config has `split.folds`.
 
-    The parts do not hold it: their rows are the same for every number of folds, and so another number rewrites the
-    manifest alone. Readers add the column `fold` to the rows (`kp_ray.store.read`).
+    The rows of the parts do not depend on the folds, so another number of folds rewrites only the manifest. Readers add
+    the column `fold` to the rows (`kp_ray.store.read`).
 
     Attributes:
         by: kind of the units, as in `split.by`.
@@ -142,7 +142,7 @@ class Manifest(_ManifestModel):
 class StoredRow(TypedDict, total=False):
     """A row of a store: one variant. Rows that are read with selected columns hold only those columns.
 
-    To the rows of a store with folds, the readers add the column `fold`, the number of the fold that holds the source.
+    If the store has folds, the readers add the column `fold`: the number of the fold that contains the source.
 
     Attributes:
         source: image name.
@@ -217,12 +217,12 @@ def write_manifest(store: str, manifest: Manifest) -> None:
     quarantine.writeheader()
     quarantine.writerows(item.model_dump() for item in manifest.quarantined)
     write_bytes(join(store, QUARANTINE_NAME), text.getvalue().encode())
-    without = None if manifest.folds else {"folds"}  # as in the stores that were written before there were folds
-    write_bytes(join(store, MANIFEST_NAME), (manifest.model_dump_json(indent=1, exclude=without) + "\n").encode())
+    unused_keys = None if manifest.folds else {"folds"}  # older versions of kp_ray wrote no key `folds`
+    write_bytes(join(store, MANIFEST_NAME), (manifest.model_dump_json(indent=1, exclude=unused_keys) + "\n").encode())
 
 
 def store_digest(store: str) -> str:
-    """Compute a SHA-256 of a store's seed, keypoint names, parts and folds, which changes with any byte of any row.
+    """Compute the SHA-256 of a store's seed, keypoint names, parts and folds, which changes with any byte of any row.
 
     A store has the same digest in both layouts, so that members trained before a conversion remain usable.
 

@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 def sample_evenly(items: Sequence[T], max_items: int) -> list[T]:
-    """Return at most `max_items` of the items, at equal distances, the first and the last among them."""
+    """Return at most `max_items` of the items, evenly spaced from the first to the last."""
     if not items:
         return []
     return [items[index] for index in np.unique(np.linspace(0, len(items) - 1, max_items, dtype=int))]
@@ -60,7 +60,7 @@ def make_variants(
     """Make all variants of one source.
 
     Args:
-        plan: the store's plan: folder of the images, seed, settings.
+        plan: the store's plan, which gives the folder of images, the seed and the settings.
         source: a source of the plan.
         recipes: recipes with their numbers of copies.
 
@@ -131,7 +131,7 @@ class PartWriter:
         self.part, self.schema = part, schema
         self.path = join(store, part.path)
         # The temporary name is unique, because a retried task may run while the original still writes. A part for
-        # object storage is collected on the node's disk first: an interrupted upload would look like a whole object.
+        # object storage is first written to the node's disk: an interrupted upload would look like a whole object.
         self.is_local = is_local(store)
         self.target = Path(filesystem(self.path)[1])
         if self.is_local:
@@ -176,7 +176,7 @@ class PartWriter:
                 self.partial_file.replace(self.target)
             else:
                 write_bytes(self.path, self.partial_file.read_bytes())
-        return _record(self.part, self.num_rows, self.stream.num_bytes, self.stream.sha256.hexdigest())
+        return _make_record(self.part, self.num_rows, self.stream.num_bytes, self.stream.sha256.hexdigest())
 
     def __exit__(self, *exception: object) -> None:
         self.partial_file.unlink(missing_ok=True)
@@ -237,7 +237,7 @@ def make_parts(
     return records, quarantined
 
 
-def _record(part: Part, num_rows: int, num_bytes: int, sha256: str) -> PartRecord:
+def _make_record(part: Part, num_rows: int, num_bytes: int, sha256: str) -> PartRecord:
     return PartRecord(
         path=part.path,
         recipe=part.recipe.name,
@@ -252,7 +252,8 @@ def describe_part(store: str, part: Part) -> tuple[PartRecord, list[Quarantined]
     """Read the record and the quarantined sources of a part that an interrupted run left.
 
     Returns:
-        None if the part must be written, because it does not exist, is damaged, or lacks a source that was UNAVAILABLE.
+        The record and the quarantined sources; None if the part must be written, because it does not exist, is damaged
+        or lacks a source that was UNAVAILABLE.
     """
     path = join(store, part.path)
     if not exists(path):
@@ -267,4 +268,4 @@ def describe_part(store: str, part: Part) -> tuple[PartRecord, list[Quarantined]
         return None
     if any(item.stage == UNAVAILABLE for item in quarantined):
         return None
-    return _record(part, num_rows, *hash_file(path)), quarantined
+    return _make_record(part, num_rows, *hash_file(path)), quarantined

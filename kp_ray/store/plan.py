@@ -1,7 +1,7 @@
 """Plan every part of a store before anything is written.
 
 A part holds one recipe applied to one chunk of consecutive sources. Its name contains a fingerprint of the settings,
-labels and image sizes that decide its rows, so a part with the planned name is reused.
+labels and image sizes that decide its rows, so an existing part with this name can be reused.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ from kp_ray.storage import file_sizes
 from kp_ray.store.layout import part_path
 from kp_ray.store.manifest import ROWS_VERSION, FoldTable, Split
 
-Recipes = tuple[tuple[Recipe, int], ...]
+RecipeCopies = tuple[tuple[Recipe, int], ...]
 """Recipes with their numbers of copies."""
-VALIDATION_RECIPES: Recipes = ((RECIPES["Original"], 1),)
+VALIDATION_RECIPES: RecipeCopies = ((RECIPES["Original"], 1),)
 """Recipes of validation sources: only the original, because scores must not depend on augmentation."""
 
 
@@ -64,7 +64,7 @@ class Plan:
         units: for "train" and for "val", the names of the units in that split; `split.by` says whether a unit is a
             scene, a clip or a frame.
         sources_without_image: names of the sources whose image file is missing.
-        folds: the folds of `split.folds`; None without it. They decide no row.
+        folds: the units in each fold; None without `split.folds`. The rows do not depend on the folds.
     """
 
     store: str
@@ -72,13 +72,13 @@ class Plan:
     skeleton: tuple[str, ...]
     seed: int
     augment: AugmentConfig
-    recipes: Recipes
+    recipes: RecipeCopies
     chunks: tuple[Chunk, ...]
     units: dict[str, tuple[str, ...]]
     sources_without_image: frozenset[str]
     folds: FoldTable | None = None
 
-    def recipes_for_split(self, split: Split) -> Recipes:
+    def recipes_for_split(self, split: Split) -> RecipeCopies:
         """Return the recipes of the sources of a split."""
         return self.recipes if split == "train" else VALIDATION_RECIPES
 
@@ -118,7 +118,7 @@ def plan_store(
     augment: AugmentConfig,
     seed: int,
 ) -> Plan:
-    """Plan every part of a store. Of the images only the names and the sizes of the files are read.
+    """Plan every part of a store from the labels and from the names and sizes of the image files.
 
     Args:
         store: local path or URL of the store.
@@ -131,15 +131,15 @@ def plan_store(
 
     Raises:
         ConfigError: a recipe is unknown.
-        DataError: nothing is labelled.
+        DataError: there is no labelled image.
         StorageError: the image folder is missing.
     """
     recipes = tuple(resolve_recipes(augment.recipes, augment.user_recipes))
     if not len(annotations):
-        raise DataError("data.annotations: no labelled image is left: add labels, or drop fewer of them")
+        raise DataError("data.annotations: no labelled image is left: add labels, or drop fewer images")
     sizes = file_sizes(images)
     chunks: list[Chunk] = []
-    recipes_by_split: dict[Split, Recipes] = {"train": recipes, "val": VALIDATION_RECIPES}
+    recipes_by_split: dict[Split, RecipeCopies] = {"train": recipes, "val": VALIDATION_RECIPES}
     for split, split_recipes in recipes_by_split.items():
         for number, sources in _cut_chunks(annotations, splits, split, augment.sources_per_part):
             sources_digest = _digest_sources(sources, sizes)
@@ -192,8 +192,8 @@ def _cut_chunks(
 def _digest_sources(sources: Sequence[Source], sizes: dict[str, int]) -> str:
     """Digest everything about the sources that decides their variants.
 
-    An image counts by its file's name and size in bytes, so that planning opens no image. The keypoints are hashed as
-    bytes, which is much faster than as JSON (`fingerprint.digest`).
+    The digest contains the size of an image file, not its pixels, so that planning opens no image. The keypoints are
+    hashed as bytes, because hashing them as JSON (`fingerprint.digest`) is much slower.
     """
     blake2b = hashlib.blake2b(digest_size=16)
     for source in sources:

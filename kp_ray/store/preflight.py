@@ -1,4 +1,4 @@
-"""Refuse images and recipes that would fail, before a cluster starts; refuse a written store that lacks a recipe."""
+"""Refuse images and recipes that would fail, before a cluster starts; refuse a store in which a recipe has no rows."""
 
 from kp_ray.augmentation.recipes import Recipe
 from kp_ray.augmentation.variants import Source
@@ -23,7 +23,7 @@ def check_plan(plan: Plan) -> None:
     Raises:
         DataError: no labelled image has a file, or a file's name is another spelling of a labelled image's name.
         ConfigError: a recipe fails on every image on which it is tried.
-        StoreError: the manifest is damaged or of another version of kp_ray.
+        StoreError: the manifest is damaged, or another version of kp_ray wrote it.
         StorageError: the image folder cannot be read.
     """
     sources = [source for chunk in plan.chunks for source in chunk.sources]
@@ -45,7 +45,7 @@ def check_plan(plan: Plan) -> None:
 
 
 def _try_recipe(plan: Plan, recipe: Recipe, sources: list[Source]) -> None:
-    """Raise a `ConfigError` if a recipe fails on every one of at most MAX_TRIED_IMAGES images, evenly spread."""
+    """Raise a `ConfigError` if a recipe fails on every image of an evenly spaced sample of `sources`."""
     reasons: list[str] = []
     for source in sample_evenly(sources, MAX_TRIED_IMAGES):
         variants, refusals = make_variants(plan, source, [(recipe, 1)])
@@ -61,7 +61,7 @@ def _try_recipe(plan: Plan, recipe: Recipe, sources: list[Source]) -> None:
 
 
 def refuse_empty_recipes(manifest: Manifest) -> None:
-    """Refuse a written store that has no rows of a recipe, because the recipe failed on every image.
+    """Refuse a store in which a recipe has no rows, because it failed on every image.
 
     Raises:
         ConfigError: a recipe has no rows.

@@ -1,7 +1,7 @@
 """Read rows of a store: a part, a table of selected rows, single rows, or all rows in order.
 
-The functions that take `fold` show a store with folds as a member sees it: the rows of this fold are validation rows,
-of which only the Originals are used, and all other rows are training rows. With None no fold is held out.
+The argument `fold` of a function is the fold that a member holds out: the Originals of this fold are validation rows,
+its other rows are not used, and the rows of the other folds are training rows. None holds out no fold.
 """
 
 import threading
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from kp_ray.errors import StoreError
 from kp_ray.storage import filesystem, join, open_input, parquet_errors, read_parquet
-from kp_ray.store.folds import DECIDING_COLUMNS, VALIDATION_RECIPE, refuse_fold_leaks, select_rows
+from kp_ray.store.folds import FOLD_COLUMNS, VALIDATION_RECIPE_NAME, refuse_fold_leaks, select_rows
 from kp_ray.store.manifest import FoldTable, Manifest, StoredRow, read_manifest, row_schema
 from kp_ray.store.parts import ROWS_PER_GROUP
 
@@ -67,18 +67,18 @@ def select_parts(
     num_folds = len(manifest.folds) if manifest.folds else 0
     if fold is not None and not 0 <= fold < num_folds:
         raise StoreError(
-            f"{store}: has no fold {fold} (it has {num_folds} folds): name another one, or set split.folds"
+            f"{store}: has no fold {fold} (it has {num_folds} folds): name another fold, or set split.folds"
         )
-    stored_recipes = {part.recipe for part in manifest.parts}  # `Original` of validation may not be in manifest.recipes
+    stored_recipes = {part.recipe for part in manifest.parts}  # manifest.recipes may lack the `Original` of validation
     for name in recipes or ():
         if name not in stored_recipes:
             raise StoreError(f"{store}: holds no recipe {name!r}: choose from {', '.join(sorted(stored_recipes))}")
-    selected = [part for part in manifest.parts if recipes is None or part.recipe in recipes]
+    selected_parts = [part for part in manifest.parts if recipes is None or part.recipe in recipes]
     if fold is None:
-        selected = [part for part in selected if split in (None, part.split)]
+        selected_parts = [part for part in selected_parts if split in (None, part.split)]
     elif split == "val":
-        selected = [part for part in selected if part.recipe == VALIDATION_RECIPE]
-    return manifest, [join(store, part.path) for part in selected]
+        selected_parts = [part for part in selected_parts if part.recipe == VALIDATION_RECIPE_NAME]
+    return manifest, [join(store, part.path) for part in selected_parts]
 
 
 def read_part_rows(
@@ -96,7 +96,7 @@ def read_part_rows(
         columns: names of columns, see `StoredRow`; None reads all.
         folds: `Manifest.folds`; None reads all rows of the part.
         split: "train" or "val"; None reads both.
-        fold: number of the fold to hold out; the column `split` then says on which side a row is.
+        fold: number of the fold to hold out; the column `split` then says in which split a row is.
 
     Returns:
         The rows, and their numbers in the part, from 0.
@@ -108,9 +108,9 @@ def read_part_rows(
     if folds is None:
         table = read_part(path, columns)
         return table, range(len(table))
-    stored = None if columns is None else [name for name in {*columns, *DECIDING_COLUMNS} if name != "fold"]
-    table, rows = select_rows(read_part(path, stored), folds, split=split, fold=fold)
-    return (table if columns is None else table.select(list(columns))), rows.tolist()
+    stored_columns = None if columns is None else [name for name in {*columns, *FOLD_COLUMNS} if name != "fold"]
+    table, row_numbers = select_rows(read_part(path, stored_columns), folds, split=split, fold=fold)
+    return (table if columns is None else table.select(list(columns))), row_numbers.tolist()
 
 
 def read_table(
@@ -147,7 +147,7 @@ def read_table(
 
 
 def list_rows(store: str, *, split: str, fold: int | None = None) -> list[RowReference]:
-    """List the rows of a split in the store's order. Parts are read only to hold out a fold.
+    """List the rows of a split in the store's order. Parts are read only if the store has folds.
 
     Args:
         store: local path or URL of the store.
@@ -160,13 +160,13 @@ def list_rows(store: str, *, split: str, fold: int | None = None) -> list[RowRef
     """
     manifest, paths = select_parts(store, split=split, fold=fold)
     if manifest.folds is None:
-        selected = set(paths)
+        selected_paths = set(paths)
         parts = [(join(store, part.path), part.num_rows) for part in manifest.parts]
-        return [(path, row) for path, num_rows in parts if path in selected for row in range(num_rows)]
+        return [(path, row) for path, num_rows in parts if path in selected_paths for row in range(num_rows)]
     references: list[RowReference] = []
     for path in paths:
-        _, rows = read_part_rows(path, DECIDING_COLUMNS, folds=manifest.folds, split=split, fold=fold)
-        references += [(path, row) for row in rows]
+        _, row_numbers = read_part_rows(path, FOLD_COLUMNS, folds=manifest.folds, split=split, fold=fold)
+        references += [(path, row) for row in row_numbers]
     return references
 
 
@@ -176,7 +176,7 @@ class RowReader:
     Args:
         columns: names of the columns to read.
         max_open_parts: number of recently used parts that stay open.
-        locate: returns the path from which a part is read, e.g. that of its copy on this node's disk.
+        locate: converts a part's path to the path to read it from, e.g. the path of a copy on this node's disk.
     """
 
     def __init__(self, columns: Sequence[str], max_open_parts: int = 256, locate: Callable[[str], str] = str) -> None:
@@ -194,9 +194,9 @@ class RowReader:
             StorageError: the part is missing or damaged.
         """
         with parquet_errors(path, REBUILD_PART_FIX):
-            part, lock = self.open(path)
+            file, lock = self.open(path)
             with lock:  # a ParquetFile reads in one thread at a time
-                group = part.read_row_group(row // ROWS_PER_GROUP, self.columns)
+                group = file.read_row_group(row // ROWS_PER_GROUP, self.columns)
             return cast(StoredRow, group.slice(row % ROWS_PER_GROUP, 1).to_pylist()[0])
 
 

@@ -9,9 +9,9 @@ from kp_ray.store.manifest import read_manifest
 
 
 def run_skeleton(config: Config) -> Skeleton:
-    """Return the store's skeleton; without a store, the labels'; without labels, the competition's.
+    """Return the skeleton of the store; without a store, that of the labels; without labels, DACON24.
 
-    The section `skeleton` of the config applies to each of them.
+    The section `skeleton` of the config is applied in each case.
 
     Raises:
         ConfigError: `skeleton` does not fit the keypoints.

@@ -1,4 +1,4 @@
-"""The verbs `augment`, a stage of the pipeline, and `verify`."""
+"""The stage `augment` of the pipeline, and the verb `verify`."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -53,7 +53,7 @@ class AugmentStage:
     """Writes the store: every variant of every source, as Parquet.
 
     Attributes:
-        session_start_up_s: seconds that Ray's start took; the caller sets them, and `run` adds them to its figures.
+        session_start_up_s: seconds that Ray took to start. The caller sets it, and `run` adds it to the figures.
     """
 
     name = "augment"
@@ -62,7 +62,7 @@ class AugmentStage:
 
     def __init__(self) -> None:
         self.session_start_up_s = 0.0
-        self._planned: tuple[Config, Plan] | None = None
+        self._cached_plan: tuple[Config, Plan] | None = None
 
     def applies(self, config: Config) -> bool:
         """Return True, because every run of the pipeline needs a store."""
@@ -78,7 +78,7 @@ class AugmentStage:
         check_plan(self._plan(config))
 
     def is_done(self, config: Config) -> bool:
-        """Return whether the store holds everything planned.
+        """Return whether the store is complete.
 
         Raises:
             StoreError: the manifest is damaged, another version of kp_ray wrote it, or the image file of a stored
@@ -92,7 +92,7 @@ class AugmentStage:
         `config.yaml` is written only when the writer lock is held, so that a refused second writer does not replace it.
 
         Raises:
-            ClusterError: no node has a CPU for it.
+            ClusterError: no node has a CPU for `augment`.
             KpRayError: see `write_store`.
         """
         if not self.is_done(config):
@@ -108,8 +108,8 @@ class AugmentStage:
         store = config.path("store")
         manifest = read_manifest(store)
         refuse_empty_recipes(manifest)
-        first = manifest.quarantined[0] if figures.quarantined else None
-        return AugmentSummary(**asdict(figures), store=store, first_quarantined=first)
+        first_quarantined = manifest.quarantined[0] if figures.quarantined else None
+        return AugmentSummary(**asdict(figures), store=store, first_quarantined=first_quarantined)
 
     def forecast(self, config: Config) -> AugmentForecast:
         """Estimate the store's size and duration from a few of its sources.
@@ -121,9 +121,9 @@ class AugmentStage:
 
     def _plan(self, config: Config) -> Plan:
         """Plan the store, only once per config, because reading the labels and listing the images can take seconds."""
-        if self._planned is None or self._planned[0] != config:
-            self._planned = config, make_plan(config)
-        return self._planned[1]
+        if self._cached_plan is None or self._cached_plan[0] != config:
+            self._cached_plan = config, make_plan(config)
+        return self._cached_plan[1]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class VerifySummary:
 
 
 def verify(config: Config) -> VerifySummary:
-    """Re-hash a store's parts, remake a sample of its rows, and delete damaged parts.
+    """Compare a store's parts with the manifest and a sample of its rows with the sources; delete damaged parts.
 
     Raises:
         KpRayError: an input is missing or cannot be used, or there is no finished store.

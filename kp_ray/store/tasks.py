@@ -93,7 +93,7 @@ def run_tasks(plan: Plan, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
     """Write the parts of chunks in Ray tasks, and iterate over the results in the order in which the tasks end.
 
     Raises:
-        StoppedError: a task's worker died, also in every retry.
+        StoppedError: a task's worker died in the first attempt and in every retry.
         KpRayError: see `make_parts`.
     """
     fix = "run augment again, which keeps finished parts"
@@ -136,7 +136,7 @@ def chunk_to_table(chunk: Chunk) -> pa.Table:
 
 
 def table_to_chunk(table: pa.Table, plan: Plan) -> Chunk:
-    """Return the chunk from which `chunk_to_table` made a table; `plan` gives its recipes."""
+    """Return the chunk that `chunk_to_table` converted to a table; `plan` gives the recipes."""
     keypoints = table["keypoints"].combine_chunks().flatten().to_numpy().reshape(len(table), -1, 3)
     rows = table.drop_columns(["keypoints", "parts"]).to_pylist()
     sources = tuple(
@@ -150,7 +150,7 @@ def table_to_chunk(table: pa.Table, plan: Plan) -> Chunk:
 
 
 def write_chunk(table: pa.Table, plan: Plan) -> pa.Table:
-    """Write one chunk's missing parts: the body of a task. Each source is read and decoded once.
+    """Write one chunk's missing parts. This is the body of a task, which reads and decodes each source once.
 
     Args:
         table: the chunk, from `chunk_to_table`.
@@ -178,8 +178,9 @@ def _make_missing_parts(plan: Plan, chunk: Chunk, started: float) -> ChunkResult
         if description is None:
             missing_parts.append(part)
         else:
-            records.append(description[0])
-            quarantined += description[1]
+            record, part_quarantined = description
+            records.append(record)
+            quarantined += part_quarantined
     num_recovered = len(records)
     if missing_parts:
         new_records, new_quarantined = make_parts(plan, chunk.sources, missing_parts)

@@ -1,4 +1,4 @@
-"""Verify a store: hash its parts again, and make a sample of its rows again, to compare both with what is stored."""
+"""Verify a store: compare its parts with their recorded digests, and a sample of its rows with remade rows."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from kp_ray.store.read import read_part
 
 
 def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
-    """Compare every part with its recorded digest, and a sample of rows with rows that are made again from the sources.
+    """Compare every part with its recorded digest, and a sample of rows with rows remade from the sources.
 
     Damaged parts are deleted, so that the next `augment` rewrites them. Rows are compared only if no part is damaged.
 
@@ -35,10 +35,10 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
     problems = []
     with ThreadPoolExecutor() as pool:
         damages = list(pool.map(lambda part: _find_damage(plan.store, part), manifest.parts))
-    damaged = [part for part, damage in zip(manifest.parts, damages, strict=True) if damage]
-    if damaged:
+    damaged_parts = [part for part, damage in zip(manifest.parts, damages, strict=True) if damage]
+    if damaged_parts:
         with writer_lock(plan.store):  # without the lock, a part that is being rewritten could be deleted
-            damage_by_path = {part.path: _delete_if_damaged(plan.store, part) for part in damaged}
+            damage_by_path = {part.path: _delete_if_damaged(plan.store, part) for part in damaged_parts}
             problems = [f"{path}: {damage}" for path, damage in damage_by_path.items() if damage]
     if problems:
         return problems
@@ -49,9 +49,9 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
         return [f"{plan.store}: {num_different} parts are missing, or were made with another config: run augment"]
     if manifest.folds != plan.folds:
         return [f"{plan.store}: its folds were dealt with another config: run augment, which keeps the parts"]
-    unusable = {item.source for item in manifest.quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
+    unusable_sources = {item.source for item in manifest.quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
     for chunk in sample_evenly(plan.chunks, num_samples):
-        problems += _compare_rows(plan, chunk, stored_paths, unusable)
+        problems += _compare_rows(plan, chunk, stored_paths, unusable_sources)
     return problems
 
 
@@ -72,25 +72,26 @@ def _delete_if_damaged(store: str, part: PartRecord) -> str | None:
     return f"{damage}: run augment, which rewrites the part" if damage else None
 
 
-def _compare_rows(plan: Plan, chunk: Chunk, stored_paths: Mapping[str, str], unusable: set[str]) -> list[str]:
-    """Make the rows of the middle usable source of a chunk again, and return a line per part whose rows differ.
+def _compare_rows(plan: Plan, chunk: Chunk, stored_paths: Mapping[str, str], unusable_sources: set[str]) -> list[str]:
+    """Remake the rows of a chunk's middle usable source; return one line per part whose rows differ.
 
     Args:
         plan: the store's plan.
         chunk: the chunk to compare.
         stored_paths: path of each part in the store, by its planned path.
-        unusable: names of the sources whose images cannot be read.
+        unusable_sources: names of the sources whose images cannot be read.
     """
-    usable_sources = [source for source in chunk.sources if source.name not in unusable]
+    usable_sources = [source for source in chunk.sources if source.name not in unusable_sources]
     if not usable_sources:
         return []
     source = usable_sources[len(usable_sources) // 2]
     problems = []
     for part in chunk.parts:
-        stored = read_part(join(plan.store, stored_paths[part.path])).filter(pc.equal(pc.field("source"), source.name))
+        part_rows = read_part(join(plan.store, stored_paths[part.path]))
+        stored_rows = part_rows.filter(pc.equal(pc.field("source"), source.name))
         variants, _ = make_variants(plan, source, [(part.recipe, part.copies)])
-        remade = pa.Table.from_pylist([variant.to_row() for variant in variants], schema=stored.schema)
-        if str(stored.to_pylist()) != str(remade.to_pylist()):  # as text, because NaN (unlabelled) != NaN
+        remade_rows = pa.Table.from_pylist([variant.to_row() for variant in variants], schema=stored_rows.schema)
+        if str(stored_rows.to_pylist()) != str(remade_rows.to_pylist()):  # as text, because NaN (unlabelled) != NaN
             problems.append(
                 f"{part.path}: the rows of {source.name} differ from rows made from its image and labels now: run "
                 "augment into a new run_dir"

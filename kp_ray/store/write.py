@@ -33,7 +33,7 @@ from kp_ray.store.tasks import ChunkResult, run_tasks
 
 @dataclass(frozen=True)
 class _ReusedParts:
-    """Existing parts that the manifest lists, and those parts' quarantined sources."""
+    """Existing parts that the manifest lists, and the quarantined sources of these parts."""
 
     parts: tuple[PartRecord, ...]
     quarantined: tuple[Quarantined, ...]
@@ -48,7 +48,7 @@ def write_store(
 
     Args:
         plan: the store's plan. Ray must be running, unless `is_finished(plan)`.
-        progress: called with (finished sources, all sources): once when writing begins, then after each chunk.
+        progress: called with the numbers of finished and of all sources when writing begins and after each chunk.
         on_locked: called while the writer lock is held, before any part is written.
 
     Raises:
@@ -71,7 +71,7 @@ def write_store(
         manifest = _finish_manifest(plan, reused, results)
     seconds = time.time() - began
     first_task_began = min((result.started for result in results), default=writing_began)
-    start_up_s = max(0.0, first_task_began - began)  # not negative, although the nodes' clocks can differ
+    start_up_s = max(0.0, first_task_began - began)  # the difference can be negative, because clocks of nodes differ
     num_written_sources = sum(result.num_sources for result in results if len(result.parts) > result.num_recovered)
     num_recovered = sum(result.num_recovered for result in results)
     return StoreFigures(
@@ -87,32 +87,31 @@ def write_store(
 
 
 def is_finished(plan: Plan) -> bool:
-    """Return whether the store holds everything planned, so that `write_store` needs no cluster.
+    """Return whether the store is complete, so that `write_store` needs no cluster.
 
     Raises:
         StoreError: the manifest is damaged, another version of kp_ray wrote it, or a part that would be replaced holds
             variants of a source whose image file is missing.
     """
-    # A manifest with other folds is out of date too: later stages read the folds from it.
-    has_manifest = has_store(plan.store) and read_manifest(plan.store).folds == plan.folds
-    if not has_manifest:
+    # Later stages read the folds from the manifest, so a manifest with other folds must be rewritten.
+    if not has_store(plan.store) or read_manifest(plan.store).folds != plan.folds:
         return False
     _, incomplete_chunks = _find_missing_parts(plan)
     return not incomplete_chunks
 
 
 def _find_missing_parts(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
-    """Find the listed parts to reuse, and the incomplete chunks, each with the parts that the manifest does not list.
+    """Find the parts that can be reused, and the incomplete chunks, each with its missing parts alone.
 
-    A part that an interrupted run has written counts as missing here; `tasks` recovers it. A chunk with an UNAVAILABLE
-    source is incomplete with all its parts, so every run retries that source.
+    A part that an interrupted run has written counts as missing, because the manifest does not list it; `tasks`
+    recovers it. All parts of a chunk with an UNAVAILABLE source count as missing, so every run retries that source.
     """
     existing_records: dict[str, PartRecord] = {}
     quarantined: tuple[Quarantined, ...] = ()
     if has_store(plan.store):
         manifest = read_manifest(plan.store)
         sizes = file_sizes(plan.store)
-        # `is_finished` may read a store that is still in the former layout, in which parts have other paths.
+        # `is_finished` may read a store of the former layout, in which parts have other paths.
         existing_records = {
             current_path(record.path): record for record in manifest.parts if sizes.get(record.path) == record.num_bytes
         }
@@ -146,10 +145,10 @@ def _refuse_missing_images(
     """Refuse to replace finished parts that hold variants of a source whose image file is missing.
 
     Raises:
-        StoreError: there is such a source; the message names its image.
+        StoreError: such a part would be replaced; the message names the image.
     """
-    unusable = {item.source for item in quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
-    missing_sources = plan.sources_without_image - unusable  # unusable sources have no variants to protect
+    unusable_sources = {item.source for item in quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
+    missing_sources = plan.sources_without_image - unusable_sources  # unusable sources have no variants to protect
     if not missing_sources:
         return
     planned_paths = {part.path for part in plan.parts()}
@@ -157,12 +156,13 @@ def _refuse_missing_images(
         if current_path(record.path) in planned_paths:
             continue
         try:
-            stored = set(read_part(join(plan.store, record.path), ["source"]).column(0).to_pylist())
+            stored_sources = set(read_part(join(plan.store, record.path), ["source"])["source"].to_pylist())
         except StorageError:
             continue  # the part is damaged, so there are no variants to protect
-        if missing_sources & stored:
+        affected_sources = missing_sources & stored_sources
+        if affected_sources:
             raise StoreError(
-                f"{join(plan.images, min(missing_sources & stored))}: this image is missing, and the store holds its "
+                f"{join(plan.images, min(affected_sources))}: this image is missing, and the store holds its "
                 f"variants ({len(missing_sources)} labelled images are missing in total): put it back, or drop its row "
                 "from the labels"
             )
@@ -228,21 +228,23 @@ def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: S
     Args:
         plan: the store's plan, which decides the order of the parts.
         records: the record of every part of the plan, by path.
-        quarantined: quarantined sources in any order; one is kept per source and stage.
+        quarantined: quarantined sources in any order; one record is kept per source and stage.
     """
     parts = tuple(records[part.path] for part in plan.parts())
     quarantined_by_source: dict[str, dict[str, Quarantined]] = {}
     for item in quarantined:
         quarantined_by_source.setdefault(item.source, {})[item.stage] = item
-    ordered: list[Quarantined] = []
+    ordered_quarantined: list[Quarantined] = []
     num_sources = 0
     for chunk in plan.chunks:
         stages = [recipe_stage(part.recipe.name) for part in chunk.parts]
         for source in chunk.sources:
             by_stage = quarantined_by_source.get(source.name, {})
-            ordered += [by_stage[stage] for stage in (UNREADABLE, UNAVAILABLE, *stages) if stage in by_stage]
+            ordered_quarantined += [
+                by_stage[stage] for stage in (UNREADABLE, UNAVAILABLE, *stages) if stage in by_stage
+            ]
             is_usable = UNREADABLE not in by_stage and UNAVAILABLE not in by_stage
-            if is_usable and any(stage not in by_stage for stage in stages):  # it has at least one variant
+            if is_usable and any(stage not in by_stage for stage in stages):  # the source has at least one variant
                 num_sources += 1
     return Manifest(
         kp_ray=__version__,
@@ -260,7 +262,7 @@ def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: S
         units=plan.units,
         folds=plan.folds,
         parts=parts,
-        quarantined=tuple(ordered),
+        quarantined=tuple(ordered_quarantined),
     )
 
 

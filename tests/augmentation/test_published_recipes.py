@@ -1,7 +1,7 @@
 """The 27 named recipes vary images as the published pipelines do, except for three deliberate differences.
 
 `PUBLISHED` and `sample_published` repeat `code/augmentation.py` of hangjoo/dacon_key_point_detection with the formulas
-of Albumentations 1.0. They use nothing of kp_ray, so that an error in kp_ray cannot hide. Affines map pixel indices.
+of Albumentations 1.0. They use no code of kp_ray, whose errors they would repeat. Affines map pixel indices.
 """
 
 import math
@@ -18,7 +18,7 @@ from kp_ray.keypoints import FloatArray, apply_affine
 FRAME = (1920, 1080)
 NUM_SAMPLES = 2000
 MIN_P_VALUE = 1e-4
-"""Smallest p-value at which two distributions count as equal. It is small because over 200 pairs are compared."""
+"""Smallest p-value at which two distributions count as equal; small, because over 200 pairs are compared."""
 QUANTITIES = ("a", "b", "x0", "y0", "width", "height", "contrast", "brightness")
 """The affine (x, y) -> (a x + b y + x0, -b x + a y + y0), the variant's size, and the change of its pixels."""
 
@@ -41,7 +41,7 @@ PUBLISHED: dict[str, list[tuple[str, tuple[float, ...]]]] = {
     "Rotate45_RandomCrop_3": [("rotate", (45,)), ("random crop", (960, 960))],
     "Rotate45_RandomCrop_4": [("rotate", (45,)), ("random crop", (720, 1280))],
     "Random_ScaleCrop": [("random crop", (960, 960)), ("rescale", (0.65, 1.35))],
-    "RandomBrightnessContrast": [("relight", (0.2, 0.2))],
+    "RandomBrightnessContrast": [("brightness contrast", (0.2, 0.2))],
     "Rescale_RandomCrop_1": [("rescale", (0.7, 1.3)), ("random crop", (720, 960))],
     "Rescale_RandomCrop_2": [("rescale", (0.7, 1.3)), ("random crop", (540, 720))],
     "Rescale_RandomCrop_3": [("rescale", (0.7, 1.3)), ("random crop", (720, 1280))],
@@ -51,8 +51,8 @@ PUBLISHED: dict[str, list[tuple[str, tuple[float, ...]]]] = {
     "Rescale_Rotate45_RandomCrop_3": [("rotate", (45,)), ("rescale", (0.7, 1.3)), ("random crop", (720, 1280))],
     "Rescale_Rotate45_CenterCrop": [("rotate", (45,)), ("rescale", (0.7, 1.3)), ("center crop", (720, 1280))],
 }
-"""Name -> steps in order. A crop has its height and width, `rotate` its largest angle in degrees, `rescale` its
-smallest and largest factor, and `relight` its largest change of contrast and of brightness."""
+"""Name -> steps in order. A crop has its height and width, "rotate" its largest angle in degrees, "rescale" its
+smallest and largest factor, and "brightness contrast" its largest change of contrast and of brightness."""
 
 
 def sample_published(name: str, rng: np.random.Generator) -> tuple[float, ...]:
@@ -67,7 +67,7 @@ def sample_published(name: str, rng: np.random.Generator) -> tuple[float, ...]:
             factor = rng.uniform(*values)
             change[0, 0] = change[1, 1] = factor
             width, height = int(width * factor), int(height * factor)
-        elif step == "relight":
+        elif step == "brightness contrast":
             contrast, brightness = 1 + rng.uniform(-values[0], values[0]), rng.uniform(-values[1], values[1])
         else:
             crop_h, crop_w = (int(value) for value in values)
@@ -83,8 +83,8 @@ def sample_published(name: str, rng: np.random.Generator) -> tuple[float, ...]:
 def sample_kp_ray(recipe: Recipe, number: int) -> tuple[float, ...]:
     """Sample the QUANTITIES of one variant as kp_ray does; `number` stands for the source's name."""
     seed = variant_seed(0, str(number), recipe.fingerprint, 0)
-    sample = sample_parameters(recipe, *FRAME, seed)
-    return *sample.affine[0, :2], *sample.affine[:, 2], sample.width, sample.height, sample.contrast, sample.brightness
+    result = sample_parameters(recipe, *FRAME, seed)
+    return *result.affine[0, :2], *result.affine[:, 2], result.width, result.height, result.contrast, result.brightness
 
 
 def test_the_named_recipes_are_the_27_published_ones() -> None:
@@ -104,8 +104,8 @@ def test_variants_are_distributed_as_the_published_ones(name: str) -> None:
         if np.ptp(expected) > 0 or np.ptp(actual) > 0
     }
     assert {quantity: p for quantity, p in p_values.items() if p < MIN_P_VALUE} == {}
-    constant_rows = [number for number, quantity in enumerate(QUANTITIES) if quantity not in p_values]
-    np.testing.assert_allclose(sampled[constant_rows, 0], published[constant_rows, 0], atol=1e-9)
+    constant_indices = [number for number, quantity in enumerate(QUANTITIES) if quantity not in p_values]
+    np.testing.assert_allclose(sampled[constant_indices, 0], published[constant_indices, 0], atol=1e-9)
 
 
 def test_random_scale_crop_samples_its_whole_range_of_scales() -> None:
@@ -120,17 +120,17 @@ def test_random_scale_crop_samples_its_whole_range_of_scales() -> None:
 
 
 def test_a_random_crop_can_lie_at_the_far_edge_unlike_a_published_one() -> None:
-    recipe, frame = Recipe("crop", crop_hw=(10, 10)), (11, 11)
-    offsets = {sample_parameters(recipe, *frame, seed, scale_with_frame=False).crop_xy for seed in range(100)}
+    recipe = Recipe("crop", crop_hw=(10, 10))
+    offsets = {sample_parameters(recipe, 11, 11, seed, scale_with_frame=False).crop_xy for seed in range(100)}
     assert offsets == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
 
 def test_labels_follow_a_rescaled_image_exactly_unlike_published_labels() -> None:
     for number in range(100):
         seed = variant_seed(0, str(number), RECIPES["Rescale_CenterCrop"].fingerprint, 0)
-        sample = sample_parameters(RECIPES["Rescale_CenterCrop"], *FRAME, seed)
+        parameters = sample_parameters(RECIPES["Rescale_CenterCrop"], *FRAME, seed)
         # The published code resizes to int(1920 * scale) px, which moves pixels by up to 1 px against their labels.
-        assert sample.affine[0, 0] == sample.affine[1, 1] == sample.scale
+        assert parameters.affine[0, 0] == parameters.affine[1, 1] == parameters.scale
 
 
 def test_an_image_is_rotated_about_its_exact_centre_unlike_a_published_one() -> None:

@@ -21,10 +21,11 @@ BLUR = A.to_dict(A.Compose([A.Blur(p=1)]))
 def test_crops_in_the_reference_frame_are_equal_whether_or_not_they_scale_with_the_frame(name: str) -> None:
     height, width = REFERENCE_HW
     for seed in range(5):
-        scaled, fixed = (
+        with_scaling, without_scaling = (
             sample_parameters(RECIPES[name], width, height, seed, scale_with_frame=scales) for scales in (True, False)
         )
-        assert (scaled.width, scaled.height, scaled.crop_xy) == (fixed.width, fixed.height, fixed.crop_xy)
+        for field in ("width", "height", "crop_xy"):
+            assert getattr(with_scaling, field) == getattr(without_scaling, field)
 
 
 def test_the_default_recipes_give_18_variants_two_of_them_from_one_recipe() -> None:
@@ -54,9 +55,9 @@ def test_the_fingerprint_depends_on_every_field_but_the_name() -> None:
     }
     assert set(other_values) == {field.name for field in fields(Recipe)} - {"name"}
     assert replace(base, name="renamed").fingerprint == base.fingerprint
-    changed = [replace(base, **{key: value}).fingerprint for key, value in other_values.items()]
-    assert len({base.fingerprint, *changed}) == len(changed) + 1
-    assert all(len(fingerprint) == 16 and int(fingerprint, 16) >= 0 for fingerprint in changed)
+    fingerprints = [replace(base, **{key: value}).fingerprint for key, value in other_values.items()]
+    assert len({base.fingerprint, *fingerprints}) == len(fingerprints) + 1
+    assert all(len(fingerprint) == 16 and int(fingerprint, 16) >= 0 for fingerprint in fingerprints)
 
 
 def test_fingerprints_equal_those_of_version_0_1() -> None:
@@ -90,6 +91,6 @@ def test_a_users_pipeline_becomes_a_recipe() -> None:
 def test_a_wrong_list_of_recipes_is_refused_by_its_key(
     names: list[str], user_recipes: dict[str, Any], key: str
 ) -> None:
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(ConfigError) as error:
         resolve_recipes(names, user_recipes)
-    assert str(raised.value).startswith(f"{key}: ")
+    assert str(error.value).startswith(f"{key}: ")

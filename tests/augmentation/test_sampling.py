@@ -1,4 +1,4 @@
-"""Variants' parameters have the distributions, the rounding and the geometry of Albumentations."""
+"""The parameters of variants have the distributions, the rounding and the geometry of Albumentations."""
 
 import itertools
 from dataclasses import fields
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Got processor for keypoints")
 FRAMES = [(1920, 1080), (640, 480), (333, 500), (101, 57)]
 NUM_SAMPLES = 2000
 MIN_P_VALUE = 1e-4
-"""Smallest p-value of a Kolmogorov-Smirnov test at which two distributions count as equal. It is small because over a
+"""Smallest p-value of a Kolmogorov-Smirnov test at which two distributions count as equal; small, because over a
 hundred pairs are compared. With 2000 samples, a distance of 0.07 between two distributions gives a smaller p-value."""
 
 
@@ -34,7 +34,7 @@ def make_points(width: int, height: int, seed: int = 0) -> FloatArray:
 
 
 def build_fixed_pipeline(recipe: Recipe, parameters: VariantParameters, width: int, height: int) -> Any:
-    """Build a recipe's Albumentations pipeline with fixed instead of random parameters."""
+    """Build a recipe's Albumentations pipeline with these parameters instead of random ones."""
     steps: list[Any] = []
     if recipe.rotate_deg:
         steps.append(A.Rotate(limit=(parameters.angle_deg, parameters.angle_deg), border_mode=cv2.BORDER_CONSTANT, p=1))
@@ -52,7 +52,7 @@ def build_fixed_pipeline(recipe: Recipe, parameters: VariantParameters, width: i
 
 
 def sample_with_albumentations(recipe: Recipe, width: int, height: int) -> list[dict[str, dict[str, Any]]]:
-    """Sample NUM_SAMPLES times with Albumentations; return name of the transform -> parameters for each sample.
+    """Sample NUM_SAMPLES times with Albumentations; return transform name -> parameters for each sample.
 
     Each transform has its own seed, because `Compose.set_random_seed` gives all transforms the same random numbers: a
     large scale would always occur together with a crop near the lower edge.
@@ -89,7 +89,7 @@ def test_equal_parameters_map_keypoints_as_albumentations_does_in_any_frame(
     recipe, points = RECIPES[name], make_points(width, height)
     parameters = sample_parameters(recipe, width, height, seed)
     crop = recipe.crop_size(width, height, scale_with_frame=True)
-    # Albumentations refuses larger crops, which kp_ray makes smaller.
+    # Albumentations refuses crops that are larger than the frame; kp_ray makes them smaller.
     assume(crop[0] <= int(width * parameters.scale) and crop[1] <= int(height * parameters.scale))
     pipeline = build_fixed_pipeline(recipe, parameters, width, height)
     expected = pipeline(image=np.zeros((height, width), np.uint8), keypoints=points)
@@ -162,12 +162,13 @@ def test_the_parameters_of_a_recipe_are_independent(name: str) -> None:
     for axis, frame in enumerate((width, height)):
         size = recipe.crop_size(width, height, scale_with_frame=True)[axis]
         num_positions = [int(frame * sample.scale) - size + 1 for sample in samples]
-        positions = [(sample.crop_xy[axis] + 0.5) / num for sample, num in zip(samples, num_positions, strict=True)]
+        # Offsets as fractions of their range, which depends on the scale.
+        positions = [(sample.crop_xy[axis] + 0.5) / count for sample, count in zip(samples, num_positions, strict=True)]
         if recipe.crop == "random" and max(num_positions) > 1:
             values["crop " + "xy"[axis]] = positions
-    varied = np.array([sampled for sampled in values.values() if np.ptp(sampled) > 0])
-    assert len(varied)
-    assert np.abs(np.corrcoef(varied) - np.eye(len(varied))).max() < 0.1
+    random_values = np.array([sampled for sampled in values.values() if np.ptp(sampled) > 0])
+    assert len(random_values)
+    assert np.abs(np.corrcoef(random_values) - np.eye(len(random_values))).max() < 0.1
 
 
 def test_the_comparison_of_distributions_detects_a_small_difference() -> None:
@@ -219,8 +220,8 @@ def test_every_recipe_applies_to_any_frame_and_its_affine_is_invertible(
     np.testing.assert_allclose(
         apply_affine(inverse, apply_affine(parameters.affine, points)), points, atol=1e-3, rtol=0
     )
-    scaled = int(width * parameters.scale), int(height * parameters.scale)
-    for offset, size, frame in zip(parameters.crop_xy, (parameters.width, parameters.height), scaled, strict=True):
+    scaled_size = int(width * parameters.scale), int(height * parameters.scale)
+    for offset, size, frame in zip(parameters.crop_xy, (parameters.width, parameters.height), scaled_size, strict=True):
         assert 0 <= offset <= frame - int(size / parameters.crop_scale)
 
 
@@ -251,12 +252,12 @@ def test_seeds_differ_between_variants_and_are_equal_on_every_machine() -> None:
 def test_a_crop_larger_than_the_frame_is_refused_with_both_sizes() -> None:
     with pytest.raises(
         DataError, match=r"CenterCrop_1: its crop of 1280x720 px is larger than the frame \(640x480 px\)"
-    ) as raised:
+    ) as error:
         sample_parameters(RECIPES["CenterCrop_1"], 640, 480, 0, scale_with_frame=False)
-    assert "augment.oversize: scale" in str(raised.value)
+    assert "augment.oversize: scale" in str(error.value)
 
 
-def test_a_recipe_without_a_crop_fits_every_frame() -> None:
+def test_original_keeps_the_size_of_every_frame() -> None:
     for size in ((1280, 720), (3840, 2160)):
         parameters = sample_parameters(RECIPES["Original"], *size, 0, scale_with_frame=False)
         assert ((parameters.width, parameters.height), parameters.crop_xy) == (size, (0, 0))

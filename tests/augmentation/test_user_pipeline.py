@@ -46,17 +46,17 @@ def saved_transform(class_name: str, **arguments: Any) -> dict[str, Any]:
         ({"transform": 3}, "cannot load this pipeline"),
         (saved_transform("Nope"), "Nope"),
         (saved_transform("Rotate", limit="wide"), "limit"),
-        (saved_transform("Rotate", limt=3), "'limt'"),
+        (saved_transform("Rotate", limt=3), "the argument 'limt' is unknown"),
         (A.to_dict(A.Compose([A.OneOf([A.HorizontalFlip(), A.Blur()])])), "HorizontalFlip mirrors"),
         (A.to_dict(A.Compose([A.TimeReverse()])), "TimeReverse mirrors"),
         (saved_transform("albumentations.VerticalFlip"), "VerticalFlip mirrors"),
     ],
 )
 def test_an_invalid_pipeline_is_refused_with_the_reason(pipeline: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(ConfigError) as error:
         validate_pipeline("mine", pipeline)
-    assert str(raised.value).startswith("augment.user_recipes.mine: ")
-    assert reason in str(raised.value)
+    assert str(error.value).startswith("augment.user_recipes.mine: ")
+    assert reason in str(error.value)
 
 
 def make_user_recipe(*steps: Any, **options: Any) -> list[tuple[Recipe, int]]:
@@ -94,7 +94,7 @@ def test_a_users_pipeline_with_a_reflect_border_keeps_each_keypoint_once() -> No
         assert (variant.width, variant.height) == (320, 180)
         errors += measure_dot_errors(variant, plain_variant, has_dots(width, height), scale)
     assert len(errors) >= 20
-    assert max(errors) < 1.0  # Albumentations itself moves images and keypoints apart by up to 0.3 px
+    assert max(errors) < 1.0  # Albumentations itself shifts an image against its keypoints by up to 0.3 px
 
 
 def test_the_random_parameters_of_a_users_steps_are_independent_and_reproducible() -> None:
@@ -106,8 +106,8 @@ def test_the_random_parameters_of_a_users_steps_are_independent_and_reproducible
     assert np.ptp(angles) > np.deg2rad(50)
     assert np.ptp(scales) > 1
     assert abs(np.corrcoef(angles, scales)[0, 1]) < 0.25
-    again = make_variants(content, no_keypoints, [(recipe, 150)])
-    assert [variant.image for variant in again] == [variant.image for variant in variants]
+    second_variants = make_variants(content, no_keypoints, [(recipe, 150)])
+    assert [variant.image for variant in second_variants] == [variant.image for variant in variants]
 
 
 def test_a_users_pipeline_runs_with_its_own_probability() -> None:
@@ -118,13 +118,13 @@ def test_a_users_pipeline_runs_with_its_own_probability() -> None:
 
 def test_a_users_blur_keeps_the_keypoints_and_a_perspective_has_no_affine() -> None:
     content, source = to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0])
-    blurred = make_variants(content, source, make_user_recipe(A.GaussianBlur(sigma_limit=(2, 3), p=1)))[0]
-    np.testing.assert_allclose(blurred.affine, np.eye(2, 3), atol=1e-6)
-    np.testing.assert_allclose(blurred.keypoints[:, :2], source[:, :2], rtol=1e-6)
-    assert blurred.image != content
-    tilted = make_variants(content, source, make_user_recipe(A.Perspective(scale=(0.1, 0.2), p=1)))[0]
-    assert np.isnan(tilted.affine).all()
-    assert np.isnan(tilted.keypoints[:, 0]).tolist() == np.isnan(source[:, 0]).tolist()
+    blurred_variant = make_variants(content, source, make_user_recipe(A.GaussianBlur(sigma_limit=(2, 3), p=1)))[0]
+    np.testing.assert_allclose(blurred_variant.affine, np.eye(2, 3), atol=1e-6)
+    np.testing.assert_allclose(blurred_variant.keypoints[:, :2], source[:, :2], rtol=1e-6)
+    assert blurred_variant.image != content
+    tilted_variant = make_variants(content, source, make_user_recipe(A.Perspective(scale=(0.1, 0.2), p=1)))[0]
+    assert np.isnan(tilted_variant.affine).all()
+    assert np.isnan(tilted_variant.keypoints[:, 0]).tolist() == np.isnan(source[:, 0]).tolist()
 
 
 @pytest.mark.parametrize("step", [A.ToFloat(p=1), A.GridDistortion(distort_limit=(0.2, 0.3), p=1)])
@@ -133,7 +133,7 @@ def test_a_users_pipeline_that_returns_no_color_image_or_loses_keypoints_is_refu
         make_variants(to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0]), make_user_recipe(step))
 
 
-def test_the_error_of_a_failing_user_recipe_gives_the_reason() -> None:
+def test_the_error_about_a_user_recipe_that_fails_gives_the_reason() -> None:
     with pytest.raises(DataError, match="the user recipe fails on this image: CropSizeError"):
         make_variants(
             to_jpeg(make_dotted_image(320, 180)), make_keypoints(320, 180), make_user_recipe(A.RandomCrop(540, 540))

@@ -1,4 +1,4 @@
-"""The images of variants agree with their keypoints, for sources of every kind."""
+"""The images of variants agree with their keypoints, for sources of every size and format."""
 
 from dataclasses import replace
 
@@ -54,11 +54,11 @@ def test_dots_show_at_the_stored_keypoints_and_nowhere_else(name: str, width: in
         for image in (dotted, plain)
     )
     assert second_copy.seed != variant.seed
-    affine, stored = variant.affine, variant.keypoints
+    affine, stored_keypoints = variant.affine, variant.keypoints
     inverse = np.linalg.inv(np.vstack([affine, [0, 0, 1]]))[:2]
-    np.testing.assert_allclose(apply_affine(inverse, stored[:, :2]), keypoints[:, :2], atol=1e-3, rtol=0)
-    is_inside = is_inside_image(stored[:, :2], variant.width, variant.height)
-    assert stored[:, 2].tolist() == np.where(is_inside, keypoints[:, 2], 0).tolist()
+    np.testing.assert_allclose(apply_affine(inverse, stored_keypoints[:, :2]), keypoints[:, :2], atol=1e-3, rtol=0)
+    is_inside = is_inside_image(stored_keypoints[:, :2], variant.width, variant.height)
+    assert stored_keypoints[:, 2].tolist() == np.where(is_inside, keypoints[:, 2], 0).tolist()
     has_dot = is_inside_image(keypoints[:, :2], width, height)
     assert count_stray_pixels(variant, plain_variant, keypoints[has_dot, :2], width, height) == 0
     # Near the source's edge a dot merges with its mirror image, so its centre is not the keypoint.
@@ -67,7 +67,7 @@ def test_dots_show_at_the_stored_keypoints_and_nowhere_else(name: str, width: in
     assert max(errors, default=0) < 0.5
 
 
-def test_the_measurements_of_this_file_detect_a_stray_dot_and_a_shifted_keypoint() -> None:
+def test_the_measurements_detect_a_stray_dot_and_a_shifted_keypoint() -> None:
     width, height = 300, 200
     keypoints, dotted, plain = make_random_image(width, height, 1)
     variant, plain_variant = (
@@ -77,9 +77,9 @@ def test_the_measurements_of_this_file_detect_a_stray_dot_and_a_shifted_keypoint
     assert count_stray_pixels(variant, plain_variant, dots, width, height) == 0
     assert count_stray_pixels(variant, plain_variant, dots[1:], width, height) > 0
     assert count_stray_pixels(variant, plain_variant, dots + 6, width, height) > 0
-    shifted = replace(variant, keypoints=variant.keypoints + np.array([0.7, 0, 0], np.float32))
+    shifted_variant = replace(variant, keypoints=variant.keypoints + np.array([0.7, 0, 0], np.float32))
     is_whole = is_inside_image(keypoints[:, :2] - 10, width - 20, height - 20)
-    assert max(measure_dot_errors(shifted, plain_variant, is_whole, 1.0)) > 0.5
+    assert max(measure_dot_errors(shifted_variant, plain_variant, is_whole, 1.0)) > 0.5
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -212,13 +212,13 @@ def test_the_box_margin_widens_the_box_only() -> None:
     content, keypoints = to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0])
     # The points at odd indices lie at the frame's edge, where the margin would be clipped.
     keypoints = np.where(np.arange(24)[:, None] % 2, np.nan, keypoints)
-    narrow = make_variants(content, keypoints, [(RECIPES["CenterCrop_1"], 1)])[0]
-    wide = make_variants(content, keypoints, [(RECIPES["CenterCrop_1"], 1)], box_margin_px=4.5)[0]
-    size = [narrow.width, narrow.height] * 2
-    expected = (narrow.bbox_xyxy + np.array([-4.5, -4.5, 4.5, 4.5])).clip(0, size)
-    np.testing.assert_allclose(wide.bbox_xyxy, expected, rtol=1e-5)
-    assert wide.image == narrow.image
-    assert np.array_equal(wide.keypoints, narrow.keypoints, equal_nan=True)
+    narrow_box_variant = make_variants(content, keypoints, [(RECIPES["CenterCrop_1"], 1)])[0]
+    wide_box_variant = make_variants(content, keypoints, [(RECIPES["CenterCrop_1"], 1)], box_margin_px=4.5)[0]
+    size = [narrow_box_variant.width, narrow_box_variant.height] * 2
+    expected = (narrow_box_variant.bbox_xyxy + np.array([-4.5, -4.5, 4.5, 4.5])).clip(0, size)
+    np.testing.assert_allclose(wide_box_variant.bbox_xyxy, expected, rtol=1e-5)
+    assert wide_box_variant.image == narrow_box_variant.image
+    assert np.array_equal(wide_box_variant.keypoints, narrow_box_variant.keypoints, equal_nan=True)
 
 
 def test_a_source_without_labels_has_variants_without_a_box() -> None:
@@ -242,13 +242,14 @@ def test_equal_seeds_give_equal_bytes_and_different_seeds_give_different_bytes()
         assert (first.image == third.image) is is_fixed, first.recipe
 
 
-def test_a_variant_does_not_depend_on_the_recipes_beside_it() -> None:
+def test_a_variant_does_not_depend_on_the_other_recipes() -> None:
     width, height = SIZES[0]
     content, keypoints = to_jpeg(make_dotted_image(width, height)), make_keypoints(width, height)
     for name in ("Rescale_CenterCrop", "Rotate45", "RandomCrop_1"):
-        alone = make_variants(content, keypoints, [(RECIPES[name], 1)])[0]
-        assert alone.image == named_variants(width, height)[name][0].image
-        assert np.array_equal(alone.affine, named_variants(width, height)[name][0].affine)
+        variant = make_variants(content, keypoints, [(RECIPES[name], 1)])[0]
+        variant_among_others = named_variants(width, height)[name][0]
+        assert variant.image == variant_among_others.image
+        assert np.array_equal(variant.affine, variant_among_others.affine)
 
 
 def test_original_keeps_the_bytes_of_a_jpeg() -> None:
@@ -259,14 +260,14 @@ def test_original_keeps_the_bytes_of_a_jpeg() -> None:
 
 
 def test_a_crop_larger_than_the_frame_is_refused_if_sizes_do_not_scale() -> None:
-    with pytest.raises(DataError, match=r"1280x720 px is larger than the frame \(480x270 px\)") as raised:
+    with pytest.raises(DataError, match=r"1280x720 px is larger than the frame \(480x270 px\)") as error:
         make_variants(
             to_jpeg(make_dotted_image(*SIZES[0])),
             make_keypoints(*SIZES[0]),
             [(RECIPES["CenterCrop_1"], 1)],
             scale_with_frame=False,
         )
-    assert str(raised.value).startswith("recipe CenterCrop_1: ")  # the store prepends the image's name
+    assert str(error.value).startswith("recipe CenterCrop_1: ")  # the store prepends the image's name
 
 
 def test_brightness_and_contrast_change_the_stored_image() -> None:
@@ -276,38 +277,38 @@ def test_brightness_and_contrast_change_the_stored_image() -> None:
         assert abs(decode_variant(variant).mean() - (100 * parameters.contrast + 255 * parameters.brightness)) < 1.5
 
 
-def test_a_source_longer_than_a_jpeg_can_be_needs_a_crop() -> None:
-    long, points = to_png(np.zeros((8, MAX_SIDE + 1, 3), np.uint8)), np.full((24, 3), 5.0)
-    with pytest.raises(DataError, match=f"{MAX_SIDE + 1}x8 px is more than a JPEG's {MAX_SIDE} on a side"):
-        make_variants(long, points, [(RECIPES["Original"], 1)])
-    assert len(make_variants(long, points, [(RECIPES["CenterCrop_1"], 1)])) == 1
+def test_a_source_that_is_too_long_for_a_jpeg_needs_a_crop() -> None:
+    long_image, points = to_png(np.zeros((8, MAX_SIDE + 1, 3), np.uint8)), np.full((24, 3), 5.0)
+    with pytest.raises(DataError, match=f"{MAX_SIDE + 1}x8 px is larger than a JPEG can be"):
+        make_variants(long_image, points, [(RECIPES["Original"], 1)])
+    assert len(make_variants(long_image, points, [(RECIPES["CenterCrop_1"], 1)])) == 1
 
 
 @pytest.mark.parametrize("kind", IMAGE_FILES)
 def test_the_stored_original_equals_the_source(kind: str) -> None:
-    shown = decode_upright_rgb(IMAGE_FILES[kind])
-    height, width = shown.shape[:2]
+    expected = decode_upright_rgb(IMAGE_FILES[kind])
+    height, width = expected.shape[:2]
     variant = make_variants(IMAGE_FILES[kind], np.full((24, 3), 5.0), [(RECIPES["Original"], 1)])[0]
     assert (variant.width, variant.height) == (width, height)
     assert (variant.image == IMAGE_FILES[kind]) is (kind in UNCHANGED_KINDS)
     # simplejpeg ignores EXIF, so it shows whether the stored pixels themselves are upright.
-    stored = simplejpeg.decode_jpeg(variant.image, "RGB")
-    assert np.abs(stored.astype(int) - shown).mean() < (8 if kind == "black and white PNG" else 3)
+    stored_image = simplejpeg.decode_jpeg(variant.image, "RGB")
+    assert np.abs(stored_image.astype(int) - expected).mean() < (8 if kind == "black and white PNG" else 3)
 
 
 @pytest.mark.parametrize(("width", "height"), [(213, 120), (120, 213), (119, 213)])
 def test_an_image_of_odd_size_is_encoded_without_pixels_from_outside(width: int, height: int) -> None:
-    edged = np.full((height, width, 3), 255, np.uint8)
-    edged[:, 0] = edged[0] = 0  # read by an encoder that runs past the end of a row or of the image
+    image = np.full((height, width, 3), 255, np.uint8)
+    image[:, 0] = image[0] = 0  # an encoder that reads past the end of a row or of the image reads these pixels
     recipes = [(RECIPES["Original"], 1), (RECIPES["RandomBrightnessContrast"], 1)]
     no_keypoints = np.full((24, 3), np.nan)
-    first = make_variants(to_png(edged), no_keypoints, recipes, jpeg_quality=30)
-    assert decode_variant(first[0])[height // 2 :, width // 2 :].min() >= 254
+    first_variants = make_variants(to_png(image), no_keypoints, recipes, jpeg_quality=30)
+    assert decode_variant(first_variants[0])[height // 2 :, width // 2 :].min() >= 254
     for value in range(0, 256, 32):
-        filled = [np.full(edged.size // 3, value, np.uint8) for _ in range(8)]
-        del filled  # so that the next images are made in memory with this value
-        again = make_variants(to_png(edged), no_keypoints, recipes, jpeg_quality=30)
-        assert [variant.image for variant in again] == [variant.image for variant in first]
+        buffers = [np.full(image.size // 3, value, np.uint8) for _ in range(8)]
+        del buffers  # the next images are made in this memory, which holds `value`
+        variants = make_variants(to_png(image), no_keypoints, recipes, jpeg_quality=30)
+        assert [variant.image for variant in variants] == [variant.image for variant in first_variants]
 
 
 def test_making_variants_does_not_change_the_source() -> None:
@@ -323,7 +324,7 @@ def test_making_variants_does_not_change_the_source() -> None:
 def test_tiny_and_narrow_images_have_variants(width: int, height: int, name: str) -> None:
     content = to_png(np.full((height, width, 3), 77, np.uint8))
     variant = make_variants(content, np.full((24, 3), 1.0), [(RECIPES[name], 1)])[0]
-    stored = decode_variant(variant)
-    assert stored.shape == (variant.height, variant.width, 3)
+    stored_image = decode_variant(variant)
+    assert stored_image.shape == (variant.height, variant.width, 3)
     if not RECIPES[name].brightness_contrast:  # a border would be darker
-        assert np.abs(stored.astype(int) - 77).max() <= 2
+        assert np.abs(stored_image.astype(int) - 77).max() <= 2

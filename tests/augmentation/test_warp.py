@@ -7,7 +7,7 @@ import pytest
 
 from kp_ray.augmentation.recipes import RECIPES
 from kp_ray.augmentation.sampling import sample_parameters
-from kp_ray.augmentation.warp import relight
+from kp_ray.augmentation.warp import change_brightness_contrast
 from kp_ray.images import decode
 from tests.helpers.images import to_jpeg, to_png
 from tests.helpers.variants import SIZES, decode_variant, make_dotted_image, make_variants, named_variants
@@ -24,16 +24,16 @@ def test_a_variant_is_close_to_one_cubic_resampling_of_the_source(name: str) -> 
         affine = variant.affine
         expected = cv2.warpAffine(source, affine, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
         difference = np.abs(decode_variant(variant).astype(int) - expected)
-        # In levels of 255, JPEG compression alone gives a mean of 0.95. Crops that are made smaller may differ more,
-        # because linear and cubic interpolation differ most there.
+        # JPEG compression alone gives a mean of 0.95 levels of 255. Variants of `crop_scale_range` may differ more,
+        # because linear and cubic interpolation differ most when an image is made smaller.
         assert difference.mean() < (2.5 if RECIPES[name].crop_scale_range else 1.6)
         assert np.percentile(difference, 99.9) < 12
 
 
 def test_the_comparison_with_cubic_resampling_detects_a_shift_by_a_third_of_a_pixel() -> None:
     source = make_dotted_image(*SIZES[0])
-    moved = cv2.warpAffine(source, np.array([[1, 0, 0.33], [0, 1, 0.33]]), SIZES[0], flags=cv2.INTER_CUBIC)
-    assert np.abs(moved.astype(int) - source)[8:-8, 8:-8].mean() > 2.5
+    shifted_image = cv2.warpAffine(source, np.array([[1, 0, 0.33], [0, 1, 0.33]]), SIZES[0], flags=cv2.INTER_CUBIC)
+    assert np.abs(shifted_image.astype(int) - source)[8:-8, 8:-8].mean() > 2.5
 
 
 @pytest.mark.parametrize(("width", "height"), [(36, 9), (9, 36)])
@@ -46,7 +46,7 @@ def test_the_edge_of_a_variant_is_not_darkened_by_a_border(name: str, width: int
         assert decode_variant(variant).min() >= 197
 
 
-def test_relight_changes_pixels_as_albumentations_does() -> None:
+def test_brightness_and_contrast_change_pixels_as_albumentations_does() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     bgrx = np.repeat(levels[..., None], 4, axis=2)
     for seed in range(200):
@@ -54,5 +54,5 @@ def test_relight_changes_pixels_as_albumentations_does() -> None:
         expected = A.RandomBrightnessContrast(p=1).apply(
             levels, alpha=parameters.contrast, beta=255 * parameters.brightness
         )
-        relit = relight(bgrx, parameters)
-        assert np.abs(relit[..., :3].astype(int) - expected[..., None]).max() <= 1
+        changed_image = change_brightness_contrast(bgrx, parameters)
+        assert np.abs(changed_image[..., :3].astype(int) - expected[..., None]).max() <= 1

@@ -27,8 +27,8 @@ def test_an_export_opens_in_pycocotools_and_reads_back_equal(store_config: Confi
     from_csv = load_annotations(str(folder / "annotations.csv"))
     assert from_json.images == from_csv.images
     rows = list(iter_rows(store_config.path("store"), split="val"))
-    stored = np.stack([np.array(row["keypoints"]).reshape(-1, 3)[:, :2] for row in rows])
-    np.testing.assert_allclose(from_csv.keypoints[:, :, :2], stored, atol=1e-4)
+    stored_points = np.stack([np.array(row["keypoints"]).reshape(-1, 3)[:, :2] for row in rows])
+    np.testing.assert_allclose(from_csv.keypoints[:, :, :2], stored_points, atol=1e-4)
     for name in from_csv.images:
         assert (folder / "images" / name).stat().st_size > 0
 

@@ -52,8 +52,10 @@ def test_the_digest_of_a_store_changes_with_the_bytes_of_a_part(tmp_path: Path) 
     write_manifest(str(tmp_path), manifest)
     assert store_digest(str(tmp_path)) == before
     first, *other_parts = manifest.parts
-    changed = manifest.model_copy(update={"parts": (first.model_copy(update={"sha256": "0" * 64}), *other_parts)})
-    write_manifest(str(tmp_path), changed)
+    changed_manifest = manifest.model_copy(
+        update={"parts": (first.model_copy(update={"sha256": "0" * 64}), *other_parts)}
+    )
+    write_manifest(str(tmp_path), changed_manifest)
     assert store_digest(str(tmp_path)) != before
 
 

@@ -16,74 +16,75 @@ from kp_ray.store.read import read_part
 
 
 @pytest.fixture
-def planned(tiny: Config) -> Plan:
+def plan(tiny: Config) -> Plan:
     """Plan the store of the tiny config."""
     return make_plan(tiny)
 
 
-def write_first_part(planned: Plan, quarantined: tuple[dict[str, Any], ...] = ()) -> PartRecord:
+def write_first_part(plan: Plan, quarantined: tuple[dict[str, Any], ...] = ()) -> PartRecord:
     """Write the plan's first part; `quarantined` is stored in its metadata."""
-    chunk = planned.chunks[0]
+    chunk = plan.chunks[0]
     part = chunk.parts[0]
-    with PartWriter(planned.store, part, row_schema(len(planned.skeleton))) as writer:
+    with PartWriter(plan.store, part, row_schema(len(plan.skeleton))) as writer:
         for source in chunk.sources:
-            for variant in make_variants(planned, source, [(part.recipe, part.copies)])[0]:
+            for variant in make_variants(plan, source, [(part.recipe, part.copies)])[0]:
                 writer.add(variant)
         return writer.finish({"quarantined": list(quarantined)})
 
 
-def test_a_finished_part_agrees_with_its_record(planned: Plan) -> None:
-    record = write_first_part(planned)
-    path = os.path.join(planned.store, record.path)
+def test_a_finished_part_agrees_with_its_record(plan: Plan) -> None:
+    record = write_first_part(plan)
+    path = os.path.join(plan.store, record.path)
     table = read_part(path)
-    assert table["source"].to_pylist() == [source.name for source in planned.chunks[0].sources]
-    assert table.schema.remove_metadata() == row_schema(len(planned.skeleton))
+    assert table["source"].to_pylist() == [source.name for source in plan.chunks[0].sources]
+    assert table.schema.remove_metadata() == row_schema(len(plan.skeleton))
     assert (record.num_bytes, record.sha256) == hash_file(path)
     assert record.num_rows == len(table)
     assert (record.recipe, record.split) == ("Original", "train")
 
 
-def test_an_error_while_writing_a_part_leaves_no_file(planned: Plan) -> None:
-    part = planned.chunks[0].parts[0]
-    with pytest.raises(ZeroDivisionError), PartWriter(planned.store, part, row_schema(len(planned.skeleton))):
+def test_an_error_while_writing_a_part_leaves_no_file(plan: Plan) -> None:
+    part = plan.chunks[0].parts[0]
+    with pytest.raises(ZeroDivisionError), PartWriter(plan.store, part, row_schema(len(plan.skeleton))):
         raise ZeroDivisionError
-    assert [path for path in Path(planned.store).rglob("*") if path.is_file()] == []
+    assert [path for path in Path(plan.store).rglob("*") if path.is_file()] == []
 
 
-def test_the_error_names_the_part_that_cannot_be_written(planned: Plan) -> None:
-    Path(planned.store).parent.mkdir(parents=True)
-    Path(planned.store).write_text("a file where the store must be")
+def test_the_error_names_the_part_that_cannot_be_written(plan: Plan) -> None:
+    Path(plan.store).parent.mkdir(parents=True)
+    Path(plan.store).write_text("a file where the store must be")
     with pytest.raises(StorageError, match=r"recipe-Original/part-.*cannot be written"):
-        write_first_part(planned)
+        write_first_part(plan)
 
 
-def test_a_whole_part_is_described_by_its_original_record(planned: Plan) -> None:
-    part = planned.chunks[0].parts[0]
-    assert describe_part(planned.store, part) is None
-    refusal = {"source": "b.jpg", "stage": UNREADABLE, "reason": "the file is empty"}
-    record = write_first_part(planned, (refusal,))
-    description = describe_part(planned.store, part)
+def test_a_whole_part_is_described_by_its_original_record(plan: Plan) -> None:
+    part = plan.chunks[0].parts[0]
+    assert describe_part(plan.store, part) is None
+    unreadable_item = {"source": "b.jpg", "stage": UNREADABLE, "reason": "the file is empty"}
+    record = write_first_part(plan, (unreadable_item,))
+    description = describe_part(plan.store, part)
     assert description is not None
-    assert description[0] == record
-    assert [item.model_dump() for item in description[1]] == [refusal]
+    stored_record, stored_items = description
+    assert stored_record == record
+    assert [item.model_dump() for item in stored_items] == [unreadable_item]
 
 
-def test_a_part_that_lacks_an_unavailable_source_is_not_reused(planned: Plan) -> None:
-    write_first_part(planned, ({"source": "b.jpg", "stage": UNAVAILABLE, "reason": "Permission denied"},))
-    assert describe_part(planned.store, planned.chunks[0].parts[0]) is None
+def test_a_part_that_lacks_an_unavailable_source_is_not_reused(plan: Plan) -> None:
+    write_first_part(plan, ({"source": "b.jpg", "stage": UNAVAILABLE, "reason": "Permission denied"},))
+    assert describe_part(plan.store, plan.chunks[0].parts[0]) is None
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.99])
-def test_a_truncated_part_is_not_reused(planned: Plan, share: float) -> None:
-    record = write_first_part(planned)
-    os.truncate(os.path.join(planned.store, record.path), int(share * record.num_bytes))
-    assert describe_part(planned.store, planned.chunks[0].parts[0]) is None
+def test_a_truncated_part_is_not_reused(plan: Plan, share: float) -> None:
+    record = write_first_part(plan)
+    os.truncate(os.path.join(plan.store, record.path), int(share * record.num_bytes))
+    assert describe_part(plan.store, plan.chunks[0].parts[0]) is None
 
 
-def test_a_part_with_a_flipped_bit_is_not_reused(planned: Plan) -> None:
-    record = write_first_part(planned)
-    path = Path(planned.store, record.path)
+def test_a_part_with_a_flipped_bit_is_not_reused(plan: Plan) -> None:
+    record = write_first_part(plan)
+    path = Path(plan.store, record.path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
-    assert describe_part(planned.store, planned.chunks[0].parts[0]) is None
+    assert describe_part(plan.store, plan.chunks[0].parts[0]) is None

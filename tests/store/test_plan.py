@@ -1,4 +1,4 @@
-"""The plan of a store: its chunks, the recipes per split, and part names that change with every input of the rows."""
+"""The plan of a store: its chunks, the recipes per split, and part names that change if the rows change."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -55,9 +55,9 @@ def plan_labels(labels: Annotations, images: Path, augment: AugmentConfig = AUGM
     )
 
 
-def part_names(planned: Plan) -> set[str]:
+def part_names(plan: Plan) -> set[str]:
     """Return the paths of all planned parts."""
-    return {part.path for part in planned.parts()}
+    return {part.path for part in plan.parts()}
 
 
 def test_chunks_are_consecutive_rows_of_one_split(labels: Annotations, images: Path) -> None:
@@ -67,17 +67,17 @@ def test_chunks_are_consecutive_rows_of_one_split(labels: Annotations, images: P
 
 
 def test_training_sources_get_every_recipe_and_validation_sources_originals(labels: Annotations, images: Path) -> None:
-    *training, validation = plan_labels(labels, images).chunks
-    for chunk in training:
+    *train_chunks, val_chunk = plan_labels(labels, images).chunks
+    for chunk in train_chunks:
         assert [(part.recipe.name, part.copies) for part in chunk.parts] == [("Original", 1), ("Rotate45", 2)]
-    assert [(part.recipe.name, part.copies) for part in validation.parts] == [("Original", 1)]
+    assert [(part.recipe.name, part.copies) for part in val_chunk.parts] == [("Original", 1)]
 
 
-def test_units_are_listed_by_split_and_missing_images_are_absent(labels: Annotations, images: Path) -> None:
+def test_the_plan_lists_units_by_split_and_sources_without_image(labels: Annotations, images: Path) -> None:
     (images / IMAGES[4]).unlink()
-    planned = plan_labels(labels, images)
-    assert planned.units == {"train": tuple(IMAGES[i] for i in (0, 1, 3, 4, 5)), "val": (IMAGES[2],)}
-    assert planned.sources_without_image == {IMAGES[4]}
+    plan = plan_labels(labels, images)
+    assert plan.units == {"train": tuple(IMAGES[i] for i in (0, 1, 3, 4, 5)), "val": (IMAGES[2],)}
+    assert plan.sources_without_image == {IMAGES[4]}
 
 
 def test_names_of_parts_are_those_of_version_0_1(labels: Annotations, images: Path) -> None:
@@ -92,8 +92,8 @@ def test_names_of_parts_are_those_of_version_0_1(labels: Annotations, images: Pa
 def test_a_setting_that_changes_the_rows_renames_every_part(
     change: dict[str, Any], labels: Annotations, images: Path
 ) -> None:
-    changed = plan_labels(labels, images, AUGMENT.model_copy(update=change))
-    assert not part_names(changed) & part_names(plan_labels(labels, images))
+    changed_plan = plan_labels(labels, images, AUGMENT.model_copy(update=change))
+    assert not part_names(changed_plan) & part_names(plan_labels(labels, images))
 
 
 def test_another_seed_renames_every_part(labels: Annotations, images: Path) -> None:
@@ -102,9 +102,9 @@ def test_another_seed_renames_every_part(labels: Annotations, images: Path) -> N
 
 def test_a_changed_label_or_image_renames_the_parts_of_its_chunk_alone(labels: Annotations, images: Path) -> None:
     before = plan_labels(labels, images)
-    moved = labels.keypoints.copy()
-    moved[5, 0, 0] += 1
-    after = plan_labels(replace(labels, keypoints=moved), images)
+    moved_keypoints = labels.keypoints.copy()
+    moved_keypoints[5, 0, 0] += 1
+    after = plan_labels(replace(labels, keypoints=moved_keypoints), images)
     assert part_names(before) - part_names(after) == {part.path for part in before.chunks[2].parts}
     (images / IMAGES[0]).write_bytes(bytes(100))
     assert part_names(before) - part_names(plan_labels(labels, images)) == {
@@ -113,12 +113,13 @@ def test_a_changed_label_or_image_renames_the_parts_of_its_chunk_alone(labels: A
 
 
 def test_a_dropped_source_renames_the_parts_of_its_chunk_alone(labels: Annotations, images: Path) -> None:
-    before, kept = plan_labels(labels, images), np.array([0, 2, 3, 4, 5])
-    after = plan_labels(labels.select(kept), images, splits=[SPLITS[index] for index in kept])
+    before = plan_labels(labels, images)
+    kept_indices = np.array([0, 2, 3, 4, 5])
+    after = plan_labels(labels.select(kept_indices), images, splits=[SPLITS[index] for index in kept_indices])
     assert part_names(before) - part_names(after) == {part.path for part in before.chunks[0].parts}
 
 
-def test_labels_without_images_are_refused(labels: Annotations, images: Path) -> None:
+def test_an_empty_set_of_labels_is_refused(labels: Annotations, images: Path) -> None:
     with pytest.raises(DataError, match="no labelled image"):
         plan_labels(labels.select(np.array([], dtype=int)), images, splits=[])
 
@@ -131,12 +132,12 @@ def test_an_unknown_recipe_and_a_missing_folder_are_refused(labels: Annotations,
 
 
 def test_the_plan_of_a_config_splits_the_sources_and_names_the_keypoints(tiny: Config) -> None:
-    planned = make_plan(tiny)
-    assert planned.skeleton == DACON24.names
-    assert planned.store == tiny.path("store")
-    assert sum(len(chunk.sources) for chunk in planned.chunks) == 12
-    assert not set(planned.units["train"]) & set(planned.units["val"])
-    assert planned.units["val"]
+    plan = make_plan(tiny)
+    assert plan.skeleton == DACON24.names
+    assert plan.store == tiny.path("store")
+    assert sum(len(chunk.sources) for chunk in plan.chunks) == 12
+    assert not set(plan.units["train"]) & set(plan.units["val"])
+    assert plan.units["val"]
 
 
 def test_a_config_without_images_is_refused(sample_data: dict[str, Any], tmp_path: Path) -> None:

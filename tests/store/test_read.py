@@ -1,4 +1,4 @@
-"""Rows are read by part, as a table, one by one, and in shards."""
+"""Rows are read by part, as a table, one by one, and in order."""
 
 import json
 import os
@@ -24,9 +24,10 @@ def store(tmp_path: Path) -> str:
 
 def test_parts_are_selected_by_split_and_recipe(store: str) -> None:
     assert len(select_parts(store)[1]) == 3
-    assert [path.startswith(f"{store}/recipe-Original/") for path in select_parts(store, split="val")[1]] == [True]
-    (part,) = select_parts(store, recipes=["Rotate45_CenterCrop"])[1]
-    assert part.startswith(f"{store}/recipe-Rotate45_CenterCrop/")
+    (val_part,) = select_parts(store, split="val")[1]
+    assert val_part.startswith(f"{store}/recipe-Original/")
+    (crop_part,) = select_parts(store, recipes=["Rotate45_CenterCrop"])[1]
+    assert crop_part.startswith(f"{store}/recipe-Rotate45_CenterCrop/")
     assert select_parts(store, split="val", recipes=["Rotate45_CenterCrop"])[1] == []
 
 
@@ -38,10 +39,10 @@ def test_a_recipe_that_the_store_does_not_hold_is_refused(store: str) -> None:
 def test_a_scene_on_both_sides_of_the_split_is_refused(store: str) -> None:
     path = Path(store, "_manifest.json")
     manifest = json.loads(path.read_text())
-    leaked = manifest["units"]["val"][0]
-    manifest["units"]["train"].append(leaked)
+    leaked_scene = manifest["units"]["val"][0]
+    manifest["units"]["train"].append(leaked_scene)
     path.write_text(json.dumps(manifest))
-    with pytest.raises(StoreError, match=f"{leaked} is in both splits"):
+    with pytest.raises(StoreError, match=f"{leaked_scene} is in both splits"):
         select_parts(store, split="train")
 
 
@@ -60,11 +61,11 @@ def test_a_table_has_the_selected_columns_of_the_selected_rows(store: str) -> No
     table = read_table(store, split="val", columns=["source", "split"])
     assert table.to_pylist() == [{"source": name, "split": "val"} for name in STORE_IMAGES[:3]]
     assert len(read_table(store)) == 9
-    empty = read_table(store, split="val", recipes=["Rotate45_CenterCrop"], columns=["source"])
-    assert (len(empty), empty.column_names) == (0, ["source"])
+    empty_table = read_table(store, split="val", recipes=["Rotate45_CenterCrop"], columns=["source"])
+    assert (len(empty_table), empty_table.column_names) == (0, ["source"])
 
 
-def test_listed_rows_are_those_that_are_read_in_order(store: str) -> None:
+def test_list_rows_and_iter_rows_give_the_same_rows_in_the_same_order(store: str) -> None:
     reader = RowReader(["recipe", "source"])
     for split, count in (("train", 6), ("val", 3)):
         rows = [reader.read(*reference) for reference in list_rows(store, split=split)]

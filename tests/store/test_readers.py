@@ -65,5 +65,5 @@ def test_ray_data_reads_all_rows_from_the_folder_of_a_store(store: str) -> None:
 
     rows = ray.data.read_parquet(store).take_all()
     assert [sorted(row) for row in rows] == [sorted(read_table(store).column_names)] * 9
-    stored = {(row["recipe"], row["split"], row["source"]): row["image"] for row in read_table(store).to_pylist()}
-    assert {(row["recipe"], row["split"], row["source"]): row["image"] for row in rows} == stored
+    expected = {(row["recipe"], row["split"], row["source"]): row["image"] for row in read_table(store).to_pylist()}
+    assert {(row["recipe"], row["split"], row["source"]): row["image"] for row in rows} == expected

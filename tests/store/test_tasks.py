@@ -17,24 +17,24 @@ from tests.helpers.stores import store_files, write_planned_store
 
 
 @pytest.fixture
-def planned(tiny: Config) -> Plan:
+def plan(tiny: Config) -> Plan:
     """Plan the store of the tiny config."""
     return make_plan(tiny)
 
 
-def test_a_chunk_survives_the_table_that_a_task_receives(planned: Plan) -> None:
-    assert {chunk.sources[0].split for chunk in planned.chunks} == {"train", "val"}
-    for chunk in planned.chunks:
-        received = table_to_chunk(chunk_to_table(chunk), planned)
-        assert received.parts == chunk.parts
-        for source, original in zip(received.sources, chunk.sources, strict=True):
+def test_a_chunk_survives_the_table_that_a_task_receives(plan: Plan) -> None:
+    assert {chunk.sources[0].split for chunk in plan.chunks} == {"train", "val"}
+    for chunk in plan.chunks:
+        received_chunk = table_to_chunk(chunk_to_table(chunk), plan)
+        assert received_chunk.parts == chunk.parts
+        for source, original in zip(received_chunk.sources, chunk.sources, strict=True):
             np.testing.assert_array_equal(source.keypoints, original.keypoints)
             for name in ("name", "scene", "camera", "frame", "split"):
                 assert getattr(source, name) == getattr(original, name)
 
 
-def test_the_columns_are_plain_arrow_types_with_a_row_per_source(planned: Plan) -> None:
-    chunk = planned.chunks[0]
+def test_the_columns_are_plain_arrow_types_with_a_row_per_source(plan: Plan) -> None:
+    chunk = plan.chunks[0]
     table = chunk_to_table(chunk)
     assert table["source"].to_pylist() == [source.name for source in chunk.sources]
     assert table.schema == pa.schema(
@@ -50,33 +50,34 @@ def test_the_columns_are_plain_arrow_types_with_a_row_per_source(planned: Plan) 
     )
 
 
-def test_a_task_writes_missing_parts_and_finds_those_of_an_interrupted_run(planned: Plan) -> None:
-    chunk, plan_of_tasks = planned.chunks[0], replace(planned, chunks=())  # a task receives a plan without chunks
+def test_a_task_writes_missing_parts_and_finds_those_of_an_interrupted_run(plan: Plan) -> None:
+    chunk = plan.chunks[0]
+    task_plan = replace(plan, chunks=())  # a task receives a plan without chunks
     for num_recovered in (0, len(chunk.parts)):
-        (row,) = write_chunk(chunk_to_table(chunk), plan_of_tasks).to_pylist()
+        (row,) = write_chunk(chunk_to_table(chunk), task_plan).to_pylist()
         result = ChunkResult.from_row(row)
         assert [part.path for part in result.parts] == [part.path for part in chunk.parts]
         assert [(part.num_bytes, part.sha256) for part in result.parts] == [
-            hash_file(f"{planned.store}/{part.path}") for part in chunk.parts
+            hash_file(f"{plan.store}/{part.path}") for part in chunk.parts
         ]
         assert (result.num_recovered, result.num_sources) == (num_recovered, len(chunk.sources))
         assert result.quarantined == ()
 
 
-def test_an_error_in_a_task_becomes_a_row_that_raises_it(planned: Plan) -> None:
-    Path(planned.store).parent.mkdir(parents=True)
-    Path(planned.store).write_text("a file where the store must be")
-    (row,) = write_chunk(chunk_to_table(planned.chunks[0]), replace(planned, chunks=())).to_pylist()
+def test_an_error_in_a_task_becomes_a_row_that_raises_it(plan: Plan) -> None:
+    Path(plan.store).parent.mkdir(parents=True)
+    Path(plan.store).write_text("a file where the store must be")
+    (row,) = write_chunk(chunk_to_table(plan.chunks[0]), replace(plan, chunks=())).to_pylist()
     with pytest.raises(StorageError, match="cannot be written"):
         raise_error_row(row)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_tasks_write_the_same_parts_as_one_process(planned: Plan, tiny: Config) -> None:
-    results = list(run_tasks(planned, planned.chunks))
+def test_tasks_write_the_same_parts_as_one_process(plan: Plan, tiny: Config) -> None:
+    results = list(run_tasks(plan, plan.chunks))
     assert sum(result.num_sources for result in results) == 12
-    assert {part.path for result in results for part in result.parts} == {part.path for part in planned.parts()}
-    by_tasks = store_files(tiny)
-    write_planned_store(planned)
+    assert {part.path for result in results for part in result.parts} == {part.path for part in plan.parts()}
+    files_from_tasks = store_files(tiny)
+    write_planned_store(plan)
     files = store_files(tiny)
-    assert {path: files[path] for path in by_tasks} == by_tasks
+    assert {path: files[path] for path in files_from_tasks} == files_from_tasks

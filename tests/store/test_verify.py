@@ -36,8 +36,8 @@ def test_a_part_with_a_flipped_bit_is_deleted_and_augment_rewrites_it(tiny: Conf
 
 def test_a_store_with_unlabelled_points_is_sound(sample_data: dict[str, Any], tmp_path: Path) -> None:
     header, *rows = Path(sample_data["annotations"]).read_text().splitlines()
-    blanked = [",".join([*row.split(",")[:5], "", "", *row.split(",")[7:]]) for row in rows]
-    (tmp_path / "labels.csv").write_text("\n".join([header, *blanked]) + "\n")
+    incomplete_rows = [",".join([*row.split(",")[:5], "", "", *row.split(",")[7:]]) for row in rows]
+    (tmp_path / "labels.csv").write_text("\n".join([header, *incomplete_rows]) + "\n")
     config = tiny_config({**sample_data, "annotations": str(tmp_path / "labels.csv")}, tmp_path / "run")
     write_store(make_plan(config))
     assert np.isnan(read_table(config.path("store"), columns=["keypoints"])["keypoints"].to_pylist()).any()
@@ -45,8 +45,8 @@ def test_a_store_with_unlabelled_points_is_sound(sample_data: dict[str, Any], tm
 
 
 def test_parts_of_another_config_are_reported(store_config: Config, tmp_path: Path) -> None:
-    plan_of_other_seed = make_plan(tiny_config(store_config.data.model_dump(), Path(store_config.run_dir), seed=7))
-    (problem,) = verify_store(plan_of_other_seed)
+    plan_with_other_seed = make_plan(tiny_config(store_config.data.model_dump(), Path(store_config.run_dir), seed=7))
+    (problem,) = verify_store(plan_with_other_seed)
     assert "made with another config: run augment" in problem
 
 
@@ -54,7 +54,7 @@ def test_rows_that_differ_from_the_source_are_reported(sample_data: dict[str, An
     data = copy_images(sample_data, tmp_path / "images")
     config = tiny_config(data, tmp_path / "run", split={"fraction": 0}, augment={"recipes": ["Original"]})
     write_store(make_plan(config))
-    for path in (tmp_path / "images").iterdir():  # the size in bytes stays, so the plan does not notice
+    for path in (tmp_path / "images").iterdir():  # the size in bytes stays the same, so the plan does not change
         content = path.read_bytes()
         path.write_bytes(content[:-20] + bytes(18) + content[-2:])
     problems = verify_store(make_plan(config))

@@ -49,13 +49,13 @@ def test_training_sources_have_all_variants_and_validation_sources_only_the_orig
 ) -> None:
     table = read_table(store_config.path("store")).to_pandas()
     labels = load_annotations(store_config.require_input("annotations"))
-    validation = set(table[table.split == "val"].source)
-    assert 0 < len(validation) < len(labels)
+    val_sources = set(table[table.split == "val"].source)
+    assert 0 < len(val_sources) < len(labels)
     for image in labels.images:
         rows = table[table.source == image]
         variants = sorted(zip(rows.recipe, rows["copy"], strict=True))
         all_variants = [("Original", 0), ("Rotate45_CenterCrop", 0), ("Rotate45_CenterCrop", 1)]
-        assert variants == (all_variants[:1] if image in validation else all_variants)
+        assert variants == (all_variants[:1] if image in val_sources else all_variants)
     copies = table[table.recipe == "Rotate45_CenterCrop"].groupby("source").image.nunique()
     assert (copies == 2).all(), "copies of a recipe must be different images"
     assert (table.groupby("scene").split.nunique() == 1).all()
@@ -67,10 +67,11 @@ def test_stored_keypoints_are_the_affine_applied_to_the_labels(store_config: Con
     for row in iter_rows(store_config.path("store"), split="train"):
         affine = np.array(row["affine"]).reshape(2, 3)
         expected = keypoints[row["source"]][:, :2] @ affine[:, :2].T + affine[:, 2]
-        stored = np.array(row["keypoints"]).reshape(-1, 3)
-        np.testing.assert_allclose(stored[:, :2], expected, atol=1e-3)
-        inside = (stored[:, :2] >= 0).all(axis=1) & (stored[:, :2] < [row["width"], row["height"]]).all(axis=1)
-        assert ((stored[:, 2] > 0) == inside).all()
+        stored_keypoints = np.array(row["keypoints"]).reshape(-1, 3)
+        np.testing.assert_allclose(stored_keypoints[:, :2], expected, atol=1e-3)
+        x, y, v = stored_keypoints.T
+        is_inside = (x >= 0) & (x < row["width"]) & (y >= 0) & (y < row["height"])
+        assert ((v > 0) == is_inside).all()
 
 
 def test_equal_inputs_give_equal_bytes_and_another_seed_gives_different_bytes(
@@ -90,21 +91,22 @@ def test_equal_inputs_give_equal_bytes_and_another_seed_gives_different_bytes(
 def test_corrections_change_the_rows_and_rewrite_only_the_parts_of_their_chunks(tiny: Config, tmp_path: Path) -> None:
     write_store(make_plan(tiny))
     before = part_digests(tiny)
-    labels, validation = load_annotations(tiny.require_input("annotations")), read_sources(tiny, "val")
-    dropped, moved = [image for image in labels.images if image not in validation][:2]
+    labels = load_annotations(tiny.require_input("annotations"))
+    val_sources = read_sources(tiny, "val")
+    dropped_image, moved_image = [image for image in labels.images if image not in val_sources][:2]
     corrections = tmp_path / "corrections.csv"
-    corrections.write_text(f"image,action,keypoint,x,y\n{dropped},drop,,,\n{moved},point,nose,12.5,34.25\n")
-    corrected = tiny_config({**tiny.data.model_dump(), "corrections": str(corrections)}, Path(tiny.run_dir))
-    write_store(make_plan(corrected))
-    rows = [row for row in iter_rows(corrected.path("store"), split="train") if row["recipe"] == "Original"]
-    assert dropped not in {row["source"] for row in rows}
-    assert [row["keypoints"][:2] for row in rows if row["source"] == moved] == [[12.5, 34.25]]
+    corrections.write_text(f"image,action,keypoint,x,y\n{dropped_image},drop,,,\n{moved_image},point,nose,12.5,34.25\n")
+    corrected_config = tiny_config({**tiny.data.model_dump(), "corrections": str(corrections)}, Path(tiny.run_dir))
+    write_store(make_plan(corrected_config))
+    rows = [row for row in iter_rows(corrected_config.path("store"), split="train") if row["recipe"] == "Original"]
+    assert dropped_image not in {row["source"] for row in rows}
+    assert [row["keypoints"][:2] for row in rows if row["source"] == moved_image] == [[12.5, 34.25]]
     per_part = tiny.augment.sources_per_part
-    expected_prefixes = {f"part-{labels.images.index(image) // per_part:05d}" for image in (dropped, moved)}
+    expected_prefixes = {f"part-{labels.images.index(image) // per_part:05d}" for image in (dropped_image, moved_image)}
     # A rewritten part has another name, because the name contains the fingerprint.
-    changed = set(before) ^ set(part_digests(corrected))
-    assert {path.split("/")[1][:10] for path in changed} == expected_prefixes
-    assert verify_store(make_plan(corrected)) == []
+    changed_paths = set(before) ^ set(part_digests(corrected_config))
+    assert {path.split("/")[1][:10] for path in changed_paths} == expected_prefixes
+    assert verify_store(make_plan(corrected_config)) == []
 
 
 def test_image_names_in_any_script_and_case_are_distinct_sources(sample_data: dict[str, Any], tmp_path: Path) -> None:
@@ -120,8 +122,8 @@ def test_image_names_in_any_script_and_case_are_distinct_sources(sample_data: di
     data = {**sample_data, "annotations": str(tmp_path / "labels.csv"), "images": str(tmp_path / "images")}
     config = tiny_config(data, tmp_path / "run", split={"fraction": 0}, augment={"recipes": ["Original"]})
     assert write_store(make_plan(config)).quarantined == 0
-    stored = {row["source"]: row["image"] for row in iter_rows(config.path("store"), split="train")}
-    assert stored == {name: (tmp_path / "images" / name).read_bytes() for name in names}
+    stored_images = {row["source"]: row["image"] for row in iter_rows(config.path("store"), split="train")}
+    assert stored_images == {name: (tmp_path / "images" / name).read_bytes() for name in names}
     assert verify_store(make_plan(config)) == []
 
 
@@ -141,12 +143,12 @@ def test_an_added_recipe_writes_only_its_own_parts_and_the_parts_of_a_dropped_re
     write_store(make_plan(tiny))
     before = part_digests(tiny)
     augment = {"recipes": ["Original", "RandomCrop_1"], "sources_per_part": 4}
-    changed = tiny_config(tiny.data.model_dump(), Path(tiny.run_dir), augment=augment)
-    figures = write_store(make_plan(changed))
-    after = part_digests(changed)
+    changed_config = tiny_config(tiny.data.model_dump(), Path(tiny.run_dir), augment=augment)
+    figures = write_store(make_plan(changed_config))
+    after = part_digests(changed_config)
     assert {path.split("/")[0] for path in set(after) - set(before)} == {"recipe-RandomCrop_1"}
     assert figures.parts_kept == sum(path.startswith("recipe-Original") for path in before)
-    assert not any("Rotate45" in path for path in store_files(changed))
+    assert not any("Rotate45" in path for path in store_files(changed_config))
 
 
 def test_an_edited_user_recipe_rewrites_only_its_own_parts(tiny: Config) -> None:
@@ -170,13 +172,13 @@ def test_a_run_without_a_manifest_keeps_whole_parts_and_rewrites_a_truncated_one
     paths = {path: Path(tiny.path("store", path)) for path in digests}
     before = file_times(*paths.values())
     os.remove(tiny.path("store", "_manifest.json"))
-    damaged = paths[next(path for path in digests if "Rotate45" in path)]
-    os.truncate(damaged, 100)
+    truncated_path = paths[next(path for path in digests if "Rotate45" in path)]
+    os.truncate(truncated_path, 100)
     figures = write_store(make_plan(tiny))
     assert (figures.parts_written, figures.parts_kept) == (1, len(digests) - 1)
     assert part_digests(tiny) == digests
     after = file_times(*paths.values())
-    assert {path for path in before if after[path] != before[path]} == {damaged}
+    assert {path for path in before if after[path] != before[path]} == {truncated_path}
 
 
 def test_a_second_writer_is_refused_and_a_killed_writer_leaves_no_lock(tiny: Config) -> None:
@@ -202,16 +204,16 @@ def test_unusable_images_are_quarantined_with_a_reason_until_they_are_repaired(
 ) -> None:
     data = copy_images(sample_data, tmp_path / "images")
     names = load_annotations(sample_data["annotations"]).images
-    truncated, empty, missing = (tmp_path / "images" / name for name in names[:3])
-    os.truncate(truncated, truncated.stat().st_size // 2)
-    os.truncate(empty, 0)
-    missing.unlink()
+    truncated_path, empty_path, missing_path = (tmp_path / "images" / name for name in names[:3])
+    os.truncate(truncated_path, truncated_path.stat().st_size // 2)
+    os.truncate(empty_path, 0)
+    missing_path.unlink()
     config = tiny_config(data, tmp_path / "run")
     assert write_store(make_plan(config)).quarantined == 3
     reasons = {row["source"]: row["reason"] for row in read_quarantine(Path(config.path("store")))}
-    assert "decoded" in reasons[truncated.name]
-    assert reasons[empty.name] == "the file is empty"
-    assert reasons[missing.name] == "there is no such file"
+    assert "decoded" in reasons[truncated_path.name]
+    assert reasons[empty_path.name] == "the file is empty"
+    assert reasons[missing_path.name] == "there is no such file"
     assert read_sources(config) == set(names[3:])
     for name in names[:3]:
         shutil.copy(Path(sample_data["images"], name), tmp_path / "images" / name)
@@ -223,9 +225,9 @@ def test_a_source_that_one_recipe_cannot_use_keeps_the_rows_of_its_other_recipes
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     data = copy_images(sample_data, tmp_path / "images")
-    small, empty = load_annotations(sample_data["annotations"]).images[:2]
-    Image.new("RGB", (96, 54)).save(tmp_path / "images" / small)  # smaller than the crop
-    os.truncate(tmp_path / "images" / empty, 0)
+    small_image, empty_image = load_annotations(sample_data["annotations"]).images[:2]
+    Image.new("RGB", (96, 54)).save(tmp_path / "images" / small_image)  # smaller than the crop
+    os.truncate(tmp_path / "images" / empty_image, 0)
     crop = json.loads(json.dumps(albumentations.to_dict(albumentations.CenterCrop(height=100, width=100))))
 
     def write(folder: str, recipes: list[str]) -> Config:
@@ -240,13 +242,13 @@ def test_a_source_that_one_recipe_cannot_use_keeps_the_rows_of_its_other_recipes
     assert part_digests(two_runs) == part_digests(one_run)
     assert read_manifest(two_runs.path("store")) == read_manifest(one_run.path("store"))
     rows = read_table(two_runs.path("store"), columns=["source", "recipe"]).to_pylist()
-    assert [row["recipe"] for row in rows if row["source"] == small] == ["Original"]
+    assert [row["recipe"] for row in rows if row["source"] == small_image] == ["Original"]
     assert len(rows) == 11 + 10
     quarantined = {(item.source, item.stage) for item in read_manifest(two_runs.path("store")).quarantined}
-    assert quarantined == {(small, recipe_stage("crop")), (empty, UNREADABLE)}
+    assert quarantined == {(small_image, recipe_stage("crop")), (empty_image, UNREADABLE)}
     assert verify_store(make_plan(two_runs)) == []
     write("two_runs", ["Original"])
-    assert {item.source for item in read_manifest(two_runs.path("store")).quarantined} == {empty}
+    assert {item.source for item in read_manifest(two_runs.path("store")).quarantined} == {empty_image}
 
 
 def test_oversize_error_quarantines_a_source_smaller_than_the_crop(sample_data: dict[str, Any], tmp_path: Path) -> None:
@@ -255,49 +257,49 @@ def test_oversize_error_quarantines_a_source_smaller_than_the_crop(sample_data: 
     write_store(make_plan(config))
     manifest = read_manifest(config.path("store"))
     assert manifest.num_variants == manifest.num_sources == 12, "only originals may have rows"
-    refused = [item for item in manifest.quarantined if item.stage == recipe_stage("CenterCrop_1")]
+    crop_items = [item for item in manifest.quarantined if item.stage == recipe_stage("CenterCrop_1")]
     # Every training source has an original and no crop.
-    assert len(refused) == len(manifest.quarantined) == manifest.num_rows_by_split["train"]
-    assert all("its crop of 1280x720 px is larger than the frame (320x180 px)" in item.reason for item in refused)
+    assert len(crop_items) == len(manifest.quarantined) == manifest.num_rows_by_split["train"]
+    assert all("its crop of 1280x720 px is larger than the frame (320x180 px)" in item.reason for item in crop_items)
 
 
 def test_a_source_that_storage_did_not_deliver_is_retried_by_the_next_run(
     tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = make_plan(tiny)
-    chunk, read_bytes = planned.chunks[0], parts.read_bytes
-    lost = chunk.sources[0].name
+    plan = make_plan(tiny)
+    chunk, read_bytes = plan.chunks[0], parts.read_bytes
+    lost_image = chunk.sources[0].name
 
     def read_all_but_one(path: str) -> bytes:
-        if path.endswith(lost):
+        if path.endswith(lost_image):
             raise StorageError(f"{path}: Permission denied") from PermissionError(13, "Permission denied", path)
         return read_bytes(path)
 
     monkeypatch.setattr(parts, "read_bytes", read_all_but_one)
-    records, quarantined = make_parts(planned, chunk.sources, chunk.parts)
-    assert [(item.source, item.stage) for item in quarantined] == [(lost, UNAVAILABLE)]
+    records, quarantined = make_parts(plan, chunk.sources, chunk.parts)
+    assert [(item.source, item.stage) for item in quarantined] == [(lost_image, UNAVAILABLE)]
     monkeypatch.undo()
-    first_chunk_plan = replace(planned, chunks=(chunk,))
-    by_path = {record.path: record for record in records}
-    write_manifest(planned.store, build_manifest(first_chunk_plan, by_path, quarantined))
+    first_chunk_plan = replace(plan, chunks=(chunk,))
+    records_by_path = {record.path: record for record in records}
+    write_manifest(plan.store, build_manifest(first_chunk_plan, records_by_path, quarantined))
     assert not is_finished(first_chunk_plan)
-    figures = write_store(planned)  # rewrites all parts of a chunk with an undelivered source
+    figures = write_store(plan)  # rewrites all parts of the chunk
     assert (figures.sources, figures.quarantined, figures.parts_kept) == (12, 0, 0)
-    assert verify_store(planned) == []
+    assert verify_store(plan) == []
 
 
 def test_an_image_that_is_missing_on_the_workers_node_is_retried_by_the_next_run(
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     config = tiny_config(copy_images(sample_data, tmp_path / "images"), tmp_path / "run")
-    planned = make_plan(config)
-    lost = tmp_path / "images" / planned.chunks[0].sources[0].name
-    lost.rename(tmp_path / "moved.jpg")  # the driver has seen the image while planning; the worker does not find it
-    assert write_store(planned).quarantined == 1
+    plan = make_plan(config)
+    lost_path = tmp_path / "images" / plan.chunks[0].sources[0].name
+    lost_path.rename(tmp_path / "moved.jpg")  # after the driver planned the store, and before a worker reads the image
+    assert write_store(plan).quarantined == 1
     (item,) = read_manifest(config.path("store")).quarantined
-    assert (item.source, item.stage) == (lost.name, UNAVAILABLE)
+    assert (item.source, item.stage) == (lost_path.name, UNAVAILABLE)
     assert "the images must be where all nodes see them" in item.reason
-    (tmp_path / "moved.jpg").rename(lost)
+    (tmp_path / "moved.jpg").rename(lost_path)
     assert write_store(make_plan(config)).quarantined == 0
 
 
@@ -305,12 +307,12 @@ def test_a_wrong_image_folder_deletes_no_part(sample_data: dict[str, Any], tiny:
     write_store(make_plan(tiny))
     before = file_times(*(Path(tiny.path("store", path)) for path in part_digests(tiny)))
     (tmp_path / "empty").mkdir()
-    without_images = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, Path(tiny.run_dir))
+    config_without_images = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, Path(tiny.run_dir))
     with pytest.raises(StoreError, match="this image is missing, and the store holds its variants"):
-        write_store(make_plan(without_images))
+        write_store(make_plan(config_without_images))
     Path(tiny.path("store", "_manifest.json")).unlink()
     with pytest.raises(StoreError, match="none of the 12 sources could be used"):
-        write_store(make_plan(without_images))
+        write_store(make_plan(config_without_images))
     assert write_store(make_plan(tiny)).sources == 12
     assert file_times(*before) == before
 
@@ -322,16 +324,16 @@ def test_a_run_is_refused_while_a_stored_image_is_missing_and_still_labelled(
     config = tiny_config(data, tmp_path / "run")
     write_store(make_plan(config))
     before = store_files(config)
-    lost = tmp_path / "images" / load_annotations(sample_data["annotations"]).images[5]
-    lost.rename(tmp_path / "moved.jpg")
-    with pytest.raises(StoreError, match=rf"{lost}: this image is missing, .*1 labelled images"):
+    lost_path = tmp_path / "images" / load_annotations(sample_data["annotations"]).images[5]
+    lost_path.rename(tmp_path / "moved.jpg")
+    with pytest.raises(StoreError, match=rf"{lost_path}: this image is missing, .*1 labelled images"):
         write_store(make_plan(config))
     assert store_files(config) == before
-    (tmp_path / "corrections.csv").write_text(f"image,action\n{lost.name},drop\n")
-    with_drop = tiny_config({**data, "corrections": str(tmp_path / "corrections.csv")}, tmp_path / "run")
-    figures = write_store(make_plan(with_drop))
+    (tmp_path / "corrections.csv").write_text(f"image,action\n{lost_path.name},drop\n")
+    config_with_drop = tiny_config({**data, "corrections": str(tmp_path / "corrections.csv")}, tmp_path / "run")
+    figures = write_store(make_plan(config_with_drop))
     assert (figures.sources, figures.quarantined) == (11, 0)
-    (tmp_path / "moved.jpg").rename(lost)
+    (tmp_path / "moved.jpg").rename(lost_path)
     write_store(make_plan(config))
     assert store_files(config) == before
 
