@@ -36,6 +36,8 @@ MAX_PIXELS = 100_000_000
 """Images with more pixels are refused before they are decoded."""
 MAX_SIDE = 65500
 """Largest width and height, in pixels, of a JPEG that libjpeg writes (JPEG_MAX_DIMENSION in its jmorecfg.h)."""
+_8_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Pillow's image modes that are decoded, beside 16-bit grey."""
 _TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 
@@ -91,9 +93,10 @@ def require_decodable(content: bytes) -> None:
     """Refuse an image that cannot be decoded. A JPEG is decoded at an eighth of its size, which is faster.
 
     Raises:
-        DataError: the image is truncated or damaged.
+        DataError: as `decode`.
     """
     with _open(content) as pil_image:
+        _refuse_unsupported(pil_image)
         if pil_image.format == "JPEG" and _is_jpeg(pil_image):
             simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, strict=True)
         else:
@@ -115,9 +118,7 @@ def decode(content: bytes) -> tuple[Image, bool]:
         DataError: the image is truncated, damaged or too large, or its format or mode is not supported.
     """
     with _open(content) as pil_image:
-        width, height = pil_image.size
-        if width * height > MAX_PIXELS:
-            raise DataError(f"{width}x{height} px is more than {MAX_PIXELS} pixels: resize the image")
+        _refuse_unsupported(pil_image)
         if _orientation(pil_image) == 1 and pil_image.format == "JPEG" and _is_jpeg(pil_image):
             return simplejpeg.decode_jpeg(content, "BGRX", strict=True), True
         return _decode_with_pillow(pil_image), False
@@ -211,6 +212,15 @@ def _describe_unidentified_file(content: bytes) -> str:
     return f"is not an image in a format that kp_ray reads (found {content_type}): save it as JPEG or PNG"
 
 
+def _refuse_unsupported(pil_image: PIL.Image.Image) -> None:
+    """Raise a DataError if an open image is too large or has a mode that kp_ray does not read."""
+    width, height = pil_image.size
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{width}x{height} px is more than {MAX_PIXELS} pixels: resize the image")
+    if not pil_image.mode.startswith("I;16") and pil_image.mode not in _8_BIT_MODES:
+        raise DataError(f"image mode {pil_image.mode} is not supported: convert the image to 8-bit RGB")
+
+
 def _is_jpeg(pil_image: PIL.Image.Image) -> bool:
     """Return whether an image's data are a JPEG in grey or color, which simplejpeg decodes as Pillow does."""
     return pil_image.format in ("JPEG", "MPO") and pil_image.mode in ("L", "RGB")
@@ -227,8 +237,6 @@ def _decode_with_pillow(pil_image: PIL.Image.Image) -> Image:
     if upright_image.mode.startswith("I;16"):
         grey = (np.asarray(upright_image) >> 8).astype(np.uint8)
         rgb = np.repeat(grey[..., None], 3, axis=2)
-    elif upright_image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-        rgb = np.asarray(upright_image.convert("RGB"))
     else:
-        raise DataError(f"image mode {upright_image.mode} is not supported: convert the image to 8-bit RGB")
+        rgb = np.asarray(upright_image.convert("RGB"))
     return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA), dtype=np.uint8)

@@ -76,10 +76,12 @@ def png_with_false_size(width: int, height: int) -> bytes:
         (encode_with_pillow(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), "mode F is not supported"),
     ],
 )
-def test_decode_refuses_unusable_bytes_with_the_reason(content: bytes, message: str) -> None:
+def test_decode_and_require_decodable_refuse_unusable_bytes_with_the_reason(content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as error:
         decode(content)
     assert " at 0x" not in str(error.value), "a message must not quote the address of a Python object"
+    with pytest.raises(DataError, match=message):
+        require_decodable(content)
 
 
 @given(st.sampled_from(sorted(IMAGE_FILES)), st.data())

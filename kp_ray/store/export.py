@@ -15,9 +15,12 @@ from kp_ray.data.csv_format import to_csv
 from kp_ray.data.yolo_format import write_yolo
 from kp_ray.errors import StoreError
 from kp_ray.keypoints import Skeleton
-from kp_ray.storage import delete_folder, exists, join, write_bytes
+from kp_ray.storage import delete_file, delete_folder, exists, join, write_bytes
 from kp_ray.store.manifest import StoredRow, read_manifest
 from kp_ray.store.read import iter_rows, read_table
+
+_FOLDERS = ("images", "labels")
+_FILES = ("annotations.json", "annotations.csv")
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def export_store(
     """
     store = config.path("store")
     skeleton = config.build_skeleton(read_manifest(store).skeleton)
-    for name in ("images", "annotations.json", "annotations.csv"):
+    for name in (*_FOLDERS, *_FILES):
         if exists(join(folder, name)):
             raise StoreError(f"{folder}: already holds {name}, which would be overwritten: choose a new folder")
     _refuse_equal_names(store, split, recipes, fold)
@@ -76,12 +79,20 @@ def export_store(
         num_images = _write_images(skeleton, iter_rows(store, split=split, recipes=recipes, fold=fold), folder)
         if not num_images:
             raise StoreError(f"{store}: no row has this split and these recipes: select another split or other recipes")
+        if yolo:
+            write_yolo(folder)
     except BaseException:  # including Ctrl-C: an unfinished export would look like a whole one
-        delete_folder(join(folder, "images"))
+        _discard_export(folder)
         raise
-    if yolo:
-        write_yolo(folder)
     return ExportSummary(num_images, folder)
+
+
+def _discard_export(folder: str) -> None:
+    for name in _FOLDERS:
+        delete_folder(join(folder, name))
+    for path in (join(folder, name) for name in _FILES):
+        if exists(path):
+            delete_file(path)
 
 
 def _image_name(row: StoredRow) -> str:

@@ -77,3 +77,20 @@ def test_yolo_labels_are_written_on_request(tmp_path: Path) -> None:
     summary = export_store(tiny_config({}, tmp_path / "run"), str(tmp_path / "out"), split="val", yolo=True)
     assert summary == ExportSummary(3, str(tmp_path / "out"))
     assert len(list((tmp_path / "out" / "labels").rglob("*.txt"))) == 3
+
+
+def test_an_export_that_fails_at_its_labels_leaves_a_folder_that_can_be_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_small_store(tmp_path / "run" / "store")
+    config, folder = tiny_config({}, tmp_path / "run"), tmp_path / "out"
+
+    def fail(path: str) -> int:
+        (folder / "labels").mkdir()
+        raise StorageError(f"{path}: no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match="no space left"):
+        patch.setattr("kp_ray.store.export.write_yolo", fail)
+        export_store(config, str(folder), yolo=True)
+    assert not list(folder.iterdir())
+    assert export_store(config, str(folder), yolo=True).images > 0
