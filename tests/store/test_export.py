@@ -80,17 +80,17 @@ def test_yolo_labels_are_written_on_request(tmp_path: Path) -> None:
 
 
 def test_an_export_that_fails_at_its_labels_leaves_a_folder_that_can_be_used_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_small_store(tmp_path / "run" / "store")
-    config, folder = tiny_config({}, tmp_path / "run"), tmp_path / "out"
+    folder = tmp_path / "out"
 
     def fail(path: str) -> int:
         (folder / "labels").mkdir()
         raise StorageError(f"{path}: no space left")
 
-    with monkeypatch.context() as patch, pytest.raises(StorageError, match="no space left"):
+    with monkeypatch.context() as patch:
         patch.setattr("kp_ray.store.export.write_yolo", fail)
-        export_store(config, str(folder), yolo=True)
+        with pytest.raises(StorageError, match="no space left"):
+            export_store(store_config, str(folder), split="val", yolo=True)
     assert not list(folder.iterdir())
-    assert export_store(config, str(folder), yolo=True).images > 0
+    assert export_store(store_config, str(folder), split="val", yolo=True).images > 0
