@@ -39,7 +39,7 @@ def test_predictions_are_read_by_member_and_image(path: Path) -> None:
     assert (scenes, cameras, frames) == (("s", "s", "other"), ("A", "A", ""), (2, 1, -1))
 
 
-def test_a_file_of_another_program_is_refused(path: Path) -> None:
+def test_a_file_that_another_program_wrote_is_refused(path: Path) -> None:
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(StorageError, match=f"{path}: was written by another program"):
