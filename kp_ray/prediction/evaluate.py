@@ -19,7 +19,7 @@ from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_
 from kp_ray.prediction.predictions import Predictions
 from kp_ray.prediction.records import (
     FusionEvaluation,
-    ImageError,
+    ImageRmse,
     RunEvaluation,
     SubmissionEvaluation,
     write_evaluation,
@@ -76,10 +76,11 @@ def evaluate_submission(config: Config, path: str) -> SubmissionEvaluation:
     sample = read_run_sample(config) if config.predict.images is None else None
     if sample is None:
         sample = read_sample_submission(path)
-        missing = sorted(set(truth) - set(sample.images)) if config.predict.images is None else []
-        if missing:
+        missing_images = sorted(set(truth) - set(sample.images)) if config.predict.images is None else []
+        if missing_images:
             raise DataError(
-                f"{path}: {len(missing)} images of data.truth are missing (first {missing[0]}): add their rows"
+                f"{path}: {len(missing_images)} images of data.truth are missing (first {missing_images[0]}): add "
+                "their rows"
             )
     allow_zeros = config.predict.missing == "zeros"
     sizes = _read_sizes(config, sample.images)
@@ -193,7 +194,7 @@ def _evaluate(
     return SubmissionEvaluation(**dict(evaluation), worst=worst)
 
 
-def _find_worst(images: Sequence[str], keypoints: FloatArray, labels: FloatArray) -> tuple[ImageError, ...]:
+def _find_worst(images: Sequence[str], keypoints: FloatArray, labels: FloatArray) -> tuple[ImageRmse, ...]:
     """Find the images with the largest RMSE over their labelled points, largest first.
 
     Args:
@@ -205,4 +206,4 @@ def _find_worst(images: Sequence[str], keypoints: FloatArray, labels: FloatArray
     is_labelled = np.isfinite(squares)
     rmse = np.sqrt(np.where(is_labelled, squares, 0).sum(axis=(1, 2)) / np.maximum(is_labelled.sum(axis=(1, 2)), 1))
     rows = [i for i in np.argsort(-rmse, kind="stable").tolist() if is_labelled[i].any()][:NUM_WORST]
-    return tuple(ImageError(image=images[i], rmse=float(rmse[i])) for i in rows)
+    return tuple(ImageRmse(image=images[i], rmse=float(rmse[i])) for i in rows)

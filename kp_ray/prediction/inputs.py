@@ -57,7 +57,7 @@ def resolve_weights(config: Config, members: Sequence[str], skeleton: Skeleton) 
     """Convert `predict.weights` to an array of fusion weights.
 
     Returns:
-        (M, K) weight of each member for each keypoint, 1 where the setting gives none; None if all weights are equal.
+        (M, K) weights, 1 where the setting gives no weight; None if all weights are equal.
 
     Raises:
         ConfigError: the setting names an unknown member or keypoint, or every member has weight 0 for a keypoint.

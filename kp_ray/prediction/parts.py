@@ -24,8 +24,8 @@ def part_schema(num_keypoints: int) -> pa.Schema:
 
     A part has one row per detection. If a member found nobody in an image, the part has one row with score 0.
     """
-    shared = [field for field in prediction_schema(num_keypoints) if field.name not in ("found", "num_people")]
-    return pa.schema([*shared, ("version", pa.string())])
+    shared_fields = [field for field in prediction_schema(num_keypoints) if field.name not in ("found", "num_people")]
+    return pa.schema([*shared_fields, ("version", pa.string())])
 
 
 def is_found(scores: FloatArray, config: Config) -> BoolArray:
@@ -87,7 +87,7 @@ def merge_parts(
     people = np.flatnonzero(scores > 0)
     boxes = np.asarray(table["bbox_xyxy"].combine_chunks().flatten()).reshape(-1, 4)
     scenes, cameras, frames = zip(*(parse_name(ref.image) for ref in refs), strict=True)
-    chosen = choose_people(
+    chosen_people = choose_people(
         images[people].tolist(),
         groups[people].tolist(),
         boxes[people],
@@ -99,16 +99,16 @@ def merge_parts(
         threshold=config.predict.score_threshold,
     )
     row_by_group = dict(zip(groups.tolist(), range(len(groups)), strict=True))
-    row_by_group |= {int(groups[row]): row for row in people[chosen.people].tolist()}
+    row_by_group |= {int(groups[row]): row for row in people[chosen_people.people].tolist()}
     if len(row_by_group) != len(refs) * len(members):
         raise RunStateError(f"{folder}: the parts of some images are missing: run predict again")
     order = [row_by_group[group] for group in range(len(row_by_group))]
     num_people = np.bincount(groups[people], minlength=len(order)).astype(np.int32)
-    merged = table.take(order).drop_columns(["version"])
-    merged = merged.append_column("found", pa.array(is_found(scores[order], config)))
-    merged = merged.append_column("num_people", pa.array(num_people))
-    choices = PersonChoices(config.predict.person, chosen.several, chosen.other_than_best_score)
-    write_predictions(target, merged, skeleton.names, choices)
+    table = table.take(order).drop_columns(["version"])
+    table = table.append_column("found", pa.array(is_found(scores[order], config)))
+    table = table.append_column("num_people", pa.array(num_people))
+    choices = PersonChoices(config.predict.person, chosen_people.several, chosen_people.other_than_best_score)
+    write_predictions(target, table, skeleton.names, choices)
 
 
 def _read_rows(folder: str, refs: Sequence[ImageRef]) -> pa.Table:

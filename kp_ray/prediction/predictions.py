@@ -59,7 +59,7 @@ class Predictions:
 
     @cached_property
     def scenes_cameras_frames(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
-        """Scenes (N,), cameras (N,) and frame numbers (N,; -1 for none), parsed from the images' names."""
+        """Scenes, cameras and frame numbers (-1 for none) of the N images, parsed from their names."""
         scenes, cameras, frames = zip(*map(parse_name, self.images), strict=True)
         return scenes, cameras, frames
 

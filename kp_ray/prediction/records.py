@@ -104,7 +104,7 @@ class PredictionDetails(_Record):
     took: PredictionTime
 
 
-class ImageError(_Record):
+class ImageRmse(_Record):
     """RMSE of one image in pixels."""
 
     image: str
@@ -118,7 +118,7 @@ class SubmissionEvaluation(Evaluation):
         worst: the images with the largest RMSE, largest first.
     """
 
-    worst: tuple[ImageError, ...]
+    worst: tuple[ImageRmse, ...]
 
 
 class FusionEvaluation(SubmissionEvaluation):
@@ -225,7 +225,7 @@ def write_evaluation(path: str, evaluation: RunEvaluation) -> None:
 
 
 def read_cross_validation(config: Config) -> CrossValidation | None:
-    """Read a run's `crossval.json`; None if there is no file, or it is of another store or of other members' folds.
+    """Read a run's `crossval.json`; None if there is no file, or if it belongs to another store or other folds.
 
     Raises:
         StorageError: the file is damaged.

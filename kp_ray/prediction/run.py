@@ -133,7 +133,7 @@ def predict_batches(
         task: gives the members, the input sizes and the folder.
         plan: gives the actors and the decoding tasks.
         images: images to predict.
-        predictor: class of the actors; benchmarks/predict.py passes one without a model.
+        predictor: class of the actors; benchmarks/predict.py passes a class without a model.
 
     Raises:
         ray.exceptions.RayError: processes died, or failed with an error that is not a `KpRayError`.

@@ -211,12 +211,12 @@ class EvaluateSummary:
     def lines(self) -> list[str]:
         """Return the lines for the terminal; the command line prints the other metrics as a table."""
         interval = self.evaluation.rmse_interval
-        crossval = self.crossval.lines() if self.crossval else []
+        crossval_lines = self.crossval.lines() if self.crossval else []
         if interval is None:
-            return crossval
+            return crossval_lines
         return [
             f"RMSE in 95 % of bootstrap samples of the scenes: {interval[0]:.2f} to {interval[1]:.2f} px",
-            *crossval,
+            *crossval_lines,
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -268,7 +268,7 @@ class EvaluateStage:
         """Refuse a run without a ground truth.
 
         Raises:
-            ConfigError: `data.truth` is not set and no split of the store is predicted, or its file does not exist.
+            ConfigError: no split of the store is predicted, and `data.truth` is not set or does not exist.
         """
         check_inputs(config, required=[] if _is_store_split(config) else ["truth"])
 

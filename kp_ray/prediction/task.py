@@ -58,7 +58,7 @@ class PredictionTask:
         sizes = [_check_member(config, name, folder, self.skeleton) for name, folder in self.members.items()]
         scales = view_scales(config)
         self.input_sizes = list(dict.fromkeys(size.scale(scale) for size in sizes for scale in scales))
-        resolve_weights(config, list(self.members), self.skeleton)  # called for its errors
+        resolve_weights(config, list(self.members), self.skeleton)  # refuses invalid weights
         self.folder = config.path("predictions", digest(self._fingerprint_fields()))
 
     def _fingerprint_fields(self) -> dict[str, Any]:
@@ -117,8 +117,8 @@ def _check_member(config: Config, name: str, folder: str, skeleton: Skeleton) ->
         raise ModelError(f"{path}: damaged ({one_line(error)}): train member {name} again") from error
     if num_keypoints != len(skeleton):
         raise ModelError(
-            f"{path}: member {name} predicts {num_keypoints} keypoints, the labels have {len(skeleton)}: use the "
-            "labels and the sample submission with which the member was trained"
+            f"{path}: member {name} has another number of keypoints than the labels (got {num_keypoints}, expected "
+            f"{len(skeleton)}): use the labels and the sample submission with which the member was trained"
         )
     if "flip" in config.predict.tta and not has_flips:
         # Mirrored images doubled the error of the demo's members, which were trained without flips.

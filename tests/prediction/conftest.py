@@ -18,9 +18,9 @@ from tests.helpers.linked_runs import MEMBERS, NUM_COPIES, link_run
 
 
 @pytest.fixture(scope="session")
-def run_without_store(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Write two members of random weights into a run folder without a store; needs no cluster."""
-    folder = tmp_path_factory.mktemp("trained")
+def run_with_members(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Write two members of random weights into a run folder; needs no cluster."""
+    folder = tmp_path_factory.mktemp("run")
     config = tiny_config(
         sample_data, folder, train={"members": MEMBERS}, split={"fraction": 0.6}, predict={"batch_size": 2}
     )
@@ -32,17 +32,17 @@ def run_without_store(sample_data: dict[str, Any], tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="session")
-def trained_run(run_without_store: Config, ray_cluster: None) -> Config:
-    """Write a store with two validation scenes into the run folder of `run_without_store`."""
-    write_store(make_plan(run_without_store))
-    return run_without_store
+def run_with_store(run_with_members: Config, ray_cluster: None) -> Config:
+    """Write a store with two validation scenes into the run folder of `run_with_members`."""
+    write_store(make_plan(run_with_members))
+    return run_with_members
 
 
 @pytest.fixture(scope="session")
-def predicted_run(trained_run: Config) -> Config:
-    """Predict the test images in the run folder of `trained_run`."""
-    predict(trained_run)
-    return trained_run
+def predicted_run(run_with_store: Config) -> Config:
+    """Predict the test images in the run folder of `run_with_store`."""
+    predict(run_with_store)
+    return run_with_store
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +57,9 @@ def linked_data(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def expected_predictions(
-    trained_run: Config, linked_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    run_with_store: Config, linked_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> bytes:
     """Predict the images of `linked_data` without interruption; return the content of `predictions.parquet`."""
-    config = link_run(trained_run, tmp_path_factory.mktemp("expected"), linked_data, batch_size=1)
+    config = link_run(run_with_store, tmp_path_factory.mktemp("expected"), linked_data, batch_size=1)
     predict(config)
     return Path(config.path("predictions.parquet")).read_bytes()

@@ -36,9 +36,9 @@ def read_pixels(row: dict[str, Any], size: InputSize) -> np.ndarray:
 
 
 def test_every_kind_of_image_is_decoded_upright_and_a_damaged_image_has_a_reason(
-    run_without_store: Config, tmp_path: Path
+    run_with_members: Config, tmp_path: Path
 ) -> None:
-    content = first_image(run_without_store).read_bytes()
+    content = first_image(run_with_members).read_bytes()
     image = PIL.Image.open(io.BytesIO(content))
     rotated = image.transpose(PIL.Image.Transpose.ROTATE_90)
     exif = PIL.Image.Exif()
@@ -61,11 +61,11 @@ def test_every_kind_of_image_is_decoded_upright_and_a_damaged_image_has_a_reason
         assert np.abs(pixels - expected).mean() < 4, "every file holds the same upright image"
 
 
-def test_the_pixels_equal_the_input_of_training(run_without_store: Config) -> None:
+def test_the_pixels_equal_the_input_of_training(run_with_members: Config) -> None:
     """Training, evaluation and prediction must see the same pixels."""
-    path = first_image(run_without_store)
+    path = first_image(run_with_members)
     (row,) = decode_files(path)
-    _, cfg = load_member(run_without_store.member_dir("a"), "cpu")
+    _, cfg = load_member(run_with_members.member_dir("a"), "cpu")
     expected = to_dataset_dict({"image": path.read_bytes(), "width": 320, "height": 180}, cfg, DACON24, rng=None)
     assert InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == SIZES[0]
     np.testing.assert_array_equal(read_pixels(row, SIZES[0]), expected["image"].numpy())
@@ -73,9 +73,9 @@ def test_the_pixels_equal_the_input_of_training(run_without_store: Config) -> No
 
 def test_images_are_resized_to_the_size_that_detectron2_computes() -> None:
     rng = np.random.default_rng(0)
-    for width, height, shortest, longest in rng.integers(1, 3000, (5000, 4)).tolist():
-        expected = ResizeShortestEdge.get_output_shape(height, width, shortest, longest)
-        assert InputSize(shortest, longest).fit(width, height) == expected[::-1]
+    for width, height, short_edge, max_long_edge in rng.integers(1, 3000, (5000, 4)).tolist():
+        expected = ResizeShortestEdge.get_output_shape(height, width, short_edge, max_long_edge)
+        assert InputSize(short_edge, max_long_edge).fit(width, height) == expected[::-1]
 
 
 def test_a_scaled_view_has_a_scaled_size_and_its_own_column() -> None:
@@ -83,9 +83,9 @@ def test_a_scaled_view_has_a_scaled_size_and_its_own_column() -> None:
     assert InputSize(800, 1333).scale(0.8).column == "pixels_640x1066"
 
 
-def test_a_decoded_batch_has_no_pickled_columns(run_without_store: Config, tmp_path: Path) -> None:
-    """Ray Data pickles nested lists, into columns of an extension type."""
-    ref = ImageRef("x.jpg", str(first_image(run_without_store)), None, "v1")
+def test_a_decoded_batch_has_no_pickled_columns(run_with_members: Config, tmp_path: Path) -> None:
+    """Ray Data pickles nested lists into columns of an extension type."""
+    ref = ImageRef("x.jpg", str(first_image(run_with_members)), None, "v1")
     batch = decode_batch(refs_table([ref]), SIZES)
     assert batch.schema.equals(decoded_schema(SIZES))
     assert not any(isinstance(field.type, pa.BaseExtensionType) for field in batch.schema)

@@ -49,8 +49,8 @@ def test_the_json_of_an_evaluation_has_its_documented_keys(predicted_run: Config
     assert list(evaluate_submission(predicted_run, predicted_run.path("submission.csv")).to_json())[-1] == "worst"
 
 
-def test_a_split_of_the_store_is_scored_against_the_labels_in_the_store(trained_run: Config, tmp_path: Path) -> None:
-    config = link_run(trained_run, tmp_path / "run", {"truth": None}, images="store:train", score_threshold=0.0)
+def test_a_split_of_the_store_is_scored_against_the_labels_in_the_store(run_with_store: Config, tmp_path: Path) -> None:
+    config = link_run(run_with_store, tmp_path / "run", {"truth": None}, images="store:train", score_threshold=0.0)
     details, _ = predict(config)
     assert evaluate_run(config).num_images == details.images == 4
 
@@ -64,9 +64,9 @@ def test_a_truth_with_another_order_of_columns_scores_the_same(predicted_run: Co
     truth = pd.read_csv(predicted_run.require_input("truth")).rename(columns=columns)
     sample.to_csv(tmp_path / "sample.csv", index=False)
     labels = truth.set_index("image").loc[sample["image"]]
-    shifted = sample.assign(**{column: labels[column].to_numpy() for column in sample.columns[1:]})
-    shifted[[column for column in sample.columns if column.startswith("p03")]] += 24
-    shifted.to_csv(tmp_path / "submission.csv", index=False)
+    submission = sample.assign(**{column: labels[column].to_numpy() for column in sample.columns[1:]})
+    submission[[column for column in sample.columns if column.startswith("p03")]] += 24
+    submission.to_csv(tmp_path / "submission.csv", index=False)
     pairs = [list(truth.columns[i : i + 2]) for i in range(1, len(truth.columns), 2)]
     errors = []
     for number, ordered_pairs in enumerate((pairs, pairs[::-1])):

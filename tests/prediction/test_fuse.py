@@ -25,7 +25,7 @@ NO_TIME = PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0)
 
 @pytest.fixture
 def run_without_submission(predicted_run: Config, tmp_path: Path) -> Config:
-    """Link members, store and predictions into a run folder without a sample submission and a submission."""
+    """Link members, store and predictions into a run folder without a submission or sample submission."""
     config = link_run(predicted_run, tmp_path / "run", {"sample_submission": None})
     (tmp_path / "run" / "predictions.parquet").symlink_to(predicted_run.path("predictions.parquet"))
     return config

@@ -52,19 +52,17 @@ def test_a_csv_list_names_the_images_in_the_column_image(tiny: Config, tmp_path:
         list_refs(tiny, str(tmp_path / "wrong.csv"))
 
 
-@pytest.mark.parametrize("list_name", ["list.txt", "list.csv", None])
-def test_if_no_image_exists_the_list_is_refused_by_its_name(
-    tiny: Config, tmp_path: Path, list_name: str | None
-) -> None:
-    if list_name is None:
-        (tmp_path / "empty").mkdir()
-        config = tiny_config({"test_images": str(tmp_path / "empty")}, Path(tiny.run_dir))
-        sample = SampleSubmission(("a.jpg", "b.jpg"), ("image", "nose_x", "nose_y"))
-        with pytest.raises(
-            DataError, match=r"^the sample submission: none of its 2 images .*/empty/a\.jpg: correct data\."
-        ):
-            list_image_refs(config, sample)
-        return
+def test_if_no_image_exists_the_sample_submission_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    config = tiny_config({"test_images": str(tmp_path / "empty")}, tmp_path / "run")
+    sample = SampleSubmission(("a.jpg", "b.jpg"), ("image", "nose_x", "nose_y"))
+    message = r"^the sample submission: none of its 2 images .*/empty/a\.jpg: correct data\."
+    with pytest.raises(DataError, match=message):
+        list_image_refs(config, sample)
+
+
+@pytest.mark.parametrize("list_name", ["list.txt", "list.csv"])
+def test_if_no_image_exists_the_list_is_refused_by_its_name(tiny: Config, tmp_path: Path, list_name: str) -> None:
     path = tmp_path / list_name
     header = "image\n" if list_name == "list.csv" else ""
     path.write_text(f"{header}a.jpg\nb.jpg\n")
@@ -72,8 +70,8 @@ def test_if_no_image_exists_the_list_is_refused_by_its_name(
         list_refs(tiny, str(path))
 
 
-def test_images_of_the_store_are_the_unaugmented_rows(trained_run: Config) -> None:
-    refs = list_refs(trained_run, "store:train")
+def test_images_of_the_store_are_the_unaugmented_rows(run_with_store: Config) -> None:
+    refs = list_refs(run_with_store, "store:train")
     assert len(refs) == 4
     assert all(ref.row is not None for ref in refs)
 

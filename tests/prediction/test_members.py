@@ -1,4 +1,4 @@
-"""Test members of other_member runs: names, skeletons, and the results that depend on the members."""
+"""Test members of other runs: names, skeletons, and the results that depend on the members."""
 
 import shutil
 from pathlib import Path
@@ -20,10 +20,10 @@ from tests.helpers.predictions import write_prediction_arrays
 
 
 @pytest.fixture
-def copied_run(run_without_store: Config, tmp_path: Path) -> Config:
+def copied_run(run_with_members: Config, tmp_path: Path) -> Config:
     """Copy the members into a run folder, so that a test can change them."""
-    shutil.copytree(run_without_store.path("members"), tmp_path / "copied" / "members")
-    return configure_run(run_without_store, tmp_path / "copied")
+    shutil.copytree(run_with_members.path("members"), tmp_path / "copied" / "members")
+    return configure_run(run_with_members, tmp_path / "copied")
 
 
 def test_members_of_other_runs_are_named_by_their_run_folder() -> None:
@@ -50,32 +50,32 @@ def test_members_of_other_runs_are_named_by_their_run_folder() -> None:
 
 
 def test_a_member_of_another_run_has_its_own_part_folder_and_weight(
-    run_without_store: Config, copied_run: Config
+    run_with_members: Config, copied_run: Config
 ) -> None:
     other_member = copied_run.member_dir("a")
     config = configure_run(
-        run_without_store, Path(run_without_store.run_dir), members=["b", other_member], weights={"copied/a": 2}
+        run_with_members, Path(run_with_members.run_dir), members=["b", other_member], weights={"copied/a": 2}
     )
     PredictStage().check(config)
     task = PredictionTask(config)
-    assert task.members == {"b": run_without_store.member_dir("b"), "copied/a": other_member}
+    assert task.members == {"b": run_with_members.member_dir("b"), "copied/a": other_member}
     assert task.predictor_arguments(has_gpu=False)["members"] == task.members
-    assert task.folder != PredictionTask(run_without_store).folder
+    assert task.folder != PredictionTask(run_with_members).folder
     weights = Path(other_member, "model_final.pth")
     weights.write_bytes(weights.read_bytes() + b"0")
     assert PredictionTask(config).folder != task.folder
 
 
 def test_a_member_with_another_skeleton_is_refused_and_the_message_names_both_skeletons(
-    run_without_store: Config, copied_run: Config
+    run_with_members: Config, copied_run: Config
 ) -> None:
     other_member = copied_run.member_dir("a")
-    config = configure_run(run_without_store, Path(run_without_store.run_dir), members=["a", other_member])
+    config = configure_run(run_with_members, Path(run_with_members.run_dir), members=["a", other_member])
     path = Path(other_member, "model_final.pth")
     content = torch.load(path, weights_only=True)
     torch.save({**content, "keypoints": list(DACON24.names[::-1])}, path)
     skeletons = rf"got 24 keypoints \({DACON24.names[-1]}, .*, {DACON24.names[0]}\), expected 24 keypoints"
-    message = rf"copied/members/a has another skeleton than {run_without_store.run_dir} \({skeletons}"
+    message = rf"copied/members/a has another skeleton than {run_with_members.run_dir} \({skeletons}"
     for check in (PredictStage().check, PredictionTask):
         with pytest.raises(DataError, match=message):
             check(config)

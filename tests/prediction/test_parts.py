@@ -43,12 +43,14 @@ def merge(config: Config) -> None:
 
 
 def test_merged_rows_are_ordered_by_image_and_member_and_hold_the_best_detection(config: Config) -> None:
-    first, second = REFS[0].image, REFS[1].image
-    write_part(config, "1", make_row(second, "b", 0.0), make_row(second, "a", 0.4))
-    write_part(config, "2", make_row(first, "a", 0.6), make_row(first, "a", 0.9), make_row(first, "b", 0.7))
+    first_image, second_image = REFS[0].image, REFS[1].image
+    write_part(config, "1", make_row(second_image, "b", 0.0), make_row(second_image, "a", 0.4))
+    write_part(
+        config, "2", make_row(first_image, "a", 0.6), make_row(first_image, "a", 0.9), make_row(first_image, "b", 0.7)
+    )
     merge(config)
     predictions = read_predictions(config.path("predictions.parquet"))
-    assert (predictions.images, predictions.members) == ((first, second), ("a", "b"))
+    assert (predictions.images, predictions.members) == ((first_image, second_image), ("a", "b"))
     assert predictions.scores.tolist() == [[0.9, 0.4], [0.7, 0.0]]
     assert predictions.keypoints[:, :, 0, 0].tolist()[0] == [0.9, 0.4]
     assert np.isnan(predictions.keypoints[1, 1]).all()
@@ -58,11 +60,11 @@ def test_merged_rows_are_ordered_by_image_and_member_and_hold_the_best_detection
 
 
 def test_of_two_parts_with_an_image_the_part_in_which_it_is_usable_is_merged(config: Config) -> None:
-    first, second = REFS[0].image, REFS[1].image
-    unusable = {"reason": "cut short", "width": 0, "height": 0}
-    write_part(config, "1", *(make_row(first, member, 0.0, **unusable) for member in MEMBERS))
-    write_part(config, "2", *(make_row(first, member, 0.8) for member in MEMBERS))
-    write_part(config, "3", *(make_row(second, member, 0.0, **unusable) for member in MEMBERS))
+    first_image, second_image = REFS[0].image, REFS[1].image
+    changes = {"reason": "cut short", "width": 0, "height": 0}
+    write_part(config, "1", *(make_row(first_image, member, 0.0, **changes) for member in MEMBERS))
+    write_part(config, "2", *(make_row(first_image, member, 0.8) for member in MEMBERS))
+    write_part(config, "3", *(make_row(second_image, member, 0.0, **changes) for member in MEMBERS))
     merge(config)
     predictions = read_predictions(config.path("predictions.parquet"))
     assert predictions.reasons == ("", "cut short")

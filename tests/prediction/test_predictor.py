@@ -43,23 +43,23 @@ def decode_files(predictor: Predictor, *paths: Path) -> pa.Table:
 
 
 @pytest.fixture
-def link_members(run_without_store: Config, tmp_path: Path) -> LinkMembers:
+def link_members(run_with_members: Config, tmp_path: Path) -> LinkMembers:
     """Return a function that links the members into a run folder with other settings of the `predict` section."""
 
     def link(name: str = "run", **section: Any) -> Config:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "members").symlink_to(run_without_store.path("members"))
-        return configure_run(run_without_store, tmp_path / name, **section)
+        (tmp_path / name / "members").symlink_to(run_with_members.path("members"))
+        return configure_run(run_with_members, tmp_path / name, **section)
 
     return link
 
 
 @pytest.mark.parametrize("tta", [["flip"], ["flip", 0.75, 1.5]])
 def test_with_flips_a_mirrored_image_has_mirrored_people(
-    run_without_store: Config, link_members: LinkMembers, tta: list[Any], tmp_path: Path
+    run_with_members: Config, link_members: LinkMembers, tta: list[Any], tmp_path: Path
 ) -> None:
     predictor = make_predictor(link_members(tta=tta, fallback_threshold=0.0))
-    pixels = simplejpeg.decode_jpeg(first_image(run_without_store).read_bytes(), "RGB")
+    pixels = simplejpeg.decode_jpeg(first_image(run_with_members).read_bytes(), "RGB")
     PIL.Image.fromarray(pixels).save(tmp_path / "plain.png")
     PIL.Image.fromarray(pixels[:, ::-1]).save(tmp_path / "mirrored.png")
     batch = decode_files(predictor, tmp_path / "plain.png", tmp_path / "mirrored.png")
@@ -70,32 +70,32 @@ def test_with_flips_a_mirrored_image_has_mirrored_people(
     best_person = people[0]
     candidates = [mirror_detection(person, 320, DACON24) for person in mirrored_people]
     # The order of people with equal scores is arbitrary.
-    match = min(candidates, key=lambda person: float(np.abs(person.bbox_xyxy - best_person.bbox_xyxy).max()))
-    assert match.score == pytest.approx(best_person.score, abs=1e-5)
-    np.testing.assert_allclose(match.bbox_xyxy, best_person.bbox_xyxy, atol=1e-2)
-    np.testing.assert_allclose(match.keypoints, best_person.keypoints, atol=1e-2)
+    counterpart = min(candidates, key=lambda person: float(np.abs(person.bbox_xyxy - best_person.bbox_xyxy).max()))
+    assert counterpart.score == pytest.approx(best_person.score, abs=1e-5)
+    np.testing.assert_allclose(counterpart.bbox_xyxy, best_person.bbox_xyxy, atol=1e-2)
+    np.testing.assert_allclose(counterpart.keypoints, best_person.keypoints, atol=1e-2)
     predictor = make_predictor(link_members("other", fallback_threshold=0.0))
     people = predictor.find_people("a", images[:1])[0]
-    changes_px = [np.abs(person.keypoints - best_person.keypoints).max() for person in people]
-    assert min(changes_px) > 0.1, "TTA changes the result"
+    changes = [np.abs(person.keypoints - best_person.keypoints).max() for person in people]
+    assert min(changes) > 0.1, "TTA changes the result"
 
 
-def test_a_member_with_input_format_rgb_gets_rgb_images(run_without_store: Config, link_members: LinkMembers) -> None:
+def test_a_member_with_input_format_rgb_gets_rgb_images(run_with_members: Config, link_members: LinkMembers) -> None:
     predictor = make_predictor(link_members(fallback_threshold=0.0, decode="argmax"))
     model, cfg = predictor.members["a"]
     cfg.INPUT.FORMAT = "RGB"
-    path = first_image(run_without_store)
+    path = first_image(run_with_members)
     (people,) = predictor.find_people("a", [InputImage(decode_files(predictor, path))])
     (expected,) = detect_people(model, cfg, DACON24, [{"image": path.read_bytes(), "width": 320, "height": 180}])
     assert [person.score for person in people] == [person.score for person in expected[: len(people)]]
 
 
 def test_a_batch_becomes_one_part_and_a_retry_replaces_it(
-    run_without_store: Config, link_members: LinkMembers, tmp_path: Path
+    run_with_members: Config, link_members: LinkMembers, tmp_path: Path
 ) -> None:
     config = link_members()
     predictor = make_predictor(config, ["a", "b"])
-    path = first_image(run_without_store)
+    path = first_image(run_with_members)
     (tmp_path / "invalid.jpg").write_bytes(b"not an image")
     batch = decode_files(predictor, tmp_path / "invalid.jpg", path)
     for _ in range(2):
@@ -114,10 +114,10 @@ def test_a_batch_becomes_one_part_and_a_retry_replaces_it(
 
 
 def test_images_of_different_sizes_in_a_batch_are_predicted_as_if_each_were_alone(
-    run_without_store: Config, link_members: LinkMembers, tmp_path: Path
+    run_with_members: Config, link_members: LinkMembers, tmp_path: Path
 ) -> None:
     predictor = make_predictor(link_members(fallback_threshold=0.0))
-    path = first_image(run_without_store)
+    path = first_image(run_with_members)
     PIL.Image.open(path).crop((0, 0, 200, 180)).save(tmp_path / "narrow.png")
     batch = decode_files(predictor, path, tmp_path / "narrow.png", path)
     images = [InputImage(batch.slice(i, 1)) for i in range(3)]
@@ -139,21 +139,21 @@ def test_a_model_finds_at_most_ten_people_unless_the_config_sets_another_number(
 
 
 def test_if_a_member_cannot_be_loaded_every_batch_returns_the_error(
-    run_without_store: Config, link_members: LinkMembers
+    run_with_members: Config, link_members: LinkMembers
 ) -> None:
     predictor = make_predictor(link_members(), ["a", "untrained"])
-    (values,) = predictor(decode_files(predictor, first_image(run_without_store))).to_pylist()
+    (values,) = predictor(decode_files(predictor, first_image(run_with_members))).to_pylist()
     result = BatchResult(**values)
     assert result.num_images == 0
     with pytest.raises(ModelError, match="untrained"):
         result.raise_error()
 
 
-def test_mixed_precision_does_not_round_coordinates(run_without_store: Config) -> None:
+def test_mixed_precision_does_not_round_coordinates(run_with_members: Config) -> None:
     """In bf16, coordinates above 256 px would be rounded to even numbers."""
-    image = np.ascontiguousarray(decode(first_image(run_without_store).read_bytes())[0][..., :3])
+    image = np.ascontiguousarray(decode(first_image(run_with_members).read_bytes())[0][..., :3])
     row = {"image": image, "width": 320, "height": 180}
-    model, cfg = load_member(run_without_store.member_dir("a"), "cpu")
+    model, cfg = load_member(run_with_members.member_dir("a"), "cpu")
     (expected_people,) = detect_people(model, cfg, DACON24, [row])
     set_precision(model, "cpu", "bf16")
     dtypes: list[torch.dtype] = []

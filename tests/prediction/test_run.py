@@ -50,16 +50,16 @@ def test_each_part_holds_consecutive_images(predicted_run: Config) -> None:
     assert sorted(map(sorted, parts)) == sorted(sorted(images[i : i + 2]) for i in range(0, 10, 2))
 
 
-def test_a_pool_that_may_fill_the_cluster_leaves_cpus_for_decoding(trained_run: Config, tmp_path: Path) -> None:
-    details, cost = predict(link_run(trained_run, tmp_path / "run", actors=[2, 8], batch_size=1))
+def test_a_pool_that_may_fill_the_cluster_leaves_cpus_for_decoding(run_with_store: Config, tmp_path: Path) -> None:
+    details, cost = predict(link_run(run_with_store, tmp_path / "run", actors=[2, 8], batch_size=1))
     assert (details.images, cost.compute, cost.gpus_per_actor) == (10, "cpu, fp32", 0)
 
 
 def test_with_gpus_each_actor_takes_a_gpu_and_the_batches_are_the_same_as_on_cpus(
-    trained_run: Config, tmp_path: Path
+    run_with_store: Config, tmp_path: Path
 ) -> None:
     """The GPU is a logical resource: the actor reserves it and computes on a CPU."""
-    config = link_run(trained_run, tmp_path / "run", batch_size=3)
+    config = link_run(run_with_store, tmp_path / "run", batch_size=3)
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     done = run_kp_ray("predict", str(path), "--set", "cluster.num_gpus=1", "--json")
@@ -142,9 +142,9 @@ predict(load_config(sys.argv[2]), progress)
 
 @pytest.mark.slow
 def test_after_kills_of_the_driver_and_an_actor_only_missing_images_are_predicted(
-    trained_run: Config, linked_data: dict[str, Any], expected_predictions: bytes, tmp_path: Path
+    run_with_store: Config, linked_data: dict[str, Any], expected_predictions: bytes, tmp_path: Path
 ) -> None:
-    config = link_run(trained_run, tmp_path / "run", linked_data, batch_size=1)
+    config = link_run(run_with_store, tmp_path / "run", linked_data, batch_size=1)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     address = ray.get_runtime_context().gcs_address
     done = run_command(sys.executable, "-c", KILLED_DRIVER, address, str(tmp_path / "config.yaml"), timeout_s=300)
@@ -192,19 +192,19 @@ cluster.shutdown()
 
 @pytest.mark.slow
 def test_after_the_loss_of_a_node_no_row_is_missing_or_duplicated(
-    trained_run: Config, linked_data: dict[str, Any], expected_predictions: bytes, tmp_path: Path
+    run_with_store: Config, linked_data: dict[str, Any], expected_predictions: bytes, tmp_path: Path
 ) -> None:
-    config = link_run(trained_run, tmp_path / "run", linked_data, batch_size=1, actors=[2, 2])
+    config = link_run(run_with_store, tmp_path / "run", linked_data, batch_size=1, actors=[2, 2])
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     done = run_command(sys.executable, "-c", LOST_NODE_DRIVER, str(tmp_path / "config.yaml"), timeout_s=500)
     assert f"lost a node: True images: {10 * NUM_COPIES}" in done.stdout, done.stderr[-3000:]
     assert Path(config.path("predictions.parquet")).read_bytes() == expected_predictions
 
 
-def test_a_damaged_member_stops_the_prediction_with_its_own_error(trained_run: Config, tmp_path: Path) -> None:
-    config = link_run(trained_run, tmp_path / "run")
+def test_a_damaged_member_stops_the_prediction_with_its_own_error(run_with_store: Config, tmp_path: Path) -> None:
+    config = link_run(run_with_store, tmp_path / "run")
     (tmp_path / "run" / "members").unlink()
-    shutil.copytree(trained_run.path("members"), tmp_path / "run" / "members")
+    shutil.copytree(run_with_store.path("members"), tmp_path / "run" / "members")
     weights = Path(config.member_dir("b"), "model_final.pth")
     weights.write_bytes(weights.read_bytes()[:100_000])
     with pytest.raises(ModelError, match=r"stopped with 10 images left, .*model_final\.pth: damaged") as caught:
@@ -212,9 +212,9 @@ def test_a_damaged_member_stops_the_prediction_with_its_own_error(trained_run: C
     assert isinstance(caught.value.__cause__, ModelError)
 
 
-def test_an_actor_that_fits_no_node_is_refused(trained_run: Config, tmp_path: Path) -> None:
+def test_an_actor_that_fits_no_node_is_refused(run_with_store: Config, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"no node has .* for an actor: lower predict\.cpus_per_actor"):
-        predict(link_run(trained_run, tmp_path / "run", gpus_per_actor=1))
+        predict(link_run(run_with_store, tmp_path / "run", gpus_per_actor=1))
 
 
 GPU_DRIVER = """
@@ -240,11 +240,15 @@ print(details.images, max(gpu_shares, key=len), cost.compute)
 @pytest.mark.slow
 @pytest.mark.parametrize(("gpus_per_actor", "shares"), [(None, [1.0, 1.0]), (0.5, [0.5, 0.5])])
 def test_actors_take_a_gpu_each_or_the_share_that_the_config_sets(
-    trained_run: Config, linked_data: dict[str, Any], tmp_path: Path, gpus_per_actor: float | None, shares: list[float]
+    run_with_store: Config,
+    linked_data: dict[str, Any],
+    tmp_path: Path,
+    gpus_per_actor: float | None,
+    shares: list[float],
 ) -> None:
     """The GPUs are logical resources: the actors reserve them and compute on CPUs."""
     config = link_run(
-        trained_run, tmp_path / "run", linked_data, gpus_per_actor=gpus_per_actor, actors=[2, 3], batch_size=2
+        run_with_store, tmp_path / "run", linked_data, gpus_per_actor=gpus_per_actor, actors=[2, 3], batch_size=2
     )
     (tmp_path / "gpu.yaml").write_text(config.to_yaml())
     done = run_command(sys.executable, "-c", GPU_DRIVER, str(tmp_path / "gpu.yaml"), timeout_s=300)

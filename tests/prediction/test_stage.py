@@ -41,8 +41,9 @@ def make_summary(several: int = 0, filled: tuple[FilledImage, ...] = ()) -> Pred
 
 
 def test_the_summary_of_predict_counts_fallbacks_and_choices() -> None:
-    lines = ["3 images by 2 members: /run/submission.csv", "predicted by actors with 1 GPUs each: cuda, bf16"]
-    assert make_summary().lines() == lines
+    assert make_summary().lines() == [
+        "3 images by 2 members: /run/submission.csv", "predicted by actors with 1 GPUs each: cuda, bf16",
+    ]  # fmt: skip
     lines = make_summary(several=2, filled=(FilledImage(image="x.jpg", how="frame 3"),)).lines()
     assert lines[2:] == [
         "filled images: 1 by near frame; unusable images: 1; listed in /run/predict.json",
@@ -96,13 +97,13 @@ def test_the_forecast_of_predict_counts_images_and_trained_members(tiny: Config)
 
 def test_evaluate_applies_to_runs_with_a_truth(tiny: Config, tmp_path: Path) -> None:
     stage = EvaluateStage()
-    without_truth = configure_run(tiny, tmp_path, {"truth": None})
+    config_without_truth = configure_run(tiny, tmp_path, {"truth": None})
     assert stage.applies(tiny)
-    assert not stage.applies(without_truth)
+    assert not stage.applies(config_without_truth)
     assert stage.applies(configure_run(tiny, tmp_path, {"truth": None}, images="store:val"))
     stage.check(tiny)
     with pytest.raises(ConfigError, match=r"data\.truth"):
-        stage.check(without_truth)
+        stage.check(config_without_truth)
     with pytest.raises(StorageError, match="run predict first"):
         stage.is_done(tiny)
 
