@@ -81,7 +81,7 @@ def choose_people(
 
 
 def _rate(boxes: FloatArray, scores: FloatArray, rule: PersonRule, track_box: FloatArray | None) -> FloatArray:
-    """Rate C candidates by the rule (C,); the highest rating is the best.
+    """Return the ratings (C,) of C candidates; the candidate with the highest rating is chosen.
 
     Args:
         boxes: (C, 4).
@@ -93,8 +93,8 @@ def _rate(boxes: FloatArray, scores: FloatArray, rule: PersonRule, track_box: Fl
         return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     if track_box is None:
         return scores
-    distance = np.linalg.norm((boxes - track_box).reshape(-1, 2, 2), axis=2).mean(axis=1)
-    return np.asarray(scores * np.exp(-distance / max(*(track_box[2:] - track_box[:2]), 1.0)))
+    distances = np.linalg.norm((boxes - track_box).reshape(-1, 2, 2), axis=2).mean(axis=1)
+    return np.asarray(scores * np.exp(-distances / max(*(track_box[2:] - track_box[:2]), 1.0)))
 
 
 class _Tracks:
