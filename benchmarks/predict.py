@@ -200,7 +200,7 @@ def compare_operators(
     plan = plan_pool(run, [{"CPU": cpus, "GPU": num_gpus}], cpus)
     if num_gpus:
         task.input_sizes = [GPU_INPUT]
-        plan = replace(plan, max_decodes=DECODING_CPUS)
+        plan = replace(plan, max_decode_tasks=DECODING_CPUS)
     turns = []
     with session(run, dashboard=False):
         measure_rate(predict_batches(task, plan, task.images[:40], predictor_c))  # the workers import their modules
@@ -293,8 +293,8 @@ def build_tables(data: dict[str, Any], description: str, num_images: int, repeat
         f"| C two operators (`kp-ray predict`): decoding tasks, {CORES} actors of one thread | "
         f"{median_and_range(cpu_rates['C'])} |",
         f"\nC/B in the same turn: {median_and_range(ratios)}.\n",
-        f"A stand-in for a GPU sleeps {1000 * SLEEP_S:g} ms per image; inputs of {GPU_INPUT.shortest}x"
-        f"{GPU_INPUT.longest}; {DECODING_CPUS} CPUs decode beside the actors (in B the actors decode).\n",
+        f"A stand-in for a GPU sleeps {1000 * SLEEP_S:g} ms per image; inputs of {GPU_INPUT.short_edge}x"
+        f"{GPU_INPUT.max_long_edge}; {DECODING_CPUS} CPUs decode beside the actors (in B the actors decode).\n",
         "| actors | B images/s | B busy % | C images/s | C busy % |\n|---|---|---|---|---|",
     ]
     for actors, turns in data["gpu"].items():

@@ -16,23 +16,23 @@ from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 
 PCK_SHARES = (0.02, 0.05, 0.1)
-"""Shares of the box's longer side within which a keypoint counts as correct."""
+"""Largest errors of a correct keypoint, as shares of the longer side of the person's box."""
 OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-"""COCO's thresholds: at each threshold, a detection whose OKS is at least the threshold is a hit."""
+"""OKS thresholds of COCO: a detection is a hit at every threshold that its OKS reaches."""
 _RECALLS = np.linspace(0.0, 1.0, 101)
-"""COCO's recalls, at which precision is averaged."""
+"""Recalls at which COCO averages the precision."""
 
 Interval = tuple[float, float]
 """Low and high end of a 95 % confidence interval."""
 
 
 class _Metrics(BaseModel):
-    """Base of the metrics' classes. Values are in pixels or in [0, 1]; None if there is no labelled point."""
+    """Base class. A metric is in pixels or in [0, 1], and None if there is no labelled point."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plain values, in the order of the fields."""
+        """Return plain values in the order of the fields."""
         return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
@@ -76,9 +76,9 @@ class Evaluation(_Metrics):
         rmse: root of the mean squared error of all labelled x and y, in pixels (the competition's metric).
         rmse_interval: 95 % confidence interval of `rmse` (low, high) in pixels; None without scene names.
         median_px, p95_px: 50th and 95th percentile of the points' Euclidean errors, in pixels.
-        pck: share of the labelled points that are correct, by the largest allowed error: "0.02", "0.05" and "0.1" of
-            the longer side of the box around the person's labelled truth points.
-        ap, ap50, ap75: OKS-AP as COCO defines it, with width * height of that box as the area.
+        pck: share of correct points among the labelled points, for each of `PCK_SHARES` ("0.02", "0.05" and "0.1"). The
+            box of a person is the box around the person's labelled truth points.
+        ap, ap50, ap75: OKS-AP as COCO defines it, with the width * height of the box as the person's area.
         by_keypoint: metrics per keypoint name.
         by_camera: metrics per camera name.
     """
@@ -98,7 +98,7 @@ class Evaluation(_Metrics):
 
 
 def evaluate_keypoints(
-    predicted: FloatArray,
+    predictions: FloatArray,
     truth: FloatArray,
     skeleton: Skeleton,
     *,
@@ -110,12 +110,12 @@ def evaluate_keypoints(
     """Compute all metrics of a set of predictions.
 
     Args:
-        predicted: (N, K, 3) x, y, score in pixels. Every number must be finite; images without a detection need
-            fallback values.
+        predictions: (N, K, 3) predicted x, y, score in pixels, all finite; images without a detection need fallback
+            values.
         truth: (N, K, 3) x, y, v in pixels; x and y of unlabelled points are NaN.
         skeleton: names and sigmas of the K keypoints.
-        found: (N,) whether a person was found. Persons that were not found count in every error metric and in
-            `num_missing`, but are not detections for OKS-AP. None: every person was found.
+        found: (N,) whether the person was found. A person that was not found counts in `num_missing` and, by its
+            fallback values, in the RMSE, percentiles and PCK, but is no detection for OKS-AP. None: all were found.
         scores: (N,) scores by which OKS-AP ranks the persons. None: the mean score of each person's keypoints.
         cameras: (N,) camera names. None leaves `by_camera` empty.
         scenes: (N,) scene names. None leaves every `rmse_interval` None.
@@ -124,16 +124,16 @@ def evaluate_keypoints(
         DataError: a predicted number is not finite, or a truth coordinate is infinite.
         ValueError: array shapes do not fit each other or the skeleton.
     """
-    predicted, truth = np.asarray(predicted, dtype=float), np.asarray(truth, dtype=float)
-    found = np.ones(len(predicted), dtype=bool) if found is None else np.asarray(found, dtype=bool)
-    per_row = {"found": found, "scores": scores, "cameras": cameras, "scenes": scenes}
-    _check_arrays(predicted, truth, skeleton, per_row)
-    scores = predicted[..., 2].mean(axis=1) if scores is None else scores
+    predictions, truth = np.asarray(predictions, dtype=float), np.asarray(truth, dtype=float)
+    found = np.ones(len(predictions), dtype=bool) if found is None else np.asarray(found, dtype=bool)
+    row_arrays = {"found": found, "scores": scores, "cameras": cameras, "scenes": scenes}
+    _check_arrays(predictions, truth, skeleton, row_arrays)
+    scores = predictions[..., 2].mean(axis=1) if scores is None else scores
     sizes = box_sizes(truth)
-    errors, longer_sides = point_errors(predicted, truth), sizes.max(axis=1)
-    precisions = average_precision(oks(predicted, truth, skeleton, sizes.prod(axis=1)), scores, found)
+    errors, longer_sides = point_errors(predictions, truth), sizes.max(axis=1)
+    precisions = average_precision(oks(predictions, truth, skeleton, sizes.prod(axis=1)), scores, found)
     return Evaluation(
-        num_images=len(predicted),
+        num_images=len(predictions),
         num_missing=int((~found).sum()),
         rmse=rmse(errors),
         rmse_interval=rmse_interval(errors, scenes),
@@ -150,16 +150,16 @@ def evaluate_keypoints(
     )
 
 
-def point_errors(predicted: FloatArray, truth: FloatArray) -> FloatArray:
+def point_errors(predictions: FloatArray, truth: FloatArray) -> FloatArray:
     """Return the Euclidean distances (..., K) in pixels between points (..., K, 2+); NaN for unlabelled points."""
-    return np.asarray(np.linalg.norm(predicted[..., :2] - truth[..., :2], axis=-1))
+    return np.asarray(np.linalg.norm(predictions[..., :2] - truth[..., :2], axis=-1))
 
 
 def rmse(errors: FloatArray) -> float | None:
     """Compute the root mean square of the *coordinate* errors in pixels from point errors of any shape.
 
-    A point error d has d^2 = dx^2 + dy^2, so the mean over the 2K coordinates is half the mean of d^2. NaN errors are
-    left out; without a finite error the result is None.
+    A point error d has d^2 = dx^2 + dy^2, so the mean square of the coordinate errors is half the mean of d^2. NaN
+    errors are left out; without a finite error the result is None.
     """
     finite = errors[np.isfinite(errors)]
     return float(np.sqrt(np.mean(finite**2) / 2)) if finite.size else None
@@ -180,7 +180,7 @@ def rmse_interval(
     Args:
         errors: (N, K) point errors in pixels, NaN for unlabelled points.
         scenes: (N,) scene names; None if they are unknown.
-        confidence: share of the bootstrap samples that are inside the interval.
+        confidence: share of the bootstrap samples whose RMSE is inside the interval.
         num_samples: number of bootstrap samples.
         seed: seed of the resampling.
 
@@ -203,13 +203,13 @@ def rmse_interval(
 
 
 def pck(errors: FloatArray, longer_sides: FloatArray, share: float) -> float | None:
-    """Compute the percentage of correct keypoints, as a share in [0, 1].
+    """Compute the percentage of correct keypoints (PCK) as a share in [0, 1].
 
     Args:
         errors: (N, K) point errors in pixels, NaN for unlabelled points.
         longer_sides: (N,) the longer side of each person's box in pixels, as in Yang and Ramanan (2013). The box of a
-            person with one labelled point has size 0, so that point is correct only if its error is 0.
-        share: share of the longer side within which a point is correct.
+            person with one labelled point has size 0, so the point is correct only if its error is 0.
+        share: largest error of a correct point, as a share of the longer side.
 
     Returns:
         None if no point is labelled.
@@ -219,18 +219,18 @@ def pck(errors: FloatArray, longer_sides: FloatArray, share: float) -> float | N
     return float(correct.sum() / labelled.sum()) if labelled.any() else None
 
 
-def oks(predicted: FloatArray, truth: FloatArray, skeleton: Skeleton, areas: FloatArray) -> FloatArray:
+def oks(predictions: FloatArray, truth: FloatArray, skeleton: Skeleton, areas: FloatArray) -> FloatArray:
     """Compute the object keypoint similarity (N,) in [0, 1]; NaN for a person without a labelled point.
 
     OKS is the mean of exp(-d^2 / (2 area (2 sigma)^2)) over the labelled points, as cocodataset.org defines it.
 
     Args:
-        predicted: (N, K, 2+) points in pixels.
+        predictions: (N, K, 2+) points in pixels.
         truth: (N, K, 2+) points in pixels, NaN for unlabelled points.
         skeleton: gives the sigmas.
         areas: (N,) areas of the persons in square pixels.
     """
-    squares = ((predicted[..., :2] - truth[..., :2]) ** 2).sum(axis=-1)
+    squares = ((predictions[..., :2] - truth[..., :2]) ** 2).sum(axis=-1)
     labelled = np.isfinite(squares)
     # Divide in the order of pycocotools and add its smallest float to the area, so that the rounding is the same.
     exponents = squares / (2 * np.array(skeleton.sigmas)) ** 2 / (areas[:, None] + np.spacing(1)) / 2
@@ -243,7 +243,7 @@ def average_precision(similarities: FloatArray, scores: FloatArray, found: BoolA
     """Compute the average precision (10,) at each of `OKS_THRESHOLDS` by COCO's 101-point interpolation.
 
     There is one person per image. Equal scores keep the order of the rows, as in pycocotools. A person without a
-    labelled point is neither a miss nor a false positive, like COCO's ignored annotations.
+    labelled point counts as neither a miss nor a false positive, like COCO's ignored annotations.
 
     Args:
         similarities: (N,) OKS, NaN for a person without a labelled point.
@@ -309,23 +309,23 @@ def _none_if_nan(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _check_arrays(predicted: FloatArray, truth: FloatArray, skeleton: Skeleton, per_row: dict[str, Any]) -> None:
-    expected = (len(predicted), len(skeleton), 3)
-    if predicted.shape != expected or truth.shape != expected:
-        raise ValueError(f"predicted {predicted.shape} and truth {truth.shape} must both be (N, {len(skeleton)}, 3)")
-    for name, values in per_row.items():
-        if values is not None and np.shape(values) != (len(predicted),):
-            raise ValueError(f"{name} {np.shape(values)} must be {(len(predicted),)}")
-    if per_row["scores"] is not None and not np.isfinite(per_row["scores"]).all():
-        raise DataError("scores: every value must be finite")
-    not_finite = np.argwhere(~np.isfinite(predicted))
+def _check_arrays(predictions: FloatArray, truth: FloatArray, skeleton: Skeleton, row_arrays: dict[str, Any]) -> None:
+    expected = (len(predictions), len(skeleton), 3)
+    if predictions.shape != expected or truth.shape != expected:
+        raise ValueError(f"predictions {predictions.shape} and truth {truth.shape} must be (N, {len(skeleton)}, 3)")
+    for name, values in row_arrays.items():
+        if values is not None and np.shape(values) != (len(predictions),):
+            raise ValueError(f"{name} {np.shape(values)} must be {(len(predictions),)}")
+    if row_arrays["scores"] is not None and not np.isfinite(row_arrays["scores"]).all():
+        raise DataError("scores: a score is not finite: predict again")
+    not_finite = np.argwhere(~np.isfinite(predictions))
     if len(not_finite):
         row, k, column = not_finite[0]
         raise DataError(
             f"predictions: row {row}: {('x', 'y', 'score')[column]} of {skeleton.names[k]} is not finite (got "
-            f"{predicted[row, k, column]}; {len(not_finite)} numbers in all): fill in the images where nobody was found"
+            f"{predictions[row, k, column]}; {len(not_finite)} such numbers): fill the images in which nobody was found"
         )
     infinite = np.argwhere(np.isinf(truth[..., :2]))
     if len(infinite):
         row, k, _ = infinite[0]
-        raise DataError(f"truth: row {row}: {skeleton.names[k]} is infinite: leave an unlabelled point empty")
+        raise DataError(f"truth: row {row}: {skeleton.names[k]} is infinite: leave unlabelled points empty")

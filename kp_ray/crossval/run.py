@@ -10,7 +10,7 @@ from kp_ray.config.schema import Config
 from kp_ray.crossval.groups import FoldGroup, group_members
 from kp_ray.errors import ModelError
 from kp_ray.prediction.images import ImageRef, stored_image_ref
-from kp_ray.prediction.run import predict_missing
+from kp_ray.prediction.run import predict_images
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import exists, writer_lock
@@ -41,8 +41,8 @@ def predict_folds(config: Config, progress: Progress = no_progress) -> int:
     with writer_lock(config.path("crossval")):
         config.save()
         for group, task in tasks:
-            missing = task.find_missing()
-            predict_missing(task, missing, partial(_report, progress, group.fold))
+            missing = task.find_missing_images()
+            predict_images(task, missing, partial(_report, progress, group.fold))
             task.merge(group.path)
             num_predicted += len(missing)
     return num_predicted
@@ -54,7 +54,7 @@ def are_folds_predicted(config: Config) -> bool:
     Raises:
         KpRayError: see `predict_folds`.
     """
-    return all(exists(group.path) and not task.find_missing() for group, task in make_tasks(config))
+    return all(exists(group.path) and not task.find_missing_images() for group, task in make_tasks(config))
 
 
 def make_tasks(config: Config) -> list[tuple[FoldGroup, PredictionTask]]:

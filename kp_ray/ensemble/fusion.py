@@ -1,6 +1,6 @@
 """Fuse several members' predictions of the same images into one per image.
 
-In each image, members that found nobody are left out, outliers are rejected, and the remaining points are averaged.
+In each image, members that found nobody are left out, outliers are rejected, and the remaining points are combined.
 Then images in which nobody was found are filled, and clips are smoothed. Coordinates are OpenCV pixel indices. The
 result is bit-identical for any order of the members.
 """
@@ -15,10 +15,10 @@ from kp_ray.ensemble.temporal import fill_missing, smooth_clips
 from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray
 
-SCALE_FLOOR_PX = 2.0
+MIN_SIGMA_PX = 2.0
 """Smallest robust sigma in pixels.
 
-Without it, a member that is a few pixels off would be an outlier where the other members agree exactly.
+Without a minimum, a member that is a few pixels off would be an outlier where the other members agree exactly.
 """
 _MAD_TO_SIGMA = 1.4826
 """Ratio of standard deviation to median absolute deviation for a normal distribution in one dimension."""
@@ -30,12 +30,11 @@ class Fusion:
     """The fused predictions of N images.
 
     Attributes:
-        keypoints: (N, K, 3) x and y in pixels, and score; finite everywhere.
+        keypoints: (N, K, 3) x, y, score in pixels, all finite.
         has_high_score: (N,) True where the detection of at least one member reaches the upper threshold.
-        how: N texts that say where each image's points come from: "" (detections that reach the upper threshold),
-            "low score" (detections between the thresholds), "frame <number>" or "mean pose" (see `fill_missing`), or
-            "zeros".
-        rejected: (M,) number of points of each member that were dropped as outliers.
+        how: N fallbacks that gave the images their points: "" (none: detections reach the upper threshold), "low score"
+            (detections between the thresholds), "frame <number>" or "mean pose" (see `fill_missing`), or "zeros".
+        rejected: number of each member's points that were dropped as outliers.
     """
 
     keypoints: FloatArray
@@ -61,21 +60,21 @@ def fuse_clips(
 ) -> Fusion:
     """Fuse M members' predictions into one per image; fallbacks are reported in `how`.
 
-    An image's points come from the first of these steps that gives any:
+    An image's points come from the first of these that exists:
 
     1. detections whose score reaches the upper threshold,
     2. detections whose score reaches the lower threshold,
     3. `fill_missing`, or zeros if `missing` is "zeros".
 
     Args:
-        keypoints: (M, N, K, 3) x and y in pixels, and score; any values where the detection's score is 0.
+        keypoints: (M, N, K, 3) x, y, score in pixels; ignored where the detection's score is 0.
         scores: (M, N) scores of the detections, 0 where a member found nobody.
         scenes, cameras, frames: (N,) scene, camera and frame number of each image.
         thresholds: upper and lower threshold of the detections' scores.
-        method, weights, reject_sigmas: as in `fuse`; method "score" also weights by `scores`.
-        missing: "fill" or "zeros".
+        method, weights, reject_sigmas: as in `fuse`, with `scores` as the `detection_scores`.
+        missing: "fill" calls `fill_missing`; "zeros" writes zeros.
         mean_pose: (K, 2), as in `fill_missing`.
-        smooth_frames: `sigma_frames` of `smooth_clips`, which runs last; None does not smooth.
+        smooth_frames: `sigma_frames` of `smooth_clips`; None does not smooth.
 
     Raises:
         DataError: as `fuse` and `fill_missing`.
@@ -100,7 +99,7 @@ def fuse_clips(
 
 
 def select_detections(scores: FloatArray, thresholds: tuple[float, float]) -> tuple[BoolArray, BoolArray]:
-    """Select the detections to fuse: those of an image that reach the upper threshold or, if none does, the lower one.
+    """Select an image's detections that reach the upper threshold or, if there are none, the lower threshold.
 
     Args:
         scores: (M, N) scores of the detections, 0 where a member found nobody.
@@ -109,9 +108,9 @@ def select_detections(scores: FloatArray, thresholds: tuple[float, float]) -> tu
     Returns:
         (M, N) True where a detection is selected, and (N,) True where a score reaches the upper threshold.
     """
-    high, low = ((scores >= threshold) & (scores > 0) for threshold in thresholds)
-    any_high = np.asarray(high.any(axis=0))
-    return np.where(any_high, high, high | low), any_high
+    is_high, is_low = ((scores >= threshold) & (scores > 0) for threshold in thresholds)
+    has_high_score = np.asarray(is_high.any(axis=0))
+    return np.where(has_high_score, is_high, is_high | is_low), has_high_score
 
 
 def fuse(
@@ -125,18 +124,17 @@ def fuse(
 ) -> tuple[FloatArray, BoolArray]:
     """Fuse M members' predictions into one per image; NaN where no member found anyone.
 
-    A member that found nobody in an image is left out there. Points farther from the members' median than
-    `reject_sigmas` robust sigmas are dropped (see `inliers`). The remaining points are combined coordinate by
-    coordinate, and their scores in the same way.
+    In each image, members that found nobody are left out. Points farther from the members' median than `reject_sigmas`
+    robust sigmas are dropped (see `inliers`). Of the remaining points, x, y and score are each combined by `method`.
 
     Args:
-        keypoints: (M, N, K, 3) x and y in pixels, and score; any values, also NaN, where `found` is False.
+        keypoints: (M, N, K, 3) x, y, score in pixels; ignored where `found` is False.
         found: (M, N) True where a member found a person in an image.
-        method: "mean" and "median" use `weights`; "score" is the mean weighted by `weights`, the keypoint's score and
-            the detection's score.
-        detection_scores: (M, N) scores that are not negative, for method "score"; None for 1 everywhere.
-        weights: (M,) or (M, K) weights that are not negative; None for equal weights. A member with weight 0 is used
-            only in images where no member with a positive weight found someone.
+        method: "mean" or "median", weighted by `weights`; or "score", the mean weighted by the product of weight,
+            keypoint's score and detection's score.
+        detection_scores: (M, N) scores of 0 or more, for method "score"; None for 1 everywhere.
+        weights: (M,) or (M, K) weights of 0 or more; None for equal weights. A member with weight 0 is used only in
+            images where no member with a positive weight found someone.
         reject_sigmas: number of robust sigmas; None keeps every point.
 
     Returns:
@@ -158,13 +156,13 @@ def fuse(
         _check_weights("scores", scores, "predict again")
         point_weights = point_weights * scores
     point_weights = np.where(is_used, point_weights, 0.0)
-    # Where all weights are zero, members count equally.
+    # Where all weights are 0, the members have equal weights.
     point_weights = np.where(point_weights.any(axis=0), point_weights, is_used)
 
     combine = _weighted_median if method == "median" else _weighted_mean
     found_by_any = np.asarray(found.any(axis=0))
     fused = np.full(keypoints.shape[1:], np.nan)
-    # Points that are not used are infinite: they sort last, and have weight 0.
+    # Unused points are set to infinity, which sorts last, and have weight 0.
     fused[found_by_any] = combine(
         np.where(is_used[..., None], keypoints, np.inf)[:, found_by_any], point_weights[:, found_by_any, :, None]
     )
@@ -176,12 +174,12 @@ def inliers(points: FloatArray, reject_sigmas: float) -> BoolArray:
 
     The centre of each keypoint is the members' median in x and in y. A point is an outlier if it is farther from the
     centre than `reject_sigmas` robust sigmas. The robust sigma is 1.4826 times the median distance from the centre, and
-    at least `SCALE_FLOOR_PX`. As distances are in two dimensions, it is about 1.75 times the standard deviation of one
-    coordinate for normal errors. The nearer half of the points is always kept. With fewer than three members there is
-    no majority, so nothing is rejected.
+    at least `MIN_SIGMA_PX`. For normal errors, the robust sigma is about 1.75 times the standard deviation of a
+    coordinate, because distances are two-dimensional. The nearer half of the points is always kept. With fewer than
+    three members there is no majority, so nothing is rejected.
 
     Args:
-        points: (M, N, K, 2 or more) x, y in pixels; NaN for a missing point.
+        points: (M, N, K, 2+) x, y in pixels; NaN for a missing point.
         reject_sigmas: positive number of robust sigmas.
 
     Returns:
@@ -194,7 +192,7 @@ def inliers(points: FloatArray, reject_sigmas: float) -> BoolArray:
     centre = _weighted_median(np.where(is_present[..., None], xy, np.inf), is_present[..., None])
     distances = np.linalg.norm(xy - centre, axis=-1)
     median_distance = _weighted_median(np.where(is_present, distances, np.inf), is_present)
-    sigma = np.maximum(_MAD_TO_SIGMA * median_distance, SCALE_FLOOR_PX)
+    sigma = np.maximum(_MAD_TO_SIGMA * median_distance, MIN_SIGMA_PX)
     limit = np.maximum(reject_sigmas * sigma, median_distance)  # the median distance keeps the nearer half
     has_majority = is_present.sum(axis=0) >= 3
     return np.asarray(is_present & ((distances <= limit) | ~has_majority))
@@ -215,7 +213,7 @@ def _check_weights(name: str, values: FloatArray, fix: str) -> None:
 
 
 def _member_weights(weights: FloatArray | None, keypoints: FloatArray) -> FloatArray:
-    """Return the weights as (M, 1, K) or (M, 1, 1), for keypoints (M, N, K, 3)."""
+    """Return the weights (M, 1, K) or (M, 1, 1) of keypoints (M, N, K, 3)."""
     num_members, _, num_keypoints, _ = keypoints.shape
     array = np.ones(num_members) if weights is None else np.asarray(weights, dtype=float)
     if array.shape not in ((num_members,), (num_members, num_keypoints)):
@@ -227,12 +225,12 @@ def _member_weights(weights: FloatArray | None, keypoints: FloatArray) -> FloatA
 def select_points(
     keypoints: FloatArray, found: BoolArray, weights: FloatArray | None, reject_sigmas: float | None
 ) -> BoolArray:
-    """Select the points to combine: the member found someone, has a positive weight, and the point is not an outlier.
+    """Select the points to combine, which are inliers of members that found someone and have a positive weight.
 
     Args: as in `fuse`.
 
     Returns:
-        (M, N, K). In an image where only members with weight 0 found someone, their points are selected.
+        (M, N, K). Where only members with weight 0 found someone, inliers of these members are selected.
     """
     point_weights = np.broadcast_to(_member_weights(weights, keypoints), keypoints.shape[:3])
     is_present = np.broadcast_to(found[:, :, None], point_weights.shape)
@@ -246,7 +244,7 @@ def select_points(
 def _sorted_by_value(values: FloatArray, weights: FloatArray | BoolArray) -> tuple[FloatArray, FloatArray]:
     """Sort values (M, ...) along the members' axis, infinite values last, and their weights in the same order.
 
-    A sum over sorted values is rounded in the same way for any order of the members.
+    The sum of sorted values is bit-identical for any order of the members.
     """
     broadcast_weights = np.broadcast_to(np.asarray(weights, dtype=float), values.shape)
     order = np.lexsort((broadcast_weights, values), axis=0)
@@ -256,20 +254,20 @@ def _sorted_by_value(values: FloatArray, weights: FloatArray | BoolArray) -> tup
 def _weighted_mean(values: FloatArray, weights: FloatArray) -> FloatArray:
     """Return the weighted mean of values (M, ...) over the members; infinite values must have weight 0."""
     values, weights = _sorted_by_value(values, weights)
-    # The mean of the offsets from the smallest value leaves equal values, or a single value, exactly unchanged.
+    # Averaging the offsets from the smallest value leaves equal values, or a single value, exactly unchanged.
     offsets = np.where(np.isfinite(values), values - values[0], 0.0)
     return np.asarray(values[0] + (weights * offsets).sum(axis=0) / weights.sum(axis=0))
 
 
 def _weighted_median(values: FloatArray, weights: FloatArray | BoolArray) -> FloatArray:
-    """Return the weighted median of values (M, ...) over the members, in a tie the mean of the two middle values.
+    """Return the weighted median of values (M, ...) over the members: in a tie, the mean of the two middle values.
 
     If all weights are 0, return the smallest value. Infinite values must have weight 0.
     """
     values, weights = _sorted_by_value(values, weights)
     cumulative = np.cumsum(weights, axis=0)
     half = cumulative[-1] / 2
-    tolerance = 1e-9 * half  # rounding of the sums must not decide between one value and the mean of two
+    tolerance = 1e-9 * half  # a tie must be found in spite of the rounding of sums
     low = np.take_along_axis(values, (cumulative >= half - tolerance).argmax(axis=0)[None], axis=0)[0]
     high = np.take_along_axis(values, (cumulative > half + tolerance).argmax(axis=0)[None], axis=0)[0]
     return np.asarray((low + high) / 2)

@@ -11,18 +11,18 @@ from kp_ray.ensemble.temporal import frame_numbers, rows_by_clip
 from kp_ray.keypoints import FloatArray
 
 TRACK_FRAMES = 8
-"""Number of neighbouring frames of a clip whose boxes make the clip's track at an image."""
+"""Number of nearest frames of the clip whose boxes form the track at an image."""
 PersonRule = Literal["score", "largest", "track"]
 
 
 @dataclass(frozen=True)
 class ChosenPeople:
-    """The chosen people.
+    """Result of `choose_people`.
 
     Attributes:
         people: indices of the chosen people in rising order, one per group.
-        several: number of groups with several people to choose from.
-        other_than_best_score: number of these groups in which the rule did not choose the best score.
+        several: number of groups with several candidates.
+        other_than_best_score: number of groups in which the rule did not choose the best score.
     """
 
     people: list[int]
@@ -44,61 +44,61 @@ def choose_people(
 ) -> ChosenPeople:
     """Choose one person per group; the people that one member found in one image form a group.
 
-    If a person of a group reaches `threshold`, people below `threshold` are not candidates in the group.
+    The candidates of a group are the people whose score reaches `threshold`; if there are none, all its people.
 
-    The rule "track" compares a box with the clip's track at the image: the median box of all members' best-scoring
-    boxes in the `TRACK_FRAMES` nearest other frames. Closeness is exp(-d / s), where d is the mean distance between the
-    corners of the box and the corners of the track's box, and s is the longer side of the track's box.
+    The rule "track" compares a box with the track's box at the image: the median of all members' best-scoring boxes in
+    the `TRACK_FRAMES` nearest other frames of the clip. Closeness is exp(-d / s), where d is the mean distance between
+    the corners of the two boxes, and s is the longer side of the track's box.
 
     Args:
         images: (P,) image of each person, as an index into `scenes`.
-        groups: (P,) group of each person, any numbers.
+        groups: (P,) number of each person's group.
         boxes: (P, 4) x1, y1, x2, y2 in pixels.
         scores: (P,) scores of the people.
         scenes, cameras, frames: (N,) scene, camera and frame number of each image.
-        rule: "score" chooses the best score; "largest" the largest box; "track" the best score times closeness, or the
-            best score in a clip without other frames.
+        rule: "score" chooses the best score, "largest" the largest box, and "track" the highest product of score and
+            closeness, or the best score in a clip without other frames.
         threshold: lowest score of a candidate.
     """
     people_by_group: dict[int, list[int]] = {}
     for person, group in enumerate(groups):
         people_by_group.setdefault(group, []).append(person)
-    best = {group: max(people, key=lambda i: (scores[i], -i)) for group, people in people_by_group.items()}
-    tracks = _Tracks([images[person] for person in best.values()], boxes[list(best.values())], scenes, cameras, frames)
-    chosen, several, changed = [], 0, 0
-    for group, people in people_by_group.items():
-        choice = best[group]
+    best_people = [max(people, key=lambda i: (scores[i], -i)) for people in people_by_group.values()]
+    tracks = _Tracks([images[person] for person in best_people], boxes[best_people], scenes, cameras, frames)
+    choices, num_several, num_other = [], 0, 0
+    for best_person, people in zip(best_people, people_by_group.values(), strict=True):
+        choice = best_person
         candidates = [person for person in people if scores[person] >= threshold] or people
         if len(candidates) > 1:
-            several += 1
-            track = tracks.find(images[choice]) if rule == "track" else None
-            ratings = _rate(boxes[candidates], scores[candidates], rule, track)
+            num_several += 1
+            track_box = tracks.find_box(images[choice]) if rule == "track" else None
+            ratings = _rate(boxes[candidates], scores[candidates], rule, track_box)
             if ratings.max() > ratings[candidates.index(choice)]:  # the best score wins a tie
                 choice = candidates[int(ratings.argmax())]
-            changed += choice != best[group]
-        chosen.append(choice)
-    return ChosenPeople(sorted(chosen), several, changed)
+            num_other += choice != best_person
+        choices.append(choice)
+    return ChosenPeople(sorted(choices), num_several, num_other)
 
 
-def _rate(boxes: FloatArray, scores: FloatArray, rule: PersonRule, track: FloatArray | None) -> FloatArray:
-    """Rate C candidates by the rule; the candidate with the highest rating is chosen.
+def _rate(boxes: FloatArray, scores: FloatArray, rule: PersonRule, track_box: FloatArray | None) -> FloatArray:
+    """Return the ratings (C,) of C candidates; the candidate with the highest rating is chosen.
 
     Args:
         boxes: (C, 4).
         scores: (C,).
         rule: as in `choose_people`.
-        track: box of the track (4,); None for the rules "score" and "largest", and in a clip without other frames.
+        track_box: (4,); None for the rules "score" and "largest", and in a clip without other frames.
     """
     if rule == "largest":
         return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
-    if track is None:
+    if track_box is None:
         return scores
-    distance = np.linalg.norm((boxes - track).reshape(-1, 2, 2), axis=2).mean(axis=1)
-    return np.asarray(scores * np.exp(-distance / max(*(track[2:] - track[:2]), 1.0)))
+    distances = np.linalg.norm((boxes - track_box).reshape(-1, 2, 2), axis=2).mean(axis=1)
+    return np.asarray(scores * np.exp(-distances / max(*(track_box[2:] - track_box[:2]), 1.0)))
 
 
 class _Tracks:
-    """The boxes of every clip, by image."""
+    """The tracks of all clips."""
 
     def __init__(
         self,
@@ -125,8 +125,8 @@ class _Tracks:
             scenes, cameras, self.numbers, has_person
         )
 
-    def find(self, image: int) -> FloatArray | None:
-        """Return the median box (4,) of the clip's frames nearest to an image; None if the clip has no other frame."""
+    def find_box(self, image: int) -> FloatArray | None:
+        """Return the track's box (4,) at an image; None if the clip has no other frame with a person."""
         clip = self.clips.get((self.scenes[image], self.cameras[image]), np.empty(0, dtype=np.intp))
         neighbours = clip[clip != image]
         if not len(neighbours):

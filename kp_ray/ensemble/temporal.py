@@ -10,7 +10,7 @@ import numpy.typing as npt
 from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray
 
-_CUTOFF_SIGMAS = 3.0  # beyond it, the weight of a Gaussian is below 0.012
+_CUTOFF_SIGMAS = 3.0  # frames beyond it would have less than 0.012 of the central frame's weight
 
 
 def frame_numbers(frames: Sequence[int | None]) -> FloatArray:
@@ -20,14 +20,14 @@ def frame_numbers(frames: Sequence[int | None]) -> FloatArray:
     return numbers
 
 
-def count_fallbacks(sources: Iterable[str], near_frame: str = "near frame") -> dict[str, int]:
-    """Count the filled images by what filled them.
+def count_fallbacks(how: Iterable[str], near_frame: str = "near frame") -> dict[str, int]:
+    """Count the images per kind of fallback.
 
     Args:
-        sources: the texts that `fill_missing` returns; "" is not counted.
-        near_frame: name under which all frames of the same clip are counted.
+        how: the fallback of each image, as `fill_missing` and `fusion.Fusion` name it; "" is not counted.
+        near_frame: name of the fallback "frame <number>" in the result.
     """
-    return dict(Counter(re.sub(r"^frame \d+$", near_frame, source) for source in sources if source))
+    return dict(Counter(re.sub(r"^frame \d+$", near_frame, fallback) for fallback in how if fallback))
 
 
 def fill_missing(
@@ -41,25 +41,26 @@ def fill_missing(
 ) -> tuple[FloatArray, list[str]]:
     """Fill every image in which nobody was found; the filled keypoints have score 0.
 
-    The first of these sources that exists fills an image:
+    An image is filled from the first of these that exists:
 
     1. the nearest frame of the same clip in which someone was found; of two equally near frames, the earlier,
-    2. the mean of all found people,
+    2. the mean pose of all found people,
     3. `mean_pose`.
 
     Args:
-        keypoints: (N, K, 3) x, y, score in pixels; any values where `found` is False.
+        keypoints: (N, K, 3) x, y, score in pixels; ignored where `found` is False.
         found: (N,) True where a person was found.
         scenes, cameras, frames: (N,) scene, camera and frame number of each image; an image with frame None or -1
             belongs to no clip.
         mean_pose: (K, 2) in pixels.
 
     Returns:
-        A copy of the keypoints (N, K, 3), and N texts that name the source of each image's points: "" (found),
-        "frame <number>" or "mean pose".
+        The filled copy of the keypoints (N, K, 3), and the fallback of each image: "" (none), "frame <number>" or
+        "mean pose".
 
     Raises:
-        DataError: nobody was found in any image and `mean_pose` is None, or a number to fill from is not finite.
+        DataError: nobody was found in any image and `mean_pose` is None; or the keypoints of a found person or the
+            `mean_pose` to use are not finite.
         ValueError: the arguments have different lengths.
     """
     found = np.asarray(found, dtype=bool)
@@ -67,7 +68,7 @@ def fill_missing(
         raise ValueError("keypoints, found, scenes, cameras and frames must be equally long")
     filled, how = np.array(keypoints, dtype=float), [""] * len(found)
     if not np.isfinite(filled[found]).all():
-        raise DataError("predictions: a number of a found person is not finite: predict again")
+        raise DataError("predictions: a keypoint of a found person is not finite: predict again")
     numbers = frame_numbers(frames)
     # Each clip's rows are sorted by frame number, so argmin takes the earlier of two equally near frames.
     found_rows = rows_by_clip(scenes, cameras, numbers, found)
@@ -93,9 +94,9 @@ def smooth_clips(
 ) -> FloatArray:
     """Smooth every found person's points over the neighbouring frames of the clip.
 
-    Each coordinate is fitted by local linear regression over the frame number with Gaussian weights. Linear motion is
-    unchanged, even at the ends of a clip, where a moving average would lag. Frames in which nobody was found, and
-    images without a frame number, are neither used nor changed.
+    Each coordinate is fitted by local linear regression over the frame number with Gaussian weights. It leaves linear
+    motion unchanged, even at the ends of a clip, where a moving average would lag. Frames in which nobody was found and
+    images without a frame number are neither used nor changed.
 
     Args:
         keypoints: (N, K, 3) x, y, score in pixels, all finite; the scores are not smoothed.
@@ -112,23 +113,23 @@ def smooth_clips(
     numbers = frame_numbers(frames)
     for rows in rows_by_clip(scenes, cameras, numbers, found).values():
         for row in rows.tolist():
-            near = rows[np.abs(numbers[rows] - numbers[row]) <= _CUTOFF_SIGMAS * sigma_frames]
-            offsets = numbers[near] - numbers[row]
+            near_rows = rows[np.abs(numbers[rows] - numbers[row]) <= _CUTOFF_SIGMAS * sigma_frames]
+            offsets = numbers[near_rows] - numbers[row]
             gaussian = np.exp(-0.5 * (offsets / sigma_frames) ** 2)
-            mean = (gaussian * offsets).sum() / gaussian.sum()
-            variance = (gaussian * (offsets - mean) ** 2).sum()
-            # The value of the fitted line at this frame is a weighted sum over the near frames: the weighted mean, plus
-            # the slope times the distance from the mean offset to this frame (offset 0).
-            slope = -mean * (offsets - mean) / variance if variance > 0 else np.zeros(len(near))
+            mean_offset = (gaussian * offsets).sum() / gaussian.sum()
+            variance = (gaussian * (offsets - mean_offset) ** 2).sum()
+            # The fitted line's value at this frame (offset 0) is the weighted mean plus the slope times -mean_offset;
+            # both are weighted sums of the near frames' coordinates.
+            slope = -mean_offset * (offsets - mean_offset) / variance if variance > 0 else np.zeros(len(near_rows))
             weights = gaussian * (1 / gaussian.sum() + slope)
-            smoothed[row, :, :2] = np.tensordot(weights, keypoints[near, :, :2], axes=1)
+            smoothed[row, :, :2] = np.tensordot(weights, keypoints[near_rows, :, :2], axes=1)
     return smoothed
 
 
 def rows_by_clip(
     scenes: Sequence[str], cameras: Sequence[str], numbers: FloatArray, found: BoolArray
 ) -> dict[tuple[str, str], npt.NDArray[np.intp]]:
-    """Group the rows in which someone was found by clip (scene, camera); each group is sorted by frame number.
+    """Return the rows in which someone was found, per clip (scene, camera) and sorted by frame number.
 
     Images without a frame number belong to no clip.
     """
@@ -140,7 +141,7 @@ def rows_by_clip(
 
 
 def _mean_pose(people: FloatArray, fallback: FloatArray | None) -> FloatArray:
-    """Return the mean (K, 2) of P people (P, K, 3); `fallback` if P is 0."""
+    """Return the mean pose (K, 2) of P people (P, K, 3); `fallback` if P is 0."""
     if len(people):
         return np.asarray(people[..., :2].mean(axis=0))
     if fallback is None:

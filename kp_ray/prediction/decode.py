@@ -18,39 +18,39 @@ from kp_ray.storage import read_bytes
 from kp_ray.store.read import RowReader
 
 REF_SCHEMA = pa.schema([("image", pa.string()), ("path", pa.string()), ("row", pa.int64()), ("version", pa.string())])
-"""Columns of a batch of images to read: the fields of `ImageRef`."""
+"""Columns of a batch of images to decode: the fields of `ImageRef`."""
 
 
 class InputSize(NamedTuple):
-    """Size of a model's input, as Detectron2's ResizeShortestEdge takes it.
+    """Size of a model's input, as in Detectron2's ResizeShortestEdge.
 
     Attributes:
-        shortest: length of the shorter side in pixels, `INPUT.MIN_SIZE_TEST`.
-        longest: maximum length of the longer side in pixels, `INPUT.MAX_SIZE_TEST`.
+        short_edge: length of the shorter side in pixels, `INPUT.MIN_SIZE_TEST`.
+        max_long_edge: maximum length of the longer side in pixels, `INPUT.MAX_SIZE_TEST`.
     """
 
-    shortest: int
-    longest: int
+    short_edge: int
+    max_long_edge: int
 
     @property
     def column(self) -> str:
         """Name of the batch column that holds the pixels of this size."""
-        return f"pixels_{self.shortest}x{self.longest}"
+        return f"pixels_{self.short_edge}x{self.max_long_edge}"
 
     def scale(self, factor: float) -> "InputSize":
         """Return the size of a TTA view at `factor` times this size."""
-        return InputSize(round(self.shortest * factor), round(self.longest * factor))
+        return InputSize(round(self.short_edge * factor), round(self.max_long_edge * factor))
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (width, height) in pixels to which an image of this width and height is resized."""
-        # The operations and their order are those of Detectron2: other roundings can differ by a pixel.
-        factor = self.shortest / min(width, height)
+        """Return the (width, height) in pixels to which an image of the given size is resized."""
+        # The operations have the order of Detectron2, because another order can change the result by a pixel.
+        factor = self.short_edge / min(width, height)
         if height < width:
-            new_width, new_height = factor * width, float(self.shortest)
+            new_width, new_height = factor * width, float(self.short_edge)
         else:
-            new_width, new_height = float(self.shortest), factor * height
-        if max(new_width, new_height) > self.longest:
-            factor = self.longest / max(new_width, new_height)
+            new_width, new_height = float(self.short_edge), factor * height
+        if max(new_width, new_height) > self.max_long_edge:
+            factor = self.max_long_edge / max(new_width, new_height)
             new_width, new_height = new_width * factor, new_height * factor
         return int(new_width + 0.5), int(new_height + 0.5)
 
@@ -69,7 +69,7 @@ def decoded_schema(sizes: Sequence[InputSize]) -> pa.Schema:
     - a column per size, named `InputSize.column`: (3, H, W) uint8 BGR pixels as bytes, where (W, H) is
       `size.fit(width, height)`; null for an image that could not be used.
     """
-    # Plain binary columns: Ray Data pickles nested lists, and Arrow's 32-bit offsets end at 2 GiB per batch.
+    # Binary columns, because Ray Data pickles nested lists; large ones, because 32-bit offsets end at 2 GiB per batch.
     pixels = [(size.column, pa.large_binary()) for size in sizes]
     numbers = [("width", pa.int32()), ("height", pa.int32())]
     return pa.schema([("image", pa.string()), ("version", pa.string()), *numbers, ("reason", pa.string()), *pixels])
@@ -83,7 +83,7 @@ def decode_batch(table: pa.Table, sizes: Sequence[InputSize]) -> pa.Table:
         sizes: every input size of the members and their TTA views.
 
     Returns:
-        The columns of `decoded_schema`, in the order of `table`. An image that cannot be read or decoded has a reason.
+        A table of `decoded_schema` in the order of `table`. An image that cannot be read or decoded has a reason.
     """
     cv2.setNumThreads(1)  # Ray assigns the CPUs
     rows = []
@@ -109,7 +109,7 @@ def _read_image(ref: ImageRef) -> bytes:
 
 
 def _decode_sizes(content: bytes, sizes: Sequence[InputSize]) -> Mapping[str, object]:
-    """Decode an image file and resize it to every size.
+    """Decode an image file and resize it to every size; return the columns of its row.
 
     Raises:
         DataError: the content is not an image file, or cannot be decoded.
@@ -119,7 +119,7 @@ def _decode_sizes(content: bytes, sizes: Sequence[InputSize]) -> Mapping[str, ob
         try:
             return _resize(content, info.width, info.height, sizes)
         except DataError:
-            pass  # `decode` decodes some JPEGs that cannot be decoded at a fraction of their size
+            pass  # `decode` can decode some JPEGs that cannot be decoded at a reduced size
     image = np.ascontiguousarray(decode(content)[0][..., :3])
     height, width = image.shape[:2]
     return _resize(image, width, height, sizes)

@@ -19,7 +19,7 @@ from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_
 from kp_ray.prediction.predictions import Predictions
 from kp_ray.prediction.records import (
     FusionEvaluation,
-    ImageError,
+    ImageRmse,
     RunEvaluation,
     SubmissionEvaluation,
     write_evaluation,
@@ -29,7 +29,7 @@ from kp_ray.store.layout import has_store
 from kp_ray.store.read import read_table
 
 NUM_WORST = 12
-"""Number of images listed as the worst."""
+"""Maximum number of images in `SubmissionEvaluation.worst`."""
 Truth = dict[str, FloatArray]
 """Ground truth: image name -> keypoints (K, 3) x, y, v in pixel indices; x and y are NaN where unlabelled."""
 
@@ -49,7 +49,7 @@ def evaluate_run(config: Config) -> RunEvaluation:
     weights = resolve_weights(config, predictions.members, skeleton)
     num_members = len(predictions.members)
     ensemble = _evaluate_members(config, predictions, range(num_members), weights, truth, skeleton)
-    # A member alone has equal weights, except that the only member is scored like the ensemble.
+    # A member alone is scored with equal weights; the only member of a run is the ensemble, and is scored like it.
     member_weights = weights if num_members == 1 else None
     members = {
         name: _evaluate_members(config, predictions, [i], member_weights, truth, skeleton)
@@ -72,18 +72,19 @@ def evaluate_submission(config: Config, path: str) -> SubmissionEvaluation:
         DataError: the submission or the ground truth is invalid, or they have no image in common.
     """
     truth, skeleton = read_truth(config)
-    # The sample submission decides the rows only if it decided which images were predicted.
+    # With `predict.images`, the predicted images can differ from those of the sample submission.
     sample = read_run_sample(config) if config.predict.images is None else None
     if sample is None:
         sample = read_sample_submission(path)
-        missing = sorted(set(truth) - set(sample.images)) if config.predict.images is None else []
-        if missing:
+        missing_images = sorted(set(truth) - set(sample.images)) if config.predict.images is None else []
+        if missing_images:
             raise DataError(
-                f"{path}: {len(missing)} images of data.truth are missing (first {missing[0]}): add their rows"
+                f"{path}: {len(missing_images)} images of data.truth are missing (first {missing_images[0]}): add "
+                "their rows"
             )
-    zeros = config.predict.missing == "zeros"
+    allow_zeros = config.predict.missing == "zeros"
     sizes = _read_sizes(config, sample.images)
-    xy = read_submission(path, sample, skeleton, size=sizes, allow_zeros=zeros)
+    xy = read_submission(path, sample, skeleton, size=sizes, allow_zeros=allow_zeros)
     keypoints = np.concatenate([xy, np.ones((*xy.shape[:2], 1))], axis=2)
     return _evaluate(sample.images, keypoints, truth, skeleton, None, None)
 
@@ -93,20 +94,20 @@ def read_truth(config: Config) -> tuple[Truth, Skeleton]:
 
     Raises:
         ConfigError: `data.truth` is not set, and `predict.images` does not name a split of the store.
-        DataError: the labels are invalid, or have other keypoints than the skeleton.
+        DataError: the labels are invalid, or their keypoints are not those of the skeleton.
         StoreError: the store does not exist, or is damaged.
     """
     images = config.predict.images or ""
     if images.startswith(STORE_PREFIX):
         skeleton = resolve_skeleton(config, None)
         return _read_store_truth(config, images.removeprefix(STORE_PREFIX), skeleton), skeleton
-    section, sample, path = config.skeleton, read_run_sample(config), config.require_input("truth")
+    sample, path = read_run_sample(config), config.require_input("truth")
     labels = load_annotations(
         path,
         people=config.data.people,
         missing_values=config.data.missing_values,
-        flip_pairs=section.flip_pairs,
-        sigmas=section.sigmas,
+        flip_pairs=config.skeleton.flip_pairs,
+        sigmas=config.skeleton.sigmas,
     )
     if sample is not None or has_store(config.path("store")):
         labels = reorder_keypoints(labels, resolve_skeleton(config, sample), path)
@@ -122,7 +123,10 @@ def _read_store_truth(config: Config, split: str, skeleton: Skeleton) -> Truth:
 
 
 def _read_sizes(config: Config, images: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Read the images' sizes (width, height) in pixels; (0, 0) for an image that cannot be opened."""
+    """Read the images' sizes (width, height) in pixels; (0, 0) for an image that cannot be opened.
+
+    Without `data.test_images` the result is empty.
+    """
     folder = config.data.test_images
     if folder is None:
         return {}
@@ -165,7 +169,7 @@ def _evaluate(
     Args:
         images: N names.
         keypoints: (N, K, 3) x, y, score in pixel indices.
-        truth: ground truth; may lack some of the images and hold others.
+        truth: ground truth of some of the images; it may hold other images too.
         skeleton: K keypoints.
         found, scores: (N,), as in `evaluate_keypoints`.
 
@@ -190,16 +194,16 @@ def _evaluate(
     return SubmissionEvaluation(**dict(evaluation), worst=worst)
 
 
-def _find_worst(images: Sequence[str], predicted: FloatArray, labels: FloatArray) -> tuple[ImageError, ...]:
+def _find_worst(images: Sequence[str], keypoints: FloatArray, labels: FloatArray) -> tuple[ImageRmse, ...]:
     """Find the images with the largest RMSE over their labelled points, largest first.
 
     Args:
         images: N names.
-        predicted: (N, K, 3) x, y, score.
+        keypoints: (N, K, 3) predicted x, y, score.
         labels: (N, K, 3) x, y, v.
     """
-    squares = (predicted[:, :, :2] - labels[:, :, :2]) ** 2
+    squares = (keypoints[:, :, :2] - labels[:, :, :2]) ** 2
     is_labelled = np.isfinite(squares)
     rmse = np.sqrt(np.where(is_labelled, squares, 0).sum(axis=(1, 2)) / np.maximum(is_labelled.sum(axis=(1, 2)), 1))
     rows = [i for i in np.argsort(-rmse, kind="stable").tolist() if is_labelled[i].any()][:NUM_WORST]
-    return tuple(ImageError(image=images[i], rmse=float(rmse[i])) for i in rows)
+    return tuple(ImageRmse(image=images[i], rmse=float(rmse[i])) for i in rows)

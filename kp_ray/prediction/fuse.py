@@ -33,8 +33,8 @@ def read_run_predictions(config: Config, skeleton: Skeleton) -> Predictions:
 
     Raises:
         StorageError: the file does not exist, or is damaged.
-        RunStateError: the file's keypoints are not those of the skeleton, or are in another order; or its members are
-            not those of the config.
+        RunStateError: the file's keypoints differ from the skeleton's in name or order, or its members are not those of
+            the config.
     """
     path = config.path("predictions.parquet")
     predictions = read_predictions(path)
@@ -43,7 +43,8 @@ def read_run_predictions(config: Config, skeleton: Skeleton) -> Predictions:
     members = list_members(config)
     if set(predictions.members) != set(members):
         raise RunStateError(
-            f"{path}: was predicted by {', '.join(predictions.members)}, now {', '.join(members)}: run predict again"
+            f"{path}: its members are not those of the config (got {', '.join(predictions.members)}, expected "
+            f"{', '.join(members)}): run predict again"
         )
     return predictions
 
@@ -51,9 +52,9 @@ def read_run_predictions(config: Config, skeleton: Skeleton) -> Predictions:
 def fuse_predictions(
     config: Config, predictions: Predictions, members: Sequence[int], weights: FloatArray | None
 ) -> Fusion:
-    """Fuse the predictions of some members with the options of the config's `predict` section.
+    """Fuse the predictions of some members as the config's `predict` section says.
 
-    Points are clipped to the frame of their image, because filling and smoothing can move them outside.
+    Points are clipped to their image, because filling and smoothing can move them outside.
 
     Args:
         config: the run's configuration.
@@ -76,27 +77,27 @@ def fuse_predictions(
         mean_pose=np.zeros((keypoints.shape[2], 2)),
     )
     sizes = np.array(predictions.sizes)[:, None]
-    has_size = (sizes > 0).all(axis=2, keepdims=True)  # the size of an image that could not be used is unknown
+    has_size = (sizes > 0).all(axis=2, keepdims=True)  # the size of an unusable image is unknown
     xy = fusion.keypoints[..., :2]
     clipped_xy = np.where(has_size, np.clip(xy, 0, np.maximum(sizes - 1, 0)), xy)
     return replace(fusion, keypoints=np.concatenate([clipped_xy, fusion.keypoints[..., 2:]], axis=2))
 
 
-def write_fused(config: Config, took: PredictionTime) -> PredictionDetails:
+def write_fused(config: Config, cost: PredictionTime) -> PredictionDetails:
     """Fuse `predictions.parquet` into `submission.csv`, and list every fallback in `predict.json`.
 
     `evaluation.json` is deleted if the submission changes, because it scores the earlier one.
 
     Args:
         config: the run's configuration.
-        took: cost of this run. If the run predicted no usable image, `predict.json` keeps the cost of the earlier run.
+        cost: cost of this run. If the run predicted no usable image, `predict.json` keeps the cost of the earlier run.
 
     Returns:
         The content of `predict.json`.
 
     Raises:
         ModelError: nobody was found in any image.
-        KpRayError: the predictions, the sample submission or `predict.weights` do not fit the run.
+        KpRayError: the predictions, the sample submission or `predict.weights` are invalid or do not fit the run.
     """
     sample = read_run_sample(config)
     skeleton = resolve_skeleton(config, sample)
@@ -109,12 +110,12 @@ def write_fused(config: Config, took: PredictionTime) -> PredictionDetails:
     fusion = fuse_predictions(config, predictions, range(len(predictions.members)), weights)
     has_changed = _write_submission(config, sample, predictions, fusion, skeleton)
     evaluation_path = config.path("evaluation.json")
-    if (took.predicted or has_changed) and exists(evaluation_path):
+    if (cost.predicted or has_changed) and exists(evaluation_path):
         delete_file(evaluation_path)
     details_path = config.path("predict.json")
-    details = _describe(config, predictions, fusion, took)
+    details = _describe(config, predictions, fusion, cost)
     # A run that only retried unusable images keeps the cost of the run that predicted the usable ones.
-    if took.predicted <= len(details.unusable) and exists(details_path):
+    if cost.predicted <= len(details.unusable) and exists(details_path):
         details = details.model_copy(update={"took": read_details(details_path).took})
     write_details(details_path, details)
     return details
@@ -124,15 +125,17 @@ def _write_submission(
     config: Config, sample: SampleSubmission | None, predictions: Predictions, fusion: Fusion, skeleton: Skeleton
 ) -> bool:
     """Write `submission.csv`; return whether its content changed."""
-    # The sample submission decides the rows only if it decided which images were predicted.
+    # With `predict.images`, the predicted images can differ from those of the sample submission.
     if sample is None or config.predict.images is not None:
         columns = sample.columns if sample else ("image", *skeleton.columns)
         sample = SampleSubmission(predictions.images, columns)
     target = config.path("submission.csv")
     earlier_content = read_bytes(target) if exists(target) else b""
     sizes = dict(zip(predictions.images, predictions.sizes, strict=True))
-    zeros = config.predict.missing == "zeros"
-    write_submission(target, sample, predictions.images, fusion.keypoints, skeleton, size=sizes, allow_zeros=zeros)
+    allow_zeros = config.predict.missing == "zeros"
+    write_submission(
+        target, sample, predictions.images, fusion.keypoints, skeleton, size=sizes, allow_zeros=allow_zeros
+    )
     return read_bytes(target) != earlier_content
 
 
@@ -143,7 +146,7 @@ def list_filled(predictions: Predictions, fusion: Fusion) -> tuple[FilledImage, 
     )
 
 
-def _describe(config: Config, predictions: Predictions, fusion: Fusion, took: PredictionTime) -> PredictionDetails:
+def _describe(config: Config, predictions: Predictions, fusion: Fusion, cost: PredictionTime) -> PredictionDetails:
     num_found = is_found(predictions.scores, config).sum(axis=1)
     filled = list_filled(predictions, fusion)
     return PredictionDetails(
@@ -162,5 +165,5 @@ def _describe(config: Config, predictions: Predictions, fusion: Fusion, took: Pr
             for image, reason in zip(predictions.images, predictions.reasons, strict=True)
             if reason
         ),
-        took=took,
+        took=cost,
     )

@@ -44,12 +44,12 @@ class ImageRef:
 def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[ImageRef]:
     """List the images that `predict.images` names.
 
-    If `predict.images` is null, list the sample submission's images, or without a sample submission all images in
+    If `predict.images` is null, list the images of the sample submission, or without a sample submission all images in
     `data.test_images`.
 
     Raises:
-        ConfigError: an image is named relative to `data.test_images`, which is not set; or the setting names a split
-            of a store with folds.
+        ConfigError: a name is relative and `data.test_images` is not set, or `predict.images` names a split of a store
+            with folds.
         DataError: the list of images is invalid or empty, repeats a name, or names a file outside the image folder; or
             none of the images exists.
         StoreError: the store does not exist, or its split is empty.
@@ -77,7 +77,7 @@ def _check_names(names: Sequence[str], folder: str | None, source: str) -> None:
     Args:
         names: N names from `source`.
         folder: folder of the images; None if it is not set.
-        source: path of the list or folder, named first in the messages.
+        source: path of the list or folder; begins the messages.
     """
     for name, count in Counter(names).items():
         if "\0" in name:
@@ -96,17 +96,17 @@ def _is_absolute(name: str) -> bool:
 
 
 def _list_file_refs(names: Sequence[str], folder: str | None, source: str) -> list[ImageRef]:
-    """List the files of these names; `source` names them in the message.
+    """List the image files of these names; `source` begins the message.
 
     Raises:
         DataError: none of the files exists.
     """
-    absolute = [name for name in names if _is_absolute(name)]
-    has_relative = len(absolute) < len(names)
+    absolute_names = [name for name in names if _is_absolute(name)]
+    has_relative = len(absolute_names) < len(names)
     # One listing of the folder is faster than a request per file on object storage.
     infos = file_infos(folder) if folder and has_relative else {}
     with ThreadPoolExecutor() as pool:
-        infos |= dict(zip(absolute, pool.map(_file_info, absolute), strict=True))
+        infos |= dict(zip(absolute_names, pool.map(_file_info, absolute_names), strict=True))
     paths = [name if _is_absolute(name) else join(str(folder), name) for name in names]
     refs = [ImageRef(name, path, None, _version(infos.get(name))) for name, path in zip(names, paths, strict=True)]
     if all(ref.version == MISSING for ref in refs):
@@ -123,7 +123,7 @@ def _file_info(path: str) -> pafs.FileInfo:
 
 
 def _version(info: pafs.FileInfo | None) -> str:
-    """Return a file's size and modification time as text."""
+    """Return a file's size and modification time as text, or `MISSING`."""
     return f"{info.size}:{info.mtime_ns}" if info and info.type == pafs.FileType.File else MISSING
 
 
@@ -131,7 +131,7 @@ def _read_list(path: str) -> list[str]:
     """Read image names from a text file, one name per line, or from the column `image` of a CSV file.
 
     Raises:
-        DataError: it is not such a file; the message names the cause.
+        DataError: the file is neither of these; the message names the cause.
     """
     if path.lower().endswith(".csv"):
         header, rows = read_csv_rows(path)
@@ -141,7 +141,8 @@ def _read_list(path: str) -> list[str]:
             names.append(cells[header.index("image")])
         return [name for name in names if name]
     content = read_bytes(path)
-    if not is_image_file(content.partition(b"\n")[0].strip().decode(errors="replace")):  # e.g. "[1].jpg" is not JSON
+    # The image name "[1].jpg" looks like the beginning of a JSON file.
+    if not is_image_file(content.partition(b"\n")[0].strip().decode(errors="replace")):
         refuse_other_content(content, path, "a list of image names")
     try:
         lines = content.decode("utf-8-sig").splitlines()
@@ -154,8 +155,8 @@ def _read_list(path: str) -> list[str]:
 
 
 def stored_image_ref(image: str, part: str, row: int) -> ImageRef:
-    """Return the reference to an image in a row of a store's part, whose path is `part`."""
-    # A part's file name contains a digest of its content, so the name tells versions apart.
+    """Return the reference to the image in a row of the store's part at path `part`."""
+    # A part's file name contains a digest of its content, so it changes with the content.
     return ImageRef(image, part, row, f"{part.rpartition('/')[2]}:{row}")
 
 
@@ -166,12 +167,12 @@ def _list_store_refs(config: Config, split: str) -> list[ImageRef]:
     if manifest.folds is not None:
         raise ConfigError(
             f"predict.images: with split.folds the members have seen these images (got {STORE_PREFIX}{split}): run "
-            "crossval, which predicts each labelled image by the members that have not, or name other images"
+            "crossval, which predicts each labelled image with members that have not seen it, or name other images"
         )
     refs: dict[str, ImageRef] = {}
     for part in parts:
         for row, source in enumerate(read_part(part, ["source"])["source"].to_pylist()):
-            # A source may have several copies; only the first is predicted.
+            # The split may hold several copies of a source; only the first is predicted.
             refs.setdefault(source, stored_image_ref(source, part, row))
     if not refs:
         raise StoreError(f"{store}: the split {split} is empty: raise split.fraction and augment again")

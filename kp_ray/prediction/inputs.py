@@ -1,4 +1,4 @@
-"""Read the inputs that predicting, fusing and evaluating share: sample submission, skeleton and fusion weights."""
+"""Read the inputs of both prediction and evaluation: sample submission, skeleton and fusion weights."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from kp_ray.store.manifest import read_manifest
 
 
 def read_run_sample(config: Config) -> SampleSubmission | None:
-    """Read the file that `data.sample_submission` names; return None if the setting is null.
+    """Read `data.sample_submission`; return None if the setting is null.
 
     Raises:
         DataError: the file is missing or invalid, see `read_sample_submission`.
@@ -38,10 +38,10 @@ def resolve_skeleton(config: Config, sample: SampleSubmission | None) -> Skeleto
 
 
 def check_weighted_members(config: Config, members: Sequence[str]) -> None:
-    """Refuse weights for a member that the run does not have.
+    """Refuse weights of an unknown member.
 
     Raises:
-        ConfigError: `predict.weights` names such a member.
+        ConfigError: `predict.weights` names a member that is not in `members`.
     """
     weights = config.predict.weights
     if isinstance(weights, str):
@@ -57,7 +57,7 @@ def resolve_weights(config: Config, members: Sequence[str], skeleton: Skeleton) 
     """Convert `predict.weights` to an array of fusion weights.
 
     Returns:
-        (M, K) weight of each member for each keypoint, 1 where the setting names none; None if all weights are equal.
+        (M, K) weights, 1 where the setting gives no weight; None if all weights are equal.
 
     Raises:
         ConfigError: the setting names an unknown member or keypoint, or every member has weight 0 for a keypoint.
@@ -78,5 +78,5 @@ def resolve_weights(config: Config, members: Sequence[str], skeleton: Skeleton) 
     has_weight = weights.any(axis=0)
     if not has_weight.all():
         name = skeleton.names[int(has_weight.argmin())]
-        raise ConfigError(f"predict.weights: every member has weight 0 for {name}: give a member more than 0")
+        raise ConfigError(f"predict.weights: every member has weight 0 for {name}: give a member a positive weight")
     return weights

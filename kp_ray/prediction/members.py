@@ -8,23 +8,24 @@ from kp_ray.keypoints import Skeleton
 def list_members(config: Config) -> dict[str, str]:
     """Return the folder of each member that predicts, by the member's name, in the order of the results.
 
-    A member of another run is named `<run folder>/<member>`, or by its path if two members would share this name.
+    A member of another run is named `<run folder>/<member>`, or by its path if another member has this name.
 
     Raises:
         ConfigError: `predict.members` names a member that this run does not have.
     """
-    own = {member.name: config.member_dir(member.name) for member in config.train.members}
+    own_folders = {member.name: config.member_dir(member.name) for member in config.train.members}
     if config.predict.members is None:
-        return own
+        return own_folders
+    own_names = {folder: name for name, folder in own_folders.items()}
     members: dict[str, str] = {}
     for item in config.predict.members:
-        if "/" not in item and item not in own:
+        if "/" not in item and item not in own_folders:
             raise ConfigError(
                 f"predict.members: {item} is not a member of this run: name members of train.members "
-                f"({', '.join(own)}), or the path of another run's member, e.g. runs/other/members/a"
+                f"({', '.join(own_folders)}), or the path of another run's member, e.g. runs/other/members/a"
             )
-        folder = own.get(item, item)
-        name = next((name for name, own_folder in own.items() if own_folder == folder), _short_name(folder))
+        folder = own_folders.get(item, item)
+        name = own_names.get(folder) or _short_name(folder)
         members[folder if name in members else name] = folder
     return members
 
@@ -46,23 +47,23 @@ def check_other_runs(config: Config, skeleton: Skeleton) -> None:
 
     Raises:
         ConfigError: see `list_members`.
-        DataError: a member predicts other keypoints, or the same in another order.
+        DataError: a member predicts other keypoints, or the same keypoints in another order.
         ModelError: a folder holds no finished member, or its files are damaged.
     """
-    own = {config.member_dir(member.name) for member in config.train.members}
-    others = [folder for folder in list_members(config).values() if folder not in own]
-    if not others:
+    own_folders = {config.member_dir(member.name) for member in config.train.members}
+    other_folders = [folder for folder in list_members(config).values() if folder not in own_folders]
+    if not other_folders:
         return
     from kp_ray.models.weights import is_trained, read_keypoint_names  # imports torch
 
-    for folder in others:
+    for folder in other_folders:
         if not is_trained(folder):
             raise ModelError(f"predict.members: {folder}: holds no finished member: correct the path, or train it")
         names = read_keypoint_names(folder)
         if names is not None and names != skeleton.names:
             raise DataError(
-                f"predict.members: {folder} predicts {_describe(names)}, {config.run_dir} {_describe(skeleton.names)}: "
-                "fuse members of one skeleton"
+                f"predict.members: {folder} has another skeleton than {config.run_dir} (got {_describe(names)}, "
+                f"expected {_describe(skeleton.names)}): name members of one skeleton"
             )
 
 

@@ -1,6 +1,6 @@
-"""Parts of a prediction: files that hold the members' detections in a few images each, and their merge.
+"""Parts of a prediction, each of which holds the members' detections in a few images.
 
-`merge_parts` writes `predictions.parquet` from them.
+`merge_parts` merges the parts into `predictions.parquet`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,14 @@ from kp_ray.storage import exists, file_sizes, join, read_parquet
 def part_schema(num_keypoints: int) -> pa.Schema:
     """Return the schema of a part.
 
-    A part has one row per detection. If a member found nobody in an image, there is one row with score 0.
+    A part has one row per detection. If a member found nobody in an image, the part has one row with score 0.
     """
-    shared = [field for field in prediction_schema(num_keypoints) if field.name not in ("found", "num_people")]
-    return pa.schema([*shared, ("version", pa.string())])
+    shared_fields = [field for field in prediction_schema(num_keypoints) if field.name not in ("found", "num_people")]
+    return pa.schema([*shared_fields, ("version", pa.string())])
 
 
 def is_found(scores: FloatArray, config: Config) -> BoolArray:
-    """Return where scores reach `predict.score_threshold`; a score of 0 means that nobody was found."""
+    """Return True where a score reaches `predict.score_threshold`; a score of 0 means that nobody was found."""
     return np.asarray((scores > 0) & (scores >= config.predict.score_threshold))
 
 
@@ -51,14 +51,14 @@ def read_parts(folder: str, columns: Sequence[str] | None = None) -> Iterator[pa
         yield from pool.map(lambda name: read_parquet(join(folder, name), PREDICT_AGAIN, columns), names)
 
 
-def find_missing(folder: str, refs: Sequence[ImageRef]) -> list[ImageRef]:
-    """List the images to predict: first those without a part, then those that could not be used, to try them again."""
-    usable: dict[tuple[str, str], bool] = {}
+def find_missing_images(folder: str, refs: Sequence[ImageRef]) -> list[ImageRef]:
+    """List the images to predict: first the images without a part, then the unusable images, which are tried again."""
+    is_usable: dict[tuple[str, str], bool] = {}
     for table in read_parts(folder, ["image", "version", "reason"]):
         for image, version, reason in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            usable[image, version] = usable.get((image, version), False) or not reason
-    missing = [ref for ref in refs if not usable.get((ref.image, ref.version), False)]
-    return sorted(missing, key=lambda ref: (ref.image, ref.version) in usable)
+            is_usable[image, version] = is_usable.get((image, version), False) or not reason
+    missing_refs = [ref for ref in refs if not is_usable.get((ref.image, ref.version), False)]
+    return sorted(missing_refs, key=lambda ref: (ref.image, ref.version) in is_usable)
 
 
 def merge_parts(
@@ -67,7 +67,7 @@ def merge_parts(
     """Choose one detection per image and member, and write them in the order of `refs` and `members`.
 
     Args:
-        config: `predict.person` and `predict.score_threshold` decide the choice.
+        config: `predict.person` and `predict.score_threshold` decide which detection is chosen.
         folder: folder of the parts.
         refs: N images.
         members: M names.
@@ -75,7 +75,7 @@ def merge_parts(
         target: path of `predictions.parquet`.
 
     Raises:
-        RunStateError: no part holds one of the images.
+        RunStateError: an image is in no part.
     """
     table = _read_rows(folder, refs)
     index_by_key = {(ref.image, ref.version): i for i, ref in enumerate(refs)}
@@ -87,7 +87,7 @@ def merge_parts(
     people = np.flatnonzero(scores > 0)
     boxes = np.asarray(table["bbox_xyxy"].combine_chunks().flatten()).reshape(-1, 4)
     scenes, cameras, frames = zip(*(parse_name(ref.image) for ref in refs), strict=True)
-    chosen = choose_people(
+    chosen_people = choose_people(
         images[people].tolist(),
         groups[people].tolist(),
         boxes[people],
@@ -99,22 +99,22 @@ def merge_parts(
         threshold=config.predict.score_threshold,
     )
     row_by_group = dict(zip(groups.tolist(), range(len(groups)), strict=True))
-    row_by_group |= {int(groups[row]): row for row in people[chosen.people].tolist()}
+    row_by_group |= {int(groups[row]): row for row in people[chosen_people.people].tolist()}
     if len(row_by_group) != len(refs) * len(members):
         raise RunStateError(f"{folder}: the parts of some images are missing: run predict again")
     order = [row_by_group[group] for group in range(len(row_by_group))]
     num_people = np.bincount(groups[people], minlength=len(order)).astype(np.int32)
-    merged = table.take(order).drop_columns(["version"])
-    merged = merged.append_column("found", pa.array(is_found(scores[order], config)))
-    merged = merged.append_column("num_people", pa.array(num_people))
-    choices = PersonChoices(config.predict.person, chosen.several, chosen.other_than_best_score)
-    write_predictions(target, merged, skeleton.names, choices)
+    table = table.take(order).drop_columns(["version"])
+    table = table.append_column("found", pa.array(is_found(scores[order], config)))
+    table = table.append_column("num_people", pa.array(num_people))
+    choices = PersonChoices(config.predict.person, chosen_people.several, chosen_people.other_than_best_score)
+    write_predictions(target, table, skeleton.names, choices)
 
 
 def _read_rows(folder: str, refs: Sequence[ImageRef]) -> pa.Table:
-    """Read the rows of the images.
+    """Read the rows of the images from all parts.
 
-    If several parts hold an image, its rows come from one of them, preferably a part in which the image could be used.
+    If several parts hold an image, its rows come from one of them, preferably a part in which the image is usable.
     """
     keys = {(ref.image, ref.version) for ref in refs}
     tables = list(read_parts(folder))

@@ -1,4 +1,4 @@
-"""Read and write `predictions.parquet`: the detection that each member chose in each image."""
+"""Read and write `predictions.parquet`: the chosen detection of each member in each image."""
 
 import json
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from kp_ray.errors import StorageError
 from kp_ray.keypoints import FloatArray
 from kp_ray.storage import exists, read_parquet, write_parquet
 
-NOTE_KEY = b"kp_ray"
-"""Key of the schema's metadata; its value is JSON with the keypoints' names and the person choices."""
+METADATA_KEY = b"kp_ray"
+"""Key in the file's metadata of a JSON text with the keypoints' names and the `PersonChoices`."""
 PREDICT_AGAIN = "delete it and run predict again"
 
 
@@ -24,8 +24,8 @@ class PersonChoices:
 
     Attributes:
         rule: value of `predict.person`.
-        several: number of (image, member) pairs with several detections to choose from.
-        other_than_best_score: number of these pairs in which the rule did not choose the best score.
+        several: number of (image, member) pairs with several candidate detections.
+        other_than_best_score: number of (image, member) pairs in which the rule did not choose the best score.
     """
 
     rule: str
@@ -35,7 +35,7 @@ class PersonChoices:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The detection that each of M members chose in each of N images, with K keypoints.
+    """The chosen detection of each of M members in each of N images, with K keypoints.
 
     Attributes:
         members: M names.
@@ -44,7 +44,7 @@ class Predictions:
         keypoints: (M, N, K, 3) x, y, score in pixel indices; NaN where a member found nobody.
         scores: (M, N) scores of the detections; 0 where a member found nobody.
         reasons: N texts that say why an image could not be used; "" for a usable image.
-        sizes: N pairs (width, height) in pixels; (0, 0) for an image that could not be used.
+        sizes: N pairs (width, height) in pixels; (0, 0) for an unusable image.
         person_choices: rule and counts of the choices among several detections.
     """
 
@@ -59,7 +59,7 @@ class Predictions:
 
     @cached_property
     def scenes_cameras_frames(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
-        """N scenes, N cameras and N frame numbers (-1 for none), parsed from the images' names."""
+        """Scenes, cameras and frame numbers (-1 for none) of the N images, parsed from their names."""
         scenes, cameras, frames = zip(*map(parse_name, self.images), strict=True)
         return scenes, cameras, frames
 
@@ -69,8 +69,9 @@ def prediction_schema(num_keypoints: int) -> pa.Schema:
 
     The columns:
 
-    - `num_people`: number of detections above the fallback threshold. One of them is chosen for the row.
-    - `score`, `bbox_xyxy`, `keypoints` (x, y, score): the chosen detection in pixel indices; 0 and NaN if none.
+    - `num_people`: number of detections that reach the lower threshold; one of them is chosen for the row.
+    - `score`, `bbox_xyxy`, `keypoints` (x, y, score): the chosen detection in pixel indices. If nobody was found, the
+      score is 0 and the other numbers are NaN.
     - `found`: whether `score` reaches `predict.score_threshold`.
     - `width`, `height`: size of the image in pixels.
     - `reason`: why the image could not be used; "" for a usable image.
@@ -101,8 +102,8 @@ def write_predictions(path: str, table: pa.Table, keypoint_names: Sequence[str],
         choices: rule and counts of the choices among several detections.
     """
     schema = prediction_schema(len(keypoint_names))
-    note = json.dumps({"people": asdict(choices), "keypoints": list(keypoint_names)})
-    write_parquet(path, table.select(schema.names).cast(schema).replace_schema_metadata({NOTE_KEY: note}))
+    metadata = json.dumps({"people": asdict(choices), "keypoints": list(keypoint_names)})
+    write_parquet(path, table.select(schema.names).cast(schema).replace_schema_metadata({METADATA_KEY: metadata}))
 
 
 def read_predictions(path: str) -> Predictions:
@@ -115,14 +116,14 @@ def read_predictions(path: str) -> Predictions:
         raise StorageError(f"{path}: there is no such file: run predict first")
     table = read_parquet(path, PREDICT_AGAIN).combine_chunks()
     try:
-        note = json.loads((table.schema.metadata or {})[NOTE_KEY])
-        names, choices = tuple(note["keypoints"]), PersonChoices(**note["people"])
+        metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
+        names, choices = tuple(metadata["keypoints"]), PersonChoices(**metadata["people"])
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{path}: was written by another program: {PREDICT_AGAIN}") from error
     if not table.schema.equals(prediction_schema(len(names))):
         raise StorageError(f"{path}: does not have the columns of predictions: {PREDICT_AGAIN}")
+    images, members = (tuple(dict.fromkeys(table[name].to_pylist())) for name in ("image", "member"))
     rows = list(zip(table["image"].to_pylist(), table["member"].to_pylist(), strict=True))
-    images, members = (tuple(dict.fromkeys(column)) for column in zip(*rows, strict=True)) if rows else ((), ())
     if not rows or rows != [(image, member) for image in images for member in members]:
         raise StorageError(f"{path}: does not have one row per image and member: {PREDICT_AGAIN}")
     shape = (len(images), len(members))

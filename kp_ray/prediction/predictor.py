@@ -1,4 +1,4 @@
-"""The actor of Ray Data that holds all members and predicts batches of decoded images."""
+"""The Ray Data actor that holds all members and predicts batches of decoded images."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,11 +42,11 @@ RESULT_SCHEMA = pa.schema(
 class BatchResult:
     """Result of a batch, as a row of Ray Data.
 
-    Errors are returned as fields because Ray keeps only the text of an actor's exception.
+    Errors are returned as fields, because Ray keeps only the text of an actor's exception.
 
     Attributes:
-        num_images: number of images whose part is written.
-        began: time at which the batch was begun, in seconds since the epoch.
+        num_images: number of images in the part that was written.
+        began: Unix time of the batch's start, in seconds.
         compute: device and precision of the actor, e.g. "cuda, bf16".
         error_class, error_message: the `KpRayError` that stopped the batch; "" if there is none.
     """
@@ -73,14 +73,14 @@ class Predictor:
         folder: str,
         has_gpu: bool,
     ) -> None:
-        """Load the members. A loading error is stored, and every batch returns it.
+        """Load the members. If that fails, every batch returns the error.
 
         Args:
             values: `Config.to_dict()`.
             members: folder of each of the M members, by name.
             keypoint_names: K names, in order.
             folder: folder to which the parts are written.
-            has_gpu: whether Ray gave the actor a GPU. If torch does not find one, the actor computes on CPUs.
+            has_gpu: whether Ray gave the actor a GPU. If torch finds no GPU, the actor computes on CPUs.
         """
         self.config = Config.model_validate(values)
         self.folder = folder
@@ -128,7 +128,7 @@ class Predictor:
         return pa.Table.from_pylist([asdict(result)], schema=RESULT_SCHEMA)
 
     def write_part(self, batch: pa.Table) -> None:
-        """Predict a batch and write its part; the file's name is a digest of the images, so a retry replaces it."""
+        """Predict a batch and write its part; the name is a digest of the images, so a retry replaces the part."""
         rows = batch.select(["image", "version", "width", "height", "reason"]).to_pylist()
         images = [InputImage(batch.slice(i, 1)) for i, row in enumerate(rows) if not row["reason"]]
         table = pa.Table.from_pylist(list(self.predict_rows(rows, images)), schema=part_schema(len(self.skeleton)))
@@ -188,7 +188,7 @@ class Predictor:
     def _run_model(self, member: str, inputs: Sequence[dict[str, Any]]) -> list[list[Detection]]:
         """Find the people in each BGR input, best first.
 
-        Inputs of the same size form a batch. Inputs of different sizes do not, because they would have to be padded.
+        Only inputs of the same size form a batch, because inputs of different sizes would be padded.
         """
         model, cfg = self.members[member]
         indices_by_shape: dict[tuple[int, ...], list[int]] = {}

@@ -42,8 +42,8 @@ class MemberCounts(_Record):
     """Counts of one member of the ensemble.
 
     Attributes:
-        found: number of images in which its chosen detection reaches `predict.score_threshold`.
-        rejected_points: number of its points that were dropped as outliers.
+        found: number of images in which the member's chosen detection reaches `predict.score_threshold`.
+        rejected_points: number of the member's points that were dropped as outliers.
     """
 
     found: int
@@ -54,7 +54,7 @@ class WeightsSource(_Record):
     """Source of the members' fusion weights.
 
     Attributes:
-        chosen: "equal", or "given" if `predict.weights` gives them.
+        chosen: "equal", or "given" if `predict.weights` sets the weights.
     """
 
     chosen: str
@@ -65,8 +65,8 @@ class PredictionTime(_Record):
 
     Attributes:
         predicted: number of images that the members predicted.
-        seconds: seconds from the beginning of the first image to the end of the run.
-        start_up_s: seconds before the beginning of the first image.
+        seconds: seconds from the start of the first batch to the end of prediction.
+        start_up_s: seconds before the start of the first batch.
         gpus_per_actor: GPUs of each actor.
         compute: device and precision that the actors used, e.g. "cuda, bf16"; "" if no image was predicted.
     """
@@ -85,7 +85,7 @@ class PredictionDetails(_Record):
         images: number of images.
         members: names of the members.
         by_member: counts of each member, by name.
-        people: the rule that chose one person where a member detected several, and how often it had to choose.
+        people: rule and counts of the choices among several detections.
         weights: source of the members' fusion weights.
         fallbacks: number of filled images per kind of fallback.
         filled: every image filled by a fallback.
@@ -104,7 +104,7 @@ class PredictionDetails(_Record):
     took: PredictionTime
 
 
-class ImageError(_Record):
+class ImageRmse(_Record):
     """RMSE of one image in pixels."""
 
     image: str
@@ -118,7 +118,7 @@ class SubmissionEvaluation(Evaluation):
         worst: the images with the largest RMSE, largest first.
     """
 
-    worst: tuple[ImageError, ...]
+    worst: tuple[ImageRmse, ...]
 
 
 class FusionEvaluation(SubmissionEvaluation):
@@ -145,8 +145,8 @@ class FoldScore(_Record):
     """Metrics of one fold of a cross-validation.
 
     Attributes:
-        members: names of the members that hold out the fold; empty if the fold has none, so that it is not scored.
-        num_images: number of its images.
+        members: names of the members that hold out the fold; a fold without members is not scored.
+        num_images: number of images in the fold.
         rmse: RMSE in pixels; None if the fold is not scored.
     """
 
@@ -176,14 +176,17 @@ class CrossValidation(Evaluation):
         return sum(fold.num_images for fold in self.by_fold if not fold.members)
 
     def lines(self) -> list[str]:
-        """Return lines of text for the terminal: the scores with their intervals, and the folds that are not scored."""
-        scores = [("RMSE px", self.rmse, self.rmse_interval, 2), ("PCK@0.05", self.pck["0.05"], self.pck_interval, 3)]
-        texts = [
-            f"{name} {value:.{digits}f}"
-            + (f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else "")
-            for name, value, interval, digits in [*scores, ("OKS-AP", self.ap, self.ap_interval, 3)]
-            if value is not None
+        """Return the lines for the terminal: the metrics with their intervals, and the folds that are not scored."""
+        metrics = [
+            ("RMSE px", self.rmse, self.rmse_interval, 2),
+            ("PCK@0.05", self.pck["0.05"], self.pck_interval, 3),
+            ("OKS-AP", self.ap, self.ap_interval, 3),
         ]
+        texts = []
+        for name, value, interval, digits in metrics:
+            if value is not None:
+                ends = f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else ""
+                texts.append(f"{name} {value:.{digits}f}{ends}")
         lines = [
             f"out of fold, {self.num_images} labelled images, 95 % intervals over their scenes: {', '.join(texts)}"
         ]
@@ -222,7 +225,7 @@ def write_evaluation(path: str, evaluation: RunEvaluation) -> None:
 
 
 def read_cross_validation(config: Config) -> CrossValidation | None:
-    """Read a run's `crossval.json`; None if there is none, or if the store or a member's fold has changed since.
+    """Read a run's `crossval.json`; None if there is no file, or if it belongs to another store or other folds.
 
     Raises:
         StorageError: the file is damaged.
@@ -230,17 +233,17 @@ def read_cross_validation(config: Config) -> CrossValidation | None:
     path, store = config.path("crossval.json"), config.path("store")
     if config.split.folds is None or not exists(path) or not has_store(store):
         return None
-    scores = _read(path, CrossValidation, "run crossval again")
+    crossval = _read(path, CrossValidation, "run crossval again")
     folds = {member.name: config.held_out_fold(member.name) for member in config.train.members}
     are_members_same = all(
-        folds.get(name) == number for number, fold in enumerate(scores.by_fold) for name in fold.members
+        folds.get(name) == number for number, fold in enumerate(crossval.by_fold) for name in fold.members
     )
-    return scores if are_members_same and scores.store == store_digest(store) else None
+    return crossval if are_members_same and crossval.store == store_digest(store) else None
 
 
-def write_cross_validation(path: str, scores: CrossValidation) -> None:
+def write_cross_validation(path: str, crossval: CrossValidation) -> None:
     """Write `crossval.json`, whole or not at all."""
-    write_json(path, scores.to_json())
+    write_json(path, crossval.to_json())
 
 
 def _read(path: str, model: type[_Model], fix: str) -> _Model:

@@ -1,9 +1,9 @@
 """Predict images with every member on the Ray cluster, and fuse the result.
 
 Two operators of Ray Data work on batches of images: tasks on CPUs read, decode and resize the images, and actors, each
-of which holds all members, find the people. An actor writes the detections of a batch to a part file under
-`<run_dir>/predictions/`, so that a stopped run resumes with the images that are missing. The parts are merged into
-`predictions.parquet`. Fusing and evaluating read only that file, and need no model.
+of which holds all members, find the people. An actor writes the detections of a batch to a part under
+`<run_dir>/predictions/`, so that a stopped run resumes with the images that have no part. The parts are merged into
+`predictions.parquet`. Fusion and evaluation read only this file, and need no model.
 """
 
 import time
@@ -36,9 +36,9 @@ def predict(config: Config, progress: Progress = no_progress) -> tuple[Predictio
     Images that an earlier run finished with the same members and settings are not predicted again.
 
     Args:
-        config: its run folder must hold the trained members. A Ray cluster must be running unless every image is
-            predicted.
-        progress: called as progress("", predicted images, images to predict), with the actors' device as the note.
+        config: the run's configuration. The run folder must hold the trained members, and unless every image is
+            predicted, a Ray cluster must be running.
+        progress: called with the number of predicted images, the number of images to predict, and the actors' device.
 
     Returns:
         The content of `predict.json`, and the cost of this run.
@@ -50,39 +50,39 @@ def predict(config: Config, progress: Progress = no_progress) -> tuple[Predictio
     task = PredictionTask(config)
     with writer_lock(config.path("predictions")):
         config.save()
-        took = predict_missing(task, task.find_missing(), progress)
+        cost = predict_images(task, task.find_missing_images(), progress)
         task.merge()
-        return write_fused(config, took), took
+        return write_fused(config, cost), cost
 
 
-def predict_missing(task: PredictionTask, missing: Sequence[ImageRef], progress: Progress) -> PredictionTime:
-    """Predict the missing images of a task; the parts of each batch stay if it is stopped.
+def predict_images(task: PredictionTask, images: Sequence[ImageRef], progress: Progress) -> PredictionTime:
+    """Predict images of a task; if prediction is stopped, the parts of finished batches stay.
 
     Args:
-        task: the images and members.
-        missing: `task.find_missing()`.
+        task: gives the members, the input sizes and the folder.
+        images: `task.find_missing_images()`.
         progress: as in `predict`.
 
     Raises:
         KpRayError: as `predict`.
     """
-    if not missing:
+    if not images:
         return PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0)
     nodes = model_nodes()
     require_cpus(task.config.cluster, nodes, num_cpus=SMALLEST_SHARE, purpose="predict")
     plan = plan_pool(task.config, [node["Resources"] for node in nodes], ray.cluster_resources().get("CPU", 0))
     note = describe_actors(plan.gpus_per_actor)
-    progress("", 0, len(missing), note)
+    progress("", 0, len(images), note)
     began, num_done, compute = time.time(), 0, set[str]()
     first_began = float("inf")
-    for result in _predict_with_retries(task, plan, missing):
+    for result in _predict_with_retries(task, plan, images):
         first_began = min(first_began, result.began)
-        num_done = min(num_done + result.num_images, len(missing))
+        num_done = min(num_done + result.num_images, len(images))
         compute.add(result.compute)
-        progress("", num_done, len(missing), note)
+        progress("", num_done, len(images), note)
     first_began = min(first_began, time.time())
     return PredictionTime(
-        predicted=len(missing),
+        predicted=len(images),
         seconds=time.time() - first_began,
         start_up_s=max(0.0, first_began - began),
         gpus_per_actor=plan.gpus_per_actor,
@@ -90,65 +90,63 @@ def predict_missing(task: PredictionTask, missing: Sequence[ImageRef], progress:
     )
 
 
-def _predict_with_retries(task: PredictionTask, plan: PoolPlan, missing: Sequence[ImageRef]) -> Iterator[BatchResult]:
-    """Predict images; if a run of Ray Data fails, start another for the images left, as long as each finishes some.
+def _predict_with_retries(task: PredictionTask, plan: PoolPlan, images: Sequence[ImageRef]) -> Iterator[BatchResult]:
+    """Predict images; after a failed run of Ray Data, start another run for the remaining images.
 
-    A lost node can end a whole run: calls to its actors fail several times a second, and their retries must be bounded,
-    because an image that kills its process would hang the run.
+    A lost node can end a whole run of Ray Data: the calls to the node's actors fail several times a second and use up
+    their retries. Unlimited retries would hang the run at an image that kills its process.
 
     Raises:
-        StoppedError: processes died, and no image was finished since the last attempt.
+        StoppedError: processes died, and the failed run finished no image.
         KpRayError: an actor failed with this error.
     """
-    while missing:
+    while images:
         try:
-            for result in predict_batches(task, plan, missing):
+            for result in predict_batches(task, plan, images):
                 result.raise_error()
                 yield result
             return
         except KpRayError as error:
-            message = _describe_stop(task, task.find_missing(), str(error))
+            message = _describe_stop(task, task.find_missing_images(), str(error))
             raise type(error)(message) from error
         except ray.exceptions.RayError as error:
-            remaining = task.find_missing()
-            if remaining and len(remaining) >= len(missing):
-                raise StoppedError(_describe_stop(task, remaining, describe_ray_error(error))) from error
-            missing = remaining
+            remaining_images = task.find_missing_images()
+            if remaining_images and len(remaining_images) >= len(images):
+                raise StoppedError(_describe_stop(task, remaining_images, describe_ray_error(error))) from error
+            images = remaining_images
 
 
-def _describe_stop(task: PredictionTask, remaining: Sequence[ImageRef], reason: str) -> str:
-    first_image = f", first {remaining[0].image}" if remaining else ""
+def _describe_stop(task: PredictionTask, remaining_images: Sequence[ImageRef], reason: str) -> str:
+    first_image = f", first {remaining_images[0].image}" if remaining_images else ""
     return (
-        f"{task.folder}: predicting stopped with {len(remaining)} images left{first_image}: {reason}; "
+        f"{task.folder}: predicting stopped with {len(remaining_images)} images left{first_image}: {reason}; "
         "finished images are kept, run predict again to resume"
     )
 
 
 def predict_batches(
-    task: PredictionTask, plan: PoolPlan, missing: Sequence[ImageRef], predictor: type[Predictor] = Predictor
+    task: PredictionTask, plan: PoolPlan, images: Sequence[ImageRef], predictor: type[Predictor] = Predictor
 ) -> Iterator[BatchResult]:
     """Predict images in one run of Ray Data; each batch becomes a part.
 
     Args:
         task: gives the members, the input sizes and the folder.
         plan: gives the actors and the decoding tasks.
-        missing: images to predict.
-        predictor: class of the actors; benchmarks/predict.py passes one without a model.
+        images: images to predict.
+        predictor: class of the actors; benchmarks/predict.py passes a class without a model.
 
     Raises:
         ray.exceptions.RayError: processes died, or failed with an error that is not a `KpRayError`.
     """
-    # Batches are slices of the images' order, so that a resumed run makes the same ones.
+    # Batches are slices of the ordered images, so that a resumed run makes the same batches.
     batch_size = task.config.predict.batch_size
-    batches = [refs_table(missing[i : i + batch_size]) for i in range(0, len(missing), batch_size)]
+    batches = [refs_table(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
     max_actors = min(plan.max_actors, len(batches))
     with ray_data_settings():
         context = ray.data.DataContext.get_current()
         context.op_resource_reservation_enabled = True  # bounds the memory of decoded images that wait for an actor
-        context.target_max_block_size = None  # a batch of many or large images must remain one block
-        context.execution_options.preserve_order = (
-            True  # keeps the last block, which can be smaller, a batch of its own
-        )
+        context.target_max_block_size = None  # keeps a batch of many or large images in one block
+        context.execution_options.preserve_order = True  # keeps the last block, which can be smaller, a separate batch
         results = (
             ray.data.from_arrow(batches)
             .map_batches(
@@ -156,13 +154,13 @@ def predict_batches(
                 batch_size=None,
                 batch_format="pyarrow",
                 fn_kwargs={"sizes": task.input_sizes},
-                compute=ray.data.TaskPoolStrategy(size=min(plan.max_decodes, len(batches))),
-                num_cpus=plan.cpus_per_decode,
+                compute=ray.data.TaskPoolStrategy(size=min(plan.max_decode_tasks, len(batches))),
+                num_cpus=plan.cpus_per_decode_task,
                 **bounded_task_retries(),
             )
             .map_batches(
                 predictor,
-                batch_size=batch_size,  # that of the blocks; Ray refuses None for an operator with GPUs
+                batch_size=batch_size,  # as in the blocks, because Ray refuses None for an operator with GPUs
                 batch_format="pyarrow",
                 fn_constructor_kwargs=task.predictor_arguments(has_gpu=plan.gpus_per_actor > 0),
                 compute=ray.data.ActorPoolStrategy(

@@ -1,12 +1,12 @@
-"""Settings of the section `predict` that several modules interpret in the same way."""
+"""Interpret settings that several modules of the prediction share."""
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError
 
 DETECTIONS_PER_IMAGE = 10
-"""Detections per image and view unless `model.cfg` sets TEST.DETECTIONS_PER_IMAGE.
+"""Default of TEST.DETECTIONS_PER_IMAGE.
 
-Detectron2's default of 100 decodes the heat maps of 100 people per image, and one person is expected.
+Detectron2's default of 100 decodes the heat maps of 100 people per image and view, and one person is expected.
 """
 
 
@@ -16,7 +16,7 @@ def detections_per_image(config: Config) -> int:
 
 
 def view_scales(config: Config) -> list[float]:
-    """Return the scales of an image's views: 1, then the numbers in `predict.tta`."""
+    """Return the scales of an image's TTA views: 1, then the numbers in `predict.tta`."""
     return [1.0, *(view for view in config.predict.tta if not isinstance(view, str))]
 
 

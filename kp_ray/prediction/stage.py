@@ -35,22 +35,22 @@ class PredictSummary:
 
     Attributes:
         details: content of `predict.json`.
-        took: cost of this run.
+        cost: cost of this run.
         submission: path of `submission.csv`.
         details_path: path of `predict.json`.
     """
 
     details: PredictionDetails
-    took: PredictionTime
+    cost: PredictionTime
     submission: str
     details_path: str
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return the lines for the terminal."""
         details = self.details
         lines = [f"{details.images} images by {len(details.members)} members: {self.submission}"]
-        if self.took.predicted:
-            lines.append(f"predicted by {describe_actors(self.took.gpus_per_actor)}: {self.took.compute}")
+        if self.cost.predicted:
+            lines.append(f"predicted by {describe_actors(self.cost.gpus_per_actor)}: {self.cost.compute}")
         if details.filled or details.unusable:
             fallbacks = ", ".join(f"{count} by {how}" for how, count in details.fallbacks.items()) or "none"
             lines.append(
@@ -59,13 +59,13 @@ class PredictSummary:
         people = details.people
         if people.several:
             lines.append(
-                f"several people found by a member in an image: {people.several} times; predict.person: {people.rule} "
-                f"chose another than the best score: {people.other_than_best_score} times"
+                f"a member found several people in an image {people.several} times; predict.person: {people.rule} did "
+                f"not choose the best score {people.other_than_best_score} times"
             )
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         details = self.details
         return {
             "images": details.images,
@@ -76,7 +76,7 @@ class PredictSummary:
             "people": asdict(details.people),
             "weights": details.weights.chosen,
             "submission": self.submission,
-            **self.took.model_dump(),
+            **self.cost.model_dump(),
         }
 
 
@@ -90,7 +90,7 @@ class PredictForecast:
         trained: number of trained members.
         actors: smallest and largest size of the actor pool.
         cpus_per_actor: CPUs of each actor.
-        gpus_per_actor: GPUs of each actor; None: 1 if the cluster has GPUs.
+        gpus_per_actor: GPUs of each actor; None if the cluster decides.
     """
 
     images: int
@@ -101,16 +101,16 @@ class PredictForecast:
     gpus_per_actor: float | None
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
-        smallest, largest = self.actors
+        """Return the lines for the terminal."""
+        min_actors, max_actors = self.actors
         gpus = "a GPU if the cluster has GPUs" if self.gpus_per_actor is None else f"{self.gpus_per_actor:g} GPUs"
         return [
-            f"{self.images} images by {self.members} members ({self.trained} trained), {smallest} to {largest} actors "
-            f"with {self.cpus_per_actor:g} CPUs and {gpus} each"
+            f"{self.images} images by {self.members} members ({self.trained} trained), {min_actors} to {max_actors} "
+            f"actors with {self.cpus_per_actor:g} CPUs and {gpus} each"
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         return {"images": self.images, "members": self.members, "trained": self.trained}
 
 
@@ -126,7 +126,7 @@ class PredictStage:
         return True
 
     def check(self, config: Config) -> None:
-        """Refuse invalid images, an invalid sample submission, unknown members, and members of another skeleton.
+        """Refuse an invalid list of images or sample submission, unknown members, and members of another skeleton.
 
         Raises:
             ConfigError: an input is not set or does not exist, `predict.members` or `predict.weights` names an unknown
@@ -139,8 +139,8 @@ class PredictStage:
         check_weighted_members(config, list(list_members(config)))
         sample = read_run_sample(config)
         if "flip" in config.predict.tta or config.predict.members:
-            is_known = sample is not None or has_store(config.path("store"))
-            skeleton = resolve_skeleton(config, sample) if is_known else run_skeleton(config)
+            has_skeleton = sample is not None or has_store(config.path("store"))
+            skeleton = resolve_skeleton(config, sample) if has_skeleton else run_skeleton(config)
             check_other_runs(config, skeleton)
             check_flips(config, skeleton, "predict")
         if not _is_store_split(config):  # `augment` may not have written the store yet
@@ -154,7 +154,7 @@ class PredictStage:
         """
         from kp_ray.prediction.task import PredictionTask
 
-        return not PredictionTask(config).find_missing()
+        return not PredictionTask(config).find_missing_images()
 
     def run(self, config: Config, progress: Progress) -> PredictSummary:
         """Predict the missing images, then fuse.
@@ -164,8 +164,8 @@ class PredictStage:
         """
         from kp_ray.prediction.run import predict
 
-        details, took = predict(config, progress)
-        return PredictSummary(details, took, config.path("submission.csv"), config.path("predict.json"))
+        details, cost = predict(config, progress)
+        return PredictSummary(details, cost, config.path("submission.csv"), config.path("predict.json"))
 
     def forecast(self, config: Config) -> PredictForecast:
         """Describe what `run` would do.
@@ -194,14 +194,14 @@ class EvaluateSummary:
 
     Attributes:
         evaluation: metrics of the run's predictions, or of a submission.
-        crossval: content of `crossval.json`; None if there is none, or a submission was scored.
+        crossval: content of `crossval.json`; None if there is no such file, or a submission was scored.
     """
 
     evaluation: RunEvaluation | SubmissionEvaluation
     crossval: CrossValidation | None = None
 
     def rows(self) -> dict[str, Evaluation]:
-        """Return the evaluations by row of the printed table: each member and the ensemble, or the submission."""
+        """Return the evaluations by row of the printed table: members, ensemble and out of fold, or the submission."""
         if not isinstance(self.evaluation, RunEvaluation):
             return {"submission": self.evaluation}
         members = {f"member {name}": evaluation for name, evaluation in self.evaluation.members.items()}
@@ -209,18 +209,18 @@ class EvaluateSummary:
         return {**members, "ensemble": self.evaluation, **out_of_fold}
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal; the command line prints the metrics themselves as a table."""
+        """Return the lines for the terminal; the command line prints the other metrics as a table."""
         interval = self.evaluation.rmse_interval
-        crossval = self.crossval.lines() if self.crossval else []
+        crossval_lines = self.crossval.lines() if self.crossval else []
         if interval is None:
-            return crossval
+            return crossval_lines
         return [
             f"RMSE in 95 % of bootstrap samples of the scenes: {interval[0]:.2f} to {interval[1]:.2f} px",
-            *crossval,
+            *crossval_lines,
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         return self.evaluation.to_json() | ({"crossval": self.crossval.to_json()} if self.crossval else {})
 
 
@@ -229,7 +229,7 @@ class EvaluateForecast:
     """Forecast of what `evaluate` does.
 
     Attributes:
-        scored: path of the predictions or the submission to score.
+        scored: path of the predictions or of the submission to score.
         truth: path of the ground truth, or the store's split.
     """
 
@@ -237,11 +237,11 @@ class EvaluateForecast:
     truth: str
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return the lines for the terminal."""
         return [f"{self.scored} scored against {self.truth}"]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         return asdict(self)
 
 
@@ -268,7 +268,7 @@ class EvaluateStage:
         """Refuse a run without a ground truth.
 
         Raises:
-            ConfigError: `data.truth` is not set and no split of the store is predicted, or its file does not exist.
+            ConfigError: no split of the store is predicted, and `data.truth` is not set or does not exist.
         """
         check_inputs(config, required=[] if _is_store_split(config) else ["truth"])
 

@@ -1,4 +1,4 @@
-"""Fuse submissions of any origin into one; needs neither Ray nor torch."""
+"""Fuse submissions of any origin into one submission, without Ray and torch."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +20,8 @@ class FuseSummary:
 
     Attributes:
         images: number of images.
-        nobody: number of images that are all zero, by submission.
-        fallbacks: number of images in which no submission has anybody, by what replaces them.
+        nobody: number of images without a person, by path of the submission.
+        fallbacks: number of images without a person in any submission, by kind of fallback.
         submission: path of the fused submission.
     """
 
@@ -31,7 +31,7 @@ class FuseSummary:
     submission: str
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return the lines for the terminal."""
         lines = [f"{self.images} images of {len(self.nobody)} submissions: {self.submission}"]
         lines += [f"{path}: nobody in {count} images" for path, count in self.nobody.items() if count]
         if self.fallbacks:
@@ -40,7 +40,7 @@ class FuseSummary:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         return asdict(self)
 
 
@@ -53,10 +53,10 @@ def fuse_submissions(
     reject_sigmas: float | None = None,
     missing: Literal["fill", "zeros"] = "fill",
 ) -> FuseSummary:
-    """Fuse submissions and write the result, with the rows and columns of the first one.
+    """Fuse submissions and write the result with the rows and columns of the first submission.
 
-    A row that is all zero means that nobody was found: it is left out, and the image comes from the other submissions.
-    The fusion, its fallbacks and the validation of every file are those of `predict`.
+    A row of zeros means that nobody was found; such rows are left out of the fusion. Fusion, fallbacks and the
+    validation of every file are those of `predict`.
 
     Args:
         paths: two or more CSV files, local or URLs.
@@ -65,19 +65,20 @@ def fuse_submissions(
         method, reject_sigmas, missing: as `predict.fusion`, `predict.reject_sigmas` and `predict.missing`.
 
     Raises:
-        ConfigError: there are fewer than two files, the target is one of them, or the weights do not fit them.
-        DataError: a file is not a valid submission, or has other images or columns than the first one; or every row of
+        ConfigError: there are fewer than two files, a file is named twice, the target is one of the files, or the
+            weights do not fit the files.
+        DataError: a file is not a valid submission, or has other images or columns than the first file; or every row of
             every file is zero.
         StorageError: a file cannot be read, or the target cannot be written.
     """
-    _check_options(paths, target, weights)
-    first = read_sample_submission(paths[0])
-    skeleton = Skeleton(first.names, (), (1.0,) * len(first.names))
-    xy = np.stack([_read_points(path, first, skeleton, paths[0]) for path in paths])
+    _check_files_and_weights(paths, target, weights)
+    first_sample = read_sample_submission(paths[0])
+    skeleton = Skeleton(first_sample.names, (), (1.0,) * len(first_sample.names))
+    xy = np.stack([_read_points(path, first_sample, skeleton, paths[0]) for path in paths])
     has_person = xy.any(axis=(2, 3))
     if not has_person.any():
-        raise DataError(f"{paths[0]}: every row of every submission is zero: nobody was found in any image")
-    scenes, cameras, frames = zip(*map(parse_name, first.images), strict=True)
+        raise DataError(f"{paths[0]}: every row of every submission is zero: add a submission with people")
+    scenes, cameras, frames = zip(*map(parse_name, first_sample.images), strict=True)
     scores = has_person.astype(float)
     fusion = fuse_clips(
         np.concatenate([xy, np.broadcast_to(scores[..., None, None], (*xy.shape[:3], 1))], axis=3),
@@ -91,21 +92,22 @@ def fuse_submissions(
         reject_sigmas=reject_sigmas,
         missing=missing,
     )
-    zeros = missing == "zeros"
-    write_submission(target, first, first.images, fusion.keypoints, skeleton, allow_zeros=zeros)
+    write_submission(
+        target, first_sample, first_sample.images, fusion.keypoints, skeleton, allow_zeros=missing == "zeros"
+    )
     return FuseSummary(
-        images=len(first.images),
+        images=len(first_sample.images),
         nobody={path: int(count) for path, count in zip(paths, (~has_person).sum(axis=1), strict=True)},
         fallbacks=count_fallbacks(fusion.how),
         submission=target,
     )
 
 
-def _check_options(paths: Sequence[str], target: str, weights: Sequence[float] | None) -> None:
+def _check_files_and_weights(paths: Sequence[str], target: str, weights: Sequence[float] | None) -> None:
     if len(paths) < 2:
         raise ConfigError(f"fuse: needs two or more submissions (got {len(paths)}): name another file")
     if len(set(paths)) < len(paths):
-        raise ConfigError("fuse: a submission is named twice: name each file once, and use --weights")
+        raise ConfigError("fuse: a submission is named twice: name each file once, and weight it by --weights")
     if target in paths:
         raise ConfigError(f"--out: {target} is one of the submissions: name another file")
     if weights is None:
@@ -117,24 +119,24 @@ def _check_options(paths: Sequence[str], target: str, weights: Sequence[float] |
         )
 
 
-def _read_points(path: str, first: SampleSubmission, skeleton: Skeleton, first_path: str) -> FloatArray:
-    """Read a submission's points (N, K, 2) in the rows and columns of the first one; its own may be in another order.
+def _read_points(path: str, first_sample: SampleSubmission, skeleton: Skeleton, first_path: str) -> FloatArray:
+    """Read a submission's points (N, K, 2) in the order of the first submission's rows and columns.
 
     Raises:
-        DataError: it is invalid, or has other columns or images.
+        DataError: the submission is invalid, or has other columns or images than the first submission.
     """
     sample = read_sample_submission(path)
-    for kind, own, expected in (
-        ("columns", sample.columns, first.columns),
-        ("images", sample.images, first.images),
+    for kind, names, first_names in (
+        ("columns", sample.columns, first_sample.columns),
+        ("images", sample.images, first_sample.images),
     ):
-        different = sorted(set(own) ^ set(expected))
-        if different:
-            where = path if different[0] in own else first_path
+        differences = sorted(set(names) ^ set(first_names))
+        if differences:
+            owner = path if differences[0] in names else first_path
             raise DataError(
-                f"{path}: differs from {first_path} in {len(different)} {kind} "
-                f"(first {different[0]}, only in {where}): fuse submissions of the same {kind}"
+                f"{path}: differs from {first_path} in {len(differences)} {kind} "
+                f"(first {differences[0]}, only in {owner}): fuse submissions of the same {kind}"
             )
     points = read_submission(path, sample, skeleton, size=None, allow_zeros=True)
     rows = {image: row for row, image in enumerate(sample.images)}
-    return points[[rows[image] for image in first.images]]
+    return points[[rows[image] for image in first_sample.images]]

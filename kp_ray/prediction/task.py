@@ -1,4 +1,4 @@
-"""Resolve what a prediction needs before its first image: images, members, skeleton, and the folder of the parts."""
+"""Resolve what a prediction needs to start: images, members, skeleton, and the folder of the parts."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from kp_ray.prediction.decode import InputSize
 from kp_ray.prediction.images import ImageRef, list_image_refs
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.members import check_other_runs, list_members
-from kp_ray.prediction.parts import find_missing, lowest_threshold, merge_parts
+from kp_ray.prediction.parts import find_missing_images, lowest_threshold, merge_parts
 from kp_ray.prediction.settings import detections_per_image, view_scales
 from kp_ray.storage import join, read_bytes
 
@@ -28,9 +28,9 @@ class PredictionTask:
         images: images to predict, in the order of the result.
         members: folder of each of the M members, by name.
         skeleton: K keypoints.
-        input_sizes: every size at which a member sees an image, without repetition.
-        folder: folder of the parts. Its name is a digest of all that decides the detections in an image, so that parts
-            of other members or settings are not reused.
+        input_sizes: the distinct input sizes of all members and TTA views.
+        folder: folder of the parts. The folder's name is a digest of members and settings, so that parts of other
+            members or settings are not reused.
     """
 
     def __init__(self, config: Config, images: Sequence[ImageRef] | None = None) -> None:
@@ -58,11 +58,11 @@ class PredictionTask:
         sizes = [_check_member(config, name, folder, self.skeleton) for name, folder in self.members.items()]
         scales = view_scales(config)
         self.input_sizes = list(dict.fromkeys(size.scale(scale) for size in sizes for scale in scales))
-        resolve_weights(config, list(self.members), self.skeleton)  # called for its errors
+        resolve_weights(config, list(self.members), self.skeleton)  # refuses invalid weights
         self.folder = config.path("predictions", digest(self._fingerprint_fields()))
 
     def _fingerprint_fields(self) -> dict[str, Any]:
-        """Return the fields that decide, with the image, what the members detect."""
+        """Return the settings and members' digests on which the detections in an image depend."""
         return {
             "tta": self.config.predict.tta,
             "decode": self.config.predict.decode,
@@ -79,12 +79,12 @@ class PredictionTask:
             },
         }
 
-    def find_missing(self) -> list[ImageRef]:
-        """List the images to predict: first those without a part, then those that could not be used."""
-        return find_missing(self.folder, self.images)
+    def find_missing_images(self) -> list[ImageRef]:
+        """List the images to predict: first the images without a part, then the unusable images."""
+        return find_missing_images(self.folder, self.images)
 
     def predictor_arguments(self, has_gpu: bool) -> dict[str, Any]:
-        """Return the arguments of a `Predictor`; `has_gpu` tells whether Ray gives the actor a GPU."""
+        """Return the arguments of `Predictor`; `has_gpu` is True if Ray gives the actor a GPU."""
         return {
             "values": self.config.to_dict(),
             "members": self.members,
@@ -94,13 +94,13 @@ class PredictionTask:
         }
 
     def merge(self, target: str | None = None) -> None:
-        """Write the predictions to `target` from the parts; None: to the run's `predictions.parquet`."""
+        """Merge the parts into `target`; None: the run's `predictions.parquet`."""
         target = target or self.config.path("predictions.parquet")
         merge_parts(self.config, self.folder, self.images, list(self.members), self.skeleton, target)
 
 
 def _check_member(config: Config, name: str, folder: str, skeleton: Skeleton) -> InputSize:
-    """Return a member's input size; refuse a member of other keypoints, or one that cannot predict `predict.tta`.
+    """Return a member's input size; refuse a member that does not fit the skeleton or `predict.tta`.
 
     Raises:
         ModelError: the number of keypoints differs, or the member's config is damaged.
@@ -111,16 +111,16 @@ def _check_member(config: Config, name: str, folder: str, skeleton: Skeleton) ->
         cfg = yaml.safe_load(read_bytes(path))
         model, inputs = cfg.get("MODEL", {}), cfg.get("INPUT", {})
         num_keypoints = model.get("ROI_KEYPOINT_HEAD", {}).get("NUM_KEYPOINTS", len(skeleton))
-        is_flipped = inputs.get("RANDOM_FLIP") != "none"
+        has_flips = inputs.get("RANDOM_FLIP") != "none"
         input_size = InputSize(int(inputs["MIN_SIZE_TEST"]), int(inputs["MAX_SIZE_TEST"]))
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: damaged ({one_line(error)}): train member {name} again") from error
     if num_keypoints != len(skeleton):
         raise ModelError(
-            f"{path}: member {name} predicts {num_keypoints} keypoints, the labels have {len(skeleton)}: use the "
-            "labels and the sample submission with which the member was trained"
+            f"{path}: member {name} has another number of keypoints than the labels (got {num_keypoints}, expected "
+            f"{len(skeleton)}): use the labels and the sample submission with which the member was trained"
         )
-    if "flip" in config.predict.tta and not is_flipped:
+    if "flip" in config.predict.tta and not has_flips:
         # Mirrored images doubled the error of the demo's members, which were trained without flips.
         raise ConfigError(
             f"predict.tta: member {name} was trained without flips: remove flip, or train with train.flip: true"

@@ -9,7 +9,7 @@ from kp_ray.config.schema import Config
 from kp_ray.ensemble.temporal import count_fallbacks
 from kp_ray.metrics import point_errors
 from kp_ray.prediction.predictions import Predictions
-from kp_ray.prediction.records import FilledImage, ImageError
+from kp_ray.prediction.records import FilledImage, ImageRmse
 from kp_ray.reporting.formatting import format_number
 from kp_ray.reporting.overlays import Overlay, overlay_uri
 from kp_ray.reporting.run_files import RunFiles
@@ -85,7 +85,7 @@ class PredictionSection:
 
 def prediction_section(config: Config, files: RunFiles) -> PredictionSection | None:
     """Build the section; None if there are no predictions, no submission and no evaluation."""
-    worst_images: tuple[ImageError, ...] = files.evaluation.worst if files.evaluation else ()
+    worst_images: tuple[ImageRmse, ...] = files.evaluation.worst if files.evaluation else ()
     filled_images = _filled_images(files)
     if not worst_images and filled_images is None and files.submission is None and files.predictions is None:
         return None
@@ -120,7 +120,7 @@ def _filled_images(files: RunFiles) -> tuple[FilledImage, ...] | None:
     return files.details.filled if files.details is not None else None
 
 
-def _build_lists(worst_images: tuple[ImageError, ...], filled_images: tuple[FilledImage, ...]) -> tuple[ImageList, ...]:
+def _build_lists(worst_images: tuple[ImageRmse, ...], filled_images: tuple[FilledImage, ...]) -> tuple[ImageList, ...]:
     worst_rows = tuple((row.image, format_number(row.rmse)) for row in worst_images)
     filled_rows = tuple((row.image, row.how) for row in filled_images)
     lists = (

@@ -27,7 +27,7 @@ from kp_ray.suspects.stage import explain_missing_predictions
 def predict_here(task: PredictionTask, num_images: int | None = None) -> None:
     """Write the parts of a prediction in this process, without a cluster."""
     predictor = Predictor(**task.predictor_arguments(has_gpu=False))
-    predictor.write_part(decode_batch(refs_table(task.find_missing()[:num_images]), task.input_sizes))
+    predictor.write_part(decode_batch(refs_table(task.find_missing_images()[:num_images]), task.input_sizes))
 
 
 def test_each_image_is_predicted_and_scored_by_the_member_that_never_saw_its_scene(folded: Config) -> None:

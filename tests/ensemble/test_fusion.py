@@ -1,30 +1,32 @@
-"""Test fusion: missing members, outliers, combination, and fallbacks."""
+"""Test fusion: members that found nobody, outliers, weights and fallbacks."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kp_ray.ensemble.fusion import SCALE_FLOOR_PX, fuse, fuse_clips, inliers
+from kp_ray.ensemble.fusion import MIN_SIGMA_PX, fuse, fuse_clips, inliers
 from kp_ray.errors import DataError
 
 METHODS = ["mean", "median", "score"]
 K = 5
+CLIP = ["s"] * 4, ["A"] * 4, [1, 2, 3, 4]
+"""Scenes, cameras and frame numbers of four frames."""
 
 
-def make_members(seed: int, num: int = 4, num_images: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    """Make keypoints and `found` of members that agree within pixels, with some outliers and missing people."""
+def make_members(seed: int, num_members: int = 4, num_images: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Make keypoints and `found` of members that agree within pixels; some points are outliers, some people missing."""
     rng = np.random.default_rng(seed)
-    keypoints = rng.uniform(100, 900, (1, num_images, K, 3)) + rng.normal(0, 3, (num, num_images, K, 3))
-    keypoints[rng.random((num, num_images, K)) < 0.1, :2] += 400
+    keypoints = rng.uniform(100, 900, (1, num_images, K, 3)) + rng.normal(0, 3, (num_members, num_images, K, 3))
+    keypoints[rng.random((num_members, num_images, K)) < 0.1, :2] += 400
     keypoints[..., 2] = rng.uniform(0, 1, keypoints.shape[:3])
-    found = rng.random((num, num_images)) < 0.7
+    found = rng.random((num_members, num_images)) < 0.7
     keypoints[~found] = np.nan
     return keypoints, found
 
 
 def make_points(*xs: float) -> tuple[np.ndarray, np.ndarray]:
-    """Make an image with one keypoint, which each member finds at its (x, 50) with score 1."""
+    """Make keypoints and `found` of one image with one keypoint, one member per x, which finds it at (x, 50)."""
     return np.array([[[[x, 50.0, 1.0]]] for x in xs]), np.ones((len(xs), 1), dtype=bool)
 
 
@@ -78,7 +80,7 @@ def test_the_result_lies_between_the_members(seed: int, method: str) -> None:
     seed=st.integers(0, 10_000), method=st.sampled_from(METHODS), weight=st.sampled_from([0.0, 0.1, 0.3, 1 / 3, 7.0])
 )
 def test_where_one_member_found_someone_its_keypoints_are_unchanged(seed: int, method: str, weight: float) -> None:
-    keypoints, found = make_members(seed, num=3)
+    keypoints, found = make_members(seed, num_members=3)
     found[:], keypoints[[0, 2]] = False, np.nan
     found[1], keypoints[1] = True, np.random.default_rng(seed).uniform(0, 2000, keypoints[1].shape)
     fused, _ = fuse(keypoints, found, method=method, weights=np.array([1.0, weight, 1.0]), reject_sigmas=3.0)
@@ -94,29 +96,29 @@ def test_images_without_a_person_are_nan_and_not_found() -> None:
     assert np.isfinite(fused[found_by_any]).all()
 
 
-def test_no_member_found_anyone_anywhere() -> None:
+def test_without_any_person_every_image_is_nan() -> None:
     keypoints, found = make_members(4)
     fused, found_by_any = fuse(keypoints, np.zeros_like(found), method="median", reject_sigmas=3.0)
     assert not found_by_any.any()
     assert np.isnan(fused).all()
 
 
-def test_without_rejection_the_mean_is_numpys() -> None:
+def test_without_rejection_the_mean_equals_that_of_numpy() -> None:
     keypoints, found = make_members(5)
     fused, found_by_any = fuse(keypoints, found, method="mean", reject_sigmas=None)
     np.testing.assert_allclose(fused[found_by_any], np.nanmean(keypoints[:, found_by_any], axis=0))
 
 
-def test_with_equal_weights_the_median_is_numpys() -> None:
+def test_with_equal_weights_the_median_equals_that_of_numpy() -> None:
     keypoints, found = make_members(6)
     fused, found_by_any = fuse(keypoints, found, method="median", weights=np.full(4, 0.1), reject_sigmas=None)
     np.testing.assert_allclose(fused[found_by_any], np.nanmedian(keypoints[:, found_by_any], axis=0))
 
 
-@pytest.mark.parametrize("num", range(1, 25))
-def test_rounding_does_not_change_the_median_of_equal_weights(num: int) -> None:
-    xs = np.random.default_rng(num).permutation(num) * 100.0
-    fused, _ = fuse(*make_points(*xs), method="median", weights=np.full(num, 0.1), reject_sigmas=None)
+@pytest.mark.parametrize("num_members", range(1, 25))
+def test_rounding_does_not_change_the_median_of_equal_weights(num_members: int) -> None:
+    xs = np.random.default_rng(num_members).permutation(num_members) * 100.0
+    fused, _ = fuse(*make_points(*xs), method="median", weights=np.full(num_members, 0.1), reject_sigmas=None)
     assert fused[0, 0, 0] == np.median(xs)
 
 
@@ -133,11 +135,11 @@ def test_an_outlier_removes_one_point_not_the_whole_member() -> None:
 
 
 def test_close_agreement_of_some_members_does_not_reject_the_other_members() -> None:
-    near = 3 * SCALE_FLOOR_PX - 0.1
-    kept, _ = fuse(*make_points(100.0, 100.0, 100.0, 100.0 + near), method="mean", reject_sigmas=3.0)
-    assert kept[0, 0, 0] == pytest.approx(100 + near / 4)
-    dropped, _ = fuse(*make_points(100.0, 100.0, 100.0, 100.0 + near + 0.2), method="mean", reject_sigmas=3.0)
-    assert dropped[0, 0, 0] == 100
+    limit = 3 * MIN_SIGMA_PX
+    fused, _ = fuse(*make_points(100.0, 100.0, 100.0, 100.0 + limit - 0.1), method="mean", reject_sigmas=3.0)
+    assert fused[0, 0, 0] == pytest.approx(100 + (limit - 0.1) / 4)
+    fused, _ = fuse(*make_points(100.0, 100.0, 100.0, 100.0 + limit + 0.1), method="mean", reject_sigmas=3.0)
+    assert fused[0, 0, 0] == 100
 
 
 @pytest.mark.parametrize("reject_sigmas", [1e-6, 0.5, 3.0])
@@ -151,11 +153,11 @@ def test_rounding_does_not_reject_one_of_two_members() -> None:
     assert inliers(points, 1e-6).all()
 
 
-def test_the_limit_is_in_sigmas_of_the_members_distances() -> None:
+def test_the_limit_is_the_number_of_robust_sigmas_from_the_median() -> None:
     # The first four points are 20, 10, 0 and 10 px from the median: three robust sigmas are 3 * 1.4826 * 10 = 44.5 px.
-    for last, kept in ((144.0, True), (145.0, False)):
-        keypoints, _ = make_points(80.0, 90.0, 100.0, 110.0, last)
-        assert inliers(keypoints, 3.0)[:, 0, 0].tolist() == [True] * 4 + [kept]
+    for fifth_x, is_inlier in ((144.0, True), (145.0, False)):
+        keypoints, _ = make_points(80.0, 90.0, 100.0, 110.0, fifth_x)
+        assert inliers(keypoints, 3.0)[:, 0, 0].tolist() == [True] * 4 + [is_inlier]
 
 
 def test_members_with_weight_zero_do_not_count_in_the_majority() -> None:
@@ -168,9 +170,9 @@ def test_members_with_weight_zero_do_not_count_in_the_majority() -> None:
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), reject_sigmas=st.floats(1e-3, 5))
 def test_at_least_half_of_the_members_are_kept(seed: int, reject_sigmas: float) -> None:
-    keypoints, _ = make_members(seed, num=5)
-    kept = inliers(keypoints, reject_sigmas).sum(axis=0)
-    assert (2 * kept >= np.isfinite(keypoints[..., 0]).sum(axis=0)).all()
+    keypoints, _ = make_members(seed, num_members=5)
+    num_kept = inliers(keypoints, reject_sigmas).sum(axis=0)
+    assert (2 * num_kept >= np.isfinite(keypoints[..., 0]).sum(axis=0)).all()
 
 
 def test_weights_can_be_per_member_or_per_keypoint() -> None:
@@ -194,19 +196,20 @@ def test_method_score_weights_by_keypoint_and_detection_scores() -> None:
     keypoints[:, 0, 0, 2] = [0.6, 0.2]
     fused, _ = fuse(keypoints, found, method="score", reject_sigmas=None)
     assert fused[0, 0, 0] == pytest.approx(125)
-    both, _ = fuse(keypoints, found, method="score", detection_scores=np.array([[0.5], [0.5 * 9]]), reject_sigmas=None)
-    assert both[0, 0, 0] == pytest.approx(175)
+    detection_scores = np.array([[0.5], [4.5]])
+    fused, _ = fuse(keypoints, found, method="score", detection_scores=detection_scores, reject_sigmas=None)
+    assert fused[0, 0, 0] == pytest.approx(175)
     keypoints[..., 2] = 0
-    zero, _ = fuse(keypoints, found, method="score", reject_sigmas=None)
-    assert zero[0, 0, 0] == pytest.approx(150), "scores that are all zero weight equally"
+    fused, _ = fuse(keypoints, found, method="score", reject_sigmas=None)
+    assert fused[0, 0, 0] == pytest.approx(150), "if all scores are 0, the members have equal weights"
 
 
 def test_invalid_input_is_refused() -> None:
     keypoints, found = make_points(1.0, 2.0)
-    broken = keypoints.copy()
-    broken[1, 0, 0, 0] = np.nan
+    nan_keypoints = keypoints.copy()
+    nan_keypoints[1, 0, 0, 0] = np.nan
     with pytest.raises(DataError, match="member 1: image 0"):
-        fuse(broken, found, method="mean", reject_sigmas=None)
+        fuse(nan_keypoints, found, method="mean", reject_sigmas=None)
     with pytest.raises(DataError, match="weights"):
         fuse(keypoints, found, method="mean", weights=np.array([1.0, -1.0]), reject_sigmas=None)
     with pytest.raises(DataError, match="scores"):
@@ -219,8 +222,8 @@ def test_invalid_input_is_refused() -> None:
         fuse(keypoints, found[:1], method="mean", reject_sigmas=None)
 
 
-def four_frames() -> tuple[np.ndarray, np.ndarray]:
-    """Make keypoints and scores of three members in four frames of a clip: all high, one high, one low, nobody."""
+def make_frames() -> tuple[np.ndarray, np.ndarray]:
+    """Make keypoints and scores of three members in four frames: all high, one high and one low, one low, nobody."""
     keypoints = np.full((3, 4, K, 3), 0.5)
     keypoints[..., :2] = np.array([100.0, 101.0, 102.0])[:, None, None, None] + 10 * np.arange(4)[:, None, None]
     scores = np.array([[0.9, 0.9, 0.0, 0.0], [0.9, 0.1, 0.2, 0.0], [0.9, 0.0, 0.0, 0.0]])
@@ -229,26 +232,25 @@ def four_frames() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_fallbacks_are_used_in_order_and_reported() -> None:
-    keypoints, scores = four_frames()
-    fusion = fuse_clips(keypoints, scores, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], thresholds=(0.5, 0.05))
+    keypoints, scores = make_frames()
+    fusion = fuse_clips(keypoints, scores, *CLIP, thresholds=(0.5, 0.05))
     assert fusion.how == ["", "", "low score", "frame 3"]
     assert fusion.has_high_score.tolist() == [True, True, False, False]
     assert fusion.keypoints[:, 0, 0].tolist() == [101, 110, 121, 121]
-    zeros = fuse_clips(keypoints, scores, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], thresholds=(0.5, 0.05), missing="zeros")
-    assert zeros.how == ["", "", "low score", "zeros"]
-    assert not zeros.keypoints[3].any()
-    high = fuse_clips(keypoints, scores, ["s"] * 4, ["A"] * 4, [1, 2, 3, 4], thresholds=(0.5, 0.3))
-    assert high.how == ["", "", "frame 2", "frame 2"], "nobody reaches the lower threshold in frame 3"
+    fusion = fuse_clips(keypoints, scores, *CLIP, thresholds=(0.5, 0.05), missing="zeros")
+    assert fusion.how == ["", "", "low score", "zeros"]
+    assert not fusion.keypoints[3].any()
+    fusion = fuse_clips(keypoints, scores, *CLIP, thresholds=(0.5, 0.3))
+    assert fusion.how == ["", "", "frame 2", "frame 2"], "nobody reaches the lower threshold in frame 3"
 
 
 def test_rejected_points_are_counted_per_member() -> None:
-    keypoints, scores = four_frames()
+    keypoints, scores = make_frames()
     keypoints[1, 0, :2, 0] += 300
-    clip = ["s"] * 4, ["A"] * 4, [1, 2, 3, 4]
-    fusion = fuse_clips(keypoints, scores, *clip, thresholds=(0.5, 0.05), reject_sigmas=3.0)
+    fusion = fuse_clips(keypoints, scores, *CLIP, thresholds=(0.5, 0.05), reject_sigmas=3.0)
     assert fusion.rejected == [0, 2, 0]
-    without_rejection = fuse_clips(keypoints, scores, *clip, thresholds=(0.5, 0.05), reject_sigmas=None)
-    assert without_rejection.rejected == [0, 0, 0]
+    fusion = fuse_clips(keypoints, scores, *CLIP, thresholds=(0.5, 0.05), reject_sigmas=None)
+    assert fusion.rejected == [0, 0, 0]
 
 
 @settings(max_examples=50, deadline=None)
@@ -256,10 +258,10 @@ def test_rejected_points_are_counted_per_member() -> None:
 def test_fused_clips_are_bit_identical_for_any_order_of_the_members(seed: int, order: list[int]) -> None:
     keypoints, found = make_members(seed)
     scores = np.where(found, np.random.default_rng(seed).random(found.shape), 0.0)
-    clip = (["s"] * 6, ["A"] * 6, [1, 2, 3, 5, 8, 13])
+    names_and_frames = (["s"] * 6, ["A"] * 6, [1, 2, 3, 5, 8, 13])
     options = {"thresholds": (0.5, 0.05), "smooth_frames": 2.0, "mean_pose": np.zeros((K, 2))}
-    fusion = fuse_clips(keypoints, scores, *clip, **options)
-    reordered = fuse_clips(keypoints[order], scores[order], *clip, **options)
+    fusion = fuse_clips(keypoints, scores, *names_and_frames, **options)
+    reordered = fuse_clips(keypoints[order], scores[order], *names_and_frames, **options)
     np.testing.assert_array_equal(fusion.keypoints, reordered.keypoints)
     assert fusion.how == reordered.how
     assert [fusion.rejected[i] for i in order] == reordered.rejected

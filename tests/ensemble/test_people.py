@@ -10,21 +10,21 @@ from kp_ray.ensemble.people import ChosenPeople, choose_people
 
 def make_people(*images: list[tuple[float, float, float]]) -> dict[str, Any]:
     """Make the arguments of `choose_people` for the people (x, side, score) that one member found in each image."""
-    rows = [row for row, found in enumerate(images) for _ in found]
-    boxes = np.array([[x, 0, x + side, 2 * side] for found in images for x, side, _ in found])
-    scores = np.array([score for found in images for *_, score in found])
+    rows = [row for row, people in enumerate(images) for _ in people]
+    boxes = np.array([[x, 0, x + side, 2 * side] for people in images for x, side, _ in people])
+    scores = np.array([score for people in images for *_, score in people])
     return {"images": rows, "groups": rows, "boxes": boxes, "scores": scores}
 
 
 CROWD = [[(100, 50, 0.9)], [(700, 80, 0.95), (104, 50, 0.9)], [(108, 50, 0.9), (100, 10, 0.1)]]
 
 
-@pytest.mark.parametrize(("rule", "chosen"), [("score", [0, 1, 3]), ("largest", [0, 1, 3]), ("track", [0, 2, 3])])
-def test_the_rule_decides_among_several_people(rule: str, chosen: list[int]) -> None:
+@pytest.mark.parametrize(("rule", "people"), [("score", [0, 1, 3]), ("largest", [0, 1, 3]), ("track", [0, 2, 3])])
+def test_the_rule_decides_among_several_people(rule: str, people: list[int]) -> None:
     clip = {"scenes": ["s"] * 3, "cameras": ["A"] * 3, "frames": [1, 2, 3]}
-    found = choose_people(**make_people(*CROWD), **clip, rule=rule, threshold=0.5)
-    expected = ChosenPeople(chosen, several=1, other_than_best_score=int(rule == "track"))
-    assert found == expected, "the last frame's second person is below the threshold"
+    chosen = choose_people(**make_people(*CROWD), **clip, rule=rule, threshold=0.5)
+    expected = ChosenPeople(people, several=1, other_than_best_score=int(rule == "track"))
+    assert chosen == expected, "the last frame's second person is below the threshold"
 
 
 def test_the_largest_person_may_have_a_lower_score() -> None:
@@ -33,16 +33,16 @@ def test_the_largest_person_may_have_a_lower_score() -> None:
     assert choose_people(**crowd, **clip, rule="largest", threshold=0.5) == ChosenPeople([1], 1, 1)
     assert choose_people(**crowd, **clip, rule="largest", threshold=0.7) == ChosenPeople([0], 0, 0)
     assert choose_people(**crowd, **clip, rule="track", threshold=0.5) == ChosenPeople([0], 1, 0), (
-        "no other frame, no track"
+        "a single frame has no track"
     )
 
 
-def test_people_of_another_camera_do_not_make_a_track() -> None:
+def test_people_of_another_camera_form_no_track() -> None:
     clip = {"scenes": ["s"] * 3, "cameras": ["A", "B", "A"], "frames": [1, 2, 3]}
     assert choose_people(**make_people(*CROWD), **clip, rule="track", threshold=0.5) == ChosenPeople([0, 1, 3], 1, 0)
 
 
-def test_if_all_people_are_below_the_threshold_all_are_candidates() -> None:
+def test_people_below_the_threshold_are_candidates_if_all_of_the_group_are() -> None:
     clip = {"scenes": ["s"] * 3, "cameras": ["A"] * 3, "frames": [1, 2, 3]}
     chosen = choose_people(**make_people(*CROWD), **clip, rule="track", threshold=1.0)
     assert chosen == ChosenPeople([0, 2, 3], several=2, other_than_best_score=1)

@@ -12,12 +12,12 @@ K = 5
 
 
 def make_clip(xs: list[float | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Make keypoints and `found` of images with one keypoint at (x, x), score 0.9; None means nobody was found."""
+    """Make keypoints and `found` of images with one keypoint at (x, x) and score 0.9, or nobody for None."""
     keypoints = np.array([[[x, x, 0.9]] if x is not None else [[np.nan] * 3] for x in xs], dtype=float)
     return keypoints, np.array([x is not None for x in xs])
 
 
-def test_a_missing_person_is_filled_from_the_nearest_frame_of_the_clip() -> None:
+def test_an_image_without_a_person_is_filled_from_the_nearest_frame_of_the_clip() -> None:
     keypoints, found = make_clip([10.0, None, 30.0, 40.0, 50.0])
     scenes, cameras, frames = ["s"] * 4 + ["t"], ["A", "A", "A", "B", "A"], [1, 11, 7, 11, 11]
     filled, how = fill_missing(keypoints, found, scenes, cameras, frames)
@@ -42,13 +42,13 @@ def test_a_clip_without_people_gets_the_mean_pose_of_the_other_clips() -> None:
     assert how == ["", "", "mean pose", "mean pose"]
 
 
-def test_images_without_a_frame_number_have_no_neighbours() -> None:
+def test_images_without_a_frame_number_get_the_mean_pose() -> None:
     keypoints, found = make_clip([10.0, 50.0, None])
     _, how = fill_missing(keypoints, found, [""] * 3, [""] * 3, [None, -1, -1])
     assert how[2] == "mean pose"
 
 
-def test_without_people_in_any_clip_mean_pose_is_used_and_required() -> None:
+def test_if_nobody_is_found_anywhere_the_argument_mean_pose_is_used_and_required() -> None:
     keypoints, found = make_clip([None, None])
     clip = (["s"] * 2, ["A"] * 2, [1, 2])
     filled, how = fill_missing(keypoints, found, *clip, mean_pose=np.full((1, 2), 99.0))
@@ -60,7 +60,7 @@ def test_without_people_in_any_clip_mean_pose_is_used_and_required() -> None:
         fill_missing(keypoints, found, *clip, mean_pose=np.full((1, 2), np.nan))
 
 
-def test_if_nobody_is_missing_nothing_changes() -> None:
+def test_if_every_image_has_a_person_nothing_changes() -> None:
     keypoints, found = make_clip([10.0, 20.0])
     filled, how = fill_missing(keypoints, found, ["s"] * 2, ["A"] * 2, [1, 2])
     np.testing.assert_array_equal(filled, keypoints)

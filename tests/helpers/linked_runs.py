@@ -9,7 +9,7 @@ from tests.helpers.data import tiny_config
 
 MEMBERS = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}]
 NUM_COPIES = 2
-"""Number of links to each test image in the folder that the fixture `many` makes."""
+"""Number of links to each test image in the folder that the fixture `linked_data` makes."""
 
 
 def link_run(source: Config, run_dir: Path, data: dict[str, Any] | None = None, **section: Any) -> Config:

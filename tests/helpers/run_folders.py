@@ -15,7 +15,7 @@ from kp_ray.prediction.predictions import PersonChoices
 from kp_ray.prediction.records import (
     FilledImage,
     FusionEvaluation,
-    ImageError,
+    ImageRmse,
     PredictionDetails,
     PredictionTime,
     RunEvaluation,
@@ -171,7 +171,7 @@ def make_evaluation(**changes: object) -> FusionEvaluation:
             "A": CameraMetrics(num_images=6, rmse=7.5, rmse_interval=(6.0, 9.0)),
             HOSTILE: CameraMetrics(num_images=0, rmse=None, rmse_interval=None),
         },
-        "worst": (ImageError(image=STORE_IMAGES[0], rmse=31.25), ImageError(image=HOSTILE, rmse=3.0)),
+        "worst": (ImageRmse(image=STORE_IMAGES[0], rmse=31.25), ImageRmse(image=HOSTILE, rmse=3.0)),
         "filled": (
             FilledImage(image=STORE_IMAGES[1], how="frame 12"),
             FilledImage(image=OUTSIDE, how="mean pose"),

@@ -18,9 +18,9 @@ from tests.helpers.linked_runs import MEMBERS, NUM_COPIES, link_run
 
 
 @pytest.fixture(scope="session")
-def with_members(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Return a run folder with two members of random weights, and no store; needs no cluster."""
-    folder = tmp_path_factory.mktemp("trained")
+def run_with_members(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Write two members of random weights into a run folder; needs no cluster."""
+    folder = tmp_path_factory.mktemp("run")
     config = tiny_config(
         sample_data, folder, train={"members": MEMBERS}, split={"fraction": 0.6}, predict={"batch_size": 2}
     )
@@ -32,23 +32,23 @@ def with_members(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def trained(with_members: Config, ray_cluster: None) -> Config:
-    """Return the run folder of `with_members` with a store that has two validation scenes."""
-    write_store(make_plan(with_members))
-    return with_members
+def run_with_store(run_with_members: Config, ray_cluster: None) -> Config:
+    """Write a store with two validation scenes into the run folder of `run_with_members`."""
+    write_store(make_plan(run_with_members))
+    return run_with_members
 
 
 @pytest.fixture(scope="session")
-def predicted(trained: Config) -> Config:
-    """Return the run folder of `trained` after the test images are predicted."""
-    predict(trained)
-    return trained
+def predicted_run(run_with_store: Config) -> Config:
+    """Predict the test images in the run folder of `run_with_store`."""
+    predict(run_with_store)
+    return run_with_store
 
 
 @pytest.fixture(scope="session")
-def many(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Link every test image under `NUM_COPIES` names; return the changes of the `data` section that predict them."""
-    folder = tmp_path_factory.mktemp("many")
+def linked_data(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Link every test image under `NUM_COPIES` names; return the changes of the `data` section to predict the links."""
+    folder = tmp_path_factory.mktemp("linked")
     for copy in range(NUM_COPIES):
         for path in Path(sample_data["test_images"]).iterdir():
             (folder / f"{copy}{path.name}").symlink_to(path)
@@ -56,8 +56,10 @@ def many(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def undisturbed(trained: Config, many: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Predict the images of `many` without interruption; return the content of `predictions.parquet`."""
-    config = link_run(trained, tmp_path_factory.mktemp("undisturbed"), many, batch_size=1)
+def expected_predictions(
+    run_with_store: Config, linked_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> bytes:
+    """Predict the images of `linked_data` without interruption; return the content of `predictions.parquet`."""
+    config = link_run(run_with_store, tmp_path_factory.mktemp("expected"), linked_data, batch_size=1)
     predict(config)
     return Path(config.path("predictions.parquet")).read_bytes()

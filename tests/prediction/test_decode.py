@@ -29,26 +29,26 @@ def decode_files(*paths: Path) -> list[dict[str, Any]]:
     return decode_batch(refs_table(refs), SIZES).to_pylist()
 
 
-def pixels_of(row: dict[str, Any], size: InputSize) -> np.ndarray:
+def read_pixels(row: dict[str, Any], size: InputSize) -> np.ndarray:
     """Return the pixels (3, H, W) of a decoded row."""
     width, height = size.fit(row["width"], row["height"])
     return np.frombuffer(row[size.column], dtype=np.uint8).reshape(3, height, width)
 
 
 def test_every_kind_of_image_is_decoded_upright_and_a_damaged_image_has_a_reason(
-    with_members: Config, tmp_path: Path
+    run_with_members: Config, tmp_path: Path
 ) -> None:
-    content = first_image(with_members).read_bytes()
+    content = first_image(run_with_members).read_bytes()
     image = PIL.Image.open(io.BytesIO(content))
-    turned = image.transpose(PIL.Image.Transpose.ROTATE_90)
+    rotated = image.transpose(PIL.Image.Transpose.ROTATE_90)
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # viewers rotate the image by 90 degrees clockwise
     image.save(tmp_path / "plain.png")
-    turned.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    rotated.save(tmp_path / "rotated.jpg", quality=95, exif=exif)
     image.convert("L").save(tmp_path / "grey.jpg", quality=95)
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
     (tmp_path / "whole.jpg").write_bytes(content)
-    names = ["whole.jpg", "plain.png", "turned.jpg", "grey.jpg", "cut.jpg", "missing.jpg"]
+    names = ["whole.jpg", "plain.png", "rotated.jpg", "grey.jpg", "cut.jpg", "missing.jpg"]
     rows = decode_files(*(tmp_path / name for name in names))
     assert [row["image"] for row in rows] == names
     assert [(row["width"], row["height"]) for row in rows] == [(320, 180)] * 4 + [(0, 0)] * 2
@@ -56,36 +56,36 @@ def test_every_kind_of_image_is_decoded_upright_and_a_damaged_image_has_a_reason
     assert "decoded" in rows[4]["reason"]
     assert "no such file" in rows[5]["reason"]
     assert all(row[size.column] is None for row in rows[4:] for size in SIZES)
-    whole, *same_image = (pixels_of(row, SIZES[0]).astype(float) for row in rows[:3])
+    expected, *same_image = (read_pixels(row, SIZES[0]).astype(float) for row in rows[:3])
     for pixels in same_image:
-        assert np.abs(pixels - whole).mean() < 4, "another kind of file holds the same upright image"
+        assert np.abs(pixels - expected).mean() < 4, "every file holds the same upright image"
 
 
-def test_the_pixels_are_those_of_the_members_training_input(with_members: Config) -> None:
+def test_the_pixels_equal_the_input_of_training(run_with_members: Config) -> None:
     """Training, evaluation and prediction must see the same pixels."""
-    path = first_image(with_members)
+    path = first_image(run_with_members)
     (row,) = decode_files(path)
-    _, cfg = load_member(with_members.member_dir("a"), "cpu")
+    _, cfg = load_member(run_with_members.member_dir("a"), "cpu")
     expected = to_dataset_dict({"image": path.read_bytes(), "width": 320, "height": 180}, cfg, DACON24, rng=None)
     assert InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == SIZES[0]
-    np.testing.assert_array_equal(pixels_of(row, SIZES[0]), expected["image"].numpy())
+    np.testing.assert_array_equal(read_pixels(row, SIZES[0]), expected["image"].numpy())
 
 
 def test_images_are_resized_to_the_size_that_detectron2_computes() -> None:
     rng = np.random.default_rng(0)
-    for width, height, shortest, longest in rng.integers(1, 3000, (5000, 4)).tolist():
-        expected = ResizeShortestEdge.get_output_shape(height, width, shortest, longest)
-        assert InputSize(shortest, longest).fit(width, height) == expected[::-1]
+    for width, height, short_edge, max_long_edge in rng.integers(1, 3000, (5000, 4)).tolist():
+        expected = ResizeShortestEdge.get_output_shape(height, width, short_edge, max_long_edge)
+        assert InputSize(short_edge, max_long_edge).fit(width, height) == expected[::-1]
 
 
-def test_a_view_at_a_scale_has_a_scaled_size_and_its_own_column() -> None:
+def test_a_scaled_view_has_a_scaled_size_and_its_own_column() -> None:
     assert InputSize(800, 1333).scale(0.8) == (640, 1066)
     assert InputSize(800, 1333).scale(0.8).column == "pixels_640x1066"
 
 
-def test_a_decoded_batch_has_plain_columns(with_members: Config, tmp_path: Path) -> None:
-    """Ray Data pickles nested lists; pickled columns could not be read by other programs."""
-    ref = ImageRef("x.jpg", str(first_image(with_members)), None, "v1")
+def test_a_decoded_batch_has_no_pickled_columns(run_with_members: Config, tmp_path: Path) -> None:
+    """Ray Data pickles nested lists into columns of an extension type."""
+    ref = ImageRef("x.jpg", str(first_image(run_with_members)), None, "v1")
     batch = decode_batch(refs_table([ref]), SIZES)
     assert batch.schema.equals(decoded_schema(SIZES))
     assert not any(isinstance(field.type, pa.BaseExtensionType) for field in batch.schema)
@@ -97,6 +97,6 @@ def test_decoding_does_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0])
-def test_a_size_without_scale_is_unchanged_for_an_image_of_that_size(factor: float) -> None:
+def test_an_image_of_the_input_size_is_not_resized(factor: float) -> None:
     size = InputSize(144, 256).scale(factor)
-    assert size.fit(size.longest, size.shortest) == (size.longest, size.shortest)
+    assert size.fit(size.max_long_edge, size.short_edge) == (size.max_long_edge, size.short_edge)

@@ -22,101 +22,101 @@ from tests.helpers.linked_runs import configure_run, link_run
 K = len(DACON24)
 
 
-def test_the_ensemble_and_each_member_are_scored(predicted: Config) -> None:
-    evaluation = evaluate_run(predicted)
-    path = predicted.path("evaluation.json")
+def test_the_ensemble_and_each_member_are_scored(predicted_run: Config) -> None:
+    evaluation = evaluate_run(predicted_run)
+    path = predicted_run.path("evaluation.json")
     assert json.loads(Path(path).read_text()) == evaluation.to_json()
     assert read_evaluation(path) == evaluation
     assert set(evaluation.members) == {"a", "b"}
-    sample = read_sample_submission(predicted.require_input("sample_submission"))
-    points = read_submission(predicted.path("submission.csv"), sample, DACON24, size=None)
-    truth = load_annotations(predicted.require_input("truth"))
+    sample = read_sample_submission(predicted_run.require_input("sample_submission"))
+    points = read_submission(predicted_run.path("submission.csv"), sample, DACON24, size=None)
+    truth = load_annotations(predicted_run.require_input("truth"))
     labels = truth.keypoints[[truth.images.index(image) for image in sample.images], :, :2]
     assert evaluation.rmse == pytest.approx(float(np.sqrt(np.mean((points - labels) ** 2))))
     assert evaluation.rmse_interval is not None
     low, high = evaluation.rmse_interval
     assert low <= evaluation.rmse <= high
-    assert evaluate_submission(predicted, predicted.path("submission.csv")).rmse == pytest.approx(evaluation.rmse)
+    submission_evaluation = evaluate_submission(predicted_run, predicted_run.path("submission.csv"))
+    assert submission_evaluation.rmse == pytest.approx(evaluation.rmse)
 
 
-def test_the_json_has_its_documented_keys(predicted: Config) -> None:
-    values = evaluate_run(predicted).to_json()
+def test_the_json_of_an_evaluation_has_its_documented_keys(predicted_run: Config) -> None:
+    values = evaluate_run(predicted_run).to_json()
     assert list(values)[-3:] == ["worst", "filled", "members"]
     assert list(values["members"]["a"])[-2:] == ["worst", "filled"]
     errors = [row["rmse"] for row in values["worst"]]
     assert errors == sorted(errors, reverse=True)
-    assert list(evaluate_submission(predicted, predicted.path("submission.csv")).to_json())[-1] == "worst"
+    assert list(evaluate_submission(predicted_run, predicted_run.path("submission.csv")).to_json())[-1] == "worst"
 
 
-def test_a_split_of_the_store_is_scored_against_the_labels_in_the_store(trained: Config, tmp_path: Path) -> None:
-    config = link_run(trained, tmp_path / "run", {"truth": None}, images="store:train", score_threshold=0.0)
+def test_a_split_of_the_store_is_scored_against_the_labels_in_the_store(run_with_store: Config, tmp_path: Path) -> None:
+    config = link_run(run_with_store, tmp_path / "run", {"truth": None}, images="store:train", score_threshold=0.0)
     details, _ = predict(config)
     assert evaluate_run(config).num_images == details.images == 4
 
 
-def test_a_truth_with_another_order_of_columns_scores_the_same(predicted: Config, tmp_path: Path) -> None:
-    """The competition's 24 names have one order whatever the header; other names keep the header's order."""
-    renamed = {name: f"p{i:02d}" for i, name in enumerate(DACON24.names)}
+def test_a_truth_with_another_order_of_columns_scores_the_same(predicted_run: Config, tmp_path: Path) -> None:
+    """Other names than the competition's 24 keep the order of the header."""
+    new_names = {name: f"p{i:02d}" for i, name in enumerate(DACON24.names)}
     skeleton = {"flip_pairs": [["p00", "p01"]], "sigmas": [0.05] * K}
-    columns = {f"{name}_{axis}": f"{new}_{axis}" for name, new in renamed.items() for axis in "xy"}
-    sample = pd.read_csv(predicted.require_input("sample_submission")).rename(columns=columns)
-    truth = pd.read_csv(predicted.require_input("truth")).rename(columns=columns)
+    columns = {f"{name}_{axis}": f"{new_name}_{axis}" for name, new_name in new_names.items() for axis in "xy"}
+    sample = pd.read_csv(predicted_run.require_input("sample_submission")).rename(columns=columns)
+    truth = pd.read_csv(predicted_run.require_input("truth")).rename(columns=columns)
     sample.to_csv(tmp_path / "sample.csv", index=False)
     labels = truth.set_index("image").loc[sample["image"]]
-    shifted = sample.assign(**{column: labels[column].to_numpy() for column in sample.columns[1:]})
-    shifted[[column for column in sample.columns if column.startswith("p03")]] += 24
-    shifted.to_csv(tmp_path / "submission.csv", index=False)
+    submission = sample.assign(**{column: labels[column].to_numpy() for column in sample.columns[1:]})
+    submission[[column for column in sample.columns if column.startswith("p03")]] += 24
+    submission.to_csv(tmp_path / "submission.csv", index=False)
     pairs = [list(truth.columns[i : i + 2]) for i in range(1, len(truth.columns), 2)]
-    scores = []
-    for number, ordered in enumerate((pairs, pairs[::-1])):
-        order = ["image", *(column for pair in ordered for column in pair)]
-        truth[order].to_csv(tmp_path / f"truth{number}.csv", index=False)
+    errors = []
+    for number, ordered_pairs in enumerate((pairs, pairs[::-1])):
+        header = ["image", *(column for pair in ordered_pairs for column in pair)]
+        truth[header].to_csv(tmp_path / f"truth{number}.csv", index=False)
         data = {"sample_submission": str(tmp_path / "sample.csv"), "truth": str(tmp_path / f"truth{number}.csv")}
-        config = tiny_config({**predicted.data.model_dump(), **data}, tmp_path / "run", skeleton=skeleton)
-        scores.append(evaluate_submission(config, str(tmp_path / "submission.csv")).by_keypoint["p03"].rmse)
-    assert scores == pytest.approx([24, 24])
+        config = tiny_config({**predicted_run.data.model_dump(), **data}, tmp_path / "run", skeleton=skeleton)
+        errors.append(evaluate_submission(config, str(tmp_path / "submission.csv")).by_keypoint["p03"].rmse)
+    assert errors == pytest.approx([24, 24])
 
 
-def test_a_perfect_submission_scores_zero_and_a_shifted_one_its_shift(predicted: Config, tmp_path: Path) -> None:
-    table = pd.read_csv(predicted.require_input("truth"))
-    order = list(read_sample_submission(predicted.require_input("sample_submission")).images)
-    table = table.set_index("image").loc[order].reset_index()
+def test_the_rmse_of_a_shifted_truth_is_the_shift(predicted_run: Config, tmp_path: Path) -> None:
+    table = pd.read_csv(predicted_run.require_input("truth"))
+    images = list(read_sample_submission(predicted_run.require_input("sample_submission")).images)
+    table = table.set_index("image").loc[images].reset_index()
     path = str(tmp_path / "submission.csv")
     table.to_csv(path, index=False)
-    assert evaluate_submission(predicted, path).rmse == pytest.approx(0)
+    assert evaluate_submission(predicted_run, path).rmse == pytest.approx(0)
     table[DACON24.columns] += 3
     table.to_csv(path, index=False)
-    assert evaluate_submission(predicted, path).rmse == pytest.approx(3)
+    assert evaluate_submission(predicted_run, path).rmse == pytest.approx(3)
     table[DACON24.columns] += 400
     table.to_csv(path, index=False)
     with pytest.raises(DataError, match="more than 100 px outside the 320x180 frame"):
-        evaluate_submission(predicted, path)
+        evaluate_submission(predicted_run, path)
 
 
 def test_without_a_sample_submission_a_submission_must_hold_every_image_of_the_truth(
-    predicted: Config, tmp_path: Path
+    predicted_run: Config, tmp_path: Path
 ) -> None:
-    config = link_run(predicted, tmp_path / "run", {"sample_submission": None})
-    (tmp_path / "run" / "predictions.parquet").symlink_to(predicted.path("predictions.parquet"))
+    config = link_run(predicted_run, tmp_path / "run", {"sample_submission": None})
+    (tmp_path / "run" / "predictions.parquet").symlink_to(predicted_run.path("predictions.parquet"))
     write_fused(config, PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0))
     submission = Path(config.path("submission.csv"))
-    whole = evaluate_submission(config, str(submission))
-    assert whole.rmse == pytest.approx(evaluate_run(config).rmse)
-    short = tmp_path / "short.csv"
-    short.write_text("".join(submission.read_text().splitlines(keepends=True)[:-1]))
+    assert evaluate_submission(config, str(submission)).rmse == pytest.approx(evaluate_run(config).rmse)
+    short_submission = tmp_path / "short.csv"
+    short_submission.write_text("".join(submission.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(DataError, match=r"short\.csv: 1 images of data\.truth are missing .*: add their rows"):
-        evaluate_submission(config, str(short))
+        evaluate_submission(config, str(short_submission))
 
 
-def test_a_truth_of_other_images_is_refused(predicted: Config, tmp_path: Path) -> None:
-    truth = pd.read_csv(predicted.require_input("truth"))
+def test_a_truth_of_other_images_is_refused(predicted_run: Config, tmp_path: Path) -> None:
+    truth = pd.read_csv(predicted_run.require_input("truth"))
     truth["image"] = "other_" + truth["image"]
     truth.to_csv(tmp_path / "truth.csv", index=False)
-    config = configure_run(predicted, Path(predicted.run_dir), {"truth": str(tmp_path / "truth.csv")})
+    config = configure_run(predicted_run, Path(predicted_run.run_dir), {"truth": str(tmp_path / "truth.csv")})
     with pytest.raises(DataError, match=r"data\.truth: holds none of the predicted images"):
         evaluate_run(config)
 
 
-def test_a_missing_truth_is_a_config_error(predicted: Config) -> None:
+def test_a_missing_truth_is_a_config_error(predicted_run: Config) -> None:
     with pytest.raises(ConfigError, match=r"data\.truth is not set"):
-        evaluate_run(configure_run(predicted, Path(predicted.run_dir), {"truth": None}))
+        evaluate_run(configure_run(predicted_run, Path(predicted_run.run_dir), {"truth": None}))

@@ -24,52 +24,52 @@ NO_TIME = PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0)
 
 
 @pytest.fixture
-def fused(predicted: Config, tmp_path: Path) -> Config:
-    """Link members, store and predictions into a run folder that has no sample submission and no submission yet."""
-    config = link_run(predicted, tmp_path / "run", {"sample_submission": None})
-    (tmp_path / "run" / "predictions.parquet").symlink_to(predicted.path("predictions.parquet"))
+def run_without_submission(predicted_run: Config, tmp_path: Path) -> Config:
+    """Link members, store and predictions into a run folder without a submission or sample submission."""
+    config = link_run(predicted_run, tmp_path / "run", {"sample_submission": None})
+    (tmp_path / "run" / "predictions.parquet").symlink_to(predicted_run.path("predictions.parquet"))
     return config
 
 
-def test_points_outside_their_frame_are_clipped_to_it(predicted: Config, tmp_path: Path) -> None:
-    config = link_run(predicted, tmp_path / "run")
-    table = pq.read_table(predicted.path("predictions.parquet"))
-    shifted = (np.array(table["keypoints"].to_pylist()) + 1000).tolist()
+def test_points_outside_the_image_are_clipped_to_it(predicted_run: Config, tmp_path: Path) -> None:
+    config = link_run(predicted_run, tmp_path / "run")
+    table = pq.read_table(predicted_run.path("predictions.parquet"))
+    shifted_keypoints = (np.array(table["keypoints"].to_pylist()) + 1000).tolist()
     column = table.schema.get_field_index("keypoints")
-    changed = table.set_column(column, "keypoints", pa.array(shifted, table.schema.field("keypoints").type))
-    pq.write_table(changed, config.path("predictions.parquet"))
+    array = pa.array(shifted_keypoints, table.schema.field("keypoints").type)
+    pq.write_table(table.set_column(column, "keypoints", array), config.path("predictions.parquet"))
     write_fused(config, NO_TIME)
     sample = read_sample_submission(config.require_input("sample_submission"))
     points = read_submission(config.path("submission.csv"), sample, DACON24)
     assert (points == [319, 179]).all()
 
 
-def test_a_changed_submission_deletes_the_evaluation_of_the_earlier_one(fused: Config) -> None:
-    write_fused(fused, NO_TIME)
-    evaluate_run(fused)
-    write_fused(fused, NO_TIME)
-    assert Path(fused.path("evaluation.json")).exists()
-    section = fused.predict.model_copy(update={"weights": {"a": 1, "b": 0}})
-    write_fused(fused.model_copy(update={"predict": section}), NO_TIME)
-    assert not Path(fused.path("evaluation.json")).exists()
+def test_a_changed_submission_deletes_the_evaluation_of_the_earlier_one(run_without_submission: Config) -> None:
+    write_fused(run_without_submission, NO_TIME)
+    evaluate_run(run_without_submission)
+    write_fused(run_without_submission, NO_TIME)
+    assert Path(run_without_submission.path("evaluation.json")).exists()
+    section = run_without_submission.predict.model_copy(update={"weights": {"a": 1, "b": 0}})
+    write_fused(run_without_submission.model_copy(update={"predict": section}), NO_TIME)
+    assert not Path(run_without_submission.path("evaluation.json")).exists()
 
 
-def test_with_all_weight_on_one_member_the_submission_is_its_prediction(predicted: Config, tmp_path: Path) -> None:
-    config = link_run(predicted, tmp_path / "run", {"sample_submission": None}, weights={"a": 1, "b": 0})
-    shutil.copy(predicted.path("predictions.parquet"), config.run_dir)
+def test_with_all_weight_on_one_member_the_submission_is_its_prediction(predicted_run: Config, tmp_path: Path) -> None:
+    config = link_run(predicted_run, tmp_path / "run", {"sample_submission": None}, weights={"a": 1, "b": 0})
+    shutil.copy(predicted_run.path("predictions.parquet"), config.run_dir)
     assert write_fused(config, NO_TIME).weights.chosen == "given"
     rows = pq.read_table(config.path("predictions.parquet"), filters=[("member", "=", "a")]).to_pylist()
-    written = pd.read_csv(config.path("submission.csv")).to_numpy()
-    found = [i for i, row in enumerate(rows) if row["score"] >= config.predict.score_threshold]
-    assert found
-    for i in found:
+    table = pd.read_csv(config.path("submission.csv")).to_numpy()
+    found_rows = [i for i, row in enumerate(rows) if row["score"] >= config.predict.score_threshold]
+    assert found_rows
+    for i in found_rows:
         expected = np.clip(np.reshape(rows[i]["keypoints"], (-1, 3))[:, :2], 0, [319, 179])
-        np.testing.assert_allclose(written[i, 1:].astype(float).reshape(-1, 2), expected, atol=1e-9)
+        np.testing.assert_allclose(table[i, 1:].astype(float).reshape(-1, 2), expected, atol=1e-9)
 
 
-def test_details_count_fallbacks_by_kind_and_found_people_by_member(predicted: Config, tmp_path: Path) -> None:
-    config = configure_run(predicted, tmp_path, {"sample_submission": None}, score_threshold=0.5)
-    (tmp_path / "store").symlink_to(predicted.path("store"))
+def test_details_count_fallbacks_per_kind_and_found_people_per_member(predicted_run: Config, tmp_path: Path) -> None:
+    config = configure_run(predicted_run, tmp_path, {"sample_submission": None}, score_threshold=0.5)
+    (tmp_path / "store").symlink_to(predicted_run.path("store"))
     images = [f"s_A-{frame}.jpg" for frame in range(3)]
     keypoints = np.full((2, 3, 24, 3), 10.0)
     keypoints[0, 2] = keypoints[1, 1:] = np.nan
@@ -84,21 +84,21 @@ def test_details_count_fallbacks_by_kind_and_found_people_by_member(predicted: C
     ]  # fmt: skip
 
 
-def test_nobody_found_in_any_image_is_a_model_error(predicted: Config, tmp_path: Path) -> None:
-    config = link_run(predicted, tmp_path / "run", {"sample_submission": None})
+def test_nobody_found_in_any_image_is_a_model_error(predicted_run: Config, tmp_path: Path) -> None:
+    config = link_run(predicted_run, tmp_path / "run", {"sample_submission": None})
     nobody = np.full((2, 1, 24, 3), np.nan)
     write_prediction_arrays(config.path("predictions.parquet"), ["a", "b"], ["x.jpg"], nobody, DACON24.names)
     with pytest.raises(ModelError, match="nobody was found in any image"):
         write_fused(config, NO_TIME)
 
 
-def test_predictions_of_other_keypoints_are_refused(fused: Config) -> None:
+def test_predictions_of_other_keypoints_are_refused(run_without_submission: Config) -> None:
     names = tuple(f"p{i}" for i in range(24))
-    other = skeleton_for(names, flip_pairs=[], sigmas=[0.05] * 24)
+    other_skeleton = skeleton_for(names, flip_pairs=[], sigmas=[0.05] * 24)
     with pytest.raises(RunStateError, match="has other keypoints"):
-        read_run_predictions(fused, other)
+        read_run_predictions(run_without_submission, other_skeleton)
 
 
-def test_missing_predictions_are_refused_with_the_verb_to_run(tiny: Config) -> None:
+def test_if_the_file_of_predictions_is_missing_the_message_says_to_run_predict(tiny: Config) -> None:
     with pytest.raises(StorageError, match="there is no such file: run predict first"):
         read_run_predictions(tiny, DACON24)

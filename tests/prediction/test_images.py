@@ -13,6 +13,7 @@ from tests.helpers.data import tiny_config
 
 
 def list_refs(config: Config, images: str | None, sample: SampleSubmission | None = None) -> list[ImageRef]:
+    """List the images of a config whose `predict.images` is `images`."""
     data = config.data.model_dump()
     return list_image_refs(tiny_config(data, Path(config.run_dir), predict={"images": images}), sample)
 
@@ -21,7 +22,7 @@ def image_names(refs: list[ImageRef]) -> list[str]:
     return [ref.image for ref in refs]
 
 
-def test_without_a_setting_the_images_are_those_of_the_sample_submission_or_of_the_folder(tiny: Config) -> None:
+def test_without_predict_images_the_sample_submission_or_the_folder_lists_the_images(tiny: Config) -> None:
     folder = Path(tiny.require_input("test_images"))
     names = sorted(path.name for path in folder.iterdir())
     sample = SampleSubmission((names[3], names[1]), ("image", *DACON24.columns))
@@ -42,7 +43,7 @@ def test_a_text_list_names_files_of_the_folder_and_absolute_paths(tiny: Config, 
     assert refs[1].version == f"{status.st_size}:{status.st_mtime_ns}"
 
 
-def test_a_csv_list_has_a_column_of_images(tiny: Config, tmp_path: Path) -> None:
+def test_a_csv_list_names_the_images_in_the_column_image(tiny: Config, tmp_path: Path) -> None:
     name = min(path.name for path in Path(tiny.require_input("test_images")).iterdir())
     (tmp_path / "list.csv").write_text(f"camera,image\nA,{name}\nB,lost.jpg\n")
     assert image_names(list_refs(tiny, str(tmp_path / "list.csv"))) == [name, "lost.jpg"]
@@ -51,27 +52,26 @@ def test_a_csv_list_has_a_column_of_images(tiny: Config, tmp_path: Path) -> None
         list_refs(tiny, str(tmp_path / "wrong.csv"))
 
 
-@pytest.mark.parametrize("list_name", ["list.txt", "list.csv", None])
-def test_images_of_which_none_is_there_are_refused_by_their_source(
-    tiny: Config, tmp_path: Path, list_name: str | None
-) -> None:
-    if list_name is None:
-        (tmp_path / "empty").mkdir()
-        config = tiny_config({"test_images": str(tmp_path / "empty")}, Path(tiny.run_dir))
-        sample = SampleSubmission(("a.jpg", "b.jpg"), ("image", "nose_x", "nose_y"))
-        with pytest.raises(
-            DataError, match=r"^the sample submission: none of its 2 images .*/empty/a\.jpg: correct data\."
-        ):
-            list_image_refs(config, sample)
-        return
+def test_if_no_image_exists_the_sample_submission_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    config = tiny_config({"test_images": str(tmp_path / "empty")}, tmp_path / "run")
+    sample = SampleSubmission(("a.jpg", "b.jpg"), ("image", "nose_x", "nose_y"))
+    message = r"^the sample submission: none of its 2 images .*/empty/a\.jpg: correct data\."
+    with pytest.raises(DataError, match=message):
+        list_image_refs(config, sample)
+
+
+@pytest.mark.parametrize("list_name", ["list.txt", "list.csv"])
+def test_if_no_image_exists_the_list_is_refused_by_its_name(tiny: Config, tmp_path: Path, list_name: str) -> None:
     path = tmp_path / list_name
-    path.write_text("image\na.jpg\nb.jpg\n".removeprefix("image\n" if list_name == "list.txt" else ""))
+    header = "image\n" if list_name == "list.csv" else ""
+    path.write_text(f"{header}a.jpg\nb.jpg\n")
     with pytest.raises(DataError, match=rf"{list_name}: none of its 2 images exists"):
         list_refs(tiny, str(path))
 
 
-def test_images_of_the_store_are_its_unaugmented_rows(trained: Config) -> None:
-    refs = list_refs(trained, "store:train")
+def test_images_of_the_store_are_the_unaugmented_rows(run_with_store: Config) -> None:
+    refs = list_refs(run_with_store, "store:train")
     assert len(refs) == 4
     assert all(ref.row is not None for ref in refs)
 
@@ -126,7 +126,7 @@ def test_an_invalid_list_is_refused(tiny: Config, tmp_path: Path, content: str, 
         ("list.txt", b"image\na.jpg\n", "holds a table with the column `image`"),
     ],
 )
-def test_a_list_of_another_form_is_refused_with_its_cause(
+def test_a_list_in_another_format_is_refused_with_the_cause(
     tiny: Config, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)

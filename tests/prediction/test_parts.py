@@ -12,7 +12,7 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import RunStateError, StorageError
 from kp_ray.keypoints import DACON24
 from kp_ray.prediction.images import ImageRef
-from kp_ray.prediction.parts import find_missing, is_found, lowest_threshold, merge_parts, part_schema
+from kp_ray.prediction.parts import find_missing_images, is_found, lowest_threshold, merge_parts, part_schema
 from kp_ray.prediction.predictions import read_predictions
 from kp_ray.storage import write_parquet
 
@@ -26,6 +26,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def make_row(image: str, member: str, score: float, **changes: Any) -> dict[str, Any]:
+    """Make a row of a part, with the score as the value of every keypoint number."""
     keypoints = np.full(3 * len(DACON24), score if score else np.nan)
     row = {"image": image, "version": "v1", "member": member, "score": score, "bbox_xyxy": [0.0, 0.0, 9.0, 9.0],
            "keypoints": keypoints, "width": 64, "height": 48, "reason": ""}  # fmt: skip
@@ -42,12 +43,14 @@ def merge(config: Config) -> None:
 
 
 def test_merged_rows_are_ordered_by_image_and_member_and_hold_the_best_detection(config: Config) -> None:
-    first, second = REFS[0].image, REFS[1].image
-    write_part(config, "1", make_row(second, "b", 0.0), make_row(second, "a", 0.4))
-    write_part(config, "2", make_row(first, "a", 0.6), make_row(first, "a", 0.9), make_row(first, "b", 0.7))
+    first_image, second_image = REFS[0].image, REFS[1].image
+    write_part(config, "1", make_row(second_image, "b", 0.0), make_row(second_image, "a", 0.4))
+    write_part(
+        config, "2", make_row(first_image, "a", 0.6), make_row(first_image, "a", 0.9), make_row(first_image, "b", 0.7)
+    )
     merge(config)
     predictions = read_predictions(config.path("predictions.parquet"))
-    assert (predictions.images, predictions.members) == ((first, second), ("a", "b"))
+    assert (predictions.images, predictions.members) == ((first_image, second_image), ("a", "b"))
     assert predictions.scores.tolist() == [[0.9, 0.4], [0.7, 0.0]]
     assert predictions.keypoints[:, :, 0, 0].tolist()[0] == [0.9, 0.4]
     assert np.isnan(predictions.keypoints[1, 1]).all()
@@ -56,41 +59,41 @@ def test_merged_rows_are_ordered_by_image_and_member_and_hold_the_best_detection
     assert (choices.rule, choices.several, choices.other_than_best_score) == ("score", 1, 0)
 
 
-def test_of_two_parts_with_an_image_the_one_that_could_use_it_is_merged(config: Config) -> None:
-    first, second = REFS[0].image, REFS[1].image
-    unusable = {"reason": "cut short", "width": 0, "height": 0}
-    write_part(config, "1", *(make_row(first, member, 0.0, **unusable) for member in MEMBERS))
-    write_part(config, "2", *(make_row(first, member, 0.8) for member in MEMBERS))
-    write_part(config, "3", *(make_row(second, member, 0.0, **unusable) for member in MEMBERS))
+def test_of_two_parts_with_an_image_the_part_in_which_it_is_usable_is_merged(config: Config) -> None:
+    first_image, second_image = REFS[0].image, REFS[1].image
+    changes = {"reason": "cut short", "width": 0, "height": 0}
+    write_part(config, "1", *(make_row(first_image, member, 0.0, **changes) for member in MEMBERS))
+    write_part(config, "2", *(make_row(first_image, member, 0.8) for member in MEMBERS))
+    write_part(config, "3", *(make_row(second_image, member, 0.0, **changes) for member in MEMBERS))
     merge(config)
     predictions = read_predictions(config.path("predictions.parquet"))
     assert predictions.reasons == ("", "cut short")
     assert predictions.scores[:, 0].tolist() == [0.8, 0.8]
-    assert find_missing(config.path("parts"), REFS) == [REFS[1]], "an unusable image is tried again"
+    assert find_missing_images(config.path("parts"), REFS) == [REFS[1]], "an unusable image is tried again"
 
 
 def test_a_part_of_another_version_of_an_image_is_ignored(config: Config) -> None:
     write_part(config, "1", *(make_row(REFS[0].image, member, 0.8, version="v0") for member in MEMBERS))
-    assert find_missing(config.path("parts"), REFS) == REFS
+    assert find_missing_images(config.path("parts"), REFS) == REFS
     write_part(config, "2", *(make_row(REFS[1].image, member, 0.8) for member in MEMBERS))
     with pytest.raises(RunStateError, match="the parts of some images are missing"):
         merge(config)
 
 
-def test_without_a_folder_every_image_is_missing(config: Config) -> None:
-    assert find_missing(config.path("parts"), REFS) == REFS
+def test_without_a_folder_of_parts_every_image_is_missing(config: Config) -> None:
+    assert find_missing_images(config.path("parts"), REFS) == REFS
 
 
 def test_a_damaged_part_is_refused_by_its_name(config: Config, tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "1.parquet").write_bytes(b"cut")
     with pytest.raises(StorageError, match=r"1\.parquet"):
-        find_missing(config.path("parts"), REFS)
+        find_missing_images(config.path("parts"), REFS)
 
 
-def test_a_score_of_zero_means_nobody_for_any_threshold(config: Config) -> None:
-    zero_threshold = build_config({"predict": {"score_threshold": 0.0}})
+def test_a_score_of_zero_is_not_found_at_any_threshold(config: Config) -> None:
+    config_without_threshold = build_config({"predict": {"score_threshold": 0.0}})
     assert is_found(np.array([0.0, 0.4, 0.5]), config).tolist() == [False, False, True]
-    assert is_found(np.array([0.0, 0.4]), zero_threshold).tolist() == [False, True]
+    assert is_found(np.array([0.0, 0.4]), config_without_threshold).tolist() == [False, True]
     assert lowest_threshold(config) == config.predict.fallback_threshold
-    assert lowest_threshold(zero_threshold) == 0
+    assert lowest_threshold(config_without_threshold) == 0

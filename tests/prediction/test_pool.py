@@ -1,4 +1,4 @@
-"""Test the share of actors and decoding tasks in a cluster."""
+"""Test the plan of actors and decoding tasks for a cluster."""
 
 from typing import Any
 
@@ -34,35 +34,36 @@ def test_without_a_setting_an_actor_takes_a_gpu_if_the_cluster_has_gpus() -> Non
 def test_a_full_pool_leaves_cpus_for_decoding_on_every_cluster(
     nodes: list[dict[str, float]], cpus_per_actor: float, gpus_per_actor: float | None
 ) -> None:
-    """Place all actors, in the worst case as many as fit on one node, and then a decoding task."""
+    """A decoding task must fit after the actors are placed in the worst way: each node is filled before the next."""
     if all(node["CPU"] < cpus_per_actor for node in nodes):
         return
     pool = plan(*nodes, actors=[9, 9], cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor)
-    free, num_left = [node["CPU"] for node in nodes], pool.max_actors
+    free_cpus, num_left = [node["CPU"] for node in nodes], pool.max_actors
     for i, node in enumerate(nodes):
-        num_placed = min(num_left, int(free[i] / pool.cpus_per_actor + 1e-9))
+        num_placed = min(num_left, int(free_cpus[i] / pool.cpus_per_actor + 1e-9))
         if pool.gpus_per_actor:
             num_placed = min(num_placed, int(node["GPU"] / pool.gpus_per_actor))
-        free[i] -= num_placed * pool.cpus_per_actor
+        free_cpus[i] -= num_placed * pool.cpus_per_actor
         num_left -= num_placed
-    assert max(free) >= pool.cpus_per_decode - 1e-9
+    assert max(free_cpus) >= pool.cpus_per_decode_task - 1e-9
     assert pool.cpus_per_actor > 0
 
 
-def test_the_pool_is_no_larger_than_the_cluster_holds() -> None:
-    assert (plan(TWO_CPUS, actors=[4, 8]).min_actors, plan(TWO_CPUS, actors=[4, 8]).max_actors) == (2, 2)
+def test_the_pool_is_no_larger_than_the_cluster() -> None:
+    pool = plan(TWO_CPUS, actors=[4, 8])
+    assert (pool.min_actors, pool.max_actors) == (2, 2)
     assert plan(GPU_NODE, actors=[1, 8]).max_actors == 4
-    growing = plan(TWO_CPUS, actors=[4, 8], cluster={"num_cpus": 64})
-    assert (growing.min_actors, growing.max_actors, growing.max_decodes) == (2, 8, 64)
+    pool = plan(TWO_CPUS, actors=[4, 8], cluster={"num_cpus": 64})
+    assert (pool.min_actors, pool.max_actors, pool.max_decode_tasks) == (2, 8, 64), "the cluster grows to 64 CPUs"
 
 
 def test_decoding_also_uses_nodes_without_actors() -> None:
-    assert plan_pool(build_config({}), [GPU_NODE], num_cpus=64).max_decodes == 64
+    assert plan_pool(build_config({}), [GPU_NODE], num_cpus=64).max_decode_tasks == 64
 
 
 def test_a_decoding_task_reserves_at_most_one_cpu() -> None:
     pool = plan({"CPU": 16.0}, cpus_per_actor=8)
-    assert (pool.cpus_per_actor, pool.cpus_per_decode) == (7, 1)
+    assert (pool.cpus_per_actor, pool.cpus_per_decode_task) == (7, 1)
 
 
 @pytest.mark.parametrize("section", [{"gpus_per_actor": 1}, {"cpus_per_actor": 64}])

@@ -39,7 +39,7 @@ def test_predictions_are_read_by_member_and_image(path: Path) -> None:
     assert (scenes, cameras, frames) == (("s", "s", "other"), ("A", "A", ""), (2, 1, -1))
 
 
-def test_a_file_of_another_program_is_refused(path: Path) -> None:
+def test_a_file_that_another_program_wrote_is_refused(path: Path) -> None:
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(StorageError, match=f"{path}: was written by another program"):
@@ -55,8 +55,8 @@ def test_a_file_of_another_program_is_refused(path: Path) -> None:
 @pytest.mark.parametrize("rows", [[], [0, 1, 2], [0, 2, 1, 3, 4, 5], [0, 1, 0, 1, 4, 5]])
 def test_a_file_without_one_row_per_image_and_member_is_refused(path: Path, rows: list[int]) -> None:
     table = pq.read_table(path)
-    changed = table.take(pa.array(rows, pa.int64()))
-    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), path)
+    table_of_rows = table.take(pa.array(rows, pa.int64()))
+    pq.write_table(table_of_rows.replace_schema_metadata(table.schema.metadata), path)
     with pytest.raises(StorageError, match="does not have one row per image and member"):
         read_predictions(str(path))
 

@@ -25,7 +25,7 @@ from kp_ray.prediction.predictor import BatchResult, InputImage, Predictor
 from kp_ray.prediction.settings import view_scales
 from tests.helpers.linked_runs import configure_run, first_image
 
-LinkRun = Callable[..., Config]
+LinkMembers = Callable[..., Config]
 
 
 def make_predictor(config: Config, members: Sequence[str] = ("a",)) -> Predictor:
@@ -43,60 +43,61 @@ def decode_files(predictor: Predictor, *paths: Path) -> pa.Table:
 
 
 @pytest.fixture
-def linked(with_members: Config, tmp_path: Path) -> LinkRun:
-    """Return a function that links the members into a run folder with other settings of the section `predict`."""
+def link_members(run_with_members: Config, tmp_path: Path) -> LinkMembers:
+    """Return a function that links the members into a run folder with other settings of the `predict` section."""
 
     def link(name: str = "run", **section: Any) -> Config:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "members").symlink_to(with_members.path("members"))
-        return configure_run(with_members, tmp_path / name, **section)
+        (tmp_path / name / "members").symlink_to(run_with_members.path("members"))
+        return configure_run(run_with_members, tmp_path / name, **section)
 
     return link
 
 
 @pytest.mark.parametrize("tta", [["flip"], ["flip", 0.75, 1.5]])
-def test_with_flips_a_mirrored_image_gives_the_mirrored_people(
-    with_members: Config, linked: LinkRun, tta: list[Any], tmp_path: Path
+def test_with_flips_a_mirrored_image_has_mirrored_people(
+    run_with_members: Config, link_members: LinkMembers, tta: list[Any], tmp_path: Path
 ) -> None:
-    predictor = make_predictor(linked(tta=tta, fallback_threshold=0.0))
-    pixels = simplejpeg.decode_jpeg(first_image(with_members).read_bytes(), "RGB")
+    predictor = make_predictor(link_members(tta=tta, fallback_threshold=0.0))
+    pixels = simplejpeg.decode_jpeg(first_image(run_with_members).read_bytes(), "RGB")
     PIL.Image.fromarray(pixels).save(tmp_path / "plain.png")
     PIL.Image.fromarray(pixels[:, ::-1]).save(tmp_path / "mirrored.png")
     batch = decode_files(predictor, tmp_path / "plain.png", tmp_path / "mirrored.png")
     images = [InputImage(batch.slice(i, 1)) for i in range(2)]
-    plain, mirrored = predictor.find_people("a", images)
-    assert plain
-    assert len(plain) == len(mirrored)
-    best = plain[0]
-    mirrored_back = [mirror_detection(person, 320, DACON24) for person in mirrored]
-    # People of equal scores have any order.
-    counterpart = min(mirrored_back, key=lambda person: float(np.abs(person.bbox_xyxy - best.bbox_xyxy).max()))
-    assert counterpart.score == pytest.approx(best.score, abs=1e-5)
-    np.testing.assert_allclose(counterpart.bbox_xyxy, best.bbox_xyxy, atol=1e-2)
-    np.testing.assert_allclose(counterpart.keypoints, best.keypoints, atol=1e-2)
-    without_tta = make_predictor(linked("other", fallback_threshold=0.0))
-    people = without_tta.find_people("a", images[:1])[0]
-    assert min(np.abs(person.keypoints - best.keypoints).max() for person in people) > 0.1, "the other views count"
+    people, mirrored_people = predictor.find_people("a", images)
+    assert people
+    assert len(people) == len(mirrored_people)
+    best_person = people[0]
+    candidates = [mirror_detection(person, 320, DACON24) for person in mirrored_people]
+    # The order of people with equal scores is arbitrary.
+    counterpart = min(candidates, key=lambda person: float(np.abs(person.bbox_xyxy - best_person.bbox_xyxy).max()))
+    assert counterpart.score == pytest.approx(best_person.score, abs=1e-5)
+    np.testing.assert_allclose(counterpart.bbox_xyxy, best_person.bbox_xyxy, atol=1e-2)
+    np.testing.assert_allclose(counterpart.keypoints, best_person.keypoints, atol=1e-2)
+    predictor = make_predictor(link_members("other", fallback_threshold=0.0))
+    people = predictor.find_people("a", images[:1])[0]
+    changes = [np.abs(person.keypoints - best_person.keypoints).max() for person in people]
+    assert min(changes) > 0.1, "TTA changes the result"
 
 
-def test_a_member_of_rgb_images_gets_rgb_images(with_members: Config, linked: LinkRun) -> None:
-    predictor = make_predictor(linked(fallback_threshold=0.0, decode="argmax"))
+def test_a_member_with_input_format_rgb_gets_rgb_images(run_with_members: Config, link_members: LinkMembers) -> None:
+    predictor = make_predictor(link_members(fallback_threshold=0.0, decode="argmax"))
     model, cfg = predictor.members["a"]
     cfg.INPUT.FORMAT = "RGB"
-    path = first_image(with_members)
+    path = first_image(run_with_members)
     (people,) = predictor.find_people("a", [InputImage(decode_files(predictor, path))])
     (expected,) = detect_people(model, cfg, DACON24, [{"image": path.read_bytes(), "width": 320, "height": 180}])
     assert [person.score for person in people] == [person.score for person in expected[: len(people)]]
 
 
 def test_a_batch_becomes_one_part_and_a_retry_replaces_it(
-    with_members: Config, linked: LinkRun, tmp_path: Path
+    run_with_members: Config, link_members: LinkMembers, tmp_path: Path
 ) -> None:
-    config = linked()
+    config = link_members()
     predictor = make_predictor(config, ["a", "b"])
-    path = first_image(with_members)
-    (tmp_path / "broken.jpg").write_bytes(b"not an image")
-    batch = decode_files(predictor, tmp_path / "broken.jpg", path)
+    path = first_image(run_with_members)
+    (tmp_path / "invalid.jpg").write_bytes(b"not an image")
+    batch = decode_files(predictor, tmp_path / "invalid.jpg", path)
     for _ in range(2):
         (values,) = predictor(batch).to_pylist()
         result = BatchResult(**values)
@@ -104,59 +105,62 @@ def test_a_batch_becomes_one_part_and_a_retry_replaces_it(
     (part,) = Path(config.path("predictions", "test")).iterdir()
     rows = pq.read_table(part).to_pylist()
     assert {(row["image"], row["version"], row["member"]) for row in rows} == {
-        (name, "1:2", member) for name in ("broken.jpg", path.name) for member in ("a", "b")
+        (name, "1:2", member) for name in ("invalid.jpg", path.name) for member in ("a", "b")
     }
     for row in rows:
-        is_broken = row["image"] == "broken.jpg"
-        assert (row["score"] == 0, bool(row["reason"]), row["width"]) == (is_broken, is_broken, 0 if is_broken else 320)
+        is_invalid = row["image"] == "invalid.jpg"
+        width = 0 if is_invalid else 320
+        assert (row["score"] == 0, bool(row["reason"]), row["width"]) == (is_invalid, is_invalid, width)
 
 
-def test_images_of_different_sizes_are_predicted_as_each_alone(
-    with_members: Config, linked: LinkRun, tmp_path: Path
+def test_images_of_different_sizes_in_a_batch_are_predicted_as_if_each_were_alone(
+    run_with_members: Config, link_members: LinkMembers, tmp_path: Path
 ) -> None:
-    predictor = make_predictor(linked(fallback_threshold=0.0))
-    path = first_image(with_members)
+    predictor = make_predictor(link_members(fallback_threshold=0.0))
+    path = first_image(run_with_members)
     PIL.Image.open(path).crop((0, 0, 200, 180)).save(tmp_path / "narrow.png")
     batch = decode_files(predictor, path, tmp_path / "narrow.png", path)
     images = [InputImage(batch.slice(i, 1)) for i in range(3)]
-    together = predictor.find_people("a", images)
-    for image, people in zip(images, together, strict=True):
-        (alone,) = predictor.find_people("a", [image])
-        np.testing.assert_allclose([p.score for p in people], [p.score for p in alone], atol=1e-5)
+    for image, people in zip(images, predictor.find_people("a", images), strict=True):
+        (expected,) = predictor.find_people("a", [image])
+        scores, expected_scores = ([person.score for person in group] for group in (people, expected))
+        np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
 
 
-def test_a_model_finds_ten_people_at_most_unless_the_config_sets_another_number(linked: LinkRun) -> None:
+def test_a_model_finds_at_most_ten_people_unless_the_config_sets_another_number(link_members: LinkMembers) -> None:
     def max_detections(config: Config) -> int:
         model, _ = make_predictor(config).members["a"]
         return int(model.roi_heads.box_predictor.test_topk_per_image)
 
-    config = linked()
+    config = link_members()
     assert max_detections(config) == 10
     section = config.model.model_copy(update={"cfg": {"TEST.DETECTIONS_PER_IMAGE": 3}})
     assert max_detections(config.model_copy(update={"model": section})) == 3
 
 
-def test_a_member_that_cannot_be_loaded_is_the_result_of_every_batch(with_members: Config, linked: LinkRun) -> None:
-    predictor = make_predictor(linked(), ["a", "untrained"])
-    (values,) = predictor(decode_files(predictor, first_image(with_members))).to_pylist()
+def test_if_a_member_cannot_be_loaded_every_batch_returns_the_error(
+    run_with_members: Config, link_members: LinkMembers
+) -> None:
+    predictor = make_predictor(link_members(), ["a", "untrained"])
+    (values,) = predictor(decode_files(predictor, first_image(run_with_members))).to_pylist()
     result = BatchResult(**values)
     assert result.num_images == 0
     with pytest.raises(ModelError, match="untrained"):
         result.raise_error()
 
 
-def test_mixed_precision_does_not_round_coordinates(with_members: Config) -> None:
-    """In bf16, coordinates above 256 px would be even numbers."""
-    image = np.ascontiguousarray(decode(first_image(with_members).read_bytes())[0][..., :3])
+def test_mixed_precision_does_not_round_coordinates(run_with_members: Config) -> None:
+    """In bf16, coordinates above 256 px would be rounded to even numbers."""
+    image = np.ascontiguousarray(decode(first_image(run_with_members).read_bytes())[0][..., :3])
     row = {"image": image, "width": 320, "height": 180}
-    model, cfg = load_member(with_members.member_dir("a"), "cpu")
-    (plain,) = detect_people(model, cfg, DACON24, [row])
+    model, cfg = load_member(run_with_members.member_dir("a"), "cpu")
+    (expected_people,) = detect_people(model, cfg, DACON24, [row])
     set_precision(model, "cpu", "bf16")
     dtypes: list[torch.dtype] = []
     model.backbone.bottom_up.stem.conv1.register_forward_hook(lambda *hook: dtypes.append(hook[2].dtype))
-    (mixed,) = detect_people(model, cfg, DACON24, [row])
+    (people,) = detect_people(model, cfg, DACON24, [row])
     assert dtypes == [torch.bfloat16]
-    assert mixed
-    assert mixed[0].score == pytest.approx(plain[0].score, abs=0.05)
-    fractions = np.concatenate([person.bbox_xyxy for person in mixed]) % 0.25
+    assert people
+    assert people[0].score == pytest.approx(expected_people[0].score, abs=0.05)
+    fractions = np.concatenate([person.bbox_xyxy for person in people]) % 0.25
     assert (fractions > 1e-3).any()

@@ -31,11 +31,11 @@ DETAILS = PredictionDetails(
 )
 
 
-def test_details_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_details_are_equal_after_a_round_trip(tmp_path: Path) -> None:
     path = str(tmp_path / "predict.json")
     write_details(path, DETAILS)
     assert read_details(path) == DETAILS
-    assert "가.jpg" in Path(path).read_text(), "names are written as they are, not escaped"
+    assert "가.jpg" in Path(path).read_text(), "names are not escaped"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"images": "many"}'])

@@ -1,4 +1,4 @@
-"""Test prediction on a Ray cluster: complete results, resuming, and failures."""
+"""Test prediction on a Ray cluster: complete results, resumed runs, and failures."""
 
 import json
 import os
@@ -30,33 +30,36 @@ def list_parts(config: Config) -> list[Path]:
     return sorted(Path(config.path("predictions")).rglob("*.parquet"))
 
 
-def test_every_image_has_a_row_per_member_and_the_submission_is_valid(predicted: Config) -> None:
-    sample = read_sample_submission(predicted.require_input("sample_submission"))
-    table = pq.read_table(predicted.path("predictions.parquet")).to_pandas()
-    assert table[["image", "member"]].to_numpy().tolist() == [[i, m] for i in sample.images for m in ("a", "b")]
-    assert (table["found"] == (table["score"] >= predicted.predict.score_threshold)).all()
+def test_every_image_has_a_row_per_member_and_the_submission_is_valid(predicted_run: Config) -> None:
+    sample = read_sample_submission(predicted_run.require_input("sample_submission"))
+    table = pq.read_table(predicted_run.path("predictions.parquet")).to_pandas()
+    expected_rows = [[image, member] for image in sample.images for member in ("a", "b")]
+    assert table[["image", "member"]].to_numpy().tolist() == expected_rows
+    assert (table["found"] == (table["score"] >= predicted_run.predict.score_threshold)).all()
     assert (table["num_people"] > 0).tolist() == (table["score"] > 0).tolist()
-    a, b = (table[table["member"] == member]["score"].to_numpy() for member in ("a", "b"))
-    assert not np.array_equal(a, b), "members of other seeds are other models"
-    points = read_submission(predicted.path("submission.csv"), sample, DACON24, size=None)
+    scores_a, scores_b = (table[table["member"] == member]["score"].to_numpy() for member in ("a", "b"))
+    assert not np.array_equal(scores_a, scores_b), "members with different seeds are different models"
+    points = read_submission(predicted_run.path("submission.csv"), sample, DACON24, size=None)
     assert np.isfinite(points).all()
 
 
-def test_each_part_holds_consecutive_images(predicted: Config) -> None:
-    """A resumed run must make the same batches, because a model's last bits depend on the batch."""
-    images = read_sample_submission(predicted.require_input("sample_submission")).images
-    parts = [set(pq.read_table(part)["image"].to_pylist()) for part in list_parts(predicted)]
+def test_each_part_holds_consecutive_images(predicted_run: Config) -> None:
+    """A resumed run must make the same batches, because the last bits of a model's output depend on the batch."""
+    images = read_sample_submission(predicted_run.require_input("sample_submission")).images
+    parts = [set(pq.read_table(part)["image"].to_pylist()) for part in list_parts(predicted_run)]
     assert sorted(map(sorted, parts)) == sorted(sorted(images[i : i + 2]) for i in range(0, 10, 2))
 
 
-def test_a_pool_that_may_fill_the_cluster_leaves_cpus_for_decoding(trained: Config, tmp_path: Path) -> None:
-    details, took = predict(link_run(trained, tmp_path / "run", actors=[2, 8], batch_size=1))
-    assert (details.images, took.compute, took.gpus_per_actor) == (10, "cpu, fp32", 0)
+def test_a_pool_that_may_fill_the_cluster_leaves_cpus_for_decoding(run_with_store: Config, tmp_path: Path) -> None:
+    details, cost = predict(link_run(run_with_store, tmp_path / "run", actors=[2, 8], batch_size=1))
+    assert (details.images, cost.compute, cost.gpus_per_actor) == (10, "cpu, fp32", 0)
 
 
-def test_with_gpus_each_actor_takes_one_and_batches_are_those_of_cpus(trained: Config, tmp_path: Path) -> None:
-    """The cluster has a logical GPU; its actor computes on a CPU, because torch finds no device."""
-    config = link_run(trained, tmp_path / "run", batch_size=3)
+def test_with_gpus_each_actor_takes_a_gpu_and_the_batches_are_the_same_as_on_cpus(
+    run_with_store: Config, tmp_path: Path
+) -> None:
+    """The GPU is a logical resource: the actor reserves it and computes on a CPU."""
+    config = link_run(run_with_store, tmp_path / "run", batch_size=3)
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     done = run_kp_ray("predict", str(path), "--set", "cluster.num_gpus=1", "--json")
@@ -67,61 +70,62 @@ def test_with_gpus_each_actor_takes_one_and_batches_are_those_of_cpus(trained: C
     assert sorted(map(sorted, parts)) == sorted(sorted(images[i : i + 3]) for i in range(0, 10, 3))
 
 
-def test_predicting_again_predicts_nothing_and_keeps_the_figures(predicted: Config) -> None:
-    path = Path(predicted.path("predict.json"))
+def test_predicting_again_predicts_nothing_and_keeps_predict_json(predicted_run: Config) -> None:
+    path = Path(predicted_run.path("predict.json"))
     before = json.loads(path.read_text())
     assert before["took"]["predicted"] == before["images"] == 10
     assert before["took"]["seconds"] > 0
-    details, took = predict(predicted)
-    assert took.predicted == 0
+    details, cost = predict(predicted_run)
+    assert cost.predicted == 0
     assert details.took.predicted == 10
     assert json.loads(path.read_text()) == before
     assert len(before["filled"]) == sum(before["fallbacks"].values())
     assert before["people"]["rule"] == "track"
 
 
-def test_only_missing_and_changed_images_are_predicted_again_and_broken_ones_are_listed(
-    predicted: Config, tmp_path: Path
+def test_only_missing_and_changed_images_are_predicted_again_and_unusable_images_are_listed(
+    predicted_run: Config, tmp_path: Path
 ) -> None:
     images = tmp_path / "images"
-    shutil.copytree(predicted.require_input("test_images"), images)
-    config = link_run(predicted, tmp_path / "run", {"test_images": str(images)}, batch_size=2)
-    shutil.copytree(predicted.path("predictions"), config.path("predictions"))
-    shutil.copy(predicted.path("predictions.parquet"), config.run_dir)
-    assert not PredictionTask(config).find_missing()
+    shutil.copytree(predicted_run.require_input("test_images"), images)
+    config = link_run(predicted_run, tmp_path / "run", {"test_images": str(images)}, batch_size=2)
+    shutil.copytree(predicted_run.path("predictions"), config.path("predictions"))
+    shutil.copy(predicted_run.path("predictions.parquet"), config.run_dir)
+    assert not PredictionTask(config).find_missing_images()
     lost_part, copied_part, *_ = list_parts(config)
     lost_images = set(pq.read_table(lost_part)["image"].to_pylist())
     lost_part.unlink()
     copied_part.with_name(f"copy-{copied_part.name}").write_bytes(copied_part.read_bytes())
     sample = read_sample_submission(config.require_input("sample_submission"))
-    broken, deleted = [name for name in sample.images if name not in lost_images][:2]
-    (images / broken).write_bytes(b"not an image")
-    (images / deleted).unlink()
-    details, took = predict(config)
-    assert took.predicted == len(lost_images) + 2
+    invalid_name, deleted_name = [name for name in sample.images if name not in lost_images][:2]
+    (images / invalid_name).write_bytes(b"not an image")
+    (images / deleted_name).unlink()
+    details, cost = predict(config)
+    assert cost.predicted == len(lost_images) + 2
     reasons = {row.image: row.reason for row in details.unusable}
-    assert reasons.keys() == {broken, deleted}
-    assert "not an image" in reasons[broken]
-    assert "no such file" in reasons[deleted]
-    before = pq.read_table(predicted.path("predictions.parquet")).to_pylist()
-    after = pq.read_table(config.path("predictions.parquet")).to_pylist()
-    usable, expected = ([row for row in rows if row["image"] not in (broken, deleted)] for rows in (after, before))
-    assert str(usable) == str(expected), "a duplicate part adds no row"  # as text, because NaN is not equal to NaN
+    assert reasons.keys() == {invalid_name, deleted_name}
+    assert "not an image" in reasons[invalid_name]
+    assert "no such file" in reasons[deleted_name]
+    expected_rows, rows = (
+        [row for row in pq.read_table(run.path("predictions.parquet")).to_pylist() if row["image"] not in reasons]
+        for run in (predicted_run, config)
+    )
+    assert str(rows) == str(expected_rows), "a duplicate part adds no row"  # as text, because NaN is not equal to NaN
     points = read_submission(config.path("submission.csv"), sample, DACON24, size=None)
     assert len(points) == len(sample.images)
-    shutil.copy2(Path(predicted.require_input("test_images"), deleted), images)
-    changed = next(name for name in reversed(sample.images) if name not in (broken, deleted))
-    (images / changed).write_bytes((images / deleted).read_bytes())
-    missing = [ref.image for ref in PredictionTask(config).find_missing()]
-    assert missing == [changed, broken], "changed images come first; a restored image keeps its earlier part"
+    shutil.copy2(Path(predicted_run.require_input("test_images"), deleted_name), images)
+    changed_name = next(name for name in reversed(sample.images) if name not in reasons)
+    (images / changed_name).write_bytes((images / deleted_name).read_bytes())
+    names = [ref.image for ref in PredictionTask(config).find_missing_images()]
+    assert names == [changed_name, invalid_name], "changed images come first; a restored image keeps its earlier part"
 
 
-def test_a_second_driver_of_a_run_folder_is_refused(predicted: Config) -> None:
-    with writer_lock(predicted.path("predictions")), pytest.raises(RunStateError, match="another process"):
-        predict(predicted)
+def test_a_second_driver_of_a_run_folder_is_refused(predicted_run: Config) -> None:
+    with writer_lock(predicted_run.path("predictions")), pytest.raises(RunStateError, match="another process"):
+        predict(predicted_run)
 
 
-DRIVER = """
+KILLED_DRIVER = """
 import os, sys
 import ray
 from kp_ray.config.load import load_config
@@ -137,32 +141,32 @@ predict(load_config(sys.argv[2]), progress)
 
 
 @pytest.mark.slow
-def test_after_a_killed_driver_only_missing_images_are_predicted_and_a_killed_actor_loses_no_row(
-    trained: Config, many: dict[str, Any], undisturbed: bytes, tmp_path: Path
+def test_after_kills_of_the_driver_and_an_actor_only_missing_images_are_predicted(
+    run_with_store: Config, linked_data: dict[str, Any], expected_predictions: bytes, tmp_path: Path
 ) -> None:
-    config = link_run(trained, tmp_path / "run", many, batch_size=1)
+    config = link_run(run_with_store, tmp_path / "run", linked_data, batch_size=1)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     address = ray.get_runtime_context().gcs_address
-    done = run_command(sys.executable, "-c", DRIVER, address, str(tmp_path / "config.yaml"), timeout_s=300)
+    done = run_command(sys.executable, "-c", KILLED_DRIVER, address, str(tmp_path / "config.yaml"), timeout_s=300)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert not Path(config.path("predictions.parquet")).exists()
     num_finished = len(list_parts(config))
     assert 3 <= num_finished < 10 * NUM_COPIES
-    killed: list[int] = []
+    actor_pids: list[int] = []
 
-    def kill_one(name: str, done: int, total: int, note: str = "") -> None:
-        if not killed and done >= 2:
+    def kill_actor(name: str, done: int, total: int, note: str = "") -> None:
+        if not actor_pids and done >= 2:
             actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True)
-            killed.extend(actor.pid for actor in actors if "Predictor" in actor.class_name)
-            os.kill(killed[0], signal.SIGKILL)
+            actor_pids.extend(actor.pid for actor in actors if "Predictor" in actor.class_name)
+            os.kill(actor_pids[0], signal.SIGKILL)
 
-    _, took = predict(config, kill_one)
-    assert took.predicted <= 10 * NUM_COPIES - num_finished
-    assert killed
-    assert Path(config.path("predictions.parquet")).read_bytes() == undisturbed
+    _, cost = predict(config, kill_actor)
+    assert cost.predicted <= 10 * NUM_COPIES - num_finished
+    assert actor_pids
+    assert Path(config.path("predictions.parquet")).read_bytes() == expected_predictions
 
 
-NODES = """
+LOST_NODE_DRIVER = """
 import sys
 import ray
 from ray.cluster_utils import Cluster
@@ -170,37 +174,37 @@ from kp_ray.config.load import load_config
 from kp_ray.prediction.run import predict
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-second = cluster.add_node(num_cpus=1)
+second_node = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
 
 def progress(name, done, total, note=""):
-    global second
-    if second and len([node for node in ray.nodes() if node["Alive"]]) == 2 and done >= 4:
-        cluster.remove_node(second, allow_graceful=False)
-        second = None
+    global second_node
+    if second_node and len([node for node in ray.nodes() if node["Alive"]]) == 2 and done >= 4:
+        cluster.remove_node(second_node, allow_graceful=False)
+        second_node = None
 
 details, _ = predict(load_config(sys.argv[1]), progress)
-print("lost a node:", second is None, "images:", details.images)
+print("lost a node:", second_node is None, "images:", details.images)
 ray.shutdown()
 cluster.shutdown()
 """
 
 
 @pytest.mark.slow
-def test_a_lost_node_loses_no_row_and_duplicates_none(
-    trained: Config, many: dict[str, Any], undisturbed: bytes, tmp_path: Path
+def test_after_the_loss_of_a_node_no_row_is_missing_or_duplicated(
+    run_with_store: Config, linked_data: dict[str, Any], expected_predictions: bytes, tmp_path: Path
 ) -> None:
-    config = link_run(trained, tmp_path / "run", many, batch_size=1, actors=[2, 2])
+    config = link_run(run_with_store, tmp_path / "run", linked_data, batch_size=1, actors=[2, 2])
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    done = run_command(sys.executable, "-c", NODES, str(tmp_path / "config.yaml"), timeout_s=500)
+    done = run_command(sys.executable, "-c", LOST_NODE_DRIVER, str(tmp_path / "config.yaml"), timeout_s=500)
     assert f"lost a node: True images: {10 * NUM_COPIES}" in done.stdout, done.stderr[-3000:]
-    assert Path(config.path("predictions.parquet")).read_bytes() == undisturbed
+    assert Path(config.path("predictions.parquet")).read_bytes() == expected_predictions
 
 
-def test_a_damaged_member_stops_the_prediction_with_its_own_error(trained: Config, tmp_path: Path) -> None:
-    config = link_run(trained, tmp_path / "run")
+def test_a_damaged_member_stops_the_prediction_with_its_own_error(run_with_store: Config, tmp_path: Path) -> None:
+    config = link_run(run_with_store, tmp_path / "run")
     (tmp_path / "run" / "members").unlink()
-    shutil.copytree(trained.path("members"), tmp_path / "run" / "members")
+    shutil.copytree(run_with_store.path("members"), tmp_path / "run" / "members")
     weights = Path(config.member_dir("b"), "model_final.pth")
     weights.write_bytes(weights.read_bytes()[:100_000])
     with pytest.raises(ModelError, match=r"stopped with 10 images left, .*model_final\.pth: damaged") as caught:
@@ -208,12 +212,12 @@ def test_a_damaged_member_stops_the_prediction_with_its_own_error(trained: Confi
     assert isinstance(caught.value.__cause__, ModelError)
 
 
-def test_an_actor_that_fits_no_node_is_refused(trained: Config, tmp_path: Path) -> None:
+def test_an_actor_that_fits_no_node_is_refused(run_with_store: Config, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"no node has .* for an actor: lower predict\.cpus_per_actor"):
-        predict(link_run(trained, tmp_path / "run", gpus_per_actor=1))
+        predict(link_run(run_with_store, tmp_path / "run", gpus_per_actor=1))
 
 
-GPU_SHARES = """
+GPU_DRIVER = """
 import sys
 import ray
 from ray.util.state import list_actors
@@ -221,25 +225,31 @@ from kp_ray.config.load import load_config
 from kp_ray.prediction.run import predict
 
 ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=True, logging_level="ERROR", log_to_driver=False)
-seen = []
+gpu_shares = []
 
 def progress(name, done, total, note=""):
     address = ray.get_runtime_context().gcs_address
-    alive = [actor for actor in list_actors(address=address, detail=True) if actor.state == "ALIVE"]
-    seen.append(sorted(actor.required_resources["GPU"] for actor in alive if "GPU" in actor.required_resources))
+    actors = [actor for actor in list_actors(address=address, detail=True) if actor.state == "ALIVE"]
+    gpu_shares.append(sorted(actor.required_resources["GPU"] for actor in actors if "GPU" in actor.required_resources))
 
-details, took = predict(load_config(sys.argv[1]), progress)
-print(details.images, max(seen, key=len), took.compute)
+details, cost = predict(load_config(sys.argv[1]), progress)
+print(details.images, max(gpu_shares, key=len), cost.compute)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("gpus_per_actor", "shares"), [(None, [1.0, 1.0]), (0.5, [0.5, 0.5])])
 def test_actors_take_a_gpu_each_or_the_share_that_the_config_sets(
-    trained: Config, many: dict[str, Any], tmp_path: Path, gpus_per_actor: float | None, shares: list[float]
+    run_with_store: Config,
+    linked_data: dict[str, Any],
+    tmp_path: Path,
+    gpus_per_actor: float | None,
+    shares: list[float],
 ) -> None:
-    """The cluster only claims to have GPUs: the actors reserve them and compute on CPUs."""
-    config = link_run(trained, tmp_path / "run", many, gpus_per_actor=gpus_per_actor, actors=[2, 3], batch_size=2)
+    """The GPUs are logical resources: the actors reserve them and compute on CPUs."""
+    config = link_run(
+        run_with_store, tmp_path / "run", linked_data, gpus_per_actor=gpus_per_actor, actors=[2, 3], batch_size=2
+    )
     (tmp_path / "gpu.yaml").write_text(config.to_yaml())
-    done = run_command(sys.executable, "-c", GPU_SHARES, str(tmp_path / "gpu.yaml"), timeout_s=300)
+    done = run_command(sys.executable, "-c", GPU_DRIVER, str(tmp_path / "gpu.yaml"), timeout_s=300)
     assert done.stdout.strip().splitlines()[-1:] == [f"{10 * NUM_COPIES} {shares} cpu, fp32"], done.stderr[-2000:]

@@ -24,6 +24,7 @@ from tests.helpers.linked_runs import configure_run
 
 
 def make_summary(several: int = 0, filled: tuple[FilledImage, ...] = ()) -> PredictSummary:
+    """Make the summary of three images; the filled images are unusable too."""
     details = PredictionDetails(
         images=3,
         members=("a", "b"),
@@ -35,18 +36,19 @@ def make_summary(several: int = 0, filled: tuple[FilledImage, ...] = ()) -> Pred
         unusable=tuple(UnusableImage(image=row.image, reason="cut") for row in filled),
         took=PredictionTime(predicted=3, seconds=1.5, start_up_s=0.1),
     )
-    took = PredictionTime(predicted=1, seconds=0.5, start_up_s=0.25, gpus_per_actor=1, compute="cuda, bf16")
-    return PredictSummary(details, took, "/run/submission.csv", "/run/predict.json")
+    cost = PredictionTime(predicted=1, seconds=0.5, start_up_s=0.25, gpus_per_actor=1, compute="cuda, bf16")
+    return PredictSummary(details, cost, "/run/submission.csv", "/run/predict.json")
 
 
 def test_the_summary_of_predict_counts_fallbacks_and_choices() -> None:
-    lines = ["3 images by 2 members: /run/submission.csv", "predicted by actors with 1 GPUs each: cuda, bf16"]
-    assert make_summary().lines() == lines
+    assert make_summary().lines() == [
+        "3 images by 2 members: /run/submission.csv", "predicted by actors with 1 GPUs each: cuda, bf16",
+    ]  # fmt: skip
     lines = make_summary(several=2, filled=(FilledImage(image="x.jpg", how="frame 3"),)).lines()
     assert lines[2:] == [
         "filled images: 1 by near frame; unusable images: 1; listed in /run/predict.json",
-        "several people found by a member in an image: 2 times; predict.person: track chose another than the best "
-        "score: 1 times",
+        "a member found several people in an image 2 times; predict.person: track did not choose the best score 1 "
+        "times",
     ]
 
 
@@ -59,17 +61,17 @@ def test_the_json_of_predict_has_its_documented_keys() -> None:
     }  # fmt: skip
 
 
-def test_predict_is_done_when_no_image_is_missing(predicted: Config) -> None:
+def test_predict_is_done_if_every_image_is_predicted(predicted_run: Config) -> None:
     stage = PredictStage()
-    stage.check(predicted)
-    assert stage.is_done(predicted)
-    assert stage.run(predicted, no_progress).to_json()["predicted"] == 0
-    assert not stage.is_done(configure_run(predicted, Path(predicted.run_dir), tta=["flip"]))
+    stage.check(predicted_run)
+    assert stage.is_done(predicted_run)
+    assert stage.run(predicted_run, no_progress).to_json()["predicted"] == 0
+    assert not stage.is_done(configure_run(predicted_run, Path(predicted_run.run_dir), tta=["flip"]))
 
 
-def test_predict_checks_only_inputs_that_no_earlier_stage_makes(tiny: Config, tmp_path: Path) -> None:
+def test_predict_checks_only_inputs_that_are_not_results_of_earlier_stages(tiny: Config, tmp_path: Path) -> None:
     stage = PredictStage()
-    stage.check(tiny)  # neither a store nor members
+    stage.check(tiny)  # the run has neither a store nor members
     with pytest.raises(ModelError, match="is not trained"):
         stage.is_done(tiny)
     stage.check(tiny_config({}, tmp_path, predict={"images": "store:val"}))
@@ -95,23 +97,23 @@ def test_the_forecast_of_predict_counts_images_and_trained_members(tiny: Config)
 
 def test_evaluate_applies_to_runs_with_a_truth(tiny: Config, tmp_path: Path) -> None:
     stage = EvaluateStage()
-    without_truth = configure_run(tiny, tmp_path, {"truth": None})
+    config_without_truth = configure_run(tiny, tmp_path, {"truth": None})
     assert stage.applies(tiny)
-    assert not stage.applies(without_truth)
+    assert not stage.applies(config_without_truth)
     assert stage.applies(configure_run(tiny, tmp_path, {"truth": None}, images="store:val"))
     stage.check(tiny)
     with pytest.raises(ConfigError, match=r"data\.truth"):
-        stage.check(without_truth)
+        stage.check(config_without_truth)
     with pytest.raises(StorageError, match="run predict first"):
         stage.is_done(tiny)
 
 
-def test_evaluate_scores_the_run_or_a_submission(predicted: Config) -> None:
-    summary = EvaluateStage().run(predicted, no_progress)
+def test_evaluate_scores_the_run_or_a_submission(predicted_run: Config) -> None:
+    summary = EvaluateStage().run(predicted_run, no_progress)
     assert set(summary.to_json()["members"]) == {"a", "b"}
-    assert EvaluateStage().is_done(predicted)
-    alone = EvaluateStage(predicted.path("submission.csv")).run(predicted, no_progress)
-    assert alone.to_json()["rmse"] == pytest.approx(summary.to_json()["rmse"])
+    assert EvaluateStage().is_done(predicted_run)
+    submission_summary = EvaluateStage(predicted_run.path("submission.csv")).run(predicted_run, no_progress)
+    assert submission_summary.to_json()["rmse"] == pytest.approx(summary.to_json()["rmse"])
     assert summary.lines()[0].startswith("RMSE in 95 % of bootstrap samples of the scenes: ")
 
 

@@ -13,10 +13,10 @@ from tests.helpers.linked_runs import configure_run, link_run
 
 
 @pytest.fixture
-def copied(trained: Config, tmp_path: Path) -> Config:
-    """Return a run folder without a store, whose members are copies that a test can change."""
-    shutil.copytree(trained.path("members"), tmp_path / "run" / "members")
-    return configure_run(trained, tmp_path / "run", tta=["flip"])
+def copied_run(run_with_store: Config, tmp_path: Path) -> Config:
+    """Copy the members into a run folder without a store, so that a test can change them."""
+    shutil.copytree(run_with_store.path("members"), tmp_path / "run" / "members")
+    return configure_run(run_with_store, tmp_path / "run", tta=["flip"])
 
 
 def test_an_untrained_member_is_refused(tiny: Config) -> None:
@@ -24,43 +24,43 @@ def test_an_untrained_member_is_refused(tiny: Config) -> None:
         PredictionTask(tiny)
 
 
-def test_flips_need_a_member_that_was_trained_with_flips(copied: Config) -> None:
-    assert len(PredictionTask(copied).find_missing()) == 10
-    cfg = Path(copied.member_dir("b"), "config.yaml")
+def test_flips_need_a_member_that_was_trained_with_flips(copied_run: Config) -> None:
+    assert len(PredictionTask(copied_run).find_missing_images()) == 10
+    cfg = Path(copied_run.member_dir("b"), "config.yaml")
     cfg.write_text(cfg.read_text().replace("RANDOM_FLIP: horizontal", "RANDOM_FLIP: none"))
     with pytest.raises(ConfigError, match=r"predict\.tta: member b was trained without flips"):
-        PredictionTask(copied)
+        PredictionTask(copied_run)
 
 
-def test_a_member_of_another_number_of_keypoints_is_refused(copied: Config) -> None:
-    cfg = Path(copied.member_dir("b"), "config.yaml")
+def test_a_member_with_another_number_of_keypoints_is_refused(copied_run: Config) -> None:
+    cfg = Path(copied_run.member_dir("b"), "config.yaml")
     cfg.write_text(cfg.read_text().replace("NUM_KEYPOINTS: 24", "NUM_KEYPOINTS: 17"))
-    with pytest.raises(ModelError, match="member b predicts 17 keypoints, the labels have 24"):
-        PredictionTask(copied)
+    with pytest.raises(ModelError, match=r"member b has another number of keypoints .* \(got 17, expected 24\)"):
+        PredictionTask(copied_run)
 
 
 @pytest.mark.parametrize("content", ["", "[", "text"])
-def test_a_damaged_config_of_a_member_is_refused_by_its_path(copied: Config, content: str) -> None:
-    cfg = Path(copied.member_dir("b"), "config.yaml")
+def test_a_damaged_config_of_a_member_is_refused_by_its_path(copied_run: Config, content: str) -> None:
+    cfg = Path(copied_run.member_dir("b"), "config.yaml")
     cfg.write_text(content)
     with pytest.raises(ModelError, match=f"{cfg}: damaged"):
-        PredictionTask(copied)
+        PredictionTask(copied_run)
 
 
-def test_the_folder_of_the_parts_depends_on_the_members_and_the_settings_that_decide_detections(copied: Config) -> None:
-    folder = PredictionTask(copied).folder
-    assert PredictionTask(copied).folder == folder
+def test_the_folder_of_the_parts_depends_on_all_that_changes_detections(copied_run: Config) -> None:
+    folder = PredictionTask(copied_run).folder
+    assert PredictionTask(copied_run).folder == folder
 
-    def folder_with(**changes: Any) -> str:
-        section = copied.predict.model_copy(update=changes)
-        return PredictionTask(copied.model_copy(update={"predict": section})).folder
+    def find_folder(**changes: Any) -> str:
+        section = copied_run.predict.model_copy(update=changes)
+        return PredictionTask(copied_run.model_copy(update={"predict": section})).folder
 
-    assert folder_with(batch_size=7, fusion="median") == folder, "neither setting changes a detection"
-    assert folder_with(tta=()) != folder
-    assert folder_with(fallback_threshold=0.01) != folder
-    weights = Path(copied.member_dir("a"), "model_final.pth")
+    assert find_folder(batch_size=7, fusion="median") == folder, "neither setting changes a detection"
+    assert find_folder(tta=()) != folder
+    assert find_folder(fallback_threshold=0.01) != folder
+    weights = Path(copied_run.member_dir("a"), "model_final.pth")
     weights.write_bytes(weights.read_bytes() + b"0")
-    assert PredictionTask(copied).folder != folder
+    assert PredictionTask(copied_run).folder != folder
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_folder_of_the_parts_depends_on_the_members_and_the_settings_that_de
     ],
 )
 def test_weights_of_unknown_members_or_keypoints_are_refused(
-    trained: Config, tmp_path: Path, weights: Any, message: str
+    run_with_store: Config, tmp_path: Path, weights: Any, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        PredictionTask(link_run(trained, tmp_path / "run", weights=weights))
+        PredictionTask(link_run(run_with_store, tmp_path / "run", weights=weights))
