@@ -25,17 +25,17 @@ def list_members(config: Config) -> dict[str, str]:
                 f"({', '.join(own_folders)}), or the path of another run's member, e.g. runs/other/members/a"
             )
         folder = own_folders.get(item, item)
-        name = own_names.get(folder) or _short_name(folder)
+        name = own_names.get(folder) or _short_name(folder) or folder
         members[folder if name in members else name] = folder
     return members
 
 
 def _short_name(folder: str) -> str:
-    """Return `<run folder>/<member>` for the path of a member's folder."""
+    """Return `<run folder>/<member>` for the path of a member's folder, or the member's name for a shorter path."""
     *parents, member = folder.rstrip("/").split("/")
-    if parents[-1] == "members":
+    if parents[-1:] == ["members"]:
         parents.pop()
-    return f"{parents[-1]}/{member}"
+    return "/".join([*parents[-1:], member])
 
 
 def check_other_runs(config: Config, skeleton: Skeleton) -> None:

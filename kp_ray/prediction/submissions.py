@@ -12,6 +12,7 @@ from kp_ray.ensemble.fusion import fuse_clips
 from kp_ray.ensemble.temporal import count_fallbacks
 from kp_ray.errors import ConfigError, DataError
 from kp_ray.keypoints import FloatArray, Skeleton
+from kp_ray.storage import filesystem
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,10 @@ def fuse_submissions(
 def _check_files_and_weights(paths: Sequence[str], target: str, weights: Sequence[float] | None) -> None:
     if len(paths) < 2:
         raise ConfigError(f"fuse: needs two or more submissions (got {len(paths)}): name another file")
-    if len(set(paths)) < len(paths):
+    files = [filesystem(path)[1] for path in paths]  # a.csv and ./a.csv are the same file
+    if len(set(files)) < len(files):
         raise ConfigError("fuse: a submission is named twice: name each file once, and weight it by --weights")
-    if target in paths:
+    if filesystem(target)[1] in files:
         raise ConfigError(f"--out: {target} is one of the submissions: name another file")
     if weights is None:
         return

@@ -315,7 +315,7 @@ def fit_member(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     trainer = _create_trainer(config, member, use_gpu=use_gpu, folder=folder, callbacks=callbacks)
     try:
-        with _without_leftovers():
+        with without_leftovers():
             outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         cause = root_cause(error)
@@ -332,7 +332,7 @@ def fit_member(
 
 
 @contextlib.contextmanager
-def _without_leftovers() -> Iterator[None]:
+def without_leftovers() -> Iterator[None]:
     """End Ray Train's controller, and the actors and placement groups that it owns, when a run ends in any way.
 
     The controller lives as long as this process, a Ray worker that may live on for days, has its handle. `fit` leaves

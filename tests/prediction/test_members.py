@@ -42,7 +42,7 @@ def test_members_of_other_runs_are_named_by_their_run_folder() -> None:
     assert list_folders("/one/y/members/a", "/two/y/members/a") == {
         "y/a": "/one/y/members/a", "/two/y/members/a": "/two/y/members/a"
     }  # fmt: skip
-    assert list_folders("/backup/a") == {"backup/a": "/backup/a"}
+    assert list_folders("/backup/a", "/") == {"backup/a": "/backup/a", "/": "/"}
     with pytest.raises(ConfigError, match=r"predict\.members: c is not a member of this run: .* \(a, b\), or the path"):
         list_folders("c")
     with pytest.raises(ConfigError, match=r"predict: members: a member is listed twice"):

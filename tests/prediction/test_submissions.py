@@ -91,9 +91,10 @@ def test_invalid_files_and_options_are_refused_and_nothing_is_written(tmp_path: 
     for paths, options, message in (
         ([path_a], {}, r"fuse: needs two or more submissions \(got 1\)"),
         ([path_a, path_a], {}, "a submission is named twice"),
+        ([path_a, f"{tmp_path}/./{Path(path_a).name}"], {}, "a submission is named twice"),
         ([path_a, path_b], {"weights": [1.0]}, r"--weights: 2 submissions need as many numbers .* \(got 1\)"),
         ([path_a, path_b], {"weights": [0.0, 0.0]}, "--weights"),
-        ([path_a, str(target)], {}, r"--out: .*out\.csv is one of the submissions"),
+        ([path_a, f"{tmp_path}/./{target.name}"], {}, r"--out: .*out\.csv is one of the submissions"),
     ):
         with pytest.raises(ConfigError, match=message):
             fuse_submissions(paths, str(target), **options)

@@ -26,7 +26,7 @@ from kp_ray.training.dataloader import usable_rows
 from kp_ray.training.loop import iter_worker_batches, train_step
 from kp_ray.training.losses import LOSSES, LossModule, average_losses
 from kp_ray.training.optimizer import build_optimizer
-from kp_ray.training.run import train
+from kp_ray.training.run import train, without_leftovers
 from kp_ray.training.worker import create_worker
 from tests.helpers.training import TrainedMember, read_log_lines, read_weights
 
@@ -93,13 +93,15 @@ def test_two_workers_update_as_one_with_their_batches_joined_and_stay_equal(
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
     out = tmp_path / "weights.pth"
-    ray.train.torch.TorchTrainer(
+    trainer = ray.train.torch.TorchTrainer(
         train_twenty_steps,
         train_loop_config={"config": values, "member": member.model_dump(mode="json"), "out": str(out)},
         datasets={"train": ray.data.from_arrow(rows)},
         scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
         run_config=ray.train.RunConfig(name="steps", storage_path=str(tmp_path)),
-    ).fit()
+    )
+    with without_leftovers():
+        trainer.fit()
 
     cfg.SOLVER.BASE_LR *= 2
     reader = RowReader(["image", "width", "height", "keypoints", "bbox_xyxy"])

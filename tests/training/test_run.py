@@ -79,11 +79,11 @@ def test_too_few_rows_and_too_small_a_cluster_are_refused_before_a_member_begins
 
 
 @pytest.mark.slow
-def test_weights_of_another_skeleton_are_refused_and_the_other_members_are_trained(
+def test_weights_without_a_keypoint_of_the_labels_are_refused_and_the_other_members_are_trained(
     make_config: MakeConfig, trained: TrainedMember, tmp_path: Path
 ) -> None:
     content = torch.load(Path(trained.config.member_dir("a"), "model_final.pth"), weights_only=True)
-    content["keypoints"] = content["keypoints"][::-1]
+    content["keypoints"] = [f"wing {number}" for number in range(24)]
     weights = tmp_path / "other.pth"
     torch.save(content, weights)
     members = [{"name": "a", "weights": str(weights)}, {"name": "b"}]
