@@ -1,6 +1,6 @@
-"""Kill processes of every verb at random moments: the same command then has the result of an undisturbed run.
+"""Kill a process of a verb at a random moment: the same command then has the result of an undisturbed run.
 
-`make test-faults` runs all rounds. The seed of a round chooses the moment and the process; each round prints them.
+`make test-faults` runs all rounds. The seed of a round chooses the moment and the process; each round prints both.
 """
 
 import contextlib
@@ -31,27 +31,27 @@ ROUNDS = [(verb, seed) for verb, rounds in (("augment", 12), ("train", 6), ("tun
 KINDS = ("driver", "worker", "raylet", "gcs_server")
 WORKERS = {"augment": "ray::", "train": "ray::RayTrainWorker", "tune": "ray::(Trial|ResourceTrainable)",
            "predict": "ray::MapWorker"}  # fmt: skip
-"""Pattern of the names of a verb's worker processes: any task of Ray, a training worker, a trial, an actor."""
-NEEDS = {"augment": (), "train": ("store",), "tune": ("store",), "predict": ("store", "members")}
-"""Folders of the run folder that a verb reads."""
+"""Verb -> pattern of the names of its worker processes: any task of Ray, a training worker, a trial, an actor."""
+INPUT_FOLDERS = {"augment": (), "train": ("store",), "tune": ("store",), "predict": ("store", "members")}
+"""Verb -> the folders in the run folder that it reads."""
 END_S = 300
 """Seconds within which a driver must end after its cluster has died."""
 
 pytestmark = pytest.mark.slow
 
 
-def configure(data: dict[str, Any], run_dir: Path, source: Path | None = None, verb: str = "augment") -> Config:
-    """Write a config with a new run folder.
+def configure(data: dict[str, Any], run_dir: Path, base: Path | None = None, verb: str = "augment") -> Config:
+    """Write the config of a new run folder into it, and return the config.
 
     Args:
         data: `data` section of the config.
         run_dir: the new run folder.
-        source: run folder to which the folders that the verb reads are linked.
-        verb: the verb.
+        base: run folder whose folders that the verb reads are linked into the new one; None: link none.
+        verb: the verb that the run folder is for.
     """
     run_dir.mkdir(parents=True)
-    for name in NEEDS[verb] if source else ():
-        (run_dir / name).symlink_to(source / name)
+    for name in INPUT_FOLDERS[verb] if base else ():
+        (run_dir / name).symlink_to(base / name)
     train = {"max_iter": 24, "steps": [20], "eval_period": 12, "checkpoint_period": 4}
     config = tiny_config(
         data, run_dir, train=train, augment={"sources_per_part": 1}, predict={"batch_size": 1},
@@ -67,7 +67,7 @@ def start(verb: str, config: Config) -> subprocess.Popen[str]:
 
 
 def read_result(verb: str, config: Config) -> Any:
-    """Return the part of a verb's result that must not depend on which process died."""
+    """Return the values of a verb's result that must be the same whichever process died."""
     run = Path(config.run_dir)
     if verb == "augment":
         parts = sorted((run / "store").glob("recipe-*/*.parquet"))
@@ -115,10 +115,10 @@ def choose_victim(
 
 @pytest.fixture(scope="module")
 def undisturbed(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run of all verbs in which no process dies: its `folder`, and each verb's result and duration in seconds."""
+    """Run all verbs undisturbed; return the run's `folder`, and each verb's result and duration in seconds."""
     config = configure(sample_data, tmp_path_factory.mktemp("undisturbed") / "run")
     results: dict[str, Any] = {"folder": Path(config.run_dir)}
-    for verb in NEEDS:
+    for verb in INPUT_FOLDERS:
         began = time.monotonic()
         finish(start(verb, config))
         results[verb] = read_result(verb, config), time.monotonic() - began
@@ -127,9 +127,9 @@ def undisturbed(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """A file system of 1 GiB."""
-    with mounted_disk(tmp_path / "disk", 1 << 30) as mounted:
-        yield mounted
+    """Mount a file system of 1 GiB."""
+    with mounted_disk(tmp_path / "disk", 1 << 30) as large_disk:
+        yield large_disk
 
 
 @pytest.mark.parametrize(("verb", "seed"), ROUNDS, ids=[f"{verb}-{seed}" for verb, seed in ROUNDS])
@@ -139,25 +139,25 @@ def test_after_a_kill_the_same_command_has_the_result_of_an_undisturbed_run(
     rng = np.random.default_rng([seed, len(verb)])
     expected, duration_s = undisturbed[verb]
     kind, moment = KINDS[seed % len(KINDS)], float(rng.uniform(0.2, 0.9))
-    killed = None
+    victim = None
     for attempt in range(8):  # a run may finish before the kill if the undisturbed run was slower
         config = configure(sample_data, tmp_path / str(attempt), undisturbed["folder"], verb)
         process = start(verb, config)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(moment * duration_s)
-        while killed is None and process.poll() is None:  # at times there is no process of the kind
+        while victim is None and process.poll() is None:  # sometimes no process of this kind runs
             processes = list_processes(process)
-            killed = choose_victim(verb, kind, processes, rng)
+            victim = choose_victim(verb, kind, processes, rng)
             try:
-                if killed:
-                    killed.kill()
+                if victim:
+                    victim.kill()
             except psutil.NoSuchProcess:
-                killed = None
-        if killed:
+                victim = None
+        if victim:
             break
         process.communicate()
         moment /= 1.5
-    assert killed, f"no {kind} could be killed"
+    assert victim, f"no {kind} could be killed"
     _, err = process.communicate(timeout=END_S)
     if process.returncode != 0:
         assert "Traceback" not in err
@@ -200,16 +200,16 @@ def test_a_run_folder_that_cannot_be_written_to_ends_in_one_line(
 
 
 def kill_all(processes: list[psutil.Process], process: subprocess.Popen[str]) -> None:
-    """Kill the processes of an ended driver's cluster: they would end within seconds, but slow the next run down."""
-    for survivor in processes:
+    """Kill the processes of an ended driver's cluster, which would slow the next run down for some seconds."""
+    for cluster_process in processes:
         with contextlib.suppress(psutil.Error):
-            survivor.kill()
+            cluster_process.kill()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def assert_same(result: Any, expected: Any) -> None:
-    """Assert that results are equal, numbers of training runs to a relative 1e-5."""
+    """Assert that results are equal; those of training runs (tuples) to a relative 1e-5."""
     if isinstance(result, tuple):
         for value, expected_value in zip(result, expected, strict=True):
             assert value == pytest.approx(expected_value, rel=1e-5)
