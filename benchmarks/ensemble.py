@@ -5,7 +5,7 @@
 RUN_DIR holds at least three trained members, a store and a config.yaml. The script generates images of new people,
 rooms and cameras, and predicts them with `kp-ray predict`. It scores each member alone (images without a person are
 filled), a plain average in which a member that found nobody counts as zeros, and kp_ray's fusion methods. Then it
-repeats this for each member without the member's detections in a random 5 % of the images.
+scores them again, for each member in turn, without this member's detections in a random 5 % of the images.
 Results: benchmarks/results/ensemble.{md,json}.
 """
 

@@ -2,8 +2,8 @@
 
     python benchmarks/ingest.py --sources 64 --repeats 5
 
-A  Detectron2's `build_detection_train_loader` with its DatasetMapper in N torch DataLoader processes, over JPEG files
-B  N Ray Train workers, each of which reads its shard of the store as `kp-ray train` does
+A  Detectron2's `build_detection_train_loader` with its DatasetMapper over JPEG files, one DataLoader process per core
+B  one Ray Train worker per core, which reads its shard of the store as `kp-ray train` does
 
 Both deliver the same images at the same training sizes in random order, half of them flipped, in batches of 4 over all
 workers. No model consumes the batches. A and B run in alternating order. The files are in the page cache; start-up and

@@ -62,7 +62,7 @@ def write_results(name: str, text: str, data: dict[str, Any]) -> None:
 def make_sources(folder: Path, num_sources: int, num_distinct: int = 400) -> Path:
     """Generate 1920x1080 sources; return the path of a config that augments them.
 
-    Sources after the first `num_distinct` are hard links to those.
+    Sources after the first `num_distinct` are hard links to these first ones.
     """
     sample = make_sample(str(folder / "data"), num_images=min(num_sources, num_distinct), num_test=0)
     images, labels = Path(sample.images), Path(sample.annotations)

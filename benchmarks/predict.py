@@ -3,8 +3,8 @@
     python benchmarks/predict.py RUN_DIR --images 100 --repeats 5
 
 RUN_DIR holds the trained members of an ensemble and a config.yaml. The images in `data.test_images` are repeated until
-there are `--images`. The first table compares three ways on the same images with the same members. A runs first, then B
-and C take turns:
+there are `--images` of them. The first table compares three ways on the same images with the same members. A runs
+first, then B and C take turns:
 
 A  the published way: one process, one Detectron2 DefaultPredictor per member, one image at a time, torch on all cores
 B  one operator: a pool of one actor per core, whose actors also read and decode the images

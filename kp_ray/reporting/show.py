@@ -76,7 +76,7 @@ def show(
     Args:
         path: a store or a `predictions.parquet`; the config.yaml beside it names the image folders.
         folder: folder for the images; None: `show` beside `path`.
-        recipe: show variants of this recipe only; None: of all recipes.
+        recipe: show variants of this recipe only; None: variants of all recipes.
         image: show variants of this source only, or the predictions for this image only; None: all.
         num: maximum number of images.
         seed: seed of the random selection.

@@ -48,7 +48,7 @@ def test_hidden_points_groups_and_images_without_a_person_are_kept(write):
     assert len(written_content["annotations"]) == 1
 
 
-def wrong_coco() -> list[tuple[object, str]]:
+def list_wrong_coco() -> list[tuple[object, str]]:
     """List wrong JSON values, each with a part of the message that refuses it."""
     two_people, missing_number, text_number, missing_image, wrong_v, huge_number, shared_id, shared_name = (
         make_coco() for _ in range(8)
@@ -80,7 +80,7 @@ def wrong_coco() -> list[tuple[object, str]]:
     ]
 
 
-@pytest.mark.parametrize(("content", "message"), wrong_coco())
+@pytest.mark.parametrize(("content", "message"), list_wrong_coco())
 def test_a_wrong_json_is_refused_with_file_and_image(write, content, message):
     path = write(json.dumps(content), "labels.json")
     with pytest.raises(DataError) as caught:

@@ -38,8 +38,8 @@ def test_units_stay_whole_both_sides_have_sources_and_the_row_order_does_not_mat
     refuse_leaks(split_units(labels, by), splits, labels.images)
     order = list(range(len(labels)))
     random.shuffle(order)
-    shuffled = split_sources(labels.select(order), by=by, fraction=fraction, seed=seed)
-    assert shuffled == [splits[row] for row in order]
+    shuffled_splits = split_sources(labels.select(order), by=by, fraction=fraction, seed=seed)
+    assert shuffled_splits == [splits[row] for row in order]
 
 
 @pytest.mark.parametrize("by", UNITS)

@@ -46,7 +46,7 @@ def configure(data: dict[str, Any], run_dir: Path, base: Path | None = None, ver
     Args:
         data: `data` section of the config.
         run_dir: the new run folder.
-        base: run folder whose folders that the verb reads are linked into the new one; None: link none.
+        base: run folder from which the folders that the verb reads are linked; None: link no folder.
         verb: the verb that the run folder is for.
     """
     run_dir.mkdir(parents=True)
@@ -68,18 +68,18 @@ def start(verb: str, config: Config) -> subprocess.Popen[str]:
 
 def read_result(verb: str, config: Config) -> Any:
     """Return the values of a verb's result that must be the same whichever process died."""
-    run = Path(config.run_dir)
+    run_dir = Path(config.run_dir)
     if verb == "augment":
-        parts = sorted((run / "store").glob("recipe-*/*.parquet"))
-        assert not list((run / "store").rglob("*.partial"))
-        return [(str(part.relative_to(run)), hashlib.sha256(part.read_bytes()).hexdigest()) for part in parts]
+        parts = sorted((run_dir / "store").glob("recipe-*/*.parquet"))
+        assert not list((run_dir / "store").rglob("*.partial"))
+        return [(str(part.relative_to(run_dir)), hashlib.sha256(part.read_bytes()).hexdigest()) for part in parts]
     if verb == "predict":
-        return [(run / name).read_bytes() for name in ("predictions.parquet", "submission.csv")]
+        return [(run_dir / name).read_bytes() for name in ("predictions.parquet", "submission.csv")]
     if verb == "train":
-        return read_training_result(run / "members" / "a")
+        return read_training_result(run_dir / "members" / "a")
     trials = sorted(read_trials(config), key=lambda trial: trial.name)
     assert [trial.status for trial in trials] == ["finished"] * config.tune.num_trials
-    return tuple(value for trial in trials for value in read_training_result(run / "tune" / "trials" / trial.name))
+    return tuple(value for trial in trials for value in read_training_result(run_dir / "tune" / "trials" / trial.name))
 
 
 def read_training_result(folder: Path) -> tuple[list[int], list[float], float]:
@@ -114,7 +114,7 @@ def choose_victim(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def undisturbed_results(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run all verbs undisturbed; return the run's `folder`, and each verb's result and duration in seconds."""
     config = configure(sample_data, tmp_path_factory.mktemp("undisturbed") / "run")
     results: dict[str, Any] = {"folder": Path(config.run_dir)}
@@ -134,14 +134,14 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.mark.parametrize(("verb", "seed"), ROUNDS, ids=[f"{verb}-{seed}" for verb, seed in ROUNDS])
 def test_after_a_kill_the_same_command_has_the_result_of_an_undisturbed_run(
-    verb: str, seed: int, undisturbed: dict[str, Any], sample_data: dict[str, Any], tmp_path: Path
+    verb: str, seed: int, undisturbed_results: dict[str, Any], sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng([seed, len(verb)])
-    expected, duration_s = undisturbed[verb]
+    expected, duration_s = undisturbed_results[verb]
     kind, moment = KINDS[seed % len(KINDS)], float(rng.uniform(0.2, 0.9))
     victim = None
     for attempt in range(8):  # a run may finish before the kill if the undisturbed run was slower
-        config = configure(sample_data, tmp_path / str(attempt), undisturbed["folder"], verb)
+        config = configure(sample_data, tmp_path / str(attempt), undisturbed_results["folder"], verb)
         process = start(verb, config)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(moment * duration_s)
@@ -177,11 +177,11 @@ def test_after_a_kill_the_same_command_has_the_result_of_an_undisturbed_run(
 
 @pytest.mark.parametrize(("verb", "room_kib"), [("train", 128), ("tune", 128), ("predict", 48)])
 def test_a_full_disk_ends_in_one_line_and_with_room_the_same_command_finishes(
-    verb: str, room_kib: int, undisturbed: dict[str, Any], sample_data: dict[str, Any], disk: Disk
+    verb: str, room_kib: int, undisturbed_results: dict[str, Any], sample_data: dict[str, Any], disk: Disk
 ) -> None:
-    expected, _ = undisturbed[verb]
+    expected, _ = undisturbed_results[verb]
     disk.remount(f"size={room_kib << 10}")
-    config = configure(sample_data, disk.folder / "run", undisturbed["folder"], verb)
+    config = configure(sample_data, disk.folder / "run", undisturbed_results["folder"], verb)
     assert "No space left on device" in finish_with_error(start(verb, config))
     disk.remount(f"size={1 << 30}")
     finish(start(verb, config))
@@ -190,9 +190,9 @@ def test_a_full_disk_ends_in_one_line_and_with_room_the_same_command_finishes(
 
 @pytest.mark.parametrize("verb", ["train", "tune", "predict"])
 def test_a_run_folder_that_cannot_be_written_to_ends_in_one_line(
-    verb: str, undisturbed: dict[str, Any], sample_data: dict[str, Any], disk: Disk
+    verb: str, undisturbed_results: dict[str, Any], sample_data: dict[str, Any], disk: Disk
 ) -> None:
-    config = configure(sample_data, disk.folder / "run", undisturbed["folder"], verb)
+    config = configure(sample_data, disk.folder / "run", undisturbed_results["folder"], verb)
     disk.remount("ro")
     message = finish_with_error(start(verb, config))
     assert str(disk.folder) in message

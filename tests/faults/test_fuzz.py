@@ -139,10 +139,10 @@ def assert_valid_labels(path: str) -> None:
     assert not np.isinf(xy).any()
     assert (np.isfinite(xy).all(axis=2) == (v > 0)).all()
     assert (np.isnan(xy[..., 0]) == np.isnan(xy[..., 1])).all()
-    written = Path(path).with_suffix(".written.csv")
-    written.write_bytes(to_csv(labels))
+    written_path = Path(path).with_suffix(".written.csv")
+    written_path.write_bytes(to_csv(labels))
     if labels.skeleton == DACON24:
-        np.testing.assert_array_equal(load_annotations(str(written)).keypoints[..., :2], xy)
+        np.testing.assert_array_equal(load_annotations(str(written_path)).keypoints[..., :2], xy)
 
 
 def assert_valid_corrections(path: str) -> None:

@@ -24,7 +24,7 @@ from tests.helpers.stores import training_part
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-CUTS: dict[str, Callable[[int], int]] = {  # place of the cut -> function from the size of a file to the size left
+CUTS: dict[str, Callable[[int], int]] = {  # place of the cut -> size of a file after the cut, given its size before
     "nothing left": lambda size: 0,
     "in the first magic bytes": lambda size: 3,
     "in the first image": lambda size: 2000,

@@ -182,10 +182,10 @@ def count_stray_pixels(variant: Variant, plain_variant: Variant, dot_xy: FloatAr
         dot_xy: (N, 2) coordinates of the dots in the source.
         width, height: size of the source in pixels.
     """
-    changed = _brightness_difference(variant, plain_variant) > MIN_DOT_CHANGE
+    is_changed = _brightness_difference(variant, plain_variant) > MIN_DOT_CHANGE
     inverse = np.linalg.inv(np.vstack([variant.affine, [0, 0, 1]]))[:2]
     source_pixels = reflect_into_frame(
-        apply_affine(inverse, np.argwhere(changed)[:, ::-1].astype(float)), width, height
+        apply_affine(inverse, np.argwhere(is_changed)[:, ::-1].astype(float)), width, height
     )
     scale = np.sqrt(abs(np.linalg.det(variant.affine[:, :2])))
     # The radius within which a dot changes pixels, plus 1.5 pixels of the variant for the interpolation.

@@ -1,4 +1,4 @@
-"""Test images with skeletons."""
+"""Images with skeletons drawn over them."""
 
 from pathlib import Path
 

@@ -130,10 +130,10 @@ def test_train_uses_the_settings_that_the_search_found(finished_search: Finished
 def test_a_finished_search_is_not_repeated_and_other_settings_are_refused(finished_search: FinishedSearch) -> None:
     config, summary, _ = finished_search
     files = list(Path(config.path("tune", "trials")).rglob("*"))
-    before = file_times(*files)
+    times = file_times(*files)
     assert tune(config) == summary
     assert list(Path(config.path("tune", "trials")).rglob("*")) == files
-    assert file_times(*files) == before
+    assert file_times(*files) == times
     values = config.to_dict()
     values["tune"]["base_lr"] = [0.001, 0.01]
     with pytest.raises(RunStateError, match=r"tune\.base_lr \[0.0001, 1000000000000.0\], now"):
@@ -179,7 +179,7 @@ def test_every_sampler_and_scheduler_finishes_a_search(section: dict[str, str], 
     config = make_search_config(tune={**ONE_AXIS, **section})
     summary = tune(config)
     table = pd.read_csv(config.path("tune", "trials.csv"))
-    is_grid = section.get("sampler") == "grid"  # of three learning rates, the middle one the config's
+    is_grid = section.get("sampler") == "grid"  # three learning rates, the config's in the middle
     assert summary.trials == len(table) == len(set(table.base_lr.round(9))) == (3 if is_grid else 4)
     assert set(table.status) <= {"finished", "stopped"}
     if is_grid:
