@@ -1,11 +1,11 @@
-"""Measure what each part of a prediction does to the error, on the same members and unseen people.
+"""Measure how decoding and test-time scales change the error of the same members on unseen people.
 
     python benchmarks/accuracy.py FOLDER --seeds 1 2 3 --images 80
 
-For every seed, the script makes the demo's data and trains its two members with `kp-ray` in FOLDER/seed<seed>; both are
-kept, so that a later run only predicts. Then every setting of `SETTINGS` predicts images of new people, rooms and
-cameras with the product's own functions in this process, without a Ray cluster. Results:
-benchmarks/results/accuracy.{md,json}.
+For every seed, the script makes the demo's data and trains its two members with `kp-ray` in FOLDER/seed<seed>. Data and
+members are kept, so that a later run only predicts. Then images of new people, rooms and cameras are predicted with
+every setting in `SETTINGS`, by kp_ray's functions in this process, without a Ray cluster.
+Results: benchmarks/results/accuracy.{md,json}.
 """
 
 import argparse
@@ -37,11 +37,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Name of a row of the table -> settings of the section `predict`. The first row is the baseline."""
 FIGURES = ("rmse", "median_px", "pck_0.02", "pck_0.05", "member_rmse", "member_pck_0.02", "cpu_s")
-"""Figures of a row: of the ensemble, the mean of the members alone, and CPU seconds per image."""
+"""Figures of a row: those of the ensemble, the means of the single members, and CPU seconds per image."""
 
 
 def train_members(folder: Path, seed: int) -> Path:
-    """Make the demo's data and train its two members unless that is done; return the path of their config."""
+    """Make the demo's data and train its two members, unless they exist; return the path of their config."""
     run_dir = folder / f"seed{seed}"
     if not (run_dir / "data" / "config.yaml").exists():
         make_sample(str(run_dir / "data"), num_images=200, num_test=40, seed=seed, run_dir=str(run_dir))
@@ -54,11 +54,11 @@ def train_members(folder: Path, seed: int) -> Path:
 
 
 def measure(config_path: Path, sample: SampleSummary, folder: Path, section: dict[str, Any]) -> dict[str, float]:
-    """Predict and evaluate the sample's images with one setting.
+    """Predict and evaluate the sample's images with one setting; return the values of `FIGURES`.
 
     Args:
         config_path: config of the trained members.
-        sample: the images and their truth.
+        sample: the images and their ground truth.
         folder: empty folder for the predictions.
         section: settings of the section `predict`.
     """
@@ -106,9 +106,10 @@ def format_table(results: dict[str, list[dict[str, float]]]) -> str:
     for name, figures in results.items():
         cells = [median_and_range([row[key] for row in figures], digits.get(key, 3)) for key in FIGURES]
         cells = cells if len(figures) > 1 else [cell.partition(" ")[0] for cell in cells]
-        better = sum(row["rmse"] < first["rmse"] for row, first in zip(figures, baseline, strict=True))
-        finer = sum(row["pck_0.02"] > first["pck_0.02"] for row, first in zip(figures, baseline, strict=True))
-        rows.append(f"| {name} | {' | '.join(cells)} | {better}, {finer} |")
+        pairs = list(zip(figures, baseline, strict=True))
+        num_lower_rmse = sum(row["rmse"] < baseline_row["rmse"] for row, baseline_row in pairs)
+        num_higher_pck = sum(row["pck_0.02"] > baseline_row["pck_0.02"] for row, baseline_row in pairs)
+        rows.append(f"| {name} | {' | '.join(cells)} | {num_lower_rmse}, {num_higher_pck} |")
     header = (
         "| | RMSE px | median px | PCK@0.02 | PCK@0.05 | a member's RMSE px | a member's PCK@0.02 | CPU s per image "
         "| seeds with a lower RMSE, a higher PCK@0.02 than the first row |\n" + "|---" * 9 + "|\n"

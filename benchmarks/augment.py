@@ -6,11 +6,10 @@ A  the published loop: one process, OpenCV's own threads, one Albumentations pip
 B  the same loop in a pool with one process per core
 C  the same work in Hugging Face `datasets.map(num_proc=cores)`, which stores the images in its Arrow files
 D  `kp-ray augment` on Ray, without its start-up
-E  a lower bound: decode every source and encode as many pixels as its variants have, in a pool of one process per core
+E  a bound for any method: only decode each source and encode as many pixels as its variants have, one process per core
 
 Each turn runs A to E once, so that a change of the machine's speed affects all five. The sources are generated
-1920x1080 JPEGs. D reads all of them, E half of them, and A, B and C an eighth, because their rates do not depend on the
-number.
+1920x1080 JPEGs. D reads all sources, E half of them, and A, B and C an eighth: their rates do not depend on the number.
 A and B run the published pipelines unchanged (published_loop.py). This script installs older libraries for them
 (`PUBLISHED`) into a separate environment, because Albumentations 2.0.8 would draw black borders and ignore
 `always_apply`. C runs pipelines of equal effect that kp_ray builds for Albumentations 2.0.8.
@@ -64,7 +63,7 @@ Job = tuple[str, Any]
 """Path of a source and its keypoints (K, 3)."""
 CORES = os.cpu_count() or 1
 PUBLISHED = ("albumentations==1.3.1", "opencv-python-headless==4.10.0.84", "numpy==1.26.4")
-"""The newest libraries with which the published pipelines have the effect that they had in 2021."""
+"""The newest libraries with which the published pipelines do the same as in 2021."""
 
 
 @cache
@@ -108,19 +107,19 @@ def make_published_environment(folder: Path) -> str:
     return python
 
 
-def run_published_loop(python: str, jobs: list[Job], out: Path, processes: int) -> dict[str, Any]:
+def run_published_loop(python: str, jobs: list[Job], out: Path, num_processes: int) -> dict[str, Any]:
     """Run A or B; return the seconds and the versions of the libraries."""
     request = {
         "pipelines": {f"{i}-{name}": published_steps(name) for i, name in enumerate(DEFAULT_RECIPES)},
         "images": [path for path, _ in jobs],
         "keypoints": [keypoints[:, :2].tolist() for _, keypoints in jobs],
         "folder": str(out),
-        "processes": processes,
+        "processes": num_processes,
     }
     (out / "request.json").write_text(json.dumps(request))
     command = [python, str(Path(__file__).with_name("published_loop.py")), str(out / "request.json")]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
 def prepare_worker(barrier: Barrier) -> None:
@@ -184,7 +183,7 @@ def variant_sizes() -> list[tuple[int, int]]:
 
 
 def decode_and_encode(job: Job) -> None:
-    """Decode one source and encode windows of its variants' sizes: the work of E per source."""
+    """Decode one source and encode a window of the size of each variant: the work of E for one source."""
     content = Path(job[0]).read_bytes()
     image = simplejpeg.decode_jpeg(content, "BGRX")
     for width, height in variant_sizes():
@@ -224,16 +223,16 @@ def measure(config: Path, jobs: list[Job], folder: Path, python: str) -> dict[st
         out.mkdir()
         selected_jobs = jobs[: len(jobs) // (2 if name == "E" else 8)]
         if name in "AB":
-            done = run_published_loop(python, selected_jobs, out, 1 if name == "A" else CORES)
-            seconds, figures["versions"] = done["seconds"], done["versions"]
+            loop_figures = run_published_loop(python, selected_jobs, out, 1 if name == "A" else CORES)
+            seconds, figures["versions"] = loop_figures["seconds"], loop_figures["versions"]
         else:
             seconds = measure_datasets(selected_jobs, out) if name == "C" else measure_lower_bound(selected_jobs)
         figures[name] = len(selected_jobs) / seconds
         shutil.rmtree(out)
         print(f"{name} {figures[name]:.2f}", end=" ", flush=True)
-    augmented = kp_ray("augment", config, f"run_dir={folder / 'D'}")
+    summary = kp_ray("augment", config, f"run_dir={folder / 'D'}")
     shutil.rmtree(folder / "D")
-    figures |= {"D": augmented["sources_per_s"], "D_start_up_s": augmented["start_up_s"]}
+    figures |= {"D": summary["sources_per_s"], "D_start_up_s": summary["start_up_s"]}
     print(f"D {figures['D']:.2f}, start-up {figures['D_start_up_s']:.1f} s", flush=True)
     return figures
 
@@ -261,9 +260,9 @@ def main() -> None:
         labels = load_annotations(str(data.annotations))
         jobs = [(f"{data.images}/{image}", xyv) for image, xyv in zip(labels.images, labels.keypoints, strict=True)]
         python = make_published_environment(folder / "published")
-        before = cpu_time()
+        ticks = cpu_time()
         turns = [measure(config, jobs, folder, python) for _ in range(options.repeats)]
-        stolen = stolen_since(before)
+        stolen = stolen_since(ticks)
         profile_ms = profile(jobs[:24])
     machine = hardware(cv2, albumentations, datasets, ray)
     published = ", ".join(f"{library} {version}" for library, version in turns[0]["versions"].items())

@@ -1,11 +1,11 @@
-"""Measure the gain of `kp-ray augment` from one CPU to all CPUs, and compare it with the gain of plain processes.
+"""Measure how much faster `kp-ray augment` is on all CPUs than on one, and compare this gain with plain processes'.
 
     python benchmarks/cpus.py --sources 200 --turns 7
 
-Each turn writes the same store from the same images, first on one CPU, then on all. After each run follows the control:
-one plain process per CPU of the run makes the same rows in memory, without Ray and without a store. If N processes of
-the control are less than N times as fast as one, the machine is the limit: its CPUs share a core, or other machines use
-them.
+Each turn writes the same store from the same images, first on one CPU, then on all. After each run, a control makes
+the same rows in memory with one plain process per CPU of the run, without Ray and without a store. If N of these
+processes are less than N times as fast as one, the machine is the limit: its CPUs share a core, or other virtual
+machines use them.
 Results: benchmarks/results/cpus.{md,json}.
 """
 
@@ -36,13 +36,13 @@ from kp_ray.data.load import load_annotations
 WAYS = ("kp_ray", "control")
 
 
-def measure_control(config: Path, processes: int) -> float:
+def measure_control(config: Path, num_processes: int) -> float:
     """Measure the sources/s of plain processes that make the rows in memory."""
     data = load_config(str(config)).data
     labels = load_annotations(str(data.annotations))
     jobs = [(f"{data.images}/{image}", xyv) for image, xyv in zip(labels.images, labels.keypoints, strict=True)]
-    with multiprocessing.get_context("spawn").Pool(processes, cv2.setNumThreads, (1,)) as pool:
-        pool.starmap(make_variants, jobs[: 2 * processes], chunksize=1)
+    with multiprocessing.get_context("spawn").Pool(num_processes, cv2.setNumThreads, (1,)) as pool:
+        pool.starmap(make_variants, jobs[: 2 * num_processes], chunksize=1)
         began = time.perf_counter()
         pool.starmap(make_variants, jobs[: len(jobs) // 2], chunksize=1)
         return len(jobs) // 2 / (time.perf_counter() - began)
@@ -56,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     num_cpus = os.cpu_count() or 1
     turns: list[dict[str, dict[int, float]]] = []
-    began = cpu_time()
+    ticks = cpu_time()
     with tempfile.TemporaryDirectory() as name:
         config = make_sources(Path(name), options.sources)
         for turn in range(options.turns):
@@ -70,7 +70,7 @@ def main() -> None:
     gains = {way: [turn[way][num_cpus] / turn[way][1] for turn in turns] for way in WAYS}
     text = (
         f"# Augmentation on 1 and on {num_cpus} CPUs\n\n{hardware(cv2, ray)}. {options.sources} sources of 1920x1080, "
-        f"18 variants each, without start-up; {options.turns} turns. Other machines took {stolen_since(began):.0%} of "
+        f"18 variants each, without start-up; {options.turns} turns. Other machines took {stolen_since(ticks):.0%} of "
         "the CPU time. Control: the same rows made in memory by plain processes.\n\n"
         f"| | sources/s on 1 CPU, median (range) | on {num_cpus} | gain within a turn |\n|---|---|---|---|\n"
     )

@@ -3,9 +3,10 @@
     python benchmarks/ensemble.py RUN_DIR --images 200
 
 RUN_DIR holds at least three trained members, a store and a config.yaml. The script generates images of new people,
-rooms and cameras, and predicts them with `kp-ray predict`. It scores each member alone (with its missing people filled
-in), a plain average in which a member that found nobody counts as zeros, and kp_ray's fusion methods. Then each member
-in turn misses 5 % of the images, chosen by a seed. Results: benchmarks/results/ensemble.{md,json}.
+rooms and cameras, and predicts them with `kp-ray predict`. It scores each member alone (images without a person are
+filled), a plain average in which a member that found nobody counts as zeros, and kp_ray's fusion methods. Then it
+scores them again, for each member in turn, without this member's detections in a random 5 % of the images.
+Results: benchmarks/results/ensemble.{md,json}.
 """
 
 import argparse
@@ -66,15 +67,15 @@ def compute_rmses(config: Config, predictions: Predictions, scores: FloatArray, 
     """Compute the RMSE in pixels of each member, of the plain average and of each fusion method.
 
     Args:
-        scores: (M, N) scores of the predictions; 0 for an image that the member is assumed to miss.
-        truth: (N, K, 3).
+        scores: (M, N) scores of the predictions; 0 where the member counts as having found nobody.
+        truth: (N, K, 3) x, y, v of the labels.
     """
     keypoints = predictions.keypoints
 
-    def rmse_of(points: FloatArray) -> float:
+    def score(points: FloatArray) -> float:
         return float(rmse(point_errors(points, truth)) or 0.0)
 
-    def fused(members: list[int], **options: Any) -> float:
+    def fuse_and_score(members: list[int], **options: Any) -> float:
         fusion = fuse_clips(
             keypoints[members],
             scores[members],
@@ -82,17 +83,17 @@ def compute_rmses(config: Config, predictions: Predictions, scores: FloatArray, 
             thresholds=thresholds(config),
             **options,
         )
-        return rmse_of(fusion.keypoints)
+        return score(fusion.keypoints)
 
     all_members = list(range(len(predictions.members)))
-    member_rmse = {f"member {name}": fused([i]) for i, name in enumerate(predictions.members)}
+    member_rmse = {f"member {name}": fuse_and_score([i]) for i, name in enumerate(predictions.members)}
     return {
         **member_rmse,
-        "plain average with zeros": rmse_of(plain_average(keypoints, scores, thresholds(config)[0])),
-        "mean": fused(all_members),
-        "mean, points beyond 3 robust sigmas rejected": fused(all_members, reject_sigmas=3.0),
-        "median": fused(all_members, method="median"),
-        "score": fused(all_members, method="score"),
+        "plain average with zeros": score(plain_average(keypoints, scores, thresholds(config)[0])),
+        "mean": fuse_and_score(all_members),
+        "mean, points beyond 3 robust sigmas rejected": fuse_and_score(all_members, reject_sigmas=3.0),
+        "median": fuse_and_score(all_members, method="median"),
+        "score": fuse_and_score(all_members, method="score"),
     }
 
 
@@ -116,10 +117,10 @@ def main() -> None:
             scores = predictions.scores.copy()
             scores[member, rng.choice(num_images, round(MISSED_SHARE * num_images), replace=False)] = 0
             draws.append(compute_rmses(config, predictions, scores, truth))
-    best = [min(draw[f"member {name}"] for name in predictions.members) for draw in draws]
+    best_members = [min(draw[f"member {name}"] for name in predictions.members) for draw in draws]
     wins = {
         "fused below the best single member": sum(
-            draw["mean"] < lowest for draw, lowest in zip(draws, best, strict=True)
+            draw["mean"] < lowest for draw, lowest in zip(draws, best_members, strict=True)
         ),
         "fused below the plain average": sum(draw["mean"] < draw["plain average with zeros"] for draw in draws),
     }

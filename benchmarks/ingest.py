@@ -2,8 +2,8 @@
 
     python benchmarks/ingest.py --sources 64 --repeats 5
 
-A  Detectron2's `build_detection_train_loader` with its DatasetMapper in N torch DataLoader processes, over JPEG files
-B  N Ray Train workers of kp_ray, each reading its shard of the store in its prefetch thread
+A  Detectron2's `build_detection_train_loader` with its DatasetMapper over JPEG files, one DataLoader process per core
+B  one Ray Train worker per core, which reads its shard of the store as `kp-ray train` does
 
 Both deliver the same images at the same training sizes in random order, half of them flipped, in batches of 4 over all
 workers. No model consumes the batches. A and B run in alternating order. The files are in the page cache; start-up and
@@ -67,7 +67,7 @@ def write_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]
 
 
 def time_batches(batches: Any, count: int) -> float:
-    """Return the seconds that `count` batches take after the first `WARM_UP` batches."""
+    """Skip `WARM_UP` batches, and return the seconds that the next `count` batches take."""
     for _ in itertools.islice(batches, WARM_UP):
         pass
     began = time.perf_counter()
@@ -76,7 +76,7 @@ def time_batches(batches: Any, count: int) -> float:
     return time.perf_counter() - began
 
 
-def measure_detectron2(cfg: Any, dicts: list[dict[str, Any]], processes: int, batches: int) -> float:
+def measure_detectron2(cfg: Any, dicts: list[dict[str, Any]], num_processes: int, num_batches: int) -> float:
     """Return the images/s of Detectron2's loader (A)."""
     mapper = DatasetMapper(
         is_train=True,
@@ -91,37 +91,39 @@ def measure_detectron2(cfg: Any, dicts: list[dict[str, Any]], processes: int, ba
         sampler=TrainingSampler(len(dicts), seed=0),
         total_batch_size=BATCH,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        num_workers=processes,
+        num_workers=num_processes,
     )
-    return BATCH * batches / time_batches(iter(loader), batches)
+    return BATCH * num_batches / time_batches(iter(loader), num_batches)
 
 
 def read_shard(loop_config: dict[str, Any]) -> float:
     """Read the batches of one Ray Train worker (B) and return the seconds."""
     context = ray.train.get_context()
     torch.set_num_threads(1)
-    size = BATCH // context.get_world_size()
+    batch_size = BATCH // context.get_world_size()
     shard = ray.train.get_dataset_shard("train")
-    batches = iter_batches(shard, loop_config["cfg"], DACON24, batch_size=size, seed=0, rank=context.get_world_rank())
-    return time_batches(batches, loop_config["batches"])
+    batches = iter_batches(
+        shard, loop_config["cfg"], DACON24, batch_size=batch_size, seed=0, rank=context.get_world_rank()
+    )
+    return time_batches(batches, loop_config["num_batches"])
 
 
-def measure_kp_ray(cfg: Any, rows: Any, processes: int, batches: int, storage: str) -> float:
+def measure_kp_ray(cfg: Any, rows: Any, num_workers: int, num_batches: int, storage: str) -> float:
     """Return the images/s of kp_ray's Ray Train workers (B)."""
     result = TorchTrainer(
         read_shard,
-        train_loop_config={"cfg": cfg, "batches": batches},
+        train_loop_config={"cfg": cfg, "num_batches": num_batches},
         datasets={"train": ray.data.from_arrow(rows)},
-        scaling_config=ray.train.ScalingConfig(num_workers=processes, resources_per_worker={"CPU": 0.5}),
+        scaling_config=ray.train.ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": 0.5}),
         run_config=ray.train.RunConfig(name=f"ingest{time.time_ns()}", storage_path=storage),
     ).fit()
-    return BATCH * batches / float(result.return_value)
+    return BATCH * num_batches / float(result.return_value)
 
 
-def prepare(path: Path, run_dir: Path, preset: str) -> tuple[Any, Any, list[dict[str, Any]]]:
+def prepare(config_path: Path, run_dir: Path, preset: str) -> tuple[Any, Any, list[dict[str, Any]]]:
     """Return a preset's cfg, the locations of all rows of the store, and dataset dicts of the same rows as files."""
     overrides = [f"run_dir={run_dir}", f"preset={preset}", "train.recipes=null", "augment.min_visible=1"]
-    config = load_config(str(path), [*overrides, "train.flip=true"])
+    config = load_config(str(config_path), [*overrides, "train.flip=true"])
     rows = usable_rows(config, MemberConfig(name="a"))
     rows = rows.take(np.random.default_rng(0).permutation(len(rows)))
     return build_cfg(config, DACON24, "cpu"), rows, write_files(rows.to_pylist(), run_dir / preset)
@@ -134,20 +136,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batches", type=int, default=60)
     options = parser.parse_args()
-    processes = os.cpu_count() or 1
+    num_processes = os.cpu_count() or 1
     pairs: dict[str, list[dict[str, float]]] = {name: [] for name in SIZES}
     with tempfile.TemporaryDirectory() as name:
-        path, run_dir = make_sources(Path(name), options.sources), Path(name, "run")
-        kp_ray("augment", path, f"run_dir={run_dir}")
-        inputs_by_size = {size: prepare(path, run_dir, preset) for size, preset in SIZES.items()}
+        config_path, run_dir = make_sources(Path(name), options.sources), Path(name, "run")
+        kp_ray("augment", config_path, f"run_dir={run_dir}")
+        inputs_by_size = {size: prepare(config_path, run_dir, preset) for size, preset in SIZES.items()}
         ray.init(address="local", include_dashboard=True, logging_level="ERROR", log_to_driver=False)
         for repeat, (size, (cfg, rows, dicts)) in itertools.product(range(options.repeats), inputs_by_size.items()):
             pair = {}
             for loader in ("detectron2", "kp_ray") if repeat % 2 == 0 else ("kp_ray", "detectron2"):
                 if loader == "detectron2":
-                    pair[loader] = measure_detectron2(cfg, dicts, processes, options.batches)
+                    pair[loader] = measure_detectron2(cfg, dicts, num_processes, options.batches)
                 else:
-                    pair[loader] = measure_kp_ray(cfg, rows, processes, options.batches, f"{name}/ray")
+                    pair[loader] = measure_kp_ray(cfg, rows, num_processes, options.batches, f"{name}/ray")
             pairs[size].append(pair)
         ray.shutdown()
     table = "| training size | A Detectron2, files | B kp_ray, store | B/A |\n|---|---|---|---|\n"
@@ -161,7 +163,7 @@ def main() -> None:
     machine = hardware(torch, detectron2, ray, PIL, simplejpeg)
     text = (
         f"# Training input\n\n{machine}. {options.sources} generated 1920x1080 sources x 18 recipes, "
-        f"{processes} reading processes, {options.batches} batches of {BATCH} per turn, {options.repeats} pairs. "
+        f"{num_processes} reading processes, {options.batches} batches of {BATCH} per turn, {options.repeats} pairs. "
         f"Images/s, median (smallest-largest).\n\n{table}"
     )
     write_results("ingest", text, {"hardware": machine, "pairs": pairs})

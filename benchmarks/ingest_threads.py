@@ -1,11 +1,12 @@
-"""Measure the images/s of one training worker's input, by its number of reading threads and by where the store lies.
+"""Measure the images/s of one training worker's input, by number of reading threads and by place of the store.
 
     python benchmarks/ingest_threads.py --sources 24 --repeats 5
 
 The worker reads batches of 4 in random order, as `train` does; no model consumes them. With 1, 2 and 4 threads it reads
-a store on the local disk. With as many threads as the machine has cores it also reads one on a local S3 server that
-delays every request by 20 ms: the first epoch copies the parts to the disk, the second reads the copies
-(`train.parts_on_disk_gb`). Without copies, every row is read from the server. The threads and places take turns.
+a store on the local disk. With as many threads as the machine has cores it also reads the store on a local S3 server
+that delays every request by 20 ms: the first epoch copies the parts to the disk (`train.parts_on_disk_gb`), the second
+reads the copies. Without copies, every row is read from the server. Each turn measures every number of threads and
+every place.
 Training sizes: 256x144 as in the `demo` preset, and the published sizes (shortest side 640-800, longest at most 1333).
 Results: benchmarks/results/ingest_threads.{md,json}.
 """
@@ -43,7 +44,7 @@ PLACES = ("local disk", "S3, first epoch", "S3, second epoch", "S3 without copie
 
 
 def create_reader(config_path: Path, run_dir: str, preset: str) -> Callable[..., list[float]]:
-    """Return a function that reads epochs of a store with a number of threads, and returns the images/s of each."""
+    """Return a function that reads epochs of a store with some threads, and returns the images/s of each epoch."""
     overrides = [f"run_dir={run_dir}", f"preset={preset}", "train.recipes=null", "augment.min_visible=1"]
     config = load_config(str(config_path), [*overrides, "train.flip=true"])
     rows = usable_rows(config, MemberConfig(name="a"))
@@ -67,17 +68,19 @@ def create_reader(config_path: Path, run_dir: str, preset: str) -> Callable[...,
     return read_epochs
 
 
-def measure(local: Callable[..., list[float]], remote: Callable[..., list[float]], cores: int) -> dict[str, float]:
+def measure(
+    read_local: Callable[..., list[float]], read_remote: Callable[..., list[float]], cores: int
+) -> dict[str, float]:
     """Read the stores once in every way; return the images/s by number of threads and by place."""
-    rates = {f"{count} threads": local(count, 2)[-1] for count in THREADS}
-    rates["local disk"] = local(cores, 2)[-1]
-    rates["S3, first epoch"], rates["S3, second epoch"] = remote(cores, 2)
-    rates["S3 without copies"] = remote(cores, 2, 0)[-1]
+    rates = {f"{count} threads": read_local(count, 2)[-1] for count in THREADS}
+    rates["local disk"] = read_local(cores, 2)[-1]
+    rates["S3, first epoch"], rates["S3, second epoch"] = read_remote(cores, 2)
+    rates["S3 without copies"] = read_remote(cores, 2, 0)[-1]
     return rates
 
 
-def write_table(rates: dict[str, list[dict[str, float]]], cores: int) -> str:
-    """Return the two tables in Markdown."""
+def format_tables(rates: dict[str, list[dict[str, float]]], cores: int) -> str:
+    """Format the tables by threads and by place in Markdown."""
     columns = [f"{count} threads" for count in THREADS]
     text = f"| training size | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|\n"
     for size, turns in rates.items():
@@ -92,7 +95,7 @@ def write_table(rates: dict[str, list[dict[str, float]]], cores: int) -> str:
 
 
 def main() -> None:
-    """Take the turns and write the tables."""
+    """Run the turns and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sources", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=5)
@@ -101,14 +104,14 @@ def main() -> None:
     torch.set_num_threads(1)
     rates: dict[str, list[dict[str, Any]]] = {size: [] for size in SIZES}
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as server_folder:
-        path, run_dir = make_sources(Path(name), options.sources), Path(name, "run")
-        kp_ray("augment", path, f"run_dir={run_dir}")
+        config_path, run_dir = make_sources(Path(name), options.sources), Path(name, "run")
+        kp_ray("augment", config_path, f"run_dir={run_dir}")
         with slow_s3(Path(server_folder), LATENCY_S) as bucket:
-            fs, inner = filesystem(f"{bucket}/run/store")
-            pafs.copy_files(str(run_dir / "store"), inner, destination_filesystem=fs)
+            fs, bucket_path = filesystem(f"{bucket}/run/store")
+            pafs.copy_files(str(run_dir / "store"), bucket_path, destination_filesystem=fs)
             ray.init(address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
             readers = {
-                size: [create_reader(path, place, preset) for place in (str(run_dir), f"{bucket}/run")]
+                size: [create_reader(config_path, place, preset) for place in (str(run_dir), f"{bucket}/run")]
                 for size, preset in SIZES.items()
             }
             ticks = cpu_time()
@@ -120,7 +123,7 @@ def main() -> None:
     text = (
         f"# Training input of one worker\n\n{machine}; other virtual machines used {stolen_since(ticks):.0%}. "
         f"{options.sources} generated 1920x1080 sources x 18 recipes, batches of {BATCH}, {options.repeats} turns. "
-        f"Images/s, median (smallest-largest).\n\n{write_table(rates, cores)}"
+        f"Images/s, median (smallest-largest).\n\n{format_tables(rates, cores)}"
     )
     write_results("ingest_threads", text, {"hardware": machine, "rates": rates})
 

@@ -22,7 +22,7 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def hardware(*packages: Any) -> str:
-    """Describe the machine and the versions of these packages in one line."""
+    """Describe the machine and the versions of Python and `packages` in one line."""
     with open("/proc/cpuinfo") as info:
         model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), "unknown CPU")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -40,9 +40,9 @@ def cpu_time() -> tuple[int, int]:
     return sum(ticks), ticks[7]
 
 
-def stolen_since(begin: tuple[int, int]) -> float:
-    """Return the share of CPU time that other virtual machines used since `cpu_time` returned `begin`."""
-    total, stolen = (after - before for after, before in zip(cpu_time(), begin, strict=True))
+def stolen_since(ticks: tuple[int, int]) -> float:
+    """Return the share of CPU time that other virtual machines used since `cpu_time` returned `ticks`."""
+    total, stolen = (after - before for after, before in zip(cpu_time(), ticks, strict=True))
     return stolen / max(total, 1)
 
 
@@ -62,7 +62,7 @@ def write_results(name: str, text: str, data: dict[str, Any]) -> None:
 def make_sources(folder: Path, num_sources: int, num_distinct: int = 400) -> Path:
     """Generate 1920x1080 sources; return the path of a config that augments them.
 
-    Sources beyond the first `num_distinct` are hard links to these.
+    Sources after the first `num_distinct` are hard links to these first ones.
     """
     sample = make_sample(str(folder / "data"), num_images=min(num_sources, num_distinct), num_test=0)
     images, labels = Path(sample.images), Path(sample.annotations)
@@ -79,16 +79,16 @@ def make_sources(folder: Path, num_sources: int, num_distinct: int = 400) -> Pat
     return config
 
 
-def kp_ray_command(verb: str, config: Path, *sets: str) -> list[str]:
+def kp_ray_command(verb: str, config: Path, *overrides: str) -> list[str]:
     """Return the command `kp-ray VERB CONFIG --json` with overrides such as "train.max_iter=500"."""
     command = [str(Path(sys.executable).with_name("kp-ray")), verb, str(config), "--json"]
-    return [*command, *(part for setting in sets for part in ("--set", setting))]
+    return [*command, *(argument for override in overrides for argument in ("--set", override))]
 
 
-def kp_ray(verb: str, config: Path, *sets: str) -> dict[str, Any]:
-    """Run `kp-ray VERB CONFIG --json` and return its figures."""
-    done = subprocess.run(kp_ray_command(verb, config, *sets), capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+def kp_ray(verb: str, config: Path, *overrides: str) -> dict[str, Any]:
+    """Run `kp-ray VERB CONFIG --json` with overrides and return its figures."""
+    process = subprocess.run(kp_ray_command(verb, config, *overrides), capture_output=True, text=True, check=True)
+    return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
 def make_variants(path: str, keypoints: FloatArray) -> None:

@@ -2,9 +2,9 @@
 
     python benchmarks/order.py --seeds 3
 
-Each seed generates other people, splits them otherwise, and gives the members other seeds. `kp-ray tune` searches as
-the preset `demo` says. The members are trained twice: with `train.tuned: false` in a run folder of its own, and with
-the result of the search. Both ensembles predict the same test images. Results: benchmarks/results/order.{md,json}.
+Each seed has its own people, split and member seeds. `kp-ray tune` searches with the settings of the preset `demo`. The
+members are trained twice, in two run folders: with `train.tuned: false`, and with the result of the search. Both
+ensembles predict the same test images. Results: benchmarks/results/order.{md,json}.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from kp_ray.synthetic.dataset import make_sample
 
 def write_config(folder: Path, seed: int, options: argparse.Namespace) -> Path:
     """Generate images of people, write a config of the preset `demo` for them, and return its path."""
-    made = make_sample(str(folder / "data"), num_images=options.images, num_test=options.test_images, seed=seed)
+    sample = make_sample(str(folder / "data"), num_images=options.images, num_test=options.test_images, seed=seed)
     values: dict[str, Any] = {
         "preset": "demo",
         "run_dir": str(folder / "own"),
         "seed": seed,
-        "data": made.data,
+        "data": sample.data,
         "split": {"fraction": options.fraction},
         "train": {"members": [{"name": name, "seed": 100 * seed + i} for i, name in enumerate("ab", 1)]},
     }
@@ -47,25 +47,25 @@ def write_config(folder: Path, seed: int, options: argparse.Namespace) -> Path:
 
 
 def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Train both ways with one seed; return the metrics of the ensembles, the search and the seconds of each verb."""
+    """Search, and train both ways, with one seed; return metrics, search, trials, and the seconds of each verb."""
     config = write_config(folder, seed, options)
     seconds: dict[str, float] = {}
 
-    def timed(name: str, verb: str, *sets: str) -> dict[str, Any]:
+    def run_timed(name: str, verb: str, *overrides: str) -> dict[str, Any]:
         began = time.monotonic()
-        figures = kp_ray(verb, config, *sets)
+        figures = kp_ray(verb, config, *overrides)
         seconds[name] = round(time.monotonic() - began, 1)
         print(seed, name, figures, flush=True)
         return figures
 
-    timed("augment", "augment")
+    run_timed("augment", "augment")
     shutil.copytree(folder / "own", folder / "tuned")
-    in_tuned = f"run_dir={folder / 'tuned'}"
-    result: dict[str, Any] = {"seed": seed, "search": timed("tune", "tune", in_tuned)}
-    for name, sets in {"own": ["train.tuned=false"], "tuned": [in_tuned]}.items():
-        result[f"{name} members"] = timed(f"train {name}", "train", *sets)
-        timed(f"predict {name}", "predict", *sets)
-        result[name] = timed(f"evaluate {name}", "evaluate", *sets)
+    tuned_run_dir = f"run_dir={folder / 'tuned'}"
+    result: dict[str, Any] = {"seed": seed, "search": run_timed("tune", "tune", tuned_run_dir)}
+    for name, overrides in {"own": ["train.tuned=false"], "tuned": [tuned_run_dir]}.items():
+        result[f"{name} members"] = run_timed(f"train {name}", "train", *overrides)
+        run_timed(f"predict {name}", "predict", *overrides)
+        result[name] = run_timed(f"evaluate {name}", "evaluate", *overrides)
     trials = pd.read_csv(folder / "tuned" / "tune" / "trials.csv")
     return {**result, "trials": trials.to_dict("records"), "seconds": seconds}
 
@@ -104,8 +104,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--test-images", type=int, default=40)
     parser.add_argument("--fraction", type=float, default=0.1, help="share of the scenes for validation")
-    parser.add_argument("--iterations", type=int, help="of a member, instead of the preset's; its schedule is scaled")
-    parser.add_argument("--recipes", nargs="+", help="recipes to store, instead of all; the preset trains on four")
+    parser.add_argument(
+        "--iterations", type=int, help="iterations per member (default: the preset's); scales the schedule"
+    )
+    parser.add_argument("--recipes", nargs="+", help="recipes to store (default: all); the preset trains on four")
     options = parser.parse_args()
     results = []
     for seed in range(1, options.seeds + 1):

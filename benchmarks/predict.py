@@ -2,18 +2,18 @@
 
     python benchmarks/predict.py RUN_DIR --images 100 --repeats 5
 
-RUN_DIR holds the trained members of an ensemble and a config.yaml; the images of its data.test_images are repeated up
-to `--images`. The first table compares three ways on the same images with the same members. A runs first, then B and C
-take turns:
+RUN_DIR holds the trained members of an ensemble and a config.yaml. The images in `data.test_images` are repeated until
+there are `--images` of them. The first table compares three ways on the same images with the same members. A runs
+first, then B and C take turns:
 
 A  the published way: one process, one Detectron2 DefaultPredictor per member, one image at a time, torch on all cores
 B  one operator: a pool of one actor per core, whose actors also read and decode the images
 C  two operators, as `kp-ray predict` works: decoding tasks, and a pool of one actor per core
 
 The second table shows the share of time in which the actors of B and C are busy, with a stand-in for a GPU: the models
-only sleep for 20 ms per image. Inputs have the size of R-50 and X-101 (800x1333). In C two further CPUs decode, in B
-the actors decode. The third table shows the rate and the memory of the whole command for few and for many images.
-Start-up is not counted in rates.
+only sleep for 20 ms per image. Inputs have the size for R-50 and X-101 (800x1333). In C two more CPUs decode, in B the
+actors decode. The third table shows the rate and the memory of the whole command for few and for many images. Rates
+leave out the start-up.
 
 Results: benchmarks/results/predict.{md,json}.
 """
@@ -59,7 +59,7 @@ DECODING_CPUS = 2
 
 
 class SleepingPredictor(Predictor):
-    """An actor whose models find nobody, and sleep for as long as a GPU would compute."""
+    """An actor whose models find nobody and sleep instead of computing."""
 
     def find_people(self, member: str, images: Sequence[InputImage]) -> list[list[Detection]]:
         """Make the inputs of the models, then sleep."""
@@ -73,7 +73,7 @@ class DecodingPredictor(Predictor):
     """An actor that also decodes its images: way B."""
 
     def __init__(self, sizes: Sequence[InputSize], **arguments: Any) -> None:
-        """Load the members; `arguments` are those of `Predictor`."""
+        """Load the members with the arguments of `Predictor`."""
         super().__init__(**arguments)
         self.sizes = sizes
 
@@ -112,10 +112,10 @@ print(json.dumps({"start_up_s": loaded - began, "seconds": time.perf_counter() -
 
 
 def run_published_loop(images: Path, members: list[str]) -> dict[str, float]:
-    """Predict in the published way; return `seconds`, and the seconds of the start-up as `start_up_s`."""
+    """Run A; return the `seconds` without start-up, and `start_up_s`."""
     command = [sys.executable, "-W", "ignore", "-c", PUBLISHED_LOOP, str(CORES), str(images), *members]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
 def link_run(config: Config, folder: Path, images: Path, actors: int, **cluster: Any) -> Config:
@@ -123,7 +123,7 @@ def link_run(config: Config, folder: Path, images: Path, actors: int, **cluster:
 
     Args:
         config: config of the run folder with the members.
-        folder: the run folder is made inside it.
+        folder: parent of the new run folder.
         images: folder of the images.
         actors: number of actors.
         cluster: fields of the section `cluster`.
@@ -165,7 +165,7 @@ def predict_with_one_operator(
 
 
 def measure_rate(results: Iterator[BatchResult]) -> float:
-    """Return the images per second between the first result and the last, so that no start-up counts."""
+    """Return the images/s from the first result to the last, without start-up."""
     num_images, first_s, last_s = 0, None, 0.0
     for result in results:
         result.raise_error()
@@ -185,10 +185,10 @@ def compare_operators(
 
     Args:
         config: config of the run folder with the members.
-        folder: folder for run folders.
+        folder: parent of the new run folder.
         images: folder of the images.
         repeats: number of turns.
-        num_gpus: number of actors whose models sleep, with two more CPUs for decoding; 0 runs the real members on CPUs.
+        num_gpus: number of actors whose models sleep, beside `DECODING_CPUS`; 0: the real members run on all CPUs.
     """
     actors = num_gpus or CORES
     cpus = num_gpus + DECODING_CPUS if num_gpus else CORES
@@ -212,7 +212,7 @@ def compare_operators(
 
 
 def run_command(config: Config, folder: Path, images: Path) -> dict[str, Any]:
-    """Run `kp-ray predict` and return the values it prints, its seconds, and the driver's and an actor's peak MiB."""
+    """Run `kp-ray predict`; return its figures, `process_s`, and the peak MiB of the driver and of any actor."""
     path = folder / "command.yaml"
     path.write_text(link_run(config, folder, images, CORES).to_yaml())
     began = time.perf_counter()
@@ -220,12 +220,12 @@ def run_command(config: Config, folder: Path, images: Path) -> dict[str, Any]:
         kp_ray_command("predict", path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     peaks = {"driver": 0.0, "actor": 0.0}
-    watcher = threading.Thread(target=record_peaks, args=(process, peaks))
-    watcher.start()
+    recorder = threading.Thread(target=record_peaks, args=(process, peaks))
+    recorder.start()
     out, _ = process.communicate()
-    watcher.join()
+    recorder.join()
     if process.returncode:
-        raise SystemExit(f"kp-ray predict ended with {process.returncode}")
+        raise SystemExit(f"kp-ray predict: it failed (got exit code {process.returncode}): run it by hand with {path}")
     figures = dict(json.loads(out.splitlines()[-1]))
     return {**figures, "process_s": time.perf_counter() - began, "peak_mib": peaks}
 
@@ -265,14 +265,16 @@ def main() -> None:
     members = [config.member_dir(member.name) for member in config.train.members]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        few = copy_images(Path(config.require_input("test_images")), folder / "few", options.images)
-        several = copy_images(few, folder / "several", 5 * options.images)
-        many = copy_images(few, folder / "many", options.many_images)
+        few_images = copy_images(Path(config.require_input("test_images")), folder / "few", options.images)
+        more_images = copy_images(few_images, folder / "several", 5 * options.images)
+        many_images = copy_images(few_images, folder / "many", options.many_images)
         data: dict[str, Any] = {
-            "published": [run_published_loop(few, members) for _ in range(options.repeats)],
-            "cpu": compare_operators(config, folder, few, options.repeats, num_gpus=0),
-            "gpu": {n: compare_operators(config, folder, several, options.repeats, num_gpus=n) for n in (1, 2)},
-            "command": {len(list(images.iterdir())): run_command(config, folder, images) for images in (few, many)},
+            "published": [run_published_loop(few_images, members) for _ in range(options.repeats)],
+            "cpu": compare_operators(config, folder, few_images, options.repeats, num_gpus=0),
+            "gpu": {n: compare_operators(config, folder, more_images, options.repeats, num_gpus=n) for n in (1, 2)},
+            "command": {
+                len(list(images.iterdir())): run_command(config, folder, images) for images in (few_images, many_images)
+            },
         }
     data["hardware"] = hardware(torch, detectron2, ray, cv2)
     description = f"{len(members)} members ({config.model.preset}), {options.images} images of 1920x1080"
@@ -280,7 +282,7 @@ def main() -> None:
 
 
 def build_tables(data: dict[str, Any], description: str, num_images: int, repeats: int) -> str:
-    """Return the tables of the result as Markdown."""
+    """Format the result page in Markdown."""
     cpu_rates = {way: [turn[way] for turn in data["cpu"]] for way in ("B", "C")}
     ratios = [turn["C"] / turn["B"] for turn in data["cpu"]]
     rates = [num_images / turn["seconds"] for turn in data["published"]]

@@ -1,7 +1,6 @@
 """Run the published solution's augmentation loop: one Albumentations pipeline per recipe, cv2.imread, cv2.imwrite.
 
-`benchmarks/augment.py` runs this file in an environment with the libraries of the loop's time, where kp_ray is not
-installed:
+`benchmarks/augment.py` runs this file in an environment with older libraries and without kp_ray:
 
     python benchmarks/published_loop.py REQUEST.json
 
@@ -25,7 +24,7 @@ _pipelines = {}
 
 
 def build_pipelines(pipelines, single_thread, barrier=None):
-    """Build the pipelines of this process, and wait at the barrier until all processes have done so."""
+    """Build the pipelines of this process, and wait at the barrier until every process has built its own."""
     if single_thread:
         cv2.setNumThreads(1)
     for name, steps in pipelines.items():
@@ -41,7 +40,7 @@ def augment(path, keypoints, folder):
     labels = [str(number) for number in range(len(keypoints))]
     for name, pipeline in _pipelines.items():
         result = pipeline(image=image, keypoints=keypoints, class_labels=labels)
-        np.array(result["keypoints"]).flatten()
+        np.array(result["keypoints"]).flatten()  # the published loop does this too
         cv2.imwrite(os.path.join(folder, f"{name}_{os.path.basename(path)}"), result["image"])
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/read.py --sources 48 --repeats 5
 
-Each way reads the same JPEGs in one thread from the page cache, once per turn, in a new random order. Rows of the store
-are read one by one with their keypoints, and decoded by simplejpeg, as in training, and by cv2.imdecode. Files are read
-by cv2.imread. Results: benchmarks/results/read.{md,json}.
+Each method reads the same JPEGs in one thread from the page cache, once per turn, in a new random order. Rows of the
+store are read one by one with their keypoints, and decoded by simplejpeg, as in training, or by cv2.imdecode. Files are
+read by cv2.imread. Results: benchmarks/results/read.{md,json}.
 """
 
 import argparse

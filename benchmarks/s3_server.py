@@ -1,4 +1,4 @@
-"""A local S3 server whose answers are delayed as those of a distant one."""
+"""Run a local S3 server that answers as late as a distant server."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ BUCKET = "kp-ray-benchmark"
 
 @contextlib.contextmanager
 def slow_s3(folder: Path, latency_s: float) -> Iterator[str]:
-    """Start a SeaweedFS server behind a proxy that delays each request, and set the environment variables for it.
+    """Start a SeaweedFS server behind a proxy that delays each request, and set the environment for its clients.
 
     Args:
         folder: receives the server's files.
@@ -28,14 +28,15 @@ def slow_s3(folder: Path, latency_s: float) -> Iterator[str]:
         URL of an empty bucket.
     """
     ports = _free_ports(9)
-    names = [f"{part}.port{kind}" for part in ("s3", "master", "volume", "filer") for kind in ("", ".grpc")]
+    servers = ("s3", "master", "volume", "filer")
+    options = [f"-{server}.port{protocol}" for server in servers for protocol in ("", ".grpc")]
     command = [
         str(Path(sys.executable).with_name("weed")), "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3",
         "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64", "-volume.max=60",
-        *(f"-{name}={port}" for name, port in zip(names, ports[:8], strict=True)),
+        *(f"{option}={port}" for option, port in zip(options, ports[:8], strict=True)),
     ]  # fmt: skip
-    keys = {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark"}
-    os.environ.update(keys, AWS_ENDPOINT_URL=f"http://127.0.0.1:{ports[8]}", AWS_DEFAULT_REGION="us-east-1")
+    credentials = {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark"}
+    os.environ.update(credentials, AWS_ENDPOINT_URL=f"http://127.0.0.1:{ports[8]}", AWS_DEFAULT_REGION="us-east-1")
     proxy = multiprocessing.Process(target=_run_proxy, args=(ports[8], ports[0], latency_s), daemon=True)
     with open(folder / "log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -52,9 +53,9 @@ def slow_s3(folder: Path, latency_s: float) -> Iterator[str]:
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for free in sockets:
-            free.bind(("127.0.0.1", 0))
-        return [int(free.getsockname()[1]) for free in sockets]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 def _create_bucket() -> None:
@@ -70,11 +71,11 @@ def _create_bucket() -> None:
             return
 
 
-def _run_proxy(port: int, target: int, latency_s: float) -> None:
-    asyncio.run(_serve(port, target, latency_s))
+def _run_proxy(port: int, target_port: int, latency_s: float) -> None:
+    asyncio.run(_serve(port, target_port, latency_s))
 
 
-async def _serve(port: int, target: int, latency_s: float) -> None:
+async def _serve(port: int, target_port: int, latency_s: float) -> None:
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 20):
@@ -85,7 +86,7 @@ async def _serve(port: int, target: int, latency_s: float) -> None:
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            target_reader, target_writer = await asyncio.open_connection("127.0.0.1", target)
+            target_reader, target_writer = await asyncio.open_connection("127.0.0.1", target_port)
         except ConnectionRefusedError:  # the server has not started yet
             writer.close()
             return

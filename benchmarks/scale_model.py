@@ -2,9 +2,10 @@
 
     python benchmarks/scale_model.py            # after benchmarks/scaling.py, whose rates it uses
 
-Measured: planning, and resuming a finished store, at 10^4, 10^5 and 10^6 sources, each in its own process (images and
-parts are empty files, because planning reads only names and sizes); and the driver's cost per task. Modelled: a driver
-that starts tasks one after another on cores that work at the measured rate. 10^8 sources are extrapolated, not run.
+The script measures the driver's cost per task, and the cost of planning and of resuming a finished store of 10^4, 10^5
+and 10^6 sources, each in its own process. Images and parts are empty files: planning reads only names and sizes. The
+model is a driver that starts tasks one after another on cores that work at the measured rate. 10^8 sources are
+extrapolated.
 Results: benchmarks/results/scale_model.{md,json}.
 """
 
@@ -30,12 +31,13 @@ from kp_ray.store.manifest import PartRecord, write_manifest
 from kp_ray.store.plan import make_plan
 from kp_ray.store.write import build_manifest, is_finished
 
-MEASURED = (10_000, 100_000, 1_000_000)
-MODELLED = (10_000, 1_000_000, 100_000_000)
+MEASURED_SIZES = (10_000, 100_000, 1_000_000)
+MODELLED_SIZES = (10_000, 1_000_000, 100_000_000)
 CORES = (2, 64, 1024)
 SOURCES_PER_PART = 256
-"""More than the default of 32, so that stores of more than 10^5 sources have fewer tasks and files."""
+"""A multiple of the default, 32, so that a large store has fewer tasks and files."""
 NUM_TASKS = 2000
+"""Number of empty tasks in the measurement of the overhead per task."""
 MIB = 2**20
 
 
@@ -64,8 +66,8 @@ def write_empty_images(folder: Path, num_sources: int) -> Config:
 
 def write_empty_store(config: Config) -> None:
     """Write the manifest and the parts of a planned store; the parts are empty files."""
-    planned = make_plan(config)
-    parts = list(planned.parts())
+    plan = make_plan(config)
+    parts = list(plan.parts())
     records = {
         part.path: PartRecord(
             path=part.path,
@@ -77,28 +79,28 @@ def write_empty_store(config: Config) -> None:
         )
         for part in parts
     }
-    store = Path(planned.store)
-    for recipe, _ in planned.recipes:
+    store = Path(plan.store)
+    for recipe, _ in plan.recipes:
         (store / f"recipe-{recipe.name}").mkdir(parents=True)
     for part in parts:
         os.close(os.open(store / part.path, os.O_CREAT))
-    write_manifest(planned.store, build_manifest(planned, records, []))
+    write_manifest(plan.store, build_manifest(plan, records, []))
 
 
 def plan_and_resume(config: Config) -> dict[str, float]:
-    """Measure planning a store, and finding that it is finished."""
+    """Measure planning a store, and checking that the store is finished (resuming)."""
     began = time.monotonic()
-    planned = make_plan(config)
+    plan = make_plan(config)
     plan_s = time.monotonic() - began
-    parts = list(planned.parts())
-    assert is_finished(planned)
+    parts = list(plan.parts())
+    assert is_finished(plan)
     return {
         "plan_s": plan_s,
         "resume_s": time.monotonic() - began,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "parts": len(parts),
-        "tasks": len(planned.chunks),
-        "manifest_mib": (Path(planned.store) / "_manifest.json").stat().st_size / MIB,
+        "tasks": len(plan.chunks),
+        "manifest_mib": (Path(plan.store) / "_manifest.json").stat().st_size / MIB,
     }
 
 
@@ -130,19 +132,19 @@ def measure_task() -> dict[str, float]:
         results = tasks.map_batches(empty_task, batch_size=None, batch_format="pyarrow", num_cpus=1)
         rows = iter(results.iter_rows())
         next(rows)  # the first row comes after the workers have started
-        began, cpu = time.monotonic(), time.process_time()
+        began, cpu_began = time.monotonic(), time.process_time()
         num_tasks = sum(1 for _ in rows)
         figures = {
             "task_s": (time.monotonic() - began) / num_tasks,
-            "driver_cpu_s": (time.process_time() - cpu) / num_tasks,
+            "driver_cpu_s": (time.process_time() - cpu_began) / num_tasks,
         }
     ray.shutdown()
     return figures
 
 
 def simulate(num_tasks: int, cores: int, task_s: float, dispatch_s: float) -> float:
-    """Simulate tasks of `task_s` seconds on cores, at most one start per `dispatch_s`; return the seconds."""
-    if num_tasks > 400_000:  # the rate is constant long before so many tasks have ended
+    """Simulate tasks of `task_s` seconds on cores, at most one start every `dispatch_s`; return the total seconds."""
+    if num_tasks > 400_000:  # the rate is constant long before this many tasks have ended
         return simulate(200_000, cores, task_s, dispatch_s) * num_tasks / 200_000
     free_at = [0.0] * cores  # a heap: the time at which each core is free
     dispatched = last_end = 0.0
@@ -167,12 +169,13 @@ def main() -> None:
         print(json.dumps(plan_and_resume(build_config(json.loads(options.resume.read_text())))))
         return
     runs = json.loads((RESULTS / "scaling.json").read_text())["runs"]
-    largest = max(runs, key=lambda run: run["sources"])
-    core_s, gb = largest["cpus"] / largest["sources_per_s"], largest["store_gb"] / largest["sources"]
-    planned = {number: measure_plan(number) for number in MEASURED}
+    largest_run = max(runs, key=lambda run: run["sources"])
+    core_s_per_source = largest_run["cpus"] / largest_run["sources_per_s"]
+    gb_per_source = largest_run["store_gb"] / largest_run["sources"]
+    figures_by_size = {number: measure_plan(number) for number in MEASURED_SIZES}
     task = measure_task()
-    dispatch_s, task_s = task["driver_cpu_s"], core_s * SOURCES_PER_PART
-    largest_plan = planned[MEASURED[-1]]
+    dispatch_s, task_s = task["driver_cpu_s"], core_s_per_source * SOURCES_PER_PART
+    largest_figures = figures_by_size[MEASURED_SIZES[-1]]
     machine = hardware(ray)
     text = (
         f"# Cost of a store by its size\n\n{machine}.\n\n## Measured\n\nPlanning a store of 18 recipes with "
@@ -180,13 +183,14 @@ def main() -> None:
         "planning), each in a fresh process.\n\n"
         "| sources | parts | plan s | resume s | peak MiB | manifest MiB |\n|---|---|---|---|---|---|\n"
     )
-    for number, figures in planned.items():
+    for number, figures in figures_by_size.items():
         text += (
             f"| {number} | {figures['parts']} | {figures['plan_s']:.1f} | {figures['resume_s']:.1f} | "
             f"{figures['peak_mib']:.0f} | {figures['manifest_mib']:.1f} |\n"
         )
     text += (
-        f"\nA source costs {core_s * 1000:.0f} ms of one core and {gb * 1000:.1f} MB (benchmarks/results/scaling.md). "
+        f"\nA source costs {core_s_per_source * 1000:.0f} ms of one core and {gb_per_source * 1000:.1f} MB "
+        "(benchmarks/results/scaling.md). "
         f"An empty task with a payload of 100 kB takes {task['task_s'] * 1000:.1f} ms on these {os.cpu_count()} cores, "
         f"{dispatch_s * 1000:.1f} ms of them in the driver. A task of {SOURCES_PER_PART} sources takes {task_s:.0f} s, "
         f"so one driver keeps {task_s / dispatch_s:.0f} cores busy.\n\n## Modelled\n\n"
@@ -195,17 +199,21 @@ def main() -> None:
         "store TB | parts | manifest MiB | plan s | driver MiB |\n" + "|---" * (8 + len(CORES)) + "|\n"
     )
     rows = []
-    for number in MODELLED:
-        figures = planned.get(number) or {key: value * number / MEASURED[-1] for key, value in largest_plan.items()}
+    for number in MODELLED_SIZES:
+        factor = number / MEASURED_SIZES[-1]
+        figures = figures_by_size.get(number) or {key: value * factor for key, value in largest_figures.items()}
         tasks = round(figures["tasks"])
         hours = [simulate(tasks, cores, task_s, dispatch_s) / 3600 for cores in CORES]
-        rows.append({"sources": number, **figures, "core_hours": number * core_s / 3600, "hours": hours})
+        rows.append({"sources": number, **figures, "core_hours": number * core_s_per_source / 3600, "hours": hours})
         text += (
-            f"| {number:.0e} | {number * core_s / 3600:.1f} | {number * core_s / 3600:.0f} | "
-            f"{' | '.join(f'{value:.1f}' for value in hours)} | {number * gb / 1000:.3g} | {figures['parts']:.0f} | "
-            f"{figures['manifest_mib']:.0f} | {figures['plan_s']:.0f} | {figures['peak_mib']:.0f} |\n"
+            f"| {number:.0e} | {number * core_s_per_source / 3600:.1f} | {number * core_s_per_source / 3600:.0f} | "
+            f"{' | '.join(f'{value:.1f}' for value in hours)} | {number * gb_per_source / 1000:.3g} | "
+            f"{figures['parts']:.0f} | {figures['manifest_mib']:.0f} | {figures['plan_s']:.0f} | "
+            f"{figures['peak_mib']:.0f} |\n"
         )
-    write_results("scale_model", text, {"hardware": machine, "planned": planned, "task": task, "modelled": rows})
+    write_results(
+        "scale_model", text, {"hardware": machine, "planned": figures_by_size, "task": task, "modelled": rows}
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Measure time, memory and object store of `kp-ray augment` at growing numbers of sources.
+"""Measure the time and memory of `kp-ray augment` at growing numbers of sources.
 
     python benchmarks/scaling.py --sources 400 800 1600 3250
 
 Sources are generated, with 18 variants each. The largest run has 3250 sources, as many as the published notebook.
-Memory is sampled ten times per second from outside: the resident set sizes of the driver and of each Ray worker (each
-includes shared libraries), and the growth of /dev/shm, which holds Ray's object store.
+Memory is sampled ten times per second: the resident set sizes of the driver and of each Ray worker (with shared
+libraries), and the growth of /dev/shm, which holds Ray's object store.
 
 Results: benchmarks/results/scaling.{md,json}.
 """
@@ -29,50 +29,51 @@ SAMPLE_EVERY_S = 0.1
 MIB = 2**20
 
 
-def augment_watched(config: Path, folder: Path, *sets: str) -> dict[str, Any]:
+def augment_twice(config: Path, folder: Path, *overrides: str) -> dict[str, Any]:
     """Augment twice; return the first run's figures and memory peaks, and the second run's seconds.
 
     Deletes the store afterwards.
     """
     run_dir = folder / "run"
-    shm = shutil.disk_usage("/dev/shm").used
+    shm_bytes = shutil.disk_usage("/dev/shm").used
     peaks = {"driver_mib": 0.0, "worker_mib": 0.0, "object_store_mib": 0.0}
     began, ticks = time.monotonic(), cpu_time()
     with open(folder / "out", "w") as out:
         driver = psutil.Popen(
-            kp_ray_command("augment", config, f"run_dir={run_dir}", *sets), stdout=out, stderr=subprocess.DEVNULL
+            kp_ray_command("augment", config, f"run_dir={run_dir}", *overrides), stdout=out, stderr=subprocess.DEVNULL
         )
         while driver.poll() is None:
-            for kind, value in _memory(driver).items():
+            for kind, value in _measure_memory(driver).items():
                 peaks[kind] = max(peaks[kind], value)
-            peaks["object_store_mib"] = max(peaks["object_store_mib"], (shutil.disk_usage("/dev/shm").used - shm) / MIB)
+            peaks["object_store_mib"] = max(
+                peaks["object_store_mib"], (shutil.disk_usage("/dev/shm").used - shm_bytes) / MIB
+            )
             time.sleep(SAMPLE_EVERY_S)
     wall_s, stolen = time.monotonic() - began, stolen_since(ticks)
     if driver.returncode:
-        raise SystemExit(f"kp-ray augment: ended with exit code {driver.returncode}")
+        raise SystemExit(f"kp-ray augment: it failed (got exit code {driver.returncode}): run it by hand with {config}")
     figures = json.loads((folder / "out").read_text().splitlines()[-1])
     began = time.monotonic()
-    second_run = kp_ray("augment", config, f"run_dir={run_dir}", *sets)
+    second_run = kp_ray("augment", config, f"run_dir={run_dir}", *overrides)
     if second_run["parts_written"]:
-        raise SystemExit("kp-ray augment: a second run over a finished store wrote parts")
+        raise SystemExit(f"{run_dir}: a second run over the finished store wrote parts: compare its files")
     again_s = time.monotonic() - began
     store_bytes = sum(path.stat().st_size for path in run_dir.rglob("*.parquet"))
     shutil.rmtree(run_dir)
     return {**figures, **peaks, "wall_s": wall_s, "stolen": stolen, "again_s": again_s, "store_gb": store_bytes / 1e9}
 
 
-def _memory(driver: psutil.Popen) -> dict[str, float]:
+def _measure_memory(driver: psutil.Popen) -> dict[str, float]:
     """Return the resident MiB of the driver and of its largest worker."""
-    worker = 0
-    driver_bytes = 0
+    driver_bytes = worker_bytes = 0
     try:
         driver_bytes = driver.memory_info().rss
         for process in driver.children(recursive=True):
             if process.name().startswith("ray::"):
-                worker = max(worker, process.memory_info().rss)
+                worker_bytes = max(worker_bytes, process.memory_info().rss)
     except psutil.Error:  # a process has just ended
         pass
-    return {"driver_mib": driver_bytes / MIB, "worker_mib": worker / MIB}
+    return {"driver_mib": driver_bytes / MIB, "worker_mib": worker_bytes / MIB}
 
 
 def main() -> None:
@@ -89,7 +90,7 @@ def main() -> None:
         for number in sorted(options.sources):
             labels = folder / f"{number}.csv"
             labels.write_text("\n".join(label_lines[: number + 1]) + "\n")
-            runs.append(augment_watched(config, folder, f"data.annotations={labels}"))
+            runs.append(augment_twice(config, folder, f"data.annotations={labels}"))
             print(runs[-1], flush=True)
     machine = hardware(cv2, ray)
     text = (

@@ -1,12 +1,13 @@
-"""Spoil labels, and measure how early `kp-ray suspects` lists them, and what the spoiled labels cost.
+"""Spoil labels; measure how early `kp-ray suspects` lists them, and how much they raise the error of members.
 
     python benchmarks/suspects.py --seeds 3
 
-Each seed generates people and spoils 3 % of the rows in five kinds. `kp-ray suspects` ranks the images by members
-that never saw their scene; the same images are ranked by the number of `check`'s findings, by `suspects` without
-predictions, and by the distance of label and prediction ("loss"). With --train, members are trained three times in all:
-on the spoiled labels, on labels corrected as `corrections.csv` proposes for the first 5 % of the list, and on the clean
-labels; and on the clean labels with one hold-out instead of folds. Results: benchmarks/results/suspects.{md,json}.
+Each seed generates people and spoils 3 % of the rows in five ways. `kp-ray suspects` ranks the images by predictions of
+members that never saw their scene. The same images are also ranked by the number of `check`'s findings, by `suspects`
+without predictions, and by the distance between label and prediction ("loss"). With --train, four ensembles are scored:
+trained on the spoiled labels, on labels corrected as `corrections.csv` proposes for the first 5 % of the list, on the
+clean labels, and on the clean labels with one hold-out instead of folds.
+Results: benchmarks/results/suspects.{md,json}.
 """
 
 import argparse
@@ -39,54 +40,54 @@ from kp_ray.suspects.stage import read_predicted
 from kp_ray.synthetic.dataset import SampleSummary, make_sample
 
 KINDS = ("other frame", "other scene", "left_right", "one point", "shifted")
-SHARE = 0.03
+SPOILED_SHARE = 0.03
 TOP_SHARES = (0.03, 0.05, 0.1)
 CORRECTED_SHARE = 0.05
 RECIPES = ("Original", "CenterCrop_1", "Rescale_CenterCrop", "Rescale_RandomCrop_3")
 
 
 def spoil_labels(labels: Annotations, seed: int) -> tuple[FloatArray, dict[str, str]]:
-    """Spoil SHARE of the rows, each kind equally often.
+    """Spoil the share SPOILED_SHARE of the rows, with each kind equally often.
 
     Returns:
         The keypoints (N, K, 3), and the kind of each spoiled row by its image.
     """
     rng = np.random.default_rng([seed, 23])
     keypoints = labels.keypoints.copy()
-    rows = rng.choice(len(labels), round(SHARE * len(labels)), replace=False)
+    rows = rng.choice(len(labels), round(SPOILED_SHARE * len(labels)), replace=False)
     spoiled: dict[str, str] = {}
     for number, row in enumerate(rows.tolist()):
         kind = KINDS[number % len(KINDS)]
-        keypoints[row] = _spoil(labels, row, kind, rng)
+        keypoints[row] = _spoil_row(labels, row, kind, rng)
         spoiled[labels.images[row]] = kind
     return keypoints, spoiled
 
 
-def _spoil(labels: Annotations, row: int, kind: str, rng: np.random.Generator) -> FloatArray:
-    """Return the spoiled points (K, 3) of a row."""
+def _spoil_row(labels: Annotations, row: int, kind: str, rng: np.random.Generator) -> FloatArray:
+    """Return the points (K, 3) of a row, spoiled in the way `kind`."""
     points = labels.keypoints[row].copy()
-    side = float(np.ptp(points[:, :2], axis=0).max())
+    longer_side = float(np.ptp(points[:, :2], axis=0).max())
     angle = rng.uniform(0, 2 * np.pi)
     direction = np.array([np.cos(angle), np.sin(angle)])
     if kind in ("other frame", "other scene"):
         is_same_scene = np.array(labels.scenes) == labels.scenes[row]
         is_same_clip = is_same_scene & (np.array(labels.cameras) == labels.cameras[row])
-        if kind == "other frame":  # the one that differs most: a person who stands still has the same labels in all
-            others = np.flatnonzero(is_same_clip)
-            distances = np.linalg.norm(labels.keypoints[others, :, :2] - points[:, :2], axis=2).mean(axis=1)
-            points = labels.keypoints[others[distances.argmax()]].copy()
+        if kind == "other frame":  # the frame that differs most, because a person who stands still has equal labels
+            clip_rows = np.flatnonzero(is_same_clip)
+            distances = np.linalg.norm(labels.keypoints[clip_rows, :, :2] - points[:, :2], axis=2).mean(axis=1)
+            points = labels.keypoints[clip_rows[distances.argmax()]].copy()
         else:
             points = labels.keypoints[rng.choice(np.flatnonzero(~is_same_scene))].copy()
     elif kind == "left_right":
         points = points[list(labels.skeleton.flip_indices)]
     elif kind == "one point":
-        points[rng.integers(len(points)), :2] += direction * rng.uniform(0.2, 0.6) * side
+        points[rng.integers(len(points)), :2] += direction * rng.uniform(0.2, 0.6) * longer_side
     else:
-        points[:, :2] += direction * rng.uniform(0.15, 0.4) * side
+        points[:, :2] += direction * rng.uniform(0.15, 0.4) * longer_side
     return points
 
 
-def write_config(folder: Path, made: SampleSummary, seed: int, options: argparse.Namespace) -> Path:
+def write_config(folder: Path, sample: SampleSummary, seed: int, options: argparse.Namespace) -> Path:
     """Write a config of the preset `demo` with five folds and five members, and return its path."""
     total = options.iterations
     train = {"max_iter": total, "warmup_iters": total // 17, "eval_period": 0, "checkpoint_period": total}
@@ -95,7 +96,7 @@ def write_config(folder: Path, made: SampleSummary, seed: int, options: argparse
         "preset": "demo",
         "run_dir": str(folder / "spoiled"),
         "seed": seed,
-        "data": {**made.data, "annotations": str(folder / "spoiled.csv")},
+        "data": {**sample.data, "annotations": str(folder / "spoiled.csv")},
         "split": {"folds": 5},
         "augment": {"recipes": list(RECIPES)},
         "train": {**train, "members": members},
@@ -107,67 +108,74 @@ def write_config(folder: Path, made: SampleSummary, seed: int, options: argparse
 
 
 def share_in_top(ranked: Sequence[str], spoiled: dict[str, str], num_images: int) -> dict[str, Any]:
-    """Return the share of the spoiled rows in the first 3, 5 and 10 % of a list, and by kind in the first 5 %."""
+    """Return the spoiled rows' share in the first 3, 5 and 10 % of a list, and their count by kind in the first 5 %."""
     shares = {}
     for share in TOP_SHARES:
-        first = set(ranked[: round(share * num_images)])
-        shares[f"{share:.0%}"] = len(first & set(spoiled)) / len(spoiled)
-    first = set(ranked[: round(CORRECTED_SHARE * num_images)])
-    found = Counter(kind for image, kind in spoiled.items() if image in first)
-    return {**shares, "kinds": {kind: found[kind] for kind in KINDS}}
+        top_images = set(ranked[: round(share * num_images)])
+        shares[f"{share:.0%}"] = len(top_images & set(spoiled)) / len(spoiled)
+    top_images = set(ranked[: round(CORRECTED_SHARE * num_images)])
+    counts = Counter(kind for image, kind in spoiled.items() if image in top_images)
+    return {**shares, "kinds": {kind: counts[kind] for kind in KINDS}}
 
 
 def rank_all(config: Config, labels: Annotations) -> dict[str, list[str]]:
     """Rank the images in four ways; images without a finding follow in the labels' order."""
     num_findings = Counter(finding.image for finding in check_labels(labels))
     by_check = sorted(labels.images, key=lambda image: -num_findings[image])
-    motion = [suspect.image for suspect in rank_suspects(labels, {}, {})]
-    predicted, _ = read_predicted(config, labels.skeleton)
-    loss = {image: float("inf") for image in labels.images}
+    by_motion = [suspect.image for suspect in rank_suspects(labels, {}, {})]
+    predictions, _ = read_predicted(config, labels.skeleton)
+    losses = {image: float("inf") for image in labels.images}
     for image, points in zip(labels.images, labels.keypoints, strict=True):
-        if image in predicted:
-            distance = np.linalg.norm(points[:, :2] - predicted[image], axis=1).mean()
-            loss[image] = float(distance / body_sizes(predicted[image][None])[0])
+        if image in predictions:
+            distance = np.linalg.norm(points[:, :2] - predictions[image], axis=1).mean()
+            losses[image] = float(distance / body_sizes(predictions[image][None])[0])
     return {
         "suspects": [row.image for row in read_suspects(config.path("suspects.csv"))],
-        "suspects without predictions": [*motion, *(image for image in labels.images if image not in set(motion))],
+        "suspects without predictions": [
+            *by_motion,
+            *(image for image in labels.images if image not in set(by_motion)),
+        ],
         "check": by_check,
-        "loss": sorted(labels.images, key=lambda image: -loss[image]),
+        "loss": sorted(labels.images, key=lambda image: -losses[image]),
     }
 
 
 def apply_proposals(config: Config, num_images: int) -> str:
-    """Uncomment the proposals for the first 5 % of the list; return the path of the file."""
+    """Uncomment the proposed corrections of the first 5 % of the list; return the path of the new file."""
     rows = read_suspects(config.path("suspects.csv"))[: round(CORRECTED_SHARE * num_images)]
-    starts = tuple(f"# {row.image}," for row in rows)
+    prefixes = tuple(f"# {row.image}," for row in rows)
     lines = Path(config.path("corrections.csv")).read_text().splitlines()
     target = Path(config.path("applied.csv"))
-    target.write_text("\n".join(line.removeprefix("# ") if line.startswith(starts) else line for line in lines) + "\n")
+    target.write_text(
+        "\n".join(line.removeprefix("# ") if line.startswith(prefixes) else line for line in lines) + "\n"
+    )
     return str(target)
 
 
 def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one seed; return the shares per way of ranking and, with --train, the scores on the test images."""
+    """Measure one seed; return the shares of each ranking and, with --train, the scores on the test images."""
     size = {"width": options.width, "height": options.width * 9 // 16}
-    made = make_sample(str(folder / "data"), num_images=options.images, num_test=options.test_images, seed=seed, **size)
-    labels = load_annotations(made.annotations)
+    sample = make_sample(
+        str(folder / "data"), num_images=options.images, num_test=options.test_images, seed=seed, **size
+    )
+    labels = load_annotations(sample.annotations)
     keypoints, spoiled = spoil_labels(labels, seed)
     spoiled_labels = replace(labels, keypoints=keypoints)
     (folder / "spoiled.csv").write_bytes(to_csv(spoiled_labels))
-    path = write_config(folder, made, seed, options)
+    config_path = write_config(folder, sample, seed, options)
     seconds: dict[str, float] = {}
 
-    def timed(name: str, verb: str, *sets: str) -> dict[str, Any]:
+    def run_timed(name: str, verb: str, *overrides: str) -> dict[str, Any]:
         began = time.monotonic()
-        figures = kp_ray(verb, path, *sets)
+        figures = kp_ray(verb, config_path, *overrides)
         seconds[name] = round(time.monotonic() - began, 1)
         print(seed, name, json.dumps(figures)[:300], flush=True)
         return figures
 
     for verb in ("augment", "train"):
-        timed(verb, verb)
-    figures = timed("suspects", "suspects")
-    config = load_config(str(path))
+        run_timed(verb, verb)
+    figures = run_timed("suspects", "suspects")
+    config = load_config(str(config_path))
     ways = {
         name: share_in_top(ranked, spoiled, len(labels)) for name, ranked in rank_all(config, spoiled_labels).items()
     }
@@ -178,24 +186,25 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
             "corrected": [
                 f"run_dir={folder / 'corrected'}", f"data.corrections={apply_proposals(config, len(labels))}"
             ],
-            "clean": [f"run_dir={folder / 'clean'}", f"data.annotations={made.annotations}"],
+            "clean": [f"run_dir={folder / 'clean'}", f"data.annotations={sample.annotations}"],
             "clean, one hold-out": [
-                f"run_dir={folder / 'held'}", f"data.annotations={made.annotations}", "split.folds=null",
+                f"run_dir={folder / 'held'}", f"data.annotations={sample.annotations}", "split.folds=null",
                 "split.fraction=0.2",
             ],
         }  # fmt: skip
-        for name, sets in runs.items():
+        for name, overrides in runs.items():
             for verb in ("augment", "train", "predict"):
-                timed(f"{verb} {name}", verb, *sets)
-            result[name] = timed(f"evaluate {name}", "evaluate", *sets)["rmse"]
+                run_timed(f"{verb} {name}", verb, *overrides)
+            result[name] = run_timed(f"evaluate {name}", "evaluate", *overrides)["rmse"]
     return {**result, "seconds": seconds}
 
 
 def describe(results: list[dict[str, Any]], figures: dict[str, Any]) -> str:
     """Compose the result page in Markdown."""
     text = (
-        f"# Spoiled labels among generated people\n\n{figures['hardware']}. {figures['options']}. {SHARE:.0%} of the "
-        "rows are spoiled in five kinds. Share of the spoiled rows in the first part of the list, per seed:\n\n"
+        f"# Spoiled labels among generated people\n\n{figures['hardware']}. {figures['options']}. "
+        f"{SPOILED_SHARE:.0%} of the rows are spoiled in five kinds. Share of the spoiled rows in the first part of "
+        "the list, per seed:\n\n"
         "| ranked by | first 3 % | first 5 % | first 10 % |\n|---|---|---|---|\n"
     )
     for way in results[0]["ways"]:
@@ -219,8 +228,8 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--test-images", type=int, default=100)
-    parser.add_argument("--width", type=int, default=960, help="of the images in pixels")
-    parser.add_argument("--iterations", type=int, default=340, help="of each of the five members")
+    parser.add_argument("--width", type=int, default=960, help="width of the images in pixels")
+    parser.add_argument("--iterations", type=int, default=340, help="iterations of each of the five members")
     parser.add_argument("--train", action="store_true", help="also train on corrected and on clean labels")
     options = parser.parse_args()
     results = []

@@ -3,8 +3,8 @@
     python benchmarks/tune.py
 
 `kp-ray tune` searches from a learning rate that is ten times too small and decays too early. Then `kp-ray train` trains
-the poor setting and `best.yaml` in full with each seed. The search trains with the first seed only, so the other seeds
-show whether its result holds. Results: benchmarks/results/tune.{md,json}.
+the poor setting and `best.yaml` in full with each seed. The search uses only the first seed, so the other seeds show
+whether its result holds. Results: benchmarks/results/tune.{md,json}.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from measure import hardware, kp_ray, median_and_range, write_results
 from kp_ray.synthetic.dataset import make_sample
 
 RECIPES = ["Original", "CenterCrop_1", "Rescale_CenterCrop", "Rescale_RandomCrop_3", "Rotate45_CenterCrop"]
-POOR = {"base_lr": 1.5e-4, "schedule": "multistep", "gamma": 0.1, "recipes": RECIPES}
+POOR_SETTING = {"base_lr": 1.5e-4, "schedule": "multistep", "gamma": 0.1, "recipes": RECIPES}
 STEP_SHARES = (0.2, 0.4)
 """Positions of the poor setting's learning rate steps, as shares of the iterations."""
 
@@ -39,7 +39,7 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
         "split": {"fraction": 0.15},
         "augment": {"recipes": RECIPES},
         "train": {
-            **POOR,
+            **POOR_SETTING,
             "members": [{"name": f"seed{seed}", "seed": seed} for seed in range(1, options.seeds + 1)],
             "steps": [round(total * share) for share in STEP_SHARES],
             "warmup_iters": total // 10,
@@ -106,12 +106,12 @@ def main() -> None:
         seconds = {}
         _, seconds["augment"] = run_timed("augment", config)
         search, seconds["tune"] = run_timed("tune", config)
-        poor, seconds["train poor"] = run_timed("train", config)
-        best, seconds["train best"] = run_timed("train", Path(search["config"]))
+        poor_members, seconds["train poor"] = run_timed("train", config)
+        best_members, seconds["train best"] = run_timed("train", Path(search["config"]))
         trials = pd.read_parquet(Path(name, "run", "tune", "trials.parquet"))
     runs = {
-        "poor": [member["rmse"] for member in poor.values()],
-        "best.yaml": [member["rmse"] for member in best.values()],
+        "poor": [member["rmse"] for member in poor_members.values()],
+        "best.yaml": [member["rmse"] for member in best_members.values()],
     }
     figures = {
         "hardware": hardware(ray, torch, optuna),

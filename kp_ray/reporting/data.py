@@ -38,7 +38,7 @@ class SplitSide:
     Attributes:
         name: "train" or "val".
         num_variants: number of variants in the store.
-        num_units: number of the units of `split.by`, e.g. scenes, on this side; 0 if unknown.
+        num_units: number of units of `split.by` (e.g. scenes) on this side; 0 if unknown.
     """
 
     name: str

@@ -13,7 +13,7 @@ from kp_ray.reporting.run_files import RunFiles
 from kp_ray.visualization.plots import plot_bars, plot_curves
 
 _NOT_FOUND_PX = -1e6
-"""Coordinate of the points of a person whom a member did not find, so that the points are wrong at every threshold."""
+"""Coordinate of the points of a person whom a member did not find: they are wrong at every threshold."""
 
 Curve = tuple[list[float], list[float]]
 """The x values and the y values of a curve."""
@@ -24,8 +24,7 @@ class ErrorSection:
     """Plots of the errors.
 
     Attributes:
-        figures: RMSE per keypoint and per camera if there is an evaluation, PCK and OKS curves if there is ground
-            truth.
+        figures: RMSE per keypoint and per camera with an evaluation; PCK and OKS curves with ground truth.
     """
 
     figures: tuple[Figure, ...]
@@ -92,7 +91,7 @@ def _pck_and_oks(images: tuple[str, ...], keypoints: FloatArray, truth: Annotati
         truth: labels of the test images.
 
     Returns:
-        The curves; None if no image has a labelled point in `truth`, or `truth` has another number of keypoints.
+        The curves; None if no image has a labelled point in `truth`, or if `truth` has another number of keypoints.
     """
     truth_rows = {image: row for row, image in enumerate(truth.images)}
     rows = [row for row, image in enumerate(images) if image in truth_rows]

@@ -43,7 +43,7 @@ def hide_credentials(text: str) -> str:
 
 
 def svg_figure(svg: bytes, alt: str) -> Figure:
-    """Make a figure of an SVG, which its `data:` URI embeds."""
+    """Make a figure that embeds an SVG."""
     return Figure(f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}", alt)
 
 

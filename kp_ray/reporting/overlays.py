@@ -1,4 +1,4 @@
-"""Draw skeletons over test images."""
+"""Draw skeletons over the images of the page."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from kp_ray.visualization.colors import Color
 from kp_ray.visualization.skeletons import crop_and_resize, draw_skeleton, transform_keypoints
 
 OVERLAY_PX = 440
-"""Longer side of a test image in the page, in pixels."""
+"""Longer side of a drawn image in the page, in pixels."""
 MARGIN_SHARE = 0.2
 """Margin around the person, as a share of the longer side of the person's box."""
 
@@ -24,11 +24,11 @@ Overlay = tuple[FloatArray, Skeleton, Color | None]
 
 
 def read_test_image(config: Config, name: str) -> Image | None:
-    """Read a test image (H, W, 3), BGR; None if its name leaves the config's image folders or no folder holds it."""
+    """Read an image (H, W, 3), BGR, from the config's image folders; None if no folder holds it."""
     try:
         check_image_name(name, "")
     except DataError:
-        return None  # a name such as "../x" must not put a private file into a page that is shared
+        return None  # "../x" would put a private file into a page that is shared
     for folder in (config.predict.images, config.data.test_images, config.data.images):
         path = join(folder or "", name)
         if folder is not None and exists(path):
@@ -37,7 +37,7 @@ def read_test_image(config: Config, name: str) -> Image | None:
 
 
 def overlay_uri(config: Config, image_name: str, overlays: Sequence[Overlay]) -> str | None:
-    """Draw skeletons over a test image, crop it around them, and encode it as a `data:` URI.
+    """Draw skeletons over an image, crop the image around them, and encode it as a `data:` URI.
 
     Returns:
         None if the image cannot be read or no skeleton has a finite point.

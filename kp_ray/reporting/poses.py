@@ -20,7 +20,7 @@ class PoseSection:
     """Plots of the store's poses.
 
     Attributes:
-        grid: table of the share of variants in which a keypoint is visible, by recipe and keypoint.
+        grid: table, by recipe and keypoint, of the share of variants in which the keypoint is visible.
         figures: plots of the poses, the tilts and the sizes; a plot without data is left out.
         max_variants: largest number of variants of a recipe in the plots.
     """
@@ -47,7 +47,7 @@ def pose_section(files: RunFiles) -> PoseSection | None:
 
 
 def _pose_figure(files: RunFiles, samples: Mapping[str, VariantSample], skeleton: Skeleton) -> Figure | None:
-    """Plot the poses of the sources by split, and the poses of the submission if its keypoints are the skeleton's.
+    """Plot the poses of the sources by split, and those of a submission with the same keypoints.
 
     Returns:
         None if there is neither a variant of the recipe Original nor a submission.

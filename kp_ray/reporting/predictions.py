@@ -16,12 +16,12 @@ from kp_ray.reporting.run_files import RunFiles
 from kp_ray.visualization.colors import SERIES, TRUTH, series_color
 
 MAX_TILES = 12
-"""Maximum number of tiles per group: of worst, of filled and of disputed images."""
+"""Maximum number of tiles in each group: worst images, filled images and disputed images."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A test image with skeletons and a caption.
+    """An image with skeletons and a caption.
 
     Attributes:
         image: name of the image.
@@ -38,7 +38,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class ImageList:
-    """A list of images with a value each.
+    """A list of images, each with a value.
 
     Attributes:
         heading: title of the list.
@@ -63,11 +63,11 @@ class PredictionSection:
         worst_tiles: the images with the largest RMSE.
         filled_tiles: the filled images.
         disputed_tiles: the images in which the members differ most.
-        median_spread_px: median over the images of the spread, which is the RMS distance of the members' points from
-            their mean; None if no image has predictions of two members.
+        median_spread_px: median over the images of the RMS distance of the members' points from their mean; None if
+            no image has predictions of two members.
         members: name and color ("#rrggbb") of each member.
-        num_lost: member -> number of images in which the member found nobody, for the members with such images.
-        lists: a list of the worst and a list of the filled images; empty lists are left out.
+        num_lost: member -> number of images in which it found nobody; only members with such images.
+        lists: the worst images and the filled images as lists; an empty list is left out.
     """
 
     num_images: int
@@ -90,7 +90,7 @@ def prediction_section(config: Config, files: RunFiles) -> PredictionSection | N
     if not worst_images and filled_images is None and files.submission is None and files.predictions is None:
         return None
     predictions = files.predictions
-    spreads = _spreads(predictions) if predictions else {}
+    spreads = _compute_spreads(predictions) if predictions else {}
     worst_captions = {
         row.image: (format_number(row.rmse), f" px{_describe_worst_point(row.image, files)}") for row in worst_images
     }
@@ -136,7 +136,7 @@ def _draw_tiles(config: Config, files: RunFiles, captions: Mapping[str, tuple[st
     Args:
         config: names the image folders.
         files: the run's files.
-        captions: image -> `value` and `note` of its tile.
+        captions: image -> (`value`, `note`) of its tile.
     """
     tiles = []
     for image, (value, note) in list(captions.items())[:MAX_TILES]:
@@ -152,7 +152,7 @@ def _draw_tiles(config: Config, files: RunFiles, captions: Mapping[str, tuple[st
 
 
 def _describe_worst_point(image: str, files: RunFiles) -> str:
-    """Describe the keypoint of an image with the largest error, e.g. ", nose by 31 px"; "" if no error is known."""
+    """Describe the largest error of an image's keypoints, e.g. ", nose by 31 px"; "" if no error is known."""
     truth, submission = files.truth, files.submission
     if truth is None or submission is None or truth.skeleton.names != submission.skeleton.names:
         return ""
@@ -162,8 +162,8 @@ def _describe_worst_point(image: str, files: RunFiles) -> str:
     errors = point_errors(prediction, truth.keypoints[truth.images.index(image)])
     if not np.isfinite(errors).any():
         return ""
-    k = int(np.nanargmax(errors))
-    return f", {truth.skeleton.names[k]} by {errors[k]:,.0f} px"
+    worst = int(np.nanargmax(errors))
+    return f", {truth.skeleton.names[worst]} by {errors[worst]:,.0f} px"
 
 
 def _draw_disputed_tiles(
@@ -173,7 +173,7 @@ def _draw_disputed_tiles(
 
     Args:
         config: names the image folders.
-        files: the run's files; the ground truth or the submission gives the skeleton.
+        files: the run's files; their ground truth or submission gives the skeleton.
         predictions: the members' predictions.
         spreads: row of the image -> spread in pixels, largest first.
     """
@@ -193,7 +193,7 @@ def _draw_disputed_tiles(
     return tuple(tiles)
 
 
-def _spreads(predictions: Predictions) -> dict[int, float]:
+def _compute_spreads(predictions: Predictions) -> dict[int, float]:
     """Compute the spread of each image: the RMS distance in pixels of the members' points from their mean.
 
     Returns:
@@ -209,6 +209,6 @@ def _spreads(predictions: Predictions) -> dict[int, float]:
 
 
 def _count_lost(predictions: Predictions) -> dict[str, int]:
-    """Count the images in which a member found nobody, by member; leave out members without such images."""
+    """Count, by member, the images in which it found nobody; leave out members without such images."""
     counts = np.isnan(predictions.keypoints[..., 0]).all(axis=2).sum(axis=1).tolist()
     return {name: count for name, count in zip(predictions.members, counts, strict=True) if count}

@@ -40,8 +40,8 @@ class ResultSection:
 
 
 @dataclass(frozen=True)
-class _Column:
-    """A column of the table: its heading, and functions that return its value and interval from an evaluation."""
+class _MetricColumn:
+    """A column of the table: its heading, its number format, and functions that read its value and interval."""
 
     label: str
     format_spec: str
@@ -50,15 +50,15 @@ class _Column:
     interval: Callable[[Evaluation], tuple[float, float] | None] = lambda evaluation: None
 
 
-_COLUMNS = (
-    _Column("RMSE (px)", ".2f", False, lambda row: row.rmse, lambda row: row.rmse_interval),
-    _Column("median (px)", ".2f", False, lambda row: row.median_px),
-    _Column("p95 (px)", ".2f", False, lambda row: row.p95_px),
-    _Column("PCK@0.02", ".3f", True, lambda row: row.pck.get("0.02")),
-    _Column("PCK@0.05", ".3f", True, lambda row: row.pck.get("0.05")),
-    _Column("PCK@0.1", ".3f", True, lambda row: row.pck.get("0.1")),
-    _Column("AP", ".3f", True, lambda row: row.ap),
-    _Column("missing", ",.0f", False, lambda row: row.num_missing),
+_METRIC_COLUMNS = (
+    _MetricColumn("RMSE (px)", ".2f", False, lambda row: row.rmse, lambda row: row.rmse_interval),
+    _MetricColumn("median (px)", ".2f", False, lambda row: row.median_px),
+    _MetricColumn("p95 (px)", ".2f", False, lambda row: row.p95_px),
+    _MetricColumn("PCK@0.02", ".3f", True, lambda row: row.pck.get("0.02")),
+    _MetricColumn("PCK@0.05", ".3f", True, lambda row: row.pck.get("0.05")),
+    _MetricColumn("PCK@0.1", ".3f", True, lambda row: row.pck.get("0.1")),
+    _MetricColumn("AP", ".3f", True, lambda row: row.ap),
+    _MetricColumn("missing", ",.0f", False, lambda row: row.num_missing),
 )
 
 
@@ -67,7 +67,9 @@ def result_section(files: RunFiles) -> ResultSection | None:
     if files.evaluation is None:
         return None
     evaluations: dict[str, Evaluation] = {"ensemble": files.evaluation, **files.evaluation.members}
-    columns = [column for column in _COLUMNS if any(column.value(row) is not None for row in evaluations.values())]
+    columns = [
+        column for column in _METRIC_COLUMNS if any(column.value(row) is not None for row in evaluations.values())
+    ]
     cells = [_column_cells(column, list(evaluations.values())) for column in columns]
     rows = tuple(zip(evaluations, zip(*cells, strict=True), strict=True))
     return ResultSection(
@@ -78,7 +80,7 @@ def result_section(files: RunFiles) -> ResultSection | None:
     )
 
 
-def _column_cells(column: _Column, evaluations: list[Evaluation]) -> list[MetricCell]:
+def _column_cells(column: _MetricColumn, evaluations: list[Evaluation]) -> list[MetricCell]:
     values = [column.value(row) for row in evaluations]
     texts = ["-" if value is None else format(value, column.format_spec) for value in values]
     numbers = [value for value in values if value is not None]

@@ -41,7 +41,7 @@ class RunFiles:
         logs: member -> training log; the config's members come first.
         trials: the table tune/trials.csv, one row per trial.
         search: tune/result.json: the result of a finished search.
-        search_by_member: member -> the search result that it was trained with; only members with such a result.
+        search_by_member: member -> the search result that it was trained with; only members that used a search.
         predictions: predictions.parquet: every member's prediction for every test image.
         submission: submission.csv as labels; its image names may be absolute paths.
         truth: labels of the test images, with the keypoints in the order of the predictions.
@@ -156,7 +156,7 @@ def read_submission_labels(path: str, skeleton: Skeleton) -> Annotations:
         DataError: the file is not a valid submission, or its keypoints are not those of the skeleton.
         StorageError: the file cannot be read.
     """
-    # The submission serves as its own sample: it gives the names and the order of images and keypoints.
+    # The submission is its own sample, which gives the names and the order of images and keypoints.
     sample = read_sample_submission(path)
     xy = read_submission(path, sample, skeleton, size=None, allow_zeros=True)
     scenes, cameras, frames = zip(*map(parse_name, sample.images), strict=True)

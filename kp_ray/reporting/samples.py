@@ -16,7 +16,7 @@ from kp_ray.store.read import RowReader, read_part
 from kp_ray.visualization.skeletons import crop_and_resize, draw_skeleton, transform_keypoints
 
 MAX_PARTS = 8
-"""Maximum number of parts that are read per recipe; they are evenly spaced over all parts of the recipe."""
+"""Maximum number of parts that are read per recipe, evenly spaced over all its parts."""
 EXAMPLE_PX = 360
 """Longer side of an example image, in pixels."""
 _COLUMNS = ("keypoints", "bbox_xyxy", "width", "height", "split", "camera", "source")
@@ -52,7 +52,7 @@ class VariantSample:
 
 
 def read_samples(store: str, manifest: Manifest, skeleton: Skeleton) -> dict[str, VariantSample]:
-    """Read a sample of the variants of every recipe in a store; list parts that cannot be read instead of raising."""
+    """Sample the variants of every recipe in a store; parts that cannot be read are listed, not raised."""
     samples = {}
     for recipe in manifest.recipes:
         paths = [part.path for part in manifest.parts if part.recipe == recipe.name]

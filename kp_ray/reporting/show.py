@@ -71,12 +71,12 @@ def show(
     seed: int = 0,
     submissions: Sequence[str] = (),
 ) -> ShowSummary:
-    """Draw randomly selected variants or predictions; write one image each, and `sheet.jpg`, which shows them all.
+    """Draw randomly selected variants or predictions; write an image of each, and all of them as `sheet.jpg`.
 
     Args:
-        path: a store, or a `predictions.parquet`; `config.yaml` beside it names the folders of the predicted images.
+        path: a store or a `predictions.parquet`; the config.yaml beside it names the image folders.
         folder: folder for the images; None: `show` beside `path`.
-        recipe: show variants of this recipe only; None: of all recipes.
+        recipe: show variants of this recipe only; None: variants of all recipes.
         image: show variants of this source only, or the predictions for this image only; None: all.
         num: maximum number of images.
         seed: seed of the random selection.
@@ -116,7 +116,7 @@ def _parent(path: str) -> str:
 
 
 def _load_config_beside(path: str) -> Config:
-    """Load the config.yaml beside a path; without that file, return a config of defaults."""
+    """Load the config.yaml beside a path; without that file, return the default config."""
     config = join(_parent(path), "config.yaml")
     return load_config(config) if exists(config) else Config()
 
@@ -160,12 +160,12 @@ def _select_variants(store: str, manifest: Manifest, selection: _Selection) -> l
 def _read_submissions(
     path: str, skeleton: Skeleton, submissions: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, FloatArray]]]:
-    """Yield name and points by image of the run's submission, if it exists, and then of each other submission.
+    """Yield (name, points by image) of the run's submission, if it exists, then of each submission in `submissions`.
 
     Args:
-        path: the predictions, beside which the run's submission is.
+        path: the predictions; the run's submission is in the same folder.
         skeleton: keypoints of the predictions.
-        submissions: paths of the other submissions.
+        submissions: paths of further submissions.
     """
     run_submission = join(_parent(path), "submission.csv")
     if exists(run_submission):

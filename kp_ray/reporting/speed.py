@@ -1,4 +1,4 @@
-"""Section "Speed": the time that each stage prediction_time."""
+"""Section "Speed": the time that each stage took."""
 
 from dataclasses import dataclass
 

@@ -28,7 +28,7 @@ class ReportSummary:
 
 
 class ReportStage:
-    """Write `report.html` about the stages that the run folder holds."""
+    """Write `report.html` about the stages that have run."""
 
     name = "report"
     needs_cluster = False

@@ -44,7 +44,7 @@ class StoreSection:
         recipes: one row per recipe, in the manifest's order.
         min_visible: the setting `augment.min_visible`.
         unreadable_parts: paths of the sampled parts that could not be read.
-        num_quarantined: number of sources that one or more recipes could not use.
+        num_quarantined: number of sources that at least one recipe could not use.
         quarantined: source, stage and reason of each failure.
     """
 

@@ -30,7 +30,7 @@ class SuspectsSection:
 
     Attributes:
         counts: number of suspicious images by kind, the most frequent first.
-        tiles: two tiles per drawn suspect, its label and its prediction; the label alone without a prediction.
+        tiles: a tile of each drawn suspect's label and, if there is one, a tile of its prediction.
         rows: the suspicious images, the most suspicious first.
     """
 
@@ -49,34 +49,35 @@ def suspects_section(config: Config, files: RunFiles) -> SuspectsSection | None:
 
 
 def _draw_tiles(config: Config, rows: tuple[SuspectRow, ...]) -> list[Tile]:
-    """Draw each suspect's label and, in the same section of the image, its prediction; skip images without a file."""
+    """Draw each suspect's label and prediction over the same crop of the image; skip images without a file."""
     if config.data.annotations is None or not exists(config.data.annotations):
         return []
     labels = load_labels(config)
-    predicted: dict[str, FloatArray] = {}
+    predictions: dict[str, FloatArray] = {}
     if config.split.folds is not None:
-        with contextlib.suppress(KpRayError):  # no predictions yet, or those of other members
-            predicted, _ = read_predicted(config, labels.skeleton)
+        with contextlib.suppress(KpRayError):  # predictions are missing, or other members made them
+            predictions, _ = read_predicted(config, labels.skeleton)
     tiles = []
     for row in rows:
         if row.image not in labels.images:  # a correction dropped it
             continue
         label = labels.keypoints[labels.images.index(row.image)]
-        drawn = {"label": label}
-        if row.image in predicted:
-            drawn["prediction"] = np.column_stack([predicted[row.image], np.full(len(label), 2.0)])
-        for name, points in drawn.items():
-            uri = _draw(config, labels, row.image, points, list(drawn.values()))
+        points_by_name = {"label": label}
+        if row.image in predictions:
+            points_by_name["prediction"] = np.column_stack([predictions[row.image], np.full(len(label), 2.0)])
+        for name, points in points_by_name.items():
+            uri = _draw_points(config, labels, row.image, points, list(points_by_name.values()))
             if uri:
                 note = f", {row.kind}, score {format_number(row.score)}" if name == "label" else ""
                 tiles.append(Tile(row.image, uri, f"{row.rank}. {name}", note))
     return tiles
 
 
-def _draw(
-    config: Config, labels: Annotations, image: str, points: FloatArray, all_points: list[FloatArray]
+def _draw_points(
+    config: Config, labels: Annotations, image: str, points: FloatArray, points_in_crop: list[FloatArray]
 ) -> str | None:
-    """Draw one skeleton over an image, cropped around all of them; None if the image cannot be read."""
+    """Draw `points` over an image that is cropped around all `points_in_crop`; None if the image cannot be read."""
     skeleton = labels.skeleton
-    hidden = [(np.where([[True, True, False]], other, 0.0), skeleton, None) for other in all_points]
-    return overlay_uri(config, image, [*hidden, (points, skeleton, None)])
+    # With v = 0 a point widens the crop and is not drawn.
+    undrawn = [(np.where([[True, True, False]], keypoints, 0.0), skeleton, None) for keypoints in points_in_crop]
+    return overlay_uri(config, image, [*undrawn, (points, skeleton, None)])

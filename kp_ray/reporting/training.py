@@ -39,7 +39,7 @@ class TrainingSection:
     Attributes:
         figures: plots over the iterations, each with one curve per member.
         members: one row per member.
-        searches: (description, members): the result of a search, and the names of the members trained with it.
+        searches: (description of a search's result, names of the members trained with it).
     """
 
     figures: tuple[Figure, ...]
@@ -87,7 +87,7 @@ def _member_progress(logs: Mapping[str, Sequence[LogEntry]]) -> tuple[MemberProg
 
 
 def _curve(log: Sequence[LogEntry], name: str) -> tuple[list[float], list[float]]:
-    """Return the iterations and values of a curve: at most MAX_CURVE_POINTS of them, and the last one."""
+    """Return the iterations and values of a curve: at most MAX_CURVE_POINTS points, and the last point."""
     points = [(entry.iteration, entry.values[name]) for entry in log if name in entry.values]
     step = math.ceil(len(points) / MAX_CURVE_POINTS)
     if step > 1:

@@ -14,8 +14,8 @@ from kp_ray.storage import exists, read_bytes, read_text
 from kp_ray.training.search_result import SearchResult
 
 MIN_RESULTS = 5
-"""Minimum number of trials with a result for which the search plots importances, as `kp_ray.tuning.plots.MIN_RESULTS`.
-The report does not import that module, because that would import torch."""
+"""Minimum number of trials with a result for the plot of importances: a copy of `kp_ray.tuning.plots.MIN_RESULTS`,
+because importing that module would import torch."""
 _PLOTS = {  # file of tune/ -> alternative text
     "learning_rate": "The metric of each trial over its base learning rate",
     "curves": "The metric of each trial over its iterations",
@@ -51,10 +51,10 @@ class TuningSection:
     Attributes:
         columns: headings of the table: `_ALWAYS_SHOWN`, the metric, and the columns in which trials differ.
         rows: cells of the MAX_ROWS best trials, the best trial first.
-        constants: (name, value) of each other column, in which all trials have the same value.
+        constants: (name, value) of each column in which all trials have the same value.
         num_trials: number of all trials.
         metric: name of the tuned metric; None if the table has no column for it.
-        figures: plots of the search, without the plots for which there are too few trials.
+        figures: plots of the search; a plot for which there are too few trials is left out.
         parallel: the wide plot of all parameters; None if there are too few trials for it.
         result: the search's changes, and the scores before and after, on one line; None until the search has finished.
         changes: settings under `train` that the search changes.
@@ -130,15 +130,15 @@ def _read_figure(config: Config, name: str, alt: str) -> Figure | None:
     return svg_figure(read_bytes(path), alt) if exists(path) else None
 
 
-def _rank(trials: Sequence[Mapping[str, Any]], metric: str | None, section: TuneConfig) -> list[Mapping[str, Any]]:
+def _rank(trials: Sequence[Row], metric: str | None, tune_config: TuneConfig) -> list[Row]:
     """Sort trials, the best trial first.
 
     A trial with a value precedes a trial without a value. More iterations precede fewer, because values after different
     numbers of iterations cannot be compared. With equal iterations the better value comes first.
     """
-    sign = 1 if section.mode == "min" else -1
+    sign = 1 if tune_config.mode == "min" else -1
 
-    def key(trial: Mapping[str, Any]) -> tuple[bool, int, float]:
+    def key(trial: Row) -> tuple[bool, int, float]:
         value = trial[metric] if metric else None
         return value is None, -(trial["iterations"] or 0), sign * (value or 0.0)
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of label files."""
+"""Fixtures for the tests of label files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., str]:
-    """A function that writes text or bytes to a file, `labels.csv` unless named, and returns its path."""
+    """Return a function that writes text or bytes to a file, by default `labels.csv`, and returns the path."""
 
     def write_file(content: str | bytes, name: str = "labels.csv") -> str:
         path = tmp_path / name

@@ -15,7 +15,7 @@ from tests.helpers.labels import NUM_KEYPOINTS, make_labels, make_person
 
 
 def make_coco(**changes: Any) -> dict[str, Any]:
-    """Make the JSON of two images, with one unlabelled point in the first, and replace some keys of the JSON."""
+    """Make the JSON of two images, the first with an unlabelled point; `changes` replace keys of the JSON."""
     xy = np.stack([make_person(), make_person(1)])
     xy[0, 3] = np.nan
     return {**to_coco(make_labels(["walk_A-1.jpg", "b/c.jpg"], xy), [(1920, 1080)] * 2), **changes}
@@ -48,15 +48,15 @@ def test_hidden_points_groups_and_images_without_a_person_are_kept(write):
     assert len(written_content["annotations"]) == 1
 
 
-def wrong_coco() -> list[tuple[object, str]]:
-    """List wrong JSON values, each with a part of the message."""
-    two_people, lost_number, text, lost_image, wrong_v, huge_number, shared_id, shared_name = (
+def list_wrong_coco() -> list[tuple[object, str]]:
+    """List wrong JSON values, each with a part of the message that refuses it."""
+    two_people, missing_number, text_number, missing_image, wrong_v, huge_number, shared_id, shared_name = (
         make_coco() for _ in range(8)
     )
     two_people["annotations"][1]["image_id"] = 1
-    lost_number["annotations"][1]["keypoints"].pop()
-    text["annotations"][1]["keypoints"][0] = "12"
-    lost_image["annotations"][1]["image_id"] = 7
+    missing_number["annotations"][1]["keypoints"].pop()
+    text_number["annotations"][1]["keypoints"][0] = "12"
+    missing_image["annotations"][1]["image_id"] = 7
     wrong_v["annotations"][1]["keypoints"][2] = 3
     huge_number["annotations"][1]["keypoints"][0] = 10**400
     shared_id["images"][1]["id"] = 1
@@ -67,9 +67,9 @@ def wrong_coco() -> list[tuple[object, str]]:
             two_people,
             "walk_A-1.jpg: 2 people are labelled (annotations 1 and 2; 1 images have several): set data.people",
         ),
-        (lost_number, "b/c.jpg: 71 keypoint numbers"),
-        (text, "b/c.jpg: a keypoint is not a finite number"),
-        (lost_image, "no image has its id 7"),
+        (missing_number, "b/c.jpg: 71 keypoint numbers"),
+        (text_number, "b/c.jpg: a keypoint is not a finite number"),
+        (missing_image, "no image has its id 7"),
         (huge_number, "b/c.jpg: a keypoint is not a finite number"),
         (wrong_v, "b/c.jpg: a keypoint's v"),
         (shared_id, "share an id"),
@@ -80,7 +80,7 @@ def wrong_coco() -> list[tuple[object, str]]:
     ]
 
 
-@pytest.mark.parametrize(("content", "message"), wrong_coco())
+@pytest.mark.parametrize(("content", "message"), list_wrong_coco())
 def test_a_wrong_json_is_refused_with_file_and_image(write, content, message):
     path = write(json.dumps(content), "labels.json")
     with pytest.raises(DataError) as caught:
@@ -185,14 +185,14 @@ def test_a_wrong_entry_is_named_by_its_place(write, key, index, changes, message
 @pytest.mark.parametrize(
     ("value", "message"), [({}, "is an object"), (None, "is absent or null"), ([3], "[0] is a nu")]
 )
-def test_a_part_that_is_no_list_of_objects_is_named(write, key, value, message):
+def test_a_key_without_a_list_of_objects_is_named(write, key, value, message):
     path = write(json.dumps(make_coco(**{key: value})), "labels.json")
     with pytest.raises(DataError, match=r"list of objects|object is expected") as caught:
         load_annotations(path)
     assert f"{key}{'' if message[0] == '[' else ' '}{message}" in str(caught.value)
 
 
-# Shared ids and repeated entries: the message names the cause, and does not advise to delete a good label.
+# Shared ids and repeated entries: the message names the cause and does not advise deleting a good label.
 
 
 def test_images_that_share_an_id_are_described_as_joined_files(write):
@@ -201,7 +201,7 @@ def test_images_that_share_an_id_are_described_as_joined_files(write):
     with pytest.raises(DataError, match=r"walk_A-1\.jpg and b/c\.jpg share an id \(1\), as if two files") as caught:
         load_annotations(write(json.dumps(content), "labels.json"))
     assert "delete" not in str(caught.value)
-    content["images"][1]["id"] = 2  # numbered again; the annotation's image_id is 2 already
+    content["images"][1]["id"] = 2  # its own id, to which the annotation refers already
     assert len(load_annotations(write(json.dumps(content), "labels.json"))) == 2
 
 
@@ -214,7 +214,7 @@ def test_a_repeated_image_entry_is_named(write):
     assert len(load_annotations(write(json.dumps(content), "labels.json"))) == 2
 
 
-def test_an_annotation_without_an_id_or_category_is_named_by_its_number(write):
+def test_an_annotation_without_id_and_category_is_named_by_its_number(write):
     content = make_coco()
     del content["annotations"][1]["id"], content["annotations"][1]["category_id"]
     with pytest.raises(DataError, match=r"annotation no\. 1: has no category_id"):

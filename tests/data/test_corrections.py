@@ -13,20 +13,20 @@ CORRECTIONS_HEADER = "image,action,keypoint,x,y\n"
 def test_images_are_dropped_points_moved_or_unlabelled_and_the_changes_listed(write):
     labels = write(f"{HEADER}\na.jpg,{CELLS}\nb.jpg,{CELLS}\nc.jpg,{CELLS}\n")
     rows = "b.jpg,drop,,,\na.jpg,point,nose,7.5,8\nc.jpg,point,neck,,\n"
-    corrected = load_annotations(labels, corrections=write(CORRECTIONS_HEADER + rows, "corrections.csv"))
-    assert corrected.images == ("a.jpg", "c.jpg")
-    assert corrected.rows == (0, 2)
-    np.testing.assert_array_equal(corrected.keypoints[0, 0], [7.5, 8, 2])
-    np.testing.assert_array_equal(corrected.keypoints[1, 17], [np.nan, np.nan, 0])
-    np.testing.assert_array_equal(corrected.keypoints[0, 1:], load_annotations(labels).keypoints[0, 1:])
-    assert corrected.corrected == ("b.jpg: dropped", "a.jpg: nose moved to 7.5, 8", "c.jpg: neck unlabelled")
+    corrected_labels = load_annotations(labels, corrections=write(CORRECTIONS_HEADER + rows, "corrections.csv"))
+    assert corrected_labels.images == ("a.jpg", "c.jpg")
+    assert corrected_labels.rows == (0, 2)
+    np.testing.assert_array_equal(corrected_labels.keypoints[0, 0], [7.5, 8, 2])
+    np.testing.assert_array_equal(corrected_labels.keypoints[1, 17], [np.nan, np.nan, 0])
+    np.testing.assert_array_equal(corrected_labels.keypoints[0, 1:], load_annotations(labels).keypoints[0, 1:])
+    assert corrected_labels.corrected == ("b.jpg: dropped", "a.jpg: nose moved to 7.5, 8", "c.jpg: neck unlabelled")
 
 
 def test_lines_that_begin_with_a_hash_change_nothing_and_keep_the_row_numbers_right(write):
     labels = write(f"{HEADER}\na.jpg,{CELLS}\nb.jpg,{CELLS}\n#c.jpg,{CELLS}\n")
     rows = '# 1. b.jpg: "far", score 4\n  # b.jpg,drop,,,\n"#c.jpg",drop,,,\n'
-    corrected = load_annotations(labels, corrections=write(CORRECTIONS_HEADER + rows, "corrections.csv"))
-    assert corrected.images == ("a.jpg", "b.jpg")
+    corrected_labels = load_annotations(labels, corrections=write(CORRECTIONS_HEADER + rows, "corrections.csv"))
+    assert corrected_labels.images == ("a.jpg", "b.jpg")
     path = write(CORRECTIONS_HEADER + "# a comment\nz.jpg,drop,,,\n", "corrections.csv")
     with pytest.raises(DataError, match="row 3: no labelled image"):
         load_annotations(labels, corrections=path)

@@ -19,7 +19,7 @@ points = st.tuples(coordinates, coordinates)
 @given(st.lists(st.lists(points, min_size=NUM_KEYPOINTS, max_size=NUM_KEYPOINTS), min_size=1, max_size=3))
 def test_labels_read_back_exactly_as_written(tmp_path_factory, people):
     xy = np.array([[(np.nan, np.nan) if None in point else point for point in pose] for pose in people], dtype=float)
-    assume(len(np.unique(xy[np.isfinite(xy)])) > 1)  # a file whose points are all at one place is refused
+    assume(len(np.unique(xy[np.isfinite(xy)])) > 1)  # labels that are all at one place are refused
     labels = make_labels([f"walk_A-{number}.jpg" for number in range(len(xy))], xy)
     path = tmp_path_factory.mktemp("csv") / "labels.csv"
     path.write_bytes(to_csv(labels))
@@ -85,7 +85,7 @@ def test_a_wrong_csv_is_refused_with_file_and_place(write, content, message):
     assert message in str(caught.value)
 
 
-# Tables that other programs write. The message names the cause, and a file that follows the advice is read.
+# Tables that other programs write: the message names the cause, and a file corrected by its advice is read.
 
 ROW = f"a.jpg,{CELLS}"
 
@@ -141,7 +141,7 @@ def join_rows(*rows: str, separator: str = ",") -> str:
          join_rows(HEADER, ROW)),
     ],
 )  # fmt: skip
-def test_the_cause_is_named_first_and_the_advice_works(write, content, messages, corrected):
+def test_the_message_names_the_cause_and_its_advice_works(write, content, messages, corrected):
     path = write(content)
     with pytest.raises(DataError) as caught:
         load_annotations(path)

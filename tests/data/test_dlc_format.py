@@ -22,7 +22,7 @@ labeled-data/run/img002.png,11,21,,
 
 @pytest.fixture
 def load(write) -> Load:
-    """A function that reads the labels of a text."""
+    """Return a function that reads labels from text."""
     skeleton = {"flip_pairs": [("paw_l", "paw_r")], "sigmas": [0.1, 0.1]}
     return lambda text: load_annotations(write(text), **skeleton)
 
@@ -36,7 +36,7 @@ def test_labels_of_deeplabcut_are_read_and_the_video_is_the_scene(load):
     np.testing.assert_array_equal(labels.keypoints[1], [[11, 21, 2], [np.nan, np.nan, 0]])
 
 
-def test_the_three_columns_of_newer_versions_and_the_backslashes_of_windows_give_the_same_names(load):
+def test_names_in_three_columns_and_names_with_backslashes_give_the_same_images(load):
     text = LABELS.replace("/", ",")
     for word in ("scorer", "bodyparts", "coords"):
         text = text.replace(f"{word},", f"{word},,,")

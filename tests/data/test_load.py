@@ -1,4 +1,4 @@
-"""Labels of any format: loading, caching, and labels that hold no label at all."""
+"""Loading and caching labels of any format, and refusing files without a usable label."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_shared_labels_cannot_be_changed(write):
         load_labels(config).keypoints[0, 0, 0] = 1
 
 
-def test_labels_that_are_not_set_are_a_mistake_in_the_config():
+def test_a_config_without_annotations_is_refused():
     with pytest.raises(ConfigError, match=r"data\.annotations"):
         load_labels(build_config({}))
 
@@ -58,7 +58,7 @@ def test_the_competition_labels_have_53_scenes_of_5_cameras():
 
 
 class TestNoUsableLabel:
-    """Labels without a point that training could use are refused, by every verb that reads labels."""
+    """Labels without a point that training could use are refused wherever labels are read."""
 
     @pytest.mark.parametrize("num_images", [1, 3])
     def test_empty_cells_alone_are_no_labels(self, write, num_images):

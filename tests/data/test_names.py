@@ -30,7 +30,9 @@ CASES = {
 
 
 @pytest.mark.parametrize(("name", "file", "rule"), CASES.values(), ids=CASES)
-def test_a_name_that_nearly_matches_leads_to_the_file_and_the_rule(name: str, file: str, rule: str) -> None:
+def test_a_name_that_nearly_matches_a_file_is_listed_with_the_file_and_the_rule(
+    name: str, file: str, rule: str
+) -> None:
     assert match_names([name, "labelled.jpg"], [file, "labelled.jpg", "unlike.jpg"]) == {name: NameMatch(file, rule)}
 
 

@@ -49,7 +49,7 @@ def test_the_largest_person_is_kept_and_the_people_left_out_are_counted(write):
     )
 
 
-def test_without_stated_boxes_the_points_decide_and_of_equal_people_the_first_is_kept(write):
+def test_without_boxes_the_points_decide_which_person_is_largest_and_of_equal_people_the_first_is_kept(write):
     content = make_group_coco()
     for person in content["annotations"]:
         del person["bbox"]

@@ -49,7 +49,7 @@ def test_names_without_a_counterpart_are_not_listed(names: list[str]) -> None:
     assert unpaired_sides(make_skeleton(names, [])) == []
 
 
-def test_the_competition_lacks_no_pair_and_wrong_pairs_are_listed() -> None:
+def test_the_competitions_skeleton_lacks_no_pair_and_wrong_pairs_are_listed() -> None:
     assert unpaired_sides(DACON24) == []
     names = ["left_eye", "right_eye", "left_ear", "right_ear"]
     skeleton = make_skeleton(names, [("left_eye", "right_ear"), ("left_ear", "right_eye")])

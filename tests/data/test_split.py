@@ -1,4 +1,4 @@
-"""The choice of the sources to validate on, and the check that no unit is on both sides."""
+"""The split into train and val or into folds, and the check that no unit is on both sides."""
 
 from collections import Counter
 
@@ -12,7 +12,7 @@ from kp_ray.data.split import deal_folds, refuse_leaks, split_sources, split_uni
 from kp_ray.errors import ConfigError, DataError
 from kp_ray.keypoints import DACON24
 
-BY = ["scene", "clip", "frame"]
+UNITS = ["scene", "clip", "frame"]
 
 
 def make_sources(counts: list[int], cameras: str = "AB") -> Annotations:
@@ -20,29 +20,29 @@ def make_sources(counts: list[int], cameras: str = "AB") -> Annotations:
     names = [
         f"s{n}_{camera}-{frame}.jpg" for n, count in enumerate(counts) for camera in cameras for frame in range(count)
     ]
-    scenes, views, frames = zip(*map(parse_name, names), strict=True)
-    return Annotations(DACON24, tuple(names), np.full((len(names), 24, 3), 2.0), scenes, views, frames)
+    scenes, camera_names, frames = zip(*map(parse_name, names), strict=True)
+    return Annotations(DACON24, tuple(names), np.full((len(names), 24, 3), 2.0), scenes, camera_names, frames)
 
 
 @given(
     st.lists(st.integers(1, 6), min_size=2, max_size=8),
-    st.sampled_from(BY),
+    st.sampled_from(UNITS),
     st.floats(0.01, 0.99),
     st.integers(0, 2**63),
     st.randoms(use_true_random=False),
 )
-def test_units_stay_whole_both_splits_have_sources_and_row_order_does_not_matter(counts, by, fraction, seed, random):
+def test_units_stay_whole_both_sides_have_sources_and_the_row_order_does_not_matter(counts, by, fraction, seed, random):
     labels = make_sources(counts)
     splits = split_sources(labels, by=by, fraction=fraction, seed=seed)
     assert set(splits) == {"train", "val"}
     refuse_leaks(split_units(labels, by), splits, labels.images)
     order = list(range(len(labels)))
     random.shuffle(order)
-    shuffled = split_sources(labels.select(order), by=by, fraction=fraction, seed=seed)
-    assert shuffled == [splits[row] for row in order]
+    shuffled_splits = split_sources(labels.select(order), by=by, fraction=fraction, seed=seed)
+    assert shuffled_splits == [splits[row] for row in order]
 
 
-@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("by", UNITS)
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
 def test_the_share_held_out_is_the_closest_that_whole_units_allow(by, fraction):
     labels = make_sources([3] * 20)
@@ -95,12 +95,12 @@ def test_variants_of_one_source_on_one_side_are_accepted():
 
 @given(
     st.lists(st.integers(1, 6), min_size=4, max_size=12),
-    st.sampled_from(BY),
+    st.sampled_from(UNITS),
     st.integers(2, 4),
     st.integers(0, 2**63),
     st.randoms(use_true_random=False),
 )
-def test_folds_hold_every_unit_once_and_differ_by_one_unit_at_most(counts, by, num_folds, seed, random):
+def test_folds_hold_every_unit_once_and_their_sizes_differ_by_at_most_one_unit(counts, by, num_folds, seed, random):
     labels = make_sources(counts)
     folds = deal_folds(labels, by=by, num_folds=num_folds, seed=seed)
     sizes = Counter(split_units(labels, by))

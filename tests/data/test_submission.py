@@ -1,4 +1,4 @@
-"""The reader of sample submissions, the writer and the validator of submissions."""
+"""Reading sample submissions, and writing and checking submissions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -100,9 +100,9 @@ FAULTS: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
 def test_a_broken_submission_is_refused_with_file_row_and_image(tmp_path: Path, fault: str) -> None:
     break_rows, message = FAULTS[fault]
     path = write_lines(tmp_path / "submission.csv", break_rows(VALID_LINES))
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(DataError, match=message) as caught:
         read_submission(path, SAMPLE, AB)
-    assert str(error.value).startswith(f"{path}: ")
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_the_message_names_the_first_problem_and_counts_the_others(tmp_path: Path) -> None:
@@ -202,9 +202,9 @@ def test_a_sample_of_other_keypoints_is_refused(tmp_path: Path) -> None:
 )
 def test_a_wrong_sample_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
     path = write_lines(tmp_path / "sample.csv", lines)
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(DataError, match=message) as caught:
         read_sample_submission(path)
-    assert str(error.value).startswith(f"{path}: ")
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_sample_that_does_not_exist_or_is_not_utf8_is_refused(tmp_path: Path) -> None:

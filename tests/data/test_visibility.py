@@ -17,14 +17,14 @@ Load = Callable[[str], Annotations]
 
 @pytest.fixture
 def load(write) -> Load:
-    """A function that reads the labels of a text."""
+    """Return a function that reads labels from text."""
     return lambda text: load_annotations(write(text), flip_pairs=[], sigmas=[0.1, 0.1])
 
 
-@pytest.mark.parametrize("end", ["visible", "visibility", "v"])
+@pytest.mark.parametrize("suffix", ["visible", "visibility", "v"])
 @pytest.mark.parametrize(("cells", "expected"), VISIBILITY_CASES)
-def test_a_visibility_column_of_the_native_csv_means_the_same_as_in_a_deeplabcut_csv(load, end, cells, expected):
-    labels = load(f"image,tail_x,tail_y,paw_x,paw_y,paw_{end}\na.jpg,5,6,{cells}\n")
+def test_a_visibility_column_of_the_native_csv_means_the_same_as_in_a_deeplabcut_csv(load, suffix, cells, expected):
+    labels = load(f"image,tail_x,tail_y,paw_x,paw_y,paw_{suffix}\na.jpg,5,6,{cells}\n")
     np.testing.assert_array_equal(labels.keypoints[0], [[5, 6, 2], expected])
     dlc_labels = load(f"scorer,s,s,s,s,s\nbodyparts,tail,tail,paw,paw,paw\ncoords,x,y,x,y,visible\na.jpg,5,6,{cells}\n")
     np.testing.assert_array_equal(labels.keypoints, dlc_labels.keypoints)
@@ -48,7 +48,7 @@ def test_a_keypoint_with_likelihood_and_visibility_is_labelled_only_if_both_allo
     assert labels.keypoints[:, 1, 2].tolist() == [1, 0, 0]
 
 
-def test_a_keypoint_may_be_named_like_one_of_these_columns(load):
+def test_a_keypoint_may_have_a_name_like_a_visibility_column(load):
     labels = load("image,paw_x,paw_y,paw_v_x,paw_v_y\na.jpg,1,2,3,4\n")
     assert labels.skeleton.names == ("paw", "paw_v")
     assert (labels.keypoints[..., 2] == 2).all()

@@ -13,15 +13,15 @@ from tests.helpers.processes import set_options, start_kp_ray
 
 @pytest.fixture
 def start_augment() -> Iterator[StartAugment]:
-    """Start `kp-ray augment`; a process that still runs after the test is killed."""
-    started: list[subprocess.Popen[str]] = []
+    """Return a function that starts `kp-ray augment`; kill its processes that still run after the test."""
+    processes: list[subprocess.Popen[str]] = []
 
     def start(config: Path, *settings: str) -> subprocess.Popen[str]:
-        started.append(start_kp_ray("augment", str(config), "--json", *set_options(*settings)))
-        return started[-1]
+        processes.append(start_kp_ray("augment", str(config), "--json", *set_options(*settings)))
+        return processes[-1]
 
     yield start
-    for process in started:
+    for process in processes:
         if process.poll() is None:
             process.kill()
         process.communicate()
@@ -30,5 +30,5 @@ def start_augment() -> Iterator[StartAugment]:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
     """Mount a file system of 5 MiB."""
-    with mounted_disk(tmp_path / "disk", 5 << 20) as mounted:
-        yield mounted
+    with mounted_disk(tmp_path / "disk", 5 << 20) as small_disk:
+        yield small_disk

@@ -1,4 +1,4 @@
-"""Stores are equal byte for byte, for any number of concurrent tasks and whatever is killed during the run.
+"""A store has the same bytes for any number of concurrent tasks, and after any process was killed during its run.
 
 Every run is a `kp-ray augment` in its own process on a real cluster.
 """
@@ -31,12 +31,12 @@ from tests.helpers.processes import file_times, finish, run_kp_ray, wait_until
 
 NUM_COPIES = 12
 NUM_SOURCES = 12 * NUM_COPIES
-BROKEN = "broken-001_A-0000001.jpg"
+BROKEN_IMAGE = "broken-001_A-0000001.jpg"
 
 
 @pytest.fixture(scope="module")
 def many_data(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Label NUM_COPIES copies of the generated frames, and one truncated image."""
+    """Label NUM_COPIES copies of the generated frames, and one truncated image; return the `data` section."""
     folder = tmp_path_factory.mktemp("many")
     images = folder / "images"
     images.mkdir()
@@ -48,15 +48,15 @@ def many_data(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFact
             (images / f"{copy}-{name}").symlink_to(Path(sample_data["images"], name))
             lines.append(f"{copy}-{name},{points}")
     # The truncated image is the beginning of the last frame, with the same keypoints.
-    lines.insert(len(lines) // 2, f"{BROKEN},{points}")
-    (images / BROKEN).write_bytes(Path(sample_data["images"], name).read_bytes()[:5000])
+    lines.insert(len(lines) // 2, f"{BROKEN_IMAGE},{points}")
+    (images / BROKEN_IMAGE).write_bytes(Path(sample_data["images"], name).read_bytes()[:5000])
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
     return {**sample_data, "annotations": str(folder / "labels.csv"), "images": str(images)}
 
 
 def wait_for_parts(process: subprocess.Popen[str], config: Path) -> None:
     """Wait until a fifth of the parts is finished, so that the run is neither at its start nor at its end."""
-    # Four sources per part. The estimate is too high, because validation sources have only one recipe.
+    # A part holds four sources. The estimate is too high, because validation sources have only one recipe.
     num_parts = NUM_SOURCES / 4 * len(set(DEFAULT_RECIPES))
     wait_until(lambda: len(list_parts(config)) >= 0.2 * num_parts, process, poll_s=0.02)
 
@@ -72,35 +72,35 @@ def two_nodes() -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def raylet_of(node: Any) -> subprocess.Popen[bytes]:
-    """Return the raylet process of a node, whose children are the node's workers."""
+def get_raylet(node: Any) -> subprocess.Popen[bytes]:
+    """Return the raylet of a node: the parent process of the node's workers."""
     raylet: subprocess.Popen[bytes] = node.all_processes["raylet"][0].process
     return raylet
 
 
 def address_setting(cluster: Cluster) -> str:
-    """Return the value of `--set` that makes a run join a cluster."""
+    """Return the setting that makes a run join a cluster."""
     return f"cluster.address={cluster.address}"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(many_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def undisturbed_run(many_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Write a store with one task at a time; return the config and the store's contents."""
     config = write_augment_config(many_data, tmp_path_factory.mktemp("undisturbed"))
-    done = run_kp_ray("augment", str(config), "--set", "cluster.num_cpus=1", timeout_s=300)
-    assert done.returncode == 0, done.stderr
+    process = run_kp_ray("augment", str(config), "--set", "cluster.num_cpus=1", timeout_s=300)
+    assert process.returncode == 0, process.stderr
     return config, read_contents(config)
 
 
 @pytest.fixture
-def expected(undisturbed: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
+def expected(undisturbed_run: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
     """Return the contents that every store of `many_data` must have."""
-    return undisturbed[1]
+    return undisturbed_run[1]
 
 
 def test_an_undisturbed_store_has_every_source_and_quarantines_the_truncated_image(expected: dict[str, Any]) -> None:
     assert expected["manifest"]["num_sources"] == NUM_SOURCES
-    assert [row["source"] for row in expected["quarantine"]] == [BROKEN]
+    assert [row["source"] for row in expected["quarantine"]] == [BROKEN_IMAGE]
     assert len(expected["digests"]) > 300
 
 
@@ -121,14 +121,14 @@ def test_the_number_of_concurrent_tasks_does_not_change_the_store(
 
 
 def test_a_run_over_a_finished_store_needs_no_cluster_and_changes_nothing(
-    undisturbed: tuple[Path, dict[str, Any]], start_augment: StartAugment
+    undisturbed_run: tuple[Path, dict[str, Any]], start_augment: StartAugment
 ) -> None:
-    config, expected = undisturbed
-    before = file_times(*(path for path in store_dir(config).rglob("*") if path.name != ".lock"))
-    done = finish(start_augment(config, "cluster.address=127.0.0.1:1"))  # nothing listens on this port
-    assert done["parts_written"] == 0
-    assert done["parts_kept"] == len(expected["digests"])
-    assert file_times(*before) == before
+    config, expected = undisturbed_run
+    times = file_times(*(path for path in store_dir(config).rglob("*") if path.name != ".lock"))
+    figures = finish(start_augment(config, "cluster.address=127.0.0.1:1"))  # nothing listens on this port
+    assert figures["parts_written"] == 0
+    assert figures["parts_kept"] == len(expected["digests"])
+    assert file_times(*times) == times
     assert read_contents(config) == expected
 
 
@@ -143,14 +143,14 @@ def test_two_nodes_write_the_same_store_as_one_machine(
         raylet_pids |= set(find_writers(config).values())
         time.sleep(0.01)
     finish(run)
-    assert raylet_pids == {raylet_of(node).pid for node in two_nodes.list_all_nodes()}
+    assert raylet_pids == {get_raylet(node).pid for node in two_nodes.list_all_nodes()}
     assert read_contents(config) == expected
 
 
 def test_a_killed_node_does_not_change_the_store(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, tmp_path: Path
 ) -> None:
-    raylet = raylet_of(two_nodes.add_node(num_cpus=1))
+    raylet = get_raylet(two_nodes.add_node(num_cpus=1))
     config = write_augment_config(many_data, tmp_path)
     run = start_augment(config, address_setting(two_nodes))
     wait_for_parts(run, config)
@@ -189,8 +189,8 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_resumes(
         "stopped; run the same command to resume"
     ]
     assert not (store_dir(config) / "_manifest.json").exists()
-    done = finish(start_augment(config, address_setting(two_nodes)))
-    assert done["parts_written"] + done["parts_kept"] == len(expected["digests"])
+    figures = finish(start_augment(config, address_setting(two_nodes)))
+    assert figures["parts_written"] + figures["parts_kept"] == len(expected["digests"])
     assert read_contents(config) == expected
 
 
@@ -244,27 +244,26 @@ def test_a_second_writer_is_refused_and_resumes_after_the_first_is_killed(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, tmp_path: Path
 ) -> None:
     config = write_augment_config(many_data, tmp_path)
-    first = start_augment(config, "cluster.num_cpus=2")
-    wait_for_parts(first, config)
-    first.send_signal(signal.SIGSTOP)  # it stays in mid-run however long the second writer takes to start
+    first_run = start_augment(config, "cluster.num_cpus=2")
+    wait_for_parts(first_run, config)
+    first_run.send_signal(signal.SIGSTOP)  # so that it cannot finish before the second run starts
     assert "another process is writing here" in finish_with_only_an_error(
         start_augment(config, address_setting(two_nodes))
     )
-    first.kill()
-    first.wait()
+    first_run.kill()
+    first_run.wait()
     assert not (store_dir(config) / "_manifest.json").exists()
-    finished = len(list_parts(config))
-    assert 0 < finished < len(expected["digests"])
-    done = finish(start_augment(config, address_setting(two_nodes)))
+    assert 0 < len(list_parts(config)) < len(expected["digests"])
+    figures = finish(start_augment(config, address_setting(two_nodes)))
     assert read_contents(config) == expected
-    assert done["parts_written"] + done["parts_kept"] == len(expected["digests"])
+    assert figures["parts_written"] + figures["parts_kept"] == len(expected["digests"])
 
 
 def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes_once_there_is_space(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, disk: Disk
 ) -> None:
     config = write_augment_config(many_data, disk.folder.parent, disk.folder / "run")
-    # A file that a killed writer left.
+    # A killed writer leaves a file like this one.
     partial = store_dir(config) / "recipe-Rotate45" / "part-00000-0.parquet.0.partial"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(bytes(1 << 20))
@@ -272,8 +271,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes_once_there_is
     assert not partial.exists()
     assert "No space left on device" in message
     assert "run augment again, which keeps finished parts" in message
-    finished = list_parts(config)
-    assert 0 < len(finished) < len(expected["digests"])
+    assert 0 < len(list_parts(config)) < len(expected["digests"])
     assert not (store_dir(config) / "_manifest.json").exists()
     disk.remount(f"size={1 << 30}")
     assert finish(start_augment(config, address_setting(two_nodes)))["parts_written"] > 0

@@ -1,6 +1,6 @@
-"""Kill processes of every verb at random moments: the same command then has the result of an undisturbed run.
+"""Kill a process of a verb at a random moment: the same command then has the result of an undisturbed run.
 
-`make test-faults` runs all rounds. The seed of a round chooses the moment and the process; each round prints them.
+`make test-faults` runs all rounds. The seed of a round chooses the moment and the process; each round prints both.
 """
 
 import contextlib
@@ -31,27 +31,27 @@ ROUNDS = [(verb, seed) for verb, rounds in (("augment", 12), ("train", 6), ("tun
 KINDS = ("driver", "worker", "raylet", "gcs_server")
 WORKERS = {"augment": "ray::", "train": "ray::RayTrainWorker", "tune": "ray::(Trial|ResourceTrainable)",
            "predict": "ray::MapWorker"}  # fmt: skip
-"""Pattern of the names of a verb's worker processes: any task of Ray, a training worker, a trial, an actor."""
-NEEDS = {"augment": (), "train": ("store",), "tune": ("store",), "predict": ("store", "members")}
-"""Folders of the run folder that a verb reads."""
+"""Verb -> pattern of the names of its worker processes: any task of Ray, a training worker, a trial, an actor."""
+INPUT_FOLDERS = {"augment": (), "train": ("store",), "tune": ("store",), "predict": ("store", "members")}
+"""Verb -> the folders in the run folder that it reads."""
 END_S = 300
 """Seconds within which a driver must end after its cluster has died."""
 
 pytestmark = pytest.mark.slow
 
 
-def configure(data: dict[str, Any], run_dir: Path, source: Path | None = None, verb: str = "augment") -> Config:
-    """Write a config with a new run folder.
+def configure(data: dict[str, Any], run_dir: Path, base: Path | None = None, verb: str = "augment") -> Config:
+    """Write the config of a new run folder into it, and return the config.
 
     Args:
         data: `data` section of the config.
         run_dir: the new run folder.
-        source: run folder to which the folders that the verb reads are linked.
-        verb: the verb.
+        base: run folder from which the folders that the verb reads are linked; None: link no folder.
+        verb: the verb that the run folder is for.
     """
     run_dir.mkdir(parents=True)
-    for name in NEEDS[verb] if source else ():
-        (run_dir / name).symlink_to(source / name)
+    for name in INPUT_FOLDERS[verb] if base else ():
+        (run_dir / name).symlink_to(base / name)
     train = {"max_iter": 24, "steps": [20], "eval_period": 12, "checkpoint_period": 4}
     config = tiny_config(
         data, run_dir, train=train, augment={"sources_per_part": 1}, predict={"batch_size": 1},
@@ -67,19 +67,19 @@ def start(verb: str, config: Config) -> subprocess.Popen[str]:
 
 
 def read_result(verb: str, config: Config) -> Any:
-    """Return the part of a verb's result that must not depend on which process died."""
-    run = Path(config.run_dir)
+    """Return the values of a verb's result that must be the same whichever process died."""
+    run_dir = Path(config.run_dir)
     if verb == "augment":
-        parts = sorted((run / "store").glob("recipe-*/*.parquet"))
-        assert not list((run / "store").rglob("*.partial"))
-        return [(str(part.relative_to(run)), hashlib.sha256(part.read_bytes()).hexdigest()) for part in parts]
+        parts = sorted((run_dir / "store").glob("recipe-*/*.parquet"))
+        assert not list((run_dir / "store").rglob("*.partial"))
+        return [(str(part.relative_to(run_dir)), hashlib.sha256(part.read_bytes()).hexdigest()) for part in parts]
     if verb == "predict":
-        return [(run / name).read_bytes() for name in ("predictions.parquet", "submission.csv")]
+        return [(run_dir / name).read_bytes() for name in ("predictions.parquet", "submission.csv")]
     if verb == "train":
-        return read_training_result(run / "members" / "a")
+        return read_training_result(run_dir / "members" / "a")
     trials = sorted(read_trials(config), key=lambda trial: trial.name)
     assert [trial.status for trial in trials] == ["finished"] * config.tune.num_trials
-    return tuple(value for trial in trials for value in read_training_result(run / "tune" / "trials" / trial.name))
+    return tuple(value for trial in trials for value in read_training_result(run_dir / "tune" / "trials" / trial.name))
 
 
 def read_training_result(folder: Path) -> tuple[list[int], list[float], float]:
@@ -114,11 +114,11 @@ def choose_victim(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run of all verbs in which no process dies: its `folder`, and each verb's result and duration in seconds."""
+def undisturbed_results(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run all verbs undisturbed; return the run's `folder`, and each verb's result and duration in seconds."""
     config = configure(sample_data, tmp_path_factory.mktemp("undisturbed") / "run")
     results: dict[str, Any] = {"folder": Path(config.run_dir)}
-    for verb in NEEDS:
+    for verb in INPUT_FOLDERS:
         began = time.monotonic()
         finish(start(verb, config))
         results[verb] = read_result(verb, config), time.monotonic() - began
@@ -127,37 +127,37 @@ def undisturbed(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """A file system of 1 GiB."""
-    with mounted_disk(tmp_path / "disk", 1 << 30) as mounted:
-        yield mounted
+    """Mount a file system of 1 GiB."""
+    with mounted_disk(tmp_path / "disk", 1 << 30) as large_disk:
+        yield large_disk
 
 
 @pytest.mark.parametrize(("verb", "seed"), ROUNDS, ids=[f"{verb}-{seed}" for verb, seed in ROUNDS])
 def test_after_a_kill_the_same_command_has_the_result_of_an_undisturbed_run(
-    verb: str, seed: int, undisturbed: dict[str, Any], sample_data: dict[str, Any], tmp_path: Path
+    verb: str, seed: int, undisturbed_results: dict[str, Any], sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng([seed, len(verb)])
-    expected, duration_s = undisturbed[verb]
+    expected, duration_s = undisturbed_results[verb]
     kind, moment = KINDS[seed % len(KINDS)], float(rng.uniform(0.2, 0.9))
-    killed = None
+    victim = None
     for attempt in range(8):  # a run may finish before the kill if the undisturbed run was slower
-        config = configure(sample_data, tmp_path / str(attempt), undisturbed["folder"], verb)
+        config = configure(sample_data, tmp_path / str(attempt), undisturbed_results["folder"], verb)
         process = start(verb, config)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(moment * duration_s)
-        while killed is None and process.poll() is None:  # at times there is no process of the kind
+        while victim is None and process.poll() is None:  # sometimes no process of this kind runs
             processes = list_processes(process)
-            killed = choose_victim(verb, kind, processes, rng)
+            victim = choose_victim(verb, kind, processes, rng)
             try:
-                if killed:
-                    killed.kill()
+                if victim:
+                    victim.kill()
             except psutil.NoSuchProcess:
-                killed = None
-        if killed:
+                victim = None
+        if victim:
             break
         process.communicate()
         moment /= 1.5
-    assert killed, f"no {kind} could be killed"
+    assert victim, f"no {kind} could be killed"
     _, err = process.communicate(timeout=END_S)
     if process.returncode != 0:
         assert "Traceback" not in err
@@ -177,11 +177,11 @@ def test_after_a_kill_the_same_command_has_the_result_of_an_undisturbed_run(
 
 @pytest.mark.parametrize(("verb", "room_kib"), [("train", 128), ("tune", 128), ("predict", 48)])
 def test_a_full_disk_ends_in_one_line_and_with_room_the_same_command_finishes(
-    verb: str, room_kib: int, undisturbed: dict[str, Any], sample_data: dict[str, Any], disk: Disk
+    verb: str, room_kib: int, undisturbed_results: dict[str, Any], sample_data: dict[str, Any], disk: Disk
 ) -> None:
-    expected, _ = undisturbed[verb]
+    expected, _ = undisturbed_results[verb]
     disk.remount(f"size={room_kib << 10}")
-    config = configure(sample_data, disk.folder / "run", undisturbed["folder"], verb)
+    config = configure(sample_data, disk.folder / "run", undisturbed_results["folder"], verb)
     assert "No space left on device" in finish_with_error(start(verb, config))
     disk.remount(f"size={1 << 30}")
     finish(start(verb, config))
@@ -190,9 +190,9 @@ def test_a_full_disk_ends_in_one_line_and_with_room_the_same_command_finishes(
 
 @pytest.mark.parametrize("verb", ["train", "tune", "predict"])
 def test_a_run_folder_that_cannot_be_written_to_ends_in_one_line(
-    verb: str, undisturbed: dict[str, Any], sample_data: dict[str, Any], disk: Disk
+    verb: str, undisturbed_results: dict[str, Any], sample_data: dict[str, Any], disk: Disk
 ) -> None:
-    config = configure(sample_data, disk.folder / "run", undisturbed["folder"], verb)
+    config = configure(sample_data, disk.folder / "run", undisturbed_results["folder"], verb)
     disk.remount("ro")
     message = finish_with_error(start(verb, config))
     assert str(disk.folder) in message
@@ -200,16 +200,16 @@ def test_a_run_folder_that_cannot_be_written_to_ends_in_one_line(
 
 
 def kill_all(processes: list[psutil.Process], process: subprocess.Popen[str]) -> None:
-    """Kill the processes of an ended driver's cluster: they would end within seconds, but slow the next run down."""
-    for survivor in processes:
+    """Kill the processes of an ended driver's cluster, which would slow the next run down for some seconds."""
+    for cluster_process in processes:
         with contextlib.suppress(psutil.Error):
-            survivor.kill()
+            cluster_process.kill()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def assert_same(result: Any, expected: Any) -> None:
-    """Assert that results are equal, numbers of training runs to a relative 1e-5."""
+    """Assert that results are equal; those of training runs (tuples) to a relative 1e-5."""
     if isinstance(result, tuple):
         for value, expected_value in zip(result, expected, strict=True):
             assert value == pytest.approx(expected_value, rel=1e-5)

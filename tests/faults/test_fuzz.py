@@ -1,7 +1,7 @@
 """Test that readers of damaged files return a valid result or refuse the file in one line.
 
-Each example is a valid file with one to six changes: bits flipped, bytes removed, repeated or moved, and tokens
-inserted that parsers often get wrong. `make test` tries a hundred of each kind, `make test-faults` thousands.
+Each example is a valid file with one to six changes: bits are flipped, bytes are removed, repeated or moved, or tokens
+are inserted. `make test` tries a hundred examples of each kind of file, `make test-faults` thousands.
 """
 
 import json
@@ -51,21 +51,21 @@ TOKENS = [
 def damaged_content(draw: st.DrawFn, content: bytes) -> bytes:
     """Change `content` in one to six places."""
     for _ in range(draw(st.integers(1, 6))):
-        first, last = sorted(draw(st.tuples(st.integers(0, len(content)), st.integers(0, len(content)))))
-        last = min(last, first + draw(st.sampled_from([1, 8, 100, len(content)])))
+        start, end = sorted(draw(st.tuples(st.integers(0, len(content)), st.integers(0, len(content)))))
+        end = min(end, start + draw(st.sampled_from([1, 8, 100, len(content)])))
         change = draw(st.sampled_from(["flip", "remove", "repeat", "insert", "truncate", "move"]))
-        if change == "flip" and first < len(content):
-            content = content[:first] + bytes([content[first] ^ (1 << draw(st.integers(0, 7)))]) + content[first + 1 :]
+        if change == "flip" and start < len(content):
+            content = content[:start] + bytes([content[start] ^ (1 << draw(st.integers(0, 7)))]) + content[start + 1 :]
         elif change == "remove":
-            content = content[:first] + content[last:]
+            content = content[:start] + content[end:]
         elif change == "repeat":
-            content = content[:last] + content[first:]
+            content = content[:end] + content[start:]
         elif change == "insert":
-            content = content[:first] + draw(st.sampled_from(TOKENS)) + content[first:]
+            content = content[:start] + draw(st.sampled_from(TOKENS)) + content[start:]
         elif change == "truncate":
-            content = content[:first]
+            content = content[:start]
         elif change == "move":
-            content = content[:first] + content[last:] + content[first:last]
+            content = content[:start] + content[end:] + content[start:end]
     return content
 
 
@@ -78,7 +78,7 @@ def make_labels_csv() -> bytes:
 
 
 def make_deeplabcut_csv() -> bytes:
-    """Make a CSV of DeepLabCut of two individuals with likelihood, and visible of a few points."""
+    """Make a DeepLabCut CSV of two individuals with `likelihood`, and with `visible` for three points of the first."""
     coords = ("x", "y", "likelihood")
     columns = [(person, name, coord) for person in ("a", "b") for name in DACON24.names for coord in coords]
     columns += [("a", name, "visible") for name in DACON24.names[:3]]
@@ -93,7 +93,7 @@ def make_deeplabcut_csv() -> bytes:
 
 
 def make_visible_csv() -> bytes:
-    """Make a native CSV whose first keypoints have a likelihood or a visibility."""
+    """Make a native CSV with columns of likelihood and visibility for two keypoints."""
     header, *rows = make_labels_csv().decode().splitlines()
     lines = [f"{header},nose_likelihood,nose_v,left_eye_visible"]
     lines += [f"{row},0.{8 - number},{number},{2 - number}" for number, row in enumerate(rows)]
@@ -101,18 +101,22 @@ def make_visible_csv() -> bytes:
 
 
 def make_people_json(folder: Path) -> bytes:
-    """Make COCO JSON of three images with several people, people without keypoints, boxes and groups."""
-    content = to_coco(load_content(make_labels_csv(), folder), [(64, 64)] * 3)
-    first = content["annotations"][0]
-    absent = {key: value for key, value in first.items() if key != "keypoints"}
-    content["annotations"] += [{**first, "id": 7, "image_id": 2}, {**absent, "id": 8}, {**first, "id": 9, "iscrowd": 1}]
-    content["annotations"].append({**first, "id": 10, "image_id": 3, "keypoints": None, "bbox": None})
+    """Make COCO JSON of three images, with several people, people without keypoints, a crowd, and a group."""
+    content = to_coco(load_csv_content(make_labels_csv(), folder), [(64, 64)] * 3)
+    person = content["annotations"][0]
+    without_keypoints = {key: value for key, value in person.items() if key != "keypoints"}
+    content["annotations"] += [
+        {**person, "id": 7, "image_id": 2},
+        {**without_keypoints, "id": 8},
+        {**person, "id": 9, "iscrowd": 1},
+        {**person, "id": 10, "image_id": 3, "keypoints": None, "bbox": None},
+    ]
     content["images"][0]["group"] = "kitchen"
     content["categories"].append({"id": 2, "name": "ball"})
     return json.dumps(content).encode()
 
 
-def load_content(content: bytes, folder: Path) -> Annotations:
+def load_csv_content(content: bytes, folder: Path) -> Annotations:
     """Load labels from the bytes of a CSV."""
     path = folder / "labels.csv"
     path.write_bytes(content)
@@ -135,10 +139,10 @@ def assert_valid_labels(path: str) -> None:
     assert not np.isinf(xy).any()
     assert (np.isfinite(xy).all(axis=2) == (v > 0)).all()
     assert (np.isnan(xy[..., 0]) == np.isnan(xy[..., 1])).all()
-    written = Path(path).with_suffix(".written.csv")
-    written.write_bytes(to_csv(labels))
+    written_path = Path(path).with_suffix(".written.csv")
+    written_path.write_bytes(to_csv(labels))
     if labels.skeleton == DACON24:
-        np.testing.assert_array_equal(load_annotations(str(written)).keypoints[..., :2], xy)
+        np.testing.assert_array_equal(load_annotations(str(written_path)).keypoints[..., :2], xy)
 
 
 def assert_valid_corrections(path: str) -> None:
@@ -181,7 +185,7 @@ def assert_valid_predictions(path: str) -> None:
 
 def assert_valid_image_list(path: str) -> None:
     folder = str(Path(path).parent)
-    Path(folder, "s0_A-0.jpg").touch()  # a list of which no image is there is refused
+    Path(folder, "s0_A-0.jpg").touch()  # a list is refused if none of its images exists
     refs = list_image_refs(build_config({"data": {"test_images": folder}, "predict": {"images": path}}), None)
     names = [ref.image for ref in refs]
     assert len(set(names)) == len(names) > 0
@@ -208,12 +212,12 @@ def make_predictions_parquet(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def valid_content(kind: str, folder: Path) -> bytes:
+def make_valid_content(kind: str, folder: Path) -> bytes:
     """Make the content of a valid file of a kind."""
     if kind in ("labels.csv", "sample_submission.csv", "submission.csv"):
         return make_labels_csv()
     if kind == "labels.json":
-        return json.dumps(to_coco(load_content(make_labels_csv(), folder), [(64, 64)] * 3)).encode()
+        return json.dumps(to_coco(load_csv_content(make_labels_csv(), folder), [(64, 64)] * 3)).encode()
     if kind == "people.json":
         return make_people_json(folder)
     if kind == "visible.csv":
@@ -247,7 +251,7 @@ ASSERT_VALID: dict[str, Callable[[str], None]] = {
 }
 
 HANG_MS = 60_000
-"""Deadline for reading a few kilobytes: far longer than a busy machine needs, so only a reader that hangs misses it."""
+"""Deadline for reading a few kilobytes, which only a reader that hangs can miss, even on a busy machine."""
 
 
 @pytest.mark.parametrize("kind", ASSERT_VALID)
@@ -261,7 +265,7 @@ def test_a_damaged_file_gives_a_valid_result_or_is_refused_in_one_line(
     path = folder / "damaged" / kind
     path.parent.mkdir(exist_ok=True)
     (path.parent / "valid.csv").write_bytes(make_labels_csv())
-    path.write_bytes(data.draw(damaged_content(valid_content(kind, folder))))
+    path.write_bytes(data.draw(damaged_content(make_valid_content(kind, folder))))
     try:
         ASSERT_VALID[kind](str(path))
     except KpRayError as error:
@@ -276,7 +280,7 @@ def test_an_unclosed_quote_before_a_long_text_is_refused_in_one_line(kind: str, 
     path = folder / "quoted" / kind
     path.parent.mkdir(exist_ok=True)
     (path.parent / "valid.csv").write_bytes(make_labels_csv())
-    header, body = valid_content(kind, folder).split(b"\n", 1)
+    header, body = make_valid_content(kind, folder).split(b"\n", 1)
     path.write_bytes(header + b'\n"' + body + b"x" * 140_000)
     with pytest.raises(KpRayError) as caught:
         ASSERT_VALID[kind](str(path))
@@ -290,5 +294,5 @@ def test_undamaged_files_are_valid(folder: Path) -> None:
         path = folder / "valid" / kind
         path.parent.mkdir(exist_ok=True)
         (path.parent / "valid.csv").write_bytes(make_labels_csv())
-        path.write_bytes(valid_content(kind, folder))
+        path.write_bytes(make_valid_content(kind, folder))
         assert_valid(str(path))

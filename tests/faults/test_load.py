@@ -1,4 +1,4 @@
-"""Many small sources, many concurrent jobs, and half an hour of work and kills on one cluster."""
+"""Many small sources, several concurrent jobs, and half an hour of runs and kills on one cluster."""
 
 import contextlib
 import os
@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ SOAK_S = 60 * float(os.environ.get("SOAK_MINUTES", "30"))
 
 
 def make_labels(folder: Path, num_frames: int) -> dict[str, Any]:
-    """Write labels of frames of 160x90 pixels, which are links to ten images; return the config's data section."""
+    """Write frames of 160x90 pixels, which are links to ten images, and their labels; return the `data` section."""
     images = folder / "images"
     images.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -59,7 +60,9 @@ def one_node() -> Iterator[str]:
         cluster.shutdown()
 
 
-def test_ten_thousand_small_sources(start_augment: StartAugment, one_node: str, tmp_path: Path) -> None:
+def test_ten_thousand_small_sources_are_stored_by_a_driver_that_holds_no_pixels(
+    start_augment: StartAugment, one_node: str, tmp_path: Path
+) -> None:
     config = write_augment_config(make_labels(tmp_path / "data", 10_000), tmp_path, recipes=["Original", "Rotate45"])
     run = start_augment(config, f"cluster.address={one_node}")
     driver, peak_bytes = psutil.Process(run.pid), 0
@@ -72,7 +75,7 @@ def test_ten_thousand_small_sources(start_augment: StartAugment, one_node: str, 
     parts = read_contents(config)["manifest"]["parts"]
     assert summary["variants"] == sum(part["num_rows"] for part in parts)
     assert sum(part["num_bytes"] for part in parts) > 300 << 20
-    assert peak_bytes < 450 << 20, "an idle driver has 280 MiB; a busy one must hold no pixels"
+    assert peak_bytes < 450 << 20, "the driver holds pixels (an idle driver has 280 MiB)"
     began = time.monotonic()
     assert finish(start_augment(config))["parts_written"] == 0
     assert time.monotonic() - began < 30
@@ -81,17 +84,17 @@ def test_ten_thousand_small_sources(start_augment: StartAugment, one_node: str, 
 
 def test_planning_a_hundred_thousand_sources_takes_less_than_a_gibibyte(tmp_path: Path) -> None:
     data = make_labels(tmp_path / "data", 100)
-    repeated = load_annotations(data["annotations"]).select(np.arange(100_000) % 100)
+    labels = load_annotations(data["annotations"]).select(np.arange(100_000) % 100)
     names = [f"{number // 100:05d}_A-{number:07d}.jpg" for number in range(100_000)]
-    annotations = replace(repeated, images=tuple(names), scenes=tuple(name[:5] for name in names), rows=())
+    annotations = replace(labels, images=tuple(names), scenes=tuple(name[:5] for name in names), rows=())
     tracemalloc.start()
-    planned = plan_store(
+    plan = plan_store(
         str(tmp_path / "store"), data["images"], annotations, ["train"] * 100_000, "scene", AugmentConfig(), 0
     )
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert sum(len(chunk.sources) for chunk in planned.chunks) == 100_000
-    paths = [part.path for part in planned.parts()]
+    assert sum(len(chunk.sources) for chunk in plan.chunks) == 100_000
+    paths = [part.path for part in plan.parts()]
     assert len(set(paths)) == len(paths)
     assert peak_bytes < 1 << 30
 
@@ -120,17 +123,41 @@ def list_descendants(nodes: list[psutil.Process], name: str) -> list[psutil.Proc
     return descendants
 
 
-def count_leftovers(folder: Path, temporary: Path, nodes: list[psutil.Process]) -> dict[str, int]:
-    """Count the resources whose number must not grow: processes, open files, shared memory, temporary files."""
+def count_leftovers(folder: Path, temp_folder: Path, nodes: list[psutil.Process]) -> dict[str, int]:
+    """Count the resources that must not grow: processes, open files, shared memory, temporary files."""
     commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
     return {
         "workers": len(list_descendants(nodes, "ray::")),
         "files of the cluster": sum(node.num_fds() for node in nodes),
         "shared memory MiB": sum(f.stat().st_size for f in Path("/dev/shm").rglob("*") if f.is_file()) >> 20,
-        "temporary files": len([path for path in temporary.iterdir() if path.name != "ray"]),
+        "temporary files": len([path for path in temp_folder.iterdir() if path.name != "ray"]),
         "partial files": len(list(folder.rglob("*.partial"))),
         "kp-ray processes": sum("bin/kp-ray augment" in command for command in commands),
     }
+
+
+def kill_a_process(run: subprocess.Popen[str], nodes: list[psutil.Process], rng: np.random.Generator) -> list[str]:
+    """Kill the driver of a run, or one of its workers, at a random moment.
+
+    Returns:
+        ["driver"] or ["worker"]; an empty list if the run or the worker had ended before.
+    """
+    if rng.uniform() < 0.4:
+        time.sleep(rng.uniform(3, 12))
+        if run.poll() is not None:
+            return []
+        run.kill()
+        return ["driver"]
+    time.sleep(3)
+    workers: list[psutil.Process] = []
+    while not workers and run.poll() is None:
+        workers = list_descendants(nodes, "_write_")
+        time.sleep(0.05)
+    if workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            workers[int(rng.integers(len(workers)))].kill()
+            return ["worker"]
+    return []
 
 
 @pytest.mark.timeout(2 * SOAK_S + 1200)
@@ -138,8 +165,8 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
     sample_data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
-    temporary = Path(tempfile.mkdtemp(prefix="soak"))  # a short path, because Ray's sockets lie in this folder
-    monkeypatch.setenv("TMPDIR", str(temporary))
+    temp_folder = Path(tempfile.mkdtemp(prefix="soak"))  # a short path, because this folder holds Ray's sockets
+    monkeypatch.setenv("TMPDIR", str(temp_folder))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         nodes = [psutil.Process(info.process.pid) for kind in ("gcs_server", "raylet")
@@ -149,26 +176,14 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
         def start() -> subprocess.Popen[str]:
             return start_kp_ray("augment", str(config), "--json", "--set", f"cluster.address={cluster.address}")
 
-        began, num_rounds, num_killed = time.monotonic(), 0, {"driver": 0, "worker": 0}
+        began, num_rounds, num_kills = time.monotonic(), 0, Counter(driver=0, worker=0)
         expected: Any = None
-        early: dict[str, int] = {}
+        early_counts: dict[str, int] = {}
         open_files: list[int] = []
         while time.monotonic() - began < SOAK_S:
             run = start()
             if expected is not None:
-                kind = "driver" if rng.uniform() < 0.4 else "worker"
-                time.sleep(rng.uniform(3, 12) if kind == "driver" else 3)
-                victims: list[psutil.Process] = []
-                while kind == "worker" and not victims and run.poll() is None:
-                    victims = list_descendants(nodes, "_write_")
-                    time.sleep(0.05)
-                if kind == "driver" and run.poll() is None:
-                    run.kill()
-                    num_killed[kind] += 1
-                elif kind == "worker" and victims:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        victims[int(rng.integers(len(victims)))].kill()
-                        num_killed[kind] += 1
+                num_kills.update(kill_a_process(run, nodes, rng))
             _, err = run.communicate(timeout=600)
             if run.returncode != 0:
                 run = start()
@@ -181,27 +196,27 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
             for index in rng.choice(len(parts), len(parts) // 2, replace=False):
                 parts[index].unlink()
             num_rounds += 1
-            open_files.append(count_leftovers(tmp_path, temporary, nodes)["files of the cluster"])
+            open_files.append(count_leftovers(tmp_path, temp_folder, nodes)["files of the cluster"])
             if num_rounds == 4:
-                early = count_leftovers(tmp_path, temporary, nodes)
+                early_counts = count_leftovers(tmp_path, temp_folder, nodes)
         for _ in range(60):
-            late = count_leftovers(tmp_path, temporary, nodes)
-            if late["kp-ray processes"] == 0 and late["workers"] <= early["workers"]:
+            final_counts = count_leftovers(tmp_path, temp_folder, nodes)
+            if final_counts["kp-ray processes"] == 0 and final_counts["workers"] <= early_counts["workers"]:
                 break
             time.sleep(1)
         with capsys.disabled():
-            print(f"\n{num_rounds} rounds, killed {num_killed}, after round 4 {early}, at the end {late}")
+            print(f"\n{num_rounds} rounds, killed {num_kills}, after round 4 {early_counts}, at the end {final_counts}")
             print(f"files of the cluster by round: {open_files}")
         assert num_rounds >= 6
-        assert min(num_killed.values()) > 0
-        assert late["partial files"] == late["kp-ray processes"] == 0
-        assert late["workers"] <= early["workers"] + 1
+        assert min(num_kills.values()) > 0
+        assert final_counts["partial files"] == final_counts["kp-ray processes"] == 0
+        assert final_counts["workers"] <= early_counts["workers"] + 1
         # Ray's GCS keeps three sockets per finished job for some minutes, so the number of open files must level off.
         third = num_rounds // 3
         assert max(open_files[-third:]) <= max(open_files[:-third]) + 20
-        assert late["shared memory MiB"] <= early["shared memory MiB"] + 16
-        assert late["temporary files"] <= early["temporary files"]
+        assert final_counts["shared memory MiB"] <= early_counts["shared memory MiB"] + 16
+        assert final_counts["temporary files"] <= early_counts["temporary files"]
     finally:
         cluster.shutdown()
         shutil.rmtree(tmp_path, ignore_errors=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temp_folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Damage to a finished store is found, reported in one line, and repaired without changing the other parts."""
+"""Damage to a finished store is found, reported in one line, and repaired without a change to the other parts."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from tests.helpers.stores import training_part
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-CUTS: dict[str, Callable[[int], int]] = {
+CUTS: dict[str, Callable[[int], int]] = {  # place of the cut -> size of a file after the cut, given its size before
     "nothing left": lambda size: 0,
     "in the first magic bytes": lambda size: 3,
     "in the first image": lambda size: 2000,
@@ -36,8 +36,8 @@ CUTS: dict[str, Callable[[int], int]] = {
 
 
 @pytest.fixture(scope="module")
-def stored(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Write a store; every test of the module damages and repairs it."""
+def config(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Write a store, which every test of the module damages and repairs; return its config."""
     config = tiny_config(sample_data, tmp_path_factory.mktemp("stored") / "run")
     Path(config.run_dir).mkdir(parents=True)
     write_store(make_plan(config))
@@ -45,14 +45,14 @@ def stored(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return config
 
 
-def digests(config: Config) -> dict[str, str]:
+def file_digests(config: Config) -> dict[str, str]:
     """Return the SHA-256 of every file of a config's store, by path."""
     root = Path(config.path("store"))
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*.*")}
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a verb that must end with exit code 2 and one line; return the line."""
+def run_refused_verb(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a verb that must end with exit code 2 and one line of stderr; return the line."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_info:
         main(arguments)
@@ -65,77 +65,81 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_every_reader_names_a_truncated_part_and_augment_rewrites_it(
-    cut: str, stored: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cut: str, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, part = digests(stored), training_part(stored)
+    expected, part = file_digests(config), training_part(config)
     os.truncate(part, CUTS[cut](part.stat().st_size))
     readers: list[Callable[[], Any]] = [
-        lambda: read_table(stored.path("store")),
-        lambda: list(iter_rows(stored.path("store"), split="train")),
+        lambda: read_table(config.path("store")),
+        lambda: list(iter_rows(config.path("store"), split="train")),
         lambda: RowReader(["image"]).read(str(part), 0),
-        lambda: usable_rows(stored, stored.train.members[0]),
+        lambda: usable_rows(config, config.train.members[0]),
     ]
     for reader in readers:
-        with pytest.raises(KpRayError, match=r"damaged.*run verify, then augment") as raised:
+        with pytest.raises(KpRayError, match=r"damaged.*run verify, then augment") as caught:
             reader()
-        assert str(part) in str(raised.value)
-    assert str(part) in refusal(capsys, "export", stored.path("config.yaml"), "--folder", str(tmp_path / "out"))
+        assert str(part) in str(caught.value)
+    assert str(part) in run_refused_verb(
+        capsys, "export", config.path("config.yaml"), "--folder", str(tmp_path / "out")
+    )
     assert not list(tmp_path.rglob("*.jpg")), "an unfinished export was left"
-    problems = verify_store(make_plan(stored))
-    assert [problem.split(":")[0] for problem in problems] == [str(part.relative_to(stored.path("store")))]
-    assert write_store(make_plan(stored)).parts_written == 1
-    assert digests(stored) == before
+    problems = verify_store(make_plan(config))
+    assert [problem.split(":")[0] for problem in problems] == [str(part.relative_to(config.path("store")))]
+    assert write_store(make_plan(config)).parts_written == 1
+    assert file_digests(config) == expected
 
 
-def test_augment_rewrites_a_truncated_part_without_verify(stored: Config) -> None:
-    before, part = digests(stored), training_part(stored)
+def test_augment_rewrites_a_truncated_part_without_verify(config: Config) -> None:
+    expected, part = file_digests(config), training_part(config)
     os.truncate(part, part.stat().st_size // 2)
-    assert write_store(make_plan(stored)).parts_written == 1
-    assert digests(stored) == before
+    assert write_store(make_plan(config)).parts_written == 1
+    assert file_digests(config) == expected
 
 
 @pytest.mark.parametrize("share", np.linspace(0, 1, 12).round(2).tolist())
-def test_a_flipped_bit_anywhere_is_found(share: float, stored: Config) -> None:
-    before, part = digests(stored), training_part(stored)
-    expected_rows = list(iter_rows(stored.path("store"), split="train"))
+def test_a_flipped_bit_anywhere_is_found(share: float, config: Config) -> None:
+    expected, part = file_digests(config), training_part(config)
+    expected_rows = list(iter_rows(config.path("store"), split="train"))
     content = bytearray(part.read_bytes())
     content[int(share * (len(content) - 1))] ^= 4
     part.write_bytes(content)
     message, rows = "", []
     try:
-        rows = list(iter_rows(stored.path("store"), split="train"))
+        rows = list(iter_rows(config.path("store"), split="train"))
     except KpRayError as error:
         message = str(error)
     assert str(part) in message or str(rows) == str(expected_rows), "no reader refused the part"
-    assert len(verify_store(make_plan(stored))) == 1
-    assert write_store(make_plan(stored)).parts_written == 1
-    assert digests(stored) == before
+    assert len(verify_store(make_plan(config))) == 1
+    assert write_store(make_plan(config)).parts_written == 1
+    assert file_digests(config) == expected
 
 
 @pytest.mark.parametrize("share", [0, 0.02, 0.5, 0.99])
 def test_a_truncated_manifest_is_refused_and_no_part_is_lost(
-    share: float, stored: Config, capsys: pytest.CaptureFixture[str]
+    share: float, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, manifest = digests(stored), Path(stored.path("store", "_manifest.json"))
-    written_ns = {path: path.stat().st_mtime_ns for path in Path(stored.path("store")).rglob("part-*")}
+    expected, manifest = file_digests(config), Path(config.path("store", "_manifest.json"))
+    written_ns = {path: path.stat().st_mtime_ns for path in Path(config.path("store")).rglob("part-*")}
     os.truncate(manifest, int(share * manifest.stat().st_size))
     for verb in ("verify", "augment", "train"):
-        assert "damaged: delete this file and run augment again" in refusal(capsys, verb, stored.path("config.yaml"))
+        assert "damaged: delete this file and run augment again" in run_refused_verb(
+            capsys, verb, config.path("config.yaml")
+        )
     manifest.unlink()
-    write_store(make_plan(stored))
-    assert digests(stored) == before
+    write_store(make_plan(config))
+    assert file_digests(config) == expected
     assert {path: path.stat().st_mtime_ns for path in written_ns} == written_ns
 
 
 def test_a_store_of_a_newer_schema_is_refused_and_not_changed(
-    stored: Config, capsys: pytest.CaptureFixture[str]
+    config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manifest = Path(stored.path("store", "_manifest.json"))
+    manifest = Path(config.path("store", "_manifest.json"))
     content = manifest.read_text()
     values = json.loads(content)
     manifest.write_text(json.dumps({**values, "schema_version": SCHEMA_VERSION + 1, "unknown": [1]}))
-    before = digests(stored)
+    expected = file_digests(config)
     for verb in ("verify", "augment", "train"):
-        assert "update kp_ray" in refusal(capsys, verb, stored.path("config.yaml"))
-    assert digests(stored) == before
+        assert "update kp_ray" in run_refused_verb(capsys, verb, config.path("config.yaml"))
+    assert file_digests(config) == expected
     manifest.write_text(content)

@@ -28,7 +28,7 @@ def write_augment_config(data: dict[str, Any], folder: Path, run_dir: Path | Non
     Args:
         data: section `data` of the config.
         folder: receives `config.yaml`.
-        run_dir: the run folder; None uses `folder/run`.
+        run_dir: the run folder; None: `folder/run`.
         augment: further settings of section `augment`.
     """
     section = {"recipes": list(DEFAULT_RECIPES), "sources_per_part": 4, **augment}
@@ -64,7 +64,7 @@ def read_contents(config: Path) -> dict[str, Any]:
 
 
 def find_writers(config: Path) -> dict[int, int]:
-    """Find the Ray workers that have an unfinished part open: pid -> pid of the raylet that started it."""
+    """Find the Ray workers that have an unfinished part open; return pid -> pid of the raylet that started it."""
     writers, folder = {}, f"{store_dir(config)}/recipe-"
     for process in psutil.process_iter():
         try:
@@ -78,20 +78,20 @@ def find_writers(config: Path) -> dict[int, int]:
 
 
 def wait_for_writers(process: subprocess.Popen[str], config: Path, raylet: int | None = None) -> dict[int, int]:
-    """Wait until a part is being written, and return the writers.
+    """Wait until a worker writes a part; return the writers as `find_writers` does.
 
     Args:
-        raylet: pid of a raylet; only workers of its node count. None counts the workers of all nodes.
+        raylet: pid of a raylet, to count only the workers of its node; None: the workers of all nodes.
     """
 
-    def writers() -> dict[int, int]:
+    def find_node_writers() -> dict[int, int]:
         return {pid: parent for pid, parent in find_writers(config).items() if raylet in (None, parent)}
 
-    return wait_until(writers, process, poll_s=0.01)
+    return wait_until(find_node_writers, process, poll_s=0.01)
 
 
 def finish_with_only_an_error(process: subprocess.Popen[str], timeout_s: float = 400) -> str:
-    """Wait for a run whose stderr must hold one error message besides progress, and return the message."""
+    """Wait for a run whose stderr must hold only progress and one error message; return the message."""
     out, err = process.communicate(timeout=timeout_s)
     assert process.returncode == 2, err
     lines = [line for line in err.splitlines() if not line.startswith("augment ")]

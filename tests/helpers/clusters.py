@@ -37,7 +37,7 @@ class Cluster:
     environment: dict[str, str]
 
     def run(self, *command: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end with `environment`; None: as a client that has the token."""
+        """Run a command to its end with `environment`; None: the environment of a client that has the token."""
         return run_command(*command, env=environment or self.environment)
 
     def client(self) -> JobSubmissionClient:
@@ -47,9 +47,9 @@ class Cluster:
 
 @contextlib.contextmanager
 def ray_temp_dir() -> Iterator[str]:
-    """Create a folder for the `--temp-dir` of `ray start`; kill the clusters that use it, then delete it, at the end.
+    """Create a folder for the `--temp-dir` of `ray start`; at the end, kill the clusters that use it and delete it.
 
-    The folder's path is short, because Ray's Unix sockets lie in it and their paths have at most 107 characters.
+    The folder's path is short, because it holds Ray's Unix sockets, whose paths have at most 107 characters.
     """
     folder = tempfile.mkdtemp(prefix="kp", dir="/tmp")
     try:
@@ -61,8 +61,8 @@ def ray_temp_dir() -> Iterator[str]:
 
 def _kill_ray(folder: str) -> None:
     """Kill the processes whose command line names a folder, and all their children."""
-    cluster = [p for p in psutil.process_iter(["cmdline"]) if any(folder in part for part in p.info["cmdline"] or [])]
-    for process in [*cluster, *(child for p in cluster if p.is_running() for child in p.children(recursive=True))]:
+    processes = [p for p in psutil.process_iter(["cmdline"]) if any(folder in part for part in p.info["cmdline"] or [])]
+    for process in [*processes, *(child for p in processes if p.is_running() for child in p.children(recursive=True))]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     time.sleep(0.5)

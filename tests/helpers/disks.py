@@ -25,9 +25,9 @@ def mounted_disk(folder: Path, num_bytes: int) -> Iterator[Disk]:
     """Mount a file system of `num_bytes` at a new folder; skip the test if this process may not mount."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a disk: {mounted.stderr.strip()}")
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        pytest.skip(f"cannot mount a disk: {process.stderr.strip()}")
     try:
         yield Disk(folder)
     finally:

@@ -83,6 +83,6 @@ IMAGE_FILES = {
     "PPM": encode_with_pillow(corner_image(), "PPM"),
     "GIF": encode_with_pillow(corner_image(), "GIF"),
 }
-"""Kind of file (format and what is special about it) -> content of one file of that kind."""
+"""Kind of file (a format, perhaps with a property) -> content of one file of that kind."""
 UNCHANGED_KINDS = {"JPEG", "progressive JPEG", "4:4:4 JPEG", "grey JPEG", "JPEG with EXIF orientation 1"}
 """The kinds in `IMAGE_FILES` whose bytes the recipe Original stores unchanged."""

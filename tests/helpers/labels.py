@@ -27,7 +27,7 @@ VISIBILITY_CASES = [
 
 
 def make_labels(images: Sequence[str], xy: FloatArray) -> Annotations:
-    """Make annotations from N image names and points (N, K, 2); points that are not NaN have v 2."""
+    """Make annotations of N images with points (N, K, 2): v is 2, or 0 for points that are NaN."""
     visibility = np.where(np.isfinite(xy[..., :1]), 2.0, 0.0)
     scenes, cameras, frames = zip(*map(parse_name, images), strict=True)
     return Annotations(DACON24, tuple(images), np.concatenate([xy, visibility], axis=2), scenes, cameras, frames)
@@ -60,6 +60,6 @@ def make_clips(cameras: str = "A", num_frames: int = 9, step_px: float = 10.0) -
 
 def replace_points(labels: Annotations, image: str, keypoints: FloatArray) -> Annotations:
     """Copy annotations with other keypoints (K, 3) for one image."""
-    changed = labels.keypoints.copy()
-    changed[labels.images.index(image)] = keypoints
-    return replace(labels, keypoints=changed)
+    new_keypoints = labels.keypoints.copy()
+    new_keypoints[labels.images.index(image)] = keypoints
+    return replace(labels, keypoints=new_keypoints)

@@ -12,25 +12,25 @@ NUM_COPIES = 2
 """Number of links to each test image in the folder that the fixture `linked_data` makes."""
 
 
-def link_run(source: Config, run_dir: Path, data: dict[str, Any] | None = None, **section: Any) -> Config:
-    """Link the members and the store of `source` into a run folder.
+def link_run(base: Config, run_dir: Path, data: dict[str, Any] | None = None, **section: Any) -> Config:
+    """Make a run folder with links to the members and the store of another run folder; return its config.
 
     Args:
-        source: config of the other run folder.
+        base: config of the other run folder.
         run_dir: the run folder to make.
-        data: changes of the `data` section.
+        data: values that replace those of the `data` section.
         section: fields of the `predict` section.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     for name in ("members", "store"):
-        (run_dir / name).symlink_to(source.path(name))
-    return configure_run(source, run_dir, data, **section)
+        (run_dir / name).symlink_to(base.path(name))
+    return configure_run(base, run_dir, data, **section)
 
 
-def configure_run(source: Config, run_dir: Path, data: dict[str, Any] | None = None, **section: Any) -> Config:
-    """Build the config of a run folder with the members of `source`; arguments as for `link_run`."""
-    changed = {**source.data.model_dump(), **(data or {})}
-    return tiny_config(changed, run_dir, train={"members": MEMBERS}, split={"fraction": 0.6}, predict=section)
+def configure_run(base: Config, run_dir: Path, data: dict[str, Any] | None = None, **section: Any) -> Config:
+    """Build the config of a run folder with the members of `base`; the arguments are those of `link_run`."""
+    data_section = {**base.data.model_dump(), **(data or {})}
+    return tiny_config(data_section, run_dir, train={"members": MEMBERS}, split={"fraction": 0.6}, predict=section)
 
 
 def first_image(config: Config) -> Path:

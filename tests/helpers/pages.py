@@ -13,7 +13,7 @@ class Page(HTMLParser):
     Attributes:
         tags: names of all elements.
         sections: ids of the sections.
-        loads: URLs that a browser loads with the page.
+        loaded_urls: URLs that a browser loads with the page.
         links: targets of the links.
         alts: alternative texts of the images.
         text: all text, with single spaces between words.
@@ -23,7 +23,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.sections: list[str] = []
-        self.loads: list[str] = []
+        self.loaded_urls: list[str] = []
         self.links: list[str] = []
         self.alts: list[str] = []
         self.text = ""
@@ -39,12 +39,13 @@ class Page(HTMLParser):
         if tag == "a":
             self.links.append(values["href"])
         else:
-            self.loads += [values[key] for key in ("src", "href", "srcset", "data", "poster") if key in values]
+            url_attributes = ("src", "href", "srcset", "data", "poster")
+            self.loaded_urls += [values[key] for key in url_attributes if key in values]
         if tag == "img":
             self.alts.append(values["alt"])
 
     def handle_data(self, data: str) -> None:
-        """Append text."""
+        """Append text to `text`."""
         self.text += f"{data} "
 
 

@@ -22,15 +22,15 @@ def write_prediction_arrays(
     for row, image in enumerate(images):
         for member, name in enumerate(members):
             points = np.asarray(keypoints[member, row], dtype=float)
-            found = bool(np.isfinite(points).all())
+            is_found = bool(np.isfinite(points).all())
             low, high = points[:, :2].min(axis=0), points[:, :2].max(axis=0)
             rows.append(
                 {
                     "image": image,
                     "member": name,
-                    "found": found,
-                    "score": 0.9 if found else 0.0,
-                    "num_people": int(found),
+                    "found": is_found,
+                    "score": 0.9 if is_found else 0.0,
+                    "num_people": int(is_found),
                     "bbox_xyxy": [*low, *high],
                     "keypoints": points.ravel().tolist(),
                     "width": size[0],

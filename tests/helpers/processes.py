@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 def set_options(*settings: str) -> list[str]:
-    """Return the options that override settings: `--set a.b=value` per setting."""
-    return [part for setting in settings for part in ("--set", setting)]
+    """Return the arguments `--set a.b=value` for each setting "a.b=value"."""
+    return [argument for setting in settings for argument in ("--set", setting)]
 
 
 def run_command(
     *command: str, cwd: Path | str | None = None, env: Mapping[str, str] | None = None, timeout_s: float = 1000
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; any exit code is accepted."""
+    """Run a command to its end, whatever its exit code."""
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
@@ -46,7 +46,7 @@ def last_json(stdout: str) -> dict[str, Any]:
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float = 600) -> dict[str, Any]:
-    """Wait for a `kp-ray ... --json` that must succeed and return its JSON object."""
+    """Wait for a `kp-ray ... --json` that must succeed; return its JSON object."""
     out, err = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, err
     assert "Traceback" not in err
@@ -74,12 +74,12 @@ def wait_until(
 
     Args:
         condition: called until it returns a true value.
-        process: must not end before the condition holds.
+        process: a process that must not end before the condition holds.
         timeout_s: longest wait.
         poll_s: pause between two calls of the condition.
 
     Raises:
-        AssertionError: the process ended, or the time is over; the message holds the process's stderr.
+        AssertionError: the process ended (the message holds its stderr), or the time is over.
     """
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

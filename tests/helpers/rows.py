@@ -1,4 +1,4 @@
-"""Rows as a store holds them, made without a store."""
+"""Make rows like those of a store."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ def random_row(width: int = 320, height: int = 180, seed: int = 0) -> dict[str, 
     keypoints = np.column_stack([rng.uniform(0, width, 24), rng.uniform(0, height, 24), np.full(24, 2.0)])
     keypoints[3] = np.nan, np.nan, 0
     keypoints[7, 2] = 0
-    labelled = keypoints[np.isfinite(keypoints[:, 0]), :2]
+    labelled_xy = keypoints[np.isfinite(keypoints[:, 0]), :2]
     return {
         "image": simplejpeg.encode_jpeg(image, 95, colorspace="BGR"),
         "width": width,
         "height": height,
         "keypoints": keypoints.ravel().tolist(),
-        "bbox_xyxy": [*labelled.min(axis=0), *labelled.max(axis=0)],
+        "bbox_xyxy": [*labelled_xy.min(axis=0), *labelled_xy.max(axis=0)],
     }

@@ -32,12 +32,12 @@ from tests.helpers.predictions import write_prediction_arrays
 from tests.helpers.searches import write_trial
 from tests.helpers.stores import STORE_IMAGES, make_image, make_points, write_small_store
 
-HOSTILE = "<script>alert('1')</script>&\"$x_1$.jpg"
-"""A name with markup of HTML and TeX, which the report must show as text."""
-OUTSIDE = "../secret.jpg"
-"""Name of an image outside the folder of the test images."""
+HOSTILE_NAME = "<script>alert('1')</script>&\"$x_1$.jpg"
+"""An image name with markup of HTML and TeX, which the report must show as text."""
+OUTSIDE_NAME = "../secret.jpg"
+"""Name of an image that is outside the folder of the test images."""
 SPREAD_PX = 60
-"""Distance between the points of the two members in the fifth image, in x and in y."""
+"""Distance in x, and in y, between the points of the two members in the fifth image."""
 
 
 def make_config(folder: Path, **sections: object) -> Config:
@@ -47,11 +47,11 @@ def make_config(folder: Path, **sections: object) -> Config:
 
 
 def write_test_images(folder: Path) -> None:
-    """Write the images `STORE_IMAGES` into a new folder, and the image OUTSIDE beside the folder."""
+    """Write the images `STORE_IMAGES` into a new folder, and the image OUTSIDE_NAME beside the folder."""
     folder.mkdir()
     for number, image in enumerate(STORE_IMAGES):
         cv2.imwrite(str(folder / image), make_image(number))
-    cv2.imwrite(str(folder / OUTSIDE), make_image(99))
+    cv2.imwrite(str(folder / OUTSIDE_NAME), make_image(99))
 
 
 def write_labels(path: Path, seed: int) -> None:
@@ -59,7 +59,7 @@ def write_labels(path: Path, seed: int) -> None:
 
     Args:
         path: the file.
-        seed: seed of the first image's points; it grows by 1 from image to image.
+        seed: seed of the first image's points; each next image has the next seed.
     """
     lines = [",".join(["image", *DACON24.columns])]
     for number, image in enumerate(STORE_IMAGES):
@@ -69,7 +69,7 @@ def write_labels(path: Path, seed: int) -> None:
 
 def write_store_and_figures(config: Config, *, parts_written: int = 3) -> None:
     """Write a small store with one quarantined source, and augment.json."""
-    quarantined = (Quarantined(source=HOSTILE, stage="decode", reason="truncated"),)
+    quarantined = (Quarantined(source=HOSTILE_NAME, stage="decode", reason="truncated"),)
     write_small_store(Path(config.path("store")), quarantined)
     figures = StoreFigures(
         sources=2,
@@ -123,7 +123,7 @@ def write_run_predictions(config: Config) -> None:
     Their points differ by 1 px in x and y, except in the fifth image, where they differ by SPREAD_PX. Member b finds
     nobody in the sixth image.
     """
-    images = [*STORE_IMAGES, OUTSIDE]
+    images = [*STORE_IMAGES, OUTSIDE_NAME]
     keypoints = np.full((2, len(images), len(DACON24), 3), 0.5)
     for number in range(len(images)):
         keypoints[:, number, :, :2] = make_points(50 + number)
@@ -133,7 +133,7 @@ def write_run_predictions(config: Config) -> None:
 
 
 def write_prediction_details(config: Config, filled: tuple[FilledImage, ...] = ()) -> None:
-    """Write predict.json of 7 images that took 2 s."""
+    """Write a predict.json: 7 images were predicted in 2 s."""
     details = PredictionDetails(
         images=7,
         members=("a",),
@@ -149,7 +149,7 @@ def write_prediction_details(config: Config, filled: tuple[FilledImage, ...] = (
 
 
 def make_evaluation(**changes: object) -> FusionEvaluation:
-    """Make the evaluation of one member; `changes` replace its values."""
+    """Make the evaluation of one member, with `changes` in place of its default values."""
     values = {
         "num_images": 6,
         "num_missing": 1,
@@ -169,12 +169,12 @@ def make_evaluation(**changes: object) -> FusionEvaluation:
         },
         "by_camera": {
             "A": CameraMetrics(num_images=6, rmse=7.5, rmse_interval=(6.0, 9.0)),
-            HOSTILE: CameraMetrics(num_images=0, rmse=None, rmse_interval=None),
+            HOSTILE_NAME: CameraMetrics(num_images=0, rmse=None, rmse_interval=None),
         },
-        "worst": (ImageRmse(image=STORE_IMAGES[0], rmse=31.25), ImageRmse(image=HOSTILE, rmse=3.0)),
+        "worst": (ImageRmse(image=STORE_IMAGES[0], rmse=31.25), ImageRmse(image=HOSTILE_NAME, rmse=3.0)),
         "filled": (
             FilledImage(image=STORE_IMAGES[1], how="frame 12"),
-            FilledImage(image=OUTSIDE, how="mean pose"),
+            FilledImage(image=OUTSIDE_NAME, how="mean pose"),
         ),
     }
     return FusionEvaluation(**{**values, **changes})

@@ -15,7 +15,7 @@ from kp_ray.tuning.space import Point, to_point
 from tests.helpers.processes import set_options, start_kp_ray, wait_until
 
 OWN_SET: dict[str, tuple[str, ...] | None] = {"own": None}
-"""The sets of recipes of a search that always keeps the config's own recipes."""
+"""Sets of recipes with which a search always keeps the config's own recipes."""
 FIXED_RANGES = {
     "weight_decay": [1e-4, 1e-4],
     "warmup": [0.1, 0.1],
@@ -44,10 +44,10 @@ def write_trial(
     Args:
         config: the search's config.
         name: the trial's name.
-        began: Unix time of the start; the solver's base learning rate is a thousandth of it.
+        began: Unix time of the start; a thousandth of it is the solver's base learning rate.
         evaluations: number of iterations trained before an evaluation -> its RMSE.
         params: the trial's point; None: the config's own settings with that learning rate.
-        end: changes of `end.json`, which by default ends the trial for good, without a reason; None: the trial did
+        end: values that replace those of the default `end.json`, a final end without a reason; None: the trial did
             not end.
     """
     folder = Path(config.run_dir, "tune", "trials", name)
@@ -68,7 +68,7 @@ def write_trial(
         "params": asdict(params),
     }
     (folder / "trial.json").write_text(json.dumps(start))
-    lines = [{"iteration": at - 1, "total_loss": 1.0, "val/rmse": value} for at, value in evaluations.items()]
+    lines = [{"iteration": i - 1, "total_loss": 1.0, "val/rmse": rmse} for i, rmse in evaluations.items()]
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in [{"iteration": 0}, *lines]))
     if end is not None:
         (folder / "end.json").write_text(json.dumps({"reason": "", "lasting": True} | end))
@@ -81,17 +81,17 @@ def write_search_log(config: Config, *reports: tuple[str, int, float | None]) ->
         config: the search's config.
         reports: trial, iteration and value of each line.
     """
-    lines = [{"trial": name, "iteration": at, config.tune.metric: value, "seconds": 1.0} for name, at, value in reports]
+    lines = [{"trial": name, "iteration": i, config.tune.metric: value, "seconds": 1.0} for name, i, value in reports]
     Path(config.path("tune", "log.jsonl")).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def ray_trial(number: int) -> RayTrial:
-    """Build a trial that Ray Tune would pass to a scheduler."""
+    """Build a trial as Ray Tune passes it to a scheduler."""
     return RayTrial("running", config={"number": number}, trial_id=f"ray-{number}", stub=True)
 
 
 def read_lines(config: Config, *names: str) -> list[dict[str, Any]]:
-    """Read the JSON lines of a file below `tune`, named by the parts of its path."""
+    """Read the JSON lines of a file in `tune`; `names` are the parts of its path."""
     return [json.loads(line) for line in Path(config.path("tune", *names)).read_text().splitlines()]
 
 
@@ -105,12 +105,12 @@ def start_search(config: Config, *settings: str) -> subprocess.Popen[str]:
 def wait_for_table(
     config: Config, condition: Callable[[pd.DataFrame], bool], process: subprocess.Popen[str] | None = None
 ) -> pd.DataFrame:
-    """Wait until the table of trials fulfils a condition, and return the table.
+    """Wait until the table of trials meets a condition; return the table.
 
     Args:
         config: the search's config.
-        condition: tests the table.
-        process: the search; it must not end before.
+        condition: returns True for the table to wait for.
+        process: the search, which must not end before that.
     """
     path = Path(config.path("tune", "trials.csv"))
 
@@ -122,7 +122,7 @@ def wait_for_table(
 
 
 def assert_all_finished(config: Config, num_trials: int, iterations: int) -> pd.DataFrame:
-    """Assert that every trial ran to its end without repeating an iteration, and return the table of trials."""
+    """Assert that every trial ran to its end without repeating an iteration; return the table of trials."""
     table = pd.read_csv(config.path("tune", "trials.csv"))
     assert list(table.status) == ["finished"] * num_trials
     assert set(table.max_iter) == {iterations}

@@ -46,7 +46,7 @@ def make_points(seed: int) -> npt.NDArray[np.float64]:
 
 
 def make_row(recipe: str, number: int, split: str) -> dict[str, Any]:
-    """Make a store's row of frame `number`, whose image and points are the same for every recipe."""
+    """Make the row of frame `number` in a store; its image and points are the same for every recipe."""
     xy = make_points(number)
     return {
         "source": STORE_IMAGES[number],
@@ -134,7 +134,7 @@ def write_planned_store(plan: Plan) -> Manifest:
 
 
 def to_former_layout(store: Path) -> None:
-    """Convert a finished store to the file names and formats of the layout before schema 3."""
+    """Convert a store to the layout before schema 3, which has other file names and formats."""
     for folder in store.glob("recipe-*"):
         folder.rename(store / folder.name.replace("recipe-", "recipe=", 1))
     schema = pa.schema([(name, pa.string()) for name in ("source", "stage", "reason")])
@@ -157,6 +157,6 @@ def training_part(config: Config) -> Path:
 
 
 def copy_images(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Copy the images of a `data` section to `folder`, where tests can change them; return the changed section."""
+    """Copy the images of a `data` section to `folder`, where tests may change them; return the section for them."""
     shutil.copytree(data["images"], folder)
     return {**data, "images": str(folder)}

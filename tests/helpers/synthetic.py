@@ -1,4 +1,4 @@
-"""Size of the frames in generated data sets, and a reader of their labels."""
+"""Size and labels of generated data sets."""
 
 import numpy as np
 import pandas as pd

@@ -27,7 +27,7 @@ TWO_WORKERS = {
 
 @dataclass(frozen=True)
 class TrainedMember:
-    """The member `a` of a config, trained by two workers, and its result."""
+    """Config and result of a member `a` that two workers trained."""
 
     config: Config
     result: TrainingResult
@@ -39,7 +39,7 @@ def read_log_lines(config: Config, member: str = "a") -> list[dict[str, Any]]:
 
 
 def count_log_lines(config: Config, member: str = "a") -> int:
-    """Count the lines of a member's `metrics.json`; 0 if there is none yet."""
+    """Count the lines of a member's `metrics.json`; 0 if the file does not exist yet."""
     path = Path(config.member_dir(member), "metrics.json")
     return len(path.read_text().splitlines()) if path.exists() else 0
 
@@ -52,7 +52,7 @@ def read_weights(config: Config, member: str = "a", name: str = "model_final.pth
 def assert_same_training(config: Config, expected: Config) -> None:
     """Assert that two runs logged every iteration once, with the same values, and ended with the same weights.
 
-    On one machine both runs are equal to the last bit. The tolerance allows torch's kernels another order of summation.
+    Two runs on one machine are equal bit for bit. The tolerance allows torch's kernels to sum in another order.
     """
     lines, expected_lines = read_log_lines(config), read_log_lines(expected)
     assert [line["iteration"] for line in lines] == list(range(len(expected_lines)))

@@ -81,7 +81,7 @@ def make_variants(
         settings: fields of `VariantSettings` that replace this function's defaults.
 
     Raises:
-        DataError: a recipe cannot be applied; the message is the first reason.
+        DataError: a recipe cannot be applied; the message is that of the first such recipe.
     """
     source = Source("a/001_B-0000007.jpg", "001", "B", 7, "train", keypoints)
     defaults = VariantSettings(seed=5, jpeg_quality=95, scale_with_frame=True, box_margin_px=0.0)
@@ -93,7 +93,7 @@ def make_variants(
 
 @cache
 def named_variants(width: int, height: int, dots: bool = True) -> dict[str, list[Variant]]:
-    """Make COPIES variants per named recipe of the image of `make_dotted_image`; return them by recipe."""
+    """Make COPIES variants of `make_dotted_image` for each named recipe; return them by recipe."""
     all_recipes = [(recipe, COPIES) for recipe in RECIPES.values()]
     variants = make_variants(
         to_jpeg(make_dotted_image(width, height, dots)), make_keypoints(width, height), all_recipes
@@ -108,8 +108,8 @@ def decode_variant(variant: Variant) -> BGR:
 
 def _brightness_difference(variant: Variant, plain_variant: Variant) -> FloatArray:
     """Return the absolute difference (H, W) of brightness, the mean of a pixel's colors, in levels of 255."""
-    first, second = (decode_variant(item).astype(float).mean(axis=2) for item in (variant, plain_variant))
-    return np.asarray(np.abs(first - second))
+    dotted, plain = (decode_variant(item).astype(float).mean(axis=2) for item in (variant, plain_variant))
+    return np.asarray(np.abs(dotted - plain))
 
 
 def measure_dot_errors(
@@ -146,7 +146,7 @@ def measure_dot_errors(
 
 @cache
 def make_random_image(width: int, height: int, seed: int) -> tuple[FloatArray, BGR, BGR]:
-    """Make random keypoints (24, 3), an image with a dot at each keypoint inside it, and the image without dots.
+    """Make random keypoints (24, 3), an image with a dot at each keypoint inside the image, and the image without dots.
 
     The keypoints are far from each other; some lie at an edge, some outside; about a quarter are unlabelled.
     """
@@ -167,28 +167,28 @@ def make_random_image(width: int, height: int, seed: int) -> tuple[FloatArray, B
 
 
 def reflect_into_frame(xy: FloatArray, width: int, height: int) -> FloatArray:
-    """Map points (N, 2) outside a frame to the pixels of the frame that a reflect-101 border shows there."""
+    """Map points (N, 2) to the pixels of a frame that a reflect-101 border shows at these points."""
     last = np.array([width - 1, height - 1])
     return np.asarray(last - np.abs(np.mod(xy, 2 * last) - last))
 
 
-def count_stray_pixels(variant: Variant, plain_variant: Variant, dots: FloatArray, width: int, height: int) -> int:
-    """Count the pixels of a variant that differ from the variant without dots although no dot is close to them.
+def count_stray_pixels(variant: Variant, plain_variant: Variant, dot_xy: FloatArray, width: int, height: int) -> int:
+    """Count the pixels far from every dot in which a variant differs from the variant without dots.
 
     A dot's mirror image in the reflecting border counts as a dot.
 
     Args:
         variant, plain_variant: the variant of an image with dots, and of the image without dots.
-        dots: (N, 2) coordinates of the dots in the source.
+        dot_xy: (N, 2) coordinates of the dots in the source.
         width, height: size of the source in pixels.
     """
-    changed = _brightness_difference(variant, plain_variant) > MIN_DOT_CHANGE
+    is_changed = _brightness_difference(variant, plain_variant) > MIN_DOT_CHANGE
     inverse = np.linalg.inv(np.vstack([variant.affine, [0, 0, 1]]))[:2]
     source_pixels = reflect_into_frame(
-        apply_affine(inverse, np.argwhere(changed)[:, ::-1].astype(float)), width, height
+        apply_affine(inverse, np.argwhere(is_changed)[:, ::-1].astype(float)), width, height
     )
     scale = np.sqrt(abs(np.linalg.det(variant.affine[:, :2])))
     # The radius within which a dot changes pixels, plus 1.5 pixels of the variant for the interpolation.
     reach = 2.2 * DOT_SIGMA_PX + 1.5 / scale
-    distances = np.linalg.norm(source_pixels[:, None] - dots[None], axis=2)
+    distances = np.linalg.norm(source_pixels[:, None] - dot_xy[None], axis=2)
     return int((distances.min(axis=1, initial=np.inf) > reach).sum())

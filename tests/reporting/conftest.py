@@ -1,4 +1,4 @@
-"""A run folder in which every stage has run, and its report."""
+"""Fixtures: a run folder with the files of every stage, and its report."""
 
 import pytest
 
@@ -9,11 +9,11 @@ from tests.helpers.run_folders import write_run_folder
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Fill a run folder with the files of every stage; tests only read it."""
+    """Fill a run folder with the files of every stage; return its config. Tests only read the folder."""
     return write_run_folder(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="session")
 def whole_page(whole_run: Config) -> Page:
-    """Write the report of the whole run."""
+    """Write and parse the report of `whole_run`."""
     return write_page(whole_run)

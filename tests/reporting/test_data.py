@@ -10,7 +10,7 @@ from tests.helpers.run_folders import make_config, write_check_findings, write_s
 from tests.helpers.stores import STORE_IMAGES
 
 
-def test_findings_are_grouped_by_kind_errors_first(whole_run: Config) -> None:
+def test_findings_are_grouped_by_kind_with_errors_first(whole_run: Config) -> None:
     section = data_section(whole_run, read_run_files(whole_run))
     assert section is not None
     assert section.num_findings == 7

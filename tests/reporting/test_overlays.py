@@ -1,4 +1,4 @@
-"""Test images with skeletons."""
+"""Images with skeletons drawn over them."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy as np
 from kp_ray.config.schema import Config
 from kp_ray.keypoints import DACON24
 from kp_ray.reporting.overlays import overlay_uri, read_test_image
-from tests.helpers.run_folders import OUTSIDE
+from tests.helpers.run_folders import OUTSIDE_NAME
 from tests.helpers.stores import HEIGHT, STORE_IMAGES, WIDTH, make_points
 
 
@@ -15,8 +15,8 @@ def test_images_are_read_only_from_the_folders_of_the_config(whole_run: Config) 
     image = read_test_image(whole_run, STORE_IMAGES[0])
     assert image is not None
     assert image.shape == (HEIGHT, WIDTH, 3)
-    assert Path(whole_run.require_input("test_images"), OUTSIDE).exists()
-    assert read_test_image(whole_run, OUTSIDE) is None
+    assert Path(whole_run.require_input("test_images"), OUTSIDE_NAME).exists()
+    assert read_test_image(whole_run, OUTSIDE_NAME) is None
     assert read_test_image(whole_run, "nowhere.jpg") is None
 
 

@@ -1,4 +1,4 @@
-"""The whole page: its sections, self-contained content, escaping, and damaged files."""
+"""The whole page: its sections, embedded content and escaped names, and damaged files."""
 
 import base64
 import re
@@ -17,8 +17,8 @@ from kp_ray.images import decode_preview
 from kp_ray.reporting.page import write_report
 from tests.helpers.pages import Page, write_page
 from tests.helpers.run_folders import (
-    HOSTILE,
-    OUTSIDE,
+    HOSTILE_NAME,
+    OUTSIDE_NAME,
     make_config,
     write_labels,
     write_prediction_details,
@@ -32,7 +32,7 @@ ALTS = (
     "A variant of Original", "A variant of Rotate45_CenterCrop", "a keypoint is inside the image",
     "drawn over each other", "Tilt of the torso", "Size of the person",
 )  # fmt: skip
-"""A part of the alternative text of every plot and of every example of a recipe."""
+"""One text per plot and per example of a recipe, which its alternative text contains."""
 
 
 def read_html(config: Config) -> str:
@@ -49,8 +49,8 @@ def test_every_stage_has_its_section(whole_page: Page) -> None:
 
 
 def test_the_page_loads_nothing_from_elsewhere(whole_run: Config, whole_page: Page) -> None:
-    assert whole_page.loads
-    assert [load for load in whole_page.loads if not load.startswith("data:")] == []
+    assert whole_page.loaded_urls
+    assert [url for url in whole_page.loaded_urls if not url.startswith("data:")] == []
     html = read_html(whole_run)
     assert not re.search(r"https?://|@import|url\(", html)
     assert len(html) < 20e6
@@ -59,13 +59,13 @@ def test_the_page_loads_nothing_from_elsewhere(whole_run: Config, whole_page: Pa
 def test_every_image_and_plot_is_embedded_whole(whole_page: Page) -> None:
     matches = [next((text for text in ALTS if text in alt), None) for alt in whole_page.alts]
     assert [text for text in ALTS if text not in matches] == []
-    # Tiles: one worst image and one filled image exist, and in five images both members found a person.
+    # Tiles: one worst image, one filled image, and the five images in which both members found a person.
     num_tiles = 1 + 1 + 5
     assert matches.count(None) == num_tiles
     assert len(whole_page.alts) == len(ALTS) + num_tiles
     num_decoded = {"image/jpeg": 0, "image/svg+xml": 0}
-    for load in whole_page.loads:
-        kind, _, content = load.removeprefix("data:").partition(";base64,")
+    for url in whole_page.loaded_urls:
+        kind, _, content = url.removeprefix("data:").partition(";base64,")
         if kind == "image/jpeg":
             assert decode_preview(base64.b64decode(content)) is not None
             num_decoded[kind] += 1
@@ -77,12 +77,12 @@ def test_every_image_and_plot_is_embedded_whole(whole_page: Page) -> None:
 
 def test_markup_in_names_is_shown_as_text(whole_page: Page) -> None:
     assert "script" not in whole_page.tags
-    assert HOSTILE in whole_page.text
+    assert HOSTILE_NAME in whole_page.text
     assert "<b>x.jpg" in whole_page.text
 
 
 def test_an_image_outside_the_image_folder_is_named_but_not_shown(whole_page: Page) -> None:
-    assert OUTSIDE in whole_page.text
+    assert OUTSIDE_NAME in whole_page.text
     assert [alt for alt in whole_page.alts if "secret" in alt] == []
 
 
@@ -148,15 +148,15 @@ def test_a_missing_run_folder_is_named(tmp_path: Path) -> None:
         write_report(build_config({"run_dir": str(tmp_path / "nowhere")}))
 
 
-def test_a_run_folder_that_moved_is_reported_at_its_new_path(
+def test_the_report_of_a_moved_run_folder_is_written_at_its_new_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "new: folder"
     folder.mkdir()
     (folder / "config.yaml").write_text("run_dir: /nowhere/at/all\nseed: 4711\n")
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit) as caught:
         main(["report", str(folder)])
-    assert end.value.code == 0, capsys.readouterr().err
+    assert caught.value.code == 0, capsys.readouterr().err
     assert "seed: 4711" in Page((folder / "report.html").read_text()).text
 
 
@@ -173,7 +173,7 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-# `clipped` lists elements that reach beyond the right edge, `undrawn` images that the browser could not decode.
+# `clipped` lists the elements that reach beyond the right edge; `undrawn` lists the images that could not be decoded.
 MEASURE = """() => ({
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     clipped: [...document.querySelectorAll("section, h1, p, dd, figcaption")].filter(

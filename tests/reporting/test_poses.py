@@ -16,7 +16,7 @@ from tests.helpers.run_folders import make_config
 
 @pytest.fixture(scope="module")
 def files(whole_run: Config) -> RunFiles:
-    """Read the whole run."""
+    """Read the files of `whole_run`."""
     return read_run_files(whole_run)
 
 

@@ -12,20 +12,20 @@ from kp_ray.prediction.records import FilledImage
 from kp_ray.reporting.predictions import PredictionSection, prediction_section
 from kp_ray.reporting.run_files import read_run_files
 from tests.helpers.pages import Page
-from tests.helpers.run_folders import HOSTILE, OUTSIDE, SPREAD_PX, make_config, write_prediction_details
+from tests.helpers.run_folders import HOSTILE_NAME, OUTSIDE_NAME, SPREAD_PX, make_config, write_prediction_details
 from tests.helpers.stores import STORE_IMAGES, make_points
 
 
 @pytest.fixture(scope="module")
 def section(whole_run: Config) -> PredictionSection:
-    """Build the section of the whole run."""
+    """Build the section of `whole_run`."""
     whole_section = prediction_section(whole_run, read_run_files(whole_run))
     assert whole_section is not None
     return whole_section
 
 
 def test_disputed_images_are_sorted_by_the_members_spread(section: PredictionSection) -> None:
-    # The points of the two members are SPREAD_PX apart in x and in y, so each is half of that away from the mean.
+    # The members' points are SPREAD_PX apart in x and in y, so each is half of that away from their mean.
     spread_px = np.sqrt(2) * SPREAD_PX / 2
     assert section.disputed_tiles[0].image == STORE_IMAGES[4]
     assert section.disputed_tiles[0].value == f"{spread_px:.4g}"
@@ -51,8 +51,8 @@ def test_filled_images_are_counted_by_fallback(section: PredictionSection, whole
 
 def test_all_worst_and_filled_images_are_listed(section: PredictionSection) -> None:
     worst_list, filled_list = section.lists
-    assert worst_list.rows == ((STORE_IMAGES[0], "31.25"), (HOSTILE, "3"))
-    assert filled_list.rows == ((STORE_IMAGES[1], "frame 12"), (OUTSIDE, "mean pose"))
+    assert worst_list.rows == ((STORE_IMAGES[0], "31.25"), (HOSTILE_NAME, "3"))
+    assert filled_list.rows == ((STORE_IMAGES[1], "frame 12"), (OUTSIDE_NAME, "mean pose"))
 
 
 def test_the_page_names_members_that_found_nobody(whole_page: Page) -> None:

@@ -18,7 +18,7 @@ def test_the_best_of_each_column_whose_values_differ_is_marked(whole_run: Config
         for label, cell in zip(section.labels, cells, strict=True)
         if cell.is_best
     }
-    # The rows have the same median, percentile and PCK.
+    # Median, percentile and PCK are equal in all rows, so no value of theirs is marked.
     assert best_cells == {("a", "RMSE (px)"): "7.25", ("ensemble", "missing"): "1"}
 
 

@@ -15,11 +15,11 @@ from kp_ray.keypoints import DACON24
 from kp_ray.reporting.show import ShowSummary, show
 from kp_ray.visualization.colors import LEFT, MIDDLE, RIGHT, TRUTH, Color, series_color
 from tests.helpers.predictions import write_prediction_arrays
-from tests.helpers.run_folders import OUTSIDE, make_config
+from tests.helpers.run_folders import OUTSIDE_NAME, make_config
 from tests.helpers.stores import STORE_IMAGES, make_image, make_points
 
 JPEG_ERROR = 60
-"""Maximum difference of a color channel at the centre of a disc: JPEG blurs the sharp edges near the centre."""
+"""Maximum difference of a color channel at the centre of a disc, where JPEG blurs the disc's edge."""
 
 
 def assert_colors(image: np.ndarray, points: np.ndarray, *colors: Color) -> None:
@@ -55,7 +55,7 @@ def test_the_skeleton_of_a_variant_is_drawn_at_its_keypoints(whole_run: Config, 
     assert canvas is not None
     points = make_points(0)
     distances = np.linalg.norm(points[:, None] - points, axis=2) + 1000 * np.eye(len(points))
-    is_isolated = distances.min(axis=1) > 12  # discs of points that are closer may cover each other
+    is_isolated = distances.min(axis=1) > 12  # discs of closer points may cover each other
     assert is_isolated.sum() > 8
     assert_colors(canvas, points[is_isolated], LEFT, RIGHT, MIDDLE)
 
@@ -78,7 +78,7 @@ def test_predictions_and_truth_are_drawn_at_their_keypoints(tmp_path: Path) -> N
 
 
 def make_point_grid(left: int) -> np.ndarray:
-    """Make 24 points (24, 2) on a grid whose left edge is at x = `left`, 75 px wide, so that grids do not overlap."""
+    """Make points (24, 2) on a grid, 75 px wide, whose left edge is at x = `left`."""
     x, y = np.meshgrid(np.arange(4) * 25, np.arange(6) * 25)
     return np.column_stack([x.ravel() + left, y.ravel() + 80])
 
@@ -127,7 +127,7 @@ def test_the_default_folder_is_show_beside_the_store(whole_run: Config) -> None:
         ("store", {"submissions": ["a.csv"]}, ConfigError, "a store has no submissions"),
         ("predictions.parquet", {"submissions": ["gone.csv"]}, KpRayError, "gone.csv: there is no such file"),
         ("predictions.parquet", {"recipe": "Original"}, ConfigError, "predictions have no recipe"),
-        ("predictions.parquet", {"image": OUTSIDE}, DataError, f"image {OUTSIDE} is not in data.test_images"),
+        ("predictions.parquet", {"image": OUTSIDE_NAME}, DataError, f"image {OUTSIDE_NAME} is not in data.test_images"),
     ],
 )
 def test_a_selection_that_cannot_be_shown_is_refused(

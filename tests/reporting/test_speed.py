@@ -8,7 +8,7 @@ from kp_ray.reporting.speed import speed_section
 from tests.helpers.run_folders import make_config, write_prediction_details, write_store_and_figures
 
 
-def test_augment_and_each_member_have_their_time(whole_run: Config) -> None:
+def test_augment_and_the_training_of_each_member_have_a_time(whole_run: Config) -> None:
     section = speed_section(read_run_files(whole_run))
     assert section is not None
     rows = dict(section.rows)

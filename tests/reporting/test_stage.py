@@ -26,5 +26,5 @@ def test_report_is_a_stage_that_needs_no_cluster_and_is_never_done(tmp_path: Pat
 
 def test_report_and_show_import_neither_ray_nor_torch() -> None:
     code = "import sys, kp_ray.reporting.stage, kp_ray.reporting.show; print({'ray', 'torch'} & {*sys.modules})"
-    completed = run_command(sys.executable, "-c", code)
-    assert completed.stdout.strip() == "set()", completed.stderr
+    process = run_command(sys.executable, "-c", code)
+    assert process.stdout.strip() == "set()", process.stderr

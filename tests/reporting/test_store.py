@@ -9,7 +9,7 @@ from kp_ray.keypoints import DACON24
 from kp_ray.reporting.run_files import read_run_files
 from kp_ray.reporting.store import store_section
 from tests.helpers.pages import Page, write_page
-from tests.helpers.run_folders import HOSTILE, make_config, write_store_and_figures
+from tests.helpers.run_folders import HOSTILE_NAME, make_config, write_store_and_figures
 
 
 def test_recipes_have_their_counts_and_an_example(whole_run: Config) -> None:
@@ -35,7 +35,7 @@ def test_variants_with_too_few_visible_keypoints_are_counted(whole_run: Config) 
 
 def test_quarantined_sources_are_listed(whole_page: Page) -> None:
     assert "Quarantined images (1)" in whole_page.text
-    assert f"{HOSTILE} decode truncated" in whole_page.text
+    assert f"{HOSTILE_NAME} decode truncated" in whole_page.text
 
 
 def test_numbers_have_commas_between_thousands(whole_page: Page) -> None:

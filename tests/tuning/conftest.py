@@ -1,4 +1,4 @@
-"""Configs of searches, each with its own run folder and a finished store."""
+"""Fixtures: configs of searches, each with its own run folder and a finished store."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +15,9 @@ from tests.helpers.stores import write_small_store
 
 @pytest.fixture
 def make_config(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
-    """Return a function that builds a tiny config with the given sections, and writes its store without a cluster.
+    """Return a function that builds a tiny config with some sections, and writes its store without a cluster.
 
-    The store has three variants for validation and six for training, of which three are upright.
+    The store has three variants for validation, and six for training, three of which are of `Original`.
     """
 
     def make(**sections: Any) -> Config:
@@ -31,7 +31,7 @@ def make_config(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def search_store(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
-    """Augment the sample images once, and return the folder of the store."""
+    """Augment the sample images once; return the store's folder."""
     config = tiny_config(sample_data, tmp_path_factory.mktemp("store_run"))
     write_store(make_plan(config))
     return Path(config.path("store"))
@@ -41,7 +41,7 @@ def search_store(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathF
 def make_search_config(
     sample_data: dict[str, Any], search_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Config]:
-    """Return a function that builds a tiny config whose store holds the augmented sample images, to train trials on."""
+    """Return a function that builds a tiny config with a store of the augmented sample images."""
 
     def make(**sections: Any) -> Config:
         run_dir = tmp_path_factory.mktemp("run")

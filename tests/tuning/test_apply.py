@@ -10,12 +10,12 @@ from kp_ray.tuning.apply import train_fields, trial_config
 from kp_ray.tuning.space import Point, to_point
 
 DACON = build_config({"preset": "dacon"})
-SETS = {"own": None, "crops": ("RandomCrop_1",)}
+RECIPE_SETS = {"own": None, "crops": ("RandomCrop_1",)}
 
 shares = st.floats(0, 1)
 points = st.builds(
     Point, base_lr=st.floats(1e-5, 1), weight_decay=st.floats(1e-6, 1), warmup=shares, num_steps=st.integers(0, 8),
-    first_step=shares, step_spacing=shares, gamma=st.floats(0.01, 1), recipes=st.sampled_from(list(SETS)),
+    first_step=shares, step_spacing=shares, gamma=st.floats(0.01, 1), recipes=st.sampled_from(list(RECIPE_SETS)),
 )  # fmt: skip
 
 
@@ -23,7 +23,7 @@ points = st.builds(
 @given(point=points, max_iter=st.integers(1, 20000))
 def test_the_steps_and_the_warmup_of_any_point_lie_inside_the_trial(point: Point, max_iter: int) -> None:
     search_config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})
-    config = trial_config(search_config, point, SETS)
+    config = trial_config(search_config, point, RECIPE_SETS)
     steps = config.train.steps
     if point.schedule == "multistep":
         assert list(steps) == sorted(set(steps))
@@ -33,7 +33,7 @@ def test_the_steps_and_the_warmup_of_any_point_lie_inside_the_trial(point: Point
         assert (steps, config.train.gamma) == (DACON.train.steps, DACON.train.gamma)
     assert config.train.warmup_iters <= max_iter
     assert config.train.eval_period == max(1, max_iter // 8)
-    assert config.train.recipes == (SETS[point.recipes] or DACON.train.recipes)
+    assert config.train.recipes == (RECIPE_SETS[point.recipes] or DACON.train.recipes)
     assert (config.train.members, config.model) == (DACON.train.members, DACON.model)
 
 
@@ -41,16 +41,16 @@ def test_the_own_trial_keeps_the_config_exactly_even_outside_the_search_space() 
     train = {"base_lr": 0.5, "steps": [1000, 1100, 7000, 10000], "warmup_iters": 50, "flip": False}
     config = build_config({"preset": "dacon", "train": train, "tune": {"flips": [True], "max_iter": 10000}})
     point = to_point(config.train, config)
-    own_train = trial_config(config, point, SETS, is_own=True).train
+    own_train = trial_config(config, point, RECIPE_SETS, is_own=True).train
     assert own_train == config.train.model_copy(update={"eval_period": 1250})
-    assert trial_config(config, point, SETS).train.base_lr == 0.01
+    assert trial_config(config, point, RECIPE_SETS).train.base_lr == 0.01
 
 
 @settings(deadline=None)
 @given(max_iter=st.integers(1, 3000))
 def test_a_short_own_trial_keeps_the_shares_of_the_schedule(max_iter: int) -> None:
     config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})
-    own_train = trial_config(config, to_point(config.train, config), SETS, is_own=True).train
+    own_train = trial_config(config, to_point(config.train, config), RECIPE_SETS, is_own=True).train
     assert (own_train.max_iter, own_train.warmup_iters) == (max_iter, round(max_iter / 10))
     steps = {round(tenths * max_iter / 10) for tenths in range(3, 9)}
     assert list(own_train.steps) == sorted(step for step in steps if 0 < step < max_iter)
@@ -70,6 +70,6 @@ def test_a_set_of_recipes_replaces_the_recipes_of_every_member() -> None:
     members = [{"name": "a", "recipes": ["Original"]}, {"name": "b"}]
     config = build_config({"preset": "dacon", "train": {"members": members}})
     own_point = to_point(config.train, config)
-    assert trial_config(config, own_point, SETS).train.members == config.train.members
-    train = trial_config(config, replace(own_point, recipes="crops"), SETS).train
+    assert trial_config(config, own_point, RECIPE_SETS).train.members == config.train.members
+    train = trial_config(config, replace(own_point, recipes="crops"), RECIPE_SETS).train
     assert (train.recipes, [member.recipes for member in train.members]) == (("RandomCrop_1",), [None, None])

@@ -1,4 +1,4 @@
-"""The departures from Ray Tune's documented use that can be tested without a search."""
+"""Departures from Ray Tune's documented use, as far as they can be tested without a search."""
 
 import asyncio
 import os
@@ -46,7 +46,7 @@ def test_rays_trials_have_the_files_from_which_an_error_is_read() -> None:
     assert isinstance(RayTrial.error_file, property)
 
 
-def test_the_error_of_a_trial_is_the_exception_or_else_rays_text(tmp_path: Path) -> None:
+def test_the_error_of_a_trial_is_its_exception_or_without_one_rays_text(tmp_path: Path) -> None:
     (tmp_path / "error.pkl").write_bytes(pickle.dumps(StorageError("/full: no space")))
     (tmp_path / "error.txt").write_text("the actor died")
     files = {"error_file": str(tmp_path / "error.txt"), "pickled_error_file": str(tmp_path / "error.pkl")}

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]  # each 
 
 
 def write_trained_trials(config: Config, final_values: list[float]) -> None:
-    """Write the files of trials that are trained but have reported nothing; `final_values` are their last RMSEs."""
+    """Write the files of trained trials that have not reported yet; `final_values` are their last RMSEs."""
     points = first_points(config, recipe_sets(config))
     for number, value in enumerate(final_values):
         write_trial(config, f"trial-{number:03d}", number + 1.0, {2: 90.0, 8: value}, params=points[number % 2])
@@ -43,10 +43,14 @@ def test_trials_report_in_order_and_a_failure_is_recorded(make_config: Callable[
     assert calls[-1][:3] == ("trial-002", 8, 8)
     assert calls[-1][3].startswith("finished rmse 30 ")
     ends = [(name, note.split()[0]) for name, _, _, note in calls if not note.startswith("running")]
-    assert ends == [("trial-000", "finished"), ("trial-001", "failed"), ("trial-002", "finished")]  # each end once
+    assert ends == [
+        ("trial-000", "finished"),
+        ("trial-001", "failed"),
+        ("trial-002", "finished"),
+    ]  # each end is reported once
 
 
-def test_a_search_that_an_error_of_the_progress_callback_ended_can_be_resumed(
+def test_a_search_that_ended_with_an_error_of_the_progress_callback_can_be_resumed(
     make_config: Callable[..., Config],
 ) -> None:
     config = make_config(tune={"num_trials": 1, "max_iter": 8, "scheduler": "none"})

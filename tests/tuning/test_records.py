@@ -62,7 +62,7 @@ def test_evaluations_replace_the_reports_of_a_deleted_log(tmp_path: Path) -> Non
     config = build_config({"run_dir": str(tmp_path)})
     write_trial(config, "trial-000", 1.0, {2: 50.0, 4: float("nan"), 8: 30.0}, end={})
     write_trial(config, "trial-001", 2.0, {2: 50.0}, end={})
-    write_trial(config, "trial-002", 3.0, {2: 50.0})  # the trial is not over, so it will report again
+    write_trial(config, "trial-002", 3.0, {2: 50.0})  # has not ended, so it reports again
     write_search_log(config, ("trial-001", 2, 49.0))
     values = {
         name: [(report.iteration, report.value) for report in reports] for name, reports in read_reports(config).items()

@@ -1,4 +1,4 @@
-"""The schedulers of a resumed search."""
+"""The schedulers of a search, new and resumed."""
 
 from collections.abc import Callable
 
@@ -54,10 +54,10 @@ def test_a_resumed_trial_is_not_stopped_for_reports_from_before_the_resume(
     config = make_config(tune={**SECTION, "scheduler": name})
     write_trial(config, "trial-000", 1.0, {2: 50.0, 4: 20.0})
     stopped_trials = [f"trial-{number:03d}" for number in range(1, 5)]
-    for name_of_trial in stopped_trials:  # stopped at iteration 2, but trained further until the stop arrived
-        write_trial(config, name_of_trial, 2.0, {2: 20.0, 4: 10.0, 6: 1.0}, end={})
+    for trial_name in stopped_trials:  # stopped at 2 iterations, but trained until the stop arrived
+        write_trial(config, trial_name, 2.0, {2: 20.0, 4: 10.0, 6: 1.0}, end={})
     own_reports = [("trial-000", 2, 50.0), ("trial-000", 4, 15.0)]
-    write_search_log(config, *own_reports, *((name_of_trial, 2, 40.0) for name_of_trial in stopped_trials))
+    write_search_log(config, *own_reports, *((trial_name, 2, 40.0) for trial_name in stopped_trials))
     scheduler = build_scheduler(config)
     resumed_trial, new_trial = ray_trial(0), ray_trial(5)
     for trial in (resumed_trial, new_trial):

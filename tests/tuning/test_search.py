@@ -1,4 +1,4 @@
-"""Searches that finish, resume, are refused, lose processes, and run on clusters that change."""
+"""Searches that finish, resume, are refused or lose processes, and searches on a cluster that changes."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ from tests.helpers.searches import (
 )
 
 TRIAL_PROCESS = r"ray::(Trial|ResourceTrainable)"
-"""Names of a trial's process: Ray renames it while it starts."""
+"""Pattern of the two names of a trial's process, which Ray renames during its start."""
 MakeConfig = Callable[..., Config]
 ProgressCall = tuple[str, int, int, str]
 FinishedSearch = tuple[Config, TuneSummary, list[ProgressCall]]
@@ -45,7 +45,7 @@ FinishedSearch = tuple[Config, TuneSummary, list[ProgressCall]]
 
 @pytest.fixture(scope="module")
 def finished_search(make_search_config: MakeConfig) -> FinishedSearch:
-    """Search with four trials, one of which diverges; return the config, the summary and the calls of progress."""
+    """Search with four trials, one of which diverges; return config, summary and progress calls."""
     section = {
         "num_trials": 4, "max_iter": 4, "eval_period": 2, "metric": "pck_0.1", "base_lr": [1e-4, 1e12],
         "points": [{"base_lr": 1e12, "warmup": 0}],
@@ -130,17 +130,17 @@ def test_train_uses_the_settings_that_the_search_found(finished_search: Finished
 def test_a_finished_search_is_not_repeated_and_other_settings_are_refused(finished_search: FinishedSearch) -> None:
     config, summary, _ = finished_search
     files = list(Path(config.path("tune", "trials")).rglob("*"))
-    before = file_times(*files)
+    times = file_times(*files)
     assert tune(config) == summary
     assert list(Path(config.path("tune", "trials")).rglob("*")) == files
-    assert file_times(*files) == before
+    assert file_times(*files) == times
     values = config.to_dict()
     values["tune"]["base_lr"] = [0.001, 0.01]
     with pytest.raises(RunStateError, match=r"tune\.base_lr \[0.0001, 1000000000000.0\], now"):
         tune(build_config(values))
     values = config.to_dict()
     values["train"]["cpus_per_worker"] = 1
-    assert is_finished(build_config(values))  # the number of CPUs per worker has no influence on the result
+    assert is_finished(build_config(values))  # CPUs per worker do not change the result
 
 
 @pytest.mark.slow
@@ -149,11 +149,11 @@ def test_a_finished_search_leaves_no_actor_and_no_placement_group(finished_searc
 
 
 def assert_cluster_is_clean() -> None:
-    """Assert that the cluster has no actor but Ray Data's two, and no placement group."""
+    """Assert that the cluster has no actor except two of Ray Data, and no placement group."""
     import ray
     from ray.util.state import list_actors, list_placement_groups
 
-    address = ray.get_runtime_context().gcs_address  # without it the query fails if the machine runs other clusters
+    address = ray.get_runtime_context().gcs_address  # without an address, the query fails beside other clusters
 
     def find_leftovers() -> set[str]:
         actors = {actor.class_name for actor in list_actors(address, [("state", "!=", "DEAD")])}
@@ -179,7 +179,7 @@ def test_every_sampler_and_scheduler_finishes_a_search(section: dict[str, str], 
     config = make_search_config(tune={**ONE_AXIS, **section})
     summary = tune(config)
     table = pd.read_csv(config.path("tune", "trials.csv"))
-    is_grid = section.get("sampler") == "grid"  # the grid has three learning rates, the middle one of the config
+    is_grid = section.get("sampler") == "grid"  # three learning rates, the config's in the middle
     assert summary.trials == len(table) == len(set(table.base_lr.round(9))) == (3 if is_grid else 4)
     assert set(table.status) <= {"finished", "stopped"}
     if is_grid:
@@ -342,7 +342,7 @@ def test_more_trials_run_when_a_node_joins_and_all_finish_when_it_leaves(make_se
     from ray.cluster_utils import Cluster
 
     config = make_search_config(tune={**FULL_TRIALS, "num_trials": 4, "max_iter": 12})
-    # The default port of the dashboard belongs to the cluster of the test session.
+    # The test session's cluster uses the default port of the dashboard.
     head_args = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()}
     cluster = Cluster(initialize_head=True, head_node_args=head_args)
     try:

@@ -20,7 +20,7 @@ from kp_ray.tuning.searcher import build_searcher
 from kp_ray.tuning.space import Point, build_space, build_study, first_points, recipe_sets
 from tests.helpers.searches import OWN_SET, write_trial
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")  # the cluster's capacity limits the number of trials that start
+pytestmark = pytest.mark.usefixtures("ray_cluster")  # its capacity limits the number of concurrent trials
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -31,7 +31,7 @@ def test_a_resumed_search_samples_the_points_of_an_uninterrupted_search(
     suggestions: list[str] = []
 
     def run_next_trial(searcher: ResumedSearch, end: dict[str, Any] | None) -> None:
-        """Sample a trial and write its files; without an `end`, as if the driver was killed during the trial."""
+        """Sample a trial and write its files; with `end` None, as if the driver was killed during the trial."""
         trial_id = str(len(suggestions))
         suggestion = searcher.suggest(trial_id)
         assert suggestion
@@ -73,7 +73,7 @@ def test_trials_that_have_begun_resume_with_their_points_before_new_trials_start
     config = make_config(tune={"num_trials": 4, "max_iter": 8})
     points = first_points(config, recipe_sets(config))
     recorded_point = replace(points[0], base_lr=0.003)
-    write_trial(config, "trial-003", 1.0, {2: 50.0}, params=recorded_point)  # trial 2 was sampled, but did not begin
+    write_trial(config, "trial-003", 1.0, {2: 50.0}, params=recorded_point)  # trial 2 has not begun
     searcher = build_searcher(config)
     suggestions = [searcher.suggest(str(number)) for number in range(4)]
     assert [suggestion and suggestion["number"] for suggestion in suggestions] == [0, 1, 3, 2]

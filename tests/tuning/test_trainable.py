@@ -48,7 +48,7 @@ def test_a_trial_that_is_over_repeats_its_last_report(make_config: Callable[...,
     trial = build_trainable(config, use_gpu=False)(config={"number": 0, "params": params})
     report = trial.step()
     assert (report["iteration"], report["rmse"], report["done"]) == (8, 30.0, True)
-    assert report["seconds"] >= 1.0  # the seconds in the log, and the seconds since this start
+    assert report["seconds"] >= 1.0  # the log's seconds plus those since this start
 
 
 def test_a_trial_without_a_last_value_reports_the_worst_and_its_end(make_config: Callable[..., Config]) -> None:
