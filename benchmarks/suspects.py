@@ -35,7 +35,7 @@ from kp_ray.keypoints import FloatArray
 from kp_ray.suspects.files import read_suspects
 from kp_ray.suspects.rank import rank_suspects
 from kp_ray.suspects.residuals import body_sizes
-from kp_ray.suspects.stage import read_predicted
+from kp_ray.suspects.stage import read_predicted_points
 from kp_ray.synthetic.dataset import SampleSummary, make_sample
 
 KINDS = ("other frame", "other scene", "left_right", "one point", "shifted")
@@ -122,7 +122,7 @@ def rank_all(config: Config, labels: Annotations) -> dict[str, list[str]]:
     num_findings = Counter(finding.image for finding in check_labels(labels))
     by_check = sorted(labels.images, key=lambda image: -num_findings[image])
     motion = [suspect.image for suspect in rank_suspects(labels, {}, {})]
-    predicted, _ = read_predicted(config, labels.skeleton)
+    predicted, _ = read_predicted_points(config, labels.skeleton)
     loss = {image: float("inf") for image in labels.images}
     for image, points in zip(labels.images, labels.keypoints, strict=True):
         if image in predicted:

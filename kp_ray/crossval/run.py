@@ -17,7 +17,7 @@ from kp_ray.storage import exists, writer_lock
 from kp_ray.store.folds import check_num_folds
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.read import list_rows, read_table
-from kp_ray.training.settings import check_lineage
+from kp_ray.training.settings import check_training_data
 
 
 def predict_folds(config: Config, progress: Progress = no_progress) -> int:
@@ -68,7 +68,7 @@ def make_tasks(config: Config) -> list[tuple[FoldGroup, PredictionTask]]:
     tasks = [(group, PredictionTask(group.config, images)) for group, images in images_by_group if images]
     if not tasks:
         raise ModelError("predict.members: lists no member of this run that holds out images: list one")
-    check_lineage(config, [name for group, _ in tasks for name in group.members])
+    check_training_data(config, [name for group, _ in tasks for name in group.members])
     return tasks
 
 

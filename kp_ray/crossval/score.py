@@ -23,7 +23,7 @@ NUM_SAMPLES = 500
 
 
 @dataclass(frozen=True, eq=False)
-class OutOfFold:
+class OutOfFoldPredictions:
     """The fused prediction of each of N labelled images by the members that hold out its fold, with K keypoints.
 
     Attributes:
@@ -41,7 +41,7 @@ class OutOfFold:
     spreads: FloatArray
 
 
-def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFold:
+def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFoldPredictions:
     """Read and fuse the predictions of all folds that a member holds out.
 
     Raises:
@@ -53,7 +53,7 @@ def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFold:
     if not groups:
         raise RunStateError(f"{store}: no member of this run holds out an image: see train.members and predict.members")
     parts = [_fuse_fold(group, skeleton) for group in groups]
-    return OutOfFold(
+    return OutOfFoldPredictions(
         images=tuple(image for part in parts for image in part.images),
         keypoints=np.concatenate([part.keypoints for part in parts]),
         scores=np.concatenate([part.scores for part in parts]),
@@ -62,13 +62,13 @@ def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFold:
     )
 
 
-def _fuse_fold(group: FoldGroup, skeleton: Skeleton) -> OutOfFold:
+def _fuse_fold(group: FoldGroup, skeleton: Skeleton) -> OutOfFoldPredictions:
     predictions = read_predictions(group.path)
     if predictions.keypoint_names != skeleton.names or set(predictions.members) != set(group.members):
         raise RunStateError(f"{group.path}: has other keypoints or members than the run: run crossval again")
     weights = resolve_weights(group.config, predictions.members, skeleton)
     fusion = fuse_predictions(group.config, predictions, range(len(predictions.members)), weights)
-    return OutOfFold(
+    return OutOfFoldPredictions(
         predictions.images,
         fusion.keypoints,
         predictions.scores.max(axis=0),

@@ -15,7 +15,7 @@ Kind = Literal["other_image", "left_right", "points", "shifted", "far", "repeate
 by the same distance; all points far from where they should be, for another reason; equal to the labels of another
 image; "" for none."""
 
-SUSPICIOUS = 3.0
+SUSPICIOUS_SCORE = 3.0
 """Score, in robust standard deviations, from which an image is proposed for correction."""
 _POINT_SIGMAS = 2.5
 """Robust standard deviations above which a point is named, if it is not the whole person."""
@@ -73,7 +73,7 @@ def judge_predicted(labels: Annotations, predicted: FloatArray, disagreement: Fl
     judgements = []
     for row in range(len(labels)):
         score = max(float(person_scores[row]), float(point_scores[row]))
-        if score < SUSPICIOUS:
+        if score < SUSPICIOUS_SCORE:
             judgements.append(Judgement(score))
             continue
         judgements.append(_explain(labels, xy, usual, row, sigmas[row], score, unit, rows_by_clip[clips[row]]))

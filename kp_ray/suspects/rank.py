@@ -13,7 +13,7 @@ from kp_ray.checks.labels import find_repeated, is_crossed
 from kp_ray.checks.motion import LABEL_NOISE, MotionSuspect, find_motion_suspects, list_inner_rows
 from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import FloatArray
-from kp_ray.suspects.evidence import SUSPICIOUS, Judgement, Kind, judge_predicted
+from kp_ray.suspects.evidence import SUSPICIOUS_SCORE, Judgement, Kind, judge_predicted
 from kp_ray.suspects.residuals import body_sizes
 
 CorrectionRow = tuple[str, str, str, float | None, float | None]
@@ -43,7 +43,7 @@ class Suspect:
 
     Attributes:
         image: name of the image.
-        score: larger for labels that are more likely wrong; `SUSPICIOUS` or more is proposed for correction.
+        score: larger for labels that are more likely wrong; `SUSPICIOUS_SCORE` or more is proposed for correction.
         kind: the suspected mistake.
         points: names of the keypoints concerned; empty: all.
         reason: the mistake in words, and the evidence.
@@ -100,13 +100,13 @@ def _score(judgements: Mapping[int, Judgement], row: int) -> float:
 def _weigh_by_motion(labels: Annotations, judgements: dict[int, Judgement]) -> None:
     """Lower the scores of images whose labels fit the frames before and after, in place.
 
-    Scores above `SUSPICIOUS` grow with the logarithm from there: the largest ones are failures of the prediction.
+    Scores above `SUSPICIOUS_SCORE` grow with the logarithm from there: the largest ones are failures of the prediction.
     """
     inner = list_inner_rows(labels)
     for row, judgement in judgements.items():
         score = judgement.score
-        if score > SUSPICIOUS:
-            score = SUSPICIOUS * (1 + float(np.log2(score / SUSPICIOUS)))
+        if score > SUSPICIOUS_SCORE:
+            score = SUSPICIOUS_SCORE * (1 + float(np.log2(score / SUSPICIOUS_SCORE)))
         judgements[row] = replace(judgement, score=score * _SILENT_MOTION if row in inner else score)
 
 
@@ -129,7 +129,7 @@ def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> N
         # A person must look at all of these images, one after the other.
         reason = f"{_IS_REPEATED} {labels.images[wrong[0]]}, which they fit less"
         known = judgements.get(right)
-        if known is not None and known.kind and known.score >= SUSPICIOUS:
+        if known is not None and known.kind and known.score >= SUSPICIOUS_SCORE:
             judgements[right] = replace(known, score=right_score, reason=f"{known.reason}; {reason}")
         else:
             judgements[right] = Judgement(right_score, "repeated", (), reason)
@@ -207,7 +207,7 @@ def _join(known: Judgement | None, added: Judgement) -> Judgement:
 
 def _describe(labels: Annotations, row: int, judgement: Judgement) -> Suspect:
     names = tuple(labels.skeleton.names[k] for k in judgement.points)
-    is_suspicious = bool(judgement.kind) and judgement.score >= SUSPICIOUS
+    is_suspicious = bool(judgement.kind) and judgement.score >= SUSPICIOUS_SCORE
     is_proposed = is_suspicious and not judgement.reason.startswith(_IS_REPEATED)
     corrections = tuple(_propose(labels, row, judgement)) if is_proposed else ()
     return Suspect(labels.images[row], judgement.score, judgement.kind, names, judgement.reason, corrections)

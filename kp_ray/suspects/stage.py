@@ -14,7 +14,7 @@ from kp_ray.data.load import load_labels
 from kp_ray.errors import ConfigError
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.stage import Progress, Summary, check_inputs
-from kp_ray.suspects.evidence import SUSPICIOUS
+from kp_ray.suspects.evidence import SUSPICIOUS_SCORE
 from kp_ray.suspects.files import CORRECTIONS_FILE, SUSPECTS_FILE, write_corrections, write_suspects
 from kp_ray.suspects.rank import Suspect, rank_suspects
 from kp_ray.suspects.residuals import body_sizes
@@ -43,8 +43,8 @@ class SuspectsSummary:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """The number of images per kind among those with a score of `SUSPICIOUS` or more."""
-        kinds = Counter(suspect.kind for suspect in self.suspects if suspect.score >= SUSPICIOUS and suspect.kind)
+        """The number of images per kind among those with a score of `SUSPICIOUS_SCORE` or more."""
+        kinds = Counter(suspect.kind for suspect in self.suspects if suspect.score >= SUSPICIOUS_SCORE and suspect.kind)
         return dict(sorted(kinds.items()))
 
     def lines(self) -> list[str]:
@@ -120,7 +120,7 @@ class SuspectsStage:
             config.save()
         else:
             CrossvalStage().run(config, progress)
-            predicted, disagreement = read_predicted(config, labels.skeleton)
+            predicted, disagreement = read_predicted_points(config, labels.skeleton)
         suspects = rank_suspects(labels, predicted, disagreement)
         path, corrections = config.path(SUSPECTS_FILE), config.path(CORRECTIONS_FILE)
         write_suspects(path, suspects)
@@ -156,7 +156,7 @@ def explain_missing_predictions(config: Config) -> str:
     return ""
 
 
-def read_predicted(config: Config, skeleton: Skeleton) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+def read_predicted_points(config: Config, skeleton: Skeleton) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """Read the out-of-fold predictions by image.
 
     Returns:

@@ -8,7 +8,7 @@ import pytest
 from kp_ray.checks.labels import is_crossed
 from kp_ray.data.annotations import Annotations, parse_name
 from kp_ray.keypoints import DACON24, FloatArray
-from kp_ray.suspects.evidence import SUSPICIOUS, Judgement
+from kp_ray.suspects.evidence import SUSPICIOUS_SCORE, Judgement
 from kp_ray.suspects.rank import Suspect, _join, rank_suspects
 
 NUM = 60
@@ -114,13 +114,13 @@ def test_an_error_that_is_usual_for_its_keypoint_is_not_suspicious(
     ranked = rank(labels, predicted, image7=wrist, image8=nose)
     ranks = {suspect.image: number for number, suspect in enumerate(ranked)}
     assert ranks[labels.images[8]] == 0
-    assert ranked[ranks[labels.images[7]]].score < SUSPICIOUS
+    assert ranked[ranks[labels.images[7]]].score < SUSPICIOUS_SCORE
 
 
 def test_right_labels_have_few_suspects(labels: Annotations, predicted: dict[str, FloatArray]) -> None:
     ranked = rank(labels, predicted)
     assert len(ranked) == NUM
-    assert sum(suspect.score >= SUSPICIOUS for suspect in ranked) <= 2
+    assert sum(suspect.score >= SUSPICIOUS_SCORE for suspect in ranked) <= 2
 
 
 def make_clip(num_frames: int) -> Annotations:

@@ -37,7 +37,7 @@ def make_config(
 
 
 @pytest.fixture(scope="session")
-def trained(make_config: Callable[..., Config]) -> TrainedMember:
+def trained_member(make_config: Callable[..., Config]) -> TrainedMember:
     """Train a member by two workers without disturbance."""
     config = make_config(train=TWO_WORKERS)
     (member,) = train(config).members

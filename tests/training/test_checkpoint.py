@@ -27,19 +27,19 @@ from tests.helpers.training import (
 MakeConfig = Callable[..., Config]
 
 
-def test_the_best_checkpoint_is_kept_beside_the_last(trained: TrainedMember) -> None:
+def test_the_best_checkpoint_is_kept_beside_the_last(trained_member: TrainedMember) -> None:
     evaluated = {
-        line["iteration"] + 1: line["val/rmse"] for line in read_log_lines(trained.config) if "val/rmse" in line
+        line["iteration"] + 1: line["val/rmse"] for line in read_log_lines(trained_member.config) if "val/rmse" in line
     }
-    folder = Path(trained.config.member_dir("a"))
+    folder = Path(trained_member.config.member_dir("a"))
     best = torch.load(folder / "model_best.pth", weights_only=True)
     assert evaluated[best["iteration"]] == min(evaluated.values())
     kept = {int(path.name.removeprefix("checkpoint_")) for path in folder.glob("checkpoint_0*")}
     assert kept == {2 * best["iteration"], 16}  # their names count the iterations of one worker
 
 
-def test_a_run_without_its_final_weights_resumes_from_the_last_checkpoint(trained: TrainedMember) -> None:
-    config = trained.config
+def test_a_run_without_its_final_weights_resumes_from_the_last_checkpoint(trained_member: TrainedMember) -> None:
+    config = trained_member.config
     before = read_weights(config)
     Path(config.member_dir("a"), "model_final.pth").unlink()
     (member,) = train(config).members
@@ -52,7 +52,7 @@ def test_a_run_without_its_final_weights_resumes_from_the_last_checkpoint(traine
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_at_most_a_checkpoint_period_and_changes_nothing(
-    make_config: MakeConfig, trained: TrainedMember
+    make_config: MakeConfig, trained_member: TrainedMember
 ) -> None:
     config = make_config(train=TWO_WORKERS)
     summaries: list[TrainSummary] = []
@@ -69,7 +69,7 @@ def test_a_killed_worker_costs_at_most_a_checkpoint_period_and_changes_nothing(
     assert result.iterations == 8
     assert 0 < result.resumed_from < 8
     assert result.resumed_from >= num_logged - 2
-    assert_same_training(config, trained.config)
+    assert_same_training(config, trained_member.config)
 
 
 @pytest.mark.slow

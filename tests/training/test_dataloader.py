@@ -16,7 +16,7 @@ from kp_ray.errors import StoreError
 from kp_ray.keypoints import DACON24
 from kp_ray.models.presets import build_cfg
 from kp_ray.training.dataloader import count_rows, iter_batches, usable_rows
-from kp_ray.training.run import describe_left_out
+from kp_ray.training.run import describe_unused_variants
 from tests.helpers.data import tiny_config
 from tests.helpers.stores import write_small_store
 
@@ -54,10 +54,10 @@ def test_rows_with_few_keypoints_or_a_box_without_an_area_are_left_out(config: C
     strict = tiny_config({}, Path(config.run_dir), augment={"min_visible": 24})
     assert usable_rows(strict, MEMBER)["row"].to_pylist() == [1, 0, 2]
     assert count_rows(strict, MEMBER) == 6
-    assert describe_left_out(strict, MEMBER, 3) == (
+    assert describe_unused_variants(strict, MEMBER, 3) == (
         "3 of 6 variants left out (fewer visible keypoints than augment.min_visible=24, or a box without an area)"
     )
-    assert describe_left_out(strict, MEMBER, 6) == ""
+    assert describe_unused_variants(strict, MEMBER, 6) == ""
 
 
 def test_a_members_recipes_are_used_before_the_runs(config: Config) -> None:

@@ -57,8 +57,8 @@ def test_workers_read_disjoint_rows_and_detect_the_same_as_one_worker(
     assert evaluate_shards(3) == alone
 
 
-def test_two_workers_evaluate_the_saved_model_on_all_validation_rows(trained: TrainedMember) -> None:
-    config, metrics = trained.config, trained.result.metrics
+def test_two_workers_evaluate_the_saved_model_on_all_validation_rows(trained_member: TrainedMember) -> None:
+    config, metrics = trained_member.config, trained_member.result.metrics
     model, cfg = load_member(config.member_dir("a"), "cpu")
     rows = list(iter_rows(config.path("store"), split="val"))
     assert metrics["num_images"] == len(rows) > 2

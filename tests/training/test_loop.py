@@ -44,11 +44,11 @@ every image gives the same number of proposals, and there are no batch statistic
 weights would not stay finite."""
 
 
-def test_two_workers_train_one_model_with_scaled_steps(trained: TrainedMember) -> None:
-    train_section = trained.config.train
-    assert trained.result.iterations == 8  # Detectron2's rule: twice the batch, half the iterations, twice the LR
-    assert trained.result.resumed_from == 0
-    lines = read_log_lines(trained.config)
+def test_two_workers_train_one_model_with_scaled_steps(trained_member: TrainedMember) -> None:
+    train_section = trained_member.config.train
+    assert trained_member.result.iterations == 8  # Detectron2's rule: twice the batch and LR, half the iterations
+    assert trained_member.result.resumed_from == 0
+    lines = read_log_lines(trained_member.config)
     assert [line["iteration"] for line in lines] == list(range(8))
     assert all(np.isfinite(line["total_loss"]) for line in lines)
     assert lines[3]["lr"] == pytest.approx(2 * train_section.base_lr)
@@ -126,10 +126,10 @@ def test_two_workers_update_as_one_with_their_batches_joined_and_stay_equal(
 
 @pytest.mark.slow
 def test_options_of_detectron2_and_the_moving_average_take_effect(
-    make_config: MakeConfig, trained: TrainedMember
+    make_config: MakeConfig, trained_member: TrainedMember
 ) -> None:
-    start = Path(trained.config.member_dir("a"), "model_final.pth")
-    model_cfg, clip_norm = trained.config.model.cfg, 1e-4
+    start = Path(trained_member.config.member_dir("a"), "model_final.pth")
+    model_cfg, clip_norm = trained_member.config.model.cfg, 1e-4
     options = {
         "SOLVER.CLIP_GRADIENTS.ENABLED": True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": clip_norm, "MODEL.BACKBONE.FREEZE_AT": 2,

@@ -24,24 +24,24 @@ from kp_ray.stage import no_progress
 from kp_ray.storage import writer_lock
 from kp_ray.store.read import iter_rows
 from kp_ray.training.logs import LogEntry
-from kp_ray.training.run import InputMonitor, check_precision, train
+from kp_ray.training.run import InputMonitor, check_train_precision, train
 from tests.helpers.processes import wait_until
 from tests.helpers.training import TrainedMember
 
 MakeConfig = Callable[..., Config]
 
 
-def test_a_member_is_a_folder_with_weights_config_and_log(trained: TrainedMember) -> None:
-    folder = Path(trained.config.member_dir("a"))
+def test_a_member_is_a_folder_with_weights_config_and_log(trained_member: TrainedMember) -> None:
+    folder = Path(trained_member.config.member_dir("a"))
     assert {"model_final.pth", "config.yaml", "metrics.json"} <= {path.name for path in folder.iterdir()}
 
 
-def test_a_finished_member_is_skipped(trained: TrainedMember) -> None:
-    assert train(trained.config).to_json() == {"a": {"skipped": True}}
+def test_a_finished_member_is_skipped(trained_member: TrainedMember) -> None:
+    assert train(trained_member.config).to_json() == {"a": {"skipped": True}}
 
 
-def test_a_finished_member_detects_the_same_in_plain_detectron2(trained: TrainedMember) -> None:
-    folder = trained.config.member_dir("a")
+def test_a_finished_member_detects_the_same_in_plain_detectron2(trained_member: TrainedMember) -> None:
+    folder = trained_member.config.member_dir("a")
     cfg = get_cfg()
     cfg.merge_from_file(f"{folder}/config.yaml")
     cfg.MODEL.WEIGHTS = f"{folder}/model_final.pth"
@@ -49,7 +49,7 @@ def test_a_finished_member_detects_the_same_in_plain_detectron2(trained: Trained
     predictor = DefaultPredictor(cfg)
     model, member_cfg = load_member(folder, "cpu")
     model.roi_heads.box_predictor.test_score_thresh = 0.0
-    for row in iter_rows(trained.config.path("store"), split="val"):
+    for row in iter_rows(trained_member.config.path("store"), split="val"):
         image = simplejpeg.decode_jpeg(row["image"], "BGR")
         expected = predictor(image)["instances"]
         (detections,) = detect_people(model, member_cfg, DACON24, [{**row, "image": image}])
@@ -80,14 +80,14 @@ def test_too_few_rows_and_too_small_a_cluster_are_refused_before_a_member_begins
 
 @pytest.mark.slow
 def test_weights_of_another_skeleton_are_refused_and_the_other_members_are_trained(
-    make_config: MakeConfig, trained: TrainedMember, tmp_path: Path
+    make_config: MakeConfig, trained_member: TrainedMember, tmp_path: Path
 ) -> None:
-    content = torch.load(Path(trained.config.member_dir("a"), "model_final.pth"), weights_only=True)
+    content = torch.load(Path(trained_member.config.member_dir("a"), "model_final.pth"), weights_only=True)
     content["keypoints"] = content["keypoints"][::-1]
     weights = tmp_path / "other.pth"
     torch.save(content, weights)
     members = [{"name": "a", "weights": str(weights)}, {"name": "b"}]
-    config = make_config(model={"cfg": trained.config.model.cfg}, train={"max_iter": 2, "members": members})
+    config = make_config(model={"cfg": trained_member.config.model.cfg}, train={"max_iter": 2, "members": members})
     with pytest.raises(ModelError, match=rf"^member a: train\.members\[a\]\.weights: {weights}: ") as caught:
         train(config)
     assert "\n" not in str(caught.value)
@@ -168,6 +168,6 @@ def test_a_long_wait_for_images_is_reported_once_per_member(caplog: pytest.LogCa
 
 def test_fp16_without_gpus_is_refused() -> None:
     config = build_config({"train": {"precision": "fp16"}})
-    check_precision(config, use_gpu=True)
+    check_train_precision(config, use_gpu=True)
     with pytest.raises(ConfigError, match=r"^train\.precision: .* set it to auto"):
-        check_precision(config, use_gpu=False)
+        check_train_precision(config, use_gpu=False)
