@@ -22,7 +22,7 @@ from tests.suspects.test_rank import make_clip
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """Write labels of a clip, one frame of which is moved; return a config without images."""
+    """Write the labels of a clip in which one frame's points are moved; return a config without images."""
     clip = make_clip(9)
     clip.keypoints[3, :, :2] += (0, 400)
     (tmp_path / "labels.csv").write_bytes(to_csv(clip))
@@ -37,7 +37,7 @@ def run_stage(config: Config) -> SuspectsSummary:
     return stage.run(config, no_progress)
 
 
-def test_without_folds_motion_alone_ranks_and_the_summary_says_so(config: Config) -> None:
+def test_without_folds_motion_alone_ranks_and_the_summary_says_why(config: Config) -> None:
     summary = run_stage(config)
     (row,) = read_suspects(summary.path)
     assert (row.rank, row.image, row.kind, row.points) == (1, "walk_A-0000003.jpg", "far", "")
@@ -98,7 +98,7 @@ def test_a_proposal_for_an_image_whose_name_begins_with_a_hash_can_be_applied(tm
     assert load_annotations(str(tmp_path / "labels.csv"), corrections=str(path)).images == ("2.jpg",)
 
 
-def test_a_damaged_list_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_a_damaged_suspects_file_is_refused_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "suspects.csv"
     path.write_text("rank,image\n1,a.jpg\n")
     with pytest.raises(StorageError, match=r"suspects\.csv: damaged .*: run suspects again"):
@@ -112,7 +112,7 @@ def test_the_report_lists_the_suspects(config: Config) -> None:
     assert "walk_A-0000003.jpg" in page
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the competition's labels are not there")
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the competition's labels")
 def test_the_competition_labels_are_ranked_by_motion_and_repetition(tmp_path: Path) -> None:
     labels = str(SHARED / "dacon" / "train_df.csv")
     summary = run_stage(build_config({"run_dir": str(tmp_path), "data": {"annotations": labels}}))
