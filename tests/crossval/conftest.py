@@ -1,4 +1,4 @@
-"""A run folder with two folds, a member of random weights for each, and a store; needs no cluster."""
+"""Share a run folder with a store of two folds and, for each fold, a member with random weights; needs no cluster."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Every labelled image is predicted by the members that hold out its fold, and by no other."""
+"""Every labelled image is predicted by the members that hold out its fold, and by no other members."""
 
 import json
 import shutil
@@ -24,8 +24,8 @@ from kp_ray.store.read import read_table
 from kp_ray.suspects.stage import explain_missing_predictions
 
 
-def predict_here(task: PredictionTask, num_images: int | None = None) -> None:
-    """Write the parts of a prediction in this process, without a cluster."""
+def predict_in_process(task: PredictionTask, num_images: int | None = None) -> None:
+    """Predict missing images, at most `num_images`, in this process without a cluster, and write them as one part."""
     predictor = Predictor(**task.predictor_arguments(has_gpu=False))
     predictor.write_part(decode_batch(refs_table(task.find_missing()[:num_images]), task.input_sizes))
 
@@ -38,17 +38,17 @@ def test_each_image_is_predicted_and_scored_by_the_member_that_never_saw_its_sce
     ]
     assert not are_folds_predicted(fold_config)
     for _, task in tasks:
-        predict_here(task, num_images=1)
-        predict_here(task)
+        predict_in_process(task, num_images=1)
+        predict_in_process(task)
     assert predict_folds(fold_config, no_progress) == 0, "nothing is left to predict, so that no cluster is needed"
     assert are_folds_predicted(fold_config)
     labels = read_table(fold_config.path("store"), recipes=["Original"]).to_pandas()
-    predicted = {}
+    fold_by_image = {}
     for fold, member in enumerate("ab"):
         predictions = read_predictions(fold_config.path("crossval", f"fold-{fold}.parquet"))
         assert predictions.members == (member,)
-        predicted |= dict.fromkeys(predictions.images, fold)
-    assert predicted == dict(zip(labels.source, labels.fold, strict=True))
+        fold_by_image |= dict.fromkeys(predictions.images, fold)
+    assert fold_by_image == dict(zip(labels.source, labels.fold, strict=True))
 
     scores = score_folds(fold_config)
     assert scores.num_images == len(labels) == 12
@@ -60,10 +60,10 @@ def test_each_image_is_predicted_and_scored_by_the_member_that_never_saw_its_sce
     assert len(scores.lines()) == 1
 
     assert read_cross_validation(fold_config) == scores
-    others = [{"name": "c", "seed": 1}, {"name": "b", "seed": 2}]
-    assert read_cross_validation(build_config({**fold_config.to_dict(), "train": {"members": others}})) is None
-    hold_out = build_config({**fold_config.to_dict(), "split": {}})
-    assert read_cross_validation(hold_out) is None, "no scores of former folds"
+    other_members = [{"name": "c", "seed": 1}, {"name": "b", "seed": 2}]
+    assert read_cross_validation(build_config({**fold_config.to_dict(), "train": {"members": other_members}})) is None
+    config_without_folds = build_config({**fold_config.to_dict(), "split": {}})
+    assert read_cross_validation(config_without_folds) is None, "scores of former folds are not read"
 
     only_a = build_config({**fold_config.to_dict(), "predict": {**fold_config.to_dict()["predict"], "members": ["a"]}})
     scores = score_folds(only_a)
@@ -72,14 +72,14 @@ def test_each_image_is_predicted_and_scored_by_the_member_that_never_saw_its_sce
 
 
 def test_members_of_another_store_or_fold_are_refused(fold_config: Config, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(fold_config.run_dir, run)
-    values = {**fold_config.to_dict(), "run_dir": str(run)}
+    run_dir = tmp_path / "run"
+    shutil.copytree(fold_config.run_dir, run_dir)
+    values = {**fold_config.to_dict(), "run_dir": str(run_dir)}
     members = [{"name": "a", "seed": 1, "fold": 1}, {"name": "b", "seed": 2}]
     with pytest.raises(RunStateError, match=r"members/a: was made with member\.fold 0, now 1"):
         make_tasks(build_config({**values, "train": {**values["train"], "members": members}}))
-    settings = run / "members" / "b" / "settings.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "the store": "other"}))
+    settings_path = run_dir / "members" / "b" / "settings.json"
+    settings_path.write_text(json.dumps({**json.loads(settings_path.read_text()), "the store": "other"}))
     with pytest.raises(RunStateError, match="members/b: was made with the store 'other'"):
         make_tasks(build_config(values))
     with pytest.raises(StoreError, match=r"split\.folds: the store has 2 folds \(got 3\)"):
@@ -88,8 +88,8 @@ def test_members_of_another_store_or_fold_are_refused(fold_config: Config, tmp_p
 
 def test_a_fold_without_images_and_a_member_without_weight_do_not_stop_the_others(fold_config: Config) -> None:
     values = fold_config.to_dict()
-    weights = {**values["predict"], "weights": {"a": 0.0, "b": {"nose": 2.0}}}
-    groups = group_members(build_config({**values, "predict": weights}))
+    predict = {**values["predict"], "weights": {"a": 0.0, "b": {"nose": 2.0}}}
+    groups = group_members(build_config({**values, "predict": predict}))
     assert [group.config.predict.weights for group in groups] == ["equal", {"b": {"nose": 2.0}}]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -101,7 +101,7 @@ def test_a_fold_without_images_and_a_member_without_weight_do_not_stop_the_other
             make_tasks(fold_config)
 
 
-def test_members_of_other_runs_alone_are_refused_before_a_run(fold_config: Config) -> None:
+def test_a_list_of_members_of_other_runs_is_refused_before_a_run(fold_config: Config) -> None:
     values = fold_config.to_dict()
     config = build_config({**values, "predict": {**values["predict"], "members": ["elsewhere/members/x"]}})
     with pytest.raises(ConfigError, match=r"predict\.members: lists no member of this run"):

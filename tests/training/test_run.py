@@ -1,4 +1,4 @@
-"""Training runs as a whole: the member that they leave, and what they refuse."""
+"""Whole training runs: the finished member, and the inputs and settings that are refused."""
 
 import shutil
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def test_a_second_driver_of_a_run_folder_is_refused(make_config: MakeConfig) -> 
         train(config)
 
 
-def test_too_few_rows_and_too_small_a_cluster_are_refused_before_a_member_begins(make_config: MakeConfig) -> None:
+def test_too_few_rows_or_a_too_small_cluster_are_refused_before_a_member_begins(make_config: MakeConfig) -> None:
     few_rows = make_config(augment={"min_visible": 24}, train={"ims_per_batch": 64})
     with pytest.raises(DataError, match=r"^member a: .* at least 24 .* lower train\.ims_per_batch"):
         train(few_rows)
@@ -95,7 +95,7 @@ def test_weights_of_another_skeleton_are_refused_and_the_other_members_are_train
 
 
 def damage_images(config: Config) -> None:
-    """Replace the link to the store by a copy in which every image is damaged: chance decides which rows are read."""
+    """Replace the link to the store by a copy in which every image is damaged, because rows are read at random."""
     store = Path(config.path("store"))
     target = store.resolve()
     store.unlink()
@@ -118,13 +118,13 @@ def test_a_damaged_image_of_the_store_is_refused_by_its_part(make_config: MakeCo
 
 
 def interrupt(name: str, done: int, total: int, note: str = "") -> None:
-    """Stop as Ctrl-C does when the first iterations are reported."""
+    """Raise KeyboardInterrupt, like Ctrl-C, when the first iterations are reported."""
     raise KeyboardInterrupt
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["finished", "diverged", "failed", "interrupted"])
-def test_nothing_of_a_run_stays_in_a_cluster_that_lives_on(make_config: MakeConfig, ending: str) -> None:
+def test_a_run_leaves_no_actors_and_placement_groups_in_its_cluster(make_config: MakeConfig, ending: str) -> None:
     error: type[BaseException] | None = None
     if ending == "finished":
         train(make_config(train={"max_iter": 1, "steps": []}))
@@ -141,22 +141,22 @@ def test_nothing_of_a_run_stays_in_a_cluster_that_lives_on(make_config: MakeConf
     if error is not None:
         with pytest.raises(error):
             train(config, interrupt if ending == "interrupted" else no_progress)
-    wait_until(lambda: not leftovers(), timeout_s=60, poll_s=0.5)
+    wait_until(lambda: not list_leftovers(), timeout_s=60, poll_s=0.5)
 
 
-def leftovers() -> set[str]:
-    """List the actors of the test's cluster, except Ray Data's two, and its placement groups."""
-    address = ray.get_runtime_context().gcs_address  # without it the query fails if the machine runs other clusters
+def list_leftovers() -> set[str]:
+    """List the live actors and the placement groups of the test's cluster, without the two actors of Ray Data."""
+    address = ray.get_runtime_context().gcs_address  # needed if the machine runs other clusters
     actors = {actor.class_name for actor in list_actors(address, [("state", "!=", "DEAD")])}
-    groups = {group.state for group in list_placement_groups(address, [("state", "!=", "REMOVED")])}
-    return groups | (actors - {"_StatsActor", "_AutoscalingCoordinatorActor"})
+    group_states = {group.state for group in list_placement_groups(address, [("state", "!=", "REMOVED")])}
+    return group_states | (actors - {"_StatsActor", "_AutoscalingCoordinatorActor"})
 
 
 def test_a_long_wait_for_images_is_reported_once_per_member(caplog: pytest.LogCaptureFixture) -> None:
     monitor = InputMonitor(build_config({"train": {"threads_per_feed": 3}}))
-    shares = {"a": [0.9, 0.1, 0.3, 0.5, 0.6], "b": [0.1, 0.9, 0.2, 0.9], "c": [0.4, 0.4]}
-    for name, values in shares.items():
-        for number, share in enumerate(values):
+    wait_shares = {"a": [0.9, 0.1, 0.3, 0.5, 0.6], "b": [0.1, 0.9, 0.2, 0.9], "c": [0.4, 0.4]}
+    for name, shares in wait_shares.items():
+        for number, share in enumerate(shares):
             for _ in range(2):  # the log is read more often than it grows
                 monitor.check(name, LogEntry(number, {"data_time": 2 * share, "time": 2.0}))
     monitor.check("d", LogEntry(0, {}))

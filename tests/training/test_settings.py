@@ -1,4 +1,4 @@
-"""Settings that decide a member's weights: recorded, and refused when they differ."""
+"""Settings that decide a member's weights are recorded; different settings are refused."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.helpers.stores import write_small_store
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """Record the settings of a member that has begun."""
+    """Write a store, and record the settings of a member that has begun; return the config."""
     config = tiny_config({}, tmp_path)
     write_small_store(tmp_path / "store")
     record_settings(config, config.train.members[0])
@@ -24,6 +24,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def change(config: Config, **sections: Any) -> Config:
+    """Return a config with the same run folder and changed sections."""
     return tiny_config({}, Path(config.run_dir), **sections)
 
 
@@ -38,7 +39,7 @@ def change(config: Config, **sections: Any) -> Config:
         ({"model": {"cfg": {}}}, "model.cfg.INPUT.MIN_SIZE_TRAIN [64], now None"),
     ],
 )  # fmt: skip
-def test_another_deciding_setting_is_refused_by_name(config: Config, sections: dict[str, Any], field: str) -> None:
+def test_a_changed_deciding_setting_is_refused_by_name(config: Config, sections: dict[str, Any], field: str) -> None:
     check_member_settings(config)
     with pytest.raises(RunStateError) as caught:
         check_member_settings(change(config, **sections))
@@ -99,7 +100,7 @@ def test_a_recipe_that_is_not_stored_is_refused_before_a_cluster_starts(config: 
             check_train_config(tiny_config({}, tmp_path / "empty", train=train))
 
 
-def test_a_record_of_a_version_without_a_setting_counts_as_its_default(config: Config) -> None:
+def test_a_setting_that_an_earlier_version_did_not_record_counts_as_its_default(config: Config) -> None:
     path = Path(config.member_dir("a"), "settings.json")
     fields = json.loads(path.read_text())
     del fields["train.deterministic"]
