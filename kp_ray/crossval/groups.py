@@ -8,14 +8,14 @@ from kp_ray.config.schema import Config
 
 @dataclass(frozen=True)
 class FoldGroup:
-    """The members that hold out one fold, and so have never seen its scenes.
+    """The members that hold out one fold, so that they never saw its scenes.
 
     Attributes:
         fold: number of the fold.
         members: names of the members, at least one.
         config: the run's config with the group's `predict.members` and `predict.weights`, and without a sample
             submission.
-        path: file of the group's predictions, in the format of `predictions.parquet`.
+        path: path of the group's predictions, in the format of `predictions.parquet`.
     """
 
     fold: int

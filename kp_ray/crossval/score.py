@@ -98,31 +98,31 @@ def score_folds(config: Config) -> CrossValidation:
         StoreError: there is no finished store, or it has no folds.
     """
     skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton)
-    predicted = read_out_of_fold(config, skeleton)
-    columns = ["source", "scene", "camera", "fold", "keypoints"]
-    stored_rows = read_table(config.path("store"), recipes=["Original"], columns=[*columns, "copy"]).to_pylist()
+    predictions = read_out_of_fold(config, skeleton)
+    columns = ["source", "scene", "camera", "fold", "keypoints", "copy"]
+    stored_rows = read_table(config.path("store"), recipes=["Original"], columns=columns).to_pylist()
     row_by_source = {row["source"]: row for row in stored_rows if not row["copy"]}
-    rows = [row_by_source[image] for image in predicted.images]
+    rows = [row_by_source[image] for image in predictions.images]
     truth = np.array([row["keypoints"] for row in rows], dtype=float).reshape(len(rows), len(skeleton), 3)
     scenes, cameras, folds = ([row[name] for row in rows] for name in ("scene", "camera", "fold"))
 
     evaluation = evaluate_keypoints(
-        predicted.keypoints,
+        predictions.keypoints,
         truth,
         skeleton,
-        found=predicted.found,
-        scores=predicted.scores,
+        found=predictions.found,
+        scores=predictions.scores,
         cameras=cameras,
         scenes=scenes,
     )
 
     sizes = box_sizes(truth)
-    errors, longer_sides = point_errors(predicted.keypoints, truth), sizes.max(axis=1)
-    similarities = oks(predicted.keypoints, truth, skeleton, sizes.prod(axis=1))
+    errors, longer_sides = point_errors(predictions.keypoints, truth), sizes.max(axis=1)
+    similarities = oks(predictions.keypoints, truth, skeleton, sizes.prod(axis=1))
 
     def score_rows(indices: npt.NDArray[np.intp]) -> tuple[float, float]:
         """Return PCK@0.05 and OKS-AP of the rows with these indices."""
-        precisions = average_precision(similarities[indices], predicted.scores[indices], predicted.found[indices])
+        precisions = average_precision(similarities[indices], predictions.scores[indices], predictions.found[indices])
         return pck(errors[indices], longer_sides[indices], 0.05) or 0.0, float(precisions.mean())
 
     # A sample of images without labelled points would have no score: leave such images out.
@@ -131,9 +131,9 @@ def score_folds(config: Config) -> CrossValidation:
         lambda indices: score_rows(labelled[indices]), [scenes[row] for row in labelled]
     )
     counts = np.bincount([row["fold"] for row in row_by_source.values()], minlength=config.split.folds or 0).tolist()
-    members = {group.fold: group.members for group in group_members(config)}
+    members_by_fold = {group.fold: group.members for group in group_members(config)}
     by_fold = [
-        FoldScore(members=members.get(fold, ()), num_images=count, rmse=rmse(errors[np.array(folds) == fold]))
+        FoldScore(members=members_by_fold.get(fold, ()), num_images=count, rmse=rmse(errors[np.array(folds) == fold]))
         for fold, count in enumerate(counts)
     ]
     scores = CrossValidation(

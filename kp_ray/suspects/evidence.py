@@ -50,8 +50,8 @@ class Judgement:
 def judge_predicted(labels: Annotations, predicted: FloatArray, disagreement: FloatArray) -> list[Judgement]:
     """Judge the labels of N images by their predictions.
 
-    The mean and the maximum of an image's points are each standardized over all images. The score is the larger of the
-    two; a mistake that explains the distance adds its gain.
+    The mean and the maximum over an image's points, in robust standard deviations, are each standardized over all
+    images. The score is the larger of the two; a mistake that explains the distance adds its gain.
 
     Args:
         labels: N images with K keypoints, each with a labelled keypoint.
@@ -64,7 +64,7 @@ def judge_predicted(labels: Annotations, predicted: FloatArray, disagreement: Fl
     sigmas = usual_errors.sigmas(xy)
     person_means = np.nanmean(sigmas, axis=1)
     person_scores, point_scores = standardize(person_means), standardize(np.nanmax(sigmas, axis=1))
-    unit = _standardized_unit(person_means, person_scores)
+    mean_per_score = _values_per_standard_unit(person_means, person_scores)
     rows_by_clip: dict[tuple[str, str], list[int]] = defaultdict(list)
     for row, clip in enumerate(clips):
         rows_by_clip[clip].append(row)
@@ -74,11 +74,13 @@ def judge_predicted(labels: Annotations, predicted: FloatArray, disagreement: Fl
         if score < SUSPICIOUS_SCORE:
             judgements.append(Judgement(score))
             continue
-        judgements.append(_explain(labels, xy, usual_errors, row, sigmas[row], score, unit, rows_by_clip[clips[row]]))
+        judgements.append(
+            _explain(labels, xy, usual_errors, row, sigmas[row], score, mean_per_score, rows_by_clip[clips[row]])
+        )
     return judgements
 
 
-def _standardized_unit(values: FloatArray, standardized: FloatArray) -> float:
+def _values_per_standard_unit(values: FloatArray, standardized: FloatArray) -> float:
     """Return the difference of values whose standardized values differ by 1."""
     low, high = int(np.nanargmin(values)), int(np.nanargmax(values))
     span = float(standardized[high] - standardized[low])
@@ -92,7 +94,7 @@ def _explain(
     row: int,
     sigmas: FloatArray,
     score: float,
-    unit: float,
+    mean_per_score: float,
     clip_rows: list[int],
 ) -> Judgement:
     """Find the mistake that explains the distance of one image's labels from their prediction."""
@@ -115,7 +117,7 @@ def _explain(
     gain = float(np.nanmean(sigmas)) - means[kind]
     pairs = _list_swapped(flip, sigmas, swapped_sigmas)
     if gain > _MIN_GAIN:
-        score += gain / unit
+        score += gain / mean_per_score
         if kind == "left_right":
             return Judgement(score, kind, pairs, "left and right are exchanged")
         if kind == "shifted":

@@ -28,7 +28,7 @@ in body sizes, adds 2 * log2(1 + m / `LABEL_NOISE`), at most 2 * `_MAX_BONUS`.""
 _PLAUSIBLE_MARGIN = 0.5
 """Minimum difference between the scores of the less and the more plausible image with equal labels."""
 _KEPT_REASON = "its labels are repeated by"
-"""Beginning of the reason of an image that keeps its labels, so that no correction is proposed."""
+"""Beginning of the reason of an image that keeps its labels; no correction is proposed for it."""
 _CROSSED_SCORE = 1.0
 """Score of shoulders and hips that point in opposite directions; real bodies can twist, see `is_crossed`."""
 _VAGUE_KINDS = ("far", "points")

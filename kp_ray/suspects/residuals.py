@@ -64,7 +64,7 @@ class UsualErrors:
         Args:
             labels: (N, K, 2) labels of all images; or (C, K, 2) candidate labels for one row; or (K, 2) labels of one
                 image for several rows.
-            rows: all rows; or the row; or the R rows of the predictions.
+            rows: rows of the predictions: all N rows, one row, or R rows.
 
         Returns:
             (N, K), (C, K) or (R, K) deviations; NaN where unlabelled.
@@ -79,10 +79,10 @@ def standardize(values: FloatArray) -> FloatArray:
 
 
 def _medians_by_bin(residuals: FloatArray, values: FloatArray) -> FloatArray:
-    """Return the median residual (N, K) of the bin of each point; the values are sorted into bins of equal count."""
+    """Sort points by values (N, K) into bins of equal count; return the median residual (N, K) of each point's bin."""
     num_bins = max(1, min(NUM_BINS, len(values) // MIN_PER_BIN))
-    order = np.argsort(np.argsort(np.nan_to_num(values), axis=0, kind="stable"), axis=0)
-    bins = order * num_bins // len(values)
+    ranks = np.argsort(np.argsort(np.nan_to_num(values), axis=0, kind="stable"), axis=0)
+    bins = ranks * num_bins // len(values)
     medians = np.zeros_like(residuals)
     for number in range(num_bins):
         # A bin holds all keypoints: the bins of a single keypoint would be too small.
@@ -113,7 +113,7 @@ def _quantile(values: FloatArray, share: float) -> FloatArray:
     """Return a quantile (K,) over N values; NaN for a column without values."""
     quantiles = np.full(values.shape[1], np.nan)
     for column in range(values.shape[1]):
-        finite = values[np.isfinite(values[:, column]), column]
-        if finite.size:
-            quantiles[column] = np.quantile(finite, share)
+        finite_values = values[np.isfinite(values[:, column]), column]
+        if finite_values.size:
+            quantiles[column] = np.quantile(finite_values, share)
     return quantiles

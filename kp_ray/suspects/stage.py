@@ -92,7 +92,7 @@ class SuspectsStage:
         """Refuse inputs that do not exist.
 
         Raises:
-            ConfigError: data.annotations is not set, or a path under `data` does not exist.
+            ConfigError: data.annotations is not set, a path under `data` does not exist, or see `CrossvalStage.check`.
         """
         check_inputs(config, ["annotations"], ["images", "corrections"])
         if not explain_missing_predictions(config):

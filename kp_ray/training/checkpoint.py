@@ -86,12 +86,12 @@ class TrainState:
         If the world size changed, convert the iteration so that the number of images seen stays the same.
 
         Args:
-            content: as `to_checkpoint` returned it.
+            content: the result of `to_checkpoint`.
             num_workers: number of workers of this run.
             max_iter: number of iterations of this run.
 
         Returns:
-            The number of finished iterations, counted for `num_workers` workers.
+            The number of finished iterations of `num_workers` workers.
         """
         self.model.load_state_dict(content["model"])
         if self.ema:
@@ -170,8 +170,8 @@ def report_checkpoint(
     """
     metric = worker.config.train.best_metric
     score = metrics.get(metric, math.nan) if evaluated else math.nan
-    worst = -WORST_SCORE if metric_mode(metric) == "max" else WORST_SCORE
-    values = {"iteration": iteration, SCORE: score if math.isfinite(score) else worst}
+    worst_score = -WORST_SCORE if metric_mode(metric) == "max" else WORST_SCORE
+    values = {"iteration": iteration, SCORE: score if math.isfinite(score) else worst_score}
     values |= {name: value for name, value in metrics.items() if math.isfinite(value)}
     # The name counts the iterations of a single worker, so that it also grows when a run resumes with fewer workers.
     name = f"checkpoint_{iteration * worker.world_size:07d}"

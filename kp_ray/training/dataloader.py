@@ -22,7 +22,7 @@ from kp_ray.store.read import RowReader, read_part_rows, select_parts
 SHUFFLE_BUFFER_ROWS = 10_000_000
 """Size of Ray Data's shuffle buffer: larger than any shard, which holds references to rows and no images."""
 PREFETCH_BATCHES = 2
-"""Batches that are read ahead in addition to one per thread."""
+"""Number of batches that are read ahead in addition to one per thread."""
 Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 _REFERENCE_SCHEMA = pa.schema([("path", pa.string()), ("row", pa.int64()), ("is_wide", pa.bool_())])
@@ -81,7 +81,7 @@ def _read_training_rows(
 
 
 def _list_usable(path: str, table: pa.Table, row_numbers: Sequence[int], min_visible: int) -> pa.Table:
-    """Return references to the usable rows among a part's training rows, whose numbers in the part are given."""
+    """Return references to the usable rows of a table; `row_numbers` are the numbers of all its rows in the part."""
     x1, y1, x2, y2 = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4).T
     usable = np.flatnonzero((table["num_visible"].to_numpy() >= min_visible) & (x2 > x1) & (y2 > y1))
     is_wide = table["width"].to_numpy()[usable] > table["height"].to_numpy()[usable]

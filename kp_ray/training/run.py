@@ -138,7 +138,7 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
         check_train_precision(config, use_gpu)
         own_config.save()
         trained: dict[str, MemberSummary] = {}
-        if pending:  # otherwise no cluster may be running
+        if pending:  # if every member is finished, there may be no cluster
             trained = _fit_members(config, search, pending, progress, max_running=max_running, use_gpu=use_gpu)
     summaries = []
     for member in config.train.members:
@@ -171,10 +171,10 @@ def check_rows(config: Config, member: MemberConfig) -> int:
     num_needed = config.train.ims_per_batch * config.train.max_workers  # ims_per_batch counts one worker's images
     if num_usable < num_needed:
         or_workers = " or train.num_workers" if config.train.max_workers > 1 else ""
-        more_rows = "lower augment.min_visible, " if min_visible > 1 else ""
+        lower_min_visible = "lower augment.min_visible, " if min_visible > 1 else ""
         raise DataError(
             f"member {member.name}: {num_usable} training rows have at least {max(1, min_visible)} visible keypoints, "
-            f"but an iteration needs {num_needed}: {more_rows}add images or recipes, or lower "
+            f"but an iteration needs {num_needed}: {lower_min_visible}add images or recipes, or lower "
             f"train.ims_per_batch{or_workers}"
         )
     return num_usable
@@ -197,7 +197,7 @@ class InputMonitor:
     """Warns once about each member whose iterations wait long for images."""
 
     def __init__(self, config: Config) -> None:
-        self.train = config.train
+        self.section = config.train
         self.slow_since: dict[str, int] = {}
         self.warned: set[str] = set()
 
@@ -215,8 +215,8 @@ class InputMonitor:
             self.warned.add(name)
             logging.getLogger(__name__).warning(
                 f"member {name}: iterations wait {share:.0%} of their time for images: raise train.cpus_per_worker "
-                f"(got {self.train.cpus_per_worker:g}), or train.threads_per_feed if CPUs are idle (got "
-                f"{self.train.num_feed_threads})"
+                f"(got {self.section.cpus_per_worker:g}), or train.threads_per_feed if CPUs are idle (got "
+                f"{self.section.num_feed_threads})"
             )
 
 
@@ -246,9 +246,9 @@ def _fit_members(
                 member = waiting.pop(0)
                 record_settings(config, member, asdict(search) if search else None)
                 running[fit.remote(config.to_dict(), member.name, use_gpu)] = member, time.time()
-            ended, _ = ray.wait(list(running), timeout=PROGRESS_PERIOD_S)
-            for reference in ended:
-                member, began = running.pop(reference)
+            done_references, _ = ray.wait(list(running), timeout=PROGRESS_PERIOD_S)
+            for reference in done_references:
+                member, start_s = running.pop(reference)
                 try:
                     result = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
@@ -256,7 +256,7 @@ def _fit_members(
                         raise
                     errors.append(error.cause)
                 else:
-                    seconds = round(time.time() - began, 1)
+                    seconds = round(time.time() - start_s, 1)
                     summaries[member.name] = MemberSummary(member.name, config.member_dir(member.name), result, seconds)
             for member, _ in running.values():
                 _report_progress(config, member, progress, monitor)
@@ -311,7 +311,7 @@ def fit_member(
         StoppedError: workers were lost or failed more than `train.max_failures` times.
     """
     check_train_precision(config, use_gpu)
-    # By default Ray Train's controller polls for reports every two seconds, and a worker that reports waits for it.
+    # By default Ray Train's controller polls for reports every two seconds, and a reporting worker waits for the poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     trainer = _create_trainer(config, member, use_gpu=use_gpu, folder=folder, callbacks=callbacks)
     try:
@@ -335,8 +335,8 @@ def fit_member(
 def _release_controller() -> Iterator[None]:
     """Release Ray Train's controller when a run ends or fails, so that its actors and placement groups end too.
 
-    The controller lives as long as this process has its handle, and this process is a Ray worker that may live for
-    days. `fit` leaves the handle in the SIGINT handler that it installs (Ray 2.60), and an error in its traceback.
+    The controller lives as long as this process keeps its handle, and this Ray worker may live for days. `fit` leaves
+    the handle in the SIGINT handler that it installs (Ray 2.60), and an error keeps the handle in its traceback.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -353,7 +353,7 @@ def _release_controller() -> Iterator[None]:
 def _create_trainer(
     config: Config, member: MemberConfig, *, use_gpu: bool, folder: str, callbacks: Sequence[ray.train.UserCallback]
 ) -> TorchTrainer:
-    train = config.train
+    section = config.train
     # Ray Data gets references to rows, not images. A stream of images cannot be shuffled as a whole, and it would keep
     # Ray Data's coordinator busy even when training is the bottleneck (measured: 40 % of a core per run).
     rows = usable_rows(config, member)
@@ -362,26 +362,26 @@ def _create_trainer(
     with ray_data_settings():
         dataset = ray.data.from_arrow(shuffled)
     storage_path, _, name = folder.rstrip("/").rpartition("/")
-    is_elastic = isinstance(train.num_workers, WorkerRange)
+    is_elastic = isinstance(section.num_workers, WorkerRange)
     return TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"config": config.to_dict(), "member": member.model_dump(mode="json"), "folder": folder},
         datasets={"train": dataset},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(train.min_workers, train.max_workers) if is_elastic else train.max_workers,
+            num_workers=(section.min_workers, section.max_workers) if is_elastic else section.max_workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker={"CPU": section.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
             label_selector=MODEL_NODE_SELECTOR,
         ),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage_path,
             callbacks=list(callbacks),
-            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=section.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=train.keep_best,  # Ray Train keeps the latest checkpoint beside these
+                num_to_keep=section.keep_best,  # Ray Train keeps the latest checkpoint beside these
                 checkpoint_score_attribute=SCORE,
-                checkpoint_score_order=metric_mode(train.best_metric),
+                checkpoint_score_order=metric_mode(section.best_metric),
             ),
         ),
     )

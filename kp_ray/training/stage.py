@@ -75,7 +75,7 @@ class TrainStage:
         """Describe on one line what the run folder's search changes; None if the config's own settings are used.
 
         Raises:
-            RunStateError: as `apply_search`.
+            RunStateError: see `apply_search`.
         """
         _, search = apply_search(config)
         return search.describe() if search else None
@@ -123,7 +123,7 @@ class TrainStage:
 
         Raises:
             StoreError: there is no finished store.
-            RunStateError: as `apply_search`.
+            RunStateError: see `apply_search`.
         """
         config, search = apply_search(config)
         manifest, section = read_manifest(config.path("store")), config.train

@@ -24,7 +24,7 @@ class Worker:
     Attributes:
         config: the run's configuration.
         member: the member that is trained.
-        folder: where the member is published, local or a URL.
+        folder: local path or URL of the member's folder.
         skeleton: the store's keypoints.
         cfg: Detectron2's config, scaled to `world_size` workers.
         rank: number of this worker, from 0.
