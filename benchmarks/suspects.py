@@ -36,7 +36,7 @@ from kp_ray.keypoints import FloatArray
 from kp_ray.suspects.files import read_suspects
 from kp_ray.suspects.rank import rank_suspects
 from kp_ray.suspects.residuals import body_sizes
-from kp_ray.suspects.stage import read_predicted
+from kp_ray.suspects.stage import read_predicted_points
 from kp_ray.synthetic.dataset import SampleSummary, make_sample
 
 KINDS = ("other frame", "other scene", "left_right", "one point", "shifted")
@@ -123,7 +123,7 @@ def rank_all(config: Config, labels: Annotations) -> dict[str, list[str]]:
     num_findings = Counter(finding.image for finding in check_labels(labels))
     by_check = sorted(labels.images, key=lambda image: -num_findings[image])
     by_motion = [suspect.image for suspect in rank_suspects(labels, {}, {})]
-    predictions, _ = read_predicted(config, labels.skeleton)
+    predictions, _ = read_predicted_points(config, labels.skeleton)
     losses = {image: float("inf") for image in labels.images}
     for image, points in zip(labels.images, labels.keypoints, strict=True):
         if image in predictions:

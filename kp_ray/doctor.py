@@ -203,7 +203,7 @@ def _check_resources(config: Config, nodes: Sequence[Mapping[str, Any]]) -> list
         name: f"{present[name]:g}" + (f", grows to {planned[name]:g}" if planned[name] > present[name] else "")
         for name in present
     }
-    num_gpus = config.train.worker_range[0] if config.train.use_gpu else 0
+    num_gpus = config.train.min_workers if config.train.use_gpu else 0
     add_cpus = "add nodes with CPUs; set cluster.num_cpus if the cluster grows"
     add_gpus = f"train.num_workers needs {num_gpus} GPUs: lower it, add GPU nodes, or set cluster.num_gpus"
     return [

@@ -37,7 +37,7 @@ def training_capacity(config: Config) -> Capacity:
         ClusterError: the cluster has no CPUs, or not even one run fits.
     """
     train, nodes = config.train, model_nodes()
-    min_workers, max_workers = train.worker_range
+    min_workers, max_workers = train.min_workers, train.max_workers
     require_cpus(config.cluster, nodes, num_cpus=SMALLEST_SHARE, purpose="training")
     total = _total_resources(config.cluster, nodes)
     use_gpu = total["GPU"] > 0 if train.use_gpu is None else train.use_gpu

@@ -135,11 +135,14 @@ class TrainConfig(Section):
     """Restarts of a member after lost workers before it is given up; the same command then resumes it."""
 
     @property
-    def worker_range(self) -> tuple[int, int]:
-        """The smallest and largest number of workers."""
-        if isinstance(self.num_workers, WorkerRange):
-            return self.num_workers.min, self.num_workers.max
-        return self.num_workers, self.num_workers
+    def min_workers(self) -> int:
+        """The smallest number of workers."""
+        return self.num_workers.min if isinstance(self.num_workers, WorkerRange) else self.num_workers
+
+    @property
+    def max_workers(self) -> int:
+        """The largest number of workers."""
+        return self.num_workers.max if isinstance(self.num_workers, WorkerRange) else self.num_workers
 
     @property
     def num_feed_threads(self) -> int:

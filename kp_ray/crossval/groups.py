@@ -8,14 +8,14 @@ from kp_ray.config.schema import Config
 
 @dataclass(frozen=True)
 class FoldGroup:
-    """The members that hold out one fold, and so have never seen its scenes.
+    """The members that hold out one fold, so that they never saw its scenes.
 
     Attributes:
         fold: number of the fold.
         members: names of the members, at least one.
-        config: the run's config, whose `predict.members` and `predict.weights` are those of the group, and which
-            predicts without a sample submission.
-        path: file of the group's predictions, in the format of `predictions.parquet`.
+        config: the run's config with the group's `predict.members` and `predict.weights`, and without a sample
+            submission.
+        path: path of the group's predictions, in the format of `predictions.parquet`.
     """
 
     fold: int
@@ -27,22 +27,22 @@ class FoldGroup:
 def group_members(config: Config) -> list[FoldGroup]:
     """Return a group per fold that a member of this run holds out, in the order of the folds.
 
-    Of the members in `predict.members`, those of other runs are left out, because their folds are unknown.
+    Members of other runs in `predict.members` are left out, because their folds are unknown.
     """
-    chosen = config.predict.members
-    members: dict[int, list[str]] = {}
+    selected = config.predict.members
+    names_by_fold: dict[int, list[str]] = {}
     for member in config.train.members:
         fold = config.held_out_fold(member.name)
-        if fold is not None and (chosen is None or {member.name, config.member_dir(member.name)} & set(chosen)):
-            members.setdefault(fold, []).append(member.name)
-    return [_make_group(config, fold, tuple(names)) for fold, names in sorted(members.items())]
+        if fold is not None and (selected is None or {member.name, config.member_dir(member.name)} & set(selected)):
+            names_by_fold.setdefault(fold, []).append(member.name)
+    return [_make_group(config, fold, tuple(names)) for fold, names in sorted(names_by_fold.items())]
 
 
 def _make_group(config: Config, fold: int, members: tuple[str, ...]) -> FoldGroup:
     weights = config.predict.weights
     if not isinstance(weights, str):
         weights = {name: value for name, value in weights.items() if name in members}
-        # A member whose weight in the ensemble is 0 still predicts the fold that it alone holds out.
+        # Members whose weight in the ensemble is 0 still predict a fold that no other member holds out.
         if all(name in weights and not _is_positive(weights[name]) for name in members):
             weights = "equal"
     predict = config.predict.model_copy(update={"members": members, "weights": weights, "images": None})

@@ -1,7 +1,7 @@
 """Predict the labelled images of each fold by the members that hold it out.
 
-Each fold is a prediction of its own, as `kp_ray.prediction.run` describes it: resumable, with its parts under
-`<run_dir>/predictions/`, merged into `<run_dir>/crossval/fold-<number>.parquet`.
+Each fold is a separate prediction, as `kp_ray.prediction.run` describes it: it resumes after a stop, writes its parts
+under `<run_dir>/predictions/`, and merges them into `<run_dir>/crossval/fold-<number>.parquet`.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ from kp_ray.storage import exists, writer_lock
 from kp_ray.store.folds import check_num_folds
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.read import list_rows, read_table
-from kp_ray.training.settings import check_lineage
+from kp_ray.training.settings import check_training_data
 
 
 def predict_folds(config: Config, progress: Progress = no_progress) -> int:
@@ -26,7 +26,7 @@ def predict_folds(config: Config, progress: Progress = no_progress) -> int:
     Args:
         config: its run folder must hold a store with folds, and the trained members. A Ray cluster must be running
             unless every image is predicted.
-        progress: called with "fold <number>", predicted images and images to predict.
+        progress: called with "fold <number>", the number of predicted images and the number of images to predict.
 
     Returns:
         The number of images that this run predicted.
@@ -41,10 +41,10 @@ def predict_folds(config: Config, progress: Progress = no_progress) -> int:
     with writer_lock(config.path("crossval")):
         config.save()
         for group, task in tasks:
-            missing = task.find_missing_images()
-            predict_images(task, missing, partial(_report, progress, group.fold))
+            missing_images = task.find_missing_images()
+            predict_images(task, missing_images, partial(_report_fold, progress, group.fold))
             task.merge(group.path)
-            num_predicted += len(missing)
+            num_predicted += len(missing_images)
     return num_predicted
 
 
@@ -58,7 +58,7 @@ def are_folds_predicted(config: Config) -> bool:
 
 
 def make_tasks(config: Config) -> list[tuple[FoldGroup, PredictionTask]]:
-    """Return each group with the prediction of its fold.
+    """Return each group with the task that predicts its fold.
 
     Raises:
         KpRayError: see `predict_folds`.
@@ -68,7 +68,7 @@ def make_tasks(config: Config) -> list[tuple[FoldGroup, PredictionTask]]:
     tasks = [(group, PredictionTask(group.config, images)) for group, images in images_by_group if images]
     if not tasks:
         raise ModelError("predict.members: lists no member of this run that holds out images: list one")
-    check_lineage(config, [name for group, _ in tasks for name in group.members])
+    check_training_data(config, [name for group, _ in tasks for name in group.members])
     return tasks
 
 
@@ -80,5 +80,5 @@ def list_fold_images(config: Config, fold: int) -> list[ImageRef]:
     return [stored_image_ref(source, *reference) for source, reference in zip(sources, references, strict=True)]
 
 
-def _report(progress: Progress, fold: int, name: str, done: int, total: int, note: str = "") -> None:
+def _report_fold(progress: Progress, fold: int, name: str, done: int, total: int, note: str = "") -> None:
     progress(f"fold {fold}", done, total, note)

@@ -19,19 +19,20 @@ from kp_ray.store.manifest import read_manifest, store_digest
 from kp_ray.store.read import list_rows, read_table
 
 NUM_SAMPLES = 500
-"""Bootstrap samples of the scenes for the intervals of PCK and OKS-AP: of 4195 images they take about 2 s."""
+"""Number of bootstrap samples of the scenes; for 4195 images they take about 2 s."""
 
 
 @dataclass(frozen=True, eq=False)
-class OutOfFold:
-    """The fused prediction of each of N labelled images by the members that hold out its fold, with K keypoints.
+class OutOfFoldPredictions:
+    """The fused predictions of N labelled images with K keypoints, each by the members that hold out the image's fold.
 
     Attributes:
         images: N names.
         keypoints: (N, K, 3) x, y, score in pixel indices.
-        scores: (N,) best score of a person; 0 where every member found nobody.
+        scores: (N,) largest score of the members' detections; 0 where no member found a person.
         found: (N,) whether a member's score reaches `predict.score_threshold`.
-        spreads: (N, K) RMS distance in pixels of the members' points from their mean; NaN with fewer than two members.
+        spreads: (N, K) RMS distance in pixels of the members' points from their mean; NaN where fewer than two members
+            found a person.
     """
 
     images: tuple[str, ...]
@@ -41,7 +42,7 @@ class OutOfFold:
     spreads: FloatArray
 
 
-def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFold:
+def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFoldPredictions:
     """Read and fuse the predictions of all folds that a member holds out.
 
     Raises:
@@ -51,34 +52,36 @@ def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFold:
     store = config.path("store")
     groups = [group for group in group_members(config) if list_rows(store, split="val", fold=group.fold)]
     if not groups:
-        raise RunStateError(f"{store}: no member of this run holds out an image: see train.members and predict.members")
-    parts = [_fuse_fold(group, skeleton) for group in groups]
-    return OutOfFold(
-        images=tuple(image for part in parts for image in part.images),
-        keypoints=np.concatenate([part.keypoints for part in parts]),
-        scores=np.concatenate([part.scores for part in parts]),
-        found=np.concatenate([part.found for part in parts]),
-        spreads=np.concatenate([part.spreads for part in parts]),
+        raise RunStateError(
+            f"{store}: no member of this run holds out an image: change train.members or predict.members"
+        )
+    folds = [_fuse_fold(group, skeleton) for group in groups]
+    return OutOfFoldPredictions(
+        images=tuple(image for fold in folds for image in fold.images),
+        keypoints=np.concatenate([fold.keypoints for fold in folds]),
+        scores=np.concatenate([fold.scores for fold in folds]),
+        found=np.concatenate([fold.found for fold in folds]),
+        spreads=np.concatenate([fold.spreads for fold in folds]),
     )
 
 
-def _fuse_fold(group: FoldGroup, skeleton: Skeleton) -> OutOfFold:
+def _fuse_fold(group: FoldGroup, skeleton: Skeleton) -> OutOfFoldPredictions:
     predictions = read_predictions(group.path)
     if predictions.keypoint_names != skeleton.names or set(predictions.members) != set(group.members):
         raise RunStateError(f"{group.path}: has other keypoints or members than the run: run crossval again")
     weights = resolve_weights(group.config, predictions.members, skeleton)
     fusion = fuse_predictions(group.config, predictions, range(len(predictions.members)), weights)
-    return OutOfFold(
+    return OutOfFoldPredictions(
         predictions.images,
         fusion.keypoints,
         predictions.scores.max(axis=0),
         fusion.has_high_score,
-        _spreads(predictions),
+        _member_spreads(predictions),
     )
 
 
-def _spreads(predictions: Predictions) -> FloatArray:
-    """Return the RMS distance (N, K) in pixels of the members' points from their mean; NaN for fewer than two."""
+def _member_spreads(predictions: Predictions) -> FloatArray:
+    """Return the RMS distances (N, K) in pixels of the members' points from their mean, see `OutOfFoldPredictions`."""
     xy = predictions.keypoints[..., :2]
     found = np.isfinite(xy).all(axis=-1, keepdims=True)
     count = found.sum(axis=0)
@@ -91,46 +94,46 @@ def score_folds(config: Config) -> CrossValidation:
     """Score the labelled images, and write `crossval.json`.
 
     Raises:
-        StorageError, RunStateError: as `read_out_of_fold`.
+        StorageError, RunStateError: see `read_out_of_fold`.
         StoreError: there is no finished store, or it has no folds.
     """
     skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton)
-    predicted = read_out_of_fold(config, skeleton)
-    columns = ["source", "scene", "camera", "fold", "keypoints"]
-    stored = read_table(config.path("store"), recipes=["Original"], columns=[*columns, "copy"]).to_pylist()
-    rows = {row["source"]: row for row in stored if not row["copy"]}
-    labels = [rows[image] for image in predicted.images]
-    truth = np.array([row["keypoints"] for row in labels], dtype=float).reshape(len(labels), len(skeleton), 3)
-    scenes, cameras, folds = ([row[name] for row in labels] for name in ("scene", "camera", "fold"))
+    predictions = read_out_of_fold(config, skeleton)
+    columns = ["source", "scene", "camera", "fold", "keypoints", "copy"]
+    stored_rows = read_table(config.path("store"), recipes=["Original"], columns=columns).to_pylist()
+    row_by_source = {row["source"]: row for row in stored_rows if not row["copy"]}
+    rows = [row_by_source[image] for image in predictions.images]
+    truth = np.array([row["keypoints"] for row in rows], dtype=float).reshape(len(rows), len(skeleton), 3)
+    scenes, cameras, folds = ([row[name] for row in rows] for name in ("scene", "camera", "fold"))
 
     evaluation = evaluate_keypoints(
-        predicted.keypoints,
+        predictions.keypoints,
         truth,
         skeleton,
-        found=predicted.found,
-        scores=predicted.scores,
+        found=predictions.found,
+        scores=predictions.scores,
         cameras=cameras,
         scenes=scenes,
     )
 
     sizes = box_sizes(truth)
-    errors, longer_sides = point_errors(predicted.keypoints, truth), sizes.max(axis=1)
-    similarities = oks(predicted.keypoints, truth, skeleton, sizes.prod(axis=1))
+    errors, longer_sides = point_errors(predictions.keypoints, truth), sizes.max(axis=1)
+    similarities = oks(predictions.keypoints, truth, skeleton, sizes.prod(axis=1))
 
-    def resample(chosen: npt.NDArray[np.intp]) -> tuple[float, float]:
-        """Return PCK@0.05 and OKS-AP of the chosen rows."""
-        precisions = average_precision(similarities[chosen], predicted.scores[chosen], predicted.found[chosen])
-        return pck(errors[chosen], longer_sides[chosen], 0.05) or 0.0, float(precisions.mean())
+    def score_rows(indices: npt.NDArray[np.intp]) -> tuple[float, float]:
+        """Return PCK@0.05 and OKS-AP of the rows with these indices."""
+        precisions = average_precision(similarities[indices], predictions.scores[indices], predictions.found[indices])
+        return pck(errors[indices], longer_sides[indices], 0.05) or 0.0, float(precisions.mean())
 
-    # A sample of scenes without labelled points would have no score.
+    # A sample of images without labelled points would have no score: leave such images out.
     labelled = np.flatnonzero(np.isfinite(errors).any(axis=1))
     pck_interval, ap_interval = bootstrap_intervals(
-        lambda chosen: resample(labelled[chosen]), [scenes[row] for row in labelled]
+        lambda indices: score_rows(labelled[indices]), [scenes[row] for row in labelled]
     )
-    counts = np.bincount([row["fold"] for row in rows.values()], minlength=config.split.folds or 0).tolist()
-    members = {group.fold: group.members for group in group_members(config)}
+    counts = np.bincount([row["fold"] for row in row_by_source.values()], minlength=config.split.folds or 0).tolist()
+    members_by_fold = {group.fold: group.members for group in group_members(config)}
     by_fold = [
-        FoldScore(members=members.get(fold, ()), num_images=count, rmse=rmse(errors[np.array(folds) == fold]))
+        FoldScore(members=members_by_fold.get(fold, ()), num_images=count, rmse=rmse(errors[np.array(folds) == fold]))
         for fold, count in enumerate(counts)
     ]
     scores = CrossValidation(
@@ -147,21 +150,21 @@ def score_folds(config: Config) -> CrossValidation:
 def bootstrap_intervals(
     statistics: Callable[[npt.NDArray[np.intp]], Sequence[float]], scenes: Sequence[str], seed: int = 0
 ) -> list[Interval | None]:
-    """Compute the 95 % bootstrap percentile intervals of statistics over whole scenes.
+    """Compute 95 % bootstrap percentile intervals of statistics; whole scenes are resampled.
 
     Args:
-        statistics: computes S statistics of the rows with these indices, which may be repeated.
-        scenes: (N,) scene names.
+        statistics: computes S statistics of the rows with the given indices, which may repeat.
+        scenes: (N,) scene names of the rows.
         seed: seed of the resampling.
 
     Returns:
         S intervals; S times None if there are fewer than two scenes.
     """
-    names, indices = np.unique(np.array(list(scenes), dtype=str), return_inverse=True)
-    rows_by_scene = [np.flatnonzero(indices == index) for index in range(len(names))]
+    names, scene_indices = np.unique(np.array(list(scenes), dtype=str), return_inverse=True)
+    rows_by_scene = [np.flatnonzero(scene_indices == index) for index in range(len(names))]
     if len(names) < 2:
         return [None] * len(statistics(np.arange(len(scenes))))
-    choices = np.random.default_rng(seed).integers(len(names), size=(NUM_SAMPLES, len(names)))
-    samples = [statistics(np.concatenate([rows_by_scene[scene] for scene in choice])) for choice in choices]
-    low, high = np.quantile(samples, [0.025, 0.975], axis=0)
+    samples = np.random.default_rng(seed).integers(len(names), size=(NUM_SAMPLES, len(names)))
+    values = [statistics(np.concatenate([rows_by_scene[index] for index in sample])) for sample in samples]
+    low, high = np.quantile(values, [0.025, 0.975], axis=0)
     return [(float(low[i]), float(high[i])) for i in range(len(low))]

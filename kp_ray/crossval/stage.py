@@ -33,7 +33,7 @@ class CrossvalSummary:
     path: str
 
     def rows(self) -> dict[str, Evaluation]:
-        """Return the evaluation by row of the printed table."""
+        """Return the evaluation by its row's name in the printed table."""
         return {"out of fold": self.scores}
 
     def lines(self) -> list[str]:
@@ -51,7 +51,7 @@ class CrossvalForecast:
 
     Attributes:
         folds: number of folds.
-        members: names of the members by fold; only folds that a member holds out.
+        members: names of the members by fold, without folds that no member holds out.
         images: number of labelled images in the store.
     """
 
@@ -81,20 +81,20 @@ class CrossvalStage:
         return config.split.folds is not None
 
     def check(self, config: Config) -> None:
-        """Refuse a config without folds or without own members, and `predict.tta` that mirrors against the skeleton.
+        """Refuse a config without folds, without members of this run, or with wrong flips (`check_flips`).
 
         Raises:
             ConfigError: as described.
         """
         if config.split.folds is None:
             raise ConfigError(
-                "split.folds: is not set, so that the members share their training scenes: set the number of folds, "
-                "e.g. --set split.folds=5, and augment and train again"
+                "split.folds: is not set, so every member trains on all training scenes: set the number of folds, e.g. "
+                "--set split.folds=5, and augment and train again"
             )
         if not group_members(config):
             raise ConfigError(
-                "predict.members: lists no member of this run, and the folds of others are unknown: list one, or set "
-                "split.folds=null"
+                "predict.members: lists no member of this run, and the folds of other runs' members are unknown: list "
+                "a member of this run, or set split.folds=null"
             )
         check_flips(config, run_skeleton(config), "predict")
 
@@ -109,7 +109,7 @@ class CrossvalStage:
         return are_folds_predicted(config)
 
     def run(self, config: Config, progress: Progress) -> CrossvalSummary:
-        """Predict the missing images, then score all, and write `crossval.json`.
+        """Predict the missing images, score all images, and write `crossval.json`.
 
         Raises:
             KpRayError: see `predict_folds` and `score_folds`.

@@ -16,9 +16,9 @@ from kp_ray.reporting.overlays import overlay_uri
 from kp_ray.reporting.predictions import Tile
 from kp_ray.reporting.run_files import RunFiles
 from kp_ray.storage import exists
-from kp_ray.suspects.evidence import SUSPICIOUS
+from kp_ray.suspects.evidence import SUSPICIOUS_SCORE
 from kp_ray.suspects.files import SuspectRow
-from kp_ray.suspects.stage import read_predicted
+from kp_ray.suspects.stage import read_predicted_points
 
 MAX_SUSPECTS = 12
 """Maximum number of suspects that are drawn, each with its label and its prediction."""
@@ -41,7 +41,7 @@ class SuspectsSection:
 
 def suspects_section(config: Config, files: RunFiles) -> SuspectsSection | None:
     """Build the section; None without suspects.csv, or if no image is suspicious."""
-    rows = tuple(row for row in files.suspects if row.score >= SUSPICIOUS and row.kind)
+    rows = tuple(row for row in files.suspects if row.score >= SUSPICIOUS_SCORE and row.kind)
     if not rows:
         return None
     counts = Counter(row.kind for row in rows).most_common()
@@ -56,7 +56,7 @@ def _draw_tiles(config: Config, rows: tuple[SuspectRow, ...]) -> list[Tile]:
     predictions: dict[str, FloatArray] = {}
     if config.split.folds is not None:
         with contextlib.suppress(KpRayError):  # predictions are missing, or other members made them
-            predictions, _ = read_predicted(config, labels.skeleton)
+            predictions, _ = read_predicted_points(config, labels.skeleton)
     tiles = []
     for row in rows:
         if row.image not in labels.images:  # a correction dropped it

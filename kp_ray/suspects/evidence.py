@@ -1,4 +1,4 @@
-"""Judge each image's labels by its out-of-fold prediction: how unusual they are, and which mistake explains that."""
+"""Judge each image's labels by its out-of-fold prediction: how far apart they are, and which mistake explains that."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -11,20 +11,21 @@ from kp_ray.keypoints import FloatArray
 from kp_ray.suspects.residuals import UsualErrors, standardize
 
 Kind = Literal["other_image", "left_right", "points", "shifted", "far", "repeated", ""]
-"""Kind of a suspected mistake: the labels of another image; left and right exchanged; single points; all points moved
-by the same distance; all points far from where they should be, for another reason; equal to the labels of another
-image; "" for none."""
+"""Kind of a suspected mistake, in this order: the labels of another image; left and right exchanged; single points; all
+points moved by the same distance; all points far from where they should be, for another reason; equal to the labels of
+another image; none."""
 
-SUSPICIOUS = 3.0
-"""Score, in robust standard deviations, from which an image is proposed for correction."""
-_POINT_SIGMAS = 2.5
-"""Robust standard deviations above which a point is named, if it is not the whole person."""
-_EXPLAINED = 1.0
-"""Fall of the mean over the points, in robust standard deviations, from which a mistake explains the distance."""
+SUSPICIOUS_SCORE = 3.0
+"""Score, in robust standard deviations, from which an image is suspicious and a correction is proposed."""
+_FAR_SIGMAS = 2.5
+"""Robust standard deviations above which a point is far from its prediction."""
+_MIN_GAIN = 1.0
+"""A mistake explains the distance if undoing it lowers the mean over the points by more than this number of robust
+standard deviations."""
 _MIN_POINTS = 4
-"""Labelled points from which a shift or the pose of another image can explain a distance."""
+"""Minimum number of labelled points for the kinds "shifted" and "other_image"."""
 _MAX_CANDIDATES = 400
-"""Images whose predictions are compared with the labels of one image; it bounds the time."""
+"""Approximate number of images whose predictions are compared with the labels of one image; it bounds the time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,56 +33,55 @@ class Judgement:
     """The judgement of one image's labels.
 
     Attributes:
-        score: robust standard deviations above the usual; larger for a distance that a mistake explains.
+        score: robust standard deviations above the usual distance; larger if a mistake explains the distance.
         kind: the suspected mistake.
-        points: indices of the keypoints concerned; empty: all.
+        points: indices of the keypoints concerned; empty for all keypoints.
         reason: the mistake in words; "" if the image is not suspicious.
-        other_image: name of the image whose prediction the labels fit; "" unless the kind is "other_image".
-        shift: (2,) x, y in pixels that move the labels onto the prediction, if the kind is "shifted".
+        shift: x, y in pixels that move the labels onto the prediction, if the kind is "shifted".
     """
 
     score: float
     kind: Kind = ""
     points: tuple[int, ...] = ()
     reason: str = ""
-    other_image: str = ""
     shift: tuple[float, float] = (0.0, 0.0)
 
 
 def judge_predicted(labels: Annotations, predicted: FloatArray, disagreement: FloatArray) -> list[Judgement]:
     """Judge the labels of N images by their predictions.
 
-    The score is the largest of the person's (mean over the points) and the worst point's robust standard deviations,
-    each compared with those of all images, and the fall of the person's if a mistake explains the distance.
+    The mean and the maximum over an image's points, in robust standard deviations, are each standardized over all
+    images. The score is the larger of the two; a mistake that explains the distance adds its gain.
 
     Args:
-        labels: N images with K keypoints, at least one of which is labelled.
+        labels: N images with K keypoints, each with a labelled keypoint.
         predicted: (N, K, 2) points in pixels.
-        disagreement: (N, K) larger where the members disagree or are not sure.
+        disagreement: (N, K) values that are larger where the members disagree or are unsure.
     """
     xy = np.where(labels.keypoints[..., 2:] > 0, labels.keypoints[..., :2], np.nan)
     clips = list(zip(labels.scenes, labels.cameras, strict=True))
-    usual = UsualErrors(xy, predicted, disagreement, clips)
-    sigmas = usual.sigmas(xy)
+    usual_errors = UsualErrors(xy, predicted, disagreement, clips)
+    sigmas = usual_errors.sigmas(xy)
     person_means = np.nanmean(sigmas, axis=1)
-    worst = np.nanmax(sigmas, axis=1)
-    person_scores, point_scores = standardize(person_means), standardize(worst)
-    unit = _unit_of(person_means, person_scores)
+    person_scores, point_scores = standardize(person_means), standardize(np.nanmax(sigmas, axis=1))
+    mean_per_score = _values_per_standard_unit(person_means, person_scores)
     rows_by_clip: dict[tuple[str, str], list[int]] = defaultdict(list)
     for row, clip in enumerate(clips):
         rows_by_clip[clip].append(row)
     judgements = []
     for row in range(len(labels)):
         score = max(float(person_scores[row]), float(point_scores[row]))
-        if score < SUSPICIOUS:
+        if score < SUSPICIOUS_SCORE:
             judgements.append(Judgement(score))
             continue
-        judgements.append(_explain(labels, xy, usual, row, sigmas[row], score, unit, rows_by_clip[clips[row]]))
+        judgements.append(
+            _explain(labels, xy, usual_errors, row, sigmas[row], score, mean_per_score, rows_by_clip[clips[row]])
+        )
     return judgements
 
 
-def _unit_of(values: FloatArray, standardized: FloatArray) -> float:
-    """Return the length of one standardized unit in the unit of the values."""
+def _values_per_standard_unit(values: FloatArray, standardized: FloatArray) -> float:
+    """Return the difference of values whose standardized values differ by 1."""
     low, high = int(np.nanargmin(values)), int(np.nanargmax(values))
     span = float(standardized[high] - standardized[low])
     return float(values[high] - values[low]) / span if span > 0 else 1.0
@@ -90,69 +90,66 @@ def _unit_of(values: FloatArray, standardized: FloatArray) -> float:
 def _explain(
     labels: Annotations,
     xy: FloatArray,
-    usual: UsualErrors,
+    usual_errors: UsualErrors,
     row: int,
     sigmas: FloatArray,
     score: float,
-    unit: float,
-    clip: list[int],
+    mean_per_score: float,
+    clip_rows: list[int],
 ) -> Judgement:
     """Find the mistake that explains the distance of one image's labels from their prediction."""
-    own = float(np.nanmean(sigmas))
-    flip = list(labels.skeleton.flip_indices)
-    difference = usual.predicted[row] - xy[row]
-    shift = np.nanmedian(difference, axis=0)
-    swapped, shifted = usual.sigmas(np.stack([xy[row][flip], xy[row] + shift]), row)
-    others = [index for index in _candidates(labels, row, clip) if index != row]
-    elsewhere = np.nanmean(usual.sigmas(xy[row], others), axis=1) if others else np.array([np.inf])
-    best = int(np.argmin(elsewhere))
+    flip, names = list(labels.skeleton.flip_indices), labels.skeleton.names
+    offsets = usual_errors.predicted[row] - xy[row]
+    shift = np.nanmedian(offsets, axis=0)
+    swapped_sigmas, shifted_sigmas = usual_errors.sigmas(np.stack([xy[row][flip], xy[row] + shift]), row)
+    candidates = _list_candidates(labels, row, clip_rows)
+    candidate_means = np.nanmean(usual_errors.sigmas(xy[row], candidates), axis=1) if candidates else np.array([np.inf])
+    best = int(np.argmin(candidate_means))
     means: dict[Kind, float] = {
-        "left_right": float(np.nanmean(swapped)),
-        "shifted": float(np.nanmean(shifted)),
-        "other_image": float(elsewhere[best]),
+        "left_right": float(np.nanmean(swapped_sigmas)),
+        "shifted": float(np.nanmean(shifted_sigmas)),
+        # One of hundreds of other images fits a little better by chance.
+        "other_image": float(candidate_means[best]) + _MIN_GAIN / 2,
     }
-    # One of hundreds of other images fits a little better by chance.
-    means["other_image"] += _EXPLAINED / 2
     if np.isfinite(sigmas).sum() < _MIN_POINTS:  # a few points fit anywhere
         del means["shifted"], means["other_image"]
     kind = min(means, key=lambda name: means[name])
-    gain = own - means[kind]
-    far = sigmas > _POINT_SIGMAS
-    names = labels.skeleton.names
-    if gain > _EXPLAINED:
-        score += gain / unit
+    gain = float(np.nanmean(sigmas)) - means[kind]
+    pairs = _list_swapped(flip, sigmas, swapped_sigmas)
+    if gain > _MIN_GAIN:
+        score += gain / mean_per_score
         if kind == "left_right":
-            return Judgement(score, kind, _changed_pairs(flip, sigmas, swapped), "left and right are exchanged")
+            return Judgement(score, kind, pairs, "left and right are exchanged")
         if kind == "shifted":
             x, y = (float(value) for value in shift)
             return Judgement(score, kind, (), f"all points are shifted by {-x:.0f}, {-y:.0f} px", shift=(x, y))
-        image = labels.images[others[best]]
-        return Judgement(score, kind, (), f"the points fit the prediction for {image}", other_image=image)
-    pairs = _changed_pairs(flip, sigmas, swapped)
-    if pairs and far[list(pairs)].sum() >= far.sum() / 2:
-        listed = ", ".join(names[k] for k in pairs)
-        return Judgement(score, "left_right", pairs, f"left and right are exchanged: {listed}")
-    if 0 < far.sum() <= max(1, np.isfinite(sigmas).sum() / 4):
-        points = tuple(int(k) for k in np.flatnonzero(far))
-        pixels = np.linalg.norm(difference, axis=1)
-        listed = ", ".join(f"{names[k]} by {pixels[k]:.0f} px" for k in points)
-        return Judgement(score, "points", points, f"far from the prediction: {listed}")
-    if far.sum() == 0:
-        points = (int(np.nanargmax(sigmas)),)
-        return Judgement(score, "points", points, f"far from the prediction: {names[points[0]]}")
+        return Judgement(score, kind, (), f"the points fit the prediction for {labels.images[candidates[best]]}")
+    is_far = sigmas > _FAR_SIGMAS
+    if pairs and is_far[list(pairs)].sum() >= is_far.sum() / 2:
+        reason = f"left and right are exchanged: {', '.join(names[k] for k in pairs)}"
+        return Judgement(score, "left_right", pairs, reason)
+    if 0 < is_far.sum() <= max(1, np.isfinite(sigmas).sum() / 4):
+        points = tuple(int(k) for k in np.flatnonzero(is_far))
+        distances = np.linalg.norm(offsets, axis=1)
+        described_points = ", ".join(f"{names[k]} by {distances[k]:.0f} px" for k in points)
+        return Judgement(score, "points", points, f"far from the prediction: {described_points}")
+    if not is_far.any():
+        worst_point = int(np.nanargmax(sigmas))
+        return Judgement(score, "points", (worst_point,), f"far from the prediction: {names[worst_point]}")
     return Judgement(score, "far", (), "the person is far from the prediction")
 
 
-def _candidates(labels: Annotations, row: int, clip: list[int]) -> list[int]:
-    """Return rows whose image the labels may belong to: the clip's, then evenly spaced ones of the whole data set."""
+def _list_candidates(labels: Annotations, row: int, clip_rows: list[int]) -> list[int]:
+    """List the rows of other images to which a row's labels may belong: the clip's, then evenly spaced rows."""
     step = max(1, len(labels) // _MAX_CANDIDATES)
-    return [*dict.fromkeys([*clip, *range(row % step, len(labels), step)])]
+    candidates = dict.fromkeys([*clip_rows, *range(row % step, len(labels), step)])
+    return [candidate for candidate in candidates if candidate != row]
 
 
-def _changed_pairs(flip: list[int], sigmas: FloatArray, swapped: FloatArray) -> tuple[int, ...]:
-    """Return the points of the pairs that fit the prediction clearly better when exchanged, left and right in turn."""
+def _list_swapped(flip: list[int], sigmas: FloatArray, swapped_sigmas: FloatArray) -> tuple[int, ...]:
+    """List the keypoints of the flip pairs that fit the prediction clearly better when they are exchanged."""
     points: list[int] = []
     for a, b in enumerate(flip):
-        if a < b and sigmas[a] + sigmas[b] - swapped[a] - swapped[b] > 2 * _EXPLAINED:
+        if a < b and sigmas[a] + sigmas[b] - swapped_sigmas[a] - swapped_sigmas[b] > 2 * _MIN_GAIN:
             points += [a, b]
     return tuple(points)

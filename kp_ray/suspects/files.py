@@ -37,7 +37,7 @@ class SuspectRow:
 
 
 def write_suspects(path: str, suspects: Sequence[Suspect]) -> None:
-    """Write suspects as a CSV with the columns rank, image, kind, points, score, reason.
+    """Write suspects as a CSV file with a header and a `SuspectRow` per line.
 
     Raises:
         StorageError: the file cannot be written.
@@ -52,7 +52,7 @@ def write_suspects(path: str, suspects: Sequence[Suspect]) -> None:
 
 
 def read_suspects(path: str) -> list[SuspectRow]:
-    """Read a CSV that `write_suspects` wrote.
+    """Read a CSV file that `write_suspects` wrote.
 
     Raises:
         StorageError: the file does not exist, cannot be read or is damaged.
@@ -65,19 +65,19 @@ def read_suspects(path: str) -> list[SuspectRow]:
             SuspectRow(int(rank), image, kind, points, float(score), reason)
             for rank, image, kind, points, score, reason in body
         ]
-    except (csv.Error, ValueError) as failure:
-        raise StorageError(f"{path}: damaged ({one_line(failure)}): run suspects again") from failure
+    except (csv.Error, ValueError) as error:
+        raise StorageError(f"{path}: damaged ({one_line(error)}): run suspects again") from error
 
 
-def write_corrections(path: str, suspects: Sequence[Suspect], applied: str | None = None) -> int:
-    """Write a corrections file in which every proposed row is a comment, so that it changes nothing until it is edited.
+def write_corrections(path: str, suspects: Sequence[Suspect], applied_path: str | None = None) -> int:
+    """Write a corrections file in which every proposed row is a comment, so that a user must apply it.
 
-    Rows that are not comments stay at the top: those of the corrections that are applied now, then those of the file.
+    Active rows, which are not comments, come first: those of `applied_path`, then those that the file already has.
 
     Args:
-        path: the file; it may exist.
+        path: path of the file, which may exist.
         suspects: the ranked images.
-        applied: path of `data.corrections`; None: no corrections are applied.
+        applied_path: path of `data.corrections`; None if no corrections are applied.
 
     Returns:
         The number of images with a proposed correction.
@@ -86,10 +86,11 @@ def write_corrections(path: str, suspects: Sequence[Suspect], applied: str | Non
         DataError: an existing file is not a CSV of corrections.
         StorageError: a file cannot be read or written.
     """
-    rows = dict.fromkeys(row for name in (applied, path) if name is not None for row in _active_rows(name))
-    lines = [_HEADER, *rows]
-    proposed = [suspect for suspect in suspects if suspect.corrections]
-    lines += [
+    paths = [path] if applied_path is None else [applied_path, path]
+    active_rows = dict.fromkeys(row for file_path in paths for row in _active_rows(file_path))
+    lines = [
+        _HEADER,
+        *active_rows,
         f"{COMMENT} Each row below is a proposal. Look at the image; to apply a row, remove the leading '{COMMENT} ',",
         f"{COMMENT} set data.corrections to this file, and run augment again. The report shows labels and predictions.",
     ]
@@ -100,11 +101,11 @@ def write_corrections(path: str, suspects: Sequence[Suspect], applied: str | Non
             )
             lines += [f"{COMMENT} {_format_row(row)}" for row in suspect.corrections]
     write_bytes(path, ("\n".join(lines) + "\n").encode())
-    return len(proposed)
+    return sum(bool(suspect.corrections) for suspect in suspects)
 
 
 def _active_rows(path: str) -> Iterator[str]:
-    """Iterate over the rows of a corrections file that are not comments, with the columns of `_HEADER`."""
+    """Iterate over the active rows of a corrections file, formatted with the columns of `_HEADER`."""
     if not exists(path):
         return
     header, rows = read_csv_rows(path, COMMENT)
@@ -115,7 +116,7 @@ def _active_rows(path: str) -> Iterator[str]:
 
 
 def _format_row(row: Sequence[str | float | None]) -> str:
-    """Format a row as CSV. The name of an image that begins as a comment does is quoted."""
+    """Format a row as CSV, and quote an image name that begins like a comment."""
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(["" if cell is None else cell for cell in row])
     content = text.getvalue()

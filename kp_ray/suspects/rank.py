@@ -1,4 +1,4 @@
-"""Rank labelled images by what speaks against their labels: out-of-fold predictions, motion, repetition."""
+"""Rank labelled images by the evidence against their labels: out-of-fold predictions, motion, repetition."""
 
 import math
 from collections import defaultdict
@@ -13,39 +13,39 @@ from kp_ray.checks.labels import find_repeated, is_crossed
 from kp_ray.checks.motion import LABEL_NOISE, MotionSuspect, find_motion_suspects, list_inner_rows
 from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import FloatArray
-from kp_ray.suspects.evidence import SUSPICIOUS, Judgement, Kind, judge_predicted
+from kp_ray.suspects.evidence import SUSPICIOUS_SCORE, Judgement, Kind, judge_predicted
 from kp_ray.suspects.residuals import body_sizes
 
 CorrectionRow = tuple[str, str, str, float | None, float | None]
 """A row of a corrections file: image, action, keypoint, x, y."""
 
 _MOTION_SCORE = 5.0
-"""Score of a finding of motion at its limit; each doubling of its strength adds 1, up to `_RANGE`."""
+"""Score of a motion suspect of strength 1; each doubling of the strength adds 1, at most `_MAX_BONUS`."""
+_MAX_BONUS = 3.0
 _REPEATED_SCORE = 2.0
-"""Score of the less plausible of two images of a clip with equal labels, if the person does not move in the clip. A
-step per frame of `LABEL_NOISE` adds 2, each doubling of it 2 more, up to twice `_RANGE`; images of two clips have
-both."""
-_BETTER_FIT = 0.5
-"""What the more plausible image has less."""
-_IS_REPEATED = "its labels are repeated by"
-_RANGE = 3.0
+"""Score of the less plausible of two images with equal labels, if the person does not move between them. A movement m,
+in body sizes, adds 2 * log2(1 + m / `LABEL_NOISE`), at most 2 * `_MAX_BONUS`."""
+_PLAUSIBLE_MARGIN = 0.5
+"""Minimum difference between the scores of the less and the more plausible image with equal labels."""
+_KEPT_REASON = "its labels are repeated by"
+"""Beginning of the reason of an image that keeps its labels; no correction is proposed for it."""
 _CROSSED_SCORE = 1.0
-"""Score of shoulders and hips that point in opposite directions; real bodies twist, see `is_crossed`."""
-_VAGUE = ("far", "points")
-"""Kinds that say where the labels do not fit, but not which mistake would explain that."""
-_SILENT_MOTION = 0.6
-"""Factor of a prediction's score where the frames before and after fit the labels: the prediction is probably wrong."""
+"""Score of shoulders and hips that point in opposite directions; real bodies can twist, see `is_crossed`."""
+_VAGUE_KINDS = ("far", "points")
+"""Kinds that say where the labels do not fit, but not which mistake would explain the distance."""
+_SMOOTH_FACTOR = 0.6
+"""Factor of the score of an image whose labels fit the frames before and after: its prediction is probably wrong."""
 
 
 @dataclass(frozen=True, eq=False)
 class Suspect:
-    """A labelled image and what speaks against its labels.
+    """A labelled image and the evidence against its labels.
 
     Attributes:
         image: name of the image.
-        score: larger for labels that are more likely wrong; `SUSPICIOUS` or more is proposed for correction.
+        score: larger for labels that are more likely wrong; `SUSPICIOUS_SCORE` or more is suspicious.
         kind: the suspected mistake.
-        points: names of the keypoints concerned; empty: all.
+        points: names of the keypoints concerned; empty for all keypoints.
         reason: the mistake in words, and the evidence.
         corrections: rows of a corrections file that would correct the mistake.
     """
@@ -65,27 +65,27 @@ def rank_suspects(
 
     Args:
         labels: N images.
-        predicted: out-of-fold prediction (K, 2) in pixels by image; images without one are judged by motion and
-            repetition alone.
+        predicted: out-of-fold predictions (K, 2) in pixels by image; an image without a prediction is judged by motion,
+            repetition and crossed sides alone.
         disagreement: (K,) by image, see `judge_predicted`.
 
     Returns:
-        With predictions, all labelled images; without, those that motion, repetition or crossed sides speak against.
+        All labelled images with a prediction, and the other images with any evidence against their labels.
     """
     labels = remove_sentinels(labels, find_sentinels(labels))
     judgements: dict[int, Judgement] = {}
-    with_points = set(np.flatnonzero((labels.keypoints[..., 2] > 0).any(axis=1)).tolist())
-    rows = [row for row, image in enumerate(labels.images) if image in predicted and row in with_points]
+    is_labelled = (labels.keypoints[..., 2] > 0).any(axis=1)
+    rows = [row for row, image in enumerate(labels.images) if image in predicted and is_labelled[row]]
     if rows:
         images = [labels.images[row] for row in rows]
-        stacked = (np.stack([values[image] for image in images]) for values in (predicted, disagreement))
-        judgements = dict(zip(rows, judge_predicted(labels.select(rows), *stacked), strict=True))
+        points, disagreements = (np.stack([values[image] for image in images]) for values in (predicted, disagreement))
+        judgements = dict(zip(rows, judge_predicted(labels.select(rows), points, disagreements), strict=True))
     _weigh_by_motion(labels, judgements)
     for suspect in find_motion_suspects(labels):
         judgements[suspect.row] = _add_motion(labels, judgements.get(suspect.row), suspect)
-    for row, points in enumerate(labels.keypoints):
-        if is_crossed(labels.skeleton, points[:, :2]):
-            # Which points are wrong is unknown: this adds to the score, and proposes no correction.
+    for row, keypoints in enumerate(labels.keypoints):
+        if is_crossed(labels.skeleton, keypoints[:, :2]):
+            # The judgement has no kind, because it is unknown which points are wrong: no correction is proposed.
             crossed = Judgement(_CROSSED_SCORE, "", (), "shoulders and hips point in opposite directions")
             judgements[row] = _join(judgements.get(row), crossed)
     _add_repetitions(labels, judgements)
@@ -93,46 +93,46 @@ def rank_suspects(
     return sorted(suspects, key=lambda suspect: -suspect.score)
 
 
-def _score(judgements: Mapping[int, Judgement], row: int) -> float:
+def _row_score(judgements: Mapping[int, Judgement], row: int) -> float:
     return judgements[row].score if row in judgements else 0.0
 
 
 def _weigh_by_motion(labels: Annotations, judgements: dict[int, Judgement]) -> None:
-    """Lower the scores of images whose labels fit the frames before and after, in place.
+    """Lower, in place, the scores of images whose labels fit the frames before and after.
 
-    Scores above `SUSPICIOUS` grow with the logarithm from there: the largest ones are failures of the prediction.
+    Scores above `SUSPICIOUS_SCORE` first grow only logarithmically: the largest scores are failures of the prediction.
     """
-    inner = list_inner_rows(labels)
+    inner_rows = list_inner_rows(labels)
     for row, judgement in judgements.items():
         score = judgement.score
-        if score > SUSPICIOUS:
-            score = SUSPICIOUS * (1 + float(np.log2(score / SUSPICIOUS)))
-        judgements[row] = replace(judgement, score=score * _SILENT_MOTION if row in inner else score)
+        if score > SUSPICIOUS_SCORE:
+            score = SUSPICIOUS_SCORE * (1 + float(np.log2(score / SUSPICIOUS_SCORE)))
+        judgements[row] = replace(judgement, score=score * _SMOOTH_FACTOR if row in inner_rows else score)
 
 
 def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> None:
-    """Add to the judgements, in place, what images with equal labels say about each other."""
-    rows_by_first: dict[int, list[int]] = defaultdict(list)
-    for row, first in find_repeated(labels).items():
-        rows_by_first[first].append(row)
-    views = _rows_by_scene(labels)
-    for first, later in rows_by_first.items():
-        # The first image with the lowest score keeps its labels.
-        right, *wrong = sorted([first, *later], key=lambda row: (_score(judgements, row), row))
-        right_score = _score(judgements, right)
-        for row in wrong:
-            surprise = 2 * math.log2(1 + _step(labels, views, right, row) / LABEL_NOISE)
-            score = _REPEATED_SCORE + min(surprise, 2 * _RANGE)
-            right_score = max(right_score, score - _BETTER_FIT)
-            repeated = Judgement(score, "repeated", (), f"repeats the labels of {labels.images[right]}")
+    """Add the judgements of images with equal labels, in place."""
+    repeated_rows: dict[int, list[int]] = defaultdict(list)
+    for row, first_row in find_repeated(labels).items():
+        repeated_rows[first_row].append(row)
+    clips = _rows_by_scene(labels)
+    for first_row, later_rows in repeated_rows.items():
+        # The image with the lowest score keeps its labels; of equal scores, the first image.
+        kept_row, *wrong_rows = sorted([first_row, *later_rows], key=lambda row: (_row_score(judgements, row), row))
+        kept_score = _row_score(judgements, kept_row)
+        for row in wrong_rows:
+            bonus = 2 * math.log2(1 + _measure_movement(labels, clips, kept_row, row) / LABEL_NOISE)
+            score = _REPEATED_SCORE + min(bonus, 2 * _MAX_BONUS)
+            kept_score = max(kept_score, score - _PLAUSIBLE_MARGIN)
+            repeated = Judgement(score, "repeated", (), f"repeats the labels of {labels.images[kept_row]}")
             judgements[row] = _join(judgements.get(row), repeated)
-        # A person must look at all of these images, one after the other.
-        reason = f"{_IS_REPEATED} {labels.images[wrong[0]]}, which they fit less"
-        known = judgements.get(right)
-        if known is not None and known.kind and known.score >= SUSPICIOUS:
-            judgements[right] = replace(known, score=right_score, reason=f"{known.reason}; {reason}")
+        # The kept image gets a similar score, because a person must compare these images.
+        reason = f"{_KEPT_REASON} {labels.images[wrong_rows[0]]}, which they fit less"
+        judgement = judgements.get(kept_row)
+        if judgement is not None and judgement.kind and judgement.score >= SUSPICIOUS_SCORE:
+            judgements[kept_row] = replace(judgement, score=kept_score, reason=f"{judgement.reason}; {reason}")
         else:
-            judgements[right] = Judgement(right_score, "repeated", (), reason)
+            judgements[kept_row] = Judgement(kept_score, "repeated", (), reason)
 
 
 def _rows_by_scene(labels: Annotations) -> dict[str, dict[str, dict[int, int]]]:
@@ -143,39 +143,42 @@ def _rows_by_scene(labels: Annotations) -> dict[str, dict[str, dict[int, int]]]:
     return rows
 
 
-def _step(labels: Annotations, views: Mapping[str, Mapping[str, Mapping[int, int]]], row: int, other: int) -> float:
-    """Return how far the person moves between two images with equal labels, in body sizes.
+def _measure_movement(
+    labels: Annotations, clips: Mapping[str, Mapping[str, Mapping[int, int]]], row_a: int, row_b: int
+) -> float:
+    """Estimate how far the person moves between two images with equal labels, in body sizes.
 
-    It is the median over the scene's other cameras, or without them over the successive frames of the clip that differ;
-    infinite for images of two clips.
+    The estimate is the median over the scene's other cameras, or without them the median step between successive frames
+    of the clip that differ. It is infinite for images of two clips.
 
     Args:
         labels: N images.
-        views: result of `_rows_by_scene`.
-        row, other: rows of the two images.
+        clips: result of `_rows_by_scene`.
+        row_a, row_b: rows of the two images.
     """
-    scene, camera, frames = labels.scenes[row], labels.cameras[row], (labels.frames[row], labels.frames[other])
-    if (scene, camera) != (labels.scenes[other], labels.cameras[other]):
+    scene, camera = labels.scenes[row_a], labels.cameras[row_a]
+    frame_a, frame_b = labels.frames[row_a], labels.frames[row_b]
+    if (scene, camera) != (labels.scenes[row_b], labels.cameras[row_b]):
         return math.inf
-    clips = [clip for name, clip in views[scene].items() if name != camera]
-    pairs = [(clip[frames[0]], clip[frames[1]]) for clip in clips if frames[0] in clip and frames[1] in clip]
+    other_clips = [clip for name, clip in clips[scene].items() if name != camera]
+    pairs = [(clip[frame_a], clip[frame_b]) for clip in other_clips if frame_a in clip and frame_b in clip]
     if pairs:
-        return float(np.median([_distance(labels, *pair) for pair in pairs]))
-    clip_rows = [index for _, index in sorted(views[scene][camera].items())]
-    steps = [_distance(labels, *pair) for pair in pairwise(clip_rows)]
+        return float(np.median([_measure_distance(labels, *pair) for pair in pairs]))
+    clip_rows = [row for _, row in sorted(clips[scene][camera].items())]
+    steps = [_measure_distance(labels, *pair) for pair in pairwise(clip_rows)]
     return float(np.median([step for step in steps if step > 0] or [0.0]))
 
 
-def _distance(labels: Annotations, row: int, other: int) -> float:
-    """Return the median distance of two images' points in body sizes; 0 without common points."""
-    both = labels.keypoints[[row, other], :, :2]
-    both = both[:, np.isfinite(both).all(axis=(0, 2))]
-    return float(np.median(np.linalg.norm(both[0] - both[1], axis=1)) / body_sizes(both)[0]) if both.shape[1] else 0.0
+def _measure_distance(labels: Annotations, row_a: int, row_b: int) -> float:
+    """Return the median distance between the points of two images, in body sizes; 0 without common points."""
+    xy = labels.keypoints[[row_a, row_b], :, :2]
+    xy = xy[:, np.isfinite(xy).all(axis=(0, 2))]
+    return float(np.median(np.linalg.norm(xy[0] - xy[1], axis=1)) / body_sizes(xy)[0]) if xy.shape[1] else 0.0
 
 
 def _add_motion(labels: Annotations, judgement: Judgement | None, suspect: MotionSuspect) -> Judgement:
-    """Add what motion says about an image to its judgement."""
-    score = _MOTION_SCORE + min(float(np.log2(suspect.strength)), _RANGE)
+    """Add the motion suspect of an image to the image's judgement."""
+    score = _MOTION_SCORE + min(float(np.log2(suspect.strength)), _MAX_BONUS)
     names = ", ".join(labels.skeleton.names[k] for k in suspect.points)
     if suspect.kind == "person":
         reason = f"the person is {suspect.deviation_px[0]:.0f} px away from the frames before and after"
@@ -190,41 +193,44 @@ def _add_motion(labels: Annotations, judgement: Judgement | None, suspect: Motio
     return _join(judgement, Judgement(score, "points", suspect.points, reason))
 
 
-def _join(known: Judgement | None, added: Judgement) -> Judgement:
-    """Add a judgement of the same image: the scores add up, and the mistake is the one that says more."""
-    score = added.score + max(known.score if known else 0.0, 0.0)
-    if known is None or not known.kind:
+def _join(earlier: Judgement | None, added: Judgement) -> Judgement:
+    """Join two judgements of an image: their scores add up, and the kind that explains more is kept."""
+    score = added.score + max(earlier.score if earlier else 0.0, 0.0)
+    if earlier is None or not earlier.kind:
         return replace(added, score=score)
-    reason = f"{known.reason}; {added.reason}"
-    if added.kind == known.kind:
-        # No points mean all points.
-        points = tuple(sorted({*known.points, *added.points})) if known.points and added.points else ()
-        return replace(known, score=score, reason=reason, points=points)
-    keeps_known = not added.kind or (added.kind in _VAGUE and known.kind not in _VAGUE)
-    kept = known if keeps_known or (added.kind in _VAGUE and known.score >= added.score) else added
+    reason = f"{earlier.reason}; {added.reason}"
+    if added.kind == earlier.kind:
+        # Empty points mean all points.
+        points = tuple(sorted({*earlier.points, *added.points})) if earlier.points and added.points else ()
+        return replace(earlier, score=score, reason=reason, points=points)
+    if not added.kind:
+        kept = earlier
+    elif added.kind in _VAGUE_KINDS:
+        kept = earlier if earlier.kind not in _VAGUE_KINDS or earlier.score >= added.score else added
+    else:
+        kept = added
     return replace(kept, score=score, reason=reason)
 
 
 def _describe(labels: Annotations, row: int, judgement: Judgement) -> Suspect:
     names = tuple(labels.skeleton.names[k] for k in judgement.points)
-    is_suspicious = bool(judgement.kind) and judgement.score >= SUSPICIOUS
-    is_proposed = is_suspicious and not judgement.reason.startswith(_IS_REPEATED)
+    is_suspicious = bool(judgement.kind) and judgement.score >= SUSPICIOUS_SCORE
+    is_proposed = is_suspicious and not judgement.reason.startswith(_KEPT_REASON)
     corrections = tuple(_propose(labels, row, judgement)) if is_proposed else ()
     return Suspect(labels.images[row], judgement.score, judgement.kind, names, judgement.reason, corrections)
 
 
 def _propose(labels: Annotations, row: int, judgement: Judgement) -> Iterator[CorrectionRow]:
-    """Propose corrections: exchange points, move all back, remove single points, or drop the image."""
+    """Propose corrections: exchange points, move all points back, remove single points, or drop the image."""
     image, names, flip = labels.images[row], labels.skeleton.names, labels.skeleton.flip_indices
     xy = labels.keypoints[row, :, :2]
     if judgement.kind == "left_right":
-        pairs = judgement.points or tuple(k for k, other in enumerate(flip) if k != other)
-        for k in pairs:
-            yield image, "point", names[k], *_cells(xy[flip[k]])
+        for k in judgement.points or [k for k, mirrored in enumerate(flip) if k != mirrored]:
+            yield image, "point", names[k], *_xy_cells(xy[flip[k]])
     elif judgement.kind == "shifted":
         for k, name in enumerate(names):
             if np.isfinite(xy[k]).all():
-                yield image, "point", name, *_cells(xy[k] + np.array(judgement.shift))
+                yield image, "point", name, *_xy_cells(xy[k] + np.array(judgement.shift))
     elif judgement.kind == "points":
         for k in judgement.points:
             yield image, "point", names[k], None, None
@@ -232,7 +238,7 @@ def _propose(labels: Annotations, row: int, judgement: Judgement) -> Iterator[Co
         yield image, "drop", "", None, None
 
 
-def _cells(xy: FloatArray) -> tuple[float | None, float | None]:
+def _xy_cells(xy: FloatArray) -> tuple[float | None, float | None]:
     """Return x and y rounded to a hundredth of a pixel; None where the point is not labelled."""
     if not np.isfinite(xy).all():
         return None, None

@@ -11,13 +11,15 @@ import numpy as np
 from kp_ray.keypoints import FloatArray
 
 NUM_BINS = 5
-"""Bins of body size, and of agreement, within which errors are compared."""
+"""Number of bins of body size, and of disagreement, within which errors are compared."""
 MIN_PER_BIN = 20
-"""Images per bin at least; fewer images give fewer bins."""
+"""Minimum number of images per bin; few images give fewer bins."""
 Rows = slice | int | list[int]
 ALL_ROWS = slice(None)
-_FLOOR = 1e-3
-"""Smallest error in body sizes, below which labels are equal: half a pixel of a person of 500 px."""
+_MIN_ERROR = 1e-3
+"""Smaller errors, in body sizes, count as this error: it is half a pixel for a body size of 500 px."""
+_NORMAL_P90 = 1.2816
+"""90th percentile of the standard normal distribution."""
 
 
 def body_sizes(xy: FloatArray) -> FloatArray:
@@ -27,80 +29,79 @@ def body_sizes(xy: FloatArray) -> FloatArray:
 
 
 class UsualErrors:
-    """The usual errors of the predictions, per keypoint, body size and agreement of the members.
+    """The usual errors of the predictions, per keypoint, body size and disagreement of the members.
 
-    The logarithm of an error is compared with its median and its 90th percentile over the images: neither is moved much
-    by a few wrong labels, and the distance between the two tells how often that keypoint is far off without a mistake.
+    The logarithm of an error is compared with its median and its 90th percentile over the images, because a few wrong
+    labels hardly change them. The distance between the two is the keypoint's usual deviation.
 
     Args:
         labels: (N, K, 2) labelled points; NaN where unlabelled.
         predicted: (N, K, 2) predicted points.
-        disagreement: (N, K) larger where the members disagree, or are not sure; only the order matters.
-        clips: N names of clips. Members that are wrong in one frame of a clip are often wrong in the others, too: what
-            the other frames show counts as usual.
+        disagreement: (N, K) values that are larger where the members disagree or are unsure; only their order matters.
+        clips: N names of clips. The errors in the other frames of a clip count as usual, because a member that is wrong
+            in one frame is often wrong in all frames.
     """
 
     def __init__(
         self, labels: FloatArray, predicted: FloatArray, disagreement: FloatArray, clips: Sequence[Hashable]
     ) -> None:
         self.predicted, self.sizes = predicted, body_sizes(predicted)
-        logs = self._log_errors(labels)
-        self.expected = np.broadcast_to(np.nan_to_num(_median(logs)), logs.shape).copy()
-        for values in (np.broadcast_to(self.sizes[:, None], logs.shape), disagreement):
-            self.expected += _medians_by_bin(logs - self.expected, values)
-        rest = logs - self.expected
-        self.expected += np.maximum(_medians_of_other_frames(rest, clips), 0.0)
-        rest = logs - self.expected
-        self.scale = np.maximum(np.nan_to_num(_quantile(rest, 0.9), nan=1.0), 0.1) / 1.2816
+        log_errors = self._log_errors(labels)
+        self.expected = np.broadcast_to(np.nan_to_num(_median(log_errors)), log_errors.shape).copy()
+        for values in (np.broadcast_to(self.sizes[:, None], log_errors.shape), disagreement):
+            self.expected += _medians_by_bin(log_errors - self.expected, values)
+        self.expected += np.maximum(_medians_of_other_frames(log_errors - self.expected, clips), 0.0)
+        residuals = log_errors - self.expected
+        self.scale = np.maximum(np.nan_to_num(_quantile(residuals, 0.9), nan=1.0), 0.1) / _NORMAL_P90
 
     def _log_errors(self, labels: FloatArray, rows: Rows = ALL_ROWS) -> FloatArray:
         distance = np.linalg.norm(labels - self.predicted[rows], axis=-1)
-        return np.asarray(np.log(np.maximum(distance / self.sizes[rows, None], _FLOOR)))
+        return np.asarray(np.log(np.maximum(distance / self.sizes[rows, None], _MIN_ERROR)))
 
     def sigmas(self, labels: FloatArray, rows: Rows = ALL_ROWS) -> FloatArray:
-        """Return how far the errors of labels are above the usual, in robust standard deviations.
+        """Return how far the errors of labels are above the usual errors, in robust standard deviations.
 
         Args:
-            labels: (N, K, 2) labels of all images; (C, K, 2) candidates for the image of one row; or (K, 2) one image's
-                labels, which are compared with the predictions of several rows.
-            rows: the row, or the R rows, of the predictions.
+            labels: (N, K, 2) labels of all images; or (C, K, 2) candidate labels for one row; or (K, 2) labels of one
+                image for several rows.
+            rows: rows of the predictions: all N rows, one row, or R rows.
 
         Returns:
-            (N, K), (C, K) or (R, K).
+            (N, K), (C, K) or (R, K) deviations; NaN where unlabelled.
         """
         return np.asarray((self._log_errors(labels, rows) - self.expected[rows]) / self.scale)
 
 
 def standardize(values: FloatArray) -> FloatArray:
     """Return values (N,) as robust standard deviations above their median; NaN stays NaN."""
-    middle = np.nanmedian(values)
-    return np.asarray((values - middle) / max(float(np.nanquantile(values, 0.9) - middle) / 1.2816, 1e-6))
+    median = np.nanmedian(values)
+    return np.asarray((values - median) / max(float(np.nanquantile(values, 0.9) - median) / _NORMAL_P90, 1e-6))
 
 
-def _medians_by_bin(logs: FloatArray, values: FloatArray) -> FloatArray:
-    """Return (N, K) the median of `logs` over the images whose value is in the same of NUM_BINS bins of equal count."""
+def _medians_by_bin(residuals: FloatArray, values: FloatArray) -> FloatArray:
+    """Sort points by values (N, K) into bins of equal count; return the median residual (N, K) of each point's bin."""
     num_bins = max(1, min(NUM_BINS, len(values) // MIN_PER_BIN))
-    order = np.argsort(np.argsort(np.nan_to_num(values), axis=0, kind="stable"), axis=0)
-    bins = order * num_bins // len(values)
-    medians = np.zeros_like(logs)
+    ranks = np.argsort(np.argsort(np.nan_to_num(values), axis=0, kind="stable"), axis=0)
+    bins = ranks * num_bins // len(values)
+    medians = np.zeros_like(residuals)
     for number in range(num_bins):
-        # All keypoints together: a bin of one keypoint is too small.
+        # A bin holds all keypoints: the bins of a single keypoint would be too small.
         is_in_bin = bins == number
-        inside = logs[is_in_bin & np.isfinite(logs)]
-        medians[is_in_bin] = np.median(inside) if inside.size else 0.0
+        bin_residuals = residuals[is_in_bin & np.isfinite(residuals)]
+        medians[is_in_bin] = np.median(bin_residuals) if bin_residuals.size else 0.0
     return medians
 
 
-def _medians_of_other_frames(rest: FloatArray, clips: Sequence[Hashable]) -> FloatArray:
-    """Return (N, K) the median of `rest` over the other frames of each image's clip; 0 where there is none."""
+def _medians_of_other_frames(residuals: FloatArray, clips: Sequence[Hashable]) -> FloatArray:
+    """Return the median residuals (N, K) over the other frames of each image's clip; 0 without other frames."""
     rows_by_clip: dict[Hashable, list[int]] = defaultdict(list)
     for row, clip in enumerate(clips):
         rows_by_clip[clip].append(row)
-    medians = np.zeros_like(rest)
+    medians = np.zeros_like(residuals)
     for rows in rows_by_clip.values():
         for position, row in enumerate(rows):
-            others = rest[rows[:position] + rows[position + 1 :]]
-            medians[row] = np.nan_to_num(_median(others))
+            other_rows = rows[:position] + rows[position + 1 :]
+            medians[row] = np.nan_to_num(_median(residuals[other_rows]))
     return medians
 
 
@@ -112,7 +113,7 @@ def _quantile(values: FloatArray, share: float) -> FloatArray:
     """Return a quantile (K,) over N values; NaN for a column without values."""
     quantiles = np.full(values.shape[1], np.nan)
     for column in range(values.shape[1]):
-        finite = values[np.isfinite(values[:, column]), column]
-        if finite.size:
-            quantiles[column] = np.quantile(finite, share)
+        finite_values = values[np.isfinite(values[:, column]), column]
+        if finite_values.size:
+            quantiles[column] = np.quantile(finite_values, share)
     return quantiles

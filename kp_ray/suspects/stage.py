@@ -14,7 +14,7 @@ from kp_ray.data.load import load_labels
 from kp_ray.errors import ConfigError
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.stage import Progress, Summary, check_inputs
-from kp_ray.suspects.evidence import SUSPICIOUS
+from kp_ray.suspects.evidence import SUSPICIOUS_SCORE
 from kp_ray.suspects.files import CORRECTIONS_FILE, SUSPECTS_FILE, write_corrections, write_suspects
 from kp_ray.suspects.rank import Suspect, rank_suspects
 from kp_ray.suspects.residuals import body_sizes
@@ -30,7 +30,8 @@ class SuspectsSummary:
         suspects: the ranked images.
         num_proposed: number of images for which a correction is proposed.
         without_predictions: why predictions were not used; "" if they were.
-        path, corrections: paths of `suspects.csv` and `corrections.csv`.
+        path: path of `suspects.csv`.
+        corrections: path of `corrections.csv`.
     """
 
     num_images: int
@@ -43,8 +44,8 @@ class SuspectsSummary:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """The number of images per kind among those with a score of `SUSPICIOUS` or more."""
-        kinds = Counter(suspect.kind for suspect in self.suspects if suspect.score >= SUSPICIOUS and suspect.kind)
+        """The number of images per kind among those with a score of `SUSPICIOUS_SCORE` or more."""
+        kinds = Counter(suspect.kind for suspect in self.suspects if suspect.score >= SUSPICIOUS_SCORE and suspect.kind)
         return dict(sorted(kinds.items()))
 
     def lines(self) -> list[str]:
@@ -74,10 +75,9 @@ class SuspectsSummary:
 
 
 class SuspectsStage:
-    """Ranks labels by their distance from out-of-fold predictions, and by what `check` finds.
+    """Ranks labels by their distance from out-of-fold predictions, and by the motion and repetition of the labels.
 
-    Missing predictions are made by `crossval` first. Without folds, members or images, the labels' motion and
-    repetition alone decide.
+    `crossval` makes missing predictions first. Without folds, trained members or images, motion and repetition decide.
     """
 
     name = "suspects"
@@ -85,21 +85,21 @@ class SuspectsStage:
     needs_dashboard = False
 
     def applies(self, config: Config) -> bool:
-        """Return False: `run` does not look for suspects, because a person must decide about each."""
+        """Return False: `kp-ray run` does not look for suspects, because a person must decide about each of them."""
         return False
 
     def check(self, config: Config) -> None:
         """Refuse inputs that do not exist.
 
         Raises:
-            ConfigError: data.annotations is not set, or a path under `data` does not exist.
+            ConfigError: data.annotations is not set, a path under `data` does not exist, or see `CrossvalStage.check`.
         """
         check_inputs(config, ["annotations"], ["images", "corrections"])
         if not explain_missing_predictions(config):
             CrossvalStage().check(config)
 
     def is_done(self, config: Config) -> bool:
-        """Return whether no image is left to predict, so that no cluster is needed.
+        """Return whether all predictions exist or cannot be made, so that no cluster is needed.
 
         Raises:
             KpRayError: a member was trained on another store or fold.
@@ -107,35 +107,42 @@ class SuspectsStage:
         return bool(explain_missing_predictions(config)) or CrossvalStage().is_done(config)
 
     def run(self, config: Config, progress: Progress) -> SuspectsSummary:
-        """Predict the labelled images that are not predicted yet, rank, and write both files.
+        """Predict the labelled images that are not predicted yet, rank all images, and write both files.
 
         Raises:
             KpRayError: the labels cannot be used, or see `CrossvalStage.run`.
         """
         labels = load_labels(config)
-        reason = explain_missing_predictions(config)
+        without_predictions = explain_missing_predictions(config)
         predicted: dict[str, FloatArray] = {}
         disagreement: dict[str, FloatArray] = {}
-        if reason:
+        if without_predictions:
             config.save()
         else:
             CrossvalStage().run(config, progress)
-            predicted, disagreement = read_predicted(config, labels.skeleton)
+            predicted, disagreement = read_predicted_points(config, labels.skeleton)
         suspects = rank_suspects(labels, predicted, disagreement)
         path, corrections = config.path(SUSPECTS_FILE), config.path(CORRECTIONS_FILE)
         write_suspects(path, suspects)
         num_proposed = write_corrections(corrections, suspects, config.data.corrections)
-        num_predicted = len(set(predicted).intersection(labels.images))
-        return SuspectsSummary(len(labels), num_predicted, tuple(suspects), num_proposed, reason, path, corrections)
+        return SuspectsSummary(
+            num_images=len(labels),
+            num_predicted=len(set(predicted).intersection(labels.images)),
+            suspects=tuple(suspects),
+            num_proposed=num_proposed,
+            without_predictions=without_predictions,
+            path=path,
+            corrections=corrections,
+        )
 
     def forecast(self, config: Config) -> Summary:
         """Forecast the predictions that `crossval` would make.
 
         Raises:
-            ConfigError: there are none to make.
+            ConfigError: there are no predictions to make.
         """
         if reason := explain_missing_predictions(config):
-            raise ConfigError(f"--dry-run: suspects would only read the labels ({reason}): leave it out")
+            raise ConfigError(f"--dry-run: suspects would only read the labels ({reason}): leave --dry-run out")
         return CrossvalStage().forecast(config)
 
 
@@ -156,28 +163,28 @@ def explain_missing_predictions(config: Config) -> str:
     return ""
 
 
-def read_predicted(config: Config, skeleton: Skeleton) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """Read the out-of-fold predictions by image.
+def read_predicted_points(config: Config, skeleton: Skeleton) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """Read the points and the members' disagreement of the out-of-fold predictions, by image.
 
     Returns:
-        Points (K, 2) in pixels, and disagreements (K,) in 0-1: the rank of the members' spread in units of a person
-        among all spreads, or, of a point that a single member found, the rank of 1 - its score among such points.
-        Images in which nobody was found are left out.
+        Points (K, 2) in pixels, and disagreements (K,) from 0 to 1: the rank of the members' spread, in body sizes,
+        among all spreads; for a point that a single member found, the rank of 1 - score among all points of this sort.
+        Images in which no member found a person are left out.
 
     Raises:
-        StorageError, RunStateError: as `read_out_of_fold`.
+        StorageError, RunStateError: see `read_out_of_fold`.
     """
-    known = read_out_of_fold(config, skeleton)
-    xy = known.keypoints[..., :2]
-    # The spread of several members and the score of one are not on one scale, but their ranks are.
-    has_spread = np.isfinite(known.spreads)
-    disagreements = np.empty(known.spreads.shape)
-    for chosen, values in (
-        (has_spread, known.spreads / body_sizes(xy)[:, None]),
-        (~has_spread, 1 - known.keypoints[..., 2]),
+    predictions = read_out_of_fold(config, skeleton)
+    xy = predictions.keypoints[..., :2]
+    # The spread of several members and the score of a single member have different scales, but ranks are comparable.
+    has_spread = np.isfinite(predictions.spreads)
+    disagreements = np.empty(predictions.spreads.shape)
+    for mask, values in (
+        (has_spread, predictions.spreads / body_sizes(xy)[:, None]),
+        (~has_spread, 1 - predictions.keypoints[..., 2]),
     ):
-        ranks = np.argsort(np.argsort(np.nan_to_num(values[chosen], nan=1.0), kind="stable"))
-        disagreements[chosen] = ranks / max(1, ranks.size)
-    rows = [row for row in range(len(known.images)) if known.scores[row] > 0]
-    points = {known.images[row]: xy[row] for row in rows}
-    return points, {known.images[row]: disagreements[row] for row in rows}
+        ranks = np.argsort(np.argsort(np.nan_to_num(values[mask], nan=1.0), kind="stable"))
+        disagreements[mask] = ranks / max(1, ranks.size)
+    rows = np.flatnonzero(predictions.scores > 0)
+    points = {predictions.images[row]: xy[row] for row in rows}
+    return points, {predictions.images[row]: disagreements[row] for row in rows}

@@ -35,14 +35,14 @@ from its snapshot."""
 
 @dataclass
 class TrainState:
-    """The model, optimizer, scheduler, loss scaler and EMA of a run; a restore recomputes the scheduler.
+    """The state of a training run on one worker.
 
     Attributes:
         model: the network.
-        replica: computes the losses (5,) of a batch: a `LossModule`, with several workers inside a
-            DistributedDataParallel.
+        replica: computes the losses (5,) of a batch: a `LossModule`, which is wrapped in a DistributedDataParallel if
+            there are several workers.
         optimizer: updates the network's parameters.
-        scheduler: sets the learning rate, which is a function of the iteration alone.
+        scheduler: sets the learning rate, which depends on the iteration alone, so that no checkpoint holds it.
         scaler: scales the loss for fp16; disabled for other precisions.
         ema: a copy of the network with the moving average of the weights; None if `train.ema_decay` is null.
     """
@@ -86,12 +86,12 @@ class TrainState:
         If the world size changed, convert the iteration so that the number of images seen stays the same.
 
         Args:
-            content: as `to_checkpoint` returned it.
+            content: the result of `to_checkpoint`.
             num_workers: number of workers of this run.
             max_iter: number of iterations of this run.
 
         Returns:
-            The number of finished iterations, counted for `num_workers` workers.
+            The number of finished iterations of `num_workers` workers.
         """
         self.model.load_state_dict(content["model"])
         if self.ema:
@@ -135,7 +135,7 @@ def restore_state(
     """Restore a checkpoint, or load the starting weights if there is none.
 
     Returns:
-        The number of finished iterations, and what the starting weights gave.
+        The number of finished iterations, and the tensors that came from the starting weights.
 
     Raises:
         ModelError: the starting weights cannot be used.
@@ -158,9 +158,8 @@ def report_checkpoint(
 ) -> None:
     """Save a checkpoint, which Ray Train uploads and then records while training continues.
 
-    Every worker must call this; rank 0 saves the state, after it has waited for the checkpoint before. So a run that is
-    killed at any time resumes at worst from the checkpoint before the last, and never from a part of one: Ray Train
-    records a checkpoint when it is uploaded.
+    Every worker must call this. Rank 0 saves the state after Ray Train has recorded the previous checkpoint, so that a
+    killed run resumes from one of its last two checkpoints. Ray Train records no checkpoint that is partly uploaded.
 
     Args:
         state: the state after `iteration` iterations.
@@ -171,15 +170,15 @@ def report_checkpoint(
     """
     metric = worker.config.train.best_metric
     score = metrics.get(metric, math.nan) if evaluated else math.nan
-    worst = -WORST_SCORE if metric_mode(metric) == "max" else WORST_SCORE
-    values = {"iteration": iteration, SCORE: score if math.isfinite(score) else worst}
+    worst_score = -WORST_SCORE if metric_mode(metric) == "max" else WORST_SCORE
+    values = {"iteration": iteration, SCORE: score if math.isfinite(score) else worst_score}
     values |= {name: value for name, value in metrics.items() if math.isfinite(value)}
-    # The name counts iterations of one worker, so that it also grows when a run resumes with fewer workers.
+    # The name counts the iterations of a single worker, so that it also grows when a run resumes with fewer workers.
     name = f"checkpoint_{iteration * worker.world_size:07d}"
     if not worker.is_first:
         ray.train.report(values, checkpoint_dir_name=name)
         return
-    _recorded_checkpoints()
+    _wait_for_checkpoints()
     folder = tempfile.mkdtemp()
     torch.save(state.to_checkpoint(iteration, worker.world_size), Path(folder, CHECKPOINT_NAME))
     ray.train.report(
@@ -189,8 +188,8 @@ def report_checkpoint(
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
     )
-    if worker.checkpoint_interval == worker.config.train.checkpoint_period:
-        _recorded_checkpoints()
+    if worker.checkpoint_interval == worker.config.train.checkpoint_period:  # a period of 1 cannot be halved
+        _wait_for_checkpoints()
 
 
 def publish_member(state: TrainState, worker: Worker) -> None:
@@ -204,10 +203,10 @@ def publish_member(state: TrainState, worker: Worker) -> None:
     """
     if not worker.is_first:
         return
-    evaluated = [recorded for recorded in _recorded_checkpoints() if abs(recorded.metrics[SCORE]) < WORST_SCORE]
-    if evaluated:
+    reports = [report for report in _wait_for_checkpoints() if abs(report.metrics[SCORE]) < WORST_SCORE]
+    if reports:
         sign = -1 if metric_mode(worker.config.train.best_metric) == "max" else 1
-        best = min(evaluated, key=lambda recorded: sign * recorded.metrics[SCORE])
+        best = min(reports, key=lambda report: sign * report.metrics[SCORE])
         content = _read_checkpoint(best.checkpoint)
         weights = {"model": content["average"] or content["model"], "keypoints": list(worker.skeleton.names)}
         save_torch_file(join(worker.folder, "model_best.pth"), {**weights, "iteration": content["iteration"]})
@@ -219,6 +218,6 @@ def _read_checkpoint(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
         return dict(torch.load(Path(folder, CHECKPOINT_NAME), map_location="cpu", weights_only=True))
 
 
-def _recorded_checkpoints() -> list[ray.train.ReportedCheckpoint]:
-    """Return the checkpoints that Ray Train keeps, once it has uploaded and recorded all that were reported."""
+def _wait_for_checkpoints() -> list[ray.train.ReportedCheckpoint]:
+    """Wait until Ray Train has uploaded and recorded every reported checkpoint; return those that it keeps."""
     return ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)

@@ -22,27 +22,27 @@ from kp_ray.store.read import RowReader, read_part_rows, select_parts
 SHUFFLE_BUFFER_ROWS = 10_000_000
 """Size of Ray Data's shuffle buffer: larger than any shard, which holds references to rows and no images."""
 PREFETCH_BATCHES = 2
-"""Batches that are read ahead in addition to one per thread."""
+"""Number of batches that are read ahead in addition to one per thread."""
 Item = TypeVar("Item")
 Batch = TypeVar("Batch")
-_REFERENCES = pa.schema([("path", pa.string()), ("row", pa.int64()), ("is_wide", pa.bool_())])
-_COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
-_SELECTING = ("num_visible", "bbox_xyxy", "width", "height")
+_REFERENCE_SCHEMA = pa.schema([("path", pa.string()), ("row", pa.int64()), ("is_wide", pa.bool_())])
+_INPUT_COLUMNS = ("image", "width", "height", "keypoints", "bbox_xyxy")
+_SELECTION_COLUMNS = ("num_visible", "bbox_xyxy", "width", "height")
 
 
 def usable_rows(config: Config, member: MemberConfig) -> pa.Table:
     """List the store's rows that a member trains on: those with enough visible keypoints and a box with an area.
 
     Returns:
-        References to rows: `path` of the part, `row` in it, and `is_wide`, true for an image wider than high.
+        References to rows: `path` of the part, `row` in the part, and `is_wide`, true for an image wider than high.
 
     Raises:
         StoreError: there is no finished store, or it does not hold a recipe of the member.
-        StorageError: a part is not there, or damaged.
+        StorageError: a part is missing or damaged.
     """
     min_visible = max(1, config.augment.min_visible)
-    tables = _read_training_rows(config, member, lambda path, table, rows: _usable_rows(path, table, rows, min_visible))
-    return pa.concat_tables([_REFERENCES.empty_table(), *tables])
+    tables = _read_training_rows(config, member, lambda path, table, rows: _list_usable(path, table, rows, min_visible))
+    return pa.concat_tables([_REFERENCE_SCHEMA.empty_table(), *tables])
 
 
 def count_rows(config: Config, member: MemberConfig) -> int:
@@ -62,31 +62,32 @@ def count_rows(config: Config, member: MemberConfig) -> int:
 def _read_training_rows(
     config: Config, member: MemberConfig, convert: Callable[[str, pa.Table, Sequence[int]], Item]
 ) -> list[Item]:
-    """Read the rows of each part on which a member may train, which leaves out the fold that it holds out.
+    """Read a member's training rows, without the fold that it holds out, and return a result per part.
 
     Args:
         config: the run's configuration.
         member: the member.
-        convert: called with a part's path, its training rows and their numbers in the part.
+        convert: makes a part's result from the part's path, its training rows and their numbers in the part.
     """
     fold = check_held_out_fold(config, member.name)
     recipes = member.recipes or config.train.recipes
     manifest, paths = select_parts(config.path("store"), split="train", recipes=recipes, fold=fold)
 
     def read(path: str) -> Item:
-        return convert(path, *read_part_rows(path, _SELECTING, folds=manifest.folds, split="train", fold=fold))
+        return convert(path, *read_part_rows(path, _SELECTION_COLUMNS, folds=manifest.folds, split="train", fold=fold))
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(read, paths))
 
 
-def _usable_rows(path: str, table: pa.Table, rows: Sequence[int], min_visible: int) -> pa.Table:
-    """Return references to the rows of a part that can be trained on; `rows` are their numbers in the part."""
+def _list_usable(path: str, table: pa.Table, row_numbers: Sequence[int], min_visible: int) -> pa.Table:
+    """Return references to the usable rows of a table; `row_numbers` are the numbers of all its rows in the part."""
     x1, y1, x2, y2 = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4).T
     usable = np.flatnonzero((table["num_visible"].to_numpy() >= min_visible) & (x2 > x1) & (y2 > y1))
     is_wide = table["width"].to_numpy()[usable] > table["height"].to_numpy()[usable]
-    numbers = np.array(rows, dtype=np.int64)[usable]
-    return pa.table({"path": [path] * len(usable), "row": numbers, "is_wide": is_wide}, schema=_REFERENCES)
+    usable_numbers = np.array(row_numbers, dtype=np.int64)[usable]
+    columns = {"path": [path] * len(usable), "row": usable_numbers, "is_wide": is_wide}
+    return pa.table(columns, schema=_REFERENCE_SCHEMA)
 
 
 def iter_batches(
@@ -105,19 +106,19 @@ def iter_batches(
 
     Args:
         shard: this worker's references to rows, as `usable_rows` lists them.
-        cfg: gives the training sizes, the flip and DATALOADER.ASPECT_RATIO_GROUPING.
+        cfg: Detectron2's config, with the training sizes, the flip and DATALOADER.ASPECT_RATIO_GROUPING.
         skeleton: the store's keypoints.
         batch_size: rows per batch.
-        seed, rank: with the iteration they decide a batch's rows, sizes and flips, so that a resumed run continues with
-            the batches that the stopped run would have had.
+        seed, rank: decide, together with the iteration, a batch's rows, sizes and flips, so that a resumed run gets the
+            batches that the stopped run would have got.
         start: the first iteration.
         num_threads: number of threads, each of which reads a whole batch; it does not change the batches.
-        locate_part: see `RowReader`.
+        locate_part: returns the path from which a part is read, see `RowReader`.
 
     Raises:
-        StorageError: a part is not there, or damaged.
+        StorageError: a part is missing or damaged.
     """
-    reader = RowReader(_COLUMNS, locate=locate_part)
+    reader = RowReader(_INPUT_COLUMNS, locate=locate_part)
 
     def load(references: list[dict[str, Any]], iteration: int) -> list[dict[str, Any]]:
         rng = np.random.default_rng([seed, rank, iteration])
@@ -137,8 +138,8 @@ def read_ahead(
     """Iterate over the results of `load` in the order of `items`, computed a few items ahead in threads.
 
     Args:
-        load: called with an item and its number, in any thread.
-        items: items and their numbers, read in this thread.
+        load: called with an item and its number, in one of the threads.
+        items: items and their numbers; this iterable is read in the caller's thread.
         num_threads: number of threads.
     """
     with ThreadPoolExecutor(num_threads) as threads:
@@ -152,7 +153,7 @@ def read_ahead(
 
 
 def _iter_reference_batches(shard: ray.data.DataIterator, batch_size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
-    """Iterate over endless batches of full size; every epoch shuffles the whole shard with another seed."""
+    """Iterate endlessly over full batches of references; every epoch shuffles the whole shard with another seed."""
     for epoch in itertools.count():
         batches = shard.iter_batches(
             batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""Evaluation during training: metrics on the store's validation rows, which the workers share."""
+"""Evaluate a model during training: each worker detects people in its shard of the validation rows."""
 
 import itertools
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class _EvaluatedRow:
 
     Attributes:
         truth: (K, 3) x, y, v in pixel indices.
-        best: None if the model found nobody.
+        best: the detection with the highest score; None if the model found nobody.
     """
 
     source: str
@@ -43,49 +43,45 @@ class _EvaluatedRow:
 
 
 def evaluate(model: torch.nn.Module, worker: Worker) -> dict[str, float]:
-    """Compute the metrics of a model on the validation rows; every worker must call this and gets all metrics.
+    """Compute the metrics of a model on all validation rows; every worker must call this, and gets the same metrics.
 
-    Each worker detects people in its shard of the rows. All workers use the batch statistics of rank 0, because these
-    are saved.
+    All workers use the batch statistics of rank 0, because these are saved.
 
     Returns:
-        Metrics by name, without those of single keypoints and cameras; PCK as `pck_<share>`. Empty without validation
-        rows.
+        Metrics by name, PCK as `pck_<share>`, without metrics per keypoint or camera; empty without validation rows.
     """
     if worker.world_size > 1:
-        for statistic in model.buffers():
-            torch.distributed.broadcast(statistic, src=0)
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
     model.eval()
     shards = comm.all_gather(_evaluate_shard(model, worker))
-    evaluated = sorted(itertools.chain(*shards), key=lambda row: row.source)
-    if not evaluated:
-        return {}
-    return _compute_metrics(evaluated, worker.skeleton, worker.config.predict.score_threshold)
+    rows = sorted(itertools.chain(*shards), key=lambda row: row.source)
+    return _compute_metrics(rows, worker.skeleton, worker.config.predict.score_threshold) if rows else {}
 
 
 def _evaluate_shard(model: torch.nn.Module, worker: Worker) -> list[_EvaluatedRow]:
     """Detect people in this worker's shard of the validation rows, and read no other rows.
 
-    A shard is a range of batches, so that every batch, and with it every figure, is the same for any number of workers.
+    A shard consists of whole batches, so that the batches and the metrics are the same for any number of workers.
     """
     fold = check_held_out_fold(worker.config, worker.member.name)
     references = list_rows(worker.config.path("store"), split="val", fold=fold)
-    batches = [references[start : start + BATCH_SIZE] for start in range(0, len(references), BATCH_SIZE)]
-    first, end = (len(batches) * rank // worker.world_size for rank in (worker.rank, worker.rank + 1))
+    batches = [references[first : first + BATCH_SIZE] for first in range(0, len(references), BATCH_SIZE)]
+    start, end = (len(batches) * rank // worker.world_size for rank in (worker.rank, worker.rank + 1))
     reader = RowReader(_COLUMNS, locate=worker.locate_part)
 
     def load(batch: Sequence[RowReference], _: int) -> tuple[list[StoredRow], list[dict[str, Any]]]:
         rows = [reader.read(*reference) for reference in batch]
         return rows, [to_dataset_dict(row, worker.cfg, worker.skeleton, rng=None) for row in rows]
 
-    evaluated, decode = [], worker.config.predict.decode
-    numbered = zip(batches[first:end], itertools.count())
-    for rows, inputs in read_ahead(load, numbered, worker.config.train.num_feed_threads):
+    evaluated_rows, decode = [], worker.config.predict.decode
+    numbered_batches = zip(batches[start:end], itertools.count())
+    for rows, inputs in read_ahead(load, numbered_batches, worker.config.train.num_feed_threads):
         for row, detections in zip(rows, detect_in_inputs(model, inputs, decode), strict=True):
             truth = np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3)
             best = detections[0] if detections else None
-            evaluated.append(_EvaluatedRow(row["source"], row["scene"], row["camera"], row["frame"], truth, best))
-    return evaluated
+            evaluated_rows.append(_EvaluatedRow(row["source"], row["scene"], row["camera"], row["frame"], truth, best))
+    return evaluated_rows
 
 
 def _compute_metrics(rows: Sequence[_EvaluatedRow], skeleton: Skeleton, score_threshold: float) -> dict[str, float]:

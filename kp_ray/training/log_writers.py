@@ -1,4 +1,4 @@
-"""Writers of a member's log: metrics.json and TensorBoard by Detectron2, and MLflow."""
+"""Write a member's log: `metrics.json` and TensorBoard with Detectron2's writers, and MLflow."""
 
 import contextlib
 import logging
@@ -30,20 +30,20 @@ class TrainingLog:
 
         Args:
             worker: this worker.
-            start: the first iteration of this run; earlier log entries of this and later iterations, which a lost
-                worker wrote, are removed.
+            start: the first iteration of this run; entries that a lost worker logged from this iteration on are
+                removed.
         """
         self.worker, self.start = worker, start
 
     def __enter__(self) -> "TrainingLog":
         if self.worker.is_first:
-            self.local = tempfile.TemporaryDirectory()
-            log = Path(self.local.name, LOG_NAME)
-            log.write_text("".join(entry.to_line() for entry in self._earlier_entries()))
+            self.local_folder = tempfile.TemporaryDirectory()
+            log_path = Path(self.local_folder.name, LOG_NAME)
+            log_path.write_text("".join(entry.to_line() for entry in self._earlier_entries()))
             # A window of 1 writes each value unsmoothed. A lost worker would lose the values of a longer window.
             self.writers: list[EventWriter] = [
-                JSONWriter(str(log), window_size=1),
-                TensorboardXWriter(f"{self.local.name}/tensorboard", window_size=1, purge_step=self.start),
+                JSONWriter(str(log_path), window_size=1),
+                TensorboardXWriter(f"{self.local_folder.name}/tensorboard", window_size=1, purge_step=self.start),
             ]
             if uri := self.worker.config.train.mlflow:
                 with _warn_of_mlflow_errors():
@@ -52,7 +52,7 @@ class TrainingLog:
 
     def __exit__(self, *exception: object) -> None:
         if self.worker.is_first:
-            with self.local:
+            with self.local_folder:
                 for writer in self.writers:
                     writer.close()
                 self._copy()
@@ -74,9 +74,9 @@ class TrainingLog:
                 yield LogEntry(iteration, {**entry.values, "workers": num_workers})
 
     def _copy(self) -> None:
-        for path in Path(self.local.name).rglob("*"):
+        for path in Path(self.local_folder.name).rglob("*"):
             if path.is_file():
-                name = path.relative_to(self.local.name).as_posix()
+                name = path.relative_to(self.local_folder.name).as_posix()
                 write_bytes(join(self.worker.folder, name), path.read_bytes())
 
 
@@ -87,13 +87,13 @@ class _MlflowWriter(EventWriter):
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        # By default a call to a server that does not answer takes minutes, and all workers wait.
+        # By default a call to a server that does not answer takes minutes, in which all workers wait.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self.client = MlflowClient(f"sqlite:///{folder}/mlflow.db" if uri == "local" else uri)
         id_path = join(folder, "mlflow_run.txt")
         if not exists(id_path):
-            with contextlib.suppress(MlflowException):  # another member may have created it
+            with contextlib.suppress(MlflowException):  # another member may have created the experiment
                 self.client.create_experiment(MLFLOW_EXPERIMENT)
             experiment = self.client.get_experiment_by_name(MLFLOW_EXPERIMENT)
             run = self.client.create_run(experiment.experiment_id, run_name=folder.rstrip("/").rpartition("/")[2])

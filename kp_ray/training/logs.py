@@ -1,4 +1,4 @@
-"""A member's log, `metrics.json`: its entries and its only reader. Imports no torch, so that the report can use it."""
+"""Read the log of a member or trial, `metrics.json`. This module imports no torch, so that the report can use it."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from kp_ray.storage import join, read_text
 LOG_NAME = "metrics.json"
 """Name of the log in a member's or trial's folder; `log_writers.py` writes it."""
 EVALUATION_PREFIX = "val/"
-"""Prefix of the values that come from an evaluation on the validation rows."""
+"""Prefix of the values of an evaluation on the validation rows."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class LogEntry:
     """The logged values of one iteration.
 
     Attributes:
-        iteration: counted from 0.
+        iteration: number of the iteration, from 0.
         values: numbers by name, possibly NaN: `total_loss`, the single losses, `lr`, `time` and `data_time` (seconds
-            per iteration), `workers`, and `val/<metric>` where the iteration ended with an evaluation.
+            per iteration), `workers`, and `val/<metric>` if the iteration ended with an evaluation.
     """
 
     iteration: int
@@ -41,7 +41,7 @@ class LogEntry:
 def read_training_log(folder: str, fix: str | None = None) -> list[LogEntry]:
     """Read the log of a member or trial, one entry per iteration, in order; empty if there is none.
 
-    If several lines are of one iteration, as after a resume, their values are merged; a later line overrides.
+    If an iteration has several lines, as after a resume, their values are merged; a later line overrides.
 
     Args:
         folder: the folder of the member or trial, local or a URL.

@@ -1,5 +1,4 @@
-"""The training loop that every Ray Train worker runs: Detectron2's model, solver and event storage on its share of the
-store's rows."""
+"""The training loop of a Ray Train worker, with Detectron2's model, solver and event storage."""
 
 import contextlib
 import math
@@ -29,7 +28,7 @@ from kp_ray.training.optimizer import update_ema
 from kp_ray.training.worker import Worker, create_worker
 
 LOSS_CHECK_PERIOD = 20
-"""Longest number of iterations between checks that the loss is finite; each check waits for the GPU."""
+"""Maximum number of iterations between checks that the loss is finite; each check waits for the GPU."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ class TrainingResult:
     """The result of a finished training run.
 
     Attributes:
-        iterations: number of iterations, counted for the run's number of workers.
-        resumed_from: iterations of the checkpoint that the run resumed from; 0 for a new run.
-        weights: what the starting weights gave.
+        iterations: number of iterations, each with the images of all workers.
+        resumed_from: number of iterations in the checkpoint from which the run resumed; 0 for a new run.
+        weights: the tensors that came from the starting weights.
         metrics: metrics of the last evaluation, by name; empty without validation rows.
     """
 
@@ -66,8 +65,7 @@ def train_loop_per_worker(loop_config: Mapping[str, Any]) -> TrainingResult | Kp
         loop_config: `config` and `member` as plain values, and the member's `folder`.
 
     Returns:
-        The result, or an error that a restart would only repeat. This error is returned and not raised, because Ray
-        Train restarts a run whose worker raises.
+        The result, or an error that a restart would repeat: Ray Train would restart the run if the worker raised it.
     """
     member, config = MemberConfig.model_validate(loop_config["member"]), build_config(loop_config["config"])
     limit_gb = config.train.parts_on_disk_gb
@@ -83,10 +81,10 @@ def _train(worker: Worker) -> TrainingResult | KpRayError:
         num_done, weights = restore_state(state, worker, ray.train.get_checkpoint())
     except KpRayError as caught:
         error = caught
-    # A file may be missing on one node only. All workers stop then, instead of waiting for the worker on that node.
-    for error_of_worker in comm.all_gather(error):
-        if error_of_worker is not None:
-            return error_of_worker
+    # A file may be missing on one node only: all workers stop, because they would wait for the worker on that node.
+    for worker_error in comm.all_gather(error):
+        if worker_error is not None:
+            return worker_error
     metrics = _run_iterations(worker, state, num_done)
     if isinstance(metrics, DivergedError):
         return metrics
@@ -103,44 +101,44 @@ def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, 
     cfg, train = worker.cfg, worker.config.train
     metrics: dict[str, float] = {}
     batches = iter_worker_batches(worker, start)
-    saved_on_notice = False  # that a node will be taken back
+    saved_for_preemption = False
     with EventStorage(start) as storage, TrainingLog(worker, start) as log:
-        window = _Window(worker, start)
+        window = _LossWindow(worker, start)
         for iteration in range(start, cfg.SOLVER.MAX_ITER):
             batch = window.next_batch(batches)
             window.losses.append(train_step(worker, state, batch, iteration))
             lr = state.optimizer.param_groups[0]["lr"]
             state.scheduler.step()
             num_done = iteration + 1
-            evaluated = worker.is_due(num_done, cfg.TEST.EVAL_PERIOD)
-            saved = evaluated or worker.is_due(num_done, worker.checkpoint_interval)
-            logged = evaluated or num_done % train.log_period == 0
-            if saved or logged or len(window.losses) == LOSS_CHECK_PERIOD:
+            must_evaluate = worker.is_due(num_done, cfg.TEST.EVAL_PERIOD)
+            must_save = must_evaluate or worker.is_due(num_done, worker.checkpoint_interval)
+            must_log = must_evaluate or num_done % train.log_period == 0
+            if must_save or must_log or len(window.losses) == LOSS_CHECK_PERIOD:
                 values = window.close()
                 if isinstance(values, DivergedError):
                     return values
-                if not saved_on_notice and ray.train.get_preemption_info() is not None:
-                    saved = saved_on_notice = True
-                if logged:
+                if not saved_for_preemption and ray.train.get_preemption_info() is not None:
+                    must_save = saved_for_preemption = True
+                if must_log:
                     storage.put_scalars(**values, lr=lr, workers=worker.world_size, smoothing_hint=False)
                 # The weights can overflow in the update after a finite loss.
-                if saved and not state.is_finite():
-                    return _diverged("weights are", iteration)
-                if evaluated:
+                if must_save and not state.is_finite():
+                    return _diverged_error("the weights are", iteration)
+                if must_evaluate:
                     metrics = evaluate(state.final_model, worker)
                     evaluation = {f"{EVALUATION_PREFIX}{name}": value for name, value in metrics.items()}
                     storage.put_scalars(**evaluation, smoothing_hint=False)
-                if logged:
+                if must_log:
                     log.write()
-                if saved:
-                    report_checkpoint(state, worker, num_done, metrics, evaluated=evaluated)
-                window = _Window(worker, num_done)
+                if must_save:
+                    report_checkpoint(state, worker, num_done, metrics, evaluated=must_evaluate)
+                window = _LossWindow(worker, num_done)
             storage.step()
-    # A run that resumed from a checkpoint of its last iteration has not evaluated.
+    # A run that resumes from a checkpoint of its last iteration has no metrics yet.
     return metrics or evaluate(state.final_model, worker)
 
 
-class _Window:
+class _LossWindow:
     """Losses and durations of the iterations since the last check of the losses.
 
     Between two checks the worker does not wait for its GPU.
@@ -153,13 +151,13 @@ class _Window:
     def __init__(self, worker: Worker, start: int) -> None:
         self.worker, self.start = worker, start
         self.losses: list[torch.Tensor] = []
-        self.waited, self.began = 0.0, time.perf_counter()
+        self.wait_s, self.start_s = 0.0, time.perf_counter()
 
     def next_batch(self, batches: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Return the next batch, and measure the wait."""
-        began = time.perf_counter()
+        """Return the next batch, and add the time that this takes to the wait."""
+        start_s = time.perf_counter()
         batch = next(batches)
-        self.waited += time.perf_counter() - began
+        self.wait_s += time.perf_counter() - start_s
         return batch
 
     def close(self) -> dict[str, float] | DivergedError:
@@ -168,15 +166,15 @@ class _Window:
         Every worker must call this; the losses are averaged over the workers.
         """
         losses = average_losses(self.losses, self.worker.world_size)
-        for number, mean in enumerate(losses):
-            if not math.isfinite(mean["total_loss"]):
-                return _diverged("loss is", self.start + number)
+        for iteration, means in enumerate(losses, start=self.start):
+            if not math.isfinite(means["total_loss"]):
+                return _diverged_error("the loss is", iteration)
         count = len(self.losses)
-        return {**losses[-1], "data_time": self.waited / count, "time": (time.perf_counter() - self.began) / count}
+        return {**losses[-1], "data_time": self.wait_s / count, "time": (time.perf_counter() - self.start_s) / count}
 
 
-def _diverged(subject: str, iteration: int) -> DivergedError:
-    return DivergedError(f"the {subject} no longer finite at iteration {iteration}: lower train.base_lr")
+def _diverged_error(subject: str, iteration: int) -> DivergedError:
+    return DivergedError(f"{subject} no longer finite at iteration {iteration}: lower train.base_lr")
 
 
 def iter_worker_batches(worker: Worker, start: int) -> Iterator[list[dict[str, Any]]]:
@@ -197,28 +195,28 @@ def iter_worker_batches(worker: Worker, start: int) -> Iterator[list[dict[str, A
 def train_step(worker: Worker, state: TrainState, batch: Sequence[dict[str, Any]], iteration: int) -> torch.Tensor:
     """Update the weights with a batch, without waiting for the GPU.
 
-    All random numbers of an iteration come from (seed, rank, iteration), so a resumed run draws the same. If the loss
-    of any worker is not finite, neither are the updated weights of all workers: check the loss before saving them.
+    All random numbers of an iteration come from (seed, rank, iteration), so a resumed run draws the same. A loss that
+    is not finite on one worker spoils the weights of all workers: check the loss before saving them.
 
     Args:
         worker: this worker.
-        state: changed in place.
+        state: the model and its optimizer, changed in place.
         batch: dataset dicts of this worker's images.
-        iteration: counted from 0.
+        iteration: number of the iteration, from 0.
 
     Returns:
         This worker's losses (5,) in the order of `losses.LOSSES`, averaged over the passes of `train.accumulate`.
     """
     seed_all_rng(worker.seed(iteration))
     num_passes = worker.config.train.accumulate
-    size = len(batch) // num_passes
+    pass_size = len(batch) // num_passes
     losses = []
     state.replica.train()
     state.optimizer.zero_grad()
     for number in range(num_passes):
         is_last = number == num_passes - 1
         with contextlib.nullcontext() if is_last else state.without_averaging():
-            values = state.replica(batch[number * size : (number + 1) * size])
+            values = state.replica(batch[number * pass_size : (number + 1) * pass_size])
             state.scaler.scale(values.sum() / num_passes).backward()
         losses.append(values.detach())
     state.scaler.unscale_(state.optimizer)  # so that Detectron2's optimizer clips the true gradients

@@ -1,4 +1,4 @@
-"""The losses of Detectron2's keypoint R-CNN: computed without raising, and averaged over the workers when needed."""
+"""Compute the losses of Detectron2's keypoint R-CNN without raising errors, and average them over the workers."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ class LossModule(torch.nn.Module):
     """Computes the losses of a batch; they are NaN if the model has diverged.
 
     Detectron2 raises FloatingPointError for a diverged model. A worker that raises would leave the other workers
-    waiting for its gradients: it sends NaN gradients instead, so that every worker sees a loss that is not finite.
+    waiting for its gradients, so this module returns NaN losses instead, whose gradients reach every worker.
 
     Args:
-        model: the network; its state is not copied.
+        model: the network, which is not copied.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -29,15 +29,15 @@ class LossModule(torch.nn.Module):
         try:
             losses = self.model(batch)
         except FloatingPointError:
-            trained = [parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad]
-            return (torch.stack(trained).sum() * math.nan).expand(len(LOSSES))
+            sums = [parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad]
+            return (torch.stack(sums).sum() * math.nan).expand(len(LOSSES))
         return torch.stack([losses[name].float() for name in LOSSES])
 
 
 def average_losses(losses: Sequence[torch.Tensor], num_workers: int) -> list[dict[str, float]]:
     """Average the losses of iterations over all workers; every worker must call this.
 
-    This waits for the GPU. A worker therefore keeps the losses of several iterations and calls this once for them.
+    This waits for the GPU, so a worker calls it once for several iterations.
 
     Args:
         losses: this worker's losses (5,) of each iteration.

@@ -13,8 +13,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module, train: TrainConfig) ->
 
     Args:
         cfg: Detectron2's config, scaled to the number of workers.
-        model: its parameters are optimized.
-        train: chooses the optimizer.
+        model: the model whose parameters are optimized.
+        train: the section `train`, which chooses the optimizer.
     """
     if train.optimizer == "sgd":
         return build_sgd(cfg, model)
@@ -32,14 +32,14 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module, train: TrainConfig) ->
 def update_ema(ema: torch.nn.Module, model: torch.nn.Module, decay: float, iteration: int) -> None:
     """Move the EMA of a model's weights and statistics towards the model by one update.
 
-    The decay is min(decay, (1 + iteration) / (10 + iteration)), so that the random start is soon forgotten
-    (`tf.train.ExponentialMovingAverage`).
+    The decay is min(decay, (1 + iteration) / (10 + iteration)), as in `tf.train.ExponentialMovingAverage`, so that the
+    random start is soon forgotten.
 
     Args:
-        ema: changed in place.
-        model: after the update of `iteration`.
+        ema: the average, changed in place.
+        model: the model after the update of `iteration`.
         decay: `train.ema_decay`.
-        iteration: counted from 0.
+        iteration: number of the iteration, from 0.
     """
     weight = 1 - min(decay, (1 + iteration) / (10 + iteration))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Train the members of the ensemble: one Ray Train run each, as many at the same time as the cluster holds."""
+"""Train the members of the ensemble: one Ray Train run per member, as many at the same time as the cluster holds."""
 
 import contextlib
 import gc
@@ -34,7 +34,7 @@ from kp_ray.training.dataloader import count_rows, usable_rows
 from kp_ray.training.logs import LogEntry, read_latest_entry
 from kp_ray.training.loop import TrainingResult, train_loop_per_worker
 from kp_ray.training.search_result import SearchResult
-from kp_ray.training.settings import check_options, check_settings, record_settings
+from kp_ray.training.settings import check_member_settings, check_train_config, record_settings
 from kp_ray.training.tuned import apply_search
 
 PROGRESS_PERIOD_S = 1.0
@@ -50,9 +50,9 @@ class MemberSummary:
     Attributes:
         name: the member's name.
         folder: the member's folder.
-        result: None if the member was finished before.
+        result: the training run's result; None if the member was finished before.
         seconds: duration of the training run, including its start-up; None if the member was finished before.
-        left_out: description of the stored variants that the member did not train on; "" for none.
+        unused_variants: description of the stored variants that the member did not train on; "" for none.
         fold: number of the fold that the member holds out; None without `split.folds`.
     """
 
@@ -60,7 +60,7 @@ class MemberSummary:
     folder: str
     result: TrainingResult | None = None
     seconds: float | None = None
-    left_out: str = ""
+    unused_variants: str = ""
     fold: int | None = None
 
     def line(self) -> str:
@@ -75,17 +75,15 @@ class MemberSummary:
         text += f", keypoint head: {result.weights.head}" if result.weights.head else ""
         if rmse is not None:
             text += f", validation RMSE {rmse:.2f} px, PCK@0.05 {result.metrics['pck_0.05']:.3f}"
-        text += f", {self.left_out}" if self.left_out else ""
+        text += f", {self.unused_variants}" if self.unused_variants else ""
         return f"member {self.name}{fold}: {text}, in {self.folder}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `--json`."""
         fold = {} if self.fold is None else {"fold": self.fold}
-        return (
-            {"skipped": True} | fold
-            if self.result is None
-            else {**self.result.to_json(), "seconds": self.seconds, **fold}
-        )
+        if self.result is None:
+            return {"skipped": True, **fold}
+        return {**self.result.to_json(), "seconds": self.seconds, **fold}
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,8 @@ class TrainSummary:
     """Result of `train`.
 
     Attributes:
-        members: results in the config's order.
-        search: the search whose settings were used; None for the config's own.
+        members: results per member, in the config's order.
+        search: the search whose settings were used; None for the config's own settings.
     """
 
     members: tuple[MemberSummary, ...]
@@ -105,7 +103,7 @@ class TrainSummary:
         return [member.line() for member in self.members]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for `--json`, by the member's name."""
+        """Return plain values for `--json`, by member name."""
         return {member.name: member.to_json() for member in self.members}
 
 
@@ -115,72 +113,74 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
     The settings that a finished search found replace the config's own, see `apply_search`.
 
     Args:
-        config: with a finished store in its run folder. A Ray cluster must be running unless every member is finished.
+        config: its run folder holds a finished store. A Ray cluster must be running unless every member is finished.
         progress: receives the iterations of each member, with its latest loss as the note.
 
     Raises:
-        RunStateError: as `apply_search`, a member began with other settings, or another process trains in this run
+        RunStateError: see `apply_search`; or a member began with other settings, or another process trains in this run
             folder.
         StoreError: there is no finished store, or it lacks a recipe on which a member trains.
         DataError: a member has too few training rows.
         ClusterError: the cluster is too small for a member.
-        ConfigError: `train.precision` needs a GPU, and the workers get none.
+        ConfigError: see `check_train_config` and `check_train_precision`.
         KpRayError: a member failed, see `fit_member`; raised only when the other members have ended.
     """
     own_config = config
     config, search = apply_search(own_config)
-    check_options(config)
-    check_settings(config, from_search=search is not None)
+    check_train_config(config)
+    check_member_settings(config, from_search=search is not None)
     with writer_lock(config.path("members")):
         pending = [member for member in config.train.members if not is_trained(config.member_dir(member.name))]
-        left_out = {member.name: describe_left_out(config, member, check_rows(config, member)) for member in pending}
+        unused_variants = {
+            member.name: describe_unused_variants(config, member, check_rows(config, member)) for member in pending
+        }
         max_running, use_gpu = training_capacity(config) if pending else (0, False)
-        check_precision(config, use_gpu)
+        check_train_precision(config, use_gpu)
         own_config.save()
         trained: dict[str, MemberSummary] = {}
-        if pending:  # without members to train no cluster is running
+        if pending:  # if every member is finished, there may be no cluster
             trained = _fit_members(config, search, pending, progress, max_running=max_running, use_gpu=use_gpu)
     summaries = []
     for member in config.train.members:
         finished_before = MemberSummary(member.name, config.member_dir(member.name))
         summary = trained.get(member.name, finished_before)
         fold = config.held_out_fold(member.name)
-        summaries.append(replace(summary, left_out=left_out.get(member.name, ""), fold=fold))
+        summaries.append(replace(summary, unused_variants=unused_variants.get(member.name, ""), fold=fold))
     return TrainSummary(tuple(summaries), search)
 
 
-def describe_left_out(config: Config, member: MemberConfig, num_usable: int) -> str:
-    """Describe how many stored variants a member does not train on; "" for none."""
-    num_rows, least = count_rows(config, member), max(1, config.augment.min_visible)
+def describe_unused_variants(config: Config, member: MemberConfig, num_usable: int) -> str:
+    """Describe how many stored variants a member does not train on, and why; "" for none."""
+    num_rows, min_visible = count_rows(config, member), max(1, config.augment.min_visible)
     if num_usable == num_rows:
         return ""
     return (
         f"{num_rows - num_usable} of {num_rows} variants left out (fewer visible keypoints than "
-        f"augment.min_visible={least}, or a box without an area)"
+        f"augment.min_visible={min_visible}, or a box without an area)"
     )
 
 
 def check_rows(config: Config, member: MemberConfig) -> int:
-    """Count the rows on which a member can train, and refuse a member whose rows do not fill one iteration.
+    """Count the rows on which a member can train, and refuse a member with fewer rows than one iteration needs.
 
     Raises:
-        DataError: there are too few; the message names the settings that decide.
+        DataError: there are too few rows; the message names the settings that decide.
         StoreError: there is no finished store, or it does not hold a recipe of the member.
     """
     num_usable, min_visible = len(usable_rows(config, member)), config.augment.min_visible
-    num_needed = config.train.ims_per_batch * config.train.worker_range[1]  # ims_per_batch counts one worker's images
+    num_needed = config.train.ims_per_batch * config.train.max_workers  # ims_per_batch counts one worker's images
     if num_usable < num_needed:
-        by_workers = " or train.num_workers" if config.train.worker_range[1] > 1 else ""
-        more_rows = "lower augment.min_visible, " if min_visible > 1 else ""
+        or_workers = " or train.num_workers" if config.train.max_workers > 1 else ""
+        lower_min_visible = "lower augment.min_visible, " if min_visible > 1 else ""
         raise DataError(
             f"member {member.name}: {num_usable} training rows have at least {max(1, min_visible)} visible keypoints, "
-            f"but an iteration needs {num_needed}: {more_rows}add images or recipes, or lower "
-            f"train.ims_per_batch{by_workers}"
+            f"but an iteration needs {num_needed}: {lower_min_visible}add images or recipes, or lower "
+            f"train.ims_per_batch{or_workers}"
         )
     return num_usable
 
 
-def check_precision(config: Config, use_gpu: bool) -> None:
+def check_train_precision(config: Config, use_gpu: bool) -> None:
     """Refuse fp16 for workers that compute on CPUs.
 
     Raises:
@@ -194,19 +194,19 @@ def check_precision(config: Config, use_gpu: bool) -> None:
 
 
 class InputMonitor:
-    """Warns once per member if its iterations wait long for images."""
+    """Warns once about each member whose iterations wait long for images."""
 
     def __init__(self, config: Config) -> None:
-        self.train = config.train
+        self.section = config.train
         self.slow_since: dict[str, int] = {}
         self.warned: set[str] = set()
 
     def check(self, name: str, entry: LogEntry) -> None:
-        """Warn if two log entries in a row report a wait: the first batches of a run always take long.
+        """Warn if two successive log entries report a long wait: the first batches of a run always take long.
 
         Args:
             name: name of the member.
-            entry: the latest entry of its log.
+            entry: the latest entry of the member's log.
         """
         share = entry.values.get("data_time", 0.0) / entry.values.get("time", math.inf)
         if share <= MAX_DATA_SHARE:
@@ -215,8 +215,8 @@ class InputMonitor:
             self.warned.add(name)
             logging.getLogger(__name__).warning(
                 f"member {name}: iterations wait {share:.0%} of their time for images: raise train.cpus_per_worker "
-                f"(got {self.train.cpus_per_worker:g}), or train.threads_per_feed if CPUs are idle (got "
-                f"{self.train.num_feed_threads})"
+                f"(got {self.section.cpus_per_worker:g}), or train.threads_per_feed if CPUs are idle (got "
+                f"{self.section.num_feed_threads})"
             )
 
 
@@ -232,10 +232,10 @@ def _fit_members(
     """Train members, at most `max_running` at the same time, and return their summaries by name.
 
     Raises:
-        KpRayError: a member failed; raised when the others have ended.
+        KpRayError: a member failed; raised when the other members have ended.
     """
     # Ray Train's `fit` blocks, so each member gets a task.
-    fit = ray.remote(**fit_task_options())(_fit_member)
+    fit = ray.remote(**fit_task_options())(_fit_member_task)
     waiting, running = list(members), dict[Any, tuple[MemberConfig, float]]()
     summaries: dict[str, MemberSummary] = {}
     errors: list[KpRayError] = []
@@ -246,9 +246,9 @@ def _fit_members(
                 member = waiting.pop(0)
                 record_settings(config, member, asdict(search) if search else None)
                 running[fit.remote(config.to_dict(), member.name, use_gpu)] = member, time.time()
-            ended, _ = ray.wait(list(running), timeout=PROGRESS_PERIOD_S)
-            for reference in ended:
-                member, began = running.pop(reference)
+            done_references, _ = ray.wait(list(running), timeout=PROGRESS_PERIOD_S)
+            for reference in done_references:
+                member, start_s = running.pop(reference)
                 try:
                     result = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
@@ -256,14 +256,14 @@ def _fit_members(
                         raise
                     errors.append(error.cause)
                 else:
-                    seconds = round(time.time() - began, 1)
+                    seconds = round(time.time() - start_s, 1)
                     summaries[member.name] = MemberSummary(member.name, config.member_dir(member.name), result, seconds)
             for member, _ in running.values():
                 _report_progress(config, member, progress, monitor)
     except ray.exceptions.RayError as error:
         raise StoppedError(f"training stopped: {describe_ray_error(error)}: run the same command to resume") from error
     finally:
-        for reference in running:  # after Ctrl-C or an error of this process, on a cluster that lives on
+        for reference in running:  # after Ctrl-C or an error: the cluster can outlive this process
             ray.cancel(reference)
     if errors:
         raise type(errors[0])("; ".join(str(error) for error in errors)) from errors[0]
@@ -274,13 +274,13 @@ def _report_progress(config: Config, member: MemberConfig, progress: Progress, m
     latest = read_latest_entry(config.member_dir(member.name))
     if latest is not None:
         monitor.check(member.name, latest)
-        # max_iter counts the iterations of one worker; N workers need the N-th part of them.
+        # max_iter counts the iterations of a single worker; N workers need max_iter / N iterations.
         total = round(config.train.max_iter / latest.values.get("workers", 1))
         loss = latest.values.get("total_loss", math.nan)
         progress(member.name, latest.iteration + 1, total, f"loss {loss:.2f}")
 
 
-def _fit_member(values: Mapping[str, Any], name: str, use_gpu: bool) -> TrainingResult:
+def _fit_member_task(values: Mapping[str, Any], name: str, use_gpu: bool) -> TrainingResult:
     config = build_config(values)
     member = next(member for member in config.train.members if member.name == name)
     return fit_member(config, member, use_gpu=use_gpu, folder=config.member_dir(name))
@@ -297,25 +297,25 @@ def fit_member(
     """Train a member with Ray Train, from its last checkpoint if it has one.
 
     Args:
-        config: with a finished store in its run folder; a Ray cluster must be running.
+        config: its run folder holds a finished store; a Ray cluster must be running.
         member: the member to train.
         use_gpu: True gives each worker a GPU.
-        folder: receives the checkpoints, the log and the finished member; local or a URL.
+        folder: local path or URL of a folder for the checkpoints, the log and the finished member.
         callbacks: called by Ray Train's controller when the workers report.
 
     Raises:
-        ConfigError: `train.precision` needs a GPU.
+        ConfigError: see `check_train_precision`.
         DivergedError: a loss or the weights are no longer finite.
         ModelError: the starting weights cannot be used.
         StorageError: a part of the store is missing or damaged.
         StoppedError: workers were lost or failed more than `train.max_failures` times.
     """
-    check_precision(config, use_gpu)
-    # By default Ray Train's controller polls for reports every two seconds, and each report waits for it.
+    check_train_precision(config, use_gpu)
+    # By default Ray Train's controller polls for reports every two seconds, and a reporting worker waits for the poll.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     trainer = _create_trainer(config, member, use_gpu=use_gpu, folder=folder, callbacks=callbacks)
     try:
-        with without_leftovers():
+        with release_controller():
             outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         cause = root_cause(error)
@@ -324,7 +324,7 @@ def fit_member(
         raise StoppedError(
             f"member {member.name}: training stopped: {describe_ray_error(error)}: run the same command to resume"
         ) from error
-    if isinstance(outcome, KpRayError):  # returned, not raised, because Ray Train would retry: no retry can help
+    if isinstance(outcome, KpRayError):  # an error that a restart would repeat
         raise type(outcome)(f"member {member.name}: {outcome}") from outcome
     if not isinstance(outcome, TrainingResult):
         raise TypeError(f"member {member.name}: Ray Train returned {outcome!r}")
@@ -332,10 +332,10 @@ def fit_member(
 
 
 @contextlib.contextmanager
-def without_leftovers() -> Iterator[None]:
-    """End Ray Train's controller, and the actors and placement groups that it owns, when a run ends in any way.
+def release_controller() -> Iterator[None]:
+    """Release Ray Train's controller when a run ends or fails, so that its actors and placement groups end too.
 
-    The controller lives as long as this process, a Ray worker that may live on for days, has its handle. `fit` leaves
+    The controller lives as long as this process keeps its handle, and this Ray worker may live for days. `fit` leaves
     the handle in the SIGINT handler that it installs (Ray 2.60), and an error keeps the handle in its traceback.
     """
     handler = signal.getsignal(signal.SIGINT)
@@ -353,35 +353,35 @@ def without_leftovers() -> Iterator[None]:
 def _create_trainer(
     config: Config, member: MemberConfig, *, use_gpu: bool, folder: str, callbacks: Sequence[ray.train.UserCallback]
 ) -> TorchTrainer:
-    train = config.train
+    section = config.train
     # Ray Data gets references to rows, not images. A stream of images cannot be shuffled as a whole, and it would keep
     # Ray Data's coordinator busy even when training is the bottleneck (measured: 40 % of a core per run).
     rows = usable_rows(config, member)
-    # Ray Train gives each worker a fixed range of these rows. The store sorts them by recipe: mix them before.
+    # The store sorts its rows by recipe, and Ray Train gives each worker a fixed range of them: shuffle the rows first.
     shuffled = rows.take(np.random.default_rng(member.seed).permutation(len(rows)))
     with ray_data_settings():
         dataset = ray.data.from_arrow(shuffled)
     storage_path, _, name = folder.rstrip("/").rpartition("/")
+    is_elastic = isinstance(section.num_workers, WorkerRange)
     return TorchTrainer(
         train_loop_per_worker,
         train_loop_config={"config": config.to_dict(), "member": member.model_dump(mode="json"), "folder": folder},
         datasets={"train": dataset},
         scaling_config=ray.train.ScalingConfig(
-            # A tuple makes the run elastic.
-            num_workers=train.worker_range if isinstance(train.num_workers, WorkerRange) else train.num_workers,
+            num_workers=(section.min_workers, section.max_workers) if is_elastic else section.max_workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker={"CPU": section.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
             label_selector=MODEL_NODE_SELECTOR,
         ),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage_path,
             callbacks=list(callbacks),
-            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=section.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=train.keep_best,  # Ray Train keeps the latest checkpoint beside these
+                num_to_keep=section.keep_best,  # Ray Train keeps the latest checkpoint beside these
                 checkpoint_score_attribute=SCORE,
-                checkpoint_score_order=metric_mode(train.best_metric),
+                checkpoint_score_order=metric_mode(section.best_metric),
             ),
         ),
     )

@@ -1,6 +1,6 @@
-"""The result of a search: `tune/result.json`, which marks a finished search, and the copy of it in a member's folder.
+"""Read, write and apply the result of a search: `tune/result.json`, and its copy in a member's `settings.json`.
 
-This module needs no torch: the report reads both.
+This module imports no torch, so that the report can use it.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from kp_ray.errors import StorageError, one_line
 from kp_ray.storage import exists, join, read_json, write_json
 
 SETTINGS_NAME = "settings.json"
-"""File in a member's folder with the settings that it began with, and the search that they come from."""
+"""File in a member's folder with the settings that the member began with, and the search that they come from."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class SearchResult:
     Attributes:
         trial: name of the best trial.
         metric: the tuned metric.
-        iterations: iterations trained before the evaluation that decided.
+        iterations: number of iterations after which the best trial reached `value`.
         value: the best trial's value of the metric.
-        own_value: the value of the trial with the config's own settings after as many iterations; None if that trial
-            failed.
+        own_value: value of the trial with the config's own settings, after the same number of iterations; None if that
+            trial failed.
         train: the fields of the section `train` that the search changes, with their new values; empty if no trial was
             better than the config's own settings.
     """
@@ -41,21 +41,21 @@ class SearchResult:
     train: Mapping[str, Any]
 
     def describe(self) -> str:
-        """Describe on one line what the search changes, and what both settings scored."""
-        own = "failed" if self.own_value is None else f"{self.own_value:.4g}"
+        """Describe on one line the settings that the search changes, and the metric with and without the changes."""
+        own_value = "failed" if self.own_value is None else f"{self.own_value:.4g}"
         if not self.train:
             return (
                 "settings: the config's own; the search found none better "
-                f"({self.metric} {own} after {self.iterations} iterations)"
+                f"({self.metric} {own_value} after {self.iterations} iterations)"
             )
-        changes = ", ".join(f"{name} {_format(value)}" for name, value in self.train.items())
+        changes = ", ".join(f"{name} {_format_setting(value)}" for name, value in self.train.items())
         return (
             f"settings from the search ({self.trial}, {self.metric} {self.value:.4g} after {self.iterations} "
-            f"iterations; the config's own: {own}): {changes}"
+            f"iterations; the config's own: {own_value}): {changes}"
         )
 
 
-def _format(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -75,7 +75,7 @@ def read_result(config: Config) -> SearchResult:
 
 
 def read_member_search(folder: str) -> SearchResult | None:
-    """Read the search whose settings a member was trained with, from its folder; None for the config's own settings.
+    """Read from a member's folder the search that its settings come from; None for the config's own settings.
 
     Raises:
         StorageError: the member's recorded settings are damaged.
@@ -94,12 +94,12 @@ def _parse(values: Any, path: str, fix: str) -> SearchResult:
 
 
 def write_result(config: Config, result: SearchResult) -> None:
-    """Write `tune/result.json`."""
+    """Write `tune/result.json`, which marks the search as finished."""
     write_json(config.path("tune", "result.json"), asdict(result))
 
 
 def apply_result(config: Config, result: SearchResult) -> Config:
-    """Return the config that trains every member with the result of a search; applying it twice changes nothing."""
+    """Return the config with a search's settings for every member; applying the result again changes nothing."""
     values = config.to_dict()
     values["train"] |= {**result.train, "tuned": False}
     if "recipes" in result.train:

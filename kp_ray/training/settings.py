@@ -32,17 +32,17 @@ def deciding_train_fields(config: Config) -> dict[str, Any]:
 
 
 def member_fields(config: Config, member: MemberConfig) -> dict[str, Any]:
-    """Return everything that decides a member's weights, by dotted name, as JSON values.
+    """Return the settings that decide a member's weights, by dotted name, as JSON values.
 
     Raises:
         StoreError: there is no finished store.
     """
     values = config.to_dict()
-    own = {name: value for name, value in member.model_dump(mode="json").items() if name != "name"}
+    member_values = {name: value for name, value in member.model_dump(mode="json").items() if name != "name"}
     return {
         **{f"model.{name}": value for name, value in values["model"].items()},
         **{f"train.{name}": value for name, value in deciding_train_fields(config).items()},
-        **{f"member.{name}": value for name, value in own.items()},
+        **{f"member.{name}": value for name, value in member_values.items()},
         "member.fold": config.held_out_fold(member.name),
         "augment.min_visible": config.augment.min_visible,
         "skeleton": values["skeleton"],
@@ -54,9 +54,9 @@ def record_settings(config: Config, member: MemberConfig, search: Mapping[str, A
     """Record the settings that a member begins with.
 
     Args:
-        config: the settings.
+        config: the run's configuration.
         member: the member.
-        search: the search that some of the settings come from, as plain values; it is recorded, and never compared.
+        search: the search that some of the settings come from, as plain values; it is recorded, but never compared.
 
     Raises:
         StorageError: the member's folder cannot be written.
@@ -65,19 +65,19 @@ def record_settings(config: Config, member: MemberConfig, search: Mapping[str, A
     write_bytes(path, encode_fields({**member_fields(config, member), "search": search}))
 
 
-def check_settings(config: Config, *, from_search: bool = False) -> None:
+def check_member_settings(config: Config, *, from_search: bool = False) -> None:
     """Refuse settings other than those that the members of this run folder began with.
 
     Args:
-        config: the settings.
-        from_search: whether some of them come from a search; the message then says how to use the config's own.
+        config: the run's configuration.
+        from_search: True if some settings come from a search; the message then says how to keep the config's own.
 
     Raises:
         RunStateError: a setting differs; the message names it.
         StorageError: recorded settings are damaged.
         StoreError: there is no finished store.
     """
-    # A record of an earlier version lacks the fields that were added since: it was trained with their defaults.
+    # A field that the recording version did not have counts as its default.
     defaults = {f"train.{name}": value for name, value in deciding_train_fields(Config()).items()}
     for member in config.train.members:
         folder = config.member_dir(member.name)
@@ -88,24 +88,25 @@ def check_settings(config: Config, *, from_search: bool = False) -> None:
         current = member_fields(config, member)
         # A Detectron2 option that was removed from the config differs too: compare it as null.
         current["model.cfg"] = {**dict.fromkeys(recorded.get("model.cfg") or {}), **current["model.cfg"]}
-        own = "set train.tuned=false to keep the config's own settings, " if from_search else ""
+        own_settings_fix = "set train.tuned=false to keep the config's own settings, " if from_search else ""
         refuse_difference(
             recorded,
             current,
             folder,
-            f"{own}give the member another name, choose another run_dir, or delete this folder to train it again",
+            f"{own_settings_fix}give the member another name, choose another run_dir, or delete this folder to train "
+            "it again",
         )
 
 
-def check_lineage(config: Config, members: Sequence[str]) -> None:
-    """Refuse trained members that began with another store or another held-out fold than those of the config.
+def check_training_data(config: Config, members: Sequence[str]) -> None:
+    """Refuse members that were trained on another store, or with another held-out fold, than the config's.
 
     Args:
-        config: the run's config, whose store has its folds (`check_num_folds`).
-        members: names of the members.
+        config: the run's configuration; its store has the config's number of folds (`check_num_folds`).
+        members: names of trained members.
 
     Raises:
-        RunStateError: a member did; its scores on the fold would be those of images that it was trained on.
+        RunStateError: as described; the member would be scored on images that it was trained on.
         StorageError: recorded settings are missing or damaged.
         StoreError: there is no finished store.
     """
@@ -125,10 +126,10 @@ def starting_weights(config: Config, member: MemberConfig) -> tuple[str, str | N
     return "model.weights", config.model.weights
 
 
-def check_options(config: Config) -> None:
-    """Refuse training options that every worker would refuse.
+def check_train_config(config: Config) -> None:
+    """Refuse settings and inputs with which no worker could train.
 
-    Before there is a store, Detectron2's options are checked with the labels' keypoints.
+    Without a store, Detectron2's options are checked with the labels' keypoints.
 
     Raises:
         ConfigError: an option of Detectron2 is wrong or would be ignored, the skeleton does not fit the store's
@@ -155,10 +156,10 @@ def _check_member_inputs(config: Config, member: MemberConfig) -> None:
     recipes = member.recipes or config.train.recipes or ()
     if has_store(config.path("store")):
         select_parts(config.path("store"), recipes=recipes)
-    elif unplanned := sorted(set(recipes) - set(config.augment.recipes)):
+    elif missing_recipes := sorted(set(recipes) - set(config.augment.recipes)):
         key = f"train.members[{member.name}].recipes" if member.recipes else "train.recipes"
-        raise ConfigError(f"{key}: augment.recipes lacks a recipe (got {unplanned[0]}): add it there")
+        raise ConfigError(f"{key}: augment.recipes lacks a recipe (got {missing_recipes[0]}): add it there")
     key, weights = starting_weights(config, member)
-    has_begun = exists(join(config.member_dir(member.name), SETTINGS_NAME))  # and needs them no longer
+    has_begun = exists(join(config.member_dir(member.name), SETTINGS_NAME))  # then it resumes from its checkpoint
     if weights and weights.startswith("/") and not has_begun and not exists(weights):
         raise ModelError(f"{key}: {weights}: there is no such file: correct the path")

@@ -12,7 +12,7 @@ from kp_ray.store.manifest import read_manifest
 from kp_ray.store.skeleton import run_skeleton
 from kp_ray.training.run import TrainSummary, check_rows, train
 from kp_ray.training.search_result import SearchResult, is_search_finished
-from kp_ray.training.settings import check_options, check_settings
+from kp_ray.training.settings import check_member_settings, check_train_config
 from kp_ray.training.tuned import apply_search
 
 
@@ -21,19 +21,20 @@ class TrainForecast:
     """Forecast of what `train` does.
 
     Attributes:
-        members, finished: number of all members, and of the finished ones.
-        iterations: iterations of each member with its largest number of workers.
-        worker_range: smallest and largest number of workers of each member.
+        members, finished: number of members, and of finished members.
+        iterations: iterations per member with the largest number of workers.
+        min_workers, max_workers: smallest and largest number of workers per member.
         ims_per_batch: images per worker and iteration.
         num_rows_by_split: number of the store's rows, under "train" and "val".
-        search: the search whose settings are used; None for the config's own.
+        search: the search whose settings are used; None for the config's own settings.
         folds: number of folds, of which each member holds out one; None without `split.folds`.
     """
 
     members: int
     finished: int
     iterations: int
-    worker_range: tuple[int, int]
+    min_workers: int
+    max_workers: int
     ims_per_batch: int
     num_rows_by_split: dict[str, int]
     search: SearchResult | None = None
@@ -41,8 +42,8 @@ class TrainForecast:
 
     def lines(self) -> list[str]:
         """Return lines of text for the terminal."""
-        fewest, most = self.worker_range
-        workers = str(most) if fewest == most else f"{fewest} to {most}"
+        is_elastic = self.min_workers < self.max_workers
+        workers = f"{self.min_workers} to {self.max_workers}" if is_elastic else str(self.max_workers)
         validation = f"{self.num_rows_by_split['val']} validation rows"
         if self.folds is not None:
             validation = f"{self.folds} folds, of which each member validates on one"
@@ -74,7 +75,7 @@ class TrainStage:
         """Describe on one line what the run folder's search changes; None if the config's own settings are used.
 
         Raises:
-            RunStateError: as `apply_search`.
+            RunStateError: see `apply_search`.
         """
         _, search = apply_search(config)
         return search.describe() if search else None
@@ -82,20 +83,20 @@ class TrainStage:
     def check(self, config: Config) -> None:
         """Refuse wrong options, too few training rows, and settings other than those that existing members began with.
 
-        A search that is not finished passes, because `run` finishes it before it trains; `is_done` refuses it.
+        A search that is not finished passes, because `kp-ray run` finishes it before it trains; `is_done` refuses it.
 
         Raises:
-            ConfigError: see `check_options` and `check_flips`.
+            ConfigError, ModelError, StoreError: see `check_train_config` and `check_flips`.
             DataError: see `check_rows`.
             RunStateError: a member of this run folder, or its finished search, began with other settings.
         """
         is_stored, search = has_store(config.path("store")), None
         if is_stored and is_search_finished(config):
             config, search = apply_search(config)
-        check_options(config)
+        check_train_config(config)
         check_flips(config, run_skeleton(config), "train")
         if is_stored:
-            check_settings(config, from_search=search is not None)
+            check_member_settings(config, from_search=search is not None)
             for member in config.train.members:
                 if not is_trained(config.member_dir(member.name)):
                     check_rows(config, member)
@@ -110,7 +111,7 @@ class TrainStage:
         """
         read_manifest(config.path("store"))
         config, search = apply_search(config)
-        check_settings(config, from_search=search is not None)
+        check_member_settings(config, from_search=search is not None)
         return all(is_trained(config.member_dir(member.name)) for member in config.train.members)
 
     def run(self, config: Config, progress: Progress) -> TrainSummary:
@@ -122,15 +123,16 @@ class TrainStage:
 
         Raises:
             StoreError: there is no finished store.
-            RunStateError: as `apply_search`.
+            RunStateError: see `apply_search`.
         """
         config, search = apply_search(config)
         manifest, section = read_manifest(config.path("store")), config.train
         return TrainForecast(
             members=len(section.members),
             finished=sum(is_trained(config.member_dir(member.name)) for member in section.members),
-            iterations=round(section.max_iter / section.worker_range[1]),
-            worker_range=section.worker_range,
+            iterations=round(section.max_iter / section.max_workers),
+            min_workers=section.min_workers,
+            max_workers=section.max_workers,
             ims_per_batch=section.ims_per_batch,
             num_rows_by_split=manifest.num_rows_by_split,
             search=search,

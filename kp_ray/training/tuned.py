@@ -1,4 +1,4 @@
-"""Train with the settings that a finished search found, if the search began with the same settings."""
+"""Record the settings that a search begins with, and train with the settings that a finished search found."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from kp_ray.training.settings import deciding_train_fields
 def search_fields(config: Config) -> dict[str, Any]:
     """Return the settings that decide a search's results, as plain values."""
     values, member = config.to_dict(), config.train.members[0]
-    own = {key: value for key, value in values["train"]["members"][0].items() if key != "name"}
+    member_values = {key: value for key, value in values["train"]["members"][0].items() if key != "name"}
     return {
-        **{part: values[part] for part in ("seed", "model", "skeleton")},
+        **{key: values[key] for key in ("seed", "model", "skeleton")},
         "augment": {"min_visible": config.augment.min_visible},
         "tune": {key: value for key, value in values["tune"].items() if key != "max_concurrent"},
         "train": deciding_train_fields(config),
-        "train.members.0": {**own, "fold": config.held_out_fold(member.name)},
+        "train.members.0": {**member_values, "fold": config.held_out_fold(member.name)},
         "store": store_digest(config.path("store")),
     }
 
@@ -41,16 +41,16 @@ def check_search_settings(config: Config, advice: str) -> None:
     path = config.path("tune", "settings.json")
     if exists(path):
         recorded = read_json(path, "delete this file and continue with the settings that the search began with")
-        # A record of an earlier version lacks the fields that were added since: it searched with their defaults.
+        # A field that the recording version did not have counts as its default.
         if isinstance(recorded.get("train"), dict):
             recorded["train"] = deciding_train_fields(Config()) | recorded["train"]
         refuse_difference(recorded, search_fields(config), config.path("tune"), advice)
 
 
 def apply_search(config: Config) -> tuple[Config, SearchResult | None]:
-    """Return the config with which `train` trains the members, and the search that it comes from.
+    """Return the config with the settings that the run folder's search found, and the search's result.
 
-    It is the config itself, and None, without a search, with `train.tuned: false` and with `tune.num_trials: 0`.
+    Without a search, with `train.tuned: false` or with `tune.num_trials: 0`, return the config unchanged, and None.
 
     Raises:
         RunStateError: the run folder's search is not finished, or began with other settings.

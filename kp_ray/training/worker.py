@@ -1,4 +1,4 @@
-"""A worker of a training run: its rank, its device, and the member and settings that it trains."""
+"""Describe a worker of a training run: its rank, its device, and the member that it trains."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ class Worker:
     Attributes:
         config: the run's configuration.
         member: the member that is trained.
-        folder: where the member is published, local or a URL.
+        folder: local path or URL of the member's folder.
         skeleton: the store's keypoints.
         cfg: Detectron2's config, scaled to `world_size` workers.
         rank: number of this worker, from 0.
         world_size: number of workers.
         local_rank: number of this worker on its node, from 0.
         device: the worker's CPU or GPU.
-        precision: numbers of the model's backbone.
-        locate_part: see `RowReader`.
+        precision: number format of the model's backbone.
+        locate_part: returns the path from which a part is read, see `RowReader`.
     """
 
     config: Config
@@ -53,7 +53,7 @@ class Worker:
         return self.rank == 0
 
     def seed(self, iteration: int) -> int:
-        """Return the seed of an iteration's random numbers on this worker, so that a resumed run draws the same."""
+        """Return the seed of an iteration's random numbers on this worker; a resumed run gets the same seed."""
         return _derive_seed(self.member.seed, self.rank, iteration)
 
     @property
@@ -65,8 +65,8 @@ class Worker:
     def checkpoint_interval(self) -> int:
         """Iterations between checkpoints.
 
-        It is half of `train.checkpoint_period`, because a checkpoint may be recorded only when the next one is saved:
-        a kill before that loses the iterations since the checkpoint before.
+        Ray Train may record a checkpoint only when the next one is saved, so that a killed run can lose the iterations
+        of two intervals: an interval is half of `train.checkpoint_period`.
         """
         return max(1, self.cfg.SOLVER.CHECKPOINT_PERIOD // 2)
 
@@ -111,7 +111,7 @@ def set_torch_options(cfg: CfgNode, *, deterministic: bool) -> None:
     """Set the options of torch in this process that Detectron2's `default_setup` sets, and cudnn's determinism.
 
     Args:
-        cfg: gives CUDNN_BENCHMARK and, in Detectron2 after 0.6, FLOAT32_PRECISION.
+        cfg: Detectron2's config with CUDNN_BENCHMARK and, after version 0.6, FLOAT32_PRECISION.
         deterministic: `train.deterministic`.
     """
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK

@@ -122,7 +122,7 @@ def check_sets(config: Config, sets: RecipeSets) -> None:
         ConfigError: a set has too few rows.
         StoreError: the store lacks a recipe.
     """
-    min_rows = config.train.ims_per_batch * config.train.worker_range[1]
+    min_rows = config.train.ims_per_batch * config.train.max_workers
     for name in sets:
         set_config = _with_recipes(config, name, sets)
         num_rows = len(usable_rows(set_config, set_config.train.members[0]))
@@ -136,7 +136,7 @@ def check_sets(config: Config, sets: RecipeSets) -> None:
 def build_scaled_cfg(config: Config) -> CfgNode:
     """Build a training run's Detectron2 config, scaled by the largest number of workers."""
     skeleton = config.build_skeleton(read_manifest(config.path("store")).skeleton)
-    return scale_cfg(build_cfg(config, skeleton, "cpu"), config.train.worker_range[1])
+    return scale_cfg(build_cfg(config, skeleton, "cpu"), config.train.max_workers)
 
 
 def solver_params(config: Config, cfg: CfgNode, recipes: str) -> SolverParams:

@@ -20,7 +20,7 @@ from kp_ray.storage import delete_folder, join, list_folders, write_bytes, write
 from kp_ray.store.folds import check_num_folds
 from kp_ray.store.manifest import read_manifest
 from kp_ray.training.search_result import SearchResult, apply_result, is_search_finished, write_result
-from kp_ray.training.settings import check_options
+from kp_ray.training.settings import check_train_config
 from kp_ray.training.tuned import check_search_settings, record_search
 from kp_ray.tuning.apply import SolverParams, check_sets, train_fields
 from kp_ray.tuning.plots import write_plots
@@ -179,7 +179,7 @@ def check_search(config: Config) -> None:
             "train.num_workers: only trials with the same number of workers can be compared (got a range): give a "
             "number instead of min and max, or set tune.num_trials=0"
         )
-    check_options(config)
+    check_train_config(config)
     sets = recipe_sets(config)
     check_sets(config, sets)
     first_points(config, sets)  # refuses points outside the search space

@@ -47,8 +47,9 @@ def test_a_wrong_number_of_workers_is_refused(num_workers: Any, message: str) ->
 
 
 def test_a_fixed_number_of_workers_is_a_range_with_equal_ends() -> None:
-    assert build_config({"train": {"num_workers": {"min": 1, "max": 3}}}).train.worker_range == (1, 3)
-    assert build_config({"train": {"num_workers": 3}}).train.worker_range == (3, 3)
+    for num_workers, limits in (({"min": 1, "max": 3}, (1, 3)), (3, (3, 3))):
+        train = build_config({"train": {"num_workers": num_workers}}).train
+        assert (train.min_workers, train.max_workers) == limits
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "/root", "a\\b", ".hidden", "a\0b", "a\nb"])

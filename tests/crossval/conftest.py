@@ -1,4 +1,4 @@
-"""A run folder with two folds, a member of random weights for each, and a store; needs no cluster."""
+"""Share a run folder with a store of two folds and, for each fold, a member with random weights; needs no cluster."""
 
 from typing import Any
 
@@ -17,9 +17,9 @@ from tests.helpers.stores import write_planned_store
 
 
 @pytest.fixture(scope="session")
-def folded(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
+def fold_config(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Write the run folder and return its config."""
-    folder = tmp_path_factory.mktemp("folded")
+    folder = tmp_path_factory.mktemp("folds")
     config = tiny_config(sample_data, folder, train={"members": MEMBERS}, split={"folds": 2, "fraction": 0.1})
     write_planned_store(make_plan(config))
     cfg = build_cfg(config, DACON24, "cpu")

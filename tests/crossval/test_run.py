@@ -1,4 +1,4 @@
-"""Every labelled image is predicted by the members that hold out its fold, and by no other."""
+"""Every labelled image is predicted by the members that hold out its fold, and by no other members."""
 
 import json
 import shutil
@@ -24,85 +24,85 @@ from kp_ray.store.read import read_table
 from kp_ray.suspects.stage import explain_missing_predictions
 
 
-def predict_here(task: PredictionTask, num_images: int | None = None) -> None:
-    """Write the parts of a prediction in this process, without a cluster."""
+def predict_in_process(task: PredictionTask, num_images: int | None = None) -> None:
+    """Predict missing images, at most `num_images`, in this process without a cluster, and write them as one part."""
     predictor = Predictor(**task.predictor_arguments(has_gpu=False))
     predictor.write_part(decode_batch(refs_table(task.find_missing_images()[:num_images]), task.input_sizes))
 
 
-def test_each_image_is_predicted_and_scored_by_the_member_that_never_saw_its_scene(folded: Config) -> None:
-    tasks = make_tasks(folded)
+def test_each_image_is_predicted_and_scored_by_the_member_that_never_saw_its_scene(fold_config: Config) -> None:
+    tasks = make_tasks(fold_config)
     assert [(group.fold, group.members, list(task.members)) for group, task in tasks] == [
         (0, ("a",), ["a"]),
         (1, ("b",), ["b"]),
     ]
-    assert not are_folds_predicted(folded)
+    assert not are_folds_predicted(fold_config)
     for _, task in tasks:
-        predict_here(task, num_images=1)
-        predict_here(task)
-    assert predict_folds(folded, no_progress) == 0, "nothing is left to predict, so that no cluster is needed"
-    assert are_folds_predicted(folded)
-    labels = read_table(folded.path("store"), recipes=["Original"]).to_pandas()
-    predicted = {}
+        predict_in_process(task, num_images=1)
+        predict_in_process(task)
+    assert predict_folds(fold_config, no_progress) == 0, "nothing is left to predict, so that no cluster is needed"
+    assert are_folds_predicted(fold_config)
+    labels = read_table(fold_config.path("store"), recipes=["Original"]).to_pandas()
+    fold_by_image = {}
     for fold, member in enumerate("ab"):
-        predictions = read_predictions(folded.path("crossval", f"fold-{fold}.parquet"))
+        predictions = read_predictions(fold_config.path("crossval", f"fold-{fold}.parquet"))
         assert predictions.members == (member,)
-        predicted |= dict.fromkeys(predictions.images, fold)
-    assert predicted == dict(zip(labels.source, labels.fold, strict=True))
+        fold_by_image |= dict.fromkeys(predictions.images, fold)
+    assert fold_by_image == dict(zip(labels.source, labels.fold, strict=True))
 
-    scores = score_folds(folded)
+    scores = score_folds(fold_config)
     assert scores.num_images == len(labels) == 12
     assert [fold.members for fold in scores.by_fold] == [("a",), ("b",)]
     assert [fold.num_images for fold in scores.by_fold] == [(labels.fold == fold).sum() for fold in (0, 1)]
     assert scores.rmse_interval is not None
     assert scores.rmse_interval[0] <= (scores.rmse or 0) <= scores.rmse_interval[1]
-    assert json.loads(Path(folded.path("crossval.json")).read_text())["rmse"] == scores.rmse
+    assert json.loads(Path(fold_config.path("crossval.json")).read_text())["rmse"] == scores.rmse
     assert len(scores.lines()) == 1
 
-    assert read_cross_validation(folded) == scores
-    others = [{"name": "c", "seed": 1}, {"name": "b", "seed": 2}]
-    assert read_cross_validation(build_config({**folded.to_dict(), "train": {"members": others}})) is None
-    hold_out = build_config({**folded.to_dict(), "split": {}})
-    assert read_cross_validation(hold_out) is None, "no scores of former folds"
+    assert read_cross_validation(fold_config) == scores
+    other_members = [{"name": "c", "seed": 1}, {"name": "b", "seed": 2}]
+    assert read_cross_validation(build_config({**fold_config.to_dict(), "train": {"members": other_members}})) is None
+    config_without_folds = build_config({**fold_config.to_dict(), "split": {}})
+    assert read_cross_validation(config_without_folds) is None, "scores of former folds are not read"
 
-    only_a = build_config({**folded.to_dict(), "predict": {**folded.to_dict()["predict"], "members": ["a"]}})
+    only_a = build_config({**fold_config.to_dict(), "predict": {**fold_config.to_dict()["predict"], "members": ["a"]}})
     scores = score_folds(only_a)
     assert scores.num_not_scored == (labels.fold == 1).sum()
     assert "no member holds out fold 1" in scores.lines()[-1]
 
 
-def test_members_of_another_store_or_fold_are_refused(folded: Config, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(folded.run_dir, run)
-    values = {**folded.to_dict(), "run_dir": str(run)}
+def test_members_of_another_store_or_fold_are_refused(fold_config: Config, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(fold_config.run_dir, run_dir)
+    values = {**fold_config.to_dict(), "run_dir": str(run_dir)}
     members = [{"name": "a", "seed": 1, "fold": 1}, {"name": "b", "seed": 2}]
     with pytest.raises(RunStateError, match=r"members/a: was made with member\.fold 0, now 1"):
         make_tasks(build_config({**values, "train": {**values["train"], "members": members}}))
-    settings = run / "members" / "b" / "settings.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), "the store": "other"}))
+    settings_path = run_dir / "members" / "b" / "settings.json"
+    settings_path.write_text(json.dumps({**json.loads(settings_path.read_text()), "the store": "other"}))
     with pytest.raises(RunStateError, match="members/b: was made with the store 'other'"):
         make_tasks(build_config(values))
     with pytest.raises(StoreError, match=r"split\.folds: the store has 2 folds \(got 3\)"):
         make_tasks(build_config({**values, "split": {**values["split"], "folds": 3}}))
 
 
-def test_a_fold_without_images_and_a_member_without_weight_do_not_stop_the_others(folded: Config) -> None:
-    values = folded.to_dict()
-    weights = {**values["predict"], "weights": {"a": 0.0, "b": {"nose": 2.0}}}
-    groups = group_members(build_config({**values, "predict": weights}))
+def test_a_fold_without_images_and_a_member_without_weight_do_not_stop_the_others(fold_config: Config) -> None:
+    values = fold_config.to_dict()
+    predict = {**values["predict"], "weights": {"a": 0.0, "b": {"nose": 2.0}}}
+    groups = group_members(build_config({**values, "predict": predict}))
     assert [group.config.predict.weights for group in groups] == ["equal", {"b": {"nose": 2.0}}]
 
     with pytest.MonkeyPatch.context() as patch:
         list_images = crossval_run.list_fold_images
         patch.setattr(crossval_run, "list_fold_images", lambda config, fold: list_images(config, fold) if fold else [])
-        assert [group.fold for group, _ in make_tasks(folded)] == [1]
+        assert [group.fold for group, _ in make_tasks(fold_config)] == [1]
         patch.setattr(crossval_run, "list_fold_images", lambda config, fold: [])
         with pytest.raises(ModelError, match="holds out images"):
-            make_tasks(folded)
+            make_tasks(fold_config)
 
 
-def test_members_of_other_runs_alone_are_refused_before_a_run(folded: Config) -> None:
-    values = folded.to_dict()
+def test_a_list_of_members_of_other_runs_is_refused_before_a_run(fold_config: Config) -> None:
+    values = fold_config.to_dict()
     config = build_config({**values, "predict": {**values["predict"], "members": ["elsewhere/members/x"]}})
     with pytest.raises(ConfigError, match=r"predict\.members: lists no member of this run"):
         CrossvalStage().check(config)

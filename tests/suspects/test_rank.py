@@ -1,4 +1,4 @@
-"""Spoiled labels come first, with the mistake that was made."""
+"""Wrong labels are ranked first, with the kind of their mistake."""
 
 from dataclasses import replace
 
@@ -8,41 +8,41 @@ import pytest
 from kp_ray.checks.labels import is_crossed
 from kp_ray.data.annotations import Annotations, parse_name
 from kp_ray.keypoints import DACON24, FloatArray
-from kp_ray.suspects.evidence import SUSPICIOUS, Judgement
+from kp_ray.suspects.evidence import SUSPICIOUS_SCORE, Judgement
 from kp_ray.suspects.rank import Suspect, _join, rank_suspects
 
-NUM = 60
+NUM_IMAGES = 60
 FLIP = list(DACON24.flip_indices)
 
 
 def make_labels() -> Annotations:
-    """Make NUM images, each a scene of its own, of people who differ in place, size and pose."""
+    """Make labels of NUM_IMAGES images, each in its own scene, of people who differ in place and pose."""
     rng = np.random.default_rng(0)
     body = rng.uniform(-1, 1, (24, 2)) * (60, 150)
-    xy = body + rng.normal(0, 25, (NUM, 24, 2)) + rng.uniform(200, 600, (NUM, 1, 2))
-    images = tuple(f"scene{number}_A-0000001.jpg" for number in range(NUM))
+    xy = body + rng.normal(0, 25, (NUM_IMAGES, 24, 2)) + rng.uniform(200, 600, (NUM_IMAGES, 1, 2))
+    images = tuple(f"scene{number}_A-0000001.jpg" for number in range(NUM_IMAGES))
     scenes, cameras, frames = zip(*map(parse_name, images), strict=True)
-    return Annotations(DACON24, images, np.dstack([xy, np.full((NUM, 24), 2.0)]), scenes, cameras, frames)
+    return Annotations(DACON24, images, np.dstack([xy, np.full((NUM_IMAGES, 24), 2.0)]), scenes, cameras, frames)
 
 
 @pytest.fixture(scope="module")
 def labels() -> Annotations:
-    """Return right labels of NUM images."""
+    """Return right labels of NUM_IMAGES images."""
     return make_labels()
 
 
 @pytest.fixture(scope="module")
 def predicted(labels: Annotations) -> dict[str, FloatArray]:
-    """Return predictions that are off by a few pixels, and wrists by more."""
-    noise = np.random.default_rng(1).normal(0, 3, (NUM, 24, 2))
+    """Return predictions that deviate by a few pixels, and more at the wrists."""
+    noise = np.random.default_rng(1).normal(0, 3, (NUM_IMAGES, 24, 2))
     noise[:, [9, 10]] *= 10
     return dict(zip(labels.images, labels.keypoints[..., :2] + noise, strict=True))
 
 
-def rank(labels: Annotations, predicted: dict[str, FloatArray], **points: FloatArray) -> list[Suspect]:
-    """Rank labels of which some images, by number ("image7"), have other points (24, 2)."""
+def rank(labels: Annotations, predicted: dict[str, FloatArray], **changed_points: FloatArray) -> list[Suspect]:
+    """Rank labels after some images, e.g. number 7 as `image7`, were given other points (24, 2)."""
     keypoints = labels.keypoints.copy()
-    for name, xy in points.items():
+    for name, xy in changed_points.items():
         keypoints[int(name.removeprefix("image")), :, :2] = xy
     return rank_suspects(replace(labels, keypoints=keypoints), predicted, {name: np.ones(24) for name in predicted})
 
@@ -51,41 +51,41 @@ def test_each_kind_of_mistake_is_found_and_its_correction_restores_the_labels(
     labels: Annotations, predicted: dict[str, FloatArray]
 ) -> None:
     xy = labels.keypoints[..., :2]
-    moved = xy[4].copy()
-    moved[0] += (0, 120)
-    ranked = rank(labels, predicted, image1=xy[1][FLIP], image2=xy[2] + (70, -40), image3=xy[50] + 0.5, image4=moved)
-    found = {suspect.image: suspect for suspect in ranked[:4]}
+    moved_nose = xy[4].copy()
+    moved_nose[0] += (0, 120)
+    ranked = rank(
+        labels, predicted, image1=xy[1][FLIP], image2=xy[2] + (70, -40), image3=xy[50] + 0.5, image4=moved_nose
+    )
+    suspects = {suspect.image: suspect for suspect in ranked[:4]}
     images = [labels.images[number] for number in (1, 2, 3, 4)]
-    assert set(found) == set(images)
-    assert [found[image].kind for image in images] == ["left_right", "shifted", "other_image", "points"]
-    swapped, shifted, other, point = (found[image] for image in images)
+    assert set(suspects) == set(images)
+    assert [suspects[image].kind for image in images] == ["left_right", "shifted", "other_image", "points"]
+    swapped, shifted, other_image, points = (suspects[image] for image in images)
     assert {row[2]: row[3:] for row in swapped.corrections} == {
         DACON24.names[k]: pytest.approx(xy[1][k], abs=0.01) for k in range(24) if FLIP[k] != k
     }
-    back = np.array([row[3:] for row in shifted.corrections], dtype=float)
-    assert np.abs(back - xy[2]).max() < 5
-    assert labels.images[50] in other.reason
-    assert other.corrections == ((images[2], "drop", "", None, None),)
-    assert point.points == (DACON24.names[0],)
-    assert point.corrections == ((images[3], "point", DACON24.names[0], None, None),)
+    moved_back = np.array([row[3:] for row in shifted.corrections], dtype=float)
+    assert np.abs(moved_back - xy[2]).max() < 5
+    assert labels.images[50] in other_image.reason
+    assert other_image.corrections == ((images[2], "drop", "", None, None),)
+    assert points.points == (DACON24.names[0],)
+    assert points.corrections == ((images[3], "point", DACON24.names[0], None, None),)
 
 
 def test_crossed_sides_add_to_the_score_and_change_neither_kind_nor_correction(
     labels: Annotations, predicted: dict[str, FloatArray]
 ) -> None:
-    moved = labels.keypoints[4, :, :2].copy()
-    moved[0] += (0, 120)
-    plain = rank(labels, predicted, image4=moved)[0]
+    image, xy = labels.images[4], labels.keypoints[4, :, :2].copy()
+    xy[0] += (0, 120)
+    uncrossed_suspect = rank(labels, predicted, image4=xy)[0]
     hips = [DACON24.names.index(name) for name in ("left_hip", "right_hip")]
     shoulders = [DACON24.names.index(name) for name in ("left_shoulder", "right_shoulder")]
-    twisted = labels.keypoints.copy()
-    twisted[4, hips, :2] = moved[shoulders][::-1] + np.array([0, 80])
-    crossed = {**predicted, labels.images[4]: twisted[4, :, :2].copy()}
-    moved[hips] = twisted[4, hips, :2]
-    assert is_crossed(DACON24, moved)
-    suspect = rank(labels, crossed, image4=moved)[0]
-    assert (suspect.image, suspect.kind) == (labels.images[4], plain.kind)
-    assert suspect.corrections == plain.corrections
+    crossed_prediction = labels.keypoints[4, :, :2].copy()
+    crossed_prediction[hips] = xy[hips] = xy[shoulders][::-1] + np.array([0, 80])
+    assert is_crossed(DACON24, xy)
+    suspect = rank(labels, {**predicted, image: crossed_prediction}, image4=xy)[0]
+    assert (suspect.image, suspect.kind) == (image, uncrossed_suspect.kind)
+    assert suspect.corrections == uncrossed_suspect.corrections
     assert "point in opposite directions" in suspect.reason
 
 
@@ -94,11 +94,11 @@ def test_an_image_with_few_labelled_points_is_neither_shifted_nor_another_image(
 ) -> None:
     xy = np.full((24, 2), np.nan)
     xy[0] = labels.keypoints[5, 0, :2] + (200, 0)
-    suspect = next(found for found in rank(labels, predicted, image5=xy) if found.image == labels.images[5])
-    assert suspect.kind == "points"
+    suspects = {suspect.image: suspect for suspect in rank(labels, predicted, image5=xy)}
+    assert suspects[labels.images[5]].kind == "points"
 
 
-def test_findings_of_one_kind_join_their_points() -> None:
+def test_judgements_of_the_same_kind_join_their_points() -> None:
     joined = _join(Judgement(4.0, "points", (0,), "nose"), Judgement(5.0, "points", (9,), "wrist"))
     assert (joined.score, joined.kind, joined.points, joined.reason) == (9.0, "points", (0, 9), "nose; wrist")
     assert _join(Judgement(4.0, "left_right", (), "all"), Judgement(1.0, "left_right", (3,), "one")).points == ()
@@ -114,13 +114,13 @@ def test_an_error_that_is_usual_for_its_keypoint_is_not_suspicious(
     ranked = rank(labels, predicted, image7=wrist, image8=nose)
     ranks = {suspect.image: number for number, suspect in enumerate(ranked)}
     assert ranks[labels.images[8]] == 0
-    assert ranked[ranks[labels.images[7]]].score < SUSPICIOUS
+    assert ranked[ranks[labels.images[7]]].score < SUSPICIOUS_SCORE
 
 
 def test_right_labels_have_few_suspects(labels: Annotations, predicted: dict[str, FloatArray]) -> None:
     ranked = rank(labels, predicted)
-    assert len(ranked) == NUM
-    assert sum(suspect.score >= SUSPICIOUS for suspect in ranked) <= 2
+    assert len(ranked) == NUM_IMAGES
+    assert sum(suspect.score >= SUSPICIOUS_SCORE for suspect in ranked) <= 2
 
 
 def make_clip(num_frames: int) -> Annotations:
@@ -132,7 +132,7 @@ def make_clip(num_frames: int) -> Annotations:
     return Annotations(DACON24, images, np.dstack([xy, np.full((num_frames, 24), 2.0)]), scenes, cameras, frames)
 
 
-def test_without_predictions_motion_and_repetition_rank_and_other_images_are_left_out() -> None:
+def test_without_predictions_only_images_with_wrong_motion_or_repeated_labels_are_ranked() -> None:
     clip = make_clip(9)
     keypoints = clip.keypoints.copy()
     keypoints[2, :, :2] += (0, 400)
@@ -153,5 +153,5 @@ def test_of_two_images_with_equal_labels_the_one_that_the_prediction_contradicts
     ranked = rank_suspects(replace(clip, keypoints=keypoints), predicted, {image: np.ones(24) for image in clip.images})
     assert ranked[0].image == clip.images[10]
     assert ranked[0].corrections == ((clip.images[10], "drop", "", None, None),)
-    (right,) = (suspect for suspect in ranked if suspect.image == clip.images[20])
-    assert right.corrections == ()
+    (plausible,) = (suspect for suspect in ranked if suspect.image == clip.images[20])
+    assert plausible.corrections == ()

@@ -21,8 +21,8 @@ from tests.suspects.test_rank import make_clip
 
 
 @pytest.fixture
-def spoiled(tmp_path: Path) -> Config:
-    """Write labels of a clip, one frame of which is moved; return a config without images."""
+def config(tmp_path: Path) -> Config:
+    """Write the labels of a clip in which one frame's points are moved; return a config without images."""
     clip = make_clip(9)
     clip.keypoints[3, :, :2] += (0, 400)
     (tmp_path / "labels.csv").write_bytes(to_csv(clip))
@@ -37,8 +37,8 @@ def run_stage(config: Config) -> SuspectsSummary:
     return stage.run(config, no_progress)
 
 
-def test_without_folds_motion_alone_ranks_and_the_summary_says_so(spoiled: Config) -> None:
-    summary = run_stage(spoiled)
+def test_without_folds_motion_alone_ranks_and_the_summary_says_why(config: Config) -> None:
+    summary = run_stage(config)
     (row,) = read_suspects(summary.path)
     assert (row.rank, row.image, row.kind, row.points) == (1, "walk_A-0000003.jpg", "far", "")
     assert summary.kinds == {"far": 1}
@@ -48,22 +48,22 @@ def test_without_folds_motion_alone_ranks_and_the_summary_says_so(spoiled: Confi
     )
     assert summary.to_json()["proposed"] == 1
     with pytest.raises(ConfigError, match="--dry-run"):
-        SuspectsStage().forecast(spoiled)
+        SuspectsStage().forecast(config)
 
 
-def test_folds_without_trained_members_or_images_are_named(spoiled: Config, sample_data: dict[str, Any]) -> None:
-    values = {**spoiled.to_dict(), "split": {"folds": 2}}
+def test_folds_without_trained_members_or_images_are_named(config: Config, sample_data: dict[str, Any]) -> None:
+    values = {**config.to_dict(), "split": {"folds": 2}}
     assert "data.images is not set" in run_stage(build_config(values)).without_predictions
     with_images = {**values, "data": {**values["data"], "images": sample_data["images"]}}
     assert "member a is not trained" in run_stage(build_config(with_images)).without_predictions
 
 
-def test_proposals_change_nothing_until_their_comment_is_removed_and_edits_are_kept(spoiled: Config) -> None:
-    summary = run_stage(spoiled)
+def test_proposals_change_nothing_until_their_comment_is_removed_and_edits_are_kept(config: Config) -> None:
+    summary = run_stage(config)
     path = Path(summary.corrections)
-    values = spoiled.to_dict()
+    values = config.to_dict()
     corrected = build_config({**values, "data": {**values["data"], "corrections": str(path)}})
-    labels = load_labels(spoiled)
+    labels = load_labels(config)
     np.testing.assert_array_equal(load_labels(corrected).keypoints, labels.keypoints)
     proposal = "# walk_A-0000003.jpg,drop,,,"
     assert proposal in path.read_text().splitlines()
@@ -98,21 +98,21 @@ def test_a_proposal_for_an_image_whose_name_begins_with_a_hash_can_be_applied(tm
     assert load_annotations(str(tmp_path / "labels.csv"), corrections=str(path)).images == ("2.jpg",)
 
 
-def test_a_damaged_list_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_a_damaged_suspects_file_is_refused_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "suspects.csv"
     path.write_text("rank,image\n1,a.jpg\n")
     with pytest.raises(StorageError, match=r"suspects\.csv: damaged .*: run suspects again"):
         read_suspects(str(path))
 
 
-def test_the_report_lists_the_suspects(spoiled: Config) -> None:
-    run_stage(spoiled)
-    page = Path(write_report(spoiled)).read_text()
+def test_the_report_lists_the_suspects(config: Config) -> None:
+    run_stage(config)
+    page = Path(write_report(config)).read_text()
     assert 'id="suspects"' in page
     assert "walk_A-0000003.jpg" in page
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the competition's labels are not there")
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the competition's labels")
 def test_the_competition_labels_are_ranked_by_motion_and_repetition(tmp_path: Path) -> None:
     labels = str(SHARED / "dacon" / "train_df.csv")
     summary = run_stage(build_config({"run_dir": str(tmp_path), "data": {"annotations": labels}}))

@@ -1,4 +1,4 @@
-"""A store for all tests of training, configs with a run folder of their own over it, and one trained member."""
+"""Share a store and a trained member among the tests of training, and make new run folders that use the store."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.helpers.training import TWO_WORKERS, TrainedMember
 
 @pytest.fixture(scope="session")
 def training_store(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
-    """Write a store over the sample; returns its folder."""
+    """Write a store of the sample data; return its folder."""
     config = tiny_config(sample_data, tmp_path_factory.mktemp("stored"))
     write_store(make_plan(config))
     return Path(config.path("store"))
@@ -26,7 +26,7 @@ def training_store(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPat
 def make_config(
     sample_data: dict[str, Any], training_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Config]:
-    """Return a function that builds a tiny config, sections replaced by keyword, in a new run folder with the store."""
+    """Return a function that makes a run folder with the store, and builds its `tiny_config` with changed sections."""
 
     def make(**sections: Any) -> Config:
         run_dir = tmp_path_factory.mktemp("run")
@@ -37,8 +37,8 @@ def make_config(
 
 
 @pytest.fixture(scope="session")
-def trained(make_config: Callable[..., Config]) -> TrainedMember:
-    """Train a member by two workers without disturbance."""
+def trained_member(make_config: Callable[..., Config]) -> TrainedMember:
+    """Train a member with two workers, without a stop."""
     config = make_config(train=TWO_WORKERS)
     (member,) = train(config).members
     assert member.result is not None

@@ -1,4 +1,4 @@
-"""Checkpoints: the best one is kept, and a stopped run resumes from the last one as if it had not stopped."""
+"""The best checkpoint is kept, and a stopped run resumes from its last checkpoint with the same results."""
 
 import os
 import signal
@@ -27,32 +27,32 @@ from tests.helpers.training import (
 MakeConfig = Callable[..., Config]
 
 
-def test_the_best_checkpoint_is_kept_beside_the_last(trained: TrainedMember) -> None:
+def test_the_best_checkpoint_is_kept_beside_the_last(trained_member: TrainedMember) -> None:
     evaluated = {
-        line["iteration"] + 1: line["val/rmse"] for line in read_log_lines(trained.config) if "val/rmse" in line
+        line["iteration"] + 1: line["val/rmse"] for line in read_log_lines(trained_member.config) if "val/rmse" in line
     }
-    folder = Path(trained.config.member_dir("a"))
+    folder = Path(trained_member.config.member_dir("a"))
     best = torch.load(folder / "model_best.pth", weights_only=True)
     assert evaluated[best["iteration"]] == min(evaluated.values())
     kept = {int(path.name.removeprefix("checkpoint_")) for path in folder.glob("checkpoint_0*")}
     assert kept == {2 * best["iteration"], 16}  # their names count the iterations of one worker
 
 
-def test_a_run_without_its_final_weights_resumes_from_the_last_checkpoint(trained: TrainedMember) -> None:
-    config = trained.config
-    before = read_weights(config)
+def test_a_run_without_its_final_weights_resumes_from_the_last_checkpoint(trained_member: TrainedMember) -> None:
+    config = trained_member.config
+    earlier_weights = read_weights(config)
     Path(config.member_dir("a"), "model_final.pth").unlink()
     (member,) = train(config).members
     assert member.result is not None
     assert member.result.resumed_from == member.result.iterations == 8
     assert "8 iterations (from the checkpoint at 8), validation RMSE " in member.line()
     assert [line["iteration"] for line in read_log_lines(config)] == list(range(8))  # no iteration ran twice
-    assert all(torch.equal(value, before[name]) for name, value in read_weights(config).items())
+    assert all(torch.equal(value, earlier_weights[name]) for name, value in read_weights(config).items())
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_at_most_a_checkpoint_period_and_changes_nothing(
-    make_config: MakeConfig, trained: TrainedMember
+def test_a_killed_worker_costs_at_most_a_checkpoint_period_and_changes_no_result(
+    make_config: MakeConfig, trained_member: TrainedMember
 ) -> None:
     config = make_config(train=TWO_WORKERS)
     summaries: list[TrainSummary] = []
@@ -69,24 +69,24 @@ def test_a_killed_worker_costs_at_most_a_checkpoint_period_and_changes_nothing(
     assert result.iterations == 8
     assert 0 < result.resumed_from < 8
     assert result.resumed_from >= num_logged - 2
-    assert_same_training(config, trained.config)
+    assert_same_training(config, trained_member.config)
 
 
 @pytest.mark.slow
 def test_after_a_killed_driver_the_same_command_resumes(make_config: MakeConfig) -> None:
-    # Long enough that the workers, which outlive the driver by seconds, do not finish.
+    # The workers outlive the driver by seconds, and must not finish in that time.
     settings = {"max_iter": 60, "eval_period": 20, "checkpoint_period": 4}
-    undisturbed, killed = make_config(train=settings), make_config(train=settings)
-    for config in (undisturbed, killed):
+    uninterrupted, killed = make_config(train=settings), make_config(train=settings)
+    for config in (uninterrupted, killed):
         Path(config.run_dir, "c.yaml").write_text(config.to_yaml())
     command = ("train", "c.yaml", "--json")
-    finish(start_kp_ray(*command, cwd=undisturbed.run_dir))
+    finish(start_kp_ray(*command, cwd=uninterrupted.run_dir))
     process = start_kp_ray(*command, cwd=killed.run_dir)
     wait_until(lambda: count_log_lines(killed) >= 5, process)
     num_logged = count_log_lines(killed)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    # An upload that was cut off leaves a part of a checkpoint, which Ray Train has not recorded.
+    # An interrupted upload leaves an incomplete checkpoint, which Ray Train has not recorded.
     saved = [int(path.name.removeprefix("checkpoint_")) for path in Path(killed.member_dir("a")).glob("checkpoint_0*")]
     for iteration in range(max(saved) + 1, 60):
         folder = Path(killed.member_dir("a"), f"checkpoint_{iteration:07d}")
@@ -98,14 +98,14 @@ def test_after_a_killed_driver_the_same_command_resumes(make_config: MakeConfig)
     assert result["iterations"] == 60
     assert num_logged - 4 <= result["resumed_from"] < 60
     assert f"from the checkpoint at {result['resumed_from']}" in resumed.stderr
-    assert_same_training(killed, undisturbed)
+    assert_same_training(killed, uninterrupted)
 
 
 @pytest.mark.slow
 def test_an_elastic_run_resumes_with_fewer_workers_when_a_node_is_lost(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Right after the loss Ray still counts the node and starts two workers once more; nodes inherit this time limit.
+    # Just after the loss Ray still counts the node and tries to start two workers; nodes inherit this time limit.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     settings = {"max_iter": 48, "steps": [36], "eval_period": 0, "checkpoint_period": 4, "ims_per_batch": 1}
     config = make_config(train={**settings, "num_workers": {"min": 1, "max": 2}, "cpus_per_worker": 1.5})
@@ -121,7 +121,7 @@ def test_an_elastic_run_resumes_with_fewer_workers_when_a_node_is_lost(
         result = finish(process)["a"]
     finally:
         cluster.shutdown()
-    assert result["iterations"] == 48  # of one worker; of two they would be 24
+    assert result["iterations"] == 48  # of one worker; two workers would have 24
     assert 0 < result["resumed_from"] < 48
     lines = read_log_lines(config)
     assert {line["workers"] for line in lines} == {1}

@@ -1,4 +1,4 @@
-"""The evaluation that training workers share."""
+"""Training workers share the evaluation of the validation rows."""
 
 from pathlib import Path
 
@@ -50,23 +50,23 @@ def test_workers_read_disjoint_rows_and_detect_the_same_as_one_worker(
             )  # fmt: skip
             rows += evaluation._evaluate_shard(model, worker)
         assert sorted(reads) == sorted(references)  # every row once
-        return [(row.source, str(row.best and [value.tobytes() for value in row.best[1:]])) for row in rows]
+        return [(row.source, str(row.best and [array.tobytes() for array in row.best[1:]])) for row in rows]
 
-    alone = evaluate_shards(1)
-    assert len(alone) == len(references) > 4
-    assert evaluate_shards(3) == alone
+    expected = evaluate_shards(1)
+    assert len(expected) == len(references) > 4
+    assert evaluate_shards(3) == expected
 
 
-def test_two_workers_evaluate_the_saved_model_on_all_validation_rows(trained: TrainedMember) -> None:
-    config, metrics = trained.config, trained.result.metrics
+def test_two_workers_evaluate_the_saved_model_on_all_validation_rows(trained_member: TrainedMember) -> None:
+    config, metrics = trained_member.config, trained_member.result.metrics
     model, cfg = load_member(config.member_dir("a"), "cpu")
     rows = list(iter_rows(config.path("store"), split="val"))
     assert metrics["num_images"] == len(rows) > 2
-    detections = [detect_people(model, cfg, DACON24, [row], config.predict.decode)[0] for row in rows]
+    detections_by_row = [detect_people(model, cfg, DACON24, [row], config.predict.decode)[0] for row in rows]
     nobody = np.full((len(DACON24), 3), np.nan)
     filled, _ = fill_missing(
-        np.stack([found[0].keypoints if found else nobody for found in detections]),
-        np.array([bool(found) for found in detections]),
+        np.stack([detections[0].keypoints if detections else nobody for detections in detections_by_row]),
+        np.array([bool(detections) for detections in detections_by_row]),
         [row["scene"] for row in rows],
         [row["camera"] for row in rows],
         [row["frame"] for row in rows],

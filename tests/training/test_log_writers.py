@@ -11,15 +11,15 @@ from kp_ray.training.run import train
 from tests.helpers.training import TrainedMember, read_log_lines
 
 
-def test_tensorboard_has_the_values_of_the_log(trained: TrainedMember) -> None:
-    board = EventAccumulator(str(Path(trained.config.member_dir("a"), "tensorboard"))).Reload()
+def test_tensorboard_has_the_values_of_the_log(trained_member: TrainedMember) -> None:
+    board = EventAccumulator(str(Path(trained_member.config.member_dir("a"), "tensorboard"))).Reload()
     assert [event.step for event in board.Scalars("total_loss")] == list(range(8))
-    logged = [line["val/rmse"] for line in read_log_lines(trained.config) if "val/rmse" in line]
-    assert [event.value for event in board.Scalars("val/rmse")] == pytest.approx(logged)
+    logged_values = [line["val/rmse"] for line in read_log_lines(trained_member.config) if "val/rmse" in line]
+    assert [event.value for event in board.Scalars("val/rmse")] == pytest.approx(logged_values)
 
 
 @pytest.mark.slow
-def test_mlflow_has_the_values_of_the_log_in_one_run_also_after_a_restart(make_config: Callable[..., Config]) -> None:
+def test_mlflow_has_the_values_of_the_log_and_a_restart_continues_its_run(make_config: Callable[..., Config]) -> None:
     mlflow = pytest.importorskip("mlflow")
     config = make_config(train={"mlflow": "local"})
     folder = Path(config.member_dir("a"))

@@ -15,7 +15,7 @@ def write_log(folder: Path, *lines: str) -> str:
     return str(folder)
 
 
-def test_a_log_is_read_in_order_with_its_numbers_only(tmp_path: Path) -> None:
+def test_a_log_is_read_in_the_order_of_iterations_and_only_its_numbers(tmp_path: Path) -> None:
     folder = write_log(
         tmp_path,
         json.dumps({"iteration": 3, "total_loss": math.nan, "workers": 2, "note": "text", "flag": True}),
@@ -29,7 +29,7 @@ def test_a_log_is_read_in_order_with_its_numbers_only(tmp_path: Path) -> None:
     assert last.values.keys() == {"total_loss", "workers"}
 
 
-def test_lines_of_one_iteration_are_merged_and_the_later_overrides(tmp_path: Path) -> None:
+def test_lines_of_one_iteration_are_merged_and_the_later_line_overrides(tmp_path: Path) -> None:
     folder = write_log(
         tmp_path, '{"iteration": 5, "total_loss": 3.0, "lr": 0.1}', '{"iteration": 5, "total_loss": 2.0}'
     )

@@ -1,4 +1,4 @@
-"""Test the training steps: scaled steps, one update, the options of Detectron2, the moving average, a diverged loss."""
+"""The training loop: scaled steps, one update, the options of Detectron2, the moving average, a diverged loss."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from kp_ray.training.dataloader import usable_rows
 from kp_ray.training.loop import iter_worker_batches, train_step
 from kp_ray.training.losses import LOSSES, LossModule, average_losses
 from kp_ray.training.optimizer import build_optimizer
-from kp_ray.training.run import train, without_leftovers
+from kp_ray.training.run import release_controller, train
 from kp_ray.training.worker import create_worker
 from tests.helpers.training import TrainedMember, read_log_lines, read_weights
 
@@ -39,16 +39,16 @@ DETERMINISTIC_NET = {
     "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": False,
     "SOLVER.CLIP_GRADIENTS.ENABLED": True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
 }  # fmt: skip
-"""Options with which all proposals and anchors count, so that the batch does not change a random choice among them;
-every image gives the same number of proposals, and there are no batch statistics. Without clipped gradients, random
-weights would not stay finite."""
+"""Options that make the loss independent of how images are divided into batches: all proposals and anchors count, so
+none are chosen at random, every image has the same number of proposals, and there are no batch statistics. Clipped
+gradients keep the random weights finite."""
 
 
-def test_two_workers_train_one_model_with_scaled_steps(trained: TrainedMember) -> None:
-    train_section = trained.config.train
-    assert trained.result.iterations == 8  # Detectron2's rule: twice the batch, half the iterations, twice the LR
-    assert trained.result.resumed_from == 0
-    lines = read_log_lines(trained.config)
+def test_two_workers_train_one_model_with_scaled_steps(trained_member: TrainedMember) -> None:
+    train_section = trained_member.config.train
+    assert trained_member.result.iterations == 8  # Detectron2's rule: twice the batch and LR, half the iterations
+    assert trained_member.result.resumed_from == 0
+    lines = read_log_lines(trained_member.config)
     assert [line["iteration"] for line in lines] == list(range(8))
     assert all(np.isfinite(line["total_loss"]) for line in lines)
     assert lines[3]["lr"] == pytest.approx(2 * train_section.base_lr)
@@ -58,7 +58,7 @@ def test_two_workers_train_one_model_with_scaled_steps(trained: TrainedMember) -
 
 
 def train_twenty_steps(loop_config: Mapping[str, Any]) -> None:
-    """Run 20 steps on a worker, and save the weights after the first one and every rank's at the end."""
+    """Run 20 steps on a worker; save the weights after the first step, and every rank's weights after the last."""
     member = MemberConfig.model_validate(loop_config["member"])
     worker = create_worker(build_config(loop_config["config"]), member, folder="")
     state = create_state(worker)
@@ -76,7 +76,7 @@ def train_twenty_steps(loop_config: Mapping[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_workers_update_as_one_with_their_batches_joined_and_stay_equal(
+def test_two_workers_update_like_one_worker_with_both_batches_and_stay_equal(
     make_config: MakeConfig, tmp_path: Path, accumulate: int
 ) -> None:
     settings = {"num_workers": 2, "ims_per_batch": 2, "optimizer": "sgd", "base_lr": 1e-3, "warmup_iters": 0}
@@ -89,7 +89,7 @@ def test_two_workers_update_as_one_with_their_batches_joined_and_stay_equal(
     model = build_model(cfg)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.save({"model": before}, tmp_path / "start.pth")
-    rows = usable_rows(config, member).slice(0, 4)  # a step takes them all
+    rows = usable_rows(config, member).slice(0, 4)  # the rows of one step
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
     out = tmp_path / "weights.pth"
@@ -100,7 +100,7 @@ def test_two_workers_update_as_one_with_their_batches_joined_and_stay_equal(
         scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
         run_config=ray.train.RunConfig(name="steps", storage_path=str(tmp_path)),
     )
-    with without_leftovers():
+    with release_controller():
         trainer.fit()
 
     cfg.SOLVER.BASE_LR *= 2
@@ -116,7 +116,7 @@ def test_two_workers_update_as_one_with_their_batches_joined_and_stay_equal(
     first = saved["first"]
     for name, value in model.state_dict().items():
         expected = value - before[name]
-        # The gradient of a bias before a softmax is rounding errors alone.
+        # The gradient of a bias before a softmax consists of rounding errors.
         tolerance = max(1e-9, 1e-3 * float(expected.abs().max()))
         torch.testing.assert_close(first[name] - before[name], expected, rtol=1e-3, atol=tolerance)
     assert max(float((first[name] - value).abs().max()) for name, value in before.items()) > 1e-5
@@ -128,10 +128,10 @@ def test_two_workers_update_as_one_with_their_batches_joined_and_stay_equal(
 
 @pytest.mark.slow
 def test_options_of_detectron2_and_the_moving_average_take_effect(
-    make_config: MakeConfig, trained: TrainedMember
+    make_config: MakeConfig, trained_member: TrainedMember
 ) -> None:
-    start = Path(trained.config.member_dir("a"), "model_final.pth")
-    model_cfg, clip_norm = trained.config.model.cfg, 1e-4
+    start = Path(trained_member.config.member_dir("a"), "model_final.pth")
+    model_cfg, clip_norm = trained_member.config.model.cfg, 1e-4
     options = {
         "SOLVER.CLIP_GRADIENTS.ENABLED": True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": clip_norm, "MODEL.BACKBONE.FREEZE_AT": 2,
@@ -146,22 +146,22 @@ def test_options_of_detectron2_and_the_moving_average_take_effect(
     assert member.result.weights.missing == ()
     before, after = torch.load(start, weights_only=True)["model"], read_weights(config)
     last = torch.load(Path(config.member_dir("a"), "checkpoint_0000002", "checkpoint.pth"), weights_only=True)
-    moved = {
+    changes = {
         name: float((value - before[name]).norm()) if value.is_floating_point() else 0.0
         for name, value in last["model"].items()
     }
-    frozen = [name for name in moved if name.startswith(("backbone.bottom_up.stem", "backbone.bottom_up.res2"))]
+    frozen = [name for name in changes if name.startswith(("backbone.bottom_up.stem", "backbone.bottom_up.res2"))]
     assert frozen
-    assert all(moved[name] == 0 for name in frozen)
-    for name in moved:
+    assert all(changes[name] == 0 for name in frozen)
+    for name in changes:
         if name.endswith("weight") and "norm" not in name and name not in frozen:
-            assert 0 < moved[name] <= 0.1 * clip_norm * (1 + 1.9) * 1.01, name  # two steps, momentum 0.9
+            assert 0 < changes[name] <= 0.1 * clip_norm * (1 + 1.9) * 1.01, name  # two steps, momentum 0.9
     for name, value in after.items():
         assert torch.equal(value, last["average"][name])
-    # After step 0 the average is 0.1 before + 0.9 first; after step 1 2/11 of that + 9/11 of the last weights.
+    # The average lies between the weights before the run and the last weights.
     name = "roi_heads.keypoint_head.score_lowres.weight"
     assert not torch.equal(after[name], last["model"][name])
-    assert float((after[name] - last["model"][name]).norm()) < moved[name]
+    assert float((after[name] - last["model"][name]).norm()) < changes[name]
     assert Path(config.member_dir("a"), "model_best.pth").exists()
 
 
@@ -187,7 +187,7 @@ def test_mixed_precision_takes_effect(make_config: MakeConfig) -> None:
     assert mixed == pytest.approx(full, rel=0.02)
 
 
-def test_a_diverged_model_gives_losses_and_gradients_that_are_nan() -> None:
+def test_a_diverged_model_has_nan_losses_and_gradients() -> None:
     class Diverged(torch.nn.Linear):
         def forward(self, batch: Any) -> dict[str, torch.Tensor]:
             raise FloatingPointError

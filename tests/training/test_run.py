@@ -1,4 +1,4 @@
-"""Training runs as a whole: the member that they leave, and what they refuse."""
+"""Whole training runs: the finished member, and the inputs and settings that are refused."""
 
 import shutil
 from collections.abc import Callable
@@ -24,24 +24,24 @@ from kp_ray.stage import no_progress
 from kp_ray.storage import writer_lock
 from kp_ray.store.read import iter_rows
 from kp_ray.training.logs import LogEntry
-from kp_ray.training.run import InputMonitor, check_precision, train
+from kp_ray.training.run import InputMonitor, check_train_precision, train
 from tests.helpers.processes import wait_until
 from tests.helpers.training import TrainedMember
 
 MakeConfig = Callable[..., Config]
 
 
-def test_a_member_is_a_folder_with_weights_config_and_log(trained: TrainedMember) -> None:
-    folder = Path(trained.config.member_dir("a"))
+def test_a_member_is_a_folder_with_weights_config_and_log(trained_member: TrainedMember) -> None:
+    folder = Path(trained_member.config.member_dir("a"))
     assert {"model_final.pth", "config.yaml", "metrics.json"} <= {path.name for path in folder.iterdir()}
 
 
-def test_a_finished_member_is_skipped(trained: TrainedMember) -> None:
-    assert train(trained.config).to_json() == {"a": {"skipped": True}}
+def test_a_finished_member_is_skipped(trained_member: TrainedMember) -> None:
+    assert train(trained_member.config).to_json() == {"a": {"skipped": True}}
 
 
-def test_a_finished_member_detects_the_same_in_plain_detectron2(trained: TrainedMember) -> None:
-    folder = trained.config.member_dir("a")
+def test_a_finished_member_detects_the_same_in_plain_detectron2(trained_member: TrainedMember) -> None:
+    folder = trained_member.config.member_dir("a")
     cfg = get_cfg()
     cfg.merge_from_file(f"{folder}/config.yaml")
     cfg.MODEL.WEIGHTS = f"{folder}/model_final.pth"
@@ -49,7 +49,7 @@ def test_a_finished_member_detects_the_same_in_plain_detectron2(trained: Trained
     predictor = DefaultPredictor(cfg)
     model, member_cfg = load_member(folder, "cpu")
     model.roi_heads.box_predictor.test_score_thresh = 0.0
-    for row in iter_rows(trained.config.path("store"), split="val"):
+    for row in iter_rows(trained_member.config.path("store"), split="val"):
         image = simplejpeg.decode_jpeg(row["image"], "BGR")
         expected = predictor(image)["instances"]
         (detections,) = detect_people(model, member_cfg, DACON24, [{**row, "image": image}])
@@ -66,7 +66,7 @@ def test_a_second_driver_of_a_run_folder_is_refused(make_config: MakeConfig) -> 
         train(config)
 
 
-def test_too_few_rows_and_too_small_a_cluster_are_refused_before_a_member_begins(make_config: MakeConfig) -> None:
+def test_too_few_rows_or_a_too_small_cluster_are_refused_before_a_member_begins(make_config: MakeConfig) -> None:
     few_rows = make_config(augment={"min_visible": 24}, train={"ims_per_batch": 64})
     with pytest.raises(DataError, match=r"^member a: .* at least 24 .* lower train\.ims_per_batch"):
         train(few_rows)
@@ -80,14 +80,14 @@ def test_too_few_rows_and_too_small_a_cluster_are_refused_before_a_member_begins
 
 @pytest.mark.slow
 def test_weights_without_a_keypoint_of_the_labels_are_refused_and_the_other_members_are_trained(
-    make_config: MakeConfig, trained: TrainedMember, tmp_path: Path
+    make_config: MakeConfig, trained_member: TrainedMember, tmp_path: Path
 ) -> None:
-    content = torch.load(Path(trained.config.member_dir("a"), "model_final.pth"), weights_only=True)
+    content = torch.load(Path(trained_member.config.member_dir("a"), "model_final.pth"), weights_only=True)
     content["keypoints"] = [f"wing {number}" for number in range(24)]
     weights = tmp_path / "other.pth"
     torch.save(content, weights)
     members = [{"name": "a", "weights": str(weights)}, {"name": "b"}]
-    config = make_config(model={"cfg": trained.config.model.cfg}, train={"max_iter": 2, "members": members})
+    config = make_config(model={"cfg": trained_member.config.model.cfg}, train={"max_iter": 2, "members": members})
     with pytest.raises(ModelError, match=rf"^member a: train\.members\[a\]\.weights: {weights}: ") as caught:
         train(config)
     assert "\n" not in str(caught.value)
@@ -95,7 +95,7 @@ def test_weights_without_a_keypoint_of_the_labels_are_refused_and_the_other_memb
 
 
 def damage_images(config: Config) -> None:
-    """Replace the link to the store by a copy in which every image is damaged: chance decides which rows are read."""
+    """Replace the link to the store by a copy in which every image is damaged, because rows are read at random."""
     store = Path(config.path("store"))
     target = store.resolve()
     store.unlink()
@@ -118,13 +118,13 @@ def test_a_damaged_image_of_the_store_is_refused_by_its_part(make_config: MakeCo
 
 
 def interrupt(name: str, done: int, total: int, note: str = "") -> None:
-    """Stop as Ctrl-C does when the first iterations are reported."""
+    """Raise KeyboardInterrupt, like Ctrl-C, when the first iterations are reported."""
     raise KeyboardInterrupt
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["finished", "diverged", "failed", "interrupted"])
-def test_nothing_of_a_run_stays_in_a_cluster_that_lives_on(make_config: MakeConfig, ending: str) -> None:
+def test_a_run_leaves_no_actors_and_placement_groups_in_its_cluster(make_config: MakeConfig, ending: str) -> None:
     error: type[BaseException] | None = None
     if ending == "finished":
         train(make_config(train={"max_iter": 1, "steps": []}))
@@ -141,22 +141,22 @@ def test_nothing_of_a_run_stays_in_a_cluster_that_lives_on(make_config: MakeConf
     if error is not None:
         with pytest.raises(error):
             train(config, interrupt if ending == "interrupted" else no_progress)
-    wait_until(lambda: not leftovers(), timeout_s=60, poll_s=0.5)
+    wait_until(lambda: not list_leftovers(), timeout_s=60, poll_s=0.5)
 
 
-def leftovers() -> set[str]:
-    """List the actors of the test's cluster, except Ray Data's two, and its placement groups."""
-    address = ray.get_runtime_context().gcs_address  # without it the query fails if the machine runs other clusters
+def list_leftovers() -> set[str]:
+    """List the live actors and the placement groups of the test's cluster, without the two actors of Ray Data."""
+    address = ray.get_runtime_context().gcs_address  # needed if the machine runs other clusters
     actors = {actor.class_name for actor in list_actors(address, [("state", "!=", "DEAD")])}
-    groups = {group.state for group in list_placement_groups(address, [("state", "!=", "REMOVED")])}
-    return groups | (actors - {"_StatsActor", "_AutoscalingCoordinatorActor"})
+    group_states = {group.state for group in list_placement_groups(address, [("state", "!=", "REMOVED")])}
+    return group_states | (actors - {"_StatsActor", "_AutoscalingCoordinatorActor"})
 
 
 def test_a_long_wait_for_images_is_reported_once_per_member(caplog: pytest.LogCaptureFixture) -> None:
     monitor = InputMonitor(build_config({"train": {"threads_per_feed": 3}}))
-    shares = {"a": [0.9, 0.1, 0.3, 0.5, 0.6], "b": [0.1, 0.9, 0.2, 0.9], "c": [0.4, 0.4]}
-    for name, values in shares.items():
-        for number, share in enumerate(values):
+    wait_shares = {"a": [0.9, 0.1, 0.3, 0.5, 0.6], "b": [0.1, 0.9, 0.2, 0.9], "c": [0.4, 0.4]}
+    for name, shares in wait_shares.items():
+        for number, share in enumerate(shares):
             for _ in range(2):  # the log is read more often than it grows
                 monitor.check(name, LogEntry(number, {"data_time": 2 * share, "time": 2.0}))
     monitor.check("d", LogEntry(0, {}))
@@ -168,6 +168,6 @@ def test_a_long_wait_for_images_is_reported_once_per_member(caplog: pytest.LogCa
 
 def test_fp16_without_gpus_is_refused() -> None:
     config = build_config({"train": {"precision": "fp16"}})
-    check_precision(config, use_gpu=True)
+    check_train_precision(config, use_gpu=True)
     with pytest.raises(ConfigError, match=r"^train\.precision: .* set it to auto"):
-        check_precision(config, use_gpu=False)
+        check_train_precision(config, use_gpu=False)

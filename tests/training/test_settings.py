@@ -1,4 +1,4 @@
-"""Settings that decide a member's weights: recorded, and refused when they differ."""
+"""Settings that decide a member's weights are recorded; different settings are refused."""
 
 import json
 import re
@@ -9,14 +9,14 @@ import pytest
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, ModelError, RunStateError, StorageError, StoreError
-from kp_ray.training.settings import check_options, check_settings, record_settings
+from kp_ray.training.settings import check_member_settings, check_train_config, record_settings
 from tests.helpers.data import TINY_NET, tiny_config
 from tests.helpers.stores import write_small_store
 
 
 @pytest.fixture
-def recorded(tmp_path: Path) -> Config:
-    """Record the settings of a member that has begun."""
+def config(tmp_path: Path) -> Config:
+    """Write a store, and record the settings of a member that has begun; return the config."""
     config = tiny_config({}, tmp_path)
     write_small_store(tmp_path / "store")
     record_settings(config, config.train.members[0])
@@ -24,6 +24,7 @@ def recorded(tmp_path: Path) -> Config:
 
 
 def change(config: Config, **sections: Any) -> Config:
+    """Return a config with the same run folder and changed sections."""
     return tiny_config({}, Path(config.run_dir), **sections)
 
 
@@ -38,75 +39,75 @@ def change(config: Config, **sections: Any) -> Config:
         ({"model": {"cfg": {}}}, "model.cfg.INPUT.MIN_SIZE_TRAIN [64], now None"),
     ],
 )  # fmt: skip
-def test_another_deciding_setting_is_refused_by_name(recorded: Config, sections: dict[str, Any], field: str) -> None:
-    check_settings(recorded)
+def test_a_changed_deciding_setting_is_refused_by_name(config: Config, sections: dict[str, Any], field: str) -> None:
+    check_member_settings(config)
     with pytest.raises(RunStateError) as caught:
-        check_settings(change(recorded, **sections))
-    assert f"{recorded.member_dir('a')}: was made with {field}" in str(caught.value)
+        check_member_settings(change(config, **sections))
+    assert f"{config.member_dir('a')}: was made with {field}" in str(caught.value)
 
 
-def test_settings_that_decide_nothing_may_change(recorded: Config) -> None:
-    check_settings(change(recorded, train={"keep_best": 3, "cpus_per_worker": 1, "log_period": 7, "max_failures": 0}))
+def test_settings_that_decide_nothing_may_change(config: Config) -> None:
+    check_member_settings(
+        change(config, train={"keep_best": 3, "cpus_per_worker": 1, "log_period": 7, "max_failures": 0})
+    )
 
 
-def test_another_store_is_refused(recorded: Config) -> None:
-    path = Path(recorded.path("store", "_manifest.json"))
+def test_another_store_is_refused(config: Config) -> None:
+    path = Path(config.path("store", "_manifest.json"))
     path.write_text(path.read_text().replace('"seed": ', '"seed": 1'))
     with pytest.raises(RunStateError, match="was made with the store"):
-        check_settings(recorded)
+        check_member_settings(config)
 
 
-def test_damaged_settings_are_refused_by_their_file(recorded: Config) -> None:
-    path = Path(recorded.member_dir("a"), "settings.json")
+def test_damaged_settings_are_refused_by_their_file(config: Config) -> None:
+    path = Path(config.member_dir("a"), "settings.json")
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(StorageError, match=rf"^{path}: damaged .*: delete this file"):
-        check_settings(recorded)
+        check_member_settings(config)
 
 
-def test_a_wrong_detectron2_option_is_refused_with_and_without_a_store(recorded: Config, tmp_path: Path) -> None:
+def test_a_wrong_detectron2_option_is_refused_with_and_without_a_store(config: Config, tmp_path: Path) -> None:
     wrong = {"model": {"preset": "r18", "cfg": {"SOLVER.NO_SUCH": 1}}}
-    for config in (change(recorded, **wrong), tiny_config({}, tmp_path / "empty", **wrong)):
+    for wrong_config in (change(config, **wrong), tiny_config({}, tmp_path / "empty", **wrong)):
         with pytest.raises(ConfigError, match=r"^model\.cfg\.SOLVER\.NO_SUCH: "):
-            check_options(config)
+            check_train_config(wrong_config)
 
 
-def test_a_skeleton_that_does_not_fit_the_store_is_refused(recorded: Config) -> None:
+def test_a_skeleton_that_does_not_fit_the_store_is_refused(config: Config) -> None:
     with pytest.raises(ConfigError, match=r"^skeleton: "):
-        check_options(change(recorded, skeleton={"sigmas": [0.1]}))
+        check_train_config(change(config, skeleton={"sigmas": [0.1]}))
 
 
-def test_starting_weights_that_do_not_exist_are_refused_before_a_cluster_starts(
-    recorded: Config, tmp_path: Path
-) -> None:
+def test_starting_weights_that_do_not_exist_are_refused_before_a_cluster_starts(config: Config, tmp_path: Path) -> None:
     for sections, key in (
         ({"model": {"weights": str(tmp_path / "no.pth")}, "train": {"members": [{"name": "b"}]}}, "model.weights"),
         ({"train": {"members": [{"name": "b", "weights": str(tmp_path / "no.pth")}]}}, "train.members[b].weights"),
     ):
         with pytest.raises(ModelError, match=rf"^{re.escape(key)}: {tmp_path}/no\.pth: there is no such file"):
-            check_options(tiny_config({}, tmp_path, **sections))
+            check_train_config(tiny_config({}, tmp_path, **sections))
     weights = {"model": {"weights": str(tmp_path / "no.pth")}}
-    check_options(change(recorded, **weights))  # a member that has begun needs them no longer
+    check_train_config(change(config, **weights))  # a member that has begun needs them no longer
     (tmp_path / "no.pth").touch()
-    check_options(tiny_config({}, tmp_path / "new", **weights))
+    check_train_config(tiny_config({}, tmp_path / "new", **weights))
 
 
-def test_a_recipe_that_is_not_stored_is_refused_before_a_cluster_starts(recorded: Config, tmp_path: Path) -> None:
+def test_a_recipe_that_is_not_stored_is_refused_before_a_cluster_starts(config: Config, tmp_path: Path) -> None:
     members = {"members": [{"name": "a", "recipes": ["Rotate45"]}]}
     for train in ({"recipes": ["Rotate45"]}, members):
         with pytest.raises(StoreError, match="holds no recipe 'Rotate45'"):
-            check_options(change(recorded, train=train))
+            check_train_config(change(config, train=train))
         with pytest.raises(ConfigError, match=r"augment\.recipes lacks a recipe \(got Rotate45\)"):
-            check_options(tiny_config({}, tmp_path / "empty", train=train))
+            check_train_config(tiny_config({}, tmp_path / "empty", train=train))
 
 
-def test_a_record_of_a_version_without_a_setting_counts_as_its_default(recorded: Config) -> None:
-    path = Path(recorded.member_dir("a"), "settings.json")
+def test_a_setting_that_an_earlier_version_did_not_record_counts_as_its_default(config: Config) -> None:
+    path = Path(config.member_dir("a"), "settings.json")
     fields = json.loads(path.read_text())
     del fields["train.deterministic"]
     path.write_text(json.dumps(fields))
-    check_settings(recorded)
+    check_member_settings(config)
     with pytest.raises(RunStateError, match=r"train\.deterministic False, now True"):
-        check_settings(change(recorded, train={"deterministic": True}))
+        check_member_settings(change(config, train={"deterministic": True}))
 
 
 def test_mlflow_must_be_installed_and_a_local_file_needs_a_local_run_folder(
@@ -115,9 +116,9 @@ def test_mlflow_must_be_installed_and_a_local_file_needs_a_local_run_folder(
     config = tiny_config({}, tmp_path, train={"mlflow": "local"})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^train\.mlflow: MLflow is not installed"):
-        check_options(config)
+        check_train_config(config)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    check_options(config)
+    check_train_config(config)
     monkeypatch.setattr("kp_ray.training.settings.is_local", lambda path: False)
     with pytest.raises(ConfigError, match=r"^train\.mlflow: `local` needs a local run_dir"):
-        check_options(config)
+        check_train_config(config)

@@ -1,4 +1,4 @@
-"""The stage `train` without a cluster: what it refuses, what it skips, and its forecast."""
+"""The stage `train` without a cluster: its checks, the members that it skips, and its forecast."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ MEMBERS = {"members": [{"name": "a"}, {"name": "b"}]}
 
 
 def finish_member(config: Config, name: str) -> None:
-    """Write the files by which a member counts as trained."""
+    """Write the files that mark a member as trained."""
     member = next(member for member in config.train.members if member.name == name)
     record_settings(config, member)
     Path(config.member_dir(name), "model_final.pth").touch()
@@ -55,15 +55,15 @@ def test_a_run_whose_members_are_finished_needs_no_cluster(config: Config) -> No
     assert Path(config.path("config.yaml")).read_text() == config.to_yaml()
 
 
-def test_a_member_of_other_settings_is_refused_and_the_recorded_config_stays(config: Config) -> None:
+def test_members_with_other_settings_are_refused_and_the_recorded_config_stays(config: Config) -> None:
     stage = TrainStage()
     finish_member(config, "a")
     finish_member(config, "b")
     stage.run(config, no_progress)
-    other = tiny_config({}, Path(config.run_dir), train={**MEMBERS, "base_lr": 0.5})
-    for call in (stage.check, stage.is_done, lambda config: stage.run(config, no_progress)):
+    changed_config = tiny_config({}, Path(config.run_dir), train={**MEMBERS, "base_lr": 0.5})
+    for method in (stage.check, stage.is_done, lambda config: stage.run(config, no_progress)):
         with pytest.raises(RunStateError, match=r"train\.base_lr"):
-            call(other)
+            method(changed_config)
     assert Path(config.path("config.yaml")).read_text() == config.to_yaml()
 
 
@@ -75,20 +75,20 @@ def test_the_forecast_counts_members_iterations_and_rows(config: Config) -> None
         "2 members (1 finished) of 4 iterations on 1 workers, 4 images per worker and iteration, 6 stored rows of all "
         "recipes, 3 validation rows"
     ]
-    elastic = tiny_config({}, Path(config.run_dir), train={**MEMBERS, "num_workers": {"min": 1, "max": 2}})
-    forecast = TrainStage().forecast(elastic)
+    elastic_config = tiny_config({}, Path(config.run_dir), train={**MEMBERS, "num_workers": {"min": 1, "max": 2}})
+    forecast = TrainStage().forecast(elastic_config)
     assert forecast.iterations == 2
     assert " on 1 to 2 workers" in forecast.lines()[0]
 
 
-FOUND = SearchResult("trial-003", "rmse", 8, 43.21, 47.5, {"base_lr": 0.002, "recipes": ["Original"]})
+RESULT = SearchResult("trial-003", "rmse", 8, 43.21, 47.5, {"base_lr": 0.002, "recipes": ["Original"]})
 
 
-def test_a_finished_search_replaces_the_configs_own_settings_and_says_so(config: Config) -> None:
+def test_a_finished_search_replaces_the_configs_own_settings_and_is_described(config: Config) -> None:
     record_search(config)
-    write_result(config, FOUND)
+    write_result(config, RESULT)
     tuned, search = apply_search(config)
-    assert search == FOUND
+    assert search == RESULT
     assert (tuned.train.base_lr, tuned.train.recipes) == (0.002, ("Original",))
     assert [member.name for member in tuned.train.members] == ["a", "b"]
     assert apply_search(tuned) == (tuned, None)
@@ -98,44 +98,44 @@ def test_a_finished_search_replaces_the_configs_own_settings_and_says_so(config:
     )
     assert TrainStage().describe_settings(config) == TrainStage().forecast(config).lines()[0] == line
     finish_member(config, "a")  # trained with the config's own settings
-    for call in (TrainStage().check, TrainStage().is_done):
+    for method in (TrainStage().check, TrainStage().is_done):
         with pytest.raises(RunStateError, match=r"members/a: .* train\.recipes None, .*: set train\.tuned=false"):
-            call(config)
+            method(config)
 
 
-def test_members_that_a_search_decided_are_finished_and_name_it(config: Config) -> None:
+def test_members_that_were_trained_with_a_search_are_finished_and_record_it(config: Config) -> None:
     record_search(config)
-    write_result(config, FOUND)
+    write_result(config, RESULT)
     tuned, search = apply_search(config)
     for member in tuned.train.members:
-        record_settings(tuned, member, asdict(FOUND))
+        record_settings(tuned, member, asdict(RESULT))
         Path(config.member_dir(member.name), "model_final.pth").touch()
     assert TrainStage().is_done(config)
     summary = TrainStage().run(config, no_progress)
-    assert summary.search == FOUND
+    assert summary.search == RESULT
     assert read_member_search(config.member_dir("a")) == search
     assert Path(config.path("config.yaml")).read_text() == config.to_yaml()
 
 
-def test_a_search_is_not_used_if_the_config_says_so(config: Config) -> None:
+def test_a_search_is_not_used_if_the_config_excludes_it(config: Config) -> None:
     record_search(config)
-    write_result(config, FOUND)
+    write_result(config, RESULT)
     for section in ({"train": {**MEMBERS, "tuned": False}}, {"train": MEMBERS, "tune": {"num_trials": 0}}):
-        own = tiny_config({}, Path(config.run_dir), **section)
-        assert apply_search(own) == (own, None)
-        assert TrainStage().describe_settings(own) is None
+        own_config = tiny_config({}, Path(config.run_dir), **section)
+        assert apply_search(own_config) == (own_config, None)
+        assert TrainStage().describe_settings(own_config) is None
 
 
 def test_a_search_that_is_not_finished_or_began_with_other_settings_is_refused(config: Config) -> None:
     record_search(config)
     TrainStage().check(config)  # `run` finishes the search before it trains
-    for call in (TrainStage().is_done, TrainStage().forecast):
+    for method in (TrainStage().is_done, TrainStage().forecast):
         with pytest.raises(RunStateError, match=r"tune: the search is not finished: run tune .*train\.tuned=false"):
-            call(config)
-    write_result(config, FOUND)
-    other = tiny_config({}, Path(config.run_dir), train={**MEMBERS, "weight_decay": 0.5})
+            method(config)
+    write_result(config, RESULT)
+    changed_config = tiny_config({}, Path(config.run_dir), train={**MEMBERS, "weight_decay": 0.5})
     with pytest.raises(RunStateError, match=r"tune: was made with train\.weight_decay .*train\.tuned=false"):
-        TrainStage().check(other)
+        TrainStage().check(changed_config)
 
 
 def test_a_search_without_a_better_setting_trains_the_configs_own(config: Config) -> None:

@@ -19,7 +19,7 @@ def test_cudnn_is_set_as_configured(monkeypatch: pytest.MonkeyPatch, benchmark: 
     assert torch.backends.cudnn.deterministic == deterministic
 
 
-def test_the_matrix_products_have_the_precision_of_newer_detectron2s_option() -> None:
+def test_an_option_of_newer_detectron2_sets_the_precision_of_matrix_products() -> None:
     cfg = build_cfg(build_config({}), DACON24, "cpu")
     before = torch.get_float32_matmul_precision()
     set_torch_options(cfg, deterministic=False)
