@@ -22,12 +22,12 @@ TRIAL_ACTOR_BYTES = 512 << 20
 
 
 def model_nodes() -> list[Mapping[str, Any]]:
-    """Return the living nodes that `MODEL_NODE_SELECTOR` selects, as elements of `ray.nodes()`."""
+    """Return the alive nodes that `MODEL_NODE_SELECTOR` selects, as elements of `ray.nodes()`."""
     return _allowed_nodes("kp-ray/models")
 
 
 def augment_nodes() -> list[Mapping[str, Any]]:
-    """Return the living nodes that `AUGMENT_NODE_SELECTOR` selects, as elements of `ray.nodes()`."""
+    """Return the alive nodes that `AUGMENT_NODE_SELECTOR` selects, as elements of `ray.nodes()`."""
     return _allowed_nodes("kp-ray/augment")
 
 
@@ -59,7 +59,7 @@ def trial_resources() -> dict[str, float]:
     The actor takes no share of a CPU, because training may need all CPUs. A tiny amount of the resource that only the
     driver's node has places the actor there: other nodes may lack the packages of a search.
     """
-    own_id = ray.get_runtime_context().get_node_id()
-    node = next(node for node in ray.nodes() if node["NodeID"] == own_id)
+    driver_node_id = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == driver_node_id)
     memory = min(TRIAL_ACTOR_BYTES, int(node["Resources"].get("memory", 0) / 4))
     return {"memory": memory, node_resource(node): 0.001}

@@ -70,14 +70,14 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
     set_ray_environment()
     import ray  # late, so that `--help` and `import kp_ray` need not wait for Ray
 
-    began = time.monotonic()
+    start_time = time.monotonic()
     stderr_filter = contextlib.nullcontext() if _is_verbose() else hide_actor_pool_warning()
     with print_if_killed(), stderr_filter:
         _connect(config, dashboard, say)
         handler = signal.signal(signal.SIGINT, _interrupt)
         try:
             with _exit_if_node_dies():
-                yield time.monotonic() - began
+                yield time.monotonic() - start_time
         finally:
             signal.signal(signal.SIGINT, handler)
             _interrupted.clear()
@@ -87,7 +87,7 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
 def check_address(address: str, key: str) -> None:
     """Refuse an address at which no Ray head answers, because Ray itself would try for minutes.
 
-    A head is recognised as a gRPC server.
+    A program counts as a Ray head if it is a gRPC server.
 
     Args:
         address: "host:port" or "ray://host:port". Anything else, e.g. "auto", is not checked, because Ray itself soon
@@ -115,9 +115,9 @@ def check_address(address: str, key: str) -> None:
 
 
 def _speaks_grpc(connection: socket.socket) -> bool:
-    """Return whether a server speaks HTTP/2, on which gRPC is built: it must answer with a settings frame.
+    """Return whether a server answers with a settings frame of HTTP/2, on which gRPC is built.
 
-    A server that closes the connection does not.
+    The result is False if the server closes the connection.
 
     Raises:
         OSError: the server is silent for `ADDRESS_TIMEOUT_S`, or resets the connection.
@@ -180,10 +180,10 @@ def _exit_if_node_dies() -> Iterator[None]:
     """End this process if Ray marks this node as dead, because Ray Tune would otherwise wait forever."""
     import ray
 
-    node_id, done = ray.get_runtime_context().get_node_id(), threading.Event()
+    node_id, session_ended = ray.get_runtime_context().get_node_id(), threading.Event()
 
     def watch() -> None:
-        while not done.wait(NODE_CHECK_S):
+        while not session_ended.wait(NODE_CHECK_S):
             with contextlib.suppress(Exception):  # if the head is unreachable, Ray itself ends the driver
                 if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
                     os._exit(2)  # the shell of `print_if_killed` outlives this process and prints why
@@ -193,5 +193,5 @@ def _exit_if_node_dies() -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
+        session_ended.set()
         watcher.join()
