@@ -21,9 +21,9 @@ def test_every_check_of_a_healthy_machine_passes(sample_data: dict[str, Any], tm
     config = tiny_config(sample_data, tmp_path / "run")
     checks = {check.name: check for check in check_machine(config)}
     assert all(check.ok for check in checks.values()), checks
-    assert "12 images" in checks["disk"].found
-    assert f"{len(list(make_plan(config).parts()))} parts" in checks["store"].found
-    assert checks["data.annotations"].found == sample_data["annotations"]
+    assert "12 images" in checks["disk"].value
+    assert f"{len(list(make_plan(config).parts()))} parts" in checks["store"].value
+    assert checks["data.annotations"].value == sample_data["annotations"]
     assert not (tmp_path / "run").exists()
 
 
@@ -49,7 +49,7 @@ def test_a_store_too_large_for_the_disk_and_invalid_labels_fail(
     invalid = tiny_config({**sample_data, "annotations": str(tmp_path / "labels.csv")}, tmp_path / "run")
     failed = [check for check in check_machine(invalid) if not check.ok]
     assert [check.name for check in failed] == ["store"]
-    assert "labels.csv" in failed[0].found
+    assert "labels.csv" in failed[0].value
 
 
 def test_a_working_directory_above_the_upload_limit_fails_if_a_cluster_is_named(
@@ -66,7 +66,7 @@ def test_a_working_directory_above_the_upload_limit_fails_if_a_cluster_is_named(
         return next(check for check in check_machine(config) if check.name == "upload")
 
     assert check_upload(remote).ok
-    assert "2 kB" in check_upload(remote).found
+    assert "2 kB" in check_upload(remote).value
     with open(tmp_path / "kp_ray" / "weights.pth", "wb") as file:
         file.truncate(100 << 20)  # the limit of Ray's job server
     assert not check_upload(remote).ok
@@ -89,9 +89,9 @@ def test_the_probe_of_a_gpu_node_runs() -> None:
 def test_every_node_of_a_running_cluster_is_checked(sample_data: dict[str, Any], tmp_path: Path) -> None:
     checks = {check.name: check for check in check_cluster(tiny_config(sample_data, tmp_path / "run"))}
     assert all(check.ok for check in checks.values()), checks
-    assert checks["cpus"].found == "4"
-    assert "this machine only" in checks["dashboard"].found
-    assert "not required" in checks["tokens"].found
+    assert checks["cpus"].value == "4"
+    assert "this machine only" in checks["dashboard"].value
+    assert "not required" in checks["tokens"].value
     with_gpus = tiny_config(sample_data, tmp_path / "run", train={"use_gpu": True, "num_workers": 8})
     assert [check.name for check in check_cluster(with_gpus) if not check.ok] == ["gpus"]
     autoscaling = with_gpus.model_copy(update={"cluster": with_gpus.cluster.model_copy(update={"num_gpus": 8})})
@@ -124,9 +124,9 @@ HEALTHY = NodeProbe(
 def test_a_fault_of_a_node_fails_one_check_with_its_fix(
     tiny: Config, fault: dict[str, Any], name: str, fix: str
 ) -> None:
-    assert all(check.ok for check in check_node(HEALTHY, RESOURCES, tiny, several_nodes=True))
-    checks = check_node(replace(HEALTHY, **fault), RESOURCES, tiny, several_nodes=True)
+    assert all(check.ok for check in check_node(HEALTHY, RESOURCES, tiny, is_multi_node=True))
+    checks = check_node(replace(HEALTHY, **fault), RESOURCES, tiny, is_multi_node=True)
     failed = [check for check in checks if not check.ok]
     assert [check.name for check in failed] == [name]
     assert fix in failed[0].fix
-    assert all(value in failed[0].found for value in fault.values() if isinstance(value, str))
+    assert all(value in failed[0].value for value in fault.values() if isinstance(value, str))
