@@ -67,5 +67,5 @@ cluster.shutdown()
 
 
 def test_tasks_run_only_on_nodes_whose_labels_allow_them() -> None:
-    done = run_command(sys.executable, "-c", FIND_NODES_OF_TASKS, timeout_s=300)
-    assert last_json(done.stdout) == {"augment": ["spot"], "train": ["gpu"]}, done.stderr[-3000:]
+    result = run_command(sys.executable, "-c", FIND_NODES_OF_TASKS, timeout_s=300)
+    assert last_json(result.stdout) == {"augment": ["spot"], "train": ["gpu"]}, result.stderr[-3000:]
