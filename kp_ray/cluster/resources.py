@@ -11,7 +11,7 @@ from kp_ray.errors import ClusterError
 DATA_CPUS = 0.5
 """CPUs that a training run needs for Ray Data's tasks, in addition to its workers' CPUs."""
 SMALLEST_SHARE = 1e-4
-"""Smallest part of a CPU that Ray assigns: a node with less has none."""
+"""Smallest fraction of a CPU that Ray assigns; a node with less counts as a node without CPUs."""
 _ROUNDING = 1e-9
 """Added before rounding down, so that 0.3 / 0.1 is 3."""
 
@@ -89,7 +89,7 @@ def require_cpus(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, 
         purpose: name of the work, for the message.
 
     Raises:
-        ClusterError: no node has `num_cpus`, and the cluster does not grow to as many.
+        ClusterError: no node has `num_cpus` CPUs, and the cluster does not grow to that size.
     """
     max_cpus = max((node["Resources"].get("CPU", 0) for node in nodes), default=0)
     if max(max_cpus, cluster.num_cpus or 0) < num_cpus:
@@ -100,7 +100,7 @@ def require_cpus(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, 
 
 
 def _total_resources(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the CPUs and the GPUs of the nodes together, or of the cluster's full size where that is more."""
+    """Return the CPUs and GPUs of all nodes together; a larger value in the config's full size replaces a sum."""
     full_size = {"CPU": cluster.num_cpus or 0, "GPU": cluster.num_gpus or 0}
     return {name: max(full_size[name], sum(node["Resources"].get(name, 0) for node in nodes)) for name in full_size}
 

@@ -125,8 +125,8 @@ def mirror_detection(detection: Detection, width: int, skeleton: Skeleton) -> De
 def merge_views(views: Sequence[Sequence[Detection]]) -> list[Detection]:
     """Merge the detections of several views of one image: each person is the mean over the views that show them.
 
-    Detections are taken from the best score down. Each is grouped with the detection that overlaps it most in every
-    other view, if their IoU is at least `SAME_PERSON_IOU`.
+    Detections are taken from the best score down. Each is grouped with the detection of each other view that overlaps
+    it most, if their IoU is at least `SAME_PERSON_IOU`.
 
     Returns:
         One detection per person, best score first.

@@ -12,7 +12,7 @@ from kp_ray.keypoints import DACON24
 
 LAST_LAYER = "roi_heads.keypoint_head.score_lowres"
 """Name of the last layer in the weights of Detectron2's KRCNNConvDeconvUpsampleHead."""
-_CHANNEL_DIMS = {f"{LAST_LAYER}.weight": 1, f"{LAST_LAYER}.bias": 0}  # the layer is a transposed convolution
+_CHANNEL_DIMS = {f"{LAST_LAYER}.weight": 1, f"{LAST_LAYER}.bias": 0}  # the weight is (in, out, H, W)
 COCO_NAMES = DACON24.names[:17]
 """COCO's keypoints in the order of the model zoo's channels."""
 _TRUNK_JOINTS = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
@@ -25,7 +25,7 @@ NEAREST_JOINTS: dict[str, tuple[str, ...]] = {
     "spine2(back)": _TRUNK_JOINTS,
     "spine1(waist)": _TRUNK_JOINTS,
 }
-"""Keypoint that COCO lacks -> the nearest COCO joints, whose mean channel is a better start than noise."""
+"""Keypoint that COCO lacks -> the nearest COCO joints, whose mean channel is a better start than random values."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class HeadTransfer:
 
     def describe(self) -> str:
         """Describe the origins on one line, e.g. "17 keypoints by name, 7 from the nearest joints"."""
-        counts = {
+        names_by_origin = {
             "keypoints by name": self.by_name,
             "from the nearest joints": self.from_nearest,
             "from scratch": self.from_scratch,
         }
-        return ", ".join(f"{len(names)} {how}" for how, names in counts.items() if names)
+        return ", ".join(f"{len(names)} {origin}" for origin, names in names_by_origin.items() if names)
 
 
 def transfer_head(

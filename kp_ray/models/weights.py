@@ -1,4 +1,4 @@
-"""Weights: save and load a finished member, and start a model from weights of a file, a URL or the model zoo."""
+"""Save and load finished members, and start models from the weights of a file, a URL or the model zoo."""
 
 import io
 import pickle
@@ -42,7 +42,7 @@ def is_trained(folder: str) -> bool:
 def save_model(model: torch.nn.Module, cfg: CfgNode, folder: str, skeleton: Skeleton) -> None:
     """Write a finished member: `config.yaml`, then `model_final.pth`; plain Detectron2 can open both.
 
-    The weights' file also holds the keypoints' names under `keypoints`, which Detectron2 ignores.
+    The weights' file also lists the keypoints' names under the key `keypoints`, which Detectron2 ignores.
 
     Args:
         folder: local path or URL.
@@ -117,7 +117,7 @@ def read_keypoint_names(folder: str) -> tuple[str, ...] | None:
     """Read the names of the keypoints that a finished member predicts; None if its file does not name them.
 
     Raises:
-        ModelError: the file of weights is damaged.
+        ModelError: the weights' file is damaged.
         StorageError: the folder cannot be read.
     """
     path = join(folder, FINAL_WEIGHTS)
@@ -130,15 +130,15 @@ def read_keypoint_names(folder: str) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """The tensors that a model took from its starting weights.
+    """The result of starting a model from weights.
 
     Attributes:
-        missing: sorted names of the tensors that keep their random values because the weights do not have them in the
-            same shape.
+        random_tensors: sorted names of the tensors that stay random, because the weights lack them or have them in
+            another shape.
         head: origin of the keypoint head's channels; "" if the weights have the model's skeleton or an unknown one.
     """
 
-    missing: tuple[str, ...] = ()
+    random_tensors: tuple[str, ...] = ()
     head: str = ""
 
 

@@ -32,7 +32,7 @@ def model(cfg: Any) -> torch.nn.Module:
 
 def load_starting_weights(model: torch.nn.Module, weights: Path | str, skeleton: Skeleton = DACON24) -> list[str]:
     """Load weights into an R-18; return the names of the tensors that stay random."""
-    return list(load_weights(model, str(weights), preset="r18", skeleton=skeleton).missing)
+    return list(load_weights(model, str(weights), preset="r18", skeleton=skeleton).random_tensors)
 
 
 def test_a_saved_member_loads_again_and_opens_in_plain_detectron2(cfg: Any, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_the_zoos_head_is_transferred_by_name_and_from_the_nearest_joints(
     state[f"{LAST_LAYER}.bias"] = bias = rng.normal(size=17).astype(np.float32)
     (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}, 2))
     loaded = load_weights(model, str(tmp_path / "zoo.pkl"), preset="r18", skeleton=DACON24)
-    assert (loaded.missing, loaded.head) == ((), "17 keypoints by name, 7 from the nearest joints")
+    assert (loaded.random_tensors, loaded.head) == ((), "17 keypoints by name, 7 from the nearest joints")
     new_weight, new_bias = (model.state_dict()[f"{LAST_LAYER}.{part}"].numpy() for part in ("weight", "bias"))
     channels = dict(zip(COCO_NAMES, range(17), strict=True))
     spine = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
@@ -157,7 +157,7 @@ def test_a_members_head_is_transferred_to_any_skeleton_that_shares_a_keypoint(
     small_model = build_model(small_cfg)
     random_bias = small_model.state_dict()[f"{LAST_LAYER}.bias"].clone()
     loaded = load_weights(small_model, path, preset="r18", skeleton=skeleton)
-    assert (loaded.missing, loaded.head) == ((), "2 keypoints by name, 1 from scratch")
+    assert (loaded.random_tensors, loaded.head) == ((), "2 keypoints by name, 1 from scratch")
     expected = [random_bias[0], *(saved_bias[DACON24.names.index(name)] for name in names[1:])]
     assert small_model.state_dict()[f"{LAST_LAYER}.bias"].tolist() == [float(value) for value in expected]
     reversed_skeleton = Skeleton(names=DACON24.names[::-1], flip_pairs=(), sigmas=DACON24.sigmas)
