@@ -15,8 +15,8 @@ help:  ## List the targets.
 
 setup: $(READY)  ## Create .venv with kp_ray and its dependencies.
 
-# pip compiles no module, because most of the installed modules are never imported. The imported ones are compiled once
-# here: otherwise every process of a cluster would compile them, at each start if PYTHONDONTWRITEBYTECODE is set.
+# pip compiles no module, because most of the installed modules are never imported. The others are compiled once here:
+# otherwise every process of a cluster would compile them, at each start if PYTHONDONTWRITEBYTECODE is set.
 $(READY):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[train,dev]'

@@ -359,7 +359,7 @@ def _missing_folders(path: str) -> list[Path]:
 
 
 def _remove(path: str, created_folders: Sequence[Path] = ()) -> None:
-    """Delete a file, and those of the created folders that are empty then."""
+    """Delete a file, then the created folders if they are empty."""
     delete_file(path)
     with contextlib.suppress(OSError):  # another process may have written into the folders
         for folder in created_folders:

@@ -44,7 +44,7 @@ def find_difference(old_fields: Mapping[str, Any], new_fields: Mapping[str, Any]
 
 
 def refuse_difference(old_fields: Mapping[str, Any], new_fields: Mapping[str, Any], place: str, fix: str) -> None:
-    """Refuse to reuse a result whose recorded fields differ from the new ones.
+    """Refuse to reuse a result whose recorded fields differ from the new fields.
 
     Args:
         old_fields: fields that were recorded with the result.

@@ -152,8 +152,8 @@ def test_the_recipes_page_lists_every_recipe() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text()
     names = set()
     for row in re.findall(r"^\| (`[A-Z].*?) \|", text, re.MULTILINE):
-        first, *suffixes = re.findall(r"`(\w+)`", row)
-        names |= {first, *(first.rsplit("_", 1)[0] + suffix for suffix in suffixes)}
+        base_name, *suffixes = re.findall(r"`(\w+)`", row)
+        names |= {base_name, *(base_name.rsplit("_", 1)[0] + suffix for suffix in suffixes)}
     assert names == set(RECIPES)
     assert (ROOT / "docs" / "recipes.jpg").stat().st_size < 300_000
 

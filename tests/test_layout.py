@@ -93,11 +93,11 @@ def state():
         "files": sorted(str(path) for path in pathlib.Path.cwd().rglob("*")),
     }
 
-before = state()
+state_before = state()
 for name in MODULES:
     importlib.import_module(name)
-after = state()
-print([key for key in before if before[key] != after[key]], ray.is_initialized())
+state_after = state()
+print([key for key in state_before if state_before[key] != state_after[key]], ray.is_initialized())
 """
 
 

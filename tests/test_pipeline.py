@@ -44,12 +44,12 @@ def test_forecasts_count_the_work_of_each_stage_and_write_nothing(sample_data: d
             forecast_stage(verb, config)
     assert not Path(config.run_dir).exists()
     write_small_store(tmp_path / "run" / "store")
-    before = file_times(*tmp_path.rglob("*"))
+    original_times = file_times(*tmp_path.rglob("*"))
     train, tune = forecast_stage("train", config).to_json(), forecast_stage("tune", config).to_json()
     assert (train["iterations"], train["finished"], train["train"], train["val"]) == (4, 0, 6, 3)
     assert (tune["trials"], tune["train"], tune["val"]) == (2, 6, 3)
     assert all(forecast_stage(verb, config).lines() for verb in ("augment", "train", "tune", "predict"))
-    assert file_times(*tmp_path.rglob("*")) == before
+    assert file_times(*tmp_path.rglob("*")) == original_times
 
 
 def test_a_forecast_refuses_an_invalid_config_as_the_stage_does(sample_data: dict[str, Any], tmp_path: Path) -> None:
@@ -92,13 +92,13 @@ def test_the_search_comes_before_training_which_prints_the_settings_it_uses(tmp_
 def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(sample_data, tmp_path / "run", tune={"num_trials": 1})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    first = run_verb("run", "config.yaml", "--json", cwd=tmp_path)
+    first_run = run_verb("run", "config.yaml", "--json", cwd=tmp_path)
     run = tmp_path / "run"
-    assert read_json_output(first)["report"] == str(run / "report.html")
-    assert "ensemble" in first.stdout
-    assert "Traceback" not in first.stderr
-    assert read_json_output(first)["search"]["trial"] == "trial-000"
-    assert "settings: the config's own; the search found none better" in first.stdout
+    assert read_json_output(first_run)["report"] == str(run / "report.html")
+    assert "ensemble" in first_run.stdout
+    assert "Traceback" not in first_run.stderr
+    assert read_json_output(first_run)["search"]["trial"] == "trial-000"
+    assert "settings: the config's own; the search found none better" in first_run.stdout
     write_times = [(run / name).stat().st_mtime for name in ("tune/result.json", "members/a/settings.json")]
     assert write_times == sorted(write_times)  # the search ends before training begins
     finished_files = [
@@ -106,10 +106,10 @@ def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Pat
         *run.glob("tune/trials/*/*"),
         run / "store" / "_manifest.json",
     ]
-    before = file_times(*finished_files)
-    second = read_json_output(run_verb("run", "config.yaml", "--json", cwd=tmp_path))
-    assert second["augment"]["parts_written"] == second["predict"]["predicted"] == 0
-    assert file_times(*finished_files) == before
+    original_times = file_times(*finished_files)
+    second_json = read_json_output(run_verb("run", "config.yaml", "--json", cwd=tmp_path))
+    assert second_json["augment"]["parts_written"] == second_json["predict"]["predicted"] == 0
+    assert file_times(*finished_files) == original_times
 
 
 def test_verbs_print_their_result_and_the_next_command(sample_data: dict[str, Any], tmp_path: Path) -> None:

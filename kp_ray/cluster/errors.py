@@ -48,7 +48,7 @@ def _wrapped_error(error: BaseException) -> BaseException | None:
         # Ray 2.60 keeps the error of an actor's constructor only in `args`.
         argument = error.args[0] if error.args else None
         return argument if isinstance(argument, ray.exceptions.RayTaskError) else None
-    # Ray Train's errors are recognised by their attributes, because a machine that only augments may lack Ray Train.
+    # Ray Train's errors are recognized by their attributes, because a machine that only augments may lack Ray Train.
     if failures := getattr(error, "worker_failures", None):
         # When a worker dies, the others fail too ("Connection closed by peer"), so take the most specific cause.
         return min(map(root_cause, failures.values()), key=_rank_cause)

@@ -1,4 +1,4 @@
-"""Detectron2's options under `model.cfg`: those that take effect, and what to set instead of the others.
+"""Detectron2's options under `model.cfg`: which options take effect, and what to set instead of the rest.
 
 Detectron2's own trainer reads every option; kp_ray has its own input, loop and evaluation. An option that these would
 ignore is refused.

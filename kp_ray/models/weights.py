@@ -135,7 +135,7 @@ class LoadedWeights:
     Attributes:
         random_tensors: sorted names of the tensors that stay random, because the weights lack them or have them in
             another shape.
-        head: origin of the keypoint head's channels; "" if the weights have the model's skeleton or an unknown one.
+        head: origin of the keypoint head's channels; "" if their skeleton is the model's or unknown.
     """
 
     random_tensors: tuple[str, ...] = ()

@@ -53,8 +53,8 @@ class BodyShape:
         size, girth, legs = rng.uniform((0.9, 0.88, 0.95), (1.1, 1.2, 1.06))
         colors = {"shirt": shirt, "trouser": trouser, "skin": skin, "hair": hair}
         colors["print"] = _contrasting_color(rng, shirt, 250)
-        # Pads, wristbands and shoes have warm colors on the left and cold ones on the right. Otherwise a network could
-        # not learn to tell left from right in the demo's few minutes of training.
+        # Pads, wristbands and shoes have warm colors on the left and cold colors on the right. Otherwise a network
+        # could not learn to tell left from right in the demo's few minutes of training.
         colors["left"], colors["right"] = _vivid_color(rng, (0, 24)), _vivid_color(rng, (86, 120))
         sleeve, leg = rng.choice([0.62, 0.62, 1.7, 2.1]), rng.choice([0.75, 1.1, 2.1, 2.1])
         return cls(size, girth, legs, sleeve, leg, int(rng.integers(5)), int(rng.integers(3)), colors)

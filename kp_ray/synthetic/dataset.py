@@ -92,7 +92,7 @@ def make_sample(
         num_test: number of test images; None: a fifth of `num_images`, at least 10.
         width, height: size of the frames in pixels.
         seed: seed of all random choices; not negative.
-        num_processes: number of drawing processes; None: at most the number of CPUs. With more than one, a calling
+        num_processes: number of drawing processes; None: at most the number of CPUs. If there are several, the calling
             script needs the guard `if __name__ == "__main__":`, because each process imports the script.
         progress: called with the number of images written so far.
         run_dir: the run folder that `config.yaml` names; None: `run` in the folder.

@@ -185,12 +185,12 @@ class AugmentRun:
 
     Attributes:
         arguments: arguments of a verb that uses the same config and cluster.
-        process: the finished command.
+        result: the finished command.
         nodes: every node that the cluster had when the command ended.
     """
 
     arguments: list[str]
-    process: subprocess.CompletedProcess[str]
+    result: subprocess.CompletedProcess[str]
     nodes: list[dict[str, Any]]
 
 
@@ -204,16 +204,16 @@ def augment_run(
     cluster = set_options(f"cluster.address={autoscaling_cluster.address}", "cluster.num_cpus=4", "cluster.num_gpus=2")
     arguments = [str(folder / "config.yaml"), *cluster]
     assert [node["resources_total"].get("CPU", 0) for node in autoscaling_cluster.nodes()] == [0]
-    process = run_kp_ray("augment", *arguments, timeout_s=300)
-    return AugmentRun(arguments, process, autoscaling_cluster.nodes())
+    result = run_kp_ray("augment", *arguments, timeout_s=300)
+    return AugmentRun(arguments, result, autoscaling_cluster.nodes())
 
 
 @pytest.mark.slow
 def test_augmenting_adds_cpu_nodes_that_are_removed_when_idle(
     autoscaling_cluster: AutoscalingCluster, augment_run: AugmentRun
 ) -> None:
-    assert augment_run.process.returncode == 0, augment_run.process.stderr[-3000:]
-    assert "parts written, 0 kept" in augment_run.process.stderr
+    assert augment_run.result.returncode == 0, augment_run.result.stderr[-3000:]
+    assert "parts written, 0 kept" in augment_run.result.stderr
     workers = [node for node in augment_run.nodes if not node["is_head_node"]]
     assert any(node["resources_total"].get("CPU") == 2 for node in workers)
     assert not any("GPU" in node["resources_total"] for node in workers)
@@ -235,7 +235,7 @@ class TwoNodes:
 
     def __init__(self, folder: str) -> None:
         port, self.dashboard = free_port(), free_port()
-        # All nodes have this machine's address, because a driver joins the head if several nodes have its address.
+        # All nodes have this machine's address; of several nodes with its own address, a driver joins the head.
         self.address, self.num_started = f"{ray.util.get_node_ip_address()}:{port}", 0
         self.start_node(
             "--head",
@@ -253,10 +253,10 @@ class TwoNodes:
         start_ray(*options, RAY_OVERRIDE_NODE_ID_FOR_TESTING=f"{self.num_started:056x}")
 
     def start_missing_nodes(self) -> None:
-        """Start as many worker nodes of 2 CPUs as two alive ones lack."""
+        """Start worker nodes of 2 CPUs until two worker nodes are alive."""
         nodes = query_dashboard(self.dashboard, "nodes")
-        alive = [node for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"]]
-        for _ in range(2 - len(alive)):
+        alive_workers = [node for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"]]
+        for _ in range(2 - len(alive_workers)):
             self.start_node(f"--address={self.address}", "--num-cpus=2")
 
     def kill_node_of(self, actor_class: str) -> None:

@@ -57,9 +57,9 @@ def test_mirroring_twice_changes_nothing() -> None:
 
 
 def test_views_merge_the_same_person_and_keep_others_apart() -> None:
-    first = [make_detection(100, 0.9), make_detection(300, 0.5)]
-    second = [make_detection(304, 0.7), make_detection(102, 0.7)]
-    merged = merge_views([first, second, []])
+    first_view = [make_detection(100, 0.9), make_detection(300, 0.5)]
+    second_view = [make_detection(304, 0.7), make_detection(102, 0.7)]
+    merged = merge_views([first_view, second_view, []])
     assert [round(detection.score, 6) for detection in merged] == [0.8, 0.6]
     assert [detection.bbox_xyxy[0] for detection in merged] == [101, 302]
     people = merge_views([[make_detection(100, 0.9)], [make_detection(300, 0.8)]])

@@ -129,8 +129,11 @@ def test_the_zoos_head_is_transferred_by_name_and_from_the_nearest_joints(
     state[f"{LAST_LAYER}.weight"] = weight = rng.normal(size=(64, 17, 4, 4)).astype(np.float32)
     state[f"{LAST_LAYER}.bias"] = bias = rng.normal(size=17).astype(np.float32)
     (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}, 2))
-    loaded = load_weights(model, str(tmp_path / "zoo.pkl"), preset="r18", skeleton=DACON24)
-    assert (loaded.random_tensors, loaded.head) == ((), "17 keypoints by name, 7 from the nearest joints")
+    loaded_weights = load_weights(model, str(tmp_path / "zoo.pkl"), preset="r18", skeleton=DACON24)
+    assert (loaded_weights.random_tensors, loaded_weights.head) == (
+        (),
+        "17 keypoints by name, 7 from the nearest joints",
+    )
     new_weight, new_bias = (model.state_dict()[f"{LAST_LAYER}.{part}"].numpy() for part in ("weight", "bias"))
     channels = dict(zip(COCO_NAMES, range(17), strict=True))
     spine = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
@@ -156,13 +159,13 @@ def test_a_members_head_is_transferred_to_any_skeleton_that_shares_a_keypoint(
     small_cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 3
     small_model = build_model(small_cfg)
     random_bias = small_model.state_dict()[f"{LAST_LAYER}.bias"].clone()
-    loaded = load_weights(small_model, path, preset="r18", skeleton=skeleton)
-    assert (loaded.random_tensors, loaded.head) == ((), "2 keypoints by name, 1 from scratch")
+    loaded_weights = load_weights(small_model, path, preset="r18", skeleton=skeleton)
+    assert (loaded_weights.random_tensors, loaded_weights.head) == ((), "2 keypoints by name, 1 from scratch")
     expected = [random_bias[0], *(saved_bias[DACON24.names.index(name)] for name in names[1:])]
     assert small_model.state_dict()[f"{LAST_LAYER}.bias"].tolist() == [float(value) for value in expected]
     reversed_skeleton = Skeleton(names=DACON24.names[::-1], flip_pairs=(), sigmas=DACON24.sigmas)
-    loaded = load_weights(model, path, preset="r18", skeleton=reversed_skeleton)
-    assert loaded.head == "24 keypoints by name"
+    loaded_weights = load_weights(model, path, preset="r18", skeleton=reversed_skeleton)
+    assert loaded_weights.head == "24 keypoints by name"
     assert torch.equal(model.state_dict()[f"{LAST_LAYER}.bias"], saved_bias.flip(0))
 
 

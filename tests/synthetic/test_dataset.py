@@ -34,12 +34,12 @@ def test_one_process_and_two_write_the_same_bytes(tmp_path: Path) -> None:
 def test_writing_again_gives_the_same_bytes_and_another_seed_different_ones(tmp_path: Path) -> None:
     options = {"num_images": 2, "num_test": 1, "num_processes": 1, **SIZE}
     make_sample(str(tmp_path / "a"), seed=1, **options)
-    first = file_digests(tmp_path / "a")
+    digests_of_seed_1 = file_digests(tmp_path / "a")
     make_sample(str(tmp_path / "a"), seed=1, **options)
-    assert file_digests(tmp_path / "a") == first
+    assert file_digests(tmp_path / "a") == digests_of_seed_1
     make_sample(str(tmp_path / "b"), seed=2, **options)
     digests_of_seed_2 = set(file_digests(tmp_path / "b").values())
-    equal_files = [name for name, digest in first.items() if digest in digests_of_seed_2]
+    equal_files = [name for name, digest in digests_of_seed_1.items() if digest in digests_of_seed_2]
     assert equal_files in ([], ["sample_submission.csv"])  # the sample submission holds zeros
 
 

@@ -86,10 +86,10 @@ def test_a_limb_is_drawn_between_its_ends() -> None:
 
 def test_discs_grow_with_the_image() -> None:
     point = np.array([[50.0, 50.0, 2.0]])
-    small, large = (
+    small_count, large_count = (
         np.count_nonzero(draw_skeleton(black_image(*size), point, POINT)) for size in [(320, 240), (1920, 1080)]
     )
-    assert large > 10 * small
+    assert large_count > 10 * small_count
 
 
 @pytest.mark.parametrize("max_side", [45, 300])
