@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The name depends on these files, so that the set-up runs again when one of them changes.
+# The file's name depends on these files, so that the set-up runs again when one of them changes.
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d ' ' -f 1)
 # Detectron2 is not on PyPI under its own name. This wheel has the Python code of upstream commit a59f0563. Its compiled
 # part works on Python 3.10 only, and kp_ray runs without it. GPU machines build Detectron2 from source: docs/install.md.
@@ -15,8 +15,8 @@ help:  ## List the targets.
 
 setup: $(READY)  ## Create .venv with kp_ray and its dependencies.
 
-# pip compiles no module, because most of the installed modules are never imported. The imported ones are compiled once
-# here: otherwise every process of a cluster would compile them, at each start if PYTHONDONTWRITEBYTECODE is set.
+# pip compiles no module, because most of the installed modules are never imported. The others are compiled once here:
+# otherwise every process of a cluster would compile them, at each start if PYTHONDONTWRITEBYTECODE is set.
 $(READY):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[train,dev]'

@@ -1,4 +1,4 @@
-"""Predict and score every labelled image by the members that never saw its scene, as a Ray job.
+"""Predict and score every labelled image with the members that never saw its scene, as a Ray job.
 
 ray job submit --working-dir . -- python jobs/crossval.py CONFIG.yaml [--set KEY=VALUE ...]
 """

@@ -7,7 +7,7 @@ A notebook calls the stages in this order::
     config = kp_ray.load_config("config.yaml", ["train.max_iter=500"])
     with kp_ray.session(config):
         kp_ray.augment(config)
-        kp_ray.tune(config)  # optional; `train` uses what it found
+        kp_ray.tune(config)  # optional; `train` then uses the settings that `tune` found
         kp_ray.train(config)
         kp_ray.predict(config)
     evaluation = kp_ray.evaluate(config)

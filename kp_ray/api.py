@@ -86,7 +86,7 @@ def predict(config: Config, progress: Progress = no_progress) -> "PredictSummary
 
 
 def cross_validate(config: Config, progress: Progress = no_progress) -> "CrossvalSummary":
-    """Predict and score every labelled image by the members that never saw its scene; write `<run_dir>/crossval.json`.
+    """Predict and score each labelled image with the members that never saw its scene; write `<run_dir>/crossval.json`.
 
     Args:
         config: from `kp_ray.load_config`, with `split.folds`.
@@ -104,14 +104,14 @@ def cross_validate(config: Config, progress: Progress = no_progress) -> "Crossva
 def find_suspects(config: Config, progress: Progress = no_progress) -> "SuspectsSummary":
     """Rank the labels that are probably wrong; write `suspects.csv` and `corrections.csv` to the run folder.
 
-    Without folds or trained members no session is needed: the labels' motion and repetition alone decide.
+    Without folds or trained members, labels are ranked by motion and repetition alone, and no session is needed.
 
     Args:
         config: from `kp_ray.load_config`.
         progress: called as `cross_validate` calls it.
 
     Raises:
-        KpRayError: the labels cannot be used, or see `cross_validate`.
+        KpRayError: the labels cannot be used, or a fold cannot be predicted, as in `cross_validate`.
     """
     from kp_ray.suspects.stage import SuspectsStage
 

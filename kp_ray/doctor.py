@@ -51,13 +51,13 @@ class Check:
     Attributes:
         name: the checked property, e.g. "disk" or "data.images".
         ok: whether the check passed.
-        found: the measured values.
+        value: the measured values, as text.
         fix: what the user should do if the check failed.
     """
 
     name: str
     ok: bool
-    found: str
+    value: str
     fix: str = ""
 
 
@@ -79,7 +79,7 @@ class GpuSoftware:
 
 @dataclass(frozen=True)
 class NodeProbe:
-    """Findings of a task on one node.
+    """Properties of a node, measured by a task that ran on it.
 
     Attributes:
         host: name of the node's host.
@@ -87,7 +87,7 @@ class NodeProbe:
         shm_bytes: size of the shared memory.
         disk_bytes: free space in the temporary folder.
         sees_run_dir: whether the node can read the file that the driver wrote into the run folder, and write there.
-        storage_error: message of the error if the node could not.
+        storage_error: message of the error that the storage raised; "" without an error.
         missing_paths: data paths that the node cannot reach.
         gpu_software: None on a node without GPUs, and if torch or Detectron2 cannot be imported.
         gpu_error: the last line of the import's error; "" without an error.
@@ -107,7 +107,7 @@ class NodeProbe:
 def check_machine(config: Config) -> list[Check]:
     """Check everything that needs no cluster: versions, inputs, run folder, free disk, the size of an upload."""
     has_detectron = importlib.util.find_spec("detectron2") is not None
-    fix = "make setup, or build it from source: docs/install.md (not needed to augment)"
+    fix = "run make setup, or build it from source: docs/install.md (not needed to augment)"
     checks = [
         Check("python", sys.version_info >= (3, 11), sys.version.split()[0], "use Python 3.11 or newer"),
         _check_package("ray", "pip install kp_ray"),
@@ -136,42 +136,42 @@ def check_cluster(config: Config) -> list[Check]:
         fix = "make run_dir writable, then check again; the nodes were not checked"
         return [*checks, Check("nodes' storage", False, str(error), fix)]
     paths = [path for path in (config.data.images, config.data.test_images) if path is not None]
-    pending = {_run_on_node(_probe_node, node["NodeID"], probe_file, paths, node["Resources"]): node for node in nodes}
-    done, late = ray.wait(list(pending), num_returns=len(pending), timeout=NODE_TIMEOUT_S)
-    for reference in done:
-        node = pending[reference]
+    tasks = {_run_on_node(_probe_node, node["NodeID"], probe_file, paths, node["Resources"]): node for node in nodes}
+    ready, not_ready = ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_TIMEOUT_S)
+    for task in ready:
+        node = tasks[task]
         try:
-            checks += check_node(ray.get(reference), node["Resources"], config, several_nodes=len(nodes) > 1)
+            checks += check_node(ray.get(task), node["Resources"], config, is_multi_node=len(nodes) > 1)
         except ray.exceptions.RayError as error:
             reason = one_line(error)[-200:]
             checks.append(Check(f"node {node['NodeManagerHostname']}", False, reason, INSTALL_SAME_VERSION))
-    names = [pending[reference]["NodeManagerHostname"] for reference in late]
+    names = [tasks[task]["NodeManagerHostname"] for task in not_ready]
     fix = "see `ray status` and the node's logs"
     checks += [Check(f"node {name}", False, "does not answer", fix) for name in names]
     _remove(probe_file, created_folders)
     return checks
 
 
-def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config, *, several_nodes: bool) -> list[Check]:
+def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config, *, is_multi_node: bool) -> list[Check]:
     """Check one node.
 
     Args:
         probe: findings of the task that ran on the node.
         resources: the node's resources as Ray reports them, e.g. {"CPU": 8.0, "memory": 64e9}.
         config: the run's configuration.
-        several_nodes: whether the cluster has several nodes, which must share the run folder.
+        is_multi_node: whether the cluster has several nodes, which must share the run folder.
     """
     amounts = [f"{resources.get('CPU', 0):g} CPUs", f"{resources.get('GPU', 0):g} GPUs"]
     amounts.append(f"{format_size(resources.get('memory', 0))} memory")
-    found = f"{', '.join(amounts)}, {format_size(probe.shm_bytes)} shm, {format_size(probe.disk_bytes)} disk free"
+    value = f"{', '.join(amounts)}, {format_size(probe.shm_bytes)} shm, {format_size(probe.disk_bytes)} disk free"
     fix = f"give the container at least {format_size(MIN_SHM_BYTES)}, e.g. docker run --shm-size=4g"
     same_ray = probe.ray_version == ray.__version__
     install = f"install ray=={ray.__version__} on {probe.host}"
     checks = [
-        Check(f"node {probe.host}", probe.shm_bytes >= MIN_SHM_BYTES, found, fix),
+        Check(f"node {probe.host}", probe.shm_bytes >= MIN_SHM_BYTES, value, fix),
         Check(f"ray on {probe.host}", same_ray, probe.ray_version, install),
     ]
-    if several_nodes or not probe.sees_run_dir:
+    if is_multi_node or not probe.sees_run_dir:
         reason = f" ({probe.storage_error})" if probe.storage_error else ""
         fix = "put run_dir on s3:// or in a folder that every node shares and may write to"
         checks.append(Check(f"run_dir on {probe.host}", probe.sees_run_dir, f"{config.run_dir}{reason}", fix))
@@ -186,22 +186,22 @@ def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config,
 
 
 def _check_gpu_software(host: str, software: GpuSoftware, num_gpus: int) -> Check:
-    found = (
+    value = (
         f"torch {software.torch}, CUDA {software.cuda or 'none'}, {software.num_devices} of {num_gpus} GPUs, "
         f"Detectron2 {software.detectron2}"
     )
     fix = "install a torch built for the CUDA of the node's driver, and start the container with all its GPUs"
-    return Check(f"gpu software on {host}", software.num_devices >= num_gpus, found, fix)
+    return Check(f"gpu software on {host}", software.num_devices >= num_gpus, value, fix)
 
 
 def _check_resources(config: Config, nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
-    """Check that the cluster, at its full size if it grows, has a CPU, and the GPUs that training needs."""
-    present = {name: sum(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
-    planned = {"CPU": config.cluster.num_cpus or 0, "GPU": config.cluster.num_gpus or 0}
-    full_size = {name: max(present[name], planned[name]) for name in present}
+    """Check that the cluster has a CPU and the GPUs that training needs, once it has grown to its full size."""
+    current_size = {name: sum(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+    configured_size = {"CPU": config.cluster.num_cpus or 0, "GPU": config.cluster.num_gpus or 0}
+    full_size = {name: max(current_size[name], configured_size[name]) for name in current_size}
     amounts = {
-        name: f"{present[name]:g}" + (f", grows to {planned[name]:g}" if planned[name] > present[name] else "")
-        for name in present
+        name: f"{size:g}" + (f", grows to {full_size[name]:g}" if full_size[name] > size else "")
+        for name, size in current_size.items()
     }
     num_gpus = config.train.min_workers if config.train.use_gpu else 0
     add_cpus = "add nodes with CPUs; set cluster.num_cpus if the cluster grows"
@@ -213,7 +213,7 @@ def _check_resources(config: Config, nodes: Sequence[Mapping[str, Any]]) -> list
 
 
 def _check_store(config: Config) -> list[Check]:
-    """Compare the bytes that the store still needs with the free disk; no check if labels or images are not set."""
+    """Compare the bytes that the store still needs with the free disk; return no check without labels or images."""
     if config.data.annotations is None or config.data.images is None:
         return []
     try:
@@ -221,12 +221,12 @@ def _check_store(config: Config) -> list[Check]:
     except KpRayError as error:
         return [Check("store", False, str(error), "correct the data or the config; `kp-ray check` lists every mistake")]
     missing_bytes = forecast.bytes * (1 - forecast.parts_kept / max(forecast.parts, 1))
-    needs = f"the store of {forecast.sources} images needs about {format_size(missing_bytes)} more"
+    need = f"the store of {forecast.sources} images needs about {format_size(missing_bytes)} more"
     checks = [Check("store", True, " ".join(forecast.lines()))]
     if is_local(config.run_dir):
         free_bytes = shutil.disk_usage(next(folder for folder in _with_parents(config.run_dir) if folder.exists())).free
         fix = "free some space or choose another run_dir"
-        checks.append(Check("disk", free_bytes > missing_bytes, f"{format_size(free_bytes)} free, {needs}", fix))
+        checks.append(Check("disk", free_bytes > missing_bytes, f"{format_size(free_bytes)} free, {need}", fix))
     return checks
 
 
@@ -239,12 +239,12 @@ def _check_upload(config: Config) -> Check:
     size = upload_size_bytes(".", UPLOAD_EXCLUDES, limit)
     names_cluster = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
     amount = format_size(size) if size < limit else f"{format_size(limit)} or more"
-    found = f"{os.getcwd()}: {amount} without {' '.join(UPLOAD_EXCLUDES)} and ignored files"
+    value = f"{os.getcwd()}: {amount} without {' '.join(UPLOAD_EXCLUDES)} and ignored files"
     fix = (
         f"Ray's job server refuses {format_size(limit)} or more: submit from the project's folder, or name large files "
         "in .rayignore or in the excludes of --runtime-env-json"
     )
-    return Check("upload", size < limit or not names_cluster, found, fix)
+    return Check("upload", size < limit or not names_cluster, value, fix)
 
 
 def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
@@ -262,20 +262,20 @@ def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
     close_dashboard = "start the head with --dashboard-host=127.0.0.1, or with tokens"
     use_tokens = "start every node with RAY_AUTH_MODE=token and the same ~/.ray/auth_token: docs/cluster.md"
     is_private = is_loopback and len(nodes) == 1
-    found = "required" if requires_token else "not required"
+    tokens = "required" if requires_token else "not required"
     if is_private and not requires_token:
-        found += ", but only this machine reaches the cluster"
+        tokens += ", but only this machine reaches the cluster"
     return [
         Check("dashboard", is_loopback or requires_token, f"{url}, {access}", close_dashboard),
-        Check("tokens", requires_token or is_private, found, use_tokens),
+        Check("tokens", requires_token or is_private, tokens, use_tokens),
     ]
 
 
 def _request_without_token(url: str) -> int:
-    """Ray task: request the list of jobs without a token and return the HTTP status, or 0 if there is no answer."""
+    """Ray task: request the list of jobs without a token and return the HTTP status, or 0 without a response."""
     try:
-        with urllib.request.urlopen(f"http://{url}/api/jobs/", timeout=30) as answer:
-            return int(answer.status)
+        with urllib.request.urlopen(f"http://{url}/api/jobs/", timeout=30) as response:
+            return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
     except OSError:
@@ -284,8 +284,8 @@ def _request_without_token(url: str) -> int:
 
 def _run_on_node(function: Any, node_id: str, *arguments: Any) -> Any:
     """Start a Ray task on one node and return its reference."""
-    pinned = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=pinned)(function).remote(*arguments)
+    strategy = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=strategy)(function).remote(*arguments)
 
 
 def _probe_node(probe_file: str, paths: list[str], resources: Mapping[str, float]) -> NodeProbe:
@@ -314,7 +314,7 @@ def _probe_node(probe_file: str, paths: list[str], resources: Mapping[str, float
 
 def _probe_gpu_software() -> tuple[GpuSoftware | None, str]:
     """Return the software of this GPU node, or None and the last line of the error if it cannot be imported."""
-    # Ray hides the GPUs from a task that requests none, by CUDA_VISIBLE_DEVICES; a process without it sees them.
+    # Ray sets CUDA_VISIBLE_DEVICES to hide the GPUs from a task that requests none: a process without it sees them.
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-c", GPU_PROBE]
     probe = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
@@ -349,8 +349,8 @@ def _check_run_dir(run_dir: str) -> Check:
 
 def _with_parents(path: str) -> tuple[Path, ...]:
     """Return a local path and its parent folders, innermost first."""
-    _, inner_path = filesystem(path)
-    return (Path(inner_path), *Path(inner_path).parents)
+    _, local_path = filesystem(path)
+    return (Path(local_path), *Path(local_path).parents)
 
 
 def _missing_folders(path: str) -> list[Path]:
@@ -359,7 +359,7 @@ def _missing_folders(path: str) -> list[Path]:
 
 
 def _remove(path: str, created_folders: Sequence[Path] = ()) -> None:
-    """Delete a file, and the folders that were created for the file if they are empty."""
+    """Delete a file, then the created folders if they are empty."""
     delete_file(path)
     with contextlib.suppress(OSError):  # another process may have written into the folders
         for folder in created_folders:

@@ -1,7 +1,7 @@
 """Errors that a user can cause or fix: one class per kind of cause, each with a message of one line.
 
 A message reads `<file or key>: <what is wrong> (got ...): <what to do>`. The command line prints the message and exits
-with code 2. Every other exception is a bug of kp_ray and keeps its traceback. An error's cause is its `__cause__`.
+with code 2. Every other exception is a bug of kp_ray and keeps its traceback.
 """
 
 MAX_MESSAGE_CHARS = 1000
@@ -59,5 +59,5 @@ def one_line(text: object) -> str:
 def shorten(message: object, max_chars: int = MAX_MESSAGE_CHARS) -> str:
     """Reduce a message to one line of about `max_chars` characters: " ... " replaces the middle of a longer line."""
     line = one_line(message)
-    tail = 3 * max_chars // 10
-    return line if len(line) <= max_chars else f"{line[: max_chars - tail]} ... {line[-tail:]}"
+    tail_chars = 3 * max_chars // 10
+    return line if len(line) <= max_chars else f"{line[: max_chars - tail_chars]} ... {line[-tail_chars:]}"

@@ -1,11 +1,11 @@
-"""Describe what a file holds by its first bytes, for messages about a file of an unexpected format."""
+"""Recognize a file's format by its first bytes, for messages about a file of an unexpected format."""
 
 JPEG, PNG, WEBP, BMP, GIF = "a JPEG image", "a PNG image", "a WEBP image", "a BMP image", "a GIF image"
 TIFF, AVIF, JPEG2000 = "a TIFF image", "an AVIF image", "a JPEG 2000 image"
 TEXT = "text"
 UNKNOWN = "binary data of an unknown format"
 UTF16, UTF32 = "UTF-16 text", "UTF-32 text"
-UTF16_UNMARKED = "UTF-16 text without a byte order mark"
+UTF16_WITHOUT_BOM = "UTF-16 text without a byte order mark"
 
 # Offset in the file, bytes at that offset, description. The first entry that matches a file describes it.
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
@@ -69,7 +69,7 @@ _HEAD_BYTES = 2048
 
 
 def describe_content(content: bytes) -> str:
-    """Describe a file's content by its first 2048 bytes, as words for a message: "a ZIP archive", "text"."""
+    """Return the words for a file's format in a message, e.g. "a ZIP archive"; the first 2048 bytes decide."""
     head = content[:_HEAD_BYTES]
     if not head:
         return "an empty file"
@@ -78,7 +78,7 @@ def describe_content(content: bytes) -> str:
             return description
     # In UTF-16 every second byte of Latin letters is zero; text in UTF-8 holds no zero bytes.
     if len(head) > 3 and max(head[0:64:2].count(0), head[1:64:2].count(0)) >= len(head[0:64:2]) - 1:
-        return UTF16_UNMARKED
+        return UTF16_WITHOUT_BOM
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:1] == b"<":
         return next((description for tag, description in _MARKUP if tag in text.lower()), "an XML file")

@@ -1,4 +1,4 @@
-"""Fingerprints of the fields that decide a result: the fields are either digested, or recorded and compared.
+"""Digest the fields that decide a result, or record them beside the result and compare them later.
 
 A store's parts, a member, a search and a prediction all use these functions. A result is reused only if the fields that
 decided it are unchanged; the message about a changed field names the field.
@@ -22,40 +22,40 @@ def encode_fields(fields: Mapping[str, Any]) -> bytes:
     return (json.dumps(fields, indent=1) + "\n").encode()
 
 
-def find_difference(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Find the first field of `current` that was recorded with another value.
+def find_difference(old_fields: Mapping[str, Any], new_fields: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Find the first new field that was recorded with another value.
 
-    Values are compared as JSON, so a tuple equals a list. A field that was not recorded counts as None. Recorded fields
-    that `current` lacks are ignored, because they no longer decide the result.
+    Values are compared as JSON, so a tuple equals a list. A field that was not recorded counts as None. Old fields
+    that are not among the new ones are ignored, because they no longer decide the result.
 
     Returns:
-        The field's dotted name, its recorded value and its current value; None if all fields are equal.
+        The field's dotted name, its old value and its new value; None if all fields are equal.
     """
-    for name, value in json.loads(json.dumps(current)).items():
-        recorded_value = recorded.get(name)
-        if isinstance(recorded_value, Mapping) and isinstance(value, Mapping):
-            difference = find_difference(recorded_value, value)
+    for name, value in json.loads(json.dumps(new_fields)).items():
+        old_value = old_fields.get(name)
+        if isinstance(old_value, Mapping) and isinstance(value, Mapping):
+            difference = find_difference(old_value, value)
             if difference:
-                inner_name, inner_recorded, inner_current = difference
-                return f"{name}.{inner_name}", inner_recorded, inner_current
-        elif recorded_value != value:
-            return name, recorded_value, value
+                inner_name, inner_old, inner_new = difference
+                return f"{name}.{inner_name}", inner_old, inner_new
+        elif old_value != value:
+            return name, old_value, value
     return None
 
 
-def refuse_difference(recorded: Mapping[str, Any], current: Mapping[str, Any], place: str, fix: str) -> None:
-    """Refuse to reuse a result whose recorded fields differ from the current ones.
+def refuse_difference(old_fields: Mapping[str, Any], new_fields: Mapping[str, Any], place: str, fix: str) -> None:
+    """Refuse to reuse a result whose recorded fields differ from the new fields.
 
     Args:
-        recorded: fields stored with the result.
-        current: fields of the current configuration.
+        old_fields: fields that were recorded with the result.
+        new_fields: fields of the current configuration.
         place: file or folder of the result; the message begins with it.
         fix: what the user should do; the message ends with it.
 
     Raises:
         RunStateError: a field differs.
     """
-    difference = find_difference(recorded, current)
+    difference = find_difference(old_fields, new_fields)
     if difference:
-        name, recorded_value, value = difference
-        raise RunStateError(f"{place}: was made with {name} {recorded_value!r:.80}, now {value!r:.80}: {fix}")
+        name, old_value, value = difference
+        raise RunStateError(f"{place}: was made with {name} {old_value!r:.80}, now {value!r:.80}: {fix}")

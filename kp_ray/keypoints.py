@@ -42,19 +42,19 @@ class Skeleton:
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names) or not self.names:
-            raise ValueError("names: keypoint names must be present and unique")
+            raise ValueError("names: keypoint names must be present and unique: name each keypoint once")
         if len(self.sigmas) != len(self.names):
             raise ValueError(f"sigmas: {len(self.names)} keypoints need as many sigmas (got {len(self.sigmas)})")
         if not all(0 < sigma < float("inf") for sigma in self.sigmas):
-            raise ValueError("sigmas: each must be a positive number")
-        paired = [name for pair in self.flip_pairs for name in pair]
-        repeated = sorted({name for name in paired if paired.count(name) > 1})
-        if repeated:
-            raise ValueError(f"flip_pairs: {repeated[0]!r} is listed twice: list it once")
+            raise ValueError(f"sigmas: each must be a positive number (got {list(self.sigmas)}): correct them")
+        paired_names = [name for pair in self.flip_pairs for name in pair]
+        repeated_names = sorted({name for name in paired_names if paired_names.count(name) > 1})
+        if repeated_names:
+            raise ValueError(f"flip_pairs: {repeated_names[0]!r} is listed twice: list it once")
         for field, pairs in (("flip_pairs", self.flip_pairs), ("limbs", self.limbs)):
-            unknown = sorted({name for pair in pairs for name in pair} - set(self.names))
-            if unknown:
-                raise ValueError(f"{field}: not a keypoint of the labels: {', '.join(unknown)}")
+            unknown_names = sorted({name for pair in pairs for name in pair} - set(self.names))
+            if unknown_names:
+                raise ValueError(f"{field}: not the labels' keypoints (got {', '.join(unknown_names)}): correct them")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -66,9 +66,9 @@ class Skeleton:
 
     @property
     def flip_indices(self) -> list[int]:
-        """K indices with which `keypoints[flip_indices]` exchanges left and right."""
-        partner = {a: b for pair in self.flip_pairs for a, b in (pair, pair[::-1])}
-        return [self.names.index(partner.get(name, name)) for name in self.names]
+        """K indices: `keypoints[flip_indices]` exchanges left and right."""
+        partners = {a: b for pair in self.flip_pairs for a, b in (pair, pair[::-1])}
+        return [self.names.index(partners.get(name, name)) for name in self.names]
 
     @property
     def limb_indices(self) -> list[tuple[int, int]]:
@@ -78,9 +78,9 @@ class Skeleton:
 
 _SIDED_PARTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "palm", "instep")
 
-# The first 17 sigmas are COCO's (cocodataset.org, keypoint evaluation). The other seven are ours. Five copy a COCO
-# joint that is about as hard to place: neck and spine2(back) the shoulders', spine1(waist) the hips', the palms the
-# wrists'. The insteps' 0.079 is close to 0.080, the mean of COCO-WholeBody's foot points (Jin et al., ECCV 2020).
+# The first 17 sigmas are COCO's (cocodataset.org, keypoint evaluation); kp_ray adds seven. Five copy a COCO joint that
+# is about as hard to place: neck and spine2(back) copy the shoulders, spine1(waist) the hips, the palms the wrists.
+# The insteps' 0.079 is close to 0.080, the mean of COCO-WholeBody's foot points (Jin et al., ECCV 2020).
 DACON24 = Skeleton(
     names=(
         "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
@@ -123,29 +123,29 @@ def skeleton_for(
         sigmas: one per keypoint, in the order of the returned skeleton's names; None takes the sigmas of `DACON24`.
 
     Raises:
-        ValueError: `flip_pairs` or `sigmas` do not fit the names, or are None although a name is not among the
-            competition's.
+        ValueError: `flip_pairs` or `sigmas` do not fit the names, or one of them is None although a name is not among
+            the competition's 24.
     """
-    known_sigmas, present = dict(zip(DACON24.names, DACON24.sigmas, strict=True)), set(names)
-    unknown = [name for name in names if name not in known_sigmas]
-    if unknown and (flip_pairs is None or sigmas is None):
+    competition_sigmas, name_set = dict(zip(DACON24.names, DACON24.sigmas, strict=True)), set(names)
+    other_names = [name for name in names if name not in competition_sigmas]
+    if other_names and (flip_pairs is None or sigmas is None):
         raise ValueError(
-            f"header: {len(unknown)} of the {len(names)} keypoint names are not among the competition's 24 (got "
-            f"{unknown[0]!r:.80}): set skeleton.flip_pairs and skeleton.sigmas in the config"
+            f"header: {len(other_names)} of the {len(names)} keypoint names are not among the competition's 24 (got "
+            f"{other_names[0]!r:.80}): set skeleton.flip_pairs and skeleton.sigmas in the config"
         )
     if flip_pairs is None:
-        flip_pairs = _pairs_among(present, DACON24.flip_pairs)
-        paired = {name for pair in flip_pairs for name in pair}
-        # A mirrored image would show such a point on the other side of the body.
-        lone = [name for name in names if name not in paired and name.startswith(("left_", "right_"))]
-        if lone:
-            raise ValueError(f"header: {lone[0]} has no keypoint on the other side: set skeleton.flip_pairs")
-    ordered = DACON24.names if present == set(DACON24.names) else tuple(names)
+        flip_pairs = _pairs_among(name_set, DACON24.flip_pairs)
+        paired_names = {name for pair in flip_pairs for name in pair}
+        # A flip would label such a point as a point of the other side of the body.
+        lone_names = [name for name in names if name not in paired_names and name.startswith(("left_", "right_"))]
+        if lone_names:
+            raise ValueError(f"header: {lone_names[0]} has no keypoint on the other side: set skeleton.flip_pairs")
+    ordered_names = DACON24.names if name_set == set(DACON24.names) else tuple(names)
     return Skeleton(
-        names=ordered,
+        names=ordered_names,
         flip_pairs=tuple((a, b) for a, b in flip_pairs),
-        sigmas=tuple(sigmas if sigmas is not None else (known_sigmas[name] for name in ordered)),
-        limbs=_pairs_among(present, DACON24.limbs),
+        sigmas=tuple(sigmas if sigmas is not None else (competition_sigmas[name] for name in ordered_names)),
+        limbs=_pairs_among(name_set, DACON24.limbs),
     )
 
 

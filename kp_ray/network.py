@@ -1,4 +1,4 @@
-"""Deadlines for waiting on services whose clients would wait for minutes or without end."""
+"""Time limits for services whose own clients would wait for minutes or forever."""
 
 import contextlib
 import http.client
@@ -7,7 +7,7 @@ import urllib.parse
 from collections.abc import Iterator
 
 ANSWER_TIMEOUT_S = 20.0
-"""Seconds within which an object storage must answer the first request; pyarrow 25 gives up after 101 s."""
+"""Seconds within which an object storage service must answer; pyarrow 25 waits 101 s."""
 SOCKET_TIMEOUT_S = 60.0
 """Seconds without a byte after which a download fails; the downloader of Detectron2 has no limit."""
 
@@ -26,8 +26,9 @@ def require_answer(url: str, key: str) -> None:
         TimeoutError: there is no answer within `ANSWER_TIMEOUT_S`.
     """
     address = urllib.parse.urlsplit(url)
-    connect = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-    with contextlib.closing(connect(address.hostname or "", address.port, timeout=ANSWER_TIMEOUT_S)) as connection:
+    connection_class = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
+    client = connection_class(address.hostname or "", address.port, timeout=ANSWER_TIMEOUT_S)
+    with contextlib.closing(client) as connection:
         try:
             connection.request("HEAD", "/")
             connection.getresponse()
@@ -41,7 +42,7 @@ def require_answer(url: str, key: str) -> None:
 
 @contextlib.contextmanager
 def socket_timeout() -> Iterator[None]:
-    """Inside the `with` block, make every new socket of this process fail after `SOCKET_TIMEOUT_S` without a byte."""
+    """Make every socket that this process creates in the context fail after `SOCKET_TIMEOUT_S` without a byte."""
     previous_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SOCKET_TIMEOUT_S)
     try:

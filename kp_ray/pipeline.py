@@ -1,4 +1,4 @@
-"""Run one stage, or all stages in order, leaving out those that are done."""
+"""Run one stage, or all stages in order."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -28,11 +28,11 @@ STAGES = {
     "report": "kp_ray.reporting.stage:ReportStage",
     "suspects": "kp_ray.suspects.stage:SuspectsStage",
 }
-"""Location of each stage's class, in the order of `run`, which leaves out `suspects`; imported late, because `augment`
-runs without torch."""
+"""Verb -> location of the stage's class, in the order of `kp-ray run`, which leaves out `suspects`. Classes are
+imported on first use, because `augment` must run without torch."""
 
 _NEXT_VERBS = {"check": ("augment",), "tune": ("train",), "train": ("predict",), "predict": ("evaluate", "report")}
-"""Verbs that can follow a verb, most useful first; they need the result of that verb."""
+"""Verb -> the verbs that use its result, most useful first."""
 
 ShowProgress = Callable[[str], contextlib.AbstractContextManager[Progress]]
 """Type of a function that opens the progress display of a verb."""
@@ -95,27 +95,27 @@ class Runner:
 
     def __init__(self, config: Config, show_progress: ShowProgress, say: Say) -> None:
         self.config, self.show_progress, self.say = config, show_progress, say
-        self.resources = contextlib.ExitStack()
+        self.exit_stack = contextlib.ExitStack()
         self.has_session = False
 
     def __enter__(self) -> "Runner":
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self.resources.__exit__(*exception)
+        self.exit_stack.__exit__(*exception)
 
     def run(self, stage: Stage, *, dashboard: bool) -> Summary:
         """Run a stage that has been checked.
 
         Args:
             stage: the stage.
-            dashboard: whether a local cluster that starts now has Ray's dashboard.
+            dashboard: whether a local cluster gets Ray's dashboard, if this call starts one.
 
         Raises:
             KpRayError: the stage failed or was stopped.
         """
         if stage.needs_cluster and not self.has_session and not stage.is_done(self.config):
-            start_up_s = self.resources.enter_context(session(self.config, dashboard=dashboard, say=self.say))
+            start_up_s = self.exit_stack.enter_context(session(self.config, dashboard=dashboard, say=self.say))
             self.has_session = True
             if hasattr(stage, "session_start_up_s"):
                 stage.session_start_up_s = start_up_s
@@ -172,7 +172,7 @@ def run_pipeline(
     with Runner(config, show_progress, say) as runner:
         for verb, stage in stages.items():
             if verb == "check" and has_current_store and stage.is_done(config):
-                continue  # the store was made from these labels and images
+                continue  # an earlier run checked the labels and images of this store
             if stage.applies(config):
                 summaries[verb] = runner.run(stage, dashboard=dashboard)
                 on_end(verb, summaries[verb])
@@ -223,7 +223,7 @@ def next_step(verb: str, config: Config, config_path: str) -> str | None:
         config: the configuration that it ran with.
         config_path: the file that the configuration was read from.
     """
-    if verb == "augment":  # `train` accepts a finished store; checking its options would import torch for a hint
+    if verb == "augment":  # needs no check of `train`, which would import torch
         return f"train {config_path}"
     for next_verb in _NEXT_VERBS.get(verb, ()):
         with contextlib.suppress(KpRayError):

@@ -1,4 +1,4 @@
-"""The interface of a stage: the command line runs one stage per verb, and `run` runs all of them in order."""
+"""The interface of a stage: each verb of the command line runs one stage, and `kp-ray run` runs all in order."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from kp_ray.storage import exists
 
 
 class Progress(Protocol):
-    """Receives the progress of a stage, which is shown as one line or bar per name."""
+    """Receives the progress of a stage and shows one line or bar per name."""
 
     def __call__(self, name: str, done: int, total: int, note: str = "") -> None:
         """Report that `done` of `total` iterations or images are done.
@@ -70,7 +70,7 @@ class Stage(Protocol):
         ...
 
     def run(self, config: Config, progress: Progress) -> Summary:
-        """Do the work that earlier, stopped runs left undone, and record the config in the run folder.
+        """Do the work that earlier runs did not finish, and record the config in the run folder.
 
         Raises:
             KpRayError: the work failed or was stopped.

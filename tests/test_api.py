@@ -20,14 +20,14 @@ def test_the_notebook_of_the_docs_runs_from_labels_to_scores(sample_data: dict[s
     notebook = json.loads((ROOT / "docs" / "walkthrough.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     environment = {**os.environ, "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", "\n".join(cells)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     run_dir = tmp_path / "runs" / "notebook"
     assert json.loads((run_dir / "evaluation.json").read_text())["num_images"] == 10
     assert (run_dir / "submission.csv").stat().st_size > 0
@@ -42,5 +42,5 @@ def test_every_name_of_the_api_is_documented_and_nothing_else_is_exported() -> N
 
 def test_importing_the_package_loads_neither_ray_nor_torch() -> None:
     code = "import sys, kp_ray; print({'ray', 'torch', 'cv2', 'pyarrow'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"

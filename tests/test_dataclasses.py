@@ -17,14 +17,14 @@ ARRAYS = (np.ndarray, torch.Tensor, pd.DataFrame, pd.Series)
 
 
 def find_dataclasses() -> dict[str, type[Any]]:
-    """Import every module of kp_ray, and return dotted name -> dataclass of all dataclasses in them."""
+    """Import every module of kp_ray; return its dataclasses by dotted name."""
     names = [module.name for module in pkgutil.walk_packages(kp_ray.__path__, "kp_ray.")]
-    found = {}
+    classes = {}
     for module in (importlib.import_module(name) for name in names if name != "kp_ray.__main__"):
         for name, value in vars(module).items():
             if isinstance(value, type) and dataclasses.is_dataclass(value) and value.__module__ == module.__name__:
-                found[f"{module.__name__}.{name}"] = value
-    return found
+                classes[f"{module.__name__}.{name}"] = value
+    return classes
 
 
 def holds_array(annotation: Any) -> bool:
@@ -43,10 +43,10 @@ def compares_arrays(cls: type[Any], names: dict[str, Any]) -> bool:
 
 
 def test_no_dataclass_compares_or_hashes_arrays() -> None:
-    found = find_dataclasses()
-    assert "kp_ray.augmentation.sampling.VariantParameters" in found
-    names = {cls.__name__: cls for cls in found.values()}
-    assert [name for name, cls in found.items() if compares_arrays(cls, names)] == []
+    classes = find_dataclasses()
+    assert "kp_ray.augmentation.sampling.VariantParameters" in classes
+    names = {cls.__name__: cls for cls in classes.values()}
+    assert [name for name, cls in classes.items() if compares_arrays(cls, names)] == []
 
 
 @pytest.mark.parametrize("annotation", [np.ndarray, "torch.Tensor | None", "dict[str, torch.Tensor]"])

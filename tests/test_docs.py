@@ -1,4 +1,4 @@
-"""README and docs: all commands, files, links and settings that a page names exist, and its Python code runs."""
+"""Commands, files, links and settings that the README and the docs name exist, and their Python code runs."""
 
 import re
 import shlex
@@ -27,8 +27,8 @@ UsageError = typer.BadParameter.__mro__[1]  # not `click.UsageError`: Typer bund
 def code_blocks(text: str) -> Iterator[tuple[str, str]]:
     """Yield (language, content) of each fenced or indented code block of a page; "" if it names no language."""
     yield from re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    plain = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
-    for block in re.findall(r"(?:^ {4}.*\n)+", plain, re.MULTILINE):
+    unfenced = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    for block in re.findall(r"(?:^ {4}.*\n)+", unfenced, re.MULTILINE):
         yield "", re.sub(r"^ {4}", "", block, flags=re.MULTILINE)
 
 
@@ -36,8 +36,8 @@ def find_commands(text: str) -> list[list[str]]:
     """Return the words of every command on a page, in code blocks and in running text, without comments."""
     lines = [line for _, block in code_blocks(text) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     lines += re.findall(r"`([^`\n]+)`", text)
-    starts = ("kp-ray ", "make ", "python ", "python3 ", "ray ", "RAY_AUTH_MODE=token ray ")
-    return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if line.startswith(starts)]
+    prefixes = ("kp-ray ", "make ", "python ", "python3 ", "ray ", "RAY_AUTH_MODE=token ray ")
+    return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if line.startswith(prefixes)]
 
 
 COMMANDS = [
@@ -98,9 +98,9 @@ def test_links_and_files_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#\s]+)", text)
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
-    named = re.findall(r"`((?:kp_ray|jobs|tests|benchmarks|docs|\.ci)/[\w./{},<>*-]+|[A-Z]\w+file|\w+\.toml)`", text)
-    plain = [name.rstrip("/") for name in named if not set(name) & set("{}<>*")]
-    assert [name for name in plain if not (ROOT / name).exists()] == []
+    paths = re.findall(r"`((?:kp_ray|jobs|tests|benchmarks|docs|\.ci)/[\w./{},<>*-]+|[A-Z]\w+file|\w+\.toml)`", text)
+    exact_paths = [path.rstrip("/") for path in paths if not set(path) & set("{}<>*")]
+    assert [path for path in exact_paths if not (ROOT / path).exists()] == []
 
 
 def setting_names(section: type[Any], prefix: str = "") -> Iterator[str]:
@@ -113,13 +113,13 @@ def setting_names(section: type[Any], prefix: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_settings_that_a_page_names_exist(page: Path) -> None:
-    existing = set(setting_names(Config))
+    settings = set(setting_names(Config))
     sections = "|".join(
         name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")
     )
-    named = re.findall(rf"`((?:{sections})\.\w+)(?=[`:.= ])", page.read_text(encoding="utf-8"))
+    names = re.findall(rf"`((?:{sections})\.\w+)(?=[`:.= ])", page.read_text(encoding="utf-8"))
     files = ("train.py", "tune.py", "augment.py", "predict.py", "predict.json", "augment.json", "cluster.yaml")
-    assert [name for name in named if name not in existing and name not in files] == []
+    assert [name for name in names if name not in settings and name not in files] == []
 
 
 PYTHON_BLOCKS = [
@@ -143,18 +143,18 @@ def test_python_in_the_docs_runs(code: str, tmp_path: Path, monkeypatch: pytest.
 
 def test_the_flip_indices_of_the_docs_are_those_of_the_skeleton() -> None:
     text = (ROOT / "docs" / "data.md").read_text()
-    found = re.search(r"flip_idx: \[([\d, ]+)\]", text)
-    assert found
-    assert [int(number) for number in found[1].split(",")] == DACON24.flip_indices
+    match = re.search(r"flip_idx: \[([\d, ]+)\]", text)
+    assert match
+    assert [int(number) for number in match[1].split(",")] == DACON24.flip_indices
 
 
 def test_the_recipes_page_lists_every_recipe() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text()
-    named = set()
+    names = set()
     for row in re.findall(r"^\| (`[A-Z].*?) \|", text, re.MULTILINE):
-        first, *more = re.findall(r"`(\w+)`", row)
-        named |= {first, *(first.rsplit("_", 1)[0] + suffix for suffix in more)}
-    assert named == set(RECIPES)
+        base_name, *suffixes = re.findall(r"`(\w+)`", row)
+        names |= {base_name, *(base_name.rsplit("_", 1)[0] + suffix for suffix in suffixes)}
+    assert names == set(RECIPES)
     assert (ROOT / "docs" / "recipes.jpg").stat().st_size < 300_000
 
 
@@ -179,6 +179,6 @@ def test_the_readme_is_short_and_quotes_only_measured_figures() -> None:
         _, baseline, result, source = row.strip("|").split("|")
         path = re.search(r"\((benchmarks/results/\w+\.md)\)", source)
         assert path, row
-        measured = re.findall(r"\d+(?:\.\d+)?", (ROOT / path[1]).read_text(encoding="utf-8"))
-        quoted = re.findall(r"\d+(?:\.\d+)?", f"{baseline.rpartition(':')[2]} {result}")
-        assert [figure for figure in quoted if figure not in measured] == [], row
+        measured_figures = re.findall(r"\d+(?:\.\d+)?", (ROOT / path[1]).read_text(encoding="utf-8"))
+        quoted_figures = re.findall(r"\d+(?:\.\d+)?", f"{baseline.rpartition(':')[2]} {result}")
+        assert [figure for figure in quoted_figures if figure not in measured_figures] == [], row

@@ -1,4 +1,4 @@
-"""`kp-ray doctor`: the checks that pass and fail, and the fix that a failed check names."""
+"""`kp-ray doctor`: the checks, and the fix that each failed check names."""
 
 import json
 import subprocess
@@ -21,9 +21,9 @@ def test_every_check_of_a_healthy_machine_passes(sample_data: dict[str, Any], tm
     config = tiny_config(sample_data, tmp_path / "run")
     checks = {check.name: check for check in check_machine(config)}
     assert all(check.ok for check in checks.values()), checks
-    assert "12 images" in checks["disk"].found
-    assert f"{len(list(make_plan(config).parts()))} parts" in checks["store"].found
-    assert checks["data.annotations"].found == sample_data["annotations"]
+    assert "12 images" in checks["disk"].value
+    assert f"{len(list(make_plan(config).parts()))} parts" in checks["store"].value
+    assert checks["data.annotations"].value == sample_data["annotations"]
     assert not (tmp_path / "run").exists()
 
 
@@ -32,9 +32,9 @@ def test_a_missing_input_and_an_unwritable_run_folder_fail_with_a_fix(
 ) -> None:
     (tmp_path / "file").write_text("")
     config = tiny_config({**sample_data, "truth": str(tmp_path / "none.csv")}, tmp_path / "file" / "run")
-    failed = {check.name: check for check in check_machine(config) if not check.ok}
-    assert {"data.truth", "run_dir"} <= set(failed)
-    assert all(check.fix for check in failed.values())
+    failures = {check.name: check for check in check_machine(config) if not check.ok}
+    assert {"data.truth", "run_dir"} <= set(failures)
+    assert all(check.fix for check in failures.values())
 
 
 def test_a_store_too_large_for_the_disk_and_invalid_labels_fail(
@@ -43,13 +43,13 @@ def test_a_store_too_large_for_the_disk_and_invalid_labels_fail(
     config = tiny_config(sample_data, tmp_path / "run")
     usage = doctor.shutil.disk_usage(str(tmp_path))._replace(free=1000)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
-    failed = [check for check in check_machine(config) if not check.ok]
-    assert [check.name for check in failed] == ["disk"]
+    failures = [check for check in check_machine(config) if not check.ok]
+    assert [check.name for check in failures] == ["disk"]
     (tmp_path / "labels.csv").write_text("image,nose_x\na.jpg,1\n")
-    invalid = tiny_config({**sample_data, "annotations": str(tmp_path / "labels.csv")}, tmp_path / "run")
-    failed = [check for check in check_machine(invalid) if not check.ok]
-    assert [check.name for check in failed] == ["store"]
-    assert "labels.csv" in failed[0].found
+    invalid_config = tiny_config({**sample_data, "annotations": str(tmp_path / "labels.csv")}, tmp_path / "run")
+    failures = [check for check in check_machine(invalid_config) if not check.ok]
+    assert [check.name for check in failures] == ["store"]
+    assert "labels.csv" in failures[0].value
 
 
 def test_a_working_directory_above_the_upload_limit_fails_if_a_cluster_is_named(
@@ -60,26 +60,26 @@ def test_a_working_directory_above_the_upload_limit_fails_if_a_cluster_is_named(
     for folder in (".git", "runs", "kp_ray"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").write_bytes(bytes(2000))
-    remote = tiny.model_copy(update={"cluster": tiny.cluster.model_copy(update={"address": "10.0.0.1:6379"})})
+    remote_config = tiny.model_copy(update={"cluster": tiny.cluster.model_copy(update={"address": "10.0.0.1:6379"})})
 
     def check_upload(config: Config) -> doctor.Check:
         return next(check for check in check_machine(config) if check.name == "upload")
 
-    assert check_upload(remote).ok
-    assert "2 kB" in check_upload(remote).found
+    assert check_upload(remote_config).ok
+    assert "2 kB" in check_upload(remote_config).value
     with open(tmp_path / "kp_ray" / "weights.pth", "wb") as file:
         file.truncate(100 << 20)  # the limit of Ray's job server
-    assert not check_upload(remote).ok
-    assert "excludes" in check_upload(remote).fix
+    assert not check_upload(remote_config).ok
+    assert "excludes" in check_upload(remote_config).fix
     assert check_upload(tiny).ok
     (tmp_path / ".rayignore").write_text("*.pth\n")
-    assert check_upload(remote).ok
+    assert check_upload(remote_config).ok
 
 
 def test_the_probe_of_a_gpu_node_runs() -> None:
     pytest.importorskip("detectron2")
-    done = subprocess.run([sys.executable, "-c", doctor.GPU_PROBE], capture_output=True, text=True, check=True)
-    torch, _, devices, detectron = json.loads(done.stdout)
+    result = subprocess.run([sys.executable, "-c", doctor.GPU_PROBE], capture_output=True, text=True, check=True)
+    torch, _, devices, detectron = json.loads(result.stdout)
     assert isinstance(devices, int)
     assert torch
     assert detectron
@@ -89,13 +89,13 @@ def test_the_probe_of_a_gpu_node_runs() -> None:
 def test_every_node_of_a_running_cluster_is_checked(sample_data: dict[str, Any], tmp_path: Path) -> None:
     checks = {check.name: check for check in check_cluster(tiny_config(sample_data, tmp_path / "run"))}
     assert all(check.ok for check in checks.values()), checks
-    assert checks["cpus"].found == "4"
-    assert "this machine only" in checks["dashboard"].found
-    assert "not required" in checks["tokens"].found
-    with_gpus = tiny_config(sample_data, tmp_path / "run", train={"use_gpu": True, "num_workers": 8})
-    assert [check.name for check in check_cluster(with_gpus) if not check.ok] == ["gpus"]
-    autoscaling = with_gpus.model_copy(update={"cluster": with_gpus.cluster.model_copy(update={"num_gpus": 8})})
-    assert all(check.ok for check in check_cluster(autoscaling))
+    assert checks["cpus"].value == "4"
+    assert "this machine only" in checks["dashboard"].value
+    assert "not required" in checks["tokens"].value
+    gpu_config = tiny_config(sample_data, tmp_path / "run", train={"use_gpu": True, "num_workers": 8})
+    assert [check.name for check in check_cluster(gpu_config) if not check.ok] == ["gpus"]
+    cluster = gpu_config.cluster.model_copy(update={"num_gpus": 8})
+    assert all(check.ok for check in check_cluster(gpu_config.model_copy(update={"cluster": cluster})))
     assert not (tmp_path / "run").exists()
 
 
@@ -124,9 +124,9 @@ HEALTHY = NodeProbe(
 def test_a_fault_of_a_node_fails_one_check_with_its_fix(
     tiny: Config, fault: dict[str, Any], name: str, fix: str
 ) -> None:
-    assert all(check.ok for check in check_node(HEALTHY, RESOURCES, tiny, several_nodes=True))
-    checks = check_node(replace(HEALTHY, **fault), RESOURCES, tiny, several_nodes=True)
-    failed = [check for check in checks if not check.ok]
-    assert [check.name for check in failed] == [name]
-    assert fix in failed[0].fix
-    assert all(value in failed[0].found for value in fault.values() if isinstance(value, str))
+    assert all(check.ok for check in check_node(HEALTHY, RESOURCES, tiny, is_multi_node=True))
+    checks = check_node(replace(HEALTHY, **fault), RESOURCES, tiny, is_multi_node=True)
+    failures = [check for check in checks if not check.ok]
+    assert [check.name for check in failures] == [name]
+    assert fix in failures[0].fix
+    assert all(value in failures[0].value for value in fault.values() if isinstance(value, str))

@@ -24,8 +24,8 @@ def cluster() -> Iterator[Cluster]:
         token.write_text(TOKEN)
         port, gcs = free_port(), free_port()
         environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        started = Cluster(f"http://127.0.0.1:{port}", f"127.0.0.1:{gcs}", environment)
-        head = started.run(
+        ray_cluster = Cluster(f"http://127.0.0.1:{port}", f"127.0.0.1:{gcs}", environment)
+        head = ray_cluster.run(
             RAY,
             "start",
             "--head",
@@ -38,8 +38,8 @@ def cluster() -> Iterator[Cluster]:
             "--disable-usage-stats",
         )
         assert head.returncode == 0, head.stderr
-        wait_until(lambda: accepts_jobs(started), timeout_s=60, poll_s=1)
-        yield started
+        wait_until(lambda: accepts_jobs(ray_cluster), timeout_s=60, poll_s=1)
+        yield ray_cluster
 
 
 def accepts_jobs(cluster: Cluster) -> bool:
@@ -81,23 +81,23 @@ JOBS = {
 }
 
 
-# The pipeline's job runs every stage. Running each stage's own job takes as long again, so it is a slow test.
+# The job of the pipeline runs every stage. The jobs of the single stages take as long again, so their test is slow.
 @pytest.mark.parametrize("jobs", [["pipeline"], pytest.param(list(JOBS), marks=pytest.mark.slow)], ids="-".join)
 def test_every_job_succeeds_and_writes_its_result(
     jobs: Sequence[str], cluster: Cluster, sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     members = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}][: len(jobs)]
-    num_trials = int("tune" in jobs)  # the notebook of docs/, a test too, searches inside a pipeline
+    num_trials = int("tune" in jobs)  # test_api.py runs a search inside a pipeline
     config = tiny_config(sample_data, tmp_path / "run", train={"members": members}, tune={"num_trials": num_trials})
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     run = tmp_path / "run"
     for job in jobs:
-        done = cluster.run(*submit_command(cluster.dashboard, job, str(path)))
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-        assert "succeeded" in done.stdout.lower()
-        assert "Traceback" not in done.stdout
-        assert ACTOR_POOL_WARNING not in done.stdout
+        result = cluster.run(*submit_command(cluster.dashboard, job, str(path)))
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+        assert "succeeded" in result.stdout.lower()
+        assert "Traceback" not in result.stdout
+        assert ACTOR_POOL_WARNING not in result.stdout
         assert (run / JOBS[job]).stat().st_size > 0
     for name in (
         "config.yaml",
@@ -122,10 +122,10 @@ def test_every_job_succeeds_and_writes_its_result(
 
 def test_a_job_with_an_invalid_config_fails_without_a_traceback(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run_dir: x\ntrian: {}\n")
-    done = cluster.run(*submit_command(cluster.dashboard, "augment", str(tmp_path / "config.yaml")))
-    assert done.returncode == 1
-    assert "trian: unknown key; did you mean train?" in done.stdout
-    assert "Traceback" not in done.stdout
+    result = cluster.run(*submit_command(cluster.dashboard, "augment", str(tmp_path / "config.yaml")))
+    assert result.returncode == 1
+    assert "trian: unknown key; did you mean train?" in result.stdout
+    assert "Traceback" not in result.stdout
 
 
 def test_a_client_without_the_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
@@ -134,14 +134,14 @@ def test_a_client_without_the_token_is_refused(cluster: Cluster, tmp_path: Path)
     without_token = {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}
     with_other_token = {**ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(other_token)}
     for environment in (without_token, with_other_token):
-        done = cluster.run(RAY, "job", "list", f"--address={cluster.dashboard}", environment=environment)
-        assert done.returncode != 0
-        assert "token" in done.stdout + done.stderr
-    join = f"import ray; ray.init(address={cluster.address!r}, log_to_driver=False); print('joined')"
-    done = cluster.run(sys.executable, "-c", join, environment=without_token)
-    assert done.returncode != 0
-    assert "joined" not in done.stdout
-    assert "joined" in cluster.run(sys.executable, "-c", join).stdout
+        result = cluster.run(RAY, "job", "list", f"--address={cluster.dashboard}", environment=environment)
+        assert result.returncode != 0
+        assert "token" in result.stdout + result.stderr
+    join_code = f"import ray; ray.init(address={cluster.address!r}, log_to_driver=False); print('joined')"
+    result = cluster.run(sys.executable, "-c", join_code, environment=without_token)
+    assert result.returncode != 0
+    assert "joined" not in result.stdout
+    assert "joined" in cluster.run(sys.executable, "-c", join_code).stdout
 
 
 def test_doctor_reports_that_tokens_are_required_and_prints_none(
@@ -149,28 +149,28 @@ def test_doctor_reports_that_tokens_are_required_and_prints_none(
 ) -> None:
     (tmp_path / "config.yaml").write_text(tiny_config(sample_data, tmp_path / "run").to_yaml())
     address = f"cluster.address={cluster.address}"
-    done = cluster.run(KP_RAY, "doctor", str(tmp_path / "config.yaml"), "--set", address, "--json")
-    assert last_json(done.stdout) == {"ok": True, "failed": []}, done.stderr
-    assert "ok tokens: required" in done.stderr
-    assert TOKEN not in done.stdout + done.stderr
+    result = cluster.run(KP_RAY, "doctor", str(tmp_path / "config.yaml"), "--set", address, "--json")
+    assert last_json(result.stdout) == {"ok": True, "failed": []}, result.stderr
+    assert "ok tokens: required" in result.stderr
+    assert TOKEN not in result.stdout + result.stderr
 
 
 def submit_and_stop(cluster: Cluster, job: str, config: Path, pattern: str) -> None:
     """Submit a job, stop it once the run folder has a file that matches `pattern`, and wait until it has stopped."""
     job_id, run = f"{job}-{secrets.token_hex(4)}", config.parent / "run"
     options = ["--no-wait", f"--submission-id={job_id}"]
-    done = cluster.run(*submit_command(cluster.dashboard, job, str(config), options=options))
-    assert done.returncode == 0, done.stderr
+    result = cluster.run(*submit_command(cluster.dashboard, job, str(config), options=options))
+    assert result.returncode == 0, result.stderr
     client = cluster.client()
 
     def has_file() -> bool:
-        found = any(run.glob(pattern))
-        assert found or client.get_job_status(job_id) in ("PENDING", "RUNNING"), client.get_job_logs(job_id)[-3000:]
-        return found
+        is_found = any(run.glob(pattern))
+        assert is_found or client.get_job_status(job_id) in ("PENDING", "RUNNING"), client.get_job_logs(job_id)[-3000:]
+        return is_found
 
     wait_until(has_file, timeout_s=150)
-    stopped = cluster.run(RAY, "job", "stop", f"--address={cluster.dashboard}", job_id)
-    assert stopped.returncode == 0, stopped.stderr
+    result = cluster.run(RAY, "job", "stop", f"--address={cluster.dashboard}", job_id)
+    assert result.returncode == 0, result.stderr
     assert client.get_job_status(job_id) == "STOPPED"
     assert cluster.run(RAY, "job", "logs", f"--address={cluster.dashboard}", job_id).returncode == 0
 
@@ -188,15 +188,15 @@ def test_the_same_command_resumes_a_stopped_job(cluster: Cluster, sample_data: d
     assert finished_parts
     assert not (store / "_manifest.json").exists()
     assert all(pq.read_metadata(part).metadata[b"kp_ray"] for part in finished_parts)
-    done = cluster.run(*submit_command(cluster.dashboard, "augment", str(path)))
-    assert done.returncode == 0, done.stdout[-3000:]
+    result = cluster.run(*submit_command(cluster.dashboard, "augment", str(path)))
+    assert result.returncode == 0, result.stdout[-3000:]
     assert file_times(*finished_parts) == finished_parts
     assert not list(store.glob("**/*.partial"))
     assert cluster.run(KP_RAY, "verify", str(path)).returncode == 0
 
     submit_and_stop(cluster, "train", path, "members/a/checkpoint_*")
     assert not (tmp_path / "run/members/a/model_final.pth").exists()
-    done = cluster.run(*submit_command(cluster.dashboard, "train", str(path)))
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "from the checkpoint at" in done.stdout
+    result = cluster.run(*submit_command(cluster.dashboard, "train", str(path)))
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert "from the checkpoint at" in result.stdout
     assert (tmp_path / "run/members/a/model_final.pth").exists()

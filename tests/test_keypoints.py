@@ -60,9 +60,9 @@ def test_the_competition_skeleton_has_the_columns_of_the_competition_csv() -> No
 
 def test_the_first_17_sigmas_are_those_of_coco() -> None:
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
-    published = cocoeval.Params(iouType="keypoints").kpt_oks_sigmas
-    assert len(published) == 17
-    np.testing.assert_allclose(DACON24.sigmas[:17], published, rtol=0, atol=1e-12)
+    coco_sigmas = cocoeval.Params(iouType="keypoints").kpt_oks_sigmas
+    assert len(coco_sigmas) == 17
+    np.testing.assert_allclose(DACON24.sigmas[:17], coco_sigmas, rtol=0, atol=1e-12)
 
 
 def test_a_flip_exchanges_ten_pairs_and_keeps_the_points_in_the_middle() -> None:
@@ -77,14 +77,14 @@ def test_a_flip_exchanges_ten_pairs_and_keeps_the_points_in_the_middle() -> None
 @given(st.integers(1, 30), st.data())
 def test_flipping_any_skeleton_twice_restores_the_order(num_keypoints: int, data: st.DataObject) -> None:
     names = [f"p{index}" for index in range(num_keypoints)]
-    shuffled = data.draw(st.permutations(names))
+    shuffled_names = data.draw(st.permutations(names))
     num_pairs = data.draw(st.integers(0, num_keypoints // 2))
-    pairs = tuple(zip(shuffled[0::2], shuffled[1::2], strict=False))[:num_pairs]
+    pairs = tuple(zip(shuffled_names[0::2], shuffled_names[1::2], strict=False))[:num_pairs]
     skeleton = Skeleton(tuple(names), pairs, (0.1,) * num_keypoints)
-    flip, unchanged = np.array(skeleton.flip_indices), np.arange(num_keypoints)
-    assert sorted(flip) == unchanged.tolist()
-    assert (flip[flip] == unchanged).all()
-    assert sum(flip != unchanged) == 2 * num_pairs
+    flip, indices = np.array(skeleton.flip_indices), np.arange(num_keypoints)
+    assert sorted(flip) == indices.tolist()
+    assert (flip[flip] == indices).all()
+    assert sum(flip != indices) == 2 * num_pairs
 
 
 def test_limb_indices_match_the_limbs_names_and_reach_every_keypoint() -> None:
@@ -103,9 +103,9 @@ def test_other_names_keep_their_order_and_need_flip_pairs_and_sigmas() -> None:
     names, pairs, sigmas = list(HAND["names"]), HAND["flip_pairs"], HAND["sigmas"]
     assert skeleton_for(names, pairs, sigmas) == Skeleton(**HAND)
     assert skeleton_for(names[::-1], pairs, sigmas).names == tuple(names[::-1])
-    for incomplete in ({}, {"flip_pairs": pairs}, {"sigmas": sigmas}):
+    for options in ({}, {"flip_pairs": pairs}, {"sigmas": sigmas}):
         with pytest.raises(ValueError, match=r"skeleton\.flip_pairs and skeleton\.sigmas"):
-            skeleton_for(names, **incomplete)
+            skeleton_for(names, **options)
 
 
 @pytest.mark.parametrize("names", [DACON24.names[:17], DACON24.names[:17][::-1], ("neck", "left_hip", "right_hip")])
@@ -113,9 +113,9 @@ def test_names_among_the_24_take_their_pairs_sigmas_and_limbs_and_keep_their_ord
     skeleton = skeleton_for(names)
     assert skeleton.names == names
     for name, sigma, partner in zip(names, skeleton.sigmas, skeleton.flip_indices, strict=True):
-        whole = DACON24.names.index(name)
-        assert sigma == DACON24.sigmas[whole]
-        assert names[partner] == DACON24.names[DACON24.flip_indices[whole]]
+        index = DACON24.names.index(name)
+        assert sigma == DACON24.sigmas[index]
+        assert names[partner] == DACON24.names[DACON24.flip_indices[index]]
     assert set(skeleton.limbs) == {limb for limb in DACON24.limbs if set(limb) <= set(names)}
 
 

@@ -36,11 +36,11 @@ def run_python(code: str, cwd: Path) -> str:
     }
     for name in ("home", "tmp"):
         (cwd / name).mkdir()
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -93,11 +93,11 @@ def state():
         "files": sorted(str(path) for path in pathlib.Path.cwd().rglob("*")),
     }
 
-before = state()
+state_before = state()
 for name in MODULES:
     importlib.import_module(name)
-after = state()
-print([key for key in before if before[key] != after[key]], ray.is_initialized())
+state_after = state()
+print([key for key in state_before if state_before[key] != state_after[key]], ray.is_initialized())
 """
 
 

@@ -69,7 +69,7 @@ def test_sources_wider_than_32767_px_are_rotated_and_rescaled(recipe: str) -> No
 
 
 def test_pillow_opens_images_of_as_many_pixels_as_kp_ray_decodes() -> None:
-    """Pillow refuses images of more than twice its own limit, and only warns about images between the two."""
+    """Pillow refuses images of more than twice `MAX_IMAGE_PIXELS`; below that it only warns."""
     assert PIL.Image.MAX_IMAGE_PIXELS is not None
     assert MAX_PIXELS < 2 * PIL.Image.MAX_IMAGE_PIXELS
     out = io.BytesIO()

@@ -1,4 +1,4 @@
-"""kp_ray stops waiting for a service that accepts connections and does not answer."""
+"""kp_ray gives up on a service that accepts connections and does not answer."""
 
 import socket
 import threading
@@ -40,8 +40,8 @@ def serve() -> Iterator[Callable[[bytes], str]]:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
     yield start
-    for opened in (*servers, *connections):
-        opened.close()
+    for opened_socket in (*servers, *connections):
+        opened_socket.close()
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,12 @@ def test_an_object_storage_that_does_not_answer_is_named_within_the_deadline(
     monkeypatch.setattr(network, "ANSWER_TIMEOUT_S", 0.5)
     url = serve(b"")
     monkeypatch.setenv(key, url)
-    began = time.monotonic()
+    start_time = time.monotonic()
     with pytest.raises(
         StorageError, match=rf"^s3://silent-{key}/x: .*{key}: no answer within 0\.5 s \(got {url}\): st"
     ):
         storage.exists(f"s3://silent-{key}/x")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - start_time < 10
 
 
 def test_a_download_that_falls_silent_fails_and_the_socket_timeout_is_restored(

@@ -28,10 +28,10 @@ def run_verb(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return run_kp_ray(*arguments, cwd=cwd, env={**os.environ, "COLUMNS": "200"})
 
 
-def read_json_output(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+def read_json_output(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """Return the JSON object that a successful command printed."""
-    assert done.returncode == 0, done.stderr[-3000:]
-    return last_json(done.stdout)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return last_json(result.stdout)
 
 
 def test_forecasts_count_the_work_of_each_stage_and_write_nothing(sample_data: dict[str, Any], tmp_path: Path) -> None:
@@ -44,12 +44,12 @@ def test_forecasts_count_the_work_of_each_stage_and_write_nothing(sample_data: d
             forecast_stage(verb, config)
     assert not Path(config.run_dir).exists()
     write_small_store(tmp_path / "run" / "store")
-    before = file_times(*tmp_path.rglob("*"))
+    original_times = file_times(*tmp_path.rglob("*"))
     train, tune = forecast_stage("train", config).to_json(), forecast_stage("tune", config).to_json()
     assert (train["iterations"], train["finished"], train["train"], train["val"]) == (4, 0, 6, 3)
     assert (tune["trials"], tune["train"], tune["val"]) == (2, 6, 3)
     assert all(forecast_stage(verb, config).lines() for verb in ("augment", "train", "tune", "predict"))
-    assert file_times(*tmp_path.rglob("*")) == before
+    assert file_times(*tmp_path.rglob("*")) == original_times
 
 
 def test_a_forecast_refuses_an_invalid_config_as_the_stage_does(sample_data: dict[str, Any], tmp_path: Path) -> None:
@@ -63,28 +63,28 @@ def test_a_dry_run_prints_the_forecast_and_neither_joins_a_cluster_nor_writes(
 ) -> None:
     (tmp_path / "config.yaml").write_text(tiny_config(sample_data, tmp_path / "run").to_yaml())
     no_cluster = {**os.environ, "COLUMNS": "200", "RAY_ADDRESS": "127.0.0.1:1"}  # joining it would fail
-    done = run_kp_ray("augment", "config.yaml", "--dry-run", "--json", cwd=tmp_path, env=no_cluster)
-    figures = read_json_output(done)
+    result = run_kp_ray("augment", "config.yaml", "--dry-run", "--json", cwd=tmp_path, env=no_cluster)
+    figures = read_json_output(result)
     assert {"sources", "variants", "parts", "bytes", "seconds"} <= set(figures)
-    assert f"{figures['sources']} sources, {figures['variants']} variants of 2 recipes" in done.stderr
+    assert f"{figures['sources']} sources, {figures['variants']} variants of 2 recipes" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_the_search_comes_before_training_which_says_what_it_uses(tmp_path: Path) -> None:
+def test_the_search_comes_before_training_which_prints_the_settings_it_uses(tmp_path: Path) -> None:
     verbs = ["check", "augment", "tune", "train", "crossval", "predict", "evaluate", "report", "suspects"]
     assert list(STAGES) == verbs
     write_small_store(tmp_path / "store")
     config = tiny_config({}, tmp_path)
     record_search(config)
-    found = SearchResult("trial-001", "rmse", 2, 43.2, 47.5, {"base_lr": 0.002})
-    write_result(config, found)
-    tuned, _ = apply_search(config)
-    record_settings(tuned, tuned.train.members[0], asdict(found))
+    search_result = SearchResult("trial-001", "rmse", 2, 43.2, 47.5, {"base_lr": 0.002})
+    write_result(config, search_result)
+    tuned_config, _ = apply_search(config)
+    record_settings(tuned_config, tuned_config.train.members[0], asdict(search_result))
     (tmp_path / "members" / "a" / "model_final.pth").touch()
-    said: list[str] = []
-    with Runner(config, lambda verb: contextlib.nullcontext(no_progress), said.append) as runner:
+    lines: list[str] = []
+    with Runner(config, lambda verb: contextlib.nullcontext(no_progress), lines.append) as runner:
         summary = runner.run(make_stage("train"), dashboard=False)
-    assert said == [found.describe()]
+    assert lines == [search_result.describe()]
     assert summary.lines() == [f"member a: finished before, in {config.member_dir('a')}"]
 
 
@@ -92,24 +92,24 @@ def test_the_search_comes_before_training_which_says_what_it_uses(tmp_path: Path
 def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(sample_data, tmp_path / "run", tune={"num_trials": 1})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    first = run_verb("run", "config.yaml", "--json", cwd=tmp_path)
+    first_run = run_verb("run", "config.yaml", "--json", cwd=tmp_path)
     run = tmp_path / "run"
-    assert read_json_output(first)["report"] == str(run / "report.html")
-    assert "ensemble" in first.stdout
-    assert "Traceback" not in first.stderr
-    assert read_json_output(first)["search"]["trial"] == "trial-000"
-    assert "settings: the config's own; the search found none better" in first.stdout
-    began = [(run / "tune" / "result.json").stat().st_mtime, (run / "members" / "a" / "settings.json").stat().st_mtime]
-    assert began == sorted(began)  # the search ends before training begins
+    assert read_json_output(first_run)["report"] == str(run / "report.html")
+    assert "ensemble" in first_run.stdout
+    assert "Traceback" not in first_run.stderr
+    assert read_json_output(first_run)["search"]["trial"] == "trial-000"
+    assert "settings: the config's own; the search found none better" in first_run.stdout
+    write_times = [(run / name).stat().st_mtime for name in ("tune/result.json", "members/a/settings.json")]
+    assert write_times == sorted(write_times)  # the search ends before training begins
     finished_files = [
         *run.glob("members/*/model_final.pth"),
         *run.glob("tune/trials/*/*"),
         run / "store" / "_manifest.json",
     ]
-    before = file_times(*finished_files)
-    second = read_json_output(run_verb("run", "config.yaml", "--json", cwd=tmp_path))
-    assert second["augment"]["parts_written"] == second["predict"]["predicted"] == 0
-    assert file_times(*finished_files) == before
+    original_times = file_times(*finished_files)
+    second_json = read_json_output(run_verb("run", "config.yaml", "--json", cwd=tmp_path))
+    assert second_json["augment"]["parts_written"] == second_json["predict"]["predicted"] == 0
+    assert file_times(*finished_files) == original_times
 
 
 def test_verbs_print_their_result_and_the_next_command(sample_data: dict[str, Any], tmp_path: Path) -> None:

@@ -163,14 +163,14 @@ def test_a_writer_that_is_killed_during_an_upload_leaves_no_object(s3: dict[str,
 @pytest.mark.usefixtures("s3")
 def test_an_error_while_a_part_is_written_leaves_no_object(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(sample_data, tmp_path, augment={"sources_per_part": 1})
-    planned = make_plan(config.model_copy(update={"run_dir": url("cut")}))
-    chunk = planned.chunks[0]
-    part, target = chunk.parts[0], f"{planned.store}/{chunk.parts[0].path}"
-    rows, _ = make_variants(planned, chunk.sources[0], [(part.recipe, part.copies)])
-    schema = row_schema(len(planned.skeleton))
+    plan = make_plan(config.model_copy(update={"run_dir": url("cut")}))
+    chunk = plan.chunks[0]
+    part, target = chunk.parts[0], f"{plan.store}/{chunk.parts[0].path}"
+    rows, _ = make_variants(plan, chunk.sources[0], [(part.recipe, part.copies)])
+    schema = row_schema(len(plan.skeleton))
 
     def write_half() -> None:
-        with PartWriter(planned.store, part, schema) as writer:
+        with PartWriter(plan.store, part, schema) as writer:
             writer.add(rows[0])
             raise ZeroDivisionError
 
@@ -178,7 +178,7 @@ def test_an_error_while_a_part_is_written_leaves_no_object(sample_data: dict[str
         write_half()
     gc.collect()
     assert not exists(target)
-    with PartWriter(planned.store, part, schema) as writer:
+    with PartWriter(plan.store, part, schema) as writer:
         writer.add(rows[0])
         record = writer.finish({"quarantined": []})
     assert hashlib.sha256(read_bytes(target)).hexdigest() == record.sha256
@@ -187,12 +187,12 @@ def test_an_error_while_a_part_is_written_leaves_no_object(sample_data: dict[str
 def test_a_wrong_secret_key_is_refused_without_printing_the_key(s3: dict[str, str]) -> None:
     code = f"from kp_ray.cli.main import main; main(['check', {url('config.yaml')!r}])"
     environment = {**os.environ, "AWS_SECRET_ACCESS_KEY": "another-secret"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"kp-ray: {url('config.yaml')}: ")
-    assert done.stderr.count("\n") == 1
-    assert "ACCESS_DENIED" in done.stderr
-    assert "another-secret" not in done.stderr
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"kp-ray: {url('config.yaml')}: ")
+    assert result.stderr.count("\n") == 1
+    assert "ACCESS_DENIED" in result.stderr
+    assert "another-secret" not in result.stderr
 
 
 @pytest.mark.usefixtures("s3")
@@ -221,7 +221,7 @@ def test_the_whole_pipeline_runs_on_a_bucket_and_writes_no_secret(
     values |= {"run_dir": url("run"), "data": {**values["data"], **data}}
     write_bytes(url("config.yaml"), json.dumps(values).encode())
     with tempfile.TemporaryDirectory(prefix="kps", dir="/tmp") as ray_files:  # a short path, for Ray's sockets
-        done = subprocess.run(
+        result = subprocess.run(
             [KP_RAY, "run", url("config.yaml"), "--json"],
             capture_output=True,
             text=True,
@@ -231,7 +231,7 @@ def test_the_whole_pipeline_runs_on_a_bucket_and_writes_no_secret(
             check=False,
         )
         logs = b"".join(path.read_bytes() for path in Path(ray_files).rglob("*.*") if path.is_file())
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert result.returncode == 0, result.stderr[-3000:]
     sizes = file_sizes(url("run"))
     for name in (
         "store/_manifest.json",
@@ -244,9 +244,9 @@ def test_the_whole_pipeline_runs_on_a_bucket_and_writes_no_secret(
         "report.html",
     ):
         assert sizes[name] > 0, name
-    assert json.loads(done.stdout.splitlines()[-1])["evaluation"]["num_images"] == 10
+    assert json.loads(result.stdout.splitlines()[-1])["evaluation"]["num_images"] == 10
     assert not list(tmp_path.iterdir())
     assert b"ray" in logs
     run_files = b"".join(read_bytes(url("run", name)) for name in sizes)
     for secret in (KEY.encode(), SECRET.encode()):
-        assert secret not in logs + run_files + done.stdout.encode() + done.stderr.encode()
+        assert secret not in logs + run_files + result.stdout.encode() + result.stderr.encode()

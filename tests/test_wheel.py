@@ -11,9 +11,9 @@ from tests.helpers.processes import last_json, run_command
 
 def run(*command: str, cwd: Path) -> str:
     """Run a command, which must succeed, and return its output."""
-    done = run_command(*command, cwd=cwd, timeout_s=900)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    result = run_command(*command, cwd=cwd, timeout_s=900)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
 
 
 @pytest.mark.slow
@@ -28,5 +28,5 @@ def test_the_wheel_augments_in_an_empty_environment_without_torch(tmp_path: Path
     sample = run(
         command, "sample", "data", "--images", "8", "--width", "320", "--height", "180", "--json", cwd=tmp_path
     )
-    augmented = last_json(run(command, "augment", last_json(sample)["config"], "--json", cwd=tmp_path))
-    assert augmented["variants"] > augmented["sources"] > 0
+    summary = last_json(run(command, "augment", last_json(sample)["config"], "--json", cwd=tmp_path))
+    assert summary["variants"] > summary["sources"] > 0

@@ -341,7 +341,7 @@ def _print_checks(checks: "Sequence[Check]") -> list[str]:
     """Print the checks; return the names of the checks that failed."""
     for item in checks:
         console.print("ok" if item.ok else "no", style="green" if item.ok else "red", end=" ")
-        say(f"{item.name}: {item.found}" + ("" if item.ok else f" -> {item.fix}"))
+        say(f"{item.name}: {item.value}" + ("" if item.ok else f" -> {item.fix}"))
     return [item.name for item in checks if not item.ok]
 
 

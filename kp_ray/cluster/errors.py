@@ -37,8 +37,8 @@ def describe_ray_error(error: BaseException) -> str:
 
 def root_cause(error: BaseException) -> BaseException:
     """Return the innermost error that Ray's own errors wrap; the error itself if it wraps none."""
-    wrapped = _wrapped_error(error)
-    return root_cause(wrapped) if wrapped is not None and wrapped is not error else error
+    inner_error = _wrapped_error(error)
+    return root_cause(inner_error) if inner_error is not None and inner_error is not error else error
 
 
 def _wrapped_error(error: BaseException) -> BaseException | None:
@@ -48,12 +48,12 @@ def _wrapped_error(error: BaseException) -> BaseException | None:
         # Ray 2.60 keeps the error of an actor's constructor only in `args`.
         argument = error.args[0] if error.args else None
         return argument if isinstance(argument, ray.exceptions.RayTaskError) else None
-    # Ray Train's errors are recognised by their attributes, because a machine that only augments may lack Ray Train.
+    # Ray Train's errors are recognized by their attributes, because a machine that only augments may lack Ray Train.
     if failures := getattr(error, "worker_failures", None):
-        # When a worker dies, the other workers fail too ("Connection closed by peer"): choose the most specific cause.
-        return min((root_cause(failure) for failure in failures.values()), key=_rank_cause)
-    inner = getattr(error, "controller_failure", None) or getattr(error, "health_check_failure", None)
-    return inner if isinstance(inner, BaseException) else None
+        # When a worker dies, the others fail too ("Connection closed by peer"), so take the most specific cause.
+        return min(map(root_cause, failures.values()), key=_rank_cause)
+    failure = getattr(error, "controller_failure", None) or getattr(error, "health_check_failure", None)
+    return failure if isinstance(failure, BaseException) else None
 
 
 def _rank_cause(cause: BaseException) -> int:
@@ -78,7 +78,7 @@ def raise_error_row(row: Mapping[str, Any]) -> None:
     """Raise the error that a row from `error_row` encodes; do nothing for any other row.
 
     Raises:
-        KpRayError: the row encodes an error; it has the class of the error in the task.
+        KpRayError: the row encodes an error; the class is that of the task's error.
     """
     class_name = row.get("error_class")
     if class_name:

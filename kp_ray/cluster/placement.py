@@ -22,12 +22,12 @@ TRIAL_ACTOR_BYTES = 512 << 20
 
 
 def model_nodes() -> list[Mapping[str, Any]]:
-    """Return the living nodes that `MODEL_NODE_SELECTOR` selects, as elements of `ray.nodes()`."""
+    """Return the elements of `ray.nodes()` that are alive and match `MODEL_NODE_SELECTOR`."""
     return _allowed_nodes("kp-ray/models")
 
 
 def augment_nodes() -> list[Mapping[str, Any]]:
-    """Return the living nodes that `AUGMENT_NODE_SELECTOR` selects, as elements of `ray.nodes()`."""
+    """Return the elements of `ray.nodes()` that are alive and match `AUGMENT_NODE_SELECTOR`."""
     return _allowed_nodes("kp-ray/augment")
 
 
@@ -36,7 +36,7 @@ def _allowed_nodes(label: str) -> list[Mapping[str, Any]]:
 
 
 def max_runs_in_memory(nodes: Sequence[Mapping[str, Any]]) -> int:
-    """Count the training runs, each with a trial's actor, that fit the nodes' memory; at least 1."""
+    """Count the training runs, each with a trial's actor, that fit into the nodes' memory; return at least 1."""
     return max(
         1, sum(int(node["Resources"].get("memory", 0) // (RUN_OVERHEAD_BYTES + TRIAL_ACTOR_BYTES)) for node in nodes)
     )
@@ -59,7 +59,7 @@ def trial_resources() -> dict[str, float]:
     The actor takes no share of a CPU, because training may need all CPUs. A tiny amount of the resource that only the
     driver's node has places the actor there: other nodes may lack the packages of a search.
     """
-    own_id = ray.get_runtime_context().get_node_id()
-    node = next(node for node in ray.nodes() if node["NodeID"] == own_id)
+    driver_node_id = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == driver_node_id)
     memory = min(TRIAL_ACTOR_BYTES, int(node["Resources"].get("memory", 0) / 4))
     return {"memory": memory, node_resource(node): 0.001}

@@ -1,6 +1,6 @@
-"""Parts of Ray 2.60 that are private or deprecated, behind one function each; other modules call these functions.
+"""Wrap each private or deprecated part of Ray 2.60 that kp_ray needs in one function, for the other modules.
 
-tests/cluster/test_ray_internals.py fails when one of them is gone or changed.
+tests/cluster/test_ray_internals.py fails when Ray has removed or changed such a part.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def node_resource(node: Mapping[str, Any]) -> str:
 
 
 def keep_credentials_out_of_tune_logs(names: Sequence[str]) -> None:
-    """Keep Ray Tune from copying these environment variables of the driver into each trial's runtime environment.
+    """Keep Ray Tune from copying the driver's environment variables of these names to each trial's runtime environment.
 
     Ray writes runtime environments to its logs. Ray 2.60 has no public setting for this, only a private set of names.
     """
@@ -96,7 +96,7 @@ def upload_size_bytes(folder: str, excludes: Sequence[str], limit: int) -> int:
             raise _LimitReachedError
 
     root = Path(folder).absolute()
-    silent = logging.Logger("silent", logging.CRITICAL + 1)  # Ray logs each ignore file that it reads
+    silent_logger = logging.Logger("silent", logging.CRITICAL + 1)  # Ray logs each ignore file that it reads
     with contextlib.suppress(_LimitReachedError):
-        _dir_travel(root, [_get_excludes(root, list(excludes))], add_size, include_gitignore=True, logger=silent)
+        _dir_travel(root, [_get_excludes(root, list(excludes))], add_size, include_gitignore=True, logger=silent_logger)
     return size

@@ -11,7 +11,7 @@ from kp_ray.errors import ClusterError
 DATA_CPUS = 0.5
 """CPUs that a training run needs for Ray Data's tasks, in addition to its workers' CPUs."""
 SMALLEST_SHARE = 1e-4
-"""Smallest part of a CPU that Ray assigns: a node with less has none."""
+"""Smallest fraction of a CPU that Ray assigns; a node with less counts as a node without CPUs."""
 _ROUNDING = 1e-9
 """Added before rounding down, so that 0.3 / 0.1 is 3."""
 
@@ -43,21 +43,21 @@ def training_capacity(config: Config) -> Capacity:
     use_gpu = total["GPU"] > 0 if train.use_gpu is None else train.use_gpu
     if _count_runs(total, train, min_workers, use_gpu) < 1:
         num_cpus = min_workers * train.cpus_per_worker + DATA_CPUS
-        needed = f"{num_cpus:g} CPUs{f' and {min_workers} GPUs' if use_gpu else ''}"
+        requirement = f"{num_cpus:g} CPUs{f' and {min_workers} GPUs' if use_gpu else ''}"
         raise ClusterError(
-            f"train.num_workers: a training run needs {needed}, the cluster has {total['CPU']:g} CPUs and "
+            f"train.num_workers: a training run needs {requirement}, the cluster has {total['CPU']:g} CPUs and "
             f"{total['GPU']:g} GPUs: lower train.num_workers or train.cpus_per_worker"
         )
-    per_worker = f"{train.cpus_per_worker:g} CPUs{' and a GPU' if use_gpu else ''}"
+    worker_size = f"{train.cpus_per_worker:g} CPUs{' and a GPU' if use_gpu else ''}"
     if not fits_a_node(config, train.cpus_per_worker, 1 if use_gpu else 0):
-        raise ClusterError(f"train.cpus_per_worker: no node has {per_worker} for a worker: lower this setting")
+        raise ClusterError(f"train.cpus_per_worker: no node has {worker_size} for a worker: lower this setting")
     num_runs = _count_runs(total, train, max_workers, use_gpu)
     is_autoscaling = bool(config.cluster.num_cpus or config.cluster.num_gpus)
-    if not is_autoscaling:  # otherwise the sizes of future nodes are unknown
+    if not is_autoscaling:  # the sizes of nodes that an autoscaler will add are unknown
         num_places = sum(_count_workers(node["Resources"], train.cpus_per_worker, use_gpu) for node in nodes)
         if num_places < min_workers:  # Ray Train would wait forever for room
             raise ClusterError(
-                f"train.num_workers: a training run needs {min_workers} workers of {per_worker} each, the nodes have "
+                f"train.num_workers: a training run needs {min_workers} workers of {worker_size} each, the nodes have "
                 f"room for {num_places}: lower train.num_workers or train.cpus_per_worker"
             )
         num_runs = min(num_runs, num_places // max_workers)
@@ -80,7 +80,7 @@ def fits_a_node(config: Config, num_cpus: float, num_gpus: float) -> bool:
 
 
 def require_cpus(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, num_cpus: float, purpose: str) -> None:
-    """Refuse a cluster on which no task of a stage could ever start: Ray would wait for CPUs without a word.
+    """Refuse a cluster on which no task of a stage could ever start, because Ray would wait for CPUs in silence.
 
     Args:
         cluster: `num_cpus` is the size to which an autoscaling cluster grows.
@@ -89,18 +89,18 @@ def require_cpus(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, 
         purpose: name of the work, for the message.
 
     Raises:
-        ClusterError: no node has so many CPUs, and the cluster does not grow.
+        ClusterError: no node has `num_cpus` CPUs, and the cluster does not grow to that size.
     """
-    most = max((node["Resources"].get("CPU", 0) for node in nodes), default=0)
-    if max(most, cluster.num_cpus or 0) < num_cpus:
+    max_cpus = max((node["Resources"].get("CPU", 0) for node in nodes), default=0)
+    if max(max_cpus, cluster.num_cpus or 0) < num_cpus:
         raise ClusterError(
-            f"cluster: no node has a whole CPU for {purpose} (got {len(nodes)} nodes with at most {most:g} CPUs): "
+            f"cluster: no node has a whole CPU for {purpose} (got {len(nodes)} nodes with at most {max_cpus:g} CPUs): "
             "start Ray with CPUs, e.g. by `ray start --num-cpus=4`, or add nodes; set cluster.num_cpus if it grows"
         )
 
 
 def _total_resources(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the CPUs and GPUs of the nodes, or those of the cluster's full size if they are more."""
+    """Return the CPUs and GPUs of all nodes together; a larger value in the config's full size replaces a sum."""
     full_size = {"CPU": cluster.num_cpus or 0, "GPU": cluster.num_gpus or 0}
     return {name: max(full_size[name], sum(node["Resources"].get(name, 0) for node in nodes)) for name in full_size}
 

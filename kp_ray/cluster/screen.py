@@ -9,7 +9,7 @@ from collections.abc import Iterator
 ACTOR_POOL_WARNING = "constructor arguments in the object store and max_restarts > 0"
 """Part of a line that Ray 2.60 prints for every actor pool of Ray Data (ray-project/ray issue 53727).
 
-The line warns that an actor cannot restart if its constructor's arguments are lost. If this happens, kp_ray prints one
+The line warns that an actor cannot restart if its constructor's arguments are lost. In that case kp_ray prints one
 line and ends, and the same command resumes the run.
 """
 _FILTER = """
@@ -19,8 +19,8 @@ done
 """
 _SUDDEN_END = "kp-ray: Ray or another process ended this run (the raylet or the head is gone); the same command resumes"
 FLUSH_S = 1.0
-"""Longest wait until the shell has printed the last lines and ended. The shell ends when no process holds the pipe
-open, but a child process can outlive this one and hold it open."""
+"""Seconds to wait for the end of the shell, which prints the last lines. A child process that outlives this process can
+hold the pipe open, and then the shell does not end."""
 
 
 @contextlib.contextmanager
@@ -31,21 +31,21 @@ def hide_actor_pool_warning() -> Iterator[None]:
     hide real errors too. A shell copies every other line to the screen: unlike a thread, a shell still prints the last
     lines of a process that is killed. `sys.stderr` bypasses the shell, so that progress bars still see a terminal.
     """
-    screen, python_stderr = os.dup(2), sys.stderr
+    screen_fd, python_stderr = os.dup(2), sys.stderr
     read_end, write_end = os.pipe()
     command = ["sh", "-c", _FILTER, "sh", ACTOR_POOL_WARNING]
-    shell = subprocess.Popen(command, stdin=read_end, stdout=screen, start_new_session=True)  # noqa: S603  (fixed text)
+    shell = subprocess.Popen(command, stdin=read_end, stdout=screen_fd, start_new_session=True)  # noqa: S603  (fixed text)
     os.dup2(write_end, 2)
     for descriptor in (read_end, write_end):
         os.close(descriptor)
     if _writes_to_descriptor_2(python_stderr):
-        sys.stderr = os.fdopen(os.dup(screen), "w", 1, encoding=python_stderr.encoding, errors="backslashreplace")
+        sys.stderr = os.fdopen(os.dup(screen_fd), "w", 1, encoding=python_stderr.encoding, errors="backslashreplace")
     try:
         yield
     finally:
         python_stderr.flush()
-        os.dup2(screen, 2)
-        os.close(screen)
+        os.dup2(screen_fd, 2)
+        os.close(screen_fd)
         sys.stderr = python_stderr
         with contextlib.suppress(subprocess.TimeoutExpired):
             shell.wait(FLUSH_S)

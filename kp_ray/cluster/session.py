@@ -34,7 +34,7 @@ ADDRESS_TIMEOUT_S = 20.0
 NODE_CHECK_S = 5.0
 """Seconds between checks that this node still belongs to the cluster."""
 
-_interrupted = threading.Event()
+_interrupt_event = threading.Event()
 """Set by Ctrl-C. Ray swallows a KeyboardInterrupt raised in a callback, so `raise_if_interrupted` raises it again."""
 
 
@@ -46,7 +46,7 @@ def set_ray_environment() -> None:
 
 def raise_if_interrupted() -> None:
     """Raise KeyboardInterrupt if Ctrl-C was pressed since the session began."""
-    if _interrupted.is_set():
+    if _interrupt_event.is_set():
         raise KeyboardInterrupt
 
 
@@ -70,24 +70,24 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
     set_ray_environment()
     import ray  # late, so that `--help` and `import kp_ray` need not wait for Ray
 
-    began = time.monotonic()
+    start_time = time.monotonic()
     stderr_filter = contextlib.nullcontext() if _is_verbose() else hide_actor_pool_warning()
     with print_if_killed(), stderr_filter:
         _connect(config, dashboard, say)
         handler = signal.signal(signal.SIGINT, _interrupt)
         try:
             with _exit_if_node_dies():
-                yield time.monotonic() - began
+                yield time.monotonic() - start_time
         finally:
             signal.signal(signal.SIGINT, handler)
-            _interrupted.clear()
+            _interrupt_event.clear()
             ray.shutdown()
 
 
 def check_address(address: str, key: str) -> None:
     """Refuse an address at which no Ray head answers, because Ray itself would try for minutes.
 
-    A head is recognised as a gRPC server.
+    A program that is a gRPC server counts as a Ray head.
 
     Args:
         address: "host:port" or "ray://host:port". Anything else, e.g. "auto", is not checked, because Ray itself soon
@@ -115,9 +115,9 @@ def check_address(address: str, key: str) -> None:
 
 
 def _speaks_grpc(connection: socket.socket) -> bool:
-    """Return whether a server speaks HTTP/2, on which gRPC is built: it must answer with a settings frame.
+    """Return whether a server answers with a settings frame of HTTP/2, on which gRPC is built.
 
-    A server that closes the connection does not.
+    The result is False if the server closes the connection.
 
     Raises:
         OSError: the server is silent for `ADDRESS_TIMEOUT_S`, or resets the connection.
@@ -136,7 +136,7 @@ def _is_verbose() -> bool:
 
 
 def _interrupt(*_: object) -> None:
-    _interrupted.set()
+    _interrupt_event.set()
     raise KeyboardInterrupt
 
 
@@ -170,7 +170,9 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
                 ) from error
             # Ray raises ValueError for an argument that it refuses, which another attempt would not change.
             if isinstance(error, ValueError) or attempt == START_ATTEMPTS:
-                raise ClusterError(f"Ray does not start on this machine ({attempt} attempts): {reason}") from error
+                raise ClusterError(
+                    f"cluster: Ray does not start on this machine (got {reason} in attempt {attempt}): see Ray's logs"
+                ) from error
             ray.shutdown()
             say(f"Ray did not start ({reason}): starting it again")
 
@@ -180,10 +182,10 @@ def _exit_if_node_dies() -> Iterator[None]:
     """End this process if Ray marks this node as dead, because Ray Tune would otherwise wait forever."""
     import ray
 
-    node_id, done = ray.get_runtime_context().get_node_id(), threading.Event()
+    node_id, end_event = ray.get_runtime_context().get_node_id(), threading.Event()
 
     def watch() -> None:
-        while not done.wait(NODE_CHECK_S):
+        while not end_event.wait(NODE_CHECK_S):
             with contextlib.suppress(Exception):  # if the head is unreachable, Ray itself ends the driver
                 if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id):
                     os._exit(2)  # the shell of `print_if_killed` outlives this process and prints why
@@ -193,5 +195,5 @@ def _exit_if_node_dies() -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
+        end_event.set()
         watcher.join()

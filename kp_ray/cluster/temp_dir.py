@@ -7,9 +7,9 @@ from kp_ray.errors import ClusterError
 
 MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 """Longest path of a Unix socket: `sun_path` in the operating system's `sys/un.h`, without the final zero byte."""
-_SOCKET = "/ray/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store"
+_LONGEST_SOCKET = "/ray/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store"
 """Path of Ray's longest socket in its temporary folder (Ray 2.60), with the largest process id of Linux."""
-MAX_FOLDER_BYTES = MAX_SOCKET_BYTES - len(_SOCKET)
+MAX_FOLDER_BYTES = MAX_SOCKET_BYTES - len(_LONGEST_SOCKET)
 """Longest path of a temporary folder in which Ray can start."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from kp_ray.data.annotations import Annotations, LabelTable, StatedFacts, parse_name
 from kp_ray.data.foreign_formats import EXPECTED, describe_json
 from kp_ray.errors import DataError, one_line
-from kp_ray.file_types import TEXT, UTF16, UTF16_UNMARKED, UTF32, describe_content
+from kp_ray.file_types import TEXT, UTF16, UTF16_WITHOUT_BOM, UTF32, describe_content
 from kp_ray.keypoints import labelled_box
 from kp_ray.storage import read_bytes
 
@@ -102,7 +102,7 @@ def read_coco(path: str) -> LabelTable:
 def _parse_json(content: bytes, path: str) -> Any:
     """Parse a JSON file; text in UTF-16 is read as well."""
     file_type = describe_content(content)
-    if file_type not in ("JSON", TEXT, UTF16, UTF16_UNMARKED, UTF32):
+    if file_type not in ("JSON", TEXT, UTF16, UTF16_WITHOUT_BOM, UTF32):
         raise DataError(f"{path}: not COCO keypoints JSON: it looks like {file_type}: {EXPECTED} expected")
     try:
         return json.loads(content)

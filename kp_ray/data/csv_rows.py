@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from kp_ray.errors import DataError
-from kp_ray.file_types import TEXT, UTF16, UTF16_UNMARKED, UTF32, describe_content
+from kp_ray.file_types import TEXT, UTF16, UTF16_WITHOUT_BOM, UTF32, describe_content
 from kp_ray.storage import read_bytes
 
 NumberedRow = tuple[int, list[str]]
@@ -54,7 +54,7 @@ def refuse_other_content(content: bytes, path: str, expected: str = "CSV") -> No
         DataError: the message says what the file looks like.
     """
     file_type = describe_content(content) if content else TEXT
-    if file_type in (UTF16, UTF16_UNMARKED, UTF32):
+    if file_type in (UTF16, UTF16_WITHOUT_BOM, UTF32):
         raise DataError(f"{path}: is {file_type}: save it as {'CSV UTF-8' if expected == 'CSV' else 'UTF-8'}")
     if expected != "CSV" and file_type != TEXT:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Detections: a model's output in pixel indices, mirrored back and merged over the views of one image."""
+"""Convert a model's output to detections in pixel indices, mirror them, and merge them over the views of an image."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def read_instances(instances: Instances, decode: DecodeMethod = "argmax") -> lis
     Args:
         instances: the model's output, in continuous coordinates of an image of the `height` and `width` that the model
             was given.
-        decode: `argmax` keeps Detectron2's points, `expectation` takes those of `expected_points`.
+        decode: `argmax` keeps Detectron2's points, `expectation` replaces them by `expected_points`.
     """
     instances = Instances(instances.image_size, **instances.get_fields())
     if decode == "expectation":
@@ -58,8 +58,8 @@ def read_instances(instances: Instances, decode: DecodeMethod = "argmax") -> lis
 def expected_points(heatmaps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     """Compute the expectation of each keypoint's position near the peak of its heat map.
 
-    The heat map is trained as the logits of the bin that holds the keypoint, so its softmax is a distribution over the
-    bins. The expectation is taken over the bins within `EXPECTATION_RADIUS` of the peak, in each axis.
+    Detectron2 trains a heat map with a softmax loss over its bins, so its softmax is a distribution over the bins. The
+    expectation is taken over the bins within `EXPECTATION_RADIUS` of the peak, in each axis.
 
     Args:
         heatmaps: (N, K, S, S) logits of N people.
@@ -74,10 +74,10 @@ def expected_points(heatmaps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor
     bins = torch.arange(side * side, device=heatmaps.device)
     x, y = bins % side, bins // side
     is_near = ((x - peaks % side).abs() <= EXPECTATION_RADIUS) & ((y - peaks // side).abs() <= EXPECTATION_RADIUS)
-    shares = logits.masked_fill(~is_near, -torch.inf).softmax(dim=2)
-    # Sums, not a matrix product, which GPUs round to ten bits in TF32.
-    centres = torch.stack([(shares * (axis + 0.5)).sum(dim=2) for axis in (x, y)], dim=2)
-    return boxes[:, None, :2] + centres / side * (boxes[:, 2:] - boxes[:, :2])[:, None]
+    weights = logits.masked_fill(~is_near, -torch.inf).softmax(dim=2)
+    # Sums instead of a matrix product, in which GPUs may round the numbers to ten bits (TF32).
+    means = torch.stack([(weights * (axis + 0.5)).sum(dim=2) for axis in (x, y)], dim=2)
+    return boxes[:, None, :2] + means / side * (boxes[:, 2:] - boxes[:, :2])[:, None]
 
 
 def detect_people(
@@ -123,28 +123,28 @@ def mirror_detection(detection: Detection, width: int, skeleton: Skeleton) -> De
 
 
 def merge_views(views: Sequence[Sequence[Detection]]) -> list[Detection]:
-    """Merge the detections of several views of one image: each person is the mean over the views that show it.
+    """Merge the detections of several views of one image: each person is the mean over the views that show them.
 
-    Detections are taken from the best score down. Each one is grouped with the detection of every other view that
-    overlaps it most, if their IoU is at least `SAME_PERSON_IOU`.
+    Detections are taken from the best score down. Each is grouped with the detection of each other view that overlaps
+    it most, if their IoU is at least `SAME_PERSON_IOU`.
 
     Returns:
         One detection per person, best score first.
     """
     if len(views) == 1:
         return list(views[0])
-    remaining = [list(view) for view in views]
-    merged = []
-    while any(remaining):
-        best = max(itertools.chain(*remaining), key=lambda detection: detection.score)
+    remaining_views = [list(view) for view in views]
+    people = []
+    while any(remaining_views):
+        best = max(itertools.chain(*remaining_views), key=lambda detection: detection.score)
         group = []
-        for view in remaining:
+        for view in remaining_views:
             overlaps = [_iou(best.bbox_xyxy, detection.bbox_xyxy) for detection in view]
             if overlaps and max(overlaps) >= SAME_PERSON_IOU:
                 group.append(view.pop(int(np.argmax(overlaps))))
         scores, boxes, keypoints = zip(*group, strict=True)
-        merged.append(Detection(float(np.mean(scores)), np.mean(boxes, axis=0), np.mean(keypoints, axis=0)))
-    return sorted(merged, key=lambda detection: -detection.score)
+        people.append(Detection(float(np.mean(scores)), np.mean(boxes, axis=0), np.mean(keypoints, axis=0)))
+    return sorted(people, key=lambda detection: -detection.score)
 
 
 def _iou(a: FloatArray, b: FloatArray) -> float:
@@ -152,6 +152,6 @@ def _iou(a: FloatArray, b: FloatArray) -> float:
     if np.array_equal(a, b):
         return 1.0
     sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    shared = float(np.prod(np.maximum(sides, 0)))
-    union = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared
-    return shared / union if union > 0 else 0.0
+    intersection = float(np.prod(np.maximum(sides, 0)))
+    union = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - intersection
+    return intersection / union if union > 0 else 0.0

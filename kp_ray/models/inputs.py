@@ -1,4 +1,4 @@
-"""A store's row as the input of a Detectron2 model: a dataset dict, as Detectron2's DatasetMapper makes it."""
+"""Convert a store's row to a Detectron2 model's input: the dataset dict that Detectron2's DatasetMapper would make."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,14 +20,14 @@ def to_dataset_dict(
     """Convert a store's row to a dataset dict.
 
     Args:
-        row: with `image` (JPEG bytes, or a decoded (H, W, 3) BGR array), `width`, `height`, and for training also
+        row: has `image` (JPEG bytes, or a decoded (H, W, 3) BGR array), `width`, `height`, and for training also
             `keypoints` (3K: x, y, v) and `bbox_xyxy` in pixel indices.
         cfg: gives the sizes, the flip and the order of the color channels.
-        rng: chooses the training size and the flip; None maps for inference, without labels.
+        rng: chooses the training size and the flip; None: the size for inference, no flip and no labels.
 
     Returns:
-        `image` (3, H, W) uint8 tensor in the order INPUT.FORMAT; `height`, `width` of the stored image; for training
-        also `instances` with `gt_boxes`, `gt_classes`, `gt_keypoints` in continuous coordinates of the resized image.
+        `image` (3, H, W) uint8 tensor, channels in the order of INPUT.FORMAT; `height`, `width` of the stored image.
+        For training also `instances`: `gt_boxes`, `gt_classes`, `gt_keypoints` in continuous coordinates of `image`.
 
     Raises:
         ValueError: the JPEG cannot be decoded.
@@ -78,7 +78,7 @@ def _build_instances(
         "keypoints": keypoints.ravel().tolist(),
         "category_id": 0,
     }
-    transformed = detection_utils.transform_instance_annotations(
+    transformed_annotation = detection_utils.transform_instance_annotations(
         annotation, transforms, image_size, keypoint_hflip_indices=np.array(skeleton.flip_indices)
     )
-    return detection_utils.annotations_to_instances([transformed], image_size)
+    return detection_utils.annotations_to_instances([transformed_annotation], image_size)

@@ -1,4 +1,4 @@
-"""Detectron2's options under `model.cfg`: those that take effect, and what to set instead of the others.
+"""Detectron2's options under `model.cfg`: which options take effect, and what to set instead of the rest.
 
 Detectron2's own trainer reads every option; kp_ray has its own input, loop and evaluation. An option that these would
 ignore is refused.
@@ -83,7 +83,7 @@ ALLOWED_VALUES: dict[str, tuple[str, ...]] = {
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
     "MODEL.ROI_HEADS.NAME": ("StandardROIHeads",),
 }
-"""Options that take effect, but of whose values only these work in kp_ray."""
+"""Options that take effect -> the only values that work in kp_ray."""
 
 HONORED_OPTIONS = (
     "CUDNN_BENCHMARK",
@@ -137,7 +137,7 @@ def iter_options(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
 
 
 def find_entry(name: str, table: Mapping[str, Any] | tuple[str, ...]) -> str | None:
-    """Find the entry of a table that is an option or a group that holds it; None if there is no such entry."""
+    """Find the entry of a table for an option: its own name, else its innermost group; None without an entry."""
     parts = name.split(".")
     groups = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((group for group in groups if group in table), None)
@@ -177,29 +177,29 @@ def check_option(name: str, value: Any, cfg: CfgNode) -> None:
 
 
 def check_combinations(config: Config, cfg: CfgNode) -> None:
-    """Refuse options that other settings make meaningless.
+    """Refuse options that have no effect with, or contradict, the other settings.
 
     Args:
         config: gives the optimizer, the schedule and `model.cfg`.
         cfg: Detectron2's config with all options of `config`.
 
     Raises:
-        ConfigError: as described.
+        ConfigError: an option has no effect with the other settings, or contradicts them.
     """
-    train, names = config.train, config.model.cfg
+    train, options = config.train, config.model.cfg
     schedules = {train.schedule, *(config.tune.schedules if config.tune.num_trials else ())}
     for name in ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"):
-        if name in names and train.optimizer != "sgd":
+        if name in options and train.optimizer != "sgd":
             raise ConfigError(f"model.cfg.{name}: train.optimizer {train.optimizer} ignores it: remove it, or set sgd")
-    if "SOLVER.BASE_LR_END" in names and "cosine" not in schedules:
+    if "SOLVER.BASE_LR_END" in options and "cosine" not in schedules:
         raise ConfigError("model.cfg.SOLVER.BASE_LR_END: train.schedule multistep ignores it: set cosine, or remove it")
     if cfg.CUDNN_BENCHMARK and train.deterministic:
         raise ConfigError("model.cfg.CUDNN_BENCHMARK: train.deterministic excludes it: set one of them to false")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     sides = (*sizes, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     if not sizes or min(sides) < 1:
-        raise ConfigError(f"model.cfg.INPUT.MIN_SIZE_TRAIN and the other sizes are at least 1 px (got {sides})")
+        raise ConfigError(f"model.cfg.INPUT.MIN_SIZE_TRAIN: every size must be at least 1 px (got {sides}): correct it")
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
         raise ConfigError(
-            f"model.cfg.INPUT.MIN_SIZE_TRAIN: MIN_SIZE_TRAIN_SAMPLING range needs [smallest, largest] (got {sizes})"
+            f"model.cfg.INPUT.MIN_SIZE_TRAIN: the sampling range needs [smallest, largest] (got {sizes}): set them"
         )

@@ -1,4 +1,4 @@
-"""Model presets, and the Detectron2 config of a run: the preset's options and those that kp_ray's settings decide."""
+"""Build the Detectron2 config of a run from a model preset and kp_ray's settings."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ from kp_ray.models.options import check_combinations, check_option
 MODEL_PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "x101": ("COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x.yaml", {}),
     "r50": ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml", {}),
-    # Learns from scratch on CPUs: narrow layers, images at 256x144, and BatchNorm that is trained, because frozen
-    # statistics diverge from scratch.
+    # For training from scratch on CPUs: narrow layers, images of 256x144 px, and trained BatchNorm, because with frozen
+    # statistics training from scratch diverges.
     "r18": (
         "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml",
         {
@@ -72,7 +72,7 @@ def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
 
 
 def check_network(cfg: CfgNode) -> None:
-    """Refuse options with which Detectron2 cannot build the network; no memory is used for weights.
+    """Refuse options with which Detectron2 cannot build the network; allocate no memory for weights.
 
     Raises:
         ConfigError: the options do not fit together.
@@ -120,16 +120,17 @@ def derive_options(config: Config, skeleton: Skeleton, device: str) -> dict[str,
 def scale_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
     """Scale a config to a number of workers by Detectron2's rule: LR and batch grow, iterations and steps shrink.
 
-    The checkpoint period stays, because many workers would otherwise write checkpoints all the time.
+    The checkpoint period is not scaled: many workers would write a checkpoint every few iterations.
     """
-    scaled = DefaultTrainer.auto_scale_workers(cfg.clone(), num_workers)
-    scaled.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.CHECKPOINT_PERIOD
-    # Rounding can give 0 iterations, or a period of 0, which means never.
-    scaled.SOLVER.MAX_ITER = max(1, scaled.SOLVER.MAX_ITER)
-    scaled.TEST.EVAL_PERIOD = max(min(1, cfg.TEST.EVAL_PERIOD), scaled.TEST.EVAL_PERIOD)
+    scaled_cfg = DefaultTrainer.auto_scale_workers(cfg.clone(), num_workers)
+    solver = scaled_cfg.SOLVER
+    solver.CHECKPOINT_PERIOD = cfg.SOLVER.CHECKPOINT_PERIOD
+    # Rounding can give 0 iterations, or an evaluation period of 0, with which nothing is evaluated.
+    solver.MAX_ITER = max(1, solver.MAX_ITER)
+    scaled_cfg.TEST.EVAL_PERIOD = max(min(1, cfg.TEST.EVAL_PERIOD), scaled_cfg.TEST.EVAL_PERIOD)
     # Rounding can also move a step onto the last iteration or onto another step, which the scheduler refuses.
-    scaled.SOLVER.STEPS = tuple(sorted({step for step in scaled.SOLVER.STEPS if 0 < step < scaled.SOLVER.MAX_ITER}))
-    return scaled
+    solver.STEPS = tuple(sorted({step for step in solver.STEPS if 0 < step < solver.MAX_ITER}))
+    return scaled_cfg
 
 
 def build_model(cfg: CfgNode) -> torch.nn.Module:

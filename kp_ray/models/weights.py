@@ -1,4 +1,4 @@
-"""Weights: save and load a finished member, and start a model from weights of a file, a URL or the model zoo."""
+"""Save and load finished members, and start models from the weights of a file, a URL or the model zoo."""
 
 import io
 import pickle
@@ -40,20 +40,20 @@ def is_trained(folder: str) -> bool:
 
 
 def save_model(model: torch.nn.Module, cfg: CfgNode, folder: str, skeleton: Skeleton) -> None:
-    """Write a finished member, `config.yaml` and last `model_final.pth`, as plain Detectron2 opens them.
+    """Write a finished member: `config.yaml`, then `model_final.pth`; plain Detectron2 can open both.
 
-    The weights' file also holds the keypoints' names under `keypoints`, which Detectron2 ignores.
+    The weights' file also lists the keypoints' names under the key `keypoints`, which Detectron2 ignores.
 
     Args:
-        folder: local or a URL.
+        folder: local path or URL.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    saved = cfg.clone()
-    saved.defrost()
-    saved.MODEL.WEIGHTS = FINAL_WEIGHTS
-    write_bytes(join(folder, CFG_NAME), saved.dump().encode())
+    saved_cfg = cfg.clone()
+    saved_cfg.defrost()
+    saved_cfg.MODEL.WEIGHTS = FINAL_WEIGHTS
+    write_bytes(join(folder, CFG_NAME), saved_cfg.dump().encode())
     save_torch_file(join(folder, FINAL_WEIGHTS), {"model": model.state_dict(), "keypoints": list(skeleton.names)})
 
 
@@ -61,7 +61,7 @@ def save_torch_file(path: str, content: dict[str, Any]) -> None:
     """Write a file of tensors, whole or not at all, to a local path or URL.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -74,12 +74,12 @@ def load_member(
     """Load a finished member.
 
     Args:
-        folder: local or a URL.
+        folder: local path or URL.
         device: "cpu" or "cuda".
         keypoint_names: the keypoints that the member must predict, in order; None accepts any.
 
     Returns:
-        Its model in evaluation mode, and its config.
+        The member's model in evaluation mode, and its config.
 
     Raises:
         ModelError: the folder holds no finished member, its files are damaged, or it predicts other keypoints.
@@ -102,8 +102,8 @@ def load_member(
     names = content.get("keypoints")
     if keypoint_names is not None and names is not None and list(keypoint_names) != list(names):
         raise ModelError(
-            f"{folder}: predicts other keypoints than are asked for, or in another order ({', '.join(names[:3])}, "
-            "...): use the labels and the sample submission that it was trained with"
+            f"{folder}: predicts other keypoints, or in another order (got {', '.join(names[:3])}, ...): "
+            "use the labels and the sample submission that it was trained with"
         )
     model = build_model(cfg)
     try:
@@ -117,7 +117,7 @@ def read_keypoint_names(folder: str) -> tuple[str, ...] | None:
     """Read the names of the keypoints that a finished member predicts; None if its file does not name them.
 
     Raises:
-        ModelError: the file of weights is damaged.
+        ModelError: the weights' file is damaged.
         StorageError: the folder cannot be read.
     """
     path = join(folder, FINAL_WEIGHTS)
@@ -130,15 +130,15 @@ def read_keypoint_names(folder: str) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """The tensors that a model took from its starting weights.
+    """The result of starting a model from weights.
 
     Attributes:
-        missing: sorted names of the tensors that keep their random values because the weights do not have them in the
-            same shape.
-        head: origin of the keypoint head's channels; "" if the weights are of the same skeleton or say nothing of it.
+        random_tensors: sorted names of the tensors that stay random, because the weights lack them or have them in
+            another shape.
+        head: origin of the keypoint head's channels; "" if their skeleton is the model's or unknown.
     """
 
-    missing: tuple[str, ...] = ()
+    random_tensors: tuple[str, ...] = ()
     head: str = ""
 
 
@@ -147,8 +147,8 @@ def load_weights(
 ) -> LoadedWeights:
     """Start a model from weights.
 
-    Weights of another skeleton, such as the model zoo's COCO weights, give the keypoints of the same names their
-    channels, and other keypoints those of the nearest joints (`keypoint_head.NEAREST_JOINTS`).
+    If the weights have another skeleton, e.g. the model zoo's COCO weights, a keypoint takes the channel of the same
+    name, or else the mean channel of the nearest joints (`keypoint_head.NEAREST_JOINTS`).
 
     Args:
         model: its tensors are replaced by the weights of the same name and shape.
@@ -159,18 +159,18 @@ def load_weights(
         setting: the config key that named the weights, for messages.
 
     Raises:
-        ModelError: the weights cannot be reached or read, none of them fits, or they are of a skeleton that shares no
-            keypoint with the model's.
+        ModelError: the weights cannot be reached or read, none of them fits, or their skeleton shares no keypoint
+            with the model's.
     """
     url = model_zoo.get_checkpoint_url(MODEL_PRESETS[preset][0]) if weights == "zoo" else weights
     try:
-        loaded = _read_weights(url)
+        content = _read_weights(url)
     except (OSError, KpRayError, *_LOAD_ERRORS) as error:
         reason = one_line(error) or type(error).__name__
         raise ModelError(
             f"{setting}: {url}: cannot be read ({reason}): give a file or URL that is reachable"
         ) from error
-    names = loaded.keypoints
+    names = content.keypoints
     if names is not None and not set(names) & set(skeleton.names):
         raise ModelError(
             f"{setting}: {url}: these weights share no keypoint with the labels (got {len(names)}: {names[0]}, ..., "
@@ -178,22 +178,22 @@ def load_weights(
             "weights of a skeleton that shares keypoints"
         )
     state = model.state_dict()
-    matching = {
-        name: value for name, value in loaded.tensors.items() if name in state and state[name].shape == value.shape
+    new_tensors = {
+        name: value for name, value in content.tensors.items() if name in state and state[name].shape == value.shape
     }
-    if not matching:
+    if not new_tensors:
         raise ModelError(f"{setting}: {url}: no tensor fits model.preset {preset}: give weights of this preset")
-    head, channels = "", channel_names(loaded.tensors, names, skeleton.names)
+    head, channels = "", channel_names(content.tensors, names, skeleton.names)
     if channels is not None and channels != skeleton.names:
-        layer, transfer = transfer_head(loaded.tensors, channels, state, skeleton.names)
-        matching, head = {**matching, **layer}, transfer.describe()
-    model.load_state_dict(matching, strict=False)
-    return LoadedWeights(tuple(sorted(set(state) - set(matching))), head)
+        layer, transfer = transfer_head(content.tensors, channels, state, skeleton.names)
+        new_tensors, head = {**new_tensors, **layer}, transfer.describe()
+    model.load_state_dict(new_tensors, strict=False)
+    return LoadedWeights(tuple(sorted(set(state) - set(new_tensors))), head)
 
 
 @dataclass(frozen=True, eq=False)
 class _Weights:
-    """The content of a weights file; `keypoints` are the names that kp_ray's members carry, else None."""
+    """The content of a weights file; `keypoints` is None if kp_ray did not write the file."""
 
     tensors: dict[str, torch.Tensor]
     keypoints: list[str] | None
@@ -220,13 +220,13 @@ def _read_weights(url: str) -> _Weights:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Read the model zoo's pickles of NumPy arrays and refuse anything else, so that a file cannot run code."""
+    """Reads the model zoo's pickles of NumPy arrays and refuses anything else, so that a file cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = {"_reconstruct": np._core.multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}  # type: ignore[attr-defined]
-        allowed |= {"scalar": np._core.multiarray.scalar}  # type: ignore[attr-defined]
-        if module.split(".")[0] == "numpy" and name in allowed:
-            return allowed[name]
+        numpy_objects = {"_reconstruct": np._core.multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}  # type: ignore[attr-defined]
+        numpy_objects |= {"scalar": np._core.multiarray.scalar}  # type: ignore[attr-defined]
+        if module.split(".")[0] == "numpy" and name in numpy_objects:
+            return numpy_objects[name]
         if (module, name) == ("_codecs", "encode"):
             return str.encode
         raise pickle.UnpicklingError(f"the file would load {module}.{name}, which may run code")

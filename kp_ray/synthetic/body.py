@@ -1,4 +1,4 @@
-"""A generated person: proportions and colors, joints from a pose, and surfaces around the joints."""
+"""Generate a person: proportions and colors, joints from a pose, and surfaces around the joints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ import cv2
 import numpy as np
 
 from kp_ray.keypoints import FloatArray
-from kp_ray.synthetic.surfaces import Surface, ball, loft, rotation_matrix, tube
+from kp_ray.synthetic.surfaces import Surface, ellipsoid, loft, rotation_matrix, tube
 from kp_ray.synthetic.textures import random_color
 
 Joints = dict[str, FloatArray]
 """Name of a joint or body part -> its position (3,) in metres or its orientation (3, 3)."""
-_SKINS = ((198, 214, 240), (172, 196, 232), (140, 172, 218), (112, 146, 198), (78, 108, 162), (56, 78, 124))
-_SHOE_AT = 0.5 - 0.5 * np.cos(np.linspace(0, np.pi, 18))  # positions of a shoe's rings, from 0 (heel) to 1 (toe)
+_SKIN_TONES = ((198, 214, 240), (172, 196, 232), (140, 172, 218), (112, 146, 198), (78, 108, 162), (56, 78, 124))
+_SHOE_RINGS = 0.5 - 0.5 * np.cos(np.linspace(0, np.pi, 18))  # positions of a shoe's rings, from 0 (heel) to 1 (toe)
 _SHOE = (  # positions from 0 (heel) to 1 (toe); half width and half height there, in metres
     (0, 0.02, 0.08, 0.3, 0.5, 0.75, 0.9, 0.97, 1),
     (0, 0.022, 0.036, 0.04, 0.045, 0.05, 0.043, 0.028, 0),
     (0, 0.03, 0.05, 0.062, 0.045, 0.034, 0.028, 0.02, 0),
 )
-_HAIRS = ((24, 22, 22), (30, 38, 52), (34, 56, 92), (52, 96, 150), (110, 172, 206), (120, 120, 124), (30, 48, 110))
+_HAIR_TONES = ((24, 22, 22), (30, 38, 52), (34, 56, 92), (52, 96, 150), (110, 172, 206), (120, 120, 124), (30, 48, 110))
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +28,8 @@ class BodyShape:
 
     Attributes:
         size: scale factor of the whole body.
-        girth: further scale factor of its width.
-        legs: further scale factor of the length of the legs.
+        girth: additional scale factor of the body's width.
+        legs: additional scale factor of the legs' length.
         sleeve, trouser: length of cloth on an arm or leg: 1 covers the upper half, about 2 the whole limb.
         pattern: 0 is a shirt with stripes, 1 with a band, 2 an open jacket, 3 and 4 a shirt with a rectangle.
         headgear: 0 is a cap, 1 long hair, 2 nothing.
@@ -49,12 +49,12 @@ class BodyShape:
     def sample(cls, rng: np.random.Generator, wall: FloatArray) -> "BodyShape":
         """Sample a person whose clothes contrast with the wall's BGR color (3,)."""
         shirt, trouser = _contrasting_color(rng, wall, 250), _contrasting_color(rng, wall, 190)
-        skin, hair = (np.array(tones[rng.integers(len(tones))]) for tones in (_SKINS, _HAIRS))
+        skin, hair = (np.array(tones[rng.integers(len(tones))]) for tones in (_SKIN_TONES, _HAIR_TONES))
         size, girth, legs = rng.uniform((0.9, 0.88, 0.95), (1.1, 1.2, 1.06))
         colors = {"shirt": shirt, "trouser": trouser, "skin": skin, "hair": hair}
         colors["print"] = _contrasting_color(rng, shirt, 250)
-        # Pads, wristbands and shoes have warm colors on the left and cold ones on the right. Otherwise a network could
-        # not learn to tell left from right in the demo's few minutes of training.
+        # Pads, wristbands and shoes have warm colors on the left and cold colors on the right. Otherwise a network
+        # could not learn to tell left from right in the demo's few minutes of training.
         colors["left"], colors["right"] = _vivid_color(rng, (0, 24)), _vivid_color(rng, (86, 120))
         sleeve, leg = rng.choice([0.62, 0.62, 1.7, 2.1]), rng.choice([0.75, 1.1, 2.1, 2.1])
         return cls(size, girth, legs, sleeve, leg, int(rng.integers(5)), int(rng.integers(3)), colors)
@@ -80,7 +80,7 @@ def forward_kinematics(pose: FloatArray, person: BodyShape) -> tuple[Joints, Joi
         person: the proportions.
 
     Returns:
-        Positions in metres and orientations. The lowest part of the body is at z = 0 plus the lift of the pose.
+        Positions in metres, and orientations. The z of the body's lowest part is the pose's lift.
     """
     size, leg = person.size, person.size * person.legs
     pitch, lift, bend, lean, twist, nod, tilt, turn = pose[:8]
@@ -123,8 +123,8 @@ def forward_kinematics(pose: FloatArray, person: BodyShape) -> tuple[Joints, Joi
     sides = ("left", "right")
     soles = [positions[f"{side}_{part}"][2] for side in sides for part in ("heel", "toe")]
     knees = [positions[f"{side}_knee"][2] - 0.06 for side in sides]
-    low = min([*soles, *knees, positions["pelvis"][2] - 0.14])
-    return {name: point + np.array([0, 0, lift / 100 - low]) for name, point in positions.items()}, orientations
+    lowest_z = min([*soles, *knees, positions["pelvis"][2] - 0.14])
+    return {name: point + np.array([0, 0, lift / 100 - lowest_z]) for name, point in positions.items()}, orientations
 
 
 def body_surfaces(positions: Joints, orientations: Joints, person: BodyShape) -> list[Surface]:
@@ -148,7 +148,7 @@ def body_surfaces(positions: Joints, orientations: Joints, person: BodyShape) ->
         )
         tips = palm + (palm - wrist) * 0.95 + forearm[:, 0] * 0.02 * size
         palm_radii = (0.024 * size, 0.042 * size, 0.041 * size, 0.024 * size)
-        surfaces.append(tube(wrist, tips, palm_radii, skin, flat=0.45, across=forearm[:, 1]))
+        surfaces.append(tube(wrist, tips, palm_radii, skin, thickness=0.45, across=forearm[:, 1]))
         thumb = palm + forearm @ (0.058, 0, -0.01) * size
         surfaces.append(tube(wrist + (palm - wrist) * 0.4, thumb, (0.016 * size, 0.012 * size), skin))
         surfaces.append(
@@ -157,11 +157,11 @@ def body_surfaces(positions: Joints, orientations: Joints, person: BodyShape) ->
         calf_radii = (0.054 * width, 0.061 * width, 0.052 * width, 0.038 * width)
         surfaces.append(tube(knee, ankle, calf_radii, skin, sleeve=(person.trouser - 1.1, cloth)))
         heel, toe = (positions[f"{side}_{end}"] + foot[:, 2] * 0.032 * size for end in ("heel", "toe"))
-        wide, tall = (np.interp(_SHOE_AT, _SHOE[0], row)[:, None] * size for row in _SHOE[1:])
-        spine = heel + _SHOE_AT[:, None] * (toe - heel) + (tall - 0.032 * size) * foot[:, 2]
-        surfaces.append(loft(spine, wide * foot[:, 1], tall * foot[:, 2], palette[side]))
+        half_width, half_height = (np.interp(_SHOE_RINGS, _SHOE[0], row)[:, None] * size for row in _SHOE[1:])
+        centres = heel + _SHOE_RINGS[:, None] * (toe - heel) + (half_height - 0.032 * size) * foot[:, 2]
+        surfaces.append(loft(centres, half_width * foot[:, 1], half_height * foot[:, 2], palette[side]))
         for joint, radius in ((shoulder, 0.075), (elbow, 0.062), (hip, 0.105), (knee, 0.08)):
-            surfaces.append(ball(joint, np.eye(3), (radius * width,) * 3, palette[side]))
+            surfaces.append(ellipsoid(joint, np.eye(3), (radius * width,) * 3, palette[side]))
         cuff = (palm - wrist) * 0.45
         surfaces.append(tube(wrist - cuff, wrist + cuff * 0.3, (0.044 * width, 0.042 * width), palette[side]))
     return surfaces
@@ -178,10 +178,10 @@ def _trunk(positions: Joints, orientations: Joints, person: BodyShape) -> Surfac
         positions["spine1(waist)"], back, back + up * 0.62,
         neck - up * 0.08, neck + up * 0.12,
     ])  # fmt: skip
-    wide = np.array([0.03, 0.15, 0.176, 0.146 * girth, 0.17 * girth, 0.188, 0.16, 0.056]) * size
-    deep = np.array([0.03, 0.1, 0.118 * girth, 0.104 * girth, 0.118 * girth, 0.1, 0.075, 0.056]) * size
-    blend = np.array([0, 0, 0, 0.5, 1, 1, 1, 1])[:, None, None]
-    axes = (1 - blend) * pelvis + blend * chest
+    half_widths = np.array([0.03, 0.15, 0.176, 0.146 * girth, 0.17 * girth, 0.188, 0.16, 0.056]) * size
+    half_depths = np.array([0.03, 0.1, 0.118 * girth, 0.104 * girth, 0.118 * girth, 0.1, 0.075, 0.056]) * size
+    chest_weights = np.array([0, 0, 0, 0.5, 1, 1, 1, 1])[:, None, None]
+    axes = (1 - chest_weights) * pelvis + chest_weights * chest
     rows, segments = 34, 40
     ring_knots = np.linspace(0, 7, rows + 1)  # position of each ring on the scale of the 8 knots
 
@@ -205,21 +205,22 @@ def _trunk(positions: Joints, orientations: Joints, person: BodyShape) -> Surfac
         colors[(abs(angle - 90) < 40) & (knot > 3.6) & (knot < 5.1)] = palette["print"]
     colors[knot < 2.55] = palette["trouser"]
     colors[abs(knot - 2.62) < 0.1] = (50, 60, 70)  # the belt
-    right, front = -axes[:, :, 1] * wide[:, None], axes[:, :, 0] * deep[:, None]
+    right, front = -axes[:, :, 1] * half_widths[:, None], axes[:, :, 0] * half_depths[:, None]
     return loft(interpolate(knots), interpolate(right), interpolate(front), colors)
 
 
 def _head(positions: Joints, orientation: FloatArray, person: BodyShape) -> list[Surface]:
     """Make the surfaces of the head: skull with hair or cap, eyes, ears, nose and lips."""
     size, palette, centre = person.size, person.colors, positions["head"]
-    tall, angle = np.meshgrid(np.sin(np.linspace(-1.52, 1.52, 26)), np.arange(0.5, 36) * np.pi / 18, indexing="ij")
-    ahead = np.sin(angle) * np.sqrt(1 - tall**2)
-    # Hair covers the top of the head, less of it in front, the whole back, and the sides above the ears.
-    hairy = (tall > 0.58 - 0.1 * (ahead < 0.4)) | ((ahead < 0.02) & (tall > -0.62)) | ((ahead < 0.28) & (tall > 0.12))
-    colors = np.where(hairy[..., None], palette["hair"], palette["skin"])
+    # Points on the unit sphere: x is 1 at the nose and -1 at the back of the head, z is 1 at the top.
+    z, angle = np.meshgrid(np.sin(np.linspace(-1.52, 1.52, 26)), np.arange(0.5, 36) * np.pi / 18, indexing="ij")
+    x = np.sin(angle) * np.sqrt(1 - z**2)
+    # Hair covers the top of the head (less of it in front), the back, and the sides above the ears.
+    is_hair = (z > 0.58 - 0.1 * (x < 0.4)) | ((x < 0.02) & (z > -0.62)) | ((x < 0.28) & (z > 0.12))
+    colors = np.where(is_hair[..., None], palette["hair"], palette["skin"])
     if person.headgear == 0:  # a cap
-        colors[tall > 0.5] = palette["print"]
-    surfaces = [ball(centre, orientation, (0.103 * size, 0.08 * size, 0.126 * size), colors)]
+        colors[z > 0.5] = palette["print"]
+    surfaces = [ellipsoid(centre, orientation, (0.103 * size, 0.08 * size, 0.126 * size), colors)]
     white, dark = np.full(3, 245.0), np.array([30.0, 26, 24])
 
     def place(*offset: float) -> FloatArray:
@@ -227,19 +228,21 @@ def _head(positions: Joints, orientation: FloatArray, person: BodyShape) -> list
 
     for side, sign in (("left", 1), ("right", -1)):
         eye, ear = positions[f"{side}_eye"], positions[f"{side}_ear"]
-        surfaces.append(ball(eye, orientation, (0.007 * size, 0.0155 * size, 0.0095 * size), white))
+        surfaces.append(ellipsoid(eye, orientation, (0.007 * size, 0.0155 * size, 0.0095 * size), white))
         surfaces.append(
-            ball(
+            ellipsoid(
                 eye + orientation[:, 0] * 0.005 * size, orientation, (0.0055 * size, 0.0075 * size, 0.0085 * size), dark
             )
         )
-        surfaces.append(ball(ear, orientation, (0.02 * size, 0.01 * size, 0.03 * size), palette["skin"] * 0.93))
+        surfaces.append(ellipsoid(ear, orientation, (0.02 * size, 0.01 * size, 0.03 * size), palette["skin"] * 0.93))
         if person.headgear == 1:  # long hair falls behind the ears
             top, tip = place(-0.05, sign * 0.05, 0.02), place(-0.075, sign * 0.055, -0.2)
             surfaces.append(tube(top, tip, (0.05 * size, 0.05 * size, 0.03 * size), palette["hair"]))
     if person.headgear == 0:
         surfaces.append(
-            ball(place(0.1, 0, 0.07), orientation, (0.085 * size, 0.07 * size, 0.012 * size), palette["print"] * 0.85)
+            ellipsoid(
+                place(0.1, 0, 0.07), orientation, (0.085 * size, 0.07 * size, 0.012 * size), palette["print"] * 0.85
+            )
         )
     surfaces.append(
         tube(place(0.1, 0, 0.012), place(0.108, 0, -0.028), (0.006 * size, 0.014 * size), palette["skin"] * 0.97)

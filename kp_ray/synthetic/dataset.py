@@ -58,12 +58,12 @@ class SampleSummary:
         return {name: getattr(self, name) for name in names}
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return the lines of text for the terminal."""
         folder = os.path.dirname(self.config)
         return [f"{self.num_train} labelled and {self.num_test} test images in {folder}"]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         return asdict(self)
 
 
@@ -92,7 +92,7 @@ def make_sample(
         num_test: number of test images; None: a fifth of `num_images`, at least 10.
         width, height: size of the frames in pixels.
         seed: seed of all random choices; not negative.
-        num_processes: number of drawing processes; None: at most the number of CPUs. With more than one, a calling
+        num_processes: number of drawing processes; None: at most the number of CPUs. If there are several, the calling
             script needs the guard `if __name__ == "__main__":`, because each process imports the script.
         progress: called with the number of images written so far.
         run_dir: the run folder that `config.yaml` names; None: `run` in the folder.
@@ -162,12 +162,12 @@ def plan_clips(split: str, num_images: int, seed: int) -> list[SyntheticClip]:
     return clips
 
 
-def _refuse_other_files(folder: str, planned: set[str]) -> None:
-    """Refuse a folder that is not local or holds other files than `planned`.
+def _refuse_other_files(folder: str, planned_files: set[str]) -> None:
+    """Refuse a folder that is not local or holds other files than the planned ones.
 
     Args:
         folder: an absolute path, or a URL.
-        planned: paths inside the folder of the files that will be written.
+        planned_files: paths inside the folder of the files that will be written.
 
     Raises:
         StorageError: the folder is refused.
@@ -178,7 +178,7 @@ def _refuse_other_files(folder: str, planned: set[str]) -> None:
         raise StorageError(f"{folder}: a file, not a folder: give the name of a new folder")
     for parent, _, names in os.walk(folder):
         for path in (os.path.join(parent, name) for name in sorted(names)):
-            if os.path.relpath(path, folder).replace(os.sep, "/") not in planned:
+            if os.path.relpath(path, folder).replace(os.sep, "/") not in planned_files:
                 raise StorageError(f"{path}: not a file of this sample: give a new or empty folder")
 
 
@@ -191,7 +191,7 @@ def _write_csv(path: str, labels: dict[str, FloatArray]) -> None:
 
 @dataclass(frozen=True)
 class _ClipWriter:
-    """A function that draws a clip into the data set's folder; a class, so that it can be sent to other processes."""
+    """Draws clips into the data set's folder; other processes can unpickle it, unlike a closure."""
 
     folder: str
     width: int
@@ -213,22 +213,22 @@ def _draw_clips(
 ) -> Iterator[dict[str, FloatArray]]:
     """Draw all clips, and yield the labels of each clip in order.
 
-    If `num_processes` is None, every process gets at least four clips, because starting it takes about a second.
+    If `num_processes` is None, every process gets at least four clips, because a process takes about a second to start.
 
     Raises:
         ConfigError: a drawing process ended early.
     """
     max_processes = -(-len(clips) // 4) if num_processes is None else len(clips)
-    num_workers = min(num_processes or os.cpu_count() or 1, max_processes)
-    if num_workers == 1:
+    pool_size = min(num_processes or os.cpu_count() or 1, max_processes)
+    if pool_size == 1:
         yield from map(write_clip, clips)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy locks that the caller's threads hold
     try:
-        with ProcessPoolExecutor(num_workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        with ProcessPoolExecutor(pool_size, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
             yield from pool.map(write_clip, clips)
     except BrokenProcessPool as error:
         raise ConfigError(
-            f"sample: num_processes: a drawing process ended early (got {num_workers} processes): "
+            f"sample: num_processes: a drawing process ended early (got {pool_size} processes): "
             'guard the calling script with if __name__ == "__main__": or use num_processes=1'
         ) from error

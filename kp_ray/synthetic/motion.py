@@ -1,4 +1,4 @@
-"""The clips of a generated data set, and the poses in a clip as joint angles."""
+"""Describe the clips of a generated data set, and compute the poses in a clip as joint angles."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -41,7 +41,7 @@ _POSE_HIGH = np.array([65, 30, 45, 45, 55, 30, 25, 55, *_SIDE_HIGH, *_SIDE_HIGH]
 
 
 class Purpose(IntEnum):
-    """Purposes of random generators; each has its own random stream. A changed number would change all data sets."""
+    """Purposes of random generators; each has its own random stream. Changing a number changes every data set."""
 
     SCENE = 0
     MOTION = 1
@@ -109,5 +109,5 @@ def pose_at(clip: SyntheticClip, frame: int) -> FloatArray:
         key_poses = [np.concatenate([pose[:8] * _TRUNK_MIRROR, pose[16:], pose[8:16]]) for pose in key_poses]
     phase = rng.uniform(0, len(key_poses)) + frame * rng.uniform(0.03, 0.06)
     weight = 0.5 - 0.5 * np.cos(np.pi * (phase % 1))  # the person moves slowly near a key pose
-    current, following = (key_poses[(int(phase) + step) % len(key_poses)] for step in (0, 1))
-    return np.asarray(np.clip((1 - weight) * current + weight * following, _POSE_LOW, _POSE_HIGH))
+    start, end = (key_poses[(int(phase) + step) % len(key_poses)] for step in (0, 1))
+    return np.asarray(np.clip((1 - weight) * start + weight * end, _POSE_LOW, _POSE_HIGH))

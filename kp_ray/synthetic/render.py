@@ -1,4 +1,4 @@
-"""A pinhole camera, and a function that paints surfaces as the camera sees them."""
+"""Paint surfaces as a pinhole camera sees them."""
 
 from dataclasses import dataclass
 
@@ -50,10 +50,10 @@ def paint(
     xy, depth = camera.project(quads)
     xy = (xy + 0.5) / step - 0.5
     to_eye = camera.position - quads.mean(axis=1)
-    facing = np.einsum("ij,ij->i", normals, to_eye) / np.linalg.norm(to_eye, axis=1)
+    cos_view = np.einsum("ij,ij->i", normals, to_eye) / np.linalg.norm(to_eye, axis=1)
     order = np.argsort(-depth.mean(axis=1), kind="stable")
     # Leave out quads that face away or have a corner less than 0.3 m in front of the camera.
-    order = order[((facing > 0) & (depth.min(axis=1) > 0.3))[order]]
+    order = order[((cos_view > 0) & (depth.min(axis=1) > 0.3))[order]]
     corners = xy[order].reshape(-1, 2)
     size = image.shape[1::-1]
     if not len(order):
@@ -61,14 +61,14 @@ def paint(
     low, high = (np.clip(edge, 0, size).astype(int) for edge in (corners.min(axis=0) - 2, corners.max(axis=0) + 3))
     if (high <= low).any():
         return
-    shade = 0.42 + 0.62 * np.maximum(normals @ light, 0) + 0.16 * facing
+    shade = 0.42 + 0.62 * np.maximum(normals @ light, 0) + 0.16 * cos_view
     tones = np.column_stack([np.clip(colors * shade[:, None], 0, 255), np.full(len(colors), 255.0)])
     # The canvas is twice as large: index i of the image lies between the indices 2i and 2i + 1 of the canvas.
     points = np.rint(((xy - low) * 2 + 0.5) * 16).clip(-(2**26), 2**26).astype(np.int32)
     canvas = np.zeros((*(2 * (high - low))[::-1], 4), dtype=np.uint8)
     for quad, tone in zip(points[order], tones[order].tolist(), strict=True):
         cv2.fillConvexPoly(canvas, quad, tone, shift=4)
-    drawn = cv2.resize(canvas, tuple(high - low), interpolation=cv2.INTER_AREA)
+    patch = cv2.resize(canvas, tuple(high - low), interpolation=cv2.INTER_AREA)
     window = image[low[1] : high[1], low[0] : high[0]]
-    transparency = cv2.merge([cv2.bitwise_not(drawn[..., 3])] * 3)
-    window[:] = cv2.add(cv2.multiply(window, transparency, scale=1 / 255), drawn[..., :3])
+    transparency = cv2.merge([cv2.bitwise_not(patch[..., 3])] * 3)
+    window[:] = cv2.add(cv2.multiply(window, transparency, scale=1 / 255), patch[..., :3])

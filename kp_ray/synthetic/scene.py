@@ -11,7 +11,7 @@ from kp_ray.keypoints import DACON24, FloatArray
 from kp_ray.synthetic.body import BodyShape, body_surfaces, forward_kinematics
 from kp_ray.synthetic.motion import Purpose, SyntheticClip, pose_at
 from kp_ray.synthetic.render import Camera, paint
-from kp_ray.synthetic.surfaces import Surface, ball, box, rotation_matrix, tube
+from kp_ray.synthetic.surfaces import Surface, box, ellipsoid, rotation_matrix, tube
 from kp_ray.synthetic.textures import PIXELS_PER_M, draw_floor, draw_landscape, draw_wall, random_color
 
 
@@ -78,11 +78,11 @@ class SceneRenderer:
         return self.apply_camera_effects(image, frame), labels
 
     def render_background(self) -> Image:
-        """Render the scene without the person (H, W, 3) at half the resolution, then enlarged: blur hides details."""
-        small = (self.size[0] // 2, self.size[1] // 2)
-        pixel_ratio = np.array(self.size) / small
+        """Render the scene without the person (H, W, 3) at half the resolution, and enlarge it; blur hides the loss."""
+        half_size = (self.size[0] // 2, self.size[1] // 2)
+        pixel_ratio = np.array(self.size) / half_size
         # Cast a ray through every pixel, find the plane of the room that the ray hits first, and sample its texture.
-        axes = zip(small, pixel_ratio, self.camera.centre, strict=True)
+        axes = zip(half_size, pixel_ratio, self.camera.centre, strict=True)
         # Centres of the small image's pixels, as offsets from the optical centre in focal lengths.
         x, y = (((np.arange(n) + 0.5) * ratio - 0.5 - c) / self.camera.focal_px for n, ratio, c in axes)
         right, down, ahead = self.camera.rotation
@@ -92,17 +92,17 @@ class SceneRenderer:
         lengths = [(end - start[k]) / ray for k, (end, ray) in enumerate(zip(ends, rays, strict=True))]
         distance = np.minimum(np.minimum(lengths[0], lengths[1]), lengths[2])
         hits = [start[k] - np.float32(self.room[0, k]) + rays[k] * distance for k in range(3)]
-        image = np.zeros((*small[::-1], 3), dtype=np.uint8)
+        image = np.zeros((*half_size[::-1], 3), dtype=np.uint8)
         for axis, is_upper in np.ndindex(3, 2):
             mask = ((lengths[axis] == distance) & ((rays[axis] > 0) == is_upper)).astype(np.uint8)
             if cv2.hasNonZero(mask):
                 texture, scale = self._draw_texture(axis, is_upper)
                 u, v = (hits[k] * np.float32(scale) for k in range(3) if k != axis)
                 v = texture.shape[0] - 1 - v if axis < 2 else v
-                x0, y0, wide, tall = cv2.boundingRect(mask)
-                part = np.s_[y0 : y0 + tall, x0 : x0 + wide]
-                drawn = cv2.remap(texture, u[part], v[part], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-                cv2.copyTo(drawn, mask[part], image[part])
+                x0, y0, width, height = cv2.boundingRect(mask)
+                window = np.s_[y0 : y0 + height, x0 : x0 + width]
+                patch = cv2.remap(texture, u[window], v[window], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+                cv2.copyTo(patch, mask[window], image[window])
         furniture = self._make_furniture()
         if furniture:
             paint(image, self.camera, furniture, self.light, pixel_ratio)
@@ -146,7 +146,7 @@ class SceneRenderer:
         width, height = self.size
         mask = np.zeros((-(-height // 4), -(-width // 4)), dtype=np.uint8)
         for quads, _ in surfaces:
-            # One corner of each quad is projected to the floor along the light; the last ring, a tip, is left out.
+            # Corner 0 of each quad is projected to the floor along the light; only a surface's last ring is left out.
             xy, depth = self.camera.project(quads[:, 0] - self.light * (quads[:, 0, 2:] / self.light[2]))
             if depth.min() > 0.3:
                 # Fixed-point numbers in 1/16 pixel (shift=4).
@@ -159,11 +159,11 @@ class SceneRenderer:
         """Apply the effects of lens and sensor to an image (H, W, 3): vignette, gain, tint, blur, noise."""
         width, height = self.size
         rng = self.clip.generator(Purpose.EXPOSURE, self.clip.camera)
-        gain, edge = rng.uniform(0.8, 1.0) * rng.uniform(0.92, 1.0, 3), rng.uniform(0, 0.3)
+        gain, falloff = rng.uniform(0.8, 1.0) * rng.uniform(0.92, 1.0, 3), rng.uniform(0, 0.3)
         blur, noise = rng.choice([0.0, 0.0, 0.0, 0.8, 1.6]) * height / 1080 + 0.45, rng.uniform(0.8, 2.5)
         x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-        vignette = 1 - np.float32(edge / 2) * (x * x + y * y)
-        exposure = cv2.merge([cv2.convertScaleAbs(vignette, alpha=float(255 * tone)) for tone in gain])
+        vignette = 1 - np.float32(falloff / 2) * (x * x + y * y)
+        exposure = cv2.merge([cv2.convertScaleAbs(vignette, alpha=float(255 * value)) for value in gain])
         exposed = cv2.GaussianBlur(cv2.multiply(image, exposure, scale=1.1 / 255), (0, 0), blur)
         # Unsigned bytes cannot be negative, so the noise has a mean of 8, which the last line subtracts again.
         quantiles = [NormalDist(8, noise).inv_cdf((k + 0.5) / 256) for k in range(256)]
@@ -192,14 +192,14 @@ def _aim_camera(rng: np.random.Generator, body: FloatArray, azimuth: float, widt
     right /= np.linalg.norm(right)
     rotation = np.stack([right, np.cross(ahead, right), ahead])
     # At a focal length of 1 the person spans `low` to `high` (x, y); a focal length f multiplies both by f.
-    unit = Camera(eye, rotation, 1.0, (0.0, 0.0)).project(body)[0]
-    low, high = unit.min(axis=0), unit.max(axis=0)
+    points = Camera(eye, rotation, 1.0, (0.0, 0.0)).project(body)[0]
+    low, high = points.min(axis=0), points.max(axis=0)
     focal = min(rng.uniform(0.6, 0.92) * height / (high - low)[1], 0.9 * width / (high - low)[0])
-    # `spare` is the free margin (x, y) on each side of the person; a larger shift cuts the person off.
-    spare = np.maximum(np.array([width, height]) - (high - low) * focal, 0) / 2
-    shift = rng.uniform(-0.6, 0.6, 2) * spare
+    # Free margin (x, y) on each side of the person; a larger shift cuts the person off.
+    margin = np.maximum(np.array([width, height]) - (high - low) * focal, 0) / 2
+    shift = rng.uniform(-0.6, 0.6, 2) * margin
     if rng.random() < 0.05:
-        shift[1] = np.sign(shift[1]) * (spare[1] + rng.uniform(0.03, 0.12) * (high - low)[1] * focal)
+        shift[1] = np.sign(shift[1]) * (margin[1] + rng.uniform(0.03, 0.12) * (high - low)[1] * focal)
     centre = np.array([width - 1, height - 1]) / 2 + shift - (low + high) / 2 * focal
     return Camera(eye, rotation, float(focal), (float(centre[0]), float(centre[1])))
 
@@ -211,5 +211,5 @@ def _make_plant(rng: np.random.Generator, place: FloatArray) -> list[Surface]:
         centre = place + rng.normal((0, 0, 1), (0.17, 0.17, 0.28))
         orientation = rotation_matrix(*rng.uniform(-70, 70, 3))
         tone = rng.uniform((30, 90, 40), (70, 150, 90))
-        surfaces.append(ball(centre, orientation, (0.22, 0.08, 0.015), np.broadcast_to(tone, (4, 10, 3))))
+        surfaces.append(ellipsoid(centre, orientation, (0.22, 0.08, 0.015), np.broadcast_to(tone, (4, 10, 3))))
     return surfaces

@@ -1,4 +1,4 @@
-"""Surfaces made of quads: lofts through rings, limbs, ellipsoids, boxes."""
+"""Make surfaces of quads: lofts through rings, limbs, ellipsoids, boxes."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,7 @@ def tube(
     color: FloatArray,
     *,
     sleeve: tuple[float, FloatArray] | None = None,
-    flat: float = 1.0,
+    thickness: float = 1.0,
     across: FloatArray | None = None,
 ) -> Surface:
     """Make a limb with round ends.
@@ -52,25 +52,25 @@ def tube(
         radii: two or more radii in metres, at equal distances along the limb.
         color: (3,) color of the skin.
         sleeve: (share of the length that cloth covers from `start`, color of the cloth); None: no cloth.
-        flat: thickness of the limb as a share of its width; 1 is round.
+        thickness: thickness of the limb as a share of its width; 1 is round.
         across: (3,) direction along which the thickness is measured; None: any direction.
     """
     axis, length = (end - start) / np.linalg.norm(end - start), float(np.linalg.norm(end - start))
     cap, middle = np.linspace(0, np.pi / 2, 6), np.linspace(0, 1, 16)[1:-1]
-    inner = np.interp(middle, np.linspace(0, 1, len(radii)), radii)
+    middle_radii = np.interp(middle, np.linspace(0, 1, len(radii)), radii)
     along = np.concatenate([-radii[0] * np.cos(cap), middle * length, length + radii[-1] * np.cos(cap[::-1])])
-    radius = np.concatenate([radii[0] * np.sin(cap), inner, radii[-1] * np.sin(cap[::-1])])
-    covered = along < (sleeve[0] * length if sleeve and sleeve[0] > 0 else -1)
-    radius = radius + covered * (radius > 0) * 0.009
+    radius = np.concatenate([radii[0] * np.sin(cap), middle_radii, radii[-1] * np.sin(cap[::-1])])
+    is_covered = along < (sleeve[0] * length if sleeve and sleeve[0] > 0 else -1)
+    radius = radius + is_covered * (radius > 0) * 0.009
     reference = across if across is not None else np.array([0.31, 0.87, 0.38])
     front = reference - axis * (reference @ axis)
     front /= np.linalg.norm(front)
     right = np.cross(front, axis)
-    colors = np.where(covered[1:, None], sleeve[1] if sleeve else color, color)[:, None]
-    return loft(start + along[:, None] * axis, radius[:, None] * right, radius[:, None] * flat * front, colors)
+    colors = np.where(is_covered[1:, None], sleeve[1] if sleeve else color, color)[:, None]
+    return loft(start + along[:, None] * axis, radius[:, None] * right, radius[:, None] * thickness * front, colors)
 
 
-def ball(centre: FloatArray, orientation: FloatArray, radii: Sequence[float], color: FloatArray) -> Surface:
+def ellipsoid(centre: FloatArray, orientation: FloatArray, radii: Sequence[float], color: FloatArray) -> Surface:
     """Make an ellipsoid.
 
     Args:

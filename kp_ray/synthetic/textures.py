@@ -1,4 +1,4 @@
-"""Textures of floors, walls and landscapes, and random colors."""
+"""Draw textures of floors, walls and landscapes, and sample random colors."""
 
 import itertools
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def random_color(rng: np.random.Generator, saturation: tuple[int, int], value: t
 
 
 def _noise(rng: np.random.Generator, width: int, height: int, cells: Sequence[int]) -> FloatArray:
-    """Draw smooth noise (height, width, 1), about -1 to 1, the sum of one noise per grain size (pixels) in `cells`."""
+    """Sum smooth noise of each grain size in `cells` (pixels); return (height, width, 1) of about -1 to 1."""
     total = np.zeros((height, width), dtype=np.float32)
     for k, cell in enumerate(cells):
         grid = rng.normal(0, 0.5 / 1.5**k, (height // cell + 2, width // cell + 2)).astype(np.float32)
@@ -52,25 +52,25 @@ def draw_wall(rng: np.random.Generator, width: int, height: int, color: FloatArr
     canvas[-8:] = np.minimum(color * 0.7 + 60, 255)
     x = int(rng.integers(10, 120))
     while x < width - 160:
-        kind, wide = int(rng.integers(5)), int(rng.integers(60, 150))
+        kind, item_width = int(rng.integers(5)), int(rng.integers(60, 150))
         top = height - int(rng.uniform(1.9, 2.3) * PIXELS_PER_M)
         tone, trim = random_color(rng, (10, 130), (60, 220)), random_color(rng, (10, 130), (20, 130))
-        area = canvas[top : top + (height if kind >= 3 else int(rng.integers(50, 100))), x : x + wide]
-        tall = area.shape[0]
+        area = canvas[top : top + (height if kind >= 3 else int(rng.integers(50, 100))), x : x + item_width]
+        item_height = area.shape[0]
         if kind == 0:  # a painting
-            area[:] = np.clip(tone + 50 * _noise(rng, wide, tall, (25, 9)), 0, 255)
+            area[:] = np.clip(tone + 50 * _noise(rng, item_width, item_height, (25, 9)), 0, 255)
         elif kind in (1, 2):  # a window
-            area[:] = np.linspace((250, 240, 226), (208, 220, 210), tall)[:, None]
+            area[:] = np.linspace((250, 240, 226), (208, 220, 210), item_height)[:, None]
             trim = np.full(3, 248.0)
-            area[:, wide // 2 - 2 : wide // 2 + 2] = trim
+            area[:, item_width // 2 - 2 : item_width // 2 + 2] = trim
         elif kind == 3:  # a door
             area[:] = tone * 0.8
         else:  # a shelf
-            books = tone * 0.4 + rng.uniform(20, 150, (tall // 28 + 1, wide // 7, 3))
-            area[:] = cv2.resize(books.astype(np.uint8), (wide, tall), interpolation=cv2.INTER_NEAREST)
-            area[np.arange(tall) % 28 < 5] = trim * 0.6
-        cv2.rectangle(canvas, (x, top), (x + wide, top + tall), trim.tolist(), 4)
-        x += wide + int(rng.integers(30, 220))
+            books = tone * 0.4 + rng.uniform(20, 150, (item_height // 28 + 1, item_width // 7, 3))
+            area[:] = cv2.resize(books.astype(np.uint8), (item_width, item_height), interpolation=cv2.INTER_NEAREST)
+            area[np.arange(item_height) % 28 < 5] = trim * 0.6
+        cv2.rectangle(canvas, (x, top), (x + item_width, top + item_height), trim.tolist(), 4)
+        x += item_width + int(rng.integers(30, 220))
     return canvas
 
 
@@ -80,9 +80,9 @@ def draw_landscape(rng: np.random.Generator, width: int, height: int) -> Image:
     canvas = np.clip(sky + 12 * _noise(rng, width, height, (260, 90)), 0, 255).astype(np.uint8)
     for _ in range(3):
         x, top = int(rng.integers(width)), int(height - rng.uniform(2.5, 6) * PIXELS_PER_M)
-        wide = int(rng.integers(200, 420))
-        canvas[top:, x : x + wide] = random_color(rng, (8, 80), (110, 215))
-        for left, up in itertools.product(range(x + 20, x + wide - 40, 64), range(top + 20, height - 60, 80)):
+        house_width = int(rng.integers(200, 420))
+        canvas[top:, x : x + house_width] = random_color(rng, (8, 80), (110, 215))
+        for left, up in itertools.product(range(x + 20, x + house_width - 40, 64), range(top + 20, height - 60, 80)):
             canvas[up : up + 44, left : left + 30] = (120, 104, 92)
     for _ in range(20):
         x, crown = int(rng.integers(width)), height - int(rng.uniform(0.4, 3.6) * PIXELS_PER_M)

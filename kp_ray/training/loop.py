@@ -52,7 +52,7 @@ class TrainingResult:
         return {
             "iterations": self.iterations,
             "resumed_from": self.resumed_from,
-            "not_in_weights": list(self.weights.missing),
+            "not_in_weights": list(self.weights.random_tensors),
             "keypoint_head": self.weights.head,
             **self.metrics,
         }

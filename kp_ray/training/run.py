@@ -71,7 +71,7 @@ class MemberSummary:
         result, rmse = self.result, self.result.metrics.get("rmse")
         text = f"{result.iterations} iterations"
         text += f" (from the checkpoint at {result.resumed_from})" if result.resumed_from else ""
-        text += f", {len(result.weights.missing)} tensors from scratch" if result.weights.missing else ""
+        text += f", {len(result.weights.random_tensors)} tensors from scratch" if result.weights.random_tensors else ""
         text += f", keypoint head: {result.weights.head}" if result.weights.head else ""
         if rmse is not None:
             text += f", validation RMSE {rmse:.2f} px, PCK@0.05 {result.metrics['pck_0.05']:.3f}"

@@ -62,12 +62,12 @@ def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
         "learning_rate": plot_scatter(
             [trial.start.solver.base_lr for trial, _ in results], values, "base learning rate", metric,
             "Learning rate, the best trial circled", log_x=True,
-            best=next((index for index, (trial, _) in enumerate(results) if trial is best), None),
+            best_index=next((index for index, (trial, _) in enumerate(results) if trial is best), None),
         ),
         "curves": plot_curves(
             {trial.name: _curve(trial, metric) for trial in trials}, "iteration", metric,
             "Trials; a cross marks a stopped trial",
-            stopped={trial.name for trial in trials if trial.status != "finished"},
+            stopped_names={trial.name for trial in trials if trial.status != "finished"},
         ),
         "parallel": plot_parallel_coordinates(
             {name: [_to_axis(getattr(point, name)) for point in points] for name in axes}, values, metric,

@@ -11,7 +11,7 @@ from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.visualization.axes import GREY, WIDTH_IN, escape_text, label_rows, make_axes, to_svg
 from kp_ray.visualization.colors import MIDDLE, SERIES, limb_colors
 
-_DASHES = ("-", "--", "-.", ":")  # a curve stays visible below another one with equal values if their dashes differ
+_DASHES = ("-", "--", "-.", ":")  # two curves with equal values both stay visible, because their dashes differ
 _SHADES = LinearSegmentedColormap.from_list("shades", ["#77828e", "#1d64b0"])  # white text is readable on all of them
 _BEST_TO_WORST = LinearSegmentedColormap.from_list("best_to_worst", ["#2a9d74", "#d9a520", "#c44e52"])
 _MAX_LEGEND = 8
@@ -24,14 +24,14 @@ def plot_curves(
     ylabel: str,
     title: str,
     log_y: bool = False,
-    stopped: Collection[str] = (),
+    stopped_names: Collection[str] = (),
 ) -> bytes:
     """Plot named curves in one set of axes.
 
     Args:
         series: name -> x values and y values; a curve has a gap where a value is not finite.
         log_y: use a log scale for y if any value is positive.
-        stopped: names of the curves whose last point is marked with a cross.
+        stopped_names: names of the curves whose last point is marked with a cross.
     """
     figure, axes = make_axes(WIDTH_IN, 2.9, title, xlabel, ylabel)
     for index, (name, (x, y)) in enumerate(series.items()):
@@ -40,7 +40,7 @@ def plot_curves(
         dashes = _DASHES[index % len(_DASHES)]
         xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
         axes.plot(xs, ys, dashes, color=color, marker=marker, markersize=3, linewidth=1.4, label=escape_text(name))
-        if name in stopped and len(xs):
+        if name in stopped_names and len(xs):
             axes.plot(xs[-1:], ys[-1:], "x", color=color, markersize=8, markeredgewidth=2)
     values = np.array([value for _, y in series.values() for value in y], dtype=float)
     if log_y and (values > 0).any():
@@ -61,19 +61,19 @@ def plot_scatter(
     title: str,
     *,
     log_x: bool = False,
-    best: int | None = None,
+    best_index: int | None = None,
 ) -> bytes:
     """Plot y over x as points.
 
     Args:
         x, y: n values each.
         log_x: use a log scale for x if its values span more than a decade.
-        best: index of the point that is circled; None: circle no point.
+        best_index: index of the point that is circled; None: circle no point.
     """
     figure, axes = make_axes(WIDTH_IN, 2.9, title, xlabel, ylabel)
     axes.scatter(np.asarray(x, dtype=float), np.asarray(y, dtype=float), s=22, color=SERIES[0], alpha=0.8, linewidths=0)
-    if best is not None:
-        axes.scatter([x[best]], [y[best]], s=110, facecolors="none", edgecolors=SERIES[1], linewidths=2)
+    if best_index is not None:
+        axes.scatter([x[best_index]], [y[best_index]], s=110, facecolors="none", edgecolors=SERIES[1], linewidths=2)
     if log_x and min(x, default=0) > 0 and max(x) > 10 * min(x):
         axes.set_xscale("log")
     axes.grid(color=GREY, alpha=0.22, linewidth=0.6)
@@ -221,8 +221,8 @@ def plot_poses(groups: Mapping[str, FloatArray], skeleton: Skeleton, title: str)
             out.
         skeleton: the K keypoints with their limbs and flip pairs.
     """
-    figure, first = make_axes(WIDTH_IN, 2.9, title, "", "")
-    first.remove()
+    figure, default_axes = make_axes(WIDTH_IN, 2.9, title, "", "")
+    default_axes.remove()
     ends = np.array(skeleton.limb_indices, dtype=int).reshape(-1, 2)
     # MIDDLE is nearly white, so middle limbs are grey on the page.
     hex_colors = np.array(

@@ -13,7 +13,7 @@ from kp_ray.visualization.colors import MIDDLE, Color, limb_colors, side_colors
 _OUTLINE: Color = (0, 0, 0)
 _BACKGROUND: Color = (34, 31, 29)
 _SHIFT = 5  # number of fractional bits in the fixed-point coordinates that OpenCV draws with
-_FAR_PX = 1e6  # larger coordinates do not fit OpenCV's 32-bit integers
+_MAX_PX = 1e6  # larger coordinates do not fit OpenCV's 32-bit integers
 
 
 def draw_skeleton(
@@ -38,10 +38,10 @@ def draw_skeleton(
     unit = float(np.hypot(*canvas.shape[:2])) / 560  # 1 for an image of 448x336 pixels
     thickness = max(1, round(2 * unit))
     outline = thickness + max(2, 2 * round(unit))
-    colors = [color or side for side in side_colors(skeleton)]
+    colors = [color or side_color for side_color in side_colors(skeleton)]
     xy = _to_fixed_point(keypoints[:, :2])
     is_drawable = _drawable_mask(keypoints)
-    if bbox_xyxy is not None and np.isfinite(bbox_xyxy).all() and np.abs(bbox_xyxy).max() < _FAR_PX:
+    if bbox_xyxy is not None and np.isfinite(bbox_xyxy).all() and np.abs(bbox_xyxy).max() < _MAX_PX:
         corners = [_pair(corner) for corner in _to_fixed_point(np.asarray(bbox_xyxy).reshape(2, 2))]
         for width, box_color in ((outline, _OUTLINE), (thickness, color or MIDDLE)):
             cv2.rectangle(canvas, corners[0], corners[1], box_color, width, cv2.LINE_AA, _SHIFT)
@@ -84,22 +84,22 @@ def _fill_disc(canvas: Image, centre: FloatArray, radius_px: float, color: Color
     x1, y1 = np.clip(np.floor(centre - radius_px), 0, [width, height]).astype(int)
     x2, y2 = np.clip(np.ceil(centre + radius_px) + 1, 0, [width, height]).astype(int)
     y, x = np.ogrid[y1:y2, x1:x2]
-    cover = np.clip(radius_px + 0.5 - np.hypot(x - centre[0], y - centre[1]), 0, 1)[..., None]
+    coverage = np.clip(radius_px + 0.5 - np.hypot(x - centre[0], y - centre[1]), 0, 1)[..., None]
     window = canvas[y1:y2, x1:x2]
-    window[:] = np.rint(window * (1 - cover) + np.array(color) * cover)
+    window[:] = np.rint(window * (1 - coverage) + np.array(color) * coverage)
 
 
 def _drawable_mask(keypoints: FloatArray) -> npt.NDArray[np.bool_]:
-    """Return a (K,) mask of the keypoints with visibility or score > 0 and finite coordinates below `_FAR_PX`."""
+    """Return a (K,) mask of the keypoints with visibility or score > 0 and finite coordinates below `_MAX_PX`."""
     with np.errstate(invalid="ignore"):
-        is_near = (np.abs(keypoints[:, :2]) < _FAR_PX).all(axis=1)
-        return np.asarray(is_near & (keypoints[:, 2] > 0))
+        is_in_range = (np.abs(keypoints[:, :2]) < _MAX_PX).all(axis=1)
+        return np.asarray(is_in_range & (keypoints[:, 2] > 0))
 
 
 def _to_fixed_point(xy: FloatArray) -> npt.NDArray[np.int64]:
     """Convert pixel coordinates to OpenCV's fixed-point integers with `_SHIFT` fractional bits."""
-    bounded = np.nan_to_num(np.asarray(xy, dtype=np.float64)).clip(-_FAR_PX, _FAR_PX)
-    return np.asarray(np.rint(bounded * 2**_SHIFT), dtype=np.int64)
+    xy = np.nan_to_num(np.asarray(xy, dtype=np.float64)).clip(-_MAX_PX, _MAX_PX)
+    return np.asarray(np.rint(xy * 2**_SHIFT), dtype=np.int64)
 
 
 def _pair(point: npt.NDArray[np.int64]) -> tuple[int, int]:
@@ -116,7 +116,7 @@ def crop_and_resize(image: Image, bbox_xyxy: FloatArray | None, max_side_px: int
         max_side_px: longer side of the result in pixels.
 
     Returns:
-        The resized crop, and the affine (2, 3) from pixel indices of `image` to pixel indices of the crop.
+        The resized crop, and the affine matrix (2, 3) from pixel indices of `image` to pixel indices of the crop.
     """
     height, width = image.shape[:2]
     box = np.zeros(4) if bbox_xyxy is None else np.nan_to_num(bbox_xyxy)
@@ -137,7 +137,7 @@ def crop_and_resize(image: Image, bbox_xyxy: FloatArray | None, max_side_px: int
 
 
 def transform_keypoints(keypoints: FloatArray, affine: FloatArray) -> FloatArray:
-    """Apply an affine (2, 3) to x and y of keypoints (K, 3); keep the third column, visibility or score."""
+    """Apply an affine matrix (2, 3) to x and y of keypoints (K, 3); keep the third column, visibility or score."""
     return np.column_stack([keypoints[:, :2] @ affine[:, :2].T + affine[:, 2], keypoints[:, 2]])
 
 
@@ -154,7 +154,8 @@ def draw_contact_sheet(images: Sequence[Image], titles: Sequence[str], columns: 
         ValueError: there are no images, the numbers of titles and images differ, or `columns` is below 1.
     """
     if not images or len(images) != len(titles) or columns < 1:
-        raise ValueError(f"contact sheet: {len(images)} images, {len(titles)} titles, {columns} columns")
+        counts = f"{len(images)} images, {len(titles)} titles, {columns} columns"
+        raise ValueError(f"contact sheet: needs images, one title per image and a column (got {counts})")
     gap, band = max(4, tile_width // 40), max(18, tile_width // 11)
     tile_height = tile_width * 3 // 4
     rows = -(-len(images) // columns)

@@ -79,10 +79,10 @@ def query_dashboard(port: int, resource: str) -> list[dict[str, Any]]:
 
 def start_ray(*options: str, **variables: str) -> None:
     """Run `ray start` with additional environment variables."""
-    started = run_command(
+    result = run_command(
         RAY, "start", "--disable-usage-stats", *options, env={**ENVIRONMENT, **variables}, timeout_s=120
     )
-    assert started.returncode == 0, started.stderr
+    assert result.returncode == 0, result.stderr
 
 
 class AutoscalingCluster:
@@ -119,7 +119,7 @@ class AutoscalingCluster:
 
 
 @pytest.fixture(scope="module")
-def autoscaling() -> Iterator[AutoscalingCluster]:
+def autoscaling_cluster() -> Iterator[AutoscalingCluster]:
     """Start a cluster that adds fake nodes."""
     with ray_temp_dir() as folder:
         yield AutoscalingCluster(folder)
@@ -140,10 +140,10 @@ def test_images_have_the_installed_ray_version_and_nodes_install_their_extras() 
     images = [CLUSTER["docker"]["image"], *worker_images]
     assert all(image.startswith(f"rayproject/ray:{ray.__version__}-") for image in images)
     assert KUBERAY["rayVersion"] == ray.__version__
-    prepared = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
-    validate_config(prepared)
+    prepared_config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    validate_config(prepared_config)
     for node in ("head", "worker"):
-        commands = " ".join(prepared[f"{node}_setup_commands"])
+        commands = " ".join(prepared_config[f"{node}_setup_commands"])
         assert "[train,s3]" in commands
         assert "detectron2" in commands
     assert "[train" not in " ".join(NODE_TYPES["cpu"]["worker_setup_commands"])
@@ -180,51 +180,51 @@ def test_the_head_has_memory_for_eight_trials_and_labels_name_the_nodes_of_each_
 
 
 @dataclass(frozen=True)
-class AugmentedRun:
-    """A finished `kp-ray augment` on a cluster that had no worker nodes at first.
+class AugmentRun:
+    """A finished `kp-ray augment` on a cluster that began without worker nodes.
 
     Attributes:
         arguments: arguments of a verb that uses the same config and cluster.
-        process: the finished command.
+        result: the finished command.
         nodes: every node that the cluster had when the command ended.
     """
 
     arguments: list[str]
-    process: subprocess.CompletedProcess[str]
+    result: subprocess.CompletedProcess[str]
     nodes: list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def augmented(
-    autoscaling: AutoscalingCluster, sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> AugmentedRun:
+def augment_run(
+    autoscaling_cluster: AutoscalingCluster, sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> AugmentRun:
     """Run `kp-ray augment` on the autoscaling cluster."""
     folder = tmp_path_factory.mktemp("autoscaled")
     (folder / "config.yaml").write_text(tiny_config(sample_data, folder / "run").to_yaml())
-    cluster = set_options(f"cluster.address={autoscaling.address}", "cluster.num_cpus=4", "cluster.num_gpus=2")
+    cluster = set_options(f"cluster.address={autoscaling_cluster.address}", "cluster.num_cpus=4", "cluster.num_gpus=2")
     arguments = [str(folder / "config.yaml"), *cluster]
-    assert [node["resources_total"].get("CPU", 0) for node in autoscaling.nodes()] == [0]
-    process = run_kp_ray("augment", *arguments, timeout_s=300)
-    return AugmentedRun(arguments, process, autoscaling.nodes())
+    assert [node["resources_total"].get("CPU", 0) for node in autoscaling_cluster.nodes()] == [0]
+    result = run_kp_ray("augment", *arguments, timeout_s=300)
+    return AugmentRun(arguments, result, autoscaling_cluster.nodes())
 
 
 @pytest.mark.slow
 def test_augmenting_adds_cpu_nodes_that_are_removed_when_idle(
-    autoscaling: AutoscalingCluster, augmented: AugmentedRun
+    autoscaling_cluster: AutoscalingCluster, augment_run: AugmentRun
 ) -> None:
-    assert augmented.process.returncode == 0, augmented.process.stderr[-3000:]
-    assert "parts written, 0 kept" in augmented.process.stderr
-    workers = [node for node in augmented.nodes if not node["is_head_node"]]
+    assert augment_run.result.returncode == 0, augment_run.result.stderr[-3000:]
+    assert "parts written, 0 kept" in augment_run.result.stderr
+    workers = [node for node in augment_run.nodes if not node["is_head_node"]]
     assert any(node["resources_total"].get("CPU") == 2 for node in workers)
     assert not any("GPU" in node["resources_total"] for node in workers)
-    wait_until(lambda: not autoscaling.alive_nodes("CPU"), timeout_s=150, poll_s=1)
+    wait_until(lambda: not autoscaling_cluster.alive_nodes("CPU"), timeout_s=150, poll_s=1)
 
 
 @pytest.mark.slow
-def test_training_adds_gpu_nodes(autoscaling: AutoscalingCluster, augmented: AugmentedRun) -> None:
-    training = start_kp_ray("train", *augmented.arguments, "--set", "train.use_gpu=true")
+def test_training_adds_gpu_nodes(autoscaling_cluster: AutoscalingCluster, augment_run: AugmentRun) -> None:
+    training = start_kp_ray("train", *augment_run.arguments, "--set", "train.use_gpu=true")
     try:
-        wait_until(lambda: autoscaling.alive_nodes("GPU"), training, timeout_s=150, poll_s=1)
+        wait_until(lambda: autoscaling_cluster.alive_nodes("GPU"), training, timeout_s=150, poll_s=1)
     finally:
         training.kill()  # the node has no real GPU, so training itself cannot begin
         training.communicate()
@@ -235,7 +235,7 @@ class TwoNodes:
 
     def __init__(self, folder: str) -> None:
         port, self.dashboard = free_port(), free_port()
-        # All nodes have this machine's address, because a driver joins the head if several nodes have its address.
+        # All nodes have this machine's address; of several nodes with its own address, a driver joins the head.
         self.address, self.num_started = f"{ray.util.get_node_ip_address()}:{port}", 0
         self.start_node(
             "--head",
@@ -248,40 +248,40 @@ class TwoNodes:
         )
 
     def start_node(self, *options: str) -> None:
-        """Start a node whose id is its number, so that its raylet can be found."""
+        """Start a node with its number as its id, by which `kill_node_of` finds its raylet."""
         self.num_started += 1
         start_ray(*options, RAY_OVERRIDE_NODE_ID_FOR_TESTING=f"{self.num_started:056x}")
 
-    def start_missing(self) -> None:
-        """Start worker nodes of 2 CPUs until two are alive."""
+    def start_missing_nodes(self) -> None:
+        """Start worker nodes of 2 CPUs until two worker nodes are alive."""
         nodes = query_dashboard(self.dashboard, "nodes")
-        alive = [node for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"]]
-        for _ in range(2 - len(alive)):
+        alive_workers = [node for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"]]
+        for _ in range(2 - len(alive_workers)):
             self.start_node(f"--address={self.address}", "--num-cpus=2")
 
     def kill_node_of(self, actor_class: str) -> None:
         """Kill the raylet of a node on which an actor of this class is alive, as if the node's machine were lost."""
         actors = query_dashboard(self.dashboard, "actors")
-        nodes = [a["node_id"] for a in actors if actor_class in a["class_name"] and a["state"] == "ALIVE"]
-        assert nodes, f"no {actor_class} is alive"
+        node_ids = [a["node_id"] for a in actors if actor_class in a["class_name"] and a["state"] == "ALIVE"]
+        assert node_ids, f"no {actor_class} is alive"
         raylets = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "raylet"]
         for raylet in raylets:
-            if raylet.environ().get("RAY_OVERRIDE_NODE_ID_FOR_TESTING") == nodes[0]:
+            if raylet.environ().get("RAY_OVERRIDE_NODE_ID_FOR_TESTING") == node_ids[0]:
                 raylet.kill()
                 return
-        raise AssertionError(f"no raylet has the node id {nodes[0]}")
+        raise AssertionError(f"no raylet has the node id {node_ids[0]}")
 
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[TwoNodes]:
-    """Start a head; tests call `start_missing` for the worker nodes."""
+    """Start a head; tests call `start_missing_nodes` for the worker nodes."""
     with ray_temp_dir() as folder:
         yield TwoNodes(folder)
 
 
 @dataclass(frozen=True)
-class UndisturbedRun:
-    """A finished run of augment, train and predict on two nodes that both stayed alive.
+class ReferenceRun:
+    """A run of augment, train and predict during which no node was lost; the runs that lose a node must equal it.
 
     Attributes:
         folder: folder of the config and of the run folders.
@@ -294,7 +294,7 @@ class UndisturbedRun:
     @property
     def run_dir(self) -> Path:
         """The run folder."""
-        return self.folder / "undisturbed"
+        return self.folder / "reference_run"
 
     def arguments(self, run_dir: Path) -> list[str]:
         """Return the arguments of a verb that uses the same config and cluster with this run folder."""
@@ -303,21 +303,21 @@ class UndisturbedRun:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
+def reference_run(
     two_nodes: TwoNodes, sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> UndisturbedRun:
+) -> ReferenceRun:
     """Run augment, train and predict while both worker nodes stay alive."""
-    run = UndisturbedRun(tmp_path_factory.mktemp("two"), two_nodes.address)
+    run = ReferenceRun(tmp_path_factory.mktemp("two"), two_nodes.address)
     sections: dict[str, Any] = {
         "augment": {"recipes": ["Original"]},
         "train": {"max_iter": 40, "steps": [30], "eval_period": 0, "checkpoint_period": 5, "max_failures": 3},
         "predict": {"actors": [2, 2], "batch_size": 1, "tta": ["flip", 4, 3.5, 3, 2.5]},
     }
     (run.folder / "config.yaml").write_text(tiny_config(sample_data, run.run_dir, **sections).to_yaml())
-    two_nodes.start_missing()
+    two_nodes.start_missing_nodes()
     for verb in ("augment", "train", "predict"):
-        done = run_kp_ray(verb, *run.arguments(run.run_dir))
-        assert done.returncode == 0, done.stderr[-3000:]
+        result = run_kp_ray(verb, *run.arguments(run.run_dir))
+        assert result.returncode == 0, result.stderr[-3000:]
     return run
 
 
@@ -325,7 +325,7 @@ def run_with_lost_node(
     two_nodes: TwoNodes, arguments: list[str], has_begun: Callable[[], Any], actor_class: str
 ) -> str:
     """Run a verb, kill the node of one of its actors once `has_begun` returns true, and return the verb's stderr."""
-    two_nodes.start_missing()
+    two_nodes.start_missing_nodes()
     process = start_kp_ray(*arguments)
     wait_until(has_begun, process, timeout_s=150, poll_s=0.1)
     two_nodes.kill_node_of(actor_class)
@@ -336,30 +336,31 @@ def run_with_lost_node(
 
 @pytest.mark.slow
 def test_doctor_checks_every_node_and_requires_tokens_on_several(
-    two_nodes: TwoNodes, undisturbed: UndisturbedRun
+    two_nodes: TwoNodes, reference_run: ReferenceRun
 ) -> None:
-    two_nodes.start_missing()
-    done = run_kp_ray("doctor", *undisturbed.arguments(undisturbed.run_dir), "--json")
-    assert done.returncode == 1
-    assert json.loads(done.stdout.splitlines()[-1])["failed"] == ["tokens"], done.stderr
-    assert "ok nodes: 3" in done.stderr
-    assert done.stderr.count("ok run_dir on ") == 3
-    assert "RAY_AUTH_MODE=token" in done.stderr
+    two_nodes.start_missing_nodes()
+    result = run_kp_ray("doctor", *reference_run.arguments(reference_run.run_dir), "--json")
+    assert result.returncode == 1
+    assert json.loads(result.stdout.splitlines()[-1])["failed"] == ["tokens"], result.stderr
+    assert "ok nodes: 3" in result.stderr
+    assert result.stderr.count("ok run_dir on ") == 3
+    assert "RAY_AUTH_MODE=token" in result.stderr
 
 
 @pytest.mark.slow
 def test_training_that_loses_a_node_ends_with_the_same_weights(
-    two_nodes: TwoNodes, undisturbed: UndisturbedRun
+    two_nodes: TwoNodes, reference_run: ReferenceRun
 ) -> None:
     torch = pytest.importorskip("torch")
-    run = undisturbed.folder / "lost-train"
-    shutil.copytree(undisturbed.run_dir / "store", run / "store")
-    arguments = ["train", *undisturbed.arguments(run)]
-    err = run_with_lost_node(two_nodes, arguments, lambda: list(run.glob("members/a/checkpoint_*")), "RayTrainWorker")
+    run_dir = reference_run.folder / "lost-train"
+    shutil.copytree(reference_run.run_dir / "store", run_dir / "store")
+    arguments = ["train", *reference_run.arguments(run_dir)]
+    checkpoints = "members/a/checkpoint_*"
+    err = run_with_lost_node(two_nodes, arguments, lambda: list(run_dir.glob(checkpoints)), "RayTrainWorker")
     assert "from the checkpoint at" in err
     expected, resumed = (
         torch.load(folder / "members/a/model_final.pth", weights_only=True)["model"]
-        for folder in (undisturbed.run_dir, run)
+        for folder in (reference_run.run_dir, run_dir)
     )
     assert expected.keys() == resumed.keys()
     assert all(torch.allclose(expected[name].float(), resumed[name].float(), atol=1e-5) for name in expected)
@@ -367,13 +368,13 @@ def test_training_that_loses_a_node_ends_with_the_same_weights(
 
 @pytest.mark.slow
 def test_predicting_that_loses_a_node_gives_the_same_predictions(
-    two_nodes: TwoNodes, undisturbed: UndisturbedRun
+    two_nodes: TwoNodes, reference_run: ReferenceRun
 ) -> None:
-    run = undisturbed.folder / "lost-predict"
+    run_dir = reference_run.folder / "lost-predict"
     for name in ("store", "members"):
-        shutil.copytree(undisturbed.run_dir / name, run / name)
-    arguments = ["predict", *undisturbed.arguments(run)]
-    run_with_lost_node(two_nodes, arguments, lambda: list(run.glob("predictions/**/*.parquet")), "Predictor")
-    expected = undisturbed.run_dir
-    assert pq.read_table(run / "predictions.parquet").equals(pq.read_table(expected / "predictions.parquet"))
-    assert (run / "submission.csv").read_bytes() == (expected / "submission.csv").read_bytes()
+        shutil.copytree(reference_run.run_dir / name, run_dir / name)
+    arguments = ["predict", *reference_run.arguments(run_dir)]
+    run_with_lost_node(two_nodes, arguments, lambda: list(run_dir.glob("predictions/**/*.parquet")), "Predictor")
+    reference_dir = reference_run.run_dir
+    assert pq.read_table(run_dir / "predictions.parquet").equals(pq.read_table(reference_dir / "predictions.parquet"))
+    assert (run_dir / "submission.csv").read_bytes() == (reference_dir / "submission.csv").read_bytes()

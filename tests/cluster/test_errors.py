@@ -88,9 +88,9 @@ def test_the_fake_errors_have_the_attributes_of_ray_trains_errors() -> None:
 
 @pytest.mark.parametrize("error", [DISK_FULL, DivergedError("the loss is nan")])
 def test_an_error_is_raised_from_its_row_with_its_class(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised:
+    with pytest.raises(type(error)) as error_info:
         raise_error_row(error_row(error))
-    assert str(raised.value) == str(error)
+    assert str(error_info.value) == str(error)
 
 
 def test_rows_without_an_error_raise_nothing() -> None:
@@ -122,17 +122,17 @@ def kill_worker(row: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_cause_of_a_failed_task_and_a_failed_actor_constructor_is_found() -> None:
     for call in (fail.remote, FailingActor.remote().call.remote):
-        with pytest.raises(ray.exceptions.RayError) as error:
+        with pytest.raises(ray.exceptions.RayError) as error_info:
             ray.get(call())
-        cause = root_cause(error.value)
+        cause = root_cause(error_info.value)
         assert type(cause) is StorageError
-        assert describe_ray_error(error.value) == str(DISK_FULL)
+        assert describe_ray_error(error_info.value) == str(DISK_FULL)
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_task_whose_worker_dies_each_time_ends_the_dataset() -> None:
     with ray_data_settings():
         dataset = ray.data.from_items([{"a": 1}]).map(kill_worker, **bounded_task_retries())
-    with pytest.raises(ray.exceptions.RayError) as error:
+    with pytest.raises(ray.exceptions.RayError) as error_info:
         list(dataset.iter_rows())
-    assert describe_ray_error(error.value) == PROCESS_DIED
+    assert describe_ray_error(error_info.value) == PROCESS_DIED

@@ -22,9 +22,9 @@ def make_node(memory: float, **labels: str) -> dict[str, Any]:
 
 
 def test_models_run_on_every_node_that_is_alive_and_whose_labels_allow_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, spot, gpu = make_node(8e9), make_node(8e9, models="no"), make_node(8e9, augment="no")
-    monkeypatch.setattr(ray, "nodes", lambda: [plain, spot, gpu, {**plain, "Alive": False}])
-    assert model_nodes() == [plain, gpu]
+    plain_node, spot_node, gpu_node = make_node(8e9), make_node(8e9, models="no"), make_node(8e9, augment="no")
+    monkeypatch.setattr(ray, "nodes", lambda: [plain_node, spot_node, gpu_node, {**plain_node, "Alive": False}])
+    assert model_nodes() == [plain_node, gpu_node]
 
 
 def test_a_task_that_trains_requests_the_memory_of_a_run_or_half_of_a_small_node(
@@ -55,17 +55,17 @@ spot = cluster.add_node(num_cpus=2, labels={"kp-ray/models": "no"})
 gpu = cluster.add_node(num_cpus=2, labels={"kp-ray/augment": "no"})
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 names = {spot.node_id: "spot", gpu.node_id: "gpu"}
-found = {}
+node_names = {}
 for work, selector in (("augment", AUGMENT_NODE_SELECTOR), ("train", MODEL_NODE_SELECTOR)):
     rows = ray.data.from_items([{"a": a} for a in range(8)], override_num_blocks=8)
     nodes = rows.map(find_node, num_cpus=1, label_selector=selector).take_all()
-    found[work] = sorted({names[row["node"]] for row in nodes})
-print(json.dumps(found))
+    node_names[work] = sorted({names[row["node"]] for row in nodes})
+print(json.dumps(node_names))
 ray.shutdown()
 cluster.shutdown()
 """
 
 
 def test_tasks_run_only_on_nodes_whose_labels_allow_them() -> None:
-    done = run_command(sys.executable, "-c", FIND_NODES_OF_TASKS, timeout_s=300)
-    assert last_json(done.stdout) == {"augment": ["spot"], "train": ["gpu"]}, done.stderr[-3000:]
+    result = run_command(sys.executable, "-c", FIND_NODES_OF_TASKS, timeout_s=300)
+    assert last_json(result.stdout) == {"augment": ["spot"], "train": ["gpu"]}, result.stderr[-3000:]

@@ -44,7 +44,7 @@ def test_only_one_module_uses_private_and_deprecated_parts_of_ray() -> None:
 
 
 def test_retries_of_tasks_are_bounded_by_an_argument_that_ray_still_has() -> None:
-    # When this fails, Ray has removed the argument (planned for 2.64): set `max_retries` the way that replaces it.
+    # If this fails, Ray has removed the argument (planned for 2.64): set `max_retries` by its replacement.
     ((name, options),) = bounded_task_retries().items()
     assert name in inspect.signature(ray.data.Dataset.map).parameters
     assert name in inspect.signature(ray.data.Dataset.map_batches).parameters
@@ -71,13 +71,13 @@ def test_credentials_can_be_removed_from_the_variables_that_ray_tune_copies() ->
         pytest.skip("Ray Tune is not installed")
     from ray.tune.execution import class_cache
 
-    before = set(class_cache.ENV_VARS_TO_PROPAGATE)
+    original_names = set(class_cache.ENV_VARS_TO_PROPAGATE)
     try:
-        assert "AWS_SECRET_ACCESS_KEY" in before
+        assert "AWS_SECRET_ACCESS_KEY" in original_names
         keep_credentials_out_of_tune_logs(["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
         assert not {"AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"} & class_cache.ENV_VARS_TO_PROPAGATE
     finally:
-        class_cache.ENV_VARS_TO_PROPAGATE.update(before)
+        class_cache.ENV_VARS_TO_PROPAGATE.update(original_names)
 
 
 def test_the_upload_limit_is_that_of_the_installed_job_server() -> None:
@@ -95,8 +95,8 @@ def test_the_size_of_an_upload_is_that_of_the_files_that_ray_packs(tmp_path: Pat
     (folder / ".rayignore").write_text("*.bin\n")
     create_package(str(folder), tmp_path / "upload.zip", include_gitignore=True, excludes=[".git"])
     with zipfile.ZipFile(tmp_path / "upload.zip") as package:
-        packed = {info.filename: info.compress_size for info in package.infolist()}
-    assert set(packed) == {".rayignore", "code/c", "d"}
-    assert upload_size_bytes(str(folder), [".git"], limit) == sum(packed.values())
-    assert upload_size_bytes(str(folder), [], limit) == sum(packed.values()) + 1000
+        packed_sizes = {info.filename: info.compress_size for info in package.infolist()}
+    assert set(packed_sizes) == {".rayignore", "code/c", "d"}
+    assert upload_size_bytes(str(folder), [".git"], limit) == sum(packed_sizes.values())
+    assert upload_size_bytes(str(folder), [], limit) == sum(packed_sizes.values()) + 1000
     assert 1500 <= upload_size_bytes(str(folder), [], limit=1500) < 3000  # the last files are not measured

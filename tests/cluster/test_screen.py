@@ -42,8 +42,8 @@ with hide_actor_pool_warning():
 
 def run_python(code: str, argument: str) -> list[str]:
     """Run code in a fresh interpreter and return the lines of its stderr."""
-    done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, timeout=300)
-    return done.stderr.splitlines()
+    result = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, timeout=300)
+    return result.stderr.splitlines()
 
 
 @pytest.mark.parametrize(("level", "is_hidden"), [("WARNING", True), ("INFO", False)])

@@ -17,13 +17,13 @@ from tests.helpers.clusters import free_port
 
 def test_an_address_without_a_cluster_is_refused_within_seconds() -> None:
     address = f"127.0.0.1:{free_port()}"
-    began = time.monotonic()
+    start_time = time.monotonic()
     with (
         pytest.raises(ClusterError, match=f"cluster.address: .*{address}"),
         session(build_config({"cluster": {"address": address}})),
     ):
         pass
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - start_time < 30
 
 
 def test_the_setting_that_holds_the_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,24 +42,24 @@ class TestAddressesOfOtherPrograms:
     @pytest.fixture
     def serve(self) -> Iterator[Callable[[bytes], str]]:
         """Start a server that answers the first bytes of one connection; return its address."""
-        servers: list[socket.socket] = []
+        sockets: list[socket.socket] = []
 
         def start(answer: bytes) -> str:
             server = socket.create_server(("127.0.0.1", 0))
-            servers.append(server)
+            sockets.append(server)
 
-            def answer_one() -> None:
+            def answer_once() -> None:
                 connection, _ = server.accept()
-                servers.append(connection)
+                sockets.append(connection)
                 connection.recv(1000)
                 connection.sendall(answer)
 
-            threading.Thread(target=answer_one, daemon=True).start()
+            threading.Thread(target=answer_once, daemon=True).start()
             return f"127.0.0.1:{server.getsockname()[1]}"
 
         yield start
-        for opened in servers:
-            opened.close()
+        for opened_socket in sockets:
+            opened_socket.close()
 
     def test_a_silent_program_is_refused_after_the_deadline(
         self, serve: Callable[[bytes], str], monkeypatch: pytest.MonkeyPatch

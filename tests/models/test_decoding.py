@@ -47,23 +47,23 @@ def test_detections_come_best_first_in_pixels_of_the_stored_image(cfg: Any) -> N
 
 def test_mirroring_twice_changes_nothing() -> None:
     original = make_detection(100, 0.9)
-    once = mirror_detection(original, 320, DACON24)
-    assert once.bbox_xyxy.tolist() == [169, 10, 219, 90]
-    assert once.keypoints[1, 0] == 319 - original.keypoints[2, 0], "the left eye is where the right one was"
-    twice = mirror_detection(once, 320, DACON24)
-    assert twice.score == original.score
-    np.testing.assert_allclose(twice.bbox_xyxy, original.bbox_xyxy)
-    np.testing.assert_allclose(twice.keypoints, original.keypoints)
+    mirrored = mirror_detection(original, 320, DACON24)
+    assert mirrored.bbox_xyxy.tolist() == [169, 10, 219, 90]
+    assert mirrored.keypoints[1, 0] == 319 - original.keypoints[2, 0], "the left eye is where the right one was"
+    restored = mirror_detection(mirrored, 320, DACON24)
+    assert restored.score == original.score
+    np.testing.assert_allclose(restored.bbox_xyxy, original.bbox_xyxy)
+    np.testing.assert_allclose(restored.keypoints, original.keypoints)
 
 
 def test_views_merge_the_same_person_and_keep_others_apart() -> None:
-    first = [make_detection(100, 0.9), make_detection(300, 0.5)]
-    second = [make_detection(304, 0.7), make_detection(102, 0.7)]
-    merged = merge_views([first, second, []])
+    first_view = [make_detection(100, 0.9), make_detection(300, 0.5)]
+    second_view = [make_detection(304, 0.7), make_detection(102, 0.7)]
+    merged = merge_views([first_view, second_view, []])
     assert [round(detection.score, 6) for detection in merged] == [0.8, 0.6]
     assert [detection.bbox_xyxy[0] for detection in merged] == [101, 302]
-    apart = merge_views([[make_detection(100, 0.9)], [make_detection(300, 0.8)]])
-    assert [(detection.score, detection.bbox_xyxy[0]) for detection in apart] == [(0.9, 100), (0.8, 300)]
+    people = merge_views([[make_detection(100, 0.9)], [make_detection(300, 0.8)]])
+    assert [(detection.score, detection.bbox_xyxy[0]) for detection in people] == [(0.9, 100), (0.8, 300)]
 
 
 def test_a_detection_without_an_area_is_merged_only_with_an_equal_one() -> None:
@@ -95,21 +95,21 @@ def test_the_expectation_finds_a_peak_between_bins_and_ignores_another_person() 
     side, x, y = 56, 20.3, 31.85  # in bins
     rows, columns = np.mgrid[:side, :side] + 0.5
     logits = -((columns - x) ** 2 + (rows - y) ** 2) / 2
-    far = 9 - ((columns - 50) ** 2 + (rows - 10) ** 2) / 2
-    heatmaps = torch.tensor(np.maximum(logits + 10, far))[None, None]
+    other_person = 9 - ((columns - 50) ** 2 + (rows - 10) ** 2) / 2
+    heatmaps = torch.tensor(np.maximum(logits + 10, other_person))[None, None]
     points = expected_points(heatmaps, torch.tensor([[0.0, 0.0, side, side]], dtype=torch.float64))
     np.testing.assert_allclose(points[0, 0], [x, y], atol=0.02)
 
 
-def test_the_two_decodings_differ_in_the_points_alone(cfg: Any) -> None:
+def test_the_two_decodings_differ_only_in_the_points(cfg: Any) -> None:
     torch.manual_seed(0)
     cfg = cfg.clone()
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     model, row = build_model(cfg).eval(), random_row(320, 180, 0)
     (peaks,) = detect_people(model, cfg, DACON24, [row])
-    (expected,) = detect_people(model, cfg, DACON24, [row], "expectation")
-    assert len(peaks) == len(expected) > 0
-    for peak, mean in zip(peaks, expected, strict=True):
+    (means,) = detect_people(model, cfg, DACON24, [row], "expectation")
+    assert len(peaks) == len(means) > 0
+    for peak, mean in zip(peaks, means, strict=True):
         assert (peak.score, peak.bbox_xyxy.tolist()) == (mean.score, mean.bbox_xyxy.tolist())
         assert peak.keypoints[:, 2].tolist() == mean.keypoints[:, 2].tolist()
         assert (peak.keypoints[:, :2] != mean.keypoints[:, :2]).any()

@@ -1,4 +1,4 @@
-"""A store's row as the model's input: parity with Detectron2's DatasetMapper, and the pixel convention."""
+"""A store's row is mapped as by Detectron2's DatasetMapper, and its coordinates keep the pixel convention."""
 
 import copy
 from pathlib import Path
@@ -98,11 +98,11 @@ def test_decoding_at_a_smaller_scale_keeps_positions(cfg: Any, width: int, heigh
 @pytest.mark.parametrize("flip", [False, True])
 def test_half_a_pixel_is_added_once_and_subtracted_once(cfg: Any, flip: bool) -> None:
     row = random_row()
-    gt = to_dataset_dict(row, cfg, DACON24, FixedFlip(flip))["instances"]  # type: ignore[arg-type]
-    scale = row["width"] / gt.image_size[1], row["height"] / gt.image_size[0]
+    truth = to_dataset_dict(row, cfg, DACON24, FixedFlip(flip))["instances"]  # type: ignore[arg-type]
+    scale = row["width"] / truth.image_size[1], row["height"] / truth.image_size[0]
     predicted = Instances((row["height"], row["width"]))
-    predicted.pred_keypoints = gt.gt_keypoints.tensor * torch.tensor([*scale, 1.0])
-    predicted.pred_boxes = Boxes(gt.gt_boxes.tensor * torch.tensor([*scale, *scale]))
+    predicted.pred_keypoints = truth.gt_keypoints.tensor * torch.tensor([*scale, 1.0])
+    predicted.pred_boxes = Boxes(truth.gt_boxes.tensor * torch.tensor([*scale, *scale]))
     predicted.scores = torch.tensor([0.9])
     _, box, keypoints = read_instances(predicted)[0]
     if flip:  # in pixel indices x becomes width - 1 - x
@@ -110,6 +110,6 @@ def test_half_a_pixel_is_added_once_and_subtracted_once(cfg: Any, flip: bool) ->
         keypoints[:, 0] = row["width"] - 1 - keypoints[:, 0]
         box[[2, 0]] = row["width"] - 1 - box[[0, 2]]
     expected = np.array(row["keypoints"]).reshape(-1, 3)
-    visible = expected[:, 2] > 0
-    np.testing.assert_allclose(keypoints[visible, :2], expected[visible, :2], atol=1e-4)
+    is_labelled = expected[:, 2] > 0
+    np.testing.assert_allclose(keypoints[is_labelled, :2], expected[is_labelled, :2], atol=1e-4)
     np.testing.assert_allclose(box, row["bbox_xyxy"], atol=1e-4)

@@ -24,14 +24,14 @@ def test_on_cpus_auto_is_fp32_and_mixed_precision_is_refused() -> None:
 
 def test_tf32_is_allowed_in_products_and_convolutions_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # restored after the test
-    before = torch.get_float32_matmul_precision()
+    original_precision = torch.get_float32_matmul_precision()
     try:
         for enabled, precision in ((True, "high"), (False, "highest")):
             set_tf32(enabled)
             assert torch.get_float32_matmul_precision() == precision
             assert torch.backends.cudnn.allow_tf32 == enabled
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(original_precision)
 
 
 def test_a_copy_of_a_model_with_mixed_precision_runs_its_own_backbone() -> None:

@@ -1,4 +1,4 @@
-"""Detectron2's config of a run: its options, and the scaling with the number of workers."""
+"""The Detectron2 config of a run and its scaling with the number of workers; the networks of the presets."""
 
 import resource
 import time
@@ -18,15 +18,15 @@ from tests.helpers.rows import random_row
 
 def test_workers_scale_lr_steps_and_iterations_by_detectron2s_rule() -> None:
     config = build_config({"preset": "dacon"})
-    single = build_cfg(config, DACON24, "cpu")
-    four = scale_cfg(single, 4)
-    assert (single.SOLVER.BASE_LR, single.SOLVER.IMS_PER_BATCH, single.SOLVER.MAX_ITER) == (0.001, 2, 10000)
-    assert (four.SOLVER.BASE_LR, four.SOLVER.IMS_PER_BATCH, four.SOLVER.MAX_ITER) == (0.004, 8, 2500)
-    assert four.SOLVER.STEPS == (750, 1000, 1250, 1500, 1750, 2000)
-    assert [four.SOLVER.WARMUP_ITERS, four.SOLVER.CHECKPOINT_PERIOD, four.TEST.EVAL_PERIOD] == [250, 1000, 1250]
-    assert single.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == 256
-    assert single.MODEL.RESNETS.NUM_GROUPS == 32
-    assert single.MODEL.RESNETS.WIDTH_PER_GROUP == 8
+    cfg_1 = build_cfg(config, DACON24, "cpu")
+    cfg_4 = scale_cfg(cfg_1, 4)
+    assert (cfg_1.SOLVER.BASE_LR, cfg_1.SOLVER.IMS_PER_BATCH, cfg_1.SOLVER.MAX_ITER) == (0.001, 2, 10000)
+    assert (cfg_4.SOLVER.BASE_LR, cfg_4.SOLVER.IMS_PER_BATCH, cfg_4.SOLVER.MAX_ITER) == (0.004, 8, 2500)
+    assert cfg_4.SOLVER.STEPS == (750, 1000, 1250, 1500, 1750, 2000)
+    assert [cfg_4.SOLVER.WARMUP_ITERS, cfg_4.SOLVER.CHECKPOINT_PERIOD, cfg_4.TEST.EVAL_PERIOD] == [250, 1000, 1250]
+    assert cfg_1.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == 256
+    assert cfg_1.MODEL.RESNETS.NUM_GROUPS == 32
+    assert cfg_1.MODEL.RESNETS.WIDTH_PER_GROUP == 8
 
 
 @pytest.mark.parametrize(("eval_period", "scaled_period"), [(0, 0), (1, 1), (40, 1)])
@@ -44,8 +44,8 @@ def test_the_published_model_trains_a_step_and_predicts_at_full_size() -> None:
     cfg = build_cfg(config, DACON24, "cpu")
     model = build_model(cfg)
     optimizer = torch.optim.SGD(model.parameters(), lr=cfg.SOLVER.BASE_LR)
-    before = model.roi_heads.keypoint_head.score_lowres.weight.detach().clone()
-    began = time.monotonic()
+    initial_weight = model.roi_heads.keypoint_head.score_lowres.weight.detach().clone()
+    start = time.monotonic()
     rng = np.random.default_rng(0)
     rows = [random_row(1920, 1080, seed) for seed in (0, 1)]
     model.train()
@@ -53,15 +53,15 @@ def test_the_published_model_trains_a_step_and_predicts_at_full_size() -> None:
         losses = model([to_dataset_dict(row, cfg, DACON24, rng) for row in rows])
         sum(losses.values()).backward()
         optimizer.step()
-    step_s = time.monotonic() - began
+    step_s = time.monotonic() - start
     assert all(torch.isfinite(value) for value in losses.values())
-    assert not torch.equal(before, model.roi_heads.keypoint_head.score_lowres.weight)
-    began = time.monotonic()
+    assert not torch.equal(initial_weight, model.roi_heads.keypoint_head.score_lowres.weight)
+    start = time.monotonic()
     assert len(detect_people(model.eval(), cfg, DACON24, rows[:1])) == 1
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     parameters = sum(value.numel() for value in model.parameters()) / 1e6
     print(
-        f"\nX-101: {parameters:.0f} M parameters, step {step_s:.0f} s, prediction {time.monotonic() - began:.0f} s, "
+        f"\nX-101: {parameters:.0f} M parameters, step {step_s:.0f} s, prediction {time.monotonic() - start:.0f} s, "
         f"peak {peak_gib:.1f} GiB"
     )
 

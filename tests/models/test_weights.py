@@ -1,4 +1,4 @@
-"""Saved members, and starting weights from files and URLs; the model zoo's own host is not reached here."""
+"""Saved members, and starting weights from files and URLs; no test reaches the model zoo's host."""
 
 import functools
 import http.server
@@ -32,7 +32,7 @@ def model(cfg: Any) -> torch.nn.Module:
 
 def load_starting_weights(model: torch.nn.Module, weights: Path | str, skeleton: Skeleton = DACON24) -> list[str]:
     """Load weights into an R-18; return the names of the tensors that stay random."""
-    return list(load_weights(model, str(weights), preset="r18", skeleton=skeleton).missing)
+    return list(load_weights(model, str(weights), preset="r18", skeleton=skeleton).random_tensors)
 
 
 def test_a_saved_member_loads_again_and_opens_in_plain_detectron2(cfg: Any, tmp_path: Path) -> None:
@@ -41,9 +41,9 @@ def test_a_saved_member_loads_again_and_opens_in_plain_detectron2(cfg: Any, tmp_
     assert not is_trained(str(tmp_path))
     save_model(model, cfg, str(tmp_path), DACON24)
     assert is_trained(str(tmp_path))
-    loaded, _ = load_member(str(tmp_path), "cpu", DACON24.names)
-    pairs = zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
-    assert all(torch.equal(saved, value) for saved, value in pairs)
+    loaded_model, _ = load_member(str(tmp_path), "cpu", DACON24.names)
+    pairs = zip(model.state_dict().values(), loaded_model.state_dict().values(), strict=True)
+    assert all(torch.equal(value, loaded_value) for value, loaded_value in pairs)
     detectron2_cfg = get_cfg()
     detectron2_cfg.merge_from_file(str(tmp_path / "config.yaml"))
     detectron2_cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
@@ -79,9 +79,9 @@ def test_a_member_with_a_missing_or_damaged_file_is_refused_by_its_name(
 def test_a_member_whose_weights_do_not_fit_its_config_is_refused(
     model: torch.nn.Module, cfg: Any, tmp_path: Path
 ) -> None:
-    changed = cfg.clone()
-    changed.MODEL.ROI_BOX_HEAD.FC_DIM = 64
-    save_model(model, changed, str(tmp_path), DACON24)
+    other_cfg = cfg.clone()
+    other_cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
+    save_model(model, other_cfg, str(tmp_path), DACON24)
     with pytest.raises(ModelError, match=r"model_final\.pth: does not fit the config\.yaml"):
         load_member(str(tmp_path), "cpu")
 
@@ -113,24 +113,27 @@ def test_weights_come_from_a_url(model: torch.nn.Module, tmp_path: Path, monkeyp
 def test_tensors_of_another_shape_stay_unchanged_and_are_named(model: torch.nn.Module, tmp_path: Path) -> None:
     state = dict(model.state_dict())
     name = "roi_heads.keypoint_head.score_lowres.bias"
-    before = state[name].clone()
+    random_bias = state[name].clone()
     state[name] = torch.zeros(17)
     torch.save({"model": state}, tmp_path / "w.pth")
     assert load_starting_weights(model, tmp_path / "w.pth") == [name]
-    assert torch.equal(model.state_dict()[name], before)
+    assert torch.equal(model.state_dict()[name], random_bias)
 
 
-def test_the_zoos_head_is_carried_over_by_name_and_to_the_nearest_joints(
+def test_the_zoos_head_is_transferred_by_name_and_from_the_nearest_joints(
     model: torch.nn.Module, tmp_path: Path
 ) -> None:
-    """A file as the model zoo's: NumPy arrays in a pickle, 17 channels in COCO's order, no names."""
+    """The file is like the model zoo's: a pickle of NumPy arrays with 17 channels in COCO's order and without names."""
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     rng = np.random.default_rng(0)
     state[f"{LAST_LAYER}.weight"] = weight = rng.normal(size=(64, 17, 4, 4)).astype(np.float32)
     state[f"{LAST_LAYER}.bias"] = bias = rng.normal(size=17).astype(np.float32)
     (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}, 2))
-    loaded = load_weights(model, str(tmp_path / "zoo.pkl"), preset="r18", skeleton=DACON24)
-    assert (loaded.missing, loaded.head) == ((), "17 keypoints by name, 7 from the nearest joints")
+    loaded_weights = load_weights(model, str(tmp_path / "zoo.pkl"), preset="r18", skeleton=DACON24)
+    assert (loaded_weights.random_tensors, loaded_weights.head) == (
+        (),
+        "17 keypoints by name, 7 from the nearest joints",
+    )
     new_weight, new_bias = (model.state_dict()[f"{LAST_LAYER}.{part}"].numpy() for part in ("weight", "bias"))
     channels = dict(zip(COCO_NAMES, range(17), strict=True))
     spine = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
@@ -144,26 +147,26 @@ def test_the_zoos_head_is_carried_over_by_name_and_to_the_nearest_joints(
         np.testing.assert_allclose(new_bias[number], bias[joints].mean(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_members_head_is_carried_over_to_any_skeleton_that_shares_a_keypoint(
+def test_a_members_head_is_transferred_to_any_skeleton_that_shares_a_keypoint(
     model: torch.nn.Module, cfg: Any, tmp_path: Path
 ) -> None:
     save_model(model, cfg, str(tmp_path), DACON24)
     path = str(tmp_path / "model_final.pth")
-    saved = model.state_dict()[f"{LAST_LAYER}.bias"].clone()
+    saved_bias = model.state_dict()[f"{LAST_LAYER}.bias"].clone()
     names = ("tail", "right_knee", "left_knee")
     skeleton = Skeleton(names=names, flip_pairs=(names[1:],), sigmas=(0.1,) * 3)
-    small = cfg.clone()
-    small.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 3
-    small_model = build_model(small)
-    random = small_model.state_dict()[f"{LAST_LAYER}.bias"].clone()
-    loaded = load_weights(small_model, path, preset="r18", skeleton=skeleton)
-    assert (loaded.missing, loaded.head) == ((), "2 keypoints by name, 1 from scratch")
-    expected = [random[0], *(saved[DACON24.names.index(name)] for name in names[1:])]
+    small_cfg = cfg.clone()
+    small_cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 3
+    small_model = build_model(small_cfg)
+    random_bias = small_model.state_dict()[f"{LAST_LAYER}.bias"].clone()
+    loaded_weights = load_weights(small_model, path, preset="r18", skeleton=skeleton)
+    assert (loaded_weights.random_tensors, loaded_weights.head) == ((), "2 keypoints by name, 1 from scratch")
+    expected = [random_bias[0], *(saved_bias[DACON24.names.index(name)] for name in names[1:])]
     assert small_model.state_dict()[f"{LAST_LAYER}.bias"].tolist() == [float(value) for value in expected]
     reversed_skeleton = Skeleton(names=DACON24.names[::-1], flip_pairs=(), sigmas=DACON24.sigmas)
-    loaded = load_weights(model, path, preset="r18", skeleton=reversed_skeleton)
-    assert loaded.head == "24 keypoints by name"
-    assert torch.equal(model.state_dict()[f"{LAST_LAYER}.bias"], saved.flip(0))
+    loaded_weights = load_weights(model, path, preset="r18", skeleton=reversed_skeleton)
+    assert loaded_weights.head == "24 keypoints by name"
+    assert torch.equal(model.state_dict()[f"{LAST_LAYER}.bias"], saved_bias.flip(0))
 
 
 def test_weights_that_share_no_keypoint_are_refused(model: torch.nn.Module, cfg: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A generated data set and planned clips, shared by the tests of several modules."""
+"""A generated data set and planned clips, which several test modules share."""
 
 import pytest
 
@@ -8,9 +8,9 @@ from tests.helpers.synthetic import SIZE
 
 
 @pytest.fixture(scope="session")
-def generated(tmp_path_factory: pytest.TempPathFactory) -> SampleSummary:
+def sample(tmp_path_factory: pytest.TempPathFactory) -> SampleSummary:
     """Generate 20 labelled and 4 test frames with seed 3."""
-    folder = tmp_path_factory.mktemp("generated")
+    folder = tmp_path_factory.mktemp("sample")
     return make_sample(str(folder), num_images=20, num_test=4, seed=3, num_processes=1, **SIZE)
 
 

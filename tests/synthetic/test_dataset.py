@@ -1,4 +1,4 @@
-"""The generated data set is reproducible and has the files and formats of the competition."""
+"""A generated data set is reproducible and has the files and formats of the competition."""
 
 import hashlib
 import re
@@ -34,36 +34,36 @@ def test_one_process_and_two_write_the_same_bytes(tmp_path: Path) -> None:
 def test_writing_again_gives_the_same_bytes_and_another_seed_different_ones(tmp_path: Path) -> None:
     options = {"num_images": 2, "num_test": 1, "num_processes": 1, **SIZE}
     make_sample(str(tmp_path / "a"), seed=1, **options)
-    first = file_digests(tmp_path / "a")
+    digests_of_seed_1 = file_digests(tmp_path / "a")
     make_sample(str(tmp_path / "a"), seed=1, **options)
-    assert file_digests(tmp_path / "a") == first
+    assert file_digests(tmp_path / "a") == digests_of_seed_1
     make_sample(str(tmp_path / "b"), seed=2, **options)
     digests_of_seed_2 = set(file_digests(tmp_path / "b").values())
-    equal_files = [name for name, digest in first.items() if digest in digests_of_seed_2]
+    equal_files = [name for name, digest in digests_of_seed_1.items() if digest in digests_of_seed_2]
     assert equal_files in ([], ["sample_submission.csv"])  # the sample submission holds zeros
 
 
-def test_every_row_has_an_image_and_the_header_is_the_competitions(generated: SampleSummary) -> None:
-    assert (generated.num_train, generated.num_test) == (20, 4)
-    for table, folder in ((generated.annotations, generated.images), (generated.truth, generated.test_images)):
+def test_every_row_has_an_image_and_the_header_is_the_competitions(sample: SampleSummary) -> None:
+    assert (sample.num_train, sample.num_test) == (20, 4)
+    for table, folder in ((sample.annotations, sample.images), (sample.truth, sample.test_images)):
         assert Path(table).read_text().splitlines()[0].split(",") == ["image", *DACON24.columns]
         names, points = read_labels(table)
         assert sorted(names) == sorted(path.name for path in Path(folder).iterdir())
         assert np.isfinite(points).all()
-    names, points = read_labels(generated.sample_submission)
-    assert names == read_labels(generated.truth)[0]
+    names, points = read_labels(sample.sample_submission)
+    assert names == read_labels(sample.truth)[0]
     assert not points.any()
 
 
-def test_names_have_the_competitions_format_and_no_scene_is_in_both_splits(generated: SampleSummary) -> None:
+def test_names_have_the_competitions_format_and_no_scene_is_in_both_splits(sample: SampleSummary) -> None:
     train, test = (
-        [NAME.fullmatch(name) for name in read_labels(path)[0]] for path in (generated.annotations, generated.truth)
+        [NAME.fullmatch(name) for name in read_labels(path)[0]] for path in (sample.annotations, sample.truth)
     )
     assert all(train)
     assert all(test)
     scenes = [{match["scene"] for match in split if match} for split in (train, test)]
     assert not scenes[0] & scenes[1]
-    assert len(scenes[0]) + len(scenes[1]) == generated.num_scenes
+    assert len(scenes[0]) + len(scenes[1]) == sample.num_scenes
     assert {match["camera"] for match in train if match} == set("ABCDE")
     assert {int(match["frame"]) for match in train if match} == {1, 3}
 
@@ -74,8 +74,8 @@ def test_a_plan_has_exactly_the_requested_number_of_frames(count: int) -> None:
     assert len(set(names)) == len(names) == count
 
 
-def test_consecutive_frames_of_a_clip_differ_by_a_small_motion(generated: SampleSummary) -> None:
-    names, points = read_labels(generated.annotations)
+def test_consecutive_frames_of_a_clip_differ_by_a_small_motion(sample: SampleSummary) -> None:
+    names, points = read_labels(sample.annotations)
     moves = [
         np.sqrt(((points[k] - points[k + 1]) ** 2).mean()) * 1080 / SIZE["height"]
         for k in range(len(names) - 1)

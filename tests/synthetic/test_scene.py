@@ -13,7 +13,7 @@ from kp_ray.synthetic.dataset import SampleSummary, plan_clips
 from kp_ray.synthetic.motion import SyntheticClip, pose_at
 from kp_ray.synthetic.render import paint
 from kp_ray.synthetic.scene import SceneRenderer
-from kp_ray.synthetic.surfaces import ball
+from kp_ray.synthetic.surfaces import ellipsoid
 from tests.helpers.synthetic import SIZE, read_labels
 
 
@@ -52,25 +52,25 @@ def test_a_dot_painted_at_a_joint_is_where_the_label_is(clips: list[SyntheticCli
         for joint, label, distance in zip(joints, labels, depth, strict=True):
             if not (12 <= label[0] < width - 12 and 12 <= label[1] < height - 12):
                 continue
-            dot = ball(joint, np.eye(3), (3.5 * distance / renderer.camera.focal_px,) * 3, np.full(3, 255.0))
+            dot = ellipsoid(joint, np.eye(3), (3.5 * distance / renderer.camera.focal_px,) * 3, np.full(3, 255.0))
             canvas = np.zeros((height, width, 3), np.uint8)
             lamp = renderer.camera.position - joint  # a lamp at the camera lights the dot symmetrically
             paint(canvas, renderer.camera, [dot], lamp / np.linalg.norm(lamp))
             moments = cv2.moments(canvas[..., 0])
             centre = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
-            # Perspective moves the centroid of a projected ball slightly away from its projected centre.
+            # Perspective moves the centroid of a projected ellipsoid slightly away from its projected centre.
             assert np.abs(centre - label).max() < 0.15
 
 
-def test_labels_lie_on_the_person(generated: SampleSummary) -> None:
-    names, points = read_labels(generated.annotations)
+def test_labels_lie_on_the_person(sample: SampleSummary) -> None:
+    names, points = read_labels(sample.annotations)
     labels = dict(zip(names, points, strict=True))
     is_changed_at_labels, is_changed_beside = [], []
     for clip in plan_clips("train", 20, 3)[:6]:
         renderer = SceneRenderer.from_clip(clip, **SIZE)
         empty = renderer.apply_camera_effects(renderer.render_background(), 1).astype(int)
         name = Path(clip.files[0]).name
-        image = decode_preview((Path(generated.images) / name).read_bytes())
+        image = decode_preview((Path(sample.images) / name).read_bytes())
         is_changed = np.abs(image - empty).sum(axis=2) > 45
         for offset_px, results in ((0, is_changed_at_labels), (90, is_changed_beside), (-90, is_changed_beside)):
             xy = labels[name] + (offset_px, 0)

@@ -143,7 +143,7 @@ def test_options_of_detectron2_and_the_moving_average_take_effect(
     )
     (member,) = train(config).members
     assert member.result is not None
-    assert member.result.weights.missing == ()
+    assert member.result.weights.random_tensors == ()
     before, after = torch.load(start, weights_only=True)["model"], read_weights(config)
     last = torch.load(Path(config.member_dir("a"), "checkpoint_0000002", "checkpoint.pth"), weights_only=True)
     changes = {

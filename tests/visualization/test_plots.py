@@ -25,7 +25,7 @@ def test_plots_contain_titles_labels_values_and_names_with_special_characters() 
     special = "_<b>&$\\frac{1}$ 관절"
     curves = plot_curves({special: ([1, 2], [3, float("nan")]), "b": ([1], [-1])}, "step", "loss", "Title", True)
     bars = plot_bars([special, "b", "c"], [1.5, None, float("nan")], "px", "Bars")
-    points = plot_scatter([1e-4, 1e-3], [5, 4], "lr", "rmse", "Points", log_x=True, best=1)
+    points = plot_scatter([1e-4, 1e-3], [5, 4], "lr", "rmse", "Points", log_x=True, best_index=1)
     distributions = plot_distributions([special], [np.array([1.0, np.nan, 3.0])], "deg", "Spread")
     percentages = plot_percentages([special], ["nose", "neck"], np.array([[0.25, np.nan]]), "Shares")
     trials = {"lr": [1e-4, 1e-2, 1e-3], special: ["a", "b", None]}

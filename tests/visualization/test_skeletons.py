@@ -1,4 +1,4 @@
-"""Skeletons are drawn at the keypoints; crops have the right affine; contact sheets hold all images and titles."""
+"""Skeletons are drawn at the keypoints; crops have the right affine matrix; contact sheets hold images and titles."""
 
 import cv2
 import numpy as np
@@ -43,16 +43,16 @@ def centroid(image: Image) -> tuple[float, float]:
     y=st.floats(20, 50, allow_subnormal=False),
 )
 def test_the_centroid_of_a_disc_is_its_keypoint(size: tuple[int, int], x: float, y: float) -> None:
-    drawn = draw_skeleton(black_image(*size), np.array([[x, y, 2.0]]), POINT)
-    assert centroid(drawn) == pytest.approx((x, y), abs=0.1)
+    drawing = draw_skeleton(black_image(*size), np.array([[x, y, 2.0]]), POINT)
+    assert centroid(drawing) == pytest.approx((x, y), abs=0.1)
 
 
 def test_drawing_leaves_the_input_image_unchanged() -> None:
     image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
-    before = image.copy()
-    drawn = draw_skeleton(image, np.array([[40.0, 30.0, 2.0]]), POINT, bbox_xyxy=np.array([5.0, 5.0, 70.0, 50.0]))
-    assert np.array_equal(image, before)
-    assert not np.array_equal(drawn, before)
+    original = image.copy()
+    drawing = draw_skeleton(image, np.array([[40.0, 30.0, 2.0]]), POINT, bbox_xyxy=np.array([5.0, 5.0, 70.0, 50.0]))
+    assert np.array_equal(image, original)
+    assert not np.array_equal(drawing, original)
 
 
 @pytest.mark.parametrize(
@@ -71,25 +71,25 @@ def test_left_right_and_middle_have_different_colors_unless_one_color_is_set() -
     locations = {"left_knee": (30, 30), "right_knee": (90, 30), "nose": (60, 60)}
     for name, location in locations.items():
         points[names.index(name)] = (*location, 2)
-    drawn = draw_skeleton(black_image(120, 90), points, DACON24)
-    drawn_colors = [tuple(drawn[y, x]) for x, y in locations.values()]
+    drawing = draw_skeleton(black_image(120, 90), points, DACON24)
+    drawn_colors = [tuple(drawing[y, x]) for x, y in locations.values()]
     assert drawn_colors == [LEFT, RIGHT, MIDDLE]
-    uniform = draw_skeleton(black_image(120, 90), points, DACON24, color=TRUTH)
-    assert [tuple(uniform[y, x]) for x, y in locations.values()] == [TRUTH] * 3
+    drawing = draw_skeleton(black_image(120, 90), points, DACON24, color=TRUTH)
+    assert [tuple(drawing[y, x]) for x, y in locations.values()] == [TRUTH] * 3
 
 
 def test_a_limb_is_drawn_between_its_ends() -> None:
-    drawn = draw_skeleton(black_image(80, 60), np.array([[10.0, 30.0, 2.0], [70.0, 30.0, 2.0]]), TWO_POINTS_WITH_LIMB)
-    assert drawn[30, 40].any()
-    assert not drawn[10, 40].any()
+    drawing = draw_skeleton(black_image(80, 60), np.array([[10.0, 30.0, 2.0], [70.0, 30.0, 2.0]]), TWO_POINTS_WITH_LIMB)
+    assert drawing[30, 40].any()
+    assert not drawing[10, 40].any()
 
 
 def test_discs_grow_with_the_image() -> None:
     point = np.array([[50.0, 50.0, 2.0]])
-    small, large = (
+    small_count, large_count = (
         np.count_nonzero(draw_skeleton(black_image(*size), point, POINT)) for size in [(320, 240), (1920, 1080)]
     )
-    assert large > 10 * small
+    assert large_count > 10 * small_count
 
 
 @pytest.mark.parametrize("max_side", [45, 300])
@@ -97,10 +97,10 @@ def test_the_affine_of_a_crop_maps_a_point_of_the_image_to_its_place_in_the_crop
     image = black_image(200, 150)
     cv2.circle(image, (120, 80), 12, (255, 255, 255), cv2.FILLED)
     crop, affine = crop_and_resize(image, np.array([70.2, 40.0, 160.0, 139.0]), max_side)
-    moved = transform_keypoints(np.array([[120.0, 80.0, 2.0]]), affine)
+    moved_point = transform_keypoints(np.array([[120.0, 80.0, 2.0]]), affine)
     assert max(crop.shape[:2]) <= max_side
-    assert centroid(crop) == pytest.approx(tuple(moved[0, :2]), abs=0.1)
-    assert moved[0, 2] == 2
+    assert centroid(crop) == pytest.approx(tuple(moved_point[0, :2]), abs=0.1)
+    assert moved_point[0, 2] == 2
 
 
 @pytest.mark.parametrize("box", [None, (0, 0, 0, 0), (500, 500, 600, 600), (np.nan,) * 4, (50, 50, 10, 10)])
@@ -119,13 +119,13 @@ def test_a_contact_sheet_holds_every_image_and_every_title() -> None:
     sheet = draw_contact_sheet(images, titles, columns=2, tile_width=120)
     for color in colors:
         assert (sheet == color).all(axis=2).any()
-    blank = draw_contact_sheet(images, ["", "", ""], columns=2, tile_width=120)
-    changed = (sheet != blank).any(axis=2)
+    untitled_sheet = draw_contact_sheet(images, ["", "", ""], columns=2, tile_width=120)
+    is_title = (sheet != untitled_sheet).any(axis=2)
     half_y, half_x = sheet.shape[0] // 2, sheet.shape[1] // 2
-    assert changed[:half_y, :half_x].any()
-    assert changed[:half_y, half_x:].any()
-    assert changed[half_y:, :half_x].any()
-    assert not changed[half_y:, half_x:].any()
+    assert is_title[:half_y, :half_x].any()
+    assert is_title[:half_y, half_x:].any()
+    assert is_title[half_y:, :half_x].any()
+    assert not is_title[half_y:, half_x:].any()
 
 
 def test_a_contact_sheet_without_images_or_with_a_wrong_number_of_titles_is_refused() -> None:
@@ -137,7 +137,7 @@ def test_a_contact_sheet_without_images_or_with_a_wrong_number_of_titles_is_refu
 
 def test_a_legend_is_written_in_its_colors_on_a_copy() -> None:
     image = black_image(600, 1100)
-    drawn = draw_legend(image, [("truth", TRUTH), ("é", LEFT)])
+    drawing = draw_legend(image, [("truth", TRUTH), ("é", LEFT)])
     assert not image.any()
     for color in (TRUTH, LEFT):
-        assert (drawn == color).all(axis=2).any()
+        assert (drawing == color).all(axis=2).any()
