@@ -94,7 +94,7 @@ def require_cpus(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, 
     max_cpus = max((node["Resources"].get("CPU", 0) for node in nodes), default=0)
     if max(max_cpus, cluster.num_cpus or 0) < num_cpus:
         raise ClusterError(
-            f"cluster: no node has a whole CPU for {purpose} (got {len(nodes)} nodes with at most {max_cpus:g} CPUs): "
+            f"cluster: no node has enough CPUs for {purpose} (got {len(nodes)} nodes with at most {max_cpus:g} CPUs): "
             "start Ray with CPUs, e.g. by `ray start --num-cpus=4`, or add nodes; set cluster.num_cpus if it grows"
         )
 

@@ -97,9 +97,9 @@ def load_member(
     cfg.MODEL.DEVICE = device
     try:
         content = torch.load(io.BytesIO(read_bytes(weights_path)), map_location="cpu", weights_only=True)
+        tensors, names = content["model"], content.get("keypoints")
     except _LOAD_ERRORS as error:
         raise ModelError(f"{weights_path}: damaged ({one_line(error)}): delete it and run train") from error
-    names = content.get("keypoints")
     if keypoint_names is not None and names is not None and list(keypoint_names) != list(names):
         raise ModelError(
             f"{folder}: predicts other keypoints, or in another order (got {', '.join(names[:3])}, ...): "
@@ -107,7 +107,7 @@ def load_member(
         )
     model = build_model(cfg)
     try:
-        model.load_state_dict(content["model"])
+        model.load_state_dict(tensors)
     except RuntimeError as error:
         raise ModelError(f"{weights_path}: does not fit the {CFG_NAME} beside it: restore both, or retrain") from error
     return model.eval(), cfg

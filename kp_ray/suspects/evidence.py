@@ -38,6 +38,7 @@ class Judgement:
         points: indices of the keypoints concerned; empty for all keypoints.
         reason: the mistake in words; "" if the image is not suspicious.
         shift: x, y in pixels that move the labels onto the prediction, if the kind is "shifted".
+        keeps_labels: True if other images repeat these labels and fit them less: no correction is proposed.
     """
 
     score: float
@@ -45,6 +46,7 @@ class Judgement:
     points: tuple[int, ...] = ()
     reason: str = ""
     shift: tuple[float, float] = (0.0, 0.0)
+    keeps_labels: bool = False
 
 
 def judge_predicted(labels: Annotations, predicted: FloatArray, disagreement: FloatArray) -> list[Judgement]:

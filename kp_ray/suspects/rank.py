@@ -27,8 +27,6 @@ _REPEATED_SCORE = 2.0
 in body sizes, adds 2 * log2(1 + m / `LABEL_NOISE`), at most 2 * `_MAX_BONUS`."""
 _PLAUSIBLE_MARGIN = 0.5
 """Minimum difference between the scores of the less and the more plausible image with equal labels."""
-_KEPT_REASON = "its labels are repeated by"
-"""Beginning of the reason of an image that keeps its labels; no correction is proposed for it."""
 _CROSSED_SCORE = 1.0
 """Score of shoulders and hips that point in opposite directions; real bodies can twist, see `is_crossed`."""
 _VAGUE_KINDS = ("far", "points")
@@ -74,8 +72,8 @@ def rank_suspects(
     """
     labels = remove_sentinels(labels, find_sentinels(labels))
     judgements: dict[int, Judgement] = {}
-    is_labelled = (labels.keypoints[..., 2] > 0).any(axis=1)
-    rows = [row for row, image in enumerate(labels.images) if image in predicted and is_labelled[row]]
+    labelled_rows = np.flatnonzero((labels.keypoints[..., 2] > 0).any(axis=1)).tolist()
+    rows = [row for row in labelled_rows if labels.images[row] in predicted]
     if rows:
         images = [labels.images[row] for row in rows]
         points, disagreements = (np.stack([values[image] for image in images]) for values in (predicted, disagreement))
@@ -127,12 +125,13 @@ def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> N
             repeated = Judgement(score, "repeated", (), f"repeats the labels of {labels.images[kept_row]}")
             judgements[row] = _join(judgements.get(row), repeated)
         # The kept image gets a similar score, because a person must compare these images.
-        reason = f"{_KEPT_REASON} {labels.images[wrong_rows[0]]}, which they fit less"
-        judgement = judgements.get(kept_row)
-        if judgement is not None and judgement.kind and judgement.score >= SUSPICIOUS_SCORE:
-            judgements[kept_row] = replace(judgement, score=kept_score, reason=f"{judgement.reason}; {reason}")
+        reason = f"its labels are repeated by {labels.images[wrong_rows[0]]}, which they fit less"
+        judgement = judgements.get(kept_row, Judgement(0.0))
+        reason = _join_reasons(judgement.reason, reason)
+        if judgement.kind and judgement.score >= SUSPICIOUS_SCORE:
+            judgements[kept_row] = replace(judgement, score=kept_score, reason=reason)
         else:
-            judgements[kept_row] = Judgement(kept_score, "repeated", (), reason)
+            judgements[kept_row] = Judgement(kept_score, "repeated", (), reason, keeps_labels=True)
 
 
 def _rows_by_scene(labels: Annotations) -> dict[str, dict[str, dict[int, int]]]:
@@ -195,10 +194,11 @@ def _add_motion(labels: Annotations, judgement: Judgement | None, suspect: Motio
 
 def _join(earlier: Judgement | None, added: Judgement) -> Judgement:
     """Join two judgements of an image: their scores add up, and the kind that explains more is kept."""
-    score = added.score + max(earlier.score if earlier else 0.0, 0.0)
-    if earlier is None or not earlier.kind:
-        return replace(added, score=score)
-    reason = f"{earlier.reason}; {added.reason}"
+    if earlier is None:
+        return added
+    score, reason = added.score + max(earlier.score, 0.0), _join_reasons(earlier.reason, added.reason)
+    if not earlier.kind:
+        return replace(added, score=score, reason=reason)
     if added.kind == earlier.kind:
         # Empty points mean all points.
         points = tuple(sorted({*earlier.points, *added.points})) if earlier.points and added.points else ()
@@ -212,11 +212,14 @@ def _join(earlier: Judgement | None, added: Judgement) -> Judgement:
     return replace(kept, score=score, reason=reason)
 
 
+def _join_reasons(earlier: str, added: str) -> str:
+    return f"{earlier}; {added}" if earlier else added
+
+
 def _describe(labels: Annotations, row: int, judgement: Judgement) -> Suspect:
     names = tuple(labels.skeleton.names[k] for k in judgement.points)
     is_suspicious = bool(judgement.kind) and judgement.score >= SUSPICIOUS_SCORE
-    is_proposed = is_suspicious and not judgement.reason.startswith(_KEPT_REASON)
-    corrections = tuple(_propose(labels, row, judgement)) if is_proposed else ()
+    corrections = tuple(_propose(labels, row, judgement)) if is_suspicious and not judgement.keeps_labels else ()
     return Suspect(labels.images[row], judgement.score, judgement.kind, names, judgement.reason, corrections)
 
 

@@ -80,7 +80,7 @@ def test_an_autoscaling_cluster_is_counted_at_its_full_size(set_nodes: Any) -> N
     assert not fits_a_node(config, 9, 0)
 
 
-NO_CPU = r"^cluster: no node has a whole CPU for {} \(got 1 nodes with at most {} CPUs\): start Ray with CPUs"
+NO_CPU = r"^cluster: no node has enough CPUs for {} \(got 1 nodes with at most {} CPUs\): start Ray with CPUs"
 
 
 def test_a_cluster_without_cpus_is_refused_instead_of_waited_for(set_nodes: Any) -> None:

@@ -76,6 +76,16 @@ def test_a_member_with_a_missing_or_damaged_file_is_refused_by_its_name(
         load_member(str(tmp_path), "cpu")
 
 
+@pytest.mark.parametrize("content", [[1, 2], {"weights": 1}])
+def test_a_weights_file_of_another_program_is_refused(
+    model: torch.nn.Module, cfg: Any, tmp_path: Path, content: Any
+) -> None:
+    save_model(model, cfg, str(tmp_path), DACON24)
+    torch.save(content, tmp_path / "model_final.pth")
+    with pytest.raises(ModelError, match=rf"^{tmp_path}/model_final\.pth: damaged"):
+        load_member(str(tmp_path), "cpu")
+
+
 def test_a_member_whose_weights_do_not_fit_its_config_is_refused(
     model: torch.nn.Module, cfg: Any, tmp_path: Path
 ) -> None:
