@@ -23,27 +23,37 @@ Overlay = tuple[FloatArray, Skeleton, Color | None]
 """Keypoints (K, 3) in pixels, their skeleton, and its color (None: different colors for left, right and middle)."""
 
 
-def read_test_image(config: Config, name: str) -> Image | None:
-    """Read an image (H, W, 3), BGR, from the config's image folders; None if no folder holds it."""
+def prediction_image_folders(config: Config) -> tuple[str | None, ...]:
+    """Return the folders that may hold an image of the predictions, the first choice first."""
+    return config.predict.images, config.data.test_images, config.data.images
+
+
+def read_image(folders: Sequence[str | None], name: str) -> Image | None:
+    """Read an image (H, W, 3), BGR, from the first of the folders that holds it; None if no folder does."""
     try:
         check_image_name(name, "")
     except DataError:
         return None  # "../x" would put a private file into a page that is shared
-    for folder in (config.predict.images, config.data.test_images, config.data.images):
+    for folder in folders:
         path = join(folder or "", name)
         if folder is not None and exists(path):
             return decode_preview(read_bytes(path))
     return None
 
 
-def overlay_uri(config: Config, image_name: str, overlays: Sequence[Overlay]) -> str | None:
+def overlay_uri(folders: Sequence[str | None], image_name: str, overlays: Sequence[Overlay]) -> str | None:
     """Draw skeletons over an image, crop the image around them, and encode it as a `data:` URI.
+
+    Args:
+        folders: folders of images, as for `read_image`.
+        image_name: name of the image in its folder.
+        overlays: skeletons to draw.
 
     Returns:
         None if the image cannot be read or no skeleton has a finite point.
     """
     points = np.concatenate([keypoints for keypoints, _, _ in overlays]) if overlays else np.zeros((0, 3))
-    image = read_test_image(config, image_name) if np.isfinite(points[:, :2]).any() else None
+    image = read_image(folders, image_name) if np.isfinite(points[:, :2]).any() else None
     if image is None:
         return None
     height, width = image.shape[:2]

@@ -11,7 +11,7 @@ from kp_ray.metrics import point_errors
 from kp_ray.prediction.predictions import Predictions
 from kp_ray.prediction.records import FilledImage, ImageRmse
 from kp_ray.reporting.formatting import format_number
-from kp_ray.reporting.overlays import Overlay, overlay_uri
+from kp_ray.reporting.overlays import Overlay, overlay_uri, prediction_image_folders
 from kp_ray.reporting.run_files import RunFiles
 from kp_ray.visualization.colors import SERIES, TRUTH, series_color
 
@@ -145,7 +145,7 @@ def _draw_tiles(config: Config, files: RunFiles, captions: Mapping[str, tuple[st
             for labels, color in ((files.truth, TRUTH), (files.submission, None))
             if labels is not None and image in labels.images
         ]
-        uri = overlay_uri(config, image, overlays)
+        uri = overlay_uri(prediction_image_folders(config), image, overlays)
         if uri:
             tiles.append(Tile(image, uri, value, note))
     return tuple(tiles)
@@ -187,7 +187,7 @@ def _draw_disputed_tiles(
             (keypoints, skeleton, series_color(member))
             for member, keypoints in enumerate(predictions.keypoints[:, row])
         ]
-        uri = overlay_uri(config, predictions.images[row], overlays)
+        uri = overlay_uri(prediction_image_folders(config), predictions.images[row], overlays)
         if uri:
             tiles.append(Tile(predictions.images[row], uri, format_number(spread_px), " px apart"))
     return tuple(tiles)

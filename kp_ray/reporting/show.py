@@ -13,7 +13,7 @@ from kp_ray.errors import ConfigError, DataError, StoreError
 from kp_ray.images import Image, decode_preview, encode_preview
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.prediction.predictions import read_predictions
-from kp_ray.reporting.overlays import read_test_image
+from kp_ray.reporting.overlays import prediction_image_folders, read_image
 from kp_ray.reporting.run_files import read_submission_labels, read_truth
 from kp_ray.storage import exists, join, write_bytes
 from kp_ray.store.layout import has_store
@@ -104,8 +104,13 @@ def show(
         raise ConfigError(f"{path}: neither a store nor predictions: name RUN/store or RUN/predictions.parquet")
     if not named_images:
         raise DataError(f"{path}: nothing matches --recipe and --image: correct them, or leave one out")
+    file_names = {"sheet"}
     for name, canvas in named_images:
-        write_bytes(join(out_folder, f"{name.replace('/', '_')}.jpg"), encode_preview(canvas, 90))
+        file_name = name.replace("/", "_")
+        while file_name in file_names:
+            file_name += "_"
+        file_names.add(file_name)
+        write_bytes(join(out_folder, f"{file_name}.jpg"), encode_preview(canvas, 90))
     names, canvases = [name for name, _ in named_images], [canvas for _, canvas in named_images]
     write_bytes(join(out_folder, "sheet.jpg"), encode_preview(draw_contact_sheet(canvases, names, 4, 260)))
     return ShowSummary(len(named_images), out_folder)
@@ -196,7 +201,7 @@ def _draw_predictions(path: str, selection: _Selection) -> Iterator[NamedImage]:
     rng = np.random.default_rng(selection.seed)
     for row in np.sort(rng.permutation(rows)[: selection.num]):
         image = predictions.images[row]
-        canvas = read_test_image(config, image)
+        canvas = read_image(prediction_image_folders(config), image)
         if canvas is None:
             raise DataError(
                 f"{path}: image {image} is not in data.test_images of {join(_parent(path), 'config.yaml')}: "

@@ -80,4 +80,4 @@ def _draw_points(
     skeleton = labels.skeleton
     # With v = 0 a point widens the crop and is not drawn.
     undrawn = [(np.where([[True, True, False]], keypoints, 0.0), skeleton, None) for keypoints in points_in_crop]
-    return overlay_uri(config, image, [*undrawn, (points, skeleton, None)])
+    return overlay_uri([config.data.images], image, [*undrawn, (points, skeleton, None)])

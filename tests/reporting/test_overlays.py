@@ -6,23 +6,23 @@ import numpy as np
 
 from kp_ray.config.schema import Config
 from kp_ray.keypoints import DACON24
-from kp_ray.reporting.overlays import overlay_uri, read_test_image
+from kp_ray.reporting.overlays import overlay_uri, prediction_image_folders, read_image
 from tests.helpers.run_folders import OUTSIDE_NAME
 from tests.helpers.stores import HEIGHT, STORE_IMAGES, WIDTH, make_points
 
 
 def test_images_are_read_only_from_the_folders_of_the_config(whole_run: Config) -> None:
-    image = read_test_image(whole_run, STORE_IMAGES[0])
+    image = read_image(prediction_image_folders(whole_run), STORE_IMAGES[0])
     assert image is not None
     assert image.shape == (HEIGHT, WIDTH, 3)
     assert Path(whole_run.require_input("test_images"), OUTSIDE_NAME).exists()
-    assert read_test_image(whole_run, OUTSIDE_NAME) is None
-    assert read_test_image(whole_run, "nowhere.jpg") is None
+    assert read_image(prediction_image_folders(whole_run), OUTSIDE_NAME) is None
+    assert read_image(prediction_image_folders(whole_run), "nowhere.jpg") is None
 
 
 def test_an_image_without_finite_points_has_no_overlay(whole_run: Config) -> None:
     no_points = np.full((len(DACON24), 3), np.nan)
-    assert overlay_uri(whole_run, STORE_IMAGES[0], [(no_points, DACON24, None)]) is None
-    assert overlay_uri(whole_run, STORE_IMAGES[0], []) is None
+    assert overlay_uri(prediction_image_folders(whole_run), STORE_IMAGES[0], [(no_points, DACON24, None)]) is None
+    assert overlay_uri(prediction_image_folders(whole_run), STORE_IMAGES[0], []) is None
     points = np.column_stack([make_points(0), np.ones(len(DACON24))])
-    assert overlay_uri(whole_run, STORE_IMAGES[0], [(points, DACON24, None)])
+    assert overlay_uri(prediction_image_folders(whole_run), STORE_IMAGES[0], [(points, DACON24, None)])
