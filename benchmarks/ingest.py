@@ -38,7 +38,8 @@ from kp_ray.config.training import MemberConfig
 from kp_ray.keypoints import CONTINUOUS_OFFSET, DACON24
 from kp_ray.models.presets import build_cfg
 from kp_ray.store.read import RowReader
-from kp_ray.training.dataloader import iter_batches, usable_rows
+from kp_ray.training.dataloader import iter_batches
+from kp_ray.training.rows import usable_rows
 
 BATCH = 4
 WARM_UP = 12

@@ -34,7 +34,8 @@ from kp_ray.keypoints import DACON24
 from kp_ray.models.presets import build_cfg
 from kp_ray.storage import filesystem
 from kp_ray.store.local_copies import local_copies
-from kp_ray.training.dataloader import iter_batches, usable_rows
+from kp_ray.training.dataloader import iter_batches
+from kp_ray.training.rows import usable_rows
 
 BATCH = 4
 LATENCY_S = 0.02

@@ -22,12 +22,11 @@ from kp_ray.models.weights import LoadedWeights, load_weights, save_model, save_
 from kp_ray.storage import join
 from kp_ray.training.losses import LossModule
 from kp_ray.training.optimizer import build_optimizer
+from kp_ray.training.result import SCORE
 from kp_ray.training.settings import starting_weights
 from kp_ray.training.worker import Worker
 
 CHECKPOINT_NAME = "checkpoint.pth"
-SCORE = "score"
-"""Key under which a checkpoint's reported metrics hold its value of `train.best_metric`."""
 WORST_SCORE = 1e30
 """Score of a checkpoint without a finite evaluation, signed so that it ranks last: Ray Train (2.60) cannot reload a NaN
 from its snapshot."""

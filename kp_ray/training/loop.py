@@ -4,7 +4,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray.train
@@ -25,37 +24,11 @@ from kp_ray.training.log_writers import TrainingLog
 from kp_ray.training.logs import EVALUATION_PREFIX
 from kp_ray.training.losses import average_losses
 from kp_ray.training.optimizer import update_ema
+from kp_ray.training.result import TrainingResult
 from kp_ray.training.worker import Worker, create_worker
 
 LOSS_CHECK_PERIOD = 20
 """Maximum number of iterations between checks that the loss is finite; each check waits for the GPU."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """The result of a finished training run.
-
-    Attributes:
-        iterations: number of iterations, each with the images of all workers.
-        resumed_from: number of iterations in the checkpoint from which the run resumed; 0 for a new run.
-        weights: the tensors that came from the starting weights.
-        metrics: metrics of the last evaluation, by name; empty without validation rows.
-    """
-
-    iterations: int
-    resumed_from: int
-    weights: LoadedWeights
-    metrics: Mapping[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for `--json`."""
-        return {
-            "iterations": self.iterations,
-            "resumed_from": self.resumed_from,
-            "not_in_weights": list(self.weights.random_tensors),
-            "keypoint_head": self.weights.head,
-            **self.metrics,
-        }
 
 
 def train_loop_per_worker(loop_config: Mapping[str, Any]) -> TrainingResult | KpRayError:
@@ -89,7 +62,7 @@ def _train(worker: Worker) -> TrainingResult | KpRayError:
     if isinstance(metrics, DivergedError):
         return metrics
     publish_member(state, worker)
-    return TrainingResult(worker.cfg.SOLVER.MAX_ITER, num_done, weights, metrics)
+    return TrainingResult(worker.cfg.SOLVER.MAX_ITER, num_done, weights.random_tensors, weights.head, metrics)
 
 
 def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, float] | DivergedError:

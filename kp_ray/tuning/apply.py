@@ -11,7 +11,7 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError
 from kp_ray.models.presets import build_cfg, scale_cfg
 from kp_ray.store.manifest import read_manifest
-from kp_ray.training.dataloader import usable_rows
+from kp_ray.training.rows import usable_rows
 from kp_ray.tuning.space import Point, RecipeSets, recipe_sets
 
 

@@ -36,7 +36,7 @@ from kp_ray.cluster.resources import training_capacity
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError, KpRayError
-from kp_ray.training.run import fit_member
+from kp_ray.training.fit import fit_member
 from kp_ray.tuning.records import OWN_TRIAL, trial_name
 from kp_ray.tuning.reports import ReportCallback, ReportQueue
 

@@ -18,7 +18,7 @@ from kp_ray.store.plan import make_plan
 from kp_ray.store.read import RowReader, iter_rows, read_table
 from kp_ray.store.verify import verify_store
 from kp_ray.store.write import write_store
-from kp_ray.training.dataloader import usable_rows
+from kp_ray.training.rows import usable_rows
 from tests.helpers.data import tiny_config
 from tests.helpers.stores import training_part
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kp_ray.config.schema import Config
-from kp_ray.training.loop import TrainingResult
+from kp_ray.training.result import TrainingResult
 
 TWO_WORKERS = {
     "num_workers": 2,

@@ -15,7 +15,8 @@ from kp_ray.config.training import MemberConfig
 from kp_ray.errors import StoreError
 from kp_ray.keypoints import DACON24
 from kp_ray.models.presets import build_cfg
-from kp_ray.training.dataloader import count_rows, iter_batches, usable_rows
+from kp_ray.training.dataloader import iter_batches
+from kp_ray.training.rows import count_rows, usable_rows
 from kp_ray.training.run import describe_unused_variants
 from tests.helpers.data import tiny_config
 from tests.helpers.stores import write_small_store

@@ -22,11 +22,12 @@ from kp_ray.models.inputs import to_dataset_dict
 from kp_ray.models.presets import build_cfg, build_model
 from kp_ray.store.read import RowReader
 from kp_ray.training.checkpoint import create_state, restore_state
-from kp_ray.training.dataloader import usable_rows
+from kp_ray.training.fit import release_controller
 from kp_ray.training.loop import iter_worker_batches, train_step
 from kp_ray.training.losses import LOSSES, LossModule, average_losses
 from kp_ray.training.optimizer import build_optimizer
-from kp_ray.training.run import release_controller, train
+from kp_ray.training.rows import usable_rows
+from kp_ray.training.run import train
 from kp_ray.training.worker import create_worker
 from tests.helpers.training import TrainedMember, read_log_lines, read_weights
 
@@ -143,7 +144,7 @@ def test_options_of_detectron2_and_the_moving_average_take_effect(
     )
     (member,) = train(config).members
     assert member.result is not None
-    assert member.result.weights.random_tensors == ()
+    assert member.result.random_tensors == ()
     before, after = torch.load(start, weights_only=True)["model"], read_weights(config)
     last = torch.load(Path(config.member_dir("a"), "checkpoint_0000002", "checkpoint.pth"), weights_only=True)
     changes = {

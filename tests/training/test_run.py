@@ -23,8 +23,9 @@ from kp_ray.models.weights import load_member
 from kp_ray.stage import no_progress
 from kp_ray.storage import writer_lock
 from kp_ray.store.read import iter_rows
+from kp_ray.training.fit import check_train_precision
 from kp_ray.training.logs import LogEntry
-from kp_ray.training.run import InputMonitor, check_train_precision, train
+from kp_ray.training.run import InputMonitor, train
 from tests.helpers.processes import wait_until
 from tests.helpers.training import TrainedMember
 

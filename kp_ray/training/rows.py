@@ -1,0 +1,78 @@
+"""List the rows of the store on which a member trains."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from kp_ray.config.schema import Config
+from kp_ray.config.training import MemberConfig
+from kp_ray.storage import join
+from kp_ray.store.folds import check_held_out_fold
+from kp_ray.store.read import read_part_rows, select_parts
+
+Item = TypeVar("Item")
+_REFERENCE_SCHEMA = pa.schema([("path", pa.string()), ("row", pa.int64()), ("is_wide", pa.bool_())])
+_SELECTION_COLUMNS = ("num_visible", "bbox_xyxy", "width", "height")
+
+
+def usable_rows(config: Config, member: MemberConfig) -> pa.Table:
+    """List the store's rows that a member trains on: those with enough visible keypoints and a box with an area.
+
+    Returns:
+        References to rows: `path` of the part, `row` in the part, and `is_wide`, true for an image wider than high.
+
+    Raises:
+        StoreError: there is no finished store, or it does not hold a recipe of the member.
+        StorageError: a part is missing or damaged.
+    """
+    min_visible = max(1, config.augment.min_visible)
+    tables = _read_training_rows(config, member, lambda path, table, rows: _list_usable(path, table, rows, min_visible))
+    return pa.concat_tables([_REFERENCE_SCHEMA.empty_table(), *tables])
+
+
+def count_rows(config: Config, member: MemberConfig) -> int:
+    """Count the training rows of a member's recipes, including those that `usable_rows` leaves out.
+
+    Raises:
+        StoreError: there is no finished store, or it does not hold a recipe of the member.
+    """
+    store, recipes = config.path("store"), member.recipes or config.train.recipes
+    manifest, paths = select_parts(store, split="train", recipes=recipes)
+    if manifest.folds is not None:
+        return sum(_read_training_rows(config, member, lambda path, table, rows: len(rows)))
+    selected = set(paths)
+    return sum(part.num_rows for part in manifest.parts if join(store, part.path) in selected)
+
+
+def _read_training_rows(
+    config: Config, member: MemberConfig, convert: Callable[[str, pa.Table, Sequence[int]], Item]
+) -> list[Item]:
+    """Read a member's training rows, without the fold that it holds out, and return a result per part.
+
+    Args:
+        config: the run's configuration.
+        member: the member.
+        convert: makes a part's result from the part's path, its training rows and their numbers in the part.
+    """
+    fold = check_held_out_fold(config, member.name)
+    recipes = member.recipes or config.train.recipes
+    manifest, paths = select_parts(config.path("store"), split="train", recipes=recipes, fold=fold)
+
+    def read(path: str) -> Item:
+        return convert(path, *read_part_rows(path, _SELECTION_COLUMNS, folds=manifest.folds, split="train", fold=fold))
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(read, paths))
+
+
+def _list_usable(path: str, table: pa.Table, row_numbers: Sequence[int], min_visible: int) -> pa.Table:
+    """Return references to the usable rows of a table; `row_numbers` are the numbers of all its rows in the part."""
+    x1, y1, x2, y2 = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4).T
+    usable = np.flatnonzero((table["num_visible"].to_numpy() >= min_visible) & (x2 > x1) & (y2 > y1))
+    is_wide = table["width"].to_numpy()[usable] > table["height"].to_numpy()[usable]
+    usable_numbers = np.array(row_numbers, dtype=np.int64)[usable]
+    columns = {"path": [path] * len(usable), "row": usable_numbers, "is_wide": is_wide}
+    return pa.table(columns, schema=_REFERENCE_SCHEMA)
