@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kp_ray.cluster.screen import ACTOR_POOL_WARNING
+from kp_ray.config.schema import Config
 from tests.helpers.clusters import ENVIRONMENT, TOKEN, Cluster, free_port, ray_temp_dir
 from tests.helpers.data import ROOT, tiny_config
 from tests.helpers.processes import KP_RAY, RAY, file_times, last_json, wait_until
@@ -81,24 +82,31 @@ JOBS = {
 }
 
 
-# The job of the pipeline runs every stage. The jobs of the single stages take as long again, so their test is slow.
-@pytest.mark.parametrize("jobs", [["pipeline"], pytest.param(list(JOBS), marks=pytest.mark.slow)], ids="-".join)
-def test_every_job_succeeds_and_writes_its_result(
-    jobs: Sequence[str], cluster: Cluster, sample_data: dict[str, Any], tmp_path: Path
-) -> None:
-    members = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}][: len(jobs)]
-    num_trials = int("tune" in jobs)  # test_api.py runs a search inside a pipeline
-    config = tiny_config(sample_data, tmp_path / "run", train={"members": members}, tune={"num_trials": num_trials})
-    path = tmp_path / "config.yaml"
+def run_job(cluster: Cluster, job: str, config: Config, folder: Path) -> None:
+    """Submit a job, wait for its end, and assert that it succeeded and wrote its result."""
+    path = folder / "config.yaml"
     path.write_text(config.to_yaml())
+    result = cluster.run(*submit_command(cluster.dashboard, job, str(path)))
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+    assert "succeeded" in result.stdout.lower()
+    assert "Traceback" not in result.stdout
+    assert ACTOR_POOL_WARNING not in result.stdout
+    assert Path(config.path(JOBS[job])).stat().st_size > 0
+
+
+def test_a_job_runs_a_stage_on_the_cluster(cluster: Cluster, sample_data: dict[str, Any], tmp_path: Path) -> None:
+    run_job(cluster, "augment", tiny_config(sample_data, tmp_path / "run"), tmp_path)
+
+
+@pytest.mark.slow
+def test_every_job_succeeds_and_writes_its_result(
+    cluster: Cluster, sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    members = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}]
     run = tmp_path / "run"
-    for job in jobs:
-        result = cluster.run(*submit_command(cluster.dashboard, job, str(path)))
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
-        assert "succeeded" in result.stdout.lower()
-        assert "Traceback" not in result.stdout
-        assert ACTOR_POOL_WARNING not in result.stdout
-        assert (run / JOBS[job]).stat().st_size > 0
+    config = tiny_config(sample_data, run, train={"members": members}, tune={"num_trials": 1})
+    for job in JOBS:
+        run_job(cluster, job, config, tmp_path)
     for name in (
         "config.yaml",
         "check.csv",
@@ -107,7 +115,9 @@ def test_every_job_succeeds_and_writes_its_result(
         "members/a/model_final.pth",
         "members/a/config.yaml",
         "members/a/metrics.json",
-        *(["tune/trials.csv", "tune/trials.parquet", "tune/best.yaml"] if num_trials else []),
+        "tune/trials.csv",
+        "tune/trials.parquet",
+        "tune/best.yaml",
         "predictions.parquet",
         "submission.csv",
         "evaluation.json",
