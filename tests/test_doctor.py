@@ -53,14 +53,16 @@ def test_a_store_too_large_for_the_disk_and_invalid_labels_fail(
 
 
 def test_a_working_directory_above_the_upload_limit_fails_if_a_cluster_is_named(
-    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sample_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for folder in (".git", "runs", "kp_ray"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").write_bytes(bytes(2000))
-    remote_config = tiny.model_copy(update={"cluster": tiny.cluster.model_copy(update={"address": "10.0.0.1:6379"})})
+    remote_config = sample_config.model_copy(
+        update={"cluster": sample_config.cluster.model_copy(update={"address": "10.0.0.1:6379"})}
+    )
 
     def check_upload(config: Config) -> doctor.Check:
         return next(check for check in check_machine(config) if check.name == "upload")
@@ -71,7 +73,7 @@ def test_a_working_directory_above_the_upload_limit_fails_if_a_cluster_is_named(
         file.truncate(100 << 20)  # the limit of Ray's job server
     assert not check_upload(remote_config).ok
     assert "excludes" in check_upload(remote_config).fix
-    assert check_upload(tiny).ok
+    assert check_upload(sample_config).ok
     (tmp_path / ".rayignore").write_text("*.pth\n")
     assert check_upload(remote_config).ok
 
@@ -122,10 +124,10 @@ HEALTHY = NodeProbe(
     ],
 )
 def test_a_fault_of_a_node_fails_one_check_with_its_fix(
-    tiny: Config, fault: dict[str, Any], name: str, fix: str
+    sample_config: Config, fault: dict[str, Any], name: str, fix: str
 ) -> None:
-    assert all(check.ok for check in check_node(HEALTHY, RESOURCES, tiny, is_multi_node=True))
-    checks = check_node(replace(HEALTHY, **fault), RESOURCES, tiny, is_multi_node=True)
+    assert all(check.ok for check in check_node(HEALTHY, RESOURCES, sample_config, is_multi_node=True))
+    checks = check_node(replace(HEALTHY, **fault), RESOURCES, sample_config, is_multi_node=True)
     failures = [check for check in checks if not check.ok]
     assert [check.name for check in failures] == [name]
     assert fix in failures[0].fix

@@ -13,16 +13,16 @@ from kp_ray.errors import ConfigError, DataError
 from kp_ray.stage import no_progress
 
 
-def test_findings_and_config_are_written_and_progress_is_reported(tiny: Config) -> None:
+def test_findings_and_config_are_written_and_progress_is_reported(sample_config: Config) -> None:
     stage, reports = CheckStage(), []
-    assert not stage.is_done(tiny)
-    stage.check(tiny)
-    summary = stage.run(tiny, lambda name, done, total, note="": reports.append((name, done, total)))
-    assert stage.is_done(tiny)
+    assert not stage.is_done(sample_config)
+    stage.check(sample_config)
+    summary = stage.run(sample_config, lambda name, done, total, note="": reports.append((name, done, total)))
+    assert stage.is_done(sample_config)
     assert summary.ok
     assert summary.images_checked
-    assert read_findings(tiny.path("check.csv")) == list(summary.findings)
-    assert load_config(tiny.path("config.yaml")) == tiny
+    assert read_findings(sample_config.path("check.csv")) == list(summary.findings)
+    assert load_config(sample_config.path("config.yaml")) == sample_config
     assert reports == [("", done, 12) for done in range(1, 13)]
 
 
@@ -31,22 +31,24 @@ def with_images(config: Config, folder: Path) -> Config:
     return build_config({**config.to_dict(), "data": {**config.to_dict()["data"], "images": str(folder)}})
 
 
-def test_missing_images_are_errors_that_the_summary_counts(tiny: Config, tmp_path: Path) -> None:
-    first_image = min(Path(tiny.require_input("images")).iterdir())
+def test_missing_images_are_errors_that_the_summary_counts(sample_config: Config, tmp_path: Path) -> None:
+    first_image = min(Path(sample_config.require_input("images")).iterdir())
     (tmp_path / "images").mkdir()
     shutil.copy(first_image, tmp_path / "images")
-    summary = CheckStage().run(with_images(tiny, tmp_path / "images"), no_progress)
+    summary = CheckStage().run(with_images(sample_config, tmp_path / "images"), no_progress)
     assert not summary.ok
     assert summary.to_json()["errors"] == summary.to_json()["findings"]["missing"] == 11  # of 12 images
 
 
 @pytest.mark.parametrize("names", [[], ["notes.txt"], ["another.jpg"]])
-def test_a_folder_that_holds_none_of_the_images_is_refused(tiny: Config, tmp_path: Path, names: list[str]) -> None:
+def test_a_folder_that_holds_none_of_the_images_is_refused(
+    sample_config: Config, tmp_path: Path, names: list[str]
+) -> None:
     (tmp_path / "images").mkdir()
     for name in names:
         (tmp_path / "images" / name).touch()
     with pytest.raises(DataError, match=r"^data\.images: .*/images: none of the 12 labelled images is there"):
-        CheckStage().run(with_images(tiny, tmp_path / "images"), no_progress)
+        CheckStage().run(with_images(sample_config, tmp_path / "images"), no_progress)
 
 
 def test_findings_about_all_images_come_before_findings_about_one_image() -> None:
@@ -61,8 +63,8 @@ def test_findings_about_all_images_come_before_findings_about_one_image() -> Non
     ]
 
 
-def test_without_images_only_the_labels_are_checked(tiny: Config) -> None:
-    config = build_config({**tiny.to_dict(), "data": {"annotations": tiny.data.annotations}})
+def test_without_images_only_the_labels_are_checked(sample_config: Config) -> None:
+    config = build_config({**sample_config.to_dict(), "data": {"annotations": sample_config.data.annotations}})
     summary = CheckStage().run(config, no_progress)
     assert not summary.images_checked
     assert any("data.images is not set" in line for line in summary.lines())
@@ -85,7 +87,7 @@ def test_the_summary_has_one_line_per_kind_with_an_example_and_counts_as_json() 
 
 
 @pytest.mark.parametrize("key", ["annotations", "images", "corrections"])
-def test_an_input_that_does_not_exist_is_refused_by_its_key(tiny: Config, key: str) -> None:
-    config = build_config({**tiny.to_dict(), "data": {**tiny.to_dict()["data"], key: "/nowhere"}})
+def test_an_input_that_does_not_exist_is_refused_by_its_key(sample_config: Config, key: str) -> None:
+    config = build_config({**sample_config.to_dict(), "data": {**sample_config.to_dict()["data"], key: "/nowhere"}})
     with pytest.raises(ConfigError, match=rf"^data\.{key}: .*/nowhere"):
         CheckStage().check(config)

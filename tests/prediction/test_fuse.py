@@ -99,6 +99,6 @@ def test_predictions_of_other_keypoints_are_refused(run_without_submission: Conf
         read_run_predictions(run_without_submission, other_skeleton)
 
 
-def test_if_the_file_of_predictions_is_missing_the_message_says_to_run_predict(tiny: Config) -> None:
+def test_if_the_file_of_predictions_is_missing_the_message_says_to_run_predict(sample_config: Config) -> None:
     with pytest.raises(StorageError, match="there is no such file: run predict first"):
-        read_run_predictions(tiny, DACON24)
+        read_run_predictions(sample_config, DACON24)

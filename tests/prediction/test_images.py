@@ -22,20 +22,20 @@ def image_names(refs: list[ImageRef]) -> list[str]:
     return [ref.image for ref in refs]
 
 
-def test_without_predict_images_the_sample_submission_or_the_folder_lists_the_images(tiny: Config) -> None:
-    folder = Path(tiny.require_input("test_images"))
+def test_without_predict_images_the_sample_submission_or_the_folder_lists_the_images(sample_config: Config) -> None:
+    folder = Path(sample_config.require_input("test_images"))
     names = sorted(path.name for path in folder.iterdir())
     sample = SampleSubmission((names[3], names[1]), ("image", *DACON24.columns))
-    assert image_names(list_refs(tiny, None)) == names
-    assert image_names(list_refs(tiny, None, sample)) == [names[3], names[1]]
-    assert image_names(list_refs(tiny, str(folder), sample)) == names
+    assert image_names(list_refs(sample_config, None)) == names
+    assert image_names(list_refs(sample_config, None, sample)) == [names[3], names[1]]
+    assert image_names(list_refs(sample_config, str(folder), sample)) == names
 
 
-def test_a_text_list_names_files_of_the_folder_and_absolute_paths(tiny: Config, tmp_path: Path) -> None:
-    folder = Path(tiny.require_input("test_images"))
+def test_a_text_list_names_files_of_the_folder_and_absolute_paths(sample_config: Config, tmp_path: Path) -> None:
+    folder = Path(sample_config.require_input("test_images"))
     names = sorted(path.name for path in folder.iterdir())
     (tmp_path / "list.txt").write_text(f"{names[2]}\n\n{folder / names[0]}\n")
-    refs = list_refs(tiny, str(tmp_path / "list.txt"))
+    refs = list_refs(sample_config, str(tmp_path / "list.txt"))
     assert [(ref.image, ref.path) for ref in refs] == [
         (names[2], str(folder / names[2])), (str(folder / names[0]), str(folder / names[0])),
     ]  # fmt: skip
@@ -43,13 +43,13 @@ def test_a_text_list_names_files_of_the_folder_and_absolute_paths(tiny: Config, 
     assert refs[1].version == f"{status.st_size}:{status.st_mtime_ns}"
 
 
-def test_a_csv_list_names_the_images_in_the_column_image(tiny: Config, tmp_path: Path) -> None:
-    name = min(path.name for path in Path(tiny.require_input("test_images")).iterdir())
+def test_a_csv_list_names_the_images_in_the_column_image(sample_config: Config, tmp_path: Path) -> None:
+    name = min(path.name for path in Path(sample_config.require_input("test_images")).iterdir())
     (tmp_path / "list.csv").write_text(f"camera,image\nA,{name}\nB,lost.jpg\n")
-    assert image_names(list_refs(tiny, str(tmp_path / "list.csv"))) == [name, "lost.jpg"]
+    assert image_names(list_refs(sample_config, str(tmp_path / "list.csv"))) == [name, "lost.jpg"]
     (tmp_path / "wrong.csv").write_text("file\na.jpg\n")
     with pytest.raises(DataError, match=r"wrong\.csv: .*name the column of file names `image` \(now 'file'\)"):
-        list_refs(tiny, str(tmp_path / "wrong.csv"))
+        list_refs(sample_config, str(tmp_path / "wrong.csv"))
 
 
 def test_if_no_image_exists_the_sample_submission_is_refused(tmp_path: Path) -> None:
@@ -62,12 +62,14 @@ def test_if_no_image_exists_the_sample_submission_is_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("list_name", ["list.txt", "list.csv"])
-def test_if_no_image_exists_the_list_is_refused_by_its_name(tiny: Config, tmp_path: Path, list_name: str) -> None:
+def test_if_no_image_exists_the_list_is_refused_by_its_name(
+    sample_config: Config, tmp_path: Path, list_name: str
+) -> None:
     path = tmp_path / list_name
     header = "image\n" if list_name == "list.csv" else ""
     path.write_text(f"{header}a.jpg\nb.jpg\n")
     with pytest.raises(DataError, match=rf"{list_name}: none of its 2 images exists"):
-        list_refs(tiny, str(path))
+        list_refs(sample_config, str(path))
 
 
 def test_images_of_the_store_are_the_unaugmented_rows(run_with_store: Config) -> None:
@@ -76,9 +78,9 @@ def test_images_of_the_store_are_the_unaugmented_rows(run_with_store: Config) ->
     assert all(ref.row is not None for ref in refs)
 
 
-def test_a_missing_store_is_refused(tiny: Config) -> None:
+def test_a_missing_store_is_refused(sample_config: Config) -> None:
     with pytest.raises(StoreError, match="run augment first"):
-        list_refs(tiny, "store:val")
+        list_refs(sample_config, "store:val")
 
 
 @pytest.mark.parametrize(
@@ -90,10 +92,10 @@ def test_a_missing_store_is_refused(tiny: Config) -> None:
         ("a\0.jpg\n", "contains a NUL"),
     ],
 )
-def test_an_invalid_list_is_refused(tiny: Config, tmp_path: Path, content: str, message: str) -> None:
+def test_an_invalid_list_is_refused(sample_config: Config, tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "wrong.txt").write_text(content)
     with pytest.raises(DataError, match=rf"wrong\.txt: .*{message}"):
-        list_refs(tiny, str(tmp_path / "wrong.txt"))
+        list_refs(sample_config, str(tmp_path / "wrong.txt"))
 
 
 @pytest.mark.parametrize(
@@ -127,21 +129,21 @@ def test_an_invalid_list_is_refused(tiny: Config, tmp_path: Path, content: str, 
     ],
 )
 def test_a_list_in_another_format_is_refused_with_the_cause(
-    tiny: Config, tmp_path: Path, name: str, content: bytes, message: str
+    sample_config: Config, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
-        list_refs(tiny, str(tmp_path / name))
+        list_refs(sample_config, str(tmp_path / name))
     assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
 
 
-def test_a_list_may_begin_with_a_name_that_looks_like_json(tiny: Config, tmp_path: Path) -> None:
-    name = min(path.name for path in Path(tiny.require_input("test_images")).iterdir())
+def test_a_list_may_begin_with_a_name_that_looks_like_json(sample_config: Config, tmp_path: Path) -> None:
+    name = min(path.name for path in Path(sample_config.require_input("test_images")).iterdir())
     (tmp_path / "list.txt").write_text(f"[1].jpg\n{name}\n")
-    assert image_names(list_refs(tiny, str(tmp_path / "list.txt"))) == ["[1].jpg", name]
+    assert image_names(list_refs(sample_config, str(tmp_path / "list.txt"))) == ["[1].jpg", name]
 
 
-def test_relative_names_need_a_folder(tiny: Config, tmp_path: Path) -> None:
+def test_relative_names_need_a_folder(sample_config: Config, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\n")
     config = tiny_config({}, tmp_path / "run", predict={"images": str(tmp_path / "list.txt")})
     with pytest.raises(ConfigError, match=r"set data\.test_images"):

@@ -69,43 +69,45 @@ def test_predict_is_done_if_every_image_is_predicted(predicted_run: Config) -> N
     assert not stage.is_done(configure_run(predicted_run, Path(predicted_run.run_dir), tta=["flip"]))
 
 
-def test_predict_checks_only_inputs_that_are_not_results_of_earlier_stages(tiny: Config, tmp_path: Path) -> None:
+def test_predict_checks_only_inputs_that_are_not_results_of_earlier_stages(
+    sample_config: Config, tmp_path: Path
+) -> None:
     stage = PredictStage()
-    stage.check(tiny)  # the run has neither a store nor members
+    stage.check(sample_config)  # the run has neither a store nor members
     with pytest.raises(ModelError, match="is not trained"):
-        stage.is_done(tiny)
+        stage.is_done(sample_config)
     stage.check(tiny_config({}, tmp_path, predict={"images": "store:val"}))
     with pytest.raises(ConfigError, match=r"data\.test_images is not set"):
         stage.check(tiny_config({}, tmp_path))
     with pytest.raises(ConfigError, match=r"data\.test_images: .*nowhere"):
         stage.check(tiny_config({"test_images": str(tmp_path / "nowhere")}, tmp_path))
     with pytest.raises(ConfigError, match=r"predict\.weights: x is not a member"):
-        stage.check(configure_run(tiny, tmp_path, weights={"x": 1}))
+        stage.check(configure_run(sample_config, tmp_path, weights={"x": 1}))
     (tmp_path / "list.txt").write_text("")
     with pytest.raises(DataError, match=r"list\.txt: lists no image"):
-        stage.check(configure_run(tiny, tmp_path, images=str(tmp_path / "list.txt")))
+        stage.check(configure_run(sample_config, tmp_path, images=str(tmp_path / "list.txt")))
 
 
-def test_the_forecast_of_predict_counts_images_and_trained_members(tiny: Config) -> None:
-    forecast = PredictStage().forecast(tiny)
+def test_the_forecast_of_predict_counts_images_and_trained_members(sample_config: Config) -> None:
+    forecast = PredictStage().forecast(sample_config)
     assert forecast.to_json() == {"images": 10, "members": 1, "trained": 0}
     assert forecast.lines() == [
         "10 images by 1 members (0 trained), 1 to 1 actors with 1 CPUs and a GPU if the cluster has GPUs each"
     ]
-    assert not Path(tiny.run_dir).exists()
+    assert not Path(sample_config.run_dir).exists()
 
 
-def test_evaluate_applies_to_runs_with_a_truth(tiny: Config, tmp_path: Path) -> None:
+def test_evaluate_applies_to_runs_with_a_truth(sample_config: Config, tmp_path: Path) -> None:
     stage = EvaluateStage()
-    config_without_truth = configure_run(tiny, tmp_path, {"truth": None})
-    assert stage.applies(tiny)
+    config_without_truth = configure_run(sample_config, tmp_path, {"truth": None})
+    assert stage.applies(sample_config)
     assert not stage.applies(config_without_truth)
-    assert stage.applies(configure_run(tiny, tmp_path, {"truth": None}, images="store:val"))
-    stage.check(tiny)
+    assert stage.applies(configure_run(sample_config, tmp_path, {"truth": None}, images="store:val"))
+    stage.check(sample_config)
     with pytest.raises(ConfigError, match=r"data\.truth"):
         stage.check(config_without_truth)
     with pytest.raises(StorageError, match="run predict first"):
-        stage.is_done(tiny)
+        stage.is_done(sample_config)
 
 
 def test_evaluate_scores_the_run_or_a_submission(predicted_run: Config) -> None:

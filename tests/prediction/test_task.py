@@ -19,9 +19,9 @@ def copied_run(run_with_store: Config, tmp_path: Path) -> Config:
     return configure_run(run_with_store, tmp_path / "run", tta=["flip"])
 
 
-def test_an_untrained_member_is_refused(tiny: Config) -> None:
+def test_an_untrained_member_is_refused(sample_config: Config) -> None:
     with pytest.raises(ModelError, match="member a is not trained: run train first"):
-        PredictionTask(tiny)
+        PredictionTask(sample_config)
 
 
 def test_flips_need_a_member_that_was_trained_with_flips(copied_run: Config) -> None:

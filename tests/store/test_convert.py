@@ -22,9 +22,9 @@ from tests.helpers.stores import store_files, to_former_layout, write_planned_st
 
 
 @pytest.fixture
-def plan(tiny: Config) -> Plan:
+def plan(sample_config: Config) -> Plan:
     """Write the store of the tiny config in the former layout; return its plan."""
-    plan = make_plan(tiny)
+    plan = make_plan(sample_config)
     write_planned_store(plan)
     to_former_layout(Path(plan.store))
     return plan
@@ -35,14 +35,14 @@ def list_names(store: str) -> set[str]:
     return set(os.listdir(store)) - {".lock"}
 
 
-def test_a_store_of_the_former_layout_is_read_without_changing_it(plan: Plan, tiny: Config) -> None:
+def test_a_store_of_the_former_layout_is_read_without_changing_it(plan: Plan, sample_config: Config) -> None:
     names = {"manifest.json", "quarantine.parquet", "recipe=Original", "recipe=Rotate45_CenterCrop"}
     assert list_names(plan.store) == names
     former_rows, digest = str(list(iter_rows(plan.store, split=None))), store_digest(plan.store)
     former_table = read_table(plan.store)
     assert has_store(plan.store)
     assert is_finished(plan)
-    assert forecast_augment(plan, tiny).parts_kept == len(read_manifest(plan.store).parts)
+    assert forecast_augment(plan, sample_config).parts_kept == len(read_manifest(plan.store).parts)
     assert verify_store(plan) == []
     assert list_names(plan.store) == names
     convert_layout(plan.store)
@@ -66,11 +66,11 @@ def test_augment_converts_a_finished_store_without_a_cluster_and_writes_no_part(
     assert verify_store(plan) == []
 
 
-def test_a_converted_store_equals_a_new_one(plan: Plan, tiny: Config) -> None:
+def test_a_converted_store_equals_a_new_one(plan: Plan, sample_config: Config) -> None:
     convert_layout(plan.store)
-    converted_files = store_files(tiny)
+    converted_files = store_files(sample_config)
     write_planned_store(plan)
-    assert store_files(tiny) == converted_files
+    assert store_files(sample_config) == converted_files
     before = file_times(*(Path(plan.store, path) for path in converted_files))
     convert_layout(plan.store)
     assert file_times(*before) == before
@@ -78,7 +78,7 @@ def test_a_converted_store_equals_a_new_one(plan: Plan, tiny: Config) -> None:
 
 @pytest.mark.parametrize("function_name", ["move_file", "delete_folder", "write_manifest", "delete_file"])
 def test_an_interrupted_conversion_is_resumed(
-    function_name: str, plan: Plan, tiny: Config, monkeypatch: pytest.MonkeyPatch
+    function_name: str, plan: Plan, sample_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     function = getattr(convert, function_name)
     num_calls = 0
@@ -95,9 +95,9 @@ def test_an_interrupted_conversion_is_resumed(
         convert_layout(plan.store)
     monkeypatch.undo()
     convert_layout(plan.store)
-    converted_files = store_files(tiny)
+    converted_files = store_files(sample_config)
     write_planned_store(plan)
-    assert store_files(tiny) == converted_files
+    assert store_files(sample_config) == converted_files
 
 
 def test_parts_of_an_unfinished_run_in_the_former_layout_are_moved(plan: Plan) -> None:
@@ -108,9 +108,11 @@ def test_parts_of_an_unfinished_run_in_the_former_layout_are_moved(plan: Plan) -
     assert files == {part.path for part in plan.parts()}
 
 
-def test_a_damaged_manifest_of_the_former_layout_is_refused_before_a_file_is_moved(plan: Plan, tiny: Config) -> None:
+def test_a_damaged_manifest_of_the_former_layout_is_refused_before_a_file_is_moved(
+    plan: Plan, sample_config: Config
+) -> None:
     os.truncate(Path(plan.store, "manifest.json"), 100)
-    before = store_files(tiny)
+    before = store_files(sample_config)
     with pytest.raises(StoreError, match=r"/manifest\.json: damaged"):
         convert_layout(plan.store)
-    assert store_files(tiny) == before
+    assert store_files(sample_config) == before

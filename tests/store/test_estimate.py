@@ -11,10 +11,10 @@ from kp_ray.store.plan import make_plan
 from tests.helpers.data import tiny_config
 
 
-def test_the_forecast_agrees_with_the_written_store(store_config: Config, tiny: Config) -> None:
+def test_the_forecast_agrees_with_the_written_store(store_config: Config, sample_config: Config) -> None:
     manifest = read_manifest(store_config.path("store"))
-    forecast = forecast_augment(make_plan(tiny), tiny)
-    assert not Path(tiny.run_dir).exists()
+    forecast = forecast_augment(make_plan(sample_config), sample_config)
+    assert not Path(sample_config.run_dir).exists()
     assert (forecast.sources, forecast.variants) == (manifest.num_sources, manifest.num_variants)
     assert (forecast.parts, forecast.parts_kept) == (len(manifest.parts), 0)
     assert forecast.bytes == pytest.approx(sum(part.num_bytes for part in manifest.parts), rel=0.2)
@@ -22,12 +22,12 @@ def test_the_forecast_agrees_with_the_written_store(store_config: Config, tiny: 
     assert forecast_augment(make_plan(store_config), store_config).parts_kept == len(manifest.parts)
 
 
-def test_the_forecast_has_two_lines_of_text_and_one_json_object(tiny: Config) -> None:
-    forecast = forecast_augment(make_plan(tiny), tiny)
+def test_the_forecast_has_two_lines_of_text_and_one_json_object(sample_config: Config) -> None:
+    forecast = forecast_augment(make_plan(sample_config), sample_config)
     first, second = forecast.lines()
     assert first == (
         f"12 sources, {forecast.variants} variants of 2 recipes, {forecast.parts} parts (0 exist already) in "
-        f"{tiny.path('store')}"
+        f"{sample_config.path('store')}"
     )
     assert second.startswith(f"about {format_size(forecast.bytes)} and {format_time(forecast.seconds)} on ")
     assert list(forecast.to_json()) == [
@@ -43,10 +43,10 @@ def test_the_forecast_has_two_lines_of_text_and_one_json_object(tiny: Config) ->
     ]
 
 
-def test_the_number_of_cpus_comes_from_the_config_and_divides_the_time(tiny: Config) -> None:
-    config = tiny_config(tiny.data.model_dump(), tiny.run_dir, cluster={"num_cpus": 7})
+def test_the_number_of_cpus_comes_from_the_config_and_divides_the_time(sample_config: Config) -> None:
+    config = tiny_config(sample_config.data.model_dump(), sample_config.run_dir, cluster={"num_cpus": 7})
     assert forecast_augment(make_plan(config), config).cpus == 7
-    assert estimate_store(make_plan(tiny), 2).seconds > estimate_store(make_plan(tiny), 1e9).seconds
+    assert estimate_store(make_plan(sample_config), 2).seconds > estimate_store(make_plan(sample_config), 1e9).seconds
 
 
 @pytest.mark.parametrize(

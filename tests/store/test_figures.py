@@ -13,16 +13,16 @@ FIGURES = StoreFigures(
 )
 
 
-def test_figures_are_read_as_they_were_written(tiny: Config) -> None:
-    assert read_store_figures(tiny) is None
-    write_store_figures(tiny, FIGURES)
-    assert read_store_figures(tiny) == FIGURES
+def test_figures_are_read_as_they_were_written(sample_config: Config) -> None:
+    assert read_store_figures(sample_config) is None
+    write_store_figures(sample_config, FIGURES)
+    assert read_store_figures(sample_config) == FIGURES
 
 
 @pytest.mark.parametrize("content", ["{", '{"sources": 2}', '{"sources": "two"}'])
-def test_damaged_figures_are_refused(tiny: Config, content: str) -> None:
-    path = Path(tiny.path("augment.json"))
+def test_damaged_figures_are_refused(sample_config: Config, content: str) -> None:
+    path = Path(sample_config.path("augment.json"))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
     with pytest.raises(StorageError, match=r"augment\.json"):
-        read_store_figures(tiny)
+        read_store_figures(sample_config)

@@ -16,9 +16,9 @@ from kp_ray.store.read import read_part
 
 
 @pytest.fixture
-def plan(tiny: Config) -> Plan:
+def plan(sample_config: Config) -> Plan:
     """Plan the store of the tiny config."""
-    return make_plan(tiny)
+    return make_plan(sample_config)
 
 
 def write_first_part(plan: Plan, quarantined: tuple[dict[str, Any], ...] = ()) -> PartRecord:

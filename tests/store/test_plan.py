@@ -131,10 +131,10 @@ def test_an_unknown_recipe_and_a_missing_folder_are_refused(labels: Annotations,
         plan_labels(labels, tmp_path / "none")
 
 
-def test_the_plan_of_a_config_splits_the_sources_and_names_the_keypoints(tiny: Config) -> None:
-    plan = make_plan(tiny)
+def test_the_plan_of_a_config_splits_the_sources_and_names_the_keypoints(sample_config: Config) -> None:
+    plan = make_plan(sample_config)
     assert plan.skeleton == DACON24.names
-    assert plan.store == tiny.path("store")
+    assert plan.store == sample_config.path("store")
     assert sum(len(chunk.sources) for chunk in plan.chunks) == 12
     assert not set(plan.units["train"]) & set(plan.units["val"])
     assert plan.units["val"]

@@ -30,33 +30,33 @@ FIGURE_KEYS = [
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_augment_writes_the_store_and_records_its_config_and_figures(tiny: Config) -> None:
+def test_augment_writes_the_store_and_records_its_config_and_figures(sample_config: Config) -> None:
     stage = AugmentStage()
-    stage.check(tiny)
-    assert not stage.is_done(tiny)
+    stage.check(sample_config)
+    assert not stage.is_done(sample_config)
     stage.session_start_up_s = 1000.0
-    summary = stage.run(tiny, no_progress)
-    assert stage.is_done(tiny)
+    summary = stage.run(sample_config, no_progress)
+    assert stage.is_done(sample_config)
     assert list(summary.to_json()) == FIGURE_KEYS
     assert summary.seconds > summary.start_up_s > 1000
-    assert json.loads(Path(tiny.path("augment.json")).read_text()) == summary.to_json()
-    assert Path(tiny.path("config.yaml")).exists()
-    assert verify(tiny).lines() == [f"{tiny.path('store')} is sound"]
-    times = file_times(Path(tiny.path("augment.json")))
-    second_summary = AugmentStage().run(tiny, no_progress)
+    assert json.loads(Path(sample_config.path("augment.json")).read_text()) == summary.to_json()
+    assert Path(sample_config.path("config.yaml")).exists()
+    assert verify(sample_config).lines() == [f"{sample_config.path('store')} is sound"]
+    times = file_times(Path(sample_config.path("augment.json")))
+    second_summary = AugmentStage().run(sample_config, no_progress)
     assert (second_summary.parts_written, second_summary.parts_kept) == (0, summary.parts_written)
     assert file_times(*times) == times, "a run that writes no part keeps the figures of the run that did"
 
 
-def test_the_config_is_not_recorded_while_another_process_writes_the_store(tiny: Config) -> None:
-    with writer_lock(tiny.path("store")), pytest.raises(RunStateError, match="another process"):
-        AugmentStage().run(tiny, no_progress)
-    assert not Path(tiny.path("config.yaml")).exists()
+def test_the_config_is_not_recorded_while_another_process_writes_the_store(sample_config: Config) -> None:
+    with writer_lock(sample_config.path("store")), pytest.raises(RunStateError, match="another process"):
+        AugmentStage().run(sample_config, no_progress)
+    assert not Path(sample_config.path("config.yaml")).exists()
 
 
-def test_progress_is_reported_in_sources(tiny: Config, ray_cluster: None) -> None:
+def test_progress_is_reported_in_sources(sample_config: Config, ray_cluster: None) -> None:
     reports: list[tuple[str, int, int]] = []
-    AugmentStage().run(tiny, lambda name, done, total, note="": reports.append((name, done, total)))
+    AugmentStage().run(sample_config, lambda name, done, total, note="": reports.append((name, done, total)))
     assert reports[0] == ("", 0, 12)
     assert reports[-1] == ("", 12, 12)
 
@@ -87,16 +87,16 @@ def test_missing_images_and_wrong_labels_are_refused_before_a_cluster_starts(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_plan_is_made_once_per_config(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_is_made_once_per_config(sample_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned_configs: list[Config] = []
     make_plan = stage_module.make_plan
     monkeypatch.setattr(stage_module, "make_plan", lambda config: planned_configs.append(config) or make_plan(config))
-    stage, second_config = AugmentStage(), tiny_config(tiny.data.model_dump(), tmp_path / "other")
-    stage.check(tiny)
-    assert not stage.is_done(tiny)
-    stage.forecast(tiny)
+    stage, second_config = AugmentStage(), tiny_config(sample_config.data.model_dump(), tmp_path / "other")
+    stage.check(sample_config)
+    assert not stage.is_done(sample_config)
+    stage.forecast(sample_config)
     stage.check(second_config)
-    assert planned_configs == [tiny, second_config]
+    assert planned_configs == [sample_config, second_config]
 
 
 def test_the_summary_of_verify_has_one_line_per_problem() -> None:

@@ -17,9 +17,9 @@ from tests.helpers.stores import store_files, write_planned_store
 
 
 @pytest.fixture
-def plan(tiny: Config) -> Plan:
+def plan(sample_config: Config) -> Plan:
     """Plan the store of the tiny config."""
-    return make_plan(tiny)
+    return make_plan(sample_config)
 
 
 def test_a_chunk_survives_the_table_that_a_task_receives(plan: Plan) -> None:
@@ -73,11 +73,11 @@ def test_an_error_in_a_task_becomes_a_row_that_raises_it(plan: Plan) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_tasks_write_the_same_parts_as_one_process(plan: Plan, tiny: Config) -> None:
+def test_tasks_write_the_same_parts_as_one_process(plan: Plan, sample_config: Config) -> None:
     results = list(run_tasks(plan, plan.chunks))
     assert sum(result.num_sources for result in results) == 12
     assert {part.path for result in results for part in result.parts} == {part.path for part in plan.parts()}
-    files_from_tasks = store_files(tiny)
+    files_from_tasks = store_files(sample_config)
     write_planned_store(plan)
-    files = store_files(tiny)
+    files = store_files(sample_config)
     assert {path: files[path] for path in files_from_tasks} == files_from_tasks

@@ -17,21 +17,21 @@ from tests.helpers.stores import copy_images, part_digests, training_part
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_a_part_with_a_flipped_bit_is_deleted_and_augment_rewrites_it(tiny: Config) -> None:
-    write_store(make_plan(tiny))
-    before, part = part_digests(tiny), training_part(tiny)
-    assert verify_store(make_plan(tiny)) == []
+def test_a_part_with_a_flipped_bit_is_deleted_and_augment_rewrites_it(sample_config: Config) -> None:
+    write_store(make_plan(sample_config))
+    before, part = part_digests(sample_config), training_part(sample_config)
+    assert verify_store(make_plan(sample_config)) == []
     content = bytearray(part.read_bytes())
     content[5000] ^= 1
     part.write_bytes(content)
-    (problem,) = verify_store(make_plan(tiny))
+    (problem,) = verify_store(make_plan(sample_config))
     assert str(part).endswith(problem.split(":")[0])
     assert not part.exists()
-    (problem,) = verify_store(make_plan(tiny))
+    (problem,) = verify_store(make_plan(sample_config))
     assert "missing" in problem
-    assert write_store(make_plan(tiny)).parts_written == 1
-    assert part_digests(tiny) == before
-    assert verify_store(make_plan(tiny)) == []
+    assert write_store(make_plan(sample_config)).parts_written == 1
+    assert part_digests(sample_config) == before
+    assert verify_store(make_plan(sample_config)) == []
 
 
 def test_a_store_with_unlabelled_points_is_sound(sample_data: dict[str, Any], tmp_path: Path) -> None:

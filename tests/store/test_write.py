@@ -88,20 +88,24 @@ def test_equal_inputs_give_equal_bytes_and_another_seed_gives_different_bytes(
     assert not set(part_digests(other_seed).values()) & set(part_digests(store_config).values())
 
 
-def test_corrections_change_the_rows_and_rewrite_only_the_parts_of_their_chunks(tiny: Config, tmp_path: Path) -> None:
-    write_store(make_plan(tiny))
-    before = part_digests(tiny)
-    labels = load_annotations(tiny.require_input("annotations"))
-    val_sources = read_sources(tiny, "val")
+def test_corrections_change_the_rows_and_rewrite_only_the_parts_of_their_chunks(
+    sample_config: Config, tmp_path: Path
+) -> None:
+    write_store(make_plan(sample_config))
+    before = part_digests(sample_config)
+    labels = load_annotations(sample_config.require_input("annotations"))
+    val_sources = read_sources(sample_config, "val")
     dropped_image, moved_image = [image for image in labels.images if image not in val_sources][:2]
     corrections = tmp_path / "corrections.csv"
     corrections.write_text(f"image,action,keypoint,x,y\n{dropped_image},drop,,,\n{moved_image},point,nose,12.5,34.25\n")
-    corrected_config = tiny_config({**tiny.data.model_dump(), "corrections": str(corrections)}, Path(tiny.run_dir))
+    corrected_config = tiny_config(
+        {**sample_config.data.model_dump(), "corrections": str(corrections)}, Path(sample_config.run_dir)
+    )
     write_store(make_plan(corrected_config))
     rows = [row for row in iter_rows(corrected_config.path("store"), split="train") if row["recipe"] == "Original"]
     assert dropped_image not in {row["source"] for row in rows}
     assert [row["keypoints"][:2] for row in rows if row["source"] == moved_image] == [[12.5, 34.25]]
-    per_part = tiny.augment.sources_per_part
+    per_part = sample_config.augment.sources_per_part
     expected_prefixes = {f"part-{labels.images.index(image) // per_part:05d}" for image in (dropped_image, moved_image)}
     # A rewritten part has another name, because the name contains the fingerprint.
     changed_paths = set(before) ^ set(part_digests(corrected_config))
@@ -130,20 +134,22 @@ def test_image_names_in_any_script_and_case_are_distinct_sources(sample_data: di
 # Repeated runs.
 
 
-def test_a_second_run_writes_nothing(tiny: Config) -> None:
-    first = write_store(make_plan(tiny))
-    before = file_times(*list_files(tiny))
-    second = write_store(make_plan(tiny))
+def test_a_second_run_writes_nothing(sample_config: Config) -> None:
+    first = write_store(make_plan(sample_config))
+    before = file_times(*list_files(sample_config))
+    second = write_store(make_plan(sample_config))
     assert first.parts_written > 0
     assert (second.parts_written, second.parts_kept) == (0, first.parts_written)
-    assert file_times(*list_files(tiny)) == before
+    assert file_times(*list_files(sample_config)) == before
 
 
-def test_an_added_recipe_writes_only_its_own_parts_and_the_parts_of_a_dropped_recipe_are_deleted(tiny: Config) -> None:
-    write_store(make_plan(tiny))
-    before = part_digests(tiny)
+def test_an_added_recipe_writes_only_its_own_parts_and_the_parts_of_a_dropped_recipe_are_deleted(
+    sample_config: Config,
+) -> None:
+    write_store(make_plan(sample_config))
+    before = part_digests(sample_config)
     augment = {"recipes": ["Original", "RandomCrop_1"], "sources_per_part": 4}
-    changed_config = tiny_config(tiny.data.model_dump(), Path(tiny.run_dir), augment=augment)
+    changed_config = tiny_config(sample_config.data.model_dump(), Path(sample_config.run_dir), augment=augment)
     figures = write_store(make_plan(changed_config))
     after = part_digests(changed_config)
     assert {path.split("/")[0] for path in set(after) - set(before)} == {"recipe-RandomCrop_1"}
@@ -151,11 +157,11 @@ def test_an_added_recipe_writes_only_its_own_parts_and_the_parts_of_a_dropped_re
     assert not any("Rotate45" in path for path in store_files(changed_config))
 
 
-def test_an_edited_user_recipe_rewrites_only_its_own_parts(tiny: Config) -> None:
+def test_an_edited_user_recipe_rewrites_only_its_own_parts(sample_config: Config) -> None:
     def write(limit: float) -> dict[str, str]:
         step = albumentations.to_dict(albumentations.Rotate(limit=(limit, limit), p=1))
         augment = {"recipes": ["Original", "mine"], "user_recipes": {"mine": step}, "sources_per_part": 4}
-        config = tiny_config(tiny.data.model_dump(), Path(tiny.run_dir), augment=augment)
+        config = tiny_config(sample_config.data.model_dump(), Path(sample_config.run_dir), augment=augment)
         write_store(make_plan(config))
         assert set(store_files(config)) == {*part_digests(config), "_manifest.json", "_quarantine.csv"}
         return part_digests(config)
@@ -166,34 +172,34 @@ def test_an_edited_user_recipe_rewrites_only_its_own_parts(tiny: Config) -> None
     assert replaced_digests.isdisjoint(after.values()), "the edited recipe must change the rows"
 
 
-def test_a_run_without_a_manifest_keeps_whole_parts_and_rewrites_a_truncated_one(tiny: Config) -> None:
-    write_store(make_plan(tiny))
-    digests = part_digests(tiny)
-    paths = {path: Path(tiny.path("store", path)) for path in digests}
+def test_a_run_without_a_manifest_keeps_whole_parts_and_rewrites_a_truncated_one(sample_config: Config) -> None:
+    write_store(make_plan(sample_config))
+    digests = part_digests(sample_config)
+    paths = {path: Path(sample_config.path("store", path)) for path in digests}
     before = file_times(*paths.values())
-    os.remove(tiny.path("store", "_manifest.json"))
+    os.remove(sample_config.path("store", "_manifest.json"))
     truncated_path = paths[next(path for path in digests if "Rotate45" in path)]
     os.truncate(truncated_path, 100)
-    figures = write_store(make_plan(tiny))
+    figures = write_store(make_plan(sample_config))
     assert (figures.parts_written, figures.parts_kept) == (1, len(digests) - 1)
-    assert part_digests(tiny) == digests
+    assert part_digests(sample_config) == digests
     after = file_times(*paths.values())
     assert {path for path in before if after[path] != before[path]} == {truncated_path}
 
 
-def test_a_second_writer_is_refused_and_a_killed_writer_leaves_no_lock(tiny: Config) -> None:
+def test_a_second_writer_is_refused_and_a_killed_writer_leaves_no_lock(sample_config: Config) -> None:
     script = (
         "import time\nfrom kp_ray.storage import writer_lock\n"
-        f"with writer_lock({tiny.path('store')!r}):\n    print('held', flush=True)\n    time.sleep(60)\n"
+        f"with writer_lock({sample_config.path('store')!r}):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(RunStateError, match="another process is writing"):
-        write_store(make_plan(tiny))
+        write_store(make_plan(sample_config))
     holder.kill()
     holder.wait()
-    assert write_store(make_plan(tiny)).parts_written > 0
+    assert write_store(make_plan(sample_config)).parts_written > 0
 
 
 # Images that cannot be used.
@@ -264,9 +270,9 @@ def test_oversize_error_quarantines_a_source_smaller_than_the_crop(sample_data: 
 
 
 def test_a_source_that_storage_did_not_deliver_is_retried_by_the_next_run(
-    tiny: Config, monkeypatch: pytest.MonkeyPatch
+    sample_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = make_plan(tiny)
+    plan = make_plan(sample_config)
     chunk, read_bytes = plan.chunks[0], parts.read_bytes
     lost_image = chunk.sources[0].name
 
@@ -303,17 +309,19 @@ def test_an_image_that_is_missing_on_the_workers_node_is_retried_by_the_next_run
     assert write_store(make_plan(config)).quarantined == 0
 
 
-def test_a_wrong_image_folder_deletes_no_part(sample_data: dict[str, Any], tiny: Config, tmp_path: Path) -> None:
-    write_store(make_plan(tiny))
-    before = file_times(*(Path(tiny.path("store", path)) for path in part_digests(tiny)))
+def test_a_wrong_image_folder_deletes_no_part(
+    sample_data: dict[str, Any], sample_config: Config, tmp_path: Path
+) -> None:
+    write_store(make_plan(sample_config))
+    before = file_times(*(Path(sample_config.path("store", path)) for path in part_digests(sample_config)))
     (tmp_path / "empty").mkdir()
-    config_without_images = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, Path(tiny.run_dir))
+    config_without_images = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, Path(sample_config.run_dir))
     with pytest.raises(StoreError, match="this image is missing, and the store holds its variants"):
         write_store(make_plan(config_without_images))
-    Path(tiny.path("store", "_manifest.json")).unlink()
+    Path(sample_config.path("store", "_manifest.json")).unlink()
     with pytest.raises(StoreError, match="none of the 12 sources could be used"):
         write_store(make_plan(config_without_images))
-    assert write_store(make_plan(tiny)).sources == 12
+    assert write_store(make_plan(sample_config)).sources == 12
     assert file_times(*before) == before
 
 
@@ -341,29 +349,29 @@ def test_a_run_is_refused_while_a_stored_image_is_missing_and_still_labelled(
 # Failures.
 
 
-def test_a_run_fails_if_the_driver_does_not_see_every_part(tiny: Config) -> None:
+def test_a_run_fails_if_the_driver_does_not_see_every_part(sample_config: Config) -> None:
     def delete_one_part(done: int, total: int) -> None:
         if done == total:
-            next(iter(Path(tiny.path("store")).rglob("part-*.parquet"))).unlink()
+            next(iter(Path(sample_config.path("store")).rglob("part-*.parquet"))).unlink()
 
     with pytest.raises(StorageError, match="run_dir must be a folder that all nodes share"):
-        write_store(make_plan(tiny), delete_one_part)
-    assert not is_finished(make_plan(tiny))
-    assert write_store(make_plan(tiny)).parts_written == 1
+        write_store(make_plan(sample_config), delete_one_part)
+    assert not is_finished(make_plan(sample_config))
+    assert write_store(make_plan(sample_config)).parts_written == 1
 
 
-def test_an_error_in_a_task_keeps_its_class_and_its_advice(tiny: Config) -> None:
-    path = Path(tiny.path("store"), "recipe-Original")
+def test_an_error_in_a_task_keeps_its_class_and_its_advice(sample_config: Config) -> None:
+    path = Path(sample_config.path("store"), "recipe-Original")
     path.parent.mkdir(parents=True)
     path.write_text("a file where a folder must be")
     with pytest.raises(StorageError, match=r"recipe-Original.*cannot be written.*keeps finished parts") as error:
-        write_store(make_plan(tiny))
+        write_store(make_plan(sample_config))
     assert "Ray" not in str(error.value)
 
 
-def test_a_run_over_a_finished_store_rewrites_a_truncated_part(tiny: Config) -> None:
-    write_store(make_plan(tiny))
-    before, part = part_digests(tiny), training_part(tiny)
+def test_a_run_over_a_finished_store_rewrites_a_truncated_part(sample_config: Config) -> None:
+    write_store(make_plan(sample_config))
+    before, part = part_digests(sample_config), training_part(sample_config)
     os.truncate(part, part.stat().st_size // 2)
-    assert write_store(make_plan(tiny)).parts_written == 1
-    assert part_digests(tiny) == before
+    assert write_store(make_plan(sample_config)).parts_written == 1
+    assert part_digests(sample_config) == before
