@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 import torch
-from measure import hardware, kp_ray, median_and_range, write_results
+from measure import hardware, median_and_range, run_kp_ray, write_results
 
 from kp_ray.config.load import load_config
 from kp_ray.prediction.decode import decode_batch, refs_table
@@ -48,8 +48,8 @@ def train_members(folder: Path, seed: int) -> Path:
     config = run_dir / "data" / "config.yaml"
     members = [{"name": name, "seed": 10 * seed + number} for number, name in enumerate("ab", 1)]
     if not all((run_dir / "members" / name / "model_final.pth").exists() for name in "ab"):
-        kp_ray("augment", config)
-        kp_ray("train", config, "tune.num_trials=0", f"train.members={json.dumps(members)}")
+        run_kp_ray("augment", config)
+        run_kp_ray("train", config, "tune.num_trials=0", f"train.members={json.dumps(members)}")
     return config
 
 

@@ -44,10 +44,10 @@ import simplejpeg
 from measure import (
     cpu_time,
     hardware,
-    kp_ray,
     make_sources,
     make_variants,
     median_and_range,
+    run_kp_ray,
     stolen_since,
     write_results,
 )
@@ -230,7 +230,7 @@ def measure(config: Path, jobs: list[Job], folder: Path, python: str) -> dict[st
         figures[name] = len(selected_jobs) / seconds
         shutil.rmtree(out)
         print(f"{name} {figures[name]:.2f}", end=" ", flush=True)
-    summary = kp_ray("augment", config, f"run_dir={folder / 'D'}")
+    summary = run_kp_ray("augment", config, f"run_dir={folder / 'D'}")
     shutil.rmtree(folder / "D")
     figures |= {"D": summary["sources_per_s"], "D_start_up_s": summary["start_up_s"]}
     print(f"D {figures['D']:.2f}, start-up {figures['D_start_up_s']:.1f} s", flush=True)

@@ -22,10 +22,10 @@ import ray
 from measure import (
     cpu_time,
     hardware,
-    kp_ray,
     make_sources,
     make_variants,
     median_and_range,
+    run_kp_ray,
     stolen_since,
     write_results,
 )
@@ -63,7 +63,7 @@ def main() -> None:
             turns.append({way: {} for way in WAYS})
             for cpus in (1, num_cpus):
                 run_dir = f"run_dir={name}/{turn}-{cpus}"
-                figures = kp_ray("augment", config, run_dir, f"cluster.num_cpus={cpus}")
+                figures = run_kp_ray("augment", config, run_dir, f"cluster.num_cpus={cpus}")
                 turns[-1]["kp_ray"][cpus] = figures["sources_per_s"]
                 turns[-1]["control"][cpus] = measure_control(config, cpus)
             print(turns[-1], flush=True)

@@ -30,7 +30,7 @@ import torch
 from detectron2.data import DatasetMapper, build_detection_train_loader, detection_utils
 from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import BoxMode
-from measure import hardware, kp_ray, make_sources, median_and_range, write_results
+from measure import hardware, make_sources, median_and_range, run_kp_ray, write_results
 from ray.train.torch import TorchTrainer
 
 from kp_ray.config.load import load_config
@@ -141,7 +141,7 @@ def main() -> None:
     pairs: dict[str, list[dict[str, float]]] = {name: [] for name in SIZES}
     with tempfile.TemporaryDirectory() as name:
         config_path, run_dir = make_sources(Path(name), options.sources), Path(name, "run")
-        kp_ray("augment", config_path, f"run_dir={run_dir}")
+        run_kp_ray("augment", config_path, f"run_dir={run_dir}")
         inputs_by_size = {size: prepare(config_path, run_dir, preset) for size, preset in SIZES.items()}
         ray.init(address="local", include_dashboard=True, logging_level="ERROR", log_to_driver=False)
         for repeat, (size, (cfg, rows, dicts)) in itertools.product(range(options.repeats), inputs_by_size.items()):

@@ -25,7 +25,7 @@ import pyarrow.fs as pafs
 import ray
 import simplejpeg
 import torch
-from measure import cpu_time, hardware, kp_ray, make_sources, median_and_range, stolen_since, write_results
+from measure import cpu_time, hardware, make_sources, median_and_range, run_kp_ray, stolen_since, write_results
 from s3_server import slow_s3
 
 from kp_ray.config.load import load_config
@@ -106,7 +106,7 @@ def main() -> None:
     rates: dict[str, list[dict[str, Any]]] = {size: [] for size in SIZES}
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as server_folder:
         config_path, run_dir = make_sources(Path(name), options.sources), Path(name, "run")
-        kp_ray("augment", config_path, f"run_dir={run_dir}")
+        run_kp_ray("augment", config_path, f"run_dir={run_dir}")
         with slow_s3(Path(server_folder), LATENCY_S) as bucket:
             fs, bucket_path = filesystem(f"{bucket}/run/store")
             pafs.copy_files(str(run_dir / "store"), bucket_path, destination_filesystem=fs)

@@ -19,7 +19,7 @@ import pandas as pd
 import ray
 import torch
 import yaml
-from measure import hardware, kp_ray, median_and_range, write_results
+from measure import hardware, median_and_range, run_kp_ray, write_results
 
 from kp_ray.synthetic.dataset import make_sample
 
@@ -29,7 +29,7 @@ def write_config(folder: Path, seed: int, options: argparse.Namespace) -> Path:
     sample = make_sample(str(folder / "data"), num_images=options.images, num_test=options.test_images, seed=seed)
     values: dict[str, Any] = {
         "preset": "demo",
-        "run_dir": str(folder / "own"),
+        "run_dir": str(folder / "untuned"),
         "seed": seed,
         "data": sample.data,
         "split": {"fraction": options.fraction},
@@ -53,16 +53,16 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
 
     def run_timed(name: str, verb: str, *overrides: str) -> dict[str, Any]:
         began = time.monotonic()
-        figures = kp_ray(verb, config, *overrides)
+        figures = run_kp_ray(verb, config, *overrides)
         seconds[name] = round(time.monotonic() - began, 1)
         print(seed, name, figures, flush=True)
         return figures
 
     run_timed("augment", "augment")
-    shutil.copytree(folder / "own", folder / "tuned")
+    shutil.copytree(folder / "untuned", folder / "tuned")
     tuned_run_dir = f"run_dir={folder / 'tuned'}"
     result: dict[str, Any] = {"seed": seed, "search": run_timed("tune", "tune", tuned_run_dir)}
-    for name, overrides in {"own": ["train.tuned=false"], "tuned": [tuned_run_dir]}.items():
+    for name, overrides in {"untuned": ["train.tuned=false"], "tuned": [tuned_run_dir]}.items():
         result[f"{name} members"] = run_timed(f"train {name}", "train", *overrides)
         run_timed(f"predict {name}", "predict", *overrides)
         result[name] = run_timed(f"evaluate {name}", "evaluate", *overrides)
@@ -70,27 +70,27 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
     return {**result, "trials": trials.to_dict("records"), "seconds": seconds}
 
 
-def describe(results: list[dict[str, Any]], figures: dict[str, Any]) -> str:
+def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
     """Compose the result page in Markdown: the outcome first, then each search."""
     text = (
-        f"# Members trained with the preset's own setting and with what its search found\n\n{figures['hardware']}. "
-        f"{figures['options']}. Preset `demo` on generated people; RMSE of the ensemble on the test images.\n\n"
+        f"# Members trained with the preset's own setting and with what its search found\n\n{conditions['hardware']}. "
+        f"{conditions['options']}. Preset `demo` on generated people; RMSE of the ensemble on the test images.\n\n"
         "| setting | RMSE px, median (range) | RMSE px per seed |\n|---|---|---|\n"
     )
-    for label, name in {"the preset's own": "own", "found by the search": "tuned"}.items():
+    for label, name in {"the preset's own": "untuned", "found by the search": "tuned"}.items():
         values = [result[name]["rmse"] for result in results]
         text += f"| {label} | {median_and_range(values, 1)} | {', '.join(f'{value:.1f}' for value in values)} |\n"
     text += (
-        "\n| seed | best trial | its RMSE px | the config's own RMSE px | base LR | warm-up | statuses | iterations | "
-        "search s | training s |\n|---|---|---|---|---|---|---|---|---|---|\n"
+        "\n| seed | best trial | its validation RMSE px | first trial's validation RMSE px | base LR | warm-up | "
+        "statuses | iterations | search s | training s |\n|---|---|---|---|---|---|---|---|---|---|\n"
     )
     for result in results:
         search, seconds = result["search"], result["seconds"]
-        own = "-" if search["own"] is None else f"{search['own']:.1f}"
+        first = "-" if search["own"] is None else f"{search['own']:.1f}"
         iterations = f"{search['iterations']} of {search['iterations_without_stops']}"
         statuses = ", ".join(str(trial["status"]) for trial in result["trials"])
         text += (
-            f"| {result['seed']} | {search['trial']} | {search['best']:.1f} | {own} | "
+            f"| {result['seed']} | {search['trial']} | {search['best']:.1f} | {first} | "
             f"{search['params']['base_lr']:.2g} | {search['params']['warmup_iters']} | {statuses} | "
             f"{iterations} | {seconds['tune']:.0f} | {seconds['train tuned']:.0f} |\n"
         )
@@ -107,17 +107,17 @@ def main() -> None:
     parser.add_argument(
         "--iterations", type=int, help="iterations per member (default: the preset's); scales the schedule"
     )
-    parser.add_argument("--recipes", nargs="+", help="recipes to store (default: all); the preset trains on four")
+    parser.add_argument("--recipes", nargs="+", help="recipes to store, with the preset's four (default: all)")
     options = parser.parse_args()
     results = []
     for seed in range(1, options.seeds + 1):
         with tempfile.TemporaryDirectory() as name:
             results.append(measure_seed(Path(name), seed, options))
-    figures = {
+    conditions = {
         "hardware": hardware(ray, torch, optuna),
         "options": ", ".join(f"{key} {value}" for key, value in vars(options).items() if value is not None),
     }
-    write_results("order", describe(results, figures), {**figures, "results": results})
+    write_results("order", describe(results, conditions), {**conditions, "results": results})
 
 
 if __name__ == "__main__":

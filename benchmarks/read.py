@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as pq
 import simplejpeg
-from measure import hardware, kp_ray, make_sources, median_and_range, write_results
+from measure import hardware, make_sources, median_and_range, run_kp_ray, write_results
 
 from kp_ray.store.read import RowReader, select_parts
 
@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = make_sources(folder, options.sources)
-        kp_ray("augment", config, f"run_dir={folder / 'run'}")
+        run_kp_ray("augment", config, f"run_dir={folder / 'run'}")
         _, paths = select_parts(str(folder / "run" / "store"))
         locations = [(path, row) for path in paths for row in range(pq.read_metadata(path).num_rows)]
         reader = RowReader(COLUMNS)

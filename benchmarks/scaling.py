@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import psutil
 import ray
-from measure import cpu_time, hardware, kp_ray, kp_ray_command, make_sources, stolen_since, write_results
+from measure import cpu_time, hardware, kp_ray_command, make_sources, run_kp_ray, stolen_since, write_results
 
 from kp_ray.config.load import load_config
 
@@ -54,7 +54,7 @@ def augment_twice(config: Path, folder: Path, *overrides: str) -> dict[str, Any]
         raise SystemExit(f"kp-ray augment: it failed (got exit code {driver.returncode}): run it by hand with {config}")
     figures = json.loads((folder / "out").read_text().splitlines()[-1])
     began = time.monotonic()
-    second_run = kp_ray("augment", config, f"run_dir={run_dir}", *overrides)
+    second_run = run_kp_ray("augment", config, f"run_dir={run_dir}", *overrides)
     if second_run["parts_written"]:
         raise SystemExit(f"{run_dir}: a second run over the finished store wrote parts: compare its files")
     again_s = time.monotonic() - began

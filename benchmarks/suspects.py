@@ -24,7 +24,7 @@ import numpy as np
 import ray
 import torch
 import yaml
-from measure import hardware, kp_ray, write_results
+from measure import hardware, run_kp_ray, write_results
 
 from kp_ray.checks.labels import check_labels
 from kp_ray.config.load import load_config
@@ -167,7 +167,7 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
 
     def run_timed(name: str, verb: str, *overrides: str) -> dict[str, Any]:
         began = time.monotonic()
-        figures = kp_ray(verb, config_path, *overrides)
+        figures = run_kp_ray(verb, config_path, *overrides)
         seconds[name] = round(time.monotonic() - began, 1)
         print(seed, name, json.dumps(figures)[:300], flush=True)
         return figures

@@ -18,7 +18,7 @@ import pandas as pd
 import ray
 import torch
 import yaml
-from measure import hardware, kp_ray, median_and_range, write_results
+from measure import hardware, median_and_range, run_kp_ray, write_results
 
 from kp_ray.synthetic.dataset import make_sample
 
@@ -57,7 +57,7 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
 def run_timed(verb: str, config: Path) -> tuple[dict[str, Any], float]:
     """Run a verb; return its figures and its duration in seconds, which includes the start of the cluster."""
     began = time.monotonic()
-    figures = kp_ray(verb, config)
+    figures = run_kp_ray(verb, config)
     print(verb, figures, flush=True)
     return figures, time.monotonic() - began
 

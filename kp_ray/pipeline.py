@@ -46,7 +46,7 @@ class RunSummary:
 
     Attributes:
         augment, train, predict, report: summaries of these stages.
-        sources_per_s: rate of the last `augment` that wrote parts.
+        sources_per_s: sources per second of the latest `augment` that wrote parts, in this run or an earlier one.
         evaluate: summary of this stage; None without `data.truth`.
     """
 
@@ -109,7 +109,7 @@ class Runner:
 
         Args:
             stage: the stage.
-            dashboard: whether a local cluster gets Ray's dashboard, if this call starts one.
+            dashboard: whether to start Ray's dashboard too, if this call starts a local cluster.
 
         Raises:
             KpRayError: the stage failed or was stopped.
@@ -223,7 +223,7 @@ def next_step(verb: str, config: Config, config_path: str) -> str | None:
         config: the configuration that it ran with.
         config_path: the file that the configuration was read from.
     """
-    if verb == "augment":  # needs no check of `train`, which would import torch
+    if verb == "augment":  # `train` is not checked, because its check would import torch
         return f"train {config_path}"
     for next_verb in _NEXT_VERBS.get(verb, ()):
         with contextlib.suppress(KpRayError):

@@ -68,7 +68,7 @@ def test_sources_wider_than_32767_px_are_rotated_and_rescaled(recipe: str) -> No
     assert cv2.warpAffine(image, np.eye(2, 3), (width, height)).shape == image.shape
 
 
-def test_pillow_opens_images_of_as_many_pixels_as_kp_ray_decodes() -> None:
+def test_pillow_opens_the_largest_image_that_kp_ray_decodes() -> None:
     """Pillow refuses images of more than twice `MAX_IMAGE_PIXELS`; below that it only warns."""
     assert PIL.Image.MAX_IMAGE_PIXELS is not None
     assert MAX_PIXELS < 2 * PIL.Image.MAX_IMAGE_PIXELS
@@ -103,7 +103,7 @@ def test_the_longest_frame_number_fits_its_column_and_a_longer_one_is_no_frame_n
     assert parse_name(f"scene_A-{'9' * 19}.jpg") == (f"scene_A-{'9' * 19}", "", -1)
 
 
-def test_people_that_check_calls_too_small_are_smaller_than_detectron2s_smallest_anchor() -> None:
+def test_a_body_is_small_below_half_of_detectron2s_smallest_anchor() -> None:
     for preset in ("r50", "x101"):
         cfg = build_cfg(build_config({"model": {"preset": preset}}), DACON24, "cpu")
         assert min(size for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES for size in sizes) == 2 * _SMALL_BODY_PX

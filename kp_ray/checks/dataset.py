@@ -1,4 +1,4 @@
-"""Find mistakes that show only in all images together: places that mean "no label", and coordinates of another scale.
+"""Find mistakes that show only in all images together: coordinates that stand for "no label", and another scale.
 
 Each mistake is one finding about the whole data set, because a single cause has thousands of symptoms.
 """
@@ -13,20 +13,21 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import BoolArray, FloatArray
 
 _MIN_IMAGES = 5
-"""Minimum number of images that share a place, for the place to be examined."""
+"""Minimum number of images with a point at a place, which is an exact pair x, y, for the place to be examined."""
 _MIN_SHARE = 0.02
-"""Minimum share of all images that share a place, for the place to be examined. In 4195 real images, up to 0.4 % share
-a place, e.g. the place of a foot at rest."""
+"""Minimum fraction of all images with a point at a place, for the place to be examined. In 4195 real images, at most
+0.4 % have a point at the same place, e.g. a foot at rest."""
 _MAX_COMPARED_IMAGES = 1000
 """Maximum number of images in which a place is compared with the body; it bounds the time for a million images."""
 _FRACTION_LIMIT = 1.5
-"""Labels of an image without a larger coordinate count as fractions of the image's size."""
+"""If no coordinate of an image exceeds this value, its labels count as fractions of the image's size."""
 _SMALL_BODY_PX = 16.0
 """Body size in pixels below which a label is too small to train on: Detectron2's smallest anchor is 32 px."""
-_HALF_FRAME_SHARE = 0.51
+_HALF_IMAGE_SHARE = 0.51
 """Share of width and height within which all points lie if the labels belong to images of half the size or smaller."""
 _MIN_SCALE_IMAGES = 10
-"""Minimum number of images to compare with their frames: in fewer, all people may be in the same quarter by chance."""
+"""Minimum number of images whose points are compared with the images' sizes: in fewer images, all people may be in the
+same quarter by chance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,15 +62,15 @@ def find_sentinels(annotations: Annotations) -> list[Sentinel]:
     # A complex number per point, because np.unique sorts numbers 50 times as fast as rows.
     numbers = xy[rows, keypoint_indices] @ np.array([1, 1j])
     places, place_indices, counts = np.unique(numbers, return_inverse=True, return_counts=True)
-    is_corner = (places.real == places.imag) & (places.real <= 0)
+    is_usual_sentinel = (places.real == places.imag) & (places.real <= 0)
     is_frequent = counts >= max(_MIN_IMAGES, _MIN_SHARE * len(annotations))
     sentinels = []
-    for index in np.flatnonzero(is_corner | is_frequent):
+    for index in np.flatnonzero(is_usual_sentinel | is_frequent):
         at_place = np.zeros(is_labelled.shape, dtype=bool)
         is_selected = place_indices == index
         at_place[rows[is_selected], keypoint_indices[is_selected]] = True
         is_outlier = counts[index] >= 10 * np.median(counts) and at_place.any(axis=0).sum() >= 4
-        if is_corner[index] or is_outlier or _is_apart(xy, is_labelled, at_place):
+        if is_usual_sentinel[index] or is_outlier or _is_apart(xy, is_labelled, at_place):
             sentinels.append(Sentinel((float(places[index].real), float(places[index].imag)), at_place))
     return sorted(sentinels, key=lambda sentinel: -int(sentinel.at_place.sum()))
 
@@ -131,7 +132,8 @@ def scale_findings(annotations: Annotations, sizes: Sizes) -> list[Finding]:
 
     Args:
         annotations: N images, after `remove_sentinels`.
-        sizes: sizes of the upright images in pixels; without them only fractions and tiny bodies are found.
+        sizes: sizes of the images in pixels, after the EXIF orientation is applied; without sizes only fractions and
+            tiny bodies are found.
     """
     xy = annotations.keypoints[..., :2]
     xy = xy[np.any(np.all(np.isfinite(xy), axis=2), axis=1)]
@@ -145,18 +147,20 @@ def scale_findings(annotations: Annotations, sizes: Sizes) -> list[Finding]:
             f"pixels: the largest is {max_coordinates[is_fraction].max():.4g}"
         )
         return [_scale_warning(message, "multiply x by the image's width and y by its height")]
-    finding = _frame_finding(annotations, sizes)
+    finding = _image_size_finding(annotations, sizes)
     if finding:
         return [finding]
     body_px = np.sqrt(np.prod(np.nanmax(xy, axis=1) - np.nanmin(xy, axis=1), axis=1))
     if np.median(body_px) < _SMALL_BODY_PX and np.isfinite(xy[..., 0]).sum(axis=1).max() > 2:
         message = f"half of the people are smaller than {np.median(body_px):.3g} px"
-        return [_scale_warning(message, "multiply the coordinates if they are not pixels of these images")]
+        return [
+            _scale_warning(message, "if the labels belong to smaller images, multiply them by the ratio of the sizes")
+        ]
     return []
 
 
-def _frame_finding(annotations: Annotations, sizes: Sizes) -> Finding | None:
-    """Compare the points of all images with their frames; None if they fit, or too few sizes are known."""
+def _image_size_finding(annotations: Annotations, sizes: Sizes) -> Finding | None:
+    """Compare the points of all images with the images' sizes; None if they fit, or too few sizes are known."""
     sizes_by_image = sizes if isinstance(sizes, Mapping) else dict.fromkeys(annotations.images, sizes)
     frames = np.array([sizes_by_image.get(image) or (np.nan, np.nan) for image in annotations.images], dtype=float)
     xy = annotations.keypoints[..., :2]
@@ -170,16 +174,16 @@ def _frame_finding(annotations: Annotations, sizes: Sizes) -> Finding | None:
     if max_xy.max() <= 100 and frames.min() >= 200:
         message = f"coordinates are percentages of the image's size, not pixels: the largest is {max_xy.max():.4g}"
         return _scale_warning(message, "multiply x by the image's width / 100 and y by its height / 100")
-    if max(max_share_x, max_share_y) <= _HALF_FRAME_SHARE:
+    if max(max_share_x, max_share_y) <= _HALF_IMAGE_SHARE:
         message = (
             f"every point is in the upper left part of its image ({max_share_x:.0%} of the widths, {max_share_y:.0%} "
             "of the heights)"
         )
         fix = "if the labels belong to smaller images, e.g. of half the size, multiply them by the ratio of the sizes"
         return _scale_warning(message, fix)
-    leaves_frame = (max_xy > frames).any(axis=1)
-    if leaves_frame.mean() > 0.5:
-        message = f"{leaves_frame.mean():.0%} of the images have points beyond their right or lower edge (up to "
+    leaves_image = (max_xy > frames).any(axis=1)
+    if leaves_image.mean() > 0.5:
+        message = f"{leaves_image.mean():.0%} of the images have points beyond their right or lower edge (up to "
         message += f"{max_share_x:.3g} widths and {max_share_y:.3g} heights)"
         if (np.nanmax(xy[..., ::-1], axis=1) <= frames).all():
             return _scale_warning(message, "x and y are exchanged: exchange the columns")

@@ -1,6 +1,6 @@
 """The stage `crossval`: predict and score every labelled image by the members that never saw its scene.
 
-Modules that import torch are imported inside functions, because `run` lists this stage without torch.
+Modules that import torch are imported inside functions: `kp-ray run` imports this module on machines without torch too.
 """
 
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ class CrossvalSummary:
     path: str
 
     def rows(self) -> dict[str, Evaluation]:
-        """Return the evaluation by its row's name in the printed table."""
+        """Return the rows of the printed table: an evaluation by the row's name."""
         return {"out of fold": self.scores}
 
     def lines(self) -> list[str]:
         """Return the lines of text for the terminal."""
-        return [f"{self.num_predicted} images predicted now: {self.path}", *self.scores.lines()]
+        return [f"{self.num_predicted} images predicted in this run; scores: {self.path}", *self.scores.lines()]
 
     def to_json(self) -> dict[str, Any]:
         """Return the plain values for `--json`."""
@@ -81,7 +81,7 @@ class CrossvalStage:
         return config.split.folds is not None
 
     def check(self, config: Config) -> None:
-        """Refuse a config without folds, without members of this run, or with wrong flips (`check_flips`).
+        """Refuse a config without folds or without members of this run, and flips that `check_flips` refuses.
 
         Raises:
             ConfigError: as described.
@@ -109,7 +109,7 @@ class CrossvalStage:
         return are_folds_predicted(config)
 
     def run(self, config: Config, progress: Progress) -> CrossvalSummary:
-        """Predict the missing images, score all images, and write `crossval.json`.
+        """Predict the images without a prediction, score all images, and write `crossval.json`.
 
         Raises:
             KpRayError: see `predict_folds` and `score_folds`.

@@ -10,7 +10,8 @@ from kp_ray.file_types import TEXT, UTF16, UTF16_WITHOUT_BOM, UTF32, describe_co
 from kp_ray.storage import read_bytes
 
 NumberedRow = tuple[int, list[str]]
-"""Number of a row's last line in the file, counted from 1, and the row's cells without surrounding white space."""
+"""Number of the line on which a row ends, counted from 1, and the row's cells without surrounding white space. A quoted
+cell can span several lines."""
 
 
 def iterate_rows(path: str, comment: str | None = None) -> Iterator[NumberedRow]:
@@ -25,8 +26,8 @@ def iterate_rows(path: str, comment: str | None = None) -> Iterator[NumberedRow]
         StorageError: the file cannot be read.
     """
     content = read_bytes(path)
-    refuse_other_content(content, path)
-    # The text is decoded while the rows are read, because a million rows take half a gigabyte.
+    refuse_unexpected_content(content, path)
+    # The text is decoded piece by piece: the decoded text of a million rows takes half a gigabyte.
     lines: Iterable[str] = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")
     if comment is not None:  # a comment becomes a blank line, so that the rows below keep their numbers
         lines = ("\n" if line.lstrip().startswith(comment) else line for line in lines)
@@ -42,13 +43,13 @@ def iterate_rows(path: str, comment: str | None = None) -> Iterator[NumberedRow]
         raise DataError(f"{path}: is not UTF-8 text: save it as CSV UTF-8") from error
 
 
-def refuse_other_content(content: bytes, path: str, expected: str = "CSV") -> None:
-    """Refuse a file that does not look like text in UTF-8.
+def refuse_unexpected_content(content: bytes, path: str, expected: str = "CSV") -> None:
+    """Refuse a file whose bytes do not look like a CSV, or another expected text file, in UTF-8.
 
     Args:
         content: the file's bytes.
-        path: file, with which the message begins.
-        expected: "CSV", or a name of another text file with one line per image.
+        path: the file's path, with which the message begins.
+        expected: description of the expected content for the message: "CSV", or e.g. "a list of image names".
 
     Raises:
         DataError: the message says what the file looks like.
@@ -78,7 +79,7 @@ def check_num_cells(cells: Sequence[str], header: Sequence[str], where: str) -> 
         return
     if len(cells) > len(header) and not any(cells[len(header) :]):
         raise DataError(
-            f"{where}: ends in {len(cells) - len(header)} separators too many, and the header does not: delete the "
+            f"{where}: ends in {len(cells) - len(header)} separators too many, unlike the header: delete the "
             "separators at the end of the rows"
         )
     if len(cells) - 1 == 2 * (len(header) - 1) and all(cell.isdigit() for cell in cells[2::2]):

@@ -12,7 +12,7 @@ from typing import NoReturn
 import numpy as np
 
 from kp_ray.data.csv_header import check_header
-from kp_ray.data.csv_rows import NumberedRow, check_num_cells, refuse_other_content
+from kp_ray.data.csv_rows import NumberedRow, check_num_cells, refuse_unexpected_content
 from kp_ray.errors import DataError, shorten
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.storage import read_bytes, write_bytes
@@ -268,7 +268,7 @@ def _parse_number(cell: str) -> float:
 def _read_table(path: str) -> tuple[list[str], list[NumberedRow]]:
     """Read the header and the numbered rows of a CSV; blank lines are skipped."""
     content = read_bytes(path)
-    refuse_other_content(content, path)
+    refuse_unexpected_content(content, path)
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         rows = [(reader.line_num, cells) for cells in reader if cells]

@@ -49,7 +49,7 @@ def evaluate_run(config: Config) -> RunEvaluation:
     weights = resolve_weights(config, predictions.members, skeleton)
     num_members = len(predictions.members)
     ensemble = _evaluate_members(config, predictions, range(num_members), weights, truth, skeleton)
-    # A member alone is scored with equal weights; the only member of a run is the ensemble, and is scored like it.
+    # Each member is scored with equal weights. In a run with one member, the member is the ensemble.
     member_weights = weights if num_members == 1 else None
     members = {
         name: _evaluate_members(config, predictions, [i], member_weights, truth, skeleton)
@@ -72,9 +72,9 @@ def evaluate_submission(config: Config, path: str) -> SubmissionEvaluation:
         DataError: the submission or the ground truth is invalid, or they have no image in common.
     """
     truth, skeleton = read_truth(config)
-    # With `predict.images`, the predicted images can differ from those of the sample submission.
+    # With `predict.images` set, the sample submission is not used: it can list other images.
     sample = read_run_sample(config) if config.predict.images is None else None
-    if sample is None:
+    if sample is None:  # the submission itself names its images
         sample = read_sample_submission(path)
         missing_images = sorted(set(truth) - set(sample.images)) if config.predict.images is None else []
         if missing_images:

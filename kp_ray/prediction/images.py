@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 
 from kp_ray.config.schema import Config
 from kp_ray.data.csv_format import read_csv_rows
-from kp_ray.data.csv_rows import check_num_cells, refuse_other_content
+from kp_ray.data.csv_rows import check_num_cells, refuse_unexpected_content
 from kp_ray.data.submission import SampleSubmission
 from kp_ray.errors import ConfigError, DataError, StoreError, shorten
 from kp_ray.images import is_image_file, list_images
@@ -143,7 +143,7 @@ def _read_list(path: str) -> list[str]:
     content = read_bytes(path)
     # The image name "[1].jpg" looks like the beginning of a JSON file.
     if not is_image_file(content.partition(b"\n")[0].strip().decode(errors="replace")):
-        refuse_other_content(content, path, "a list of image names")
+        refuse_unexpected_content(content, path, "a list of image names")
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

@@ -51,7 +51,7 @@ class MemberCounts(_Record):
 
 
 class WeightsSource(_Record):
-    """Source of the members' fusion weights.
+    """Source of the weights by which the members are fused.
 
     Attributes:
         chosen: "equal", or "given" if `predict.weights` sets the weights.
@@ -85,7 +85,7 @@ class PredictionDetails(_Record):
         images: number of images.
         members: names of the members.
         by_member: counts of each member, by name.
-        people: rule and counts of the choices among several detections.
+        people: the rule that chooses one person if a member detects several in an image, and counts of its choices.
         weights: source of the members' fusion weights.
         fallbacks: number of filled images per kind of fallback.
         filled: every image filled by a fallback.
@@ -122,7 +122,7 @@ class SubmissionEvaluation(Evaluation):
 
 
 class FusionEvaluation(SubmissionEvaluation):
-    """Metrics of fused predictions.
+    """Metrics of predictions, of the ensemble or of one member, in which fallbacks fill images without a person.
 
     Attributes:
         filled: every image filled by a fallback.
@@ -159,8 +159,8 @@ class CrossValidation(Evaluation):
     """Content of `crossval.json`: metrics of the labelled images, each predicted by members that never saw its scene.
 
     Attributes:
-        pck_interval, ap_interval: 95 % confidence intervals (low, high) of PCK@0.05 and of OKS-AP over the scenes; None
-            for a single scene.
+        pck_interval, ap_interval: 95 % confidence intervals (low, high) of PCK@0.05 and of OKS-AP, from resampling
+            whole scenes; None for a single scene.
         by_fold: metrics of each fold, from fold 0.
         store: digest of the store, see `store_digest`.
     """
@@ -188,7 +188,7 @@ class CrossValidation(Evaluation):
                 ends = f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else ""
                 texts.append(f"{name} {value:.{digits}f}{ends}")
         lines = [
-            f"out of fold, {self.num_images} labelled images, 95 % intervals over their scenes: {', '.join(texts)}"
+            f"out of fold, {self.num_images} labelled images, 95 % intervals from resampled scenes: {', '.join(texts)}"
         ]
         if self.num_not_scored:
             folds = ", ".join(str(number) for number, fold in enumerate(self.by_fold) if not fold.members)

@@ -26,8 +26,8 @@ METADATA_KEY = b"kp_ray"
 Split = Literal["train", "val"]
 
 UNREADABLE, UNAVAILABLE = "read", "open"
-"""Values of `Quarantined.stage` for a source that no recipe can use. UNREADABLE: its image is invalid (permanent).
-UNAVAILABLE: storage failed (retried on the next run)."""
+"""The steps at which a source fails for all recipes, as values of `Quarantined.stage`. UNREADABLE: its image is invalid
+(permanent). UNAVAILABLE: storage failed (retried on the next run)."""
 
 
 def recipe_stage(recipe: str) -> str:
@@ -89,8 +89,8 @@ class FoldTable(_ManifestModel):
     the column `fold` to the rows (`kp_ray.store.read`).
 
     Attributes:
-        by: kind of the units, as in `split.by`.
-        units: names of the units in each fold, from fold 0.
+        by: kind of the units that stay together in a fold, `split.by`.
+        units: names of these scenes, clips or frames in each fold, from fold 0.
     """
 
     by: Literal["scene", "clip", "frame"]
@@ -181,7 +181,7 @@ def read_manifest(store: str) -> Manifest:
     """Read the manifest of a finished store.
 
     Raises:
-        StoreError: there is no manifest, it is damaged, or another version of kp_ray wrote it.
+        StoreError: there is no manifest, it is damaged, or a version of kp_ray with an unreadable schema wrote it.
         StorageError: the file cannot be read.
     """
     path = find_manifest(store)
@@ -217,14 +217,15 @@ def write_manifest(store: str, manifest: Manifest) -> None:
     quarantine.writeheader()
     quarantine.writerows(item.model_dump() for item in manifest.quarantined)
     write_bytes(join(store, QUARANTINE_NAME), text.getvalue().encode())
-    unused_keys = None if manifest.folds else {"folds"}  # older versions of kp_ray wrote no key `folds`
+    unused_keys = None if manifest.folds else {"folds"}  # so that kp_ray 0.1 can read the manifest
     write_bytes(join(store, MANIFEST_NAME), (manifest.model_dump_json(indent=1, exclude=unused_keys) + "\n").encode())
 
 
 def store_digest(store: str) -> str:
-    """Compute the SHA-256 of a store's seed, keypoint names, parts and folds, which changes with any byte of any row.
+    """Compute one SHA-256 from a store's seed, keypoint names, parts and folds; any changed byte of a row changes it.
 
-    A store has the same digest in both layouts, so that members trained before a conversion remain usable.
+    The digest is the same in the former layout (schema 2) and the current one, so that members remain usable after
+    `augment` has converted their store.
 
     Raises:
         StoreError: there is no finished store.

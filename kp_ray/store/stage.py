@@ -38,7 +38,7 @@ class AugmentSummary(StoreFigures):
         ]
         if self.first_quarantined:
             lines.append(
-                f"{self.quarantined} sources could not be used by at least one recipe, e.g. "
+                f"at least one recipe could not use {self.quarantined} sources, e.g. "
                 f"{self.first_quarantined.source}: {self.first_quarantined.reason}; they are listed in "
                 f"{join(self.store, QUARANTINE_NAME)}"
             )

@@ -30,9 +30,9 @@ _PLAUSIBLE_MARGIN = 0.5
 _CROSSED_SCORE = 1.0
 """Score of shoulders and hips that point in opposite directions; real bodies can twist, see `is_crossed`."""
 _VAGUE_KINDS = ("far", "points")
-"""Kinds that say where the labels do not fit, but not which mistake would explain the distance."""
-_SMOOTH_FACTOR = 0.6
-"""Factor of the score of an image whose labels fit the frames before and after: its prediction is probably wrong."""
+"""Kinds that say which points are far from where they are expected, but not by which mistake."""
+_FITS_MOTION_FACTOR = 0.6
+"""Factor for the score of an image whose labels fit the frames before and after: its prediction is probably wrong."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ def rank_suspects(
         labels: N images.
         predicted: out-of-fold predictions (K, 2) in pixels by image; an image without a prediction is judged by motion,
             repetition and crossed sides alone.
-        disagreement: (K,) by image, see `judge_predicted`.
+        disagreement: by image, (K,) values that are larger where the members disagree, see `judge_predicted`.
 
     Returns:
         All labelled images with a prediction, and the other images with any evidence against their labels.
@@ -96,16 +96,17 @@ def _row_score(judgements: Mapping[int, Judgement], row: int) -> float:
 
 
 def _weigh_by_motion(labels: Annotations, judgements: dict[int, Judgement]) -> None:
-    """Lower, in place, the scores of images whose labels fit the frames before and after.
+    """Lower, in place, the scores of images that lie between other frames of their clip.
 
-    Scores above `SUSPICIOUS_SCORE` first grow only logarithmically: the largest scores are failures of the prediction.
+    A wrong label of such an image shows as a jump, which `find_motion_suspects` adds. Before that, the part of a score
+    above `SUSPICIOUS_SCORE` is compressed logarithmically, because failed predictions cause the largest scores.
     """
     inner_rows = list_inner_rows(labels)
     for row, judgement in judgements.items():
         score = judgement.score
         if score > SUSPICIOUS_SCORE:
             score = SUSPICIOUS_SCORE * (1 + float(np.log2(score / SUSPICIOUS_SCORE)))
-        judgements[row] = replace(judgement, score=score * _SMOOTH_FACTOR if row in inner_rows else score)
+        judgements[row] = replace(judgement, score=score * _FITS_MOTION_FACTOR if row in inner_rows else score)
 
 
 def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> None:
@@ -124,8 +125,8 @@ def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> N
             kept_score = max(kept_score, score - _PLAUSIBLE_MARGIN)
             repeated = Judgement(score, "repeated", (), f"repeats the labels of {labels.images[kept_row]}")
             judgements[row] = _join(judgements.get(row), repeated)
-        # The kept image gets a similar score, because a person must compare these images.
-        reason = f"its labels are repeated by {labels.images[wrong_rows[0]]}, which they fit less"
+        # The kept image gets a score near those of its repetitions, so that the list shows them together.
+        reason = f"{labels.images[wrong_rows[0]]} has the same labels, which fit it less well"
         judgement = judgements.get(kept_row, Judgement(0.0))
         reason = _join_reasons(judgement.reason, reason)
         if judgement.kind and judgement.score >= SUSPICIOUS_SCORE:
@@ -147,8 +148,9 @@ def _measure_movement(
 ) -> float:
     """Estimate how far the person moves between two images with equal labels, in body sizes.
 
-    The estimate is the median over the scene's other cameras, or without them the median step between successive frames
-    of the clip that differ. It is infinite for images of two clips.
+    If other cameras of the scene have both frames, the estimate is the median of the movements in them. Otherwise it is
+    the median movement between successive frames of the clip, without frames of equal labels. It is infinite for images
+    of two clips.
 
     Args:
         labels: N images.
@@ -186,7 +188,7 @@ def _add_motion(labels: Annotations, judgement: Judgement | None, suspect: Motio
         kind: Kind = "far" if suspect.matching_frame is None else "other_image"
         return _join(judgement, Judgement(score, kind, (), reason))
     if suspect.kind == "left_right":
-        reason = f"left and right are exchanged between the frames before and after: {names}"
+        reason = f"left and right are exchanged compared with the frames before and after: {names}"
         return _join(judgement, Judgement(score, "left_right", suspect.points, reason))
     reason = f"far from their place in the frames before and after: {names}"
     return _join(judgement, Judgement(score, "points", suspect.points, reason))

@@ -107,7 +107,7 @@ def _read_trial(config: Config, name: str, seconds: float | None, *, is_running:
     log = read_trial_log(folder)
     evaluations = to_evaluations(log)
     iterations = evaluations[-1].iteration if evaluations else 0
-    # Ray Tune may still retry a running trial whose recorded end is not final.
+    # While a trial runs, a failure that is not final does not count: Ray Tune may retry the trial.
     reason = end.reason if end and (end.is_final or not is_running) else ""
     if not (evaluations or reason or is_running):
         return None

@@ -18,7 +18,7 @@ BLUR = A.to_dict(A.Compose([A.Blur(p=1)]))
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_crops_in_the_reference_frame_are_equal_whether_or_not_they_scale_with_the_frame(name: str) -> None:
+def test_scale_with_frame_changes_no_crop_in_a_frame_of_the_reference_size(name: str) -> None:
     height, width = REFERENCE_HW
     for seed in range(5):
         with_scaling, without_scaling = (
@@ -80,7 +80,7 @@ def test_a_users_pipeline_becomes_a_recipe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "user_recipes", "key"),
+    ("names", "user_recipes", "message_start"),
     [
         (["Orignal"], {}, "augment.recipes: unknown recipe (got 'Orignal')"),
         ([], {}, "augment.recipes"),
@@ -88,9 +88,9 @@ def test_a_users_pipeline_becomes_a_recipe() -> None:
         (["Original"], {"unused": {"transform": {}}}, "augment.user_recipes.unused"),
     ],
 )
-def test_a_wrong_list_of_recipes_is_refused_by_its_key(
-    names: list[str], user_recipes: dict[str, Any], key: str
+def test_the_error_for_wrong_recipes_names_the_config_key(
+    names: list[str], user_recipes: dict[str, Any], message_start: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
         resolve_recipes(names, user_recipes)
-    assert str(error.value).startswith(f"{key}: ")
+    assert str(error.value).startswith(f"{message_start}: ")

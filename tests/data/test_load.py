@@ -39,7 +39,7 @@ def test_labels_are_read_again_only_if_a_file_or_the_skeleton_changed(write):
     assert load_labels(config_with_sigmas).skeleton.sigmas == (0.5,) * NUM_KEYPOINTS
 
 
-def test_shared_labels_cannot_be_changed(write):
+def test_cached_labels_are_read_only(write):
     config = build_config({"data": {"annotations": write(f"{HEADER}\na.jpg,{CELLS}\n")}})
     with pytest.raises(ValueError, match="read-only"):
         load_labels(config).keypoints[0, 0, 0] = 1
@@ -93,7 +93,7 @@ class TestNoUsableLabel:
         with pytest.raises(DataError, match="has a labelled point"):
             load_annotations(path, corrections=corrections, flip_pairs=[], sigmas=[0.1])
 
-    def test_one_label_is_enough_and_one_point_per_image_may_be_at_one_place(self, write):
+    def test_images_whose_single_labelled_points_coincide_are_accepted(self, write):
         labels = load_annotations(write("image,a_x,a_y\na.jpg,1,2\nb.jpg,1,2\nc.jpg,,\n"), flip_pairs=[], sigmas=[0.1])
         assert labels.keypoints[:, 0, 2].tolist() == [2, 2, 0]
 

@@ -188,7 +188,7 @@ def test_a_sample_of_other_keypoints_is_refused(tmp_path: Path) -> None:
         (["image,a_x,a_y"], r"lists no image"),
         (["image,a_x,a_y", "1.jpg,0,0", "1.jpg,0,0"], r"row 3 \(1\.jpg\): is already in row 2"),
         (["image,a_x,a_y", "1.jpg,0,0", "image,a_x,a_y"], r"row 3: repeats the header, as if two files were joined"),
-        (["image,a_x,a_y", "1.jpg,0,0,,"], r"row 2: ends in 2 separators too many, and the header does not"),
+        (["image,a_x,a_y", "1.jpg,0,0,,"], r"row 2: ends in 2 separators too many, unlike the header"),
         (["image,a_x,a_y", "1.jpg,0,0,7"], r"row 2: 4 cells where the header has 3"),
         (["image,a_x,a_y,", "1.jpg,0,0,"], r"the header ends in 1 separators too many"),
         (["sep=,", "image,a_x,a_y", "1.jpg,0,0"], r"row 1 is Excel's line 'sep=,', not a header"),

@@ -67,7 +67,7 @@ def test_a_summary_names_an_example_of_the_quarantined_sources() -> None:
     lines = AugmentSummary(**figures, store="run/store", first_quarantined=item).lines()
     assert lines == [
         "2 variants of 2 sources in run/store: 2 parts written, 2 kept, 2.0 sources/s",
-        "2 sources could not be used by at least one recipe, e.g. b.jpg: the file is empty; they are listed in "
+        "at least one recipe could not use 2 sources, e.g. b.jpg: the file is empty; they are listed in "
         "run/store/_quarantine.csv",
     ]
     assert len(AugmentSummary(**figures, store="run/store", first_quarantined=None).lines()) == 1
