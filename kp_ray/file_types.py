@@ -69,7 +69,7 @@ _HEAD_BYTES = 2048
 
 
 def describe_content(content: bytes) -> str:
-    """Return the words for a file's format in a message, e.g. "a ZIP archive"; the first 2048 bytes decide."""
+    """Describe a file's format for a message, e.g. "a ZIP archive"; only the first 2048 bytes are examined."""
     head = content[:_HEAD_BYTES]
     if not head:
         return "an empty file"

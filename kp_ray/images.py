@@ -26,7 +26,7 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm",
 )  # fmt: skip
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Formats that are decoded, whatever the file's suffix; only the first frame of a file is used. "JPEG" includes MPO,
+"""Formats that are decoded, whatever the file's suffix; only the first image of a file is used. "JPEG" includes MPO,
 which phones write. Pillow's other formats are left out, because Pillow runs other programs to decode some of them."""
 _FORMAT_DESCRIPTIONS = (
     file_types.JPEG, file_types.PNG, file_types.WEBP, file_types.BMP, file_types.GIF, file_types.TIFF, file_types.AVIF,
@@ -49,7 +49,7 @@ class ImageInfo:
     Attributes:
         format: Pillow's name of the file format, e.g. "JPEG"; "MPO" is a JPEG file with several images.
         width, height: size in pixels after the EXIF orientation is applied.
-        is_upright_jpeg: True if the file is a grey or color JPEG that needs no EXIF orientation, as `decode_resized`
+        is_upright_jpeg: True if the file is a grey or color JPEG whose pixels are stored upright, as `decode_resized`
             requires.
     """
 
@@ -111,8 +111,8 @@ def decode(content: bytes) -> tuple[Image, bool]:
         content: a file in one of FORMATS.
 
     Returns:
-        The image (H, W, 4) BGRX, and True if `content` is a grey or color JPEG that needs no EXIF orientation: such a
-        file can be stored unchanged, so the image need not be encoded again.
+        The image (H, W, 4) BGRX, and True if `content` is a grey or color JPEG whose pixels are upright: such a file
+        can be stored unchanged, so the image need not be encoded again.
 
     Raises:
         DataError: the image is truncated, damaged or too large, or its format or mode is not supported.

@@ -30,7 +30,7 @@ def absolute_path(path: str) -> str:
     """Make a local path absolute; return a URL unchanged.
 
     Raises:
-        ValueError: the path is empty or contains credentials.
+        ValueError: the path is empty, or contains a null character or credentials.
     """
     if not path or "\0" in path:
         raise ValueError("a path is expected, or null for none")
@@ -51,7 +51,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     and endpoint of `s3://` come only from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and so on).
 
     Raises:
-        StorageError: pyarrow does not support the URL's scheme, or the path is empty.
+        StorageError: the path is empty, the URL's scheme is not supported, or the storage does not answer.
     """
     scheme, separator, location = path.partition("://")
     if not separator:
@@ -165,7 +165,7 @@ def write_bytes(path: str, content: bytes) -> None:
         if isinstance(fs, pafs.LocalFileSystem):
             _replace_file(Path(inner_path), content)
         else:
-            # Closing the stream publishes the object even after an error: several writes could publish half of it.
+            # Write only once: closing the stream publishes the object even after an error between two writes.
             with fs.open_output_stream(inner_path) as stream:
                 stream.write(content)
     except OSError as error:

@@ -30,7 +30,7 @@ def test_a_tuple_equals_the_list_that_was_recorded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("current", "difference"),
+    ("current_fields", "difference"),
     [
         ({"seed": 2, "model": {"preset": "r18"}}, ("seed", 1, 2)),
         ({"seed": 1, "model": {"preset": "r50"}}, ("model.preset", "r18", "r50")),
@@ -41,9 +41,9 @@ def test_a_tuple_equals_the_list_that_was_recorded() -> None:
     ids=["value", "nested value", "new field", "other type", "field no longer current"],
 )
 def test_the_first_field_that_differs_is_found(
-    current: dict[str, object], difference: tuple[str, object, object] | None
+    current_fields: dict[str, object], difference: tuple[str, object, object] | None
 ) -> None:
-    assert find_difference({"seed": 1, "model": {"preset": "r18"}}, current) == difference
+    assert find_difference({"seed": 1, "model": {"preset": "r18"}}, current_fields) == difference
 
 
 def test_the_error_for_a_difference_names_the_place_and_the_field() -> None:

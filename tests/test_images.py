@@ -150,7 +150,7 @@ def test_decode_preview_returns_an_encoded_preview_and_none_for_other_bytes() ->
     assert decode_preview(b"not an image") is None
 
 
-def test_images_are_listed_sorted_with_sub_folders_by_path_and_by_url(tmp_path: Path) -> None:
+def test_the_images_of_a_folder_and_its_sub_folders_are_listed_sorted_for_a_path_and_a_url(tmp_path: Path) -> None:
     for name in ("b.PNG", "a/x.jpg", "c.txt", ".hidden.jpg", "a.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
@@ -161,11 +161,11 @@ def test_images_are_listed_sorted_with_sub_folders_by_path_and_by_url(tmp_path: 
 
 @pytest.mark.skipif(not (SHARED / "lsp").is_dir(), reason=f"the photographs of LSP are not in {SHARED}")
 @pytest.mark.parametrize("file_format", ["AVIF", "MPO", "WEBP", "JPEG2000"])
-def test_photographs_of_another_format_are_read_whatever_their_suffix_is(file_format: str) -> None:
+def test_photographs_that_are_converted_to_another_format_are_read(file_format: str) -> None:
     for source in sorted((SHARED / "lsp" / "images").iterdir())[:5]:
         with Image.open(source) as photograph:
-            frames = {"save_all": True, "append_images": [photograph]} if file_format == "MPO" else {}
-            content = encode_with_pillow(photograph, file_format, quality=90, **frames)
+            save_options = {"save_all": True, "append_images": [photograph]} if file_format == "MPO" else {}
+            content = encode_with_pillow(photograph, file_format, quality=90, **save_options)
         expected, _ = decode(source.read_bytes())
         decoded_image, is_storable = decode(content)
         assert not is_storable

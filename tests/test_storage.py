@@ -52,7 +52,7 @@ def test_local_paths_become_absolute_and_urls_are_unchanged(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("path", ["", "a\0b"])
-def test_an_empty_path_is_refused(path: str) -> None:
+def test_an_empty_path_and_a_null_character_are_refused(path: str) -> None:
     with pytest.raises(ValueError, match="a path is expected"):
         absolute_path(path)
     with pytest.raises(StorageError, match="a path is expected"):
@@ -212,12 +212,12 @@ def test_the_error_for_a_missing_table_names_the_fix(tmp_path: Path) -> None:
         read_parquet(str(tmp_path / "none.parquet"), FIX)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_flipped_bit_and_a_missing_end_of_a_table_are_reported_as_damage(share: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_and_a_missing_end_of_a_table_are_reported_as_damage(fraction: float, tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     write_parquet(str(path), pa.table({"a": pa.array(range(1000), pa.int64())}))
     content = path.read_bytes()
-    position = int(share * len(content))
+    position = int(fraction * len(content))
     content_with_flipped_bit = content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :]
     for damaged_content in (content_with_flipped_bit, content[:position]):
         path.write_bytes(damaged_content)

@@ -39,7 +39,7 @@ def validate_pipeline(name: str, pipeline: Mapping[str, Any]) -> str:
     try:
         serialised = json.dumps(pipeline, sort_keys=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # 2.0.8 warns even about pipelines from its own to_dict
+            warnings.simplefilter("ignore", UserWarning)  # Albumentations warns even about its own saved pipelines
             loaded_pipeline = A.from_dict(json.loads(serialised))
             _require_same_arguments(json.loads(serialised), A.to_dict(loaded_pipeline))
     except Exception as error:  # Albumentations raises errors of many classes for wrong values

@@ -51,18 +51,18 @@ def _wrapped_error(error: BaseException) -> BaseException | None:
     # Ray Train's errors are recognized by their attributes, because a machine that only augments may lack Ray Train.
     if failures := getattr(error, "worker_failures", None):
         # When a worker dies, the others fail too ("Connection closed by peer"), so take the most specific cause.
-        return min(map(root_cause, failures.values()), key=_rank_cause)
+        return min(map(root_cause, failures.values()), key=_cause_order)
     failure = getattr(error, "controller_failure", None) or getattr(error, "health_check_failure", None)
     return failure if isinstance(failure, BaseException) else None
 
 
-def _rank_cause(cause: BaseException) -> int:
-    """Return how specific a cause is; 0 is the most specific."""
-    ranked_classes = (KpRayError, ray.exceptions.OutOfMemoryError, _DEATH_ERRORS)
-    for rank, error_class in enumerate(ranked_classes):
+def _cause_order(cause: BaseException) -> int:
+    """Return a sort key by which the most specific causes come first."""
+    ordered_classes = (KpRayError, ray.exceptions.OutOfMemoryError, _DEATH_ERRORS)
+    for position, error_class in enumerate(ordered_classes):
         if isinstance(cause, error_class):
-            return rank
-    return len(ranked_classes)
+            return position
+    return len(ordered_classes)
 
 
 def error_row(error: KpRayError) -> dict[str, str]:

@@ -56,8 +56,8 @@ def fit_task_options() -> dict[str, Any]:
 def trial_resources() -> dict[str, float]:
     """Return the resources of a trial's actor.
 
-    The actor takes no share of a CPU, because training may need all CPUs. A tiny amount of the resource that only the
-    driver's node has places the actor there: other nodes may lack the packages of a search.
+    The actor takes no CPU, because training may need all CPUs. It requests a tiny amount of the resource that only the
+    driver's node has, and so runs there: other nodes may lack the packages of a search.
     """
     driver_node_id = ray.get_runtime_context().get_node_id()
     node = next(node for node in ray.nodes() if node["NodeID"] == driver_node_id)

@@ -1,4 +1,4 @@
-"""Wrap each private or deprecated part of Ray 2.60 that kp_ray needs in one function, for the other modules.
+"""Provide one function for each private or deprecated part of Ray 2.60 that kp_ray needs.
 
 tests/cluster/test_ray_internals.py fails when Ray has removed or changed such a part.
 """

@@ -10,7 +10,7 @@ from kp_ray.errors import ClusterError
 
 DATA_CPUS = 0.5
 """CPUs that a training run needs for Ray Data's tasks, in addition to its workers' CPUs."""
-SMALLEST_SHARE = 1e-4
+SMALLEST_CPU_FRACTION = 1e-4
 """Smallest fraction of a CPU that Ray assigns; a node with less counts as a node without CPUs."""
 _ROUNDING = 1e-9
 """Added before rounding down, so that 0.3 / 0.1 is 3."""
@@ -38,7 +38,7 @@ def training_capacity(config: Config) -> Capacity:
     """
     train, nodes = config.train, model_nodes()
     min_workers, max_workers = train.min_workers, train.max_workers
-    require_cpus(config.cluster, nodes, num_cpus=SMALLEST_SHARE, purpose="training")
+    require_cpus(config.cluster, nodes, num_cpus=SMALLEST_CPU_FRACTION, purpose="training")
     total = _total_resources(config.cluster, nodes)
     use_gpu = total["GPU"] > 0 if train.use_gpu is None else train.use_gpu
     if _count_runs(total, train, min_workers, use_gpu) < 1:
@@ -95,12 +95,12 @@ def require_cpus(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, 
     if max(max_cpus, cluster.num_cpus or 0) < num_cpus:
         raise ClusterError(
             f"cluster: no node has enough CPUs for {purpose} (got {len(nodes)} nodes with at most {max_cpus:g} CPUs): "
-            "start Ray with CPUs, e.g. by `ray start --num-cpus=4`, or add nodes; set cluster.num_cpus if it grows"
+            "start Ray with CPUs, e.g. by `ray start --num-cpus=4`, or add nodes; set cluster.num_cpus if it autoscales"
         )
 
 
 def _total_resources(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the CPUs and GPUs of all nodes together; a larger value in the config's full size replaces a sum."""
+    """Return the CPUs and GPUs of all nodes together, or those of the config's full size where they are more."""
     full_size = {"CPU": cluster.num_cpus or 0, "GPU": cluster.num_gpus or 0}
     return {name: max(full_size[name], sum(node["Resources"].get(name, 0) for node in nodes)) for name in full_size}
 

@@ -168,7 +168,7 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
                     f"{key}: Ray {ray.__version__} cannot join the cluster (got {address}): {reason}: run `ray status` "
                     "on its head, and use one version of Ray on all nodes"
                 ) from error
-            # Ray raises ValueError for an argument that it refuses, which another attempt would not change.
+            # Ray raises ValueError if it refuses an argument; another attempt would fail too.
             if isinstance(error, ValueError) or attempt == START_ATTEMPTS:
                 raise ClusterError(
                     f"cluster: Ray does not start on this machine (got {reason} in attempt {attempt}): see Ray's logs"

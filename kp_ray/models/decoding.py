@@ -74,9 +74,9 @@ def expected_points(heatmaps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor
     bins = torch.arange(side * side, device=heatmaps.device)
     x, y = bins % side, bins // side
     is_near = ((x - peaks % side).abs() <= EXPECTATION_RADIUS) & ((y - peaks // side).abs() <= EXPECTATION_RADIUS)
-    weights = logits.masked_fill(~is_near, -torch.inf).softmax(dim=2)
+    probabilities = logits.masked_fill(~is_near, -torch.inf).softmax(dim=2)
     # Sums instead of a matrix product, in which GPUs may round the numbers to ten bits (TF32).
-    means = torch.stack([(weights * (axis + 0.5)).sum(dim=2) for axis in (x, y)], dim=2)
+    means = torch.stack([(probabilities * (axis + 0.5)).sum(dim=2) for axis in (x, y)], dim=2)
     return boxes[:, None, :2] + means / side * (boxes[:, 2:] - boxes[:, :2])[:, None]
 
 
@@ -125,8 +125,8 @@ def mirror_detection(detection: Detection, width: int, skeleton: Skeleton) -> De
 def merge_views(views: Sequence[Sequence[Detection]]) -> list[Detection]:
     """Merge the detections of several views of one image: each person is the mean over the views that show them.
 
-    Detections are taken from the best score down. Each is grouped with the detection of each other view that overlaps
-    it most, if their IoU is at least `SAME_PERSON_IOU`.
+    Detections are taken from the best score down. Each is grouped with the detection in each other view that overlaps
+    it most, if the IoU of the two is at least `SAME_PERSON_IOU`.
 
     Returns:
         One detection per person, best score first.

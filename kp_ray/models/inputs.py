@@ -30,7 +30,7 @@ def to_dataset_dict(
         For training also `instances`: `gt_boxes`, `gt_classes`, `gt_keypoints` in continuous coordinates of `image`.
 
     Raises:
-        ValueError: the JPEG cannot be decoded.
+        DataError: the JPEG cannot be decoded.
     """
     width, height = row["width"], row["height"]
     new_height, new_width = _sample_size(height, width, cfg, rng)
@@ -68,7 +68,7 @@ def _sample_size(height: int, width: int, cfg: CfgNode, rng: np.random.Generator
 def _build_instances(
     row: Mapping[str, Any], transforms: T.TransformList, image_size: tuple[int, int], skeleton: Skeleton
 ) -> Instances:
-    """Build the ground truth of the transformed image, of `image_size` (height, width)."""
+    """Build the labels of the transformed image, whose size is `image_size` (height, width)."""
     keypoints = np.asarray(row["keypoints"], dtype=np.float64).reshape(len(skeleton), 3).copy()
     keypoints[:, :2] += CONTINUOUS_OFFSET
     keypoints[~np.isfinite(keypoints).all(axis=1) | (keypoints[:, 2] == 0)] = 0

@@ -153,7 +153,7 @@ def check_option(name: str, value: Any, cfg: CfgNode) -> None:
 
     Raises:
         ConfigError: the option does not exist, follows from a setting of kp_ray, would be ignored, or has a value that
-            does not work; the message has what to do instead.
+            does not work; the message says what to do instead.
     """
 
     def refuse(problem: str, advice: str) -> NoReturn:

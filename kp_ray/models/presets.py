@@ -55,8 +55,8 @@ def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
         device: "cpu" or "cuda".
 
     Raises:
-        ConfigError: an option of `model.cfg` is refused by `check_option` or `check_combinations`, or its value is of
-            another type.
+        ConfigError: an option of `model.cfg` is refused by `check_option` or `check_combinations`, or its value has the
+            wrong type.
     """
     base_file, preset_options = MODEL_PRESETS[config.model.preset]
     cfg = model_zoo.get_config(base_file)

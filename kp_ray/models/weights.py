@@ -135,7 +135,7 @@ class LoadedWeights:
     Attributes:
         random_tensors: sorted names of the tensors that stay random, because the weights lack them or have them in
             another shape.
-        head: origin of the keypoint head's channels; "" if their skeleton is the model's or unknown.
+        head: origin of the keypoint head's channels; "" if the skeleton of the weights is the model's or unknown.
     """
 
     random_tensors: tuple[str, ...] = ()
@@ -152,8 +152,8 @@ def load_weights(
 
     Args:
         model: its tensors are replaced by the weights of the same name and shape.
-        weights: `zoo` for the preset's published weights, a URL, or a file (.pth, also another run's, or a model zoo
-            .pkl).
+        weights: `zoo` for the preset's published weights, a URL, or a file: a .pth, for example of another run, or a
+            .pkl of the model zoo.
         preset: `model.preset`.
         skeleton: the keypoints of the model.
         setting: the config key that named the weights, for messages.
@@ -170,12 +170,12 @@ def load_weights(
         raise ModelError(
             f"{setting}: {url}: cannot be read ({reason}): give a file or URL that is reachable"
         ) from error
-    names = content.keypoints
-    if names is not None and not set(names) & set(skeleton.names):
+    recorded_names = content.keypoints
+    if recorded_names is not None and not set(recorded_names) & set(skeleton.names):
         raise ModelError(
-            f"{setting}: {url}: these weights share no keypoint with the labels (got {len(names)}: {names[0]}, ..., "
-            f"{names[-1]}; the labels have {len(skeleton)}: {skeleton.names[0]}, ..., {skeleton.names[-1]}): give "
-            "weights of a skeleton that shares keypoints"
+            f"{setting}: {url}: these weights share no keypoint with the labels (got {len(recorded_names)}: "
+            f"{recorded_names[0]}, ..., {recorded_names[-1]}; the labels have {len(skeleton)}: {skeleton.names[0]}, "
+            f"..., {skeleton.names[-1]}): give weights of a skeleton that shares keypoints"
         )
     state = model.state_dict()
     new_tensors = {
@@ -183,9 +183,9 @@ def load_weights(
     }
     if not new_tensors:
         raise ModelError(f"{setting}: {url}: no tensor fits model.preset {preset}: give weights of this preset")
-    head, channels = "", channel_names(content.tensors, names, skeleton.names)
-    if channels is not None and channels != skeleton.names:
-        layer, transfer = transfer_head(content.tensors, channels, state, skeleton.names)
+    head, weights_names = "", channel_names(content.tensors, recorded_names, skeleton.names)
+    if weights_names is not None and weights_names != skeleton.names:
+        layer, transfer = transfer_head(content.tensors, weights_names, state, skeleton.names)
         new_tensors, head = {**new_tensors, **layer}, transfer.describe()
     model.load_state_dict(new_tensors, strict=False)
     return LoadedWeights(tuple(sorted(set(state) - set(new_tensors))), head)

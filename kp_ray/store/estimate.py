@@ -83,7 +83,7 @@ class _Probe:
 
 
 def forecast_augment(plan: Plan, config: Config) -> AugmentForecast:
-    """Estimate what `augment` would write, and its duration on `cluster.num_cpus` CPUs (default: this machine's).
+    """Estimate what `augment` would write, and how long it takes on `cluster.num_cpus` CPUs (default: this machine's).
 
     Raises:
         StoreError: the manifest is damaged, or another version of kp_ray wrote it.
@@ -131,7 +131,7 @@ def estimate_store(plan: Plan, num_cpus: float) -> StoreEstimate:
 
 
 def _probe_chunks(plan: Plan, chunks: Sequence[Chunk]) -> list[_Probe]:
-    """Measure the first source of NUM_PROBES evenly spread chunks; sources that cannot be used are skipped."""
+    """Measure the first source of each of up to NUM_PROBES evenly spread chunks; skip unusable sources."""
     probes: list[_Probe] = []
     is_warm = False
     for chunk in sample_evenly(chunks, NUM_PROBES):

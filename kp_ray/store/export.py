@@ -60,8 +60,8 @@ def export_store(
         folder: receives `images/<recipe>-<copy>/<source>.jpg`, `annotations.json` and `annotations.csv`.
         split: "train" or "val"; None exports both.
         recipes: names of the recipes to export; None exports all.
-        fold: number of the fold to hold out, in a store with folds: `split` is "val" for its Originals and "train" for
-            the other folds; None holds out no fold.
+        fold: number of the fold to hold out, in a store with folds: the split "val" then has the Originals of this
+            fold, and the split "train" has the rows of the other folds; None holds out no fold.
         yolo: also write `labels/`, one text file per image, for YOLO-pose.
 
     Raises:
@@ -118,7 +118,7 @@ def _refuse_equal_names(store: str, split: str | None, recipes: Sequence[str] | 
 
 
 def _write_images(skeleton: Skeleton, rows: Iterator[StoredRow], folder: str) -> int:
-    """Write the images, then their annotations if there is an image; return the number of images."""
+    """Write the images, then their annotations unless there are no images; return the number of images."""
     names, keypoints, sizes, scenes, cameras, frames = [], [], [], [], [], []
     for row in rows:
         name = _image_name(row)

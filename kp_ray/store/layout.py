@@ -25,7 +25,7 @@ def part_path(recipe: str, name: str) -> str:
 
 
 def recipe_in_path(path: str) -> str:
-    """Return the recipe's name in a part's path, which is relative to the store."""
+    """Return the recipe's name in the path of a part relative to the store."""
     return path.partition("/")[0].removeprefix(_RECIPE_PREFIX)
 
 

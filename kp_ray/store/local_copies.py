@@ -52,7 +52,7 @@ def local_copies(store: str, max_bytes: int | None = None) -> Iterator[Callable[
 
 
 def _register(users_path: Path) -> IO[str]:
-    """Open the file of a store's users with a shared lock, which every process holds while it uses the copies."""
+    """Open the lock file of a store's copies, and hold a shared lock on it while this process uses the copies."""
     import fcntl
 
     while True:
@@ -61,7 +61,7 @@ def _register(users_path: Path) -> IO[str]:
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(users_file.fileno()).st_ino == users_path.stat().st_ino:
                 return users_file
-        users_file.close()  # the last user removed the file meanwhile
+        users_file.close()  # another process removed the file meanwhile
 
 
 def _remove_if_unused(users_path: Path, users_file: IO[str]) -> None:
@@ -103,7 +103,7 @@ class PartCopies:
         return str(copy) if copy.exists() else path
 
     def _copy(self, path: str, copy: Path) -> None:
-        """Copy a part if there is room. A failure leaves no copy: the caller reads the store and gets its error."""
+        """Copy a part if there is room. A failure leaves no copy, so the caller reads the part from the store."""
         partial_file = copy.with_suffix(".partial")
         try:
             fs, inner_path = filesystem(path)

@@ -90,7 +90,7 @@ class FoldTable(_ManifestModel):
 
     Attributes:
         by: kind of the units that stay together in a fold, `split.by`.
-        units: names of these scenes, clips or frames in each fold, from fold 0.
+        units: names of the units in each fold, from fold 0.
     """
 
     by: Literal["scene", "clip", "frame"]
@@ -113,7 +113,7 @@ class Manifest(_ManifestModel):
         num_variants: number of rows.
         num_rows_by_split: number of rows per split, "train" and "val".
         units: names of the units in each split, "train" and "val"; a unit is a scene, clip or frame (`split.by`).
-        folds: the folds; None if a fixed part of the sources is held out. With folds the split of every row is "train".
+        folds: the folds; None if a fixed set of sources is held out. With folds the split of every row is "train".
         parts: all parts, in the order in which they are read.
         quarantined: sources that at least one recipe could not use.
     """

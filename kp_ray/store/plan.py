@@ -1,7 +1,7 @@
 """Plan every part of a store before anything is written.
 
 A part holds one recipe applied to one chunk of consecutive sources. Its name contains a fingerprint of the settings,
-labels and image sizes that decide its rows, so an existing part with this name can be reused.
+labels and image file sizes that decide its rows, so an existing part with this name can be reused.
 """
 
 import hashlib

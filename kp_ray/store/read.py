@@ -69,7 +69,8 @@ def select_parts(
         raise StoreError(
             f"{store}: has no fold {fold} (it has {num_folds} folds): name another fold, or set split.folds"
         )
-    stored_recipes = {part.recipe for part in manifest.parts}  # manifest.recipes may lack the `Original` of validation
+    # `manifest.recipes` lacks `Original` if only validation sources have it.
+    stored_recipes = {part.recipe for part in manifest.parts}
     for name in recipes or ():
         if name not in stored_recipes:
             raise StoreError(f"{store}: holds no recipe {name!r}: choose from {', '.join(sorted(stored_recipes))}")

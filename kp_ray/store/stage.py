@@ -38,8 +38,8 @@ class AugmentSummary(StoreFigures):
         ]
         if self.first_quarantined:
             lines.append(
-                f"at least one recipe could not use {self.quarantined} sources, e.g. "
-                f"{self.first_quarantined.source}: {self.first_quarantined.reason}; they are listed in "
+                f"{self.quarantined} sources lack at least one variant, e.g. "
+                f"{self.first_quarantined.source}: {self.first_quarantined.reason}; all are listed in "
                 f"{join(self.store, QUARANTINE_NAME)}"
             )
         return lines
@@ -87,7 +87,7 @@ class AugmentStage:
         return is_finished(self._plan(config))
 
     def run(self, config: Config, progress: Progress) -> AugmentSummary:
-        """Write the store's missing parts, then `augment.json` unless nothing was missing.
+        """Write the store's missing parts, then `augment.json` if it does not exist or a part was written.
 
         `config.yaml` is written only when the writer lock is held, so that a refused second writer does not replace it.
 

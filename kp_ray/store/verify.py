@@ -42,13 +42,13 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
             problems = [f"{path}: {damage}" for path, damage in damage_by_path.items() if damage]
     if problems:
         return problems
-    stored_paths = {current_path(part.path): part.path for part in manifest.parts}  # a former layout has other paths
+    stored_paths = {current_path(part.path): part.path for part in manifest.parts}  # the former layout has other paths
     planned_paths = {part.path for part in plan.parts()}
     if stored_paths.keys() != planned_paths:
         num_different = len(stored_paths.keys() ^ planned_paths)
         return [f"{plan.store}: {num_different} parts are missing, or were made with another config: run augment"]
     if manifest.folds != plan.folds:
-        return [f"{plan.store}: its folds were dealt with another config: run augment, which keeps the parts"]
+        return [f"{plan.store}: its folds were made with another config: run augment, which keeps the parts"]
     unusable_sources = {item.source for item in manifest.quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
     for chunk in sample_evenly(plan.chunks, num_samples):
         problems += _compare_rows(plan, chunk, stored_paths, unusable_sources)

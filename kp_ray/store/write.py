@@ -101,10 +101,11 @@ def is_finished(plan: Plan) -> bool:
 
 
 def _find_missing_parts(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
-    """Find the parts that can be reused, and the incomplete chunks, each with its missing parts alone.
+    """Find the parts that can be reused, and the incomplete chunks, each reduced to its missing parts.
 
-    A part that an interrupted run has written counts as missing, because the manifest does not list it; `tasks`
-    recovers it. All parts of a chunk with an UNAVAILABLE source count as missing, so every run retries that source.
+    A part that an interrupted run has written counts as missing, because the manifest does not list it; the
+    module `tasks` recovers it. All parts of a chunk with an UNAVAILABLE source count as missing, so every run retries
+    that source.
     """
     existing_records: dict[str, PartRecord] = {}
     quarantined: tuple[Quarantined, ...] = ()
@@ -199,11 +200,11 @@ def _finish_manifest(plan: Plan, reused: _ReusedParts, results: Sequence[ChunkRe
     quarantined = [*reused.quarantined, *(item for result in results for item in result.quarantined)]
     manifest = build_manifest(plan, records, quarantined)
     if not manifest.num_sources:  # data.images may be the wrong folder: delete no part
-        first = manifest.quarantined[0]
+        first_quarantined = manifest.quarantined[0]
         total = sum(len(chunk.sources) for chunk in plan.chunks)
         raise StoreError(
-            f"{plan.images}: none of the {total} sources could be used ({first.source}: {first.reason}): check "
-            "data.images"
+            f"{plan.images}: none of the {total} sources could be used ({first_quarantined.source}: "
+            f"{first_quarantined.reason}): check data.images"
         )
     sizes = file_sizes(plan.store)
     invisible_parts = [part.path for part in manifest.parts if sizes.get(part.path) != part.num_bytes]

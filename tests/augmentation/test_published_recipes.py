@@ -1,7 +1,7 @@
 """The 27 named recipes vary images as the published pipelines do, except for three deliberate differences.
 
 `PUBLISHED` and `sample_published` repeat `code/augmentation.py` of hangjoo/dacon_key_point_detection with the formulas
-of Albumentations 1.0. They use no code of kp_ray, whose errors they would repeat. Affines map pixel indices.
+of Albumentations 1.0. They use no code of kp_ray, so that they do not repeat its errors. Affines map pixel indices.
 """
 
 import math

@@ -75,8 +75,8 @@ def test_a_users_pipeline_becomes_a_recipe() -> None:
     sharp = resolve_recipes(["Soft"], {"Soft": A.to_dict(A.Compose([A.Sharpen(p=1)]))})[0][0]
     assert soft.fingerprint != sharp.fingerprint
     # A config gives the same recipe.
-    from_config = build_config({"augment": {"recipes": ["Soft"], "user_recipes": {"Soft": BLUR}}}).augment
-    assert resolve_recipes(from_config.recipes, from_config.user_recipes) == [(soft, 1)]
+    augment_config = build_config({"augment": {"recipes": ["Soft"], "user_recipes": {"Soft": BLUR}}}).augment
+    assert resolve_recipes(augment_config.recipes, augment_config.user_recipes) == [(soft, 1)]
 
 
 @pytest.mark.parametrize(

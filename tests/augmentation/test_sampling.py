@@ -159,9 +159,9 @@ def test_the_parameters_of_a_recipe_are_independent(name: str) -> None:
     seeds = [variant_seed(0, str(i), recipe.fingerprint, 0) for i in range(NUM_SAMPLES)]
     samples = [sample_parameters(recipe, width, height, seed) for seed in seeds]
     values = {"angle": [sample.angle_deg for sample in samples], "scale": [sample.scale for sample in samples]}
-    for axis, frame in enumerate((width, height)):
+    for axis, frame_side in enumerate((width, height)):
         size = recipe.crop_size(width, height, scale_with_frame=True)[axis]
-        num_positions = [int(frame * sample.scale) - size + 1 for sample in samples]
+        num_positions = [int(frame_side * sample.scale) - size + 1 for sample in samples]
         # Offsets as fractions of their range, which depends on the scale.
         positions = [(sample.crop_xy[axis] + 0.5) / count for sample, count in zip(samples, num_positions, strict=True)]
         if recipe.crop == "random" and max(num_positions) > 1:
@@ -221,16 +221,18 @@ def test_every_recipe_applies_to_any_frame_and_its_affine_is_invertible(
         apply_affine(inverse, apply_affine(parameters.affine, points)), points, atol=1e-3, rtol=0
     )
     scaled_size = int(width * parameters.scale), int(height * parameters.scale)
-    for offset, size, frame in zip(parameters.crop_xy, (parameters.width, parameters.height), scaled_size, strict=True):
-        assert 0 <= offset <= frame - int(size / parameters.crop_scale)
+    for offset, size, frame_side in zip(
+        parameters.crop_xy, (parameters.width, parameters.height), scaled_size, strict=True
+    ):
+        assert 0 <= offset <= frame_side - int(size / parameters.crop_scale)
 
 
 @given(st.sampled_from(list(RECIPES)), st.integers(0, 2**64 - 1))
 @settings(deadline=None)
 def test_equal_seeds_give_equal_parameters(name: str, seed: int) -> None:
-    first, second = (sample_parameters(RECIPES[name], 640, 360, seed) for _ in range(2))
+    first_sample, second_sample = (sample_parameters(RECIPES[name], 640, 360, seed) for _ in range(2))
     for field in fields(VariantParameters):
-        assert np.array_equal(getattr(first, field.name), getattr(second, field.name)), field.name
+        assert np.array_equal(getattr(first_sample, field.name), getattr(second_sample, field.name)), field.name
 
 
 def test_different_seeds_give_different_parameters() -> None:

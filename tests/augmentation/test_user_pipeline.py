@@ -87,10 +87,10 @@ def test_a_users_pipeline_with_a_reflect_border_keeps_each_keypoint_once() -> No
         affine, points = variant.affine, variant.keypoints
         scale = np.sqrt(np.linalg.det(affine[:, :2]))
         assert 0.79 < scale < 1.31
-        source = make_keypoints(width, height)
-        np.testing.assert_allclose(apply_affine(affine, source[:, :2]), points[:, :2], atol=0.05, rtol=0)
+        source_keypoints = make_keypoints(width, height)
+        np.testing.assert_allclose(apply_affine(affine, source_keypoints[:, :2]), points[:, :2], atol=0.05, rtol=0)
         is_inside = is_inside_image(points[:, :2], variant.width, variant.height)
-        assert points[:, 2].tolist() == np.where(is_inside, source[:, 2], 0).tolist()
+        assert points[:, 2].tolist() == np.where(is_inside, source_keypoints[:, 2], 0).tolist()
         assert (variant.width, variant.height) == (320, 180)
         errors += measure_dot_errors(variant, plain_variant, has_dots(width, height), scale)
     assert len(errors) >= 20
@@ -117,14 +117,16 @@ def test_a_users_pipeline_runs_with_its_own_probability() -> None:
 
 
 def test_a_users_blur_keeps_the_keypoints_and_a_perspective_has_no_affine() -> None:
-    content, source = to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0])
-    blurred_variant = make_variants(content, source, make_user_recipe(A.GaussianBlur(sigma_limit=(2, 3), p=1)))[0]
+    content, source_keypoints = to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0])
+    blurred_variant = make_variants(
+        content, source_keypoints, make_user_recipe(A.GaussianBlur(sigma_limit=(2, 3), p=1))
+    )[0]
     np.testing.assert_allclose(blurred_variant.affine, np.eye(2, 3), atol=1e-6)
-    np.testing.assert_allclose(blurred_variant.keypoints[:, :2], source[:, :2], rtol=1e-6)
+    np.testing.assert_allclose(blurred_variant.keypoints[:, :2], source_keypoints[:, :2], rtol=1e-6)
     assert blurred_variant.image != content
-    tilted_variant = make_variants(content, source, make_user_recipe(A.Perspective(scale=(0.1, 0.2), p=1)))[0]
+    tilted_variant = make_variants(content, source_keypoints, make_user_recipe(A.Perspective(scale=(0.1, 0.2), p=1)))[0]
     assert np.isnan(tilted_variant.affine).all()
-    assert np.isnan(tilted_variant.keypoints[:, 0]).tolist() == np.isnan(source[:, 0]).tolist()
+    assert np.isnan(tilted_variant.keypoints[:, 0]).tolist() == np.isnan(source_keypoints[:, 0]).tolist()
 
 
 @pytest.mark.parametrize("step", [A.ToFloat(p=1), A.GridDistortion(distort_limit=(0.2, 0.3), p=1)])

@@ -114,11 +114,12 @@ def test_the_stored_coordinate_decides_if_a_keypoint_at_the_border_is_visible(
 
 
 @pytest.mark.parametrize("name", ["CenterCrop_1", "RandomCrop_1", "RandomSquare_2"])
-def test_a_keypoint_at_the_border_of_a_crop_is_visible_in_it(name: str) -> None:
+def test_its_coordinate_decides_if_a_keypoint_at_the_border_of_a_crop_is_visible(name: str) -> None:
     width, height = SIZES[0]
-    first = make_variants(to_jpeg(make_dotted_image(width, height)), np.full((24, 3), np.nan), [(RECIPES[name], 1)])[0]
-    left, top = -first.affine[:, 2]
-    right, bottom = left + first.width, top + first.height
+    content = to_jpeg(make_dotted_image(width, height))
+    unlabelled_variant = make_variants(content, np.full((24, 3), np.nan), [(RECIPES[name], 1)])[0]
+    left, top = -unlabelled_variant.affine[:, 2]
+    right, bottom = left + unlabelled_variant.width, top + unlabelled_variant.height
     is_visible = {
         (left, top): True,
         (right - 1, bottom - 1): True,
@@ -132,7 +133,7 @@ def test_a_keypoint_at_the_border_of_a_crop_is_visible_in_it(name: str) -> None:
     keypoints = np.full((24, 3), np.nan)
     keypoints[:, 2] = 0
     keypoints[: len(is_visible)] = [(x, y, 1) for x, y in is_visible]
-    variant = make_variants(to_jpeg(make_dotted_image(width, height)), keypoints, [(RECIPES[name], 1)])[0]
+    variant = make_variants(content, keypoints, [(RECIPES[name], 1)])[0]
     assert (variant.keypoints[: len(is_visible), 2] > 0).tolist() == list(is_visible.values())
     assert variant.bbox_xyxy.tolist() == [0, 0, variant.width, variant.height]
 
@@ -156,9 +157,9 @@ def test_a_recipe_listed_twice_gives_two_images_each_with_its_own_labels() -> No
         ("Rotate45_CenterCrop", 1),
         ("Original", 0),
     ]
-    first, second = variants[:2]
-    assert not np.array_equal(first.affine, second.affine)
-    assert first.image != second.image
+    first_copy, second_copy = variants[:2]
+    assert not np.array_equal(first_copy.affine, second_copy.affine)
+    assert first_copy.image != second_copy.image
     for variant, plain_variant in zip(variants, plain_variants, strict=True):
         assert max(measure_dot_errors(variant, plain_variant, has_dots(*SIZES[0]), 1.0)) < 0.3
     assert variants[2].image == content
@@ -167,17 +168,19 @@ def test_a_recipe_listed_twice_gives_two_images_each_with_its_own_labels() -> No
 @pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("name", RECIPES)
 def test_visibility_box_and_size_agree_with_the_stored_keypoints(name: str, width: int, height: int) -> None:
-    source = make_keypoints(width, height)
+    source_keypoints = make_keypoints(width, height)
     for variant in named_variants(width, height)[name]:
         points = variant.keypoints
         affine = variant.affine
-        np.testing.assert_allclose(points[:, :2], apply_affine(affine, source[:, :2]), atol=1e-3, rtol=1e-6)
+        np.testing.assert_allclose(points[:, :2], apply_affine(affine, source_keypoints[:, :2]), atol=1e-3, rtol=1e-6)
         is_inside = [0 <= x < variant.width and 0 <= y < variant.height for x, y, _ in points]
-        assert points[:, 2].tolist() == np.where(is_inside, source[:, 2], 0).tolist()
+        assert points[:, 2].tolist() == np.where(is_inside, source_keypoints[:, 2], 0).tolist()
         assert variant.num_visible == sum(is_inside)
-        labelled = points[~np.isnan(points[:, 0]), :2]
+        labelled_points = points[~np.isnan(points[:, 0]), :2]
         size = np.array([variant.width, variant.height])
-        expected = np.concatenate([labelled.min(axis=0).clip(0, size), labelled.max(axis=0).clip(0, size)])
+        expected = np.concatenate(
+            [labelled_points.min(axis=0).clip(0, size), labelled_points.max(axis=0).clip(0, size)]
+        )
         np.testing.assert_allclose(variant.bbox_xyxy, expected, rtol=1e-6)
         assert decode_variant(variant).shape == (variant.height, variant.width, 3)
 
@@ -235,11 +238,11 @@ def test_equal_seeds_give_equal_bytes_and_different_seeds_give_different_bytes()
     content, keypoints = to_jpeg(make_dotted_image(width, height)), make_keypoints(width, height)
     all_recipes = [(recipe, 1) for recipe in RECIPES.values()]
     runs = (make_variants(content, keypoints, all_recipes, seed=seed) for seed in (5, 5, 6))
-    for first, second, third in zip(*runs, strict=True):
-        assert first.image == second.image
-        assert np.array_equal(first.keypoints, second.keypoints, equal_nan=True)
-        is_fixed = first.recipe in ("Original", "CenterCrop_1", "CenterCrop_2")
-        assert (first.image == third.image) is is_fixed, first.recipe
+    for variant, same_seed_variant, other_seed_variant in zip(*runs, strict=True):
+        assert variant.image == same_seed_variant.image
+        assert np.array_equal(variant.keypoints, same_seed_variant.keypoints, equal_nan=True)
+        is_fixed = variant.recipe in ("Original", "CenterCrop_1", "CenterCrop_2")
+        assert (variant.image == other_seed_variant.image) is is_fixed, variant.recipe
 
 
 def test_a_variant_does_not_depend_on_the_other_recipes() -> None:

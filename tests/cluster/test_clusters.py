@@ -33,7 +33,7 @@ HEAD_ID, FAKE_HEAD = "f" * 51 + "00000", "ray.head.default"
 """Node id and node type of the head, with the values that Ray's fake node provider requires."""
 
 
-def fake_cluster(gcs: str) -> dict[str, Any]:
+def fake_cluster_config(gcs: str) -> dict[str, Any]:
     """Return an autoscaler config with the node types of cluster.yaml as fake nodes of at most 2 CPUs and 2 GPUs.
 
     Args:
@@ -89,17 +89,17 @@ class AutoscalingCluster:
     """A head without CPUs and an autoscaler that adds fake nodes."""
 
     def __init__(self, folder: str) -> None:
-        port, self.dashboard = free_port(), free_port()
+        port, self.dashboard_port = free_port(), free_port()
         self.address = f"127.0.0.1:{port}"
         config = Path(folder, "fake.yaml")
-        config.write_text(yaml.safe_dump(fake_cluster(self.address)))
+        config.write_text(yaml.safe_dump(fake_cluster_config(self.address)))
         start_ray(
             "--head",
             "--node-ip-address=127.0.0.1",
             f"--port={port}",
             "--num-cpus=0",
             "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={self.dashboard}",
+            f"--dashboard-port={self.dashboard_port}",
             f"--dashboard-agent-listen-port={free_port()}",
             f"--autoscaling-config={config}",
             f"--temp-dir={folder}",
@@ -111,7 +111,7 @@ class AutoscalingCluster:
 
     def nodes(self) -> list[dict[str, Any]]:
         """List every node that the cluster has had, with its `state` and `resources_total`."""
-        return query_dashboard(self.dashboard, "nodes")
+        return query_dashboard(self.dashboard_port, "nodes")
 
     def alive_nodes(self, resource: str) -> list[dict[str, Any]]:
         """List the nodes that are alive and have a resource, e.g. "GPU"."""
@@ -135,7 +135,7 @@ def test_every_node_requires_tokens_and_the_dashboard_is_local_to_the_head() -> 
         assert manifest["authOptions"] == {"mode": "token"}
 
 
-def test_images_have_the_installed_ray_version_and_nodes_install_their_extras() -> None:
+def test_docker_images_have_the_installed_ray_version_and_nodes_install_their_extras() -> None:
     worker_images = [node_type["docker"]["worker_image"] for node_type in NODE_TYPES.values() if "docker" in node_type]
     images = [CLUSTER["docker"]["image"], *worker_images]
     assert all(image.startswith(f"rayproject/ray:{ray.__version__}-") for image in images)
@@ -234,8 +234,8 @@ class TwoNodes:
     """A head without CPUs and two worker nodes whose raylets can be killed."""
 
     def __init__(self, folder: str) -> None:
-        port, self.dashboard = free_port(), free_port()
-        # All nodes have this machine's address; of several nodes with its own address, a driver joins the head.
+        port, self.dashboard_port = free_port(), free_port()
+        # All nodes have this machine's address, and a driver that finds several nodes with its address joins the head.
         self.address, self.num_started = f"{ray.util.get_node_ip_address()}:{port}", 0
         self.start_node(
             "--head",
@@ -243,7 +243,7 @@ class TwoNodes:
             "--num-cpus=0",
             f"--temp-dir={folder}",
             "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={self.dashboard}",
+            f"--dashboard-port={self.dashboard_port}",
             f"--dashboard-agent-listen-port={free_port()}",
         )
 
@@ -254,14 +254,14 @@ class TwoNodes:
 
     def start_missing_nodes(self) -> None:
         """Start worker nodes of 2 CPUs until two worker nodes are alive."""
-        nodes = query_dashboard(self.dashboard, "nodes")
+        nodes = query_dashboard(self.dashboard_port, "nodes")
         alive_workers = [node for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"]]
         for _ in range(2 - len(alive_workers)):
             self.start_node(f"--address={self.address}", "--num-cpus=2")
 
     def kill_node_of(self, actor_class: str) -> None:
         """Kill the raylet of a node on which an actor of this class is alive, as if the node's machine were lost."""
-        actors = query_dashboard(self.dashboard, "actors")
+        actors = query_dashboard(self.dashboard_port, "actors")
         node_ids = [a["node_id"] for a in actors if actor_class in a["class_name"] and a["state"] == "ALIVE"]
         assert node_ids, f"no {actor_class} is alive"
         raylets = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "raylet"]
@@ -281,7 +281,7 @@ def two_nodes() -> Iterator[TwoNodes]:
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """A run of augment, train and predict during which no node was lost; the runs that lose a node must equal it.
+    """A run of augment, train and predict that loses no node; the runs that lose a node must give the same results.
 
     Attributes:
         folder: folder of the config and of the run folders.
@@ -335,7 +335,7 @@ def run_with_lost_node(
 
 
 @pytest.mark.slow
-def test_doctor_checks_every_node_and_requires_tokens_on_several(
+def test_doctor_checks_every_node_and_requires_tokens_on_a_cluster_of_several_nodes(
     two_nodes: TwoNodes, reference_run: ReferenceRun
 ) -> None:
     two_nodes.start_missing_nodes()

@@ -36,7 +36,7 @@ def test_a_task_that_trains_requests_the_memory_of_a_run_or_half_of_a_small_node
     assert fit_task_options()["memory"] == 5e8
 
 
-def test_memory_limits_the_number_of_runs_to_at_least_one() -> None:
+def test_the_memory_of_the_nodes_limits_the_number_of_runs_but_one_is_always_allowed() -> None:
     per_run = RUN_OVERHEAD_BYTES + TRIAL_ACTOR_BYTES
     assert max_runs_in_memory([make_node(2.5 * per_run), make_node(3 * per_run)]) == 5
     assert max_runs_in_memory([make_node(0.5 * per_run)]) == 1

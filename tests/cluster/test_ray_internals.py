@@ -81,8 +81,8 @@ def test_credentials_can_be_removed_from_the_variables_that_ray_tune_copies() ->
 
 
 def test_the_upload_limit_is_that_of_the_installed_job_server() -> None:
-    head = Path(ray.__file__).parent / "dashboard" / "http_server_head.py"
-    assert "client_max_size=ray_constants.DASHBOARD_CLIENT_MAX_SIZE" in head.read_text()
+    server_module = Path(ray.__file__).parent / "dashboard" / "http_server_head.py"
+    assert "client_max_size=ray_constants.DASHBOARD_CLIENT_MAX_SIZE" in server_module.read_text()
     assert upload_limit_bytes() == ray_constants.DASHBOARD_CLIENT_MAX_SIZE == 100 << 20
 
 

@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from kp_ray.cluster import placement
-from kp_ray.cluster.resources import SMALLEST_SHARE, Capacity, fits_a_node, require_cpus, training_capacity
+from kp_ray.cluster.resources import SMALLEST_CPU_FRACTION, Capacity, fits_a_node, require_cpus, training_capacity
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError
@@ -88,7 +88,7 @@ def test_a_cluster_without_cpus_is_refused_instead_of_waited_for(set_nodes: Any)
     with pytest.raises(ClusterError, match=NO_CPU.format("training", 0)):
         training_capacity(make_config())
     with pytest.raises(ClusterError, match=NO_CPU.format("predict", 0)):
-        require_cpus(make_config().cluster, placement.model_nodes(), num_cpus=SMALLEST_SHARE, purpose="predict")
+        require_cpus(make_config().cluster, placement.model_nodes(), num_cpus=SMALLEST_CPU_FRACTION, purpose="predict")
     assert training_capacity(make_config({"num_cpus": 4})).num_runs == 4, "a cluster that grows has CPUs later"
 
 

@@ -41,7 +41,7 @@ class TestAddressesOfOtherPrograms:
 
     @pytest.fixture
     def serve(self) -> Iterator[Callable[[bytes], str]]:
-        """Start a server that answers the first bytes of one connection; return its address."""
+        """Return a function that starts a server and returns its address; the server sends the passed answer once."""
         sockets: list[socket.socket] = []
 
         def start(answer: bytes) -> str:

@@ -18,7 +18,9 @@ def make_path(num_bytes: int) -> str:
 
 
 @pytest.mark.parametrize("key", ["RAY_TMPDIR", "TMPDIR"])
-def test_a_folder_with_a_long_path_is_refused_by_its_variable(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_the_error_about_a_folder_with_a_long_path_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv(key, make_path(MAX_FOLDER_BYTES))
     check_temp_dir()

@@ -72,7 +72,7 @@ def test_a_detection_without_an_area_is_merged_only_with_an_equal_one() -> None:
     assert [detection.score for detection in merged] == [0.9, 0.5]
 
 
-def test_the_expectation_is_that_of_a_loop_over_the_bins_near_the_peak() -> None:
+def test_the_expectation_equals_that_of_a_loop_over_the_bins_near_the_peak() -> None:
     num_people, num_keypoints, side = 3, 5, 12
     rng = np.random.default_rng(0)
     heatmaps = rng.normal(0, 3, (num_people, num_keypoints, side, side))

@@ -98,13 +98,13 @@ def test_decoding_at_a_smaller_scale_keeps_positions(cfg: Any, width: int, heigh
 @pytest.mark.parametrize("flip", [False, True])
 def test_half_a_pixel_is_added_once_and_subtracted_once(cfg: Any, flip: bool) -> None:
     row = random_row()
-    truth = to_dataset_dict(row, cfg, DACON24, FixedFlip(flip))["instances"]  # type: ignore[arg-type]
-    scale = row["width"] / truth.image_size[1], row["height"] / truth.image_size[0]
-    predicted = Instances((row["height"], row["width"]))
-    predicted.pred_keypoints = truth.gt_keypoints.tensor * torch.tensor([*scale, 1.0])
-    predicted.pred_boxes = Boxes(truth.gt_boxes.tensor * torch.tensor([*scale, *scale]))
-    predicted.scores = torch.tensor([0.9])
-    _, box, keypoints = read_instances(predicted)[0]
+    gt_instances = to_dataset_dict(row, cfg, DACON24, FixedFlip(flip))["instances"]  # type: ignore[arg-type]
+    scale = row["width"] / gt_instances.image_size[1], row["height"] / gt_instances.image_size[0]
+    pred_instances = Instances((row["height"], row["width"]))
+    pred_instances.pred_keypoints = gt_instances.gt_keypoints.tensor * torch.tensor([*scale, 1.0])
+    pred_instances.pred_boxes = Boxes(gt_instances.gt_boxes.tensor * torch.tensor([*scale, *scale]))
+    pred_instances.scores = torch.tensor([0.9])
+    _, box, keypoints = read_instances(pred_instances)[0]
     if flip:  # in pixel indices x becomes width - 1 - x
         keypoints = keypoints[DACON24.flip_indices]
         keypoints[:, 0] = row["width"] - 1 - keypoints[:, 0]

@@ -88,7 +88,7 @@ def test_an_option_that_would_have_no_effect_is_refused_before_a_cluster_starts(
         ({"SOLVER.MOMENTUM": "fast"}, {}, "SOLVER.MOMENTUM"),
     ],
 )
-def test_a_wrong_value_or_name_is_refused_by_its_option(
+def test_the_error_about_a_wrong_value_or_name_begins_with_an_option(
     options: dict[str, Any], train: dict[str, Any], key: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"^model\.cfg\.{key}"):

@@ -39,12 +39,12 @@ def test_a_copy_of_a_model_with_mixed_precision_runs_its_own_backbone() -> None:
     model = build_model(build_cfg(config, DACON24, "cpu"))
     set_precision(model, "cpu", "bf16")
     names, images = set(model.state_dict()), torch.zeros(1, 3, 64, 64)
-    average = copy.deepcopy(model)
+    model_copy = copy.deepcopy(model)
     with torch.no_grad():
-        for parameter in average.parameters():
+        for parameter in model_copy.parameters():
             parameter.zero_()
-        assert all(not feature.any() for feature in average.backbone(images).values())
+        assert all(not feature.any() for feature in model_copy.backbone(images).values())
         features = model.backbone(images + 1)
     assert any(feature.any() for feature in features.values())
     assert {feature.dtype for feature in features.values()} == {torch.float32}
-    assert set(average.state_dict()) == names
+    assert set(model_copy.state_dict()) == names

@@ -66,7 +66,7 @@ def test_the_published_model_trains_a_step_and_predicts_at_full_size() -> None:
     )
 
 
-def test_the_preset_best_builds_a_network_with_heat_maps_of_112_bins() -> None:
+def test_the_preset_best_builds_a_network_with_heat_maps_of_112_by_112_bins() -> None:
     cfg = build_cfg(build_config({"preset": "best"}), DACON24, "cpu")
     check_network(cfg)
     cfg.MODEL.DEVICE = "meta"

@@ -62,7 +62,7 @@ def test_a_member_of_other_keypoints_is_refused(model: torch.nn.Module, cfg: Any
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "model_final.pth"])
-def test_a_member_with_a_missing_or_damaged_file_is_refused_by_its_name(
+def test_the_error_about_a_missing_or_damaged_file_of_a_member_names_the_file(
     model: torch.nn.Module, cfg: Any, tmp_path: Path, name: str
 ) -> None:
     save_model(model, cfg, str(tmp_path), DACON24)
@@ -188,7 +188,7 @@ def test_weights_that_share_no_keypoint_are_refused(model: torch.nn.Module, cfg:
         load_starting_weights(model, path, tail)
 
 
-def test_weights_that_cannot_be_reached_or_read_are_refused_by_setting_and_path(
+def test_the_error_about_weights_that_cannot_be_read_names_the_setting_and_the_path(
     model: torch.nn.Module, tmp_path: Path
 ) -> None:
     (tmp_path / "text.pth").write_text("not weights")

@@ -24,12 +24,12 @@ def test_the_forecast_agrees_with_the_written_store(store_config: Config, sample
 
 def test_the_forecast_has_two_lines_of_text_and_one_json_object(sample_config: Config) -> None:
     forecast = forecast_augment(make_plan(sample_config), sample_config)
-    first, second = forecast.lines()
-    assert first == (
+    first_line, second_line = forecast.lines()
+    assert first_line == (
         f"12 sources, {forecast.variants} variants of 2 recipes, {forecast.parts} parts (0 exist already) in "
         f"{sample_config.path('store')}"
     )
-    assert second.startswith(f"about {format_size(forecast.bytes)} and {format_time(forecast.seconds)} on ")
+    assert second_line.startswith(f"about {format_size(forecast.bytes)} and {format_time(forecast.seconds)} on ")
     assert list(forecast.to_json()) == [
         "sources",
         "variants",

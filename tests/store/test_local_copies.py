@@ -65,7 +65,7 @@ def test_a_part_that_cannot_be_copied_is_read_from_the_store(parts: list[str], t
     assert not list((tmp_path / "copies").glob("*.partial"))
 
 
-def test_the_last_user_removes_the_copies(parts: list[str], temp_dir: Path) -> None:
+def test_copies_are_removed_after_their_last_use(parts: list[str], temp_dir: Path) -> None:
     with local_copies(URL) as locate_for_first:
         copy = Path(locate_for_first(parts[0]))
         with local_copies(URL) as locate_for_second:
@@ -74,7 +74,7 @@ def test_the_last_user_removes_the_copies(parts: list[str], temp_dir: Path) -> N
     assert not [path for path in temp_dir.rglob("*") if path.is_file()]
 
 
-def test_copies_of_killed_processes_are_removed_by_the_next_user(parts: list[str], temp_dir: Path) -> None:
+def test_copies_of_killed_processes_are_removed_by_the_next_process(parts: list[str], temp_dir: Path) -> None:
     folder = temp_dir / f"kp_ray-parts-{os.getuid()}"
     folder.mkdir(mode=0o700)
     (folder / "0123.users").touch()

@@ -1,4 +1,4 @@
-"""The manifest describes the parts; damaged manifests and those of other versions are refused."""
+"""The manifest describes the parts; damaged manifests and those of unreadable versions are refused."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_damaged_older_and_newer_manifests_are_refused(content: str, message: st
         read_manifest(str(tmp_path))
 
 
-def test_the_field_settings_of_older_manifests_is_ignored(tmp_path: Path) -> None:
+def test_an_older_manifest_with_the_key_settings_is_read(tmp_path: Path) -> None:
     manifest = write_small_store(tmp_path)
     path = tmp_path / "_manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {"jpeg_quality": 95}}))
@@ -51,9 +51,9 @@ def test_the_digest_of_a_store_changes_with_the_bytes_of_a_part(tmp_path: Path) 
     before = store_digest(str(tmp_path))
     write_manifest(str(tmp_path), manifest)
     assert store_digest(str(tmp_path)) == before
-    first, *other_parts = manifest.parts
+    first_part, *other_parts = manifest.parts
     changed_manifest = manifest.model_copy(
-        update={"parts": (first.model_copy(update={"sha256": "0" * 64}), *other_parts)}
+        update={"parts": (first_part.model_copy(update={"sha256": "0" * 64}), *other_parts)}
     )
     write_manifest(str(tmp_path), changed_manifest)
     assert store_digest(str(tmp_path)) != before
@@ -65,10 +65,10 @@ def test_rows_have_the_documented_columns() -> None:
 
 def test_the_manifest_counts_the_rows_of_its_parts(store_config: Config) -> None:
     manifest = json.loads(Path(store_config.path("store", "_manifest.json")).read_text())
-    rows = {
+    num_rows_by_path = {
         part["path"]: pq.read_metadata(store_config.path("store", part["path"])).num_rows for part in manifest["parts"]
     }
-    assert {part["path"]: part["num_rows"] for part in manifest["parts"]} == rows
-    assert manifest["num_variants"] == sum(rows.values()) == sum(manifest["num_rows_by_split"].values())
+    assert {part["path"]: part["num_rows"] for part in manifest["parts"]} == num_rows_by_path
+    assert manifest["num_variants"] == sum(num_rows_by_path.values()) == sum(manifest["num_rows_by_split"].values())
     metadata = pq.read_metadata(store_config.path("store", manifest["parts"][0]["path"])).metadata
     assert json.loads(metadata[b"kp_ray"])["skeleton"] == manifest["skeleton"]

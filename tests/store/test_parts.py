@@ -74,10 +74,10 @@ def test_a_part_that_lacks_an_unavailable_source_is_not_reused(plan: Plan) -> No
     assert describe_part(plan.store, plan.chunks[0].parts[0]) is None
 
 
-@pytest.mark.parametrize("share", [0, 0.3, 0.99])
-def test_a_truncated_part_is_not_reused(plan: Plan, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0, 0.3, 0.99])
+def test_a_truncated_part_is_not_reused(plan: Plan, fraction: float) -> None:
     record = write_first_part(plan)
-    os.truncate(os.path.join(plan.store, record.path), int(share * record.num_bytes))
+    os.truncate(os.path.join(plan.store, record.path), int(fraction * record.num_bytes))
     assert describe_part(plan.store, plan.chunks[0].parts[0]) is None
 
 

@@ -66,7 +66,9 @@ def test_chunks_are_consecutive_rows_of_one_split(labels: Annotations, images: P
     assert [{source.split for source in chunk.sources} for chunk in chunks] == [{"train"}] * 3 + [{"val"}]
 
 
-def test_training_sources_get_every_recipe_and_validation_sources_originals(labels: Annotations, images: Path) -> None:
+def test_training_sources_get_every_recipe_and_validation_sources_only_original(
+    labels: Annotations, images: Path
+) -> None:
     *train_chunks, val_chunk = plan_labels(labels, images).chunks
     for chunk in train_chunks:
         assert [(part.recipe.name, part.copies) for part in chunk.parts] == [("Original", 1), ("Rotate45", 2)]

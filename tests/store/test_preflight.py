@@ -95,7 +95,7 @@ def test_unreadable_images_do_not_count_against_a_recipe(sample_data: dict[str, 
     check_plan(make_plan(config_with({**sample_data, "images": str(tmp_path / "images")}, tmp_path, **recipes)))
 
 
-def test_a_recipe_that_failed_on_every_image_of_a_run_is_refused_on_each_later_run(
+def test_a_recipe_that_fails_on_every_image_is_refused_in_that_run_and_in_later_runs(
     sample_data: dict[str, Any], tmp_path: Path, ray_cluster: None
 ) -> None:
     config = config_with(sample_data, tmp_path, recipes=["Original", "CenterCrop_1"], oversize="error")

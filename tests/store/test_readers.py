@@ -28,10 +28,10 @@ def store(tmp_path: Path) -> str:
     return str(folder)
 
 
-def load_with_datasets(store: str, *source: str, **options: Any) -> pa.Table:
+def load_with_datasets(store: str, *arguments: str, **options: Any) -> pa.Table:
     """Load all rows with Hugging Face datasets, which puts them into one split called "train"."""
     cache = str(Path(store).parent / "cache")
-    return datasets.load_dataset(*source, cache_dir=cache, split="train", **options).with_format("arrow")[:]
+    return datasets.load_dataset(*arguments, cache_dir=cache, split="train", **options).with_format("arrow")[:]
 
 
 READERS: dict[str, Callable[[str], pa.Table]] = {

@@ -45,7 +45,7 @@ def test_augment_writes_the_store_and_records_its_config_and_figures(sample_conf
     times = file_times(Path(sample_config.path("augment.json")))
     second_summary = AugmentStage().run(sample_config, no_progress)
     assert (second_summary.parts_written, second_summary.parts_kept) == (0, summary.parts_written)
-    assert file_times(*times) == times, "a run that writes no part keeps the figures of the run that did"
+    assert file_times(*times) == times, "a run that writes no part keeps the figures of the run that wrote the parts"
 
 
 def test_the_config_is_not_recorded_while_another_process_writes_the_store(sample_config: Config) -> None:
@@ -67,7 +67,7 @@ def test_a_summary_names_an_example_of_the_quarantined_sources() -> None:
     lines = AugmentSummary(**figures, store="run/store", first_quarantined=item).lines()
     assert lines == [
         "2 variants of 2 sources in run/store: 2 parts written, 2 kept, 2.0 sources/s",
-        "at least one recipe could not use 2 sources, e.g. b.jpg: the file is empty; they are listed in "
+        "2 sources lack at least one variant, e.g. b.jpg: the file is empty; all are listed in "
         "run/store/_quarantine.csv",
     ]
     assert len(AugmentSummary(**figures, store="run/store", first_quarantined=None).lines()) == 1

@@ -22,7 +22,7 @@ def plan(sample_config: Config) -> Plan:
     return make_plan(sample_config)
 
 
-def test_a_chunk_survives_the_table_that_a_task_receives(plan: Plan) -> None:
+def test_a_chunk_is_equal_after_conversion_to_a_table_and_back(plan: Plan) -> None:
     assert {chunk.sources[0].split for chunk in plan.chunks} == {"train", "val"}
     for chunk in plan.chunks:
         received_chunk = table_to_chunk(chunk_to_table(chunk), plan)

@@ -81,11 +81,11 @@ def test_equal_inputs_give_equal_bytes_and_another_seed_gives_different_bytes(
     write_store(make_plan(same_config))
     assert part_digests(same_config) == part_digests(store_config)
     # The split keeps its seed, so that only the variants differ.
-    other_seed = tiny_config(
+    config_with_other_seed = tiny_config(
         store_config.data.model_dump(), tmp_path / "other", seed=7, split={"fraction": 0.25, "seed": 42}
     )
-    write_store(make_plan(other_seed))
-    assert not set(part_digests(other_seed).values()) & set(part_digests(store_config).values())
+    write_store(make_plan(config_with_other_seed))
+    assert not set(part_digests(config_with_other_seed).values()) & set(part_digests(store_config).values())
 
 
 def test_corrections_change_the_rows_and_rewrite_only_the_parts_of_their_chunks(
@@ -105,8 +105,10 @@ def test_corrections_change_the_rows_and_rewrite_only_the_parts_of_their_chunks(
     rows = [row for row in iter_rows(corrected_config.path("store"), split="train") if row["recipe"] == "Original"]
     assert dropped_image not in {row["source"] for row in rows}
     assert [row["keypoints"][:2] for row in rows if row["source"] == moved_image] == [[12.5, 34.25]]
-    per_part = sample_config.augment.sources_per_part
-    expected_prefixes = {f"part-{labels.images.index(image) // per_part:05d}" for image in (dropped_image, moved_image)}
+    sources_per_part = sample_config.augment.sources_per_part
+    expected_prefixes = {
+        f"part-{labels.images.index(image) // sources_per_part:05d}" for image in (dropped_image, moved_image)
+    }
     # A rewritten part has another name, because the name contains the fingerprint.
     changed_paths = set(before) ^ set(part_digests(corrected_config))
     assert {path.split("/")[1][:10] for path in changed_paths} == expected_prefixes
@@ -135,11 +137,11 @@ def test_image_names_in_any_script_and_case_are_distinct_sources(sample_data: di
 
 
 def test_a_second_run_writes_nothing(sample_config: Config) -> None:
-    first = write_store(make_plan(sample_config))
+    first_figures = write_store(make_plan(sample_config))
     before = file_times(*list_files(sample_config))
-    second = write_store(make_plan(sample_config))
-    assert first.parts_written > 0
-    assert (second.parts_written, second.parts_kept) == (0, first.parts_written)
+    second_figures = write_store(make_plan(sample_config))
+    assert first_figures.parts_written > 0
+    assert (second_figures.parts_written, second_figures.parts_kept) == (0, first_figures.parts_written)
     assert file_times(*list_files(sample_config)) == before
 
 
@@ -257,7 +259,9 @@ def test_a_source_that_one_recipe_cannot_use_keeps_the_rows_of_its_other_recipes
     assert {item.source for item in read_manifest(two_runs.path("store")).quarantined} == {empty_image}
 
 
-def test_oversize_error_quarantines_a_source_smaller_than_the_crop(sample_data: dict[str, Any], tmp_path: Path) -> None:
+def test_with_oversize_set_to_error_a_source_smaller_than_the_crop_is_quarantined(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
     recipes = ["Original", "CenterCrop_1"]
     config = tiny_config(sample_data, tmp_path / "run", augment={"oversize": "error", "recipes": recipes})
     write_store(make_plan(config))
