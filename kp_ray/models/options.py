@@ -7,6 +7,7 @@ ignore is refused.
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
+import numpy as np
 from detectron2.config import CfgNode
 
 from kp_ray.config.schema import Config
@@ -195,10 +196,10 @@ def check_combinations(config: Config, cfg: CfgNode) -> None:
         raise ConfigError("model.cfg.SOLVER.BASE_LR_END: train.schedule multistep ignores it: set cosine, or remove it")
     if cfg.CUDNN_BENCHMARK and train.deterministic:
         raise ConfigError("model.cfg.CUDNN_BENCHMARK: train.deterministic excludes it: set one of them to false")
+    for name in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST"):
+        if min(np.atleast_1d(cfg.INPUT[name]), default=0) < 1:
+            raise ConfigError(f"model.cfg.INPUT.{name}: a size must be at least 1 px (got {cfg.INPUT[name]}): raise it")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
-    sides = (*sizes, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    if not sizes or min(sides) < 1:
-        raise ConfigError(f"model.cfg.INPUT.MIN_SIZE_TRAIN: every size must be at least 1 px (got {sides}): correct it")
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
         raise ConfigError(
             f"model.cfg.INPUT.MIN_SIZE_TRAIN: the sampling range needs [smallest, largest] (got {sizes}): set them"

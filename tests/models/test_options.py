@@ -79,7 +79,7 @@ def test_an_option_that_would_have_no_effect_is_refused_before_a_cluster_starts(
         ({"MODEL.ROI_HEADS.NAME": "CascadeROIHeads"}, {}, "MODEL.ROI_HEADS.NAME"),
         ({"INPUT.MIN_SIZE_TRAIN_SAMPLING": "range"}, {}, "INPUT.MIN_SIZE_TRAIN"),
         ({"INPUT.MIN_SIZE_TRAIN": []}, {}, "INPUT.MIN_SIZE_TRAIN"),
-        ({"INPUT.MIN_SIZE_TEST": 0}, {}, "INPUT.MIN_SIZE_TRAIN"),
+        ({"INPUT.MIN_SIZE_TEST": 0}, {}, "INPUT.MIN_SIZE_TEST"),
         ({"SOLVER.MOMENTUM": 0.5}, {"optimizer": "adamw"}, "SOLVER.MOMENTUM"),
         ({"CUDNN_BENCHMARK": True}, {"deterministic": True}, "CUDNN_BENCHMARK"),
         ({"TEST.AUG": {"ENABLED": True}}, {}, "TEST.AUG"),
