@@ -146,7 +146,7 @@ class SceneRenderer:
         width, height = self.size
         mask = np.zeros((-(-height // 4), -(-width // 4)), dtype=np.uint8)
         for quads, _ in surfaces:
-            # Corner 0 of each quad is projected to the floor along the light; only a surface's last ring is left out.
+            # Corners 0 are all points of a surface but its last ring; they are projected to the floor along the light.
             xy, depth = self.camera.project(quads[:, 0] - self.light * (quads[:, 0, 2:] / self.light[2]))
             if depth.min() > 0.3:
                 # Fixed-point numbers in 1/16 pixel (shift=4).

@@ -31,7 +31,7 @@ def test_disputed_images_are_sorted_by_the_members_spread(section: PredictionSec
     assert section.disputed_tiles[0].value == f"{spread_px:.4g}"
     assert len(section.disputed_tiles) == 5
     assert section.median_spread_px == pytest.approx(np.sqrt(2) / 2)
-    assert section.num_lost == {"b": 1}
+    assert section.num_missed_images == {"b": 1}
 
 
 def test_the_caption_names_the_keypoint_with_the_largest_error(section: PredictionSection) -> None:
