@@ -53,7 +53,9 @@ def train_members(folder: Path, seed: int) -> Path:
     return config
 
 
-def measure(config_path: Path, sample: SampleSummary, folder: Path, section: dict[str, Any]) -> dict[str, float]:
+def measure_setting(
+    config_path: Path, sample: SampleSummary, folder: Path, section: dict[str, Any]
+) -> dict[str, float]:
     """Predict and evaluate the sample's images with one setting; return the values of `FIGURES`.
 
     Args:
@@ -103,10 +105,10 @@ def format_table(results: dict[str, list[dict[str, float]]]) -> str:
     digits = {"rmse": 1, "median_px": 1, "member_rmse": 1}
     baseline = next(iter(results.values()))
     rows = []
-    for name, figures in results.items():
-        cells = [median_and_range([row[key] for row in figures], digits.get(key, 3)) for key in FIGURES]
-        cells = cells if len(figures) > 1 else [cell.partition(" ")[0] for cell in cells]
-        pairs = list(zip(figures, baseline, strict=True))
+    for name, measurements in results.items():
+        cells = [median_and_range([row[key] for row in measurements], digits.get(key, 3)) for key in FIGURES]
+        cells = cells if len(measurements) > 1 else [cell.partition(" ")[0] for cell in cells]
+        pairs = list(zip(measurements, baseline, strict=True))
         num_lower_rmse = sum(row["rmse"] < baseline_row["rmse"] for row, baseline_row in pairs)
         num_higher_pck = sum(row["pck_0.02"] > baseline_row["pck_0.02"] for row, baseline_row in pairs)
         rows.append(f"| {name} | {' | '.join(cells)} | {num_lower_rmse}, {num_higher_pck} |")
@@ -131,7 +133,7 @@ def main() -> None:
     for config in configs:
         for name, section in SETTINGS.items():
             with tempfile.TemporaryDirectory() as temporary:
-                results[name].append(measure(config, sample, Path(temporary), section))
+                results[name].append(measure_setting(config, sample, Path(temporary), section))
             print(config.parent.parent.name, name, results[name][-1], flush=True)
     machine = hardware(ray, torch)
     seeds = ", ".join(map(str, options.seeds))

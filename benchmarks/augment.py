@@ -11,7 +11,7 @@ E  a bound for any method: only decode each source and encode as many pixels as 
 Each turn runs A to E once, so that a change of the machine's speed affects all five. The sources are generated
 1920x1080 JPEGs. D reads all sources, E half of them, and A, B and C an eighth: their rates do not depend on the number.
 A and B run the published pipelines unchanged (published_loop.py). This script installs older libraries for them
-(`PUBLISHED`) into a separate environment, because Albumentations 2.0.8 would draw black borders and ignore
+(`PUBLISHED_LIBRARIES`) into a separate environment, because Albumentations 2.0.8 would draw black borders and ignore
 `always_apply`. C runs pipelines of equal effect that kp_ray builds for Albumentations 2.0.8.
 Results: benchmarks/results/augment.{md,json}.
 """
@@ -59,10 +59,10 @@ from kp_ray.config.load import load_config
 from kp_ray.config.presets import DEFAULT_RECIPES
 from kp_ray.data.load import load_annotations
 
-Job = tuple[str, Any]
+SourceFile = tuple[str, Any]
 """Path of a source and its keypoints (K, 3)."""
 CORES = os.cpu_count() or 1
-PUBLISHED = ("albumentations==1.3.1", "opencv-python-headless==4.10.0.84", "numpy==1.26.4")
+PUBLISHED_LIBRARIES = ("albumentations==1.3.1", "opencv-python-headless==4.10.0.84", "numpy==1.26.4")
 """The newest libraries with which the published pipelines do the same as in 2021."""
 
 
@@ -72,9 +72,9 @@ def pipelines() -> list[tuple[str, Any]]:
     return [(f"{i}-{name}", to_albumentations(RECIPES[name])) for i, name in enumerate(DEFAULT_RECIPES)]
 
 
-def augment_with_albumentations(job: Job) -> list[tuple[str, Any, Any]]:
+def augment_with_albumentations(source: SourceFile) -> list[tuple[str, Any, Any]]:
     """Make all variants of one source, as (file name, BGR image, keypoints)."""
-    path, keypoints = job
+    path, keypoints = source
     image = cv2.imread(path)
     results = [(name, pipeline(image=image, keypoints=keypoints[:, :2])) for name, pipeline in pipelines()]
     return [(f"{name}-{os.path.basename(path)}", result["image"], result["keypoints"]) for name, result in results]
@@ -103,16 +103,18 @@ def make_published_environment(folder: Path) -> str:
     """Install the libraries of the published loop; return the path of the environment's Python."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = str(folder / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PUBLISHED], check=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PUBLISHED_LIBRARIES], check=True
+    )
     return python
 
 
-def run_published_loop(python: str, jobs: list[Job], out: Path, num_processes: int) -> dict[str, Any]:
+def run_published_loop(python: str, sources: list[SourceFile], out: Path, num_processes: int) -> dict[str, Any]:
     """Run A or B; return the seconds and the versions of the libraries."""
     request = {
         "pipelines": {f"{i}-{name}": published_steps(name) for i, name in enumerate(DEFAULT_RECIPES)},
-        "images": [path for path, _ in jobs],
-        "keypoints": [keypoints[:, :2].tolist() for _, keypoints in jobs],
+        "images": [path for path, _ in sources],
+        "keypoints": [keypoints[:, :2].tolist() for _, keypoints in sources],
         "folder": str(out),
         "processes": num_processes,
     }
@@ -128,27 +130,27 @@ def prepare_worker(barrier: Barrier) -> None:
     barrier.wait()
 
 
-def measure_lower_bound(jobs: list[Job]) -> float:
+def measure_lower_bound(sources: list[SourceFile]) -> float:
     """Run E; return the seconds without the pool's start-up."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(CORES + 1)
     with context.Pool(CORES, prepare_worker, (barrier,)) as pool:
         barrier.wait()
         began = time.perf_counter()
-        pool.map(decode_and_encode, jobs, chunksize=4)
+        pool.map(decode_and_encode, sources, chunksize=4)
         return time.perf_counter() - began
 
 
-def measure_datasets(jobs: list[Job], out: Path) -> float:
+def measure_datasets(sources: list[SourceFile], out: Path) -> float:
     """Run C; return the seconds.
 
     C has its own process, because `datasets` forks, and a process with OpenCV threads must not fork.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(_map_dataset, jobs, out).result()
+        return executor.submit(_map_dataset, sources, out).result()
 
 
-def _map_dataset(jobs: list[Job], out: Path) -> float:
+def _map_dataset(sources: list[SourceFile], out: Path) -> float:
     warnings.filterwarnings("ignore", message="Got processor for keypoints")
 
     def augment_row(row: dict[str, Any]) -> dict[str, list[Any]]:
@@ -160,7 +162,7 @@ def _map_dataset(jobs: list[Job], out: Path) -> float:
         return {"name": list(names), "image": encoded, "points": [xy.tolist() for xy in points]}
 
     datasets.disable_progress_bars()
-    table = datasets.Dataset.from_dict({"path": [p for p, _ in jobs], "keypoints": [k.tolist() for _, k in jobs]})
+    table = datasets.Dataset.from_dict({"path": [p for p, _ in sources], "keypoints": [k.tolist() for _, k in sources]})
     began = time.perf_counter()
     augmented = table.map(
         augment_row,
@@ -171,7 +173,7 @@ def _map_dataset(jobs: list[Job], out: Path) -> float:
         cache_file_name=str(out / "cache.arrow"),
     )
     seconds = time.perf_counter() - began
-    assert len(augmented) == len(DEFAULT_RECIPES) * len(jobs)
+    assert len(augmented) == len(DEFAULT_RECIPES) * len(sources)
     return seconds
 
 
@@ -182,16 +184,16 @@ def variant_sizes() -> list[tuple[int, int]]:
     return [(sample.width, sample.height) for sample in samples]
 
 
-def decode_and_encode(job: Job) -> None:
+def decode_and_encode(source: SourceFile) -> None:
     """Decode one source and encode a window of the size of each variant: the work of E for one source."""
-    content = Path(job[0]).read_bytes()
+    content = Path(source[0]).read_bytes()
     image = simplejpeg.decode_jpeg(content, "BGRX")
     for width, height in variant_sizes():
         window = image[:height, :width].copy()
         simplejpeg.encode_jpeg(window, 95, colorspace="BGRX", colorsubsampling="420")
 
 
-def profile(jobs: list[Job]) -> dict[str, float]:
+def profile(sources: list[SourceFile]) -> dict[str, float]:
     """Profile kp_ray's own code in one process; return milliseconds per source by kind of work."""
     cv2.setNumThreads(1)
     kinds = {
@@ -202,39 +204,39 @@ def profile(jobs: list[Job]) -> dict[str, float]:
     }
     profiler = cProfile.Profile()
     with profiler:
-        for path, keypoints in jobs:
+        for path, keypoints in sources:
             make_variants(path, keypoints)
     stats = pstats.Stats(profiler)
     milliseconds = dict.fromkeys(kinds.values(), 0.0)
     for (path, _, function), (_, _, _, cumulative_s, _) in stats.stats.items():  # type: ignore[attr-defined]
         kind = kinds.get((os.path.basename(path), function))
         if kind:
-            milliseconds[kind] += cumulative_s * 1e3 / len(jobs)
+            milliseconds[kind] += cumulative_s * 1e3 / len(sources)
     assert all(milliseconds.values()), f"a profiled function was renamed: {milliseconds}"
-    total = stats.total_tt * 1e3 / len(jobs)  # type: ignore[attr-defined]
+    total = stats.total_tt * 1e3 / len(sources)  # type: ignore[attr-defined]
     return {**milliseconds, "everything else": total - sum(milliseconds.values())}
 
 
-def measure(config: Path, jobs: list[Job], folder: Path, python: str) -> dict[str, Any]:
+def measure_turn(config: Path, sources: list[SourceFile], folder: Path, python: str) -> dict[str, Any]:
     """Run A to E once; return their sources/s, the seconds of D's start-up, and the library versions of A and B."""
-    figures: dict[str, Any] = {}
+    turn: dict[str, Any] = {}
     for name in "ABCE":
         out = folder / name
         out.mkdir()
-        selected_jobs = jobs[: len(jobs) // (2 if name == "E" else 8)]
+        selected_sources = sources[: len(sources) // (2 if name == "E" else 8)]
         if name in "AB":
-            loop_figures = run_published_loop(python, selected_jobs, out, 1 if name == "A" else CORES)
-            seconds, figures["versions"] = loop_figures["seconds"], loop_figures["versions"]
+            loop_result = run_published_loop(python, selected_sources, out, 1 if name == "A" else CORES)
+            seconds, turn["versions"] = loop_result["seconds"], loop_result["versions"]
         else:
-            seconds = measure_datasets(selected_jobs, out) if name == "C" else measure_lower_bound(selected_jobs)
-        figures[name] = len(selected_jobs) / seconds
+            seconds = measure_datasets(selected_sources, out) if name == "C" else measure_lower_bound(selected_sources)
+        turn[name] = len(selected_sources) / seconds
         shutil.rmtree(out)
-        print(f"{name} {figures[name]:.2f}", end=" ", flush=True)
+        print(f"{name} {turn[name]:.2f}", end=" ", flush=True)
     summary = run_kp_ray("augment", config, f"run_dir={folder / 'D'}")
     shutil.rmtree(folder / "D")
-    figures |= {"D": summary["sources_per_s"], "D_start_up_s": summary["start_up_s"]}
-    print(f"D {figures['D']:.2f}, start-up {figures['D_start_up_s']:.1f} s", flush=True)
-    return figures
+    turn |= {"D": summary["sources_per_s"], "D_start_up_s": summary["start_up_s"]}
+    print(f"D {turn['D']:.2f}, start-up {turn['D_start_up_s']:.1f} s", flush=True)
+    return turn
 
 
 METHODS = {
@@ -258,12 +260,12 @@ def main() -> None:
         config = make_sources(folder, options.sources)
         data = load_config(str(config)).data
         labels = load_annotations(str(data.annotations))
-        jobs = [(f"{data.images}/{image}", xyv) for image, xyv in zip(labels.images, labels.keypoints, strict=True)]
+        sources = [(f"{data.images}/{image}", xyv) for image, xyv in zip(labels.images, labels.keypoints, strict=True)]
         python = make_published_environment(folder / "published")
         ticks = cpu_time()
-        turns = [measure(config, jobs, folder, python) for _ in range(options.repeats)]
+        turns = [measure_turn(config, sources, folder, python) for _ in range(options.repeats)]
         stolen = stolen_since(ticks)
-        profile_ms = profile(jobs[:24])
+        profile_ms = profile(sources[:24])
     machine = hardware(cv2, albumentations, datasets, ray)
     published = ", ".join(f"{library} {version}" for library, version in turns[0]["versions"].items())
     text = (

@@ -1,4 +1,4 @@
-"""Measure how much faster `kp-ray augment` is on all CPUs than on one, and compare this gain with plain processes'.
+"""Measure how much faster `kp-ray augment` and plain processes are on all CPUs than on one.
 
     python benchmarks/cpus.py --sources 200 --turns 7
 
@@ -40,12 +40,12 @@ def measure_control(config: Path, num_processes: int) -> float:
     """Measure the sources/s of plain processes that make the rows in memory."""
     data = load_config(str(config)).data
     labels = load_annotations(str(data.annotations))
-    jobs = [(f"{data.images}/{image}", xyv) for image, xyv in zip(labels.images, labels.keypoints, strict=True)]
+    sources = [(f"{data.images}/{image}", xyv) for image, xyv in zip(labels.images, labels.keypoints, strict=True)]
     with multiprocessing.get_context("spawn").Pool(num_processes, cv2.setNumThreads, (1,)) as pool:
-        pool.starmap(make_variants, jobs[: 2 * num_processes], chunksize=1)
+        pool.starmap(make_variants, sources[: 2 * num_processes], chunksize=1)
         began = time.perf_counter()
-        pool.starmap(make_variants, jobs[: len(jobs) // 2], chunksize=1)
-        return len(jobs) // 2 / (time.perf_counter() - began)
+        pool.starmap(make_variants, sources[: len(sources) // 2], chunksize=1)
+        return len(sources) // 2 / (time.perf_counter() - began)
 
 
 def main() -> None:
@@ -63,8 +63,8 @@ def main() -> None:
             turns.append({way: {} for way in WAYS})
             for cpus in (1, num_cpus):
                 run_dir = f"run_dir={name}/{turn}-{cpus}"
-                figures = run_kp_ray("augment", config, run_dir, f"cluster.num_cpus={cpus}")
-                turns[-1]["kp_ray"][cpus] = figures["sources_per_s"]
+                summary = run_kp_ray("augment", config, run_dir, f"cluster.num_cpus={cpus}")
+                turns[-1]["kp_ray"][cpus] = summary["sources_per_s"]
                 turns[-1]["control"][cpus] = measure_control(config, cpus)
             print(turns[-1], flush=True)
     gains = {way: [turn[way][num_cpus] / turn[way][1] for turn in turns] for way in WAYS}

@@ -5,7 +5,7 @@
 RUN_DIR holds at least three trained members, a store and a config.yaml. The script generates images of new people,
 rooms and cameras, and predicts them with `kp-ray predict`. It scores each member alone (images without a person are
 filled), a plain average in which a member that found nobody counts as zeros, and kp_ray's fusion methods. Then it
-scores them again, for each member in turn, without this member's detections in a random 5 % of the images.
+scores all of these again, for each member in turn, without this member's detections in a random 5 % of the images.
 Results: benchmarks/results/ensemble.{md,json}.
 """
 
@@ -59,8 +59,8 @@ def thresholds(config: Config) -> tuple[float, float]:
 
 def plain_average(keypoints: FloatArray, scores: FloatArray, threshold: float) -> FloatArray:
     """Average all members' keypoints; a member that found nobody counts as zeros."""
-    found = scores >= threshold
-    return np.asarray(np.where(found[..., None, None], keypoints, 0.0).mean(axis=0))
+    is_found = scores >= threshold
+    return np.asarray(np.where(is_found[..., None, None], keypoints, 0.0).mean(axis=0))
 
 
 def compute_rmses(config: Config, predictions: Predictions, scores: FloatArray, truth: FloatArray) -> dict[str, float]:
@@ -72,10 +72,10 @@ def compute_rmses(config: Config, predictions: Predictions, scores: FloatArray, 
     """
     keypoints = predictions.keypoints
 
-    def score(points: FloatArray) -> float:
+    def compute_rmse(points: FloatArray) -> float:
         return float(rmse(point_errors(points, truth)) or 0.0)
 
-    def fuse_and_score(members: list[int], **options: Any) -> float:
+    def compute_fused_rmse(members: list[int], **options: Any) -> float:
         fusion = fuse_clips(
             keypoints[members],
             scores[members],
@@ -83,17 +83,17 @@ def compute_rmses(config: Config, predictions: Predictions, scores: FloatArray, 
             thresholds=thresholds(config),
             **options,
         )
-        return score(fusion.keypoints)
+        return compute_rmse(fusion.keypoints)
 
     all_members = list(range(len(predictions.members)))
-    member_rmse = {f"member {name}": fuse_and_score([i]) for i, name in enumerate(predictions.members)}
+    member_rmse = {f"member {name}": compute_fused_rmse([i]) for i, name in enumerate(predictions.members)}
     return {
         **member_rmse,
-        "plain average with zeros": score(plain_average(keypoints, scores, thresholds(config)[0])),
-        "mean": fuse_and_score(all_members),
-        "mean, points beyond 3 robust sigmas rejected": fuse_and_score(all_members, reject_sigmas=3.0),
-        "median": fuse_and_score(all_members, method="median"),
-        "score": fuse_and_score(all_members, method="score"),
+        "plain average with zeros": compute_rmse(plain_average(keypoints, scores, thresholds(config)[0])),
+        "mean": compute_fused_rmse(all_members),
+        "mean, points beyond 3 robust sigmas rejected": compute_fused_rmse(all_members, reject_sigmas=3.0),
+        "median": compute_fused_rmse(all_members, method="median"),
+        "score": compute_fused_rmse(all_members, method="score"),
     }
 
 
@@ -117,10 +117,10 @@ def main() -> None:
             scores = predictions.scores.copy()
             scores[member, rng.choice(num_images, round(MISSED_SHARE * num_images), replace=False)] = 0
             draws.append(compute_rmses(config, predictions, scores, truth))
-    best_members = [min(draw[f"member {name}"] for name in predictions.members) for draw in draws]
+    lowest_member_rmses = [min(draw[f"member {name}"] for name in predictions.members) for draw in draws]
     wins = {
         "fused below the best single member": sum(
-            draw["mean"] < lowest for draw, lowest in zip(draws, best_members, strict=True)
+            draw["mean"] < lowest for draw, lowest in zip(draws, lowest_member_rmses, strict=True)
         ),
         "fused below the plain average": sum(draw["mean"] < draw["plain average with zeros"] for draw in draws),
     }

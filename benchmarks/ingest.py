@@ -154,9 +154,9 @@ def main() -> None:
             pairs[size].append(pair)
         ray.shutdown()
     table = "| training size | A Detectron2, files | B kp_ray, store | B/A |\n|---|---|---|---|\n"
-    for size, rates in pairs.items():
-        detectron2_rates, kp_ray_rates = ([pair[loader] for pair in rates] for loader in ("detectron2", "kp_ray"))
-        ratios = [pair["kp_ray"] / pair["detectron2"] for pair in rates]
+    for size, size_pairs in pairs.items():
+        detectron2_rates, kp_ray_rates = ([pair[loader] for pair in size_pairs] for loader in ("detectron2", "kp_ray"))
+        ratios = [pair["kp_ray"] / pair["detectron2"] for pair in size_pairs]
         table += (
             f"| {size} | {median_and_range(detectron2_rates, 1)} | {median_and_range(kp_ray_rates, 1)} | "
             f"{median_and_range(ratios)} |\n"

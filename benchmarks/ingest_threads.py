@@ -69,7 +69,7 @@ def create_reader(config_path: Path, run_dir: str, preset: str) -> Callable[...,
     return read_epochs
 
 
-def measure(
+def measure_turn(
     read_local: Callable[..., list[float]], read_remote: Callable[..., list[float]], cores: int
 ) -> dict[str, float]:
     """Read the stores once in every way; return the images/s by number of threads and by place."""
@@ -117,7 +117,7 @@ def main() -> None:
             }
             ticks = cpu_time()
             for _, size in itertools.product(range(options.repeats), SIZES):
-                rates[size].append(measure(*readers[size], cores))
+                rates[size].append(measure_turn(*readers[size], cores))
                 print(size, rates[size][-1], flush=True)
             ray.shutdown()
     machine = hardware(torch, ray, simplejpeg)

@@ -86,7 +86,7 @@ def kp_ray_command(verb: str, config: Path, *overrides: str) -> list[str]:
 
 
 def run_kp_ray(verb: str, config: Path, *overrides: str) -> dict[str, Any]:
-    """Run `kp-ray VERB CONFIG --json` with overrides and return its figures."""
+    """Run `kp-ray VERB CONFIG --json` with overrides and return the JSON object that it prints."""
     process = subprocess.run(kp_ray_command(verb, config, *overrides), capture_output=True, text=True, check=True)
     return dict(json.loads(process.stdout.splitlines()[-1]))
 

@@ -38,25 +38,25 @@ def write_config(folder: Path, seed: int, options: argparse.Namespace) -> Path:
     if options.recipes:
         values["augment"] = {"recipes": options.recipes}
     if options.iterations:
-        total, trial = options.iterations, max(4, options.iterations // 5)
+        total, trial_iterations = options.iterations, max(4, options.iterations // 5)
         values["train"] |= {"max_iter": total, "warmup_iters": total // 17, "eval_period": total // 2}
-        values["tune"] = {"max_iter": trial, "eval_period": trial // 4}
+        values["tune"] = {"max_iter": trial_iterations, "eval_period": trial_iterations // 4}
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(values))
     return config
 
 
 def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Search, and train both ways, with one seed; return metrics, search, trials, and the seconds of each verb."""
+    """Search, and train untuned and tuned members, with one seed; return metrics, trials and seconds."""
     config = write_config(folder, seed, options)
     seconds: dict[str, float] = {}
 
     def run_timed(name: str, verb: str, *overrides: str) -> dict[str, Any]:
         began = time.monotonic()
-        figures = run_kp_ray(verb, config, *overrides)
+        summary = run_kp_ray(verb, config, *overrides)
         seconds[name] = round(time.monotonic() - began, 1)
-        print(seed, name, figures, flush=True)
-        return figures
+        print(seed, name, summary, flush=True)
+        return summary
 
     run_timed("augment", "augment")
     shutil.copytree(folder / "untuned", folder / "tuned")
@@ -86,11 +86,11 @@ def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
     )
     for result in results:
         search, seconds = result["search"], result["seconds"]
-        first = "-" if search["own"] is None else f"{search['own']:.1f}"
+        first_rmse = "-" if search["own"] is None else f"{search['own']:.1f}"
         iterations = f"{search['iterations']} of {search['iterations_without_stops']}"
         statuses = ", ".join(str(trial["status"]) for trial in result["trials"])
         text += (
-            f"| {result['seed']} | {search['trial']} | {search['best']:.1f} | {first} | "
+            f"| {result['seed']} | {search['trial']} | {search['best']:.1f} | {first_rmse} | "
             f"{search['params']['base_lr']:.2g} | {search['params']['warmup_iters']} | {statuses} | "
             f"{iterations} | {seconds['tune']:.0f} | {seconds['train tuned']:.0f} |\n"
         )
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument(
         "--iterations", type=int, help="iterations per member (default: the preset's); scales the schedule"
     )
-    parser.add_argument("--recipes", nargs="+", help="recipes to store, with the preset's four (default: all)")
+    parser.add_argument("--recipes", nargs="+", help="recipes to store, including the preset's four (default: all)")
     options = parser.parse_args()
     results = []
     for seed in range(1, options.seeds + 1):

@@ -192,17 +192,17 @@ def compare_operators(
     """
     actors = num_gpus or CORES
     cpus = num_gpus + DECODING_CPUS if num_gpus else CORES
-    run = link_run(config, folder, images, actors, num_cpus=cpus, num_gpus=num_gpus)
+    run_config = link_run(config, folder, images, actors, num_cpus=cpus, num_gpus=num_gpus)
     predictor_b, predictor_c = (
         (DecodingSleepingPredictor, SleepingPredictor) if num_gpus else (DecodingPredictor, Predictor)
     )
-    task = PredictionTask(run)
-    plan = plan_pool(run, [{"CPU": cpus, "GPU": num_gpus}], cpus)
+    task = PredictionTask(run_config)
+    plan = plan_pool(run_config, [{"CPU": cpus, "GPU": num_gpus}], cpus)
     if num_gpus:
         task.input_sizes = [GPU_INPUT]
         plan = replace(plan, max_decode_tasks=DECODING_CPUS)
     turns = []
-    with session(run, dashboard=False):
+    with session(run_config, dashboard=False):
         measure_rate(predict_batches(task, plan, task.images[:40], predictor_c))  # the workers import their modules
         for _ in range(repeats):
             rate_b = measure_rate(predict_with_one_operator(task, task.images, predictor_b))
@@ -212,7 +212,7 @@ def compare_operators(
 
 
 def run_command(config: Config, folder: Path, images: Path) -> dict[str, Any]:
-    """Run `kp-ray predict`; return its figures, `process_s`, and the peak MiB of the driver and of any actor."""
+    """Run `kp-ray predict`; return its JSON object with `process_s` and the peak MiB of the driver and of any actor."""
     path = folder / "command.yaml"
     path.write_text(link_run(config, folder, images, CORES).to_yaml())
     began = time.perf_counter()
@@ -226,8 +226,8 @@ def run_command(config: Config, folder: Path, images: Path) -> dict[str, Any]:
     recorder.join()
     if process.returncode:
         raise SystemExit(f"kp-ray predict: it failed (got exit code {process.returncode}): run it by hand with {path}")
-    figures = dict(json.loads(out.splitlines()[-1]))
-    return {**figures, "process_s": time.perf_counter() - began, "peak_mib": peaks}
+    summary = dict(json.loads(out.splitlines()[-1]))
+    return {**summary, "process_s": time.perf_counter() - began, "peak_mib": peaks}
 
 
 def record_peaks(process: subprocess.Popen[str], peaks: dict[str, float]) -> None:

@@ -113,9 +113,9 @@ def measure_plan(num_sources: int) -> dict[str, float]:
             stdout = subprocess.run(
                 [sys.executable, __file__, mode, str(config)], check=True, stdout=subprocess.PIPE, text=True
             ).stdout
-    figures: dict[str, float] = json.loads(stdout)
-    print(num_sources, figures, flush=True)
-    return figures
+    costs: dict[str, float] = json.loads(stdout)
+    print(num_sources, costs, flush=True)
+    return costs
 
 
 def empty_task(table: pa.Table) -> pa.Table:
@@ -134,12 +134,12 @@ def measure_task() -> dict[str, float]:
         next(rows)  # the first row comes after the workers have started
         began, cpu_began = time.monotonic(), time.process_time()
         num_tasks = sum(1 for _ in rows)
-        figures = {
+        costs = {
             "task_s": (time.monotonic() - began) / num_tasks,
             "driver_cpu_s": (time.process_time() - cpu_began) / num_tasks,
         }
     ray.shutdown()
-    return figures
+    return costs
 
 
 def simulate(num_tasks: int, cores: int, task_s: float, dispatch_s: float) -> float:
@@ -147,10 +147,10 @@ def simulate(num_tasks: int, cores: int, task_s: float, dispatch_s: float) -> fl
     if num_tasks > 400_000:  # the rate is constant long before this many tasks have ended
         return simulate(200_000, cores, task_s, dispatch_s) * num_tasks / 200_000
     free_at = [0.0] * cores  # a heap: the time at which each core is free
-    dispatched = last_end = 0.0
+    dispatched_at = last_end = 0.0
     for _ in range(num_tasks):
-        dispatched = max(dispatched, free_at[0]) + dispatch_s
-        end = dispatched + task_s
+        dispatched_at = max(dispatched_at, free_at[0]) + dispatch_s
+        end = dispatched_at + task_s
         heapq.heapreplace(free_at, end)
         last_end = max(last_end, end)
     return last_end
@@ -172,10 +172,10 @@ def main() -> None:
     largest_run = max(runs, key=lambda run: run["sources"])
     core_s_per_source = largest_run["cpus"] / largest_run["sources_per_s"]
     gb_per_source = largest_run["store_gb"] / largest_run["sources"]
-    figures_by_size = {number: measure_plan(number) for number in MEASURED_SIZES}
+    costs_by_size = {number: measure_plan(number) for number in MEASURED_SIZES}
     task = measure_task()
     dispatch_s, task_s = task["driver_cpu_s"], core_s_per_source * SOURCES_PER_PART
-    largest_figures = figures_by_size[MEASURED_SIZES[-1]]
+    largest_costs = costs_by_size[MEASURED_SIZES[-1]]
     machine = hardware(ray)
     text = (
         f"# Cost of a store by its size\n\n{machine}.\n\n## Measured\n\nPlanning a store of 18 recipes with "
@@ -183,10 +183,10 @@ def main() -> None:
         "planning), each in a fresh process.\n\n"
         "| sources | parts | plan s | resume s | peak MiB | manifest MiB |\n|---|---|---|---|---|---|\n"
     )
-    for number, figures in figures_by_size.items():
+    for number, costs in costs_by_size.items():
         text += (
-            f"| {number} | {figures['parts']} | {figures['plan_s']:.1f} | {figures['resume_s']:.1f} | "
-            f"{figures['peak_mib']:.0f} | {figures['manifest_mib']:.1f} |\n"
+            f"| {number} | {costs['parts']} | {costs['plan_s']:.1f} | {costs['resume_s']:.1f} | "
+            f"{costs['peak_mib']:.0f} | {costs['manifest_mib']:.1f} |\n"
         )
     text += (
         f"\nA source costs {core_s_per_source * 1000:.0f} ms of one core and {gb_per_source * 1000:.1f} MB "
@@ -201,19 +201,17 @@ def main() -> None:
     rows = []
     for number in MODELLED_SIZES:
         factor = number / MEASURED_SIZES[-1]
-        figures = figures_by_size.get(number) or {key: value * factor for key, value in largest_figures.items()}
-        tasks = round(figures["tasks"])
+        costs = costs_by_size.get(number) or {key: value * factor for key, value in largest_costs.items()}
+        tasks = round(costs["tasks"])
         hours = [simulate(tasks, cores, task_s, dispatch_s) / 3600 for cores in CORES]
-        rows.append({"sources": number, **figures, "core_hours": number * core_s_per_source / 3600, "hours": hours})
+        rows.append({"sources": number, **costs, "core_hours": number * core_s_per_source / 3600, "hours": hours})
         text += (
             f"| {number:.0e} | {number * core_s_per_source / 3600:.1f} | {number * core_s_per_source / 3600:.0f} | "
             f"{' | '.join(f'{value:.1f}' for value in hours)} | {number * gb_per_source / 1000:.3g} | "
-            f"{figures['parts']:.0f} | {figures['manifest_mib']:.0f} | {figures['plan_s']:.0f} | "
-            f"{figures['peak_mib']:.0f} |\n"
+            f"{costs['parts']:.0f} | {costs['manifest_mib']:.0f} | {costs['plan_s']:.0f} | "
+            f"{costs['peak_mib']:.0f} |\n"
         )
-    write_results(
-        "scale_model", text, {"hardware": machine, "planned": figures_by_size, "task": task, "modelled": rows}
-    )
+    write_results("scale_model", text, {"hardware": machine, "planned": costs_by_size, "task": task, "modelled": rows})
 
 
 if __name__ == "__main__":

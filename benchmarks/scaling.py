@@ -30,7 +30,7 @@ MIB = 2**20
 
 
 def augment_twice(config: Path, folder: Path, *overrides: str) -> dict[str, Any]:
-    """Augment twice; return the first run's figures and memory peaks, and the second run's seconds.
+    """Augment twice; return the first run's JSON object and memory peaks, and the second run's seconds.
 
     Deletes the store afterwards.
     """
@@ -52,7 +52,7 @@ def augment_twice(config: Path, folder: Path, *overrides: str) -> dict[str, Any]
     wall_s, stolen = time.monotonic() - began, stolen_since(ticks)
     if driver.returncode:
         raise SystemExit(f"kp-ray augment: it failed (got exit code {driver.returncode}): run it by hand with {config}")
-    figures = json.loads((folder / "out").read_text().splitlines()[-1])
+    summary = json.loads((folder / "out").read_text().splitlines()[-1])
     began = time.monotonic()
     second_run = run_kp_ray("augment", config, f"run_dir={run_dir}", *overrides)
     if second_run["parts_written"]:
@@ -60,7 +60,7 @@ def augment_twice(config: Path, folder: Path, *overrides: str) -> dict[str, Any]
     again_s = time.monotonic() - began
     store_bytes = sum(path.stat().st_size for path in run_dir.rglob("*.parquet"))
     shutil.rmtree(run_dir)
-    return {**figures, **peaks, "wall_s": wall_s, "stolen": stolen, "again_s": again_s, "store_gb": store_bytes / 1e9}
+    return {**summary, **peaks, "wall_s": wall_s, "stolen": stolen, "again_s": again_s, "store_gb": store_bytes / 1e9}
 
 
 def _measure_memory(driver: psutil.Popen) -> dict[str, float]:

@@ -108,7 +108,10 @@ def write_config(folder: Path, sample: SampleSummary, seed: int, options: argpar
 
 
 def share_in_top(ranked: Sequence[str], spoiled: dict[str, str], num_images: int) -> dict[str, Any]:
-    """Return the spoiled rows' share in the first 3, 5 and 10 % of a list, and their count by kind in the first 5 %."""
+    """Return the share of the spoiled rows that are in the first 3, 5 and 10 % of a list.
+
+    The item `kinds` counts those in the first 5 % by kind.
+    """
     shares = {}
     for share in TOP_SHARES:
         top_images = set(ranked[: round(share * num_images)])
@@ -167,19 +170,19 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
 
     def run_timed(name: str, verb: str, *overrides: str) -> dict[str, Any]:
         began = time.monotonic()
-        figures = run_kp_ray(verb, config_path, *overrides)
+        summary = run_kp_ray(verb, config_path, *overrides)
         seconds[name] = round(time.monotonic() - began, 1)
-        print(seed, name, json.dumps(figures)[:300], flush=True)
-        return figures
+        print(seed, name, json.dumps(summary)[:300], flush=True)
+        return summary
 
     for verb in ("augment", "train"):
         run_timed(verb, verb)
-    figures = run_timed("suspects", "suspects")
+    suspects_summary = run_timed("suspects", "suspects")
     config = load_config(str(config_path))
     ways = {
         name: share_in_top(ranked, spoiled, len(labels)) for name, ranked in rank_all(config, spoiled_labels).items()
     }
-    result: dict[str, Any] = {"seed": seed, "num_spoiled": len(spoiled), "figures": figures, "ways": ways}
+    result: dict[str, Any] = {"seed": seed, "num_spoiled": len(spoiled), "figures": suspects_summary, "ways": ways}
     if options.train:
         runs = {
             "spoiled": [],
@@ -199,10 +202,10 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
     return {**result, "seconds": seconds}
 
 
-def describe(results: list[dict[str, Any]], figures: dict[str, Any]) -> str:
+def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
     """Compose the result page in Markdown."""
     text = (
-        f"# Spoiled labels among generated people\n\n{figures['hardware']}. {figures['options']}. "
+        f"# Spoiled labels among generated people\n\n{conditions['hardware']}. {conditions['options']}. "
         f"{SPOILED_SHARE:.0%} of the rows are spoiled in five kinds. Share of the spoiled rows in the first part of "
         "the list, per seed:\n\n"
         "| ranked by | first 3 % | first 5 % | first 10 % |\n|---|---|---|---|\n"
@@ -236,11 +239,11 @@ def main() -> None:
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         with tempfile.TemporaryDirectory() as name:
             results.append(measure_seed(Path(name), seed, options))
-    figures = {
+    conditions = {
         "hardware": hardware(ray, torch),
         "options": ", ".join(f"{key} {value}" for key, value in vars(options).items()),
     }
-    write_results("suspects", describe(results, figures), {**figures, "results": results})
+    write_results("suspects", describe(results, conditions), {**conditions, "results": results})
 
 
 if __name__ == "__main__":

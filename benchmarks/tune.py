@@ -55,19 +55,19 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
 
 
 def run_timed(verb: str, config: Path) -> tuple[dict[str, Any], float]:
-    """Run a verb; return its figures and its duration in seconds, which includes the start of the cluster."""
+    """Run a verb; return its JSON object and its duration in seconds, which includes the start of the cluster."""
     began = time.monotonic()
-    figures = run_kp_ray(verb, config)
-    print(verb, figures, flush=True)
-    return figures, time.monotonic() - began
+    summary = run_kp_ray(verb, config)
+    print(verb, summary, flush=True)
+    return summary, time.monotonic() - began
 
 
-def build_page(trials: pd.DataFrame, runs: dict[str, list[float]], figures: dict[str, Any]) -> str:
+def build_page(trials: pd.DataFrame, runs: dict[str, list[float]], results: dict[str, Any]) -> str:
     """Compose the result page in Markdown: the outcome first, then every trial."""
-    search = figures["search"]
-    first_seed = runs["best.yaml"][0]
+    search = results["search"]
+    first_rmse = runs["best.yaml"][0]
     text = (
-        f"# Search from a poor setting\n\n{figures['hardware']}. {figures['options']}. R-18 from scratch, 960x540 "
+        f"# Search from a poor setting\n\n{results['hardware']}. {results['options']}. R-18 from scratch, 960x540 "
         f"frames of generated people; RMSE in pixels of these frames, on held-out scenes.\n\n"
         "| setting, trained in full with each seed | RMSE px, median (range) | RMSE px per seed |\n|---|---|---|\n"
     )
@@ -77,8 +77,8 @@ def build_page(trials: pd.DataFrame, runs: dict[str, list[float]], figures: dict
     text += (
         f"\nThe search trained {search['iterations']} of the {search['iterations_without_stops']} iterations that it "
         f"would take without early stopping: {share:.0%}. Its best trial had RMSE {search['best']:.1f} px; retrained "
-        f"from best.yaml with the same seed {first_seed:.1f} px. Seconds: search {figures['seconds']['tune']:.0f}, all "
-        f"{sum(figures['seconds'].values()):.0f}.\n\n"
+        f"from best.yaml with the same seed {first_rmse:.1f} px. Seconds: search {results['seconds']['tune']:.0f}, all "
+        f"{sum(results['seconds'].values()):.0f}.\n\n"
         "| trial | status | iterations | RMSE px | base LR | schedule | warm-up | decay | flip | recipes | s |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
@@ -113,15 +113,15 @@ def main() -> None:
         "poor": [member["rmse"] for member in poor_members.values()],
         "best.yaml": [member["rmse"] for member in best_members.values()],
     }
-    figures = {
+    results = {
         "hardware": hardware(ray, torch, optuna),
         "options": ", ".join(f"{key} {value}" for key, value in vars(options).items()),
         "seconds": seconds,
         "search": search,
         "runs": runs,
     }
-    data = {**figures, "trials": trials.drop(columns="evaluations").to_dict("records")}
-    write_results("tune", build_page(trials, runs, figures), data)
+    data = {**results, "trials": trials.drop(columns="evaluations").to_dict("records")}
+    write_results("tune", build_page(trials, runs, results), data)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # clusters of tests are short-lived and listen on loopback only
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default of 2 s delays the end of short runs
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # two test processes share the cores
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # two busy test processes delay starts
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 starves clusters beside the other test process
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -27,7 +27,7 @@ LONGEST_FIRST = ("test_api.py", "test_jobs.py", "faults", "training", "tuning", 
 
 
 class FolderScheduling(LoadFileScheduling):
-    """Runs a file's tests in one test process, and all of a folder whose files share a trained member."""
+    """Runs the tests of a file in one process, and all of `tests/training`, whose files share trained members."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "tests/training" if nodeid.startswith("tests/training/") else str(super()._split_scope(nodeid))

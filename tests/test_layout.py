@@ -18,7 +18,7 @@ MODULES = sorted(
     for path in (ROOT / "kp_ray").rglob("*.py")
     if path.name != "__main__.py"
 )
-WITH_TORCH = ("kp_ray.models", "kp_ray.training", "kp_ray.tuning", "kp_ray.prediction", "kp_ray.crossval.run")
+TORCH_MODULES = ("kp_ray.models", "kp_ray.training", "kp_ray.tuning", "kp_ray.prediction", "kp_ray.crossval.run")
 JOBS = ["augment", "crossval", "pipeline", "predict", "suspects", "train", "tune"]
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -77,7 +77,7 @@ def test_the_package_has_one_version() -> None:
     assert importlib.metadata.version("kp_ray") == kp_ray.__version__
 
 
-STATE = """
+COMPARE_STATE = """
 import importlib, logging, os, pathlib, random, signal, sys, threading, warnings
 # Imported before the state is recorded, because these packages have side effects of their own.
 import cv2, numpy, ray, ray.data, ray.train, ray.train.torch, ray.tune, torch, detectron2.model_zoo, detectron2.engine
@@ -103,10 +103,10 @@ print([key for key in state_before if state_before[key] != state_after[key]], ra
 
 def test_importing_has_no_side_effect(tmp_path: Path) -> None:
     pytest.importorskip("detectron2")
-    assert run_python(f"MODULES = {MODULES}\n{STATE}", tmp_path) == "[] False"
+    assert run_python(f"MODULES = {MODULES}\n{COMPARE_STATE}", tmp_path) == "[] False"
 
 
-WITHOUT_TORCH = """
+IMPORT_WITHOUT_TORCH = """
 import importlib, sys
 
 class Blocked:
@@ -122,8 +122,8 @@ print("torch" in sys.modules)
 
 
 def test_a_machine_that_only_augments_needs_no_torch(tmp_path: Path) -> None:
-    modules = [module for module in MODULES if not module.startswith(WITH_TORCH)]
-    assert run_python(f"MODULES = {modules}\n{WITHOUT_TORCH}", tmp_path) == "False"
+    modules = [module for module in MODULES if not module.startswith(TORCH_MODULES)]
+    assert run_python(f"MODULES = {modules}\n{IMPORT_WITHOUT_TORCH}", tmp_path) == "False"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["home", "tmp"]
 
 

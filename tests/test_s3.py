@@ -119,12 +119,12 @@ def test_objects_with_unusual_names_are_written_found_listed_and_read() -> None:
 class StallingProxy:
     """A TCP proxy in front of the server.
 
-    Once the client has sent more than `limit` bytes, the proxy sets `reached` and forwards nothing for a minute.
+    Once the client has sent more than `limit` bytes, the proxy sets `limit_reached` and forwards nothing for a minute.
     """
 
     def __init__(self, target: str, limit: int) -> None:
         self.target, self.limit, self.num_sent = urlsplit(target), limit, 0
-        self.reached = threading.Event()
+        self.limit_reached = threading.Event()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -141,7 +141,7 @@ class StallingProxy:
             while data := source.recv(1 << 16):
                 self.num_sent += len(data) if is_upload else 0
                 if self.num_sent > self.limit:
-                    self.reached.set()
+                    self.limit_reached.set()
                     time.sleep(60)  # longer than the test needs to kill the writer
                 sink.sendall(data)
         except OSError:
@@ -152,7 +152,7 @@ def test_a_writer_that_is_killed_during_an_upload_leaves_no_object(s3: dict[str,
     proxy = StallingProxy(s3["AWS_ENDPOINT_URL"], limit=25_000_000)
     code = f"from kp_ray.storage import write_bytes; write_bytes({url('killed.bin')!r}, bytes(64_000_000))"
     writer = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "AWS_ENDPOINT_URL": proxy.url})
-    assert proxy.reached.wait(120)
+    assert proxy.limit_reached.wait(120)
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     assert not exists(url("killed.bin"))

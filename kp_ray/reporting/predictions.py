@@ -66,7 +66,7 @@ class PredictionSection:
         median_spread_px: median over the images of the RMS distance of the members' points from their mean; None if
             no image has predictions of two members.
         members: name and color ("#rrggbb") of each member.
-        num_lost: member -> number of images in which it found nobody; only members with such images.
+        num_missed_images: member -> number of images in which the member found nobody; only members with such images.
         lists: the worst images and the filled images as lists; an empty list is left out.
     """
 
@@ -79,7 +79,7 @@ class PredictionSection:
     disputed_tiles: tuple[Tile, ...]
     median_spread_px: float | None
     members: tuple[tuple[str, str], ...]
-    num_lost: Mapping[str, int]
+    num_missed_images: Mapping[str, int]
     lists: tuple[ImageList, ...]
 
 
@@ -104,7 +104,7 @@ def prediction_section(config: Config, files: RunFiles) -> PredictionSection | N
         disputed_tiles=_draw_disputed_tiles(config, files, predictions, spreads) if predictions else (),
         median_spread_px=float(np.median([*spreads.values()])) if spreads else None,
         members=_member_colors(predictions) if predictions else (),
-        num_lost=_count_lost(predictions) if predictions else {},
+        num_missed_images=_count_missed_images(predictions) if predictions else {},
         lists=_build_lists(worst_images, filled_images or ()),
     )
 
@@ -208,7 +208,7 @@ def _compute_spreads(predictions: Predictions) -> dict[int, float]:
     return dict(sorted(spreads.items(), key=lambda item: -item[1]))
 
 
-def _count_lost(predictions: Predictions) -> dict[str, int]:
-    """Count, by member, the images in which it found nobody; leave out members without such images."""
+def _count_missed_images(predictions: Predictions) -> dict[str, int]:
+    """Count the images in which each member found nobody; leave out members without such images."""
     counts = np.isnan(predictions.keypoints[..., 0]).all(axis=2).sum(axis=1).tolist()
     return {name: count for name, count in zip(predictions.members, counts, strict=True) if count}

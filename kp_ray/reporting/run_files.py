@@ -156,7 +156,7 @@ def read_submission_labels(path: str, skeleton: Skeleton) -> Annotations:
         DataError: the file is not a valid submission, or its keypoints are not those of the skeleton.
         StorageError: the file cannot be read.
     """
-    # The submission is its own sample, which gives the names and the order of images and keypoints.
+    # The submission serves as its own sample submission, which names the images and keypoints in their order.
     sample = read_sample_submission(path)
     xy = read_submission(path, sample, skeleton, size=None, allow_zeros=True)
     scenes, cameras, frames = zip(*map(parse_name, sample.images), strict=True)

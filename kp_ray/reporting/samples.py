@@ -88,7 +88,11 @@ def _read_sample(store: str, paths: Sequence[str], skeleton: Skeleton) -> Varian
 
 
 def _draw_variant(path: str, rows: Sequence[dict[str, Any]], skeleton: Skeleton) -> Image | None:
-    """Draw a part's first variant with a visible keypoint, or else its first; None if the image cannot be decoded."""
+    """Draw the first variant with a visible keypoint in a part, or else the part's first variant.
+
+    Returns:
+        None if the image cannot be decoded.
+    """
     points = [np.array(row["keypoints"], dtype=float).reshape(-1, 3) for row in rows]
     index = next((index for index, keypoints in enumerate(points) if (keypoints[:, 2] > 0).any()), 0)
     image = decode_preview(RowReader(["image"]).read(path, index)["image"])

@@ -122,8 +122,8 @@ def _parent(path: str) -> str:
 
 def _load_config_beside(path: str) -> Config:
     """Load the config.yaml beside a path; without that file, return the default config."""
-    config = join(_parent(path), "config.yaml")
-    return load_config(config) if exists(config) else Config()
+    config_path = join(_parent(path), "config.yaml")
+    return load_config(config_path) if exists(config_path) else Config()
 
 
 def _draw_variants(store: str, selection: _Selection) -> Iterator[NamedImage]:

@@ -115,9 +115,9 @@ def _has_content(plot: str, metric: str | None, trials: Sequence[Row]) -> bool:
 
 
 def _changes(config: Config, search: SearchResult) -> Iterator[SettingChange]:
-    own_values = config.to_dict()["train"]
+    config_values = config.to_dict()["train"]
     for name, value in search.train.items():
-        yield SettingChange(f"train.{name}", _format_setting(own_values.get(name)), _format_setting(value))
+        yield SettingChange(f"train.{name}", _format_setting(config_values.get(name)), _format_setting(value))
 
 
 def _format_setting(value: Any) -> str:

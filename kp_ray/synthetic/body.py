@@ -56,8 +56,8 @@ class BodyShape:
         # Pads, wristbands and shoes have warm colors on the left and cold colors on the right. Otherwise a network
         # could not learn to tell left from right in the demo's few minutes of training.
         colors["left"], colors["right"] = _vivid_color(rng, (0, 24)), _vivid_color(rng, (86, 120))
-        sleeve, leg = rng.choice([0.62, 0.62, 1.7, 2.1]), rng.choice([0.75, 1.1, 2.1, 2.1])
-        return cls(size, girth, legs, sleeve, leg, int(rng.integers(5)), int(rng.integers(3)), colors)
+        sleeve_length, trouser_length = rng.choice([0.62, 0.62, 1.7, 2.1]), rng.choice([0.75, 1.1, 2.1, 2.1])
+        return cls(size, girth, legs, sleeve_length, trouser_length, int(rng.integers(5)), int(rng.integers(3)), colors)
 
 
 def _vivid_color(rng: np.random.Generator, hues: tuple[int, int]) -> FloatArray:
@@ -76,11 +76,11 @@ def forward_kinematics(pose: FloatArray, person: BodyShape) -> tuple[Joints, Joi
     """Compute the positions of the joints in metres and the orientations of the body parts.
 
     Args:
-        pose: (24,) joint angles, as `motion.pose_at` returns them.
+        pose: (24,) joint angles and the lift, as `motion.pose_at` returns them.
         person: the proportions.
 
     Returns:
-        Positions in metres, and orientations. The z of the body's lowest part is the pose's lift.
+        Positions in metres, and orientations. The lowest part of the body is at the height of the pose's lift.
     """
     size, leg = person.size, person.size * person.legs
     pitch, lift, bend, lean, twist, nod, tilt, turn = pose[:8]

@@ -167,7 +167,7 @@ def _refuse_other_files(folder: str, planned_files: set[str]) -> None:
 
     Args:
         folder: an absolute path, or a URL.
-        planned_files: paths inside the folder of the files that will be written.
+        planned_files: the files that will be written, as paths inside the folder.
 
     Raises:
         StorageError: the folder is refused.

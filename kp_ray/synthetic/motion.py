@@ -90,7 +90,7 @@ class SyntheticClip:
 
         Args:
             purpose: selects the random stream.
-            numbers: number of the camera, or of the camera and the frame, if each needs its own stream.
+            numbers: select one of the purpose's streams, e.g. the numbers of a camera and a frame.
         """
         return np.random.default_rng([self.seed, self.split == "test", self.scene, purpose, *numbers])
 

@@ -146,7 +146,8 @@ class SceneRenderer:
         width, height = self.size
         mask = np.zeros((-(-height // 4), -(-width // 4)), dtype=np.uint8)
         for quads, _ in surfaces:
-            # Corner 0 of each quad is projected to the floor along the light; only a surface's last ring is left out.
+            # Project all points of the surface but its last ring, which are the corners 0 of its quads, to the floor
+            # along the light.
             xy, depth = self.camera.project(quads[:, 0] - self.light * (quads[:, 0, 2:] / self.light[2]))
             if depth.min() > 0.3:
                 # Fixed-point numbers in 1/16 pixel (shift=4).

@@ -47,7 +47,7 @@ def many_data(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFact
             name, points = row.split(",", 1)
             (images / f"{copy}-{name}").symlink_to(Path(sample_data["images"], name))
             lines.append(f"{copy}-{name},{points}")
-    # The truncated image is the beginning of the last frame, with the same keypoints.
+    # The truncated image is the beginning of the last frame's file, with the keypoints of this frame.
     lines.insert(len(lines) // 2, f"{BROKEN_IMAGE},{points}")
     (images / BROKEN_IMAGE).write_bytes(Path(sample_data["images"], name).read_bytes()[:5000])
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
@@ -125,9 +125,9 @@ def test_a_run_over_a_finished_store_needs_no_cluster_and_changes_nothing(
 ) -> None:
     config, expected = undisturbed_run
     times = file_times(*(path for path in store_dir(config).rglob("*") if path.name != ".lock"))
-    figures = finish(start_augment(config, "cluster.address=127.0.0.1:1"))  # nothing listens on this port
-    assert figures["parts_written"] == 0
-    assert figures["parts_kept"] == len(expected["digests"])
+    summary = finish(start_augment(config, "cluster.address=127.0.0.1:1"))  # nothing listens on this port
+    assert summary["parts_written"] == 0
+    assert summary["parts_kept"] == len(expected["digests"])
     assert file_times(*times) == times
     assert read_contents(config) == expected
 
@@ -176,7 +176,7 @@ def test_killed_workers_do_not_change_the_store(
     assert read_contents(config) == expected
 
 
-def test_ctrl_c_ends_in_one_line_and_the_same_command_resumes(
+def test_ctrl_c_ends_the_run_in_one_line_and_the_same_command_resumes(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, tmp_path: Path
 ) -> None:
     config = write_augment_config(many_data, tmp_path)
@@ -189,8 +189,8 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_resumes(
         "stopped; run the same command to resume"
     ]
     assert not (store_dir(config) / "_manifest.json").exists()
-    figures = finish(start_augment(config, address_setting(two_nodes)))
-    assert figures["parts_written"] + figures["parts_kept"] == len(expected["digests"])
+    summary = finish(start_augment(config, address_setting(two_nodes)))
+    assert summary["parts_written"] + summary["parts_kept"] == len(expected["digests"])
     assert read_contents(config) == expected
 
 
@@ -240,7 +240,7 @@ def test_a_cluster_that_does_not_start_is_started_again(
     assert not raylets[0].is_running() or raylets[0].status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_second_writer_is_refused_and_resumes_after_the_first_is_killed(
+def test_a_second_run_is_refused_until_the_first_is_killed_and_then_resumes_the_store(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, tmp_path: Path
 ) -> None:
     config = write_augment_config(many_data, tmp_path)
@@ -254,12 +254,12 @@ def test_a_second_writer_is_refused_and_resumes_after_the_first_is_killed(
     first_run.wait()
     assert not (store_dir(config) / "_manifest.json").exists()
     assert 0 < len(list_parts(config)) < len(expected["digests"])
-    figures = finish(start_augment(config, address_setting(two_nodes)))
+    summary = finish(start_augment(config, address_setting(two_nodes)))
     assert read_contents(config) == expected
-    assert figures["parts_written"] + figures["parts_kept"] == len(expected["digests"])
+    assert summary["parts_written"] + summary["parts_kept"] == len(expected["digests"])
 
 
-def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes_once_there_is_space(
+def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_resumes_once_there_is_space(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, disk: Disk
 ) -> None:
     config = write_augment_config(many_data, disk.folder.parent, disk.folder / "run")
@@ -281,7 +281,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes_once_there_is
 
 @pytest.mark.slow
 @pytest.mark.parametrize("free_bytes", [0, 32 << 10], ids=["config", "manifest"])
-def test_a_disk_without_space_for_the_config_or_the_manifest_ends_in_one_line(
+def test_a_disk_without_space_for_the_config_or_the_manifest_ends_the_run_in_one_line(
     free_bytes: int, sample_data: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, disk: Disk
 ) -> None:
     config = write_augment_config(sample_data, disk.folder.parent, disk.folder / "run", sources_per_part=1)
@@ -301,7 +301,7 @@ def test_a_disk_without_space_for_the_config_or_the_manifest_ends_in_one_line(
     read_contents(config)  # compares the manifest with the files
 
 
-def test_a_read_only_run_folder_ends_in_one_line(
+def test_a_read_only_run_folder_ends_the_run_in_one_line(
     sample_data: dict[str, Any], start_augment: StartAugment, two_nodes: Cluster, disk: Disk
 ) -> None:
     config = write_augment_config(sample_data, disk.folder.parent, disk.folder / "run")
@@ -312,7 +312,7 @@ def test_a_read_only_run_folder_ends_in_one_line(
 
 
 @pytest.mark.slow
-def test_an_interrupt_of_the_driver_alone_prints_no_traceback_and_the_same_command_resumes(
+def test_an_interrupted_driver_prints_no_traceback_and_the_same_command_resumes(
     many_data: dict[str, Any], expected: dict[str, Any], start_augment: StartAugment, tmp_path: Path
 ) -> None:
     config = write_augment_config(many_data, tmp_path)

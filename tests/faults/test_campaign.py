@@ -176,7 +176,7 @@ def test_after_a_kill_the_same_command_has_the_result_of_an_undisturbed_run(
 
 
 @pytest.mark.parametrize(("verb", "room_kib"), [("train", 128), ("tune", 128), ("predict", 48)])
-def test_a_full_disk_ends_in_one_line_and_with_room_the_same_command_finishes(
+def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_finishes_once_there_is_room(
     verb: str, room_kib: int, undisturbed_results: dict[str, Any], sample_data: dict[str, Any], disk: Disk
 ) -> None:
     expected, _ = undisturbed_results[verb]
@@ -189,7 +189,7 @@ def test_a_full_disk_ends_in_one_line_and_with_room_the_same_command_finishes(
 
 
 @pytest.mark.parametrize("verb", ["train", "tune", "predict"])
-def test_a_run_folder_that_cannot_be_written_to_ends_in_one_line(
+def test_a_run_folder_that_cannot_be_written_to_ends_the_run_in_one_line(
     verb: str, undisturbed_results: dict[str, Any], sample_data: dict[str, Any], disk: Disk
 ) -> None:
     config = configure(sample_data, disk.folder / "run", undisturbed_results["folder"], verb)

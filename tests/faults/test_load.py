@@ -34,7 +34,7 @@ SOAK_S = 60 * float(os.environ.get("SOAK_MINUTES", "30"))
 """Duration of the soak test in seconds."""
 
 
-def make_labels(folder: Path, num_frames: int) -> dict[str, Any]:
+def write_frames_and_labels(folder: Path, num_frames: int) -> dict[str, Any]:
     """Write frames of 160x90 pixels, which are links to ten images, and their labels; return the `data` section."""
     images = folder / "images"
     images.mkdir(parents=True)
@@ -51,7 +51,7 @@ def make_labels(folder: Path, num_frames: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def one_node() -> Iterator[str]:
+def cluster_address() -> Iterator[str]:
     """Start a cluster that runs longer than its jobs; return its address."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
@@ -61,10 +61,12 @@ def one_node() -> Iterator[str]:
 
 
 def test_ten_thousand_small_sources_are_stored_by_a_driver_that_holds_no_pixels(
-    start_augment: StartAugment, one_node: str, tmp_path: Path
+    start_augment: StartAugment, cluster_address: str, tmp_path: Path
 ) -> None:
-    config = write_augment_config(make_labels(tmp_path / "data", 10_000), tmp_path, recipes=["Original", "Rotate45"])
-    run = start_augment(config, f"cluster.address={one_node}")
+    config = write_augment_config(
+        write_frames_and_labels(tmp_path / "data", 10_000), tmp_path, recipes=["Original", "Rotate45"]
+    )
+    run = start_augment(config, f"cluster.address={cluster_address}")
     driver, peak_bytes = psutil.Process(run.pid), 0
     while run.poll() is None:
         with contextlib.suppress(psutil.Error):
@@ -83,7 +85,7 @@ def test_ten_thousand_small_sources_are_stored_by_a_driver_that_holds_no_pixels(
 
 
 def test_planning_a_hundred_thousand_sources_takes_less_than_a_gibibyte(tmp_path: Path) -> None:
-    data = make_labels(tmp_path / "data", 100)
+    data = write_frames_and_labels(tmp_path / "data", 100)
     labels = load_annotations(data["annotations"]).select(np.arange(100_000) % 100)
     names = [f"{number // 100:05d}_A-{number:07d}.jpg" for number in range(100_000)]
     annotations = replace(labels, images=tuple(names), scenes=tuple(name[:5] for name in names), rows=())
@@ -100,35 +102,35 @@ def test_planning_a_hundred_thousand_sources_takes_less_than_a_gibibyte(tmp_path
 
 
 def test_eight_concurrent_jobs_write_eight_equal_stores(
-    sample_data: dict[str, Any], start_augment: StartAugment, one_node: str, tmp_path: Path
+    sample_data: dict[str, Any], start_augment: StartAugment, cluster_address: str, tmp_path: Path
 ) -> None:
     configs = []
     for job in range(8):
         (tmp_path / str(job)).mkdir()
         configs.append(write_augment_config(sample_data, tmp_path / str(job)))
-    runs = [start_augment(config, f"cluster.address={one_node}") for config in configs]
+    runs = [start_augment(config, f"cluster.address={cluster_address}") for config in configs]
     for run in runs:
         finish(run)
     contents = [read_contents(config) for config in configs]
     assert contents == [contents[0]] * 8
 
 
-def list_descendants(nodes: list[psutil.Process], name: str) -> list[psutil.Process]:
-    """List the descendants of the cluster's processes whose name contains `name`."""
+def list_descendants(cluster_processes: list[psutil.Process], name: str) -> list[psutil.Process]:
+    """List the cluster's descendant processes that have `name` in their own names."""
     descendants = []
-    for process in [child for node in nodes for child in node.children(recursive=True)]:
+    for process in [child for parent in cluster_processes for child in parent.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             if name in process.name():
                 descendants.append(process)
     return descendants
 
 
-def count_leftovers(folder: Path, temp_folder: Path, nodes: list[psutil.Process]) -> dict[str, int]:
+def count_leftovers(folder: Path, temp_folder: Path, cluster_processes: list[psutil.Process]) -> dict[str, int]:
     """Count the resources that must not grow: processes, open files, shared memory, temporary files."""
     commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
     return {
-        "workers": len(list_descendants(nodes, "ray::")),
-        "files of the cluster": sum(node.num_fds() for node in nodes),
+        "workers": len(list_descendants(cluster_processes, "ray::")),
+        "files of the cluster": sum(process.num_fds() for process in cluster_processes),
         "shared memory MiB": sum(f.stat().st_size for f in Path("/dev/shm").rglob("*") if f.is_file()) >> 20,
         "temporary files": len([path for path in temp_folder.iterdir() if path.name != "ray"]),
         "partial files": len(list(folder.rglob("*.partial"))),
@@ -136,7 +138,9 @@ def count_leftovers(folder: Path, temp_folder: Path, nodes: list[psutil.Process]
     }
 
 
-def kill_a_process(run: subprocess.Popen[str], nodes: list[psutil.Process], rng: np.random.Generator) -> list[str]:
+def kill_a_process(
+    run: subprocess.Popen[str], cluster_processes: list[psutil.Process], rng: np.random.Generator
+) -> list[str]:
     """Kill the driver of a run, or one of its workers, at a random moment.
 
     Returns:
@@ -151,7 +155,7 @@ def kill_a_process(run: subprocess.Popen[str], nodes: list[psutil.Process], rng:
     time.sleep(3)
     workers: list[psutil.Process] = []
     while not workers and run.poll() is None:
-        workers = list_descendants(nodes, "_write_")
+        workers = list_descendants(cluster_processes, "_write_")
         time.sleep(0.05)
     if workers:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -169,8 +173,8 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
     monkeypatch.setenv("TMPDIR", str(temp_folder))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
-        nodes = [psutil.Process(info.process.pid) for kind in ("gcs_server", "raylet")
-                 for info in cluster.head_node.all_processes[kind]]  # fmt: skip
+        cluster_processes = [psutil.Process(info.process.pid) for kind in ("gcs_server", "raylet")
+                             for info in cluster.head_node.all_processes[kind]]  # fmt: skip
         config = write_augment_config(sample_data, tmp_path, sources_per_part=1)
 
         def start() -> subprocess.Popen[str]:
@@ -183,7 +187,7 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
         while time.monotonic() - began < SOAK_S:
             run = start()
             if expected is not None:
-                num_kills.update(kill_a_process(run, nodes, rng))
+                num_kills.update(kill_a_process(run, cluster_processes, rng))
             _, err = run.communicate(timeout=600)
             if run.returncode != 0:
                 run = start()
@@ -196,11 +200,11 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
             for index in rng.choice(len(parts), len(parts) // 2, replace=False):
                 parts[index].unlink()
             num_rounds += 1
-            open_files.append(count_leftovers(tmp_path, temp_folder, nodes)["files of the cluster"])
+            open_files.append(count_leftovers(tmp_path, temp_folder, cluster_processes)["files of the cluster"])
             if num_rounds == 4:
-                early_counts = count_leftovers(tmp_path, temp_folder, nodes)
+                early_counts = count_leftovers(tmp_path, temp_folder, cluster_processes)
         for _ in range(60):
-            final_counts = count_leftovers(tmp_path, temp_folder, nodes)
+            final_counts = count_leftovers(tmp_path, temp_folder, cluster_processes)
             if final_counts["kp-ray processes"] == 0 and final_counts["workers"] <= early_counts["workers"]:
                 break
             time.sleep(1)

@@ -97,5 +97,5 @@ def finish_with_only_an_error(process: subprocess.Popen[str], timeout_s: float =
     lines = [line for line in err.splitlines() if not line.startswith("augment ")]
     assert len(lines) == 1, err
     assert lines[0].startswith("kp-ray: ")
-    assert not any(line.startswith("{") for line in out.splitlines())  # no JSON result; Ray prints other lines there
+    assert not any(line.startswith("{") for line in out.splitlines())  # no JSON result; Ray prints other lines
     return lines[0]

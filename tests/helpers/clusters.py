@@ -47,7 +47,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def ray_temp_dir() -> Iterator[str]:
-    """Create a folder for the `--temp-dir` of `ray start`; at the end, kill the clusters that use it and delete it.
+    """Create a folder for the `--temp-dir` of `ray start`; at the end, kill its clusters and delete the folder.
 
     The folder's path is short, because it holds Ray's Unix sockets, whose paths have at most 107 characters.
     """

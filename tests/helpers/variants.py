@@ -168,8 +168,8 @@ def make_random_image(width: int, height: int, seed: int) -> tuple[FloatArray, B
 
 def reflect_into_frame(xy: FloatArray, width: int, height: int) -> FloatArray:
     """Map points (N, 2) to the pixels of a frame that a reflect-101 border shows at these points."""
-    last = np.array([width - 1, height - 1])
-    return np.asarray(last - np.abs(np.mod(xy, 2 * last) - last))
+    last_pixel = np.array([width - 1, height - 1])
+    return np.asarray(last_pixel - np.abs(np.mod(xy, 2 * last_pixel) - last_pixel))
 
 
 def count_stray_pixels(variant: Variant, plain_variant: Variant, dot_xy: FloatArray, width: int, height: int) -> int:

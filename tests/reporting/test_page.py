@@ -32,7 +32,7 @@ ALTS = (
     "A variant of Original", "A variant of Rotate45_CenterCrop", "a keypoint is inside the image",
     "drawn over each other", "Tilt of the torso", "Size of the person",
 )  # fmt: skip
-"""One text per plot and per example of a recipe, which its alternative text contains."""
+"""A part of the alternative text of each plot and of each recipe's example."""
 
 
 def read_html(config: Config) -> str:

@@ -31,7 +31,7 @@ def test_disputed_images_are_sorted_by_the_members_spread(section: PredictionSec
     assert section.disputed_tiles[0].value == f"{spread_px:.4g}"
     assert len(section.disputed_tiles) == 5
     assert section.median_spread_px == pytest.approx(np.sqrt(2) / 2)
-    assert section.num_lost == {"b": 1}
+    assert section.num_missed_images == {"b": 1}
 
 
 def test_the_caption_names_the_keypoint_with_the_largest_error(section: PredictionSection) -> None:
@@ -55,7 +55,7 @@ def test_all_worst_and_filled_images_are_listed(section: PredictionSection) -> N
     assert filled_list.rows == ((STORE_IMAGES[1], "frame 12"), (OUTSIDE_NAME, "mean pose"))
 
 
-def test_the_page_names_members_that_found_nobody(whole_page: Page) -> None:
+def test_the_page_counts_the_images_in_which_a_member_found_nobody(whole_page: Page) -> None:
     assert "Member b found nobody in 1 of 7 images." in whole_page.text
     assert re.search(
         r"over the images is 0\.7071 px\. a b 42\.43 px apart " + re.escape(STORE_IMAGES[4]), whole_page.text

@@ -19,7 +19,7 @@ from tests.helpers.run_folders import OUTSIDE_NAME, make_config
 from tests.helpers.stores import STORE_IMAGES, make_image, make_points
 
 JPEG_ERROR = 60
-"""Maximum difference of a color channel at the centre of a disc, where JPEG blurs the disc's edge."""
+"""Maximum difference of a color channel at the centre of a disc; JPEG mixes in the color of the disc's edge."""
 
 
 def assert_colors(image: np.ndarray, points: np.ndarray, *colors: Color) -> None:

@@ -54,7 +54,7 @@ def write_search_with_plots(folder: Path, num_trials: int) -> Config:
 @pytest.mark.parametrize(
     ("num_trials", "num_figures", "has_parallel"), [(1, 1, False), (2, 2, True), (MIN_RESULTS, 3, True)]
 )
-def test_plots_that_too_few_trials_leave_empty_are_left_out(
+def test_plots_with_too_few_trials_are_left_out(
     tmp_path: Path, num_trials: int, num_figures: int, has_parallel: bool
 ) -> None:
     config = write_search_with_plots(tmp_path, num_trials)

@@ -44,9 +44,9 @@ def test_plots_contain_titles_labels_values_and_names_with_special_characters() 
 
 
 def test_plots_are_transparent_and_equal_input_gives_equal_bytes() -> None:
-    first, second = (plot_curves({"a": ([1, 2], [3, 4])}, "x", "y", "t") for _ in range(2))
-    assert first == second
-    assert b"fill: #ffffff" not in first
+    first_svg, second_svg = (plot_curves({"a": ([1, 2], [3, 4])}, "x", "y", "t") for _ in range(2))
+    assert first_svg == second_svg
+    assert b"fill: #ffffff" not in first_svg
 
 
 def test_plots_without_data_are_valid() -> None:

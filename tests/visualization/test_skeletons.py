@@ -17,7 +17,7 @@ from kp_ray.visualization.skeletons import (
     transform_keypoints,
 )
 
-POINT = Skeleton(names=("a",), flip_pairs=(), sigmas=(0.05,))
+ONE_POINT = Skeleton(names=("a",), flip_pairs=(), sigmas=(0.05,))
 TWO_POINTS = Skeleton(names=("left_a", "right_a"), flip_pairs=(("left_a", "right_a"),), sigmas=(0.05, 0.05), limbs=())
 TWO_POINTS_WITH_LIMB = Skeleton(
     names=("left_a", "right_a"), flip_pairs=TWO_POINTS.flip_pairs, sigmas=TWO_POINTS.sigmas, limbs=TWO_POINTS.flip_pairs
@@ -43,14 +43,14 @@ def centroid(image: Image) -> tuple[float, float]:
     y=st.floats(20, 50, allow_subnormal=False),
 )
 def test_the_centroid_of_a_disc_is_its_keypoint(size: tuple[int, int], x: float, y: float) -> None:
-    drawing = draw_skeleton(black_image(*size), np.array([[x, y, 2.0]]), POINT)
+    drawing = draw_skeleton(black_image(*size), np.array([[x, y, 2.0]]), ONE_POINT)
     assert centroid(drawing) == pytest.approx((x, y), abs=0.1)
 
 
 def test_drawing_leaves_the_input_image_unchanged() -> None:
     image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     original = image.copy()
-    drawing = draw_skeleton(image, np.array([[40.0, 30.0, 2.0]]), POINT, bbox_xyxy=np.array([5.0, 5.0, 70.0, 50.0]))
+    drawing = draw_skeleton(image, np.array([[40.0, 30.0, 2.0]]), ONE_POINT, bbox_xyxy=np.array([5.0, 5.0, 70.0, 50.0]))
     assert np.array_equal(image, original)
     assert not np.array_equal(drawing, original)
 
@@ -87,7 +87,7 @@ def test_a_limb_is_drawn_between_its_ends() -> None:
 def test_discs_grow_with_the_image() -> None:
     point = np.array([[50.0, 50.0, 2.0]])
     small_count, large_count = (
-        np.count_nonzero(draw_skeleton(black_image(*size), point, POINT)) for size in [(320, 240), (1920, 1080)]
+        np.count_nonzero(draw_skeleton(black_image(*size), point, ONE_POINT)) for size in [(320, 240), (1920, 1080)]
     )
     assert large_count > 10 * small_count
 
