@@ -58,7 +58,9 @@ def check_other_runs(config: Config, skeleton: Skeleton) -> None:
 
     for folder in other_folders:
         if not is_trained(folder):
-            raise ModelError(f"predict.members: {folder}: holds no finished member: correct the path, or train it")
+            raise ModelError(
+                f"predict.members: {folder}: holds no finished member: correct the path, or train the member"
+            )
         names = read_keypoint_names(folder)
         if names is not None and names != skeleton.names:
             raise DataError(

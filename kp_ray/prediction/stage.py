@@ -16,8 +16,8 @@ from kp_ray.prediction.inputs import check_weighted_members, read_run_sample, re
 from kp_ray.prediction.members import check_other_runs, list_members
 from kp_ray.prediction.records import (
     CrossValidation,
+    PredictionCost,
     PredictionDetails,
-    PredictionTime,
     RunEvaluation,
     SubmissionEvaluation,
     read_cross_validation,
@@ -41,7 +41,7 @@ class PredictSummary:
     """
 
     details: PredictionDetails
-    cost: PredictionTime
+    cost: PredictionCost
     submission: str
     details_path: str
 
@@ -115,7 +115,7 @@ class PredictForecast:
 
 
 class PredictStage:
-    """Predict images with every member, fuse them, and write the submission."""
+    """Predict images with every member, fuse the predictions, and write the submission."""
 
     name = "predict"
     needs_cluster = True
@@ -130,7 +130,7 @@ class PredictStage:
 
         Raises:
             ConfigError: an input is not set or does not exist, `predict.members` or `predict.weights` names an unknown
-                member, or `predict.tta` mirrors images against the skeleton.
+                member, or `predict.tta` has `flip` and the skeleton's flip pairs are incomplete.
             DataError: the sample submission or the list of images is invalid, or a member of another run predicts other
                 keypoints.
             ModelError: a member of another run is not trained.
@@ -201,7 +201,7 @@ class EvaluateSummary:
     crossval: CrossValidation | None = None
 
     def rows(self) -> dict[str, Evaluation]:
-        """Return the evaluations by row of the printed table: members, ensemble and out of fold, or the submission."""
+        """Return each row of the printed table by name: members, ensemble and out of fold, or the submission."""
         if not isinstance(self.evaluation, RunEvaluation):
             return {"submission": self.evaluation}
         members = {f"member {name}": evaluation for name, evaluation in self.evaluation.members.items()}

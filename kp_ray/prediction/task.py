@@ -121,7 +121,7 @@ def _check_member(config: Config, name: str, folder: str, skeleton: Skeleton) ->
             f"{len(skeleton)}): use the labels and the sample submission with which the member was trained"
         )
     if "flip" in config.predict.tta and not has_flips:
-        # Mirrored images doubled the error of the demo's members, which were trained without flips.
+        # Refused, because mirrored images doubled the error of the demo's members, which were trained without flips.
         raise ConfigError(
             f"predict.tta: member {name} was trained without flips: remove flip, or train with train.flip: true"
         )

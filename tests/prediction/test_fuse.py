@@ -16,11 +16,11 @@ from kp_ray.errors import ModelError, RunStateError, StorageError
 from kp_ray.keypoints import DACON24, skeleton_for
 from kp_ray.prediction.evaluate import evaluate_run
 from kp_ray.prediction.fuse import read_run_predictions, write_fused
-from kp_ray.prediction.records import PredictionTime
+from kp_ray.prediction.records import PredictionCost
 from tests.helpers.linked_runs import configure_run, link_run
 from tests.helpers.predictions import write_prediction_arrays
 
-NO_TIME = PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0)
+NO_TIME = PredictionCost(predicted=0, seconds=0.0, start_up_s=0.0)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from kp_ray.prediction.predictions import PersonChoices
 from kp_ray.prediction.records import (
     FilledImage,
     MemberCounts,
+    PredictionCost,
     PredictionDetails,
-    PredictionTime,
     UnusableImage,
     WeightsSource,
     read_details,
@@ -27,7 +27,7 @@ DETAILS = PredictionDetails(
     fallbacks={"near frame": 1},
     filled=(FilledImage(image="가.jpg", how="frame 3"),),
     unusable=(UnusableImage(image="b.jpg", reason="cut"),),
-    took=PredictionTime(predicted=3, seconds=1.5, start_up_s=0.1),
+    took=PredictionCost(predicted=3, seconds=1.5, start_up_s=0.1),
 )
 
 

@@ -11,8 +11,8 @@ from kp_ray.prediction.predictions import PersonChoices
 from kp_ray.prediction.records import (
     FilledImage,
     MemberCounts,
+    PredictionCost,
     PredictionDetails,
-    PredictionTime,
     SubmissionEvaluation,
     UnusableImage,
     WeightsSource,
@@ -34,9 +34,9 @@ def make_summary(several: int = 0, filled: tuple[FilledImage, ...] = ()) -> Pred
         fallbacks={"near frame": 1} if filled else {},
         filled=filled,
         unusable=tuple(UnusableImage(image=row.image, reason="cut") for row in filled),
-        took=PredictionTime(predicted=3, seconds=1.5, start_up_s=0.1),
+        took=PredictionCost(predicted=3, seconds=1.5, start_up_s=0.1),
     )
-    cost = PredictionTime(predicted=1, seconds=0.5, start_up_s=0.25, gpus_per_actor=1, compute="cuda, bf16")
+    cost = PredictionCost(predicted=1, seconds=0.5, start_up_s=0.25, gpus_per_actor=1, compute="cuda, bf16")
     return PredictSummary(details, cost, "/run/submission.csv", "/run/predict.json")
 
 
