@@ -56,7 +56,7 @@ def test_a_split_of_the_store_is_scored_against_the_labels_in_the_store(run_with
 
 
 def test_a_truth_with_another_order_of_columns_scores_the_same(predicted_run: Config, tmp_path: Path) -> None:
-    """Other names than the competition's 24 keep the order of the header."""
+    """Keypoints with other names than the competition's 24 have the order of the header."""
     new_names = {name: f"p{i:02d}" for i, name in enumerate(DACON24.names)}
     skeleton = {"flip_pairs": [["p00", "p01"]], "sigmas": [0.05] * K}
     columns = {f"{name}_{axis}": f"{new_name}_{axis}" for name, new_name in new_names.items() for axis in "xy"}
