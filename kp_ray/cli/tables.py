@@ -33,9 +33,8 @@ def print_evaluation(rows: "Mapping[str, Evaluation]") -> None:
 def print_run(summary: "RunSummary") -> None:
     """Print the counts, the metrics and the result paths of a whole run."""
     table = Table("images", "variants", "sources/s", "filled in")
-    store, predictions = summary.augment, summary.predict
-    details = predictions.details
-    table.add_row(str(store.sources), str(store.variants), f"{summary.sources_per_s:.1f}", str(len(details.filled)))
+    augment, num_filled = summary.augment, len(summary.predict.details.filled)
+    table.add_row(str(augment.sources), str(augment.variants), f"{summary.sources_per_s:.1f}", str(num_filled))
     _stdout.print(table)
     if summary.evaluate:
         print_evaluation(summary.evaluate.rows())

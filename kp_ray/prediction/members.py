@@ -38,7 +38,7 @@ def _short_name(folder: str) -> str:
     return "/".join([*parents[-1:], member])
 
 
-def check_other_runs(config: Config, skeleton: Skeleton) -> None:
+def check_members_of_other_runs(config: Config, skeleton: Skeleton) -> None:
     """Refuse members of other runs that are not trained, or that predict other keypoints than this run's.
 
     Args:

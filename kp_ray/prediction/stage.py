@@ -13,7 +13,7 @@ from kp_ray.metrics import Evaluation
 from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
 from kp_ray.prediction.images import STORE_PREFIX, list_image_refs
 from kp_ray.prediction.inputs import check_weighted_members, read_run_sample, resolve_skeleton
-from kp_ray.prediction.members import check_other_runs, list_members
+from kp_ray.prediction.members import check_members_of_other_runs, list_members
 from kp_ray.prediction.records import (
     CrossValidation,
     PredictionCost,
@@ -141,7 +141,7 @@ class PredictStage:
         if "flip" in config.predict.tta or config.predict.members:
             has_skeleton = sample is not None or has_store(config.path("store"))
             skeleton = resolve_skeleton(config, sample) if has_skeleton else run_skeleton(config)
-            check_other_runs(config, skeleton)
+            check_members_of_other_runs(config, skeleton)
             check_flips(config, skeleton, "predict")
         if not _is_store_split(config):  # `augment` may not have written the store yet
             list_image_refs(config, sample)

@@ -223,7 +223,7 @@ def test_invalid_input_is_refused() -> None:
 
 
 def make_frames() -> tuple[np.ndarray, np.ndarray]:
-    """Make three members in four frames, which have three high scores, one high and one low, one low, and none."""
+    """Make keypoints and scores of three members; the frames have 3 high scores, 1 high and 1 low, 1 low, and none."""
     keypoints = np.full((3, 4, K, 3), 0.5)
     keypoints[..., :2] = np.array([100.0, 101.0, 102.0])[:, None, None, None] + 10 * np.arange(4)[:, None, None]
     scores = np.array([[0.9, 0.9, 0.0, 0.0], [0.9, 0.1, 0.2, 0.0], [0.9, 0.0, 0.0, 0.0]])
