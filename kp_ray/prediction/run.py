@@ -60,7 +60,7 @@ def predict_images(task: PredictionTask, images: Sequence[ImageRef], progress: P
 
     Args:
         task: gives the members, the input sizes and the folder.
-        images: images without a finished part, from `task.find_missing_images()`.
+        images: images to predict, from `task.find_missing_images()`.
         progress: as in `predict`.
 
     Raises:
