@@ -1,4 +1,4 @@
-"""Predict the test images with every member as a Ray job.
+"""Predict the test images with every member, as a Ray job.
 
 ray job submit --working-dir . -- python jobs/predict.py CONFIG.yaml [--set KEY=VALUE ...]
 """

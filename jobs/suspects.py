@@ -1,4 +1,4 @@
-"""Rank the labels that are probably wrong as a Ray job.
+"""Rank the labels that are probably wrong, as a Ray job.
 
 ray job submit --working-dir . -- python jobs/suspects.py CONFIG.yaml [--set KEY=VALUE ...]
 """

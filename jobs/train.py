@@ -1,4 +1,4 @@
-"""Train every member as a Ray job.
+"""Train all members in one Ray job.
 
 ray job submit --working-dir . -- python jobs/train.py CONFIG.yaml [--set KEY=VALUE ...]
 """

@@ -70,7 +70,7 @@ def tune(config: Config, progress: Progress = no_progress) -> "TuneSummary":
 
 
 def predict(config: Config, progress: Progress = no_progress) -> "PredictSummary":
-    """Predict the test images with every member, fuse them, and write `<run_dir>/submission.csv`.
+    """Predict the test images with every member, fuse the predictions, and write `<run_dir>/submission.csv`.
 
     Args:
         config: from `kp_ray.load_config`.

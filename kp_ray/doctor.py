@@ -34,7 +34,7 @@ SHM, MIN_SHM_BYTES = "/dev/shm", 1e9  # noqa: S108  (Linux's shared memory, not 
 NODE_TIMEOUT_S = 120
 """Seconds within which a node must answer."""
 UPLOAD_EXCLUDES = (".git", ".venv", "runs")
-"""Exclusions of the `ray job submit` in docs/cluster.md."""
+"""Folders that the `ray job submit` command in docs/cluster.md excludes from the upload."""
 INSTALL_SAME_VERSION = f"install kp_ray {__version__}, this machine's version, on the node"
 _LOOPBACK = ("127.", "localhost", "[::1]", "::1")
 GPU_PROBE = """
@@ -89,7 +89,7 @@ class NodeProbe:
         sees_run_dir: whether the node can read the file that the driver wrote into the run folder, and write there.
         storage_error: message of the error that the storage raised; "" without an error.
         missing_paths: data paths that the node cannot reach.
-        gpu_software: None on a node without GPUs, and if torch or Detectron2 cannot be imported.
+        gpu_software: the node's GPU software; None without GPUs, or if torch or Detectron2 cannot be imported.
         gpu_error: the last line of the import's error; "" without an error.
     """
 
@@ -195,7 +195,7 @@ def _check_gpu_software(host: str, software: GpuSoftware, num_gpus: int) -> Chec
 
 
 def _check_resources(config: Config, nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
-    """Check that the cluster has a CPU and the GPUs that training needs, once it has grown to its full size."""
+    """Check that the cluster, grown to its full size, has a CPU and the GPUs that training needs."""
     current_size = {name: sum(node["Resources"].get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     configured_size = {"CPU": config.cluster.num_cpus or 0, "GPU": config.cluster.num_gpus or 0}
     full_size = {name: max(current_size[name], configured_size[name]) for name in current_size}
@@ -231,7 +231,7 @@ def _check_store(config: Config) -> list[Check]:
 
 
 def _check_upload(config: Config) -> Check:
-    """Check the size of the upload by `ray job submit --working-dir .`.
+    """Check the size of the files that `ray job submit --working-dir .` would upload.
 
     The check always passes if neither the config nor RAY_ADDRESS names a cluster, because a local run uploads nothing.
     """
@@ -314,7 +314,8 @@ def _probe_node(probe_file: str, paths: list[str], resources: Mapping[str, float
 
 def _probe_gpu_software() -> tuple[GpuSoftware | None, str]:
     """Return the software of this GPU node, or None and the last line of the error if it cannot be imported."""
-    # Ray sets CUDA_VISIBLE_DEVICES to hide the GPUs from a task that requests none: a process without it sees them.
+    # Ray hides the GPUs from a task that requests none by CUDA_VISIBLE_DEVICES; a process without this variable
+    # sees them.
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-c", GPU_PROBE]
     probe = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603

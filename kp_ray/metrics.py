@@ -1,9 +1,9 @@
 """Metrics of predicted keypoints: RMSE, PCK and OKS-AP, overall, per keypoint and per camera.
 
 There is one person per image. Coordinates are OpenCV pixel indices; every metric depends only on differences of
-coordinates, so Detectron2's +0.5 changes no metric. A truth point is labelled if its x and y are finite; unlabelled
-points are left out of every metric. The visibility value is ignored: a labelled point outside the image counts, as it
-does in the competition.
+coordinates, so Detectron2's half-pixel shift changes no metric. A truth point is labelled if its x and y are finite;
+unlabelled points are left out of every metric. The visibility value is ignored: a labelled point outside the image
+counts, as it does in the competition.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 
-PCK_SHARES = (0.02, 0.05, 0.1)
-"""Largest errors of a correct keypoint, as shares of the longer side of the person's box."""
+PCK_THRESHOLDS = (0.02, 0.05, 0.1)
+"""Largest errors of a correct keypoint, each divided by the longer side of the person's box."""
 OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """OKS thresholds of COCO: a detection is a hit at every threshold that its OKS reaches."""
 _RECALLS = np.linspace(0.0, 1.0, 101)
@@ -76,8 +76,8 @@ class Evaluation(_Metrics):
         rmse: root of the mean squared error of all labelled x and y, in pixels (the competition's metric).
         rmse_interval: 95 % confidence interval of `rmse` (low, high) in pixels; None without scene names.
         median_px, p95_px: 50th and 95th percentile of the points' Euclidean errors, in pixels.
-        pck: share of correct points among the labelled points, for each of `PCK_SHARES` ("0.02", "0.05" and "0.1"). The
-            box of a person is the box around the person's labelled truth points.
+        pck: share of correct points among the labelled points, for each of `PCK_THRESHOLDS` ("0.02", "0.05" and "0.1").
+            The box of a person is the box around the person's labelled truth points.
         ap, ap50, ap75: OKS-AP as COCO defines it, with the width * height of the box as the person's area.
         by_keypoint: metrics per keypoint name.
         by_camera: metrics per camera name.
@@ -139,7 +139,7 @@ def evaluate_keypoints(
         rmse_interval=rmse_interval(errors, scenes),
         median_px=_percentile(errors, 50),
         p95_px=_percentile(errors, 95),
-        pck={str(share): pck(errors, longer_sides, share) for share in PCK_SHARES},
+        pck={str(threshold): pck(errors, longer_sides, threshold) for threshold in PCK_THRESHOLDS},
         ap=_none_if_nan(precisions.mean()),
         ap50=_none_if_nan(precisions[0]),
         ap75=_none_if_nan(precisions[5]),
@@ -202,20 +202,20 @@ def rmse_interval(
     return float(low), float(high)
 
 
-def pck(errors: FloatArray, longer_sides: FloatArray, share: float) -> float | None:
+def pck(errors: FloatArray, longer_sides: FloatArray, threshold: float) -> float | None:
     """Compute the percentage of correct keypoints (PCK) as a share in [0, 1].
 
     Args:
         errors: (N, K) point errors in pixels, NaN for unlabelled points.
         longer_sides: (N,) the longer side of each person's box in pixels, as in Yang and Ramanan (2013). The box of a
             person with one labelled point has size 0, so the point is correct only if its error is 0.
-        share: largest error of a correct point, as a share of the longer side.
+        threshold: largest error of a correct point, divided by the longer side.
 
     Returns:
         None if no point is labelled.
     """
     labelled = np.isfinite(errors)
-    correct = errors <= share * longer_sides[:, None]  # False for NaN
+    correct = errors <= threshold * longer_sides[:, None]  # False for NaN
     return float(correct.sum() / labelled.sum()) if labelled.any() else None
 
 
@@ -232,7 +232,7 @@ def oks(predictions: FloatArray, truth: FloatArray, skeleton: Skeleton, areas: F
     """
     squares = ((predictions[..., :2] - truth[..., :2]) ** 2).sum(axis=-1)
     labelled = np.isfinite(squares)
-    # Divide in the order of pycocotools and add its smallest float to the area, so that the rounding is the same.
+    # As in pycocotools, np.spacing(1) is added and the divisions have this order, so that the rounding is the same.
     exponents = squares / (2 * np.array(skeleton.sigmas)) ** 2 / (areas[:, None] + np.spacing(1)) / 2
     totals = np.where(labelled, np.exp(-exponents), 0.0).sum(axis=1)
     counts = labelled.sum(axis=1)

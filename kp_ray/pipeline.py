@@ -47,7 +47,7 @@ class RunSummary:
     Attributes:
         augment, train, predict, report: summaries of these stages.
         sources_per_s: sources per second of the latest `augment` that wrote parts, in this run or an earlier one.
-        evaluate: summary of this stage; None without `data.truth`.
+        evaluate: summary of this stage; None if the predicted images have no ground truth.
     """
 
     augment: "AugmentSummary"
@@ -105,7 +105,7 @@ class Runner:
         self.exit_stack.__exit__(*exception)
 
     def run(self, stage: Stage, *, dashboard: bool) -> Summary:
-        """Run a stage that has been checked.
+        """Run a stage whose `check` has passed.
 
         Args:
             stage: the stage.
@@ -194,9 +194,9 @@ def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
     augment = stages["augment"]
     augment.check(config)
     has_current_store = augment.is_done(config)
-    is_stale = not has_current_store and has_store(config.path("store"))
+    has_stale_store = not has_current_store and has_store(config.path("store"))
     for verb, stage in stages.items():
-        if not (is_stale and verb in ("train", "tune")) and stage.applies(config):
+        if not (has_stale_store and verb in ("train", "tune")) and stage.applies(config):
             stage.check(config)
     return has_current_store
 
@@ -215,7 +215,7 @@ def _summarize(config: Config, summaries: Mapping[str, Any]) -> RunSummary:
     )
 
 
-def next_step(verb: str, config: Config, config_path: str) -> str | None:
+def find_next_command(verb: str, config: Config, config_path: str) -> str | None:
     """Return the arguments of a `kp-ray` command that can follow a finished verb; None if no verb would accept them.
 
     Args:

@@ -87,7 +87,7 @@ def no_progress(name: str, done: int, total: int, note: str = "") -> None:
 
 
 def check_inputs(config: Config, required: Sequence[str] = (), optional: Sequence[str] = ()) -> None:
-    """Refuse paths under `data` that do not exist; each `Stage.check` passes the keys that its stage reads.
+    """Refuse paths in the config section `data` that do not exist; `Stage.check` passes the keys that it needs.
 
     Args:
         config: the run's configuration.

@@ -34,7 +34,7 @@ def test_the_notebook_of_the_docs_runs_from_labels_to_scores(sample_data: dict[s
     assert {"Original", "Rotate45_CenterCrop"} == set(kp_ray.read_store(str(run_dir / "store"))["recipe"].to_pylist())
 
 
-def test_every_name_of_the_api_is_documented_and_nothing_else_is_exported() -> None:
+def test_every_name_of_the_api_is_documented_and_an_unknown_name_raises_attribute_error() -> None:
     assert all(getattr(kp_ray, name).__doc__ for name in kp_ray.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         kp_ray.trian  # noqa: B018

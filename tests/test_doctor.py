@@ -78,13 +78,13 @@ def test_a_working_directory_above_the_upload_limit_fails_if_a_cluster_is_named(
     assert check_upload(remote_config).ok
 
 
-def test_the_probe_of_a_gpu_node_runs() -> None:
+def test_the_gpu_probe_prints_versions_and_the_number_of_gpus() -> None:
     pytest.importorskip("detectron2")
     result = subprocess.run([sys.executable, "-c", doctor.GPU_PROBE], capture_output=True, text=True, check=True)
-    torch, _, devices, detectron = json.loads(result.stdout)
-    assert isinstance(devices, int)
-    assert torch
-    assert detectron
+    torch_version, _, num_gpus, detectron_version = json.loads(result.stdout)
+    assert isinstance(num_gpus, int)
+    assert torch_version
+    assert detectron_version
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -102,7 +102,7 @@ def test_every_node_of_a_running_cluster_is_checked(sample_data: dict[str, Any],
 
 
 RESOURCES = {"CPU": 8.0, "GPU": 2.0, "memory": 64e9}
-HEALTHY = NodeProbe(
+HEALTHY_NODE = NodeProbe(
     host="b",
     ray_version=ray.__version__,
     shm_bytes=8e9,
@@ -123,11 +123,11 @@ HEALTHY = NodeProbe(
         ({"gpu_software": None, "gpu_error": "No module named 'detectron2'"}, "gpu software on b", "install.md"),
     ],
 )
-def test_a_fault_of_a_node_fails_one_check_with_its_fix(
+def test_a_fault_of_a_node_fails_one_check_that_names_the_fix(
     sample_config: Config, fault: dict[str, Any], name: str, fix: str
 ) -> None:
-    assert all(check.ok for check in check_node(HEALTHY, RESOURCES, sample_config, is_multi_node=True))
-    checks = check_node(replace(HEALTHY, **fault), RESOURCES, sample_config, is_multi_node=True)
+    assert all(check.ok for check in check_node(HEALTHY_NODE, RESOURCES, sample_config, is_multi_node=True))
+    checks = check_node(replace(HEALTHY_NODE, **fault), RESOURCES, sample_config, is_multi_node=True)
     failures = [check for check in checks if not check.ok]
     assert [check.name for check in failures] == [name]
     assert fix in failures[0].fix

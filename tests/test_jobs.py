@@ -23,16 +23,16 @@ def cluster() -> Iterator[Cluster]:
     with ray_temp_dir() as folder:
         token = Path(folder, "token")
         token.write_text(TOKEN)
-        port, gcs = free_port(), free_port()
+        dashboard_port, gcs_port = free_port(), free_port()
         environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        ray_cluster = Cluster(f"http://127.0.0.1:{port}", f"127.0.0.1:{gcs}", environment)
+        ray_cluster = Cluster(f"http://127.0.0.1:{dashboard_port}", f"127.0.0.1:{gcs_port}", environment)
         head = ray_cluster.run(
             RAY,
             "start",
             "--head",
-            f"--port={gcs}",
+            f"--port={gcs_port}",
             "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={port}",
+            f"--dashboard-port={dashboard_port}",
             f"--dashboard-agent-listen-port={free_port()}",  # the default port is taken if another Ray runs
             "--num-cpus=4",
             f"--temp-dir={folder}",
@@ -80,6 +80,7 @@ JOBS = {
     "predict": "submission.csv",
     "pipeline": "report.html",
 }
+"""Job -> a file that the job writes into the run folder."""
 
 
 def run_job(cluster: Cluster, job: str, config: Config, folder: Path) -> None:
@@ -99,9 +100,7 @@ def test_a_job_runs_a_stage_on_the_cluster(cluster: Cluster, sample_data: dict[s
 
 
 @pytest.mark.slow
-def test_every_job_succeeds_and_writes_its_result(
-    cluster: Cluster, sample_data: dict[str, Any], tmp_path: Path
-) -> None:
+def test_jobs_succeed_and_write_their_results(cluster: Cluster, sample_data: dict[str, Any], tmp_path: Path) -> None:
     members = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}]
     run = tmp_path / "run"
     config = tiny_config(sample_data, run, train={"members": members}, tune={"num_trials": 1})
@@ -154,7 +153,7 @@ def test_a_client_without_the_token_is_refused(cluster: Cluster, tmp_path: Path)
     assert "joined" in cluster.run(sys.executable, "-c", join_code).stdout
 
 
-def test_doctor_reports_that_tokens_are_required_and_prints_none(
+def test_doctor_reports_that_tokens_are_required_and_does_not_print_the_token(
     cluster: Cluster, sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "config.yaml").write_text(tiny_config(sample_data, tmp_path / "run").to_yaml())

@@ -141,7 +141,7 @@ def test_a_missing_person_counts_in_rmse_and_lowers_ap() -> None:
     metrics = evaluate_keypoints(predictions, truth, DACON24, found=found)
     assert metrics.num_missing == 1
     assert metrics.rmse == pytest.approx(np.sqrt(100**2 / 10))
-    assert metrics.ap == pytest.approx(91 / 101), "the recall reaches 0.9, which is 91 of the 101 recalls"
+    assert metrics.ap == pytest.approx(91 / 101), "precision is 1 up to recall 0.9, at 91 of the 101 recalls"
 
 
 def test_pck_measures_against_the_longer_side_of_the_box() -> None:

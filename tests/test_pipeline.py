@@ -62,15 +62,15 @@ def test_a_dry_run_prints_the_forecast_and_neither_joins_a_cluster_nor_writes(
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "config.yaml").write_text(tiny_config(sample_data, tmp_path / "run").to_yaml())
-    no_cluster = {**os.environ, "COLUMNS": "200", "RAY_ADDRESS": "127.0.0.1:1"}  # joining it would fail
-    result = run_kp_ray("augment", "config.yaml", "--dry-run", "--json", cwd=tmp_path, env=no_cluster)
-    figures = read_json_output(result)
-    assert {"sources", "variants", "parts", "bytes", "seconds"} <= set(figures)
-    assert f"{figures['sources']} sources, {figures['variants']} variants of 2 recipes" in result.stderr
+    environment = {**os.environ, "COLUMNS": "200", "RAY_ADDRESS": "127.0.0.1:1"}  # no cluster runs there
+    result = run_kp_ray("augment", "config.yaml", "--dry-run", "--json", cwd=tmp_path, env=environment)
+    forecast = read_json_output(result)
+    assert {"sources", "variants", "parts", "bytes", "seconds"} <= set(forecast)
+    assert f"{forecast['sources']} sources, {forecast['variants']} variants of 2 recipes" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_the_search_comes_before_training_which_prints_the_settings_it_uses(tmp_path: Path) -> None:
+def test_tune_comes_before_train_and_train_prints_the_tuned_settings(tmp_path: Path) -> None:
     verbs = ["check", "augment", "tune", "train", "crossval", "predict", "evaluate", "report", "suspects"]
     assert list(STAGES) == verbs
     write_small_store(tmp_path / "store")

@@ -35,7 +35,7 @@ RunArgument = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. train.max_iter=500.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object at the end of stdout.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object at the end of stdout.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan; start and write nothing.")]
 
 
@@ -70,11 +70,11 @@ def _exit_on_interrupt() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _print_summary(summary: Summary, as_json: bool, next_step: str | None = None) -> None:
+def _print_summary(summary: Summary, as_json: bool, next_command: str | None = None) -> None:
     for line in summary.lines():
         say(line)
-    if next_step:
-        say(f"next: kp-ray {next_step}")
+    if next_command:
+        say(f"next: kp-ray {next_command}")
     if as_json:
         print(json.dumps(summary.to_json()))
 
@@ -83,7 +83,7 @@ def _run_stage(
     verb: str, path: str | None, overrides: list[str] | None, as_json: bool, *, dry_run: bool = False
 ) -> Summary:
     """Run a stage, or forecast it if `dry_run`, and print its summary and the next command."""
-    from kp_ray.pipeline import forecast_stage, next_step, run_stage
+    from kp_ray.pipeline import find_next_command, forecast_stage, run_stage
 
     config_path = _require_path(path)
     config = load_config(config_path, overrides or ())
@@ -94,7 +94,7 @@ def _run_stage(
     with _exit_on_interrupt():
         summary = run_stage(verb, config, show_progress, say)
     has_errors = not getattr(summary, "ok", True)  # errors that `check` found would also stop the next stage
-    _print_summary(summary, as_json, None if has_errors else next_step(verb, config, config_path))
+    _print_summary(summary, as_json, None if has_errors else find_next_command(verb, config, config_path))
     return summary
 
 
@@ -121,8 +121,10 @@ def _set_global_options(
 @app.command()
 def sample(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for the data set.")],
-    images: Annotated[int, typer.Option(help="Labelled images.", min=1)] = 200,
-    test_images: Annotated[int | None, typer.Option(help="Images to predict; default: a fifth.", min=1)] = None,
+    images: Annotated[int, typer.Option(help="Number of labelled images.", min=1)] = 200,
+    test_images: Annotated[
+        int | None, typer.Option(help="Number of images to predict; default: a fifth of --images, at least 10.", min=1)
+    ] = None,
     width: Annotated[int, typer.Option(help="Width of an image in pixels.", min=64)] = 1920,
     height: Annotated[int, typer.Option(help="Height of an image in pixels.", min=64)] = 1080,
     seed: Annotated[int, typer.Option(help="Another seed gives another data set.")] = 0,
@@ -161,7 +163,7 @@ def check(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOp
 def augment(
     config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
 ) -> None:
-    """Write the store: every recipe of every image, as Parquet."""
+    """Write the store: every recipe applied to every image, as Parquet."""
     _run_stage("augment", config, sets, as_json, dry_run=dry_run)
 
 
@@ -205,7 +207,7 @@ def crossval(
 def predict(
     config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
 ) -> None:
-    """Predict images with every member, fuse, and write the submission; a stopped run is resumed."""
+    """Predict images with every member and write the fused submission; a stopped run is resumed."""
     _run_stage("predict", config, sets, as_json, dry_run=dry_run)
 
 
@@ -293,7 +295,7 @@ def show(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write images with skeletons drawn over them, and one sheet of all: of variants, or of predictions."""
+    """Draw the skeletons of variants or predictions over their images; write each image, and one sheet of them all."""
     from kp_ray.reporting.show import show as write_images
 
     summary = write_images(path, out, recipe=recipe, image=image, num=num, seed=seed, submissions=submission or ())
@@ -304,8 +306,8 @@ def show(
 def export(
     run: RunArgument = None,
     folder: Annotated[str | None, typer.Option(help="Folder for the export; default: <run_dir>/export.")] = None,
-    split: Annotated[str | None, typer.Option(help="Only train or val.")] = None,
-    fold: Annotated[int | None, typer.Option(help="Fold that is val; the other folds are train.", min=0)] = None,
+    split: Annotated[str | None, typer.Option(help="Export only this split: train or val.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Fold to export as val; the others become train.", min=0)] = None,
     recipe: Annotated[list[str] | None, typer.Option(help="Only this recipe; may be repeated.")] = None,
     yolo: Annotated[
         bool, typer.Option("--yolo", help="Also write labels/, one text file per image, for YOLO-pose.")
@@ -347,7 +349,10 @@ def _print_checks(checks: "Sequence[Check]") -> list[str]:
 
 @app.command()
 def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
-    """Run the whole pipeline: check, augment, tune, train, predict, evaluate, report; finished stages are skipped."""
+    """Run the whole pipeline; finished stages are skipped.
+
+    The stages are check, augment, tune, train, crossval (with folds), predict, evaluate and report.
+    """
     from kp_ray.cli.tables import print_run
     from kp_ray.pipeline import run_pipeline
 

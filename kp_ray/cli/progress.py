@@ -14,7 +14,7 @@ from kp_ray.errors import one_line
 from kp_ray.stage import Progress
 
 LOG_PERIOD_S = 10.0
-"""Seconds between the progress lines of a row if stderr is not a terminal."""
+"""Seconds between two progress lines of the same name, if stderr is not a terminal."""
 
 console = Console(stderr=True, highlight=False)
 
@@ -40,7 +40,7 @@ def _bars() -> Bars:
 
 
 class _BarProgress:
-    """Draws one bar per row."""
+    """Draws one bar per name."""
 
     def __init__(self, verb: str, bars: Bars) -> None:
         self.verb, self.bars = verb, bars
@@ -54,11 +54,11 @@ class _BarProgress:
 
 
 class _LineProgress:
-    """Prints a line when a row begins and ends, and a line every `LOG_PERIOD_S` in between."""
+    """Prints a name's first and last progress, and a line every `LOG_PERIOD_S` in between."""
 
     def __init__(self, verb: str) -> None:
         self.verb = verb
-        # By row: time and number of finished items at the first call, and at the last printed line.
+        # By name: time and number of finished items, at the first call and at the last printed line.
         self.first_calls: dict[str, tuple[float, int]] = {}
         self.last_lines: dict[str, tuple[float, int]] = {}
 

@@ -1,4 +1,4 @@
-"""Print tables of figures to stdout."""
+"""Print tables of metrics and counts to stdout."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kp_ray.metrics import PCK_SHARES
+from kp_ray.metrics import PCK_THRESHOLDS
 
 if TYPE_CHECKING:
     from kp_ray.metrics import Evaluation
@@ -19,23 +19,22 @@ _stdout = Console(highlight=False)
 
 def print_evaluation(rows: "Mapping[str, Evaluation]") -> None:
     """Print one row of metrics per name: for the ensemble and each member, or for a submission."""
-    headers = ["RMSE px", "median px", *(f"PCK@{share}" for share in PCK_SHARES), "OKS-AP", "missing"]
+    headers = ["RMSE px", "median px", *(f"PCK@{threshold}" for threshold in PCK_THRESHOLDS), "OKS-AP", "missing"]
     table = Table("", *headers, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)  # fits 80 columns
     table.columns[0].no_wrap = True
     for name, metrics in rows.items():
-        pixels = [metrics.rmse, metrics.median_px]
-        shares = [*(metrics.pck.get(str(share)) for share in PCK_SHARES), metrics.ap]
-        cells = [*(_cell(value, 2) for value in pixels), *(_cell(value, 3) for value in shares)]
+        errors_px = [metrics.rmse, metrics.median_px]
+        fractions = [*(metrics.pck.get(str(threshold)) for threshold in PCK_THRESHOLDS), metrics.ap]
+        cells = [*(_cell(value, 2) for value in errors_px), *(_cell(value, 3) for value in fractions)]
         table.add_row(escape(name), *cells, f"{metrics.num_missing} of {metrics.num_images}")
     _stdout.print(table)
 
 
 def print_run(summary: "RunSummary") -> None:
-    """Print the figures of a whole run and the paths of its results."""
+    """Print the counts, the metrics and the result paths of a whole run."""
     table = Table("images", "variants", "sources/s", "filled in")
-    store, predictions = summary.augment, summary.predict
-    details = predictions.details
-    table.add_row(str(store.sources), str(store.variants), f"{summary.sources_per_s:.1f}", str(len(details.filled)))
+    augment, num_filled = summary.augment, len(summary.predict.details.filled)
+    table.add_row(str(augment.sources), str(augment.variants), f"{summary.sources_per_s:.1f}", str(num_filled))
     _stdout.print(table)
     if summary.evaluate:
         print_evaluation(summary.evaluate.rows())

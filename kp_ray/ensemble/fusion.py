@@ -32,9 +32,9 @@ class Fusion:
     Attributes:
         keypoints: (N, K, 3) x, y, score in pixels, all finite.
         has_high_score: (N,) True where the detection of at least one member reaches the upper threshold.
-        how: N fallbacks that gave the images their points: "" (none: detections reach the upper threshold), "low score"
-            (detections between the thresholds), "frame <number>" or "mean pose" (see `fill_missing`), or "zeros".
-        rejected: number of each member's points that were dropped as outliers.
+        how: fallback of each image: "" (none: a detection reaches the upper threshold), "low score" (detections between
+            the thresholds), "frame <number>" or "mean pose" (see `fill_missing`), or "zeros".
+        rejected: for each member, the number of points that were dropped as outliers.
     """
 
     keypoints: FloatArray
@@ -93,13 +93,13 @@ def fuse_clips(
         points, how = fill_missing(points, found_by_any, scenes, cameras, frames, mean_pose=mean_pose)
     if smooth_frames is not None:
         points = smooth_clips(points, found_by_any, scenes, cameras, frames, smooth_frames)
-    is_low = (found_by_any & ~has_high_score).tolist()
-    how = ["low score" if low else filled for low, filled in zip(is_low, how, strict=True)]
+    has_low_score = (found_by_any & ~has_high_score).tolist()
+    how = ["low score" if is_low else fallback for is_low, fallback in zip(has_low_score, how, strict=True)]
     return Fusion(points, has_high_score, how, rejected.tolist())
 
 
 def select_detections(scores: FloatArray, thresholds: tuple[float, float]) -> tuple[BoolArray, BoolArray]:
-    """Select an image's detections that reach the upper threshold or, if there are none, the lower threshold.
+    """Select in each image the detections that reach the upper threshold or, if there are none, the lower threshold.
 
     Args:
         scores: (M, N) scores of the detections, 0 where a member found nobody.
@@ -230,7 +230,7 @@ def select_points(
     Args: as in `fuse`.
 
     Returns:
-        (M, N, K). Where only members with weight 0 found someone, inliers of these members are selected.
+        (M, N, K) True for a selected point. Where only members with weight 0 found someone, their inliers are selected.
     """
     point_weights = np.broadcast_to(_member_weights(weights, keypoints), keypoints.shape[:3])
     is_present = np.broadcast_to(found[:, :, None], point_weights.shape)

@@ -46,9 +46,9 @@ def choose_people(
 
     The candidates of a group are the people whose score reaches `threshold`; if there are none, all its people.
 
-    The rule "track" compares a box with the track's box at the image: the median of all members' best-scoring boxes in
-    the `TRACK_FRAMES` nearest other frames of the clip. Closeness is exp(-d / s), where d is the mean distance between
-    the corners of the two boxes, and s is the longer side of the track's box.
+    The rule "track" compares a box with the track's box at the image: the median of the boxes in the `TRACK_FRAMES`
+    nearest other frames of the clip, with the best-scoring box of each member per frame. Closeness is exp(-d / s),
+    where d is the mean distance between the corners of the two boxes, and s is the longer side of the track's box.
 
     Args:
         images: (P,) image of each person, as an index into `scenes`.
@@ -57,7 +57,7 @@ def choose_people(
         scores: (P,) scores of the people.
         scenes, cameras, frames: (N,) scene, camera and frame number of each image.
         rule: "score" chooses the best score, "largest" the largest box, and "track" the highest product of score and
-            closeness, or the best score in a clip without other frames.
+            closeness, or the best score if the clip has no other frame with a person.
         threshold: lowest score of a candidate.
     """
     people_by_group: dict[int, list[int]] = {}
@@ -65,7 +65,7 @@ def choose_people(
         people_by_group.setdefault(group, []).append(person)
     best_people = [max(people, key=lambda i: (scores[i], -i)) for people in people_by_group.values()]
     tracks = _Tracks([images[person] for person in best_people], boxes[best_people], scenes, cameras, frames)
-    choices, num_several, num_other = [], 0, 0
+    choices, num_several, num_not_best = [], 0, 0
     for best_person, people in zip(best_people, people_by_group.values(), strict=True):
         choice = best_person
         candidates = [person for person in people if scores[person] >= threshold] or people
@@ -75,9 +75,9 @@ def choose_people(
             ratings = _rate(boxes[candidates], scores[candidates], rule, track_box)
             if ratings.max() > ratings[candidates.index(choice)]:  # the best score wins a tie
                 choice = candidates[int(ratings.argmax())]
-            num_other += choice != best_person
+            num_not_best += choice != best_person
         choices.append(choice)
-    return ChosenPeople(sorted(choices), num_several, num_other)
+    return ChosenPeople(sorted(choices), num_several, num_not_best)
 
 
 def _rate(boxes: FloatArray, scores: FloatArray, rule: PersonRule, track_box: FloatArray | None) -> FloatArray:
@@ -87,7 +87,7 @@ def _rate(boxes: FloatArray, scores: FloatArray, rule: PersonRule, track_box: Fl
         boxes: (C, 4).
         scores: (C,).
         rule: as in `choose_people`.
-        track_box: (4,); None for the rules "score" and "largest", and in a clip without other frames.
+        track_box: (4,); None for the rules "score" and "largest", and if the clip has no other frame with a person.
     """
     if rule == "largest":
         return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
@@ -121,14 +121,14 @@ class _Tracks:
             self.boxes.setdefault(image, []).append(box)
         has_person = np.zeros(len(scenes), dtype=bool)
         has_person[list(self.boxes)] = True
-        self.clips: Mapping[tuple[str, str], npt.NDArray[np.intp]] = rows_by_clip(
+        self.rows_by_clip: Mapping[tuple[str, str], npt.NDArray[np.intp]] = rows_by_clip(
             scenes, cameras, self.numbers, has_person
         )
 
     def find_box(self, image: int) -> FloatArray | None:
         """Return the track's box (4,) at an image; None if the clip has no other frame with a person."""
-        clip = self.clips.get((self.scenes[image], self.cameras[image]), np.empty(0, dtype=np.intp))
-        neighbours = clip[clip != image]
+        clip_rows = self.rows_by_clip.get((self.scenes[image], self.cameras[image]), np.empty(0, dtype=np.intp))
+        neighbours = clip_rows[clip_rows != image]
         if not len(neighbours):
             return None
         distances = np.abs(self.numbers[neighbours] - self.numbers[image])

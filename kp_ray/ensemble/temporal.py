@@ -59,8 +59,8 @@ def fill_missing(
         "mean pose".
 
     Raises:
-        DataError: nobody was found in any image and `mean_pose` is None; or the keypoints of a found person or the
-            `mean_pose` to use are not finite.
+        DataError: nobody was found in any image, and `mean_pose` is None or not finite; or the keypoints of a found
+            person are not finite.
         ValueError: the arguments have different lengths.
     """
     found = np.asarray(found, dtype=bool)
@@ -94,7 +94,7 @@ def smooth_clips(
 ) -> FloatArray:
     """Smooth every found person's points over the neighbouring frames of the clip.
 
-    Each coordinate is fitted by local linear regression over the frame number with Gaussian weights. It leaves linear
+    Each coordinate is fitted by local linear regression over the frame number with Gaussian weights. This leaves linear
     motion unchanged, even at the ends of a clip, where a moving average would lag. Frames in which nobody was found and
     images without a frame number are neither used nor changed.
 
@@ -120,8 +120,10 @@ def smooth_clips(
             variance = (gaussian * (offsets - mean_offset) ** 2).sum()
             # The fitted line's value at this frame (offset 0) is the weighted mean plus the slope times -mean_offset;
             # both are weighted sums of the near frames' coordinates.
-            slope = -mean_offset * (offsets - mean_offset) / variance if variance > 0 else np.zeros(len(near_rows))
-            weights = gaussian * (1 / gaussian.sum() + slope)
+            slope_weights = (
+                -mean_offset * (offsets - mean_offset) / variance if variance > 0 else np.zeros(len(near_rows))
+            )
+            weights = gaussian * (1 / gaussian.sum() + slope_weights)
             smoothed[row, :, :2] = np.tensordot(weights, keypoints[near_rows, :, :2], axes=1)
     return smoothed
 

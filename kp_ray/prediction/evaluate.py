@@ -49,7 +49,7 @@ def evaluate_run(config: Config) -> RunEvaluation:
     weights = resolve_weights(config, predictions.members, skeleton)
     num_members = len(predictions.members)
     ensemble = _evaluate_members(config, predictions, range(num_members), weights, truth, skeleton)
-    # Each member is scored with equal weights. In a run with one member, the member is the ensemble.
+    # Each of several members is scored with equal weights. A single member is the ensemble, so it keeps its weights.
     member_weights = weights if num_members == 1 else None
     members = {
         name: _evaluate_members(config, predictions, [i], member_weights, truth, skeleton)

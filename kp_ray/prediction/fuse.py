@@ -18,8 +18,8 @@ from kp_ray.prediction.predictions import Predictions, read_predictions
 from kp_ray.prediction.records import (
     FilledImage,
     MemberCounts,
+    PredictionCost,
     PredictionDetails,
-    PredictionTime,
     UnusableImage,
     WeightsSource,
     read_details,
@@ -83,10 +83,10 @@ def fuse_predictions(
     return replace(fusion, keypoints=np.concatenate([clipped_xy, fusion.keypoints[..., 2:]], axis=2))
 
 
-def write_fused(config: Config, cost: PredictionTime) -> PredictionDetails:
+def write_fused(config: Config, cost: PredictionCost) -> PredictionDetails:
     """Fuse `predictions.parquet` into `submission.csv`, and list every fallback in `predict.json`.
 
-    `evaluation.json` is deleted if the submission changes, because it scores the earlier one.
+    `evaluation.json` is deleted if images were predicted or the submission changed, because it holds earlier scores.
 
     Args:
         config: the run's configuration.
@@ -113,7 +113,7 @@ def write_fused(config: Config, cost: PredictionTime) -> PredictionDetails:
     if (cost.predicted or has_changed) and exists(evaluation_path):
         delete_file(evaluation_path)
     details_path = config.path("predict.json")
-    details = _describe(config, predictions, fusion, cost)
+    details = _make_details(config, predictions, fusion, cost)
     # A run that only retried unusable images keeps the cost of the run that predicted the usable ones.
     if cost.predicted <= len(details.unusable) and exists(details_path):
         details = details.model_copy(update={"took": read_details(details_path).took})
@@ -146,7 +146,7 @@ def list_filled(predictions: Predictions, fusion: Fusion) -> tuple[FilledImage, 
     )
 
 
-def _describe(config: Config, predictions: Predictions, fusion: Fusion, cost: PredictionTime) -> PredictionDetails:
+def _make_details(config: Config, predictions: Predictions, fusion: Fusion, cost: PredictionCost) -> PredictionDetails:
     num_found = is_found(predictions.scores, config).sum(axis=1)
     filled = list_filled(predictions, fusion)
     return PredictionDetails(

@@ -44,7 +44,7 @@ class ImageRef:
 def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[ImageRef]:
     """List the images that `predict.images` names.
 
-    If `predict.images` is null, list the images of the sample submission, or without a sample submission all images in
+    If `predict.images` is null, list the images of the sample submission or, without a sample submission, all images in
     `data.test_images`.
 
     Raises:
@@ -55,39 +55,40 @@ def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[Ima
         StoreError: the store does not exist, or its split is empty.
         StorageError: the image folder cannot be read.
     """
-    source = config.predict.images
-    if source is not None and source.startswith(STORE_PREFIX):
-        return _list_store_refs(config, source.removeprefix(STORE_PREFIX))
-    if source is not None and source.lower().endswith((".txt", ".csv")):
-        names, folder = _read_list(source), config.data.test_images
+    setting = config.predict.images
+    if setting is not None and setting.startswith(STORE_PREFIX):
+        return _list_store_refs(config, setting.removeprefix(STORE_PREFIX))
+    if setting is not None and setting.lower().endswith((".txt", ".csv")):
+        names, folder = _read_list(setting), config.data.test_images
     else:
-        folder = source or config.require_input("test_images")
-        names = list(sample.images) if sample and source is None else list_images(folder)
+        folder = setting or config.require_input("test_images")
+        names = list(sample.images) if sample and setting is None else list_images(folder)
     if not names:
         raise DataError(
-            f"{source or 'data.test_images: ' + str(folder)}: lists no image: add images, or correct predict.images"
+            f"{setting or 'data.test_images: ' + str(folder)}: lists no image: add images, or correct predict.images"
         )
-    _check_names(names, folder, source or "the sample submission")
-    return _list_file_refs(names, folder, source or "the sample submission")
+    origin = setting or "the sample submission"
+    _check_names(names, folder, origin)
+    return _list_file_refs(names, folder, origin)
 
 
-def _check_names(names: Sequence[str], folder: str | None, source: str) -> None:
+def _check_names(names: Sequence[str], folder: str | None, origin: str) -> None:
     """Refuse names that are repeated, relative without a folder, or outside the folder.
 
     Args:
-        names: N names from `source`.
+        names: names of images.
         folder: folder of the images; None if it is not set.
-        source: path of the list or folder; begins the messages.
+        origin: where the names come from, e.g. the path of the list; begins the messages.
     """
     for name, count in Counter(names).items():
         if "\0" in name:
-            raise DataError(f"{source}: an image's name contains a NUL byte (got {name!r:.80}): correct the name")
+            raise DataError(f"{origin}: an image's name contains a NUL byte (got {name!r:.80}): correct the name")
         if count > 1:
-            raise DataError(f"{source}: {name} is listed {count} times: list each image once")
+            raise DataError(f"{origin}: {name} is listed {count} times: list each image once")
         if folder is None and not _is_absolute(name):
-            raise ConfigError(f"{source}: {name} is a relative path: set data.test_images, or list absolute paths")
+            raise ConfigError(f"{origin}: {name} is a relative path: set data.test_images, or list absolute paths")
         if ".." in name.split("/"):
-            raise DataError(f"{source}: {name} is outside the image folder: remove the .. from the name")
+            raise DataError(f"{origin}: {name} is outside the image folder: remove the .. from the name")
 
 
 def _is_absolute(name: str) -> bool:
@@ -95,8 +96,8 @@ def _is_absolute(name: str) -> bool:
     return name.startswith("/") or "://" in name
 
 
-def _list_file_refs(names: Sequence[str], folder: str | None, source: str) -> list[ImageRef]:
-    """List the image files of these names; `source` begins the message.
+def _list_file_refs(names: Sequence[str], folder: str | None, origin: str) -> list[ImageRef]:
+    """List the image files of these names; `origin` begins the message.
 
     Raises:
         DataError: none of the files exists.
@@ -111,15 +112,15 @@ def _list_file_refs(names: Sequence[str], folder: str | None, source: str) -> li
     refs = [ImageRef(name, path, None, _version(infos.get(name))) for name, path in zip(names, paths, strict=True)]
     if all(ref.version == MISSING for ref in refs):
         raise DataError(
-            f"{source}: none of its {len(refs)} images exists, e.g. {shorten(refs[0].path)}: correct "
+            f"{origin}: none of its {len(refs)} images exists, e.g. {shorten(refs[0].path)}: correct "
             "data.test_images, or the names"
         )
     return refs
 
 
 def _file_info(path: str) -> pafs.FileInfo:
-    fs, inner = filesystem(path)
-    return fs.get_file_info(inner)
+    fs, inner_path = filesystem(path)
+    return fs.get_file_info(inner_path)
 
 
 def _version(info: pafs.FileInfo | None) -> str:
@@ -141,7 +142,7 @@ def _read_list(path: str) -> list[str]:
             names.append(cells[header.index("image")])
         return [name for name in names if name]
     content = read_bytes(path)
-    # The image name "[1].jpg" looks like the beginning of a JSON file.
+    # A first line such as "[1].jpg" is an image name, although it looks like the beginning of a JSON file.
     if not is_image_file(content.partition(b"\n")[0].strip().decode(errors="replace")):
         refuse_unexpected_content(content, path, "a list of image names")
     try:

@@ -38,7 +38,7 @@ def _short_name(folder: str) -> str:
     return "/".join([*parents[-1:], member])
 
 
-def check_other_runs(config: Config, skeleton: Skeleton) -> None:
+def check_members_of_other_runs(config: Config, skeleton: Skeleton) -> None:
     """Refuse members of other runs that are not trained, or that predict other keypoints than this run's.
 
     Args:
@@ -58,7 +58,9 @@ def check_other_runs(config: Config, skeleton: Skeleton) -> None:
 
     for folder in other_folders:
         if not is_trained(folder):
-            raise ModelError(f"predict.members: {folder}: holds no finished member: correct the path, or train it")
+            raise ModelError(
+                f"predict.members: {folder}: holds no finished member: correct the path, or train the member"
+            )
         names = read_keypoint_names(folder)
         if names is not None and names != skeleton.names:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Share the cluster between the two operators of a prediction: the actor pool and the decoding tasks."""
+"""Divide the cluster between the two operators of a prediction: the actor pool and the decoding tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,8 +42,8 @@ class PoolPlan:
 def plan_pool(config: Config, nodes: Sequence[Mapping[str, float]], num_cpus: float) -> PoolPlan:
     """Size the actor pool and the decoding tasks for a cluster.
 
-    The number of actors is limited as if each reserved `predict.cpus_per_actor`. An actor reserves less, by the CPUs of
-    a decoding task, so that a full pool leaves CPUs for decoding.
+    The number of actors is limited as if each reserved `predict.cpus_per_actor`. Each actor reserves this number minus
+    the CPUs of one decoding task, so that a full pool leaves CPUs for decoding.
 
     Args:
         config: the run's configuration; `cluster.num_cpus` and `cluster.num_gpus` are the size to which an autoscaling

@@ -14,7 +14,7 @@ from kp_ray.keypoints import FloatArray
 from kp_ray.storage import exists, read_parquet, write_parquet
 
 METADATA_KEY = b"kp_ray"
-"""Key in the file's metadata of a JSON text with the keypoints' names and the `PersonChoices`."""
+"""Key in the file's metadata. Its value is a JSON text with the keypoints' names and the `PersonChoices`."""
 PREDICT_AGAIN = "delete it and run predict again"
 
 

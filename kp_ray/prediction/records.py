@@ -60,7 +60,7 @@ class WeightsSource(_Record):
     chosen: str
 
 
-class PredictionTime(_Record):
+class PredictionCost(_Record):
     """Cost of a prediction.
 
     Attributes:
@@ -90,7 +90,7 @@ class PredictionDetails(_Record):
         fallbacks: number of filled images per kind of fallback.
         filled: every image filled by a fallback.
         unusable: every image that could not be used.
-        took: cost of the last run that predicted images.
+        took: cost of the latest run that predicted usable images.
     """
 
     images: int
@@ -101,7 +101,7 @@ class PredictionDetails(_Record):
     fallbacks: dict[str, int]
     filled: tuple[FilledImage, ...]
     unusable: tuple[UnusableImage, ...]
-    took: PredictionTime
+    took: PredictionCost
 
 
 class ImageRmse(_Record):
@@ -122,7 +122,7 @@ class SubmissionEvaluation(Evaluation):
 
 
 class FusionEvaluation(SubmissionEvaluation):
-    """Metrics of predictions, of the ensemble or of one member, in which fallbacks fill images without a person.
+    """Metrics of the ensemble or of one member; images without a person are filled by fallbacks.
 
     Attributes:
         filled: every image filled by a fallback.
@@ -172,7 +172,7 @@ class CrossValidation(Evaluation):
 
     @property
     def num_not_scored(self) -> int:
-        """Number of labelled images that no member held out."""
+        """Number of labelled images whose fold no member holds out."""
         return sum(fold.num_images for fold in self.by_fold if not fold.members)
 
     def lines(self) -> list[str]:
@@ -234,11 +234,11 @@ def read_cross_validation(config: Config) -> CrossValidation | None:
     if config.split.folds is None or not exists(path) or not has_store(store):
         return None
     crossval = _read(path, CrossValidation, "run crossval again")
-    folds = {member.name: config.held_out_fold(member.name) for member in config.train.members}
-    are_members_same = all(
-        folds.get(name) == number for number, fold in enumerate(crossval.by_fold) for name in fold.members
+    fold_by_member = {member.name: config.held_out_fold(member.name) for member in config.train.members}
+    has_same_folds = all(
+        fold_by_member.get(name) == number for number, fold in enumerate(crossval.by_fold) for name in fold.members
     )
-    return crossval if are_members_same and crossval.store == store_digest(store) else None
+    return crossval if has_same_folds and crossval.store == store_digest(store) else None
 
 
 def write_cross_validation(path: str, crossval: CrossValidation) -> None:

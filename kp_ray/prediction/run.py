@@ -23,21 +23,21 @@ from kp_ray.prediction.fuse import write_fused
 from kp_ray.prediction.images import ImageRef
 from kp_ray.prediction.pool import PoolPlan, plan_pool
 from kp_ray.prediction.predictor import BatchResult, Predictor
-from kp_ray.prediction.records import PredictionDetails, PredictionTime
+from kp_ray.prediction.records import PredictionCost, PredictionDetails
 from kp_ray.prediction.settings import describe_actors
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import writer_lock
 
 
-def predict(config: Config, progress: Progress = no_progress) -> tuple[PredictionDetails, PredictionTime]:
+def predict(config: Config, progress: Progress = no_progress) -> tuple[PredictionDetails, PredictionCost]:
     """Predict the images, fuse, and write `predictions.parquet`, `submission.csv` and `predict.json`.
 
     Images that an earlier run finished with the same members and settings are not predicted again.
 
     Args:
-        config: the run's configuration. The run folder must hold the trained members, and unless every image is
-            predicted, a Ray cluster must be running.
+        config: the run's configuration. The run folder must hold the trained members. If an image is not predicted
+            yet, a Ray cluster must be running.
         progress: called with the number of predicted images, the number of images to predict, and the actors' device.
 
     Returns:
@@ -55,36 +55,36 @@ def predict(config: Config, progress: Progress = no_progress) -> tuple[Predictio
         return write_fused(config, cost), cost
 
 
-def predict_images(task: PredictionTask, images: Sequence[ImageRef], progress: Progress) -> PredictionTime:
+def predict_images(task: PredictionTask, images: Sequence[ImageRef], progress: Progress) -> PredictionCost:
     """Predict images of a task; if prediction is stopped, the parts of finished batches stay.
 
     Args:
         task: gives the members, the input sizes and the folder.
-        images: `task.find_missing_images()`.
+        images: images to predict, from `task.find_missing_images()`.
         progress: as in `predict`.
 
     Raises:
         KpRayError: as `predict`.
     """
     if not images:
-        return PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0)
+        return PredictionCost(predicted=0, seconds=0.0, start_up_s=0.0)
     nodes = model_nodes()
     require_cpus(task.config.cluster, nodes, num_cpus=SMALLEST_CPU_FRACTION, purpose="predict")
     plan = plan_pool(task.config, [node["Resources"] for node in nodes], ray.cluster_resources().get("CPU", 0))
     note = describe_actors(plan.gpus_per_actor)
     progress("", 0, len(images), note)
     began, num_done, compute = time.time(), 0, set[str]()
-    first_began = float("inf")
+    first_batch_began = float("inf")
     for result in _predict_with_retries(task, plan, images):
-        first_began = min(first_began, result.began)
+        first_batch_began = min(first_batch_began, result.began)
         num_done = min(num_done + result.num_images, len(images))
         compute.add(result.compute)
         progress("", num_done, len(images), note)
-    first_began = min(first_began, time.time())
-    return PredictionTime(
+    first_batch_began = min(first_batch_began, time.time())
+    return PredictionCost(
         predicted=len(images),
-        seconds=time.time() - first_began,
-        start_up_s=max(0.0, first_began - began),
+        seconds=time.time() - first_batch_began,
+        start_up_s=max(0.0, first_batch_began - began),
         gpus_per_actor=plan.gpus_per_actor,
         compute="; ".join(sorted(compute)),
     )
@@ -94,7 +94,7 @@ def _predict_with_retries(task: PredictionTask, plan: PoolPlan, images: Sequence
     """Predict images; after a failed run of Ray Data, start another run for the remaining images.
 
     A lost node can end a whole run of Ray Data: the calls to the node's actors fail several times a second and use up
-    their retries. Unlimited retries would hang the run at an image that kills its process.
+    their retries. Retries are limited, because unlimited ones would hang the run at an image that kills its process.
 
     Raises:
         StoppedError: processes died, and the failed run finished no image.

@@ -1,12 +1,12 @@
-"""Interpret settings that several modules of the prediction share."""
+"""Interpret settings that several modules of `kp_ray.prediction` use."""
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError
 
 DETECTIONS_PER_IMAGE = 10
-"""Default of TEST.DETECTIONS_PER_IMAGE.
+"""Value of TEST.DETECTIONS_PER_IMAGE unless `model.cfg` sets it.
 
-Detectron2's default of 100 decodes the heat maps of 100 people per image and view, and one person is expected.
+Detectron2's default is 100. It would decode the heat maps of 100 people per image and view, but one person is expected.
 """
 
 

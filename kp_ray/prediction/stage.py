@@ -13,11 +13,11 @@ from kp_ray.metrics import Evaluation
 from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
 from kp_ray.prediction.images import STORE_PREFIX, list_image_refs
 from kp_ray.prediction.inputs import check_weighted_members, read_run_sample, resolve_skeleton
-from kp_ray.prediction.members import check_other_runs, list_members
+from kp_ray.prediction.members import check_members_of_other_runs, list_members
 from kp_ray.prediction.records import (
     CrossValidation,
+    PredictionCost,
     PredictionDetails,
-    PredictionTime,
     RunEvaluation,
     SubmissionEvaluation,
     read_cross_validation,
@@ -41,7 +41,7 @@ class PredictSummary:
     """
 
     details: PredictionDetails
-    cost: PredictionTime
+    cost: PredictionCost
     submission: str
     details_path: str
 
@@ -115,7 +115,7 @@ class PredictForecast:
 
 
 class PredictStage:
-    """Predict images with every member, fuse them, and write the submission."""
+    """Predict images with every member, fuse the predictions, and write the submission."""
 
     name = "predict"
     needs_cluster = True
@@ -130,7 +130,7 @@ class PredictStage:
 
         Raises:
             ConfigError: an input is not set or does not exist, `predict.members` or `predict.weights` names an unknown
-                member, or `predict.tta` mirrors images against the skeleton.
+                member, or `predict.tta` has `flip` and the skeleton's flip pairs are incomplete.
             DataError: the sample submission or the list of images is invalid, or a member of another run predicts other
                 keypoints.
             ModelError: a member of another run is not trained.
@@ -141,7 +141,7 @@ class PredictStage:
         if "flip" in config.predict.tta or config.predict.members:
             has_skeleton = sample is not None or has_store(config.path("store"))
             skeleton = resolve_skeleton(config, sample) if has_skeleton else run_skeleton(config)
-            check_other_runs(config, skeleton)
+            check_members_of_other_runs(config, skeleton)
             check_flips(config, skeleton, "predict")
         if not _is_store_split(config):  # `augment` may not have written the store yet
             list_image_refs(config, sample)
@@ -201,7 +201,7 @@ class EvaluateSummary:
     crossval: CrossValidation | None = None
 
     def rows(self) -> dict[str, Evaluation]:
-        """Return the evaluations by row of the printed table: members, ensemble and out of fold, or the submission."""
+        """Return each row of the printed table by name: members, ensemble and out of fold, or the submission."""
         if not isinstance(self.evaluation, RunEvaluation):
             return {"submission": self.evaluation}
         members = {f"member {name}": evaluation for name, evaluation in self.evaluation.members.items()}

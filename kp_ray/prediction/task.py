@@ -14,7 +14,7 @@ from kp_ray.models.weights import CFG_NAME, FINAL_WEIGHTS, is_trained
 from kp_ray.prediction.decode import InputSize
 from kp_ray.prediction.images import ImageRef, list_image_refs
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
-from kp_ray.prediction.members import check_other_runs, list_members
+from kp_ray.prediction.members import check_members_of_other_runs, list_members
 from kp_ray.prediction.parts import find_missing_images, lowest_threshold, merge_parts
 from kp_ray.prediction.settings import detections_per_image, view_scales
 from kp_ray.storage import join, read_bytes
@@ -54,7 +54,7 @@ class PredictionTask:
             if not is_trained(folder):
                 raise ModelError(f"{folder}: member {name} is not trained: run train first")
         self.skeleton = resolve_skeleton(config, sample)
-        check_other_runs(config, self.skeleton)
+        check_members_of_other_runs(config, self.skeleton)
         sizes = [_check_member(config, name, folder, self.skeleton) for name, folder in self.members.items()]
         scales = view_scales(config)
         self.input_sizes = list(dict.fromkeys(size.scale(scale) for size in sizes for scale in scales))
@@ -121,7 +121,7 @@ def _check_member(config: Config, name: str, folder: str, skeleton: Skeleton) ->
             f"{len(skeleton)}): use the labels and the sample submission with which the member was trained"
         )
     if "flip" in config.predict.tta and not has_flips:
-        # Mirrored images doubled the error of the demo's members, which were trained without flips.
+        # Refused, because mirrored images doubled the error of the demo's members, which were trained without flips.
         raise ConfigError(
             f"predict.tta: member {name} was trained without flips: remove flip, or train with train.flip: true"
         )

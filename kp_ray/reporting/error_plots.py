@@ -6,7 +6,7 @@ import numpy as np
 
 from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import FloatArray
-from kp_ray.metrics import PCK_SHARES, oks, pck, point_errors
+from kp_ray.metrics import PCK_THRESHOLDS, oks, pck, point_errors
 from kp_ray.prediction.records import RunEvaluation
 from kp_ray.reporting.formatting import Figure, svg_figure
 from kp_ray.reporting.run_files import RunFiles
@@ -104,7 +104,7 @@ def _pck_and_oks(images: tuple[str, ...], keypoints: FloatArray, truth: Annotati
     sizes = np.nanmax(labels[..., :2], axis=1) - np.nanmin(labels[..., :2], axis=1)
     errors, longer_sides = point_errors(predictions, labels), sizes.max(axis=1)
     similarities = oks(predictions, labels, truth.skeleton, sizes.prod(axis=1))
-    shares, thresholds = np.linspace(PCK_SHARES[0], 0.2, 37).tolist(), np.linspace(0.5, 1, 51).tolist()
+    shares, thresholds = np.linspace(PCK_THRESHOLDS[0], 0.2, 37).tolist(), np.linspace(0.5, 1, 51).tolist()
     return (
         (shares, [pck(errors, longer_sides, share) or 0.0 for share in shares]),
         (thresholds, [float((similarities >= threshold).mean()) for threshold in thresholds]),

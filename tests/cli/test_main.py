@@ -34,7 +34,7 @@ VERBS = [
     "doctor",
     "run",
 ]
-NAMES = [f"s{scene}_A-{frame:07d}.jpg" for scene in (1, 2) for frame in (1, 2)]
+IMAGES = [f"s{scene}_A-{frame:07d}.jpg" for scene in (1, 2) for frame in (1, 2)]
 
 
 class Result(NamedTuple):
@@ -52,12 +52,12 @@ class Folder:
         self.root, self.capsys = root, capsys
         for folder in ("frames", "test"):
             (root / folder).mkdir()
-        for number, name in enumerate(NAMES):
+        for number, name in enumerate(IMAGES):
             Image.fromarray(np.full((90, 160, 3), 40 * number, np.uint8)).save(root / "frames" / name)
         self.write_labels()
         self.write_config()
 
-    def write_labels(self, names: list[str] = NAMES, cell: str | None = None) -> None:
+    def write_labels(self, names: list[str] = IMAGES, cell: str | None = None) -> None:
         """Write the labels of a standing person for every image; `cell` replaces a number of the second image."""
         rows = [",".join(["image", *DACON24.columns])]
         side_offset_px = {"left": 8, "right": -8}
@@ -157,7 +157,7 @@ def test_missing_and_invalid_labels_are_refused(folder: Folder, verb: str) -> No
         assert_refused(folder, message, verb, "config.yaml", "--set", f"{key}=gone.csv")
     folder.write_labels(cell="abc")
     assert_refused(folder, "labels.csv: row 3: right_elbow_y: 'abc' is not a number", verb, "config.yaml")
-    folder.write_labels(names=[*NAMES, "../up.jpg"])
+    folder.write_labels(names=[*IMAGES, "../up.jpg"])
     assert_refused(folder, "row 6: image '../up.jpg' is not a plain name", verb, "config.yaml")
 
 
@@ -175,7 +175,7 @@ def test_unknown_recipes_and_missing_images_are_refused_before_a_cluster_starts(
 
 
 @pytest.mark.parametrize("key", ["test_images", "sample_submission", "truth"])
-def test_run_refuses_missing_inputs_of_its_last_stages_before_the_first_stage(folder: Folder, key: str) -> None:
+def test_run_refuses_missing_inputs_of_its_last_stages_before_the_first_stage_runs(folder: Folder, key: str) -> None:
     message = f"data.{key}: there is no such file or folder (got {folder.root}/gone)"
     assert_refused(folder, message, "run", "config.yaml", "--set", f"data.{key}=gone")
 
@@ -197,7 +197,7 @@ def test_an_unknown_option_is_refused(folder: Folder) -> None:
     assert "Traceback" not in result.err
 
 
-def test_fuse_refuses_wrong_arguments_by_name(folder: Folder) -> None:
+def test_fuse_refuses_wrong_arguments_and_names_them(folder: Folder) -> None:
     assert_refused(folder, "--out: name the file to write, e.g. kp-ray fuse", "fuse", "a.csv", "b.csv")
     assert_refused(folder, "fuse: needs two or more submissions (got 1)", "fuse", "a.csv", "--out", "c.csv")
     assert_refused(folder, "a.csv: there is no such file", "fuse", "a.csv", "b.csv", "--out", "c.csv")
@@ -232,7 +232,7 @@ def test_check_works_without_images(folder: Folder) -> None:
 
 
 def test_check_exits_with_1_if_images_are_missing(folder: Folder) -> None:
-    folder.write_labels(names=[*NAMES, "gone.jpg", "[/red]left.jpg"])
+    folder.write_labels(names=[*IMAGES, "gone.jpg", "[/red]left.jpg"])
     result = folder.run("check", "config.yaml")
     assert result.code == 1
     assert "error missing: 2" in result.err
@@ -241,19 +241,19 @@ def test_check_exits_with_1_if_images_are_missing(folder: Folder) -> None:
 
 
 def test_brackets_in_a_name_are_printed_as_text(folder: Folder) -> None:
-    folder.write_labels(names=[*NAMES, "[/red]left.jpg"])
+    folder.write_labels(names=[*IMAGES, "[/red]left.jpg"])
     assert "e.g. [/red]left.jpg: no such file" in folder.run("check", "config.yaml").err
 
 
 @pytest.mark.parametrize("num_missing", [0, 1])
 def test_json_is_one_object_and_nothing_else_is_on_stdout(folder: Folder, num_missing: int) -> None:
-    folder.write_labels(names=[*NAMES, "gone.jpg"][: 4 + num_missing])
+    folder.write_labels(names=[*IMAGES, "gone.jpg"][: 4 + num_missing])
     result = folder.run("check", "config.yaml", "--json")
     assert len(result.out.splitlines()) == 1
-    figures = json.loads(result.out)
-    assert figures["images"] == 4 + num_missing
-    assert figures["errors"] == num_missing
-    assert figures["findings"].get("missing", 0) == num_missing
+    summary = json.loads(result.out)
+    assert summary["images"] == 4 + num_missing
+    assert summary["errors"] == num_missing
+    assert summary["findings"].get("missing", 0) == num_missing
     assert result.code == num_missing
 
 
@@ -261,7 +261,7 @@ def test_progress_without_a_terminal_is_printed_as_unwrapped_lines_of_plain_text
     result = folder.run("check", "config.yaml")
     progress = [line for line in result.err.splitlines() if line.startswith("check ")]
     assert progress
-    assert len(progress) <= 2  # lines at the beginning and the end; between them a line every ten seconds
+    assert len(progress) <= 2  # one at the beginning and one at the end; the command takes less than ten seconds
     assert "4/4" in progress[-1]
     assert "\x1b" not in result.err
     assert "\r" not in result.err
@@ -278,7 +278,7 @@ def test_sample_writes_a_data_set_that_check_accepts(folder: Folder) -> None:
     assert folder.run("check", config).code == 0
 
 
-def test_quiet_prints_only_figures_and_errors(folder: Folder) -> None:
+def test_quiet_prints_only_json_and_errors(folder: Folder) -> None:
     result = folder.run("check", "config.yaml", "--json")
     quiet_result = folder.run("--quiet", "check", "config.yaml", "--json")
     assert "next: kp-ray augment config.yaml" in result.err

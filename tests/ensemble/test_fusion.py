@@ -26,7 +26,7 @@ def make_members(seed: int, num_members: int = 4, num_images: int = 6) -> tuple[
 
 
 def make_points(*xs: float) -> tuple[np.ndarray, np.ndarray]:
-    """Make keypoints and `found` of one image with one keypoint, one member per x, which finds it at (x, 50)."""
+    """Make keypoints and `found` of one image with one keypoint; one member per x finds the keypoint at (x, 50)."""
     return np.array([[[[x, 50.0, 1.0]]] for x in xs]), np.ones((len(xs), 1), dtype=bool)
 
 
@@ -87,7 +87,7 @@ def test_where_one_member_found_someone_its_keypoints_are_unchanged(seed: int, m
     np.testing.assert_array_equal(fused, keypoints[1])
 
 
-def test_images_without_a_person_are_nan_and_not_found() -> None:
+def test_an_image_without_a_person_is_nan_and_reported_as_not_found() -> None:
     keypoints, found = make_members(3)
     found[:, 2] = False
     fused, found_by_any = fuse(keypoints, found, method="mean", reject_sigmas=3.0)
@@ -122,7 +122,7 @@ def test_rounding_does_not_change_the_median_of_equal_weights(num_members: int) 
     assert fused[0, 0, 0] == np.median(xs)
 
 
-def test_an_outlier_among_three_is_rejected() -> None:
+def test_an_outlier_among_three_points_is_rejected() -> None:
     fused, _ = fuse(*make_points(100.0, 101.0, 400.0), method="mean", reject_sigmas=3.0)
     assert fused[0, 0, 0] == pytest.approx(100.5)
 
@@ -153,7 +153,7 @@ def test_rounding_does_not_reject_one_of_two_members() -> None:
     assert inliers(points, 1e-6).all()
 
 
-def test_the_limit_is_the_number_of_robust_sigmas_from_the_median() -> None:
+def test_a_point_is_an_outlier_beyond_the_given_number_of_robust_sigmas() -> None:
     # The first four points are 20, 10, 0 and 10 px from the median: three robust sigmas are 3 * 1.4826 * 10 = 44.5 px.
     for fifth_x, is_inlier in ((144.0, True), (145.0, False)):
         keypoints, _ = make_points(80.0, 90.0, 100.0, 110.0, fifth_x)
@@ -223,7 +223,7 @@ def test_invalid_input_is_refused() -> None:
 
 
 def make_frames() -> tuple[np.ndarray, np.ndarray]:
-    """Make keypoints and scores of three members in four frames: all high, one high and one low, one low, nobody."""
+    """Make keypoints and scores of three members; the frames have 3 high scores, 1 high and 1 low, 1 low, and none."""
     keypoints = np.full((3, 4, K, 3), 0.5)
     keypoints[..., :2] = np.array([100.0, 101.0, 102.0])[:, None, None, None] + 10 * np.arange(4)[:, None, None]
     scores = np.array([[0.9, 0.9, 0.0, 0.0], [0.9, 0.1, 0.2, 0.0], [0.9, 0.0, 0.0, 0.0]])
@@ -258,10 +258,10 @@ def test_rejected_points_are_counted_per_member() -> None:
 def test_fused_clips_are_bit_identical_for_any_order_of_the_members(seed: int, order: list[int]) -> None:
     keypoints, found = make_members(seed)
     scores = np.where(found, np.random.default_rng(seed).random(found.shape), 0.0)
-    names_and_frames = (["s"] * 6, ["A"] * 6, [1, 2, 3, 5, 8, 13])
+    scenes_cameras_frames = (["s"] * 6, ["A"] * 6, [1, 2, 3, 5, 8, 13])
     options = {"thresholds": (0.5, 0.05), "smooth_frames": 2.0, "mean_pose": np.zeros((K, 2))}
-    fusion = fuse_clips(keypoints, scores, *names_and_frames, **options)
-    reordered = fuse_clips(keypoints[order], scores[order], *names_and_frames, **options)
+    fusion = fuse_clips(keypoints, scores, *scenes_cameras_frames, **options)
+    reordered = fuse_clips(keypoints[order], scores[order], *scenes_cameras_frames, **options)
     np.testing.assert_array_equal(fusion.keypoints, reordered.keypoints)
     assert fusion.how == reordered.how
     assert [fusion.rejected[i] for i in order] == reordered.rejected

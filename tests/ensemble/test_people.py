@@ -42,7 +42,7 @@ def test_people_of_another_camera_form_no_track() -> None:
     assert choose_people(**make_people(*CROWD), **clip, rule="track", threshold=0.5) == ChosenPeople([0, 1, 3], 1, 0)
 
 
-def test_people_below_the_threshold_are_candidates_if_all_of_the_group_are() -> None:
+def test_if_all_people_of_a_group_are_below_the_threshold_all_are_candidates() -> None:
     clip = {"scenes": ["s"] * 3, "cameras": ["A"] * 3, "frames": [1, 2, 3]}
     chosen = choose_people(**make_people(*CROWD), **clip, rule="track", threshold=1.0)
     assert chosen == ChosenPeople([0, 2, 3], several=2, other_than_best_score=1)

@@ -16,8 +16,8 @@ from kp_ray.prediction.records import (
     FilledImage,
     FusionEvaluation,
     ImageRmse,
+    PredictionCost,
     PredictionDetails,
-    PredictionTime,
     RunEvaluation,
     WeightsSource,
     write_details,
@@ -143,7 +143,7 @@ def write_prediction_details(config: Config, filled: tuple[FilledImage, ...] = (
         fallbacks={},
         filled=filled,
         unusable=(),
-        took=PredictionTime(predicted=7, seconds=2.0, start_up_s=1.0),
+        took=PredictionCost(predicted=7, seconds=2.0, start_up_s=1.0),
     )
     write_details(config.path("predict.json"), details)
 

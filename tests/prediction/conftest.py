@@ -1,4 +1,4 @@
-"""Fixtures: run folders with a store and two members of random weights."""
+"""Fixtures: run folders with a store and two members with random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tests.helpers.linked_runs import MEMBERS, NUM_COPIES, link_run
 
 @pytest.fixture(scope="session")
 def run_with_members(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Write two members of random weights into a run folder; needs no cluster."""
+    """Write two members with random weights into a run folder; needs no cluster."""
     folder = tmp_path_factory.mktemp("run")
     config = tiny_config(
         sample_data, folder, train={"members": MEMBERS}, split={"fraction": 0.6}, predict={"batch_size": 2}
@@ -47,7 +47,7 @@ def predicted_run(run_with_store: Config) -> Config:
 
 @pytest.fixture(scope="session")
 def linked_data(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Link every test image under `NUM_COPIES` names; return the changes of the `data` section to predict the links."""
+    """Link every test image under `NUM_COPIES` names; return the `data` settings with which the links are predicted."""
     folder = tmp_path_factory.mktemp("linked")
     for copy in range(NUM_COPIES):
         for path in Path(sample_data["test_images"]).iterdir():

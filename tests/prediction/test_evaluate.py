@@ -14,7 +14,7 @@ from kp_ray.errors import ConfigError, DataError
 from kp_ray.keypoints import DACON24
 from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
 from kp_ray.prediction.fuse import write_fused
-from kp_ray.prediction.records import PredictionTime, read_evaluation
+from kp_ray.prediction.records import PredictionCost, read_evaluation
 from kp_ray.prediction.run import predict
 from tests.helpers.data import tiny_config
 from tests.helpers.linked_runs import configure_run, link_run
@@ -56,7 +56,7 @@ def test_a_split_of_the_store_is_scored_against_the_labels_in_the_store(run_with
 
 
 def test_a_truth_with_another_order_of_columns_scores_the_same(predicted_run: Config, tmp_path: Path) -> None:
-    """Other names than the competition's 24 keep the order of the header."""
+    """Keypoints with other names than the competition's 24 have the order of the header."""
     new_names = {name: f"p{i:02d}" for i, name in enumerate(DACON24.names)}
     skeleton = {"flip_pairs": [["p00", "p01"]], "sigmas": [0.05] * K}
     columns = {f"{name}_{axis}": f"{new_name}_{axis}" for name, new_name in new_names.items() for axis in "xy"}
@@ -99,7 +99,7 @@ def test_without_a_sample_submission_a_submission_must_hold_every_image_of_the_t
 ) -> None:
     config = link_run(predicted_run, tmp_path / "run", {"sample_submission": None})
     (tmp_path / "run" / "predictions.parquet").symlink_to(predicted_run.path("predictions.parquet"))
-    write_fused(config, PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0))
+    write_fused(config, PredictionCost(predicted=0, seconds=0.0, start_up_s=0.0))
     submission = Path(config.path("submission.csv"))
     assert evaluate_submission(config, str(submission)).rmse == pytest.approx(evaluate_run(config).rmse)
     short_submission = tmp_path / "short.csv"

@@ -16,11 +16,11 @@ from kp_ray.errors import ModelError, RunStateError, StorageError
 from kp_ray.keypoints import DACON24, skeleton_for
 from kp_ray.prediction.evaluate import evaluate_run
 from kp_ray.prediction.fuse import read_run_predictions, write_fused
-from kp_ray.prediction.records import PredictionTime
+from kp_ray.prediction.records import PredictionCost
 from tests.helpers.linked_runs import configure_run, link_run
 from tests.helpers.predictions import write_prediction_arrays
 
-NO_TIME = PredictionTime(predicted=0, seconds=0.0, start_up_s=0.0)
+NO_COST = PredictionCost(predicted=0, seconds=0.0, start_up_s=0.0)
 
 
 @pytest.fixture
@@ -38,26 +38,26 @@ def test_points_outside_the_image_are_clipped_to_it(predicted_run: Config, tmp_p
     column = table.schema.get_field_index("keypoints")
     array = pa.array(shifted_keypoints, table.schema.field("keypoints").type)
     pq.write_table(table.set_column(column, "keypoints", array), config.path("predictions.parquet"))
-    write_fused(config, NO_TIME)
+    write_fused(config, NO_COST)
     sample = read_sample_submission(config.require_input("sample_submission"))
     points = read_submission(config.path("submission.csv"), sample, DACON24)
     assert (points == [319, 179]).all()
 
 
-def test_a_changed_submission_deletes_the_evaluation_of_the_earlier_one(run_without_submission: Config) -> None:
-    write_fused(run_without_submission, NO_TIME)
+def test_a_changed_submission_deletes_the_evaluation_of_the_earlier_submission(run_without_submission: Config) -> None:
+    write_fused(run_without_submission, NO_COST)
     evaluate_run(run_without_submission)
-    write_fused(run_without_submission, NO_TIME)
+    write_fused(run_without_submission, NO_COST)
     assert Path(run_without_submission.path("evaluation.json")).exists()
     section = run_without_submission.predict.model_copy(update={"weights": {"a": 1, "b": 0}})
-    write_fused(run_without_submission.model_copy(update={"predict": section}), NO_TIME)
+    write_fused(run_without_submission.model_copy(update={"predict": section}), NO_COST)
     assert not Path(run_without_submission.path("evaluation.json")).exists()
 
 
 def test_with_all_weight_on_one_member_the_submission_is_its_prediction(predicted_run: Config, tmp_path: Path) -> None:
     config = link_run(predicted_run, tmp_path / "run", {"sample_submission": None}, weights={"a": 1, "b": 0})
     shutil.copy(predicted_run.path("predictions.parquet"), config.run_dir)
-    assert write_fused(config, NO_TIME).weights.chosen == "given"
+    assert write_fused(config, NO_COST).weights.chosen == "given"
     rows = pq.read_table(config.path("predictions.parquet"), filters=[("member", "=", "a")]).to_pylist()
     table = pd.read_csv(config.path("submission.csv")).to_numpy()
     found_rows = [i for i, row in enumerate(rows) if row["score"] >= config.predict.score_threshold]
@@ -74,7 +74,7 @@ def test_details_count_fallbacks_per_kind_and_found_people_per_member(predicted_
     keypoints = np.full((2, 3, 24, 3), 10.0)
     keypoints[0, 2] = keypoints[1, 1:] = np.nan
     write_prediction_arrays(config.path("predictions.parquet"), ["a", "b"], images, keypoints, DACON24.names)
-    details = write_fused(config, NO_TIME)
+    details = write_fused(config, NO_COST)
     assert {name: counts.found for name, counts in details.by_member.items()} == {"a": 2, "b": 1}
     assert [(row.image, row.how) for row in details.filled] == [(images[2], "frame 1")]
     assert details.fallbacks == {"near frame": 1}
@@ -89,7 +89,7 @@ def test_nobody_found_in_any_image_is_a_model_error(predicted_run: Config, tmp_p
     nobody = np.full((2, 1, 24, 3), np.nan)
     write_prediction_arrays(config.path("predictions.parquet"), ["a", "b"], ["x.jpg"], nobody, DACON24.names)
     with pytest.raises(ModelError, match="nobody was found in any image"):
-        write_fused(config, NO_TIME)
+        write_fused(config, NO_COST)
 
 
 def test_predictions_of_other_keypoints_are_refused(run_without_submission: Config) -> None:

@@ -52,7 +52,7 @@ def test_a_csv_list_names_the_images_in_the_column_image(sample_config: Config, 
         list_refs(sample_config, str(tmp_path / "wrong.csv"))
 
 
-def test_if_no_image_exists_the_sample_submission_is_refused(tmp_path: Path) -> None:
+def test_if_no_image_exists_the_message_names_the_sample_submission(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     config = tiny_config({"test_images": str(tmp_path / "empty")}, tmp_path / "run")
     sample = SampleSubmission(("a.jpg", "b.jpg"), ("image", "nose_x", "nose_y"))
@@ -62,7 +62,7 @@ def test_if_no_image_exists_the_sample_submission_is_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("list_name", ["list.txt", "list.csv"])
-def test_if_no_image_exists_the_list_is_refused_by_its_name(
+def test_if_no_image_of_a_list_exists_the_message_names_the_list(
     sample_config: Config, tmp_path: Path, list_name: str
 ) -> None:
     path = tmp_path / list_name

@@ -49,19 +49,19 @@ def test_members_of_other_runs_are_named_by_their_run_folder() -> None:
         list_folders("a", "a")
 
 
-def test_a_member_of_another_run_has_its_own_part_folder_and_weight(
+def test_a_member_of_another_run_changes_the_folder_of_the_parts_and_can_have_a_weight(
     run_with_members: Config, copied_run: Config
 ) -> None:
-    other_member = copied_run.member_dir("a")
+    other_member_dir = copied_run.member_dir("a")
     config = configure_run(
-        run_with_members, Path(run_with_members.run_dir), members=["b", other_member], weights={"copied/a": 2}
+        run_with_members, Path(run_with_members.run_dir), members=["b", other_member_dir], weights={"copied/a": 2}
     )
     PredictStage().check(config)
     task = PredictionTask(config)
-    assert task.members == {"b": run_with_members.member_dir("b"), "copied/a": other_member}
+    assert task.members == {"b": run_with_members.member_dir("b"), "copied/a": other_member_dir}
     assert task.predictor_arguments(has_gpu=False)["members"] == task.members
     assert task.folder != PredictionTask(run_with_members).folder
-    weights = Path(other_member, "model_final.pth")
+    weights = Path(other_member_dir, "model_final.pth")
     weights.write_bytes(weights.read_bytes() + b"0")
     assert PredictionTask(config).folder != task.folder
 
@@ -69,9 +69,9 @@ def test_a_member_of_another_run_has_its_own_part_folder_and_weight(
 def test_a_member_with_another_skeleton_is_refused_and_the_message_names_both_skeletons(
     run_with_members: Config, copied_run: Config
 ) -> None:
-    other_member = copied_run.member_dir("a")
-    config = configure_run(run_with_members, Path(run_with_members.run_dir), members=["a", other_member])
-    path = Path(other_member, "model_final.pth")
+    other_member_dir = copied_run.member_dir("a")
+    config = configure_run(run_with_members, Path(run_with_members.run_dir), members=["a", other_member_dir])
+    path = Path(other_member_dir, "model_final.pth")
     content = torch.load(path, weights_only=True)
     torch.save({**content, "keypoints": list(DACON24.names[::-1])}, path)
     skeletons = rf"got 24 keypoints \({DACON24.names[-1]}, .*, {DACON24.names[0]}\), expected 24 keypoints"

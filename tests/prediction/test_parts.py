@@ -59,12 +59,12 @@ def test_merged_rows_are_ordered_by_image_and_member_and_hold_the_best_detection
     assert (choices.rule, choices.several, choices.other_than_best_score) == ("score", 1, 0)
 
 
-def test_of_two_parts_with_an_image_the_part_in_which_it_is_usable_is_merged(config: Config) -> None:
+def test_if_two_parts_hold_an_image_the_part_with_the_usable_image_is_merged(config: Config) -> None:
     first_image, second_image = REFS[0].image, REFS[1].image
-    changes = {"reason": "cut short", "width": 0, "height": 0}
-    write_part(config, "1", *(make_row(first_image, member, 0.0, **changes) for member in MEMBERS))
+    unusable = {"reason": "cut short", "width": 0, "height": 0}
+    write_part(config, "1", *(make_row(first_image, member, 0.0, **unusable) for member in MEMBERS))
     write_part(config, "2", *(make_row(first_image, member, 0.8) for member in MEMBERS))
-    write_part(config, "3", *(make_row(second_image, member, 0.0, **changes) for member in MEMBERS))
+    write_part(config, "3", *(make_row(second_image, member, 0.0, **unusable) for member in MEMBERS))
     merge(config)
     predictions = read_predictions(config.path("predictions.parquet"))
     assert predictions.reasons == ("", "cut short")
@@ -84,14 +84,14 @@ def test_without_a_folder_of_parts_every_image_is_missing(config: Config) -> Non
     assert find_missing_images(config.path("parts"), REFS) == REFS
 
 
-def test_a_damaged_part_is_refused_by_its_name(config: Config, tmp_path: Path) -> None:
+def test_the_error_about_a_damaged_part_names_its_file(config: Config, tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "1.parquet").write_bytes(b"cut")
     with pytest.raises(StorageError, match=r"1\.parquet"):
         find_missing_images(config.path("parts"), REFS)
 
 
-def test_a_score_of_zero_is_not_found_at_any_threshold(config: Config) -> None:
+def test_a_score_of_zero_counts_as_not_found_at_any_threshold(config: Config) -> None:
     config_without_threshold = build_config({"predict": {"score_threshold": 0.0}})
     assert is_found(np.array([0.0, 0.4, 0.5]), config).tolist() == [False, False, True]
     assert is_found(np.array([0.0, 0.4]), config_without_threshold).tolist() == [False, True]

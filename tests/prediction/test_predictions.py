@@ -61,7 +61,7 @@ def test_a_file_without_one_row_per_image_and_member_is_refused(path: Path, rows
         read_predictions(str(path))
 
 
-def test_a_damaged_file_is_refused_by_its_path(path: Path) -> None:
+def test_the_error_about_a_damaged_file_names_its_path(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(StorageError, match=f"{path}: .*run predict again"):
         read_predictions(str(path))

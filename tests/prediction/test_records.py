@@ -9,8 +9,8 @@ from kp_ray.prediction.predictions import PersonChoices
 from kp_ray.prediction.records import (
     FilledImage,
     MemberCounts,
+    PredictionCost,
     PredictionDetails,
-    PredictionTime,
     UnusableImage,
     WeightsSource,
     read_details,
@@ -27,7 +27,7 @@ DETAILS = PredictionDetails(
     fallbacks={"near frame": 1},
     filled=(FilledImage(image="가.jpg", how="frame 3"),),
     unusable=(UnusableImage(image="b.jpg", reason="cut"),),
-    took=PredictionTime(predicted=3, seconds=1.5, start_up_s=0.1),
+    took=PredictionCost(predicted=3, seconds=1.5, start_up_s=0.1),
 )
 
 
@@ -39,7 +39,7 @@ def test_details_are_equal_after_a_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"images": "many"}'])
-def test_damaged_records_are_refused_by_their_path(tmp_path: Path, content: str) -> None:
+def test_the_error_about_a_damaged_record_names_its_path(tmp_path: Path, content: str) -> None:
     path = tmp_path / "record.json"
     path.write_text(content)
     for read in (read_details, read_evaluation):

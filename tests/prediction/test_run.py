@@ -62,8 +62,8 @@ def test_with_gpus_each_actor_takes_a_gpu_and_the_batches_are_the_same_as_on_cpu
     config = link_run(run_with_store, tmp_path / "run", batch_size=3)
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
-    done = run_kp_ray("predict", str(path), "--set", "cluster.num_gpus=1", "--json")
-    assert done.returncode == 0, done.stderr
+    result = run_kp_ray("predict", str(path), "--set", "cluster.num_gpus=1", "--json")
+    assert result.returncode == 0, result.stderr
     assert json.loads(Path(config.path("predict.json")).read_text())["took"]["gpus_per_actor"] == 1
     images = read_sample_submission(config.require_input("sample_submission")).images
     parts = [set(pq.read_table(part)["image"].to_pylist()) for part in list_parts(config)]
@@ -147,8 +147,8 @@ def test_after_kills_of_the_driver_and_an_actor_only_missing_images_are_predicte
     config = link_run(run_with_store, tmp_path / "run", linked_data, batch_size=1)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     address = ray.get_runtime_context().gcs_address
-    done = run_command(sys.executable, "-c", KILLED_DRIVER, address, str(tmp_path / "config.yaml"), timeout_s=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    result = run_command(sys.executable, "-c", KILLED_DRIVER, address, str(tmp_path / "config.yaml"), timeout_s=300)
+    assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
     assert not Path(config.path("predictions.parquet")).exists()
     num_finished = len(list_parts(config))
     assert 3 <= num_finished < 10 * NUM_COPIES
@@ -196,12 +196,14 @@ def test_after_the_loss_of_a_node_no_row_is_missing_or_duplicated(
 ) -> None:
     config = link_run(run_with_store, tmp_path / "run", linked_data, batch_size=1, actors=[2, 2])
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    done = run_command(sys.executable, "-c", LOST_NODE_DRIVER, str(tmp_path / "config.yaml"), timeout_s=500)
-    assert f"lost a node: True images: {10 * NUM_COPIES}" in done.stdout, done.stderr[-3000:]
+    result = run_command(sys.executable, "-c", LOST_NODE_DRIVER, str(tmp_path / "config.yaml"), timeout_s=500)
+    assert f"lost a node: True images: {10 * NUM_COPIES}" in result.stdout, result.stderr[-3000:]
     assert Path(config.path("predictions.parquet")).read_bytes() == expected_predictions
 
 
-def test_a_damaged_member_stops_the_prediction_with_its_own_error(run_with_store: Config, tmp_path: Path) -> None:
+def test_a_damaged_member_stops_the_prediction_and_the_error_names_the_damaged_file(
+    run_with_store: Config, tmp_path: Path
+) -> None:
     config = link_run(run_with_store, tmp_path / "run")
     (tmp_path / "run" / "members").unlink()
     shutil.copytree(run_with_store.path("members"), tmp_path / "run" / "members")
@@ -239,7 +241,7 @@ print(details.images, max(gpu_shares, key=len), cost.compute)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("gpus_per_actor", "shares"), [(None, [1.0, 1.0]), (0.5, [0.5, 0.5])])
-def test_actors_take_a_gpu_each_or_the_share_that_the_config_sets(
+def test_each_actor_takes_one_gpu_or_the_number_of_gpus_that_the_config_sets(
     run_with_store: Config,
     linked_data: dict[str, Any],
     tmp_path: Path,
@@ -251,5 +253,5 @@ def test_actors_take_a_gpu_each_or_the_share_that_the_config_sets(
         run_with_store, tmp_path / "run", linked_data, gpus_per_actor=gpus_per_actor, actors=[2, 3], batch_size=2
     )
     (tmp_path / "gpu.yaml").write_text(config.to_yaml())
-    done = run_command(sys.executable, "-c", GPU_DRIVER, str(tmp_path / "gpu.yaml"), timeout_s=300)
-    assert done.stdout.strip().splitlines()[-1:] == [f"{10 * NUM_COPIES} {shares} cpu, fp32"], done.stderr[-2000:]
+    result = run_command(sys.executable, "-c", GPU_DRIVER, str(tmp_path / "gpu.yaml"), timeout_s=300)
+    assert result.stdout.strip().splitlines()[-1:] == [f"{10 * NUM_COPIES} {shares} cpu, fp32"], result.stderr[-2000:]

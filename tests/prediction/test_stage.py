@@ -11,8 +11,8 @@ from kp_ray.prediction.predictions import PersonChoices
 from kp_ray.prediction.records import (
     FilledImage,
     MemberCounts,
+    PredictionCost,
     PredictionDetails,
-    PredictionTime,
     SubmissionEvaluation,
     UnusableImage,
     WeightsSource,
@@ -34,9 +34,9 @@ def make_summary(several: int = 0, filled: tuple[FilledImage, ...] = ()) -> Pred
         fallbacks={"near frame": 1} if filled else {},
         filled=filled,
         unusable=tuple(UnusableImage(image=row.image, reason="cut") for row in filled),
-        took=PredictionTime(predicted=3, seconds=1.5, start_up_s=0.1),
+        took=PredictionCost(predicted=3, seconds=1.5, start_up_s=0.1),
     )
-    cost = PredictionTime(predicted=1, seconds=0.5, start_up_s=0.25, gpus_per_actor=1, compute="cuda, bf16")
+    cost = PredictionCost(predicted=1, seconds=0.5, start_up_s=0.25, gpus_per_actor=1, compute="cuda, bf16")
     return PredictSummary(details, cost, "/run/submission.csv", "/run/predict.json")
 
 
@@ -69,9 +69,7 @@ def test_predict_is_done_if_every_image_is_predicted(predicted_run: Config) -> N
     assert not stage.is_done(configure_run(predicted_run, Path(predicted_run.run_dir), tta=["flip"]))
 
 
-def test_predict_checks_only_inputs_that_are_not_results_of_earlier_stages(
-    sample_config: Config, tmp_path: Path
-) -> None:
+def test_predict_checks_inputs_but_not_the_results_of_earlier_stages(sample_config: Config, tmp_path: Path) -> None:
     stage = PredictStage()
     stage.check(sample_config)  # the run has neither a store nor members
     with pytest.raises(ModelError, match="is not trained"):
@@ -119,7 +117,7 @@ def test_evaluate_scores_the_run_or_a_submission(predicted_run: Config) -> None:
     assert summary.lines()[0].startswith("RMSE in 95 % of bootstrap samples of the scenes: ")
 
 
-def test_without_an_interval_evaluate_prints_no_line() -> None:
+def test_without_an_interval_the_summary_of_evaluate_has_no_line() -> None:
     values = dict.fromkeys(Evaluation.model_fields) | {
         "num_images": 0, "num_missing": 0, "pck": {}, "by_keypoint": {}, "by_camera": {}, "worst": (),
     }  # fmt: skip

@@ -104,7 +104,7 @@ def test_invalid_files_and_options_are_refused_and_nothing_is_written(tmp_path: 
     assert not target.exists()
 
 
-def test_the_command_needs_neither_ray_nor_torch(tmp_path: Path, points: np.ndarray) -> None:
+def test_the_command_fuse_needs_neither_ray_nor_torch(tmp_path: Path, points: np.ndarray) -> None:
     path_a, path_b = write_submissions(tmp_path, points[:2])
     code = (
         "import sys\nfor name in ('ray', 'torch', 'detectron2'): sys.modules[name] = None\n"
@@ -112,6 +112,6 @@ def test_the_command_needs_neither_ray_nor_torch(tmp_path: Path, points: np.ndar
     )
     target = tmp_path / "out.csv"
     arguments = ["fuse", path_a, path_b, "--out", str(target), "--weights", "3,1"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, f"3 images of 2 submissions: {target}\n")
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, f"3 images of 2 submissions: {target}\n")
     assert np.allclose(read_points(target), (3 * points[0] + points[1]) / 4)

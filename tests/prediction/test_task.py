@@ -26,28 +26,28 @@ def test_an_untrained_member_is_refused(sample_config: Config) -> None:
 
 def test_flips_need_a_member_that_was_trained_with_flips(copied_run: Config) -> None:
     assert len(PredictionTask(copied_run).find_missing_images()) == 10
-    cfg = Path(copied_run.member_dir("b"), "config.yaml")
-    cfg.write_text(cfg.read_text().replace("RANDOM_FLIP: horizontal", "RANDOM_FLIP: none"))
+    cfg_path = Path(copied_run.member_dir("b"), "config.yaml")
+    cfg_path.write_text(cfg_path.read_text().replace("RANDOM_FLIP: horizontal", "RANDOM_FLIP: none"))
     with pytest.raises(ConfigError, match=r"predict\.tta: member b was trained without flips"):
         PredictionTask(copied_run)
 
 
 def test_a_member_with_another_number_of_keypoints_is_refused(copied_run: Config) -> None:
-    cfg = Path(copied_run.member_dir("b"), "config.yaml")
-    cfg.write_text(cfg.read_text().replace("NUM_KEYPOINTS: 24", "NUM_KEYPOINTS: 17"))
+    cfg_path = Path(copied_run.member_dir("b"), "config.yaml")
+    cfg_path.write_text(cfg_path.read_text().replace("NUM_KEYPOINTS: 24", "NUM_KEYPOINTS: 17"))
     with pytest.raises(ModelError, match=r"member b has another number of keypoints .* \(got 17, expected 24\)"):
         PredictionTask(copied_run)
 
 
 @pytest.mark.parametrize("content", ["", "[", "text"])
-def test_a_damaged_config_of_a_member_is_refused_by_its_path(copied_run: Config, content: str) -> None:
-    cfg = Path(copied_run.member_dir("b"), "config.yaml")
-    cfg.write_text(content)
-    with pytest.raises(ModelError, match=f"{cfg}: damaged"):
+def test_the_error_about_a_damaged_config_of_a_member_names_its_path(copied_run: Config, content: str) -> None:
+    cfg_path = Path(copied_run.member_dir("b"), "config.yaml")
+    cfg_path.write_text(content)
+    with pytest.raises(ModelError, match=f"{cfg_path}: damaged"):
         PredictionTask(copied_run)
 
 
-def test_the_folder_of_the_parts_depends_on_all_that_changes_detections(copied_run: Config) -> None:
+def test_each_setting_or_file_that_changes_detections_changes_the_folder_of_the_parts(copied_run: Config) -> None:
     folder = PredictionTask(copied_run).folder
     assert PredictionTask(copied_run).folder == folder
 
