@@ -135,9 +135,19 @@ def check_cluster(config: Config) -> list[Check]:
     except StorageError as error:
         fix = "make run_dir writable, then check again; the nodes were not checked"
         return [*checks, Check("nodes' storage", False, str(error), fix)]
+    try:
+        checks += _check_nodes(config, nodes, probe_file)
+    finally:
+        _remove(probe_file, created_folders)
+    return checks
+
+
+def _check_nodes(config: Config, nodes: Sequence[Mapping[str, Any]], probe_file: str) -> list[Check]:
+    """Check the software of every node, and whether the node sees `probe_file` and the folders of images."""
     paths = [path for path in (config.data.images, config.data.test_images) if path is not None]
     tasks = {_run_on_node(_probe_node, node["NodeID"], probe_file, paths, node["Resources"]): node for node in nodes}
     ready, not_ready = ray.wait(list(tasks), num_returns=len(tasks), timeout=NODE_TIMEOUT_S)
+    checks: list[Check] = []
     for task in ready:
         node = tasks[task]
         try:
@@ -147,9 +157,7 @@ def check_cluster(config: Config) -> list[Check]:
             checks.append(Check(f"node {node['NodeManagerHostname']}", False, reason, INSTALL_SAME_VERSION))
     names = [tasks[task]["NodeManagerHostname"] for task in not_ready]
     fix = "see `ray status` and the node's logs"
-    checks += [Check(f"node {name}", False, "does not answer", fix) for name in names]
-    _remove(probe_file, created_folders)
-    return checks
+    return checks + [Check(f"node {name}", False, "does not answer", fix) for name in names]
 
 
 def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config, *, is_multi_node: bool) -> list[Check]:
@@ -257,6 +265,8 @@ def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
         status = ray.get(_run_on_node(_request_without_token, head["NodeID"], url), timeout=NODE_TIMEOUT_S)
     except ray.exceptions.RayError as error:
         return [Check("dashboard", False, one_line(error)[-200:], INSTALL_SAME_VERSION)]
+    if status is None:
+        return [Check("dashboard", False, f"{url} does not answer", "see dashboard.log in Ray's logs on the head")]
     requires_token, is_loopback = status in (401, 403), url.startswith(_LOOPBACK)
     access = "this machine only" if is_loopback else "open to the network"
     close_dashboard = "start the head with --dashboard-host=127.0.0.1, or with tokens"
@@ -271,15 +281,15 @@ def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
     ]
 
 
-def _request_without_token(url: str) -> int:
-    """Ray task: request the list of jobs without a token and return the HTTP status, or 0 without a response."""
+def _request_without_token(url: str) -> int | None:
+    """Ray task: request the list of jobs without a token and return the HTTP status; None without a response."""
     try:
         with urllib.request.urlopen(f"http://{url}/api/jobs/", timeout=30) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
     except OSError:
-        return 0
+        return None
 
 
 def _run_on_node(function: Any, node_id: str, *arguments: Any) -> Any:

@@ -1,13 +1,13 @@
 """The command line: one subcommand per verb; the stages hold the logic."""
 
-import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from kp_ray import __version__
 from kp_ray.cli.progress import console, say, show_progress
@@ -22,7 +22,20 @@ if TYPE_CHECKING:
 INTERRUPT_MESSAGE = "stopped; run the same command to resume"
 """Printed after Ctrl-C."""
 
+
+class _Verbs(TyperGroup):
+    """The verbs; after Ctrl-C any of them prints one line and exits with code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say(INTERRUPT_MESSAGE)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Verbs,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Human-keypoint training on a Ray cluster: from labelled frames to a submission.",
@@ -60,16 +73,6 @@ def _exit_with(message: object) -> None:
     sys.exit(2)
 
 
-@contextlib.contextmanager
-def _exit_on_interrupt() -> Iterator[None]:
-    """On Ctrl-C, print one line and exit with code 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(INTERRUPT_MESSAGE)
-        raise typer.Exit(130) from None
-
-
 def _print_summary(summary: Summary, as_json: bool, next_command: str | None = None) -> None:
     for line in summary.lines():
         say(line)
@@ -91,8 +94,7 @@ def _run_stage(
         summary = forecast_stage(verb, config)
         _print_summary(summary, as_json)
         return summary
-    with _exit_on_interrupt():
-        summary = run_stage(verb, config, show_progress, say)
+    summary = run_stage(verb, config, show_progress, say)
     has_errors = not getattr(summary, "ok", True)  # errors that `check` found would also stop the next stage
     _print_summary(summary, as_json, None if has_errors else find_next_command(verb, config, config_path))
     return summary
@@ -135,7 +137,7 @@ def sample(
     from kp_ray.synthetic.dataset import make_sample
 
     total = images + (test_images if test_images is not None else max(10, images // 5))
-    with _exit_on_interrupt(), show_progress("sample") as progress:
+    with show_progress("sample") as progress:
         summary = make_sample(
             folder,
             num_images=images,
@@ -172,8 +174,7 @@ def verify(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
     """Check the store's parts against their hashes and rebuild a sample of rows; exit code 1 if something is wrong."""
     from kp_ray.store.stage import verify as verify_run
 
-    with _exit_on_interrupt():
-        summary = verify_run(load_config(_require_path(config), sets or ()))
+    summary = verify_run(load_config(_require_path(config), sets or ()))
     _print_summary(summary, as_json, None if summary.ok else f"augment {config}")
     if not summary.ok:
         raise typer.Exit(1)
@@ -331,7 +332,7 @@ def doctor(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
 
     run_config = load_config(config, sets or ())
     failures = _print_checks(check_machine(run_config))
-    with _exit_on_interrupt(), session(run_config, say=say):
+    with session(run_config, say=say):
         failures += _print_checks(check_cluster(run_config))
     if as_json:
         print(json.dumps({"ok": not failures, "failed": failures}))
@@ -358,8 +359,7 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
 
     run_config = load_config(_require_path(config), sets or ())
     check_inputs(run_config, required=["annotations", "images"], optional=["sample_submission", "truth", "test_images"])
-    with _exit_on_interrupt():
-        summary = run_pipeline(run_config, show_progress, say, _print_stage)
+    summary = run_pipeline(run_config, show_progress, say, _print_stage)
     print_run(summary)
     if as_json:
         print(json.dumps(summary.to_json()))
