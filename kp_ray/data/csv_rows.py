@@ -87,7 +87,7 @@ def check_num_cells(cells: Sequence[str], header: Sequence[str], where: str) -> 
             f"{where}: {len(cells)} cells where the header has {len(header)}, as if the numbers had decimal commas: "
             "write 1.5, not 1,5"
         )
-    raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}: make them equal")
+    raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}: write one cell per column")
 
 
 def parse_number(text: str, where: str) -> float:
@@ -102,7 +102,9 @@ def parse_number(text: str, where: str) -> float:
     if math.isnan(value):
         if not math.isnan(_parse_finite(text.replace(",", "."))):
             raise DataError(f"{where}: {text[:40]!r} has a decimal comma: write {text.replace(',', '.')[:40]}")
-        raise DataError(f"{where}: {text[:40]!r} is not a number: write one, or leave the cell empty if unlabelled")
+        raise DataError(
+            f"{where}: {text[:40]!r} is not a number: write a number, or leave the cell empty for an unlabelled point"
+        )
     return value
 
 

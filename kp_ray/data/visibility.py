@@ -50,5 +50,5 @@ def parse_visible(text: str, where: str) -> float:
     except DataError:
         visible = math.inf
     if not math.isnan(visible) and visible not in (0, 1, 2):
-        raise DataError(f"{where}: {text[:40]} is not 0 (unlabelled), 1 (hidden) or 2 (visible): write one")
+        raise DataError(f"{where}: {text[:40]} is not 0 (unlabelled), 1 (hidden) or 2 (visible): write one of these")
     return visible
