@@ -16,7 +16,7 @@ points of a person are outside."""
 
 
 def check_stated_facts(annotations: Annotations, sizes: Sizes = None) -> list[Finding]:
-    """Find images whose stated width, height, num_keypoints or bbox do not fit; all findings are warnings.
+    """Find stated sizes, num_keypoints and boxes that do not fit the image or its points; all findings are warnings.
 
     Kinds: swapped_size (width and height of the image as seen are exchanged), stated_size (the image was resized,
     cropped or replaced), num_keypoints (differs from the number of points with v > 0), bbox (it leaves the image, or

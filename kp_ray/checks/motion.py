@@ -135,7 +135,7 @@ def find_motion_suspects(annotations: Annotations) -> Iterator[MotionSuspect]:
         typical_deviation = _median(clip.deviation, axis=0)
         for t, frame in enumerate(clip.frames):
             other_views = [(view, index) for name, view, index in views[scene, frame] if name != camera]
-            jumps, swaps = _find_suspects(clip, t, other_views, typical_deviation)
+            jumps, swaps = _find_jumps_and_swaps(clip, t, other_views, typical_deviation)
             yield from _frame_suspects(annotations.skeleton, clip, t, jumps, swaps, misplaced.get(clip.rows[t]))
 
 
@@ -230,39 +230,39 @@ def _misplaced_rows(clips: Mapping[ClipKey, ClipMotion]) -> dict[int, int]:
         frames = sorted({frame for clip in scene_clips for frame in clip.frames})
         if len(scene_clips) < 3 or len(frames) < 6:
             continue
-        references = frames[:: -(-len(frames) // _MAX_REFERENCES)]
-        reference_indices = [frames.index(frame) for frame in references]
-        distances = np.stack([_distances(clip, frames, references) for clip in scene_clips])  # (cameras, T, R)
+        reference_frames = frames[:: -(-len(frames) // _MAX_REFERENCES)]
+        reference_indices = [frames.index(frame) for frame in reference_frames]
+        distances = np.stack([_distances(clip, frames, reference_frames) for clip in scene_clips])  # (cameras, T, R)
         for camera, clip in enumerate(scene_clips):
             expected = _median(np.delete(distances, camera, axis=0), axis=0)
             # Poses less than 0.05 body sizes apart are left out: label noise would decide the ratio of the distances.
             used = (expected > 0.05) & (distances[camera] > 0)
             scale = float(np.median(distances[camera][used] / expected[used])) if used.any() else 1.0
-            scaled = distances[camera] / scale
-            own_mismatch = _median(np.abs(scaled - expected), axis=1)
-            mismatch = _median(np.abs(scaled[:, None] - expected[reference_indices][None]), axis=2)
+            scaled_distances = distances[camera] / scale
+            own_mismatch = _median(np.abs(scaled_distances - expected), axis=1)
+            mismatch = _median(np.abs(scaled_distances[:, None] - expected[reference_indices][None]), axis=2)
             mismatch = np.where(np.isnan(mismatch), np.inf, mismatch)
             # Adding the noise keeps the limit above 0 where a frame matches exactly.
             limit = np.maximum(mismatch.min(axis=1), _median(own_mismatch, axis=0)) + LABEL_NOISE / 2
             for row, t in zip(clip.rows, map(frames.index, clip.frames), strict=True):
                 if own_mismatch[t] > _MISMATCH_FLOOR and own_mismatch[t] > _MISMATCH_RATIO * limit[t]:
-                    misplaced[row] = references[int(mismatch[t].argmin())]
+                    misplaced[row] = reference_frames[int(mismatch[t].argmin())]
     return misplaced
 
 
-def _distances(clip: ClipMotion, frames: Sequence[int], references: Sequence[int]) -> FloatArray:
-    """Compute distances (T, R) between the clip's poses at `frames` and at `references`, the median over the points.
+def _distances(clip: ClipMotion, frames: Sequence[int], reference_frames: Sequence[int]) -> FloatArray:
+    """Compute distances (T, R) between the clip's poses at `frames` and at `reference_frames`.
 
-    The distances are NaN for a frame that the clip lacks.
+    A distance is the median over the points; it is NaN for a frame that the clip lacks.
     """
     index = {frame: t for t, frame in enumerate(clip.frames)}
     no_pose = np.full_like(clip.xy[0], np.nan)
     poses = np.stack([clip.xy[index[frame]] if frame in index else no_pose for frame in frames])
-    reference_poses = [poses[frames.index(frame)] for frame in references]
+    reference_poses = [poses[frames.index(frame)] for frame in reference_frames]
     return np.stack([_median(np.linalg.norm(poses - pose, axis=2), axis=1) for pose in reference_poses], axis=1)
 
 
-def _find_suspects(
+def _find_jumps_and_swaps(
     clip: ClipMotion, t: int, other_views: Sequence[tuple[ClipMotion, int]], typical_deviation: FloatArray
 ) -> tuple[BoolArray, BoolArray]:
     """Find the points that jump and the pairs that are swapped in frame `t` of a clip.
@@ -300,14 +300,14 @@ def _frame_suspects(
     swaps: BoolArray,
     matching_frame: int | None,
 ) -> Iterator[MotionSuspect]:
-    """Describe one frame: the whole person, or else swapped pairs and single points.
+    """Yield the suspects of one frame: the whole person, or else swapped pairs and single points.
 
     Args:
         skeleton: K keypoints in P flip pairs.
         clip: the clip.
         t: index of the frame in the clip.
-        jumps: (1 + K) results of `_find_suspects`.
-        swaps: (P) results of `_find_suspects`.
+        jumps: (1 + K) results of `_find_jumps_and_swaps`.
+        swaps: (P) results of `_find_jumps_and_swaps`.
         matching_frame: number of the frame whose points the row holds instead of its own; None if it holds its own.
     """
     row, deviation_px = clip.rows[t], clip.deviation[t] * clip.body_px

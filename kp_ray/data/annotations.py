@@ -11,7 +11,7 @@ import numpy.typing as npt
 from kp_ray.errors import DataError
 from kp_ray.keypoints import FloatArray, Skeleton
 
-_NAME = re.compile(r"(?P<scene>.+)_(?P<camera>[A-Z])-(?P<frame>[0-9]{1,18})\.\w+")
+_IMAGE_NAME = re.compile(r"(?P<scene>.+)_(?P<camera>[A-Z])-(?P<frame>[0-9]{1,18})\.\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def parse_name(image: str) -> tuple[str, str, int]:
     `001-1-1-01-Z17_A-0000001.jpg` gives ("001-1-1-01-Z17", "A", 1). A sub-folder is part of the scene. A name of
     another form gives (name without its suffix, "", -1), so that each image with such a name is its own scene.
     """
-    match = _NAME.fullmatch(image)
+    match = _IMAGE_NAME.fullmatch(image)
     if match:
         return match["scene"], match["camera"], int(match["frame"])
     return remove_suffix(image), "", -1
@@ -143,9 +143,9 @@ def is_inside_folder(image: str) -> bool:
 
     A name that is empty or absolute, or that holds "..", a backslash, a drive letter or control characters, does not.
     """
-    parts = image.split("/")
+    name_parts = image.split("/")
     return not (
-        "\\" in image or not image.isprintable() or {"", ".", ".."} & set(parts) or re.match("[A-Za-z]:", image)
+        "\\" in image or not image.isprintable() or {"", ".", ".."} & set(name_parts) or re.match("[A-Za-z]:", image)
     )
 
 

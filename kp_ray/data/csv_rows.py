@@ -44,12 +44,12 @@ def iterate_rows(path: str, comment: str | None = None) -> Iterator[NumberedRow]
 
 
 def refuse_unexpected_content(content: bytes, path: str, expected: str = "CSV") -> None:
-    """Refuse a file whose bytes do not look like a CSV, or another expected text file, in UTF-8.
+    """Refuse a file whose bytes do not look like UTF-8 text of the expected kind.
 
     Args:
         content: the file's bytes.
         path: the file's path, with which the message begins.
-        expected: description of the expected content for the message: "CSV", or e.g. "a list of image names".
+        expected: kind of text, for the message: "CSV", or e.g. "a list of image names".
 
     Raises:
         DataError: the message says what the file looks like.

@@ -80,7 +80,7 @@ def test_a_single_unit_cannot_be_split_and_the_message_names_the_setting():
         split_sources(make_sources([1], cameras="A"), by="frame", fraction=0.1, seed=0)
 
 
-def test_the_message_about_both_sides_names_the_unit_or_image_that_is_on_them():
+def test_a_unit_or_image_on_both_sides_is_refused_with_its_name():
     with pytest.raises(DataError, match=r"the unit attic is in train and in val \(and 1 more\)"):
         refuse_leaks(["kitchen", "kitchen", "attic", "attic"], ["train", "val", "val", "train"], ["a", "b", "c", "d"])
     with pytest.raises(DataError, match="the image a is in train and in val"):
