@@ -100,9 +100,9 @@ class Config(Section):
         fold = self.train.members[index].fold
         return index % self.split.folds if fold is None else fold
 
-    def path(self, *parts: str) -> str:
+    def path(self, *names: str) -> str:
         """Join names to a path inside the run folder."""
-        return join(self.run_dir, *parts)
+        return join(self.run_dir, *names)
 
     def member_dir(self, name: str) -> str:
         """Return the folder of a member."""

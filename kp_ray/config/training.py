@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from kp_ray.config.types import FolderName, NotNegative, Positive, PrecisionSetting, Section, Seed, Weights
+from kp_ray.config.types import FolderName, NotNegative, Positive, PrecisionSetting, Section, Seed, WeightsPath
 
 Metric = Literal["rmse", "median_px", "p95_px", "ap", "ap50", "ap75", "pck_0.02", "pck_0.05", "pck_0.1"]
 """Name of a metric of an evaluation; `rmse`, `median_px` and `p95_px` are in pixels."""
@@ -20,7 +20,7 @@ class ModelConfig(Section):
 
     preset: Literal["r18", "r50", "x101"] = "x101"
     """Keypoint R-CNN with this backbone: `x101` as published, `r50` about twice as fast, `r18` for CPUs."""
-    weights: Weights | None = None
+    weights: WeightsPath | None = None
     """Initial weights: a URL, a file, or `zoo` for Detectron2's published weights; null: random weights."""
     cfg: dict[str, Any] = Field(default_factory=dict)
     """Detectron2 options by their dotted names, e.g. {MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE: 128}. An option that
@@ -36,7 +36,7 @@ class MemberConfig(Section):
     """Seed of its initial weights and of the order of its training rows: members must differ to be an ensemble."""
     recipes: tuple[str, ...] | None = None
     """Stored recipes to train on; null: `train.recipes`."""
-    weights: Weights | None = None
+    weights: WeightsPath | None = None
     """Initial weights; null: `model.weights`."""
     fold: NotNegative | None = None
     """Fold of `split.folds` on which it validates and does not train, from 0; null: the i-th member (from 0) holds out
