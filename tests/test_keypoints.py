@@ -173,7 +173,7 @@ def test_the_box_without_labelled_points_is_zeros_with_any_margin() -> None:
     SIZES,
     st.floats(0, 200),
 )
-def test_the_box_is_inside_the_image_and_contains_every_point_of_the_image(
+def test_the_box_is_inside_the_image_and_contains_every_point_inside_the_image(
     xy: FloatArray, width: int, height: int, margin_px: float
 ) -> None:
     x1, y1, x2, y2 = labelled_box(make_points(*map(tuple, xy)), width, height, margin_px)

@@ -16,7 +16,7 @@ points of a person are outside."""
 
 
 def check_stated_facts(annotations: Annotations, sizes: Sizes = None) -> list[Finding]:
-    """Find images whose stated width, height, num_keypoints or bbox do not fit; all findings are warnings.
+    """Find stated sizes, num_keypoints and boxes that do not fit the image or its points; all findings are warnings.
 
     Kinds: swapped_size (width and height of the image as seen are exchanged), stated_size (the image was resized,
     cropped or replaced), num_keypoints (differs from the number of points with v > 0), bbox (it leaves the image, or
@@ -47,13 +47,13 @@ def _size_finding(image: str, labelled_xy: FloatArray, stated_size: tuple[int, i
             fix = "check whether the points fit; if they do, exchange width and height in the labels"
         return warning("swapped_size", image, f"{sizes}: the image is turned, e.g. by its EXIF orientation", fix)
     scale_x, scale_y = size[0] / stated_size[0], size[1] / stated_size[1]
-    # Rounding of a side to whole pixels changes its scale by less than half a pixel in the smaller size.
+    # Rounding the sides to whole pixels changes the ratio of the scales by up to one part in the shortest side.
     rounding = 1 / min(*size, *stated_size)
     if abs(scale_x / scale_y - 1) <= rounding:
         message = f"{sizes}: the image was resized by {scale_x:.3g}"
         fix = f"use the images of the stated size, or multiply the points by {scale_x:.3g}"
     else:
-        message = f"{sizes}: the image was cropped, or another image has its name"
+        message = f"{sizes}: the image was cropped, or replaced by an image of the same name"
         fix = "use the images that were labelled"
     if not leaves_image:
         fix += "; if the points fit already, correct width and height in the labels"
@@ -89,7 +89,7 @@ def _person_findings(
         yield warning("bbox", image, message, "check whether box and points belong to the same image size")
         return
     num_points = len(labelled_xy)
-    message = f"{round(share_inside * num_points)} of {num_points} points are in its {box}"
+    message = f"{round(share_inside * num_points)} of {num_points} points are inside {box}"
     yield warning("bbox", image, message, "check whether box and points belong to the same person and image size")
 
 

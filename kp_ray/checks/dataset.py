@@ -1,4 +1,4 @@
-"""Find mistakes that show only in all images together: coordinates that stand for "no label", and another scale.
+"""Find mistakes that show only in all images together: coordinates that mean "no label", and labels of another scale.
 
 Each mistake is one finding about the whole data set, because a single cause has thousands of symptoms.
 """
@@ -13,9 +13,9 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import BoolArray, FloatArray
 
 _MIN_IMAGES = 5
-"""Minimum number of images with a point at a place, which is an exact pair x, y, for the place to be examined."""
+"""A place, an exact pair x, y, is examined only if at least this many images have a point there."""
 _MIN_SHARE = 0.02
-"""Minimum fraction of all images with a point at a place, for the place to be examined. In 4195 real images, at most
+"""A place is examined only if at least this fraction of all images have a point there. Of 4195 real images, at most
 0.4 % have a point at the same place, e.g. a foot at rest."""
 _MAX_COMPARED_IMAGES = 1000
 """Maximum number of images in which a place is compared with the body; it bounds the time for a million images."""
@@ -46,7 +46,7 @@ class Sentinel:
 def find_sentinels(annotations: Annotations) -> list[Sentinel]:
     """Find the places that mark points without a label, the most frequent first.
 
-    The corner 0, 0 and places with two equal negative coordinates, e.g. -1, -1, count even if one point alone is there.
+    The corner 0, 0 and places with two equal negative coordinates, e.g. -1, -1, count even if only one point is there.
     Any other place must hold points of several images at exactly the same coordinates, and meet one of two conditions:
 
     - In most of these images it is far from the rest of the body, or holds several points.
@@ -162,16 +162,16 @@ def scale_findings(annotations: Annotations, sizes: Sizes) -> list[Finding]:
 def _image_size_finding(annotations: Annotations, sizes: Sizes) -> Finding | None:
     """Compare the points of all images with the images' sizes; None if they fit, or too few sizes are known."""
     sizes_by_image = sizes if isinstance(sizes, Mapping) else dict.fromkeys(annotations.images, sizes)
-    frames = np.array([sizes_by_image.get(image) or (np.nan, np.nan) for image in annotations.images], dtype=float)
+    image_sizes = np.array([sizes_by_image.get(image) or (np.nan, np.nan) for image in annotations.images], dtype=float)
     xy = annotations.keypoints[..., :2]
-    is_used = np.isfinite(frames[:, 0]) & np.any(np.all(np.isfinite(xy), axis=2), axis=1)
+    is_used = np.isfinite(image_sizes[:, 0]) & np.any(np.all(np.isfinite(xy), axis=2), axis=1)
     if is_used.sum() < _MIN_SCALE_IMAGES:
         return None
-    xy, frames = xy[is_used], frames[is_used]
+    xy, image_sizes = xy[is_used], image_sizes[is_used]
     max_xy = np.nanmax(xy, axis=1)
-    # (N, 2) shares of width and height: 1 if the farthest point is at the right or lower edge
-    max_share_x, max_share_y = (float(value) for value in (max_xy / frames).max(axis=0))
-    if max_xy.max() <= 100 and frames.min() >= 200:
+    # The largest x and y of all images, as shares of width and height: 1 is the right or lower edge.
+    max_share_x, max_share_y = (float(value) for value in (max_xy / image_sizes).max(axis=0))
+    if max_xy.max() <= 100 and image_sizes.min() >= 200:
         message = f"coordinates are percentages of the image's size, not pixels: the largest is {max_xy.max():.4g}"
         return _scale_warning(message, "multiply x by the image's width / 100 and y by its height / 100")
     if max(max_share_x, max_share_y) <= _HALF_IMAGE_SHARE:
@@ -181,11 +181,11 @@ def _image_size_finding(annotations: Annotations, sizes: Sizes) -> Finding | Non
         )
         fix = "if the labels belong to smaller images, e.g. of half the size, multiply them by the ratio of the sizes"
         return _scale_warning(message, fix)
-    leaves_image = (max_xy > frames).any(axis=1)
+    leaves_image = (max_xy > image_sizes).any(axis=1)
     if leaves_image.mean() > 0.5:
         message = f"{leaves_image.mean():.0%} of the images have points beyond their right or lower edge (up to "
         message += f"{max_share_x:.3g} widths and {max_share_y:.3g} heights)"
-        if (np.nanmax(xy[..., ::-1], axis=1) <= frames).all():
+        if (np.nanmax(xy[..., ::-1], axis=1) <= image_sizes).all():
             return _scale_warning(message, "x and y are exchanged: exchange the columns")
         return _scale_warning(message, "multiply the labels by the ratio of the sizes: they belong to larger images")
     return None

@@ -22,9 +22,9 @@ class Finding:
     """One problem in the labels or images.
 
     Attributes:
-        level: "error" if the image cannot be used, "warning" if a person should look at it.
+        level: "error" if the image cannot be used, "warning" if the user should look at it.
         kind: short name of the problem, e.g. "truncated"; findings are counted by kind.
-        image: name of the image; "" for a finding about the whole folder.
+        image: name of the image; "" for a finding about all images or the folder.
         message: the problem, on one line.
         fix: the remedy, on one line.
     """

@@ -80,7 +80,7 @@ def check_images(
 def _names_finding(
     images: Sequence[str], files: Collection[str], matches: Mapping[str, NameMatch]
 ) -> Iterator[Finding]:
-    """Report, as one finding, the number of labelled names without a file that nearly match a file, by rule."""
+    """Report, as one finding, how many image names nearly match a file instead of having one, counted by rule."""
     if matches:
         num_missing = len(set(images).difference(files))
         message = f"{num_missing} labelled images have no file: {describe_matches(matches, num_missing)}"
@@ -99,7 +99,7 @@ def _inspect_file(image: str, path: str) -> tuple[Finding | None, Size | None]:
     try:
         info = probe(content)
     except DataError as failure:
-        return error("unreadable", image, f"the file {failure}", "without it the image is left out"), None
+        return error("unreadable", image, f"the file {failure}", "otherwise the image is left out"), None
     try:
         require_decodable(content)
     except (DataError, MemoryError) as failure:  # a damaged header can ask for any amount of memory

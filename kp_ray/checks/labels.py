@@ -13,7 +13,7 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import FloatArray, Skeleton, is_inside_image
 
 _TINY_BODY_PX = 8.0
-"""Longer side of the box around the labelled points in pixels, below which keypoints cannot be distinguished."""
+"""Longer side, in pixels, of the box around the labelled points; below it keypoints cannot be distinguished."""
 _MIN_BODY_POINTS = 3
 """Minimum number of labelled points to measure a person by: two points, e.g. the eyes, may be close to each other."""
 
@@ -58,7 +58,7 @@ def _image_findings(annotations: Annotations, sizes: Sizes) -> Iterator[Finding]
         if row in first_rows:
             message = f"its labels repeat those of {annotations.images[first_rows[row]]}"
             yield warning(
-                "repeated", image, message, "compare both images, and drop the row that the labels do not fit"
+                "repeated", image, message, "compare both images, and drop the row whose image the labels do not fit"
             )
         size = sizes.get(image) if isinstance(sizes, Mapping) else sizes
         yield from _pose_findings(annotations.skeleton, image, xy, size)

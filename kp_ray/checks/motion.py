@@ -31,12 +31,12 @@ LABEL_NOISE = 0.02
 _SWAP_FLOOR = 0.25
 """Sum of a left and a right point's deviations, in body sizes, above which a swap is considered."""
 _SWAP_RATIO = 0.35
-"""A pair is swapped if swapping it back leaves less than this share of that sum."""
+"""A pair counts as swapped if swapping it back leaves less than this share of the sum of its deviations."""
 _MISMATCH_FLOOR = 0.1
 """Mismatch with the other cameras, in body sizes, above which a row can hold another frame's points."""
 _MISMATCH_RATIO = 3.0
-"""Ratio of that mismatch to max(mismatch at the best matching frame, the clip's median mismatch) + `LABEL_NOISE / 2`,
-above which the row holds another frame's points."""
+"""Ratio of a row's mismatch to max(mismatch at the best matching frame, the clip's median mismatch) +
+`LABEL_NOISE / 2`, above which the row holds another frame's points."""
 _MAX_REFERENCES = 64
 """Maximum number of frames with which each frame of a scene is compared; it bounds time and memory."""
 
@@ -79,11 +79,12 @@ class MotionSuspect:
 
     Attributes:
         row: row number in the annotations.
-        kind: "person" if all points are concerned, "left_right" or "points".
+        kind: "person" if all points are concerned, "left_right" if pairs are swapped, "points" if single points jump.
         points: indices of the concerned keypoints; of a swapped pair, both.
         deviation_px: (1 + K) distances in pixels from the neighbour frames: the person's, then each point's.
         matching_frame: number of the frame whose points the row holds instead of its own; None if that is not known.
-        strength: the largest ratio of a deviation to its limit, 1 or more.
+        strength: 1 or more: the largest ratio of a deviation to its limit; for swapped pairs, the ratio of
+            `_SWAP_RATIO` to the smallest swap ratio.
     """
 
     row: int
@@ -131,15 +132,15 @@ def find_motion_suspects(annotations: Annotations) -> Iterator[MotionSuspect]:
         for t, frame in enumerate(clip.frames):
             views[scene, frame].append((camera, clip, t))
     for (scene, camera), clip in clips.items():
-        typical = _median(clip.deviation, axis=0)
+        typical_deviation = _median(clip.deviation, axis=0)
         for t, frame in enumerate(clip.frames):
             other_views = [(view, index) for name, view, index in views[scene, frame] if name != camera]
-            jumps, swaps = _find_suspects(clip, t, other_views, typical)
+            jumps, swaps = _find_jumps_and_swaps(clip, t, other_views, typical_deviation)
             yield from _frame_suspects(annotations.skeleton, clip, t, jumps, swaps, misplaced.get(clip.rows[t]))
 
 
 def list_inner_rows(annotations: Annotations) -> set[int]:
-    """Return the rows of frames that lie between two others of their clip, so that every jump and swap would show."""
+    """Return the rows of frames that lie between two other frames of their clip, where every jump and swap shows."""
     return {row for clip in _measure_clips(annotations).values() for row in clip.rows[1:-1]}
 
 
@@ -155,8 +156,8 @@ def _measure_clips(annotations: Annotations) -> dict[ClipKey, ClipMotion]:
         rows.sort(key=lambda row: annotations.frames[row])
         frames = [annotations.frames[row] for row in rows]
         xy = annotations.keypoints[rows, :, :2]
-        sides = [np.ptp(points[np.isfinite(points[:, 0])], axis=0) for points in xy if np.isfinite(points).any()]
-        body_px = float(np.median([math.sqrt(width * height) for width, height in sides])) if sides else 0.0
+        box_sizes = [np.ptp(points[np.isfinite(points[:, 0])], axis=0) for points in xy if np.isfinite(points).any()]
+        body_px = float(np.median([math.sqrt(width * height) for width, height in box_sizes])) if box_sizes else 0.0
         if len(rows) >= 3 and body_px > 0 and len(set(frames)) == len(frames):
             clips[key] = _measure_clip(annotations.skeleton, rows, frames, body_px, xy / body_px)
     return clips
@@ -166,12 +167,12 @@ def _measure_clip(skeleton: Skeleton, rows: list[int], frames: list[int], body_p
     """Measure one clip; `xy` is (T, K, 2) in body sizes."""
     before, middle, after = xy[:-2], xy[1:-1], xy[2:]
     times = np.array(frames, dtype=np.float64)
-    share = ((times[1:-1] - times[:-2]) / (times[2:] - times[:-2]))[:, None, None]
-    interpolated = before * (1 - share) + after * share
+    time_fraction = ((times[1:-1] - times[:-2]) / (times[2:] - times[:-2]))[:, None, None]
+    interpolated = before * (1 - time_fraction) + after * time_fraction
     point_deviation = np.linalg.norm(middle - interpolated, axis=2)
     point_distance = np.linalg.norm(after - before, axis=2)
     step = _median(np.linalg.norm(np.diff(xy, axis=0), axis=2), axis=1)
-    # The first and the last frame have one neighbour, so the adjacent step replaces the distance between two.
+    # The first and the last frame have one neighbour: the adjacent step replaces the distance between two neighbours.
     person_deviation = np.concatenate([step[:1], np.minimum(step[:-1], step[1:]), step[-1:]])
     person_distance = np.concatenate([step[1:2], _median(point_distance, axis=1), step[-2:-1]])
     flip = skeleton.flip_indices
@@ -200,7 +201,7 @@ def _pad_ends(values: FloatArray) -> FloatArray:
 def _median(values: FloatArray, axis: int) -> FloatArray:
     """Compute the median of the values that are not NaN along an axis; NaN if there are none.
 
-    np.nanmedian warns about slices without numbers.
+    np.nanmedian gives the same, but warns about slices without numbers.
     """
     ordered = np.sort(values, axis=axis)  # NaN last
     count = np.isfinite(ordered).sum(axis=axis, keepdims=True)
@@ -229,40 +230,40 @@ def _misplaced_rows(clips: Mapping[ClipKey, ClipMotion]) -> dict[int, int]:
         frames = sorted({frame for clip in scene_clips for frame in clip.frames})
         if len(scene_clips) < 3 or len(frames) < 6:
             continue
-        references = frames[:: -(-len(frames) // _MAX_REFERENCES)]
-        reference_indices = [frames.index(frame) for frame in references]
-        distances = np.stack([_distances(clip, frames, references) for clip in scene_clips])  # (cameras, T, R)
+        reference_frames = frames[:: -(-len(frames) // _MAX_REFERENCES)]
+        reference_indices = [frames.index(frame) for frame in reference_frames]
+        distances = np.stack([_distances(clip, frames, reference_frames) for clip in scene_clips])  # (cameras, T, R)
         for camera, clip in enumerate(scene_clips):
             expected = _median(np.delete(distances, camera, axis=0), axis=0)
-            # Between poses less than 0.05 body sizes apart, label noise would decide the ratio of the two distances.
+            # Poses less than 0.05 body sizes apart are left out: label noise would decide the ratio of the distances.
             used = (expected > 0.05) & (distances[camera] > 0)
             scale = float(np.median(distances[camera][used] / expected[used])) if used.any() else 1.0
-            scaled = distances[camera] / scale
-            own_mismatch = _median(np.abs(scaled - expected), axis=1)
-            mismatch = _median(np.abs(scaled[:, None] - expected[reference_indices][None]), axis=2)
+            scaled_distances = distances[camera] / scale
+            own_mismatch = _median(np.abs(scaled_distances - expected), axis=1)
+            mismatch = _median(np.abs(scaled_distances[:, None] - expected[reference_indices][None]), axis=2)
             mismatch = np.where(np.isnan(mismatch), np.inf, mismatch)
             # Adding the noise keeps the limit above 0 where a frame matches exactly.
             limit = np.maximum(mismatch.min(axis=1), _median(own_mismatch, axis=0)) + LABEL_NOISE / 2
             for row, t in zip(clip.rows, map(frames.index, clip.frames), strict=True):
                 if own_mismatch[t] > _MISMATCH_FLOOR and own_mismatch[t] > _MISMATCH_RATIO * limit[t]:
-                    misplaced[row] = references[int(mismatch[t].argmin())]
+                    misplaced[row] = reference_frames[int(mismatch[t].argmin())]
     return misplaced
 
 
-def _distances(clip: ClipMotion, frames: Sequence[int], references: Sequence[int]) -> FloatArray:
-    """Compute distances (T, R) between the clip's poses at `frames` and at `references`, the median over the points.
+def _distances(clip: ClipMotion, frames: Sequence[int], reference_frames: Sequence[int]) -> FloatArray:
+    """Compute distances (T, R) between the clip's poses at `frames` and at `reference_frames`.
 
-    They are NaN for a frame that the clip lacks.
+    A distance is the median over the points; it is NaN for a frame that the clip lacks.
     """
     index = {frame: t for t, frame in enumerate(clip.frames)}
     no_pose = np.full_like(clip.xy[0], np.nan)
     poses = np.stack([clip.xy[index[frame]] if frame in index else no_pose for frame in frames])
-    reference_poses = [poses[frames.index(frame)] for frame in references]
+    reference_poses = [poses[frames.index(frame)] for frame in reference_frames]
     return np.stack([_median(np.linalg.norm(poses - pose, axis=2), axis=1) for pose in reference_poses], axis=1)
 
 
-def _find_suspects(
-    clip: ClipMotion, t: int, other_views: Sequence[tuple[ClipMotion, int]], typical: FloatArray
+def _find_jumps_and_swaps(
+    clip: ClipMotion, t: int, other_views: Sequence[tuple[ClipMotion, int]], typical_deviation: FloatArray
 ) -> tuple[BoolArray, BoolArray]:
     """Find the points that jump and the pairs that are swapped in frame `t` of a clip.
 
@@ -270,7 +271,7 @@ def _find_suspects(
         clip: the clip.
         t: index of the frame in the clip.
         other_views: other cameras' clips of the scene, each with its index of the same frame.
-        typical: (1 + K) medians of the clip's deviations.
+        typical_deviation: (1 + K) medians of the clip's deviations.
 
     Returns:
         (1 + K) jumps, the person first, and (P) swapped flip pairs.
@@ -286,7 +287,7 @@ def _find_suspects(
             # Twice the ratio, so that other cameras that nearly show the same swap count as showing it.
             swaps &= ~(np.median([view.swap_ratio[index] for view, index in other_views], axis=0) < 2 * _SWAP_RATIO)
         else:
-            jumps &= deviation > _JUMP_RATIO_ALONE * (typical + LABEL_NOISE)
+            jumps &= deviation > _JUMP_RATIO_ALONE * (typical_deviation + LABEL_NOISE)
         jumps[1:] &= deviation[1:] > _JUMP_RATIO * (deviation[0] + LABEL_NOISE)  # otherwise the whole person moved
     return jumps, swaps
 
@@ -299,14 +300,14 @@ def _frame_suspects(
     swaps: BoolArray,
     matching_frame: int | None,
 ) -> Iterator[MotionSuspect]:
-    """Describe one frame: the whole person, or else swapped pairs and single points.
+    """Yield the suspects of one frame: the whole person, or else swapped pairs and single points.
 
     Args:
         skeleton: K keypoints in P flip pairs.
         clip: the clip.
         t: index of the frame in the clip.
-        jumps: (1 + K) results of `_find_suspects`.
-        swaps: (P) results of `_find_suspects`.
+        jumps: (1 + K) results of `_find_jumps_and_swaps`.
+        swaps: (P) results of `_find_jumps_and_swaps`.
         matching_frame: number of the frame whose points the row holds instead of its own; None if it holds its own.
     """
     row, deviation_px = clip.rows[t], clip.deviation[t] * clip.body_px
@@ -315,8 +316,8 @@ def _frame_suspects(
     first_of_pair = [a for a, b in enumerate(skeleton.flip_indices) if a < b]
     mostly_swapped = len(first_of_pair) > 0 and swaps.mean() >= 0.5
     if not mostly_swapped and (matching_frame is not None or jumps[0]):
-        everything = tuple(range(len(skeleton)))
-        yield MotionSuspect(row, "person", everything, deviation_px, matching_frame, float(ratios[0]))
+        all_points = tuple(range(len(skeleton)))
+        yield MotionSuspect(row, "person", all_points, deviation_px, matching_frame, float(ratios[0]))
         return
     pairs = [(a, skeleton.flip_indices[a]) for a, swapped in zip(first_of_pair, swaps, strict=True) if swapped]
     swapped_points = tuple(index for pair in pairs for index in pair)

@@ -22,14 +22,14 @@ class CheckSummary:
     Attributes:
         num_images: number of labelled images.
         findings: all findings; findings about image files come before findings about labels.
-        corrected: notes about how the labels were read, and changes made by the corrections file, one line each.
+        label_notes: notes about how the labels were read, and changes made by the corrections file, one line each.
         path: CSV file that holds the findings.
         images_checked: False if data.images is not set, so that only the labels were checked.
     """
 
     num_images: int
     findings: tuple[Finding, ...]
-    corrected: tuple[str, ...]
+    label_notes: tuple[str, ...]
     path: str
     images_checked: bool
 
@@ -44,11 +44,11 @@ class CheckSummary:
         return self.num_errors == 0
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal: corrections, the total, and one line per kind with its first example.
+        """Lines of text for the terminal: the label notes, the total, and one line per kind with its first example.
 
         Errors come first. Within a level, findings about all images come first, because they cause other findings.
         """
-        lines = [*self.corrected, f"{self.num_images} labelled images, {len(self.findings)} findings in {self.path}"]
+        lines = [*self.label_notes, f"{self.num_images} labelled images, {len(self.findings)} findings in {self.path}"]
         if not self.images_checked:
             lines.append("data.images is not set: only the labels were checked")
         by_kind: dict[tuple[str, bool, str], list[Finding]] = {}

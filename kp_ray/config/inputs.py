@@ -8,7 +8,7 @@ from kp_ray.config.types import AnyPath, Section, Seed
 
 
 class DataConfig(Section):
-    """Input files: local paths or URLs. A stage refuses to start if one that it needs is null."""
+    """Input files: local paths or URLs. A stage refuses to start if a file that it needs is null."""
 
     annotations: AnyPath | None = None
     """Labels: COCO keypoints JSON (`.json`), a native CSV, or a CSV of DeepLabCut or Lightning Pose."""
@@ -27,11 +27,11 @@ class DataConfig(Section):
     coordinates is read as unlabelled. An empty cell, and v 0 in COCO, always mark a missing label."""
     people: Literal["error", "largest"] = "error"
     """Images with several labelled people: `error` refuses them, `largest` keeps the person with the largest box. With
-    `largest` the other people stay in the image without labels, so training teaches the model to ignore them."""
+    `largest` the other people stay in the image, unlabelled, so training teaches the model to ignore them."""
 
 
 class SkeletonConfig(Section):
-    """Skeleton of the labels. Required if a keypoint's name is not among the competition's 24; for those names it
+    """Skeleton of the labels. Required if a keypoint's name is not among the competition's 24; otherwise it
     overrides the built-in flip pairs and sigmas."""
 
     flip_pairs: tuple[tuple[str, str], ...] | None = None

@@ -102,11 +102,11 @@ def _parse_override(text: str) -> dict[str, Any]:
     # Detectron2's own options have dots in their names, so the key after `model.cfg.` is not split.
     key = key.strip()
     option = key.removeprefix("model.cfg.")
-    parts = key.split(".") if option == key else ["model", "cfg", option]
-    if not equals or not all(parts):
+    keys = key.split(".") if option == key else ["model", "cfg", option]
+    if not equals or not all(keys):
         raise ConfigError(f"--set {text}: expected KEY=VALUE, e.g. --set train.max_iter=500")
-    for part in reversed(parts):
-        parsed = {part: parsed}
+    for name in reversed(keys):
+        parsed = {name: parsed}
     return dict(parsed)
 
 

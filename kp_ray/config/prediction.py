@@ -12,7 +12,8 @@ class PredictConfig(Section):
 
     images: PredictImages | None = None
     """Images to predict: a folder; a `.txt` or `.csv` list of names in `data.test_images`, of paths or of URLs;
-    `store:val` or `store:train`. null: those of the sample submission, or without one all in `data.test_images`."""
+    `store:val` or `store:train`. null: the images of the sample submission, or all in `data.test_images` if
+    `data.sample_submission` is null."""
     members: Annotated[tuple[MemberRef, ...], Field(min_length=1)] | None = None
     """Members to fuse: names of this run's members, and paths of other runs' member folders, e.g.
     [a, runs/other/members/a]. null: all members of this run."""
@@ -23,9 +24,10 @@ class PredictConfig(Section):
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     """GPUs of each actor; with a fraction, actors share a GPU; 0 computes on CPUs. null: 1 if the cluster has GPUs."""
     precision: PrecisionSetting = "auto"
-    """Numbers of the models' backbones on GPUs; auto: bf16, or fp16 on GPUs older than Ampere. CPUs compute in fp32."""
+    """Number format of the models' backbones on GPUs; auto: bf16, or fp16 on GPUs older than Ampere. CPUs compute in
+    fp32."""
     batch_size: Positive = 8
-    """Images that a model sees at once, and the most that a lost actor predicts again."""
+    """Images that a model sees at once; after the loss of an actor, at most this many are predicted again."""
     tta: tuple[Literal["flip"] | Annotated[float, Field(gt=0, le=4)], ...] = ()
     """Test-time augmentation, averaged: `flip` adds mirrored images, a number adds images rescaled by this factor."""
     decode: DecodeMethod = "expectation"

@@ -21,7 +21,8 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
         "split": {"fraction": 0.0, "seed": 42},
         "model": {
             "preset": "x101",  # keypoint_rcnn_X_101_32x8d_FPN_3x of the model zoo
-            "weights": "zoo",  # its COCO weights; there, the keypoint head's last layer started at random
+            # The model's COCO weights. In the published solution, the keypoint head's last layer started at random.
+            "weights": "zoo",
             "cfg": {
                 "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256,  # set in the training script
                 "DATALOADER.ASPECT_RATIO_GROUPING": True,  # Detectron2's default, which the script keeps
@@ -57,7 +58,7 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     # Settings for the lowest error on GPUs with the published network. Lines marked "not run" need a GPU to measure;
-    # figures of the others are in benchmarks/results/accuracy.md.
+    # figures of the other lines are in benchmarks/results/accuracy.md.
     "best": {
         "augment": {"box_margin_px": 20},  # as the preset demo: the loss ignores keypoints outside the proposed box
         "model": {
@@ -83,7 +84,8 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
         },
         "tune": {"num_trials": 0},  # a trial of X-101 takes hours
         "predict": {
-            # Mirrored images as in HRNet's test (Sun et al. 2019), not run. 1.25 lowered the RMSE of the demo's two.
+            # Mirrored images as in HRNet's test (Sun et al. 2019): not run. The scale 1.25 lowered the RMSE of the
+            # preset demo.
             "tta": ["flip", 1.25],
         },
     },

@@ -30,8 +30,8 @@ _WIDTH = 120
 def config_reference() -> str:
     """Return the page as Markdown."""
     sections = _sections(Config)
-    pages = [_INTRODUCTION, *(_section_text(title, section) for title, section in sections.items())]
-    return "\n".join(pages)
+    texts = [_INTRODUCTION, *(_section_text(title, section) for title, section in sections.items())]
+    return "\n".join(texts)
 
 
 def _sections(config: type[BaseModel]) -> dict[str, type[BaseModel]]:

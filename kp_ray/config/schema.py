@@ -1,4 +1,4 @@
-"""The whole configuration, and its sections `augment` and `cluster`; the package's other modules define its others.
+"""The whole configuration, and its sections `augment` and `cluster`; other modules define the other sections.
 
 A field's docstring states its meaning, its unit and the meaning of null. A key that no section defines is refused.
 """
@@ -33,8 +33,8 @@ class AugmentConfig(Section):
     """Rows of the labels' file per part. A stopped run loses the parts that it was writing. Use 256 beyond 100,000
     frames."""
     oversize: Literal["scale", "error"] = "scale"
-    """Crops in frames other than 1920x1080: `scale` scales the crop with the frame; `error` keeps its size in pixels
-    and refuses a crop that is larger than its frame."""
+    """Crops in frames other than 1920x1080: `scale` scales the crop with the frame; `error` keeps the crop's size in
+    pixels and refuses a crop that is larger than its frame."""
     box_margin_px: Annotated[float, Field(ge=0)] = 0.0
     """Margin around the labelled points' box, in pixels of the variant; 0, as in the published solution. The training
     loss ignores keypoints outside the proposed box, so a margin keeps keypoints at the box's edge in the loss."""
@@ -80,7 +80,8 @@ class Config(Section):
         for member in self.train.members:
             if member.fold is not None and folds is None:
                 raise ValueError(
-                    f"train.members: {member.name} names a fold (got {member.fold}) without folds: set split.folds"
+                    f"train.members: {member.name} names a fold (got {member.fold}), but there are no folds: set "
+                    "split.folds"
                 )
             if member.fold is not None and folds is not None and member.fold >= folds:
                 raise ValueError(
@@ -99,9 +100,9 @@ class Config(Section):
         fold = self.train.members[index].fold
         return index % self.split.folds if fold is None else fold
 
-    def path(self, *parts: str) -> str:
+    def path(self, *names: str) -> str:
         """Join names to a path inside the run folder."""
-        return join(self.run_dir, *parts)
+        return join(self.run_dir, *names)
 
     def member_dir(self, name: str) -> str:
         """Return the folder of a member."""
@@ -138,5 +139,5 @@ class Config(Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     def save(self) -> None:
-        """Write the resolved configuration to `config.yaml` in the run folder, once a stage has checked its inputs."""
+        """Write the resolved configuration to `config.yaml` in the run folder; stages do so after they check inputs."""
         write_bytes(self.path("config.yaml"), self.to_yaml().encode())

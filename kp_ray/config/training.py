@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from kp_ray.config.types import FolderName, NotNegative, Positive, PrecisionSetting, Section, Seed, Weights
+from kp_ray.config.types import FolderName, NotNegative, Positive, PrecisionSetting, Section, Seed, WeightsPath
 
 Metric = Literal["rmse", "median_px", "p95_px", "ap", "ap50", "ap75", "pck_0.02", "pck_0.05", "pck_0.1"]
 """Name of a metric of an evaluation; `rmse`, `median_px` and `p95_px` are in pixels."""
@@ -20,7 +20,7 @@ class ModelConfig(Section):
 
     preset: Literal["r18", "r50", "x101"] = "x101"
     """Keypoint R-CNN with this backbone: `x101` as published, `r50` about twice as fast, `r18` for CPUs."""
-    weights: Weights | None = None
+    weights: WeightsPath | None = None
     """Initial weights: a URL, a file, or `zoo` for Detectron2's published weights; null: random weights."""
     cfg: dict[str, Any] = Field(default_factory=dict)
     """Detectron2 options by their dotted names, e.g. {MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE: 128}. An option that
@@ -28,7 +28,7 @@ class ModelConfig(Section):
 
 
 class MemberConfig(Section):
-    """One model of the ensemble; a null field is taken from `train` or `model`."""
+    """One model of the ensemble; null `recipes` and `weights` are taken from `train` and `model`."""
 
     name: FolderName
     """Name of its folder in `<run_dir>/members`."""
@@ -36,7 +36,7 @@ class MemberConfig(Section):
     """Seed of its initial weights and of the order of its training rows: members must differ to be an ensemble."""
     recipes: tuple[str, ...] | None = None
     """Stored recipes to train on; null: `train.recipes`."""
-    weights: Weights | None = None
+    weights: WeightsPath | None = None
     """Initial weights; null: `model.weights`."""
     fold: NotNegative | None = None
     """Fold of `split.folds` on which it validates and does not train, from 0; null: the i-th member (from 0) holds out
@@ -79,14 +79,14 @@ class TrainConfig(Section):
     threads_per_worker: Positive | None = None
     """Torch threads of a worker on CPUs; null: `cpus_per_worker`, rounded, at least 1."""
     threads_per_feed: Positive | None = None
-    """Threads of a worker that read, decode and resize images ahead, each a batch; null: `cpus_per_worker`, rounded, at
-    least 1. Their number does not change the batches."""
+    """Threads of a worker that read, decode and resize images in advance, one batch per thread; null:
+    `cpus_per_worker`, rounded, at least 1. Their number does not change the batches."""
     parts_on_disk_gb: Annotated[float, Field(ge=0)] | None = None
-    """Largest size of each node's copy of a store on object storage; workers read the parts that do not fit from the
-    store. null: half of the free disk space."""
+    """Largest size of the parts that each node copies from a store on object storage; workers read the other parts from
+    object storage. null: half of the free disk space."""
     precision: PrecisionSetting = "auto"
-    """Numbers of the model's backbone; auto: bf16 on GPUs, or fp16 on GPUs older than Ampere, and fp32 on CPUs. `fp32`
-    also turns TF32 off."""
+    """Number format of the model's backbone; auto: bf16 on GPUs, or fp16 on GPUs older than Ampere, and fp32 on CPUs.
+    `fp32` also turns TF32 off."""
     recipes: tuple[str, ...] | None = None
     """Stored recipes to train on; null: all."""
     tuned: bool = True
@@ -120,13 +120,14 @@ class TrainConfig(Section):
     keep_best: Positive = 1
     """Number of best checkpoints to keep beside the latest; one of `x101` is about 1 GB."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Evaluate and save an exponential moving average of the weights with this decay, e.g. 0.999; null: the weights."""
+    """Evaluate and save an exponential moving average of the weights with this decay, e.g. 0.999; null: the weights
+    themselves."""
     checkpoint_period: Positive = 1000
-    """Iterations that a killed worker or driver loses at most, with any number of workers. A checkpoint is saved after
-    every half of them, and uploaded while training continues."""
+    """Largest number of iterations that a killed worker or driver loses, with any number of workers. A checkpoint is
+    saved after every half of this number, and uploaded while training continues."""
     deterministic: bool = False
-    """Let cudnn use deterministic algorithms only, without TF32, which can be slower; published without. CPUs need no
-    setting."""
+    """Let cudnn use deterministic algorithms only, without TF32; this can be slower, and the published solution does
+    not do it. CPUs need no setting."""
     log_period: Positive = 20
     """Iterations between lines of `metrics.json`."""
     mlflow: str | None = None

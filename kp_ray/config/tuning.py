@@ -22,7 +22,7 @@ class TuneConfig(Section):
     """Iterations of a trial that is not stopped; null: `train.max_iter`. A learning rate found in much shorter trials
     tends to be too high for a long run."""
     eval_period: Positive | None = None
-    """Iterations between two evaluations of a trial, which can be stopped only then; null: an eighth of `max_iter`."""
+    """Iterations between two evaluations; a trial is stopped only at an evaluation. null: an eighth of `max_iter`."""
     metric: Metric = "rmse"
     """Metric on the validation scenes that the search optimizes."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
@@ -45,7 +45,7 @@ class TuneConfig(Section):
     schedules: tuple[Literal["multistep", "cosine"], ...] = ("multistep", "cosine")
     """Values of `train.schedule` to choose from."""
     num_steps: tuple[NotNegative, NotNegative] = (1, 6)
-    """Range of the number of learning rate steps of a multi-step schedule."""
+    """Smallest and largest number of steps in a multi-step schedule."""
     first_step: tuple[Fraction, Fraction] = (0.2, 0.6)
     """Range of the position of the first step, as a share of the iterations."""
     step_spacing: tuple[Fraction, Fraction] = (0.05, 0.2)

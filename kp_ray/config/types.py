@@ -26,10 +26,10 @@ def _make_absolute_unless(*words: str) -> AfterValidator:
 
 AnyPath = Annotated[str, AfterValidator(absolute_path)]
 """A local path or a URL. Local paths are made absolute, because Ray workers have another working directory."""
-Weights = Annotated[str, _make_absolute_unless("zoo")]
+WeightsPath = Annotated[str, _make_absolute_unless("zoo")]
 """A path of model weights, or `zoo`."""
 PredictImages = Annotated[str, _make_absolute_unless("store:train", "store:val")]
-"""A path of images, or a split of the store."""
+"""A path of images, or the train or val side of the store."""
 MemberRef = Annotated[str, AfterValidator(lambda value: absolute_path(value) if "/" in value else value)]
 """A name of a member, or the path of a member's folder in another run."""
 FolderName = Annotated[str, AfterValidator(_check_folder_name)]

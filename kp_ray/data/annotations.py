@@ -11,7 +11,7 @@ import numpy.typing as npt
 from kp_ray.errors import DataError
 from kp_ray.keypoints import FloatArray, Skeleton
 
-_NAME = re.compile(r"(?P<scene>.+)_(?P<camera>[A-Z])-(?P<frame>[0-9]{1,18})\.\w+")
+_IMAGE_NAME = re.compile(r"(?P<scene>.+)_(?P<camera>[A-Z])-(?P<frame>[0-9]{1,18})\.\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class StatedFacts:
     Attributes:
         size: (width, height) of the image in pixels.
         num_keypoints: value of the file's `num_keypoints`.
-        num_labelled: number of points with v > 0 as counted in the file, before `data.missing_values` and corrections.
+        num_labelled: number of points with v > 0, counted before `data.missing_values` and corrections are applied.
         bbox_xywh: the person's box: x, y, width, height in pixels.
     """
 
@@ -44,8 +44,8 @@ class Annotations:
         cameras: N camera names; "" if the image name has none.
         frames: N frame numbers; -1 if the image name has none.
         corrected: changes made by the corrections file, one line per change.
-        rows: N positions of the images in the labels' file, counted from 0; empty for 0, 1, ..., N - 1. A store is
-            divided into parts by these positions, so that leaving out an image changes only one part.
+        rows: N positions of the images in the labels' file, counted from 0; empty stands for 0, 1, ..., N - 1. A
+            store is divided into parts by these positions, so that leaving out an image changes only one part.
         stated: facts about each of the N images, as a COCO JSON states them; empty for a CSV.
         notes: lines about how the file was read, e.g. the number of people that were left out.
     """
@@ -115,7 +115,7 @@ class LabelTable:
         )
 
     def describe_place(self, index: int, path: str) -> str:
-        """Return the file and the place in it of the row at `index`, as the beginning of a message."""
+        """Return the beginning of a message about the row at `index`: the file, and the row's place in it."""
         place = self.places[index]
         return path if place is None else f"{path}: {self.place_kind} {place}"
 
@@ -126,7 +126,7 @@ def parse_name(image: str) -> tuple[str, str, int]:
     `001-1-1-01-Z17_A-0000001.jpg` gives ("001-1-1-01-Z17", "A", 1). A sub-folder is part of the scene. A name of
     another form gives (name without its suffix, "", -1), so that each image with such a name is its own scene.
     """
-    match = _NAME.fullmatch(image)
+    match = _IMAGE_NAME.fullmatch(image)
     if match:
         return match["scene"], match["camera"], int(match["frame"])
     return remove_suffix(image), "", -1
@@ -139,14 +139,13 @@ def remove_suffix(image: str) -> str:
 
 
 def is_inside_folder(image: str) -> bool:
-    """Return whether an image name cannot lead out of the image folder.
+    """Return whether an image name stays inside the image folder.
 
-    It returns False for a name that is empty or absolute, or that holds "..", a backslash, a drive letter or control
-    characters.
+    A name that is empty or absolute, or that holds "..", a backslash, a drive letter or control characters, does not.
     """
-    parts = image.split("/")
+    name_parts = image.split("/")
     return not (
-        "\\" in image or not image.isprintable() or {"", ".", ".."} & set(parts) or re.match("[A-Za-z]:", image)
+        "\\" in image or not image.isprintable() or {"", ".", ".."} & set(name_parts) or re.match("[A-Za-z]:", image)
     )
 
 

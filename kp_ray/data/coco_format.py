@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kp_ray.data.annotations import Annotations, LabelTable, StatedFacts, parse_name
-from kp_ray.data.foreign_formats import EXPECTED, describe_json
+from kp_ray.data.foreign_formats import EXPECTED_JSON, describe_json
 from kp_ray.errors import DataError, one_line
 from kp_ray.file_types import TEXT, UTF16, UTF16_WITHOUT_BOM, UTF32, describe_content
 from kp_ray.keypoints import labelled_box
@@ -58,8 +58,8 @@ def to_coco(annotations: Annotations, sizes: Sequence[tuple[int, int]]) -> dict[
             }
         )
     limbs = [[a + 1, b + 1] for a, b in skeleton.limb_indices]
-    person = {"id": 1, "name": "person", "keypoints": list(skeleton.names), "skeleton": limbs}
-    return {"images": images, "annotations": people, "categories": [person]}
+    category = {"id": 1, "name": "person", "keypoints": list(skeleton.names), "skeleton": limbs}
+    return {"images": images, "annotations": people, "categories": [category]}
 
 
 def read_coco(path: str) -> LabelTable:
@@ -75,26 +75,28 @@ def read_coco(path: str) -> LabelTable:
     """
     content = _parse_json(read_bytes(path), path)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
-        raise DataError(f"{path}: not COCO keypoints JSON: it looks like {describe_json(content)}: {EXPECTED} expected")
+        raise DataError(
+            f"{path}: not COCO keypoints JSON: it looks like {describe_json(content)}: {EXPECTED_JSON} expected"
+        )
     category_id, names = _keypoint_category(_entries(content, "categories", path), path)
     images = _images_by_id(_entries(content, "images", path), path)
     people = _people_by_image(_entries(content, "annotations", path), category_id, images, path)
     nobody: list[_Person] = [(None, {})]
     rows = [(image, *person) for image_id, image in images.items() for person in people.get(image_id, nobody)]
-    points = [
+    poses = [
         _parse_points(person.get("keypoints"), len(names), f"{path}: annotation {place} of {image['file_name']}")
         for image, place, person in rows
     ]
     return LabelTable(
         names=names,
         images=[image["file_name"] for image, _, _ in rows],
-        keypoints=np.array(points, dtype=np.float64).reshape(-1, len(names), 3),
+        keypoints=np.array(poses, dtype=np.float64).reshape(-1, len(names), 3),
         groups=[str(image.get("group", "")) for image, _, _ in rows],
         places=[place for _, place, _ in rows],
         place_kind="annotation",
         stated=[
             _stated_facts(image, person, sum(v > 0 for _, _, v in pose))
-            for (image, _, person), pose in zip(rows, points, strict=True)
+            for (image, _, person), pose in zip(rows, poses, strict=True)
         ],
     )
 
@@ -103,14 +105,14 @@ def _parse_json(content: bytes, path: str) -> Any:
     """Parse a JSON file; text in UTF-16 is read as well."""
     file_type = describe_content(content)
     if file_type not in ("JSON", TEXT, UTF16, UTF16_WITHOUT_BOM, UTF32):
-        raise DataError(f"{path}: not COCO keypoints JSON: it looks like {file_type}: {EXPECTED} expected")
+        raise DataError(f"{path}: not COCO keypoints JSON: it looks like {file_type}: {EXPECTED_JSON} expected")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         first_line = content[:1000].splitlines()[0].lower()
         if file_type == TEXT and b"," in first_line and (b"image" in first_line or b"scorer" in first_line):
             raise DataError(f"{path}: not valid JSON but a CSV: give it a name that ends in .csv") from error
-        raise DataError(f"{path}: not valid JSON: {one_line(error)}: {EXPECTED} expected") from error
+        raise DataError(f"{path}: not valid JSON: {one_line(error)}: {EXPECTED_JSON} expected") from error
 
 
 def _entries(content: Mapping[str, Any], key: str, path: str) -> list[Mapping[str, Any]]:
@@ -206,7 +208,7 @@ def _image_id(person: Mapping[str, Any], images: Mapping[Any, Any], where: str) 
             "numbers"
         )
     raise DataError(
-        f"{where}: no image has its id {image_id!r:.40}: add the image to `images`, or correct the image_id"
+        f"{where}: no image has the id {image_id!r:.40}: add the image to `images`, or correct the image_id"
     )
 
 
@@ -251,6 +253,7 @@ def _stated_facts(image: Mapping[str, Any], person: Mapping[str, Any], num_label
 
 
 def _is_finite(value: Any) -> bool:
+    """Return whether a JSON value is a number between -1e9 and 1e9; a larger number counts as infinite."""
     return isinstance(value, int | float) and abs(value) < 1e9
 
 

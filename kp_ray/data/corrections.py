@@ -11,7 +11,7 @@ from kp_ray.errors import DataError
 from kp_ray.keypoints import FloatArray
 
 COMMENT = "#"
-"""Beginning of a line that changes nothing."""
+"""Beginning of a comment line, which changes nothing."""
 
 
 def apply_corrections(labels: Annotations, path: str) -> Annotations:
@@ -19,7 +19,7 @@ def apply_corrections(labels: Annotations, path: str) -> Annotations:
 
     Its columns are image, action, keypoint, x, y. The action `drop` removes the image. The action `point` moves one
     keypoint to x, y in pixels, or removes its label if both are empty. `Annotations.corrected` lists the changes. A
-    line that begins with `#` is a comment; write the name of an image that begins with it in quotes.
+    line that begins with `#` is a comment; an image name that begins with `#` must be in quotes.
 
     Args:
         labels: annotations; they are not changed.
@@ -36,8 +36,8 @@ def apply_corrections(labels: Annotations, path: str) -> Annotations:
     keypoints = labels.keypoints.copy()
     dropped_indices: set[int] = set()
     changes: list[str] = []
-    for line, cells in rows:
-        where = f"{path}: row {line}"
+    for number, cells in rows:
+        where = f"{path}: row {number}"
         check_num_cells(cells, header, where)
         row = {"keypoint": "", "x": "", "y": "", **dict(zip(header, cells, strict=True))}
         image = row["image"]

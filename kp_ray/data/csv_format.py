@@ -17,17 +17,17 @@ from kp_ray.data.dlc_format import is_dlc_header, read_dlc
 from kp_ray.data.visibility import label_point, parse_likelihood, parse_visible
 from kp_ray.errors import DataError
 
-_VISIBILITY_ENDS = ("visible", "visibility", "v")
-"""Ends of the names of the columns that hold COCO's codes 0, 1, 2, e.g. <name>_visible."""
-_COLUMN_ENDS = ("x", "y", "likelihood", *_VISIBILITY_ENDS)
-"""Ends of the names of a keypoint's columns."""
+_VISIBILITY_SUFFIXES = ("visible", "visibility", "v")
+"""Suffixes of column names; a column such as <name>_visible holds COCO's codes 0, 1, 2."""
+_COLUMN_SUFFIXES = ("x", "y", "likelihood", *_VISIBILITY_SUFFIXES)
+"""Suffixes of the names of all columns of a keypoint."""
 
 
 def to_csv(annotations: Annotations) -> bytes:
     """Make the native CSV in UTF-8.
 
-    Numbers are written so that reading gives the same float64; an unlabelled point has empty cells. The format has no
-    visibility: v 1 and v 2 both become labelled. The column `group` is written only if the scene of an image is not the
+    Numbers are written so that reading gives the same float64; an unlabelled point has empty cells. Visibility is not
+    written: v 1 and v 2 both read back as 2. The column `group` is written only if the scene of an image is not the
     scene in its name.
     """
     scenes_and_images = zip(annotations.scenes, annotations.images, strict=True)
@@ -54,11 +54,11 @@ def read_csv(path: str) -> LabelTable:
     number, first_cells = next(rows, (0, []))
     if is_dlc_header(first_cells):
         return read_dlc(itertools.chain([(number, first_cells)], rows), path)
-    header, rows = _check_header(first_cells, rows, path)
+    header, rows = _check_header_with_next_rows(first_cells, rows, path)
     names = _keypoint_names(header, path)
-    expected = [f"{name}_{axis}" for name in names for axis in "xy"]
+    coordinate_columns = [f"{name}_{axis}" for name in names for axis in "xy"]
     column_index = {name: index for index, name in enumerate(header)}
-    select_numbers = operator.itemgetter(*(column_index[column] for column in expected))
+    select_numbers = operator.itemgetter(*(column_index[column] for column in coordinate_columns))
     optional_columns = [_optional_columns(name, header) for name in names]
     has_visibility = any(map(any, optional_columns))
     images, groups, row_numbers, values, visibilities = [], [], array("q"), array("d"), array("d")
@@ -68,7 +68,7 @@ def read_csv(path: str) -> LabelTable:
         row_numbers.append(number)
         images.append(cells[column_index["image"]])
         groups.append(cells[column_index["group"]] if "group" in column_index else "")
-        numbers = _parse_numbers(select_numbers(cells), expected, where)
+        numbers = _parse_numbers(select_numbers(cells), coordinate_columns, where)
         if has_visibility:
             points = list(_label_points(numbers, cells, optional_columns, column_index, where))
             numbers = [value for x, y, _ in points for value in (x, y)]
@@ -96,10 +96,12 @@ def read_csv_rows(path: str, comment: str | None = None) -> tuple[list[str], Ite
     """
     rows = iterate_rows(path, comment)
     _, header = next(rows, (0, []))
-    return _check_header(header, rows, path)
+    return _check_header_with_next_rows(header, rows, path)
 
 
-def _check_header(header: list[str], rows: Iterator[NumberedRow], path: str) -> tuple[list[str], Iterator[NumberedRow]]:
+def _check_header_with_next_rows(
+    header: list[str], rows: Iterator[NumberedRow], path: str
+) -> tuple[list[str], Iterator[NumberedRow]]:
     """Check a header, with the five rows below it as hints for the message; return the header and all rows below it."""
     next_rows = list(itertools.islice(rows, 5))
     check_header(header, next_rows, path)
@@ -113,7 +115,7 @@ def _keypoint_names(header: Sequence[str], path: str) -> list[str]:
     if not names:
         raise DataError(f"{path}: the header has no keypoint columns: <name>_x and <name>_y are expected")
     expected = {f"{name}_{axis}" for name in names for axis in "xy"}
-    optional = {f"{name}_{end}" for name in names for end in _COLUMN_ENDS} - expected
+    optional = {f"{name}_{suffix}" for name in names for suffix in _COLUMN_SUFFIXES} - expected
     for column in sorted((set(columns) ^ expected) - optional):
         if column in expected:
             raise DataError(f"{path}: the column {column!r} is missing: add it")
@@ -122,7 +124,7 @@ def _keypoint_names(header: Sequence[str], path: str) -> list[str]:
             "per keypoint, <name>_x, <name>_y, <name>_likelihood and <name>_visible"
         )
     for name in names:
-        visible_columns = [f"{name}_{end}" for end in _VISIBILITY_ENDS if f"{name}_{end}" in columns]
+        visible_columns = [f"{name}_{suffix}" for suffix in _VISIBILITY_SUFFIXES if f"{name}_{suffix}" in columns]
         if len(visible_columns) > 1:
             raise DataError(
                 f"{path}: the columns {' and '.join(visible_columns)} state the visibility of one keypoint: keep one "
@@ -133,7 +135,7 @@ def _keypoint_names(header: Sequence[str], path: str) -> list[str]:
 
 def _optional_columns(name: str, header: Collection[str]) -> tuple[str, str]:
     """Return the names of a keypoint's likelihood column and visibility column; "" if the header lacks the column."""
-    visible_column = next((f"{name}_{end}" for end in _VISIBILITY_ENDS if f"{name}_{end}" in header), "")
+    visible_column = next((f"{name}_{suffix}" for suffix in _VISIBILITY_SUFFIXES if f"{name}_{suffix}" in header), "")
     return f"{name}_likelihood" if f"{name}_likelihood" in header else "", visible_column
 
 

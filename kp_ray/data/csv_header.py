@@ -15,7 +15,7 @@ _MAX_NAME_CHARS = 200
 
 
 def check_header(header: Sequence[str], next_rows: Sequence[NumberedRow], path: str) -> None:
-    """Refuse a header that lacks `image`, has a column twice, or has columns without a name or with a very long one.
+    """Refuse a header that lacks `image`, has a column twice, or has a column name that is empty or very long.
 
     Args:
         header: the cells of the first row.

@@ -44,12 +44,12 @@ def iterate_rows(path: str, comment: str | None = None) -> Iterator[NumberedRow]
 
 
 def refuse_unexpected_content(content: bytes, path: str, expected: str = "CSV") -> None:
-    """Refuse a file whose bytes do not look like a CSV, or another expected text file, in UTF-8.
+    """Refuse a file whose bytes do not look like UTF-8 text of the expected kind.
 
     Args:
         content: the file's bytes.
         path: the file's path, with which the message begins.
-        expected: description of the expected content for the message: "CSV", or e.g. "a list of image names".
+        expected: kind of text, for the message: "CSV", or e.g. "a list of image names".
 
     Raises:
         DataError: the message says what the file looks like.
@@ -87,7 +87,7 @@ def check_num_cells(cells: Sequence[str], header: Sequence[str], where: str) -> 
             f"{where}: {len(cells)} cells where the header has {len(header)}, as if the numbers had decimal commas: "
             "write 1.5, not 1,5"
         )
-    raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}: make them equal")
+    raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}: write one cell per column")
 
 
 def parse_number(text: str, where: str) -> float:
@@ -102,7 +102,9 @@ def parse_number(text: str, where: str) -> float:
     if math.isnan(value):
         if not math.isnan(_parse_finite(text.replace(",", "."))):
             raise DataError(f"{where}: {text[:40]!r} has a decimal comma: write {text.replace(',', '.')[:40]}")
-        raise DataError(f"{where}: {text[:40]!r} is not a number: write one, or leave the cell empty if unlabelled")
+        raise DataError(
+            f"{where}: {text[:40]!r} is not a number: write a number, or leave the cell empty for an unlabelled point"
+        )
     return value
 
 

@@ -42,12 +42,12 @@ def read_dlc(rows: Iterator[NumberedRow], path: str) -> LabelTable:
         path: path of the file; messages begin with it.
 
     Raises:
-        DataError: the header or a cell is wrong, or rows are named by numbers of video frames instead of images.
+        DataError: the header or a cell is wrong, or a row names a frame of a video by its number instead of an image.
     """
     header, rows = _read_header(rows, path)
     coords = [coord.lower() for coord in header["coords"]]
-    num_index_columns = next((i for i, coord in enumerate(coords[1:], start=1) if coord in _COORDS), len(coords))
-    columns = _find_columns(header, coords, num_index_columns, path)
+    num_image_columns = next((i for i, coord in enumerate(coords[1:], start=1) if coord in _COORDS), len(coords))
+    columns = _find_columns(header, coords, num_image_columns, path)
     individuals = list(dict.fromkeys(individual for individual, _ in columns))
     names = list(dict.fromkeys(name for _, name in columns))
     images: list[str] = []
@@ -56,7 +56,7 @@ def read_dlc(rows: Iterator[NumberedRow], path: str) -> LabelTable:
     for number, cells in rows:
         where = f"{path}: row {number}"
         check_num_cells(cells, header["coords"], where)
-        image = _image_name(cells[:num_index_columns], where)
+        image = _image_name(cells[:num_image_columns], where)
         poses = [
             [_read_point(cells, columns.get((individual, name), {}), f"{where}: {name[:80]}") for name in names]
             for individual in individuals
@@ -92,17 +92,17 @@ def _read_header(rows: Iterator[NumberedRow], path: str) -> tuple[dict[str, list
         if len(cells) != len(header["coords"]):
             raise DataError(
                 f"{path}: the header row {word!r} has {len(cells)} cells and the row 'coords' {len(header['coords'])}: "
-                "make them equal"
+                "write one cell per column in each"
             )
     return header, rows
 
 
 def _find_columns(
-    header: Mapping[str, Sequence[str]], coords: Sequence[str], num_index_columns: int, path: str
+    header: Mapping[str, Sequence[str]], coords: Sequence[str], num_image_columns: int, path: str
 ) -> _Columns:
-    """Return the columns of each individual's body parts, without Lightning Pose's extra column of the scorer `set`."""
+    """Return the columns of each individual's body parts; skip the column of Lightning Pose whose scorer is `set`."""
     columns: _Columns = {}
-    for index in range(num_index_columns, len(coords)):
+    for index in range(num_image_columns, len(coords)):
         name, coord = header["bodyparts"][index], coords[index]
         if header["scorer"][index] == "set" or (not coord and not name):
             continue
@@ -113,15 +113,15 @@ def _find_columns(
                 f"{where}: is not known: delete it; a column holds x, y, likelihood or visible of a body part"
             )
         individual = header["individuals"][index] if "individuals" in header else ""
-        column_of = columns.setdefault((individual, name), {})
-        if coord in column_of:
+        index_by_coord = columns.setdefault((individual, name), {})
+        if coord in index_by_coord:
             raise DataError(
                 f"{where}: occurs a second time, under the scorer {header['scorer'][index][:80]!r}: keep the columns "
                 "of one scorer"
             )
-        column_of[coord] = index
-    for (_, name), column_of in columns.items():
-        if "x" not in column_of or "y" not in column_of:
+        index_by_coord[coord] = index
+    for (_, name), index_by_coord in columns.items():
+        if "x" not in index_by_coord or "y" not in index_by_coord:
             raise DataError(f"{path}: the body part {name[:80]!r} lacks its column x or y: add it")
     if not columns:
         raise DataError(f"{path}: the header names no body parts: a pair of columns x, y per body part is expected")
@@ -139,10 +139,10 @@ def _image_name(cells: Sequence[str], where: str) -> str:
     return image
 
 
-def _read_point(cells: Sequence[str], column_of: Mapping[str, int], where: str) -> tuple[float, float, float]:
+def _read_point(cells: Sequence[str], index_by_coord: Mapping[str, int], where: str) -> tuple[float, float, float]:
     """Return x, y, v of one body part; NaN, NaN, 0 if it is unlabelled."""
     numbers = dict.fromkeys(_COORDS, math.nan)
-    for coord, index in column_of.items():
+    for coord, index in index_by_coord.items():
         numbers[coord] = _PARSERS.get(coord, parse_number)(cells[index], f"{where}_{coord}")
     if math.isnan(numbers["x"]) != math.isnan(numbers["y"]):
         raise DataError(f"{where} has only one of x and y: give both, or neither")

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-EXPECTED = "COCO keypoints JSON with images, annotations and categories"
+EXPECTED_JSON = "COCO keypoints JSON with images, annotations and categories"
 
-# Keys of a JSON object -> its description. The first entry counts whose keys are all in the object.
+# Keys of a JSON object -> its description. The first entry whose keys are all in the object describes it.
 _OBJECTS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"shapes", "imagePath"}), "a labelme file of one image"),
     (frozenset({"shapes", "flags", "version"}), "a labelme file of one image"),

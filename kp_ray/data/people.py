@@ -21,7 +21,7 @@ def select_people(table: LabelTable, choice: PeopleChoice, path: str) -> tuple[L
 
     Args:
         table: rows of one person each.
-        choice: "error" refuses images with several people.
+        choice: "error" refuses images with several people, "largest" keeps one person of each.
         path: file of the labels, for messages.
 
     Returns:
@@ -38,41 +38,41 @@ def select_people(table: LabelTable, choice: PeopleChoice, path: str) -> tuple[L
     for row, image in enumerate(table.images):
         rows_by_image[image].append(row)
     people_by_image = {image: [row for row in rows if has_label[row]] for image, rows in rows_by_image.items()}
-    group_images = {image: people for image, people in people_by_image.items() if len(people) > 1}
-    if group_images and choice == "error":
-        raise DataError(f"{path}: {_describe_group(table, group_images)}")
+    multi_person_images = {image: people for image, people in people_by_image.items() if len(people) > 1}
+    if multi_person_images and choice == "error":
+        raise DataError(f"{path}: {_describe_several_people(table, multi_person_images)}")
     kept_rows = [
         _largest_person(table, people_by_image[image]) if people_by_image[image] else rows[0]
         for image, rows in rows_by_image.items()
     ]
-    num_left_out = sum(len(people) - 1 for people in group_images.values())
+    num_left_out = sum(len(people) - 1 for people in multi_person_images.values())
     note = (
-        f"data.people: largest: {num_left_out} people in {len(group_images)} images are left out; they stay in the "
-        "images without labels"
+        f"data.people: largest: {num_left_out} people in {len(multi_person_images)} images are left out; they stay in "
+        "the images, unlabelled"
     )
     return table.select(kept_rows), note if num_left_out else ""
 
 
-def _describe_group(table: LabelTable, group_images: dict[str, list[int]]) -> str:
+def _describe_several_people(table: LabelTable, multi_person_images: dict[str, list[int]]) -> str:
     """Describe the first image with several people, and the fix.
 
     Args:
         table: rows of one person each.
-        group_images: image -> rows of its people, for the images with several people.
+        multi_person_images: image -> rows of its people, for the images with several people.
     """
-    image, rows = next(iter(group_images.items()))
+    image, rows = next(iter(multi_person_images.items()))
     row, next_row = rows[:2]
     kind = table.place_kind
     places = f"{kind}s {table.places[row]} and {table.places[next_row]}"
     if np.array_equal(table.keypoints[row], table.keypoints[next_row], equal_nan=True):
         return f"{places} label {image} with the same points: delete one of these two {kind}s"
-    count = f"{len(rows)} people are labelled ({places}; {len(group_images)} images have several)"
-    correction = "; if one row corrects the other, keep that row" if kind == "row" else ""
+    count = f"{len(rows)} people are labelled ({places}; {len(multi_person_images)} images have several)"
+    correction = "; if one row corrects the other, keep the correction" if kind == "row" else ""
     return f"{image}: {count}: set data.people: largest to train on the largest of them{correction}"
 
 
 def _largest_person(table: LabelTable, rows: Sequence[int]) -> int:
-    """Return the row with the largest box: the box that the file states, or the points' box if a row states none."""
+    """Return the row with the largest box: the stated box if all rows state one, else the box around the points."""
     boxes = [table.stated[row].bbox_xywh if table.stated else None for row in rows]
     stated_areas = [box[2] * box[3] for box in boxes if box is not None]
     if len(stated_areas) == len(rows):

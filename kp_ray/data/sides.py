@@ -40,7 +40,7 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 def check_flips(config: Config, skeleton: Skeleton, verb: Literal["train", "tune", "predict"]) -> None:
-    """Refuse settings with which a verb mirrors images, if a left and a right keypoint are in no flip pair.
+    """Refuse settings with which a verb mirrors images, if a left and a right keypoint are not a flip pair.
 
     Args:
         config: the run's configuration.

@@ -1,4 +1,4 @@
-"""Choose the sources to validate on, by whole scenes, clips or frames: one part of them, or folds.
+"""Choose the sources to validate on, by whole scenes, clips or frames: a fixed share of them, or folds.
 
 Frames of one clip are nearly the same image: using the label of the next frame is wrong by only 6 to 29 px. A score on
 frames of a clip whose other frames were trained on measures nothing, so whole scenes are held out by default.
@@ -13,19 +13,19 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.errors import ConfigError, DataError
 
 SplitBy = Literal["scene", "clip", "frame"]
-"""Unit whose images are all in one split: a scene, a clip (scene and camera), or a single image."""
+"""Unit whose images are all on one side of a split: a scene, a clip (scene and camera), or a single image."""
 
 
 def split_sources(annotations: Annotations, *, by: SplitBy, fraction: float, seed: int) -> list[str]:
     """Assign each of N sources to "train" or "val".
 
     Units are ordered by a hash of the seed and their name, and the first units become "val": at least one, never all,
-    and otherwise the number whose share of the sources is closest to `fraction`. The result does not depend on the
-    order of the sources, and adding a unit moves few of the other units to another side.
+    and within these limits as many as hold out a share of the sources closest to `fraction`. The result does not depend
+    on the order of the sources, and adding a unit moves few of the other units to the other side.
 
     Args:
         annotations: N sources.
-        by: unit whose sources are all in one split.
+        by: unit whose sources are all on one side.
         fraction: share of the sources to hold out, in [0, 1); 0 holds out none.
         seed: another seed chooses other units.
 
@@ -43,14 +43,14 @@ def split_sources(annotations: Annotations, *, by: SplitBy, fraction: float, see
         raise ConfigError(
             f"split: all {len(units)} sources are one {by}: {by_frame}set split.fraction=0 to train on all"
         )
-    ordered = sorted(num_sources, key=lambda unit: _hash_unit(unit, seed))
-    held_out, best_count, best_gap = 0, 0, float("inf")
-    for count, unit in enumerate(ordered[:-1], start=1):
-        held_out += num_sources[unit]
-        gap = abs(held_out - fraction * len(units))
+    ordered_units = sorted(num_sources, key=lambda unit: _hash_unit(unit, seed))
+    num_held_out, best_count, best_gap = 0, 0, float("inf")
+    for count, unit in enumerate(ordered_units[:-1], start=1):
+        num_held_out += num_sources[unit]
+        gap = abs(num_held_out - fraction * len(units))
         if gap < best_gap:
             best_count, best_gap = count, gap
-    val_units = set(ordered[:best_count])
+    val_units = set(ordered_units[:best_count])
     return ["val" if unit in val_units else "train" for unit in units]
 
 
@@ -113,11 +113,11 @@ def refuse_leaks(units: Sequence[str], splits: Sequence[str], images: Sequence[s
 
     Args:
         units: N names of units, from `split_units`.
-        splits: N names of splits, "train" or "val".
+        splits: N sides, "train" or "val".
         images: N names of sources; the variants of one source repeat its name.
 
     Raises:
-        DataError: a unit or an image is in both splits, or a split has another name; the message names the first.
+        DataError: a unit or an image is on both sides, or a side has another name; the message names the first.
     """
     unknown_splits = set(splits) - {"train", "val"}
     if unknown_splits:
@@ -127,7 +127,7 @@ def refuse_leaks(units: Sequence[str], splits: Sequence[str], images: Sequence[s
         if in_both:
             more = f" (and {len(in_both) - 1} more)" if len(in_both) > 1 else ""
             name = min(in_both).replace("\0", " camera ")
-            raise DataError(f"split: the {kind} {name} is in train and in val{more}: split again by a whole {kind}")
+            raise DataError(f"split: the {kind} {name} is in train and in val{more}: split again by whole {kind}s")
 
 
 def _names_in(names: Iterable[str], splits: Iterable[str], split: str) -> set[str]:

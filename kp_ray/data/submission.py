@@ -101,8 +101,8 @@ def write_submission(
     if keypoints.shape[:2] != (len(images), len(skeleton)) or keypoints.ndim != 3 or keypoints.shape[2] < 2:
         raise ValueError(f"keypoints {keypoints.shape} must be ({len(images)}, {len(skeleton)}, 2 or more)")
     check_same_keypoints(sample, skeleton)
-    columns = [skeleton.names.index(name) for name in sample.names]
-    values = np.asarray(keypoints[:, columns, :2], dtype=float).reshape(len(images), -1)
+    keypoint_indices = [skeleton.names.index(name) for name in sample.names]
+    values = np.asarray(keypoints[:, keypoint_indices, :2], dtype=float).reshape(len(images), -1)
     position = {image: row for row, image in enumerate(images)}
     if len(position) == len(images) and set(position) == set(sample.images):
         values, images = values[[position[image] for image in sample.images]], sample.images
@@ -175,7 +175,7 @@ def validate_submission(
     problems: list[str] = []
     values = np.zeros((len(rows), len(sample.columns) - 1))
     first_row: dict[str, int] = {}
-    expected = set(sample.images)
+    expected_images = set(sample.images)
     for i, (number, cells) in enumerate(rows):
         image, where = cells[0], f"row {number} ({cells[0]})"
         try:
@@ -186,7 +186,7 @@ def validate_submission(
             continue
         if image in first_row:
             problems.append(f"{where}: is already in row {first_row[image]}: drop one")
-        elif image not in expected:
+        elif image not in expected_images:
             problems.append(f"{where}: is not an image of the sample submission: drop it")
         first_row.setdefault(image, number)
         values[i] = [_parse_number(cell) for cell in cells[1:]]

@@ -8,7 +8,8 @@ from kp_ray.errors import DataError
 MIN_LIKELIHOOD = 0.6
 """A predicted point below this likelihood is unlabelled: the default `pcutoff` of a DeepLabCut project."""
 _MAX_LIKELIHOOD = 2.0
-"""Peaks of heatmaps, which some tools write as the likelihood, slightly exceed 1; a percentage exceeds 2."""
+"""Largest number that is accepted as a likelihood: the peak of a heat map, which some tools write, slightly exceeds 1;
+a percentage exceeds 2."""
 
 
 def label_point(x: float, y: float, likelihood: float, visible: float) -> tuple[float, float, float]:
@@ -50,5 +51,5 @@ def parse_visible(text: str, where: str) -> float:
     except DataError:
         visible = math.inf
     if not math.isnan(visible) and visible not in (0, 1, 2):
-        raise DataError(f"{where}: {text[:40]} is not 0 (unlabelled), 1 (hidden) or 2 (visible): write one")
+        raise DataError(f"{where}: {text[:40]} is not 0 (unlabelled), 1 (hidden) or 2 (visible): write one of these")
     return visible

@@ -10,7 +10,7 @@ from kp_ray.storage import join, read_json, write_bytes
 
 
 def to_yolo(coco: Mapping[str, Any]) -> dict[str, str]:
-    """Make the text of each image's label file, by image name with the suffix `.txt`.
+    """Make the text of each label file, by the file's name: the image name with the suffix `.txt`.
 
     A line per person holds class 0, the box's centre and size, and x, y, v per keypoint. As in Ultralytics' converter,
     coordinates are divided by the image's width and height without any offset, and an image without a person has an

@@ -36,7 +36,7 @@ def test_facts_that_fit_cause_no_findings():
 
 
 @pytest.mark.parametrize(
-    ("stated", "size", "kind", "message", "fix"),
+    ("stated_size", "size", "kind", "message", "fix"),
     [
         ((1080, 1920), SIZE, "swapped_size", "is turned", "exchange width and height"),
         (SIZE, (1080, 1920), "swapped_size", "is turned", "exchange width and height"),
@@ -49,13 +49,13 @@ def test_facts_that_fit_cause_no_findings():
             (1280, 720),
             (1280, 800),
             "stated_size",
-            "cropped, or another image has its name",
+            "cropped, or replaced by an image of the same name",
             "use the images that were labelled",
         ),
     ],
 )
-def test_a_stated_size_that_is_not_the_images_is_reported(stated, size, kind, message, fix):
-    (finding,) = check_person(StatedFacts(stated), size)
+def test_a_stated_size_other_than_the_size_of_the_image_is_reported(stated_size, size, kind, message, fix):
+    (finding,) = check_person(StatedFacts(stated_size), size)
     assert (finding.kind, finding.level, finding.image) == (kind, "warning", "a.jpg")
     assert message in finding.message
     assert fix in finding.fix
@@ -89,9 +89,9 @@ def test_points_that_missing_values_or_corrections_remove_cause_no_findings(tmp_
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ((0.0, 0.0, 50.0, 50.0), "0 of 24 points are in its bbox"),
-        ((420.0, 150.0, 60.0, 240.0), "0 of 24 points are in its bbox"),
-        ((830.0, 290.0, 40.0, 200.0), "points are in its bbox"),
+        ((0.0, 0.0, 50.0, 50.0), "0 of 24 points are inside bbox"),
+        ((420.0, 150.0, 60.0, 240.0), "0 of 24 points are inside bbox"),
+        ((830.0, 290.0, 40.0, 200.0), "points are inside bbox"),
     ],
 )
 def test_a_box_that_does_not_hold_the_points_is_reported(box, message):
@@ -114,7 +114,7 @@ def test_a_box_that_leaves_the_image_is_reported():
     (finding,) = check_person(facts, offset_px=200)
     assert (finding.kind, "two corners" in finding.message) == ("bbox", True)
     assert check_person(dataclasses.replace(facts, size=SIZE), size=None, offset_px=200) == [finding]
-    assert check_person(facts, size=None, offset_px=200) == []  # without a size, it may be x, y, width, height
+    assert check_person(facts, size=None, offset_px=200) == []  # without a size, the box may be x, y, width, height
     (finding,) = check_person(StatedFacts(bbox_xywh=(0.0, 0.0, 3 * SIZE[0], 800.0)))
     assert "leaves the" in finding.message
 

@@ -59,7 +59,7 @@ class TestSentinels:
         assert findings[0].fix.endswith(f"data.missing_values: [[{place[0]}, {place[1]}]]")
 
     @pytest.mark.parametrize("place", [(9999, 9999), (0, 1080), (1919, 0), (-1, 1080), (1e6, 1e6), (-9, -1)])
-    def test_any_other_place_far_from_the_bodies_is_found_in_several_images(self, place):
+    def test_any_other_place_far_from_the_bodies_is_found_if_several_images_share_it(self, place):
         labels = put_at(make_people(), place, [(row, 5) for row in range(8)])
         assert [finding.kind for finding in check_labels(labels)] == ["sentinel"]
         assert find_sentinels(put_at(make_people(), place, [(row, 5) for row in range(4)])) == []
@@ -90,7 +90,7 @@ class TestSentinels:
         assert find_sentinels(replace(labels, keypoints=keypoints)) == []
 
     def test_other_findings_that_a_sentinel_causes_are_not_reported(self):
-        points = [(row, point) for row in range(20) for point in range(24)]  # these images hold nothing else
+        points = [(row, point) for row in range(20) for point in range(24)]  # these images have no other points
         points += [(row, point) for row in range(20, 40) for point in (5, 6, 11)]
         findings = check_labels(put_at(make_people(), (-1, -1), points), FRAME)
         assert [finding.kind for finding in findings] == ["sentinel"]
@@ -166,7 +166,7 @@ class TestScale:
         (finding,) = select_kind(check_labels(labels, FRAME), "scale")
         assert "smaller than" in finding.message
 
-    def test_a_single_person_of_a_few_pixels_is_found_by_its_image(self):
+    def test_the_finding_about_a_single_person_of_a_few_pixels_names_the_image(self):
         labels = make_people()
         keypoints = labels.keypoints.copy()
         keypoints[7, :, :2] = keypoints[7, :, :2] / 1000

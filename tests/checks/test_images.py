@@ -33,7 +33,7 @@ def encode_rotated_jpeg() -> bytes:
     return out.getvalue()
 
 
-def label_files(names: list[str]):
+def make_labels_for_names(names: list[str]):
     """Make labels of images with these names."""
     return make_labels(names, np.ones((len(names), NUM_KEYPOINTS, 2)))
 
@@ -60,7 +60,7 @@ def test_every_kind_of_bad_file_is_found(tmp_path):
         (tmp_path / name).write_bytes(content)
     names = [*sorted(set(files) - {"Upper.JPG", "extra.jpg", "notes.txt"}), "upper.jpg", "gone.jpg"]
     reports: list[int] = []
-    findings, sizes = check_images(label_files(names), str(tmp_path), progress=reports.append)
+    findings, sizes = check_images(make_labels_for_names(names), str(tmp_path), progress=reports.append)
     assert {(finding.image, finding.kind, finding.level) for finding in findings} == {
         ("cut.jpg", "truncated", "error"),
         ("tail.jpg", "truncated", "error"),
@@ -85,7 +85,7 @@ def test_images_of_many_sizes_cause_no_findings(tmp_path):
     names = [f"{number}.jpg" for number in range(4)]
     for number, name in enumerate(names):
         (tmp_path / name).write_bytes(simplejpeg.encode_jpeg(make_image(32 + 8 * number, 32)))
-    findings, sizes = check_images(label_files(names), str(tmp_path))
+    findings, sizes = check_images(make_labels_for_names(names), str(tmp_path))
     assert findings == []
     assert sizes["3.jpg"] == (56, 32)
 
@@ -94,7 +94,9 @@ def test_names_that_nearly_match_are_counted_by_rule(tmp_path):
     jpeg = simplejpeg.encode_jpeg(make_image())
     for name in ("a b.jpg", "c.jpg", "d.jpg", "e.jpg"):
         (tmp_path / name).write_bytes(jpeg)
-    findings, _ = check_images(label_files(["a%20b.jpg", "c.png", "d.png", "e.jpg", "gone.jpg"]), str(tmp_path))
+    findings, _ = check_images(
+        make_labels_for_names(["a%20b.jpg", "c.png", "d.png", "e.jpg", "gone.jpg"]), str(tmp_path)
+    )
     (summary,) = (finding for finding in findings if finding.kind == "names")
     assert "4 labelled images have no file: 2 of 4 differ from a file only in the suffix" in summary.message
     assert "1 of 4 differ from a file only in percent-encoding (labels: a%20b.jpg, file: a b.jpg)" in summary.message
@@ -104,7 +106,7 @@ def test_names_that_nearly_match_are_counted_by_rule(tmp_path):
 
 def test_a_file_that_is_no_image_is_described(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic")
-    (finding,) = check_images(label_files(["a.jpg"]), str(tmp_path))[0]
+    (finding,) = check_images(make_labels_for_names(["a.jpg"]), str(tmp_path))[0]
     assert (finding.kind, "a HEIC image" in finding.message) == ("unreadable", True)
 
 

@@ -22,7 +22,7 @@ def test_correct_labels_have_no_findings(cameras):
     assert check_labels(make_clips(cameras), (1920, 1080)) == []
 
 
-def test_each_kind_of_mistake_in_one_image_is_a_warning_with_its_points():
+def test_mistakes_in_one_image_are_warnings_that_name_the_points_or_the_earlier_image():
     xy = np.stack([make_person(seed) for seed in range(5)])
     xy[1] = xy[0]
     xy[2, 4] = [1920, 500]

@@ -87,7 +87,7 @@ def test_the_summary_has_one_line_per_kind_with_an_example_and_counts_as_json() 
 
 
 @pytest.mark.parametrize("key", ["annotations", "images", "corrections"])
-def test_an_input_that_does_not_exist_is_refused_by_its_key(sample_config: Config, key: str) -> None:
+def test_the_message_about_an_input_that_does_not_exist_begins_with_its_key(sample_config: Config, key: str) -> None:
     config = build_config({**sample_config.to_dict(), "data": {**sample_config.to_dict()["data"], key: "/nowhere"}})
     with pytest.raises(ConfigError, match=rf"^data\.{key}: .*/nowhere"):
         CheckStage().check(config)

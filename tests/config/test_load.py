@@ -1,4 +1,4 @@
-"""Configs are built from YAML files, overrides and presets, and a mistake is reported by its file and key."""
+"""Configs are built from YAML files, overrides and presets, and a mistake is reported with its file and key."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def load_or_refuse(path: str | None, *overrides: str) -> str | None:
     return None
 
 
-def refusal(path: str | None, *overrides: str) -> str:
+def refusal_message(path: str | None, *overrides: str) -> str:
     """Load a config that is refused; return the message of the ConfigError."""
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides)
@@ -122,7 +122,7 @@ def test_a_mistake_in_the_file_is_reported_with_file_key_and_value(
     tmp_path: Path, text: str | bytes, message: str
 ) -> None:
     path = write_config(tmp_path, text)
-    error = refusal(path)
+    error = refusal_message(path)
     assert error.startswith(f"{path}: ")
     assert message in error
     assert len(error) < len(path) + 300
@@ -144,23 +144,23 @@ def test_a_mistake_in_the_file_is_reported_with_file_key_and_value(
     ],
 )
 def test_a_mistake_in_an_override_is_reported_with_its_key(override: str, message: str) -> None:
-    assert message in refusal(None, override)
+    assert message in refusal_message(None, override)
 
 
 def test_the_first_of_several_mistakes_is_reported_and_the_others_are_counted(tmp_path: Path) -> None:
-    assert refusal(write_config(tmp_path, "seed: x\nsplit: {by: y}\nzzz: 1")).endswith("(and 2 more)")
+    assert refusal_message(write_config(tmp_path, "seed: x\nsplit: {by: y}\nzzz: 1")).endswith("(and 2 more)")
 
 
 @pytest.mark.parametrize("bucket", ["bucket", "b" * 200])
 def test_credentials_in_a_path_are_refused_and_not_repeated(bucket: str) -> None:
-    message = refusal(None, f"run_dir=s3://a-key:a-secret@{bucket}/run")
+    message = refusal_message(None, f"run_dir=s3://a-key:a-secret@{bucket}/run")
     assert message.startswith("config: run_dir: ")
     assert "credentials belong in the environment" in message
     assert "a-key" not in message
     assert "a-secret" not in message
 
 
-def test_a_missing_file_or_a_folder_is_refused_by_its_path(tmp_path: Path) -> None:
+def test_the_message_about_a_missing_file_or_a_folder_begins_with_its_path(tmp_path: Path) -> None:
     for path in (str(tmp_path / "nowhere" / "config.yaml"), str(tmp_path)):
         with pytest.raises(StorageError) as caught:
             load_config(path)
@@ -217,7 +217,9 @@ VALUES = st.recursive(
 
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
 @settings(SHARED_TMP_PATH, max_examples=150)
-def test_any_settings_are_accepted_or_refused_by_the_path_of_their_file(tmp_path: Path, values: dict[str, Any]) -> None:
+def test_any_settings_are_accepted_or_refused_with_the_path_of_their_file(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
     path = write_config(tmp_path, yaml.safe_dump(values))
     message = load_or_refuse(path)
     assert message is None or message.startswith(f"{path}: ")
@@ -228,7 +230,7 @@ def test_any_settings_are_accepted_or_refused_by_the_path_of_their_file(tmp_path
 @example(b"data: &a {annotations: *a}")
 @example(b'"\\ud800": 1')
 @settings(SHARED_TMP_PATH, max_examples=300)
-def test_any_bytes_are_accepted_or_refused_by_the_path_of_their_file(tmp_path: Path, content: bytes) -> None:
+def test_any_bytes_are_accepted_or_refused_with_the_path_of_their_file(tmp_path: Path, content: bytes) -> None:
     path = write_config(tmp_path, content)
     message = load_or_refuse(path)
     assert message is None or message.startswith(f"{path}: ")

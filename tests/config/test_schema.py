@@ -83,13 +83,13 @@ def test_local_paths_become_absolute_and_urls_and_keywords_stay(
     assert config.predict.images == "store:val"
 
 
-def test_an_input_that_is_not_set_is_refused_by_its_key() -> None:
+def test_the_message_about_an_input_that_is_not_set_names_its_key() -> None:
     with pytest.raises(ConfigError, match=r"data\.images is not set: add it to the config, or --set data\.images=PATH"):
         Config().require_input("images")
     assert build_config({"data": {"images": "/frames"}}).require_input("images") == "/frames"
 
 
-def test_the_skeleton_settings_replace_the_competitions_or_are_refused() -> None:
+def test_skeleton_settings_override_the_skeleton_of_the_competition_or_are_refused() -> None:
     sigmas = [0.05] * len(DACON24)
     assert build_config({"skeleton": {"sigmas": sigmas}}).build_skeleton(DACON24.names).sigmas == tuple(sigmas)
     with pytest.raises(ConfigError, match=r"^skeleton: sigmas: "):

@@ -54,7 +54,7 @@ def test_keypoints_are_reordered_to_a_skeleton_of_the_same_names():
     np.testing.assert_array_equal(reordered_labels.keypoints, labels.keypoints[:, ::-1])
 
 
-def test_keypoints_of_other_names_are_refused():
+def test_labels_with_other_keypoint_names_than_the_skeleton_are_refused():
     skeleton = Skeleton(("paw", *DACON24.names[1:]), (), DACON24.sigmas)
     with pytest.raises(DataError, match=r"^truth\.csv: .*'nose'"):
         reorder_keypoints(make_labels(["a.jpg"], make_person()[None]), skeleton, "truth.csv")

@@ -69,7 +69,7 @@ def list_wrong_coco() -> list[tuple[object, str]]:
         ),
         (missing_number, "b/c.jpg: 71 keypoint numbers"),
         (text_number, "b/c.jpg: a keypoint is not a finite number"),
-        (missing_image, "no image has its id 7"),
+        (missing_image, "no image has the id 7"),
         (huge_number, "b/c.jpg: a keypoint is not a finite number"),
         (wrong_v, "b/c.jpg: a keypoint's v"),
         (shared_id, "share an id"),
@@ -81,7 +81,7 @@ def list_wrong_coco() -> list[tuple[object, str]]:
 
 
 @pytest.mark.parametrize(("content", "message"), list_wrong_coco())
-def test_a_wrong_json_is_refused_with_file_and_image(write, content, message):
+def test_a_wrong_json_is_refused_with_its_path_and_the_mistake(write, content, message):
     path = write(json.dumps(content), "labels.json")
     with pytest.raises(DataError) as caught:
         load_annotations(path)
@@ -95,7 +95,7 @@ def test_text_that_is_not_json_is_refused(write):
 
 
 @pytest.mark.skipif(not (SHARED / "lsp").is_dir(), reason=f"the label files of LSP are not in {SHARED}")
-def test_the_json_and_the_csv_of_a_real_data_set_are_equal():
+def test_the_json_and_the_csv_of_a_real_data_set_hold_equal_labels():
     from_csv = load_annotations(str(SHARED / "lsp" / "train_df.csv"))
     from_json = load_annotations(str(SHARED / "lsp" / "annotations_coco24.json"))
     assert from_csv.images == from_json.images
@@ -133,7 +133,7 @@ def test_an_annotation_without_keypoints_is_an_unlabelled_person(write, keypoint
         ([1, 2, 0.93] * NUM_KEYPOINTS, "a keypoint's v is 0.93: write 0 (unlabelled), 1 (hidden) or 2 (visible)"),
     ],
 )
-def test_wrong_keypoints_are_named_by_annotation_and_image(write, keypoints, message):
+def test_the_message_about_wrong_keypoints_names_annotation_and_image(write, keypoints, message):
     content = make_coco()
     content["annotations"][1] |= {"keypoints": keypoints, "id": 77}
     path = write(json.dumps(content), "labels.json")
@@ -148,7 +148,7 @@ def test_wrong_keypoints_are_named_by_annotation_and_image(write, keypoints, mes
         ("annotations", 1, {"image_id": None}, "annotation 2: image_id is absent or null"),
         ("annotations", 1, {"image_id": [1]}, "annotation 2: image_id is a list"),
         ("annotations", 1, {"image_id": "2"}, "annotation 2: image_id is text ('2'), but the image's id is not"),
-        ("annotations", 1, {"image_id": 9}, "annotation 2: no image has its id 9"),
+        ("annotations", 1, {"image_id": 9}, "annotation 2: no image has the id 9"),
         (
             "annotations",
             1,
@@ -171,7 +171,7 @@ def test_wrong_keypoints_are_named_by_annotation_and_image(write, keypoints, mes
         ("categories", 0, {"keypoints": []}, "no category has keypoints"),
     ],
 )
-def test_a_wrong_entry_is_named_by_its_place(write, key, index, changes, message):
+def test_the_message_about_a_wrong_entry_names_its_place(write, key, index, changes, message):
     content = make_coco()
     content[key][index] |= changes
     path = write(json.dumps(content), "labels.json")
@@ -235,7 +235,7 @@ def test_annotations_that_share_an_id_are_read(write):
     np.testing.assert_array_equal(labels.keypoints[1, :, :2], make_person(1))
 
 
-def test_a_repeated_annotation_is_named_with_the_first(write):
+def test_the_message_about_a_repeated_annotation_names_both(write):
     content = make_coco()
     content["annotations"].append({**content["annotations"][1], "id": 3})
     with pytest.raises(

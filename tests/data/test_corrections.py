@@ -10,7 +10,7 @@ from tests.helpers.labels import CELLS, HEADER
 CORRECTIONS_HEADER = "image,action,keypoint,x,y\n"
 
 
-def test_images_are_dropped_points_moved_or_unlabelled_and_the_changes_listed(write):
+def test_images_are_dropped_and_points_moved_or_unlabelled_and_the_changes_are_listed(write):
     labels = write(f"{HEADER}\na.jpg,{CELLS}\nb.jpg,{CELLS}\nc.jpg,{CELLS}\n")
     rows = "b.jpg,drop,,,\na.jpg,point,nose,7.5,8\nc.jpg,point,neck,,\n"
     corrected_labels = load_annotations(labels, corrections=write(CORRECTIONS_HEADER + rows, "corrections.csv"))
@@ -45,7 +45,7 @@ def test_lines_that_begin_with_a_hash_change_nothing_and_keep_the_row_numbers_ri
         ("a.jpg,drop,,,", "drops every image"),
     ],
 )
-def test_a_wrong_row_is_refused_by_its_number(write, row, message):
+def test_a_wrong_row_is_refused_with_the_path_and_the_mistake(write, row, message):
     labels = write(f"{HEADER}\na.jpg,{CELLS}\n")
     path = write(f"{CORRECTIONS_HEADER}{row}\n", "corrections.csv")
     with pytest.raises(DataError) as caught:

@@ -40,7 +40,7 @@ def test_reordered_columns_byte_order_mark_crlf_and_blank_lines_are_accepted(wri
     assert (labels.keypoints[0, :, 2] == 2).all()
 
 
-def test_a_very_long_column_name_is_refused_by_its_beginning(write):
+def test_the_message_about_a_very_long_column_name_shows_only_its_beginning(write):
     with pytest.raises(DataError, match=r"a column's name has 2102 characters.*'\[\[\[") as caught:
         load_annotations(write("image,nose_x,nose_y," + 2100 * "[" + "_x\na.jpg,1,2,3\n"))
     assert len(str(caught.value)) < 500
@@ -95,7 +95,7 @@ def join_rows(*rows: str, separator: str = ",") -> str:
 
 
 @pytest.mark.parametrize(
-    ("content", "messages", "corrected"),
+    ("content", "messages", "corrected_content"),
     [
         (join_rows(HEADER, ROW, separator=";"), ["semicolons", "commas"], join_rows(HEADER, ROW)),
         (join_rows(HEADER, ROW, separator="\t"), ["tabs", "commas"], join_rows(HEADER, ROW)),
@@ -141,17 +141,17 @@ def join_rows(*rows: str, separator: str = ",") -> str:
          join_rows(HEADER, ROW)),
     ],
 )  # fmt: skip
-def test_the_message_names_the_cause_and_its_advice_works(write, content, messages, corrected):
+def test_the_message_names_the_cause_and_its_advice_works(write, content, messages, corrected_content):
     path = write(content)
     with pytest.raises(DataError) as caught:
         load_annotations(path)
     assert str(caught.value).startswith(path)
     for message in messages:
         assert message in str(caught.value)
-    assert load_annotations(write(corrected)).images[0] == "a.jpg"
+    assert load_annotations(write(corrected_content)).images[0] == "a.jpg"
 
 
-def test_the_advice_about_two_different_rows_of_an_image_is_not_to_delete_one(write):
+def test_the_message_about_two_different_rows_of_an_image_does_not_advise_deleting_one(write):
     path = write(join_rows(HEADER, ROW, f"a.jpg,9{CELLS}"))
     with pytest.raises(
         DataError, match=r"2 people are labelled \(rows 2 and 3.*if one row corrects the other"

@@ -67,7 +67,7 @@ def test_the_set_column_of_predictions_on_labelled_frames_is_ignored(load):
     assert load(text).keypoints[0, 1].tolist() == [3, 4, 2]
 
 
-def test_several_individuals_follow_data_people(write):
+def test_data_people_decides_about_several_individuals(write):
     text = (
         "scorer,s,s,s,s\nindividuals,tom,tom,ann,ann\nbodyparts,paw,paw,paw,paw\ncoords,x,y,x,y\n"
         "v/1.png,1,2,,\nv/2.png,,,7,8\nv/3.png,,,,\n"

@@ -16,12 +16,14 @@ from kp_ray.errors import DataError
         (["A.JPG"], r"1 of 2 differ from a file only in upper and lower case \(labels: a\.jpg, file: A\.JPG\)"),
     ],
 )
-def test_a_folder_without_any_labelled_image_is_refused_with_names_of_both_sides(files: list[str], hint: str) -> None:
+def test_a_folder_without_any_labelled_image_is_refused_with_names_from_labels_and_folder(
+    files: list[str], hint: str
+) -> None:
     with pytest.raises(DataError, match=rf"^data\.images: /data: none of the 2 .* e\.g\. a\.jpg, {hint}\): correct"):
         require_any_image(["a.jpg", "b.jpg"], files, "/data")
 
 
-def test_one_image_of_the_labels_is_enough() -> None:
+def test_a_folder_with_one_labelled_image_is_accepted() -> None:
     require_any_image(["a.jpg", "b.jpg"], {"b.jpg", "c.jpg"}, "/data")
 
 

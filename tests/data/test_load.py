@@ -58,7 +58,7 @@ def test_the_competition_labels_have_53_scenes_of_5_cameras():
 
 
 class TestNoUsableLabel:
-    """Labels without a point that training could use are refused wherever labels are read."""
+    """Labels without a point that training could use are refused when they are read."""
 
     @pytest.mark.parametrize("num_images", [1, 3])
     def test_empty_cells_alone_are_no_labels(self, write, num_images):
@@ -79,11 +79,11 @@ class TestNoUsableLabel:
             load_annotations(path, missing_values=[place])
 
     def test_coco_without_annotations_or_with_v_0_alone_has_no_labels(self, write):
-        person = {"id": 1, "name": "person", "keypoints": ["a", "b"]}
+        category = {"id": 1, "name": "person", "keypoints": ["a", "b"]}
         image = {"id": 1, "file_name": "a.jpg"}
         unlabelled_person = {"id": 1, "image_id": 1, "category_id": 1, "keypoints": [5, 5, 0, 7, 7, 0]}
         for people in ([], [unlabelled_person]):
-            content = json.dumps({"images": [image], "annotations": people, "categories": [person]})
+            content = json.dumps({"images": [image], "annotations": people, "categories": [category]})
             with pytest.raises(DataError, match="none of its 1 images has a labelled point"):
                 load_annotations(write(content, "labels.json"), flip_pairs=[], sigmas=[0.1, 0.1])
 
@@ -105,7 +105,7 @@ class TestNoUsableLabel:
         assert len(load_labels(build_config({**settings, "augment": {"min_visible": 2}}))) == 2
 
 
-def test_missing_values_are_read_as_unlabelled_points_wherever_labels_are_read(write):
+def test_missing_values_of_the_config_are_read_as_unlabelled_points(write):
     path = write("image,a_x,a_y,b_x,b_y\na.jpg,0,0,3,4\nb.jpg,-1,-1.0,0,5\n")
     values = {"data": {"annotations": path, "missing_values": [[0, 0], [-1, -1]]}}
     labels = load_labels(build_config({**values, "skeleton": {"flip_pairs": [], "sigmas": [0.1, 0.1]}}))

@@ -13,7 +13,7 @@ from kp_ray.errors import ConfigError, DataError
 from tests.helpers.labels import CELLS, HEADER, make_labels, make_person
 
 
-def make_group_coco() -> dict[str, Any]:
+def make_multi_person_coco() -> dict[str, Any]:
     """Make COCO JSON of three images: a.jpg shows three people, b.jpg one, c.jpg two.
 
     The second person of a.jpg and of c.jpg is twice as large as the others.
@@ -29,7 +29,7 @@ def make_group_coco() -> dict[str, Any]:
 
 
 def test_several_people_are_refused_with_the_setting_that_accepts_them(write):
-    path = write(json.dumps(make_group_coco()), "labels.json")
+    path = write(json.dumps(make_multi_person_coco()), "labels.json")
     with pytest.raises(DataError) as caught:
         load_annotations(path)
     assert str(caught.value) == (
@@ -39,18 +39,18 @@ def test_several_people_are_refused_with_the_setting_that_accepts_them(write):
 
 
 def test_the_largest_person_is_kept_and_the_people_left_out_are_counted(write):
-    labels = load_annotations(write(json.dumps(make_group_coco()), "labels.json"), people="largest")
+    labels = load_annotations(write(json.dumps(make_multi_person_coco()), "labels.json"), people="largest")
     assert labels.images == ("a.jpg", "b.jpg", "c.jpg")
     np.testing.assert_array_equal(labels.keypoints[0, :, :2], 2 * make_person(1))
     np.testing.assert_array_equal(labels.keypoints[1, :, :2], make_person())
     assert labels.stated[0].bbox_xywh[2] > labels.stated[1].bbox_xywh[2]
     assert labels.notes == (
-        "data.people: largest: 3 people in 2 images are left out; they stay in the images without labels",
+        "data.people: largest: 3 people in 2 images are left out; they stay in the images, unlabelled",
     )
 
 
 def test_without_boxes_the_points_decide_which_person_is_largest_and_of_equal_people_the_first_is_kept(write):
-    content = make_group_coco()
+    content = make_multi_person_coco()
     for person in content["annotations"]:
         del person["bbox"]
     labels = load_annotations(write(json.dumps(content), "labels.json"), people="largest")
@@ -65,7 +65,7 @@ def test_without_boxes_the_points_decide_which_person_is_largest_and_of_equal_pe
 
 @pytest.mark.parametrize("people", ["error", "largest"])
 def test_boxes_without_keypoints_and_crowds_do_not_count_as_people(write, people):
-    content = make_group_coco()
+    content = make_multi_person_coco()
     content["annotations"] = content["annotations"][:3]
     box = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1900, 1000]}
     content["annotations"] += [
@@ -77,8 +77,8 @@ def test_boxes_without_keypoints_and_crowds_do_not_count_as_people(write, people
     assert labels.notes == ()
 
 
-def test_the_setting_reaches_the_labels_of_a_run(write):
-    path = write(json.dumps(make_group_coco()), "labels.json")
+def test_load_labels_uses_data_people_of_the_config(write):
+    path = write(json.dumps(make_multi_person_coco()), "labels.json")
     config = build_config({"data": {"annotations": path, "people": "largest"}})
     assert len(load_labels(config)) == 3
     with pytest.raises(DataError, match=r"data\.people: largest"):
@@ -87,7 +87,7 @@ def test_the_setting_reaches_the_labels_of_a_run(write):
         build_config({"data": {"people": "all"}})
 
 
-def test_people_in_rows_of_a_csv_follow_the_same_setting(write):
+def test_data_people_applies_to_the_rows_of_a_csv_too(write):
     path = write(f"{HEADER}\na.jpg,{CELLS}\nb.jpg,{CELLS}\na.jpg,9{CELLS}0\n")
     labels = load_annotations(path, people="largest")
     assert labels.images == ("a.jpg", "b.jpg")

@@ -49,8 +49,11 @@ def test_names_without_a_counterpart_are_not_listed(names: list[str]) -> None:
     assert unpaired_sides(make_skeleton(names, [])) == []
 
 
-def test_the_competitions_skeleton_lacks_no_pair_and_wrong_pairs_are_listed() -> None:
+def test_the_skeleton_of_the_competition_lacks_no_flip_pair() -> None:
     assert unpaired_sides(DACON24) == []
+
+
+def test_if_flip_pairs_are_wrong_the_correct_pairs_are_listed() -> None:
     names = ["left_eye", "right_eye", "left_ear", "right_ear"]
     skeleton = make_skeleton(names, [("left_eye", "right_ear"), ("left_ear", "right_eye")])
     assert unpaired_sides(skeleton) == [("left_eye", "right_eye"), ("left_ear", "right_ear")]
@@ -64,7 +67,7 @@ def test_the_competitions_skeleton_lacks_no_pair_and_wrong_pairs_are_listed() ->
         ("predict", {"tta": ("flip",)}, "flip out of predict.tta"),
     ],
 )
-def test_each_verb_refuses_only_its_own_flip_and_the_advice_works(verb, flips, setting) -> None:
+def test_each_verb_refuses_only_its_own_flip_setting_and_the_advice_works(verb, flips, setting) -> None:
     skeleton = make_skeleton(["left_paw", "right_paw", "tail"], [])
     with pytest.raises(ConfigError, match=r"^skeleton\.flip_pairs: left_paw and right_paw ") as caught:
         check_flips(make_config(**flips), skeleton, verb)

@@ -80,7 +80,7 @@ def test_a_single_unit_cannot_be_split_and_the_message_names_the_setting():
         split_sources(make_sources([1], cameras="A"), by="frame", fraction=0.1, seed=0)
 
 
-def test_a_unit_or_image_on_both_sides_is_refused_by_its_name():
+def test_a_unit_or_image_on_both_sides_is_refused_with_its_name():
     with pytest.raises(DataError, match=r"the unit attic is in train and in val \(and 1 more\)"):
         refuse_leaks(["kitchen", "kitchen", "attic", "attic"], ["train", "val", "val", "train"], ["a", "b", "c", "d"])
     with pytest.raises(DataError, match="the image a is in train and in val"):
@@ -120,6 +120,6 @@ def test_units_of_one_size_are_dealt_evenly_and_another_seed_deals_other_folds()
     assert deal_folds(labels, by="scene", num_folds=5, seed=7) != folds
 
 
-def test_more_folds_than_units_are_refused_with_the_setting():
+def test_more_folds_than_units_are_refused_with_the_setting_to_change():
     with pytest.raises(ConfigError, match=r"split\.folds: .*5 folds .*of 3 scenes\): set split\.by=frame"):
         deal_folds(make_sources([3] * 3), by="scene", num_folds=5, seed=0)

@@ -63,7 +63,7 @@ FAULTS: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "lost column": (lambda rows: [row.rpartition(",")[0] for row in rows], r"row 1: 4 columns, expected 5"),
     "short row": (
         lambda rows: [*rows[:3], "3.jpg,1,1,1"],
-        r"row 4 \(3\.jpg\): 4 cells where the header has 5: make them equal",
+        r"row 4 \(3\.jpg\): 4 cells where the header has 5: write one cell per column",
     ),
     "text": (
         lambda rows: [*rows[:3], "3.jpg,1,left,1,1"],

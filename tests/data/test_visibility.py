@@ -57,7 +57,7 @@ def test_a_keypoint_may_have_a_name_like_a_visibility_column(load):
 @pytest.mark.parametrize(
     ("columns", "cells", "message"),
     [
-        ("paw_v", "3", "row 2: paw_v: 3 is not 0 (unlabelled), 1 (hidden) or 2 (visible): write one"),
+        ("paw_v", "3", "row 2: paw_v: 3 is not 0 (unlabelled), 1 (hidden) or 2 (visible): write one of these"),
         ("paw_visible", "True", "row 2: paw_visible: True is not 0 (unlabelled)"),
         ("paw_visible", "0.5", "row 2: paw_visible: 0.5 is not 0 (unlabelled)"),
         ("paw_likelihood", "high", "row 2: paw_likelihood: 'high' is not a number"),

@@ -165,7 +165,7 @@ def test_the_export_of_a_fold_holds_its_originals(two_fold_config: Config, tmp_p
 
 
 def test_settings_that_folds_make_impossible_are_refused(sample_data: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a names a fold \(got 1\) without folds"):
+    with pytest.raises(ConfigError, match=r"a names a fold \(got 1\), but there are no folds"):
         tiny_config(sample_data, tmp_path, train={"members": [{"name": "a", "fold": 1}]})
     with pytest.raises(ConfigError, match=r"a names a fold that does not exist \(got 2\): name one from 0 to 1"):
         tiny_config(sample_data, tmp_path, split={"folds": 2}, train={"members": [{"name": "a", "fold": 2}]})
