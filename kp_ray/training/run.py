@@ -178,7 +178,9 @@ class InputMonitor:
         self.warned: set[str] = set()
 
     def check(self, name: str, entry: LogEntry) -> None:
-        """Warn if two successive log entries report a long wait: the first batches of a run always take long.
+        """Warn if two successive log entries report a long wait.
+
+        A single entry does not count, because the first batches of a run always take long.
 
         Args:
             name: name of the member.

@@ -1,7 +1,7 @@
 """Search for a learning rate, a schedule and recipes; every trial is a real training run of the first member.
 
 As many trials run at the same time as the cluster holds training runs. Each trial is recorded in its own folder,
-`tune/trials/<trial>`. The search's state is in these folders and the log alone, so that a new driver can resume it.
+`tune/trials/<trial>`. These folders and the log hold the whole state of a search, so that a new driver can resume it.
 """
 
 from collections.abc import Sequence
@@ -70,9 +70,9 @@ class TuneSummary:
         failures = f", {self.failed} failed" if self.failed else ""
         fold = "" if self.fold is None else f" on fold {self.fold}"
         return [
-            f"{self.trials} trials{failures}, {self.iterations} iterations of {self.iterations_without_stops} "
-            "without stops",
-            f"best {self.metric} {self.best:.4g}{fold} by trial {self.trial}, {own}: {params}",
+            f"{self.trials} trials{failures}, {self.iterations} iterations ({self.iterations_without_stops} without "
+            "early stops)",
+            f"best {self.metric} {self.best:.4g}{fold} by {self.trial} ({own}): {params}",
         ]
 
     def to_json(self) -> dict[str, Any]:

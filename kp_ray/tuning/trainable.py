@@ -67,7 +67,7 @@ class TrialTrainable(ray.tune.Trainable):
         if not has_ended:
             delete_end(self.folder)  # the end that an earlier attempt recorded
         sets = recipe_sets(self.search_config)
-        config = trial_config(self.search_config, point, sets, is_own=name == OWN_TRIAL)
+        config = trial_config(self.search_config, point, sets, is_own_trial=name == OWN_TRIAL)
         cfg = build_scaled_cfg(config)
         self.max_iter = int(cfg.SOLVER.MAX_ITER)
         write_start(

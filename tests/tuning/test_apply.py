@@ -41,7 +41,7 @@ def test_the_own_trial_keeps_the_config_exactly_even_outside_the_search_space() 
     train = {"base_lr": 0.5, "steps": [1000, 1100, 7000, 10000], "warmup_iters": 50, "flip": False}
     config = build_config({"preset": "dacon", "train": train, "tune": {"flips": [True], "max_iter": 10000}})
     point = to_point(config.train, config)
-    own_train = trial_config(config, point, RECIPE_SETS, is_own=True).train
+    own_train = trial_config(config, point, RECIPE_SETS, is_own_trial=True).train
     assert own_train == config.train.model_copy(update={"eval_period": 1250})
     assert trial_config(config, point, RECIPE_SETS).train.base_lr == 0.01
 
@@ -50,7 +50,7 @@ def test_the_own_trial_keeps_the_config_exactly_even_outside_the_search_space() 
 @given(max_iter=st.integers(1, 3000))
 def test_a_short_own_trial_keeps_the_shares_of_the_schedule(max_iter: int) -> None:
     config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})
-    own_train = trial_config(config, to_point(config.train, config), RECIPE_SETS, is_own=True).train
+    own_train = trial_config(config, to_point(config.train, config), RECIPE_SETS, is_own_trial=True).train
     assert (own_train.max_iter, own_train.warmup_iters) == (max_iter, round(max_iter / 10))
     steps = {round(tenths * max_iter / 10) for tenths in range(3, 9)}
     assert list(own_train.steps) == sorted(step for step in steps if 0 < step < max_iter)

@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial as RayTrial
 from kp_ray.errors import StorageError
 from kp_ray.tuning.departures import (
     TrialSampler,
-    find_own_error,
+    find_callback_error,
     prepare_environment,
     read_trial_error,
 )
@@ -58,9 +58,9 @@ def test_the_error_of_a_trial_is_its_exception_or_without_one_rays_text(tmp_path
 def test_the_error_of_a_callback_is_found_behind_rays_own() -> None:
     own_error, ray_error = StorageError("/full: no space"), ray.tune.TuneError("a callback failed")
     ray_error.__context__ = own_error
-    assert find_own_error(ray_error) is own_error
+    assert find_callback_error(ray_error) is own_error
     foreign_error = ray.tune.TuneError("no cause")
-    assert find_own_error(foreign_error) is foreign_error
+    assert find_callback_error(foreign_error) is foreign_error
 
 
 def test_a_trials_sample_depends_on_its_number_and_not_on_earlier_samples() -> None:
