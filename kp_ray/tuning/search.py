@@ -109,7 +109,7 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
         StorageError: a file of the search is damaged.
     """
     with writer_lock(config.path("tune")):
-        if not is_finished(config):
+        if not has_matching_result(config):
             _search(config, progress)
         trials = read_trials(config)
         write_tables(config, trials)
@@ -141,8 +141,8 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
         )
 
 
-def is_finished(config: Config) -> bool:
-    """Return whether this run folder holds a finished search.
+def has_matching_result(config: Config) -> bool:
+    """Return whether this run folder holds the result of a search with the config's settings.
 
     Raises:
         RunStateError: the folder holds a search with other settings.
