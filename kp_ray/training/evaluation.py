@@ -79,8 +79,10 @@ def _evaluate_shard(model: torch.nn.Module, worker: Worker) -> list[_EvaluatedRo
     for rows, inputs in read_ahead(load, numbered_batches, worker.config.train.num_feed_threads):
         for row, detections in zip(rows, detect_in_inputs(model, inputs, decode), strict=True):
             truth = np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3)
-            place = row["source"], row["scene"], row["camera"], row["frame"]
-            evaluated_rows.append(_EvaluatedRow(*place, truth, detections[0] if detections else None))
+            detection = detections[0] if detections else None
+            evaluated_rows.append(
+                _EvaluatedRow(row["source"], row["scene"], row["camera"], row["frame"], truth, detection)
+            )
     return evaluated_rows
 
 

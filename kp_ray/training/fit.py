@@ -1,7 +1,7 @@
 """Train one member with Ray Train.
 
-This module does not import Detectron2, which takes seconds of CPU time: the task that calls `fit_member` and Ray
-Train's controller, two processes without a network, import it.
+This module does not import Detectron2, which would take seconds of CPU time in two processes that do not use it: Ray
+Train's controller and the task that calls `fit_member`.
 """
 
 import contextlib

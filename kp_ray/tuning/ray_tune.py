@@ -109,7 +109,7 @@ class _RecordCallback(ray.tune.Callback):
         trials = read_trials(self.config, self.running)
         write_tables(self.config, trials)
         for trial in trials:
-            # The files of a trial that was trained before say finished at its first report: only its end is shown.
+            # The files of a trial that was trained before say finished at its first report: show only its end.
             if trial.name == name and (trial.status == "running") == (name in self.running):
                 self.progress(name, trial.iterations, trial.start.max_iter, describe_trial(trial, self.config))
 

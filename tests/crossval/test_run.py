@@ -25,7 +25,7 @@ from kp_ray.suspects.stage import explain_missing_predictions
 
 
 def predict_in_process(task: PredictionTask, num_images: int | None = None) -> None:
-    """Predict at most `num_images` missing images in this process, without a cluster, and write the results as one part."""
+    """Predict at most `num_images` missing images in this process, without a cluster; write the results as one part."""
     predictor = Predictor(**task.predictor_arguments(has_gpu=False))
     predictor.write_part(decode_batch(refs_table(task.find_missing_images()[:num_images]), task.input_sizes))
 
