@@ -17,8 +17,8 @@ another image; none."""
 
 SUSPICIOUS_SCORE = 3.0
 """Score, in robust standard deviations, from which an image is suspicious and a correction is proposed."""
-_FAR_SIGMAS = 2.5
-"""Robust standard deviations above which a point is far from its prediction."""
+_FAR_DEVIATION = 2.5
+"""Deviation, in robust standard deviations, above which a point is far from its prediction."""
 _MIN_GAIN = 1.0
 """A mistake explains the distance if undoing it lowers the mean over the points by more than this number of robust
 standard deviations."""
@@ -52,8 +52,9 @@ class Judgement:
 def judge_predicted(labels: Annotations, predicted: FloatArray, disagreement: FloatArray) -> list[Judgement]:
     """Judge the labels of N images by their predictions.
 
-    The mean and the maximum over an image's points, in robust standard deviations, are each standardized over all
-    images. The score is the larger of the two; a mistake that explains the distance adds its gain.
+    `UsualErrors.deviations` measures how far each point is from its prediction. The mean and the maximum over an
+    image's points are standardized over all images, and the larger one is the score. A mistake that explains the
+    distance adds its gain.
 
     Args:
         labels: N images with K keypoints, each with a labelled keypoint.
@@ -63,10 +64,10 @@ def judge_predicted(labels: Annotations, predicted: FloatArray, disagreement: Fl
     xy = np.where(labels.keypoints[..., 2:] > 0, labels.keypoints[..., :2], np.nan)
     clips = list(zip(labels.scenes, labels.cameras, strict=True))
     usual_errors = UsualErrors(xy, predicted, disagreement, clips)
-    sigmas = usual_errors.sigmas(xy)
-    person_means = np.nanmean(sigmas, axis=1)
-    person_scores, point_scores = standardize(person_means), standardize(np.nanmax(sigmas, axis=1))
-    mean_per_score = _values_per_standard_unit(person_means, person_scores)
+    deviations = usual_errors.deviations(xy)
+    person_means = np.nanmean(deviations, axis=1)
+    person_scores, point_scores = standardize(person_means), standardize(np.nanmax(deviations, axis=1))
+    mean_per_score_unit = _values_per_standard_unit(person_means, person_scores)
     rows_by_clip: dict[tuple[str, str], list[int]] = defaultdict(list)
     for row, clip in enumerate(clips):
         rows_by_clip[clip].append(row)
@@ -77,13 +78,15 @@ def judge_predicted(labels: Annotations, predicted: FloatArray, disagreement: Fl
             judgements.append(Judgement(score))
             continue
         judgements.append(
-            _explain(labels, xy, usual_errors, row, sigmas[row], score, mean_per_score, rows_by_clip[clips[row]])
+            _explain(
+                labels, xy, usual_errors, row, deviations[row], score, mean_per_score_unit, rows_by_clip[clips[row]]
+            )
         )
     return judgements
 
 
 def _values_per_standard_unit(values: FloatArray, standardized: FloatArray) -> float:
-    """Return the difference of values whose standardized values differ by 1."""
+    """Return by how much a value changes when its standardized value changes by 1."""
     low, high = int(np.nanargmin(values)), int(np.nanargmax(values))
     span = float(standardized[high] - standardized[low])
     return float(values[high] - values[low]) / span if span > 0 else 1.0
@@ -94,49 +97,53 @@ def _explain(
     xy: FloatArray,
     usual_errors: UsualErrors,
     row: int,
-    sigmas: FloatArray,
+    deviations: FloatArray,
     score: float,
-    mean_per_score: float,
+    mean_per_score_unit: float,
     clip_rows: list[int],
 ) -> Judgement:
     """Find the mistake that explains the distance of one image's labels from their prediction."""
     flip, names = list(labels.skeleton.flip_indices), labels.skeleton.names
     offsets = usual_errors.predicted[row] - xy[row]
     shift = np.nanmedian(offsets, axis=0)
-    swapped_sigmas, shifted_sigmas = usual_errors.sigmas(np.stack([xy[row][flip], xy[row] + shift]), row)
+    swapped_deviations, shifted_deviations = usual_errors.deviations(np.stack([xy[row][flip], xy[row] + shift]), row)
     candidates = _list_candidates(labels, row, clip_rows)
-    candidate_means = np.nanmean(usual_errors.sigmas(xy[row], candidates), axis=1) if candidates else np.array([np.inf])
-    best = int(np.argmin(candidate_means))
+    candidate_means = (
+        np.nanmean(usual_errors.deviations(xy[row], candidates), axis=1) if candidates else np.array([np.inf])
+    )
+    best_candidate = int(np.argmin(candidate_means))
     means: dict[Kind, float] = {
-        "left_right": float(np.nanmean(swapped_sigmas)),
-        "shifted": float(np.nanmean(shifted_sigmas)),
-        # One of hundreds of other images fits a little better by chance.
-        "other_image": float(candidate_means[best]) + _MIN_GAIN / 2,
+        "left_right": float(np.nanmean(swapped_deviations)),
+        "shifted": float(np.nanmean(shifted_deviations)),
+        # Raised, because the best of hundreds of other images fits a little better by chance.
+        "other_image": float(candidate_means[best_candidate]) + _MIN_GAIN / 2,
     }
-    if np.isfinite(sigmas).sum() < _MIN_POINTS:  # a few points fit anywhere
+    if np.isfinite(deviations).sum() < _MIN_POINTS:  # a few points fit anywhere
         del means["shifted"], means["other_image"]
     kind = min(means, key=lambda name: means[name])
-    gain = float(np.nanmean(sigmas)) - means[kind]
-    pairs = _list_swapped(flip, sigmas, swapped_sigmas)
+    gain = float(np.nanmean(deviations)) - means[kind]
+    swapped_points = _list_swapped(flip, deviations, swapped_deviations)
     if gain > _MIN_GAIN:
-        score += gain / mean_per_score
+        score += gain / mean_per_score_unit
         if kind == "left_right":
-            return Judgement(score, kind, pairs, "left and right are exchanged")
+            return Judgement(score, kind, swapped_points, "left and right are exchanged")
         if kind == "shifted":
             x, y = (float(value) for value in shift)
             return Judgement(score, kind, (), f"all points are shifted by {-x:.0f}, {-y:.0f} px", shift=(x, y))
-        return Judgement(score, kind, (), f"the points fit the prediction for {labels.images[candidates[best]]}")
-    is_far = sigmas > _FAR_SIGMAS
-    if pairs and is_far[list(pairs)].sum() >= is_far.sum() / 2:
-        reason = f"left and right are exchanged: {', '.join(names[k] for k in pairs)}"
-        return Judgement(score, "left_right", pairs, reason)
-    if 0 < is_far.sum() <= max(1, np.isfinite(sigmas).sum() / 4):
+        return Judgement(
+            score, kind, (), f"the points fit the prediction for {labels.images[candidates[best_candidate]]}"
+        )
+    is_far = deviations > _FAR_DEVIATION
+    if swapped_points and is_far[list(swapped_points)].sum() >= is_far.sum() / 2:
+        reason = f"left and right are exchanged: {', '.join(names[k] for k in swapped_points)}"
+        return Judgement(score, "left_right", swapped_points, reason)
+    if 0 < is_far.sum() <= max(1, np.isfinite(deviations).sum() / 4):
         points = tuple(int(k) for k in np.flatnonzero(is_far))
         distances = np.linalg.norm(offsets, axis=1)
         described_points = ", ".join(f"{names[k]} by {distances[k]:.0f} px" for k in points)
         return Judgement(score, "points", points, f"far from the prediction: {described_points}")
     if not is_far.any():
-        worst_point = int(np.nanargmax(sigmas))
+        worst_point = int(np.nanargmax(deviations))
         return Judgement(score, "points", (worst_point,), f"far from the prediction: {names[worst_point]}")
     return Judgement(score, "far", (), "the person is far from the prediction")
 
@@ -148,10 +155,10 @@ def _list_candidates(labels: Annotations, row: int, clip_rows: list[int]) -> lis
     return [candidate for candidate in candidates if candidate != row]
 
 
-def _list_swapped(flip: list[int], sigmas: FloatArray, swapped_sigmas: FloatArray) -> tuple[int, ...]:
+def _list_swapped(flip: list[int], deviations: FloatArray, swapped_deviations: FloatArray) -> tuple[int, ...]:
     """List the keypoints of the flip pairs that fit the prediction clearly better when they are exchanged."""
     points: list[int] = []
     for a, b in enumerate(flip):
-        if a < b and sigmas[a] + sigmas[b] - swapped_sigmas[a] - swapped_sigmas[b] > 2 * _MIN_GAIN:
+        if a < b and deviations[a] + deviations[b] - swapped_deviations[a] - swapped_deviations[b] > 2 * _MIN_GAIN:
             points += [a, b]
     return tuple(points)

@@ -28,7 +28,7 @@ in body sizes, adds 2 * log2(1 + m / `LABEL_NOISE`), at most 2 * `_MAX_BONUS`.""
 _PLAUSIBLE_MARGIN = 0.5
 """Minimum difference between the scores of the less and the more plausible image with equal labels."""
 _CROSSED_SCORE = 1.0
-"""Score of shoulders and hips that point in opposite directions; real bodies can twist, see `is_crossed`."""
+"""Score of shoulders and hips that point in opposite directions. It is low, because real bodies can twist."""
 _VAGUE_KINDS = ("far", "points")
 """Kinds that say which points are far from where they are expected, but not by which mistake."""
 _FITS_MOTION_FACTOR = 0.6
@@ -98,8 +98,8 @@ def _row_score(judgements: Mapping[int, Judgement], row: int) -> float:
 def _weigh_by_motion(labels: Annotations, judgements: dict[int, Judgement]) -> None:
     """Lower, in place, the scores of images that lie between other frames of their clip.
 
-    A wrong label of such an image shows as a jump, which `find_motion_suspects` adds. Before that, the part of a score
-    above `SUSPICIOUS_SCORE` is compressed logarithmically, because failed predictions cause the largest scores.
+    A wrong label of such an image also shows as a jump, for which `_add_motion` adds a score. First, the part of every
+    score above `SUSPICIOUS_SCORE` is compressed logarithmically, because failed predictions cause the largest scores.
     """
     inner_rows = list_inner_rows(labels)
     for row, judgement in judgements.items():
@@ -114,7 +114,7 @@ def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> N
     repeated_rows: dict[int, list[int]] = defaultdict(list)
     for row, first_row in find_repeated(labels).items():
         repeated_rows[first_row].append(row)
-    clips = _rows_by_scene(labels)
+    clips = _index_clips(labels)
     for first_row, later_rows in repeated_rows.items():
         # The image with the lowest score keeps its labels; of equal scores, the first image.
         kept_row, *wrong_rows = sorted([first_row, *later_rows], key=lambda row: (_row_score(judgements, row), row))
@@ -135,7 +135,7 @@ def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> N
             judgements[kept_row] = Judgement(kept_score, "repeated", (), reason, keeps_labels=True)
 
 
-def _rows_by_scene(labels: Annotations) -> dict[str, dict[str, dict[int, int]]]:
+def _index_clips(labels: Annotations) -> dict[str, dict[str, dict[int, int]]]:
     """Return the row of each image by scene, camera and frame."""
     rows: dict[str, dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
     for row, (scene, camera, frame) in enumerate(zip(labels.scenes, labels.cameras, labels.frames, strict=True)):
@@ -148,13 +148,13 @@ def _measure_movement(
 ) -> float:
     """Estimate how far the person moves between two images with equal labels, in body sizes.
 
-    If other cameras of the scene have both frames, the estimate is the median of the movements in them. Otherwise it is
-    the median movement between successive frames of the clip, without frames of equal labels. It is infinite for images
-    of two clips.
+    If other cameras of the scene have both frames, the estimate is the median of the movements that they show.
+    Otherwise it is the median movement between successive frames of the clip, without frames of equal labels. For
+    images of two different clips it is infinite.
 
     Args:
         labels: N images.
-        clips: result of `_rows_by_scene`.
+        clips: result of `_index_clips`.
         row_a, row_b: rows of the two images.
     """
     scene, camera = labels.scenes[row_a], labels.cameras[row_a]

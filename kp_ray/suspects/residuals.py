@@ -32,7 +32,7 @@ class UsualErrors:
     """The usual errors of the predictions, per keypoint, body size and disagreement of the members.
 
     The logarithm of an error is compared with its median and its 90th percentile over the images, because a few wrong
-    labels hardly change them. The distance between the two is the keypoint's usual deviation.
+    labels hardly change them. The distance between the two scales the deviations of a keypoint.
 
     Args:
         labels: (N, K, 2) labelled points; NaN where unlabelled.
@@ -47,18 +47,20 @@ class UsualErrors:
     ) -> None:
         self.predicted, self.sizes = predicted, body_sizes(predicted)
         log_errors = self._log_errors(labels)
-        self.expected = np.broadcast_to(np.nan_to_num(_median(log_errors)), log_errors.shape).copy()
+        self.expected_log_errors = np.broadcast_to(np.nan_to_num(_median(log_errors)), log_errors.shape).copy()
         for values in (np.broadcast_to(self.sizes[:, None], log_errors.shape), disagreement):
-            self.expected += _medians_by_bin(log_errors - self.expected, values)
-        self.expected += np.maximum(_medians_of_other_frames(log_errors - self.expected, clips), 0.0)
-        residuals = log_errors - self.expected
+            self.expected_log_errors += _medians_by_bin(log_errors - self.expected_log_errors, values)
+        self.expected_log_errors += np.maximum(
+            _medians_of_other_frames(log_errors - self.expected_log_errors, clips), 0.0
+        )
+        residuals = log_errors - self.expected_log_errors
         self.scale = np.maximum(np.nan_to_num(_quantile(residuals, 0.9), nan=1.0), 0.1) / _NORMAL_P90
 
     def _log_errors(self, labels: FloatArray, rows: Rows = ALL_ROWS) -> FloatArray:
         distance = np.linalg.norm(labels - self.predicted[rows], axis=-1)
         return np.asarray(np.log(np.maximum(distance / self.sizes[rows, None], _MIN_ERROR)))
 
-    def sigmas(self, labels: FloatArray, rows: Rows = ALL_ROWS) -> FloatArray:
+    def deviations(self, labels: FloatArray, rows: Rows = ALL_ROWS) -> FloatArray:
         """Return how far the errors of labels are above the usual errors, in robust standard deviations.
 
         Args:
@@ -69,7 +71,7 @@ class UsualErrors:
         Returns:
             (N, K), (C, K) or (R, K) deviations; NaN where unlabelled.
         """
-        return np.asarray((self._log_errors(labels, rows) - self.expected[rows]) / self.scale)
+        return np.asarray((self._log_errors(labels, rows) - self.expected_log_errors[rows]) / self.scale)
 
 
 def standardize(values: FloatArray) -> FloatArray:

@@ -168,7 +168,7 @@ def read_predicted_points(config: Config, skeleton: Skeleton) -> tuple[dict[str,
 
     Returns:
         Points (K, 2) in pixels, and disagreements (K,) from 0 to 1: the rank of the members' spread, in body sizes,
-        among all spreads; for a point that a single member found, the rank of 1 - score among all points of this sort.
+        among all spreads; for a point that a single member found, the rank of 1 - score among all such points.
         Images in which no member found a person are left out.
 
     Raises:

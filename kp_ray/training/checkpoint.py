@@ -28,8 +28,8 @@ from kp_ray.training.worker import Worker
 
 CHECKPOINT_NAME = "checkpoint.pth"
 WORST_SCORE = 1e30
-"""Score of a checkpoint without a finite evaluation, signed so that it ranks last: Ray Train (2.60) cannot reload a NaN
-from its snapshot."""
+"""Score of a checkpoint without a finite evaluation, with the sign that ranks it last. It is not NaN, because Ray Train
+(2.60) cannot reload a NaN from its snapshot."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class TrainState:
         replica: computes the losses (5,) of a batch: a `LossModule`, which is wrapped in a DistributedDataParallel if
             there are several workers.
         optimizer: updates the network's parameters.
-        scheduler: sets the learning rate, which depends on the iteration alone, so that no checkpoint holds it.
+        scheduler: sets the learning rate; no checkpoint holds its state, which follows from the iteration.
         scaler: scales the loss for fp16; disabled for other precisions.
         ema: a copy of the network with the moving average of the weights; None if `train.ema_decay` is null.
     """
@@ -112,8 +112,8 @@ def create_state(worker: Worker) -> TrainState:
     set_precision(model, worker.device.type, worker.precision)
     replica: torch.nn.Module = LossModule(model)
     if worker.world_size > 1:
-        # Detectron2's create_ddp_model needs Detectron2's launcher. broadcast_buffers=False follows its DefaultTrainer:
-        # batch statistics differ between the workers.
+        # Not Detectron2's create_ddp_model, which needs Detectron2's launcher. As in Detectron2's DefaultTrainer,
+        # broadcast_buffers=False lets the batch statistics differ between the workers.
         device_ids = [worker.local_rank] if worker.device.type == "cuda" else None
         replica = torch.nn.parallel.DistributedDataParallel(
             replica, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -187,7 +187,8 @@ def report_checkpoint(
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
     )
-    if worker.checkpoint_interval == worker.config.train.checkpoint_period:  # a period of 1 cannot be halved
+    # A period of 1 cannot be halved: wait until this checkpoint is recorded.
+    if worker.checkpoint_interval == worker.config.train.checkpoint_period:
         _wait_for_checkpoints()
 
 

@@ -1,4 +1,4 @@
-"""Read the rows that a member trains on as batches of the model's inputs."""
+"""Read a member's training rows as batches of the model's inputs."""
 
 import itertools
 from collections import deque
@@ -35,7 +35,7 @@ def iter_batches(
     num_threads: int = 1,
     locate_part: Callable[[str], str] = str,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Iterate over endless batches of dataset dicts, read and decoded a few iterations ahead in threads.
+    """Iterate endlessly over batches of dataset dicts, read and decoded a few iterations ahead in threads.
 
     Args:
         shard: this worker's references to rows, as `usable_rows` lists them.
@@ -100,7 +100,7 @@ def _iter_reference_batches(shard: ray.data.DataIterator, batch_size: int, seed:
 
 
 def _group_by_aspect_ratio(batches: Iterator[list[dict[str, Any]]], batch_size: int) -> Iterator[list[dict[str, Any]]]:
-    """Regroup references so that a batch has only images wider than high, or none, as Detectron2's loader does.
+    """Regroup references so that all or none of a batch's images are wider than high, as Detectron2's loader does.
 
     A batch is padded to its largest height and width, so mixed batches would cost memory and time.
     """

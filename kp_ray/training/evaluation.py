@@ -31,7 +31,7 @@ class _EvaluatedRow:
 
     Attributes:
         truth: (K, 3) x, y, v in pixel indices.
-        best: the detection with the highest score; None if the model found nobody.
+        detection: the detection with the highest score; None if the model found nobody.
     """
 
     source: str
@@ -39,7 +39,7 @@ class _EvaluatedRow:
     camera: str
     frame: int | None
     truth: FloatArray
-    best: Detection | None
+    detection: Detection | None
 
 
 def evaluate(model: torch.nn.Module, worker: Worker) -> dict[str, float]:
@@ -66,7 +66,7 @@ def _evaluate_shard(model: torch.nn.Module, worker: Worker) -> list[_EvaluatedRo
     """
     fold = check_held_out_fold(worker.config, worker.member.name)
     references = list_rows(worker.config.path("store"), split="val", fold=fold)
-    batches = [references[first : first + BATCH_SIZE] for first in range(0, len(references), BATCH_SIZE)]
+    batches = [references[offset : offset + BATCH_SIZE] for offset in range(0, len(references), BATCH_SIZE)]
     start, end = (len(batches) * rank // worker.world_size for rank in (worker.rank, worker.rank + 1))
     reader = RowReader(_COLUMNS, locate=worker.locate_part)
 
@@ -79,26 +79,28 @@ def _evaluate_shard(model: torch.nn.Module, worker: Worker) -> list[_EvaluatedRo
     for rows, inputs in read_ahead(load, numbered_batches, worker.config.train.num_feed_threads):
         for row, detections in zip(rows, detect_in_inputs(model, inputs, decode), strict=True):
             truth = np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3)
-            best = detections[0] if detections else None
-            evaluated_rows.append(_EvaluatedRow(row["source"], row["scene"], row["camera"], row["frame"], truth, best))
+            detection = detections[0] if detections else None
+            evaluated_rows.append(
+                _EvaluatedRow(row["source"], row["scene"], row["camera"], row["frame"], truth, detection)
+            )
     return evaluated_rows
 
 
 def _compute_metrics(rows: Sequence[_EvaluatedRow], skeleton: Skeleton, score_threshold: float) -> dict[str, float]:
     nobody = Detection(0.0, np.full(4, np.nan), np.full((len(skeleton), 3), np.nan))
-    best = [row.best or nobody for row in rows]
-    has_detection = np.array([row.best is not None for row in rows])
+    detections = [row.detection or nobody for row in rows]
+    has_detection = np.array([row.detection is not None for row in rows])
     predicted, _ = fill_missing(
-        np.stack([detection.keypoints for detection in best]),
+        np.stack([detection.keypoints for detection in detections]),
         has_detection,
         [row.scene for row in rows],
         [row.camera for row in rows],
         [row.frame for row in rows],
         mean_pose=np.zeros((len(skeleton), 2)),
     )
-    scores = np.array([detection.score for detection in best])
+    scores = np.array([detection.score for detection in detections])
     truth = np.stack([row.truth for row in rows])
     found = has_detection & (scores >= score_threshold)
     metrics = evaluate_keypoints(predicted, truth, skeleton, found=found, scores=scores).to_json()
-    flat = {**metrics, **{f"pck_{share}": value for share, value in metrics["pck"].items()}}
-    return {name: float(value) for name, value in flat.items() if isinstance(value, int | float)}
+    flat_metrics = {**metrics, **{f"pck_{share}": value for share, value in metrics["pck"].items()}}
+    return {name: float(value) for name, value in flat_metrics.items() if isinstance(value, int | float)}

@@ -1,7 +1,7 @@
 """Train one member with Ray Train.
 
-The task that calls `fit_member` and Ray Train's controller import this module, but not the network: importing
-Detectron2 takes seconds of CPU time in each process.
+This module does not import Detectron2, which would take seconds of CPU time in two processes that do not use it: Ray
+Train's controller and the task that calls `fit_member`.
 """
 
 import contextlib
@@ -104,8 +104,8 @@ def fit_member(
 def release_controller() -> Iterator[None]:
     """Release Ray Train's controller when a run ends or fails, so that its actors and placement groups end too.
 
-    The controller lives as long as this process keeps its handle, and this Ray worker may live for days. `fit` leaves
-    the handle in the SIGINT handler that it installs (Ray 2.60), and an error keeps the handle in its traceback.
+    The controller lives as long as this process keeps its handle, and this process, a Ray worker, may live for days.
+    `fit` leaves the handle in the SIGINT handler that it installs (Ray 2.60), and an error keeps it in its traceback.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:

@@ -54,7 +54,7 @@ def _train(worker: Worker) -> TrainingResult | KpRayError:
         num_done, weights = restore_state(state, worker, ray.train.get_checkpoint())
     except KpRayError as caught:
         error = caught
-    # A file may be missing on one node only: all workers stop, because they would wait for the worker on that node.
+    # A file may be missing on one node only: all workers stop, because the others would wait for that node's worker.
     for worker_error in comm.all_gather(error):
         if worker_error is not None:
             return worker_error
@@ -127,7 +127,7 @@ class _LossWindow:
         self.wait_s, self.start_s = 0.0, time.perf_counter()
 
     def next_batch(self, batches: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Return the next batch, and add the time that this takes to the wait."""
+        """Return the next batch, and add the time that this takes to `wait_s`."""
         start_s = time.perf_counter()
         batch = next(batches)
         self.wait_s += time.perf_counter() - start_s
@@ -151,7 +151,7 @@ def _diverged_error(subject: str, iteration: int) -> DivergedError:
 
 
 def iter_worker_batches(worker: Worker, start: int) -> Iterator[list[dict[str, Any]]]:
-    """Iterate over endless batches of dataset dicts of this worker's shard, from iteration `start` on."""
+    """Iterate endlessly over batches of dataset dicts of this worker's shard, from iteration `start` on."""
     return iter_batches(
         ray.train.get_dataset_shard("train"),
         worker.cfg,
@@ -168,8 +168,8 @@ def iter_worker_batches(worker: Worker, start: int) -> Iterator[list[dict[str, A
 def train_step(worker: Worker, state: TrainState, batch: Sequence[dict[str, Any]], iteration: int) -> torch.Tensor:
     """Update the weights with a batch, without waiting for the GPU.
 
-    All random numbers of an iteration come from (seed, rank, iteration), so a resumed run draws the same. A loss that
-    is not finite on one worker spoils the weights of all workers: check the loss before saving them.
+    All random numbers of an iteration come from (seed, rank, iteration), so a resumed run draws the same numbers. A
+    loss that is not finite on one worker spoils the weights of all workers: check the loss before saving them.
 
     Args:
         worker: this worker.

@@ -35,7 +35,7 @@ class LossModule(torch.nn.Module):
 
 
 def average_losses(losses: Sequence[torch.Tensor], num_workers: int) -> list[dict[str, float]]:
-    """Average the losses of iterations over all workers; every worker must call this.
+    """Average the losses of each iteration over all workers; every worker must call this.
 
     This waits for the GPU, so a worker calls it once for several iterations.
 

@@ -15,7 +15,7 @@ class TrainingResult:
     Attributes:
         iterations: number of iterations, each with the images of all workers.
         resumed_from: number of iterations in the checkpoint from which the run resumed; 0 for a new run.
-        random_tensors: sorted names of the tensors that the starting weights did not give.
+        random_tensors: sorted names of the tensors that were not loaded from the starting weights.
         keypoint_head: origin of the keypoint head's channels, see `LoadedWeights.head`.
         metrics: metrics of the last evaluation, by name; empty without validation rows.
     """

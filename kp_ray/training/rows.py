@@ -43,8 +43,8 @@ def count_rows(config: Config, member: MemberConfig) -> int:
     manifest, paths = select_parts(store, split="train", recipes=recipes)
     if manifest.folds is not None:
         return sum(_read_training_rows(config, member, lambda path, table, rows: len(rows)))
-    selected = set(paths)
-    return sum(part.num_rows for part in manifest.parts if join(store, part.path) in selected)
+    selected_paths = set(paths)
+    return sum(part.num_rows for part in manifest.parts if join(store, part.path) in selected_paths)
 
 
 def _read_training_rows(
@@ -69,7 +69,7 @@ def _read_training_rows(
 
 
 def _list_usable(path: str, table: pa.Table, row_numbers: Sequence[int], min_visible: int) -> pa.Table:
-    """Return references to the usable rows of a table; `row_numbers` are the numbers of all its rows in the part."""
+    """Return references to the usable rows of a table; `row_numbers` holds the number in the part of each table row."""
     x1, y1, x2, y2 = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4).T
     usable = np.flatnonzero((table["num_visible"].to_numpy() >= min_visible) & (x2 > x1) & (y2 > y1))
     is_wide = table["width"].to_numpy()[usable] > table["height"].to_numpy()[usable]

@@ -126,13 +126,13 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
         max_running, use_gpu = training_capacity(config) if pending else (0, False)
         check_train_precision(config, use_gpu)
         own_config.save()
-        trained: dict[str, MemberSummary] = {}
+        trained_members: dict[str, MemberSummary] = {}
         if pending:  # if every member is finished, there may be no cluster
-            trained = _fit_members(config, search, pending, progress, max_running=max_running, use_gpu=use_gpu)
+            trained_members = _fit_members(config, search, pending, progress, max_running=max_running, use_gpu=use_gpu)
     summaries = []
     for member in config.train.members:
         finished_before = MemberSummary(member.name, config.member_dir(member.name))
-        summary = trained.get(member.name, finished_before)
+        summary = trained_members.get(member.name, finished_before)
         fold = config.held_out_fold(member.name)
         summaries.append(replace(summary, unused_variants=unused_variants.get(member.name, ""), fold=fold))
     return TrainSummary(tuple(summaries), search)
@@ -178,7 +178,9 @@ class InputMonitor:
         self.warned: set[str] = set()
 
     def check(self, name: str, entry: LogEntry) -> None:
-        """Warn if two successive log entries report a long wait: the first batches of a run always take long.
+        """Warn if two successive log entries report a long wait.
+
+        A single entry does not count, because the first batches of a run always take long.
 
         Args:
             name: name of the member.

@@ -77,7 +77,7 @@ def check_member_settings(config: Config, *, from_search: bool = False) -> None:
         StorageError: recorded settings are damaged.
         StoreError: there is no finished store.
     """
-    # A field that the recording version did not have counts as its default.
+    # A field that was added to kp_ray after the settings were recorded counts as its default.
     defaults = {f"train.{name}": value for name, value in deciding_train_fields(Config()).items()}
     for member in config.train.members:
         folder = config.member_dir(member.name)

@@ -83,7 +83,7 @@ class TrainStage:
     def check(self, config: Config) -> None:
         """Refuse wrong options, too few training rows, and settings other than those that existing members began with.
 
-        A search that is not finished passes, because `kp-ray run` finishes it before it trains; `is_done` refuses it.
+        An unfinished search passes, because `kp-ray run` finishes the search before training; `is_done` refuses it.
 
         Raises:
             ConfigError, ModelError, StoreError: see `check_train_config` and `check_flips`.

@@ -41,7 +41,7 @@ def check_search_settings(config: Config, advice: str) -> None:
     path = config.path("tune", "settings.json")
     if exists(path):
         recorded = read_json(path, "delete this file and continue with the settings that the search began with")
-        # A field that the recording version did not have counts as its default.
+        # A field that was added to kp_ray after the settings were recorded counts as its default.
         if isinstance(recorded.get("train"), dict):
             recorded["train"] = deciding_train_fields(Config()) | recorded["train"]
         refuse_difference(recorded, search_fields(config), config.path("tune"), advice)

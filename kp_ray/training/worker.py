@@ -65,8 +65,8 @@ class Worker:
     def checkpoint_interval(self) -> int:
         """Iterations between checkpoints.
 
-        Ray Train may record a checkpoint only when the next one is saved, so that a killed run can lose the iterations
-        of two intervals: an interval is half of `train.checkpoint_period`.
+        Ray Train can delay recording a checkpoint until the next one is saved, and a killed run then loses the
+        iterations of two intervals. Therefore an interval is half of `train.checkpoint_period`.
         """
         return max(1, self.cfg.SOLVER.CHECKPOINT_PERIOD // 2)
 
@@ -108,7 +108,7 @@ def create_worker(config: Config, member: MemberConfig, folder: str, locate_part
 
 
 def set_torch_options(cfg: CfgNode, *, deterministic: bool) -> None:
-    """Set the options of torch in this process that Detectron2's `default_setup` sets, and cudnn's determinism.
+    """In this process, set the torch options that Detectron2's `default_setup` sets, and cudnn's determinism.
 
     Args:
         cfg: Detectron2's config with CUDNN_BENCHMARK and, after version 0.6, FLOAT32_PRECISION.

@@ -1,4 +1,4 @@
-"""Apply a point of the search space to a config: a trial's config, the best trial's config, the solver's settings."""
+"""Apply a point of the search space to a config, and read the solver's settings that follow from it."""
 
 import json
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class SolverParams:
         warmup_iters: length of the warm-up, in iterations.
         schedule: "multistep" or "cosine".
         num_steps: number of learning rate steps; 0 for a cosine schedule.
-        steps: iterations of these steps, as a JSON list; empty for a cosine schedule.
+        steps: iterations at which these steps happen, as a JSON list; empty for a cosine schedule.
         gamma: factor of each step; None for a cosine schedule.
         weight_decay: the weight decay.
         flip: True if images are mirrored at random.
@@ -79,18 +79,18 @@ def scale_schedule(config: Config, max_iter: int) -> Config:
     return build_config(values)
 
 
-def trial_config(config: Config, point: Point, sets: RecipeSets, *, is_own: bool = False) -> Config:
-    """Return the config of a trial: `tune.max_iter` iterations with an evaluation every `tune.eval_period` of them.
+def trial_config(config: Config, point: Point, sets: RecipeSets, *, is_own_trial: bool = False) -> Config:
+    """Return the config of a trial: `tune.max_iter` iterations, with an evaluation every `tune.eval_period` iterations.
 
     Args:
         config: the search's config.
         point: the trial's point.
         sets: the sets of recipes.
-        is_own: train with exactly the config's own settings, even if the search space has no such point.
+        is_own_trial: train with exactly the config's own settings, even if the search space has no such point.
     """
     max_iter = config.tune.max_iter or config.train.max_iter
-    full_config = scale_schedule(config, max_iter) if is_own else apply_point(config, point, sets, max_iter)
-    values = full_config.to_dict()
+    changed_config = scale_schedule(config, max_iter) if is_own_trial else apply_point(config, point, sets, max_iter)
+    values = changed_config.to_dict()
     values["train"]["eval_period"] = config.tune.eval_period or max(1, max_iter // 8)
     return build_config(values)
 
@@ -100,7 +100,7 @@ def train_fields(config: Config, point: Point) -> dict[str, Any]:
     own_values = config.to_dict()["train"]
     point_values = apply_point(config, point, recipe_sets(config), config.train.max_iter).to_dict()["train"]
     changes = {name: value for name, value in point_values.items() if name != "members" and value != own_values[name]}
-    # A set may equal `train.recipes` and yet replace a member's own recipes.
+    # Record even a set that equals `train.recipes`, because the set also replaces a member's own recipes.
     return changes if point.recipes == "own" else {**changes, "recipes": point_values["recipes"]}
 
 

@@ -11,7 +11,8 @@ Ray's guide: a function trains with a trainer and `TuneReportCallback`; `OptunaS
    `ReplayingScheduler`, which also never stops the trial with the config's own settings.
 4. The number of concurrent trials follows the capacity of the cluster: `ResumedSearch.suggest`.
 5. Credentials are not copied into runtime environments, and Ctrl-C ends the driver: `prepare_environment`.
-6. The cause of an error is read from the exception, not from Ray Tune's text: `read_trial_error`, `find_own_error`.
+6. The cause of an error is read from the exception, not from Ray Tune's text: `read_trial_error`,
+   `find_callback_error`.
 """
 
 import os
@@ -50,20 +51,20 @@ class TrainingRun:
     Ray's guide calls the trainer in a function with `TuneReportCallback`. That fails in two ways:
 
     - Ray Tune ends a function's process without waiting for its training run. A helper of Ray Train must then remove
-      the run's placement group (ray-project/ray#58515), but it finds no cluster if the machine runs several (#25639;
-      the fix #54468 was reverted by #54549): the CPUs stay reserved, and later trials wait for them forever. Here
-      `stop` cancels the task and waits; Ray Train handles the interrupt and removes its workers.
-    - The thread that reads a function's results also writes the reports of `TuneReportCallback` to the same queue, of
-      size 1 (#55556). If the function ends before its last report was fetched, the queue is full and the thread blocks
-      forever. Here the queue of reports has no limit.
+      the run's placement group (ray-project/ray#58515), but this helper finds no cluster on a machine that runs several
+      clusters (#25639; the fix #54468 was reverted by #54549): the CPUs stay reserved, and later trials wait for them
+      forever. Here `stop` cancels the task and waits; Ray Train handles the interrupt and removes its workers.
+    - One thread reads a function's results from a queue of size 1, and also writes the reports of `TuneReportCallback`
+      to this queue (#55556). If the function ends before its last report was fetched, the queue is full and the thread
+      blocks forever. Here the queue of reports has no limit.
     """
 
     def __init__(self, config: Config, folder: str, *, use_gpu: bool) -> None:
-        """Start the training run of a trial's first member in the trial's folder, or resume the run."""
+        """Start the training run of the config's first member in a trial's folder, or resume the run."""
         same_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._reports = ray.remote(ReportQueue).options(num_cpus=0, scheduling_strategy=same_node).remote()
         self._next_report = self._reports.get.remote()
-        # By default Ray would put the task into the trial's placement group, which has too little memory for it.
+        # Without a strategy Ray would put the task into the trial's placement group, whose memory is too small for it.
         fit = ray.remote(**fit_task_options(), scheduling_strategy="DEFAULT")(_fit)
         self._task = fit.remote(config.to_dict(), folder, use_gpu, self._reports)
 
@@ -165,7 +166,7 @@ class ResumedSearch(OptunaSearch):
             storage: holds the study.
             study_name: the study's name in the storage.
             sampler: the study's sampler.
-            numbers: numbers of the trials to run, in order. The study's enqueued points belong to the first of these.
+            numbers: numbers of the trials to run, in order. The first trials get the study's enqueued points.
         """
         super().__init__(
             dict(space),
@@ -200,17 +201,17 @@ class ResumedSearch(OptunaSearch):
         """Save nothing: a search resumes from its trials' folders."""
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Record no intermediate value: the samplers ignore it, and Optuna warns when a retried trial repeats one."""
+        """Record no intermediate value: samplers ignore these, and Optuna warns if a retried trial repeats one."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record a trial's final value; a trial that an infrastructure failure ended has failed, without a value."""
+        """Record a trial's final value; a trial whose failure is not final, e.g. a lost node, gets no value."""
         self._running.discard(trial_id)
         has_value = result is not None and not error and result.get("is_final", True)
         super().on_trial_complete(trial_id, result if has_value else None, error=not has_value)
 
 
 class ReplayingScheduler(TrialScheduler):
-    """Learns the earlier reports of a trial when the trial is added, without deciding about them again.
+    """Replays the earlier reports of a trial when the trial is added; these reports do not stop the trial.
 
     Ray Tune's schedulers resume only from Ray Tune's snapshot. The trial with the config's own settings is never
     stopped, so that it can be compared with the best trial after the same number of iterations.
@@ -233,7 +234,7 @@ class ReplayingScheduler(TrialScheduler):
         return TrialScheduler.CONTINUE
 
     def add_ended_trial(self, number: int) -> None:
-        """Learn the reports of a trial that is over, and that Ray Tune does not run again."""
+        """Replay the reports of a trial that is over and that Ray Tune does not run again."""
         self.on_trial_add(None, RayTrial("ended", config={"number": number}, trial_id=trial_name(number), stub=True))
 
 
@@ -246,17 +247,19 @@ class ReplayingAsha(ReplayingScheduler, ASHAScheduler):
 class ReplayingMedian(ReplayingScheduler, MedianStoppingRule):
     """The median stopping rule for a search that may resume."""
 
-    replay = MedianStoppingRule.on_trial_complete  # on_trial_result ignores a trial that the rule decided to stop
+    # Unlike on_trial_result, this also records a result of a trial that the rule has decided to stop.
+    replay = MedianStoppingRule.on_trial_complete
 
 
 def prepare_environment() -> None:
     """Keep credentials out of Ray's logs, and let Ctrl-C end the driver.
 
     Ray Tune copies the driver's AWS credentials into the runtime environment of each trial, and Ray writes runtime
-    environments to its logs (ray-project/ray#40549). Each node has its own credentials.
+    environments to its logs (ray-project/ray#40549). No trial needs the copy: each node has its own credentials.
     """
     keep_credentials_out_of_tune_logs([name for name in os.environ if name.startswith("AWS_")])
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ray Tune's handler makes the search look finished
+    # Ray Tune's own SIGINT handler would make an interrupted search look finished.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the trials' folders hold kp_ray's own logs
 
 
@@ -271,7 +274,7 @@ def read_trial_error(trial: Any) -> Exception:
     return ray.tune.TuneError(Path(trial.error_file).read_text())
 
 
-def find_own_error(error: BaseException) -> BaseException:
+def find_callback_error(error: BaseException) -> BaseException:
     """Return the KpRayError that a callback of kp_ray raised; return `error` if there is none.
 
     Ray Tune replaces an error of a callback by a TuneError, which it raises while it handles that error.

@@ -43,7 +43,7 @@ def parameter_importance(config: Config, points: Sequence[Point], values: Sequen
     for point, value in zip(points, values, strict=True):
         add_result(study, space, point, value)
     evaluator = PedAnovaImportanceEvaluator(target_quantile=GOOD_SHARE)
-    with warnings.catch_warnings():  # Optuna warns about equal results; their shares are 0
+    with warnings.catch_warnings():  # Optuna warns if all trials count as good; all shares are 0
         warnings.simplefilter("ignore")
         shares = get_param_importances(study, evaluator=evaluator, params=names, normalize=False)
     total = sum(shares.values())

@@ -15,7 +15,7 @@ from kp_ray.cluster.placement import trial_resources
 from kp_ray.config.schema import Config
 from kp_ray.errors import StoppedError
 from kp_ray.stage import Progress
-from kp_ray.tuning.departures import ResumedSearch, find_own_error, prepare_environment, read_trial_error
+from kp_ray.tuning.departures import ResumedSearch, find_callback_error, prepare_environment, read_trial_error
 from kp_ray.tuning.records import (
     Report,
     TrialEnd,
@@ -54,14 +54,14 @@ def run_trials(config: Config, searcher: ResumedSearch, progress: Progress, *, u
                 storage_path=snapshot_dir,
                 verbose=0,
                 failure_config=ray.tune.FailureConfig(max_failures=config.train.max_failures),
-                checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's folder is its state
+                checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial resumes from its folder
                 callbacks=[_RecordCallback(config, progress)],
             ),
         )
         try:
             tuner.fit()
         except (ray.exceptions.RayError, ray.tune.TuneError) as error:
-            reason = describe_ray_error(find_own_error(error))
+            reason = describe_ray_error(find_callback_error(error))
             raise StoppedError(
                 f"{config.path('tune')}: the search stopped: {reason}: run the same command to resume it"
             ) from error
@@ -109,7 +109,7 @@ class _RecordCallback(ray.tune.Callback):
         trials = read_trials(self.config, self.running)
         write_tables(self.config, trials)
         for trial in trials:
-            # A trial that was trained before counts as finished at its first report.
+            # The files of a trial that was trained before say finished at its first report: show only its end.
             if trial.name == name and (trial.status == "running") == (name in self.running):
                 self.progress(name, trial.iterations, trial.start.max_iter, describe_trial(trial, self.config))
 

@@ -10,7 +10,7 @@ import ray.train
 
 
 class ReportQueue:
-    """A queue without a limit, run as a Ray actor, of the iterations of reports that the trial has not fetched yet."""
+    """A Ray actor that holds the iteration of each report until the trial fetches it; its size has no limit."""
 
     def __init__(self) -> None:
         self._iterations: asyncio.Queue[int] = asyncio.Queue()

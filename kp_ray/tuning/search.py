@@ -1,7 +1,7 @@
 """Search for a learning rate, a schedule and recipes; every trial is a real training run of the first member.
 
 As many trials run at the same time as the cluster holds training runs. Each trial is recorded in its own folder,
-`tune/trials/<trial>`. The search's state is in these folders and the log alone, so that a new driver can resume it.
+`tune/trials/<trial>`. These folders and the log hold the whole state of a search, so that a new driver can resume it.
 """
 
 from collections.abc import Sequence
@@ -70,9 +70,9 @@ class TuneSummary:
         failures = f", {self.failed} failed" if self.failed else ""
         fold = "" if self.fold is None else f" on fold {self.fold}"
         return [
-            f"{self.trials} trials{failures}, {self.iterations} iterations of {self.iterations_without_stops} "
-            "without stops",
-            f"best {self.metric} {self.best:.4g}{fold} by trial {self.trial}, {own}: {params}",
+            f"{self.trials} trials{failures}, {self.iterations} iterations ({self.iterations_without_stops} without "
+            "early stops)",
+            f"best {self.metric} {self.best:.4g}{fold} by {self.trial} ({own}): {params}",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
         StorageError: a file of the search is damaged.
     """
     with writer_lock(config.path("tune")):
-        if not is_finished(config):
+        if not has_matching_result(config):
             _search(config, progress)
         trials = read_trials(config)
         write_tables(config, trials)
@@ -141,8 +141,8 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
         )
 
 
-def is_finished(config: Config) -> bool:
-    """Return whether this run folder holds a finished search.
+def has_matching_result(config: Config) -> bool:
+    """Return whether this run folder holds the result of a search with the config's settings.
 
     Raises:
         RunStateError: the folder holds a search with other settings.

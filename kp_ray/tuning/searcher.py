@@ -30,8 +30,8 @@ def build_searcher(config: Config) -> ResumedSearch:
     points, space, reports = first_points(config, sets), build_space(config, sets), read_reports(config)
     storage = optuna.storages.InMemoryStorage()
     study = build_study(section.mode, storage)
-    with_point: list[int] = []
-    without_point: list[int] = []
+    numbers_with_point: list[int] = []
+    numbers_without_point: list[int] = []
     num_trials = len(points) if section.sampler == "grid" else section.num_trials
     for number in range(num_trials):
         name = trial_name(number)
@@ -42,11 +42,11 @@ def build_searcher(config: Config) -> ResumedSearch:
             add_result(study, space, start.params, worst_value(section) if last_value is None else last_value)
         elif start or number < len(points):
             study.enqueue_trial(asdict(start.params if start else points[number]))
-            with_point.append(number)
+            numbers_with_point.append(number)
         else:
-            without_point.append(number)
+            numbers_without_point.append(number)
     sampler = TrialSampler(_sampler_factory(config))
-    return ResumedSearch(config, space, storage, study.study_name, sampler, with_point + without_point)
+    return ResumedSearch(config, space, storage, study.study_name, sampler, numbers_with_point + numbers_without_point)
 
 
 def _sampler_factory(config: Config) -> Callable[[int], optuna.samplers.BaseSampler]:

@@ -146,7 +146,7 @@ def first_points(config: Config, sets: RecipeSets) -> list[Point]:
         points += _grid(space)
     point_by_effect: dict[Point, Point] = {}
     for point in points:
-        point_by_effect.setdefault(_fix_ignored_parameters(point), point)
+        point_by_effect.setdefault(_reset_ignored_parameters(point), point)
     distinct_points = list(point_by_effect.values())
     if config.tune.sampler == "grid" and len(distinct_points) > config.tune.num_trials:
         raise ConfigError(
@@ -181,8 +181,8 @@ def _grid(space: Mapping[str, BaseDistribution]) -> list[Point]:
     return [Point(*values) for values in itertools.product(*axes)]
 
 
-def _fix_ignored_parameters(point: Point) -> Point:
-    """Return the point with fixed values of the parameters that its schedule ignores."""
+def _reset_ignored_parameters(point: Point) -> Point:
+    """Return the point with constants for the parameters that its schedule ignores."""
     if point.schedule == "multistep":
         return point
     return replace(point, num_steps=0, first_step=0.0, step_spacing=0.0, gamma=1.0)

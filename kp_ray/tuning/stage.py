@@ -9,7 +9,7 @@ from kp_ray.stage import Progress
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.skeleton import run_skeleton
-from kp_ray.tuning.search import TuneSummary, check_search, is_finished, tune
+from kp_ray.tuning.search import TuneSummary, check_search, has_matching_result, tune
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class TuneStage:
             RunStateError: the run folder holds a search with other settings.
         """
         check_flips(config, run_skeleton(config), "tune")
-        if has_store(config.path("store")) and not is_finished(config):
+        if has_store(config.path("store")) and not has_matching_result(config):
             check_search(config)
 
     def is_done(self, config: Config) -> bool:
@@ -72,7 +72,7 @@ class TuneStage:
             StoreError: there is no finished store.
         """
         read_manifest(config.path("store"))
-        return is_finished(config)
+        return has_matching_result(config)
 
     def run(self, config: Config, progress: Progress) -> TuneSummary:
         """Search, or resume a search that was stopped; progress has one row per trial."""

@@ -25,7 +25,7 @@ from kp_ray.suspects.stage import explain_missing_predictions
 
 
 def predict_in_process(task: PredictionTask, num_images: int | None = None) -> None:
-    """Predict missing images, at most `num_images`, in this process without a cluster, and write them as one part."""
+    """Predict at most `num_images` missing images in this process, without a cluster; write the results as one part."""
     predictor = Predictor(**task.predictor_arguments(has_gpu=False))
     predictor.write_part(decode_batch(refs_table(task.find_missing_images()[:num_images]), task.input_sizes))
 
@@ -65,13 +65,15 @@ def test_each_image_is_predicted_and_scored_by_the_member_that_never_saw_its_sce
     config_without_folds = build_config({**fold_config.to_dict(), "split": {}})
     assert read_cross_validation(config_without_folds) is None, "scores of former folds are not read"
 
-    only_a = build_config({**fold_config.to_dict(), "predict": {**fold_config.to_dict()["predict"], "members": ["a"]}})
-    scores = score_folds(only_a)
+    config_with_only_a = build_config(
+        {**fold_config.to_dict(), "predict": {**fold_config.to_dict()["predict"], "members": ["a"]}}
+    )
+    scores = score_folds(config_with_only_a)
     assert scores.num_not_scored == (labels.fold == 1).sum()
     assert "no member holds out fold 1" in scores.lines()[-1]
 
 
-def test_members_of_another_store_or_fold_are_refused(fold_config: Config, tmp_path: Path) -> None:
+def test_members_that_were_trained_on_another_store_or_fold_are_refused(fold_config: Config, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(fold_config.run_dir, run_dir)
     values = {**fold_config.to_dict(), "run_dir": str(run_dir)}
@@ -86,7 +88,7 @@ def test_members_of_another_store_or_fold_are_refused(fold_config: Config, tmp_p
         make_tasks(build_config({**values, "split": {**values["split"], "folds": 3}}))
 
 
-def test_a_fold_without_images_and_a_member_without_weight_do_not_stop_the_others(fold_config: Config) -> None:
+def test_a_fold_without_images_and_a_member_with_weight_0_do_not_stop_the_other_folds(fold_config: Config) -> None:
     values = fold_config.to_dict()
     predict = {**values["predict"], "weights": {"a": 0.0, "b": {"nose": 2.0}}}
     groups = group_members(build_config({**values, "predict": predict}))
@@ -101,7 +103,7 @@ def test_a_fold_without_images_and_a_member_without_weight_do_not_stop_the_other
             make_tasks(fold_config)
 
 
-def test_a_list_of_members_of_other_runs_is_refused_before_a_run(fold_config: Config) -> None:
+def test_predict_members_must_list_a_member_of_this_run(fold_config: Config) -> None:
     values = fold_config.to_dict()
     config = build_config({**values, "predict": {**values["predict"], "members": ["elsewhere/members/x"]}})
     with pytest.raises(ConfigError, match=r"predict\.members: lists no member of this run"):

@@ -27,7 +27,7 @@ def make_labels() -> Annotations:
 
 @pytest.fixture(scope="module")
 def labels() -> Annotations:
-    """Return right labels of NUM_IMAGES images."""
+    """Return correct labels of NUM_IMAGES images."""
     return make_labels()
 
 
@@ -40,7 +40,7 @@ def predicted(labels: Annotations) -> dict[str, FloatArray]:
 
 
 def rank(labels: Annotations, predicted: dict[str, FloatArray], **changed_points: FloatArray) -> list[Suspect]:
-    """Rank labels after some images, e.g. number 7 as `image7`, were given other points (24, 2)."""
+    """Rank labels in which some images have other points (24, 2); `image7` gives those of image number 7."""
     keypoints = labels.keypoints.copy()
     for name, xy in changed_points.items():
         keypoints[int(name.removeprefix("image")), :, :2] = xy
@@ -60,7 +60,7 @@ def test_each_kind_of_mistake_is_found_and_its_correction_restores_the_labels(
     images = [labels.images[number] for number in (1, 2, 3, 4)]
     assert set(suspects) == set(images)
     assert [suspects[image].kind for image in images] == ["left_right", "shifted", "other_image", "points"]
-    swapped, shifted, other_image, points = (suspects[image] for image in images)
+    swapped, shifted, other_image, single_point = (suspects[image] for image in images)
     assert {row[2]: row[3:] for row in swapped.corrections} == {
         DACON24.names[k]: pytest.approx(xy[1][k], abs=0.01) for k in range(24) if FLIP[k] != k
     }
@@ -68,8 +68,8 @@ def test_each_kind_of_mistake_is_found_and_its_correction_restores_the_labels(
     assert np.abs(moved_back - xy[2]).max() < 5
     assert labels.images[50] in other_image.reason
     assert other_image.corrections == ((images[2], "drop", "", None, None),)
-    assert points.points == (DACON24.names[0],)
-    assert points.corrections == ((images[3], "point", DACON24.names[0], None, None),)
+    assert single_point.points == (DACON24.names[0],)
+    assert single_point.corrections == ((images[3], "point", DACON24.names[0], None, None),)
 
 
 def test_crossed_sides_add_to_the_score_and_change_neither_kind_nor_correction(
@@ -89,7 +89,7 @@ def test_crossed_sides_add_to_the_score_and_change_neither_kind_nor_correction(
     assert "point in opposite directions" in suspect.reason
 
 
-def test_an_image_with_few_labelled_points_is_neither_shifted_nor_another_image(
+def test_few_labelled_points_are_neither_of_kind_shifted_nor_of_kind_other_image(
     labels: Annotations, predicted: dict[str, FloatArray]
 ) -> None:
     xy = np.full((24, 2), np.nan)
@@ -108,16 +108,16 @@ def test_an_error_that_is_usual_for_its_keypoint_is_not_suspicious(
     labels: Annotations, predicted: dict[str, FloatArray]
 ) -> None:
     xy = labels.keypoints[..., :2].copy()
-    wrist, nose = xy[7].copy(), xy[8].copy()
-    wrist[9] += (45, 0)
-    nose[0] += (45, 0)
-    ranked = rank(labels, predicted, image7=wrist, image8=nose)
+    moved_wrist, moved_nose = xy[7].copy(), xy[8].copy()
+    moved_wrist[9] += (45, 0)
+    moved_nose[0] += (45, 0)
+    ranked = rank(labels, predicted, image7=moved_wrist, image8=moved_nose)
     ranks = {suspect.image: number for number, suspect in enumerate(ranked)}
     assert ranks[labels.images[8]] == 0
     assert ranked[ranks[labels.images[7]]].score < SUSPICIOUS_SCORE
 
 
-def test_right_labels_have_few_suspects(labels: Annotations, predicted: dict[str, FloatArray]) -> None:
+def test_correct_labels_have_few_suspects(labels: Annotations, predicted: dict[str, FloatArray]) -> None:
     ranked = rank(labels, predicted)
     assert len(ranked) == NUM_IMAGES
     assert sum(suspect.score >= SUSPICIOUS_SCORE for suspect in ranked) <= 2

@@ -51,29 +51,31 @@ def test_without_folds_motion_alone_ranks_and_the_summary_says_why(config: Confi
         SuspectsStage().forecast(config)
 
 
-def test_folds_without_trained_members_or_images_are_named(config: Config, sample_data: dict[str, Any]) -> None:
+def test_the_summary_says_that_images_or_trained_members_are_missing(
+    config: Config, sample_data: dict[str, Any]
+) -> None:
     values = {**config.to_dict(), "split": {"folds": 2}}
     assert "data.images is not set" in run_stage(build_config(values)).without_predictions
-    with_images = {**values, "data": {**values["data"], "images": sample_data["images"]}}
-    assert "member a is not trained" in run_stage(build_config(with_images)).without_predictions
+    values_with_images = {**values, "data": {**values["data"], "images": sample_data["images"]}}
+    assert "member a is not trained" in run_stage(build_config(values_with_images)).without_predictions
 
 
 def test_proposals_change_nothing_until_their_comment_is_removed_and_edits_are_kept(config: Config) -> None:
     summary = run_stage(config)
     path = Path(summary.corrections)
     values = config.to_dict()
-    corrected = build_config({**values, "data": {**values["data"], "corrections": str(path)}})
+    corrected_config = build_config({**values, "data": {**values["data"], "corrections": str(path)}})
     labels = load_labels(config)
-    np.testing.assert_array_equal(load_labels(corrected).keypoints, labels.keypoints)
+    np.testing.assert_array_equal(load_labels(corrected_config).keypoints, labels.keypoints)
     proposal = "# walk_A-0000003.jpg,drop,,,"
     assert proposal in path.read_text().splitlines()
     path.write_text(path.read_text().replace(proposal, proposal.removeprefix("# ")))
-    assert "walk_A-0000003.jpg" not in load_labels(corrected).images
-    assert run_stage(corrected).kinds == {}, "the corrected labels are ranked"
+    assert "walk_A-0000003.jpg" not in load_labels(corrected_config).images
+    assert run_stage(corrected_config).kinds == {}, "the corrected labels are ranked"
     assert path.read_text().splitlines()[:2] == ["image,action,keypoint,x,y", "walk_A-0000003.jpg,drop,,,"]
 
 
-def test_rows_of_an_edited_file_and_of_the_applied_corrections_are_kept_by_column_name(tmp_path: Path) -> None:
+def test_active_rows_of_both_corrections_files_are_kept_in_any_order_of_columns(tmp_path: Path) -> None:
     path, applied = tmp_path / "corrections.csv", tmp_path / "applied.csv"
     path.write_text("# mine\nimage,action\na.jpg,drop\n# b.jpg,drop\n")
     applied.write_text("image,x,y,keypoint,action\nc.jpg,1.5,2,nose,point\na.jpg,,,,drop\n")
@@ -98,7 +100,7 @@ def test_a_proposal_for_an_image_whose_name_begins_with_a_hash_can_be_applied(tm
     assert load_annotations(str(tmp_path / "labels.csv"), corrections=str(path)).images == ("2.jpg",)
 
 
-def test_a_damaged_suspects_file_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_the_error_about_a_damaged_suspects_file_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "suspects.csv"
     path.write_text("rank,image\n1,a.jpg\n")
     with pytest.raises(StorageError, match=r"suspects\.csv: damaged .*: run suspects again"):

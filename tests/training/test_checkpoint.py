@@ -28,14 +28,14 @@ MakeConfig = Callable[..., Config]
 
 
 def test_the_best_checkpoint_is_kept_beside_the_last(trained_member: TrainedMember) -> None:
-    evaluated = {
+    rmse_by_iteration = {
         line["iteration"] + 1: line["val/rmse"] for line in read_log_lines(trained_member.config) if "val/rmse" in line
     }
     folder = Path(trained_member.config.member_dir("a"))
-    best = torch.load(folder / "model_best.pth", weights_only=True)
-    assert evaluated[best["iteration"]] == min(evaluated.values())
-    kept = {int(path.name.removeprefix("checkpoint_")) for path in folder.glob("checkpoint_0*")}
-    assert kept == {2 * best["iteration"], 16}  # their names count the iterations of one worker
+    best_checkpoint = torch.load(folder / "model_best.pth", weights_only=True)
+    assert rmse_by_iteration[best_checkpoint["iteration"]] == min(rmse_by_iteration.values())
+    kept_checkpoints = {int(path.name.removeprefix("checkpoint_")) for path in folder.glob("checkpoint_0*")}
+    assert kept_checkpoints == {2 * best_checkpoint["iteration"], 16}  # their names count the iterations of one worker
 
 
 def test_a_run_without_its_final_weights_resumes_from_the_last_checkpoint(trained_member: TrainedMember) -> None:
@@ -76,36 +76,38 @@ def test_a_killed_worker_costs_at_most_a_checkpoint_period_and_changes_no_result
 def test_after_a_killed_driver_the_same_command_resumes(make_config: MakeConfig) -> None:
     # The workers outlive the driver by seconds, and must not finish in that time.
     settings = {"max_iter": 60, "eval_period": 20, "checkpoint_period": 4}
-    uninterrupted, killed = make_config(train=settings), make_config(train=settings)
-    for config in (uninterrupted, killed):
+    uninterrupted_config, killed_config = make_config(train=settings), make_config(train=settings)
+    for config in (uninterrupted_config, killed_config):
         Path(config.run_dir, "c.yaml").write_text(config.to_yaml())
     command = ("train", "c.yaml", "--json")
-    finish(start_kp_ray(*command, cwd=uninterrupted.run_dir))
-    process = start_kp_ray(*command, cwd=killed.run_dir)
-    wait_until(lambda: count_log_lines(killed) >= 5, process)
-    num_logged = count_log_lines(killed)
+    finish(start_kp_ray(*command, cwd=uninterrupted_config.run_dir))
+    process = start_kp_ray(*command, cwd=killed_config.run_dir)
+    wait_until(lambda: count_log_lines(killed_config) >= 5, process)
+    num_logged = count_log_lines(killed_config)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     # An interrupted upload leaves an incomplete checkpoint, which Ray Train has not recorded.
-    saved = [int(path.name.removeprefix("checkpoint_")) for path in Path(killed.member_dir("a")).glob("checkpoint_0*")]
-    for iteration in range(max(saved) + 1, 60):
-        folder = Path(killed.member_dir("a"), f"checkpoint_{iteration:07d}")
+    saved_iterations = [
+        int(path.name.removeprefix("checkpoint_")) for path in Path(killed_config.member_dir("a")).glob("checkpoint_0*")
+    ]
+    for iteration in range(max(saved_iterations) + 1, 60):
+        folder = Path(killed_config.member_dir("a"), f"checkpoint_{iteration:07d}")
         folder.mkdir()
         (folder / "checkpoint.pth").write_bytes(b"cut off")
-    resumed = run_kp_ray(*command, cwd=killed.run_dir)
-    assert resumed.returncode == 0, resumed.stderr
-    result = last_json(resumed.stdout)["a"]
+    resumed_process = run_kp_ray(*command, cwd=killed_config.run_dir)
+    assert resumed_process.returncode == 0, resumed_process.stderr
+    result = last_json(resumed_process.stdout)["a"]
     assert result["iterations"] == 60
     assert num_logged - 4 <= result["resumed_from"] < 60
-    assert f"from the checkpoint at {result['resumed_from']}" in resumed.stderr
-    assert_same_training(killed, uninterrupted)
+    assert f"from the checkpoint at {result['resumed_from']}" in resumed_process.stderr
+    assert_same_training(killed_config, uninterrupted_config)
 
 
 @pytest.mark.slow
 def test_an_elastic_run_resumes_with_fewer_workers_when_a_node_is_lost(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Just after the loss Ray still counts the node and tries to start two workers; nodes inherit this time limit.
+    # Just after a node is lost, Ray still counts the node and tries to start two workers. Nodes inherit this limit.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     settings = {"max_iter": 48, "steps": [36], "eval_period": 0, "checkpoint_period": 4, "ims_per_batch": 1}
     config = make_config(train={**settings, "num_workers": {"min": 1, "max": 2}, "cpus_per_worker": 1.5})

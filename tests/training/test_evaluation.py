@@ -1,4 +1,4 @@
-"""Training workers share the evaluation of the validation rows."""
+"""Training workers divide the validation rows among themselves to evaluate a model."""
 
 from pathlib import Path
 
@@ -32,11 +32,11 @@ def test_workers_read_disjoint_rows_and_detect_the_same_as_one_worker(
     references = list_rows(config.path("store"), split="val") * 3
     monkeypatch.setattr(evaluation, "list_rows", lambda store, split, fold: references)
     reads: list[tuple[str, int]] = []
-    read = RowReader.read
+    original_read = RowReader.read
 
     def record_read(reader: RowReader, path: str, row: int) -> object:
         reads.append((path, row))
-        return read(reader, path, row)
+        return original_read(reader, path, row)
 
     monkeypatch.setattr(RowReader, "read", record_read)
 
@@ -50,7 +50,7 @@ def test_workers_read_disjoint_rows_and_detect_the_same_as_one_worker(
             )  # fmt: skip
             rows += evaluation._evaluate_shard(model, worker)
         assert sorted(reads) == sorted(references)  # every row once
-        return [(row.source, str(row.best and [array.tobytes() for array in row.best[1:]])) for row in rows]
+        return [(row.source, str(row.detection and [array.tobytes() for array in row.detection[1:]])) for row in rows]
 
     expected = evaluate_shards(1)
     assert len(expected) == len(references) > 4

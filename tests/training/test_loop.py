@@ -65,14 +65,14 @@ def train_twenty_steps(loop_config: Mapping[str, Any]) -> None:
     state = create_state(worker)
     restore_state(state, worker, None)
     batches = iter_worker_batches(worker, 0)
-    first: dict[str, torch.Tensor] = {}
+    first_weights: dict[str, torch.Tensor] = {}
     with EventStorage(0):
         for iteration in range(20):
             train_step(worker, state, next(batches), iteration)
-            first = first or {name: value.clone() for name, value in state.model.state_dict().items()}
-    last = comm.all_gather({name: value.detach().clone() for name, value in state.model.named_parameters()})
+            first_weights = first_weights or {name: value.clone() for name, value in state.model.state_dict().items()}
+    last_weights = comm.all_gather({name: value.detach().clone() for name, value in state.model.named_parameters()})
     if worker.is_first:
-        torch.save({"first": first, "last": last}, loop_config["out"])
+        torch.save({"first_weights": first_weights, "last_weights": last_weights}, loop_config["weights_path"])
 
 
 @pytest.mark.slow
@@ -81,22 +81,26 @@ def test_two_workers_update_like_one_worker_with_both_batches_and_stay_equal(
     make_config: MakeConfig, tmp_path: Path, accumulate: int
 ) -> None:
     settings = {"num_workers": 2, "ims_per_batch": 2, "optimizer": "sgd", "base_lr": 1e-3, "warmup_iters": 0}
-    plain = make_config(train={**settings, "flip": False, "max_iter": 100, "steps": [], "accumulate": accumulate})
-    values = plain.to_dict()
-    values["model"] |= {"cfg": {**plain.model.cfg, **DETERMINISTIC_NET}, "weights": str(tmp_path / "start.pth")}
-    config, member = build_config(values), plain.train.members[0]
+    base_config = make_config(train={**settings, "flip": False, "max_iter": 100, "steps": [], "accumulate": accumulate})
+    values = base_config.to_dict()
+    values["model"] |= {"cfg": {**base_config.model.cfg, **DETERMINISTIC_NET}, "weights": str(tmp_path / "start.pth")}
+    config, member = build_config(values), base_config.train.members[0]
     cfg = build_cfg(config, DACON24, "cpu")
     torch.manual_seed(0)
     model = build_model(cfg)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    torch.save({"model": before}, tmp_path / "start.pth")
+    start_weights = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.save({"model": start_weights}, tmp_path / "start.pth")
     rows = usable_rows(config, member).slice(0, 4)  # the rows of one step
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
-    out = tmp_path / "weights.pth"
+    weights_path = tmp_path / "weights.pth"
     trainer = ray.train.torch.TorchTrainer(
         train_twenty_steps,
-        train_loop_config={"config": values, "member": member.model_dump(mode="json"), "out": str(out)},
+        train_loop_config={
+            "config": values,
+            "member": member.model_dump(mode="json"),
+            "weights_path": str(weights_path),
+        },
         datasets={"train": ray.data.from_arrow(rows)},
         scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
         run_config=ray.train.RunConfig(name="steps", storage_path=str(tmp_path)),
@@ -113,25 +117,25 @@ def test_two_workers_update_like_one_worker_with_both_batches_and_stay_equal(
     with EventStorage(0):
         sum(model.train()(batch).values()).backward()
     optimizer.step()
-    saved = torch.load(out, weights_only=True)
-    first = saved["first"]
+    saved = torch.load(weights_path, weights_only=True)
+    first_weights = saved["first_weights"]
     for name, value in model.state_dict().items():
-        expected = value - before[name]
-        # The gradient of a bias before a softmax consists of rounding errors.
+        expected = value - start_weights[name]
+        # The gradient of a bias before a softmax is a rounding error: allow an absolute difference.
         tolerance = max(1e-9, 1e-3 * float(expected.abs().max()))
-        torch.testing.assert_close(first[name] - before[name], expected, rtol=1e-3, atol=tolerance)
-    assert max(float((first[name] - value).abs().max()) for name, value in before.items()) > 1e-5
-    rank_0, rank_1 = saved["last"]
+        torch.testing.assert_close(first_weights[name] - start_weights[name], expected, rtol=1e-3, atol=tolerance)
+    assert max(float((first_weights[name] - value).abs().max()) for name, value in start_weights.items()) > 1e-5
+    rank_0, rank_1 = saved["last_weights"]
     assert all(value.isfinite().all() for value in rank_0.values())
     assert all(torch.equal(rank_0[name], rank_1[name]) for name in rank_0)
-    assert any(not torch.equal(rank_0[name], first[name]) for name in rank_0)
+    assert any(not torch.equal(rank_0[name], first_weights[name]) for name in rank_0)
 
 
 @pytest.mark.slow
 def test_options_of_detectron2_and_the_moving_average_take_effect(
     make_config: MakeConfig, trained_member: TrainedMember
 ) -> None:
-    start = Path(trained_member.config.member_dir("a"), "model_final.pth")
+    start_path = Path(trained_member.config.member_dir("a"), "model_final.pth")
     model_cfg, clip_norm = trained_member.config.model.cfg, 1e-4
     options = {
         "SOLVER.CLIP_GRADIENTS.ENABLED": True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
@@ -139,17 +143,19 @@ def test_options_of_detectron2_and_the_moving_average_take_effect(
     }  # fmt: skip
     solver = {"optimizer": "sgd", "base_lr": 0.1, "weight_decay": 0, "warmup_iters": 0, "max_iter": 2, "steps": []}
     config = make_config(
-        model={"cfg": {**model_cfg, **options}, "weights": str(start)},
+        model={"cfg": {**model_cfg, **options}, "weights": str(start_path)},
         train={**solver, "ema_decay": 0.5, "best_metric": "pck_0.1"},
     )
     (member,) = train(config).members
     assert member.result is not None
     assert member.result.random_tensors == ()
-    before, after = torch.load(start, weights_only=True)["model"], read_weights(config)
-    last = torch.load(Path(config.member_dir("a"), "checkpoint_0000002", "checkpoint.pth"), weights_only=True)
+    start_weights, final_weights = torch.load(start_path, weights_only=True)["model"], read_weights(config)
+    last_checkpoint = torch.load(
+        Path(config.member_dir("a"), "checkpoint_0000002", "checkpoint.pth"), weights_only=True
+    )
     changes = {
-        name: float((value - before[name]).norm()) if value.is_floating_point() else 0.0
-        for name, value in last["model"].items()
+        name: float((value - start_weights[name]).norm()) if value.is_floating_point() else 0.0
+        for name, value in last_checkpoint["model"].items()
     }
     frozen = [name for name in changes if name.startswith(("backbone.bottom_up.stem", "backbone.bottom_up.res2"))]
     assert frozen
@@ -157,12 +163,12 @@ def test_options_of_detectron2_and_the_moving_average_take_effect(
     for name in changes:
         if name.endswith("weight") and "norm" not in name and name not in frozen:
             assert 0 < changes[name] <= 0.1 * clip_norm * (1 + 1.9) * 1.01, name  # two steps, momentum 0.9
-    for name, value in after.items():
-        assert torch.equal(value, last["average"][name])
+    for name, value in final_weights.items():
+        assert torch.equal(value, last_checkpoint["average"][name])
     # The average lies between the weights before the run and the last weights.
     name = "roi_heads.keypoint_head.score_lowres.weight"
-    assert not torch.equal(after[name], last["model"][name])
-    assert float((after[name] - last["model"][name]).norm()) < changes[name]
+    assert not torch.equal(final_weights[name], last_checkpoint["model"][name])
+    assert float((final_weights[name] - last_checkpoint["model"][name]).norm()) < changes[name]
     assert Path(config.member_dir("a"), "model_best.pth").exists()
 
 
@@ -183,9 +189,9 @@ def test_mixed_precision_takes_effect(make_config: MakeConfig) -> None:
         config = make_config(train={"max_iter": 2, "precision": precision})
         train(config)
         losses.append(read_log_lines(config)[0]["total_loss"])
-    full, mixed = losses
-    assert mixed != full
-    assert mixed == pytest.approx(full, rel=0.02)
+    full_loss, mixed_loss = losses
+    assert mixed_loss != full_loss
+    assert mixed_loss == pytest.approx(full_loss, rel=0.02)
 
 
 def test_a_diverged_model_has_nan_losses_and_gradients() -> None:
@@ -204,7 +210,7 @@ def test_a_diverged_model_has_nan_losses_and_gradients() -> None:
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_longer_finite_ends_the_member(make_config: MakeConfig) -> None:
+def test_a_loss_that_is_no_longer_finite_ends_the_training(make_config: MakeConfig) -> None:
     config = make_config(train={"optimizer": "sgd", "base_lr": 1e12, "warmup_iters": 0, "max_iter": 6})
     with pytest.raises(DivergedError, match=r"^member a: .* at iteration \d+: lower train\.base_lr"):
         train(config)

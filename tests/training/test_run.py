@@ -61,20 +61,22 @@ def test_a_finished_member_detects_the_same_in_plain_detectron2(trained_member: 
             np.testing.assert_allclose(detection.keypoints, points, atol=1e-3)
 
 
-def test_a_second_driver_of_a_run_folder_is_refused(make_config: MakeConfig) -> None:
+def test_training_is_refused_while_another_process_trains_in_the_run_folder(make_config: MakeConfig) -> None:
     config = make_config()
     with writer_lock(config.path("members")), pytest.raises(RunStateError):
         train(config)
 
 
 def test_too_few_rows_or_a_too_small_cluster_are_refused_before_a_member_begins(make_config: MakeConfig) -> None:
-    few_rows = make_config(augment={"min_visible": 24}, train={"ims_per_batch": 64})
+    few_rows_config = make_config(augment={"min_visible": 24}, train={"ims_per_batch": 64})
     with pytest.raises(DataError, match=r"^member a: .* at least 24 .* lower train\.ims_per_batch"):
-        train(few_rows)
-    many_workers = make_config(train={"num_workers": 50, "ims_per_batch": 1, "max_iter": 100, "cpus_per_worker": 1})
+        train(few_rows_config)
+    many_workers_config = make_config(
+        train={"num_workers": 50, "ims_per_batch": 1, "max_iter": 100, "cpus_per_worker": 1}
+    )
     with pytest.raises((ClusterError, DataError)):
-        train(many_workers)
-    for config in (few_rows, many_workers):
+        train(many_workers_config)
+    for config in (few_rows_config, many_workers_config):
         assert not list(Path(config.path("members")).glob("*/settings.json"))
         assert not Path(config.path("config.yaml")).exists()
 
@@ -111,7 +113,7 @@ def damage_images(config: Config) -> None:
 
 
 @pytest.mark.slow
-def test_a_damaged_image_of_the_store_is_refused_by_its_part(make_config: MakeConfig) -> None:
+def test_the_error_about_a_damaged_image_of_the_store_names_its_part(make_config: MakeConfig) -> None:
     config = make_config(train={"max_failures": 0})
     damage_images(config)
     with pytest.raises(StorageError, match=r"^member a: .*\.parquet: damaged"):

@@ -23,7 +23,7 @@ def config(tmp_path: Path) -> Config:
     return config
 
 
-def change(config: Config, **sections: Any) -> Config:
+def change_sections(config: Config, **sections: Any) -> Config:
     """Return a config with the same run folder and changed sections."""
     return tiny_config({}, Path(config.run_dir), **sections)
 
@@ -39,16 +39,18 @@ def change(config: Config, **sections: Any) -> Config:
         ({"model": {"cfg": {}}}, "model.cfg.INPUT.MIN_SIZE_TRAIN [64], now None"),
     ],
 )  # fmt: skip
-def test_a_changed_deciding_setting_is_refused_by_name(config: Config, sections: dict[str, Any], field: str) -> None:
+def test_the_error_about_a_changed_deciding_setting_names_the_setting(
+    config: Config, sections: dict[str, Any], field: str
+) -> None:
     check_member_settings(config)
     with pytest.raises(RunStateError) as caught:
-        check_member_settings(change(config, **sections))
+        check_member_settings(change_sections(config, **sections))
     assert f"{config.member_dir('a')}: was made with {field}" in str(caught.value)
 
 
 def test_settings_that_decide_nothing_may_change(config: Config) -> None:
     check_member_settings(
-        change(config, train={"keep_best": 3, "cpus_per_worker": 1, "log_period": 7, "max_failures": 0})
+        change_sections(config, train={"keep_best": 3, "cpus_per_worker": 1, "log_period": 7, "max_failures": 0})
     )
 
 
@@ -59,7 +61,7 @@ def test_another_store_is_refused(config: Config) -> None:
         check_member_settings(config)
 
 
-def test_damaged_settings_are_refused_by_their_file(config: Config) -> None:
+def test_the_error_about_damaged_settings_names_their_file(config: Config) -> None:
     path = Path(config.member_dir("a"), "settings.json")
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(StorageError, match=rf"^{path}: damaged .*: delete this file"):
@@ -67,15 +69,18 @@ def test_damaged_settings_are_refused_by_their_file(config: Config) -> None:
 
 
 def test_a_wrong_detectron2_option_is_refused_with_and_without_a_store(config: Config, tmp_path: Path) -> None:
-    wrong = {"model": {"preset": "r18", "cfg": {"SOLVER.NO_SUCH": 1}}}
-    for wrong_config in (change(config, **wrong), tiny_config({}, tmp_path / "empty", **wrong)):
+    wrong_sections = {"model": {"preset": "r18", "cfg": {"SOLVER.NO_SUCH": 1}}}
+    for wrong_config in (
+        change_sections(config, **wrong_sections),
+        tiny_config({}, tmp_path / "empty", **wrong_sections),
+    ):
         with pytest.raises(ConfigError, match=r"^model\.cfg\.SOLVER\.NO_SUCH: "):
             check_train_config(wrong_config)
 
 
 def test_a_skeleton_that_does_not_fit_the_store_is_refused(config: Config) -> None:
     with pytest.raises(ConfigError, match=r"^skeleton: "):
-        check_train_config(change(config, skeleton={"sigmas": [0.1]}))
+        check_train_config(change_sections(config, skeleton={"sigmas": [0.1]}))
 
 
 def test_starting_weights_that_do_not_exist_are_refused_before_a_cluster_starts(config: Config, tmp_path: Path) -> None:
@@ -86,7 +91,7 @@ def test_starting_weights_that_do_not_exist_are_refused_before_a_cluster_starts(
         with pytest.raises(ModelError, match=rf"^{re.escape(key)}: {tmp_path}/no\.pth: there is no such file"):
             check_train_config(tiny_config({}, tmp_path, **sections))
     weights = {"model": {"weights": str(tmp_path / "no.pth")}}
-    check_train_config(change(config, **weights))  # a member that has begun needs them no longer
+    check_train_config(change_sections(config, **weights))  # a member that has begun needs them no longer
     (tmp_path / "no.pth").touch()
     check_train_config(tiny_config({}, tmp_path / "new", **weights))
 
@@ -95,7 +100,7 @@ def test_a_recipe_that_is_not_stored_is_refused_before_a_cluster_starts(config: 
     members = {"members": [{"name": "a", "recipes": ["Rotate45"]}]}
     for train in ({"recipes": ["Rotate45"]}, members):
         with pytest.raises(StoreError, match="holds no recipe 'Rotate45'"):
-            check_train_config(change(config, train=train))
+            check_train_config(change_sections(config, train=train))
         with pytest.raises(ConfigError, match=r"augment\.recipes lacks a recipe \(got Rotate45\)"):
             check_train_config(tiny_config({}, tmp_path / "empty", train=train))
 
@@ -107,7 +112,7 @@ def test_a_setting_that_an_earlier_version_did_not_record_counts_as_its_default(
     path.write_text(json.dumps(fields))
     check_member_settings(config)
     with pytest.raises(RunStateError, match=r"train\.deterministic False, now True"):
-        check_member_settings(change(config, train={"deterministic": True}))
+        check_member_settings(change_sections(config, train={"deterministic": True}))
 
 
 def test_mlflow_must_be_installed_and_a_local_file_needs_a_local_run_folder(

@@ -87,11 +87,11 @@ RESULT = SearchResult("trial-003", "rmse", 8, 43.21, 47.5, {"base_lr": 0.002, "r
 def test_a_finished_search_replaces_the_configs_own_settings_and_is_described(config: Config) -> None:
     record_search(config)
     write_result(config, RESULT)
-    tuned, search = apply_search(config)
+    tuned_config, search = apply_search(config)
     assert search == RESULT
-    assert (tuned.train.base_lr, tuned.train.recipes) == (0.002, ("Original",))
-    assert [member.name for member in tuned.train.members] == ["a", "b"]
-    assert apply_search(tuned) == (tuned, None)
+    assert (tuned_config.train.base_lr, tuned_config.train.recipes) == (0.002, ("Original",))
+    assert [member.name for member in tuned_config.train.members] == ["a", "b"]
+    assert apply_search(tuned_config) == (tuned_config, None)
     line = (
         "settings from the search (trial-003, rmse 43.21 after 8 iterations; the config's own: 47.5): base_lr 0.002, "
         "recipes ['Original']"
@@ -106,9 +106,9 @@ def test_a_finished_search_replaces_the_configs_own_settings_and_is_described(co
 def test_members_that_were_trained_with_a_search_are_finished_and_record_it(config: Config) -> None:
     record_search(config)
     write_result(config, RESULT)
-    tuned, search = apply_search(config)
-    for member in tuned.train.members:
-        record_settings(tuned, member, asdict(RESULT))
+    tuned_config, search = apply_search(config)
+    for member in tuned_config.train.members:
+        record_settings(tuned_config, member, asdict(RESULT))
         Path(config.member_dir(member.name), "model_final.pth").touch()
     assert TrainStage().is_done(config)
     summary = TrainStage().run(config, no_progress)
@@ -138,11 +138,11 @@ def test_a_search_that_is_not_finished_or_began_with_other_settings_is_refused(c
         TrainStage().check(changed_config)
 
 
-def test_a_search_without_a_better_setting_trains_the_configs_own(config: Config) -> None:
+def test_a_search_without_better_settings_keeps_the_configs_own_settings(config: Config) -> None:
     record_search(config)
     write_result(config, SearchResult("trial-000", "rmse", 8, 47.5, 47.5, {}))
-    tuned, search = apply_search(config)
-    assert tuned.train == config.train.model_copy(update={"tuned": False})
+    tuned_config, search = apply_search(config)
+    assert tuned_config.train == config.train.model_copy(update={"tuned": False})
     assert search
     assert (
         search.describe() == "settings: the config's own; the search found none better (rmse 47.5 after 8 iterations)"

@@ -21,12 +21,12 @@ def test_cudnn_is_set_as_configured(monkeypatch: pytest.MonkeyPatch, benchmark: 
 
 def test_an_option_of_newer_detectron2_sets_the_precision_of_matrix_products() -> None:
     cfg = build_cfg(build_config({}), DACON24, "cpu")
-    before = torch.get_float32_matmul_precision()
+    precision_before = torch.get_float32_matmul_precision()
     set_torch_options(cfg, deterministic=False)
-    assert torch.get_float32_matmul_precision() == before
+    assert torch.get_float32_matmul_precision() == precision_before
     cfg.FLOAT32_PRECISION = "high"
     try:
         set_torch_options(cfg, deterministic=False)
         assert torch.get_float32_matmul_precision() == "high"
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision_before)

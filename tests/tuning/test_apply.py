@@ -37,26 +37,26 @@ def test_the_steps_and_the_warmup_of_any_point_lie_inside_the_trial(point: Point
     assert (config.train.members, config.model) == (DACON.train.members, DACON.model)
 
 
-def test_the_own_trial_keeps_the_config_exactly_even_outside_the_search_space() -> None:
+def test_trial_0_keeps_the_configs_own_settings_even_outside_the_search_space() -> None:
     train = {"base_lr": 0.5, "steps": [1000, 1100, 7000, 10000], "warmup_iters": 50, "flip": False}
     config = build_config({"preset": "dacon", "train": train, "tune": {"flips": [True], "max_iter": 10000}})
     point = to_point(config.train, config)
-    own_train = trial_config(config, point, RECIPE_SETS, is_own=True).train
+    own_train = trial_config(config, point, RECIPE_SETS, is_own_trial=True).train
     assert own_train == config.train.model_copy(update={"eval_period": 1250})
     assert trial_config(config, point, RECIPE_SETS).train.base_lr == 0.01
 
 
 @settings(deadline=None)
 @given(max_iter=st.integers(1, 3000))
-def test_a_short_own_trial_keeps_the_shares_of_the_schedule(max_iter: int) -> None:
+def test_a_short_trial_0_scales_the_configs_own_schedule(max_iter: int) -> None:
     config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})
-    own_train = trial_config(config, to_point(config.train, config), RECIPE_SETS, is_own=True).train
+    own_train = trial_config(config, to_point(config.train, config), RECIPE_SETS, is_own_trial=True).train
     assert (own_train.max_iter, own_train.warmup_iters) == (max_iter, round(max_iter / 10))
     steps = {round(tenths * max_iter / 10) for tenths in range(3, 9)}
     assert list(own_train.steps) == sorted(step for step in steps if 0 < step < max_iter)
 
 
-def test_the_result_of_a_search_holds_only_the_fields_that_it_changes() -> None:
+def test_train_fields_holds_only_the_fields_that_a_point_changes() -> None:
     config = build_config({"preset": "dacon", "tune": {"recipes": {"crops": ["RandomCrop_1"]}}})
     own_point = to_point(config.train, config)
     assert train_fields(config, own_point) == {}

@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial as RayTrial
 from kp_ray.errors import StorageError
 from kp_ray.tuning.departures import (
     TrialSampler,
-    find_own_error,
+    find_callback_error,
     prepare_environment,
     read_trial_error,
 )
@@ -34,7 +34,7 @@ def test_no_credential_of_the_driver_is_copied_to_a_trial(monkeypatch: pytest.Mo
     assert variables["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.3"  # Ray Train's settings are still copied
 
 
-def test_the_environment_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_that_the_user_set_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNE_DISABLE_SIGINT_HANDLER", "0")
     monkeypatch.delenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", raising=False)
     prepare_environment()
@@ -46,7 +46,7 @@ def test_rays_trials_have_the_files_from_which_an_error_is_read() -> None:
     assert isinstance(RayTrial.error_file, property)
 
 
-def test_the_error_of_a_trial_is_its_exception_or_without_one_rays_text(tmp_path: Path) -> None:
+def test_the_error_of_a_trial_is_its_pickled_exception_or_else_rays_text(tmp_path: Path) -> None:
     (tmp_path / "error.pkl").write_bytes(pickle.dumps(StorageError("/full: no space")))
     (tmp_path / "error.txt").write_text("the actor died")
     files = {"error_file": str(tmp_path / "error.txt"), "pickled_error_file": str(tmp_path / "error.pkl")}
@@ -55,12 +55,12 @@ def test_the_error_of_a_trial_is_its_exception_or_without_one_rays_text(tmp_path
     assert str(read_trial_error(SimpleNamespace(**files | {"pickled_error_file": None}))) == "the actor died"
 
 
-def test_the_error_of_a_callback_is_found_behind_rays_own() -> None:
-    own_error, ray_error = StorageError("/full: no space"), ray.tune.TuneError("a callback failed")
-    ray_error.__context__ = own_error
-    assert find_own_error(ray_error) is own_error
+def test_the_error_of_a_callback_is_found_behind_rays_tune_error() -> None:
+    callback_error, ray_error = StorageError("/full: no space"), ray.tune.TuneError("a callback failed")
+    ray_error.__context__ = callback_error
+    assert find_callback_error(ray_error) is callback_error
     foreign_error = ray.tune.TuneError("no cause")
-    assert find_own_error(foreign_error) is foreign_error
+    assert find_callback_error(foreign_error) is foreign_error
 
 
 def test_a_trials_sample_depends_on_its_number_and_not_on_earlier_samples() -> None:

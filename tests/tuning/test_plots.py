@@ -43,7 +43,7 @@ def test_importance_is_empty_for_few_or_equal_results() -> None:
     points, values = make_results(8)
     assert parameter_importance(CONFIG, points[:4], values[:4]) == {}
     assert parameter_importance(CONFIG, points, [1.0] * 8) == {}
-    assert parameter_importance(CONFIG, points, [1.0] + [2.0] * 7) == {}  # one good result is not the better half
+    assert parameter_importance(CONFIG, points, [1.0] + [2.0] * 7) == {}  # the median is 2.0: all count as good
     assert parameter_importance(CONFIG, [points[0]] * 8, values) == {}
     assert parameter_importance(CONFIG, [], []) == {}
 

@@ -53,11 +53,11 @@ def test_a_resumed_trial_is_not_stopped_for_reports_from_before_the_resume(
 ) -> None:
     config = make_config(tune={**SECTION, "scheduler": name})
     write_trial(config, "trial-000", 1.0, {2: 50.0, 4: 20.0})
-    stopped_trials = [f"trial-{number:03d}" for number in range(1, 5)]
-    for trial_name in stopped_trials:  # stopped at 2 iterations, but trained until the stop arrived
+    stopped_names = [f"trial-{number:03d}" for number in range(1, 5)]
+    for trial_name in stopped_names:  # stopped at 2 iterations, but trained until the stop arrived
         write_trial(config, trial_name, 2.0, {2: 20.0, 4: 10.0, 6: 1.0}, end={})
     own_reports = [("trial-000", 2, 50.0), ("trial-000", 4, 15.0)]
-    write_search_log(config, *own_reports, *((trial_name, 2, 40.0) for trial_name in stopped_trials))
+    write_search_log(config, *own_reports, *((trial_name, 2, 40.0) for trial_name in stopped_names))
     scheduler = build_scheduler(config)
     resumed_trial, new_trial = ray_trial(0), ray_trial(5)
     for trial in (resumed_trial, new_trial):
@@ -69,10 +69,10 @@ def test_a_resumed_trial_is_not_stopped_for_reports_from_before_the_resume(
 @pytest.mark.parametrize("name", ["asha", "median"])
 def test_a_failed_trial_counts_as_the_worst(name: str, make_config: Callable[..., Config]) -> None:
     config = make_config(tune={**SECTION, "scheduler": name})
-    failed_trials = [f"trial-{number:03d}" for number in range(4)]
-    for trial in failed_trials:
-        write_trial(config, trial, 1.0, {}, end={"reason": "the loss is no longer finite"})
-    write_search_log(config, *((trial, 0, None) for trial in failed_trials))
+    failed_names = [f"trial-{number:03d}" for number in range(4)]
+    for trial_name in failed_names:
+        write_trial(config, trial_name, 1.0, {}, end={"reason": "the loss is no longer finite"})
+    write_search_log(config, *((trial_name, 0, None) for trial_name in failed_names))
     scheduler = build_scheduler(config)
     new_trial = ray_trial(5)
     scheduler.on_trial_add(None, new_trial)

@@ -21,7 +21,7 @@ from kp_ray.store.write import write_store
 from kp_ray.training.run import train
 from kp_ray.training.search_result import apply_result, read_member_search, read_result
 from kp_ray.training.tuned import apply_search
-from kp_ray.tuning.search import TuneSummary, is_finished, tune
+from kp_ray.tuning.search import TuneSummary, has_matching_result, tune
 from tests.helpers.clusters import free_port
 from tests.helpers.data import tiny_config
 from tests.helpers.processes import file_times, finish, finish_with_error, wait_until
@@ -140,7 +140,7 @@ def test_a_finished_search_is_not_repeated_and_other_settings_are_refused(finish
         tune(build_config(values))
     values = config.to_dict()
     values["train"]["cpus_per_worker"] = 1
-    assert is_finished(build_config(values))  # CPUs per worker do not change the result
+    assert has_matching_result(build_config(values))  # CPUs per worker do not change the result
 
 
 @pytest.mark.slow
@@ -167,6 +167,7 @@ ONE_AXIS = {
     "num_trials": 4, "max_iter": 4, "eval_period": 2, **FIXED_RANGES, "schedules": ["cosine"], "gamma": [0.5, 0.5],
     "base_lr": [1e-4, 1e-2],
 }  # fmt: skip
+"""Values of a `tune` section that searches the base learning rate alone."""
 
 
 @pytest.mark.slow
@@ -194,9 +195,9 @@ def test_trials_that_lost_their_processes_are_retried_by_the_same_command(make_s
         tune={**FULL_TRIALS, "num_trials": 2, "max_iter": 12, "max_concurrent": 1}, train={"max_failures": 0}
     )
     search = start_search(config)
-    for number, kind in enumerate(("RayTrainWorker", TRIAL_PROCESS)):
+    for number, pattern in enumerate(("RayTrainWorker", TRIAL_PROCESS)):
         wait_for_table(config, lambda table, row=number: len(table) > row and table.iterations[row] >= 2, search)
-        kill_process(kind, search.pid)
+        kill_process(pattern, search.pid)
     assert "no trial reported rmse; the first reason: " in finish_with_error(search)
     table = pd.read_csv(config.path("tune", "trials.csv"))
     assert list(table.status) == ["failed"] * 2
@@ -236,7 +237,9 @@ DAMAGED_FILES = [
 
 
 @pytest.mark.parametrize(("name", "content"), DAMAGED_FILES)
-def test_a_damaged_file_of_a_search_is_refused_by_name(name: str, content: str, make_config: MakeConfig) -> None:
+def test_the_error_about_a_damaged_file_of_a_search_names_the_file(
+    name: str, content: str, make_config: MakeConfig
+) -> None:
     config = make_config(tune=FULL_TRIALS)
     write_trial(config, "trial-001", 1.0, {2: 1.0}, end={})
     write_search_log(config, ("trial-001", 2, 1.0))
@@ -247,7 +250,7 @@ def test_a_damaged_file_of_a_search_is_refused_by_name(name: str, content: str, 
         tune(config)
 
 
-def test_a_second_search_of_a_run_folder_is_refused(make_config: MakeConfig) -> None:
+def test_a_search_is_refused_while_another_process_searches_in_the_run_folder(make_config: MakeConfig) -> None:
     config = make_config(tune=FULL_TRIALS)
     with (
         writer_lock(config.path("tune")),
@@ -273,7 +276,7 @@ def test_a_search_that_cannot_begin_is_refused(
 
 
 @pytest.mark.slow
-def test_a_killed_driver_is_resumed_by_the_same_command(make_search_config: MakeConfig) -> None:
+def test_the_same_command_resumes_a_search_whose_driver_was_killed(make_search_config: MakeConfig) -> None:
     config = make_search_config(tune={**FULL_TRIALS, "max_concurrent": 1})
     search = start_search(config)
     table = wait_for_table(
@@ -283,8 +286,8 @@ def test_a_killed_driver_is_resumed_by_the_same_command(make_search_config: Make
     search.wait()
     folder = Path(config.path("tune", "trials", table.trial[0]))
     times = file_times(*(path for path in folder.rglob("*") if path.is_file()))
-    figures = finish(start_search(config, "tune.max_concurrent=2"))  # the number of concurrent trials may change
-    assert figures["trials"] == 3
+    summary_json = finish(start_search(config, "tune.max_concurrent=2"))  # the number of concurrent trials may change
+    assert summary_json["trials"] == 3
     final_table = assert_all_finished(config, 3, 6)
     assert list(final_table.trial[:2]) == list(table.trial[:2])
     kept_files = {path for path in times if path.exists()}
@@ -300,9 +303,9 @@ def test_a_killed_worker_and_a_killed_trial_are_replaced(make_search_config: Mak
     summaries: list[TuneSummary] = []
     thread = threading.Thread(target=lambda: summaries.append(tune(config)))
     thread.start()
-    for iterations, kind in ((2, "RayTrainWorker"), (6, TRIAL_PROCESS)):
+    for iterations, pattern in ((2, "RayTrainWorker"), (6, TRIAL_PROCESS)):
         wait_for_table(config, lambda table, minimum=iterations: bool(len(table)) and table.iterations[0] >= minimum)
-        kill_process(kind)
+        kill_process(pattern)
     thread.join()
     assert summaries[0].trials == 1
     assert_all_finished(config, 1, 12)
@@ -331,10 +334,10 @@ def test_trials_of_two_workers_that_need_every_cpu_run_one_after_the_other(make_
     config = make_search_config(
         tune={**FULL_TRIALS, "num_trials": 2, "max_iter": 12}, train=workers, cluster={"num_cpus": 2}
     )
-    figures = finish(start_search(config))
+    summary_json = finish(start_search(config))
     table = assert_all_finished(config, 2, 6)  # Detectron2's rule: twice the batch, half the iterations, twice the LR
     assert table.base_lr[0] == pytest.approx(2 * config.train.base_lr)
-    assert load_config(figures["config"]).train.base_lr in [pytest.approx(lr / 2) for lr in table.base_lr]
+    assert load_config(summary_json["config"]).train.base_lr in [pytest.approx(lr / 2) for lr in table.base_lr]
 
 
 @pytest.mark.slow

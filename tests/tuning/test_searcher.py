@@ -77,8 +77,8 @@ def test_trials_that_have_begun_resume_with_their_points_before_new_trials_start
     searcher = build_searcher(config)
     suggestions = [searcher.suggest(str(number)) for number in range(4)]
     assert [suggestion and suggestion["number"] for suggestion in suggestions] == [0, 1, 3, 2]
-    first_three = [suggestion and Point(**suggestion["params"]) for suggestion in suggestions[:3]]
-    assert first_three == [*points[:2], recorded_point]
+    first_three_points = [suggestion and Point(**suggestion["params"]) for suggestion in suggestions[:3]]
+    assert first_three_points == [*points[:2], recorded_point]
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,12 @@ def test_the_sampler_learns_from_final_results_only(
     assert (trial.state, trial.value) == (state, result["rmse"] if result and state == TrialState.COMPLETE else None)
 
 
-def test_ray_tune_can_pickle_a_search_and_save_snapshots(make_config: Callable[..., Config], tmp_path: Path) -> None:
+def test_ray_tune_can_pickle_a_search_and_its_snapshot_is_empty(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
     searcher = build_searcher(make_config(tune={"num_trials": 3}))
     searcher.suggest("first")
-    copy = ray.cloudpickle.loads(ray.cloudpickle.dumps(searcher))
-    assert copy.numbers == searcher.numbers == [1, 2]
+    unpickled_searcher = ray.cloudpickle.loads(ray.cloudpickle.dumps(searcher))
+    assert unpickled_searcher.numbers == searcher.numbers == [1, 2]
     searcher.save_to_dir(str(tmp_path))
     assert not list(tmp_path.iterdir())  # a search resumes from its trials' folders

@@ -82,6 +82,6 @@ def test_a_grid_has_every_combination_once() -> None:
         ({"recipes": {"own": ["Original"]}}, "recipes: the name `own` stands for train.recipes: rename this set"),
     ],
 )
-def test_a_wrong_setting_is_refused_by_its_name(section: dict[str, Any], message: str) -> None:
+def test_the_error_about_a_wrong_setting_names_the_setting(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         first_points(build_config({"tune": section}), OWN_SET)

@@ -18,9 +18,7 @@ from tests.helpers.data import tiny_config
 from tests.helpers.searches import write_trial
 
 
-def test_without_a_store_check_passes_and_is_done_and_forecast_are_refused(
-    sample_data: dict[str, Any], tmp_path: Path
-) -> None:
+def test_without_a_store_only_the_check_passes(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(sample_data, tmp_path / "run", train={"num_workers": {"min": 1, "max": 2}})
     stage = TuneStage()
     assert stage.applies(config)
@@ -45,7 +43,7 @@ def test_the_check_refuses_a_search_that_cannot_begin(make_config: Callable[...,
         stage.check(make_config(tune={"num_trials": 0}))
 
 
-def test_a_search_with_other_settings_is_refused_and_the_setting_named(make_config: Callable[..., Config]) -> None:
+def test_the_error_about_a_search_with_other_settings_names_the_setting(make_config: Callable[..., Config]) -> None:
     config = make_config()
     path = Path(config.path("tune", "settings.json"))
     path.parent.mkdir()
@@ -57,27 +55,29 @@ def test_a_search_with_other_settings_is_refused_and_the_setting_named(make_conf
 
 def test_a_forecast_counts_trials_iterations_and_rows(make_config: Callable[..., Config]) -> None:
     forecast = TuneStage().forecast(make_config(tune={"num_trials": 5, "max_iter": 30}))
-    figures = forecast.to_json()
-    assert (figures["trials"], figures["iterations"]) == (5, 30)
-    assert figures["train"] > figures["val"] > 0
-    assert forecast.lines() == [f"5 trials of up to 30 iterations, {figures['val']} validation rows, compared by rmse"]
+    forecast_json = forecast.to_json()
+    assert (forecast_json["trials"], forecast_json["iterations"]) == (5, 30)
+    assert forecast_json["train"] > forecast_json["val"] > 0
+    assert forecast.lines() == [
+        f"5 trials of up to 30 iterations, {forecast_json['val']} validation rows, compared by rmse"
+    ]
 
 
 def test_a_summary_names_the_best_trial_and_the_iterations() -> None:
     params = SolverParams(0.001, 10, "cosine", 0, "[]", None, 0.1, True, "own")
     summary = TuneSummary(4, 1, "rmse", 43.21234, 47.0, "trial-002", params, 20, 32, "run/tune/best.yaml")
     counts_line, best_line = summary.lines()
-    assert counts_line == "4 trials, 1 failed, 20 iterations of 32 without stops"
+    assert counts_line == "4 trials, 1 failed, 20 iterations (32 without early stops)"
     assert best_line.startswith(
-        "best rmse 43.21 by trial trial-002, the config's own settings 47: base_lr 0.001, warmup_iters 10, "
+        "best rmse 43.21 by trial-002 (the config's own settings 47): base_lr 0.001, warmup_iters 10, "
     )
     assert "gamma" not in best_line
-    figures = json.loads(json.dumps(summary.to_json()))
-    assert list(figures) == [
+    summary_json = json.loads(json.dumps(summary.to_json()))
+    assert list(summary_json) == [
         "trials", "failed", "metric", "best", "own", "trial", "params", "iterations",
         "iterations_without_stops", "config",
     ]  # fmt: skip
-    assert figures["params"]["gamma"] is None
+    assert summary_json["params"]["gamma"] is None
 
 
 def test_the_note_of_a_trial_has_its_state_and_its_settings(make_config: Callable[..., Config]) -> None:

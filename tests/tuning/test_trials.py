@@ -35,7 +35,7 @@ def test_the_best_is_chosen_among_the_trials_with_the_most_iterations(config: Co
     assert choose_best([replace(trials[0], value=None)], config.tune) is None
 
 
-def test_another_setting_replaces_the_configs_own_only_if_it_is_better(config: Config) -> None:
+def test_other_settings_replace_the_configs_own_only_if_they_are_better(config: Config) -> None:
     write_trial(config, "trial-000", 5.0, {4: 35.0, 8: 20.0})
     write_trial(config, "trial-001", 1.0, {4: 25.0, 8: 20.0})
     best = choose_best(read_trials(config), config.tune)
