@@ -254,7 +254,7 @@ def _stated_facts(image: Mapping[str, Any], person: Mapping[str, Any], num_label
 
 def _is_finite(value: Any) -> bool:
     """Return whether a JSON value is a number between -1e9 and 1e9; a larger number counts as infinite."""
-    return isinstance(value, int | float) and abs(value) < 1e9
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _is_id(value: Any) -> bool:

@@ -213,8 +213,8 @@ def check_same_keypoints(sample: SampleSubmission, skeleton: Skeleton) -> None:
     differences = sorted(set(sample.names) ^ set(skeleton.names))
     if differences:
         raise DataError(
-            f"the sample submission and the labels differ in {len(differences)} keypoints, first {differences[0]!r}: "
-            "use the sample submission of the same data set"
+            f"data.sample_submission: it and the labels differ in {len(differences)} keypoints, first "
+            f"{differences[0]!r}: use the sample submission of the same data set"
         )
 
 

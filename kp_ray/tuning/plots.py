@@ -75,7 +75,7 @@ def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
         ),
         "importance": plot_bars(
             list(shares), list(shares.values()), f"share of the importance for {metric}",
-            "Importance of each parameter" if shares else "Too few trials to estimate the importance",
+            "Importance of each parameter" if shares else "Importance unknown: too few trials, or equal results",
         ),
     }  # fmt: skip
     for name, content in plots.items():

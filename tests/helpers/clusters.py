@@ -82,3 +82,14 @@ def free_ports(count: int) -> list[int]:
 def free_port() -> int:
     """Find a TCP port of 127.0.0.1 on which nothing listens."""
     return free_ports(1)[0]
+
+
+def list_leftovers() -> set[str]:
+    """List the actors of the connected cluster, except Ray Data's two, and its placement groups."""
+    import ray
+    from ray.util.state import list_actors, list_placement_groups
+
+    address = ray.get_runtime_context().gcs_address  # without it the query fails if the machine runs other clusters
+    actors = {actor.class_name for actor in list_actors(address, [("state", "!=", "DEAD")])}
+    groups = {group.state for group in list_placement_groups(address, [("state", "!=", "REMOVED")])}
+    return groups | (actors - {"_StatsActor", "_AutoscalingCoordinatorActor"})

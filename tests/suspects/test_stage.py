@@ -11,19 +11,20 @@ from kp_ray.config.schema import Config
 from kp_ray.data.csv_format import to_csv
 from kp_ray.data.load import load_annotations, load_labels
 from kp_ray.errors import ConfigError, StorageError
+from kp_ray.keypoints import DACON24
 from kp_ray.reporting.page import write_report
 from kp_ray.stage import no_progress
 from kp_ray.suspects.files import read_suspects, write_corrections
 from kp_ray.suspects.rank import Suspect
 from kp_ray.suspects.stage import SuspectsStage, SuspectsSummary
 from tests.helpers.data import SHARED
-from tests.suspects.test_rank import make_clip
+from tests.helpers.labels import make_clips
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """Write the labels of a clip in which one frame's points are moved; return a config without images."""
-    clip = make_clip(9)
+    clip = make_clips(step_px=20)
     clip.keypoints[3, :, :2] += (0, 400)
     (tmp_path / "labels.csv").write_bytes(to_csv(clip))
     return build_config({"run_dir": str(tmp_path / "run"), "data": {"annotations": str(tmp_path / "labels.csv")}})
@@ -94,7 +95,7 @@ def test_a_proposal_for_an_image_whose_name_begins_with_a_hash_can_be_applied(tm
     suspect = Suspect("#1.jpg", 5.0, "far", (), 'a "reason", with\ncommas', (("#1.jpg", "drop", "", None, None),))
     write_corrections(str(path), [suspect])
     path.write_text(path.read_text().replace('# "#1.jpg"', '"#1.jpg"'))
-    names = ",".join(f"{name}_{axis}" for name in make_clip(3).skeleton.names for axis in "xy")
+    names = ",".join(f"{name}_{axis}" for name in DACON24.names for axis in "xy")
     row = ",".join(str(number) for number in range(48))
     (tmp_path / "labels.csv").write_text(f"image,{names}\n#1.jpg,{row}\n2.jpg,{row}\n")
     assert load_annotations(str(tmp_path / "labels.csv"), corrections=str(path)).images == ("2.jpg",)

@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 import simplejpeg
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
-from ray.util.state import list_actors, list_placement_groups
 
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
@@ -26,6 +24,7 @@ from kp_ray.store.read import iter_rows
 from kp_ray.training.fit import check_train_precision
 from kp_ray.training.logs import LogEntry
 from kp_ray.training.run import InputMonitor, train
+from tests.helpers.clusters import list_leftovers
 from tests.helpers.processes import wait_until
 from tests.helpers.training import TrainedMember
 
@@ -71,10 +70,8 @@ def test_too_few_rows_or_a_too_small_cluster_are_refused_before_a_member_begins(
     few_rows_config = make_config(augment={"min_visible": 24}, train={"ims_per_batch": 64})
     with pytest.raises(DataError, match=r"^member a: .* at least 24 .* lower train\.ims_per_batch"):
         train(few_rows_config)
-    many_workers_config = make_config(
-        train={"num_workers": 50, "ims_per_batch": 1, "max_iter": 100, "cpus_per_worker": 1}
-    )
-    with pytest.raises((ClusterError, DataError)):
+    many_workers_config = make_config(train={"num_workers": 20, "ims_per_batch": 1, "cpus_per_worker": 1})
+    with pytest.raises(ClusterError, match="20"):
         train(many_workers_config)
     for config in (few_rows_config, many_workers_config):
         assert not list(Path(config.path("members")).glob("*/settings.json"))
@@ -145,14 +142,6 @@ def test_a_run_leaves_no_actors_and_placement_groups_in_its_cluster(make_config:
         with pytest.raises(error):
             train(config, interrupt if ending == "interrupted" else no_progress)
     wait_until(lambda: not list_leftovers(), timeout_s=60, poll_s=0.5)
-
-
-def list_leftovers() -> set[str]:
-    """List the live actors and the placement groups of the test's cluster, without the two actors of Ray Data."""
-    address = ray.get_runtime_context().gcs_address  # needed if the machine runs other clusters
-    actors = {actor.class_name for actor in list_actors(address, [("state", "!=", "DEAD")])}
-    group_states = {group.state for group in list_placement_groups(address, [("state", "!=", "REMOVED")])}
-    return group_states | (actors - {"_StatsActor", "_AutoscalingCoordinatorActor"})
 
 
 def test_a_long_wait_for_images_is_reported_once_per_member(caplog: pytest.LogCaptureFixture) -> None:

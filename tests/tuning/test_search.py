@@ -22,7 +22,7 @@ from kp_ray.training.run import train
 from kp_ray.training.search_result import apply_result, read_member_search, read_result
 from kp_ray.training.tuned import apply_search
 from kp_ray.tuning.search import TuneSummary, has_matching_result, tune
-from tests.helpers.clusters import free_port
+from tests.helpers.clusters import free_port, list_leftovers
 from tests.helpers.data import tiny_config
 from tests.helpers.processes import file_times, finish, finish_with_error, wait_until
 from tests.helpers.searches import (
@@ -145,22 +145,7 @@ def test_a_finished_search_is_not_repeated_and_other_settings_are_refused(finish
 
 @pytest.mark.slow
 def test_a_finished_search_leaves_no_actor_and_no_placement_group(finished_search: FinishedSearch) -> None:
-    assert_cluster_is_clean()
-
-
-def assert_cluster_is_clean() -> None:
-    """Assert that the cluster has no actor except two of Ray Data, and no placement group."""
-    import ray
-    from ray.util.state import list_actors, list_placement_groups
-
-    address = ray.get_runtime_context().gcs_address  # without an address, the query fails beside other clusters
-
-    def find_leftovers() -> set[str]:
-        actors = {actor.class_name for actor in list_actors(address, [("state", "!=", "DEAD")])}
-        groups = {group.state for group in list_placement_groups(address, [("state", "!=", "REMOVED")])}
-        return groups | (actors - {"_StatsActor", "_AutoscalingCoordinatorActor"})
-
-    wait_until(lambda: not find_leftovers(), timeout_s=60, poll_s=0.5)
+    wait_until(lambda: not list_leftovers(), timeout_s=60, poll_s=0.5)
 
 
 ONE_AXIS = {
@@ -309,7 +294,7 @@ def test_a_killed_worker_and_a_killed_trial_are_replaced(make_search_config: Mak
     thread.join()
     assert summaries[0].trials == 1
     assert_all_finished(config, 1, 12)
-    assert_cluster_is_clean()
+    wait_until(lambda: not list_leftovers(), timeout_s=60, poll_s=0.5)
 
 
 def kill_process(pattern: str, parent: int | None = None) -> None:
