@@ -42,10 +42,10 @@ import numpy as np
 import ray
 import simplejpeg
 from measure import (
+    augment_and_discard,
     cpu_time,
     hardware,
     make_sources,
-    make_variants,
     median_and_range,
     run_kp_ray,
     stolen_since,
@@ -205,7 +205,7 @@ def profile(sources: list[SourceFile]) -> dict[str, float]:
     profiler = cProfile.Profile()
     with profiler:
         for path, keypoints in sources:
-            make_variants(path, keypoints)
+            augment_and_discard(path, keypoints)
     stats = pstats.Stats(profiler)
     milliseconds = dict.fromkeys(kinds.values(), 0.0)
     for (path, _, function), (_, _, _, cumulative_s, _) in stats.stats.items():  # type: ignore[attr-defined]

@@ -20,10 +20,10 @@ from pathlib import Path
 import cv2
 import ray
 from measure import (
+    augment_and_discard,
     cpu_time,
     hardware,
     make_sources,
-    make_variants,
     median_and_range,
     run_kp_ray,
     stolen_since,
@@ -42,9 +42,9 @@ def measure_control(config: Path, num_processes: int) -> float:
     labels = load_annotations(str(data.annotations))
     sources = [(f"{data.images}/{image}", xyv) for image, xyv in zip(labels.images, labels.keypoints, strict=True)]
     with multiprocessing.get_context("spawn").Pool(num_processes, cv2.setNumThreads, (1,)) as pool:
-        pool.starmap(make_variants, sources[: 2 * num_processes], chunksize=1)
+        pool.starmap(augment_and_discard, sources[: 2 * num_processes], chunksize=1)
         began = time.perf_counter()
-        pool.starmap(make_variants, sources[: len(sources) // 2], chunksize=1)
+        pool.starmap(augment_and_discard, sources[: len(sources) // 2], chunksize=1)
         return len(sources) // 2 / (time.perf_counter() - began)
 
 

@@ -91,8 +91,8 @@ def run_kp_ray(verb: str, config: Path, *overrides: str) -> dict[str, Any]:
     return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
-def make_variants(path: str, keypoints: FloatArray) -> None:
-    """Make all variants of one source in memory, without storing them."""
+def augment_and_discard(path: str, keypoints: FloatArray) -> None:
+    """Augment one source with the default recipes and discard the variants, to time the augmentation alone."""
     source = Source(path, "", "", 0, "train", keypoints)
     settings = VariantSettings(seed=0, jpeg_quality=95, scale_with_frame=True, box_margin_px=0)
     augment_source(Path(path).read_bytes(), source, resolve_recipes(DEFAULT_RECIPES), settings)

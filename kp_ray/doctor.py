@@ -86,7 +86,7 @@ class NodeProbe:
         ray_version: version of the installed Ray.
         shm_bytes: size of the shared memory.
         disk_bytes: free space in the temporary folder.
-        sees_run_dir: whether the node can read the file that the driver wrote into the run folder, and write there.
+        shares_run_dir: whether the node can read the driver's file in the run folder, and write its own file there.
         storage_error: message of the error that the storage raised; "" without an error.
         missing_paths: data paths that the node cannot reach.
         gpu_software: the node's GPU software; None without GPUs, or if torch or Detectron2 cannot be imported.
@@ -97,7 +97,7 @@ class NodeProbe:
     ray_version: str
     shm_bytes: float
     disk_bytes: float
-    sees_run_dir: bool
+    shares_run_dir: bool
     storage_error: str = ""
     missing_paths: tuple[str, ...] = ()
     gpu_software: GpuSoftware | None = None
@@ -133,8 +133,8 @@ def check_cluster(config: Config) -> list[Check]:
     try:
         write_bytes(probe_file, b"seen")
     except StorageError as error:
-        fix = "make run_dir writable, then check again; the nodes were not checked"
-        return [*checks, Check("nodes' storage", False, str(error), fix)]
+        fix = "make run_dir writable for this machine, then check again; the nodes were not checked"
+        return [*checks, Check("run_dir", False, str(error), fix)]
     try:
         checks += _check_nodes(config, nodes, probe_file)
     finally:
@@ -174,15 +174,15 @@ def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config,
     value = f"{', '.join(amounts)}, {format_size(probe.shm_bytes)} shm, {format_size(probe.disk_bytes)} disk free"
     fix = f"give the container at least {format_size(MIN_SHM_BYTES)}, e.g. docker run --shm-size=4g"
     same_ray = probe.ray_version == ray.__version__
-    install = f"install ray=={ray.__version__} on {probe.host}"
+    ray_fix = f"install ray=={ray.__version__} on {probe.host}"
     checks = [
         Check(f"node {probe.host}", probe.shm_bytes >= MIN_SHM_BYTES, value, fix),
-        Check(f"ray on {probe.host}", same_ray, probe.ray_version, install),
+        Check(f"ray on {probe.host}", same_ray, probe.ray_version, ray_fix),
     ]
-    if is_multi_node or not probe.sees_run_dir:
+    if is_multi_node or not probe.shares_run_dir:
         reason = f" ({probe.storage_error})" if probe.storage_error else ""
         fix = "put run_dir on s3:// or in a folder that every node shares and may write to"
-        checks.append(Check(f"run_dir on {probe.host}", probe.sees_run_dir, f"{config.run_dir}{reason}", fix))
+        checks.append(Check(f"run_dir on {probe.host}", probe.shares_run_dir, f"{config.run_dir}{reason}", fix))
     fix = "put the data on s3:// or in a folder that every node shares"
     checks += [Check(f"data on {probe.host}", False, f"{path} does not exist", fix) for path in probe.missing_paths]
     if probe.gpu_error:
@@ -212,16 +212,17 @@ def _check_resources(config: Config, nodes: Sequence[Mapping[str, Any]]) -> list
         for name, size in current_size.items()
     }
     num_gpus = config.train.min_workers if config.train.use_gpu else 0
-    add_cpus = "add nodes with CPUs; set cluster.num_cpus if the cluster grows"
-    add_gpus = f"train.num_workers needs {num_gpus} GPUs: lower it, add GPU nodes, or set cluster.num_gpus"
+    cpus_fix = "add nodes with CPUs, or set cluster.num_cpus to the size to which the cluster grows"
+    gpus_fix = f"train.num_workers needs {num_gpus} GPUs: lower it, add GPU nodes, or set cluster.num_gpus "
+    gpus_fix += "to the number to which the cluster grows"
     return [
-        Check("cpus", full_size["CPU"] >= 1, amounts["CPU"], add_cpus),
-        Check("gpus", full_size["GPU"] >= num_gpus, amounts["GPU"], add_gpus),
+        Check("cpus", full_size["CPU"] >= 1, amounts["CPU"], cpus_fix),
+        Check("gpus", full_size["GPU"] >= num_gpus, amounts["GPU"], gpus_fix),
     ]
 
 
 def _check_store(config: Config) -> list[Check]:
-    """Compare the bytes that the store still needs with the free disk; return no check without labels or images."""
+    """Compare the bytes still to be written to the store with the free disk; return [] without input data."""
     if config.data.annotations is None or config.data.images is None:
         return []
     try:
@@ -229,12 +230,12 @@ def _check_store(config: Config) -> list[Check]:
     except KpRayError as error:
         return [Check("store", False, str(error), "correct the data or the config; `kp-ray check` lists every mistake")]
     missing_bytes = forecast.bytes * (1 - forecast.parts_kept / max(forecast.parts, 1))
-    need = f"the store of {forecast.sources} images needs about {format_size(missing_bytes)} more"
+    need = f"about {format_size(missing_bytes)} of the store of {forecast.sources} images is still to be written"
     checks = [Check("store", True, " ".join(forecast.lines()))]
     if is_local(config.run_dir):
         free_bytes = shutil.disk_usage(next(folder for folder in _with_parents(config.run_dir) if folder.exists())).free
         fix = "free some space or choose another run_dir"
-        checks.append(Check("disk", free_bytes > missing_bytes, f"{format_size(free_bytes)} free, {need}", fix))
+        checks.append(Check("disk", free_bytes > missing_bytes, f"{format_size(free_bytes)} free; {need}", fix))
     return checks
 
 
@@ -269,15 +270,15 @@ def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
         return [Check("dashboard", False, f"{url} does not answer", "see dashboard.log in Ray's logs on the head")]
     requires_token, is_loopback = status in (401, 403), url.startswith(_LOOPBACK)
     access = "this machine only" if is_loopback else "open to the network"
-    close_dashboard = "start the head with --dashboard-host=127.0.0.1, or with tokens"
-    use_tokens = "start every node with RAY_AUTH_MODE=token and the same ~/.ray/auth_token: docs/cluster.md"
+    dashboard_fix = "start the head with --dashboard-host=127.0.0.1, or require tokens (RAY_AUTH_MODE=token)"
+    tokens_fix = "start every node with RAY_AUTH_MODE=token and the same ~/.ray/auth_token: docs/cluster.md"
     is_private = is_loopback and len(nodes) == 1
     tokens = "required" if requires_token else "not required"
     if is_private and not requires_token:
         tokens += ", but only this machine reaches the cluster"
     return [
-        Check("dashboard", is_loopback or requires_token, f"{url}, {access}", close_dashboard),
-        Check("tokens", requires_token or is_private, tokens, use_tokens),
+        Check("dashboard", is_loopback or requires_token, f"{url}, {access}", dashboard_fix),
+        Check("tokens", requires_token or is_private, tokens, tokens_fix),
     ]
 
 
@@ -302,19 +303,19 @@ def _probe_node(probe_file: str, paths: list[str], resources: Mapping[str, float
     """Ray task: probe the node that it runs on."""
     storage_error = ""
     try:
-        sees_run_dir = exists(probe_file) and read_bytes(probe_file) == b"seen"
+        shares_run_dir = exists(probe_file) and read_bytes(probe_file) == b"seen"
         node_file = f"{probe_file}-{uuid4().hex}"
         write_bytes(node_file, b"seen")
         _remove(node_file)
     except StorageError as error:
-        sees_run_dir, storage_error = False, str(error)
+        shares_run_dir, storage_error = False, str(error)
     gpu_software, gpu_error = _probe_gpu_software() if resources.get("GPU") else (None, "")
     return NodeProbe(
         host=socket.gethostname(),
         ray_version=importlib.metadata.version("ray"),
         shm_bytes=shutil.disk_usage(SHM).total if os.path.isdir(SHM) else 0,
         disk_bytes=shutil.disk_usage(tempfile.gettempdir()).free,
-        sees_run_dir=sees_run_dir,
+        shares_run_dir=shares_run_dir,
         storage_error=storage_error,
         missing_paths=tuple(path for path in paths if not _is_reachable(path)),
         gpu_software=gpu_software,
@@ -324,8 +325,8 @@ def _probe_node(probe_file: str, paths: list[str], resources: Mapping[str, float
 
 def _probe_gpu_software() -> tuple[GpuSoftware | None, str]:
     """Return the software of this GPU node, or None and the last line of the error if it cannot be imported."""
-    # Ray hides the GPUs from a task that requests none by CUDA_VISIBLE_DEVICES; a process without this variable
-    # sees them.
+    # Ray sets CUDA_VISIBLE_DEVICES to hide the GPUs from a task that requests none. A process without this variable
+    # sees all GPUs.
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-c", GPU_PROBE]
     probe = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603

@@ -107,7 +107,7 @@ HEALTHY_NODE = NodeProbe(
     ray_version=ray.__version__,
     shm_bytes=8e9,
     disk_bytes=90e9,
-    sees_run_dir=True,
+    shares_run_dir=True,
     gpu_software=GpuSoftware("2.14.1+cu130", "13.0", 2, "0.6"),
 )
 
@@ -117,7 +117,7 @@ HEALTHY_NODE = NodeProbe(
     [
         ({"ray_version": "2.59.0"}, "ray on b", "install ray=="),
         ({"shm_bytes": 64e6}, "node b", "--shm-size"),
-        ({"sees_run_dir": False, "storage_error": "AWS Error ACCESS_DENIED"}, "run_dir on b", "s3://"),
+        ({"shares_run_dir": False, "storage_error": "AWS Error ACCESS_DENIED"}, "run_dir on b", "s3://"),
         ({"missing_paths": ("/data/imgs",)}, "data on b", "s3://"),
         ({"gpu_software": GpuSoftware("2.14.1+cpu", None, 0, "0.6")}, "gpu software on b", "CUDA"),
         ({"gpu_software": None, "gpu_error": "No module named 'detectron2'"}, "gpu software on b", "install.md"),

@@ -19,7 +19,7 @@ class ModelConfig(Section):
     """Network of every member."""
 
     preset: Literal["r18", "r50", "x101"] = "x101"
-    """Keypoint R-CNN with this backbone: `x101` as published, `r50` about twice as fast, `r18` for CPUs."""
+    """Keypoint R-CNN with this backbone: `x101` as in the published solution, `r50` twice as fast, `r18` for CPUs."""
     weights: WeightsPath | None = None
     """Initial weights: a URL, a file, or `zoo` for Detectron2's published weights; null: random weights."""
     cfg: dict[str, Any] = Field(default_factory=dict)
@@ -49,7 +49,7 @@ class WorkerRange(Section):
     min: Positive
     """Smallest number of workers with which the run starts, and continues when nodes leave."""
     max: Positive
-    """Largest number of workers, which the run takes when nodes join."""
+    """Largest number of workers, up to which the run grows when nodes join."""
 
     @model_validator(mode="after")
     def _check_order(self) -> "WorkerRange":
@@ -79,11 +79,11 @@ class TrainConfig(Section):
     threads_per_worker: Positive | None = None
     """Torch threads of a worker on CPUs; null: `cpus_per_worker`, rounded, at least 1."""
     threads_per_feed: Positive | None = None
-    """Threads of a worker that read, decode and resize images in advance, one batch per thread; null:
+    """Prefetch threads of a worker: they read, decode and resize images in advance, one batch per thread; null:
     `cpus_per_worker`, rounded, at least 1. Their number does not change the batches."""
     parts_on_disk_gb: Annotated[float, Field(ge=0)] | None = None
-    """Largest size of the parts that each node copies from a store on object storage; workers read the other parts from
-    object storage. null: half of the free disk space."""
+    """Largest total size of the parts that each node copies to its disk from a store on object storage. Workers read
+    the other parts from object storage. null: half of the free disk space."""
     precision: PrecisionSetting = "auto"
     """Number format of the model's backbone; auto: bf16 on GPUs, or fp16 on GPUs older than Ampere, and fp32 on CPUs.
     `fp32` also turns TF32 off."""
@@ -92,9 +92,9 @@ class TrainConfig(Section):
     tuned: bool = True
     """Train with the settings that the run folder's search found, if there is one; false: with the config's own."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """`sgd` as published; the preset `demo`, which starts from random weights, uses `adamw`."""
+    """`sgd` as in the published solution; the preset `demo`, which starts from random weights, uses `adamw`."""
     base_lr: Annotated[float, Field(gt=0)] = 0.001
-    """Learning rate after warm-up; this and the other defaults of the schedule are the published ones."""
+    """Learning rate after warm-up; this and the other defaults of the schedule are those of the published solution."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0001
     """L2 penalty (SGD) or decoupled decay (AdamW) of the weights, except those of normalization layers."""
     max_iter: Positive = 10000
@@ -123,8 +123,8 @@ class TrainConfig(Section):
     """Evaluate and save an exponential moving average of the weights with this decay, e.g. 0.999; null: the weights
     themselves."""
     checkpoint_period: Positive = 1000
-    """Largest number of iterations that a killed worker or driver loses, with any number of workers. A checkpoint is
-    saved after every half of this number, and uploaded while training continues."""
+    """Largest number of iterations that are lost when a worker or the driver is killed; it is not divided by the number
+    of workers. A checkpoint is saved twice in this time, because the latest one may not be recorded yet."""
     deterministic: bool = False
     """Let cudnn use deterministic algorithms only, without TF32; this can be slower, and the published solution does
     not do it. CPUs need no setting."""
@@ -133,7 +133,7 @@ class TrainConfig(Section):
     mlflow: str | None = None
     """Also log to MLflow: a tracking server's URI, or `local` for a SQLite file in the member's folder; null: no."""
     max_failures: int = 3
-    """Restarts of a member after lost workers before it is given up; the same command then resumes it."""
+    """How often a member is restarted after it lost workers. After that it stops, and the same command resumes it."""
 
     @property
     def min_workers(self) -> int:
@@ -146,7 +146,7 @@ class TrainConfig(Section):
         return self.num_workers.max if isinstance(self.num_workers, WorkerRange) else self.num_workers
 
     @property
-    def num_feed_threads(self) -> int:
+    def num_prefetch_threads(self) -> int:
         """The number of threads of a worker that read images."""
         return self.threads_per_feed or max(1, round(self.cpus_per_worker))
 

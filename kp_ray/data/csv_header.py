@@ -20,7 +20,7 @@ def check_header(header: Sequence[str], next_rows: Sequence[NumberedRow], path: 
     Args:
         header: the cells of the first row.
         next_rows: the first rows below the header, which help to name the cause.
-        path: file, with which the message begins.
+        path: path of the CSV; an error message begins with it.
 
     Raises:
         DataError: the message names the cause: another separator, a line above the header, an index column and so on.
@@ -47,8 +47,8 @@ def check_header(header: Sequence[str], next_rows: Sequence[NumberedRow], path: 
         base_name = re.sub(r"\.[0-9]+$", "", column)
         if base_name != column and base_name in header and base_name.endswith(("_x", "_y")):
             raise DataError(
-                f"{path}: the header has the column {base_name!r} twice, the second time as {column!r}, as pandas "
-                "names a repeated column: delete it if both hold the same, else give it its own name"
+                f"{path}: the column {column!r} looks like a second {base_name!r} that pandas renamed: delete it if "
+                "both hold the same values, else give it its own name"
             )
 
 

@@ -1,7 +1,8 @@
 """Choose the sources to validate on, by whole scenes, clips or frames: a fixed share of them, or folds.
 
-Frames of one clip are nearly the same image: using the label of the next frame is wrong by only 6 to 29 px. A score on
-frames of a clip whose other frames were trained on measures nothing, so whole scenes are held out by default.
+Frames of one clip are nearly the same image: a frame's labels differ from the next frame's by only 6 to 29 px. If a
+model was trained on some frames of a clip, its score on the other frames says nothing. So whole scenes are held out by
+default.
 """
 
 import hashlib
@@ -19,9 +20,9 @@ SplitBy = Literal["scene", "clip", "frame"]
 def split_sources(annotations: Annotations, *, by: SplitBy, fraction: float, seed: int) -> list[str]:
     """Assign each of N sources to "train" or "val".
 
-    Units are ordered by a hash of the seed and their name, and the first units become "val": at least one, never all,
-    and within these limits as many as hold out a share of the sources closest to `fraction`. The result does not depend
-    on the order of the sources, and adding a unit moves few of the other units to the other side.
+    Units are ordered by a hash of the seed and their name, and the first units become "val". Their number is chosen so
+    that the held-out share of the sources is as close to `fraction` as possible; at least one unit is held out, and
+    never all. The result does not depend on the order of the sources, and a new unit moves few of the other units.
 
     Args:
         annotations: N sources.
@@ -34,7 +35,7 @@ def split_sources(annotations: Annotations, *, by: SplitBy, fraction: float, see
     """
     if fraction <= 0:
         return ["train"] * len(annotations)
-    units = split_units(annotations, by)
+    units = name_source_units(annotations, by)
     num_sources: dict[str, int] = {}
     for unit in units:
         num_sources[unit] = num_sources.get(unit, 0) + 1
@@ -68,18 +69,18 @@ def deal_folds(annotations: Annotations, *, by: SplitBy, num_folds: int, seed: i
         seed: another seed deals other folds.
 
     Returns:
-        The sorted names of each fold's units, as `split_units` returns them.
+        The sorted names of each fold's units, as `name_source_units` returns them.
 
     Raises:
         ConfigError: there are fewer units than folds.
     """
-    num_sources = Counter(split_units(annotations, by))
+    num_sources = Counter(name_source_units(annotations, by))
     if len(num_sources) < num_folds:
-        by_frame = "split.by=frame, " if by != "frame" and len(annotations) >= num_folds else ""
-        fewer_folds = f"split.folds to {len(num_sources)} or less, or " if len(num_sources) > 1 else ""
+        by_frame = "set split.by=frame, or " if by != "frame" and len(annotations) >= num_folds else ""
+        fewer_folds = f"set split.folds to {len(num_sources)} or less, or " if len(num_sources) > 1 else ""
         raise ConfigError(
             f"split.folds: there are not enough units for {num_folds} folds (the sources are of {len(num_sources)} "
-            f"{by}s): set {by_frame}{fewer_folds}split.folds to null"
+            f"{by}s): {by_frame}{fewer_folds}set split.folds to null"
         )
     folds: list[list[str]] = [[] for _ in range(num_folds)]
     sizes = [0] * num_folds
@@ -94,7 +95,7 @@ def _hash_unit(unit: str, seed: int) -> bytes:
     return hashlib.blake2b(f"{seed}\0{unit}".encode(), digest_size=16).digest()
 
 
-def split_units(annotations: Annotations, by: SplitBy) -> list[str]:
+def name_source_units(annotations: Annotations, by: SplitBy) -> list[str]:
     """Return the name of the unit of each of N sources: its scene, its scene and camera, or its image."""
     return name_units(annotations.scenes, annotations.cameras, annotations.images, by)
 
@@ -112,12 +113,12 @@ def refuse_leaks(units: Sequence[str], splits: Sequence[str], images: Sequence[s
     """Refuse a split in which one unit, or one image, is both in train and in val.
 
     Args:
-        units: N names of units, from `split_units`.
+        units: N names of units, from `name_source_units`.
         splits: N sides, "train" or "val".
         images: N names of sources; the variants of one source repeat its name.
 
     Raises:
-        DataError: a unit or an image is on both sides, or a side has another name; the message names the first.
+        DataError: a unit or an image is on both sides, or a side is neither "train" nor "val".
     """
     unknown_splits = set(splits) - {"train", "val"}
     if unknown_splits:

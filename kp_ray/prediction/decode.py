@@ -117,15 +117,15 @@ def _decode_sizes(content: bytes, sizes: Sequence[InputSize]) -> Mapping[str, ob
     info = probe(content)
     if info.is_upright_jpeg:
         try:
-            return _resize(content, info.width, info.height, sizes)
+            return _resize_to_all(content, info.width, info.height, sizes)
         except DataError:
             pass  # `decode` can decode some JPEGs that cannot be decoded at a reduced size
     image = np.ascontiguousarray(decode(content)[0][..., :3])
     height, width = image.shape[:2]
-    return _resize(image, width, height, sizes)
+    return _resize_to_all(image, width, height, sizes)
 
 
-def _resize(image: bytes | Image, width: int, height: int, sizes: Sequence[InputSize]) -> Mapping[str, object]:
+def _resize_to_all(image: bytes | Image, width: int, height: int, sizes: Sequence[InputSize]) -> Mapping[str, object]:
     pixels = {
         size.column: np.ascontiguousarray(
             decode_resized(image, (width, height), size.fit(width, height)).transpose(2, 0, 1)

@@ -38,43 +38,43 @@ def local_copies(store: str, max_bytes: int | None = None) -> Iterator[Callable[
     if parent.stat().st_uid != os.getuid():  # another user could replace the copies
         yield lambda path: path
         return
-    for existing_path in parent.glob("*.users"):
-        with contextlib.suppress(OSError), open(existing_path) as existing_file:
-            _remove_if_unused(existing_path, existing_file)
-    users_path = parent / f"{digest(store)}.users"
-    users_file = _register(users_path)
+    for other_lock_path in parent.glob("*.users"):
+        with contextlib.suppress(OSError), open(other_lock_path) as other_lock_file:
+            _remove_if_unused(other_lock_path, other_lock_file)
+    lock_path = parent / f"{digest(store)}.users"
+    lock_file = _register(lock_path)
     try:
         limit = shutil.disk_usage(parent).free // 2 if max_bytes is None else max_bytes
-        yield PartCopies(users_path.with_suffix(""), limit).locate
+        yield PartCopies(lock_path.with_suffix(""), limit).locate
     finally:
-        with users_file:
-            _remove_if_unused(users_path, users_file)
+        with lock_file:
+            _remove_if_unused(lock_path, lock_file)
 
 
-def _register(users_path: Path) -> IO[str]:
+def _register(lock_path: Path) -> IO[str]:
     """Open the lock file of a store's copies, and hold a shared lock on it while this process uses the copies."""
     import fcntl
 
     while True:
-        users_file: IO[str] = open(users_path, "a")  # noqa: SIM115  (stays open while the copies are used)
-        fcntl.flock(users_file, fcntl.LOCK_SH)
+        lock_file: IO[str] = open(lock_path, "a")  # noqa: SIM115  (stays open while the copies are used)
+        fcntl.flock(lock_file, fcntl.LOCK_SH)
         with contextlib.suppress(FileNotFoundError):
-            if os.fstat(users_file.fileno()).st_ino == users_path.stat().st_ino:
-                return users_file
-        users_file.close()  # another process removed the file meanwhile
+            if os.fstat(lock_file.fileno()).st_ino == lock_path.stat().st_ino:
+                return lock_file
+        lock_file.close()  # another process removed the file meanwhile
 
 
-def _remove_if_unused(users_path: Path, users_file: IO[str]) -> None:
-    """Release this process's lock; remove the copies if no other process holds one."""
+def _remove_if_unused(lock_path: Path, lock_file: IO[str]) -> None:
+    """Release the lock of this process; remove the copies and the lock file unless another process holds a lock."""
     import fcntl
 
-    fcntl.flock(users_file, fcntl.LOCK_UN)
+    fcntl.flock(lock_file, fcntl.LOCK_UN)
     try:
-        fcntl.flock(users_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
-    shutil.rmtree(users_path.with_suffix(""), ignore_errors=True)
-    users_path.unlink(missing_ok=True)
+    shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
+    lock_path.unlink(missing_ok=True)
 
 
 class PartCopies:
@@ -91,7 +91,7 @@ class PartCopies:
         self.is_full = False
 
     def locate(self, path: str) -> str:
-        """Copy a part if it is not copied yet; return the path of the copy, or `path` if there is no copy."""
+        """Return the path of a part's copy, made by the first call; return `path` if the part cannot be copied."""
         import fcntl
 
         copy = self.folder / f"{digest(path)}.parquet"

@@ -18,7 +18,7 @@ from kp_ray.augmentation.variants import Source
 from kp_ray.config.schema import AugmentConfig, Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_labels
-from kp_ray.data.split import deal_folds, refuse_leaks, split_sources, split_units
+from kp_ray.data.split import deal_folds, name_source_units, refuse_leaks, split_sources
 from kp_ray.errors import DataError
 from kp_ray.fingerprint import digest
 from kp_ray.storage import file_sizes
@@ -103,7 +103,7 @@ def make_plan(config: Config) -> Plan:
         folds, splits = FoldTable(by=split_by, units=units), ["train"] * len(annotations)
     else:
         folds, splits = None, split_sources(annotations, by=split_by, fraction=config.split.fraction, seed=split_seed)
-        refuse_leaks(split_units(annotations, split_by), splits, annotations.images)
+        refuse_leaks(name_source_units(annotations, split_by), splits, annotations.images)
     images = config.require_input("images")
     plan = plan_store(config.path("store"), images, annotations, splits, split_by, config.augment, config.seed)
     return replace(plan, folds=folds)
@@ -152,7 +152,7 @@ def plan_store(
                 name = f"part-{number:05d}-{digest(fingerprint_fields, 6)}.parquet"
                 parts.append(Part(part_path(recipe.name, name), recipe, copies, split))
             chunks.append(Chunk(sources, tuple(parts)))
-    unit_splits = set(zip(split_units(annotations, split_by), splits, strict=True))
+    unit_splits = set(zip(name_source_units(annotations, split_by), splits, strict=True))
     units = {
         split: tuple(sorted(unit for unit, unit_split in unit_splits if unit_split == split))
         for split in ("train", "val")

@@ -28,8 +28,8 @@ from kp_ray.training.worker import Worker
 
 CHECKPOINT_NAME = "checkpoint.pth"
 WORST_SCORE = 1e30
-"""Score of a checkpoint without a finite evaluation, with the sign that ranks it last. It is not NaN, because Ray Train
-(2.60) cannot reload a NaN from its snapshot."""
+"""Magnitude of the score of a checkpoint whose metric is not finite; its sign ranks the checkpoint last. The score is
+not NaN, because Ray Train (2.60) cannot reload a NaN from its snapshot."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     ema: torch.nn.Module | None = None
 
-    def without_averaging(self) -> contextlib.AbstractContextManager[None]:
+    def without_gradient_averaging(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which a backward pass does not average the gradients over the workers."""
         if isinstance(self.replica, torch.nn.parallel.DistributedDataParallel):
             return self.replica.no_sync()
@@ -87,7 +87,7 @@ class TrainState:
         Args:
             content: the result of `to_checkpoint`.
             num_workers: number of workers of this run.
-            max_iter: number of iterations of this run.
+            max_iter: number of iterations of this run with `num_workers` workers.
 
         Returns:
             The number of finished iterations of `num_workers` workers.
@@ -172,7 +172,8 @@ def report_checkpoint(
     worst_score = -WORST_SCORE if metric_mode(metric) == "max" else WORST_SCORE
     values = {"iteration": iteration, SCORE: score if math.isfinite(score) else worst_score}
     values |= {name: value for name, value in metrics.items() if math.isfinite(value)}
-    # The name counts the iterations of a single worker, so that it also grows when a run resumes with fewer workers.
+    # The number in the name is the iterations that one worker alone would need for the same images, so that it
+    # increases after a resume with any number of workers.
     name = f"checkpoint_{iteration * worker.world_size:07d}"
     if not worker.is_first:
         ray.train.report(values, checkpoint_dir_name=name)
@@ -187,7 +188,7 @@ def report_checkpoint(
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
     )
-    # A period of 1 cannot be halved: wait until this checkpoint is recorded.
+    # The interval is half of the period. A period of 1 cannot be halved, so wait until this checkpoint is recorded.
     if worker.checkpoint_interval == worker.config.train.checkpoint_period:
         _wait_for_checkpoints()
 

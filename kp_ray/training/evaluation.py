@@ -76,7 +76,7 @@ def _evaluate_shard(model: torch.nn.Module, worker: Worker) -> list[_EvaluatedRo
 
     evaluated_rows, decode = [], worker.config.predict.decode
     numbered_batches = zip(batches[start:end], itertools.count())
-    for rows, inputs in read_ahead(load, numbered_batches, worker.config.train.num_feed_threads):
+    for rows, inputs in read_ahead(load, numbered_batches, worker.config.train.num_prefetch_threads):
         for row, detections in zip(rows, detect_in_inputs(model, inputs, decode), strict=True):
             truth = np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3)
             detection = detections[0] if detections else None

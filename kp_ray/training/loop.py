@@ -160,7 +160,7 @@ def iter_worker_batches(worker: Worker, start: int) -> Iterator[list[dict[str, A
         seed=worker.member.seed,
         rank=worker.rank,
         start=start,
-        num_threads=worker.config.train.num_feed_threads,
+        num_threads=worker.config.train.num_prefetch_threads,
         locate_part=worker.locate_part,
     )
 
@@ -188,7 +188,7 @@ def train_step(worker: Worker, state: TrainState, batch: Sequence[dict[str, Any]
     state.optimizer.zero_grad()
     for number in range(num_passes):
         is_last = number == num_passes - 1
-        with contextlib.nullcontext() if is_last else state.without_averaging():
+        with contextlib.nullcontext() if is_last else state.without_gradient_averaging():
             values = state.replica(batch[number * pass_size : (number + 1) * pass_size])
             state.scaler.scale(values.sum() / num_passes).backward()
         losses.append(values.detach())

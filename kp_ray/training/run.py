@@ -193,8 +193,8 @@ class InputMonitor:
             self.warned.add(name)
             logging.getLogger(__name__).warning(
                 f"member {name}: iterations wait {share:.0%} of their time for images: raise train.cpus_per_worker "
-                f"(got {self.section.cpus_per_worker:g}), or train.threads_per_feed if CPUs are idle (got "
-                f"{self.section.num_feed_threads})"
+                f"(got {self.section.cpus_per_worker:g}) or, if CPUs are idle, train.threads_per_feed (got "
+                f"{self.section.num_prefetch_threads})"
             )
 
 
@@ -252,7 +252,7 @@ def _report_progress(config: Config, member: MemberConfig, progress: Progress, m
     latest = read_latest_entry(config.member_dir(member.name))
     if latest is not None:
         monitor.check(member.name, latest)
-        # max_iter counts the iterations of a single worker; N workers need max_iter / N iterations.
+        # max_iter is the number of iterations if one worker trains alone; N workers need max_iter / N.
         total = round(config.train.max_iter / latest.values.get("workers", 1))
         loss = latest.values.get("total_loss", math.nan)
         progress(member.name, latest.iteration + 1, total, f"loss {loss:.2f}")

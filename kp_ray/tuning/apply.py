@@ -85,7 +85,7 @@ def trial_config(config: Config, point: Point, sets: RecipeSets, *, is_own_trial
     Args:
         config: the search's config.
         point: the trial's point.
-        sets: the sets of recipes.
+        sets: recipe names by the name of their set, `tune.recipes`.
         is_own_trial: train with exactly the config's own settings, even if the search space has no such point.
     """
     max_iter = config.tune.max_iter or config.train.max_iter
@@ -100,12 +100,12 @@ def train_fields(config: Config, point: Point) -> dict[str, Any]:
     own_values = config.to_dict()["train"]
     point_values = apply_point(config, point, recipe_sets(config), config.train.max_iter).to_dict()["train"]
     changes = {name: value for name, value in point_values.items() if name != "members" and value != own_values[name]}
-    # Record even a set that equals `train.recipes`, because the set also replaces a member's own recipes.
+    # A set of recipes is recorded even if it equals `train.recipes`, because it also replaces `recipes` of each member.
     return changes if point.recipes == "own" else {**changes, "recipes": point_values["recipes"]}
 
 
 def _with_recipes(config: Config, name: str, sets: RecipeSets) -> Config:
-    """Return a config whose members all train on a set of recipes; the set `own` changes nothing."""
+    """Return a config whose members all train on one set of recipes; the set `own` leaves all recipes as they are."""
     if name == "own":
         return config
     values = config.to_dict()

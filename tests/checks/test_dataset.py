@@ -46,11 +46,11 @@ def select_kind(findings: list[Finding], kind: str) -> list[Finding]:
 
 
 class TestSentinels:
-    """A place that is shared by many images is no label."""
+    """Coordinates that stand for a missing label, e.g. -1, -1, are reported once for all images."""
 
     @pytest.mark.parametrize("place", [(0, 0), (-1, -1), (-100, -100), (-0.5, -0.5)])
     @pytest.mark.parametrize("points", [[(3, 0)], [(3, 0), (3, 1), (3, 2)], [(row, row % 24) for row in range(40)]])
-    def test_one_point_at_the_corner_or_at_two_equal_negative_numbers_is_enough(self, place, points):
+    def test_the_corner_and_two_equal_negative_coordinates_are_found_even_with_one_point_there(self, place, points):
         findings = check_labels(put_at(make_people(), place, points), FRAME)
         assert [finding.kind for finding in findings] == ["sentinel"]
         assert findings[0].image == ""
@@ -64,7 +64,7 @@ class TestSentinels:
         assert [finding.kind for finding in check_labels(labels)] == ["sentinel"]
         assert find_sentinels(put_at(make_people(), place, [(row, 5) for row in range(4)])) == []
 
-    def test_a_place_inside_the_bodies_is_found_if_many_different_keypoints_are_there(self):
+    def test_a_place_inside_the_bodies_needs_several_points_per_image_or_many_keypoints(self):
         labels = change_points(make_people(), lambda xy: xy - xy.mean(axis=1, keepdims=True) + [960, 540])
         two_points_per_image = put_at(labels, (960, 540), [(row, point) for row in range(6) for point in (3, 9)])
         twelve_keypoints = put_at(labels, (960, 540), [(row, row) for row in range(12)])
@@ -142,7 +142,7 @@ class TestScale:
         assert "percentages" in finding.message
 
     @pytest.mark.parametrize("factor", [1 / 2, 1 / 3, 1 / 4])
-    def test_labels_of_smaller_images_are_found(self, factor):
+    def test_labels_that_were_made_on_smaller_images_are_found(self, factor):
         labels = change_points(make_people(), lambda xy: np.abs(xy) * factor)
         sizes = dict.fromkeys(labels.images, FRAME)
         (finding,) = check_labels(labels, sizes)
@@ -150,7 +150,7 @@ class TestScale:
         assert "upper left part" in finding.message
 
     @pytest.mark.parametrize("factor", [2, 4])
-    def test_labels_of_larger_images_are_found_instead_of_points_outside(self, factor):
+    def test_labels_that_were_made_on_larger_images_are_one_scale_finding(self, factor):
         labels = change_points(make_people(), lambda xy: xy % FRAME * factor)
         findings = check_labels(labels, FRAME)
         assert [finding.kind for finding in findings if finding.kind in ("scale", "outside")] == ["scale"]

@@ -44,7 +44,7 @@ def test_only_one_module_uses_private_and_deprecated_parts_of_ray() -> None:
 
 
 def test_retries_of_tasks_are_bounded_by_an_argument_that_ray_still_has() -> None:
-    # If this fails, Ray has removed the argument (planned for 2.64): set `max_retries` by its replacement.
+    # If this fails, Ray has removed `ray_remote_args_fn` (planned for 2.64): set `max_retries` by its replacement.
     ((name, options),) = bounded_task_retries().items()
     assert name in inspect.signature(ray.data.Dataset.map).parameters
     assert name in inspect.signature(ray.data.Dataset.map_batches).parameters
@@ -99,4 +99,4 @@ def test_the_size_of_an_upload_is_that_of_the_files_that_ray_packs(tmp_path: Pat
     assert set(packed_sizes) == {".rayignore", "code/c", "d"}
     assert upload_size_bytes(str(folder), [".git"], limit) == sum(packed_sizes.values())
     assert upload_size_bytes(str(folder), [], limit) == sum(packed_sizes.values()) + 1000
-    assert 1500 <= upload_size_bytes(str(folder), [], limit=1500) < 3000  # the last files are not measured
+    assert 1500 <= upload_size_bytes(str(folder), [], limit=1500) < 3000  # the count stops at the limit

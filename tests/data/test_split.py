@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kp_ray.data.annotations import Annotations, parse_name
-from kp_ray.data.split import deal_folds, refuse_leaks, split_sources, split_units
+from kp_ray.data.split import deal_folds, name_source_units, refuse_leaks, split_sources
 from kp_ray.errors import ConfigError, DataError
 from kp_ray.keypoints import DACON24
 
@@ -35,7 +35,7 @@ def test_units_stay_whole_both_sides_have_sources_and_the_row_order_does_not_mat
     labels = make_sources(counts)
     splits = split_sources(labels, by=by, fraction=fraction, seed=seed)
     assert set(splits) == {"train", "val"}
-    refuse_leaks(split_units(labels, by), splits, labels.images)
+    refuse_leaks(name_source_units(labels, by), splits, labels.images)
     order = list(range(len(labels)))
     random.shuffle(order)
     shuffled_splits = split_sources(labels.select(order), by=by, fraction=fraction, seed=seed)
@@ -103,7 +103,7 @@ def test_variants_of_one_source_on_one_side_are_accepted():
 def test_folds_hold_every_unit_once_and_their_sizes_differ_by_at_most_one_unit(counts, by, num_folds, seed, random):
     labels = make_sources(counts)
     folds = deal_folds(labels, by=by, num_folds=num_folds, seed=seed)
-    sizes = Counter(split_units(labels, by))
+    sizes = Counter(name_source_units(labels, by))
     assert sorted(unit for fold in folds for unit in fold) == sorted(sizes)
     totals = [sum(sizes[unit] for unit in fold) for fold in folds]
     assert max(totals) - min(totals) <= max(sizes.values())

@@ -12,7 +12,8 @@ NUM_KEYPOINTS = len(DACON24)
 HEADER = ",".join(["image", *DACON24.columns])
 """Header row of the native CSV."""
 CELLS = ",".join(str(number) for number in range(2 * NUM_KEYPOINTS))
-"""Coordinates 0, 1, 2, ... of one row of the native CSV."""
+"""Text of the coordinates 0, 1, 2, ... of one row of the native CSV."""
+CELLS_AFTER_X = CELLS.partition(",")[2]
 UNLABELLED = [np.nan, np.nan, 0]
 VISIBILITY_CASES = [
     ("1,2,2", [1, 2, 2]),
