@@ -54,7 +54,7 @@ def check_images(
             return _inspect_file(image, join(images_dir, image))
         if image in matches:
             match = matches[image]
-            message = f"the file is named {match.file}, which differs in {match.rule}"
+            message = f"the file is named {match.file}, which differs in {match.difference}"
             return error("misnamed", image, message, "rename the file or the label"), None
         message = f"no such file in {images_dir}"
         return error("missing", image, message, "add it; without it the image is left out"), None

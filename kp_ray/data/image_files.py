@@ -38,7 +38,7 @@ def refuse_other_spellings(images: Sequence[str], files: Collection[str], folder
         images, files, folder: as in `require_any_image`.
 
     Raises:
-        DataError: a name is another spelling of a file's name; the message has the rule and an example.
+        DataError: a name is another spelling of a file's name; the message names the difference and has an example.
     """
     matches = match_names(images, files)
     spellings = {name: match for name, match in matches.items() if match.is_same_spelling}

@@ -23,7 +23,7 @@ _SPELLINGS: dict[str, Callable[[str], str]] = {
     "percent-encoding": unquote,
     "backslashes for slashes": _use_slashes,
 }
-"""Rule -> function that normalizes a name. Two names that the function makes equal are two spellings of one name."""
+"""Difference -> function that removes it. Two names that the function makes equal are two spellings of one name."""
 _SUFFIX, _FOLDER, _SEVERAL = "the suffix", "the folder", "several of these"
 
 
@@ -33,22 +33,22 @@ class NameMatch:
 
     Attributes:
         file: a name inside the image folder.
-        rule: the difference between the two names, e.g. "the suffix".
+        difference: the difference between the two names, e.g. "the suffix".
     """
 
     file: str
-    rule: str
+    difference: str
 
     @property
     def is_same_spelling(self) -> bool:
         """True if both are one name in two spellings, so that the match cannot be another image."""
-        return self.rule in _SPELLINGS
+        return self.difference in _SPELLINGS
 
 
 def match_names(images: Sequence[str], files: Collection[str]) -> dict[str, NameMatch]:
     """Match image names that have no file to the files that they probably mean.
 
-    Two names match if one rule makes them equal, or all rules together: upper and lower case, the Unicode form,
+    Two names match if they differ only in one or several of these: upper and lower case, the Unicode form,
     percent-encoding, backslashes, the suffix, the folder (another one, or an absolute path). Names are matched only to
     files without labels. If several files share a base name, a file matches only if its path is the end of the name, or
     the name is the end of its path. A name that fits several files, and a file that several names fit, have no match.
@@ -60,34 +60,34 @@ def match_names(images: Sequence[str], files: Collection[str]) -> dict[str, Name
     Returns:
         Name in the labels -> match, for names that are not among `files`.
     """
-    rules = {**_SPELLINGS, _SUFFIX: remove_suffix, _FOLDER: _use_slashes, _SEVERAL: _normalize_all}
+    normalizers = {**_SPELLINGS, _SUFFIX: remove_suffix, _FOLDER: _use_slashes, _SEVERAL: _normalize_all}
     file_names = set(files)
     missing_names = [name for name in dict.fromkeys(images) if name not in file_names]
     candidates = sorted(file_names - set(images)) if missing_names else []
     matches: dict[str, NameMatch] = {}
-    for rule, normalize in rules.items():
+    for difference, normalize in normalizers.items():
         names = [name for name in missing_names if name not in matches]
-        file_by_name = _match_by(normalize, names, candidates, any_folder=rule in (_FOLDER, _SEVERAL))
-        matches |= {name: NameMatch(file, rule) for name, file in file_by_name.items()}
+        file_by_name = _match_by(normalize, names, candidates, any_folder=difference in (_FOLDER, _SEVERAL))
+        matches |= {name: NameMatch(file, difference) for name, file in file_by_name.items()}
         matched_files = set(file_by_name.values())
         candidates = [file for file in candidates if file not in matched_files]
     return matches
 
 
 def describe_matches(matches: Mapping[str, NameMatch], num_missing: int) -> str:
-    """Describe how many names each rule explains, with an example of each rule; return "" if there is no match.
+    """Count the names with each difference and give an example of each; return "" if there is no match.
 
     Args:
         matches: from `match_names`.
         num_missing: number of names without a file.
     """
-    by_rule: dict[str, list[str]] = defaultdict(list)
+    names_by_difference: dict[str, list[str]] = defaultdict(list)
     for name, match in matches.items():
-        by_rule[match.rule].append(name)
+        names_by_difference[match.difference].append(name)
     return "; ".join(
-        f"{len(names)} of {num_missing} differ from a file only in {rule} (labels: {names[0][:80]}, "
+        f"{len(names)} of {num_missing} differ from a file only in {difference} (labels: {names[0][:80]}, "
         f"file: {matches[names[0]].file[:80]})"
-        for rule, names in sorted(by_rule.items(), key=lambda item: -len(item[1]))
+        for difference, names in sorted(names_by_difference.items(), key=lambda item: -len(item[1]))
     )
 
 
@@ -120,7 +120,7 @@ def _is_tail(path: str, other_path: str) -> bool:
 
 
 def _normalize_all(name: str) -> str:
-    """Apply every rule except the folder."""
+    """Normalize everything except the folder."""
     for normalize in _SPELLINGS.values():
         name = normalize(name)
     return remove_suffix(_normalize_unicode(name))  # again, because percent-decoding may give another Unicode form

@@ -16,9 +16,7 @@ from kp_ray.errors import DataError
         (["A.JPG"], r"1 of 2 differ from a file only in upper and lower case \(labels: a\.jpg, file: A\.JPG\)"),
     ],
 )
-def test_a_folder_without_any_labelled_image_is_refused_with_names_from_labels_and_folder(
-    files: list[str], hint: str
-) -> None:
+def test_a_folder_without_any_labelled_image_is_refused_with_a_hint_at_its_files(files: list[str], hint: str) -> None:
     with pytest.raises(DataError, match=rf"^data\.images: /data: none of the 2 .* e\.g\. a\.jpg, {hint}\): correct"):
         require_any_image(["a.jpg", "b.jpg"], files, "/data")
 
@@ -28,11 +26,11 @@ def test_a_folder_with_one_labelled_image_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "rule"),
+    ("file", "difference"),
     [("B.jpg", "upper and lower case"), ("%62.jpg", "percent-encoding")],
 )
-def test_a_name_in_another_spelling_is_refused_even_if_the_other_images_are_there(file: str, rule: str) -> None:
-    with pytest.raises(DataError, match=rf"^data\.images: /data: 2 labelled .*1 of 2 differ .*only in {rule}"):
+def test_a_name_in_another_spelling_is_refused_even_if_another_image_is_there(file: str, difference: str) -> None:
+    with pytest.raises(DataError, match=rf"^data\.images: /data: 2 labelled .*1 of 2 differ .*only in {difference}"):
         refuse_other_spellings(["a.jpg", "b.jpg", "gone.jpg"], ["a.jpg", file], "/data")
 
 

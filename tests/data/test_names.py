@@ -29,11 +29,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("name", "file", "rule"), CASES.values(), ids=CASES)
-def test_a_name_that_nearly_matches_a_file_is_listed_with_the_file_and_the_rule(
-    name: str, file: str, rule: str
+@pytest.mark.parametrize(("name", "file", "difference"), CASES.values(), ids=CASES)
+def test_a_name_that_nearly_matches_a_file_is_listed_with_the_file_and_the_difference(
+    name: str, file: str, difference: str
 ) -> None:
-    assert match_names([name, "labelled.jpg"], [file, "labelled.jpg", "unlike.jpg"]) == {name: NameMatch(file, rule)}
+    matches = match_names([name, "labelled.jpg"], [file, "labelled.jpg", "unlike.jpg"])
+    assert matches == {name: NameMatch(file, difference)}
 
 
 def test_names_that_have_a_file_and_names_unlike_any_file_have_no_match() -> None:
@@ -58,11 +59,11 @@ def test_files_with_equal_base_names_are_matched_by_their_folders() -> None:
 
 
 def test_names_that_differ_in_case_unicode_form_encoding_or_backslashes_are_spellings_of_one_name() -> None:
-    same_name_cases = {case for case, (_, file, rule) in CASES.items() if NameMatch(file, rule).is_same_spelling}
+    same_name_cases = {case for case, (_, file, kind) in CASES.items() if NameMatch(file, kind).is_same_spelling}
     assert same_name_cases == {case for case in CASES if case.split()[0] in ("case", "NFD", "encoded", "backslashes")}
 
 
-def test_the_description_counts_names_per_rule_and_gives_an_example() -> None:
+def test_the_description_counts_names_per_difference_and_gives_an_example() -> None:
     images = ["a.PNG", "b.png", "c.png", "lost.png"]
     matches = match_names(images, ["a.png", "b.jpg", "c.jpg"])
     assert describe_matches(matches, 4) == (
