@@ -181,7 +181,7 @@ def reorder_keypoints(labels: Annotations, skeleton: Skeleton, path: str) -> Ann
     if differences:
         raise DataError(
             f"{path}: its keypoints are not those of the run (differences: {len(differences)}, first "
-            f"{differences[0]!r}): use the labels of the same data set"
+            f"{differences[0]!r}): use labels of the run's data set"
         )
     order = [labels.skeleton.names.index(name) for name in skeleton.names]
     return replace(labels, skeleton=skeleton, keypoints=labels.keypoints[:, order])

@@ -143,7 +143,7 @@ def _keypoint_category(categories: Sequence[Mapping[str, Any]], path: str) -> tu
     names = [str(name) for name in category["keypoints"]]
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
-        raise DataError(f"{path}: the keypoint {name!r} is listed {count} times: give each its own name")
+        raise DataError(f"{path}: the keypoint {name!r} is listed {count} times: give each keypoint its own name")
     return category["id"], names
 
 
@@ -233,8 +233,8 @@ def _parse_points(values: Any, num_keypoints: int, where: str) -> list[tuple[flo
             raise DataError(f"{where}: a keypoint's v is {v!r:.20}: write 0 (unlabelled), 1 (hidden) or 2 (visible)")
         if v > 0 and not (_is_finite(x) and _is_finite(y)):
             raise DataError(
-                f"{where}: a keypoint is not a finite number ({x!r:.20}, {y!r:.20}): write numbers, and v 0 for an "
-                "unlabelled point"
+                f"{where}: a keypoint's x or y is not a finite number (got {x!r:.20}, {y!r:.20}): write numbers, and "
+                "v 0 for an unlabelled point"
             )
     return [(x, y, v) if v > 0 else unlabelled_point for x, y, v in points]
 

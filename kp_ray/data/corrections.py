@@ -11,7 +11,7 @@ from kp_ray.errors import DataError
 from kp_ray.keypoints import FloatArray
 
 COMMENT = "#"
-"""Beginning of a comment line, which changes nothing."""
+"""Beginning of a comment line. Comment lines are skipped."""
 
 
 def apply_corrections(labels: Annotations, path: str) -> Annotations:

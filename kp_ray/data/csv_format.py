@@ -114,10 +114,10 @@ def _keypoint_names(header: Sequence[str], path: str) -> list[str]:
     names = list(dict.fromkeys(name[:-2] for name in columns if name.endswith(("_x", "_y")) and len(name) > 2))
     if not names:
         raise DataError(f"{path}: the header has no keypoint columns: <name>_x and <name>_y are expected")
-    expected = {f"{name}_{axis}" for name in names for axis in "xy"}
-    optional = {f"{name}_{suffix}" for name in names for suffix in _COLUMN_SUFFIXES} - expected
-    for column in sorted((set(columns) ^ expected) - optional):
-        if column in expected:
+    required_columns = {f"{name}_{axis}" for name in names for axis in "xy"}
+    other_columns = {f"{name}_{suffix}" for name in names for suffix in _COLUMN_SUFFIXES} - required_columns
+    for column in sorted((set(columns) ^ required_columns) - other_columns):
+        if column in required_columns:
             raise DataError(f"{path}: the column {column!r} is missing: add it")
         raise DataError(
             f"{path}: the column {column!r} is not known: delete it; the columns of this format are image, group and, "

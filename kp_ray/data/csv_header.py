@@ -69,8 +69,8 @@ def _explain_no_image_column(header: Sequence[str], next_rows: Sequence[Numbered
         cells = [cell.strip() for cell in line.split(separator)]
         if len(cells) > 2 and (set(cells) & set(_NAME_COLUMNS) or any(cell.endswith("_x") for cell in cells)):
             return (
-                f"the columns are separated by {name}: save it as a CSV whose columns are separated by commas and "
-                "whose numbers have decimal points"
+                f"the columns are separated by {name}: save the file as a CSV whose columns are separated by commas "
+                "and whose numbers have decimal points"
             )
     for number, cells in next_rows:
         if "image" in cells:

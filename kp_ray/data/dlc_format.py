@@ -33,9 +33,9 @@ def is_dlc_header(cells: Sequence[str]) -> bool:
 def read_dlc(rows: Iterator[NumberedRow], path: str) -> LabelTable:
     """Read the rows of a CSV of DeepLabCut or Lightning Pose.
 
-    `label_point` decides which points are labelled. The folder of an image becomes its group, because frames of one
-    video are alike, unless the image's name states scene and camera. Each individual with a labelled point becomes a
-    row of the table; an image without labelled points becomes one row without labelled points.
+    `label_point` decides which points are labelled. Unless an image's name states scene and camera, its folder becomes
+    its group, because frames of one video are alike. Each individual with a labelled point becomes a row of the table;
+    an image without labelled points becomes one row without labelled points.
 
     Args:
         rows: all rows of the file, the header first.

@@ -22,7 +22,7 @@ def split_sources(annotations: Annotations, *, by: SplitBy, fraction: float, see
 
     Units are ordered by a hash of the seed and their name, and the first units become "val". Their number is chosen so
     that the held-out share of the sources is as close to `fraction` as possible; at least one unit is held out, and
-    never all. The result does not depend on the order of the sources, and a new unit moves few of the other units.
+    never all. The result does not depend on the order of the sources, and few units change sides when one is added.
 
     Args:
         annotations: N sources.
@@ -120,9 +120,9 @@ def refuse_leaks(units: Sequence[str], splits: Sequence[str], images: Sequence[s
     Raises:
         DataError: a unit or an image is on both sides, or a side is neither "train" nor "val".
     """
-    unknown_splits = set(splits) - {"train", "val"}
-    if unknown_splits:
-        raise DataError(f"split: {min(unknown_splits)!r} is not a split: each row is train or val")
+    unknown_sides = set(splits) - {"train", "val"}
+    if unknown_sides:
+        raise DataError(f"split: {min(unknown_sides)!r} is not a side of a split: each row is train or val")
     for kind, names in (("image", images), ("unit", units)):
         in_both = _names_in(names, splits, "train") & _names_in(names, splits, "val")
         if in_both:

@@ -18,9 +18,9 @@ from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.storage import read_bytes, write_bytes
 
 MARGIN_PX = 100.0
-"""Maximum distance of a point from its frame: limbs may be slightly outside, points farther outside are mistakes."""
+"""Maximum distance of a point from its image: limbs may be slightly outside, points farther outside are mistakes."""
 
-FrameSizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
+ImageSizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
 """(width, height) in pixels by image name, or one size of all images. A size is unknown if this is None, the image is
 not listed, or the size is (0, 0)."""
 
@@ -78,7 +78,7 @@ def write_submission(
     keypoints: FloatArray,
     skeleton: Skeleton,
     *,
-    size: FrameSizes = None,
+    size: ImageSizes = None,
     allow_zeros: bool = False,
 ) -> None:
     """Validate predictions and write them with the rows and columns of the sample submission.
@@ -118,7 +118,7 @@ def read_submission(
     sample: SampleSubmission,
     skeleton: Skeleton,
     *,
-    size: FrameSizes = (1920, 1080),
+    size: ImageSizes = (1920, 1080),
     allow_zeros: bool = False,
 ) -> FloatArray:
     """Read and validate a submission.
@@ -151,7 +151,7 @@ def validate_submission(
     sample: SampleSubmission,
     rows: Sequence[NumberedRow],
     *,
-    size: FrameSizes,
+    size: ImageSizes,
     allow_zeros: bool = False,
 ) -> FloatArray:
     """Validate all rows of a submission and parse their numbers.
@@ -190,8 +190,8 @@ def validate_submission(
             problems.append(f"{where}: is not an image of the sample submission: drop it")
         first_row.setdefault(image, number)
         values[i] = [_parse_number(cell) for cell in cells[1:]]
-        frame = size.get(image) if isinstance(size, Mapping) else size
-        problems += _row_problems(where, cells, values[i], sample, frame, allow_zeros)
+        image_size = size.get(image) if isinstance(size, Mapping) else size
+        problems += _row_problems(where, cells, values[i], sample, image_size, allow_zeros)
     missing_images = [image for image in sample.images if image not in first_row]
     problems += [f"image {image} of the sample submission is missing: add its row" for image in missing_images]
     if not problems:

@@ -59,7 +59,7 @@ def test_a_group_column_replaces_the_scene_and_is_written_back(write):
         ("", "is empty"),
         (HEADER, "no labelled image"),
         (HEADER.replace("image", "file") + "\n", "no `image` column: name"),
-        (HEADER.replace(",", ";") + "\n", "separated by semicolons: save it"),
+        (HEADER.replace(",", ";") + "\n", "separated by semicolons: save the file"),
         (f"{HEADER},image\n", "'image' twice"),
         (f"{HEADER},age\n", "'age' is not known"),
         ("image\na.jpg\n", "no keypoint columns"),

@@ -49,7 +49,7 @@ def test_names_without_a_counterpart_are_not_listed(names: list[str]) -> None:
     assert unpaired_sides(make_skeleton(names, [])) == []
 
 
-def test_the_skeleton_of_the_competition_lacks_no_flip_pair() -> None:
+def test_the_skeleton_of_the_competition_has_every_flip_pair() -> None:
     assert unpaired_sides(DACON24) == []
 
 

@@ -85,7 +85,10 @@ def test_a_unit_or_image_on_both_sides_is_refused_with_its_name():
         refuse_leaks(["kitchen", "kitchen", "attic", "attic"], ["train", "val", "val", "train"], ["a", "b", "c", "d"])
     with pytest.raises(DataError, match="the image a is in train and in val"):
         refuse_leaks(["x", "y"], ["train", "val"], ["a", "a"])
-    with pytest.raises(DataError, match="'test' is not a split"):
+
+
+def test_a_side_other_than_train_and_val_is_refused():
+    with pytest.raises(DataError, match="'test' is not a side of a split"):
         refuse_leaks(["x"], ["test"], ["a"])
 
 

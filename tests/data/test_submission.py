@@ -30,7 +30,7 @@ def write_lines(path: Path, lines: list[str]) -> str:
     return str(path)
 
 
-def test_a_submission_has_the_rows_and_columns_of_the_sample_in_its_order(tmp_path: Path) -> None:
+def test_a_submission_has_the_samples_rows_and_columns_in_the_samples_order(tmp_path: Path) -> None:
     path = str(tmp_path / "new" / "submission.csv")
     order = [2, 0, 1]
     write_submission(path, SAMPLE, [SAMPLE.images[i] for i in order], POINTS[order], AB)
@@ -97,7 +97,7 @@ FAULTS: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_submission_is_refused_with_file_row_and_image(tmp_path: Path, fault: str) -> None:
+def test_a_broken_submission_is_refused_with_its_path_and_the_fault(tmp_path: Path, fault: str) -> None:
     break_rows, message = FAULTS[fault]
     path = write_lines(tmp_path / "submission.csv", break_rows(VALID_LINES))
     with pytest.raises(DataError, match=message) as caught:
@@ -145,7 +145,7 @@ def test_invalid_predictions_are_not_written_and_an_earlier_file_stays(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_images_other_than_the_samples_are_refused(tmp_path: Path) -> None:
+def test_images_other_than_the_samples_and_an_array_of_another_length_are_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "submission.csv")
     with pytest.raises(DataError, match=r"image 3\.jpg of the sample submission is missing"):
         write_submission(path, SAMPLE, SAMPLE.images[:2], POINTS[:2], AB)

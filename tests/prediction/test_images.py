@@ -102,7 +102,7 @@ def test_an_invalid_list_is_refused(sample_config: Config, tmp_path: Path, conte
     ("name", "content", "message"),
     [
         ("list.csv", b"image;x\na.jpg;1\n", "the header has no `image` column: separate the columns by commas"),
-        ("list.csv", b"image;x;y\na.jpg;1;2\n", "the columns are separated by semicolons: save it as a CSV"),
+        ("list.csv", b"image;x;y\na.jpg;1;2\n", "the columns are separated by semicolons: save the file as a CSV"),
         ("list.csv", b",image\n0,a.jpg\n", "column 1 of the header is '', an index that pandas or a spreadsheet wrote"),
         ("list.csv", b"image,\na.jpg,\n", "the header ends in 1 separators too many"),
         ("list.csv", b"image\na.jpg,\n", "row 2: ends in 1 separators too many"),
