@@ -50,7 +50,8 @@ class SplitConfig(Section):
     """Share of the sources to hold out; 0 holds out none, and then there is no evaluation and no search. Not used with
     `folds`."""
     folds: Annotated[int, Field(ge=2)] | None = None
-    """Number of folds to which the units are dealt: every member trains on all folds but one, so that the ensemble
-    trains on every label, and `crossval` scores every label. null: hold out `fraction` from all members."""
+    """Number of folds to which the units are dealt; every member trains on all folds but one. With a member for each
+    fold, the ensemble trains on every label, and `crossval` scores every label. null: hold out `fraction` from all
+    members."""
     seed: Seed | None = None
     """Seed of the choice; null: the run's `seed`."""

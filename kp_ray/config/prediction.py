@@ -31,8 +31,8 @@ class PredictConfig(Section):
     tta: tuple[Literal["flip"] | Annotated[float, Field(gt=0, le=4)], ...] = ()
     """Test-time augmentation, averaged: `flip` adds mirrored images, a number adds images rescaled by this factor."""
     decode: DecodeMethod = "expectation"
-    """Method of finding a keypoint in its heat map: the expectation of its position near the peak, or the pixel of the
-    peak as Detectron2 does (`argmax`, as published). It also decides the evaluations of `train` and `tune`."""
+    """Method of finding a keypoint in its heat map: the `expectation` of its position near the peak, or the pixel of
+    the peak (`argmax`), as in Detectron2 and in the published solution. `train` and `tune` evaluate with it too."""
     person: Literal["score", "largest", "track"] = "track"
     """Choice among several people: best score, largest box, or best score times closeness to the clip's track."""
     fusion: Literal["mean", "median", "score"] = "mean"
@@ -45,7 +45,7 @@ class PredictConfig(Section):
     smooth_frames: Annotated[float, Field(gt=0)] | None = None
     """Smooth each clip over time by a Gaussian with this sigma in frames; null: do not."""
     score_threshold: Fraction = 0.7
-    """Lowest score at which a person counts as found; 0.7 as published."""
+    """Lowest score at which a person counts as found; 0.7 as in the published solution."""
     fallback_threshold: Fraction = 0.05
     """Lowest score that counts in an image where no member found a person."""
     missing: Literal["fill", "zeros"] = "fill"

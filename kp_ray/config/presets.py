@@ -60,7 +60,7 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
     # Settings for the lowest error on GPUs with the published network. Lines marked "not run" need a GPU to measure;
     # figures of the other lines are in benchmarks/results/accuracy.md.
     "best": {
-        "augment": {"box_margin_px": 20},  # as the preset demo: the loss ignores keypoints outside the proposed box
+        "augment": {"box_margin_px": 20},  # as in the preset demo: the loss ignores keypoints outside the proposed box
         "model": {
             "preset": "x101",  # the best keypoint model of Detectron2's zoo (66.0 AP on COCO; r50 has 65.5); not run
             "weights": "zoo",
@@ -68,15 +68,15 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
                 # Heat maps of 112x112 instead of 56x56 bins: a person of 600 to 900 px has 5 to 8 px per bin, not 11
                 # to 16. Mask R-CNN (He et al. 2017) finds that keypoints need a high resolution. Not run.
                 "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": 28,
-                "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256,  # as published
+                "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256,  # as in the published solution
             },
         },
         "train": {
             # Three members instead of one, which differ by their seeds (benchmarks/results/ensemble.md).
             "members": [{"name": name, "seed": seed} for seed, name in enumerate(("a", "b", "c"), 1)],
             "use_gpu": True,
-            # 40,000 batches of 2 show each of the 18 variants of 4195 frames once; the published 10,000 a quarter.
-            # Not run.
+            # 40,000 batches of 2 show each of the 18 variants of 4195 frames once; the 10,000 batches of the published
+            # solution show a quarter of the variants. Not run.
             "max_iter": 40000,
             "schedule": "cosine",  # needs no steps for the new length (Loshchilov and Hutter 2017); not run
             "ema_decay": 0.999,  # averages the last thousand iterations (Tarvainen and Valpola 2017); not run

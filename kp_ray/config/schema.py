@@ -39,7 +39,7 @@ class AugmentConfig(Section):
     """Margin around the labelled points' box, in pixels of the variant; 0, as in the published solution. The training
     loss ignores keypoints outside the proposed box, so a margin keeps keypoints at the box's edge in the loss."""
     min_visible: NotNegative = 1
-    """Training skips variants with fewer visible keypoints than this, and always variants without visible keypoints."""
+    """Training skips variants with fewer keypoints of v 1 or 2 than this, and always those without any."""
 
 
 class ClusterConfig(Section):

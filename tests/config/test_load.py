@@ -118,7 +118,7 @@ def test_overrides_win_over_the_file_and_the_file_over_its_preset(tmp_path: Path
         ("a: " + "[" * 1100, "not valid YAML"),
     ],
 )
-def test_a_mistake_in_the_file_is_reported_with_file_key_and_value(
+def test_a_mistake_in_the_file_is_reported_in_a_short_message_that_begins_with_its_path(
     tmp_path: Path, text: str | bytes, message: str
 ) -> None:
     path = write_config(tmp_path, text)

@@ -89,11 +89,14 @@ def test_the_message_about_an_input_that_is_not_set_names_its_key() -> None:
     assert build_config({"data": {"images": "/frames"}}).require_input("images") == "/frames"
 
 
-def test_skeleton_settings_override_the_skeleton_of_the_competition_or_are_refused() -> None:
+def test_valid_skeleton_settings_override_the_competitions_and_wrong_ones_are_refused() -> None:
     sigmas = [0.05] * len(DACON24)
     assert build_config({"skeleton": {"sigmas": sigmas}}).build_skeleton(DACON24.names).sigmas == tuple(sigmas)
     with pytest.raises(ConfigError, match=r"^skeleton: sigmas: "):
         build_config({"skeleton": {"sigmas": [0.1]}}).build_skeleton(DACON24.names)
+
+
+def test_other_keypoints_than_the_competitions_need_skeleton_settings() -> None:
     with pytest.raises(ConfigError, match=r"set skeleton\.flip_pairs"):
         Config().build_skeleton(["paw"])
 
