@@ -16,7 +16,7 @@ WIDTH_IN = 4.1
 
 
 def make_axes(width_in: float, height_in: float, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Make a figure with one set of axes, without a frame at the top and the right."""
+    """Make a figure with one set of axes, which has no lines at the top and the right."""
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

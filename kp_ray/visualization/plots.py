@@ -66,7 +66,7 @@ def plot_scatter(
     """Plot y over x as points.
 
     Args:
-        x, y: n values each.
+        x, y: coordinates of the n points.
         log_x: use a log scale for x if its values span more than a decade.
         best_index: index of the point that is circled; None: circle no point.
     """
@@ -90,8 +90,8 @@ def plot_bars(
     """Plot horizontal bars from the top down, each with its value as text.
 
     Args:
-        labels: n names.
-        values: n lengths; None and NaN are shown as a dash.
+        labels: names of the n bars.
+        values: their lengths; None and NaN are shown as a dash.
         intervals: (low, high) of each bar, drawn as a line; None for a bar without an interval.
     """
     numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
@@ -117,7 +117,7 @@ def plot_distributions(labels: Sequence[str], samples: Sequence[FloatArray], xla
     A thin line spans the 5th to the 95th percentile, a thick line the 25th to the 75th; a dot marks the median.
 
     Args:
-        labels: n names.
+        labels: names of the n samples.
         samples: n arrays of any length; values that are not finite are ignored.
     """
     figure, axes = make_axes(WIDTH_IN, 0.75 + 0.19 * max(2, len(labels)), title, xlabel, "")
@@ -137,8 +137,8 @@ def plot_percentages(rows: Sequence[str], columns: Sequence[str], shares: FloatA
     """Plot a table of percentages; the color of a cell goes from grey (0 %) to blue (100 %).
 
     Args:
-        rows: n names.
-        columns: m names.
+        rows: names of the n rows, from the top down.
+        columns: names of the m columns.
         shares: (n, m) values in [0, 1]; NaN is shown as a dash.
     """
     figure, axes = make_axes(1.6 + 0.32 * len(columns), 1.0 + 0.19 * max(2, len(rows)), title, "", "")
@@ -165,7 +165,7 @@ def plot_parallel_coordinates(
 ) -> bytes:
     """Plot each trial as a line across parallel vertical axes, one per parameter and the last one for the result.
 
-    The color of a line shows the trial's rank, from green (best) to red (worst).
+    The color of a line goes from green (best trial) to red (worst trial).
 
     Args:
         parameters: name -> values of n trials. An axis of texts is in alphabetical order; an axis of positive numbers
@@ -185,9 +185,9 @@ def plot_parallel_coordinates(
             axes.text(x, height, escape_text(text), ha="center", va=align, fontsize=7.5, color=GREY)
     order = np.argsort([values[i] or 0.0 for i in finished_trials])[:: -1 if more_is_better else 1]
     # The best trial is drawn last, over the lines of the others.
-    for rank, trial in reversed(list(enumerate(order))):
-        color = _BEST_TO_WORST(rank / max(1, len(order) - 1))
-        axes.plot(heights[:, trial], color=color, linewidth=1.1 if rank else 2.6, alpha=0.75 if rank else 1)
+    for place, trial in reversed(list(enumerate(order))):
+        color = _BEST_TO_WORST(place / max(1, len(order) - 1))
+        axes.plot(heights[:, trial], color=color, linewidth=1.1 if place else 2.6, alpha=0.75 if place else 1)
     axes.set_xticks(np.arange(len(columns)), [escape_text(name) for name in columns])
     axes.tick_params(axis="x", length=0, pad=12)
     axes.set(yticks=[], ylim=(-0.06, 1.1))

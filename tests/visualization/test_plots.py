@@ -22,23 +22,23 @@ def svg_text(svg: bytes) -> str:
 
 
 def test_plots_contain_titles_labels_values_and_names_with_special_characters() -> None:
-    special = "_<b>&$\\frac{1}$ 관절"
-    curves = plot_curves({special: ([1, 2], [3, float("nan")]), "b": ([1], [-1])}, "step", "loss", "Title", True)
-    bars = plot_bars([special, "b", "c"], [1.5, None, float("nan")], "px", "Bars")
+    special_name = "_<b>&$\\frac{1}$ 관절"
+    curves = plot_curves({special_name: ([1, 2], [3, float("nan")]), "b": ([1], [-1])}, "step", "loss", "Title", True)
+    bars = plot_bars([special_name, "b", "c"], [1.5, None, float("nan")], "px", "Bars")
     points = plot_scatter([1e-4, 1e-3], [5, 4], "lr", "rmse", "Points", log_x=True, best_index=1)
-    distributions = plot_distributions([special], [np.array([1.0, np.nan, 3.0])], "deg", "Spread")
-    percentages = plot_percentages([special], ["nose", "neck"], np.array([[0.25, np.nan]]), "Shares")
-    trials = {"lr": [1e-4, 1e-2, 1e-3], special: ["a", "b", None]}
+    distributions = plot_distributions([special_name], [np.array([1.0, np.nan, 3.0])], "deg", "Spread")
+    percentages = plot_percentages([special_name], ["nose", "neck"], np.array([[0.25, np.nan]]), "Shares")
+    trials = {"lr": [1e-4, 1e-2, 1e-3], special_name: ["a", "b", None]}
     parallel = plot_parallel_coordinates(trials, [3.0, None, 2.0], "rmse", "Trials")
-    poses = plot_poses({special: np.random.default_rng(0).uniform(0, 9, (3, 24, 2))}, DACON24, "Poses")
+    poses = plot_poses({special_name: np.random.default_rng(0).uniform(0, 9, (3, 24, 2))}, DACON24, "Poses")
     for svg, words in (
-        (curves, ["step", "loss", "Title", special]),
-        (bars, ["Bars", special, "1.50"]),
+        (curves, ["step", "loss", "Title", special_name]),
+        (bars, ["Bars", special_name, "1.50"]),
         (points, ["lr"]),
-        (distributions, ["Spread", special, "deg"]),
-        (percentages, ["Shares", special, "neck", "25", "-"]),
-        (parallel, ["Trials", "rmse", "lr", special, "0.0001", "0.001"]),
-        (poses, ["Poses", special]),
+        (distributions, ["Spread", special_name, "deg"]),
+        (percentages, ["Shares", special_name, "neck", "25", "-"]),
+        (parallel, ["Trials", "rmse", "lr", special_name, "0.0001", "0.001"]),
+        (poses, ["Poses", special_name]),
     ):
         assert all(word in svg_text(svg) for word in words)
 
