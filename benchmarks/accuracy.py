@@ -138,7 +138,7 @@ def main() -> None:
     machine = hardware(ray, torch)
     seeds = ", ".join(map(str, options.seeds))
     text = (
-        f"# Accuracy of the parts of a prediction\n\n{machine}. Seeds {seeds}: two members of the demo per seed, "
+        f"# Accuracy by decoding and test-time scales\n\n{machine}. Seeds {seeds}: two members of the demo per seed, "
         f"trained once; {options.images} images of people that no member saw. Ensemble of both: median "
         "(smallest-largest) over the seeds.\n\n" + format_table(results)
     )

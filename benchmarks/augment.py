@@ -6,7 +6,8 @@ A  the published loop: one process, OpenCV's own threads, one Albumentations pip
 B  the same loop in a pool with one process per core
 C  the same work in Hugging Face `datasets.map(num_proc=cores)`, which stores the images in its Arrow files
 D  `kp-ray augment` on Ray, without its start-up
-E  a bound for any method: only decode each source and encode as many pixels as its variants have, one process per core
+E  an upper bound for any method: only decode each source and encode as many pixels as its variants have, with one
+   process per core
 
 Each turn runs A to E once, so that a change of the machine's speed affects all five. The sources are generated
 1920x1080 JPEGs. D reads all sources, E half of them, and A, B and C an eighth: their rates do not depend on the number.
@@ -130,7 +131,7 @@ def prepare_worker(barrier: Barrier) -> None:
     barrier.wait()
 
 
-def measure_lower_bound(sources: list[SourceFile]) -> float:
+def measure_bound(sources: list[SourceFile]) -> float:
     """Run E; return the seconds without the pool's start-up."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(CORES + 1)
@@ -228,7 +229,7 @@ def measure_turn(config: Path, sources: list[SourceFile], folder: Path, python: 
             loop_result = run_published_loop(python, selected_sources, out, 1 if name == "A" else CORES)
             seconds, turn["versions"] = loop_result["seconds"], loop_result["versions"]
         else:
-            seconds = measure_datasets(selected_sources, out) if name == "C" else measure_lower_bound(selected_sources)
+            seconds = measure_datasets(selected_sources, out) if name == "C" else measure_bound(selected_sources)
         turn[name] = len(selected_sources) / seconds
         shutil.rmtree(out)
         print(f"{name} {turn[name]:.2f}", end=" ", flush=True)
@@ -244,7 +245,7 @@ METHODS = {
     "B": "the published loop, a pool of processes with one thread each",
     "C": "the same work, Hugging Face datasets.map, start-up included",
     "D": "kp_ray on Ray, without start-up",
-    "E": "lower bound: only decode and encode, a pool of processes",
+    "E": "upper bound: only decode and encode, a pool of processes",
 }
 
 

@@ -45,7 +45,7 @@ PLACES = ("local disk", "S3, first epoch", "S3, second epoch", "S3 without copie
 
 
 def create_reader(config_path: Path, run_dir: str, preset: str) -> Callable[..., list[float]]:
-    """Return a function that reads epochs of a store with some threads, and returns the images/s of each epoch."""
+    """Return a function that reads epochs of a store with `num_threads` threads, and returns each epoch's images/s."""
     overrides = [f"run_dir={run_dir}", f"preset={preset}", "train.recipes=null", "augment.min_visible=1"]
     config = load_config(str(config_path), [*overrides, "train.flip=true"])
     rows = usable_rows(config, MemberConfig(name="a"))

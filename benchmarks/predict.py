@@ -188,7 +188,7 @@ def compare_operators(
         folder: parent of the new run folder.
         images: folder of the images.
         repeats: number of turns.
-        num_gpus: number of actors whose models sleep, beside `DECODING_CPUS`; 0: the real members run on all CPUs.
+        num_gpus: number of actors whose models sleep; `DECODING_CPUS` more CPUs decode. 0: real members on all CPUs.
     """
     actors = num_gpus or CORES
     cpus = num_gpus + DECODING_CPUS if num_gpus else CORES
