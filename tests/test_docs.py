@@ -25,7 +25,7 @@ UsageError = typer.BadParameter.__mro__[1]  # not `click.UsageError`: Typer bund
 
 
 def code_blocks(text: str) -> Iterator[tuple[str, str]]:
-    """Yield (language, content) of each fenced or indented code block of a page; "" if it names no language."""
+    """Yield (language, content) of each fenced or indented code block of a page; a block without a language has ""."""
     yield from re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     unfenced = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     for block in re.findall(r"(?:^ {4}.*\n)+", unfenced, re.MULTILINE):

@@ -14,9 +14,9 @@ CLASSES = [value for value in vars(errors).values() if isinstance(value, type) a
 def test_an_error_is_one_line_and_keeps_its_class_when_pickled(error_class: type[KpRayError]) -> None:
     error = error_class("labels.csv: row 3:\n  not a number\t(got 'x')")
     assert str(error) == "labels.csv: row 3: not a number (got 'x')"
-    copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is error_class
-    assert str(copy) == str(error)
+    loaded_error = pickle.loads(pickle.dumps(error))
+    assert type(loaded_error) is error_class
+    assert str(loaded_error) == str(error)
 
 
 def test_runs_of_white_space_become_one_blank() -> None:

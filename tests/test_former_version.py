@@ -48,7 +48,9 @@ def test_the_member_opens(former_config: Config) -> None:
     assert all(not value.any() for value in model.state_dict().values())
 
 
-def test_an_unfinished_search_is_refused_and_a_finished_member_without_a_search_is_kept(former_config: Config) -> None:
+def test_an_unfinished_search_is_refused_and_the_finished_member_is_kept_if_no_search_is_used(
+    former_config: Config,
+) -> None:
     with pytest.raises(RunStateError, match=r"train\.tuned=false"):
         train(former_config)
     for config in (

@@ -109,12 +109,12 @@ def test_importing_has_no_side_effect(tmp_path: Path) -> None:
 IMPORT_WITHOUT_TORCH = """
 import importlib, sys
 
-class Blocked:
+class TorchBlocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("torch", "torchvision", "detectron2", "fvcore", "pycocotools"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-sys.meta_path.insert(0, Blocked())
+sys.meta_path.insert(0, TorchBlocker())
 for name in MODULES:
     importlib.import_module(name)
 print("torch" in sys.modules)

@@ -103,7 +103,7 @@ def test_the_longest_frame_number_fits_its_column_and_a_longer_one_is_no_frame_n
     assert parse_name(f"scene_A-{'9' * 19}.jpg") == (f"scene_A-{'9' * 19}", "", -1)
 
 
-def test_a_body_is_small_below_half_of_detectron2s_smallest_anchor() -> None:
+def test_a_body_counts_as_small_below_half_of_detectron2s_smallest_anchor() -> None:
     for preset in ("r50", "x101"):
         cfg = build_cfg(build_config({"model": {"preset": preset}}), DACON24, "cpu")
         assert min(size for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES for size in sizes) == 2 * _SMALL_BODY_PX

@@ -52,7 +52,7 @@ def serve() -> Iterator[Callable[[bytes], str]]:
         b"no HTTP at all\r\n\r\n",
     ],
 )
-def test_an_error_and_an_answer_in_another_protocol_count_as_answers(
+def test_any_answer_is_accepted_even_an_error_or_one_in_another_protocol(
     serve: Callable[[bytes], str], answer: bytes
 ) -> None:
     require_answer(serve(answer), "KEY")

@@ -68,10 +68,10 @@ def test_labels_lie_on_the_person(sample: SampleSummary) -> None:
     is_changed_at_labels, is_changed_beside = [], []
     for clip in plan_clips("train", 20, 3)[:6]:
         renderer = SceneRenderer.from_clip(clip, **SIZE)
-        empty = renderer.apply_camera_effects(renderer.render_background(), 1).astype(int)
+        image_without_person = renderer.apply_camera_effects(renderer.render_background(), 1).astype(int)
         name = Path(clip.files[0]).name
         image = decode_preview((Path(sample.images) / name).read_bytes())
-        is_changed = np.abs(image - empty).sum(axis=2) > 45
+        is_changed = np.abs(image - image_without_person).sum(axis=2) > 45
         for offset_px, results in ((0, is_changed_at_labels), (90, is_changed_beside), (-90, is_changed_beside)):
             xy = labels[name] + (offset_px, 0)
             xy = np.rint(xy[is_inside_image(xy, SIZE["width"] - 1, SIZE["height"] - 1)]).astype(int)
