@@ -153,7 +153,7 @@ def fuse(
     if method == "score":
         factors = np.ones(found.shape) if detection_scores is None else np.asarray(detection_scores, dtype=float)
         scores = np.where(found[..., None], factors[..., None] * keypoints[..., 2], 0.0)
-        _check_weights("scores", scores, "predict again")
+        _check_non_negative("scores", scores, "predict again")
         point_weights = point_weights * scores
     point_weights = np.where(is_used, point_weights, 0.0)
     # Where all weights are 0, the members have equal weights.
@@ -207,7 +207,7 @@ def _check_members(keypoints: FloatArray, found: BoolArray) -> None:
         raise DataError(f"member {member}: image {image}: a coordinate or score is not finite: predict again")
 
 
-def _check_weights(name: str, values: FloatArray, fix: str) -> None:
+def _check_non_negative(name: str, values: FloatArray, fix: str) -> None:
     if not (np.isfinite(values).all() and (values >= 0).all()):
         raise DataError(f"{name}: a value is negative or not finite: {fix}")
 
@@ -218,7 +218,7 @@ def _member_weights(weights: FloatArray | None, keypoints: FloatArray) -> FloatA
     array = np.ones(num_members) if weights is None else np.asarray(weights, dtype=float)
     if array.shape not in ((num_members,), (num_members, num_keypoints)):
         raise ValueError(f"weights {array.shape} must be ({num_members},) or ({num_members}, {num_keypoints})")
-    _check_weights("weights", array, "correct predict.weights")
+    _check_non_negative("weights", array, "correct predict.weights")
     return array.reshape(num_members, 1, -1)
 
 

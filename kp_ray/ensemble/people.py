@@ -84,10 +84,11 @@ def _rate(boxes: FloatArray, scores: FloatArray, rule: PersonRule, track_box: Fl
     """Return the ratings (C,) of C candidates; the candidate with the highest rating is chosen.
 
     Args:
-        boxes: (C, 4).
-        scores: (C,).
+        boxes: (C, 4) box x1, y1, x2, y2 of each candidate in pixels.
+        scores: (C,) score of each candidate.
         rule: as in `choose_people`.
-        track_box: (4,); None for the rules "score" and "largest", and if the clip has no other frame with a person.
+        track_box: (4,) the track's box at the image; None for the rules "score" and "largest", and if the clip has no
+            other frame with a person.
     """
     if rule == "largest":
         return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
@@ -112,7 +113,7 @@ class _Tracks:
 
         Args:
             images: (P,) image of each box, as an index into `scenes`.
-            boxes: (P, 4).
+            boxes: (P, 4) x1, y1, x2, y2 in pixels.
             scenes, cameras, frames: (N,) scene, camera and frame number of each image.
         """
         self.scenes, self.cameras, self.numbers = scenes, cameras, frame_numbers(frames)
@@ -121,13 +122,13 @@ class _Tracks:
             self.boxes.setdefault(image, []).append(box)
         has_person = np.zeros(len(scenes), dtype=bool)
         has_person[list(self.boxes)] = True
-        self.rows_by_clip: Mapping[tuple[str, str], npt.NDArray[np.intp]] = rows_by_clip(
+        self.person_rows: Mapping[tuple[str, str], npt.NDArray[np.intp]] = rows_by_clip(
             scenes, cameras, self.numbers, has_person
         )
 
     def find_box(self, image: int) -> FloatArray | None:
         """Return the track's box (4,) at an image; None if the clip has no other frame with a person."""
-        clip_rows = self.rows_by_clip.get((self.scenes[image], self.cameras[image]), np.empty(0, dtype=np.intp))
+        clip_rows = self.person_rows.get((self.scenes[image], self.cameras[image]), np.empty(0, dtype=np.intp))
         neighbours = clip_rows[clip_rows != image]
         if not len(neighbours):
             return None
