@@ -251,9 +251,9 @@ def test_rejected_points_are_counted_per_member() -> None:
     keypoints, scores = make_frames()
     keypoints[1, 0, :2, 0] += 300
     fusion = fuse_clips(keypoints, scores, *CLIP, thresholds=(0.5, 0.05), reject_sigmas=3.0)
-    assert fusion.rejected == [0, 2, 0]
+    assert fusion.num_rejected == [0, 2, 0]
     fusion = fuse_clips(keypoints, scores, *CLIP, thresholds=(0.5, 0.05), reject_sigmas=None)
-    assert fusion.rejected == [0, 0, 0]
+    assert fusion.num_rejected == [0, 0, 0]
 
 
 @settings(max_examples=50, deadline=None)
@@ -267,4 +267,4 @@ def test_fused_clips_are_bit_identical_for_any_order_of_the_members(seed: int, o
     reordered = fuse_clips(keypoints[order], scores[order], *scenes_cameras_frames, **options)
     np.testing.assert_array_equal(fusion.keypoints, reordered.keypoints)
     assert fusion.how == reordered.how
-    assert [fusion.rejected[i] for i in order] == reordered.rejected
+    assert [fusion.num_rejected[i] for i in order] == reordered.num_rejected
