@@ -44,7 +44,9 @@ class Skeleton:
         if len(set(self.names)) != len(self.names) or not self.names:
             raise ValueError("names: keypoint names must be present and unique: name each keypoint once")
         if len(self.sigmas) != len(self.names):
-            raise ValueError(f"sigmas: {len(self.names)} keypoints need as many sigmas (got {len(self.sigmas)})")
+            raise ValueError(
+                f"sigmas: {len(self.names)} keypoints need as many sigmas (got {len(self.sigmas)}): correct them"
+            )
         if not all(0 < sigma < float("inf") for sigma in self.sigmas):
             raise ValueError(f"sigmas: each must be a positive number (got {list(self.sigmas)}): correct them")
         paired_names = [name for pair in self.flip_pairs for name in pair]
@@ -136,7 +138,7 @@ def skeleton_for(
     if flip_pairs is None:
         flip_pairs = _pairs_among(name_set, DACON24.flip_pairs)
         paired_names = {name for pair in flip_pairs for name in pair}
-        # Refused, because a flip would label such a point as a point of the other side of the body.
+        # Refuse lone names, because a flip would label such a point as a point of the other side of the body.
         lone_names = [name for name in names if name not in paired_names and name.startswith(("left_", "right_"))]
         if lone_names:
             raise ValueError(f"header: {lone_names[0]} has no keypoint on the other side: set skeleton.flip_pairs")
@@ -157,7 +159,7 @@ def _pairs_among(names: set[str], pairs: Sequence[tuple[str, str]]) -> tuple[tup
 def is_inside_image(xy: FloatArray, width: int, height: int) -> BoolArray:
     """Return which points (..., 2), in pixel indices, are in [0, width) x [0, height); NaN is not.
 
-    The points of a variant that are outside get v = 0.
+    Augmentation sets v = 0 for the points outside a variant's image.
     """
     limit = np.array([width, height])
     with np.errstate(invalid="ignore"):

@@ -27,7 +27,7 @@ Interval = tuple[float, float]
 
 
 class _Metrics(BaseModel):
-    """Base class. A metric is in pixels or in [0, 1], and None if there is no labelled point."""
+    """Base class of all metrics. A metric is in pixels or in [0, 1], and None if there is no labelled point."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 

@@ -34,13 +34,13 @@ class Fusion:
         has_high_score: (N,) True where the detection of at least one member reaches the upper threshold.
         how: fallback of each image: "" (none: a detection reaches the upper threshold), "low score" (detections between
             the thresholds), "frame <number>" or "mean pose" (see `fill_missing`), or "zeros".
-        rejected: for each member, the number of points that were dropped as outliers.
+        num_rejected: for each member, the number of points that were dropped as outliers.
     """
 
     keypoints: FloatArray
     has_high_score: BoolArray
     how: list[str]
-    rejected: list[int]
+    num_rejected: list[int]
 
 
 def fuse_clips(
@@ -85,7 +85,7 @@ def fuse_clips(
     )
     is_candidate = select_points(keypoints, selected, weights, None)
     is_kept = select_points(keypoints, selected, weights, reject_sigmas)
-    rejected = (is_candidate & ~is_kept).sum(axis=(1, 2))
+    num_rejected = (is_candidate & ~is_kept).sum(axis=(1, 2))
     if missing == "zeros":
         points = np.where(found_by_any[:, None, None], points, 0.0)
         how = ["" if is_found else "zeros" for is_found in found_by_any.tolist()]
@@ -95,7 +95,7 @@ def fuse_clips(
         points = smooth_clips(points, found_by_any, scenes, cameras, frames, smooth_frames)
     has_low_score = (found_by_any & ~has_high_score).tolist()
     how = ["low score" if is_low else fallback for is_low, fallback in zip(has_low_score, how, strict=True)]
-    return Fusion(points, has_high_score, how, rejected.tolist())
+    return Fusion(points, has_high_score, how, num_rejected.tolist())
 
 
 def select_detections(scores: FloatArray, thresholds: tuple[float, float]) -> tuple[BoolArray, BoolArray]:
@@ -153,7 +153,7 @@ def fuse(
     if method == "score":
         factors = np.ones(found.shape) if detection_scores is None else np.asarray(detection_scores, dtype=float)
         scores = np.where(found[..., None], factors[..., None] * keypoints[..., 2], 0.0)
-        _check_weights("scores", scores, "predict again")
+        _check_non_negative("scores", scores, "predict again")
         point_weights = point_weights * scores
     point_weights = np.where(is_used, point_weights, 0.0)
     # Where all weights are 0, the members have equal weights.
@@ -207,7 +207,7 @@ def _check_members(keypoints: FloatArray, found: BoolArray) -> None:
         raise DataError(f"member {member}: image {image}: a coordinate or score is not finite: predict again")
 
 
-def _check_weights(name: str, values: FloatArray, fix: str) -> None:
+def _check_non_negative(name: str, values: FloatArray, fix: str) -> None:
     if not (np.isfinite(values).all() and (values >= 0).all()):
         raise DataError(f"{name}: a value is negative or not finite: {fix}")
 
@@ -218,7 +218,7 @@ def _member_weights(weights: FloatArray | None, keypoints: FloatArray) -> FloatA
     array = np.ones(num_members) if weights is None else np.asarray(weights, dtype=float)
     if array.shape not in ((num_members,), (num_members, num_keypoints)):
         raise ValueError(f"weights {array.shape} must be ({num_members},) or ({num_members}, {num_keypoints})")
-    _check_weights("weights", array, "correct predict.weights")
+    _check_non_negative("weights", array, "correct predict.weights")
     return array.reshape(num_members, 1, -1)
 
 

@@ -39,7 +39,7 @@ def choose_people(
     cameras: Sequence[str],
     frames: Sequence[int | None],
     *,
-    rule: PersonRule,
+    person_rule: PersonRule,
     threshold: float,
 ) -> ChosenPeople:
     """Choose one person per group; the people that one member found in one image form a group.
@@ -56,8 +56,8 @@ def choose_people(
         boxes: (P, 4) x1, y1, x2, y2 in pixels.
         scores: (P,) scores of the people.
         scenes, cameras, frames: (N,) scene, camera and frame number of each image.
-        rule: "score" chooses the best score, "largest" the largest box, and "track" the highest product of score and
-            closeness, or the best score if the clip has no other frame with a person.
+        person_rule: "score" chooses the best score, "largest" the largest box, and "track" the highest product of score
+            and closeness, or the best score if the clip has no other frame with a person.
         threshold: lowest score of a candidate.
     """
     people_by_group: dict[int, list[int]] = {}
@@ -71,8 +71,8 @@ def choose_people(
         candidates = [person for person in people if scores[person] >= threshold] or people
         if len(candidates) > 1:
             num_several += 1
-            track_box = tracks.find_box(images[choice]) if rule == "track" else None
-            ratings = _rate(boxes[candidates], scores[candidates], rule, track_box)
+            track_box = tracks.find_box(images[choice]) if person_rule == "track" else None
+            ratings = _rate(boxes[candidates], scores[candidates], person_rule, track_box)
             if ratings.max() > ratings[candidates.index(choice)]:  # the best score wins a tie
                 choice = candidates[int(ratings.argmax())]
             num_not_best += choice != best_person
@@ -80,16 +80,17 @@ def choose_people(
     return ChosenPeople(sorted(choices), num_several, num_not_best)
 
 
-def _rate(boxes: FloatArray, scores: FloatArray, rule: PersonRule, track_box: FloatArray | None) -> FloatArray:
+def _rate(boxes: FloatArray, scores: FloatArray, person_rule: PersonRule, track_box: FloatArray | None) -> FloatArray:
     """Return the ratings (C,) of C candidates; the candidate with the highest rating is chosen.
 
     Args:
-        boxes: (C, 4).
-        scores: (C,).
-        rule: as in `choose_people`.
-        track_box: (4,); None for the rules "score" and "largest", and if the clip has no other frame with a person.
+        boxes: (C, 4) box x1, y1, x2, y2 of each candidate in pixels.
+        scores: (C,) score of each candidate.
+        person_rule: as in `choose_people`.
+        track_box: (4,) the track's box at the image; None for the rules "score" and "largest", and if the clip has no
+            other frame with a person.
     """
-    if rule == "largest":
+    if person_rule == "largest":
         return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     if track_box is None:
         return scores
@@ -112,7 +113,7 @@ class _Tracks:
 
         Args:
             images: (P,) image of each box, as an index into `scenes`.
-            boxes: (P, 4).
+            boxes: (P, 4) x1, y1, x2, y2 in pixels.
             scenes, cameras, frames: (N,) scene, camera and frame number of each image.
         """
         self.scenes, self.cameras, self.numbers = scenes, cameras, frame_numbers(frames)
@@ -121,13 +122,13 @@ class _Tracks:
             self.boxes.setdefault(image, []).append(box)
         has_person = np.zeros(len(scenes), dtype=bool)
         has_person[list(self.boxes)] = True
-        self.rows_by_clip: Mapping[tuple[str, str], npt.NDArray[np.intp]] = rows_by_clip(
+        self.person_rows: Mapping[tuple[str, str], npt.NDArray[np.intp]] = rows_by_clip(
             scenes, cameras, self.numbers, has_person
         )
 
     def find_box(self, image: int) -> FloatArray | None:
         """Return the track's box (4,) at an image; None if the clip has no other frame with a person."""
-        clip_rows = self.rows_by_clip.get((self.scenes[image], self.cameras[image]), np.empty(0, dtype=np.intp))
+        clip_rows = self.person_rows.get((self.scenes[image], self.cameras[image]), np.empty(0, dtype=np.intp))
         neighbours = clip_rows[clip_rows != image]
         if not len(neighbours):
             return None

@@ -55,7 +55,7 @@ def fill_missing(
         mean_pose: (K, 2) in pixels.
 
     Returns:
-        The filled copy of the keypoints (N, K, 3), and the fallback of each image: "" (none), "frame <number>" or
+        A new array of the filled keypoints (N, K, 3), and the fallback of each image: "" (none), "frame <number>" or
         "mean pose".
 
     Raises:
@@ -105,7 +105,7 @@ def smooth_clips(
         sigma_frames: standard deviation of the Gaussian in frames; frames beyond three sigmas are not used.
 
     Returns:
-        A smoothed copy of the keypoints (N, K, 3).
+        A new array of the smoothed keypoints (N, K, 3).
     """
     if not sigma_frames > 0:
         raise ValueError(f"sigma_frames: must be positive (got {sigma_frames})")

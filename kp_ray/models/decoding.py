@@ -14,9 +14,9 @@ from kp_ray.keypoints import CONTINUOUS_OFFSET, FloatArray, Skeleton
 from kp_ray.models.inputs import to_dataset_dict
 
 EXPECTATION_RADIUS = 3
-"""Bins of the heat map around the peak, in each axis, over which the expectation is taken."""
+"""Largest distance in bins, in x and in y, from a heat map's peak to a bin that counts in the expectation."""
 SAME_PERSON_IOU = 0.5
-"""Smallest overlap of the boxes of one person in two views of an image."""
+"""Smallest IoU of one person's boxes in two views of an image."""
 
 
 class Detection(NamedTuple):
@@ -37,8 +37,8 @@ def read_instances(instances: Instances, decode: DecodeMethod = "argmax") -> lis
     """Convert a model's output for one image to detections, best score first.
 
     Args:
-        instances: the model's output, in continuous coordinates of an image of the `height` and `width` that the model
-            was given.
+        instances: the model's output, in continuous coordinates of the image whose `height` and `width` are in the
+            dataset dict.
         decode: `argmax` keeps Detectron2's points, `expectation` replaces them by `expected_points`.
     """
     instances = Instances(instances.image_size, **instances.get_fields())
@@ -125,8 +125,8 @@ def mirror_detection(detection: Detection, width: int, skeleton: Skeleton) -> De
 def merge_views(views: Sequence[Sequence[Detection]]) -> list[Detection]:
     """Merge the detections of several views of one image: each person is the mean over the views that show them.
 
-    Detections are taken from the best score down. Each is grouped with the detection in each other view that overlaps
-    it most, if the IoU of the two is at least `SAME_PERSON_IOU`.
+    Detections are taken from the best score down. In each other view, the detection whose box has the highest IoU with
+    the taken detection's box shows the same person, if this IoU is at least `SAME_PERSON_IOU`.
 
     Returns:
         One detection per person, best score first.

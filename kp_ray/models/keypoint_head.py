@@ -54,7 +54,7 @@ class HeadTransfer:
 
 def transfer_head(
     tensors: Mapping[str, torch.Tensor],
-    weights_names: Sequence[str],
+    weights_keypoints: Sequence[str],
     state: Mapping[str, torch.Tensor],
     names: Sequence[str],
 ) -> tuple[dict[str, torch.Tensor], HeadTransfer]:
@@ -62,7 +62,7 @@ def transfer_head(
 
     Args:
         tensors: the other weights; both tensors of `LAST_LAYER` have S channels.
-        weights_names: names of the S keypoints of the other weights, in the order of their channels.
+        weights_keypoints: names of the S keypoints of the other weights, in the order of their channels.
         state: the model's tensors; both tensors of `LAST_LAYER` have K channels.
         names: names of the K keypoints of the model.
 
@@ -70,9 +70,9 @@ def transfer_head(
         The two tensors of the model's layer, and the origin of their channels. There are no tensors if the layer's
         inputs differ or the skeletons share no keypoint.
     """
-    by_name = {name: (name,) for name in names if name in weights_names}
+    by_name = {name: (name,) for name in names if name in weights_keypoints}
     nearest = {name: NEAREST_JOINTS.get(name, ()) for name in names if name not in by_name}
-    nearest = {name: joints for name, joints in nearest.items() if joints and set(joints) <= set(weights_names)}
+    nearest = {name: joints for name, joints in nearest.items() if joints and set(joints) <= set(weights_keypoints)}
     from_scratch = tuple(name for name in names if name not in by_name and name not in nearest)
     layer: dict[str, torch.Tensor] = {}
     for key, dim in _CHANNEL_DIMS.items():
@@ -82,7 +82,7 @@ def transfer_head(
         for channel, name in enumerate(names):
             joints = by_name.get(name) or nearest.get(name)
             if joints:
-                indices = torch.tensor([weights_names.index(joint) for joint in joints])
+                indices = torch.tensor([weights_keypoints.index(joint) for joint in joints])
                 new_tensor.select(dim, channel).copy_(old_tensor.index_select(dim, indices).mean(dim))
         layer[key] = new_tensor
     return layer if by_name else {}, HeadTransfer(tuple(by_name), tuple(nearest), from_scratch)

@@ -191,9 +191,13 @@ def check_combinations(config: Config, cfg: CfgNode) -> None:
     schedules = {train.schedule, *(config.tune.schedules if config.tune.num_trials else ())}
     for name in ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"):
         if name in options and train.optimizer != "sgd":
-            raise ConfigError(f"model.cfg.{name}: train.optimizer {train.optimizer} ignores it: remove it, or set sgd")
+            raise ConfigError(
+                f"model.cfg.{name}: train.optimizer {train.optimizer} ignores it: remove it, or set train.optimizer=sgd"
+            )
     if "SOLVER.BASE_LR_END" in options and "cosine" not in schedules:
-        raise ConfigError("model.cfg.SOLVER.BASE_LR_END: train.schedule multistep ignores it: set cosine, or remove it")
+        raise ConfigError(
+            "model.cfg.SOLVER.BASE_LR_END: train.schedule multistep ignores it: remove it, or set train.schedule=cosine"
+        )
     if cfg.CUDNN_BENCHMARK and train.deterministic:
         raise ConfigError("model.cfg.CUDNN_BENCHMARK: train.deterministic excludes it: set one of them to false")
     for name in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST"):

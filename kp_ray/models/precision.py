@@ -39,8 +39,8 @@ def set_tf32(enabled: bool) -> None:
 def set_precision(model: torch.nn.Module, device: str, precision: Precision) -> None:
     """Run the backbone of a Detectron2 model in a precision; the heads stay in 32-bit numbers.
 
-    The heads compute coordinates. Detectron2 rounds the boxes of RoIAlign to the type of the features, and the
-    coordinates of keypoints to the type of the heat maps; bf16 has a step of 4 px at x = 1000.
+    The heads compute coordinates, for which 16 bits are too few: Detectron2 rounds the boxes of RoIAlign to the type of
+    the features, and keypoints to the type of the heat maps, and bf16 has a step of 4 px at x = 1000.
 
     Args:
         model: a model with a `backbone` that returns feature maps by name.

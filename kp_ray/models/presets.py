@@ -72,7 +72,9 @@ def build_cfg(config: Config, skeleton: Skeleton, device: str) -> CfgNode:
 
 
 def check_network(cfg: CfgNode) -> None:
-    """Refuse options with which Detectron2 cannot build the network; allocate no memory for weights.
+    """Refuse options with which Detectron2 cannot build the network.
+
+    The check allocates no memory for weights.
 
     Raises:
         ConfigError: the options do not fit together.

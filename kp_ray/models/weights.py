@@ -103,7 +103,7 @@ def load_member(
     if keypoint_names is not None and names is not None and list(keypoint_names) != list(names):
         raise ModelError(
             f"{folder}: predicts other keypoints, or in another order (got {', '.join(names[:3])}, ...): "
-            "use the labels and the sample submission that it was trained with"
+            "use the labels that the member was trained with, and their sample submission"
         )
     model = build_model(cfg)
     try:
@@ -183,9 +183,9 @@ def load_weights(
     }
     if not new_tensors:
         raise ModelError(f"{setting}: {url}: no tensor fits model.preset {preset}: give weights of this preset")
-    head, weights_names = "", channel_names(content.tensors, recorded_names, skeleton.names)
-    if weights_names is not None and weights_names != skeleton.names:
-        layer, transfer = transfer_head(content.tensors, weights_names, state, skeleton.names)
+    head, weights_keypoints = "", channel_names(content.tensors, recorded_names, skeleton.names)
+    if weights_keypoints is not None and weights_keypoints != skeleton.names:
+        layer, transfer = transfer_head(content.tensors, weights_keypoints, state, skeleton.names)
         new_tensors, head = {**new_tensors, **layer}, transfer.describe()
     model.load_state_dict(new_tensors, strict=False)
     return LoadedWeights(tuple(sorted(set(state) - set(new_tensors))), head)

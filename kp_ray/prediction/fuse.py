@@ -153,7 +153,7 @@ def _make_details(config: Config, predictions: Predictions, fusion: Fusion, cost
         images=len(predictions.images),
         members=predictions.members,
         by_member={
-            name: MemberCounts(found=int(num_found[i]), rejected_points=fusion.rejected[i])
+            name: MemberCounts(found=int(num_found[i]), rejected_points=fusion.num_rejected[i])
             for i, name in enumerate(predictions.members)
         },
         people=predictions.person_choices,

@@ -95,7 +95,7 @@ def merge_parts(
         scenes,
         cameras,
         frames,
-        rule=config.predict.person,
+        person_rule=config.predict.person,
         threshold=config.predict.score_threshold,
     )
     row_by_group = dict(zip(groups.tolist(), range(len(groups)), strict=True))

@@ -28,8 +28,8 @@ from kp_ray.training.worker import Worker
 
 CHECKPOINT_NAME = "checkpoint.pth"
 WORST_SCORE = 1e30
-"""Magnitude of the score of a checkpoint whose metric is not finite; its sign ranks the checkpoint last. The score is
-not NaN, because Ray Train (2.60) cannot reload a NaN from its snapshot."""
+"""Absolute value of a checkpoint's score if its metric is not finite; `report_checkpoint` chooses the sign that ranks
+the checkpoint last. The score is not NaN, because Ray Train (2.60) cannot reload a NaN from its snapshot."""
 
 
 @dataclass
@@ -134,22 +134,22 @@ def restore_state(
     """Restore a checkpoint, or load the starting weights if there is none.
 
     Returns:
-        The number of finished iterations, and the tensors that came from the starting weights.
+        The number of finished iterations, and the result of `load_weights`, which is empty if no weights were loaded.
 
     Raises:
         ModelError: the starting weights cannot be used.
     """
-    loaded = LoadedWeights()
+    loaded_weights = LoadedWeights()
     setting, weights = starting_weights(worker.config, worker.member)
     if checkpoint is None and weights:
         preset = worker.config.model.preset
-        loaded = load_weights(state.model, weights, preset=preset, skeleton=worker.skeleton, setting=setting)
+        loaded_weights = load_weights(state.model, weights, preset=preset, skeleton=worker.skeleton, setting=setting)
     if worker.config.train.ema_decay is not None:
         state.ema = copy.deepcopy(state.model).eval()
     if checkpoint is None:
-        return 0, loaded
+        return 0, loaded_weights
     content = _read_checkpoint(checkpoint)
-    return state.load_checkpoint(content, worker.world_size, worker.cfg.SOLVER.MAX_ITER), loaded
+    return state.load_checkpoint(content, worker.world_size, worker.cfg.SOLVER.MAX_ITER), loaded_weights
 
 
 def report_checkpoint(
@@ -188,7 +188,7 @@ def report_checkpoint(
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
     )
-    # The interval is half of the period. A period of 1 cannot be halved, so wait until this checkpoint is recorded.
+    # A period of 1 cannot be halved (see `Worker.checkpoint_interval`), so wait until this checkpoint is recorded.
     if worker.checkpoint_interval == worker.config.train.checkpoint_period:
         _wait_for_checkpoints()
 
@@ -220,5 +220,5 @@ def _read_checkpoint(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
 
 
 def _wait_for_checkpoints() -> list[ray.train.ReportedCheckpoint]:
-    """Wait until Ray Train has uploaded and recorded every reported checkpoint; return those that it keeps."""
+    """Wait until Ray Train has uploaded and recorded every reported checkpoint; return the kept checkpoints."""
     return ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)

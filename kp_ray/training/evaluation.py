@@ -30,7 +30,7 @@ class _EvaluatedRow:
     """A validation row's labels, and the best detection in its image.
 
     Attributes:
-        truth: (K, 3) x, y, v in pixel indices.
+        truth: (K, 3) x, y, v of the labels, in pixel indices.
         detection: the detection with the highest score; None if the model found nobody.
     """
 

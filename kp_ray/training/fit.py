@@ -80,7 +80,7 @@ def fit_member(
         StoppedError: workers were lost or failed more than `train.max_failures` times.
     """
     check_train_precision(config, use_gpu)
-    # By default Ray Train's controller polls for reports every two seconds, and a reporting worker waits for the poll.
+    # Poll for reports every half second: a reporting worker waits for the poll, by default for up to two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     trainer = _create_trainer(config, member, use_gpu=use_gpu, folder=folder, callbacks=callbacks)
     try:
@@ -105,7 +105,7 @@ def release_controller() -> Iterator[None]:
     """Release Ray Train's controller when a run ends or fails, so that its actors and placement groups end too.
 
     The controller lives as long as this process keeps its handle, and this process, a Ray worker, may live for days.
-    `fit` leaves the handle in the SIGINT handler that it installs (Ray 2.60), and an error keeps it in its traceback.
+    After `fit` (Ray 2.60), the SIGINT handler that `fit` installed and an error's traceback still hold the handle.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:

@@ -22,7 +22,7 @@ class TrainingLog:
     """The log of a member: `metrics.json` and `tensorboard/` in its folder, and MLflow if `train.mlflow` is set.
 
     A context manager. The writers write to a temporary local folder, which is copied to the member's folder, so that
-    the member may lie on object storage. Only the first worker logs.
+    the member's folder may be on object storage. Only rank 0 logs.
     """
 
     def __init__(self, worker: Worker, start: int) -> None:

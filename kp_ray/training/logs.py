@@ -11,7 +11,7 @@ from kp_ray.storage import join, read_text
 LOG_NAME = "metrics.json"
 """Name of the log in a member's or trial's folder; `log_writers.py` writes it."""
 EVALUATION_PREFIX = "val/"
-"""Prefix of the values of an evaluation on the validation rows."""
+"""Prefix of a validation metric's name in the log."""
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,10 @@ def train_loop_per_worker(loop_config: Mapping[str, Any]) -> TrainingResult | Kp
 
 def _train(worker: Worker) -> TrainingResult | KpRayError:
     state = create_state(worker)
-    num_done, weights = 0, LoadedWeights()
+    num_done, loaded_weights = 0, LoadedWeights()
     error: KpRayError | None = None
     try:
-        num_done, weights = restore_state(state, worker, ray.train.get_checkpoint())
+        num_done, loaded_weights = restore_state(state, worker, ray.train.get_checkpoint())
     except KpRayError as caught:
         error = caught
     # A file may be missing on one node only: all workers stop, because the others would wait for that node's worker.
@@ -62,7 +62,9 @@ def _train(worker: Worker) -> TrainingResult | KpRayError:
     if isinstance(metrics, DivergedError):
         return metrics
     publish_member(state, worker)
-    return TrainingResult(worker.cfg.SOLVER.MAX_ITER, num_done, weights.random_tensors, weights.head, metrics)
+    return TrainingResult(
+        worker.cfg.SOLVER.MAX_ITER, num_done, loaded_weights.random_tensors, loaded_weights.head, metrics
+    )
 
 
 def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, float] | DivergedError:
@@ -94,7 +96,7 @@ def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, 
                     must_save = saved_for_preemption = True
                 if must_log:
                     storage.put_scalars(**values, lr=lr, workers=worker.world_size, smoothing_hint=False)
-                # The weights can overflow in the update after a finite loss.
+                # Check the weights too, because an update after a finite loss can make them overflow.
                 if must_save and not state.is_finite():
                     return _diverged_error("the weights are", iteration)
                 if must_evaluate:
@@ -107,7 +109,7 @@ def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, 
                     report_checkpoint(state, worker, num_done, metrics, evaluated=must_evaluate)
                 window = _LossWindow(worker, num_done)
             storage.step()
-    # A run that resumes from a checkpoint of its last iteration has no metrics yet.
+    # Evaluate now if the run resumed from the checkpoint of its last iteration, and so has no metrics yet.
     return metrics or evaluate(state.final_model, worker)
 
 
@@ -118,7 +120,7 @@ class _LossWindow:
 
     Args:
         worker: this worker.
-        start: the first iteration.
+        start: the first iteration of the window.
     """
 
     def __init__(self, worker: Worker, start: int) -> None:
@@ -146,12 +148,12 @@ class _LossWindow:
         return {**losses[-1], "data_time": self.wait_s / count, "time": (time.perf_counter() - self.start_s) / count}
 
 
-def _diverged_error(subject: str, iteration: int) -> DivergedError:
-    return DivergedError(f"{subject} no longer finite at iteration {iteration}: lower train.base_lr")
+def _diverged_error(subject_and_verb: str, iteration: int) -> DivergedError:
+    return DivergedError(f"{subject_and_verb} no longer finite at iteration {iteration}: lower train.base_lr")
 
 
 def iter_worker_batches(worker: Worker, start: int) -> Iterator[list[dict[str, Any]]]:
-    """Iterate endlessly over batches of dataset dicts of this worker's shard, from iteration `start` on."""
+    """Iterate endlessly over this worker's batches of dataset dicts, from iteration `start` on."""
     return iter_batches(
         ray.train.get_dataset_shard("train"),
         worker.cfg,
@@ -187,8 +189,8 @@ def train_step(worker: Worker, state: TrainState, batch: Sequence[dict[str, Any]
     state.replica.train()
     state.optimizer.zero_grad()
     for number in range(num_passes):
-        is_last = number == num_passes - 1
-        with contextlib.nullcontext() if is_last else state.without_gradient_averaging():
+        is_last_pass = number == num_passes - 1
+        with contextlib.nullcontext() if is_last_pass else state.without_gradient_averaging():
             values = state.replica(batch[number * pass_size : (number + 1) * pass_size])
             state.scaler.scale(values.sum() / num_passes).backward()
         losses.append(values.detach())

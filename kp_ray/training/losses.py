@@ -50,5 +50,5 @@ def average_losses(losses: Sequence[torch.Tensor], num_workers: int) -> list[dic
     if num_workers > 1:
         torch.distributed.all_reduce(values)
         values /= num_workers
-    means = [dict(zip(LOSSES, iteration, strict=True)) for iteration in values.tolist()]
+    means = [dict(zip(LOSSES, iteration_losses, strict=True)) for iteration_losses in values.tolist()]
     return [{**mean, "total_loss": sum(mean.values())} for mean in means]

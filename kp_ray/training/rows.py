@@ -29,7 +29,9 @@ def usable_rows(config: Config, member: MemberConfig) -> pa.Table:
         StorageError: a part is missing or damaged.
     """
     min_visible = max(1, config.augment.min_visible)
-    tables = _read_training_rows(config, member, lambda path, table, rows: _list_usable(path, table, rows, min_visible))
+    tables = _read_training_rows(
+        config, member, lambda path, table, row_numbers: _list_usable(path, table, row_numbers, min_visible)
+    )
     return pa.concat_tables([_REFERENCE_SCHEMA.empty_table(), *tables])
 
 
@@ -42,7 +44,7 @@ def count_rows(config: Config, member: MemberConfig) -> int:
     store, recipes = config.path("store"), member.recipes or config.train.recipes
     manifest, paths = select_parts(store, split="train", recipes=recipes)
     if manifest.folds is not None:
-        return sum(_read_training_rows(config, member, lambda path, table, rows: len(rows)))
+        return sum(_read_training_rows(config, member, lambda path, table, row_numbers: len(row_numbers)))
     selected_paths = set(paths)
     return sum(part.num_rows for part in manifest.parts if join(store, part.path) in selected_paths)
 
@@ -69,7 +71,7 @@ def _read_training_rows(
 
 
 def _list_usable(path: str, table: pa.Table, row_numbers: Sequence[int], min_visible: int) -> pa.Table:
-    """Return references to the usable rows of a table; `row_numbers` holds the number in the part of each table row."""
+    """Return references to the usable rows of a table; `row_numbers` gives the number of each row in its part."""
     x1, y1, x2, y2 = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4).T
     usable = np.flatnonzero((table["num_visible"].to_numpy() >= min_visible) & (x2 > x1) & (y2 > y1))
     is_wide = table["width"].to_numpy()[usable] > table["height"].to_numpy()[usable]

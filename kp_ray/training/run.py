@@ -28,7 +28,7 @@ from kp_ray.training.tuned import apply_search
 
 PROGRESS_PERIOD_S = 1.0
 """Seconds between reads of the members' logs."""
-MAX_DATA_SHARE = 0.2
+MAX_WAIT_SHARE = 0.2
 """Share of an iteration's time above which waiting for images is reported."""
 
 
@@ -187,7 +187,7 @@ class InputMonitor:
             entry: the latest entry of the member's log.
         """
         share = entry.values.get("data_time", 0.0) / entry.values.get("time", math.inf)
-        if share <= MAX_DATA_SHARE:
+        if share <= MAX_WAIT_SHARE:
             self.slow_since.pop(name, None)
         elif self.slow_since.setdefault(name, entry.iteration) < entry.iteration and name not in self.warned:
             self.warned.add(name)

@@ -94,12 +94,12 @@ def check_member_settings(config: Config, *, from_search: bool = False) -> None:
             current,
             folder,
             f"{own_settings_fix}give the member another name, choose another run_dir, or delete this folder to train "
-            "it again",
+            "the member again",
         )
 
 
 def check_training_data(config: Config, members: Sequence[str]) -> None:
-    """Refuse members that were trained on another store, or with another held-out fold, than the config's.
+    """Refuse members that were trained with a store or a held-out fold other than the config's.
 
     Args:
         config: the run's configuration; its store has the config's number of folds (`check_num_folds`).
@@ -120,7 +120,7 @@ def check_training_data(config: Config, members: Sequence[str]) -> None:
 
 
 def starting_weights(config: Config, member: MemberConfig) -> tuple[str, str | None]:
-    """Return the config key of a member's starting weights, and the weights; None for random weights."""
+    """Return the config key that sets a member's starting weights, and its value; None means random weights."""
     if member.weights:
         return f"train.members[{member.name}].weights", member.weights
     return "model.weights", config.model.weights

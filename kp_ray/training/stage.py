@@ -88,7 +88,7 @@ class TrainStage:
         Raises:
             ConfigError, ModelError, StoreError: see `check_train_config` and `check_flips`.
             DataError: see `check_rows`.
-            RunStateError: a member of this run folder, or its finished search, began with other settings.
+            RunStateError: a member or the finished search of this run folder began with other settings.
         """
         is_stored, search = has_store(config.path("store")), None
         if is_stored and is_search_finished(config):
@@ -106,7 +106,7 @@ class TrainStage:
 
         Raises:
             StoreError: there is no finished store.
-            RunStateError: a member of this run folder, or its search, began with other settings, or the search is not
+            RunStateError: a member or the search of this run folder began with other settings, or the search is not
                 finished.
         """
         read_manifest(config.path("store"))

@@ -60,7 +60,9 @@ def apply_search(config: Config) -> tuple[Config, SearchResult | None]:
     has_search = exists(config.path("tune", "settings.json"))
     if not (has_search and config.train.tuned and config.tune.num_trials):
         return config, None
-    check_search_settings(config, "restore the setting, or set train.tuned=false to train with the config's own")
+    check_search_settings(
+        config, "restore the setting, or set train.tuned=false to train with the config's own settings"
+    )
     if not is_search_finished(config):
         raise RunStateError(
             f"{config.path('tune')}: the search is not finished: run tune to finish it, or set train.tuned=false to "

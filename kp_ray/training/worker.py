@@ -108,7 +108,7 @@ def create_worker(config: Config, member: MemberConfig, folder: str, locate_part
 
 
 def set_torch_options(cfg: CfgNode, *, deterministic: bool) -> None:
-    """In this process, set the torch options that Detectron2's `default_setup` sets, and cudnn's determinism.
+    """Set this process's torch options as Detectron2's `default_setup` does, and cudnn's determinism.
 
     Args:
         cfg: Detectron2's config with CUDNN_BENCHMARK and, after version 0.6, FLOAT32_PRECISION.

@@ -127,7 +127,7 @@ def test_an_outlier_among_three_points_is_rejected() -> None:
     assert fused[0, 0, 0] == pytest.approx(100.5)
 
 
-def test_an_outlier_removes_one_point_not_the_whole_member() -> None:
+def test_rejecting_an_outlier_removes_one_point_and_not_the_whole_member() -> None:
     keypoints = np.ones((3, 1, 2, 3)) * np.array([100.0, 103.0, 106.0])[:, None, None, None]
     keypoints[2, 0, 0, :2] = 800
     fused, _ = fuse(keypoints, np.ones((3, 1), dtype=bool), method="mean", reject_sigmas=3.0)
@@ -169,7 +169,7 @@ def test_members_with_weight_zero_do_not_count_in_the_majority() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), reject_sigmas=st.floats(1e-3, 5))
-def test_at_least_half_of_the_members_are_kept(seed: int, reject_sigmas: float) -> None:
+def test_at_least_half_of_the_points_are_kept(seed: int, reject_sigmas: float) -> None:
     keypoints, _ = make_members(seed, num_members=5)
     num_kept = inliers(keypoints, reject_sigmas).sum(axis=0)
     assert (2 * num_kept >= np.isfinite(keypoints[..., 0]).sum(axis=0)).all()
@@ -223,7 +223,10 @@ def test_invalid_input_is_refused() -> None:
 
 
 def make_frames() -> tuple[np.ndarray, np.ndarray]:
-    """Make keypoints and scores of three members; the frames have 3 high scores, 1 high and 1 low, 1 low, and none."""
+    """Make keypoints and scores of three members in four frames.
+
+    The scores are: in frame 1 three high, in frame 2 one high and one low, in frame 3 one low, and in frame 4 none.
+    """
     keypoints = np.full((3, 4, K, 3), 0.5)
     keypoints[..., :2] = np.array([100.0, 101.0, 102.0])[:, None, None, None] + 10 * np.arange(4)[:, None, None]
     scores = np.array([[0.9, 0.9, 0.0, 0.0], [0.9, 0.1, 0.2, 0.0], [0.9, 0.0, 0.0, 0.0]])
@@ -248,9 +251,9 @@ def test_rejected_points_are_counted_per_member() -> None:
     keypoints, scores = make_frames()
     keypoints[1, 0, :2, 0] += 300
     fusion = fuse_clips(keypoints, scores, *CLIP, thresholds=(0.5, 0.05), reject_sigmas=3.0)
-    assert fusion.rejected == [0, 2, 0]
+    assert fusion.num_rejected == [0, 2, 0]
     fusion = fuse_clips(keypoints, scores, *CLIP, thresholds=(0.5, 0.05), reject_sigmas=None)
-    assert fusion.rejected == [0, 0, 0]
+    assert fusion.num_rejected == [0, 0, 0]
 
 
 @settings(max_examples=50, deadline=None)
@@ -264,4 +267,4 @@ def test_fused_clips_are_bit_identical_for_any_order_of_the_members(seed: int, o
     reordered = fuse_clips(keypoints[order], scores[order], *scenes_cameras_frames, **options)
     np.testing.assert_array_equal(fusion.keypoints, reordered.keypoints)
     assert fusion.how == reordered.how
-    assert [fusion.rejected[i] for i in order] == reordered.rejected
+    assert [fusion.num_rejected[i] for i in order] == reordered.num_rejected

@@ -85,7 +85,7 @@ def free_port() -> int:
 
 
 def list_leftovers() -> set[str]:
-    """List the actors of the connected cluster, except Ray Data's two, and its placement groups."""
+    """List the connected cluster's placement groups, and its actors except Ray Data's two."""
     import ray
     from ray.util.state import list_actors, list_placement_groups
 

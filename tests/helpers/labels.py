@@ -14,6 +14,7 @@ HEADER = ",".join(["image", *DACON24.columns])
 CELLS = ",".join(str(number) for number in range(2 * NUM_KEYPOINTS))
 """Text of the coordinates 0, 1, 2, ... of one row of the native CSV."""
 CELLS_AFTER_X = CELLS.partition(",")[2]
+"""`CELLS` without the first x."""
 UNLABELLED = [np.nan, np.nan, 0]
 VISIBILITY_CASES = [
     ("1,2,2", [1, 2, 2]),

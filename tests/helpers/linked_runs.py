@@ -8,7 +8,7 @@ from kp_ray.data.submission import read_sample_submission
 from tests.helpers.data import tiny_config
 
 MEMBERS = [{"name": "a", "seed": 1}, {"name": "b", "seed": 2}]
-NUM_COPIES = 2
+NUM_LINKS = 2
 """Number of links to each test image in the folder that the fixture `linked_data` makes."""
 
 

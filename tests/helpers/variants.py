@@ -18,7 +18,7 @@ from tests.helpers.images import BGR, to_jpeg
 
 SIZES = [(480, 270), (333, 500)]
 """Width and height in pixels of the test images."""
-COPIES = 3
+COPIES_PER_RECIPE = 3
 """Number of variants per recipe."""
 MARGIN_PX = 6
 """A dot nearer to the edge of a variant is not measured, because it may be cut off."""
@@ -38,7 +38,7 @@ def _draw_background(width: int, height: int) -> FloatArray:
 
 @cache
 def make_keypoints(width: int, height: int) -> FloatArray:
-    """Make keypoints (24, 3): 20 inside the frame and far from each other, two outside, two unlabelled."""
+    """Make keypoints (24, 3): 20 inside the image and far from each other, two outside, two unlabelled."""
     rng = np.random.default_rng(height)
     columns, rows = (6, 4) if width > height else (4, 6)
     across, down = np.linspace(24, width - 25, columns), np.linspace(24, height - 25, rows)
@@ -93,8 +93,8 @@ def make_variants(
 
 @cache
 def named_variants(width: int, height: int, dots: bool = True) -> dict[str, list[Variant]]:
-    """Make COPIES variants of `make_dotted_image` for each named recipe; return them by recipe."""
-    all_recipes = [(recipe, COPIES) for recipe in RECIPES.values()]
+    """Make COPIES_PER_RECIPE variants of `make_dotted_image` for each named recipe; return them by recipe."""
+    all_recipes = [(recipe, COPIES_PER_RECIPE) for recipe in RECIPES.values()]
     variants = make_variants(
         to_jpeg(make_dotted_image(width, height, dots)), make_keypoints(width, height), all_recipes
     )
@@ -166,14 +166,14 @@ def make_random_image(width: int, height: int, seed: int) -> tuple[FloatArray, B
     return keypoints, *(np.rint(image.clip(0, 255)).astype(np.uint8) for image in (dotted, plain))  # type: ignore[return-value]
 
 
-def reflect_into_frame(xy: FloatArray, width: int, height: int) -> FloatArray:
-    """Map points (N, 2) to the pixels of a frame that a reflect-101 border shows at these points."""
+def reflect_into_image(xy: FloatArray, width: int, height: int) -> FloatArray:
+    """Map points (N, 2) to the pixels of an image that a reflect-101 border shows at these points."""
     last_pixel = np.array([width - 1, height - 1])
     return np.asarray(last_pixel - np.abs(np.mod(xy, 2 * last_pixel) - last_pixel))
 
 
 def count_stray_pixels(variant: Variant, plain_variant: Variant, dot_xy: FloatArray, width: int, height: int) -> int:
-    """Count the pixels far from every dot in which a variant differs from the variant without dots.
+    """Count the pixels far from every dot that differ between a variant and the same variant without dots.
 
     A dot's mirror image in the reflecting border counts as a dot.
 
@@ -184,7 +184,7 @@ def count_stray_pixels(variant: Variant, plain_variant: Variant, dot_xy: FloatAr
     """
     is_changed = _brightness_difference(variant, plain_variant) > MIN_DOT_CHANGE
     inverse = np.linalg.inv(np.vstack([variant.affine, [0, 0, 1]]))[:2]
-    source_pixels = reflect_into_frame(
+    source_pixels = reflect_into_image(
         apply_affine(inverse, np.argwhere(is_changed)[:, ::-1].astype(float)), width, height
     )
     scale = np.sqrt(abs(np.linalg.det(variant.affine[:, :2])))

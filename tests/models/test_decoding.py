@@ -56,7 +56,7 @@ def test_mirroring_twice_changes_nothing() -> None:
     np.testing.assert_allclose(restored.keypoints, original.keypoints)
 
 
-def test_views_merge_the_same_person_and_keep_others_apart() -> None:
+def test_views_merge_the_same_person_and_keep_other_people_apart() -> None:
     first_view = [make_detection(100, 0.9), make_detection(300, 0.5)]
     second_view = [make_detection(304, 0.7), make_detection(102, 0.7)]
     merged = merge_views([first_view, second_view, []])
@@ -66,7 +66,7 @@ def test_views_merge_the_same_person_and_keep_others_apart() -> None:
     assert [(detection.score, detection.bbox_xyxy[0]) for detection in people] == [(0.9, 100), (0.8, 300)]
 
 
-def test_a_detection_without_an_area_is_merged_only_with_an_equal_one() -> None:
+def test_a_box_without_an_area_is_merged_only_with_an_equal_box() -> None:
     flat = make_detection(100, 0.9, side=0)
     merged = merge_views([[flat], [flat, make_detection(100, 0.5)]])
     assert [detection.score for detection in merged] == [0.9, 0.5]

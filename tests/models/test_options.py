@@ -30,7 +30,7 @@ from tests.helpers.data import tiny_config
 from tests.helpers.rows import random_row
 
 OPTIONS = sorted(iter_options(get_cfg()))
-REFUSED = [name for name in OPTIONS if name in DERIVED_OPTIONS or find_entry(name, REFUSED_OPTIONS)]
+DERIVED_OR_REFUSED = [name for name in OPTIONS if name in DERIVED_OPTIONS or find_entry(name, REFUSED_OPTIONS)]
 READ_ELSEWHERE = {"CUDNN_BENCHMARK", "FLOAT32_PRECISION", "DATALOADER.ASPECT_RATIO_GROUPING"}
 """Honored options that workers and their input read: test_worker, test_dataloader and test_loop test their effect."""
 
@@ -64,7 +64,7 @@ def test_the_derived_options_are_those_that_kp_ray_sets() -> None:
     assert derive_options(Config(), DACON24, "cpu").keys() == DERIVED_OPTIONS.keys()
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", DERIVED_OR_REFUSED)
 def test_an_option_that_would_have_no_effect_is_refused_before_a_cluster_starts(tmp_path: Path, name: str) -> None:
     config = tiny_config({}, tmp_path, model={"cfg": {name: default_value(name)}})
     with pytest.raises(ConfigError, match=rf"^model\.cfg\.{name}: .* \(got .*\): (set|remove|list) "):
@@ -88,7 +88,7 @@ def test_an_option_that_would_have_no_effect_is_refused_before_a_cluster_starts(
         ({"SOLVER.MOMENTUM": "fast"}, {}, "SOLVER.MOMENTUM"),
     ],
 )
-def test_the_error_about_a_wrong_value_or_name_begins_with_an_option(
+def test_the_error_about_wrong_options_begins_with_the_option_to_correct(
     options: dict[str, Any], train: dict[str, Any], key: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"^model\.cfg\.{key}"):
@@ -144,7 +144,7 @@ def test_every_honored_option_is_read_by_the_model_the_solver_or_the_input(monke
     honored_names = {
         name
         for name in OPTIONS
-        if (find_entry(name, HONORED_OPTIONS) or name in ALLOWED_VALUES) and name not in REFUSED
+        if (find_entry(name, HONORED_OPTIONS) or name in ALLOWED_VALUES) and name not in DERIVED_OR_REFUSED
     }
     assert honored_names - names_read == READ_ELSEWHERE & set(OPTIONS)
 

@@ -13,7 +13,7 @@ from kp_ray.models.presets import build_cfg, build_model
 from kp_ray.prediction.settings import check_precision
 
 
-def test_on_cpus_auto_is_fp32_and_mixed_precision_is_refused() -> None:
+def test_on_cpus_auto_is_fp32_and_predictions_refuse_fp16() -> None:
     assert resolve_precision("auto", "cpu") == "fp32"
     assert resolve_precision("fp16", "cuda") == "fp16"
     config = build_config({"predict": {"precision": "fp16"}})

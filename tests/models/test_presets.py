@@ -38,14 +38,14 @@ def test_more_workers_than_iterations_still_train_and_evaluate(eval_period: int,
 
 
 @pytest.mark.slow
-def test_the_published_model_trains_a_step_and_predicts_at_full_size() -> None:
+def test_the_x101_model_trains_a_step_and_predicts_at_full_size() -> None:
     """X-101-32x8d-FPN with 24 keypoints on the CPU: one update on two images, one prediction."""
     config = build_config({"preset": "dacon"})
     cfg = build_cfg(config, DACON24, "cpu")
     model = build_model(cfg)
     optimizer = torch.optim.SGD(model.parameters(), lr=cfg.SOLVER.BASE_LR)
     initial_weight = model.roi_heads.keypoint_head.score_lowres.weight.detach().clone()
-    start = time.monotonic()
+    start_s = time.monotonic()
     rng = np.random.default_rng(0)
     rows = [random_row(1920, 1080, seed) for seed in (0, 1)]
     model.train()
@@ -53,15 +53,15 @@ def test_the_published_model_trains_a_step_and_predicts_at_full_size() -> None:
         losses = model([to_dataset_dict(row, cfg, DACON24, rng) for row in rows])
         sum(losses.values()).backward()
         optimizer.step()
-    step_s = time.monotonic() - start
+    step_s = time.monotonic() - start_s
     assert all(torch.isfinite(value) for value in losses.values())
     assert not torch.equal(initial_weight, model.roi_heads.keypoint_head.score_lowres.weight)
-    start = time.monotonic()
+    start_s = time.monotonic()
     assert len(detect_people(model.eval(), cfg, DACON24, rows[:1])) == 1
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     parameters = sum(value.numel() for value in model.parameters()) / 1e6
     print(
-        f"\nX-101: {parameters:.0f} M parameters, step {step_s:.0f} s, prediction {time.monotonic() - start:.0f} s, "
+        f"\nX-101: {parameters:.0f} M parameters, step {step_s:.0f} s, prediction {time.monotonic() - start_s:.0f} s, "
         f"peak {peak_gib:.1f} GiB"
     )
 

@@ -55,7 +55,7 @@ def test_a_saved_member_loads_again_and_opens_in_plain_detectron2(cfg: Any, tmp_
     assert output.pred_keypoints.shape[1:] == (24, 3)
 
 
-def test_a_member_of_other_keypoints_is_refused(model: torch.nn.Module, cfg: Any, tmp_path: Path) -> None:
+def test_a_member_that_predicts_other_keypoints_is_refused(model: torch.nn.Module, cfg: Any, tmp_path: Path) -> None:
     save_model(model, cfg, str(tmp_path), DACON24)
     with pytest.raises(ModelError, match=f"^{tmp_path}: predicts other keypoints"):
         load_member(str(tmp_path), "cpu", DACON24.names[::-1])
@@ -146,10 +146,10 @@ def test_the_zoos_head_is_transferred_by_name_and_from_the_nearest_joints(
     )
     new_weight, new_bias = (model.state_dict()[f"{LAST_LAYER}.{part}"].numpy() for part in ("weight", "bias"))
     channels = dict(zip(COCO_NAMES, range(17), strict=True))
-    spine = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
+    trunk = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
     expected = {name: (name,) for name in COCO_NAMES} | {
-        "neck": spine[:2], "left_palm": ("left_wrist",), "right_palm": ("right_wrist",), "spine2(back)": spine,
-        "spine1(waist)": spine, "left_instep": ("left_ankle",), "right_instep": ("right_ankle",),
+        "neck": trunk[:2], "left_palm": ("left_wrist",), "right_palm": ("right_wrist",), "spine2(back)": trunk,
+        "spine1(waist)": trunk, "left_instep": ("left_ankle",), "right_instep": ("right_ankle",),
     }  # fmt: skip
     for number, name in enumerate(DACON24.names):
         joints = [channels[joint] for joint in expected[name]]

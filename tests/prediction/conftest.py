@@ -14,7 +14,7 @@ from kp_ray.prediction.run import predict
 from kp_ray.store.plan import make_plan
 from kp_ray.store.write import write_store
 from tests.helpers.data import tiny_config
-from tests.helpers.linked_runs import MEMBERS, NUM_COPIES, link_run
+from tests.helpers.linked_runs import MEMBERS, NUM_LINKS, link_run
 
 
 @pytest.fixture(scope="session")
@@ -47,9 +47,9 @@ def predicted_run(run_with_store: Config) -> Config:
 
 @pytest.fixture(scope="session")
 def linked_data(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Link every test image under `NUM_COPIES` names; return the `data` settings with which the links are predicted."""
+    """Link every test image under `NUM_LINKS` names; return the `data` settings with which the links are predicted."""
     folder = tmp_path_factory.mktemp("linked")
-    for copy in range(NUM_COPIES):
+    for copy in range(NUM_LINKS):
         for path in Path(sample_data["test_images"]).iterdir():
             (folder / f"{copy}{path.name}").symlink_to(path)
     return {"test_images": str(folder), "sample_submission": None, "truth": None}

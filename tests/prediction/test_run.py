@@ -21,7 +21,7 @@ from kp_ray.keypoints import DACON24
 from kp_ray.prediction.run import predict
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.storage import writer_lock
-from tests.helpers.linked_runs import NUM_COPIES, link_run
+from tests.helpers.linked_runs import NUM_LINKS, link_run
 from tests.helpers.processes import run_command, run_kp_ray
 
 
@@ -151,7 +151,7 @@ def test_after_kills_of_the_driver_and_an_actor_only_missing_images_are_predicte
     assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
     assert not Path(config.path("predictions.parquet")).exists()
     num_finished = len(list_parts(config))
-    assert 3 <= num_finished < 10 * NUM_COPIES
+    assert 3 <= num_finished < 10 * NUM_LINKS
     actor_pids: list[int] = []
 
     def kill_actor(name: str, done: int, total: int, note: str = "") -> None:
@@ -161,7 +161,7 @@ def test_after_kills_of_the_driver_and_an_actor_only_missing_images_are_predicte
             os.kill(actor_pids[0], signal.SIGKILL)
 
     _, cost = predict(config, kill_actor)
-    assert cost.predicted <= 10 * NUM_COPIES - num_finished
+    assert cost.predicted <= 10 * NUM_LINKS - num_finished
     assert actor_pids
     assert Path(config.path("predictions.parquet")).read_bytes() == expected_predictions
 
@@ -197,7 +197,7 @@ def test_after_the_loss_of_a_node_no_row_is_missing_or_duplicated(
     config = link_run(run_with_store, tmp_path / "run", linked_data, batch_size=1, actors=[2, 2])
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     result = run_command(sys.executable, "-c", LOST_NODE_DRIVER, str(tmp_path / "config.yaml"), timeout_s=500)
-    assert f"lost a node: True images: {10 * NUM_COPIES}" in result.stdout, result.stderr[-3000:]
+    assert f"lost a node: True images: {10 * NUM_LINKS}" in result.stdout, result.stderr[-3000:]
     assert Path(config.path("predictions.parquet")).read_bytes() == expected_predictions
 
 
@@ -254,4 +254,4 @@ def test_each_actor_takes_one_gpu_or_the_number_of_gpus_that_the_config_sets(
     )
     (tmp_path / "gpu.yaml").write_text(config.to_yaml())
     result = run_command(sys.executable, "-c", GPU_DRIVER, str(tmp_path / "gpu.yaml"), timeout_s=300)
-    assert result.stdout.strip().splitlines()[-1:] == [f"{10 * NUM_COPIES} {shares} cpu, fp32"], result.stderr[-2000:]
+    assert result.stdout.strip().splitlines()[-1:] == [f"{10 * NUM_LINKS} {shares} cpu, fp32"], result.stderr[-2000:]

@@ -74,7 +74,7 @@ def test_a_killed_worker_costs_at_most_a_checkpoint_period_and_changes_no_result
 
 @pytest.mark.slow
 def test_after_a_killed_driver_the_same_command_resumes(make_config: MakeConfig) -> None:
-    # The workers outlive the driver by seconds, and must not finish in that time.
+    # Train for 60 iterations: the workers outlive the driver by seconds, and must not finish in that time.
     settings = {"max_iter": 60, "eval_period": 20, "checkpoint_period": 4}
     uninterrupted_config, killed_config = make_config(train=settings), make_config(train=settings)
     for config in (uninterrupted_config, killed_config):
@@ -86,7 +86,7 @@ def test_after_a_killed_driver_the_same_command_resumes(make_config: MakeConfig)
     num_logged = count_log_lines(killed_config)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    # An interrupted upload leaves an incomplete checkpoint, which Ray Train has not recorded.
+    # Make incomplete checkpoints like those of interrupted uploads, which Ray Train has not recorded.
     saved_iterations = [
         int(path.name.removeprefix("checkpoint_")) for path in Path(killed_config.member_dir("a")).glob("checkpoint_0*")
     ]
@@ -107,7 +107,8 @@ def test_after_a_killed_driver_the_same_command_resumes(make_config: MakeConfig)
 def test_an_elastic_run_resumes_with_fewer_workers_when_a_node_is_lost(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Just after a node is lost, Ray still counts the node and tries to start two workers. Nodes inherit this limit.
+    # Just after a node is lost, Ray still counts the node and tries to start two workers, so limit the wait for them.
+    # The cluster's nodes inherit this variable.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     settings = {"max_iter": 48, "steps": [36], "eval_period": 0, "checkpoint_period": 4, "ims_per_batch": 1}
     config = make_config(train={**settings, "num_workers": {"min": 1, "max": 2}, "cpus_per_worker": 1.5})

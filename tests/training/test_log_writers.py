@@ -19,7 +19,7 @@ def test_tensorboard_has_the_values_of_the_log(trained_member: TrainedMember) ->
 
 
 @pytest.mark.slow
-def test_mlflow_has_the_values_of_the_log_and_a_restart_continues_its_run(make_config: Callable[..., Config]) -> None:
+def test_mlflow_has_the_values_of_the_log_in_one_run_after_a_restart(make_config: Callable[..., Config]) -> None:
     mlflow = pytest.importorskip("mlflow")
     config = make_config(train={"mlflow": "local"})
     folder = Path(config.member_dir("a"))

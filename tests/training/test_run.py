@@ -95,7 +95,7 @@ def test_weights_without_a_keypoint_of_the_labels_are_refused_and_the_other_memb
 
 
 def damage_images(config: Config) -> None:
-    """Replace the link to the store by a copy in which every image is damaged, because rows are read at random."""
+    """Replace the link to the store by a copy, and damage all images, because training reads rows at random."""
     store = Path(config.path("store"))
     target = store.resolve()
     store.unlink()
@@ -110,7 +110,7 @@ def damage_images(config: Config) -> None:
 
 
 @pytest.mark.slow
-def test_the_error_about_a_damaged_image_of_the_store_names_its_part(make_config: MakeConfig) -> None:
+def test_the_error_about_a_damaged_stored_image_names_the_part(make_config: MakeConfig) -> None:
     config = make_config(train={"max_failures": 0})
     damage_images(config)
     with pytest.raises(StorageError, match=r"^member a: .*\.parquet: damaged"):
@@ -124,7 +124,7 @@ def interrupt(name: str, done: int, total: int, note: str = "") -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["finished", "diverged", "failed", "interrupted"])
-def test_a_run_leaves_no_actors_and_placement_groups_in_its_cluster(make_config: MakeConfig, ending: str) -> None:
+def test_a_run_leaves_no_actors_or_placement_groups_in_its_cluster(make_config: MakeConfig, ending: str) -> None:
     error: type[BaseException] | None = None
     if ending == "finished":
         train(make_config(train={"max_iter": 1, "steps": []}))

@@ -29,7 +29,7 @@ def change_sections(config: Config, **sections: Any) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("sections", "field"),
+    ("sections", "difference"),
     [
         ({"train": {"base_lr": 0.5}}, "train.base_lr 0.001, now 0.5"),
         ({"train": {"members": [{"name": "a", "seed": 7}]}}, "member.seed 1, now 7"),
@@ -40,12 +40,12 @@ def change_sections(config: Config, **sections: Any) -> Config:
     ],
 )  # fmt: skip
 def test_the_error_about_a_changed_deciding_setting_names_the_setting(
-    config: Config, sections: dict[str, Any], field: str
+    config: Config, sections: dict[str, Any], difference: str
 ) -> None:
     check_member_settings(config)
     with pytest.raises(RunStateError) as caught:
         check_member_settings(change_sections(config, **sections))
-    assert f"{config.member_dir('a')}: was made with {field}" in str(caught.value)
+    assert f"{config.member_dir('a')}: was made with {difference}" in str(caught.value)
 
 
 def test_settings_that_decide_nothing_may_change(config: Config) -> None:

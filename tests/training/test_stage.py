@@ -103,7 +103,7 @@ def test_a_finished_search_replaces_the_configs_own_settings_and_is_described(co
             method(config)
 
 
-def test_members_that_were_trained_with_a_search_are_finished_and_record_it(config: Config) -> None:
+def test_members_that_use_a_searchs_settings_are_finished_and_record_the_search(config: Config) -> None:
     record_search(config)
     write_result(config, RESULT)
     tuned_config, search = apply_search(config)
