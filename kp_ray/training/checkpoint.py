@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -180,7 +181,11 @@ def report_checkpoint(
         return
     _wait_for_checkpoints()
     folder = tempfile.mkdtemp()
-    torch.save(state.to_checkpoint(iteration, worker.world_size), Path(folder, CHECKPOINT_NAME))
+    try:
+        torch.save(state.to_checkpoint(iteration, worker.world_size), Path(folder, CHECKPOINT_NAME))
+    except BaseException:  # e.g. a full disk: the restarted worker must find room
+        shutil.rmtree(folder)
+        raise
     ray.train.report(
         values,
         checkpoint=ray.train.Checkpoint.from_directory(folder),

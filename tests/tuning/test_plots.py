@@ -57,4 +57,4 @@ def test_every_plot_is_written_for_one_and_for_many_trials(tmp_path: Path) -> No
         assert [Path(path).stem for path in paths] == ["learning_rate", "curves", "parallel", "importance"]
         for path in paths:
             assert Path(path).read_bytes().lstrip().startswith(b"<?xml")
-        assert ("Too few trials" in Path(paths[-1]).read_text()) == (count == 1)
+        assert ("Importance unknown" in Path(paths[-1]).read_text()) == (count == 1)
