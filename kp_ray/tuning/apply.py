@@ -85,7 +85,7 @@ def trial_config(config: Config, point: Point, recipe_sets: RecipeSets, *, is_ow
     Args:
         config: the search's config.
         point: the trial's point.
-        recipe_sets: recipe names by the name of their set, `tune.recipes`.
+        recipe_sets: recipe names by the name of their set, as `build_recipe_sets` returns them.
         is_own_trial: train with exactly the config's own settings, even if the search space has no such point.
     """
     max_iter = config.tune.max_iter or config.train.max_iter

@@ -46,7 +46,7 @@ def configure(data: dict[str, Any], run_dir: Path, base: Path | None = None, ver
     Args:
         data: `data` section of the config.
         run_dir: the new run folder.
-        base: run folder from which the folders that the verb reads are linked; None: link no folder.
+        base: run folder whose folders are linked into the new run folder, if the verb reads them; None: link no folder.
         verb: the verb that the run folder is for.
     """
     run_dir.mkdir(parents=True)
