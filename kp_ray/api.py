@@ -127,7 +127,7 @@ def evaluate(config: Config, submission: str | None = None) -> "EvaluateSummary"
         submission: path of a CSV to score; None scores the run's predictions.
 
     Raises:
-        KpRayError: there is no truth or no prediction, or the submission is invalid.
+        KpRayError: there is no ground truth or no prediction, or the submission is invalid.
     """
     from kp_ray.prediction.stage import EvaluateStage
 

@@ -35,7 +35,7 @@ NODE_TIMEOUT_S = 120
 """Seconds within which a node must answer."""
 UPLOAD_EXCLUDES = (".git", ".venv", "runs")
 """Folders that the `ray job submit` command in docs/cluster.md excludes from the upload."""
-INSTALL_SAME_VERSION = f"install kp_ray {__version__}, this machine's version, on the node"
+SAME_VERSION_FIX = f"install kp_ray {__version__}, this machine's version, on the node"
 _LOOPBACK = ("127.", "localhost", "[::1]", "::1")
 GPU_PROBE = """
 import json, torch, detectron2
@@ -46,7 +46,7 @@ print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.device_count
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the output.
+    """The result of one check, printed as one line.
 
     Attributes:
         name: the checked property, e.g. "disk" or "data.images".
@@ -107,13 +107,13 @@ class NodeProbe:
 def check_machine(config: Config) -> list[Check]:
     """Check everything that needs no cluster: versions, inputs, run folder, free disk, the size of an upload."""
     has_detectron = importlib.util.find_spec("detectron2") is not None
-    fix = "run make setup, or build it from source: docs/install.md (not needed to augment)"
+    detectron_fix = "run make setup, or build Detectron2 from source: docs/install.md (not needed to augment)"
     checks = [
         Check("python", sys.version_info >= (3, 11), sys.version.split()[0], "use Python 3.11 or newer"),
         _check_package("ray", "pip install kp_ray"),
         _check_package("albumentations", "pip install kp_ray"),
         _check_package("torch", "pip install 'kp_ray[train]' (not needed to augment)"),
-        Check("detectron2", has_detectron, "found" if has_detectron else "missing", fix),
+        Check("detectron2", has_detectron, "found" if has_detectron else "missing", detectron_fix),
     ]
     for key in ("annotations", "images", "test_images", "sample_submission", "truth", "corrections"):
         path = getattr(config.data, key)
@@ -154,7 +154,7 @@ def _check_nodes(config: Config, nodes: Sequence[Mapping[str, Any]], probe_file:
             checks += check_node(ray.get(task), node["Resources"], config, is_multi_node=len(nodes) > 1)
         except ray.exceptions.RayError as error:
             reason = one_line(error)[-200:]
-            checks.append(Check(f"node {node['NodeManagerHostname']}", False, reason, INSTALL_SAME_VERSION))
+            checks.append(Check(f"node {node['NodeManagerHostname']}", False, reason, SAME_VERSION_FIX))
     names = [tasks[task]["NodeManagerHostname"] for task in not_ready]
     fix = "see `ray status` and the node's logs"
     return checks + [Check(f"node {name}", False, "does not answer", fix) for name in names]
@@ -173,11 +173,11 @@ def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config,
     amounts.append(f"{format_size(resources.get('memory', 0))} memory")
     value = f"{', '.join(amounts)}, {format_size(probe.shm_bytes)} shm, {format_size(probe.disk_bytes)} disk free"
     fix = f"give the container at least {format_size(MIN_SHM_BYTES)}, e.g. docker run --shm-size=4g"
-    same_ray = probe.ray_version == ray.__version__
+    has_same_ray = probe.ray_version == ray.__version__
     ray_fix = f"install ray=={ray.__version__} on {probe.host}"
     checks = [
         Check(f"node {probe.host}", probe.shm_bytes >= MIN_SHM_BYTES, value, fix),
-        Check(f"ray on {probe.host}", same_ray, probe.ray_version, ray_fix),
+        Check(f"ray on {probe.host}", has_same_ray, probe.ray_version, ray_fix),
     ]
     if is_multi_node or not probe.shares_run_dir:
         reason = f" ({probe.storage_error})" if probe.storage_error else ""
@@ -265,7 +265,7 @@ def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
     try:
         status = ray.get(_run_on_node(_request_without_token, head["NodeID"], url), timeout=NODE_TIMEOUT_S)
     except ray.exceptions.RayError as error:
-        return [Check("dashboard", False, one_line(error)[-200:], INSTALL_SAME_VERSION)]
+        return [Check("dashboard", False, one_line(error)[-200:], SAME_VERSION_FIX)]
     if status is None:
         return [Check("dashboard", False, f"{url} does not answer", "see dashboard.log in Ray's logs on the head")]
     requires_token, is_loopback = status in (401, 403), url.startswith(_LOOPBACK)
@@ -283,7 +283,7 @@ def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
 
 
 def _request_without_token(url: str) -> int | None:
-    """Ray task: request the list of jobs without a token and return the HTTP status; None without a response."""
+    """Request the list of jobs without a token, in a Ray task; return the HTTP status, or None without a response."""
     try:
         with urllib.request.urlopen(f"http://{url}/api/jobs/", timeout=30) as response:
             return int(response.status)
@@ -300,7 +300,7 @@ def _run_on_node(function: Any, node_id: str, *arguments: Any) -> Any:
 
 
 def _probe_node(probe_file: str, paths: list[str], resources: Mapping[str, float]) -> NodeProbe:
-    """Ray task: probe the node that it runs on."""
+    """Probe the node on which this Ray task runs."""
     storage_error = ""
     try:
         shares_run_dir = exists(probe_file) and read_bytes(probe_file) == b"seen"

@@ -69,7 +69,7 @@ def check_command(words: list[str]) -> None:
         context = parse_command(words)
         settings = [
             setting
-            for setting in context.params.get("sets") or ()
+            for setting in context.params.get("overrides") or ()
             if not any(mark in setting for mark in ("$(", "KEY="))
         ]
         load_config(None, settings)

@@ -138,11 +138,11 @@ def test_a_job_with_an_invalid_config_fails_without_a_traceback(cluster: Cluster
 
 
 def test_a_client_without_the_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:
-    other_token = tmp_path / "token"
-    other_token.write_text(secrets.token_hex(32))
+    wrong_token = tmp_path / "token"
+    wrong_token.write_text(secrets.token_hex(32))
     without_token = {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}
-    with_other_token = {**ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(other_token)}
-    for environment in (without_token, with_other_token):
+    with_wrong_token = {**ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(wrong_token)}
+    for environment in (without_token, with_wrong_token):
         result = cluster.run(RAY, "job", "list", f"--address={cluster.dashboard}", environment=environment)
         assert result.returncode != 0
         assert "token" in result.stdout + result.stderr

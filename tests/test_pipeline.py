@@ -148,7 +148,7 @@ def test_the_competitions_labels_are_read_and_their_errors_reported(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "lsp").is_dir(), reason="the photographs are not in shared/data")
 def test_photographs_of_many_sizes_pass_the_whole_pipeline(tmp_path: Path) -> None:
-    """Train on 40 images and predict 10. The images differ in size, and some points are unlabelled."""
+    """Train on 40 images and predict 10. The images differ in size, and some keypoints are unlabelled."""
     table = pd.read_csv(SHARED / "lsp" / "train_df.csv", dtype=str, keep_default_na=False)
     table.iloc[:40].to_csv(tmp_path / "train.csv", index=False)
     table.iloc[40:50].to_csv(tmp_path / "truth.csv", index=False)

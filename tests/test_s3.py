@@ -35,7 +35,7 @@ BUCKET = "kp-ray-tests"
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Start a SeaweedFS server that checks signatures; return and set the environment variables that reach it."""
+    """Start a SeaweedFS server that checks signatures; set and return the variables with which clients reach it."""
     folder = tmp_path_factory.mktemp("seaweed")
     ports = free_ports(8)
     port_options = (
@@ -138,12 +138,12 @@ class StallingProxy:
 
     def _forward(self, source: socket.socket, sink: socket.socket, is_upload: bool) -> None:
         try:
-            while data := source.recv(1 << 16):
-                self.num_sent += len(data) if is_upload else 0
+            while content := source.recv(1 << 16):
+                self.num_sent += len(content) if is_upload else 0
                 if self.num_sent > self.limit:
                     self.limit_reached.set()
                     time.sleep(60)  # longer than the test needs to kill the writer
-                sink.sendall(data)
+                sink.sendall(content)
         except OSError:
             pass
 

@@ -152,29 +152,32 @@ def sample(
 
 
 @app.command()
-def check(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+def check(config: ConfigArgument = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Look for mistakes in the labels and images; exit code 1 if there are errors."""
     from kp_ray.checks.stage import CheckSummary
 
-    summary = _run_stage("check", config, sets, as_json)
+    summary = _run_stage("check", config, overrides, as_json)
     if isinstance(summary, CheckSummary) and not summary.ok:
         raise typer.Exit(1)
 
 
 @app.command()
 def augment(
-    config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
+    config: ConfigArgument = None,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the store: every recipe applied to every image, as Parquet."""
-    _run_stage("augment", config, sets, as_json, dry_run=dry_run)
+    _run_stage("augment", config, overrides, as_json, dry_run=dry_run)
 
 
 @app.command()
-def verify(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+def verify(config: ConfigArgument = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Check the store's parts against their hashes and rebuild a sample of rows; exit code 1 if something is wrong."""
     from kp_ray.store.stage import verify as verify_run
 
-    summary = verify_run(load_config(_require_path(config), sets or ()))
+    summary = verify_run(load_config(_require_path(config), overrides or ()))
     _print_summary(summary, as_json, None if summary.ok else f"augment {config}")
     if not summary.ok:
         raise typer.Exit(1)
@@ -182,48 +185,63 @@ def verify(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonO
 
 @app.command()
 def train(
-    config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
+    config: ConfigArgument = None,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train every member with the settings that a search found, or the config's own; a stopped run is resumed."""
-    _run_stage("train", config, sets, as_json, dry_run=dry_run)
+    _run_stage("train", config, overrides, as_json, dry_run=dry_run)
 
 
 @app.command()
 def tune(
-    config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
+    config: ConfigArgument = None,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Search learning rate, schedule and recipes for `train` to use; a stopped search is resumed."""
-    _run_stage("tune", config, sets, as_json, dry_run=dry_run)
+    _run_stage("tune", config, overrides, as_json, dry_run=dry_run)
 
 
 @app.command()
 def crossval(
-    config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
+    config: ConfigArgument = None,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Predict and score every labelled image by the members that never saw its scene; needs split.folds."""
-    _run_stage("crossval", config, sets, as_json, dry_run=dry_run)
+    _run_stage("crossval", config, overrides, as_json, dry_run=dry_run)
 
 
 @app.command()
 def predict(
-    config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
+    config: ConfigArgument = None,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Predict images with every member and write the fused submission; a stopped run is resumed."""
-    _run_stage("predict", config, sets, as_json, dry_run=dry_run)
+    _run_stage("predict", config, overrides, as_json, dry_run=dry_run)
 
 
 @app.command()
 def suspects(
-    config: ConfigArgument = None, sets: SetOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False
+    config: ConfigArgument = None,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Rank the labels that are probably wrong, and write corrections.csv, in which every proposal is commented out."""
-    _run_stage("suspects", config, sets, as_json, dry_run=dry_run)
+    _run_stage("suspects", config, overrides, as_json, dry_run=dry_run)
 
 
 @app.command()
 def evaluate(
     config: ConfigArgument = None,
-    sets: SetOption = None,
+    overrides: SetOption = None,
     submission: Annotated[str | None, typer.Option(help="Score this CSV instead of the run's predictions.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -231,7 +249,7 @@ def evaluate(
     from kp_ray.cli.tables import print_evaluation
     from kp_ray.prediction.stage import EvaluateStage
 
-    run_config = load_config(_require_path(config), sets or ())
+    run_config = load_config(_require_path(config), overrides or ())
     stage = EvaluateStage(submission)
     stage.check(run_config)
     with show_progress("evaluate") as progress:
@@ -274,11 +292,11 @@ def _parse_weights(text: str) -> list[float]:
 
 
 @app.command()
-def report(run: RunArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+def report(run: RunArgument = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Write the run's report as one HTML file."""
     from kp_ray.reporting.stage import ReportStage
 
-    run_config = load_run_config(_require_path(run), sets or ())
+    run_config = load_run_config(_require_path(run), overrides or ())
     with show_progress("report") as progress:
         _print_summary(ReportStage().run(run_config, progress), as_json)
 
@@ -313,24 +331,24 @@ def export(
     yolo: Annotated[
         bool, typer.Option("--yolo", help="Also write labels/, one text file per image, for YOLO-pose.")
     ] = False,
-    sets: SetOption = None,
+    overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the store as COCO keypoints JSON, wide CSV and images."""
     from kp_ray.store.export import export_store
 
-    run_config = load_run_config(_require_path(run), sets or ())
+    run_config = load_run_config(_require_path(run), overrides or ())
     out_folder = folder or run_config.path("export")
     summary = export_store(run_config, out_folder, split=split, recipes=recipe or None, fold=fold, yolo=yolo)
     _print_summary(summary, as_json)
 
 
 @app.command()
-def doctor(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+def doctor(config: ConfigArgument = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Check this machine, the cluster and the inputs; exit code 1 if something is wrong."""
     from kp_ray.doctor import check_cluster, check_machine
 
-    run_config = load_config(config, sets or ())
+    run_config = load_config(config, overrides or ())
     failures = _print_checks(check_machine(run_config))
     with session(run_config, say=say):
         failures += _print_checks(check_cluster(run_config))
@@ -349,7 +367,7 @@ def _print_checks(checks: "Sequence[Check]") -> list[str]:
 
 
 @app.command()
-def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOption = False) -> None:
+def run(config: ConfigArgument = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Run the whole pipeline; finished stages are skipped.
 
     The stages are check, augment, tune, train, crossval (with folds), predict, evaluate and report.
@@ -357,7 +375,7 @@ def run(config: ConfigArgument = None, sets: SetOption = None, as_json: JsonOpti
     from kp_ray.cli.tables import print_run
     from kp_ray.pipeline import run_pipeline
 
-    run_config = load_config(_require_path(config), sets or ())
+    run_config = load_config(_require_path(config), overrides or ())
     check_inputs(run_config, required=["annotations", "images"], optional=["sample_submission", "truth", "test_images"])
     summary = run_pipeline(run_config, show_progress, say, _print_stage)
     print_run(summary)

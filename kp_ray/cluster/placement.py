@@ -48,7 +48,7 @@ def fit_task_options() -> dict[str, Any]:
     The task takes no CPU, because it only waits. Ray does not retry it, because the caller resumes the run.
     """
     largest_node_bytes = max((node["Resources"].get("memory", 0) for node in model_nodes()), default=0)
-    # On small nodes request only half of the memory, because a task that fits no node would wait forever.
+    # On small nodes request half of the largest node's memory, because a task that fits no node would wait forever.
     memory = min(RUN_OVERHEAD_BYTES, int(largest_node_bytes / 2))
     return {"num_cpus": 0, "max_retries": 0, "memory": memory, "label_selector": MODEL_NODE_SELECTOR}
 

@@ -95,12 +95,13 @@ def require_cpus(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, 
     if max(max_cpus, cluster.num_cpus or 0) < num_cpus:
         raise ClusterError(
             f"cluster: no node has enough CPUs for {purpose} (got {len(nodes)} nodes with at most {max_cpus:g} CPUs): "
-            "start Ray with CPUs, e.g. by `ray start --num-cpus=4`, or add nodes; set cluster.num_cpus if it autoscales"
+            "start Ray with CPUs, e.g. by `ray start --num-cpus=4`, or add nodes; set cluster.num_cpus if the cluster "
+            "autoscales"
         )
 
 
 def _total_resources(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the CPUs and GPUs of all nodes together, or those of the config's full size where they are more."""
+    """Return the CPUs and GPUs of all nodes together, or of the config's full size where that is larger."""
     full_size = {"CPU": cluster.num_cpus or 0, "GPU": cluster.num_gpus or 0}
     return {name: max(full_size[name], sum(node["Resources"].get(name, 0) for node in nodes)) for name in full_size}
 

@@ -18,7 +18,7 @@ from kp_ray.errors import ClusterError, one_line
 RAY_ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # progress bars printed by actors fill the log
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the patch prints every line twice
-    "RAY_AIR_NEW_OUTPUT": "0",  # disables Ray Tune's table, because kp_ray's progress shows the same figures
+    "RAY_AIR_NEW_OUTPUT": "0",  # disables Ray Tune's table, because kp_ray's progress shows the same values
     "RAY_SCHEDULER_EVENTS": "0",  # disables advice about worker processes, which every driver would print
     "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",  # a warning that small machines print
     "RAY_task_oom_retries": "3",  # by default Ray retries out-of-memory tasks forever
@@ -57,12 +57,12 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
     Args:
         config: `cluster.address` names the cluster; if it is null, RAY_ADDRESS does; if neither is set, a local cluster
             is started.
-        dashboard: whether a local cluster has Ray's dashboard. Ray Train and Ray Tune query the dashboard; other stages
-            start 1 s faster without it.
+        dashboard: whether a local cluster has Ray's dashboard. Ray Train and Ray Tune query the dashboard; for
+            other stages the cluster starts 1 s faster without it.
         say: prints one line; called before each new attempt to start a local cluster.
 
     Yields:
-        Seconds that joining or starting took.
+        Seconds that joining or starting the cluster took.
 
     Raises:
         ClusterError: nothing answers at the address, or Ray does not start on this machine.
@@ -87,7 +87,7 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
 def check_address(address: str, key: str) -> None:
     """Refuse an address at which no Ray head answers, because Ray itself would try for minutes.
 
-    A program that is a gRPC server counts as a Ray head.
+    Any gRPC server counts as a Ray head.
 
     Args:
         address: "host:port" or "ray://host:port". Anything else, e.g. "auto", is not checked, because Ray itself soon
@@ -115,7 +115,7 @@ def check_address(address: str, key: str) -> None:
 
 
 def _speaks_grpc(connection: socket.socket) -> bool:
-    """Return whether a server answers with a settings frame of HTTP/2, on which gRPC is built.
+    """Return whether a server answers with the settings of HTTP/2, on which gRPC is built.
 
     The result is False if the server closes the connection.
 
@@ -126,8 +126,8 @@ def _speaks_grpc(connection: socket.socket) -> bool:
         return True
     settings_type = 4
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, settings_type, 0, 0, 0, 0, 0]))
-    frame_header = connection.recv(4)
-    return len(frame_header) == 4 and frame_header[3] == settings_type
+    header = connection.recv(4)
+    return len(header) == 4 and header[3] == settings_type
 
 
 def _is_verbose() -> bool:

@@ -6,11 +6,11 @@ import sys
 from kp_ray.errors import ClusterError
 
 MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
-"""Longest path of a Unix socket: `sun_path` in the operating system's `sys/un.h`, without the final zero byte."""
+"""Maximum length of a Unix socket's path: `sun_path` in the system's `sys/un.h`, without the final zero byte."""
 _LONGEST_SOCKET = "/ray/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store"
-"""Path of Ray's longest socket in its temporary folder (Ray 2.60), with the largest process id of Linux."""
+"""Longest path of a socket in Ray's temporary folder (Ray 2.60), with the largest process id of Linux."""
 MAX_FOLDER_BYTES = MAX_SOCKET_BYTES - len(_LONGEST_SOCKET)
-"""Longest path of a temporary folder in which Ray can start."""
+"""Maximum length of the path of a temporary folder in which Ray can start."""
 
 
 def check_temp_dir() -> None:

@@ -12,7 +12,7 @@ from kp_ray.errors import ConfigError
 from kp_ray.models.presets import build_cfg, scale_cfg
 from kp_ray.store.manifest import read_manifest
 from kp_ray.training.rows import usable_rows
-from kp_ray.tuning.space import Point, RecipeSets, recipe_sets
+from kp_ray.tuning.space import Point, RecipeSets, build_recipe_sets
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def to_steps(point: Point, max_iter: int) -> list[int]:
     return sorted({step for share in shares if 0 < (step := round(share * max_iter)) < max_iter})
 
 
-def apply_point(config: Config, point: Point, sets: RecipeSets, max_iter: int) -> Config:
+def apply_point(config: Config, point: Point, recipe_sets: RecipeSets, max_iter: int) -> Config:
     """Return the config of a training run of `max_iter` iterations with the settings of a point."""
-    values = _with_recipes(config, point.recipes, sets).to_dict()
+    values = _with_recipes(config, point.recipes, recipe_sets).to_dict()
     values["train"] |= {
         "base_lr": point.base_lr,
         "weight_decay": point.weight_decay,
@@ -79,17 +79,19 @@ def scale_schedule(config: Config, max_iter: int) -> Config:
     return build_config(values)
 
 
-def trial_config(config: Config, point: Point, sets: RecipeSets, *, is_own_trial: bool = False) -> Config:
+def trial_config(config: Config, point: Point, recipe_sets: RecipeSets, *, is_own_trial: bool = False) -> Config:
     """Return the config of a trial: `tune.max_iter` iterations, with an evaluation every `tune.eval_period` iterations.
 
     Args:
         config: the search's config.
         point: the trial's point.
-        sets: recipe names by the name of their set, `tune.recipes`.
+        recipe_sets: recipe names by the name of their set, as `build_recipe_sets` returns them.
         is_own_trial: train with exactly the config's own settings, even if the search space has no such point.
     """
     max_iter = config.tune.max_iter or config.train.max_iter
-    changed_config = scale_schedule(config, max_iter) if is_own_trial else apply_point(config, point, sets, max_iter)
+    changed_config = (
+        scale_schedule(config, max_iter) if is_own_trial else apply_point(config, point, recipe_sets, max_iter)
+    )
     values = changed_config.to_dict()
     values["train"]["eval_period"] = config.tune.eval_period or max(1, max_iter // 8)
     return build_config(values)
@@ -98,24 +100,24 @@ def trial_config(config: Config, point: Point, sets: RecipeSets, *, is_own_trial
 def train_fields(config: Config, point: Point) -> dict[str, Any]:
     """Return the fields of the section `train` that a point changes, with their values for a full training run."""
     own_values = config.to_dict()["train"]
-    point_values = apply_point(config, point, recipe_sets(config), config.train.max_iter).to_dict()["train"]
+    point_values = apply_point(config, point, build_recipe_sets(config), config.train.max_iter).to_dict()["train"]
     changes = {name: value for name, value in point_values.items() if name != "members" and value != own_values[name]}
     # A set of recipes is recorded even if it equals `train.recipes`, because it also replaces `recipes` of each member.
     return changes if point.recipes == "own" else {**changes, "recipes": point_values["recipes"]}
 
 
-def _with_recipes(config: Config, name: str, sets: RecipeSets) -> Config:
+def _with_recipes(config: Config, name: str, recipe_sets: RecipeSets) -> Config:
     """Return a config whose members all train on one set of recipes; the set `own` leaves all recipes as they are."""
     if name == "own":
         return config
     values = config.to_dict()
-    values["train"]["recipes"] = list(sets[name] or ())
+    values["train"]["recipes"] = list(recipe_sets[name] or ())
     for member in values["train"]["members"]:
         member["recipes"] = None
     return build_config(values)
 
 
-def check_sets(config: Config, sets: RecipeSets) -> None:
+def check_recipe_sets(config: Config, recipe_sets: RecipeSets) -> None:
     """Refuse a set of recipes that gives the first member fewer training rows than one iteration needs.
 
     Raises:
@@ -123,8 +125,8 @@ def check_sets(config: Config, sets: RecipeSets) -> None:
         StoreError: the store lacks a recipe.
     """
     min_rows = config.train.ims_per_batch * config.train.max_workers
-    for name in sets:
-        set_config = _with_recipes(config, name, sets)
+    for name in recipe_sets:
+        set_config = _with_recipes(config, name, recipe_sets)
         num_rows = len(usable_rows(set_config, set_config.train.members[0]))
         if num_rows < min_rows:
             raise ConfigError(

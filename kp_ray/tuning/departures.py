@@ -178,7 +178,7 @@ class ResumedSearch(OptunaSearch):
         )
         self.numbers = list(numbers)
         self._config, self._trial_sampler = config, sampler
-        self._running: set[str] = set()
+        self._running_ids: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the next trial's `number` and `params` (its point as a dict), or None if no trial can start now.
@@ -190,11 +190,11 @@ class ResumedSearch(OptunaSearch):
             capacity, _ = training_capacity(self._config)
         except ClusterError:  # a node was lost, so the search waits for a replacement
             capacity = 0
-        if len(self._running) >= min(capacity, self._config.tune.max_concurrent or capacity):
+        if len(self._running_ids) >= min(capacity, self._config.tune.max_concurrent or capacity):
             return None
         number = self.numbers.pop(0)
         self._trial_sampler.select_trial(number)
-        self._running.add(trial_id)
+        self._running_ids.add(trial_id)
         return {"number": number, "params": super().suggest(trial_id)}
 
     def save(self, checkpoint_path: str) -> None:
@@ -205,7 +205,7 @@ class ResumedSearch(OptunaSearch):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record a trial's final value; a trial whose failure is not final, e.g. a lost node, gets no value."""
-        self._running.discard(trial_id)
+        self._running_ids.discard(trial_id)
         has_value = result is not None and not error and result.get("is_final", True)
         super().on_trial_complete(trial_id, result if has_value else None, error=not has_value)
 

@@ -8,14 +8,15 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from kp_ray.config.schema import Config
 from kp_ray.storage import write_bytes
-from kp_ray.tuning.space import PARAMETERS, Point, add_result, build_space, build_study, recipe_sets
+from kp_ray.tuning.space import PARAMETERS, Point, add_result, build_recipe_sets, build_space, build_study
 from kp_ray.tuning.trials import Trial, choose_best
 from kp_ray.visualization.plots import plot_bars, plot_curves, plot_parallel_coordinates, plot_scatter
 
 MIN_RESULTS = 5
 """Minimum number of results to estimate the importance of parameters."""
 GOOD_SHARE = 0.5
-"""Share of the trials that count as good. Optuna's default of 0.1 is one or two trials of a typical search."""
+"""Share of the trials that count as good. With Optuna's default of 0.1, only one or two trials of a typical
+search would count, too few for an estimate."""
 
 
 def varied_parameters(points: Sequence[Point]) -> list[str]:
@@ -33,17 +34,18 @@ def parameter_importance(config: Config, points: Sequence[Point], values: Sequen
 
     Returns:
         Parameter -> its share of the influence, largest first, for the parameters that differ between the points. The
-        shares sum to 1. Empty if there are fewer than `MIN_RESULTS` results, or all results are equal.
+        shares sum to 1. Empty if there are fewer than `MIN_RESULTS` results, if all points or all results
+            are equal, or if all results count as good.
     """
     names = varied_parameters(points)
     if len(values) < MIN_RESULTS or len(set(values)) < 2 or not names:
         return {}
     study = build_study(config.tune.mode)
-    space = build_space(config, recipe_sets(config))
+    space = build_space(config, build_recipe_sets(config))
     for point, value in zip(points, values, strict=True):
         add_result(study, space, point, value)
     evaluator = PedAnovaImportanceEvaluator(target_quantile=GOOD_SHARE)
-    with warnings.catch_warnings():  # Optuna warns if all trials count as good; all shares are 0
+    with warnings.catch_warnings():  # if all trials count as good, Optuna warns, and all shares are 0
         warnings.simplefilter("ignore")
         shares = get_param_importances(study, evaluator=evaluator, params=names, normalize=False)
     total = sum(shares.values())
@@ -66,12 +68,12 @@ def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
         ),
         "curves": plot_curves(
             {trial.name: _curve(trial, metric) for trial in trials}, "iteration", metric,
-            "Trials; a cross marks a stopped trial",
+            "Trials; a cross marks a trial that did not finish",
             stopped_names={trial.name for trial in trials if trial.status != "finished"},
         ),
         "parallel": plot_parallel_coordinates(
             {name: [_to_axis(getattr(point, name)) for point in points] for name in axes}, values, metric,
-            "One line per trial, the best green", more_is_better=config.tune.mode == "max",
+            "One line per trial, the best trial in green", more_is_better=config.tune.mode == "max",
         ),
         "importance": plot_bars(
             list(shares), list(shares.values()), f"share of the importance for {metric}",
@@ -86,8 +88,8 @@ def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
 def _curve(trial: Trial, metric: str) -> tuple[list[float], list[float]]:
     """Return the iterations and the finite values of a trial's evaluations."""
     values = [(float(evaluation.iteration), evaluation.value(metric)) for evaluation in trial.evaluations]
-    points = [(iteration, value) for iteration, value in values if value is not None]
-    return [iteration for iteration, _ in points], [value for _, value in points]
+    pairs = [(iteration, value) for iteration, value in values if value is not None]
+    return [iteration for iteration, _ in pairs], [value for _, value in pairs]
 
 
 def _to_axis(value: Any) -> float | str:

@@ -72,17 +72,17 @@ class _RecordCallback(ray.tune.Callback):
 
     def __init__(self, config: Config, progress: Progress) -> None:
         self.config, self.progress = config, progress
-        self.running: set[str] = set()
+        self.running_names: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return an empty state: Ray Tune's snapshot is not used, and `progress` cannot be pickled."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.running.add(_name(trial))
+        self.running_names.add(_ray_trial_name(trial))
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        name, value = _name(trial), result[self.config.tune.metric]
+        name, value = _ray_trial_name(trial), result[self.config.tune.metric]
         if result["iteration"] == 0:  # a failure, which the trial could not record if its disk was full
             write_end(trial_dir(self.config, name), TrialEnd(result["reason"], is_final=result["is_final"]))
         logged_reports = {(report.trial, report.iteration) for report in read_search_log(self.config)}
@@ -93,28 +93,28 @@ class _RecordCallback(ray.tune.Callback):
                 self._show(name)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._record_end(_name(trial), TrialEnd())
+        self._record_end(_ray_trial_name(trial), TrialEnd())
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         # The trial itself records its reason, unless its process was killed or its disk is full.
-        self._record_end(_name(trial), TrialEnd(describe_ray_error(read_trial_error(trial)), is_final=False))
+        self._record_end(_ray_trial_name(trial), TrialEnd(describe_ray_error(read_trial_error(trial)), is_final=False))
 
     def _record_end(self, name: str, end: TrialEnd) -> None:
         write_end(trial_dir(self.config, name), end)
-        self.running.discard(name)
+        self.running_names.discard(name)
         self._show(name)
 
     def _show(self, name: str) -> None:
         """Write the tables, and report the progress of a trial, or its end if the trial no longer runs."""
-        trials = read_trials(self.config, self.running)
+        trials = read_trials(self.config, self.running_names)
         write_tables(self.config, trials)
         for trial in trials:
-            # The files of a trial that was trained before say finished at its first report: show only its end.
-            if trial.name == name and (trial.status == "running") == (name in self.running):
+            # A trial that an earlier command trained is "finished" from its first report on: show only its end.
+            if trial.name == name and (trial.status == "running") == (name in self.running_names):
                 self.progress(name, trial.iterations, trial.start.max_iter, describe_trial(trial, self.config))
 
 
-def _name(trial: Any) -> str:
+def _ray_trial_name(trial: Any) -> str:
     """Return the name of one of Ray Tune's trials."""
     return trial_name(trial.config["number"])
 

@@ -1,4 +1,4 @@
-"""The schedulers that stop trials early, filled from the trials' folders when a search resumes."""
+"""The schedulers that stop trials early, given the trials' earlier reports when a search resumes."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from kp_ray.config.schema import Config
 from kp_ray.tuning.apply import build_scaled_cfg, trial_config
 from kp_ray.tuning.departures import ReplayingAsha, ReplayingMedian, ReplayingScheduler
 from kp_ray.tuning.records import Report, is_over, read_reports, trial_dir, trial_name, worst_value
-from kp_ray.tuning.space import recipe_sets, to_point
+from kp_ray.tuning.space import build_recipe_sets, to_point
 
 REDUCTION_FACTOR = 2
 """ASHA's reduction factor N: about one in N of the trials that reach a rung continues past the rung."""
@@ -24,7 +24,7 @@ def build_scheduler(config: Config) -> TrialScheduler:
     section = config.tune
     if section.scheduler == "none":
         return FIFOScheduler()
-    cfg = build_scaled_cfg(trial_config(config, to_point(config.train, config), recipe_sets(config)))
+    cfg = build_scaled_cfg(trial_config(config, to_point(config.train, config), build_recipe_sets(config)))
     max_iter = cfg.SOLVER.MAX_ITER
     grace_period = max(1, min(max_iter, cfg.TEST.EVAL_PERIOD))
     objective: dict[str, Any] = {"metric": section.metric, "mode": section.mode, "time_attr": "iteration"}

@@ -22,12 +22,12 @@ from kp_ray.store.manifest import read_manifest
 from kp_ray.training.search_result import SearchResult, apply_result, is_search_finished, write_result
 from kp_ray.training.settings import check_train_config
 from kp_ray.training.tuned import check_search_settings, record_search
-from kp_ray.tuning.apply import SolverParams, check_sets, train_fields
+from kp_ray.tuning.apply import SolverParams, check_recipe_sets, train_fields
 from kp_ray.tuning.plots import write_plots
 from kp_ray.tuning.ray_tune import run_trials
 from kp_ray.tuning.records import OWN_TRIAL, is_over, read_end, trial_dir, trial_name
 from kp_ray.tuning.searcher import build_searcher
-from kp_ray.tuning.space import first_points, recipe_sets
+from kp_ray.tuning.space import build_recipe_sets, first_points
 from kp_ray.tuning.trials import Trial, choose_best, read_trials, write_tables
 
 
@@ -40,7 +40,8 @@ class TuneSummary:
         failed: number of failed trials.
         metric: the tuned metric.
         best: the best trial's value of the metric.
-        own: value of the config's own settings after the best trial's number of iterations; None if their trial failed.
+        own: the metric's value with the config's own settings, after as many iterations as the best trial; None without
+            such a value, e.g. if that trial failed.
         trial: the best trial's name.
         params: the best trial's settings.
         iterations: iterations trained by all trials together.
@@ -64,15 +65,15 @@ class TuneSummary:
     def lines(self) -> list[str]:
         """Lines of text for the terminal."""
         params = ", ".join(f"{name} {value}" for name, value in asdict(self.params).items() if value is not None)
-        own = "the config's own settings"
+        comparison = "the config's own settings"
         if self.trial != OWN_TRIAL:
-            own += " failed" if self.own is None else f" {self.own:.4g}"
+            comparison += " failed" if self.own is None else f" {self.own:.4g}"
         failures = f", {self.failed} failed" if self.failed else ""
         fold = "" if self.fold is None else f" on fold {self.fold}"
         return [
             f"{self.trials} trials{failures}, {self.iterations} iterations ({self.iterations_without_stops} without "
             "early stops)",
-            f"best {self.metric} {self.best:.4g}{fold} by {self.trial} ({own}): {params}",
+            f"best {self.metric} {self.best:.4g}{fold} by {self.trial} ({comparison}): {params}",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
         write_tables(config, trials)
         best = choose_best(trials, config.tune)
         if best is None or best.value is None:
-            raise _no_result(config, trials)
+            raise _no_result_error(config, trials)
         write_plots(config, trials)
         own_trial = next((trial for trial in trials if trial.name == OWN_TRIAL), None)
         own_value = own_trial.value_at(best.iterations, config.tune.metric) if own_trial else None
@@ -180,9 +181,9 @@ def check_search(config: Config) -> None:
             "number instead of min and max, or set tune.num_trials=0"
         )
     check_train_config(config)
-    sets = recipe_sets(config)
-    check_sets(config, sets)
-    first_points(config, sets)  # refuses points outside the search space
+    recipe_sets = build_recipe_sets(config)
+    check_recipe_sets(config, recipe_sets)
+    first_points(config, recipe_sets)  # refuses points outside the search space
 
 
 def _search(config: Config, progress: Progress) -> None:
@@ -202,7 +203,7 @@ def _search(config: Config, progress: Progress) -> None:
         raise StoppedError(f"{config.path('tune')}: the search was stopped: run the same command to resume it")
 
 
-def _no_result(config: Config, trials: Sequence[Trial]) -> KpRayError:
+def _no_result_error(config: Config, trials: Sequence[Trial]) -> KpRayError:
     """Return the error of a search in which no trial reported the tuned metric."""
     reason = next((trial.reason for trial in trials if trial.reason), "no trial was evaluated")
     message = f"{config.path('tune')}: no trial reported {config.tune.metric}; the first reason: {reason}"

@@ -9,7 +9,7 @@ import optuna
 from kp_ray.config.schema import Config
 from kp_ray.tuning.departures import ResumedSearch, TrialSampler
 from kp_ray.tuning.records import read_end, read_reports, read_start, trial_dir, trial_name, worst_value
-from kp_ray.tuning.space import add_result, build_space, build_study, first_points, recipe_sets
+from kp_ray.tuning.space import add_result, build_recipe_sets, build_space, build_study, first_points
 
 MIN_RANDOM_TRIALS = 4
 """Minimum number of trials that `tpe` samples at random before it learns; a long search samples a quarter of
@@ -26,8 +26,8 @@ def build_searcher(config: Config) -> ResumedSearch:
         StorageError: a trial's file or the log is damaged.
     """
     section = config.tune
-    sets = recipe_sets(config)
-    points, space, reports = first_points(config, sets), build_space(config, sets), read_reports(config)
+    recipe_sets = build_recipe_sets(config)
+    points, space, reports = first_points(config, recipe_sets), build_space(config, recipe_sets), read_reports(config)
     storage = optuna.storages.InMemoryStorage()
     study = build_study(section.mode, storage)
     numbers_with_point: list[int] = []

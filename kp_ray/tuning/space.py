@@ -18,9 +18,9 @@ from kp_ray.config.training import TrainConfig
 from kp_ray.errors import ConfigError
 from kp_ray.store.manifest import read_manifest
 
-LOGARITHMIC = ("base_lr", "weight_decay")
+LOGARITHMIC_PARAMETERS = ("base_lr", "weight_decay")
 """Parameters that are sampled on a logarithmic scale."""
-GRID_VALUES = 3
+NUM_GRID_VALUES = 3
 """Number of values that a grid takes from a range."""
 
 RecipeSets = Mapping[str, tuple[str, ...] | None]
@@ -59,8 +59,10 @@ PARAMETERS = tuple(field.name for field in fields(Point))
 """Names of the parameters, in the order in which they are sampled."""
 
 
-def recipe_sets(config: Config) -> dict[str, tuple[str, ...] | None]:
-    """Return the sets of recipes to choose from; the set `own` is `train.recipes`.
+def build_recipe_sets(config: Config) -> dict[str, tuple[str, ...] | None]:
+    """Return the sets of recipes to choose from: `own`, which is `train.recipes`, and those of `tune.recipes`.
+
+    If `tune.recipes` is null, the set `upright` has the recipes of `own` that do not rotate, unless all or none rotate.
 
     Raises:
         StoreError: `tune.recipes` is null and there is no finished store.
@@ -74,7 +76,7 @@ def recipe_sets(config: Config) -> dict[str, tuple[str, ...] | None]:
     return {"own": own_set, "upright": upright_set} if 0 < len(upright_set) < len(own_names) else {"own": own_set}
 
 
-def build_space(config: Config, sets: RecipeSets) -> dict[str, BaseDistribution]:
+def build_space(config: Config, recipe_sets: RecipeSets) -> dict[str, BaseDistribution]:
     """Return the distribution of each parameter, by name, in the order of `PARAMETERS`."""
     section = config.tune
     return {
@@ -87,7 +89,7 @@ def build_space(config: Config, sets: RecipeSets) -> dict[str, BaseDistribution]
         "step_spacing": FloatDistribution(*section.step_spacing),
         "gamma": FloatDistribution(*section.gamma),
         "flip": CategoricalDistribution(section.flips),
-        "recipes": CategoricalDistribution(list(sets)),
+        "recipes": CategoricalDistribution(list(recipe_sets)),
     }
 
 
@@ -99,38 +101,39 @@ def to_point(train: TrainConfig, config: Config) -> Point:
     """
     section = config.tune
 
-    def clip(name: str, value: float) -> Any:
+    def clamp(name: str, value: float) -> Any:
         low, high = getattr(section, name)
         return min(max(value, low), high)
 
     steps = [step / train.max_iter for step in train.steps if step < train.max_iter]
     return Point(
-        base_lr=clip("base_lr", train.base_lr),
-        weight_decay=clip("weight_decay", train.weight_decay),
-        warmup=clip("warmup", train.warmup_iters / train.max_iter),
+        base_lr=clamp("base_lr", train.base_lr),
+        weight_decay=clamp("weight_decay", train.weight_decay),
+        warmup=clamp("warmup", train.warmup_iters / train.max_iter),
         schedule=train.schedule if train.schedule in section.schedules else section.schedules[0],
-        num_steps=clip("num_steps", len(steps)),
-        first_step=clip("first_step", steps[0] if steps else 0.0),
-        step_spacing=clip("step_spacing", (steps[-1] - steps[0]) / (len(steps) - 1) if len(steps) > 1 else 0.0),
-        gamma=clip("gamma", train.gamma),
+        num_steps=clamp("num_steps", len(steps)),
+        first_step=clamp("first_step", steps[0] if steps else 0.0),
+        step_spacing=clamp("step_spacing", (steps[-1] - steps[0]) / (len(steps) - 1) if len(steps) > 1 else 0.0),
+        gamma=clamp("gamma", train.gamma),
         flip=config.train.flip if config.train.flip in section.flips else section.flips[0],
         recipes="own",
     )
 
 
-def first_points(config: Config, sets: RecipeSets) -> list[Point]:
+def first_points(config: Config, recipe_sets: RecipeSets) -> list[Point]:
     """Return the points that are tried before any point is sampled, in order.
 
-    They are the config's own settings, the published schedule, `tune.points` and, with `sampler: grid`, the whole grid.
+    They are the config's own settings, the schedule of the published solution (the defaults of `train`), `tune.points`
+    and, with `sampler: grid`, the whole grid.
     If several points lead to the same training run, only the first of them is kept.
 
     Raises:
         ConfigError: a point of `tune.points` names an unknown parameter or lies outside its range, or the grid has more
             points than `tune.num_trials`.
     """
-    space = build_space(config, sets)
+    space = build_space(config, recipe_sets)
     own_point = to_point(config.train, config)
-    published_point = to_point(TrainConfig(), config)  # the defaults of `train` are the published schedule
+    published_point = to_point(TrainConfig(), config)
     points = [own_point, published_point]
     for number, values in enumerate(config.tune.points):
         for name, value in values.items():
@@ -138,8 +141,8 @@ def first_points(config: Config, sets: RecipeSets) -> list[Point]:
                 raise ConfigError(f"tune.points.{number}: {name} is not searched: choose from {', '.join(space)}")
             if not _contains(space[name], value):
                 raise ConfigError(
-                    f"tune.points.{number}: {name} is outside its range {space[name]} (got {value}): change the value, "
-                    "or the range"
+                    f"tune.points.{number}: {name} is outside its range {space[name]} (got {value}): change the value "
+                    "or widen the range"
                 )
         points.append(replace(own_point, **values))  # type: ignore[arg-type]  # the ranges imply the types
     if config.tune.sampler == "grid":
@@ -151,7 +154,7 @@ def first_points(config: Config, sets: RecipeSets) -> list[Point]:
     if config.tune.sampler == "grid" and len(distinct_points) > config.tune.num_trials:
         raise ConfigError(
             f"tune.num_trials: is less than the {len(distinct_points)} points of the grid (got "
-            f"{config.tune.num_trials}): raise it, or fix parameters, e.g. tune.base_lr=[0.001, 0.001]"
+            f"{config.tune.num_trials}): raise it, or give ranges a single value, e.g. tune.base_lr=[0.001, 0.001]"
         )
     return distinct_points
 
@@ -173,8 +176,8 @@ def _grid(space: Mapping[str, BaseDistribution]) -> list[Point]:
         if isinstance(distribution, CategoricalDistribution):
             axes.append(list(distribution.choices))
         else:
-            make_sequence = np.geomspace if name in LOGARITHMIC else np.linspace
-            inner_values = make_sequence(distribution.low, distribution.high, GRID_VALUES)[1:-1].tolist()
+            make_sequence = np.geomspace if name in LOGARITHMIC_PARAMETERS else np.linspace
+            inner_values = make_sequence(distribution.low, distribution.high, NUM_GRID_VALUES)[1:-1].tolist()
             if isinstance(distribution, IntDistribution):
                 inner_values = [round(value) for value in inner_values]
             axes.append(list(dict.fromkeys([distribution.low, *inner_values, distribution.high])))

@@ -75,7 +75,7 @@ class TuneStage:
         return has_matching_result(config)
 
     def run(self, config: Config, progress: Progress) -> TuneSummary:
-        """Search, or resume a search that was stopped; progress has one row per trial."""
+        """Search, or resume a search that was stopped; progress shows one line or bar per trial."""
         return tune(config, progress)
 
     def forecast(self, config: Config) -> TuneForecast:

@@ -32,7 +32,7 @@ from kp_ray.tuning.records import (
     write_end,
     write_start,
 )
-from kp_ray.tuning.space import Point, recipe_sets
+from kp_ray.tuning.space import Point, build_recipe_sets
 
 
 class TrialTrainable(ray.tune.Trainable):
@@ -66,15 +66,15 @@ class TrialTrainable(ray.tune.Trainable):
         has_ended = is_over(self.folder)
         if not has_ended:
             delete_end(self.folder)  # the end that an earlier attempt recorded
-        sets = recipe_sets(self.search_config)
-        config = trial_config(self.search_config, point, sets, is_own_trial=name == OWN_TRIAL)
+        recipe_sets = build_recipe_sets(self.search_config)
+        config = trial_config(self.search_config, point, recipe_sets, is_own_trial=name == OWN_TRIAL)
         cfg = build_scaled_cfg(config)
         self.max_iter = int(cfg.SOLVER.MAX_ITER)
         write_start(
             self.folder, TrialStart(self.start_time, point, self.max_iter, solver_params(config, cfg, point.recipes))
         )
         reports = [report for report in read_search_log(self.search_config) if report.trial == name]
-        self.earlier_s = max((report.seconds for report in reports), default=0.0)
+        self.earlier_duration_s = max((report.seconds for report in reports), default=0.0)
         # At most max_iter - 1, so that a trial that restarts repeats its last report.
         self.last_iteration = min(max((report.iteration for report in reports), default=0), self.max_iter - 1)
         is_trained = has_ended or exists(join(self.folder, "model_final.pth"))
@@ -107,7 +107,7 @@ class TrialTrainable(ray.tune.Trainable):
         return None
 
     def _to_result(self, values: Mapping[str, Any], *, done: bool) -> dict[str, Any]:
-        seconds = round(self.earlier_s + time.time() - self.start_time, 1)
+        seconds = round(self.earlier_duration_s + time.time() - self.start_time, 1)
         return {**values, "seconds": seconds, "done": done}
 
     def _report_failure(self) -> dict[str, Any]:

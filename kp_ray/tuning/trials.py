@@ -76,14 +76,14 @@ class Trial:
         }
 
 
-def read_trials(config: Config, running: Collection[str] = ()) -> list[Trial]:
+def read_trials(config: Config, running_names: Collection[str] = ()) -> list[Trial]:
     """Read the trials of the run folder's search, in the order in which they began.
 
     A trial that is not running and has neither an evaluation nor a recorded failure is left out.
 
     Args:
         config: the search's config.
-        running: names of the trials that are running now.
+        running_names: names of the trials that are running now.
 
     Raises:
         StorageError: a file of a trial, or the search's log, is damaged.
@@ -93,7 +93,7 @@ def read_trials(config: Config, running: Collection[str] = ()) -> list[Trial]:
         seconds[report.trial] = max(report.seconds, seconds.get(report.trial, 0.0))
     trials = []
     for name in list_folders(config.path("tune", "trials")):
-        trial = _read_trial(config, name, seconds.get(name), is_running=name in running)
+        trial = _read_trial(config, name, seconds.get(name), is_running=name in running_names)
         if trial is not None:
             trials.append(trial)
     return sorted(trials, key=lambda trial: trial.start.began)

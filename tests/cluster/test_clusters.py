@@ -33,11 +33,11 @@ HEAD_ID, FAKE_HEAD = "f" * 51 + "00000", "ray.head.default"
 """Node id and node type of the head, with the values that Ray's fake node provider requires."""
 
 
-def fake_cluster_config(gcs: str) -> dict[str, Any]:
+def fake_cluster_config(gcs_address: str) -> dict[str, Any]:
     """Return an autoscaler config with the node types of cluster.yaml as fake nodes of at most 2 CPUs and 2 GPUs.
 
     Args:
-        gcs: host:port of the head's GCS.
+        gcs_address: host:port of the head's GCS.
     """
     head = CLUSTER["head_node_type"]
     types = {
@@ -56,8 +56,9 @@ def fake_cluster_config(gcs: str) -> dict[str, Any]:
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": 0.2,
         "provider": {
-            "type": "fake_multinode", "gcs_address": gcs, "use_node_id_as_ip": True, "disable_node_updaters": True,
-            "disable_launch_config_check": True, "launch_multiple": True, "head_node_id": HEAD_ID,
+            "type": "fake_multinode", "gcs_address": gcs_address, "use_node_id_as_ip": True,
+            "disable_node_updaters": True, "disable_launch_config_check": True, "launch_multiple": True,
+            "head_node_id": HEAD_ID,
         },
         "auth": {}, "docker": {}, "available_node_types": types, "head_node_type": FAKE_HEAD,
         "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False, "rsync_exclude": [],
@@ -169,11 +170,14 @@ def test_the_groups_of_kuberay_are_the_node_types_of_cluster_yaml() -> None:
         assert group["labels"] == node_type["labels"]
 
 
-def test_the_head_has_memory_for_eight_trials_and_labels_name_the_nodes_of_each_stage() -> None:
+def test_the_head_has_memory_for_eight_trials() -> None:
     head = KUBERAY["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]
     assert head["requests"]["memory"] == head["limits"]["memory"] == "32Gi"
     ray_memory = 0.5 * (32 << 30)  # the object store takes 30 % of a node, Ray's processes and drivers the rest
     assert ray_memory >= 8 * (RUN_OVERHEAD_BYTES + TRIAL_ACTOR_BYTES)
+
+
+def test_each_node_type_has_the_label_that_a_selector_excludes() -> None:
     assert NODE_TYPES["gpu"]["labels"] == {key: value.strip("!") for key, value in AUGMENT_NODE_SELECTOR.items()}
     assert NODE_TYPES["cpu"]["labels"] == {key: value.strip("!") for key, value in MODEL_NODE_SELECTOR.items()}
     assert "labels" not in NODE_TYPES[CLUSTER["head_node_type"]]
@@ -230,12 +234,13 @@ def test_training_adds_gpu_nodes(autoscaling_cluster: AutoscalingCluster, augmen
         training.communicate()
 
 
-class TwoNodes:
+class TwoWorkerNodes:
     """A head without CPUs and two worker nodes whose raylets can be killed."""
 
     def __init__(self, folder: str) -> None:
         port, self.dashboard_port = free_port(), free_port()
-        # All nodes have this machine's address, and a driver that finds several nodes with its address joins the head.
+        # Give the head this machine's address, which all nodes have: of several nodes with its address, a driver joins
+        # the head.
         self.address, self.num_started = f"{ray.util.get_node_ip_address()}:{port}", 0
         self.start_node(
             "--head",
@@ -273,10 +278,10 @@ class TwoNodes:
 
 
 @pytest.fixture(scope="module")
-def two_nodes() -> Iterator[TwoNodes]:
+def two_worker_nodes() -> Iterator[TwoWorkerNodes]:
     """Start a head; tests call `start_missing_nodes` for the worker nodes."""
     with ray_temp_dir() as folder:
-        yield TwoNodes(folder)
+        yield TwoWorkerNodes(folder)
 
 
 @dataclass(frozen=True)
@@ -304,17 +309,17 @@ class ReferenceRun:
 
 @pytest.fixture(scope="module")
 def reference_run(
-    two_nodes: TwoNodes, sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    two_worker_nodes: TwoWorkerNodes, sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> ReferenceRun:
     """Run augment, train and predict while both worker nodes stay alive."""
-    run = ReferenceRun(tmp_path_factory.mktemp("two"), two_nodes.address)
+    run = ReferenceRun(tmp_path_factory.mktemp("two"), two_worker_nodes.address)
     sections: dict[str, Any] = {
         "augment": {"recipes": ["Original"]},
         "train": {"max_iter": 40, "steps": [30], "eval_period": 0, "checkpoint_period": 5, "max_failures": 3},
         "predict": {"actors": [2, 2], "batch_size": 1, "tta": ["flip", 4, 3.5, 3, 2.5]},
     }
     (run.folder / "config.yaml").write_text(tiny_config(sample_data, run.run_dir, **sections).to_yaml())
-    two_nodes.start_missing_nodes()
+    two_worker_nodes.start_missing_nodes()
     for verb in ("augment", "train", "predict"):
         result = run_kp_ray(verb, *run.arguments(run.run_dir))
         assert result.returncode == 0, result.stderr[-3000:]
@@ -322,13 +327,13 @@ def reference_run(
 
 
 def run_with_lost_node(
-    two_nodes: TwoNodes, arguments: list[str], has_begun: Callable[[], Any], actor_class: str
+    two_worker_nodes: TwoWorkerNodes, arguments: list[str], has_begun: Callable[[], Any], actor_class: str
 ) -> str:
     """Run a verb, kill the node of one of its actors once `has_begun` returns true, and return the verb's stderr."""
-    two_nodes.start_missing_nodes()
+    two_worker_nodes.start_missing_nodes()
     process = start_kp_ray(*arguments)
     wait_until(has_begun, process, timeout_s=150, poll_s=0.1)
-    two_nodes.kill_node_of(actor_class)
+    two_worker_nodes.kill_node_of(actor_class)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err[-3000:]
     return err
@@ -336,9 +341,9 @@ def run_with_lost_node(
 
 @pytest.mark.slow
 def test_doctor_checks_every_node_and_requires_tokens_on_a_cluster_of_several_nodes(
-    two_nodes: TwoNodes, reference_run: ReferenceRun
+    two_worker_nodes: TwoWorkerNodes, reference_run: ReferenceRun
 ) -> None:
-    two_nodes.start_missing_nodes()
+    two_worker_nodes.start_missing_nodes()
     result = run_kp_ray("doctor", *reference_run.arguments(reference_run.run_dir), "--json")
     assert result.returncode == 1
     assert json.loads(result.stdout.splitlines()[-1])["failed"] == ["tokens"], result.stderr
@@ -349,14 +354,14 @@ def test_doctor_checks_every_node_and_requires_tokens_on_a_cluster_of_several_no
 
 @pytest.mark.slow
 def test_training_that_loses_a_node_ends_with_the_same_weights(
-    two_nodes: TwoNodes, reference_run: ReferenceRun
+    two_worker_nodes: TwoWorkerNodes, reference_run: ReferenceRun
 ) -> None:
     torch = pytest.importorskip("torch")
     run_dir = reference_run.folder / "lost-train"
     shutil.copytree(reference_run.run_dir / "store", run_dir / "store")
     arguments = ["train", *reference_run.arguments(run_dir)]
     checkpoints = "members/a/checkpoint_*"
-    err = run_with_lost_node(two_nodes, arguments, lambda: list(run_dir.glob(checkpoints)), "RayTrainWorker")
+    err = run_with_lost_node(two_worker_nodes, arguments, lambda: list(run_dir.glob(checkpoints)), "RayTrainWorker")
     assert "from the checkpoint at" in err
     expected, resumed = (
         torch.load(folder / "members/a/model_final.pth", weights_only=True)["model"]
@@ -368,13 +373,13 @@ def test_training_that_loses_a_node_ends_with_the_same_weights(
 
 @pytest.mark.slow
 def test_predicting_that_loses_a_node_gives_the_same_predictions(
-    two_nodes: TwoNodes, reference_run: ReferenceRun
+    two_worker_nodes: TwoWorkerNodes, reference_run: ReferenceRun
 ) -> None:
     run_dir = reference_run.folder / "lost-predict"
     for name in ("store", "members"):
         shutil.copytree(reference_run.run_dir / name, run_dir / name)
     arguments = ["predict", *reference_run.arguments(run_dir)]
-    run_with_lost_node(two_nodes, arguments, lambda: list(run_dir.glob("predictions/**/*.parquet")), "Predictor")
+    run_with_lost_node(two_worker_nodes, arguments, lambda: list(run_dir.glob("predictions/**/*.parquet")), "Predictor")
     reference_dir = reference_run.run_dir
     assert pq.read_table(run_dir / "predictions.parquet").equals(pq.read_table(reference_dir / "predictions.parquet"))
     assert (run_dir / "submission.csv").read_bytes() == (reference_dir / "submission.csv").read_bytes()

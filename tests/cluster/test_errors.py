@@ -130,7 +130,7 @@ def test_the_cause_of_a_failed_task_and_a_failed_actor_constructor_is_found() ->
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_task_whose_worker_dies_each_time_ends_the_dataset() -> None:
+def test_a_task_whose_worker_dies_each_time_ends_the_dataset_with_an_error() -> None:
     with ray_data_settings():
         dataset = ray.data.from_items([{"a": 1}]).map(kill_worker, **bounded_task_retries())
     with pytest.raises(ray.exceptions.RayError) as error_info:

@@ -27,7 +27,7 @@ def test_models_run_on_every_node_that_is_alive_and_whose_labels_allow_models(mo
     assert model_nodes() == [plain_node, gpu_node]
 
 
-def test_a_task_that_trains_requests_the_memory_of_a_run_or_half_of_a_small_node(
+def test_a_training_task_requests_a_runs_memory_or_half_the_memory_of_a_small_node(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [make_node(64e9), make_node(1e9)])
@@ -37,9 +37,9 @@ def test_a_task_that_trains_requests_the_memory_of_a_run_or_half_of_a_small_node
 
 
 def test_the_memory_of_the_nodes_limits_the_number_of_runs_but_one_is_always_allowed() -> None:
-    per_run = RUN_OVERHEAD_BYTES + TRIAL_ACTOR_BYTES
-    assert max_runs_in_memory([make_node(2.5 * per_run), make_node(3 * per_run)]) == 5
-    assert max_runs_in_memory([make_node(0.5 * per_run)]) == 1
+    bytes_per_run = RUN_OVERHEAD_BYTES + TRIAL_ACTOR_BYTES
+    assert max_runs_in_memory([make_node(2.5 * bytes_per_run), make_node(3 * bytes_per_run)]) == 5
+    assert max_runs_in_memory([make_node(0.5 * bytes_per_run)]) == 1
 
 
 FIND_NODES_OF_TASKS = """

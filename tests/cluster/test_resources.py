@@ -83,7 +83,7 @@ def test_an_autoscaling_cluster_is_counted_at_its_full_size(set_nodes: Any) -> N
 NO_CPU = r"^cluster: no node has enough CPUs for {} \(got 1 nodes with at most {} CPUs\): start Ray with CPUs"
 
 
-def test_a_cluster_without_cpus_is_refused_instead_of_waited_for(set_nodes: Any) -> None:
+def test_a_cluster_without_cpus_is_refused_unless_it_grows(set_nodes: Any) -> None:
     set_nodes({"CPU": 0})
     with pytest.raises(ClusterError, match=NO_CPU.format("training", 0)):
         training_capacity(make_config())

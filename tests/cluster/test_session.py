@@ -36,7 +36,7 @@ def test_an_address_without_a_port_passes_the_check() -> None:
     check_address("auto", "cluster.address")
 
 
-class TestAddressesOfOtherPrograms:
+class TestProgramsThatAcceptConnections:
     """Without kp_ray's check, Ray 2.60 waits over ten minutes for a program that accepts connections but is no head."""
 
     @pytest.fixture

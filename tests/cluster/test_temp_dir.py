@@ -45,9 +45,9 @@ def test_ray_accepts_a_socket_path_of_the_maximum_length_and_refuses_a_longer_on
         validate_socket_filepath("x" * (MAX_SOCKET_BYTES + 1))
 
 
-def test_the_sockets_of_a_cluster_are_as_long_as_the_limit_supposes(ray_cluster: None) -> None:
+def test_the_sockets_of_a_cluster_are_as_long_as_the_limit_assumes(ray_cluster: None) -> None:
     node = ray._private.worker._global_node
-    # The sockets' paths contain the driver's pid; the limit supposes the longest pid of Linux, 4194304.
+    # The sockets' paths contain the driver's pid; the limit assumes the longest pid of Linux, 4194304.
     length_without_pid = max(len(node.plasma_store_socket_name), len(node.raylet_socket_name)) - len(str(os.getpid()))
     temp_dir = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     assert length_without_pid == MAX_SOCKET_BYTES - MAX_FOLDER_BYTES + len(temp_dir) - len("4194304")

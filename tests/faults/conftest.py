@@ -13,7 +13,7 @@ from tests.helpers.processes import set_options, start_kp_ray
 
 @pytest.fixture
 def start_augment() -> Iterator[StartAugment]:
-    """Return a function that starts `kp-ray augment`; kill its processes that still run after the test."""
+    """Return a function that starts `kp-ray augment`; kill the commands that still run after the test."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(config: Path, *settings: str) -> subprocess.Popen[str]:

@@ -29,25 +29,25 @@ from tests.helpers.augment_runs import (
 from tests.helpers.disks import Disk
 from tests.helpers.processes import file_times, finish, run_kp_ray, wait_until
 
-NUM_COPIES = 12
-NUM_SOURCES = 12 * NUM_COPIES
+NUM_LINKS = 12
+NUM_SOURCES = 12 * NUM_LINKS
 BROKEN_IMAGE = "broken-001_A-0000001.jpg"
 
 
 @pytest.fixture(scope="module")
 def many_data(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Label NUM_COPIES copies of the generated frames, and one truncated image; return the `data` section."""
+    """Link each generated frame under NUM_LINKS names, and label the links and a truncated image; return `data`."""
     folder = tmp_path_factory.mktemp("many")
     images = folder / "images"
     images.mkdir()
     header, *rows = Path(sample_data["annotations"]).read_text().splitlines()
     lines = [header]
-    for copy in range(NUM_COPIES):
+    for link in range(NUM_LINKS):
         for row in rows:
             name, points = row.split(",", 1)
-            (images / f"{copy}-{name}").symlink_to(Path(sample_data["images"], name))
-            lines.append(f"{copy}-{name},{points}")
-    # The truncated image is the beginning of the last frame's file, with the keypoints of this frame.
+            (images / f"{link}-{name}").symlink_to(Path(sample_data["images"], name))
+            lines.append(f"{link}-{name},{points}")
+    # The truncated image is the beginning of the last frame's file, with the keypoints of that frame.
     lines.insert(len(lines) // 2, f"{BROKEN_IMAGE},{points}")
     (images / BROKEN_IMAGE).write_bytes(Path(sample_data["images"], name).read_bytes()[:5000])
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")

@@ -46,7 +46,7 @@ def configure(data: dict[str, Any], run_dir: Path, base: Path | None = None, ver
     Args:
         data: `data` section of the config.
         run_dir: the new run folder.
-        base: run folder from which the folders that the verb reads are linked; None: link no folder.
+        base: run folder whose folders are linked into the new run folder, if the verb reads them; None: link no folder.
         verb: the verb that the run folder is for.
     """
     run_dir.mkdir(parents=True)
@@ -126,10 +126,10 @@ def undisturbed_results(sample_data: dict[str, Any], tmp_path_factory: pytest.Te
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
+def large_disk(tmp_path: Path) -> Iterator[Disk]:
     """Mount a file system of 1 GiB."""
-    with mounted_disk(tmp_path / "disk", 1 << 30) as large_disk:
-        yield large_disk
+    with mounted_disk(tmp_path / "disk", 1 << 30) as mounted:
+        yield mounted
 
 
 @pytest.mark.parametrize(("verb", "seed"), ROUNDS, ids=[f"{verb}-{seed}" for verb, seed in ROUNDS])
@@ -177,39 +177,39 @@ def test_after_a_kill_the_same_command_has_the_result_of_an_undisturbed_run(
 
 @pytest.mark.parametrize(("verb", "room_kib"), [("train", 128), ("tune", 128), ("predict", 48)])
 def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_finishes_once_there_is_room(
-    verb: str, room_kib: int, undisturbed_results: dict[str, Any], sample_data: dict[str, Any], disk: Disk
+    verb: str, room_kib: int, undisturbed_results: dict[str, Any], sample_data: dict[str, Any], large_disk: Disk
 ) -> None:
     expected, _ = undisturbed_results[verb]
-    disk.remount(f"size={room_kib << 10}")
-    config = configure(sample_data, disk.folder / "run", undisturbed_results["folder"], verb)
+    large_disk.remount(f"size={room_kib << 10}")
+    config = configure(sample_data, large_disk.folder / "run", undisturbed_results["folder"], verb)
     assert "No space left on device" in finish_with_error(start(verb, config))
-    disk.remount(f"size={1 << 30}")
+    large_disk.remount(f"size={1 << 30}")
     finish(start(verb, config))
     assert_same(read_result(verb, config), expected)
 
 
 @pytest.mark.parametrize("verb", ["train", "tune", "predict"])
 def test_a_run_folder_that_cannot_be_written_to_ends_the_run_in_one_line(
-    verb: str, undisturbed_results: dict[str, Any], sample_data: dict[str, Any], disk: Disk
+    verb: str, undisturbed_results: dict[str, Any], sample_data: dict[str, Any], large_disk: Disk
 ) -> None:
-    config = configure(sample_data, disk.folder / "run", undisturbed_results["folder"], verb)
-    disk.remount("ro")
+    config = configure(sample_data, large_disk.folder / "run", undisturbed_results["folder"], verb)
+    large_disk.remount("ro")
     message = finish_with_error(start(verb, config))
-    assert str(disk.folder) in message
+    assert str(large_disk.folder) in message
     assert "Read-only file system" in message
 
 
-def kill_all(processes: list[psutil.Process], process: subprocess.Popen[str]) -> None:
+def kill_all(processes: list[psutil.Process], driver: subprocess.Popen[str]) -> None:
     """Kill the processes of an ended driver's cluster, which would slow the next run down for some seconds."""
-    for cluster_process in processes:
+    for process in processes:
         with contextlib.suppress(psutil.Error):
-            cluster_process.kill()
+            process.kill()
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(driver.pid, signal.SIGKILL)
 
 
 def assert_same(result: Any, expected: Any) -> None:
-    """Assert that results are equal; those of training runs (tuples) to a relative 1e-5."""
+    """Assert that results are equal; results of training runs (tuples) may differ by a relative 1e-5."""
     if isinstance(result, tuple):
         for value, expected_value in zip(result, expected, strict=True):
             assert value == pytest.approx(expected_value, rel=1e-5)

@@ -78,7 +78,7 @@ def make_labels_csv() -> bytes:
 
 
 def make_deeplabcut_csv() -> bytes:
-    """Make a DeepLabCut CSV of two individuals with `likelihood`, and with `visible` for three points of the first."""
+    """Make a DeepLabCut CSV of two individuals with `likelihood`; three keypoints of the first have `visible` too."""
     coords = ("x", "y", "likelihood")
     columns = [(person, name, coord) for person in ("a", "b") for name in DACON24.names for coord in coords]
     columns += [("a", name, "visible") for name in DACON24.names[:3]]

@@ -115,12 +115,12 @@ def test_eight_concurrent_jobs_write_eight_equal_stores(
     assert contents == [contents[0]] * 8
 
 
-def list_descendants(cluster_processes: list[psutil.Process], name: str) -> list[psutil.Process]:
-    """List the cluster's descendant processes that have `name` in their own names."""
+def list_descendants(cluster_processes: list[psutil.Process], name_part: str) -> list[psutil.Process]:
+    """List the descendants of the cluster's processes whose names contain `name_part`."""
     descendants = []
     for process in [child for parent in cluster_processes for child in parent.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            if name in process.name():
+            if name_part in process.name():
                 descendants.append(process)
     return descendants
 

@@ -96,12 +96,12 @@ def test_augment_rewrites_a_truncated_part_without_verify(config: Config) -> Non
     assert file_digests(config) == expected
 
 
-@pytest.mark.parametrize("share", np.linspace(0, 1, 12).round(2).tolist())
-def test_a_flipped_bit_anywhere_is_found(share: float, config: Config) -> None:
+@pytest.mark.parametrize("position", np.linspace(0, 1, 12).round(2).tolist())
+def test_a_flipped_bit_anywhere_is_found(position: float, config: Config) -> None:
     expected, part = file_digests(config), training_part(config)
     expected_rows = list(iter_rows(config.path("store"), split="train"))
     content = bytearray(part.read_bytes())
-    content[int(share * (len(content) - 1))] ^= 4
+    content[int(position * (len(content) - 1))] ^= 4
     part.write_bytes(content)
     message, rows = "", []
     try:
@@ -114,13 +114,13 @@ def test_a_flipped_bit_anywhere_is_found(share: float, config: Config) -> None:
     assert file_digests(config) == expected
 
 
-@pytest.mark.parametrize("share", [0, 0.02, 0.5, 0.99])
+@pytest.mark.parametrize("kept_fraction", [0, 0.02, 0.5, 0.99])
 def test_a_truncated_manifest_is_refused_and_no_part_is_lost(
-    share: float, config: Config, capsys: pytest.CaptureFixture[str]
+    kept_fraction: float, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected, manifest = file_digests(config), Path(config.path("store", "_manifest.json"))
     written_ns = {path: path.stat().st_mtime_ns for path in Path(config.path("store")).rglob("part-*")}
-    os.truncate(manifest, int(share * manifest.stat().st_size))
+    os.truncate(manifest, int(kept_fraction * manifest.stat().st_size))
     for verb in ("verify", "augment", "train"):
         assert "damaged: delete this file and run augment again" in run_refused_verb(
             capsys, verb, config.path("config.yaml")

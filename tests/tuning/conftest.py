@@ -15,7 +15,7 @@ from tests.helpers.stores import write_small_store
 
 @pytest.fixture
 def make_config(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
-    """Return a function that builds a tiny config with some sections, and writes its store without a cluster.
+    """Return a function that builds a tiny config with the passed sections, and writes its store without a cluster.
 
     The store has three variants for validation, and six for training, three of which are of `Original`.
     """

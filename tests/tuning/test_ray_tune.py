@@ -11,7 +11,7 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import DivergedError, StoppedError, StorageError
 from kp_ray.tuning.records import read_search_log
 from kp_ray.tuning.search import tune
-from kp_ray.tuning.space import first_points, recipe_sets
+from kp_ray.tuning.space import build_recipe_sets, first_points
 from kp_ray.tuning.trials import read_trials
 from tests.helpers.clusters import ray_temp_dir
 from tests.helpers.processes import finish
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]  # each 
 
 def write_trained_trials(config: Config, final_values: list[float]) -> None:
     """Write the files of trained trials that have not reported yet; `final_values` are their last RMSEs."""
-    points = first_points(config, recipe_sets(config))
+    points = first_points(config, build_recipe_sets(config))
     for number, value in enumerate(final_values):
         write_trial(config, f"trial-{number:03d}", number + 1.0, {2: 90.0, 8: value}, params=points[number % 2])
         Path(config.path("tune", "trials", f"trial-{number:03d}", "model_final.pth")).touch()

@@ -47,7 +47,7 @@ def test_end_json_keeps_the_first_end_and_cuts_long_reasons(tmp_path: Path) -> N
     assert not end.is_final
 
 
-def test_reports_read_back_from_the_log_in_order(tmp_path: Path) -> None:
+def test_reports_are_read_from_the_log_in_order(tmp_path: Path) -> None:
     config = build_config({"run_dir": str(tmp_path), "tune": {"metric": "pck_0.1"}})
     assert read_search_log(config) == []
     reports = [Report("trial-000", 2, 10.0, 0.5), Report("trial-001", 0, 3.0, None)]

@@ -12,12 +12,12 @@ from tests.helpers.searches import ray_trial, write_search_log, write_trial
 SECTION = {"num_trials": 6, "max_iter": 8, "eval_period": 2, "metric": "rmse"}
 
 
-@pytest.mark.parametrize("name", ["asha", "median"])
+@pytest.mark.parametrize("scheduler_name", ["asha", "median"])
 @pytest.mark.parametrize("with_log", [True, False], ids=["log", "no_log"])
 def test_a_new_trial_is_compared_with_trials_from_before_the_resume(
-    name: str, with_log: bool, make_config: Callable[..., Config]
+    scheduler_name: str, with_log: bool, make_config: Callable[..., Config]
 ) -> None:
-    config = make_config(tune={**SECTION, "scheduler": name})
+    config = make_config(tune={**SECTION, "scheduler": scheduler_name})
     decisions = []
     for num_ended in (0, 4):
         for number in range(num_ended):
@@ -31,11 +31,11 @@ def test_a_new_trial_is_compared_with_trials_from_before_the_resume(
     assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
 
 
-@pytest.mark.parametrize("name", ["asha", "median"])
+@pytest.mark.parametrize("scheduler_name", ["asha", "median"])
 def test_the_trial_with_the_configs_own_settings_is_never_stopped_but_its_reports_count(
-    name: str, make_config: Callable[..., Config]
+    scheduler_name: str, make_config: Callable[..., Config]
 ) -> None:
-    config = make_config(tune={**SECTION, "scheduler": name})
+    config = make_config(tune={**SECTION, "scheduler": scheduler_name})
     scheduler = build_scheduler(config)
     trials = [ray_trial(number) for number in range(6)]
     for trial in trials:
@@ -47,11 +47,11 @@ def test_the_trial_with_the_configs_own_settings_is_never_stopped_but_its_report
     assert scheduler.on_trial_result(None, trials[4], {"iteration": 2, "rmse": 90.0}) == TrialScheduler.STOP
 
 
-@pytest.mark.parametrize("name", ["asha", "median"])
+@pytest.mark.parametrize("scheduler_name", ["asha", "median"])
 def test_a_resumed_trial_is_not_stopped_for_reports_from_before_the_resume(
-    name: str, make_config: Callable[..., Config]
+    scheduler_name: str, make_config: Callable[..., Config]
 ) -> None:
-    config = make_config(tune={**SECTION, "scheduler": name})
+    config = make_config(tune={**SECTION, "scheduler": scheduler_name})
     write_trial(config, "trial-000", 1.0, {2: 50.0, 4: 20.0})
     stopped_names = [f"trial-{number:03d}" for number in range(1, 5)]
     for trial_name in stopped_names:  # stopped at 2 iterations, but trained until the stop arrived
@@ -66,9 +66,9 @@ def test_a_resumed_trial_is_not_stopped_for_reports_from_before_the_resume(
     assert scheduler.on_trial_result(None, new_trial, {"iteration": 2, "rmse": 60.0}) == TrialScheduler.STOP
 
 
-@pytest.mark.parametrize("name", ["asha", "median"])
-def test_a_failed_trial_counts_as_the_worst(name: str, make_config: Callable[..., Config]) -> None:
-    config = make_config(tune={**SECTION, "scheduler": name})
+@pytest.mark.parametrize("scheduler_name", ["asha", "median"])
+def test_a_failed_trial_counts_as_the_worst(scheduler_name: str, make_config: Callable[..., Config]) -> None:
+    config = make_config(tune={**SECTION, "scheduler": scheduler_name})
     failed_names = [f"trial-{number:03d}" for number in range(4)]
     for trial_name in failed_names:
         write_trial(config, trial_name, 1.0, {}, end={"reason": "the loss is no longer finite"})

@@ -202,7 +202,7 @@ def test_a_search_over_damaged_parts_resumes_when_they_are_repaired(
     write_store(make_plan(config))
     contents = {part: part.read_bytes() for part in Path(config.path("store")).rglob("*.parquet")}
     for part, content in contents.items():
-        middle = len(content) // 2  # in the images
+        middle = len(content) // 2  # this byte belongs to the images
         part.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     with pytest.raises(KpRayError, match=r"no trial reported rmse; the first reason: .*\.parquet: damaged"):
         tune(config)
@@ -297,15 +297,15 @@ def test_a_killed_worker_and_a_killed_trial_are_replaced(make_search_config: Mak
     wait_until(lambda: not list_leftovers(), timeout_s=60, poll_s=0.5)
 
 
-def kill_process(pattern: str, parent: int | None = None) -> None:
+def kill_process(pattern: str, parent_pid: int | None = None) -> None:
     """Kill the only process whose name or command matches a pattern.
 
     Args:
         pattern: a regular expression.
-        parent: id of the process whose descendants are searched; None: of this process.
+        parent_pid: id of the process whose descendants are searched; None: the id of this process.
     """
     processes = []
-    for process in psutil.Process(parent).children(recursive=True):
+    for process in psutil.Process(parent_pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if re.search(pattern, " ".join([process.name(), *process.cmdline()])):
                 processes.append(process)

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from kp_ray.config.schema import Config
 from kp_ray.tuning.departures import ResumedSearch, TrialSampler
 from kp_ray.tuning.searcher import build_searcher
-from kp_ray.tuning.space import Point, build_space, build_study, first_points, recipe_sets
+from kp_ray.tuning.space import Point, build_recipe_sets, build_space, build_study, first_points
 from tests.helpers.searches import OWN_SET, write_trial
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")  # its capacity limits the number of concurrent trials
@@ -71,7 +71,7 @@ def test_trials_that_have_begun_resume_with_their_points_before_new_trials_start
     make_config: Callable[..., Config],
 ) -> None:
     config = make_config(tune={"num_trials": 4, "max_iter": 8})
-    points = first_points(config, recipe_sets(config))
+    points = first_points(config, build_recipe_sets(config))
     recorded_point = replace(points[0], base_lr=0.003)
     write_trial(config, "trial-003", 1.0, {2: 50.0}, params=recorded_point)  # trial 2 has not begun
     searcher = build_searcher(config)

@@ -50,7 +50,7 @@ def test_settings_become_a_point_inside_the_space(point: Point) -> None:
         assert train_point.base_lr == train.base_lr
 
 
-def test_points_of_the_config_follow_in_order_without_repetition() -> None:
+def test_the_points_of_the_config_follow_its_own_settings_in_order_without_repetition() -> None:
     config = build_config(
         {"preset": "dacon", "tune": {"points": [{"base_lr": 0.002}, {"gamma": 0.8}, {"flip": False}]}}
     )

@@ -51,7 +51,9 @@ def test_a_trial_that_is_over_repeats_its_last_report(make_config: Callable[...,
     assert report["seconds"] >= 1.0  # the log's seconds plus those since this start
 
 
-def test_a_trial_without_a_last_value_reports_the_worst_value_and_its_end(make_config: Callable[..., Config]) -> None:
+def test_a_trial_whose_last_evaluation_has_no_value_reports_the_worst_value_and_its_end(
+    make_config: Callable[..., Config],
+) -> None:
     config = make_config(tune={"num_trials": 1, "max_iter": 8})
     point = to_point(config.train, config)
     write_trial(config, "trial-000", 1.0, {2: 90.0, 8: math.nan}, params=point)

@@ -20,7 +20,7 @@ def config(tmp_path: Path) -> Config:
     return build_config({"run_dir": str(tmp_path)})
 
 
-def test_the_best_is_chosen_among_the_trials_with_the_most_iterations(config: Config) -> None:
+def test_the_best_trial_is_chosen_among_those_with_the_most_iterations(config: Config) -> None:
     for began, (name, evaluations) in enumerate({"a": {8: 30.0}, "b": {8: 20.0}, "c": {4: 10.0}}.items()):
         write_trial(config, name, began, evaluations)
     write_trial(config, "d", 4.0, {8: 1.0}, end={"reason": "the loss is no longer finite"})
@@ -50,7 +50,9 @@ def test_other_settings_replace_the_configs_own_only_if_they_are_better(config: 
     assert [own_trial.value_at(iterations, "rmse") for iterations in (4, 8, 9)] == [35.0, 20.0, None]
 
 
-def test_the_tables_hold_every_trial_in_the_order_of_the_start(config: Config, tmp_path: Path) -> None:
+def test_the_tables_list_evaluated_and_failed_trials_in_the_order_of_their_start(
+    config: Config, tmp_path: Path
+) -> None:
     write_trial(config, "late", 3.0, {2: 50.0, 4: 40.0})
     write_trial(config, "early", 1.0, {2: 60.0, 4: 45.0, 8: 30.0})
     write_trial(config, "broken", 2.0, {2: 90.0}, end={"reason": "the loss is no longer finite"})
@@ -78,5 +80,5 @@ def test_a_running_trial_is_not_failed_while_ray_may_retry_it(config: Config) ->
     write_trial(config, "trial-002", 3.0, {})
     write_trial(config, "trial-003", 4.0, {2: 9.0}, end={"reason": "the loss"})
     names = [f"trial-{number:03d}" for number in range(4)]
-    assert [trial.status for trial in read_trials(config, running=names)] == ["running"] * 3 + ["failed"]
+    assert [trial.status for trial in read_trials(config, running_names=names)] == ["running"] * 3 + ["failed"]
     assert [trial.status for trial in read_trials(config)] == ["stopped", "failed", "failed"]
