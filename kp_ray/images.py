@@ -93,7 +93,7 @@ def require_decodable(content: bytes) -> None:
     """Refuse an image that cannot be decoded. A JPEG is decoded at an eighth of its size, which is faster.
 
     Raises:
-        DataError: as `decode`.
+        DataError: see `decode`.
     """
     with _open(content) as pil_image:
         _refuse_unsupported(pil_image)
@@ -111,8 +111,8 @@ def decode(content: bytes) -> tuple[Image, bool]:
         content: a file in one of FORMATS.
 
     Returns:
-        The image (H, W, 4) BGRX, and True if `content` is a grey or color JPEG whose pixels are upright: such a file
-        can be stored unchanged, so the image need not be encoded again.
+        The image (H, W, 4) BGRX, and True if `content` is a grey or color JPEG (not MPO) whose pixels are upright: such
+        a file can be stored unchanged, so the image need not be encoded again.
 
     Raises:
         DataError: the image is truncated, damaged or too large, or its format or mode is not supported.

@@ -202,12 +202,12 @@ def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
 
 
 def _summarize(config: Config, summaries: Mapping[str, Any]) -> RunSummary:
-    from kp_ray.store.figures import read_store_figures
+    from kp_ray.store.augment_record import read_augment_record
 
-    figures = read_store_figures(config)
+    record = read_augment_record(config)
     return RunSummary(
         augment=summaries["augment"],
-        sources_per_s=figures.sources_per_s if figures else summaries["augment"].sources_per_s,
+        sources_per_s=record.sources_per_s if record else summaries["augment"].sources_per_s,
         train=summaries["train"],
         predict=summaries["predict"],
         evaluate=summaries.get("evaluate"),

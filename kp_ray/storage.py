@@ -276,7 +276,7 @@ def file_infos(folder: str) -> dict[str, pafs.FileInfo]:
 
 @contextlib.contextmanager
 def writer_lock(folder: str) -> Iterator[None]:
-    """Lock a local folder against other writers; the lock ends with the process, even if the process is killed.
+    """Lock a local folder against other writers; the lock of a killed process ends with the process.
 
     Object storage has no locks, so a second writer to it is not refused (docs/store.md).
 
@@ -319,7 +319,7 @@ def read_parquet(path: str, fix: str, columns: Sequence[str] | None = None) -> p
     """Read one local or remote Parquet file.
 
     Args:
-        path: a file that `write_parquet` wrote; its page checksums are verified.
+        path: the file; its page checksums are verified, if it has any.
         fix: what the user should do about a missing or damaged file, e.g. "run verify, then augment".
         columns: names of the columns to read; None reads all.
 

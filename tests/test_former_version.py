@@ -36,8 +36,8 @@ def test_the_store_is_read_verified_and_converted_without_rewriting_a_part(forme
     rows = kp_ray.read_store(former_config.path("store")).to_pylist()
     assert len(rows) == 12
     assert verify_store(make_plan(former_config)) == []
-    figures = write_store(make_plan(former_config))
-    assert (figures.parts_written, figures.parts_kept) == (0, 3)
+    record = write_store(make_plan(former_config))
+    assert (record.parts_written, record.parts_kept) == (0, 3)
     assert str(kp_ray.read_store(former_config.path("store")).to_pylist()) == str(rows)
     assert verify_store(make_plan(former_config)) == []
 

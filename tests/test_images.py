@@ -141,7 +141,7 @@ def test_encode_takes_bgr_and_bgrx(num_channels: int) -> None:
         encode(np.zeros((1, MAX_SIDE + 1, num_channels), np.uint8), 95)
 
 
-def test_decode_preview_returns_an_encoded_preview_and_none_for_other_bytes() -> None:
+def test_decode_preview_decodes_a_preview_and_returns_none_for_bytes_that_are_no_image() -> None:
     image = np.full((20, 30, 3), (40, 90, 200), dtype=np.uint8)
     decoded_image = decode_preview(encode_preview(image))
     assert decoded_image is not None

@@ -238,7 +238,7 @@ def test_text_that_is_not_utf_8_is_reported_as_damage_even_without_checksums(tex
 # The lock.
 
 
-def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_until_the_first_releases_the_lock(tmp_path: Path) -> None:
     code = f"from kp_ray.storage import writer_lock\nwith writer_lock({str(tmp_path / 'run')!r}): print('held')"
 
     def write_in_another_process() -> subprocess.CompletedProcess[str]:

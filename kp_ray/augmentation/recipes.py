@@ -1,7 +1,8 @@
 """The 27 named recipes as data, and the look-up of the recipes that a config lists.
 
-The named recipes are those of the published solution (docs/recipes.md). A named recipe rotates, rescales, crops and
-rescales again, in this order; each step is optional. A variant is therefore one affine map of its source.
+The named recipes are those of the published solution (docs/recipes.md). A named recipe rotates, rescales, crops,
+rescales again and changes brightness and contrast, in this order; each step is optional. The first four steps together
+are one affine map of the source.
 """
 
 from collections import Counter
@@ -28,7 +29,7 @@ class Recipe:
             is filled by reflection without repeating the edge pixel (reflect-101).
         scale_range: rescale by a factor that is uniform in this range; None does not rescale.
         crop_hw: height and width in pixels of the crop in a frame of REFERENCE_HW; None does not crop.
-        crop: place the crop at a uniformly random position, or in the centre of the frame.
+        crop: position of the crop: uniformly random ("random") or in the centre of the frame ("center").
         crop_scale_range: rescale the crop by a factor that is uniform in this range; None does not rescale it.
         brightness_contrast: multiply pixels by a contrast uniform in [0.8, 1.2], then add a brightness uniform in
             [-0.2, 0.2] of white.

@@ -118,8 +118,8 @@ def augment_source(
         settings: settings of the store.
 
     Returns:
-        The variants, recipe by recipe and copy by copy, and a dict recipe name -> reason of the recipes that cannot be
-        applied to the source. A recipe makes all of its copies or none. A variant does not depend on the other recipes.
+        The variants, recipe by recipe and copy by copy, and a dict of the recipes that cannot be applied to the source:
+        recipe name -> reason. A recipe makes all of its copies or none. A variant does not depend on the other recipes.
 
     Raises:
         DataError: the image cannot be decoded; the message gives the reason.

@@ -18,7 +18,7 @@ from kp_ray.keypoints import FloatArray
 _TILE = 256
 """Side in pixels of the square tiles in which a window is resampled."""
 _MAX_ROTATE_DEG = max(recipe.rotate_deg for recipe in RECIPES.values())
-"""Largest rotation of any built-in recipe, in degrees."""
+"""Largest rotation of any named recipe, in degrees."""
 
 
 class _Scratch(threading.local):
@@ -81,9 +81,9 @@ class PaddedSource:
 def _resample(image: Image, inverse: FloatArray, width: int, height: int) -> Image:
     """Resample a window of `width` x `height` pixels with linear interpolation.
 
-    Each tile of the window is sampled from a copy of the region of `image` that it needs, which fits the cache. Without
-    tiles a rotated row crosses the whole image and misses the cache at every pixel (1080p: 10 ns per pixel without
-    tiles, 4 to 8 ns with tiles).
+    Each tile of the window needs one region of `image`. The tile is sampled from a copy of this region, which fits the
+    cache. Without tiles a rotated row crosses the whole image and misses the cache at every pixel (1080p: 10 ns per
+    pixel without tiles, 4 to 8 ns with tiles).
 
     Args:
         image: (H, W, 4).

@@ -20,7 +20,7 @@ class ConfigurationSection:
 
     Attributes:
         config_yaml: the resolved config as YAML, without credentials.
-        versions: (name, version) of Python and of each installed package, on the machine that writes the report.
+        versions: (name, version) of Python and of each installed package of _PACKAGES, on this machine.
     """
 
     config_yaml: str

@@ -12,7 +12,7 @@ class CrossvalSection:
 
     Attributes:
         lines: the score with its intervals, and the folds that are not scored.
-        folds: (fold, members, number of images, RMSE in pixels) as texts.
+        folds: (number of the fold, members that hold it out, number of images, RMSE in pixels) as texts.
     """
 
     lines: tuple[str, ...]

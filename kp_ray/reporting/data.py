@@ -10,7 +10,7 @@ from kp_ray.config.schema import Config
 from kp_ray.reporting.run_files import RunFiles
 from kp_ray.storage import exists
 
-NUM_EXAMPLES = 3
+MAX_EXAMPLES = 3
 """Maximum number of findings shown per kind, and of frame sizes shown."""
 
 
@@ -22,7 +22,7 @@ class FindingKind:
         level: "error" or "warning".
         kind: name of the kind, as in check.csv.
         count: number of findings of this kind.
-        examples: the first NUM_EXAMPLES of them.
+        examples: the first MAX_EXAMPLES of these findings.
     """
 
     level: str
@@ -57,7 +57,7 @@ class DataSection:
         num_keypoints: number of keypoints of the skeleton; 0 without a store.
         sides: the sides of the split; empty without a store.
         cameras: sorted names of the cameras.
-        frame_sizes: the first NUM_EXAMPLES sizes of the sources, e.g. "1920x1080", and "..." if there are more.
+        frame_sizes: the MAX_EXAMPLES smallest sizes of the sources, e.g. "1920x1080", and "..." if there are more.
         split: the config's `split` section.
     """
 
@@ -77,14 +77,14 @@ def data_section(config: Config, files: RunFiles) -> DataSection | None:
     findings = read_findings(path) if exists(path) else None
     if findings is None and manifest is None:
         return None
-    rows_by_side: Mapping[str, int] = manifest.num_rows_by_split if manifest else {}
+    num_rows_by_side: Mapping[str, int] = manifest.num_rows_by_split if manifest else {}
     units: Mapping[str, tuple[str, ...]] = manifest.units if manifest else {}
     return DataSection(
         num_findings=None if findings is None else len(findings),
         kinds=_group_findings(findings or []),
         num_sources=manifest.num_sources if manifest else None,
         num_keypoints=len(manifest.skeleton) if manifest else 0,
-        sides=tuple(SplitSide(name, count, len(units.get(name, ()))) for name, count in rows_by_side.items()),
+        sides=tuple(SplitSide(name, count, len(units.get(name, ()))) for name, count in num_rows_by_side.items()),
         cameras=tuple(sorted({camera for sample in files.samples.values() for camera in sample.cameras if camera})),
         frame_sizes=_frame_sizes(files),
         split=config.split,
@@ -96,7 +96,7 @@ def _group_findings(findings: list[Finding]) -> tuple[FindingKind, ...]:
     for finding in findings:
         groups[finding.level, finding.kind].append(finding)
     kinds = [
-        FindingKind(level, kind, count=len(group), examples=tuple(group[:NUM_EXAMPLES]))
+        FindingKind(level, kind, count=len(group), examples=tuple(group[:MAX_EXAMPLES]))
         for (level, kind), group in groups.items()
     ]
     return tuple(sorted(kinds, key=lambda kind: (kind.level != "error", -kind.count)))
@@ -105,5 +105,5 @@ def _group_findings(findings: list[Finding]) -> tuple[FindingKind, ...]:
 def _frame_sizes(files: RunFiles) -> tuple[str, ...]:
     sample = files.samples.get("Original")
     sizes = sorted({(int(width), int(height)) for width, height in sample.sizes}) if sample else []
-    texts = [f"{width}x{height}" for width, height in sizes[:NUM_EXAMPLES]]
-    return (*texts, "...") if len(sizes) > NUM_EXAMPLES else tuple(texts)
+    texts = [f"{width}x{height}" for width, height in sizes[:MAX_EXAMPLES]]
+    return (*texts, "...") if len(sizes) > MAX_EXAMPLES else tuple(texts)

@@ -13,7 +13,7 @@ from kp_ray.reporting.run_files import RunFiles
 from kp_ray.visualization.plots import plot_bars, plot_curves
 
 _NOT_FOUND_PX = -1e6
-"""Coordinate of the points of a person whom a member did not find: they are wrong at every threshold."""
+"""Coordinate of the points of a person whom a member did not find, far enough to be wrong at every threshold."""
 
 Curve = tuple[list[float], list[float]]
 """The x values and the y values of a curve."""
@@ -86,7 +86,7 @@ def _pck_and_oks(images: tuple[str, ...], keypoints: FloatArray, truth: Annotati
     """Compute the PCK curve and the OKS curve over the images with ground truth.
 
     Args:
-        images: N names.
+        images: names of the N predicted images.
         keypoints: (N, K, 3) predicted x, y and score; NaN where nobody was found.
         truth: labels of the test images.
 

@@ -24,12 +24,12 @@ Overlay = tuple[FloatArray, Skeleton, Color | None]
 
 
 def prediction_image_folders(config: Config) -> tuple[str | None, ...]:
-    """Return the folders that may hold an image of the predictions, the first choice first."""
+    """Return the folders that may hold a predicted image, in the order in which they are searched."""
     return config.predict.images, config.data.test_images, config.data.images
 
 
 def read_image(folders: Sequence[str | None], name: str) -> Image | None:
-    """Read an image (H, W, 3), BGR, from the first of the folders that holds it; None if no folder does."""
+    """Read an image (H, W, 3), BGR, from the first of the folders that holds it; None if it cannot be read."""
     try:
         check_image_name(name, "")
     except DataError:

@@ -1,4 +1,4 @@
-"""Section "Predictions": the worst images, the filled images, and the images in which the members differ most."""
+"""Section "Predictions": the worst images, those filled by a fallback, and those in which members differ most."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -162,8 +162,8 @@ def _describe_worst_point(image: str, files: RunFiles) -> str:
     errors = point_errors(prediction, truth.keypoints[truth.images.index(image)])
     if not np.isfinite(errors).any():
         return ""
-    worst = int(np.nanargmax(errors))
-    return f", {truth.skeleton.names[worst]} by {errors[worst]:,.0f} px"
+    worst_keypoint = int(np.nanargmax(errors))
+    return f", {truth.skeleton.names[worst_keypoint]} by {errors[worst_keypoint]:,.0f} px"
 
 
 def _draw_disputed_tiles(

@@ -21,7 +21,7 @@ from kp_ray.prediction.records import (
 )
 from kp_ray.reporting.samples import VariantSample, read_samples
 from kp_ray.storage import exists, list_folders, read_parquet
-from kp_ray.store.figures import StoreFigures, read_store_figures
+from kp_ray.store.augment_record import AugmentRecord, read_augment_record
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import Manifest, read_manifest
 from kp_ray.suspects.files import SUSPECTS_FILE, SuspectRow, read_suspects
@@ -37,9 +37,9 @@ class RunFiles:
         manifest: the store's manifest.
         store_skeleton: the skeleton of the store's keypoints.
         samples: recipe -> sample of its variants in the store.
-        store_figures: augment.json: counts and times of the last `augment` that wrote parts.
+        augment_record: augment.json: counts and times of the last `augment` that wrote parts.
         logs: member -> training log; the config's members come first.
-        trials: the table tune/trials.csv, one row per trial.
+        trials: tune/trials.parquet with the columns of tune/trials.csv, one row per trial.
         search: tune/result.json: the result of a finished search.
         search_by_member: member -> the search result that it was trained with; only members that used a search.
         predictions: predictions.parquet: every member's prediction for every test image.
@@ -54,7 +54,7 @@ class RunFiles:
     manifest: Manifest | None
     store_skeleton: Skeleton | None
     samples: dict[str, VariantSample]
-    store_figures: StoreFigures | None
+    augment_record: AugmentRecord | None
     logs: dict[str, list[LogEntry]]
     trials: pa.Table | None
     search: SearchResult | None
@@ -85,7 +85,7 @@ def read_run_files(config: Config) -> RunFiles:
         manifest=manifest,
         store_skeleton=store_skeleton,
         samples=read_samples(store, manifest, store_skeleton) if manifest and store_skeleton else {},
-        store_figures=read_store_figures(config),
+        augment_record=read_augment_record(config),
         logs=_read_logs(config),
         trials=_read_trials(config),
         search=read_result(config) if is_search_finished(config) else None,

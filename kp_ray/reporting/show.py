@@ -38,7 +38,7 @@ class _Selection:
 
 @dataclass(frozen=True)
 class ShowSummary:
-    """Result of `show`.
+    """The result of `show`.
 
     Attributes:
         pictures: number of written images, without `sheet.jpg`.
@@ -49,11 +49,11 @@ class ShowSummary:
     folder: str
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return the lines of text for the terminal."""
         return [f"{self.pictures} image{'' if self.pictures == 1 else 's'} and sheet.jpg in {self.folder}"]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         return asdict(self)
 
 

@@ -27,10 +27,10 @@ def speed_section(files: RunFiles) -> SpeedSection | None:
 
 
 def _augment_rows(files: RunFiles) -> list[tuple[str, str]]:
-    figures = files.store_figures
-    if figures is None or not figures.parts_written:
+    record = files.augment_record
+    if record is None or not record.parts_written:
         return []
-    seconds, start_up, rate = map(format_number, (figures.seconds, figures.start_up_s, figures.sources_per_s))
+    seconds, start_up, rate = map(format_number, (record.seconds, record.start_up_s, record.sources_per_s))
     return [("augment", f"{seconds} s, {start_up} s of it start-up: {rate} sources/s")]
 
 

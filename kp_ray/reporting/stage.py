@@ -10,7 +10,7 @@ from kp_ray.stage import Progress
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """Result of `report`.
+    """The result of `report`.
 
     Attributes:
         report: path of the page.
@@ -19,16 +19,16 @@ class ReportSummary:
     report: str
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return the lines of text for the terminal."""
         return [f"report: {self.report}"]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         return asdict(self)
 
 
 class ReportStage:
-    """Write `report.html` about the stages that have run."""
+    """Writes `report.html` about the stages that have run."""
 
     name = "report"
     needs_cluster = False

@@ -30,7 +30,7 @@ class SuspectsSection:
 
     Attributes:
         counts: number of suspicious images by kind, the most frequent first.
-        tiles: a tile of each drawn suspect's label and, if there is one, a tile of its prediction.
+        tiles: one tile per drawn label, followed by a tile of its out-of-fold prediction if that exists.
         rows: the suspicious images, the most suspicious first.
     """
 
@@ -59,7 +59,7 @@ def _draw_tiles(config: Config, rows: tuple[SuspectRow, ...]) -> list[Tile]:
             predictions, _ = read_predicted_points(config, labels.skeleton)
     tiles = []
     for row in rows:
-        if row.image not in labels.images:  # a correction dropped it
+        if row.image not in labels.images:  # a correction dropped the image
             continue
         label = labels.keypoints[labels.images.index(row.image)]
         points_by_name = {"label": label}

@@ -24,7 +24,7 @@ def convert_layout(store: str) -> None:
     manifest = read_manifest(store) if exists(former_manifest) else None
     for folder in filter(is_in_former_recipe_folder, list_folders(store)):
         for name in file_sizes(join(store, folder)):
-            if name.endswith(".parquet"):  # a killed writer may have left unfinished files
+            if name.endswith(".parquet"):  # not the unfinished files of a killed writer
                 move_file(join(store, folder, name), join(store, current_path(folder), name))
         delete_folder(join(store, folder))
     if exists(former_quarantine):

@@ -14,10 +14,10 @@ from kp_ray.store.manifest import read_manifest
 from kp_ray.store.parts import make_variants, sample_evenly
 from kp_ray.store.plan import Chunk, Plan
 
-NUM_PROBES = 3
+MAX_PROBES = 3
 """Maximum number of sources per split whose rows are made for an estimate."""
 ROW_BYTES = 3000
-"""Bytes of a row in a part without its image, measured on stores of 320x180 and 1920x1080 frames."""
+"""Bytes that a row takes in a part besides its image, measured on stores of 320x180 and 1920x1080 frames."""
 START_UP_S = 9
 """Seconds until a local cluster has started and its workers have imported their modules, measured on two cores."""
 
@@ -106,7 +106,7 @@ def _num_cpus() -> int:
 
 
 def estimate_store(plan: Plan, num_cpus: float) -> StoreEstimate:
-    """Estimate a store's size and duration by making the rows of up to NUM_PROBES sources per split on this machine."""
+    """Estimate a store's size and duration by making the rows of up to MAX_PROBES sources per split on this machine."""
     num_sources = num_variants = num_probed = 0
     num_bytes = cpu_s = 0.0
     for split in ("train", "val"):
@@ -131,10 +131,10 @@ def estimate_store(plan: Plan, num_cpus: float) -> StoreEstimate:
 
 
 def _probe_chunks(plan: Plan, chunks: Sequence[Chunk]) -> list[_Probe]:
-    """Measure the first source of each of up to NUM_PROBES evenly spread chunks; skip unusable sources."""
+    """Measure the first source of each of up to MAX_PROBES evenly spread chunks; skip unusable sources."""
     probes: list[_Probe] = []
     is_warm = False
-    for chunk in sample_evenly(chunks, NUM_PROBES):
+    for chunk in sample_evenly(chunks, MAX_PROBES):
         recipes = [(part.recipe, part.copies) for part in chunk.parts]
         if not is_warm:  # load the libraries before the measurement
             is_warm = bool(make_variants(plan, chunk.sources[0], recipes)[0])
@@ -147,7 +147,7 @@ def _probe_chunks(plan: Plan, chunks: Sequence[Chunk]) -> list[_Probe]:
 
 
 def format_size(num_bytes: float) -> str:
-    """Format a number of bytes with three digits and a decimal unit, e.g. "12.3 MB"."""
+    """Format a number of bytes with at most three digits and a decimal unit, e.g. "12.3 MB"."""
     power = min(int(np.log10(max(num_bytes, 1)) // 3), 4)
     return f"{num_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 

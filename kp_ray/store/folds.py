@@ -1,7 +1,7 @@
 """Show a store with folds as a member sees it: one fold is held out, the other folds are for training.
 
-A store with folds holds every recipe of every source. The manifest's table says in which fold a unit is; the fold of a
-row follows from its scene, camera and source.
+A store with folds holds every recipe of every source. The manifest's table gives the fold of each unit (scene, clip or
+frame); a row's unit follows from its scene, camera and source.
 """
 
 from functools import lru_cache
@@ -22,7 +22,7 @@ VALIDATION_RECIPE_NAME = "Original"
 
 
 def check_held_out_fold(config: Config, member: str) -> int | None:
-    """Return the number of the fold that a member holds out; None without `split.folds`.
+    """Check the store's number of folds; return the fold that a member holds out, or None without `split.folds`.
 
     Raises:
         StoreError: there is no finished store, or its number of folds is not the config's.
@@ -40,7 +40,7 @@ def check_num_folds(config: Config, manifest: Manifest) -> None:
     num_stored = len(manifest.folds) if manifest.folds else None
     if num_stored != config.split.folds:
         raise StoreError(
-            f"split.folds: the store has {'no' if num_stored is None else num_stored} folds (got "
+            f"split.folds: differs from the store's number of folds, {num_stored or 0} (got "
             f"{'null' if config.split.folds is None else config.split.folds}): run augment, which keeps every part "
             "that stays the same, or restore the setting"
         )

@@ -20,12 +20,12 @@ _RECIPE_PREFIX, _FORMER_RECIPE_PREFIX = "recipe-", "recipe="
 
 
 def part_path(recipe: str, name: str) -> str:
-    """Return the path, relative to the store, of a recipe's part called `name`."""
+    """Return the path, relative to the store, of a recipe's part whose file is called `name`."""
     return f"{_RECIPE_PREFIX}{recipe}/{name}"
 
 
 def recipe_in_path(path: str) -> str:
-    """Return the recipe's name in the path of a part relative to the store."""
+    """Return the name of the recipe in a part's path, which is relative to the store."""
     return path.partition("/")[0].removeprefix(_RECIPE_PREFIX)
 
 

@@ -35,14 +35,14 @@ def local_copies(store: str, max_bytes: int | None = None) -> Iterator[Callable[
         return
     parent = Path(tempfile.gettempdir(), f"kp_ray-parts-{os.getuid()}")
     parent.mkdir(mode=0o700, exist_ok=True)
-    if parent.stat().st_uid != os.getuid():  # another user could replace the copies
+    if parent.stat().st_uid != os.getuid():  # make no copies, because the owner of the folder could replace them
         yield lambda path: path
         return
     for other_lock_path in parent.glob("*.users"):
         with contextlib.suppress(OSError), open(other_lock_path) as other_lock_file:
             _remove_if_unused(other_lock_path, other_lock_file)
     lock_path = parent / f"{digest(store)}.users"
-    lock_file = _register(lock_path)
+    lock_file = _open_lock_file(lock_path)
     try:
         limit = shutil.disk_usage(parent).free // 2 if max_bytes is None else max_bytes
         yield PartCopies(lock_path.with_suffix(""), limit).locate
@@ -51,8 +51,8 @@ def local_copies(store: str, max_bytes: int | None = None) -> Iterator[Callable[
             _remove_if_unused(lock_path, lock_file)
 
 
-def _register(lock_path: Path) -> IO[str]:
-    """Open the lock file of a store's copies, and hold a shared lock on it while this process uses the copies."""
+def _open_lock_file(lock_path: Path) -> IO[str]:
+    """Open the lock file of a store's copies with a shared lock, which says that this process uses the copies."""
     import fcntl
 
     while True:
@@ -94,17 +94,17 @@ class PartCopies:
         """Return the path of a part's copy, made by the first call; return `path` if the part cannot be copied."""
         import fcntl
 
-        copy = self.folder / f"{digest(path)}.parquet"
-        if not copy.exists() and not self.is_full:
-            with open(copy.with_suffix(".lock"), "w") as lock:
+        copy_path = self.folder / f"{digest(path)}.parquet"
+        if not copy_path.exists() and not self.is_full:
+            with open(copy_path.with_suffix(".lock"), "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not copy.exists():
-                    self._copy(path, copy)
-        return str(copy) if copy.exists() else path
+                if not copy_path.exists():
+                    self._copy_part(path, copy_path)
+        return str(copy_path) if copy_path.exists() else path
 
-    def _copy(self, path: str, copy: Path) -> None:
+    def _copy_part(self, path: str, copy_path: Path) -> None:
         """Copy a part if there is room. A failure leaves no copy, so the caller reads the part from the store."""
-        partial_file = copy.with_suffix(".partial")
+        partial_file = copy_path.with_suffix(".partial")
         try:
             fs, inner_path = filesystem(path)
             used_bytes = sum(_size(entry) for entry in os.scandir(self.folder))
@@ -113,7 +113,7 @@ class PartCopies:
                 return
             local_fs = pafs.LocalFileSystem()
             pafs.copy_files(inner_path, str(partial_file), source_filesystem=fs, destination_filesystem=local_fs)
-            partial_file.replace(copy)
+            partial_file.replace(copy_path)
         except (OSError, pa.ArrowException) as error:
             partial_file.unlink(missing_ok=True)
             self.is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC

@@ -222,10 +222,10 @@ def write_manifest(store: str, manifest: Manifest) -> None:
 
 
 def store_digest(store: str) -> str:
-    """Compute one SHA-256 from a store's seed, keypoint names, parts and folds; any changed byte of a row changes it.
+    """Compute one SHA-256 from a store's seed, keypoint names, parts and folds.
 
-    The digest is the same in the former layout (schema 2) and the current one, so that members remain usable after
-    `augment` has converted their store.
+    Any changed byte of a row changes the digest. The former layout (schema 2) and the current layout have the same
+    digest, so that members remain usable after `augment` has converted their store.
 
     Raises:
         StoreError: there is no finished store.

@@ -41,8 +41,7 @@ from kp_ray.store.manifest import (
 from kp_ray.store.plan import Part, Plan
 
 ROWS_PER_GROUP = 1
-"""Rows per Parquet row group: training reads single rows at random, and a writer holds one row at a time."""
-
+"""Rows per Parquet row group: one, because training reads single rows at random and a writer then holds one row."""
 
 T = TypeVar("T")
 
@@ -57,7 +56,7 @@ def sample_evenly(items: Sequence[T], max_items: int) -> list[T]:
 def make_variants(
     plan: Plan, source: Source, recipes: Sequence[tuple[Recipe, int]]
 ) -> tuple[list[Variant], list[Quarantined]]:
-    """Make all variants of one source.
+    """Read the image of one source and make all its variants.
 
     Args:
         plan: the store's plan, which gives the folder of images, the seed and the settings.

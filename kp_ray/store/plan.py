@@ -195,9 +195,9 @@ def _digest_sources(sources: Sequence[Source], sizes: dict[str, int]) -> str:
     The digest contains the size of an image file, not its pixels, so that planning opens no image. The keypoints are
     hashed as bytes, because hashing them as JSON (`fingerprint.digest`) is much slower.
     """
-    blake2b = hashlib.blake2b(digest_size=16)
+    hasher = hashlib.blake2b(digest_size=16)
     for source in sources:
         fields = [source.name, source.scene, source.camera, source.frame, source.split, sizes.get(source.name)]
-        blake2b.update(json.dumps(fields).encode())
-        blake2b.update(np.ascontiguousarray(source.keypoints, dtype="<f8").tobytes())
-    return blake2b.hexdigest()
+        hasher.update(json.dumps(fields).encode())
+        hasher.update(np.ascontiguousarray(source.keypoints, dtype="<f8").tobytes())
+    return hasher.hexdigest()

@@ -49,7 +49,7 @@ def select_parts(
         split: "train" or "val"; None selects both.
         recipes: names of recipes; None selects all.
         fold: number of the fold to hold out, in a store with folds. Parts hold rows of several folds:
-            `read_part_rows` selects among them.
+            `read_part_rows` selects the rows.
 
     Returns:
         The manifest, and the full paths of the selected parts in the manifest's order.
@@ -90,7 +90,7 @@ def read_part_rows(
     split: str | None = None,
     fold: int | None = None,
 ) -> tuple[pa.Table, Sequence[int]]:
-    """Read the rows of a part that belong to a split, with the column `fold` if the store has folds.
+    """Read the rows of a part that belong to a split. A store with folds has one more column, `fold`.
 
     Args:
         path: local path or URL of the part, from `select_parts` with the same split and fold.

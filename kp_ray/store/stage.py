@@ -8,8 +8,8 @@ from kp_ray.cluster.resources import require_cpus
 from kp_ray.config.schema import Config
 from kp_ray.stage import Progress, check_inputs
 from kp_ray.storage import exists, join
+from kp_ray.store.augment_record import AUGMENT_RECORD_NAME, AugmentRecord, write_augment_record
 from kp_ray.store.estimate import AugmentForecast, forecast_augment
-from kp_ray.store.figures import FIGURES_NAME, StoreFigures, write_store_figures
 from kp_ray.store.layout import QUARANTINE_NAME
 from kp_ray.store.manifest import Quarantined, read_manifest
 from kp_ray.store.plan import Plan, make_plan
@@ -19,7 +19,7 @@ from kp_ray.store.write import is_finished, write_store
 
 
 @dataclass(frozen=True)
-class AugmentSummary(StoreFigures):
+class AugmentSummary(AugmentRecord):
     """The result of `augment`.
 
     Attributes:
@@ -46,14 +46,14 @@ class AugmentSummary(StoreFigures):
 
     def to_json(self) -> dict[str, Any]:
         """Return the plain values for `--json`."""
-        return {field.name: getattr(self, field.name) for field in fields(StoreFigures)}
+        return {field.name: getattr(self, field.name) for field in fields(AugmentRecord)}
 
 
 class AugmentStage:
     """Writes the store: every variant of every source, as Parquet.
 
     Attributes:
-        session_start_up_s: seconds that Ray took to start. The caller sets it, and `run` adds it to the figures.
+        session_start_up_s: seconds that Ray took to start. The caller sets this value, and `run` adds it to the record.
     """
 
     name = "augment"
@@ -97,19 +97,19 @@ class AugmentStage:
         """
         if not self.is_done(config):
             require_cpus(config.cluster, augment_nodes(), num_cpus=1, purpose="augment")
-        figures = write_store(self._plan(config), lambda done, total: progress("", done, total), config.save)
-        figures = replace(
-            figures,
-            seconds=round(figures.seconds + self.session_start_up_s, 3),
-            start_up_s=round(figures.start_up_s + self.session_start_up_s, 3),
+        record = write_store(self._plan(config), lambda done, total: progress("", done, total), config.save)
+        record = replace(
+            record,
+            seconds=round(record.seconds + self.session_start_up_s, 3),
+            start_up_s=round(record.start_up_s + self.session_start_up_s, 3),
         )
-        if figures.parts_written or not exists(config.path(FIGURES_NAME)):
-            write_store_figures(config, figures)
+        if record.parts_written or not exists(config.path(AUGMENT_RECORD_NAME)):
+            write_augment_record(config, record)
         store = config.path("store")
         manifest = read_manifest(store)
         refuse_empty_recipes(manifest)
-        first_quarantined = manifest.quarantined[0] if figures.quarantined else None
-        return AugmentSummary(**asdict(figures), store=store, first_quarantined=first_quarantined)
+        first_quarantined = manifest.quarantined[0] if record.quarantined else None
+        return AugmentSummary(**asdict(record), store=store, first_quarantined=first_quarantined)
 
     def forecast(self, config: Config) -> AugmentForecast:
         """Estimate the store's size and duration from a few of its sources.

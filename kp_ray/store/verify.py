@@ -42,7 +42,8 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
             problems = [f"{path}: {damage}" for path, damage in damage_by_path.items() if damage]
     if problems:
         return problems
-    stored_paths = {current_path(part.path): part.path for part in manifest.parts}  # the former layout has other paths
+    # Parts are compared by their current paths, because the plan has no paths of the former layout.
+    stored_paths = {current_path(part.path): part.path for part in manifest.parts}
     planned_paths = {part.path for part in plan.parts()}
     if stored_paths.keys() != planned_paths:
         num_different = len(stored_paths.keys() ^ planned_paths)

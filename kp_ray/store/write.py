@@ -12,8 +12,8 @@ from pathlib import Path
 from kp_ray import __version__
 from kp_ray.errors import StorageError, StoreError
 from kp_ray.storage import delete_file, file_sizes, filesystem, is_local, join, writer_lock
+from kp_ray.store.augment_record import AugmentRecord
 from kp_ray.store.convert import convert_layout
-from kp_ray.store.figures import StoreFigures
 from kp_ray.store.layout import current_path, has_store, is_in_recipe_folder
 from kp_ray.store.manifest import (
     UNAVAILABLE,
@@ -43,7 +43,7 @@ def write_store(
     plan: Plan,
     progress: Callable[[int, int], None] | None = None,
     on_locked: Callable[[], None] | None = None,
-) -> StoreFigures:
+) -> AugmentRecord:
     """Write a store's missing parts, then its manifest.
 
     Args:
@@ -74,7 +74,7 @@ def write_store(
     start_up_s = max(0.0, first_task_began - began)  # the difference can be negative, because clocks of nodes differ
     num_written_sources = sum(result.num_sources for result in results if len(result.parts) > result.num_recovered)
     num_recovered = sum(result.num_recovered for result in results)
-    return StoreFigures(
+    return AugmentRecord(
         sources=manifest.num_sources,
         variants=manifest.num_variants,
         seconds=round(seconds, 3),
@@ -189,7 +189,7 @@ def _write_chunks(
 
 
 def _finish_manifest(plan: Plan, reused: _ReusedParts, results: Sequence[ChunkResult]) -> Manifest:
-    """Write the manifest unless it is unchanged, then delete the parts that it does not list.
+    """Write the manifest unless no task ran and it is unchanged, then delete the parts that it does not list.
 
     Raises:
         StoreError: no source could be used.

@@ -15,7 +15,7 @@ from kp_ray.augmentation.recipes import RECIPES, Recipe
 from kp_ray.augmentation.sampling import sample_parameters, variant_seed
 from kp_ray.keypoints import FloatArray, apply_affine
 
-FRAME = (1920, 1080)
+FRAME_SIZE = (1920, 1080)
 NUM_SAMPLES = 2000
 MIN_P_VALUE = 1e-4
 """Smallest p-value at which two distributions count as equal; small, because over 200 pairs are compared."""
@@ -57,7 +57,7 @@ smallest and largest factor, and "brightness contrast" its largest change of con
 
 def sample_published(name: str, rng: np.random.Generator) -> tuple[float, ...]:
     """Sample the QUANTITIES of one variant as the published pipelines do."""
-    affine, (width, height), contrast, brightness = np.eye(3), FRAME, 1.0, 0.0
+    affine, (width, height), contrast, brightness = np.eye(3), FRAME_SIZE, 1.0, 0.0
     for step, values in PUBLISHED[name]:
         change = np.eye(3)
         if step == "rotate":
@@ -83,7 +83,7 @@ def sample_published(name: str, rng: np.random.Generator) -> tuple[float, ...]:
 def sample_kp_ray(recipe: Recipe, number: int) -> tuple[float, ...]:
     """Sample the QUANTITIES of one variant as kp_ray does; `number` stands for the source's name."""
     seed = variant_seed(0, str(number), recipe.fingerprint, 0)
-    result = sample_parameters(recipe, *FRAME, seed)
+    result = sample_parameters(recipe, *FRAME_SIZE, seed)
     return *result.affine[0, :2], *result.affine[:, 2], result.width, result.height, result.contrast, result.brightness
 
 
@@ -128,7 +128,7 @@ def test_a_random_crop_can_lie_at_the_far_edge_unlike_a_published_one() -> None:
 def test_labels_follow_a_rescaled_image_exactly_unlike_published_labels() -> None:
     for number in range(100):
         seed = variant_seed(0, str(number), RECIPES["Rescale_CenterCrop"].fingerprint, 0)
-        parameters = sample_parameters(RECIPES["Rescale_CenterCrop"], *FRAME, seed)
+        parameters = sample_parameters(RECIPES["Rescale_CenterCrop"], *FRAME_SIZE, seed)
         # The published code resizes to int(1920 * scale) px, which moves pixels by up to 1 px against their labels.
         assert parameters.affine[0, 0] == parameters.affine[1, 1] == parameters.scale
 
@@ -137,5 +137,5 @@ def test_an_image_is_rotated_about_its_exact_centre_unlike_a_published_one() -> 
     centre: FloatArray = np.array([[(1920 - 1) / 2, (1080 - 1) / 2]])
     for number in range(20):
         seed = variant_seed(0, str(number), RECIPES["Rotate45"].fingerprint, 0)
-        affine = sample_parameters(RECIPES["Rotate45"], *FRAME, seed).affine
+        affine = sample_parameters(RECIPES["Rotate45"], *FRAME_SIZE, seed).affine
         np.testing.assert_allclose(apply_affine(affine, centre), centre, atol=1e-9)

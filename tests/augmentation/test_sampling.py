@@ -20,7 +20,7 @@ from kp_ray.keypoints import FloatArray, apply_affine
 
 # Albumentations warns if a pipeline moves no keypoint.
 pytestmark = pytest.mark.filterwarnings("ignore:Got processor for keypoints")
-FRAMES = [(1920, 1080), (640, 480), (333, 500), (101, 57)]
+FRAME_SIZES = [(1920, 1080), (640, 480), (333, 500), (101, 57)]
 NUM_SAMPLES = 2000
 MIN_P_VALUE = 1e-4
 """Smallest p-value of a Kolmogorov-Smirnov test at which two distributions count as equal; small, because over a
@@ -67,7 +67,7 @@ def sample_with_albumentations(recipe: Recipe, width: int, height: int) -> list[
     return samples
 
 
-@pytest.mark.parametrize(("width", "height"), FRAMES)
+@pytest.mark.parametrize(("width", "height"), FRAME_SIZES)
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_equal_parameters_map_keypoints_as_albumentations_does(name: str, width: int, height: int) -> None:
     recipe = RECIPES[name]
@@ -197,7 +197,7 @@ def test_brightness_and_contrast_have_the_distributions_of_albumentations() -> N
 
 
 @pytest.mark.parametrize("name", ["Rescale_Rotate45_RandomCrop_1", "RandomSquare_1", "Original"])
-def test_the_reference_pipeline_gives_images_of_the_same_size(name: str) -> None:
+def test_the_reference_pipeline_gives_images_of_the_size_that_kp_ray_gives(name: str) -> None:
     pipeline = to_albumentations(RECIPES[name], 320, 180)
     for seed in range(5):
         pipeline.set_random_seed(seed)
@@ -239,8 +239,8 @@ def test_different_seeds_give_different_parameters() -> None:
     random_recipes = {*recipes_with_random_geometry(), "RandomBrightnessContrast"}
     for name, recipe in RECIPES.items():
         samples = [sample_parameters(recipe, 640, 360, seed) for seed in range(8)]
-        distinct = {(sample.affine.tobytes(), sample.contrast) for sample in samples}
-        assert len(distinct) == (8 if name in random_recipes else 1), name
+        distinct_parameters = {(sample.affine.tobytes(), sample.contrast) for sample in samples}
+        assert len(distinct_parameters) == (8 if name in random_recipes else 1), name
 
 
 def test_seeds_differ_between_variants_and_are_equal_on_every_machine() -> None:
@@ -251,7 +251,7 @@ def test_seeds_differ_between_variants_and_are_equal_on_every_machine() -> None:
     assert all(0 <= seed < 2**64 for seed in seeds)
 
 
-def test_a_crop_larger_than_the_frame_is_refused_with_both_sizes() -> None:
+def test_the_error_for_a_crop_larger_than_the_frame_gives_both_sizes() -> None:
     with pytest.raises(
         DataError, match=r"CenterCrop_1: its crop of 1280x720 px is larger than the frame \(640x480 px\)"
     ) as error:

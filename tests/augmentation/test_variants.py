@@ -114,7 +114,7 @@ def test_the_stored_coordinate_decides_if_a_keypoint_at_the_border_is_visible(
 
 
 @pytest.mark.parametrize("name", ["CenterCrop_1", "RandomCrop_1", "RandomSquare_2"])
-def test_its_coordinate_decides_if_a_keypoint_at_the_border_of_a_crop_is_visible(name: str) -> None:
+def test_a_keypoint_at_the_border_of_a_crop_is_visible_if_its_coordinate_is_inside(name: str) -> None:
     width, height = SIZES[0]
     content = to_jpeg(make_dotted_image(width, height))
     unlabelled_variant = make_variants(content, np.full((24, 3), np.nan), [(RECIPES[name], 1)])[0]
@@ -211,7 +211,7 @@ def test_rows_fit_the_schema_and_name_their_source() -> None:
     assert variants[1].image != variants[2].image
 
 
-def test_the_box_margin_widens_the_box_only() -> None:
+def test_the_box_margin_widens_only_the_box() -> None:
     content, keypoints = to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0])
     # The points at odd indices lie at the frame's edge, where the margin would be clipped.
     keypoints = np.where(np.arange(24)[:, None] % 2, np.nan, keypoints)
@@ -274,8 +274,10 @@ def test_a_crop_larger_than_the_frame_is_refused_if_sizes_do_not_scale() -> None
 
 
 def test_brightness_and_contrast_change_the_stored_image() -> None:
-    flat = np.full((64, 64, 3), 100, np.uint8)
-    for variant in make_variants(to_png(flat), np.full((24, 3), np.nan), [(RECIPES["RandomBrightnessContrast"], 5)]):
+    flat_image = np.full((64, 64, 3), 100, np.uint8)
+    for variant in make_variants(
+        to_png(flat_image), np.full((24, 3), np.nan), [(RECIPES["RandomBrightnessContrast"], 5)]
+    ):
         parameters = sample_parameters(RECIPES["RandomBrightnessContrast"], 64, 64, variant.seed)
         assert abs(decode_variant(variant).mean() - (100 * parameters.contrast + 255 * parameters.brightness)) < 1.5
 

@@ -41,8 +41,8 @@ def test_the_comparison_with_cubic_resampling_detects_a_shift_by_a_third_of_a_pi
     "name", ["Rotate45", "Rotate45_RandomCrop_3", "Rescale_RandomCrop_1", "Rescale_Rotate45_RandomCrop_3"]
 )
 def test_the_edge_of_a_variant_is_not_darkened_by_a_border(name: str, width: int, height: int) -> None:
-    flat = to_png(np.full((height, width, 3), 200, np.uint8))
-    for variant in make_variants(flat, np.full((24, 3), 1.0), [(RECIPES[name], 300)]):
+    flat_png = to_png(np.full((height, width, 3), 200, np.uint8))
+    for variant in make_variants(flat_png, np.full((24, 3), 1.0), [(RECIPES[name], 300)]):
         assert decode_variant(variant).min() >= 197
 
 

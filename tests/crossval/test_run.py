@@ -84,7 +84,7 @@ def test_members_that_were_trained_on_another_store_or_fold_are_refused(fold_con
     settings_path.write_text(json.dumps({**json.loads(settings_path.read_text()), "the store": "other"}))
     with pytest.raises(RunStateError, match="members/b: was made with the store 'other'"):
         make_tasks(build_config(values))
-    with pytest.raises(StoreError, match=r"split\.folds: the store has 2 folds \(got 3\)"):
+    with pytest.raises(StoreError, match=r"split\.folds: differs from the store's number of folds, 2 \(got 3\)"):
         make_tasks(build_config({**values, "split": {**values["split"], "folds": 3}}))
 
 

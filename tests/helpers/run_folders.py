@@ -23,7 +23,7 @@ from kp_ray.prediction.records import (
     write_details,
     write_evaluation,
 )
-from kp_ray.store.figures import StoreFigures, write_store_figures
+from kp_ray.store.augment_record import AugmentRecord, write_augment_record
 from kp_ray.store.manifest import Quarantined
 from kp_ray.training.search_result import SearchResult, write_result
 from kp_ray.tuning.trials import read_trials, write_tables
@@ -67,11 +67,11 @@ def write_labels(path: Path, seed: int) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def write_store_and_figures(config: Config, *, parts_written: int = 3) -> None:
+def write_store_and_record(config: Config, *, parts_written: int = 3) -> None:
     """Write a small store with one quarantined source, and augment.json."""
     quarantined = (Quarantined(source=HOSTILE_NAME, stage="decode", reason="truncated"),)
     write_small_store(Path(config.path("store")), quarantined)
-    figures = StoreFigures(
+    record = AugmentRecord(
         sources=2,
         variants=9,
         seconds=2.5,
@@ -81,7 +81,7 @@ def write_store_and_figures(config: Config, *, parts_written: int = 3) -> None:
         parts_kept=0,
         quarantined=1,
     )
-    write_store_figures(config, figures)
+    write_augment_record(config, record)
 
 
 def write_check_findings(config: Config) -> None:
@@ -196,7 +196,7 @@ def write_run_folder(folder: Path) -> Config:
     write_labels(folder / "truth.csv", 0)
     write_labels(Path(config.path("submission.csv")), 50)
     write_check_findings(config)
-    write_store_and_figures(config)
+    write_store_and_record(config)
     write_search(config)
     write_training_logs(config)
     write_run_predictions(config)

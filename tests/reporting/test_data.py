@@ -6,7 +6,7 @@ from kp_ray.config.schema import Config
 from kp_ray.reporting.data import SplitSide, data_section
 from kp_ray.reporting.run_files import read_run_files
 from tests.helpers.pages import Page, write_page
-from tests.helpers.run_folders import make_config, write_check_findings, write_store_and_figures
+from tests.helpers.run_folders import make_config, write_check_findings, write_store_and_record
 from tests.helpers.stores import STORE_IMAGES
 
 
@@ -39,7 +39,7 @@ def test_after_check_alone_the_page_has_the_findings(tmp_path: Path) -> None:
 
 def test_without_check_csv_the_page_does_not_mention_findings(tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    write_store_and_figures(config)
+    write_store_and_record(config)
     assert "findings" not in write_page(config).text
 
 

@@ -22,7 +22,7 @@ from tests.helpers.run_folders import (
     make_config,
     write_labels,
     write_prediction_details,
-    write_store_and_figures,
+    write_store_and_record,
     write_training_logs,
 )
 
@@ -93,7 +93,7 @@ def test_passwords_in_urls_are_hidden(whole_run: Config, whole_page: Page) -> No
 
 def test_a_run_with_a_store_alone_has_the_sections_of_the_store(tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    write_store_and_figures(config)
+    write_store_and_record(config)
     page = write_page(config)
     assert page.sections == ["store", "poses", "data", "speed", "config"]
 
@@ -134,7 +134,7 @@ def test_an_empty_run_folder_has_a_report_with_its_configuration(tmp_path: Path)
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_damaged_file_is_named_and_no_page_is_written(tmp_path: Path, name: str, content: str) -> None:
     config = make_config(tmp_path)
-    write_store_and_figures(config)
+    write_store_and_record(config)
     path = tmp_path / "run" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)

@@ -36,7 +36,9 @@ def test_poses_are_compared_by_split_and_with_the_predictions(files: RunFiles, m
         assert np.allclose(np.sqrt((group**2).sum(axis=2).mean(axis=1)), 1)
 
 
-def test_the_tilt_of_the_torso_is_clockwise_from_upright(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tilt_of_the_torso_is_measured_clockwise_from_upright(
+    files: RunFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values_by_title = {}
     monkeypatch.setattr(
         poses, "plot_distributions", lambda names, values, *labels: values_by_title.update({labels[1]: values}) or b""

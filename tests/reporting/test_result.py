@@ -9,7 +9,7 @@ from tests.helpers.pages import Page
 from tests.helpers.run_folders import make_config
 
 
-def test_the_best_of_each_column_whose_values_differ_is_marked(whole_run: Config) -> None:
+def test_the_best_value_of_a_column_is_marked_if_its_values_differ(whole_run: Config) -> None:
     section = result_section(read_run_files(whole_run))
     assert section is not None
     best_cells = {

@@ -5,7 +5,7 @@ from pathlib import Path
 from kp_ray.config.schema import Config
 from kp_ray.reporting.run_files import read_run_files
 from kp_ray.reporting.speed import speed_section
-from tests.helpers.run_folders import make_config, write_prediction_details, write_store_and_figures
+from tests.helpers.run_folders import make_config, write_prediction_details, write_store_and_record
 
 
 def test_augment_and_the_training_of_each_member_have_a_time(whole_run: Config) -> None:
@@ -26,5 +26,5 @@ def test_predictions_have_images_per_second(tmp_path: Path) -> None:
 
 def test_augment_is_left_out_if_it_wrote_no_part(tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    write_store_and_figures(config, parts_written=0)
+    write_store_and_record(config, parts_written=0)
     assert speed_section(read_run_files(config)) is None

@@ -9,7 +9,7 @@ from kp_ray.keypoints import DACON24
 from kp_ray.reporting.run_files import read_run_files
 from kp_ray.reporting.store import store_section
 from tests.helpers.pages import Page, write_page
-from tests.helpers.run_folders import HOSTILE_NAME, make_config, write_store_and_figures
+from tests.helpers.run_folders import HOSTILE_NAME, make_config, write_store_and_record
 
 
 def test_recipes_have_their_counts_and_an_example(whole_run: Config) -> None:
@@ -47,7 +47,7 @@ def test_a_missing_or_damaged_part_is_reported_and_the_other_parts_are_shown(
     tmp_path: Path, content: bytes | None
 ) -> None:
     config = make_config(tmp_path)
-    write_store_and_figures(config)
+    write_store_and_record(config)
     part = "recipe-Original/part-00000-ab12.parquet"
     path = Path(config.path("store", part))
     path.unlink()

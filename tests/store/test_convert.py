@@ -53,8 +53,8 @@ def test_a_store_of_the_former_layout_is_read_without_changing_it(plan: Plan, sa
 
 def test_augment_converts_a_finished_store_without_a_cluster_and_writes_no_part(plan: Plan) -> None:
     times = {path.name: path.stat().st_mtime_ns for path in Path(plan.store).rglob("part-*")}
-    figures = write_store(plan)
-    assert (figures.parts_written, figures.parts_kept) == (0, len(times))
+    record = write_store(plan)
+    assert (record.parts_written, record.parts_kept) == (0, len(times))
     assert list_names(plan.store) == {
         "_manifest.json",
         "_quarantine.csv",

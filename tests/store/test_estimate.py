@@ -52,7 +52,7 @@ def test_the_number_of_cpus_comes_from_the_config_and_divides_the_time(sample_co
 @pytest.mark.parametrize(
     ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (12_345, "12.3 kB"), (5e9, "5 GB"), (2e16, "2e+04 TB")]
 )
-def test_sizes_have_three_digits_and_a_unit(num_bytes: float, text: str) -> None:
+def test_sizes_have_at_most_three_digits_and_a_unit(num_bytes: float, text: str) -> None:
     assert format_size(num_bytes) == text
 
 

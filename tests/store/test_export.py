@@ -23,13 +23,13 @@ def test_an_export_opens_in_pycocotools_and_reads_back_equal(store_config: Confi
     num_rows = read_manifest(store_config.path("store")).num_rows_by_split["val"]
     assert summary.to_json() == {"images": num_rows, "folder": str(folder)}
     assert len(coco.COCO(str(folder / "annotations.json")).imgs) == num_rows
-    from_json = load_annotations(str(folder / "annotations.json"))
-    from_csv = load_annotations(str(folder / "annotations.csv"))
-    assert from_json.images == from_csv.images
+    json_labels = load_annotations(str(folder / "annotations.json"))
+    csv_labels = load_annotations(str(folder / "annotations.csv"))
+    assert json_labels.images == csv_labels.images
     rows = list(iter_rows(store_config.path("store"), split="val"))
     stored_points = np.stack([np.array(row["keypoints"]).reshape(-1, 3)[:, :2] for row in rows])
-    np.testing.assert_allclose(from_csv.keypoints[:, :, :2], stored_points, atol=1e-4)
-    for name in from_csv.images:
+    np.testing.assert_allclose(csv_labels.keypoints[:, :, :2], stored_points, atol=1e-4)
+    for name in csv_labels.images:
         assert (folder / "images" / name).stat().st_size > 0
 
 
@@ -79,7 +79,7 @@ def test_yolo_labels_are_written_on_request(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out" / "labels").rglob("*.txt"))) == 3
 
 
-def test_an_export_that_fails_at_its_labels_leaves_a_folder_that_can_be_used_again(
+def test_an_export_that_fails_while_writing_labels_leaves_a_folder_that_can_be_used_again(
     store_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "out"

@@ -38,16 +38,16 @@ def test_a_part_is_copied_once_by_all_threads_and_processes(parts: list[str], tm
     def locate(copies: PartCopies) -> None:
         located_paths.append(copies.locate(parts[1]))
 
-    all_copies = [PartCopies(folder, 10_000) for _ in range(2)]  # two processes have one PartCopies each
+    all_copies = [PartCopies(folder, 10_000) for _ in range(2)]  # one for each of two processes
     threads = [threading.Thread(target=locate, args=(copies,)) for copies in all_copies * 4]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    (copy,) = set(located_paths)
-    assert Path(copy).read_bytes() == bytes([1]) * 1000
+    (copy_path,) = set(located_paths)
+    assert Path(copy_path).read_bytes() == bytes([1]) * 1000
     Path(parts[1]).unlink()
-    assert PartCopies(folder, 0).locate(parts[1]) == copy
+    assert PartCopies(folder, 0).locate(parts[1]) == copy_path
 
 
 def test_copies_do_not_exceed_the_limit(parts: list[str], tmp_path: Path) -> None:
@@ -66,11 +66,11 @@ def test_a_part_that_cannot_be_copied_is_read_from_the_store(parts: list[str], t
 
 
 def test_copies_are_removed_after_their_last_use(parts: list[str], temp_dir: Path) -> None:
-    with local_copies(URL) as locate_for_first:
-        copy = Path(locate_for_first(parts[0]))
-        with local_copies(URL) as locate_for_second:
-            assert locate_for_second(parts[0]) == str(copy)
-        assert copy.exists()
+    with local_copies(URL) as locate_for_first_user:
+        copy_path = Path(locate_for_first_user(parts[0]))
+        with local_copies(URL) as locate_for_second_user:
+            assert locate_for_second_user(parts[0]) == str(copy_path)
+        assert copy_path.exists()
     assert not [path for path in temp_dir.rglob("*") if path.is_file()]
 
 

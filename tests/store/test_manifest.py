@@ -33,7 +33,9 @@ def test_a_store_without_a_manifest_is_not_finished(tmp_path: Path) -> None:
         ('{"schema_version": 99}', "newer kp_ray"),
     ],
 )
-def test_damaged_older_and_newer_manifests_are_refused(content: str, message: str, tmp_path: Path) -> None:
+def test_damaged_manifests_and_those_of_unreadable_versions_are_refused(
+    content: str, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "_manifest.json").write_text(content)
     with pytest.raises(StoreError, match=rf"_manifest\.json: .*{message}"):
         read_manifest(str(tmp_path))

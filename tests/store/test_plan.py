@@ -75,7 +75,9 @@ def test_training_sources_get_every_recipe_and_validation_sources_only_original(
     assert [(part.recipe.name, part.copies) for part in val_chunk.parts] == [("Original", 1)]
 
 
-def test_the_plan_lists_units_by_split_and_sources_without_image(labels: Annotations, images: Path) -> None:
+def test_the_plan_lists_the_units_of_each_split_and_the_sources_without_image(
+    labels: Annotations, images: Path
+) -> None:
     (images / IMAGES[4]).unlink()
     plan = plan_labels(labels, images)
     assert plan.units == {"train": tuple(IMAGES[i] for i in (0, 1, 3, 4, 5)), "val": (IMAGES[2],)}

@@ -31,7 +31,7 @@ def too_large_crop() -> dict[str, Any]:
     return user_recipe(import_albumentations().CenterCrop(height=5000, width=5000))
 
 
-def config_with(sample_data: dict[str, Any], tmp_path: Path, **augment: Any) -> Config:
+def config_with_augment(sample_data: dict[str, Any], tmp_path: Path, **augment: Any) -> Config:
     """Build the tiny config with settings of its section `augment`."""
     return tiny_config(sample_data, tmp_path / "run", augment=augment)
 
@@ -41,16 +41,16 @@ def test_a_users_recipe_that_fails_on_every_image_is_refused(sample_data: dict[s
     with pytest.raises(
         ConfigError, match=r"^augment\.recipes: Huge fails on each of the \d+ images .*: correct the pip"
     ):
-        check_plan(make_plan(config_with(sample_data, tmp_path, **recipes)))
+        check_plan(make_plan(config_with_augment(sample_data, tmp_path, **recipes)))
 
 
-def test_crops_that_are_larger_than_every_frame_are_refused_with_the_setting_that_helps(
+def test_the_error_for_a_crop_larger_than_every_frame_names_the_setting_that_helps(
     sample_data: dict[str, Any], tmp_path: Path
 ) -> None:
     recipes = ["Original", "RandomCrop_3"]
     with pytest.raises(ConfigError, match=r"^augment\.recipes: RandomCrop_3 .*: set augment\.oversize=scale"):
-        check_plan(make_plan(config_with(sample_data, tmp_path, recipes=recipes, oversize="error")))
-    check_plan(make_plan(config_with(sample_data, tmp_path, recipes=recipes, oversize="scale")))
+        check_plan(make_plan(config_with_augment(sample_data, tmp_path, recipes=recipes, oversize="error")))
+    check_plan(make_plan(config_with_augment(sample_data, tmp_path, recipes=recipes, oversize="scale")))
 
 
 def test_a_recipe_that_succeeds_on_one_image_is_accepted(sample_data: dict[str, Any], tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_augment_and_its_dry_run_refuse_the_plan_without_starting_a_cluster(
     sample_data: dict[str, Any], tmp_path: Path, has_images: bool, is_dry_run: bool
 ) -> None:
     (tmp_path / "empty").mkdir()
-    config = config_with(sample_data, tmp_path, recipes=["Huge"], user_recipes={"Huge": too_large_crop()})
+    config = config_with_augment(sample_data, tmp_path, recipes=["Huge"], user_recipes={"Huge": too_large_crop()})
     message = "Huge fails on each"
     if not has_images:
         message = "none of the 12 labelled images"
@@ -92,13 +92,13 @@ def test_unreadable_images_do_not_count_against_a_recipe(sample_data: dict[str, 
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"damaged")
     recipes = {"recipes": ["Huge"], "user_recipes": {"Huge": too_large_crop()}}
-    check_plan(make_plan(config_with({**sample_data, "images": str(tmp_path / "images")}, tmp_path, **recipes)))
+    check_plan(make_plan(config_with_augment({**sample_data, "images": str(tmp_path / "images")}, tmp_path, **recipes)))
 
 
 def test_a_recipe_that_fails_on_every_image_is_refused_in_that_run_and_in_later_runs(
     sample_data: dict[str, Any], tmp_path: Path, ray_cluster: None
 ) -> None:
-    config = config_with(sample_data, tmp_path, recipes=["Original", "CenterCrop_1"], oversize="error")
+    config = config_with_augment(sample_data, tmp_path, recipes=["Original", "CenterCrop_1"], oversize="error")
     stage = AugmentStage()
     for _ in range(2):  # the second run finds a finished store
         with pytest.raises(ConfigError, match=r"^augment\.recipes: CenterCrop_1 failed on every image, e\.g\. "):

@@ -17,7 +17,7 @@ from kp_ray.store.stage import AugmentStage, AugmentSummary, verify
 from tests.helpers.data import tiny_config
 from tests.helpers.processes import file_times
 
-FIGURE_KEYS = [
+RECORD_KEYS = [
     "sources",
     "variants",
     "seconds",
@@ -30,14 +30,14 @@ FIGURE_KEYS = [
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_augment_writes_the_store_and_records_its_config_and_figures(sample_config: Config) -> None:
+def test_augment_writes_the_store_and_saves_its_config_and_record(sample_config: Config) -> None:
     stage = AugmentStage()
     stage.check(sample_config)
     assert not stage.is_done(sample_config)
     stage.session_start_up_s = 1000.0
     summary = stage.run(sample_config, no_progress)
     assert stage.is_done(sample_config)
-    assert list(summary.to_json()) == FIGURE_KEYS
+    assert list(summary.to_json()) == RECORD_KEYS
     assert summary.seconds > summary.start_up_s > 1000
     assert json.loads(Path(sample_config.path("augment.json")).read_text()) == summary.to_json()
     assert Path(sample_config.path("config.yaml")).exists()
@@ -45,10 +45,10 @@ def test_augment_writes_the_store_and_records_its_config_and_figures(sample_conf
     times = file_times(Path(sample_config.path("augment.json")))
     second_summary = AugmentStage().run(sample_config, no_progress)
     assert (second_summary.parts_written, second_summary.parts_kept) == (0, summary.parts_written)
-    assert file_times(*times) == times, "a run that writes no part keeps the figures of the run that wrote the parts"
+    assert file_times(*times) == times, "a run that writes no part keeps the record of the run that wrote the parts"
 
 
-def test_the_config_is_not_recorded_while_another_process_writes_the_store(sample_config: Config) -> None:
+def test_the_config_is_not_saved_while_another_process_writes_the_store(sample_config: Config) -> None:
     with writer_lock(sample_config.path("store")), pytest.raises(RunStateError, match="another process"):
         AugmentStage().run(sample_config, no_progress)
     assert not Path(sample_config.path("config.yaml")).exists()
@@ -62,16 +62,16 @@ def test_progress_is_reported_in_sources(sample_config: Config, ray_cluster: Non
 
 
 def test_a_summary_names_an_example_of_the_quarantined_sources() -> None:
-    figures: dict[str, Any] = dict.fromkeys(FIGURE_KEYS, 2)
+    record: dict[str, Any] = dict.fromkeys(RECORD_KEYS, 2)
     item = Quarantined(source="b.jpg", stage="read", reason="the file is empty")
-    lines = AugmentSummary(**figures, store="run/store", first_quarantined=item).lines()
+    lines = AugmentSummary(**record, store="run/store", first_quarantined=item).lines()
     assert lines == [
         "2 variants of 2 sources in run/store: 2 parts written, 2 kept, 2.0 sources/s",
         "2 sources lack at least one variant, e.g. b.jpg: the file is empty; all are listed in "
         "run/store/_quarantine.csv",
     ]
-    assert len(AugmentSummary(**figures, store="run/store", first_quarantined=None).lines()) == 1
-    assert [field.name for field in fields(AugmentSummary)][: len(FIGURE_KEYS)] == FIGURE_KEYS
+    assert len(AugmentSummary(**record, store="run/store", first_quarantined=None).lines()) == 1
+    assert [field.name for field in fields(AugmentSummary)][: len(RECORD_KEYS)] == RECORD_KEYS
 
 
 def test_missing_images_and_wrong_labels_are_refused_before_a_cluster_starts(

@@ -33,7 +33,7 @@ def test_a_chunk_is_equal_after_conversion_to_a_table_and_back(plan: Plan) -> No
                 assert getattr(source, name) == getattr(original, name)
 
 
-def test_the_columns_are_plain_arrow_types_with_a_row_per_source(plan: Plan) -> None:
+def test_the_table_of_a_chunk_has_plain_arrow_types_and_a_row_per_source(plan: Plan) -> None:
     chunk = plan.chunks[0]
     table = chunk_to_table(chunk)
     assert table["source"].to_pylist() == [source.name for source in chunk.sources]

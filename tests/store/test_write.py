@@ -133,15 +133,15 @@ def test_image_names_in_any_script_and_case_are_distinct_sources(sample_data: di
     assert verify_store(make_plan(config)) == []
 
 
-# Repeated runs.
+# Repeated and simultaneous runs.
 
 
 def test_a_second_run_writes_nothing(sample_config: Config) -> None:
-    first_figures = write_store(make_plan(sample_config))
+    first_record = write_store(make_plan(sample_config))
     before = file_times(*list_files(sample_config))
-    second_figures = write_store(make_plan(sample_config))
-    assert first_figures.parts_written > 0
-    assert (second_figures.parts_written, second_figures.parts_kept) == (0, first_figures.parts_written)
+    second_record = write_store(make_plan(sample_config))
+    assert first_record.parts_written > 0
+    assert (second_record.parts_written, second_record.parts_kept) == (0, first_record.parts_written)
     assert file_times(*list_files(sample_config)) == before
 
 
@@ -152,10 +152,10 @@ def test_an_added_recipe_writes_only_its_own_parts_and_the_parts_of_a_dropped_re
     before = part_digests(sample_config)
     augment = {"recipes": ["Original", "RandomCrop_1"], "sources_per_part": 4}
     changed_config = tiny_config(sample_config.data.model_dump(), Path(sample_config.run_dir), augment=augment)
-    figures = write_store(make_plan(changed_config))
+    record = write_store(make_plan(changed_config))
     after = part_digests(changed_config)
     assert {path.split("/")[0] for path in set(after) - set(before)} == {"recipe-RandomCrop_1"}
-    assert figures.parts_kept == sum(path.startswith("recipe-Original") for path in before)
+    assert record.parts_kept == sum(path.startswith("recipe-Original") for path in before)
     assert not any("Rotate45" in path for path in store_files(changed_config))
 
 
@@ -182,11 +182,19 @@ def test_a_run_without_a_manifest_keeps_whole_parts_and_rewrites_a_truncated_one
     os.remove(sample_config.path("store", "_manifest.json"))
     truncated_path = paths[next(path for path in digests if "Rotate45" in path)]
     os.truncate(truncated_path, 100)
-    figures = write_store(make_plan(sample_config))
-    assert (figures.parts_written, figures.parts_kept) == (1, len(digests) - 1)
+    record = write_store(make_plan(sample_config))
+    assert (record.parts_written, record.parts_kept) == (1, len(digests) - 1)
     assert part_digests(sample_config) == digests
     after = file_times(*paths.values())
     assert {path for path in before if after[path] != before[path]} == {truncated_path}
+
+
+def test_a_run_over_a_finished_store_rewrites_a_truncated_part(sample_config: Config) -> None:
+    write_store(make_plan(sample_config))
+    before, part = part_digests(sample_config), training_part(sample_config)
+    os.truncate(part, part.stat().st_size // 2)
+    assert write_store(make_plan(sample_config)).parts_written == 1
+    assert part_digests(sample_config) == before
 
 
 def test_a_second_writer_is_refused_and_a_killed_writer_leaves_no_lock(sample_config: Config) -> None:
@@ -204,7 +212,7 @@ def test_a_second_writer_is_refused_and_a_killed_writer_leaves_no_lock(sample_co
     assert write_store(make_plan(sample_config)).parts_written > 0
 
 
-# Images that cannot be used.
+# Images that are missing or cannot be used.
 
 
 def test_unusable_images_are_quarantined_with_a_reason_until_they_are_repaired(
@@ -241,8 +249,8 @@ def test_a_source_that_one_recipe_cannot_use_keeps_the_rows_of_its_other_recipes
     def write(folder: str, recipes: list[str]) -> Config:
         augment = {"recipes": recipes, "user_recipes": {"crop": crop}}
         config = tiny_config(data, tmp_path / folder, augment=augment, split={"fraction": 0})
-        figures = write_store(make_plan(config))
-        assert (figures.sources, figures.quarantined) == (11, 2 if "crop" in recipes else 1)
+        record = write_store(make_plan(config))
+        assert (record.sources, record.quarantined) == (11, 2 if "crop" in recipes else 1)
         return config
 
     write("two_runs", ["Original"])
@@ -293,8 +301,8 @@ def test_a_source_that_storage_did_not_deliver_is_retried_by_the_next_run(
     records_by_path = {record.path: record for record in records}
     write_manifest(plan.store, build_manifest(first_chunk_plan, records_by_path, quarantined))
     assert not is_finished(first_chunk_plan)
-    figures = write_store(plan)  # rewrites all parts of the chunk
-    assert (figures.sources, figures.quarantined, figures.parts_kept) == (12, 0, 0)
+    record = write_store(plan)  # rewrites all parts of the chunk
+    assert (record.sources, record.quarantined, record.parts_kept) == (12, 0, 0)
     assert verify_store(plan) == []
 
 
@@ -343,8 +351,8 @@ def test_a_run_is_refused_while_a_stored_image_is_missing_and_still_labelled(
     assert store_files(config) == before
     (tmp_path / "corrections.csv").write_text(f"image,action\n{lost_path.name},drop\n")
     config_with_drop = tiny_config({**data, "corrections": str(tmp_path / "corrections.csv")}, tmp_path / "run")
-    figures = write_store(make_plan(config_with_drop))
-    assert (figures.sources, figures.quarantined) == (11, 0)
+    record = write_store(make_plan(config_with_drop))
+    assert (record.sources, record.quarantined) == (11, 0)
     (tmp_path / "moved.jpg").rename(lost_path)
     write_store(make_plan(config))
     assert store_files(config) == before
@@ -371,11 +379,3 @@ def test_an_error_in_a_task_keeps_its_class_and_its_advice(sample_config: Config
     with pytest.raises(StorageError, match=r"recipe-Original.*cannot be written.*keeps finished parts") as error:
         write_store(make_plan(sample_config))
     assert "Ray" not in str(error.value)
-
-
-def test_a_run_over_a_finished_store_rewrites_a_truncated_part(sample_config: Config) -> None:
-    write_store(make_plan(sample_config))
-    before, part = part_digests(sample_config), training_part(sample_config)
-    os.truncate(part, part.stat().st_size // 2)
-    assert write_store(make_plan(sample_config)).parts_written == 1
-    assert part_digests(sample_config) == before

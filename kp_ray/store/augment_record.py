@@ -10,13 +10,13 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import StorageError
 from kp_ray.storage import exists, read_json, require_keys, write_bytes
 
-FIGURES_NAME = "augment.json"
-"""Name of the file in the run folder."""
+AUGMENT_RECORD_NAME = "augment.json"
+"""Name of the record's file in the run folder."""
 
 
 @dataclass(frozen=True)
-class StoreFigures:
-    """The figures of a successful run of `augment`; the attributes are the keys of `augment.json`.
+class AugmentRecord:
+    """The counts and times of a successful run of `augment`; the attributes are the keys of `augment.json`.
 
     Attributes:
         sources: number of sources that have rows.
@@ -38,26 +38,26 @@ class StoreFigures:
     quarantined: int
 
 
-def write_store_figures(config: Config, figures: StoreFigures) -> None:
+def write_augment_record(config: Config, record: AugmentRecord) -> None:
     """Write `augment.json` atomically.
 
     Raises:
         StorageError: the disk is full, or the storage does not answer or denies access.
     """
-    write_bytes(config.path(FIGURES_NAME), (json.dumps(asdict(figures)) + "\n").encode())
+    write_bytes(config.path(AUGMENT_RECORD_NAME), (json.dumps(asdict(record)) + "\n").encode())
 
 
-def read_store_figures(config: Config) -> StoreFigures | None:
-    """Read the figures of the last `augment` that wrote parts; return None if `augment.json` does not exist.
+def read_augment_record(config: Config) -> AugmentRecord | None:
+    """Read the record of the last `augment` that wrote parts; return None if `augment.json` does not exist.
 
     Raises:
         StorageError: the file is damaged.
     """
-    path, fix = config.path(FIGURES_NAME), "delete this file and run the same command again"
+    path, fix = config.path(AUGMENT_RECORD_NAME), "delete this file and run the same command again"
     if not exists(path):
         return None
-    names = [field.name for field in fields(StoreFigures)]
+    names = [field.name for field in fields(AugmentRecord)]
     values = require_keys(read_json(path, fix), path, names, fix)
     if not all(isinstance(values[name], int | float) for name in names):
         raise StorageError(f"{path}: damaged (not all values are numbers): {fix}")
-    return StoreFigures(**{name: values[name] for name in names})
+    return AugmentRecord(**{name: values[name] for name in names})
