@@ -73,7 +73,7 @@ def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[Ima
 
 
 def _check_names(names: Sequence[str], folder: str | None, origin: str) -> None:
-    """Refuse names that are repeated, relative without a folder, or outside the folder.
+    """Refuse names that are repeated, hold a NUL byte, are relative without a folder, or lead outside the folder.
 
     Args:
         names: names of images.
@@ -157,7 +157,7 @@ def _read_list(path: str) -> list[str]:
 
 def stored_image_ref(image: str, part: str, row: int) -> ImageRef:
     """Return the reference to the image in a row of the store's part at path `part`."""
-    # A part's file name contains a digest of its content, so it changes with the content.
+    # A part's file name contains a digest of its content, so the version changes with the content.
     return ImageRef(image, part, row, f"{part.rpartition('/')[2]}:{row}")
 
 
