@@ -42,7 +42,7 @@ def _make_group(config: Config, fold: int, members: tuple[str, ...]) -> FoldGrou
     weights = config.predict.weights
     if not isinstance(weights, str):
         weights = {name: value for name, value in weights.items() if name in members}
-        # Members whose weight in the ensemble is 0 still predict a fold that no other member holds out.
+        # If no member of the group has a positive weight, all have equal weights: no other member can predict the fold.
         if all(name in weights and not _is_positive(weights[name]) for name in members):
             weights = "equal"
     predict = config.predict.model_copy(update={"members": members, "weights": weights, "images": None})
