@@ -39,9 +39,9 @@ def check_stated_facts(annotations: Annotations, sizes: Sizes = None) -> list[Fi
 def _size_finding(image: str, labelled_xy: FloatArray, stated_size: tuple[int, int], size: tuple[int, int]) -> Finding:
     """Report a stated size that is not the image's size; the labelled points (L, 2) decide which fix to propose."""
     comparison = f"the labels state {stated_size[0]}x{stated_size[1]} px, the image as seen has {size[0]}x{size[1]} px"
-    leaves_image = bool((labelled_xy >= np.array(size)).any())
+    points_leave_image = bool((labelled_xy >= np.array(size)).any())
     if stated_size == size[::-1]:
-        if leaves_image:
+        if points_leave_image:
             fix = "the points fit the turned image: remove the EXIF orientation from the file, or turn the points"
         else:
             fix = "check whether the points fit; if they do, exchange width and height in the labels"
@@ -55,7 +55,7 @@ def _size_finding(image: str, labelled_xy: FloatArray, stated_size: tuple[int, i
     else:
         message = f"{comparison}: the image was cropped, or replaced by an image of the same name"
         fix = "use the images that were labelled"
-    if not leaves_image:
+    if not points_leave_image:
         fix += "; if the points fit already, correct width and height in the labels"
     return warning("stated_size", image, message, fix)
 
@@ -73,9 +73,9 @@ def _person_findings(
     if width <= 0 or height <= 0:
         return
     margin = BOX_MARGIN * max(width, height)
-    leaves_image = size is not None and (x + width > size[0] + margin or y + height > size[1] + margin)
+    box_leaves_image = size is not None and (x + width > size[0] + margin or y + height > size[1] + margin)
     share_inside = _share_inside(labelled_xy, (x, y, x + width, y + height))
-    if not leaves_image and share_inside >= MIN_SHARE_IN_BOX:
+    if not box_leaves_image and share_inside >= MIN_SHARE_IN_BOX:
         return
     # With x = y = 0 both forms of a box are the same numbers, so two corners cannot be recognized.
     may_be_corners = x + y > 0 and width > x and height > y
@@ -84,7 +84,7 @@ def _person_findings(
         yield warning("bbox", image, message, "write x, y, width, height")
         return
     box = f"bbox {x:g}, {y:g}, {width:g}, {height:g} (x, y, w, h)"
-    if leaves_image and size is not None:
+    if box_leaves_image and size is not None:
         message = f"{box} leaves the {size[0]}x{size[1]} image"
         yield warning("bbox", image, message, "check whether box and points belong to the same image size")
         return

@@ -16,16 +16,17 @@ from kp_ray.checks.findings import Finding, list_names, warning
 from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 
-# The thresholds were chosen on 4195 real labels: 265 clips of 16 coarse frames, seen by 5 cameras. Leg raises and
+# The thresholds were chosen on 4195 real labels: 265 clips of 16 widely spaced frames, from 5 cameras. Leg raises and
 # jumping jacks move a point by a whole body size in one frame and back in the next, so the scene's other cameras decide
 # if there are at least two.
 _JUMP_FLOOR = 0.2
 """Deviation that a jump exceeds, in body sizes."""
 _JUMP_RATIO = 3.0
-"""A jump's deviation exceeds each of these by this ratio: the distance between the neighbour frames, the person's
-deviation, and the median deviation in the other cameras."""
+"""A jump's deviation is more than this multiple of each of these: the distance between the neighbour frames, the
+person's deviation, and the median deviation in the other cameras."""
 _JUMP_RATIO_ALONE = 6.0
-"""A jump's deviation exceeds the clip's median by this ratio where fewer than two other cameras see the frame."""
+"""Where fewer than two other cameras see the frame, a jump's deviation is more than this multiple of the clip's median
+deviation."""
 LABEL_NOISE = 0.02
 """Inaccuracy of hand-made labels in body sizes; added to distances that may be 0."""
 _SWAP_FLOOR = 0.25

@@ -29,11 +29,13 @@ def group_members(config: Config) -> list[FoldGroup]:
 
     Members of other runs in `predict.members` are left out, because their folds are unknown.
     """
-    selected = config.predict.members
+    selected_members = config.predict.members
     names_by_fold: dict[int, list[str]] = {}
     for member in config.train.members:
         fold = config.held_out_fold(member.name)
-        if fold is not None and (selected is None or {member.name, config.member_dir(member.name)} & set(selected)):
+        if fold is not None and (
+            selected_members is None or {member.name, config.member_dir(member.name)} & set(selected_members)
+        ):
             names_by_fold.setdefault(fold, []).append(member.name)
     return [_make_group(config, fold, tuple(names)) for fold, names in sorted(names_by_fold.items())]
 

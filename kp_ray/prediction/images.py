@@ -103,9 +103,9 @@ def _list_file_refs(names: Sequence[str], folder: str | None, origin: str) -> li
         DataError: none of the files exists.
     """
     absolute_names = [name for name in names if _is_absolute(name)]
-    has_relative = len(absolute_names) < len(names)
+    has_relative_names = len(absolute_names) < len(names)
     # One listing of the folder is faster than a request per file on object storage.
-    infos = file_infos(folder) if folder and has_relative else {}
+    infos = file_infos(folder) if folder and has_relative_names else {}
     with ThreadPoolExecutor() as pool:
         infos |= dict(zip(absolute_names, pool.map(_file_info, absolute_names), strict=True))
     paths = [name if _is_absolute(name) else join(str(folder), name) for name in names]

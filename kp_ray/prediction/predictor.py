@@ -24,7 +24,7 @@ from kp_ray.prediction.settings import check_precision, detections_per_image, vi
 from kp_ray.storage import join, write_parquet
 
 MAX_PEOPLE = 5
-"""Maximum number of detections kept per member and image, those with the highest scores; `predict.person` chooses one."""
+"""Maximum number of detections kept per member and image, the best scores first; `predict.person` chooses one."""
 
 RESULT_SCHEMA = pa.schema(
     [

@@ -55,8 +55,10 @@ class SuspectsSummary:
         if self.without_predictions:
             lines.append(f"ranked by motion and repetition of the labels alone: {self.without_predictions}")
         elif self.num_predicted < self.num_images:
-            missing = self.num_images - self.num_predicted
-            lines.append(f"{missing} images have no out-of-fold prediction: they are ranked by motion and repetition")
+            num_missing = self.num_images - self.num_predicted
+            lines.append(
+                f"{num_missing} images have no out-of-fold prediction: they are ranked by motion and repetition"
+            )
         if self.num_proposed:
             lines.append(f"corrections of {self.num_proposed} images, each commented out, in {self.corrections}")
         return lines
