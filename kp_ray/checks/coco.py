@@ -38,24 +38,24 @@ def check_stated_facts(annotations: Annotations, sizes: Sizes = None) -> list[Fi
 
 def _size_finding(image: str, labelled_xy: FloatArray, stated_size: tuple[int, int], size: tuple[int, int]) -> Finding:
     """Report a stated size that is not the image's size; the labelled points (L, 2) decide which fix to propose."""
-    sizes = f"the labels state {stated_size[0]}x{stated_size[1]} px, the image as seen has {size[0]}x{size[1]} px"
-    leaves_image = bool((labelled_xy >= np.array(size)).any())
+    comparison = f"the labels state {stated_size[0]}x{stated_size[1]} px, the image as seen has {size[0]}x{size[1]} px"
+    points_leave_image = bool((labelled_xy >= np.array(size)).any())
     if stated_size == size[::-1]:
-        if leaves_image:
+        if points_leave_image:
             fix = "the points fit the turned image: remove the EXIF orientation from the file, or turn the points"
         else:
             fix = "check whether the points fit; if they do, exchange width and height in the labels"
-        return warning("swapped_size", image, f"{sizes}: the image is turned, e.g. by its EXIF orientation", fix)
+        return warning("swapped_size", image, f"{comparison}: the image is turned, e.g. by its EXIF orientation", fix)
     scale_x, scale_y = size[0] / stated_size[0], size[1] / stated_size[1]
     # Rounding the sides to whole pixels changes the ratio of the scales by up to one part in the shortest side.
     rounding = 1 / min(*size, *stated_size)
     if abs(scale_x / scale_y - 1) <= rounding:
-        message = f"{sizes}: the image was resized by {scale_x:.3g}"
+        message = f"{comparison}: the image was resized by {scale_x:.3g}"
         fix = f"use the images of the stated size, or multiply the points by {scale_x:.3g}"
     else:
-        message = f"{sizes}: the image was cropped, or replaced by an image of the same name"
+        message = f"{comparison}: the image was cropped, or replaced by an image of the same name"
         fix = "use the images that were labelled"
-    if not leaves_image:
+    if not points_leave_image:
         fix += "; if the points fit already, correct width and height in the labels"
     return warning("stated_size", image, message, fix)
 
@@ -73,18 +73,18 @@ def _person_findings(
     if width <= 0 or height <= 0:
         return
     margin = BOX_MARGIN * max(width, height)
-    leaves_image = size is not None and (x + width > size[0] + margin or y + height > size[1] + margin)
+    box_leaves_image = size is not None and (x + width > size[0] + margin or y + height > size[1] + margin)
     share_inside = _share_inside(labelled_xy, (x, y, x + width, y + height))
-    if not leaves_image and share_inside >= MIN_SHARE_IN_BOX:
+    if not box_leaves_image and share_inside >= MIN_SHARE_IN_BOX:
         return
-    # With x = y = 0 both forms of a box are the same numbers.
+    # With x = y = 0 both forms of a box are the same numbers, so two corners cannot be recognized.
     may_be_corners = x + y > 0 and width > x and height > y
     if may_be_corners and _share_inside(labelled_xy, (x, y, width, height)) == 1:
         message = "bbox holds two corners (x1, y1, x2, y2) instead of x, y, width, height"
         yield warning("bbox", image, message, "write x, y, width, height")
         return
     box = f"bbox {x:g}, {y:g}, {width:g}, {height:g} (x, y, w, h)"
-    if leaves_image and size is not None:
+    if box_leaves_image and size is not None:
         message = f"{box} leaves the {size[0]}x{size[1]} image"
         yield warning("bbox", image, message, "check whether box and points belong to the same image size")
         return

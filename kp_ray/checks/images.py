@@ -33,7 +33,7 @@ def check_images(
     Args:
         annotations: N images.
         images_dir: a local folder or URL.
-        progress: called from this thread after each image with the number of inspected images.
+        progress: called in the caller's thread after each image with the number of inspected images.
         num_threads: number of images that are read at the same time.
 
     Returns:
@@ -80,7 +80,7 @@ def check_images(
 def _names_finding(
     images: Sequence[str], files: Collection[str], matches: Mapping[str, NameMatch]
 ) -> Iterator[Finding]:
-    """Report, as one finding, how many image names nearly match a file instead of having one, counted by rule."""
+    """Report, as one finding, how many images without a file nearly have the name of a file, counted by rule."""
     if matches:
         num_missing = len(set(images).difference(files))
         message = f"{num_missing} labelled images have no file: {describe_matches(matches, num_missing)}"
@@ -89,7 +89,7 @@ def _names_finding(
 
 def _inspect_file(image: str, path: str) -> tuple[Finding | None, Size | None]:
     """Read and decode one image file; return a finding about it, if any, and its size if it can be read."""
-    fix = "replace the file by an undamaged copy; without it the image is left out"
+    fix = "replace the file by an undamaged file; otherwise the image is left out"
     try:
         content = read_bytes(path)
     except StorageError as failure:

@@ -23,7 +23,7 @@ def check_labels(annotations: Annotations, sizes: Sizes = None) -> list[Finding]
 
     Kinds of findings about all images: sentinel (a place such as 0, 0 that means "no label"), scale (the coordinates
     are not pixels of the images). Kinds of findings about one image: unlabelled (no point is labelled), repeated (all
-    coordinates equal those of an earlier image), outside (points outside the frame; needs `sizes`), tiny (a person of a
+    coordinates equal those of an earlier image), outside (points outside the image; needs `sizes`), tiny (a person of a
     few pixels), coincident (two points at one place), left_right (left and right are exchanged in one half of the body,
     or in one pair), jump (the whole person, or one point, is at another place in a single frame of a clip).
 
@@ -86,7 +86,7 @@ def _pose_findings(skeleton: Skeleton, image: str, xy: FloatArray, size: tuple[i
         is_outside = np.isfinite(xy).all(axis=1) & ~is_inside_image(xy, *size)
         if is_outside.any():
             names = [skeleton.names[k] for k in np.flatnonzero(is_outside)]
-            message = f"outside the {size[0]}x{size[1]} frame: {list_names(names)}"
+            message = f"outside the {size[0]}x{size[1]} image: {list_names(names)}"
             fix = "correct the points, or leave them empty; they count as not visible"
             yield warning("outside", image, message, fix)
     if np.isfinite(xy[:, 0]).sum() >= _MIN_BODY_POINTS:

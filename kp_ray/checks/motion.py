@@ -16,16 +16,17 @@ from kp_ray.checks.findings import Finding, list_names, warning
 from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 
-# The thresholds were chosen on 4195 real labels: 265 clips of 16 coarse frames, seen by 5 cameras. Leg raises and
-# jumping jacks move a point by a whole body size and back within a frame, so the scene's other cameras decide if there
-# are at least two.
+# The thresholds were chosen on 4195 real labels: 265 clips of 16 widely spaced frames, from 5 cameras. Leg raises and
+# jumping jacks move a point by a whole body size in one frame and back in the next, so the scene's other cameras decide
+# if there are at least two.
 _JUMP_FLOOR = 0.2
 """Deviation that a jump exceeds, in body sizes."""
 _JUMP_RATIO = 3.0
-"""A jump's deviation exceeds each of these by this ratio: the distance between the neighbour frames, the person's
-deviation, and the median deviation in the other cameras."""
+"""A jump's deviation is more than this multiple of each of these: the distance between the neighbour frames, the
+person's deviation, and the median deviation in the other cameras."""
 _JUMP_RATIO_ALONE = 6.0
-"""A jump's deviation exceeds the clip's median by this ratio where fewer than two other cameras see the frame."""
+"""Where fewer than two other cameras see the frame, a jump's deviation is more than this multiple of the clip's median
+deviation."""
 LABEL_NOISE = 0.02
 """Inaccuracy of hand-made labels in body sizes; added to distances that may be 0."""
 _SWAP_FLOOR = 0.25
@@ -116,10 +117,10 @@ def motion_findings(annotations: Annotations) -> Iterator[Finding]:
             pairs = zip(suspect.points[::2], suspect.points[1::2], strict=True)
             listed = list_names([f"{names[a]}/{names[b]}" for a, b in pairs])
             message = f"compared with the frames before and after, left and right are exchanged: {listed}"
-            yield warning("left_right", image, message, "exchange the two points")
+            yield warning("left_right", image, message, "exchange the two points of each pair")
         else:
             listed = list_names([f"{names[k]} by {suspect.deviation_px[1 + k]:.0f} px" for k in suspect.points])
-            message = f"far from its place in the frames before and after: {listed}"
+            message = f"far from their place in the frames before and after: {listed}"
             yield warning("jump", image, message, "correct the points")
 
 
@@ -127,15 +128,17 @@ def find_motion_suspects(annotations: Annotations) -> Iterator[MotionSuspect]:
     """Find jumps and swaps of left and right in single frames, see `motion_findings`."""
     clips = _measure_clips(annotations)
     misplaced = _misplaced_rows(clips)
-    views: dict[tuple[str, int], list[tuple[str, ClipMotion, int]]] = defaultdict(list)
+    clips_by_frame: dict[tuple[str, int], list[tuple[str, ClipMotion, int]]] = defaultdict(list)
     for (scene, camera), clip in clips.items():
         for t, frame in enumerate(clip.frames):
-            views[scene, frame].append((camera, clip, t))
+            clips_by_frame[scene, frame].append((camera, clip, t))
     for (scene, camera), clip in clips.items():
         typical_deviation = _median(clip.deviation, axis=0)
         for t, frame in enumerate(clip.frames):
-            other_views = [(view, index) for name, view, index in views[scene, frame] if name != camera]
-            jumps, swaps = _find_jumps_and_swaps(clip, t, other_views, typical_deviation)
+            other_clips = [
+                (other_clip, index) for name, other_clip, index in clips_by_frame[scene, frame] if name != camera
+            ]
+            jumps, swaps = _find_jumps_and_swaps(clip, t, other_clips, typical_deviation)
             yield from _frame_suspects(annotations.skeleton, clip, t, jumps, swaps, misplaced.get(clip.rows[t]))
 
 
@@ -236,8 +239,8 @@ def _misplaced_rows(clips: Mapping[ClipKey, ClipMotion]) -> dict[int, int]:
         for camera, clip in enumerate(scene_clips):
             expected = _median(np.delete(distances, camera, axis=0), axis=0)
             # Poses less than 0.05 body sizes apart are left out: label noise would decide the ratio of the distances.
-            used = (expected > 0.05) & (distances[camera] > 0)
-            scale = float(np.median(distances[camera][used] / expected[used])) if used.any() else 1.0
+            is_used = (expected > 0.05) & (distances[camera] > 0)
+            scale = float(np.median(distances[camera][is_used] / expected[is_used])) if is_used.any() else 1.0
             scaled_distances = distances[camera] / scale
             own_mismatch = _median(np.abs(scaled_distances - expected), axis=1)
             mismatch = _median(np.abs(scaled_distances[:, None] - expected[reference_indices][None]), axis=2)
@@ -263,14 +266,14 @@ def _distances(clip: ClipMotion, frames: Sequence[int], reference_frames: Sequen
 
 
 def _find_jumps_and_swaps(
-    clip: ClipMotion, t: int, other_views: Sequence[tuple[ClipMotion, int]], typical_deviation: FloatArray
+    clip: ClipMotion, t: int, other_clips: Sequence[tuple[ClipMotion, int]], typical_deviation: FloatArray
 ) -> tuple[BoolArray, BoolArray]:
     """Find the points that jump and the pairs that are swapped in frame `t` of a clip.
 
     Args:
         clip: the clip.
         t: index of the frame in the clip.
-        other_views: other cameras' clips of the scene, each with its index of the same frame.
+        other_clips: the scene's clips from other cameras, each with its index of the same frame.
         typical_deviation: (1 + K) medians of the clip's deviations.
 
     Returns:
@@ -280,12 +283,15 @@ def _find_jumps_and_swaps(
     with np.errstate(invalid="ignore"):
         jumps = (deviation > _JUMP_FLOOR) & (deviation > _JUMP_RATIO * (clip.neighbor_distance[t] + LABEL_NOISE))
         swaps = clip.swap_ratio[t] < _SWAP_RATIO
-        if len(other_views) >= 2:
+        if len(other_clips) >= 2:
             jumps &= ~(
-                np.median([view.deviation[index] for view, index in other_views], axis=0) > deviation / _JUMP_RATIO
+                np.median([other_clip.deviation[index] for other_clip, index in other_clips], axis=0)
+                > deviation / _JUMP_RATIO
             )
             # Twice the ratio, so that other cameras that nearly show the same swap count as showing it.
-            swaps &= ~(np.median([view.swap_ratio[index] for view, index in other_views], axis=0) < 2 * _SWAP_RATIO)
+            swaps &= ~(
+                np.median([other_clip.swap_ratio[index] for other_clip, index in other_clips], axis=0) < 2 * _SWAP_RATIO
+            )
         else:
             jumps &= deviation > _JUMP_RATIO_ALONE * (typical_deviation + LABEL_NOISE)
         jumps[1:] &= deviation[1:] > _JUMP_RATIO * (deviation[0] + LABEL_NOISE)  # otherwise the whole person moved
@@ -306,8 +312,8 @@ def _frame_suspects(
         skeleton: K keypoints in P flip pairs.
         clip: the clip.
         t: index of the frame in the clip.
-        jumps: (1 + K) results of `_find_jumps_and_swaps`.
-        swaps: (P) results of `_find_jumps_and_swaps`.
+        jumps: (1 + K) true if the person or the point jumps, the person first.
+        swaps: (P) true for swapped flip pairs.
         matching_frame: number of the frame whose points the row holds instead of its own; None if it holds its own.
     """
     row, deviation_px = clip.rows[t], clip.deviation[t] * clip.body_px

@@ -44,7 +44,7 @@ class CheckSummary:
         return self.num_errors == 0
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal: the label notes, the total, and one line per kind with its first example.
+        """Return the lines for the terminal: the label notes, the total, and one line per kind with its first example.
 
         Errors come first. Within a level, findings about all images come first, because they cause other findings.
         """
@@ -61,7 +61,7 @@ class CheckSummary:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`; `findings` counts them by kind."""
+        """Return the plain values for `--json`; `findings` holds the number of findings per kind."""
         kinds = Counter(finding.kind for finding in self.findings)
         return {"images": self.num_images, "errors": self.num_errors, "findings": dict(sorted(kinds.items()))}
 
@@ -123,5 +123,5 @@ class CheckStage:
             ConfigError: always.
         """
         raise ConfigError(
-            "--dry-run: check has no dry run, because it only reads and writes two small files: leave it out"
+            "--dry-run: check has no dry run, because it only reads and writes two small files: leave --dry-run out"
         )

@@ -29,11 +29,13 @@ def group_members(config: Config) -> list[FoldGroup]:
 
     Members of other runs in `predict.members` are left out, because their folds are unknown.
     """
-    selected = config.predict.members
+    selected_members = config.predict.members
     names_by_fold: dict[int, list[str]] = {}
     for member in config.train.members:
         fold = config.held_out_fold(member.name)
-        if fold is not None and (selected is None or {member.name, config.member_dir(member.name)} & set(selected)):
+        if fold is not None and (
+            selected_members is None or {member.name, config.member_dir(member.name)} & set(selected_members)
+        ):
             names_by_fold.setdefault(fold, []).append(member.name)
     return [_make_group(config, fold, tuple(names)) for fold, names in sorted(names_by_fold.items())]
 
@@ -42,7 +44,7 @@ def _make_group(config: Config, fold: int, members: tuple[str, ...]) -> FoldGrou
     weights = config.predict.weights
     if not isinstance(weights, str):
         weights = {name: value for name, value in weights.items() if name in members}
-        # Members whose weight in the ensemble is 0 still predict a fold that no other member holds out.
+        # If no member of the group has a positive weight, all have equal weights: no other member can predict the fold.
         if all(name in weights and not _is_positive(weights[name]) for name in members):
             weights = "equal"
     predict = config.predict.model_copy(update={"members": members, "weights": weights, "images": None})

@@ -58,7 +58,7 @@ def are_folds_predicted(config: Config) -> bool:
 
 
 def make_tasks(config: Config) -> list[tuple[FoldGroup, PredictionTask]]:
-    """Return each group with the task that predicts its fold.
+    """Return each group whose fold has images, with the task that predicts the fold.
 
     Raises:
         KpRayError: see `predict_folds`.
@@ -67,7 +67,7 @@ def make_tasks(config: Config) -> list[tuple[FoldGroup, PredictionTask]]:
     images_by_group = [(group, list_fold_images(config, group.fold)) for group in group_members(config)]
     tasks = [(group, PredictionTask(group.config, images)) for group, images in images_by_group if images]
     if not tasks:
-        raise ModelError("predict.members: lists no member of this run that holds out images: list one")
+        raise ModelError("predict.members: lists no member of this run that holds out images: list such a member")
     check_training_data(config, [name for group, _ in tasks for name in group.members])
     return tasks
 

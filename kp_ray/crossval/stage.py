@@ -33,7 +33,7 @@ class CrossvalSummary:
     path: str
 
     def rows(self) -> dict[str, Evaluation]:
-        """Return the rows of the printed table: an evaluation by the row's name."""
+        """Return each row of the printed table by name."""
         return {"out of fold": self.scores}
 
     def lines(self) -> list[str]:
@@ -70,7 +70,7 @@ class CrossvalForecast:
 
 
 class CrossvalStage:
-    """Predicts every labelled image by the members that hold out its fold, and scores the predictions."""
+    """Predict every labelled image by the members that hold out its fold, and score the predictions."""
 
     name = "crossval"
     needs_cluster = True

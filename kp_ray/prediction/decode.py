@@ -69,10 +69,12 @@ def decoded_schema(sizes: Sequence[InputSize]) -> pa.Schema:
     - a column per size, named `InputSize.column`: (3, H, W) uint8 BGR pixels as bytes, where (W, H) is
       `size.fit(width, height)`; null for an image that could not be used.
     """
-    # Binary columns, because Ray Data pickles nested lists; large ones, because 32-bit offsets end at 2 GiB per batch.
-    pixels = [(size.column, pa.large_binary()) for size in sizes]
-    numbers = [("width", pa.int32()), ("height", pa.int32())]
-    return pa.schema([("image", pa.string()), ("version", pa.string()), *numbers, ("reason", pa.string()), *pixels])
+    # Binary columns, because Ray Data pickles nested lists; `large_binary`, because 32-bit offsets end at 2 GiB.
+    pixel_fields = [(size.column, pa.large_binary()) for size in sizes]
+    size_fields = [("width", pa.int32()), ("height", pa.int32())]
+    return pa.schema(
+        [("image", pa.string()), ("version", pa.string()), *size_fields, ("reason", pa.string()), *pixel_fields]
+    )
 
 
 def decode_batch(table: pa.Table, sizes: Sequence[InputSize]) -> pa.Table:
@@ -83,7 +85,7 @@ def decode_batch(table: pa.Table, sizes: Sequence[InputSize]) -> pa.Table:
         sizes: every input size of the members and their TTA views.
 
     Returns:
-        A table of `decoded_schema` in the order of `table`. An image that cannot be read or decoded has a reason.
+        A table of `decoded_schema` in the order of `table`. `reason` says why an image cannot be used.
     """
     cv2.setNumThreads(1)  # Ray assigns the CPUs
     rows = []
@@ -117,15 +119,15 @@ def _decode_sizes(content: bytes, sizes: Sequence[InputSize]) -> Mapping[str, ob
     info = probe(content)
     if info.is_upright_jpeg:
         try:
-            return _resize_to_all(content, info.width, info.height, sizes)
+            return _resize_to_sizes(content, info.width, info.height, sizes)
         except DataError:
-            pass  # `decode` can decode some JPEGs that cannot be decoded at a reduced size
+            pass  # try `decode` below: it can decode some JPEGs that cannot be decoded at a reduced size
     image = np.ascontiguousarray(decode(content)[0][..., :3])
     height, width = image.shape[:2]
-    return _resize_to_all(image, width, height, sizes)
+    return _resize_to_sizes(image, width, height, sizes)
 
 
-def _resize_to_all(image: bytes | Image, width: int, height: int, sizes: Sequence[InputSize]) -> Mapping[str, object]:
+def _resize_to_sizes(image: bytes | Image, width: int, height: int, sizes: Sequence[InputSize]) -> Mapping[str, object]:
     pixels = {
         size.column: np.ascontiguousarray(
             decode_resized(image, (width, height), size.fit(width, height)).transpose(2, 0, 1)

@@ -49,7 +49,8 @@ def evaluate_run(config: Config) -> RunEvaluation:
     weights = resolve_weights(config, predictions.members, skeleton)
     num_members = len(predictions.members)
     ensemble = _evaluate_members(config, predictions, range(num_members), weights, truth, skeleton)
-    # Each of several members is scored with equal weights. A single member is the ensemble, so it keeps its weights.
+    # `predict.weights` can set a member's weight to 0, so each of several members is scored with equal weights.
+    # A single member is the ensemble, which is scored with `predict.weights`.
     member_weights = weights if num_members == 1 else None
     members = {
         name: _evaluate_members(config, predictions, [i], member_weights, truth, skeleton)
@@ -74,7 +75,7 @@ def evaluate_submission(config: Config, path: str) -> SubmissionEvaluation:
     truth, skeleton = read_truth(config)
     # With `predict.images` set, the sample submission is not used: it can list other images.
     sample = read_run_sample(config) if config.predict.images is None else None
-    if sample is None:  # the submission itself names its images
+    if sample is None:  # the submission's rows list its images
         sample = read_sample_submission(path)
         missing_images = sorted(set(truth) - set(sample.images)) if config.predict.images is None else []
         if missing_images:
@@ -171,7 +172,8 @@ def _evaluate(
         keypoints: (N, K, 3) x, y, score in pixel indices.
         truth: ground truth of some of the images; it may hold other images too.
         skeleton: K keypoints.
-        found, scores: (N,), as in `evaluate_keypoints`.
+        found: (N,) whether a person was found; None if all were found.
+        scores: (N,) scores of the detections, as in `evaluate_keypoints`; None if they are unknown.
 
     Raises:
         DataError: no image has a ground truth.

@@ -86,7 +86,7 @@ def fuse_predictions(
 def write_fused(config: Config, cost: PredictionCost) -> PredictionDetails:
     """Fuse `predictions.parquet` into `submission.csv`, and list every fallback in `predict.json`.
 
-    `evaluation.json` is deleted if images were predicted or the submission changed, because it holds earlier scores.
+    If images were predicted or the submission changed, the scores in `evaluation.json` are outdated: it is deleted.
 
     Args:
         config: the run's configuration.
@@ -125,7 +125,7 @@ def _write_submission(
     config: Config, sample: SampleSubmission | None, predictions: Predictions, fusion: Fusion, skeleton: Skeleton
 ) -> bool:
     """Write `submission.csv`; return whether its content changed."""
-    # With `predict.images`, the predicted images can differ from those of the sample submission.
+    # With `predict.images`, the sample submission can list other images, so the predicted images give the rows.
     if sample is None or config.predict.images is not None:
         columns = sample.columns if sample else ("image", *skeleton.columns)
         sample = SampleSubmission(predictions.images, columns)

@@ -73,7 +73,7 @@ def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[Ima
 
 
 def _check_names(names: Sequence[str], folder: str | None, origin: str) -> None:
-    """Refuse names that are repeated, relative without a folder, or outside the folder.
+    """Refuse names that are repeated, hold a NUL byte, are relative without a folder, or lead outside the folder.
 
     Args:
         names: names of images.
@@ -103,9 +103,9 @@ def _list_file_refs(names: Sequence[str], folder: str | None, origin: str) -> li
         DataError: none of the files exists.
     """
     absolute_names = [name for name in names if _is_absolute(name)]
-    has_relative = len(absolute_names) < len(names)
+    has_relative_names = len(absolute_names) < len(names)
     # One listing of the folder is faster than a request per file on object storage.
-    infos = file_infos(folder) if folder and has_relative else {}
+    infos = file_infos(folder) if folder and has_relative_names else {}
     with ThreadPoolExecutor() as pool:
         infos |= dict(zip(absolute_names, pool.map(_file_info, absolute_names), strict=True))
     paths = [name if _is_absolute(name) else join(str(folder), name) for name in names]
@@ -157,7 +157,7 @@ def _read_list(path: str) -> list[str]:
 
 def stored_image_ref(image: str, part: str, row: int) -> ImageRef:
     """Return the reference to the image in a row of the store's part at path `part`."""
-    # A part's file name contains a digest of its content, so it changes with the content.
+    # A part's file name contains a digest of its content, so the version changes with the content.
     return ImageRef(image, part, row, f"{part.rpartition('/')[2]}:{row}")
 
 

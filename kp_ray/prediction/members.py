@@ -64,10 +64,11 @@ def check_members_of_other_runs(config: Config, skeleton: Skeleton) -> None:
         names = read_keypoint_names(folder)
         if names is not None and names != skeleton.names:
             raise DataError(
-                f"predict.members: {folder} has another skeleton than {config.run_dir} (got {_describe(names)}, "
-                f"expected {_describe(skeleton.names)}): name members of one skeleton"
+                f"predict.members: {folder} has another skeleton than {config.run_dir} (got "
+                f"{_describe_keypoints(names)}, expected {_describe_keypoints(skeleton.names)}): name members of one "
+                "skeleton"
             )
 
 
-def _describe(names: tuple[str, ...]) -> str:
+def _describe_keypoints(names: tuple[str, ...]) -> str:
     return f"{len(names)} keypoints ({', '.join(names[:3])}, ..., {names[-1]})"

@@ -22,7 +22,7 @@ from kp_ray.storage import exists, file_sizes, join, read_parquet
 def part_schema(num_keypoints: int) -> pa.Schema:
     """Return the schema of a part.
 
-    A part has one row per detection. If a member found nobody in an image, the part has one row with score 0.
+    A part has one row per detection, and one row with score 0 per member and image where the member found nobody.
     """
     shared_fields = [field for field in prediction_schema(num_keypoints) if field.name not in ("found", "num_people")]
     return pa.schema([*shared_fields, ("version", pa.string())])
@@ -80,18 +80,19 @@ def merge_parts(
     table = _read_rows(folder, refs)
     index_by_key = {(ref.image, ref.version): i for i, ref in enumerate(refs)}
     keys = zip(table["image"].to_pylist(), table["version"].to_pylist(), strict=True)
-    images = np.array([index_by_key[key] for key in keys], dtype=int)
+    image_indices = np.array([index_by_key[key] for key in keys], dtype=int)
     # The rows of one image and member form a group. Groups are numbered in the order of the rows to write.
-    groups = images * len(members) + np.array([members.index(name) for name in table["member"].to_pylist()], dtype=int)
+    member_indices = np.array([members.index(name) for name in table["member"].to_pylist()], dtype=int)
+    groups = image_indices * len(members) + member_indices
     scores = table["score"].to_numpy()
-    people = np.flatnonzero(scores > 0)
+    detection_rows = np.flatnonzero(scores > 0)
     boxes = np.asarray(table["bbox_xyxy"].combine_chunks().flatten()).reshape(-1, 4)
     scenes, cameras, frames = zip(*(parse_name(ref.image) for ref in refs), strict=True)
     chosen_people = choose_people(
-        images[people].tolist(),
-        groups[people].tolist(),
-        boxes[people],
-        scores[people],
+        image_indices[detection_rows].tolist(),
+        groups[detection_rows].tolist(),
+        boxes[detection_rows],
+        scores[detection_rows],
         scenes,
         cameras,
         frames,
@@ -99,11 +100,11 @@ def merge_parts(
         threshold=config.predict.score_threshold,
     )
     row_by_group = dict(zip(groups.tolist(), range(len(groups)), strict=True))
-    row_by_group |= {int(groups[row]): row for row in people[chosen_people.people].tolist()}
+    row_by_group |= {int(groups[row]): row for row in detection_rows[chosen_people.people].tolist()}
     if len(row_by_group) != len(refs) * len(members):
         raise RunStateError(f"{folder}: the parts of some images are missing: run predict again")
     order = [row_by_group[group] for group in range(len(row_by_group))]
-    num_people = np.bincount(groups[people], minlength=len(order)).astype(np.int32)
+    num_people = np.bincount(groups[detection_rows], minlength=len(order)).astype(np.int32)
     table = table.take(order).drop_columns(["version"])
     table = table.append_column("found", pa.array(is_found(scores[order], config)))
     table = table.append_column("num_people", pa.array(num_people))
@@ -126,8 +127,8 @@ def _read_rows(folder: str, refs: Sequence[ImageRef]) -> pa.Table:
         for key, reason in zip(keys_by_part[part], table["reason"].to_pylist(), strict=True):
             if key in keys and (key not in part_by_key or not reason):
                 part_by_key[key] = part
-    chosen_rows = [
+    filtered_tables = [
         table.filter(pa.array([part_by_key.get(key) == part for key in keys_by_part[part]]))
         for part, table in enumerate(tables)
     ]
-    return pa.concat_tables(chosen_rows)
+    return pa.concat_tables(filtered_tables)

@@ -69,7 +69,7 @@ def prediction_schema(num_keypoints: int) -> pa.Schema:
 
     The columns:
 
-    - `num_people`: number of detections that reach the lower threshold; one of them is chosen for the row.
+    - `num_people`: number of detections that reach `parts.lowest_threshold`; one of them is chosen for the row.
     - `score`, `bbox_xyxy`, `keypoints` (x, y, score): the chosen detection in pixel indices. If nobody was found, the
       score is 0 and the other numbers are NaN.
     - `found`: whether `score` reaches `predict.score_threshold`.

@@ -24,7 +24,7 @@ from kp_ray.prediction.settings import check_precision, detections_per_image, vi
 from kp_ray.storage import join, write_parquet
 
 MAX_PEOPLE = 5
-"""Maximum number of detections kept per member and image, by score; `predict.person` chooses among them."""
+"""Maximum number of detections kept per member and image, the best scores first; `predict.person` chooses one."""
 
 RESULT_SCHEMA = pa.schema(
     [
@@ -76,7 +76,7 @@ class Predictor:
         """Load the members. If that fails, every batch returns the error.
 
         Args:
-            values: `Config.to_dict()`.
+            values: the run's configuration, as `Config.to_dict()` returns it.
             members: folder of each of the M members, by name.
             keypoint_names: K names, in order.
             folder: folder to which the parts are written.

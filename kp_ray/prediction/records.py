@@ -12,7 +12,7 @@ from kp_ray.storage import exists, read_json, write_json
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import store_digest
 
-_Model = TypeVar("_Model", bound=BaseModel)
+_RecordType = TypeVar("_RecordType", bound=BaseModel)
 
 
 class _Record(BaseModel):
@@ -246,10 +246,10 @@ def write_cross_validation(path: str, crossval: CrossValidation) -> None:
     write_json(path, crossval.to_json())
 
 
-def _read(path: str, model: type[_Model], fix: str) -> _Model:
+def _read(path: str, record_class: type[_RecordType], fix: str) -> _RecordType:
     values = read_json(path, fix)
     try:
-        return model.model_validate(values)
+        return record_class.model_validate(values)
     except ValidationError as error:
         first_error = error.errors()[0]
         field = ".".join(map(str, first_error["loc"]))

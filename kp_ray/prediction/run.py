@@ -94,7 +94,8 @@ def _predict_with_retries(task: PredictionTask, plan: PoolPlan, images: Sequence
     """Predict images; after a failed run of Ray Data, start another run for the remaining images.
 
     A lost node can end a whole run of Ray Data: the calls to the node's actors fail several times a second and use up
-    their retries. Retries are limited, because unlimited ones would hang the run at an image that kills its process.
+    their retries. Retries are limited, because an image that kills every process that reads it would hang a run with
+    unlimited retries.
 
     Raises:
         StoppedError: processes died, and the failed run finished no image.

@@ -6,7 +6,7 @@ from kp_ray.errors import ConfigError
 DETECTIONS_PER_IMAGE = 10
 """Value of TEST.DETECTIONS_PER_IMAGE unless `model.cfg` sets it.
 
-Detectron2's default is 100. It would decode the heat maps of 100 people per image and view, but one person is expected.
+Detectron2's default, 100, would decode the heat maps of 100 people per image and view, but one person is expected.
 """
 
 

@@ -90,7 +90,7 @@ class PredictForecast:
         trained: number of trained members.
         actors: smallest and largest size of the actor pool.
         cpus_per_actor: CPUs of each actor.
-        gpus_per_actor: GPUs of each actor; None if the cluster decides.
+        gpus_per_actor: GPUs of each actor; None means 1 if the cluster has GPUs, else 0.
     """
 
     images: int
@@ -143,7 +143,7 @@ class PredictStage:
             skeleton = resolve_skeleton(config, sample) if has_skeleton else run_skeleton(config)
             check_members_of_other_runs(config, skeleton)
             check_flips(config, skeleton, "predict")
-        if not _is_store_split(config):  # `augment` may not have written the store yet
+        if not _is_store_split(config):  # images of the store cannot be listed before `augment` has run
             list_image_refs(config, sample)
 
     def is_done(self, config: Config) -> bool:

@@ -20,8 +20,8 @@ SUSPICIOUS_SCORE = 3.0
 _FAR_DEVIATION = 2.5
 """Deviation, in robust standard deviations, above which a point is far from its prediction."""
 _MIN_GAIN = 1.0
-"""A mistake explains the distance if undoing it lowers the mean over the points by more than this number of robust
-standard deviations."""
+"""A mistake explains the distance if undoing it lowers the mean deviation of the points by more than this number of
+robust standard deviations."""
 _MIN_POINTS = 4
 """Minimum number of labelled points for the kinds "shifted" and "other_image"."""
 _MAX_CANDIDATES = 400
@@ -38,7 +38,7 @@ class Judgement:
         points: indices of the keypoints concerned; empty for all keypoints.
         reason: the mistake in words; "" if the image is not suspicious.
         shift: x, y in pixels that move the labels onto the prediction, if the kind is "shifted".
-        keeps_labels: True if other images repeat these labels and fit them less: no correction is proposed.
+        keeps_labels: True if other images have the same labels, which fit those images less: no correction is proposed.
     """
 
     score: float
@@ -53,8 +53,8 @@ def judge_predicted(labels: Annotations, predicted: FloatArray, disagreement: Fl
     """Judge the labels of N images by their predictions.
 
     `UsualErrors.deviations` measures how far each point is from its prediction. The mean and the maximum over an
-    image's points are standardized over all images, and the larger one is the score. A mistake that explains the
-    distance adds its gain.
+    image's points are standardized over all images, and the larger one is the score. For a mistake that explains the
+    distance, the decrease of the mean when the mistake is undone is added to the score.
 
     Args:
         labels: N images with K keypoints, each with a labelled keypoint.

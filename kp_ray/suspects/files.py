@@ -14,8 +14,8 @@ from kp_ray.suspects.rank import Suspect
 
 SUSPECTS_FILE, CORRECTIONS_FILE = "suspects.csv", "corrections.csv"
 """Names of the files in the run folder."""
-_COLUMNS = ["rank", "image", "kind", "points", "score", "reason"]
-_HEADER = "image,action,keypoint,x,y"
+_SUSPECTS_COLUMNS = ["rank", "image", "kind", "points", "score", "reason"]
+_CORRECTIONS_HEADER = "image,action,keypoint,x,y"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SuspectRow:
     Attributes:
         rank: number of the row, from 1.
         image, kind, score, reason: as in `Suspect`.
-        points: names of the keypoints concerned, separated by spaces; "" for all.
+        points: names of the keypoints concerned, separated by spaces; "" for all keypoints.
     """
 
     rank: int
@@ -44,7 +44,7 @@ def write_suspects(path: str, suspects: Sequence[Suspect]) -> None:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer.writerow(_SUSPECTS_COLUMNS)
     for rank, suspect in enumerate(suspects, start=1):
         points, score = " ".join(suspect.points), f"{suspect.score:.2f}"
         writer.writerow([rank, suspect.image, suspect.kind, points, score, suspect.reason])
@@ -59,8 +59,8 @@ def read_suspects(path: str) -> list[SuspectRow]:
     """
     try:
         header, *body = list(csv.reader(io.StringIO(read_bytes(path).decode(), newline=""), strict=True)) or [[]]
-        if header != _COLUMNS:
-            raise ValueError(f"its header is not {','.join(_COLUMNS)}")
+        if header != _SUSPECTS_COLUMNS:
+            raise ValueError(f"its header is not {','.join(_SUSPECTS_COLUMNS)}")
         return [
             SuspectRow(int(rank), image, kind, points, float(score), reason)
             for rank, image, kind, points, score, reason in body
@@ -89,7 +89,7 @@ def write_corrections(path: str, suspects: Sequence[Suspect], applied_path: str 
     paths = [path] if applied_path is None else [applied_path, path]
     active_rows = dict.fromkeys(row for file_path in paths for row in _active_rows(file_path))
     lines = [
-        _HEADER,
+        _CORRECTIONS_HEADER,
         *active_rows,
         f"{COMMENT} Each row below is a proposal. Look at the image; to apply a row, remove the leading '{COMMENT} ',",
         f"{COMMENT} set data.corrections to this file, and run augment again. The report shows labels and predictions.",
@@ -105,14 +105,14 @@ def write_corrections(path: str, suspects: Sequence[Suspect], applied_path: str 
 
 
 def _active_rows(path: str) -> Iterator[str]:
-    """Iterate over the active rows of a corrections file, formatted with the columns of `_HEADER`."""
+    """Iterate over the active rows of a corrections file, formatted with the columns of `_CORRECTIONS_HEADER`."""
     if not exists(path):
         return
     header, rows = read_csv_rows(path, COMMENT)
     for line, cells in rows:
         check_num_cells(cells, header, f"{path}: row {line}")
         values = dict(zip(header, cells, strict=True))
-        yield _format_row([values.get(column, "") for column in _HEADER.split(",")])
+        yield _format_row([values.get(column, "") for column in _CORRECTIONS_HEADER.split(",")])
 
 
 def _format_row(row: Sequence[str | float | None]) -> str:

@@ -20,19 +20,21 @@ CorrectionRow = tuple[str, str, str, float | None, float | None]
 """A row of a corrections file: image, action, keypoint, x, y."""
 
 _MOTION_SCORE = 5.0
-"""Score of a motion suspect of strength 1; each doubling of the strength adds 1, at most `_MAX_BONUS`."""
+"""Score of a motion suspect of strength 1; each doubling of the strength adds 1, up to `_MAX_BONUS` in all."""
 _MAX_BONUS = 3.0
 _REPEATED_SCORE = 2.0
 """Score of the less plausible of two images with equal labels, if the person does not move between them. A movement m,
 in body sizes, adds 2 * log2(1 + m / `LABEL_NOISE`), at most 2 * `_MAX_BONUS`."""
 _PLAUSIBLE_MARGIN = 0.5
-"""Minimum difference between the scores of the less and the more plausible image with equal labels."""
+"""Of images with equal labels, the most plausible one gets at least the highest repetition score of the others, minus
+this margin."""
 _CROSSED_SCORE = 1.0
 """Score of shoulders and hips that point in opposite directions. It is low, because real bodies can twist."""
 _VAGUE_KINDS = ("far", "points")
 """Kinds that say which points are far from where they are expected, but not by which mistake."""
-_FITS_MOTION_FACTOR = 0.6
-"""Factor for the score of an image whose labels fit the frames before and after: its prediction is probably wrong."""
+_INNER_FRAME_FACTOR = 0.6
+"""Factor for the score of an image between two other frames of its clip: if its labels do not jump, its prediction is
+probably wrong; if they jump, `_add_motion` adds a score."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ def rank_suspects(
             crossed = Judgement(_CROSSED_SCORE, "", (), "shoulders and hips point in opposite directions")
             judgements[row] = _join(judgements.get(row), crossed)
     _add_repetitions(labels, judgements)
-    suspects = [_describe(labels, row, judgement) for row, judgement in sorted(judgements.items())]
+    suspects = [_make_suspect(labels, row, judgement) for row, judgement in sorted(judgements.items())]
     return sorted(suspects, key=lambda suspect: -suspect.score)
 
 
@@ -98,7 +100,7 @@ def _row_score(judgements: Mapping[int, Judgement], row: int) -> float:
 def _weigh_by_motion(labels: Annotations, judgements: dict[int, Judgement]) -> None:
     """Lower, in place, the scores of images that lie between other frames of their clip.
 
-    A wrong label of such an image also shows as a jump, for which `_add_motion` adds a score. First, the part of every
+    A wrong label of such an image also shows as a jump, see `_INNER_FRAME_FACTOR`. First, the part of every
     score above `SUSPICIOUS_SCORE` is compressed logarithmically, because failed predictions cause the largest scores.
     """
     inner_rows = list_inner_rows(labels)
@@ -106,7 +108,7 @@ def _weigh_by_motion(labels: Annotations, judgements: dict[int, Judgement]) -> N
         score = judgement.score
         if score > SUSPICIOUS_SCORE:
             score = SUSPICIOUS_SCORE * (1 + float(np.log2(score / SUSPICIOUS_SCORE)))
-        judgements[row] = replace(judgement, score=score * _FITS_MOTION_FACTOR if row in inner_rows else score)
+        judgements[row] = replace(judgement, score=score * _INNER_FRAME_FACTOR if row in inner_rows else score)
 
 
 def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> None:
@@ -218,14 +220,16 @@ def _join_reasons(earlier: str, added: str) -> str:
     return f"{earlier}; {added}" if earlier else added
 
 
-def _describe(labels: Annotations, row: int, judgement: Judgement) -> Suspect:
+def _make_suspect(labels: Annotations, row: int, judgement: Judgement) -> Suspect:
     names = tuple(labels.skeleton.names[k] for k in judgement.points)
     is_suspicious = bool(judgement.kind) and judgement.score >= SUSPICIOUS_SCORE
-    corrections = tuple(_propose(labels, row, judgement)) if is_suspicious and not judgement.keeps_labels else ()
+    corrections = (
+        tuple(_propose_corrections(labels, row, judgement)) if is_suspicious and not judgement.keeps_labels else ()
+    )
     return Suspect(labels.images[row], judgement.score, judgement.kind, names, judgement.reason, corrections)
 
 
-def _propose(labels: Annotations, row: int, judgement: Judgement) -> Iterator[CorrectionRow]:
+def _propose_corrections(labels: Annotations, row: int, judgement: Judgement) -> Iterator[CorrectionRow]:
     """Propose corrections: exchange points, move all points back, remove single points, or drop the image."""
     image, names, flip = labels.images[row], labels.skeleton.names, labels.skeleton.flip_indices
     xy = labels.keypoints[row, :, :2]

@@ -32,7 +32,7 @@ class UsualErrors:
     """The usual errors of the predictions, per keypoint, body size and disagreement of the members.
 
     The logarithm of an error is compared with its median and its 90th percentile over the images, because a few wrong
-    labels hardly change them. The distance between the two scales the deviations of a keypoint.
+    labels hardly change them. The distance between median and percentile scales the deviations of a keypoint.
 
     Args:
         labels: (N, K, 2) labelled points; NaN where unlabelled.
@@ -111,11 +111,11 @@ def _median(values: FloatArray) -> FloatArray:
     return _quantile(values, 0.5)
 
 
-def _quantile(values: FloatArray, share: float) -> FloatArray:
+def _quantile(values: FloatArray, level: float) -> FloatArray:
     """Return a quantile (K,) over N values; NaN for a column without values."""
     quantiles = np.full(values.shape[1], np.nan)
     for column in range(values.shape[1]):
         finite_values = values[np.isfinite(values[:, column]), column]
         if finite_values.size:
-            quantiles[column] = np.quantile(finite_values, share)
+            quantiles[column] = np.quantile(finite_values, level)
     return quantiles

@@ -55,8 +55,10 @@ class SuspectsSummary:
         if self.without_predictions:
             lines.append(f"ranked by motion and repetition of the labels alone: {self.without_predictions}")
         elif self.num_predicted < self.num_images:
-            missing = self.num_images - self.num_predicted
-            lines.append(f"{missing} images have no out-of-fold prediction: they are ranked by motion and repetition")
+            num_missing = self.num_images - self.num_predicted
+            lines.append(
+                f"{num_missing} images have no out-of-fold prediction: they are ranked by motion and repetition"
+            )
         if self.num_proposed:
             lines.append(f"corrections of {self.num_proposed} images, each commented out, in {self.corrections}")
         return lines
@@ -75,9 +77,10 @@ class SuspectsSummary:
 
 
 class SuspectsStage:
-    """Ranks labels by their distance from out-of-fold predictions, and by the motion and repetition of the labels.
+    """Rank labels by their distance from out-of-fold predictions, and by the motion and repetition of the labels.
 
-    `crossval` makes missing predictions first. Without folds, trained members or images, motion and repetition decide.
+    `crossval` makes missing predictions first. Without folds, trained members or images, motion and repetition alone
+    decide the ranks.
     """
 
     name = "suspects"
@@ -139,7 +142,7 @@ class SuspectsStage:
         """Forecast the predictions that `crossval` would make.
 
         Raises:
-            ConfigError: there are no predictions to make.
+            ConfigError: no predictions can be made.
         """
         if reason := explain_missing_predictions(config):
             raise ConfigError(f"--dry-run: suspects would only read the labels ({reason}): leave --dry-run out")
@@ -179,12 +182,12 @@ def read_predicted_points(config: Config, skeleton: Skeleton) -> tuple[dict[str,
     # The spread of several members and the score of a single member have different scales, but ranks are comparable.
     has_spread = np.isfinite(predictions.spreads)
     disagreements = np.empty(predictions.spreads.shape)
-    for mask, values in (
+    for is_selected, values in (
         (has_spread, predictions.spreads / body_sizes(xy)[:, None]),
         (~has_spread, 1 - predictions.keypoints[..., 2]),
     ):
-        ranks = np.argsort(np.argsort(np.nan_to_num(values[mask], nan=1.0), kind="stable"))
-        disagreements[mask] = ranks / max(1, ranks.size)
+        ranks = np.argsort(np.argsort(np.nan_to_num(values[is_selected], nan=1.0), kind="stable"))
+        disagreements[is_selected] = ranks / max(1, ranks.size)
     rows = np.flatnonzero(predictions.scores > 0)
     points = {predictions.images[row]: xy[row] for row in rows}
     return points, {predictions.images[row]: disagreements[row] for row in rows}

@@ -123,7 +123,7 @@ def test_a_box_without_an_area_is_ignored():
     assert check_person(StatedFacts(bbox_xywh=(0.0, 0.0, 0.0, 0.0))) == []
 
 
-def test_a_stated_size_is_compared_with_the_image_as_seen(tmp_path):
+def test_a_stated_size_is_compared_with_the_size_of_the_upright_image(tmp_path):
     content = encode_with_pillow(corner_image(), "JPEG", exif=exif_orientation(6))  # 96x64 px, seen as 64x96
     (tmp_path / "a.jpg").write_bytes(content)
     labels = make_labels(["a.jpg"], np.linspace(5, 50, 2 * NUM_KEYPOINTS).reshape(1, NUM_KEYPOINTS, 2))

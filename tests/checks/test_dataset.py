@@ -15,11 +15,11 @@ from kp_ray.keypoints import FloatArray
 from tests.helpers.data import SHARED
 from tests.helpers.labels import NUM_KEYPOINTS, make_labels, make_person
 
-FRAME = (1920, 1080)
+IMAGE_SIZE = (1920, 1080)
 
 
 def make_people(num_images: int = 40) -> Annotations:
-    """Make images of different people at different places of the frame, each image a scene of its own."""
+    """Make images of different people at different places in the image, each image a scene of its own."""
     rng = np.random.default_rng(0)
     poses = np.array([make_person(seed) for seed in range(num_images)])
     poses += rng.uniform([-700, -250], [900, 250], (num_images, 1, 2))
@@ -51,7 +51,7 @@ class TestSentinels:
     @pytest.mark.parametrize("place", [(0, 0), (-1, -1), (-100, -100), (-0.5, -0.5)])
     @pytest.mark.parametrize("points", [[(3, 0)], [(3, 0), (3, 1), (3, 2)], [(row, row % 24) for row in range(40)]])
     def test_the_corner_and_two_equal_negative_coordinates_are_found_even_with_one_point_there(self, place, points):
-        findings = check_labels(put_at(make_people(), place, points), FRAME)
+        findings = check_labels(put_at(make_people(), place, points), IMAGE_SIZE)
         assert [finding.kind for finding in findings] == ["sentinel"]
         assert findings[0].image == ""
         num_images = len({row for row, _ in points})
@@ -83,7 +83,7 @@ class TestSentinels:
         labels = change_points(make_people(), lambda xy: xy - xy[:, 15:16] + [900.0, 700.0])
         assert find_sentinels(labels) == []
 
-    def test_points_on_one_edge_of_the_frame_are_no_sentinels(self):
+    def test_points_on_one_edge_of_the_image_are_no_sentinels(self):
         labels = make_people()
         keypoints = labels.keypoints.copy()
         keypoints[:, 9, 0] = 0
@@ -92,7 +92,7 @@ class TestSentinels:
     def test_other_findings_that_a_sentinel_causes_are_not_reported(self):
         points = [(row, point) for row in range(20) for point in range(24)]  # these images have no other points
         points += [(row, point) for row in range(20, 40) for point in (5, 6, 11)]
-        findings = check_labels(put_at(make_people(), (-1, -1), points), FRAME)
+        findings = check_labels(put_at(make_people(), (-1, -1), points), IMAGE_SIZE)
         assert [finding.kind for finding in findings] == ["sentinel"]
 
     def test_the_setting_that_is_advised_removes_the_finding_and_the_labels(self, tmp_path):
@@ -113,10 +113,10 @@ class TestSentinels:
 class TestScale:
     """Coordinates that are not pixels of the images are one finding, not one per image."""
 
-    @pytest.mark.parametrize("sizes", [FRAME, None])
+    @pytest.mark.parametrize("sizes", [IMAGE_SIZE, None])
     @pytest.mark.parametrize("offset", [0.0, 0.2])
     def test_fractions_are_found_with_and_without_image_sizes(self, sizes, offset):
-        labels = change_points(make_people(), lambda xy: xy / FRAME + offset)
+        labels = change_points(make_people(), lambda xy: xy / IMAGE_SIZE + offset)
         (finding,) = check_labels(labels, sizes)
         assert finding.kind == "scale"
         assert "fractions" in finding.message
@@ -125,52 +125,52 @@ class TestScale:
     def test_fractions_in_some_of_the_images_are_counted(self):
         def divide_first_seven(xy):
             xy = xy.copy()
-            xy[:7] /= FRAME
+            xy[:7] /= IMAGE_SIZE
             return xy
 
-        (finding,) = select_kind(check_labels(change_points(make_people(), divide_first_seven), FRAME), "scale")
+        (finding,) = select_kind(check_labels(change_points(make_people(), divide_first_seven), IMAGE_SIZE), "scale")
         assert "the coordinates of 7 of 40 images are fractions" in finding.message
 
     def test_fractions_and_a_corner_sentinel_are_both_found(self):
-        labels = change_points(make_people(), lambda xy: xy / FRAME)
-        findings = check_labels(put_at(labels, (0, 0), [(row, 2) for row in range(9)]), FRAME)
+        labels = change_points(make_people(), lambda xy: xy / IMAGE_SIZE)
+        findings = check_labels(put_at(labels, (0, 0), [(row, 2) for row in range(9)]), IMAGE_SIZE)
         assert [finding.kind for finding in findings] == ["sentinel", "scale"]
 
     def test_percentages_are_found_if_the_sizes_are_known(self):
-        labels = change_points(make_people(), lambda xy: xy / FRAME * 100)
-        (finding,) = check_labels(labels, FRAME)
+        labels = change_points(make_people(), lambda xy: xy / IMAGE_SIZE * 100)
+        (finding,) = check_labels(labels, IMAGE_SIZE)
         assert "percentages" in finding.message
 
     @pytest.mark.parametrize("factor", [1 / 2, 1 / 3, 1 / 4])
     def test_labels_that_were_made_on_smaller_images_are_found(self, factor):
         labels = change_points(make_people(), lambda xy: np.abs(xy) * factor)
-        sizes = dict.fromkeys(labels.images, FRAME)
+        sizes = dict.fromkeys(labels.images, IMAGE_SIZE)
         (finding,) = check_labels(labels, sizes)
         assert finding.kind == "scale"
         assert "upper left part" in finding.message
 
     @pytest.mark.parametrize("factor", [2, 4])
-    def test_labels_that_were_made_on_larger_images_are_one_scale_finding(self, factor):
-        labels = change_points(make_people(), lambda xy: xy % FRAME * factor)
-        findings = check_labels(labels, FRAME)
+    def test_labels_that_were_made_on_larger_images_cause_one_scale_finding(self, factor):
+        labels = change_points(make_people(), lambda xy: xy % IMAGE_SIZE * factor)
+        findings = check_labels(labels, IMAGE_SIZE)
         assert [finding.kind for finding in findings if finding.kind in ("scale", "outside")] == ["scale"]
         assert "larger images" in findings[0].fix
 
     def test_exchanged_x_and_y_are_found(self):
-        labels = change_points(make_people(), lambda xy: (xy % FRAME)[..., ::-1])
-        (finding,) = select_kind(check_labels(labels, FRAME), "scale")
+        labels = change_points(make_people(), lambda xy: (xy % IMAGE_SIZE)[..., ::-1])
+        (finding,) = select_kind(check_labels(labels, IMAGE_SIZE), "scale")
         assert "x and y are exchanged" in finding.message + finding.fix
 
     def test_people_of_a_few_pixels_are_found(self):
         labels = change_points(make_people(), lambda xy: xy % 7 + [1500, 800])
-        (finding,) = select_kind(check_labels(labels, FRAME), "scale")
+        (finding,) = select_kind(check_labels(labels, IMAGE_SIZE), "scale")
         assert "smaller than" in finding.message
 
     def test_the_finding_about_a_single_person_of_a_few_pixels_names_the_image(self):
         labels = make_people()
         keypoints = labels.keypoints.copy()
         keypoints[7, :, :2] = keypoints[7, :, :2] / 1000
-        findings = check_labels(replace(labels, keypoints=keypoints), FRAME)
+        findings = check_labels(replace(labels, keypoints=keypoints), IMAGE_SIZE)
         assert [(finding.kind, finding.image) for finding in findings if finding.kind == "tiny"] == [("tiny", "7.jpg")]
 
     @pytest.mark.parametrize("size", [(96, 96), (150, 1000)])
@@ -180,11 +180,11 @@ class TestScale:
 
     def test_a_few_people_in_the_same_corner_cause_no_finding(self):
         labels = change_points(make_people(6), lambda xy: np.abs(xy) % [900, 500])
-        assert select_kind(check_labels(labels, FRAME), "scale") == []
+        assert select_kind(check_labels(labels, IMAGE_SIZE), "scale") == []
 
     def test_unlabelled_images_and_unknown_sizes_cause_no_scale_finding(self):
         labels = make_labels(["a.jpg"], np.full((1, NUM_KEYPOINTS, 2), np.nan))
-        assert [finding.kind for finding in check_labels(labels, FRAME)] == ["unlabelled"]
+        assert [finding.kind for finding in check_labels(labels, IMAGE_SIZE)] == ["unlabelled"]
         assert check_labels(make_people(), {}) == []
 
 
@@ -194,12 +194,12 @@ class TestRealLabels:
 
     def test_correct_labels_have_no_findings_about_all_images(self):
         labels = load_annotations(str(SHARED / "dacon" / "train_df.csv"))
-        assert [finding for finding in check_labels(labels, FRAME) if not finding.image] == []
+        assert [finding for finding in check_labels(labels, IMAGE_SIZE) if not finding.image] == []
 
     @pytest.mark.parametrize("place", [(0, 0), (-1, -1), (5000, 5000), (960, 540)])
     def test_a_sentinel_in_a_hundredth_of_the_points_is_found(self, place):
         labels = load_annotations(str(SHARED / "dacon" / "train_df.csv"))
-        is_missing = np.random.default_rng(0).random(labels.keypoints.shape[:2]) < 0.01
-        labels.keypoints[is_missing, :2] = place
+        is_replaced = np.random.default_rng(0).random(labels.keypoints.shape[:2]) < 0.01
+        labels.keypoints[is_replaced, :2] = place
         (sentinel,) = find_sentinels(labels)
-        np.testing.assert_array_equal(sentinel.at_place, is_missing)
+        np.testing.assert_array_equal(sentinel.at_place, is_replaced)

@@ -104,7 +104,7 @@ def test_names_that_nearly_match_are_counted_by_rule(tmp_path):
     assert "unlabelled_files" not in {finding.kind for finding in findings}
 
 
-def test_a_file_that_is_no_image_is_described(tmp_path):
+def test_the_finding_about_an_unsupported_format_names_the_format(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic")
     (finding,) = check_images(make_labels_for_names(["a.jpg"]), str(tmp_path))[0]
     assert (finding.kind, "a HEIC image" in finding.message) == ("unreadable", True)

@@ -42,7 +42,7 @@ def test_mistakes_in_one_image_are_warnings_that_name_the_points_or_the_earlier_
     assert {finding.level for finding in findings} == {"warning"}
 
 
-def test_points_outside_the_frame_are_found_only_if_its_size_is_known():
+def test_points_outside_the_image_are_found_only_if_its_size_is_known():
     labels = make_labels(["a.jpg"], make_person()[None] + 1e5)
     assert check_labels(labels) == []
     assert check_labels(labels, {"b.jpg": (1920, 1080)}) == []

@@ -70,7 +70,7 @@ def test_without_images_only_the_labels_are_checked(sample_config: Config) -> No
     assert any("data.images is not set" in line for line in summary.lines())
 
 
-def test_the_summary_has_one_line_per_kind_with_an_example_and_counts_as_json() -> None:
+def test_the_summary_has_one_line_per_kind_with_an_example_and_its_json_counts_the_findings() -> None:
     findings = (
         Finding("warning", "size", "b.jpg", "is small", "look"),
         Finding("error", "empty", "a.jpg", "no bytes", "drop it"),

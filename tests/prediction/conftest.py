@@ -49,9 +49,9 @@ def predicted_run(run_with_store: Config) -> Config:
 def linked_data(sample_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Link every test image under `NUM_LINKS` names; return the `data` settings with which the links are predicted."""
     folder = tmp_path_factory.mktemp("linked")
-    for copy in range(NUM_LINKS):
+    for number in range(NUM_LINKS):
         for path in Path(sample_data["test_images"]).iterdir():
-            (folder / f"{copy}{path.name}").symlink_to(path)
+            (folder / f"{number}{path.name}").symlink_to(path)
     return {"test_images": str(folder), "sample_submission": None, "truth": None}
 
 

@@ -55,7 +55,7 @@ def test_a_split_of_the_store_is_scored_against_the_labels_in_the_store(run_with
     assert evaluate_run(config).num_images == details.images == 4
 
 
-def test_a_truth_with_another_order_of_columns_scores_the_same(predicted_run: Config, tmp_path: Path) -> None:
+def test_another_column_order_in_the_truth_changes_no_score(predicted_run: Config, tmp_path: Path) -> None:
     """Keypoints with other names than the competition's 24 have the order of the header."""
     new_names = {name: f"p{i:02d}" for i, name in enumerate(DACON24.names)}
     skeleton = {"flip_pairs": [["p00", "p01"]], "sigmas": [0.05] * K}
@@ -78,7 +78,9 @@ def test_a_truth_with_another_order_of_columns_scores_the_same(predicted_run: Co
     assert errors == pytest.approx([24, 24])
 
 
-def test_the_rmse_of_a_shifted_truth_is_the_shift(predicted_run: Config, tmp_path: Path) -> None:
+def test_a_shift_of_the_submission_is_its_rmse_and_points_far_outside_the_image_are_refused(
+    predicted_run: Config, tmp_path: Path
+) -> None:
     table = pd.read_csv(predicted_run.require_input("truth"))
     images = list(read_sample_submission(predicted_run.require_input("sample_submission")).images)
     table = table.set_index("image").loc[images].reset_index()

@@ -61,8 +61,8 @@ def test_a_member_of_another_run_changes_the_folder_of_the_parts_and_can_have_a_
     assert task.members == {"b": run_with_members.member_dir("b"), "copied/a": other_member_dir}
     assert task.predictor_arguments(has_gpu=False)["members"] == task.members
     assert task.folder != PredictionTask(run_with_members).folder
-    weights = Path(other_member_dir, "model_final.pth")
-    weights.write_bytes(weights.read_bytes() + b"0")
+    weights_path = Path(other_member_dir, "model_final.pth")
+    weights_path.write_bytes(weights_path.read_bytes() + b"0")
     assert PredictionTask(config).folder != task.folder
 
 

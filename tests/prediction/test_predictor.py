@@ -74,7 +74,7 @@ def test_with_flips_a_mirrored_image_has_mirrored_people(
     assert counterpart.score == pytest.approx(best_person.score, abs=1e-5)
     np.testing.assert_allclose(counterpart.bbox_xyxy, best_person.bbox_xyxy, atol=1e-2)
     np.testing.assert_allclose(counterpart.keypoints, best_person.keypoints, atol=1e-2)
-    predictor = make_predictor(link_members("other", fallback_threshold=0.0))
+    predictor = make_predictor(link_members("without_tta", fallback_threshold=0.0))
     people = predictor.find_people("a", images[:1])[0]
     changes = [np.abs(person.keypoints - best_person.keypoints).max() for person in people]
     assert min(changes) > 0.1, "TTA changes the result"
@@ -157,7 +157,9 @@ def test_mixed_precision_does_not_round_coordinates(run_with_members: Config) ->
     (expected_people,) = detect_people(model, cfg, DACON24, [row])
     set_precision(model, "cpu", "bf16")
     dtypes: list[torch.dtype] = []
-    model.backbone.bottom_up.stem.conv1.register_forward_hook(lambda *hook: dtypes.append(hook[2].dtype))
+    model.backbone.bottom_up.stem.conv1.register_forward_hook(
+        lambda _model, _inputs, output: dtypes.append(output.dtype)
+    )
     (people,) = detect_people(model, cfg, DACON24, [row])
     assert dtypes == [torch.bfloat16]
     assert people

@@ -72,15 +72,15 @@ def test_with_gpus_each_actor_takes_a_gpu_and_the_batches_are_the_same_as_on_cpu
 
 def test_predicting_again_predicts_nothing_and_keeps_predict_json(predicted_run: Config) -> None:
     path = Path(predicted_run.path("predict.json"))
-    before = json.loads(path.read_text())
-    assert before["took"]["predicted"] == before["images"] == 10
-    assert before["took"]["seconds"] > 0
+    earlier_values = json.loads(path.read_text())
+    assert earlier_values["took"]["predicted"] == earlier_values["images"] == 10
+    assert earlier_values["took"]["seconds"] > 0
     details, cost = predict(predicted_run)
     assert cost.predicted == 0
     assert details.took.predicted == 10
-    assert json.loads(path.read_text()) == before
-    assert len(before["filled"]) == sum(before["fallbacks"].values())
-    assert before["people"]["rule"] == "track"
+    assert json.loads(path.read_text()) == earlier_values
+    assert len(earlier_values["filled"]) == sum(earlier_values["fallbacks"].values())
+    assert earlier_values["people"]["rule"] == "track"
 
 
 def test_only_missing_and_changed_images_are_predicted_again_and_unusable_images_are_listed(
@@ -207,8 +207,8 @@ def test_a_damaged_member_stops_the_prediction_and_the_error_names_the_damaged_f
     config = link_run(run_with_store, tmp_path / "run")
     (tmp_path / "run" / "members").unlink()
     shutil.copytree(run_with_store.path("members"), tmp_path / "run" / "members")
-    weights = Path(config.member_dir("b"), "model_final.pth")
-    weights.write_bytes(weights.read_bytes()[:100_000])
+    weights_path = Path(config.member_dir("b"), "model_final.pth")
+    weights_path.write_bytes(weights_path.read_bytes()[:100_000])
     with pytest.raises(ModelError, match=r"stopped with 10 images left, .*model_final\.pth: damaged") as caught:
         predict(config)
     assert isinstance(caught.value.__cause__, ModelError)
@@ -227,26 +227,27 @@ from kp_ray.config.load import load_config
 from kp_ray.prediction.run import predict
 
 ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=True, logging_level="ERROR", log_to_driver=False)
-gpu_shares = []
+gpus_of_actors = []
 
 def progress(name, done, total, note=""):
     address = ray.get_runtime_context().gcs_address
     actors = [actor for actor in list_actors(address=address, detail=True) if actor.state == "ALIVE"]
-    gpu_shares.append(sorted(actor.required_resources["GPU"] for actor in actors if "GPU" in actor.required_resources))
+    resources = [actor.required_resources for actor in actors]
+    gpus_of_actors.append(sorted(numbers["GPU"] for numbers in resources if "GPU" in numbers))
 
 details, cost = predict(load_config(sys.argv[1]), progress)
-print(details.images, max(gpu_shares, key=len), cost.compute)
+print(details.images, max(gpus_of_actors, key=len), cost.compute)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("gpus_per_actor", "shares"), [(None, [1.0, 1.0]), (0.5, [0.5, 0.5])])
+@pytest.mark.parametrize(("gpus_per_actor", "expected_gpus"), [(None, [1.0, 1.0]), (0.5, [0.5, 0.5])])
 def test_each_actor_takes_one_gpu_or_the_number_of_gpus_that_the_config_sets(
     run_with_store: Config,
     linked_data: dict[str, Any],
     tmp_path: Path,
     gpus_per_actor: float | None,
-    shares: list[float],
+    expected_gpus: list[float],
 ) -> None:
     """The GPUs are logical resources: the actors reserve them and compute on CPUs."""
     config = link_run(
@@ -254,4 +255,5 @@ def test_each_actor_takes_one_gpu_or_the_number_of_gpus_that_the_config_sets(
     )
     (tmp_path / "gpu.yaml").write_text(config.to_yaml())
     result = run_command(sys.executable, "-c", GPU_DRIVER, str(tmp_path / "gpu.yaml"), timeout_s=300)
-    assert result.stdout.strip().splitlines()[-1:] == [f"{10 * NUM_LINKS} {shares} cpu, fp32"], result.stderr[-2000:]
+    expected_line = f"{10 * NUM_LINKS} {expected_gpus} cpu, fp32"
+    assert result.stdout.strip().splitlines()[-1:] == [expected_line], result.stderr[-2000:]

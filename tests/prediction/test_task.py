@@ -14,7 +14,7 @@ from tests.helpers.linked_runs import configure_run, link_run
 
 @pytest.fixture
 def copied_run(run_with_store: Config, tmp_path: Path) -> Config:
-    """Copy the members into a run folder without a store, so that a test can change them."""
+    """Copy the members into a run folder without a store, so that a test can change them; `predict.tta` has `flip`."""
     shutil.copytree(run_with_store.path("members"), tmp_path / "run" / "members")
     return configure_run(run_with_store, tmp_path / "run", tta=["flip"])
 
@@ -58,8 +58,8 @@ def test_each_setting_or_file_that_changes_detections_changes_the_folder_of_the_
     assert find_folder(batch_size=7, fusion="median") == folder, "neither setting changes a detection"
     assert find_folder(tta=()) != folder
     assert find_folder(fallback_threshold=0.01) != folder
-    weights = Path(copied_run.member_dir("a"), "model_final.pth")
-    weights.write_bytes(weights.read_bytes() + b"0")
+    weights_path = Path(copied_run.member_dir("a"), "model_final.pth")
+    weights_path.write_bytes(weights_path.read_bytes() + b"0")
     assert PredictionTask(copied_run).folder != folder
 
 
@@ -73,8 +73,6 @@ def test_each_setting_or_file_that_changes_detections_changes_the_folder_of_the_
         ("fitted", "weights"),
     ],
 )
-def test_weights_of_unknown_members_or_keypoints_are_refused(
-    run_with_store: Config, tmp_path: Path, weights: Any, message: str
-) -> None:
+def test_invalid_weights_are_refused(run_with_store: Config, tmp_path: Path, weights: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PredictionTask(link_run(run_with_store, tmp_path / "run", weights=weights))

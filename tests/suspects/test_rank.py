@@ -72,7 +72,7 @@ def test_each_kind_of_mistake_is_found_and_its_correction_restores_the_labels(
     assert single_point.corrections == ((images[3], "point", DACON24.names[0], None, None),)
 
 
-def test_crossed_sides_add_to_the_score_and_change_neither_kind_nor_correction(
+def test_crossed_sides_add_a_reason_and_change_neither_kind_nor_corrections(
     labels: Annotations, predicted: dict[str, FloatArray]
 ) -> None:
     image, xy = labels.images[4], labels.keypoints[4, :, :2].copy()
@@ -153,5 +153,5 @@ def test_of_two_images_with_equal_labels_the_one_that_the_prediction_contradicts
     ranked = rank_suspects(replace(clip, keypoints=keypoints), predicted, {image: np.ones(24) for image in clip.images})
     assert ranked[0].image == clip.images[10]
     assert ranked[0].corrections == ((clip.images[10], "drop", "", None, None),)
-    (plausible,) = (suspect for suspect in ranked if suspect.image == clip.images[20])
-    assert plausible.corrections == ()
+    (plausible_suspect,) = (suspect for suspect in ranked if suspect.image == clip.images[20])
+    assert plausible_suspect.corrections == ()

@@ -38,7 +38,7 @@ def run_stage(config: Config) -> SuspectsSummary:
     return stage.run(config, no_progress)
 
 
-def test_without_folds_motion_alone_ranks_and_the_summary_says_why(config: Config) -> None:
+def test_without_folds_only_the_labels_decide_the_ranks_and_the_summary_says_why(config: Config) -> None:
     summary = run_stage(config)
     (row,) = read_suspects(summary.path)
     assert (row.rank, row.image, row.kind, row.points) == (1, "walk_A-0000003.jpg", "far", "")
@@ -61,7 +61,7 @@ def test_the_summary_says_that_images_or_trained_members_are_missing(
     assert "member a is not trained" in run_stage(build_config(values_with_images)).without_predictions
 
 
-def test_proposals_change_nothing_until_their_comment_is_removed_and_edits_are_kept(config: Config) -> None:
+def test_proposals_change_nothing_until_they_are_uncommented_and_edits_are_kept(config: Config) -> None:
     summary = run_stage(config)
     path = Path(summary.corrections)
     values = config.to_dict()
@@ -76,12 +76,12 @@ def test_proposals_change_nothing_until_their_comment_is_removed_and_edits_are_k
     assert path.read_text().splitlines()[:2] == ["image,action,keypoint,x,y", "walk_A-0000003.jpg,drop,,,"]
 
 
-def test_active_rows_of_both_corrections_files_are_kept_in_any_order_of_columns(tmp_path: Path) -> None:
-    path, applied = tmp_path / "corrections.csv", tmp_path / "applied.csv"
+def test_active_rows_of_both_corrections_files_are_kept_whatever_the_order_of_their_columns(tmp_path: Path) -> None:
+    path, applied_path = tmp_path / "corrections.csv", tmp_path / "applied.csv"
     path.write_text("# mine\nimage,action\na.jpg,drop\n# b.jpg,drop\n")
-    applied.write_text("image,x,y,keypoint,action\nc.jpg,1.5,2,nose,point\na.jpg,,,,drop\n")
+    applied_path.write_text("image,x,y,keypoint,action\nc.jpg,1.5,2,nose,point\na.jpg,,,,drop\n")
     for _ in range(2):
-        write_corrections(str(path), [], str(applied))
+        write_corrections(str(path), [], str(applied_path))
         assert path.read_text().splitlines()[:4] == [
             "image,action,keypoint,x,y",
             "c.jpg,point,nose,1.5,2",

@@ -52,17 +52,21 @@ def test_a_resumed_trial_is_not_stopped_for_reports_from_before_the_resume(
     scheduler_name: str, make_config: Callable[..., Config]
 ) -> None:
     config = make_config(tune={**SECTION, "scheduler": scheduler_name})
-    write_trial(config, "trial-000", 1.0, {2: 50.0, 4: 20.0})
+    write_trial(config, "trial-005", 1.0, {2: 50.0, 4: 20.0})
     stopped_names = [f"trial-{number:03d}" for number in range(1, 5)]
-    for trial_name in stopped_names:  # stopped at 2 iterations, but trained until the stop arrived
+    for trial_name in stopped_names:  # stopped at 4 iterations, but trained until the stop arrived
         write_trial(config, trial_name, 2.0, {2: 20.0, 4: 10.0, 6: 1.0}, end={})
-    own_reports = [("trial-000", 2, 50.0), ("trial-000", 4, 15.0)]
-    write_search_log(config, *own_reports, *((trial_name, 2, 40.0) for trial_name in stopped_names))
+    reports = [("trial-005", 2, 50.0), ("trial-005", 4, 15.0)]
+    reports += [
+        (trial_name, iteration, rmse) for trial_name in stopped_names for iteration, rmse in ((2, 40.0), (4, 12.0))
+    ]
+    write_search_log(config, *reports)
     scheduler = build_scheduler(config)
-    resumed_trial, new_trial = ray_trial(0), ray_trial(5)
+    resumed_trial, new_trial = ray_trial(5), ray_trial(6)
     for trial in (resumed_trial, new_trial):
         scheduler.on_trial_add(None, trial)
-    assert scheduler.on_trial_result(None, resumed_trial, {"iteration": 6, "rmse": 8.0}) == TrialScheduler.CONTINUE
+    # Without its earlier reports the trial would be stopped by this one.
+    assert scheduler.on_trial_result(None, resumed_trial, {"iteration": 6, "rmse": 45.0}) == TrialScheduler.CONTINUE
     assert scheduler.on_trial_result(None, new_trial, {"iteration": 2, "rmse": 60.0}) == TrialScheduler.STOP
 
 
