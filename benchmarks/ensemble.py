@@ -3,9 +3,10 @@
     python benchmarks/ensemble.py RUN_DIR --images 200
 
 RUN_DIR holds at least three trained members, a store and a config.yaml. The script generates images of new people,
-rooms and cameras, and predicts them with `kp-ray predict`. It scores each member alone (images without a person are
-filled), a plain average in which a member that found nobody counts as zeros, and kp_ray's fusion methods. Then it
-scores all of these again, for each member in turn, without this member's detections in a random 5 % of the images.
+rooms and cameras, and predicts them with `kp-ray predict`. It scores each member alone (with fallbacks where it
+found nobody), a plain average in which a member that found nobody counts as zeros, and kp_ray's fusion methods. Then it
+removes one member's detections in a random 5 % of the images and scores all of these again, with `--seeds` draws for
+each member.
 Results: benchmarks/results/ensemble.{md,json}.
 """
 
@@ -119,10 +120,12 @@ def main() -> None:
             draws.append(compute_rmses(config, predictions, scores, truth))
     lowest_member_rmses = [min(draw[f"member {name}"] for name in predictions.members) for draw in draws]
     wins = {
-        "fused below the best single member": sum(
+        "the RMSE of `mean` is lower than the best single member's": sum(
             draw["mean"] < lowest for draw, lowest in zip(draws, lowest_member_rmses, strict=True)
         ),
-        "fused below the plain average": sum(draw["mean"] < draw["plain average with zeros"] for draw in draws),
+        "the RMSE of `mean` is lower than the plain average's": sum(
+            draw["mean"] < draw["plain average with zeros"] for draw in draws
+        ),
     }
     rows = "".join(
         f"| {way} | {unchanged[way]:.2f} | {median_and_range([draw[way] for draw in draws])} |\n" for way in unchanged

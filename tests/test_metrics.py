@@ -64,7 +64,7 @@ def coco_precisions(case: dict[str, Any], skeleton: Skeleton) -> np.ndarray:
         xyv[~labelled] = 0
         points = xyv[labelled, :2] if labelled.any() else np.zeros((1, 2))
         low, high = points.min(axis=0), points.max(axis=0)
-        # COCO ignores detections inside the box of a person without a labelled point.
+        # COCO ignores detections inside the box of a person without a labelled point: this box contains them all.
         bbox = [*low, *(high - low)] if labelled.any() else [-1e5, -1e5, 2e5, 2e5]
         annotations.append(
             {

@@ -21,25 +21,26 @@ from kp_ray.storage import join, write_bytes
 
 
 class AugmentConfig(Section):
-    """Content of the store. Changing a field, except `min_visible`, changes the parts that depend on it."""
+    """The store. A changed field rewrites the parts that depend on it; `min_visible` affects training only."""
 
     recipes: tuple[str, ...] = DEFAULT_RECIPES
     """Names of recipes. A name that is listed twice gives two different variants (copies 0 and 1)."""
     user_recipes: dict[FolderName, dict[str, Any]] = Field(default_factory=dict)
     """Your own recipes by name, each an Albumentations pipeline as `albumentations.to_dict` writes it."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """JPEG quality of encoded variants (4:2:0); lower values make a smaller store."""
+    """JPEG quality of the variants, with 4:2:0 chroma subsampling; lower values make a smaller store."""
     sources_per_part: Positive = 32
-    """Rows of the labels' file per part. A stopped run loses the parts that it was writing. Use 256 beyond 100,000
-    frames."""
+    """Sources per part. More sources make fewer files, but a stopped run loses the parts that it was writing. Use 256
+    for more than 100,000 sources."""
     oversize: Literal["scale", "error"] = "scale"
-    """Crops in frames other than 1920x1080: `scale` scales the crop with the frame; `error` keeps the crop's size in
-    pixels and refuses a crop that is larger than its frame."""
+    """Size of crops in frames that are not 1920x1080: `scale`: in proportion to the frame; `error`: as many pixels as
+    in 1920x1080, and a crop that is larger than its frame is refused."""
     box_margin_px: Annotated[float, Field(ge=0)] = 0.0
-    """Margin around the labelled points' box, in pixels of the variant; 0, as in the published solution. The training
-    loss ignores keypoints outside the proposed box, so a margin keeps keypoints at the box's edge in the loss."""
+    """Margin around the labelled keypoints that makes the person's box, in pixels of the variant; the default is that
+    of the published solution. The training loss ignores keypoints outside the box that the model proposes; with a
+    margin this box also holds the outermost keypoints."""
     min_visible: NotNegative = 1
-    """Training skips variants with fewer keypoints of v 1 or 2 than this, and always those without any."""
+    """Training skips variants with fewer visible keypoints (v 1 or 2) than this, and always those without any."""
 
 
 class ClusterConfig(Section):
@@ -89,7 +90,7 @@ class Config(Section):
                     f"0 to {folds - 1}, or raise split.folds"
                 )
         if folds is not None and "Original" not in self.augment.recipes:
-            raise ValueError("augment.recipes: a fold is validated on Original, which is not listed: add it")
+            raise ValueError("augment.recipes: members validate on the recipe Original, which is not listed: add it")
         return self
 
     def held_out_fold(self, member: str) -> int | None:
@@ -131,7 +132,7 @@ class Config(Section):
             raise ConfigError(f"skeleton: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, which YAML and a Ray worker can hold."""
+        """Return the config as plain values, which can be written as YAML and sent to a Ray worker."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:

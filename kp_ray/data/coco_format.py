@@ -26,8 +26,8 @@ _Person = tuple[str | None, Mapping[str, Any]]
 def to_coco(annotations: Annotations, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """Make COCO keypoints JSON as plain values.
 
-    `bbox` is x, y, width, height of the labelled points' box. An image without a labelled point gets no annotation. An
-    image gets the key `group` if its scene is not the scene in its name.
+    `bbox` is x, y, width, height of the labelled points' box. An image without a labelled point gets no annotation. If
+    the scene of an image is not the scene in its name, the key `group` of its entry holds the scene.
 
     Args:
         annotations: N images.
@@ -119,10 +119,10 @@ def _entries(content: Mapping[str, Any], key: str, path: str) -> list[Mapping[st
     """Return the list of objects under a key of the JSON."""
     entries = content[key]
     if not isinstance(entries, list):
-        raise DataError(f"{path}: {key} is {_name_type(entries)}: a list of objects is expected")
+        raise DataError(f"{path}: {key} is {_describe_type(entries)}: a list of objects is expected")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise DataError(f"{path}: {key}[{number}] is {_name_type(entry)}: an object is expected")
+            raise DataError(f"{path}: {key}[{number}] is {_describe_type(entry)}: an object is expected")
     return entries
 
 
@@ -153,10 +153,10 @@ def _images_by_id(entries: Sequence[Mapping[str, Any]], path: str) -> dict[Any, 
     for number, entry in enumerate(entries):
         name, image_id = entry.get("file_name"), entry.get("id")
         if not isinstance(name, str) or not name:
-            raise DataError(f"{path}: images[{number}]: file_name is {_name_type(name)}: a file name is expected")
+            raise DataError(f"{path}: images[{number}]: file_name is {_describe_type(name)}: a file name is expected")
         if not _is_id(image_id):
             raise DataError(
-                f"{path}: images[{number}] ({name[:80]}): id is {_name_type(image_id)}: a number is expected"
+                f"{path}: images[{number}] ({name[:80]}): id is {_describe_type(image_id)}: a number is expected"
             )
         first_entry = images.setdefault(image_id, entry)
         if first_entry is not entry and first_entry["file_name"] == name:
@@ -172,7 +172,7 @@ def _images_by_id(entries: Sequence[Mapping[str, Any]], path: str) -> dict[Any, 
 def _people_by_image(
     annotations: Sequence[Mapping[str, Any]], category_id: Any, images: Mapping[Any, Any], path: str
 ) -> dict[Any, list[_Person]]:
-    """Return the annotations of a category, except crowds, by image id, each with its id as text for messages."""
+    """Group the annotations of a category by image id, without crowds; each has its own id as text for messages."""
     people: dict[Any, list[_Person]] = defaultdict(list)
     for number, person in enumerate(annotations):
         place = f"{person['id']!r:.40}" if "id" in person else f"no. {number}"
@@ -182,15 +182,16 @@ def _people_by_image(
         person_category = person["category_id"]
         if person_category != category_id and str(person_category) == str(category_id):
             raise DataError(
-                f"{where}: category_id is {_name_type(person_category)} ({person_category!r:.40}), but the category's "
-                "id is not: write both as numbers"
+                f"{where}: category_id is {_describe_type(person_category)} ({person_category!r:.40}), but the "
+                "category's id is not: write both as numbers"
             )
         if person_category == category_id and not person.get("iscrowd"):
             people[_image_id(person, images, where)].append((place, person))
     if annotations and not people and not any(person["category_id"] == category_id for person in annotations):
         raise DataError(
             f"{path}: no annotation belongs to the category with keypoints, whose id is {category_id!r:.40} (the first "
-            f"has category_id {annotations[0]['category_id']!r:.40}): give annotations and category the same id"
+            f"has category_id {annotations[0]['category_id']!r:.40}): set category_id of the "
+            "annotations to the id of the category"
         )
     return people
 
@@ -199,13 +200,13 @@ def _image_id(person: Mapping[str, Any], images: Mapping[Any, Any], where: str) 
     """Return the id of the image that an annotation belongs to."""
     image_id = person.get("image_id")
     if not _is_id(image_id):
-        raise DataError(f"{where}: image_id is {_name_type(image_id)}: the id of an image is expected")
+        raise DataError(f"{where}: image_id is {_describe_type(image_id)}: the id of an image is expected")
     if image_id in images:
         return image_id
     if any(str(image_id) == str(known_id) for known_id in images):
         raise DataError(
-            f"{where}: image_id is {_name_type(image_id)} ({image_id!r:.40}), but the image's id is not: write both as "
-            "numbers"
+            f"{where}: image_id is {_describe_type(image_id)} ({image_id!r:.40}), but the image's id is not: "
+            "write both as numbers"
         )
     raise DataError(
         f"{where}: no image has the id {image_id!r:.40}: add the image to `images`, or correct the image_id"
@@ -219,7 +220,7 @@ def _parse_points(values: Any, num_keypoints: int, where: str) -> list[tuple[flo
         return [unlabelled_point] * num_keypoints
     if not isinstance(values, list):
         raise DataError(
-            f"{where}: keypoints is {_name_type(values)}: a list of {3 * num_keypoints} numbers x, y, v is expected"
+            f"{where}: keypoints is {_describe_type(values)}: a list of {3 * num_keypoints} numbers x, y, v is expected"
         )
     if len(values) != 3 * num_keypoints:
         guess = ", as if v were missing" if len(values) == 2 * num_keypoints else ""
@@ -240,7 +241,7 @@ def _parse_points(values: Any, num_keypoints: int, where: str) -> list[tuple[flo
 
 
 def _stated_facts(image: Mapping[str, Any], person: Mapping[str, Any], num_labelled: int) -> StatedFacts:
-    """Return the facts that an image's and a person's entry state; a value of a wrong type counts as absent."""
+    """Return size, keypoint count and box that a file gives for an image and its person; a wrong type counts as absent."""
     size: list[Any] = [image.get("width"), image.get("height")]
     num_keypoints, bbox = person.get("num_keypoints"), person.get("bbox")
     box = tuple(map(float, bbox)) if isinstance(bbox, list) and all(map(_is_finite, bbox)) else ()
@@ -261,7 +262,7 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, str | int) or _is_finite(value)
 
 
-def _name_type(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     """Name the type of a JSON value, with its article."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return names.get(type(value), "absent or null")

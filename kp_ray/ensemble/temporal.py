@@ -25,7 +25,7 @@ def count_fallbacks(how: Iterable[str], near_frame: str = "near frame") -> dict[
 
     Args:
         how: the fallback of each image, as `fill_missing` and `fusion.Fusion` name it; "" is not counted.
-        near_frame: name of the fallback "frame <number>" in the result.
+        near_frame: key under which all fallbacks "frame <number>" are counted together.
     """
     return dict(Counter(re.sub(r"^frame \d+$", near_frame, fallback) for fallback in how if fallback))
 
@@ -117,13 +117,15 @@ def smooth_clips(
             offsets = numbers[near_rows] - numbers[row]
             gaussian = np.exp(-0.5 * (offsets / sigma_frames) ** 2)
             mean_offset = (gaussian * offsets).sum() / gaussian.sum()
-            variance = (gaussian * (offsets - mean_offset) ** 2).sum()
+            sum_of_squares = (gaussian * (offsets - mean_offset) ** 2).sum()
             # The fitted line's value at this frame (offset 0) is the weighted mean plus the slope times -mean_offset;
             # both are weighted sums of the near frames' coordinates.
-            slope_weights = (
-                -mean_offset * (offsets - mean_offset) / variance if variance > 0 else np.zeros(len(near_rows))
+            correction = (
+                -mean_offset * (offsets - mean_offset) / sum_of_squares
+                if sum_of_squares > 0
+                else np.zeros(len(near_rows))
             )
-            weights = gaussian * (1 / gaussian.sum() + slope_weights)
+            weights = gaussian * (1 / gaussian.sum() + correction)
             smoothed[row, :, :2] = np.tensordot(weights, keypoints[near_rows, :, :2], axes=1)
     return smoothed
 

@@ -114,7 +114,7 @@ def derive_options(config: Config, skeleton: Skeleton, device: str) -> dict[str,
         "SOLVER.WARMUP_ITERS": train.warmup_iters,
         "SOLVER.IMS_PER_BATCH": train.ims_per_batch,
         "SOLVER.CHECKPOINT_PERIOD": train.checkpoint_period,
-        "SOLVER.AMP.ENABLED": train.precision in ("bf16", "fp16"),  # read by plain Detectron2 only
+        "SOLVER.AMP.ENABLED": train.precision in ("bf16", "fp16"),  # for Detectron2's own trainer
         "TEST.EVAL_PERIOD": train.eval_period,
     }
 
@@ -122,7 +122,7 @@ def derive_options(config: Config, skeleton: Skeleton, device: str) -> dict[str,
 def scale_cfg(cfg: CfgNode, num_workers: int) -> CfgNode:
     """Scale a config to a number of workers by Detectron2's rule: LR and batch grow, iterations and steps shrink.
 
-    The checkpoint period is not scaled: many workers would write a checkpoint every few iterations.
+    The checkpoint period is not scaled: scaled down for many workers, it would be only a few iterations.
     """
     scaled_cfg = DefaultTrainer.auto_scale_workers(cfg.clone(), num_workers)
     solver = scaled_cfg.SOLVER

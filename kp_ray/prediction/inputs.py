@@ -49,7 +49,7 @@ def check_weighted_members(config: Config, members: Sequence[str]) -> None:
     for name in weights:
         if name not in members:
             raise ConfigError(
-                f"predict.weights: {name} is not a member: name members that predict ({', '.join(members)})"
+                f"predict.weights: {name} is not a member that predicts: use the names ({', '.join(members)})"
             )
 
 
@@ -57,7 +57,7 @@ def resolve_weights(config: Config, members: Sequence[str], skeleton: Skeleton) 
     """Convert `predict.weights` to an array of fusion weights.
 
     Returns:
-        (M, K) weights, 1 where the setting gives no weight; None if all weights are equal.
+        (M, K) weights, 1 for a member or keypoint that the setting does not name; None if the setting is `equal`.
 
     Raises:
         ConfigError: the setting names an unknown member or keypoint, or every member has weight 0 for a keypoint.
@@ -72,7 +72,7 @@ def resolve_weights(config: Config, members: Sequence[str], skeleton: Skeleton) 
         for name, weight in by_keypoint.items():
             if name not in skeleton.names:
                 raise ConfigError(
-                    f"predict.weights: {member}: {name} is not a keypoint: use the names of the labels' columns"
+                    f"predict.weights: {member}: {name} is not a keypoint: use keypoint names, e.g. {skeleton.names[0]}"
                 )
             weights[members.index(member), skeleton.names.index(name)] = weight
     has_weight = weights.any(axis=0)

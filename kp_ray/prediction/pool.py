@@ -42,8 +42,8 @@ class PoolPlan:
 def plan_pool(config: Config, nodes: Sequence[Mapping[str, float]], num_cpus: float) -> PoolPlan:
     """Size the actor pool and the decoding tasks for a cluster.
 
-    The number of actors is limited as if each reserved `predict.cpus_per_actor`. Each actor reserves this number minus
-    the CPUs of one decoding task, so that a full pool leaves CPUs for decoding.
+    The number of actors is limited as if each actor reserved `predict.cpus_per_actor` CPUs. In fact it reserves that
+    many minus the CPUs of one decoding task, so that a full pool leaves CPUs for decoding.
 
     Args:
         config: the run's configuration; `cluster.num_cpus` and `cluster.num_gpus` are the size to which an autoscaling

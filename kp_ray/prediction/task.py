@@ -21,7 +21,7 @@ from kp_ray.storage import join, read_bytes
 
 
 class PredictionTask:
-    """The images, members and folder of a prediction.
+    """What one `kp-ray predict` works on: images, members and the folder of its results.
 
     Attributes:
         config: the run's configuration.
@@ -80,7 +80,7 @@ class PredictionTask:
         }
 
     def find_missing_images(self) -> list[ImageRef]:
-        """List the images to predict: first the images without a part, then the unusable images."""
+        """List the images to predict: first those without a result, then the unusable ones, which are tried again."""
         return find_missing_images(self.folder, self.images)
 
     def predictor_arguments(self, has_gpu: bool) -> dict[str, Any]:

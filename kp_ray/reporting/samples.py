@@ -88,7 +88,7 @@ def _read_sample(store: str, paths: Sequence[str], skeleton: Skeleton) -> Varian
 
 
 def _draw_variant(path: str, rows: Sequence[dict[str, Any]], skeleton: Skeleton) -> Image | None:
-    """Draw the first variant with a visible keypoint in a part, or else the part's first variant.
+    """Draw a part's first variant with a visible keypoint; if no variant has one, draw the part's first variant.
 
     Returns:
         None if the image cannot be decoded.

@@ -30,8 +30,8 @@ class TrainingLog:
 
         Args:
             worker: this worker.
-            start: the first iteration of this run; entries that a lost worker logged from this iteration on are
-                removed.
+            start: the first iteration of this run. Entries from this iteration on are removed: an earlier attempt
+                logged them after its last checkpoint.
         """
         self.worker, self.start = worker, start
 
@@ -40,7 +40,7 @@ class TrainingLog:
             self.local_folder = tempfile.TemporaryDirectory()
             log_path = Path(self.local_folder.name, LOG_NAME)
             log_path.write_text("".join(entry.to_line() for entry in self._earlier_entries()))
-            # A window of 1 writes each value unsmoothed. A lost worker would lose the values of a longer window.
+            # A window of 1 writes each value unsmoothed. A longer window would be lost with its worker.
             self.writers: list[EventWriter] = [
                 JSONWriter(str(log_path), window_size=1),
                 TensorboardXWriter(f"{self.local_folder.name}/tensorboard", window_size=1, purge_step=self.start),
@@ -68,9 +68,9 @@ class TrainingLog:
         """Iterate over the entries before `start`, with iterations renumbered for the current number of workers."""
         num_workers = self.worker.world_size
         for entry in read_training_log(self.worker.folder) if self.start else ():
-            num_batches = int((entry.iteration + 1) * entry.values.get("workers", 1))  # of all workers together
-            if num_batches <= self.start * num_workers:
-                iteration = max(0, num_batches // num_workers - 1)
+            batches_so_far = int((entry.iteration + 1) * entry.values.get("workers", 1))  # of all workers together
+            if batches_so_far <= self.start * num_workers:
+                iteration = max(0, batches_so_far // num_workers - 1)
                 yield LogEntry(iteration, {**entry.values, "workers": num_workers})
 
     def _copy(self) -> None:

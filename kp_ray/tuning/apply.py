@@ -131,8 +131,7 @@ def check_recipe_sets(config: Config, recipe_sets: RecipeSets) -> None:
         if num_rows < min_rows:
             key = "train.recipes" if name == "own" else f"tune.recipes.{name}"
             raise ConfigError(
-                f"{key}: has too few training rows (got {num_rows}; one iteration needs {min_rows}): "
-                "name more recipes"
+                f"{key}: has too few training rows (got {num_rows}; one iteration needs {min_rows}): name more recipes"
             )
 
 

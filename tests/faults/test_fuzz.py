@@ -101,7 +101,7 @@ def make_visible_csv() -> bytes:
 
 
 def make_people_json(folder: Path) -> bytes:
-    """Make COCO JSON of three images, with several people, people without keypoints, a crowd, and a group."""
+    """Make COCO JSON of three images, with several people, people without keypoints, a crowd, and the key `group`."""
     content = to_coco(load_csv_content(make_labels_csv(), folder), [(64, 64)] * 3)
     person = content["annotations"][0]
     without_keypoints = {key: value for key, value in person.items() if key != "keypoints"}
@@ -251,7 +251,7 @@ ASSERT_VALID: dict[str, Callable[[str], None]] = {
 }
 
 HANG_MS = 60_000
-"""Deadline for reading a few kilobytes, which only a reader that hangs can miss, even on a busy machine."""
+"""Deadline for one example. Even on a busy machine, only a reader that hangs takes this long for a few kilobytes."""
 
 
 @pytest.mark.parametrize("kind", ASSERT_VALID)

@@ -169,7 +169,7 @@ def test_settings_that_contradict_split_folds_are_refused(sample_data: dict[str,
         tiny_config(sample_data, tmp_path, train={"members": [{"name": "a", "fold": 1}]})
     with pytest.raises(ConfigError, match=r"a names a fold that does not exist \(got 2\): name one from 0 to 1"):
         tiny_config(sample_data, tmp_path, split={"folds": 2}, train={"members": [{"name": "a", "fold": 2}]})
-    with pytest.raises(ConfigError, match=r"augment\.recipes: a fold is validated on Original"):
+    with pytest.raises(ConfigError, match=r"augment\.recipes: members validate on the recipe Original"):
         tiny_config(sample_data, tmp_path, split={"folds": 2}, augment={"recipes": ["Rotate45"]})
 
 

@@ -17,7 +17,7 @@ from kp_ray.store.read import read_part
 
 @pytest.fixture
 def plan(sample_config: Config) -> Plan:
-    """Plan the store of the tiny config."""
+    """Plan the store of `sample_config`."""
     return make_plan(sample_config)
 
 
@@ -57,7 +57,7 @@ def test_the_error_names_the_part_that_cannot_be_written(plan: Plan) -> None:
         write_first_part(plan)
 
 
-def test_a_whole_part_is_described_by_its_original_record(plan: Plan) -> None:
+def test_a_whole_part_gives_the_record_from_when_it_was_written(plan: Plan) -> None:
     part = plan.chunks[0].parts[0]
     assert describe_part(plan.store, part) is None
     unreadable_item = {"source": "b.jpg", "stage": UNREADABLE, "reason": "the file is empty"}
@@ -69,7 +69,7 @@ def test_a_whole_part_is_described_by_its_original_record(plan: Plan) -> None:
     assert [item.model_dump() for item in stored_items] == [unreadable_item]
 
 
-def test_a_part_that_lacks_an_unavailable_source_is_not_reused(plan: Plan) -> None:
+def test_a_part_is_made_again_if_a_source_was_unavailable(plan: Plan) -> None:
     write_first_part(plan, ({"source": "b.jpg", "stage": UNAVAILABLE, "reason": "Permission denied"},))
     assert describe_part(plan.store, plan.chunks[0].parts[0]) is None
 

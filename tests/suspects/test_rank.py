@@ -40,7 +40,7 @@ def predicted(labels: Annotations) -> dict[str, FloatArray]:
 
 
 def rank(labels: Annotations, predicted: dict[str, FloatArray], **changed_points: FloatArray) -> list[Suspect]:
-    """Rank labels in which some images have other points (24, 2); `image7` gives those of image number 7."""
+    """Rank the labels after replacing points: the keyword argument `image7` holds points (24, 2) of image number 7."""
     keypoints = labels.keypoints.copy()
     for name, xy in changed_points.items():
         keypoints[int(name.removeprefix("image")), :, :2] = xy
@@ -89,7 +89,7 @@ def test_crossed_sides_add_a_reason_and_change_neither_kind_nor_corrections(
     assert "point in opposite directions" in suspect.reason
 
 
-def test_few_labelled_points_are_neither_of_kind_shifted_nor_of_kind_other_image(
+def test_an_image_with_few_labelled_points_is_never_of_kind_shifted_or_other_image(
     labels: Annotations, predicted: dict[str, FloatArray]
 ) -> None:
     xy = np.full((24, 2), np.nan)
@@ -117,7 +117,7 @@ def test_an_error_that_is_usual_for_its_keypoint_is_not_suspicious(
     assert ranked[ranks[labels.images[7]]].score < SUSPICIOUS_SCORE
 
 
-def test_correct_labels_have_few_suspects(labels: Annotations, predicted: dict[str, FloatArray]) -> None:
+def test_few_correct_labels_reach_the_suspicious_score(labels: Annotations, predicted: dict[str, FloatArray]) -> None:
     ranked = rank(labels, predicted)
     assert len(ranked) == NUM_IMAGES
     assert sum(suspect.score >= SUSPICIOUS_SCORE for suspect in ranked) <= 2
@@ -132,7 +132,7 @@ def make_clip(num_frames: int) -> Annotations:
     return Annotations(DACON24, images, np.dstack([xy, np.full((num_frames, 24), 2.0)]), scenes, cameras, frames)
 
 
-def test_without_predictions_only_images_with_wrong_motion_or_repeated_labels_are_ranked() -> None:
+def test_without_predictions_only_images_that_contradict_the_motion_or_repeat_labels_are_ranked() -> None:
     clip = make_clip(9)
     keypoints = clip.keypoints.copy()
     keypoints[2, :, :2] += (0, 400)
@@ -144,7 +144,7 @@ def test_without_predictions_only_images_with_wrong_motion_or_repeated_labels_ar
     assert rank_suspects(clip, {}, {}) == []
 
 
-def test_of_two_images_with_equal_labels_the_one_that_the_prediction_contradicts_comes_first() -> None:
+def test_the_image_that_its_prediction_contradicts_comes_before_its_duplicate() -> None:
     clip = make_clip(30)
     noise = np.random.default_rng(1).normal(0, 2, (30, 24, 2))
     predicted = dict(zip(clip.images, clip.keypoints[..., :2] + noise, strict=True))
@@ -153,5 +153,5 @@ def test_of_two_images_with_equal_labels_the_one_that_the_prediction_contradicts
     ranked = rank_suspects(replace(clip, keypoints=keypoints), predicted, {image: np.ones(24) for image in clip.images})
     assert ranked[0].image == clip.images[10]
     assert ranked[0].corrections == ((clip.images[10], "drop", "", None, None),)
-    (plausible_suspect,) = (suspect for suspect in ranked if suspect.image == clip.images[20])
-    assert plausible_suspect.corrections == ()
+    (correctly_labelled,) = (suspect for suspect in ranked if suspect.image == clip.images[20])
+    assert correctly_labelled.corrections == ()
