@@ -241,7 +241,7 @@ def _parse_points(values: Any, num_keypoints: int, where: str) -> list[tuple[flo
 
 
 def _stated_facts(image: Mapping[str, Any], person: Mapping[str, Any], num_labelled: int) -> StatedFacts:
-    """Return size, keypoint count and box that a file gives for an image and its person; a wrong type counts as absent."""
+    """Return size, keypoint count and box that a file gives for a person; a value of a wrong type counts as absent."""
     size: list[Any] = [image.get("width"), image.get("height")]
     num_keypoints, bbox = person.get("num_keypoints"), person.get("bbox")
     box = tuple(map(float, bbox)) if isinstance(bbox, list) and all(map(_is_finite, bbox)) else ()
