@@ -186,7 +186,7 @@ def submit_and_stop(cluster: Cluster, job: str, config: Path, pattern: str) -> N
 
 @pytest.mark.slow
 def test_the_same_command_resumes_a_stopped_job(cluster: Cluster, sample_data: dict[str, Any], tmp_path: Path) -> None:
-    augment = {"recipes": ["Original", *["Rotate45"] * 300], "sources_per_part": 1}
+    augment = {"recipes": ["Original", *["Rotate45"] * 2000], "sources_per_part": 1}
     train = {"max_iter": 60, "steps": [50], "eval_period": 0, "checkpoint_period": 5, "recipes": ["Original"]}
     config = tiny_config(sample_data, tmp_path / "run", augment=augment, train=train)
     path, store = tmp_path / "config.yaml", tmp_path / "run" / "store"
