@@ -196,8 +196,11 @@ def rmse_interval(
     sums, counts = sums[counts > 0], counts[counts > 0]
     if len(counts) < 2:
         return None
-    choices = np.random.default_rng(seed).integers(len(counts), size=(num_samples, len(counts)))
-    samples = np.sqrt(sums[choices].sum(axis=1) / counts[choices].sum(axis=1) / 2)  # halved as in `rmse`
+    rng = np.random.default_rng(seed)
+    samples = np.empty(num_samples)
+    for i in range(num_samples):  # all samples at once would take gigabytes for 100,000 scenes
+        choices = rng.integers(len(counts), size=len(counts))
+        samples[i] = np.sqrt(sums[choices].sum() / counts[choices].sum() / 2)  # halved as in `rmse`
     low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

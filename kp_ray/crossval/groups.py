@@ -1,7 +1,7 @@
 """Group a run's members by the fold that they hold out."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from kp_ray.config.schema import Config
 
@@ -13,14 +13,15 @@ class FoldGroup:
     Attributes:
         fold: number of the fold.
         members: names of the members, at least one.
-        config: the run's config with the group's `predict.members` and `predict.weights`, and without a sample
-            submission.
+        config: the run's config with the group's `predict.members`, equal weights, and without a sample submission.
+        weights: `predict.weights` of the group's members.
         path: path of the group's predictions, in the format of `predictions.parquet`.
     """
 
     fold: int
     members: tuple[str, ...]
     config: Config
+    weights: Literal["equal"] | dict[str, float | dict[str, float]]
     path: str
 
 
@@ -44,15 +45,7 @@ def _make_group(config: Config, fold: int, members: tuple[str, ...]) -> FoldGrou
     weights = config.predict.weights
     if not isinstance(weights, str):
         weights = {name: value for name, value in weights.items() if name in members}
-        # If no member of the group has a positive weight, all have equal weights: no other member can predict the fold.
-        if all(name in weights and not _is_positive(weights[name]) for name in members):
-            weights = "equal"
-    predict = config.predict.model_copy(update={"members": members, "weights": weights, "images": None})
+    predict = config.predict.model_copy(update={"members": members, "weights": "equal", "images": None})
     data = config.data.model_copy(update={"sample_submission": None})
     group_config = config.model_copy(update={"predict": predict, "data": data})
-    return FoldGroup(fold, members, group_config, config.path("crossval", f"fold-{fold}.parquet"))
-
-
-def _is_positive(weight: float | Mapping[str, float]) -> bool:
-    """Return whether a member's weight, or that of any of its keypoints, is above 0."""
-    return weight > 0 if isinstance(weight, int | float) else any(value > 0 for value in weight.values())
+    return FoldGroup(fold, members, group_config, weights, config.path("crossval", f"fold-{fold}.parquet"))

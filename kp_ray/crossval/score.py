@@ -8,13 +8,13 @@ import numpy.typing as npt
 
 from kp_ray.config.schema import Config
 from kp_ray.crossval.groups import FoldGroup, group_members
-from kp_ray.errors import RunStateError
+from kp_ray.errors import RunStateError, StorageError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 from kp_ray.metrics import Interval, average_precision, box_sizes, evaluate_keypoints, oks, pck, point_errors, rmse
 from kp_ray.prediction.fuse import fuse_predictions
-from kp_ray.prediction.inputs import resolve_weights
+from kp_ray.prediction.inputs import convert_weights
 from kp_ray.prediction.predictions import Predictions, read_predictions
-from kp_ray.prediction.records import CrossValidation, FoldScore, write_cross_validation
+from kp_ray.prediction.records import CrossValidation, FoldScore, digest_predict_settings, write_cross_validation
 from kp_ray.store.manifest import read_manifest, store_digest
 from kp_ray.store.read import list_rows, read_table
 
@@ -67,9 +67,18 @@ def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFoldPredictions
 
 def _fuse_fold(group: FoldGroup, skeleton: Skeleton) -> OutOfFoldPredictions:
     predictions = read_predictions(group.path)
-    if predictions.keypoint_names != skeleton.names or set(predictions.members) != set(group.members):
-        raise RunStateError(f"{group.path}: has other keypoints or members than the run: run crossval again")
-    weights = resolve_weights(group.config, predictions.members, skeleton)
+    if predictions.keypoint_names != skeleton.names:
+        raise RunStateError(f"{group.path}: has other keypoints than the labels: run augment, train and crossval again")
+    if set(predictions.members) != set(group.members):
+        raise RunStateError(f"{group.path}: has other members than the run: run crossval again")
+    for image, reason in zip(predictions.images, predictions.reasons, strict=True):
+        if reason:
+            raise StorageError(f"{group.path}: {image} was not predicted: {reason}: run augment and crossval again")
+    weights = None
+    if not isinstance(group.weights, str):
+        weights = convert_weights(group.weights, predictions.members, skeleton)
+        # Other members can have the weight of a keypoint, but no other member predicts this fold.
+        weights[:, ~weights.any(axis=0)] = 1
     fusion = fuse_predictions(group.config, predictions, range(len(predictions.members)), weights)
     return OutOfFoldPredictions(
         predictions.images,
@@ -142,6 +151,7 @@ def score_folds(config: Config) -> CrossValidation:
         ap_interval=ap_interval,
         by_fold=tuple(by_fold),
         store=store_digest(config.path("store")),
+        settings=digest_predict_settings(config),
     )
     write_cross_validation(config.path("crossval.json"), scores)
     return scores

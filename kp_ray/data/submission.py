@@ -204,8 +204,8 @@ def validate_submission(
     return values.reshape(len(rows), -1, 2)
 
 
-def check_same_keypoints(sample: SampleSubmission, skeleton: Skeleton) -> None:
-    """Refuse a sample submission whose keypoints are not the skeleton's; their order may differ.
+def check_same_keypoints(sample: SampleSubmission, skeleton: Skeleton, origin: str = "data.sample_submission") -> None:
+    """Refuse a submission whose keypoints are not the skeleton's; their order may differ; `origin` begins the message.
 
     Raises:
         DataError: the names differ; the message has the first difference.
@@ -213,8 +213,8 @@ def check_same_keypoints(sample: SampleSubmission, skeleton: Skeleton) -> None:
     differences = sorted(set(sample.names) ^ set(skeleton.names))
     if differences:
         raise DataError(
-            f"data.sample_submission: it and the labels differ in {len(differences)} keypoints, first "
-            f"{differences[0]!r}: use the sample submission of the same data set"
+            f"{origin}: it and the labels differ in {len(differences)} keypoints, first "
+            f"{differences[0]!r}: use a submission of the same data set"
         )
 
 

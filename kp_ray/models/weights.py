@@ -17,26 +17,14 @@ from detectron2.utils.file_io import PathManager
 
 from kp_ray.errors import KpRayError, ModelError, one_line
 from kp_ray.keypoints import Skeleton
+from kp_ray.member_files import CFG_NAME, FINAL_WEIGHTS
 from kp_ray.models.keypoint_head import channel_names, transfer_head
 from kp_ray.models.presets import MODEL_PRESETS, build_model
 from kp_ray.network import socket_timeout
 from kp_ray.storage import exists, join, read_bytes, write_bytes
 
-FINAL_WEIGHTS = "model_final.pth"
-"""File of a member's weights; a member that has it is finished."""
-CFG_NAME = "config.yaml"
-"""File of a member's Detectron2 config."""
 _LOAD_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.PickleError)
 """Errors that torch and pickle raise for damaged files and for files that hold no weights."""
-
-
-def is_trained(folder: str) -> bool:
-    """Return whether a folder holds a finished member.
-
-    Raises:
-        StorageError: the storage does not answer.
-    """
-    return exists(join(folder, FINAL_WEIGHTS))
 
 
 def save_model(model: torch.nn.Module, cfg: CfgNode, folder: str, skeleton: Skeleton) -> None:

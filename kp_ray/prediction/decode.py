@@ -52,7 +52,7 @@ class InputSize(NamedTuple):
         if max(new_width, new_height) > self.max_long_edge:
             factor = self.max_long_edge / max(new_width, new_height)
             new_width, new_height = new_width * factor, new_height * factor
-        return int(new_width + 0.5), int(new_height + 0.5)
+        return max(1, int(new_width + 0.5)), max(1, int(new_height + 0.5))
 
 
 def refs_table(refs: Sequence[ImageRef]) -> pa.Table:

@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
 from kp_ray.config.schema import Config
-from kp_ray.data.annotations import parse_name, reorder_keypoints
+from kp_ray.data.annotations import reorder_keypoints
 from kp_ray.data.load import load_annotations
-from kp_ray.data.submission import read_sample_submission, read_submission
+from kp_ray.data.submission import SampleSubmission, check_same_keypoints, read_sample_submission, read_submission
 from kp_ray.errors import DataError, KpRayError
 from kp_ray.images import probe
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 from kp_ray.metrics import evaluate_keypoints
 from kp_ray.prediction.fuse import fuse_predictions, list_filled, read_run_predictions
-from kp_ray.prediction.images import STORE_PREFIX
+from kp_ray.prediction.images import STORE_PREFIX, list_image_refs
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.predictions import Predictions
 from kp_ray.prediction.records import (
@@ -30,8 +31,22 @@ from kp_ray.store.read import read_table
 
 NUM_WORST = 12
 """Maximum number of images in `SubmissionEvaluation.worst`."""
-Truth = dict[str, FloatArray]
-"""Ground truth: image name -> keypoints (K, 3) x, y, v in pixel indices; x and y are NaN where unlabelled."""
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The ground truth by image name.
+
+    Attributes:
+        keypoints: (K, 3) x, y, v in pixel indices; x and y are NaN where unlabelled.
+        scenes, cameras: scene and camera of each image.
+        origin: where it comes from, for messages.
+    """
+
+    keypoints: dict[str, FloatArray]
+    scenes: dict[str, str]
+    cameras: dict[str, str]
+    origin: str
 
 
 def evaluate_run(config: Config) -> RunEvaluation:
@@ -73,21 +88,34 @@ def evaluate_submission(config: Config, path: str) -> SubmissionEvaluation:
         DataError: the submission or the ground truth is invalid, or they have no image in common.
     """
     truth, skeleton = read_truth(config)
-    # With `predict.images` set, the sample submission is not used: it can list other images.
-    sample = read_run_sample(config) if config.predict.images is None else None
-    if sample is None:  # the submission's rows list its images
-        sample = read_sample_submission(path)
-        missing_images = sorted(set(truth) - set(sample.images)) if config.predict.images is None else []
-        if missing_images:
-            raise DataError(
-                f"{path}: {len(missing_images)} images of data.truth are missing (first {missing_images[0]}): add "
-                "their rows"
-            )
+    sample = _expected_rows(config, path, truth, skeleton)
     allow_zeros = config.predict.missing == "zeros"
     sizes = _read_sizes(config, sample.images)
     xy = read_submission(path, sample, skeleton, size=sizes, allow_zeros=allow_zeros)
     keypoints = np.concatenate([xy, np.ones((*xy.shape[:2], 1))], axis=2)
     return _evaluate(sample.images, keypoints, truth, skeleton, None, None)
+
+
+def _expected_rows(config: Config, path: str, truth: Truth, skeleton: Skeleton) -> SampleSubmission:
+    """Return the images and columns that a submission must have.
+
+    Raises:
+        DataError: without a sample submission, the submission has other keypoints than the labels, or lacks images.
+    """
+    sample = read_run_sample(config)
+    if sample is not None and config.predict.images is None:
+        return sample
+    submission = read_sample_submission(path)
+    check_same_keypoints(submission, skeleton, path)
+    if config.predict.images is not None:  # the sample submission can list other images
+        return SampleSubmission(tuple(ref.image for ref in list_image_refs(config, None)), submission.columns)
+    missing_images = sorted(set(truth.keypoints) - set(submission.images))
+    if missing_images:
+        raise DataError(
+            f"{path}: {len(missing_images)} images of data.truth are missing (first {missing_images[0]}): add "
+            "their rows"
+        )
+    return submission
 
 
 def read_truth(config: Config) -> tuple[Truth, Skeleton]:
@@ -112,15 +140,20 @@ def read_truth(config: Config) -> tuple[Truth, Skeleton]:
     )
     if sample is not None or has_store(config.path("store")):
         labels = reorder_keypoints(labels, resolve_skeleton(config, sample), path)
-    return dict(zip(labels.images, labels.keypoints, strict=True)), labels.skeleton
+    scenes, cameras = (dict(zip(labels.images, names, strict=True)) for names in (labels.scenes, labels.cameras))
+    return Truth(
+        dict(zip(labels.images, labels.keypoints, strict=True)), scenes, cameras, "data.truth"
+    ), labels.skeleton
 
 
 def _read_store_truth(config: Config, split: str, skeleton: Skeleton) -> Truth:
-    columns = ["source", "keypoints"]
+    columns = ["source", "keypoints", "scene", "camera"]
     recipes = None if split == "val" else ["Original"]  # the validation split holds unaugmented images only
     table = read_table(config.path("store"), split=split, recipes=recipes, columns=columns)
     points = np.array(table["keypoints"].to_pylist(), dtype=np.float64).reshape(len(table), len(skeleton), 3)
-    return dict(zip(table["source"].to_pylist(), points, strict=True))
+    images = table["source"].to_pylist()
+    scenes, cameras = (dict(zip(images, table[name].to_pylist(), strict=True)) for name in ("scene", "camera"))
+    return Truth(dict(zip(images, points, strict=True)), scenes, cameras, f"{STORE_PREFIX}{split}")
 
 
 def _read_sizes(config: Config, images: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -178,19 +211,19 @@ def _evaluate(
     Raises:
         DataError: no image has a ground truth.
     """
-    rows = [i for i, image in enumerate(images) if image in truth]
+    rows = [i for i, image in enumerate(images) if image in truth.keypoints]
     if not rows:
-        raise DataError("data.truth: holds none of the predicted images: give the labels of these images")
-    labels = np.stack([truth[images[i]] for i in rows])
-    scenes, cameras, _ = zip(*(parse_name(images[i]) for i in rows), strict=True)
+        fix = "give the labels of these images, or run predict again if predict.images has changed"
+        raise DataError(f"{truth.origin}: holds none of the predicted images: {fix}")
+    labels = np.stack([truth.keypoints[images[i]] for i in rows])
     evaluation = evaluate_keypoints(
         keypoints[rows],
         labels,
         skeleton,
         found=None if found is None else found[rows],
         scores=None if scores is None else scores[rows],
-        cameras=cameras,
-        scenes=scenes,
+        cameras=[truth.cameras[images[i]] for i in rows],
+        scenes=[truth.scenes[images[i]] for i in rows],
     )
     worst = _find_worst([images[i] for i in rows], keypoints[rows], labels)
     return SubmissionEvaluation(**dict(evaluation), worst=worst)

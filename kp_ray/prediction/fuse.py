@@ -9,7 +9,7 @@ from kp_ray.config.schema import Config
 from kp_ray.data.submission import SampleSubmission, write_submission
 from kp_ray.ensemble.fusion import Fusion, fuse_clips
 from kp_ray.ensemble.temporal import count_fallbacks
-from kp_ray.errors import ModelError, RunStateError
+from kp_ray.errors import DataError, ModelError, RunStateError
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.members import list_members
@@ -96,12 +96,18 @@ def write_fused(config: Config, cost: PredictionCost) -> PredictionDetails:
         The content of `predict.json`.
 
     Raises:
+        DataError: no image can be used.
         ModelError: nobody was found in any image.
         KpRayError: the predictions, the sample submission or `predict.weights` are invalid or do not fit the run.
     """
     sample = read_run_sample(config)
     skeleton = resolve_skeleton(config, sample)
     predictions = read_run_predictions(config, skeleton)
+    if all(predictions.reasons):
+        raise DataError(
+            f"predict: none of the {len(predictions.images)} images can be used, e.g. {predictions.images[0]}: "
+            f"{predictions.reasons[0]}: replace the files, or correct predict.images"
+        )
     if not (predictions.scores > 0).any():
         raise ModelError(
             "predictions.parquet: nobody was found in any image: train longer or lower predict.fallback_threshold"

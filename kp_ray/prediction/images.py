@@ -1,10 +1,12 @@
 """List the images to predict."""
 
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NoReturn
 
 import pyarrow.fs as pafs
 
@@ -12,7 +14,7 @@ from kp_ray.config.schema import Config
 from kp_ray.data.csv_format import read_csv_rows
 from kp_ray.data.csv_rows import check_num_cells, refuse_unexpected_content
 from kp_ray.data.submission import SampleSubmission
-from kp_ray.errors import ConfigError, DataError, StoreError, shorten
+from kp_ray.errors import ConfigError, DataError, StorageError, StoreError, one_line, shorten
 from kp_ray.images import is_image_file, list_images
 from kp_ray.storage import file_infos, filesystem, join, read_bytes
 from kp_ray.store.read import read_part, select_parts
@@ -109,7 +111,9 @@ def _list_file_refs(names: Sequence[str], folder: str | None, origin: str) -> li
     with ThreadPoolExecutor() as pool:
         infos |= dict(zip(absolute_names, pool.map(_file_info, absolute_names), strict=True))
     paths = [name if _is_absolute(name) else join(str(folder), name) for name in names]
-    refs = [ImageRef(name, path, None, _version(infos.get(name))) for name, path in zip(names, paths, strict=True)]
+    # A listing has the name `a.jpg` for `./a.jpg`.
+    versions = [_version(infos.get(name) or infos.get(posixpath.normpath(name))) for name in names]
+    refs = [ImageRef(*values) for values in zip(names, paths, [None] * len(names), versions, strict=True)]
     if all(ref.version == MISSING for ref in refs):
         raise DataError(
             f"{origin}: none of its {len(refs)} images exists, e.g. {shorten(refs[0].path)}: correct "
@@ -119,8 +123,16 @@ def _list_file_refs(names: Sequence[str], folder: str | None, origin: str) -> li
 
 
 def _file_info(path: str) -> pafs.FileInfo:
+    """Return the information about a file.
+
+    Raises:
+        StorageError: the storage does not answer or denies access, or the name is too long.
+    """
     fs, inner_path = filesystem(path)
-    return fs.get_file_info(inner_path)
+    try:
+        return fs.get_file_info(inner_path)
+    except OSError as error:
+        raise StorageError(f"{shorten(path)}: cannot be reached: {one_line(error)}") from error
 
 
 def _version(info: pafs.FileInfo | None) -> str:
@@ -166,10 +178,7 @@ def _list_store_refs(config: Config, split: str) -> list[ImageRef]:
     store = config.path("store")
     manifest, parts = select_parts(store, split=split, recipes=None if split == "val" else ["Original"])
     if manifest.folds is not None:
-        raise ConfigError(
-            f"predict.images: with split.folds the members have seen these images (got {STORE_PREFIX}{split}): run "
-            "crossval, which predicts each labelled image with members that have not seen it, or name other images"
-        )
+        refuse_store_split_of_folds(f"{STORE_PREFIX}{split}")
     refs: dict[str, ImageRef] = {}
     for part in parts:
         for row, source in enumerate(read_part(part, ["source"])["source"].to_pylist()):
@@ -178,3 +187,11 @@ def _list_store_refs(config: Config, split: str) -> list[ImageRef]:
     if not refs:
         raise StoreError(f"{store}: the split {split} is empty: raise split.fraction and augment again")
     return list(refs.values())
+
+
+def refuse_store_split_of_folds(images: str) -> NoReturn:
+    """Raise the ConfigError about a split, e.g. `store:val`, of a store with folds."""
+    raise ConfigError(
+        f"predict.images: with split.folds the members have seen these images (got {images}): run crossval, which "
+        "predicts each labelled image with members that have not seen it, or name other images"
+    )

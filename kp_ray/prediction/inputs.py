@@ -1,6 +1,6 @@
 """Read the inputs of both prediction and evaluation: sample submission, skeleton and fusion weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -66,6 +66,22 @@ def resolve_weights(config: Config, members: Sequence[str], skeleton: Skeleton) 
     if isinstance(setting, str):
         return None
     check_weighted_members(config, members)
+    weights = convert_weights(setting, members, skeleton)
+    has_weight = weights.any(axis=0)
+    if not has_weight.all():
+        name = skeleton.names[int(has_weight.argmin())]
+        raise ConfigError(f"predict.weights: every member has weight 0 for {name}: give a member a positive weight")
+    return weights
+
+
+def convert_weights(
+    setting: Mapping[str, float | dict[str, float]], members: Sequence[str], skeleton: Skeleton
+) -> FloatArray:
+    """Convert weights by member, and perhaps keypoint, to an array (M, K), which is 1 where they name neither.
+
+    Raises:
+        ConfigError: the setting names an unknown keypoint.
+    """
     weights = np.ones((len(members), len(skeleton)))
     for member, value in setting.items():
         by_keypoint = value if isinstance(value, dict) else dict.fromkeys(skeleton.names, value)
@@ -75,8 +91,4 @@ def resolve_weights(config: Config, members: Sequence[str], skeleton: Skeleton) 
                     f"predict.weights: {member}: {name} is not a keypoint: use keypoint names, e.g. {skeleton.names[0]}"
                 )
             weights[members.index(member), skeleton.names.index(name)] = weight
-    has_weight = weights.any(axis=0)
-    if not has_weight.all():
-        name = skeleton.names[int(has_weight.argmin())]
-        raise ConfigError(f"predict.weights: every member has weight 0 for {name}: give a member a positive weight")
     return weights

@@ -3,6 +3,7 @@
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError, ModelError
 from kp_ray.keypoints import Skeleton
+from kp_ray.member_files import is_trained
 
 
 def list_members(config: Config) -> dict[str, str]:
@@ -25,6 +26,8 @@ def list_members(config: Config) -> dict[str, str]:
                 f"({', '.join(own_folders)}), or the path of another run's member, e.g. runs/other/members/a"
             )
         folder = own_folders.get(item, item)
+        if folder in members.values():
+            raise ConfigError(f"predict.members: {item} is listed twice, by name and by path: list each member once")
         name = own_names.get(folder) or _short_name(folder) or folder
         members[folder if name in members else name] = folder
     return members
@@ -54,7 +57,7 @@ def check_members_of_other_runs(config: Config, skeleton: Skeleton) -> None:
     other_folders = [folder for folder in list_members(config).values() if folder not in own_folders]
     if not other_folders:
         return
-    from kp_ray.models.weights import is_trained, read_keypoint_names  # imports torch
+    from kp_ray.models.weights import read_keypoint_names  # imports torch
 
     for folder in other_folders:
         if not is_trained(folder):

@@ -23,9 +23,6 @@ from kp_ray.prediction.parts import lowest_threshold, part_schema
 from kp_ray.prediction.settings import check_precision, detections_per_image, view_scales
 from kp_ray.storage import join, write_parquet
 
-MAX_PEOPLE = 5
-"""Maximum number of detections kept per member and image, the best scores first; `predict.person` chooses one."""
-
 RESULT_SCHEMA = pa.schema(
     [
         ("num_images", pa.int64()),
@@ -165,9 +162,9 @@ class Predictor:
             for scale in view_scales(self.config)
             for is_mirrored in ((False, True) if "flip" in self.config.predict.tta else (False,))
         ]
-        min_score = lowest_threshold(self.config)
+        min_score, max_people = lowest_threshold(self.config), detections_per_image(self.config)
         return [
-            [person for person in merge_views(views_of_image)[:MAX_PEOPLE] if person.score >= min_score]
+            [person for person in merge_views(views_of_image)[:max_people] if person.score >= min_score]
             for views_of_image in zip(*views, strict=True)
         ]
 

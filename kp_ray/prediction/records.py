@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import StorageError
+from kp_ray.fingerprint import digest
 from kp_ray.metrics import Evaluation, Interval
 from kp_ray.prediction.predictions import PersonChoices
 from kp_ray.storage import exists, read_json, write_json
@@ -163,12 +164,14 @@ class CrossValidation(Evaluation):
             whole scenes; None for a single scene.
         by_fold: metrics of each fold, from fold 0.
         store: digest of the store, see `store_digest`.
+        settings: digest of the settings of the section `predict` on which the metrics depend.
     """
 
     pck_interval: Interval | None
     ap_interval: Interval | None
     by_fold: tuple[FoldScore, ...]
     store: str
+    settings: str
 
     @property
     def num_not_scored(self) -> int:
@@ -225,7 +228,7 @@ def write_evaluation(path: str, evaluation: RunEvaluation) -> None:
 
 
 def read_cross_validation(config: Config) -> CrossValidation | None:
-    """Read a run's `crossval.json`; None if there is no file, or if it belongs to another store or other folds.
+    """Read a run's `crossval.json`; None without a file, or if it belongs to another store, folds or settings.
 
     Raises:
         StorageError: the file is damaged.
@@ -238,7 +241,14 @@ def read_cross_validation(config: Config) -> CrossValidation | None:
     has_same_folds = all(
         fold_by_member.get(name) == number for number, fold in enumerate(crossval.by_fold) for name in fold.members
     )
-    return crossval if has_same_folds and crossval.store == store_digest(store) else None
+    is_current = crossval.store == store_digest(store) and crossval.settings == digest_predict_settings(config)
+    return crossval if has_same_folds and is_current else None
+
+
+def digest_predict_settings(config: Config) -> str:
+    """Digest the settings of the section `predict` on which the metrics of a cross-validation depend."""
+    names = {"images", "actors", "cpus_per_actor", "gpus_per_actor", "batch_size"}
+    return digest(config.predict.model_dump(mode="json", exclude=names))
 
 
 def write_cross_validation(path: str, crossval: CrossValidation) -> None:

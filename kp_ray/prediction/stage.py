@@ -8,11 +8,12 @@ from typing import Any
 
 from kp_ray.config.schema import Config
 from kp_ray.data.sides import check_flips
-from kp_ray.errors import StorageError
+from kp_ray.errors import ConfigError, StorageError
+from kp_ray.member_files import is_trained
 from kp_ray.metrics import Evaluation
 from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
-from kp_ray.prediction.images import STORE_PREFIX, list_image_refs
-from kp_ray.prediction.inputs import check_weighted_members, read_run_sample, resolve_skeleton
+from kp_ray.prediction.images import STORE_PREFIX, list_image_refs, refuse_store_split_of_folds
+from kp_ray.prediction.inputs import check_weighted_members, read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.members import check_members_of_other_runs, list_members
 from kp_ray.prediction.records import (
     CrossValidation,
@@ -136,14 +137,18 @@ class PredictStage:
             ModelError: a member of another run is not trained.
         """
         check_inputs(config, optional=["test_images", "sample_submission"])
-        check_weighted_members(config, list(list_members(config)))
-        sample = read_run_sample(config)
-        if "flip" in config.predict.tta or config.predict.members:
+        members, sample, section = list_members(config), read_run_sample(config), config.predict
+        check_weighted_members(config, list(members))
+        _check_untrained_members(config)
+        if "flip" in section.tta or section.members or not isinstance(section.weights, str):
             has_skeleton = sample is not None or has_store(config.path("store"))
             skeleton = resolve_skeleton(config, sample) if has_skeleton else run_skeleton(config)
+            resolve_weights(config, list(members), skeleton)
             check_members_of_other_runs(config, skeleton)
             check_flips(config, skeleton, "predict")
-        if not _is_store_split(config):  # images of the store cannot be listed before `augment` has run
+        if _is_store_split(config):
+            _check_store_split(config)
+        else:
             list_image_refs(config, sample)
 
     def is_done(self, config: Config) -> bool:
@@ -173,8 +178,6 @@ class PredictStage:
         Raises:
             KpRayError: the images or the sample submission are missing or invalid.
         """
-        from kp_ray.models.weights import is_trained
-
         images = list_image_refs(config, read_run_sample(config))
         members = list_members(config)
         section = config.predict
@@ -297,6 +300,28 @@ class EvaluateStage:
         """Describe what `run` would do."""
         truth = config.predict.images if _is_store_split(config) else config.data.truth
         return EvaluateForecast(self.submission or config.path("predictions.parquet"), str(truth))
+
+
+def _check_untrained_members(config: Config) -> None:
+    """Refuse mirrored views of members that will be trained without flips."""
+    section = config.train
+    may_flip = section.flip or (section.tuned and config.tune.num_trials > 0 and True in config.tune.flips)
+    own_folders = [config.member_dir(member.name) for member in section.members]
+    folders = [folder for folder in list_members(config).values() if folder in own_folders]
+    if "flip" in config.predict.tta and not may_flip and not all(is_trained(folder) for folder in folders):
+        raise ConfigError(
+            "predict.tta: flip needs members that are trained with flips: remove it, or set train.flip=true"
+        )
+
+
+def _check_store_split(config: Config) -> None:
+    """Refuse a split of the store that cannot be predicted; without a store its images cannot be listed yet."""
+    if config.split.folds is not None:
+        refuse_store_split_of_folds(str(config.predict.images))
+    if has_store(config.path("store")):
+        list_image_refs(config, None)
+    elif config.split.fraction == 0 and config.predict.images == f"{STORE_PREFIX}val":
+        raise ConfigError(f"predict.images: split.fraction=0 leaves {STORE_PREFIX}val empty: raise it, or name others")
 
 
 def _is_store_split(config: Config) -> bool:

@@ -10,7 +10,7 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, ModelError, one_line
 from kp_ray.fingerprint import digest
 from kp_ray.keypoints import Skeleton
-from kp_ray.models.weights import CFG_NAME, FINAL_WEIGHTS, is_trained
+from kp_ray.member_files import CFG_NAME, FINAL_WEIGHTS, is_trained
 from kp_ray.prediction.decode import InputSize
 from kp_ray.prediction.images import ImageRef, list_image_refs
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
@@ -63,7 +63,9 @@ class PredictionTask:
 
     def _fingerprint_fields(self) -> dict[str, Any]:
         """Return the settings and members' digests on which the detections in an image depend."""
+        flips = {"flip_indices": self.skeleton.flip_indices} if "flip" in self.config.predict.tta else {}
         return {
+            **flips,
             "tta": self.config.predict.tta,
             "decode": self.config.predict.decode,
             "precision": self.config.predict.precision,

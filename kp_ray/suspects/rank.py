@@ -138,10 +138,11 @@ def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> N
 
 
 def _index_clips(labels: Annotations) -> dict[str, dict[str, dict[int, int]]]:
-    """Return the row of each image by scene, camera and frame."""
+    """Return the row of each image by scene, camera and frame; images without a frame number are left out."""
     rows: dict[str, dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
     for row, (scene, camera, frame) in enumerate(zip(labels.scenes, labels.cameras, labels.frames, strict=True)):
-        rows[scene][camera][frame] = row
+        if frame >= 0:
+            rows[scene][camera][frame] = row
     return rows
 
 
@@ -151,8 +152,8 @@ def _measure_movement(
     """Estimate how far the person moves between two images with equal labels, in body sizes.
 
     If other cameras of the scene have both frames, the estimate is the median of the movements that they show.
-    Otherwise it is the median movement between successive frames of the clip, without frames of equal labels. For
-    images of two different clips it is infinite.
+    Otherwise it is the median movement between successive frames of the clip, without frames of equal labels. It is
+    infinite for images of two clips, or without frame numbers.
 
     Args:
         labels: N images.
@@ -161,7 +162,7 @@ def _measure_movement(
     """
     scene, camera = labels.scenes[row_a], labels.cameras[row_a]
     frame_a, frame_b = labels.frames[row_a], labels.frames[row_b]
-    if (scene, camera) != (labels.scenes[row_b], labels.cameras[row_b]):
+    if (scene, camera) != (labels.scenes[row_b], labels.cameras[row_b]) or min(frame_a, frame_b) < 0:
         return math.inf
     other_clips = [clip for name, clip in clips[scene].items() if name != camera]
     pairs = [(clip[frame_a], clip[frame_b]) for clip in other_clips if frame_a in clip and frame_b in clip]

@@ -13,6 +13,7 @@ from kp_ray.crossval.stage import CrossvalStage
 from kp_ray.data.load import load_labels
 from kp_ray.errors import ConfigError
 from kp_ray.keypoints import FloatArray, Skeleton
+from kp_ray.member_files import is_trained
 from kp_ray.stage import Progress, Summary, check_inputs
 from kp_ray.suspects.evidence import SUSPICIOUS_SCORE
 from kp_ray.suspects.files import CORRECTIONS_FILE, SUSPECTS_FILE, write_corrections, write_suspects
@@ -155,8 +156,6 @@ def explain_missing_predictions(config: Config) -> str:
         return "split.folds is not set: set it, and train the members on folds, to use predictions as well"
     if config.data.images is None:
         return "data.images is not set: set it to use predictions as well"
-    from kp_ray.models.weights import is_trained  # imports torch
-
     members = [name for group in group_members(config) for name in group.members]
     if not members:
         return "predict.members lists no member of this run: list one to use predictions as well"

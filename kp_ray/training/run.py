@@ -15,9 +15,9 @@ from kp_ray.cluster.resources import training_capacity
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
 from kp_ray.errors import DataError, KpRayError, StoppedError
-from kp_ray.models.weights import is_trained
+from kp_ray.member_files import is_trained
 from kp_ray.stage import Progress, no_progress
-from kp_ray.storage import writer_lock
+from kp_ray.storage import delete_file, exists, writer_lock
 from kp_ray.training.fit import check_train_precision, fit_member_task
 from kp_ray.training.logs import LogEntry, read_latest_entry
 from kp_ray.training.result import TrainingResult
@@ -128,6 +128,8 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
         own_config.save()
         trained_members: dict[str, MemberSummary] = {}
         if pending:  # if every member is finished, there may be no cluster
+            if exists(config.path("crossval.json")):
+                delete_file(config.path("crossval.json"))  # its scores are those of the earlier members
             trained_members = _fit_members(config, search, pending, progress, max_running=max_running, use_gpu=use_gpu)
     summaries = []
     for member in config.train.members:

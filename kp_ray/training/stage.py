@@ -5,7 +5,7 @@ from typing import Any
 
 from kp_ray.config.schema import Config
 from kp_ray.data.sides import check_flips
-from kp_ray.models.weights import is_trained
+from kp_ray.member_files import is_trained
 from kp_ray.stage import Progress
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest

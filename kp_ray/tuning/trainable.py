@@ -13,7 +13,7 @@ from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import DivergedError, KpRayError, StorageError
-from kp_ray.storage import exists, join
+from kp_ray.member_files import is_trained
 from kp_ray.tuning.apply import build_scaled_cfg, solver_params, trial_config
 from kp_ray.tuning.departures import TrainingRun
 from kp_ray.tuning.records import (
@@ -77,9 +77,8 @@ class TrialTrainable(ray.tune.Trainable):
         self.earlier_duration_s = max((report.seconds for report in reports), default=0.0)
         # At most max_iter - 1, so that a trial that restarts repeats its last report.
         self.last_iteration = min(max((report.iteration for report in reports), default=0), self.max_iter - 1)
-        is_trained = has_ended or exists(join(self.folder, "model_final.pth"))
-        self.training_run = None if is_trained else TrainingRun(config, self.folder, use_gpu=self.use_gpu)
-        self.is_training = not is_trained
+        self.is_training = not (has_ended or is_trained(self.folder))
+        self.training_run = TrainingRun(config, self.folder, use_gpu=self.use_gpu) if self.is_training else None
 
     def step(self) -> dict[str, Any]:
         """Wait for the next evaluation or the end of training, and return its result for Ray Tune."""

@@ -18,9 +18,10 @@ from detectron2.engine import DefaultPredictor
 
 from kp_ray.errors import ModelError
 from kp_ray.keypoints import DACON24, Skeleton
+from kp_ray.member_files import is_trained
 from kp_ray.models.keypoint_head import COCO_NAMES, LAST_LAYER
 from kp_ray.models.presets import build_model
-from kp_ray.models.weights import is_trained, load_member, load_weights, save_model
+from kp_ray.models.weights import load_member, load_weights, save_model
 from tests.helpers.rows import random_row
 
 
