@@ -44,9 +44,12 @@ def training_capacity(config: Config) -> Capacity:
     if _count_runs(total, train, min_workers, use_gpu) < 1:
         num_cpus = min_workers * train.cpus_per_worker + DATA_CPUS
         requirement = f"{num_cpus:g} CPUs{f' and {min_workers} GPUs' if use_gpu else ''}"
+        fix = "lower train.num_workers or train.cpus_per_worker"
+        if use_gpu and not total["GPU"]:
+            fix = "set train.use_gpu=false, or cluster.num_gpus if the cluster autoscales"
         raise ClusterError(
             f"train.num_workers: a training run needs {requirement}, the cluster has {total['CPU']:g} CPUs and "
-            f"{total['GPU']:g} GPUs: lower train.num_workers or train.cpus_per_worker"
+            f"{total['GPU']:g} GPUs: {fix}"
         )
     worker_size = f"{train.cpus_per_worker:g} CPUs{' and a GPU' if use_gpu else ''}"
     if not fits_a_node(config, train.cpus_per_worker, 1 if use_gpu else 0):

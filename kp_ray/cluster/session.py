@@ -144,6 +144,8 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
     import ray
     import ray.data  # imported before its log level is set below, because the import sets the level too
 
+    if ray.is_initialized():
+        raise ClusterError("cluster: this process is already connected to Ray: call ray.shutdown() first")
     cluster = config.cluster
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     verbose = _is_verbose()

@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import math
+import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +19,8 @@ from detectron2.utils.env import seed_all_rng
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
 from kp_ray.config.training import metric_mode
+from kp_ray.errors import StorageError, one_line
+from kp_ray.fingerprint import digest
 from kp_ray.models.precision import set_precision
 from kp_ray.models.presets import build_model
 from kp_ray.models.weights import LoadedWeights, load_weights, save_model, save_torch_file
@@ -108,6 +112,8 @@ class TrainState:
 
 def create_state(worker: Worker) -> TrainState:
     """Create the state of a new run, with random weights that are the same on every worker."""
+    if worker.is_first:  # a worker that was killed, or whose upload failed, left its copy of a checkpoint
+        shutil.rmtree(_local_folder(worker), ignore_errors=True)
     seed_all_rng(worker.model_seed)
     model = build_model(worker.cfg)
     set_precision(model, worker.device.type, worker.precision)
@@ -180,12 +186,10 @@ def report_checkpoint(
         ray.train.report(values, checkpoint_dir_name=name)
         return
     _wait_for_checkpoints()
-    folder = tempfile.mkdtemp()
-    try:
-        torch.save(state.to_checkpoint(iteration, worker.world_size), Path(folder, CHECKPOINT_NAME))
-    except BaseException:  # e.g. a full disk: the restarted worker must find room
-        shutil.rmtree(folder)
-        raise
+    local_folder = _local_folder(worker)
+    local_folder.mkdir(exist_ok=True)
+    folder = tempfile.mkdtemp(dir=local_folder)
+    torch.save(state.to_checkpoint(iteration, worker.world_size), Path(folder, CHECKPOINT_NAME))
     ray.train.report(
         values,
         checkpoint=ray.train.Checkpoint.from_directory(folder),
@@ -196,6 +200,11 @@ def report_checkpoint(
     # A period of 1 cannot be halved (see `Worker.checkpoint_interval`), so wait until this checkpoint is recorded.
     if worker.checkpoint_interval == worker.config.train.checkpoint_period:
         _wait_for_checkpoints()
+
+
+def _local_folder(worker: Worker) -> Path:
+    """Return the folder on this node for checkpoints that are being uploaded."""
+    return Path(tempfile.gettempdir(), f"kp_ray-checkpoints-{os.getuid()}-{digest(worker.folder)}")
 
 
 def publish_member(state: TrainState, worker: Worker) -> None:
@@ -210,6 +219,7 @@ def publish_member(state: TrainState, worker: Worker) -> None:
     if not worker.is_first:
         return
     reports = [report for report in _wait_for_checkpoints() if abs(report.metrics[SCORE]) < WORST_SCORE]
+    shutil.rmtree(_local_folder(worker), ignore_errors=True)  # all uploads have ended
     if reports:
         sign = -1 if metric_mode(worker.config.train.best_metric) == "max" else 1
         best = min(reports, key=lambda report: sign * report.metrics[SCORE])
@@ -220,8 +230,20 @@ def publish_member(state: TrainState, worker: Worker) -> None:
 
 
 def _read_checkpoint(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
-    with checkpoint.as_directory() as folder:
-        return dict(torch.load(Path(folder, CHECKPOINT_NAME), map_location="cpu", weights_only=True))
+    """Read a checkpoint.
+
+    Raises:
+        StorageError: the checkpoint is missing or damaged.
+    """
+    try:
+        with checkpoint.as_directory() as folder:
+            return dict(torch.load(Path(folder, CHECKPOINT_NAME), map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        member_folder = checkpoint.path.rstrip("/").rpartition("/")[0]
+        raise StorageError(
+            f"{join(checkpoint.path, CHECKPOINT_NAME)}: missing or damaged ({one_line(error)}): delete {member_folder} "
+            "to train the member again"
+        ) from error
 
 
 def _wait_for_checkpoints() -> list[ray.train.ReportedCheckpoint]:

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import ray
 from detectron2.config import CfgNode
 
@@ -14,8 +15,6 @@ from kp_ray.keypoints import Skeleton
 from kp_ray.models.inputs import to_dataset_dict
 from kp_ray.store.read import RowReader
 
-SHUFFLE_BUFFER_ROWS = 10_000_000
-"""Size of Ray Data's shuffle buffer: larger than any shard, which holds references to rows and no images."""
 PREFETCH_BATCHES = 2
 """Number of batches that are read ahead in addition to one per thread."""
 Item = TypeVar("Item")
@@ -86,17 +85,16 @@ def read_ahead(
 
 
 def _iter_reference_batches(shard: ray.data.DataIterator, batch_size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
-    """Iterate endlessly over full batches of references; every epoch shuffles the whole shard with another seed."""
+    """Iterate endlessly over full batches of references; every epoch shuffles the whole shard with another seed.
+
+    The shard is read only once. Ray Train lets the workers wait for each other whenever they begin to read, but the
+    workers' epochs end at different iterations, because grouping by aspect ratio delays some batches.
+    """
+    references = pa.concat_tables(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
     for epoch in itertools.count():
-        batches = shard.iter_batches(
-            batch_size=batch_size,
-            batch_format="pyarrow",
-            drop_last=True,
-            local_shuffle_buffer_size=SHUFFLE_BUFFER_ROWS,
-            local_shuffle_seed=seed + epoch,
-        )
-        for batch in batches:
-            yield batch.to_pylist()
+        order = np.random.default_rng(seed + epoch).permutation(len(references))
+        for first in range(0, len(order) - batch_size + 1, batch_size):
+            yield references.take(order[first : first + batch_size]).to_pylist()
 
 
 def _group_by_aspect_ratio(batches: Iterator[list[dict[str, Any]]], batch_size: int) -> Iterator[list[dict[str, Any]]]:

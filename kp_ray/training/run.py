@@ -124,7 +124,8 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
             member.name: describe_unused_variants(config, member, check_rows(config, member)) for member in pending
         }
         max_running, use_gpu = training_capacity(config) if pending else (0, False)
-        check_train_precision(config, use_gpu)
+        if pending:
+            check_train_precision(config, use_gpu)
         own_config.save()
         trained_members: dict[str, MemberSummary] = {}
         if pending:  # if every member is finished, there may be no cluster
@@ -235,6 +236,9 @@ def _fit_members(
                     if not isinstance(error.cause, KpRayError):
                         raise
                     errors.append(error.cause)
+                except ray.exceptions.RayError as error:  # the task's process or node is lost
+                    reason = f"training stopped: {describe_ray_error(error)}: run the same command to resume"
+                    errors.append(StoppedError(f"member {member.name}: {reason}"))
                 else:
                     seconds = round(time.time() - start_s, 1)
                     summaries[member.name] = MemberSummary(member.name, config.member_dir(member.name), result, seconds)

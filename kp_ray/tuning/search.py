@@ -117,6 +117,8 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
         best = choose_best(trials, config.tune)
         if best is None or best.value is None:
             raise _no_result_error(config, trials)
+        if not is_search_finished(config):
+            _refuse_unfinished_trials(config, trials)
         write_plots(config, trials)
         own_trial = next((trial for trial in trials if trial.name == OWN_TRIAL), None)
         own_value = own_trial.value_at(best.iterations, config.tune.metric) if own_trial else None
@@ -210,6 +212,16 @@ def _no_result_error(config: Config, trials: Sequence[Trial]) -> KpRayError:
     if trials and all(is_over(trial_dir(config, trial.name)) for trial in trials):
         return DivergedError(f"{message}: search other ranges, e.g. lower tune.base_lr, in a new run_dir")
     return StoppedError(f"{message}: correct the cause and run the same command")
+
+
+def _refuse_unfinished_trials(config: Config, trials: Sequence[Trial]) -> None:
+    """Raise a StoppedError if trials failed for a cause that may pass: the same command tries them again."""
+    unfinished_trials = [trial for trial in trials if not is_over(trial_dir(config, trial.name))]
+    if unfinished_trials:
+        raise StoppedError(
+            f"{config.path('tune')}: {len(unfinished_trials)} of {len(trials)} trials failed, first "
+            f"{unfinished_trials[0].name}: {unfinished_trials[0].reason}: correct the cause and run the same command"
+        )
 
 
 def _delete_checkpoints(config: Config) -> None:

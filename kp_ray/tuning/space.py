@@ -3,6 +3,7 @@
 The parameters of a schedule are shares of the iterations, so that a point applies to a short trial and to a full run.
 """
 
+import contextlib
 import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -136,15 +137,17 @@ def first_points(config: Config, recipe_sets: RecipeSets) -> list[Point]:
     published_point = to_point(TrainConfig(), config)
     points = [own_point, published_point]
     for number, values in enumerate(config.tune.points):
-        for name, value in values.items():
+        point_values: dict[str, Any] = {}
+        for name, config_value in values.items():
             if name not in space:
                 raise ConfigError(f"tune.points.{number}: {name} is not searched: choose from {', '.join(space)}")
+            value = point_values[name] = _to_number(space[name], config_value)
             if not _contains(space[name], value):
                 raise ConfigError(
                     f"tune.points.{number}: {name} is outside its range {space[name]} (got {value}): change the value "
                     "or widen the range"
                 )
-        points.append(replace(own_point, **values))  # type: ignore[arg-type]  # the ranges imply the types
+        points.append(replace(own_point, **point_values))
     if config.tune.sampler == "grid":
         points += _grid(space)
     point_by_effect: dict[Point, Point] = {}
@@ -157,6 +160,14 @@ def first_points(config: Config, recipe_sets: RecipeSets) -> list[Point]:
             f"{config.tune.num_trials}): raise it, or give ranges a single value, e.g. tune.base_lr=[0.001, 0.001]"
         )
     return distinct_points
+
+
+def _to_number(distribution: BaseDistribution, value: Any) -> Any:
+    """Convert text such as 2e-3, which YAML does not read as a number, if the parameter is a real number."""
+    if isinstance(distribution, FloatDistribution) and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def _contains(distribution: BaseDistribution, value: Any) -> bool:

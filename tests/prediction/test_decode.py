@@ -75,7 +75,7 @@ def test_images_are_resized_to_the_size_that_detectron2_computes() -> None:
     rng = np.random.default_rng(0)
     for width, height, short_edge, max_long_edge in rng.integers(1, 3000, (5000, 4)).tolist():
         expected = ResizeShortestEdge.get_output_shape(height, width, short_edge, max_long_edge)
-        assert InputSize(short_edge, max_long_edge).fit(width, height) == expected[::-1]
+        assert InputSize(short_edge, max_long_edge).fit(width, height) == tuple(max(1, side) for side in expected[::-1])
 
 
 def test_a_scaled_view_has_a_scaled_size_and_its_own_column() -> None:

@@ -114,3 +114,21 @@ def test_the_grouping_option_separates_wide_images_from_other_images(config: Con
         resumed = list(itertools.islice(iter_batches(shard, cfg, DACON24, batch_size=2, seed=1, rank=0, start=9), 3))
         for batch, expected in zip(resumed, batches[9:], strict=True):
             assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batch, expected, strict=True))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_worker_reads_its_shard_once_because_ray_lets_the_workers_wait_for_each_other(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = ray.data.from_arrow(usable_rows(config, MEMBER)).iterator()
+    reads: list[dict[str, Any]] = []
+
+    def read(**options: Any) -> Any:
+        reads.append(options)
+        return type(shard).iter_batches(shard, **options)
+
+    monkeypatch.setattr(shard, "iter_batches", read)
+    cfg = build_cfg(config, DACON24, "cpu")
+    batches = iter_batches(shard, cfg, DACON24, batch_size=2, seed=1, rank=0)
+    assert len(list(itertools.islice(batches, 12))) == 12  # 4 epochs
+    assert len(reads) == 1

@@ -52,7 +52,7 @@ def test_settings_become_a_point_inside_the_space(point: Point) -> None:
 
 def test_the_points_of_the_config_follow_its_own_settings_in_order_without_repetition() -> None:
     config = build_config(
-        {"preset": "dacon", "tune": {"points": [{"base_lr": 0.002}, {"gamma": 0.8}, {"flip": False}]}}
+        {"preset": "dacon", "tune": {"points": [{"base_lr": "2e-3"}, {"gamma": 0.8}, {"flip": False}]}}
     )
     points = first_points(config, OWN_SET)
     assert [(point.base_lr, point.flip) for point in points] == [(0.001, True), (0.002, True), (0.001, False)]
