@@ -233,7 +233,9 @@ def _check_store(config: Config) -> list[Check]:
     need = f"about {format_size(missing_bytes)} of the store of {forecast.sources} images is still to be written"
     checks = [Check("store", True, " ".join(forecast.lines()))]
     if is_local(config.run_dir):
-        free_bytes = shutil.disk_usage(next(folder for folder in _with_parents(config.run_dir) if folder.exists())).free
+        free_bytes = shutil.disk_usage(
+            next(folder for folder in _with_parents(config.run_dir) if os.path.exists(folder))
+        ).free
         fix = "free some space or choose another run_dir"
         checks.append(Check("disk", free_bytes > missing_bytes, f"{format_size(free_bytes)} free; {need}", fix))
     return checks
@@ -367,7 +369,7 @@ def _with_parents(path: str) -> tuple[Path, ...]:
 
 def _missing_folders(path: str) -> list[Path]:
     """Return the local folders, innermost first, that a write into a folder would create."""
-    return [folder for folder in _with_parents(path) if not folder.exists()] if is_local(path) else []
+    return [folder for folder in _with_parents(path) if not os.path.exists(folder)] if is_local(path) else []
 
 
 def _remove(path: str, created_folders: Sequence[Path] = ()) -> None:

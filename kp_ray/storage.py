@@ -262,16 +262,18 @@ def file_infos(folder: str) -> dict[str, pafs.FileInfo]:
     """Return pyarrow's information on each file in a folder and its sub-folders, by path relative to the folder.
 
     Raises:
-        StorageError: there is no such folder.
+        StorageError: there is no such folder, or a file's name is not UTF-8.
     """
     fs, inner_path = filesystem(folder)
+    prefix = len(inner_path.rstrip("/")) + 1
     try:
         listing = fs.get_file_info(pafs.FileSelector(inner_path, recursive=True))
+        return {info.path[prefix:]: info for info in listing if info.type == pafs.FileType.File}
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{folder}: holds a file whose name is not UTF-8: rename the file") from error
     except OSError as error:
         reasons = {FileNotFoundError: "there is no such folder", NotADirectoryError: "is a file: give its folder"}
         raise StorageError(f"{folder}: {reasons.get(type(error)) or one_line(error)}") from error
-    prefix = len(inner_path.rstrip("/")) + 1
-    return {info.path[prefix:]: info for info in listing if info.type == pafs.FileType.File}
 
 
 @contextlib.contextmanager
@@ -334,11 +336,7 @@ def read_parquet(path: str, fix: str, columns: Sequence[str] | None = None) -> p
 
 
 def write_parquet(path: str, table: pa.Table) -> None:
-    """Write a table with page checksums to a Parquet file, which appears whole or not at all.
-
-    Raises:
-        StorageError: see `write_bytes`.
-    """
+    """Write a table with page checksums to a Parquet file, which appears whole or not at all, see `write_bytes`."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, write_page_checksum=True)
     write_bytes(path, sink.getvalue().to_pybytes())

@@ -1,6 +1,7 @@
 """Files at local paths: atomic writes, errors that name a damaged file, the writer lock. URLs: tests/test_s3.py."""
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -127,6 +128,12 @@ def test_an_open_reader_keeps_the_content_that_it_opened(tmp_path: Path) -> None
         write_bytes(str(path), b"new" * 500)
         assert reader.read() == b"old" * 1000
     assert path.read_bytes() == b"new" * 500
+
+
+def test_a_folder_with_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xbb\xe7\xc1\xf8.jpg")).write_bytes(b"x")
+    with pytest.raises(StorageError, match="holds a file whose name is not UTF-8"):
+        file_sizes(str(tmp_path))
 
 
 @pytest.mark.parametrize("operation", [read_bytes, file_sizes, file_infos, hash_file, delete_file])

@@ -127,8 +127,8 @@ def run_user_pipeline(
 def _load_pipelines(serialised: str) -> tuple[Any, Any]:
     """Load a user's pipeline twice: unchanged for the image, and with constant borders for the keypoints.
 
-    With a reflecting border, Albumentations returns mirrored copies of every keypoint too. The second pipeline uses the
-    same random numbers and returns each keypoint once.
+    With a reflecting border, Albumentations returns mirrored copies of every keypoint too, and a distortion loses
+    keypoints outside the image. The second pipeline uses the same random numbers and returns each keypoint once.
     """
     A = import_albumentations()  # noqa: N806
     pipeline = A.from_dict(json.loads(serialised))
@@ -138,6 +138,8 @@ def _load_pipelines(serialised: str) -> tuple[Any, Any]:
     for step in _list_steps(points_steps):
         if hasattr(step, "border_mode"):
             step.border_mode = cv2.BORDER_CONSTANT
+        if hasattr(step, "keypoint_remapping_method"):
+            step.keypoint_remapping_method = "direct"
     keypoint_params = A.KeypointParams(format="xy", remove_invisible=False)
     return A.Compose(steps, p=probability), A.Compose(points_steps, p=probability, keypoint_params=keypoint_params)
 

@@ -12,9 +12,12 @@ import numpy.typing as npt
 
 from kp_ray.augmentation.recipes import RECIPES
 from kp_ray.augmentation.sampling import VariantParameters
-from kp_ray.images import Image
+from kp_ray.errors import DataError
+from kp_ray.images import MAX_PIXELS, Image
 from kp_ray.keypoints import FloatArray
 
+MAX_PADDED_PIXELS = 10 * MAX_PIXELS
+"""Largest padded image, 4 GB. A square is padded to twice its pixels, a long image to many times its pixels."""
 _TILE = 256
 """Side in pixels of the square tiles in which a window is resampled."""
 _MAX_ROTATE_DEG = max(recipe.rotate_deg for recipe in RECIPES.values())
@@ -60,9 +63,15 @@ class PaddedSource:
 
     @cached_property
     def padded_image(self) -> Image:
-        """The padded image, made when the first variant needs it."""
+        """The padded image, made when the first variant needs it; a DataError if it would be too large."""
         pads = self.pad_y, self.pad_y, self.pad_x, self.pad_x
         height, width = self.image.shape[:2]
+        padded_pixels = (height + 2 * self.pad_y) * (width + 2 * self.pad_x)
+        if padded_pixels > MAX_PADDED_PIXELS:
+            raise DataError(
+                f"{width}x{height} px is too long to be rotated or rescaled: with its padding it has {padded_pixels} "
+                f"pixels, more than {MAX_PADDED_PIXELS}: crop the image"
+            )
         padded_image = _SCRATCH.image("padded", height + 2 * self.pad_y, width + 2 * self.pad_x)
         cv2.copyMakeBorder(self.image, *pads, cv2.BORDER_REFLECT_101, dst=padded_image)
         return padded_image

@@ -325,7 +325,7 @@ def show(
 def export(
     run: RunArgument = None,
     folder: Annotated[str | None, typer.Option(help="Folder for the export; default: <run_dir>/export.")] = None,
-    split: Annotated[str | None, typer.Option(help="Export only this split: train or val.")] = None,
+    split: Annotated[Literal["train", "val"] | None, typer.Option(help="Export only this split.")] = None,
     fold: Annotated[int | None, typer.Option(help="Fold to export as val; the others become train.", min=0)] = None,
     recipe: Annotated[list[str] | None, typer.Option(help="Only this recipe; may be repeated.")] = None,
     yolo: Annotated[

@@ -91,7 +91,7 @@ def read_coco(path: str) -> LabelTable:
         names=names,
         images=[image["file_name"] for image, _, _ in rows],
         keypoints=np.array(poses, dtype=np.float64).reshape(-1, len(names), 3),
-        groups=[str(image.get("group", "")) for image, _, _ in rows],
+        groups=["" if image.get("group") is None else str(image["group"]) for image, _, _ in rows],
         places=[place for _, place, _ in rows],
         place_kind="annotation",
         stated=[

@@ -129,7 +129,7 @@ def _load_config_beside(path: str) -> Config:
 def _draw_variants(store: str, selection: _Selection) -> Iterator[NamedImage]:
     manifest = read_manifest(store)
     skeleton = _load_config_beside(store).build_skeleton(manifest.skeleton)
-    recipes = [recipe.name for recipe in manifest.recipes]
+    recipes = sorted({part.recipe for part in manifest.parts})
     if selection.recipe is not None and selection.recipe not in recipes:
         raise StoreError(f"{store}: no recipe {selection.recipe!r} in this store: choose one of {', '.join(recipes)}")
     reader = RowReader(_COLUMNS)

@@ -70,7 +70,7 @@ def store_section(config: Config, files: RunFiles) -> StoreSection | None:
     return StoreSection(
         num_sources=manifest.num_sources,
         num_variants=manifest.num_variants,
-        num_bytes=sum(recipe.num_bytes for recipe in recipes),
+        num_bytes=sum(part.num_bytes for part in manifest.parts),
         recipes=tuple(recipes),
         min_visible=min_visible,
         unreadable_parts=tuple(path for sample in files.samples.values() for path in sample.unreadable_parts),

@@ -55,9 +55,11 @@ def select_parts(
         The manifest, and the full paths of the selected parts in the manifest's order.
 
     Raises:
-        StoreError: there is no finished store, it lacks the fold or a recipe of `recipes`, or a scene is in both splits
-            or in two folds.
+        StoreError: there is no finished store, it lacks the split, the fold or a recipe of `recipes`, or a scene is in
+            both splits or in two folds.
     """
+    if split not in (None, "train", "val"):
+        raise StoreError(f"{store}: has no such split (got {split!r}): choose train or val")
     manifest = read_manifest(store)
     leaked_units = sorted(set(manifest.units.get("train", ())) & set(manifest.units.get("val", ())))
     if leaked_units:
@@ -134,10 +136,14 @@ def read_table(
         fold: number of the fold to hold out, in a store with folds.
 
     Raises:
-        StoreError: see `select_parts`.
+        StoreError: see `select_parts`; or a column does not exist.
         StorageError: a part is missing or damaged.
     """
     manifest, paths = select_parts(store, split=split, recipes=recipes, fold=fold)
+    names = [*row_schema(len(manifest.skeleton)).names, *(["fold"] if manifest.folds else [])]
+    unknown_columns = set(columns or ()) - set(names)
+    if unknown_columns:
+        raise StoreError(f"{store}: has no column {min(unknown_columns)!r}: choose from {', '.join(names)}")
     if paths:
         tables = (read_part_rows(path, columns, folds=manifest.folds, split=split, fold=fold)[0] for path in paths)
         return pa.concat_tables(tables)

@@ -129,10 +129,36 @@ def test_a_users_blur_keeps_the_keypoints_and_a_perspective_has_no_affine() -> N
     assert np.isnan(tilted_variant.keypoints[:, 0]).tolist() == np.isnan(source_keypoints[:, 0]).tolist()
 
 
-@pytest.mark.parametrize("step", [A.ToFloat(p=1), A.GridDistortion(distort_limit=(0.2, 0.3), p=1)])
-def test_a_users_pipeline_that_returns_no_color_image_or_loses_keypoints_is_refused(step: Any) -> None:
+def test_a_users_pipeline_that_returns_no_8_bit_image_is_refused() -> None:
     with pytest.raises(DataError, match="must keep every keypoint and return an 8-bit color image"):
-        make_variants(to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0]), make_user_recipe(step))
+        make_variants(
+            to_jpeg(make_dotted_image(*SIZES[0])), make_keypoints(*SIZES[0]), make_user_recipe(A.ToFloat(p=1))
+        )
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        A.GridDistortion(distort_limit=(0.2, 0.3), p=1),
+        A.OpticalDistortion(distort_limit=(0.3, 0.4), p=1),
+        A.ElasticTransform(alpha=60, sigma=12, p=1),
+    ],
+    ids=lambda step: type(step).__name__,
+)
+def test_a_distortion_moves_the_keypoints_with_the_image(step: Any) -> None:
+    width, height = SIZES[0]
+    variants, plain_variants = (
+        make_variants(
+            to_jpeg(make_dotted_image(width, height, dots)), make_keypoints(width, height), make_user_recipe(step)
+        )
+        for dots in (True, False)
+    )
+    errors: list[float] = []
+    for variant, plain_variant in zip(variants, plain_variants, strict=True):
+        errors += measure_dot_errors(variant, plain_variant, has_dots(width, height), 1.0)
+    assert len(errors) >= 20
+    assert np.median(errors) < 1.0
+    assert max(errors) < 3.0
 
 
 def test_the_error_about_a_user_recipe_that_fails_gives_the_reason() -> None:

@@ -295,8 +295,8 @@ def test_predict_can_be_forecast_before_members_are_trained(folder: Folder) -> N
 
 def test_a_verb_that_needs_torch_names_the_missing_package(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    for module in [name for name in sys.modules if name.startswith(("kp_ray.prediction", "kp_ray.models"))]:
+    for module in [name for name in sys.modules if name.startswith(("kp_ray.training", "kp_ray.models"))]:
         monkeypatch.delitem(sys.modules, module)
-    result = folder.run("predict", "config.yaml", "--set", "data.test_images=frames")
+    result = folder.run("train", "config.yaml")
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     assert "pip install 'kp_ray[train]'" in result.err

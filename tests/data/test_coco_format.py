@@ -38,6 +38,7 @@ def test_hidden_points_groups_and_images_without_a_person_are_kept(write):
     content = make_coco()
     content["annotations"][0]["keypoints"][2] = 1
     content["images"][0]["group"] = "kitchen"
+    content["images"][1]["group"] = None
     del content["annotations"][1]
     labels = load_annotations(write(json.dumps(content), "labels.json"))
     assert labels.keypoints[0, 0, 2] == 1

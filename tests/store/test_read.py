@@ -36,6 +36,14 @@ def test_a_recipe_that_the_store_does_not_hold_is_refused(store: str) -> None:
         select_parts(store, recipes=["Rotate90"])
 
 
+def test_a_split_or_a_column_that_does_not_exist_is_refused(store: str) -> None:
+    for split in ("validation", "Val"):
+        with pytest.raises(StoreError, match=f"has no such split \\(got '{split}'\\): choose train or val"):
+            read_table(store, split=split)
+    with pytest.raises(StoreError, match="has no column 'keypoint': choose from source, "):
+        read_table(store, columns=["source", "keypoint"])
+
+
 def test_a_scene_on_both_sides_of_the_split_is_refused(store: str) -> None:
     path = Path(store, "_manifest.json")
     manifest = json.loads(path.read_text())
