@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kp_ray.errors import DataError, StorageError
 from kp_ray.images import (
@@ -107,6 +107,17 @@ def test_probe_returns_the_upright_size_and_whether_a_jpeg_can_be_decoded_at_a_s
     assert info.format in kind
     assert info.is_upright_jpeg is (kind in {*UNCHANGED_KINDS, "MPO"})
     require_decodable(IMAGE_FILES[kind])
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "JPEG", "PNG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_probe_and_decode_agree_on_the_size_in_every_orientation(file_format: str, orientation: int) -> None:
+    image = Image.new("RGB", (40, 20))
+    exif = image.getexif()
+    exif[ExifTags.Base.Orientation] = orientation
+    content = encode_with_pillow(image, file_format, exif=exif)
+    info, decoded_image = probe(content), decode(content)[0]
+    assert (info.height, info.width) == decoded_image.shape[:2] == ((20, 40) if orientation < 5 else (40, 20))
 
 
 def test_probe_reads_only_the_header_and_require_decodable_reads_the_pixels() -> None:

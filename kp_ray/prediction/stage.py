@@ -303,15 +303,14 @@ class EvaluateStage:
 
 
 def _check_untrained_members(config: Config) -> None:
-    """Refuse mirrored views of members that will be trained without flips."""
-    section = config.train
-    may_flip = section.flip or (section.tuned and config.tune.num_trials > 0 and True in config.tune.flips)
-    own_folders = [config.member_dir(member.name) for member in section.members]
+    """Refuse mirrored views of members that are not trained yet and may be trained without flips."""
+    section, own_folders = config.train, [config.member_dir(member.name) for member in config.train.members]
+    is_searched = section.tuned and config.tune.num_trials > 0
+    has_flips = False not in config.tune.flips if is_searched else section.flip
     folders = [folder for folder in list_members(config).values() if folder in own_folders]
-    if "flip" in config.predict.tta and not may_flip and not all(is_trained(folder) for folder in folders):
-        raise ConfigError(
-            "predict.tta: flip needs members that are trained with flips: remove it, or set train.flip=true"
-        )
+    if "flip" in config.predict.tta and not has_flips and not all(is_trained(folder) for folder in folders):
+        fix = "tune.flips=[true]" if is_searched else "train.flip=true"
+        raise ConfigError(f"predict.tta: flip needs members that are trained with flips: remove it, or set {fix}")
 
 
 def _check_store_split(config: Config) -> None:

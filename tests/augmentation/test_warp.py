@@ -7,7 +7,8 @@ import pytest
 
 from kp_ray.augmentation.recipes import RECIPES
 from kp_ray.augmentation.sampling import sample_parameters
-from kp_ray.augmentation.warp import change_brightness_contrast
+from kp_ray.augmentation.warp import PaddedSource, change_brightness_contrast
+from kp_ray.errors import DataError
 from kp_ray.images import decode
 from tests.helpers.images import to_jpeg, to_png
 from tests.helpers.variants import SIZES, decode_variant, make_dotted_image, make_variants, named_variants
@@ -56,3 +57,9 @@ def test_brightness_and_contrast_change_pixels_as_albumentations_does() -> None:
         )
         changed_image = change_brightness_contrast(bgrx, parameters)
         assert np.abs(changed_image[..., :3].astype(int) - expected[..., None]).max() <= 1
+
+
+def test_an_image_whose_padding_would_not_fit_the_memory_is_refused() -> None:
+    image = np.zeros((1000, 60_000, 4), np.uint8)
+    with pytest.raises(DataError, match=r"60000x1000 px is too long to be rotated or rescaled: .*: crop the image"):
+        PaddedSource(image).padded_image  # noqa: B018

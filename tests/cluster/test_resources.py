@@ -53,6 +53,12 @@ def test_gpus_are_used_by_default_and_limit_the_number_of_runs(set_nodes: Any) -
         training_capacity(make_config(num_workers=3))
 
 
+def test_a_machine_without_gpus_is_told_to_train_on_cpus(set_nodes: Any) -> None:
+    set_nodes({"CPU": 4})
+    with pytest.raises(ClusterError, match=r"and 1 GPUs, .*: set train\.use_gpu=false, or cluster\.num_gpus"):
+        training_capacity(make_config(use_gpu=True))
+
+
 def test_a_worker_must_fit_a_single_node(set_nodes: Any) -> None:
     set_nodes({"CPU": 2}, {"CPU": 2})
     with pytest.raises(ClusterError, match=r"^train\.cpus_per_worker: no node has 3 CPUs for a worker"):

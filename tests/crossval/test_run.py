@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from kp_ray.config.load import build_config
@@ -13,7 +15,7 @@ from kp_ray.crossval.groups import group_members
 from kp_ray.crossval.run import are_folds_predicted, make_tasks, predict_folds
 from kp_ray.crossval.score import score_folds
 from kp_ray.crossval.stage import CrossvalStage
-from kp_ray.errors import ConfigError, ModelError, RunStateError, StoreError
+from kp_ray.errors import ConfigError, ModelError, RunStateError, StorageError, StoreError
 from kp_ray.prediction.decode import decode_batch, refs_table
 from kp_ray.prediction.predictions import read_predictions
 from kp_ray.prediction.predictor import Predictor
@@ -62,8 +64,18 @@ def test_each_image_is_predicted_and_scored_by_the_member_that_never_saw_its_sce
     assert read_cross_validation(fold_config) == scores
     other_members = [{"name": "c", "seed": 1}, {"name": "b", "seed": 2}]
     assert read_cross_validation(build_config({**fold_config.to_dict(), "train": {"members": other_members}})) is None
+    changed_predict = {**fold_config.to_dict()["predict"], "score_threshold": 0.01}
+    assert read_cross_validation(build_config({**fold_config.to_dict(), "predict": changed_predict})) is None
     config_without_folds = build_config({**fold_config.to_dict(), "split": {}})
     assert read_cross_validation(config_without_folds) is None, "scores of former folds are not read"
+
+    path = fold_config.path("crossval", "fold-1.parquet")
+    table = pq.read_table(path)
+    reasons = pa.array(["the store's part is damaged", *[""] * (len(table) - 1)])
+    pq.write_table(table.set_column(table.column_names.index("reason"), "reason", reasons), path)
+    with pytest.raises(StorageError, match=r"fold-1\.parquet: .* was not predicted: the store's part is damaged"):
+        score_folds(fold_config)
+    pq.write_table(table, path)
 
     config_with_only_a = build_config(
         {**fold_config.to_dict(), "predict": {**fold_config.to_dict()["predict"], "members": ["a"]}}
@@ -92,7 +104,10 @@ def test_a_fold_without_images_and_a_member_with_weight_0_do_not_stop_the_other_
     values = fold_config.to_dict()
     predict = {**values["predict"], "weights": {"a": 0.0, "b": {"nose": 2.0}}}
     groups = group_members(build_config({**values, "predict": predict}))
-    assert [group.config.predict.weights for group in groups] == ["equal", {"b": {"nose": 2.0}}]
+    assert [group.weights for group in groups] == [{"a": 0.0}, {"b": {"nose": 2.0}}]
+    assert [group.config.predict.weights for group in groups] == ["equal", "equal"]
+    predict = {**values["predict"], "weights": {"a": 0.0, "b": {"nose": 0.0, "left_eye": 2.0}}}
+    assert score_folds(build_config({**values, "predict": predict})).rmse == score_folds(fold_config).rmse
 
     with pytest.MonkeyPatch.context() as patch:
         list_images = crossval_run.list_fold_images

@@ -46,6 +46,7 @@ def test_hidden_points_groups_and_images_without_a_person_are_kept(write):
     assert not np.isfinite(labels.keypoints[1, :, :2]).any()
     written_content = to_coco(labels, [(1920, 1080)] * 2)
     assert written_content["images"][0]["group"] == "kitchen"
+    assert "group" not in written_content["images"][1]
     assert len(written_content["annotations"]) == 1
 
 

@@ -122,3 +122,21 @@ def test_a_truth_of_other_images_is_refused(predicted_run: Config, tmp_path: Pat
 def test_a_missing_truth_is_a_config_error(predicted_run: Config) -> None:
     with pytest.raises(ConfigError, match=r"data\.truth is not set"):
         evaluate_run(configure_run(predicted_run, Path(predicted_run.run_dir), {"truth": None}))
+
+
+def test_the_interval_resamples_the_groups_of_the_truth(predicted_run: Config, tmp_path: Path) -> None:
+    truth = pd.read_csv(predicted_run.require_input("truth"))
+    config = configure_run(predicted_run, Path(predicted_run.run_dir), {"truth": str(tmp_path / "truth.csv")})
+    truth.assign(group="one room").to_csv(tmp_path / "truth.csv", index=False)
+    assert evaluate_run(config).rmse_interval is None
+    truth.assign(group=[f"room {row % 2}" for row in range(len(truth))]).to_csv(tmp_path / "truth.csv", index=False)
+    assert evaluate_run(config).rmse_interval is not None
+
+
+def test_a_submission_must_hold_the_images_that_predict_images_lists(predicted_run: Config, tmp_path: Path) -> None:
+    folder = predicted_run.require_input("test_images")
+    config = configure_run(predicted_run, Path(predicted_run.run_dir), images=folder)
+    lines = Path(predicted_run.path("submission.csv")).read_text().splitlines(keepends=True)
+    (tmp_path / "short.csv").write_text("".join(lines[:2]))
+    with pytest.raises(DataError, match=r"short\.csv: .* is missing: add its row"):
+        evaluate_submission(config, str(tmp_path / "short.csv"))

@@ -12,7 +12,7 @@ import pytest
 
 from kp_ray.config.schema import Config
 from kp_ray.data.submission import read_sample_submission, read_submission
-from kp_ray.errors import ModelError, RunStateError, StorageError
+from kp_ray.errors import DataError, ModelError, RunStateError, StorageError
 from kp_ray.keypoints import DACON24, skeleton_for
 from kp_ray.prediction.evaluate import evaluate_run
 from kp_ray.prediction.fuse import read_run_predictions, write_fused
@@ -89,6 +89,17 @@ def test_nobody_found_in_any_image_is_a_model_error(predicted_run: Config, tmp_p
     nobody = np.full((2, 1, 24, 3), np.nan)
     write_prediction_arrays(config.path("predictions.parquet"), ["a", "b"], ["x.jpg"], nobody, DACON24.names)
     with pytest.raises(ModelError, match="nobody was found in any image"):
+        write_fused(config, NO_COST)
+
+
+def test_if_no_image_can_be_used_the_first_reason_is_given(predicted_run: Config, tmp_path: Path) -> None:
+    config = link_run(predicted_run, tmp_path / "run", {"sample_submission": None})
+    path = config.path("predictions.parquet")
+    write_prediction_arrays(path, ["a", "b"], ["x.jpg"], np.full((2, 1, 24, 3), np.nan), DACON24.names)
+    table = pq.read_table(path)
+    reasons = pa.array(["is a Git LFS pointer"] * len(table))
+    pq.write_table(table.set_column(table.column_names.index("reason"), "reason", reasons), path)
+    with pytest.raises(DataError, match=r"none of the 1 images can be used, e\.g\. x\.jpg: is a Git LFS pointer"):
         write_fused(config, NO_COST)
 
 

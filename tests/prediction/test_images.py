@@ -6,7 +6,7 @@ import pytest
 
 from kp_ray.config.schema import Config
 from kp_ray.data.submission import SampleSubmission
-from kp_ray.errors import ConfigError, DataError, StoreError
+from kp_ray.errors import ConfigError, DataError, StorageError, StoreError
 from kp_ray.keypoints import DACON24
 from kp_ray.prediction.images import ImageRef, list_image_refs
 from tests.helpers.data import tiny_config
@@ -34,6 +34,12 @@ def test_without_predict_images_the_sample_submission_or_the_folder_lists_the_im
 def test_a_text_list_names_files_of_the_folder_and_absolute_paths(sample_config: Config, tmp_path: Path) -> None:
     folder = Path(sample_config.require_input("test_images"))
     names = sorted(path.name for path in folder.iterdir())
+    (tmp_path / "list.txt").write_text(f"./{names[1]}\n")
+    status = (folder / names[1]).stat()
+    assert list_refs(sample_config, str(tmp_path / "list.txt"))[0].version == f"{status.st_size}:{status.st_mtime_ns}"
+    (tmp_path / "list.txt").write_text(f"/{'x' * 300}.jpg\n")
+    with pytest.raises(StorageError, match=r"cannot be reached: .*too long"):
+        list_refs(sample_config, str(tmp_path / "list.txt"))
     (tmp_path / "list.txt").write_text(f"{names[2]}\n\n{folder / names[0]}\n")
     refs = list_refs(sample_config, str(tmp_path / "list.txt"))
     assert [(ref.image, ref.path) for ref in refs] == [

@@ -47,6 +47,8 @@ def test_members_of_other_runs_are_named_by_their_run_folder() -> None:
         list_folders("c")
     with pytest.raises(ConfigError, match=r"predict: members: a member is listed twice"):
         list_folders("a", "a")
+    with pytest.raises(ConfigError, match=r"predict\.members: /runs/x/members/a is listed twice, by name and by path"):
+        list_folders("a", "/runs/x/members/a")
 
 
 def test_a_member_of_another_run_changes_the_folder_of_the_parts_and_can_have_a_weight(

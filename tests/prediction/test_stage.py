@@ -79,6 +79,16 @@ def test_predict_checks_inputs_but_not_the_results_of_earlier_stages(sample_conf
         stage.check(tiny_config({}, tmp_path))
     with pytest.raises(ConfigError, match=r"data\.test_images: .*nowhere"):
         stage.check(tiny_config({"test_images": str(tmp_path / "nowhere")}, tmp_path))
+    for num_trials, fix in ((0, r"train\.flip=true"), (2, r"tune\.flips=\[true\]")):
+        sections = {"train": {"flip": False}, "tune": {"num_trials": num_trials}, "predict": {"tta": ["flip"]}}
+        with pytest.raises(ConfigError, match=rf"predict\.tta: flip needs members .*, or set {fix}"):
+            stage.check(tiny_config(sample_config.data.model_dump(), tmp_path, **sections))
+    with pytest.raises(ConfigError, match=r"predict\.images: with split\.folds .* run crossval"):
+        stage.check(tiny_config({}, tmp_path, split={"folds": 2}, predict={"images": "store:val"}))
+    with pytest.raises(ConfigError, match=r"predict\.images: split\.fraction=0 leaves store:val empty"):
+        stage.check(tiny_config({}, tmp_path, split={"fraction": 0}, predict={"images": "store:val"}))
+    with pytest.raises(ConfigError, match=r"predict\.weights: a: tail is not a keypoint"):
+        stage.check(configure_run(sample_config, tmp_path, weights={"a": {"tail": 1}}))
     with pytest.raises(ConfigError, match=r"predict\.weights: x is not a member"):
         stage.check(configure_run(sample_config, tmp_path, weights={"x": 1}))
     (tmp_path / "list.txt").write_text("")

@@ -8,6 +8,7 @@ import pytest
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, ModelError
+from kp_ray.keypoints import DACON24
 from kp_ray.prediction.task import PredictionTask
 from tests.helpers.linked_runs import configure_run, link_run
 
@@ -58,6 +59,10 @@ def test_each_setting_or_file_that_changes_detections_changes_the_folder_of_the_
     assert find_folder(batch_size=7, fusion="median") == folder, "neither setting changes a detection"
     assert find_folder(tta=()) != folder
     assert find_folder(fallback_threshold=0.01) != folder
+    no_flips = copied_run.model_copy(update={"predict": copied_run.predict.model_copy(update={"tta": ()})})
+    pairs = copied_run.skeleton.model_copy(update={"flip_pairs": tuple(DACON24.flip_pairs[1:])})
+    assert PredictionTask(copied_run.model_copy(update={"skeleton": pairs})).folder != folder
+    assert PredictionTask(no_flips.model_copy(update={"skeleton": pairs})).folder == PredictionTask(no_flips).folder
     weights_path = Path(copied_run.member_dir("a"), "model_final.pth")
     weights_path.write_bytes(weights_path.read_bytes() + b"0")
     assert PredictionTask(copied_run).folder != folder

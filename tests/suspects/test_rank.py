@@ -155,3 +155,18 @@ def test_the_image_that_its_prediction_contradicts_comes_before_its_duplicate() 
     assert ranked[0].corrections == ((clip.images[10], "drop", "", None, None),)
     (correctly_labelled,) = (suspect for suspect in ranked if suspect.image == clip.images[20])
     assert correctly_labelled.corrections == ()
+
+
+def test_equal_labels_of_a_group_without_frame_numbers_are_suspicious(labels: Annotations) -> None:
+    keypoints = labels.keypoints.copy()
+    keypoints[7] = keypoints[3]
+    group = replace(
+        labels,
+        keypoints=keypoints,
+        scenes=("room",) * NUM_IMAGES,
+        cameras=("",) * NUM_IMAGES,
+        frames=(-1,) * NUM_IMAGES,
+    )
+    ranked = rank_suspects(group, {}, {})
+    suspicious_images = {suspect.image for suspect in ranked if suspect.score >= SUSPICIOUS_SCORE}
+    assert suspicious_images == {labels.images[3], labels.images[7]}

@@ -14,14 +14,15 @@ import pytest
 
 from kp_ray.config.load import build_config, load_config
 from kp_ray.config.schema import Config
-from kp_ray.errors import ClusterError, ConfigError, KpRayError, RunStateError, StorageError, StoreError
+from kp_ray.errors import ClusterError, ConfigError, KpRayError, RunStateError, StoppedError, StorageError, StoreError
 from kp_ray.storage import writer_lock
 from kp_ray.store.plan import make_plan
 from kp_ray.store.write import write_store
 from kp_ray.training.run import train
 from kp_ray.training.search_result import apply_result, read_member_search, read_result
 from kp_ray.training.tuned import apply_search
-from kp_ray.tuning.search import TuneSummary, has_matching_result, tune
+from kp_ray.tuning.search import TuneSummary, _refuse_unfinished_trials, has_matching_result, tune
+from kp_ray.tuning.trials import read_trials
 from tests.helpers.clusters import free_port, list_leftovers
 from tests.helpers.data import tiny_config
 from tests.helpers.processes import file_times, finish, finish_with_error, wait_until
@@ -359,3 +360,14 @@ def test_workers_that_fit_the_cluster_but_not_its_nodes_are_refused(make_search_
     finally:
         cluster.shutdown()
     assert "needs 4 workers of 2 CPUs each, the nodes have room for 3" in message
+
+
+def test_trials_that_failed_for_a_cause_that_may_pass_keep_the_search_unfinished(
+    make_config: Callable[..., Config],
+) -> None:
+    config = make_config(tune={"num_trials": 2})
+    write_trial(config, "trial-000", 1.0, {2: 50.0}, end={})
+    _refuse_unfinished_trials(config, read_trials(config))
+    write_trial(config, "trial-001", 1.0, {}, end={"reason": "the disk is full", "lasting": False})
+    with pytest.raises(StoppedError, match=r"1 of 2 trials failed, first trial-001: the disk is full: correct"):
+        _refuse_unfinished_trials(config, read_trials(config))
