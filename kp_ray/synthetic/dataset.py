@@ -116,7 +116,7 @@ def make_sample(
     config = join(folder, "config.yaml")
     settings = {"preset": "demo", "run_dir": run_dir or join(folder, "run"), "data": paths}
     write_bytes(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
-    num_scenes = len({(clip.split, clip.scene) for clip in clips})
+    num_scenes = len({(clip.subset, clip.scene) for clip in clips})
     return SampleSummary(num_images, num_test, num_scenes, config, **paths)
 
 
@@ -136,7 +136,7 @@ def _write_tables(folder: str, labels: dict[str, FloatArray]) -> dict[str, str]:
     Returns:
         The config's `data` section.
     """
-    train, test = ({name: xy for name, xy in labels.items() if name.startswith(split)} for split in ("train", "test"))
+    train, test = ({name: xy for name, xy in labels.items() if name.startswith(subset)} for subset in ("train", "test"))
     paths = {key: join(folder, name) for key, name in _TABLES.items()}
     _write_csv(paths["annotations"], train)
     _write_csv(paths["truth"], test)
@@ -144,8 +144,8 @@ def _write_tables(folder: str, labels: dict[str, FloatArray]) -> dict[str, str]:
     return paths | {"images": join(folder, "train_imgs"), "test_images": join(folder, "test_imgs")}
 
 
-def plan_clips(split: str, num_images: int, seed: int) -> list[SyntheticClip]:
-    """Plan the clips of a split with `num_images` frames in total.
+def plan_clips(subset: str, num_images: int, seed: int) -> list[SyntheticClip]:
+    """Plan the clips of a subset, `train` or `test`, with `num_images` frames in total.
 
     More frames give more scenes, more cameras per scene and longer clips.
     """
@@ -156,7 +156,7 @@ def plan_clips(split: str, num_images: int, seed: int) -> list[SyntheticClip]:
         for camera in sorted((scene + k) % 5 for k in range(num_cameras)):
             frames = tuple(range(1, 2 * min(num_frames, num_left), 2))
             if frames:
-                clips.append(SyntheticClip(split, seed, scene, camera, frames))
+                clips.append(SyntheticClip(subset, seed, scene, camera, frames))
             num_left -= len(frames)
         scene += 1
     return clips

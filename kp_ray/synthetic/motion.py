@@ -58,14 +58,14 @@ class SyntheticClip:
     """The frames of one scene from one camera.
 
     Attributes:
-        split: "train" or "test".
+        subset: "train" or "test".
         seed: seed of the data set.
-        scene: number of the scene within the split, from 0.
+        scene: number of the scene within the subset, from 0.
         camera: number of the camera, 0 to 4.
         frames: frame numbers.
     """
 
-    split: str
+    subset: str
     seed: int
     scene: int
     camera: int
@@ -74,16 +74,16 @@ class SyntheticClip:
     @property
     def files(self) -> list[str]:
         """Paths of the frames inside the data set, named in the competition's format."""
-        # Scene numbers from 601 and group 2 are for test scenes only, so no scene name is in both splits.
-        number, group = (self.scene + 1, 1) if self.split == "train" else (self.scene + 601, 2)
+        # Scene numbers from 601 and group 2 are for test scenes only, so no scene name is in both subsets.
+        number, group = (self.scene + 1, 1) if self.subset == "train" else (self.scene + 601, 2)
         zone = self.scene * 7 % 150 + 1
         stem = f"{number:03d}-{group}-1-{self.motion + 1:02d}-Z{zone}_{'ABCDE'[self.camera]}"
-        return [f"{self.split}_imgs/{stem}-{frame:07d}.jpg" for frame in self.frames]
+        return [f"{self.subset}_imgs/{stem}-{frame:07d}.jpg" for frame in self.frames]
 
     @property
     def motion(self) -> int:
         """Index in `MOTIONS`; it grows by 5 from scene to scene, so that 12 scenes show all 12 motions."""
-        return (5 * self.scene + self.seed + 11 * (self.split == "test")) % len(MOTIONS)
+        return (5 * self.scene + self.seed + 11 * (self.subset == "test")) % len(MOTIONS)
 
     def generator(self, purpose: Purpose, *numbers: int) -> np.random.Generator:
         """Make the scene's random generator for a purpose.
@@ -92,7 +92,7 @@ class SyntheticClip:
             purpose: selects the random stream.
             numbers: select one of the purpose's streams, e.g. the numbers of a camera and a frame.
         """
-        return np.random.default_rng([self.seed, self.split == "test", self.scene, purpose, *numbers])
+        return np.random.default_rng([self.seed, self.subset == "test", self.scene, purpose, *numbers])
 
 
 def pose_at(clip: SyntheticClip, frame: int) -> FloatArray:

@@ -109,7 +109,7 @@ class SceneRenderer:
         return np.asarray(cv2.resize(image, self.size, interpolation=cv2.INTER_CUBIC))
 
     def _draw_texture(self, axis: int, is_upper: int) -> tuple[Image, float]:
-        """Draw the texture of a plane of the room, and return its pixels per metre.
+        """Draw the texture of a plane of the room, and return it with its pixels per metre.
 
         Args:
             axis: axis of the plane's normal: 0 and 1 are walls, 2 is the floor or the ceiling.
@@ -146,8 +146,8 @@ class SceneRenderer:
         width, height = self.size
         mask = np.zeros((-(-height // 4), -(-width // 4)), dtype=np.uint8)
         for quads, _ in surfaces:
-            # Project all points of the surface but its last ring, which are the corners 0 of its quads, to the floor
-            # along the light.
+            # Project the surface to the floor along the light. Corner 0 of the quads gives every point of the surface
+            # except its last ring.
             xy, depth = self.camera.project(quads[:, 0] - self.light * (quads[:, 0, 2:] / self.light[2]))
             if depth.min() > 0.3:
                 # Fixed-point numbers in 1/16 pixel (shift=4).

@@ -55,13 +55,13 @@ def test_every_row_has_an_image_and_the_header_is_the_competitions(sample: Sampl
     assert not points.any()
 
 
-def test_names_have_the_competitions_format_and_no_scene_is_in_both_splits(sample: SampleSummary) -> None:
+def test_names_have_the_competitions_format_and_no_scene_is_in_both_subsets(sample: SampleSummary) -> None:
     train, test = (
         [NAME.fullmatch(name) for name in read_labels(path)[0]] for path in (sample.annotations, sample.truth)
     )
     assert all(train)
     assert all(test)
-    scenes = [{match["scene"] for match in split if match} for split in (train, test)]
+    scenes = [{match["scene"] for match in matches if match} for matches in (train, test)]
     assert not scenes[0] & scenes[1]
     assert len(scenes[0]) + len(scenes[1]) == sample.num_scenes
     assert {match["camera"] for match in train if match} == set("ABCDE")
