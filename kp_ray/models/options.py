@@ -185,7 +185,7 @@ def check_combinations(config: Config, cfg: CfgNode) -> None:
         cfg: Detectron2's config with all options of `config`.
 
     Raises:
-        ConfigError: an option has no effect with the other settings, or contradicts them.
+        ConfigError: an option has no effect with the other settings or contradicts them, or an image size is invalid.
     """
     train, options = config.train, config.model.cfg
     schedules = {train.schedule, *(config.tune.schedules if config.tune.num_trials else ())}
@@ -206,5 +206,5 @@ def check_combinations(config: Config, cfg: CfgNode) -> None:
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
         raise ConfigError(
-            f"model.cfg.INPUT.MIN_SIZE_TRAIN: the sampling range needs [smallest, largest] (got {sizes}): set them"
+            f"model.cfg.INPUT.MIN_SIZE_TRAIN: the sampling range needs [smallest, largest] (got {sizes}): set two sizes"
         )

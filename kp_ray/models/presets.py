@@ -99,7 +99,7 @@ def derive_options(config: Config, skeleton: Skeleton, device: str) -> dict[str,
         "MODEL.ROI_HEADS.NUM_CLASSES": 1,
         "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": len(skeleton),
         "TEST.KEYPOINT_OKS_SIGMAS": list(skeleton.sigmas),
-        # The lower of the two thresholds: `predict.score_threshold` is applied to the detections later.
+        # The lower of the two thresholds, because `predict.score_threshold` is applied later.
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": min(predict.score_threshold, predict.fallback_threshold),
         "DATASETS.TRAIN": ("kp_ray_train",),
         "DATASETS.TEST": ("kp_ray_val",),

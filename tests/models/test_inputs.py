@@ -82,7 +82,10 @@ def test_a_row_is_mapped_as_by_detectron2s_mapper(
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1267, 717), (720, 540), (961, 1279)])
 def test_decoding_at_a_smaller_scale_keeps_positions(cfg: Any, width: int, height: int) -> None:
-    """A blob near the lower right corner moves by less than 0.02 px; rounding the decoded size up moves it further."""
+    """A blob near the lower right corner moves by less than 0.02 px.
+
+    If the size that libjpeg rounds up were taken as exact, the blob would move further.
+    """
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     blob = np.exp(-((x - (width - 100)) ** 2 + (y - (height - 100)) ** 2) / (2 * 24**2))
     pixels = np.repeat(np.round(255 * blob).astype(np.uint8)[..., None], 3, axis=2)
