@@ -1,7 +1,7 @@
 """Predict the labelled images of each fold by the members that hold it out.
 
-Each fold is a separate prediction, as `kp_ray.prediction.run` describes it: it resumes after a stop, writes its parts
-under `<run_dir>/predictions/`, and merges them into `<run_dir>/crossval/fold-<number>.parquet`.
+Each fold is predicted separately, as `kp_ray.prediction.run` describes it: a stopped run resumes, and the fold's parts
+under `<run_dir>/predictions/` are merged into `<run_dir>/crossval/fold-<number>.parquet`.
 """
 
 from functools import partial

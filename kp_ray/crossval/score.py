@@ -77,7 +77,8 @@ def _fuse_fold(group: FoldGroup, skeleton: Skeleton) -> OutOfFoldPredictions:
     weights = None
     if not isinstance(group.weights, str):
         weights = convert_weights(group.weights, predictions.members, skeleton)
-        # Other members can have the weight of a keypoint, but no other member predicts this fold.
+        # Members of other folds do not predict this fold. If its own members all have weight 0 for a keypoint, they get
+        # equal weights.
         weights[:, ~weights.any(axis=0)] = 1
     fusion = fuse_predictions(group.config, predictions, range(len(predictions.members)), weights)
     return OutOfFoldPredictions(
@@ -135,9 +136,9 @@ def score_folds(config: Config) -> CrossValidation:
         return pck(errors[indices], longer_sides[indices], 0.05) or 0.0, float(precisions.mean())
 
     # A sample of images without labelled points would have no score: leave such images out.
-    labelled = np.flatnonzero(np.isfinite(errors).any(axis=1))
+    labelled_rows = np.flatnonzero(np.isfinite(errors).any(axis=1))
     pck_interval, ap_interval = bootstrap_intervals(
-        lambda indices: score_rows(labelled[indices]), [scenes[row] for row in labelled]
+        lambda indices: score_rows(labelled_rows[indices]), [scenes[row] for row in labelled_rows]
     )
     counts = np.bincount([row["fold"] for row in row_by_source.values()], minlength=config.split.folds or 0).tolist()
     members_by_fold = {group.fold: group.members for group in group_members(config)}
