@@ -69,7 +69,7 @@ def write_labels(path: Path, seed: int) -> None:
 
 def write_store_and_record(config: Config, *, parts_written: int = 3) -> None:
     """Write a small store with one quarantined source, and augment.json."""
-    quarantined = (Quarantined(source=HOSTILE_NAME, stage="decode", reason="truncated"),)
+    quarantined = (Quarantined(source=HOSTILE_NAME, stage="read", reason="truncated"),)
     write_small_store(Path(config.path("store")), quarantined)
     record = AugmentRecord(
         sources=2,

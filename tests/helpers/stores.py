@@ -134,7 +134,7 @@ def write_planned_store(plan: Plan) -> Manifest:
 
 
 def to_former_layout(store: Path) -> None:
-    """Convert a store to the layout before schema 3, which has other file names and formats."""
+    """Convert a store to the layout that was used before schema 3, with other file names and formats."""
     for folder in store.glob("recipe-*"):
         folder.rename(store / folder.name.replace("recipe-", "recipe=", 1))
     schema = pa.schema([(name, pa.string()) for name in ("source", "stage", "reason")])
@@ -157,6 +157,6 @@ def training_part(config: Config) -> Path:
 
 
 def copy_images(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Copy the images of a `data` section to `folder`, where tests may change them; return the section for them."""
+    """Copy the images of a `data` section to `folder`, where tests may change them; return the new section."""
     shutil.copytree(data["images"], folder)
     return {**data, "images": str(folder)}

@@ -22,7 +22,10 @@ TWO_WORKERS = {
     "ema_decay": 0.9,
     "base_lr": 1e-4,
 }
-"""A `train` section for two workers: by Detectron2's rule 8 iterations, a checkpoint every 2, an evaluation every 4."""
+"""A `train` section for two workers, for which Detectron2's rule halves iterations and evaluation period.
+
+A checkpoint is saved every 2 iterations, because kp_ray saves two per `checkpoint_period`.
+"""
 
 
 @dataclass(frozen=True)

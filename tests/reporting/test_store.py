@@ -35,7 +35,7 @@ def test_variants_with_too_few_visible_keypoints_are_counted(whole_run: Config) 
 
 def test_quarantined_sources_are_listed(whole_page: Page) -> None:
     assert "Quarantined images (1)" in whole_page.text
-    assert f"{HOSTILE_NAME} decode truncated" in whole_page.text
+    assert f"{HOSTILE_NAME} read truncated" in whole_page.text
 
 
 def test_numbers_have_commas_between_thousands(whole_page: Page) -> None:
