@@ -1,4 +1,4 @@
-"""Read, decode and resize images to the members' input sizes: the CPU tasks of a prediction.
+"""Read, decode and resize images to the members' input sizes: the CPU tasks of `predict`.
 
 This module does not import torch, so that its tasks run on any node.
 """

@@ -40,7 +40,7 @@ class Truth:
     Attributes:
         keypoints: (K, 3) x, y, v in pixel indices; x and y are NaN where unlabelled.
         scenes, cameras: scene and camera of each image.
-        origin: where it comes from, for messages.
+        origin: where the ground truth comes from, `data.truth` or e.g. `store:val`; begins the messages.
     """
 
     keypoints: dict[str, FloatArray]
@@ -107,7 +107,7 @@ def _expected_rows(config: Config, path: str, truth: Truth, skeleton: Skeleton) 
         return sample
     submission = read_sample_submission(path)
     check_same_keypoints(submission, skeleton, path)
-    if config.predict.images is not None:  # the sample submission can list other images
+    if config.predict.images is not None:  # lists the expected images; the sample submission can list others
         return SampleSubmission(tuple(ref.image for ref in list_image_refs(config, None)), submission.columns)
     missing_images = sorted(set(truth.keypoints) - set(submission.images))
     if missing_images:
@@ -205,7 +205,7 @@ def _evaluate(
         keypoints: (N, K, 3) x, y, score in pixel indices.
         truth: ground truth of some of the images; it may hold other images too.
         skeleton: K keypoints.
-        found: (N,) whether a person was found; None if all were found.
+        found: (N,) whether a person was found in the image; None if one was found in every image.
         scores: (N,) scores of the detections, as in `evaluate_keypoints`; None if they are unknown.
 
     Raises:

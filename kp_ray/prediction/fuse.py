@@ -33,8 +33,8 @@ def read_run_predictions(config: Config, skeleton: Skeleton) -> Predictions:
 
     Raises:
         StorageError: the file does not exist, or is damaged.
-        RunStateError: the file's keypoints differ from the skeleton's in name or order, or its members are not those of
-            the config.
+        RunStateError: the file's keypoints differ from the skeleton's in name or order, or the file's members are not
+            those of the config.
     """
     path = config.path("predictions.parquet")
     predictions = read_predictions(path)

@@ -1,4 +1,4 @@
-"""Read the inputs of both prediction and evaluation: sample submission, skeleton and fusion weights."""
+"""Read the inputs of both `predict` and `evaluate`: sample submission, skeleton and fusion weights."""
 
 from collections.abc import Mapping, Sequence
 
@@ -77,7 +77,7 @@ def resolve_weights(config: Config, members: Sequence[str], skeleton: Skeleton) 
 def convert_weights(
     setting: Mapping[str, float | dict[str, float]], members: Sequence[str], skeleton: Skeleton
 ) -> FloatArray:
-    """Convert weights by member, and perhaps keypoint, to an array (M, K), which is 1 where they name neither.
+    """Convert weights by member, or by member and keypoint, to an array (M, K); a weight that is not set is 1.
 
     Raises:
         ConfigError: the setting names an unknown keypoint.

@@ -1,4 +1,4 @@
-"""Parts of a prediction, each of which holds the members' detections in a few images.
+"""Parts that `predict` writes: files with the members' detections in a few images each.
 
 `merge_parts` merges the parts into `predictions.parquet`.
 """
@@ -64,7 +64,7 @@ def find_missing_images(folder: str, refs: Sequence[ImageRef]) -> list[ImageRef]
 def merge_parts(
     config: Config, folder: str, refs: Sequence[ImageRef], members: Sequence[str], skeleton: Skeleton, target: str
 ) -> None:
-    """Choose one detection per image and member, and write them in the order of `refs` and `members`.
+    """Choose one detection per image and member, and write the chosen ones in the order of `refs` and `members`.
 
     Args:
         config: `predict.person` and `predict.score_threshold` decide which detection is chosen.

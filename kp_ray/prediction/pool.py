@@ -1,4 +1,4 @@
-"""Divide the cluster between the two operators of a prediction: the actor pool and the decoding tasks."""
+"""Divide the cluster between the two operators of `predict`: the actor pool and the decoding tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

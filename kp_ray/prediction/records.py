@@ -1,4 +1,4 @@
-"""Read and write the JSON files of a prediction: `predict.json`, `evaluation.json` and `crossval.json`."""
+"""Read and write the JSON files of predictions and scores: `predict.json`, `evaluation.json` and `crossval.json`."""
 
 from typing import TypeVar
 
@@ -62,11 +62,11 @@ class WeightsSource(_Record):
 
 
 class PredictionCost(_Record):
-    """Cost of a prediction.
+    """Cost of predicting images.
 
     Attributes:
         predicted: number of images that the members predicted.
-        seconds: seconds from the start of the first batch to the end of prediction.
+        seconds: seconds from the start of the first batch to the end of the last batch.
         start_up_s: seconds before the start of the first batch.
         gpus_per_actor: GPUs of each actor.
         compute: device and precision that the actors used, e.g. "cuda, bf16"; "" if no image was predicted.

@@ -56,7 +56,7 @@ def predict(config: Config, progress: Progress = no_progress) -> tuple[Predictio
 
 
 def predict_images(task: PredictionTask, images: Sequence[ImageRef], progress: Progress) -> PredictionCost:
-    """Predict images of a task; if prediction is stopped, the parts of finished batches stay.
+    """Predict images of a task; if predicting is stopped, the parts of finished batches stay.
 
     Args:
         task: gives the members, the input sizes and the folder.

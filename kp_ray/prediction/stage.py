@@ -107,7 +107,7 @@ class PredictForecast:
         gpus = "a GPU if the cluster has GPUs" if self.gpus_per_actor is None else f"{self.gpus_per_actor:g} GPUs"
         return [
             f"{self.images} images by {self.members} members ({self.trained} trained), {min_actors} to {max_actors} "
-            f"actors with {self.cpus_per_actor:g} CPUs and {gpus} each"
+            f"actors, each with {self.cpus_per_actor:g} CPUs and {gpus}"
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -310,7 +310,7 @@ def _check_untrained_members(config: Config) -> None:
     folders = [folder for folder in list_members(config).values() if folder in own_folders]
     if "flip" in config.predict.tta and not has_flips and not all(is_trained(folder) for folder in folders):
         fix = "tune.flips=[true]" if is_searched else "train.flip=true"
-        raise ConfigError(f"predict.tta: flip needs members that are trained with flips: remove it, or set {fix}")
+        raise ConfigError(f"predict.tta: flip needs members that are trained with flips: remove flip, or set {fix}")
 
 
 def _check_store_split(config: Config) -> None:
@@ -320,7 +320,9 @@ def _check_store_split(config: Config) -> None:
     if has_store(config.path("store")):
         list_image_refs(config, None)
     elif config.split.fraction == 0 and config.predict.images == f"{STORE_PREFIX}val":
-        raise ConfigError(f"predict.images: split.fraction=0 leaves {STORE_PREFIX}val empty: raise it, or name others")
+        raise ConfigError(
+            f"predict.images: split.fraction=0 leaves {STORE_PREFIX}val empty: raise it, or name other images"
+        )
 
 
 def _is_store_split(config: Config) -> bool:

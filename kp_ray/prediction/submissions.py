@@ -116,7 +116,7 @@ def _check_files_and_weights(paths: Sequence[str], target: str, weights: Sequenc
         return
     if len(weights) != len(paths) or not np.isfinite(weights).all() or min(weights) < 0 or not any(weights):
         raise ConfigError(
-            f"--weights: {len(paths)} submissions need as many numbers of 0 or more, not all 0 (got "
+            f"--weights: {len(paths)} submissions need as many weights, each 0 or more and one above 0 (got "
             f"{', '.join(f'{weight:g}' for weight in weights)}): correct the list"
         )
 

@@ -1,4 +1,4 @@
-"""Resolve what a prediction needs to start: images, members, skeleton, and the folder of the parts."""
+"""Resolve the images, members and skeleton of one `kp-ray predict`, and the folder of its parts."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from kp_ray.storage import join, read_bytes
 
 
 class PredictionTask:
-    """What one `kp-ray predict` works on: images, members and the folder of its results.
+    """The images, members and skeleton of one `kp-ray predict`, and the folder of its parts.
 
     Attributes:
         config: the run's configuration.

@@ -100,7 +100,7 @@ def test_the_forecast_of_predict_counts_images_and_trained_members(sample_config
     forecast = PredictStage().forecast(sample_config)
     assert forecast.to_json() == {"images": 10, "members": 1, "trained": 0}
     assert forecast.lines() == [
-        "10 images by 1 members (0 trained), 1 to 1 actors with 1 CPUs and a GPU if the cluster has GPUs each"
+        "10 images by 1 members (0 trained), 1 to 1 actors, each with 1 CPUs and a GPU if the cluster has GPUs"
     ]
     assert not Path(sample_config.run_dir).exists()
 
