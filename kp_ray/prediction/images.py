@@ -185,7 +185,8 @@ def _list_store_refs(config: Config, split: str) -> list[ImageRef]:
             # The split may hold several copies of a source; only the first is predicted.
             refs.setdefault(source, stored_image_ref(source, part, row))
     if not refs:
-        raise StoreError(f"{store}: the split {split} is empty: raise split.fraction and augment again")
+        fix = "raise split.fraction" if split == "val" else "add Original to augment.recipes"
+        raise StoreError(f"{store}: the split {split} holds no unaugmented image: {fix} and augment again")
     return list(refs.values())
 
 
