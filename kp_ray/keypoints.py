@@ -3,7 +3,7 @@
 All coordinates in kp_ray are OpenCV pixel indices: the centre of the top-left pixel is (0, 0), so an integer is a
 pixel's centre and an image of width w spans [-0.5, w - 0.5). Detectron2 and COCO use continuous coordinates, in which
 the same centre is (0.5, 0.5). `CONTINUOUS_OFFSET` is added exactly once, when a dataset dict is made, and subtracted
-exactly once, when a prediction is read.
+exactly once, when a model's output is read.
 
 Visibility v follows COCO: 0 is unlabelled or outside the image, 1 labelled but hidden, 2 labelled and visible.
 """
@@ -157,7 +157,7 @@ def _pairs_among(names: set[str], pairs: Sequence[tuple[str, str]]) -> tuple[tup
 
 
 def is_inside_image(xy: FloatArray, width: int, height: int) -> BoolArray:
-    """Return which points (..., 2), in pixel indices, are in [0, width) x [0, height); NaN is not.
+    """Return which points (..., 2), in pixel indices, are in [0, width) x [0, height); a point with NaN is outside.
 
     Augmentation sets v = 0 for the points outside a variant's image.
     """

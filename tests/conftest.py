@@ -64,5 +64,5 @@ def sample_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture
 def sample_config(sample_data: dict[str, Any], tmp_path: Path) -> Config:
-    """Build a config for the generated frames with which every stage takes seconds."""
+    """Build a config for the generated frames, so small that every stage takes seconds."""
     return tiny_config(sample_data, tmp_path / "run")

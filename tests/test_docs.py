@@ -126,7 +126,7 @@ PYTHON_BLOCKS = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in PAGES
     for number, code in enumerate(
-        block for kind, block in code_blocks(page.read_text(encoding="utf-8")) if kind in ("python", "py")
+        block for language, block in code_blocks(page.read_text(encoding="utf-8")) if language in ("python", "py")
     )
 ]
 

@@ -1,4 +1,4 @@
-"""Object storage: data, store, run folder and predictions on a real S3 server of this machine."""
+"""Object storage: data, store, run folder and predictions on a real S3 server on this machine."""
 
 import gc
 import hashlib

@@ -26,8 +26,8 @@ _REPEATED_SCORE = 2.0
 """Score of the less plausible of two images with equal labels, if the person does not move between them. A movement m,
 in body sizes, adds 2 * log2(1 + m / `LABEL_NOISE`), at most 2 * `_MAX_BONUS`."""
 _PLAUSIBLE_MARGIN = 0.5
-"""Of images with equal labels, the most plausible one gets at least the highest repetition score of the others, minus
-this margin."""
+"""Among images with equal labels, the score of the most plausible one is at most this much below the highest repetition
+score of the others."""
 _CROSSED_SCORE = 1.0
 """Score of shoulders and hips that point in opposite directions. It is low, because real bodies can twist."""
 _VAGUE_KINDS = ("far", "points")
@@ -100,7 +100,7 @@ def _row_score(judgements: Mapping[int, Judgement], row: int) -> float:
 def _weigh_by_motion(labels: Annotations, judgements: dict[int, Judgement]) -> None:
     """Lower, in place, the scores of images that lie between other frames of their clip.
 
-    A wrong label of such an image also shows as a jump, see `_INNER_FRAME_FACTOR`. First, the part of every
+    A wrong label of such an image also shows as a jump, see `_INNER_FRAME_FACTOR`. Before that, the part of every
     score above `SUSPICIOUS_SCORE` is compressed logarithmically, because failed predictions cause the largest scores.
     """
     inner_rows = list_inner_rows(labels)

@@ -30,7 +30,7 @@ class SuspectsSummary:
         num_predicted: number of labelled images with an out-of-fold prediction.
         suspects: the ranked images.
         num_proposed: number of images for which a correction is proposed.
-        without_predictions: why predictions were not used; "" if they were.
+        missing_predictions_reason: why predictions were not used; "" if they were.
         path: path of `suspects.csv`.
         corrections: path of `corrections.csv`.
     """
@@ -39,7 +39,7 @@ class SuspectsSummary:
     num_predicted: int
     suspects: tuple[Suspect, ...]
     num_proposed: int
-    without_predictions: str
+    missing_predictions_reason: str
     path: str
     corrections: str
 
@@ -53,8 +53,8 @@ class SuspectsSummary:
         """Return the lines of text for the terminal."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items()) or "none"
         lines = [f"suspects among {self.num_images} labelled images: {kinds}; listed in {self.path}"]
-        if self.without_predictions:
-            lines.append(f"ranked by motion and repetition of the labels alone: {self.without_predictions}")
+        if self.missing_predictions_reason:
+            lines.append(f"ranked by motion and repetition of the labels alone: {self.missing_predictions_reason}")
         elif self.num_predicted < self.num_images:
             num_missing = self.num_images - self.num_predicted
             lines.append(
@@ -71,7 +71,7 @@ class SuspectsSummary:
             "predicted": self.num_predicted,
             "kinds": self.kinds,
             "proposed": self.num_proposed,
-            "without_predictions": self.without_predictions,
+            "without_predictions": self.missing_predictions_reason,
             "suspects": self.path,
             "corrections": self.corrections,
         }
@@ -117,10 +117,10 @@ class SuspectsStage:
             KpRayError: the labels cannot be used, or see `CrossvalStage.run`.
         """
         labels = load_labels(config)
-        without_predictions = explain_missing_predictions(config)
+        missing_predictions_reason = explain_missing_predictions(config)
         predicted: dict[str, FloatArray] = {}
         disagreement: dict[str, FloatArray] = {}
-        if without_predictions:
+        if missing_predictions_reason:
             config.save()
         else:
             CrossvalStage().run(config, progress)
@@ -134,7 +134,7 @@ class SuspectsStage:
             num_predicted=len(set(predicted).intersection(labels.images)),
             suspects=tuple(suspects),
             num_proposed=num_proposed,
-            without_predictions=without_predictions,
+            missing_predictions_reason=missing_predictions_reason,
             path=path,
             corrections=corrections,
         )

@@ -33,8 +33,9 @@ from kp_ray.training.worker import Worker
 
 CHECKPOINT_NAME = "checkpoint.pth"
 WORST_SCORE = 1e30
-"""Absolute value of a checkpoint's score if its metric is not finite; `report_checkpoint` chooses the sign that ranks
-the checkpoint last. The score is not NaN, because Ray Train (2.60) cannot reload a NaN from its snapshot."""
+"""Absolute value of the score of a checkpoint that was not evaluated or whose metric is not finite; `report_checkpoint`
+chooses the sign that ranks such a checkpoint last. The score is not NaN, because Ray Train (2.60) cannot reload a NaN
+from its snapshot."""
 
 
 @dataclass
@@ -112,7 +113,8 @@ class TrainState:
 
 def create_state(worker: Worker) -> TrainState:
     """Create the state of a new run, with random weights that are the same on every worker."""
-    if worker.is_first:  # a worker that was killed, or whose upload failed, left its copy of a checkpoint
+    if worker.is_first:
+        # A killed worker or a failed upload can leave checkpoints in this folder.
         shutil.rmtree(_local_folder(worker), ignore_errors=True)
     seed_all_rng(worker.model_seed)
     model = build_model(worker.cfg)

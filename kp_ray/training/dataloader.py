@@ -93,8 +93,8 @@ def _iter_reference_batches(shard: ray.data.DataIterator, batch_size: int, seed:
     references = pa.concat_tables(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
     for epoch in itertools.count():
         order = np.random.default_rng(seed + epoch).permutation(len(references))
-        for first in range(0, len(order) - batch_size + 1, batch_size):
-            yield references.take(order[first : first + batch_size]).to_pylist()
+        for offset in range(0, len(order) - batch_size + 1, batch_size):
+            yield references.take(order[offset : offset + batch_size]).to_pylist()
 
 
 def _group_by_aspect_ratio(batches: Iterator[list[dict[str, Any]]], batch_size: int) -> Iterator[list[dict[str, Any]]]:

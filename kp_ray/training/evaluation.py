@@ -48,7 +48,7 @@ def evaluate(model: torch.nn.Module, worker: Worker) -> dict[str, float]:
     All workers use the batch statistics of rank 0, because these are saved.
 
     Returns:
-        Metrics by name, PCK as `pck_<share>`, without metrics per keypoint or camera; empty without validation rows.
+        Metrics by name, PCK@a as `pck_<a>`, without metrics per keypoint or camera; empty without validation rows.
     """
     if worker.world_size > 1:
         for buffer in model.buffers():
@@ -96,11 +96,11 @@ def _compute_metrics(rows: Sequence[_EvaluatedRow], skeleton: Skeleton, score_th
         [row.scene for row in rows],
         [row.camera for row in rows],
         [row.frame for row in rows],
-        mean_pose=np.zeros((len(skeleton), 2)),
+        mean_pose=np.zeros((len(skeleton), 2)),  # used only if the model found nobody in any image
     )
     scores = np.array([detection.score for detection in detections])
     truth = np.stack([row.truth for row in rows])
     found = has_detection & (scores >= score_threshold)
     metrics = evaluate_keypoints(predicted, truth, skeleton, found=found, scores=scores).to_json()
-    flat_metrics = {**metrics, **{f"pck_{share}": value for share, value in metrics["pck"].items()}}
+    flat_metrics = {**metrics, **{f"pck_{fraction}": value for fraction, value in metrics["pck"].items()}}
     return {name: float(value) for name, value in flat_metrics.items() if isinstance(value, int | float)}

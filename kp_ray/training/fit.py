@@ -1,7 +1,7 @@
 """Train one member with Ray Train.
 
-This module does not import Detectron2, which would take seconds of CPU time in two processes that do not use it: Ray
-Train's controller and the task that calls `fit_member`.
+This module does not import Detectron2, because the import takes seconds of CPU time and two processes do not need it:
+Ray Train's controller and the task that calls `fit_member`.
 """
 
 import contextlib
@@ -107,15 +107,15 @@ def release_controller() -> Iterator[None]:
     The controller lives as long as this process keeps its handle, and this process, a Ray worker, may live for days.
     After `fit` (Ray 2.60), the SIGINT handler that `fit` installed and an error's traceback still hold the handle.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    previous_handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
         raise
     finally:
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+        if previous_handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, previous_handler)
         gc.collect()
 
 

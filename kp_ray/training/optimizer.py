@@ -33,7 +33,7 @@ def update_ema(ema: torch.nn.Module, model: torch.nn.Module, decay: float, itera
     """Move the EMA of a model's weights and statistics towards the model by one update.
 
     The decay is min(decay, (1 + iteration) / (10 + iteration)), as in `tf.train.ExponentialMovingAverage`, so that the
-    random start is soon forgotten.
+    initial weights are soon forgotten.
 
     Args:
         ema: the average, changed in place.

@@ -138,10 +138,10 @@ def check_train_config(config: Config) -> None:
         ModelError: a file of starting weights does not exist.
         StoreError: the store does not hold a member's recipe.
     """
-    if "://" in config.run_dir and (wrong := set(config.run_dir) & set("#%? ")):
+    if "://" in config.run_dir and (wrong_characters := set(config.run_dir) & set("#%? ")):
         raise ConfigError(
-            f"run_dir: Ray Train does not read {min(wrong)!r} in a URL as kp_ray does (got {config.run_dir}): choose "
-            "another name"
+            f"run_dir: Ray Train does not read {min(wrong_characters)!r} in a URL as kp_ray does "
+            f"(got {config.run_dir}): choose another name"
         )
     cfg = build_cfg(config, run_skeleton(config), "cpu")
     if config.model.cfg:

@@ -185,9 +185,9 @@ def plot_parallel_coordinates(
             axes.text(x, height, escape_text(text), ha="center", va=align, fontsize=7.5, color=GREY)
     order = np.argsort([values[i] or 0.0 for i in finished_trials])[:: -1 if more_is_better else 1]
     # The best trial is drawn last, over the lines of the others.
-    for place, trial in reversed(list(enumerate(order))):
-        color = _BEST_TO_WORST(place / max(1, len(order) - 1))
-        axes.plot(heights[:, trial], color=color, linewidth=1.1 if place else 2.6, alpha=0.75 if place else 1)
+    for position, trial in reversed(list(enumerate(order))):
+        color = _BEST_TO_WORST(position / max(1, len(order) - 1))
+        axes.plot(heights[:, trial], color=color, linewidth=1.1 if position else 2.6, alpha=0.75 if position else 1)
     axes.set_xticks(np.arange(len(columns)), [escape_text(name) for name in columns])
     axes.tick_params(axis="x", length=0, pad=12)
     axes.set(yticks=[], ylim=(-0.06, 1.1))

@@ -67,10 +67,10 @@ def draw_legend(image: Image, entries: Sequence[tuple[str, Color]]) -> Image:
     size = max(0.4, canvas.shape[0] / 1100)
     for row, (name, color) in enumerate(entries):
         text = name.encode("ascii", "replace").decode()  # OpenCV's fonts have ASCII letters only
-        place = (round(14 * size), round((row + 1) * 34 * size))
+        text_xy = (round(14 * size), round((row + 1) * 34 * size))
         for text_color, width in ((_OUTLINE, 5), (color, 2)):
             cv2.putText(
-                canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, text_color, round(width * size), cv2.LINE_AA
+                canvas, text, text_xy, cv2.FONT_HERSHEY_SIMPLEX, size, text_color, round(width * size), cv2.LINE_AA
             )
     return canvas
 
@@ -180,6 +180,6 @@ def _write_title(band: Image, title: str) -> None:
     while len(text) > 4 and cv2.getTextSize(text, font, size, 1)[0][0] > band.shape[1]:
         text = text.removesuffix("...")[:-1] + "..."
     (width, height), _ = cv2.getTextSize(text, font, size, 1)
-    place = ((band.shape[1] - width) // 2, (band.shape[0] + height) // 2)
+    text_xy = ((band.shape[1] - width) // 2, (band.shape[0] + height) // 2)
     patch = np.ascontiguousarray(band)
-    band[:] = cv2.putText(patch, text, place, font, size, (225, 225, 225), 1, cv2.LINE_AA)
+    band[:] = cv2.putText(patch, text, text_xy, font, size, (225, 225, 225), 1, cv2.LINE_AA)

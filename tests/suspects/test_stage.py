@@ -56,9 +56,9 @@ def test_the_summary_says_that_images_or_trained_members_are_missing(
     config: Config, sample_data: dict[str, Any]
 ) -> None:
     values = {**config.to_dict(), "split": {"folds": 2}}
-    assert "data.images is not set" in run_stage(build_config(values)).without_predictions
+    assert "data.images is not set" in run_stage(build_config(values)).missing_predictions_reason
     values_with_images = {**values, "data": {**values["data"], "images": sample_data["images"]}}
-    assert "member a is not trained" in run_stage(build_config(values_with_images)).without_predictions
+    assert "member a is not trained" in run_stage(build_config(values_with_images)).missing_predictions_reason
 
 
 def test_proposals_change_nothing_until_they_are_uncommented_and_edits_are_kept(config: Config) -> None:

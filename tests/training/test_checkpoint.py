@@ -35,7 +35,8 @@ def test_the_best_checkpoint_is_kept_beside_the_last(trained_member: TrainedMemb
     best_checkpoint = torch.load(folder / "model_best.pth", weights_only=True)
     assert rmse_by_iteration[best_checkpoint["iteration"]] == min(rmse_by_iteration.values())
     kept_checkpoints = {int(path.name.removeprefix("checkpoint_")) for path in folder.glob("checkpoint_0*")}
-    assert kept_checkpoints == {2 * best_checkpoint["iteration"], 16}  # their names count the iterations of one worker
+    # Names count the iterations that one worker alone would need: twice those of two workers.
+    assert kept_checkpoints == {2 * best_checkpoint["iteration"], 16}
 
 
 def test_a_run_without_its_final_weights_resumes_from_the_last_checkpoint(trained_member: TrainedMember) -> None:

@@ -15,4 +15,4 @@ def test_the_average_follows_the_model_with_a_decay_that_grows() -> None:
     assert ema.running_var.item() == pytest.approx(10)  # type: ignore[union-attr]
     assert ema.num_batches_tracked.item() == 11  # type: ignore[union-attr]
     update_ema(ema, model, 0.5, 1000)
-    assert ema.weight.item() == pytest.approx(10.5)
+    assert ema.weight.item() == pytest.approx(10.5)  # decay 0.5
