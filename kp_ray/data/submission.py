@@ -213,7 +213,7 @@ def check_same_keypoints(sample: SampleSubmission, skeleton: Skeleton, origin: s
     differences = sorted(set(sample.names) ^ set(skeleton.names))
     if differences:
         raise DataError(
-            f"{origin}: it and the labels differ in {len(differences)} keypoints, first "
+            f"{origin}: this submission and the labels differ in {len(differences)} keypoints, first "
             f"{differences[0]!r}: use a submission of the same data set"
         )
 
