@@ -8,7 +8,7 @@ from kp_ray.config.types import AnyPath, Section, Seed
 
 
 class DataConfig(Section):
-    """Input files: local paths or URLs. A stage refuses to start if a file that it needs is null."""
+    """Input files: local paths or URLs. A stage refuses to start if the setting of a file that it needs is null."""
 
     annotations: AnyPath | None = None
     """Labels: COCO keypoints JSON (`.json`), a native CSV, or a CSV of DeepLabCut or Lightning Pose."""

@@ -123,7 +123,7 @@ def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
 
 
 def _sibling_keys(location: Sequence[str | int]) -> list[str]:
-    """List the keys that are allowed in the section where pydantic found an unknown one."""
+    """List the keys that are allowed in the section in which pydantic found an unknown key."""
     section: Any = Config
     for part in location[:-1]:
         if isinstance(part, int):  # index of an item of a tuple

@@ -10,18 +10,19 @@ DEFAULT_RECIPES = (
 )  # fmt: skip
 """The 18 recipes of the published solution, which lists `Rotate45_CenterCrop` twice as well."""
 CONFIG_PRESETS: dict[str, dict[str, Any]] = {
-    # The published solution that kp_ray scales out, as it was run: hangjoo/dacon_key_point_detection. The page
+    # The settings of the published solution (the repository hangjoo/dacon_key_point_detection). The page
     # docs/from-the-notebook.md lists the differences that remain in every preset.
     "dacon": {
         # The published scripts set one seed, 42 in `train_val_split`. `fix_random_seed` (default 423) is never called.
         "seed": 42,
-        # The published solution trains on every image, even on its validation frames (two per clip), as variants of
-        # other recipes. Without held-out scenes there is no evaluation, no `model_best.pth` and no search;
+        # The published solution trains on variants of every image, those of its validation frames (two per clip)
+        # included. Without held-out scenes there is no evaluation, no `model_best.pth` and no search;
         # `--set split.fraction=0.1` holds out a tenth of the scenes and enables all three.
         "split": {"fraction": 0.0, "seed": 42},
         "model": {
             "preset": "x101",  # keypoint_rcnn_X_101_32x8d_FPN_3x of the model zoo
-            # The model's COCO weights. In the published solution, the keypoint head's last layer started at random.
+            # The model's COCO weights, as in the published solution. There, the keypoint head's last layer starts at
+            # random; kp_ray starts this layer from COCO's channels too.
             "weights": "zoo",
             "cfg": {
                 "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256,  # set in the training script
@@ -60,7 +61,7 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
     # Settings for the lowest error on GPUs with the published network. Lines marked "not run" need a GPU to measure;
     # figures of the other lines are in benchmarks/results/accuracy.md.
     "best": {
-        "augment": {"box_margin_px": 20},  # as in the preset demo: the loss ignores keypoints outside the proposed box
+        "augment": {"box_margin_px": 20},  # as in the preset demo: without it the loss may ignore outer keypoints
         "model": {
             "preset": "x101",  # the best keypoint model of Detectron2's zoo (66.0 AP on COCO; r50 has 65.5); not run
             "weights": "zoo",
@@ -72,7 +73,7 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             },
         },
         "train": {
-            # Three members instead of one, which differ by their seeds (benchmarks/results/ensemble.md).
+            # Three members that differ by their seeds; benchmarks/results/ensemble.md has figures of such an ensemble.
             "members": [{"name": name, "seed": seed} for seed, name in enumerate(("a", "b", "c"), 1)],
             "use_gpu": True,
             # 40,000 batches of 2 show each of the 18 variants of 4195 frames once; the 10,000 batches of the published

@@ -31,16 +31,16 @@ class MemberConfig(Section):
     """One model of the ensemble; null `recipes` and `weights` are taken from `train` and `model`."""
 
     name: FolderName
-    """Name of its folder in `<run_dir>/members`."""
+    """Name of the member, and of its folder in `<run_dir>/members`."""
     seed: Seed = 0
-    """Seed of its initial weights and of the order of its training rows: members must differ to be an ensemble."""
+    """Seed of the member's initial weights and of the order of its training rows; give each member another seed."""
     recipes: tuple[str, ...] | None = None
     """Stored recipes to train on; null: `train.recipes`."""
     weights: WeightsPath | None = None
     """Initial weights; null: `model.weights`."""
     fold: NotNegative | None = None
-    """Fold of `split.folds` on which it validates and does not train, from 0; null: the i-th member (from 0) holds out
-    fold i mod `split.folds`."""
+    """Fold of `split.folds` on which the member validates instead of training, from 0; null: the i-th member (from 0)
+    holds out fold i mod `split.folds`."""
 
 
 class WorkerRange(Section):
@@ -133,7 +133,7 @@ class TrainConfig(Section):
     mlflow: str | None = None
     """Also log to MLflow: a tracking server's URI, or `local` for a SQLite file in the member's folder; null: no."""
     max_failures: int = 3
-    """How often a member is restarted after it lost workers. After that it stops, and the same command resumes it."""
+    """Number of times a member is restarted after it lost workers; then it stops, and the same command resumes it."""
 
     @property
     def min_workers(self) -> int:
@@ -147,7 +147,7 @@ class TrainConfig(Section):
 
     @property
     def num_prefetch_threads(self) -> int:
-        """The number of threads of a worker that read images."""
+        """The number of a worker's prefetch threads."""
         return self.threads_per_feed or max(1, round(self.cpus_per_worker))
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ def _check_folder_name(name: str) -> str:
 
 
 def _make_absolute_unless(*words: str) -> AfterValidator:
-    """Make a path absolute unless it is one of `words`."""
+    """Return a validator that makes a value an absolute path unless the value is one of `words`."""
     return AfterValidator(lambda value: value if value in words else absolute_path(value))
 
 

@@ -172,7 +172,7 @@ def _images_by_id(entries: Sequence[Mapping[str, Any]], path: str) -> dict[Any, 
 def _people_by_image(
     annotations: Sequence[Mapping[str, Any]], category_id: Any, images: Mapping[Any, Any], path: str
 ) -> dict[Any, list[_Person]]:
-    """Group the annotations of a category by image id, without crowds; each has its own id as text for messages."""
+    """Group the annotations of a category by image id, without crowds; return each annotation as a `_Person`."""
     people: dict[Any, list[_Person]] = defaultdict(list)
     for number, person in enumerate(annotations):
         place = f"{person['id']!r:.40}" if "id" in person else f"no. {number}"

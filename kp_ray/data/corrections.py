@@ -65,7 +65,8 @@ def _move_point(labels: Annotations, keypoints: FloatArray, row: Mapping[str, st
     name = row["keypoint"]
     if name not in labels.skeleton.names:
         raise DataError(
-            f"{where}: no keypoint is named {name[:80]!r}: write a name of the labels, e.g. {labels.skeleton.names[0]}"
+            f"{where}: no keypoint is named {name[:80]!r}: write the name of a labelled keypoint, e.g. "
+            f"{labels.skeleton.names[0]}"
         )
     x, y = (parse_number(row[axis], f"{where}: {axis}") for axis in "xy")
     if math.isnan(x) != math.isnan(y):

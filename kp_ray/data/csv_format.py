@@ -20,7 +20,7 @@ from kp_ray.errors import DataError
 _VISIBILITY_SUFFIXES = ("visible", "visibility", "v")
 """Suffixes of column names; a column such as <name>_visible holds COCO's codes 0, 1, 2."""
 _COLUMN_SUFFIXES = ("x", "y", "likelihood", *_VISIBILITY_SUFFIXES)
-"""Suffixes of the names of all columns of a keypoint."""
+"""All suffixes that the name of a keypoint's column can have."""
 
 
 def to_csv(annotations: Annotations) -> bytes:

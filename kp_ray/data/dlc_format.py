@@ -133,8 +133,8 @@ def _image_name(cells: Sequence[str], where: str) -> str:
     image = "/".join(cell.replace("\\", "/") for cell in cells if cell)
     if image.isdigit():
         raise DataError(
-            f"{where}: is named {image!r}, the number of a video's frame: extract the frames as images and write the "
-            "file names in the first column"
+            f"{where}: the image is named {image!r}, the number of a video's frame: extract the frames as images and "
+            "write the file names in the first column"
         )
     return image
 

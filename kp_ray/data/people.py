@@ -67,8 +67,8 @@ def _describe_several_people(table: LabelTable, multi_person_images: dict[str, l
     if np.array_equal(table.keypoints[row], table.keypoints[next_row], equal_nan=True):
         return f"{places} label {image} with the same points: delete one of these two {kind}s"
     count = f"{len(rows)} people are labelled ({places}; {len(multi_person_images)} images have several)"
-    correction = "; if one row corrects the other, keep the correction" if kind == "row" else ""
-    return f"{image}: {count}: set data.people: largest to train on the largest of them{correction}"
+    advice = "; if one row corrects the other, keep the correction" if kind == "row" else ""
+    return f"{image}: {count}: set data.people: largest to train on the largest of them{advice}"
 
 
 def _largest_person(table: LabelTable, rows: Sequence[int]) -> int:

@@ -22,7 +22,7 @@ def split_sources(annotations: Annotations, *, by: SplitBy, fraction: float, see
 
     Units are ordered by a hash of the seed and their name, and the first units become "val". Their number is chosen so
     that the held-out share of the sources is as close to `fraction` as possible; at least one unit is held out, and
-    never all. The result does not depend on the order of the sources, and few units change sides when one is added.
+    never all. The result does not depend on the order of the sources, and few units change sides when a unit is added.
 
     Args:
         annotations: N sources.
@@ -85,9 +85,9 @@ def deal_folds(annotations: Annotations, *, by: SplitBy, num_folds: int, seed: i
     folds: list[list[str]] = [[] for _ in range(num_folds)]
     sizes = [0] * num_folds
     for unit in sorted(num_sources, key=lambda unit: (-num_sources[unit], _hash_unit(unit, seed))):
-        smallest = sizes.index(min(sizes))
-        folds[smallest].append(unit)
-        sizes[smallest] += num_sources[unit]
+        smallest_fold = sizes.index(min(sizes))
+        folds[smallest_fold].append(unit)
+        sizes[smallest_fold] += num_sources[unit]
     return tuple(tuple(sorted(fold)) for fold in folds)
 
 

@@ -47,7 +47,7 @@ def read_sample_submission(path: str) -> SampleSubmission:
     """Read the rows and columns of a sample submission; its coordinates are ignored.
 
     Raises:
-        DataError: the file is not a CSV or has no rows, its header is not `image` and pairs of `<name>_x`, `<name>_y`,
+        DataError: the file is not a CSV or has no rows, its header is not `image` with pairs of `<name>_x`, `<name>_y`,
             or a column or an image is listed twice.
         StorageError: the file cannot be read.
     """
@@ -64,7 +64,7 @@ def read_sample_submission(path: str) -> SampleSubmission:
         if not image.strip():
             problems.append(f"row {number}: the image name is empty: write one, or delete the row")
         elif image in row_by_image:
-            problems.append(f"row {number} ({image}): is already in row {row_by_image[image]}: drop one")
+            problems.append(f"row {number} ({image}): is already in row {row_by_image[image]}: drop one row")
         row_by_image.setdefault(image, number)
     if problems:
         _refuse(path, problems)
@@ -169,7 +169,7 @@ def validate_submission(
 
     Raises:
         DataError: a row is missing, unknown, repeated or out of order; has too few or too many cells, a cell that is
-            not a finite number, only zeros, or a point more than MARGIN_PX outside the frame. The message names the
+            not a finite number, only zeros, or a point more than MARGIN_PX outside its image. The message names the
             row and image of the first problem and counts the others.
     """
     problems: list[str] = []
@@ -185,9 +185,9 @@ def validate_submission(
             first_row.setdefault(image, number)
             continue
         if image in first_row:
-            problems.append(f"{where}: is already in row {first_row[image]}: drop one")
+            problems.append(f"{where}: is already in row {first_row[image]}: drop one row")
         elif image not in expected_images:
-            problems.append(f"{where}: is not an image of the sample submission: drop it")
+            problems.append(f"{where}: is not an image of the sample submission: drop the row")
         first_row.setdefault(image, number)
         values[i] = [_parse_number(cell) for cell in cells[1:]]
         image_size = size.get(image) if isinstance(size, Mapping) else size
@@ -213,7 +213,7 @@ def check_same_keypoints(sample: SampleSubmission, skeleton: Skeleton, origin: s
     differences = sorted(set(sample.names) ^ set(skeleton.names))
     if differences:
         raise DataError(
-            f"{origin}: it and the labels differ in {len(differences)} keypoints, first "
+            f"{origin}: this submission and the labels differ in {len(differences)} keypoints, first "
             f"{differences[0]!r}: use a submission of the same data set"
         )
 

@@ -32,14 +32,14 @@ class Fusion:
     Attributes:
         keypoints: (N, K, 3) x, y, score in pixels, all finite.
         has_high_score: (N,) True where the detection of at least one member reaches the upper threshold.
-        how: fallback of each image: "" (none: a detection reaches the upper threshold), "low score" (detections between
-            the thresholds), "frame <number>" or "mean pose" (see `fill_missing`), or "zeros".
+        fallback_names: fallback of each image: "" (none: a detection reaches the upper threshold), "low score"
+            (detections between the thresholds), "frame <number>" or "mean pose" (see `fill_missing`), or "zeros".
         num_rejected: for each member, the number of points that were dropped as outliers.
     """
 
     keypoints: FloatArray
     has_high_score: BoolArray
-    how: list[str]
+    fallback_names: list[str]
     num_rejected: list[int]
 
 
@@ -58,7 +58,7 @@ def fuse_clips(
     mean_pose: FloatArray | None = None,
     smooth_frames: float | None = None,
 ) -> Fusion:
-    """Fuse M members' predictions into one per image; fallbacks are reported in `how`.
+    """Fuse M members' predictions into one per image; fallbacks are reported in `fallback_names`.
 
     An image's points come from the first of these that exists:
 
@@ -88,14 +88,16 @@ def fuse_clips(
     num_rejected = (is_candidate & ~is_kept).sum(axis=(1, 2))
     if missing == "zeros":
         points = np.where(found_by_any[:, None, None], points, 0.0)
-        how = ["" if is_found else "zeros" for is_found in found_by_any.tolist()]
+        fallback_names = ["" if is_found else "zeros" for is_found in found_by_any.tolist()]
     else:
-        points, how = fill_missing(points, found_by_any, scenes, cameras, frames, mean_pose=mean_pose)
+        points, fallback_names = fill_missing(points, found_by_any, scenes, cameras, frames, mean_pose=mean_pose)
     if smooth_frames is not None:
         points = smooth_clips(points, found_by_any, scenes, cameras, frames, smooth_frames)
     has_low_score = (found_by_any & ~has_high_score).tolist()
-    how = ["low score" if is_low else fallback for is_low, fallback in zip(has_low_score, how, strict=True)]
-    return Fusion(points, has_high_score, how, num_rejected.tolist())
+    fallback_names = [
+        "low score" if is_low else fallback for is_low, fallback in zip(has_low_score, fallback_names, strict=True)
+    ]
+    return Fusion(points, has_high_score, fallback_names, num_rejected.tolist())
 
 
 def select_detections(scores: FloatArray, thresholds: tuple[float, float]) -> tuple[BoolArray, BoolArray]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from kp_ray.errors import DataError
 from kp_ray.keypoints import BoolArray, FloatArray
 
-_CUTOFF_SIGMAS = 3.0  # frames beyond it would have less than 0.012 of the central frame's weight
+_CUTOFF_SIGMAS = 3.0  # a frame beyond three sigmas would have less than 0.012 of the central frame's weight
 
 
 def frame_numbers(frames: Sequence[int | None]) -> FloatArray:
@@ -20,14 +20,14 @@ def frame_numbers(frames: Sequence[int | None]) -> FloatArray:
     return numbers
 
 
-def count_fallbacks(how: Iterable[str], near_frame: str = "near frame") -> dict[str, int]:
+def count_fallbacks(fallback_names: Iterable[str], near_frame: str = "near frame") -> dict[str, int]:
     """Count the images per kind of fallback.
 
     Args:
-        how: the fallback of each image, as `fill_missing` and `fusion.Fusion` name it; "" is not counted.
+        fallback_names: the fallback of each image, as `fill_missing` and `fusion.Fusion` name it; "" is not counted.
         near_frame: key under which all fallbacks "frame <number>" are counted together.
     """
-    return dict(Counter(re.sub(r"^frame \d+$", near_frame, fallback) for fallback in how if fallback))
+    return dict(Counter(re.sub(r"^frame \d+$", near_frame, fallback) for fallback in fallback_names if fallback))
 
 
 def fill_missing(
@@ -66,7 +66,7 @@ def fill_missing(
     found = np.asarray(found, dtype=bool)
     if not len(keypoints) == len(found) == len(scenes) == len(cameras) == len(frames):
         raise ValueError("keypoints, found, scenes, cameras and frames must be equally long")
-    filled, how = np.array(keypoints, dtype=float), [""] * len(found)
+    filled, fallback_names = np.array(keypoints, dtype=float), [""] * len(found)
     if not np.isfinite(filled[found]).all():
         raise DataError("predictions: a keypoint of a found person is not finite: predict again")
     numbers = frame_numbers(frames)
@@ -77,11 +77,11 @@ def fill_missing(
         neighbours = found_rows.get((scenes[row], cameras[row]))
         if neighbours is not None and np.isfinite(numbers[row]):
             nearest = neighbours[np.abs(numbers[neighbours] - numbers[row]).argmin()]
-            filled[row], how[row] = filled[nearest], f"frame {int(numbers[nearest])}"
+            filled[row], fallback_names[row] = filled[nearest], f"frame {int(numbers[nearest])}"
         else:
-            filled[row, :, :2], how[row] = pose, "mean pose"
+            filled[row, :, :2], fallback_names[row] = pose, "mean pose"
         filled[row, :, 2] = 0
-    return filled, how
+    return filled, fallback_names
 
 
 def smooth_clips(
@@ -120,12 +120,12 @@ def smooth_clips(
             sum_of_squares = (gaussian * (offsets - mean_offset) ** 2).sum()
             # The fitted line's value at this frame (offset 0) is the weighted mean plus the slope times -mean_offset;
             # both are weighted sums of the near frames' coordinates.
-            correction = (
+            slope_weights = (
                 -mean_offset * (offsets - mean_offset) / sum_of_squares
                 if sum_of_squares > 0
                 else np.zeros(len(near_rows))
             )
-            weights = gaussian * (1 / gaussian.sum() + correction)
+            weights = gaussian * (1 / gaussian.sum() + slope_weights)
             smoothed[row, :, :2] = np.tensordot(weights, keypoints[near_rows, :, :2], axes=1)
     return smoothed
 

@@ -148,7 +148,9 @@ def _write_submission(
 def list_filled(predictions: Predictions, fusion: Fusion) -> tuple[FilledImage, ...]:
     """List the images whose keypoints come from a fallback, in the order of the predictions."""
     return tuple(
-        FilledImage(image=image, how=how) for image, how in zip(predictions.images, fusion.how, strict=True) if how
+        FilledImage(image=image, how=how)
+        for image, how in zip(predictions.images, fusion.fallback_names, strict=True)
+        if how
     )
 
 
@@ -164,7 +166,7 @@ def _make_details(config: Config, predictions: Predictions, fusion: Fusion, cost
         },
         people=predictions.person_choices,
         weights=WeightsSource(chosen="equal" if isinstance(config.predict.weights, str) else "given"),
-        fallbacks=count_fallbacks(fusion.how),
+        fallbacks=count_fallbacks(fusion.fallback_names),
         filled=filled,
         unusable=tuple(
             UnusableImage(image=image, reason=reason)

@@ -25,7 +25,7 @@ class FilledImage(_Record):
 
     Attributes:
         image: name of the image.
-        how: text that names the fallback, as in `ensemble.fusion.Fusion.how`.
+        how: text that names the fallback, as in `ensemble.fusion.Fusion.fallback_names`.
     """
 
     image: str

@@ -99,7 +99,7 @@ def fuse_submissions(
     return FuseSummary(
         images=len(first_sample.images),
         nobody={path: int(count) for path, count in zip(paths, (~has_person).sum(axis=1), strict=True)},
-        fallbacks=count_fallbacks(fusion.how),
+        fallbacks=count_fallbacks(fusion.fallback_names),
         submission=target,
     )
 

@@ -24,7 +24,8 @@ class ErrorSection:
     """Plots of the errors.
 
     Attributes:
-        figures: RMSE per keypoint and per camera with an evaluation; PCK and OKS curves with ground truth.
+        figures: RMSE per keypoint and per camera, which need an evaluation; PCK and OKS curves, which need ground
+            truth.
     """
 
     figures: tuple[Figure, ...]
@@ -104,8 +105,9 @@ def _pck_and_oks(images: tuple[str, ...], keypoints: FloatArray, truth: Annotati
     sizes = np.nanmax(labels[..., :2], axis=1) - np.nanmin(labels[..., :2], axis=1)
     errors, longer_sides = point_errors(predictions, labels), sizes.max(axis=1)
     similarities = oks(predictions, labels, truth.skeleton, sizes.prod(axis=1))
-    shares, thresholds = np.linspace(PCK_THRESHOLDS[0], 0.2, 37).tolist(), np.linspace(0.5, 1, 51).tolist()
+    pck_thresholds = np.linspace(PCK_THRESHOLDS[0], 0.2, 37).tolist()
+    oks_thresholds = np.linspace(0.5, 1, 51).tolist()
     return (
-        (shares, [pck(errors, longer_sides, share) or 0.0 for share in shares]),
-        (thresholds, [float((similarities >= threshold).mean()) for threshold in thresholds]),
+        (pck_thresholds, [pck(errors, longer_sides, threshold) or 0.0 for threshold in pck_thresholds]),
+        (oks_thresholds, [float((similarities >= threshold).mean()) for threshold in oks_thresholds]),
     )

@@ -58,7 +58,7 @@ class ShowSummary:
 
 
 NamedImage = tuple[str, Image]
-"""File name without its ending, and image (H, W, 3), BGR."""
+"""File name without its suffix, and image (H, W, 3), BGR."""
 
 
 def show(

@@ -55,7 +55,8 @@ def _draw_tiles(config: Config, rows: tuple[SuspectRow, ...]) -> list[Tile]:
     labels = load_labels(config)
     predictions: dict[str, FloatArray] = {}
     if config.split.folds is not None:
-        with contextlib.suppress(KpRayError):  # out-of-fold predictions are missing or come from other members
+        # If the config's members have no out-of-fold predictions, only the labels are drawn.
+        with contextlib.suppress(KpRayError):
             predictions, _ = read_predicted_points(config, labels.skeleton)
     tiles = []
     for row in rows:

@@ -83,7 +83,7 @@ def test_data_people_decides_about_several_individuals(write):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("labeled-data/walk/img001.png", "17"), "row 4: is named '17', the number of a video's frame: extract"),
+        (("labeled-data/walk/img001.png", "17"), "row 4: the image is named '17', the number of a video's frame"),
         (("coords,x,y,x,y\n", ""), "its header has no row 'coords'"),
         (("bodyparts,paw_l,paw_l,paw_r,paw_r\n", ""), "its header has no row 'bodyparts'"),
         (("coords,x,y,x,y", "coords,x,y,x,z"), "column 5 (paw_r, z): is not known"),

@@ -237,14 +237,14 @@ def make_frames() -> tuple[np.ndarray, np.ndarray]:
 def test_fallbacks_are_used_in_order_and_reported() -> None:
     keypoints, scores = make_frames()
     fusion = fuse_clips(keypoints, scores, *CLIP, thresholds=(0.5, 0.05))
-    assert fusion.how == ["", "", "low score", "frame 3"]
+    assert fusion.fallback_names == ["", "", "low score", "frame 3"]
     assert fusion.has_high_score.tolist() == [True, True, False, False]
     assert fusion.keypoints[:, 0, 0].tolist() == [101, 110, 121, 121]
     fusion = fuse_clips(keypoints, scores, *CLIP, thresholds=(0.5, 0.05), missing="zeros")
-    assert fusion.how == ["", "", "low score", "zeros"]
+    assert fusion.fallback_names == ["", "", "low score", "zeros"]
     assert not fusion.keypoints[3].any()
     fusion = fuse_clips(keypoints, scores, *CLIP, thresholds=(0.5, 0.3))
-    assert fusion.how == ["", "", "frame 2", "frame 2"], "nobody reaches the lower threshold in frame 3"
+    assert fusion.fallback_names == ["", "", "frame 2", "frame 2"], "nobody reaches the lower threshold in frame 3"
 
 
 def test_rejected_points_are_counted_per_member() -> None:
@@ -266,5 +266,5 @@ def test_fused_clips_are_bit_identical_for_any_order_of_the_members(seed: int, o
     fusion = fuse_clips(keypoints, scores, *scenes_cameras_frames, **options)
     reordered = fuse_clips(keypoints[order], scores[order], *scenes_cameras_frames, **options)
     np.testing.assert_array_equal(fusion.keypoints, reordered.keypoints)
-    assert fusion.how == reordered.how
+    assert fusion.fallback_names == reordered.fallback_names
     assert [fusion.num_rejected[i] for i in order] == reordered.num_rejected

@@ -20,40 +20,40 @@ def make_clip(xs: list[float | None]) -> tuple[np.ndarray, np.ndarray]:
 def test_an_image_without_a_person_is_filled_from_the_nearest_frame_of_the_clip() -> None:
     keypoints, found = make_clip([10.0, None, 30.0, 40.0, 50.0])
     scenes, cameras, frames = ["s"] * 4 + ["t"], ["A", "A", "A", "B", "A"], [1, 11, 7, 11, 11]
-    filled, how = fill_missing(keypoints, found, scenes, cameras, frames)
+    filled, fallback_names = fill_missing(keypoints, found, scenes, cameras, frames)
     assert filled[1, 0].tolist() == [30, 30, 0]
-    assert how == ["", "frame 7", "", "", ""]
+    assert fallback_names == ["", "frame 7", "", "", ""]
     np.testing.assert_array_equal(filled[found], keypoints[found])
     assert np.isnan(keypoints[1]).all(), "the input is not changed"
 
 
 def test_of_two_equally_near_frames_the_earlier_is_used() -> None:
     keypoints, found = make_clip([30.0, None, 10.0])
-    filled, how = fill_missing(keypoints, found, ["s"] * 3, ["A"] * 3, [7, 5, 3])
-    assert (filled[1, 0, 0], how[1]) == (10, "frame 3")
+    filled, fallback_names = fill_missing(keypoints, found, ["s"] * 3, ["A"] * 3, [7, 5, 3])
+    assert (filled[1, 0, 0], fallback_names[1]) == (10, "frame 3")
 
 
 def test_a_clip_without_people_gets_the_mean_pose_of_the_other_clips() -> None:
     keypoints, found = make_clip([10.0, 20.0, None, None])
-    filled, how = fill_missing(
+    filled, fallback_names = fill_missing(
         keypoints, found, ["s", "s", "t", ""], ["A", "A", "A", ""], [1, 2, 3, None], mean_pose=np.full((1, 2), 99.0)
     )
     np.testing.assert_array_equal(filled[2:], [[[15, 15, 0]]] * 2)
-    assert how == ["", "", "mean pose", "mean pose"]
+    assert fallback_names == ["", "", "mean pose", "mean pose"]
 
 
 def test_images_without_a_frame_number_get_the_mean_pose() -> None:
     keypoints, found = make_clip([10.0, 50.0, None])
-    _, how = fill_missing(keypoints, found, [""] * 3, [""] * 3, [None, -1, -1])
-    assert how[2] == "mean pose"
+    _, fallback_names = fill_missing(keypoints, found, [""] * 3, [""] * 3, [None, -1, -1])
+    assert fallback_names[2] == "mean pose"
 
 
 def test_if_nobody_is_found_anywhere_the_argument_mean_pose_is_used_and_required() -> None:
     keypoints, found = make_clip([None, None])
     clip = (["s"] * 2, ["A"] * 2, [1, 2])
-    filled, how = fill_missing(keypoints, found, *clip, mean_pose=np.full((1, 2), 99.0))
+    filled, fallback_names = fill_missing(keypoints, found, *clip, mean_pose=np.full((1, 2), 99.0))
     assert filled.tolist() == [[[99, 99, 0]]] * 2
-    assert how == ["mean pose"] * 2
+    assert fallback_names == ["mean pose"] * 2
     with pytest.raises(DataError, match="nobody was found in any image"):
         fill_missing(keypoints, found, *clip)
     with pytest.raises(DataError, match="mean_pose"):
@@ -62,9 +62,9 @@ def test_if_nobody_is_found_anywhere_the_argument_mean_pose_is_used_and_required
 
 def test_if_every_image_has_a_person_nothing_changes() -> None:
     keypoints, found = make_clip([10.0, 20.0])
-    filled, how = fill_missing(keypoints, found, ["s"] * 2, ["A"] * 2, [1, 2])
+    filled, fallback_names = fill_missing(keypoints, found, ["s"] * 2, ["A"] * 2, [1, 2])
     np.testing.assert_array_equal(filled, keypoints)
-    assert how == ["", ""]
+    assert fallback_names == ["", ""]
 
 
 @settings(max_examples=50, deadline=None)
