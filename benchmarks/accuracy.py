@@ -36,8 +36,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "expectation, scales 0.8 and 1.25": {"tta": [0.8, 1.25]},
 }
 """Name of a row of the table -> settings of the section `predict`. The first row is the baseline."""
-FIGURES = ("rmse", "median_px", "pck_0.02", "pck_0.05", "member_rmse", "member_pck_0.02", "cpu_s")
-"""Figures of a row: those of the ensemble, the means of the single members, and CPU seconds per image."""
+COLUMNS = ("rmse", "median_px", "pck_0.02", "pck_0.05", "member_rmse", "member_pck_0.02", "cpu_s")
+"""Measured values of a row: of the ensemble, means over the single members, and CPU seconds per image."""
 
 
 def train_members(folder: Path, seed: int) -> Path:
@@ -56,7 +56,7 @@ def train_members(folder: Path, seed: int) -> Path:
 def measure_setting(
     config_path: Path, sample: SampleSummary, folder: Path, section: dict[str, Any]
 ) -> dict[str, float]:
-    """Predict and evaluate the sample's images with one setting; return the values of `FIGURES`.
+    """Predict and evaluate the sample's images with one setting; return the values of `COLUMNS`.
 
     Args:
         config_path: config of the trained members.
@@ -97,16 +97,16 @@ def measure_setting(
 
 
 def format_table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Format the figures of every setting and seed as a table of medians and ranges.
+    """Format the measured values as a table of medians and ranges over the seeds.
 
     Args:
-        results: name of a setting -> figures per seed; the first setting is the baseline.
+        results: name of a setting -> values of `COLUMNS` per seed; the first setting is the baseline.
     """
     digits = {"rmse": 1, "median_px": 1, "member_rmse": 1}
     baseline = next(iter(results.values()))
     rows = []
     for name, measurements in results.items():
-        cells = [median_and_range([row[key] for row in measurements], digits.get(key, 3)) for key in FIGURES]
+        cells = [median_and_range([row[key] for row in measurements], digits.get(key, 3)) for key in COLUMNS]
         cells = cells if len(measurements) > 1 else [cell.partition(" ")[0] for cell in cells]
         pairs = list(zip(measurements, baseline, strict=True))
         num_lower_rmse = sum(row["rmse"] < baseline_row["rmse"] for row, baseline_row in pairs)

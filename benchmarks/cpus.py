@@ -3,9 +3,9 @@
     python benchmarks/cpus.py --sources 200 --turns 7
 
 Each turn writes the same store from the same images, first on one CPU, then on all. After each run, a control makes
-the same rows in memory with one plain process per CPU of the run, without Ray and without a store. If N of these
-processes are less than N times as fast as one, the machine is the limit: its CPUs share a core, or other virtual
-machines use them.
+the rows of half the images in memory with one plain process per CPU of the run, without Ray and without a store. If N
+of these processes are less than N times as fast as one, the machine is the limit: its CPUs share a core, or other
+virtual machines use them.
 Results: benchmarks/results/cpus.{md,json}.
 """
 

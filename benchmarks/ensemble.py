@@ -3,10 +3,10 @@
     python benchmarks/ensemble.py RUN_DIR --images 200
 
 RUN_DIR holds at least three trained members, a store and a config.yaml. The script generates images of new people,
-rooms and cameras, and predicts them with `kp-ray predict`. It scores each member alone (with fallbacks where it
-found nobody), a plain average in which a member that found nobody counts as zeros, and kp_ray's fusion methods. Then it
-removes one member's detections in a random 5 % of the images and scores all of these again, with `--seeds` draws for
-each member.
+rooms and cameras, and predicts them with `kp-ray predict`. It scores each member alone (with fallbacks where the
+member found nobody), a plain average in which a member that found nobody counts as zeros, and kp_ray's fusion methods.
+Then it removes one member's detections in a random 5 % of the images and scores all of these again, with `--seeds`
+draws for each member.
 Results: benchmarks/results/ensemble.{md,json}.
 """
 

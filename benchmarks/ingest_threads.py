@@ -112,7 +112,7 @@ def main() -> None:
             pafs.copy_files(str(run_dir / "store"), bucket_path, destination_filesystem=fs)
             ray.init(address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
             readers = {
-                size: [create_reader(config_path, place, preset) for place in (str(run_dir), f"{bucket}/run")]
+                size: [create_reader(config_path, folder, preset) for folder in (str(run_dir), f"{bucket}/run")]
                 for size, preset in SIZES.items()
             }
             ticks = cpu_time()
@@ -122,9 +122,9 @@ def main() -> None:
             ray.shutdown()
     machine = hardware(torch, ray, simplejpeg)
     text = (
-        f"# Training input of one worker\n\n{machine}; other virtual machines used {stolen_since(ticks):.0%}. "
-        f"{options.sources} generated 1920x1080 sources x 18 recipes, batches of {BATCH}, {options.repeats} turns. "
-        f"Images/s, median (smallest-largest).\n\n{format_tables(rates, cores)}"
+        f"# Training input of one worker\n\n{machine}; other virtual machines used {stolen_since(ticks):.0%} of the "
+        f"CPU time. {options.sources} generated 1920x1080 sources x 18 recipes, batches of {BATCH}, "
+        f"{options.repeats} turns. Images/s, median (smallest-largest).\n\n{format_tables(rates, cores)}"
     )
     write_results("ingest_threads", text, {"hardware": machine, "rates": rates})
 

@@ -1,4 +1,4 @@
-"""Train the demo's members with the preset's own setting and with what its search finds; compare the ensembles.
+"""Train the demo's members with the preset's own settings and with those that a search finds; compare the ensembles.
 
     python benchmarks/order.py --seeds 3
 

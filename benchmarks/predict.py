@@ -225,7 +225,10 @@ def run_command(config: Config, folder: Path, images: Path) -> dict[str, Any]:
     out, _ = process.communicate()
     recorder.join()
     if process.returncode:
-        raise SystemExit(f"kp-ray predict: it failed (got exit code {process.returncode}): run it by hand with {path}")
+        raise SystemExit(
+            f"kp-ray predict: failed (got exit code {process.returncode}): run it by hand with "
+            f"{config.path('config.yaml')}"
+        )
     summary = dict(json.loads(out.splitlines()[-1]))
     return {**summary, "process_s": time.perf_counter() - began, "peak_mib": peaks}
 

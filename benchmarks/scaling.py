@@ -51,12 +51,17 @@ def augment_twice(config: Path, folder: Path, *overrides: str) -> dict[str, Any]
             time.sleep(SAMPLE_EVERY_S)
     wall_s, stolen = time.monotonic() - began, stolen_since(ticks)
     if driver.returncode:
-        raise SystemExit(f"kp-ray augment: it failed (got exit code {driver.returncode}): run it by hand with {config}")
+        raise SystemExit(
+            f"kp-ray augment: failed (got exit code {driver.returncode}): run kp-ray sample and kp-ray augment by hand"
+        )
     summary = json.loads((folder / "out").read_text().splitlines()[-1])
     began = time.monotonic()
     second_run = run_kp_ray("augment", config, f"run_dir={run_dir}", *overrides)
     if second_run["parts_written"]:
-        raise SystemExit(f"{run_dir}: a second run over the finished store wrote parts: compare its files")
+        raise SystemExit(
+            f"kp-ray augment: a second run over a finished store wrote parts (got {second_run['parts_written']}): run "
+            "kp-ray sample, and kp-ray augment twice, by hand"
+        )
     again_s = time.monotonic() - began
     store_bytes = sum(path.stat().st_size for path in run_dir.rglob("*.parquet"))
     shutil.rmtree(run_dir)

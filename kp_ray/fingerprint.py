@@ -43,13 +43,13 @@ def find_difference(old_fields: Mapping[str, Any], new_fields: Mapping[str, Any]
     return None
 
 
-def refuse_difference(old_fields: Mapping[str, Any], new_fields: Mapping[str, Any], place: str, fix: str) -> None:
+def refuse_difference(old_fields: Mapping[str, Any], new_fields: Mapping[str, Any], result_path: str, fix: str) -> None:
     """Refuse to reuse a result whose recorded fields differ from the new fields.
 
     Args:
         old_fields: fields that were recorded with the result.
         new_fields: fields of the current configuration.
-        place: file or folder of the result; the message begins with it.
+        result_path: file or folder of the result; the message begins with it.
         fix: what the user should do; the message ends with it.
 
     Raises:
@@ -58,4 +58,4 @@ def refuse_difference(old_fields: Mapping[str, Any], new_fields: Mapping[str, An
     difference = find_difference(old_fields, new_fields)
     if difference:
         name, old_value, value = difference
-        raise RunStateError(f"{place}: was made with {name} {old_value!r:.80}, now {value!r:.80}: {fix}")
+        raise RunStateError(f"{result_path}: was made with {name} {old_value!r:.80}, now {value!r:.80}: {fix}")

@@ -32,7 +32,7 @@ STAGES = {
 imported on first use, because `augment` must run without torch."""
 
 _NEXT_VERBS = {"check": ("augment",), "tune": ("train",), "train": ("predict",), "predict": ("evaluate", "report")}
-"""Verb -> the verbs that use its result, most useful first."""
+"""Verb -> the verbs that can follow it, most useful first."""
 
 ShowProgress = Callable[[str], contextlib.AbstractContextManager[Progress]]
 """Type of a function that opens the progress display of a verb."""

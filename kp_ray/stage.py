@@ -1,4 +1,4 @@
-"""The interface of a stage: each verb of the command line runs one stage, and `kp-ray run` runs all in order."""
+"""The interface of a stage. Its verb runs it alone; `kp-ray run` runs every stage that applies, in order."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ class Progress(Protocol):
         """Report that `done` of `total` iterations or images are done.
 
         Args:
-            name: the member or trial that makes progress; "" for the whole stage.
+            name: the member, trial or fold that makes progress; "" for the whole stage.
             done, total: numbers of iterations or images.
             note: text that is shown after the numbers.
         """

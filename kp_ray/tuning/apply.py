@@ -65,7 +65,7 @@ def apply_point(config: Config, point: Point, recipe_sets: RecipeSets, max_iter:
 
 
 def scale_schedule(config: Config, max_iter: int) -> Config:
-    """Return the config of a training run of `max_iter` iterations with the config's own settings.
+    """Scale the config's own schedule to a training run of `max_iter` iterations; return the new config.
 
     Warm-up and steps keep their shares of the iterations.
     """

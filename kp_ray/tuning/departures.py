@@ -277,7 +277,7 @@ def read_trial_error(trial: Any) -> Exception:
 def find_callback_error(error: BaseException) -> BaseException:
     """Return the KpRayError that a callback of kp_ray raised; return `error` if there is none.
 
-    Ray Tune replaces an error of a callback by a TuneError, which it raises while it handles that error.
+    Ray Tune raises a TuneError while it handles a callback's error, which is thus the TuneError's `__context__`.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, KpRayError):

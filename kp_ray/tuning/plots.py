@@ -34,8 +34,8 @@ def parameter_importance(config: Config, points: Sequence[Point], values: Sequen
 
     Returns:
         Parameter -> its share of the influence, largest first, for the parameters that differ between the points. The
-        shares sum to 1. Empty if there are fewer than `MIN_RESULTS` results, if all points or all results
-            are equal, or if all results count as good.
+        shares sum to 1. Empty if there are fewer than `MIN_RESULTS` results, if all points or all results are equal, or
+        if all results count as good.
     """
     names = varied_parameters(points)
     if len(values) < MIN_RESULTS or len(set(values)) < 2 or not names:

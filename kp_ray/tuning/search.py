@@ -1,6 +1,6 @@
 """Search for a learning rate, a schedule and recipes; every trial is a real training run of the first member.
 
-As many trials run at the same time as the cluster holds training runs. Each trial is recorded in its own folder,
+The number of concurrent trials follows the capacity of the cluster. Each trial is recorded in its own folder,
 `tune/trials/<trial>`. These folders and the log hold the whole state of a search, so that a new driver can resume it.
 """
 
@@ -41,7 +41,7 @@ class TuneSummary:
         metric: the tuned metric.
         best: the best trial's value of the metric.
         own: the metric's value with the config's own settings, after as many iterations as the best trial; None without
-            such a value, e.g. if that trial failed.
+            such a value, e.g. if trial 0 failed.
         trial: the best trial's name.
         params: the best trial's settings.
         iterations: iterations trained by all trials together.
@@ -63,7 +63,7 @@ class TuneSummary:
     fold: int | None = None
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return the lines of text for the terminal."""
         params = ", ".join(f"{name} {value}" for name, value in asdict(self.params).items() if value is not None)
         comparison = "the config's own settings"
         if self.trial != OWN_TRIAL:
@@ -77,7 +77,7 @@ class TuneSummary:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         values = asdict(self)
         if self.fold is None:
             del values["fold"]

@@ -17,7 +17,7 @@ MIN_RANDOM_TRIALS = 4
 
 
 def build_searcher(config: Config) -> ResumedSearch:
-    """Build the search algorithm of a search, with the results of the trials that are over.
+    """Build the algorithm that chooses points, with the results of the trials that are over.
 
     Trials that have begun resume with their recorded points. New trials take `first_points` first, then points that the
     sampler draws from the results so far.

@@ -1,6 +1,6 @@
 """The search space: its parameters, their distributions, and the points that are tried before any point is sampled.
 
-The parameters of a schedule are shares of the iterations, so that a point applies to a short trial and to a full run.
+The lengths in a schedule are shares of the iterations, so that a point applies to a short trial and to a full run.
 """
 
 import contextlib
@@ -98,7 +98,7 @@ def to_point(train: TrainConfig, config: Config) -> Point:
     """Convert the settings of a training section to a point of the config's search space.
 
     A value outside its range becomes the nearest end of the range. The steps of the point are evenly spaced between
-    the first and the last step of `train`. `flip` and `recipes` come from `config`, not from `train`.
+    the first and the last step of `train`. `flip` comes from `config`, not from `train`; `recipes` is always `own`.
     """
     section = config.tune
 

@@ -31,12 +31,12 @@ class TuneForecast:
     fold: int | None = None
 
     def lines(self) -> list[str]:
-        """Lines of text for the terminal."""
+        """Return the lines of text for the terminal."""
         rows = f"{self.num_rows_by_split['val']} validation rows" if self.fold is None else f"fold {self.fold} held out"
         return [f"{self.trials} trials of up to {self.iterations} iterations, {rows}, compared by {self.metric}"]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
+        """Return the plain values for `--json`."""
         return {"trials": self.trials, "iterations": self.iterations, **self.num_rows_by_split}
 
 

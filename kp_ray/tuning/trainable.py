@@ -40,7 +40,8 @@ class TrialTrainable(ray.tune.Trainable):
 
     The last evaluation is reported after training has ended, so that no scheduler stops a run that is writing its
     weights; a trial that restarts after that report repeats it. A trial that fails reports the worst value at iteration
-    0, with the fields of its `TrialEnd`. The sampler uses that value only if the failure is final (a diverged loss).
+    0, with the fields of its `TrialEnd`. The sampler uses that value only if the failure is final, e.g. a diverged
+    loss.
     """
 
     values: Mapping[str, Any]

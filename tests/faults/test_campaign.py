@@ -35,7 +35,7 @@ WORKERS = {"augment": "ray::", "train": "ray::RayTrainWorker", "tune": "ray::(Tr
 INPUT_FOLDERS = {"augment": (), "train": ("store",), "tune": ("store",), "predict": ("store", "members")}
 """Verb -> the folders in the run folder that it reads."""
 END_S = 300
-"""Seconds within which a driver must end after its cluster has died."""
+"""Seconds within which a driver must end after a process was killed."""
 
 pytestmark = pytest.mark.slow
 

@@ -103,13 +103,13 @@ def make_visible_csv() -> bytes:
 def make_people_json(folder: Path) -> bytes:
     """Make COCO JSON of three images, with several people, people without keypoints, a crowd, and the key `group`."""
     content = to_coco(load_csv_content(make_labels_csv(), folder), [(64, 64)] * 3)
-    person = content["annotations"][0]
-    without_keypoints = {key: value for key, value in person.items() if key != "keypoints"}
+    annotation = content["annotations"][0]
+    without_keypoints = {key: value for key, value in annotation.items() if key != "keypoints"}
     content["annotations"] += [
-        {**person, "id": 7, "image_id": 2},
+        {**annotation, "id": 7, "image_id": 2},
         {**without_keypoints, "id": 8},
-        {**person, "id": 9, "iscrowd": 1},
-        {**person, "id": 10, "image_id": 3, "keypoints": None, "bbox": None},
+        {**annotation, "id": 9, "iscrowd": 1},
+        {**annotation, "id": 10, "image_id": 3, "keypoints": None, "bbox": None},
     ]
     content["images"][0]["group"] = "kitchen"
     content["categories"].append({"id": 2, "name": "ball"})

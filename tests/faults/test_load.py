@@ -130,7 +130,7 @@ def count_leftovers(folder: Path, temp_folder: Path, cluster_processes: list[psu
     commands = [" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
     return {
         "workers": len(list_descendants(cluster_processes, "ray::")),
-        "files of the cluster": sum(process.num_fds() for process in cluster_processes),
+        "open files of the cluster": sum(process.num_fds() for process in cluster_processes),
         "shared memory MiB": sum(f.stat().st_size for f in Path("/dev/shm").rglob("*") if f.is_file()) >> 20,
         "temporary files": len([path for path in temp_folder.iterdir() if path.name != "ray"]),
         "partial files": len(list(folder.rglob("*.partial"))),
@@ -200,7 +200,7 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
             for index in rng.choice(len(parts), len(parts) // 2, replace=False):
                 parts[index].unlink()
             num_rounds += 1
-            open_files.append(count_leftovers(tmp_path, temp_folder, cluster_processes)["files of the cluster"])
+            open_files.append(count_leftovers(tmp_path, temp_folder, cluster_processes)["open files of the cluster"])
             if num_rounds == 4:
                 early_counts = count_leftovers(tmp_path, temp_folder, cluster_processes)
         for _ in range(60):
@@ -210,7 +210,7 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
             time.sleep(1)
         with capsys.disabled():
             print(f"\n{num_rounds} rounds, killed {num_kills}, after round 4 {early_counts}, at the end {final_counts}")
-            print(f"files of the cluster by round: {open_files}")
+            print(f"open files of the cluster by round: {open_files}")
         assert num_rounds >= 6
         assert min(num_kills.values()) > 0
         assert final_counts["partial files"] == final_counts["kp-ray processes"] == 0

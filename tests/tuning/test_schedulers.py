@@ -65,7 +65,7 @@ def test_a_resumed_trial_is_not_stopped_for_reports_from_before_the_resume(
     resumed_trial, new_trial = ray_trial(5), ray_trial(6)
     for trial in (resumed_trial, new_trial):
         scheduler.on_trial_add(None, trial)
-    # Without its earlier reports the trial would be stopped by this one.
+    # Without the trial's earlier reports, this report would stop the trial.
     assert scheduler.on_trial_result(None, resumed_trial, {"iteration": 6, "rmse": 45.0}) == TrialScheduler.CONTINUE
     assert scheduler.on_trial_result(None, new_trial, {"iteration": 2, "rmse": 60.0}) == TrialScheduler.STOP
 
