@@ -37,7 +37,7 @@ def test_the_check_refuses_a_search_that_cannot_begin(make_config: Callable[...,
     assert not stage.is_done(config)
     with pytest.raises(ConfigError, match=r"train\.num_workers: .* give a number"):
         stage.check(make_config(train={"num_workers": {"min": 1, "max": 2}}))
-    with pytest.raises(ConfigError, match=r"tune\.recipes\.own: .* \(got \d+; one iteration needs 400\)"):
+    with pytest.raises(ConfigError, match=r"train\.recipes: .* \(got \d+; one iteration needs 400\)"):
         stage.check(make_config(train={"ims_per_batch": 400}))
     with pytest.raises(ConfigError, match=r"tune\.num_trials"):
         stage.check(make_config(tune={"num_trials": 0}))
