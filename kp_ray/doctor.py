@@ -63,7 +63,7 @@ class Check:
 
 @dataclass(frozen=True)
 class GpuSoftware:
-    """Software that can use a node's GPUs.
+    """The torch and Detectron2 of a GPU node.
 
     Attributes:
         torch, detectron2: installed versions.
@@ -164,7 +164,7 @@ def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config,
     """Check one node.
 
     Args:
-        probe: findings of the task that ran on the node.
+        probe: properties that a task measured on the node.
         resources: the node's resources as Ray reports them, e.g. {"CPU": 8.0, "memory": 64e9}.
         config: the run's configuration.
         is_multi_node: whether the cluster has several nodes, which must share the run folder.
@@ -248,14 +248,14 @@ def _check_upload(config: Config) -> Check:
     """
     limit = upload_limit_bytes()
     size = upload_size_bytes(".", UPLOAD_EXCLUDES, limit)
-    names_cluster = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    has_cluster_address = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
     amount = format_size(size) if size < limit else f"{format_size(limit)} or more"
     value = f"{os.getcwd()}: {amount} without {' '.join(UPLOAD_EXCLUDES)} and ignored files"
     fix = (
         f"Ray's job server refuses {format_size(limit)} or more: submit from the project's folder, or name large files "
         "in .rayignore or in the excludes of --runtime-env-json"
     )
-    return Check("upload", size < limit or not names_cluster, value, fix)
+    return Check("upload", size < limit or not has_cluster_address, value, fix)
 
 
 def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:

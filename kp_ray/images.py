@@ -84,7 +84,8 @@ def probe(content: bytes) -> ImageInfo:
         with contextlib.suppress(Exception):  # `decode` and `require_decodable` report a damaged tag
             orientation = _orientation(pil_image)
         width, height = pil_image.size
-        if orientation in _TRANSPOSED_ORIENTATIONS and pil_image.format != "TIFF":  # Pillow turns the size of a TIFF
+        # Pillow gives the upright size of a TIFF, but the stored size of any other format.
+        if orientation in _TRANSPOSED_ORIENTATIONS and pil_image.format != "TIFF":
             width, height = height, width
         return ImageInfo(pil_image.format or "", width, height, _is_jpeg(pil_image) and orientation == 1)
 

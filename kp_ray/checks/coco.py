@@ -42,12 +42,12 @@ def _size_finding(image: str, labelled_xy: FloatArray, stated_size: tuple[int, i
     points_leave_image = bool((labelled_xy >= np.array(size)).any())
     if stated_size == size[::-1]:
         if points_leave_image:
-            fix = "the points fit the turned image: remove the EXIF orientation from the file, or turn the points"
+            fix = "the points fit the image as stored: remove the EXIF orientation from the file, or turn the points"
         else:
             fix = "check whether the points fit; if they do, exchange width and height in the labels"
         return warning("swapped_size", image, f"{comparison}: the image is turned, e.g. by its EXIF orientation", fix)
     scale_x, scale_y = size[0] / stated_size[0], size[1] / stated_size[1]
-    # Rounding the sides to whole pixels changes the ratio of the scales by up to one part in the shortest side.
+    # Rounding the sides to whole pixels changes the ratio of the scales by up to 1 / (shortest side).
     rounding = 1 / min(*size, *stated_size)
     if abs(scale_x / scale_y - 1) <= rounding:
         message = f"{comparison}: the image was resized by {scale_x:.3g}"

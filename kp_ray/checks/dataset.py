@@ -13,10 +13,11 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import BoolArray, FloatArray
 
 _MIN_IMAGES = 5
-"""A place, an exact pair x, y, is examined only if at least this many images have a point there."""
+"""A place is an exact pair x, y. One that is not a usual sentinel, e.g. -1, -1, is examined only if at least this many
+images have a point there."""
 _MIN_SHARE = 0.02
-"""A place is examined only if at least this fraction of all images have a point there. Of 4195 real images, at most
-0.4 % have a point at the same place, e.g. a foot at rest."""
+"""Such a place is examined only if at least this fraction of all images have a point there. Of 4195 real images, at
+most 0.4 % have a point at the same place, e.g. a foot at rest."""
 _MAX_COMPARED_IMAGES = 1000
 """Maximum number of images in which a place is compared with the body; it bounds the time for a million images."""
 _FRACTION_LIMIT = 1.5
@@ -160,7 +161,7 @@ def scale_findings(annotations: Annotations, sizes: Sizes) -> list[Finding]:
 
 
 def _image_size_finding(annotations: Annotations, sizes: Sizes) -> Finding | None:
-    """Compare the points of all images with the images' sizes; None if they fit, or too few sizes are known."""
+    """Compare all points with the images' sizes; return None if the points fit, or if too few sizes are known."""
     sizes_by_image = sizes if isinstance(sizes, Mapping) else dict.fromkeys(annotations.images, sizes)
     image_sizes = np.array([sizes_by_image.get(image) or (np.nan, np.nan) for image in annotations.images], dtype=float)
     xy = annotations.keypoints[..., :2]
@@ -187,7 +188,7 @@ def _image_size_finding(annotations: Annotations, sizes: Sizes) -> Finding | Non
         message += f"{max_share_x:.3g} widths and {max_share_y:.3g} heights)"
         if (np.nanmax(xy[..., ::-1], axis=1) <= image_sizes).all():
             return _scale_warning(message, "x and y are exchanged: exchange the columns")
-        return _scale_warning(message, "multiply the labels by the ratio of the sizes: they belong to larger images")
+        return _scale_warning(message, "if the labels belong to larger images, multiply them by the ratio of the sizes")
     return None
 
 

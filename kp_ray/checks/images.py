@@ -80,7 +80,7 @@ def check_images(
 def _names_finding(
     images: Sequence[str], files: Collection[str], matches: Mapping[str, NameMatch]
 ) -> Iterator[Finding]:
-    """Report, as one finding, how many images without a file nearly have the name of a file, counted by rule."""
+    """Report, as one finding, the images without a file that nearly have a file's name, counted by the difference."""
     if matches:
         num_missing = len(set(images).difference(files))
         message = f"{num_missing} labelled images have no file: {describe_matches(matches, num_missing)}"

@@ -17,8 +17,8 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 
 # The thresholds were chosen on 4195 real labels: 265 clips of 16 widely spaced frames, from 5 cameras. Leg raises and
-# jumping jacks move a point by a whole body size in one frame and back in the next, so the scene's other cameras decide
-# if there are at least two.
+# jumping jacks move a point by a whole body size in one frame and back in the next, so where at least two other cameras
+# see the frame, these cameras decide.
 _JUMP_FLOOR = 0.2
 """Deviation that a jump exceeds, in body sizes."""
 _JUMP_RATIO = 3.0
@@ -34,10 +34,11 @@ _SWAP_FLOOR = 0.25
 _SWAP_RATIO = 0.35
 """A pair counts as swapped if swapping it back leaves less than this share of the sum of its deviations."""
 _MISMATCH_FLOOR = 0.1
-"""Mismatch with the other cameras, in body sizes, above which a row can hold another frame's points."""
+"""Mismatch of a row at its own frame (see `_misplaced_rows`), in body sizes, above which the row can hold another
+frame's points."""
 _MISMATCH_RATIO = 3.0
-"""Ratio of a row's mismatch to max(mismatch at the best matching frame, the clip's median mismatch) +
-`LABEL_NOISE / 2`, above which the row holds another frame's points."""
+"""Ratio of that mismatch to max(mismatch at the best matching frame, the clip's median mismatch) + `LABEL_NOISE / 2`,
+above which the row holds another frame's points."""
 _MAX_REFERENCES = 64
 """Maximum number of frames with which each frame of a scene is compared; it bounds time and memory."""
 
@@ -115,12 +116,12 @@ def motion_findings(annotations: Annotations) -> Iterator[Finding]:
             yield warning("jump", image, message, fix)
         elif suspect.kind == "left_right":
             pairs = zip(suspect.points[::2], suspect.points[1::2], strict=True)
-            listed = list_names([f"{names[a]}/{names[b]}" for a, b in pairs])
-            message = f"compared with the frames before and after, left and right are exchanged: {listed}"
+            pair_names = list_names([f"{names[a]}/{names[b]}" for a, b in pairs])
+            message = f"compared with the frames before and after, left and right are exchanged: {pair_names}"
             yield warning("left_right", image, message, "exchange the two points of each pair")
         else:
-            listed = list_names([f"{names[k]} by {suspect.deviation_px[1 + k]:.0f} px" for k in suspect.points])
-            message = f"far from their place in the frames before and after: {listed}"
+            point_moves = list_names([f"{names[k]} by {suspect.deviation_px[1 + k]:.0f} px" for k in suspect.points])
+            message = f"far from their place in the frames before and after: {point_moves}"
             yield warning("jump", image, message, "correct the points")
 
 
@@ -219,8 +220,9 @@ def _misplaced_rows(clips: Mapping[ClipKey, ClipMotion]) -> dict[int, int]:
     """Find rows that hold the points of another frame, by comparison with the scene's other cameras.
 
     The distances between a frame's pose and the poses of other frames are the same for every camera, up to a factor per
-    camera. If a row's distances differ from the other cameras' median at its own frame, and match it at another frame,
-    the row holds that frame's points. Scenes with fewer than three cameras or six frames are left out.
+    camera. A row's mismatch at a frame is the median difference between the row's distances and the other cameras'
+    median distances of that frame. A row with a large mismatch at its own frame and a small mismatch at another frame
+    holds the points of the latter. Scenes with fewer than three cameras or six frames are left out.
 
     Returns:
         The matching frame number by row number.
@@ -242,14 +244,14 @@ def _misplaced_rows(clips: Mapping[ClipKey, ClipMotion]) -> dict[int, int]:
             is_used = (expected > 0.05) & (distances[camera] > 0)
             scale = float(np.median(distances[camera][is_used] / expected[is_used])) if is_used.any() else 1.0
             scaled_distances = distances[camera] / scale
-            own_mismatch = _median(np.abs(scaled_distances - expected), axis=1)
-            mismatch = _median(np.abs(scaled_distances[:, None] - expected[reference_indices][None]), axis=2)
-            mismatch = np.where(np.isnan(mismatch), np.inf, mismatch)
+            frame_mismatch = _median(np.abs(scaled_distances - expected), axis=1)
+            reference_mismatch = _median(np.abs(scaled_distances[:, None] - expected[reference_indices][None]), axis=2)
+            reference_mismatch = np.where(np.isnan(reference_mismatch), np.inf, reference_mismatch)
             # Adding the noise keeps the limit above 0 where a frame matches exactly.
-            limit = np.maximum(mismatch.min(axis=1), _median(own_mismatch, axis=0)) + LABEL_NOISE / 2
+            limit = np.maximum(reference_mismatch.min(axis=1), _median(frame_mismatch, axis=0)) + LABEL_NOISE / 2
             for row, t in zip(clip.rows, map(frames.index, clip.frames), strict=True):
-                if own_mismatch[t] > _MISMATCH_FLOOR and own_mismatch[t] > _MISMATCH_RATIO * limit[t]:
-                    misplaced[row] = reference_frames[int(mismatch[t].argmin())]
+                if frame_mismatch[t] > _MISMATCH_FLOOR and frame_mismatch[t] > _MISMATCH_RATIO * limit[t]:
+                    misplaced[row] = reference_frames[int(reference_mismatch[t].argmin())]
     return misplaced
 
 

@@ -1,4 +1,4 @@
-"""`check`: look for mistakes in the labels and images before hours are spent on them."""
+"""`check`: look for mistakes in the labels and images, before augmenting and training take hours."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class CheckSummary:
 
     @property
     def num_errors(self) -> int:
-        """Number of findings whose image cannot be used."""
+        """Number of findings of level "error"."""
         return sum(finding.level == "error" for finding in self.findings)
 
     @property

@@ -23,7 +23,8 @@ _DEATH_ERRORS = (
 def describe_ray_error(error: BaseException) -> str:
     """Describe the cause of an error from Ray on one line.
 
-    The message of a KpRayError is returned as it is; any other error is named by its class.
+    The message of a KpRayError is returned as it is. OUT_OF_MEMORY and PROCESS_DIED describe lack of memory and the
+    death of a process; any other error is named by its class.
     """
     cause = root_cause(error)
     if isinstance(cause, KpRayError):

@@ -67,7 +67,7 @@ def keep_credentials_out_of_tune_logs(names: Sequence[str]) -> None:
 
 
 def upload_limit_bytes() -> int:
-    """Return the size of a working directory's zip file above which Ray's job server refuses it (HTTP status 413)."""
+    """Return the bytes above which Ray's job server refuses the zip file of a working directory (HTTP status 413)."""
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 
     return int(DASHBOARD_CLIENT_MAX_SIZE)
@@ -78,7 +78,7 @@ class _LimitReachedError(Exception):
 
 
 def upload_size_bytes(folder: str, excludes: Sequence[str], limit: int) -> int:
-    """Return the bytes of the files that `ray job submit --working-dir` sends; Ray zips them without compression.
+    """Return the total size of the files that `ray job submit --working-dir` sends; Ray does not compress them.
 
     Args:
         folder: the working directory.

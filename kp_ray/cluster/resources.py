@@ -57,13 +57,13 @@ def training_capacity(config: Config) -> Capacity:
     num_runs = _count_runs(total, train, max_workers, use_gpu)
     is_autoscaling = bool(config.cluster.num_cpus or config.cluster.num_gpus)
     if not is_autoscaling:  # the sizes of nodes that an autoscaler will add are unknown
-        num_places = sum(_count_workers(node["Resources"], train.cpus_per_worker, use_gpu) for node in nodes)
-        if num_places < min_workers:  # Ray Train would wait forever for room
+        num_fitting_workers = sum(_count_workers(node["Resources"], train.cpus_per_worker, use_gpu) for node in nodes)
+        if num_fitting_workers < min_workers:  # Ray Train would wait forever for room
             raise ClusterError(
                 f"train.num_workers: a training run needs {min_workers} workers of {worker_size} each, the nodes have "
-                f"room for {num_places}: lower train.num_workers or train.cpus_per_worker"
+                f"room for {num_fitting_workers}: lower train.num_workers or train.cpus_per_worker"
             )
-        num_runs = min(num_runs, num_places // max_workers)
+        num_runs = min(num_runs, num_fitting_workers // max_workers)
     num_runs = min(num_runs, max_runs_in_memory(nodes))
     # With a range of workers, Ray Train lets a run grow to the whole cluster, so only one run fits.
     return Capacity(1 if isinstance(train.num_workers, WorkerRange) else num_runs, use_gpu)

@@ -17,7 +17,7 @@ while IFS= read -r line || [ -n "$line" ]; do
   case $line in *"$1"*) ;; *) printf '%s\\n' "$line" ;; esac
 done
 """
-_SUDDEN_END = "kp-ray: Ray or another process ended this run (the raylet or the head is gone); the same command resumes"
+_SUDDEN_END = "kp-ray: Ray or another process ended this run (raylet or head is gone); the same command resumes the run"
 FLUSH_S = 1.0
 """Seconds to wait for the end of the shell, which prints the last lines. A child process that outlives this process can
 hold the pipe open, and then the shell does not end."""

@@ -17,7 +17,7 @@ def check_temp_dir() -> None:
     """Refuse a temporary folder in which Ray cannot create its sockets.
 
     Raises:
-        ClusterError: the path in RAY_TMPDIR is too long; on Linux, without RAY_TMPDIR, the path in TMPDIR.
+        ClusterError: the path in RAY_TMPDIR is too long, or, on Linux without RAY_TMPDIR, the path in TMPDIR is.
     """
     keys = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)
     key = next((name for name in keys if name in os.environ), None)

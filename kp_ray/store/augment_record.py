@@ -48,7 +48,7 @@ def write_augment_record(config: Config, record: AugmentRecord) -> None:
 
 
 def read_augment_record(config: Config) -> AugmentRecord | None:
-    """Read the record of the last `augment` that wrote parts; return None if `augment.json` does not exist.
+    """Read the record that an earlier `augment` wrote; return None if `augment.json` does not exist.
 
     Raises:
         StorageError: the file is damaged.

@@ -18,7 +18,7 @@ from kp_ray.store.manifest import FoldTable, Manifest, read_manifest
 FOLD_COLUMNS = ("source", "scene", "camera", "recipe", "copy")
 """Columns of a part that decide a row's fold and split."""
 VALIDATION_RECIPE_NAME = "Original"
-"""Name of the only recipe of validation rows, because scores must not depend on augmentation."""
+"""Name of the recipe of validation rows. They have no other recipe, because scores must not depend on augmentation."""
 
 
 def check_held_out_fold(config: Config, member: str) -> int | None:
@@ -67,7 +67,8 @@ def select_rows(
     Args:
         table: rows with at least the columns of FOLD_COLUMNS.
         folds: the store's folds.
-        split: "train": rows of the other folds; "val": Originals of the held-out fold, one per source; None: both.
+        split: "train" selects the rows of the other folds; "val" selects one row of the recipe Original per source of
+            the held-out fold; None selects both.
         fold: fold that is held out; None: no fold, so that every row is a training row.
 
     Returns:
@@ -77,7 +78,7 @@ def select_rows(
         StoreError: the unit of a row is in no fold.
     """
     row_folds = _row_folds(table, folds)
-    is_held_out = row_folds == fold  # False for None
+    is_held_out = row_folds == fold  # all False if `fold` is None
     is_original = np.array(table["recipe"].to_pylist()) == VALIDATION_RECIPE_NAME
     is_val = is_held_out & is_original & (table["copy"].to_numpy() == 0)
     if split is not None:
@@ -92,7 +93,7 @@ def select_rows(
 
 
 def _row_folds(table: pa.Table, folds: FoldTable) -> npt.NDArray[np.int32]:
-    """Return the folds (N,) of N rows.
+    """Return the fold numbers (N,) of N rows.
 
     Raises:
         StoreError: the unit of a row is in no fold.
@@ -102,7 +103,9 @@ def _row_folds(table: pa.Table, folds: FoldTable) -> npt.NDArray[np.int32]:
     fold_by_unit = _fold_by_unit(folds)
     for unit in units:
         if unit not in fold_by_unit:
-            raise StoreError(f"split.folds: the manifest lists no fold for {unit!r}: run augment, which adds it")
+            raise StoreError(
+                f"split.folds: the manifest lists no fold for {unit!r}: run augment, which gives it a fold"
+            )
     return np.array([fold_by_unit[unit] for unit in units], dtype=np.int32)
 
 

@@ -2,8 +2,8 @@
 
 Three rules let data frame libraries open the folder as it is (tests/store/test_readers.py):
 
-- Names of files that are not parts begin with `_`, or with `.` while they are temporary, because pyarrow, pandas and
-  Ray Data skip such files.
+- Names of files that are not parts begin with `_`, those of the lock and of temporary files with `.`, because pyarrow,
+  pandas and Ray Data skip such files.
 - Only parts end in `.parquet`, because DuckDB, Polars and Hugging Face `datasets` read every `**/*.parquet`.
 - A recipe's folder is `recipe-NAME`, not `recipe=NAME`, because pyarrow and pandas would read `recipe=NAME` as a second
   column `recipe` of another type.

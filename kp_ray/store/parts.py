@@ -41,7 +41,7 @@ from kp_ray.store.manifest import (
 from kp_ray.store.plan import Part, Plan
 
 ROWS_PER_GROUP = 1
-"""Rows per Parquet row group: one, because training reads single rows at random and a writer then holds one row."""
+"""Rows per Parquet row group: one, because training reads single rows at random, and a writer holds only one row."""
 
 T = TypeVar("T")
 
@@ -129,8 +129,8 @@ class PartWriter:
     def __init__(self, store: str, part: Part, schema: pa.Schema) -> None:
         self.part, self.schema = part, schema
         self.path = join(store, part.path)
-        # The temporary name is unique, because a retried task may run while the original still writes. A part for
-        # object storage is first written to the node's disk: an interrupted upload would look like a whole object.
+        # The temporary name is unique, because a retried task may run while its first attempt still writes. A part
+        # for object storage is first written to the node's disk: an interrupted upload would look like a whole object.
         self.is_local = is_local(store)
         self.target = Path(filesystem(self.path)[1])
         if self.is_local:

@@ -125,7 +125,7 @@ def plan_store(
         images: local path or URL of the folder of source images.
         annotations: labels of N sources.
         splits: (N,) "train" or "val" for each source; a validation source gets only `Original`.
-        split_by: unit whose images are all in the same split.
+        split_by: kind of the units; all images of one unit are in the same split.
         augment: section `augment` of the config.
         seed: `seed` of the config.
 

@@ -15,10 +15,10 @@ MAX_TRIED_IMAGES = 16
 
 
 def check_plan(plan: Plan) -> None:
-    """Refuse a plan whose images are missing, and recipes that fail on every image on which they are tried.
+    """Refuse a plan without any image file or with a misspelt name, and recipes that fail on every image tried.
 
-    Only two kinds of recipes can fail, and only these are tried: a user's pipeline, and a crop of fixed size
-    (`augment.oversize: error`), which fails on a smaller frame. A recipe with rows in the store is not tried again.
+    Only two kinds of recipes can fail, and only these are tried: a user's pipeline, and a crop of fixed size with
+    `augment.oversize: error`, which fails on a smaller frame. A recipe with rows in the store is not tried again.
 
     Raises:
         DataError: no labelled image has a file, or a file's name is another spelling of a labelled image's name.

@@ -1,7 +1,7 @@
 """Read rows of a store: a part, a table of selected rows, single rows, or all rows in order.
 
-The argument `fold` of a function is the fold that a member holds out: the Originals of this fold are validation rows,
-its other rows are not used, and the rows of the other folds are training rows. None holds out no fold.
+The argument `fold` of a function is the fold that a member holds out: this fold's rows of the recipe Original are
+validation rows, its other rows are not used, and the rows of the other folds are training rows. None holds out no fold.
 """
 
 import threading
@@ -55,8 +55,8 @@ def select_parts(
         The manifest, and the full paths of the selected parts in the manifest's order.
 
     Raises:
-        StoreError: there is no finished store, it lacks the split, the fold or a recipe of `recipes`, or a scene is in
-            both splits or in two folds.
+        StoreError: there is no finished store; the split, the fold or a recipe of `recipes` does not exist; or a unit
+            is in both splits or in two folds.
     """
     if split not in (None, "train", "val"):
         raise StoreError(f"{store}: has no such split (got {split!r}): choose train or val")

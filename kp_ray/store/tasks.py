@@ -48,7 +48,7 @@ _RESULT_SCHEMA = pa.schema(
         "error_message": _TEXT,
     }
 )
-"""The columns of a task's row: the fields of `ChunkResult`, or those of `error_row`."""
+"""The columns of a task's row: a result fills the fields of `ChunkResult`, an error those of `error_row`."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def write_chunk(table: pa.Table, plan: Plan) -> pa.Table:
         A table of one row, whose columns are those of _RESULT_SCHEMA.
     """
     started = time.time()
-    cv2.setNumThreads(1)  # Ray assigns the CPUs
+    cv2.setNumThreads(1)  # Ray assigns one CPU to a task, so OpenCV must not use more
     chunk = table_to_chunk(table, plan)
     try:
         row = _make_missing_parts(plan, chunk, started).to_row()

@@ -189,7 +189,7 @@ def _write_chunks(
 
 
 def _finish_manifest(plan: Plan, reused: _ReusedParts, results: Sequence[ChunkResult]) -> Manifest:
-    """Write the manifest unless no task ran and it is unchanged, then delete the parts that it does not list.
+    """Write the manifest if a task ran or the manifest changes, then delete the parts that it does not list.
 
     Raises:
         StoreError: no source could be used.
@@ -268,7 +268,7 @@ def build_manifest(plan: Plan, records: Mapping[str, PartRecord], quarantined: S
 
 
 def _delete_partial_files(store: str) -> None:
-    """Delete the *.partial files that killed writers left. The caller must hold the lock against other writers."""
+    """Delete the *.partial files that killed writers left. The caller must hold the writer lock."""
     if is_local(store):
         for path in Path(filesystem(store)[1]).rglob("*.partial"):
             path.unlink(missing_ok=True)

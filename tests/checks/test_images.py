@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import simplejpeg
 from PIL import Image
@@ -10,12 +11,11 @@ from PIL import Image
 from kp_ray.checks.images import check_images
 from kp_ray.data.load import load_annotations
 from kp_ray.errors import StorageError
-from kp_ray.keypoints import FloatArray
 from tests.helpers.data import SHARED
 from tests.helpers.labels import NUM_KEYPOINTS, make_clips, make_labels
 
 
-def make_image(width: int = 64, height: int = 48) -> FloatArray:
+def make_image(width: int = 64, height: int = 48) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
@@ -90,7 +90,7 @@ def test_images_of_many_sizes_cause_no_findings(tmp_path):
     assert sizes["3.jpg"] == (56, 32)
 
 
-def test_names_that_nearly_match_are_counted_by_rule(tmp_path):
+def test_names_that_nearly_match_are_counted_by_their_difference(tmp_path):
     jpeg = simplejpeg.encode_jpeg(make_image())
     for name in ("a b.jpg", "c.jpg", "d.jpg", "e.jpg"):
         (tmp_path / name).write_bytes(jpeg)

@@ -239,8 +239,8 @@ class TwoWorkerNodes:
 
     def __init__(self, folder: str) -> None:
         port, self.dashboard_port = free_port(), free_port()
-        # Give the head this machine's address, which all nodes have: of several nodes with its address, a driver joins
-        # the head.
+        # All nodes have this machine's address, so the head must have it too: among several nodes with the driver's
+        # address, Ray lets the driver join the head.
         self.address, self.num_started = f"{ray.util.get_node_ip_address()}:{port}", 0
         self.start_node(
             "--head",

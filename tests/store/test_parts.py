@@ -57,7 +57,7 @@ def test_the_error_names_the_part_that_cannot_be_written(plan: Plan) -> None:
         write_first_part(plan)
 
 
-def test_a_whole_part_gives_the_record_from_when_it_was_written(plan: Plan) -> None:
+def test_the_description_of_a_whole_part_equals_the_record_of_its_writer(plan: Plan) -> None:
     part = plan.chunks[0].parts[0]
     assert describe_part(plan.store, part) is None
     unreadable_item = {"source": "b.jpg", "stage": UNREADABLE, "reason": "the file is empty"}

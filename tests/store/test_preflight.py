@@ -39,7 +39,7 @@ def config_with_augment(sample_data: dict[str, Any], tmp_path: Path, **augment: 
 def test_a_users_recipe_that_fails_on_every_image_is_refused(sample_data: dict[str, Any], tmp_path: Path) -> None:
     recipes = {"recipes": ["Original", "Huge"], "user_recipes": {"Huge": too_large_crop()}}
     with pytest.raises(
-        ConfigError, match=r"^augment\.recipes: Huge fails on each of the \d+ images .*: correct the pip"
+        ConfigError, match=r"^augment\.recipes: Huge fails on each of the \d+ images .*: correct the pipeline"
     ):
         check_plan(make_plan(config_with_augment(sample_data, tmp_path, **recipes)))
 
