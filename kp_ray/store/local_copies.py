@@ -116,7 +116,7 @@ class PartCopies:
             partial_file.replace(copy_path)
         except (OSError, pa.ArrowException) as error:
             partial_file.unlink(missing_ok=True)
-            self.is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            self.is_full = self.is_full or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
 
 
 def _size(entry: "os.DirEntry[str]") -> int:
