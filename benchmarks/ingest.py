@@ -5,10 +5,10 @@
 A  Detectron2's `build_detection_train_loader` with its DatasetMapper over JPEG files, one DataLoader process per core
 B  one Ray Train worker per core, which reads its shard of the store as `kp-ray train` does
 
-Both deliver the same images at the same training sizes in random order, half of them flipped, in batches of 4 over all
-workers. No model consumes the batches. A and B run in alternating order. The files are in the page cache; start-up and
-the first batches are not counted. Training sizes: 256x144 as in the `demo` preset, and the published sizes (shortest
-side 640-800, longest side at most 1333).
+Both deliver the same images at the same training sizes in random order, half of them flipped, in
+batches of 4 images in all. No model consumes the batches. A and B run in alternating order. The files are in the page
+cache; start-up and the first batches are not counted. Training sizes: 256x144 as in the `demo` preset, and the
+published sizes (shortest side 640-800, longest side at most 1333).
 Results: benchmarks/results/ingest.{md,json}.
 """
 
@@ -46,12 +46,12 @@ WARM_UP = 12
 SIZES = {"demo, 256x144": "demo", "published, 640-800": "dacon"}
 
 
-def write_files(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Write the rows' images as JPEG files and return Detectron2's dataset dicts for them."""
+def write_files(locations: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Write the images of the store's rows at these locations as JPEG files; return Detectron2's dataset dicts."""
     folder.mkdir()
     reader = RowReader(("image", "width", "height", "keypoints", "bbox_xyxy"))
     dicts = []
-    for number, location in enumerate(rows):
+    for number, location in enumerate(locations):
         row = reader.read(location["path"], location["row"])
         path = folder / f"{number:06d}.jpg"
         path.write_bytes(row["image"])
@@ -122,7 +122,7 @@ def measure_kp_ray(cfg: Any, rows: Any, num_workers: int, num_batches: int, stor
 
 
 def prepare(config_path: Path, run_dir: Path, preset: str) -> tuple[Any, Any, list[dict[str, Any]]]:
-    """Return a preset's cfg, the locations of all rows of the store, and dataset dicts of the same rows as files."""
+    """Return a preset's cfg, the locations of all rows of the store, and dataset dicts of their images as files."""
     overrides = [f"run_dir={run_dir}", f"preset={preset}", "train.recipes=null", "augment.min_visible=1"]
     config = load_config(str(config_path), [*overrides, "train.flip=true"])
     rows = usable_rows(config, MemberConfig(name="a"))
@@ -131,7 +131,7 @@ def prepare(config_path: Path, run_dir: Path, preset: str) -> tuple[Any, Any, li
 
 
 def main() -> None:
-    """Run the pairs and write the table."""
+    """Measure A and B in turn, `--repeats` times per size, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sources", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)

@@ -87,7 +87,9 @@ def probe(content: bytes) -> ImageInfo:
         # Pillow gives the upright size of a TIFF, but the stored size of any other format.
         if orientation in _TRANSPOSED_ORIENTATIONS and pil_image.format != "TIFF":
             width, height = height, width
-        return ImageInfo(pil_image.format or "", width, height, _is_jpeg(pil_image) and orientation == 1)
+        return ImageInfo(
+            pil_image.format or "", width, height, _has_grey_or_color_jpeg_data(pil_image) and orientation == 1
+        )
 
 
 def require_decodable(content: bytes) -> None:
@@ -98,7 +100,7 @@ def require_decodable(content: bytes) -> None:
     """
     with _open(content) as pil_image:
         _refuse_unsupported(pil_image)
-        if pil_image.format == "JPEG" and _is_jpeg(pil_image):
+        if pil_image.format == "JPEG" and _has_grey_or_color_jpeg_data(pil_image):
             simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, strict=True)
         else:
             pil_image.load()
@@ -120,7 +122,7 @@ def decode(content: bytes) -> tuple[Image, bool]:
     """
     with _open(content) as pil_image:
         _refuse_unsupported(pil_image)
-        if _orientation(pil_image) == 1 and pil_image.format == "JPEG" and _is_jpeg(pil_image):
+        if _orientation(pil_image) == 1 and pil_image.format == "JPEG" and _has_grey_or_color_jpeg_data(pil_image):
             return simplejpeg.decode_jpeg(content, "BGRX", strict=True), True
         return _decode_with_pillow(pil_image), False
 
@@ -222,7 +224,7 @@ def _refuse_unsupported(pil_image: PIL.Image.Image) -> None:
         raise DataError(f"image mode {pil_image.mode} is not supported: convert the image to 8-bit RGB")
 
 
-def _is_jpeg(pil_image: PIL.Image.Image) -> bool:
+def _has_grey_or_color_jpeg_data(pil_image: PIL.Image.Image) -> bool:
     """Return whether an image's data are a JPEG in grey or color, which simplejpeg decodes as Pillow does."""
     return pil_image.format in ("JPEG", "MPO") and pil_image.mode in ("L", "RGB")
 

@@ -16,8 +16,8 @@ from kp_ray.errors import DataError
 from kp_ray.images import MAX_PIXELS, Image
 from kp_ray.keypoints import FloatArray
 
-MAX_PADDED_PIXELS = 10 * MAX_PIXELS
-"""Largest padded image, 4 GB. A square is padded to twice its pixels, a long image to many times its pixels."""
+MAX_PADDED_PIXELS = 15 * MAX_PIXELS
+"""Largest padded image, 6 GB. A square is padded to twice its pixels, a long image to many times its pixels."""
 _TILE = 256
 """Side in pixels of the square tiles in which a window is resampled."""
 _MAX_ROTATE_DEG = max(recipe.rotate_deg for recipe in RECIPES.values())

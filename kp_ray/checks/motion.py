@@ -109,7 +109,7 @@ def motion_findings(annotations: Annotations) -> Iterator[Finding]:
             message = f"the person is {suspect.deviation_px[0]:.0f} px away from the frames before and after"
             if suspect.matching_frame is not None:
                 message = (
-                    "the scene's other cameras show that its points belong to another frame, e.g. frame "
+                    "compared with the scene's other cameras, the points belong to another frame, e.g. frame "
                     f"{suspect.matching_frame}"
                 )
             fix = "compare image and labels; correct the points, or drop the row if they belong to another image"

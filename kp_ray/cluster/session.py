@@ -144,8 +144,6 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
     import ray
     import ray.data  # imported before its log level is set below, because the import sets the level too
 
-    if ray.is_initialized():
-        raise ClusterError("cluster: this process is already connected to Ray: call ray.shutdown() first")
     cluster = config.cluster
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     verbose = _is_verbose()
@@ -159,6 +157,8 @@ def _connect(config: Config, dashboard: bool, say: Callable[[str], None]) -> Non
         init_kwargs |= {"num_cpus": cluster.num_cpus, "num_gpus": cluster.num_gpus, "include_dashboard": dashboard}
     else:
         check_address(address, key)
+    if ray.is_initialized():
+        raise ClusterError("cluster: this process is already connected to Ray: call ray.shutdown() first")
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(address=address, **init_kwargs)

@@ -64,7 +64,7 @@ def read_sample_submission(path: str) -> SampleSubmission:
         if not image.strip():
             problems.append(f"row {number}: the image name is empty: write one, or delete the row")
         elif image in row_by_image:
-            problems.append(f"row {number} ({image}): is already in row {row_by_image[image]}: drop one row")
+            problems.append(f"row {number}: image {image} is already in row {row_by_image[image]}: drop one row")
         row_by_image.setdefault(image, number)
     if problems:
         _refuse(path, problems)
@@ -185,9 +185,9 @@ def validate_submission(
             first_row.setdefault(image, number)
             continue
         if image in first_row:
-            problems.append(f"{where}: is already in row {first_row[image]}: drop one row")
+            problems.append(f"row {number}: image {image} is already in row {first_row[image]}: drop one row")
         elif image not in expected_images:
-            problems.append(f"{where}: is not an image of the sample submission: drop the row")
+            problems.append(f"row {number}: {image} is not an image of the sample submission: drop the row")
         first_row.setdefault(image, number)
         values[i] = [_parse_number(cell) for cell in cells[1:]]
         image_size = size.get(image) if isinstance(size, Mapping) else size
@@ -304,5 +304,5 @@ def _expected_header(columns: Sequence[str]) -> list[str]:
 
 def _refuse(path: str, problems: Sequence[str]) -> NoReturn:
     """Raise a `DataError` with the first problem and the number of further problems."""
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
     raise DataError(f"{path}: {shorten(problems[0])}{more}")

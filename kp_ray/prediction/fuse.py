@@ -54,7 +54,7 @@ def fuse_predictions(
 ) -> Fusion:
     """Fuse the predictions of some members as the config's `predict` section says.
 
-    Points are clipped to their image, because filling and smoothing can move them outside.
+    Keypoints outside their image are moved to its edge: fallbacks and smoothing can put them outside.
 
     Args:
         config: the run's configuration.
@@ -74,7 +74,7 @@ def fuse_predictions(
         reject_sigmas=section.reject_sigmas,
         missing=section.missing,
         smooth_frames=section.smooth_frames,
-        mean_pose=np.zeros((keypoints.shape[2], 2)),
+        mean_pose=np.zeros((keypoints.shape[2], 2)),  # used only if the members found nobody in any image
     )
     sizes = np.array(predictions.sizes)[:, None]
     has_size = (sizes > 0).all(axis=2, keepdims=True)  # the size of an unusable image is unknown
@@ -90,7 +90,7 @@ def write_fused(config: Config, cost: PredictionCost) -> PredictionDetails:
 
     Args:
         config: the run's configuration.
-        cost: cost of this run. If the run predicted no usable image, `predict.json` keeps the cost of the earlier run.
+        cost: cost of this command. If it predicted no usable image, `predict.json` keeps the earlier command's cost.
 
     Returns:
         The content of `predict.json`.
@@ -120,7 +120,7 @@ def write_fused(config: Config, cost: PredictionCost) -> PredictionDetails:
         delete_file(evaluation_path)
     details_path = config.path("predict.json")
     details = _make_details(config, predictions, fusion, cost)
-    # A run that only retried unusable images keeps the cost of the run that predicted the usable ones.
+    # A command that only retried unusable images keeps the cost of the command that predicted the usable images.
     if cost.predicted <= len(details.unusable) and exists(details_path):
         details = details.model_copy(update={"took": read_details(details_path).took})
     write_details(details_path, details)

@@ -23,7 +23,7 @@ STORE_PREFIX = "store:"
 """Prefix of `predict.images` that names a split of the store: `store:train` or `store:val`."""
 
 MISSING = "missing"
-"""Version of an image without a file."""
+"""Value of `ImageRef.version` if the image file does not exist."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _list_file_refs(names: Sequence[str], folder: str | None, origin: str) -> li
     with ThreadPoolExecutor() as pool:
         infos |= dict(zip(absolute_names, pool.map(_file_info, absolute_names), strict=True))
     paths = [name if _is_absolute(name) else join(str(folder), name) for name in names]
-    # A listing has the name `a.jpg` for `./a.jpg`.
+    # The folder's listing has the name `a.jpg` for `./a.jpg` in a list.
     versions = [_version(infos.get(name) or infos.get(posixpath.normpath(name))) for name in names]
     refs = [ImageRef(*values) for values in zip(names, paths, [None] * len(names), versions, strict=True)]
     if all(ref.version == MISSING for ref in refs):
@@ -178,7 +178,7 @@ def _list_store_refs(config: Config, split: str) -> list[ImageRef]:
     store = config.path("store")
     manifest, parts = select_parts(store, split=split, recipes=None if split == "val" else ["Original"])
     if manifest.folds is not None:
-        refuse_store_split_of_folds(f"{STORE_PREFIX}{split}")
+        refuse_split_of_store_with_folds(f"{STORE_PREFIX}{split}")
     refs: dict[str, ImageRef] = {}
     for part in parts:
         for row, source in enumerate(read_part(part, ["source"])["source"].to_pylist()):
@@ -190,9 +190,9 @@ def _list_store_refs(config: Config, split: str) -> list[ImageRef]:
     return list(refs.values())
 
 
-def refuse_store_split_of_folds(images: str) -> NoReturn:
-    """Raise the ConfigError about a split, e.g. `store:val`, of a store with folds."""
+def refuse_split_of_store_with_folds(setting: str) -> NoReturn:
+    """Raise the ConfigError about `predict.images` that names a split, e.g. `store:val`, of a store with folds."""
     raise ConfigError(
-        f"predict.images: with split.folds the members have seen these images (got {images}): run crossval, which "
+        f"predict.images: with split.folds the members have seen these images (got {setting}): run crossval, which "
         "predicts each labelled image with members that have not seen it, or name other images"
     )

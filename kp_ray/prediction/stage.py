@@ -12,7 +12,7 @@ from kp_ray.errors import ConfigError, StorageError
 from kp_ray.member_files import is_trained
 from kp_ray.metrics import Evaluation
 from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
-from kp_ray.prediction.images import STORE_PREFIX, list_image_refs, refuse_store_split_of_folds
+from kp_ray.prediction.images import STORE_PREFIX, list_image_refs, refuse_split_of_store_with_folds
 from kp_ray.prediction.inputs import check_weighted_members, read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.members import check_members_of_other_runs, list_members
 from kp_ray.prediction.records import (
@@ -316,7 +316,7 @@ def _check_untrained_members(config: Config) -> None:
 def _check_store_split(config: Config) -> None:
     """Refuse a split of the store that cannot be predicted; without a store its images cannot be listed yet."""
     if config.split.folds is not None:
-        refuse_store_split_of_folds(str(config.predict.images))
+        refuse_split_of_store_with_folds(str(config.predict.images))
     if has_store(config.path("store")):
         list_image_refs(config, None)
     elif config.split.fraction == 0 and config.predict.images == f"{STORE_PREFIX}val":

@@ -131,7 +131,7 @@ def estimate_store(plan: Plan, num_cpus: float) -> StoreEstimate:
 
 
 def _probe_chunks(plan: Plan, chunks: Sequence[Chunk]) -> list[_Probe]:
-    """Measure one source per chunk, the first, in up to MAX_PROBES evenly spread chunks; skip unusable sources."""
+    """Measure the first source of each of up to MAX_PROBES evenly spread chunks; skip unusable sources."""
     probes: list[_Probe] = []
     is_warm = False
     for chunk in sample_evenly(chunks, MAX_PROBES):

@@ -66,9 +66,9 @@ def _vivid_color(rng: np.random.Generator, hues: tuple[int, int]) -> FloatArray:
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0], dtype=float)
 
 
-def _contrasting_color(rng: np.random.Generator, reference: FloatArray, max_value: int) -> FloatArray:
+def _contrasting_color(rng: np.random.Generator, reference: FloatArray, max_brightness: int) -> FloatArray:
     """Sample three colors and return the one that differs most from `reference` (3,)."""
-    options = [random_color(rng, (10, 110), (60, max_value)) for _ in range(3)]
+    options = [random_color(rng, (10, 110), (60, max_brightness)) for _ in range(3)]
     return max(options, key=lambda option: float(np.abs(option - reference).sum()))
 
 

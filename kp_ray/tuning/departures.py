@@ -8,10 +8,11 @@ Ray's guide: a function trains with a trainer and `TuneReportCallback`; `OptunaS
    CPU per trial, as in Ray's guide, trials hold the CPUs for which their training runs wait (two trials on two CPUs
    are a deadlock).
 3. A search resumes from its trials' folders, not from a snapshot: `TrialSampler`, `ResumedSearch`,
-   `ReplayingScheduler`, which also never stops the trial with the config's own settings.
-4. The number of concurrent trials follows the capacity of the cluster: `ResumedSearch.suggest`.
-5. Credentials are not copied into runtime environments, and Ctrl-C ends the driver: `prepare_environment`.
-6. The cause of an error is read from the exception, not from Ray Tune's text: `read_trial_error`,
+   `ReplayingScheduler`.
+4. The trial with the config's own settings is never stopped early: `ReplayingScheduler`.
+5. The number of concurrent trials follows the capacity of the cluster: `ResumedSearch.suggest`.
+6. Credentials are not copied into runtime environments, and Ctrl-C ends the driver: `prepare_environment`.
+7. The cause of an error is read from the exception, not from Ray Tune's text: `read_trial_error`,
    `find_callback_error`.
 """
 
@@ -51,12 +52,12 @@ class TrainingRun:
     Ray's guide calls the trainer in a function with `TuneReportCallback`. That fails in two ways:
 
     - Ray Tune ends a function's process without waiting for its training run. A helper of Ray Train must then remove
-      the run's placement group (ray-project/ray#58515), but this helper finds no cluster on a machine that runs several
-      clusters (#25639; the fix #54468 was reverted by #54549): the CPUs stay reserved, and later trials wait for them
-      forever. Here `stop` cancels the task and waits; Ray Train handles the interrupt and removes its workers.
-    - One thread reads a function's results from a queue of size 1, and also writes the reports of `TuneReportCallback`
-      to this queue (#55556). If the function ends before its last report was fetched, the queue is full and the thread
-      blocks forever. Here the queue of reports has no limit.
+      the run's placement group (ray-project/ray#58515), but on a machine with several clusters this helper does not
+      find its cluster (#25639; the fix #54468 was reverted by #54549): the CPUs stay reserved, and later trials wait
+      for them forever. Here `stop` cancels the task and waits; Ray Train handles the interrupt and removes its workers.
+    - Ray Tune uses one thread to put the reports of `TuneReportCallback` into a queue of size 1 and to take them out
+      (#55556). If the function ends while the queue is full, the thread waits forever for room that only it could make.
+      Here the queue of reports has no limit.
     """
 
     def __init__(self, config: Config, folder: str, *, use_gpu: bool) -> None:
@@ -166,7 +167,8 @@ class ResumedSearch(OptunaSearch):
             storage: holds the study.
             study_name: the study's name in the storage.
             sampler: the study's sampler.
-            numbers: numbers of the trials to run, in order. The first trials get the study's enqueued points.
+            numbers: numbers of the trials to run, in order. The first trials get the points that `enqueue_trial` put
+                into the study.
         """
         super().__init__(
             dict(space),
@@ -204,51 +206,53 @@ class ResumedSearch(OptunaSearch):
         """Record no intermediate value: samplers ignore these, and Optuna warns if a retried trial repeats one."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record a trial's final value; a trial whose failure is not final, e.g. a lost node, gets no value."""
+        """Record a trial's final value; a trial that is tried again, e.g. after its node was lost, gets no value."""
         self._running_ids.discard(trial_id)
         has_value = result is not None and not error and result.get("is_final", True)
         super().on_trial_complete(trial_id, result if has_value else None, error=not has_value)
 
 
 class ReplayingScheduler(TrialScheduler):
-    """Replays the earlier reports of a trial when the trial is added; these reports do not stop the trial.
+    """A scheduler that learns a trial's reports from before the resume when Ray Tune adds the trial.
+
+    It does not stop a trial because of these reports.
 
     Ray Tune's schedulers resume only from Ray Tune's snapshot. The trial with the config's own settings is never
     stopped, so that it can be compared with the best trial after the same number of iterations.
     """
 
     earlier_results: Mapping[str, Sequence[dict[str, Any]]]
-    """The earlier results of each trial, by the trial's name."""
-    replay: Callable[..., Any]
+    """The reports of each trial from before the resume, as Ray Tune's results, by the trial's name."""
+    record_result: Callable[..., Any]
     """The method that records a result; called with the controller, the trial and the result."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
         for result in self.earlier_results.get(trial_name(trial.config["number"]), ()):
-            self.replay(tune_controller, trial, result)
+            self.record_result(tune_controller, trial, result)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if trial_name(trial.config["number"]) != OWN_TRIAL:
             return str(super().on_trial_result(tune_controller, trial, result))
-        self.replay(tune_controller, trial, result)
+        self.record_result(tune_controller, trial, result)
         return TrialScheduler.CONTINUE
 
     def add_ended_trial(self, number: int) -> None:
-        """Replay the reports of a trial that is over and that Ray Tune does not run again."""
+        """Record the reports of a trial that is over and that Ray Tune does not run again."""
         self.on_trial_add(None, RayTrial("ended", config={"number": number}, trial_id=trial_name(number), stub=True))
 
 
 class ReplayingAsha(ReplayingScheduler, ASHAScheduler):
     """ASHA for a search that may resume."""
 
-    replay = ASHAScheduler.on_trial_result
+    record_result = ASHAScheduler.on_trial_result
 
 
 class ReplayingMedian(ReplayingScheduler, MedianStoppingRule):
     """The median stopping rule for a search that may resume."""
 
     # Unlike on_trial_result, this also records a result of a trial that the rule has decided to stop.
-    replay = MedianStoppingRule.on_trial_complete
+    record_result = MedianStoppingRule.on_trial_complete
 
 
 def prepare_environment() -> None:

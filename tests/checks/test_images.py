@@ -81,7 +81,7 @@ def test_every_kind_of_bad_file_is_found(tmp_path):
     assert all("\n" not in finding.message + finding.fix for finding in findings)
 
 
-def test_images_of_many_sizes_cause_no_findings(tmp_path):
+def test_images_without_a_common_size_cause_no_size_findings(tmp_path):
     names = [f"{number}.jpg" for number in range(4)]
     for number, name in enumerate(names):
         (tmp_path / name).write_bytes(simplejpeg.encode_jpeg(make_image(32 + 8 * number, 32)))

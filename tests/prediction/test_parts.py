@@ -26,7 +26,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def make_row(image: str, member: str, score: float, **changes: Any) -> dict[str, Any]:
-    """Make a row of a part whose keypoint numbers all equal the score; NaN if the score is 0."""
+    """Make one row of a part. All numbers of its keypoints equal the score, or are NaN if the score is 0."""
     keypoints = np.full(3 * len(DACON24), score if score else np.nan)
     row = {"image": image, "version": "v1", "member": member, "score": score, "bbox_xyxy": [0.0, 0.0, 9.0, 9.0],
            "keypoints": keypoints, "width": 64, "height": 48, "reason": ""}  # fmt: skip

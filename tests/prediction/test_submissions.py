@@ -92,7 +92,7 @@ def test_invalid_files_and_options_are_refused_and_nothing_is_written(tmp_path: 
         ([path_a], {}, r"fuse: needs two or more submissions \(got 1\)"),
         ([path_a, path_a], {}, "a submission is named twice"),
         ([path_a, f"{tmp_path}/./{Path(path_a).name}"], {}, "a submission is named twice"),
-        ([path_a, path_b], {"weights": [1.0]}, r"--weights: 2 submissions need as many weights .* \(got 1\)"),
+        ([path_a, path_b], {"weights": [1.0]}, r"--weights: 2 submissions need as many weights, .* \(got 1\)"),
         ([path_a, path_b], {"weights": [0.0, 0.0]}, "--weights"),
         ([path_a, f"{tmp_path}/./{target.name}"], {}, r"--out: .*out\.csv is one of the submissions"),
     ):
