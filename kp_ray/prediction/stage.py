@@ -13,7 +13,7 @@ from kp_ray.member_files import is_trained
 from kp_ray.metrics import Evaluation
 from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
 from kp_ray.prediction.images import STORE_PREFIX, list_image_refs, refuse_split_of_store_with_folds
-from kp_ray.prediction.inputs import check_weighted_members, read_run_sample, resolve_skeleton, resolve_weights
+from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.members import check_members_of_other_runs, list_members
 from kp_ray.prediction.records import (
     CrossValidation,
@@ -138,7 +138,6 @@ class PredictStage:
         """
         check_inputs(config, optional=["test_images", "sample_submission"])
         members, sample, section = list_members(config), read_run_sample(config), config.predict
-        check_weighted_members(config, list(members))
         _check_untrained_members(config)
         if "flip" in section.tta or section.members or not isinstance(section.weights, str):
             has_skeleton = sample is not None or has_store(config.path("store"))

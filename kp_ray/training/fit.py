@@ -90,14 +90,20 @@ def fit_member(
         cause = root_cause(error)
         if isinstance(cause, KpRayError):
             raise type(cause)(f"member {member.name}: {cause}") from error
-        raise StoppedError(
-            f"member {member.name}: training stopped: {describe_ray_error(error)}: run the same command to resume"
-        ) from error
+        raise stopped_error(error, member.name) from error
     if isinstance(outcome, KpRayError):  # an error that a restart would repeat
         raise type(outcome)(f"member {member.name}: {outcome}") from outcome
     if not isinstance(outcome, TrainingResult):
         raise TypeError(f"member {member.name}: Ray Train returned {outcome!r}")
     return outcome
+
+
+def stopped_error(error: BaseException, member: str | None = None) -> StoppedError:
+    """Return the error of training that Ray stopped; it names the member, if one is given, and has `error` as cause."""
+    prefix = f"member {member}: " if member else ""
+    stopped = StoppedError(f"{prefix}training stopped: {describe_ray_error(error)}: run the same command to resume")
+    stopped.__cause__ = error
+    return stopped
 
 
 @contextlib.contextmanager

@@ -9,16 +9,15 @@ from typing import Any
 
 import ray
 
-from kp_ray.cluster.errors import describe_ray_error
 from kp_ray.cluster.placement import fit_task_options
 from kp_ray.cluster.resources import training_capacity
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
-from kp_ray.errors import DataError, KpRayError, StoppedError
+from kp_ray.errors import DataError, KpRayError
 from kp_ray.member_files import is_trained
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import delete_file, exists, writer_lock
-from kp_ray.training.fit import check_train_precision, fit_member_task
+from kp_ray.training.fit import check_train_precision, fit_member_task, stopped_error
 from kp_ray.training.logs import LogEntry, read_latest_entry
 from kp_ray.training.result import TrainingResult
 from kp_ray.training.rows import count_rows, usable_rows
@@ -237,15 +236,14 @@ def _fit_members(
                         raise
                     errors.append(error.cause)
                 except ray.exceptions.RayError as error:  # the task's process or node is lost
-                    reason = f"training stopped: {describe_ray_error(error)}: run the same command to resume"
-                    errors.append(StoppedError(f"member {member.name}: {reason}"))
+                    errors.append(stopped_error(error, member.name))
                 else:
                     seconds = round(time.time() - start_s, 1)
                     summaries[member.name] = MemberSummary(member.name, config.member_dir(member.name), result, seconds)
             for member, _ in running.values():
                 _report_progress(config, member, progress, monitor)
     except ray.exceptions.RayError as error:
-        raise StoppedError(f"training stopped: {describe_ray_error(error)}: run the same command to resume") from error
+        raise stopped_error(error) from error
     finally:
         for reference in running:  # after Ctrl-C or an error: the cluster can outlive this process
             ray.cancel(reference)
