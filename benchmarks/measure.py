@@ -22,15 +22,24 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def hardware(*packages: Any) -> str:
-    """Describe the machine and the versions of Python and `packages` in one line."""
+    """Describe the machine and the versions of Python and `packages` in one line.
+
+    GPUs are named if torch is among the packages.
+    """
     with open("/proc/cpuinfo") as info:
         model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), "unknown CPU")
+    gpus = [
+        package.cuda.get_device_name(number)
+        for package in packages
+        if package.__name__ == "torch"
+        for number in range(package.cuda.device_count())
+    ]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     versions = [
         f"Python {platform.python_version()}",
         *(f"{package.__name__} {package.__version__}" for package in packages),
     ]
-    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, no GPU; {', '.join(versions)}"
+    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, {', '.join(gpus) or 'no GPU'}; {', '.join(versions)}"
 
 
 def cpu_time() -> tuple[int, int]:
@@ -81,13 +90,19 @@ def make_sources(folder: Path, num_sources: int, num_distinct: int = 400) -> Pat
 
 def kp_ray_command(verb: str, config: Path, *overrides: str) -> list[str]:
     """Return the command `kp-ray VERB CONFIG --json` with overrides such as "train.max_iter=500"."""
-    command = [str(Path(sys.executable).with_name("kp-ray")), verb, str(config), "--json"]
+    command = [sys.executable, "-m", "kp_ray", verb, str(config), "--json"]
     return [*command, *(argument for override in overrides for argument in ("--set", override))]
 
 
 def run_kp_ray(verb: str, config: Path, *overrides: str) -> dict[str, Any]:
-    """Run `kp-ray VERB CONFIG --json` with overrides and return the JSON object that it prints."""
-    process = subprocess.run(kp_ray_command(verb, config, *overrides), capture_output=True, text=True, check=True)
+    """Run `kp-ray VERB CONFIG --json` with overrides and return the JSON object that it prints.
+
+    Raises:
+        SystemExit: the command failed; the error holds what it printed.
+    """
+    process = subprocess.run(kp_ray_command(verb, config, *overrides), capture_output=True, text=True)
+    if process.returncode:
+        raise SystemExit(f"kp-ray {verb} {config}: failed: {process.stderr}")
     return dict(json.loads(process.stdout.splitlines()[-1]))
 
 

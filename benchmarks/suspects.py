@@ -170,7 +170,7 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
 
     def run_timed(name: str, verb: str, *overrides: str) -> dict[str, Any]:
         began = time.monotonic()
-        summary = run_kp_ray(verb, config_path, *overrides)
+        summary = run_kp_ray(verb, config_path, *options.overrides, *overrides)
         seconds[name] = round(time.monotonic() - began, 1)
         print(seed, name, json.dumps(summary)[:300], flush=True)
         return summary
@@ -234,6 +234,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=960, help="width of the images in pixels")
     parser.add_argument("--iterations", type=int, default=340, help="iterations of each of the five members")
     parser.add_argument("--train", action="store_true", help="also train on corrected and on clean labels")
+    parser.add_argument(
+        "--set", nargs="+", default=[], dest="overrides", metavar="KEY=VALUE", help="settings for every command"
+    )
     options = parser.parse_args()
     results = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
