@@ -1,10 +1,11 @@
 """Measure `kp-ray predict` on the CPU and with a stand-in for a GPU.
 
-    python benchmarks/predict.py RUN_DIR --images 100 --repeats 5
+    python benchmarks/predict.py RUN_DIR --images 300 --repeats 3
 
 RUN_DIR holds the trained members of an ensemble and a config.yaml. The images in `data.test_images` are repeated until
 there are `--images` of them. The first table compares three ways on the same images with the same members. A runs
-first, then B and C take turns:
+first, then B and C take turns. Rates of the whole run include the start-up, because C decodes images while its actors
+load their models.
 
 A  the published way: one process, one Detectron2 DefaultPredictor per member, one image at a time, torch on all cores
 B  one operator: a pool of one actor per core, whose actors also read and decode the images
@@ -12,8 +13,9 @@ C  two operators, as `kp-ray predict` works: decoding tasks, and a pool of one a
 
 The second table shows the share of time in which the actors of B and C are busy, with a stand-in for a GPU: the models
 only sleep for 20 ms per image. Inputs have the size for R-50 and X-101 (800x1333). In C two more CPUs decode, in B the
-actors decode. The third table shows the rate and the memory of the whole command for few and for many images. Rates
-leave out the start-up.
+actors decode. Only the second half of the images counts, so that neither the start-up nor the images that C decoded
+meanwhile do. The third table shows time and memory of the whole command for few and for many images; the difference of
+the two runs gives the rate without the start-up.
 
 Results: benchmarks/results/predict.{md,json}.
 """
@@ -136,6 +138,7 @@ def link_run(config: Config, folder: Path, images: Path, actors: int, **cluster:
     values["run_dir"] = str(run_dir)
     values["data"] |= {"test_images": str(images)}
     values["predict"] |= {"images": str(images), "weights": "equal", "actors": [actors, actors], "cpus_per_actor": 1}
+    values["predict"]["gpus_per_actor"] = None  # one per actor where the cluster has GPUs
     values["cluster"] |= cluster
     return Config.model_validate(values)
 
@@ -164,31 +167,33 @@ def predict_with_one_operator(
         yield BatchResult(**row)
 
 
-def measure_rate(results: Iterator[BatchResult]) -> float:
-    """Return the images/s from the first result to the last, without start-up."""
-    num_images, first_s, last_s = 0, None, 0.0
+def time_run(results: Iterator[BatchResult]) -> dict[str, float]:
+    """Return the `rate` of a whole run, start-up included, and the `late_rate` of its second half, in images/s."""
+    began = time.perf_counter()
+    counts, times = [], []
     for result in results:
         result.raise_error()
-        last_s = time.perf_counter()
-        if first_s is None:
-            first_s = last_s
-        else:
-            num_images += result.num_images
-    assert first_s is not None
-    return num_images / (last_s - first_s)
+        counts.append(result.num_images)
+        times.append(time.perf_counter())
+    middle = len(times) // 2
+    return {
+        "rate": sum(counts) / (times[-1] - began),
+        "late_rate": sum(counts[middle:]) / (times[-1] - times[middle - 1]),
+    }
 
 
 def compare_operators(
     config: Config, folder: Path, images: Path, repeats: int, num_gpus: int
-) -> list[dict[str, float]]:
-    """Measure B and C in turns on one cluster, in images/s.
+) -> list[dict[str, dict[str, float]]]:
+    """Measure B and C in turns on one cluster; return each turn's `time_run` of both.
 
     Args:
         config: config of the run folder with the members.
         folder: parent of the new run folder.
         images: folder of the images.
         repeats: number of turns.
-        num_gpus: number of actors whose models sleep; `DECODING_CPUS` more CPUs decode. 0: real members on all CPUs.
+        num_gpus: number of actors whose models sleep; `DECODING_CPUS` more CPUs decode, and B predicts only every fifth
+            image. 0: real members on all CPUs.
     """
     actors = num_gpus or CORES
     cpus = num_gpus + DECODING_CPUS if num_gpus else CORES
@@ -201,13 +206,17 @@ def compare_operators(
     if num_gpus:
         task.input_sizes = [GPU_INPUT]
         plan = replace(plan, max_decode_tasks=DECODING_CPUS)
+    images_b = task.images[::5] if num_gpus else task.images
     turns = []
     with session(run_config, dashboard=False):
-        measure_rate(predict_batches(task, plan, task.images[:40], predictor_c))  # the workers import their modules
+        time_run(predict_batches(task, plan, task.images[:40], predictor_c))  # the workers import their modules
         for _ in range(repeats):
-            rate_b = measure_rate(predict_with_one_operator(task, task.images, predictor_b))
-            rate_c = measure_rate(predict_batches(task, plan, task.images, predictor_c))
-            turns.append({"B": rate_b, "C": rate_c})
+            turn = {
+                "B": time_run(predict_with_one_operator(task, images_b, predictor_b)),
+                "C": time_run(predict_batches(task, plan, task.images, predictor_c)),
+            }
+            print(num_gpus, "GPUs", turn, flush=True)
+            turns.append(turn)
     return turns
 
 
@@ -260,21 +269,22 @@ def main() -> None:
     """Run the turns and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--many-images", type=int, default=1000, help="images of the second run of the command")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--gpu-images", type=int, default=2000, help="images of each turn with the stand-in for a GPU")
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     config = load_config(str(options.run_dir / "config.yaml"), [f"run_dir={options.run_dir}"])
     members = [config.member_dir(member.name) for member in config.train.members]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         few_images = copy_images(Path(config.require_input("test_images")), folder / "few", options.images)
-        more_images = copy_images(few_images, folder / "several", 5 * options.images)
+        gpu_images = copy_images(few_images, folder / "gpu", options.gpu_images)
         many_images = copy_images(few_images, folder / "many", options.many_images)
         data: dict[str, Any] = {
             "published": [run_published_loop(few_images, members) for _ in range(options.repeats)],
             "cpu": compare_operators(config, folder, few_images, options.repeats, num_gpus=0),
-            "gpu": {n: compare_operators(config, folder, more_images, options.repeats, num_gpus=n) for n in (1, 2)},
+            "gpu": {n: compare_operators(config, folder, gpu_images, options.repeats, num_gpus=n) for n in (1, 2)},
             "command": {
                 len(list(images.iterdir())): run_command(config, folder, images) for images in (few_images, many_images)
             },
@@ -286,36 +296,41 @@ def main() -> None:
 
 def build_tables(data: dict[str, Any], description: str, num_images: int, repeats: int) -> str:
     """Format the result page in Markdown."""
-    cpu_rates = {way: [turn[way] for turn in data["cpu"]] for way in ("B", "C")}
-    ratios = [turn["C"] / turn["B"] for turn in data["cpu"]]
-    rates = [num_images / turn["seconds"] for turn in data["published"]]
+    published_rates = [num_images / (run["start_up_s"] + run["seconds"]) for run in data["published"]]
+    late_published_rates = [num_images / run["seconds"] for run in data["published"]]
+    rates = {way: [turn[way]["rate"] for turn in data["cpu"]] for way in ("B", "C")}
+    few, many = (run | {"images": count} for count, run in data["command"].items())
+    late_rate = (many["images"] - few["images"]) / (many["process_s"] - few["process_s"])
     lines = [
-        f"# Prediction\n\n{data['hardware']}. {description}, {repeats} turns; medians (smallest-largest), without "
-        "start-up.\n",
-        "| on CPUs | images/s, all members |\n|---|---|",
-        f"| A one DefaultPredictor per member, one image at a time, {CORES} threads | {median_and_range(rates)} |",
-        f"| B one operator: {CORES} actors of one thread that also decode | {median_and_range(cpu_rates['B'])} |",
-        f"| C two operators (`kp-ray predict`): decoding tasks, {CORES} actors of one thread | "
-        f"{median_and_range(cpu_rates['C'])} |",
-        f"\nC/B in the same turn: {median_and_range(ratios)}.\n",
+        f"# Prediction\n\n{data['hardware']}. {description}, {repeats} turns; medians (smallest-largest).\n",
+        "| on CPUs | images/s, all members, start-up included |\n|---|---|",
+        f"| A one DefaultPredictor per member, one image at a time, {CORES} threads | "
+        f"{median_and_range(published_rates)} |",
+        f"| B one operator: {CORES} actors of one thread that also decode | {median_and_range(rates['B'])} |",
+        f"| C two operators (as `kp-ray predict`): decoding tasks, {CORES} actors of one thread | "
+        f"{median_and_range(rates['C'])} |",
+        f"\nC/B in the same turn: {median_and_range([c / b for b, c in zip(rates['B'], rates['C'], strict=True)])}. "
+        f"B and C run on a cluster that is already started. A without its start-up: "
+        f"{median_and_range(late_published_rates)} images/s.\n",
+        "| `kp-ray predict` | s, start-up included | peak MiB of an actor | peak MiB of the driver |\n"
+        "|---|---|---|---|",
+        *(
+            f"| {run['images']} images | {run['process_s']:.1f} | {run['peak_mib']['actor']:.0f} | "
+            f"{run['peak_mib']['driver']:.0f} |"
+            for run in (few, many)
+        ),
+        f"\nThe {many['images'] - few['images']} images more: {late_rate:.2f} images/s.\n",
         f"A stand-in for a GPU sleeps {1000 * SLEEP_S:g} ms per image; inputs of {GPU_INPUT.short_edge}x"
-        f"{GPU_INPUT.max_long_edge}; {DECODING_CPUS} CPUs decode beside the actors (in B the actors decode).\n",
+        f"{GPU_INPUT.max_long_edge}; {DECODING_CPUS} CPUs decode beside the actors (in B the actors decode). Second "
+        "half of the images:\n",
         "| actors | B images/s | B busy % | C images/s | C busy % |\n|---|---|---|---|---|",
     ]
     for actors, turns in data["gpu"].items():
         cells = []
         for way in ("B", "C"):
-            values = [turn[way] for turn in turns]
+            values = [turn[way]["late_rate"] for turn in turns]
             cells += [median_and_range(values, 1), median_and_range([100 * SLEEP_S * v / actors for v in values], 0)]
         lines.append(f"| {actors} | {' | '.join(cells)} |")
-    lines.append("\n| `kp-ray predict` | images/s | start-up s | peak MiB of an actor | peak MiB of the driver |")
-    lines.append("|---|---|---|---|---|")
-    for count, run in data["command"].items():
-        peak = run["peak_mib"]
-        lines.append(
-            f"| {count} images | {count / run['seconds']:.2f} | {run['process_s'] - run['seconds']:.1f} | "
-            f"{peak['actor']:.0f} | {peak['driver']:.0f} |"
-        )
     return "\n".join(lines) + "\n"
 
 
