@@ -1,0 +1,99 @@
+"""Compare learning rates in short and in full trials: does a short search choose the rate that is best at full length?
+
+    python benchmarks/short_trials.py --seeds 3
+
+For every seed `kp-ray tune`, without early stopping, trains one trial for each of four learning rates of the preset
+`demo`: first for a quarter of the preset's iterations, then for all of them, on the same store.
+Results: benchmarks/results/short_trials.{md,json}.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import ray
+import torch
+import yaml
+from measure import hardware, run_kp_ray, write_results
+
+from kp_ray.config.presets import CONFIG_PRESETS
+from kp_ray.synthetic.dataset import make_sample
+
+DEMO = CONFIG_PRESETS["demo"]["train"]
+FULL_LENGTH = int(DEMO["max_iter"])
+LENGTHS = (FULL_LENGTH // 4, FULL_LENGTH)
+BASE_LRS = (0.001, 0.0015, 0.003, 0.006)
+"""The demo's own rate 0.0015, the published 0.001, and twice and four times the own rate; the first two are those that
+every search tries first."""
+
+
+def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[int, dict[str, float]]:
+    """Return the validation RMSE in pixels by trial length and learning rate."""
+    sample = make_sample(str(folder / "data"), num_images=options.images, num_test=1, seed=seed)
+    warmup = DEMO["warmup_iters"] / FULL_LENGTH
+    values = {
+        "preset": "demo",
+        "run_dir": str(folder / "run"),
+        "seed": seed,
+        "data": {"annotations": sample.annotations, "images": sample.images},
+        "split": {"fraction": 0.2},
+        "augment": {"recipes": DEMO["recipes"]},
+        "train": {"members": [{"name": "a", "seed": seed}]},
+        "tune": {
+            "num_trials": len(BASE_LRS),
+            "scheduler": "none",
+            "base_lr": [min(BASE_LRS), max(BASE_LRS)],
+            "warmup": [warmup, warmup],
+            "points": [{"base_lr": base_lr} for base_lr in BASE_LRS[2:]],
+        },
+    }
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(values))
+    print(run_kp_ray("augment", config), flush=True)
+    rmse: dict[int, dict[str, float]] = {}
+    for length in LENGTHS:
+        run_dir = folder / f"length{length}"
+        run_dir.mkdir()
+        (run_dir / "store").symlink_to(folder / "run" / "store")
+        run_kp_ray("tune", config, f"run_dir={run_dir}", f"tune.max_iter={length}", f"tune.eval_period={length}")
+        trials = pd.read_csv(run_dir / "tune" / "trials.csv")
+        rmse[length] = {f"{base_lr:g}": value for base_lr, value in zip(trials.base_lr, trials.rmse, strict=True)}
+        print(seed, length, rmse[length], flush=True)
+    return rmse
+
+
+def describe(results: dict[int, dict[int, dict[str, float]]], conditions: dict[str, Any]) -> str:
+    """Compose the result page in Markdown."""
+    text = (
+        f"# Learning rates in short and in full trials\n\n{conditions['hardware']}. {conditions['options']}. Preset "
+        "`demo` on generated people; RMSE px on the validation scenes, the lowest of a row in bold.\n\n"
+        f"| seed | iterations | {' | '.join(f'base LR {base_lr:g}' for base_lr in BASE_LRS)} |\n"
+        f"|---|---|{'---|' * len(BASE_LRS)}\n"
+    )
+    for seed, rmse in results.items():
+        for length in LENGTHS:
+            lowest = min(rmse[length].values())
+            cells = [rmse[length][f"{base_lr:g}"] for base_lr in BASE_LRS]
+            bold_cells = [f"**{value:.1f}**" if value == lowest else f"{value:.1f}" for value in cells]
+            text += f"| {seed} | {length} | {' | '.join(bold_cells)} |\n"
+    return text
+
+
+def main() -> None:
+    """Measure every seed, and write the result page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=200)
+    options = parser.parse_args()
+    results = {}
+    for seed in range(1, options.seeds + 1):
+        with tempfile.TemporaryDirectory() as name:
+            results[seed] = measure_seed(Path(name), seed, options)
+    conditions = {"hardware": hardware(ray, torch), "options": f"seeds {options.seeds}, images {options.images}"}
+    write_results("short_trials", describe(results, conditions), {**conditions, "results": results})
+
+
+if __name__ == "__main__":
+    main()
