@@ -37,7 +37,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Name of a row of the table -> settings of the section `predict`. The first row is the baseline."""
 COLUMNS = ("rmse", "median_px", "pck_0.02", "pck_0.05", "member_rmse", "member_pck_0.02", "cpu_s")
-"""Measured values of a row: of the ensemble, means over the single members, and CPU seconds per image."""
+"""Measured values of a row: the ensemble's metrics, the means of the members' own metrics (`member_...`), and CPU
+seconds per image."""
 
 
 def train_members(folder: Path, seed: int) -> Path:

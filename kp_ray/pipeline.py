@@ -216,7 +216,7 @@ def _summarize(config: Config, summaries: Mapping[str, Any]) -> RunSummary:
 
 
 def find_next_command(verb: str, config: Config, config_path: str) -> str | None:
-    """Return the arguments of a `kp-ray` command that can follow a finished verb; None if no verb would accept them.
+    """Return the arguments of a `kp-ray` command that can follow a verb; None if no such verb accepts the config.
 
     Args:
         verb: the finished verb.

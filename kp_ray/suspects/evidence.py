@@ -38,7 +38,7 @@ class Judgement:
         points: indices of the keypoints concerned; empty for all keypoints.
         reason: the mistake in words; "" if the image is not suspicious.
         shift: x, y in pixels that move the labels onto the prediction, if the kind is "shifted".
-        keeps_labels: True if other images repeat these labels, which fit this image best: no correction is proposed.
+        keeps_labels: True if this is the most plausible of several images with equal labels: no correction is proposed.
     """
 
     score: float

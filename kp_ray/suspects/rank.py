@@ -26,15 +26,15 @@ _REPEATED_SCORE = 2.0
 """Score of the less plausible of two images with equal labels, if the person does not move between them. A movement m,
 in body sizes, adds 2 * log2(1 + m / `LABEL_NOISE`), at most 2 * `_MAX_BONUS`."""
 _PLAUSIBLE_MARGIN = 0.5
-"""Among images with equal labels, the score of the most plausible one is at most this much below the highest repetition
-score of the others."""
+"""Among images with equal labels, the score of the most plausible one is raised to the highest repetition score of the
+others minus this margin, unless it is higher already."""
 _CROSSED_SCORE = 1.0
 """Score of shoulders and hips that point in opposite directions. It is low, because real bodies can twist."""
 _VAGUE_KINDS = ("far", "points")
 """Kinds that say which points are far from where they are expected, but not by which mistake."""
 _INNER_FRAME_FACTOR = 0.6
-"""Factor for the score of an image between two other frames of its clip: if its labels do not jump, its prediction is
-probably wrong; if they jump, `_add_motion` adds a score."""
+"""Factor for the score that a prediction gives to an image between two other frames of its clip. Wrong labels of such
+an image usually jump, and `_add_motion` then adds a score. Without a jump, the prediction is probably wrong instead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def rank_suspects(
         images = [labels.images[row] for row in rows]
         points, disagreements = (np.stack([values[image] for image in images]) for values in (predicted, disagreement))
         judgements = dict(zip(rows, judge_predicted(labels.select(rows), points, disagreements), strict=True))
-    _weigh_by_motion(labels, judgements)
+    _lower_prediction_scores(labels, judgements)
     for suspect in find_motion_suspects(labels):
         judgements[suspect.row] = _add_motion(labels, judgements.get(suspect.row), suspect)
     for row, keypoints in enumerate(labels.keypoints):
@@ -97,11 +97,12 @@ def _row_score(judgements: Mapping[int, Judgement], row: int) -> float:
     return judgements[row].score if row in judgements else 0.0
 
 
-def _weigh_by_motion(labels: Annotations, judgements: dict[int, Judgement]) -> None:
-    """Lower, in place, the scores of images that lie between other frames of their clip.
+def _lower_prediction_scores(labels: Annotations, judgements: dict[int, Judgement]) -> None:
+    """Lower, in place, the scores that predictions give to images.
 
-    A wrong label of such an image also shows as a jump, see `_INNER_FRAME_FACTOR`. Before that, the part of every
-    score above `SUSPICIOUS_SCORE` is compressed logarithmically, because failed predictions cause the largest scores.
+    First, the part of every score above `SUSPICIOUS_SCORE` is compressed logarithmically, because failed predictions
+    cause the largest scores. Then the scores of images between two other frames of their clip are multiplied by
+    `_INNER_FRAME_FACTOR`.
     """
     inner_rows = list_inner_rows(labels)
     for row, judgement in judgements.items():
@@ -128,7 +129,7 @@ def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> N
             repeated = Judgement(score, "repeated", (), f"repeats the labels of {labels.images[kept_row]}")
             judgements[row] = _join(judgements.get(row), repeated)
         # The kept image gets a score near those of its repetitions, so that the list shows them together.
-        reason = f"{labels.images[wrong_rows[0]]} has the same labels, which fit it less well"
+        reason = f"{labels.images[wrong_rows[0]]} has the same labels, which fit this image at least as well"
         judgement = judgements.get(kept_row, Judgement(0.0))
         reason = _join_reasons(judgement.reason, reason)
         if judgement.kind and judgement.score >= SUSPICIOUS_SCORE:

@@ -38,8 +38,8 @@ class UsualErrors:
         labels: (N, K, 2) labelled points; NaN where unlabelled.
         predicted: (N, K, 2) predicted points.
         disagreement: (N, K) values that are larger where the members disagree or are unsure; only their order matters.
-        clips: N names of clips. The errors in the other frames of a clip count as usual, because a member that is wrong
-            in one frame is often wrong in all frames.
+        clips: N names of clips. Large errors in the other frames of a clip raise the usual error of a frame, because a
+            member that is wrong in one frame is often wrong in all frames.
     """
 
     def __init__(

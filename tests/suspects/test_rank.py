@@ -47,7 +47,7 @@ def rank(labels: Annotations, predicted: dict[str, FloatArray], **changed_points
     return rank_suspects(replace(labels, keypoints=keypoints), predicted, {name: np.ones(24) for name in predicted})
 
 
-def test_each_kind_of_mistake_is_found_and_its_correction_restores_the_labels(
+def test_mistakes_of_four_kinds_are_ranked_first_with_their_corrections(
     labels: Annotations, predicted: dict[str, FloatArray]
 ) -> None:
     xy = labels.keypoints[..., :2]

@@ -72,7 +72,7 @@ def test_proposals_change_nothing_until_they_are_uncommented_and_edits_are_kept(
     assert proposal in path.read_text().splitlines()
     path.write_text(path.read_text().replace(proposal, proposal.removeprefix("# ")))
     assert "walk_A-0000003.jpg" not in load_labels(corrected_config).images
-    assert run_stage(corrected_config).kinds == {}, "the corrected labels are ranked"
+    assert run_stage(corrected_config).kinds == {}, "the labels are ranked without their corrections"
     assert path.read_text().splitlines()[:2] == ["image,action,keypoint,x,y", "walk_A-0000003.jpg,drop,,,"]
 
 
