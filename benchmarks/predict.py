@@ -168,7 +168,7 @@ def measure_rate(results: Iterator[BatchResult]) -> float:
     """Return the images/s from the first result to the last, without start-up."""
     num_images, first_s, last_s = 0, None, 0.0
     for result in results:
-        result.raise_error()
+        result.raise_if_failed()
         last_s = time.perf_counter()
         if first_s is None:
             first_s = last_s
