@@ -172,7 +172,7 @@ def time_run(results: Iterator[BatchResult]) -> dict[str, float]:
     began = time.perf_counter()
     counts, times = [], []
     for result in results:
-        result.raise_error()
+        result.raise_if_failed()
         counts.append(result.num_images)
         times.append(time.perf_counter())
     middle = len(times) // 2

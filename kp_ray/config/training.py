@@ -124,7 +124,8 @@ class TrainConfig(Section):
     themselves."""
     checkpoint_period: Positive = 1000
     """Largest number of iterations that are lost when a worker or the driver is killed; it is not divided by the number
-    of workers. A checkpoint is saved twice in this time, because the latest one may not be recorded yet."""
+    of workers. Two checkpoints are saved per period: if the latest one is not recorded yet, the run resumes from the
+    one before it."""
     deterministic: bool = False
     """Let cudnn use deterministic algorithms only, without TF32; this can be slower, and the published solution does
     not do it. CPUs need no setting."""

@@ -14,7 +14,8 @@ class FoldGroup:
         fold: number of the fold.
         members: names of the members, at least one.
         config: the run's config with the group's `predict.members`, equal weights, and without a sample submission.
-        weights: `predict.weights` of the group's members.
+        weights: `predict.weights` of the group's members. They are not in `config`, because a prediction task refuses
+            members that all have weight 0 for a keypoint, and a group may hold only such members.
         path: path of the group's predictions, in the format of `predictions.parquet`.
     """
 

@@ -77,8 +77,8 @@ def _fuse_fold(group: FoldGroup, skeleton: Skeleton) -> OutOfFoldPredictions:
     weights = None
     if not isinstance(group.weights, str):
         weights = convert_weights(group.weights, predictions.members, skeleton)
-        # Members of other folds do not predict this fold. If its own members all have weight 0 for a keypoint, they get
-        # equal weights.
+        # The only members with a positive weight for a keypoint may hold out other folds. Then this fold's members get
+        # equal weights for it.
         weights[:, ~weights.any(axis=0)] = 1
     fusion = fuse_predictions(group.config, predictions, range(len(predictions.members)), weights)
     return OutOfFoldPredictions(

@@ -81,10 +81,11 @@ class CrossvalStage:
         return config.split.folds is not None
 
     def check(self, config: Config) -> None:
-        """Refuse a config without folds or without members of this run, and flips that `check_flips` refuses.
+        """Refuse a config without folds, or whose `predict` section does not fit this run.
 
         Raises:
-            ConfigError: as described.
+            ConfigError: `split.folds` is not set, `predict.members` lists no member of this run, or `predict.tta` has
+                `flip` and the skeleton's flip pairs are incomplete.
         """
         if config.split.folds is None:
             raise ConfigError(

@@ -64,8 +64,8 @@ def evaluate_run(config: Config) -> RunEvaluation:
     weights = resolve_weights(config, predictions.members, skeleton)
     num_members = len(predictions.members)
     ensemble = _evaluate_members(config, predictions, range(num_members), weights, truth, skeleton)
-    # `predict.weights` can set a member's weight to 0, so each of several members is scored with equal weights.
-    # A single member is the ensemble, which is scored with `predict.weights`.
+    # A member with weight 0 in `predict.weights` has a score of its own too, so members are scored without these
+    # weights. A run's only member is the ensemble and must have the ensemble's score.
     member_weights = weights if num_members == 1 else None
     members = {
         name: _evaluate_members(config, predictions, [i], member_weights, truth, skeleton)
@@ -100,7 +100,8 @@ def _expected_rows(config: Config, path: str, truth: Truth, skeleton: Skeleton) 
     """Return the images and columns that a submission must have.
 
     Raises:
-        DataError: without a sample submission, the submission has other keypoints than the labels, or lacks images.
+        DataError: no sample submission gives the images, and the submission has other keypoints than the labels, or
+            lacks images of the ground truth.
     """
     sample = read_run_sample(config)
     if sample is not None and config.predict.images is None:

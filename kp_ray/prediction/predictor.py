@@ -27,7 +27,7 @@ RESULT_SCHEMA = pa.schema(
     [
         ("num_images", pa.int64()),
         ("began", pa.float64()),
-        ("compute", pa.string()),
+        ("device_and_precision", pa.string()),
         ("error_class", pa.string()),
         ("error_message", pa.string()),
     ]
@@ -44,17 +44,17 @@ class BatchResult:
     Attributes:
         num_images: number of images in the part that was written.
         began: Unix time of the batch's start, in seconds.
-        compute: device and precision of the actor, e.g. "cuda, bf16".
+        device_and_precision: device and precision of the actor, e.g. "cuda, bf16".
         error_class, error_message: the `KpRayError` that stopped the batch; "" if there is none.
     """
 
     num_images: int
     began: float
-    compute: str
+    device_and_precision: str
     error_class: str = ""
     error_message: str = ""
 
-    def raise_error(self) -> None:
+    def raise_if_failed(self) -> None:
         """Raise the error that stopped the batch, if there is one."""
         raise_error_row(asdict(self))
 
@@ -86,7 +86,7 @@ class Predictor:
         self.members: dict[str, tuple[torch.nn.Module, CfgNode]] = {}
         self.load_error: KpRayError | None = None
         device = "cuda" if has_gpu and torch.cuda.is_available() else "cpu"
-        self.compute = device
+        self.device_and_precision = device
         if device == "cpu":
             torch.set_num_threads(max(1, round(section.cpus_per_actor)))
         try:
@@ -94,7 +94,7 @@ class Predictor:
             precision = resolve_precision(section.precision, device)
             if device == "cuda":
                 set_tf32(precision != "fp32")
-            self.compute = f"{device}, {precision}"
+            self.device_and_precision = f"{device}, {precision}"
             for name, member_folder in members.items():
                 model, cfg = load_member(member_folder, device, keypoint_names)
                 set_precision(model, device, precision)
@@ -119,9 +119,9 @@ class Predictor:
             if self.load_error is not None:
                 raise self.load_error
             self.write_part(batch)
-            result = BatchResult(len(batch), began, self.compute)
+            result = BatchResult(len(batch), began, self.device_and_precision)
         except KpRayError as error:
-            result = BatchResult(0, began, self.compute, **error_row(error))
+            result = BatchResult(0, began, self.device_and_precision, **error_row(error))
         return pa.Table.from_pylist([asdict(result)], schema=RESULT_SCHEMA)
 
     def write_part(self, batch: pa.Table) -> None:

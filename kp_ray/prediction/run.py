@@ -38,7 +38,8 @@ def predict(config: Config, progress: Progress = no_progress) -> tuple[Predictio
     Args:
         config: the run's configuration. The run folder must hold the trained members. If an image is not predicted
             yet, a Ray cluster must be running.
-        progress: called with the number of predicted images, the number of images to predict, and the actors' device.
+        progress: called with "", the number of predicted images, the number of images to predict, and a note that says
+            whether the actors have GPUs.
 
     Returns:
         The content of `predict.json`, and the cost of this run.
@@ -73,20 +74,22 @@ def predict_images(task: PredictionTask, images: Sequence[ImageRef], progress: P
     plan = plan_pool(task.config, [node["Resources"] for node in nodes], ray.cluster_resources().get("CPU", 0))
     note = describe_actors(plan.gpus_per_actor)
     progress("", 0, len(images), note)
-    began, num_done, compute = time.time(), 0, set[str]()
+    began, num_done, devices = time.time(), 0, set[str]()
     first_batch_began = float("inf")
     for result in _predict_with_retries(task, plan, images):
         first_batch_began = min(first_batch_began, result.began)
+        # After a failed run of Ray Data, unusable images are tried, and so counted, a second time.
         num_done = min(num_done + result.num_images, len(images))
-        compute.add(result.compute)
+        devices.add(result.device_and_precision)
         progress("", num_done, len(images), note)
+    # Without a result the time is infinite, and a node's clock may be fast: both would make `seconds` negative.
     first_batch_began = min(first_batch_began, time.time())
     return PredictionCost(
         predicted=len(images),
         seconds=time.time() - first_batch_began,
         start_up_s=max(0.0, first_batch_began - began),
         gpus_per_actor=plan.gpus_per_actor,
-        compute="; ".join(sorted(compute)),
+        compute="; ".join(sorted(devices)),
     )
 
 
@@ -104,7 +107,7 @@ def _predict_with_retries(task: PredictionTask, plan: PoolPlan, images: Sequence
     while images:
         try:
             for result in predict_batches(task, plan, images):
-                result.raise_error()
+                result.raise_if_failed()
                 yield result
             return
         except KpRayError as error:
@@ -139,7 +142,8 @@ def predict_batches(
     Raises:
         ray.exceptions.RayError: processes died, or failed with an error that is not a `KpRayError`.
     """
-    # Batches are slices of the ordered images, so that a resumed run makes the same batches.
+    # The last bits of a model's output depend on the batch, so a resumed run must make the same batches: each is a
+    # slice of the ordered images.
     batch_size = task.config.predict.batch_size
     batches = [refs_table(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
     max_actors = min(plan.max_actors, len(batches))
@@ -147,7 +151,8 @@ def predict_batches(
         context = ray.data.DataContext.get_current()
         context.op_resource_reservation_enabled = True  # bounds the memory of decoded images that wait for an actor
         context.target_max_block_size = None  # keeps a batch of many or large images in one block
-        context.execution_options.preserve_order = True  # keeps the last block, which can be smaller, a separate batch
+        # Without the order, the last block, which can be smaller, may come early and share a batch with another block.
+        context.execution_options.preserve_order = True
         results = (
             ray.data.from_arrow(batches)
             .map_batches(
@@ -161,7 +166,7 @@ def predict_batches(
             )
             .map_batches(
                 predictor,
-                batch_size=batch_size,  # as in the blocks, because Ray refuses None for an operator with GPUs
+                batch_size=batch_size,  # a block's size; with GPUs Ray refuses None, which would mean the same
                 batch_format="pyarrow",
                 fn_constructor_kwargs=task.predictor_arguments(has_gpu=plan.gpus_per_actor > 0),
                 compute=ray.data.ActorPoolStrategy(

@@ -33,14 +33,14 @@ def run_with_members(sample_data: dict[str, Any], tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def run_with_store(run_with_members: Config, ray_cluster: None) -> Config:
-    """Write a store with two validation scenes into the run folder of `run_with_members`."""
+    """Write a store of 4 training images and two validation scenes into the run folder of `run_with_members`."""
     write_store(make_plan(run_with_members))
     return run_with_members
 
 
 @pytest.fixture(scope="session")
 def predicted_run(run_with_store: Config) -> Config:
-    """Predict the test images in the run folder of `run_with_store`."""
+    """Predict the 10 test images in the run folder of `run_with_store`."""
     predict(run_with_store)
     return run_with_store
 

@@ -124,7 +124,9 @@ def test_a_missing_truth_is_a_config_error(predicted_run: Config) -> None:
         evaluate_run(configure_run(predicted_run, Path(predicted_run.run_dir), {"truth": None}))
 
 
-def test_the_interval_resamples_the_groups_of_the_truth(predicted_run: Config, tmp_path: Path) -> None:
+def test_the_interval_resamples_the_scenes_that_the_column_group_of_the_truth_names(
+    predicted_run: Config, tmp_path: Path
+) -> None:
     truth = pd.read_csv(predicted_run.require_input("truth"))
     config = configure_run(predicted_run, Path(predicted_run.run_dir), {"truth": str(tmp_path / "truth.csv")})
     truth.assign(group="one room").to_csv(tmp_path / "truth.csv", index=False)

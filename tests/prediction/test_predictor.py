@@ -101,7 +101,7 @@ def test_a_batch_becomes_one_part_and_a_retry_replaces_it(
     for _ in range(2):
         (values,) = predictor(batch).to_pylist()
         result = BatchResult(**values)
-        assert (result.num_images, result.compute, result.error_class) == (2, "cpu, fp32", "")
+        assert (result.num_images, result.device_and_precision, result.error_class) == (2, "cpu, fp32", "")
     (part,) = Path(config.path("predictions", "test")).iterdir()
     rows = pq.read_table(part).to_pylist()
     assert {(row["image"], row["version"], row["member"]) for row in rows} == {
@@ -146,7 +146,7 @@ def test_if_a_member_cannot_be_loaded_every_batch_returns_the_error(
     result = BatchResult(**values)
     assert result.num_images == 0
     with pytest.raises(ModelError, match="untrained"):
-        result.raise_error()
+        result.raise_if_failed()
 
 
 def test_mixed_precision_does_not_round_coordinates(run_with_members: Config) -> None:
@@ -164,5 +164,6 @@ def test_mixed_precision_does_not_round_coordinates(run_with_members: Config) ->
     assert dtypes == [torch.bfloat16]
     assert people
     assert people[0].score == pytest.approx(expected_people[0].score, abs=0.05)
+    # bf16 would round a coordinate of 32 px or more to a multiple of 0.25 px or of a larger step.
     fractions = np.concatenate([person.bbox_xyxy for person in people]) % 0.25
     assert (fractions > 1e-3).any()

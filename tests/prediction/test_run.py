@@ -47,7 +47,8 @@ def test_each_part_holds_consecutive_images(predicted_run: Config) -> None:
     """A resumed run must make the same batches, because the last bits of a model's output depend on the batch."""
     images = read_sample_submission(predicted_run.require_input("sample_submission")).images
     parts = [set(pq.read_table(part)["image"].to_pylist()) for part in list_parts(predicted_run)]
-    assert sorted(map(sorted, parts)) == sorted(sorted(images[i : i + 2]) for i in range(0, 10, 2))
+    size = predicted_run.predict.batch_size
+    assert sorted(map(sorted, parts)) == sorted(sorted(images[i : i + size]) for i in range(0, 10, size))
 
 
 def test_a_pool_that_may_fill_the_cluster_leaves_cpus_for_decoding(run_with_store: Config, tmp_path: Path) -> None:
