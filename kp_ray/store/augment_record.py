@@ -19,8 +19,8 @@ class AugmentRecord:
     """The counts and times of a successful run of `augment`; the attributes are the keys of `augment.json`.
 
     Attributes:
-        sources: number of sources that have rows.
-        variants: number of rows.
+        sources: number of sources with at least one variant in the store.
+        variants: number of variants in the store.
         seconds: duration of the run, start-up included.
         start_up_s: seconds before the first task began.
         sources_per_s: number of sources whose parts were written, per second after the start-up.

@@ -60,8 +60,8 @@ def export_store(
         folder: receives `images/<recipe>-<copy>/<source>.jpg`, `annotations.json` and `annotations.csv`.
         split: "train" or "val"; None exports both.
         recipes: names of the recipes to export; None exports all.
-        fold: number of the fold to hold out, in a store with folds: the split "val" then has this fold's rows of the
-            recipe Original, and the split "train" has the rows of the other folds; None holds out no fold.
+        fold: number of the fold to hold out, in a store with folds. The split "val" is this fold's rows of the recipe
+            Original, and the split "train" is all rows of the other folds. None holds out no fold.
         yolo: also write `labels/`, one text file per image, for YOLO-pose.
 
     Raises:

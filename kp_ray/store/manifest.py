@@ -89,7 +89,7 @@ class FoldTable(_ManifestModel):
     the column `fold` to the rows (`kp_ray.store.read`).
 
     Attributes:
-        by: kind of the units that stay together in a fold, `split.by`.
+        by: kind of the units, `split.by`; all images of one unit are in the same fold.
         units: names of the units in each fold, from fold 0.
     """
 
@@ -109,8 +109,8 @@ class Manifest(_ManifestModel):
         seed: `seed` of the config.
         skeleton: names of the K keypoints, in order.
         recipes: recipes of the training sources; the only recipe of validation sources is `Original`.
-        num_sources: number of sources that have rows.
-        num_variants: number of rows.
+        num_sources: number of sources with at least one variant.
+        num_variants: number of variants, which are the rows of all parts.
         num_rows_by_split: number of rows per split, "train" and "val".
         units: names of the units in each split, "train" and "val"; a unit is a scene, clip or frame (`split.by`).
         folds: the folds; None if a fixed set of sources is held out. With folds the split of every row is "train".

@@ -11,11 +11,12 @@ from kp_ray.store.parts import make_variants, sample_evenly
 from kp_ray.store.plan import Plan
 
 MAX_TRIED_IMAGES = 16
-"""Maximum number of images on which a recipe is tried. One success is enough: a recipe may be meant for few images."""
+"""Maximum number of images on which a recipe is tried. It passes if it works on one of them, because a recipe that is
+meant for few images fails on the others."""
 
 
 def check_plan(plan: Plan) -> None:
-    """Refuse a plan without any image file or with a misspelt name, and recipes that fail on every image tried.
+    """Refuse a plan without any image file or with a misspelt image name, and recipes that fail on every image tried.
 
     Only two kinds of recipes can fail, and only these are tried: a user's pipeline, and a crop of fixed size with
     `augment.oversize: error`, which fails on a smaller frame. A recipe with rows in the store is not tried again.

@@ -64,8 +64,8 @@ def test_an_export_of_a_store_with_a_damaged_part_leaves_no_images(tmp_path: Pat
     config = tiny_config({}, tmp_path / "run")
     part = training_part(config)
     content = bytearray(part.read_bytes())
-    content[len(content) // 2] ^= 255
-    content[-20] ^= 255
+    content[len(content) // 2] ^= 255  # in the rows
+    content[-20] ^= 255  # in the Parquet footer
     part.write_bytes(content)
     with pytest.raises(StorageError, match="damaged"):
         export_store(config, str(tmp_path / "out"))

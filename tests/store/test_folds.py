@@ -42,7 +42,7 @@ def set_folds(config: Config, folds: int | None, **split: Any) -> Config:
 
 def test_every_source_has_every_variant_and_the_fold_of_its_scene(two_fold_config: Config) -> None:
     table = read_table(two_fold_config.path("store")).to_pandas()
-    assert (table.groupby("source").size() == 3).all()
+    assert (table.groupby("source").size() == 3).all(), "Original, and two copies of Rotate45_CenterCrop"
     assert set(table.split) == {"train"}
     assert (table.groupby("scene").fold.nunique() == 1).all()
     folds = read_manifest(two_fold_config.path("store")).folds
@@ -127,6 +127,7 @@ def test_without_folds_neither_the_manifest_nor_the_rows_mention_them(
 def test_a_corrected_label_changes_the_parts_of_its_chunk_alone(two_fold_config: Config, tmp_path: Path) -> None:
     image = read_table(two_fold_config.path("store"), columns=["source"])["source"][0].as_py()
     corrections = tmp_path / "corrections.csv"
+    # The line that drops the image is a comment, so only its nose is corrected.
     corrections.write_text(f"image,action,keypoint,x,y\n# {image},drop,,,\n{image},point,nose,5,6\n")
     values = two_fold_config.to_dict()
     corrected_config = build_config({**values, "data": {**values["data"], "corrections": str(corrections)}})

@@ -31,15 +31,16 @@ def temp_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_part_is_copied_once_by_all_threads_and_processes(parts: list[str], tmp_path: Path) -> None:
+def test_threads_and_processes_share_one_copy_of_a_part(parts: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "copies"
     located_paths: list[str] = []
 
     def locate(copies: PartCopies) -> None:
         located_paths.append(copies.locate(parts[1]))
 
-    all_copies = [PartCopies(folder, 10_000) for _ in range(2)]  # one for each of two processes
-    threads = [threading.Thread(target=locate, args=(copies,)) for copies in all_copies * 4]
+    # Stands for two processes: each has a `PartCopies` of its own for the same folder, with room for all parts.
+    copies_by_process = [PartCopies(folder, max_bytes=10_000) for _ in range(2)]
+    threads = [threading.Thread(target=locate, args=(copies,)) for copies in copies_by_process * 4]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -47,18 +48,18 @@ def test_a_part_is_copied_once_by_all_threads_and_processes(parts: list[str], tm
     (copy_path,) = set(located_paths)
     assert Path(copy_path).read_bytes() == bytes([1]) * 1000
     Path(parts[1]).unlink()
-    assert PartCopies(folder, 0).locate(parts[1]) == copy_path
+    assert PartCopies(folder, max_bytes=0).locate(parts[1]) == copy_path
 
 
 def test_copies_do_not_exceed_the_limit(parts: list[str], tmp_path: Path) -> None:
-    copies = PartCopies(tmp_path / "copies", 2500)
+    copies = PartCopies(tmp_path / "copies", max_bytes=2500)  # room for two parts
     located_paths = [copies.locate(part) for part in parts]
     assert [path == part for path, part in zip(located_paths, parts, strict=True)] == [False, False, True, True]
     assert copies.locate(parts[0]) == located_paths[0]
 
 
 def test_a_part_that_cannot_be_copied_is_read_from_the_store(parts: list[str], tmp_path: Path) -> None:
-    copies = PartCopies(tmp_path / "copies", 10_000)
+    copies = PartCopies(tmp_path / "copies", max_bytes=10_000)
     missing_part = f"{parts[0]}.missing"
     assert copies.locate(missing_part) == missing_part
     assert copies.locate(parts[0]) != parts[0]
@@ -77,6 +78,7 @@ def test_copies_are_removed_after_their_last_use(parts: list[str], temp_dir: Pat
 def test_copies_of_killed_processes_are_removed_by_the_next_process(parts: list[str], temp_dir: Path) -> None:
     folder = temp_dir / f"kp_ray-parts-{os.getuid()}"
     folder.mkdir(mode=0o700)
+    # What a killed process leaves: the lock file of a store's copies, and the folder of these copies.
     (folder / "0123.users").touch()
     (folder / "0123").mkdir()
     (folder / "0123" / "part.parquet").write_bytes(b"x")

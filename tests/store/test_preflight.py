@@ -57,7 +57,7 @@ def test_a_recipe_that_succeeds_on_one_image_is_accepted(sample_data: dict[str, 
     shutil.copytree(sample_data["images"], tmp_path / "images")
     *paths, _ = sorted((tmp_path / "images").iterdir())
     for path in paths:
-        Image.new("RGB", (96, 54)).save(path)
+        Image.new("RGB", (96, 54)).save(path)  # smaller than the crop below
     crop = user_recipe(import_albumentations().CenterCrop(height=100, width=100))
     recipes = {"recipes": ["Crop"], "user_recipes": {"Crop": crop}}
     data = {**sample_data, "images": str(tmp_path / "images")}

@@ -36,6 +36,7 @@ def test_a_part_with_a_flipped_bit_is_deleted_and_augment_rewrites_it(sample_con
 
 def test_a_store_with_unlabelled_points_is_sound(sample_data: dict[str, Any], tmp_path: Path) -> None:
     header, *rows = Path(sample_data["annotations"]).read_text().splitlines()
+    # Empty the cells of x and y of the third keypoint.
     incomplete_rows = [",".join([*row.split(",")[:5], "", "", *row.split(",")[7:]]) for row in rows]
     (tmp_path / "labels.csv").write_text("\n".join([header, *incomplete_rows]) + "\n")
     config = tiny_config({**sample_data, "annotations": str(tmp_path / "labels.csv")}, tmp_path / "run")

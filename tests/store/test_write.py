@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def read_sources(config: Config, split: str | None = None) -> set[str]:
-    """Return the names of the sources that have rows."""
+    """Return the names of the sources with rows in the store, of one split or of both (None)."""
     return set(read_table(config.path("store"), split=split, columns=["source"])["source"].to_pylist())
 
 
@@ -259,7 +259,7 @@ def test_a_source_that_one_recipe_cannot_use_keeps_the_rows_of_its_other_recipes
     assert read_manifest(two_runs.path("store")) == read_manifest(one_run.path("store"))
     rows = read_table(two_runs.path("store"), columns=["source", "recipe"]).to_pylist()
     assert [row["recipe"] for row in rows if row["source"] == small_image] == ["Original"]
-    assert len(rows) == 11 + 10
+    assert len(rows) == 11 + 10  # of 12 sources, Original lacks the empty image, and crop lacks both images
     quarantined = {(item.source, item.stage) for item in read_manifest(two_runs.path("store")).quarantined}
     assert quarantined == {(small_image, recipe_stage("crop")), (empty_image, UNREADABLE)}
     assert verify_store(make_plan(two_runs)) == []
