@@ -11,6 +11,7 @@ import numpy.typing as npt
 from kp_ray.errors import DataError
 from kp_ray.keypoints import FloatArray, Skeleton
 
+# A number of up to 18 digits fits the 64 bits of the column `frame` of a store.
 _IMAGE_NAME = re.compile(r"(?P<scene>.+)_(?P<camera>[A-Z])-(?P<frame>[0-9]{1,18})\.\w+")
 
 
@@ -39,7 +40,7 @@ class Annotations:
         skeleton: K keypoints.
         images: N unique names inside the image folder, e.g. "a/b.jpg" for an image in a sub-folder.
         keypoints: (N, K, 3) x, y, v. Coordinates are pixel indices: an integer is a pixel's centre. An unlabelled point
-            is NaN, NaN, 0; a labelled point has v 2, or v 1 if a COCO file marks it as hidden.
+            is NaN, NaN, 0; a labelled point has v 2, or v 1 if the file marks it as hidden.
         scenes: N scene names; images of one scene are on the same side of a split.
         cameras: N camera names; "" if the image name has none.
         frames: N frame numbers; -1 if the image name has none.

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from kp_ray.data.csv_rows import NumberedRow
+from kp_ray.data.csv_rows import NumberedRow, count_separators
 from kp_ray.data.foreign_formats import describe_table
 from kp_ray.errors import DataError
 
@@ -95,8 +95,8 @@ def _refuse_unnamed_columns(header: Sequence[str], path: str) -> None:
     if header[-1] == "":
         num_columns = max(index for index, column in enumerate(header) if column) + 1
         raise DataError(
-            f"{path}: the header ends in {len(header) - num_columns} separators too many: delete the separators at the "
-            "end of row 1 and of the other rows"
+            f"{path}: the header ends in {count_separators(len(header) - num_columns)} too many: delete the separators "
+            "at the end of row 1 and of the other rows"
         )
     for number, column in enumerate(header, start=1):
         if column == "" or re.fullmatch(r"Unnamed: [0-9.]+|level_0", column) or (number == 1 and column == "index"):

@@ -79,7 +79,7 @@ def check_num_cells(cells: Sequence[str], header: Sequence[str], where: str) -> 
         return
     if len(cells) > len(header) and not any(cells[len(header) :]):
         raise DataError(
-            f"{where}: ends in {len(cells) - len(header)} separators too many, unlike the header: delete the "
+            f"{where}: ends in {count_separators(len(cells) - len(header))} too many, unlike the header: delete the "
             "separators at the end of the rows"
         )
     if len(cells) - 1 == 2 * (len(header) - 1) and all(cell.isdigit() for cell in cells[2::2]):
@@ -88,6 +88,11 @@ def check_num_cells(cells: Sequence[str], header: Sequence[str], where: str) -> 
             "write 1.5, not 1,5"
         )
     raise DataError(f"{where}: {len(cells)} cells where the header has {len(header)}: write one cell per column")
+
+
+def count_separators(number: int) -> str:
+    """Return "1 separator", or e.g. "3 separators"."""
+    return f"{number} separator{'' if number == 1 else 's'}"
 
 
 def parse_number(text: str, where: str) -> float:

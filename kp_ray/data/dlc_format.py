@@ -34,8 +34,8 @@ def read_dlc(rows: Iterator[NumberedRow], path: str) -> LabelTable:
     """Read the rows of a CSV of DeepLabCut or Lightning Pose.
 
     `label_point` decides which points are labelled. Unless an image's name states scene and camera, its folder becomes
-    its group, because frames of one video are alike. Each individual with a labelled point becomes a row of the table;
-    an image without labelled points becomes one row without labelled points.
+    its group, so that the frames of one video, which are alike, are on one side of a split. Each individual with a
+    labelled point becomes a row of the table; an image without labelled points becomes one row without labelled points.
 
     Args:
         rows: all rows of the file, the header first.

@@ -24,7 +24,8 @@ _SPELLINGS: dict[str, Callable[[str], str]] = {
     "backslashes for slashes": _use_slashes,
 }
 """Difference -> function that removes it. Two names that the function makes equal are two spellings of one name."""
-_SUFFIX, _FOLDER, _SEVERAL = "the suffix", "the folder", "several of these"
+_SUFFIX, _FOLDER = "the suffix", "the folder"
+_SEVERAL = "two or more of case, Unicode form, percent-encoding, slashes, suffix and folder"
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ def match_names(images: Sequence[str], files: Collection[str]) -> dict[str, Name
 
     Two names match if they differ only in one or several of these: upper and lower case, the Unicode form,
     percent-encoding, backslashes, the suffix, the folder (another one, or an absolute path). Names are matched only to
-    files without labels. If several files share a base name, a file matches only if its path is the end of the name, or
-    the name is the end of its path. A name that fits several files, and a file that several names fit, have no match.
+    files without labels. If several files share a base name, the folders decide: of cam1/1.jpg and cam2/1.jpg, the name
+    /data/cam1/1.jpg matches the first, because one path is the end of the other. A name that fits several files, and a
+    file that several names fit, have no match.
 
     Args:
         images: names in the labels.

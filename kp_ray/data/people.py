@@ -66,7 +66,7 @@ def _describe_several_people(table: LabelTable, multi_person_images: dict[str, l
     places = f"{kind}s {table.places[row]} and {table.places[next_row]}"
     if np.array_equal(table.keypoints[row], table.keypoints[next_row], equal_nan=True):
         return f"{places} label {image} with the same points: delete one of these two {kind}s"
-    count = f"{len(rows)} people are labelled ({places}; {len(multi_person_images)} images have several)"
+    count = f"{len(rows)} people are labelled ({places}; images with several people: {len(multi_person_images)})"
     advice = "; if one row corrects the other, keep the correction" if kind == "row" else ""
     return f"{image}: {count}: set data.people: largest to train on the largest of them{advice}"
 

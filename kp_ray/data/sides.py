@@ -35,7 +35,7 @@ def unpaired_sides(skeleton: Skeleton) -> list[tuple[str, str]]:
 
 def _words(name: str) -> tuple[str, ...]:
     """Split a name into lower-case words: "LEye2" gives ("l", "eye", "2")."""
-    spaced_name = re.sub(r"(?<![A-Za-z])([LR])(?=[A-Z][a-z])", r"\1 ", name)  # LEye: the side before a word
+    spaced_name = re.sub(r"(?<![A-Za-z])([LR])(?=[A-Z][a-z])", r"\1 ", name)  # L of LEye is a word
     return tuple(word.lower() for word in _WORD.findall(spaced_name) if word.strip())
 
 

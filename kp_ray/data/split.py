@@ -58,9 +58,9 @@ def split_sources(annotations: Annotations, *, by: SplitBy, fraction: float, see
 def deal_folds(annotations: Annotations, *, by: SplitBy, num_folds: int, seed: int) -> tuple[tuple[str, ...], ...]:
     """Deal the units of N sources to folds with nearly equal numbers of sources.
 
-    The units are dealt from the largest to the smallest, those of one size in the order of a hash of the seed and their
-    name; each goes to the fold that has the fewest sources so far. So no two folds differ by more sources than the
-    largest unit has, and the result does not depend on the order of the sources.
+    The units are dealt from the largest to the smallest; units with equal numbers of sources are ordered by a hash of
+    the seed and their name. Each unit goes to the fold that has the fewest sources so far. So no two folds differ by
+    more sources than the largest unit has, and the result does not depend on the order of the sources.
 
     Args:
         annotations: N sources.

@@ -21,8 +21,8 @@ MARGIN_PX = 100.0
 """Maximum distance of a point from its image: limbs may be slightly outside, points farther outside are mistakes."""
 
 ImageSizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
-"""(width, height) in pixels by image name, or one size of all images. A size is unknown if this is None, the image is
-not listed, or the size is (0, 0)."""
+"""(width, height) in pixels by image name, or the size that all images have. None, a name that is not listed, and
+(0, 0) mean an unknown size."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,12 @@ def validate_submission(
 
 
 def check_same_keypoints(sample: SampleSubmission, skeleton: Skeleton, origin: str = "data.sample_submission") -> None:
-    """Refuse a submission whose keypoints are not the skeleton's; their order may differ; `origin` begins the message.
+    """Refuse a submission that has other keypoint names than the skeleton; their order may differ.
+
+    Args:
+        sample: columns of the submission.
+        skeleton: the keypoints of the labels.
+        origin: the file, or the setting that names it, with which the message begins.
 
     Raises:
         DataError: the names differ; the message has the first difference.

@@ -10,7 +10,7 @@ from kp_ray.storage import join, read_json, write_bytes
 
 
 def to_yolo(coco: Mapping[str, Any]) -> dict[str, str]:
-    """Make the text of each label file, by the file's name: the image name with the suffix `.txt`.
+    """Make the texts of the label files.
 
     A line per person holds class 0, the box's centre and size, and x, y, v per keypoint. As in Ultralytics' converter,
     coordinates are divided by the image's width and height without any offset, and an image without a person has an
@@ -18,6 +18,9 @@ def to_yolo(coco: Mapping[str, Any]) -> dict[str, str]:
 
     Args:
         coco: COCO keypoints JSON as plain values, as from `to_coco`.
+
+    Returns:
+        Name of the label file -> its text. The name is the image name with the suffix `.txt`.
     """
     images = {entry["id"]: entry for entry in coco["images"]}
     lines: dict[Any, list[str]] = {image_id: [] for image_id in images}

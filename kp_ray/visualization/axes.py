@@ -31,7 +31,13 @@ def make_axes(width_in: float, height_in: float, title: str, xlabel: str, ylabel
 
 
 def label_rows(axes: Axes, labels: Sequence[str], shift: float = 0.0) -> None:
-    """Label the rows of a plot; row i is at y = i + `shift`, and y grows downwards."""
+    """Label the rows of a plot; y grows downwards.
+
+    Args:
+        axes: axes of the plot.
+        labels: one label per row, from the top down.
+        shift: the centre of row i is at y = i + `shift`: 0 for bars, 0.5 for the cells of a table.
+    """
     axes.set_yticks(np.arange(len(labels)) + shift, [escape_text(label) for label in labels])
     axes.set_ylim(len(labels) - 0.4 + 0.8 * shift, -0.6 + 1.2 * shift)
     axes.spines["left"].set_visible(False)

@@ -92,7 +92,8 @@ def plot_bars(
     Args:
         labels: names of the n bars.
         values: their lengths; None and NaN are shown as a dash.
-        intervals: (low, high) of each bar, drawn as a line; None for a bar without an interval.
+        intervals: (low, high) of each bar, drawn as a line, or None for a bar without an interval; None in place of the
+            sequence: no bar has an interval.
     """
     numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
     figure, axes = make_axes(WIDTH_IN, 0.75 + 0.19 * max(2, len(labels)), title, xlabel, "")

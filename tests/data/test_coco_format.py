@@ -67,7 +67,7 @@ def list_wrong_coco() -> list[tuple[object, str]]:
     return [
         (
             two_people,
-            "walk_A-1.jpg: 2 people are labelled (annotations 1 and 2; 1 images have several): set data.people",
+            "walk_A-1.jpg: 2 people are labelled (annotations 1 and 2; images with several people: 1): set",
         ),
         (missing_number, "b/c.jpg: 71 keypoint numbers"),
         (text_number, "b/c.jpg: a keypoint's x or y is not a finite number"),
@@ -101,6 +101,7 @@ def test_the_json_and_the_csv_of_a_real_data_set_hold_equal_labels():
     from_csv = load_annotations(str(SHARED / "lsp" / "train_df.csv"))
     from_json = load_annotations(str(SHARED / "lsp" / "annotations_coco24.json"))
     assert from_csv.images == from_json.images
+    # The coordinates in the JSON are rounded to 3 decimals.
     np.testing.assert_allclose(from_json.keypoints[..., :2], from_csv.keypoints[..., :2], atol=0.00051)
 
 

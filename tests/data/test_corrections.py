@@ -5,6 +5,7 @@ import pytest
 
 from kp_ray.data.load import load_annotations
 from kp_ray.errors import DataError
+from kp_ray.keypoints import DACON24
 from tests.helpers.labels import CELLS, HEADER
 
 CORRECTIONS_HEADER = "image,action,keypoint,x,y\n"
@@ -17,7 +18,7 @@ def test_images_are_dropped_and_points_moved_or_unlabelled_and_the_changes_are_l
     assert corrected_labels.images == ("a.jpg", "c.jpg")
     assert corrected_labels.rows == (0, 2)
     np.testing.assert_array_equal(corrected_labels.keypoints[0, 0], [7.5, 8, 2])
-    np.testing.assert_array_equal(corrected_labels.keypoints[1, 17], [np.nan, np.nan, 0])
+    np.testing.assert_array_equal(corrected_labels.keypoints[1, DACON24.names.index("neck")], [np.nan, np.nan, 0])
     np.testing.assert_array_equal(corrected_labels.keypoints[0, 1:], load_annotations(labels).keypoints[0, 1:])
     assert corrected_labels.corrected == ("b.jpg: dropped", "a.jpg: nose moved to 7.5, 8", "c.jpg: neck unlabelled")
 

@@ -110,10 +110,10 @@ def join_rows(*rows: str, separator: str = ",") -> str:
         (join_rows("My labels", HEADER, ROW), ["row 2 is the header", "delete the rows above row 2"],
          join_rows(HEADER, ROW)),
         (join_rows("Exported,2024,", HEADER, ROW), ["row 2 is the header"], join_rows(HEADER, ROW)),
-        (join_rows(f"{HEADER},", f"{ROW},"), ["the header ends in 1 separators too many", "of the other rows"],
+        (join_rows(f"{HEADER},", f"{ROW},"), ["the header ends in 1 separator too many", "of the other rows"],
          join_rows(HEADER, ROW)),
         (join_rows(f"{HEADER},,,", f"{ROW},,,"), ["the header ends in 3 separators too many"], join_rows(HEADER, ROW)),
-        (join_rows(HEADER, f"{ROW},"), ["row 2: ends in 1 separators too many", "at the end of the rows"],
+        (join_rows(HEADER, f"{ROW},"), ["row 2: ends in 1 separator too many", "at the end of the rows"],
          join_rows(HEADER, ROW)),
         (join_rows(f",{HEADER}", f"0,{ROW}"), ["column 1 of the header is ''", "index=False"], join_rows(HEADER, ROW)),
         (join_rows(f"Unnamed: 0,{HEADER}", f"0,{ROW}"), ["'Unnamed: 0', an index"], join_rows(HEADER, ROW)),
@@ -152,7 +152,7 @@ def test_the_message_names_the_cause_and_its_advice_works(write, content, messag
 
 
 def test_the_message_about_two_different_rows_of_an_image_does_not_advise_deleting_one(write):
-    path = write(join_rows(HEADER, ROW, f"a.jpg,9{CELLS}"))
+    path = write(join_rows(HEADER, ROW, f"a.jpg,90,{CELLS_AFTER_X}"))
     with pytest.raises(
         DataError, match=r"2 people are labelled \(rows 2 and 3.*if one row corrects the other"
     ) as caught:
@@ -198,7 +198,7 @@ def test_a_file_of_another_kind_is_described(write, content, message):
         ("C:\\images\\a.jpg", "the folder"),
         ("../images/a.jpg", "the folder"),
         ("b\\c.jpg", "backslashes for slashes"),
-        ("/mnt/A.PNG", "several of these"),
+        ("/mnt/A.PNG", "two or more of case, .* suffix and folder"),
     ],
 )
 def test_the_message_about_a_name_that_is_no_plain_path_shows_a_similar_file(write, tmp_path, name, difference):

@@ -7,6 +7,7 @@ import pytest
 from kp_ray.data.names import NameMatch, describe_matches, match_names
 
 KOREAN = "사진/달리기.jpg"
+SEVERAL = "two or more of case, Unicode form, percent-encoding, slashes, suffix and folder"
 CASES = {
     "case": ("Walk/IMG_1.JPG", "walk/img_1.jpg", "upper and lower case"),
     "case of a letter that becomes two": ("STRASSE.jpg", "straße.jpg", "upper and lower case"),
@@ -24,8 +25,8 @@ CASES = {
     "absolute path of Windows": ("C:\\data\\train\\b.jpg", "b.jpg", "the folder"),
     "address": ("https://host/files/b.jpg", "b.jpg", "the folder"),
     "path from another folder": ("../images/b.jpg", "b.jpg", "the folder"),
-    "suffix and case": ("A/B.PNG", "a/b.jpg", "several of these"),
-    "folder, encoding and suffix": ("/data/upload/1/a%20b.jpeg", "a b.png", "several of these"),
+    "suffix and case": ("A/B.PNG", "a/b.jpg", SEVERAL),
+    "folder, encoding and suffix": ("/data/upload/1/a%20b.jpeg", "a b.png", SEVERAL),
 }
 
 
@@ -59,7 +60,9 @@ def test_files_with_equal_base_names_are_matched_by_their_folders() -> None:
 
 
 def test_names_that_differ_in_case_unicode_form_encoding_or_backslashes_are_spellings_of_one_name() -> None:
-    same_name_cases = {case for case, (_, file, kind) in CASES.items() if NameMatch(file, kind).is_same_spelling}
+    same_name_cases = {
+        case for case, (_, file, difference) in CASES.items() if NameMatch(file, difference).is_same_spelling
+    }
     assert same_name_cases == {case for case in CASES if case.split()[0] in ("case", "NFD", "encoded", "backslashes")}
 
 

@@ -10,7 +10,7 @@ from kp_ray.config.load import build_config
 from kp_ray.data.coco_format import to_coco
 from kp_ray.data.load import load_annotations, load_labels
 from kp_ray.errors import ConfigError, DataError
-from tests.helpers.labels import CELLS, HEADER, make_labels, make_person
+from tests.helpers.labels import CELLS, CELLS_AFTER_X, HEADER, make_labels, make_person
 
 
 def make_multi_person_coco() -> dict[str, Any]:
@@ -33,8 +33,8 @@ def test_several_people_are_refused_with_the_setting_that_accepts_them(write):
     with pytest.raises(DataError) as caught:
         load_annotations(path)
     assert str(caught.value) == (
-        f"{path}: a.jpg: 3 people are labelled (annotations 1 and 4; 2 images have several): set data.people: largest "
-        "to train on the largest of them"
+        f"{path}: a.jpg: 3 people are labelled (annotations 1 and 4; images with several people: 2): set data.people: "
+        "largest to train on the largest of them"
     )
 
 
@@ -55,10 +55,10 @@ def test_without_boxes_the_points_decide_which_person_is_largest_and_of_equal_pe
         del person["bbox"]
     labels = load_annotations(write(json.dumps(content), "labels.json"), people="largest")
     np.testing.assert_array_equal(labels.keypoints[0, :, :2], 2 * make_person(1))
-    content["annotations"] = [content["annotations"][0], {**content["annotations"][5], "image_id": 1}]
-    content["annotations"][1]["keypoints"] = [
-        value + 5 if value > 2 else value for value in content["annotations"][0]["keypoints"]
-    ]
+    first_person = content["annotations"][0]
+    # The second person of a.jpg is the first, moved by 5 px; a number of 2 or less is a v, and stays.
+    moved_keypoints = [value + 5 if value > 2 else value for value in first_person["keypoints"]]
+    content["annotations"] = [first_person, {**first_person, "id": 2, "keypoints": moved_keypoints}]
     labels = load_annotations(write(json.dumps(content), "labels.json"), people="largest")
     np.testing.assert_array_equal(labels.keypoints[0, :, :2], make_person())
 
@@ -88,7 +88,7 @@ def test_load_labels_uses_data_people_of_the_config(write):
 
 
 def test_data_people_applies_to_the_rows_of_a_csv_too(write):
-    path = write(f"{HEADER}\na.jpg,{CELLS}\nb.jpg,{CELLS}\na.jpg,9{CELLS}0\n")
+    path = write(f"{HEADER}\na.jpg,{CELLS}\nb.jpg,{CELLS}\na.jpg,90,{CELLS_AFTER_X}\n")  # the second box is wider
     labels = load_annotations(path, people="largest")
     assert labels.images == ("a.jpg", "b.jpg")
     assert labels.keypoints[0, 0, 0] == 90

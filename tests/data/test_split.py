@@ -103,7 +103,7 @@ def test_variants_of_one_source_on_one_side_are_accepted():
     st.integers(0, 2**63),
     st.randoms(use_true_random=False),
 )
-def test_folds_hold_every_unit_once_and_their_sizes_differ_by_at_most_one_unit(counts, by, num_folds, seed, random):
+def test_every_unit_is_in_one_fold_and_fold_sizes_differ_by_at_most_one_unit(counts, by, num_folds, seed, random):
     labels = make_sources(counts)
     folds = deal_folds(labels, by=by, num_folds=num_folds, seed=seed)
     sizes = Counter(name_source_units(labels, by))
@@ -115,7 +115,7 @@ def test_folds_hold_every_unit_once_and_their_sizes_differ_by_at_most_one_unit(c
     assert deal_folds(labels.select(order), by=by, num_folds=num_folds, seed=seed) == folds
 
 
-def test_units_of_one_size_are_dealt_evenly_and_another_seed_deals_other_folds():
+def test_units_of_equal_size_are_dealt_evenly_and_another_seed_deals_other_folds():
     labels = make_sources([3] * 10)
     folds = deal_folds(labels, by="scene", num_folds=5, seed=42)
     assert [len(fold) for fold in folds] == [2] * 5

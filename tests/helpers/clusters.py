@@ -85,7 +85,7 @@ def free_port() -> int:
 
 
 def list_leftovers() -> set[str]:
-    """List the connected cluster's placement groups, and its actors except Ray Data's two."""
+    """Return the states of the connected cluster's placement groups and its actors' classes, except Ray Data's two."""
     import ray
     from ray.util.state import list_actors, list_placement_groups
 

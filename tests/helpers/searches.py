@@ -47,8 +47,8 @@ def write_trial(
         began: Unix time of the start; a thousandth of it is the solver's base learning rate.
         evaluations: number of iterations trained before an evaluation -> its RMSE.
         params: the trial's point; None: the config's own settings with that learning rate.
-        end: values that replace those of the default `end.json`: the trial ended without a reason and is not
-            retried; None: the trial did not end.
+        end: values that replace those of the default `end.json`, by which the trial ended without a reason and is
+            not retried; None: the trial has no `end.json`, because it has not ended.
     """
     folder = Path(config.run_dir, "tune", "trials", name)
     folder.mkdir(parents=True)
