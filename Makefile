@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The file's name depends on these files, so that the set-up runs again when one of them changes.
+# READY marks a finished set-up. Its name has a checksum of three files: if one changes, the set-up runs again.
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | cksum | cut -d ' ' -f 1)
 # Detectron2 is not on PyPI under its own name. This wheel has the Python code of upstream commit a59f0563. Its compiled
 # part works on Python 3.10 only, and kp_ray runs without it. GPU machines build Detectron2 from source: docs/install.md.

@@ -95,7 +95,8 @@ def _run_stage(
         _print_summary(summary, as_json)
         return summary
     summary = run_stage(verb, config, show_progress, say)
-    has_errors = not getattr(summary, "ok", True)  # errors that `check` found would also stop the next stage
+    # Only the summary of `check` has `ok`; the errors that `check` found would also stop the next stage.
+    has_errors = not getattr(summary, "ok", True)
     _print_summary(summary, as_json, None if has_errors else find_next_command(verb, config, config_path))
     return summary
 
@@ -174,7 +175,7 @@ def augment(
 
 @app.command()
 def verify(config: ConfigArgument = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Check the store's parts against their hashes and rebuild a sample of rows; exit code 1 if something is wrong."""
+    """Check the store's parts by hash, and a sample of rows by making them again; exit code 1 if something is wrong."""
     from kp_ray.store.stage import verify as verify_run
 
     summary = verify_run(load_config(_require_path(config), overrides or ()))
@@ -234,7 +235,7 @@ def suspects(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Rank the labels that are probably wrong, and write corrections.csv, in which every proposal is commented out."""
+    """Rank the labels that are probably wrong, and write proposed corrections, commented out, to corrections.csv."""
     _run_stage("suspects", config, overrides, as_json, dry_run=dry_run)
 
 
@@ -264,7 +265,10 @@ def fuse(
     out: Annotated[str | None, typer.Option(metavar="C.csv", help="File for the fused submission.")] = None,
     weights: Annotated[str | None, typer.Option(metavar="2,1,...", help="A weight per file; default: equal.")] = None,
     fusion: Annotated[Literal["mean", "median"], typer.Option(help="Same as predict.fusion.")] = "mean",
-    reject_sigmas: Annotated[float | None, typer.Option(help="Same as predict.reject_sigmas.", min=0.01)] = None,
+    reject_sigmas: Annotated[
+        float | None,
+        typer.Option(help="Same as predict.reject_sigmas: distance from the median in robust sigmas.", min=0.01),
+    ] = None,
     missing: Annotated[Literal["fill", "zeros"], typer.Option(help="Same as predict.missing.")] = "fill",
     as_json: JsonOption = False,
 ) -> None:

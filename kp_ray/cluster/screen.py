@@ -60,7 +60,10 @@ def _writes_to_descriptor_2(stream: object) -> bool:
 
 @contextlib.contextmanager
 def print_if_killed() -> Iterator[None]:
-    """Print a line if this process is killed: a shell reads from a pipe, and prints the line if nothing was written."""
+    """Print a line if this process is killed.
+
+    A shell waits for input from this process, and prints the line if the pipe is closed without any.
+    """
     command = ["sh", "-c", f"trap '' INT; read -r _ || echo '{_SUDDEN_END}' >&2"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as shell:  # noqa: S603  (fixed text)
         try:

@@ -87,8 +87,9 @@ def read_ahead(
 def _iter_reference_batches(shard: ray.data.DataIterator, batch_size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
     """Iterate endlessly over full batches of references; every epoch shuffles the whole shard with another seed.
 
-    The shard is read only once. Ray Train lets the workers wait for each other whenever they begin to read, but the
-    workers' epochs end at different iterations, because grouping by aspect ratio delays some batches.
+    The shard is read only once, because Ray Train makes each worker that begins a read wait until all workers begin
+    one. With a read per epoch they would wait forever: their epochs end at different iterations, because grouping by
+    aspect ratio delays some batches, and no worker finishes an iteration without the others.
     """
     references = pa.concat_tables(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
     for epoch in itertools.count():

@@ -40,7 +40,8 @@ class TrainingLog:
             self.local_folder = tempfile.TemporaryDirectory()
             log_path = Path(self.local_folder.name, LOG_NAME)
             log_path.write_text("".join(entry.to_line() for entry in self._earlier_entries()))
-            # A window of 1 writes each value unsmoothed. The values in a longer window would be lost with the worker.
+            # A window of 1 writes each value unsmoothed. A longer window smooths over earlier values in the worker's
+            # memory, which a resumed run does not have.
             self.writers: list[EventWriter] = [
                 JSONWriter(str(log_path), window_size=1),
                 TensorboardXWriter(f"{self.local_folder.name}/tensorboard", window_size=1, purge_step=self.start),

@@ -173,7 +173,8 @@ def test_the_groups_of_kuberay_are_the_node_types_of_cluster_yaml() -> None:
 def test_the_head_has_memory_for_eight_trials() -> None:
     head = KUBERAY["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]
     assert head["requests"]["memory"] == head["limits"]["memory"] == "32Gi"
-    ray_memory = 0.5 * (32 << 30)  # the object store takes 30 % of a node, Ray's processes and drivers the rest
+    # Assume that half of the node is left: the object store takes 30 %, Ray's own processes and the drivers 20 %.
+    ray_memory = 0.5 * (32 << 30)
     assert ray_memory >= 8 * (RUN_OVERHEAD_BYTES + TRIAL_ACTOR_BYTES)
 
 

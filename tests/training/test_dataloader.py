@@ -117,7 +117,7 @@ def test_the_grouping_option_separates_wide_images_from_other_images(config: Con
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_worker_reads_its_shard_once_because_ray_lets_the_workers_wait_for_each_other(
+def test_a_worker_reads_its_shard_once_because_ray_makes_the_workers_wait_for_each_other(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = ray.data.from_arrow(usable_rows(config, MEMBER)).iterator()

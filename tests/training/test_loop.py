@@ -52,7 +52,8 @@ def test_two_workers_train_one_model_with_scaled_steps(trained_member: TrainedMe
     lines = read_log_lines(trained_member.config)
     assert [line["iteration"] for line in lines] == list(range(8))
     assert all(np.isfinite(line["total_loss"]) for line in lines)
-    assert lines[3]["lr"] == pytest.approx(2 * train_section.base_lr)
+    assert lines[3]["lr"] == pytest.approx(2 * train_section.base_lr)  # the warm-up has ended
+    # Iterations 5 to 7: two workers reduce the LR at iteration 6, half of the config's step at 12.
     relative_lr = [line["lr"] / lines[3]["lr"] for line in lines[5:]]
     assert relative_lr == pytest.approx([1, train_section.gamma, train_section.gamma])
     assert [line["iteration"] for line in lines if "val/rmse" in line] == [3, 7]
@@ -185,7 +186,7 @@ def test_the_number_of_threads_that_read_images_does_not_change_the_weights(make
 @pytest.mark.slow
 def test_mixed_precision_takes_effect(make_config: MakeConfig) -> None:
     losses = []
-    for precision in ("auto", "bf16"):
+    for precision in ("auto", "bf16"):  # auto is fp32 on CPUs
         config = make_config(train={"max_iter": 2, "precision": precision})
         train(config)
         losses.append(read_log_lines(config)[0]["total_loss"])
