@@ -46,9 +46,10 @@ def choose_people(
 
     The candidates of a group are the people whose score reaches `threshold`; if there are none, all its people.
 
-    The rule "track" compares a box with the track's box at the image: the median of the boxes in the `TRACK_FRAMES`
-    nearest other frames of the clip, with the best-scoring box of each member per frame. Closeness is exp(-d / s),
-    where d is the mean distance between the corners of the two boxes, and s is the longer side of the track's box.
+    The rule "track" compares a box with the track's box at the image. The track's box is the median of boxes from the
+    `TRACK_FRAMES` nearest other frames of the clip with a person; of each frame it uses every member's best-scoring
+    box. Closeness is exp(-d / s), where d is the mean distance between the corners of the two boxes, and s is the
+    longer side of the track's box.
 
     Args:
         images: (P,) image of each person, as an index into `scenes`.

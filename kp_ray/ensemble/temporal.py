@@ -133,7 +133,7 @@ def smooth_clips(
 def rows_by_clip(
     scenes: Sequence[str], cameras: Sequence[str], numbers: FloatArray, found: BoolArray
 ) -> dict[tuple[str, str], npt.NDArray[np.intp]]:
-    """Return the rows in which someone was found, per clip (scene, camera) and sorted by frame number.
+    """Return the indices of the images in which someone was found, per clip (scene, camera), sorted by frame number.
 
     Images without a frame number belong to no clip.
     """

@@ -78,7 +78,7 @@ class TrainingRun:
         self._next_report = self._reports.get.remote()
         return True
 
-    def raise_failure(self) -> None:
+    def wait_for_end(self) -> None:
         """Wait for the end of the run, and raise its error if it failed.
 
         Raises:
@@ -213,12 +213,13 @@ class ResumedSearch(OptunaSearch):
 
 
 class ReplayingScheduler(TrialScheduler):
-    """A scheduler that learns a trial's reports from before the resume when Ray Tune adds the trial.
+    """A scheduler for a search that may resume: when Ray Tune adds a trial, it records the trial's earlier reports.
 
-    It does not stop a trial because of these reports.
+    Earlier reports are those from before the resume. Later reports are compared with them, but they themselves stop no
+    trial. Ray Tune's own schedulers resume only from Ray Tune's snapshot.
 
-    Ray Tune's schedulers resume only from Ray Tune's snapshot. The trial with the config's own settings is never
-    stopped, so that it can be compared with the best trial after the same number of iterations.
+    The trial with the config's own settings is never stopped, so that it can be compared with the best trial after the
+    same number of iterations.
     """
 
     earlier_results: Mapping[str, Sequence[dict[str, Any]]]

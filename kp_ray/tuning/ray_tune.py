@@ -109,7 +109,7 @@ class _RecordCallback(ray.tune.Callback):
         trials = read_trials(self.config, self.running_names)
         write_tables(self.config, trials)
         for trial in trials:
-            # A trial that an earlier command trained is "finished" from its first report on: show only its end.
+            # A trial that an earlier command trained fully is "finished" while it still reports: show only its end.
             if trial.name == name and (trial.status == "running") == (name in self.running_names):
                 self.progress(name, trial.iterations, trial.start.max_iter, describe_trial(trial, self.config))
 

@@ -18,7 +18,7 @@ class TuneForecast:
 
     Attributes:
         trials: number of trials.
-        iterations: iterations of a trial that is not stopped early, with one worker.
+        iterations: iterations of a trial that is not stopped early, before scaling by the number of workers.
         metric: the tuned metric.
         num_rows_by_split: number of rows of the store by split.
         fold: number of the fold on which trials are compared; None without `split.folds`.
@@ -32,8 +32,10 @@ class TuneForecast:
 
     def lines(self) -> list[str]:
         """Return the lines of text for the terminal."""
-        rows = f"{self.num_rows_by_split['val']} validation rows" if self.fold is None else f"fold {self.fold} held out"
-        return [f"{self.trials} trials of up to {self.iterations} iterations, {rows}, compared by {self.metric}"]
+        held_out = f"fold {self.fold} held out"
+        if self.fold is None:
+            held_out = f"{self.num_rows_by_split['val']} validation rows"
+        return [f"{self.trials} trials of up to {self.iterations} iterations, {held_out}, compared by {self.metric}"]
 
     def to_json(self) -> dict[str, Any]:
         """Return the plain values for `--json`."""
@@ -48,13 +50,13 @@ class TuneStage:
     needs_dashboard = True
 
     def applies(self, config: Config) -> bool:
-        """Return whether `tune.num_trials` is above 0 and the store, once it exists, has validation rows."""
+        """Return True if `tune.num_trials` is above 0 and the store has validation rows or does not exist yet."""
         if not config.tune.num_trials:
             return False
         return not has_store(config.path("store")) or read_manifest(config.path("store")).has_validation_rows
 
     def check(self, config: Config) -> None:
-        """Refuse flips that contradict the skeleton and, if there is a store, a search that could not begin.
+        """Refuse to mirror images if flip pairs are missing and, if there is a store, a search that could not begin.
 
         Raises:
             ConfigError, DataError, StoreError: as `check_flips` and `check_search`.

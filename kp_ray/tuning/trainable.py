@@ -120,7 +120,7 @@ class TrialTrainable(ray.tune.Trainable):
         end = TrialEnd(f"its last evaluation has no {self.metric}")
         try:
             if self.training_run is not None:
-                self.training_run.raise_failure()
+                self.training_run.wait_for_end()
         except ray.exceptions.RayTaskError as error:
             if not isinstance(error.cause, KpRayError):
                 raise

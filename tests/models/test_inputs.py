@@ -84,7 +84,8 @@ def test_a_row_is_mapped_as_by_detectron2s_mapper(
 def test_decoding_at_a_smaller_scale_keeps_positions(cfg: Any, width: int, height: int) -> None:
     """A blob near the lower right corner moves by less than 0.02 px.
 
-    If the size that libjpeg rounds up were taken as exact, the blob would move further.
+    libjpeg decodes to 1/8, 1/4 or 1/2 of the size, rounded up. If the resize took the rounded size for exact, the blob
+    would move further.
     """
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     blob = np.exp(-((x - (width - 100)) ** 2 + (y - (height - 100)) ** 2) / (2 * 24**2))

@@ -134,7 +134,10 @@ def test_tensors_of_another_shape_stay_unchanged_and_are_named(model: torch.nn.M
 def test_the_zoos_head_is_transferred_by_name_and_from_the_nearest_joints(
     model: torch.nn.Module, tmp_path: Path
 ) -> None:
-    """The file is like the model zoo's: a pickle of NumPy arrays with 17 channels in COCO's order and without names."""
+    """The file is like the model zoo's: a pickle of NumPy arrays with 17 channels in COCO's order.
+
+    The file does not name its keypoints, so kp_ray takes COCO's names.
+    """
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     rng = np.random.default_rng(0)
     state[f"{LAST_LAYER}.weight"] = weight = rng.normal(size=(64, 17, 4, 4)).astype(np.float32)

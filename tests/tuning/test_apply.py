@@ -43,7 +43,7 @@ def test_trial_0_keeps_the_configs_own_settings_even_outside_the_search_space() 
     point = to_point(config.train, config)
     own_train = trial_config(config, point, RECIPE_SETS, is_own_trial=True).train
     assert own_train == config.train.model_copy(update={"eval_period": 1250})
-    assert trial_config(config, point, RECIPE_SETS).train.base_lr == 0.01
+    assert trial_config(config, point, RECIPE_SETS).train.base_lr == 0.01  # the end of tune.base_lr
 
 
 @settings(deadline=None)
@@ -51,6 +51,7 @@ def test_trial_0_keeps_the_configs_own_settings_even_outside_the_search_space() 
 def test_a_short_trial_0_scales_the_configs_own_schedule(max_iter: int) -> None:
     config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})
     own_train = trial_config(config, to_point(config.train, config), RECIPE_SETS, is_own_trial=True).train
+    # The preset's warm-up takes 1/10 of the iterations; its steps are at 3/10 to 8/10.
     assert (own_train.max_iter, own_train.warmup_iters) == (max_iter, round(max_iter / 10))
     steps = {round(tenths * max_iter / 10) for tenths in range(3, 9)}
     assert list(own_train.steps) == sorted(step for step in steps if 0 < step < max_iter)

@@ -123,7 +123,7 @@ def test_train_uses_the_settings_that_the_search_found(finished_search: Finished
     assert read_member_search(config.member_dir("a")) == result
     log = [json.loads(line) for line in Path(config.member_dir("a"), "metrics.json").read_text().splitlines()]
     base_lr = result.train.get("base_lr", config.train.base_lr)
-    assert base_lr / 1000 <= max(line["lr"] for line in log) <= base_lr * (1 + 1e-9)
+    assert base_lr / 1000 <= max(line["lr"] for line in log) <= base_lr * (1 + 1e-9)  # warm-up begins at a thousandth
     assert load_config(config.path("config.yaml")) == config
 
 

@@ -55,6 +55,7 @@ def test_the_points_of_the_config_follow_its_own_settings_in_order_without_repet
         {"preset": "dacon", "tune": {"points": [{"base_lr": "2e-3"}, {"gamma": 0.8}, {"flip": False}]}}
     )
     points = first_points(config, OWN_SET)
+    # The published schedule and gamma 0.8 are the config's own settings, so they add no point.
     assert [(point.base_lr, point.flip) for point in points] == [(0.001, True), (0.002, True), (0.001, False)]
 
 
