@@ -26,7 +26,7 @@ from tests.helpers.variants import (
     make_random_image,
     make_variants,
     measure_dot_errors,
-    named_variants,
+    variants_by_recipe,
 )
 
 
@@ -35,7 +35,7 @@ from tests.helpers.variants import (
 def test_every_keypoint_lies_on_the_dot_that_it_marks(name: str, width: int, height: int) -> None:
     errors: list[float] = []
     for variant, plain_variant in zip(
-        named_variants(width, height)[name], named_variants(width, height, dots=False)[name], strict=True
+        variants_by_recipe(width, height)[name], variants_by_recipe(width, height, dots=False)[name], strict=True
     ):
         assert np.array_equal(variant.affine, plain_variant.affine)
         scale = np.sqrt(abs(np.linalg.det(variant.affine[:, :2])))
@@ -169,7 +169,7 @@ def test_a_recipe_listed_twice_gives_two_images_each_with_its_own_labels() -> No
 @pytest.mark.parametrize("name", RECIPES)
 def test_visibility_box_and_size_agree_with_the_stored_keypoints(name: str, width: int, height: int) -> None:
     source_keypoints = make_keypoints(width, height)
-    for variant in named_variants(width, height)[name]:
+    for variant in variants_by_recipe(width, height)[name]:
         points = variant.keypoints
         affine = variant.affine
         np.testing.assert_allclose(points[:, :2], apply_affine(affine, source_keypoints[:, :2]), atol=1e-3, rtol=1e-6)
@@ -250,7 +250,7 @@ def test_a_variant_does_not_depend_on_the_other_recipes() -> None:
     content, keypoints = to_jpeg(make_dotted_image(width, height)), make_keypoints(width, height)
     for name in ("Rescale_CenterCrop", "Rotate45", "RandomCrop_1"):
         variant = make_variants(content, keypoints, [(RECIPES[name], 1)])[0]
-        variant_among_others = named_variants(width, height)[name][0]
+        variant_among_others = variants_by_recipe(width, height)[name][0]
         assert variant.image == variant_among_others.image
         assert np.array_equal(variant.affine, variant_among_others.affine)
 

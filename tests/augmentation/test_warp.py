@@ -11,14 +11,14 @@ from kp_ray.augmentation.warp import PaddedSource, change_brightness_contrast
 from kp_ray.errors import DataError
 from kp_ray.images import decode
 from tests.helpers.images import to_jpeg, to_png
-from tests.helpers.variants import SIZES, decode_variant, make_dotted_image, make_variants, named_variants
+from tests.helpers.variants import SIZES, decode_variant, make_dotted_image, make_variants, variants_by_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_variant_is_close_to_one_cubic_resampling_of_the_source(name: str) -> None:
     width, height = SIZES[0]
     source = decode(to_jpeg(make_dotted_image(width, height)))[0][..., :3]
-    for variant in named_variants(width, height)[name]:
+    for variant in variants_by_recipe(width, height)[name]:
         if RECIPES[name].brightness_contrast:
             continue
         size = (variant.width, variant.height)
