@@ -70,7 +70,7 @@ def check_command(words: list[str]) -> None:
         settings = [
             setting
             for setting in context.params.get("overrides") or ()
-            if not any(mark in setting for mark in ("$(", "KEY="))
+            if not any(mark in setting for mark in ("$(", "KEY="))  # shell commands and placeholders
         ]
         load_config(None, settings)
     elif words[0] == "make":
@@ -152,6 +152,7 @@ def test_the_recipes_page_lists_every_recipe() -> None:
     text = (ROOT / "docs" / "recipes.md").read_text()
     names = set()
     for row in re.findall(r"^\| (`[A-Z].*?) \|", text, re.MULTILINE):
+        # A row names several recipes as `RandomCrop_1`, `_2`: the suffixes replace that of the first name.
         base_name, *suffixes = re.findall(r"`(\w+)`", row)
         names |= {base_name, *(base_name.rsplit("_", 1)[0] + suffix for suffix in suffixes)}
     assert names == set(RECIPES)

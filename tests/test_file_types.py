@@ -68,6 +68,6 @@ def test_the_format_of_a_file_is_recognized_by_its_content(content: bytes, descr
 
 @pytest.mark.parametrize("kind", [kind for kind in IMAGE_FILES if "PPM" not in kind])
 def test_an_image_is_described_by_its_format(kind: str) -> None:
-    # The names of two kinds differ from their description: "JPEG2000", and "MPO", which is described as a JPEG.
+    # Two formats have other names in IMAGE_FILES: "a JPEG 2000 image" is JPEG2000, and "a JPEG image" can be an MPO.
     description = describe_content(IMAGE_FILES[kind]).replace(" 2000", "2000").replace("JPEG image", "JPEG MPO image")
     assert set(kind.split()) & set(description.split())

@@ -100,7 +100,7 @@ def test_damaged_bytes_are_decoded_or_refused_by_a_data_error(kind: str, data: s
 
 
 @pytest.mark.parametrize("kind", IMAGE_FILES)
-def test_probe_returns_the_upright_size_and_whether_a_jpeg_can_be_decoded_at_a_smaller_scale(kind: str) -> None:
+def test_probe_returns_the_upright_size_and_whether_the_file_is_an_upright_jpeg(kind: str) -> None:
     info = probe(IMAGE_FILES[kind])
     height, width = decode_upright_rgb(IMAGE_FILES[kind]).shape[:2]
     assert (info.width, info.height) == (width, height)

@@ -66,7 +66,7 @@ def test_a_job_is_a_call_of_the_command_line(job: str) -> None:
     assert [ast.unparse(node) for node in entry.body] == [f"main(['{verb}', *sys.argv[1:]])"]
 
 
-def test_each_stage_that_uses_a_cluster_has_a_job() -> None:
+def test_the_folder_jobs_holds_exactly_the_listed_jobs() -> None:
     assert sorted(path.stem for path in (ROOT / "jobs").glob("*.py")) == JOBS
 
 

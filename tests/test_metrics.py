@@ -202,6 +202,7 @@ def test_the_95_percent_interval_contains_the_true_error_in_85_to_99_of_100_samp
     for seed in range(100):
         rng = np.random.default_rng(seed)
         scales = rng.uniform(1, 3, 30).repeat(4)[:, None]
+        # A point error of sqrt(2) * scale is an error of `scale` in x and in y.
         low, high = rmse_interval(np.sqrt(2) * scales * np.ones((120, 3)), [f"{i // 4}" for i in range(120)]) or (0, 0)
         num_covered += low <= np.sqrt(13 / 3) <= high  # the root of E[scale^2] for scales uniform in [1, 3]
     assert 85 <= num_covered <= 99

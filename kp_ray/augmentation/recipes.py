@@ -1,8 +1,8 @@
-"""The 27 named recipes as data, and the look-up of the recipes that a config lists.
+"""The 27 built-in recipes as data, and the look-up of the recipes that a config lists.
 
-The named recipes are those of the published solution (docs/recipes.md). A named recipe rotates, rescales, crops,
-rescales again and changes brightness and contrast, in this order; each step is optional. The first four steps together
-are one affine map of the source.
+The built-in recipes are those of the published solution (docs/recipes.md); a config can add recipes of the user. A
+built-in recipe rotates, rescales, crops, rescales again and changes brightness and contrast, in this order; each step
+is optional. The first four steps together are one affine map of the source.
 """
 
 from collections import Counter
@@ -69,7 +69,7 @@ class Recipe:
         return crop_w, crop_h
 
 
-def _named_recipes() -> dict[str, Recipe]:
+def _built_in_recipes() -> dict[str, Recipe]:
     small, medium, wide, large = (540, 720), (720, 960), (720, 1280), (960, 1280)
     rescale = (0.7, 1.3)
     recipes = [
@@ -101,8 +101,8 @@ def _named_recipes() -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in recipes}
 
 
-RECIPES: dict[str, Recipe] = _named_recipes()
-"""The named recipes, by name."""
+RECIPES: dict[str, Recipe] = _built_in_recipes()
+"""The built-in recipes, by name."""
 
 
 def resolve_recipes(
@@ -123,7 +123,7 @@ def resolve_recipes(
     recipes = dict(RECIPES)
     for name, pipeline in (user_recipes or {}).items():
         if name in RECIPES:
-            raise ConfigError(f"augment.user_recipes.{name}: a named recipe already has this name: choose another name")
+            raise ConfigError(f"augment.user_recipes.{name}: a built-in recipe has this name: choose another name")
         recipes[name] = Recipe(name, user_pipeline=validate_pipeline(name, pipeline))
     unknown_names = [name for name in names if name not in recipes]
     if unknown_names:

@@ -1,4 +1,4 @@
-"""The named recipes as Albumentations pipelines, with which tests and benchmarks compare kp_ray."""
+"""The built-in recipes as Albumentations pipelines, with which tests and benchmarks compare kp_ray."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from kp_ray.augmentation.user_pipeline import import_albumentations
 
 
 def to_albumentations(recipe: Recipe, width: int = REFERENCE_HW[1], height: int = REFERENCE_HW[0]) -> Any:
-    """Build the Albumentations pipeline of a named recipe for frames of `width` x `height` pixels.
+    """Build the Albumentations pipeline of a built-in recipe for frames of `width` x `height` pixels.
 
     The pipeline takes keypoints as pixel indices in format "xy" and removes none. If it rotates, Albumentations 2.0.8
     returns mirrored copies of the keypoints too, because the border is filled by reflection.

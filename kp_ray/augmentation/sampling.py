@@ -26,7 +26,7 @@ def variant_seed(seed: int, source: str, fingerprint: str, copy: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class VariantParameters:
-    """The parameters of one variant of a named recipe.
+    """The parameters of one variant of a built-in recipe.
 
     Attributes:
         affine: (2, 3) matrix from source to variant, in pixel indices.
@@ -52,13 +52,13 @@ class VariantParameters:
 def sample_parameters(
     recipe: Recipe, width: int, height: int, seed: int, *, scale_with_frame: bool = True
 ) -> VariantParameters:
-    """Sample the parameters of a named recipe for a source of this size.
+    """Sample the parameters of a built-in recipe for a source of this size.
 
     Distributions, centre of rotation, and rounding of sizes and offsets are those of Albumentations 2.0.8 (Rotate,
     RandomScale, RandomCrop, CenterCrop, RandomBrightnessContrast).
 
     Args:
-        recipe: a named recipe, without a `user_pipeline`.
+        recipe: a recipe without a `user_pipeline`.
         width, height: size of the source in pixels.
         seed: seed of the variant, see `variant_seed`.
         scale_with_frame: True scales the crop from REFERENCE_HW to this frame; False takes its size as pixels.

@@ -17,7 +17,7 @@ from kp_ray.keypoints import FloatArray, apply_affine
 
 
 def import_albumentations() -> Any:
-    """Import Albumentations on first use: the import takes a second, and named recipes do not need it."""
+    """Import Albumentations on first use: the import takes a second, and built-in recipes do not need it."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import asks the network for a newer version
     import albumentations
 

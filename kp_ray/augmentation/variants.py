@@ -1,7 +1,7 @@
 """Make the variants of one source: decode it once, apply one affine map per variant, encode.
 
 A variant's pixels are resampled once, from the source padded by reflection; all variants of a source share the padded
-source. If a recipe changes nothing (`Original`), the bytes of a JPEG source are copied.
+source. If a recipe changes nothing (`Original`), the bytes of an upright JPEG source are stored unchanged.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,8 @@ class VariantSettings:
     Attributes:
         seed: `seed` of the config.
         jpeg_quality: JPEG quality of encoded variants, whose color has half the resolution (4:2:0).
-        scale_with_frame: True scales the recipes' crops with the frame; False takes their sizes as pixels.
+        scale_with_frame: True scales the recipes' crops from REFERENCE_HW to the source's size; False takes their sizes
+            as pixels of the source.
         box_margin_px: margin in pixels of the box around the labelled points.
     """
 
@@ -141,13 +142,13 @@ class _SourceImage:
     Attributes:
         content: the encoded image.
         pixels: (H, W, 4) BGRX.
-        can_be_copied: True if a variant that equals the source can be stored as `content`.
-        padded_source: the image padded by reflection, from which the named recipes are resampled.
+        is_storable: True if `content` can be stored unchanged as the image of a variant that equals the source.
+        padded_source: the image padded by reflection, from which the built-in recipes' variants are resampled.
     """
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self.pixels, self.can_be_copied = decode(content)
+        self.pixels, self.is_storable = decode(content)
         self.padded_source = PaddedSource(self.pixels)
 
 
@@ -162,8 +163,8 @@ def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int
     if recipe.user_pipeline is not None:
         pixels, keypoints, affine = run_user_pipeline(recipe.user_pipeline, image.pixels, source.keypoints, seed)
     else:
-        pixels, keypoints, affine = _apply_named_recipe(image, source.keypoints, recipe, seed, settings)
-        if pixels is image.pixels and image.can_be_copied:
+        pixels, keypoints, affine = _apply_built_in_recipe(image, source.keypoints, recipe, seed, settings)
+        if pixels is image.pixels and image.is_storable:
             jpeg = image.content
     height, width = pixels.shape[:2]
     # Round before testing which points are inside, so that visibility agrees with the stored coordinates.
@@ -186,10 +187,10 @@ def _make_variant(image: _SourceImage, source: Source, recipe: Recipe, copy: int
     )
 
 
-def _apply_named_recipe(
+def _apply_built_in_recipe(
     image: _SourceImage, keypoints: FloatArray, recipe: Recipe, seed: int, settings: VariantSettings
 ) -> tuple[Image, FloatArray, FloatArray]:
-    """Apply a named recipe; return the variant's pixels, keypoints (K, 3) and affine (2, 3).
+    """Apply a built-in recipe; return the variant's pixels, keypoints (K, 3) and affine (2, 3).
 
     If the recipe changes nothing, the returned pixels are `image.pixels` itself.
 

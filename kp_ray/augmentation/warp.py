@@ -21,7 +21,7 @@ MAX_PADDED_PIXELS = 15 * MAX_PIXELS
 _TILE = 256
 """Side in pixels of the square tiles in which a window is resampled."""
 _MAX_ROTATE_DEG = max(recipe.rotate_deg for recipe in RECIPES.values())
-"""Largest rotation of any named recipe, in degrees."""
+"""Largest rotation of any built-in recipe, in degrees."""
 
 
 class _Scratch(threading.local):

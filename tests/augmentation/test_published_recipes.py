@@ -1,4 +1,4 @@
-"""The 27 named recipes vary images as the published pipelines do, except for three deliberate differences.
+"""The 27 built-in recipes vary images as the published pipelines do, except for three deliberate differences.
 
 `PUBLISHED` and `sample_published` repeat `code/augmentation.py` of hangjoo/dacon_key_point_detection with the formulas
 of Albumentations 1.0. They use no code of kp_ray, so that they do not repeat its errors. Affines map pixel indices.
@@ -87,7 +87,7 @@ def sample_kp_ray(recipe: Recipe, number: int) -> tuple[float, ...]:
     return *result.affine[0, :2], *result.affine[:, 2], result.width, result.height, result.contrast, result.brightness
 
 
-def test_the_named_recipes_are_the_27_published_ones() -> None:
+def test_the_built_in_recipes_are_the_27_published_ones() -> None:
     assert list(RECIPES) == list(PUBLISHED)
     assert all(recipe.name == name for name, recipe in RECIPES.items())
     assert len({recipe.fingerprint for recipe in RECIPES.values()}) == 27

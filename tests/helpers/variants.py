@@ -93,7 +93,7 @@ def make_variants(
 
 @cache
 def variants_by_recipe(width: int, height: int, dots: bool = True) -> dict[str, list[Variant]]:
-    """Make COPIES_PER_RECIPE variants of `make_dotted_image` for each of `RECIPES`; return them by recipe."""
+    """Make COPIES_PER_RECIPE variants of `make_dotted_image` for each built-in recipe; return them by recipe."""
     all_recipes = [(recipe, COPIES_PER_RECIPE) for recipe in RECIPES.values()]
     variants = make_variants(
         to_jpeg(make_dotted_image(width, height, dots)), make_keypoints(width, height), all_recipes
