@@ -18,13 +18,13 @@ points of a person are outside."""
 def check_stated_facts(annotations: Annotations, sizes: Sizes = None) -> list[Finding]:
     """Find stated sizes, num_keypoints and boxes that do not fit the image or its points; all findings are warnings.
 
-    Kinds: swapped_size (width and height of the image as seen are exchanged), stated_size (the image was resized,
-    cropped or replaced), num_keypoints (differs from the number of points with v > 0), bbox (it leaves the image, or
-    fewer than half of the points are in it).
+    Kinds: swapped_size (the upright image has the stated width as its height, and the stated height as its width),
+    stated_size (another difference in size: the image was resized, cropped or replaced), num_keypoints (differs from
+    the number of points with v > 0), bbox (it leaves the image, or fewer than half of the points are in it).
 
     Args:
         annotations: N images; annotations from a CSV have no stated facts, and then nothing is found.
-        sizes: sizes of the upright images in pixels.
+        sizes: sizes in pixels of the upright images, which are turned as their EXIF orientation says.
     """
     findings: list[Finding] = []
     for image, points, facts in zip(annotations.images, annotations.keypoints, annotations.stated, strict=False):
@@ -38,7 +38,9 @@ def check_stated_facts(annotations: Annotations, sizes: Sizes = None) -> list[Fi
 
 def _size_finding(image: str, labelled_xy: FloatArray, stated_size: tuple[int, int], size: tuple[int, int]) -> Finding:
     """Report a stated size that is not the image's size; the labelled points (L, 2) decide which fix to propose."""
-    comparison = f"the labels state {stated_size[0]}x{stated_size[1]} px, the image as seen has {size[0]}x{size[1]} px"
+    comparison = (
+        f"the labels state {stated_size[0]}x{stated_size[1]} px, the image as displayed has {size[0]}x{size[1]} px"
+    )
     points_leave_image = bool((labelled_xy >= np.array(size)).any())
     if stated_size == size[::-1]:
         if points_leave_image:

@@ -13,11 +13,12 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import BoolArray, FloatArray
 
 _MIN_IMAGES = 5
-"""A place is an exact pair x, y. One that is not a usual sentinel, e.g. -1, -1, is examined only if at least this many
-images have a point there."""
+"""Minimum number of images that have a point at the same place, an exact pair x, y, for the place to be examined. The
+usual sentinels, e.g. -1, -1, are examined even with one point. `scale_findings` reports fractions from this many images
+on, or from half of all images if that is less."""
 _MIN_SHARE = 0.02
-"""Such a place is examined only if at least this fraction of all images have a point there. Of 4195 real images, at
-most 0.4 % have a point at the same place, e.g. a foot at rest."""
+"""Minimum fraction of all images that have a point at a place, in addition to `_MIN_IMAGES`, for the place to be
+examined. Of 4195 real images, at most 0.4 % have a point at the same place, e.g. a foot at rest."""
 _MAX_COMPARED_IMAGES = 1000
 """Maximum number of images in which a place is compared with the body; it bounds the time for a million images."""
 _FRACTION_LIMIT = 1.5
@@ -28,7 +29,7 @@ _HALF_IMAGE_SHARE = 0.51
 """Share of width and height within which all points lie if the labels belong to images of half the size or smaller."""
 _MIN_SCALE_IMAGES = 10
 """Minimum number of images whose points are compared with the images' sizes: in fewer images, all people may be in the
-same quarter by chance."""
+upper left quarter of their images by chance."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ from kp_ray.storage import read_bytes, write_bytes
 FINDINGS_FILE = "check.csv"
 """Name of the file of findings in the run folder."""
 Sizes = Mapping[str, tuple[int, int]] | tuple[int, int] | None
-"""(width, height) in pixels by image name, or one size of all images. The size of an image that the mapping lacks is
-unknown; with None, every size is unknown."""
+"""(width, height) in pixels by image name, or one (width, height) that all images have. The size of an image that the
+mapping lacks is unknown; with None, every size is unknown."""
 Level = Literal["error", "warning"]
 
 

@@ -25,9 +25,9 @@ def check_images(
 ) -> tuple[list[Finding], dict[str, Size]]:
     """Read every labelled image and find files that cannot be used or are probably a mistake.
 
-    Errors: missing, misnamed (a file has nearly this name), names (one finding that counts the misnamed images by the
-    difference between the names), empty (no bytes), unreadable, truncated. Warnings: not_jpeg (the name ends in .jpg,
-    the content is of another format), size (nine in ten images share a size and this image has another),
+    Errors: missing, misnamed (a file has nearly this name), names (one finding about all misnamed images, which counts
+    them per difference, e.g. another suffix), empty (no bytes), unreadable, truncated. Warnings: not_jpeg (the name
+    ends in .jpg, the content is of another format), size (nine in ten images share a size and this image has another),
     unlabelled_files (the folder holds images without labels; one finding for all of them).
 
     Args:
@@ -80,7 +80,7 @@ def check_images(
 def _names_finding(
     images: Sequence[str], files: Collection[str], matches: Mapping[str, NameMatch]
 ) -> Iterator[Finding]:
-    """Report, as one finding, the images without a file that nearly have a file's name, counted by the difference."""
+    """Report the images without a file whose names nearly match a file, as one finding with a count per difference."""
     if matches:
         num_missing = len(set(images).difference(files))
         message = f"{num_missing} labelled images have no file: {describe_matches(matches, num_missing)}"

@@ -1,5 +1,8 @@
 """Find labels that jump, or swap left and right, in one frame of a clip.
 
+A deviation is the distance of a point, or of the whole person, from its place in the frames before and after, see
+`ClipMotion`. A mismatch tells how badly a row fits what the other cameras show at a frame, see `_misplaced_rows`.
+
 Lengths are in body sizes: square roots of the area of the box around the labelled points, so that thresholds hold
 for every distance from the camera.
 """
@@ -22,8 +25,8 @@ from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 _JUMP_FLOOR = 0.2
 """Deviation that a jump exceeds, in body sizes."""
 _JUMP_RATIO = 3.0
-"""A jump's deviation is more than this multiple of each of these: the distance between the neighbour frames, the
-person's deviation, and the median deviation in the other cameras."""
+"""A jump's deviation is more than this multiple of each of these: the distance between the neighbour frames, the median
+deviation in the other cameras, and, for a single point, the person's deviation."""
 _JUMP_RATIO_ALONE = 6.0
 """Where fewer than two other cameras see the frame, a jump's deviation is more than this multiple of the clip's median
 deviation."""
@@ -34,11 +37,10 @@ _SWAP_FLOOR = 0.25
 _SWAP_RATIO = 0.35
 """A pair counts as swapped if swapping it back leaves less than this share of the sum of its deviations."""
 _MISMATCH_FLOOR = 0.1
-"""Mismatch of a row at its own frame (see `_misplaced_rows`), in body sizes, above which the row can hold another
-frame's points."""
+"""Mismatch of a row at its own frame, in body sizes, above which the row can hold another frame's points."""
 _MISMATCH_RATIO = 3.0
-"""Ratio of that mismatch to max(mismatch at the best matching frame, the clip's median mismatch) + `LABEL_NOISE / 2`,
-above which the row holds another frame's points."""
+"""A row holds another frame's points if its mismatch at its own frame is more than this multiple of a limit: the larger
+of its mismatch at the best matching frame and the clip's median mismatch, plus `LABEL_NOISE / 2`."""
 _MAX_REFERENCES = 64
 """Maximum number of frames with which each frame of a scene is compared; it bounds time and memory."""
 
@@ -176,7 +178,8 @@ def _measure_clip(skeleton: Skeleton, rows: list[int], frames: list[int], body_p
     point_deviation = np.linalg.norm(middle - interpolated, axis=2)
     point_distance = np.linalg.norm(after - before, axis=2)
     step = _median(np.linalg.norm(np.diff(xy, axis=0), axis=2), axis=1)
-    # The first and the last frame have one neighbour: the adjacent step replaces the distance between two neighbours.
+    # The first and the last frame have one neighbour: the step between this neighbour and the frame beyond it replaces
+    # the distance between two neighbours.
     person_deviation = np.concatenate([step[:1], np.minimum(step[:-1], step[1:]), step[-1:]])
     person_distance = np.concatenate([step[1:2], _median(point_distance, axis=1), step[-2:-1]])
     flip = skeleton.flip_indices
@@ -219,10 +222,11 @@ def _median(values: FloatArray, axis: int) -> FloatArray:
 def _misplaced_rows(clips: Mapping[ClipKey, ClipMotion]) -> dict[int, int]:
     """Find rows that hold the points of another frame, by comparison with the scene's other cameras.
 
-    The distances between a frame's pose and the poses of other frames are the same for every camera, up to a factor per
-    camera. A row's mismatch at a frame is the median difference between the row's distances and the other cameras'
-    median distances of that frame. A row with a large mismatch at its own frame and a small mismatch at another frame
-    holds the points of the latter. Scenes with fewer than three cameras or six frames are left out.
+    All cameras see the same motion: the distances from one frame's pose to the poses of the other frames are nearly the
+    same in every camera, up to a factor per camera. The medians of these distances over the other cameras are the
+    frame's expected distances. A row's mismatch at a frame is the median difference between the row's distances and the
+    frame's expected distances. A row with a large mismatch at its own frame and a small mismatch at another frame holds
+    the points of the other frame. Scenes with fewer than three cameras or six frames are left out.
 
     Returns:
         The matching frame number by row number.
@@ -322,6 +326,7 @@ def _frame_suspects(
     limits = np.maximum(_JUMP_FLOOR, _JUMP_RATIO * (clip.neighbor_distance[t] + LABEL_NOISE))
     ratios = np.maximum(np.nan_to_num(clip.deviation[t] / limits), 1.0)
     first_of_pair = [a for a, b in enumerate(skeleton.flip_indices) if a < b]
+    # Where most pairs are swapped, the person's deviation is large too, but the swap is its cause.
     mostly_swapped = len(first_of_pair) > 0 and swaps.mean() >= 0.5
     if not mostly_swapped and (matching_frame is not None or jumps[0]):
         all_points = tuple(range(len(skeleton)))

@@ -98,7 +98,7 @@ def prediction_section(config: Config, files: RunFiles) -> PredictionSection | N
         num_images=len(predictions.images) if predictions else 0,
         has_truth=files.truth is not None,
         num_filled=None if filled_images is None else len(filled_images),
-        fallbacks=count_fallbacks((row.how for row in filled_images or ()), "a near frame"),
+        fallbacks=count_fallbacks((row.how for row in filled_images or ()), near_frame="a near frame"),
         worst_tiles=_draw_tiles(config, files, worst_captions),
         filled_tiles=_draw_tiles(config, files, {row.image: (row.how, "") for row in filled_images or ()}),
         disputed_tiles=_draw_disputed_tiles(config, files, predictions, spreads) if predictions else (),

@@ -29,7 +29,7 @@ class SuspectsSection:
     """The most suspicious labels.
 
     Attributes:
-        counts: number of suspicious images by kind, the most frequent first.
+        counts: (kind of the suspected mistake, number of suspicious images) pairs, the most frequent kind first.
         tiles: one tile per drawn label, followed by a tile of its out-of-fold prediction if that exists.
         rows: the suspicious images, the most suspicious first.
     """

@@ -11,7 +11,7 @@ from kp_ray.checks.findings import Finding
 from kp_ray.checks.labels import check_labels
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_annotations
-from kp_ray.keypoints import FloatArray
+from kp_ray.keypoints import DACON24, FloatArray
 from tests.helpers.data import SHARED
 from tests.helpers.labels import NUM_KEYPOINTS, make_labels, make_person
 
@@ -80,7 +80,8 @@ class TestSentinels:
         assert {finding.fix.partition("set ")[2] for finding in findings} == {"data.missing_values: [[0, 0], [-1, -1]]"}
 
     def test_a_foot_that_stands_still_through_a_clip_is_no_sentinel(self):
-        labels = change_points(make_people(), lambda xy: xy - xy[:, 15:16] + [900.0, 700.0])
+        left_ankle = DACON24.names.index("left_ankle")
+        labels = change_points(make_people(), lambda xy: xy - xy[:, [left_ankle]] + [900.0, 700.0])
         assert find_sentinels(labels) == []
 
     def test_points_on_one_edge_of_the_image_are_no_sentinels(self):

@@ -57,7 +57,8 @@ def test_a_leap_that_every_camera_saw_is_not_a_finding():
 def test_points_of_another_frame_are_found_by_comparison_with_other_cameras_even_in_fast_motion():
     labels = make_clips("ABCDE", num_frames=12, step_px=90)
     image = "walk_C-0000003.jpg"
-    points = labels.keypoints[labels.images.index("walk_C-0000008.jpg")] + 0.25
+    # 0.25 px: the points are nearly, not exactly, those of frame 8.
+    points = labels.keypoints[labels.images.index("walk_C-0000008.jpg")] + [0.25, 0.25, 0]
     misplaced_findings = [
         finding
         for finding in list_findings(replace_points(labels, image, points))

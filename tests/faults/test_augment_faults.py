@@ -30,7 +30,10 @@ from tests.helpers.disks import Disk
 from tests.helpers.processes import file_times, finish, run_kp_ray, wait_until
 
 NUM_LINKS = 12
-NUM_SOURCES = 12 * NUM_LINKS
+"""Number of names under which each generated frame is linked."""
+NUM_FRAMES = 12
+"""Number of labelled frames in `sample_data`."""
+NUM_SOURCES = NUM_FRAMES * NUM_LINKS
 BROKEN_IMAGE = "broken-001_A-0000001.jpg"
 
 
@@ -318,7 +321,7 @@ def test_an_interrupted_driver_prints_no_traceback_and_the_same_command_resumes(
     config = write_augment_config(many_data, tmp_path)
     run = start_augment(config, "cluster.num_cpus=2")
     wait_for_parts(run, config)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(signal.SIGINT)  # to the driver alone; Ctrl-C goes to the whole process group
     _, err = run.communicate(timeout=60)
     assert run.returncode != 0
     assert "Traceback" not in err

@@ -29,6 +29,7 @@ from tests.helpers.processes import finish, finish_with_error, start_kp_ray
 ROUNDS = [(verb, seed) for verb, rounds in (("augment", 12), ("train", 6), ("tune", 4), ("predict", 8))
           for seed in range(rounds)]  # fmt: skip
 KINDS = ("driver", "worker", "raylet", "gcs_server")
+"""Kinds of process that the rounds kill in turn, one process per round."""
 WORKERS = {"augment": "ray::", "train": "ray::RayTrainWorker", "tune": "ray::(Trial|ResourceTrainable)",
            "predict": "ray::MapWorker"}  # fmt: skip
 """Verb -> pattern of the names of its worker processes: any task of Ray, a training worker, a trial, an actor."""

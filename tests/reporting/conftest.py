@@ -9,7 +9,10 @@ from tests.helpers.run_folders import write_run_folder
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Fill a run folder with the files of every stage; return its config. Tests only read the folder."""
+    """Fill a run folder with the files of every stage; return its config. Tests only read the folder.
+
+    The tests expect the values that the functions of `tests/helpers/run_folders.py` write.
+    """
     return write_run_folder(tmp_path_factory.mktemp("whole"))
 
 

@@ -12,6 +12,7 @@ from kp_ray.reporting import poses
 from kp_ray.reporting.poses import pose_section
 from kp_ray.reporting.run_files import RunFiles, read_run_files
 from tests.helpers.run_folders import make_config
+from tests.helpers.stores import HEIGHT
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_the_tilt_of_the_torso_is_measured_clockwise_from_upright(
     (tilts,) = values_by_title["Tilt of the torso"]
     assert np.allclose(tilts, 45)
     (heights,) = values_by_title["Size of the person"]
-    assert np.allclose(heights, 100 * (sample.boxes[:, 3] - sample.boxes[:, 1]) / 240)
+    assert np.allclose(heights, 100 * (sample.boxes[:, 3] - sample.boxes[:, 1]) / HEIGHT)
 
 
 def test_a_run_without_a_store_has_no_section(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def section(whole_run: Config) -> PredictionSection:
 
 
 def test_disputed_images_are_sorted_by_the_members_spread(section: PredictionSection) -> None:
-    # The members' points are SPREAD_PX apart in x and in y, so each is half of the diagonal away from their mean.
+    # In STORE_IMAGES[4] the members' points are SPREAD_PX apart in x and in y, in all other images 1 px. Each point is
+    # half of the diagonal away from the mean of both.
     spread_px = np.sqrt(2) * SPREAD_PX / 2
     assert section.disputed_tiles[0].image == STORE_IMAGES[4]
     assert section.disputed_tiles[0].value == f"{spread_px:.4g}"

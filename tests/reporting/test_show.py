@@ -53,7 +53,7 @@ def test_the_skeleton_of_a_variant_is_drawn_at_its_keypoints(whole_run: Config, 
     stem = STORE_IMAGES[0].removesuffix(".jpg")
     canvas = decode_preview((tmp_path / f"Rotate45_CenterCrop-0-{stem}.jpg").read_bytes())
     assert canvas is not None
-    points = make_points(0)
+    points = make_points(0)  # the test store's rotated variants have the points of their source
     distances = np.linalg.norm(points[:, None] - points, axis=2) + 1000 * np.eye(len(points))
     is_isolated = distances.min(axis=1) > 12  # discs of closer points may cover each other
     assert is_isolated.sum() > 8
@@ -106,7 +106,7 @@ def test_the_runs_submission_and_other_submissions_are_drawn_beside_the_members(
     assert canvas is not None
     assert_colors(canvas, member_xy, series_color(0))
     assert_colors(canvas, run_xy, series_color(1))
-    assert_colors(canvas, other_xy, series_color(3))
+    assert_colors(canvas, other_xy, series_color(3))  # color 2 is that of nobody.csv, in which nobody was found
 
 
 def test_the_default_folder_is_show_beside_the_store(whole_run: Config) -> None:

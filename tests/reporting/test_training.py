@@ -19,6 +19,7 @@ def test_the_configs_members_come_first_and_each_has_its_last_loss_and_best_rmse
     write_training_logs(config, ("a", "b"))
     section = training_section(read_run_files(config))
     assert section is not None
+    # Losses are logged for the iterations 0, 20, ..., 80, as 3 / (iteration + 1).
     expected = {"iterations": 100, "last_loss": 3 / 81, "best_rmse": 12.25, "best_iteration": 100}
     assert section.members == (MemberProgress("b", **expected), MemberProgress("a", **expected))
 
