@@ -155,7 +155,7 @@ def kill_a_process(
     time.sleep(3)
     workers: list[psutil.Process] = []
     while not workers and run.poll() is None:
-        workers = list_descendants(cluster_processes, "_write_")
+        workers = list_descendants(cluster_processes, "write_chunk")
         time.sleep(0.05)
     if workers:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -32,19 +32,36 @@ def test_a_new_trial_is_compared_with_trials_from_before_the_resume(
 
 
 @pytest.mark.parametrize("scheduler_name", ["asha", "median"])
-def test_the_trial_with_the_configs_own_settings_is_never_stopped_but_its_reports_count(
+def test_the_trial_with_the_configs_own_settings_is_never_stopped(
     scheduler_name: str, make_config: Callable[..., Config]
 ) -> None:
     config = make_config(tune={**SECTION, "scheduler": scheduler_name})
     scheduler = build_scheduler(config)
-    trials = [ray_trial(number) for number in range(6)]
+    trials = [ray_trial(number) for number in range(5)]
     for trial in trials:
         scheduler.on_trial_add(None, trial)
-    for trial in trials[1:4]:
+    for trial in trials[2:]:
         scheduler.on_trial_result(None, trial, {"iteration": 2, "rmse": 10.0})
-    assert scheduler.on_trial_result(None, trials[0], {"iteration": 2, "rmse": 90.0}) == TrialScheduler.CONTINUE
-    assert scheduler.on_trial_result(None, trials[0], {"iteration": 4, "rmse": 5.0}) == TrialScheduler.CONTINUE
-    assert scheduler.on_trial_result(None, trials[4], {"iteration": 2, "rmse": 90.0}) == TrialScheduler.STOP
+    decisions = [scheduler.on_trial_result(None, trial, {"iteration": 2, "rmse": 90.0}) for trial in trials[:2]]
+    assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
+
+
+# The median rule compares a trial with at least three others, ASHA with at least one.
+@pytest.mark.parametrize(("scheduler_name", "num_others"), [("asha", 0), ("median", 2)])
+def test_the_reports_of_the_trial_with_the_configs_own_settings_count_for_other_trials(
+    scheduler_name: str, num_others: int, make_config: Callable[..., Config]
+) -> None:
+    config = make_config(tune={**SECTION, "scheduler": scheduler_name})
+    decisions = []
+    for has_own_report in (False, True):
+        scheduler = build_scheduler(config)
+        own_trial, new_trial, *others = [ray_trial(number) for number in range(2 + num_others)]
+        for trial in (own_trial, new_trial, *others):
+            scheduler.on_trial_add(None, trial)
+        for trial in ([own_trial] if has_own_report else []) + others:
+            scheduler.on_trial_result(None, trial, {"iteration": 2, "rmse": 10.0})
+        decisions.append(scheduler.on_trial_result(None, new_trial, {"iteration": 2, "rmse": 90.0}))
+    assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
 
 
 @pytest.mark.parametrize("scheduler_name", ["asha", "median"])
@@ -71,7 +88,7 @@ def test_a_resumed_trial_is_not_stopped_for_reports_from_before_the_resume(
 
 
 @pytest.mark.parametrize("scheduler_name", ["asha", "median"])
-def test_a_failed_trial_counts_as_the_worst(scheduler_name: str, make_config: Callable[..., Config]) -> None:
+def test_failed_trials_do_not_stop_another_trial(scheduler_name: str, make_config: Callable[..., Config]) -> None:
     config = make_config(tune={**SECTION, "scheduler": scheduler_name})
     failed_names = [f"trial-{number:03d}" for number in range(4)]
     for trial_name in failed_names:
