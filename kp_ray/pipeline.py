@@ -215,20 +215,19 @@ def _summarize(config: Config, summaries: Mapping[str, Any]) -> RunSummary:
     )
 
 
-def find_next_command(verb: str, config: Config, config_path: str) -> str | None:
-    """Return the arguments of a `kp-ray` command that can follow a verb; None if no such verb accepts the config.
+def find_next_verb(verb: str, config: Config) -> str | None:
+    """Return the verb that can follow a finished verb; None if no such verb accepts the config.
 
     Args:
         verb: the finished verb.
         config: the configuration that it ran with.
-        config_path: the file that the configuration was read from.
     """
     if verb == "augment":  # `train` is not checked, because its check would import torch
-        return f"train {config_path}"
+        return "train"
     for next_verb in _NEXT_VERBS.get(verb, ()):
         with contextlib.suppress(KpRayError):
             stage = make_stage(next_verb)
             if stage.applies(config):
                 stage.check(config)
-                return f"{next_verb} {config_path}"
+                return next_verb
     return None

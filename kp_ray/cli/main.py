@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,9 +20,6 @@ from kp_ray.stage import Summary, check_inputs
 if TYPE_CHECKING:
     from kp_ray.doctor import Check
 
-INTERRUPT_MESSAGE = "stopped; run the same command to resume"
-"""Printed after Ctrl-C."""
-
 
 class _Verbs(TyperGroup):
     """The verbs; after Ctrl-C any of them prints one line and exits with code 130."""
@@ -30,7 +28,7 @@ class _Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            say(INTERRUPT_MESSAGE)
+            say("stopped; run the same command to resume")
             raise typer.Exit(130) from None
 
 
@@ -86,10 +84,9 @@ def _run_stage(
     verb: str, path: str | None, overrides: list[str] | None, as_json: bool, *, dry_run: bool = False
 ) -> Summary:
     """Run a stage, or forecast it if `dry_run`, and print its summary and the next command."""
-    from kp_ray.pipeline import find_next_command, forecast_stage, run_stage
+    from kp_ray.pipeline import find_next_verb, forecast_stage, run_stage
 
-    config_path = _require_path(path)
-    config = load_config(config_path, overrides or ())
+    config = load_config(_require_path(path), overrides or ())
     if dry_run:
         summary = forecast_stage(verb, config)
         _print_summary(summary, as_json)
@@ -97,8 +94,14 @@ def _run_stage(
     summary = run_stage(verb, config, show_progress, say)
     # Only the summary of `check` has `ok`; the errors that `check` found would also stop the next stage.
     has_errors = not getattr(summary, "ok", True)
-    _print_summary(summary, as_json, None if has_errors else find_next_command(verb, config, config_path))
+    _print_summary(summary, as_json, None if has_errors else _command(find_next_verb(verb, config), path, overrides))
     return summary
+
+
+def _command(verb: str | None, path: str | None, overrides: list[str] | None) -> str | None:
+    """Return a verb with the arguments of the finished one, as a shell reads them; None without a verb."""
+    options = [argument for override in overrides or () for argument in ("--set", override)]
+    return shlex.join([verb, path or "", *options]) if verb else None
 
 
 def _require_path(path: str | None) -> str:
@@ -179,7 +182,7 @@ def verify(config: ConfigArgument = None, overrides: SetOption = None, as_json: 
     from kp_ray.store.stage import verify as verify_run
 
     summary = verify_run(load_config(_require_path(config), overrides or ()))
-    _print_summary(summary, as_json, None if summary.ok else f"augment {config}")
+    _print_summary(summary, as_json, None if summary.ok else _command("augment", config, overrides))
     if not summary.ok:
         raise typer.Exit(1)
 
@@ -256,7 +259,7 @@ def evaluate(
     with show_progress("evaluate") as progress:
         summary = stage.run(run_config, progress)
     print_evaluation(summary.rows())
-    _print_summary(summary, as_json, f"report {config}")
+    _print_summary(summary, as_json, _command("report", config, overrides))
 
 
 @app.command()

@@ -133,7 +133,7 @@ class TrainConfig(Section):
     """Iterations between lines of `metrics.json`."""
     mlflow: str | None = None
     """Also log to MLflow: a tracking server's URI, or `local` for a SQLite file in the member's folder; null: no."""
-    max_failures: int = 3
+    max_failures: NotNegative = 3
     """Number of times a member is restarted after it lost workers; then it stops, and the same command resumes it."""
 
     @property

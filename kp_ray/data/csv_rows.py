@@ -108,7 +108,7 @@ def parse_number(text: str, where: str) -> float:
         if not math.isnan(_parse_finite(text.replace(",", "."))):
             raise DataError(f"{where}: {text[:40]!r} has a decimal comma: write {text.replace(',', '.')[:40]}")
         raise DataError(
-            f"{where}: {text[:40]!r} is not a number: write a number, or leave the cell empty for an unlabelled point"
+            f"{where}: {text[:40]!r} is not a number: write a number, or leave the cell empty if it is unknown"
         )
     return value
 

@@ -59,7 +59,7 @@ def check_flips(config: Config, skeleton: Skeleton, verb: Literal["train", "tune
     if not missing_pairs:
         return
     left, right = missing_pairs[0]
-    more = f" (and {len(missing_pairs) - 1} more pairs)" if len(missing_pairs) > 1 else ""
+    more = f" (and {len(missing_pairs) - 1} more)" if len(missing_pairs) > 1 else ""
     missing_names = {name for pair in missing_pairs for name in pair}
     kept_pairs = [pair for pair in skeleton.flip_pairs if not set(pair) & missing_names]
     pairs = [list(pair) for pair in (*kept_pairs, *missing_pairs)]

@@ -12,6 +12,7 @@ from kp_ray.images import Image, decode_preview
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.storage import join
 from kp_ray.store.manifest import Manifest
+from kp_ray.store.parts import sample_evenly
 from kp_ray.store.read import RowReader, read_part
 from kp_ray.visualization.skeletons import crop_and_resize, draw_skeleton, transform_keypoints
 
@@ -56,8 +57,7 @@ def read_samples(store: str, manifest: Manifest, skeleton: Skeleton) -> dict[str
     samples = {}
     for recipe in manifest.recipes:
         paths = [part.path for part in manifest.parts if part.recipe == recipe.name]
-        indices = np.unique(np.linspace(0, len(paths) - 1, min(MAX_PARTS, len(paths))).astype(int)).tolist()
-        samples[recipe.name] = _read_sample(store, [paths[index] for index in indices], skeleton)
+        samples[recipe.name] = _read_sample(store, sample_evenly(paths, MAX_PARTS), skeleton)
     return samples
 
 

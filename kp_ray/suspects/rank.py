@@ -129,7 +129,7 @@ def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> N
             repeated = Judgement(score, "repeated", (), f"repeats the labels of {labels.images[kept_row]}")
             judgements[row] = _join(judgements.get(row), repeated)
         # The kept image gets a score near those of its repetitions, so that the list shows them together.
-        reason = f"{labels.images[wrong_rows[0]]} has the same labels, which fit this image at least as well"
+        reason = f"{labels.images[wrong_rows[0]]} has the same labels, with at least as much evidence against them"
         judgement = judgements.get(kept_row, Judgement(0.0))
         reason = _join_reasons(judgement.reason, reason)
         if judgement.kind and judgement.score >= SUSPICIOUS_SCORE:

@@ -231,12 +231,9 @@ def _fit_members(
                 member, start_s = running.pop(reference)
                 try:
                     result = ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    if not isinstance(error.cause, KpRayError):
-                        raise
-                    errors.append(error.cause)
-                except ray.exceptions.RayError as error:  # the task's process or node is lost
-                    errors.append(stopped_error(error, member.name))
+                except ray.exceptions.RayError as error:  # the task failed, or its process or node is lost
+                    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
+                    errors.append(cause if isinstance(cause, KpRayError) else stopped_error(error, member.name))
                 else:
                     seconds = round(time.time() - start_s, 1)
                     summaries[member.name] = MemberSummary(member.name, config.member_dir(member.name), result, seconds)

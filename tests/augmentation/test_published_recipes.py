@@ -18,7 +18,7 @@ from kp_ray.keypoints import FloatArray, apply_affine
 FRAME_SIZE = (1920, 1080)
 NUM_SAMPLES = 2000
 MIN_P_VALUE = 1e-4
-"""Smallest p-value at which two distributions count as equal; small, because over 200 pairs are compared."""
+"""Smallest p-value at which two distributions count as equal; small, because many pairs are compared."""
 QUANTITIES = ("a", "b", "x0", "y0", "width", "height", "contrast", "brightness")
 """The affine (x, y) -> (a x + b y + x0, -b x + a y + y0), the variant's size, and the change of its pixels."""
 

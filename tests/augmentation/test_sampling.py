@@ -23,8 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Got processor for keypoints")
 FRAME_SIZES = [(1920, 1080), (640, 480), (333, 500), (101, 57)]
 NUM_SAMPLES = 2000
 MIN_P_VALUE = 1e-4
-"""Smallest p-value of a Kolmogorov-Smirnov test at which two distributions count as equal; small, because over a
-hundred pairs are compared. With 2000 samples, a distance of 0.07 between two distributions gives a smaller p-value."""
+"""Smallest p-value of a Kolmogorov-Smirnov test at which two distributions count as equal; small, because many pairs
+are compared. With 2000 samples, a distance of 0.07 between two distributions gives a smaller p-value."""
 
 
 def make_points(width: int, height: int, seed: int = 0) -> FloatArray:

@@ -209,7 +209,7 @@ def test_check_writes_its_findings_and_the_resolved_config(folder: Folder) -> No
     result = folder.run("check", "config.yaml", "--set", "seed=7")
     assert (result.code, result.out) == (0, "")
     assert "4 labelled images, " in result.err
-    assert "next: kp-ray augment config.yaml" in result.err
+    assert "next: kp-ray augment config.yaml --set seed=7\n" in result.err
     assert set(folder.files()) >= {"run/check.csv", "run/config.yaml"}
     assert load_config(str(folder.root / "run" / "config.yaml")) == load_config("config.yaml", ["seed=7"])
 
