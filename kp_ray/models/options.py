@@ -150,7 +150,7 @@ def check_option(name: str, value: Any, cfg: CfgNode) -> None:
     Args:
         name: dotted name of the option.
         value: value in `model.cfg`.
-        cfg: the preset's config, which has all options of the installed Detectron2.
+        cfg: Detectron2's config before `model.cfg` is applied; it has every option of the installed Detectron2.
 
     Raises:
         ConfigError: the option does not exist, follows from a setting of kp_ray, would be ignored, or has a value that

@@ -138,7 +138,8 @@ class Predictor:
         """Make the rows of `part_schema` for every image and member.
 
         Args:
-            rows: N rows with `image`, `version`, `width`, `height` and `reason`.
+            rows: N rows with `image`, `version` (of the image file), `width`, `height` and `reason` (why the image is
+                unusable; "" if it is usable).
             images: the usable images among the rows, in the same order.
         """
         people = {name: iter(self.find_people(name, images)) for name in self.members}

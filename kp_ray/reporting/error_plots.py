@@ -53,7 +53,7 @@ def _error_bars(evaluation: RunEvaluation) -> list[Figure]:
 
 
 def _success_curves(files: RunFiles, truth: Annotations) -> list[Figure]:
-    """Plot PCK over the distance threshold, and the share of images over the OKS threshold.
+    """Plot PCK at each distance threshold, and at each OKS threshold the share of images that reach it.
 
     Each plot has one curve per member and one of the submission.
     """

@@ -56,7 +56,7 @@ def select_parts(
 
     Raises:
         StoreError: there is no finished store; the split, the fold or a recipe of `recipes` does not exist; or a unit
-            is in both splits or in two folds.
+            (scene, clip or frame, see `split.by`) is in both splits or in two folds.
     """
     if split not in (None, "train", "val"):
         raise StoreError(f"{store}: has no such split (got {split!r}): choose train or val")
@@ -71,7 +71,7 @@ def select_parts(
         raise StoreError(
             f"{store}: has no fold {fold} (it has {num_folds} folds): name another fold, or set split.folds"
         )
-    # `manifest.recipes` lacks `Original` if only validation sources have it.
+    # Not `manifest.recipes`: validation sources are stored as `Original`, which the training recipes may lack.
     stored_recipes = {part.recipe for part in manifest.parts}
     for name in recipes or ():
         if name not in stored_recipes:
@@ -97,7 +97,7 @@ def read_part_rows(
     Args:
         path: local path or URL of the part, from `select_parts` with the same split and fold.
         columns: names of columns, see `StoredRow`; None reads all.
-        folds: `Manifest.folds`; None reads all rows of the part.
+        folds: `Manifest.folds`; None for a store without folds, whose parts hold rows of one split only.
         split: "train" or "val"; None reads both.
         fold: number of the fold to hold out; the column `split` then says in which split a row is.
 

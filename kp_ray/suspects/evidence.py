@@ -11,9 +11,16 @@ from kp_ray.keypoints import FloatArray
 from kp_ray.suspects.residuals import UsualErrors, standardize
 
 Kind = Literal["other_image", "left_right", "points", "shifted", "far", "repeated", ""]
-"""Kind of a suspected mistake, in this order: the labels of another image; left and right exchanged; single points; all
-points moved by the same distance; all points far from where they should be, for another reason; equal to the labels of
-another image; none."""
+"""Kind of a suspected mistake.
+
+- other_image: the labels belong to another image.
+- left_right: left and right are exchanged, in all or some pairs.
+- points: single points are far from where they should be.
+- shifted: all points are moved by the same distance.
+- far: all points are far from where they should be, for another reason.
+- repeated: the labels equal those of another image.
+- "": no mistake is suspected.
+"""
 
 SUSPICIOUS_SCORE = 3.0
 """Score, in robust standard deviations, from which an image is suspicious and a correction is proposed."""
@@ -25,7 +32,8 @@ robust standard deviations."""
 _MIN_POINTS = 4
 """Minimum number of labelled points for the kinds "shifted" and "other_image"."""
 _MAX_CANDIDATES = 400
-"""Approximate number of images whose predictions are compared with the labels of one image; it bounds the time."""
+"""Approximate number of images, beside those of its clip, whose predictions are compared with the labels of one image;
+it bounds the time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +65,7 @@ def judge_predicted(labels: Annotations, predicted: FloatArray, disagreement: Fl
     distance, the decrease of the mean when the mistake is undone is added to the score.
 
     Args:
-        labels: N images with K keypoints, each with a labelled keypoint.
+        labels: N images with K keypoints; every image has at least one labelled keypoint.
         predicted: (N, K, 2) points in pixels.
         disagreement: (N, K) values that are larger where the members disagree or are unsure.
     """
@@ -67,7 +75,7 @@ def judge_predicted(labels: Annotations, predicted: FloatArray, disagreement: Fl
     deviations = usual_errors.deviations(xy)
     person_means = np.nanmean(deviations, axis=1)
     person_scores, point_scores = standardize(person_means), standardize(np.nanmax(deviations, axis=1))
-    mean_per_score_unit = _values_per_standard_unit(person_means, person_scores)
+    mean_change_per_score = _change_per_standard_deviation(person_means, person_scores)
     rows_by_clip: dict[tuple[str, str], list[int]] = defaultdict(list)
     for row, clip in enumerate(clips):
         rows_by_clip[clip].append(row)
@@ -79,13 +87,13 @@ def judge_predicted(labels: Annotations, predicted: FloatArray, disagreement: Fl
             continue
         judgements.append(
             _explain(
-                labels, xy, usual_errors, row, deviations[row], score, mean_per_score_unit, rows_by_clip[clips[row]]
+                labels, xy, usual_errors, row, deviations[row], score, mean_change_per_score, rows_by_clip[clips[row]]
             )
         )
     return judgements
 
 
-def _values_per_standard_unit(values: FloatArray, standardized: FloatArray) -> float:
+def _change_per_standard_deviation(values: FloatArray, standardized: FloatArray) -> float:
     """Return by how much a value changes when its standardized value changes by 1."""
     low, high = int(np.nanargmin(values)), int(np.nanargmax(values))
     span = float(standardized[high] - standardized[low])
@@ -99,7 +107,7 @@ def _explain(
     row: int,
     deviations: FloatArray,
     score: float,
-    mean_per_score_unit: float,
+    mean_change_per_score: float,
     clip_rows: list[int],
 ) -> Judgement:
     """Find the mistake that explains the distance of one image's labels from their prediction."""
@@ -124,7 +132,7 @@ def _explain(
     gain = float(np.nanmean(deviations)) - means[kind]
     swapped_points = _list_swapped(flip, deviations, swapped_deviations)
     if gain > _MIN_GAIN:
-        score += gain / mean_per_score_unit
+        score += gain / mean_change_per_score
         if kind == "left_right":
             return Judgement(score, kind, swapped_points, "left and right are exchanged")
         if kind == "shifted":
@@ -159,6 +167,7 @@ def _list_swapped(flip: list[int], deviations: FloatArray, swapped_deviations: F
     """List the keypoints of the flip pairs that fit the prediction clearly better when they are exchanged."""
     points: list[int] = []
     for a, b in enumerate(flip):
-        if a < b and deviations[a] + deviations[b] - swapped_deviations[a] - swapped_deviations[b] > 2 * _MIN_GAIN:
+        gain = np.nansum(deviations[[a, b]]) - np.nansum(swapped_deviations[[a, b]])
+        if a < b and gain > _MIN_GAIN * np.isfinite(deviations[[a, b]]).sum():  # one of the two may be unlabelled
             points += [a, b]
     return tuple(points)

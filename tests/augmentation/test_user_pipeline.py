@@ -16,7 +16,7 @@ from tests.helpers.images import to_jpeg, to_png
 from tests.helpers.variants import (
     SIZES,
     decode_variant,
-    has_dots,
+    keypoints_with_dots,
     make_dotted_image,
     make_keypoints,
     make_variants,
@@ -64,7 +64,7 @@ def make_user_recipe(*steps: Any, **options: Any) -> list[tuple[Recipe, int]]:
     return [(resolve_recipes(["mine"], {"mine": A.to_dict(A.Compose(list(steps), **options))})[0][0], 4)]
 
 
-def test_a_users_pipeline_with_a_reflect_border_keeps_each_keypoint_once() -> None:
+def test_a_reflect_border_in_a_users_pipeline_adds_no_mirrored_keypoints() -> None:
     width, height = SIZES[0]
     recipes = make_user_recipe(
         A.OneOf(
@@ -92,7 +92,7 @@ def test_a_users_pipeline_with_a_reflect_border_keeps_each_keypoint_once() -> No
         is_inside = is_inside_image(points[:, :2], variant.width, variant.height)
         assert points[:, 2].tolist() == np.where(is_inside, source_keypoints[:, 2], 0).tolist()
         assert (variant.width, variant.height) == (320, 180)
-        errors += measure_dot_errors(variant, plain_variant, has_dots(width, height), scale)
+        errors += measure_dot_errors(variant, plain_variant, keypoints_with_dots(width, height), scale)
     assert len(errors) >= 20
     assert max(errors) < 1.0  # Albumentations itself shifts an image against its keypoints by up to 0.3 px
 
@@ -155,7 +155,7 @@ def test_a_distortion_moves_the_keypoints_with_the_image(step: Any) -> None:
     )
     errors: list[float] = []
     for variant, plain_variant in zip(variants, plain_variants, strict=True):
-        errors += measure_dot_errors(variant, plain_variant, has_dots(width, height), 1.0)
+        errors += measure_dot_errors(variant, plain_variant, keypoints_with_dots(width, height), 1.0)
     assert len(errors) >= 20
     assert np.median(errors) < 1.0
     assert max(errors) < 3.0

@@ -20,7 +20,7 @@ from tests.helpers.variants import (
     SIZES,
     count_stray_pixels,
     decode_variant,
-    has_dots,
+    keypoints_with_dots,
     make_dotted_image,
     make_keypoints,
     make_random_image,
@@ -39,7 +39,7 @@ def test_every_keypoint_lies_on_the_dot_that_it_marks(name: str, width: int, hei
     ):
         assert np.array_equal(variant.affine, plain_variant.affine)
         scale = np.sqrt(abs(np.linalg.det(variant.affine[:, :2])))
-        errors += measure_dot_errors(variant, plain_variant, has_dots(width, height), scale)
+        errors += measure_dot_errors(variant, plain_variant, keypoints_with_dots(width, height), scale)
     assert errors
     assert max(errors) < 0.3
 
@@ -161,7 +161,7 @@ def test_a_recipe_listed_twice_gives_two_images_each_with_its_own_labels() -> No
     assert not np.array_equal(first_copy.affine, second_copy.affine)
     assert first_copy.image != second_copy.image
     for variant, plain_variant in zip(variants, plain_variants, strict=True):
-        assert max(measure_dot_errors(variant, plain_variant, has_dots(*SIZES[0]), 1.0)) < 0.3
+        assert max(measure_dot_errors(variant, plain_variant, keypoints_with_dots(*SIZES[0]), 1.0)) < 0.3
     assert variants[2].image == content
 
 

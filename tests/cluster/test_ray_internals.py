@@ -53,7 +53,8 @@ def test_retries_of_tasks_are_bounded_by_an_argument_that_ray_still_has() -> Non
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_retries_of_actor_calls_are_bounded_by_an_argument_that_ray_still_has() -> None:
-    # When Ray has removed the argument (planned for 2.64), `map` raises a TypeError instead of warning.
+    # `max_task_retries` reaches `map` as one of the deprecated `**ray_remote_args`. When Ray removes these (planned for
+    # 2.64), `map` raises a TypeError instead of warning.
     with pytest.warns(RayDeprecationWarning, match=r"ray_remote_args.*2\.64"):
         ray.data.range(1).map(Identity, compute=ray.data.ActorPoolStrategy(size=1), **bounded_actor_retries())
 
@@ -99,4 +100,5 @@ def test_the_size_of_an_upload_is_that_of_the_files_that_ray_packs(tmp_path: Pat
     assert set(packed_sizes) == {".rayignore", "code/c", "d"}
     assert upload_size_bytes(str(folder), [".git"], limit) == sum(packed_sizes.values())
     assert upload_size_bytes(str(folder), [], limit) == sum(packed_sizes.values()) + 1000
-    assert 1500 <= upload_size_bytes(str(folder), [], limit=1500) < 3000  # the count stops at the limit
+    # Counting ends with the file that passes the limit.
+    assert 1500 <= upload_size_bytes(str(folder), [], limit=1500) < 3000

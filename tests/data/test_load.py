@@ -72,7 +72,7 @@ class TestNoUsableLabel:
         cells = f",{place[0]},{place[1]}" * NUM_KEYPOINTS
         path = write(f"{HEADER}\na.jpg{cells}\nb.jpg{cells}\n")
         with pytest.raises(
-            DataError, match=rf"all 48 points of its 2 images are at {place[0]}, {place[1]}, .*sample sub"
+            DataError, match=rf"all 48 points of its 2 images are at {place[0]}, {place[1]}, .*sample submission"
         ):
             load_annotations(path)
         with pytest.raises(DataError, match=r"no.* labelled point except at data\.missing_values"):
@@ -93,11 +93,11 @@ class TestNoUsableLabel:
         with pytest.raises(DataError, match="has a labelled point"):
             load_annotations(path, corrections=corrections, flip_pairs=[], sigmas=[0.1])
 
-    def test_images_whose_single_labelled_points_coincide_are_accepted(self, write):
+    def test_the_same_place_in_two_images_is_accepted_if_each_has_one_labelled_point(self, write):
         labels = load_annotations(write("image,a_x,a_y\na.jpg,1,2\nb.jpg,1,2\nc.jpg,,\n"), flip_pairs=[], sigmas=[0.1])
         assert labels.keypoints[:, 0, 2].tolist() == [2, 2, 0]
 
-    def test_a_min_visible_that_no_image_reaches_is_refused_with_a_value_that_works(self, write):
+    def test_a_min_visible_above_every_image_is_refused_and_the_message_names_a_value_that_works(self, write):
         path = write("image,a_x,a_y,b_x,b_y,c_x,c_y\na.jpg,1,2,3,4,,\nb.jpg,1,2,,,,\n")
         settings = {"data": {"annotations": path}, "skeleton": {"flip_pairs": [], "sigmas": [0.1] * 3}}
         with pytest.raises(ConfigError, match=r"^augment\.min_visible: .*at most 2 .*\(got 3\): set it to 2 or less"):

@@ -116,7 +116,7 @@ def test_eight_concurrent_jobs_write_eight_equal_stores(
 
 
 def list_descendants(cluster_processes: list[psutil.Process], name_part: str) -> list[psutil.Process]:
-    """List the descendants of the cluster's processes whose names contain `name_part`."""
+    """List those descendants of the cluster's processes that have `name_part` in their own names."""
     descendants = []
     for process in [child for parent in cluster_processes for child in parent.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -215,7 +215,8 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
         assert min(num_kills.values()) > 0
         assert final_counts["partial files"] == final_counts["kp-ray processes"] == 0
         assert final_counts["workers"] <= early_counts["workers"] + 1
-        # Ray's GCS keeps three sockets per finished job for some minutes, so the number of open files must level off.
+        # Ray's GCS closes the three sockets of a finished job only after some minutes. So the number of open files may
+        # grow at first, but no longer in the last third of the rounds.
         third = num_rounds // 3
         assert max(open_files[-third:]) <= max(open_files[:-third]) + 20
         assert final_counts["shared memory MiB"] <= early_counts["shared memory MiB"] + 16

@@ -48,7 +48,7 @@ def make_keypoints(width: int, height: int) -> FloatArray:
     return np.column_stack([xy, np.where(np.isnan(xy[:, 0]), 0, np.where(np.arange(24) % 3 == 0, 1, 2))])
 
 
-def has_dots(width: int, height: int) -> npt.NDArray[np.bool_]:
+def keypoints_with_dots(width: int, height: int) -> npt.NDArray[np.bool_]:
     """Return (24,) booleans: True where a keypoint of `make_keypoints` is inside the image and has a dot."""
     return is_inside_image(make_keypoints(width, height)[:, :2], width, height)
 
@@ -62,7 +62,7 @@ def make_dotted_image(width: int, height: int, dots: bool = True) -> BGR:
     pixels = _draw_background(width, height)
     ys, xs = np.mgrid[:height, :width]
     for number, (x, y, _) in enumerate(make_keypoints(width, height)):
-        if dots and has_dots(width, height)[number]:
+        if dots and keypoints_with_dots(width, height)[number]:
             dot = np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / (2 * DOT_SIGMA_PX**2))
             brightness = pixels[round(y), round(x)].mean()
             pixels = pixels + (60 if brightness < 120 else -60) * dot[..., None]

@@ -72,6 +72,18 @@ def test_mistakes_of_four_kinds_are_ranked_first_with_their_corrections(
     assert single_point.corrections == ((images[3], "point", DACON24.names[0], None, None),)
 
 
+def test_exchanged_sides_are_found_if_only_one_side_is_labelled(
+    labels: Annotations, predicted: dict[str, FloatArray]
+) -> None:
+    right_side = [k for k in range(24) if FLIP[k] < k]
+    keypoints = labels.keypoints.copy()
+    keypoints[1, :, :2] = keypoints[1, FLIP, :2]
+    keypoints[1, right_side] = (np.nan, np.nan, 0)
+    suspect = rank(replace(labels, keypoints=keypoints), predicted)[0]
+    assert (suspect.image, suspect.kind) == (labels.images[1], "left_right")
+    assert {"left_ankle", "right_ankle"} <= set(suspect.points) < set(DACON24.names)
+
+
 def test_crossed_sides_add_a_reason_and_change_neither_kind_nor_corrections(
     labels: Annotations, predicted: dict[str, FloatArray]
 ) -> None:

@@ -35,7 +35,8 @@ def test_the_best_checkpoint_is_kept_beside_the_last(trained_member: TrainedMemb
     best_checkpoint = torch.load(folder / "model_best.pth", weights_only=True)
     assert rmse_by_iteration[best_checkpoint["iteration"]] == min(rmse_by_iteration.values())
     kept_checkpoints = {int(path.name.removeprefix("checkpoint_")) for path in folder.glob("checkpoint_0*")}
-    # Names count the iterations that one worker alone would need: twice those of two workers.
+    # A checkpoint's folder is named by the iterations that one worker alone would need. Two workers trained this member
+    # for 8 iterations, so its last checkpoint is number 16.
     assert kept_checkpoints == {2 * best_checkpoint["iteration"], 16}
 
 

@@ -59,8 +59,8 @@ def test_the_error_of_a_callback_is_found_behind_rays_tune_error() -> None:
     callback_error, ray_error = StorageError("/full: no space"), ray.tune.TuneError("a callback failed")
     ray_error.__context__ = callback_error
     assert find_callback_error(ray_error) is callback_error
-    foreign_error = ray.tune.TuneError("no cause")
-    assert find_callback_error(foreign_error) is foreign_error
+    error_without_cause = ray.tune.TuneError("no cause")
+    assert find_callback_error(error_without_cause) is error_without_cause
 
 
 def test_a_trials_sample_depends_on_its_number_and_not_on_earlier_samples() -> None:
