@@ -2,7 +2,8 @@
 
     python benchmarks/scaling.py --sources 400 800 1600 3250
 
-Sources are generated, with 18 variants each. The largest run has 3250 sources, as many as the published notebook.
+Sources are generated, with 18 variants each. The largest run has 3250 sources, the count on the progress bar of the
+published notebook.
 Memory is sampled ten times per second: the resident set sizes of the driver and of each Ray worker (with shared
 libraries), and the growth of /dev/shm, which holds Ray's object store.
 

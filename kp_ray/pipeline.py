@@ -176,6 +176,8 @@ def run_pipeline(
             if stage.applies(config):
                 summaries[verb] = runner.run(stage, dashboard=dashboard)
                 on_end(verb, summaries[verb])
+            elif verb == "tune" and config.tune.num_trials:
+                say("tune: skipped, because the store has no validation rows")
             if verb == "augment" and not has_current_store:
                 _check_stages(config, stages)
     return _summarize(config, summaries)

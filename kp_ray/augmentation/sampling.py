@@ -54,8 +54,8 @@ def sample_parameters(
 ) -> VariantParameters:
     """Sample the parameters of a built-in recipe for a source of this size.
 
-    Distributions, centre of rotation, and rounding of sizes and offsets are those of Albumentations 2.0.8 (Rotate,
-    RandomScale, RandomCrop, CenterCrop, RandomBrightnessContrast).
+    The distributions are those of the published pipelines, with the three differences that docs/from-the-notebook.md
+    names. Centre of rotation, and rounding of sizes and offsets, are those of Albumentations 2.0.8.
 
     Args:
         recipe: a recipe without a `user_pipeline`.

@@ -54,22 +54,28 @@ class _BarProgress:
 
 
 class _LineProgress:
-    """Prints a name's first and last progress, and a line every `LOG_PERIOD_S` in between."""
+    """Prints a name's first and last progress, and a line every `LOG_PERIOD_S` in between.
+
+    It also prints a line when the first word of the note changes: that of a trial is its state.
+    """
 
     def __init__(self, verb: str) -> None:
         self.verb = verb
-        # By name: time and number of finished items, at the first call and at the last printed line.
+        # By name: time and number of finished items, at the first call and at the last printed line, which also has the
+        # first word of its note.
         self.first_calls: dict[str, tuple[float, int]] = {}
-        self.last_lines: dict[str, tuple[float, int]] = {}
+        self.last_lines: dict[str, tuple[float, int, str]] = {}
 
     def __call__(self, name: str, done: int, total: int, note: str = "") -> None:
         raise_if_interrupted()
         now = time.monotonic()
         first_time, first_done = self.first_calls.setdefault(name, (now, done))
-        last_time, last_done = self.last_lines.get(name, (now - LOG_PERIOD_S, -1))
-        if done == last_done or (now - last_time < LOG_PERIOD_S and done < total):
+        first_word = note.partition(" ")[0]
+        last_time, last_done, last_word = self.last_lines.get(name, (now - LOG_PERIOD_S, -1, first_word))
+        is_too_soon = now - last_time < LOG_PERIOD_S and done < total
+        if first_word == last_word and (done == last_done or is_too_soon):
             return
-        self.last_lines[name] = now, done
+        self.last_lines[name] = now, done, first_word
         rate = (done - first_done) / (now - first_time) if now > first_time else 0.0
         time_left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
         say(one_line(f"{self.verb} {name} {done}/{total}, {rate:.1f}/s{time_left} {note}"))

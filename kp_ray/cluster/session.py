@@ -28,8 +28,11 @@ RAY_ENVIRONMENT = {
 START_ATTEMPTS = 3
 """Number of attempts to start a local cluster: Ray gives up after 30 s, which can be too short on a busy machine."""
 
-ADDRESS_TIMEOUT_S = 20.0
-"""Seconds within which `cluster.address` must accept a connection; `ray.init` itself tries for 823 s (Ray 2.60)."""
+ADDRESS_TIMEOUT_S = 10.0
+"""Seconds within which `cluster.address` must accept a connection, and then answer; `ray.init` itself tries for 823 s
+(Ray 2.60)."""
+CLIENT_PORT = 10001
+"""Default port of "ray://host"."""
 
 NODE_CHECK_S = 5.0
 """Seconds between checks that this node still belongs to the cluster."""
@@ -90,14 +93,15 @@ def check_address(address: str, key: str) -> None:
     Any gRPC server counts as a Ray head.
 
     Args:
-        address: "host:port" or "ray://host:port". Anything else, e.g. "auto", is not checked, because Ray itself soon
-            refuses it if no cluster runs.
+        address: "host:port", "ray://host" or "ray://host:port". Anything else, e.g. "auto", is not checked, because
+            Ray itself soon refuses it if no cluster runs.
         key: name of the setting that holds the address, for the message.
 
     Raises:
         ClusterError: no program listens at the address, or the program is silent or not a Ray head.
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    is_client = address.startswith("ray://") and ":" not in address.removeprefix("ray://")
+    host, _, port = (f"{address}:{CLIENT_PORT}" if is_client else address).removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return
     try:

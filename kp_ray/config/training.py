@@ -160,6 +160,8 @@ class TrainConfig(Section):
             raise ValueError(f"members: two members share a name: {', '.join(names)}")
         if "ensemble" in names:
             raise ValueError("members: `ensemble` names the fused result: choose another name")
+        if self.precision == "fp16" and self.use_gpu is False:
+            raise ValueError("precision: fp16 needs GPUs, and use_gpu is false: set precision to auto, fp32 or bf16")
         if self.ims_per_batch % self.accumulate:
             raise ValueError(
                 f"accumulate: ims_per_batch ({self.ims_per_batch}) cannot be divided into equal passes "

@@ -92,7 +92,7 @@ def tuning_section(config: Config, files: RunFiles) -> TuningSection | None:
         metric=metric,
         figures=tuple(figure for figure in figures if figure is not None),
         parallel=_read_figure(config, "parallel", _PARALLEL_ALT) if _has_content("parallel", metric, trials) else None,
-        result=files.search.describe() if files.search else None,
+        result=_describe_result(config, files.search),
         changes=tuple(_changes(config, files.search)) if files.search else (),
         best_yaml=None if best_yaml is None else hide_credentials(best_yaml),
     )
@@ -150,3 +150,10 @@ def _format_cell(value: float | int | str | None) -> str:
     if value is None:
         return ""
     return format_number(value) if isinstance(value, float) else str(value)
+
+
+def _describe_result(config: Config, search: SearchResult | None) -> str | None:
+    if search is None:
+        return None
+    not_used = "" if config.train.tuned else "; not used, because train.tuned is false"
+    return f"{search.describe()}{not_used}"

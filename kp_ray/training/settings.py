@@ -4,9 +4,13 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import build_lr_scheduler
+
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
-from kp_ray.errors import ConfigError, ModelError
+from kp_ray.errors import ConfigError, ModelError, one_line
 from kp_ray.fingerprint import encode_fields, refuse_difference
 from kp_ray.models.presets import build_cfg, check_network
 from kp_ray.storage import exists, is_local, join, read_json, write_bytes
@@ -14,6 +18,7 @@ from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import store_digest
 from kp_ray.store.read import select_parts
 from kp_ray.store.skeleton import run_skeleton
+from kp_ray.training.optimizer import build_optimizer
 from kp_ray.training.search_result import SETTINGS_NAME
 
 NON_DECIDING_FIELDS = frozenset(
@@ -146,6 +151,7 @@ def check_train_config(config: Config) -> None:
     cfg = build_cfg(config, run_skeleton(config), "cpu")
     if config.model.cfg:
         check_network(cfg)
+        _check_solver(config, cfg)
     for member in config.train.members:
         _check_member_inputs(config, member)
     if config.train.mlflow and importlib.util.find_spec("mlflow") is None:
@@ -154,6 +160,22 @@ def check_train_config(config: Config) -> None:
         raise ConfigError(
             f"train.mlflow: `local` needs a local run_dir (got {config.run_dir}): name a tracking server's URI"
         )
+
+
+def _check_solver(config: Config, cfg: CfgNode) -> None:
+    """Refuse options with which Detectron2 cannot build the optimizer or the schedule.
+
+    Raises:
+        ConfigError: the options do not fit together.
+    """
+    model = torch.nn.Linear(1, 1)  # any model shows whether the options are valid
+    try:
+        build_lr_scheduler(cfg, build_optimizer(cfg, model, config.train))
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        message = one_line(error) or type(error).__name__
+        raise ConfigError(
+            f"model.cfg: the optimizer or schedule cannot be built ({message}): correct its SOLVER options"
+        ) from error
 
 
 def _check_member_inputs(config: Config, member: MemberConfig) -> None:

@@ -19,10 +19,11 @@ def test_the_preset_dacon_has_the_settings_of_the_published_solution() -> None:
     assert train.steps == (3000, 4000, 5000, 6000, 7000, 8000)
     assert (train.schedule, train.optimizer, train.eval_period) == ("multistep", "sgd", 5000)
     assert (train.warmup_iters, train.weight_decay, train.flip) == (1000, 0.0001, True)
-    assert (train.use_gpu, train.deterministic) == (True, False)
+    assert (train.use_gpu, train.deterministic, train.precision) == (True, False, "fp32")
     predict = config.predict
     assert (predict.person, predict.score_threshold, predict.fallback_threshold) == ("score", 0.7, 0.7)
     assert (predict.fusion, predict.missing, predict.gpus_per_actor) == ("mean", "fill", 1)
+    assert predict.precision == "fp32"
     assert len(config.augment.recipes) == 18
     assert config.tune.num_trials == 0
 

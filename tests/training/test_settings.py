@@ -68,6 +68,26 @@ def test_the_error_about_damaged_settings_names_their_file(config: Config) -> No
         check_member_settings(config)
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"WARMUP_METHOD": "quadratic"}, "Unknown warmup method: quadratic"),
+        ({"CLIP_GRADIENTS.ENABLED": True, "CLIP_GRADIENTS.CLIP_TYPE": "median"}, "'median' is not a valid"),
+    ],
+    ids=["WARMUP_METHOD", "CLIP_TYPE"],
+)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_solver_options_with_which_detectron2_cannot_build_the_solver_are_refused(
+    options: dict[str, Any], problem: str, optimizer: str, config: Config
+) -> None:
+    solver = {f"SOLVER.{name}": value for name, value in options.items()}
+    wrong_config = change_sections(
+        config, train={"optimizer": optimizer}, model={"preset": "r18", "cfg": {**TINY_NET, **solver}}
+    )
+    with pytest.raises(ConfigError, match=rf"^model\.cfg: the optimizer or schedule cannot be built \({problem}"):
+        check_train_config(wrong_config)
+
+
 def test_a_wrong_detectron2_option_is_refused_with_and_without_a_store(config: Config, tmp_path: Path) -> None:
     wrong_sections = {"model": {"preset": "r18", "cfg": {"SOLVER.NO_SUCH": 1}}}
     for wrong_config in (
