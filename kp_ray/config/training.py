@@ -63,6 +63,7 @@ class TrainConfig(Section):
 
     Learning rate, iterations, steps, `eval_period` and batch size are those of a single worker. With N workers
     Detectron2's reference-world-size rule multiplies learning rate and batch by N and divides the others by N.
+    `checkpoint_period` and `log_period` count the iterations of any number of workers.
     """
 
     members: tuple[MemberConfig, ...] = (MemberConfig(name="a", seed=1), MemberConfig(name="b", seed=2))

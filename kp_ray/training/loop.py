@@ -116,7 +116,7 @@ def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, 
 class _LossWindow:
     """Losses and durations of the iterations since the last check of the losses.
 
-    Between two checks the worker does not wait for its GPU.
+    Between two checks kp_ray does not wait for the GPU; Detectron2's model does, for some numbers.
 
     Args:
         worker: this worker.
@@ -168,7 +168,7 @@ def iter_worker_batches(worker: Worker, start: int) -> Iterator[list[dict[str, A
 
 
 def train_step(worker: Worker, state: TrainState, batch: Sequence[dict[str, Any]], iteration: int) -> torch.Tensor:
-    """Update the weights with a batch, without waiting for the GPU.
+    """Update the weights with a batch; kp_ray itself does not wait for the GPU.
 
     All random numbers of an iteration come from (seed, rank, iteration), so a resumed run draws the same numbers. A
     loss that is not finite on one worker spoils the weights of all workers: check the loss before saving them.

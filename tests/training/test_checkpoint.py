@@ -13,7 +13,16 @@ from ray.cluster_utils import Cluster
 
 from kp_ray.config.schema import Config
 from kp_ray.training.run import TrainSummary, train
-from tests.helpers.processes import finish, last_json, run_kp_ray, set_options, start_kp_ray, wait_until
+from tests.helpers.processes import (
+    RAY,
+    finish,
+    last_json,
+    run_command,
+    run_kp_ray,
+    set_options,
+    start_kp_ray,
+    wait_until,
+)
 from tests.helpers.training import (
     TWO_WORKERS,
     TrainedMember,
@@ -134,3 +143,37 @@ def test_an_elastic_run_resumes_with_fewer_workers_when_a_node_is_lost(
     assert iterations == sorted(iterations)
     assert iterations[-1] == 47
     assert lines[-1]["lr"] == pytest.approx(config.train.base_lr * config.train.gamma)  # as after the step at 36
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_saved_when_the_loss_of_a_node_is_announced(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+    # No checkpoint is due, so a checkpoint before the end was saved because of the announcement.
+    settings = {"max_iter": 400, "steps": [300], "eval_period": 0, "checkpoint_period": 1000, "ims_per_batch": 1}
+    config = make_config(train={**settings, "num_workers": {"min": 1, "max": 2}, "cpus_per_worker": 1.5})
+    Path(config.run_dir, "c.yaml").write_text(config.to_yaml())
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        node = cluster.add_node(num_cpus=2)
+        address = set_options(f"cluster.address={cluster.address}")
+        process = start_kp_ray("train", "c.yaml", "--json", *address, cwd=config.run_dir)
+        wait_until(lambda: count_log_lines(config) >= 5, process)
+        announcement = run_command(
+            RAY,
+            "drain-node",
+            f"--address={cluster.address}",
+            f"--node-id={node.node_id}",
+            "--reason=DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message=spot",
+            "--deadline-remaining-seconds=120",
+        )
+        assert announcement.returncode == 0, announcement.stderr
+        wait_until(lambda: list(Path(config.member_dir("a")).glob("checkpoint_0*/checkpoint.pth")), process)
+        cluster.remove_node(node, allow_graceful=False)
+        result = finish(process)["a"]
+    finally:
+        cluster.shutdown()
+    assert result["iterations"] == 400
+    assert 0 < result["resumed_from"] < 400
