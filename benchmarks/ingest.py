@@ -59,9 +59,12 @@ def write_files(locations: list[dict[str, Any]], folder: Path) -> list[dict[str,
         keypoints[:, :2] += CONTINUOUS_OFFSET
         keypoints[~np.isfinite(keypoints).all(axis=1)] = 0
         annotation = {
-            "bbox": (np.array(row["bbox_xyxy"]) + CONTINUOUS_OFFSET).tolist(), "bbox_mode": BoxMode.XYXY_ABS,
-            "keypoints": keypoints.ravel().tolist(), "category_id": 0, "iscrowd": 0,
-        }  # fmt: skip
+            "bbox": (np.array(row["bbox_xyxy"]) + CONTINUOUS_OFFSET).tolist(),
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "keypoints": keypoints.ravel().tolist(),
+            "category_id": 0,
+            "iscrowd": 0,
+        }
         dicts.append({"file_name": str(path), "width": row["width"], "height": row["height"], "image_id": number})
         dicts[-1]["annotations"] = [annotation]
     return dicts

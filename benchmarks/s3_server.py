@@ -31,10 +31,18 @@ def slow_s3(folder: Path, latency_s: float) -> Iterator[str]:
     servers = ("s3", "master", "volume", "filer")
     options = [f"-{server}.port{protocol}" for server in servers for protocol in ("", ".grpc")]
     command = [
-        str(Path(sys.executable).with_name("weed")), "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3",
-        "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64", "-volume.max=60",
+        str(Path(sys.executable).with_name("weed")),
+        "server",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-s3",
+        "-s3.iam=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-master.volumeSizeLimitMB=64",
+        "-volume.max=60",
         *(f"{option}={port}" for option, port in zip(options, ports[:8], strict=True)),
-    ]  # fmt: skip
+    ]
     credentials = {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark"}
     os.environ.update(credentials, AWS_ENDPOINT_URL=f"http://127.0.0.1:{ports[8]}", AWS_DEFAULT_REGION="us-east-1")
     proxy = multiprocessing.Process(target=_run_proxy, args=(ports[8], ports[0], latency_s), daemon=True)

@@ -187,14 +187,17 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
         runs = {
             "spoiled": [],
             "corrected": [
-                f"run_dir={folder / 'corrected'}", f"data.corrections={apply_proposals(config, len(labels))}"
+                f"run_dir={folder / 'corrected'}",
+                f"data.corrections={apply_proposals(config, len(labels))}",
             ],
             "clean": [f"run_dir={folder / 'clean'}", f"data.annotations={sample.annotations}"],
             "clean, one hold-out": [
-                f"run_dir={folder / 'held'}", f"data.annotations={sample.annotations}", "split.folds=null",
+                f"run_dir={folder / 'held'}",
+                f"data.annotations={sample.annotations}",
+                "split.folds=null",
                 "split.fraction=0.2",
             ],
-        }  # fmt: skip
+        }
         for name, overrides in runs.items():
             for verb in ("augment", "train", "predict"):
                 run_timed(f"{verb} {name}", verb, *overrides)

@@ -56,7 +56,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xfe", UTF16),
     (0, b"\xfe\xff", UTF16),
     (0, b"BM", BMP),  # text can begin with these letters too: `describe_content` checks for a zero byte
-)  # fmt: skip
+)
 _MARKUP: tuple[tuple[bytes, str], ...] = (
     (b"<svg", "an SVG drawing"),
     (b"<html", "a web page"),

@@ -29,9 +29,15 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM
 """Formats that are decoded, whatever the file's suffix; only the first image of a file is used. "JPEG" includes MPO,
 which phones write. Pillow's other formats are left out, because Pillow runs other programs to decode some of them."""
 _FORMAT_DESCRIPTIONS = (
-    file_types.JPEG, file_types.PNG, file_types.WEBP, file_types.BMP, file_types.GIF, file_types.TIFF, file_types.AVIF,
+    file_types.JPEG,
+    file_types.PNG,
+    file_types.WEBP,
+    file_types.BMP,
+    file_types.GIF,
+    file_types.TIFF,
+    file_types.AVIF,
     file_types.JPEG2000,
-)  # fmt: skip
+)
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused before they are decoded."""
 MAX_SIDE = 65500

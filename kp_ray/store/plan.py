@@ -146,9 +146,16 @@ def plan_store(
             parts = []
             for recipe, copies in split_recipes:
                 fingerprint_fields = [
-                    ROWS_VERSION, recipe.fingerprint, copies, seed, augment.jpeg_quality, augment.oversize,
-                    augment.box_margin_px, annotations.skeleton.names, sources_digest,
-                ]  # fmt: skip
+                    ROWS_VERSION,
+                    recipe.fingerprint,
+                    copies,
+                    seed,
+                    augment.jpeg_quality,
+                    augment.oversize,
+                    augment.box_margin_px,
+                    annotations.skeleton.names,
+                    sources_digest,
+                ]
                 name = f"part-{number:05d}-{digest(fingerprint_fields, 6)}.parquet"
                 parts.append(Part(part_path(recipe.name, name), recipe, copies, split))
             chunks.append(Chunk(sources, tuple(parts)))

@@ -173,11 +173,18 @@ def _trunk(positions: Joints, orientations: Joints, person: BodyShape) -> Surfac
     pelvis, chest = orientations["pelvis"], orientations["chest"]
     hips, back, neck = (positions[name] for name in ("pelvis", "spine2(back)", "neck"))
     up = neck - back
-    knots = np.array([
-        hips - pelvis[:, 2] * 0.1 * size, hips - pelvis[:, 2] * 0.06 * size, hips,
-        positions["spine1(waist)"], back, back + up * 0.62,
-        neck - up * 0.08, neck + up * 0.12,
-    ])  # fmt: skip
+    knots = np.array(
+        [
+            hips - pelvis[:, 2] * 0.1 * size,
+            hips - pelvis[:, 2] * 0.06 * size,
+            hips,
+            positions["spine1(waist)"],
+            back,
+            back + up * 0.62,
+            neck - up * 0.08,
+            neck + up * 0.12,
+        ]
+    )
     half_widths = np.array([0.03, 0.15, 0.176, 0.146 * girth, 0.17 * girth, 0.188, 0.16, 0.056]) * size
     half_depths = np.array([0.03, 0.1, 0.118 * girth, 0.104 * girth, 0.118 * girth, 0.1, 0.075, 0.056]) * size
     chest_weights = np.array([0, 0, 0, 0.5, 1, 1, 1, 1])[:, None, None]

@@ -26,7 +26,7 @@ _POSES: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
     "star": ((0, 16, 0, 0, 0, -8, 0, 0), (0, 138, 0, 6, 4, 30, 8, 6), (0, 138, 0, 6, 4, 30, 8, 6)),
     "wave": ((0, 0, 0, -4, 0, 0, -6, 8), (4, 112, 84, 66, 0, 8, 8, 2), (4, 10, 0, 16, 0, 6, 8, 6)),
     "on_head": ((0, 0, 0, 0, 0, 0, 0, 0), (30, 118, 100, 128, 0, 8, 8, 4), (30, 118, 100, 128, 0, 8, 8, 4)),
-}  # fmt: skip
+}
 _TRUNK_MIRROR = np.array([1, 1, 1, -1, -1, 1, -1, -1])
 MOTIONS = (
     ("stride", "pass", "mirror stride", "mirror pass"), ("stand", "squat"), ("stand", "arms_up"), ("lunge", "relaxed"),

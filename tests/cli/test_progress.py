@@ -12,8 +12,10 @@ def test_lines_are_printed_at_the_start_at_the_end_and_when_a_trial_changes_its_
 ) -> None:
     with show_progress("tune") as progress:
         for done, note in (
-            (0, "running"), (4, "running rmse 50"), (8, "stopped rmse 40"),
-        ):  # fmt: skip
+            (0, "running"),
+            (4, "running rmse 50"),
+            (8, "stopped rmse 40"),
+        ):
             progress("trial-001", done, 60, note)
         for done, note in ((0, "running"), (0, "failed"), (0, "running"), (0, "failed")):
             progress("trial-002", done, 60, note)

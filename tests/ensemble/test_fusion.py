@@ -48,9 +48,13 @@ def test_the_result_is_bit_identical_for_any_order_of_the_members(seed: int, met
     weights, scores = rng.choice([0.0, 0.1, 0.3, 0.7], 4), rng.random((4, 6))
     fused = fuse(keypoints, found, method=method, detection_scores=scores, weights=weights, reject_sigmas=3.0)
     reordered = fuse(
-        keypoints[order], found[order], method=method, detection_scores=scores[order], weights=weights[order],
+        keypoints[order],
+        found[order],
+        method=method,
+        detection_scores=scores[order],
+        weights=weights[order],
         reject_sigmas=3.0,
-    )  # fmt: skip
+    )
     np.testing.assert_array_equal(fused[0], reordered[0])
     np.testing.assert_array_equal(fused[1], reordered[1])
 

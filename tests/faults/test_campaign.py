@@ -26,12 +26,19 @@ from tests.helpers.data import tiny_config
 from tests.helpers.disks import Disk, mounted_disk
 from tests.helpers.processes import finish, finish_with_error, start_kp_ray
 
-ROUNDS = [(verb, seed) for verb, rounds in (("augment", 12), ("train", 6), ("tune", 4), ("predict", 8))
-          for seed in range(rounds)]  # fmt: skip
+ROUNDS = [
+    (verb, seed)
+    for verb, rounds in (("augment", 12), ("train", 6), ("tune", 4), ("predict", 8))
+    for seed in range(rounds)
+]
 KINDS = ("driver", "worker", "raylet", "gcs_server")
 """Kinds of process that the rounds kill in turn, one process per round."""
-WORKERS = {"augment": "ray::", "train": "ray::RayTrainWorker", "tune": "ray::(Trial|ResourceTrainable)",
-           "predict": "ray::MapWorker"}  # fmt: skip
+WORKERS = {
+    "augment": "ray::",
+    "train": "ray::RayTrainWorker",
+    "tune": "ray::(Trial|ResourceTrainable)",
+    "predict": "ray::MapWorker",
+}
 """Verb -> pattern of the names of its worker processes: any task of Ray, a training worker, a trial, an actor."""
 INPUT_FOLDERS = {"augment": (), "train": ("store",), "tune": ("store",), "predict": ("store", "members")}
 """Verb -> the folders in the run folder that it reads."""
@@ -55,9 +62,13 @@ def configure(data: dict[str, Any], run_dir: Path, base: Path | None = None, ver
         (run_dir / name).symlink_to(base / name)
     train = {"max_iter": 24, "steps": [20], "eval_period": 12, "checkpoint_period": 4}
     config = tiny_config(
-        data, run_dir, train=train, augment={"sources_per_part": 1}, predict={"batch_size": 1},
+        data,
+        run_dir,
+        train=train,
+        augment={"sources_per_part": 1},
+        predict={"batch_size": 1},
         tune={"num_trials": 3, "max_iter": 8, "eval_period": 4, "scheduler": "none"},
-    )  # fmt: skip
+    )
     (run_dir / "c.yaml").write_text(config.to_yaml())
     return config
 

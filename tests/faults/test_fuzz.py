@@ -83,8 +83,12 @@ def make_deeplabcut_csv() -> bytes:
     columns = [(person, name, coord) for person in ("a", "b") for name in DACON24.names for coord in coords]
     columns += [("a", name, "visible") for name in DACON24.names[:3]]
     people, names, axes = zip(*columns, strict=True)
-    header = [("scorer", "", *["me"] * len(columns)), ("individuals", "", *people), ("bodyparts", "", *names),
-              ("coords", "", *axes)]  # fmt: skip
+    header = [
+        ("scorer", "", *["me"] * len(columns)),
+        ("individuals", "", *people),
+        ("bodyparts", "", *names),
+        ("coords", "", *axes),
+    ]
     numbers = np.random.default_rng(0).uniform(0, 60, (3, len(columns))).round(1)
     numbers[:, 2:-3:3] /= 60
     numbers[:, -3:] //= 20
@@ -193,14 +197,26 @@ def assert_valid_image_list(path: str) -> None:
 
 
 def make_manifest_json(folder: Path) -> bytes:
-    part = PartRecord(path="recipe-Original/part-0.parquet", recipe="Original", split="train", num_rows=3, num_bytes=9,
-                      sha256="0" * 64)  # fmt: skip
+    part = PartRecord(
+        path="recipe-Original/part-0.parquet",
+        recipe="Original",
+        split="train",
+        num_rows=3,
+        num_bytes=9,
+        sha256="0" * 64,
+    )
     manifest = Manifest(
-        kp_ray="0.1.0", seed=0, skeleton=DACON24.names,
-        recipes=(RecipeRecord(name="Original", copies=1, fingerprint="x"),), num_sources=3, num_variants=3,
-        num_rows_by_split={"train": 3, "val": 0}, units={"train": ("s0",), "val": ("s1",)}, parts=(part,),
+        kp_ray="0.1.0",
+        seed=0,
+        skeleton=DACON24.names,
+        recipes=(RecipeRecord(name="Original", copies=1, fingerprint="x"),),
+        num_sources=3,
+        num_variants=3,
+        num_rows_by_split={"train": 3, "val": 0},
+        units={"train": ("s0",), "val": ("s1",)},
+        parts=(part,),
         quarantined=(Quarantined(source="b.jpg", stage="read", reason="cut"),),
-    )  # fmt: skip
+    )
     write_manifest(str(folder / "store"), manifest)
     return (folder / "store" / "_manifest.json").read_bytes()
 

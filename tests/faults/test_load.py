@@ -173,8 +173,11 @@ def test_half_an_hour_of_kills_leaves_nothing_behind(
     monkeypatch.setenv("TMPDIR", str(temp_folder))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
-        cluster_processes = [psutil.Process(info.process.pid) for kind in ("gcs_server", "raylet")
-                             for info in cluster.head_node.all_processes[kind]]  # fmt: skip
+        cluster_processes = [
+            psutil.Process(info.process.pid)
+            for kind in ("gcs_server", "raylet")
+            for info in cluster.head_node.all_processes[kind]
+        ]
         config = write_augment_config(sample_data, tmp_path, sources_per_part=1)
 
         def start() -> subprocess.Popen[str]:

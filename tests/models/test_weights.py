@@ -152,9 +152,14 @@ def test_the_zoos_head_is_transferred_by_name_and_from_the_nearest_joints(
     channels = dict(zip(COCO_NAMES, range(17), strict=True))
     trunk = ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
     expected = {name: (name,) for name in COCO_NAMES} | {
-        "neck": trunk[:2], "left_palm": ("left_wrist",), "right_palm": ("right_wrist",), "spine2(back)": trunk,
-        "spine1(waist)": trunk, "left_instep": ("left_ankle",), "right_instep": ("right_ankle",),
-    }  # fmt: skip
+        "neck": trunk[:2],
+        "left_palm": ("left_wrist",),
+        "right_palm": ("right_wrist",),
+        "spine2(back)": trunk,
+        "spine1(waist)": trunk,
+        "left_instep": ("left_ankle",),
+        "right_instep": ("right_ankle",),
+    }
     for number, name in enumerate(DACON24.names):
         joints = [channels[joint] for joint in expected[name]]
         np.testing.assert_allclose(new_weight[:, number], weight[:, joints].mean(axis=1), rtol=1e-5, atol=1e-6)

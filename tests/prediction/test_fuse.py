@@ -80,8 +80,16 @@ def test_details_count_fallbacks_per_kind_and_found_people_per_member(predicted_
     assert details.fallbacks == {"near frame": 1}
     values = json.loads(Path(config.path("predict.json")).read_text())
     assert list(values) == [
-        "images", "members", "by_member", "people", "weights", "fallbacks", "filled", "unusable", "took",
-    ]  # fmt: skip
+        "images",
+        "members",
+        "by_member",
+        "people",
+        "weights",
+        "fallbacks",
+        "filled",
+        "unusable",
+        "took",
+    ]
 
 
 def test_nobody_found_in_any_image_is_a_model_error(predicted_run: Config, tmp_path: Path) -> None:

@@ -43,8 +43,9 @@ def test_a_text_list_names_files_of_the_folder_and_absolute_paths(sample_config:
     (tmp_path / "list.txt").write_text(f"{names[2]}\n\n{folder / names[0]}\n")
     refs = list_refs(sample_config, str(tmp_path / "list.txt"))
     assert [(ref.image, ref.path) for ref in refs] == [
-        (names[2], str(folder / names[2])), (str(folder / names[0]), str(folder / names[0])),
-    ]  # fmt: skip
+        (names[2], str(folder / names[2])),
+        (str(folder / names[0]), str(folder / names[0])),
+    ]
     status = (folder / names[0]).stat()
     assert refs[1].version == f"{status.st_size}:{status.st_mtime_ns}"
 

@@ -36,12 +36,15 @@ def test_members_of_other_runs_are_named_by_their_run_folder() -> None:
 
     assert list_folders() == {"a": "/runs/x/members/a", "b": "/runs/x/members/b"}
     assert list_folders("b", "/runs/y/members/a/", "s3://bucket/z/members/a") == {
-        "b": "/runs/x/members/b", "y/a": "/runs/y/members/a", "z/a": "s3://bucket/z/members/a"
-    }  # fmt: skip
+        "b": "/runs/x/members/b",
+        "y/a": "/runs/y/members/a",
+        "z/a": "s3://bucket/z/members/a",
+    }
     assert list_folders("/runs/x/members/a") == {"a": "/runs/x/members/a"}
     assert list_folders("/one/y/members/a", "/two/y/members/a") == {
-        "y/a": "/one/y/members/a", "/two/y/members/a": "/two/y/members/a"
-    }  # fmt: skip
+        "y/a": "/one/y/members/a",
+        "/two/y/members/a": "/two/y/members/a",
+    }
     assert list_folders("/backup/a", "/") == {"backup/a": "/backup/a", "/": "/"}
     with pytest.raises(ConfigError, match=r"predict\.members: c is not a member of this run: .* \(a, b\), or the path"):
         list_folders("c")

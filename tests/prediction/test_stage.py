@@ -42,8 +42,9 @@ def make_summary(several: int = 0, filled: tuple[FilledImage, ...] = ()) -> Pred
 
 def test_the_summary_of_predict_counts_fallbacks_and_choices() -> None:
     assert make_summary().lines() == [
-        "3 images by 2 members: /run/submission.csv", "predicted by actors with 1 GPUs each: cuda, bf16",
-    ]  # fmt: skip
+        "3 images by 2 members: /run/submission.csv",
+        "predicted by actors with 1 GPUs each: cuda, bf16",
+    ]
     lines = make_summary(several=2, filled=(FilledImage(image="x.jpg", how="frame 3"),)).lines()
     assert lines[2:] == [
         "filled images: 1 by near frame; unusable images: 1; listed in /run/predict.json",
@@ -129,7 +130,12 @@ def test_evaluate_scores_the_run_or_a_submission(predicted_run: Config) -> None:
 
 def test_without_an_interval_the_summary_of_evaluate_has_no_line() -> None:
     values = dict.fromkeys(Evaluation.model_fields) | {
-        "num_images": 0, "num_missing": 0, "pck": {}, "by_keypoint": {}, "by_camera": {}, "worst": (),
-    }  # fmt: skip
+        "num_images": 0,
+        "num_missing": 0,
+        "pck": {},
+        "by_keypoint": {},
+        "by_camera": {},
+        "worst": (),
+    }
     evaluation = SubmissionEvaluation.model_validate(values)
     assert EvaluateSummary(evaluation).lines() == []

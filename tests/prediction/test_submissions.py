@@ -46,9 +46,16 @@ def test_submissions_are_fused_like_members(tmp_path: Path, points: np.ndarray, 
     summary = fuse_submissions(paths, str(target), weights=[2, 1, 0.5], method=method, reject_sigmas=3)  # type: ignore[arg-type]
     keypoints = np.concatenate([points, np.ones((*points.shape[:3], 1))], axis=3)
     expected = fuse_clips(
-        keypoints, np.ones(points.shape[:2]), ["s"] * 3, ["A"] * 3, [1, 2, 3], thresholds=(0.7, 0.05), method=method,  # type: ignore[arg-type]
-        weights=np.array([2, 1, 0.5]), reject_sigmas=3,
-    )  # fmt: skip
+        keypoints,
+        np.ones(points.shape[:2]),
+        ["s"] * 3,
+        ["A"] * 3,
+        [1, 2, 3],
+        thresholds=(0.7, 0.05),
+        method=method,  # type: ignore[arg-type]
+        weights=np.array([2, 1, 0.5]),
+        reject_sigmas=3,
+    )
     assert np.array_equal(read_points(target), expected.keypoints[..., :2])
     assert summary.lines() == [f"3 images of 3 submissions: {target}"]
 
@@ -62,9 +69,11 @@ def test_a_row_of_zeros_is_left_out_of_the_fusion(tmp_path: Path, points: np.nda
     assert np.allclose(fused_points[1], points[1:, 1].mean(axis=0))
     assert np.array_equal(fused_points[2], fused_points[1]), "frame 2 is the nearest frame of the clip"
     assert summary.lines()[1:] == [
-        f"{paths[0]}: nobody in 2 images", f"{paths[1]}: nobody in 1 images", f"{paths[2]}: nobody in 1 images",
+        f"{paths[0]}: nobody in 2 images",
+        f"{paths[1]}: nobody in 1 images",
+        f"{paths[2]}: nobody in 1 images",
         "nobody in any submission: 1 by near frame",
-    ]  # fmt: skip
+    ]
     fuse_submissions(paths, str(target), missing="zeros")
     assert not read_points(target)[2].any()
 

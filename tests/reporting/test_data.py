@@ -15,8 +15,9 @@ def test_findings_are_grouped_by_kind_with_errors_first(whole_run: Config) -> No
     assert section is not None
     assert section.num_findings == 7
     assert [(kind.level, kind.kind, kind.count) for kind in section.kinds] == [
-        ("error", "truncated", 1), ("warning", "swap", 6)
-    ]  # fmt: skip
+        ("error", "truncated", 1),
+        ("warning", "swap", 6),
+    ]
     assert [example.image for example in section.kinds[1].examples] == list(STORE_IMAGES[:3])
 
 

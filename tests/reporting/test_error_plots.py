@@ -19,8 +19,9 @@ def test_without_ground_truth_only_the_bars_of_the_evaluation_are_plotted(whole_
     section = error_section(read_run_files(config))
     assert section is not None
     assert [figure.alt for figure in section.figures] == [
-        "RMSE of each keypoint, in pixels", "RMSE of each camera, in pixels"
-    ]  # fmt: skip
+        "RMSE of each keypoint, in pixels",
+        "RMSE of each camera, in pixels",
+    ]
 
 
 def test_a_submission_equal_to_the_truth_has_perfect_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,8 +44,9 @@ def test_variants_are_chosen_by_seed_recipe_and_image(whole_run: Config, tmp_pat
     assert all(decode_preview(content) is not None for content in files.values())
     stem = STORE_IMAGES[1].removesuffix(".jpg")
     assert show_files(recipe="Rotate45_CenterCrop", image=STORE_IMAGES[1]).keys() == {
-        f"Rotate45_CenterCrop-0-{stem}.jpg", "sheet.jpg"
-    }  # fmt: skip
+        f"Rotate45_CenterCrop-0-{stem}.jpg",
+        "sheet.jpg",
+    }
 
 
 def test_the_skeleton_of_a_variant_is_drawn_at_its_keypoints(whole_run: Config, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ def test_recipes_have_their_counts_and_an_example(whole_run: Config) -> None:
     assert section is not None
     rows = {row.record.name: row for row in section.recipes}
     assert {name: (row.num_variants, row.num_parts) for name, row in rows.items()} == {
-        "Original": (6, 2), "Rotate45_CenterCrop": (3, 1)
-    }  # fmt: skip
+        "Original": (6, 2),
+        "Rotate45_CenterCrop": (3, 1),
+    }
     parts = list(Path(whole_run.path("store")).glob("recipe-*/*.parquet"))
     assert section.num_bytes == sum(part.stat().st_size for part in parts)
     assert all(row.mean_visible == len(DACON24) for row in section.recipes)

@@ -22,8 +22,11 @@ def test_trials_are_ranked_by_iterations_then_by_the_metric(whole_run: Config) -
     # The stopped trials were evaluated at 4 iterations, the finished trial at 8, and the failed trial never.
     ranking = [(row[0], row[section.columns.index("status")]) for row in section.rows]
     assert ranking == [
-        ("trial-000", "finished"), ("trial-002", "stopped"), ("trial-003", "stopped"), ("trial-001", "failed"),
-    ]  # fmt: skip
+        ("trial-000", "finished"),
+        ("trial-002", "stopped"),
+        ("trial-003", "stopped"),
+        ("trial-001", "failed"),
+    ]
     assert (section.num_trials, section.metric) == (4, "rmse")
 
 
@@ -72,8 +75,9 @@ def test_settings_that_the_best_trial_changes_are_listed(tmp_path: Path) -> None
     section = tuning_section(config, read_run_files(config))
     assert section is not None
     assert {(change.name, change.before, change.after) for change in section.changes} == {
-        ("train.base_lr", "0.001", "0.00216"), ("train.schedule", "multistep", "cosine")
-    }  # fmt: skip
+        ("train.base_lr", "0.001", "0.00216"),
+        ("train.schedule", "multistep", "cosine"),
+    }
     page = write_page(config).text
     assert "train.schedule multistep cosine" in page
     assert "trial-003, rmse 12.5 after 8 iterations; the config's own: 13.25" in page

@@ -45,9 +45,17 @@ def test_workers_read_disjoint_rows_and_detect_the_same_as_one_worker(
         rows = []
         for rank in range(world_size):
             worker = Worker(
-                config=config, member=config.train.members[0], folder="", skeleton=DACON24, cfg=cfg, rank=rank,
-                world_size=world_size, local_rank=rank, device=torch.device("cpu"), precision="fp32",
-            )  # fmt: skip
+                config=config,
+                member=config.train.members[0],
+                folder="",
+                skeleton=DACON24,
+                cfg=cfg,
+                rank=rank,
+                world_size=world_size,
+                local_rank=rank,
+                device=torch.device("cpu"),
+                precision="fp32",
+            )
             rows += evaluation._evaluate_shard(model, worker)
         assert sorted(reads) == sorted(references)  # every row once
         return [(row.source, str(row.detection and [array.tobytes() for array in row.detection[1:]])) for row in rows]

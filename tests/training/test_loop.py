@@ -34,12 +34,18 @@ from tests.helpers.training import TrainedMember, read_log_lines, read_weights
 MakeConfig = Callable[..., Config]
 
 DETERMINISTIC_NET = {
-    "MODEL.RESNETS.NORM": "FrozenBN", "MODEL.FPN.NORM": "", "MODEL.RPN.NMS_THRESH": 1.0,
-    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 5000, "MODEL.RPN.POSITIVE_FRACTION": 1.0, "MODEL.RPN.POST_NMS_TOPK_TRAIN": 40,
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64, "MODEL.ROI_HEADS.POSITIVE_FRACTION": 1.0,
+    "MODEL.RESNETS.NORM": "FrozenBN",
+    "MODEL.FPN.NORM": "",
+    "MODEL.RPN.NMS_THRESH": 1.0,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 5000,
+    "MODEL.RPN.POSITIVE_FRACTION": 1.0,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": 40,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": 1.0,
     "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": False,
-    "SOLVER.CLIP_GRADIENTS.ENABLED": True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
-}  # fmt: skip
+    "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
+}
 """Options that make the loss independent of how images are divided into batches: all proposals and anchors count, so
 none are chosen at random, every image has the same number of proposals, and there are no batch statistics. Clipped
 gradients keep the random weights finite."""
@@ -139,9 +145,11 @@ def test_options_of_detectron2_and_the_moving_average_take_effect(
     start_path = Path(trained_member.config.member_dir("a"), "model_final.pth")
     model_cfg, clip_norm = trained_member.config.model.cfg, 1e-4
     options = {
-        "SOLVER.CLIP_GRADIENTS.ENABLED": True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
-        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": clip_norm, "MODEL.BACKBONE.FREEZE_AT": 2,
-    }  # fmt: skip
+        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": clip_norm,
+        "MODEL.BACKBONE.FREEZE_AT": 2,
+    }
     solver = {"optimizer": "sgd", "base_lr": 0.1, "weight_decay": 0, "warmup_iters": 0, "max_iter": 2, "steps": []}
     config = make_config(
         model={"cfg": {**model_cfg, **options}, "weights": str(start_path)},

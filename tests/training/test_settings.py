@@ -38,7 +38,7 @@ def change_sections(config: Config, **sections: Any) -> Config:
         ({"model": {"cfg": {**TINY_NET, "SOLVER.MOMENTUM": 0.8}}}, "model.cfg.SOLVER.MOMENTUM None, now 0.8"),
         ({"model": {"cfg": {}}}, "model.cfg.INPUT.MIN_SIZE_TRAIN [64], now None"),
     ],
-)  # fmt: skip
+)
 def test_the_error_about_a_changed_deciding_setting_names_the_setting(
     config: Config, sections: dict[str, Any], difference: str
 ) -> None:

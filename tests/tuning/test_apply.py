@@ -14,9 +14,16 @@ RECIPE_SETS = {"own": None, "crops": ("RandomCrop_1",)}
 
 shares = st.floats(0, 1)
 points = st.builds(
-    Point, base_lr=st.floats(1e-5, 1), weight_decay=st.floats(1e-6, 1), warmup=shares, num_steps=st.integers(0, 8),
-    first_step=shares, step_spacing=shares, gamma=st.floats(0.01, 1), recipes=st.sampled_from(list(RECIPE_SETS)),
-)  # fmt: skip
+    Point,
+    base_lr=st.floats(1e-5, 1),
+    weight_decay=st.floats(1e-6, 1),
+    warmup=shares,
+    num_steps=st.integers(0, 8),
+    first_step=shares,
+    step_spacing=shares,
+    gamma=st.floats(0.01, 1),
+    recipes=st.sampled_from(list(RECIPE_SETS)),
+)
 
 
 @settings(deadline=None)  # a busy machine takes longer than the default of 200 ms

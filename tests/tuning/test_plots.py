@@ -21,11 +21,14 @@ def make_results(count: int) -> tuple[list[Point], list[float]]:
     own_point = to_point(CONFIG.train, CONFIG)
     points = [
         replace(
-            own_point, base_lr=10 ** rng.uniform(-4, -2), warmup=rng.uniform(0, 0.2), flip=bool(rng.integers(2)),
+            own_point,
+            base_lr=10 ** rng.uniform(-4, -2),
+            warmup=rng.uniform(0, 0.2),
+            flip=bool(rng.integers(2)),
             schedule=("multistep", "cosine")[rng.integers(2)],
         )
         for _ in range(count)
-    ]  # fmt: skip
+    ]
     return points, [(math.log10(point.base_lr) + 3) ** 2 + 0.5 * point.flip for point in points]
 
 

@@ -36,9 +36,13 @@ def test_trials_report_in_order_and_a_failure_is_recorded(make_config: Callable[
     assert (summary.trials, summary.failed, summary.best, summary.trial) == (3, 1, 30.0, "trial-002")
     reports = [(report.trial, report.iteration, report.value) for report in read_search_log(config)]
     assert reports == [
-        ("trial-000", 2, 90.0), ("trial-000", 8, 40.0), ("trial-001", 2, 90.0), ("trial-001", 0, None),
-        ("trial-002", 2, 90.0), ("trial-002", 8, 30.0),
-    ]  # fmt: skip
+        ("trial-000", 2, 90.0),
+        ("trial-000", 8, 40.0),
+        ("trial-001", 2, 90.0),
+        ("trial-001", 0, None),
+        ("trial-002", 2, 90.0),
+        ("trial-002", 8, 30.0),
+    ]
     assert [trial.reason for trial in read_trials(config)] == ["", "its last evaluation has no rmse", ""]
     assert calls[-1][:3] == ("trial-002", 8, 8)
     assert calls[-1][3].startswith("finished rmse 30 ")

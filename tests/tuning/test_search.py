@@ -48,9 +48,13 @@ FinishedSearch = tuple[Config, TuneSummary, list[ProgressCall]]
 def finished_search(make_search_config: MakeConfig) -> FinishedSearch:
     """Search with four trials, one of which diverges; return config, summary and progress calls."""
     section = {
-        "num_trials": 4, "max_iter": 4, "eval_period": 2, "metric": "pck_0.1", "base_lr": [1e-4, 1e12],
+        "num_trials": 4,
+        "max_iter": 4,
+        "eval_period": 2,
+        "metric": "pck_0.1",
+        "base_lr": [1e-4, 1e12],
         "points": [{"base_lr": 1e12, "warmup": 0}],
-    }  # fmt: skip
+    }
     config = make_search_config(tune=section, train={"optimizer": "sgd", "checkpoint_period": 3})
     calls: list[ProgressCall] = []
     summary = tune(config, lambda name, done, total, note="": calls.append((name, done, total, note)))
@@ -150,9 +154,14 @@ def test_a_finished_search_leaves_no_actor_and_no_placement_group(finished_searc
 
 
 ONE_AXIS = {
-    "num_trials": 4, "max_iter": 4, "eval_period": 2, **FIXED_RANGES, "schedules": ["cosine"], "gamma": [0.5, 0.5],
+    "num_trials": 4,
+    "max_iter": 4,
+    "eval_period": 2,
+    **FIXED_RANGES,
+    "schedules": ["cosine"],
+    "gamma": [0.5, 0.5],
     "base_lr": [1e-4, 1e-2],
-}  # fmt: skip
+}
 """Values of a `tune` section that searches the base learning rate alone."""
 
 

@@ -34,10 +34,17 @@ shares = st.floats(0, 1)
 @settings(deadline=None)  # a busy machine takes longer than the default of 200 ms
 @given(
     st.builds(
-        Point, base_lr=st.floats(1e-5, 1), weight_decay=st.floats(1e-6, 1), warmup=shares, num_steps=st.integers(0, 8),
-        first_step=shares, step_spacing=shares, gamma=st.floats(0.01, 1), recipes=st.just("own"),
+        Point,
+        base_lr=st.floats(1e-5, 1),
+        weight_decay=st.floats(1e-6, 1),
+        warmup=shares,
+        num_steps=st.integers(0, 8),
+        first_step=shares,
+        step_spacing=shares,
+        gamma=st.floats(0.01, 1),
+        recipes=st.just("own"),
     )
-)  # fmt: skip
+)
 def test_settings_become_a_point_inside_the_space(point: Point) -> None:
     config = build_config(
         {"tune": {"base_lr": [1e-5, 1], "weight_decay": [1e-6, 1], "gamma": [0.01, 1], "num_steps": [0, 8]}}

@@ -74,9 +74,17 @@ def test_a_summary_names_the_best_trial_and_the_iterations() -> None:
     assert "gamma" not in best_line
     summary_json = json.loads(json.dumps(summary.to_json()))
     assert list(summary_json) == [
-        "trials", "failed", "metric", "best", "own", "trial", "params", "iterations",
-        "iterations_without_stops", "config",
-    ]  # fmt: skip
+        "trials",
+        "failed",
+        "metric",
+        "best",
+        "own",
+        "trial",
+        "params",
+        "iterations",
+        "iterations_without_stops",
+        "config",
+    ]
     assert summary_json["params"]["gamma"] is None
 
 

@@ -60,8 +60,10 @@ def test_the_tables_list_evaluated_and_failed_trials_in_the_order_of_their_start
     write_search_log(config, ("late", 2, 50.0), ("late", 4, 40.0))
     trials = read_trials(config)
     assert [(trial.name, trial.status, trial.iterations, trial.value) for trial in trials] == [
-        ("early", "finished", 8, 30.0), ("broken", "failed", 2, None), ("late", "stopped", 4, 40.0),
-    ]  # fmt: skip
+        ("early", "finished", 8, 30.0),
+        ("broken", "failed", 2, None),
+        ("late", "stopped", 4, 40.0),
+    ]
     write_tables(config, trials)
     table = pd.read_csv(tmp_path / "tune" / "trials.csv")
     assert list(table.seconds.dropna()) == [1.0]
