@@ -13,6 +13,7 @@ from ray.cluster_utils import Cluster
 
 from kp_ray.config.schema import Config
 from kp_ray.training.run import TrainSummary, train
+from tests.helpers.clusters import list_leftovers
 from tests.helpers.processes import (
     RAY,
     finish,
@@ -81,6 +82,7 @@ def test_a_killed_worker_costs_at_most_a_checkpoint_period_and_changes_no_result
     assert 0 < result.resumed_from < 8
     assert result.resumed_from >= num_logged - config.train.checkpoint_period
     assert_same_training(config, trained_member.config)
+    wait_until(lambda: not list_leftovers(), timeout_s=60, poll_s=0.5)
 
 
 @pytest.mark.slow

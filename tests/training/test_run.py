@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import simplejpeg
 import torch
 from detectron2.config import get_cfg
@@ -25,8 +26,8 @@ from kp_ray.training.fit import check_train_precision
 from kp_ray.training.logs import LogEntry
 from kp_ray.training.run import InputMonitor, train
 from tests.helpers.clusters import list_leftovers
-from tests.helpers.processes import wait_until
-from tests.helpers.training import TrainedMember
+from tests.helpers.processes import set_options, start_kp_ray, wait_until
+from tests.helpers.training import TrainedMember, count_log_lines
 
 MakeConfig = Callable[..., Config]
 
@@ -123,11 +124,19 @@ def interrupt(name: str, done: int, total: int, note: str = "") -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", ["finished", "diverged", "failed", "interrupted"])
+@pytest.mark.parametrize("ending", ["finished", "diverged", "failed", "interrupted", "killed driver"])
 def test_a_run_leaves_no_actors_or_placement_groups_in_its_cluster(make_config: MakeConfig, ending: str) -> None:
     error: type[BaseException] | None = None
     if ending == "finished":
         train(make_config(train={"max_iter": 1, "steps": []}))
+    elif ending == "killed driver":
+        config = make_config(train={"max_iter": 1000})
+        Path(config.run_dir, "c.yaml").write_text(config.to_yaml())
+        address = set_options(f"cluster.address={ray.get_runtime_context().gcs_address}")
+        process = start_kp_ray("train", "c.yaml", *address, cwd=config.run_dir)
+        wait_until(lambda: count_log_lines(config) >= 2, process)
+        process.kill()
+        process.wait()
     elif ending == "diverged":
         error = DivergedError
         config = make_config(train={"optimizer": "sgd", "base_lr": 1e12, "warmup_iters": 0, "max_iter": 6})
