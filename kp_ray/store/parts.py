@@ -5,6 +5,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -189,19 +190,24 @@ class PartWriter:
 
 
 def _row_to_table(row: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """Return a row as a table. The image is not copied, so this takes half the time of `pa.Table.from_pylist`."""
+    """Return a row as a table. The image is not copied, so this takes a third of the time of `pa.Table.from_pylist`."""
     arrays = []
-    for field in schema:
-        value = row[field.name]
+    for name, data_type in zip(schema.names, schema.types, strict=True):
+        value = row[name]
         if isinstance(value, bytes):
             offsets = pa.py_buffer(np.array([0, len(value)], dtype=np.int32))
-            arrays.append(pa.Array.from_buffers(field.type, 1, [None, offsets, pa.py_buffer(value)]))
+            arrays.append(pa.Array.from_buffers(data_type, 1, [None, offsets, pa.py_buffer(value)]))
         elif isinstance(value, np.ndarray):
-            numbers = pa.array(value, field.type.value_type)
-            arrays.append(pa.FixedSizeListArray.from_arrays(numbers, type=field.type))
+            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(value, data_type.value_type), type=data_type))
         else:
-            arrays.append(pa.array([value], field.type))
+            arrays.append(_single_value(value, data_type))
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+@lru_cache(maxsize=256)  # the variants of a source, and the rows of a part, share most values
+def _single_value(value: str | int, data_type: pa.DataType) -> pa.Array:
+    """Return an array of one value."""
+    return pa.array([value], data_type)
 
 
 def make_parts(
