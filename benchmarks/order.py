@@ -25,6 +25,9 @@ from measure import hardware, median_and_range, run_kp_ray, write_results
 from kp_ray.synthetic.dataset import make_sample
 from kp_ray.tuning.records import OWN_TRIAL
 
+METRICS = ("num_images", "num_missing", "rmse", "rmse_interval", "median_px", "p95_px", "pck", "ap", "ap50", "ap75")
+"""Metrics of an evaluation that the results hold."""
+
 
 def write_config(folder: Path, seed: int, options: argparse.Namespace) -> Path:
     """Generate images of people, write a config of the preset `demo` for them, and return its path."""
@@ -70,7 +73,8 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
     for name, overrides in runs.items():
         result[f"{name} members"] = run_timed(f"train {name}", "train", *overrides)
         run_timed(f"predict {name}", "predict", *overrides)
-        result[name] = run_timed(f"evaluate {name}", "evaluate", *overrides)
+        evaluation = run_timed(f"evaluate {name}", "evaluate", *overrides)
+        result[name] = {key: evaluation[key] for key in METRICS}
     result.setdefault("tuned", result["untuned"])
     trials = pd.read_csv(folder / "tuned" / "tune" / "trials.csv")
     return {**result, "trials": trials.to_dict("records"), "seconds": seconds}
