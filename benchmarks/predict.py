@@ -138,7 +138,7 @@ def link_run(config: Config, folder: Path, images: Path, actors: int, **cluster:
     values["run_dir"] = str(run_dir)
     values["data"] |= {"test_images": str(images)}
     values["predict"] |= {"images": str(images), "weights": "equal", "actors": [actors, actors], "cpus_per_actor": 1}
-    values["predict"]["gpus_per_actor"] = None  # one per actor where the cluster has GPUs
+    values["predict"] |= {"gpus_per_actor": None, "batch_size": 8}  # null: one GPU per actor if the cluster has GPUs
     values["cluster"] |= cluster
     return Config.model_validate(values)
 

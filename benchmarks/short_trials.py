@@ -25,8 +25,7 @@ DEMO = CONFIG_PRESETS["demo"]["train"]
 FULL_LENGTH = int(DEMO["max_iter"])
 LENGTHS = (FULL_LENGTH // 4, FULL_LENGTH)
 BASE_LRS = (0.001, 0.0015, 0.003, 0.006)
-"""The demo's own rate 0.0015, the published 0.001, and twice and four times the own rate; the first two are those that
-every search tries first."""
+"""The published rate 0.001 and the demo's own 0.0015, which every search tries, and two and four times the own rate."""
 
 
 def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[int, dict[str, float]]:
@@ -59,6 +58,8 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[i
         (run_dir / "store").symlink_to(folder / "run" / "store")
         run_kp_ray("tune", config, f"run_dir={run_dir}", f"tune.max_iter={length}", f"tune.eval_period={length}")
         trials = pd.read_csv(run_dir / "tune" / "trials.csv")
+        if len(trials) != len(BASE_LRS) or trials.rmse.isna().any():
+            raise SystemExit(f"a trial failed: {trials}")
         rmse[length] = {f"{base_lr:g}": value for base_lr, value in zip(trials.base_lr, trials.rmse, strict=True)}
         print(seed, length, rmse[length], flush=True)
     return rmse

@@ -182,7 +182,8 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
     ways = {
         name: share_in_top(ranked, spoiled, len(labels)) for name, ranked in rank_all(config, spoiled_labels).items()
     }
-    result: dict[str, Any] = {"seed": seed, "num_spoiled": len(spoiled), "figures": suspects_summary, "ways": ways}
+    counts = {key: suspects_summary[key] for key in ("images", "predicted", "kinds", "proposed")}
+    result: dict[str, Any] = {"seed": seed, "num_spoiled": len(spoiled), "counts": counts, "ways": ways}
     if options.train:
         runs = {
             "spoiled": [],

@@ -58,7 +58,7 @@ def tune(config: Config, progress: Progress = no_progress) -> "TuneSummary":
 
     Args:
         config: from `kp_ray.load_config`.
-        progress: called as progress(trial, iterations done, all iterations, the trial's settings as text).
+        progress: called as progress(trial, iterations done, all iterations, the trial's state and settings as text).
 
     Raises:
         KpRayError: there is no store or no validation scene, every trial failed, or the work was stopped.

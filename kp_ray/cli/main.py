@@ -99,9 +99,11 @@ def _run_stage(
 
 
 def _command(verb: str | None, path: str | None, overrides: list[str] | None) -> str | None:
-    """Return a verb with the arguments of the finished one, as a shell reads them; None without a verb."""
+    """Return a verb with the arguments of the finished one, without credentials; None without a verb."""
+    from kp_ray.reporting.formatting import hide_credentials
+
     options = [argument for override in overrides or () for argument in ("--set", override)]
-    return shlex.join([verb, path or "", *options]) if verb else None
+    return hide_credentials(shlex.join([verb, _require_path(path), *options])) if verb else None
 
 
 def _require_path(path: str | None) -> str:

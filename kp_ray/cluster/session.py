@@ -31,8 +31,6 @@ START_ATTEMPTS = 3
 ADDRESS_TIMEOUT_S = 10.0
 """Seconds within which `cluster.address` must accept a connection, and then answer; `ray.init` itself tries for 823 s
 (Ray 2.60)."""
-CLIENT_PORT = 10001
-"""Default port of "ray://host"."""
 
 NODE_CHECK_S = 5.0
 """Seconds between checks that this node still belongs to the cluster."""
@@ -93,16 +91,18 @@ def check_address(address: str, key: str) -> None:
     Any gRPC server counts as a Ray head.
 
     Args:
-        address: "host:port", "ray://host" or "ray://host:port". Anything else, e.g. "auto", is not checked, because
-            Ray itself soon refuses it if no cluster runs.
+        address: "host:port" or "ray://host:port". Anything else, e.g. "auto", is not checked, because Ray itself soon
+            refuses it if no cluster runs.
         key: name of the setting that holds the address, for the message.
 
     Raises:
-        ClusterError: no program listens at the address, or the program is silent or not a Ray head.
+        ClusterError: no program listens at the address, the program is silent or not a Ray head, or a ray:// address
+            has no port.
     """
-    is_client = address.startswith("ray://") and ":" not in address.removeprefix("ray://")
-    host, _, port = (f"{address}:{CLIENT_PORT}" if is_client else address).removeprefix("ray://").rpartition(":")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
+        if address.startswith("ray://"):
+            raise ClusterError(f"{key}: the address has no port (got {address}): append the head's port, e.g. :10001")
         return
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=ADDRESS_TIMEOUT_S) as connection:

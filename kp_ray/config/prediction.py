@@ -42,7 +42,8 @@ class PredictConfig(Section):
     has weight 1. Another run's member is named `<run folder>/<member>`."""
     reject_sigmas: Annotated[float, Field(gt=0)] | None = None
     """Drop a member's point whose distance from the members' median is more than this many robust sigmas. A robust
-    sigma is 1.4826 times the median of the members' distances, and at least 2 px. null: keep all."""
+    sigma is 1.4826 times the median of the members' distances, and at least 2 px. The nearer half of the points always
+    stays. null: keep all."""
     smooth_frames: Annotated[float, Field(gt=0)] | None = None
     """Smooth each clip over time by a Gaussian with this sigma in frames; null: do not."""
     score_threshold: Fraction = 0.7

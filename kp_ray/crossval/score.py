@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from kp_ray.config.schema import Config
 from kp_ray.crossval.groups import FoldGroup, group_members
-from kp_ray.errors import RunStateError, StorageError
+from kp_ray.errors import RunStateError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 from kp_ray.metrics import Interval, average_precision, box_sizes, evaluate_keypoints, oks, pck, point_errors, rmse
 from kp_ray.prediction.fuse import fuse_predictions
@@ -47,15 +47,10 @@ def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFoldPredictions
 
     Raises:
         StorageError: a file does not exist, or is damaged.
-        RunStateError: a file has other keypoints or members than the run, or no member holds out an image.
+        RunStateError: a file has other keypoints or members than the run, an image could not be predicted, or no member
+            holds out an image.
     """
-    store = config.path("store")
-    groups = [group for group in group_members(config) if list_rows(store, split="val", fold=group.fold)]
-    if not groups:
-        raise RunStateError(
-            f"{store}: no member of this run holds out an image: change train.members or predict.members"
-        )
-    folds = [_fuse_fold(group, skeleton) for group in groups]
+    folds = [_fuse_fold(group, skeleton) for group in scored_groups(config)]
     return OutOfFoldPredictions(
         images=tuple(image for fold in folds for image in fold.images),
         keypoints=np.concatenate([fold.keypoints for fold in folds]),
@@ -63,6 +58,22 @@ def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFoldPredictions
         found=np.concatenate([fold.found for fold in folds]),
         spreads=np.concatenate([fold.spreads for fold in folds]),
     )
+
+
+def scored_groups(config: Config) -> list[FoldGroup]:
+    """Return the groups that hold out at least one image.
+
+    Raises:
+        RunStateError: there is no such group.
+        StoreError: there is no finished store, or it has other folds.
+    """
+    store = config.path("store")
+    groups = [group for group in group_members(config) if list_rows(store, split="val", fold=group.fold)]
+    if not groups:
+        raise RunStateError(
+            f"{store}: no member of this run holds out an image: change train.members or predict.members"
+        )
+    return groups
 
 
 def _fuse_fold(group: FoldGroup, skeleton: Skeleton) -> OutOfFoldPredictions:
@@ -73,7 +84,7 @@ def _fuse_fold(group: FoldGroup, skeleton: Skeleton) -> OutOfFoldPredictions:
         raise RunStateError(f"{group.path}: has other members than the run: run crossval again")
     for image, reason in zip(predictions.images, predictions.reasons, strict=True):
         if reason:
-            raise StorageError(f"{group.path}: {image} was not predicted: {reason}: run augment and crossval again")
+            raise RunStateError(f"{group.path}: {image} was not predicted: {reason}: run augment and crossval again")
     weights = None
     if not isinstance(group.weights, str):
         weights = convert_weights(group.weights, predictions.members, skeleton)

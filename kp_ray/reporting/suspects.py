@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kp_ray.config.schema import Config
-from kp_ray.crossval.groups import group_members
+from kp_ray.crossval.score import scored_groups
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_labels
-from kp_ray.errors import RunStateError
+from kp_ray.errors import RunStateError, StoreError
 from kp_ray.keypoints import FloatArray
 from kp_ray.reporting.formatting import format_number
 from kp_ray.reporting.overlays import overlay_uri
@@ -55,9 +55,9 @@ def _draw_tiles(config: Config, rows: tuple[SuspectRow, ...]) -> list[Tile]:
         return []
     labels = load_labels(config)
     predictions: dict[str, FloatArray] = {}
-    if all(exists(group.path) for group in group_members(config)):
-        # If the members are others than those that made the predictions, only the labels are drawn.
-        with contextlib.suppress(RunStateError):
+    # Only the labels are drawn if store or members changed since the predictions, or an image could not be predicted.
+    with contextlib.suppress(RunStateError, StoreError):
+        if all(exists(group.path) for group in scored_groups(config)):
             predictions, _ = read_predicted_points(config, labels.skeleton)
     tiles = []
     for row in rows:

@@ -204,7 +204,7 @@ def _row_to_table(row: dict[str, Any], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-@lru_cache(maxsize=256)  # the variants of a source, and the rows of a part, share most values
+@lru_cache(maxsize=256)  # the variants of a source, and the rows of a part, share all values but the seed
 def _single_value(value: str | int, data_type: pa.DataType) -> pa.Array:
     """Return an array of one value."""
     return pa.array([value], data_type)

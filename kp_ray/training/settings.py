@@ -12,7 +12,7 @@ from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
 from kp_ray.errors import ConfigError, ModelError, one_line
 from kp_ray.fingerprint import encode_fields, refuse_difference
-from kp_ray.models.presets import build_cfg, check_network
+from kp_ray.models.presets import build_cfg, check_network, scale_cfg
 from kp_ray.storage import exists, is_local, join, read_json, write_bytes
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import store_digest
@@ -137,9 +137,9 @@ def check_train_config(config: Config) -> None:
     Without a store, Detectron2's options are checked with the labels' keypoints.
 
     Raises:
-        ConfigError: an option of Detectron2 is wrong or would be ignored, the skeleton does not fit the store's
-            keypoints, a member's recipe will not be stored, or MLflow is not installed or cannot write to the run
-            folder.
+        ConfigError: an option of Detectron2 is wrong or would be ignored, the network or the solver cannot be built, the
+            skeleton does not fit the store's keypoints, a member's recipe will not be stored, or MLflow is not
+            installed or cannot write to the run folder.
         ModelError: a file of starting weights does not exist.
         StoreError: the store does not hold a member's recipe.
     """
@@ -169,9 +169,10 @@ def _check_solver(config: Config, cfg: CfgNode) -> None:
         ConfigError: the options do not fit together.
     """
     model = torch.nn.Linear(1, 1)  # any model shows whether the options are valid
+    cfg = scale_cfg(cfg, config.train.max_workers)
     try:
         build_lr_scheduler(cfg, build_optimizer(cfg, model, config.train))
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         message = one_line(error) or type(error).__name__
         raise ConfigError(
             f"model.cfg: the optimizer or schedule cannot be built ({message}): correct its SOLVER options"

@@ -130,7 +130,7 @@ def check_recipe_sets(config: Config, recipe_sets: RecipeSets) -> None:
         num_rows = len(usable_rows(set_config, set_config.train.members[0]))
         if num_rows < min_rows:
             first_member = set_config.train.members[0]
-            own_key = "train.members[0].recipes" if first_member.recipes else "train.recipes"
+            own_key = f"train.members[{first_member.name}].recipes" if first_member.recipes else "train.recipes"
             key = own_key if name == "own" else f"tune.recipes.{name}"
             raise ConfigError(
                 f"{key}: has too few training rows (got {num_rows}; one iteration needs {min_rows}): name more recipes"

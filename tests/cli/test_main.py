@@ -206,12 +206,14 @@ def test_fuse_refuses_wrong_arguments_and_names_them(folder: Folder) -> None:
 
 
 def test_check_writes_its_findings_and_the_resolved_config(folder: Folder) -> None:
-    result = folder.run("check", "config.yaml", "--set", "seed=7")
+    mlflow = "train.mlflow=http://me:secret@host"
+    result = folder.run("check", "config.yaml", "--set", "seed=7", "--set", "data.people = error", "--set", mlflow)
     assert (result.code, result.out) == (0, "")
     assert "4 labelled images, " in result.err
-    assert "next: kp-ray augment config.yaml --set seed=7\n" in result.err
+    next_options = "--set seed=7 --set 'data.people = error' --set train.mlflow=http://***@host"
+    assert f"next: kp-ray augment config.yaml {next_options}\n" in result.err
     assert set(folder.files()) >= {"run/check.csv", "run/config.yaml"}
-    assert load_config(str(folder.root / "run" / "config.yaml")) == load_config("config.yaml", ["seed=7"])
+    assert load_config(str(folder.root / "run" / "config.yaml")) == load_config("config.yaml", ["seed=7", mlflow])
 
 
 def test_a_refused_command_keeps_the_config_of_the_earlier_run(folder: Folder) -> None:

@@ -76,5 +76,9 @@ class TestProgramsThatAcceptConnections:
         with pytest.raises(ClusterError, match=rf"^RAY_ADDRESS: a program .*{address}.*6379"):
             check_address(f"{scheme}{address}", "RAY_ADDRESS")
 
+    def test_a_client_address_without_a_port_is_refused(self) -> None:
+        with pytest.raises(ClusterError, match=r"^RAY_ADDRESS: the address has no port \(got ray://head\)"):
+            check_address("ray://head", "RAY_ADDRESS")
+
     def test_a_head_is_accepted(self, ray_cluster: None) -> None:
         check_address(ray.get_runtime_context().gcs_address, "cluster.address")

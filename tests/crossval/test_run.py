@@ -15,7 +15,7 @@ from kp_ray.crossval.groups import group_members
 from kp_ray.crossval.run import are_folds_predicted, make_tasks, predict_folds
 from kp_ray.crossval.score import score_folds
 from kp_ray.crossval.stage import CrossvalStage
-from kp_ray.errors import ConfigError, ModelError, RunStateError, StorageError, StoreError
+from kp_ray.errors import ConfigError, ModelError, RunStateError, StoreError
 from kp_ray.prediction.decode import decode_batch, refs_table
 from kp_ray.prediction.predictions import read_predictions
 from kp_ray.prediction.predictor import Predictor
@@ -73,7 +73,7 @@ def test_each_image_is_predicted_and_scored_by_the_member_that_never_saw_its_sce
     table = pq.read_table(path)
     reasons = pa.array(["the store's part is damaged", *[""] * (len(table) - 1)])
     pq.write_table(table.set_column(table.column_names.index("reason"), "reason", reasons), path)
-    with pytest.raises(StorageError, match=r"fold-1\.parquet: .* was not predicted: the store's part is damaged"):
+    with pytest.raises(RunStateError, match=r"fold-1\.parquet: .* was not predicted: the store's part is damaged"):
         score_folds(fold_config)
     pq.write_table(table, path)
 

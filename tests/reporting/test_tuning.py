@@ -81,6 +81,9 @@ def test_settings_that_the_best_trial_changes_are_listed(tmp_path: Path) -> None
     page = write_page(config).text
     assert "train.schedule multistep cosine" in page
     assert "trial-003, rmse 12.5 after 8 iterations; the config's own: 13.25" in page
+    assert "not used" not in page
+    unused = config.model_copy(update={"train": config.train.model_copy(update={"tuned": False})})
+    assert "; not used, because train.tuned is false" in write_page(unused).text
 
 
 def test_plots_and_the_best_config_are_on_the_page(whole_page: Page) -> None:
