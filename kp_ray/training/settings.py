@@ -137,8 +137,8 @@ def check_train_config(config: Config) -> None:
     Without a store, Detectron2's options are checked with the labels' keypoints.
 
     Raises:
-        ConfigError: an option of Detectron2 is wrong or would be ignored, the network or the solver cannot be built, the
-            skeleton does not fit the store's keypoints, a member's recipe will not be stored, or MLflow is not
+        ConfigError: an option of Detectron2 is wrong or would be ignored, the network or the solver cannot be built,
+            the skeleton does not fit the store's keypoints, a member's recipe will not be stored, or MLflow is not
             installed or cannot write to the run folder.
         ModelError: a file of starting weights does not exist.
         StoreError: the store does not hold a member's recipe.
