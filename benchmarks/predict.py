@@ -12,10 +12,10 @@ B  one operator: a pool of one actor per core, whose actors also read and decode
 C  two operators, as `kp-ray predict` works: decoding tasks, and a pool of one actor per core
 
 The second table shows the share of time in which the actors of B and C are busy, with a stand-in for a GPU: the models
-only sleep for 20 ms per image. Inputs have the size for R-50 and X-101 (800x1333). In C two more CPUs decode, in B the
-actors decode. Only the second half of the images counts, so that neither the start-up nor the images that C decoded
-meanwhile do. The third table shows time and memory of the whole command for few and for many images; the difference of
-the two runs gives the rate without the start-up.
+only sleep for 20 ms per image. Inputs have the members' own size, and the size for R-50 and X-101 (800x1333). In C two
+more CPUs decode, in B the actors decode. Only the second half of the images counts, so that neither the start-up nor
+the images that C decoded meanwhile do. The third table shows time and memory of the whole command for few and for many
+images; the difference of the two runs gives the rate without the start-up.
 
 Results: benchmarks/results/predict.{md,json}.
 """
@@ -56,17 +56,23 @@ from kp_ray.prediction.task import PredictionTask
 CORES = os.cpu_count() or 1
 SLEEP_S = 0.02
 """Seconds per image of the stand-in for a GPU."""
-GPU_INPUT = InputSize(800, 1333)
+LARGE_INPUT = InputSize(800, 1333)
+"""Input of R-50 and X-101."""
 DECODING_CPUS = 2
 
 
 class SleepingPredictor(Predictor):
     """An actor whose models find nobody and sleep instead of computing."""
 
+    input_size: InputSize | None = None
+    """Size of the inputs; None: the members' own."""
+
     def find_people(self, member: str, images: Sequence[InputImage]) -> list[list[Detection]]:
         """Make the inputs of the models, then sleep."""
+        _, cfg = self.members[member]
+        size = self.input_size or InputSize(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         for image in images:
-            image.model_input(GPU_INPUT, is_mirrored=False)
+            image.model_input(size, is_mirrored=False)
             time.sleep(SLEEP_S / len(self.members))
         return [[] for _ in images]
 
@@ -84,8 +90,18 @@ class DecodingPredictor(Predictor):
         return super().__call__(decode_batch(batch, self.sizes))
 
 
+class LargeSleepingPredictor(SleepingPredictor):
+    """An actor whose models sleep and have large inputs."""
+
+    input_size = LARGE_INPUT
+
+
 class DecodingSleepingPredictor(DecodingPredictor, SleepingPredictor):
     """An actor that also decodes its images, and whose models sleep."""
+
+
+class DecodingLargeSleepingPredictor(DecodingPredictor, LargeSleepingPredictor):
+    """An actor that also decodes its images, and whose models sleep and have large inputs."""
 
 
 PUBLISHED_LOOP = """
@@ -183,7 +199,7 @@ def time_run(results: Iterator[BatchResult]) -> dict[str, float]:
 
 
 def compare_operators(
-    config: Config, folder: Path, images: Path, repeats: int, num_gpus: int
+    config: Config, folder: Path, images: Path, repeats: int, num_gpus: int, input_size: InputSize | None = None
 ) -> list[dict[str, dict[str, float]]]:
     """Measure B and C in turns on one cluster; return each turn's `time_run` of both.
 
@@ -194,17 +210,22 @@ def compare_operators(
         repeats: number of turns.
         num_gpus: number of actors whose models sleep; `DECODING_CPUS` more CPUs decode, and B predicts only every fifth
             image. 0: real members on all CPUs.
+        input_size: size of the sleeping models' inputs; None: the members' own.
     """
     actors = num_gpus or CORES
     cpus = num_gpus + DECODING_CPUS if num_gpus else CORES
     run_config = link_run(config, folder, images, actors, num_cpus=cpus, num_gpus=num_gpus)
-    predictor_b, predictor_c = (
-        (DecodingSleepingPredictor, SleepingPredictor) if num_gpus else (DecodingPredictor, Predictor)
-    )
+    predictor_b: type[DecodingPredictor] = DecodingPredictor
+    predictor_c: type[Predictor] = Predictor
+    if num_gpus and input_size:
+        predictor_b, predictor_c = DecodingLargeSleepingPredictor, LargeSleepingPredictor
+    elif num_gpus:
+        predictor_b, predictor_c = DecodingSleepingPredictor, SleepingPredictor
     task = PredictionTask(run_config)
     plan = plan_pool(run_config, [{"CPU": cpus, "GPU": num_gpus}], cpus)
+    if input_size:
+        task.input_sizes = [input_size]
     if num_gpus:
-        task.input_sizes = [GPU_INPUT]
         plan = replace(plan, max_decode_tasks=DECODING_CPUS)
     images_b = task.images[::5] if num_gpus else task.images
     turns = []
@@ -215,7 +236,7 @@ def compare_operators(
                 "B": time_run(predict_with_one_operator(task, images_b, predictor_b)),
                 "C": time_run(predict_batches(task, plan, task.images, predictor_c)),
             }
-            print(num_gpus, "GPUs", turn, flush=True)
+            print(num_gpus, "GPUs", input_size, turn, flush=True)
             turns.append(turn)
     return turns
 
@@ -271,8 +292,9 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--many-images", type=int, default=1000, help="images of the second run of the command")
-    parser.add_argument("--gpu-images", type=int, default=2000, help="images of each turn with the stand-in for a GPU")
+    parser.add_argument("--gpu-images", type=int, default=1000, help="images of each turn with the stand-in for a GPU")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--gpu-repeats", type=int, default=2, help="turns with the stand-in for a GPU")
     options = parser.parse_args()
     config = load_config(str(options.run_dir / "config.yaml"), [f"run_dir={options.run_dir}"])
     members = [config.member_dir(member.name) for member in config.train.members]
@@ -284,7 +306,15 @@ def main() -> None:
         data: dict[str, Any] = {
             "published": [run_published_loop(few_images, members) for _ in range(options.repeats)],
             "cpu": compare_operators(config, folder, few_images, options.repeats, num_gpus=0),
-            "gpu": {n: compare_operators(config, folder, gpu_images, options.repeats, num_gpus=n) for n in (1, 2)},
+            "gpu": [
+                {
+                    "actors": num_gpus,
+                    "input": "800x1333" if size else "the members' own",
+                    "turns": compare_operators(config, folder, gpu_images, options.gpu_repeats, num_gpus, size),
+                }
+                for size in (None, LARGE_INPUT)
+                for num_gpus in (1, 2)
+            ],
             "command": {
                 len(list(images.iterdir())): run_command(config, folder, images) for images in (few_images, many_images)
             },
@@ -320,17 +350,18 @@ def build_tables(data: dict[str, Any], description: str, num_images: int, repeat
             for run in (few, many)
         ),
         f"\nThe {many['images'] - few['images']} images more: {late_rate:.2f} images/s.\n",
-        f"A stand-in for a GPU sleeps {1000 * SLEEP_S:g} ms per image; inputs of {GPU_INPUT.short_edge}x"
-        f"{GPU_INPUT.max_long_edge}; {DECODING_CPUS} CPUs decode beside the actors (in B the actors decode). Second "
-        "half of the images:\n",
-        "| actors | B images/s | B busy % | C images/s | C busy % |\n|---|---|---|---|---|",
+        f"A stand-in for a GPU sleeps {1000 * SLEEP_S:g} ms per image; {DECODING_CPUS} CPUs decode beside the actors "
+        f"(in B the actors decode), on {CORES} cores in all. Second half of the images, {len(data['gpu'][0]['turns'])} "
+        "turns:\n",
+        "| actors | input | B images/s | B busy % | C images/s | C busy % |\n|---|---|---|---|---|---|",
     ]
-    for actors, turns in data["gpu"].items():
-        cells = []
+    for run in data["gpu"]:
+        cells = [str(run["actors"]), run["input"]]
         for way in ("B", "C"):
-            values = [turn[way]["late_rate"] for turn in turns]
-            cells += [median_and_range(values, 1), median_and_range([100 * SLEEP_S * v / actors for v in values], 0)]
-        lines.append(f"| {actors} | {' | '.join(cells)} |")
+            values = [turn[way]["late_rate"] for turn in run["turns"]]
+            busy_percents = [100 * SLEEP_S * value / run["actors"] for value in values]
+            cells += [median_and_range(values, 1), median_and_range(busy_percents, 0)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

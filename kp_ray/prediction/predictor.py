@@ -211,11 +211,14 @@ class InputImage:
     def __init__(self, row: pa.Table) -> None:
         """Wrap one usable row of `decode.decoded_schema`."""
         self._row = row
+        self._pixels: dict[InputSize, torch.Tensor] = {}
         self.width, self.height = row["width"][0].as_py(), row["height"][0].as_py()
 
     def model_input(self, size: InputSize, is_mirrored: bool) -> dict[str, Any]:
         """Return Detectron2's dataset dict of the image at a size: `image` (3, H, W) uint8 BGR, `height`, `width`."""
-        new_width, new_height = size.fit(self.width, self.height)
-        buffer = self._row[size.column][0].as_buffer()
-        pixels = torch.from_numpy(np.frombuffer(buffer, dtype=np.uint8).reshape(3, new_height, new_width).copy())
+        if size not in self._pixels:  # members of the same input size share one copy
+            new_width, new_height = size.fit(self.width, self.height)
+            buffer = np.frombuffer(self._row[size.column][0].as_buffer(), dtype=np.uint8)
+            self._pixels[size] = torch.from_numpy(buffer.reshape(3, new_height, new_width).copy())
+        pixels = self._pixels[size]
         return {"image": pixels.flip(2) if is_mirrored else pixels, "height": self.height, "width": self.width}
