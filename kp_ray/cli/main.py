@@ -88,13 +88,12 @@ def _run_stage(
 
     config = load_config(_require_path(path), overrides or ())
     if dry_run:
-        summary = forecast_stage(verb, config)
-        _print_summary(summary, as_json)
-        return summary
+        _print_summary(forecast := forecast_stage(verb, config), as_json)
+        return forecast
     summary = run_stage(verb, config, show_progress, say)
     # Only the summary of `check` has `ok`; the errors that `check` found would also stop the next stage.
-    has_errors = not getattr(summary, "ok", True)
-    _print_summary(summary, as_json, None if has_errors else _command(find_next_verb(verb, config), path, overrides))
+    next_verb = find_next_verb(verb, config) if getattr(summary, "ok", True) else None
+    _print_summary(summary, as_json, _command(next_verb, path, overrides))
     return summary
 
 
