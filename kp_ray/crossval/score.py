@@ -15,6 +15,7 @@ from kp_ray.prediction.fuse import fuse_predictions
 from kp_ray.prediction.inputs import convert_weights
 from kp_ray.prediction.predictions import Predictions, read_predictions
 from kp_ray.prediction.records import CrossValidation, FoldScore, digest_predict_settings, write_cross_validation
+from kp_ray.storage import exists
 from kp_ray.store.manifest import read_manifest, store_digest
 from kp_ray.store.read import list_rows, read_table
 
@@ -46,11 +47,18 @@ def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFoldPredictions
     """Read and fuse the predictions of all folds that a member holds out.
 
     Raises:
-        StorageError: a file does not exist, or is damaged.
-        RunStateError: a file has other keypoints or members than the run, an image could not be predicted, or no member
-            holds out an image.
+        StorageError: a file is damaged.
+        RunStateError: a file does not exist, or has other keypoints or members than the run; an image could not be
+            predicted; or no member holds out an image.
+        StoreError: there is no finished store, or it has other folds.
     """
-    folds = [_fuse_fold(group, skeleton) for group in scored_groups(config)]
+    store = config.path("store")
+    groups = [group for group in group_members(config) if list_rows(store, split="val", fold=group.fold)]
+    if not groups:
+        raise RunStateError(
+            f"{store}: no member of this run holds out an image: change train.members or predict.members"
+        )
+    folds = [_fuse_fold(group, skeleton) for group in groups]
     return OutOfFoldPredictions(
         images=tuple(image for fold in folds for image in fold.images),
         keypoints=np.concatenate([fold.keypoints for fold in folds]),
@@ -60,23 +68,9 @@ def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFoldPredictions
     )
 
 
-def scored_groups(config: Config) -> list[FoldGroup]:
-    """Return the groups that hold out at least one image.
-
-    Raises:
-        RunStateError: there is no such group.
-        StoreError: there is no finished store, or it has other folds.
-    """
-    store = config.path("store")
-    groups = [group for group in group_members(config) if list_rows(store, split="val", fold=group.fold)]
-    if not groups:
-        raise RunStateError(
-            f"{store}: no member of this run holds out an image: change train.members or predict.members"
-        )
-    return groups
-
-
 def _fuse_fold(group: FoldGroup, skeleton: Skeleton) -> OutOfFoldPredictions:
+    if not exists(group.path):
+        raise RunStateError(f"{group.path}: there is no such file: run crossval first")
     predictions = read_predictions(group.path)
     if predictions.keypoint_names != skeleton.names:
         raise RunStateError(f"{group.path}: has other keypoints than the labels: run augment, train and crossval again")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from kp_ray.config.schema import Config
-from kp_ray.crossval.score import scored_groups
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_labels
 from kp_ray.errors import RunStateError, StoreError
@@ -55,10 +54,9 @@ def _draw_tiles(config: Config, rows: tuple[SuspectRow, ...]) -> list[Tile]:
         return []
     labels = load_labels(config)
     predictions: dict[str, FloatArray] = {}
-    # Only the labels are drawn if store or members changed since the predictions, or an image could not be predicted.
+    # Only the labels are drawn without predictions, or if store or members changed since.
     with contextlib.suppress(RunStateError, StoreError):
-        if all(exists(group.path) for group in scored_groups(config)):
-            predictions, _ = read_predicted_points(config, labels.skeleton)
+        predictions, _ = read_predicted_points(config, labels.skeleton)
     tiles = []
     for row in rows:
         if row.image not in labels.images:  # a correction dropped the image

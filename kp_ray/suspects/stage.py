@@ -174,7 +174,7 @@ def read_predicted_points(config: Config, skeleton: Skeleton) -> tuple[dict[str,
         Images in which no member found a person are left out.
 
     Raises:
-        StorageError, RunStateError: see `read_out_of_fold`.
+        StorageError, RunStateError, StoreError: see `read_out_of_fold`.
     """
     predictions = read_out_of_fold(config, skeleton)
     xy = predictions.keypoints[..., :2]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from hypothesis import strategies as st
 from ray.tune.experiment import Trial as RayTrial
 
 from kp_ray.config.schema import Config
@@ -28,6 +29,22 @@ FIXED_RANGES = {
 """Values of a `tune` section that fix every parameter but the base learning rate, the schedule and gamma."""
 FULL_TRIALS = {"num_trials": 3, "max_iter": 6, "eval_period": 2, "scheduler": "none"}
 """Values of a `tune` section in which every trial runs to its end."""
+
+
+def points_of_any_schedule(recipes: st.SearchStrategy[str]) -> st.SearchStrategy[Point]:
+    """Return a Hypothesis strategy of points of the search space; `recipes` draws the name of their set of recipes."""
+    shares = st.floats(0, 1)
+    return st.builds(
+        Point,
+        base_lr=st.floats(1e-5, 1),
+        weight_decay=st.floats(1e-6, 1),
+        warmup=shares,
+        num_steps=st.integers(0, 8),
+        first_step=shares,
+        step_spacing=shares,
+        gamma=st.floats(0.01, 1),
+        recipes=recipes,
+    )
 
 
 def write_trial(

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -116,66 +119,87 @@ def test_after_a_killed_driver_the_same_command_resumes(make_config: MakeConfig)
     assert_same_training(killed_config, uninterrupted_config)
 
 
-@pytest.mark.slow
-def test_an_elastic_run_resumes_with_fewer_workers_when_a_node_is_lost(
+@dataclass
+class ElasticRun:
+    """`kp-ray train` with one or two workers, on a cluster of two nodes that hold a worker each."""
+
+    config: Config
+    cluster: Cluster
+    node: Any
+    """The node that is not the head."""
+    process: subprocess.Popen[str]
+
+    def finish_without_node(self) -> dict[str, Any]:
+        """Remove the node, wait for the end of the run, and return the member's summary."""
+        self.cluster.remove_node(self.node, allow_graceful=False)
+        return dict(finish(self.process)["a"])
+
+
+@pytest.fixture
+def start_elastic_run(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Iterator[Callable[[dict[str, Any]], ElasticRun]]:
+    """Return a function that starts an elastic run with `train` settings and waits until both workers train."""
     # Just after a node is lost, Ray still counts the node and tries to start two workers, so limit the wait for them.
     # The cluster's nodes inherit this variable.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
-    settings = {"max_iter": 48, "steps": [36], "eval_period": 0, "checkpoint_period": 4, "ims_per_batch": 1}
-    config = make_config(train={**settings, "num_workers": {"min": 1, "max": 2}, "cpus_per_worker": 1.5})
-    Path(config.run_dir, "c.yaml").write_text(config.to_yaml())
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    try:
-        node = cluster.add_node(num_cpus=2)  # a node holds one worker
-        address = set_options(f"cluster.address={cluster.address}")
-        process = start_kp_ray("train", "c.yaml", "--json", *address, cwd=config.run_dir)
-        wait_until(lambda: count_log_lines(config) >= 5, process)
-        assert {line["workers"] for line in read_log_lines(config)} == {2}
-        cluster.remove_node(node, allow_graceful=False)
-        result = finish(process)["a"]
-    finally:
-        cluster.shutdown()
-    assert result["iterations"] == 48  # of one worker; two workers would have 24
-    assert 0 < result["resumed_from"] < 48
-    lines = read_log_lines(config)
-    assert {line["workers"] for line in lines} == {1}
-    iterations = [line["iteration"] for line in lines]
-    assert iterations == sorted(iterations)
-    assert iterations[-1] == 47
-    assert lines[-1]["lr"] == pytest.approx(config.train.base_lr * config.train.gamma)  # as after the step at 36
+    clusters: list[Cluster] = []
 
-
-@pytest.mark.slow
-def test_a_checkpoint_is_saved_when_the_loss_of_a_node_is_announced(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
-    # No checkpoint is due, so a checkpoint before the end was saved because of the announcement.
-    settings = {"max_iter": 240, "steps": [200], "eval_period": 0, "checkpoint_period": 1000, "ims_per_batch": 1}
-    config = make_config(train={**settings, "num_workers": {"min": 1, "max": 2}, "cpus_per_worker": 1.5})
-    Path(config.run_dir, "c.yaml").write_text(config.to_yaml())
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    try:
+    def start(settings: dict[str, Any]) -> ElasticRun:
+        config = make_config(train={**settings, "num_workers": {"min": 1, "max": 2}, "cpus_per_worker": 1.5})
+        Path(config.run_dir, "c.yaml").write_text(config.to_yaml())
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        clusters.append(cluster)
         node = cluster.add_node(num_cpus=2)
         address = set_options(f"cluster.address={cluster.address}")
         process = start_kp_ray("train", "c.yaml", "--json", *address, cwd=config.run_dir)
         wait_until(lambda: count_log_lines(config) >= 5, process)
-        announcement = run_command(
-            RAY,
-            "drain-node",
-            f"--address={cluster.address}",
-            f"--node-id={node.node_id}",
-            "--reason=DRAIN_NODE_REASON_PREEMPTION",
-            "--reason-message=spot",
-            "--deadline-remaining-seconds=120",
-        )
-        assert announcement.returncode == 0, announcement.stderr
-        wait_until(lambda: list(Path(config.member_dir("a")).glob("checkpoint_0*/checkpoint.pth")), process)
-        cluster.remove_node(node, allow_graceful=False)
-        result = finish(process)["a"]
-    finally:
+        assert {line["workers"] for line in read_log_lines(config)} == {2}
+        return ElasticRun(config, cluster, node, process)
+
+    yield start
+    for cluster in clusters:
         cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_an_elastic_run_resumes_with_fewer_workers_when_a_node_is_lost(
+    start_elastic_run: Callable[[dict[str, Any]], ElasticRun],
+) -> None:
+    run = start_elastic_run(
+        {"max_iter": 48, "steps": [36], "eval_period": 0, "checkpoint_period": 4, "ims_per_batch": 1}
+    )
+    result = run.finish_without_node()
+    assert result["iterations"] == 48  # of one worker; two workers would have 24
+    assert 0 < result["resumed_from"] < 48
+    lines = read_log_lines(run.config)
+    assert {line["workers"] for line in lines} == {1}
+    iterations = [line["iteration"] for line in lines]
+    assert iterations == sorted(iterations)
+    assert iterations[-1] == 47
+    train = run.config.train
+    assert lines[-1]["lr"] == pytest.approx(train.base_lr * train.gamma)  # as after the step at 36
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_saved_when_the_loss_of_a_node_is_announced(
+    start_elastic_run: Callable[[dict[str, Any]], ElasticRun],
+) -> None:
+    # No checkpoint is due, so a checkpoint before the end was saved because of the announcement.
+    run = start_elastic_run(
+        {"max_iter": 240, "steps": [200], "eval_period": 0, "checkpoint_period": 1000, "ims_per_batch": 1}
+    )
+    announcement = run_command(
+        RAY,
+        "drain-node",
+        f"--address={run.cluster.address}",
+        f"--node-id={run.node.node_id}",
+        "--reason=DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message=spot",
+        "--deadline-remaining-seconds=120",
+    )
+    assert announcement.returncode == 0, announcement.stderr
+    wait_until(lambda: list(Path(run.config.member_dir("a")).glob("checkpoint_0*/checkpoint.pth")), run.process)
+    result = run.finish_without_node()
     assert result["iterations"] == 240
     assert 0 < result["resumed_from"] < 240

@@ -8,22 +8,12 @@ from hypothesis import strategies as st
 from kp_ray.config.load import build_config
 from kp_ray.tuning.apply import train_fields, trial_config
 from kp_ray.tuning.space import Point, to_point
+from tests.helpers.searches import points_of_any_schedule
 
 DACON = build_config({"preset": "dacon"})
 RECIPE_SETS = {"own": None, "crops": ("RandomCrop_1",)}
 
-shares = st.floats(0, 1)
-points = st.builds(
-    Point,
-    base_lr=st.floats(1e-5, 1),
-    weight_decay=st.floats(1e-6, 1),
-    warmup=shares,
-    num_steps=st.integers(0, 8),
-    first_step=shares,
-    step_spacing=shares,
-    gamma=st.floats(0.01, 1),
-    recipes=st.sampled_from(list(RECIPE_SETS)),
-)
+points = points_of_any_schedule(st.sampled_from(list(RECIPE_SETS)))
 
 
 @settings(deadline=None)  # a busy machine takes longer than the default of 200 ms

@@ -13,7 +13,7 @@ from kp_ray.config.tuning import TuneConfig
 from kp_ray.errors import ConfigError
 from kp_ray.tuning.apply import apply_point, to_steps
 from kp_ray.tuning.space import PARAMETERS, Point, add_result, build_space, build_study, first_points, to_point
-from tests.helpers.searches import FIXED_RANGES, OWN_SET
+from tests.helpers.searches import FIXED_RANGES, OWN_SET, points_of_any_schedule
 
 DACON = build_config({"preset": "dacon"})
 
@@ -28,23 +28,8 @@ def test_own_settings_come_first_and_the_published_schedule_second() -> None:
     assert replace(published_point, flip=True) == replace(point, flip=True)
 
 
-shares = st.floats(0, 1)
-
-
 @settings(deadline=None)  # a busy machine takes longer than the default of 200 ms
-@given(
-    st.builds(
-        Point,
-        base_lr=st.floats(1e-5, 1),
-        weight_decay=st.floats(1e-6, 1),
-        warmup=shares,
-        num_steps=st.integers(0, 8),
-        first_step=shares,
-        step_spacing=shares,
-        gamma=st.floats(0.01, 1),
-        recipes=st.just("own"),
-    )
-)
+@given(points_of_any_schedule(st.just("own")))
 def test_settings_become_a_point_inside_the_space(point: Point) -> None:
     config = build_config(
         {"tune": {"base_lr": [1e-5, 1], "weight_decay": [1e-6, 1], "gamma": [0.01, 1], "num_steps": [0, 8]}}
