@@ -20,7 +20,9 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the patch prints every line twice
     "RAY_AIR_NEW_OUTPUT": "0",  # disables Ray Tune's table, because kp_ray's progress shows the same values
     "RAY_SCHEDULER_EVENTS": "0",  # disables advice about worker processes, which every driver would print
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",  # a warning that small machines print
+    # Hides a warning that small machines print, and a line about every worker that ends before its task, e.g. that of a
+    # trial that the search stops; kp_ray itself names the work that failed.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started|A worker died or was killed while",
     "RAY_task_oom_retries": "3",  # by default Ray retries out-of-memory tasks forever
 }
 """Environment variables that Ray reads, some of them when it is imported. A value that the user has set is kept."""

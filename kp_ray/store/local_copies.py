@@ -2,26 +2,25 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from kp_ray.fingerprint import digest
 from kp_ray.storage import filesystem
+from kp_ray.temp_folders import shared_temp_folder
 
 
 @contextlib.contextmanager
 def local_copies(store: str, max_bytes: int | None = None) -> Iterator[Callable[[str], str]]:
     """Copy parts of a remote store to this node's disk when they are first read.
 
-    Processes that use the same store share its copies, and the last of these processes removes the copies. The next
-    process of the same user removes copies that killed processes left.
+    Processes that use the same store share its copies, which are deleted when the last of these processes ends.
 
     Args:
         store: local path or URL of the store.
@@ -33,48 +32,9 @@ def local_copies(store: str, max_bytes: int | None = None) -> Iterator[Callable[
     if "://" not in store or store.startswith("file://"):
         yield lambda path: path
         return
-    parent = Path(tempfile.gettempdir(), f"kp_ray-parts-{os.getuid()}")
-    parent.mkdir(mode=0o700, exist_ok=True)
-    if parent.stat().st_uid != os.getuid():  # make no copies, because the owner of the folder could replace them
-        yield lambda path: path
-        return
-    for other_lock_path in parent.glob("*.users"):
-        with contextlib.suppress(OSError), open(other_lock_path) as other_lock_file:
-            _remove_if_unused(other_lock_path, other_lock_file)
-    lock_path = parent / f"{digest(store)}.users"
-    lock_file = _open_lock_file(lock_path)
-    try:
-        limit = shutil.disk_usage(parent).free // 2 if max_bytes is None else max_bytes
-        yield PartCopies(lock_path.with_suffix(""), limit).locate
-    finally:
-        with lock_file:
-            _remove_if_unused(lock_path, lock_file)
-
-
-def _open_lock_file(lock_path: Path) -> IO[str]:
-    """Open the lock file of a store's copies with a shared lock, which says that this process uses the copies."""
-    import fcntl
-
-    while True:
-        lock_file: IO[str] = open(lock_path, "a")  # noqa: SIM115  (stays open while the copies are used)
-        fcntl.flock(lock_file, fcntl.LOCK_SH)
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(lock_file.fileno()).st_ino == lock_path.stat().st_ino:
-                return lock_file
-        lock_file.close()  # another process removed the file meanwhile
-
-
-def _remove_if_unused(lock_path: Path, lock_file: IO[str]) -> None:
-    """Release the lock of this process; remove the copies and the lock file unless another process holds a lock."""
-    import fcntl
-
-    fcntl.flock(lock_file, fcntl.LOCK_UN)
-    try:
-        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
-    lock_path.unlink(missing_ok=True)
+    with shared_temp_folder(f"parts-{digest(store)}") as folder:
+        limit = shutil.disk_usage(folder).free // 2 if max_bytes is None else max_bytes
+        yield PartCopies(folder, limit).locate
 
 
 class PartCopies:
@@ -92,7 +52,6 @@ class PartCopies:
 
     def locate(self, path: str) -> str:
         """Return the path of a part's copy, made by the first call; return `path` if the part cannot be copied."""
-        import fcntl
 
         copy_path = self.folder / f"{digest(path)}.parquet"
         if not copy_path.exists() and not self.is_full:

@@ -3,9 +3,7 @@
 import contextlib
 import copy
 import math
-import os
 import pickle
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
 from kp_ray.config.training import metric_mode
 from kp_ray.errors import StorageError, one_line
-from kp_ray.fingerprint import digest
 from kp_ray.models.precision import set_precision
 from kp_ray.models.presets import build_model
 from kp_ray.models.weights import LoadedWeights, load_weights, save_model, save_torch_file
@@ -113,9 +110,6 @@ class TrainState:
 
 def create_state(worker: Worker) -> TrainState:
     """Create the state of a new run, with random weights that are the same on every worker."""
-    if worker.is_first:
-        # A killed worker or a failed upload can leave checkpoints in this folder.
-        shutil.rmtree(_local_folder(worker), ignore_errors=True)
     seed_all_rng(worker.model_seed)
     model = build_model(worker.cfg)
     set_precision(model, worker.device.type, worker.precision)
@@ -188,9 +182,7 @@ def report_checkpoint(
         ray.train.report(values, checkpoint_dir_name=name)
         return
     _wait_for_checkpoints()
-    local_folder = _local_folder(worker)
-    local_folder.mkdir(exist_ok=True)
-    folder = tempfile.mkdtemp(dir=local_folder)
+    folder = tempfile.mkdtemp(dir=worker.temp_dir)
     torch.save(state.to_checkpoint(iteration, worker.world_size), Path(folder, CHECKPOINT_NAME))
     ray.train.report(
         values,
@@ -202,11 +194,6 @@ def report_checkpoint(
     # A period of 1 cannot be halved (see `Worker.checkpoint_interval`), so wait until this checkpoint is recorded.
     if worker.checkpoint_interval == worker.config.train.checkpoint_period:
         _wait_for_checkpoints()
-
-
-def _local_folder(worker: Worker) -> Path:
-    """Return the folder on this node for checkpoints that are being uploaded."""
-    return Path(tempfile.gettempdir(), f"kp_ray-checkpoints-{os.getuid()}-{digest(worker.folder)}")
 
 
 def publish_member(state: TrainState, worker: Worker) -> None:
@@ -221,7 +208,6 @@ def publish_member(state: TrainState, worker: Worker) -> None:
     if not worker.is_first:
         return
     reports = [report for report in _wait_for_checkpoints() if abs(report.metrics[SCORE]) < WORST_SCORE]
-    shutil.rmtree(_local_folder(worker), ignore_errors=True)  # all uploads have ended
     if reports:
         sign = -1 if metric_mode(worker.config.train.best_metric) == "max" else 1
         best = min(reports, key=lambda report: sign * report.metrics[SCORE])

@@ -37,7 +37,7 @@ class TrainingLog:
 
     def __enter__(self) -> "TrainingLog":
         if self.worker.is_first:
-            self.local_folder = tempfile.TemporaryDirectory()
+            self.local_folder = tempfile.TemporaryDirectory(dir=self.worker.temp_dir)
             log_path = Path(self.local_folder.name, LOG_NAME)
             log_path.write_text("".join(entry.to_line() for entry in self._earlier_entries()))
             # A window of 1 writes each value unsmoothed. A longer window smooths over earlier values in the worker's

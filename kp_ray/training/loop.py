@@ -15,8 +15,10 @@ from detectron2.utils.events import EventStorage
 from kp_ray.config.load import build_config
 from kp_ray.config.training import MemberConfig
 from kp_ray.errors import DivergedError, KpRayError
+from kp_ray.fingerprint import digest
 from kp_ray.models.weights import LoadedWeights
 from kp_ray.store.local_copies import local_copies
+from kp_ray.temp_folders import shared_temp_folder
 from kp_ray.training.checkpoint import TrainState, create_state, publish_member, report_checkpoint, restore_state
 from kp_ray.training.dataloader import iter_batches
 from kp_ray.training.evaluation import evaluate
@@ -42,8 +44,12 @@ def train_loop_per_worker(loop_config: Mapping[str, Any]) -> TrainingResult | Kp
     """
     member, config = MemberConfig.model_validate(loop_config["member"]), build_config(loop_config["config"])
     limit_gb = config.train.parts_on_disk_gb
-    with local_copies(config.path("store"), None if limit_gb is None else int(limit_gb * 1e9)) as locate_part:
-        return _train(create_worker(config, member, loop_config["folder"], locate_part))
+    max_bytes = None if limit_gb is None else int(limit_gb * 1e9)
+    with (
+        local_copies(config.path("store"), max_bytes) as locate_part,
+        shared_temp_folder(f"member-{digest(loop_config['folder'])}") as temp_dir,
+    ):
+        return _train(create_worker(config, member, loop_config["folder"], temp_dir, locate_part))
 
 
 def _train(worker: Worker) -> TrainingResult | KpRayError:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import ray.train
@@ -32,6 +33,7 @@ class Worker:
         local_rank: number of this worker on its node, from 0.
         device: the worker's CPU or GPU.
         precision: number format of the model's backbone.
+        temp_dir: folder on this node's disk for files of this run; deleted when the node's last worker ends.
         locate_part: returns the path from which a part is read, see `RowReader`.
     """
 
@@ -45,7 +47,8 @@ class Worker:
     local_rank: int
     device: torch.device
     precision: Precision
-    locate_part: Callable[[str], str] = str
+    temp_dir: Path
+    locate_part: Callable[[str], str]
 
     @property
     def is_first(self) -> bool:
@@ -75,7 +78,9 @@ class Worker:
         return num_done == self.cfg.SOLVER.MAX_ITER or (period > 0 and num_done % period == 0)
 
 
-def create_worker(config: Config, member: MemberConfig, folder: str, locate_part: Callable[[str], str] = str) -> Worker:
+def create_worker(
+    config: Config, member: MemberConfig, folder: str, temp_dir: Path, locate_part: Callable[[str], str]
+) -> Worker:
     """Describe the worker that runs in this process, and set torch's threads and numerical options.
 
     Raises:
@@ -103,6 +108,7 @@ def create_worker(config: Config, member: MemberConfig, folder: str, locate_part
         local_rank=context.get_local_rank(),
         device=device,
         precision=precision,
+        temp_dir=temp_dir,
         locate_part=locate_part,
     )
 

@@ -4,8 +4,8 @@
 """
 
 import math
-import tempfile
 from typing import Any
+from uuid import uuid4
 
 import ray
 import ray.tune
@@ -15,6 +15,7 @@ from kp_ray.cluster.placement import trial_resources
 from kp_ray.config.schema import Config
 from kp_ray.errors import StoppedError
 from kp_ray.stage import Progress
+from kp_ray.temp_folders import shared_temp_folder
 from kp_ray.tuning.departures import ResumedSearch, find_callback_error, prepare_environment, read_trial_error
 from kp_ray.tuning.records import (
     Report,
@@ -43,7 +44,7 @@ def run_trials(config: Config, searcher: ResumedSearch, progress: Progress, *, u
         StoppedError: Ray Tune cannot continue.
     """
     prepare_environment()
-    with tempfile.TemporaryDirectory(prefix="kp_ray-tune-", ignore_cleanup_errors=True) as snapshot_dir:
+    with shared_temp_folder(f"tune-{uuid4().hex}") as snapshot_dir:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(build_trainable(config, use_gpu=use_gpu), trial_resources()),
             tune_config=ray.tune.TuneConfig(
@@ -51,7 +52,7 @@ def run_trials(config: Config, searcher: ResumedSearch, progress: Progress, *, u
             ),
             run_config=ray.tune.RunConfig(
                 name="search",
-                storage_path=snapshot_dir,
+                storage_path=str(snapshot_dir),
                 verbose=0,
                 failure_config=ray.tune.FailureConfig(max_failures=config.train.max_failures),
                 checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),  # a trial resumes from its folder

@@ -28,6 +28,19 @@ with session(build_config({"cluster": {"num_cpus": 1}}), dashboard=False):
     print("a line of Python", file=sys.stderr)
 print("the last line", file=sys.stderr)
 """
+KILL_WORKER = """
+import os, time
+from kp_ray.cluster.session import session
+from kp_ray.config.load import build_config
+
+with session(build_config({"cluster": {"num_cpus": 1}}), dashboard=False):
+    import ray
+    try:
+        ray.get(ray.remote(max_retries=0)(lambda: os._exit(1)).remote())
+    except ray.exceptions.RayError as error:
+        print(type(error).__name__)
+    time.sleep(3)  # Ray prints the line a moment later
+"""
 PRINT_LINES = """
 import os, signal, sys
 from kp_ray.cluster.screen import ACTOR_POOL_WARNING, hide_actor_pool_warning
@@ -73,3 +86,9 @@ def test_stderr_is_still_a_terminal_while_the_line_is_hidden() -> None:
         process.wait(60)
     os.close(leader)
     assert b"a terminal: True" in text
+
+
+def test_rays_line_about_a_worker_that_ends_before_its_task_is_hidden() -> None:
+    result = subprocess.run([sys.executable, "-c", KILL_WORKER], capture_output=True, text=True, timeout=300)
+    assert "WorkerCrashedError" in result.stdout
+    assert "A worker died" not in result.stdout + result.stderr

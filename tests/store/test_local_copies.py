@@ -1,6 +1,5 @@
 """Parts of a remote store are copied to a node's disk once, and the copies are removed after use."""
 
-import os
 import tempfile
 import threading
 from pathlib import Path
@@ -73,18 +72,6 @@ def test_copies_are_removed_after_their_last_use(parts: list[str], temp_dir: Pat
             assert locate_for_second_user(parts[0]) == str(copy_path)
         assert copy_path.exists()
     assert not [path for path in temp_dir.rglob("*") if path.is_file()]
-
-
-def test_copies_of_killed_processes_are_removed_by_the_next_process(parts: list[str], temp_dir: Path) -> None:
-    folder = temp_dir / f"kp_ray-parts-{os.getuid()}"
-    folder.mkdir(mode=0o700)
-    # What a killed process leaves: the lock file of a store's copies, and the folder of these copies.
-    (folder / "0123.users").touch()
-    (folder / "0123").mkdir()
-    (folder / "0123" / "part.parquet").write_bytes(b"x")
-    with local_copies(URL) as locate:
-        assert not (folder / "0123").exists()
-        assert locate(parts[0]) != parts[0]
 
 
 def test_parts_of_a_local_store_are_not_copied(parts: list[str], tmp_path: Path, temp_dir: Path) -> None:

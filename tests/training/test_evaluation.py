@@ -55,6 +55,8 @@ def test_workers_read_disjoint_rows_and_detect_the_same_as_one_worker(
                 local_rank=rank,
                 device=torch.device("cpu"),
                 precision="fp32",
+                temp_dir=tmp_path,
+                locate_part=str,
             )
             rows += evaluation._evaluate_shard(model, worker)
         assert sorted(reads) == sorted(references)  # every row once

@@ -68,7 +68,8 @@ def test_two_workers_train_one_model_with_scaled_steps(trained_member: TrainedMe
 def train_twenty_steps(loop_config: Mapping[str, Any]) -> None:
     """Run 20 steps on a worker; save the weights after the first step, and every rank's weights after the last."""
     member = MemberConfig.model_validate(loop_config["member"])
-    worker = create_worker(build_config(loop_config["config"]), member, folder="")
+    temp_dir = Path(loop_config["weights_path"]).parent
+    worker = create_worker(build_config(loop_config["config"]), member, "", temp_dir, str)
     state = create_state(worker)
     restore_state(state, worker, None)
     batches = iter_worker_batches(worker, 0)

@@ -1,6 +1,8 @@
 """Whole training runs: the finished member, and the inputs and settings that are refused."""
 
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from detectron2.engine import DefaultPredictor
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError, ConfigError, DataError, DivergedError, ModelError, RunStateError, StorageError
+from kp_ray.fingerprint import digest
 from kp_ray.keypoints import CONTINUOUS_OFFSET, DACON24
 from kp_ray.models.decoding import detect_people
 from kp_ray.models.weights import load_member
@@ -125,10 +128,11 @@ def interrupt(name: str, done: int, total: int, note: str = "") -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["finished", "diverged", "failed", "interrupted", "killed driver"])
-def test_a_run_leaves_no_actors_or_placement_groups_in_its_cluster(make_config: MakeConfig, ending: str) -> None:
+def test_a_run_leaves_nothing_in_its_cluster(make_config: MakeConfig, ending: str) -> None:
     error: type[BaseException] | None = None
     if ending == "finished":
-        train(make_config(train={"max_iter": 1, "steps": []}))
+        config = make_config(train={"max_iter": 1, "steps": []})
+        train(config)
     elif ending == "killed driver":
         config = make_config(train={"max_iter": 1000})
         Path(config.run_dir, "c.yaml").write_text(config.to_yaml())
@@ -151,6 +155,8 @@ def test_a_run_leaves_no_actors_or_placement_groups_in_its_cluster(make_config: 
         with pytest.raises(error):
             train(config, interrupt if ending == "interrupted" else no_progress)
     wait_until(lambda: not list_leftovers(), timeout_s=60, poll_s=0.5)
+    temp_folder = Path(tempfile.gettempdir(), f"kp_ray-{os.getuid()}", f"member-{digest(config.member_dir('a'))}")
+    wait_until(lambda: not temp_folder.exists(), timeout_s=60, poll_s=0.5)
 
 
 def test_a_long_wait_for_images_is_reported_once_per_member(caplog: pytest.LogCaptureFixture) -> None:
