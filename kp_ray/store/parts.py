@@ -19,6 +19,7 @@ from kp_ray import __version__
 from kp_ray.augmentation.recipes import Recipe
 from kp_ray.augmentation.variants import Source, Variant, VariantSettings, augment_source
 from kp_ray.errors import KpRayError, StorageError, one_line
+from kp_ray.fingerprint import digest
 from kp_ray.storage import (
     PIECE_BYTES,
     exists,
@@ -40,6 +41,7 @@ from kp_ray.store.manifest import (
     row_schema,
 )
 from kp_ray.store.plan import Part, Plan
+from kp_ray.temp_folders import shared_temp_folder
 
 ROWS_PER_GROUP = 1
 """Rows per Parquet row group: one, because training reads single rows at random, and a writer holds only one row."""
@@ -127,7 +129,15 @@ class PartWriter:
         StorageError: the disk is full, or the storage does not answer or denies access.
     """
 
-    def __init__(self, store: str, part: Part, schema: pa.Schema) -> None:
+    def __init__(self, store: str, part: Part, schema: pa.Schema, temp_dir: Path | None = None) -> None:
+        """Prepare a part.
+
+        Args:
+            store: local path or URL of the store.
+            part: the part.
+            schema: the columns of its rows.
+            temp_dir: receives a part for object storage until it is uploaded; None: the system's temporary folder.
+        """
         self.part, self.schema = part, schema
         self.path = join(store, part.path)
         # The temporary name is unique, because a retried task may run while its first attempt still writes. A part
@@ -137,7 +147,7 @@ class PartWriter:
         if self.is_local:
             self.partial_file = self.target.with_name(f".{self.target.name}.{uuid4().hex}.partial")
         else:
-            self.partial_file = Path(tempfile.gettempdir(), f".kp_ray.{uuid4().hex}.partial")
+            self.partial_file = (temp_dir or Path(tempfile.gettempdir())) / f"{uuid4().hex}.partial"
         self.num_rows = 0
 
     def __enter__(self) -> "PartWriter":
@@ -224,7 +234,12 @@ def make_parts(
     schema = row_schema(len(plan.skeleton))
     quarantined: list[Quarantined] = []
     with contextlib.ExitStack() as stack:
-        writers = {part.recipe.name: stack.enter_context(PartWriter(plan.store, part, schema)) for part in parts}
+        temp_dir: Path | None = None
+        if not is_local(plan.store):
+            temp_dir = stack.enter_context(shared_temp_folder(f"augment-{digest(plan.store)}"))
+        writers = {
+            part.recipe.name: stack.enter_context(PartWriter(plan.store, part, schema, temp_dir)) for part in parts
+        }
         for source in sources:
             variants, refusals = make_variants(plan, source, [(part.recipe, part.copies) for part in parts])
             quarantined += refusals

@@ -141,6 +141,7 @@ def restore_state(
 
     Raises:
         ModelError: the starting weights cannot be used.
+        StorageError: the checkpoint is missing or damaged, or cannot be read.
     """
     loaded_weights = LoadedWeights()
     setting, weights = starting_weights(worker.config, worker.member)
@@ -181,7 +182,7 @@ def report_checkpoint(
     if not worker.is_first:
         ray.train.report(values, checkpoint_dir_name=name)
         return
-    _wait_for_checkpoints()
+    wait_for_checkpoints()
     folder = tempfile.mkdtemp(dir=worker.temp_dir)
     torch.save(state.to_checkpoint(iteration, worker.world_size), Path(folder, CHECKPOINT_NAME))
     ray.train.report(
@@ -193,7 +194,7 @@ def report_checkpoint(
     )
     # A period of 1 cannot be halved (see `Worker.checkpoint_interval`), so wait until this checkpoint is recorded.
     if worker.checkpoint_interval == worker.config.train.checkpoint_period:
-        _wait_for_checkpoints()
+        wait_for_checkpoints()
 
 
 def publish_member(state: TrainState, worker: Worker) -> None:
@@ -207,7 +208,7 @@ def publish_member(state: TrainState, worker: Worker) -> None:
     """
     if not worker.is_first:
         return
-    reports = [report for report in _wait_for_checkpoints() if abs(report.metrics[SCORE]) < WORST_SCORE]
+    reports = [report for report in wait_for_checkpoints() if abs(report.metrics[SCORE]) < WORST_SCORE]
     if reports:
         sign = -1 if metric_mode(worker.config.train.best_metric) == "max" else 1
         best = min(reports, key=lambda report: sign * report.metrics[SCORE])
@@ -221,19 +222,21 @@ def _read_checkpoint(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
     """Read a checkpoint.
 
     Raises:
-        StorageError: the checkpoint is missing or damaged.
+        StorageError: the checkpoint is missing or damaged, or cannot be read.
     """
+    path = join(checkpoint.path, CHECKPOINT_NAME)
     try:
         with checkpoint.as_directory() as folder:
             return dict(torch.load(Path(folder, CHECKPOINT_NAME), map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (FileNotFoundError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         member_folder = checkpoint.path.rstrip("/").rpartition("/")[0]
         raise StorageError(
-            f"{join(checkpoint.path, CHECKPOINT_NAME)}: missing or damaged ({one_line(error)}): delete {member_folder} "
-            "to train the member again"
+            f"{path}: missing or damaged ({one_line(error)}): delete {member_folder} to train the member again"
         ) from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {one_line(error)}: run the same command to resume") from error
 
 
-def _wait_for_checkpoints() -> list[ray.train.ReportedCheckpoint]:
+def wait_for_checkpoints() -> list[ray.train.ReportedCheckpoint]:
     """Wait until Ray Train has uploaded and recorded every reported checkpoint; return the kept checkpoints."""
     return ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)

@@ -65,6 +65,12 @@ class TrainingLog:
                 writer.write()
             self._copy()
 
+    def finish(self) -> None:
+        """Record that training reached its last iteration; MLflow shows a run without this record as failed."""
+        for writer in self.writers if self.worker.is_first else ():
+            if isinstance(writer, _MlflowWriter):
+                writer.status = "FINISHED"
+
     def _earlier_entries(self) -> Iterator[LogEntry]:
         """Iterate over the entries before `start`, with iterations renumbered for the current number of workers."""
         num_workers = self.worker.world_size
@@ -100,6 +106,7 @@ class _MlflowWriter(EventWriter):
             run = self.client.create_run(experiment.experiment_id, run_name=folder.rstrip("/").rpartition("/")[2])
             write_bytes(id_path, run.info.run_id.encode())
         self.run_id = read_bytes(id_path).decode()
+        self.status = "FAILED"
 
     def write(self) -> None:
         """Log the values of the latest iteration."""
@@ -112,9 +119,9 @@ class _MlflowWriter(EventWriter):
             self.client.log_batch(self.run_id, metrics)
 
     def close(self) -> None:
-        """Mark the run as finished."""
+        """Mark the run as finished or failed."""
         with _warn_of_mlflow_errors():
-            self.client.set_terminated(self.run_id)
+            self.client.set_terminated(self.run_id, self.status)
 
 
 @contextlib.contextmanager

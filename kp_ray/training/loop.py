@@ -19,7 +19,14 @@ from kp_ray.fingerprint import digest
 from kp_ray.models.weights import LoadedWeights
 from kp_ray.store.local_copies import local_copies
 from kp_ray.temp_folders import shared_temp_folder
-from kp_ray.training.checkpoint import TrainState, create_state, publish_member, report_checkpoint, restore_state
+from kp_ray.training.checkpoint import (
+    TrainState,
+    create_state,
+    publish_member,
+    report_checkpoint,
+    restore_state,
+    wait_for_checkpoints,
+)
 from kp_ray.training.dataloader import iter_batches
 from kp_ray.training.evaluation import evaluate
 from kp_ray.training.log_writers import TrainingLog
@@ -40,7 +47,8 @@ def train_loop_per_worker(loop_config: Mapping[str, Any]) -> TrainingResult | Kp
         loop_config: `config` and `member` as plain values, and the member's `folder`.
 
     Returns:
-        The result, or an error that a restart would repeat: Ray Train would restart the run if the worker raised it.
+        The result, or the error if the starting weights cannot be used or training diverged. Ray Train restarts a run
+        whose worker raises an error, and these errors would come again.
     """
     member, config = MemberConfig.model_validate(loop_config["member"]), build_config(loop_config["config"])
     limit_gb = config.train.parts_on_disk_gb
@@ -66,6 +74,8 @@ def _train(worker: Worker) -> TrainingResult | KpRayError:
             return worker_error
     metrics = _run_iterations(worker, state, num_done)
     if isinstance(metrics, DivergedError):
+        if worker.is_first:
+            wait_for_checkpoints()  # their uploads read from `worker.temp_dir`
         return metrics
     publish_member(state, worker)
     return TrainingResult(
@@ -115,6 +125,7 @@ def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, 
                     report_checkpoint(state, worker, num_done, metrics, evaluated=must_evaluate)
                 window = _LossWindow(worker, num_done)
             storage.step()
+        log.finish()
     # Evaluate now if the run resumed from the checkpoint of its last iteration, and so has no metrics yet.
     return metrics or evaluate(state.final_model, worker)
 

@@ -1,12 +1,17 @@
 """Parts of a remote store are copied to a node's disk once, and the copies are removed after use."""
 
+import contextlib
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
 
 from kp_ray.store.local_copies import PartCopies, local_copies
+from tests.helpers.processes import wait_until
 
 URL = "s3://bucket/store"
 
@@ -57,6 +62,24 @@ def test_copies_do_not_exceed_the_limit(parts: list[str], tmp_path: Path) -> Non
     assert copies.locate(parts[0]) == located_paths[0]
 
 
+def test_copies_that_are_made_at_the_same_time_do_not_exceed_the_limit(
+    parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_have_begun = threading.Barrier(2, timeout=2)
+    copy_files = pafs.copy_files
+
+    def copy_slowly(*arguments: Any, **options: Any) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_have_begun.wait()
+        copy_files(*arguments, **options)
+
+    monkeypatch.setattr(pafs, "copy_files", copy_slowly)
+    copies = PartCopies(tmp_path / "copies", max_bytes=1500)  # room for one part
+    with ThreadPoolExecutor(2) as pool:
+        located_paths = list(pool.map(copies.locate, parts[:2]))
+    assert [path in parts for path in sorted(located_paths)].count(True) == 1
+
+
 def test_a_part_that_cannot_be_copied_is_read_from_the_store(parts: list[str], tmp_path: Path) -> None:
     copies = PartCopies(tmp_path / "copies", max_bytes=10_000)
     missing_part = f"{parts[0]}.missing"
@@ -71,7 +94,7 @@ def test_copies_are_removed_after_their_last_use(parts: list[str], temp_dir: Pat
         with local_copies(URL) as locate_for_second_user:
             assert locate_for_second_user(parts[0]) == str(copy_path)
         assert copy_path.exists()
-    assert not [path for path in temp_dir.rglob("*") if path.is_file()]
+    wait_until(lambda: not [path for path in temp_dir.rglob("*") if path.is_file()], timeout_s=30)
 
 
 def test_parts_of_a_local_store_are_not_copied(parts: list[str], tmp_path: Path, temp_dir: Path) -> None:

@@ -64,6 +64,7 @@ def test_workers_read_disjoint_rows_and_detect_the_same_as_one_worker(
 
     expected = evaluate_shards(1)
     assert len(expected) == len(references) > 4
+    assert all(detection != "None" for _, detection in expected)
     assert evaluate_shards(3) == expected
 
 

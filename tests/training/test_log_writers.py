@@ -7,6 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kp_ray.config.schema import Config
+from kp_ray.errors import DivergedError
 from kp_ray.training.run import train
 from tests.helpers.training import TrainedMember, read_log_lines
 
@@ -33,3 +34,15 @@ def test_mlflow_has_the_values_of_the_log_in_one_run_after_a_restart(make_config
         history = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
         lines = [line for line in read_log_lines(config) if name in line]
         assert history == [(line["iteration"], pytest.approx(line[name])) for line in lines]
+
+
+@pytest.mark.slow
+def test_mlflow_shows_a_run_that_diverged_as_failed(make_config: Callable[..., Config]) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    diverging = {"optimizer": "sgd", "base_lr": 1e12, "warmup_iters": 0, "max_iter": 6}
+    config = make_config(train={"mlflow": "local", **diverging})
+    with pytest.raises(DivergedError):
+        train(config)
+    client = mlflow.MlflowClient(f"sqlite:///{config.member_dir('a')}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("kp_ray").experiment_id])
+    assert run.info.status == "FAILED"
