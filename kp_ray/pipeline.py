@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from kp_ray.cluster.session import session
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
-from kp_ray.stage import Progress, Stage, Summary
+from kp_ray.stage import ForecastStage, Progress, Stage, Summary
 
 if TYPE_CHECKING:
     from kp_ray.prediction.stage import EvaluateSummary, PredictSummary
@@ -58,8 +58,9 @@ class RunSummary:
     report: "ReportSummary"
 
     def lines(self) -> list[str]:
-        """Return the lines of text for the terminal; each stage has printed its own summary when it ended."""
+        """Return the lines of text for the terminal; every other stage has printed its own summary when it ended."""
         return [
+            *(self.evaluate.lines() if self.evaluate else []),
             *([self.train.search.describe()] if self.train.search else []),
             f"submission: {self.predict.submission}",
             f"report: {self.report.report}",
@@ -143,7 +144,7 @@ def forecast_stage(verb: str, config: Config) -> Summary:
     Raises:
         KpRayError: the stage refuses the config.
     """
-    stage = make_stage(verb)
+    stage = cast(ForecastStage, make_stage(verb))
     stage.check(config)
     return stage.forecast(config)
 

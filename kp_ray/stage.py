@@ -70,15 +70,19 @@ class Stage(Protocol):
         ...
 
     def run(self, config: Config, progress: Progress) -> Summary:
-        """Do the work that earlier runs did not finish, and record the config in the run folder.
+        """Do the work that earlier runs did not finish; stages that others build on record the config.
 
         Raises:
             KpRayError: the work failed or was stopped.
         """
         ...
 
+
+class ForecastStage(Stage, Protocol):
+    """A stage whose verb has `--dry-run`."""
+
     def forecast(self, config: Config) -> Summary:
-        """Estimate the work of `run` for `--dry-run`; start no cluster and write nothing."""
+        """Estimate the work of `run`; start no cluster and write nothing."""
         ...
 
 

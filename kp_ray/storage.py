@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from kp_ray.errors import RunStateError, StorageError, one_line
 from kp_ray.network import require_answer
 
-URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
-"""Pattern of the `user:password@` in a URL."""
+URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*:[^/\s]*@|(?<=http://)[^/\s]+@|(?<=https://)[^/\s]+@")
+"""Pattern of the `user:password@` in a URL; web addresses can also begin with a token and `@`."""
 PIECE_BYTES = 1 << 20
 """Bytes per read of a file that may be too large for memory."""
 

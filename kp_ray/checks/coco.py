@@ -75,9 +75,10 @@ def _person_findings(
     if width <= 0 or height <= 0:
         return
     margin = BOX_MARGIN * max(width, height)
-    box_leaves_image = size is not None and (x + width > size[0] + margin or y + height > size[1] + margin)
+    begins_outside = min(x, y) < -margin
+    ends_outside = size is not None and (x + width > size[0] + margin or y + height > size[1] + margin)
     share_inside = _share_inside(labelled_xy, (x, y, x + width, y + height))
-    if not box_leaves_image and share_inside >= MIN_SHARE_IN_BOX:
+    if not (begins_outside or ends_outside) and share_inside >= MIN_SHARE_IN_BOX:
         return
     # With x = y = 0 both forms of a box are the same numbers, so two corners cannot be recognized.
     may_be_corners = x + y > 0 and width > x and height > y
@@ -86,8 +87,8 @@ def _person_findings(
         yield warning("bbox", image, message, "write x, y, width, height")
         return
     box = f"bbox {x:g}, {y:g}, {width:g}, {height:g} (x, y, w, h)"
-    if box_leaves_image and size is not None:
-        message = f"{box} leaves the {size[0]}x{size[1]} image"
+    if begins_outside or ends_outside:
+        message = f"{box} leaves the {f'{size[0]}x{size[1]} ' if size else ''}image"
         yield warning("bbox", image, message, "check whether box and points belong to the same image size")
         return
     num_points = len(labelled_xy)

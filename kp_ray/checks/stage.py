@@ -10,8 +10,7 @@ from kp_ray.checks.images import check_images
 from kp_ray.checks.labels import check_labels
 from kp_ray.config.schema import Config
 from kp_ray.data.load import load_labels
-from kp_ray.errors import ConfigError
-from kp_ray.stage import Progress, Summary, check_inputs
+from kp_ray.stage import Progress, check_inputs
 from kp_ray.storage import exists
 
 
@@ -114,14 +113,4 @@ class CheckStage:
             (*annotations.notes, *annotations.corrected),
             path,
             config.data.images is not None,
-        )
-
-    def forecast(self, config: Config) -> Summary:
-        """Refuse: `check` writes two small files, so there is nothing to forecast.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(
-            "--dry-run: check has no dry run, because it only reads and writes two small files: leave --dry-run out"
         )

@@ -15,7 +15,7 @@ from kp_ray.cli.progress import console, say, show_progress
 from kp_ray.cluster.session import session, set_ray_environment
 from kp_ray.config.load import load_config, load_run_config
 from kp_ray.errors import ConfigError, KpRayError, shorten
-from kp_ray.stage import Summary, check_inputs
+from kp_ray.stage import Summary
 
 if TYPE_CHECKING:
     from kp_ray.doctor import Check
@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "kp_ray":
             raise
-        _exit_with(f"{error.name} is not installed: pip install 'kp_ray[train]', see docs/install.md")
+        package = error.name.partition(".")[0]
+        fix = "make setup installs it" if package == "detectron2" else "pip install 'kp_ray[train]'"
+        _exit_with(f"{package} is not installed: {fix}, see docs/install.md")
     except KpRayError as error:
         _exit_with(error)
     except OSError as error:
@@ -141,7 +143,6 @@ def sample(
     """Generate a data set of people with exact labels."""
     from kp_ray.synthetic.dataset import make_sample
 
-    total = images + (test_images if test_images is not None else max(10, images // 5))
     with show_progress("sample") as progress:
         summary = make_sample(
             folder,
@@ -151,7 +152,7 @@ def sample(
             height=height,
             seed=seed,
             run_dir=run_dir,
-            progress=lambda done: progress("", done, total),
+            progress=lambda done, total: progress("", done, total),
         )
     _print_summary(summary, as_json, f"run {summary.config}")
 
@@ -271,7 +272,7 @@ def fuse(
     fusion: Annotated[Literal["mean", "median"], typer.Option(help="Same as predict.fusion.")] = "mean",
     reject_sigmas: Annotated[
         float | None,
-        typer.Option(help="Same as predict.reject_sigmas: distance from the median in robust sigmas.", min=0.01),
+        typer.Option(help="Same as predict.reject_sigmas: distance from the median in robust sigmas."),
     ] = None,
     missing: Annotated[Literal["fill", "zeros"], typer.Option(help="Same as predict.missing.")] = "fill",
     as_json: JsonOption = False,
@@ -384,7 +385,6 @@ def run(config: ConfigArgument = None, overrides: SetOption = None, as_json: Jso
     from kp_ray.pipeline import run_pipeline
 
     run_config = load_config(_require_path(config), overrides or ())
-    check_inputs(run_config, required=["annotations", "images"], optional=["sample_submission", "truth", "test_images"])
     summary = run_pipeline(run_config, show_progress, say, _print_stage)
     print_run(summary)
     if as_json:

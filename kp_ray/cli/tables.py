@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kp_ray.cli.progress import console
 from kp_ray.metrics import PCK_THRESHOLDS
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def print_evaluation(rows: "Mapping[str, Evaluation]") -> None:
         fractions = [*(metrics.pck.get(str(threshold)) for threshold in PCK_THRESHOLDS), metrics.ap]
         cells = [*(_cell(value, 2) for value in errors_px), *(_cell(value, 3) for value in fractions)]
         table.add_row(escape(name), *cells, f"{metrics.num_missing} of {metrics.num_images}")
-    _stdout.print(table)
+    _print(table)
 
 
 def print_run(summary: "RunSummary") -> None:
@@ -35,10 +36,16 @@ def print_run(summary: "RunSummary") -> None:
     table = Table("images", "variants", "sources/s", "filled in")
     augment, num_filled = summary.augment, len(summary.predict.details.filled)
     table.add_row(str(augment.sources), str(augment.variants), f"{summary.sources_per_s:.1f}", str(num_filled))
-    _stdout.print(table)
+    _print(table)
     if summary.evaluate:
         print_evaluation(summary.evaluate.rows())
-    _stdout.print("\n".join(summary.lines()), markup=False, soft_wrap=True)
+    if not console.quiet:
+        _stdout.print("\n".join(summary.lines()), markup=False, soft_wrap=True)
+
+
+def _print(table: Table) -> None:
+    if not console.quiet:
+        _stdout.print(table)
 
 
 def _cell(value: float | None, digits: int) -> str:

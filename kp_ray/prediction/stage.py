@@ -226,27 +226,6 @@ class EvaluateSummary:
         return self.evaluation.to_json() | ({"crossval": self.crossval.to_json()} if self.crossval else {})
 
 
-@dataclass(frozen=True)
-class EvaluateForecast:
-    """Forecast of what `evaluate` does.
-
-    Attributes:
-        scored: path of the predictions or of the submission to score.
-        truth: path of the ground truth, or the store's split.
-    """
-
-    scored: str
-    truth: str
-
-    def lines(self) -> list[str]:
-        """Return the lines for the terminal."""
-        return [f"{self.scored} scored against {self.truth}"]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plain values for `--json`."""
-        return asdict(self)
-
-
 class EvaluateStage:
     """Score the run's predictions, or a submission, against the ground truth."""
 
@@ -294,11 +273,6 @@ class EvaluateStage:
         if self.submission is not None:
             return EvaluateSummary(evaluate_submission(config, self.submission))
         return EvaluateSummary(evaluate_run(config), read_cross_validation(config))
-
-    def forecast(self, config: Config) -> EvaluateForecast:
-        """Describe what `run` would do."""
-        truth = config.predict.images if _is_store_split(config) else config.data.truth
-        return EvaluateForecast(self.submission or config.path("predictions.parquet"), str(truth))
 
 
 def _check_untrained_members(config: Config) -> None:

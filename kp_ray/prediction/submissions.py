@@ -66,13 +66,15 @@ def fuse_submissions(
         method, reject_sigmas, missing: as `predict.fusion`, `predict.reject_sigmas` and `predict.missing`.
 
     Raises:
-        ConfigError: there are fewer than two files, a file is named twice, the target is one of the files, or the
-            weights do not fit the files.
+        ConfigError: there are fewer than two files, a file is named twice, the target is one of the files, the weights
+            do not fit the files, or `reject_sigmas` is not above 0.
         DataError: a file is not a valid submission, or has other images or columns than the first file; or every row of
             every file is zero.
         StorageError: a file cannot be read, or the target cannot be written.
     """
     _check_files_and_weights(paths, target, weights)
+    if reject_sigmas is not None and not reject_sigmas > 0:
+        raise ConfigError(f"reject_sigmas: a number above 0 is expected (got {reject_sigmas:g})")
     first_sample = read_sample_submission(paths[0])
     skeleton = Skeleton(first_sample.names, (), (1.0,) * len(first_sample.names))
     xy = np.stack([_read_points(path, first_sample, skeleton, paths[0]) for path in paths])

@@ -1,10 +1,10 @@
 """Format numbers, texts and images for the page."""
 
 import base64
-import re
 from dataclasses import dataclass
 
 from kp_ray.images import Image, encode_preview
+from kp_ray.storage import URL_CREDENTIALS
 
 MAX_ROWS = 100
 """Maximum number of rows of a table in the page; the files of the run folder hold all rows."""
@@ -39,7 +39,7 @@ def format_number(value: float | int | str | None) -> str:
 
 def hide_credentials(text: str) -> str:
     """Replace user and password in every URL by `***`, because reports are shared."""
-    return re.sub(r"(://)[^/\s@]+@", r"\1***@", text)
+    return URL_CREDENTIALS.sub("***@", text)
 
 
 def svg_figure(svg: bytes, alt: str) -> Figure:

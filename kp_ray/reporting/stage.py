@@ -53,7 +53,3 @@ class ReportStage:
             KpRayError: a file in the run folder is damaged.
         """
         return ReportSummary(write_report(config))
-
-    def forecast(self, config: Config) -> ReportSummary:
-        """Return the path that `run` would write."""
-        return ReportSummary(config.path("report.html"))

@@ -87,8 +87,8 @@ def _member_progress(logs: Mapping[str, Sequence[LogEntry]]) -> tuple[MemberProg
 
 
 def _curve(log: Sequence[LogEntry], name: str) -> tuple[list[float], list[float]]:
-    """Return the iterations and values of a curve: at most MAX_CURVE_POINTS points, and the last point."""
-    points = [(entry.iteration, entry.values[name]) for entry in log if name in entry.values]
+    """Return the finished iterations and values of a curve: at most MAX_CURVE_POINTS points, and the last point."""
+    points = [(entry.iteration + 1, entry.values[name]) for entry in log if name in entry.values]
     step = math.ceil(len(points) / MAX_CURVE_POINTS)
     if step > 1:
         points = points[::step] + points[-1:]

@@ -217,8 +217,7 @@ def write_manifest(store: str, manifest: Manifest) -> None:
     quarantine.writeheader()
     quarantine.writerows(item.model_dump() for item in manifest.quarantined)
     write_bytes(join(store, QUARANTINE_NAME), text.getvalue().encode())
-    unused_keys = None if manifest.folds else {"folds"}  # so that kp_ray 0.1 can read the manifest
-    write_bytes(join(store, MANIFEST_NAME), (manifest.model_dump_json(indent=1, exclude=unused_keys) + "\n").encode())
+    write_bytes(join(store, MANIFEST_NAME), (manifest.model_dump_json(indent=1) + "\n").encode())
 
 
 def store_digest(store: str) -> str:

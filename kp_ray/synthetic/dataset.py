@@ -76,7 +76,7 @@ def make_sample(
     height: int = 1080,
     seed: int = 0,
     num_processes: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     run_dir: str | None = None,
 ) -> SampleSummary:
     """Write a generated data set into a local folder, in the files and formats of the competition.
@@ -94,7 +94,7 @@ def make_sample(
         seed: seed of all random choices; not negative.
         num_processes: number of drawing processes; None: at most the number of CPUs. If there are several, the calling
             script needs the guard `if __name__ == "__main__":`, because each process imports the script.
-        progress: called with the number of images written so far.
+        progress: called with the number of images written so far and the number of all images.
         run_dir: the run folder that `config.yaml` names; None: `run` in the folder.
 
     Raises:
@@ -111,7 +111,7 @@ def make_sample(
     for clip_labels in _draw_clips(clips, _ClipWriter(folder, width, height), num_processes):
         labels |= clip_labels
         if progress is not None:
-            progress(len(labels))
+            progress(len(labels), num_images + num_test)
     paths = _write_tables(folder, labels)
     config = join(folder, "config.yaml")
     settings = {"preset": "demo", "run_dir": run_dir or join(folder, "run"), "data": paths}

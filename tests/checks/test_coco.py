@@ -92,6 +92,7 @@ def test_points_that_missing_values_or_corrections_remove_cause_no_findings(tmp_
         ((0.0, 0.0, 50.0, 50.0), "0 of 24 points are inside bbox"),
         ((420.0, 150.0, 60.0, 240.0), "0 of 24 points are inside bbox"),
         ((830.0, 290.0, 40.0, 200.0), "points are inside bbox"),
+        ((-500.0, 0.0, 1500.0, 700.0), "leaves the"),
     ],
 )
 def test_a_box_that_does_not_hold_the_points_is_reported(box, message):

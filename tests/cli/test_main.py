@@ -177,7 +177,8 @@ def test_unknown_recipes_and_missing_images_are_refused_before_a_cluster_starts(
 @pytest.mark.parametrize("key", ["test_images", "sample_submission", "truth"])
 def test_run_refuses_missing_inputs_of_its_last_stages_before_the_first_stage_runs(folder: Folder, key: str) -> None:
     message = f"data.{key}: there is no such file or folder (got {folder.root}/gone)"
-    assert_refused(folder, message, "run", "config.yaml", "--set", f"data.{key}=gone")
+    options = ["--set", "data.test_images=frames", "--set", f"data.{key}=gone"]
+    assert_refused(folder, message, "run", "config.yaml", *options)
 
 
 def test_run_and_predict_need_test_images(folder: Folder) -> None:
@@ -216,13 +217,13 @@ def test_check_writes_its_findings_and_the_resolved_config(folder: Folder) -> No
     assert load_config(str(folder.root / "run" / "config.yaml")) == load_config("config.yaml", ["seed=7", mlflow])
 
 
-def test_a_refused_command_keeps_the_config_of_the_earlier_run(folder: Folder) -> None:
+def test_refused_commands_and_a_report_keep_the_config_of_the_earlier_run(folder: Folder) -> None:
     folder.run("check", "config.yaml", "--set", "seed=7")
     files_before = folder.files()
     for verb in ("check", "augment", "run"):
         assert folder.run(verb, "config.yaml", "--set", "seed=8", "--set", "data.annotations=gone.csv").code == 2
-    for verb in ("verify", "export", "report"):
-        folder.run(verb, "config.yaml", "--set", "seed=8")
+    for verb, code in {"verify": 2, "export": 2, "report": 0}.items():
+        assert folder.run(verb, "config.yaml", "--set", "seed=8").code == code
     assert folder.files()["run/config.yaml"] == files_before["run/config.yaml"]
 
 
@@ -287,6 +288,12 @@ def test_quiet_prints_only_json_and_errors(folder: Folder) -> None:
     assert quiet_result == Result(result.code, result.out, "")
     assert folder.run("-q", "check", "none.yaml").err.startswith("kp-ray: none.yaml")
     assert folder.run("check", "config.yaml").err  # --quiet has no effect on the next command
+
+
+def test_quiet_prints_no_table(folder: Folder) -> None:
+    options = ["evaluate", "config.yaml", "--submission", "labels.csv", "--set", "data.truth=labels.csv"]
+    assert "RMSE px" in folder.run(*options).out
+    assert folder.run("--quiet", *options) == Result(0, "", "")
 
 
 def test_predict_can_be_forecast_before_members_are_trained(folder: Folder) -> None:

@@ -18,8 +18,14 @@ def test_numbers_have_four_digits_and_commas(value: float | int | str | None, te
     assert format_number(value) == text
 
 
-def test_credentials_of_urls_are_hidden() -> None:
-    assert (
-        hide_credentials("a: s3://KEY:SECRET@bucket/x, b: s3://bucket/y@z")
-        == "a: s3://***@bucket/x, b: s3://bucket/y@z"
-    )
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: s3://KEY:SECRET@bucket/x, b: s3://bucket/y@z", "a: s3://***@bucket/x, b: s3://bucket/y@z"),
+        ("http://me:p@ss@host:5000/x", "http://***@host:5000/x"),
+        ("https://TOKEN@host", "https://***@host"),
+        ("abfs://container@account.example/x:y@z", "abfs://container@account.example/x:y@z"),
+    ],
+)
+def test_credentials_of_urls_are_hidden(text: str, expected: str) -> None:
+    assert hide_credentials(text) == expected

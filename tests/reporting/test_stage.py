@@ -16,7 +16,6 @@ def test_report_is_a_stage_that_needs_no_cluster_and_is_never_done(tmp_path: Pat
     stage.check(config)
     assert stage.applies(config)
     assert (stage.name, stage.needs_cluster, stage.needs_dashboard) == ("report", False, False)
-    assert stage.forecast(config).to_json() == {"report": path}
     assert not Path(path).exists()
     summary = stage.run(config, no_progress)
     assert (summary.lines(), summary.to_json()) == ([f"report: {path}"], {"report": path})

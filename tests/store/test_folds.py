@@ -115,12 +115,10 @@ def test_folds_instead_of_a_fraction_rewrite_only_parts_of_the_held_out_scenes(
             assert {part.path for part in chunk.parts} <= kept_paths
 
 
-def test_without_folds_neither_the_manifest_nor_the_rows_mention_them(
-    sample_data: dict[str, Any], tmp_path: Path
-) -> None:
+def test_without_folds_the_rows_have_no_fold(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(sample_data, tmp_path / "run")
     write_planned_store(make_plan(config))
-    assert b"folds" not in Path(config.path("store", "_manifest.json")).read_bytes()
+    assert read_manifest(config.path("store")).folds is None
     assert "fold" not in read_table(config.path("store")).column_names
 
 

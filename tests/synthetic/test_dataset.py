@@ -116,7 +116,11 @@ def test_a_folder_with_other_files_is_refused_and_left_unchanged(tmp_path: Path)
 
 
 def test_progress_is_called_with_rising_counts_up_to_the_number_of_images(tmp_path: Path) -> None:
-    counts: list[int] = []
-    make_sample(str(tmp_path), num_images=3, num_test=1, num_processes=1, progress=counts.append, **SIZE)
-    assert counts == sorted(counts)
-    assert counts[-1] == 4
+    calls: list[tuple[int, int]] = []
+
+    def record(done: int, total: int) -> None:
+        calls.append((done, total))
+
+    make_sample(str(tmp_path), num_images=3, num_test=1, num_processes=1, progress=record, **SIZE)
+    assert calls == sorted(calls)
+    assert calls[-1] == (4, 4)
