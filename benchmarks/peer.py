@@ -105,8 +105,8 @@ def describe(result: dict[str, Any], conditions: dict[str, Any]) -> str:
     """Compose the result page in Markdown."""
     text = (
         f"# A peer: YOLO11n-pose on the demo's data\n\n{conditions['hardware']}, {conditions['versions']}. All train "
-        f"from random weights on the demo's {result['num_variants']} training variants (its members leave out those with "
-        f"few visible points), and are scored on its {result['num_images']} test images.\n\n"
+        f"from random weights on the demo's {result['num_variants']} training variants (its members leave out those "
+        f"with few visible points), and are scored on its {result['num_images']} test images.\n\n"
         "| model | CPU s of training | RMSE px | median px | PCK@0.05 | OKS-AP | nobody found |\n"
         "|---|---|---|---|---|---|---|\n"
     )
