@@ -28,8 +28,8 @@ from kp_ray.prediction.task import PredictionTask
 from kp_ray.synthetic.dataset import SampleSummary, make_sample
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "argmax": {"decode": "argmax"},
-    "expectation": {},
+    "argmax": {"decode": "argmax", "tta": []},
+    "expectation": {"tta": []},
     "argmax, scale 1.25": {"decode": "argmax", "tta": [1.25]},
     "expectation, scale 0.8": {"tta": [0.8]},
     "expectation, scale 1.25": {"tta": [1.25]},

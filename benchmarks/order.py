@@ -38,6 +38,7 @@ def write_config(folder: Path, seed: int, options: argparse.Namespace) -> Path:
         "seed": seed,
         "data": sample.data,
         "split": {"fraction": options.fraction},
+        "predict": {"tta": []},
         "train": {"members": [{"name": name, "seed": 100 * seed + i} for i, name in enumerate("ab", 1)]},
     }
     if options.recipes:

@@ -101,6 +101,7 @@ def write_config(folder: Path, sample: SampleSummary, seed: int, options: argpar
         "augment": {"recipes": list(RECIPES)},
         "train": {**train, "members": members},
         "tune": {"num_trials": 0},
+        "predict": {"tta": []},
     }
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(values))
