@@ -30,7 +30,7 @@ $(READY):
 	touch $@
 
 demo: setup  ## Run the whole pipeline on generated people, in runs/demo.
-	$(BIN)/kp-ray sample runs/demo/data --images 400 --run-dir runs/demo
+	$(BIN)/kp-ray sample runs/demo/data --images 400 --test-images 40 --run-dir runs/demo
 	$(BIN)/kp-ray run runs/demo/data/config.yaml
 
 test: setup  ## Run the tests.
