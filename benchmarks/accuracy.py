@@ -45,7 +45,7 @@ def train_members(folder: Path, seed: int) -> Path:
     """Make the demo's data and train its two members, unless they exist; return the path of their config."""
     run_dir = folder / f"seed{seed}"
     if not (run_dir / "data" / "config.yaml").exists():
-        make_sample(str(run_dir / "data"), num_images=200, num_test=40, seed=seed, run_dir=str(run_dir))
+        make_sample(str(run_dir / "data"), num_images=400, num_test=40, seed=seed, run_dir=str(run_dir))
     config = run_dir / "data" / "config.yaml"
     members = [{"name": name, "seed": 10 * seed + number} for number, name in enumerate("ab", 1)]
     if not all((run_dir / "members" / name / "model_final.pth").exists() for name in "ab"):
