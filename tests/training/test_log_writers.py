@@ -11,6 +11,8 @@ from kp_ray.errors import DivergedError
 from kp_ray.training.run import train
 from tests.helpers.training import TrainedMember, read_log_lines
 
+MLFLOW_WARNING = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # SQLAlchemy 2.1
+
 
 def test_tensorboard_has_the_values_of_the_log(trained_member: TrainedMember) -> None:
     board = EventAccumulator(str(Path(trained_member.config.member_dir("a"), "tensorboard"))).Reload()
@@ -20,6 +22,7 @@ def test_tensorboard_has_the_values_of_the_log(trained_member: TrainedMember) ->
 
 
 @pytest.mark.slow
+@MLFLOW_WARNING
 def test_mlflow_has_the_values_of_the_log_in_one_run_after_a_restart(make_config: Callable[..., Config]) -> None:
     mlflow = pytest.importorskip("mlflow")
     config = make_config(train={"mlflow": "local"})
@@ -37,6 +40,7 @@ def test_mlflow_has_the_values_of_the_log_in_one_run_after_a_restart(make_config
 
 
 @pytest.mark.slow
+@MLFLOW_WARNING
 def test_mlflow_shows_a_run_that_diverged_as_failed(make_config: Callable[..., Config]) -> None:
     mlflow = pytest.importorskip("mlflow")
     diverging = {"optimizer": "sgd", "base_lr": 1e12, "warmup_iters": 0, "max_iter": 6}
