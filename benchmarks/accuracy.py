@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy.py FOLDER --seeds 1 2 3 --images 80
 
-For every seed, the script makes the demo's data and trains its two members with `kp-ray` in FOLDER/seed<seed>. Data and
-members are kept, so that a later run only predicts. Then images of new people, rooms and cameras are predicted with
+For every seed, the script makes the demo's data and trains its two members with `kp-ray` in FOLDER. Data and members
+are kept, so that a later run only predicts. Then images of new people, rooms and cameras are predicted with
 every setting in `SETTINGS`, by kp_ray's functions in this process, without a Ray cluster.
 Results: benchmarks/results/accuracy.{md,json}.
 """
@@ -43,7 +43,7 @@ seconds per image."""
 
 def train_members(folder: Path, seed: int) -> Path:
     """Make the demo's data and train its two members, unless they exist; return the path of their config."""
-    run_dir = folder / f"seed{seed}"
+    run_dir = folder / f"images400-seed{seed}"
     if not (run_dir / "data" / "config.yaml").exists():
         make_sample(str(run_dir / "data"), num_images=400, num_test=40, seed=seed, run_dir=str(run_dir))
     config = run_dir / "data" / "config.yaml"

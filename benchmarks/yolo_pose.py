@@ -4,7 +4,7 @@
 
 The request's keys: `data` (path of the data file), `folder`, `images` (paths), `seconds` of training, `threads`, and
 `settings` of Ultralytics' `train`. The last line of stdout is a JSON object: `points` (image path -> K pairs x, y in
-pixels, or null), `cpu_s` and `epochs` of the training, and `versions`.
+pixels, or null), `cpu_s`, `seconds`, `epochs` and `threads` of the training, and `versions`.
 """
 
 import json
@@ -30,10 +30,14 @@ def train(request: dict[str, Any]) -> tuple[YOLO, dict[str, Any]]:
     model = YOLO("yolo11n-pose.yaml")
     epochs = 0
 
+    def set_threads(trainer: Any) -> None:
+        torch.set_num_threads(request["threads"])  # Ultralytics has chosen one thread less than the machine has CPUs
+
     def count_epoch(trainer: Any) -> None:
         nonlocal epochs
         epochs += 1
 
+    model.add_callback("on_train_start", set_threads)
     model.add_callback("on_train_epoch_end", count_epoch)
     cpu_before, began = cpu_seconds(), time.monotonic()
     model.train(
@@ -50,7 +54,12 @@ def train(request: dict[str, Any]) -> tuple[YOLO, dict[str, Any]]:
         seed=1,
         **request["settings"],
     )
-    figures = {"cpu_s": cpu_seconds() - cpu_before, "seconds": time.monotonic() - began, "epochs": epochs}
+    figures = {
+        "cpu_s": cpu_seconds() - cpu_before,
+        "seconds": time.monotonic() - began,
+        "epochs": epochs,
+        "threads": torch.get_num_threads(),
+    }
     return YOLO(Path(request["folder"], "run", "weights", "last.pt")), figures
 
 
@@ -67,7 +76,6 @@ def predict(model: YOLO, images: list[str], imgsz: int) -> dict[str, list[list[f
 def main() -> None:
     """Read the request, train, predict and print the result."""
     request = json.loads(Path(sys.argv[1]).read_text())
-    torch.set_num_threads(request["threads"])
     model, figures = train(request)
     points = predict(model, request["images"], request["settings"]["imgsz"])
     versions = {"ultralytics": ultralytics.__version__, "torch": torch.__version__}

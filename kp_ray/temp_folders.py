@@ -21,6 +21,8 @@ from typing import IO
 def shared_temp_folder(name: str) -> Iterator[Path]:
     """Create a folder on this node's disk; it is deleted with its content a moment after its last use.
 
+    Every call starts a process of 10 MB that lives until nobody uses the folder.
+
     Args:
         name: processes of a user that give the same name share a folder.
 

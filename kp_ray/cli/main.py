@@ -122,9 +122,9 @@ def _set_global_options(
     if version:
         print(__version__)
         raise typer.Exit
-    set_ray_environment()
     console.quiet = quiet
     logging.getLogger().setLevel(logging.INFO if verbose else logging.WARNING)
+    set_ray_environment()
 
 
 @app.command()

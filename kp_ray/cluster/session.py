@@ -20,12 +20,13 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the patch prints every line twice
     "RAY_AIR_NEW_OUTPUT": "0",  # disables Ray Tune's table, because kp_ray's progress shows the same values
     "RAY_SCHEDULER_EVENTS": "0",  # disables advice about worker processes, which every driver would print
-    # Hides a warning that small machines print, and a line about every worker that ends before its task, e.g. that of a
-    # trial that the search stops; kp_ray itself names the work that failed.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started|A worker died or was killed while",
     "RAY_task_oom_retries": "3",  # by default Ray retries out-of-memory tasks forever
 }
 """Environment variables that Ray reads, some of them when it is imported. A value that the user has set is kept."""
+HIDDEN_LINES = "PYTHON worker processes have been started|A worker died or was killed while"
+"""Regular expression for lines of Ray that only `kp-ray -v` shows: a warning that small machines print, and a line
+about every worker that ends before its task, e.g. that of a trial that the search stops. kp_ray itself names the work
+that failed."""
 
 START_ATTEMPTS = 3
 """Number of attempts to start a local cluster: Ray gives up after 30 s, which can be too short on a busy machine."""
@@ -43,7 +44,8 @@ _interrupt_event = threading.Event()
 
 def set_ray_environment() -> None:
     """Set the variables of `RAY_ENVIRONMENT` that the user has not set; call this before Ray is imported."""
-    for name, value in RAY_ENVIRONMENT.items():
+    hidden_lines = {} if _is_verbose() else {"RAY_DEDUP_LOGS_SKIP_REGEX": HIDDEN_LINES}
+    for name, value in {**RAY_ENVIRONMENT, **hidden_lines}.items():
         os.environ.setdefault(name, value)
 
 

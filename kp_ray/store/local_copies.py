@@ -25,7 +25,7 @@ def local_copies(store: str, max_bytes: int | None = None) -> Iterator[Callable[
 
     Args:
         store: local path or URL of the store.
-        max_bytes: maximum total size of the copies; None allows half of the space that they and free space take.
+        max_bytes: maximum total size of the copies; None allows half of the free space and the copies together.
 
     Yields:
         A function that converts a part's path to the path to read it from. It returns paths of a local store unchanged.
@@ -48,7 +48,7 @@ class PartCopies:
 
     Args:
         folder: receives the copies.
-        max_bytes: maximum total size of the copies; None: half of the space that they and free space take.
+        max_bytes: maximum total size of the copies; None: half of the free space and the copies together.
     """
 
     def __init__(self, folder: Path, max_bytes: int | None) -> None:

@@ -19,7 +19,6 @@ from kp_ray import __version__
 from kp_ray.augmentation.recipes import Recipe
 from kp_ray.augmentation.variants import Source, Variant, VariantSettings, augment_source
 from kp_ray.errors import KpRayError, StorageError, one_line
-from kp_ray.fingerprint import digest
 from kp_ray.storage import (
     PIECE_BYTES,
     exists,
@@ -236,7 +235,7 @@ def make_parts(
     with contextlib.ExitStack() as stack:
         temp_dir: Path | None = None
         if not is_local(plan.store):
-            temp_dir = stack.enter_context(shared_temp_folder(f"augment-{digest(plan.store)}"))
+            temp_dir = stack.enter_context(shared_temp_folder(f"augment-{uuid4().hex}"))
         writers = {
             part.recipe.name: stack.enter_context(PartWriter(plan.store, part, schema, temp_dir)) for part in parts
         }

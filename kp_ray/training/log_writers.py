@@ -11,7 +11,7 @@ from pathlib import Path
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 
 from kp_ray.errors import shorten
-from kp_ray.storage import exists, join, read_bytes, write_bytes
+from kp_ray.storage import URL_CREDENTIALS, exists, join, read_bytes, write_bytes
 from kp_ray.training.logs import LOG_NAME, LogEntry, read_training_log
 from kp_ray.training.worker import Worker
 
@@ -66,7 +66,7 @@ class TrainingLog:
             self._copy()
 
     def finish(self) -> None:
-        """Record that training reached its last iteration; MLflow shows a run without this record as failed."""
+        """Record that training reached its last iteration; MLflow shows a loop that ends earlier as failed."""
         for writer in self.writers if self.worker.is_first else ():
             if isinstance(writer, _MlflowWriter):
                 writer.status = "FINISHED"
@@ -132,4 +132,4 @@ def _warn_of_mlflow_errors() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        logging.getLogger(__name__).warning("train.mlflow: %s", shorten(error, 200))
+        logging.getLogger(__name__).warning("train.mlflow: %s", URL_CREDENTIALS.sub("***@", shorten(error, 200)))

@@ -47,8 +47,8 @@ def train_loop_per_worker(loop_config: Mapping[str, Any]) -> TrainingResult | Kp
         loop_config: `config` and `member` as plain values, and the member's `folder`.
 
     Returns:
-        The result, or the error if the starting weights cannot be used or training diverged. Ray Train restarts a run
-        whose worker raises an error, and these errors would come again.
+        The result, or the error if the starting weights cannot be used, the checkpoint is damaged, or training
+        diverged. Ray Train restarts a run whose worker raises an error, and these errors would come again.
     """
     member, config = MemberConfig.model_validate(loop_config["member"]), build_config(loop_config["config"])
     limit_gb = config.train.parts_on_disk_gb

@@ -126,6 +126,11 @@ def interrupt(name: str, done: int, total: int, note: str = "") -> None:
     raise KeyboardInterrupt
 
 
+def temp_folder(config: Config) -> Path:
+    """Return the path of the temporary folder of member a on this node."""
+    return Path(tempfile.gettempdir(), f"kp_ray-{os.getuid()}", f"member-{digest(config.member_dir('a'))}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["finished", "diverged", "failed", "interrupted", "killed driver"])
 def test_a_run_leaves_nothing_in_its_cluster(make_config: MakeConfig, ending: str) -> None:
@@ -139,6 +144,7 @@ def test_a_run_leaves_nothing_in_its_cluster(make_config: MakeConfig, ending: st
         address = set_options(f"cluster.address={ray.get_runtime_context().gcs_address}")
         process = start_kp_ray("train", "c.yaml", *address, cwd=config.run_dir)
         wait_until(lambda: count_log_lines(config) >= 2, process)
+        assert temp_folder(config).exists()
         process.kill()
         process.wait()
     elif ending == "diverged":
@@ -155,8 +161,7 @@ def test_a_run_leaves_nothing_in_its_cluster(make_config: MakeConfig, ending: st
         with pytest.raises(error):
             train(config, interrupt if ending == "interrupted" else no_progress)
     wait_until(lambda: not list_leftovers(), timeout_s=60, poll_s=0.5)
-    temp_folder = Path(tempfile.gettempdir(), f"kp_ray-{os.getuid()}", f"member-{digest(config.member_dir('a'))}")
-    wait_until(lambda: not temp_folder.exists(), timeout_s=60, poll_s=0.5)
+    wait_until(lambda: not temp_folder(config).exists(), timeout_s=60, poll_s=0.5)
 
 
 def test_a_long_wait_for_images_is_reported_once_per_member(caplog: pytest.LogCaptureFixture) -> None:
