@@ -43,7 +43,7 @@ SETTINGS = {
 """Ultralytics' settings that differ from its defaults."""
 
 
-def members_seconds(config: Config) -> float:
+def members_cpu_seconds(config: Config) -> float:
     """Return the seconds that the iterations of all members took; each member computes with one thread."""
     logs = [read_training_log(config.member_dir(member.name)) for member in config.train.members]
     return sum(
@@ -106,20 +106,20 @@ def describe(result: dict[str, Any], conditions: dict[str, Any]) -> str:
         f"# A peer: YOLO11n-pose on the demo's data\n\n{conditions['hardware']}, {conditions['versions']}. All train "
         f"from random weights on the demo's {result['num_variants']} training variants (its members leave out those "
         f"with few visible points), and are scored on its {result['num_images']} test images.\n\n"
-        "| model | seconds of training times threads | RMSE px | median px | PCK@0.05 | OKS-AP | nobody found |\n"
+        "| model | CPU s of training | RMSE px | median px | PCK@0.05 | OKS-AP | nobody found |\n"
         "|---|---|---|---|---|---|---|\n"
     )
     for name, row in result["rows"].items():
         text += (
-            f"| {name} | {row['thread_s']:.0f} | {row['rmse']:.1f} | {row['median_px']:.1f} | "
+            f"| {name} | {row['cpu_s']:.0f} | {row['rmse']:.1f} | {row['median_px']:.1f} | "
             f"{row['pck']['0.05']:.3f} | {row['ap']:.3f} | {row['nobody']} |\n"
         )
     settings = ", ".join(f"{key} {value}" for key, value in SETTINGS.items())
     return text + (
-        f"\nYOLO11n-pose trained for {result['epochs']} epochs with {result['threads']} threads, which took "
-        f"{result['cpu_s']:.0f} CPU seconds with its image cache and validation; settings other than Ultralytics' "
-        f"defaults: {settings}. It predicts images at this one size, the demo's members also at 1.25 times theirs. The "
-        "members' seconds are those of their iterations, two members at the same time with a thread each.\n"
+        f"\nYOLO11n-pose trained for {result['epochs']} epochs in {result['seconds']:.0f} s with two threads; its CPU "
+        f"seconds include its image cache and validation. Settings other than Ultralytics' defaults: {settings}. It "
+        "predicts images at this one size, the demo's members also at 1.25 times theirs. The members' CPU seconds are "
+        "the seconds of their iterations, with one thread each.\n"
     )
 
 
@@ -129,14 +129,14 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path, help="run folder of a finished demo")
     options = parser.parse_args()
     config = load_run_config(str(options.run_dir))
-    thread_s = members_seconds(config)
+    cpu_s = members_cpu_seconds(config)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         request = {
             "data": str(export_variants(options.run_dir, config, folder)),
             "folder": str(folder / "yolo"),
             "images": sorted(str(path) for path in Path(str(config.data.test_images)).iterdir()),
-            "seconds": thread_s / 2,
+            "seconds": cpu_s / 2,
             "threads": 2,
             "settings": SETTINGS,
         }
@@ -149,14 +149,13 @@ def main() -> None:
         peer_scores = run_json([*evaluate, "--submission", str(folder / "peer.csv")])
         ensemble_scores = run_json(evaluate)
         num_variants = len(list((folder / "train" / "images").rglob("*.jpg")))
-    peer_thread_s = peer["seconds"] * peer["threads"]
-    rows = {"YOLO11n-pose": {**peer_scores, "thread_s": peer_thread_s, "nobody": num_nobody}}
+    rows = {"YOLO11n-pose": {**peer_scores, "cpu_s": peer["cpu_s"], "nobody": num_nobody}}
     for member, scores in ensemble_scores["members"].items():
-        rows[f"member {member}"] = {**scores, "thread_s": thread_s / len(config.train.members)}
-    rows["ensemble"] = {**ensemble_scores, "thread_s": thread_s}
+        rows[f"member {member}"] = {**scores, "cpu_s": cpu_s / len(config.train.members)}
+    rows["ensemble"] = {**ensemble_scores, "cpu_s": cpu_s}
     for row in rows.values():
         row.setdefault("nobody", row.get("num_missing"))
-    result = {key: peer[key] for key in ("epochs", "threads", "cpu_s")}
+    result = {key: peer[key] for key in ("epochs", "seconds")}
     result |= {"num_images": len(peer["points"]), "num_variants": num_variants, "rows": rows}
     versions = ", ".join(f"{package} {version}" for package, version in peer["versions"].items())
     conditions = {"hardware": hardware(ray), "versions": versions, "settings": SETTINGS}

@@ -4,7 +4,7 @@
 
 The request's keys: `data` (path of the data file), `folder`, `images` (paths), `seconds` of training, `threads`, and
 `settings` of Ultralytics' `train`. The last line of stdout is a JSON object: `points` (image path -> K pairs x, y in
-pixels, or null), `cpu_s`, `seconds`, `epochs` and `threads` of the training, and `versions`.
+pixels, or null), `cpu_s`, `seconds` and `epochs` of the training, and `versions`.
 """
 
 import json
@@ -54,12 +54,7 @@ def train(request: dict[str, Any]) -> tuple[YOLO, dict[str, Any]]:
         seed=1,
         **request["settings"],
     )
-    figures = {
-        "cpu_s": cpu_seconds() - cpu_before,
-        "seconds": time.monotonic() - began,
-        "epochs": epochs,
-        "threads": torch.get_num_threads(),
-    }
+    figures = {"cpu_s": cpu_seconds() - cpu_before, "seconds": time.monotonic() - began, "epochs": epochs}
     return YOLO(Path(request["folder"], "run", "weights", "last.pt")), figures
 
 
