@@ -41,11 +41,15 @@ COLUMNS = ("rmse", "median_px", "pck_0.02", "pck_0.05", "member_rmse", "member_p
 seconds per image."""
 
 
+NUM_IMAGES = 400
+"""Number of labelled images, as in `make demo`."""
+
+
 def train_members(folder: Path, seed: int) -> Path:
     """Make the demo's data and train its two members, unless they exist; return the path of their config."""
-    run_dir = folder / f"images400-seed{seed}"
+    run_dir = folder / f"images{NUM_IMAGES}-seed{seed}"
     if not (run_dir / "data" / "config.yaml").exists():
-        make_sample(str(run_dir / "data"), num_images=400, num_test=40, seed=seed, run_dir=str(run_dir))
+        make_sample(str(run_dir / "data"), num_images=NUM_IMAGES, num_test=40, seed=seed, run_dir=str(run_dir))
     config = run_dir / "data" / "config.yaml"
     members = [{"name": name, "seed": 10 * seed + number} for number, name in enumerate("ab", 1)]
     if not all((run_dir / "members" / name / "model_final.pth").exists() for name in "ab"):

@@ -19,14 +19,11 @@ Results: benchmarks/results/augment.{md,json}.
 
 import argparse
 import cProfile
-import json
 import multiprocessing
 import os
 import pstats
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -45,10 +42,12 @@ import simplejpeg
 from measure import (
     augment_and_discard,
     cpu_time,
+    create_environment,
     hardware,
     make_sources,
     median_and_range,
     run_kp_ray,
+    run_script,
     stolen_since,
     write_results,
 )
@@ -100,16 +99,6 @@ def published_steps(name: str) -> list[tuple[str, dict[str, Any]]]:
     return steps
 
 
-def make_published_environment(folder: Path) -> str:
-    """Install the libraries of the published loop; return the path of the environment's Python."""
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = str(folder / "bin" / "python")
-    subprocess.run(
-        [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PUBLISHED_LIBRARIES], check=True
-    )
-    return python
-
-
 def run_published_loop(python: str, sources: list[SourceFile], out: Path, num_processes: int) -> dict[str, Any]:
     """Run A or B; return the seconds and the versions of the libraries."""
     request = {
@@ -119,10 +108,7 @@ def run_published_loop(python: str, sources: list[SourceFile], out: Path, num_pr
         "folder": str(out),
         "processes": num_processes,
     }
-    (out / "request.json").write_text(json.dumps(request))
-    command = [python, str(Path(__file__).with_name("published_loop.py")), str(out / "request.json")]
-    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(process.stdout.splitlines()[-1]))
+    return run_script(python, "published_loop.py", request, out)
 
 
 def prepare_worker(barrier: Barrier) -> None:
@@ -262,7 +248,7 @@ def main() -> None:
         data = load_config(str(config)).data
         labels = load_annotations(str(data.annotations))
         sources = [(f"{data.images}/{image}", xyv) for image, xyv in zip(labels.images, labels.keypoints, strict=True)]
-        python = make_published_environment(folder / "published")
+        python = create_environment(folder / "published", *PUBLISHED_LIBRARIES)
         ticks = cpu_time()
         turns = [measure_turn(config, sources, folder, python) for _ in range(options.repeats)]
         stolen = stolen_since(ticks)

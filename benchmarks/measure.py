@@ -106,6 +106,34 @@ def run_kp_ray(verb: str, config: Path, *overrides: str) -> dict[str, Any]:
     return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
+def run_json(command: Sequence[str]) -> dict[str, Any]:
+    """Run a command, and return the JSON object in the last line that it prints."""
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(process.stdout.splitlines()[-1]))
+
+
+def create_environment(folder: Path, *packages: str) -> str:
+    """Install packages into a new virtual environment; return the path of its Python."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], check=True)
+    return python
+
+
+def run_script(python: str, name: str, request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Run a script of `benchmarks/` in another environment; return the JSON object that it prints at its end.
+
+    Args:
+        python: path of the environment's Python.
+        name: file name of the script.
+        request: values for the script, which gets the path of their JSON file.
+        folder: existing folder for the JSON file.
+    """
+    path = folder / "request.json"
+    path.write_text(json.dumps(request))
+    return run_json([python, str(Path(__file__).with_name(name)), str(path)])
+
+
 def augment_and_discard(path: str, keypoints: FloatArray) -> None:
     """Augment one source with the default recipes and discard the variants, to time the augmentation alone."""
     source = Source(path, "", "", 0, "train", keypoints)

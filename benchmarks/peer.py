@@ -10,7 +10,6 @@ scored by `kp-ray evaluate --submission`. Results: benchmarks/results/peer.{md,j
 
 import argparse
 import csv
-import json
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import numpy as np
 import ray
 import torch
 import yaml
-from measure import hardware, kp_ray_command, write_results
+from measure import create_environment, hardware, kp_ray_command, run_json, run_script, write_results
 
 from kp_ray.config.load import load_run_config
 from kp_ray.config.schema import Config
@@ -70,21 +69,6 @@ def export_variants(run_dir: Path, config: Config, folder: Path) -> Path:
     path = folder / "data.yaml"
     path.write_text(yaml.safe_dump(data))
     return path
-
-
-def create_environment(folder: Path) -> str:
-    """Install Ultralytics into an environment of its own; return the path of its Python."""
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = str(folder / "bin" / "python")
-    packages = [ULTRALYTICS, f"torch=={torch.__version__.partition('+')[0]}"]
-    subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], check=True)
-    return python
-
-
-def run_json(command: list[str]) -> dict[str, Any]:
-    """Run a command, and return the JSON object in the last line that it prints."""
-    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
 def write_submission(config: Config, points: dict[str, list[list[float]] | None], path: Path) -> int:
@@ -140,10 +124,9 @@ def main() -> None:
             "threads": 2,
             "settings": SETTINGS,
         }
-        (folder / "request.json").write_text(json.dumps(request))
-        python = create_environment(folder / "environment")
-        script = Path(__file__).with_name("yolo_pose.py")
-        peer = run_json([python, str(script), str(folder / "request.json")])
+        torch_version = torch.__version__.partition("+")[0]
+        python = create_environment(folder / "environment", ULTRALYTICS, f"torch=={torch_version}")
+        peer = run_script(python, "yolo_pose.py", request, folder)
         num_nobody = write_submission(config, peer["points"], folder / "peer.csv")
         evaluate = kp_ray_command("evaluate", options.run_dir / "config.yaml")
         peer_scores = run_json([*evaluate, "--submission", str(folder / "peer.csv")])

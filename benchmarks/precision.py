@@ -29,7 +29,7 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
     sample = make_sample(str(folder / "data"), num_images=options.images, num_test=1, seed=seed)
     values = {
         "preset": "demo",
-        "run_dir": str(folder / "fp32"),
+        "run_dir": str(folder / "run"),
         "seed": seed,
         "data": {"annotations": sample.annotations, "images": sample.images},
         "split": {"fraction": 0.2},
@@ -43,9 +43,8 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
     results = {}
     for precision in PRECISIONS:
         run_dir = folder / precision
-        if precision != "fp32":
-            run_dir.mkdir()
-            (run_dir / "store").symlink_to(folder / "fp32" / "store")
+        run_dir.mkdir()
+        (run_dir / "store").symlink_to(folder / "run" / "store")
         run_kp_ray("train", config, f"run_dir={run_dir}", f"train.precision={precision}", *options.overrides)
         entries = list(read_training_log(str(run_dir / "members" / "a")))
         seconds = statistics.median(entry.values["time"] for entry in entries)

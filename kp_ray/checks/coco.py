@@ -88,7 +88,7 @@ def _person_findings(
         return
     box = f"bbox {x:g}, {y:g}, {width:g}, {height:g} (x, y, w, h)"
     if begins_outside or ends_outside:
-        message = f"{box} leaves the {f'{size[0]}x{size[1]} ' if size else ''}image"
+        message = f"{box} leaves the {size[0]}x{size[1]} image" if size else f"{box} leaves the image"
         yield warning("bbox", image, message, "check whether box and points belong to the same image size")
         return
     num_points = len(labelled_xy)

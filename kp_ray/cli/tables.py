@@ -39,13 +39,14 @@ def print_run(summary: "RunSummary") -> None:
     _print(table)
     if summary.evaluate:
         print_evaluation(summary.evaluate.rows())
-    if not console.quiet:
-        _stdout.print("\n".join(summary.lines()), markup=False, soft_wrap=True)
+    _print("\n".join(summary.lines()))
 
 
-def _print(table: Table) -> None:
+def _print(content: Table | str) -> None:
+    """Print a table or lines of text, unless `--quiet` is given."""
     if not console.quiet:
-        _stdout.print(table)
+        is_text = isinstance(content, str)
+        _stdout.print(content, markup=not is_text, soft_wrap=is_text)
 
 
 def _cell(value: float | None, digits: int) -> str:

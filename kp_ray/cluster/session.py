@@ -43,7 +43,10 @@ _interrupt_event = threading.Event()
 
 
 def set_ray_environment() -> None:
-    """Set the variables of `RAY_ENVIRONMENT` that the user has not set; call this before Ray is imported."""
+    """Set the variables of `RAY_ENVIRONMENT` that the user has not set, and hide `HIDDEN_LINES` unless `-v` is given.
+
+    Call this before Ray is imported.
+    """
     hidden_lines = {} if _is_verbose() else {"RAY_DEDUP_LOGS_SKIP_REGEX": HIDDEN_LINES}
     for name, value in {**RAY_ENVIRONMENT, **hidden_lines}.items():
         os.environ.setdefault(name, value)
