@@ -38,7 +38,6 @@ def write_config(folder: Path, seed: int, options: argparse.Namespace) -> Path:
         "seed": seed,
         "data": sample.data,
         "split": {"fraction": options.fraction},
-        "predict": {"tta": []},
         "train": {"members": [{"name": name, "seed": 100 * seed + i} for i, name in enumerate("ab", 1)]},
     }
     if options.recipes:
@@ -116,7 +115,7 @@ def main() -> None:
     """Measure every seed, and write the result page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--test-images", type=int, default=40)
     parser.add_argument("--fraction", type=float, default=0.1, help="share of the scenes for validation")
     parser.add_argument(

@@ -86,7 +86,7 @@ def main() -> None:
     """Measure every seed, and write the result page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--images", type=int, default=400)
     options = parser.parse_args()
     results = {}
     for seed in range(1, options.seeds + 1):
