@@ -239,9 +239,10 @@ def _misplaced_rows(clips: Mapping[ClipKey, ClipMotion]) -> dict[int, int]:
         frames = sorted({frame for clip in scene_clips for frame in clip.frames})
         if len(scene_clips) < 3 or len(frames) < 6:
             continue
+        index = {frame: t for t, frame in enumerate(frames)}
         reference_frames = frames[:: -(-len(frames) // _MAX_REFERENCES)]
-        reference_indices = [frames.index(frame) for frame in reference_frames]
-        distances = np.stack([_distances(clip, frames, reference_frames) for clip in scene_clips])  # (cameras, T, R)
+        reference_indices = [index[frame] for frame in reference_frames]
+        distances = np.stack([_distances(clip, index, reference_frames) for clip in scene_clips])  # (cameras, T, R)
         for camera, clip in enumerate(scene_clips):
             expected = _median(np.delete(distances, camera, axis=0), axis=0)
             # Poses less than 0.05 body sizes apart are left out: label noise would decide the ratio of the distances.
@@ -249,25 +250,32 @@ def _misplaced_rows(clips: Mapping[ClipKey, ClipMotion]) -> dict[int, int]:
             scale = float(np.median(distances[camera][is_used] / expected[is_used])) if is_used.any() else 1.0
             scaled_distances = distances[camera] / scale
             frame_mismatch = _median(np.abs(scaled_distances - expected), axis=1)
-            reference_mismatch = _median(np.abs(scaled_distances[:, None] - expected[reference_indices][None]), axis=2)
-            reference_mismatch = np.where(np.isnan(reference_mismatch), np.inf, reference_mismatch)
-            # Adding the noise keeps the limit above 0 where a frame matches exactly.
-            limit = np.maximum(reference_mismatch.min(axis=1), _median(frame_mismatch, axis=0)) + LABEL_NOISE / 2
-            for row, t in zip(clip.rows, map(frames.index, clip.frames), strict=True):
-                if frame_mismatch[t] > _MISMATCH_FLOOR and frame_mismatch[t] > _MISMATCH_RATIO * limit[t]:
-                    misplaced[row] = reference_frames[int(reference_mismatch[t].argmin())]
+            # Adding the noise keeps both limits above 0 where a frame matches exactly.
+            clip_limit = float(_median(frame_mismatch, axis=0)) + LABEL_NOISE / 2
+            for row, frame in zip(clip.rows, clip.frames, strict=True):
+                t = index[frame]
+                if not frame_mismatch[t] > max(_MISMATCH_FLOOR, _MISMATCH_RATIO * clip_limit):
+                    continue
+                reference_mismatch = _median(np.abs(scaled_distances[t] - expected[reference_indices]), axis=1)
+                reference_mismatch = np.where(np.isnan(reference_mismatch), np.inf, reference_mismatch)
+                if frame_mismatch[t] > _MISMATCH_RATIO * (reference_mismatch.min() + LABEL_NOISE / 2):
+                    misplaced[row] = reference_frames[int(reference_mismatch.argmin())]
     return misplaced
 
 
-def _distances(clip: ClipMotion, frames: Sequence[int], reference_frames: Sequence[int]) -> FloatArray:
-    """Compute distances (T, R) between the clip's poses at `frames` and at `reference_frames`.
+def _distances(clip: ClipMotion, index: Mapping[int, int], reference_frames: Sequence[int]) -> FloatArray:
+    """Compute the distances (T, R) between the clip's poses at T frames and at R reference frames.
 
     A distance is the median over the points; it is NaN for a frame that the clip lacks.
+
+    Args:
+        clip: the clip.
+        index: frame number -> index of the frame, from 0 to T - 1.
+        reference_frames: R of these frame numbers.
     """
-    index = {frame: t for t, frame in enumerate(clip.frames)}
-    no_pose = np.full_like(clip.xy[0], np.nan)
-    poses = np.stack([clip.xy[index[frame]] if frame in index else no_pose for frame in frames])
-    reference_poses = [poses[frames.index(frame)] for frame in reference_frames]
+    poses = np.full((len(index), *clip.xy[0].shape), np.nan)
+    poses[[index[frame] for frame in clip.frames]] = clip.xy
+    reference_poses = [poses[index[frame]] for frame in reference_frames]
     return np.stack([_median(np.linalg.norm(poses - pose, axis=2), axis=1) for pose in reference_poses], axis=1)
 
 

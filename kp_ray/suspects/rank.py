@@ -117,13 +117,13 @@ def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> N
     repeated_rows: dict[int, list[int]] = defaultdict(list)
     for row, first_row in find_repeated(labels).items():
         repeated_rows[first_row].append(row)
-    clips = _index_clips(labels)
+    clips = _Clips(labels)
     for first_row, later_rows in repeated_rows.items():
         # The image with the lowest score keeps its labels; of equal scores, the first image.
         kept_row, *wrong_rows = sorted([first_row, *later_rows], key=lambda row: (_row_score(judgements, row), row))
         kept_score = _row_score(judgements, kept_row)
         for row in wrong_rows:
-            bonus = 2 * math.log2(1 + _measure_movement(labels, clips, kept_row, row) / LABEL_NOISE)
+            bonus = 2 * math.log2(1 + clips.measure_movement(kept_row, row) / LABEL_NOISE)
             score = _REPEATED_SCORE + min(bonus, 2 * _MAX_BONUS)
             kept_score = max(kept_score, score - _PLAUSIBLE_MARGIN)
             repeated = Judgement(score, "repeated", (), f"repeats the labels of {labels.images[kept_row]}")
@@ -138,40 +138,45 @@ def _add_repetitions(labels: Annotations, judgements: dict[int, Judgement]) -> N
             judgements[kept_row] = Judgement(kept_score, "repeated", (), reason, keeps_labels=True)
 
 
-def _index_clips(labels: Annotations) -> dict[str, dict[str, dict[int, int]]]:
-    """Return the row of each image by scene, camera and frame; images without a frame number are left out."""
-    rows: dict[str, dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
-    for row, (scene, camera, frame) in enumerate(zip(labels.scenes, labels.cameras, labels.frames, strict=True)):
-        if frame >= 0:
-            rows[scene][camera][frame] = row
-    return rows
+class _Clips:
+    """The clips of the labelled images; images without a frame number belong to none."""
 
+    def __init__(self, labels: Annotations) -> None:
+        self.labels = labels
+        self.rows: dict[str, dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
+        """Row of an image by scene, camera and frame."""
+        for row, (scene, camera, frame) in enumerate(zip(labels.scenes, labels.cameras, labels.frames, strict=True)):
+            if frame >= 0:
+                self.rows[scene][camera][frame] = row
+        self._typical_steps: dict[tuple[str, str], float] = {}
 
-def _measure_movement(
-    labels: Annotations, clips: Mapping[str, Mapping[str, Mapping[int, int]]], row_a: int, row_b: int
-) -> float:
-    """Estimate how far the person moves between two images with equal labels, in body sizes.
+    def measure_movement(self, row_a: int, row_b: int) -> float:
+        """Estimate how far the person moves between two images with equal labels, in body sizes.
 
-    If other cameras of the scene have both frames, the estimate is the median of the movements that they show.
-    Otherwise it is the median movement between successive frames of the clip, without frames of equal labels. It is
-    infinite for images of two clips, or without frame numbers.
+        If other cameras of the scene have both frames, the estimate is the median of the movements that they show.
+        Otherwise it is the clip's typical step. It is infinite for images of two clips, or without frame numbers.
 
-    Args:
-        labels: N images.
-        clips: result of `_index_clips`.
-        row_a, row_b: rows of the two images.
-    """
-    scene, camera = labels.scenes[row_a], labels.cameras[row_a]
-    frame_a, frame_b = labels.frames[row_a], labels.frames[row_b]
-    if (scene, camera) != (labels.scenes[row_b], labels.cameras[row_b]) or min(frame_a, frame_b) < 0:
-        return math.inf
-    other_clips = [clip for name, clip in clips[scene].items() if name != camera]
-    pairs = [(clip[frame_a], clip[frame_b]) for clip in other_clips if frame_a in clip and frame_b in clip]
-    if pairs:
-        return float(np.median([_measure_distance(labels, *pair) for pair in pairs]))
-    clip_rows = [row for _, row in sorted(clips[scene][camera].items())]
-    steps = [_measure_distance(labels, *pair) for pair in pairwise(clip_rows)]
-    return float(np.median([step for step in steps if step > 0] or [0.0]))
+        Args:
+            row_a, row_b: rows of the two images.
+        """
+        labels = self.labels
+        scene, camera = labels.scenes[row_a], labels.cameras[row_a]
+        frame_a, frame_b = labels.frames[row_a], labels.frames[row_b]
+        if (scene, camera) != (labels.scenes[row_b], labels.cameras[row_b]) or min(frame_a, frame_b) < 0:
+            return math.inf
+        other_clips = [clip for name, clip in self.rows[scene].items() if name != camera]
+        pairs = [(clip[frame_a], clip[frame_b]) for clip in other_clips if frame_a in clip and frame_b in clip]
+        if pairs:
+            return float(np.median([_measure_distance(labels, *pair) for pair in pairs]))
+        return self._typical_step(scene, camera)
+
+    def _typical_step(self, scene: str, camera: str) -> float:
+        """Return the median movement between successive frames of a clip, without frames of equal labels."""
+        if (scene, camera) not in self._typical_steps:
+            clip_rows = [row for _, row in sorted(self.rows[scene][camera].items())]
+            steps = [_measure_distance(self.labels, *pair) for pair in pairwise(clip_rows)]
+            self._typical_steps[scene, camera] = float(np.median([step for step in steps if step > 0] or [0.0]))
+        return self._typical_steps[scene, camera]
 
 
 def _measure_distance(labels: Annotations, row_a: int, row_b: int) -> float:
