@@ -17,8 +17,8 @@ from kp_ray.config.training import WorkerRange
 from kp_ray.errors import ConfigError, DivergedError, KpRayError, StoppedError, StoreError
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import delete_folder, join, list_folders, write_bytes, writer_lock
-from kp_ray.store.folds import check_num_folds
-from kp_ray.store.manifest import read_manifest
+from kp_ray.store.folds import check_held_out_fold
+from kp_ray.store.read import list_rows
 from kp_ray.training.search_result import SearchResult, apply_result, is_search_finished, write_result
 from kp_ray.training.settings import check_train_config
 from kp_ray.training.tuned import check_search_settings, record_search
@@ -167,14 +167,16 @@ def check_search(config: Config) -> None:
     Raises:
         ConfigError: settings of `tune` or `train` do not fit each other or the store.
         StoreError: there is no finished store, it has no validation rows, or its folds are not the config's.
+        StorageError: a part of a store with folds is missing or damaged.
     """
-    manifest = read_manifest(config.path("store"))
-    check_num_folds(config, manifest)
-    if not manifest.has_validation_rows:
-        raise StoreError(
-            f"{config.path('store')}: has no validation rows, on which trials are compared: set split.fraction above 0 "
-            "and choose a new run_dir"
-        )
+    store, member = config.path("store"), config.train.members[0].name
+    fold = check_held_out_fold(config, member)
+    if not list_rows(store, split="val", fold=fold):
+        missing_rows, fix = "validation rows", "set split.fraction above 0 and choose a new run_dir"
+        if fold is not None:
+            missing_rows = f"usable images in fold {fold}"
+            fix = f"let the first member, {member}, hold out another fold (train.members), or repair its images and run augment"
+        raise StoreError(f"{store}: has no {missing_rows}, on which trials are compared: {fix}")
     if not config.tune.num_trials:
         raise ConfigError("tune.num_trials: there is no trial to run (got 0): raise it, e.g. --set tune.num_trials=16")
     if isinstance(config.train.num_workers, WorkerRange):

@@ -9,6 +9,8 @@ import pytest
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, RunStateError, StoreError
+from kp_ray.store.manifest import read_manifest, write_manifest
+from kp_ray.store.plan import make_plan
 from kp_ray.tuning.apply import SolverParams
 from kp_ray.tuning.ray_tune import describe_trial
 from kp_ray.tuning.search import TuneSummary
@@ -16,6 +18,7 @@ from kp_ray.tuning.stage import TuneStage
 from kp_ray.tuning.trials import read_trials
 from tests.helpers.data import tiny_config
 from tests.helpers.searches import write_trial
+from tests.helpers.stores import write_planned_store
 
 
 def test_without_a_store_only_the_check_passes(sample_data: dict[str, Any], tmp_path: Path) -> None:
@@ -41,6 +44,20 @@ def test_the_check_refuses_a_search_that_cannot_begin(make_config: Callable[...,
         stage.check(make_config(train={"ims_per_batch": 400}))
     with pytest.raises(ConfigError, match=r"tune\.num_trials"):
         stage.check(make_config(tune={"num_trials": 0}))
+
+
+def test_a_search_on_a_fold_without_images_is_refused(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config(sample_data, tmp_path / "run", split={"folds": 2}, train={"ims_per_batch": 2})
+    write_planned_store(make_plan(config))
+    TuneStage().check(config)
+    manifest = read_manifest(config.path("store"))
+    assert manifest.folds is not None
+    # As if every image of fold 0 were unusable.
+    units = ((), manifest.folds.units[0] + manifest.folds.units[1])
+    folds = manifest.folds.model_copy(update={"units": units})
+    write_manifest(config.path("store"), manifest.model_copy(update={"folds": folds}))
+    with pytest.raises(StoreError, match=r"has no usable images in fold 0, .*: let the first member, a, hold out"):
+        TuneStage().check(config)
 
 
 def test_the_error_about_a_search_with_other_settings_names_the_setting(make_config: Callable[..., Config]) -> None:
