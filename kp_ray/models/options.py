@@ -4,6 +4,7 @@ Detectron2's own trainer reads every option; kp_ray has its own input, loop and 
 ignore is refused.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -128,6 +129,22 @@ HONORED_OPTIONS = (
 """Options, or groups of options, that take effect; a refused option in such a group stays refused."""
 
 
+POSITIVE_OPTIONS = (
+    "INPUT.MIN_SIZE_TRAIN",
+    "INPUT.MAX_SIZE_TRAIN",
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "TEST.DETECTIONS_PER_IMAGE",
+)
+"""Options whose numbers are sizes in pixels or counts of at least 1."""
+
+
 def iter_options(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
     """Iterate over the dotted names of a Detectron2 config's options."""
     for name, value in cfg.items():
@@ -185,7 +202,7 @@ def check_combinations(config: Config, cfg: CfgNode) -> None:
         cfg: Detectron2's config with all options of `config`.
 
     Raises:
-        ConfigError: an option has no effect with the other settings or contradicts them, or an image size is invalid.
+        ConfigError: an option has no effect with the other settings or contradicts them, or a number is too small.
     """
     train, options = config.train, config.model.cfg
     schedules = {train.schedule, *(config.tune.schedules if config.tune.num_trials else ())}
@@ -200,9 +217,10 @@ def check_combinations(config: Config, cfg: CfgNode) -> None:
         )
     if cfg.CUDNN_BENCHMARK and train.deterministic:
         raise ConfigError("model.cfg.CUDNN_BENCHMARK: train.deterministic excludes it: set one of them to false")
-    for name in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST"):
-        if min(np.atleast_1d(cfg.INPUT[name]), default=0) < 1:
-            raise ConfigError(f"model.cfg.INPUT.{name}: a size must be at least 1 px (got {cfg.INPUT[name]}): raise it")
+    for name in POSITIVE_OPTIONS:
+        value = functools.reduce(getattr, name.split("."), cfg)
+        if min(np.atleast_1d(value), default=0) < 1:
+            raise ConfigError(f"model.cfg.{name}: must be at least 1 (got {value}): raise it")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
         raise ConfigError(

@@ -175,7 +175,7 @@ def check_search(config: Config) -> None:
         missing_rows, fix = "validation rows", "set split.fraction above 0 and choose a new run_dir"
         if fold is not None:
             missing_rows = f"usable images in fold {fold}"
-            fix = f"let the first member, {member}, hold out another fold (train.members), or repair its images and run augment"
+            fix = f"let member {member} hold out another fold (train.members), or repair the images and run augment"
         raise StoreError(f"{store}: has no {missing_rows}, on which trials are compared: {fix}")
     if not config.tune.num_trials:
         raise ConfigError("tune.num_trials: there is no trial to run (got 0): raise it, e.g. --set tune.num_trials=16")

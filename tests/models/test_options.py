@@ -80,6 +80,8 @@ def test_an_option_that_would_have_no_effect_is_refused_before_a_cluster_starts(
         ({"INPUT.MIN_SIZE_TRAIN_SAMPLING": "range"}, {}, "INPUT.MIN_SIZE_TRAIN"),
         ({"INPUT.MIN_SIZE_TRAIN": []}, {}, "INPUT.MIN_SIZE_TRAIN"),
         ({"INPUT.MIN_SIZE_TEST": 0}, {}, "INPUT.MIN_SIZE_TEST"),
+        ({"MODEL.RPN.BATCH_SIZE_PER_IMAGE": 0}, {}, "MODEL.RPN.BATCH_SIZE_PER_IMAGE"),
+        ({"TEST.DETECTIONS_PER_IMAGE": -1}, {}, "TEST.DETECTIONS_PER_IMAGE"),
         ({"SOLVER.MOMENTUM": 0.5}, {"optimizer": "adamw"}, "SOLVER.MOMENTUM"),
         ({"CUDNN_BENCHMARK": True}, {"deterministic": True}, "CUDNN_BENCHMARK"),
         ({"TEST.AUG": {"ENABLED": True}}, {}, "TEST.AUG"),
