@@ -6,6 +6,8 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,13 @@ def make_sources(folder: Path, num_sources: int, num_distinct: int = 400) -> Pat
     return config
 
 
+def add_override_option(parser: ArgumentParser) -> None:
+    """Add the option `--set KEY=VALUE ...`, which `options.overrides` holds."""
+    parser.add_argument(
+        "--set", nargs="+", default=[], dest="overrides", metavar="KEY=VALUE", help="settings for every command"
+    )
+
+
 def kp_ray_command(verb: str, config: Path, *overrides: str) -> list[str]:
     """Return the command `kp-ray VERB CONFIG --json` with overrides such as "train.max_iter=500"."""
     command = [sys.executable, "-m", "kp_ray", verb, str(config), "--json"]
@@ -104,6 +113,26 @@ def run_kp_ray(verb: str, config: Path, *overrides: str) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit(f"kp-ray {verb} {config}: failed: {process.stderr}")
     return dict(json.loads(process.stdout.splitlines()[-1]))
+
+
+class TimedRuns:
+    """Runs of `kp-ray` with the config of one seed.
+
+    Attributes:
+        seconds: duration of each run, by name.
+    """
+
+    def __init__(self, seed: int, config: Path, overrides: Sequence[str]) -> None:
+        self.seed, self.config, self.overrides = seed, config, overrides
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, verb: str, *overrides: str) -> dict[str, Any]:
+        """Run `kp-ray VERB` with the overrides of all runs and with those of this run; return its JSON object."""
+        began = time.monotonic()
+        summary = run_kp_ray(verb, self.config, *self.overrides, *overrides)
+        self.seconds[name] = round(time.monotonic() - began, 1)
+        print(self.seed, name, json.dumps(summary)[:300], flush=True)
+        return summary
 
 
 def run_json(command: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ would be the same, so the members are trained once. Results: benchmarks/results/
 import argparse
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import pandas as pd
 import ray
 import torch
 import yaml
-from measure import hardware, median_and_range, run_kp_ray, write_results
+from measure import TimedRuns, add_override_option, hardware, median_and_range, write_results
 
 from kp_ray.synthetic.dataset import make_sample
 from kp_ray.tuning.records import OWN_TRIAL
@@ -54,30 +53,22 @@ def write_config(folder: Path, seed: int, options: argparse.Namespace) -> Path:
 def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Search, and train untuned and tuned members, with one seed; return metrics, trials and seconds."""
     config = write_config(folder, seed, options)
-    seconds: dict[str, float] = {}
-
-    def run_timed(name: str, verb: str, *overrides: str) -> dict[str, Any]:
-        began = time.monotonic()
-        summary = run_kp_ray(verb, config, *options.overrides, *overrides)
-        seconds[name] = round(time.monotonic() - began, 1)
-        print(seed, name, summary, flush=True)
-        return summary
-
-    run_timed("augment", "augment")
+    runs = TimedRuns(seed, config, options.overrides)
+    runs.run("augment", "augment")
     shutil.copytree(folder / "untuned", folder / "tuned")
     tuned_run_dir = f"run_dir={folder / 'tuned'}"
-    result: dict[str, Any] = {"seed": seed, "search": run_timed("tune", "tune", tuned_run_dir)}
-    runs = {"untuned": ["train.tuned=false"], "tuned": [tuned_run_dir]}
+    result: dict[str, Any] = {"seed": seed, "search": runs.run("tune", "tune", tuned_run_dir)}
+    trainings = {"untuned": ["train.tuned=false"], "tuned": [tuned_run_dir]}
     if result["search"]["trial"] == OWN_TRIAL:
-        del runs["tuned"]
-    for name, overrides in runs.items():
-        result[f"{name} members"] = run_timed(f"train {name}", "train", *overrides)
-        run_timed(f"predict {name}", "predict", *overrides)
-        evaluation = run_timed(f"evaluate {name}", "evaluate", *overrides)
+        del trainings["tuned"]
+    for name, overrides in trainings.items():
+        result[f"{name} members"] = runs.run(f"train {name}", "train", *overrides)
+        runs.run(f"predict {name}", "predict", *overrides)
+        evaluation = runs.run(f"evaluate {name}", "evaluate", *overrides)
         result[name] = {key: evaluation[key] for key in METRICS}
     result.setdefault("tuned", result["untuned"])
     trials = pd.read_csv(folder / "tuned" / "tune" / "trials.csv")
-    return {**result, "trials": trials.to_dict("records"), "seconds": seconds}
+    return {**result, "trials": trials.to_dict("records"), "seconds": runs.seconds}
 
 
 def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
@@ -122,9 +113,7 @@ def main() -> None:
         "--iterations", type=int, help="iterations per member (default: the preset's); scales the schedule"
     )
     parser.add_argument("--recipes", nargs="+", help="recipes to store, including the preset's four (default: all)")
-    parser.add_argument(
-        "--set", nargs="+", default=[], dest="overrides", metavar="KEY=VALUE", help="settings for every command"
-    )
+    add_override_option(parser)
     options = parser.parse_args()
     results = []
     for seed in range(1, options.seeds + 1):

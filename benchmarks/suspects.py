@@ -11,9 +11,7 @@ Results: benchmarks/results/suspects.{md,json}.
 """
 
 import argparse
-import json
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +22,7 @@ import numpy as np
 import ray
 import torch
 import yaml
-from measure import hardware, run_kp_ray, write_results
+from measure import TimedRuns, add_override_option, hardware, write_results
 
 from kp_ray.checks.labels import check_labels
 from kp_ray.config.load import load_config
@@ -167,18 +165,10 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
     spoiled_labels = replace(labels, keypoints=keypoints)
     (folder / "spoiled.csv").write_bytes(to_csv(spoiled_labels))
     config_path = write_config(folder, sample, seed, options)
-    seconds: dict[str, float] = {}
-
-    def run_timed(name: str, verb: str, *overrides: str) -> dict[str, Any]:
-        began = time.monotonic()
-        summary = run_kp_ray(verb, config_path, *options.overrides, *overrides)
-        seconds[name] = round(time.monotonic() - began, 1)
-        print(seed, name, json.dumps(summary)[:300], flush=True)
-        return summary
-
+    runs = TimedRuns(seed, config_path, options.overrides)
     for verb in ("augment", "train"):
-        run_timed(verb, verb)
-    suspects_summary = run_timed("suspects", "suspects")
+        runs.run(verb, verb)
+    suspects_summary = runs.run("suspects", "suspects")
     config = load_config(str(config_path))
     ways = {
         name: share_in_top(ranked, spoiled, len(labels)) for name, ranked in rank_all(config, spoiled_labels).items()
@@ -186,7 +176,7 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
     counts = {key: suspects_summary[key] for key in ("images", "predicted", "kinds", "proposed")}
     result: dict[str, Any] = {"seed": seed, "num_spoiled": len(spoiled), "counts": counts, "ways": ways}
     if options.train:
-        runs = {
+        trainings = {
             "spoiled": [],
             "corrected": [
                 f"run_dir={folder / 'corrected'}",
@@ -200,11 +190,11 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
                 "split.fraction=0.2",
             ],
         }
-        for name, overrides in runs.items():
+        for name, overrides in trainings.items():
             for verb in ("augment", "train", "predict"):
-                run_timed(f"{verb} {name}", verb, *overrides)
-            result[name] = run_timed(f"evaluate {name}", "evaluate", *overrides)["rmse"]
-    return {**result, "seconds": seconds}
+                runs.run(f"{verb} {name}", verb, *overrides)
+            result[name] = runs.run(f"evaluate {name}", "evaluate", *overrides)["rmse"]
+    return {**result, "seconds": runs.seconds}
 
 
 def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
@@ -239,9 +229,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=960, help="width of the images in pixels")
     parser.add_argument("--iterations", type=int, default=340, help="iterations of each of the five members")
     parser.add_argument("--train", action="store_true", help="also train on corrected and on clean labels")
-    parser.add_argument(
-        "--set", nargs="+", default=[], dest="overrides", metavar="KEY=VALUE", help="settings for every command"
-    )
+    add_override_option(parser)
     options = parser.parse_args()
     results = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
