@@ -98,6 +98,16 @@ def probe(content: bytes) -> ImageInfo:
         )
 
 
+def require_supported(content: bytes) -> None:
+    """Refuse an image by its header if it is too large, or has a mode that kp_ray does not read.
+
+    Raises:
+        DataError: see above, or the bytes are not an image in one of FORMATS.
+    """
+    with _open(content) as pil_image:
+        _refuse_unsupported(pil_image)
+
+
 def require_decodable(content: bytes) -> None:
     """Refuse an image that cannot be decoded. A JPEG is decoded at an eighth of its size, which is faster.
 

@@ -101,7 +101,7 @@ def _is_apart(xy: FloatArray, is_labelled: BoolArray, at_place: BoolArray) -> bo
 
 
 def sentinel_findings(annotations: Annotations, sentinels: list[Sentinel]) -> Iterator[Finding]:
-    """Report each place that marks points without a label, with the value of data.missing_values that removes them."""
+    """Report each place that marks points without a label, with the items of data.missing_values that remove them."""
     places = [[_simplify_number(value) for value in sentinel.place] for sentinel in sentinels]
     for sentinel, (x, y) in zip(sentinels, places, strict=True):
         names = [annotations.skeleton.names[k] for k in np.flatnonzero(sentinel.at_place.any(axis=0))]
@@ -109,7 +109,7 @@ def sentinel_findings(annotations: Annotations, sentinels: list[Sentinel]) -> It
             f"{int(sentinel.at_place.sum())} points in {int(sentinel.at_place.any(axis=1).sum())} of "
             f"{len(annotations)} images are at exactly {x}, {y} and count as labels: {list_names(names)}"
         )
-        fix = f"if this place means that a point has no label, set data.missing_values: {places}"
+        fix = f"if this place means that a point has no label, add to data.missing_values: {places}"
         yield warning("sentinel", "", message, fix)
 
 

@@ -9,7 +9,7 @@ from kp_ray.data.annotations import Annotations
 from kp_ray.data.image_files import require_any_image
 from kp_ray.data.names import NameMatch, describe_matches, match_names
 from kp_ray.errors import DataError, StorageError
-from kp_ray.images import is_image_file, probe, require_decodable
+from kp_ray.images import is_image_file, probe, require_decodable, require_supported
 from kp_ray.storage import file_sizes, join, read_bytes
 
 Size = tuple[int, int]
@@ -100,6 +100,10 @@ def _inspect_file(image: str, path: str) -> tuple[Finding | None, Size | None]:
         info = probe(content)
     except DataError as failure:
         return error("unreadable", image, f"the file {failure}", "otherwise the image is left out"), None
+    try:
+        require_supported(content)
+    except DataError as failure:
+        return error("unreadable", image, f"the image cannot be used: {failure}", "otherwise it is left out"), None
     try:
         require_decodable(content)
     except (DataError, MemoryError) as failure:  # a damaged header can ask for any amount of memory

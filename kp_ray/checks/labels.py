@@ -15,7 +15,8 @@ from kp_ray.keypoints import FloatArray, Skeleton, is_inside_image
 _TINY_BODY_PX = 8.0
 """Longer side, in pixels, of the box around the labelled points; below it keypoints cannot be distinguished."""
 _MIN_BODY_POINTS = 3
-"""Minimum number of labelled points to measure a person by: two points, e.g. the eyes, may be close to each other."""
+"""Minimum number of labelled points by which a person is measured, or compared with another: two points, e.g. the eyes,
+may be close to each other."""
 
 
 def check_labels(annotations: Annotations, sizes: Sizes = None) -> list[Finding]:
@@ -67,6 +68,8 @@ def _image_findings(annotations: Annotations, sizes: Sizes) -> Iterator[Finding]
 def find_repeated(annotations: Annotations) -> dict[int, int]:
     """Find images whose coordinates all equal the coordinates of an earlier image.
 
+    Images with fewer than `_MIN_BODY_POINTS` labelled points are left out: one or two points can be equal by chance.
+
     Returns:
         Row of such an image -> row of the first image with the same coordinates.
     """
@@ -75,7 +78,7 @@ def find_repeated(annotations: Annotations) -> dict[int, int]:
     for row, points in enumerate(annotations.keypoints):
         xy = points[:, :2]
         first_row = row_by_coordinates.setdefault(xy.tobytes(), row)
-        if first_row != row and np.isfinite(xy).any():
+        if first_row != row and np.isfinite(xy[:, 0]).sum() >= _MIN_BODY_POINTS:
             first_rows[row] = first_row
     return first_rows
 

@@ -287,27 +287,27 @@ def _find_jumps_and_swaps(
     Args:
         clip: the clip.
         t: index of the frame in the clip.
-        other_clips: the scene's clips from other cameras, each with its index of the same frame.
+        other_clips: the scene's clips from other cameras, each with its index of the same frame. They decide about the
+            points that at least two of them show; about other points the clip alone decides.
         typical_deviation: (1 + K) medians of the clip's deviations.
 
     Returns:
         (1 + K) jumps, the person first, and (P) swapped flip pairs.
     """
     deviation = clip.deviation[t]
+    no_deviation, no_ratio = np.full_like(deviation, np.nan), np.full_like(clip.swap_ratio[t], np.nan)
+    other_deviation = np.stack([no_deviation, *(other_clip.deviation[index] for other_clip, index in other_clips)])
+    other_ratio = np.stack([no_ratio, *(other_clip.swap_ratio[index] for other_clip, index in other_clips)])
     with np.errstate(invalid="ignore"):
         jumps = (deviation > _JUMP_FLOOR) & (deviation > _JUMP_RATIO * (clip.neighbor_distance[t] + LABEL_NOISE))
         swaps = clip.swap_ratio[t] < _SWAP_RATIO
-        if len(other_clips) >= 2:
-            jumps &= ~(
-                np.median([other_clip.deviation[index] for other_clip, index in other_clips], axis=0)
-                > deviation / _JUMP_RATIO
-            )
-            # Twice the ratio, so that other cameras that nearly show the same swap count as showing it.
-            swaps &= ~(
-                np.median([other_clip.swap_ratio[index] for other_clip, index in other_clips], axis=0) < 2 * _SWAP_RATIO
-            )
-        else:
-            jumps &= deviation > _JUMP_RATIO_ALONE * (typical_deviation + LABEL_NOISE)
+        jumps &= np.where(
+            np.isfinite(other_deviation).sum(axis=0) >= 2,
+            _median(other_deviation, axis=0) <= deviation / _JUMP_RATIO,
+            deviation > _JUMP_RATIO_ALONE * (typical_deviation + LABEL_NOISE),
+        )
+        # Twice the ratio, so that other cameras that nearly show the same swap count as showing it.
+        swaps &= (np.isfinite(other_ratio).sum(axis=0) < 2) | (_median(other_ratio, axis=0) >= 2 * _SWAP_RATIO)
         jumps[1:] &= deviation[1:] > _JUMP_RATIO * (deviation[0] + LABEL_NOISE)  # otherwise the whole person moved
     return jumps, swaps
 

@@ -154,7 +154,7 @@ def sample(
             run_dir=run_dir,
             progress=lambda done, total: progress("", done, total),
         )
-    _print_summary(summary, as_json, f"run {summary.config}")
+    _print_summary(summary, as_json, _command("run", summary.config, None))
 
 
 @app.command()

@@ -17,6 +17,24 @@ _YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 """Exceptions that PyYAML raises for invalid text; an impossible date, e.g. 2001-99-99, raises ValueError."""
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's SafeLoader, which keeps the last value of a key that is repeated; this one refuses such a key."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        names = {key.value for key in keys}
+        for key in keys:
+            if key.value not in names:
+                raise yaml.composer.ComposerError(None, None, f"the key {key.value} is there twice", key.start_mark)
+            names.remove(key.value)
+        return node
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+
+
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration from a YAML file.
 
@@ -35,7 +53,7 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
     if path is not None:
         content = read_bytes(path)
         try:
-            values = yaml.safe_load(content.decode("utf-8-sig")) or {}
+            values = _parse_yaml(content.decode("utf-8-sig")) or {}
         except _YAML_ERRORS as error:
             raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from error
         if not isinstance(values, dict):
@@ -57,7 +75,7 @@ def load_run_config(path: str, overrides: Sequence[str] = ()) -> Config:
     """
     saved_config = join(path, "config.yaml")
     if exists(saved_config):
-        return load_config(saved_config, [f"run_dir={json.dumps(path)}", *overrides])
+        return load_config(saved_config, [f"run_dir={json.dumps(path, ensure_ascii=False)}", *overrides])
     return load_config(path, overrides)
 
 
@@ -96,7 +114,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     text = one_line(text)
     try:
-        parsed: Any = yaml.safe_load(value)
+        parsed: Any = _parse_yaml(value)
     except _YAML_ERRORS as error:
         raise ConfigError(f"--set {text}: the value is not YAML: {one_line(error)}") from error
     # Detectron2's own options have dots in their names, so the key after `model.cfg.` is not split.

@@ -1,6 +1,7 @@
 """The table of labelled images that every label format is read into, and the rules of image names."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -142,12 +143,13 @@ def remove_suffix(image: str) -> str:
 def is_inside_folder(image: str) -> bool:
     """Return whether an image name stays inside the image folder.
 
-    A name that is empty or absolute, or that holds "..", a backslash, a drive letter or control characters, does not.
+    A name that is empty or absolute, or that holds "..", a backslash, a drive letter, a line break or another control
+    character, does not.
     """
+    # Unicode's categories of control characters, halves of characters, and separators of lines and paragraphs.
+    has_control = any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in image)
     name_parts = image.split("/")
-    return not (
-        "\\" in image or not image.isprintable() or {"", ".", ".."} & set(name_parts) or re.match("[A-Za-z]:", image)
-    )
+    return not ("\\" in image or has_control or {"", ".", ".."} & set(name_parts) or re.match("[A-Za-z]:", image))
 
 
 def check_image_name(image: str, where: str) -> str:

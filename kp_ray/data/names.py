@@ -98,27 +98,32 @@ def _match_by(
 ) -> dict[str, str]:
     """Return name -> file for the pairs that `normalize` makes equal; `any_folder` ignores the folders in the paths."""
 
-    def key(name: str) -> str:
-        normalized_name = normalize(name)
-        return normalized_name.rpartition("/")[2] if any_folder else normalized_name
-
-    files_by_key: dict[str, list[str]] = defaultdict(list)
+    files_by_path: dict[str, list[str]] = defaultdict(list)
+    files_by_tail: dict[str, list[str]] = defaultdict(list)
     for file in files:
-        files_by_key[key(file)].append(file)
+        path, *tails = _list_tails(normalize(file))
+        files_by_path[path].append(file)
+        for tail in (path, *tails):
+            files_by_tail[tail].append(file)
     file_by_name: dict[str, str] = {}
     for name in names:
-        candidates = files_by_key.get(key(name), [])
-        if len(candidates) > 1:
-            candidates = [file for file in candidates if _is_tail(normalize(file), normalize(name))]
+        path, *tails = _list_tails(normalize(name))
+        candidates = files_by_path.get(path, [])
+        if any_folder:
+            candidates = files_by_tail.get((path, *tails)[-1], [])
+            if len(candidates) > 1:  # those of which one path is the end of the other
+                shorter_files = (file for tail in tails for file in files_by_path.get(tail, ()))
+                candidates = [*files_by_tail.get(path, ()), *shorter_files]
         if len(candidates) == 1:
             file_by_name[name] = candidates[0]
     num_names = Counter(file_by_name.values())
     return {name: file for name, file in file_by_name.items() if num_names[file] == 1}
 
 
-def _is_tail(path: str, other_path: str) -> bool:
-    """Return whether one of two paths is the end of the other, by whole folders."""
-    return f"/{path}".endswith(f"/{other_path}") or f"/{other_path}".endswith(f"/{path}")
+def _list_tails(path: str) -> list[str]:
+    """Return a path and its ends by whole folders, the file's name last: a/b/c.jpg, b/c.jpg, c.jpg."""
+    parts = path.split("/")
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 def _normalize_all(name: str) -> str:

@@ -146,7 +146,9 @@ def _read_submission(config: Config, skeleton: Skeleton | None) -> Annotations |
     path = config.path("submission.csv")
     if not exists(path):
         return None
-    return read_submission_labels(path, skeleton or config.build_skeleton(read_sample_submission(path).names))
+    labels = read_submission_labels(path, skeleton or config.build_skeleton(read_sample_submission(path).names))
+    labels.keypoints[~labels.keypoints[..., :2].any(axis=(1, 2))] = np.nan, np.nan, 0  # zeros mean nobody
+    return labels
 
 
 def read_submission_labels(path: str, skeleton: Skeleton) -> Annotations:

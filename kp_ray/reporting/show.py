@@ -198,11 +198,15 @@ def _draw_predictions(path: str, selection: _Selection) -> Iterator[NamedImage]:
     legend = [(name, series_color(index)) for index, (name, _) in enumerate(series)]
     legend += [("truth", TRUTH)] if truth else []
     rows = [row for row, name in enumerate(predictions.images) if selection.image in (None, name)]
+    if selection.image is None:  # images that could not be used have no prediction to show
+        rows = [row for row in rows if not predictions.reasons[row]]
     rng = np.random.default_rng(selection.seed)
     for row in np.sort(rng.permutation(rows)[: selection.num]):
         image = predictions.images[row]
         canvas = read_image(prediction_image_folders(config), image)
         if canvas is None:
+            if predictions.reasons[row]:
+                raise DataError(f"{path}: image {image} could not be used: {predictions.reasons[row]}")
             raise DataError(
                 f"{path}: image {image} is not in data.test_images of {join(_parent(path), 'config.yaml')}: "
                 "correct that setting (images that were predicted by an absolute path cannot be shown)"

@@ -101,10 +101,24 @@ def _medians_of_other_frames(residuals: FloatArray, clips: Sequence[Hashable]) -
         rows_by_clip[clip].append(row)
     medians = np.zeros_like(residuals)
     for rows in rows_by_clip.values():
-        for position, row in enumerate(rows):
-            other_rows = rows[:position] + rows[position + 1 :]
-            medians[row] = np.nan_to_num(_median(residuals[other_rows]))
+        for column in range(residuals.shape[1]):
+            medians[rows, column] = _medians_without_each(residuals[rows, column])
     return medians
+
+
+def _medians_without_each(values: FloatArray) -> FloatArray:
+    """Return for each of N values the median (N,) of the others that are not NaN; 0 if there is none."""
+    order = np.argsort(values, kind="stable")  # NaN last
+    ordered = values[order]
+    ranks = np.empty(len(values), dtype=int)
+    ranks[order] = np.arange(len(values))
+    num_finite = int(np.isfinite(values).sum())
+    num_others = num_finite - np.isfinite(values)
+    middles = []
+    for middle in (np.maximum(num_others - 1, 0) // 2, num_others // 2):
+        index = middle + (ranks <= middle)  # the values above the left-out one are one place further up
+        middles.append(ordered[np.minimum(index, len(values) - 1)])
+    return np.where(num_others > 0, sum(middles) / 2, 0.0)
 
 
 def _median(values: FloatArray) -> FloatArray:

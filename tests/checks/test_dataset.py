@@ -77,7 +77,9 @@ class TestSentinels:
         findings = select_kind(check_labels(labels), "sentinel")
         assert len(findings) == 2
         assert "nose" in findings[0].message
-        assert {finding.fix.partition("set ")[2] for finding in findings} == {"data.missing_values: [[0, 0], [-1, -1]]"}
+        assert {finding.fix.partition("add to ")[2] for finding in findings} == {
+            "data.missing_values: [[0, 0], [-1, -1]]"
+        }
 
     def test_a_foot_that_stands_still_through_a_clip_is_no_sentinel(self):
         left_ankle = DACON24.names.index("left_ankle")
