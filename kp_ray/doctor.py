@@ -22,9 +22,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kp_ray import __version__
+from kp_ray.cluster.errors import describe_ray_error, root_cause
 from kp_ray.cluster.ray_internals import dashboard_url, is_head, upload_limit_bytes, upload_size_bytes
 from kp_ray.config.schema import Config
-from kp_ray.errors import KpRayError, StorageError, one_line
+from kp_ray.errors import KpRayError, StorageError
 from kp_ray.storage import delete_file, exists, filesystem, is_local, join, read_bytes, write_bytes
 from kp_ray.store.estimate import format_size
 from kp_ray.store.stage import AugmentStage
@@ -153,11 +154,17 @@ def _check_nodes(config: Config, nodes: Sequence[Mapping[str, Any]], probe_file:
         try:
             checks += check_node(ray.get(task), node["Resources"], config, is_multi_node=len(nodes) > 1)
         except ray.exceptions.RayError as error:
-            reason = one_line(error)[-200:]
-            checks.append(Check(f"node {node['NodeManagerHostname']}", False, reason, SAME_VERSION_FIX))
+            checks.append(_failed_task(f"node {node['NodeManagerHostname']}", error))
     names = [tasks[task]["NodeManagerHostname"] for task in not_ready]
     fix = "see `ray status` and the node's logs"
     return checks + [Check(f"node {name}", False, "does not answer", fix) for name in names]
+
+
+def _failed_task(name: str, error: ray.exceptions.RayError) -> Check:
+    """Return the failed check of a task that ended with an error of Ray."""
+    is_other_version = isinstance(root_cause(error), ImportError | AttributeError)
+    fix = SAME_VERSION_FIX if is_other_version else "see `ray status` and the node's logs"
+    return Check(name, False, describe_ray_error(error), fix)
 
 
 def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config, *, is_multi_node: bool) -> list[Check]:
@@ -267,7 +274,7 @@ def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
     try:
         status = ray.get(_run_on_node(_request_without_token, head["NodeID"], url), timeout=NODE_TIMEOUT_S)
     except ray.exceptions.RayError as error:
-        return [Check("dashboard", False, one_line(error)[-200:], SAME_VERSION_FIX)]
+        return [_failed_task("dashboard", error)]
     if status is None:
         return [Check("dashboard", False, f"{url} does not answer", "see dashboard.log in Ray's logs on the head")]
     requires_token, is_loopback = status in (401, 403), url.startswith(_LOOPBACK)

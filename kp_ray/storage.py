@@ -284,23 +284,23 @@ def writer_lock(folder: str) -> Iterator[None]:
 
     Raises:
         RunStateError: another process holds the lock.
-        StorageError: the file system has no locks.
+        StorageError: the folder cannot be written, or the file system has no locks.
     """
-    fs, root = filesystem(folder)
-    if not isinstance(fs, pafs.LocalFileSystem):
+    _, root = filesystem(folder)
+    if not is_local(folder):
         yield
         return
     import fcntl
 
-    Path(root).mkdir(parents=True, exist_ok=True)
-    with open(Path(root) / ".lock", "w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
+            Path(root).mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(Path(root) / ".lock", "w"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunStateError(f"{folder}: another process is writing here: wait for it or stop it") from error
         except OSError as error:
-            fix = "choose a run_dir on a file system with locks"
-            raise StorageError(f"{folder}: cannot be locked: {one_line(error)}: {fix}") from error
+            raise StorageError(f"{folder}: cannot be locked: {one_line(error)}: choose another run_dir") from error
         yield
 
 
@@ -314,6 +314,8 @@ def parquet_errors(path: str, fix: str) -> Iterator[None]:
             raise StorageError(f"{path}: there is no such file: {fix}") from error
         if isinstance(error, OSError) and error.errno:  # the storage failed; the content may be intact
             raise StorageError(f"{path}: cannot be read: {one_line(error)}") from error
+        if not is_local(path):
+            hash_file(path)  # raises an error if the storage failed; pyarrow's errors of S3 have no errno
         raise StorageError(f"{path}: damaged: {one_line(error)[:200]}: {fix}") from error
 
 

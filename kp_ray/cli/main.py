@@ -184,7 +184,7 @@ def verify(config: ConfigArgument = None, overrides: SetOption = None, as_json: 
     from kp_ray.store.stage import verify as verify_run
 
     summary = verify_run(load_config(_require_path(config), overrides or ()))
-    _print_summary(summary, as_json, None if summary.ok else _command("augment", config, overrides))
+    _print_summary(summary, as_json)
     if not summary.ok:
         raise typer.Exit(1)
 
@@ -261,7 +261,8 @@ def evaluate(
     with show_progress("evaluate") as progress:
         summary = stage.run(run_config, progress)
     print_evaluation(summary.rows())
-    _print_summary(summary, as_json, _command("report", config, overrides))
+    # The score of a submission is printed, but not kept for the report.
+    _print_summary(summary, as_json, None if submission else _command("report", config, overrides))
 
 
 @app.command()

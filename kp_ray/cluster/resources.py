@@ -63,8 +63,7 @@ def training_capacity(config: Config) -> Capacity:
                 f"train.num_workers: a training run needs {min_workers} workers of {worker_size} each, the nodes have "
                 f"room for {num_fitting_workers}: lower train.num_workers or train.cpus_per_worker"
             )
-        num_runs = min(num_runs, num_fitting_workers // max_workers)
-    num_runs = min(num_runs, max_runs_in_memory(nodes))
+        num_runs = min(num_runs, num_fitting_workers // max_workers, max_runs_in_memory(nodes))
     # With a range of workers, Ray Train lets a run grow to the whole cluster, so only one run fits.
     return Capacity(1 if isinstance(train.num_workers, WorkerRange) else num_runs, use_gpu)
 

@@ -82,12 +82,15 @@ def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None
     stderr_filter = contextlib.nullcontext() if _is_verbose() else hide_actor_pool_warning()
     with print_if_killed(), stderr_filter:
         _connect(config, dashboard, say)
-        handler = signal.signal(signal.SIGINT, _interrupt)
+        # Python lets only the main thread set a handler.
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        handler = signal.signal(signal.SIGINT, _interrupt) if is_main_thread else None
         try:
             with _exit_if_node_dies():
                 yield time.monotonic() - start_time
         finally:
-            signal.signal(signal.SIGINT, handler)
+            if is_main_thread:
+                signal.signal(signal.SIGINT, handler)
             _interrupt_event.clear()
             ray.shutdown()
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from kp_ray.config.schema import Config
-from kp_ray.store.layout import current_path, has_store
-from kp_ray.store.manifest import read_manifest
+from kp_ray.storage import exists, file_sizes
+from kp_ray.store.layout import current_path
 from kp_ray.store.parts import make_variants, sample_evenly
 from kp_ray.store.plan import Chunk, Plan
 
@@ -89,9 +89,8 @@ def forecast_augment(plan: Plan, config: Config) -> AugmentForecast:
         StoreError: the manifest is damaged, or another version of kp_ray wrote it.
     """
     estimate = estimate_store(plan, config.cluster.num_cpus or _num_cpus())
-    existing_parts: set[str] = set()
-    if has_store(plan.store):
-        existing_parts = {current_path(part.path) for part in read_manifest(plan.store).parts}
+    # Files, not the manifest: parts of an interrupted run are kept too, and deleted parts are written again.
+    existing_parts = {current_path(path) for path in file_sizes(plan.store)} if exists(plan.store) else set()
     return AugmentForecast(
         **vars(estimate),
         parts_kept=sum(part.path in existing_parts for part in plan.parts()),
@@ -148,8 +147,9 @@ def _probe_chunks(plan: Plan, chunks: Sequence[Chunk]) -> list[_Probe]:
 
 def format_size(num_bytes: float) -> str:
     """Format a number of bytes with at most three digits and a decimal unit, e.g. "12.3 MB"."""
-    power = min(int(np.log10(max(num_bytes, 1)) // 3), 4)
-    return f"{num_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+    rounded = float(f"{num_bytes:.3g}")  # first, so that 999,600 bytes are 1 MB, not 1e+03 kB
+    power = min(int(np.log10(max(rounded, 1)) // 3), 4)
+    return f"{rounded / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def format_time(seconds: float) -> str:

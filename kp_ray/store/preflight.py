@@ -5,7 +5,7 @@ from kp_ray.augmentation.variants import Source
 from kp_ray.data.image_files import refuse_other_spellings, require_any_image
 from kp_ray.errors import ConfigError
 from kp_ray.storage import file_sizes
-from kp_ray.store.layout import has_store
+from kp_ray.store.layout import current_path, has_store
 from kp_ray.store.manifest import UNAVAILABLE, UNREADABLE, Manifest, read_manifest, recipe_stage
 from kp_ray.store.parts import make_variants, sample_evenly
 from kp_ray.store.plan import Plan
@@ -19,7 +19,8 @@ def check_plan(plan: Plan) -> None:
     """Refuse a plan without any image file or with a misspelt image name, and recipes that fail on every image tried.
 
     Only two kinds of recipes can fail, and only these are tried: a user's pipeline, and a crop of fixed size with
-    `augment.oversize: error`, which fails on a smaller frame. A recipe with rows in the store is not tried again.
+    `augment.oversize: error`, which fails on a smaller frame. A recipe is not tried if the store has rows of it that
+    stay.
 
     Raises:
         DataError: no labelled image has a file, or a file's name is another spelling of a labelled image's name.
@@ -32,16 +33,15 @@ def check_plan(plan: Plan) -> None:
         names, files = [source.name for source in sources], file_sizes(plan.images)
         require_any_image(names, files, plan.images)
         refuse_other_spellings(names, files, plan.images)
-    stored_fingerprints: set[str] = set()
+    stored_paths: set[str] = set()
     if has_store(plan.store):
-        manifest = read_manifest(plan.store)
-        num_rows = _train_rows_by_recipe(manifest)
-        stored_fingerprints = {recipe.fingerprint for recipe in manifest.recipes if num_rows.get(recipe.name)}
+        stored_paths = {current_path(part.path) for part in read_manifest(plan.store).parts if part.num_rows}
+    recipes_with_rows = {part.recipe.name for part in plan.parts() if part.path in stored_paths}
     train_sources = [source for source in sources if source.split == "train"]
     train_sources = [source for source in train_sources if source.name not in plan.sources_without_image]
     for recipe, _ in plan.recipes:
         can_fail = recipe.user_pipeline is not None or (recipe.crop_hw is not None and plan.augment.oversize == "error")
-        if can_fail and recipe.fingerprint not in stored_fingerprints:
+        if can_fail and recipe.name not in recipes_with_rows:
             _try_recipe(plan, recipe, train_sources)
 
 

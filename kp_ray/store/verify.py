@@ -38,7 +38,10 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
     damaged_parts = [part for part, damage in zip(manifest.parts, damages, strict=True) if damage]
     if damaged_parts:
         with writer_lock(plan.store):  # without the lock, a part that is being rewritten could be deleted
-            damage_by_path = {part.path: _delete_if_damaged(plan.store, part) for part in damaged_parts}
+            manifest = read_manifest(plan.store)  # `augment` may have rewritten or removed parts meanwhile
+            damaged_paths = {part.path for part in damaged_parts}
+            parts = [part for part in manifest.parts if part.path in damaged_paths]
+            damage_by_path = {part.path: _delete_if_damaged(plan.store, part) for part in parts}
             problems = [f"{path}: {damage}" for path, damage in damage_by_path.items() if damage]
     if problems:
         return problems
@@ -74,7 +77,7 @@ def _delete_if_damaged(store: str, part: PartRecord) -> str | None:
 
 
 def _compare_rows(plan: Plan, chunk: Chunk, stored_paths: Mapping[str, str], unusable_sources: set[str]) -> list[str]:
-    """Remake the rows of a chunk's middle usable source; return one line per part whose rows differ.
+    """Remake the rows of a chunk's middle usable source; return one line per problem.
 
     Args:
         plan: the store's plan.
@@ -90,7 +93,10 @@ def _compare_rows(plan: Plan, chunk: Chunk, stored_paths: Mapping[str, str], unu
     for part in chunk.parts:
         part_rows = read_part(join(plan.store, stored_paths[part.path]))
         stored_rows = part_rows.filter(pc.equal(pc.field("source"), source.name))
-        variants, _ = make_variants(plan, source, [(part.recipe, part.copies)])
+        variants, refusals = make_variants(plan, source, [(part.recipe, part.copies)])
+        unavailable = next((item for item in refusals if item.stage == UNAVAILABLE), None)
+        if unavailable:
+            return [f"{join(plan.images, source.name)}: {unavailable.reason}: run verify again"]
         remade_rows = pa.Table.from_pylist([variant.to_row() for variant in variants], schema=stored_rows.schema)
         if str(stored_rows.to_pylist()) != str(remade_rows.to_pylist()):  # as text, because NaN (unlabelled) != NaN
             problems.append(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kp_ray import __version__
 from kp_ray.errors import StorageError, StoreError
-from kp_ray.storage import delete_file, file_sizes, filesystem, is_local, join, writer_lock
+from kp_ray.storage import delete_file, file_sizes, filesystem, hash_file, is_local, join, writer_lock
 from kp_ray.store.augment_record import AugmentRecord
 from kp_ray.store.convert import convert_layout
 from kp_ray.store.layout import current_path, has_store, is_in_recipe_folder
@@ -117,7 +117,7 @@ def _find_missing_parts(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
             current_path(record.path): record for record in manifest.parts if sizes.get(record.path) == record.num_bytes
         }
         quarantined = manifest.quarantined
-        _refuse_missing_images(plan, existing_records.values(), quarantined)
+        _refuse_missing_images(plan, existing_records.values())
     quarantined_by_source: dict[str, list[Quarantined]] = {}
     for item in quarantined:
         quarantined_by_source.setdefault(item.source, []).append(item)
@@ -140,17 +140,14 @@ def _find_missing_parts(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
     return _ReusedParts(tuple(reused_records), tuple(reused_quarantined)), incomplete_chunks
 
 
-def _refuse_missing_images(
-    plan: Plan, existing_records: Iterable[PartRecord], quarantined: Sequence[Quarantined]
-) -> None:
+def _refuse_missing_images(plan: Plan, existing_records: Iterable[PartRecord]) -> None:
     """Refuse to replace finished parts that hold variants of a source whose image file is missing.
 
     Raises:
         StoreError: such a part would be replaced; the message names the image.
+        StorageError: such a part may be replaced, but cannot be read.
     """
-    unusable_sources = {item.source for item in quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
-    missing_sources = plan.sources_without_image - unusable_sources  # unusable sources have no variants to protect
-    if not missing_sources:
+    if not plan.sources_without_image:
         return
     planned_paths = {part.path for part in plan.parts()}
     for record in existing_records:
@@ -159,13 +156,15 @@ def _refuse_missing_images(
         try:
             stored_sources = set(read_part(join(plan.store, record.path), ["source"])["source"].to_pylist())
         except StorageError:
+            if hash_file(join(plan.store, record.path))[1] == record.sha256:
+                raise
             continue  # the part is damaged, so there are no variants to protect
-        affected_sources = missing_sources & stored_sources
+        affected_sources = plan.sources_without_image & stored_sources
         if affected_sources:
             raise StoreError(
-                f"{join(plan.images, min(affected_sources))}: this image is missing, and the store holds its "
-                f"variants ({len(missing_sources)} labelled images are missing in total): put it back, or drop its row "
-                "from the labels"
+                f"{join(plan.images, min(affected_sources))}: this image is missing, and the store holds its variants "
+                f"({len(plan.sources_without_image)} labelled images are missing in total): put it back, or drop its "
+                "row from the labels"
             )
 
 

@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from kp_ray.checks.images import check_images
+from kp_ray.checks.images import _inspect_file, check_images
 from kp_ray.data.load import load_annotations
 from kp_ray.errors import StorageError
 from tests.helpers.data import SHARED
@@ -108,6 +108,16 @@ def test_the_finding_about_an_unsupported_format_names_the_format(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic")
     (finding,) = check_images(make_labels_for_names(["a.jpg"]), str(tmp_path))[0]
     assert (finding.kind, "a HEIC image" in finding.message) == ("unreadable", True)
+
+
+def test_an_image_that_is_too_large_or_has_an_unsupported_mode_is_not_called_truncated(tmp_path, monkeypatch):
+    monkeypatch.setattr("kp_ray.images.MAX_PIXELS", 64 * 48)
+    Image.new("F", (64, 48)).save(tmp_path / "a.tiff")
+    Image.new("1", (64, 49)).save(tmp_path / "b.png")
+    findings = {image: _inspect_file(image, str(tmp_path / image))[0] for image in ("a.tiff", "b.png")}
+    assert {finding.kind for finding in findings.values()} == {"unreadable"}
+    assert "mode F is not supported: convert" in findings["a.tiff"].message
+    assert "64x49 px is more than 3072 pixels: resize" in findings["b.png"].message
 
 
 def test_a_missing_folder_is_refused(tmp_path):

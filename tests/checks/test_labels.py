@@ -42,6 +42,15 @@ def test_mistakes_in_one_image_are_warnings_that_name_the_points_or_the_earlier_
     assert {finding.level for finding in findings} == {"warning"}
 
 
+def test_equal_labels_of_one_or_two_points_are_no_repetition():
+    xy = np.stack([make_person(0)] * 2)
+    xy[:, 3:] = np.nan
+    labels = make_labels(["a.jpg", "b.jpg"], xy)
+    assert [finding.kind for finding in check_labels(labels)] == ["repeated"]
+    xy[:, 2] = np.nan
+    assert check_labels(make_labels(["a.jpg", "b.jpg"], xy)) == []
+
+
 def test_points_outside_the_image_are_found_only_if_its_size_is_known():
     labels = make_labels(["a.jpg"], make_person()[None] + 1e5)
     assert check_labels(labels) == []

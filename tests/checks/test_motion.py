@@ -54,6 +54,20 @@ def test_a_leap_that_every_camera_saw_is_not_a_finding():
     assert list_findings(replace(labels, keypoints=leap)) == []
 
 
+def test_cameras_with_gaps_do_not_turn_motion_into_a_finding():
+    labels = make_clips("ABCD")
+    wrist = DACON24.names.index("left_wrist")
+    keypoints = labels.keypoints.copy()
+    keypoints[[frame == 4 for frame in labels.frames], wrist, :2] += 150
+    assert list_findings(replace(labels, keypoints=keypoints)) == []
+    gap = labels.images.index("walk_D-0000004.jpg")
+    keypoints[gap, wrist] = [np.nan, np.nan, 0]
+    assert list_findings(replace(labels, keypoints=keypoints)) == []
+    is_after_end = [camera == "D" and frame > 4 for camera, frame in zip(labels.cameras, labels.frames, strict=True)]
+    shorter_labels = replace(labels, keypoints=keypoints).select(np.flatnonzero(~np.array(is_after_end)))
+    assert list_findings(shorter_labels) == []
+
+
 def test_points_of_another_frame_are_found_by_comparison_with_other_cameras_even_in_fast_motion():
     labels = make_clips("ABCDE", num_frames=12, step_px=90)
     image = "walk_C-0000003.jpg"

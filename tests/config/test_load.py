@@ -175,6 +175,24 @@ def test_a_run_folder_that_was_moved_becomes_the_run_dir_of_its_config(tmp_path:
     assert load_run_config(str(tmp_path / "after" / "config.yaml")).run_dir == str(tmp_path / "before")
 
 
+def test_a_key_that_is_there_twice_is_refused_and_merged_keys_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("train: {max_iter: 500}\nseed: 1\ntrain: {base_lr: 0.01}\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml: not valid YAML: the key train is there twice .*line 3"):
+        load_config(str(path))
+    with pytest.raises(ConfigError, match=r"^--set train=.*the key seed is there twice"):
+        load_config(None, ["train={seed: 1, seed: 2}"])
+    path.write_text("tune: &base {num_trials: 3, seed: 1}\ntrain: {<<: *base, max_iter: 5}\n")
+    with pytest.raises(ConfigError, match="unknown key"):  # read as YAML, and refused for its keys
+        load_config(str(path))
+
+
+def test_a_run_folder_may_have_any_character_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "läufe \U0001f680"
+    build_config({"run_dir": str(folder)}).save()
+    assert load_run_config(str(folder)).run_dir == str(folder)
+
+
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "{}", "\ufeffseed: 42"])
 def test_an_empty_file_and_a_byte_order_mark_are_accepted(tmp_path: Path, text: str) -> None:
     assert load_config(write_config(tmp_path, text)) == Config()

@@ -25,7 +25,7 @@ def test_an_image_name_gives_scene_camera_and_frame(image, expected):
     assert parse_name(image) == expected
 
 
-@pytest.mark.parametrize("image", ["a.jpg", "a/b.jpg", "사진.jpg", "a b#%.jpg", "a..b.jpg"])
+@pytest.mark.parametrize("image", ["a.jpg", "a/b.jpg", "사진.jpg", "a b#%.jpg", "a..b.jpg", "3.00\u202fPM\u3000.png"])
 def test_a_name_inside_the_image_folder_is_accepted(image):
     assert check_image_name(image, "labels.csv") == image
 

@@ -59,6 +59,16 @@ def test_files_with_equal_base_names_are_matched_by_their_folders() -> None:
     assert {name: match.file for name, match in matches.items()} == {names[0]: "cam1/1.jpg", names[1]: "cam2/1.jpg"}
 
 
+def test_a_file_in_no_folder_and_a_file_in_many_folders_are_matched_by_the_end_of_their_paths() -> None:
+    files = ["1.jpg", "a/cam1/1.jpg", "b/cam1/1.jpg", "b/cam2/1.jpg"]
+    matches = match_names(["/data/b/cam1/1.jpg", "cam2/1.jpg"], files[1:])
+    assert {name: match.file for name, match in matches.items()} == {
+        "/data/b/cam1/1.jpg": "b/cam1/1.jpg",
+        "cam2/1.jpg": "b/cam2/1.jpg",
+    }
+    assert match_names(["/data/a/cam1/1.jpg"], files) == {}, "1.jpg and a/cam1/1.jpg are both ends of the name"
+
+
 def test_names_that_differ_in_case_unicode_form_encoding_or_backslashes_are_spellings_of_one_name() -> None:
     same_name_cases = {
         case for case, (_, file, difference) in CASES.items() if NameMatch(file, difference).is_same_spelling

@@ -1,5 +1,6 @@
 """The forecast of `augment` agrees with the store that `augment` then writes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,15 @@ def test_the_forecast_agrees_with_the_written_store(store_config: Config, sample
     assert forecast.bytes == pytest.approx(sum(part.num_bytes for part in manifest.parts), rel=0.2)
     assert forecast.probed > 0
     assert forecast_augment(make_plan(store_config), store_config).parts_kept == len(manifest.parts)
+
+
+def test_the_forecast_counts_the_parts_of_an_interrupted_run(store_config: Config, tmp_path: Path) -> None:
+    shutil.copytree(store_config.path("store"), tmp_path / "run" / "store")
+    (tmp_path / "run" / "store" / "_manifest.json").unlink()
+    config = tiny_config(store_config.data.model_dump(), tmp_path / "run")
+    assert forecast_augment(make_plan(config), config).parts_kept == len(
+        read_manifest(store_config.path("store")).parts
+    )
 
 
 def test_the_forecast_has_two_lines_of_text_and_one_json_object(sample_config: Config) -> None:
@@ -50,7 +60,8 @@ def test_the_number_of_cpus_comes_from_the_config_and_divides_the_time(sample_co
 
 
 @pytest.mark.parametrize(
-    ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (12_345, "12.3 kB"), (5e9, "5 GB"), (2e16, "2e+04 TB")]
+    ("num_bytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (12_345, "12.3 kB"), (999_600, "1 MB"), (5e9, "5 GB"), (2e16, "2e+04 TB")],
 )
 def test_sizes_have_at_most_three_digits_and_a_unit(num_bytes: float, text: str) -> None:
     assert format_size(num_bytes) == text

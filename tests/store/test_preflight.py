@@ -87,6 +87,21 @@ def refuse_to_begin(verb: str) -> Any:
     raise AssertionError(f"{verb} began")
 
 
+def test_a_recipe_that_new_settings_make_fail_is_refused_and_its_stored_rows_stay(
+    sample_data: dict[str, Any], tmp_path: Path, ray_cluster: None
+) -> None:
+    recipes = ["Original", "CenterCrop_1"]
+    stage = AugmentStage()
+    config = config_with_augment(sample_data, tmp_path, recipes=recipes, oversize="scale")
+    summary = stage.run(config, no_progress)
+    stage.check(config)
+    with pytest.raises(
+        ConfigError, match=r"CenterCrop_1 fails on each of the \d+ images .*: set augment\.oversize=scale"
+    ):
+        stage.check(config_with_augment(sample_data, tmp_path, recipes=recipes, oversize="error"))
+    assert stage.run(config, no_progress).parts_kept == summary.parts_written
+
+
 def test_unreadable_images_do_not_count_against_a_recipe(sample_data: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(sample_data["images"], tmp_path / "images")
     for path in (tmp_path / "images").iterdir():

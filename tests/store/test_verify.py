@@ -45,6 +45,18 @@ def test_a_store_with_unlabelled_points_is_sound(sample_data: dict[str, Any], tm
     assert verify_store(make_plan(config)) == []
 
 
+def test_rows_are_not_called_wrong_while_their_images_cannot_be_read(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tiny_config(copy_images(sample_data, tmp_path / "images"), tmp_path / "run")
+    write_store(make_plan(config))
+    plan = make_plan(config)
+    (tmp_path / "images").rename(tmp_path / "moved")
+    problems = verify_store(plan)
+    assert problems
+    assert all("differ" not in problem and problem.endswith(": run verify again") for problem in problems)
+
+
 def test_parts_of_another_config_are_reported(store_config: Config, tmp_path: Path) -> None:
     plan_with_other_seed = make_plan(tiny_config(store_config.data.model_dump(), Path(store_config.run_dir), seed=7))
     (problem,) = verify_store(plan_with_other_seed)

@@ -358,6 +358,22 @@ def test_a_run_is_refused_while_a_stored_image_is_missing_and_still_labelled(
     assert store_files(config) == before
 
 
+def test_variants_of_an_image_that_failed_once_and_then_vanished_are_not_deleted(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    data = copy_images(sample_data, tmp_path / "images")
+    write_store(make_plan(tiny_config(data, tmp_path / "run")))
+    config = tiny_config(data, tmp_path / "run", augment={"recipes": ["Original", "Rotate45_CenterCrop", "Rotate45"]})
+    plan = make_plan(config)
+    lost_path = tmp_path / "images" / load_annotations(sample_data["annotations"]).images[5]
+    lost_path.unlink()  # after the driver planned the store, so that a worker cannot read the image
+    assert write_store(plan).quarantined == 1
+    before = store_files(config)
+    with pytest.raises(StoreError, match=rf"{lost_path}: this image is missing, and the store holds its variants"):
+        write_store(make_plan(config))
+    assert store_files(config) == before
+
+
 # Failures.
 
 

@@ -1,0 +1,29 @@
+"""How unusual an error is."""
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from kp_ray.suspects.residuals import _medians_of_other_frames
+
+
+@given(
+    arrays(
+        np.float64, st.tuples(st.integers(1, 9), st.integers(1, 3)), elements=st.sampled_from([0, 1, 2.5, 7, np.nan])
+    ),
+    st.data(),
+)
+def test_the_median_of_the_other_frames_leaves_out_the_frame_itself(
+    residuals: npt.NDArray[np.float64], data: st.DataObject
+) -> None:
+    clips = data.draw(st.lists(st.sampled_from("ab"), min_size=len(residuals), max_size=len(residuals)))
+    medians = _medians_of_other_frames(residuals, clips)
+    for row, column in np.ndindex(residuals.shape):
+        others = [
+            residuals[other, column]
+            for other, clip in enumerate(clips)
+            if clip == clips[row] and other != row and np.isfinite(residuals[other, column])
+        ]
+        assert medians[row, column] == (np.median(others) if others else 0)
