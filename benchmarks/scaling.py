@@ -13,7 +13,6 @@ Results: benchmarks/results/scaling.{md,json}.
 import argparse
 import json
 import shutil
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -39,10 +38,9 @@ def augment_twice(config: Path, folder: Path, *overrides: str) -> dict[str, Any]
     shm_bytes = shutil.disk_usage("/dev/shm").used
     peaks = {"driver_mib": 0.0, "worker_mib": 0.0, "object_store_mib": 0.0}
     began, ticks = time.monotonic(), cpu_time()
-    with open(folder / "out", "w") as out:
-        driver = psutil.Popen(
-            kp_ray_command("augment", config, f"run_dir={run_dir}", *overrides), stdout=out, stderr=subprocess.DEVNULL
-        )
+    with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
+        command = kp_ray_command("augment", config, f"run_dir={run_dir}", *overrides)
+        driver = psutil.Popen(command, stdout=out, stderr=err)
         while driver.poll() is None:
             for kind, value in _measure_memory(driver).items():
                 peaks[kind] = max(peaks[kind], value)
@@ -52,9 +50,7 @@ def augment_twice(config: Path, folder: Path, *overrides: str) -> dict[str, Any]
             time.sleep(SAMPLE_EVERY_S)
     wall_s, stolen = time.monotonic() - began, stolen_since(ticks)
     if driver.returncode:
-        raise SystemExit(
-            f"kp-ray augment: failed (got exit code {driver.returncode}): run kp-ray sample and kp-ray augment by hand"
-        )
+        raise SystemExit(f"kp-ray augment: failed: {(folder / 'err').read_text()[-2000:]}")
     summary = json.loads((folder / "out").read_text().splitlines()[-1])
     began = time.monotonic()
     second_run = run_kp_ray("augment", config, f"run_dir={run_dir}", *overrides)

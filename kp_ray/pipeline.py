@@ -178,7 +178,8 @@ def run_pipeline(
                 summaries[verb] = runner.run(stage, dashboard=dashboard)
                 on_end(verb, summaries[verb])
             elif verb == "tune" and config.tune.num_trials:
-                say("tune: skipped, because the store has no validation rows")
+                reason = "the store has no validation rows" if config.train.tuned else "train.tuned is false"
+                say(f"tune: skipped, because {reason}")
             if verb == "augment" and not has_current_store:
                 _check_stages(config, stages)
     return _summarize(config, summaries)
@@ -193,6 +194,7 @@ def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
         Whether the store holds every variant that the config plans.
     """
     from kp_ray.store.layout import has_store
+    from kp_ray.training.settings import refuse_late_search
 
     augment = stages["augment"]
     augment.check(config)
@@ -201,6 +203,8 @@ def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
     for verb, stage in stages.items():
         if not (has_stale_store and verb in ("train", "tune")) and stage.applies(config):
             stage.check(config)
+    if has_current_store and stages["tune"].applies(config) and not stages["tune"].is_done(config):
+        refuse_late_search(config)
     return has_current_store
 
 
@@ -225,8 +229,8 @@ def find_next_verb(verb: str, config: Config) -> str | None:
         verb: the finished verb.
         config: the configuration that it ran with.
     """
-    if verb == "augment":  # `train` is not checked, because its check would import torch
-        return "train"
+    if verb == "augment":  # the next verb is not checked, because its check would import torch
+        return "tune" if make_stage("tune").applies(config) else "train"
     for next_verb in _NEXT_VERBS.get(verb, ()):
         with contextlib.suppress(KpRayError):
             stage = make_stage(next_verb)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from kp_ray.errors import ConfigError, StoreError
-from kp_ray.pipeline import STAGES, Runner, forecast_stage, make_stage
+from kp_ray.pipeline import STAGES, Runner, find_next_verb, forecast_stage, make_stage
 from kp_ray.stage import no_progress
 from kp_ray.training.search_result import SearchResult, write_result
 from kp_ray.training.settings import record_settings
@@ -86,6 +86,17 @@ def test_tune_comes_before_train_and_train_prints_the_tuned_settings(tmp_path: P
         summary = runner.run(make_stage("train"), dashboard=False)
     assert lines == [search_result.describe()]
     assert summary.lines() == [f"member a: finished before, in {config.member_dir('a')}"]
+
+
+def test_the_verb_after_augment_is_tune_if_train_would_use_a_search(tmp_path: Path) -> None:
+    write_small_store(tmp_path / "store")
+    for sections, verb in (
+        ({}, "tune"),
+        ({"tune": {"num_trials": 0}}, "train"),
+        ({"train": {"tuned": False}}, "train"),
+    ):
+        config = tiny_config({}, tmp_path, **{"tune": {"num_trials": 2}, **sections})
+        assert find_next_verb("augment", config) == verb
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ class ClipMotion:
             point's: distance to its position interpolated between the two neighbour frames.
         neighbor_distance: (T, 1 + K) distances between the two neighbour frames.
         swap_ratio: (T, P) per flip pair, the deviation of its two points after they are swapped, divided by the
-            deviation before; 1 where the deviation is at most `_SWAP_FLOOR`.
+            deviation before; 1 where the deviation is at most `_SWAP_FLOOR` or the pair is not labelled.
     """
 
     rows: list[int]
@@ -87,8 +87,8 @@ class MotionSuspect:
         points: indices of the concerned keypoints; of a swapped pair, both.
         deviation_px: (1 + K) distances in pixels from the neighbour frames: the person's, then each point's.
         matching_frame: number of the frame whose points the row holds instead of its own; None if that is not known.
-        strength: 1 or more: the largest ratio of a deviation to its limit; for swapped pairs, the ratio of
-            `_SWAP_RATIO` to the smallest swap ratio.
+        strength: 1 or more: the largest ratio of a deviation to the limit that follows from `_JUMP_FLOOR` and
+            `_JUMP_RATIO`; for swapped pairs, the ratio of `_SWAP_RATIO` to the smallest swap ratio.
     """
 
     row: int

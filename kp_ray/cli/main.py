@@ -28,7 +28,9 @@ class _Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            say("stopped; run the same command to resume")
+            resuming_verbs = ("augment", "train", "tune", "crossval", "predict", "suspects", "run")
+            advice = "; run the same command to resume" if ctx.invoked_subcommand in resuming_verbs else ""
+            say(f"stopped{advice}")
             raise typer.Exit(130) from None
 
 
@@ -44,7 +46,7 @@ RunArgument = Annotated[
     str | None, typer.Argument(metavar="RUN", help="The run folder, or the configuration file that names it.")
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. train.max_iter=500.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set e.g. train.max_iter=500; may be repeated.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object at the end of stdout.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan; start and write nothing.")]
@@ -109,7 +111,7 @@ def _command(verb: str | None, path: str | None, overrides: list[str] | None) ->
 
 def _require_path(path: str | None) -> str:
     if path is None:
-        raise ConfigError("name the configuration file, e.g. kp-ray VERB config.yaml")
+        raise ConfigError("name the configuration file; report and export also take the run folder")
     return path
 
 
@@ -251,7 +253,7 @@ def evaluate(
     submission: Annotated[str | None, typer.Option(help="Score this CSV instead of the run's predictions.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score the predictions, or any submission, against data.truth."""
+    """Score the predictions, or any submission, against data.truth or the labels of the predicted split."""
     from kp_ray.cli.tables import print_evaluation
     from kp_ray.prediction.stage import EvaluateStage
 
@@ -261,7 +263,6 @@ def evaluate(
     with show_progress("evaluate") as progress:
         summary = stage.run(run_config, progress)
     print_evaluation(summary.rows())
-    # The score of a submission is printed, but not kept for the report.
     _print_summary(summary, as_json, None if submission else _command("report", config, overrides))
 
 
@@ -271,10 +272,7 @@ def fuse(
     out: Annotated[str | None, typer.Option(metavar="C.csv", help="File for the fused submission.")] = None,
     weights: Annotated[str | None, typer.Option(metavar="2,1,...", help="A weight per file; default: equal.")] = None,
     fusion: Annotated[Literal["mean", "median"], typer.Option(help="Same as predict.fusion.")] = "mean",
-    reject_sigmas: Annotated[
-        float | None,
-        typer.Option(help="Same as predict.reject_sigmas: distance from the median in robust sigmas."),
-    ] = None,
+    reject_sigmas: Annotated[float | None, typer.Option(help="Same as predict.reject_sigmas.")] = None,
     missing: Annotated[Literal["fill", "zeros"], typer.Option(help="Same as predict.missing.")] = "fill",
     as_json: JsonOption = False,
 ) -> None:

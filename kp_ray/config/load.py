@@ -74,6 +74,8 @@ def load_run_config(path: str, overrides: Sequence[str] = ()) -> Config:
         ConfigError, StorageError: as `load_config`.
     """
     saved_config = join(path, "config.yaml")
+    if not path.endswith((".yaml", ".yml")) and exists(path) and not exists(saved_config):
+        raise ConfigError(f"{path}: holds no config.yaml: name another run folder, or a configuration file")
     if exists(saved_config):
         return load_config(saved_config, [f"run_dir={json.dumps(path, ensure_ascii=False)}", *overrides])
     return load_config(path, overrides)
@@ -96,16 +98,21 @@ def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
         return Config.model_validate(dict(values))
     except ValidationError as error:
         first_error = error.errors()[0]
-        key = one_line(".".join(str(part) for part in first_error["loc"]))
+        # Pydantic adds the tags of `train.num_workers` to the location, which are no keys.
+        key = one_line(".".join(str(part) for part in first_error["loc"] if part not in ("number", "range")))
         if first_error["type"] == "extra_forbidden":
             suggestions = get_close_matches(str(first_error["loc"][-1]), _sibling_keys(first_error["loc"]), n=1)
             fix = f"; did you mean {suggestions[0]}?" if suggestions else ": delete it, or correct its name"
             message = f"unknown key{fix}"
         else:
-            value = URL_CREDENTIALS.sub("***@", repr(first_error["input"]))
-            message = first_error["msg"].removeprefix("Value error, ") + (f" (got {value:.100})" if key else "")
+            message = first_error["msg"].removeprefix("Value error, ")
+            if isinstance(first_error["input"], Mapping) and first_error["type"] == "value_error":
+                key, message = "", f"{key}.{message}" if key else message  # the message of a section names the key
+            else:
+                value = URL_CREDENTIALS.sub("***@", repr(first_error["input"]))
+                message += f" (got {value:.100})"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        place = f"{name}: {key}" if key else name  # a message about several sections names its own key
+        place = f"{name}: {key}" if key else name
         raise ConfigError(f"{place}: {one_line(message)}{more}") from error
 
 

@@ -56,10 +56,10 @@ class PredictConfig(Section):
     @model_validator(mode="after")
     def _check_actors_and_weights(self) -> "PredictConfig":
         if self.actors[0] > self.actors[1]:
-            raise ValueError(f"actors: [smallest, largest] expected, got {list(self.actors)}")
+            raise ValueError(f"actors: [smallest, largest] is expected (got {list(self.actors)}): exchange the numbers")
         if len(set(self.members or ())) < len(self.members or ()):
-            raise ValueError("members: a member is listed twice")
+            raise ValueError(f"members: a member is listed twice (got {list(self.members or ())}): list it once")
         for member, value in ({} if isinstance(self.weights, str) else self.weights).items():
             if min(value.values() if isinstance(value, dict) else [value], default=0) < 0:
-                raise ValueError(f"weights: {member}: a weight is 0 or more, got {value}")
+                raise ValueError(f"weights: {member}: a weight is negative (got {value}): set 0 or more")
         return self

@@ -54,7 +54,7 @@ class WorkerRange(Section):
     @model_validator(mode="after")
     def _check_order(self) -> "WorkerRange":
         if self.min > self.max:
-            raise ValueError(f"min {self.min} is more than max {self.max}")
+            raise ValueError(f"min: is more than max (got {self.min} and {self.max}): lower it")
         return self
 
 
@@ -158,7 +158,7 @@ class TrainConfig(Section):
         if not names:
             raise ValueError("members: name at least one")
         if len(set(names)) != len(names):
-            raise ValueError(f"members: two members share a name: {', '.join(names)}")
+            raise ValueError(f"members: two members share a name: {', '.join(names)}: rename one")
         if "ensemble" in names:
             raise ValueError("members: `ensemble` names the fused result: choose another name")
         if self.precision == "fp16" and self.use_gpu is False:

@@ -69,9 +69,11 @@ class TuneConfig(Section):
             low, high = getattr(self, name)
             above_0 = "0 < " if name in ("base_lr", "weight_decay", "gamma") else ""
             if low > high or (above_0 and low <= 0):
-                raise ValueError(f"{name}: a range is [low, high] with {above_0}low <= high, got [{low}, {high}]")
+                raise ValueError(
+                    f"{name}: not a range (got [{low}, {high}]): set [low, high] with {above_0}low <= high"
+                )
         if self.gamma[1] > 1:
-            raise ValueError(f"gamma: at most 1, got {self.gamma[1]}")
+            raise ValueError(f"gamma: is more than 1 (got {self.gamma[1]}): set at most 1")
         for name in ("schedules", "flips"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: the list is empty: name at least one value")

@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
 from kp_ray.config.types import DecodeMethod
 from kp_ray.keypoints import CONTINUOUS_OFFSET, FloatArray, Skeleton
-from kp_ray.models.inputs import to_dataset_dict
 
 EXPECTATION_RADIUS = 3
 """Largest distance in bins, in x and in y, from a heat map's peak to a bin that counts in the expectation."""
@@ -78,25 +76,6 @@ def expected_points(heatmaps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor
     # Sums instead of a matrix product, in which GPUs may round the numbers to ten bits (TF32).
     means = torch.stack([(probabilities * (axis + 0.5)).sum(dim=2) for axis in (x, y)], dim=2)
     return boxes[:, None, :2] + means / side * (boxes[:, 2:] - boxes[:, :2])[:, None]
-
-
-def detect_people(
-    model: torch.nn.Module,
-    cfg: CfgNode,
-    skeleton: Skeleton,
-    rows: Sequence[Mapping[str, Any]],
-    decode: DecodeMethod = "argmax",
-) -> list[list[Detection]]:
-    """Detect the people in each row's image, best score first.
-
-    Args:
-        model: a model in evaluation mode.
-        cfg: the model's config, which gives the test size.
-        skeleton: the model's keypoints.
-        rows: mappings with `image` (JPEG bytes, or a decoded (H, W, 3) BGR array), `width` and `height`.
-        decode: as in `read_instances`.
-    """
-    return detect_in_inputs(model, [to_dataset_dict(row, cfg, skeleton, rng=None) for row in rows], decode)
 
 
 def detect_in_inputs(

@@ -215,6 +215,12 @@ def check_combinations(config: Config, cfg: CfgNode) -> None:
         raise ConfigError(
             "model.cfg.SOLVER.BASE_LR_END: train.schedule multistep ignores it: remove it, or set train.schedule=cosine"
         )
+    searches_cosine = config.tune.num_trials > 0 and "cosine" in config.tune.schedules
+    if "SOLVER.BASE_LR_END" in options and searches_cosine and config.tune.base_lr[0] < cfg.SOLVER.BASE_LR_END:
+        raise ConfigError(
+            f"model.cfg.SOLVER.BASE_LR_END: is above the search's lowest rate (got {cfg.SOLVER.BASE_LR_END:g}, tune."
+            f"base_lr begins at {config.tune.base_lr[0]:g}): lower it, or raise tune.base_lr"
+        )
     if cfg.CUDNN_BENCHMARK and train.deterministic:
         raise ConfigError("model.cfg.CUDNN_BENCHMARK: train.deterministic excludes it: set one of them to false")
     for name in POSITIVE_OPTIONS:

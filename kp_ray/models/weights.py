@@ -97,7 +97,9 @@ def load_member(
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ModelError(f"{weights_path}: does not fit the {CFG_NAME} beside it: restore both, or retrain") from error
+        raise ModelError(
+            f"{weights_path}: does not fit the {CFG_NAME} beside it: restore both, or delete both and run train"
+        ) from error
     return model.eval(), cfg
 
 
@@ -112,7 +114,8 @@ def read_keypoint_names(folder: str) -> tuple[str, ...] | None:
     try:
         names = torch.load(io.BytesIO(read_bytes(path)), map_location="meta", weights_only=True).get("keypoints")
     except _LOAD_ERRORS as error:
-        raise ModelError(f"{path}: damaged ({one_line(error)}): delete it and run train") from error
+        fix = "restore it, or delete it and train the member again in its own run"
+        raise ModelError(f"{path}: damaged ({one_line(error)}): {fix}") from error
     return None if names is None else tuple(names)
 
 
@@ -155,9 +158,10 @@ def load_weights(
         content = _read_weights(url)
     except (OSError, KpRayError, *_LOAD_ERRORS) as error:
         reason = one_line(error) or type(error).__name__
-        raise ModelError(
-            f"{setting}: {url}: cannot be read ({reason}): give a file or URL that is reachable"
-        ) from error
+        fix = "give a .pth file of tensors, or a .pkl file of the model zoo"
+        if isinstance(error, OSError | KpRayError):
+            fix = "give a file or URL that is reachable"
+        raise ModelError(f"{setting}: {url}: cannot be read ({reason}): {fix}") from error
     recorded_names = content.keypoints
     if recorded_names is not None and not set(recorded_names) & set(skeleton.names):
         raise ModelError(

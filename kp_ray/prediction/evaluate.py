@@ -160,10 +160,10 @@ def _read_store_truth(config: Config, split: str, skeleton: Skeleton) -> Truth:
 def _read_sizes(config: Config, images: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Read the images' sizes (width, height) in pixels; (0, 0) for an image that cannot be opened.
 
-    Without `data.test_images` the result is empty.
+    The result is empty without `data.test_images`, and with `predict.images`, which can name other images.
     """
     folder = config.data.test_images
-    if folder is None:
+    if folder is None or config.predict.images is not None:
         return {}
 
     def read_size(image: str) -> tuple[int, int]:

@@ -114,9 +114,11 @@ def write_fused(config: Config, cost: PredictionCost) -> PredictionDetails:
         )
     weights = resolve_weights(config, predictions.members, skeleton)
     fusion = fuse_predictions(config, predictions, range(len(predictions.members)), weights)
-    has_changed = _write_submission(config, sample, predictions, fusion, skeleton)
     evaluation_path = config.path("evaluation.json")
-    if (cost.predicted or has_changed) and exists(evaluation_path):
+    if cost.predicted and exists(evaluation_path):  # before a kill can leave it beside the new submission
+        delete_file(evaluation_path)
+    has_changed = _write_submission(config, sample, predictions, fusion, skeleton)
+    if has_changed and exists(evaluation_path):
         delete_file(evaluation_path)
     details_path = config.path("predict.json")
     details = _make_details(config, predictions, fusion, cost)

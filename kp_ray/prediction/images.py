@@ -66,10 +66,9 @@ def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[Ima
         folder = setting or config.require_input("test_images")
         names = list(sample.images) if sample and setting is None else list_images(folder)
     if not names:
-        raise DataError(
-            f"{setting or 'data.test_images: ' + str(folder)}: lists no image: add images, or correct predict.images"
-        )
-    origin = setting or "the sample submission"
+        key = "predict.images" if setting else "data.test_images"
+        raise DataError(f"{key}: {setting or folder}: holds no image: add images, or correct {key}")
+    origin = setting or (f"data.sample_submission: {config.data.sample_submission}" if sample else str(folder))
     _check_names(names, folder, origin)
     return _list_file_refs(names, folder, origin)
 
@@ -115,10 +114,8 @@ def _list_file_refs(names: Sequence[str], folder: str | None, origin: str) -> li
     versions = [_version(infos.get(name) or infos.get(posixpath.normpath(name))) for name in names]
     refs = [ImageRef(*values) for values in zip(names, paths, [None] * len(names), versions, strict=True)]
     if all(ref.version == MISSING for ref in refs):
-        raise DataError(
-            f"{origin}: none of its {len(refs)} images exists, e.g. {shorten(refs[0].path)}: correct "
-            "data.test_images, or the names"
-        )
+        fix = "correct data.test_images, or the names" if has_relative_names else "correct the names"
+        raise DataError(f"{origin}: none of its {len(refs)} images exists, e.g. {shorten(refs[0].path)}: {fix}")
     return refs
 
 
@@ -186,7 +183,7 @@ def _list_store_refs(config: Config, split: str) -> list[ImageRef]:
             refs.setdefault(source, stored_image_ref(source, part, row))
     if not refs:
         fix = "raise split.fraction" if split == "val" else "add Original to augment.recipes"
-        raise StoreError(f"{store}: the split {split} holds no unaugmented image: {fix} and augment again")
+        raise StoreError(f"{store}: the split {split} holds no unaugmented image: {fix} and run augment")
     return list(refs.values())
 
 

@@ -25,7 +25,7 @@ from kp_ray.prediction.records import (
 )
 from kp_ray.prediction.settings import describe_actors
 from kp_ray.stage import Progress, check_inputs
-from kp_ray.storage import exists
+from kp_ray.storage import exists, read_json
 from kp_ray.store.layout import has_store
 from kp_ray.store.skeleton import run_skeleton
 
@@ -278,8 +278,12 @@ class EvaluateStage:
 def _check_untrained_members(config: Config) -> None:
     """Refuse mirrored views of members that are not trained yet and may be trained without flips."""
     section, own_folders = config.train, [config.member_dir(member.name) for member in config.train.members]
-    is_searched = section.tuned and config.tune.num_trials > 0
+    has_validation_rows = config.split.folds is not None or config.split.fraction > 0
+    is_searched = section.tuned and config.tune.num_trials > 0 and has_validation_rows
     has_flips = False not in config.tune.flips if is_searched else section.flip
+    result_path = config.path("tune", "result.json")
+    if is_searched and exists(result_path):
+        has_flips = read_json(result_path, "delete it and run tune")["train"].get("flip", section.flip)
     folders = [folder for folder in list_members(config).values() if folder in own_folders]
     if "flip" in config.predict.tta and not has_flips and not all(is_trained(folder) for folder in folders):
         fix = "tune.flips=[true]" if is_searched else "train.flip=true"

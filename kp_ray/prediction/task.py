@@ -116,7 +116,8 @@ def _check_member(config: Config, name: str, folder: str, skeleton: Skeleton) ->
         has_flips = inputs.get("RANDOM_FLIP") != "none"
         input_size = InputSize(int(inputs["MIN_SIZE_TEST"]), int(inputs["MAX_SIZE_TEST"]))
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: damaged ({one_line(error)}): train member {name} again") from error
+        fix = f"restore it, or delete {FINAL_WEIGHTS} beside it and run train in that run"
+        raise ModelError(f"{path}: damaged ({one_line(error)}): {fix}") from error
     if num_keypoints != len(skeleton):
         raise ModelError(
             f"{path}: member {name} has another number of keypoints than the labels (got {num_keypoints}, expected "

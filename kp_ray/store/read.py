@@ -68,9 +68,8 @@ def select_parts(
         refuse_fold_leaks(store, manifest.folds)
     num_folds = len(manifest.folds) if manifest.folds else 0
     if fold is not None and not 0 <= fold < num_folds:
-        raise StoreError(
-            f"{store}: has no fold {fold} (it has {num_folds} folds): name another fold, or set split.folds"
-        )
+        fix = f"name one from 0 to {num_folds - 1}" if num_folds else "name no fold, or set split.folds and run augment"
+        raise StoreError(f"{store}: has no fold {fold} (it has {num_folds} folds): {fix}")
     # Not `manifest.recipes`: validation sources are stored as `Original`, which the training recipes may lack.
     stored_recipes = {part.recipe for part in manifest.parts}
     for name in recipes or ():

@@ -11,7 +11,6 @@ from kp_ray.crossval.groups import group_members
 from kp_ray.crossval.score import read_out_of_fold
 from kp_ray.crossval.stage import CrossvalStage
 from kp_ray.data.load import load_labels
-from kp_ray.errors import ConfigError
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.member_files import is_trained
 from kp_ray.stage import Progress, Summary, check_inputs
@@ -19,6 +18,30 @@ from kp_ray.suspects.evidence import SUSPICIOUS_SCORE
 from kp_ray.suspects.files import CORRECTIONS_FILE, SUSPECTS_FILE, write_corrections, write_suspects
 from kp_ray.suspects.rank import Suspect, rank_suspects
 from kp_ray.suspects.residuals import body_sizes
+
+
+@dataclass(frozen=True)
+class LabelsForecast:
+    """Forecast of a ranking by the labels alone.
+
+    Attributes:
+        num_images: number of labelled images.
+        missing_predictions_reason: why predictions would not be used.
+    """
+
+    num_images: int
+    missing_predictions_reason: str
+
+    def lines(self) -> list[str]:
+        """Return the lines of text for the terminal."""
+        return [
+            f"{self.num_images} labelled images, ranked by motion and repetition of the labels alone: "
+            f"{self.missing_predictions_reason}"
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plain values for `--json`."""
+        return {"images": self.num_images, "without_predictions": self.missing_predictions_reason}
 
 
 @dataclass(frozen=True)
@@ -140,13 +163,9 @@ class SuspectsStage:
         )
 
     def forecast(self, config: Config) -> Summary:
-        """Forecast the predictions that `crossval` would make.
-
-        Raises:
-            ConfigError: no predictions can be made.
-        """
+        """Forecast the predictions that `crossval` would make, or say that the labels alone would be read."""
         if reason := explain_missing_predictions(config):
-            raise ConfigError(f"--dry-run: suspects would only read the labels ({reason}): leave --dry-run out")
+            return LabelsForecast(len(load_labels(config)), reason)
         return CrossvalStage().forecast(config)
 
 

@@ -156,7 +156,7 @@ def restore_state(
         state.ema = copy.deepcopy(state.model).eval()
     if checkpoint is None:
         return 0, loaded_weights
-    content = _read_checkpoint(checkpoint)
+    content = _read_checkpoint(checkpoint, worker.folder)
     return state.load_checkpoint(content, worker.world_size, worker.cfg.SOLVER.MAX_ITER), loaded_weights
 
 
@@ -216,14 +216,14 @@ def publish_member(state: TrainState, worker: Worker) -> None:
     if reports:
         sign = -1 if metric_mode(worker.config.train.best_metric) == "max" else 1
         best = min(reports, key=lambda report: sign * report.metrics[SCORE])
-        content = _read_checkpoint(best.checkpoint)
+        content = _read_checkpoint(best.checkpoint, worker.folder)
         weights = {"model": content["average"] or content["model"], "keypoints": list(worker.skeleton.names)}
         save_torch_file(join(worker.folder, "model_best.pth"), {**weights, "iteration": content["iteration"]})
     save_model(state.final_model, worker.cfg, worker.folder, worker.skeleton)
 
 
-def _read_checkpoint(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
-    """Read a checkpoint.
+def _read_checkpoint(checkpoint: ray.train.Checkpoint, member_folder: str) -> dict[str, Any]:
+    """Read a checkpoint of the member in `member_folder`.
 
     Raises:
         StorageError: the checkpoint is missing or damaged.
@@ -234,7 +234,6 @@ def _read_checkpoint(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
         with checkpoint.as_directory() as folder:
             return dict(torch.load(Path(folder, CHECKPOINT_NAME), map_location="cpu", weights_only=True))
     except (FileNotFoundError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        member_folder = checkpoint.path.rstrip("/").rpartition("/")[0]
         raise StorageError(
             f"{path}: missing or damaged ({one_line(error)}): delete {member_folder} to train the member again"
         ) from error

@@ -76,9 +76,9 @@ class TrainingLog:
         num_workers = self.worker.world_size
         for entry in read_training_log(self.worker.folder) if self.start else ():
             batches_so_far = int((entry.iteration + 1) * entry.values.get("workers", 1))  # of all workers together
-            if batches_so_far <= self.start * num_workers:
-                iteration = max(0, batches_so_far // num_workers - 1)
-                yield LogEntry(iteration, {**entry.values, "workers": num_workers})
+            num_iterations = round(batches_so_far / num_workers)  # rounded like `start`
+            if num_iterations <= self.start:
+                yield LogEntry(max(0, num_iterations - 1), {**entry.values, "workers": num_workers})
 
     def _copy(self) -> None:
         for path in Path(self.local_folder.name).rglob("*"):

@@ -128,8 +128,9 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
         own_config.save()
         trained_members: dict[str, MemberSummary] = {}
         if pending:  # if every member is finished, there may be no cluster
-            if exists(config.path("crossval.json")):
-                delete_file(config.path("crossval.json"))  # its scores are those of the earlier members
+            for name in ("crossval.json", "evaluation.json"):  # their scores are those of the earlier members
+                if exists(config.path(name)):
+                    delete_file(config.path(name))
             trained_members = _fit_members(config, search, pending, progress, max_running=max_running, use_gpu=use_gpu)
     summaries = []
     for member in config.train.members:

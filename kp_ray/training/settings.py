@@ -10,7 +10,7 @@ from detectron2.solver import build_lr_scheduler
 
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
-from kp_ray.errors import ConfigError, ModelError, one_line
+from kp_ray.errors import ConfigError, ModelError, RunStateError, one_line
 from kp_ray.fingerprint import encode_fields, refuse_difference
 from kp_ray.models.presets import build_cfg, check_network, scale_cfg
 from kp_ray.storage import exists, is_local, join, read_json, write_bytes
@@ -101,6 +101,25 @@ def check_member_settings(config: Config, *, from_search: bool = False) -> None:
             f"{own_settings_fix}give the member another name, choose another run_dir, or delete this folder to train "
             "the member again",
         )
+
+
+def refuse_late_search(config: Config) -> None:
+    """Refuse a search for members that already began with the config's own settings.
+
+    Such members are refused if the search finds better settings, which would be known only hours later.
+
+    Raises:
+        RunStateError: a member in this run folder began without a search.
+        StorageError: recorded settings are damaged.
+    """
+    for member in config.train.members:
+        folder = config.member_dir(member.name)
+        path = join(folder, SETTINGS_NAME)
+        if exists(path) and read_json(path, f"delete {folder} and train the member again").get("search") is None:
+            raise RunStateError(
+                f"{folder}: began without a search, whose result it could not take: set tune.num_trials=0 to keep it, "
+                "give the members other names, or choose another run_dir"
+            )
 
 
 def check_training_data(config: Config, members: Sequence[str]) -> None:

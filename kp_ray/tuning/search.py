@@ -158,6 +158,8 @@ def _best_config(config: Config, result: SearchResult) -> Config:
     """Return a config that trains with the result, and with which `tune` and `run` do not search again."""
     values = apply_result(config, result).to_dict()
     values["tune"]["num_trials"] = 0
+    if values["train"]["schedule"] != "cosine":  # without a search, other schedules refuse the option
+        values["model"]["cfg"].pop("SOLVER.BASE_LR_END", None)
     return build_config(values)
 
 
@@ -172,7 +174,7 @@ def check_search(config: Config) -> None:
     store, member = config.path("store"), config.train.members[0].name
     fold = check_held_out_fold(config, member)
     if not list_rows(store, split="val", fold=fold):
-        missing_rows, fix = "validation rows", "set split.fraction above 0 and choose a new run_dir"
+        missing_rows, fix = "validation rows", "raise split.fraction and run augment"
         if fold is not None:
             missing_rows = f"usable images in fold {fold}"
             fix = f"let member {member} hold out another fold (train.members), or repair the images and run augment"

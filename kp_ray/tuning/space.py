@@ -150,16 +150,32 @@ def first_points(config: Config, recipe_sets: RecipeSets) -> list[Point]:
         points.append(replace(own_point, **point_values))
     if config.tune.sampler == "grid":
         points += _grid(space)
+    # The first trial has the config's own settings, even outside the space: it then replaces no point inside.
+    outside_points = [] if _is_in_space(config, own_point) else [points.pop(0)]
     point_by_effect: dict[Point, Point] = {}
     for point in points:
         point_by_effect.setdefault(_reset_ignored_parameters(point), point)
-    distinct_points = list(point_by_effect.values())
+    distinct_points = [*outside_points, *point_by_effect.values()]
     if config.tune.sampler == "grid" and len(distinct_points) > config.tune.num_trials:
         raise ConfigError(
             f"tune.num_trials: is less than the {len(distinct_points)} points of the grid (got "
             f"{config.tune.num_trials}): raise it, or give ranges a single value, e.g. tune.base_lr=[0.001, 0.001]"
         )
     return distinct_points
+
+
+def _is_in_space(config: Config, own_point: Point) -> bool:
+    """Return whether the config's own settings, except its steps, are those of a point of the search space."""
+    train = config.train
+    return own_point == replace(
+        own_point,
+        base_lr=train.base_lr,
+        weight_decay=train.weight_decay,
+        warmup=train.warmup_iters / train.max_iter,
+        schedule=train.schedule,
+        gamma=train.gamma if train.schedule == "multistep" else own_point.gamma,
+        flip=train.flip,
+    )
 
 
 def _to_number(distribution: BaseDistribution, value: Any) -> Any:

@@ -50,8 +50,11 @@ class TuneStage:
     needs_dashboard = True
 
     def applies(self, config: Config) -> bool:
-        """Return True if `tune.num_trials` is above 0 and the store has validation rows or does not exist yet."""
-        if not config.tune.num_trials:
+        """Return whether `train` would use the result of a search: see `train.tuned` and `tune.num_trials`.
+
+        Trials are compared on validation rows: a store that exists must have some.
+        """
+        if not (config.train.tuned and config.tune.num_trials):
             return False
         return not has_store(config.path("store")) or read_manifest(config.path("store")).has_validation_rows
 

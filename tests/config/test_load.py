@@ -98,10 +98,18 @@ def test_overrides_win_over_the_file_and_the_file_over_its_preset(tmp_path: Path
         ("split: null", "split: "),
         ("preset: dakon", "preset: Input should be 'demo', 'dacon' or 'best' (got 'dakon')"),
         ("train: {recipes: Original}", "train.recipes: Input should be a valid tuple (got 'Original')"),
-        ("tune: {gamma: [0.9, 0.1]}", "tune: gamma: a range is [low, high]"),
-        ("predict: {actors: [4, 1]}", "predict: actors: [smallest, largest] expected, got [4, 1]"),
-        ("train: {members: []}", "members: name at least one"),
-        ("train: {members: [{name: a}, {name: b}, {name: a}]}", "two members share a name: a, b, a"),
+        ("tune: {gamma: [0.9, 0.1]}", "tune.gamma: not a range (got [0.9, 0.1]): set [low, high] with 0 < low <= high"),
+        (
+            "predict: {actors: [4, 1]}",
+            "predict.actors: [smallest, largest] is expected (got [4, 1]): exchange the numbers",
+        ),
+        ("train: {members: []}", "train.members: name at least one"),
+        ("train: {num_workers: {min: 3, max: 2}}", "train.num_workers.min: is more than max (got 3 and 2): lower it"),
+        ("train: {num_workers: few}", "train.num_workers: Input should be a valid integer"),
+        (
+            "train: {members: [{name: a}, {name: b}, {name: a}]}",
+            "train.members: two members share a name: a, b, a: rename one",
+        ),
         ("train: {members: [{name: ensemble}]}", "members: `ensemble` names the fused result"),
         ("run_dir: ''", "run_dir: a path is expected"),
         ("data: {images: ''}", "data.images: a path is expected, or null for none"),
@@ -185,6 +193,11 @@ def test_a_key_that_is_there_twice_is_refused_and_merged_keys_are_not(tmp_path: 
     path.write_text("tune: &base {num_trials: 3, seed: 1}\ntrain: {<<: *base, max_iter: 5}\n")
     with pytest.raises(ConfigError, match="unknown key"):  # read as YAML, and refused for its keys
         load_config(str(path))
+
+
+def test_a_folder_that_is_no_run_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}: holds no config\.yaml: name another run folder, or a config"):
+        load_run_config(str(tmp_path))
 
 
 def test_a_run_folder_may_have_any_character_in_its_name(tmp_path: Path) -> None:

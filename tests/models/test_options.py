@@ -103,6 +103,10 @@ def test_the_last_learning_rate_needs_a_cosine_schedule_in_the_run_or_its_search
         build_cfg(build_config(options), DACON24, "cpu")
     build_cfg(build_config(options | {"train": {"schedule": "cosine"}}), DACON24, "cpu")
     build_cfg(build_config(options | {"tune": {"num_trials": 2}}), DACON24, "cpu")
+    with pytest.raises(
+        ConfigError, match=r"BASE_LR_END: is above the search's lowest rate \(got 1e-05, tune\.base_lr be"
+    ):
+        build_cfg(build_config(options | {"tune": {"num_trials": 2, "base_lr": [1e-6, 1e-3]}}), DACON24, "cpu")
 
 
 def test_a_network_that_cannot_be_built_is_refused_before_a_cluster_starts(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from detectron2.utils.events import EventStorage
 
 from kp_ray.config.load import build_config
 from kp_ray.keypoints import DACON24
-from kp_ray.models.decoding import detect_people
 from kp_ray.models.inputs import to_dataset_dict
 from kp_ray.models.presets import build_cfg, build_model, check_network, scale_cfg
+from tests.helpers.detections import detect_people
 from tests.helpers.rows import random_row
 
 

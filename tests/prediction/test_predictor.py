@@ -16,13 +16,14 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import ModelError
 from kp_ray.images import decode
 from kp_ray.keypoints import DACON24
-from kp_ray.models.decoding import detect_people, mirror_detection
+from kp_ray.models.decoding import mirror_detection
 from kp_ray.models.precision import set_precision
 from kp_ray.models.weights import load_member
 from kp_ray.prediction.decode import InputSize, decode_batch, refs_table
 from kp_ray.prediction.images import ImageRef
 from kp_ray.prediction.predictor import BatchResult, InputImage, Predictor
 from kp_ray.prediction.settings import view_scales
+from tests.helpers.detections import detect_people
 from tests.helpers.linked_runs import configure_run, first_image
 
 LinkMembers = Callable[..., Config]

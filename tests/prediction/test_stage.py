@@ -80,10 +80,6 @@ def test_predict_checks_inputs_but_not_the_results_of_earlier_stages(sample_conf
         stage.check(tiny_config({}, tmp_path))
     with pytest.raises(ConfigError, match=r"data\.test_images: .*nowhere"):
         stage.check(tiny_config({"test_images": str(tmp_path / "nowhere")}, tmp_path))
-    for num_trials, fix in ((0, r"train\.flip=true"), (2, r"tune\.flips=\[true\]")):
-        sections = {"train": {"flip": False}, "tune": {"num_trials": num_trials}, "predict": {"tta": ["flip"]}}
-        with pytest.raises(ConfigError, match=rf"predict\.tta: flip needs members .*, or set {fix}"):
-            stage.check(tiny_config(sample_config.data.model_dump(), tmp_path, **sections))
     with pytest.raises(ConfigError, match=r"predict\.images: with split\.folds .* run crossval"):
         stage.check(tiny_config({}, tmp_path, split={"folds": 2}, predict={"images": "store:val"}))
     with pytest.raises(ConfigError, match=r"predict\.images: split\.fraction=0 leaves store:val empty"):
@@ -93,8 +89,37 @@ def test_predict_checks_inputs_but_not_the_results_of_earlier_stages(sample_conf
     with pytest.raises(ConfigError, match=r"predict\.weights: x is not a member"):
         stage.check(configure_run(sample_config, tmp_path, weights={"x": 1}))
     (tmp_path / "list.txt").write_text("")
-    with pytest.raises(DataError, match=r"list\.txt: lists no image"):
+    with pytest.raises(DataError, match=r"predict\.images: .*list\.txt: holds no image"):
         stage.check(configure_run(sample_config, tmp_path, images=str(tmp_path / "list.txt")))
+
+
+def test_mirrored_views_need_members_that_will_be_trained_with_flips(sample_config: Config, tmp_path: Path) -> None:
+    def check(flip: bool, flips: list[bool], num_trials: int, fraction: float = 0.25) -> None:
+        config = tiny_config(
+            sample_config.data.model_dump(),
+            tmp_path,
+            train={"flip": flip},
+            tune={"num_trials": num_trials, "flips": flips},
+            split={"fraction": fraction},
+            predict={"tta": ["flip"]},
+        )
+        PredictStage().check(config)
+
+    refused = pytest.raises(
+        ConfigError, match=r"predict\.tta: flip needs members .*, or set (train\.flip=true|tune\.flips)"
+    )
+    with refused:
+        check(flip=False, flips=[True], num_trials=0)
+    with refused:
+        check(flip=True, flips=[True, False], num_trials=2)
+    check(flip=False, flips=[True], num_trials=2)
+    check(flip=True, flips=[True, False], num_trials=2, fraction=0)  # without validation rows there is no search
+    (tmp_path / "tune").mkdir()
+    (tmp_path / "tune" / "result.json").write_text('{"train": {"flip": true}}')
+    check(flip=False, flips=[True, False], num_trials=2)
+    (tmp_path / "tune" / "result.json").write_text('{"train": {}}')
+    with refused:
+        check(flip=False, flips=[True], num_trials=2)
 
 
 def test_the_forecast_of_predict_counts_images_and_trained_members(sample_config: Config) -> None:

@@ -10,7 +10,7 @@ from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.data.csv_format import to_csv
 from kp_ray.data.load import load_annotations, load_labels
-from kp_ray.errors import ConfigError, StorageError
+from kp_ray.errors import StorageError
 from kp_ray.keypoints import DACON24
 from kp_ray.reporting.page import write_report
 from kp_ray.stage import no_progress
@@ -48,8 +48,12 @@ def test_without_folds_only_the_labels_decide_the_ranks_and_the_summary_says_why
         "folds, to use predictions as well"
     )
     assert summary.to_json()["proposed"] == 1
-    with pytest.raises(ConfigError, match="--dry-run"):
-        SuspectsStage().forecast(config)
+    forecast = SuspectsStage().forecast(config)
+    assert forecast.to_json() == {
+        "images": summary.num_images,
+        "without_predictions": summary.missing_predictions_reason,
+    }
+    assert forecast.lines()[0].endswith(summary.lines()[1])
 
 
 def test_the_summary_says_that_images_or_trained_members_are_missing(

@@ -3,8 +3,8 @@
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from kp_ray.config.schema import Config
-from kp_ray.training.run import TrainSummary, train
+from kp_ray.training.run import train
 from tests.helpers.clusters import list_leftovers
 from tests.helpers.processes import (
     RAY,
@@ -70,16 +70,14 @@ def test_a_killed_worker_costs_at_most_a_checkpoint_period_and_changes_no_result
     make_config: MakeConfig, trained_member: TrainedMember
 ) -> None:
     config = make_config(train=TWO_WORKERS)
-    summaries: list[TrainSummary] = []
-    thread = threading.Thread(target=lambda: summaries.append(train(config)))
-    thread.start()
-    wait_until(lambda: count_log_lines(config) >= 5)
-    num_logged = count_log_lines(config)
-    workers = find_train_workers(psutil.Process())
-    assert len(workers) == 2
-    workers[1].kill()
-    thread.join()
-    result = summaries[0].members[0].result
+    with ThreadPoolExecutor() as executor:
+        training = executor.submit(train, config)
+        wait_until(lambda: count_log_lines(config) >= 5)
+        num_logged = count_log_lines(config)
+        workers = find_train_workers(psutil.Process())
+        assert len(workers) == 2
+        workers[1].kill()
+        result = training.result().members[0].result
     assert result is not None
     assert result.iterations == 8
     assert 0 < result.resumed_from < 8
@@ -108,7 +106,7 @@ def test_after_a_killed_driver_the_same_command_resumes(make_config: MakeConfig)
     ]
     for iteration in range(max(saved_iterations) + 1, 60):
         folder = Path(killed_config.member_dir("a"), f"checkpoint_{iteration:07d}")
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)  # workers outlive the driver by seconds
         (folder / "checkpoint.pth").write_bytes(b"cut off")
     resumed_process = run_kp_ray(*command, cwd=killed_config.run_dir)
     assert resumed_process.returncode == 0, resumed_process.stderr

@@ -9,13 +9,13 @@ import torch
 from kp_ray.ensemble.temporal import fill_missing
 from kp_ray.keypoints import DACON24
 from kp_ray.metrics import evaluate_keypoints
-from kp_ray.models.decoding import detect_people
 from kp_ray.models.presets import build_cfg, build_model
 from kp_ray.models.weights import load_member
 from kp_ray.store.read import RowReader, iter_rows, list_rows
 from kp_ray.training import evaluation
 from kp_ray.training.worker import Worker
 from tests.helpers.data import tiny_config
+from tests.helpers.detections import detect_people
 from tests.helpers.stores import write_small_store
 from tests.helpers.training import TrainedMember
 

@@ -20,7 +20,6 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError, ConfigError, DataError, DivergedError, ModelError, RunStateError, StorageError
 from kp_ray.fingerprint import digest
 from kp_ray.keypoints import CONTINUOUS_OFFSET, DACON24
-from kp_ray.models.decoding import detect_people
 from kp_ray.models.weights import load_member
 from kp_ray.stage import no_progress
 from kp_ray.storage import writer_lock
@@ -29,6 +28,7 @@ from kp_ray.training.fit import check_train_precision
 from kp_ray.training.logs import LogEntry
 from kp_ray.training.run import InputMonitor, train
 from tests.helpers.clusters import list_leftovers
+from tests.helpers.detections import detect_people
 from tests.helpers.processes import set_options, start_kp_ray, wait_until
 from tests.helpers.training import TrainedMember, count_log_lines
 

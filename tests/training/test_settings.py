@@ -9,7 +9,7 @@ import pytest
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, ModelError, RunStateError, StorageError, StoreError
-from kp_ray.training.settings import check_member_settings, check_train_config, record_settings
+from kp_ray.training.settings import check_member_settings, check_train_config, record_settings, refuse_late_search
 from tests.helpers.data import TINY_NET, tiny_config
 from tests.helpers.stores import write_small_store
 
@@ -59,6 +59,14 @@ def test_another_store_is_refused(config: Config) -> None:
     path.write_text(path.read_text().replace('"seed": ', '"seed": 1'))
     with pytest.raises(RunStateError, match="was made with the store"):
         check_member_settings(config)
+
+
+def test_members_that_began_without_a_search_are_named_before_a_search_begins(config: Config) -> None:
+    with pytest.raises(RunStateError, match=rf"^{config.member_dir('a')}: began without a search, .*num_trials=0"):
+        refuse_late_search(config)
+    record_settings(config, config.train.members[0], {"trial": "trial-001"})
+    refuse_late_search(config)
+    refuse_late_search(change_sections(config, train={"members": [{"name": "new"}]}))
 
 
 def test_the_error_about_damaged_settings_names_their_file(config: Config) -> None:

@@ -51,6 +51,16 @@ def test_the_points_of_the_config_follow_its_own_settings_in_order_without_repet
     assert [(point.base_lr, point.flip) for point in points] == [(0.001, True), (0.002, True), (0.001, False)]
 
 
+def test_own_settings_outside_the_space_replace_no_point_inside() -> None:
+    section = {"num_trials": 16, "sampler": "grid", **FIXED_RANGES, "base_lr": [1e-3, 1e-2]}
+    config = build_config({"preset": "dacon", "train": {"base_lr": 0.0005}, "tune": section})
+    points = first_points(config, OWN_SET)
+    assert points[0].base_lr == 0.001, "the nearest point of the space; the trial itself trains with 0.0005"
+    for schedule in config.tune.schedules:
+        lrs = sorted(round(point.base_lr, 5) for point in points[1:] if point.schedule == schedule)
+        assert {0.001, 0.00316, 0.01} <= set(lrs)
+
+
 def test_a_grid_has_every_combination_once() -> None:
     section = {"num_trials": 16, "sampler": "grid", **FIXED_RANGES, "base_lr": [1e-4, 1e-2], "gamma": [0.5, 0.8]}
     points = first_points(build_config({"preset": "dacon", "tune": section}), OWN_SET)
@@ -69,8 +79,8 @@ def test_a_grid_has_every_combination_once() -> None:
         ({"points": [{"recipes": "all"}]}, r"recipes is outside its range .* \(got all\)"),
         ({"sampler": "grid"}, r"tune\.num_trials: is less than the \d+ points of the grid \(got 16\): raise it"),
         ({"flips": []}, "flips: the list is empty: name at least one"),
-        ({"gamma": [0.5, 1.5]}, "gamma: at most 1"),
-        ({"weight_decay": [0, 1]}, r"weight_decay: a range is \[low, high\] with 0 < low"),
+        ({"gamma": [0.5, 1.5]}, r"tune\.gamma: is more than 1 \(got 1\.5\)"),
+        ({"weight_decay": [0, 1]}, r"tune\.weight_decay: not a range .* with 0 < low"),
         ({"metric": "rsme"}, r"tune\.metric: Input should be 'rmse', "),
         ({"recipes": {"own": ["Original"]}}, "recipes: the name `own` stands for train.recipes: rename this set"),
     ],
