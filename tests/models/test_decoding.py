@@ -9,12 +9,12 @@ from kp_ray.keypoints import DACON24
 from kp_ray.models.decoding import (
     EXPECTATION_RADIUS,
     Detection,
-    detect_people,
     expected_points,
     merge_views,
     mirror_detection,
 )
 from kp_ray.models.presets import build_model
+from tests.helpers.detections import detect_people
 from tests.helpers.rows import random_row
 
 K = len(DACON24)
