@@ -39,7 +39,11 @@ def test_the_config_is_recorded_in_the_run_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("num_workers", "message"),
-    [({"min": 4, "max": 1}, r"min: is more than max \(got 4 and 1\)"), ({"min": 1}, "max: Field required"), (0, "greater than or")],
+    [
+        ({"min": 4, "max": 1}, r"min: is more than max \(got 4 and 1\)"),
+        ({"min": 1}, "max: Field required"),
+        (0, "greater than or"),
+    ],
 )
 def test_a_wrong_number_of_workers_is_refused(num_workers: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=f"train.num_workers.*{message}"):
