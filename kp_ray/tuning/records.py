@@ -4,6 +4,7 @@
 `metrics.json` beside them. `tune/log.jsonl` has one line per report to Ray Tune. Ray Tune's own snapshots are not kept.
 """
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,17 @@ from pydantic import TypeAdapter, ValidationError
 from kp_ray.config.schema import Config
 from kp_ray.config.tuning import TuneConfig
 from kp_ray.errors import StorageError, one_line, shorten
-from kp_ray.storage import append_json_line, delete_file, exists, join, read_json, read_json_lines, write_json
+from kp_ray.storage import (
+    append_json_line,
+    delete_file,
+    exists,
+    join,
+    read_bytes,
+    read_json,
+    read_json_lines,
+    write_bytes,
+    write_json,
+)
 from kp_ray.training.logs import LogEntry, read_training_log
 from kp_ray.tuning.apply import SolverParams
 from kp_ray.tuning.space import Point
@@ -194,6 +205,22 @@ def read_search_log(config: Config) -> list[Report]:
     records = read_json_lines(path, ("trial", "iteration", "seconds", config.tune.metric), fix)
     adapter = TypeAdapter(Report)
     return [_parse(adapter, {**record, "value": record[config.tune.metric]}, path, fix) for record in records]
+
+
+def drop_reports_of_deleted_trials(config: Config) -> None:
+    """Remove the reports of trials without `trial.json` from `log.jsonl`: a trial that starts again has other reports.
+
+    Raises:
+        StorageError: the log is damaged, or cannot be written.
+    """
+    path = config.path("tune", "log.jsonl")
+    is_deleted = {
+        name: not exists(join(trial_dir(config, name), "trial.json"))
+        for name in {report.trial for report in read_search_log(config)}
+    }
+    if any(is_deleted.values()):
+        lines = read_bytes(path).splitlines(keepends=True)
+        write_bytes(path, b"".join(line for line in lines if not is_deleted[json.loads(line)["trial"]]))
 
 
 def append_report(config: Config, report: Report) -> None:

@@ -25,7 +25,14 @@ from kp_ray.training.tuned import check_search_settings, record_search
 from kp_ray.tuning.apply import SolverParams, check_recipe_sets, train_fields
 from kp_ray.tuning.plots import write_plots
 from kp_ray.tuning.ray_tune import run_trials
-from kp_ray.tuning.records import OWN_TRIAL, is_over, read_end, trial_dir, trial_name
+from kp_ray.tuning.records import (
+    OWN_TRIAL,
+    drop_reports_of_deleted_trials,
+    is_over,
+    read_end,
+    trial_dir,
+    trial_name,
+)
 from kp_ray.tuning.searcher import build_searcher
 from kp_ray.tuning.space import build_recipe_sets, first_points
 from kp_ray.tuning.trials import Trial, choose_best, read_trials, write_tables
@@ -195,6 +202,7 @@ def check_search(config: Config) -> None:
 def _search(config: Config, progress: Progress) -> None:
     check_search(config)
     read_trials(config)  # refuses a damaged file before a trial trains
+    drop_reports_of_deleted_trials(config)
     _, use_gpu = training_capacity(config)
     config.save()
     record_search(config)

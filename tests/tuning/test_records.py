@@ -12,6 +12,7 @@ from kp_ray.tuning.records import (
     TrialEnd,
     TrialStart,
     append_report,
+    drop_reports_of_deleted_trials,
     read_end,
     read_reports,
     read_search_log,
@@ -56,6 +57,15 @@ def test_reports_are_read_from_the_log_in_order(tmp_path: Path) -> None:
     assert read_search_log(config) == reports
     lines = [json.loads(line) for line in Path(config.path("tune", "log.jsonl")).read_text().splitlines()]
     assert [list(line) for line in lines] == [["time", "trial", "iteration", "seconds", "pck_0.1"]] * 2
+
+
+def test_the_reports_of_a_deleted_trial_are_dropped_before_it_starts_again(tmp_path: Path) -> None:
+    config = build_config({"run_dir": str(tmp_path)})
+    drop_reports_of_deleted_trials(config)  # without a log
+    write_trial(config, "trial-001", 2.0, {2: 50.0})
+    write_search_log(config, ("trial-000", 2, 49.0), ("trial-001", 2, 50.0), ("trial-000", 4, 48.0))
+    drop_reports_of_deleted_trials(config)
+    assert [(report.trial, report.value) for report in read_search_log(config)] == [("trial-001", 50.0)]
 
 
 def test_evaluations_replace_the_reports_of_a_deleted_log(tmp_path: Path) -> None:
