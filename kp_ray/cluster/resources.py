@@ -46,7 +46,8 @@ def training_capacity(config: Config) -> Capacity:
         requirement = f"{num_cpus:g} CPUs{f' and {min_workers} GPUs' if use_gpu else ''}"
         fix = "lower train.num_workers or train.cpus_per_worker"
         if use_gpu and total["GPU"] < min_workers:
-            fix = "lower train.num_workers, set train.use_gpu=false, or cluster.num_gpus if the cluster autoscales"
+            fewer_workers = "lower train.num_workers, " if total["GPU"] else ""
+            fix = f"{fewer_workers}set train.use_gpu=false, or cluster.num_gpus if the cluster autoscales"
         raise ClusterError(
             f"train.num_workers: a training run needs {requirement}, the cluster has {total['CPU']:g} CPUs and "
             f"{total['GPU']:g} GPUs: {fix}"

@@ -63,7 +63,7 @@ def test_if_no_image_exists_the_message_names_the_sample_submission(tmp_path: Pa
     (tmp_path / "empty").mkdir()
     config = tiny_config({"test_images": str(tmp_path / "empty")}, tmp_path / "run")
     sample = SampleSubmission(("a.jpg", "b.jpg"), ("image", "nose_x", "nose_y"))
-    message = r"^the sample submission: none of its 2 images .*/empty/a\.jpg: correct data\."
+    message = r"^data\.sample_submission: .*: none of its 2 images .*/empty/a\.jpg: correct data\."
     with pytest.raises(DataError, match=message):
         list_image_refs(config, sample)
 
@@ -93,7 +93,7 @@ def test_a_missing_store_is_refused(sample_config: Config) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "lists no image"),
+        ("", "holds no image"),
         ("a.jpg\na.jpg\n", "a.jpg is listed 2 times"),
         ("../a.jpg\n", "is outside the image folder"),
         ("a\0.jpg\n", "contains a NUL"),

@@ -48,7 +48,7 @@ def test_members_of_other_runs_are_named_by_their_run_folder() -> None:
     assert list_folders("/backup/a", "/") == {"backup/a": "/backup/a", "/": "/"}
     with pytest.raises(ConfigError, match=r"predict\.members: c is not a member of this run: .* \(a, b\), or the path"):
         list_folders("c")
-    with pytest.raises(ConfigError, match=r"predict: members: a member is listed twice"):
+    with pytest.raises(ConfigError, match=r"predict\.members: a member is listed twice"):
         list_folders("a", "a")
     with pytest.raises(ConfigError, match=r"predict\.members: /runs/x/members/a is listed twice, by name and by path"):
         list_folders("a", "/runs/x/members/a")

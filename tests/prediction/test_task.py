@@ -74,7 +74,7 @@ def test_each_setting_or_file_that_changes_detections_changes_the_folder_of_the_
         ({"c": 1}, r"predict\.weights: c is not a member that predicts: use the names \(a, b\)"),
         ({"a": {"tail": 1}}, r"predict\.weights: a: tail is not a keypoint"),
         ({"a": 0, "b": {"nose": 0}}, "every member has weight 0 for nose"),
-        ({"a": {"nose": -1}}, "predict: weights: a: a weight is 0 or more"),
+        ({"a": {"nose": -1}}, "predict.weights: a: a weight is negative"),
         ("fitted", "weights"),
     ],
 )

@@ -183,5 +183,5 @@ def test_fp16_without_gpus_is_refused() -> None:
     check_train_precision(config, use_gpu=True)
     with pytest.raises(ConfigError, match=r"^train\.precision: .* set it to auto"):
         check_train_precision(config, use_gpu=False)
-    with pytest.raises(ConfigError, match=r"train: precision: fp16 needs GPUs, and use_gpu is false"):
+    with pytest.raises(ConfigError, match=r"train\.precision: fp16 needs GPUs, and use_gpu is false"):
         build_config({"train": {"precision": "fp16", "use_gpu": False}})

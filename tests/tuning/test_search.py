@@ -260,7 +260,7 @@ def test_a_search_that_cannot_begin_is_refused(
 ) -> None:
     config = tiny_config(sample_data, tmp_path / "run", split={"fraction": 0})
     write_store(make_plan(config))
-    with pytest.raises(StoreError, match=r"set split\.fraction above 0"):
+    with pytest.raises(StoreError, match=r"raise split\.fraction and run augment"):
         tune(config)
     with pytest.raises(ClusterError, match=r"the cluster has 4 CPUs .* lower train\.num_workers"):
         tune(make_search_config(train={"num_workers": 6, "cpus_per_worker": 1}, tune={"recipes": {}}))
