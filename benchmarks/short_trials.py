@@ -25,7 +25,7 @@ DEMO = CONFIG_PRESETS["demo"]["train"]
 FULL_LENGTH = int(DEMO["max_iter"])
 LENGTHS = (FULL_LENGTH // 4, FULL_LENGTH)
 BASE_LRS = (0.001, 0.0015, 0.003, 0.006)
-"""The first two are tried by every search: the published rate, and the own rate of the config here."""
+"""The first two are tried by every search: the published rate, and the own rate of the preset `demo`."""
 
 
 def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[int, dict[str, float]]:
@@ -39,7 +39,7 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[i
         "data": {"annotations": sample.annotations, "images": sample.images},
         "split": {"fraction": 0.2},
         "augment": {"recipes": DEMO["recipes"]},
-        "train": {"base_lr": BASE_LRS[1], "members": [{"name": "a", "seed": seed}]},
+        "train": {"members": [{"name": "a", "seed": seed}]},
         "tune": {
             "num_trials": len(BASE_LRS),
             "scheduler": "none",

@@ -101,7 +101,7 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "recipes": ["Original", "CenterCrop_1", "Rescale_CenterCrop", "Rescale_RandomCrop_3"],
             "flip": False,
             "optimizer": "adamw",
-            "base_lr": 0.003,  # the best of four with three seeds: benchmarks/results/short_trials.md
+            "base_lr": 0.0015,
             "weight_decay": 0.01,
             "schedule": "cosine",
             "max_iter": 340,
@@ -112,13 +112,14 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "cpus_per_worker": 0.5,
             "threads_per_worker": 1,
         },
-        # A trial has a fifth of the training's iterations. Such short trials cannot tell which of two learning rates is
-        # better for the whole training, so the range is narrow.
+        # A trial has a fifth of the training's iterations. The range ends at the rate that is best for whole trainings
+        # (benchmarks/results/short_trials.md). It is not the config's own rate, because trials this short prefer lower
+        # rates to it, and the members would then be trained with these.
         "tune": {
             "num_trials": 4,
             "max_iter": 68,
             "eval_period": 17,
-            "base_lr": [0.002, 0.004],
+            "base_lr": [0.0007, 0.003],
             "weight_decay": [0.01, 0.01],
             "warmup": [0.03, 0.12],
             "schedules": ["cosine"],
