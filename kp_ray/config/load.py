@@ -22,12 +22,11 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        names = {key.value for key in keys}
-        for key in keys:
-            if key.value not in names:
+        names = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in names:
                 raise yaml.composer.ComposerError(None, None, f"the key {key.value} is there twice", key.start_mark)
-            names.remove(key.value)
+            names.add(key.value)
         return node
 
 

@@ -183,7 +183,7 @@ def test_a_run_folder_that_was_moved_becomes_the_run_dir_of_its_config(tmp_path:
     assert load_run_config(str(tmp_path / "after" / "config.yaml")).run_dir == str(tmp_path / "before")
 
 
-def test_a_key_that_is_there_twice_is_refused_and_merged_keys_are_not(tmp_path: Path) -> None:
+def test_a_repeated_key_is_refused_and_merged_keys_are_not(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("train: {max_iter: 500}\nseed: 1\ntrain: {base_lr: 0.01}\n")
     with pytest.raises(ConfigError, match=r"config\.yaml: not valid YAML: the key train is there twice .*line 3"):

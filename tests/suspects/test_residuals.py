@@ -1,4 +1,4 @@
-"""How unusual an error is."""
+"""The median errors of the other frames of a clip."""
 
 import numpy as np
 import numpy.typing as npt
