@@ -220,7 +220,7 @@ def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure every seed, and write the result page."""
+    """Measure every seed; write the result page after each, because a seed takes up to an hour."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=1)
@@ -231,15 +231,15 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="also train on corrected and on clean labels")
     add_override_option(parser)
     options = parser.parse_args()
-    results = []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        with tempfile.TemporaryDirectory() as name:
-            results.append(measure_seed(Path(name), seed, options))
     conditions = {
         "hardware": hardware(ray, torch),
         "options": ", ".join(f"{key} {value}" for key, value in vars(options).items()),
     }
-    write_results("suspects", describe(results, conditions), {**conditions, "results": results})
+    results = []
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        with tempfile.TemporaryDirectory() as name:
+            results.append(measure_seed(Path(name), seed, options))
+        write_results("suspects", describe(results, conditions), {**conditions, "results": results})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ def search_fields(config: Config) -> dict[str, Any]:
         "tune": {key: value for key, value in values["tune"].items() if key != "max_concurrent"},
         "train": deciding_train_fields(config),
         "train.members.0": {**member_values, "fold": config.held_out_fold(member.name)},
+        "predict": {key: values["predict"][key] for key in ("decode", "score_threshold", "fallback_threshold")},
         "store": store_digest(config.path("store")),
     }
 
@@ -33,6 +34,8 @@ def record_search(config: Config) -> None:
 def check_search_settings(config: Config, advice: str) -> None:
     """Refuse settings other than those with which the run folder's search began.
 
+    The settings of `predict`, which decide the trials' scores, may change once the search is finished.
+
     Raises:
         RunStateError: a setting differs; the message names it and ends with `advice`.
         StorageError: recorded settings are damaged.
@@ -44,7 +47,10 @@ def check_search_settings(config: Config, advice: str) -> None:
         # A field that was added to kp_ray after the settings were recorded counts as its default.
         if isinstance(recorded.get("train"), dict):
             recorded["train"] = deciding_train_fields(Config()) | recorded["train"]
-        refuse_difference(recorded, search_fields(config), config.path("tune"), advice)
+        fields = search_fields(config)
+        if is_search_finished(config) or "predict" not in recorded:  # versions before 0.2.0 did not record it
+            del fields["predict"]
+        refuse_difference(recorded, fields, config.path("tune"), advice)
 
 
 def apply_search(config: Config) -> tuple[Config, SearchResult | None]:

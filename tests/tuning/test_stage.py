@@ -11,6 +11,7 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, RunStateError, StoreError
 from kp_ray.store.manifest import read_manifest, write_manifest
 from kp_ray.store.plan import make_plan
+from kp_ray.training.tuned import check_search_settings, record_search, search_fields
 from kp_ray.tuning.apply import SolverParams
 from kp_ray.tuning.ray_tune import describe_trial
 from kp_ray.tuning.search import TuneSummary
@@ -68,6 +69,26 @@ def test_the_error_about_a_search_with_other_settings_names_the_setting(make_con
     for method in (TuneStage().check, TuneStage().is_done):
         with pytest.raises(RunStateError, match=rf"{path.parent}: was made with seed {config.seed + 1}, now "):
             method(config)
+
+
+def test_how_trials_are_scored_may_change_only_after_the_search(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    other_config = config.model_copy(update={"predict": config.predict.model_copy(update={"decode": "argmax"})})
+    Path(config.path("tune")).mkdir()
+    record_search(config)
+    check_search_settings(config, "fix it")
+    with pytest.raises(RunStateError, match=r"predict\.decode 'expectation', now 'argmax': fix it"):
+        check_search_settings(other_config, "fix it")
+    Path(config.path("tune", "result.json")).write_text("{}")
+    check_search_settings(other_config, "fix it")
+
+
+def test_a_search_recorded_without_its_decoding_is_accepted(make_config: Callable[..., Config]) -> None:
+    config = make_config(predict={"decode": "argmax"})
+    fields = {name: value for name, value in search_fields(config).items() if name != "predict"}
+    Path(config.path("tune")).mkdir()
+    Path(config.path("tune", "settings.json")).write_text(json.dumps(fields))
+    check_search_settings(config, "fix it")
 
 
 def test_a_forecast_counts_trials_iterations_and_rows(make_config: Callable[..., Config]) -> None:
