@@ -229,8 +229,10 @@ def find_next_verb(verb: str, config: Config) -> str | None:
         verb: the finished verb.
         config: the configuration that it ran with.
     """
-    if verb == "augment":  # the next verb is not checked, because its check would import torch
-        return "tune" if make_stage("tune").applies(config) else "train"
+    if verb == "augment":  # the next stage is neither made nor checked, because this would import torch
+        from kp_ray.training.search_result import uses_search
+
+        return "tune" if uses_search(config) else "train"
     for next_verb in _NEXT_VERBS.get(verb, ()):
         with contextlib.suppress(KpRayError):
             stage = make_stage(next_verb)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import yaml
 from kp_ray.errors import ConfigError, StoreError
 from kp_ray.pipeline import STAGES, Runner, find_next_verb, forecast_stage, make_stage
 from kp_ray.stage import no_progress
+from kp_ray.store.plan import make_plan
 from kp_ray.training.search_result import SearchResult, write_result
 from kp_ray.training.settings import record_settings
 from kp_ray.training.tuned import apply_search, record_search
 from tests.helpers.data import SHARED, TINY_NET, tiny_config
-from tests.helpers.processes import file_times, last_json, run_kp_ray
-from tests.helpers.stores import write_small_store
+from tests.helpers.processes import file_times, last_json, run_command, run_kp_ray
+from tests.helpers.stores import write_planned_store, write_small_store
 
 
 def run_verb(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -97,6 +99,21 @@ def test_the_verb_after_augment_is_tune_if_train_would_use_a_search(tmp_path: Pa
     ):
         config = tiny_config({}, tmp_path, **{"tune": {"num_trials": 2}, **sections})
         assert find_next_verb("augment", config) == verb
+
+
+def test_augment_ends_with_its_summary_although_training_is_not_installed(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tiny_config(sample_data, tmp_path / "run")
+    write_planned_store(make_plan(config))
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    code = (
+        "import sys\nfor name in ('torch', 'detectron2', 'optuna'): sys.modules[name] = None\n"
+        "from kp_ray.cli.main import main\nmain(['augment', 'config.yaml', '--json'])"
+    )
+    result = run_command(sys.executable, "-c", code, cwd=tmp_path, env={**os.environ, "COLUMNS": "200"})
+    assert read_json_output(result)["parts_written"] == 0
+    assert "next: kp-ray tune config.yaml" in result.stderr
 
 
 @pytest.mark.slow

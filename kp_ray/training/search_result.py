@@ -1,6 +1,6 @@
 """Read, write and apply the result of a search: `tune/result.json`, and its copy in a member's `settings.json`.
 
-This module imports no torch, so that the report can use it.
+This module imports no torch, so that the report and `kp_ray.pipeline` can use it.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,8 @@ from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import StorageError, one_line
 from kp_ray.storage import exists, join, read_json, write_json
+from kp_ray.store.layout import has_store
+from kp_ray.store.manifest import read_manifest
 
 SETTINGS_NAME = "settings.json"
 """File in a member's folder with the settings that the member began with, and the search that they come from."""
@@ -57,6 +59,16 @@ class SearchResult:
 
 def _format_setting(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def uses_search(config: Config) -> bool:
+    """Return whether `train` would use the result of a search: see `train.tuned` and `tune.num_trials`.
+
+    Trials are compared on validation rows: a store that exists must have some.
+    """
+    if not (config.train.tuned and config.tune.num_trials):
+        return False
+    return not has_store(config.path("store")) or read_manifest(config.path("store")).has_validation_rows
 
 
 def is_search_finished(config: Config) -> bool:

@@ -9,6 +9,7 @@ from kp_ray.stage import Progress
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.skeleton import run_skeleton
+from kp_ray.training.search_result import uses_search
 from kp_ray.tuning.search import TuneSummary, check_search, has_matching_result, tune
 
 
@@ -50,13 +51,8 @@ class TuneStage:
     needs_dashboard = True
 
     def applies(self, config: Config) -> bool:
-        """Return whether `train` would use the result of a search: see `train.tuned` and `tune.num_trials`.
-
-        Trials are compared on validation rows: a store that exists must have some.
-        """
-        if not (config.train.tuned and config.tune.num_trials):
-            return False
-        return not has_store(config.path("store")) or read_manifest(config.path("store")).has_validation_rows
+        """Return whether `train` would use the result of a search."""
+        return uses_search(config)
 
     def check(self, config: Config) -> None:
         """Refuse to mirror images if flip pairs are missing and, if there is a store, a search that could not begin.
