@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kp_ray.config.load import load_config
     from kp_ray.store.read import read_table as read_store
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "augment",

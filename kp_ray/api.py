@@ -6,7 +6,9 @@ Each function checks its inputs and returns the summary that the command line pr
 
 from typing import TYPE_CHECKING, Any
 
+from kp_ray.cluster.session import has_session
 from kp_ray.config.schema import Config
+from kp_ray.errors import ClusterError
 from kp_ray.stage import Progress, Stage, no_progress
 
 if TYPE_CHECKING:
@@ -137,4 +139,6 @@ def evaluate(config: Config, submission: str | None = None) -> "EvaluateSummary"
 
 def _run(stage: Stage, config: Config, progress: Progress) -> Any:
     stage.check(config)
+    if stage.needs_cluster and not has_session() and not stage.is_done(config):
+        raise ClusterError(f"{stage.name}: no session is open: call it inside `with kp_ray.session(config):`")
     return stage.run(config, progress)

@@ -85,7 +85,7 @@ class NodeProbe:
     Attributes:
         host: name of the node's host.
         ray_version: version of the installed Ray.
-        shm_bytes: size of the shared memory.
+        shm_bytes: size of the shared memory; None on macOS, which has no folder for it.
         disk_bytes: free space in the temporary folder.
         shares_run_dir: whether the node can read the driver's file in the run folder, and write its own file there.
         storage_error: message of the error that the storage raised; "" without an error.
@@ -96,7 +96,7 @@ class NodeProbe:
 
     host: str
     ray_version: str
-    shm_bytes: float
+    shm_bytes: float | None
     disk_bytes: float
     shares_run_dir: bool
     storage_error: str = ""
@@ -178,12 +178,15 @@ def check_node(probe: NodeProbe, resources: Mapping[str, float], config: Config,
     """
     amounts = [f"{resources.get('CPU', 0):g} CPUs", f"{resources.get('GPU', 0):g} GPUs"]
     amounts.append(f"{format_size(resources.get('memory', 0))} memory")
-    value = f"{', '.join(amounts)}, {format_size(probe.shm_bytes)} shm, {format_size(probe.disk_bytes)} disk free"
+    if probe.shm_bytes is not None:
+        amounts.append(f"{format_size(probe.shm_bytes)} shm")
+    value = f"{', '.join(amounts)}, {format_size(probe.disk_bytes)} disk free"
+    has_shm = probe.shm_bytes is None or probe.shm_bytes >= MIN_SHM_BYTES
     fix = f"give the container at least {format_size(MIN_SHM_BYTES)}, e.g. docker run --shm-size=4g"
     has_same_ray = probe.ray_version == ray.__version__
     ray_fix = f"install ray=={ray.__version__} on {probe.host}"
     checks = [
-        Check(f"node {probe.host}", probe.shm_bytes >= MIN_SHM_BYTES, value, fix),
+        Check(f"node {probe.host}", has_shm, value, fix),
         Check(f"ray on {probe.host}", has_same_ray, probe.ray_version, ray_fix),
     ]
     if is_multi_node or not probe.shares_run_dir:
@@ -254,8 +257,12 @@ def _check_upload(config: Config) -> Check:
     The check always passes if neither the config nor RAY_ADDRESS names a cluster, because a local run uploads nothing.
     """
     limit = upload_limit_bytes()
-    size = upload_size_bytes(".", UPLOAD_EXCLUDES, limit)
     has_cluster_address = bool(config.cluster.address or os.environ.get("RAY_ADDRESS"))
+    try:
+        size = upload_size_bytes(".", UPLOAD_EXCLUDES, limit)
+    except OSError as error:  # Ray's upload fails in the same way
+        fix = "submit from a folder that you may read, or name this one in .rayignore"
+        return Check("upload", not has_cluster_address, f"{error.filename}: {error.strerror}", fix)
     amount = format_size(size) if size < limit else f"{format_size(limit)} or more"
     value = f"{os.getcwd()}: {amount} without {' '.join(UPLOAD_EXCLUDES)} and ignored files"
     fix = (
@@ -293,8 +300,9 @@ def _check_dashboard(nodes: Sequence[Mapping[str, Any]]) -> list[Check]:
 
 def _request_without_token(url: str) -> int | None:
     """Request the list of jobs without a token, in a Ray task; return the HTTP status, or None without a response."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy's refusal would look like Ray's
     try:
-        with urllib.request.urlopen(f"http://{url}/api/jobs/", timeout=30) as response:
+        with opener.open(f"http://{url}/api/jobs/", timeout=30) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -322,7 +330,7 @@ def _probe_node(probe_file: str, paths: list[str], resources: Mapping[str, float
     return NodeProbe(
         host=socket.gethostname(),
         ray_version=importlib.metadata.version("ray"),
-        shm_bytes=shutil.disk_usage(SHM).total if os.path.isdir(SHM) else 0,
+        shm_bytes=shutil.disk_usage(SHM).total if os.path.isdir(SHM) else None if sys.platform == "darwin" else 0,
         disk_bytes=shutil.disk_usage(tempfile.gettempdir()).free,
         shares_run_dir=shares_run_dir,
         storage_error=storage_error,

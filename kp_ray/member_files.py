@@ -6,6 +6,8 @@ FINAL_WEIGHTS = "model_final.pth"
 """File of a member's weights; a member that has it is finished."""
 CFG_NAME = "config.yaml"
 """File of a member's Detectron2 config."""
+SETTINGS_NAME = "settings.json"
+"""File with the settings that the member began with, and the search that they come from."""
 
 
 def is_trained(folder: str) -> bool:

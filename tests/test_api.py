@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 import kp_ray
+from kp_ray.errors import ClusterError
+from kp_ray.store.plan import make_plan
 from tests.helpers.data import ROOT, tiny_config
+from tests.helpers.stores import write_planned_store
 
 
 def test_the_notebook_of_the_docs_runs_from_labels_to_scores(sample_data: dict[str, Any], tmp_path: Path) -> None:
@@ -38,6 +41,14 @@ def test_every_name_of_the_api_is_documented_and_an_unknown_name_raises_attribut
     assert all(getattr(kp_ray, name).__doc__ for name in kp_ray.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         kp_ray.trian  # noqa: B018
+
+
+def test_without_a_session_the_error_says_to_open_one(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config(sample_data, tmp_path / "run")
+    with pytest.raises(ClusterError, match=r"augment: no session is open: call it inside `with kp_ray\.session"):
+        kp_ray.augment(config)
+    write_planned_store(make_plan(config))
+    assert kp_ray.augment(config).parts_written == 0, "a finished store needs no session"
 
 
 def test_importing_the_package_loads_neither_ray_nor_torch() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tomllib
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import yaml
 
 import kp_ray
 from tests.helpers.data import ROOT
@@ -68,6 +70,22 @@ def test_a_job_is_a_call_of_the_command_line(job: str) -> None:
 
 def test_the_folder_jobs_holds_exactly_the_listed_jobs() -> None:
     assert sorted(path.stem for path in (ROOT / "jobs").glob("*.py")) == JOBS
+
+
+def test_every_installation_of_detectron2_has_the_commit_of_the_wheel() -> None:
+    texts = {path: (ROOT / path).read_text() for path in ("cluster.yaml", "docs/install.md", "docs/cluster.md")}
+    commits = {path: re.findall(r"detectron2\.git(\S*?)'", text) for path, text in texts.items()}
+    assert all(commits.values())
+    assert {commit for found in commits.values() for commit in found} == {"@a59f0563"}
+    assert "upstream commit a59f0563" in (ROOT / "Makefile").read_text()
+
+
+def test_neither_a_cluster_nor_a_docker_image_receives_runs_or_environments() -> None:
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for name in (".git", ".venv", "runs"):
+        assert f"**/{name}" in cluster["rsync_exclude"]
+        assert {name, f"**/{name}"} & set(ignored)
 
 
 def test_the_package_has_one_version() -> None:

@@ -58,6 +58,13 @@ def raise_if_interrupted() -> None:
         raise KeyboardInterrupt
 
 
+def has_session() -> bool:
+    """Return whether this process is connected to Ray."""
+    import ray
+
+    return bool(ray.is_initialized())
+
+
 @contextlib.contextmanager
 def session(config: Config, *, dashboard: bool = True, say: Callable[[str], None] = print) -> Iterator[float]:
     """Join the config's Ray cluster, or start a local cluster that ends with the session.

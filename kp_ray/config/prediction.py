@@ -12,8 +12,8 @@ class PredictConfig(Section):
 
     images: PredictImages | None = None
     """Images to predict: a folder; a `.txt` or `.csv` list of names in `data.test_images`, of paths or of URLs;
-    `store:val` or `store:train`. null: the images of the sample submission, or all in `data.test_images` if
-    `data.sample_submission` is null."""
+    `store:val` or `store:train`, without `split.folds`. null: the images of the sample submission, or all in
+    `data.test_images` if `data.sample_submission` is null."""
     members: Annotated[tuple[MemberRef, ...], Field(min_length=1)] | None = None
     """Members to fuse: names of this run's members, and paths of other runs' member folders, e.g.
     [a, runs/other/members/a]. null: all members of this run."""

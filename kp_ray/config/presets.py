@@ -17,7 +17,8 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
         "seed": 42,
         # The published solution trains on variants of every image, those of its validation frames (two per clip)
         # included. Without held-out scenes there is no evaluation, no `model_best.pth` and no search;
-        # `--set split.fraction=0.1` holds out a tenth of the scenes and enables all three.
+        # `--set split.fraction=0.1` holds out a tenth of the scenes and enables the first two, and the search if
+        # `tune.num_trials` is set too.
         "split": {"fraction": 0.0, "seed": 42},
         "model": {
             "preset": "x101",  # keypoint_rcnn_X_101_32x8d_FPN_3x of the model zoo

@@ -51,8 +51,7 @@ class ClusterConfig(Section):
     num_cpus: Positive | None = None
     """CPUs of a local cluster, or the number that an autoscaling cluster may grow to; null: the CPUs that exist."""
     num_gpus: NotNegative | None = None
-    """GPUs of a local cluster, or the number that an autoscaling cluster may grow to; null: the GPUs that exist.
-    `train` and `tune` plan with this number."""
+    """GPUs of a local cluster, or the number that an autoscaling cluster may grow to; null: the GPUs that exist."""
 
 
 class Config(Section):

@@ -21,7 +21,8 @@ class ModelConfig(Section):
     preset: Literal["r18", "r50", "x101"] = "x101"
     """Keypoint R-CNN with this backbone: `x101` as in the published solution, `r50` twice as fast, `r18` for CPUs."""
     weights: WeightsPath | None = None
-    """Initial weights: a URL, a file, or `zoo` for Detectron2's published weights; null: random weights."""
+    """Initial weights: a URL, a file, or `zoo` for Detectron2's published weights; null: random weights, with which
+    `r50` and `x101` diverge."""
     cfg: dict[str, Any] = Field(default_factory=dict)
     """Detectron2 options by their dotted names, e.g. {MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE: 128}. An option that
     follows from another field, or that kp_ray would ignore, is refused with what to set instead."""

@@ -20,7 +20,7 @@ class TuneConfig(Section):
     """Number of trials; with 0, `run` does not search, and `train` uses the config's own settings."""
     max_iter: Positive | None = None
     """Iterations of a trial that is not stopped; null: `train.max_iter`. A learning rate found in much shorter trials
-    tends to be too high for a long run."""
+    need not be the best for a long run."""
     eval_period: Positive | None = None
     """Iterations between two evaluations; a trial is stopped only at an evaluation. null: an eighth of `max_iter`."""
     metric: Metric = "rmse"

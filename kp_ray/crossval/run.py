@@ -10,14 +10,14 @@ from kp_ray.config.schema import Config
 from kp_ray.crossval.groups import FoldGroup, group_members
 from kp_ray.errors import ModelError
 from kp_ray.prediction.images import ImageRef, stored_image_ref
+from kp_ray.prediction.members import check_training_data
 from kp_ray.prediction.run import predict_images
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import exists, writer_lock
 from kp_ray.store.folds import check_num_folds
 from kp_ray.store.manifest import read_manifest
-from kp_ray.store.read import list_rows, read_table
-from kp_ray.training.settings import check_training_data
+from kp_ray.store.read import list_rows_by_fold
 
 
 def predict_folds(config: Config, progress: Progress = no_progress) -> int:
@@ -74,10 +74,7 @@ def make_tasks(config: Config) -> list[tuple[FoldGroup, PredictionTask]]:
 
 def list_fold_images(config: Config, fold: int) -> list[ImageRef]:
     """List the labelled images of a fold, in the store's order."""
-    store = config.path("store")
-    sources = read_table(store, split="val", fold=fold, columns=["source"])["source"].to_pylist()
-    references = list_rows(store, split="val", fold=fold)
-    return [stored_image_ref(source, *reference) for source, reference in zip(sources, references, strict=True)]
+    return [stored_image_ref(source, *reference) for source, reference in list_rows_by_fold(config.path("store"))[fold]]
 
 
 def _report_fold(progress: Progress, fold: int, name: str, done: int, total: int, note: str = "") -> None:

@@ -16,8 +16,9 @@ from kp_ray.prediction.inputs import convert_weights
 from kp_ray.prediction.predictions import Predictions, read_predictions
 from kp_ray.prediction.records import CrossValidation, FoldScore, digest_predict_settings, write_cross_validation
 from kp_ray.storage import exists
+from kp_ray.store.folds import check_num_folds
 from kp_ray.store.manifest import read_manifest, store_digest
-from kp_ray.store.read import list_rows, read_table
+from kp_ray.store.read import list_rows_by_fold, read_table
 
 NUM_SAMPLES = 500
 """Number of bootstrap samples of the scenes; for 4195 images they take about 2 s."""
@@ -53,7 +54,9 @@ def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFoldPredictions
         StoreError: there is no finished store, or it has other folds.
     """
     store = config.path("store")
-    groups = [group for group in group_members(config) if list_rows(store, split="val", fold=group.fold)]
+    check_num_folds(config, read_manifest(store))
+    rows = list_rows_by_fold(store)
+    groups = [group for group in group_members(config) if rows[group.fold]]
     if not groups:
         raise RunStateError(
             f"{store}: no member of this run holds out an image: change train.members or predict.members"
@@ -177,7 +180,8 @@ def bootstrap_intervals(
         S intervals; S times None if there are fewer than two scenes.
     """
     names, scene_indices = np.unique(np.array(list(scenes), dtype=str), return_inverse=True)
-    rows_by_scene = [np.flatnonzero(scene_indices == index) for index in range(len(names))]
+    scene_sizes = np.bincount(scene_indices, minlength=len(names))
+    rows_by_scene = np.split(np.argsort(scene_indices, kind="stable"), np.cumsum(scene_sizes)[:-1])
     if len(names) < 2:
         return [None] * len(statistics(np.arange(len(scenes))))
     samples = np.random.default_rng(seed).integers(len(names), size=(NUM_SAMPLES, len(names)))

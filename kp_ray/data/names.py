@@ -87,7 +87,7 @@ def describe_matches(matches: Mapping[str, NameMatch], num_missing: int) -> str:
     for name, match in matches.items():
         names_by_difference[match.difference].append(name)
     return "; ".join(
-        f"{len(names)} of {num_missing} differ from a file only in {difference} (labels: {names[0][:80]}, "
+        f"{len(names)} of {num_missing} differ from a file only in {difference} (name: {names[0][:80]}, "
         f"file: {matches[names[0]].file[:80]})"
         for difference, names in sorted(names_by_difference.items(), key=lambda item: -len(item[1]))
     )

@@ -38,12 +38,16 @@ def to_yolo(coco: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write_yolo(folder: str) -> int:
-    """Write `labels/<name>.txt` for every image in the `annotations.json` of an export; return the number of files.
+    """Write a label file for every image in the `annotations.json` of an export; return the number of files.
+
+    The label of `images/<name>.jpg` is `labels/<name>.txt`. As Ultralytics' loader expects it, the last folder called
+    `images` becomes `labels`, also if it is a part of the name.
 
     Raises:
         StorageError: the folder holds no `annotations.json`, or a file cannot be written.
     """
     texts = to_yolo(read_json(join(folder, "annotations.json"), "run export again"))
     for name, text in texts.items():
-        write_bytes(join(folder, "labels", name), text.encode())
+        path = "/labels/".join(f"/images/{name}".rsplit("/images/", 1))
+        write_bytes(join(folder, path.removeprefix("/")), text.encode())
     return len(texts)

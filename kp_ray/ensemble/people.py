@@ -126,11 +126,17 @@ class _Tracks:
         self.person_rows: Mapping[tuple[str, str], npt.NDArray[np.intp]] = rows_by_clip(
             scenes, cameras, self.numbers, has_person
         )
+        self.person_numbers = {clip: self.numbers[rows] for clip, rows in self.person_rows.items()}
 
     def find_box(self, image: int) -> FloatArray | None:
         """Return the track's box (4,) at an image; None if the clip has no other frame with a person."""
-        clip_rows = self.person_rows.get((self.scenes[image], self.cameras[image]), np.empty(0, dtype=np.intp))
-        neighbours = clip_rows[clip_rows != image]
+        clip = (self.scenes[image], self.cameras[image])
+        if clip not in self.person_rows:
+            return None
+        # The nearest frames are among the TRACK_FRAMES on either side.
+        position = int(np.searchsorted(self.person_numbers[clip], self.numbers[image]))
+        window = self.person_rows[clip][max(0, position - TRACK_FRAMES) : position + TRACK_FRAMES + 1]
+        neighbours = window[window != image]
         if not len(neighbours):
             return None
         distances = np.abs(self.numbers[neighbours] - self.numbers[image])

@@ -17,6 +17,7 @@ from kp_ray.metrics import evaluate_keypoints
 from kp_ray.prediction.fuse import fuse_predictions, list_filled, read_run_predictions
 from kp_ray.prediction.images import STORE_PREFIX, list_image_refs
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
+from kp_ray.prediction.members import check_validation_images
 from kp_ray.prediction.predictions import Predictions
 from kp_ray.prediction.records import (
     FusionEvaluation,
@@ -58,7 +59,9 @@ def evaluate_run(config: Config) -> RunEvaluation:
         ConfigError: `data.truth` is needed and is not set.
         StorageError: `predictions.parquet` does not exist, or is damaged.
         DataError: the ground truth is invalid, or holds none of the predicted images.
+        RunStateError: see `check_validation_images` and `read_run_predictions`.
     """
+    check_validation_images(config)
     truth, skeleton = read_truth(config)
     predictions = read_run_predictions(config, skeleton)
     weights = resolve_weights(config, predictions.members, skeleton)
@@ -93,7 +96,8 @@ def evaluate_submission(config: Config, path: str) -> SubmissionEvaluation:
     sizes = _read_sizes(config, sample.images)
     xy = read_submission(path, sample, skeleton, size=sizes, allow_zeros=allow_zeros)
     keypoints = np.concatenate([xy, np.ones((*xy.shape[:2], 1))], axis=2)
-    return _evaluate(sample.images, keypoints, truth, skeleton, None, None)
+    found = xy.any(axis=(1, 2))  # a row of zeros means that nobody was found
+    return _evaluate(sample.images, keypoints, truth, skeleton, found, found.astype(float))
 
 
 def _expected_rows(config: Config, path: str, truth: Truth, skeleton: Skeleton) -> SampleSubmission:
@@ -196,8 +200,8 @@ def _evaluate(
     keypoints: FloatArray,
     truth: Truth,
     skeleton: Skeleton,
-    found: BoolArray | None,
-    scores: FloatArray | None,
+    found: BoolArray,
+    scores: FloatArray,
 ) -> SubmissionEvaluation:
     """Score the images that have a ground truth.
 
@@ -206,8 +210,8 @@ def _evaluate(
         keypoints: (N, K, 3) x, y, score in pixel indices.
         truth: ground truth of some of the images; it may hold other images too.
         skeleton: K keypoints.
-        found: (N,) whether a person was found in the image; None if one was found in every image.
-        scores: (N,) scores of the detections, as in `evaluate_keypoints`; None if they are unknown.
+        found: (N,) whether a person was found in the image.
+        scores: (N,) scores of the detections, as in `evaluate_keypoints`.
 
     Raises:
         DataError: no image has a ground truth.
@@ -221,8 +225,8 @@ def _evaluate(
         keypoints[rows],
         labels,
         skeleton,
-        found=None if found is None else found[rows],
-        scores=None if scores is None else scores[rows],
+        found=found[rows],
+        scores=scores[rows],
         cameras=[truth.cameras[images[i]] for i in rows],
         scenes=[truth.scenes[images[i]] for i in rows],
     )

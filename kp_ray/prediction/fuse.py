@@ -10,6 +10,7 @@ from kp_ray.data.submission import SampleSubmission, write_submission
 from kp_ray.ensemble.fusion import Fusion, fuse_clips
 from kp_ray.ensemble.temporal import count_fallbacks
 from kp_ray.errors import DataError, ModelError, RunStateError
+from kp_ray.fingerprint import refuse_difference
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.members import list_members
@@ -25,6 +26,7 @@ from kp_ray.prediction.records import (
     read_details,
     write_details,
 )
+from kp_ray.prediction.settings import prediction_fields
 from kp_ray.storage import delete_file, exists, read_bytes
 
 
@@ -33,8 +35,8 @@ def read_run_predictions(config: Config, skeleton: Skeleton) -> Predictions:
 
     Raises:
         StorageError: the file does not exist, or is damaged.
-        RunStateError: the file's keypoints differ from the skeleton's in name or order, or the file's members are not
-            those of the config.
+        RunStateError: the file's keypoints differ from the skeleton's in name or order, or the file's members or
+            settings are not those of the config.
     """
     path = config.path("predictions.parquet")
     predictions = read_predictions(path)
@@ -46,6 +48,9 @@ def read_run_predictions(config: Config, skeleton: Skeleton) -> Predictions:
             f"{path}: its members are not those of the config (got {', '.join(predictions.members)}, expected "
             f"{', '.join(members)}): run predict again"
         )
+    if predictions.settings:
+        recorded = {"predict": predictions.settings}
+        refuse_difference(recorded, {"predict": prediction_fields(config)}, path, "run predict again")
     return predictions
 
 

@@ -1,9 +1,14 @@
 """Resolve `predict.members`: members of this run, and of other run folders."""
 
+from collections.abc import Sequence
+
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError, ModelError
+from kp_ray.fingerprint import refuse_difference
 from kp_ray.keypoints import Skeleton
-from kp_ray.member_files import is_trained
+from kp_ray.member_files import SETTINGS_NAME, is_trained
+from kp_ray.storage import join, read_json
+from kp_ray.store.manifest import store_digest
 
 
 def list_members(config: Config) -> dict[str, str]:
@@ -75,3 +80,37 @@ def check_members_of_other_runs(config: Config, skeleton: Skeleton) -> None:
 
 def _describe_keypoints(names: tuple[str, ...]) -> str:
     return f"{len(names)} keypoints ({', '.join(names[:3])}, ..., {names[-1]})"
+
+
+def check_validation_images(config: Config) -> None:
+    """With `predict.images: store:val`, refuse members of this run that may have been trained on these images.
+
+    Members of other runs are not checked.
+
+    Raises:
+        RunStateError, StorageError, StoreError: see `check_training_data`.
+    """
+    if config.predict.images == "store:val":
+        folders = list_members(config).items()
+        check_training_data(config, [name for name, folder in folders if folder == config.member_dir(name)])
+
+
+def check_training_data(config: Config, members: Sequence[str]) -> None:
+    """Refuse members that were trained with a store or a held-out fold other than the config's.
+
+    Args:
+        config: the run's configuration; its store has the config's number of folds (`check_num_folds`).
+        members: names of trained members.
+
+    Raises:
+        RunStateError: as described; the member would be scored on images that it was trained on.
+        StorageError: recorded settings are missing or damaged.
+        StoreError: there is no finished store.
+    """
+    digest = store_digest(config.path("store"))
+    for name in members:
+        folder = config.member_dir(name)
+        fix = "delete this folder and train the member again"
+        recorded = read_json(join(folder, SETTINGS_NAME), fix)
+        current = {"member.fold": config.held_out_fold(name), "the store": digest}
+        refuse_difference(recorded, current, folder, f"restore the setting or the labels, or {fix}")

@@ -16,6 +16,7 @@ from kp_ray.errors import RunStateError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 from kp_ray.prediction.images import ImageRef
 from kp_ray.prediction.predictions import PREDICT_AGAIN, PersonChoices, prediction_schema, write_predictions
+from kp_ray.prediction.settings import prediction_fields
 from kp_ray.storage import exists, file_sizes, join, read_parquet
 
 
@@ -31,11 +32,6 @@ def part_schema(num_keypoints: int) -> pa.Schema:
 def is_found(scores: FloatArray, config: Config) -> BoolArray:
     """Return True where a score reaches `predict.score_threshold`; a score of 0 means that nobody was found."""
     return np.asarray((scores > 0) & (scores >= config.predict.score_threshold))
-
-
-def lowest_threshold(config: Config) -> float:
-    """Return the score below which a detection is dropped."""
-    return min(config.predict.score_threshold, config.predict.fallback_threshold)
 
 
 def read_parts(folder: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -109,7 +105,7 @@ def merge_parts(
     table = table.append_column("found", pa.array(is_found(scores[order], config)))
     table = table.append_column("num_people", pa.array(num_people))
     choices = PersonChoices(config.predict.person, chosen_people.several, chosen_people.other_than_best_score)
-    write_predictions(target, table, skeleton.names, choices)
+    write_predictions(target, table, skeleton.names, choices, prediction_fields(config))
 
 
 def _read_rows(folder: str, refs: Sequence[ImageRef]) -> pa.Table:

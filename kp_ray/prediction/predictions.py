@@ -1,9 +1,10 @@
 """Read and write `predictions.parquet`: the chosen detection of each member in each image."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from kp_ray.keypoints import FloatArray
 from kp_ray.storage import exists, read_parquet, write_parquet
 
 METADATA_KEY = b"kp_ray"
-"""Key in the file's metadata. Its value is a JSON text with the keypoints' names and the `PersonChoices`."""
+"""Key in the file's metadata. Its value is a JSON text: the keypoints' names, the `PersonChoices` and the settings."""
 PREDICT_AGAIN = "delete it and run predict again"
 
 
@@ -46,6 +47,7 @@ class Predictions:
         reasons: N texts that say why an image could not be used; "" for a usable image.
         sizes: N pairs (width, height) in pixels; (0, 0) for an unusable image.
         person_choices: rule and counts of the choices among several detections.
+        settings: settings that decided the rows, see `settings.prediction_fields`; empty if they were not recorded.
     """
 
     members: tuple[str, ...]
@@ -56,6 +58,7 @@ class Predictions:
     reasons: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]
     person_choices: PersonChoices
+    settings: Mapping[str, Any]
 
     @cached_property
     def scenes_cameras_frames(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
@@ -69,7 +72,7 @@ def prediction_schema(num_keypoints: int) -> pa.Schema:
 
     The columns:
 
-    - `num_people`: number of detections that reach `parts.lowest_threshold`; one of them is chosen for the row.
+    - `num_people`: number of detections that reach `settings.lowest_threshold`; one of them is chosen for the row.
     - `score`, `bbox_xyxy`, `keypoints` (x, y, score): the chosen detection in pixel indices. If nobody was found, the
       score is 0 and the other numbers are NaN.
     - `found`: whether `score` reaches `predict.score_threshold`.
@@ -92,7 +95,9 @@ def prediction_schema(num_keypoints: int) -> pa.Schema:
     )
 
 
-def write_predictions(path: str, table: pa.Table, keypoint_names: Sequence[str], choices: PersonChoices) -> None:
+def write_predictions(
+    path: str, table: pa.Table, keypoint_names: Sequence[str], choices: PersonChoices, settings: Mapping[str, Any]
+) -> None:
     """Write `predictions.parquet`, whole or not at all.
 
     Args:
@@ -100,9 +105,10 @@ def write_predictions(path: str, table: pa.Table, keypoint_names: Sequence[str],
         table: columns as in `prediction_schema`; rows ordered by image, and within an image by member.
         keypoint_names: K names.
         choices: rule and counts of the choices among several detections.
+        settings: settings that decided the rows, as JSON values.
     """
     schema = prediction_schema(len(keypoint_names))
-    metadata = json.dumps({"people": asdict(choices), "keypoints": list(keypoint_names)})
+    metadata = json.dumps({"people": asdict(choices), "keypoints": list(keypoint_names), "settings": dict(settings)})
     write_parquet(path, table.select(schema.names).cast(schema).replace_schema_metadata({METADATA_KEY: metadata}))
 
 
@@ -118,6 +124,7 @@ def read_predictions(path: str) -> Predictions:
     try:
         metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
         names, choices = tuple(metadata["keypoints"]), PersonChoices(**metadata["people"])
+        settings = dict(metadata.get("settings", {}))  # versions before 0.2.0 did not record them
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{path}: was written by another program: {PREDICT_AGAIN}") from error
     if not table.schema.equals(prediction_schema(len(names))):
@@ -138,4 +145,5 @@ def read_predictions(path: str) -> Predictions:
         reasons=tuple(reasons),
         sizes=tuple(zip(widths, heights, strict=True)),
         person_choices=choices,
+        settings=settings,
     )

@@ -19,8 +19,8 @@ from kp_ray.models.decoding import Detection, detect_in_inputs, merge_views, mir
 from kp_ray.models.precision import resolve_precision, set_precision, set_tf32
 from kp_ray.models.weights import load_member
 from kp_ray.prediction.decode import InputSize
-from kp_ray.prediction.parts import lowest_threshold, part_schema
-from kp_ray.prediction.settings import check_precision, detections_per_image, view_scales
+from kp_ray.prediction.parts import part_schema
+from kp_ray.prediction.settings import check_precision, detections_per_image, lowest_threshold, view_scales
 from kp_ray.storage import join, write_parquet
 
 RESULT_SCHEMA = pa.schema(

@@ -1,5 +1,7 @@
 """Interpret settings that several modules of `kp_ray.prediction` use."""
 
+from typing import Any
+
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError
 
@@ -13,6 +15,29 @@ Detectron2's default, 100, would decode the heat maps of 100 people per image an
 def detections_per_image(config: Config) -> int:
     """Return the maximum number of detections for which a model computes keypoints, per image and view."""
     return int(config.model.cfg.get("TEST.DETECTIONS_PER_IMAGE", DETECTIONS_PER_IMAGE))
+
+
+def lowest_threshold(config: Config) -> float:
+    """Return the score below which a detection is dropped."""
+    return min(config.predict.score_threshold, config.predict.fallback_threshold)
+
+
+def detection_fields(config: Config) -> dict[str, Any]:
+    """Return the settings that decide which detections a member finds in an image, as JSON values."""
+    return {
+        **{name: config.to_dict()["predict"][name] for name in ("tta", "decode", "precision")},
+        "detections_per_image": detections_per_image(config),
+        "lowest_threshold": lowest_threshold(config),
+    }
+
+
+def prediction_fields(config: Config) -> dict[str, Any]:
+    """Return the settings that decide the rows of `predictions.parquet`: the detections, and which of them is chosen.
+
+    `score_threshold` is among them, because a choice between several people considers only scores that reach it.
+    """
+    chosen_by = {name: config.to_dict()["predict"][name] for name in ("person", "score_threshold")}
+    return {**detection_fields(config), **chosen_by}
 
 
 def view_scales(config: Config) -> list[float]:

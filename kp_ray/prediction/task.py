@@ -1,7 +1,7 @@
 """Resolve the images, members and skeleton of one `kp-ray predict`, and the folder of its parts."""
 
-import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -12,12 +12,12 @@ from kp_ray.fingerprint import digest
 from kp_ray.keypoints import Skeleton
 from kp_ray.member_files import CFG_NAME, FINAL_WEIGHTS, is_trained
 from kp_ray.prediction.decode import InputSize
-from kp_ray.prediction.images import ImageRef, list_image_refs
+from kp_ray.prediction.images import ImageRef, file_version, list_image_refs
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
-from kp_ray.prediction.members import check_members_of_other_runs, list_members
-from kp_ray.prediction.parts import find_missing_images, lowest_threshold, merge_parts
-from kp_ray.prediction.settings import detections_per_image, view_scales
-from kp_ray.storage import join, read_bytes
+from kp_ray.prediction.members import check_members_of_other_runs, check_validation_images, list_members
+from kp_ray.prediction.parts import find_missing_images, merge_parts
+from kp_ray.prediction.settings import detection_fields, view_scales
+from kp_ray.storage import hash_file, join, read_bytes
 
 
 class PredictionTask:
@@ -43,6 +43,7 @@ class PredictionTask:
         Raises:
             ModelError: a member is not trained, is damaged, or predicts other keypoints.
             DataError: a member of another run predicts other keypoints.
+            RunStateError: see `check_validation_images`.
             ConfigError: a setting of the section `predict` does not fit the members.
             KpRayError: the images, the sample submission or the store are missing or invalid.
         """
@@ -53,6 +54,7 @@ class PredictionTask:
         for name, folder in self.members.items():
             if not is_trained(folder):
                 raise ModelError(f"{folder}: member {name} is not trained: run train first")
+        check_validation_images(config)
         self.skeleton = resolve_skeleton(config, sample)
         check_members_of_other_runs(config, self.skeleton)
         sizes = [_check_member(config, name, folder, self.skeleton) for name, folder in self.members.items()]
@@ -66,17 +68,10 @@ class PredictionTask:
         flips = {"flip_indices": self.skeleton.flip_indices} if "flip" in self.config.predict.tta else {}
         return {
             **flips,
-            "tta": self.config.predict.tta,
-            "decode": self.config.predict.decode,
-            "precision": self.config.predict.precision,
-            "detections_per_image": detections_per_image(self.config),
-            "lowest_threshold": lowest_threshold(self.config),
+            **detection_fields(self.config),
             "keypoints": self.skeleton.names,
             "members": {
-                name: {
-                    file: hashlib.sha256(read_bytes(join(folder, file))).hexdigest()
-                    for file in (FINAL_WEIGHTS, CFG_NAME)
-                }
+                name: {file: _hash_file(join(folder, file)) for file in (FINAL_WEIGHTS, CFG_NAME)}
                 for name, folder in self.members.items()
             },
         }
@@ -99,6 +94,16 @@ class PredictionTask:
         """Merge the parts into `target`; None: the run's `predictions.parquet`."""
         target = target or self.config.path("predictions.parquet")
         merge_parts(self.config, self.folder, self.images, list(self.members), self.skeleton, target)
+
+
+def _hash_file(path: str) -> str:
+    """Return a file's SHA-256; it is cached until the file's size or modification time changes."""
+    return _hash_version(path, file_version(path))
+
+
+@lru_cache(maxsize=256)
+def _hash_version(path: str, version: str) -> str:
+    return hash_file(path)[1]
 
 
 def _check_member(config: Config, name: str, folder: str, skeleton: Skeleton) -> InputSize:

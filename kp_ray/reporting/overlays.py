@@ -6,7 +6,7 @@ import numpy as np
 
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import check_image_name
-from kp_ray.errors import DataError
+from kp_ray.errors import DataError, StorageError
 from kp_ray.images import Image, decode_preview
 from kp_ray.keypoints import FloatArray, Skeleton, labelled_box
 from kp_ray.reporting.formatting import jpeg_uri
@@ -34,11 +34,12 @@ def read_image(folders: Sequence[str | None], name: str) -> Image | None:
         check_image_name(name, "")
     except DataError:
         return None  # "../x" would put a private file into a page that is shared
-    for folder in folders:
-        path = join(folder or "", name)
-        if folder is not None and exists(path):
-            return decode_preview(read_bytes(path))
-    return None
+    paths = [join(folder, name) for folder in folders if folder is not None]
+    try:
+        path = next((path for path in paths if exists(path)), None)
+        return None if path is None else decode_preview(read_bytes(path))
+    except StorageError:  # e.g. its permissions forbid reading it
+        return None
 
 
 def overlay_uri(folders: Sequence[str | None], image_name: str, overlays: Sequence[Overlay]) -> str | None:

@@ -200,6 +200,9 @@ def _draw_predictions(path: str, selection: _Selection) -> Iterator[NamedImage]:
     rows = [row for row, name in enumerate(predictions.images) if selection.image in (None, name)]
     if selection.image is None:  # images that could not be used have no prediction to show
         rows = [row for row in rows if not predictions.reasons[row]]
+        if not rows:
+            image, reason = predictions.images[0], predictions.reasons[0]
+            raise DataError(f"{path}: no image could be used, e.g. {image}: {reason}")
     rng = np.random.default_rng(selection.seed)
     for row in np.sort(rng.permutation(rows)[: selection.num]):
         image = predictions.images[row]

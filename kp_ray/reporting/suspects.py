@@ -9,13 +9,12 @@ import numpy as np
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_labels
-from kp_ray.errors import RunStateError, StoreError
+from kp_ray.errors import KpRayError, RunStateError, StoreError
 from kp_ray.keypoints import FloatArray
 from kp_ray.reporting.formatting import format_number
 from kp_ray.reporting.overlays import overlay_uri
 from kp_ray.reporting.predictions import Tile
 from kp_ray.reporting.run_files import RunFiles
-from kp_ray.storage import exists
 from kp_ray.suspects.evidence import SUSPICIOUS_SCORE
 from kp_ray.suspects.files import SuspectRow
 from kp_ray.suspects.stage import read_predicted_points
@@ -49,10 +48,14 @@ def suspects_section(config: Config, files: RunFiles) -> SuspectsSection | None:
 
 
 def _draw_tiles(config: Config, rows: tuple[SuspectRow, ...]) -> list[Tile]:
-    """Draw each suspect's label and prediction over the same crop of the image; skip images without a file."""
-    if config.data.annotations is None or not exists(config.data.annotations):
+    """Draw each suspect's label and prediction over the same crop of the image.
+
+    Images without a file are skipped; without valid labels nothing is drawn.
+    """
+    try:
+        labels = load_labels(config)
+    except KpRayError:  # e.g. the labels were moved since
         return []
-    labels = load_labels(config)
     predictions: dict[str, FloatArray] = {}
     # Only the labels are drawn without predictions, or if store or members changed since.
     with contextlib.suppress(RunStateError, StoreError):

@@ -1,6 +1,5 @@
 """Estimate a store's size and duration from a few of its sources."""
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kp_ray.config.schema import Config
+from kp_ray.cpus import usable_cpus
 from kp_ray.storage import exists, file_sizes
 from kp_ray.store.layout import current_path
 from kp_ray.store.parts import make_variants, sample_evenly
@@ -88,7 +88,7 @@ def forecast_augment(plan: Plan, config: Config) -> AugmentForecast:
     Raises:
         StoreError: the manifest is damaged, or another version of kp_ray wrote it.
     """
-    estimate = estimate_store(plan, config.cluster.num_cpus or _num_cpus())
+    estimate = estimate_store(plan, config.cluster.num_cpus or usable_cpus())
     # Files, not the manifest: parts of an interrupted run are kept too, and deleted parts are written again.
     existing_parts = {current_path(path) for path in file_sizes(plan.store)} if exists(plan.store) else set()
     return AugmentForecast(
@@ -97,11 +97,6 @@ def forecast_augment(plan: Plan, config: Config) -> AugmentForecast:
         recipes=len(plan.recipes),
         store=plan.store,
     )
-
-
-def _num_cpus() -> int:
-    # `sched_getaffinity` counts only the CPUs that this process may use; it exists only on Linux.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def estimate_store(plan: Plan, num_cpus: float) -> StoreEstimate:

@@ -77,10 +77,9 @@ def select_rows(
     Raises:
         StoreError: the unit of a row is in no fold.
     """
-    row_folds = _row_folds(table, folds)
+    row_folds = find_row_folds(table, folds)
     is_held_out = row_folds == fold  # all False if `fold` is None
-    is_original = np.array(table["recipe"].to_pylist()) == VALIDATION_RECIPE_NAME
-    is_val = is_held_out & is_original & (table["copy"].to_numpy() == 0)
+    is_val = is_held_out & is_validation_row(table)
     if split is not None:
         indices = np.flatnonzero(is_val if split == "val" else ~is_held_out)
     else:
@@ -92,8 +91,14 @@ def select_rows(
     return table.take(indices), indices
 
 
-def _row_folds(table: pa.Table, folds: FoldTable) -> npt.NDArray[np.int32]:
-    """Return the fold numbers (N,) of N rows.
+def is_validation_row(table: pa.Table) -> npt.NDArray[np.bool_]:
+    """Return (N,) whether a row with the columns of FOLD_COLUMNS is the validation row of its source."""
+    is_original = np.array(table["recipe"].to_pylist()) == VALIDATION_RECIPE_NAME
+    return np.asarray(is_original & (table["copy"].to_numpy() == 0))
+
+
+def find_row_folds(table: pa.Table, folds: FoldTable) -> npt.NDArray[np.int32]:
+    """Return the fold numbers (N,) of N rows with the columns of FOLD_COLUMNS.
 
     Raises:
         StoreError: the unit of a row is in no fold.

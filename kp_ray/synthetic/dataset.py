@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,10 +15,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from kp_ray.cpus import usable_cpus
 from kp_ray.errors import ConfigError, StorageError
 from kp_ray.images import encode
 from kp_ray.keypoints import DACON24, FloatArray
-from kp_ray.storage import join, write_bytes
+from kp_ray.storage import exists, join, read_bytes, write_bytes
 from kp_ray.synthetic.motion import SyntheticClip
 from kp_ray.synthetic.scene import SceneRenderer
 
@@ -177,8 +180,12 @@ def _refuse_other_files(folder: str, planned_files: set[str]) -> None:
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise StorageError(f"{folder}: a file, not a folder: give the name of a new folder")
     for parent, _, names in os.walk(folder):
-        for path in (os.path.join(parent, name) for name in sorted(names)):
+        for name in sorted(names):
+            # A killed process can leave such a file, see `storage.write_bytes`.
+            partial = re.fullmatch(r"\.(.+)\.\d+\.partial", name)
+            path = os.path.join(parent, partial[1] if partial else name)
             if os.path.relpath(path, folder).replace(os.sep, "/") not in planned_files:
+                path = os.path.join(parent, name)
                 raise StorageError(f"{path}: not a file of this sample: give a new or empty folder")
 
 
@@ -204,8 +211,27 @@ class _ClipWriter:
         labels = {}
         for name, frame in zip(clip.files, clip.frames, strict=True):
             image, labels[name] = renderer.render_frame(frame, background)
-            write_bytes(join(self.folder, name), encode(image, JPEG_QUALITY))
+            _write_if_changed(join(self.folder, name), encode(image, JPEG_QUALITY))
         return labels
+
+
+def _write_if_changed(path: str, content: bytes) -> None:
+    """Write a file, unless it has this content: a new modification time would make `predict` repeat its work."""
+    if not exists(path) or read_bytes(path) != content:
+        write_bytes(path, content)
+
+
+def _start_drawing_process() -> None:
+    """Let a drawing process use one thread, and end with its parent, also if that is killed."""
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _draw_clips(
@@ -219,16 +245,16 @@ def _draw_clips(
         ConfigError: a drawing process ended early.
     """
     max_processes = -(-len(clips) // 4) if num_processes is None else len(clips)
-    pool_size = min(num_processes or os.cpu_count() or 1, max_processes)
+    pool_size = min(num_processes or usable_cpus(), max_processes)
     if pool_size == 1:
         yield from map(write_clip, clips)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy locks that the caller's threads hold
     try:
-        with ProcessPoolExecutor(pool_size, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        with ProcessPoolExecutor(pool_size, mp_context=context, initializer=_start_drawing_process) as pool:
             yield from pool.map(write_clip, clips)
     except BrokenProcessPool as error:
         raise ConfigError(
-            f"sample: num_processes: a drawing process ended early (got {pool_size} processes): "
-            'guard the calling script with if __name__ == "__main__": or use num_processes=1'
+            f"sample: num_processes: a drawing process ended early, e.g. for lack of memory (got {pool_size} "
+            'processes): use num_processes=1; guard a calling script with if __name__ == "__main__":'
         ) from error

@@ -128,7 +128,8 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
         own_config.save()
         trained_members: dict[str, MemberSummary] = {}
         if pending:  # if every member is finished, there may be no cluster
-            for name in ("crossval.json", "evaluation.json"):  # their scores are those of the earlier members
+            # These files are of the earlier members; predict makes predictions.parquet again.
+            for name in ("crossval.json", "evaluation.json", "predictions.parquet"):
                 if exists(config.path(name)):
                     delete_file(config.path(name))
             trained_members = _fit_members(config, search, pending, progress, max_running=max_running, use_gpu=use_gpu)

@@ -12,12 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import StorageError, one_line
+from kp_ray.member_files import SETTINGS_NAME
 from kp_ray.storage import exists, join, read_json, write_json
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest
-
-SETTINGS_NAME = "settings.json"
-"""File in a member's folder with the settings that the member began with, and the search that they come from."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Record the settings that decide a member's weights, and refuse to continue the member with different settings."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
 from kp_ray.errors import ConfigError, ModelError, RunStateError, one_line
 from kp_ray.fingerprint import encode_fields, refuse_difference
+from kp_ray.member_files import SETTINGS_NAME
 from kp_ray.models.presets import build_cfg, check_network, scale_cfg
 from kp_ray.storage import exists, is_local, join, read_json, write_bytes
 from kp_ray.store.layout import has_store
@@ -19,7 +20,6 @@ from kp_ray.store.manifest import store_digest
 from kp_ray.store.read import select_parts
 from kp_ray.store.skeleton import run_skeleton
 from kp_ray.training.optimizer import build_optimizer
-from kp_ray.training.search_result import SETTINGS_NAME
 
 NON_DECIDING_FIELDS = frozenset(
     [
@@ -120,27 +120,6 @@ def refuse_late_search(config: Config) -> None:
                 f"{folder}: began without a search, whose result it could not take: set tune.num_trials=0 to keep it, "
                 "give the members other names, or choose another run_dir"
             )
-
-
-def check_training_data(config: Config, members: Sequence[str]) -> None:
-    """Refuse members that were trained with a store or a held-out fold other than the config's.
-
-    Args:
-        config: the run's configuration; its store has the config's number of folds (`check_num_folds`).
-        members: names of trained members.
-
-    Raises:
-        RunStateError: as described; the member would be scored on images that it was trained on.
-        StorageError: recorded settings are missing or damaged.
-        StoreError: there is no finished store.
-    """
-    digest = store_digest(config.path("store"))
-    for name in members:
-        folder = config.member_dir(name)
-        fix = "delete this folder and train the member again"
-        recorded = read_json(join(folder, SETTINGS_NAME), fix)
-        current = {"member.fold": config.held_out_fold(name), "the store": digest}
-        refuse_difference(recorded, current, folder, f"restore the setting or the labels, or {fix}")
 
 
 def starting_weights(config: Config, member: MemberConfig) -> tuple[str, str | None]:

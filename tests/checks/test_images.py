@@ -99,7 +99,7 @@ def test_names_that_nearly_match_are_counted_by_their_difference(tmp_path):
     )
     (summary,) = (finding for finding in findings if finding.kind == "names")
     assert "4 labelled images have no file: 2 of 4 differ from a file only in the suffix" in summary.message
-    assert "1 of 4 differ from a file only in percent-encoding (labels: a%20b.jpg, file: a b.jpg)" in summary.message
+    assert "1 of 4 differ from a file only in percent-encoding (name: a%20b.jpg, file: a b.jpg)" in summary.message
     assert {finding.image for finding in findings if finding.kind == "misnamed"} == {"a%20b.jpg", "c.png", "d.png"}
     assert "unlabelled_files" not in {finding.kind for finding in findings}
 

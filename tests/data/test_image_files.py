@@ -13,7 +13,7 @@ from kp_ray.errors import DataError
         (["notes.txt", "labels.csv"], "the folder holds 2 files and no image"),
         (["images/c.jpg", "images/d.jpg"], r"the folder holds e\.g\. images/c\.jpg"),
         (["images/a.jpg", "images/b.jpg"], r"2 of 2 differ from a file only in the folder \(.*, file: images/a\.jpg\)"),
-        (["A.JPG"], r"1 of 2 differ from a file only in upper and lower case \(labels: a\.jpg, file: A\.JPG\)"),
+        (["A.JPG"], r"1 of 2 differ from a file only in upper and lower case \(name: a\.jpg, file: A\.JPG\)"),
     ],
 )
 def test_a_folder_without_any_labelled_image_is_refused_with_a_hint_at_its_files(files: list[str], hint: str) -> None:

@@ -80,8 +80,8 @@ def test_the_description_counts_names_per_difference_and_gives_an_example() -> N
     images = ["a.PNG", "b.png", "c.png", "lost.png"]
     matches = match_names(images, ["a.png", "b.jpg", "c.jpg"])
     assert describe_matches(matches, 4) == (
-        "2 of 4 differ from a file only in the suffix (labels: b.png, file: b.jpg); "
-        "1 of 4 differ from a file only in upper and lower case (labels: a.PNG, file: a.png)"
+        "2 of 4 differ from a file only in the suffix (name: b.png, file: b.jpg); "
+        "1 of 4 differ from a file only in upper and lower case (name: a.PNG, file: a.png)"
     )
     assert describe_matches({}, 4) == ""
 

@@ -25,6 +25,15 @@ def test_a_file_has_one_line_per_person_with_coordinates_as_shares_of_the_image_
     assert (tmp_path / "labels" / "b.txt").read_text() == ""
 
 
+def test_the_label_of_an_image_in_a_folder_called_images_is_where_ultralytics_looks_for_it(tmp_path):
+    coco = to_coco(make_labels(["Original-0/images/a.jpg"], np.ones((1, NUM_KEYPOINTS, 2))), [(1920, 1080)])
+    (tmp_path / "annotations.json").write_text(json.dumps(coco))
+    write_yolo(str(tmp_path))
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.txt")] == [
+        "images/Original-0/labels/a.txt"
+    ]
+
+
 def test_a_folder_without_an_export_is_refused(tmp_path):
     with pytest.raises(StorageError, match=r"annotations\.json"):
         write_yolo(str(tmp_path))

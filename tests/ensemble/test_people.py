@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kp_ray.ensemble.people import ChosenPeople, choose_people
+from kp_ray.ensemble.people import TRACK_FRAMES, ChosenPeople, _Tracks, choose_people
 
 
 def make_people(*images: list[tuple[float, float, float]]) -> dict[str, Any]:
@@ -49,6 +51,21 @@ def test_if_all_people_of_a_group_are_below_the_threshold_all_are_candidates() -
     clip = {"scenes": ["s"] * 3, "cameras": ["A"] * 3, "frames": [1, 2, 3]}
     chosen = choose_people(**make_people(*PEOPLE_BY_IMAGE), **clip, person_rule="track", threshold=1.0)
     assert chosen == ChosenPeople([0, 2, 3], several=2, other_than_best_score=1)
+
+
+@given(
+    frames=st.lists(st.integers(0, 60), min_size=2, max_size=40, unique=True),
+    sides=st.lists(st.integers(1, 99), min_size=40, max_size=40),
+)
+def test_the_track_is_the_median_box_of_the_nearest_frames(frames: list[int], sides: list[int]) -> None:
+    """`choose_people` looks only at a window of frames; the expected boxes are of all frames."""
+    num_images = len(frames)
+    people = make_people(*[[(0.0, float(side), 0.9)] for side in sides[:num_images]])
+    tracks = _Tracks(people["images"], people["boxes"], ["s"] * num_images, ["A"] * num_images, frames)
+    for image, frame in enumerate(frames):
+        others = sorted((abs(other - frame), other, row) for row, other in enumerate(frames) if row != image)
+        nearest = [row for _, _, row in others[:TRACK_FRAMES]]
+        np.testing.assert_array_equal(tracks.find_box(image), np.median(people["boxes"][nearest], axis=0))
 
 
 def test_without_people_nobody_is_chosen() -> None:

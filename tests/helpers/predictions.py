@@ -39,4 +39,4 @@ def write_prediction_arrays(
                 }
             )
     table = pa.Table.from_pylist(rows, schema=prediction_schema(len(keypoint_names)))
-    write_predictions(path, table, keypoint_names, PersonChoices("score", several=0, other_than_best_score=0))
+    write_predictions(path, table, keypoint_names, PersonChoices("score", several=0, other_than_best_score=0), {})

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -116,6 +117,22 @@ def test_predictions_of_other_keypoints_are_refused(run_without_submission: Conf
     other_skeleton = skeleton_for(names, flip_pairs=[], sigmas=[0.05] * 24)
     with pytest.raises(RunStateError, match="has other keypoints"):
         read_run_predictions(run_without_submission, other_skeleton)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("tta", [1.25]), ("decode", "argmax"), ("precision", "bf16"), ("person", "largest")]
+)
+def test_predictions_of_other_settings_are_refused(predicted_run: Config, setting: str, value: Any) -> None:
+    section = predicted_run.predict.model_copy(update={setting: value})
+    with pytest.raises(RunStateError, match=rf"was made with predict\.{setting} .*: run predict again"):
+        read_run_predictions(predicted_run.model_copy(update={"predict": section}), DACON24)
+
+
+def test_predictions_whose_settings_were_not_recorded_are_read(predicted_run: Config, tmp_path: Path) -> None:
+    config = link_run(predicted_run, tmp_path / "run", {}, decode="argmax")
+    path = config.path("predictions.parquet")
+    write_prediction_arrays(path, ["a", "b"], ["x.jpg"], np.full((2, 1, 24, 3), 5.0), DACON24.names)
+    assert read_run_predictions(config, DACON24).images == ("x.jpg",)
 
 
 def test_if_the_file_of_predictions_is_missing_the_message_says_to_run_predict(sample_config: Config) -> None:

@@ -11,12 +11,14 @@ from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError, ModelError, RunStateError
 from kp_ray.keypoints import DACON24
+from kp_ray.prediction.evaluate import evaluate_run
 from kp_ray.prediction.fuse import read_run_predictions
-from kp_ray.prediction.members import list_members
+from kp_ray.prediction.members import check_validation_images, list_members
 from kp_ray.prediction.stage import PredictStage
 from kp_ray.prediction.task import PredictionTask
 from tests.helpers.linked_runs import configure_run
 from tests.helpers.predictions import write_prediction_arrays
+from tests.helpers.stores import write_small_store
 
 
 @pytest.fixture
@@ -87,6 +89,18 @@ def test_a_member_with_another_skeleton_is_refused_and_the_message_names_both_sk
     path.unlink()
     with pytest.raises(ModelError, match=r"predict\.members: .*copied/members/a: holds no finished member"):
         PredictStage().check(config)
+
+
+def test_members_trained_on_another_store_do_not_predict_validation_images(copied_run: Config, tmp_path: Path) -> None:
+    write_small_store(Path(copied_run.path("store")))
+    config = configure_run(copied_run, tmp_path / "copied", images="store:val")
+    for check in (PredictionTask, evaluate_run):
+        with pytest.raises(RunStateError, match=r"copied/members/a: was made with the store .*: restore the setting"):
+            check(config)
+    other_member_dir = config.member_dir("b")
+    alone = configure_run(copied_run, tmp_path / "other", images="store:val", members=[other_member_dir])
+    shutil.copytree(copied_run.path("store"), tmp_path / "other" / "store")
+    check_validation_images(alone)  # its training data are unknown
 
 
 def test_predictions_of_other_members_are_refused(copied_run: Config) -> None:

@@ -12,8 +12,9 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import RunStateError, StorageError
 from kp_ray.keypoints import DACON24
 from kp_ray.prediction.images import ImageRef
-from kp_ray.prediction.parts import find_missing_images, is_found, lowest_threshold, merge_parts, part_schema
+from kp_ray.prediction.parts import find_missing_images, is_found, merge_parts, part_schema
 from kp_ray.prediction.predictions import read_predictions
+from kp_ray.prediction.settings import lowest_threshold
 from kp_ray.storage import write_parquet
 
 MEMBERS = ["a", "b"]

@@ -20,6 +20,13 @@ def test_images_are_read_only_from_the_folders_of_the_config(whole_run: Config) 
     assert read_image(prediction_image_folders(whole_run), "nowhere.jpg") is None
 
 
+def test_an_image_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").mkdir()
+    (tmp_path / "b.jpg").write_text("no image")
+    assert read_image([str(tmp_path)], "a.jpg") is None
+    assert read_image([str(tmp_path)], "b.jpg") is None
+
+
 def test_an_image_without_finite_points_has_no_overlay(whole_run: Config) -> None:
     no_points = np.full((len(DACON24), 3), np.nan)
     assert overlay_uri(prediction_image_folders(whole_run), STORE_IMAGES[0], [(no_points, DACON24, None)]) is None

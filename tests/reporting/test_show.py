@@ -6,6 +6,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from kp_ray.config.schema import Config
@@ -76,6 +78,18 @@ def test_predictions_and_truth_are_drawn_at_their_keypoints(tmp_path: Path) -> N
     assert_colors(canvas, truth_xy, TRUTH)
     assert_colors(canvas, a_xy, series_color(0))
     assert_colors(canvas, b_xy, series_color(1))
+
+
+def test_if_no_image_could_be_used_the_reason_is_given(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    path = config.path("predictions.parquet")
+    write_prediction_arrays(path, ["a"], ["x.jpg"], np.full((1, 1, 24, 3), np.nan), DACON24.names)
+    table = pq.read_table(path)
+    reason = pa.array(["is not an image"])
+    pq.write_table(table.set_column(table.column_names.index("reason"), "reason", reason), path)
+    config.save()
+    with pytest.raises(DataError, match=r"no image could be used, e\.g\. x\.jpg: is not an image"):
+        show(path, str(tmp_path / "out"))
 
 
 def make_point_grid(left: int) -> np.ndarray:

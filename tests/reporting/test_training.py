@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from kp_ray.member_files import SETTINGS_NAME
 from kp_ray.reporting import training
 from kp_ray.reporting.run_files import read_run_files
 from kp_ray.reporting.training import MemberProgress, training_section
-from kp_ray.training.search_result import SETTINGS_NAME, SearchResult
+from kp_ray.training.search_result import SearchResult
 from tests.helpers.pages import write_page
 from tests.helpers.run_folders import make_config, write_training_logs
 

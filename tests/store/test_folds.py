@@ -13,7 +13,7 @@ from kp_ray.store.export import export_store
 from kp_ray.store.folds import check_held_out_fold
 from kp_ray.store.manifest import read_manifest, store_digest, write_manifest
 from kp_ray.store.plan import make_plan
-from kp_ray.store.read import RowReader, iter_rows, list_rows, read_table, select_parts
+from kp_ray.store.read import RowReader, iter_rows, list_rows, list_rows_by_fold, read_table, select_parts
 from kp_ray.store.verify import verify_store
 from kp_ray.store.write import is_finished, write_store
 from tests.helpers.data import tiny_config
@@ -49,6 +49,15 @@ def test_every_source_has_every_variant_and_the_fold_of_its_scene(two_fold_confi
     assert folds is not None
     fold_by_scene = {scene: fold for fold, scenes in enumerate(folds.units) for scene in scenes}
     assert fold_by_scene == dict(zip(table.scene, table.fold, strict=True))
+
+
+def test_one_list_holds_the_validation_rows_of_every_fold(two_fold_config: Config) -> None:
+    store = two_fold_config.path("store")
+    rows_by_fold = list_rows_by_fold(store)
+    assert len(rows_by_fold) == 2
+    for fold, rows in enumerate(rows_by_fold):
+        assert [reference for _, reference in rows] == list_rows(store, split="val", fold=fold)
+        assert [source for source, _ in rows] == read_table(store, split="val", fold=fold)["source"].to_pylist() != []
 
 
 def test_a_member_sees_originals_of_its_fold_and_every_recipe_of_the_other_folds(two_fold_config: Config) -> None:

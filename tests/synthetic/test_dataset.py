@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from kp_ray.errors import ConfigError, StorageError
 from kp_ray.keypoints import DACON24
 from kp_ray.synthetic.dataset import SampleSummary, make_sample, plan_clips
+from tests.helpers.processes import file_times, run_command, wait_until
 from tests.helpers.synthetic import SIZE, read_labels
 
 NAME = re.compile(r"(?P<scene>\d{3}-\d-\d-\d{2}-Z\d+)_(?P<camera>[A-E])-(?P<frame>\d{7})\.jpg")
@@ -35,8 +37,11 @@ def test_writing_again_gives_the_same_bytes_and_another_seed_different_ones(tmp_
     options = {"num_images": 2, "num_test": 1, "num_processes": 1, **SIZE}
     make_sample(str(tmp_path / "a"), seed=1, **options)
     digests_of_seed_1 = file_digests(tmp_path / "a")
+    images = list((tmp_path / "a").rglob("*.jpg"))
+    write_times = file_times(*images)
     make_sample(str(tmp_path / "a"), seed=1, **options)
     assert file_digests(tmp_path / "a") == digests_of_seed_1
+    assert file_times(*images) == write_times, "predict would repeat its work on images with another time"
     make_sample(str(tmp_path / "b"), seed=2, **options)
     digests_of_seed_2 = set(file_digests(tmp_path / "b").values())
     equal_files = [name for name, digest in digests_of_seed_1.items() if digest in digests_of_seed_2]
@@ -113,6 +118,32 @@ def test_a_folder_with_other_files_is_refused_and_left_unchanged(tmp_path: Path)
     with pytest.raises(StorageError, match="not a local folder"):
         make_sample("s3://bucket/sample", num_images=1, **SIZE)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_files_that_a_killed_sample_left_are_no_other_files(tmp_path: Path) -> None:
+    partial_file = tmp_path / ".train_df.csv.123.partial"
+    partial_file.write_text("image,")
+    make_sample(str(tmp_path), num_images=1, num_test=0, num_processes=1, **SIZE)
+    (tmp_path / ".thesis.txt.123.partial").write_text("precious")
+    with pytest.raises(StorageError, match=r"\.thesis\.txt\.123\.partial: not a file of this sample"):
+        make_sample(str(tmp_path), num_images=1, num_test=0, num_processes=1, **SIZE)
+
+
+def test_drawing_processes_end_with_a_killed_sample(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time\nfrom multiprocessing import active_children\n"
+        "from kp_ray.synthetic.dataset import make_sample\n"
+        "def report(done, total):\n"
+        "    print(*[child.pid for child in active_children()], flush=True)\n    os.kill(os.getpid(), 9)\n"
+        "if __name__ == '__main__':\n"
+        "    make_sample(sys.argv[1], num_images=8, num_processes=2, width=320, height=180, progress=report)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    result = run_command(sys.executable, str(script), str(tmp_path / "data"), timeout_s=120)
+    pids = result.stdout.split()
+    assert len(pids) == 2
+    wait_until(lambda: not any(Path("/proc", pid).exists() for pid in pids), timeout_s=30)
 
 
 def test_progress_is_called_with_rising_counts_up_to_the_number_of_images(tmp_path: Path) -> None:
