@@ -24,8 +24,11 @@ def lowest_threshold(config: Config) -> float:
 
 def detection_fields(config: Config) -> dict[str, Any]:
     """Return the settings that decide which detections a member finds in an image, as JSON values."""
+    section = config.predict
     return {
-        **{name: config.to_dict()["predict"][name] for name in ("tta", "decode", "precision")},
+        "tta": list(section.tta),
+        "decode": section.decode,
+        "precision": section.precision,
         "detections_per_image": detections_per_image(config),
         "lowest_threshold": lowest_threshold(config),
     }
@@ -36,8 +39,8 @@ def prediction_fields(config: Config) -> dict[str, Any]:
 
     `score_threshold` is among them, because a choice between several people considers only scores that reach it.
     """
-    chosen_by = {name: config.to_dict()["predict"][name] for name in ("person", "score_threshold")}
-    return {**detection_fields(config), **chosen_by}
+    section = config.predict
+    return {**detection_fields(config), "person": section.person, "score_threshold": section.score_threshold}
 
 
 def view_scales(config: Config) -> list[float]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from detectron2.data.transforms import ResizeShortestEdge
 
+import kp_ray.images
 from kp_ray.config.schema import Config
 from kp_ray.keypoints import DACON24
 from kp_ray.models.inputs import to_dataset_dict
@@ -59,6 +60,18 @@ def test_every_kind_of_image_is_decoded_upright_and_a_damaged_image_has_a_reason
     expected, *same_image = (read_pixels(row, SIZES[0]).astype(float) for row in rows[:3])
     for pixels in same_image:
         assert np.abs(pixels - expected).mean() < 4, "every file holds the same upright image"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_an_image_of_too_many_pixels_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"large.{suffix}"
+    PIL.Image.new("RGB", (40, 30)).save(path)
+    monkeypatch.setattr(kp_ray.images, "MAX_PIXELS", 1200)
+    assert decode_files(path)[0]["reason"] == ""
+    monkeypatch.setattr(kp_ray.images, "MAX_PIXELS", 1199)
+    assert "40x30 px is more than 1199 pixels" in decode_files(path)[0]["reason"]
 
 
 def test_the_pixels_equal_the_input_of_training(run_with_members: Config) -> None:

@@ -16,6 +16,7 @@ from kp_ray.prediction.fuse import read_run_predictions
 from kp_ray.prediction.members import check_validation_images, list_members
 from kp_ray.prediction.stage import PredictStage
 from kp_ray.prediction.task import PredictionTask
+from kp_ray.storage import write_json
 from tests.helpers.linked_runs import configure_run
 from tests.helpers.predictions import write_prediction_arrays
 from tests.helpers.stores import write_small_store
@@ -94,6 +95,8 @@ def test_a_member_with_another_skeleton_is_refused_and_the_message_names_both_sk
 def test_members_trained_on_another_store_do_not_predict_validation_images(copied_run: Config, tmp_path: Path) -> None:
     write_small_store(Path(copied_run.path("store")))
     config = configure_run(copied_run, tmp_path / "copied", images="store:val")
+    for name in ("a", "b"):
+        write_json(f"{config.member_dir(name)}/settings.json", {"the store": "0123"})
     for check in (PredictionTask, evaluate_run):
         with pytest.raises(RunStateError, match=r"copied/members/a: was made with the store .*: restore the setting"):
             check(config)
