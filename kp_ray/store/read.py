@@ -197,13 +197,15 @@ def list_rows_by_fold(store: str) -> tuple[tuple[tuple[str, RowReference], ...],
         StoreError: see `select_parts`; the store may have no folds.
         StorageError: a part is missing or damaged.
     """
-    return _list_rows_by_fold(store, store_digest(store))
+    manifest, paths = select_parts(store, split="val", fold=0)
+    return _list_rows_by_fold(tuple(paths), cast(FoldTable, manifest.folds), store_digest(store))
 
 
 @lru_cache(maxsize=2)
-def _list_rows_by_fold(store: str, digest: str) -> tuple[tuple[tuple[str, RowReference], ...], ...]:
-    manifest, paths = select_parts(store, split="val", fold=0)
-    folds = cast(FoldTable, manifest.folds)
+def _list_rows_by_fold(
+    paths: tuple[str, ...], folds: FoldTable, digest: str
+) -> tuple[tuple[tuple[str, RowReference], ...], ...]:
+    """Read the parts; `digest` only makes the cache forget the rows when the store changes."""
     rows: list[list[tuple[str, RowReference]]] = [[] for _ in range(len(folds))]
     with ThreadPoolExecutor() as pool:  # remote parts take about 0.1 s each to open
         for path, table in zip(paths, pool.map(lambda path: read_part(path, FOLD_COLUMNS), paths), strict=True):
