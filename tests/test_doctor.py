@@ -101,6 +101,41 @@ def test_every_node_of_a_running_cluster_is_checked(sample_data: dict[str, Any],
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("url", "status", "num_nodes", "failed", "value"),
+    [
+        ("10.0.0.1:8265", 200, 1, ["dashboard", "tokens"], "10.0.0.1:8265, open to the network"),
+        ("10.0.0.1:8265", 401, 2, [], "10.0.0.1:8265, open to the network"),
+        ("10.0.0.1:8265", 403, 2, [], "10.0.0.1:8265, open to the network"),
+        ("127.0.0.1:8265", 200, 1, [], "127.0.0.1:8265, this machine only"),
+        ("127.0.0.1:8265", 200, 2, ["tokens"], "127.0.0.1:8265, this machine only"),
+        ("10.0.0.1:8265", None, 1, ["dashboard"], "10.0.0.1:8265 does not answer"),
+        ("", None, 1, [], "none"),
+    ],
+)
+def test_a_dashboard_that_is_open_to_the_network_without_tokens_fails(
+    monkeypatch: pytest.MonkeyPatch, url: str, status: int | None, num_nodes: int, failed: list[str], value: str
+) -> None:
+    monkeypatch.setattr(doctor, "dashboard_url", lambda: url)
+    monkeypatch.setattr(doctor, "is_head", lambda node: node["NodeID"] == "0")
+    requests = []
+
+    def request(function: Any, node_id: str, *arguments: Any) -> int | None:
+        requests.append((function, node_id, arguments))
+        return status
+
+    monkeypatch.setattr(doctor, "_run_on_node", request)
+    monkeypatch.setattr(doctor.ray, "get", lambda reference, timeout: reference)
+    checks = {check.name: check for check in doctor._check_dashboard([{"NodeID": str(i)} for i in range(num_nodes)])}
+    assert requests == ([(doctor._request_without_token, "0", (url,))] if url else [])
+    assert [name for name, check in checks.items() if not check.ok] == failed
+    assert all(checks[name].fix for name in failed)
+    assert checks["dashboard"].value == value
+    if status is not None:
+        assert checks["tokens"].value.startswith("required" if status in (401, 403) else "not required")
+        assert "RAY_AUTH_MODE=token" in checks["tokens"].fix
+
+
 RESOURCES = {"CPU": 8.0, "GPU": 2.0, "memory": 64e9}
 HEALTHY_NODE = NodeProbe(
     host="b",

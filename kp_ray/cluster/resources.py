@@ -75,11 +75,11 @@ def fits_a_node(config: Config, num_cpus: float, num_gpus: float) -> bool:
     An autoscaling cluster is assumed to have one node of its full size, because the sizes of its nodes are unknown.
     """
     nodes = [node["Resources"] for node in model_nodes()]
-    full_size_node = {
-        "CPU": config.cluster.num_cpus or max((node.get("CPU", 0) for node in nodes), default=0),
-        "GPU": config.cluster.num_gpus or max((node.get("GPU", 0) for node in nodes), default=0),
-    }
-    return any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in [*nodes, full_size_node])
+    full_size = {"CPU": config.cluster.num_cpus, "GPU": config.cluster.num_gpus}
+    if any(full_size.values()):
+        largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in full_size}
+        nodes.append({name: full_size[name] or largest[name] for name in full_size})
+    return any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes)
 
 
 def require_cpus(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, num_cpus: float, purpose: str) -> None:

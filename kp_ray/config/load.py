@@ -97,8 +97,9 @@ def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
         return Config.model_validate(dict(values))
     except ValidationError as error:
         first_error = error.errors()[0]
-        # Pydantic adds the tags of `train.num_workers` to the location, which are no keys.
-        key = one_line(".".join(str(part) for part in first_error["loc"] if part not in ("number", "range")))
+        # Pydantic adds tags to the location, which are no keys, where a field has several types.
+        parts = [str(part) for part in first_error["loc"]]
+        key = one_line(".".join(part for part in parts if part not in ("number", "range") and "[" not in part))
         if first_error["type"] == "extra_forbidden":
             suggestions = get_close_matches(str(first_error["loc"][-1]), _sibling_keys(first_error["loc"]), n=1)
             fix = f"; did you mean {suggestions[0]}?" if suggestions else ": delete it, or correct its name"

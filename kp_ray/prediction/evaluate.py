@@ -96,7 +96,7 @@ def evaluate_submission(config: Config, path: str) -> SubmissionEvaluation:
     sizes = _read_sizes(config, sample.images)
     xy = read_submission(path, sample, skeleton, size=sizes, allow_zeros=allow_zeros)
     keypoints = np.concatenate([xy, np.ones((*xy.shape[:2], 1))], axis=2)
-    found = xy.any(axis=(1, 2))  # a row of zeros means that nobody was found
+    found = np.asarray(xy.any(axis=(1, 2)))  # a row of zeros means that nobody was found
     return _evaluate(sample.images, keypoints, truth, skeleton, found, found.astype(float))
 
 

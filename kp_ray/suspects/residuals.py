@@ -81,9 +81,15 @@ def standardize(values: FloatArray) -> FloatArray:
 
 
 def _medians_by_bin(residuals: FloatArray, values: FloatArray) -> FloatArray:
-    """Sort points by values (N, K) into bins of equal count; return the median residual (N, K) of each point's bin."""
+    """Sort points by values (N, K) into bins of equal count; return the median residual (N, K) of each point's bin.
+
+    Equal values of a keypoint are in one bin.
+    """
     num_bins = max(1, min(NUM_BINS, len(values) // MIN_PER_BIN))
-    ranks = np.argsort(np.argsort(np.nan_to_num(values), axis=0, kind="stable"), axis=0)
+    ranks = np.empty(values.shape, dtype=int)
+    for column, unsorted in enumerate(np.nan_to_num(values).T):
+        ordered = np.sort(unsorted)
+        ranks[:, column] = (np.searchsorted(ordered, unsorted) + np.searchsorted(ordered, unsorted, "right") - 1) // 2
     bins = ranks * num_bins // len(values)
     medians = np.zeros_like(residuals)
     for number in range(num_bins):

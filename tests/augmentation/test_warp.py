@@ -19,11 +19,16 @@ def test_a_variant_is_close_to_one_cubic_resampling_of_the_source(name: str) -> 
     width, height = SIZES[0]
     source = decode(to_jpeg(make_dotted_image(width, height)))[0][..., :3]
     for variant in variants_by_recipe(width, height)[name]:
-        if RECIPES[name].brightness_contrast:
-            continue
         size = (variant.width, variant.height)
         affine = variant.affine
         expected = cv2.warpAffine(source, affine, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+        if RECIPES[name].brightness_contrast:
+            assert np.abs(expected.astype(int) - source).max() == 0, "the window must be the whole source"
+            parameters = sample_parameters(RECIPES[name], width, height, variant.seed)
+            assert abs(parameters.contrast - 1) + abs(parameters.brightness) > 0.02, "another seed changes more"
+            expected = A.RandomBrightnessContrast(p=1).apply(
+                expected, alpha=parameters.contrast, beta=255 * parameters.brightness
+            )
         difference = np.abs(decode_variant(variant).astype(int) - expected)
         # JPEG compression alone gives a mean of 0.95 levels of 255. Variants of `crop_scale_range` may differ more,
         # because linear and cubic interpolation differ most when an image is made smaller.

@@ -1,9 +1,13 @@
-"""Progress outside a terminal: lines, not too many, and one for every change of state."""
+"""Progress outside a terminal: lines, not too many, and one for every change of state. In a terminal: bars."""
 
 import re
+import time
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
+from kp_ray.cli import progress as progress_module
 from kp_ray.cli.progress import show_progress
 
 
@@ -32,3 +36,38 @@ def test_lines_are_printed_at_the_start_at_the_end_and_when_a_trial_changes_its_
         ("trial-003 60", "running"),
         ("trial-003 60", "finished"),
     ]
+
+
+def test_a_line_is_printed_every_ten_seconds_per_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with show_progress("predict") as progress:
+        for second in range(25):
+            now = 100.0 + second
+            progress("a", second, 40, "2 actors")
+            if second >= 9:
+                progress("b", second, 40)
+        progress("a", 40, 40, "2 actors")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if " a " in line] == [
+        "predict a 0/40, 0.0/s 2 actors",
+        "predict a 10/40, 1.0/s, 30 s left 2 actors",
+        "predict a 20/40, 1.0/s, 20 s left 2 actors",
+        "predict a 40/40, 1.7/s 2 actors",
+    ]
+    assert [line for line in lines if " b " in line] == ["predict b 9/40, 0.0/s", "predict b 19/40, 1.0/s, 21 s left"]
+
+
+def test_a_terminal_shows_one_bar_per_name_with_the_latest_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    screen = StringIO()
+    monkeypatch.setattr(progress_module, "console", Console(force_terminal=True, file=screen, width=100))
+    with show_progress("train") as progress:
+        for name, done, total, note in (("a", 1, 9, "loss 9.50"), ("b [x]", 2, 4, ""), ("a", 3, 4, "loss 7.25")):
+            progress(name, done, total, note)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())  # without control sequences
+    first_bar, second_bar = text.splitlines()[-2:]
+    assert re.match(r"train a +━.* 3/4 .*loss 7\.25", first_bar)
+    assert re.match(r"train b \[x\] +━.* 2/4 ", second_bar)

@@ -10,6 +10,8 @@ from kp_ray.cluster.resources import SMALLEST_CPU_FRACTION, Capacity, fits_a_nod
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ClusterError
+from kp_ray.stage import no_progress
+from kp_ray.store import stage as store_stage
 
 
 def make_config(cluster: dict[str, Any] | None = None, **train: Any) -> Config:
@@ -71,6 +73,11 @@ def test_workers_are_counted_per_node(set_nodes: Any) -> None:
     set_nodes({"CPU": 3}, {"CPU": 3}, {"CPU": 1})
     with pytest.raises(ClusterError, match=r"needs 3 workers of 2 CPUs each, the nodes have room for 2"):
         training_capacity(make_config(cpus_per_worker=2, num_workers=3))
+    set_nodes(*[{"CPU": 3}] * 5)  # 15 CPUs, which one node could divide into six runs of 2.5 CPUs
+    assert training_capacity(make_config(cpus_per_worker=2)).num_runs == 5
+    set_nodes({"CPU": 16}, {"CPU": 0.5, "GPU": 4})  # the GPUs and the CPUs are on different nodes
+    with pytest.raises(ClusterError, match=r"no node has 1 CPUs and a GPU for a worker: lower"):
+        training_capacity(make_config(cpus_per_worker=1, use_gpu=True))
 
 
 def test_memory_limits_the_number_of_runs(set_nodes: Any) -> None:
@@ -98,9 +105,23 @@ def test_a_cluster_without_cpus_is_refused_unless_it_grows(set_nodes: Any) -> No
     assert training_capacity(make_config({"num_cpus": 4})).num_runs == 4, "a cluster that grows has CPUs later"
 
 
-def test_augment_needs_a_whole_cpu_of_a_node_on_which_it_may_run(set_nodes: Any) -> None:
-    set_nodes({"CPU": 0.5})
+class StoreBegunError(Exception):
+    """Raised instead of writing a store."""
+
+
+def test_augment_needs_a_whole_cpu_of_a_node_on_which_it_may_run(
+    sample_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin_store(*_: Any) -> None:
+        raise StoreBegunError
+
+    monkeypatch.setattr(store_stage, "write_store", begin_store)
+    gpu_node = {"Alive": True, "Resources": {"CPU": 8}, "Labels": {"kp-ray/augment": "no"}}
+    small_node = {"Alive": True, "Resources": {"CPU": 0.5}}
+    spot_node = {"Alive": True, "Resources": {"CPU": 1}, "Labels": {"kp-ray/models": "no"}}
+    monkeypatch.setattr(ray, "nodes", lambda: [gpu_node, small_node])
     with pytest.raises(ClusterError, match=NO_CPU.format("augment", "0.5")):
-        require_cpus(make_config().cluster, placement.augment_nodes(), num_cpus=1, purpose="augment")
-    set_nodes({"CPU": 0.5}, {"CPU": 1})
-    require_cpus(make_config().cluster, placement.augment_nodes(), num_cpus=1, purpose="augment")
+        store_stage.AugmentStage().run(sample_config, no_progress)
+    monkeypatch.setattr(ray, "nodes", lambda: [gpu_node, small_node, spot_node])
+    with pytest.raises(StoreBegunError):
+        store_stage.AugmentStage().run(sample_config, no_progress)

@@ -1,4 +1,4 @@
-"""One harmless warning of Ray is hidden from stderr, and every other line is printed."""
+"""One harmless warning of Ray is hidden from stderr, every other line is printed, and a sudden end gets a line."""
 
 import os
 import subprocess
@@ -53,6 +53,15 @@ with hide_actor_pool_warning():
     print("a terminal:", sys.stderr.isatty(), file=sys.stderr)
 """
 
+END_WITH_LINE = """
+import os, signal, sys
+from kp_ray.cluster.screen import print_if_killed
+with print_if_killed():
+    if sys.argv[1] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    sys.exit(sys.argv[1] == "failed")
+"""
+
 
 def run_python(code: str, argument: str) -> list[str]:
     """Run code in a fresh interpreter and return the lines of its stderr."""
@@ -98,3 +107,11 @@ def test_rays_line_about_a_worker_that_ends_before_its_task_is_hidden_unless_ver
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert "WorkerCrashedError" in result.stdout
     assert ("A worker died" in result.stdout) is not is_hidden
+
+
+def test_a_process_that_is_killed_leaves_one_line_and_a_process_that_ends_leaves_none() -> None:
+    assert run_python(END_WITH_LINE, "killed") == [
+        "kp-ray: Ray or another process ended this run (raylet or head is gone); the same command resumes the run"
+    ]
+    assert run_python(END_WITH_LINE, "normal") == []
+    assert run_python(END_WITH_LINE, "failed") == []

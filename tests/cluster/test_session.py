@@ -1,6 +1,10 @@
-"""Joining a cluster: an address at which no Ray head answers is refused within seconds."""
+"""Joining a cluster: an address at which no Ray head answers is refused within seconds.
+
+A session ends the process if this node dies.
+"""
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +17,23 @@ from kp_ray.cluster.session import check_address, session
 from kp_ray.config.load import build_config
 from kp_ray.errors import ClusterError
 from tests.helpers.clusters import free_port
+from tests.helpers.processes import run_command
+
+WAIT_ON_NODE = """
+import sys, time
+from types import SimpleNamespace
+import ray
+from kp_ray.cluster import session as session_module
+from kp_ray.config.load import build_config
+
+is_alive = sys.argv[1] == "alive"
+session_module.NODE_CHECK_S = 0.1
+session_module._connect = lambda *_: None
+ray.get_runtime_context = lambda: SimpleNamespace(get_node_id=lambda: "this node")
+ray.nodes = lambda: [{"NodeID": "this node", "Alive": is_alive}, {"NodeID": "another node", "Alive": not is_alive}]
+with session_module.session(build_config({})):
+    time.sleep(0.3 if is_alive else 10)
+"""
 
 
 def test_an_address_without_a_cluster_is_refused_within_seconds() -> None:
@@ -34,6 +55,15 @@ def test_the_setting_that_holds_the_address_is_named(monkeypatch: pytest.MonkeyP
 
 def test_an_address_without_a_port_passes_the_check() -> None:
     check_address("auto", "cluster.address")
+
+
+@pytest.mark.parametrize(("node", "exit_code", "num_lines"), [("dead", 2, 1), ("alive", 0, 0)])
+def test_a_process_ends_with_exit_code_2_and_one_line_if_its_node_dies(
+    node: str, exit_code: int, num_lines: int
+) -> None:
+    result = run_command(sys.executable, "-c", WAIT_ON_NODE, node, timeout_s=60)
+    assert result.returncode == exit_code, result.stderr
+    assert result.stderr.count("kp-ray: Ray or another process ended this run") == num_lines
 
 
 class TestProgramsThatAcceptConnections:

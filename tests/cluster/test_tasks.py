@@ -2,21 +2,26 @@
 
 import warnings
 
+import pytest
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
 from kp_ray.cluster.tasks import ray_data_settings
 
+SETTINGS = ("op_resource_reservation_enabled", "enable_progress_bars", "print_on_execution_start")
 
-def test_settings_and_warnings_of_ray_data_are_changed_only_inside_the_context() -> None:
+
+def test_settings_and_warnings_of_ray_data_are_changed_only_inside_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     outer_context = ray.data.DataContext.get_current()
-    settings = outer_context.op_resource_reservation_enabled, outer_context.enable_progress_bars
+    for name in SETTINGS:  # tests set some of them to False, see tests/conftest.py
+        monkeypatch.setattr(outer_context, name, True)
+    warning_filters = list(warnings.filters)
     with ray_data_settings():
         context = ray.data.DataContext.get_current()
-        assert not context.op_resource_reservation_enabled
-        assert not context.enable_progress_bars
+        assert [getattr(context, name) for name in SETTINGS] == [False, False, False]
         with warnings.catch_warnings(record=True) as caught_warnings:
             warnings.warn("deprecated", RayDeprecationWarning, stacklevel=1)
         assert not caught_warnings
     assert ray.data.DataContext.get_current() is outer_context
-    assert (outer_context.op_resource_reservation_enabled, outer_context.enable_progress_bars) == settings
+    assert [getattr(outer_context, name) for name in SETTINGS] == [True, True, True]
+    assert warnings.filters == warning_filters

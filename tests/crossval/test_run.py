@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,20 +17,29 @@ from kp_ray.crossval.run import are_folds_predicted, make_tasks, predict_folds
 from kp_ray.crossval.score import score_folds
 from kp_ray.crossval.stage import CrossvalStage
 from kp_ray.errors import ConfigError, ModelError, RunStateError, StoreError
-from kp_ray.prediction.decode import decode_batch, refs_table
+from kp_ray.keypoints import FloatArray
 from kp_ray.prediction.predictions import read_predictions
-from kp_ray.prediction.predictor import Predictor
 from kp_ray.prediction.records import read_cross_validation
-from kp_ray.prediction.task import PredictionTask
 from kp_ray.stage import no_progress
+from kp_ray.storage import writer_lock
 from kp_ray.store.read import read_table
 from kp_ray.suspects.stage import explain_missing_predictions
+from tests.helpers.folds import predict_in_process
 
 
-def predict_in_process(task: PredictionTask, num_images: int | None = None) -> None:
-    """Predict at most `num_images` missing images in this process, without a cluster; write the results as one part."""
-    predictor = Predictor(**task.predictor_arguments(has_gpu=False))
-    predictor.write_part(decode_batch(refs_table(task.find_missing_images()[:num_images]), task.input_sizes))
+def squared_errors(config: Config, fold: int) -> FloatArray:
+    """Return the squared errors (N, K, 2) of a fold's N images: its members' mean points, joined to the labels by name.
+
+    Points outside the image are moved to its edge.
+    """
+    predictions = pq.read_table(config.path("crossval", f"fold-{fold}.parquet")).to_pandas()
+    assert (predictions["score"] > 0).all(), "each member finds a person in every image, so that no image is filled"
+    labels = read_table(config.path("store"), recipes=["Original"]).to_pandas().set_index("source")["keypoints"]
+    errors = []
+    for image, rows in predictions.groupby("image"):
+        points = np.stack(rows["keypoints"]).reshape(len(rows), -1, 3)[..., :2].mean(axis=0)
+        errors.append(points.clip(0, (319, 179)) - np.reshape(labels[image], (-1, 3))[:, :2])
+    return np.stack(errors) ** 2
 
 
 def test_each_image_is_predicted_and_scored_by_the_member_that_never_saw_its_scene(fold_config: Config) -> None:
@@ -56,6 +66,10 @@ def test_each_image_is_predicted_and_scored_by_the_member_that_never_saw_its_sce
     assert scores.num_images == len(labels) == 12
     assert [fold.members for fold in scores.by_fold] == [("a",), ("b",)]
     assert [fold.num_images for fold in scores.by_fold] == [(labels.fold == fold).sum() for fold in (0, 1)]
+    errors = [squared_errors(fold_config, fold) for fold in (0, 1)]
+    assert [fold.rmse for fold in scores.by_fold] == pytest.approx([np.sqrt(np.nanmean(values)) for values in errors])
+    assert scores.rmse == pytest.approx(np.sqrt(np.nanmean(np.concatenate(errors))))
+    assert scores.by_fold[0].rmse != pytest.approx(scores.by_fold[1].rmse, rel=1e-3)
     assert scores.rmse_interval is not None
     assert scores.rmse_interval[0] <= (scores.rmse or 0) <= scores.rmse_interval[1]
     assert json.loads(Path(fold_config.path("crossval.json")).read_text())["rmse"] == scores.rmse
@@ -83,6 +97,18 @@ def test_each_image_is_predicted_and_scored_by_the_member_that_never_saw_its_sce
     scores = score_folds(config_with_only_a)
     assert scores.num_not_scored == (labels.fold == 1).sum()
     assert "no member holds out fold 1" in scores.lines()[-1]
+
+
+def test_the_members_that_hold_out_the_same_fold_are_fused_for_its_score(predicted_folds: Config) -> None:
+    scores = score_folds(predicted_folds)
+    assert [fold.members for fold in scores.by_fold] == [("a", "c"), ("b",)]
+    errors = [squared_errors(predicted_folds, fold) for fold in (0, 1)]
+    assert [fold.rmse for fold in scores.by_fold] == pytest.approx([np.sqrt(np.nanmean(values)) for values in errors])
+
+
+def test_a_second_driver_of_a_run_folder_is_refused(fold_config: Config) -> None:
+    with writer_lock(fold_config.path("crossval")), pytest.raises(RunStateError, match="another process"):
+        predict_folds(fold_config)
 
 
 def test_members_that_were_trained_on_another_store_or_fold_are_refused(fold_config: Config, tmp_path: Path) -> None:

@@ -94,13 +94,12 @@ def read_result(verb: str, config: Config) -> Any:
     return tuple(value for trial in trials for value in read_training_result(run_dir / "tune" / "trials" / trial.name))
 
 
-def read_training_result(folder: Path) -> tuple[list[int], list[float], float]:
-    """Return a training run's iterations, its losses, and the sum of its weights' absolute values."""
+def read_training_result(folder: Path) -> tuple[list[int], list[float], dict[str, torch.Tensor]]:
+    """Return a training run's iterations, its losses, and its weights by name."""
     log = read_training_log(str(folder), fix="it must not be damaged")
     assert len((folder / "metrics.json").read_text().splitlines()) == len(log)  # no iteration is logged twice
-    weights = torch.load(folder / "model_final.pth", weights_only=True)["model"]
-    total = float(sum(value.double().abs().sum() for value in weights.values()))
-    return [entry.iteration for entry in log], [entry.values["total_loss"] for entry in log], total
+    weights = dict(torch.load(folder / "model_final.pth", weights_only=True)["model"])
+    return [entry.iteration for entry in log], [entry.values["total_loss"] for entry in log], weights
 
 
 def list_processes(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -221,9 +220,12 @@ def kill_all(processes: list[psutil.Process], driver: subprocess.Popen[str]) -> 
 
 
 def assert_same(result: Any, expected: Any) -> None:
-    """Assert that results are equal; results of training runs (tuples) may differ by a relative 1e-5."""
+    """Assert that results are equal; losses and weights of training runs (tuples) may differ by a relative 1e-5."""
     if isinstance(result, tuple):
         for value, expected_value in zip(result, expected, strict=True):
-            assert value == pytest.approx(expected_value, rel=1e-5)
+            if isinstance(value, dict):
+                torch.testing.assert_close(value, expected_value, rtol=1e-5, atol=1e-6)
+            else:
+                assert value == pytest.approx(expected_value, rel=1e-5)
     else:
         assert result == expected

@@ -13,14 +13,15 @@ import pytest
 from kp_ray.cli.main import main
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
-from kp_ray.store.manifest import SCHEMA_VERSION
+from kp_ray.storage import write_bytes
+from kp_ray.store.manifest import SCHEMA_VERSION, read_manifest
 from kp_ray.store.plan import make_plan
 from kp_ray.store.read import RowReader, iter_rows, read_table
 from kp_ray.store.verify import verify_store
 from kp_ray.store.write import write_store
 from kp_ray.training.rows import usable_rows
 from tests.helpers.data import tiny_config
-from tests.helpers.stores import training_part
+from tests.helpers.stores import damage_stored_image, training_part
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -82,7 +83,7 @@ def test_every_reader_names_a_truncated_part_and_augment_rewrites_it(
     assert str(part) in run_refused_verb(
         capsys, "export", config.path("config.yaml"), "--folder", str(tmp_path / "out")
     )
-    assert not list(tmp_path.rglob("*.jpg")), "an unfinished export was left"
+    assert not (tmp_path / "out").exists(), "the labels are read before the first image is written"
     problems = verify_store(make_plan(config))
     assert [problem.split(":")[0] for problem in problems] == [str(part.relative_to(config.path("store")))]
     assert write_store(make_plan(config)).parts_written == 1
@@ -109,6 +110,28 @@ def test_a_flipped_bit_anywhere_is_found(position: float, config: Config) -> Non
     except KpRayError as error:
         message = str(error)
     assert str(part) in message or str(rows) == str(expected_rows), "the damaged part gave other rows without an error"
+    assert len(verify_store(make_plan(config))) == 1
+    assert write_store(make_plan(config)).parts_written == 1
+    assert file_digests(config) == expected
+
+
+def test_an_export_that_reaches_a_damaged_image_leaves_no_image(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, folder = file_digests(config), tmp_path / "out"
+    *_, last_part = read_manifest(config.path("store")).parts
+    part = Path(config.path("store", last_part.path))
+    damage_stored_image(part, last_part.num_rows - 1)
+    written_paths: list[str] = []
+
+    def write_and_record(path: str, content: bytes) -> None:
+        write_bytes(path, content)
+        written_paths.append(path)
+
+    monkeypatch.setattr("kp_ray.store.export.write_bytes", write_and_record)
+    assert str(part) in run_refused_verb(capsys, "export", config.path("config.yaml"), "--folder", str(folder))
+    assert len(written_paths) >= sum(record.num_rows for record in read_manifest(config.path("store")).parts[:-1])
+    assert not list(folder.iterdir())
     assert len(verify_store(make_plan(config))) == 1
     assert write_store(make_plan(config)).parts_written == 1
     assert file_digests(config) == expected

@@ -1,4 +1,4 @@
-"""Start and stop Ray clusters that belong to one test."""
+"""Start and stop Ray clusters that belong to one test, and forbid tests to use a cluster."""
 
 import contextlib
 import os
@@ -10,8 +10,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
+import pytest
+import ray
 from ray.job_submission import JobSubmissionClient
 
 from tests.helpers.processes import BIN, run_command
@@ -93,3 +96,13 @@ def list_leftovers() -> set[str]:
     actors = {actor.class_name for actor in list_actors(address, [("state", "!=", "DEAD")])}
     groups = {group.state for group in list_placement_groups(address, [("state", "!=", "REMOVED")])}
     return groups | (actors - {"_StatsActor", "_AutoscalingCoordinatorActor"})
+
+
+def forbid_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test if it starts a Ray cluster, or uses one that an earlier test has started."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise AssertionError("Ray was called")
+
+    for name in ("init", "nodes", "remote"):
+        monkeypatch.setattr(ray, name, fail)

@@ -25,7 +25,7 @@ from kp_ray.store.manifest import (
     row_schema,
     write_manifest,
 )
-from kp_ray.store.parts import make_parts
+from kp_ray.store.parts import ROWS_PER_GROUP, make_parts
 from kp_ray.store.plan import Plan
 from kp_ray.store.write import build_manifest
 
@@ -154,6 +154,15 @@ def training_part(config: Config) -> Path:
     parts = read_manifest(config.path("store")).parts
     path = next(part.path for part in parts if part.recipe == "Original" and part.split == "train")
     return Path(config.path("store", path))
+
+
+def damage_stored_image(part: Path, row: int) -> None:
+    """Change one byte of the image in a row of a part; the part's Parquet footer stays valid."""
+    metadata = pq.read_metadata(part)
+    column = metadata.row_group(row // ROWS_PER_GROUP).column(metadata.schema.names.index("image"))
+    content = bytearray(part.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 255
+    part.write_bytes(content)
 
 
 def copy_images(data: dict[str, Any], folder: Path) -> dict[str, Any]:

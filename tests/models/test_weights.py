@@ -2,27 +2,32 @@
 
 import functools
 import http.server
-import io
 import pickle
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray.train
 import simplejpeg
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 
-from kp_ray.errors import ModelError
+from kp_ray.errors import ModelError, StorageError
 from kp_ray.keypoints import DACON24, Skeleton
 from kp_ray.member_files import is_trained
 from kp_ray.models.keypoint_head import COCO_NAMES, LAST_LAYER
 from kp_ray.models.presets import build_model
-from kp_ray.models.weights import load_member, load_weights, save_model
+from kp_ray.models.weights import load_member, load_weights, read_keypoint_names, save_model
+from kp_ray.prediction.task import PredictionTask
+from kp_ray.training.checkpoint import CHECKPOINT_NAME, _read_checkpoint
+from tests.helpers.data import tiny_config
 from tests.helpers.rows import random_row
+from tests.helpers.stores import write_small_store
 
 
 @pytest.fixture(scope="module")
@@ -208,21 +213,67 @@ def test_the_error_about_weights_that_cannot_be_read_names_the_setting_and_the_p
             load_starting_weights(model, weights)
 
 
+class CodeOnLoad:
+    """An object whose pickle creates a file when it is loaded."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
 @pytest.mark.parametrize("suffix", ["pth", "pkl"])
 def test_weights_cannot_run_code(model: torch.nn.Module, tmp_path: Path, suffix: str) -> None:
     marker = tmp_path / "ran"
-
-    class Evil:
-        def __reduce__(self) -> Any:
-            return Path.touch, (marker,)
-
     path = tmp_path / f"evil.{suffix}"
     if suffix == "pth":
-        torch.save({"model": Evil()}, path)
+        torch.save({"model": CodeOnLoad(marker)}, path)
     else:
-        stream = io.BytesIO()
-        pickle.dump({"model": Evil()}, stream)
-        path.write_bytes(stream.getvalue())
+        path.write_bytes(pickle.dumps({"model": CodeOnLoad(marker)}))
     with pytest.raises(ModelError):
         load_starting_weights(model, path)
+    assert not marker.exists()
+
+
+def read_checkpoint(folder: str) -> object:
+    """Read the training checkpoint in a folder as a resumed run does."""
+    return _read_checkpoint(ray.train.Checkpoint.from_directory(folder), folder)
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (lambda folder: load_member(folder, "cpu"), "model_final.pth"),
+        (read_keypoint_names, "model_final.pth"),
+        (read_checkpoint, CHECKPOINT_NAME),
+    ],
+    ids=["member", "keypoint names", "checkpoint"],
+)
+def test_the_weights_of_a_member_and_its_checkpoints_cannot_run_code(
+    model: torch.nn.Module, cfg: Any, tmp_path: Path, read: Callable[[str], object], name: str
+) -> None:
+    marker = tmp_path / "ran"
+    save_model(model, cfg, str(tmp_path), DACON24)
+    content = {"model": model.state_dict(), "keypoints": list(DACON24.names)}
+    torch.save(content, tmp_path / name)
+    read(str(tmp_path))  # the file without the code is valid
+    torch.save({**content, "extra": CodeOnLoad(marker)}, tmp_path / name)
+    with pytest.raises((ModelError, StorageError), match=rf"{tmp_path}/{name}: .*damaged"):
+        read(str(tmp_path))
+    assert not marker.exists()
+
+
+def test_the_config_of_a_member_cannot_run_code(model: torch.nn.Module, cfg: Any, tmp_path: Path) -> None:
+    folder, marker = tmp_path / "run" / "members" / "a", tmp_path / "ran"
+    save_model(model, cfg, str(folder), DACON24)
+    with (folder / "config.yaml").open("a") as file:
+        file.write(f"OUTPUT_DIR: !!python/object/apply:os.mkdir [{marker}]\n")
+    with pytest.raises(ModelError, match=rf"^{folder}/config\.yaml: damaged"):
+        load_member(str(folder), "cpu")
+    write_small_store(tmp_path / "run" / "store")
+    (tmp_path / "x.jpg").touch()
+    config = tiny_config({"test_images": str(tmp_path)}, tmp_path / "run")
+    with pytest.raises(ModelError, match=rf"^{folder}/config\.yaml: damaged"):
+        PredictionTask(config)
     assert not marker.exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from kp_ray.config.schema import Config
@@ -16,8 +17,10 @@ from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
 from kp_ray.prediction.fuse import write_fused
 from kp_ray.prediction.records import PredictionCost, read_evaluation
 from kp_ray.prediction.run import predict
+from kp_ray.store.read import read_table
 from tests.helpers.data import tiny_config
 from tests.helpers.linked_runs import configure_run, link_run
+from tests.helpers.synthetic import read_labels
 
 K = len(DACON24)
 
@@ -40,6 +43,20 @@ def test_the_ensemble_and_each_member_are_scored(predicted_run: Config) -> None:
     assert submission_evaluation.rmse == pytest.approx(evaluation.rmse)
 
 
+def test_the_score_of_a_member_is_that_of_its_own_detections(predicted_run: Config) -> None:
+    evaluation = evaluate_run(predicted_run)
+    truth = load_annotations(predicted_run.require_input("truth"))
+    table = pq.read_table(predicted_run.path("predictions.parquet")).to_pandas()
+    assert (table["score"] > 0).all(), "each member finds a person in every image, so that no image is filled"
+    scores = {"ensemble": evaluation.rmse}
+    for name, rows in table.groupby("member"):
+        labels = truth.keypoints[[truth.images.index(image) for image in rows["image"]], :, :2]
+        points = np.stack(rows["keypoints"]).reshape(-1, K, 3)[..., :2].clip(0, (319, 179))
+        scores[name] = evaluation.members[name].rmse
+        assert scores[name] == pytest.approx(float(np.sqrt(np.nanmean((points - labels) ** 2))))
+    assert len(set(scores.values())) == 3, scores
+
+
 def test_the_json_of_an_evaluation_has_its_documented_keys(predicted_run: Config) -> None:
     values = evaluate_run(predicted_run).to_json()
     assert list(values)[-3:] == ["worst", "filled", "members"]
@@ -52,7 +69,13 @@ def test_the_json_of_an_evaluation_has_its_documented_keys(predicted_run: Config
 def test_a_split_of_the_store_is_scored_against_the_labels_in_the_store(run_with_store: Config, tmp_path: Path) -> None:
     config = link_run(run_with_store, tmp_path / "run", {"truth": None}, images="store:train", score_threshold=0.0)
     details, _ = predict(config)
-    assert evaluate_run(config).num_images == details.images == 4
+    evaluation = evaluate_run(config)
+    assert evaluation.num_images == details.images == 4
+    table = read_table(config.path("store"), split="train", recipes=["Original"]).to_pandas()
+    labels = dict(zip(table["source"], table["keypoints"], strict=True))
+    images, points = read_labels(config.path("submission.csv"))
+    errors = points - np.stack([labels[image] for image in images]).reshape(-1, K, 3)[..., :2]
+    assert evaluation.rmse == pytest.approx(float(np.sqrt(np.nanmean(errors**2))))
 
 
 def test_another_column_order_in_the_truth_changes_no_score(predicted_run: Config, tmp_path: Path) -> None:

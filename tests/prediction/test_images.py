@@ -9,7 +9,9 @@ from kp_ray.data.submission import SampleSubmission
 from kp_ray.errors import ConfigError, DataError, StorageError, StoreError
 from kp_ray.keypoints import DACON24
 from kp_ray.prediction.images import ImageRef, list_image_refs
+from kp_ray.store.plan import make_plan
 from tests.helpers.data import tiny_config
+from tests.helpers.stores import write_planned_store
 
 
 def list_refs(config: Config, images: str | None, sample: SampleSubmission | None = None) -> list[ImageRef]:
@@ -68,6 +70,18 @@ def test_if_no_image_exists_the_message_names_the_sample_submission(tmp_path: Pa
         list_image_refs(config, sample)
 
 
+@pytest.mark.parametrize(
+    ("name", "difference"), [("\u1112\u1161.jpg", "the Unicode form"), ("B.JPG", "upper and lower case")]
+)
+def test_an_image_in_another_spelling_is_refused(tmp_path: Path, name: str, difference: str) -> None:
+    for file_name in ("a.jpg", "b.jpg", "\ud558.jpg"):
+        (tmp_path / file_name).touch()
+    config = tiny_config({"test_images": str(tmp_path)}, tmp_path / "run")
+    sample = SampleSubmission(("a.jpg", name, "gone.jpg"), ("image", "nose_x", "nose_y"))
+    with pytest.raises(DataError, match=rf"2 images are not in .*: 1 of 2 differ from a file only in {difference} "):
+        list_image_refs(config, sample)
+
+
 @pytest.mark.parametrize("list_name", ["list.txt", "list.csv"])
 def test_if_no_image_of_a_list_exists_the_message_names_the_list(
     sample_config: Config, tmp_path: Path, list_name: str
@@ -79,10 +93,32 @@ def test_if_no_image_of_a_list_exists_the_message_names_the_list(
         list_refs(sample_config, str(path))
 
 
-def test_images_of_the_store_are_the_unaugmented_rows(run_with_store: Config) -> None:
-    refs = list_refs(run_with_store, "store:train")
-    assert len(refs) == 4
-    assert all(ref.row is not None for ref in refs)
+def test_images_of_the_store_are_the_unaugmented_rows(sample_config: Config) -> None:
+    data, run_dir = sample_config.data.model_dump(), Path(sample_config.run_dir)
+    # Each chunk's augmented rows come before its unaugmented rows.
+    config = tiny_config(data, run_dir, augment={"recipes": ["Rotate45_CenterCrop", "Original"]})
+    manifest = write_planned_store(make_plan(config))
+    refs = list_refs(config, "store:train")
+    assert len(refs) == manifest.num_rows_by_split["train"] / 2 > 0
+    assert all(ref.row is not None and "/recipe-Original/" in ref.path for ref in refs)
+    assert len({ref.image for ref in refs}) == len(refs)
+
+
+def test_a_store_without_unaugmented_training_rows_is_refused(sample_config: Config) -> None:
+    data, run_dir = sample_config.data.model_dump(), Path(sample_config.run_dir)
+    config = tiny_config(data, run_dir, augment={"recipes": ["Rotate45_CenterCrop"]})
+    manifest = write_planned_store(make_plan(config))
+    with pytest.raises(StoreError, match=r"split train holds no unaugmented image: add Original to augment\.recipes"):
+        list_refs(config, "store:train")
+    assert len(list_refs(config, "store:val")) == manifest.num_rows_by_split["val"] > 0
+
+
+def test_a_store_without_validation_rows_is_refused(sample_config: Config) -> None:
+    data, run_dir = sample_config.data.model_dump(), Path(sample_config.run_dir)
+    config = tiny_config(data, run_dir, augment={"recipes": ["Rotate45_CenterCrop"]}, split={"fraction": 0})
+    write_planned_store(make_plan(config))
+    with pytest.raises(StoreError, match=r"split val holds no unaugmented image: raise split\.fraction"):
+        list_refs(config, "store:val")
 
 
 def test_a_missing_store_is_refused(sample_config: Config) -> None:

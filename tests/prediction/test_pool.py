@@ -27,16 +27,19 @@ def test_without_a_setting_an_actor_takes_a_gpu_if_the_cluster_has_gpus() -> Non
 
 
 @pytest.mark.parametrize(
-    "nodes", [[TWO_CPUS], [{"CPU": 3.0}], [{"CPU": 1.0}, {"CPU": 1.0}], [{"CPU": 1.5}] * 2, [GPU_NODE]]
+    ("nodes", "cpus_per_actor"),
+    [
+        (nodes, cpus_per_actor)
+        for nodes in ([TWO_CPUS], [{"CPU": 3.0}], [{"CPU": 1.0}] * 2, [{"CPU": 1.5}] * 2, [GPU_NODE])
+        for cpus_per_actor in (0.3, 0.5, 1.0, 1.5)
+        if any(node["CPU"] >= cpus_per_actor for node in nodes)
+    ],
 )
-@pytest.mark.parametrize("cpus_per_actor", [0.3, 0.5, 1.0, 1.5])
 @pytest.mark.parametrize("gpus_per_actor", [None, 0])
 def test_a_full_pool_leaves_cpus_for_decoding_on_every_cluster(
     nodes: list[dict[str, float]], cpus_per_actor: float, gpus_per_actor: float | None
 ) -> None:
     """A decoding task must fit after the actors are placed in the worst way: each node is filled before the next."""
-    if all(node["CPU"] < cpus_per_actor for node in nodes):
-        return
     pool = plan(*nodes, actors=[9, 9], cpus_per_actor=cpus_per_actor, gpus_per_actor=gpus_per_actor)
     free_cpus, num_left = [node["CPU"] for node in nodes], pool.max_actors
     for i, node in enumerate(nodes):
@@ -66,10 +69,17 @@ def test_a_decoding_task_reserves_at_most_one_cpu() -> None:
     assert (pool.cpus_per_actor, pool.cpus_per_decode_task) == (7, 1)
 
 
-@pytest.mark.parametrize("section", [{"gpus_per_actor": 1}, {"cpus_per_actor": 64}])
-def test_an_actor_that_fits_no_node_is_refused(section: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("nodes", "section"),
+    [
+        ([TWO_CPUS], {"gpus_per_actor": 1}),
+        ([TWO_CPUS], {"cpus_per_actor": 64}),
+        ([{"CPU": 1.0}] * 2, {"cpus_per_actor": 1.5}),
+    ],
+)
+def test_an_actor_that_fits_no_node_is_refused(nodes: list[dict[str, float]], section: dict[str, float]) -> None:
     with pytest.raises(ClusterError, match=r"no node has .* for an actor: lower predict\.cpus_per_actor"):
-        plan(TWO_CPUS, **section)
+        plan(*nodes, **section)
 
 
 def test_mixed_precision_without_gpus_is_refused() -> None:

@@ -13,6 +13,7 @@ import simplejpeg
 import torch
 
 from kp_ray.config.schema import Config
+from kp_ray.config.types import DecodeMethod
 from kp_ray.errors import ModelError
 from kp_ray.images import decode
 from kp_ray.keypoints import DACON24
@@ -81,6 +82,31 @@ def test_with_flips_a_mirrored_image_has_mirrored_people(
     assert min(changes) > 0.1, "TTA changes the result"
 
 
+@pytest.mark.parametrize("decode_method", ["argmax", "expectation"])
+def test_people_have_the_points_and_boxes_that_the_model_finds_without_predict(
+    run_with_members: Config, link_members: LinkMembers, decode_method: DecodeMethod, tmp_path: Path
+) -> None:
+    predictor = make_predictor(link_members(fallback_threshold=0.0, decode=decode_method))
+    model, cfg = predictor.members["a"]
+    path = first_image(run_with_members)
+    PIL.Image.open(path).crop((0, 0, 200, 180)).save(tmp_path / "narrow.png")
+    batch = decode_files(predictor, path, tmp_path / "narrow.png")
+    narrow_pixels = np.ascontiguousarray(decode((tmp_path / "narrow.png").read_bytes())[0][..., :3])
+    rows: list[dict[str, Any]] = [
+        {"image": path.read_bytes(), "width": 320, "height": 180},
+        {"image": narrow_pixels, "width": 200, "height": 180},
+    ]
+    people_by_image = predictor.find_people("a", [InputImage(batch.slice(i, 1)) for i in range(2)])
+    for row, people in zip(rows, people_by_image, strict=True):
+        (expected,) = detect_people(model, cfg, DACON24, [row], decode_method)
+        assert people
+        assert len(people) == len(expected)
+        for person, expected_person in zip(people, expected, strict=True):
+            assert person.score == pytest.approx(expected_person.score, abs=1e-5)
+            np.testing.assert_allclose(person.bbox_xyxy, expected_person.bbox_xyxy, atol=1e-2)
+            np.testing.assert_allclose(person.keypoints, expected_person.keypoints, atol=1e-2)
+
+
 def test_a_member_with_input_format_rgb_gets_rgb_images(run_with_members: Config, link_members: LinkMembers) -> None:
     predictor = make_predictor(link_members(fallback_threshold=0.0, decode="argmax"))
     model, cfg = predictor.members["a"]
@@ -88,7 +114,8 @@ def test_a_member_with_input_format_rgb_gets_rgb_images(run_with_members: Config
     path = first_image(run_with_members)
     (people,) = predictor.find_people("a", [InputImage(decode_files(predictor, path))])
     (expected,) = detect_people(model, cfg, DACON24, [{"image": path.read_bytes(), "width": 320, "height": 180}])
-    assert [person.score for person in people] == [person.score for person in expected[: len(people)]]
+    assert people
+    assert [person.score for person in people] == [person.score for person in expected]
 
 
 def test_a_batch_becomes_one_part_and_a_retry_replaces_it(
@@ -124,6 +151,7 @@ def test_images_of_different_sizes_in_a_batch_are_predicted_as_if_each_were_alon
     images = [InputImage(batch.slice(i, 1)) for i in range(3)]
     for image, people in zip(images, predictor.find_people("a", images), strict=True):
         (expected,) = predictor.find_people("a", [image])
+        assert people
         scores, expected_scores = ([person.score for person in group] for group in (people, expected))
         np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
 

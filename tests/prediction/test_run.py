@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +18,20 @@ import pytest
 import ray
 from ray.util.state import list_actors
 
+from kp_ray.cluster.errors import PROCESS_DIED
 from kp_ray.config.schema import Config
 from kp_ray.data.submission import read_sample_submission, read_submission
-from kp_ray.errors import ClusterError, ModelError, RunStateError
+from kp_ray.errors import ClusterError, ModelError, RunStateError, StoppedError
 from kp_ray.keypoints import DACON24
+from kp_ray.prediction import run as run_module
+from kp_ray.prediction.images import ImageRef
+from kp_ray.prediction.pool import PoolPlan
+from kp_ray.prediction.predictor import BatchResult
 from kp_ray.prediction.run import predict
 from kp_ray.prediction.task import PredictionTask
+from kp_ray.stage import no_progress
 from kp_ray.storage import writer_lock
+from tests.helpers.folds import predict_in_process
 from tests.helpers.linked_runs import NUM_LINKS, link_run
 from tests.helpers.processes import run_command, run_kp_ray
 
@@ -124,6 +135,69 @@ def test_only_missing_and_changed_images_are_predicted_again_and_unusable_images
 def test_a_second_driver_of_a_run_folder_is_refused(predicted_run: Config) -> None:
     with writer_lock(predicted_run.path("predictions")), pytest.raises(RunStateError, match="another process"):
         predict(predicted_run)
+
+
+Batches = Iterator[BatchResult]
+
+
+@pytest.fixture
+def crashing_task(run_with_members: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PredictionTask:
+    """Make a task of the 10 test images, for a cluster of one node with 4 CPUs that is not started."""
+    monkeypatch.setattr(run_module, "model_nodes", lambda: [{"Resources": {"CPU": 4.0}}])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    return PredictionTask(link_run(run_with_members, tmp_path / "run"))
+
+
+def record_runs(monkeypatch: pytest.MonkeyPatch, *runs: Callable[[], Batches]) -> list[list[ImageRef]]:
+    """Replace the runs of Ray Data by functions; return a list that receives the images of each run."""
+    images_by_run: list[list[ImageRef]] = []
+
+    def predict_batches(task: PredictionTask, plan: PoolPlan, images: Sequence[ImageRef]) -> Batches:
+        images_by_run.append(list(images))
+        yield from runs[len(images_by_run) - 1]()
+
+    monkeypatch.setattr(run_module, "predict_batches", predict_batches)
+    return images_by_run
+
+
+def predict_part(task: PredictionTask, num_images: int) -> Batches:
+    """Write the part of the first missing images, and yield its result."""
+    predict_in_process(task, num_images)
+    yield BatchResult(num_images, time.time(), "cpu, fp32")
+
+
+def crash() -> Batches:
+    """Fail as a run of Ray Data does whose worker processes die."""
+    raise ray.exceptions.WorkerCrashedError
+    yield
+
+
+def test_after_a_crash_the_remaining_images_are_predicted_in_another_run(
+    crashing_task: PredictionTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, counts = crashing_task, list[int]()
+    images = task.find_missing_images()
+    images_by_run = record_runs(
+        monkeypatch, lambda: chain(predict_part(task, 2), crash()), lambda: predict_part(task, 8)
+    )
+    cost = run_module.predict_images(task, images, lambda name, done, total, note="": counts.append(done))
+    assert images_by_run == [images, images[2:]]
+    assert not task.find_missing_images()
+    assert (cost.predicted, cost.compute, counts) == (10, "cpu, fp32", [0, 2, 10])
+
+
+def test_a_run_that_crashes_without_a_finished_image_is_the_last(
+    crashing_task: PredictionTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = crashing_task
+    images = task.find_missing_images()
+    images_by_run = record_runs(monkeypatch, lambda: chain(predict_part(task, 2), crash()), crash)
+    message = (
+        f"predicting stopped with 8 images left, first {images[2].image}: {PROCESS_DIED}; finished images are kept"
+    )
+    with pytest.raises(StoppedError, match=re.escape(message)):
+        run_module.predict_images(task, images, no_progress)
+    assert images_by_run == [images, images[2:]]
 
 
 KILLED_DRIVER = """

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from kp_ray.config.schema import Config
-from kp_ray.errors import ConfigError, ModelError
+from kp_ray.errors import ClusterError, ConfigError, ModelError
 from kp_ray.keypoints import DACON24
+from kp_ray.prediction.run import predict_images
 from kp_ray.prediction.task import PredictionTask
+from kp_ray.stage import no_progress
 from tests.helpers.linked_runs import configure_run, link_run
 
 
@@ -71,13 +74,23 @@ def test_each_setting_or_file_that_changes_detections_changes_the_folder_of_the_
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"c": 1}, r"predict\.weights: c is not a member that predicts: use the names \(a, b\)"),
-        ({"a": {"tail": 1}}, r"predict\.weights: a: tail is not a keypoint"),
-        ({"a": 0, "b": {"nose": 0}}, "every member has weight 0 for nose"),
-        ({"a": {"nose": -1}}, "predict.weights: a: a weight is negative"),
-        ("fitted", "weights"),
+        ({"c": 1}, r"^predict\.weights: c is not a member that predicts: use the names \(a, b\)"),
+        ({"a": {"tail": 1}}, r"^predict\.weights: a: tail is not a keypoint"),
+        ({"a": 0, "b": {"nose": 0}}, r"^predict\.weights: every member has weight 0 for nose"),
+        ({"a": {"nose": -1}}, r"^config: predict\.weights: a: a weight is negative"),
+        ("fitted", r"^config: predict\.weights.*: Input should be 'equal' \(got 'fitted'\)"),
     ],
 )
 def test_invalid_weights_are_refused(run_with_store: Config, tmp_path: Path, weights: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PredictionTask(link_run(run_with_store, tmp_path / "run", weights=weights))
+
+
+def test_nodes_without_cpus_or_whose_labels_forbid_models_are_refused(
+    run_with_members: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spot_node = {"Alive": True, "Resources": {"CPU": 8}, "Labels": {"kp-ray/models": "no"}}
+    monkeypatch.setattr(ray, "nodes", lambda: [spot_node, {"Alive": True, "Resources": {"GPU": 1}}])
+    task = PredictionTask(run_with_members)
+    with pytest.raises(ClusterError, match=r"^cluster: no node has enough CPUs for predict \(got 1 nodes .* 0 CPUs\)"):
+        predict_images(task, task.find_missing_images(), no_progress)

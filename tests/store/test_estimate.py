@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kp_ray.config.schema import Config
-from kp_ray.store.estimate import estimate_store, forecast_augment, format_size, format_time
+from kp_ray.store.estimate import START_UP_S, estimate_store, forecast_augment, format_size, format_time
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.plan import make_plan
 from tests.helpers.data import tiny_config
@@ -56,7 +56,11 @@ def test_the_forecast_has_two_lines_of_text_and_one_json_object(sample_config: C
 def test_the_number_of_cpus_comes_from_the_config_and_divides_the_time(sample_config: Config) -> None:
     config = tiny_config(sample_config.data.model_dump(), sample_config.run_dir, cluster={"num_cpus": 7})
     assert forecast_augment(make_plan(config), config).cpus == 7
-    assert estimate_store(make_plan(sample_config), 2).seconds > estimate_store(make_plan(sample_config), 1e9).seconds
+    estimate = estimate_store(make_plan(sample_config), 0.01)
+    assert estimate.cpu_s_per_source > 0
+    seconds = estimate.cpu_s_per_source * estimate.sources / 0.01
+    rounding = 0.00005 * estimate.sources / 0.01  # cpu_s_per_source has four decimal places
+    assert estimate.seconds - START_UP_S == pytest.approx(seconds, abs=rounding + 0.001)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import pytest
 from kp_ray.config.schema import Config
 from kp_ray.data.load import load_annotations
 from kp_ray.errors import StorageError, StoreError
+from kp_ray.storage import write_bytes
 from kp_ray.store.export import ExportSummary, export_store
 from kp_ray.store.manifest import read_manifest
+from kp_ray.store.plan import make_plan
 from kp_ray.store.read import iter_rows, read_table
 from tests.helpers.data import tiny_config
-from tests.helpers.stores import training_part, write_small_store
+from tests.helpers.stores import damage_stored_image, write_planned_store, write_small_store
 
 
 def test_an_export_opens_in_pycocotools_and_reads_back_equal(store_config: Config, tmp_path: Path) -> None:
@@ -59,17 +61,28 @@ def test_a_selection_without_rows_writes_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
-def test_an_export_of_a_store_with_a_damaged_part_leaves_no_images(tmp_path: Path) -> None:
-    write_small_store(tmp_path / "run" / "store")
-    config = tiny_config({}, tmp_path / "run")
-    part = training_part(config)
-    content = bytearray(part.read_bytes())
-    content[len(content) // 2] ^= 255  # in the rows
-    content[-20] ^= 255  # in the Parquet footer
-    part.write_bytes(content)
-    with pytest.raises(StorageError, match="damaged"):
-        export_store(config, str(tmp_path / "out"))
-    assert not list(tmp_path.rglob("*.jpg"))
+@pytest.mark.parametrize("end", ["damaged image", "Ctrl-C at the second image", "Ctrl-C at annotations.csv"])
+def test_an_export_that_ends_early_leaves_no_files(
+    end: str, sample_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    *_, last_part = write_planned_store(make_plan(sample_config)).parts
+    written_paths: list[Path] = []
+
+    def write_until_the_end(path: str, content: bytes) -> None:
+        if (end.endswith("second image") and written_paths) or end.endswith(f" {Path(path).name}"):
+            raise KeyboardInterrupt
+        write_bytes(path, content)
+        written_paths.append(Path(path))
+
+    monkeypatch.setattr("kp_ray.store.export.write_bytes", write_until_the_end)
+    if end == "damaged image":
+        damage_stored_image(Path(sample_config.path("store", last_part.path)), last_part.num_rows - 1)
+    with pytest.raises(StorageError if end == "damaged image" else KeyboardInterrupt):
+        export_store(sample_config, str(folder))
+    assert written_paths
+    assert written_paths[0].is_relative_to(folder)
+    assert not list(folder.iterdir())
 
 
 def test_yolo_labels_are_written_on_request(tmp_path: Path) -> None:

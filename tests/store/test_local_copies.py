@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -36,9 +39,20 @@ def temp_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_threads_and_processes_share_one_copy_of_a_part(parts: list[str], tmp_path: Path) -> None:
+def test_threads_and_processes_share_one_copy_of_a_part(
+    parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "copies"
     located_paths: list[str] = []
+    copied_paths: list[str] = []
+    copy_files = pafs.copy_files
+
+    def copy_slowly(source: str, *arguments: Any, **options: Any) -> None:
+        copied_paths.append(source)
+        time.sleep(0.2)  # so that all threads ask for the part before the copy exists
+        copy_files(source, *arguments, **options)
+
+    monkeypatch.setattr(pafs, "copy_files", copy_slowly)
 
     def locate(copies: PartCopies) -> None:
         located_paths.append(copies.locate(parts[1]))
@@ -50,6 +64,8 @@ def test_threads_and_processes_share_one_copy_of_a_part(parts: list[str], tmp_pa
         thread.start()
     for thread in threads:
         thread.join()
+    assert copied_paths == [parts[1]]
+    assert len(located_paths) == len(threads) == 8
     (copy_path,) = set(located_paths)
     assert Path(copy_path).read_bytes() == bytes([1]) * 1000
     Path(parts[1]).unlink()
@@ -61,6 +77,23 @@ def test_copies_do_not_exceed_the_limit(parts: list[str], tmp_path: Path) -> Non
     located_paths = [copies.locate(part) for part in parts]
     assert [path == part for path, part in zip(located_paths, parts, strict=True)] == [False, False, True, True]
     assert copies.locate(parts[0]) == located_paths[0]
+
+
+def test_without_a_limit_copies_take_half_of_the_space_that_was_free_before_them(
+    parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_bytes = 3000
+
+    def measure_disk(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=num_bytes - sum(path.stat().st_size for path in Path(folder).glob("*.parquet")))
+
+    monkeypatch.setattr(shutil, "disk_usage", measure_disk)
+    located_paths = [PartCopies(tmp_path / "small", max_bytes=None).locate(part) for part in parts]
+    assert [path in parts for path in located_paths] == [False, True, True, True]
+    num_bytes = 4000
+    # Each call stands for another process of the node, which begins after the copies of the earlier ones.
+    located_paths = [PartCopies(tmp_path / "large", max_bytes=None).locate(part) for part in parts]
+    assert [path in parts for path in located_paths] == [False, False, True, True]
 
 
 def test_copies_that_are_made_at_the_same_time_do_not_exceed_the_limit(

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from PIL import Image
 
 from kp_ray.augmentation.user_pipeline import import_albumentations
@@ -17,6 +16,7 @@ from kp_ray.store.layout import has_store
 from kp_ray.store.plan import make_plan
 from kp_ray.store.preflight import check_plan
 from kp_ray.store.stage import AugmentStage
+from tests.helpers.clusters import forbid_ray
 from tests.helpers.data import tiny_config
 
 
@@ -67,7 +67,11 @@ def test_a_recipe_that_succeeds_on_one_image_is_accepted(sample_data: dict[str, 
 @pytest.mark.parametrize("is_dry_run", [False, True])
 @pytest.mark.parametrize("has_images", [False, True])
 def test_augment_and_its_dry_run_refuse_the_plan_without_starting_a_cluster(
-    sample_data: dict[str, Any], tmp_path: Path, has_images: bool, is_dry_run: bool
+    sample_data: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_images: bool,
+    is_dry_run: bool,
 ) -> None:
     (tmp_path / "empty").mkdir()
     config = config_with_augment(sample_data, tmp_path, recipes=["Huge"], user_recipes={"Huge": too_large_crop()})
@@ -75,10 +79,9 @@ def test_augment_and_its_dry_run_refuse_the_plan_without_starting_a_cluster(
     if not has_images:
         message = "none of the 12 labelled images"
         config = tiny_config({**sample_data, "images": str(tmp_path / "empty")}, tmp_path / "run")
-    was_connected = ray.is_initialized()
+    forbid_ray(monkeypatch)
     with pytest.raises((ConfigError, DataError), match=message):
         forecast_stage("augment", config) if is_dry_run else run_stage("augment", config, refuse_to_begin, print)
-    assert ray.is_initialized() == was_connected
     assert not has_store(config.path("store"))
 
 

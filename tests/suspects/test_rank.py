@@ -129,6 +129,80 @@ def test_an_error_that_is_usual_for_its_keypoint_is_not_suspicious(
     assert ranked[ranks[labels.images[7]]].score < SUSPICIOUS_SCORE
 
 
+def agreement(labels: Annotations) -> dict[str, FloatArray]:
+    """Return the same disagreement of the members for every point, by image."""
+    return {image: np.ones(24) for image in labels.images}
+
+
+def move_prediction(predicted: dict[str, FloatArray], labels: Annotations, row: int, offset_px: float) -> None:
+    """Put the predicted nose of one image at this distance from its label, in place."""
+    image = labels.images[row]
+    predicted[image] = predicted[image].copy()
+    predicted[image][0] = labels.keypoints[row, 0, :2] + (offset_px, 0)
+
+
+def test_an_error_that_is_usual_where_the_members_disagree_is_less_suspicious(labels: Annotations) -> None:
+    noise = np.random.default_rng(2).normal(0, 3, (NUM_IMAGES, 24, 2))
+    noise[::3] *= 6  # the images in which the members disagree
+    predicted = dict(zip(labels.images, labels.keypoints[..., :2] + noise, strict=True))
+    for row in (9, 46):
+        move_prediction(predicted, labels, row, offset_px=45)
+    disagreement = {image: np.full(24, 1.0 if row % 3 else 9.0) for row, image in enumerate(labels.images)}
+    scores = {suspect.image: suspect.score for suspect in rank_suspects(labels, predicted, disagreement)}
+    assert next(iter(scores)) == labels.images[46]
+    assert scores[labels.images[9]] < SUSPICIOUS_SCORE < scores[labels.images[46]]
+
+
+def test_an_error_that_is_usual_for_the_size_of_the_person_is_less_suspicious(labels: Annotations) -> None:
+    scale = np.where(np.arange(NUM_IMAGES) % 3, 1.0, 0.25)  # the person of every third image is small
+    keypoints = labels.keypoints.copy()
+    keypoints[..., :2] *= scale[:, None, None]
+    noise = np.random.default_rng(2).normal(0, 3, (NUM_IMAGES, 24, 2))  # the same in pixels for every size
+    predicted = dict(zip(labels.images, keypoints[..., :2] + noise, strict=True))
+    scaled_labels = replace(labels, keypoints=keypoints)
+    for row in (9, 46):
+        move_prediction(predicted, scaled_labels, row, offset_px=45 * scale[row])  # the same in body sizes
+    ranked = rank_suspects(scaled_labels, predicted, agreement(labels))
+    scores = {suspect.image: suspect.score for suspect in ranked}
+    assert next(iter(scores)) == labels.images[46]
+    assert scores[labels.images[9]] < SUSPICIOUS_SCORE < scores[labels.images[46]]
+
+
+def make_still_clip(labels: Annotations, first_row: int, frames: tuple[int, ...]) -> Annotations:
+    """Make successive images the frames of one clip, in which the person moves by 3 px from row to row."""
+    rows = slice(first_row, first_row + len(frames))
+    names, numbers = list(labels.scenes), list(labels.frames)
+    names[rows], numbers[rows] = [f"clip {first_row}"] * len(frames), frames
+    keypoints = labels.keypoints.copy()
+    keypoints[rows, :, :2] = keypoints[first_row, :, :2] + 3 * np.arange(len(frames))[:, None, None] * (1, 0)
+    return replace(labels, keypoints=keypoints, scenes=tuple(names), frames=tuple(numbers))
+
+
+def test_an_error_of_all_frames_of_a_clip_is_less_suspicious_than_that_of_one_frame(labels: Annotations) -> None:
+    clips = make_still_clip(make_still_clip(labels, 10, (1, 2, 3, 4, 5)), 30, (1, 2, 3, 4, 5))
+    noise = np.random.default_rng(2).normal(0, 3, (NUM_IMAGES, 24, 2))
+    predicted = dict(zip(clips.images, clips.keypoints[..., :2] + noise, strict=True))
+    for row in (*range(10, 15), 34):
+        move_prediction(predicted, clips, row, offset_px=45)
+    scores = {suspect.image: suspect.score for suspect in rank_suspects(clips, predicted, agreement(clips))}
+    assert next(iter(scores)) == clips.images[34]
+    assert scores[clips.images[14]] < SUSPICIOUS_SCORE < scores[clips.images[34]]
+
+
+def test_a_prediction_counts_less_for_an_image_that_fits_the_frames_before_and_after(labels: Annotations) -> None:
+    noise = np.random.default_rng(2).normal(0, 3, (NUM_IMAGES, 24, 2))
+    scores = []
+    for frames in ((1, 2, 3), (1, 3, 2)):  # row 8 is between the other two, then at the clip's end
+        clip = make_still_clip(labels, 7, frames)
+        predicted = dict(zip(clip.images, clip.keypoints[..., :2] + noise, strict=True))
+        move_prediction(predicted, clip, 8, offset_px=60)
+        ranked = rank_suspects(clip, predicted, agreement(clip))
+        scores += [suspect.score for suspect in ranked if suspect.image == clip.images[8]]
+    inner_score, end_score = scores
+    assert end_score > SUSPICIOUS_SCORE
+    assert inner_score == pytest.approx(0.6 * end_score)
+
+
 def test_few_correct_labels_reach_the_suspicious_score(labels: Annotations, predicted: dict[str, FloatArray]) -> None:
     ranked = rank(labels, predicted)
     assert len(ranked) == NUM_IMAGES

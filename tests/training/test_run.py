@@ -30,6 +30,7 @@ from kp_ray.training.run import InputMonitor, train
 from tests.helpers.clusters import list_leftovers
 from tests.helpers.detections import detect_people
 from tests.helpers.processes import set_options, start_kp_ray, wait_until
+from tests.helpers.stores import damage_stored_image
 from tests.helpers.training import TrainedMember, count_log_lines
 
 MakeConfig = Callable[..., Config]
@@ -105,12 +106,8 @@ def damage_images(config: Config) -> None:
     store.unlink()
     shutil.copytree(target, store)
     for part in store.glob("*/*.parquet"):
-        content = bytearray(part.read_bytes())
-        metadata = pq.read_metadata(part)
-        for row_group in range(metadata.num_row_groups):
-            images = metadata.row_group(row_group).column(metadata.schema.names.index("image"))
-            content[images.data_page_offset + images.total_compressed_size // 2] ^= 255
-        part.write_bytes(content)
+        for row in range(pq.read_metadata(part).num_rows):
+            damage_stored_image(part, row)
 
 
 @pytest.mark.slow

@@ -2,17 +2,20 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
-import ray
 
+from kp_ray.cluster.resources import Capacity
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, RunStateError, StoreError
 from kp_ray.stage import no_progress
+from kp_ray.training import run as run_module
 from kp_ray.training.search_result import SearchResult, read_member_search, write_result
 from kp_ray.training.settings import record_settings
 from kp_ray.training.stage import TrainStage
 from kp_ray.training.tuned import apply_search, record_search
+from tests.helpers.clusters import forbid_ray
 from tests.helpers.data import tiny_config
 from tests.helpers.stores import write_small_store
 
@@ -41,18 +44,40 @@ def test_without_a_store_only_the_options_are_checked(tmp_path: Path) -> None:
         TrainStage().check(tiny_config({}, tmp_path, model={"cfg": {"NO_SUCH": 1}}))
 
 
-def test_a_run_whose_members_are_finished_needs_no_cluster(config: Config) -> None:
+def test_a_run_whose_members_are_finished_needs_no_cluster(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = TrainStage()
     finish_member(config, "a")
     assert not stage.is_done(config)
     finish_member(config, "b")
     assert stage.is_done(config)
-    was_connected = ray.is_initialized()
+    forbid_ray(monkeypatch)
     summary = stage.run(config, no_progress)
-    assert ray.is_initialized() == was_connected
     assert summary.to_json() == {"a": {"skipped": True}, "b": {"skipped": True}}
     assert summary.lines()[0] == f"member a: finished before, in {config.member_dir('a')}"
     assert Path(config.path("config.yaml")).read_text() == config.to_yaml()
+
+
+def test_results_of_earlier_members_are_deleted_before_a_member_is_trained(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [Path(config.path(name)) for name in ("crossval.json", "evaluation.json", "predictions.parquet")]
+    for path in results:
+        path.write_text("of the earlier members")
+    remaining_results: list[list[Path]] = []
+
+    def skip_training(*_: Any, **__: Any) -> dict[str, Any]:
+        remaining_results.append([path for path in results if path.exists()])
+        return {}
+
+    monkeypatch.setattr(run_module, "training_capacity", lambda config: Capacity(num_runs=1, use_gpu=False))
+    monkeypatch.setattr(run_module, "_fit_members", skip_training)
+    for name in ("a", "b"):
+        finish_member(config, name)
+    TrainStage().run(config, no_progress)
+    assert all(path.exists() for path in results)
+    Path(config.member_dir("b"), "model_final.pth").unlink()
+    TrainStage().run(config, no_progress)
+    assert remaining_results == [[]]
 
 
 def test_members_with_other_settings_are_refused_and_the_recorded_config_stays(config: Config) -> None:
