@@ -1,8 +1,11 @@
 """`kp-ray doctor`: the checks, and the fix that each failed check names."""
 
+import http.server
 import json
+import socketserver
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,26 @@ def test_a_working_directory_above_the_upload_limit_fails_if_a_cluster_is_named(
     assert check_upload(sample_config).ok
     (tmp_path / ".rayignore").write_text("*.pth\n")
     assert check_upload(remote_config).ok
+
+
+def test_a_working_directory_that_cannot_be_read_is_one_failed_check(
+    sample_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> int:
+        raise PermissionError(13, "Permission denied", "/data/lost+found")
+
+    monkeypatch.setattr(doctor, "upload_size_bytes", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    (check,) = (check for check in check_machine(sample_config) if not check.ok)
+    assert (check.name, check.value) == ("upload", "/data/lost+found: Permission denied")
+
+
+def test_the_dashboard_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # nothing listens there
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert doctor._request_without_token(f"127.0.0.1:{server.server_address[1]}") == 404
 
 
 def test_the_gpu_probe_prints_versions_and_the_number_of_gpus() -> None:
@@ -167,3 +190,11 @@ def test_a_fault_of_a_node_fails_one_check_that_names_the_fix(
     assert [check.name for check in failures] == [name]
     assert fix in failures[0].fix
     assert all(value in failures[0].value for value in fault.values() if isinstance(value, str))
+
+
+def test_only_a_node_with_a_folder_of_shared_memory_must_have_some(sample_config: Config) -> None:
+    for shm_bytes, is_ok in ((None, True), (0, False), (2e9, True)):
+        probe = replace(HEALTHY_NODE, shm_bytes=shm_bytes)
+        check = check_node(probe, RESOURCES, sample_config, is_multi_node=False)[0]
+        assert check.ok == is_ok
+        assert ("shm" in check.value) == (shm_bytes is not None)

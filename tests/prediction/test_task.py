@@ -87,10 +87,10 @@ def test_invalid_weights_are_refused(run_with_store: Config, tmp_path: Path, wei
 
 
 def test_nodes_without_cpus_or_whose_labels_forbid_models_are_refused(
-    run_with_members: Config, monkeypatch: pytest.MonkeyPatch
+    run_with_members: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spot_node = {"Alive": True, "Resources": {"CPU": 8}, "Labels": {"kp-ray/models": "no"}}
     monkeypatch.setattr(ray, "nodes", lambda: [spot_node, {"Alive": True, "Resources": {"GPU": 1}}])
-    task = PredictionTask(run_with_members)
+    task = PredictionTask(link_run(run_with_members, tmp_path / "run"))  # another test predicts in the shared folder
     with pytest.raises(ClusterError, match=r"^cluster: no node has enough CPUs for predict \(got 1 nodes .* 0 CPUs\)"):
         predict_images(task, task.find_missing_images(), no_progress)
