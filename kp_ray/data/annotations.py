@@ -160,12 +160,15 @@ def check_image_name(image: str, where: str) -> str:
         where: file and row, with which the message begins.
 
     Raises:
-        DataError: the name can lead out of the image folder.
+        DataError: the name can lead out of the image folder, or begins or ends with white space.
     """
     if not is_inside_folder(image):
         raise DataError(
             f"{where}: image {image[:80]!r} is not a plain name inside the image folder: write e.g. a/b.jpg"
         )
+    if image != image.strip():
+        # A CSV cannot hold such a name, because white space around its cells is dropped.
+        raise DataError(f"{where}: image {image[:80]!r} begins or ends with white space: rename the image")
     return image
 
 

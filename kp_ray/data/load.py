@@ -71,12 +71,12 @@ def _file_version(path: str) -> FileVersion:
 
 
 def _check_names(table: LabelTable, path: str, images_dir: str | None) -> None:
-    """Refuse image names that can lead out of the image folder, and describe the files that they probably mean.
+    """Refuse image names that `check_image_name` refuses, and describe the files that they probably mean.
 
     Raises:
-        DataError: an image name can lead out of the image folder; the message has the first.
+        DataError: a name is refused; the message has the first.
     """
-    rows = [row for row, image in enumerate(table.images) if not is_inside_folder(image)]
+    rows = [row for row, image in enumerate(table.images) if not is_inside_folder(image) or image != image.strip()]
     if not rows:
         return
     try:

@@ -52,8 +52,8 @@ def test_hidden_points_groups_and_images_without_a_person_are_kept(write):
 
 def list_wrong_coco() -> list[tuple[object, str]]:
     """List wrong JSON values, each with a part of the message that refuses it."""
-    two_people, missing_number, text_number, missing_image, wrong_v, huge_number, shared_id, shared_name = (
-        make_coco() for _ in range(8)
+    two_people, missing_number, text_number, missing_image, wrong_v, huge_number, shared_id, shared_name, blank_name = (
+        make_coco() for _ in range(9)
     )
     two_people["annotations"][1]["image_id"] = 1
     missing_number["annotations"][1]["keypoints"].pop()
@@ -64,6 +64,7 @@ def list_wrong_coco() -> list[tuple[object, str]]:
     shared_id["images"][1]["id"] = 1
     shared_id["annotations"].pop()
     shared_name["categories"][0]["keypoints"][1] = "nose"
+    blank_name["images"][0]["file_name"] += " "
     return [
         (
             two_people,
@@ -76,6 +77,7 @@ def list_wrong_coco() -> list[tuple[object, str]]:
         (wrong_v, "b/c.jpg: a keypoint's v"),
         (shared_id, "share an id"),
         (shared_name, "'nose'"),
+        (blank_name, "image 'walk_A-1.jpg ' begins or ends with white space: rename the image"),
         (make_coco(categories=[]), "no category has keypoints"),
         ({"images": []}, "not COCO keypoints JSON"),
         ([1], "not COCO keypoints JSON"),

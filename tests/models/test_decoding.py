@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 
 from kp_ray.keypoints import DACON24
 from kp_ray.models.decoding import (
@@ -12,6 +14,7 @@ from kp_ray.models.decoding import (
     expected_points,
     merge_views,
     mirror_detection,
+    read_instances,
 )
 from kp_ray.models.presets import build_model
 from tests.helpers.detections import detect_people
@@ -43,6 +46,18 @@ def test_detections_come_best_first_in_pixels_of_the_stored_image(cfg: Any) -> N
             assert (detection.bbox_xyxy >= -0.5).all()
             assert (detection.bbox_xyxy[2:] <= size).all()
             assert detection.keypoints.shape == (24, 3)
+
+
+def test_detections_are_half_a_pixel_below_detectron2s_continuous_coordinates() -> None:
+    """The centre of the top-left pixel is (0.5, 0.5) for Detectron2, and (0, 0) as an index."""
+    points = torch.tensor([[[0.5, 0.5, 0.9], [10.5, 20.5, 0.8]], [[1.5, 2.5, 0.7], [3.0, 4.0, 0.6]]])
+    boxes = Boxes(torch.tensor([[0.5, 0.5, 10.5, 20.5], [1.0, 2.0, 3.0, 4.0]]))
+    instances = Instances((30, 40), pred_boxes=boxes, pred_keypoints=points, scores=torch.tensor([0.3, 0.6]))
+    best, other = read_instances(instances)
+    assert (best.score, other.score) == pytest.approx((0.6, 0.3))
+    np.testing.assert_allclose(best.keypoints, [[1, 2, 0.7], [2.5, 3.5, 0.6]])
+    np.testing.assert_allclose(other.keypoints, [[0, 0, 0.9], [10, 20, 0.8]])
+    assert (best.bbox_xyxy.tolist(), other.bbox_xyxy.tolist()) == ([0.5, 1.5, 2.5, 3.5], [0, 0, 10, 20])
 
 
 def test_mirroring_twice_changes_nothing() -> None:
