@@ -11,6 +11,7 @@ Results: benchmarks/results/suspects.{md,json}.
 """
 
 import argparse
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ import numpy as np
 import ray
 import torch
 import yaml
-from measure import TimedRuns, add_override_option, hardware, write_results
+from measure import RESULTS, TimedRuns, add_override_option, hardware, write_results
 
 from kp_ray.checks.labels import check_labels
 from kp_ray.config.load import load_config
@@ -202,7 +203,7 @@ def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
     text = (
         f"# Spoiled labels among generated people\n\n{conditions['hardware']}. {conditions['options']}. "
         f"{SPOILED_SHARE:.0%} of the rows are spoiled in five kinds. Share of the spoiled rows in the first part of "
-        "the list, per seed:\n\n"
+        f"the list, for the seeds {', '.join(str(result['seed']) for result in results)}:\n\n"
         "| ranked by | first 3 % | first 5 % | first 10 % |\n|---|---|---|---|\n"
     )
     for way in results[0]["ways"]:
@@ -220,7 +221,10 @@ def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure every seed; write the result page after each, because a seed takes up to an hour."""
+    """Measure every seed; write the result page after each, because a seed takes up to an hour.
+
+    Seeds that an earlier command measured on the same hardware with the same options stay on the page.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=1)
@@ -231,14 +235,18 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="also train on corrected and on clean labels")
     add_override_option(parser)
     options = parser.parse_args()
+    settings = {key: value for key, value in vars(options).items() if key not in ("seeds", "first_seed")}
     conditions = {
         "hardware": hardware(ray, torch),
-        "options": ", ".join(f"{key} {value}" for key, value in vars(options).items()),
+        "options": ", ".join(f"{key} {value}" for key, value in settings.items()),
     }
-    results = []
+    earlier = json.loads((RESULTS / "suspects.json").read_text())
+    is_same = all(earlier[key] == value for key, value in conditions.items())
+    result_by_seed = {result["seed"]: result for result in earlier["results"]} if is_same else {}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         with tempfile.TemporaryDirectory() as name:
-            results.append(measure_seed(Path(name), seed, options))
+            result_by_seed[seed] = measure_seed(Path(name), seed, options)
+        results = [result_by_seed[seed] for seed in sorted(result_by_seed)]
         write_results("suspects", describe(results, conditions), {**conditions, "results": results})
 
 
