@@ -144,8 +144,8 @@ def main() -> None:
     seeds = ", ".join(map(str, options.seeds))
     text = (
         f"# Accuracy by decoding and test-time scales\n\n{machine}. Seeds {seeds}: two members of the demo per seed, "
-        f"trained once; {options.images} images of people that no member saw. Ensemble of both: median "
-        "(smallest-largest) over the seeds.\n\n" + format_table(results)
+        f"trained once on {NUM_IMAGES} images; {options.images} images of people that no member saw. Ensemble of both: "
+        "median (smallest-largest) over the seeds.\n\n" + format_table(results)
     )
     write_results("accuracy", text, {"hardware": machine, "seeds": options.seeds, "results": results})
 
