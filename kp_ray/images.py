@@ -166,10 +166,11 @@ def decode_resized(image: bytes | Image, size: tuple[int, int], new_size: tuple[
         The resized image (new height, new width, 3): BGR for a JPEG, else in the channel order of `image`.
 
     Raises:
-        DataError: the JPEG cannot be decoded.
+        DataError: the JPEG is too large, or cannot be decoded.
     """
     scale = 1.0
     if isinstance(image, bytes):
+        _refuse_too_many_pixels(*size)
         for scale in (1 / 8, 1 / 4, 1 / 2, 1.0):
             if size[0] * scale >= new_size[0] and size[1] * scale >= new_size[1]:
                 break
@@ -233,11 +234,14 @@ def _describe_unidentified_file(content: bytes) -> str:
 
 def _refuse_unsupported(pil_image: PIL.Image.Image) -> None:
     """Raise a DataError if an open image is too large or has a mode that kp_ray does not read."""
-    width, height = pil_image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(f"{width}x{height} px is more than {MAX_PIXELS} pixels: resize the image")
+    _refuse_too_many_pixels(*pil_image.size)
     if not pil_image.mode.startswith("I;16") and pil_image.mode not in _8_BIT_MODES:
         raise DataError(f"image mode {pil_image.mode} is not supported: convert the image to 8-bit RGB")
+
+
+def _refuse_too_many_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{width}x{height} px is more than {MAX_PIXELS} pixels: resize the image")
 
 
 def _has_grey_or_color_jpeg_data(pil_image: PIL.Image.Image) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from kp_ray.data.names import describe_matches, match_names
+from kp_ray.data.names import describe_matches, match_names, match_spellings
 from kp_ray.errors import DataError
 from kp_ray.images import is_image_file
 
@@ -40,8 +40,7 @@ def refuse_other_spellings(images: Sequence[str], files: Collection[str], folder
     Raises:
         DataError: a name is another spelling of a file's name; the message names the difference and has an example.
     """
-    matches = match_names(images, files)
-    spellings = {name: match for name, match in matches.items() if match.is_same_spelling}
+    spellings = match_spellings(images, files)
     if spellings:
         num_missing = len(set(images).difference(files))
         raise DataError(

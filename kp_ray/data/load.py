@@ -34,7 +34,7 @@ def load_labels(config: Config) -> Annotations:
         ConfigError, DataError, StorageError: as `load_annotations`.
     """
     path, corrections = config.require_input("annotations"), config.data.corrections
-    versions = tuple(_file_version(name) for name in (path, corrections) if name)
+    versions = tuple(file_version(name) for name in (path, corrections) if name)
     labels = _load_labels(config.data, config.skeleton, versions)
     max_labelled = int((labels.keypoints[..., 2] > 0).sum(axis=1).max())
     if max_labelled < config.augment.min_visible:
@@ -61,7 +61,12 @@ def _load_labels(data: DataConfig, skeleton: SkeletonConfig, versions: tuple[Fil
     return labels
 
 
-def _file_version(path: str) -> FileVersion:
+def file_version(path: str) -> FileVersion:
+    """Return the size in bytes and the modification time in nanoseconds of a file; a changed file has another version.
+
+    Raises:
+        StorageError: the storage does not answer or denies access.
+    """
     fs, inner = filesystem(path)
     try:
         info = fs.get_file_info(inner)

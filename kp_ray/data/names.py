@@ -76,6 +76,11 @@ def match_names(images: Sequence[str], files: Collection[str]) -> dict[str, Name
     return matches
 
 
+def match_spellings(images: Sequence[str], files: Collection[str]) -> dict[str, NameMatch]:
+    """Return the matches of `match_names` that are one name in two spellings."""
+    return {name: match for name, match in match_names(images, files).items() if match.is_same_spelling}
+
+
 def describe_matches(matches: Mapping[str, NameMatch], num_missing: int) -> str:
     """Count the names with each difference and give an example of each; return "" if there is no match.
 

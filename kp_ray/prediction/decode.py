@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from kp_ray.errors import DataError, KpRayError
-from kp_ray.images import Image, decode, decode_resized, probe, require_supported
+from kp_ray.images import Image, decode, decode_resized, probe
 from kp_ray.prediction.images import ImageRef
 from kp_ray.storage import read_bytes
 from kp_ray.store.read import RowReader
@@ -117,12 +117,11 @@ def _decode_sizes(content: bytes, sizes: Sequence[InputSize]) -> Mapping[str, ob
         DataError: the content is not an image file, or cannot be decoded.
     """
     info = probe(content)
-    require_supported(content)
     if info.is_upright_jpeg:
         try:
             return _resize_to_sizes(content, info.width, info.height, sizes)
         except DataError:
-            pass  # try `decode` below: it can decode some JPEGs that cannot be decoded at a reduced size
+            pass  # `decode` below can decode some JPEGs that cannot be decoded at a reduced size, or raises the error
     image = np.ascontiguousarray(decode(content)[0][..., :3])
     height, width = image.shape[:2]
     return _resize_to_sizes(image, width, height, sizes)

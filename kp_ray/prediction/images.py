@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 from kp_ray.config.schema import Config
 from kp_ray.data.csv_format import read_csv_rows
 from kp_ray.data.csv_rows import check_num_cells, refuse_unexpected_content
-from kp_ray.data.names import describe_matches, match_names
+from kp_ray.data.names import describe_matches, match_spellings
 from kp_ray.data.submission import SampleSubmission
 from kp_ray.errors import ConfigError, DataError, StorageError, StoreError, one_line, shorten
 from kp_ray.images import is_image_file, list_images
@@ -115,22 +115,22 @@ def _list_file_refs(names: Sequence[str], folder: str | None, origin: str) -> li
     versions = [_version(infos.get(name) or infos.get(posixpath.normpath(name))) for name in names]
     refs = [ImageRef(*values) for values in zip(names, paths, [None] * len(names), versions, strict=True)]
     if folder:
-        _refuse_other_spellings(refs, infos, folder, origin)
+        _refuse_misspelled_names(refs, infos, folder, origin)
     if all(ref.version == MISSING for ref in refs):
         fix = "correct data.test_images, or the names" if has_relative_names else "correct the names"
         raise DataError(f"{origin}: none of its {len(refs)} images exists, e.g. {shorten(refs[0].path)}: {fix}")
     return refs
 
 
-def _refuse_other_spellings(refs: Sequence[ImageRef], files: Collection[str], folder: str, origin: str) -> None:
+def _refuse_misspelled_names(refs: Sequence[ImageRef], files: Collection[str], folder: str, origin: str) -> None:
     """Refuse a missing image whose name is another spelling of a file's name; else a fallback would be its prediction.
 
     Raises:
         DataError: see above; `origin` begins the message.
     """
     missing = {ref.image for ref in refs if ref.version == MISSING}
-    matches = match_names([ref.image for ref in refs], files) if missing else {}
-    spellings = {name: match for name, match in matches.items() if name in missing and match.is_same_spelling}
+    matches = match_spellings([ref.image for ref in refs], files) if missing else {}
+    spellings = {name: match for name, match in matches.items() if name in missing}
     if spellings:
         raise DataError(
             f"{origin}: {len(missing)} images are not in {folder}: {describe_matches(spellings, len(missing))}: write "
@@ -149,15 +149,6 @@ def _file_info(path: str) -> pafs.FileInfo:
         return fs.get_file_info(inner_path)
     except OSError as error:
         raise StorageError(f"{shorten(path)}: cannot be reached: {one_line(error)}") from error
-
-
-def file_version(path: str) -> str:
-    """Return a file's size and modification time as text, or `MISSING`.
-
-    Raises:
-        StorageError: see `_file_info`.
-    """
-    return _version(_file_info(path))
 
 
 def _version(info: pafs.FileInfo | None) -> str:

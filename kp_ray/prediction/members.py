@@ -7,6 +7,7 @@ from kp_ray.errors import ConfigError, DataError, ModelError
 from kp_ray.fingerprint import refuse_difference
 from kp_ray.keypoints import Skeleton
 from kp_ray.member_files import SETTINGS_NAME, is_trained
+from kp_ray.prediction.images import STORE_PREFIX
 from kp_ray.storage import join, read_json
 from kp_ray.store.manifest import store_digest
 
@@ -90,7 +91,7 @@ def check_validation_images(config: Config) -> None:
     Raises:
         RunStateError, StorageError, StoreError: see `check_training_data`.
     """
-    if config.predict.images == "store:val":
+    if config.predict.images == f"{STORE_PREFIX}val":
         folders = list_members(config).items()
         check_training_data(config, [name for name, folder in folders if folder == config.member_dir(name)])
 

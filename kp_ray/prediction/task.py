@@ -7,12 +7,13 @@ from typing import Any
 import yaml
 
 from kp_ray.config.schema import Config
+from kp_ray.data.load import FileVersion, file_version
 from kp_ray.errors import ConfigError, ModelError, one_line
 from kp_ray.fingerprint import digest
 from kp_ray.keypoints import Skeleton
 from kp_ray.member_files import CFG_NAME, FINAL_WEIGHTS, is_trained
 from kp_ray.prediction.decode import InputSize
-from kp_ray.prediction.images import ImageRef, file_version, list_image_refs
+from kp_ray.prediction.images import ImageRef, list_image_refs
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.members import check_members_of_other_runs, check_validation_images, list_members
 from kp_ray.prediction.parts import find_missing_images, merge_parts
@@ -102,7 +103,7 @@ def _hash_file(path: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _hash_version(path: str, version: str) -> str:
+def _hash_version(path: str, version: FileVersion) -> str:
     return hash_file(path)[1]
 
 
