@@ -36,32 +36,46 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "expectation, scales 0.8 and 1.25": {"tta": [0.8, 1.25]},
 }
 """Name of a row of the table -> settings of the section `predict`. The first row is the baseline."""
-COLUMNS = ("rmse", "median_px", "pck_0.02", "pck_0.05", "member_rmse", "member_pck_0.02", "cpu_s")
-"""Measured values of a row: the ensemble's metrics, the means of the members' own metrics (`member_...`), and CPU
-seconds per image."""
-
+COLUMNS = {
+    "rmse": "RMSE px",
+    "median_px": "median px",
+    "pck_0.02": "PCK@0.02",
+    "pck_0.05": "PCK@0.05",
+    "member_rmse": "a member's RMSE px",
+    "member_pck_0.02": "a member's PCK@0.02",
+    "cpu_s": "CPU s per image",
+}
+"""Measured values of a row and their titles: the ensemble's metrics, the means of the members' own metrics
+(`member_...`), and CPU seconds per image."""
 
 NUM_IMAGES = 400
 """Number of labelled images, as in `make demo`."""
 
 
-def train_members(folder: Path, seed: int) -> Path:
-    """Make the demo's data and train its two members, unless they exist; return the path of their config."""
+def make_store(folder: Path, seed: int) -> Path:
+    """Make the demo's data and store, unless they exist; return the path of the config."""
     run_dir = folder / f"images{NUM_IMAGES}-seed{seed}"
-    if not (run_dir / "data" / "config.yaml").exists():
-        make_sample(str(run_dir / "data"), num_images=NUM_IMAGES, num_test=40, seed=seed, run_dir=str(run_dir))
     config = run_dir / "data" / "config.yaml"
+    if not config.exists():
+        make_sample(str(run_dir / "data"), num_images=NUM_IMAGES, num_test=40, seed=seed, run_dir=str(run_dir))
+    run_kp_ray("augment", config)
+    return config
+
+
+def train_members(config: Path, seed: int, *overrides: str) -> None:
+    """Train the demo's two members without a search, unless both have ended."""
+    run_dir = Path(load_config(str(config), overrides).run_dir)
     members = [{"name": name, "seed": 10 * seed + number} for number, name in enumerate("ab", 1)]
     if not all((run_dir / "members" / name / "model_final.pth").exists() for name in "ab"):
-        run_kp_ray("augment", config)
-        run_kp_ray("train", config, "tune.num_trials=0", f"train.members={json.dumps(members)}")
-    return config
+        run_kp_ray("train", config, "tune.num_trials=0", f"train.members={json.dumps(members)}", *overrides)
 
 
 def measure_setting(
     config_path: Path, sample: SampleSummary, folder: Path, section: dict[str, Any]
 ) -> dict[str, float]:
     """Predict and evaluate the sample's images with one setting; return the values of `COLUMNS`.
+
+    The predictor runs on the GPU if there is one.
 
     Args:
         config_path: config of the trained members.
@@ -81,7 +95,7 @@ def measure_setting(
     ]
     config = load_config(str(config_path), overrides)
     task = PredictionTask(config)
-    predictor = Predictor(**task.predictor_arguments(has_gpu=False))
+    predictor = Predictor(**task.predictor_arguments(has_gpu=torch.cuda.is_available()))
     began = time.process_time()
     size = config.predict.batch_size
     for start in range(0, len(task.images), size):
@@ -101,27 +115,25 @@ def measure_setting(
     }
 
 
-def format_table(results: dict[str, list[dict[str, float]]]) -> str:
+def format_table(results: dict[str, list[dict[str, float]]], columns: dict[str, str]) -> str:
     """Format the measured values as a table of medians and ranges over the seeds.
 
     Args:
         results: name of a setting -> values of `COLUMNS` per seed; the first setting is the baseline.
+        columns: those of `COLUMNS` that the table has.
     """
     digits = {"rmse": 1, "median_px": 1, "member_rmse": 1}
     baseline = next(iter(results.values()))
     rows = []
     for name, measurements in results.items():
-        cells = [median_and_range([row[key] for row in measurements], digits.get(key, 3)) for key in COLUMNS]
+        cells = [median_and_range([row[key] for row in measurements], digits.get(key, 3)) for key in columns]
         cells = cells if len(measurements) > 1 else [cell.partition(" ")[0] for cell in cells]
         pairs = list(zip(measurements, baseline, strict=True))
         num_lower_rmse = sum(row["rmse"] < baseline_row["rmse"] for row, baseline_row in pairs)
         num_higher_pck = sum(row["pck_0.02"] > baseline_row["pck_0.02"] for row, baseline_row in pairs)
         rows.append(f"| {name} | {' | '.join(cells)} | {num_lower_rmse}, {num_higher_pck} |")
-    header = (
-        "| | RMSE px | median px | PCK@0.02 | PCK@0.05 | a member's RMSE px | a member's PCK@0.02 | CPU s per image "
-        "| seeds with a lower RMSE, a higher PCK@0.02 than the first row |\n" + "|---" * 9 + "|\n"
-    )
-    return header + "\n".join(rows) + "\n"
+    titles = ["", *columns.values(), "seeds with a lower RMSE, a higher PCK@0.02 than the first row"]
+    return "\n".join([f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *rows]) + "\n"
 
 
 def main() -> None:
@@ -132,7 +144,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=80)
     options = parser.parse_args()
     folder = options.folder.resolve()
-    configs = [train_members(folder, seed) for seed in options.seeds]
+    configs = [make_store(folder, seed) for seed in options.seeds]
+    for config, seed in zip(configs, options.seeds, strict=True):
+        train_members(config, seed)
     sample = make_sample(str(folder / f"test{options.images}"), num_images=8, num_test=options.images, seed=77)
     results: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS}
     for config in configs:
@@ -145,7 +159,7 @@ def main() -> None:
     text = (
         f"# Accuracy by decoding and test-time scales\n\n{machine}. Seeds {seeds}: two members of the demo per seed, "
         f"trained once on {NUM_IMAGES} images; {options.images} images of people that no member saw. Ensemble of both: "
-        "median (smallest-largest) over the seeds.\n\n" + format_table(results)
+        "median (smallest-largest) over the seeds.\n\n" + format_table(results, COLUMNS)
     )
     write_results("accuracy", text, {"hardware": machine, "seeds": options.seeds, "results": results})
 

@@ -83,11 +83,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 def create_bucket(server: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Create the test bucket as soon as the server answers; fail with the server's log."""
-    for _ in range(60):
+    """Create the test bucket as soon as the server stores an object in it; fail with the server's log.
+
+    On a slow machine a new server makes folders for many seconds before it has volumes for the content of objects.
+    """
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
         try:
             fs, _ = pafs.FileSystem.from_uri(f"s3://{BUCKET}?allow_bucket_creation=true")
             fs.create_dir(BUCKET)
+            with fs.open_output_stream(f"{BUCKET}/probe") as stream:
+                stream.write(b"probe")
+            fs.delete_file(f"{BUCKET}/probe")
         except OSError:
             assert server.poll() is None, log.read_text()[-2000:]
             time.sleep(0.5)

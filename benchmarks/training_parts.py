@@ -1,0 +1,109 @@
+"""Measure what other ways to train the demo's members change: rates, schedules, averages, flips and finer heat maps.
+
+    python benchmarks/training_parts.py FOLDER --seeds 1 2 3 --images 80
+
+For every seed, the script makes the demo's data and store in FOLDER, and trains the demo's two members with `kp-ray`
+once for each of `PARTS`. Images of new people, rooms and cameras are then predicted as in `accuracy.py`. What is in
+FOLDER is kept, so that the same command goes on where it stopped. A part takes about 6 minutes on two CPU cores; on a
+GPU with many CPU cores, `--jobs` measures several at the same time.
+Results: benchmarks/results/training_parts.{md,json}.
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from accuracy import COLUMNS, NUM_IMAGES, format_table, make_store, measure_setting, train_members
+from measure import add_override_option, hardware, write_results
+
+from kp_ray.synthetic.dataset import SampleSummary, make_sample
+
+PARTS: dict[str, list[str]] = {
+    "the demo": [],
+    "base LR 0.003": ["train.base_lr=0.003"],
+    "flips": ["train.flip=true"],
+    "EMA 0.98": ["train.ema_decay=0.98"],
+    "heat maps of 112x112": ["model.cfg={MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION: 28}"],
+    "two steps instead of a cosine": ["train.schedule=multistep", "train.steps=[204, 272]", "train.gamma=0.1"],
+    "680 iterations": ["train.max_iter=680", "train.warmup_iters=40", "train.eval_period=340"],
+    "base LR 0.003, 300 iterations": ["train.base_lr=0.003", "train.max_iter=300", "train.eval_period=150"],
+}
+"""Name of a row of the table -> settings of its training. The first row is the baseline."""
+VIEWS: dict[str, dict[str, list[Any]]] = {
+    "": {"tta": [1.25]},
+    ", predicted without views": {"tta": []},
+    ", predicted with flips": {"tta": ["flip"]},
+    ", predicted with 1.25 and flips": {"tta": ["flip", 1.25]},
+}
+"""Addition to a row's name -> settings of the section `predict`. Every part has the first row, `flips` has all."""
+
+
+def measure_part(config: Path, name: str, seed: int, overrides: list[str], sample: SampleSummary) -> dict[str, Any]:
+    """Train the members of one part, unless they are there; return the values of `COLUMNS` for each of its rows.
+
+    Args:
+        config: config of the seed's data and store.
+        name: name of the part, one of `PARTS`.
+        seed: seed of the data and members.
+        overrides: settings for every command, beside those of the part.
+        sample: images to predict, and their ground truth.
+    """
+    store = config.parent.parent / "store"
+    run_dir = store.parent.with_name(f"{store.parent.name}-{name.replace(' ', '-')}")
+    run_dir.mkdir(exist_ok=True)
+    if not (run_dir / "store").exists():
+        (run_dir / "store").symlink_to(store)
+    train_members(config, seed, f"run_dir={run_dir}", *PARTS[name], *overrides)
+    rows = {}
+    for addition, section in VIEWS.items():
+        if name == "flips" or not addition:
+            with tempfile.TemporaryDirectory() as temporary:
+                rows[name + addition] = measure_setting(run_dir / "config.yaml", sample, Path(temporary), section)
+    return rows
+
+
+def main() -> None:
+    """Measure every part with every seed, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--images", type=int, default=80)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="default: all")
+    parser.add_argument("--jobs", type=int, default=1, help="number of trainings at the same time")
+    add_override_option(parser)
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    configs = {seed: make_store(folder, seed) for seed in options.seeds}
+    sample = make_sample(str(folder / f"test{options.images}"), num_images=8, num_test=options.images, seed=77)
+    measured: dict[tuple[str, int], dict[str, float]] = {}
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = {
+            pool.submit(measure_part, config, name, seed, options.overrides, sample): seed
+            for name in options.parts
+            for seed, config in configs.items()
+        }
+        for future in as_completed(futures):
+            for row, values in future.result().items():
+                measured[row, futures[future]] = values
+                print(json.dumps({"seed": futures[future], "row": row, **values}), flush=True)
+    rows = [name + addition for name in options.parts for addition in VIEWS]
+    rows = [row for row in rows if (row, options.seeds[0]) in measured]
+    results = {row: [measured[row, seed] for seed in options.seeds] for row in rows}
+    machine = hardware(ray, torch)
+    columns = {key: title for key, title in COLUMNS.items() if key != "cpu_s"}
+    text = (
+        f"# Accuracy by training\n\n{machine}. Seeds {', '.join(map(str, options.seeds))}: two members of the demo per "
+        f"seed and row, trained on {NUM_IMAGES} images; {options.images} images of people that no member saw. Ensemble "
+        "of both: median (smallest-largest) over the seeds.\n\n" + format_table(results, columns)
+    )
+    write_results("training_parts", text, {"hardware": machine, "seeds": options.seeds, "results": results})
+
+
+if __name__ == "__main__":
+    main()
