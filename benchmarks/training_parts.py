@@ -26,13 +26,12 @@ from kp_ray.synthetic.dataset import SampleSummary, make_sample
 
 PARTS: dict[str, list[str]] = {
     "the demo": [],
-    "base LR 0.003": ["train.base_lr=0.003"],
+    "base LR 0.0015": ["train.base_lr=0.0015"],
     "flips": ["train.flip=true"],
     "EMA 0.98": ["train.ema_decay=0.98"],
     "heat maps of 112x112": ["model.cfg={MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION: 28}"],
     "two steps instead of a cosine": ["train.schedule=multistep", "train.steps=[204, 272]", "train.gamma=0.1"],
     "680 iterations": ["train.max_iter=680", "train.warmup_iters=40", "train.eval_period=340"],
-    "base LR 0.003, 300 iterations": ["train.base_lr=0.003", "train.max_iter=300", "train.eval_period=150"],
 }
 """Name of a row of the table -> settings of its training. The first row is the baseline."""
 VIEWS: dict[str, dict[str, list[Any]]] = {

@@ -126,7 +126,7 @@ def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Pat
     assert "ensemble" in first_run.stdout
     assert "Traceback" not in first_run.stderr
     assert read_json_output(first_run)["search"]["trial"] == "trial-000"
-    assert "settings: the config's own; the search found none better" in first_run.stdout
+    assert "settings: the config's own; the search found none clearly better" in first_run.stdout
     write_times = [(run / name).stat().st_mtime for name in ("tune/result.json", "members/a/settings.json")]
     assert write_times == sorted(write_times)  # the search ends before training begins
     finished_files = [

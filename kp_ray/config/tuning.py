@@ -12,8 +12,9 @@ class TuneConfig(Section):
     """Search for a schedule: each trial is a training run of the first member with sampled settings.
 
     The first trial has the config's own settings and is never stopped early; `train` uses other settings only if they
-    score better after the same number of iterations. A range is [lowest, highest]; equal ends fix the parameter.
-    Warm-up and steps are shares of a trial's iterations, so that the result of short trials applies to a long run.
+    score clearly better (`min_gain`) after the same number of iterations. A range is [lowest, highest]; equal ends fix
+    the parameter. Warm-up and steps are shares of a trial's iterations, so that the result of short trials applies to a
+    long run.
     """
 
     num_trials: NotNegative = 16
@@ -25,6 +26,9 @@ class TuneConfig(Section):
     """Iterations between two evaluations; a trial is stopped only at an evaluation. null: an eighth of `max_iter`."""
     metric: Metric = "rmse"
     """Metric on the validation scenes that the search optimizes."""
+    min_gain: Fraction = 0.05
+    """Share by which a trial's error must be lower than that of the config's own settings for `train` to use the
+    trial's settings, because smaller differences can be chance. The error of AP and PCK is 1 - value."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """Sampling of a trial's settings: `tpe` learns from earlier trials, `random` does not; `grid` tries every
     combination of the ends and the middle of each range."""

@@ -23,14 +23,14 @@ class SearchResult:
     """The content of `tune/result.json`.
 
     Attributes:
-        trial: name of the best trial.
+        trial: name of the chosen trial.
         metric: the tuned metric.
-        iterations: number of iterations after which the best trial reached `value`.
-        value: the best trial's value of the metric.
+        iterations: number of iterations after which the chosen trial reached `value`.
+        value: the chosen trial's value of the metric.
         own_value: value of the trial with the config's own settings, after the same number of iterations; None if that
             trial failed.
         train: the fields of the section `train` that the search changes, with their new values; empty if no trial was
-            better than the config's own settings.
+            clearly better than the config's own settings (`tune.min_gain`).
     """
 
     trial: str
@@ -45,7 +45,7 @@ class SearchResult:
         own_value = "failed" if self.own_value is None else f"{self.own_value:.4g}"
         if not self.train:
             return (
-                "settings: the config's own; the search found none better "
+                "settings: the config's own; the search found none clearly better "
                 f"({self.metric} {own_value} after {self.iterations} iterations)"
             )
         changes = ", ".join(f"{name} {_format_setting(value)}" for name, value in self.train.items())

@@ -18,12 +18,16 @@ def search_fields(config: Config) -> dict[str, Any]:
     return {
         **{key: values[key] for key in ("seed", "model", "skeleton")},
         "augment": {"min_visible": config.augment.min_visible},
-        "tune": {key: value for key, value in values["tune"].items() if key != "max_concurrent"},
+        "tune": _deciding_tune_fields(config),
         "train": deciding_train_fields(config),
         "train.members.0": {**member_values, "fold": config.held_out_fold(member.name)},
         "predict": {key: values["predict"][key] for key in ("decode", "score_threshold", "fallback_threshold")},
         "store": store_digest(config.path("store")),
     }
+
+
+def _deciding_tune_fields(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in config.to_dict()["tune"].items() if key != "max_concurrent"}
 
 
 def record_search(config: Config) -> None:
@@ -45,8 +49,10 @@ def check_search_settings(config: Config, advice: str) -> None:
     if exists(path):
         recorded = read_json(path, "delete this file and continue with the settings that the search began with")
         # A field that was added to kp_ray after the settings were recorded counts as its default.
-        if isinstance(recorded.get("train"), dict):
-            recorded["train"] = deciding_train_fields(Config()) | recorded["train"]
+        defaults = {"train": deciding_train_fields(Config()), "tune": _deciding_tune_fields(Config())}
+        for section, fields in defaults.items():
+            if isinstance(recorded.get(section), dict):
+                recorded[section] = fields | recorded[section]
         fields = search_fields(config)
         if is_search_finished(config) or "predict" not in recorded:  # versions before 0.2.0 did not record it
             del fields["predict"]

@@ -9,7 +9,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from kp_ray.config.schema import Config
 from kp_ray.storage import write_bytes
 from kp_ray.tuning.space import PARAMETERS, Point, add_result, build_recipe_sets, build_space, build_study
-from kp_ray.tuning.trials import Trial, choose_best
+from kp_ray.tuning.trials import Trial, choose_trial
 from kp_ray.visualization.plots import plot_bars, plot_curves, plot_parallel_coordinates, plot_scatter
 
 MIN_RESULTS = 5
@@ -57,14 +57,14 @@ def write_plots(config: Config, trials: Sequence[Trial]) -> list[str]:
     metric = config.tune.metric
     results = [(trial, trial.value) for trial in trials if trial.value is not None]
     points, values = [trial.start.params for trial, _ in results], [value for _, value in results]
-    best = choose_best(trials, config.tune)
+    chosen = choose_trial(trials, config.tune)
     shares = parameter_importance(config, points, values)
     axes = list(shares) or varied_parameters(points)
     plots = {
         "learning_rate": plot_scatter(
             [trial.start.solver.base_lr for trial, _ in results], values, "base learning rate", metric,
-            "Learning rate, the best trial circled", log_x=True,
-            best_index=next((index for index, (trial, _) in enumerate(results) if trial is best), None),
+            "Learning rate, the chosen trial circled", log_x=True,
+            best_index=next((index for index, (trial, _) in enumerate(results) if trial is chosen), None),
         ),
         "curves": plot_curves(
             {trial.name: _curve(trial, metric) for trial in trials}, "iteration", metric,

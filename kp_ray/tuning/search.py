@@ -35,7 +35,7 @@ from kp_ray.tuning.records import (
 )
 from kp_ray.tuning.searcher import build_searcher
 from kp_ray.tuning.space import build_recipe_sets, first_points
-from kp_ray.tuning.trials import Trial, choose_best, read_trials, write_tables
+from kp_ray.tuning.trials import Trial, choose_trial, read_trials, write_tables
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class TuneSummary:
         trials: number of all trials.
         failed: number of failed trials.
         metric: the tuned metric.
-        best: the best trial's value of the metric.
-        own: the metric's value with the config's own settings, after as many iterations as the best trial; None without
-            such a value, e.g. if trial 0 failed.
-        trial: the best trial's name.
-        params: the best trial's settings.
+        best: the chosen trial's value of the metric.
+        own: the metric's value with the config's own settings, after as many iterations as the chosen trial; None
+            without such a value, e.g. if trial 0 failed.
+        trial: the chosen trial's name, see `choose_trial`.
+        params: the chosen trial's settings.
         iterations: iterations trained by all trials together.
         iterations_without_stops: iterations that the same number of trials takes without early stopping.
         config: path of `best.yaml`.
@@ -80,7 +80,7 @@ class TuneSummary:
         return [
             f"{self.trials} trials{failures}, {self.iterations} iterations ({self.iterations_without_stops} without "
             "early stops)",
-            f"best {self.metric} {self.best:.4g}{fold} by {self.trial} ({comparison}): {params}",
+            f"chosen: {self.trial} with {self.metric} {self.best:.4g}{fold} ({comparison}): {params}",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -121,18 +121,18 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
             _search(config, progress)
         trials = read_trials(config)
         write_tables(config, trials)
-        best = choose_best(trials, config.tune)
-        if best is None or best.value is None:
+        chosen = choose_trial(trials, config.tune)
+        if chosen is None or chosen.value is None:
             raise _no_result_error(config, trials)
         if not is_search_finished(config):
             _refuse_unfinished_trials(config, trials)
         write_plots(config, trials)
         own_trial = next((trial for trial in trials if trial.name == OWN_TRIAL), None)
-        own_value = own_trial.value_at(best.iterations, config.tune.metric) if own_trial else None
+        own_value = own_trial.value_at(chosen.iterations, config.tune.metric) if own_trial else None
         best_path = config.path("tune", "best.yaml")
         if not is_search_finished(config):
-            fields = {} if best is own_trial else train_fields(config, best.start.params)
-            result = SearchResult(best.name, config.tune.metric, best.iterations, best.value, own_value, fields)
+            fields = {} if chosen is own_trial else train_fields(config, chosen.start.params)
+            result = SearchResult(chosen.name, config.tune.metric, chosen.iterations, chosen.value, own_value, fields)
             write_bytes(best_path, _best_config(config, result).to_yaml().encode())
             write_result(config, result)
         _delete_checkpoints(config)
@@ -140,10 +140,10 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
             trials=len(trials),
             failed=sum(trial.status == "failed" for trial in trials),
             metric=config.tune.metric,
-            best=best.value,
+            best=chosen.value,
             own=own_value,
-            trial=best.name,
-            params=best.start.solver,
+            trial=chosen.name,
+            params=chosen.start.solver,
             iterations=sum(trial.trained_iterations for trial in trials),
             iterations_without_stops=len(trials) * max(trial.start.max_iter for trial in trials),
             config=best_path,

@@ -1,4 +1,4 @@
-"""The trials of a search as a table, and the choice of the best trial."""
+"""The trials of a search as a table, and the choice of the trial whose settings are used."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -11,6 +11,7 @@ from kp_ray.config.schema import Config
 from kp_ray.config.tuning import TuneConfig
 from kp_ray.storage import list_folders, write_bytes, write_parquet
 from kp_ray.tuning.records import (
+    OWN_TRIAL,
     TrialEvaluation,
     TrialStart,
     read_end,
@@ -130,18 +131,27 @@ def _read_trial(config: Config, name: str, seconds: float | None, *, is_running:
     )
 
 
-def choose_best(trials: Sequence[Trial], section: TuneConfig) -> Trial | None:
-    """Return the best trial among the trials with the most iterations; None if no trial has a value.
+def choose_trial(trials: Sequence[Trial], section: TuneConfig) -> Trial | None:
+    """Return the trial whose settings are used; None if no trial has a value.
 
-    Trials with fewer iterations are left out, because values at different iterations cannot be compared. Of trials with
-    equal values the one with the lowest number is chosen, so that other settings replace the config's own settings
-    (trial 0) only if they are better.
+    It is the best of the trials with the most iterations, because values at different iterations cannot be compared.
+    But it is the trial with the config's own settings, if that trial has a value and the best trial's error is not
+    lower by the share `tune.min_gain`. The error of AP and PCK is 1 - value.
     """
     results = [(trial, trial.value) for trial in trials if trial.value is not None]
     max_iterations = max((trial.iterations for trial, _ in results), default=0)
-    sign = 1 if section.mode == "min" else -1
-    candidates = [(sign * value, trial.name, trial) for trial, value in results if trial.iterations == max_iterations]
-    return min(candidates, key=lambda candidate: candidate[:2])[2] if candidates else None
+    candidates = [
+        (value if section.mode == "min" else 1 - value, trial.name, trial)
+        for trial, value in results
+        if trial.iterations == max_iterations
+    ]
+    if not candidates:
+        return None
+    best = min(candidates, key=lambda candidate: candidate[:2])
+    own = next((candidate for candidate in candidates if candidate[1] == OWN_TRIAL), None)
+    if own is None or best[0] < (1 - section.min_gain) * own[0]:
+        return best[2]
+    return own[2]
 
 
 def write_tables(config: Config, trials: Sequence[Trial]) -> None:

@@ -23,7 +23,7 @@ def test_own_settings_come_first_and_the_published_schedule_second() -> None:
     assert apply_point(DACON, point, OWN_SET, max_iter=10000).train == DACON.train
     demo = build_config({"preset": "demo", "tune": TuneConfig().model_dump(mode="json")})
     own_point, published_point = first_points(demo, OWN_SET)
-    assert (own_point.schedule, own_point.base_lr) == ("cosine", 0.0015)
+    assert (own_point.schedule, own_point.base_lr) == ("cosine", 0.003)
     assert to_steps(published_point, 10000) == [3000, 4000, 5000, 6000, 7000, 8000]
     assert replace(published_point, flip=True) == replace(point, flip=True)
 

@@ -101,15 +101,15 @@ def test_a_forecast_counts_trials_iterations_and_rows(make_config: Callable[...,
     ]
 
 
-def test_a_summary_names_the_best_trial_and_the_iterations() -> None:
+def test_a_summary_names_the_chosen_trial_and_the_iterations() -> None:
     params = SolverParams(0.001, 10, "cosine", 0, "[]", None, 0.1, True, "own")
     summary = TuneSummary(4, 1, "rmse", 43.21234, 47.0, "trial-002", params, 20, 32, "run/tune/best.yaml")
-    counts_line, best_line = summary.lines()
+    counts_line, chosen_line = summary.lines()
     assert counts_line == "4 trials, 1 failed, 20 iterations (32 without early stops)"
-    assert best_line.startswith(
-        "best rmse 43.21 by trial-002 (the config's own settings 47): base_lr 0.001, warmup_iters 10, "
+    assert chosen_line.startswith(
+        "chosen: trial-002 with rmse 43.21 (the config's own settings 47): base_lr 0.001, warmup_iters 10, "
     )
-    assert "gamma" not in best_line
+    assert "gamma" not in chosen_line
     summary_json = json.loads(json.dumps(summary.to_json()))
     assert list(summary_json) == [
         "trials",

@@ -1,8 +1,9 @@
-"""The tables of trials, and the choice of the best trial."""
+"""The tables of trials, and the choice of a trial."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ import pytest
 
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
-from kp_ray.tuning.trials import METRICS, choose_best, read_trials, write_tables
+from kp_ray.tuning.trials import METRICS, choose_trial, read_trials, write_tables
 from tests.helpers.searches import write_search_log, write_trial
 
 
@@ -25,29 +26,43 @@ def test_the_best_trial_is_chosen_among_those_with_the_most_iterations(config: C
         write_trial(config, name, began, evaluations)
     write_trial(config, "d", 4.0, {8: 1.0}, end={"reason": "the loss is no longer finite"})
     trials = read_trials(config)
-    best = choose_best(trials, config.tune)
+    best = choose_trial(trials, config.tune)
     assert best
     assert best.name == "b"
-    highest = choose_best(trials, build_config({"tune": {"metric": "pck_0.1"}}).tune)  # PCK is maximized
+    highest = choose_trial(trials, build_config({"tune": {"metric": "pck_0.1"}}).tune)  # PCK is maximized
     assert highest
     assert highest.name == "a"
-    assert choose_best(trials[3:], config.tune) is None
-    assert choose_best([replace(trials[0], value=None)], config.tune) is None
+    assert choose_trial(trials[3:], config.tune) is None
+    assert choose_trial([replace(trials[0], value=None)], config.tune) is None
 
 
-def test_other_settings_replace_the_configs_own_only_if_they_are_better(config: Config) -> None:
+@pytest.mark.parametrize(
+    ("section", "other_value", "is_chosen"),
+    [
+        ({"min_gain": 0}, 20.0, False),
+        ({"min_gain": 0}, 19.9, True),
+        ({}, 19.1, False),  # the default is 5 %
+        ({}, 18.9, True),
+        ({"metric": "pck_0.1", "min_gain": 0.2}, 0.59, False),  # the error 1 - 0.5 must fall below 0.4
+        ({"metric": "pck_0.1", "min_gain": 0.2}, 0.61, True),
+    ],
+)
+def test_other_settings_replace_the_configs_own_only_if_they_are_clearly_better(
+    config: Config, section: dict[str, Any], other_value: float, is_chosen: bool
+) -> None:
+    own_value = 0.5 if "metric" in section else 20.0
+    section_tune = build_config({"tune": section}).tune
+    write_trial(config, "trial-000", 5.0, {8: own_value})
+    write_trial(config, "trial-001", 1.0, {8: other_value})
+    chosen = choose_trial(read_trials(config), section_tune)
+    assert chosen
+    assert chosen.name == ("trial-001" if is_chosen else "trial-000")
+
+
+def test_a_trial_has_a_value_at_its_evaluations(config: Config) -> None:
     write_trial(config, "trial-000", 5.0, {4: 35.0, 8: 20.0})
-    write_trial(config, "trial-001", 1.0, {4: 25.0, 8: 20.0})
-    best = choose_best(read_trials(config), config.tune)
-    assert best
-    assert best.name == "trial-000"
-    write_trial(config, "trial-002", 6.0, {8: 19.5})
-    trials = read_trials(config)
-    best = choose_best(trials, config.tune)
-    assert best
-    assert best.name == "trial-002"
-    own_trial = next(trial for trial in trials if trial.name == "trial-000")
-    assert [own_trial.value_at(iterations, "rmse") for iterations in (4, 8, 9)] == [35.0, 20.0, None]
+    (trial,) = read_trials(config)
+    assert [trial.value_at(iterations, "rmse") for iterations in (4, 8, 9)] == [35.0, 20.0, None]
 
 
 def test_the_tables_list_evaluated_and_failed_trials_in_the_order_of_their_start(
