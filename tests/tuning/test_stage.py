@@ -83,6 +83,18 @@ def test_how_trials_are_scored_may_change_only_after_the_search(make_config: Cal
     check_search_settings(other_config, "fix it")
 
 
+def test_a_field_that_a_search_did_not_record_counts_as_its_default(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    fields = search_fields(config)
+    del fields["tune"]["min_gain"], fields["train"]["precision"]
+    Path(config.path("tune")).mkdir()
+    Path(config.path("tune", "settings.json")).write_text(json.dumps(fields))
+    check_search_settings(config, "fix it")
+    other_config = config.model_copy(update={"tune": config.tune.model_copy(update={"min_gain": 0.2})})
+    with pytest.raises(RunStateError, match=r"tune\.min_gain 0\.05, now 0\.2: fix it"):
+        check_search_settings(other_config, "fix it")
+
+
 def test_a_search_recorded_without_its_decoding_is_accepted(make_config: Callable[..., Config]) -> None:
     config = make_config(predict={"decode": "argmax"})
     fields = {name: value for name, value in search_fields(config).items() if name != "predict"}
