@@ -4,8 +4,8 @@
 
 Each seed has its own people, split and member seeds. `kp-ray tune` searches with the settings of the preset `demo`. The
 members are trained twice, in two run folders: with `train.tuned: false`, and with the result of the search. Both
-ensembles predict the same test images. If the best trial is the one with the config's own settings, both trainings
-would be the same, so the members are trained once. Results: benchmarks/results/order.{md,json}.
+ensembles predict the same test images. If the search keeps the config's own settings, both trainings would be the
+same, so the members are trained once. Results: benchmarks/results/order.{md,json}.
 """
 
 import argparse
@@ -82,23 +82,25 @@ def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
         values = [result[name]["rmse"] for result in results]
         text += f"| {label} | {median_and_range(values, 1)} | {', '.join(f'{value:.1f}' for value in values)} |\n"
     text += (
-        "\n| seed | best trial | its validation RMSE px | first trial's validation RMSE px | base LR | warm-up | "
-        "statuses | iterations |\n|---|---|---|---|---|---|---|---|\n"
+        "\n| seed | chosen trial | its validation RMSE px | first trial's validation RMSE px | base LR | warm-up | "
+        "validation RMSE px of the finished trials | statuses | iterations |\n|---|---|---|---|---|---|---|---|---|\n"
     )
     for result in results:
         search = result["search"]
         first_rmse = "-" if search["own"] is None else f"{search['own']:.1f}"
         iterations = f"{search['iterations']} of {search['iterations_without_stops']}"
         statuses = ", ".join(str(trial["status"]) for trial in result["trials"])
+        finished = ", ".join(f"{trial['rmse']:.1f}" for trial in result["trials"] if trial["status"] == "finished")
         text += (
             f"| {result['seed']} | {search['trial']} | {search['best']:.1f} | {first_rmse} | "
-            f"{search['params']['base_lr']:.2g} | {search['params']['warmup_iters']} | {statuses} | "
+            f"{search['params']['base_lr']:.2g} | {search['params']['warmup_iters']} | {finished} | {statuses} | "
             f"{iterations} |\n"
         )
     num_own = sum(result["search"]["trial"] == OWN_TRIAL for result in results)
     return text + (
-        f"\nThe first trial has the config's own settings and is never stopped. It was the best trial with {num_own} "
-        f"of {len(results)} seeds: there the members were trained once, because both settings are the same.\n"
+        "\nThe first trial has the config's own settings and is never stopped. Another trial is chosen if its error is "
+        f"lower by `tune.min_gain`. The first trial was chosen with {num_own} of {len(results)} seeds: there the members "
+        "were trained once, because both settings are the same.\n"
     )
 
 
