@@ -99,8 +99,8 @@ def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
     num_own = sum(result["search"]["trial"] == OWN_TRIAL for result in results)
     return text + (
         "\nThe first trial has the config's own settings and is never stopped. Another trial is chosen if its error is "
-        f"lower by `tune.min_gain`. The first trial was chosen with {num_own} of {len(results)} seeds: there the members "
-        "were trained once, because both settings are the same.\n"
+        f"lower by `tune.min_gain`. With {num_own} of {len(results)} seeds the first trial was chosen: there the "
+        "members were trained once, because both settings are the same.\n"
     )
 
 
