@@ -52,6 +52,7 @@ def finished_search(make_search_config: MakeConfig) -> FinishedSearch:
         "max_iter": 4,
         "eval_period": 2,
         "metric": "pck_0.1",
+        "min_gain": 0,  # so that the best trial is chosen
         "base_lr": [1e-4, 1e12],
         "points": [{"base_lr": 1e12, "warmup": 0}],
     }
