@@ -36,7 +36,7 @@ demo: setup  ## Run the whole pipeline on generated people, in runs/demo.
 test: setup  ## Run the tests.
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: setup  ## Run the slow tests but those of test-faults; takes an hour.
+test-slow: setup  ## Run the slow tests but those of test-faults; takes long.
 	$(BIN)/python -m pytest -m slow --ignore tests/faults
 
 test-faults: setup  ## Run all tests with kills, full disks, damaged and malformed files; takes hours.

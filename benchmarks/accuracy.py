@@ -134,6 +134,32 @@ def format_table(results: dict[str, list[dict[str, float]]], columns: dict[str, 
     return "\n".join([f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *rows]) + "\n"
 
 
+def write_page(
+    name: str,
+    title: str,
+    training: str,
+    options: argparse.Namespace,
+    results: dict[str, list[dict[str, float]]],
+    columns: dict[str, str],
+) -> None:
+    """Write the result page `name`.
+
+    Args:
+        name: name of the page's files.
+        title: the page's title.
+        training: completes "two members of the demo" and "on ... images".
+        options: has the `seeds`, and the number of `images` that were predicted.
+        results, columns: see `format_table`.
+    """
+    machine = hardware(ray, torch)
+    text = (
+        f"# {title}\n\n{machine}. Seeds {', '.join(map(str, options.seeds))}: two members of the demo {training} on "
+        f"{NUM_IMAGES} images; {options.images} images of people that no member saw. Ensemble of both: median "
+        "(smallest-largest) over the seeds.\n\n" + format_table(results, columns)
+    )
+    write_results(name, text, {"hardware": machine, "seeds": options.seeds, "results": results})
+
+
 def main() -> None:
     """Train the members that are missing, measure every setting, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -152,14 +178,9 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as temporary:
                 results[name].append(measure_setting(config, sample, Path(temporary), section))
             print(config.parent.parent.name, name, results[name][-1], flush=True)
-    machine = hardware(ray, torch)
-    seeds = ", ".join(map(str, options.seeds))
-    text = (
-        f"# Accuracy by decoding and test-time scales\n\n{machine}. Seeds {seeds}: two members of the demo per seed, "
-        f"trained once on {NUM_IMAGES} images; {options.images} images of people that no member saw. Ensemble of both: "
-        "median (smallest-largest) over the seeds.\n\n" + format_table(results, COLUMNS)
+    write_page(
+        "accuracy", "Accuracy by decoding and test-time scales", "per seed, trained once", options, results, COLUMNS
     )
-    write_results("accuracy", text, {"hardware": machine, "seeds": options.seeds, "results": results})
 
 
 if __name__ == "__main__":

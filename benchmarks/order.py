@@ -58,6 +58,7 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
     shutil.copytree(folder / "untuned", folder / "tuned")
     tuned_run_dir = f"run_dir={folder / 'tuned'}"
     result: dict[str, Any] = {"seed": seed, "search": runs.run("tune", "tune", tuned_run_dir)}
+    del result["search"]["config"]  # a path in the temporary folder
     trainings = {"untuned": ["train.tuned=false"], "tuned": [tuned_run_dir]}
     if result["search"]["trial"] == OWN_TRIAL:
         del trainings["tuned"]

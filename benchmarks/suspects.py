@@ -27,6 +27,7 @@ from measure import RESULTS, TimedRuns, add_override_option, hardware, write_res
 
 from kp_ray.checks.labels import check_labels
 from kp_ray.config.load import load_config
+from kp_ray.config.presets import CONFIG_PRESETS
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.csv_format import to_csv
@@ -236,6 +237,7 @@ def main() -> None:
     add_override_option(parser)
     options = parser.parse_args()
     settings = {key: value for key, value in vars(options).items() if key not in ("seeds", "first_seed")}
+    settings["base_lr"] = CONFIG_PRESETS["demo"]["train"]["base_lr"]  # so that seeds of another rate leave the page
     conditions = {
         "hardware": hardware(ray, torch),
         "options": ", ".join(f"{key} {value}" for key, value in settings.items()),

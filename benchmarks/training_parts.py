@@ -4,8 +4,8 @@
 
 For every seed, the script makes the demo's data and store in FOLDER, and trains the demo's two members with `kp-ray`
 once for each of `PARTS`. Images of new people, rooms and cameras are then predicted as in `accuracy.py`. What is in
-FOLDER is kept, so that the same command goes on where it stopped. A part takes about 6 minutes on two CPU cores; on a
-GPU with many CPU cores, `--jobs` measures several at the same time.
+FOLDER is kept, so that the same command goes on where it stopped. A part takes about 6 minutes per seed on two CPU
+cores; on a GPU with many CPU cores, `--jobs` measures several at the same time.
 Results: benchmarks/results/training_parts.{md,json}.
 """
 
@@ -17,10 +17,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import ray
-import torch
-from accuracy import COLUMNS, NUM_IMAGES, format_table, make_store, measure_setting, train_members
-from measure import add_override_option, hardware, write_results
+from accuracy import COLUMNS, make_store, measure_setting, train_members, write_page
+from measure import add_override_option
 
 from kp_ray.synthetic.dataset import SampleSummary, make_sample
 
@@ -94,14 +92,8 @@ def main() -> None:
     rows = [name + addition for name in options.parts for addition in VIEWS]
     rows = [row for row in rows if (row, options.seeds[0]) in measured]
     results = {row: [measured[row, seed] for seed in options.seeds] for row in rows}
-    machine = hardware(ray, torch)
     columns = {key: title for key, title in COLUMNS.items() if key != "cpu_s"}
-    text = (
-        f"# Accuracy by training\n\n{machine}. Seeds {', '.join(map(str, options.seeds))}: two members of the demo per "
-        f"seed and row, trained on {NUM_IMAGES} images; {options.images} images of people that no member saw. Ensemble "
-        "of both: median (smallest-largest) over the seeds.\n\n" + format_table(results, columns)
-    )
-    write_results("training_parts", text, {"hardware": machine, "seeds": options.seeds, "results": results})
+    write_page("training_parts", "Accuracy by training", "per seed and row, trained", options, results, columns)
 
 
 if __name__ == "__main__":

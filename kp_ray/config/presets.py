@@ -118,7 +118,7 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
         "tune": {
             "num_trials": 4,
             "max_iter": 56,
-            "eval_period": 28,  # each evaluation takes as long as 10 to 18 iterations
+            "eval_period": 28,  # an evaluation takes as long as 10 iterations or more
             "min_gain": 0.1,
             "base_lr": [0.002, 0.006],
             "weight_decay": [0.01, 0.01],
