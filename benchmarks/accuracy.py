@@ -62,9 +62,9 @@ def make_store(folder: Path, seed: int) -> Path:
     return config
 
 
-def train_members(config: Path, seed: int, *overrides: str) -> None:
-    """Train the demo's two members without a search; members that have ended stay as they are."""
-    members = [{"name": name, "seed": 10 * seed + number} for number, name in enumerate("ab", 1)]
+def train_members(config: Path, seed: int, *overrides: str, names: str = "ab") -> None:
+    """Train the demo's members without a search; members that have ended stay as they are."""
+    members = [{"name": name, "seed": 10 * seed + number} for number, name in enumerate(names, 1)]
     run_kp_ray("train", config, "tune.num_trials=0", f"train.members={json.dumps(members)}", *overrides)
 
 
@@ -137,7 +137,7 @@ def format_table(results: dict[str, list[dict[str, float]]], columns: dict[str, 
 def write_page(
     name: str,
     title: str,
-    training: str,
+    members: str,
     options: argparse.Namespace,
     results: dict[str, list[dict[str, float]]],
     columns: dict[str, str],
@@ -147,15 +147,15 @@ def write_page(
     Args:
         name: name of the page's files.
         title: the page's title.
-        training: completes "two members of the demo" and "on ... images".
+        members: whose predictions they are; completes "on ... images".
         options: has the `seeds`, and the number of `images` that were predicted.
         results, columns: see `format_table`.
     """
     machine = hardware(ray, torch)
     text = (
-        f"# {title}\n\n{machine}. Seeds {', '.join(map(str, options.seeds))}: two members of the demo {training} on "
-        f"{NUM_IMAGES} images; {options.images} images of people that no member saw. Ensemble of both: median "
-        "(smallest-largest) over the seeds.\n\n" + format_table(results, columns)
+        f"# {title}\n\n{machine}. Seeds {', '.join(map(str, options.seeds))}: {members} on {NUM_IMAGES} "
+        f"images; {options.images} images of people that no member saw. Median (smallest-largest) over the seeds.\n\n"
+        + format_table(results, columns)
     )
     write_results(name, text, {"hardware": machine, "seeds": options.seeds, "results": results})
 
@@ -179,7 +179,12 @@ def main() -> None:
                 results[name].append(measure_setting(config, sample, Path(temporary), section))
             print(config.parent.parent.name, name, results[name][-1], flush=True)
     write_page(
-        "accuracy", "Accuracy by decoding and test-time scales", "per seed, trained once", options, results, COLUMNS
+        "accuracy",
+        "Accuracy by decoding and test-time scales",
+        "the ensemble of the demo's two members per seed, trained once",
+        options,
+        results,
+        COLUMNS,
     )
 
 

@@ -1,11 +1,11 @@
-"""Measure what other ways to train the demo's members change: rates, schedules, averages, flips and finer heat maps.
+"""Measure what other ways to train a member of the demo change: schedules, averages, flips and finer heat maps.
 
     python benchmarks/training_parts.py FOLDER --seeds 1 2 3 --images 80
 
-For every seed, the script makes the demo's data and store in FOLDER, and trains the demo's two members with `kp-ray`
+For every seed, the script makes the demo's data and store in FOLDER, and trains the demo's first member with `kp-ray`
 once for each of `PARTS`. Images of new people, rooms and cameras are then predicted as in `accuracy.py`. What is in
-FOLDER is kept, so that the same command goes on where it stopped. A part takes about 6 minutes per seed on two CPU
-cores; on a GPU with many CPU cores, `--jobs` measures several at the same time.
+FOLDER is kept, so that the same command goes on where it stopped; in the folder of `accuracy.py`, the first part is
+trained already. A part takes about 3 minutes of a CPU core per seed, and `--jobs` measures several at the same time.
 Results: benchmarks/results/training_parts.{md,json}.
 """
 
@@ -22,45 +22,54 @@ from measure import add_override_option
 
 from kp_ray.synthetic.dataset import SampleSummary, make_sample
 
+FLIPS = "flips"
+DEMO = "the demo"
 PARTS: dict[str, list[str]] = {
-    "the demo": [],
-    "base LR 0.0015": ["train.base_lr=0.0015"],
-    "flips": ["train.flip=true"],
-    "EMA 0.98": ["train.ema_decay=0.98"],
+    DEMO: [],
+    FLIPS: ["train.flip=true"],
+    "EMA": ["train.ema_decay=0.98"],
     "heat maps of 112x112": ["model.cfg={MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION: 28}"],
     "two steps instead of a cosine": ["train.schedule=multistep", "train.steps=[204, 272]", "train.gamma=0.1"],
-    "680 iterations": ["train.max_iter=680", "train.warmup_iters=40", "train.eval_period=340"],
+    "680 iterations": ["train.max_iter=680", "train.warmup_iters=40", "train.eval_period=680"],
 }
-"""Name of a row of the table -> settings of its training. The first row is the baseline."""
-VIEWS: dict[str, dict[str, list[Any]]] = {
-    "": {"tta": [1.25]},
-    ", predicted without views": {"tta": []},
-    ", predicted with flips": {"tta": ["flip"]},
-    ", predicted with 1.25 and flips": {"tta": ["flip", 1.25]},
+"""Name of a row of the table -> settings of its training. The first row is the baseline. The average (EMA) is over the
+last 50 of 340 iterations; `best` averages the last 1000 of 40,000."""
+PARTS["flips, EMA and heat maps of 112x112"] = [
+    override for name in (FLIPS, "EMA", "heat maps of 112x112") for override in PARTS[name]
+]
+VIEWS: dict[str, list[Any]] = {
+    "": [1.25],
+    ", predicted without views": [],
+    ", predicted with flips": ["flip"],
+    ", predicted with flips and 1.25": ["flip", 1.25],
 }
-"""Addition to a row's name -> settings of the section `predict`. Every part has the first row, `flips` has all."""
+"""Addition to a row's name -> `predict.tta`. Every part has the first row; parts with flips have all."""
 
 
 def measure_part(config: Path, name: str, seed: int, overrides: list[str], sample: SampleSummary) -> dict[str, Any]:
-    """Train the members of one part, unless they are there; return the values of `COLUMNS` for each of its rows.
+    """Train the member of one part, unless it is there; return the values of `COLUMNS` for each of its rows.
 
     Args:
         config: config of the seed's data and store.
         name: name of the part, one of `PARTS`.
-        seed: seed of the data and members.
+        seed: seed of the data and the member.
         overrides: settings for every command, beside those of the part.
         sample: images to predict, and their ground truth.
     """
-    store = config.parent.parent / "store"
-    run_dir = store.parent.with_name(f"{store.parent.name}-{name.replace(' ', '-')}")
-    run_dir.mkdir(exist_ok=True)
-    if not (run_dir / "store").exists():
-        (run_dir / "store").symlink_to(store)
-    train_members(config, seed, f"run_dir={run_dir}", *PARTS[name], *overrides)
+    run_dir = config.parent.parent
+    if name != DEMO:
+        store = run_dir / "store"
+        run_dir = run_dir.with_name(f"{run_dir.name}-{name.replace(' ', '-')}")
+        run_dir.mkdir(exist_ok=True)
+        if not (run_dir / "store").exists():
+            (run_dir / "store").symlink_to(store)
+    if not (run_dir / "members" / "a" / "model_final.pth").exists():
+        train_members(config, seed, f"run_dir={run_dir}", *PARTS[name], *overrides, names="a")
     rows = {}
-    for addition, section in VIEWS.items():
-        if name == "flips" or not addition:
+    for addition, views in VIEWS.items():
+        if FLIPS in name or not addition:
             with tempfile.TemporaryDirectory() as temporary:
+                section = {"tta": views, "members": ["a"]}
                 rows[name + addition] = measure_setting(run_dir / "config.yaml", sample, Path(temporary), section)
     return rows
 
@@ -82,8 +91,8 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         futures = {
             pool.submit(measure_part, config, name, seed, options.overrides, sample): seed
-            for name in options.parts
             for seed, config in configs.items()
+            for name in options.parts
         }
         for future in as_completed(futures):
             for row, values in future.result().items():
@@ -92,8 +101,9 @@ def main() -> None:
     rows = [name + addition for name in options.parts for addition in VIEWS]
     rows = [row for row in rows if (row, options.seeds[0]) in measured]
     results = {row: [measured[row, seed] for seed in options.seeds] for row in rows}
-    columns = {key: title for key, title in COLUMNS.items() if key != "cpu_s"}
-    write_page("training_parts", "Accuracy by training", "per seed and row, trained", options, results, columns)
+    columns = {key: title for key, title in COLUMNS.items() if not key.startswith("member_") and key != "cpu_s"}
+    members = "one member of the demo per row and seed, trained"
+    write_page("training_parts", "Accuracy by training", members, options, results, columns)
 
 
 if __name__ == "__main__":

@@ -36,14 +36,13 @@ class _Verbs(TyperGroup):
 
 app = typer.Typer(
     cls=_Verbs,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Human-keypoint training on a Ray cluster: from labelled frames to a submission.",
 )
 
-ConfigArgument = Annotated[str | None, typer.Argument(metavar="CONFIG.yaml", help="The configuration file.")]
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="The configuration file.")]
 RunArgument = Annotated[
-    str | None, typer.Argument(metavar="RUN", help="The run folder, or the configuration file that names it.")
+    str, typer.Argument(metavar="RUN", help="The run folder, or the configuration file that names it.")
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set e.g. train.max_iter=500; may be repeated.")
@@ -54,8 +53,11 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan; s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an error that the user can fix is one line on stderr and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app(args=list(arguments) if arguments is not None else None)
+        sys.exit(app(args=list(arguments) or ["--help"], standalone_mode=False))
+    except typer.TyperException as error:  # a wrong verb, option or argument
+        _exit_with(f"{error.format_message()} (see kp-ray --help or kp-ray VERB --help)")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "kp_ray":
             raise
@@ -84,13 +86,11 @@ def _print_summary(summary: Summary, as_json: bool, next_command: str | None = N
         print(json.dumps(summary.to_json()))
 
 
-def _run_stage(
-    verb: str, path: str | None, overrides: list[str] | None, as_json: bool, *, dry_run: bool = False
-) -> Summary:
+def _run_stage(verb: str, path: str, overrides: list[str] | None, as_json: bool, *, dry_run: bool = False) -> Summary:
     """Run a stage, or forecast it if `dry_run`, and print its summary and the next command."""
     from kp_ray.pipeline import find_next_verb, forecast_stage, run_stage
 
-    config = load_config(_require_path(path), overrides or ())
+    config = load_config(path, overrides or ())
     if dry_run:
         _print_summary(forecast := forecast_stage(verb, config), as_json)
         return forecast
@@ -101,18 +101,12 @@ def _run_stage(
     return summary
 
 
-def _command(verb: str | None, path: str | None, overrides: list[str] | None) -> str | None:
+def _command(verb: str | None, path: str, overrides: list[str] | None) -> str | None:
     """Return a verb with the arguments of the finished one, without credentials; None without a verb."""
     from kp_ray.reporting.formatting import hide_credentials
 
     options = [argument for override in overrides or () for argument in ("--set", override)]
-    return hide_credentials(shlex.join([verb, _require_path(path), *options])) if verb else None
-
-
-def _require_path(path: str | None) -> str:
-    if path is None:
-        raise ConfigError("name the configuration file; report and export also take the run folder")
-    return path
+    return hide_credentials(shlex.join([verb, path, *options])) if verb else None
 
 
 @app.callback(invoke_without_command=True)
@@ -160,7 +154,7 @@ def sample(
 
 
 @app.command()
-def check(config: ConfigArgument = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def check(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Look for mistakes in the labels and images; exit code 1 if there are errors."""
     from kp_ray.checks.stage import CheckSummary
 
@@ -171,7 +165,7 @@ def check(config: ConfigArgument = None, overrides: SetOption = None, as_json: J
 
 @app.command()
 def augment(
-    config: ConfigArgument = None,
+    config: ConfigArgument,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -181,11 +175,11 @@ def augment(
 
 
 @app.command()
-def verify(config: ConfigArgument = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def verify(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Check the store's parts by hash, and a sample of rows by making them again; exit code 1 if something is wrong."""
     from kp_ray.store.stage import verify as verify_run
 
-    summary = verify_run(load_config(_require_path(config), overrides or ()))
+    summary = verify_run(load_config(config, overrides or ()))
     _print_summary(summary, as_json)
     if not summary.ok:
         raise typer.Exit(1)
@@ -193,7 +187,7 @@ def verify(config: ConfigArgument = None, overrides: SetOption = None, as_json: 
 
 @app.command()
 def train(
-    config: ConfigArgument = None,
+    config: ConfigArgument,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -204,7 +198,7 @@ def train(
 
 @app.command()
 def tune(
-    config: ConfigArgument = None,
+    config: ConfigArgument,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -215,7 +209,7 @@ def tune(
 
 @app.command()
 def crossval(
-    config: ConfigArgument = None,
+    config: ConfigArgument,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -226,7 +220,7 @@ def crossval(
 
 @app.command()
 def predict(
-    config: ConfigArgument = None,
+    config: ConfigArgument,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -237,7 +231,7 @@ def predict(
 
 @app.command()
 def suspects(
-    config: ConfigArgument = None,
+    config: ConfigArgument,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
@@ -248,7 +242,7 @@ def suspects(
 
 @app.command()
 def evaluate(
-    config: ConfigArgument = None,
+    config: ConfigArgument,
     overrides: SetOption = None,
     submission: Annotated[str | None, typer.Option(help="Score this CSV instead of the run's predictions.")] = None,
     as_json: JsonOption = False,
@@ -257,7 +251,7 @@ def evaluate(
     from kp_ray.cli.tables import print_evaluation
     from kp_ray.prediction.stage import EvaluateStage
 
-    run_config = load_config(_require_path(config), overrides or ())
+    run_config = load_config(config, overrides or ())
     stage = EvaluateStage(submission)
     stage.check(run_config)
     with show_progress("evaluate") as progress:
@@ -268,8 +262,8 @@ def evaluate(
 
 @app.command()
 def fuse(
-    submissions: Annotated[list[str] | None, typer.Argument(metavar="A.csv B.csv ...", help="The submissions.")] = None,
-    out: Annotated[str | None, typer.Option(metavar="C.csv", help="File for the fused submission.")] = None,
+    submissions: Annotated[list[str], typer.Argument(metavar="A.csv B.csv", help="The submissions, two or more.")],
+    out: Annotated[str, typer.Option(metavar="C.csv", help="File for the fused submission.")],
     weights: Annotated[str | None, typer.Option(metavar="2,1,...", help="A weight per file; default: equal.")] = None,
     fusion: Annotated[Literal["mean", "median"], typer.Option(help="Same as predict.fusion.")] = "mean",
     reject_sigmas: Annotated[float | None, typer.Option(help="Same as predict.reject_sigmas.")] = None,
@@ -279,10 +273,8 @@ def fuse(
     """Fuse submissions of any origin; a row of zeros means that nobody was found, and other submissions fill it."""
     from kp_ray.prediction.submissions import fuse_submissions
 
-    if out is None:
-        raise ConfigError("--out: name the file to write, e.g. kp-ray fuse A.csv B.csv --out C.csv")
     summary = fuse_submissions(
-        submissions or (),
+        submissions,
         out,
         weights=_parse_weights(weights) if weights is not None else None,
         method=fusion,
@@ -300,11 +292,11 @@ def _parse_weights(text: str) -> list[float]:
 
 
 @app.command()
-def report(run: RunArgument = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def report(run: RunArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Write the run's report as one HTML file."""
     from kp_ray.reporting.stage import ReportStage
 
-    run_config = load_run_config(_require_path(run), overrides or ())
+    run_config = load_run_config(run, overrides or ())
     with show_progress("report") as progress:
         _print_summary(ReportStage().run(run_config, progress), as_json)
 
@@ -331,7 +323,7 @@ def show(
 
 @app.command()
 def export(
-    run: RunArgument = None,
+    run: RunArgument,
     folder: Annotated[str | None, typer.Option(help="Folder for the export; default: <run_dir>/export.")] = None,
     split: Annotated[Literal["train", "val"] | None, typer.Option(help="Export only this split.")] = None,
     fold: Annotated[int | None, typer.Option(help="Fold to export as val; the others become train.", min=0)] = None,
@@ -345,14 +337,18 @@ def export(
     """Write the store as COCO keypoints JSON, wide CSV and images."""
     from kp_ray.store.export import export_store
 
-    run_config = load_run_config(_require_path(run), overrides or ())
+    run_config = load_run_config(run, overrides or ())
     out_folder = folder or run_config.path("export")
     summary = export_store(run_config, out_folder, split=split, recipes=recipe or None, fold=fold, yolo=yolo)
     _print_summary(summary, as_json)
 
 
 @app.command()
-def doctor(config: ConfigArgument = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def doctor(
+    config: Annotated[str | None, typer.Argument(metavar="CONFIG.yaml", help="The configuration file.")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Check this machine, the cluster and the inputs; exit code 1 if something is wrong."""
     from kp_ray.doctor import check_cluster, check_machine
 
@@ -375,7 +371,7 @@ def _print_checks(checks: "Sequence[Check]") -> list[str]:
 
 
 @app.command()
-def run(config: ConfigArgument = None, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def run(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Run the whole pipeline; finished stages are skipped.
 
     The stages are check, augment, tune, train, crossval (with folds), predict, evaluate and report.
@@ -383,7 +379,7 @@ def run(config: ConfigArgument = None, overrides: SetOption = None, as_json: Jso
     from kp_ray.cli.tables import print_run
     from kp_ray.pipeline import run_pipeline
 
-    run_config = load_config(_require_path(config), overrides or ())
+    run_config = load_config(config, overrides or ())
     summary = run_pipeline(run_config, show_progress, say, _print_stage)
     print_run(summary)
     if as_json:

@@ -139,7 +139,7 @@ VERBS_WITH_CONFIG = [verb for verb in VERBS if verb not in ("sample", "fuse", "s
 
 @pytest.mark.parametrize("verb", VERBS_WITH_CONFIG)
 def test_a_missing_or_invalid_config_is_refused(folder: Folder, verb: str) -> None:
-    assert_refused(folder, "name the configuration file", verb)
+    assert_refused(folder, "Missing argument", verb)
     assert_refused(folder, "nowhere.yaml: there is no such file", verb, "nowhere.yaml")
     path = folder.write_config(train={"max_iters": 3})
     assert_refused(folder, "train.max_iters: unknown key; did you mean max_iter?", verb, path)
@@ -191,15 +191,19 @@ def test_training_without_a_store_names_the_verb_to_run(folder: Folder, verb: st
     assert_refused(folder, "no finished store here: run augment first", verb, "config.yaml")
 
 
-def test_an_unknown_option_is_refused(folder: Folder) -> None:
-    result = folder.run("check", "config.yaml", "--nope")
-    assert result.code == 2
-    assert "No such option: --nope" in result.err
-    assert "Traceback" not in result.err
+def test_an_unknown_verb_or_option_is_refused_and_the_help_is_named(folder: Folder) -> None:
+    assert_refused(folder, "No such command 'trian'. Did you mean 'train'?", "trian")
+    assert_refused(folder, "No such option: --nope (see kp-ray --help", "check", "config.yaml", "--nope")
+    assert_refused(folder, "Invalid value for '--images': Input should be greater", "sample", "new", "--images", "0")
+
+
+def test_without_arguments_the_help_is_printed(folder: Folder) -> None:
+    assert folder.run() == folder.run("--help")
 
 
 def test_fuse_refuses_wrong_arguments_and_names_them(folder: Folder) -> None:
-    assert_refused(folder, "--out: name the file to write, e.g. kp-ray fuse", "fuse", "a.csv", "b.csv")
+    assert_refused(folder, "Missing argument 'A.csv B.csv'", "fuse", "--out", "c.csv")
+    assert_refused(folder, "Missing option '--out'", "fuse", "a.csv", "b.csv")
     assert_refused(folder, "fuse: needs two or more submissions (got 1)", "fuse", "a.csv", "--out", "c.csv")
     assert_refused(folder, "a.csv: there is no such file", "fuse", "a.csv", "b.csv", "--out", "c.csv")
     weights = ["--weights", "2;1"]
