@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from kp_ray.config.presets import CONFIG_PRESETS
 from kp_ray.config.schema import Config
@@ -96,24 +97,41 @@ def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
     try:
         return Config.model_validate(dict(values))
     except ValidationError as error:
-        first_error = error.errors()[0]
-        # Pydantic adds tags to the location, which are no keys, where a field has several types.
-        parts = [str(part) for part in first_error["loc"]]
-        key = one_line(".".join(part for part in parts if part not in ("number", "range") and "[" not in part))
-        if first_error["type"] == "extra_forbidden":
-            suggestions = get_close_matches(str(first_error["loc"][-1]), _sibling_keys(first_error["loc"]), n=1)
-            fix = f"; did you mean {suggestions[0]}?" if suggestions else ": delete it, or correct its name"
-            message = f"unknown key{fix}"
-        else:
-            message = first_error["msg"].removeprefix("Value error, ")
-            if isinstance(first_error["input"], Mapping) and first_error["type"] == "value_error":
-                key, message = "", f"{key}.{message}" if key else message  # the message of a section names the key
-            else:
-                value = URL_CREDENTIALS.sub("***@", repr(first_error["input"]))
-                message += f" (got {value:.100})"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        place = f"{name}: {key}" if key else name
-        raise ConfigError(f"{place}: {one_line(message)}{more}") from error
+        raise ConfigError(_describe_errors(error.errors(), name)) from error
+
+
+_TYPE_TAGS = ("number", "range", "bool", "int", "float", "str", "constrained-float")
+"""Tags that Pydantic adds to an error's location, beside those with brackets, where a value can have several types."""
+
+
+def _key(error: ErrorDetails) -> str:
+    """Return the dotted key to which an error of Pydantic belongs."""
+    parts = [str(part) for part in error["loc"]]
+    return one_line(".".join(part for part in parts if part not in _TYPE_TAGS and "[" not in part))
+
+
+def _describe_errors(errors: Sequence[ErrorDetails], name: str) -> str:
+    """Describe the first of Pydantic's errors in one line that begins with `name`, and count the others."""
+    # A value that can have several types has an error per type, and more of them if it is a mapping of such values.
+    related_errors = [error for error in errors if f"{_key(error)}.".startswith(f"{_key(errors[0])}.")]
+    depth = max(len(error["loc"]) for error in related_errors)
+    first_error = next(error for error in related_errors if len(error["loc"]) == depth)
+    key = _key(first_error)
+    messages = [error["msg"].removeprefix("Value error, ") for error in related_errors if _key(error) == key]
+    message = "; or: ".join(messages)
+    if first_error["type"] == "extra_forbidden":
+        suggestions = get_close_matches(str(first_error["loc"][-1]), _sibling_keys(first_error["loc"]), n=1)
+        fix = f"; did you mean {suggestions[0]}?" if suggestions else ": delete it, or correct its name"
+        message = f"unknown key{fix}"
+    elif isinstance(first_error["input"], Mapping) and first_error["type"] == "value_error":
+        key, message = "", f"{key}.{message}" if key else message  # the message of a section names the key
+    else:
+        value = URL_CREDENTIALS.sub("***@", repr(first_error["input"]))
+        message += f" (got {value:.100})"
+    num_more = len(errors) - len(related_errors)
+    more = f" (and {num_more} more)" if num_more else ""
+    place = f"{name}: {key}" if key else name
+    return f"{place}: {one_line(message)}{more}"
 
 
 def _parse_override(text: str) -> dict[str, Any]:

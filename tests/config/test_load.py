@@ -105,6 +105,10 @@ def test_overrides_win_over_the_file_and_the_file_over_its_preset(tmp_path: Path
         ),
         ("train: {members: []}", "train.members: name at least one"),
         ("train: {num_workers: {min: 3, max: 2}}", "train.num_workers.min: is more than max (got 3 and 2): lower it"),
+        ("predict: {weights: {a: {nose: few}}}", "predict.weights.a.nose: Input should be a valid number, unable"),
+        ("predict: {weights: few}", "predict.weights: Input should be 'equal'; or: Input should be a valid dictionary"),
+        ("predict: {tta: [flop]}", "predict.tta.0: Input should be 'flip'; or: Input should be a valid number"),
+        ("tune: {points: [{gamma: [1]}]}", "tune.points.0.gamma: Input should be a valid boolean; or: Input"),
         ("train: {num_workers: few}", "train.num_workers: Input should be a valid integer"),
         (
             "train: {members: [{name: a}, {name: b}, {name: a}]}",
