@@ -2,7 +2,7 @@
 
     python benchmarks/tune.py
 
-`kp-ray tune` searches from a learning rate that is ten times too small and decays too early. Then `kp-ray train` trains
+`kp-ray tune` searches from a learning rate that is far too small and decays too early. Then `kp-ray train` trains
 the poor setting and `best.yaml` in full with each seed. The search uses only the first seed, so the other seeds show
 whether its result holds. Results: benchmarks/results/tune.{md,json}.
 """
