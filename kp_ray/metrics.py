@@ -6,8 +6,8 @@ unlabelled points are left out of every metric. The visibility value is ignored:
 counts, as it does in the competition.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +21,8 @@ OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """OKS thresholds of COCO: a detection is a hit at every threshold that its OKS reaches."""
 _RECALLS = np.linspace(0.0, 1.0, 101)
 """Recalls at which COCO averages the precision."""
+_NUM_SAMPLES = 2000
+"""Number of bootstrap samples of `rmse_interval`."""
 
 Interval = tuple[float, float]
 """Low and high end of a 95 % confidence interval."""
@@ -34,15 +36,6 @@ class _Metrics(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Return plain values in the order of the fields."""
         return self.model_dump(mode="json", by_alias=True)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Build metrics from the values that `to_json` returned.
-
-        Raises:
-            ValueError: a value is missing or has another type.
-        """
-        return cls.model_validate(values)
 
 
 class KeypointMetrics(_Metrics):
@@ -165,24 +158,14 @@ def rmse(errors: FloatArray) -> float | None:
     return float(np.sqrt(np.mean(finite**2) / 2)) if finite.size else None
 
 
-def rmse_interval(
-    errors: FloatArray,
-    scenes: Sequence[str] | None,
-    *,
-    confidence: float = 0.95,
-    num_samples: int = 2000,
-    seed: int = 0,
-) -> Interval | None:
-    """Compute the bootstrap percentile interval of the RMSE in pixels (Efron and Tibshirani, 1993).
+def rmse_interval(errors: FloatArray, scenes: Sequence[str] | None) -> Interval | None:
+    """Compute the 95 % bootstrap percentile interval of the RMSE in pixels (Efron and Tibshirani, 1993).
 
     Whole scenes are resampled, because the frames of a scene are not independent of each other.
 
     Args:
         errors: (N, K) point errors in pixels, NaN for unlabelled points.
         scenes: (N,) scene names; None if they are unknown.
-        confidence: share of the bootstrap samples whose RMSE is inside the interval.
-        num_samples: number of bootstrap samples.
-        seed: seed of the resampling.
 
     Returns:
         (low, high); None without scene names, or if fewer than two scenes have a labelled point.
@@ -196,12 +179,12 @@ def rmse_interval(
     sums, counts = sums[counts > 0], counts[counts > 0]
     if len(counts) < 2:
         return None
-    rng = np.random.default_rng(seed)
-    samples = np.empty(num_samples)
-    for i in range(num_samples):  # all samples at once would take gigabytes for 100,000 scenes
+    rng = np.random.default_rng(0)
+    samples = np.empty(_NUM_SAMPLES)
+    for i in range(_NUM_SAMPLES):  # all samples at once would take gigabytes for 100,000 scenes
         choices = rng.integers(len(counts), size=len(counts))
         samples[i] = np.sqrt(sums[choices].sum() / counts[choices].sum() / 2)  # halved as in `rmse`
-    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(samples, [0.025, 0.975])
     return float(low), float(high)
 
 

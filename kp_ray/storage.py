@@ -5,13 +5,12 @@ A written file appears whole or not at all. Failures of the storage raise `Stora
 
 import contextlib
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -136,24 +135,6 @@ def hash_file(path: str) -> tuple[int, str]:
     return num_bytes, sha256.hexdigest()
 
 
-def read_json(path: str, fix: str) -> dict[str, Any]:
-    """Read the JSON object in a local or remote file.
-
-    Args:
-        path: the file.
-        fix: what the user should do about a damaged file; the message ends with it.
-
-    Raises:
-        StorageError: the file does not exist, cannot be read, or holds no JSON object.
-    """
-    content = read_bytes(path)
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise StorageError(f"{path}: damaged ({one_line(error)}): {fix}") from error
-    return require_keys(values, path, (), fix)
-
-
 def write_bytes(path: str, content: bytes) -> None:
     """Write a local or remote file so that a reader sees all of it or nothing.
 
@@ -174,31 +155,13 @@ def write_bytes(path: str, content: bytes) -> None:
 
 def _replace_file(target: Path, content: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    # No process number: the pods of a cluster can have equal ones, and share this folder.
+    partial_file = target.with_name(f".{target.name}.{uuid4().hex}.partial")
     try:
         partial_file.write_bytes(content)
         partial_file.replace(target)
     finally:
         partial_file.unlink(missing_ok=True)
-
-
-def write_json(path: str, value: Any) -> None:
-    """Write a value to a JSON file, which appears whole or not at all.
-
-    Raises:
-        StorageError: see `write_bytes`.
-    """
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def append_json_line(path: str, value: Mapping[str, Any]) -> None:
-    """Append a line to a JSON lines file, rewriting the whole file: a reader never sees half a line.
-
-    Raises:
-        StorageError: see `write_bytes`.
-    """
-    content = read_bytes(path) if exists(path) else b""
-    write_bytes(path, content + (json.dumps(value) + "\n").encode())
 
 
 def delete_file(path: str) -> None:
@@ -342,39 +305,6 @@ def write_parquet(path: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, write_page_checksum=True)
     write_bytes(path, sink.getvalue().to_pybytes())
-
-
-def read_json_lines(path: str, keys: Sequence[str], fix: str) -> list[dict[str, Any]]:
-    """Read a JSON lines file; return an empty list if the file does not exist.
-
-    Args:
-        path: the file.
-        keys: keys that every line must have.
-        fix: what the user should do about a damaged file; the message ends with it.
-
-    Raises:
-        StorageError: a line is not a JSON object with these keys, or the file cannot be read.
-    """
-    lines = read_bytes(path).splitlines() if exists(path) else []
-    try:
-        rows = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise StorageError(f"{path}: damaged ({one_line(error)}): {fix}") from error
-    return [require_keys(row, path, keys, fix) for row in rows]
-
-
-def require_keys(row: Any, path: str, keys: Sequence[str], fix: str) -> dict[str, Any]:
-    """Return `row` if it is a JSON object that has all `keys`.
-
-    Raises:
-        StorageError: `row` is not an object or lacks a key; the message names `path` and ends with `fix`.
-    """
-    if not isinstance(row, dict):
-        raise StorageError(f"{path}: damaged (not a JSON object): {fix}")
-    missing_keys = [key for key in keys if key not in row]
-    if missing_keys:
-        raise StorageError(f"{path}: damaged (key {missing_keys[0]!r} is missing): {fix}")
-    return row
 
 
 def read_text(path: str) -> str | None:

@@ -231,7 +231,7 @@ def test_an_evaluation_is_equal_after_a_round_trip_through_json(num_images: int)
     case = {name: values[:num_images] for name, values in make_case(10).items()}
     metrics = evaluate_keypoints(skeleton=DACON24, scenes=[str(row % 12) for row in range(num_images)], **case)
     text = json.dumps(metrics.to_json(), allow_nan=False)
-    assert Evaluation.from_json(json.loads(text)) == metrics
+    assert Evaluation.model_validate(json.loads(text)) == metrics
 
 
 def test_the_json_of_an_evaluation_has_its_documented_keys() -> None:
@@ -261,7 +261,7 @@ def test_the_json_of_an_evaluation_has_its_documented_keys() -> None:
 def test_values_of_another_type_are_refused(changes: dict[str, Any]) -> None:
     values = evaluate_keypoints(skeleton=DACON24, **make_case(12)).to_json()
     with pytest.raises(ValueError, match=next(iter(changes))):
-        Evaluation.from_json(values | changes)
+        Evaluation.model_validate(values | changes)
 
 
 def test_ap_is_zero_if_nobody_is_found() -> None:

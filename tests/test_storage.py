@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,6 @@ from kp_ray.errors import RunStateError, StorageError
 from kp_ray.storage import (
     PIECE_BYTES,
     absolute_path,
-    append_json_line,
     delete_file,
     delete_folder,
     exists,
@@ -28,12 +28,9 @@ from kp_ray.storage import (
     join,
     list_folders,
     read_bytes,
-    read_json,
-    read_json_lines,
     read_parquet,
     read_text,
     write_bytes,
-    write_json,
     write_parquet,
     writer_lock,
 )
@@ -114,6 +111,16 @@ def test_a_write_that_fails_leaves_the_earlier_file(tmp_path: Path, monkeypatch:
     assert [(item.name, item.read_bytes()) for item in tmp_path.iterdir()] == [("file", b"earlier")]
 
 
+def test_writers_with_the_same_process_number_do_not_share_a_partial_file(tmp_path: Path) -> None:
+    """Threads stand for the pods of a cluster, whose processes can have the same number and share a folder."""
+    path, contents = str(tmp_path / "file"), [bytes([number]) * 200_000 for number in range(4)]
+    with ThreadPoolExecutor(len(contents)) as pool:
+        for _ in range(20):
+            list(pool.map(lambda content: write_bytes(path, content), contents))
+            assert read_bytes(path) in contents
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_target_that_is_a_folder_leaves_no_partial_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(StorageError, match="folder: cannot be written"):
@@ -163,38 +170,7 @@ def test_a_file_is_hashed_piece_by_piece(size: int, tmp_path: Path) -> None:
     assert hash_file(str(tmp_path / "file")) == (size, hashlib.sha256(content).hexdigest())
 
 
-# JSON and text.
-
-
-def test_json_is_written_and_read_back(tmp_path: Path) -> None:
-    path = str(tmp_path / "values.json")
-    write_json(path, {"name": "사람", "value": [1, None]})
-    assert read_json(path, FIX) == {"name": "사람", "value": [1, None]}
-    assert "사람" in Path(path).read_text()
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
-def test_the_error_for_damaged_json_names_its_path_and_the_fix(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "values.json"
-    path.write_bytes(content)
-    with pytest.raises(StorageError, match=rf"values\.json: damaged \(.*\): {FIX}"):
-        read_json(str(path), FIX)
-
-
-def test_lines_are_appended_and_read_back(tmp_path: Path) -> None:
-    path = str(tmp_path / "log.jsonl")
-    assert read_json_lines(path, ["a"], FIX) == []
-    append_json_line(path, {"a": 1})
-    append_json_line(path, {"a": 2, "b": None})
-    assert read_json_lines(path, ["a"], FIX) == [{"a": 1}, {"a": 2, "b": None}]
-
-
-@pytest.mark.parametrize("line", ["{", "[]", '{"b": 1}'], ids=["no JSON", "no object", "no key"])
-def test_the_error_for_a_damaged_line_names_its_path_and_the_fix(line: str, tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    path.write_text(f'{{"a": 1}}\n{line}\n')
-    with pytest.raises(StorageError, match=rf"log\.jsonl: damaged \(.*\): {FIX}"):
-        read_json_lines(str(path), ["a"], FIX)
+# Text.
 
 
 def test_text_is_read_without_a_byte_order_mark_and_invalid_bytes_are_replaced(tmp_path: Path) -> None:

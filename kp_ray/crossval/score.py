@@ -167,14 +167,13 @@ def score_folds(config: Config) -> CrossValidation:
 
 
 def bootstrap_intervals(
-    statistics: Callable[[npt.NDArray[np.intp]], Sequence[float]], scenes: Sequence[str], seed: int = 0
+    statistics: Callable[[npt.NDArray[np.intp]], Sequence[float]], scenes: Sequence[str]
 ) -> list[Interval | None]:
     """Compute 95 % bootstrap percentile intervals of statistics; whole scenes are resampled.
 
     Args:
         statistics: computes S statistics of the rows with the given indices, which may repeat.
         scenes: (N,) scene names of the rows.
-        seed: seed of the resampling.
 
     Returns:
         S intervals; S times None if there are fewer than two scenes.
@@ -184,7 +183,7 @@ def bootstrap_intervals(
     rows_by_scene = np.split(np.argsort(scene_indices, kind="stable"), np.cumsum(scene_sizes)[:-1])
     if len(names) < 2:
         return [None] * len(statistics(np.arange(len(scenes))))
-    samples = np.random.default_rng(seed).integers(len(names), size=(NUM_SAMPLES, len(names)))
+    samples = np.random.default_rng(0).integers(len(names), size=(NUM_SAMPLES, len(names)))
     values = [statistics(np.concatenate([rows_by_scene[index] for index in sample])) for sample in samples]
     low, high = np.quantile(values, [0.025, 0.975], axis=0)
     return [(float(low[i]), float(high[i])) for i in range(len(low))]

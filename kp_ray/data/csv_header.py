@@ -1,10 +1,11 @@
 """Check the header of a CSV with a column `image`, and name the cause if the header cannot be used."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 
-from kp_ray.data.csv_rows import NumberedRow, count_separators
+from kp_ray.data.csv_rows import NumberedRow, count_separators, parse_finite
 from kp_ray.data.foreign_formats import describe_table
 from kp_ray.errors import DataError
 
@@ -84,7 +85,7 @@ def _explain_no_image_column(header: Sequence[str], next_rows: Sequence[Numbered
     name_column = next((column for column in header if column.lower() in _NAME_COLUMNS), None)
     if name_column is not None:
         return f"the header has no `image` column: name the column of file names `image` (now {name_column!r})"
-    if len(header) > 2 and all(_is_number(cell) for cell in header[1:]):
+    if len(header) > 2 and all(cell == "" or not math.isnan(parse_finite(cell)) for cell in header[1:]):
         return "row 1 holds numbers, not a header: add a header row image,<name>_x,<name>_y,..."
     fix = "separate the columns by commas" if len(header) == 1 else "name the column of file names `image`"
     return f"the header has no `image` column: {fix}"
@@ -104,7 +105,3 @@ def _refuse_unnamed_columns(header: Sequence[str], path: str) -> None:
                 f"{path}: column {number} of the header is {column!r}, an index that pandas or a spreadsheet wrote: "
                 "delete this column, in pandas by to_csv(..., index=False)"
             )
-
-
-def _is_number(cell: str) -> bool:
-    return re.fullmatch(r"-?[0-9]*\.?[0-9]*", cell) is not None

@@ -103,9 +103,9 @@ def parse_number(text: str, where: str) -> float:
     """
     if not text:
         return math.nan
-    value = _parse_finite(text)
+    value = parse_finite(text)
     if math.isnan(value):
-        if not math.isnan(_parse_finite(text.replace(",", "."))):
+        if not math.isnan(parse_finite(text.replace(",", "."))):
             raise DataError(f"{where}: {text[:40]!r} has a decimal comma: write {text.replace(',', '.')[:40]}")
         raise DataError(
             f"{where}: {text[:40]!r} is not a number: write a number, or leave the cell empty if it is unknown"
@@ -113,7 +113,7 @@ def parse_number(text: str, where: str) -> float:
     return value
 
 
-def _parse_finite(text: str) -> float:
+def parse_finite(text: str) -> float:
     """Return the finite number that a text holds, else NaN. `1_000`, which Python accepts, counts as no number."""
     try:
         value = math.nan if "_" in text else float(text)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from kp_ray.data.annotations import remove_suffix
-from kp_ray.storage import join, read_json, write_bytes
+from kp_ray.json_files import read_json
+from kp_ray.storage import join, write_bytes
 
 
 def to_yolo(coco: Mapping[str, Any]) -> dict[str, str]:

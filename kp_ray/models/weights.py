@@ -2,9 +2,11 @@
 
 import io
 import pickle
+import struct
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,10 @@ from kp_ray.models.presets import MODEL_PRESETS, build_model
 from kp_ray.network import socket_timeout
 from kp_ray.storage import exists, join, read_bytes, write_bytes
 
-_LOAD_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, pickle.PickleError)
+_LOAD_ERRORS = (
+    RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, MemoryError,
+    EOFError, struct.error, pickle.PickleError,
+)  # fmt: skip
 """Errors that torch and pickle raise for damaged files and for files that hold no weights."""
 
 
@@ -80,20 +85,21 @@ def load_member(
     cfg = model_zoo.get_config(MODEL_PRESETS["r50"][0])
     try:
         cfg.merge_from_other_cfg(CfgNode.load_cfg(read_bytes(cfg_path).decode()))
-    except (AssertionError, yaml.YAMLError, *_LOAD_ERRORS) as error:
-        raise ModelError(f"{cfg_path}: damaged ({one_line(error)}): delete {weights_path} and run train") from error
-    cfg.MODEL.DEVICE = device
+        cfg.MODEL.DEVICE = device
+        model = build_model(cfg)
+    except (yaml.YAMLError, *_LOAD_ERRORS) as error:
+        fix = f"restore it, or delete {folder} and train the member again in its own run"
+        raise ModelError(f"{cfg_path}: damaged ({_describe(error)}): {fix}") from error
     try:
         content = torch.load(io.BytesIO(read_bytes(weights_path)), map_location="cpu", weights_only=True)
-        tensors, names = content["model"], content.get("keypoints")
+        tensors, names = dict(content["model"]), _keypoint_names(content)
     except _LOAD_ERRORS as error:
-        raise ModelError(f"{weights_path}: damaged ({one_line(error)}): delete it and run train") from error
+        raise ModelError(f"{weights_path}: damaged ({_describe(error)}): delete it and run train") from error
     if keypoint_names is not None and names is not None and list(keypoint_names) != list(names):
         raise ModelError(
             f"{folder}: predicts other keypoints, or in another order (got {', '.join(names[:3])}, ...): "
             "use the labels that the member was trained with, and their sample submission"
         )
-    model = build_model(cfg)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -112,11 +118,22 @@ def read_keypoint_names(folder: str) -> tuple[str, ...] | None:
     """
     path = join(folder, FINAL_WEIGHTS)
     try:
-        names = torch.load(io.BytesIO(read_bytes(path)), map_location="meta", weights_only=True).get("keypoints")
+        return _keypoint_names(torch.load(io.BytesIO(read_bytes(path)), map_location="meta", weights_only=True))
     except _LOAD_ERRORS as error:
         fix = "restore it, or delete it and train the member again in its own run"
-        raise ModelError(f"{path}: damaged ({one_line(error)}): {fix}") from error
+        raise ModelError(f"{path}: damaged ({_describe(error)}): {fix}") from error
+
+
+def _keypoint_names(content: dict[str, Any]) -> tuple[str, ...] | None:
+    """Return the names that `save_model` recorded; None if another program wrote the file."""
+    names = content.get("keypoints")
+    if names is not None and not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise ValueError("keypoints is not a list of names")
     return None if names is None else tuple(names)
+
+
+def _describe(error: BaseException) -> str:
+    return one_line(error) or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -156,12 +173,11 @@ def load_weights(
     url = model_zoo.get_checkpoint_url(MODEL_PRESETS[preset][0]) if weights == "zoo" else weights
     try:
         content = _read_weights(url)
-    except (OSError, KpRayError, *_LOAD_ERRORS) as error:
-        reason = one_line(error) or type(error).__name__
+    except (OSError, HTTPException, KpRayError, *_LOAD_ERRORS) as error:
         fix = "give a .pth file of tensors, or a .pkl file of the model zoo"
-        if isinstance(error, OSError | KpRayError):
+        if isinstance(error, OSError | HTTPException | KpRayError):
             fix = "give a file or URL that is reachable"
-        raise ModelError(f"{setting}: {url}: cannot be read ({reason}): {fix}") from error
+        raise ModelError(f"{setting}: {url}: cannot be read ({_describe(error)}): {fix}") from error
     recorded_names = content.keypoints
     if recorded_names is not None and not set(recorded_names) & set(skeleton.names):
         raise ModelError(
@@ -188,7 +204,7 @@ class _Weights:
     """The content of a weights file; `keypoints` is None if kp_ray did not write the file."""
 
     tensors: dict[str, torch.Tensor]
-    keypoints: list[str] | None
+    keypoints: tuple[str, ...] | None
 
 
 def _read_weights(url: str) -> _Weights:
@@ -205,10 +221,11 @@ def _read_weights(url: str) -> _Weights:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     tensors = {
-        name: torch.as_tensor(np.asarray(value)) if isinstance(value, np.ndarray) else value
+        name: torch.as_tensor(np.asarray(value))
         for name, value in content.get("model", content).items()
+        if isinstance(value, np.ndarray | torch.Tensor)
     }
-    return _Weights(tensors, content.get("keypoints"))
+    return _Weights(tensors, _keypoint_names(content))
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError, ModelError
 from kp_ray.fingerprint import refuse_difference
+from kp_ray.json_files import read_json
 from kp_ray.keypoints import Skeleton
 from kp_ray.member_files import SETTINGS_NAME, is_trained
 from kp_ray.prediction.images import STORE_PREFIX
-from kp_ray.storage import join, read_json
+from kp_ray.storage import join
 from kp_ray.store.manifest import store_digest
 
 

@@ -1,19 +1,15 @@
 """Read and write the JSON files of predictions and scores: `predict.json`, `evaluation.json` and `crossval.json`."""
 
-from typing import TypeVar
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from kp_ray.config.schema import Config
-from kp_ray.errors import StorageError
 from kp_ray.fingerprint import digest
+from kp_ray.json_files import parse_record, read_json, write_json
 from kp_ray.metrics import Evaluation, Interval
 from kp_ray.prediction.predictions import PersonChoices
-from kp_ray.storage import exists, read_json, write_json
+from kp_ray.storage import exists
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import store_digest
-
-_RecordType = TypeVar("_RecordType", bound=BaseModel)
 
 
 class _Record(BaseModel):
@@ -205,7 +201,8 @@ def read_details(path: str) -> PredictionDetails:
     Raises:
         StorageError: the file does not exist, or is damaged.
     """
-    return _read(path, PredictionDetails, "delete this file and run predict again")
+    fix = "delete this file and run predict again"
+    return parse_record(PredictionDetails, read_json(path, fix), path, fix)
 
 
 def write_details(path: str, details: PredictionDetails) -> None:
@@ -219,7 +216,8 @@ def read_evaluation(path: str) -> RunEvaluation:
     Raises:
         StorageError: the file does not exist, or is damaged.
     """
-    return _read(path, RunEvaluation, "run evaluate again")
+    fix = "run evaluate again"
+    return parse_record(RunEvaluation, read_json(path, fix), path, fix)
 
 
 def write_evaluation(path: str, evaluation: RunEvaluation) -> None:
@@ -236,7 +234,8 @@ def read_cross_validation(config: Config) -> CrossValidation | None:
     path, store = config.path("crossval.json"), config.path("store")
     if config.split.folds is None or not exists(path) or not has_store(store):
         return None
-    crossval = _read(path, CrossValidation, "run crossval again")
+    fix = "run crossval again"
+    crossval = parse_record(CrossValidation, read_json(path, fix), path, fix)
     fold_by_member = {member.name: config.held_out_fold(member.name) for member in config.train.members}
     has_same_folds = all(
         fold_by_member.get(name) == number for number, fold in enumerate(crossval.by_fold) for name in fold.members
@@ -254,13 +253,3 @@ def digest_predict_settings(config: Config) -> str:
 def write_cross_validation(path: str, crossval: CrossValidation) -> None:
     """Write `crossval.json`, whole or not at all."""
     write_json(path, crossval.to_json())
-
-
-def _read(path: str, record_class: type[_RecordType], fix: str) -> _RecordType:
-    values = read_json(path, fix)
-    try:
-        return record_class.model_validate(values)
-    except ValidationError as error:
-        first_error = error.errors()[0]
-        field = ".".join(map(str, first_error["loc"]))
-        raise StorageError(f"{path}: damaged ({field}: {first_error['msg']}): {fix}") from error

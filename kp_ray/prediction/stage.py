@@ -9,6 +9,7 @@ from typing import Any
 from kp_ray.config.schema import Config
 from kp_ray.data.sides import check_flips
 from kp_ray.errors import ConfigError, StorageError
+from kp_ray.json_files import read_json, require_keys
 from kp_ray.member_files import is_trained
 from kp_ray.metrics import Evaluation
 from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
@@ -25,7 +26,7 @@ from kp_ray.prediction.records import (
 )
 from kp_ray.prediction.settings import describe_actors
 from kp_ray.stage import Progress, check_inputs
-from kp_ray.storage import exists, read_json, require_keys
+from kp_ray.storage import exists
 from kp_ray.store.layout import has_store
 from kp_ray.store.skeleton import run_skeleton
 
@@ -283,9 +284,9 @@ def _check_untrained_members(config: Config) -> None:
     has_flips = False not in config.tune.flips if is_searched else section.flip
     result_path = config.path("tune", "result.json")
     if is_searched and exists(result_path):
-        fix = "delete it and run tune"
+        fix = "delete this file and run tune again"
         result = require_keys(read_json(result_path, fix), result_path, ("train",), fix)
-        has_flips = result["train"].get("flip", section.flip)
+        has_flips = require_keys(result["train"], result_path, (), fix).get("flip", section.flip)
     folders = [folder for folder in list_members(config).values() if folder in own_folders]
     if "flip" in config.predict.tta and not has_flips and not all(is_trained(folder) for folder in folders):
         fix = "tune.flips=[true]" if is_searched else "train.flip=true"

@@ -6,7 +6,7 @@ import numpy as np
 
 from kp_ray.data.annotations import Annotations
 from kp_ray.keypoints import FloatArray
-from kp_ray.metrics import PCK_THRESHOLDS, oks, pck, point_errors
+from kp_ray.metrics import PCK_THRESHOLDS, box_sizes, oks, pck, point_errors
 from kp_ray.prediction.records import RunEvaluation
 from kp_ray.reporting.formatting import Figure, svg_figure
 from kp_ray.reporting.run_files import RunFiles
@@ -102,7 +102,7 @@ def _pck_and_oks(images: tuple[str, ...], keypoints: FloatArray, truth: Annotati
         return None
     labels = labels[is_labelled]
     predictions = np.nan_to_num(keypoints[rows][is_labelled], nan=_NOT_FOUND_PX)
-    sizes = np.nanmax(labels[..., :2], axis=1) - np.nanmin(labels[..., :2], axis=1)
+    sizes = box_sizes(labels)
     errors, longer_sides = point_errors(predictions, labels), sizes.max(axis=1)
     similarities = oks(predictions, labels, truth.skeleton, sizes.prod(axis=1))
     pck_thresholds = np.linspace(PCK_THRESHOLDS[0], 0.2, 37).tolist()

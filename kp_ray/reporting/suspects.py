@@ -9,7 +9,7 @@ import numpy as np
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.load import load_labels
-from kp_ray.errors import KpRayError, RunStateError, StoreError
+from kp_ray.errors import KpRayError, RunStateError, StorageError, StoreError
 from kp_ray.keypoints import FloatArray
 from kp_ray.reporting.formatting import format_number
 from kp_ray.reporting.overlays import overlay_uri
@@ -57,8 +57,8 @@ def _draw_tiles(config: Config, rows: tuple[SuspectRow, ...]) -> list[Tile]:
     except KpRayError:  # e.g. the labels were moved since
         return []
     predictions: dict[str, FloatArray] = {}
-    # Only the labels are drawn without predictions, or if store or members changed since.
-    with contextlib.suppress(RunStateError, StoreError):
+    # Only the labels are drawn without predictions, or if store or members changed or were damaged since.
+    with contextlib.suppress(RunStateError, StoreError, StorageError):
         predictions, _ = read_predicted_points(config, labels.skeleton)
     tiles = []
     for row in rows:

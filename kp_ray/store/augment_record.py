@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import StorageError
-from kp_ray.storage import exists, read_json, require_keys, write_bytes
+from kp_ray.json_files import read_json, require_keys
+from kp_ray.storage import exists, write_bytes
 
 AUGMENT_RECORD_NAME = "augment.json"
 """Name of the record's file in the run folder."""

@@ -13,15 +13,18 @@ from kp_ray.store.parts import make_variants, sample_evenly
 from kp_ray.store.plan import Chunk, Plan
 from kp_ray.store.read import read_part
 
+NUM_SAMPLES = 8
+"""Number of chunks whose rows `verify_store` compares."""
 
-def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
+
+def verify_store(plan: Plan) -> list[str]:
     """Compare every part with its recorded digest, and a sample of rows with rows remade from the sources.
 
-    Damaged parts are deleted, so that the next `augment` rewrites them. Rows are compared only if no part is damaged.
+    Damaged parts are deleted, so that the next `augment` rewrites them. Only if no part is damaged, the rows of one
+    source of each of `NUM_SAMPLES` chunks are compared, which are spread evenly.
 
     Args:
         plan: the contents that the store should have.
-        num_samples: number of chunks, evenly spread; the rows of one source of each chunk are compared.
 
     Returns:
         One line per problem; empty if the store is sound.
@@ -32,7 +35,7 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
         StorageError: a part cannot be read.
     """
     manifest = read_manifest(plan.store)
-    problems = []
+    problems: list[str] = []
     with ThreadPoolExecutor() as pool:
         damages = list(pool.map(lambda part: _find_damage(plan.store, part), manifest.parts))
     damaged_parts = [part for part, damage in zip(manifest.parts, damages, strict=True) if damage]
@@ -54,7 +57,7 @@ def verify_store(plan: Plan, num_samples: int = 8) -> list[str]:
     if manifest.folds != plan.folds:
         return [f"{plan.store}: its folds were made with another config: run augment, which keeps the parts"]
     unusable_sources = {item.source for item in manifest.quarantined if item.stage in (UNREADABLE, UNAVAILABLE)}
-    for chunk in sample_evenly(plan.chunks, num_samples):
+    for chunk in sample_evenly(plan.chunks, NUM_SAMPLES):
         problems += _compare_rows(plan, chunk, stored_paths, unusable_sources)
     return problems
 
@@ -89,14 +92,14 @@ def _compare_rows(plan: Plan, chunk: Chunk, stored_paths: Mapping[str, str], unu
     if not usable_sources:
         return []
     source = usable_sources[len(usable_sources) // 2]
-    problems = []
+    problems: list[str] = []
     for part in chunk.parts:
         part_rows = read_part(join(plan.store, stored_paths[part.path]))
         stored_rows = part_rows.filter(pc.equal(pc.field("source"), source.name))
         variants, refusals = make_variants(plan, source, [(part.recipe, part.copies)])
         unavailable = next((item for item in refusals if item.stage == UNAVAILABLE), None)
         if unavailable:
-            return [f"{join(plan.images, source.name)}: {unavailable.reason}: run verify again"]
+            return [*problems, f"{join(plan.images, source.name)}: {unavailable.reason}: run verify again"]
         remade_rows = pa.Table.from_pylist([variant.to_row() for variant in variants], schema=stored_rows.schema)
         if str(stored_rows.to_pylist()) != str(remade_rows.to_pylist()):  # as text, because NaN (unlabelled) != NaN
             problems.append(

@@ -182,7 +182,7 @@ def _refuse_other_files(folder: str, planned_files: set[str]) -> None:
     for parent, _, names in os.walk(folder):
         for name in sorted(names):
             # A killed process can leave such a file, see `storage.write_bytes`.
-            partial = re.fullmatch(r"\.(.+)\.\d+\.partial", name)
+            partial = re.fullmatch(r"\.(.+)\.[0-9a-f]+\.partial", name)
             path = os.path.join(parent, partial[1] if partial else name)
             if os.path.relpath(path, folder).replace(os.sep, "/") not in planned_files:
                 path = os.path.join(parent, name)

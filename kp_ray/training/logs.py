@@ -77,7 +77,7 @@ def _parse_line(line: str) -> LogEntry | None:
     try:
         record: dict[str, Any] = json.loads(line)
         iteration = int(record.pop("iteration"))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
     return LogEntry(iteration, {name: value for name, value in record.items() if _is_number(value)})
 

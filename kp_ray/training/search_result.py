@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
-from kp_ray.errors import StorageError, one_line
+from kp_ray.json_files import parse_record, read_json, write_json
 from kp_ray.member_files import SETTINGS_NAME
-from kp_ray.storage import exists, join, read_json, write_json
+from kp_ray.storage import exists, join
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest
 
@@ -81,7 +79,7 @@ def read_result(config: Config) -> SearchResult:
         StorageError: the file does not exist, or is damaged.
     """
     path, fix = config.path("tune", "result.json"), "delete this file and run tune again"
-    return _parse(read_json(path, fix), path, fix)
+    return parse_record(SearchResult, read_json(path, fix), path, fix)
 
 
 def read_member_search(folder: str) -> SearchResult | None:
@@ -93,14 +91,7 @@ def read_member_search(folder: str) -> SearchResult | None:
     path = join(folder, SETTINGS_NAME)
     fix = "delete this file and run with the settings that the member began with"
     recorded = read_json(path, fix).get("search") if exists(path) else None
-    return _parse(recorded, path, fix) if recorded else None
-
-
-def _parse(values: Any, path: str, fix: str) -> SearchResult:
-    try:
-        return TypeAdapter(SearchResult).validate_python(values)
-    except ValidationError as error:
-        raise StorageError(f"{path}: damaged ({one_line(error.errors()[0]['msg'])}): {fix}") from error
+    return parse_record(SearchResult, recorded, path, fix) if recorded else None
 
 
 def write_result(config: Config, result: SearchResult) -> None:

@@ -12,9 +12,10 @@ from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
 from kp_ray.errors import ConfigError, ModelError, RunStateError, one_line
 from kp_ray.fingerprint import encode_fields, refuse_difference
+from kp_ray.json_files import read_json
 from kp_ray.member_files import SETTINGS_NAME
 from kp_ray.models.presets import build_cfg, check_network, scale_cfg
-from kp_ray.storage import exists, is_local, join, read_json, write_bytes
+from kp_ray.storage import exists, is_local, join, write_bytes
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import store_digest
 from kp_ray.store.read import select_parts

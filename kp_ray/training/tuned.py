@@ -5,7 +5,8 @@ from typing import Any
 from kp_ray.config.schema import Config
 from kp_ray.errors import RunStateError
 from kp_ray.fingerprint import encode_fields, refuse_difference
-from kp_ray.storage import exists, read_json, write_bytes
+from kp_ray.json_files import read_json
+from kp_ray.storage import exists, write_bytes
 from kp_ray.store.manifest import store_digest
 from kp_ray.training.search_result import SearchResult, apply_result, is_search_finished, read_result
 from kp_ray.training.settings import deciding_train_fields

@@ -9,29 +9,16 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
 
 from kp_ray.config.schema import Config
 from kp_ray.config.tuning import TuneConfig
-from kp_ray.errors import StorageError, one_line, shorten
-from kp_ray.storage import (
-    append_json_line,
-    delete_file,
-    exists,
-    join,
-    read_bytes,
-    read_json,
-    read_json_lines,
-    write_bytes,
-    write_json,
-)
+from kp_ray.errors import shorten
+from kp_ray.json_files import append_json_line, parse_record, read_json, read_json_lines, write_json
+from kp_ray.storage import delete_file, exists, join, read_bytes, write_bytes
 from kp_ray.training.logs import LogEntry, read_training_log
 from kp_ray.tuning.apply import SolverParams
 from kp_ray.tuning.space import Point
 
-_T = TypeVar("_T")
 MAX_REASON_CHARS = 300
 """Maximum length of a recorded reason; a longer reason is cut in the middle."""
 
@@ -131,7 +118,7 @@ def read_start(folder: str) -> TrialStart | None:
         return None
     record = read_json(path, _restart_advice(folder))
     values = {**{name: record.get(name) for name in ("began", "params", "max_iter")}, "solver": record}
-    return _parse(TypeAdapter(TrialStart), values, path, _restart_advice(folder))
+    return parse_record(TrialStart, values, path, _restart_advice(folder))
 
 
 def write_start(folder: str, start: TrialStart) -> None:
@@ -154,7 +141,7 @@ def read_end(folder: str) -> TrialEnd | None:
         return None
     record = read_json(path, _restart_advice(folder))
     values = {"reason": record.get("reason"), "is_final": record.get("lasting")}
-    return _parse(TypeAdapter(TrialEnd), values, path, _restart_advice(folder))
+    return parse_record(TrialEnd, values, path, _restart_advice(folder))
 
 
 def is_over(folder: str) -> bool:
@@ -203,8 +190,7 @@ def read_search_log(config: Config) -> list[Report]:
     """
     path, fix = config.path("tune", "log.jsonl"), "delete this file and run the same command"
     records = read_json_lines(path, ("trial", "iteration", "seconds", config.tune.metric), fix)
-    adapter = TypeAdapter(Report)
-    return [_parse(adapter, {**record, "value": record[config.tune.metric]}, path, fix) for record in records]
+    return [parse_record(Report, {**record, "value": record[config.tune.metric]}, path, fix) for record in records]
 
 
 def drop_reports_of_deleted_trials(config: Config) -> None:
@@ -249,15 +235,6 @@ def read_reports(config: Config) -> dict[str, list[Report]]:
             values = [(evaluation.iteration, evaluation.value(config.tune.metric)) for evaluation in evaluations]
             reports[name] = [Report(name, iteration, 0.0, value) for iteration, value in values if value is not None]
     return reports
-
-
-def _parse(adapter: TypeAdapter[_T], record: Mapping[str, Any], path: str, fix: str) -> _T:
-    try:
-        return adapter.validate_python(record)
-    except ValidationError as error:
-        first_error = error.errors()[0]
-        key = ".".join(map(str, first_error["loc"]))
-        raise StorageError(f"{path}: damaged ({key}: {one_line(first_error['msg'])}): {fix}") from error
 
 
 def _restart_advice(folder: str) -> str:

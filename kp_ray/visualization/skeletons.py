@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kp_ray.images import Image
-from kp_ray.keypoints import FloatArray, Skeleton
+from kp_ray.keypoints import FloatArray, Skeleton, apply_affine
 from kp_ray.visualization.colors import MIDDLE, Color, limb_colors, side_colors
 
 _OUTLINE: Color = (0, 0, 0)
@@ -138,7 +138,7 @@ def crop_and_resize(image: Image, bbox_xyxy: FloatArray | None, max_side_px: int
 
 def transform_keypoints(keypoints: FloatArray, affine: FloatArray) -> FloatArray:
     """Apply an affine matrix (2, 3) to x and y of keypoints (K, 3); keep the third column, visibility or score."""
-    return np.column_stack([keypoints[:, :2] @ affine[:, :2].T + affine[:, 2], keypoints[:, 2]])
+    return np.column_stack([apply_affine(affine, keypoints[:, :2]), keypoints[:, 2]])
 
 
 def draw_contact_sheet(images: Sequence[Image], titles: Sequence[str], columns: int, tile_width: int) -> Image:

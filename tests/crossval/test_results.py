@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from kp_ray.config.load import build_config
@@ -111,6 +112,23 @@ def test_the_report_has_a_section_with_the_score_of_each_fold(config: Config) ->
         for number, fold in enumerate(scores.by_fold)
     ]
     assert cells == [cell for row in expected for cell in row]
+
+
+def test_the_report_draws_a_suspects_label_and_prediction_and_skips_damaged_parts(config: Config) -> None:
+    SuspectsStage().run(config, no_progress)
+    suspects = pd.read_csv(config.path("suspects.csv"), dtype={"kind": str})
+    suspects.loc[0, ["score", "kind"]] = 9.0, "far"
+    suspects.to_csv(config.path("suspects.csv"), index=False)
+
+    def list_tiles(config: Config) -> list[str]:
+        page = Path(write_report(config)).read_text()
+        section = page.partition('<section id="suspects">')[2].partition("</section>")[0]
+        return re.findall(r"<figcaption><b>([^<]*)</b>", section)
+
+    assert list_tiles(config) == ["1. label", "1. prediction"]
+    damaged_run = Path(shutil.copytree(config.run_dir, Path(config.run_dir) / "damaged"))
+    next(damaged_run.glob("store/recipe-Original/part-*")).unlink()
+    assert list_tiles(build_config({**config.to_dict(), "run_dir": str(damaged_run)})) == ["1. label"]
 
 
 def test_evaluate_shows_the_score_out_of_fold_after_those_of_the_test_images(config: Config) -> None:

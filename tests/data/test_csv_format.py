@@ -127,6 +127,8 @@ def join_rows(*rows: str, separator: str = ",") -> str:
          join_rows(HEADER, ROW)),
         (join_rows(HEADER.replace("image", "file_name"), ROW), ["(now 'file_name')"], join_rows(HEADER, ROW)),
         (join_rows(ROW), ["row 1 holds numbers, not a header: add a header row"], join_rows(HEADER, ROW)),
+        (join_rows("a.jpg,15e-1,2e0", "b.jpg,1,2"), ["row 1 holds numbers, not a header: add a header row"],
+         join_rows("image,nose_x,nose_y", "a.jpg,15e-1,2e0", "b.jpg,1,2")),
         (join_rows(HEADER, ROW).encode("utf-16"), ["is UTF-16 text", "save it as CSV UTF-8"], join_rows(HEADER, ROW)),
         (join_rows(HEADER, ROW).encode("utf-16-le"), ["is UTF-16 text without a byte order mark"],
          join_rows(HEADER, ROW)),

@@ -82,13 +82,28 @@ def test_the_error_about_a_missing_or_damaged_file_of_a_member_names_the_file(
         load_member(str(tmp_path), "cpu")
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"weights": 1}])
+@pytest.mark.parametrize(
+    "content",
+    [[1, 2], {"weights": 1}, {"model": [1, 2]}, {"model": {}, "keypoints": 3}, {"model": {}, "keypoints": []}],
+)
 def test_a_weights_file_of_another_program_is_refused(
     model: torch.nn.Module, cfg: Any, tmp_path: Path, content: Any
 ) -> None:
     save_model(model, cfg, str(tmp_path), DACON24)
     torch.save(content, tmp_path / "model_final.pth")
     with pytest.raises(ModelError, match=rf"^{tmp_path}/model_final\.pth: damaged"):
+        load_member(str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize("line", ["FOO: 1", "MODEL: {META_ARCHITECTURE: Other}", "MODEL: {RESNETS: {DEPTH: 7}}"])
+def test_a_config_that_no_member_can_have_is_refused_and_the_weights_are_kept(
+    model: torch.nn.Module, cfg: Any, tmp_path: Path, line: str
+) -> None:
+    save_model(model, cfg, str(tmp_path), DACON24)
+    (tmp_path / "config.yaml").write_text(line)
+    with pytest.raises(
+        ModelError, match=rf"^{tmp_path}/config\.yaml: damaged \(.*\): restore it, or delete {tmp_path}"
+    ):
         load_member(str(tmp_path), "cpu")
 
 
@@ -207,8 +222,13 @@ def test_the_error_about_weights_that_cannot_be_read_names_the_setting_and_the_p
 ) -> None:
     (tmp_path / "text.pth").write_text("not weights")
     torch.save({"model": {"nothing": torch.zeros(3)}}, tmp_path / "other.pth")
-    files = [str(tmp_path / name) for name in ("missing.pth", "text.pth", "other.pth")]
-    for weights in (*files, "http://127.0.0.1:9/model.pth"):
+    torch.save({"model": {LAST_LAYER + ".weight": 3}}, tmp_path / "number.pth")
+    torch.save({"model": model.state_dict(), "keypoints": []}, tmp_path / "names.pth")
+    torch.save(model.state_dict(), legacy := tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    legacy.write_bytes(legacy.read_bytes()[:-8])
+    names = ("missing.pth", "text.pth", "other.pth", "number.pth", "names.pth", "legacy.pth")
+    files = [str(tmp_path / name) for name in names]
+    for weights in (*files, "http://127.0.0.1:9/model.pth", "http://127.0.0.1:9/my model.pth"):
         with pytest.raises(ModelError, match=f"^model.weights: {weights}: "):
             load_starting_weights(model, weights)
 

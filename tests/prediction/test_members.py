@@ -10,13 +10,13 @@ import torch
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError, ModelError, RunStateError
+from kp_ray.json_files import write_json
 from kp_ray.keypoints import DACON24
 from kp_ray.prediction.evaluate import evaluate_run
 from kp_ray.prediction.fuse import read_run_predictions
 from kp_ray.prediction.members import check_validation_images, list_members
 from kp_ray.prediction.stage import PredictStage
 from kp_ray.prediction.task import PredictionTask
-from kp_ray.storage import write_json
 from tests.helpers.linked_runs import configure_run
 from tests.helpers.predictions import write_prediction_arrays
 from tests.helpers.stores import write_small_store

@@ -120,6 +120,9 @@ def test_mirrored_views_need_members_that_will_be_trained_with_flips(sample_conf
     (tmp_path / "tune" / "result.json").write_text('{"train": {}}')
     with refused:
         check(flip=False, flips=[True], num_trials=2)
+    (tmp_path / "tune" / "result.json").write_text('{"train": null}')
+    with pytest.raises(StorageError, match=r"result\.json: damaged .*: delete this file and run tune again"):
+        check(flip=False, flips=[True], num_trials=2)
 
 
 def test_the_forecast_of_predict_counts_images_and_trained_members(sample_config: Config) -> None:

@@ -37,7 +37,8 @@ def test_lines_of_one_iteration_are_merged_and_the_later_line_overrides(tmp_path
 
 
 @pytest.mark.parametrize(
-    "damaged_line", ['{"iteration": 9, "total', "5", "[1]", "{}", '{"iteration": null}', "\N{NULL}"]
+    "damaged_line",
+    ['{"iteration": 9, "total', "5", "[1]", "{}", '{"iteration": 1e999}', '{"iteration": null}', "\N{NULL}"],
 )
 def test_a_damaged_line_is_skipped_or_refused(tmp_path: Path, damaged_line: str) -> None:
     folder = write_log(tmp_path, '{"iteration": 0, "total_loss": 1.0}', damaged_line)

@@ -80,7 +80,8 @@ def test_the_tables_agree_with_the_training_logs_and_the_reports(finished_search
         evaluated = [evaluation["iteration"] for evaluation in row.evaluations]
         # A trial can train on, even to its last iteration, before the scheduler's stop arrives.
         num_missing = len(evaluated) - len(reported)
-        assert reported == evaluated[: len(reported)] and len(reported) >= 1
+        assert reported
+        assert reported == evaluated[: len(reported)]
         assert num_missing == 0 or row.trial != "trial-000"  # the config's own settings are never stopped
     assert summary.iterations == table.trained.sum() <= summary.iterations_without_stops == 16
     assert {name for name, _, _, _ in calls} == set(table.trial)
