@@ -43,6 +43,14 @@ def find_difference(old_fields: Mapping[str, Any], new_fields: Mapping[str, Any]
     return None
 
 
+def with_removed_keys(old_fields: Mapping[str, Any], new_fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the new fields, with None for those that only the old fields have, so that they differ.
+
+    For fields that the user names, such as Detectron2's options: without one of them the result is another.
+    """
+    return {**dict.fromkeys(old_fields), **new_fields}
+
+
 def refuse_difference(old_fields: Mapping[str, Any], new_fields: Mapping[str, Any], result_path: str, fix: str) -> None:
     """Refuse to reuse a result whose recorded fields differ from the new fields.
 

@@ -1,5 +1,6 @@
 """Train the members of the ensemble: one Ray Train run per member, as many at the same time as the cluster holds."""
 
+import contextlib
 import logging
 import math
 import time
@@ -13,7 +14,7 @@ from kp_ray.cluster.placement import fit_task_options
 from kp_ray.cluster.resources import training_capacity
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
-from kp_ray.errors import DataError, KpRayError
+from kp_ray.errors import DataError, KpRayError, StorageError
 from kp_ray.member_files import is_trained
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import delete_file, exists, writer_lock
@@ -252,7 +253,9 @@ def _fit_members(
 
 
 def _report_progress(config: Config, member: MemberConfig, progress: Progress, monitor: InputMonitor) -> None:
-    latest = read_latest_entry(config.member_dir(member.name))
+    latest = None
+    with contextlib.suppress(StorageError):  # storage that fails once must not stop the training
+        latest = read_latest_entry(config.member_dir(member.name))
     if latest is not None:
         monitor.check(member.name, latest)
         # max_iter is the number of iterations if one worker trains alone; N workers need max_iter / N.

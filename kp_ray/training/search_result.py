@@ -88,8 +88,7 @@ def read_member_search(folder: str) -> SearchResult | None:
     Raises:
         StorageError: the member's recorded settings are damaged.
     """
-    path = join(folder, SETTINGS_NAME)
-    fix = "delete this file and run with the settings that the member began with"
+    path, fix = join(folder, SETTINGS_NAME), f"restore it, or delete {folder} to train the member again"
     recorded = read_json(path, fix).get("search") if exists(path) else None
     return parse_record(SearchResult, recorded, path, fix) if recorded else None
 

@@ -11,7 +11,7 @@ from detectron2.solver import build_lr_scheduler
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
 from kp_ray.errors import ConfigError, ModelError, RunStateError, one_line
-from kp_ray.fingerprint import encode_fields, refuse_difference
+from kp_ray.fingerprint import encode_fields, refuse_difference, with_removed_keys
 from kp_ray.json_files import read_json
 from kp_ray.member_files import SETTINGS_NAME
 from kp_ray.models.presets import build_cfg, check_network, scale_cfg
@@ -90,10 +90,9 @@ def check_member_settings(config: Config, *, from_search: bool = False) -> None:
         path = join(folder, SETTINGS_NAME)
         if not exists(path):
             continue
-        recorded = defaults | read_json(path, "delete this file and run with the settings that the member began with")
+        recorded = defaults | read_json(path, f"restore it, or delete {folder} to train the member again")
         current = member_fields(config, member)
-        # A Detectron2 option that was removed from the config differs too: compare it as null.
-        current["model.cfg"] = {**dict.fromkeys(recorded.get("model.cfg") or {}), **current["model.cfg"]}
+        current["model.cfg"] = with_removed_keys(recorded.get("model.cfg") or {}, current["model.cfg"])
         own_settings_fix = "set train.tuned=false to keep the config's own settings, " if from_search else ""
         refuse_difference(
             recorded,
@@ -182,7 +181,7 @@ def _check_member_inputs(config: Config, member: MemberConfig) -> None:
     """Refuse recipes that are not stored, and a new member's file of starting weights that does not exist."""
     recipes = member.recipes or config.train.recipes or ()
     if has_store(config.path("store")):
-        select_parts(config.path("store"), recipes=recipes)
+        select_parts(config.path("store"), split="train", recipes=recipes)
     elif missing_recipes := sorted(set(recipes) - set(config.augment.recipes)):
         key = f"train.members[{member.name}].recipes" if member.recipes else "train.recipes"
         raise ConfigError(f"{key}: augment.recipes lacks a recipe (got {missing_recipes[0]}): add it there")

@@ -4,7 +4,7 @@ from typing import Any
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import RunStateError
-from kp_ray.fingerprint import encode_fields, refuse_difference
+from kp_ray.fingerprint import encode_fields, refuse_difference, with_removed_keys
 from kp_ray.json_files import read_json
 from kp_ray.storage import exists, write_bytes
 from kp_ray.store.manifest import store_digest
@@ -55,6 +55,10 @@ def check_search_settings(config: Config, advice: str) -> None:
             if isinstance(recorded.get(section), dict):
                 recorded[section] = fields | recorded[section]
         fields = search_fields(config)
+        for section, name in (("model", "cfg"), ("tune", "recipes")):
+            old_fields = recorded[section].get(name) if isinstance(recorded.get(section), dict) else None
+            if isinstance(old_fields, dict) and isinstance(fields[section][name], dict):
+                fields[section][name] = with_removed_keys(old_fields, fields[section][name])
         if is_search_finished(config) or "predict" not in recorded:  # versions before 0.2.0 did not record it
             del fields["predict"]
         refuse_difference(recorded, fields, config.path("tune"), advice)
@@ -70,7 +74,7 @@ def apply_search(config: Config) -> tuple[Config, SearchResult | None]:
         StorageError: a file of the search is damaged.
         StoreError: there is a search and no finished store.
     """
-    has_search = exists(config.path("tune", "settings.json"))
+    has_search = exists(config.path("tune", "settings.json")) or is_search_finished(config)
     if not (has_search and config.train.tuned and config.tune.num_trials):
         return config, None
     check_search_settings(

@@ -18,6 +18,7 @@ from kp_ray.errors import ConfigError, DivergedError, KpRayError, StoppedError, 
 from kp_ray.stage import Progress, no_progress
 from kp_ray.storage import delete_folder, join, list_folders, write_bytes, writer_lock
 from kp_ray.store.folds import check_held_out_fold
+from kp_ray.store.manifest import read_manifest
 from kp_ray.store.read import list_rows
 from kp_ray.training.search_result import SearchResult, apply_result, is_search_finished, write_result
 from kp_ray.training.settings import check_train_config
@@ -117,7 +118,9 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
         StorageError: a file of the search is damaged.
     """
     with writer_lock(config.path("tune")):
-        if not has_matching_result(config):
+        if has_matching_result(config):
+            record_search(config)  # again, because a user may have deleted the file that was damaged
+        else:
             _search(config, progress)
         trials = read_trials(config)
         write_tables(config, trials)
@@ -182,6 +185,8 @@ def check_search(config: Config) -> None:
     fold = check_held_out_fold(config, member)
     if not list_rows(store, split="val", fold=fold):
         missing_rows, fix = "validation rows", "raise split.fraction and run augment"
+        if read_manifest(store).units.get("val"):
+            fix = "repair the images that _quarantine.csv lists, and run augment"
         if fold is not None:
             missing_rows = f"usable images in fold {fold}"
             fix = f"let member {member} hold out another fold (train.members), or repair the images and run augment"

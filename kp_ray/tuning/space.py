@@ -129,8 +129,8 @@ def first_points(config: Config, recipe_sets: RecipeSets) -> list[Point]:
     If several points lead to the same training run, only the first of them is kept.
 
     Raises:
-        ConfigError: a point of `tune.points` names an unknown parameter or lies outside its range, or the grid has more
-            points than `tune.num_trials`.
+        ConfigError: a point of `tune.points` names an unknown parameter or lies outside its range, or the points or the
+            grid are more than `tune.num_trials`.
     """
     space = build_space(config, recipe_sets)
     own_point = to_point(config.train, config)
@@ -160,6 +160,13 @@ def first_points(config: Config, recipe_sets: RecipeSets) -> list[Point]:
         raise ConfigError(
             f"tune.num_trials: is less than the {len(distinct_points)} points of the grid (got "
             f"{config.tune.num_trials}): raise it, or give ranges a single value, e.g. tune.base_lr=[0.001, 0.001]"
+        )
+    num_left_out = len(distinct_points) - config.tune.num_trials
+    if config.tune.points and num_left_out > 0:
+        raise ConfigError(
+            f"tune.num_trials: leaves out {num_left_out} of tune.points, before which the config's own and the "
+            f"published settings are tried (got {config.tune.num_trials}): raise it to {len(distinct_points)}, or "
+            "remove points"
         )
     return distinct_points
 

@@ -83,6 +83,7 @@ def test_workers_are_counted_per_node(set_nodes: Any) -> None:
 def test_memory_limits_the_number_of_runs(set_nodes: Any) -> None:
     set_nodes({"CPU": 16, "memory": 5e9})
     assert training_capacity(make_config()).num_runs == 2
+    assert training_capacity(make_config({"num_cpus": 16})).num_runs == 2, "a local cluster of this size does not grow"
 
 
 def test_an_autoscaling_cluster_is_counted_at_its_full_size(set_nodes: Any) -> None:

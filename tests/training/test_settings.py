@@ -9,9 +9,10 @@ import pytest
 
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, ModelError, RunStateError, StorageError, StoreError
+from kp_ray.store.plan import make_plan
 from kp_ray.training.settings import check_member_settings, check_train_config, record_settings, refuse_late_search
 from tests.helpers.data import TINY_NET, tiny_config
-from tests.helpers.stores import write_small_store
+from tests.helpers.stores import write_planned_store, write_small_store
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_members_that_began_without_a_search_are_named_before_a_search_begins(co
 def test_the_error_about_damaged_settings_names_their_file(config: Config) -> None:
     path = Path(config.member_dir("a"), "settings.json")
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(StorageError, match=rf"^{path}: damaged .*: delete this file"):
+    with pytest.raises(StorageError, match=rf"^{path}: damaged .*: restore it, or delete {path.parent} to train"):
         check_member_settings(config)
 
 
@@ -131,6 +132,14 @@ def test_a_recipe_that_is_not_stored_is_refused_before_a_cluster_starts(config: 
             check_train_config(change_sections(config, train=train))
         with pytest.raises(ConfigError, match=r"augment\.recipes lacks a recipe \(got Rotate45\)"):
             check_train_config(tiny_config({}, tmp_path / "empty", train=train))
+
+
+def test_a_recipe_that_is_stored_only_for_validation_is_refused(sample_data: dict[str, Any], tmp_path: Path) -> None:
+    train = {"recipes": ["Original"]}
+    config = tiny_config(sample_data, tmp_path / "run", augment={"recipes": ["Rotate45"]}, train=train)
+    write_planned_store(make_plan(config))
+    with pytest.raises(StoreError, match="holds no recipe 'Original' in the split train: choose from Rotate45"):
+        check_train_config(config)
 
 
 def test_a_setting_that_an_earlier_version_did_not_record_counts_as_its_default(config: Config) -> None:

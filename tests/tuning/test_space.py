@@ -44,7 +44,7 @@ def test_settings_become_a_point_inside_the_space(point: Point) -> None:
 
 def test_the_points_of_the_config_follow_its_own_settings_in_order_without_repetition() -> None:
     config = build_config(
-        {"preset": "dacon", "tune": {"points": [{"base_lr": "2e-3"}, {"gamma": 0.8}, {"flip": False}]}}
+        {"preset": "dacon", "tune": {"num_trials": 4, "points": [{"base_lr": "2e-3"}, {"gamma": 0.8}, {"flip": False}]}}
     )
     points = first_points(config, OWN_SET)
     # The published schedule and gamma 0.8 are the config's own settings, so they add no point.
@@ -77,6 +77,10 @@ def test_a_grid_has_every_combination_once() -> None:
         ({"points": [{"base_lr": "x"}]}, r"tune\.points\.0: base_lr is outside its range .* \(got x\)"),
         ({"points": [{"num_steps": 2.5}]}, r"num_steps is outside its range .* \(got 2\.5\)"),
         ({"points": [{"recipes": "all"}]}, r"recipes is outside its range .* \(got all\)"),
+        (
+            {"num_trials": 2, "points": [{"base_lr": 0.002}, {"base_lr": 0.005}]},
+            r"tune\.num_trials: leaves out 1 of tune\.points, .* \(got 2\): raise it to 3, or remove",
+        ),
         ({"sampler": "grid"}, r"tune\.num_trials: is less than the \d+ points of the grid \(got 16\): raise it"),
         ({"flips": []}, "flips: the list is empty: name at least one"),
         ({"gamma": [0.5, 1.5]}, r"tune\.gamma: is more than 1 \(got 1\.5\)"),

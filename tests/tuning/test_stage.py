@@ -11,7 +11,8 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, RunStateError, StoreError
 from kp_ray.store.manifest import read_manifest, write_manifest
 from kp_ray.store.plan import make_plan
-from kp_ray.training.tuned import check_search_settings, record_search, search_fields
+from kp_ray.training.search_result import SearchResult, write_result
+from kp_ray.training.tuned import apply_search, check_search_settings, record_search, search_fields
 from kp_ray.tuning.apply import SolverParams
 from kp_ray.tuning.ray_tune import describe_trial
 from kp_ray.tuning.search import TuneSummary
@@ -69,6 +70,32 @@ def test_the_error_about_a_search_with_other_settings_names_the_setting(make_con
     for method in (TuneStage().check, TuneStage().is_done):
         with pytest.raises(RunStateError, match=rf"{path.parent}: was made with seed {config.seed + 1}, now "):
             method(config)
+
+
+def test_an_option_or_a_recipe_set_that_a_search_began_with_cannot_be_removed(
+    make_config: Callable[..., Config],
+) -> None:
+    recipes = {"a": ["Original"], "b": ["Original", "CenterCrop_1"]}
+    config = make_config(model={"cfg": {"SOLVER.MOMENTUM": 0.5}}, tune={"recipes": recipes})
+    Path(config.path("tune")).mkdir()
+    record_search(config)
+    check_search_settings(config, "fix it")
+    without_option = config.model_copy(update={"model": config.model.model_copy(update={"cfg": {}})})
+    with pytest.raises(RunStateError, match=r"model\.cfg\.SOLVER\.MOMENTUM 0\.5, now None: fix it"):
+        check_search_settings(without_option, "fix it")
+    without_set = config.model_copy(update={"tune": config.tune.model_copy(update={"recipes": {"a": ("Original",)}})})
+    with pytest.raises(RunStateError, match=r"tune\.recipes\.b \['Original', 'CenterCrop_1'\], now None: fix it"):
+        check_search_settings(without_set, "fix it")
+
+
+def test_a_result_is_used_although_its_damaged_settings_were_deleted(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    result = SearchResult("trial-001", "rmse", 4, 9.0, 20.0, {"base_lr": 0.5})
+    Path(config.path("tune")).mkdir()
+    write_result(config, result)
+    tuned_config, used_result = apply_search(config)
+    assert used_result == result
+    assert tuned_config.train.base_lr == 0.5
 
 
 def test_how_trials_are_scored_may_change_only_after_the_search(make_config: Callable[..., Config]) -> None:
