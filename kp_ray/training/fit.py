@@ -24,7 +24,8 @@ from kp_ray.cluster.tasks import ray_data_settings
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig, WorkerRange, metric_mode
-from kp_ray.errors import ConfigError, KpRayError, StoppedError
+from kp_ray.errors import ConfigError, KpRayError, StoppedError, StorageError
+from kp_ray.storage import join
 from kp_ray.training.result import SCORE, TrainingResult
 from kp_ray.training.rows import usable_rows
 
@@ -76,7 +77,7 @@ def fit_member(
         ConfigError: see `check_train_precision`.
         DivergedError: a loss or the weights are no longer finite.
         ModelError: the starting weights cannot be used.
-        StorageError: a part of the store is missing or damaged.
+        StorageError: a part of the store, or Ray's record of the checkpoints, is missing or damaged.
         StoppedError: workers were lost or failed more than `train.max_failures` times.
     """
     check_train_precision(config, use_gpu)
@@ -86,8 +87,13 @@ def fit_member(
     try:
         with release_controller():
             outcome = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         cause = root_cause(error)
+        if type(cause).__name__ == "CheckpointManagerInitializationError":  # Ray does not export this class
+            raise StorageError(
+                f"member {member.name}: {join(folder, 'checkpoint_manager_snapshot.json')}: damaged, or a checkpoint "
+                f"that it lists is missing: restore it, or delete {folder} to train again"
+            ) from error
         if isinstance(cause, KpRayError):
             raise type(cause)(f"member {member.name}: {cause}") from error
         raise stopped_error(error, member.name) from error

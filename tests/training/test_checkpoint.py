@@ -1,6 +1,7 @@
 """The best checkpoint is kept, and a stopped run resumes from its last checkpoint with the same results."""
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ import pytest
 import torch
 from ray.cluster_utils import Cluster
 
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
+from kp_ray.errors import StorageError
 from kp_ray.training.run import train
 from tests.helpers.clusters import list_leftovers
 from tests.helpers.processes import (
@@ -63,6 +66,24 @@ def test_a_run_without_its_final_weights_resumes_from_the_last_checkpoint(traine
     assert "8 iterations (from the checkpoint at 8), validation RMSE " in member.line()
     assert [line["iteration"] for line in read_log_lines(config)] == list(range(8))  # no iteration ran twice
     assert all(torch.equal(value, earlier_weights[name]) for name, value in read_weights(config).items())
+
+
+@pytest.mark.parametrize("damage", ["record", pytest.param("checkpoint", marks=pytest.mark.slow)])
+def test_a_damaged_record_and_a_missing_checkpoint_are_named_with_what_to_delete(
+    trained_member: TrainedMember, tmp_path: Path, damage: str
+) -> None:
+    run_dir = shutil.copytree(trained_member.config.run_dir, tmp_path / "run")
+    config = build_config({**trained_member.config.to_dict(), "run_dir": str(run_dir)})
+    folder = Path(config.member_dir("a"))
+    (folder / "model_final.pth").unlink()
+    if damage == "record":
+        (folder / "checkpoint_manager_snapshot.json").write_text("")
+    else:
+        shutil.rmtree(next(folder.glob("checkpoint_0*")))
+    with pytest.raises(
+        StorageError, match=rf"{folder}/checkpoint_manager_snapshot\.json: .*, or delete {folder} to train"
+    ):
+        train(config)
 
 
 @pytest.mark.slow
