@@ -7,6 +7,7 @@ resample and to encode.
 import contextlib
 import io
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -214,10 +215,15 @@ def _open(content: bytes) -> Iterator[PIL.Image.Image]:
     if not content:
         raise DataError("the file is empty")
     try:
-        with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as pil_image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # MAX_PIXELS is the limit
+            pil_image = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
+        with pil_image:
             yield pil_image
     except (DataError, MemoryError):
         raise
+    except PIL.Image.DecompressionBombError as error:  # Pillow's own limit, above MAX_PIXELS
+        raise DataError(f"has more than {MAX_PIXELS} pixels: resize the image") from error
     except UnidentifiedImageError as error:  # Pillow's own message quotes only a memory address
         raise DataError(_describe_unidentified_file(content)) from error
     except Exception as error:  # Pillow's decoders raise many classes of errors on damaged bytes

@@ -29,10 +29,14 @@ def absolute_path(path: str) -> str:
     """Make a local path absolute; return a URL unchanged.
 
     Raises:
-        ValueError: the path is empty, or contains a null character or credentials.
+        ValueError: the path is empty or not UTF-8, or contains a null character or credentials.
     """
     if not path or "\0" in path:
-        raise ValueError("a path is expected, or null for none")
+        raise ValueError("a path is expected")
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the path is not UTF-8: rename the file or folder") from error
     if URL_CREDENTIALS.search(path):
         raise ValueError("credentials belong in the environment (AWS_ACCESS_KEY_ID, ...), not in a path")
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))

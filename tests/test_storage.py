@@ -57,6 +57,11 @@ def test_an_empty_path_and_a_null_character_are_refused(path: str) -> None:
         filesystem(path)
 
 
+def test_a_path_that_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(StorageError, match=r"^'caf\\udce9\.yaml': the path is not UTF-8: rename"):
+        exists("caf\udce9.yaml")
+
+
 @pytest.mark.parametrize("bucket", ["bucket", "b" * 200])
 def test_credentials_in_a_path_are_refused_and_not_repeated(bucket: str) -> None:
     with pytest.raises(ValueError, match="credentials belong in the environment") as error:

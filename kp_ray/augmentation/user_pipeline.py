@@ -47,6 +47,8 @@ def validate_pipeline(name: str, pipeline: Mapping[str, Any]) -> str:
         raise ConfigError(
             f"{key}: Albumentations cannot load this pipeline ({reason}): save it with albumentations.to_dict"
         ) from error
+    if isinstance(loaded_pipeline, A.ReplayCompose):
+        raise ConfigError(f"{key}: ReplayCompose is not supported: save the pipeline as albumentations.Compose")
     mirror_classes = (A.HorizontalFlip, A.VerticalFlip, A.Transpose, A.D4)
     mirror = next((step for step in _list_steps([loaded_pipeline]) if isinstance(step, mirror_classes)), None)
     if mirror is not None:

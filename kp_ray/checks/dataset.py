@@ -129,18 +129,22 @@ def remove_sentinels(annotations: Annotations, sentinels: list[Sentinel]) -> Ann
     return replace(annotations, keypoints=keypoints).select(np.flatnonzero(~lost_all_labels))
 
 
-def scale_findings(annotations: Annotations, sizes: Sizes) -> list[Finding]:
+def scale_findings(annotations: Annotations, sizes: Sizes) -> tuple[list[Finding], set[str]]:
     """Find coordinates that are not pixels of the images; at most one finding, of kind "scale".
 
     Args:
         annotations: N images, after `remove_sentinels`.
         sizes: sizes of the images in pixels, after the EXIF orientation is applied; without sizes only fractions and
             tiny bodies are found.
+
+    Returns:
+        The finding, and the images to whose coordinates it applies.
     """
     xy = annotations.keypoints[..., :2]
-    xy = xy[np.any(np.all(np.isfinite(xy), axis=2), axis=1)]
+    is_labelled = np.any(np.all(np.isfinite(xy), axis=2), axis=1)
+    xy, images = xy[is_labelled], np.array(annotations.images, dtype=object)[is_labelled]
     if not len(xy):
-        return []
+        return [], set()
     max_coordinates = np.nanmax(np.abs(xy), axis=(1, 2))
     is_fraction = max_coordinates <= _FRACTION_LIMIT
     if is_fraction.sum() >= min(_MIN_IMAGES, len(xy) / 2):
@@ -148,17 +152,17 @@ def scale_findings(annotations: Annotations, sizes: Sizes) -> list[Finding]:
             f"the coordinates of {is_fraction.sum()} of {len(xy)} images are fractions of the image's size, not "
             f"pixels: the largest is {max_coordinates[is_fraction].max():.4g}"
         )
-        return [_scale_warning(message, "multiply x by the image's width and y by its height")]
+        fix = "multiply x by the image's width and y by its height"
+        return [_scale_warning(message, fix)], set(images[is_fraction])
     finding = _image_size_finding(annotations, sizes)
     if finding:
-        return [finding]
+        return [finding], set(images)
     body_px = np.sqrt(np.prod(np.nanmax(xy, axis=1) - np.nanmin(xy, axis=1), axis=1))
     if np.median(body_px) < _SMALL_BODY_PX and np.isfinite(xy[..., 0]).sum(axis=1).max() > 2:
         message = f"half of the people are smaller than {np.median(body_px):.3g} px"
-        return [
-            _scale_warning(message, "if the labels belong to smaller images, multiply them by the ratio of the sizes")
-        ]
-    return []
+        fix = "if the labels belong to smaller images, multiply them by the ratio of the sizes"
+        return [_scale_warning(message, fix)], set(images)
+    return [], set()
 
 
 def _image_size_finding(annotations: Annotations, sizes: Sizes) -> Finding | None:

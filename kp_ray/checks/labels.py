@@ -40,10 +40,12 @@ def check_labels(annotations: Annotations, sizes: Sizes = None) -> list[Finding]
     sentinels = find_sentinels(annotations)
     sentinel_warnings = list(sentinel_findings(annotations, sentinels))
     annotations = remove_sentinels(annotations, sentinels)
-    scale_warnings = scale_findings(annotations, sizes)
-    findings = [*_image_findings(annotations, sizes), *motion_findings(annotations)]
-    if scale_warnings:
-        findings = [finding for finding in findings if finding.kind not in ("outside", "tiny")]
+    scale_warnings, images_of_other_scale = scale_findings(annotations, sizes)
+    findings = [
+        finding
+        for finding in (*_image_findings(annotations, sizes), *motion_findings(annotations))
+        if finding.kind not in ("outside", "tiny") or finding.image not in images_of_other_scale
+    ]
     position = {image: row for row, image in enumerate(annotations.images)}
     return [*sentinel_warnings, *scale_warnings, *sorted(findings, key=lambda finding: position[finding.image])]
 

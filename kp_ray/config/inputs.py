@@ -37,8 +37,9 @@ class SkeletonConfig(Section):
     flip_pairs: tuple[tuple[str, str], ...] | None = None
     """Pairs of left and right names that a horizontal mirror exchanges; null: the competition's pairs."""
     sigmas: tuple[float, ...] | None = None
-    """OKS standard deviation per keypoint, relative to the square root of the person's area; null: the built-in
-    sigmas of the competition's keypoints, the first 17 of which are COCO's."""
+    """OKS standard deviation per keypoint, relative to the square root of the person's area, in the order of the
+    keypoints: the competition's if all names are among its 24, else the labels'. null: the built-in sigmas of the
+    competition's keypoints, the first 17 of which are COCO's."""
 
 
 class SplitConfig(Section):

@@ -11,11 +11,14 @@ from pydantic_core import ErrorDetails
 
 from kp_ray.config.presets import CONFIG_PRESETS
 from kp_ray.config.schema import Config
+from kp_ray.config.types import Section
 from kp_ray.errors import ConfigError, one_line
 from kp_ray.storage import URL_CREDENTIALS, exists, join, read_bytes
 
 _YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 """Exceptions that PyYAML raises for invalid text; an impossible date, e.g. 2001-99-99, raises ValueError."""
+_SECTIONS = {name for name, field in Config.model_fields.items() if isinstance(field.default, Section)}
+"""Names of the sections."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,8 +61,15 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: a mapping of settings is expected, e.g. `run_dir: runs/first`")
+    file_values = values
     for override in overrides:
         values = _merge(values, _parse_override(override))
+    preset = values.get("preset")
+    if preset != file_values.get("preset") and set(Config.model_fields) <= set(file_values):
+        raise ConfigError(
+            f"--set preset={preset}: {path} is a saved configuration, which states every setting, so a preset would "
+            "change nothing: use the file from which it was made"
+        )
     return build_config(values, name)
 
 
@@ -91,6 +101,8 @@ def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
     Raises:
         ConfigError: a key or value is not allowed; the message names the first such key and its fix.
     """
+    # A section without keys, or whose keys are all comments, is null in YAML.
+    values = {key: value for key, value in values.items() if value is not None or key not in _SECTIONS}
     preset = values.get("preset")
     if isinstance(preset, str) and preset in CONFIG_PRESETS:
         values = _merge(CONFIG_PRESETS[preset], values)

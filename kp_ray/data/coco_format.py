@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kp_ray.data.annotations import Annotations, LabelTable, StatedFacts, parse_name
+from kp_ray.data.csv_rows import MAX_NUMBER
 from kp_ray.data.foreign_formats import EXPECTED_JSON, describe_json
 from kp_ray.errors import DataError, one_line
 from kp_ray.file_types import TEXT, UTF16, UTF16_WITHOUT_BOM, UTF32, describe_content
@@ -254,8 +255,8 @@ def _stated_facts(image: Mapping[str, Any], person: Mapping[str, Any], num_label
 
 
 def _is_finite(value: Any) -> bool:
-    """Return whether a JSON value is a number between -1e9 and 1e9; a larger number counts as infinite."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+    """Return whether a JSON value is a number below `MAX_NUMBER`; a larger number counts as infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def _is_id(value: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from kp_ray.data.annotations import Annotations, LabelTable, parse_name
 from kp_ray.data.csv_header import check_header
-from kp_ray.data.csv_rows import NumberedRow, check_num_cells, iterate_rows, parse_number
+from kp_ray.data.csv_rows import MAX_NUMBER, NumberedRow, check_num_cells, iterate_rows, parse_number
 from kp_ray.data.dlc_format import is_dlc_header, read_dlc
 from kp_ray.data.visibility import label_point, parse_likelihood, parse_visible
 from kp_ray.errors import DataError
@@ -174,7 +174,7 @@ def _parse_numbers(cells: Sequence[str], columns: Sequence[str], where: str) -> 
     """
     try:
         numbers = [*map(float, cells)]
-        if math.isfinite(sum(numbers)) and "_" not in "".join(cells):
+        if max(map(abs, numbers)) < MAX_NUMBER and "_" not in "".join(cells):
             return numbers
     except ValueError:
         pass

@@ -3,12 +3,17 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from kp_ray.errors import DataError
 from kp_ray.file_types import TEXT, UTF16, UTF16_WITHOUT_BOM, UTF32, describe_content
 from kp_ray.storage import read_bytes
 
+MAX_NUMBER = 1e9
+"""Larger numbers are refused: no coordinate has them, and the store's 32-bit numbers could not hold some."""
+MAX_NUMBER = 1e9
+"""Numbers from here on are refused: no coordinate is as large, and the store's 32-bit numbers cannot hold some."""
 NumberedRow = tuple[int, list[str]]
 """Number of the line on which a row ends, counted from 1, and the row's cells without surrounding white space. A quoted
 cell can span several lines."""
@@ -31,14 +36,17 @@ def iterate_rows(path: str, comment: str | None = None) -> Iterator[NumberedRow]
     lines: Iterable[str] = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")
     if comment is not None:  # a comment becomes a blank line, so that the rows below keep their numbers
         lines = ("\n" if line.lstrip().startswith(comment) else line for line in lines)
-    reader = csv.reader(lines)
+    reader = csv.reader(lines, strict=True)
+    row = 1
     try:
         for cells in reader:
+            row = reader.line_num + 1
             stripped_cells = [cell.strip() for cell in cells]
             if any(stripped_cells):
                 yield reader.line_num, stripped_cells
     except csv.Error as error:
-        raise DataError(f"{path}: row {reader.line_num}: not CSV: {error}") from error
+        reason = "a quote is not closed" if reader.line_num > row else str(error)
+        raise DataError(f"{path}: row {row}: not CSV: {reason}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text: save it as CSV UTF-8") from error
 
@@ -105,6 +113,12 @@ def parse_number(text: str, where: str) -> float:
         return math.nan
     value = parse_finite(text)
     if math.isnan(value):
+        if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
+            number = text.replace(",", "")
+            raise DataError(
+                f"{where}: {text[:40]!r} has a comma: write {number[:40]} if it separates thousands, and a point if it "
+                "is a decimal comma"
+            )
         if not math.isnan(parse_finite(text.replace(",", "."))):
             raise DataError(f"{where}: {text[:40]!r} has a decimal comma: write {text.replace(',', '.')[:40]}")
         raise DataError(
@@ -114,9 +128,12 @@ def parse_number(text: str, where: str) -> float:
 
 
 def parse_finite(text: str) -> float:
-    """Return the finite number that a text holds, else NaN. `1_000`, which Python accepts, counts as no number."""
+    """Return the number that a text holds, else NaN.
+
+    These count as no number: infinity, numbers beyond `MAX_NUMBER`, and `1_000`, which Python accepts.
+    """
     try:
         value = math.nan if "_" in text else float(text)
     except ValueError:
         return math.nan
-    return value if math.isfinite(value) else math.nan
+    return value if abs(value) < MAX_NUMBER else math.nan

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from kp_ray.data.annotations import remove_suffix
+from kp_ray.images import is_image_file
 
 
 def _use_slashes(name: str) -> str:
@@ -57,7 +58,7 @@ def match_names(images: Sequence[str], files: Collection[str]) -> dict[str, Name
 
     Args:
         images: names in the labels.
-        files: names inside the image folder.
+        files: names inside the image folder; files with the suffix of another format than an image's are ignored.
 
     Returns:
         Name in the labels -> match, for names that are not among `files`.
@@ -65,7 +66,7 @@ def match_names(images: Sequence[str], files: Collection[str]) -> dict[str, Name
     normalizers = {**_SPELLINGS, _SUFFIX: remove_suffix, _FOLDER: _use_slashes, _SEVERAL: _normalize_all}
     file_names = set(files)
     missing_names = [name for name in dict.fromkeys(images) if name not in file_names]
-    candidates = sorted(file_names - set(images)) if missing_names else []
+    candidates = sorted(filter(_can_be_image, file_names - set(images))) if missing_names else []
     matches: dict[str, NameMatch] = {}
     for difference, normalize in normalizers.items():
         names = [name for name in missing_names if name not in matches]
@@ -74,6 +75,10 @@ def match_names(images: Sequence[str], files: Collection[str]) -> dict[str, Name
         matched_files = set(file_by_name.values())
         candidates = [file for file in candidates if file not in matched_files]
     return matches
+
+
+def _can_be_image(file: str) -> bool:
+    return is_image_file(file) or "." not in file.rpartition("/")[2]
 
 
 def match_spellings(images: Sequence[str], files: Collection[str]) -> dict[str, NameMatch]:

@@ -62,12 +62,13 @@ def _describe_several_people(table: LabelTable, multi_person_images: dict[str, l
     """
     image, rows = next(iter(multi_person_images.items()))
     row, next_row = rows[:2]
-    kind = table.place_kind
-    places = f"{kind}s {table.places[row]} and {table.places[next_row]}"
-    if np.array_equal(table.keypoints[row], table.keypoints[next_row], equal_nan=True):
+    kind, place, next_place = table.place_kind, table.places[row], table.places[next_row]
+    has_two_places = place != next_place  # a row of DeepLabCut can label several individuals
+    places = f"{kind}s {place} and {next_place}" if has_two_places else f"{kind} {place}"
+    if has_two_places and np.array_equal(table.keypoints[row], table.keypoints[next_row], equal_nan=True):
         return f"{places} label {image} with the same points: delete one of these two {kind}s"
     count = f"{len(rows)} people are labelled ({places}; images with several people: {len(multi_person_images)})"
-    advice = "; if one row corrects the other, keep the correction" if kind == "row" else ""
+    advice = "; if one row corrects the other, keep the correction" if kind == "row" and has_two_places else ""
     return f"{image}: {count}: set data.people: largest to train on the largest of them{advice}"
 
 

@@ -49,6 +49,7 @@ def saved_transform(class_name: str, **arguments: Any) -> dict[str, Any]:
         (saved_transform("Rotate", limt=3), "the argument 'limt' is unknown"),
         (A.to_dict(A.Compose([A.OneOf([A.HorizontalFlip(), A.Blur()])])), "HorizontalFlip mirrors"),
         (A.to_dict(A.Compose([A.TimeReverse()])), "TimeReverse mirrors"),
+        (A.to_dict(A.ReplayCompose([A.Blur()])), "ReplayCompose is not supported"),
         (saved_transform("albumentations.VerticalFlip"), "VerticalFlip mirrors"),
     ],
 )

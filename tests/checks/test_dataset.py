@@ -134,6 +134,17 @@ class TestScale:
         (finding,) = select_kind(check_labels(change_points(make_people(), divide_first_seven), IMAGE_SIZE), "scale")
         assert "the coordinates of 7 of 40 images are fractions" in finding.message
 
+    def test_fractions_in_some_of_the_images_hide_no_finding_about_the_others(self):
+        def divide_first_seven_and_move_the_last(xy):
+            xy = xy.copy()
+            xy[:7] /= IMAGE_SIZE
+            xy[-1] += 5 * IMAGE_SIZE[0]
+            return xy
+
+        labels = change_points(make_people(), divide_first_seven_and_move_the_last)
+        findings = check_labels(labels, IMAGE_SIZE)
+        assert {finding.image for finding in findings if finding.kind in ("outside", "tiny")} == {labels.images[-1]}
+
     def test_fractions_and_a_corner_sentinel_are_both_found(self):
         labels = change_points(make_people(), lambda xy: xy / IMAGE_SIZE)
         findings = check_labels(put_at(labels, (0, 0), [(row, 2) for row in range(9)]), IMAGE_SIZE)

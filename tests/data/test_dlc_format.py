@@ -74,9 +74,11 @@ def test_data_people_decides_about_several_individuals(write):
     )
     labels = load_annotations(write(text), flip_pairs=[], sigmas=[0.1])
     assert labels.keypoints[:, 0, 2].tolist() == [2, 2, 0]
-    path = write(text + "v/4.png,1,2,7,8\n")
-    with pytest.raises(DataError, match=r"v/4\.png: 2 people are labelled .*data\.people: largest"):
-        load_annotations(path, flip_pairs=[], sigmas=[0.1])
+    message = r"v/4\.png: 2 people are labelled \(row 8; .*data\.people: largest to train on the largest of them$"
+    for points in ("1,2,7,8", "1,2,1,2"):
+        path = write(text + f"v/4.png,{points}\n")
+        with pytest.raises(DataError, match=message):
+            load_annotations(path, flip_pairs=[], sigmas=[0.1])
     assert len(load_annotations(path, people="largest", flip_pairs=[], sigmas=[0.1])) == 4
 
 

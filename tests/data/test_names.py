@@ -43,6 +43,12 @@ def test_names_that_have_a_file_and_names_unlike_any_file_have_no_match() -> Non
     assert match_names([], ["a.jpg"]) == match_names(["a.jpg"], []) == {}
 
 
+def test_a_file_of_another_program_beside_an_image_is_no_match() -> None:
+    assert match_names(["a.jpg"], ["a.json", "a.txt"]) == {}
+    assert match_names(["a.jpg"], ["a.json", "a.png"])["a.jpg"].file == "a.png"
+    assert match_names(["a.jpg"], ["a"])["a.jpg"].file == "a"
+
+
 def test_a_file_that_has_labels_of_its_own_is_no_match() -> None:
     assert match_names(["a.jpg", "a.png"], ["a.jpg"]) == {}
 
