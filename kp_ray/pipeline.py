@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from kp_ray.cluster.session import session
 from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError
-from kp_ray.stage import ForecastStage, Progress, Stage, Summary
+from kp_ray.stage import ForecastStage, Progress, Stage, Summary, check_inputs
 
 if TYPE_CHECKING:
     from kp_ray.prediction.stage import EvaluateSummary, PredictSummary
@@ -188,7 +188,7 @@ def run_pipeline(
 def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
     """Check the stages that apply.
 
-    `train` and `tune` are not checked against a store that `augment` is about to replace.
+    Stages that read the store are not checked against a store that `augment` is about to replace.
 
     Returns:
         Whether the store holds every variant that the config plans.
@@ -200,8 +200,10 @@ def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
     augment.check(config)
     has_current_store = augment.is_done(config)
     has_stale_store = not has_current_store and has_store(config.path("store"))
+    if has_stale_store:  # a missing file is refused now all the same
+        check_inputs(config, optional=["test_images", "sample_submission", "truth"])
     for verb, stage in stages.items():
-        if not (has_stale_store and verb in ("train", "tune")) and stage.applies(config):
+        if not (has_stale_store and verb in ("train", "tune", "crossval", "predict")) and stage.applies(config):
             stage.check(config)
     if has_current_store and stages["tune"].applies(config) and not stages["tune"].is_done(config):
         refuse_late_search(config)

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; an error that the user can fix is one line on stderr and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        sys.exit(app(args=list(arguments) or ["--help"], standalone_mode=False))
+        sys.exit(app(args=list(arguments) or ["--help"], standalone_mode=False) or 0)
     except typer.TyperException as error:  # a wrong verb, option or argument
         _exit_with(f"{error.format_message()} (see kp-ray --help or kp-ray VERB --help)")
     except ModuleNotFoundError as error:

@@ -12,7 +12,10 @@ from kp_ray.crossval.score import score_folds
 from kp_ray.data.sides import check_flips
 from kp_ray.errors import ConfigError
 from kp_ray.metrics import Evaluation
+from kp_ray.prediction.inputs import resolve_weights
+from kp_ray.prediction.members import list_members
 from kp_ray.prediction.records import CrossValidation
+from kp_ray.prediction.settings import detections_per_image
 from kp_ray.stage import Progress
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.skeleton import run_skeleton
@@ -85,7 +88,8 @@ class CrossvalStage:
 
         Raises:
             ConfigError: `split.folds` is not set, `predict.members` lists no member of this run, or `predict.tta` has
-                `flip` and the skeleton's flip pairs are incomplete.
+                `flip` and the skeleton's flip pairs are incomplete, or `predict.weights` or TEST.DETECTIONS_PER_IMAGE
+                is wrong.
         """
         if config.split.folds is None:
             raise ConfigError(
@@ -97,7 +101,10 @@ class CrossvalStage:
                 "predict.members: lists no member of this run, and the folds of other runs' members are unknown: list "
                 "a member of this run, or set split.folds=null"
             )
-        check_flips(config, run_skeleton(config), "predict")
+        skeleton = run_skeleton(config)
+        check_flips(config, skeleton, "predict")
+        resolve_weights(config, list(list_members(config)), skeleton)
+        detections_per_image(config)
 
     def is_done(self, config: Config) -> bool:
         """Return whether every labelled image that a member holds out is predicted.

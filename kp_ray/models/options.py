@@ -8,7 +8,6 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
-import numpy as np
 from detectron2.config import CfgNode
 
 from kp_ray.config.schema import Config
@@ -187,11 +186,17 @@ def check_option(name: str, value: Any, cfg: CfgNode) -> None:
     group = find_entry(name, REFUSED_OPTIONS)
     if group:
         refuse("kp_ray would ignore this option", REFUSED_OPTIONS[group])
+    if value is None and _option(cfg, name) is not None:
+        refuse("this option needs a value", "set one, or remove the option")
     if name in ALLOWED_VALUES:
         if value not in ALLOWED_VALUES[name]:
             refuse("this value does not work", f"set {' or '.join(ALLOWED_VALUES[name])}")
     elif not find_entry(name, HONORED_OPTIONS):
         refuse("kp_ray does not know this option of Detectron2", "remove it")
+
+
+def _option(cfg: CfgNode, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), cfg)
 
 
 def check_combinations(config: Config, cfg: CfgNode) -> None:
@@ -224,8 +229,11 @@ def check_combinations(config: Config, cfg: CfgNode) -> None:
     if cfg.CUDNN_BENCHMARK and train.deterministic:
         raise ConfigError("model.cfg.CUDNN_BENCHMARK: train.deterministic excludes it: set one of them to false")
     for name in POSITIVE_OPTIONS:
-        value = functools.reduce(getattr, name.split("."), cfg)
-        if min(np.atleast_1d(value), default=0) < 1:
+        value = _option(cfg, name)
+        numbers = [value] if isinstance(value, int | float) else list(value)
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ConfigError(f"model.cfg.{name}: numbers are expected (got {value}): correct them")
+        if min(numbers, default=0) < 1:
             raise ConfigError(f"model.cfg.{name}: must be at least 1 (got {value}): raise it")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):

@@ -1,7 +1,8 @@
 """Fuse the members' predictions into a submission."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -49,9 +50,18 @@ def read_run_predictions(config: Config, skeleton: Skeleton) -> Predictions:
             f"{', '.join(members)}): run predict again"
         )
     if predictions.settings:
-        recorded = {"predict": predictions.settings}
-        refuse_difference(recorded, {"predict": prediction_fields(config)}, path, "run predict again")
+        recorded, current = _by_key(predictions.settings), _by_key(prediction_fields(config))
+        refuse_difference(recorded, current, path, "run predict again")
     return predictions
+
+
+def _by_key(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields by the names that a message should give: the config keys that decide them."""
+    keys = {
+        "detections_per_image": "model.cfg.TEST.DETECTIONS_PER_IMAGE",
+        "lowest_threshold": "the lower one of predict.score_threshold and predict.fallback_threshold",
+    }
+    return {keys.get(name, f"predict.{name}"): value for name, value in fields.items()}
 
 
 def fuse_predictions(

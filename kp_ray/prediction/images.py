@@ -27,6 +27,11 @@ MISSING = "missing"
 """Value of `ImageRef.version` if the image file does not exist."""
 
 
+def is_store_split(config: Config) -> bool:
+    """Return whether `predict.images` is a split of the store, so that the store's labels are the ground truth."""
+    return config.predict.images is not None and config.predict.images.startswith(STORE_PREFIX)
+
+
 @dataclass(frozen=True)
 class ImageRef:
     """Name and location of an image to predict.
@@ -192,9 +197,12 @@ def stored_image_ref(image: str, part: str, row: int) -> ImageRef:
 def _list_store_refs(config: Config, split: str) -> list[ImageRef]:
     """List the unaugmented images of a split of the store."""
     store = config.path("store")
-    manifest, parts = select_parts(store, split=split, recipes=None if split == "val" else ["Original"])
+    manifest, parts = select_parts(store, split=split)
     if manifest.folds is not None:
         refuse_split_of_store_with_folds(f"{STORE_PREFIX}{split}")
+    if split != "val":
+        has_images = any(recipe.name == "Original" for recipe in manifest.recipes)
+        parts = select_parts(store, split=split, recipes=["Original"])[1] if has_images else []
     refs: dict[str, ImageRef] = {}
     for part in parts:
         for row, source in enumerate(read_part(part, ["source"])["source"].to_pylist()):

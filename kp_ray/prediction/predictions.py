@@ -121,12 +121,14 @@ def read_predictions(path: str) -> Predictions:
     if not exists(path):
         raise StorageError(f"{path}: there is no such file: run predict first")
     table = read_parquet(path, PREDICT_AGAIN).combine_chunks()
+    if METADATA_KEY not in (table.schema.metadata or {}):
+        raise StorageError(f"{path}: is not a predictions.parquet of kp_ray: name another file, or run predict")
     try:
-        metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
+        metadata = json.loads(table.schema.metadata[METADATA_KEY])
         names, choices = tuple(metadata["keypoints"]), PersonChoices(**metadata["people"])
         settings = dict(metadata.get("settings", {}))  # versions before 0.2.0 did not record them
     except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{path}: was written by another program: {PREDICT_AGAIN}") from error
+        raise StorageError(f"{path}: damaged: {PREDICT_AGAIN}") from error
     if not table.schema.equals(prediction_schema(len(names))):
         raise StorageError(f"{path}: does not have the columns of predictions: {PREDICT_AGAIN}")
     images, members = (tuple(dict.fromkeys(table[name].to_pylist())) for name in ("image", "member"))

@@ -13,8 +13,17 @@ Detectron2's default, 100, would decode the heat maps of 100 people per image an
 
 
 def detections_per_image(config: Config) -> int:
-    """Return the maximum number of detections for which a model computes keypoints, per image and view."""
-    return int(config.model.cfg.get("TEST.DETECTIONS_PER_IMAGE", DETECTIONS_PER_IMAGE))
+    """Return the maximum number of detections for which a model computes keypoints, per image and view.
+
+    Raises:
+        ConfigError: TEST.DETECTIONS_PER_IMAGE is not a whole number of 1 or more.
+    """
+    value = config.model.cfg.get("TEST.DETECTIONS_PER_IMAGE", DETECTIONS_PER_IMAGE)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(
+            f"model.cfg.TEST.DETECTIONS_PER_IMAGE: must be a whole number of 1 or more (got {value!r:.80}): correct it"
+        )
+    return value
 
 
 def lowest_threshold(config: Config) -> float:

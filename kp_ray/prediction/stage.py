@@ -13,7 +13,7 @@ from kp_ray.json_files import read_json, require_keys
 from kp_ray.member_files import is_trained
 from kp_ray.metrics import Evaluation
 from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
-from kp_ray.prediction.images import STORE_PREFIX, list_image_refs, refuse_split_of_store_with_folds
+from kp_ray.prediction.images import STORE_PREFIX, is_store_split, list_image_refs, refuse_split_of_store_with_folds
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.members import check_members_of_other_runs, list_members
 from kp_ray.prediction.records import (
@@ -24,7 +24,7 @@ from kp_ray.prediction.records import (
     SubmissionEvaluation,
     read_cross_validation,
 )
-from kp_ray.prediction.settings import describe_actors
+from kp_ray.prediction.settings import describe_actors, detections_per_image
 from kp_ray.stage import Progress, check_inputs
 from kp_ray.storage import exists
 from kp_ray.store.layout import has_store
@@ -132,7 +132,8 @@ class PredictStage:
 
         Raises:
             ConfigError: an input is not set or does not exist, `predict.members` or `predict.weights` names an unknown
-                member, or `predict.tta` has `flip` and the skeleton's flip pairs are incomplete.
+                member, `predict.tta` has `flip` and the skeleton's flip pairs are incomplete, or
+                TEST.DETECTIONS_PER_IMAGE is no whole number of 1 or more.
             DataError: the sample submission or the list of images is invalid, or a member of another run predicts other
                 keypoints.
             ModelError: a member of another run is not trained.
@@ -140,13 +141,14 @@ class PredictStage:
         check_inputs(config, optional=["test_images", "sample_submission"])
         members, sample, section = list_members(config), read_run_sample(config), config.predict
         _check_untrained_members(config)
+        detections_per_image(config)
         if "flip" in section.tta or section.members or not isinstance(section.weights, str):
             has_skeleton = sample is not None or has_store(config.path("store"))
             skeleton = resolve_skeleton(config, sample) if has_skeleton else run_skeleton(config)
             resolve_weights(config, list(members), skeleton)
             check_members_of_other_runs(config, skeleton)
             check_flips(config, skeleton, "predict")
-        if _is_store_split(config):
+        if is_store_split(config):
             _check_store_split(config)
         else:
             list_image_refs(config, sample)
@@ -244,7 +246,7 @@ class EvaluateStage:
 
     def applies(self, config: Config) -> bool:
         """Return whether the predicted images have a ground truth: `data.truth`, or a split of the store."""
-        return config.data.truth is not None or _is_store_split(config)
+        return config.data.truth is not None or is_store_split(config)
 
     def check(self, config: Config) -> None:
         """Refuse a run without a ground truth.
@@ -252,7 +254,7 @@ class EvaluateStage:
         Raises:
             ConfigError: no split of the store is predicted, and `data.truth` is not set or does not exist.
         """
-        check_inputs(config, required=[] if _is_store_split(config) else ["truth"])
+        check_inputs(config, required=[] if is_store_split(config) else ["truth"])
 
     def is_done(self, config: Config) -> bool:
         """Return whether `evaluation.json` exists.
@@ -303,8 +305,3 @@ def _check_store_split(config: Config) -> None:
         raise ConfigError(
             f"predict.images: split.fraction=0 leaves {STORE_PREFIX}val empty: raise it, or name other images"
         )
-
-
-def _is_store_split(config: Config) -> bool:
-    """Return whether `predict.images` names a split of the store."""
-    return (config.predict.images or "").startswith(STORE_PREFIX)

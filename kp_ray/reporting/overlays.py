@@ -9,6 +9,7 @@ from kp_ray.data.annotations import check_image_name
 from kp_ray.errors import DataError, StorageError
 from kp_ray.images import Image, decode_preview
 from kp_ray.keypoints import FloatArray, Skeleton, labelled_box
+from kp_ray.prediction.images import is_store_split
 from kp_ray.reporting.formatting import jpeg_uri
 from kp_ray.storage import exists, join, read_bytes
 from kp_ray.visualization.colors import Color
@@ -25,6 +26,8 @@ Overlay = tuple[FloatArray, Skeleton, Color | None]
 
 def prediction_image_folders(config: Config) -> tuple[str | None, ...]:
     """Return the folders that may hold a predicted image, in the order in which they are searched."""
+    if is_store_split(config):
+        return (config.data.images,)
     return config.predict.images, config.data.test_images, config.data.images
 
 

@@ -8,8 +8,9 @@ import pyarrow as pa
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import Annotations, parse_name, reorder_keypoints
 from kp_ray.data.load import load_annotations
-from kp_ray.data.submission import read_sample_submission, read_submission
+from kp_ray.data.submission import check_same_keypoints, read_sample_submission, read_submission
 from kp_ray.keypoints import Skeleton
+from kp_ray.prediction.images import is_store_split
 from kp_ray.prediction.predictions import Predictions, read_predictions
 from kp_ray.prediction.records import (
     CrossValidation,
@@ -101,7 +102,9 @@ def read_run_files(config: Config) -> RunFiles:
 
 
 def read_truth(config: Config, skeleton: Skeleton | None) -> Annotations | None:
-    """Read the ground truth `data.truth`; None if it is not set or the file does not exist.
+    """Read the ground truth `data.truth`; None if it is not set, the file does not exist, or it is not of the images.
+
+    It is not of the images if `predict.images` is a split of the store, whose labels are the truth there.
 
     Args:
         config: names the file.
@@ -111,7 +114,7 @@ def read_truth(config: Config, skeleton: Skeleton | None) -> Annotations | None:
         DataError: the file does not hold valid labels, or its keypoints are not those of the skeleton.
     """
     path = config.data.truth
-    if path is None or not exists(path):
+    if path is None or is_store_split(config) or not exists(path):
         return None
     labels = load_annotations(
         path,
@@ -160,6 +163,7 @@ def read_submission_labels(path: str, skeleton: Skeleton) -> Annotations:
     """
     # The submission serves as its own sample submission, which names the images and keypoints in their order.
     sample = read_sample_submission(path)
+    check_same_keypoints(sample, skeleton, path)
     xy = read_submission(path, sample, skeleton, size=None, allow_zeros=True)
     scenes, cameras, frames = zip(*map(parse_name, sample.images), strict=True)
     return Annotations(skeleton, sample.images, np.dstack([xy, np.full(xy.shape[:2], 2.0)]), scenes, cameras, frames)

@@ -198,6 +198,8 @@ def _draw_predictions(path: str, selection: _Selection) -> Iterator[NamedImage]:
     legend = [(name, series_color(index)) for index, (name, _) in enumerate(series)]
     legend += [("truth", TRUTH)] if truth else []
     rows = [row for row, name in enumerate(predictions.images) if selection.image in (None, name)]
+    if not rows:
+        raise DataError(f"{path}: has no image {selection.image}: correct --image, or leave it out")
     if selection.image is None:  # images that could not be used have no prediction to show
         rows = [row for row in rows if not predictions.reasons[row]]
         if not rows:

@@ -144,6 +144,15 @@ def test_a_fold_without_images_and_a_member_with_weight_0_do_not_stop_the_other_
             make_tasks(fold_config)
 
 
+def test_wrong_weights_are_refused_before_the_folds_are_predicted(fold_config: Config) -> None:
+    values = fold_config.to_dict()
+    CrossvalStage().check(fold_config)
+    for weights, message in (({"x": 2}, "x is not a member"), ({"a": {"tail": 1}}, "a: tail is not a keypoint")):
+        config = build_config({**values, "predict": {**values["predict"], "weights": weights}})
+        with pytest.raises(ConfigError, match=rf"^predict\.weights: {message}"):
+            CrossvalStage().check(config)
+
+
 def test_predict_members_must_list_a_member_of_this_run(fold_config: Config) -> None:
     values = fold_config.to_dict()
     config = build_config({**values, "predict": {**values["predict"], "members": ["elsewhere/members/x"]}})

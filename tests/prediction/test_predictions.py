@@ -42,10 +42,10 @@ def test_predictions_are_read_by_member_and_image(path: Path) -> None:
 def test_a_file_that_another_program_wrote_is_refused(path: Path) -> None:
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({}), path)
-    with pytest.raises(StorageError, match=f"{path}: was written by another program"):
+    with pytest.raises(StorageError, match=f"{path}: is not a predictions.parquet of kp_ray"):
         read_predictions(str(path))
     pq.write_table(table.replace_schema_metadata({"kp_ray": "[]"}), path)
-    with pytest.raises(StorageError, match="was written by another program"):
+    with pytest.raises(StorageError, match="damaged: delete it"):
         read_predictions(str(path))
     pq.write_table(table.drop_columns(["reason"]), path)
     with pytest.raises(StorageError, match="does not have the columns of predictions"):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError, ModelError, StorageError
 from kp_ray.metrics import Evaluation
@@ -88,6 +89,10 @@ def test_predict_checks_inputs_but_not_the_results_of_earlier_stages(sample_conf
         stage.check(configure_run(sample_config, tmp_path, weights={"a": {"tail": 1}}))
     with pytest.raises(ConfigError, match=r"predict\.weights: x is not a member"):
         stage.check(configure_run(sample_config, tmp_path, weights={"x": 1}))
+    for number in (None, "abc", 0, -3, 2.7, True):
+        cfg = {"cfg": {"TEST.DETECTIONS_PER_IMAGE": number}}
+        with pytest.raises(ConfigError, match=r"^model\.cfg\.TEST\.DETECTIONS_PER_IMAGE: must be a whole number"):
+            stage.check(build_config({**sample_config.to_dict(), "model": cfg}))
     (tmp_path / "list.txt").write_text("")
     with pytest.raises(DataError, match=r"predict\.images: .*list\.txt: holds no image"):
         stage.check(configure_run(sample_config, tmp_path, images=str(tmp_path / "list.txt")))

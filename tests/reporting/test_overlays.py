@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.keypoints import DACON24
 from kp_ray.reporting.overlays import overlay_uri, prediction_image_folders, read_image
+from kp_ray.reporting.run_files import read_truth
+from tests.helpers.data import tiny_config
 from tests.helpers.run_folders import OUTSIDE_NAME
 from tests.helpers.stores import HEIGHT, STORE_IMAGES, WIDTH, make_points
 
@@ -18,6 +21,15 @@ def test_images_are_read_only_from_the_folders_of_the_config(whole_run: Config) 
     assert Path(whole_run.require_input("test_images"), OUTSIDE_NAME).exists()
     assert read_image(prediction_image_folders(whole_run), OUTSIDE_NAME) is None
     assert read_image(prediction_image_folders(whole_run), "nowhere.jpg") is None
+
+
+def test_images_of_a_predicted_split_of_the_store_are_those_of_the_labels(tmp_path: Path) -> None:
+    """A test image of the same name is another image, and `data.truth` does not hold the store's labels."""
+    config = tiny_config({"images": "labels", "test_images": "test", "truth": "truth.csv"}, tmp_path)
+    store_config = build_config({**config.to_dict(), "predict": {"images": "store:val"}})
+    assert prediction_image_folders(config)[1:] == (config.data.test_images, config.data.images)
+    assert prediction_image_folders(store_config) == (config.data.images,)
+    assert read_truth(store_config, None) is None
 
 
 def test_an_image_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:

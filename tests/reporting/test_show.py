@@ -124,6 +124,16 @@ def test_the_runs_submission_and_other_submissions_are_drawn_beside_the_members(
     assert_colors(canvas, other_xy, series_color(3))  # color 2 is that of nobody.csv, in which nobody was found
 
 
+def test_a_submission_with_other_keypoints_is_named(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    keypoints = np.column_stack([make_point_grid(15), np.ones(24)])[None, None]
+    write_prediction_arrays(config.path("predictions.parquet"), ["a"], [STORE_IMAGES[0]], keypoints, DACON24.names)
+    config.save()
+    (tmp_path / "other.csv").write_text(f"image,nose_x,nose_y\n{STORE_IMAGES[0]},1,2\n")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/other\.csv: this submission and the labels differ"):
+        show(config.path("predictions.parquet"), submissions=[str(tmp_path / "other.csv")])
+
+
 def test_the_default_folder_is_show_beside_the_store(whole_run: Config) -> None:
     folder = str(Path(whole_run.run_dir, "show"))
     summary = show(str(Path(whole_run.run_dir, "store")), num=1)
@@ -142,6 +152,7 @@ def test_the_default_folder_is_show_beside_the_store(whole_run: Config) -> None:
         ("store", {"submissions": ["a.csv"]}, ConfigError, "a store has no submissions"),
         ("predictions.parquet", {"submissions": ["gone.csv"]}, KpRayError, "gone.csv: there is no such file"),
         ("predictions.parquet", {"recipe": "Original"}, ConfigError, "predictions have no recipe"),
+        ("predictions.parquet", {"image": "x.jpg"}, DataError, "has no image x.jpg: correct --image"),
         ("predictions.parquet", {"image": OUTSIDE_NAME}, DataError, f"image {OUTSIDE_NAME} is not in data.test_images"),
     ],
 )
