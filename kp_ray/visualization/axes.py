@@ -45,8 +45,12 @@ def label_rows(axes: Axes, labels: Sequence[str], shift: float = 0.0) -> None:
 
 
 def escape_text(text: str) -> str:
-    """Escape text for matplotlib, where `$` starts a formula and a leading underscore hides a label in legends."""
-    escaped = text.replace("$", r"\$")
+    """Escape text for matplotlib, where `$` starts a formula and a leading underscore hides a label in legends.
+
+    Characters that cannot be printed are replaced, because an SVG may not hold them.
+    """
+    printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    escaped = printable.replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 

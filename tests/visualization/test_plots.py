@@ -23,6 +23,7 @@ def svg_text(svg: bytes) -> str:
 
 def test_plots_contain_titles_labels_values_and_names_with_special_characters() -> None:
     special_name = "_<b>&$\\frac{1}$ 관절"
+    assert "a\N{REPLACEMENT CHARACTER}b" in svg_text(plot_bars(["a\vb"], [1.0], "px", "Bars"))
     curves = plot_curves({special_name: ([1, 2], [3, float("nan")]), "b": ([1], [-1])}, "step", "loss", "Title", True)
     bars = plot_bars([special_name, "b", "c"], [1.5, None, float("nan")], "px", "Bars")
     points = plot_scatter([1e-4, 1e-3], [5, 4], "lr", "rmse", "Points", log_x=True, best_index=1)
