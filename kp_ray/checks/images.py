@@ -89,7 +89,7 @@ def _names_finding(
 
 def _inspect_file(image: str, path: str) -> tuple[Finding | None, Size | None]:
     """Read and decode one image file; return a finding about it, if any, and its size if it can be read."""
-    fix = "replace the file by an undamaged file; otherwise the image is left out"
+    fix = "replace the file, or save it again with another program if it looks whole; otherwise it is left out"
     try:
         content = read_bytes(path)
     except StorageError as failure:
