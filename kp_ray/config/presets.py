@@ -61,16 +61,17 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "missing": "fill",
         },
     },
-    # Settings for the lowest error on GPUs with the published network. Lines marked "not run" need a GPU to measure;
-    # figures of the other lines are in benchmarks/results/accuracy.md.
+    # Settings for the lowest error on GPUs with the published network, whose training needs a GPU and was not run. With
+    # the small members of the preset demo, benchmarks/results/training_parts.md and accuracy.md measure some of them.
     "best": {
         "augment": {"box_margin_px": 20},  # as in the preset demo: without it the loss may ignore outer keypoints
         "model": {
-            "preset": "x101",  # the best keypoint model of Detectron2's zoo (66.0 AP on COCO; r50 has 65.5); not run
+            "preset": "x101",  # the best keypoint model of Detectron2's zoo (66.0 AP on COCO; r50 has 65.5)
             "weights": "zoo",
             "cfg": {
                 # Heat maps of 112x112 instead of 56x56 bins: a person of 600 to 900 px has 5 to 8 px per bin, not 11
-                # to 16. Mask R-CNN (He et al. 2017) finds that keypoints need a high resolution. Not run.
+                # to 16. Mask R-CNN (He et al. 2017) finds that keypoints need a high resolution. For the demo's members
+                # the median error fell with each of three seeds, the RMSE with two.
                 "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": 28,
                 "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256,  # as in the published solution
             },
@@ -80,17 +81,19 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "members": [{"name": name, "seed": seed} for seed, name in enumerate(("a", "b", "c"), 1)],
             "use_gpu": True,
             # 40,000 batches of 2 show each of the 18 variants of 4195 frames once; the 10,000 batches of the published
-            # solution show a quarter of the variants. Not run.
+            # solution show a quarter of the variants. With the demo's members twice as many iterations helped most.
             "max_iter": 40000,
-            "schedule": "cosine",  # needs no steps for the new length (Loshchilov and Hutter 2017); not run
-            "ema_decay": 0.999,  # averages the last thousand iterations (Tarvainen and Valpola 2017); not run
-            "flip": True,  # Detectron2's default, and what `flip` in predict.tta needs
+            # Needs no steps for the new length (Loshchilov and Hutter 2017); better than steps for the demo's members.
+            "schedule": "cosine",
+            # Averages the last thousand iterations (Tarvainen and Valpola 2017). It changes the demo's members little.
+            "ema_decay": 0.999,
+            # Detectron2's default, and what `flip` in predict.tta needs; worse in trainings as short as the demo's.
+            "flip": True,
         },
         # No search, because a trial of X-101 takes hours; a search must find members for `flip` in predict.tta.
         "tune": {"num_trials": 0, "flips": [True]},
         "predict": {
-            # Mirrored images as in HRNet's test (Sun et al. 2019): not run. The scale 1.25 lowered the RMSE of the
-            # preset demo.
+            # Mirrored images as in HRNet's test (Sun et al. 2019); the scale 1.25 lowered the RMSE of the preset demo.
             "tta": ["flip", 1.25],
         },
     },
