@@ -197,12 +197,9 @@ def stored_image_ref(image: str, part: str, row: int) -> ImageRef:
 def _list_store_refs(config: Config, split: str) -> list[ImageRef]:
     """List the unaugmented images of a split of the store."""
     store = config.path("store")
-    manifest, parts = select_parts(store, split=split)
+    manifest, parts = select_parts(store, split=split, recipes=None if split == "val" else ["Original"])
     if manifest.folds is not None:
         refuse_split_of_store_with_folds(f"{STORE_PREFIX}{split}")
-    if split != "val":
-        has_images = any(recipe.name == "Original" for recipe in manifest.recipes)
-        parts = select_parts(store, split=split, recipes=["Original"])[1] if has_images else []
     refs: dict[str, ImageRef] = {}
     for part in parts:
         for row, source in enumerate(read_part(part, ["source"])["source"].to_pylist()):

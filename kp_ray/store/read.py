@@ -80,13 +80,10 @@ def select_parts(
         fix = f"name one from 0 to {num_folds - 1}" if num_folds else "name no fold, or set split.folds and run augment"
         raise StoreError(f"{store}: has no fold {fold} (it has {num_folds} folds): {fix}")
     # Not `manifest.recipes`: validation sources are stored as `Original`, which the training recipes may lack.
-    is_split_known = split is not None and fold is None  # with a fold, parts hold rows of both splits
-    stored_recipes = {part.recipe for part in manifest.parts if not is_split_known or part.split == split}
+    stored_recipes = {part.recipe for part in manifest.parts}
     for name in recipes or ():
         if name not in stored_recipes:
-            place = f" in the split {split}" if is_split_known else ""
-            choice = ", ".join(sorted(stored_recipes))
-            raise StoreError(f"{store}: holds no recipe {name!r}{place}: choose from {choice}")
+            raise StoreError(f"{store}: holds no recipe {name!r}: choose from {', '.join(sorted(stored_recipes))}")
     selected_parts = [part for part in manifest.parts if recipes is None or part.recipe in recipes]
     if fold is None:
         selected_parts = [part for part in selected_parts if split in (None, part.split)]

@@ -9,13 +9,32 @@ import pyarrow as pa
 
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
+from kp_ray.errors import StoreError
 from kp_ray.storage import join
 from kp_ray.store.folds import check_held_out_fold
+from kp_ray.store.manifest import Manifest
 from kp_ray.store.read import read_part_rows, select_parts
 
 Item = TypeVar("Item")
 _REFERENCE_SCHEMA = pa.schema([("path", pa.string()), ("row", pa.int64()), ("is_wide", pa.bool_())])
 _SELECTION_COLUMNS = ("num_visible", "bbox_xyxy", "width", "height")
+
+
+def select_training_parts(
+    store: str, recipes: Sequence[str] | None, fold: int | None = None
+) -> tuple[Manifest, list[str]]:
+    """Select the parts with the training rows of some recipes, as `select_parts` does.
+
+    Raises:
+        StoreError: see `select_parts`; a recipe is not stored, or only for validation, as `Original` can be.
+    """
+    manifest, paths = select_parts(store, split="train", recipes=recipes, fold=fold)
+    stored_recipes = sorted({part.recipe for part in manifest.parts if part.split == "train"})
+    missing_recipe = next((name for name in recipes or () if name not in stored_recipes), None)
+    if missing_recipe is not None:
+        choice = ", ".join(stored_recipes)
+        raise StoreError(f"{store}: holds no recipe {missing_recipe!r} for training: choose from {choice}")
+    return manifest, paths
 
 
 def usable_rows(config: Config, member: MemberConfig) -> pa.Table:
@@ -42,7 +61,7 @@ def count_rows(config: Config, member: MemberConfig) -> int:
         StoreError: there is no finished store, or it does not hold a recipe of the member.
     """
     store, recipes = config.path("store"), member.recipes or config.train.recipes
-    manifest, paths = select_parts(store, split="train", recipes=recipes)
+    manifest, paths = select_training_parts(store, recipes)
     if manifest.folds is not None:
         return sum(_read_training_rows(config, member, lambda path, table, row_numbers: len(row_numbers)))
     selected_paths = set(paths)
@@ -61,7 +80,7 @@ def _read_training_rows(
     """
     fold = check_held_out_fold(config, member.name)
     recipes = member.recipes or config.train.recipes
-    manifest, paths = select_parts(config.path("store"), split="train", recipes=recipes, fold=fold)
+    manifest, paths = select_training_parts(config.path("store"), recipes, fold)
 
     def read(path: str) -> Item:
         return convert(path, *read_part_rows(path, _SELECTION_COLUMNS, folds=manifest.folds, split="train", fold=fold))

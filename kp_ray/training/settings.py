@@ -18,9 +18,9 @@ from kp_ray.models.presets import build_cfg, check_network, scale_cfg
 from kp_ray.storage import exists, is_local, join, write_bytes
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import store_digest
-from kp_ray.store.read import select_parts
 from kp_ray.store.skeleton import run_skeleton
 from kp_ray.training.optimizer import build_optimizer
+from kp_ray.training.rows import select_training_parts
 
 NON_DECIDING_FIELDS = frozenset(
     [
@@ -181,7 +181,7 @@ def _check_member_inputs(config: Config, member: MemberConfig) -> None:
     """Refuse recipes that are not stored, and a new member's file of starting weights that does not exist."""
     recipes = member.recipes or config.train.recipes or ()
     if has_store(config.path("store")):
-        select_parts(config.path("store"), split="train", recipes=recipes)
+        select_training_parts(config.path("store"), recipes)
     elif missing_recipes := sorted(set(recipes) - set(config.augment.recipes)):
         key = f"train.members[{member.name}].recipes" if member.recipes else "train.recipes"
         raise ConfigError(f"{key}: augment.recipes lacks a recipe (got {missing_recipes[0]}): add it there")

@@ -138,7 +138,7 @@ def test_a_recipe_that_is_stored_only_for_validation_is_refused(sample_data: dic
     train = {"recipes": ["Original"]}
     config = tiny_config(sample_data, tmp_path / "run", augment={"recipes": ["Rotate45"]}, train=train)
     write_planned_store(make_plan(config))
-    with pytest.raises(StoreError, match="holds no recipe 'Original' in the split train: choose from Rotate45"):
+    with pytest.raises(StoreError, match="holds no recipe 'Original' for training: choose from Rotate45"):
         check_train_config(config)
 
 
