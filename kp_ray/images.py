@@ -7,7 +7,6 @@ resample and to encode.
 import contextlib
 import io
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -215,10 +214,7 @@ def _open(content: bytes) -> Iterator[PIL.Image.Image]:
     if not content:
         raise DataError("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # MAX_PIXELS is the limit
-            pil_image = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
-        with pil_image:
+        with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as pil_image:
             yield pil_image
     except (DataError, MemoryError):
         raise

@@ -11,8 +11,6 @@ from kp_ray.file_types import TEXT, UTF16, UTF16_WITHOUT_BOM, UTF32, describe_co
 from kp_ray.storage import read_bytes
 
 MAX_NUMBER = 1e9
-"""Larger numbers are refused: no coordinate has them, and the store's 32-bit numbers could not hold some."""
-MAX_NUMBER = 1e9
 """Numbers from here on are refused: no coordinate is as large, and the store's 32-bit numbers cannot hold some."""
 NumberedRow = tuple[int, list[str]]
 """Number of the line on which a row ends, counted from 1, and the row's cells without surrounding white space. A quoted

@@ -92,7 +92,9 @@ def load_member(
         raise ModelError(f"{cfg_path}: damaged ({_describe(error)}): {fix}") from error
     try:
         content = torch.load(io.BytesIO(read_bytes(weights_path)), map_location="cpu", weights_only=True)
-        tensors, names = dict(content["model"]), _keypoint_names(content)
+        tensors, names = content["model"], _keypoint_names(content)
+        if not isinstance(tensors, dict):
+            raise TypeError("model is not a mapping of tensors")
     except _LOAD_ERRORS as error:
         raise ModelError(f"{weights_path}: damaged ({_describe(error)}): delete it and run train") from error
     if keypoint_names is not None and names is not None and list(keypoint_names) != list(names):
@@ -221,7 +223,7 @@ def _read_weights(url: str) -> _Weights:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     tensors = {
-        name: torch.as_tensor(np.asarray(value))
+        name: torch.as_tensor(np.asarray(value)) if isinstance(value, np.ndarray) else value
         for name, value in content.get("model", content).items()
         if isinstance(value, np.ndarray | torch.Tensor)
     }
