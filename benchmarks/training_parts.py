@@ -20,6 +20,7 @@ from typing import Any
 from accuracy import COLUMNS, make_store, measure_setting, train_members, write_page
 from measure import add_override_option
 
+from kp_ray.member_files import is_trained
 from kp_ray.synthetic.dataset import SampleSummary, make_sample
 
 FLIPS = "flips"
@@ -63,7 +64,7 @@ def measure_part(config: Path, name: str, seed: int, overrides: list[str], sampl
         run_dir.mkdir(exist_ok=True)
         if not (run_dir / "store").exists():
             (run_dir / "store").symlink_to(store)
-    if not (run_dir / "members" / "a" / "model_final.pth").exists():
+    if not is_trained(str(run_dir / "members" / "a")):
         train_members(config, seed, f"run_dir={run_dir}", *PARTS[name], *overrides, names="a")
     rows = {}
     for addition, views in VIEWS.items():

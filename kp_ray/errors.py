@@ -56,6 +56,11 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def describe_error(error: BaseException) -> str:
+    """Return an error's message as one line; the name of its class if it has no message."""
+    return one_line(error) or type(error).__name__
+
+
 def shorten(message: object, max_chars: int = MAX_MESSAGE_CHARS) -> str:
     """Reduce a message to one line of about `max_chars` characters: " ... " replaces the middle of a longer line."""
     line = one_line(message)

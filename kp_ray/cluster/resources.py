@@ -56,8 +56,8 @@ def training_capacity(config: Config) -> Capacity:
     if not fits_a_node(config, train.cpus_per_worker, 1 if use_gpu else 0):
         raise ClusterError(f"train.cpus_per_worker: no node has {worker_size} for a worker: lower this setting")
     num_runs = _count_runs(total, train, max_workers, use_gpu)
-    present = _total_resources(ClusterConfig(), nodes)
-    if total == present:  # otherwise the cluster autoscales, and the sizes of future nodes are unknown
+    is_autoscaling = total != _total_resources(ClusterConfig(), nodes)
+    if not is_autoscaling:  # the sizes of nodes that an autoscaler will add are unknown
         num_fitting_workers = sum(_count_workers(node["Resources"], train.cpus_per_worker, use_gpu) for node in nodes)
         if num_fitting_workers < min_workers:  # Ray Train would wait forever for room
             raise ClusterError(

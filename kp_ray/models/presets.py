@@ -9,7 +9,7 @@ from detectron2.engine.defaults import DefaultTrainer
 from detectron2.modeling import build_model as build_detectron2_model
 
 from kp_ray.config.schema import Config
-from kp_ray.errors import ConfigError, one_line
+from kp_ray.errors import ConfigError, describe_error, one_line
 from kp_ray.keypoints import Skeleton
 from kp_ray.models.options import check_combinations, check_option
 
@@ -85,7 +85,7 @@ def check_network(cfg: CfgNode) -> None:
         with torch.device("meta"):
             build_model(cfg)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        message = one_line(error) or type(error).__name__
+        message = describe_error(error)
         raise ConfigError(f"model.cfg: the network cannot be built ({message}): correct its MODEL options") from error
 
 

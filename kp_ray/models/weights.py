@@ -17,7 +17,7 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
-from kp_ray.errors import KpRayError, ModelError, one_line
+from kp_ray.errors import KpRayError, ModelError, describe_error
 from kp_ray.keypoints import Skeleton
 from kp_ray.member_files import CFG_NAME, FINAL_WEIGHTS
 from kp_ray.models.keypoint_head import channel_names, transfer_head
@@ -89,14 +89,14 @@ def load_member(
         model = build_model(cfg)
     except (yaml.YAMLError, *_LOAD_ERRORS) as error:
         fix = f"restore it, or delete {folder} and train the member again in its own run"
-        raise ModelError(f"{cfg_path}: damaged ({_describe(error)}): {fix}") from error
+        raise ModelError(f"{cfg_path}: damaged ({describe_error(error)}): {fix}") from error
     try:
         content = torch.load(io.BytesIO(read_bytes(weights_path)), map_location="cpu", weights_only=True)
         tensors, names = content["model"], _keypoint_names(content)
         if not isinstance(tensors, dict):
             raise TypeError("model is not a mapping of tensors")
     except _LOAD_ERRORS as error:
-        raise ModelError(f"{weights_path}: damaged ({_describe(error)}): delete it and run train") from error
+        raise ModelError(f"{weights_path}: damaged ({describe_error(error)}): delete it and run train") from error
     if keypoint_names is not None and names is not None and list(keypoint_names) != list(names):
         raise ModelError(
             f"{folder}: predicts other keypoints, or in another order (got {', '.join(names[:3])}, ...): "
@@ -123,7 +123,7 @@ def read_keypoint_names(folder: str) -> tuple[str, ...] | None:
         return _keypoint_names(torch.load(io.BytesIO(read_bytes(path)), map_location="meta", weights_only=True))
     except _LOAD_ERRORS as error:
         fix = "restore it, or delete it and train the member again in its own run"
-        raise ModelError(f"{path}: damaged ({_describe(error)}): {fix}") from error
+        raise ModelError(f"{path}: damaged ({describe_error(error)}): {fix}") from error
 
 
 def _keypoint_names(content: dict[str, Any]) -> tuple[str, ...] | None:
@@ -132,10 +132,6 @@ def _keypoint_names(content: dict[str, Any]) -> tuple[str, ...] | None:
     if names is not None and not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise ValueError("keypoints is not a list of names")
     return None if names is None else tuple(names)
-
-
-def _describe(error: BaseException) -> str:
-    return one_line(error) or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -179,7 +175,7 @@ def load_weights(
         fix = "give a .pth file of tensors, or a .pkl file of the model zoo"
         if isinstance(error, OSError | HTTPException | KpRayError):
             fix = "give a file or URL that is reachable"
-        raise ModelError(f"{setting}: {url}: cannot be read ({_describe(error)}): {fix}") from error
+        raise ModelError(f"{setting}: {url}: cannot be read ({describe_error(error)}): {fix}") from error
     recorded_names = content.keypoints
     if recorded_names is not None and not set(recorded_names) & set(skeleton.names):
         raise ModelError(

@@ -10,7 +10,7 @@ from detectron2.solver import build_lr_scheduler
 
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
-from kp_ray.errors import ConfigError, ModelError, RunStateError, one_line
+from kp_ray.errors import ConfigError, ModelError, RunStateError, describe_error
 from kp_ray.fingerprint import encode_fields, refuse_difference, with_removed_keys
 from kp_ray.json_files import read_json
 from kp_ray.member_files import SETTINGS_NAME
@@ -171,7 +171,7 @@ def _check_solver(config: Config, cfg: CfgNode) -> None:
     try:
         build_lr_scheduler(cfg, build_optimizer(cfg, model, config.train))
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        message = one_line(error) or type(error).__name__
+        message = describe_error(error)
         raise ConfigError(
             f"model.cfg: the optimizer or schedule cannot be built ({message}): correct its SOLVER options"
         ) from error
