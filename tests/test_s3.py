@@ -61,6 +61,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         "-s3.port.lance=0",
         "-master.volumeSizeLimitMB=64",
         "-volume.max=30",
+        "-volume.minFreeSpace=64MiB",  # the default, 1 % of the disk, refuses every object on a large disk nearly full
         *(f"-{name}={port}" for name, port in zip(port_options, ports, strict=True)),
     ]
     environment = {
