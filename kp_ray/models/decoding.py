@@ -104,6 +104,8 @@ def mirror_detection(detection: Detection, width: int, skeleton: Skeleton) -> De
 def merge_views(views: Sequence[Sequence[Detection]]) -> list[Detection]:
     """Merge the detections of several views of one image: each person is the mean over the views that show them.
 
+    The mean of a keypoint is weighted by its scores in the views; boxes and detection scores have equal weights.
+
     Detections are taken from the best score down. In each other view, the detection whose box has the highest IoU with
     the taken detection's box shows the same person, if this IoU is at least `SAME_PERSON_IOU`.
 
@@ -122,8 +124,16 @@ def merge_views(views: Sequence[Sequence[Detection]]) -> list[Detection]:
             if overlaps and max(overlaps) >= SAME_PERSON_IOU:
                 group.append(view.pop(int(np.argmax(overlaps))))
         scores, boxes, keypoints = zip(*group, strict=True)
-        people.append(Detection(float(np.mean(scores)), np.mean(boxes, axis=0), np.mean(keypoints, axis=0)))
+        people.append(Detection(float(np.mean(scores)), np.mean(boxes, axis=0), _mean_keypoints(np.stack(keypoints))))
     return sorted(people, key=lambda detection: -detection.score)
+
+
+def _mean_keypoints(keypoints: FloatArray) -> FloatArray:
+    """Return the mean (K, 3) of keypoints (V, K, 3) over the views, weighted by score; equal weights if all are 0."""
+    weights = keypoints[..., 2:]
+    weights = np.where(weights.any(axis=0), weights, 1.0)
+    # Averaging the offsets from the first view leaves equal views exactly unchanged.
+    return np.asarray(keypoints[0] + (weights * (keypoints - keypoints[0])).sum(axis=0) / weights.sum(axis=0))
 
 
 def _iou(a: FloatArray, b: FloatArray) -> float:
