@@ -1,11 +1,11 @@
-"""Measure what other ways to train a member of the demo change: schedules, averages, flips and finer heat maps.
+"""Measure what other ways to train the demo's network change: lengths, schedules, averages, flips, finer heat maps.
 
     python benchmarks/training_parts.py FOLDER --seeds 1 2 3 --images 80
 
 For every seed, the script makes the demo's data and store in FOLDER, and trains the demo's first member with `kp-ray`
 once for each of `PARTS`. Images of new people, rooms and cameras are then predicted as in `accuracy.py`. What is in
-FOLDER is kept, so that the same command goes on where it stopped; in the folder of `accuracy.py`, the first part is
-trained already. A part takes about 3 minutes of a CPU core per seed, and `--jobs` measures several at the same time.
+FOLDER is kept, so that the same command goes on where it stopped; in the folder of `accuracy.py`, the demo's member is
+trained already. A part takes about 5 minutes of a CPU core per seed, and `--jobs` measures several at the same time.
 Results: benchmarks/results/training_parts.{md,json}.
 """
 
@@ -25,16 +25,20 @@ from kp_ray.synthetic.dataset import SampleSummary, make_sample
 
 FLIPS = "flips"
 DEMO = "the demo"
+SHORT = ["train.max_iter=340", "train.warmup_iters=20", "train.eval_period=340", "train.checkpoint_period=85"]
+"""Settings of the baseline, a shorter training than the demo's."""
 PARTS: dict[str, list[str]] = {
-    DEMO: [],
+    "340 iterations": [],
     FLIPS: ["train.flip=true"],
     "EMA": ["train.ema_decay=0.98"],
     "heat maps of 112x112": ["model.cfg={MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION: 28}"],
     "two steps instead of a cosine": ["train.schedule=multistep", "train.steps=[204, 272]", "train.gamma=0.1"],
+    DEMO: [],
     "680 iterations": ["train.max_iter=680", "train.warmup_iters=40", "train.eval_period=680"],
 }
-"""Name of a row of the table -> settings of its training. The first row is the baseline. The average (EMA) is over the
-last 50 of 340 iterations; `best` averages the last 1000 of 40,000."""
+"""Name of a row of the table -> settings of its training, which follow `SHORT` for every row but the demo's. The first
+row is the baseline. The average (EMA) is over the last 50 of 340 iterations; `best` averages the last 1000 of
+40,000."""
 PARTS["flips, EMA and heat maps of 112x112"] = [
     override for name in (FLIPS, "EMA", "heat maps of 112x112") for override in PARTS[name]
 ]
@@ -65,7 +69,8 @@ def measure_part(config: Path, name: str, seed: int, overrides: list[str], sampl
         if not (run_dir / "store").exists():
             (run_dir / "store").symlink_to(store)
     if not is_trained(str(run_dir / "members" / "a")):
-        train_members(config, seed, f"run_dir={run_dir}", *PARTS[name], *overrides, names="a")
+        length = [] if name == DEMO else SHORT
+        train_members(config, seed, f"run_dir={run_dir}", *length, *PARTS[name], *overrides, names="a")
     rows = {}
     for addition, views in VIEWS.items():
         if FLIPS in name or not addition:
@@ -103,7 +108,7 @@ def main() -> None:
     rows = [row for row in rows if (row, options.seeds[0]) in measured]
     results = {row: [measured[row, seed] for seed in options.seeds] for row in rows}
     columns = {key: title for key, title in COLUMNS.items() if not key.startswith("member_") and key != "cpu_s"}
-    members = "one member of the demo per row and seed, trained"
+    members = "one member per row and seed, trained"
     write_page("training_parts", "Accuracy by training", members, options, results, columns)
 
 

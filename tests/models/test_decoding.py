@@ -81,6 +81,26 @@ def test_views_merge_the_same_person_and_keep_other_people_apart() -> None:
     assert [(detection.score, detection.bbox_xyxy[0]) for detection in people] == [(0.9, 100), (0.8, 300)]
 
 
+def test_a_keypoint_is_weighted_by_its_score_in_each_view() -> None:
+    first, second = make_detection(100, 0.9), make_detection(104, 0.7)
+    first.keypoints[:, 2], second.keypoints[:, 2] = 0.9, 0.3
+    first.keypoints[5, 2] = second.keypoints[5, 2] = 0
+    [merged] = merge_views([[first], [second]])
+    is_weighted = np.arange(len(merged.keypoints)) != 5
+    offsets = merged.keypoints - first.keypoints
+    np.testing.assert_allclose(offsets[is_weighted, 0], 1)
+    assert offsets[5].tolist() == [2, 0, 0], "without scores the views have equal weights"
+    assert merged.bbox_xyxy[0] == 102
+
+
+@pytest.mark.parametrize("score", [0.1, 0.7, 1e-300])
+def test_equal_views_stay_as_they_are(score: float) -> None:
+    detection = make_detection(100 / 3, 0.9)
+    detection.keypoints[:, 2] = score
+    [merged] = merge_views([[detection]] * 3)
+    assert merged.keypoints.tolist() == detection.keypoints.tolist()
+
+
 def test_a_box_without_an_area_is_merged_only_with_an_equal_box() -> None:
     flat = make_detection(100, 0.9, side=0)
     merged = merge_views([[flat], [flat, make_detection(100, 0.5)]])
