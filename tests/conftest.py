@@ -20,7 +20,10 @@ from kp_ray.config.schema import Config
 from kp_ray.synthetic.dataset import make_sample
 from tests.helpers.data import tiny_config
 
-settings.register_profile("siege", max_examples=12_000)  # used by `make test-faults`
+# A busy machine takes longer than Hypothesis' default deadline of 200 ms.
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
+settings.register_profile("siege", deadline=None, max_examples=12_000)  # used by `make test-faults`
 
 LONGEST_FIRST = ("test_api.py", "test_jobs.py", "faults", "training", "tuning", "prediction", "test_pipeline.py")
 """Files and folders in `tests/` whose tests take minutes, the slowest first."""

@@ -85,7 +85,7 @@ def test_decode_and_require_decodable_refuse_unusable_bytes_with_the_reason(cont
 
 
 @given(st.sampled_from(sorted(IMAGE_FILES)), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_damaged_bytes_are_decoded_or_refused_by_a_data_error(kind: str, data: st.DataObject) -> None:
     content = bytearray(IMAGE_FILES[kind])
     for _ in range(data.draw(st.integers(0, 6))):

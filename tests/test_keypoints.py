@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -73,7 +73,6 @@ def test_a_flip_exchanges_ten_pairs_and_keeps_the_points_in_the_middle() -> None
     assert [DACON24.names[i] for i in range(24) if flip[i] == i] == ["nose", "neck", "spine2(back)", "spine1(waist)"]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 30), st.data())
 def test_flipping_any_skeleton_twice_restores_the_order(num_keypoints: int, data: st.DataObject) -> None:
     names = [f"p{index}" for index in range(num_keypoints)]
@@ -93,7 +92,6 @@ def test_limb_indices_match_the_limbs_names_and_reach_every_keypoint() -> None:
     assert {name for limb in limbs for name in limb} == set(DACON24.names)
 
 
-@settings(deadline=None)
 @given(st.permutations(DACON24.names))
 def test_the_competition_names_in_any_order_give_the_canonical_skeleton(names: list[str]) -> None:
     assert skeleton_for(names) == DACON24
@@ -146,7 +144,6 @@ def test_the_right_and_bottom_edges_are_outside() -> None:
     assert not is_inside_image(np.array(outer_points), width, height).any()
 
 
-@settings(deadline=None)
 @given(hnp.arrays(float, st.tuples(st.integers(0, 30), st.just(2)), elements=ANY_NUMBER), SIZES, SIZES)
 def test_inside_agrees_with_a_comparison_point_by_point(xy: FloatArray, width: int, height: int) -> None:
     expected = [0 <= x < width and 0 <= y < height for x, y in xy]
@@ -166,7 +163,6 @@ def test_the_box_without_labelled_points_is_zeros_with_any_margin() -> None:
     assert labelled_box(nobody, 640, 480, margin_px=9).tolist() == [0, 0, 0, 0]
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(float, st.tuples(st.integers(1, 24), st.just(2)), elements=ANY_NUMBER),
     SIZES,

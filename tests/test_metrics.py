@@ -286,7 +286,7 @@ def test_arrays_of_another_length_are_refused(name: str) -> None:
         evaluate_keypoints(skeleton=DACON24, **{**case, name: case.get(name, ["s"] * 60)[:-1]})
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000), st.tuples(st.floats(-500, 500), st.floats(-500, 500)))
 def test_shifting_predictions_and_truth_together_changes_no_error(seed: int, shift: tuple[float, float]) -> None:
     case = make_case(seed, num_images=8)
@@ -299,7 +299,7 @@ def test_shifting_predictions_and_truth_together_changes_no_error(seed: int, shi
     assert 0 <= (pck(before, longer_sides, 0.05) or 0) <= (pck(before, longer_sides, 0.1) or 0) <= 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000))
 def test_no_ranking_has_a_higher_ap_than_the_ranking_by_similarity(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -19,7 +19,7 @@ class PredictConfig(Section):
     [a, runs/other/members/a]. null: all members of this run."""
     actors: tuple[Positive, Positive] = (1, 4)
     """Smallest and largest size of the actor pool; each actor holds all members."""
-    cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
+    cpus_per_actor: Annotated[float, Field(ge=0.01)] = 1.0
     """CPUs of each actor; also its torch threads, rounded."""
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     """GPUs of each actor; with a fraction, actors share a GPU; 0 computes on CPUs. null: 1 if the cluster has GPUs."""
@@ -29,7 +29,8 @@ class PredictConfig(Section):
     batch_size: Positive = 8
     """Images that a model sees at once; after the loss of an actor, at most this many are predicted again."""
     tta: tuple[Literal["flip"] | Annotated[float, Field(gt=0, le=4)], ...] = ()
-    """Test-time augmentation, averaged: `flip` adds mirrored images, a number adds images rescaled by this factor."""
+    """Test-time augmentation: `flip` adds mirrored images, a number adds images rescaled by this factor. The views of
+    an image are averaged, with the keypoints' scores as weights."""
     decode: DecodeMethod = "expectation"
     """Method of finding a keypoint in its heat map: the `expectation` of its position near the peak, or the pixel of
     the peak (`argmax`), as in Detectron2 and in the published solution. `train` and `tune` evaluate with it too."""
@@ -54,7 +55,12 @@ class PredictConfig(Section):
     """Images without any person: `fill` from the nearest frame of the clip, else by the mean pose; or write `zeros`."""
 
     @model_validator(mode="after")
-    def _check_actors_and_weights(self) -> "PredictConfig":
+    def _check_actors_members_and_weights(self) -> "PredictConfig":
+        gpus = self.gpus_per_actor
+        if gpus and (gpus < 0.01 or (gpus > 1 and gpus % 1)):
+            raise ValueError(
+                f"gpus_per_actor: Ray takes 0, a share of 0.01 to 1, or a whole number (got {gpus:g}): change it"
+            )
         if self.actors[0] > self.actors[1]:
             raise ValueError(f"actors: [smallest, largest] is expected (got {list(self.actors)}): exchange the numbers")
         if len(set(self.members or ())) < len(self.members or ()):

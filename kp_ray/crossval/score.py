@@ -14,7 +14,7 @@ from kp_ray.metrics import Interval, average_precision, box_sizes, evaluate_keyp
 from kp_ray.prediction.fuse import fuse_predictions
 from kp_ray.prediction.inputs import convert_weights
 from kp_ray.prediction.predictions import Predictions, read_predictions
-from kp_ray.prediction.records import CrossValidation, FoldScore, digest_predict_settings, write_cross_validation
+from kp_ray.prediction.records import CrossValidation, FoldScore, digest_scored_settings, write_cross_validation
 from kp_ray.storage import exists
 from kp_ray.store.folds import check_num_folds
 from kp_ray.store.manifest import read_manifest, store_digest
@@ -160,7 +160,7 @@ def score_folds(config: Config) -> CrossValidation:
         ap_interval=ap_interval,
         by_fold=tuple(by_fold),
         store=store_digest(config.path("store")),
-        settings=digest_predict_settings(config),
+        settings=digest_scored_settings(config),
     )
     write_cross_validation(config.path("crossval.json"), scores)
     return scores

@@ -79,6 +79,8 @@ def fuse_clips(
     Raises:
         DataError: as `fuse` and `fill_missing`.
     """
+    if weights is not None:
+        scores = _without_unused_members(scores, np.asarray(weights, dtype=float), thresholds[1])
     selected, has_high_score = select_detections(scores, thresholds)
     points, found_by_any = fuse(
         keypoints, selected, method=method, detection_scores=scores, weights=weights, reject_sigmas=reject_sigmas
@@ -98,6 +100,19 @@ def fuse_clips(
         "low score" if is_low else fallback for is_low, fallback in zip(has_low_score, fallback_names, strict=True)
     ]
     return Fusion(points, has_high_score, fallback_names, num_rejected.tolist())
+
+
+def _without_unused_members(scores: FloatArray, weights: FloatArray, lower_threshold: float) -> FloatArray:
+    """Return the scores with 0 for members of weight 0 in images where another member reaches the lower threshold.
+
+    Args:
+        scores: (M, N) scores of the detections.
+        weights: (M,) or (M, K) weights of the members.
+        lower_threshold: the lower of the thresholds.
+    """
+    has_weight = weights.reshape(len(scores), -1).any(axis=1, keepdims=True)
+    is_found = (has_weight & (scores >= lower_threshold) & (scores > 0)).any(axis=0)
+    return np.where(has_weight | ~is_found, scores, 0.0)
 
 
 def select_detections(scores: FloatArray, thresholds: tuple[float, float]) -> tuple[BoolArray, BoolArray]:

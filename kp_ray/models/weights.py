@@ -20,7 +20,7 @@ from detectron2.utils.file_io import PathManager
 from kp_ray.errors import KpRayError, ModelError, describe_error
 from kp_ray.keypoints import Skeleton
 from kp_ray.member_files import CFG_NAME, FINAL_WEIGHTS
-from kp_ray.models.keypoint_head import channel_names, transfer_head
+from kp_ray.models.keypoint_head import LAST_LAYER, channel_names, transfer_head
 from kp_ray.models.presets import MODEL_PRESETS, build_model
 from kp_ray.network import socket_timeout
 from kp_ray.storage import exists, join, read_bytes, write_bytes
@@ -29,7 +29,7 @@ _LOAD_ERRORS = (
     RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, MemoryError,
     EOFError, struct.error, pickle.PickleError,
 )  # fmt: skip
-"""Errors that torch and pickle raise for damaged files and for files that hold no weights."""
+"""Errors that torch and pickle raise for damaged files and for files that hold no weights, and for lack of memory."""
 
 
 def save_model(model: torch.nn.Module, cfg: CfgNode, folder: str, skeleton: Skeleton) -> None:
@@ -85,18 +85,18 @@ def load_member(
     cfg = model_zoo.get_config(MODEL_PRESETS["r50"][0])
     try:
         cfg.merge_from_other_cfg(CfgNode.load_cfg(read_bytes(cfg_path).decode()))
-        cfg.MODEL.DEVICE = device
+        cfg.MODEL.DEVICE = "cpu"  # the errors of a GPU are none of the file
         model = build_model(cfg)
     except (yaml.YAMLError, *_LOAD_ERRORS) as error:
         fix = f"restore it, or delete {folder} and train the member again in its own run"
-        raise ModelError(f"{cfg_path}: damaged ({describe_error(error)}): {fix}") from error
+        raise _damage_error(cfg_path, error, fix) from error
     try:
         content = torch.load(io.BytesIO(read_bytes(weights_path)), map_location="cpu", weights_only=True)
         tensors, names = content["model"], _keypoint_names(content)
         if not isinstance(tensors, dict):
             raise TypeError("model is not a mapping of tensors")
     except _LOAD_ERRORS as error:
-        raise ModelError(f"{weights_path}: damaged ({describe_error(error)}): delete it and run train") from error
+        raise _damage_error(weights_path, error, "delete it and run train") from error
     if keypoint_names is not None and names is not None and list(keypoint_names) != list(names):
         raise ModelError(
             f"{folder}: predicts other keypoints, or in another order (got {', '.join(names[:3])}, ...): "
@@ -108,7 +108,17 @@ def load_member(
         raise ModelError(
             f"{weights_path}: does not fit the {CFG_NAME} beside it: restore both, or delete both and run train"
         ) from error
-    return model.eval(), cfg
+    cfg.MODEL.DEVICE = device
+    return model.to(device).eval(), cfg
+
+
+def _damage_error(path: str, error: Exception, fix: str) -> ModelError:
+    """Return the error for a file that cannot be opened; `fix` is what to do if it is damaged."""
+    reason = describe_error(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        # A damaged file can ask for more memory than there is, and an intact file should not be deleted.
+        return ModelError(f"{path}: there is not enough memory to open it ({reason}): free memory, or restore the file")
+    return ModelError(f"{path}: damaged ({reason}): {fix}")
 
 
 def read_keypoint_names(folder: str) -> tuple[str, ...] | None:
@@ -123,7 +133,7 @@ def read_keypoint_names(folder: str) -> tuple[str, ...] | None:
         return _keypoint_names(torch.load(io.BytesIO(read_bytes(path)), map_location="meta", weights_only=True))
     except _LOAD_ERRORS as error:
         fix = "restore it, or delete it and train the member again in its own run"
-        raise ModelError(f"{path}: damaged ({describe_error(error)}): {fix}") from error
+        raise _damage_error(path, error, fix) from error
 
 
 def _keypoint_names(content: dict[str, Any]) -> tuple[str, ...] | None:
@@ -192,6 +202,8 @@ def load_weights(
     head, weights_keypoints = "", channel_names(content.tensors, recorded_names, skeleton.names)
     if weights_keypoints is not None and weights_keypoints != skeleton.names:
         layer, transfer = transfer_head(content.tensors, weights_keypoints, state, skeleton.names)
+        # Without the last layer of the file, whose channels are those of other keypoints even if their number fits.
+        new_tensors = {name: value for name, value in new_tensors.items() if not name.startswith(f"{LAST_LAYER}.")}
         new_tensors, head = {**new_tensors, **layer}, transfer.describe()
     model.load_state_dict(new_tensors, strict=False)
     return LoadedWeights(tuple(sorted(set(state) - set(new_tensors))), head)

@@ -24,6 +24,7 @@ from kp_ray.prediction.records import (
     ImageRmse,
     RunEvaluation,
     SubmissionEvaluation,
+    digest_evaluation_inputs,
     write_evaluation,
 )
 from kp_ray.storage import join, read_bytes
@@ -74,7 +75,8 @@ def evaluate_run(config: Config) -> RunEvaluation:
         name: _evaluate_members(config, predictions, [i], member_weights, truth, skeleton)
         for i, name in enumerate(predictions.members)
     }
-    evaluation = RunEvaluation(**dict(ensemble), members=members)
+    inputs = digest_evaluation_inputs(config, predictions.images)
+    evaluation = RunEvaluation(**dict(ensemble), members=members, inputs=inputs)
     write_evaluation(config.path("evaluation.json"), evaluation)
     return evaluation
 

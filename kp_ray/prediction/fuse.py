@@ -58,6 +58,7 @@ def read_run_predictions(config: Config, skeleton: Skeleton) -> Predictions:
 def _by_key(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields by the names that a message should give: the config keys that decide them."""
     keys = {
+        "merging": "the merging of the views of predict.tta",
         "detections_per_image": "model.cfg.TEST.DETECTIONS_PER_IMAGE",
         "lowest_threshold": "the lower one of predict.score_threshold and predict.fallback_threshold",
     }
@@ -101,7 +102,7 @@ def fuse_predictions(
 def write_fused(config: Config, cost: PredictionCost) -> PredictionDetails:
     """Fuse `predictions.parquet` into `submission.csv`, and list every fallback in `predict.json`.
 
-    If images were predicted or the submission changed, the scores in `evaluation.json` are outdated: it is deleted.
+    If the submission changed, the scores in `evaluation.json` are outdated: it is deleted.
 
     Args:
         config: the run's configuration.
@@ -130,8 +131,6 @@ def write_fused(config: Config, cost: PredictionCost) -> PredictionDetails:
     weights = resolve_weights(config, predictions.members, skeleton)
     fusion = fuse_predictions(config, predictions, range(len(predictions.members)), weights)
     evaluation_path = config.path("evaluation.json")
-    if cost.predicted and exists(evaluation_path):  # before a kill can leave it beside the new submission
-        delete_file(evaluation_path)
     has_changed = _write_submission(config, sample, predictions, fusion, skeleton)
     if has_changed and exists(evaluation_path):
         delete_file(evaluation_path)

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from kp_ray.config.schema import Config
-from kp_ray.errors import ConfigError, DataError, ModelError
+from kp_ray.errors import ConfigError, DataError, ModelError, RunStateError
 from kp_ray.fingerprint import refuse_difference
 from kp_ray.json_files import read_json
 from kp_ray.keypoints import Skeleton
 from kp_ray.member_files import SETTINGS_NAME, is_trained
 from kp_ray.prediction.images import STORE_PREFIX
-from kp_ray.storage import join
+from kp_ray.storage import exists, join
 from kp_ray.store.manifest import store_digest
 
 
@@ -113,6 +113,9 @@ def check_training_data(config: Config, members: Sequence[str]) -> None:
     for name in members:
         folder = config.member_dir(name)
         fix = "delete this folder and train the member again"
-        recorded = read_json(join(folder, SETTINGS_NAME), fix)
+        path = join(folder, SETTINGS_NAME)
+        if not exists(path):
+            raise RunStateError(f"{path}: is missing, so the member's training data are unknown: restore it, or {fix}")
+        recorded = read_json(path, fix)
         current = {"member.fold": config.held_out_fold(name), "the store": digest}
         refuse_difference(recorded, current, folder, f"restore the setting or the labels, or {fix}")

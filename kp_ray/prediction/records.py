@@ -1,13 +1,17 @@
 """Read and write the JSON files of predictions and scores: `predict.json`, `evaluation.json` and `crossval.json`."""
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict
 
 from kp_ray.config.schema import Config
+from kp_ray.errors import StorageError
 from kp_ray.fingerprint import digest
 from kp_ray.json_files import parse_record, read_json, write_json
 from kp_ray.metrics import Evaluation, Interval
 from kp_ray.prediction.predictions import PersonChoices
-from kp_ray.storage import exists
+from kp_ray.prediction.settings import detections_per_image
+from kp_ray.storage import delete_file, exists
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import store_digest
 
@@ -133,9 +137,11 @@ class RunEvaluation(FusionEvaluation):
 
     Attributes:
         members: metrics of each member alone, by name.
+        inputs: digest of the images and settings, see `digest_evaluation_inputs`; "" in files of earlier versions.
     """
 
     members: dict[str, FusionEvaluation]
+    inputs: str = ""
 
 
 class FoldScore(_Record):
@@ -160,7 +166,7 @@ class CrossValidation(Evaluation):
             whole scenes; None for a single scene.
         by_fold: metrics of each fold, from fold 0.
         store: digest of the store, see `store_digest`.
-        settings: digest of the settings of the section `predict` on which the metrics depend.
+        settings: digest of the settings on which the metrics depend, see `digest_scored_settings`.
     """
 
     pck_interval: Interval | None
@@ -240,14 +246,42 @@ def read_cross_validation(config: Config) -> CrossValidation | None:
     has_same_folds = all(
         fold_by_member.get(name) == number for number, fold in enumerate(crossval.by_fold) for name in fold.members
     )
-    is_current = crossval.store == store_digest(store) and crossval.settings == digest_predict_settings(config)
+    is_current = crossval.store == store_digest(store) and crossval.settings == digest_scored_settings(config)
     return crossval if has_same_folds and is_current else None
 
 
-def digest_predict_settings(config: Config) -> str:
-    """Digest the settings of the section `predict` on which the metrics of a cross-validation depend."""
+def delete_outdated_evaluation(config: Config, images: Sequence[str]) -> None:
+    """Delete `evaluation.json` if it was made of other images or with other settings, or is damaged.
+
+    Args:
+        config: the run's configuration.
+        images: names of the predicted images, in order.
+    """
+    path = config.path("evaluation.json")
+    if not exists(path):
+        return
+    try:
+        is_current = read_evaluation(path).inputs == digest_evaluation_inputs(config, images)
+    except StorageError:
+        is_current = False
+    if not is_current:
+        delete_file(path)
+
+
+def digest_evaluation_inputs(config: Config, images: Sequence[str]) -> str:
+    """Digest the predicted images and the settings on which their metrics depend."""
+    return digest({"images": list(images), "settings": digest_scored_settings(config)})
+
+
+def digest_scored_settings(config: Config) -> str:
+    """Digest the settings on which the metrics of predictions by the same members depend."""
     names = {"images", "actors", "cpus_per_actor", "gpus_per_actor", "batch_size"}
-    return digest(config.predict.model_dump(mode="json", exclude=names))
+    fields = {
+        "predict": config.predict.model_dump(mode="json", exclude=names),
+        "detections_per_image": detections_per_image(config),
+        "skeleton": config.skeleton.model_dump(mode="json"),
+    }
+    return digest(fields)
 
 
 def write_cross_validation(path: str, crossval: CrossValidation) -> None:

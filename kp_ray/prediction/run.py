@@ -23,7 +23,7 @@ from kp_ray.prediction.fuse import write_fused
 from kp_ray.prediction.images import ImageRef
 from kp_ray.prediction.pool import PoolPlan, plan_pool
 from kp_ray.prediction.predictor import BatchResult, Predictor
-from kp_ray.prediction.records import PredictionCost, PredictionDetails
+from kp_ray.prediction.records import PredictionCost, PredictionDetails, delete_outdated_evaluation
 from kp_ray.prediction.settings import describe_actors
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.stage import Progress, no_progress
@@ -52,6 +52,8 @@ def predict(config: Config, progress: Progress = no_progress) -> tuple[Predictio
     with writer_lock(config.path("predictions")):
         config.save()
         cost = predict_images(task, task.find_missing_images(), progress)
+        # Before a kill can leave it beside new predictions or a new submission.
+        delete_outdated_evaluation(config, [] if cost.predicted else [ref.image for ref in task.images])
         task.merge()
         return write_fused(config, cost), cost
 

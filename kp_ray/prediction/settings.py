@@ -36,6 +36,8 @@ def detection_fields(config: Config) -> dict[str, Any]:
     section = config.predict
     return {
         "tta": list(section.tta),
+        # Parts of versions that merged the views in another way are not reused.
+        **({"merging": "weighted by score"} if section.tta else {}),
         "decode": section.decode,
         "precision": section.precision,
         "detections_per_image": detections_per_image(config),

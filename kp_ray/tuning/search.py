@@ -14,13 +14,13 @@ from kp_ray.cluster.resources import training_capacity
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.config.training import WorkerRange
-from kp_ray.errors import ConfigError, DivergedError, KpRayError, StoppedError, StoreError
+from kp_ray.errors import ConfigError, DivergedError, KpRayError, RunStateError, StoppedError, StoreError
 from kp_ray.stage import Progress, no_progress
-from kp_ray.storage import delete_folder, join, list_folders, write_bytes, writer_lock
+from kp_ray.storage import delete_folder, exists, join, list_folders, write_bytes, writer_lock
 from kp_ray.store.folds import check_held_out_fold
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.read import list_rows
-from kp_ray.training.search_result import SearchResult, apply_result, is_search_finished, write_result
+from kp_ray.training.search_result import SearchResult, apply_result, is_search_finished, read_result, write_result
 from kp_ray.training.settings import check_train_config
 from kp_ray.training.tuned import check_search_settings, record_search
 from kp_ray.tuning.apply import SolverParams, check_recipe_sets, train_fields
@@ -113,31 +113,31 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
         ClusterError: the cluster cannot hold one trial.
         ConfigError, StoreError: see `check_search`.
         DivergedError: every trial has a final failure.
-        RunStateError: the search began with other settings, or another process searches in this folder.
+        RunStateError: the search began with other settings, another process searches in this folder, or the chosen
+            trial of a finished search is missing.
         StoppedError: Ray Tune stopped, or no trial has a result yet; the same command resumes the search.
         StorageError: a file of the search is damaged.
     """
     with writer_lock(config.path("tune")):
-        if has_matching_result(config):
-            record_search(config)  # again, because a user may have deleted the file that was damaged
-        else:
+        is_finished = has_matching_result(config)
+        if not is_finished:
             _search(config, progress)
+        elif not exists(config.path("tune", "settings.json")):
+            record_search(config)  # a user may have deleted the file because it was damaged
         trials = read_trials(config)
+        if is_finished:
+            _refuse_missing_trial(config, trials, read_result(config).trial)
         write_tables(config, trials)
         chosen = choose_trial(trials, config.tune)
         if chosen is None or chosen.value is None:
             raise _no_result_error(config, trials)
-        if not is_search_finished(config):
+        if not is_finished:
             _refuse_unfinished_trials(config, trials)
         write_plots(config, trials)
         own_trial = next((trial for trial in trials if trial.name == OWN_TRIAL), None)
         own_value = own_trial.value_at(chosen.iterations, config.tune.metric) if own_trial else None
-        best_path = config.path("tune", "best.yaml")
-        if not is_search_finished(config):
-            fields = {} if chosen is own_trial else train_fields(config, chosen.start.params)
-            result = SearchResult(chosen.name, config.tune.metric, chosen.iterations, chosen.value, own_value, fields)
-            write_bytes(best_path, _best_config(config, result).to_yaml().encode())
-            write_result(config, result)
+        if not is_finished:
+            _write_result(config, chosen, chosen.value, own_value)
         _delete_checkpoints(config)
         return TuneSummary(
             trials=len(trials),
@@ -149,7 +149,7 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
             params=chosen.start.solver,
             iterations=sum(trial.trained_iterations for trial in trials),
             iterations_without_stops=len(trials) * max(trial.start.max_iter for trial in trials),
-            config=best_path,
+            config=config.path("tune", "best.yaml"),
             fold=config.held_out_fold(config.train.members[0].name),
         )
 
@@ -162,6 +162,14 @@ def has_matching_result(config: Config) -> bool:
     """
     check_search_settings(config, "restore the setting, choose a new run_dir, or delete this folder to search again")
     return is_search_finished(config)
+
+
+def _write_result(config: Config, chosen: Trial, value: float, own_value: float | None) -> None:
+    """Write `best.yaml` and `result.json`, which ends the search."""
+    fields = {} if chosen.name == OWN_TRIAL else train_fields(config, chosen.start.params)
+    result = SearchResult(chosen.name, config.tune.metric, chosen.iterations, value, own_value, fields)
+    write_bytes(config.path("tune", "best.yaml"), _best_config(config, result).to_yaml().encode())
+    write_result(config, result)
 
 
 def _best_config(config: Config, result: SearchResult) -> Config:
@@ -229,6 +237,15 @@ def _no_result_error(config: Config, trials: Sequence[Trial]) -> KpRayError:
     if trials and all(is_over(trial_dir(config, trial.name)) for trial in trials):
         return DivergedError(f"{message}: search other ranges, e.g. lower tune.base_lr, in a new run_dir")
     return StoppedError(f"{message}: correct the cause and run the same command")
+
+
+def _refuse_missing_trial(config: Config, trials: Sequence[Trial], name: str) -> None:
+    """Raise a RunStateError if the trial of a finished search's result is missing: tables and plots need it."""
+    if name not in {trial.name for trial in trials}:
+        raise RunStateError(
+            f"{trial_dir(config, name)}: the chosen trial is missing: restore this folder (train needs only "
+            f"result.json), or delete {config.path('tune')} to search again"
+        )
 
 
 def _refuse_unfinished_trials(config: Config, trials: Sequence[Trial]) -> None:

@@ -82,7 +82,7 @@ def test_equal_parameters_map_keypoints_as_albumentations_does(name: str, width:
 
 @pytest.mark.parametrize("name", list(RECIPES))
 @given(st.integers(48, 700), st.integers(48, 700), st.integers(0, 2**64 - 1))
-@settings(max_examples=6, derandomize=True, database=None, deadline=None)
+@settings(max_examples=6, derandomize=True, database=None)
 def test_equal_parameters_map_keypoints_as_albumentations_does_in_any_frame(
     name: str, width: int, height: int, seed: int
 ) -> None:
@@ -207,7 +207,6 @@ def test_the_reference_pipeline_gives_images_of_the_size_that_kp_ray_gives(name:
 
 
 @given(st.sampled_from(list(RECIPES)), st.integers(16, 4000), st.integers(16, 4000), st.integers(0, 2**64 - 1))
-@settings(deadline=None)
 def test_every_recipe_applies_to_any_frame_and_its_affine_is_invertible(
     name: str, width: int, height: int, seed: int
 ) -> None:
@@ -228,7 +227,6 @@ def test_every_recipe_applies_to_any_frame_and_its_affine_is_invertible(
 
 
 @given(st.sampled_from(list(RECIPES)), st.integers(0, 2**64 - 1))
-@settings(deadline=None)
 def test_equal_seeds_give_equal_parameters(name: str, seed: int) -> None:
     first_sample, second_sample = (sample_parameters(RECIPES[name], 640, 360, seed) for _ in range(2))
     for field in fields(VariantParameters):

@@ -46,7 +46,7 @@ def test_every_keypoint_lies_on_the_dot_that_it_marks(name: str, width: int, hei
 
 @pytest.mark.parametrize("name", RECIPES)
 @given(st.integers(96, 480), st.integers(96, 480), st.integers(0, 2**32 - 1))
-@settings(max_examples=10, derandomize=True, database=None, deadline=None)
+@settings(max_examples=10, derandomize=True, database=None)
 def test_dots_show_at_the_stored_keypoints_and_nowhere_else(name: str, width: int, height: int, seed: int) -> None:
     keypoints, dotted, plain = make_random_image(width, height, seed)
     (variant, second_copy), (plain_variant, _) = (
@@ -325,7 +325,7 @@ def test_making_variants_does_not_change_the_source() -> None:
 
 
 @given(st.integers(3, 60), st.integers(3, 60), st.sampled_from(list(RECIPES)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_tiny_and_narrow_images_have_variants(width: int, height: int, name: str) -> None:
     content = to_png(np.full((height, width, 3), 77, np.uint8))
     variant = make_variants(content, np.full((24, 3), 1.0), [(RECIPES[name], 1)])[0]

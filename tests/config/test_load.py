@@ -13,7 +13,7 @@ from kp_ray.config.presets import CONFIG_PRESETS, DEFAULT_RECIPES
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, KpRayError, StorageError
 
-SHARED_TMP_PATH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+SHARED_TMP_PATH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 """Allow a test to use `tmp_path`: all its examples overwrite the same config file."""
 
 
@@ -115,6 +115,11 @@ def test_another_preset_for_a_saved_configuration_is_refused(tmp_path: Path) -> 
             "predict: {actors: [4, 1]}",
             "predict.actors: [smallest, largest] is expected (got [4, 1]): exchange the numbers",
         ),
+        (
+            "predict: {gpus_per_actor: 1.5}",
+            "predict.gpus_per_actor: Ray takes 0, a share of 0.01 to 1, or a whole number",
+        ),
+        ("predict: {gpus_per_actor: 0.001}", "(got 0.001): "),
         ("train: {members: []}", "train.members: name at least one"),
         ("train: {num_workers: {min: 3, max: 2}}", "train.num_workers.min: is more than max (got 3 and 2): lower it"),
         ("predict: {weights: {a: {nose: few}}}", "predict.weights.a.nose: Input should be a valid number, unable"),
@@ -284,7 +289,7 @@ def test_any_bytes_are_accepted_or_refused_with_the_path_of_their_file(tmp_path:
 
 
 @given(st.text(max_size=12), st.text("[]{}:,-&*!|>'\"%@` 0x_ab\n", max_size=12))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_any_override_is_accepted_or_refused_with_an_error_for_the_user(key: str, value: str) -> None:
     for override in (f"{key}={value}", f"seed={value}", key):
         load_or_refuse(None, override)

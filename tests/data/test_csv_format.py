@@ -15,7 +15,7 @@ coordinates = st.one_of(st.none(), st.floats(-1e6, 1e6, allow_subnormal=False))
 points = st.tuples(coordinates, coordinates)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.lists(points, min_size=NUM_KEYPOINTS, max_size=NUM_KEYPOINTS), min_size=1, max_size=3))
 def test_labels_read_back_exactly_as_written(tmp_path_factory, people):
     xy = np.array([[(np.nan, np.nan) if None in point else point for point in pose] for pose in people], dtype=float)

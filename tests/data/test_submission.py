@@ -45,7 +45,7 @@ def test_only_x_and_y_of_a_wider_array_are_written(tmp_path: Path) -> None:
     assert Path(path).read_text().splitlines() == VALID_LINES
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-50, 1000), min_size=12, max_size=12).filter(lambda values: 0 not in values))
 def test_numbers_read_back_exactly_as_written(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
     path = str(tmp_path_factory.mktemp("exact") / "submission.csv")

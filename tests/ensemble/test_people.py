@@ -63,8 +63,8 @@ def test_the_track_is_the_median_box_of_the_nearest_frames(frames: list[int], si
     people = make_people(*[[(0.0, float(side), 0.9)] for side in sides[:num_images]])
     tracks = _Tracks(people["images"], people["boxes"], ["s"] * num_images, ["A"] * num_images, frames)
     for image, frame in enumerate(frames):
-        others = sorted((abs(other - frame), other, row) for row, other in enumerate(frames) if row != image)
-        nearest = [row for _, _, row in others[:TRACK_FRAMES]]
+        distances = sorted((abs(number - frame), number, row) for row, number in enumerate(frames) if row != image)
+        nearest = [row for _, _, row in distances[:TRACK_FRAMES]]
         np.testing.assert_array_equal(tracks.find_box(image), np.median(people["boxes"][nearest], axis=0))
 
 

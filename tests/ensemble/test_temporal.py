@@ -67,7 +67,7 @@ def test_if_every_image_has_a_person_nothing_changes() -> None:
     assert fallback_names == ["", ""]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), sigma=st.floats(0.3, 20))
 def test_smoothing_does_not_change_linear_motion(seed: int, sigma: float) -> None:
     rng = np.random.default_rng(seed)

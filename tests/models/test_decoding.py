@@ -53,11 +53,11 @@ def test_detections_are_half_a_pixel_below_detectron2s_continuous_coordinates() 
     points = torch.tensor([[[0.5, 0.5, 0.9], [10.5, 20.5, 0.8]], [[1.5, 2.5, 0.7], [3.0, 4.0, 0.6]]])
     boxes = Boxes(torch.tensor([[0.5, 0.5, 10.5, 20.5], [1.0, 2.0, 3.0, 4.0]]))
     instances = Instances((30, 40), pred_boxes=boxes, pred_keypoints=points, scores=torch.tensor([0.3, 0.6]))
-    best, other = read_instances(instances)
-    assert (best.score, other.score) == pytest.approx((0.6, 0.3))
+    best, second = read_instances(instances)
+    assert (best.score, second.score) == pytest.approx((0.6, 0.3))
     np.testing.assert_allclose(best.keypoints, [[1, 2, 0.7], [2.5, 3.5, 0.6]])
-    np.testing.assert_allclose(other.keypoints, [[0, 0, 0.9], [10, 20, 0.8]])
-    assert (best.bbox_xyxy.tolist(), other.bbox_xyxy.tolist()) == ([0.5, 1.5, 2.5, 3.5], [0, 0, 10, 20])
+    np.testing.assert_allclose(second.keypoints, [[0, 0, 0.9], [10, 20, 0.8]])
+    assert (best.bbox_xyxy.tolist(), second.bbox_xyxy.tolist()) == ([0.5, 1.5, 2.5, 3.5], [0, 0, 10, 20])
 
 
 def test_mirroring_twice_changes_nothing() -> None:

@@ -65,7 +65,7 @@ class FixedFlip:
 
 @pytest.mark.parametrize("flip", [False, True])
 @given(width=st.integers(90, 400), height=st.integers(90, 400), seed=st.integers(0, 50))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_a_row_is_mapped_as_by_detectron2s_mapper(
     cfg: Any, tmp_path_factory: pytest.TempPathFactory, flip: bool, width: int, height: int, seed: int
 ) -> None:

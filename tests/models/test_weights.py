@@ -107,6 +107,19 @@ def test_a_config_that_no_member_can_have_is_refused_and_the_weights_are_kept(
         load_member(str(tmp_path), "cpu")
 
 
+def test_a_member_that_does_not_fit_the_memory_or_the_gpu_is_not_called_damaged(
+    model: torch.nn.Module, cfg: Any, tmp_path: Path
+) -> None:
+    save_model(model, cfg, str(tmp_path), DACON24)
+    with pytest.raises((RuntimeError, AssertionError), match=r"CUDA|NVIDIA"):
+        load_member(str(tmp_path), "cuda:99")
+    large_cfg = cfg.clone()
+    large_cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 10**13
+    (tmp_path / "config.yaml").write_text(large_cfg.dump())
+    with pytest.raises(ModelError, match=rf"^{tmp_path}/config\.yaml: there is not enough memory .*: free memory, or"):
+        load_member(str(tmp_path), "cpu")
+
+
 def test_a_member_whose_weights_do_not_fit_its_config_is_refused(
     model: torch.nn.Module, cfg: Any, tmp_path: Path
 ) -> None:
@@ -206,6 +219,22 @@ def test_a_members_head_is_transferred_to_any_skeleton_that_shares_a_keypoint(
     loaded_weights = load_weights(model, path, preset="r18", skeleton=reversed_skeleton)
     assert loaded_weights.head == "24 keypoints by name"
     assert torch.equal(model.state_dict()[f"{LAST_LAYER}.bias"], saved_bias.flip(0))
+
+
+def test_no_channel_of_another_order_stays_if_the_last_layers_inputs_differ(
+    model: torch.nn.Module, cfg: Any, tmp_path: Path
+) -> None:
+    wide_cfg = cfg.clone()
+    wide_cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = [32]
+    reversed_skeleton = Skeleton(names=DACON24.names[::-1], flip_pairs=(), sigmas=DACON24.sigmas)
+    wide_model = build_model(wide_cfg)
+    torch.nn.init.ones_(wide_model.state_dict()[f"{LAST_LAYER}.bias"])
+    save_model(wide_model, wide_cfg, str(tmp_path), reversed_skeleton)
+    bias = model.state_dict()[f"{LAST_LAYER}.bias"].clone()
+    loaded_weights = load_weights(model, str(tmp_path / "model_final.pth"), preset="r18", skeleton=DACON24)
+    assert loaded_weights.head == "24 from scratch"
+    assert f"{LAST_LAYER}.bias" in loaded_weights.random_tensors
+    assert torch.equal(model.state_dict()[f"{LAST_LAYER}.bias"], bias)
 
 
 def test_weights_that_share_no_keypoint_are_refused(model: torch.nn.Module, cfg: Any, tmp_path: Path) -> None:

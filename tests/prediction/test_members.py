@@ -100,6 +100,10 @@ def test_members_trained_on_another_store_do_not_predict_validation_images(copie
     for check in (PredictionTask, evaluate_run):
         with pytest.raises(RunStateError, match=r"copied/members/a: was made with the store .*: restore the setting"):
             check(config)
+    settings_path = Path(config.member_dir("a"), "settings.json")
+    settings_path.unlink()
+    with pytest.raises(RunStateError, match=rf"^{settings_path}: is missing, .* restore it, or delete this folder"):
+        check_validation_images(config)
     other_member_dir = config.member_dir("b")
     alone = configure_run(copied_run, tmp_path / "other", images="store:val", members=[other_member_dir])
     shutil.copytree(copied_run.path("store"), tmp_path / "other" / "store")

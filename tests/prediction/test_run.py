@@ -24,6 +24,7 @@ from kp_ray.data.submission import read_sample_submission, read_submission
 from kp_ray.errors import ClusterError, ModelError, RunStateError, StoppedError
 from kp_ray.keypoints import DACON24
 from kp_ray.prediction import run as run_module
+from kp_ray.prediction.evaluate import evaluate_run
 from kp_ray.prediction.images import ImageRef
 from kp_ray.prediction.pool import PoolPlan
 from kp_ray.prediction.predictor import BatchResult
@@ -32,7 +33,7 @@ from kp_ray.prediction.task import PredictionTask
 from kp_ray.stage import no_progress
 from kp_ray.storage import writer_lock
 from tests.helpers.folds import predict_in_process
-from tests.helpers.linked_runs import NUM_LINKS, link_run
+from tests.helpers.linked_runs import NUM_LINKS, configure_run, link_run
 from tests.helpers.processes import run_command, run_kp_ray
 
 
@@ -60,6 +61,26 @@ def test_each_part_holds_consecutive_images(predicted_run: Config) -> None:
     parts = [set(pq.read_table(part)["image"].to_pylist()) for part in list_parts(predicted_run)]
     size = predicted_run.predict.batch_size
     assert sorted(map(sorted, parts)) == sorted(sorted(images[i : i + size]) for i in range(0, 10, size))
+
+
+def test_an_evaluation_is_deleted_if_a_setting_changes_its_scores_but_not_the_submission(
+    predicted_run: Config, tmp_path: Path
+) -> None:
+    shutil.copytree(predicted_run.run_dir, tmp_path / "copied")
+    copied_run = configure_run(predicted_run, tmp_path / "copied")
+    path = Path(copied_run.path("evaluation.json"))
+    evaluate_run(copied_run)
+    predict(copied_run)
+    assert path.exists()
+    submission = Path(copied_run.path("submission.csv")).read_bytes()
+    section = copied_run.predict.model_copy(update={"missing": "zeros"})
+    changed_config = copied_run.model_copy(update={"predict": section})
+    predict(changed_config)
+    assert Path(copied_run.path("submission.csv")).read_bytes() == submission
+    assert not path.exists()
+    path.write_text("{cut")
+    predict(changed_config)
+    assert not path.exists(), "a damaged file"
 
 
 def test_a_pool_that_may_fill_the_cluster_leaves_cpus_for_decoding(run_with_store: Config, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kp_ray.config.load import build_config
@@ -16,7 +16,6 @@ RECIPE_SETS = {"own": None, "crops": ("RandomCrop_1",)}
 points = points_of_any_schedule(st.sampled_from(list(RECIPE_SETS)))
 
 
-@settings(deadline=None)  # a busy machine takes longer than the default of 200 ms
 @given(point=points, max_iter=st.integers(1, 20000))
 def test_the_steps_and_the_warmup_of_any_point_lie_inside_the_trial(point: Point, max_iter: int) -> None:
     search_config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})
@@ -43,7 +42,6 @@ def test_trial_0_keeps_the_configs_own_settings_even_outside_the_search_space() 
     assert trial_config(config, point, RECIPE_SETS).train.base_lr == 0.01  # the end of tune.base_lr
 
 
-@settings(deadline=None)
 @given(max_iter=st.integers(1, 3000))
 def test_a_short_trial_0_scales_the_configs_own_schedule(max_iter: int) -> None:
     config = build_config({"preset": "dacon", "tune": {"max_iter": max_iter}})

@@ -19,8 +19,8 @@ from kp_ray.storage import writer_lock
 from kp_ray.store.plan import make_plan
 from kp_ray.store.write import write_store
 from kp_ray.training.run import train
-from kp_ray.training.search_result import apply_result, read_member_search, read_result
-from kp_ray.training.tuned import apply_search
+from kp_ray.training.search_result import SearchResult, apply_result, read_member_search, read_result, write_result
+from kp_ray.training.tuned import apply_search, record_search
 from kp_ray.tuning.search import TuneSummary, _refuse_unfinished_trials, has_matching_result, tune
 from kp_ray.tuning.trials import read_trials
 from tests.helpers.clusters import free_port, list_leftovers
@@ -245,6 +245,29 @@ def test_the_error_about_a_damaged_file_of_a_search_names_the_file(
     fix = f"delete {path.parent}, and " if "trials" in name else "delete this file and "
     with pytest.raises(StorageError, match=rf"{path}: damaged \(.*\): {fix}"):
         tune(config)
+
+
+def test_a_finished_search_without_its_chosen_trial_is_refused_and_its_tables_are_kept(make_config: MakeConfig) -> None:
+    config = make_config(tune=FULL_TRIALS)
+    record_search(config)
+    write_result(config, SearchResult("trial-001", "rmse", 6, 1.0, 2.0, {"base_lr": 0.002}))
+    table = Path(config.path("tune", "trials.csv"))
+    table.write_text("kept")
+    with pytest.raises(RunStateError, match=r"tune/trials/trial-001: the chosen trial is missing: restore"):
+        tune(config)
+    assert table.read_text() == "kept"
+
+
+def test_a_finished_search_keeps_the_settings_that_its_trials_were_scored_with(make_config: MakeConfig) -> None:
+    config = make_config(tune=FULL_TRIALS)
+    write_trial(config, "trial-000", 1.0, {6: 1.0}, end={})
+    write_search_log(config, ("trial-000", 6, 1.0))
+    record_search(config)
+    write_result(config, SearchResult("trial-000", "rmse", 6, 1.0, 1.0, {}))
+    path = Path(config.path("tune", "settings.json"))
+    content = path.read_text()
+    tune(build_config({**config.to_dict(), "predict": {**config.to_dict()["predict"], "decode": "argmax"}}))
+    assert path.read_text() == content
 
 
 def test_a_search_is_refused_while_another_process_searches_in_the_run_folder(make_config: MakeConfig) -> None:

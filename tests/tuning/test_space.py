@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kp_ray.config.load import build_config
@@ -28,7 +28,6 @@ def test_own_settings_come_first_and_the_published_schedule_second() -> None:
     assert replace(published_point, flip=True) == replace(point, flip=True)
 
 
-@settings(deadline=None)  # a busy machine takes longer than the default of 200 ms
 @given(points_of_any_schedule(st.just("own")))
 def test_settings_become_a_point_inside_the_space(point: Point) -> None:
     config = build_config(

@@ -36,7 +36,7 @@ def centroid(image: Image) -> tuple[float, float]:
     return float((weight * x).sum() / weight.sum()), float((weight * y).sum() / weight.sum())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.sampled_from([(96, 72), (640, 480), (1280, 720)]),
     x=st.floats(20, 70, allow_subnormal=False),
