@@ -62,7 +62,8 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     # Settings for the lowest error on GPUs with the published network, whose training needs a GPU and was not run. With
-    # the small members of the preset demo, benchmarks/results/training_parts.md and accuracy.md measure some of them.
+    # small members, which learn generated people on CPUs, benchmarks/results/training_parts.md and accuracy.md measure
+    # some of them.
     "best": {
         "augment": {"box_margin_px": 20},  # as in the preset demo: without it the loss may ignore outer keypoints
         "model": {
@@ -70,7 +71,7 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "weights": "zoo",
             "cfg": {
                 # Heat maps of 112x112 instead of 56x56 bins: a person of 600 to 900 px has 5 to 8 px per bin, not 11
-                # to 16. Mask R-CNN (He et al. 2017) finds that keypoints need a high resolution. For the demo's members
+                # to 16. Mask R-CNN (He et al. 2017) finds that keypoints need a high resolution. For small members
                 # the median error fell with each of three seeds, the RMSE with two.
                 "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": 28,
                 "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 256,  # as in the published solution
@@ -81,13 +82,13 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "members": [{"name": name, "seed": seed} for seed, name in enumerate(("a", "b", "c"), 1)],
             "use_gpu": True,
             # 40,000 batches of 2 show each of the 18 variants of 4195 frames once; the 10,000 batches of the published
-            # solution show a quarter of the variants. With the demo's members twice as many iterations helped most.
+            # solution show a quarter of the variants. With small members twice as many iterations helped most.
             "max_iter": 40000,
-            # Needs no steps for the new length (Loshchilov and Hutter 2017); better than steps for the demo's members.
+            # Needs no steps for the new length (Loshchilov and Hutter 2017); better than steps for small members.
             "schedule": "cosine",
-            # Averages the last thousand iterations (Tarvainen and Valpola 2017). It changes the demo's members little.
+            # Averages the last thousand iterations (Tarvainen and Valpola 2017). It changes small members little.
             "ema_decay": 0.999,
-            # Detectron2's default, and what `flip` in predict.tta needs; worse in trainings as short as the demo's.
+            # Detectron2's default, and what `flip` in predict.tta needs; worse in trainings of 340 iterations.
             "flip": True,
         },
         # No search, because a trial of X-101 takes hours; a search must find members for `flip` in predict.tta.
