@@ -19,7 +19,7 @@ from kp_ray.cpus import usable_cpus
 from kp_ray.errors import ConfigError, StorageError
 from kp_ray.images import encode
 from kp_ray.keypoints import DACON24, FloatArray
-from kp_ray.storage import exists, join, read_bytes, write_bytes
+from kp_ray.storage import delete_file, exists, join, read_bytes, write_bytes
 from kp_ray.synthetic.motion import SyntheticClip
 from kp_ray.synthetic.scene import SceneRenderer
 
@@ -30,6 +30,7 @@ _TABLES = {
     "truth": "truth/test_df.csv",
 }
 """Key of the config's `data` section -> path of the CSV inside the data set."""
+_CONFIG_FILE = "config.yaml"
 _MINIMUMS = {"num_images": 1, "num_test": 0, "width": 64, "height": 64, "seed": 0, "num_processes": 1}
 
 
@@ -90,7 +91,9 @@ def make_sample(
     arguments give equal bytes for any `num_processes`.
 
     Args:
-        folder: created if it does not exist; it may hold only files of an earlier call with the same numbers of images.
+        folder: created if it does not exist; it may hold only files that this call writes too, e.g. those of an earlier
+            call with the same seed and numbers of images, and replaces them. The CSV files and `config.yaml` are
+            deleted first, so that a call that is stopped leaves no labels of other images.
         num_images: number of training images.
         num_test: number of test images; None: a fifth of `num_images`, at least 10.
         width, height: size of the frames in pixels.
@@ -109,14 +112,15 @@ def make_sample(
     numbers = {"num_images": num_images, "num_test": num_test, "width": width, "height": height, "seed": seed}
     _require_minimums(numbers if num_processes is None else {**numbers, "num_processes": num_processes})
     clips = [*plan_clips("train", num_images, seed), *plan_clips("test", num_test, seed)]
-    _refuse_other_files(folder, {"config.yaml", *_TABLES.values(), *(name for clip in clips for name in clip.files)})
+    _refuse_other_files(folder, {_CONFIG_FILE, *_TABLES.values(), *(name for clip in clips for name in clip.files)})
+    _delete_config_and_tables(folder)
     labels: dict[str, FloatArray] = {}
     for clip_labels in _draw_clips(clips, _ClipWriter(folder, width, height), num_processes):
         labels |= clip_labels
         if progress is not None:
             progress(len(labels), num_images + num_test)
     paths = _write_tables(folder, labels)
-    config = join(folder, "config.yaml")
+    config = join(folder, _CONFIG_FILE)
     settings = {"preset": "demo", "run_dir": run_dir or join(folder, "run"), "data": paths}
     write_bytes(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
     num_scenes = len({(clip.subset, clip.scene) for clip in clips})
@@ -187,6 +191,14 @@ def _refuse_other_files(folder: str, planned_files: set[str]) -> None:
             if os.path.relpath(path, folder).replace(os.sep, "/") not in planned_files:
                 path = os.path.join(parent, name)
                 raise StorageError(f"{path}: not a file of this sample: give a new or empty folder")
+
+
+def _delete_config_and_tables(folder: str) -> None:
+    """Delete the config and then the CSV files of an earlier call; the images stay until they are replaced."""
+    for name in (_CONFIG_FILE, *_TABLES.values()):
+        path = join(folder, name)
+        if exists(path):
+            delete_file(path)
 
 
 def _write_csv(path: str, labels: dict[str, FloatArray]) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import re
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -22,6 +23,11 @@ def file_digests(folder: Path) -> dict[str, str]:
     """Digest every file by its path inside the folder, except `config.yaml`, which holds the folder's path."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "config.yaml")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def stop(*_: object) -> NoReturn:
+    """Raise what Ctrl-C raises."""
+    raise KeyboardInterrupt
 
 
 def test_one_process_and_two_write_the_same_bytes(tmp_path: Path) -> None:
@@ -46,6 +52,22 @@ def test_writing_again_gives_the_same_bytes_and_another_seed_different_ones(tmp_
     digests_of_seed_2 = set(file_digests(tmp_path / "b").values())
     equal_files = [name for name, digest in digests_of_seed_1.items() if digest in digests_of_seed_2]
     assert equal_files in ([], ["sample_submission.csv"])  # the sample submission holds only names and zeros
+
+
+def test_a_stopped_second_call_leaves_no_config_and_no_labels_of_the_first(tmp_path: Path) -> None:
+    options = {"num_images": 4, "num_test": 1, "num_processes": 1}
+    make_sample(str(tmp_path), **options, **SIZE)
+    with pytest.raises(KeyboardInterrupt):
+        make_sample(str(tmp_path), width=256, height=144, progress=stop, **options)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".jpg"}
+    make_sample(str(tmp_path), width=256, height=144, **options)
+    assert (tmp_path / "config.yaml").exists()
+
+
+def test_an_earlier_call_with_fewer_images_is_completed(tmp_path: Path) -> None:
+    for num_images in (2, 4):
+        make_sample(str(tmp_path), num_images=num_images, num_test=1, num_processes=1, **SIZE)
+    assert len(read_labels(str(tmp_path / "train_df.csv"))[0]) == 4
 
 
 def test_every_row_has_an_image_and_the_header_is_the_competitions(sample: SampleSummary) -> None:
