@@ -117,14 +117,14 @@ def check_address(address: str, key: str) -> None:
             has no port.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
+    if not (port.isascii() and port.isdigit()):  # isdigit accepts superscripts, which int refuses
         if address.startswith("ray://"):
             raise ClusterError(f"{key}: the address has no port (got {address}): append the head's port, e.g. :10001")
         return
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=ADDRESS_TIMEOUT_S) as connection:
             is_head = _speaks_grpc(connection)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: an empty part of the host's name, or over 63 characters
         raise ClusterError(
             f"{key}: no Ray cluster answers (got {address}): {one_line(error)}: start its head, or correct the address"
         ) from error

@@ -57,6 +57,18 @@ def test_an_address_without_a_port_passes_the_check() -> None:
     check_address("auto", "cluster.address")
 
 
+@pytest.mark.parametrize("host", ["head..local", "a" * 64])
+def test_a_host_that_cannot_be_a_name_is_refused(host: str) -> None:
+    with pytest.raises(ClusterError, match=rf"^cluster\.address: no Ray cluster answers \(got {host}:6379\)"):
+        check_address(f"{host}:6379", "cluster.address")
+
+
+def test_a_superscript_is_no_port() -> None:
+    check_address("127.0.0.1:²", "cluster.address")  # Ray refuses it
+    with pytest.raises(ClusterError, match="the address has no port"):
+        check_address("ray://127.0.0.1:²", "cluster.address")
+
+
 @pytest.mark.parametrize(("node", "exit_code", "num_lines"), [("dead", 2, 1), ("alive", 0, 0)])
 def test_a_process_ends_with_exit_code_2_and_one_line_if_its_node_dies(
     node: str, exit_code: int, num_lines: int
