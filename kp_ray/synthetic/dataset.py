@@ -17,7 +17,7 @@ import yaml
 
 from kp_ray.cpus import usable_cpus
 from kp_ray.errors import ConfigError, StorageError
-from kp_ray.images import encode
+from kp_ray.images import MAX_PIXELS, MAX_SIDE, encode
 from kp_ray.keypoints import DACON24, FloatArray
 from kp_ray.storage import delete_file, exists, join, read_bytes, write_bytes
 from kp_ray.synthetic.motion import SyntheticClip
@@ -96,7 +96,7 @@ def make_sample(
             deleted first, so that a call that is stopped leaves no labels of other images.
         num_images: number of training images.
         num_test: number of test images; None: a fifth of `num_images`, at least 10.
-        width, height: size of the frames in pixels.
+        width, height: size of the frames in pixels; at least 64, and not more than kp_ray reads (`kp_ray.images`).
         seed: seed of all random choices; not negative.
         num_processes: number of drawing processes; None: at most the number of CPUs. If there are several, the calling
             script needs the guard `if __name__ == "__main__":`, because each process imports the script.
@@ -111,6 +111,7 @@ def make_sample(
     num_test = max(10, num_images // 5) if num_test is None else num_test
     numbers = {"num_images": num_images, "num_test": num_test, "width": width, "height": height, "seed": seed}
     _require_minimums(numbers if num_processes is None else {**numbers, "num_processes": num_processes})
+    _require_readable_size(width, height)
     clips = [*plan_clips("train", num_images, seed), *plan_clips("test", num_test, seed)]
     _refuse_other_files(folder, {_CONFIG_FILE, *_TABLES.values(), *(name for clip in clips for name in clip.files)})
     _delete_config_and_tables(folder)
@@ -131,6 +132,17 @@ def _require_minimums(numbers: dict[str, int]) -> None:
     for name, value in numbers.items():
         if value < _MINIMUMS[name]:
             raise ConfigError(f"sample: {name}: too small (got {value}): give at least {_MINIMUMS[name]}")
+
+
+def _require_readable_size(width: int, height: int) -> None:
+    """Refuse frames that are too large to be written as JPEG or to be read by kp_ray."""
+    for name, value in (("width", width), ("height", height)):
+        if value > MAX_SIDE:
+            raise ConfigError(f"sample: {name}: too large (got {value}): give at most {MAX_SIDE}")
+    if width * height > MAX_PIXELS:
+        raise ConfigError(
+            f"sample: width, height: too large (got {width}x{height}): give at most {MAX_PIXELS} pixels per frame"
+        )
 
 
 def _write_tables(folder: str, labels: dict[str, FloatArray]) -> dict[str, str]:

@@ -131,6 +131,24 @@ def test_a_number_out_of_range_is_refused_and_named(tmp_path: Path, options: dic
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [
+        (66000, 64, r"sample: width: too large \(got 66000\): give at most 65500"),
+        (64, 66000, r"sample: height: too large \(got 66000\): give at most 65500"),
+        (
+            10001,
+            10000,
+            r"sample: width, height: too large \(got 10001x10000\): give at most 100000000 pixels per frame",
+        ),
+    ],
+)
+def test_frames_that_kp_ray_could_not_read_are_refused(tmp_path: Path, width: int, height: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        make_sample(str(tmp_path), num_images=1, num_processes=1, width=width, height=height)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_with_other_files_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(StorageError, match=r"thesis\.txt: not a file of this sample"):
