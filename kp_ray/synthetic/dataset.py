@@ -104,7 +104,7 @@ def make_sample(
         run_dir: the run folder that `config.yaml` names; None: `run` in the folder.
 
     Raises:
-        ConfigError: a number is out of range, or a drawing process ended early.
+        ConfigError: a number is out of range, a drawing process ended early, or the memory is not enough.
         StorageError: the folder is not local, holds other files, or cannot be written.
     """
     folder = folder if "://" in folder else os.path.abspath(folder)
@@ -266,19 +266,23 @@ def _draw_clips(
     If `num_processes` is None, every process gets at least four clips, because a process takes about a second to start.
 
     Raises:
-        ConfigError: a drawing process ended early.
+        ConfigError: a drawing process ended early, or the memory is not enough.
     """
     max_processes = -(-len(clips) // 4) if num_processes is None else len(clips)
     pool_size = min(num_processes or usable_cpus(), max_processes)
-    if pool_size == 1:
-        yield from map(write_clip, clips)
-        return
     context = multiprocessing.get_context("spawn")  # a fork would copy locks that the caller's threads hold
+    size = f"(got frames of {write_clip.width}x{write_clip.height} px, {pool_size} processes)"
+    fix = "draw smaller frames with width and height (--width, --height)"
     try:
+        if pool_size == 1:
+            yield from map(write_clip, clips)
+            return
         with ProcessPoolExecutor(pool_size, mp_context=context, initializer=_start_drawing_process) as pool:
             yield from pool.map(write_clip, clips)
+    except MemoryError as error:
+        raise ConfigError(f"sample: width, height: not enough memory {size}: {fix}") from error
     except BrokenProcessPool as error:
         raise ConfigError(
-            f"sample: num_processes: a drawing process ended early, e.g. for lack of memory (got {pool_size} "
-            'processes): use num_processes=1; guard a calling script with if __name__ == "__main__":'
+            f"sample: width, height: a drawing process ended early, e.g. for lack of memory {size}: {fix}; a Python "
+            'script can also set num_processes=1, and needs the guard if __name__ == "__main__":'
         ) from error

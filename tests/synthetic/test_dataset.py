@@ -1,8 +1,10 @@
 """A generated data set is reproducible and has the files and formats of the competition."""
 
 import hashlib
+import os
 import re
 import sys
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,7 +13,8 @@ import pytest
 
 from kp_ray.errors import ConfigError, StorageError
 from kp_ray.keypoints import DACON24
-from kp_ray.synthetic.dataset import SampleSummary, make_sample, plan_clips
+from kp_ray.synthetic.dataset import SampleSummary, _ClipWriter, _draw_clips, make_sample, plan_clips
+from kp_ray.synthetic.motion import SyntheticClip
 from tests.helpers.processes import file_times, run_command, wait_until
 from tests.helpers.synthetic import SIZE, read_labels
 
@@ -184,6 +187,29 @@ def test_drawing_processes_end_with_a_killed_sample(tmp_path: Path) -> None:
     pids = result.stdout.split()
     assert len(pids) == 2
     wait_until(lambda: not any(Path("/proc", pid).exists() for pid in pids), timeout_s=30)
+
+
+class ExhaustedWriter(_ClipWriter):
+    """Fails as NumPy does without memory; in a drawing process, ends as if the kernel had killed it."""
+
+    def __call__(self, clip: SyntheticClip) -> NoReturn:
+        """Fail on any clip."""
+        if parent_process() is None:
+            raise MemoryError
+        os._exit(9)
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "cause"),
+    [(1, "not enough memory"), (2, "a drawing process ended early, e.g. for lack of memory")],
+)
+def test_without_memory_the_advice_names_options_of_python_and_of_the_command_line(
+    num_processes: int, cause: str
+) -> None:
+    size = rf"\(got frames of 320x180 px, {num_processes} processes\)"
+    advice = r"draw smaller frames with width and height \(--width, --height\)"
+    with pytest.raises(ConfigError, match=rf"^sample: width, height: {cause} {size}: {advice}"):
+        list(_draw_clips(plan_clips("train", 4, 0), ExhaustedWriter("unused", **SIZE), num_processes))
 
 
 def test_progress_is_called_with_rising_counts_up_to_the_number_of_images(tmp_path: Path) -> None:
