@@ -19,7 +19,7 @@ from kp_ray.cpus import usable_cpus
 from kp_ray.errors import ConfigError, StorageError
 from kp_ray.images import MAX_PIXELS, MAX_SIDE, encode
 from kp_ray.keypoints import DACON24, FloatArray
-from kp_ray.storage import delete_file, exists, join, read_bytes, write_bytes
+from kp_ray.storage import absolute_path, delete_file, exists, join, read_bytes, write_bytes
 from kp_ray.synthetic.motion import SyntheticClip
 from kp_ray.synthetic.scene import SceneRenderer
 
@@ -104,10 +104,12 @@ def make_sample(
         run_dir: the run folder that `config.yaml` names; None: `run` in the folder.
 
     Raises:
-        ConfigError: a number is out of range, a drawing process ended early, or the memory is not enough.
+        ConfigError: a path is empty or holds credentials, a number is out of range, a drawing process ended early, or
+            the memory is not enough.
         StorageError: the folder is not local, holds other files, or cannot be written.
     """
-    folder = folder if "://" in folder else os.path.abspath(folder)
+    folder = _make_absolute("folder", folder)
+    run_dir = join(folder, "run") if run_dir is None else _make_absolute("run_dir", run_dir)
     num_test = max(10, num_images // 5) if num_test is None else num_test
     numbers = {"num_images": num_images, "num_test": num_test, "width": width, "height": height, "seed": seed}
     _require_minimums(numbers if num_processes is None else {**numbers, "num_processes": num_processes})
@@ -122,10 +124,17 @@ def make_sample(
             progress(len(labels), num_images + num_test)
     paths = _write_tables(folder, labels)
     config = join(folder, _CONFIG_FILE)
-    settings = {"preset": "demo", "run_dir": run_dir or join(folder, "run"), "data": paths}
+    settings = {"preset": "demo", "run_dir": run_dir, "data": paths}
     write_bytes(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
     num_scenes = len({(clip.subset, clip.scene) for clip in clips})
     return SampleSummary(num_images, num_test, num_scenes, config, **paths)
+
+
+def _make_absolute(name: str, path: str) -> str:
+    try:
+        return absolute_path(path)
+    except ValueError as error:
+        raise ConfigError(f"sample: {name}: {error}") from error
 
 
 def _require_minimums(numbers: dict[str, int]) -> None:

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
+import yaml
 
 from kp_ray.errors import ConfigError, StorageError
 from kp_ray.keypoints import DACON24
@@ -161,6 +162,37 @@ def test_a_folder_with_other_files_is_refused_and_left_unchanged(tmp_path: Path)
     with pytest.raises(StorageError, match="not a local folder"):
         make_sample("s3://bucket/sample", num_images=1, **SIZE)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_written_run_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"num_images": 1, "num_test": 0, "num_processes": 1, **SIZE}
+    for run_dir, path in (
+        (None, str(tmp_path / "data" / "run")),
+        ("runs", str(tmp_path / "runs")),
+        *[("s3://b/x",) * 2],
+    ):
+        config = make_sample("data", run_dir=run_dir, **options).config
+        assert yaml.safe_load(Path(config).read_text())["run_dir"] == path
+
+
+@pytest.mark.parametrize(
+    ("folder", "run_dir", "message"),
+    [
+        ("", None, "sample: folder: a path is expected"),
+        ("data", "", "sample: run_dir: a path is expected"),
+        ("data", "s3://user:word@host/x", "sample: run_dir: credentials belong in the environment"),
+        ("s3://user:word@host/x", None, "sample: folder: credentials belong in the environment"),
+    ],
+)
+def test_paths_that_no_config_may_have_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, run_dir: str | None, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"^{message}") as refusal:
+        make_sample(folder, run_dir=run_dir, num_images=1, num_processes=1, **SIZE)
+    assert "word" not in str(refusal.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_that_a_killed_sample_left_are_no_other_files(tmp_path: Path) -> None:
