@@ -41,7 +41,7 @@ class SampleSummary:
     Attributes:
         num_train, num_test: numbers of training and test images.
         num_scenes: number of training and test scenes together.
-        config: path of a config file with which every command of kp-ray runs on the data set.
+        config: path of a config file for `kp-ray run`; if the training images are one scene, it holds none out.
         annotations, images, test_images, sample_submission, truth: values of the config's `data` section.
     """
 
@@ -123,9 +123,7 @@ def make_sample(
         if progress is not None:
             progress(len(labels), num_images + num_test)
     paths = _write_tables(folder, labels)
-    config = join(folder, _CONFIG_FILE)
-    settings = {"preset": "demo", "run_dir": run_dir, "data": paths}
-    write_bytes(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
+    config = _write_config(folder, run_dir, paths, clips)
     num_scenes = len({(clip.subset, clip.scene) for clip in clips})
     return SampleSummary(num_images, num_test, num_scenes, config, **paths)
 
@@ -170,6 +168,18 @@ def _write_tables(folder: str, labels: dict[str, FloatArray]) -> dict[str, str]:
     _write_csv(paths["truth"], test)
     _write_csv(paths["sample_submission"], {name: np.zeros_like(xy) for name, xy in test.items()})
     return paths | {"images": join(folder, "train_imgs"), "test_images": join(folder, "test_imgs")}
+
+
+def _write_config(folder: str, run_dir: str, data: dict[str, str], clips: Sequence[SyntheticClip]) -> str:
+    """Write the config of the data set, and return its path."""
+    settings: dict[str, Any] = {"preset": "demo", "run_dir": run_dir, "data": data}
+    if (
+        len({clip.scene for clip in clips if clip.subset == "train"}) == 1
+    ):  # `augment` refuses to hold out the only scene
+        settings["split"] = {"fraction": 0}
+    path = join(folder, _CONFIG_FILE)
+    write_bytes(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
+    return path
 
 
 def plan_clips(subset: str, num_images: int, seed: int) -> list[SyntheticClip]:

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
+from kp_ray.config.load import load_config
 from kp_ray.errors import ConfigError, StorageError
 from kp_ray.keypoints import DACON24
+from kp_ray.pipeline import make_stage
 from kp_ray.synthetic.dataset import SampleSummary, _ClipWriter, _draw_clips, make_sample, plan_clips
 from kp_ray.synthetic.motion import SyntheticClip
 from tests.helpers.processes import file_times, run_command, wait_until
@@ -174,6 +176,14 @@ def test_the_written_run_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.
     ):
         config = make_sample("data", run_dir=run_dir, **options).config
         assert yaml.safe_load(Path(config).read_text())["run_dir"] == path
+
+
+@pytest.mark.parametrize(("num_images", "holds_out"), [(1, False), (4, False), (5, True)])
+def test_augment_accepts_the_config_of_any_number_of_images(tmp_path: Path, num_images: int, holds_out: bool) -> None:
+    summary = make_sample(str(tmp_path), num_images=num_images, num_test=1, num_processes=1, **SIZE)
+    config = load_config(summary.config)
+    make_stage("augment").check(config)
+    assert (config.split.fraction > 0) == holds_out
 
 
 @pytest.mark.parametrize(
