@@ -1,8 +1,10 @@
 """Write a generated data set: images, labels, truth and a config."""
 
+import contextlib
 import multiprocessing
 import os
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -277,6 +279,22 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+@contextlib.contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """Let processes that start in this block ignore Ctrl-C, after which they would print tracebacks.
+
+    This process ignores it too, for the milliseconds of the block. Python lets only the main thread do this.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def _draw_clips(
     clips: Sequence[SyntheticClip], write_clip: _ClipWriter, num_processes: int | None
 ) -> Iterator[dict[str, FloatArray]]:
@@ -297,7 +315,9 @@ def _draw_clips(
             yield from map(write_clip, clips)
             return
         with ProcessPoolExecutor(pool_size, mp_context=context, initializer=_start_drawing_process) as pool:
-            yield from pool.map(write_clip, clips)
+            with _ignored_interrupts():
+                results = pool.map(write_clip, clips)  # starts all processes
+            yield from results
     except MemoryError as error:
         raise ConfigError(f"sample: width, height: not enough memory {size}: {fix}") from error
     except BrokenProcessPool as error:

@@ -1,24 +1,28 @@
 """A generated data set is reproducible and has the files and formats of the competition."""
 
+import contextlib
 import hashlib
 import os
 import re
+import signal
 import sys
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 
 from kp_ray.config.load import load_config
+from kp_ray.cpus import usable_cpus
 from kp_ray.errors import ConfigError, StorageError
 from kp_ray.keypoints import DACON24
 from kp_ray.pipeline import make_stage
 from kp_ray.synthetic.dataset import SampleSummary, _ClipWriter, _draw_clips, make_sample, plan_clips
 from kp_ray.synthetic.motion import SyntheticClip
-from tests.helpers.processes import file_times, run_command, wait_until
+from tests.helpers.processes import file_times, run_command, start_kp_ray, wait_until
 from tests.helpers.synthetic import SIZE, read_labels
 
 NAME = re.compile(r"(?P<scene>\d{3}-\d-\d-\d{2}-Z\d+)_(?P<camera>[A-E])-(?P<frame>\d{7})\.jpg")
@@ -229,6 +233,30 @@ def test_drawing_processes_end_with_a_killed_sample(tmp_path: Path) -> None:
     pids = result.stdout.split()
     assert len(pids) == 2
     wait_until(lambda: not any(Path("/proc", pid).exists() for pid in pids), timeout_s=30)
+
+
+@pytest.mark.skipif(usable_cpus() < 2, reason="on one CPU, no process starts")
+def test_ctrl_c_while_the_drawing_processes_start_prints_one_line(tmp_path: Path) -> None:
+    sizes = ["--images", "40", "--width", "320", "--height", "180"]
+    process = start_kp_ray("sample", str(tmp_path / "data"), *sizes)
+    try:
+        wait_until(lambda: count_importing(process.pid), process, poll_s=0.01)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all processes of the command
+        _, err = process.communicate(timeout=300)  # the processes draw the clips that are queued
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "stopped"
+    assert "Traceback" not in err
+    assert "Exception" not in err
+
+
+def count_importing(pid: int) -> int:
+    """Count the drawing processes of a process that have begun to import modules."""
+    with contextlib.suppress(psutil.Error):
+        children = [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
+        return sum(child.cpu_times().user > 0.2 for child in children)  # Python itself starts in less
+    return 0
 
 
 class ExhaustedWriter(_ClipWriter):
