@@ -7,10 +7,12 @@ import ray
 
 from kp_ray.cluster.ray_internals import node_resource
 
-AUGMENT_NODE_SELECTOR = {"kp-ray/augment": "!no"}
+AUGMENT_LABEL = "kp-ray/augment"
+MODEL_LABEL = "kp-ray/models"
+AUGMENT_NODE_SELECTOR = {AUGMENT_LABEL: "!no"}
 """`label_selector` of augmentation: any node that is not labelled `kp-ray/augment: no`. cluster.yaml gives this label
 to GPU nodes, which cost too much for work that needs only CPUs."""
-MODEL_NODE_SELECTOR = {"kp-ray/models": "!no"}
+MODEL_NODE_SELECTOR = {MODEL_LABEL: "!no"}
 """`label_selector` of training and prediction: any node that is not labelled `kp-ray/models: no`. cluster.yaml gives
 this label to spot nodes, which have no torch and whose loss would interrupt a training run."""
 
@@ -23,16 +25,17 @@ TRIAL_ACTOR_BYTES = 512 << 20
 
 def model_nodes() -> list[Mapping[str, Any]]:
     """Return the elements of `ray.nodes()` that are alive and match `MODEL_NODE_SELECTOR`."""
-    return _allowed_nodes("kp-ray/models")
+    return [node for node in ray.nodes() if node["Alive"] and not is_excluded(node, MODEL_LABEL)]
 
 
 def augment_nodes() -> list[Mapping[str, Any]]:
     """Return the elements of `ray.nodes()` that are alive and match `AUGMENT_NODE_SELECTOR`."""
-    return _allowed_nodes("kp-ray/augment")
+    return [node for node in ray.nodes() if node["Alive"] and not is_excluded(node, AUGMENT_LABEL)]
 
 
-def _allowed_nodes(label: str) -> list[Mapping[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"] and node.get("Labels", {}).get(label) != "no"]
+def is_excluded(node: Mapping[str, Any], label: str) -> bool:
+    """Return whether a label, AUGMENT_LABEL or MODEL_LABEL, keeps its work off an element of `ray.nodes()`."""
+    return bool(node.get("Labels", {}).get(label) == "no")
 
 
 def max_runs_in_memory(nodes: Sequence[Mapping[str, Any]]) -> int:

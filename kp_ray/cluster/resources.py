@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kp_ray.cluster.placement import max_runs_in_memory, model_nodes
+import ray
+
+from kp_ray.cluster.placement import MODEL_LABEL, is_excluded, max_runs_in_memory, model_nodes
 from kp_ray.config.schema import ClusterConfig, Config
 from kp_ray.config.training import TrainConfig, WorkerRange
 from kp_ray.errors import ClusterError
@@ -38,7 +40,7 @@ def training_capacity(config: Config) -> Capacity:
     """
     train, nodes = config.train, model_nodes()
     min_workers, max_workers = train.min_workers, train.max_workers
-    require_cpus(config.cluster, nodes, num_cpus=SMALLEST_CPU_FRACTION, purpose="training")
+    require_cpus(config.cluster, nodes, label=MODEL_LABEL, num_cpus=SMALLEST_CPU_FRACTION, purpose="training")
     total = _total_resources(config.cluster, nodes)
     use_gpu = total["GPU"] > 0 if train.use_gpu is None else train.use_gpu
     if _count_runs(total, train, min_workers, use_gpu) < 1:
@@ -82,12 +84,15 @@ def fits_a_node(config: Config, num_cpus: float, num_gpus: float) -> bool:
     return any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes)
 
 
-def require_cpus(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, num_cpus: float, purpose: str) -> None:
+def require_cpus(
+    cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, label: str, num_cpus: float, purpose: str
+) -> None:
     """Refuse a cluster on which no task of a stage could ever start, because Ray would wait for CPUs in silence.
 
     Args:
         cluster: `num_cpus` is the size to which an autoscaling cluster grows.
         nodes: nodes on which the stage's tasks are allowed.
+        label: label that keeps these tasks off the other nodes.
         num_cpus: CPUs that one task needs on one node.
         purpose: name of the work, for the message.
 
@@ -96,6 +101,13 @@ def require_cpus(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, 
     """
     max_cpus = max((node["Resources"].get("CPU", 0) for node in nodes), default=0)
     if max(max_cpus, cluster.num_cpus or 0) < num_cpus:
+        large_nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= num_cpus]
+        if excluded := [node["NodeManagerAddress"] for node in large_nodes if is_excluded(node, label)]:
+            raise ClusterError(
+                f"cluster: the label {label}=no keeps {purpose} off every node with enough CPUs (got "
+                f"{', '.join(excluded)}): start Ray on a node without this label; set cluster.num_cpus if the cluster "
+                "autoscales"
+            )
         raise ClusterError(
             f"cluster: no node has enough CPUs for {purpose} (got {len(nodes)} nodes with at most {max_cpus:g} CPUs): "
             "start Ray with CPUs, e.g. by `ray start --num-cpus=4`, or add nodes; set cluster.num_cpus if the cluster "

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import ray
 
 from kp_ray.cluster.errors import describe_ray_error
-from kp_ray.cluster.placement import MODEL_NODE_SELECTOR, model_nodes
+from kp_ray.cluster.placement import MODEL_LABEL, MODEL_NODE_SELECTOR, model_nodes
 from kp_ray.cluster.ray_internals import bounded_actor_retries, bounded_task_retries
 from kp_ray.cluster.resources import SMALLEST_CPU_FRACTION, require_cpus
 from kp_ray.cluster.tasks import ray_data_settings
@@ -72,7 +72,7 @@ def predict_images(task: PredictionTask, images: Sequence[ImageRef], progress: P
     if not images:
         return PredictionCost(predicted=0, seconds=0.0, start_up_s=0.0)
     nodes = model_nodes()
-    require_cpus(task.config.cluster, nodes, num_cpus=SMALLEST_CPU_FRACTION, purpose="predict")
+    require_cpus(task.config.cluster, nodes, label=MODEL_LABEL, num_cpus=SMALLEST_CPU_FRACTION, purpose="predict")
     plan = plan_pool(task.config, [node["Resources"] for node in nodes], ray.cluster_resources().get("CPU", 0))
     note = describe_actors(plan.gpus_per_actor)
     progress("", 0, len(images), note)

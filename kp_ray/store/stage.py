@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from kp_ray.cluster.placement import augment_nodes
+from kp_ray.cluster.placement import AUGMENT_LABEL, augment_nodes
 from kp_ray.cluster.resources import require_cpus
 from kp_ray.config.schema import Config
 from kp_ray.stage import Progress, check_inputs
@@ -96,7 +96,7 @@ class AugmentStage:
             KpRayError: see `write_store`.
         """
         if not self.is_done(config):
-            require_cpus(config.cluster, augment_nodes(), num_cpus=1, purpose="augment")
+            require_cpus(config.cluster, augment_nodes(), label=AUGMENT_LABEL, num_cpus=1, purpose="augment")
         record = write_store(self._plan(config), lambda done, total: progress("", done, total), config.save)
         record = replace(
             record,

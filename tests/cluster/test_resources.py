@@ -102,8 +102,28 @@ def test_a_cluster_without_cpus_is_refused_unless_it_grows(set_nodes: Any) -> No
     with pytest.raises(ClusterError, match=NO_CPU.format("training", 0)):
         training_capacity(make_config())
     with pytest.raises(ClusterError, match=NO_CPU.format("predict", 0)):
-        require_cpus(make_config().cluster, placement.model_nodes(), num_cpus=SMALLEST_CPU_FRACTION, purpose="predict")
+        require_cpus(
+            make_config().cluster,
+            placement.model_nodes(),
+            label=placement.MODEL_LABEL,
+            num_cpus=SMALLEST_CPU_FRACTION,
+            purpose="predict",
+        )
     assert training_capacity(make_config({"num_cpus": 4})).num_runs == 4, "a cluster that grows has CPUs later"
+
+
+EXCLUDED = (
+    r"^cluster: the label {}=no keeps {} off every node with enough CPUs \(got 10\.0\.0\.7\): start Ray on a node"
+)
+
+
+def test_a_label_that_excludes_every_node_is_named_unless_the_cluster_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"Alive": True, "Resources": {"CPU": 4, "memory": 64e9}, "Labels": {"kp-ray/models": "no"}}
+    head = {"Alive": True, "Resources": {"CPU": 0}, "NodeManagerAddress": "10.0.0.1"}
+    monkeypatch.setattr(ray, "nodes", lambda: [head, node | {"NodeManagerAddress": "10.0.0.7"}])
+    with pytest.raises(ClusterError, match=EXCLUDED.format("kp-ray/models", "training")):
+        training_capacity(make_config())
+    assert training_capacity(make_config({"num_cpus": 4})).num_runs == 4
 
 
 class StoreBegunError(Exception):
@@ -118,9 +138,13 @@ def test_augment_needs_a_whole_cpu_of_a_node_on_which_it_may_run(
 
     monkeypatch.setattr(store_stage, "write_store", begin_store)
     gpu_node = {"Alive": True, "Resources": {"CPU": 8}, "Labels": {"kp-ray/augment": "no"}}
+    gpu_node["NodeManagerAddress"] = "10.0.0.7"
     small_node = {"Alive": True, "Resources": {"CPU": 0.5}}
     spot_node = {"Alive": True, "Resources": {"CPU": 1}, "Labels": {"kp-ray/models": "no"}}
     monkeypatch.setattr(ray, "nodes", lambda: [gpu_node, small_node])
+    with pytest.raises(ClusterError, match=EXCLUDED.format("kp-ray/augment", "augment")):
+        store_stage.AugmentStage().run(sample_config, no_progress)
+    monkeypatch.setattr(ray, "nodes", lambda: [small_node])
     with pytest.raises(ClusterError, match=NO_CPU.format("augment", "0.5")):
         store_stage.AugmentStage().run(sample_config, no_progress)
     monkeypatch.setattr(ray, "nodes", lambda: [gpu_node, small_node, spot_node])
