@@ -4,6 +4,7 @@
 `cluster.yaml` on this machine.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -240,9 +241,10 @@ class TwoWorkerNodes:
 
     def __init__(self, folder: str) -> None:
         port, self.dashboard_port = free_port(), free_port()
+        self.folder, self.num_started = folder, 0
         # All nodes have this machine's address, so the head must have it too: among several nodes with the driver's
         # address, Ray lets the driver join the head.
-        self.address, self.num_started = f"{ray.util.get_node_ip_address()}:{port}", 0
+        self.address = f"{ray.util.get_node_ip_address()}:{port}"
         self.start_node(
             "--head",
             f"--port={port}",
@@ -270,11 +272,14 @@ class TwoWorkerNodes:
         actors = query_dashboard(self.dashboard_port, "actors")
         node_ids = [a["node_id"] for a in actors if actor_class in a["class_name"] and a["state"] == "ALIVE"]
         assert node_ids, f"no {actor_class} is alive"
-        raylets = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "raylet"]
-        for raylet in raylets:
-            if raylet.environ().get("RAY_OVERRIDE_NODE_ID_FOR_TESTING") == node_ids[0]:
-                raylet.kill()
-                return
+        for process in psutil.process_iter(["name", "cmdline"]):
+            # The node ids of another run of the tests are equal, but its raylets have another folder.
+            has_folder = any(self.folder in part for part in process.info["cmdline"] or [])
+            if process.info["name"] == "raylet" and has_folder:
+                with contextlib.suppress(psutil.Error):  # another node's raylet may end meanwhile
+                    if process.environ().get("RAY_OVERRIDE_NODE_ID_FOR_TESTING") == node_ids[0]:
+                        process.kill()
+                        return
         raise AssertionError(f"no raylet has the node id {node_ids[0]}")
 
 
