@@ -12,7 +12,7 @@ import pytest
 
 from kp_ray.cluster.screen import ACTOR_POOL_WARNING
 from kp_ray.config.schema import Config
-from tests.helpers.clusters import ENVIRONMENT, TOKEN, Cluster, free_port, ray_temp_dir
+from tests.helpers.clusters import ENVIRONMENT, TOKEN, Cluster, free_ports, ray_temp_dir
 from tests.helpers.data import ROOT, tiny_config
 from tests.helpers.processes import KP_RAY, RAY, file_times, last_json, wait_until
 
@@ -23,7 +23,7 @@ def cluster() -> Iterator[Cluster]:
     with ray_temp_dir() as folder:
         token = Path(folder, "token")
         token.write_text(TOKEN)
-        dashboard_port, gcs_port = free_port(), free_port()
+        dashboard_port, gcs_port, agent_port = free_ports(3)
         environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         ray_cluster = Cluster(f"http://127.0.0.1:{dashboard_port}", f"127.0.0.1:{gcs_port}", environment)
         head = ray_cluster.run(
@@ -33,7 +33,7 @@ def cluster() -> Iterator[Cluster]:
             f"--port={gcs_port}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={dashboard_port}",
-            f"--dashboard-agent-listen-port={free_port()}",  # the default port is taken if another Ray runs
+            f"--dashboard-agent-listen-port={agent_port}",  # the default port is taken if another Ray runs
             "--num-cpus=4",
             f"--temp-dir={folder}",
             "--disable-usage-stats",

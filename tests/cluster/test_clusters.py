@@ -22,7 +22,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from kp_ray.cluster.placement import AUGMENT_NODE_SELECTOR, MODEL_NODE_SELECTOR, RUN_OVERHEAD_BYTES, TRIAL_ACTOR_BYTES
-from tests.helpers.clusters import ENVIRONMENT, free_port, ray_temp_dir
+from tests.helpers.clusters import ENVIRONMENT, free_ports, ray_temp_dir
 from tests.helpers.data import ROOT, tiny_config
 from tests.helpers.processes import RAY, run_command, run_kp_ray, set_options, start_kp_ray, wait_until
 
@@ -91,7 +91,7 @@ class AutoscalingCluster:
     """A head without CPUs and an autoscaler that adds fake nodes."""
 
     def __init__(self, folder: str) -> None:
-        port, self.dashboard_port = free_port(), free_port()
+        port, self.dashboard_port, agent_port = free_ports(3)
         self.address = f"127.0.0.1:{port}"
         config = Path(folder, "fake.yaml")
         config.write_text(yaml.safe_dump(fake_cluster_config(self.address)))
@@ -102,7 +102,7 @@ class AutoscalingCluster:
             "--num-cpus=0",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}",
-            f"--dashboard-agent-listen-port={free_port()}",
+            f"--dashboard-agent-listen-port={agent_port}",
             f"--autoscaling-config={config}",
             f"--temp-dir={folder}",
             RAY_FAKE_CLUSTER="1",
@@ -240,7 +240,7 @@ class TwoWorkerNodes:
     """A head without CPUs and two worker nodes whose raylets can be killed."""
 
     def __init__(self, folder: str) -> None:
-        port, self.dashboard_port = free_port(), free_port()
+        port, self.dashboard_port, agent_port = free_ports(3)
         self.folder, self.num_started = folder, 0
         # All nodes have this machine's address, so the head must have it too: among several nodes with the driver's
         # address, Ray lets the driver join the head.
@@ -252,7 +252,7 @@ class TwoWorkerNodes:
             f"--temp-dir={folder}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}",
-            f"--dashboard-agent-listen-port={free_port()}",
+            f"--dashboard-agent-listen-port={agent_port}",
         )
 
     def start_node(self, *options: str) -> None:
