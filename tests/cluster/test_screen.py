@@ -29,7 +29,7 @@ with session(build_config({"cluster": {"num_cpus": 1}}), dashboard=False):
 print("the last line", file=sys.stderr)
 """
 KILL_WORKER = """
-import logging, os, sys, time
+import logging, os, select, sys
 from kp_ray.cluster.session import session
 from kp_ray.config.load import build_config
 
@@ -40,7 +40,8 @@ with session(build_config({"cluster": {"num_cpus": 1}}), dashboard=False):
         ray.get(ray.remote(max_retries=0)(lambda: os._exit(1)).remote())
     except ray.exceptions.RayError as error:
         print(type(error).__name__)
-    time.sleep(5)  # Ray prints the line a moment later
+    # Ray prints the line a moment later; the test closes stdin when it has read the line.
+    select.select([sys.stdin], [], [], float(sys.argv[2]))
 """
 PRINT_LINES = """
 import os, signal, sys
@@ -103,10 +104,18 @@ def test_rays_line_about_a_worker_that_ends_before_its_task_is_hidden_unless_ver
     level: str, is_hidden: bool
 ) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_DEDUP_LOGS_SKIP_REGEX"}
-    command = [sys.executable, "-c", KILL_WORKER, level]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert "WorkerCrashedError" in result.stdout
-    assert ("A worker died" in result.stdout) is not is_hidden
+    command = [sys.executable, "-c", KILL_WORKER, level, "5" if is_hidden else "60"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
+        assert process.stdin
+        assert process.stdout
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "A worker died" in line:
+                process.stdin.close()
+    assert "WorkerCrashedError\n" in lines
+    assert any("A worker died" in line for line in lines) is not is_hidden
 
 
 def test_a_process_that_is_killed_leaves_one_line_and_a_process_that_ends_leaves_none() -> None:
