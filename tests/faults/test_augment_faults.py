@@ -27,7 +27,7 @@ from tests.helpers.augment_runs import (
     write_augment_config,
 )
 from tests.helpers.disks import Disk
-from tests.helpers.processes import file_times, finish, run_kp_ray, wait_until
+from tests.helpers.processes import file_times, finish, has_ended, run_kp_ray, wait_until
 
 NUM_LINKS = 12
 """Number of names under which each generated frame is linked."""
@@ -242,7 +242,7 @@ def test_a_cluster_that_does_not_start_is_started_again(
     assert run.returncode == 0, err
     assert "Ray did not start (The current node timed out during startup" in err
     assert read_contents(config) == expected
-    assert not raylets[0].is_running() or raylets[0].status() == psutil.STATUS_ZOMBIE
+    assert has_ended(raylets[0].pid)
 
 
 def test_a_second_run_is_refused_until_the_first_is_killed_and_then_resumes_the_store(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 BIN = Path(sys.executable).parent
 KP_RAY = str(BIN / "kp-ray")
 RAY = str(BIN / "ray")
@@ -88,6 +90,14 @@ def wait_until(
         assert time.monotonic() < deadline, f"the condition did not hold within {timeout_s:g} s"
         time.sleep(poll_s)
     return value
+
+
+def has_ended(pid: int) -> bool:
+    """Return whether a process has ended, also if its parent has not yet collected its exit code."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def file_times(*paths: Path) -> dict[Path, int]:

@@ -22,7 +22,7 @@ from kp_ray.keypoints import DACON24
 from kp_ray.pipeline import make_stage
 from kp_ray.synthetic.dataset import SampleSummary, _ClipWriter, _draw_clips, make_sample, plan_clips
 from kp_ray.synthetic.motion import SyntheticClip
-from tests.helpers.processes import file_times, run_command, start_kp_ray, wait_until
+from tests.helpers.processes import file_times, has_ended, run_command, start_kp_ray, wait_until
 from tests.helpers.synthetic import SIZE, read_labels
 
 NAME = re.compile(r"(?P<scene>\d{3}-\d-\d-\d{2}-Z\d+)_(?P<camera>[A-E])-(?P<frame>\d{7})\.jpg")
@@ -230,9 +230,9 @@ def test_drawing_processes_end_with_a_killed_sample(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(code)
     result = run_command(sys.executable, str(script), str(tmp_path / "data"), timeout_s=120)
-    pids = result.stdout.split()
+    pids = [int(pid) for pid in result.stdout.split()]
     assert len(pids) == 2
-    wait_until(lambda: not any(Path("/proc", pid).exists() for pid in pids), timeout_s=30)
+    wait_until(lambda: all(has_ended(pid) for pid in pids), timeout_s=30)
 
 
 @pytest.mark.skipif(usable_cpus() < 2, reason="on one CPU, no process starts")
