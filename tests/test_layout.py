@@ -88,6 +88,20 @@ def test_neither_a_cluster_nor_a_docker_image_receives_runs_or_environments() ->
         assert {name, f"**/{name}"} & set(ignored)
 
 
+@pytest.mark.parametrize(
+    ("contract", "exceptions"),
+    [
+        ("Ray stays at the edge", {"cluster", "doctor", "prediction", "store", "training", "tuning"}),
+        ("Augmenting needs no torch", {"models", "prediction", "training", "tuning"}),
+    ],
+)
+def test_every_top_level_module_is_in_a_contract_or_an_exception(contract: str, exceptions: set[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (modules,) = (c["source_modules"] for c in project["tool"]["importlinter"]["contracts"] if c["name"] == contract)
+    top_level = {module for module in MODULES if module.count(".") == 1}
+    assert top_level - {f"kp_ray.{name}" for name in exceptions} == set(modules)
+
+
 def test_the_package_has_one_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "version" in project["project"]["dynamic"]
