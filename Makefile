@@ -60,4 +60,5 @@ bench: setup  ## Run the benchmarks of the store and write their tables to bench
 	$(BIN)/python benchmarks/read.py
 
 clean:  ## Remove .venv and caches; runs/ stays.
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	find kp_ray jobs tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -102,6 +102,12 @@ def test_every_top_level_module_is_in_a_contract_or_an_exception(contract: str, 
     assert top_level - {f"kp_ray.{name}" for name in exceptions} == set(modules)
 
 
+def test_make_clean_removes_everything_that_git_ignores_but_runs() -> None:
+    recipe = (ROOT / "Makefile").read_text().partition("\nclean:")[2].replace("$(VENV)", ".venv").split()
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    assert ignored - set(recipe) == {"runs"}
+
+
 def test_the_package_has_one_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "version" in project["project"]["dynamic"]
