@@ -80,10 +80,10 @@ def test_every_installation_of_detectron2_has_the_commit_of_the_wheel() -> None:
     assert "upstream commit a59f0563" in (ROOT / "Makefile").read_text()
 
 
-def test_neither_a_cluster_nor_a_docker_image_receives_runs_or_environments() -> None:
+def test_neither_a_cluster_nor_a_docker_image_receives_runs_environments_or_old_builds() -> None:
     cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    for name in (".git", ".venv", "runs"):
+    for name in (".git", ".venv", "runs", "build", "*.egg-info"):
         assert f"**/{name}" in cluster["rsync_exclude"]
         assert {name, f"**/{name}"} & set(ignored)
 
