@@ -107,7 +107,7 @@ class AutoscalingCluster:
             f"--temp-dir={folder}",
             RAY_FAKE_CLUSTER="1",
             AUTOSCALER_UPDATE_INTERVAL_S="1",
-            RAY_enable_autoscaler_v2="0",
+            RAY_enable_autoscaler_v2="0",  # started like this, v2 adds no fake node; v1 ignores label selectors
             RAY_OVERRIDE_NODE_ID_FOR_TESTING=HEAD_ID,
         )
 
