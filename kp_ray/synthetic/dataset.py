@@ -175,9 +175,8 @@ def _write_tables(folder: str, labels: dict[str, FloatArray]) -> dict[str, str]:
 def _write_config(folder: str, run_dir: str, data: dict[str, str], clips: Sequence[SyntheticClip]) -> str:
     """Write the config of the data set, and return its path."""
     settings: dict[str, Any] = {"preset": "demo", "run_dir": run_dir, "data": data}
-    if (
-        len({clip.scene for clip in clips if clip.subset == "train"}) == 1
-    ):  # `augment` refuses to hold out the only scene
+    train_scenes = {clip.scene for clip in clips if clip.subset == "train"}
+    if len(train_scenes) == 1:  # `augment` refuses to hold out the only scene
         settings["split"] = {"fraction": 0}
     path = join(folder, _CONFIG_FILE)
     write_bytes(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
