@@ -329,6 +329,8 @@ def build_tables(data: dict[str, Any], description: str, num_images: int, repeat
     published_rates = [num_images / (run["start_up_s"] + run["seconds"]) for run in data["published"]]
     late_published_rates = [num_images / run["seconds"] for run in data["published"]]
     rates = {way: [turn[way]["rate"] for turn in data["cpu"]] for way in ("B", "C")}
+    late_rates = {way: [turn[way]["late_rate"] for turn in data["cpu"]] for way in ("B", "C")}
+    ratios, late_ratios = ([c / b for b, c in zip(way["B"], way["C"], strict=True)] for way in (rates, late_rates))
     few, many = (run | {"images": count} for count, run in data["command"].items())
     late_rate = (many["images"] - few["images"]) / (many["process_s"] - few["process_s"])
     lines = [
@@ -339,8 +341,9 @@ def build_tables(data: dict[str, Any], description: str, num_images: int, repeat
         f"| B one operator: {CORES} actors of one thread that also decode | {median_and_range(rates['B'])} |",
         f"| C two operators (as `kp-ray predict`): decoding tasks, {CORES} actors of one thread | "
         f"{median_and_range(rates['C'])} |",
-        f"\nC/B in the same turn: {median_and_range([c / b for b, c in zip(rates['B'], rates['C'], strict=True)])}. "
-        f"B and C run on a cluster that is already started. A without its start-up: "
+        f"\nC/B in the same turn: {median_and_range(ratios)}. B and C run on a cluster that is already started. In the "
+        f"second half of the images: B {median_and_range(late_rates['B'])}, C {median_and_range(late_rates['C'])} "
+        f"images/s, C/B {median_and_range(late_ratios)}. A without its start-up: "
         f"{median_and_range(late_published_rates)} images/s.\n",
         "| `kp-ray predict` | s, start-up included | peak MiB of an actor | peak MiB of the driver |\n"
         "|---|---|---|---|",
