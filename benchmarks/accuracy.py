@@ -1,4 +1,4 @@
-"""Measure how decoding and test-time scales change the error of the same members on unseen people.
+"""Measure how decoding, test-time scales and fusion change the error of the same members on unseen people.
 
     python benchmarks/accuracy.py FOLDER --seeds 1 2 3 --images 80
 
@@ -33,9 +33,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "argmax, scale 1.25": {"decode": "argmax", "tta": [1.25]},
     "expectation, scale 0.8": {"tta": [0.8]},
     "expectation, scale 1.25": {"tta": [1.25]},
+    "expectation, scale 1.25, fused by the mean": {"tta": [1.25], "fusion": "mean"},
     "expectation, scales 0.8 and 1.25": {"tta": [0.8, 1.25]},
 }
-"""Name of a row of the table -> settings of the section `predict`. The first row is the baseline."""
+"""Name of a row of the table -> settings of the section `predict` that differ from the preset's, which fuses by score.
+The first row is the baseline."""
 COLUMNS = {
     "rmse": "RMSE px",
     "median_px": "median px",
@@ -180,8 +182,8 @@ def main() -> None:
             print(config.parent.parent.name, name, results[name][-1], flush=True)
     write_page(
         "accuracy",
-        "Accuracy by decoding and test-time scales",
-        "the ensemble of the demo's two members per seed, trained once",
+        "Accuracy by decoding, test-time scales and fusion",
+        "the ensemble of the demo's two members per seed, fused by score unless a row says otherwise, trained once",
         options,
         results,
         COLUMNS,
