@@ -96,7 +96,6 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
         "predict": {
             # Mirrored images as in HRNet's test (Sun et al. 2019); the scale 1.25 lowered the RMSE of the preset demo.
             "tta": ["flip", 1.25],
-            "fusion": "score",  # weighted by the scores, which have one scale for members of one network
         },
     },
     # A small network that learns on two CPU cores in minutes, from the recipes that keep people upright.
@@ -133,7 +132,7 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "recipes": {},
         },
         # benchmarks/results/accuracy.md: the view at 1.25 times the size lowers the RMSE, for 2.4 times the CPU time.
-        "predict": {"actors": [1, 2], "score_threshold": 0.5, "tta": [1.25], "fusion": "score"},
+        "predict": {"actors": [1, 2], "score_threshold": 0.5, "tta": [1.25]},
     },
 }
 """Settings by name of the preset, in the structure of a configuration file, which overrides them."""
