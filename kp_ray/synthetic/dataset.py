@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 import cv2
@@ -279,19 +280,17 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _ignored_interrupts() -> Iterator[None]:
-    """Let processes that start in this block ignore Ctrl-C, after which they would print tracebacks.
+def _blocked_interrupts() -> Iterator[None]:
+    """Let processes that start in this block not receive Ctrl-C, after which they would print tracebacks.
 
-    This process ignores it too, for the milliseconds of the block. Python lets only the main thread do this.
+    They inherit the signal mask of the calling thread, which receives the signal when the block ends.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # its start, which the first process needs, would unblock the signal
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _draw_clips(
@@ -314,7 +313,7 @@ def _draw_clips(
             yield from map(write_clip, clips)
             return
         with ProcessPoolExecutor(pool_size, mp_context=context, initializer=_start_drawing_process) as pool:
-            with _ignored_interrupts():
+            with _blocked_interrupts():
                 results = pool.map(write_clip, clips)  # starts all processes
             yield from results
     except MemoryError as error:

@@ -90,7 +90,13 @@ def test_nodes_without_cpus_or_whose_labels_forbid_models_are_refused(
     run_with_members: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spot_node = {"Alive": True, "Resources": {"CPU": 8}, "Labels": {"kp-ray/models": "no"}}
-    monkeypatch.setattr(ray, "nodes", lambda: [spot_node, {"Alive": True, "Resources": {"GPU": 1}}])
+    gpu_node = {"Alive": True, "Resources": {"GPU": 1}, "NodeManagerAddress": "10.0.0.8"}
+    nodes = [spot_node | {"NodeManagerAddress": "10.0.0.7"}, gpu_node]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
     task = PredictionTask(link_run(run_with_members, tmp_path / "run"))  # another test predicts in the shared folder
+    message = r"^cluster: the label kp-ray/models=no keeps predict off .* \(got 10\.0\.0\.7\)"
+    with pytest.raises(ClusterError, match=message):
+        predict_images(task, task.find_missing_images(), no_progress)
+    del nodes[0]
     with pytest.raises(ClusterError, match=r"^cluster: no node has enough CPUs for predict \(got 1 nodes .* 0 CPUs\)"):
         predict_images(task, task.find_missing_images(), no_progress)
