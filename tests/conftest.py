@@ -1,6 +1,7 @@
 """Fixtures for all tests: one Ray cluster and one generated data set per test process."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from kp_ray.config.schema import Config
 from kp_ray.synthetic.dataset import make_sample
 from tests.helpers.data import tiny_config
 
+# A shell starts its background jobs with SIGINT ignored, and processes of the tests would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # A busy machine takes longer than Hypothesis' default deadline of 200 ms.
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")

@@ -114,7 +114,7 @@ def test_rays_line_about_a_worker_that_ends_before_its_task_is_hidden_unless_ver
             lines.append(line)
             if "A worker died" in line:
                 process.stdin.close()
-    assert "WorkerCrashedError\n" in lines
+    assert any("WorkerCrashedError" in line for line in lines)  # Ray's line may come before the line's end
     assert any("A worker died" in line for line in lines) is not is_hidden
 
 
