@@ -25,12 +25,16 @@ TRIAL_ACTOR_BYTES = 512 << 20
 
 def model_nodes() -> list[Mapping[str, Any]]:
     """Return the elements of `ray.nodes()` that are alive and match `MODEL_NODE_SELECTOR`."""
-    return [node for node in ray.nodes() if node["Alive"] and not is_excluded(node, MODEL_LABEL)]
+    return _allowed_nodes(MODEL_LABEL)
 
 
 def augment_nodes() -> list[Mapping[str, Any]]:
     """Return the elements of `ray.nodes()` that are alive and match `AUGMENT_NODE_SELECTOR`."""
-    return [node for node in ray.nodes() if node["Alive"] and not is_excluded(node, AUGMENT_LABEL)]
+    return _allowed_nodes(AUGMENT_LABEL)
+
+
+def _allowed_nodes(label: str) -> list[Mapping[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"] and not is_excluded(node, label)]
 
 
 def is_excluded(node: Mapping[str, Any], label: str) -> bool:
