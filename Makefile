@@ -53,7 +53,6 @@ format: setup  ## Format the code.
 	$(BIN)/ruff format .
 
 bench: setup  ## Run the benchmarks of the store and write their tables to benchmarks/results.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/cpus.py

@@ -16,7 +16,9 @@ import yaml
 
 from kp_ray.augmentation.recipes import resolve_recipes
 from kp_ray.augmentation.variants import Source, VariantSettings, augment_source
+from kp_ray.config.load import build_config
 from kp_ray.config.presets import DEFAULT_RECIPES
+from kp_ray.config.schema import Config
 from kp_ray.keypoints import FloatArray
 from kp_ray.synthetic.dataset import make_sample
 
@@ -113,6 +115,20 @@ def run_kp_ray(verb: str, config: Path, *overrides: str) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit(f"kp-ray {verb} {config}: failed: {process.stderr}")
     return dict(json.loads(process.stdout.splitlines()[-1]))
+
+
+def describe_members(config: Config) -> str:
+    """Describe the settings of a run's members and predictions on which their scores depend."""
+    train, predict = config.train, config.predict
+    return (
+        f"{train.max_iter} iterations, base LR {train.base_lr:g}, predict.decode {predict.decode}, "
+        f"predict.tta {list(predict.tta)}"
+    )
+
+
+def describe_demo() -> str:
+    """Return `describe_members` of the preset `demo`."""
+    return describe_members(build_config({"preset": "demo"}))
 
 
 class TimedRuns:

@@ -19,7 +19,7 @@ import pandas as pd
 import ray
 import torch
 import yaml
-from measure import TimedRuns, add_override_option, hardware, median_and_range, write_results
+from measure import TimedRuns, add_override_option, describe_demo, hardware, median_and_range, write_results
 
 from kp_ray.synthetic.dataset import make_sample
 from kp_ray.tuning.records import OWN_TRIAL
@@ -76,7 +76,8 @@ def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
     """Compose the result page in Markdown: the outcome first, then each search."""
     text = (
         f"# Members trained with the preset's own setting and with what its search found\n\n{conditions['hardware']}. "
-        f"{conditions['options']}. Preset `demo` on generated people; RMSE of the ensemble on the test images.\n\n"
+        f"{conditions['options']}. Preset `demo` ({conditions['members']}) on generated people; RMSE of the ensemble "
+        "on the test images.\n\n"
         "| setting | RMSE px, median (range) | RMSE px per seed |\n|---|---|---|\n"
     )
     for label, name in {"the preset's own": "untuned", "found by the search": "tuned"}.items():
@@ -125,6 +126,7 @@ def main() -> None:
     conditions = {
         "hardware": hardware(ray, torch, optuna),
         "options": ", ".join(f"{key} {value}" for key, value in vars(options).items() if value is not None),
+        "members": describe_demo(),
     }
     write_results("order", describe(results, conditions), {**conditions, "results": results})
 

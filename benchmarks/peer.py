@@ -20,7 +20,7 @@ import numpy as np
 import ray
 import torch
 import yaml
-from measure import create_environment, hardware, kp_ray_command, run_json, run_script, write_results
+from measure import create_environment, describe_members, hardware, kp_ray_command, run_json, run_script, write_results
 
 from kp_ray.config.load import load_run_config
 from kp_ray.config.schema import Config
@@ -89,7 +89,8 @@ def describe(result: dict[str, Any], conditions: dict[str, Any]) -> str:
     text = (
         f"# A peer: YOLO11n-pose on the demo's data\n\n{conditions['hardware']}, {conditions['versions']}. All train "
         f"from random weights on the demo's {result['num_variants']} training variants (its members leave out those "
-        f"with few visible points), and are scored on its {result['num_images']} test images.\n\n"
+        f"with few visible points), and are scored on its {result['num_images']} test images. The members: "
+        f"{conditions['members']}.\n\n"
         "| model | CPU s of training | RMSE px | median px | PCK@0.05 | OKS-AP | nobody found |\n"
         "|---|---|---|---|---|---|---|\n"
     )
@@ -141,7 +142,12 @@ def main() -> None:
     result = {key: peer[key] for key in ("epochs", "seconds")}
     result |= {"num_images": len(peer["points"]), "num_variants": num_variants, "rows": rows}
     versions = ", ".join(f"{package} {version}" for package, version in peer["versions"].items())
-    conditions = {"hardware": hardware(ray), "versions": versions, "settings": SETTINGS}
+    conditions = {
+        "hardware": hardware(ray),
+        "versions": versions,
+        "settings": SETTINGS,
+        "members": describe_members(config),
+    }
     write_results("peer", describe(result, conditions), {**conditions, **result})
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 import torch
 import yaml
-from measure import hardware, median_and_range, run_kp_ray, write_results
+from measure import describe_demo, hardware, median_and_range, run_kp_ray, write_results
 
 from kp_ray.config.presets import CONFIG_PRESETS
 from kp_ray.synthetic.dataset import make_sample
@@ -58,8 +58,8 @@ def describe(results: dict[int, dict[str, dict[str, float]]], conditions: dict[s
     """Compose the result page in Markdown."""
     text = (
         f"# Training with 16-bit numbers\n\n{conditions['hardware']}. {conditions['options']}. A member of the preset "
-        "`demo` per seed, trained alone; metrics on the validation scenes: median (smallest-largest) over the seeds."
-        "\n\n"
+        f"`demo` per seed ({conditions['members']}), trained alone; metrics on the validation scenes: median "
+        "(smallest-largest) over the seeds.\n\n"
         "| precision | RMSE px | RMSE px per seed | median px | PCK@0.05 | last loss | s per iteration |\n"
         "|---|---|---|---|---|---|---|\n"
     )
@@ -91,6 +91,7 @@ def main() -> None:
     conditions = {
         "hardware": hardware(ray, torch),
         "options": ", ".join(f"{key} {value}" for key, value in vars(options).items() if value),
+        "members": describe_demo(),
     }
     write_results("precision", describe(results, conditions), {**conditions, "results": results})
 

@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--test-images", type=int, default=100)
     parser.add_argument("--width", type=int, default=960, help="width of the images in pixels")
-    parser.add_argument("--iterations", type=int, default=340, help="iterations of each of the five members")
+    parser.add_argument("--iterations", type=int, default=170, help="iterations of each of the five members")
     parser.add_argument("--train", action="store_true", help="also train on corrected and on clean labels")
     add_override_option(parser)
     options = parser.parse_args()

@@ -4,8 +4,8 @@
 
 For every seed, the script makes the demo's data and store in FOLDER, and trains the demo's first member with `kp-ray`
 once for each of `PARTS`. Images of new people, rooms and cameras are then predicted as in `accuracy.py`. What is in
-FOLDER is kept, so that the same command goes on where it stopped; in the folder of `accuracy.py`, the demo's member is
-trained already. A part takes about 5 minutes of a CPU core per seed, and `--jobs` measures several at the same time.
+FOLDER is kept, so that the same command resumes; in the folder of `accuracy.py`, the demo's member is trained already.
+A part takes about 5 minutes of a CPU core per seed, and `--jobs` measures several at the same time.
 Results: benchmarks/results/training_parts.{md,json}.
 """
 

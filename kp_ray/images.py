@@ -158,31 +158,34 @@ def decode_resized(image: bytes | Image, size: tuple[int, int], new_size: tuple[
     libjpeg's other scales are no faster than the full size.
 
     Args:
-        image: bytes of a JPEG that is upright (`ImageInfo.is_upright_jpeg`), or a decoded (H, W, 3) image.
+        image: bytes of a JPEG that is upright (`ImageInfo.is_upright_jpeg`), or a decoded (H, W, 4) BGRX image.
         size: (width, height) of the image in pixels.
         new_size: (width, height) of the result.
 
     Returns:
-        The resized image (new height, new width, 3): BGR for a JPEG, else in the channel order of `image`.
+        The resized image (new height, new width, 3) BGR.
 
     Raises:
         DataError: the JPEG is too large, or cannot be decoded.
     """
     scale = 1.0
-    if isinstance(image, bytes):
+    if not isinstance(image, bytes):
+        pixels = image
+    else:
         _refuse_too_many_pixels(*size)
         for scale in (1 / 8, 1 / 4, 1 / 2, 1.0):
             if size[0] * scale >= new_size[0] and size[1] * scale >= new_size[1]:
                 break
         width, height = (math.ceil(side * scale) for side in size)
         try:
-            image = simplejpeg.decode_jpeg(image, "BGR", min_width=width, min_height=height)
+            pixels = simplejpeg.decode_jpeg(image, "BGRX", min_width=width, min_height=height)
         except ValueError as error:
             raise DataError(f"cannot be decoded: {one_line(error)}") from error
     # libjpeg rounds a scaled size up, so the last column and row can reach past the image's edge: `box` cuts them.
     box = (0, 0, size[0] * scale, size[1] * scale)
-    bilinear = PIL.Image.Resampling.BILINEAR
-    return np.asarray(PIL.Image.fromarray(np.asarray(image)).resize(new_size, bilinear, box))
+    # Pillow stores colors with four bytes per pixel: in this mode it uses the array itself, else a converted copy.
+    pil_image = PIL.Image.frombuffer("RGBX", (pixels.shape[1], pixels.shape[0]), pixels, "raw", "RGBX", 0, 1)
+    return np.asarray(pil_image.resize(new_size, PIL.Image.Resampling.BILINEAR, box))[..., :3]
 
 
 def encode(image: Image, jpeg_quality: int) -> bytes:

@@ -176,7 +176,10 @@ def augment(
 
 @app.command()
 def verify(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
-    """Check the store's parts by hash, and a sample of rows by making them again; exit code 1 if something is wrong."""
+    """Check the store's parts by hash and a sample of rows by making them again; delete damaged parts.
+
+    The exit code is 1 if something is wrong.
+    """
     from kp_ray.store.stage import verify as verify_run
 
     summary = verify_run(load_config(config, overrides or ()))

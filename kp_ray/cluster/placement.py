@@ -42,6 +42,12 @@ def is_excluded(node: Mapping[str, Any], label: str) -> bool:
     return bool(node.get("Labels", {}).get(label) == "no")
 
 
+def describe_excluded_nodes(label: str) -> str:
+    """Return a clause for messages that names the nodes off which a label keeps its work; "" if there are none."""
+    addresses = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and is_excluded(node, label)]
+    return f" without the nodes labelled {label}=no ({', '.join(addresses)})" if addresses else ""
+
+
 def max_runs_in_memory(nodes: Sequence[Mapping[str, Any]]) -> int:
     """Count the training runs, each with a trial's actor, that fit into the nodes' memory; return at least 1."""
     return max(

@@ -5,7 +5,13 @@ from typing import Any, NamedTuple
 
 import ray
 
-from kp_ray.cluster.placement import MODEL_LABEL, is_excluded, max_runs_in_memory, model_nodes
+from kp_ray.cluster.placement import (
+    MODEL_LABEL,
+    describe_excluded_nodes,
+    is_excluded,
+    max_runs_in_memory,
+    model_nodes,
+)
 from kp_ray.config.schema import ClusterConfig, Config
 from kp_ray.config.training import TrainConfig, WorkerRange
 from kp_ray.errors import ClusterError
@@ -52,11 +58,14 @@ def training_capacity(config: Config) -> Capacity:
             fix = f"{fewer_workers}set train.use_gpu=false, or cluster.num_gpus if the cluster autoscales"
         raise ClusterError(
             f"train.num_workers: a training run needs {requirement}, the cluster has {total['CPU']:g} CPUs and "
-            f"{total['GPU']:g} GPUs: {fix}"
+            f"{total['GPU']:g} GPUs{describe_excluded_nodes(MODEL_LABEL)}: {fix}"
         )
     worker_size = f"{train.cpus_per_worker:g} CPUs{' and a GPU' if use_gpu else ''}"
     if not fits_a_node(config, train.cpus_per_worker, 1 if use_gpu else 0):
-        raise ClusterError(f"train.cpus_per_worker: no node has {worker_size} for a worker: lower this setting")
+        raise ClusterError(
+            f"train.cpus_per_worker: no node has {worker_size} for a worker{describe_excluded_nodes(MODEL_LABEL)}: "
+            "lower this setting"
+        )
     num_runs = _count_runs(total, train, max_workers, use_gpu)
     is_autoscaling = total != _total_resources(ClusterConfig(), nodes)
     if not is_autoscaling:  # the sizes of nodes that an autoscaler will add are unknown
@@ -64,7 +73,8 @@ def training_capacity(config: Config) -> Capacity:
         if num_fitting_workers < min_workers:  # Ray Train would wait forever for room
             raise ClusterError(
                 f"train.num_workers: a training run needs {min_workers} workers of {worker_size} each, the nodes have "
-                f"room for {num_fitting_workers}: lower train.num_workers or train.cpus_per_worker"
+                f"room for {num_fitting_workers}{describe_excluded_nodes(MODEL_LABEL)}: lower train.num_workers or "
+                "train.cpus_per_worker"
             )
         num_runs = min(num_runs, num_fitting_workers // max_workers, max_runs_in_memory(nodes))
     # With a range of workers, Ray Train lets a run grow to the whole cluster, so only one run fits.

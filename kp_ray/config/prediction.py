@@ -65,6 +65,10 @@ class PredictConfig(Section):
             raise ValueError(f"actors: [smallest, largest] is expected (got {list(self.actors)}): exchange the numbers")
         if len(set(self.members or ())) < len(self.members or ()):
             raise ValueError(f"members: a member is listed twice (got {list(self.members or ())}): list it once")
+        if len({1.0, *self.tta}) <= len(self.tta):
+            raise ValueError(
+                f"tta: a view is listed twice, or 1, which is always there (got {list(self.tta)}): remove it"
+            )
         for member, value in ({} if isinstance(self.weights, str) else self.weights).items():
             if min(value.values() if isinstance(value, dict) else [value], default=0) < 0:
                 raise ValueError(f"weights: {member}: a weight is negative (got {value}): set 0 or more")

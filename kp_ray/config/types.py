@@ -19,16 +19,19 @@ def _check_folder_name(name: str) -> str:
     return name
 
 
-def _make_absolute_unless(*words: str) -> AfterValidator:
-    """Return a validator that makes a value an absolute path unless the value is one of `words`."""
-    return AfterValidator(lambda value: value if value in words else absolute_path(value))
+def _check_images(value: str) -> str:
+    if value in ("store:train", "store:val"):
+        return value
+    if value.startswith("store:"):
+        raise ValueError(f"the store has no such split (got {value}): set store:train or store:val")
+    return absolute_path(value)
 
 
 AnyPath = Annotated[str, AfterValidator(absolute_path)]
 """A local path or a URL. Local paths are made absolute, because Ray workers have another working directory."""
-WeightsPath = Annotated[str, _make_absolute_unless("zoo")]
+WeightsPath = Annotated[str, AfterValidator(lambda value: value if value == "zoo" else absolute_path(value))]
 """A path of model weights, or `zoo`."""
-PredictImages = Annotated[str, _make_absolute_unless("store:train", "store:val")]
+PredictImages = Annotated[str, AfterValidator(_check_images)]
 """A path of images, or the train or val side of the store."""
 MemberRef = Annotated[str, AfterValidator(lambda value: absolute_path(value) if "/" in value else value)]
 """A name of a member, or the path of a member's folder in another run."""

@@ -6,6 +6,7 @@ coordinates are continuous, with a pixel's centre at .5.
 
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from kp_ray.storage import read_bytes
 
 _Person = tuple[str | None, Mapping[str, Any]]
 """Id of an annotation as text for messages, and the annotation. The id is None for an image without an annotation."""
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""A surrogate, escaped or in UTF-8: valid only as half of a pair that encodes a character."""
 
 
 def to_coco(annotations: Annotations, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -108,7 +111,13 @@ def _parse_json(content: bytes, path: str) -> Any:
     if file_type not in ("JSON", TEXT, UTF16, UTF16_WITHOUT_BOM, UTF32):
         raise DataError(f"{path}: not COCO keypoints JSON: it looks like {file_type}: {EXPECTED_JSON} expected")
     try:
-        return json.loads(content)
+        parsed = json.loads(content)
+        if _SURROGATE.search(content):
+            json.dumps(parsed, ensure_ascii=False).encode()
+        return parsed
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise DataError(f"{path}: {half} is only half of a character: correct the name that holds it") from error
     except (ValueError, RecursionError) as error:
         first_line = content[:1000].splitlines()[0].lower()
         if file_type == TEXT and b"," in first_line and (b"image" in first_line or b"scorer" in first_line):

@@ -1,7 +1,7 @@
 """Apply a corrections file to labels."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from kp_ray.data.annotations import Annotations
@@ -12,6 +12,27 @@ from kp_ray.keypoints import FloatArray
 
 COMMENT = "#"
 """Beginning of a comment line. Comment lines are skipped."""
+CORRECTIONS_HEADER = "image,action,keypoint,x,y"
+"""Header of a corrections CSV."""
+
+
+def read_corrections(path: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Iterate over the rows of a corrections CSV that are not comments, as (place for messages, cells by column).
+
+    Every row has the columns of `CORRECTIONS_HEADER`; a column that the file lacks is empty.
+
+    Raises:
+        DataError: the file is not a CSV of corrections, or a row has too few or too many cells.
+        StorageError: the file cannot be read.
+    """
+    columns = CORRECTIONS_HEADER.split(",")
+    header, rows = read_csv_rows(path, COMMENT)
+    if "action" not in header or set(header) - set(columns):
+        raise DataError(f"{path}: the header is {','.join(header)[:80]}: it should be {CORRECTIONS_HEADER}")
+    for number, cells in rows:
+        where = f"{path}: row {number}"
+        check_num_cells(cells, header, where)
+        yield where, dict.fromkeys(columns, "") | dict(zip(header, cells, strict=True))
 
 
 def apply_corrections(labels: Annotations, path: str) -> Annotations:
@@ -29,17 +50,11 @@ def apply_corrections(labels: Annotations, path: str) -> Annotations:
         DataError: a row cannot be applied, or no image is left; the message names the file and the row.
         StorageError: the file cannot be read.
     """
-    header, rows = read_csv_rows(path, COMMENT)
-    if "action" not in header or set(header) - {"image", "action", "keypoint", "x", "y"}:
-        raise DataError(f"{path}: the header is {','.join(header)[:80]}: it should be image,action,keypoint,x,y")
     index_of = {image: index for index, image in enumerate(labels.images)}
     keypoints = labels.keypoints.copy()
     dropped_indices: set[int] = set()
     changes: list[str] = []
-    for number, cells in rows:
-        where = f"{path}: row {number}"
-        check_num_cells(cells, header, where)
-        row = {"keypoint": "", "x": "", "y": "", **dict(zip(header, cells, strict=True))}
+    for where, row in read_corrections(path):
         image = row["image"]
         if image not in index_of:
             raise DataError(f"{where}: no labelled image is named {image[:80]!r}: write the name as in the labels")

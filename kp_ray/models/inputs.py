@@ -20,7 +20,7 @@ def to_dataset_dict(
     """Convert a store's row to a dataset dict.
 
     Args:
-        row: has `image` (JPEG bytes, or a decoded (H, W, 3) BGR array), `width`, `height`, and for training also
+        row: has `image` (JPEG bytes, or a decoded (H, W, 4) BGRX array), `width`, `height`, and for training also
             `keypoints` (3K: x, y, v) and `bbox_xyxy` in pixel indices.
         cfg: gives the sizes, the flip and the order of the color channels.
         rng: chooses the training size and the flip; None: the size for inference, no flip and no labels.

@@ -122,7 +122,7 @@ def _decode_sizes(content: bytes, sizes: Sequence[InputSize]) -> Mapping[str, ob
             return _resize_to_sizes(content, info.width, info.height, sizes)
         except DataError:
             pass  # `decode` below can decode some JPEGs that cannot be decoded at a reduced size, or raises the error
-    image = np.ascontiguousarray(decode(content)[0][..., :3])
+    image = decode(content)[0]
     height, width = image.shape[:2]
     return _resize_to_sizes(image, width, height, sizes)
 

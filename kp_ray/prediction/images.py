@@ -17,7 +17,7 @@ from kp_ray.data.names import describe_matches, match_spellings
 from kp_ray.data.submission import SampleSubmission
 from kp_ray.errors import ConfigError, DataError, StorageError, StoreError, one_line, shorten
 from kp_ray.images import is_image_file, list_images
-from kp_ray.storage import file_infos, filesystem, join, read_bytes
+from kp_ray.storage import exists, file_infos, filesystem, join, read_bytes
 from kp_ray.store.read import read_part, select_parts
 
 STORE_PREFIX = "store:"
@@ -57,7 +57,7 @@ def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[Ima
 
     Raises:
         ConfigError: a name is relative and `data.test_images` is not set, or `predict.images` names a split of a store
-            with folds.
+            with folds, or does not exist.
         DataError: the list of images is invalid or empty, repeats a name, or names a file outside the image folder; or
             none of the images exists.
         StoreError: the store does not exist, or its split is empty.
@@ -66,6 +66,8 @@ def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[Ima
     setting = config.predict.images
     if setting is not None and setting.startswith(STORE_PREFIX):
         return _list_store_refs(config, setting.removeprefix(STORE_PREFIX))
+    if setting is not None and not exists(setting):
+        raise ConfigError(f"predict.images: there is no such file or folder (got {setting}): correct the path")
     if setting is not None and setting.lower().endswith((".txt", ".csv")):
         names, folder = _read_list(setting), config.data.test_images
     else:

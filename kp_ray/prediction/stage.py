@@ -283,7 +283,8 @@ def _check_untrained_members(config: Config) -> None:
     section, own_folders = config.train, [config.member_dir(member.name) for member in config.train.members]
     has_validation_rows = config.split.folds is not None or config.split.fraction > 0
     is_searched = section.tuned and config.tune.num_trials > 0 and has_validation_rows
-    has_flips = False not in config.tune.flips if is_searched else section.flip
+    # The first trial has the config's own `train.flip`, and can win.
+    has_flips = section.flip and not (is_searched and False in config.tune.flips)
     result_path = config.path("tune", "result.json")
     if is_searched and exists(result_path):
         fix = "delete this file and run tune again"
@@ -291,7 +292,7 @@ def _check_untrained_members(config: Config) -> None:
         has_flips = require_keys(result["train"], result_path, (), fix).get("flip", section.flip)
     folders = [folder for folder in list_members(config).values() if folder in own_folders]
     if "flip" in config.predict.tta and not has_flips and not all(is_trained(folder) for folder in folders):
-        fix = "tune.flips=[true]" if is_searched else "train.flip=true"
+        fix = "train.flip=true and tune.flips=[true]" if is_searched else "train.flip=true"
         raise ConfigError(f"predict.tta: flip needs members that are trained with flips: remove flip, or set {fix}")
 
 

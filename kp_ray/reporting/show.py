@@ -212,9 +212,10 @@ def _draw_predictions(path: str, selection: _Selection) -> Iterator[NamedImage]:
         if canvas is None:
             if predictions.reasons[row]:
                 raise DataError(f"{path}: image {image} could not be used: {predictions.reasons[row]}")
+            folders = ", ".join(folder for folder in prediction_image_folders(config) if folder)
             raise DataError(
-                f"{path}: image {image} is not in data.test_images of {join(_parent(path), 'config.yaml')}: "
-                "correct that setting (images that were predicted by an absolute path cannot be shown)"
+                f"{path}: image {image} is not in the folders of {join(_parent(path), 'config.yaml')} (got {folders}): "
+                "correct these settings (images that were predicted by an absolute path cannot be shown)"
             )
         if truth is not None and image in truth.images:
             points = truth.keypoints[truth.images.index(image)]

@@ -5,9 +5,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kp_ray.data.corrections import COMMENT
-from kp_ray.data.csv_format import read_csv_rows
-from kp_ray.data.csv_rows import check_num_cells
+from kp_ray.data.corrections import COMMENT, CORRECTIONS_HEADER, read_corrections
 from kp_ray.errors import StorageError, one_line
 from kp_ray.storage import exists, read_bytes, write_bytes
 from kp_ray.suspects.rank import Suspect
@@ -15,7 +13,6 @@ from kp_ray.suspects.rank import Suspect
 SUSPECTS_FILE, CORRECTIONS_FILE = "suspects.csv", "corrections.csv"
 """Names of the files in the run folder."""
 _SUSPECTS_COLUMNS = ["rank", "image", "kind", "points", "score", "reason"]
-_CORRECTIONS_HEADER = "image,action,keypoint,x,y"
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def write_corrections(path: str, suspects: Sequence[Suspect], applied_path: str 
     paths = [path] if applied_path is None else [applied_path, path]
     active_rows = dict.fromkeys(row for file_path in paths for row in _active_rows(file_path))
     lines = [
-        _CORRECTIONS_HEADER,
+        CORRECTIONS_HEADER,
         *active_rows,
         f"{COMMENT} Each row below is a proposal. Look at the image; to apply a row, remove the leading '{COMMENT} ',",
         f"{COMMENT} set data.corrections to this file, and run augment again. The report shows labels and predictions.",
@@ -105,14 +102,10 @@ def write_corrections(path: str, suspects: Sequence[Suspect], applied_path: str 
 
 
 def _active_rows(path: str) -> Iterator[str]:
-    """Iterate over the active rows of a corrections file, formatted with the columns of `_CORRECTIONS_HEADER`."""
-    if not exists(path):
-        return
-    header, rows = read_csv_rows(path, COMMENT)
-    for line, cells in rows:
-        check_num_cells(cells, header, f"{path}: row {line}")
-        values = dict(zip(header, cells, strict=True))
-        yield _format_row([values.get(column, "") for column in _CORRECTIONS_HEADER.split(",")])
+    """Iterate over the active rows of a corrections file, formatted with the columns of `CORRECTIONS_HEADER`."""
+    if exists(path):
+        for _, row in read_corrections(path):
+            yield _format_row([row[column] for column in CORRECTIONS_HEADER.split(",")])
 
 
 def _format_row(row: Sequence[str | float | None]) -> str:

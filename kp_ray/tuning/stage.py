@@ -58,10 +58,13 @@ class TuneStage:
         """Refuse to mirror images if flip pairs are missing and, if there is a store, a search that could not begin.
 
         Raises:
-            ConfigError, DataError, StoreError: as `check_flips` and `check_search`.
+            ConfigError, DataError, StoreError: as `check_flips` and `check_search`. `train.flip` is checked too,
+                because the first trial has the config's own settings.
             RunStateError: the run folder holds a search with other settings.
         """
-        check_flips(config, run_skeleton(config), "tune")
+        skeleton = run_skeleton(config)
+        check_flips(config, skeleton, "tune")
+        check_flips(config, skeleton, "train")
         if has_store(config.path("store")) and not has_matching_result(config):
             check_search(config)
 

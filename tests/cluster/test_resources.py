@@ -126,6 +126,15 @@ def test_a_label_that_excludes_every_node_is_named_unless_the_cluster_grows(monk
     assert training_capacity(make_config({"num_cpus": 4})).num_runs == 4
 
 
+def test_the_error_about_too_few_cpus_names_the_nodes_that_a_label_excludes(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"Alive": True, "Resources": {"CPU": 4, "memory": 64e9}, "NodeManagerAddress": "10.0.0.1"}
+    spot_node = node | {"Labels": {"kp-ray/models": "no"}, "NodeManagerAddress": "10.0.0.7"}
+    monkeypatch.setattr(ray, "nodes", lambda: [node, spot_node])
+    message = r"the cluster has 4 CPUs and 0 GPUs without the nodes labelled kp-ray/models=no \(10\.0\.0\.7\): lower"
+    with pytest.raises(ClusterError, match=message):
+        training_capacity(make_config(num_workers=10))
+
+
 class StoreBegunError(Exception):
     """Raised instead of writing a store."""
 

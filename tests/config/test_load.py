@@ -125,6 +125,9 @@ def test_another_preset_for_a_saved_configuration_is_refused(tmp_path: Path) -> 
         ("predict: {weights: {a: {nose: few}}}", "predict.weights.a.nose: Input should be a valid number, unable"),
         ("predict: {weights: few}", "predict.weights: Input should be 'equal'; or: Input should be a valid dictionary"),
         ("predict: {tta: [flop]}", "predict.tta.0: Input should be 'flip'; or: Input should be a valid number"),
+        ("predict: {tta: [flip, flip]}", "predict.tta: a view is listed twice, or 1, which is always there"),
+        ("predict: {tta: [1]}", "predict.tta: a view is listed twice, or 1"),
+        ("predict: {images: store:test}", "predict.images: the store has no such split (got store:test): set store:t"),
         ("tune: {points: [{gamma: [1]}]}", "tune.points.0.gamma: Input should be a valid boolean; or: Input"),
         ("train: {num_workers: few}", "train.num_workers: Input should be a valid integer"),
         (

@@ -300,6 +300,18 @@ def test_a_file_that_is_no_json_is_described(write, content, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["file_name", "group"])
+def test_half_of_a_character_is_refused(write, key):
+    content = make_coco()
+    content["images"][0][key] = "a\ud800.jpg"
+    path = write(json.dumps(content), "labels.json")
+    with pytest.raises(DataError, match=r"\\ud800' is only half of a character") as caught:
+        load_annotations(path)
+    assert str(caught.value).startswith(path)
+    content["images"][0] |= {"file_name": "a.jpg", "group": "a\U0001f4a1"}  # json escapes it as two halves
+    assert load_annotations(write(json.dumps(content), "labels.json")).scenes[0] == "a\U0001f4a1"
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
 def test_json_in_another_unicode_encoding_is_read(write, encoding):
     assert len(load_annotations(write(json.dumps(make_coco()).encode(encoding), "labels.json"))) == 2

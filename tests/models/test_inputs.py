@@ -70,9 +70,9 @@ def test_a_row_is_mapped_as_by_detectron2s_mapper(
     cfg: Any, tmp_path_factory: pytest.TempPathFactory, flip: bool, width: int, height: int, seed: int
 ) -> None:
     row = random_row(width, height, seed)
-    image = simplejpeg.decode_jpeg(row["image"], "BGR")
+    image = simplejpeg.decode_jpeg(row["image"], "BGRX")
     mapped = to_dataset_dict({**row, "image": image}, cfg, DACON24, FixedFlip(flip))  # type: ignore[arg-type]
-    expected = map_with_detectron2(row, cfg, image, tmp_path_factory.mktemp("mapped"), flip=flip)
+    expected = map_with_detectron2(row, cfg, image[..., :3], tmp_path_factory.mktemp("mapped"), flip=flip)
     assert torch.equal(mapped["image"], expected["image"])
     instances, expected_instances = mapped["instances"], expected["instances"]
     assert torch.equal(instances.gt_boxes.tensor, expected_instances.gt_boxes.tensor)
@@ -92,7 +92,7 @@ def test_decoding_at_a_smaller_scale_keeps_positions(cfg: Any, width: int, heigh
     pixels = np.repeat(np.round(255 * blob).astype(np.uint8)[..., None], 3, axis=2)
     row = {"image": simplejpeg.encode_jpeg(pixels, 95, colorspace="BGR"), "width": width, "height": height}
     centres = []
-    for image in (row["image"], simplejpeg.decode_jpeg(row["image"], "BGR")):
+    for image in (row["image"], simplejpeg.decode_jpeg(row["image"], "BGRX")):
         mapped = to_dataset_dict({**row, "image": image}, cfg, DACON24, None)["image"][0].double()
         rows, columns = (torch.arange(side, dtype=torch.float64) for side in mapped.shape)
         centres.append(torch.stack([mapped.sum(0) @ columns, mapped.sum(1) @ rows]) / mapped.sum())

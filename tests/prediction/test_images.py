@@ -59,6 +59,8 @@ def test_a_csv_list_names_the_images_in_the_column_image(sample_config: Config, 
     (tmp_path / "wrong.csv").write_text("file\na.jpg\n")
     with pytest.raises(DataError, match=r"wrong\.csv: .*name the column of file names `image` \(now 'file'\)"):
         list_refs(sample_config, str(tmp_path / "wrong.csv"))
+    with pytest.raises(ConfigError, match=r"^predict\.images: there is no such file or folder \(got .*lost\.csv\)"):
+        list_refs(sample_config, str(tmp_path / "lost.csv"))
 
 
 def test_if_no_image_exists_the_message_names_the_sample_submission(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_if_a_member_cannot_be_loaded_every_batch_returns_the_error(
 
 def test_mixed_precision_does_not_round_coordinates(run_with_members: Config) -> None:
     """In bf16, coordinates above 256 px would be rounded to even numbers."""
-    image = np.ascontiguousarray(decode(first_image(run_with_members).read_bytes())[0][..., :3])
+    image, _ = decode(first_image(run_with_members).read_bytes())
     row = {"image": image, "width": 320, "height": 180}
     model, cfg = load_member(run_with_members.member_dir("a"), "cpu")
     (expected_people,) = detect_people(model, cfg, DACON24, [row])

@@ -153,7 +153,7 @@ def test_the_default_folder_is_show_beside_the_store(whole_run: Config) -> None:
         ("predictions.parquet", {"submissions": ["gone.csv"]}, KpRayError, "gone.csv: there is no such file"),
         ("predictions.parquet", {"recipe": "Original"}, ConfigError, "predictions have no recipe"),
         ("predictions.parquet", {"image": "x.jpg"}, DataError, "has no image x.jpg: correct --image"),
-        ("predictions.parquet", {"image": OUTSIDE_NAME}, DataError, f"image {OUTSIDE_NAME} is not in data.test_images"),
+        ("predictions.parquet", {"image": OUTSIDE_NAME}, DataError, f"image {OUTSIDE_NAME} is not in the folders of"),
     ],
 )
 def test_a_selection_that_cannot_be_shown_is_refused(

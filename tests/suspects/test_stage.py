@@ -10,7 +10,7 @@ from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.data.csv_format import to_csv
 from kp_ray.data.load import load_annotations, load_labels
-from kp_ray.errors import StorageError
+from kp_ray.errors import DataError, StorageError
 from kp_ray.keypoints import DACON24
 from kp_ray.reporting.page import write_report
 from kp_ray.stage import no_progress
@@ -92,6 +92,15 @@ def test_active_rows_of_both_corrections_files_are_kept_whatever_the_order_of_th
             "a.jpg,drop,,,",
             "# Each row below is a proposal. Look at the image; to apply a row, remove the leading '# ',",
         ]
+
+
+def test_a_corrections_file_with_another_column_is_refused_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "corrections.csv"
+    content = "image,action,keypoint,x,y,note\na.jpg,drop,,,,blurred\n"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"corrections\.csv: the header is .*,note: it should be image,action,"):
+        write_corrections(str(path), [])
+    assert path.read_text() == content
 
 
 def test_a_proposal_for_an_image_whose_name_begins_with_a_hash_can_be_applied(tmp_path: Path) -> None:

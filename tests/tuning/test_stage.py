@@ -48,6 +48,13 @@ def test_the_check_refuses_a_search_that_cannot_begin(make_config: Callable[...,
         stage.check(make_config(tune={"num_trials": 0}))
 
 
+def test_the_flip_of_the_first_trial_needs_flip_pairs_too(make_config: Callable[..., Config]) -> None:
+    settings = {"skeleton": {"flip_pairs": []}, "tune": {"num_trials": 2, "flips": [False]}}
+    with pytest.raises(ConfigError, match=r"^skeleton\.flip_pairs: .* so train\.flip would mirror images"):
+        TuneStage().check(make_config(train={"flip": True}, **settings))
+    TuneStage().check(make_config(train={"flip": False}, **settings))
+
+
 def test_a_search_on_a_fold_without_images_is_refused(sample_data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(sample_data, tmp_path / "run", split={"folds": 2}, train={"ims_per_batch": 2})
     write_planned_store(make_plan(config))
