@@ -296,7 +296,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gpu-repeats", type=int, default=2, help="turns with the stand-in for a GPU")
     options = parser.parse_args()
-    config = load_config(str(options.run_dir / "config.yaml"), [f"run_dir={options.run_dir}"])
+    # One view per image, as in the published way.
+    config = load_config(str(options.run_dir / "config.yaml"), [f"run_dir={options.run_dir}", "predict.tta=[]"])
     members = [config.member_dir(member.name) for member in config.train.members]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
