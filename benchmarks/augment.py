@@ -1,6 +1,6 @@
 """Compare the speed of `kp-ray augment` with the published loop and with other frameworks.
 
-    python benchmarks/augment.py --sources 512 --repeats 5
+    python benchmarks/augment.py --sources 1024 --repeats 4
 
 A  the published loop: one process, OpenCV's own threads, one Albumentations pipeline per recipe, cv2.imwrite
 B  the same loop in a pool with one process per core
@@ -238,8 +238,8 @@ METHODS = {
 def main() -> None:
     """Run the turns and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sources", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sources", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=4)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="Got processor for keypoints")
     with tempfile.TemporaryDirectory() as name:
