@@ -91,7 +91,7 @@ def test_people_have_the_points_and_boxes_that_the_model_finds_without_predict(
     path = first_image(run_with_members)
     PIL.Image.open(path).crop((0, 0, 200, 180)).save(tmp_path / "narrow.png")
     batch = decode_files(predictor, path, tmp_path / "narrow.png")
-    narrow_pixels = np.ascontiguousarray(decode((tmp_path / "narrow.png").read_bytes())[0][..., :3])
+    narrow_pixels, _ = decode((tmp_path / "narrow.png").read_bytes())
     rows: list[dict[str, Any]] = [
         {"image": path.read_bytes(), "width": 320, "height": 180},
         {"image": narrow_pixels, "width": 200, "height": 180},
