@@ -28,7 +28,7 @@ POOR_SETTING = {"base_lr": 1.5e-4, "schedule": "multistep", "gamma": 0.1, "recip
 STEP_SHARES = (0.2, 0.4)
 """Positions of the poor setting's learning rate steps, as shares of the iterations."""
 NUM_EVALUATIONS = 4
-"""Evaluations of a trial, at which it may be stopped. In the first 20 iterations the error rises and falls by chance."""
+"""Evaluations of a trial, at which it may be stopped; until iteration 20 or so the error rises and falls by chance."""
 
 
 def write_config(folder: Path, options: argparse.Namespace) -> Path:
