@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 import torch
-from measure import describe_demo, hardware, median_and_range, run_kp_ray, write_results
+from measure import DEMO, describe_training, hardware, median_and_range, run_kp_ray, write_results
 
 from kp_ray.config.load import load_config
 from kp_ray.prediction.decode import decode_batch, refs_table
@@ -155,8 +155,8 @@ def write_page(
     machine = hardware(ray, torch)
     text = (
         f"# {title}\n\n{machine}. Seeds {', '.join(map(str, options.seeds))}: {members} on {NUM_IMAGES} "
-        f"images; {options.images} images of people that no member saw. The preset `demo`: {describe_demo()}. Median "
-        "(smallest-largest) over the seeds.\n\n" + format_table(results, columns)
+        f"images; {options.images} images of people that no member saw. The preset `demo`: "
+        f"{describe_training(DEMO)}. Median (smallest-largest) over the seeds.\n\n" + format_table(results, columns)
     )
     write_results(name, text, {"hardware": machine, "seeds": options.seeds, "results": results})
 

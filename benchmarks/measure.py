@@ -23,6 +23,8 @@ from kp_ray.keypoints import FloatArray
 from kp_ray.synthetic.dataset import make_sample
 
 RESULTS = Path(__file__).with_name("results")
+DEMO = build_config({"preset": "demo"})
+"""The preset `demo`."""
 
 
 def hardware(*packages: Any) -> str:
@@ -117,18 +119,15 @@ def run_kp_ray(verb: str, config: Path, *overrides: str) -> dict[str, Any]:
     return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
+def describe_training(config: Config) -> str:
+    """Describe the settings of a run's training on which the scores depend most."""
+    return f"{config.train.max_iter} iterations, base LR {config.train.base_lr:g}"
+
+
 def describe_members(config: Config) -> str:
-    """Describe the settings of a run's members and predictions on which their scores depend."""
-    train, predict = config.train, config.predict
-    return (
-        f"{train.max_iter} iterations, base LR {train.base_lr:g}, predict.decode {predict.decode}, "
-        f"predict.tta {list(predict.tta)}"
-    )
-
-
-def describe_demo() -> str:
-    """Return `describe_members` of the preset `demo`."""
-    return describe_members(build_config({"preset": "demo"}))
+    """Describe the settings of a run's training and predictions on which the scores depend most."""
+    predict = config.predict
+    return f"{describe_training(config)}, predict.decode {predict.decode}, predict.tta {list(predict.tta)}"
 
 
 class TimedRuns:

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 import torch
 import yaml
-from measure import describe_demo, hardware, median_and_range, run_kp_ray, write_results
+from measure import DEMO, describe_training, hardware, median_and_range, run_kp_ray, write_results
 
 from kp_ray.config.presets import CONFIG_PRESETS
 from kp_ray.synthetic.dataset import make_sample
@@ -91,7 +91,7 @@ def main() -> None:
     conditions = {
         "hardware": hardware(ray, torch),
         "options": ", ".join(f"{key} {value}" for key, value in vars(options).items() if value),
-        "members": describe_demo(),
+        "members": describe_training(DEMO),
     }
     write_results("precision", describe(results, conditions), {**conditions, "results": results})
 
