@@ -58,10 +58,10 @@ def write_config(folder: Path, options: argparse.Namespace) -> Path:
     return config
 
 
-def run_timed(verb: str, config: Path) -> tuple[dict[str, Any], float]:
+def run_timed(verb: str, config: Path, *overrides: str) -> tuple[dict[str, Any], float]:
     """Run a verb; return its JSON object and its duration in seconds, which includes the start of the cluster."""
     began = time.monotonic()
-    summary = run_kp_ray(verb, config)
+    summary = run_kp_ray(verb, config, *overrides)
     print(verb, summary, flush=True)
     return summary, time.monotonic() - began
 
@@ -111,7 +111,10 @@ def main() -> None:
         seconds = {}
         _, seconds["augment"] = run_timed("augment", config)
         search, seconds["tune"] = run_timed("tune", config)
-        poor_members, seconds["train poor"] = run_timed("train", config)
+        poor_run_dir = Path(name, "poor")
+        poor_run_dir.mkdir()
+        (poor_run_dir / "store").symlink_to(Path(name, "run", "store"))
+        poor_members, seconds["train poor"] = run_timed("train", config, f"run_dir={poor_run_dir}", "train.tuned=false")
         best_members, seconds["train best"] = run_timed("train", Path(search["config"]))
         trials = pd.read_parquet(Path(name, "run", "tune", "trials.parquet"))
     runs = {
