@@ -260,6 +260,7 @@ def run_command(config: Config, folder: Path, images: Path) -> dict[str, Any]:
             f"{config.path('config.yaml')}"
         )
     summary = dict(json.loads(out.splitlines()[-1]))
+    del summary["submission"]  # a path in the temporary folder
     return {**summary, "process_s": time.perf_counter() - began, "peak_mib": peaks}
 
 

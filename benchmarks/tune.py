@@ -115,7 +115,7 @@ def main() -> None:
         poor_run_dir.mkdir()
         (poor_run_dir / "store").symlink_to(Path(name, "run", "store"))
         poor_members, seconds["train poor"] = run_timed("train", config, f"run_dir={poor_run_dir}", "train.tuned=false")
-        best_members, seconds["train best"] = run_timed("train", Path(search["config"]))
+        best_members, seconds["train best"] = run_timed("train", Path(search.pop("config")))
         trials = pd.read_parquet(Path(name, "run", "tune", "trials.parquet"))
     runs = {
         "poor": [member["rmse"] for member in poor_members.values()],
