@@ -103,5 +103,15 @@ def check_inputs(config: Config, required: Sequence[str] = (), optional: Sequenc
     """
     for key in (*required, *optional):
         path = config.require_input(key) if key in required else getattr(config.data, key)
-        if path is not None and not exists(path):
-            raise ConfigError(f"data.{key}: there is no such file or folder (got {path}): correct the path")
+        if path is not None:
+            require_path(f"data.{key}", path)
+
+
+def require_path(key: str, path: str) -> None:
+    """Refuse a path that does not exist; `key` is the setting that holds it, e.g. "data.images".
+
+    Raises:
+        ConfigError: the path does not exist.
+    """
+    if not exists(path):
+        raise ConfigError(f"{key}: there is no such file or folder (got {path}): correct the path")

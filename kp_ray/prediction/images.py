@@ -17,7 +17,8 @@ from kp_ray.data.names import describe_matches, match_spellings
 from kp_ray.data.submission import SampleSubmission
 from kp_ray.errors import ConfigError, DataError, StorageError, StoreError, one_line, shorten
 from kp_ray.images import is_image_file, list_images
-from kp_ray.storage import exists, file_infos, filesystem, join, read_bytes
+from kp_ray.stage import require_path
+from kp_ray.storage import file_infos, filesystem, join, read_bytes
 from kp_ray.store.read import read_part, select_parts
 
 STORE_PREFIX = "store:"
@@ -66,8 +67,8 @@ def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[Ima
     setting = config.predict.images
     if setting is not None and setting.startswith(STORE_PREFIX):
         return _list_store_refs(config, setting.removeprefix(STORE_PREFIX))
-    if setting is not None and not exists(setting):
-        raise ConfigError(f"predict.images: there is no such file or folder (got {setting}): correct the path")
+    if setting is not None:
+        require_path("predict.images", setting)
     if setting is not None and setting.lower().endswith((".txt", ".csv")):
         names, folder = _read_list(setting), config.data.test_images
     else:
