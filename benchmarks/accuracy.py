@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 import torch
-from measure import DEMO, describe_training, hardware, median_and_range, run_kp_ray, write_results
+from measure import DEMO_CONFIG, describe_training, hardware, median_and_range, run_kp_ray, write_results
 
 from kp_ray.config.load import load_config
 from kp_ray.prediction.decode import decode_batch, refs_table
@@ -156,7 +156,8 @@ def write_page(
     text = (
         f"# {title}\n\n{machine}. Seeds {', '.join(map(str, options.seeds))}: {members} on {NUM_IMAGES} "
         f"images; {options.images} images of people that no member saw. The preset `demo`: "
-        f"{describe_training(DEMO)}. Median (smallest-largest) over the seeds.\n\n" + format_table(results, columns)
+        f"{describe_training(DEMO_CONFIG)}. Median (smallest-largest) over the seeds.\n\n"
+        + format_table(results, columns)
     )
     write_results(name, text, {"hardware": machine, "seeds": options.seeds, "results": results})
 

@@ -23,7 +23,7 @@ from kp_ray.keypoints import FloatArray
 from kp_ray.synthetic.dataset import make_sample
 
 RESULTS = Path(__file__).with_name("results")
-DEMO = build_config({"preset": "demo"})
+DEMO_CONFIG = build_config({"preset": "demo"})
 """The preset `demo`."""
 
 

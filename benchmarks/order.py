@@ -19,7 +19,15 @@ import pandas as pd
 import ray
 import torch
 import yaml
-from measure import DEMO, TimedRuns, add_override_option, describe_members, hardware, median_and_range, write_results
+from measure import (
+    DEMO_CONFIG,
+    TimedRuns,
+    add_override_option,
+    describe_members,
+    hardware,
+    median_and_range,
+    write_results,
+)
 
 from kp_ray.synthetic.dataset import make_sample
 from kp_ray.tuning.records import OWN_TRIAL
@@ -126,7 +134,7 @@ def main() -> None:
     conditions = {
         "hardware": hardware(ray, torch, optuna),
         "options": ", ".join(f"{key} {value}" for key, value in vars(options).items() if value is not None),
-        "members": describe_members(DEMO),
+        "members": describe_members(DEMO_CONFIG),
     }
     write_results("order", describe(results, conditions), {**conditions, "results": results})
 

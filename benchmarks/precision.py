@@ -15,9 +15,8 @@ from typing import Any
 import ray
 import torch
 import yaml
-from measure import DEMO, describe_training, hardware, median_and_range, run_kp_ray, write_results
+from measure import DEMO_CONFIG, describe_training, hardware, median_and_range, run_kp_ray, write_results
 
-from kp_ray.config.presets import CONFIG_PRESETS
 from kp_ray.synthetic.dataset import make_sample
 from kp_ray.training.logs import read_training_log
 
@@ -33,7 +32,7 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
         "seed": seed,
         "data": {"annotations": sample.annotations, "images": sample.images},
         "split": {"fraction": 0.2},
-        "augment": {"recipes": CONFIG_PRESETS["demo"]["train"]["recipes"]},
+        "augment": {"recipes": list(DEMO_CONFIG.train.recipes or ())},
         "train": {"members": [{"name": "a", "seed": seed}], "cpus_per_worker": 1, "threads_per_worker": 2},
         "tune": {"num_trials": 0},
     }
@@ -91,7 +90,7 @@ def main() -> None:
     conditions = {
         "hardware": hardware(ray, torch),
         "options": ", ".join(f"{key} {value}" for key, value in vars(options).items() if value),
-        "members": describe_training(DEMO),
+        "members": describe_training(DEMO_CONFIG),
     }
     write_results("precision", describe(results, conditions), {**conditions, "results": results})
 

@@ -16,13 +16,11 @@ import pandas as pd
 import ray
 import torch
 import yaml
-from measure import hardware, run_kp_ray, write_results
+from measure import DEMO_CONFIG, hardware, run_kp_ray, write_results
 
-from kp_ray.config.presets import CONFIG_PRESETS
 from kp_ray.synthetic.dataset import make_sample
 
-DEMO = CONFIG_PRESETS["demo"]["train"]
-FULL_LENGTH = int(DEMO["max_iter"])
+FULL_LENGTH = DEMO_CONFIG.train.max_iter
 LENGTHS = (FULL_LENGTH // 4, FULL_LENGTH)
 BASE_LRS = (0.001, 0.0015, 0.003, 0.006)
 """The published rate, which every search tries, and rates around the own rate of the preset `demo`."""
@@ -31,21 +29,21 @@ BASE_LRS = (0.001, 0.0015, 0.003, 0.006)
 def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[int, dict[str, float]]:
     """Return the validation RMSE in pixels by trial length and learning rate."""
     sample = make_sample(str(folder / "data"), num_images=options.images, num_test=1, seed=seed)
-    warmup = DEMO["warmup_iters"] / FULL_LENGTH
+    warmup = DEMO_CONFIG.train.warmup_iters / FULL_LENGTH
     values = {
         "preset": "demo",
         "run_dir": str(folder / "run"),
         "seed": seed,
         "data": {"annotations": sample.annotations, "images": sample.images},
         "split": {"fraction": 0.2},
-        "augment": {"recipes": DEMO["recipes"]},
+        "augment": {"recipes": list(DEMO_CONFIG.train.recipes or ())},
         "train": {"members": [{"name": "a", "seed": seed}]},
         "tune": {
             "num_trials": len(BASE_LRS),
             "scheduler": "none",
             "base_lr": [min(BASE_LRS), max(BASE_LRS)],
             "warmup": [warmup, warmup],
-            "points": [{"base_lr": base_lr} for base_lr in BASE_LRS[1:] if base_lr != DEMO["base_lr"]],
+            "points": [{"base_lr": base_lr} for base_lr in BASE_LRS[1:] if base_lr != DEMO_CONFIG.train.base_lr],
         },
     }
     config = folder / "config.yaml"

@@ -23,11 +23,10 @@ import numpy as np
 import ray
 import torch
 import yaml
-from measure import RESULTS, TimedRuns, add_override_option, hardware, write_results
+from measure import DEMO_CONFIG, RESULTS, TimedRuns, add_override_option, hardware, write_results
 
 from kp_ray.checks.labels import check_labels
 from kp_ray.config.load import load_config
-from kp_ray.config.presets import CONFIG_PRESETS
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import Annotations
 from kp_ray.data.csv_format import to_csv
@@ -237,7 +236,7 @@ def main() -> None:
     add_override_option(parser)
     options = parser.parse_args()
     settings = {key: value for key, value in vars(options).items() if key not in ("seeds", "first_seed")}
-    settings["base_lr"] = CONFIG_PRESETS["demo"]["train"]["base_lr"]  # so that seeds of another rate leave the page
+    settings["base_lr"] = DEMO_CONFIG.train.base_lr  # so that seeds of another rate leave the page
     conditions = {
         "hardware": hardware(ray, torch),
         "options": ", ".join(f"{key} {value}" for key, value in settings.items()),
