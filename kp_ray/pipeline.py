@@ -14,7 +14,7 @@ from kp_ray.stage import ForecastStage, Progress, Stage, Summary, check_inputs
 if TYPE_CHECKING:
     from kp_ray.prediction.stage import EvaluateSummary, PredictSummary
     from kp_ray.reporting.stage import ReportSummary
-    from kp_ray.store.stage import AugmentSummary
+    from kp_ray.store.stage import AugmentStage, AugmentSummary
     from kp_ray.training.run import TrainSummary
 
 STAGES = {
@@ -173,7 +173,7 @@ def run_pipeline(
     with Runner(config, show_progress, say) as runner:
         for verb, stage in stages.items():
             if verb == "check" and has_current_store and stage.is_done(config):
-                continue  # an earlier run checked the labels and images of this store
+                continue  # an earlier run checked these labels and the images of this store
             if stage.applies(config):
                 summaries[verb] = runner.run(stage, dashboard=dashboard)
                 on_end(verb, summaries[verb])
@@ -194,16 +194,19 @@ def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
         Whether the store holds every variant that the config plans.
     """
     from kp_ray.store.layout import has_store
-    from kp_ray.training.settings import refuse_late_search
+    from kp_ray.training.settings import refuse_late_search, refuse_new_store
 
-    augment = stages["augment"]
+    augment = cast("AugmentStage", stages["augment"])
     augment.check(config)
+    if augment.replaces_store(config):
+        refuse_new_store(config)
     has_current_store = augment.is_done(config)
     has_stale_store = not has_current_store and has_store(config.path("store"))
     if has_stale_store:  # a missing file is refused now all the same
         check_inputs(config, optional=["test_images", "sample_submission", "truth"])
+    unchecked_verbs = ("train", "tune", "crossval", "predict", "evaluate") if has_stale_store else ()
     for verb, stage in stages.items():
-        if not (has_stale_store and verb in ("train", "tune", "crossval", "predict")) and stage.applies(config):
+        if verb not in unchecked_verbs and stage.applies(config):
             stage.check(config)
     if has_current_store and stages["tune"].applies(config) and not stages["tune"].is_done(config):
         refuse_late_search(config)

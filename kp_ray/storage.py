@@ -243,16 +243,29 @@ def file_infos(folder: str) -> dict[str, pafs.FileInfo]:
         raise StorageError(f"{folder}: {reasons.get(type(error)) or one_line(error)}") from error
 
 
-@contextlib.contextmanager
-def writer_lock(folder: str) -> Iterator[None]:
-    """Lock a local folder against other writers; the lock of a killed process ends with the process.
+def writer_lock(folder: str) -> contextlib.AbstractContextManager[None]:
+    """Lock a local folder against other writers and readers; the lock of a killed process ends with the process.
 
-    Object storage has no locks, so a second writer to it is not refused (docs/store.md).
+    Object storage has no locks, so a second process is not refused there (docs/store.md).
 
     Raises:
-        RunStateError: another process holds the lock.
+        RunStateError: another process holds a lock.
         StorageError: the folder cannot be written, or the file system has no locks.
     """
+    return _lock(folder, is_shared=False)
+
+
+def reader_lock(folder: str) -> contextlib.AbstractContextManager[None]:
+    """Lock a local folder against writers; several readers can hold the lock.
+
+    Raises:
+        RunStateError, StorageError: see `writer_lock`.
+    """
+    return _lock(folder, is_shared=True)
+
+
+@contextlib.contextmanager
+def _lock(folder: str, *, is_shared: bool) -> Iterator[None]:
     _, root = filesystem(folder)
     if not is_local(folder):
         yield
@@ -263,9 +276,9 @@ def writer_lock(folder: str) -> Iterator[None]:
         try:
             Path(root).mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(open(Path(root) / ".lock", "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunStateError(f"{folder}: another process is writing here: wait for it or stop it") from error
+            raise RunStateError(f"{folder}: another process is using this folder: wait for it or stop it") from error
         except OSError as error:
             raise StorageError(f"{folder}: cannot be locked: {one_line(error)}: choose another run_dir") from error
         yield

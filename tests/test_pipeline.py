@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from kp_ray.config.load import build_config
 from kp_ray.errors import ConfigError, StoreError
 from kp_ray.pipeline import STAGES, Runner, find_next_verb, forecast_stage, make_stage
 from kp_ray.stage import no_progress
@@ -138,6 +139,23 @@ def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Pat
     second_json = read_json_output(run_verb("run", "config.yaml", "--json", cwd=tmp_path))
     assert second_json["augment"]["parts_written"] == second_json["predict"]["predicted"] == 0
     assert file_times(*finished_files) == original_times
+
+
+@pytest.mark.parametrize("augment", [{"jpeg_quality": 50}, {"recipes": ["Original"]}])
+def test_run_refuses_a_new_store_for_a_begun_member_before_it_writes_anything(
+    sample_data: dict[str, Any], tmp_path: Path, augment: dict[str, Any]
+) -> None:
+    config = tiny_config(sample_data, tmp_path / "run", tune={"num_trials": 0})
+    write_planned_store(make_plan(config))
+    record_settings(config, config.train.members[0])
+    values = config.to_dict()
+    changed_config = build_config({**values, "augment": {**values["augment"], **augment}})
+    (tmp_path / "config.yaml").write_text(changed_config.to_yaml())
+    times = file_times(*(tmp_path / "run").rglob("*"))
+    result = run_verb("run", "config.yaml", cwd=tmp_path)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
+    assert "members/a: began with the present store, and" in result.stderr
+    assert file_times(*(tmp_path / "run").rglob("*")) == times
 
 
 def test_verbs_print_their_result_and_the_next_command(sample_data: dict[str, Any], tmp_path: Path) -> None:

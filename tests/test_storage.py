@@ -30,6 +30,7 @@ from kp_ray.storage import (
     read_bytes,
     read_parquet,
     read_text,
+    reader_lock,
     write_bytes,
     write_parquet,
     writer_lock,
@@ -235,8 +236,16 @@ def test_a_second_process_is_refused_until_the_first_releases_the_lock(tmp_path:
     with writer_lock(str(tmp_path / "run")):
         second_process = write_in_another_process()
         assert "RunStateError" in second_process.stderr
-        assert "another process is writing here" in second_process.stderr
+        assert "another process is using this folder" in second_process.stderr
     assert write_in_another_process().stdout == "held\n"
+
+
+def test_readers_share_a_folder_and_exclude_writers(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    with reader_lock(folder), reader_lock(folder), pytest.raises(RunStateError, match="another process is using this"):
+        writer_lock(folder).__enter__()
+    with writer_lock(folder), pytest.raises(RunStateError, match="another process is using this folder"):
+        reader_lock(folder).__enter__()
 
 
 def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:

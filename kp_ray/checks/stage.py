@@ -1,5 +1,6 @@
 """`check`: look for mistakes in the labels and images, before augmenting and training take hours."""
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,13 @@ from kp_ray.checks.images import check_images
 from kp_ray.checks.labels import check_labels
 from kp_ray.config.schema import Config
 from kp_ray.data.load import load_labels
+from kp_ray.errors import StorageError
+from kp_ray.json_files import read_json, write_json
 from kp_ray.stage import Progress, check_inputs
-from kp_ray.storage import exists
+from kp_ray.storage import exists, hash_file
+
+RECORD_FILE = "check.json"
+"""Name of the file in the run folder that says which labels the findings are about."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,12 @@ class CheckStage:
         check_inputs(config, ["annotations"], ["images", "corrections"])
 
     def is_done(self, config: Config) -> bool:
-        """Return whether the run folder holds the findings of an earlier check."""
-        return exists(config.path(FINDINGS_FILE))
+        """Return whether the run folder holds the findings about these labels."""
+        if not (exists(config.path(FINDINGS_FILE)) and exists(config.path(RECORD_FILE))):
+            return False
+        with contextlib.suppress(StorageError):  # a damaged record is written again
+            return read_json(config.path(RECORD_FILE), "run check again") == _describe_inputs(config)
+        return False
 
     def run(self, config: Config, progress: Progress) -> CheckSummary:
         """Check labels and images, and write the findings and the config to the run folder.
@@ -107,6 +117,7 @@ class CheckStage:
         config.save()
         path = config.path(FINDINGS_FILE)
         write_findings(path, findings)
+        write_json(config.path(RECORD_FILE), _describe_inputs(config))
         return CheckSummary(
             len(annotations),
             tuple(findings),
@@ -114,3 +125,16 @@ class CheckStage:
             path,
             config.data.images is not None,
         )
+
+
+def _describe_inputs(config: Config) -> dict[str, Any]:
+    """Return the settings and the SHA-256 of the files on which the findings about labels depend, as JSON values."""
+    data = config.data
+    paths = [path for path in (data.annotations, data.corrections) if path]
+    return {
+        "images": data.images,
+        "people": data.people,
+        "missing_values": [list(place) for place in data.missing_values],
+        "skeleton": config.skeleton.model_dump(mode="json"),
+        "sha256": [hash_file(path)[1] for path in paths],
+    }

@@ -31,15 +31,15 @@ class DataConfig(Section):
 
 
 class SkeletonConfig(Section):
-    """Skeleton of the labels. Required if a keypoint's name is not among the competition's 24; otherwise it
-    overrides the built-in flip pairs and sigmas."""
+    """Skeleton of the labels. Required if a keypoint's name is not among the competition's 24, or if a left or
+    right keypoint has no counterpart in the labels; otherwise it overrides the built-in flip pairs and sigmas."""
 
     flip_pairs: tuple[tuple[str, str], ...] | None = None
     """Pairs of left and right names that a horizontal mirror exchanges; null: the competition's pairs."""
     sigmas: tuple[float, ...] | None = None
     """OKS standard deviation per keypoint, relative to the square root of the person's area, in the order of the
-    keypoints: the competition's if all names are among its 24, else the labels'. null: the built-in sigmas of the
-    competition's keypoints, the first 17 of which are COCO's."""
+    keypoints: the competition's if the labels have exactly its 24 names, else the order of the labels' file. null: the
+    built-in sigmas of the competition's keypoints, the first 17 of which are COCO's."""
 
 
 class SplitConfig(Section):

@@ -61,16 +61,18 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: a mapping of settings is expected, e.g. `run_dir: runs/first`")
-    file_values = values
-    for override in overrides:
-        values = _merge(values, _parse_override(override))
-    preset = values.get("preset")
-    if preset != file_values.get("preset") and set(Config.model_fields) <= set(file_values):
+    parsed_overrides = [_parse_override(override) for override in overrides]
+    presets = [parsed["preset"] for parsed in [values, *parsed_overrides] if "preset" in parsed]
+    preset = presets[-1] if presets else None
+    if preset != values.get("preset") and set(Config.model_fields) <= set(values):
         raise ConfigError(
             f"--set preset={preset}: {path} is a saved configuration, which states every setting, so a preset would "
             "change nothing: use the file from which it was made"
         )
-    return build_config(values, name)
+    values = _add_preset({**values, "preset": preset})
+    for parsed in parsed_overrides:
+        values = _merge(values, parsed)
+    return _validate(values, name)
 
 
 def load_run_config(path: str, overrides: Sequence[str] = ()) -> Config:
@@ -101,13 +103,21 @@ def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
     Raises:
         ConfigError: a key or value is not allowed; the message names the first such key and its fix.
     """
+    return _validate(_add_preset(values), name)
+
+
+def _add_preset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the values of the preset that plain values name; the plain values win."""
     # A section without keys, or whose keys are all comments, is null in YAML.
     values = {key: value for key, value in values.items() if value is not None or key not in _SECTIONS}
     preset = values.get("preset")
-    if isinstance(preset, str) and preset in CONFIG_PRESETS:
-        values = _merge(CONFIG_PRESETS[preset], values)
+    return _merge(CONFIG_PRESETS[preset], values) if isinstance(preset, str) and preset in CONFIG_PRESETS else values
+
+
+def _validate(values: Mapping[str, Any], name: str) -> Config:
+    """Build a configuration from values that include those of their preset; for the rest see `build_config`."""
     try:
-        return Config.model_validate(dict(values))
+        return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_describe_errors(error.errors(), name)) from error
 
@@ -165,13 +175,17 @@ def _parse_override(text: str) -> dict[str, Any]:
     return dict(parsed)
 
 
-def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two nested mappings; values of `overrides` win."""
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any], *, has_sections: bool = True) -> dict[str, Any]:
+    """Merge two nested mappings; values of `overrides` win.
+
+    An empty mapping as the value of a setting, e.g. `tune.recipes: {}`, replaces the base's value. An empty section has
+    the base's values; `has_sections` is true if the keys are sections.
+    """
     result = dict(base)
     for key, value in overrides.items():
         base_value = result.get(key)
-        if isinstance(base_value, Mapping) and isinstance(value, Mapping):
-            result[key] = _merge(base_value, value)
+        if isinstance(base_value, Mapping) and isinstance(value, Mapping) and (value or has_sections):
+            result[key] = _merge(base_value, value, has_sections=False)
         else:
             result[key] = value
     return result

@@ -92,7 +92,8 @@ class TrainConfig(Section):
     recipes: tuple[str, ...] | None = None
     """Stored recipes to train on; null: all."""
     tuned: bool = True
-    """Train with the settings that the run folder's search found, if there is one; false: with the config's own."""
+    """Train with the settings that the run folder's search found, if there is one and `tune.num_trials` is not 0;
+    false: with the config's own."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """`sgd` as in the published solution; the preset `demo`, which starts from random weights, uses `adamw`."""
     base_lr: Annotated[float, Field(gt=0)] = 0.001

@@ -14,7 +14,7 @@ from kp_ray.prediction.members import check_training_data
 from kp_ray.prediction.run import predict_images
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.stage import Progress, no_progress
-from kp_ray.storage import exists, writer_lock
+from kp_ray.storage import exists, reader_lock, writer_lock
 from kp_ray.store.folds import check_num_folds
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.read import list_rows_by_fold
@@ -33,12 +33,13 @@ def predict_folds(config: Config, progress: Progress = no_progress) -> int:
 
     Raises:
         ModelError: a member is not trained, or no fold with images has a member.
-        RunStateError: a member was trained on another store or fold, or another process predicts in this run folder.
+        RunStateError: a member was trained on another store or fold, or another process predicts in this run
+            folder or writes its store.
         KpRayError: see `kp_ray.prediction.run.predict`.
     """
     tasks = make_tasks(config)
     num_predicted = 0
-    with writer_lock(config.path("crossval")):
+    with writer_lock(config.path("crossval")), reader_lock(config.path("store")):
         config.save()
         for group, task in tasks:
             missing_images = task.find_missing_images()

@@ -174,7 +174,8 @@ def _parse_numbers(cells: Sequence[str], columns: Sequence[str], where: str) -> 
     """
     try:
         numbers = [*map(float, cells)]
-        if max(map(abs, numbers)) < MAX_NUMBER and "_" not in "".join(cells):
+        # The sum is NaN if a cell is; then, as for a large sum, the cells are checked one by one.
+        if sum(map(abs, numbers)) < MAX_NUMBER and "_" not in "".join(cells):
             return numbers
     except ValueError:
         pass

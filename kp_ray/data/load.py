@@ -45,6 +45,22 @@ def load_labels(config: Config) -> Annotations:
     return labels
 
 
+def load_truth(config: Config) -> Annotations:
+    """Read the labels of the test images, `data.truth`.
+
+    Raises:
+        ConfigError: data.truth is not set.
+        ConfigError, DataError, StorageError: as `load_annotations`.
+    """
+    return load_annotations(
+        config.require_input("truth"),
+        people=config.data.people,
+        missing_values=config.data.missing_values,
+        flip_pairs=config.skeleton.flip_pairs,
+        sigmas=config.skeleton.sigmas,
+    )
+
+
 @lru_cache(maxsize=1)
 def _load_labels(data: DataConfig, skeleton: SkeletonConfig, versions: tuple[FileVersion, ...]) -> Annotations:
     """Read labels; `versions` only makes the cache forget the labels when a file changes."""

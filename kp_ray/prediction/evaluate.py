@@ -8,7 +8,7 @@ import numpy as np
 
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import reorder_keypoints
-from kp_ray.data.load import load_annotations
+from kp_ray.data.load import load_truth
 from kp_ray.data.submission import SampleSubmission, check_same_keypoints, read_sample_submission, read_submission
 from kp_ray.errors import DataError, KpRayError
 from kp_ray.images import probe
@@ -137,16 +137,9 @@ def read_truth(config: Config) -> tuple[Truth, Skeleton]:
     if images.startswith(STORE_PREFIX):
         skeleton = resolve_skeleton(config, None)
         return _read_store_truth(config, images.removeprefix(STORE_PREFIX), skeleton), skeleton
-    sample, path = read_run_sample(config), config.require_input("truth")
-    labels = load_annotations(
-        path,
-        people=config.data.people,
-        missing_values=config.data.missing_values,
-        flip_pairs=config.skeleton.flip_pairs,
-        sigmas=config.skeleton.sigmas,
-    )
+    sample, labels = read_run_sample(config), load_truth(config)
     if sample is not None or has_store(config.path("store")):
-        labels = reorder_keypoints(labels, resolve_skeleton(config, sample), path)
+        labels = reorder_keypoints(labels, resolve_skeleton(config, sample), config.require_input("truth"))
     scenes, cameras = (dict(zip(labels.images, names, strict=True)) for names in (labels.scenes, labels.cameras))
     return Truth(
         dict(zip(labels.images, labels.keypoints, strict=True)), scenes, cameras, "data.truth"

@@ -47,7 +47,8 @@ class Predictions:
         reasons: N texts that say why an image could not be used; "" for a usable image.
         sizes: N pairs (width, height) in pixels; (0, 0) for an unusable image.
         person_choices: rule and counts of the choices among several detections.
-        settings: settings that decided the rows, see `settings.prediction_fields`; empty if they were not recorded.
+        settings: settings that decided the rows, from `settings.prediction_fields` and, in `predictions.parquet`, from
+            `settings.image_fields`; empty if they were not recorded.
     """
 
     members: tuple[str, ...]

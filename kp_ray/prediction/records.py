@@ -92,6 +92,7 @@ class PredictionDetails(_Record):
         filled: every image filled by a fallback.
         unusable: every image that could not be used.
         took: cost of the latest run that predicted usable images.
+        settings: digest of the settings of the fusion, see `digest_scored_settings`; "" in files of earlier versions.
     """
 
     images: int
@@ -103,6 +104,7 @@ class PredictionDetails(_Record):
     filled: tuple[FilledImage, ...]
     unusable: tuple[UnusableImage, ...]
     took: PredictionCost
+    settings: str = ""
 
 
 class ImageRmse(_Record):

@@ -6,6 +6,7 @@ of which holds all members, find the people. An actor writes the detections of a
 `predictions.parquet`. Fusion and evaluation read only this file, and need no model.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
@@ -20,14 +21,14 @@ from kp_ray.config.schema import Config
 from kp_ray.errors import KpRayError, StoppedError
 from kp_ray.prediction.decode import decode_batch, refs_table
 from kp_ray.prediction.fuse import write_fused
-from kp_ray.prediction.images import ImageRef
+from kp_ray.prediction.images import ImageRef, is_store_split
 from kp_ray.prediction.pool import PoolPlan, plan_pool
 from kp_ray.prediction.predictor import BatchResult, Predictor
 from kp_ray.prediction.records import PredictionCost, PredictionDetails, delete_outdated_evaluation
 from kp_ray.prediction.settings import describe_actors
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.stage import Progress, no_progress
-from kp_ray.storage import writer_lock
+from kp_ray.storage import reader_lock, writer_lock
 
 
 def predict(config: Config, progress: Progress = no_progress) -> tuple[PredictionDetails, PredictionCost]:
@@ -45,11 +46,12 @@ def predict(config: Config, progress: Progress = no_progress) -> tuple[Predictio
         The content of `predict.json`, and the cost of this run.
 
     Raises:
-        RunStateError: another process predicts in this run folder.
+        RunStateError: another process predicts in this run folder, or writes the store that holds the images.
         KpRayError: a member is not trained, no image could be used, nobody was found, or predicting was stopped.
     """
     task = PredictionTask(config)
-    with writer_lock(config.path("predictions")):
+    store_lock = reader_lock(config.path("store")) if is_store_split(config) else contextlib.nullcontext()
+    with writer_lock(config.path("predictions")), store_lock:
         config.save()
         cost = predict_images(task, task.find_missing_images(), progress)
         # Before a kill can leave it beside new predictions or a new submission.

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kp_ray.config.schema import Config
+from kp_ray.data.annotations import reorder_keypoints
+from kp_ray.data.load import load_truth
 from kp_ray.data.sides import check_flips
+from kp_ray.data.submission import check_same_keypoints
 from kp_ray.errors import ConfigError, StorageError
 from kp_ray.json_files import read_json, require_keys
 from kp_ray.member_files import is_trained
@@ -22,13 +25,15 @@ from kp_ray.prediction.records import (
     PredictionDetails,
     RunEvaluation,
     SubmissionEvaluation,
+    digest_scored_settings,
     read_cross_validation,
+    read_details,
 )
 from kp_ray.prediction.settings import describe_actors, detections_per_image
 from kp_ray.stage import Progress, check_inputs
 from kp_ray.storage import exists
 from kp_ray.store.layout import has_store
-from kp_ray.store.skeleton import run_skeleton
+from kp_ray.store.skeleton import find_skeleton, run_skeleton
 
 
 @dataclass(frozen=True)
@@ -134,14 +139,16 @@ class PredictStage:
             ConfigError: an input is not set or does not exist, `predict.members` or `predict.weights` names an unknown
                 member, `predict.tta` has `flip` and the skeleton's flip pairs are incomplete, or
                 TEST.DETECTIONS_PER_IMAGE is no whole number of 1 or more.
-            DataError: the sample submission or the list of images is invalid, or a member of another run predicts other
-                keypoints.
+            DataError: the sample submission or the list of images is invalid, or the sample submission or a member of
+                another run has other keypoints.
             ModelError: a member of another run is not trained.
         """
         check_inputs(config, optional=["test_images", "sample_submission"])
         members, sample, section = list_members(config), read_run_sample(config), config.predict
         _check_untrained_members(config)
         detections_per_image(config)
+        if sample is not None and (labelled_skeleton := find_skeleton(config)):
+            check_same_keypoints(sample, labelled_skeleton)
         if "flip" in section.tta or section.members or not isinstance(section.weights, str):
             has_skeleton = sample is not None or has_store(config.path("store"))
             skeleton = resolve_skeleton(config, sample) if has_skeleton else run_skeleton(config)
@@ -200,10 +207,12 @@ class EvaluateSummary:
     Attributes:
         evaluation: metrics of the run's predictions, or of a submission.
         crossval: content of `crossval.json`; None if there is no such file, or a submission was scored.
+        is_of_submission: False if `submission.csv` was fused with other settings.
     """
 
     evaluation: RunEvaluation | SubmissionEvaluation
     crossval: CrossValidation | None = None
+    is_of_submission: bool = True
 
     def rows(self) -> dict[str, Evaluation]:
         """Return each row of the printed table by name: members, ensemble and out of fold, or the submission."""
@@ -216,13 +225,16 @@ class EvaluateSummary:
     def lines(self) -> list[str]:
         """Return the lines for the terminal; the command line prints the other metrics as a table."""
         interval = self.evaluation.rmse_interval
-        crossval_lines = self.crossval.lines() if self.crossval else []
-        if interval is None:
-            return crossval_lines
-        return [
-            f"RMSE in 95 % of bootstrap samples of the scenes: {interval[0]:.2f} to {interval[1]:.2f} px",
-            *crossval_lines,
-        ]
+        lines = self.crossval.lines() if self.crossval else []
+        if interval is not None:
+            low, high = interval
+            lines.insert(0, f"RMSE in 95 % of bootstrap samples of the scenes: {low:.2f} to {high:.2f} px")
+        if not self.is_of_submission:
+            lines.append(
+                "submission.csv was fused with other settings, so these are not its scores: run predict again to "
+                "replace it"
+            )
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """Return the plain values for `--json`."""
@@ -249,12 +261,18 @@ class EvaluateStage:
         return config.data.truth is not None or is_store_split(config)
 
     def check(self, config: Config) -> None:
-        """Refuse a run without a ground truth.
+        """Refuse a run without a ground truth, and one with other keypoints.
 
         Raises:
             ConfigError: no split of the store is predicted, and `data.truth` is not set or does not exist.
+            DataError: `data.truth` is invalid, or its keypoints differ from those of the store or the labels.
         """
-        check_inputs(config, required=[] if is_store_split(config) else ["truth"])
+        if is_store_split(config):
+            return
+        check_inputs(config, required=["truth"])
+        truth, skeleton = load_truth(config), find_skeleton(config)
+        if skeleton is not None:
+            reorder_keypoints(truth, skeleton, config.require_input("truth"))
 
     def is_done(self, config: Config) -> bool:
         """Return whether `evaluation.json` exists.
@@ -275,7 +293,9 @@ class EvaluateStage:
         """
         if self.submission is not None:
             return EvaluateSummary(evaluate_submission(config, self.submission))
-        return EvaluateSummary(evaluate_run(config), read_cross_validation(config))
+        details_path, settings = config.path("predict.json"), digest_scored_settings(config)
+        is_of_submission = not exists(details_path) or read_details(details_path).settings in ("", settings)
+        return EvaluateSummary(evaluate_run(config), read_cross_validation(config), is_of_submission)
 
 
 def _check_untrained_members(config: Config) -> None:

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from kp_ray.config.schema import Config
 from kp_ray.data.annotations import Annotations, parse_name, reorder_keypoints
-from kp_ray.data.load import load_annotations
+from kp_ray.data.load import load_truth
 from kp_ray.data.submission import check_same_keypoints, read_sample_submission, read_submission
 from kp_ray.keypoints import Skeleton
 from kp_ray.prediction.images import is_store_split
@@ -16,6 +16,7 @@ from kp_ray.prediction.records import (
     CrossValidation,
     PredictionDetails,
     RunEvaluation,
+    digest_evaluation_inputs,
     read_cross_validation,
     read_details,
     read_evaluation,
@@ -47,7 +48,7 @@ class RunFiles:
         submission: submission.csv as labels; its image names may be absolute paths.
         truth: labels of the test images, with the keypoints in the order of the predictions.
         details: predict.json.
-        evaluation: evaluation.json.
+        evaluation: evaluation.json; None if it is of other images or settings.
         crossval: crossval.json.
         suspects: suspects.csv.
     """
@@ -78,8 +79,7 @@ def read_run_files(config: Config) -> RunFiles:
     store, suspects_path = config.path("store"), config.path(SUSPECTS_FILE)
     manifest = read_manifest(store) if has_store(store) else None
     store_skeleton = config.build_skeleton(manifest.skeleton) if manifest else None
-    names = ("predictions.parquet", "predict.json", "evaluation.json")
-    predictions_path, details_path, evaluation_path = (config.path(name) for name in names)
+    predictions_path, details_path = config.path("predictions.parquet"), config.path("predict.json")
     predictions = read_predictions(predictions_path) if exists(predictions_path) else None
     skeleton = config.build_skeleton(predictions.keypoint_names) if predictions else None
     return RunFiles(
@@ -95,7 +95,7 @@ def read_run_files(config: Config) -> RunFiles:
         submission=_read_submission(config, skeleton),
         truth=read_truth(config, skeleton),
         details=read_details(details_path) if exists(details_path) else None,
-        evaluation=read_evaluation(evaluation_path) if exists(evaluation_path) else None,
+        evaluation=_read_current_evaluation(config, predictions),
         crossval=read_cross_validation(config),
         suspects=tuple(read_suspects(suspects_path)) if exists(suspects_path) else (),
     )
@@ -116,14 +116,16 @@ def read_truth(config: Config, skeleton: Skeleton | None) -> Annotations | None:
     path = config.data.truth
     if path is None or is_store_split(config) or not exists(path):
         return None
-    labels = load_annotations(
-        path,
-        people=config.data.people,
-        missing_values=config.data.missing_values,
-        flip_pairs=config.skeleton.flip_pairs,
-        sigmas=config.skeleton.sigmas,
-    )
+    labels = load_truth(config)
     return labels if skeleton is None else reorder_keypoints(labels, skeleton, path)
+
+
+def _read_current_evaluation(config: Config, predictions: Predictions | None) -> RunEvaluation | None:
+    path = config.path("evaluation.json")
+    evaluation = read_evaluation(path) if exists(path) else None
+    if evaluation and evaluation.inputs and predictions:  # versions before 0.2.0 did not record the inputs
+        return evaluation if evaluation.inputs == digest_evaluation_inputs(config, predictions.images) else None
+    return evaluation
 
 
 def _read_logs(config: Config) -> dict[str, list[LogEntry]]:

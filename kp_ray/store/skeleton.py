@@ -17,8 +17,17 @@ def run_skeleton(config: Config) -> Skeleton:
         ConfigError: `skeleton` does not fit the keypoints.
         KpRayError: the manifest is damaged, or the labels cannot be used.
     """
+    return find_skeleton(config) or config.build_skeleton(DACON24.names)
+
+
+def find_skeleton(config: Config) -> Skeleton | None:
+    """Return the skeleton of the store; without a store, that of the labels; without labels, None.
+
+    Raises:
+        ConfigError, KpRayError: see `run_skeleton`.
+    """
     if has_store(config.path("store")):
         return config.build_skeleton(read_manifest(config.path("store")).skeleton)
     if config.data.annotations is not None and exists(config.data.annotations):
         return load_labels(config).skeleton
-    return config.build_skeleton(DACON24.names)
+    return None

@@ -15,7 +15,7 @@ from kp_ray.store.manifest import Quarantined, read_manifest
 from kp_ray.store.plan import Plan, make_plan
 from kp_ray.store.preflight import check_plan, refuse_empty_recipes
 from kp_ray.store.verify import verify_store
-from kp_ray.store.write import is_finished, write_store
+from kp_ray.store.write import is_finished, replaces_store, write_store
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,14 @@ class AugmentStage:
                 source is missing.
         """
         return is_finished(self._plan(config))
+
+    def replaces_store(self, config: Config) -> bool:
+        """Return whether `run` replaces a finished store, so that its members and searches cannot continue.
+
+        Raises:
+            StoreError: the manifest is damaged, or another version of kp_ray wrote it.
+        """
+        return replaces_store(self._plan(config))
 
     def run(self, config: Config, progress: Progress) -> AugmentSummary:
         """Write the store's missing parts, then `augment.json` if it does not exist or a part was written.

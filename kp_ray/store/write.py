@@ -100,6 +100,19 @@ def is_finished(plan: Plan) -> bool:
     return not incomplete_chunks
 
 
+def replaces_store(plan: Plan) -> bool:
+    """Return whether there is a finished store of other parts or folds than the plan's, which `write_store` replaces.
+
+    Raises:
+        StoreError: the manifest is damaged, or another version of kp_ray wrote it.
+    """
+    if not has_store(plan.store):
+        return False
+    manifest = read_manifest(plan.store)
+    stored_paths = {current_path(record.path) for record in manifest.parts}
+    return manifest.folds != plan.folds or stored_paths != {part.path for part in plan.parts()}
+
+
 def _find_missing_parts(plan: Plan) -> tuple[_ReusedParts, list[Chunk]]:
     """Find the parts that can be reused, and the incomplete chunks, each reduced to its missing parts.
 

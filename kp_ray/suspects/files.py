@@ -69,7 +69,8 @@ def read_suspects(path: str) -> list[SuspectRow]:
 def write_corrections(path: str, suspects: Sequence[Suspect], applied_path: str | None = None) -> int:
     """Write a corrections file in which every proposed row is a comment, so that a user must apply it.
 
-    Active rows, which are not comments, come first: those of `applied_path`, then those that the file already has.
+    The file keeps its active rows, which are not comments, at its top and in their order, because later rows win. Rows
+    of another corrections file are not copied: a copy would outlive a row that the user changes or deletes there.
 
     Args:
         path: path of the file, which may exist.
@@ -83,13 +84,12 @@ def write_corrections(path: str, suspects: Sequence[Suspect], applied_path: str 
         DataError: an existing file is not a CSV of corrections.
         StorageError: a file cannot be read or written.
     """
-    paths = [path] if applied_path is None else [applied_path, path]
-    active_rows = dict.fromkeys(row for file_path in paths for row in _active_rows(file_path))
+    how = "set data.corrections to this file" if applied_path in (None, path) else f"move it to {applied_path}"
     lines = [
         CORRECTIONS_HEADER,
-        *active_rows,
+        *_active_rows(path),
         f"{COMMENT} Each row below is a proposal. Look at the image; to apply a row, remove the leading '{COMMENT} ',",
-        f"{COMMENT} set data.corrections to this file, and run augment again. The report shows labels and predictions.",
+        f"{COMMENT} {how}, and run augment again. The report shows labels and predictions.",
     ]
     for rank, suspect in enumerate(suspects, start=1):
         if suspect.corrections:

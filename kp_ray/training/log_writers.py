@@ -99,7 +99,7 @@ class _MlflowWriter(EventWriter):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self.client = MlflowClient(f"sqlite:///{folder}/mlflow.db" if uri == "local" else uri)
         id_path = join(folder, "mlflow_run.txt")
-        if not exists(id_path):
+        if not (exists(id_path) and self._has_run(read_bytes(id_path).decode())):
             with contextlib.suppress(MlflowException):  # another member may have created the experiment
                 self.client.create_experiment(MLFLOW_EXPERIMENT)
             experiment = self.client.get_experiment_by_name(MLFLOW_EXPERIMENT)
@@ -107,6 +107,16 @@ class _MlflowWriter(EventWriter):
             write_bytes(id_path, run.info.run_id.encode())
         self.run_id = read_bytes(id_path).decode()
         self.status = "FAILED"
+
+    def _has_run(self, run_id: str) -> bool:
+        """Return whether the server has the run; `train.mlflow` may name another server when a member resumes."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_run(run_id)
+        except MlflowException as error:  # a server that does not answer now may have the run
+            return error.error_code != "RESOURCE_DOES_NOT_EXIST"
+        return True
 
     def write(self) -> None:
         """Log the values of the latest iteration."""

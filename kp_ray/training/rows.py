@@ -10,6 +10,7 @@ import pyarrow as pa
 from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
 from kp_ray.errors import StoreError
+from kp_ray.keypoints import CONTINUOUS_OFFSET
 from kp_ray.storage import join
 from kp_ray.store.folds import check_held_out_fold
 from kp_ray.store.manifest import Manifest
@@ -18,6 +19,9 @@ from kp_ray.store.read import read_part_rows, select_parts
 Item = TypeVar("Item")
 _REFERENCE_SCHEMA = pa.schema([("path", pa.string()), ("row", pa.int64()), ("is_wide", pa.bool_())])
 _SELECTION_COLUMNS = ("num_visible", "bbox_xyxy", "width", "height")
+_MIN_BOX_SIDE_PX = 0.01
+"""Shorter sides can become 0 when the image is resized and the box rounded to 32 bits. A box without an area makes the
+loss of the region proposals infinite, because it contains the logarithm of the side."""
 
 
 def select_training_parts(
@@ -91,9 +95,13 @@ def _read_training_rows(
 
 def _list_usable(path: str, table: pa.Table, row_numbers: Sequence[int], min_visible: int) -> pa.Table:
     """Return references to the usable rows of a table; `row_numbers` gives the number of each row in its part."""
-    x1, y1, x2, y2 = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4).T
-    usable = np.flatnonzero((table["num_visible"].to_numpy() >= min_visible) & (x2 > x1) & (y2 > y1))
-    is_wide = table["width"].to_numpy()[usable] > table["height"].to_numpy()[usable]
+    boxes = np.array(table["bbox_xyxy"].to_pylist()).reshape(-1, 4)
+    width, height = table["width"].to_numpy(), table["height"].to_numpy()
+    # Training clips the box to the image, whose last pixel ends half a pixel after its index.
+    ends = np.minimum(boxes[:, 2:], np.column_stack([width, height]) - CONTINUOUS_OFFSET)
+    has_area = (ends - boxes[:, :2] >= _MIN_BOX_SIDE_PX).all(axis=1)
+    usable = np.flatnonzero((table["num_visible"].to_numpy() >= min_visible) & has_area)
+    is_wide = width[usable] > height[usable]
     usable_numbers = np.array(row_numbers, dtype=np.int64)[usable]
     columns = {"path": [path] * len(usable), "row": usable_numbers, "is_wide": is_wide}
     return pa.table(columns, schema=_REFERENCE_SCHEMA)

@@ -17,7 +17,7 @@ from kp_ray.config.training import MemberConfig
 from kp_ray.errors import DataError, KpRayError, StorageError
 from kp_ray.member_files import is_trained
 from kp_ray.stage import Progress, no_progress
-from kp_ray.storage import delete_file, exists, writer_lock
+from kp_ray.storage import delete_file, exists, reader_lock, writer_lock
 from kp_ray.training.fit import check_train_precision, fit_member_task, stopped_error
 from kp_ray.training.logs import LogEntry, read_latest_entry
 from kp_ray.training.result import TrainingResult
@@ -107,7 +107,7 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
 
     Raises:
         RunStateError: see `apply_search`; or a member began with other settings, or another process trains in this run
-            folder.
+            folder or writes its store.
         StoreError: there is no finished store, or it lacks a recipe on which a member trains.
         DataError: a member has too few training rows.
         ClusterError: the cluster is too small for a member.
@@ -118,7 +118,7 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
     config, search = apply_search(own_config)
     check_train_config(config)
     check_member_settings(config, from_search=search is not None)
-    with writer_lock(config.path("members")):
+    with writer_lock(config.path("members")), reader_lock(config.path("store")):
         pending = [member for member in config.train.members if not is_trained(config.member_dir(member.name))]
         unused_variants = {
             member.name: describe_unused_variants(config, member, check_rows(config, member)) for member in pending
@@ -129,8 +129,9 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
         own_config.save()
         trained_members: dict[str, MemberSummary] = {}
         if pending:  # if every member is finished, there may be no cluster
-            # These files are of the earlier members; predict makes predictions.parquet again.
-            for name in ("crossval.json", "evaluation.json", "predictions.parquet"):
+            # These files are of the earlier members; predict and crossval make the predictions again.
+            fold_files = [f"crossval/fold-{fold}.parquet" for fold in range(config.split.folds or 0)]
+            for name in ("crossval.json", "evaluation.json", "predictions.parquet", *fold_files):
                 if exists(config.path(name)):
                     delete_file(config.path(name))
             trained_members = _fit_members(config, search, pending, progress, max_running=max_running, use_gpu=use_gpu)

@@ -21,6 +21,7 @@ from kp_ray.store.manifest import store_digest
 from kp_ray.store.skeleton import run_skeleton
 from kp_ray.training.optimizer import build_optimizer
 from kp_ray.training.rows import select_training_parts
+from kp_ray.training.search_result import uses_search
 
 NON_DECIDING_FIELDS = frozenset(
     [
@@ -119,6 +120,25 @@ def refuse_late_search(config: Config) -> None:
             raise RunStateError(
                 f"{folder}: began without a search, whose result it could not take: set tune.num_trials=0 to keep it, "
                 "give the members other names, or choose another run_dir"
+            )
+
+
+def refuse_new_store(config: Config) -> None:
+    """Refuse to replace the store with which a member or the search of this run folder began.
+
+    `train` and `tune` would refuse to continue them, but only after `augment` has replaced the store.
+
+    Raises:
+        RunStateError: see above; the message names the folder.
+    """
+    folders = {config.member_dir(member.name): "give the member another name, " for member in config.train.members}
+    if uses_search(config):
+        folders[config.path("tune")] = ""
+    for folder, fix in folders.items():
+        if exists(join(folder, SETTINGS_NAME)):
+            raise RunStateError(
+                f"{folder}: began with the present store, and the labels, images, split or recipes of the config make "
+                f"another one: restore them, {fix}choose another run_dir, or delete this folder to begin again"
             )
 
 

@@ -16,7 +16,7 @@ from kp_ray.config.schema import Config
 from kp_ray.config.training import WorkerRange
 from kp_ray.errors import ConfigError, DivergedError, KpRayError, RunStateError, StoppedError, StoreError
 from kp_ray.stage import Progress, no_progress
-from kp_ray.storage import delete_folder, exists, join, list_folders, write_bytes, writer_lock
+from kp_ray.storage import delete_folder, exists, join, list_folders, reader_lock, write_bytes, writer_lock
 from kp_ray.store.folds import check_held_out_fold
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.read import list_rows
@@ -113,12 +113,12 @@ def tune(config: Config, progress: Progress = no_progress) -> TuneSummary:
         ClusterError: the cluster cannot hold one trial.
         ConfigError, StoreError: see `check_search`.
         DivergedError: every trial has a final failure.
-        RunStateError: the search began with other settings, another process searches in this folder, or the chosen
-            trial of a finished search is missing.
+        RunStateError: the search began with other settings, another process searches in this folder or writes the
+            store, or the chosen trial of a finished search is missing.
         StoppedError: Ray Tune stopped, or no trial has a result yet; the same command resumes the search.
         StorageError: a file of the search is damaged.
     """
-    with writer_lock(config.path("tune")):
+    with writer_lock(config.path("tune")), reader_lock(config.path("store")):
         is_finished = has_matching_result(config)
         if not is_finished:
             _search(config, progress)

@@ -26,6 +26,23 @@ def test_findings_and_config_are_written_and_progress_is_reported(sample_config:
     assert reports == [("", done, 12) for done in range(1, 13)]
 
 
+def test_findings_about_other_labels_are_not_those_of_the_config(sample_config: Config, tmp_path: Path) -> None:
+    stage = CheckStage()
+    stage.run(sample_config, no_progress)
+    corrections = tmp_path / "corrections.csv"
+    first_image = min(Path(sample_config.require_input("images")).iterdir()).name
+    corrections.write_text(f"image,action\n{first_image},drop\n")
+    values = sample_config.to_dict()
+    config = build_config({**values, "data": {**values["data"], "corrections": str(corrections)}})
+    assert not stage.is_done(config)
+    stage.run(config, no_progress)
+    assert stage.is_done(config)
+    corrections.write_text(corrections.read_text() + "# a comment\n")
+    assert not stage.is_done(config)
+    Path(config.path("check.json")).write_text("{")
+    assert not stage.is_done(config)
+
+
 def with_images(config: Config, folder: Path) -> Config:
     """Return the config with another folder of labelled images."""
     return build_config({**config.to_dict(), "data": {**config.to_dict()["data"], "images": str(folder)}})

@@ -84,6 +84,19 @@ def test_an_empty_section_has_the_values_of_the_preset(tmp_path: Path) -> None:
     assert load_config(str(path)).train == load_config(None, ["preset=demo"]).train
 
 
+def test_an_override_can_take_the_preset_away(tmp_path: Path) -> None:
+    assert load_config(write_config(tmp_path, "preset: demo"), ["preset=null"]) == Config()
+
+
+def test_an_empty_mapping_replaces_a_setting_and_another_mapping_is_merged(tmp_path: Path) -> None:
+    text = "preset: dacon\ntune: {recipes: {few: [Original]}}\npredict: {weights: {a: 2}}\nmodel: {cfg: {}}\n"
+    path = write_config(tmp_path, text)
+    assert load_config(path).model.cfg == {}
+    config = load_config(path, ["tune.recipes={}", "predict.weights={b: 3}", "model.cfg.MODEL.RPN.X=1"])
+    assert (config.tune.recipes, config.predict.weights) == ({}, {"a": 2, "b": 3})
+    assert config.model.cfg == {"MODEL.RPN.X": 1}
+
+
 def test_another_preset_for_a_saved_configuration_is_refused(tmp_path: Path) -> None:
     saved_path = write_config(tmp_path, load_config(None, ["preset=demo"]).to_yaml())
     with pytest.raises(ConfigError, match=r"^--set preset=best: .* is a saved configuration, .*: use the file from"):

@@ -106,9 +106,17 @@ def test_the_members_that_hold_out_the_same_fold_are_fused_for_its_score(predict
     assert [fold.rmse for fold in scores.by_fold] == pytest.approx([np.sqrt(np.nanmean(values)) for values in errors])
 
 
-def test_a_second_driver_of_a_run_folder_is_refused(fold_config: Config) -> None:
-    with writer_lock(fold_config.path("crossval")), pytest.raises(RunStateError, match="another process"):
+@pytest.mark.parametrize("folder", ["crossval", "store"])
+def test_it_is_refused_while_another_process_predicts_or_augments(fold_config: Config, folder: str) -> None:
+    with writer_lock(fold_config.path(folder)), pytest.raises(RunStateError, match=f"{folder}: another process"):
         predict_folds(fold_config)
+
+
+def test_predictions_of_other_settings_are_refused(predicted_folds: Config) -> None:
+    values = predicted_folds.to_dict()
+    config = build_config({**values, "predict": {**values["predict"], "tta": [1.25]}})
+    with pytest.raises(RunStateError, match=r"fold-0\.parquet: was made with predict\.tta .*: run crossval again"):
+        score_folds(config)
 
 
 def test_members_that_were_trained_on_another_store_or_fold_are_refused(fold_config: Config, tmp_path: Path) -> None:

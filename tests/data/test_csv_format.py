@@ -68,6 +68,7 @@ def test_a_group_column_replaces_the_scene_and_is_written_back(write):
         (f"{HEADER}\na.jpg,abc,{CELLS_AFTER_X}\n", "row 2: nose_x: 'abc' is not a number"),
         (f"{HEADER}\n\na.jpg,inf,{CELLS_AFTER_X}\n", "row 3: nose_x: 'inf' is not a number"),
         (f"{HEADER}\na.jpg,NaN,{CELLS_AFTER_X}\n", "leave the cell empty"),
+        (f"{HEADER}\na.jpg,{CELLS.rpartition(',')[0]},nan\n", "leave the cell empty"),
         (f"{HEADER}\na.jpg,1_0,{CELLS_AFTER_X}\n", "'1_0' is not a number"),
         (f"{HEADER}\na.jpg,,{CELLS_AFTER_X}\n", "row 2: nose has only one of x and y"),
         (f"{HEADER}\na.jpg,{CELLS}\na.jpg,{CELLS}\n", "rows 2 and 3 label a.jpg"),

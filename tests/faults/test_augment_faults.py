@@ -252,7 +252,7 @@ def test_a_second_run_is_refused_until_the_first_is_killed_and_then_resumes_the_
     first_run = start_augment(config, "cluster.num_cpus=2")
     wait_for_parts(first_run, config)
     first_run.send_signal(signal.SIGSTOP)  # so that it cannot finish before the second run starts
-    assert "another process is writing here" in finish_with_only_an_error(
+    assert "another process is using this folder" in finish_with_only_an_error(
         start_augment(config, address_setting(two_nodes))
     )
     first_run.kill()

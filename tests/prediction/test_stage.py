@@ -19,9 +19,10 @@ from kp_ray.prediction.records import (
     WeightsSource,
 )
 from kp_ray.prediction.stage import EvaluateStage, EvaluateSummary, PredictStage, PredictSummary
+from kp_ray.reporting.run_files import read_run_files
 from kp_ray.stage import no_progress
 from tests.helpers.data import tiny_config
-from tests.helpers.linked_runs import configure_run
+from tests.helpers.linked_runs import configure_run, link_run
 
 
 def make_summary(several: int = 0, filled: tuple[FilledImage, ...] = ()) -> PredictSummary:
@@ -98,6 +99,19 @@ def test_predict_checks_inputs_but_not_the_results_of_earlier_stages(sample_conf
         stage.check(configure_run(sample_config, tmp_path, images=str(tmp_path / "list.txt")))
 
 
+def test_other_keypoints_than_the_labels_are_refused_before_there_is_a_store(
+    sample_config: Config, tmp_path: Path
+) -> None:
+    for key, verb_stage in (("sample_submission", PredictStage()), ("truth", EvaluateStage())):
+        path = tmp_path / f"{key}.csv"
+        path.write_text(Path(sample_config.require_input(key)).read_text().replace("nose_", "snout_"))
+        with pytest.raises((ConfigError, DataError), match=r"nose|snout"):
+            verb_stage.check(configure_run(sample_config, tmp_path / "run", {key: str(path)}))
+    path.write_text("image;nose_x;nose_y\n")
+    with pytest.raises(DataError, match=r"truth\.csv: .*semicolon"):
+        EvaluateStage().check(configure_run(sample_config, tmp_path / "run", {"truth": str(path)}))
+
+
 def test_mirrored_views_need_members_that_will_be_trained_with_flips(sample_config: Config, tmp_path: Path) -> None:
     def check(flip: bool, flips: list[bool], num_trials: int, fraction: float = 0.25) -> None:
         config = tiny_config(
@@ -159,6 +173,19 @@ def test_evaluate_scores_the_run_or_a_submission(predicted_run: Config) -> None:
     submission_summary = EvaluateStage(predicted_run.path("submission.csv")).run(predicted_run, no_progress)
     assert submission_summary.to_json()["rmse"] == pytest.approx(summary.to_json()["rmse"])
     assert summary.lines()[0].startswith("RMSE in 95 % of bootstrap samples of the scenes: ")
+
+
+def test_the_summary_of_evaluate_says_if_the_submission_was_fused_with_other_settings(
+    predicted_run: Config, tmp_path: Path
+) -> None:
+    config = link_run(predicted_run, tmp_path / "run")
+    PredictStage().run(config, no_progress)
+    note = "submission.csv was fused with other settings"
+    assert not [line for line in EvaluateStage().run(config, no_progress).lines() if note in line]
+    other_config = configure_run(config, Path(config.run_dir), smooth_frames=2.0)
+    assert note in EvaluateStage().run(other_config, no_progress).lines()[-1]
+    assert read_run_files(config).evaluation is None
+    assert read_run_files(other_config).evaluation is not None
 
 
 def test_without_an_interval_the_summary_of_evaluate_has_no_line() -> None:

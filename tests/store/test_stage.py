@@ -1,6 +1,8 @@
 """The verbs `augment` and `verify`: their checks, files and output."""
 
+import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, DataError, RunStateError
 from kp_ray.stage import no_progress
-from kp_ray.storage import writer_lock
+from kp_ray.storage import reader_lock, writer_lock
 from kp_ray.store import stage as stage_module
 from kp_ray.store.manifest import Quarantined
 from kp_ray.store.stage import AugmentStage, AugmentSummary, verify
@@ -48,8 +50,11 @@ def test_augment_writes_the_store_and_saves_its_config_and_record(sample_config:
     assert file_times(*times) == times, "a run that writes no part keeps the record of the run that wrote the parts"
 
 
-def test_the_config_is_not_saved_while_another_process_writes_the_store(sample_config: Config) -> None:
-    with writer_lock(sample_config.path("store")), pytest.raises(RunStateError, match="another process"):
+@pytest.mark.parametrize("lock", [reader_lock, writer_lock])
+def test_the_config_is_not_saved_while_another_process_reads_or_writes_the_store(
+    sample_config: Config, lock: Callable[[str], contextlib.AbstractContextManager[None]]
+) -> None:
+    with lock(sample_config.path("store")), pytest.raises(RunStateError, match="another process"):
         AugmentStage().run(sample_config, no_progress)
     assert not Path(sample_config.path("config.yaml")).exists()
 

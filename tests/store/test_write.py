@@ -205,7 +205,7 @@ def test_a_second_writer_is_refused_and_a_killed_writer_leaves_no_lock(sample_co
     holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(RunStateError, match="another process is writing"):
+    with pytest.raises(RunStateError, match="another process is using"):
         write_store(make_plan(sample_config))
     holder.kill()
     holder.wait()

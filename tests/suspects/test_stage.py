@@ -80,18 +80,32 @@ def test_proposals_change_nothing_until_they_are_uncommented_and_edits_are_kept(
     assert path.read_text().splitlines()[:2] == ["image,action,keypoint,x,y", "walk_A-0000003.jpg,drop,,,"]
 
 
-def test_active_rows_of_both_corrections_files_are_kept_whatever_the_order_of_their_columns(tmp_path: Path) -> None:
-    path, applied_path = tmp_path / "corrections.csv", tmp_path / "applied.csv"
-    path.write_text("# mine\nimage,action\na.jpg,drop\n# b.jpg,drop\n")
-    applied_path.write_text("image,x,y,keypoint,action\nc.jpg,1.5,2,nose,point\na.jpg,,,,drop\n")
+def test_active_rows_are_kept_in_their_order_whatever_the_order_of_their_columns(tmp_path: Path) -> None:
+    path = tmp_path / "corrections.csv"
+    rows = ["c.jpg,1.5,2,nose,point", "c.jpg,3,2,nose,point", "a.jpg,,,,drop", "c.jpg,1.5,2,nose,point"]
+    path.write_text("\n".join(["# mine", "image,x,y,keypoint,action", *rows, "# b.jpg,,,,drop"]))
     for _ in range(2):
-        write_corrections(str(path), [], str(applied_path))
-        assert path.read_text().splitlines()[:4] == [
+        write_corrections(str(path), [], str(path))
+        assert path.read_text().splitlines() == [
             "image,action,keypoint,x,y",
             "c.jpg,point,nose,1.5,2",
+            "c.jpg,point,nose,3,2",
             "a.jpg,drop,,,",
+            "c.jpg,point,nose,1.5,2",
             "# Each row below is a proposal. Look at the image; to apply a row, remove the leading '# ',",
+            "# set data.corrections to this file, and run augment again. The report shows labels and predictions.",
         ]
+
+
+def test_rows_of_another_corrections_file_are_not_copied(tmp_path: Path) -> None:
+    path, applied_path = tmp_path / "corrections.csv", tmp_path / "applied.csv"
+    applied_path.write_text("image,action\na.jpg,drop\n")
+    write_corrections(str(path), [], str(applied_path))
+    header, *comments = path.read_text().splitlines()
+    assert header == "image,action,keypoint,x,y"
+    assert (
+        comments[1] == f"# move it to {applied_path}, and run augment again. The report shows labels and predictions."
+    )
 
 
 def test_a_corrections_file_with_another_column_is_refused_and_stays(tmp_path: Path) -> None:

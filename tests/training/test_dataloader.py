@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from kp_ray.config.schema import Config
 from kp_ray.config.training import MemberConfig
 from kp_ray.errors import StoreError
 from kp_ray.keypoints import DACON24
+from kp_ray.models.inputs import to_dataset_dict
 from kp_ray.models.presets import build_cfg
 from kp_ray.training.dataloader import iter_batches
 from kp_ray.training.rows import count_rows, usable_rows
@@ -59,6 +61,21 @@ def test_rows_with_few_keypoints_or_a_box_without_an_area_are_left_out(config: C
         "3 of 6 variants left out (fewer visible keypoints than augment.min_visible=24, or a box without an area)"
     )
     assert describe_unused_variants(strict_config, MEMBER, 6) == ""
+
+
+def test_a_box_that_lies_in_the_last_half_pixel_of_the_image_is_left_out(config: Config) -> None:
+    original, _ = train_parts(config)
+    width, height = (pq.read_table(original)[name][0].as_py() for name in ("width", "height"))
+    change_row(original, 0, bbox_xyxy=[width - 0.47, 10, width, 20])
+    change_row(original, 1, bbox_xyxy=[10, height - 0.5, 20, height])
+    change_row(original, 2, bbox_xyxy=[width - 0.53, height - 0.53, width, height])
+    assert usable_rows(config, MEMBER).to_pylist()[0] == {"path": str(original), "row": 2, "is_wide": True}
+    for row in usable_rows(config, MEMBER).to_pylist():
+        cfg = build_cfg(config, DACON24, "cpu")
+        stored_row = pq.read_table(row["path"]).to_pylist()[row["row"]]
+        for seed in range(4):  # with and without a flip
+            instances = to_dataset_dict(stored_row, cfg, DACON24, np.random.default_rng(seed))["instances"]
+            assert instances.gt_boxes.area() > 0
 
 
 def test_a_members_own_recipes_override_those_of_the_section_train(config: Config) -> None:

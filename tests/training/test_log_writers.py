@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.errors import DivergedError
 from kp_ray.training.run import train
@@ -37,6 +38,22 @@ def test_mlflow_has_the_values_of_the_log_in_one_run_after_a_restart(make_config
         history = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
         lines = [line for line in read_log_lines(config) if name in line]
         assert history == [(line["iteration"], pytest.approx(line[name])) for line in lines]
+
+
+@pytest.mark.slow
+@MLFLOW_WARNING
+def test_a_member_that_resumes_with_another_mlflow_server_has_a_run_there(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    config, uri = make_config(train={"mlflow": "local"}), f"sqlite:///{tmp_path}/other.db"
+    train(config)
+    Path(config.member_dir("a"), "model_final.pth").unlink()
+    values = config.to_dict()
+    train(build_config({**values, "train": {**values["train"], "mlflow": uri}}))
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("kp_ray").experiment_id])
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "a")
 
 
 @pytest.mark.slow

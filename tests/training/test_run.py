@@ -65,9 +65,10 @@ def test_a_finished_member_detects_the_same_in_plain_detectron2(trained_member: 
             np.testing.assert_allclose(detection.keypoints, points, atol=1e-3)
 
 
-def test_training_is_refused_while_another_process_trains_in_the_run_folder(make_config: MakeConfig) -> None:
+@pytest.mark.parametrize("folder", ["members", "store"])
+def test_training_is_refused_while_another_process_trains_or_augments(make_config: MakeConfig, folder: str) -> None:
     config = make_config()
-    with writer_lock(config.path("members")), pytest.raises(RunStateError):
+    with writer_lock(config.path(folder)), pytest.raises(RunStateError, match=f"{folder}: another process is using"):
         train(config)
 
 

@@ -10,7 +10,14 @@ import pytest
 from kp_ray.config.schema import Config
 from kp_ray.errors import ConfigError, ModelError, RunStateError, StorageError, StoreError
 from kp_ray.store.plan import make_plan
-from kp_ray.training.settings import check_member_settings, check_train_config, record_settings, refuse_late_search
+from kp_ray.training.settings import (
+    check_member_settings,
+    check_train_config,
+    record_settings,
+    refuse_late_search,
+    refuse_new_store,
+)
+from kp_ray.training.tuned import record_search
 from tests.helpers.data import TINY_NET, tiny_config
 from tests.helpers.stores import write_planned_store, write_small_store
 
@@ -68,6 +75,19 @@ def test_members_that_began_without_a_search_are_named_before_a_search_begins(co
     record_settings(config, config.train.members[0], {"trial": "trial-001"})
     refuse_late_search(config)
     refuse_late_search(change_sections(config, train={"members": [{"name": "new"}]}))
+
+
+def test_a_run_that_would_replace_the_store_of_a_member_or_search_is_refused(config: Config) -> None:
+    with pytest.raises(
+        RunStateError, match=rf"^{config.member_dir('a')}: began with the present store, .*another name"
+    ):
+        refuse_new_store(config)
+    other_config = change_sections(config, train={"members": [{"name": "new"}]}, tune={"num_trials": 2})
+    refuse_new_store(other_config)
+    record_search(other_config)
+    with pytest.raises(RunStateError, match=rf"^{config.path('tune')}: began with the present store"):
+        refuse_new_store(other_config)
+    refuse_new_store(change_sections(config, train={"members": [{"name": "new"}], "tuned": False}))
 
 
 def test_the_error_about_damaged_settings_names_their_file(config: Config) -> None:

@@ -270,11 +270,12 @@ def test_a_finished_search_keeps_the_settings_that_its_trials_were_scored_with(m
     assert path.read_text() == content
 
 
-def test_a_search_is_refused_while_another_process_searches_in_the_run_folder(make_config: MakeConfig) -> None:
+@pytest.mark.parametrize("folder", ["tune", "store"])
+def test_a_search_is_refused_while_another_process_searches_or_augments(make_config: MakeConfig, folder: str) -> None:
     config = make_config(tune=FULL_TRIALS)
     with (
-        writer_lock(config.path("tune")),
-        pytest.raises(RunStateError, match=rf"{config.path('tune')}: another process is writing here"),
+        writer_lock(config.path(folder)),
+        pytest.raises(RunStateError, match=rf"{config.path(folder)}: another process is using this folder"),
     ):
         tune(config)
 
